@@ -1,0 +1,113 @@
+//! One error type for people: what went wrong, where, what was expected, what was found, what to do.
+use std::fmt;
+
+/// Result with secateur's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Which part of the outside world an error speaks about. Front-ends map it to exit codes and HTTP statuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The caller's arguments: an option, a prompt, a list of ids.
+    Input,
+    /// The model directory: config, weights, tokenizer, chat template.
+    Model,
+    /// The adapter: none found, a limit exceeded, lost.
+    Device,
+    /// The pruning method: a policy that cannot run here, an infeasible plan.
+    Policy,
+    /// A file that cannot be read or written.
+    Io,
+    /// A broken invariant of secateur itself. Worth a bug report.
+    Internal,
+}
+
+/// What, where, expected, found, what to do. Only the first is compulsory.
+///
+/// ```
+/// use secateur::{Error, ErrorKind};
+/// let e = Error::new(ErrorKind::Model, "tensor has the wrong shape")
+///     .at("model.safetensors: model.norm.weight")
+///     .expected("[896]")
+///     .found("[895]")
+///     .help("is config.json the one that came with these weights?");
+/// assert_eq!(e.kind(), ErrorKind::Model);
+/// ```
+#[derive(Clone)]
+pub struct Error(Box<Parts>);
+
+#[derive(Clone)]
+struct Parts {
+    kind: ErrorKind,
+    what: String,
+    at: Option<String>,
+    expected: Option<String>,
+    found: Option<String>,
+    help: Option<String>,
+}
+
+impl Error {
+    /// An error of `kind` that says `what` went wrong.
+    pub fn new(kind: ErrorKind, what: impl fmt::Display) -> Self {
+        let what = what.to_string();
+        Self(Box::new(Parts { kind, what, at: None, expected: None, found: None, help: None }))
+    }
+
+    /// Where: a file, a tensor, an option.
+    #[must_use]
+    pub fn at(mut self, place: impl fmt::Display) -> Self {
+        self.0.at = Some(place.to_string());
+        self
+    }
+
+    /// What should have been there.
+    #[must_use]
+    pub fn expected(mut self, expected: impl fmt::Display) -> Self {
+        self.0.expected = Some(expected.to_string());
+        self
+    }
+
+    /// What was there instead.
+    #[must_use]
+    pub fn found(mut self, found: impl fmt::Display) -> Self {
+        self.0.found = Some(found.to_string());
+        self
+    }
+
+    /// What the reader can do about it.
+    #[must_use]
+    pub fn help(mut self, help: impl fmt::Display) -> Self {
+        self.0.help = Some(help.to_string());
+        self
+    }
+
+    /// Which part of the world this is about.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The first line: what went wrong.
+    pub fn what(&self) -> &str {
+        &self.0.what
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Parts { what, at, expected, found, help, .. } = &*self.0;
+        write!(f, "{what}")?;
+        for (label, value) in [("at", at), ("expected", expected), ("found", found), ("help", help)] {
+            if let Some(value) = value {
+                write!(f, "\n  {label:>8}: {value}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {self}", self.0.kind)
+    }
+}
+
+impl std::error::Error for Error {}

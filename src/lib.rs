@@ -1,0 +1,19 @@
+//! secateur: reasoning language models on any GPU, with redundant thoughts pruned from the KV cache while they think.
+pub mod error;
+pub mod policy;
+pub mod probe;
+pub mod report;
+pub mod steps;
+pub mod text;
+pub mod weights;
+pub mod model;
+
+pub use error::{Error, ErrorKind, Result};
+
+/// Where a token's key and value lie in the cache: an index into the kept rows. Changes at every gather.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub u32);
+
+/// When a token was written: its index in the logical sequence, evicted tokens counted. RoPE uses it; it never changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position(pub u32);
