@@ -1,1 +1,2 @@
-//! To be written.
+//! Models: configuration, the one decoder graph, RoPE.
+pub mod rope;
