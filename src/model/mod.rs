@@ -1,1 +1,2 @@
-//! To be written.
+//! What a model is, before and besides its weights.
+pub mod config;
