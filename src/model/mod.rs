@@ -1,2 +1,3 @@
 //! Models: configuration, the one decoder graph, RoPE.
+pub mod config;
 pub mod rope;
