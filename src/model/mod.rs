@@ -1,2 +1,3 @@
-//! What a model is, before and besides its weights.
+//! Models: configuration, the one decoder graph, RoPE.
 pub mod config;
+pub mod rope;
