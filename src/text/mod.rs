@@ -1,1 +1,12 @@
-//! Text on both sides of the model.
+//! Text on both sides of the model: a prompt becomes ids, ids become text again, and each token knows its bytes.
+//!
+//! ```text
+//! messages → ChatTemplate → prompt text → Tokenizer → ids → (model) → id → Detokenizer → text + token_ends
+//! ```
+pub mod detokenize;
+pub mod template;
+pub mod tokenizer;
+
+pub use detokenize::Detokenizer;
+pub use template::{ChatTemplate, Message, RenderOptions, RenderedPrompt, ThinkingState, thinking_state};
+pub use tokenizer::{ThinkIds, Tokenizer};

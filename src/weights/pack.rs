@@ -329,3 +329,170 @@ fn pack_halves(values: &[f32], words: &mut Vec<u32>, convert: impl Fn(f32) -> (u
     }));
     finite
 }
+
+#[cfg(test)]
+mod tests {
+    use super::PackedDtype::{BF16, F16, F32};
+    use super::*;
+
+    fn le_bytes(dtype: PackedDtype, values: &[f32]) -> Vec<u8> {
+        match dtype {
+            F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
+            BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+        }
+    }
+
+    /// Distinct small integers, exact in every dtype.
+    fn ramp(n: usize) -> Vec<f32> {
+        (0..n).map(|i| i as f32 - 20.0).collect()
+    }
+
+    #[test]
+    fn the_even_column_is_in_the_low_half_and_rows_start_at_words() -> Result<()> {
+        let bytes = le_bytes(F16, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        let (one, two) = (f16::from_f32(1.0).to_bits(), f16::from_f32(2.0).to_bits());
+        let odd = PackedRows::from_le_bytes(F16, 2, 3, &bytes)?;
+        assert_eq!(odd.words_per_row(), 2);
+        assert_eq!(odd.words()[0], u32::from(one) | u32::from(two) << 16);
+        assert_eq!(odd.words()[1], u32::from(f16::from_f32(3.0).to_bits()), "the padding is zero");
+        assert_eq!(odd.words()[2] & 0xFFFF, u32::from(f16::from_f32(4.0).to_bits()));
+        assert_eq!(odd.words().len(), 4);
+        Ok(())
+    }
+
+    #[test]
+    fn every_dtype_and_width_unpacks_to_what_was_packed_even_unaligned() -> Result<()> {
+        for dtype in [F32, F16, BF16] {
+            for (rows, cols) in [(1, 1), (1, 2), (3, 1), (2, 5), (5, 4), (7, 7)] {
+                let values = ramp(rows * cols);
+                let bytes = le_bytes(dtype, &values);
+                let aligned = PackedRows::from_le_bytes(dtype, rows, cols, &bytes)?;
+                assert_eq!(aligned.to_f32(), values, "{dtype} [{rows}, {cols}]");
+                assert_eq!(to_f32(dtype, &bytes), values);
+                assert_eq!(PackedRows::from_f32(dtype, rows, cols, &values)?, aligned);
+                for offset in 1..4 {
+                    let shifted = [vec![0xAA; offset], bytes.clone()].concat();
+                    assert_eq!(PackedRows::from_le_bytes(dtype, rows, cols, &shifted[offset..])?, aligned);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn aligned_even_rows_are_not_copied() -> Result<()> {
+        let words = [1u32, 2, 3, 4];
+        let bytes: &[u8] = bytemuck::cast_slice(&words);
+        for (dtype, cols) in [(F32, 2), (BF16, 4)] {
+            let packed = PackedRows::from_le_bytes(dtype, 2, cols, bytes)?;
+            assert_eq!(packed.words().as_ptr(), words.as_ptr(), "{dtype}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn conversions_round_to_nearest_even() -> Result<()> {
+        let to = |dtype, value: f32| Ok::<_, Error>(PackedRows::from_f32(dtype, 1, 1, &[value])?.words()[0]);
+        // 1 + 2⁻¹¹ is half way between f16's 1 and 1 + 2⁻¹⁰; 1 + 3·2⁻¹¹ between that and 1 + 2⁻⁹.
+        assert_eq!(to(F16, 1.0 + 1.0 / 2048.0)?, 0x3C00);
+        assert_eq!(to(F16, 1.0 + 3.0 / 2048.0)?, 0x3C02);
+        assert_eq!(to(F16, 1.0 + 1.001 / 2048.0)?, 0x3C01);
+        // The same for bf16, whose step at 1 is 2⁻⁷.
+        assert_eq!(to(BF16, 1.0 + 1.0 / 256.0)?, 0x3F80);
+        assert_eq!(to(BF16, 1.0 + 3.0 / 256.0)?, 0x3F82);
+        // Subnormal f16: the smallest is 2⁻²⁴, half of it ties to zero.
+        assert_eq!(to(F16, 2f32.powi(-24))?, 1);
+        assert_eq!(to(F16, 2f32.powi(-25))?, 0);
+        assert_eq!(to(F16, 3.0 * 2f32.powi(-25))?, 2);
+        Ok(())
+    }
+
+    #[test]
+    fn widening_is_exact_for_every_bit_pattern() -> Result<()> {
+        let all: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        for dtype in [F16, BF16] {
+            let packed = PackedRows::from_le_bytes(dtype, 256, 256, &all)?;
+            let wide = packed.convert(F32)?;
+            let back = wide.convert(dtype)?;
+            for (word, (&before, &after)) in packed.words().iter().zip(back.words()).enumerate() {
+                for half in 0..2 {
+                    let (before, after) = ((before >> (16 * half)) as u16, (after >> (16 * half)) as u16);
+                    let is_nan = match dtype {
+                        F16 => f16::from_bits(before).is_nan() && f16::from_bits(after).is_nan(),
+                        _ => bf16::from_bits(before).is_nan() && bf16::from_bits(after).is_nan(),
+                    };
+                    assert!(before == after || is_nan, "{dtype} word {word}: {before:04x} became {after:04x}");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn overflow_is_an_error_and_infinity_is_not() -> Result<()> {
+        let big = PackedRows::from_f32(BF16, 2, 1, &[1.0, 1e5])?.into_owned();
+        let error = big.convert(F16).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("a weight overflows f16") && error.contains("row 1"), "{error}");
+        assert!(PackedRows::from_f32(BF16, 1, 1, &[f32::MAX]).is_err());
+        let infinite = PackedRows::from_f32(F16, 1, 3, &[f32::INFINITY, f32::NEG_INFINITY, f32::NAN])?.to_f32();
+        assert!(infinite[0] == f32::INFINITY && infinite[1] == f32::NEG_INFINITY && infinite[2].is_nan());
+        assert_eq!(PackedRows::from_f32(F16, 1, 1, &[65504.0])?.to_f32(), [65504.0]);
+        Ok(())
+    }
+
+    #[test]
+    fn stacked_rows_keep_their_order_and_refuse_strangers() -> Result<()> {
+        let values = ramp(5 * 3);
+        let whole = PackedRows::from_f32(F16, 5, 3, &values)?;
+        let parts = [whole.slice_rows(0..2)?, whole.slice_rows(2..2)?, whole.slice_rows(2..5)?];
+        assert_eq!(PackedRows::concat_rows(&parts)?, whole);
+        let swapped = PackedRows::concat_rows(&[whole.slice_rows(2..5)?, whole.slice_rows(0..2)?])?;
+        assert_eq!(swapped.to_f32(), [&values[6..], &values[..6]].concat());
+
+        let other = PackedRows::from_f32(BF16, 1, 3, &values[..3])?;
+        let narrow = PackedRows::from_f32(F16, 1, 2, &values[..2])?;
+        for stranger in [other, narrow] {
+            let error = PackedRows::concat_rows(&[whole.clone(), stranger]).err().map(|e| e.to_string());
+            assert!(error.is_some_and(|e| e.contains("differ in width or element type")));
+        }
+        assert!(PackedRows::concat_rows(&[]).is_err());
+        assert!(whole.slice_rows(3..6).is_err());
+        #[allow(clippy::reversed_empty_ranges)]
+        let reversed = whole.slice_rows(3..2);
+        assert!(reversed.is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn parts_cover_all_rows_fit_and_are_as_few_and_even_as_possible() -> Result<()> {
+        for (rows, cols, max) in [(10, 3, 8), (10, 3, 24), (10, 3, 25), (10, 3, 80), (7, 1, 4), (1, 1, 4), (100, 2, 56)]
+        {
+            let matrix = PackedRows::from_f32(F16, rows, cols, &ramp(rows * cols))?;
+            let parts = matrix.split_rows(max)?;
+            let mut next = 0;
+            for part in &parts {
+                assert_eq!(part.start, next);
+                assert!(matrix.slice_rows(part.clone())?.byte_len() as u64 <= max && !part.is_empty());
+                next = part.end;
+            }
+            assert_eq!(next, rows);
+            let row = matrix.words_per_row() * 4;
+            assert_eq!(parts.len(), rows.div_ceil(max as usize / row), "{rows} rows of {row} bytes in {max}");
+            let sizes = parts.iter().map(ExactSizeIterator::len);
+            assert!(sizes.clone().max().unwrap_or(0) - sizes.min().unwrap_or(0) <= 1);
+        }
+        let error = PackedRows::from_f32(F32, 2, 3, &ramp(6))?.split_rows(11).err().map(|e| e.to_string());
+        assert!(error.is_some_and(|e| e.contains("one row of a matrix") && e.contains("12 bytes")));
+        Ok(())
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_errors() {
+        let bytes = [0u8; 16];
+        for (rows, cols) in [(2, 3), (usize::MAX, 2), (usize::MAX, usize::MAX), (0, 4), (1 << 62, 0)] {
+            assert!(PackedRows::from_le_bytes(F32, rows, cols, &bytes).is_err(), "[{rows}, {cols}]");
+            assert!(PackedRows::from_le_bytes(F32, rows, cols, &[]).is_err(), "[{rows}, {cols}]");
+        }
+    }
+}

@@ -1,0 +1,974 @@
+//! Loading a model: every way its files can be wrong, with what the error says; and real tokenizers and templates.
+//!
+//! Real files lie in `../shared/data`, or where `SECATEUR_SHARED` points. Without them those tests say so and skip; where
+//! the variable is set, they must be there.
+use secateur::model::config::{Architecture, ModelConfig, RopeScaling};
+use secateur::text::{ChatTemplate, Detokenizer, Message, RenderOptions, ThinkingState, Tokenizer, thinking_state};
+use secateur::weights::{ModelSource, PackedDtype, Weights};
+use secateur::{Error, ErrorKind};
+use serde_json::{Map, Value, json};
+use std::path::PathBuf;
+
+type Outcome = Result<(), Box<dyn std::error::Error>>;
+
+/// The message of a failure; panics when there was none.
+#[track_caller]
+fn message<T>(result: Result<T, Error>) -> String {
+    match result {
+        Ok(_) => panic!("this must be refused"),
+        Err(error) => {
+            assert_ne!(error.kind(), ErrorKind::Internal, "bad input is not a bug of ours: {error}");
+            error.to_string()
+        }
+    }
+}
+
+#[track_caller]
+fn assert_says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is missing from:\n{message}");
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------- safetensors
+
+/// A file from the text of its header and its data.
+fn file(header: &str, data: &[u8]) -> Vec<u8> {
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
+}
+
+/// Two small tensors, as the `safetensors` crate writes them.
+fn good_file() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+    use safetensors::{Dtype, tensor::TensorView};
+    let norm: Vec<u8> = [1.0f32, 2.0, 3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
+    let matrix: Vec<u8> = (0..6).flat_map(|v| half::f16::from_f32(v as f32).to_le_bytes()).collect();
+    let tensors = [
+        ("model.norm.weight", TensorView::new(Dtype::F32, vec![3], &norm)?),
+        ("model.embed_tokens.weight", TensorView::new(Dtype::F16, vec![2, 3], &matrix)?),
+    ];
+    Ok(safetensors::serialize(tensors, None)?)
+}
+
+fn open(bytes: Vec<u8>) -> Result<Weights, Error> {
+    Weights::open(&ModelSource::memory([("model.safetensors", bytes)]))
+}
+
+#[test]
+fn tensors_are_found_with_shape_dtype_and_values() -> Outcome {
+    let weights = open(good_file()?)?;
+    assert_eq!(weights.names().collect::<Vec<_>>(), ["model.embed_tokens.weight", "model.norm.weight"]);
+    assert_eq!(weights.total_bytes(), 12 + 12);
+    assert_eq!(weights.vector("model.norm.weight", 3)?, [1.0, 2.0, 3.0]);
+    let matrix = weights.matrix("model.embed_tokens.weight", 2, 3)?;
+    assert_eq!((matrix.dtype(), matrix.rows(), matrix.cols()), (PackedDtype::F16, 2, 3));
+    assert_eq!(matrix.to_f32(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    Ok(())
+}
+
+#[test]
+fn hostile_and_truncated_files_are_refused_by_name() -> Outcome {
+    let good = good_file()?;
+    let tensor = |dtype: &str, shape: &str, from: u64, to: u64| {
+        format!(r#"{{"a":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{from},{to}]}}}}"#)
+    };
+    let pair = |second: (u64, u64)| {
+        format!(
+            r#"{{"a":{{"dtype":"U8","shape":[4],"data_offsets":[0,4]}},"b":{{"dtype":"U8","shape":[4],"data_offsets":[{},{}]}}}}"#,
+            second.0, second.1
+        )
+    };
+    let with_length = |length: u64| [&length.to_le_bytes()[..], b"{}"].concat();
+    let again = "download it again";
+    let cases: Vec<(&str, Vec<u8>, Vec<&str>)> = vec![
+        ("empty", vec![], vec!["too short to hold a header", "0 bytes", again]),
+        ("seven bytes", vec![0; 7], vec!["too short to hold a header", "7 bytes"]),
+        (
+            "header length beyond the file",
+            with_length(1000),
+            vec!["header reaches past the end", "1000", "10 bytes", again],
+        ),
+        ("header length over the limit", with_length(100_000_001), vec!["header is too large", "100000001"]),
+        ("header length of all ones", with_length(u64::MAX), vec!["header is too large", "18446744073709551615"]),
+        ("header that is no UTF-8", [&4u64.to_le_bytes()[..], b"{\"\xff\""].concat(), vec!["header is not UTF-8"]),
+        ("header that is no JSON", file("{nonsense", &[]), vec!["not a valid description of tensors", "line 1"]),
+        ("header that is a list", file("[1]", &[]), vec!["not a valid description of tensors"]),
+        ("deeply nested header", file(&"[".repeat(100_000), &[]), vec!["not a valid description of tensors"]),
+        (
+            "negative offset",
+            file(&tensor("U8", "[4]", 0, 4).replace("[0,4]", "[-1,3]"), &[0; 4]),
+            vec!["not a valid description"],
+        ),
+        ("cut in the data", good[..good.len() - 1].to_vec(), vec!["a tensor reaches past the end", "model.", again]),
+        ("cut in the header", good[..40].to_vec(), vec!["header reaches past the end", again]),
+        ("bytes behind the last tensor", [&good[..], &[0]].concat(), vec!["do not cover it", "24 bytes", "25 bytes"]),
+        (
+            "overlap",
+            file(&pair((2, 6)), &[0; 6]),
+            vec!["overlap or leave holes", "model.safetensors: b", "bytes from 4", "bytes 2 to 6"],
+        ),
+        ("hole", file(&pair((5, 9)), &[0; 9]), vec!["overlap or leave holes", "model.safetensors: b"]),
+        ("end before start", file(&pair((4, 3)), &[0; 8]), vec!["overlap or leave holes", "bytes 4 to 3"]),
+        (
+            "end beyond the file",
+            file(&pair((4, 8)), &[0; 7]),
+            vec!["reaches past the end", "model.safetensors: b", "8 bytes", "7 bytes"],
+        ),
+        (
+            "end at the largest offset",
+            file(&tensor("U8", "[18446744073709551615]", 0, u64::MAX), &[0; 4]),
+            vec!["reaches past the end", ": a"],
+        ),
+        (
+            "product of sizes overflows",
+            file(&tensor("F32", "[4294967296,4294967296,2]", 0, 4), &[0; 4]),
+            vec!["does not fit its bytes", "fits 64 bits", ": a"],
+        ),
+        (
+            "bytes of sizes overflow",
+            file(&tensor("F32", "[4611686018427387905]", 0, 4), &[0; 4]),
+            vec!["does not fit its bytes", ": a"],
+        ),
+        (
+            "shape larger than its bytes",
+            file(&tensor("F32", "[2]", 0, 4), &[0; 4]),
+            vec!["does not fit its bytes", "8 bytes for F32 [2]", "4 bytes"],
+        ),
+        (
+            "unknown dtype",
+            file(&tensor("F13", "[1]", 0, 4), &[0; 4]),
+            vec!["element type that is not known", "model.safetensors: a", "F13"],
+        ),
+    ];
+    for (name, bytes, parts) in cases {
+        let message = message(open(bytes.clone()));
+        assert_says(&message, &[&["model.safetensors"], &parts[..]].concat());
+        assert!(safetensors::SafeTensors::deserialize(&bytes).is_err() || name.contains("overflow"), "{name}");
+    }
+    Ok(())
+}
+
+/// Whatever happens to the header of a good file: no panic, and what is accepted can be read.
+#[test]
+fn damaged_headers_never_panic() -> Outcome {
+    let good = good_file()?;
+    let header_end = 8 + u64::from_le_bytes(good[..8].try_into()?) as usize;
+    let (mut accepted, mut refused) = (0, 0);
+    let mut check = |bytes: Vec<u8>| match open(bytes) {
+        Ok(weights) => {
+            accepted += 1;
+            for name in weights.names() {
+                let view = weights.tensor(name).map(|t| t.bytes.len());
+                assert!(view.is_ok_and(|len| len <= good.len()));
+                let _ = weights.tensor(name).and_then(|t| t.to_rows()).map(|rows| rows.to_f32());
+            }
+        }
+        Err(error) => {
+            refused += 1;
+            assert_eq!(error.kind(), ErrorKind::Model);
+        }
+    };
+    for at in 0..header_end {
+        for byte in [0, b'0', b'9', b'"', b'}', b']', b',', 0xFF, good[at] ^ 1] {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            check(bytes);
+        }
+        check(good[..at].to_vec());
+    }
+    assert!(accepted > 10 && refused > 1000, "the damage must matter: {accepted} accepted, {refused} refused");
+    Ok(())
+}
+
+#[test]
+fn wrong_tensors_are_named_with_a_hint() -> Outcome {
+    let weights = open(good_file()?)?;
+    let wrong_shape = message(weights.expect("model.norm.weight", &[4]));
+    assert_says(&wrong_shape, &["wrong shape", "model.safetensors: model.norm.weight", "[4]", "[3]", "config.json"]);
+    assert_says(&message(weights.matrix("model.norm.weight", 1, 3)), &["wrong shape", "[1, 3]", "[3]"]);
+
+    let missing = message(weights.tensor("model.layers.0.mlp.up_proj.weight"));
+    assert_says(&missing, &["have no tensor model.layers.0.mlp.up_proj.weight", "model.safetensors", "2 tensors"]);
+    assert_says(&message(weights.tensor("norm.weight")), &["did you mean model.norm.weight?"]);
+    assert_says(&message(weights.tensor("language_model.model.norm.weight")), &["did you mean model.norm.weight?"]);
+    assert_says(&message(weights.tensor("lm_head.weight")), &["tie_word_embeddings"]);
+    assert!(!message(weights.tensor("orm.weight")).contains("did you mean"), "only whole parts of a name count");
+
+    for (dtype, size) in [("I64", 8), ("F8_E4M3", 1), ("U8", 1), ("F64", 8), ("BOOL", 1)] {
+        let header = format!(r#"{{"a":{{"dtype":"{dtype}","shape":[2,2],"data_offsets":[0,{}]}}}}"#, 4 * size);
+        let weights = open(file(&header, &vec![0; 4 * size]))?;
+        let message = message(weights.matrix("a", 2, 2));
+        assert_says(
+            &message,
+            &["not supported", "model.safetensors: a", "F32, F16 or BF16", dtype, "original weights"],
+        );
+    }
+    let weights = open(file(r#"{"a":{"dtype":"F32","shape":[1048576,0],"data_offsets":[0,0]}}"#, &[]))?;
+    assert_says(&message(weights.tensor("a")?.to_rows()), &["a matrix is empty"]);
+    Ok(())
+}
+
+fn shards(index: Value) -> Result<ModelSource, Box<dyn std::error::Error>> {
+    let other = file(r#"{"lm_head.weight":{"dtype":"BF16","shape":[2,2],"data_offsets":[0,8]}}"#, &[0; 8]);
+    Ok(ModelSource::memory([
+        ("model.safetensors.index.json", serde_json::to_vec(&index)?),
+        ("one.safetensors", good_file()?),
+        ("two.safetensors", other),
+    ]))
+}
+
+#[test]
+fn shards_are_read_through_their_index() -> Outcome {
+    let map = json!({"model.norm.weight": "one.safetensors", "model.embed_tokens.weight": "one.safetensors",
+        "lm_head.weight": "two.safetensors"});
+    let weights = Weights::open(&shards(json!({"metadata": {"total_size": 32}, "weight_map": map}))?)?;
+    assert_eq!(weights.names().len(), 3);
+    assert_eq!(weights.tensor("lm_head.weight")?.file, "two.safetensors");
+    assert_eq!(weights.total_bytes(), 32);
+
+    for (index, parts) in [
+        (
+            json!({"weight_map": {"a": "three.safetensors"}}),
+            vec!["the shard three.safetensors is missing", "one.safetensors", "incomplete"],
+        ),
+        (
+            json!({"weight_map": {"a": "one.safetensors"}}),
+            vec!["not in the shard that the index names", ": a", "in one.safetensors"],
+        ),
+        (
+            json!({"weight_map": {"lm_head.weight": "one.safetensors", "model.norm.weight": "two.safetensors"}}),
+            vec!["not in the shard"],
+        ),
+        (json!({"weight_map": {"a": 3}}), vec!["index of the weights is malformed", "a: 3"]),
+        (json!({"weight_map": {}}), vec!["malformed", "an empty weight_map"]),
+        (json!({"weights": {}}), vec!["malformed", "no such object"]),
+        (json!([]), vec!["malformed"]),
+        (json!({"weight_map": {"a": "../../secret"}}), vec!["reaches outside the model", "../../secret"]),
+        (json!({"weight_map": {"a": ".."}}), vec!["reaches outside the model"]),
+        (json!({"weight_map": {"a": ""}}), vec!["reaches outside the model"]),
+        (json!({"weight_map": {"a": "C:\\x"}}), vec!["reaches outside the model"]),
+    ] {
+        assert_says(&message(Weights::open(&shards(index)?)), &parts);
+    }
+    let garbled = ModelSource::memory([("model.safetensors.index.json", b"{".to_vec())]);
+    assert_says(&message(Weights::open(&garbled)), &["model.safetensors.index.json is not valid JSON"]);
+    Ok(())
+}
+
+#[test]
+fn directories_are_read_and_wrong_ones_explained() -> Outcome {
+    let dir = tempfile::tempdir()?;
+    let path = |name: &str| dir.path().join(name);
+    let source = ModelSource::directory(dir.path())?;
+    assert_says(&message(Weights::open(&source)), &["the model has no weights", "model.safetensors", "no files"]);
+    std::fs::write(path("pytorch_model.bin"), b"x")?;
+    assert_says(&message(Weights::open(&source)), &["pytorch_model.bin", "save_pretrained"]);
+    std::fs::write(path("model.gguf"), b"x")?;
+    assert_says(&message(Weights::open(&source)), &["GGUF is not supported yet"]);
+    assert_says(&message(ModelSource::directory(path("model.gguf"))), &["not a directory", "a GGUF file"]);
+    assert_says(&message(ModelSource::directory(path("pytorch_model.bin"))), &["not a directory", "a file"]);
+    assert_says(&message(ModelSource::directory(path("nowhere"))), &["not a directory", "nowhere"]);
+    assert_says(&message(ModelConfig::load(&source)), &["the model has no config.json", "model.gguf"]);
+    assert_says(&message(Tokenizer::load(&source)), &["no tokenizer.json", "--ids"]);
+
+    std::fs::write(path("model.safetensors"), b"")?;
+    assert_says(&message(Weights::open(&source)), &["too short to hold a header"]);
+    std::fs::write(path("model.safetensors"), good_file()?)?;
+    assert_eq!(Weights::open(&source)?.vector("model.norm.weight", 3)?, [1.0, 2.0, 3.0]);
+    std::fs::create_dir(path("config.json"))?;
+    assert_says(&message(ModelConfig::load(&source)), &["not a regular file", "config.json"]);
+    Ok(())
+}
+
+// --------------------------------------------------------------------------------------------------------- config
+
+/// R1-Distill-Qwen-1.5B as transformers 4 spells it.
+fn config4() -> Value {
+    json!({
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 1536,
+        "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12, "num_key_value_heads": 2,
+        "vocab_size": 151936, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6, "rope_theta": 10000,
+        "rope_scaling": null, "sliding_window": 4096, "use_sliding_window": false, "tie_word_embeddings": false,
+        "torch_dtype": "bfloat16", "eos_token_id": 151643, "max_window_layers": 21,
+    })
+}
+
+fn parse(config: &Value) -> Result<ModelConfig, Error> {
+    ModelConfig::parse(config, "config.json", None)
+}
+
+fn with(changes: Value) -> Value {
+    let mut config = config4();
+    if let (Value::Object(config), Value::Object(changes)) = (&mut config, changes) {
+        config.extend(changes);
+    }
+    config
+}
+
+fn without(name: &str) -> Value {
+    let mut config = config4();
+    config.as_object_mut().map(|config| config.remove(name));
+    config
+}
+
+#[test]
+fn both_spellings_of_a_config_mean_the_same() -> Outcome {
+    let four = parse(&config4())?;
+    assert_eq!(four.architecture, Architecture::Qwen2);
+    assert_eq!((four.head_dim, four.group_size(), four.q_size(), four.kv_size()), (128, 6, 1536, 256));
+    assert_eq!((four.rope_theta, four.rope_scaling), (10_000.0, RopeScaling::None));
+    assert_eq!((four.rms_norm_eps, four.num_layers, four.vocab_size), (1e-6, 28, 151_936));
+    assert!(four.attention_bias && !four.qk_norm && !four.tie_word_embeddings);
+    assert_eq!(four.eos_token_ids, [151_643]);
+
+    let mut five = without("rope_theta");
+    let object = five.as_object_mut().ok_or("an object")?;
+    object.remove("rope_scaling");
+    object.remove("torch_dtype");
+    object.insert("dtype".into(), json!("bfloat16"));
+    object.insert("rope_parameters".into(), json!({"rope_theta": 10000.0, "rope_type": "default"}));
+    object.insert("layer_types".into(), json!(vec!["full_attention"; 28]));
+    object.insert("sliding_window".into(), Value::Null);
+    assert_eq!(parse(&five)?, four);
+
+    // The base must come from where it is written, not from a default that happens to agree.
+    assert_eq!(parse(&with(json!({"rope_theta": 1e6})))?.rope_theta, 1e6);
+    assert_eq!(parse(&with(json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}})))?.rope_theta, 5e5);
+    assert_eq!(parse(&without("rope_theta"))?.rope_theta, 10_000.0);
+    assert!(parse(&with(json!({"tie_word_embeddings": true})))?.tie_word_embeddings);
+    assert_eq!(parse(&without("num_key_value_heads"))?.num_kv_heads, 12);
+    assert_eq!(parse(&without("architectures"))?.architecture, Architecture::Qwen2);
+    Ok(())
+}
+
+#[test]
+fn what_is_not_supported_is_refused_by_name() {
+    let cases = [
+        (
+            json!({"architectures": ["Qwen3ForCausalLM"]}),
+            vec!["Qwen3ForCausalLM is not supported", "Qwen2ForCausalLM", "planned"],
+        ),
+        (json!({"architectures": ["LlamaForCausalLM"]}), vec!["LlamaForCausalLM is not supported", "planned"]),
+        (json!({"architectures": ["Qwen2MoeForCausalLM"]}), vec!["Qwen2MoeForCausalLM is not supported"]),
+        (json!({"architectures": ["Qwen2VLForConditionalGeneration"]}), vec!["Qwen2VLForConditionalGeneration"]),
+        (json!({"architectures": []}), vec!["architectures has a value that cannot be used"]),
+        (json!({"architectures": null, "model_type": null}), vec!["does not say which architecture"]),
+        (json!({"vision_config": {"depth": 3}}), vec!["see or hear", "vision_config"]),
+        (json!({"num_experts": 60}), vec!["mixtures of experts", "num_experts", "60"]),
+        (
+            json!({"quantization_config": {"quant_method": "gptq"}}),
+            vec!["quantized checkpoints", "gptq", "original weights"],
+        ),
+        (
+            json!({"use_sliding_window": true}),
+            vec!["sliding attention windows are not supported", "use_sliding_window"],
+        ),
+        (json!({"layer_types": ["full_attention", "sliding_attention"]}), vec!["layers other than full_attention"]),
+        (json!({"hidden_act": "gelu"}), vec!["hidden_act", "silu", "gelu"]),
+        (
+            json!({"rope_scaling": {"type": "yarn", "factor": 4.0}}),
+            vec!["RoPE scaling yarn is not supported", "original context"],
+        ),
+        (json!({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}), vec!["RoPE scaling dynamic"]),
+        (json!({"rope_scaling": {"factor": 4.0}}), vec!["rope_type", "nothing"]),
+        (json!({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}), vec!["not supported yet", "Linear"]),
+        (json!({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}), vec!["factor", "1 or more"]),
+        (
+            json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192}}),
+            vec!["not supported yet", "Llama3", "8192"],
+        ),
+        (
+            json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
+            "original_max_position_embeddings": 8192}}),
+            vec!["high_freq_factor", "above low_freq_factor"],
+        ),
+    ];
+    for (change, parts) in cases {
+        assert_says(&message(parse(&with(change))), &parts);
+    }
+    // A window that slides in no layer is no window.
+    for inactive in [json!({"max_window_layers": 28}), json!({"sliding_window": null})] {
+        let mut config = with(inactive);
+        config["use_sliding_window"] = json!(true);
+        assert!(parse(&config).is_ok());
+    }
+}
+
+#[test]
+fn sizes_that_do_not_divide_or_make_no_sense_are_refused() {
+    for name in [
+        "hidden_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "intermediate_size",
+        "vocab_size",
+        "max_position_embeddings",
+    ] {
+        assert_says(&message(parse(&without(name))), &[name, "positive whole number", "nothing"]);
+        for bad in [json!(0), json!(-1), json!(1.5), json!("12"), json!(1u64 << 40), json!(u64::MAX), json!([1])] {
+            assert_says(&message(parse(&with(json!({name: bad})))), &["config.json", name, &bad.to_string()]);
+        }
+    }
+    let cases = [
+        (json!({"hidden_size": 1537}), vec!["hidden_size", "a multiple of num_attention_heads, 12", "1537"]),
+        (json!({"num_key_value_heads": 5}), vec!["num_key_value_heads", "a divisor of num_attention_heads, 12", "5"]),
+        (json!({"num_key_value_heads": 24}), vec!["num_key_value_heads", "24"]),
+        (json!({"hidden_size": 36}), vec!["odd width", "head_dim", "3"]),
+        (json!({"head_dim": 64}), vec!["head_dim", "1536 / 12", "64"]),
+        (json!({"rms_norm_eps": 0}), vec!["rms_norm_eps", "between 0 and 1"]),
+        (json!({"rms_norm_eps": "1e-6"}), vec!["rms_norm_eps", "a number"]),
+        (json!({"rope_theta": -1.0}), vec!["rope_theta", "above 1"]),
+        (json!({"rope_parameters": 3}), vec!["rope_parameters", "a JSON object", "a number"]),
+        (json!({"tie_word_embeddings": "yes"}), vec!["tie_word_embeddings", "true or false", "yes"]),
+        (json!({"eos_token_id": "x"}), vec!["eos_token_id", "a token id or a list"]),
+        (json!({"eos_token_id": [1, -2]}), vec!["eos_token_id", "[1,-2]"]),
+    ];
+    for (change, parts) in cases {
+        assert_says(&message(parse(&with(change))), &parts);
+    }
+    assert_says(&message(parse(&json!([1]))), &["configuration is malformed", "a JSON object", "a list"]);
+    let long = message(parse(&with(json!({"hidden_act": "é".repeat(1000)}))));
+    assert!(long.len() < 400, "a long value is cut: {long}");
+}
+
+#[test]
+fn generation_config_adds_eos_ids_and_sampling() -> Outcome {
+    let parse = |generation: Value| {
+        let config = config4();
+        ModelConfig::parse(&config, "config.json", Some((&generation, "generation_config.json")))
+    };
+    let config = parse(json!({"eos_token_id": [151645, 151643], "do_sample": true, "temperature": 0.7, "top_p": 0.8,
+        "top_k": 20, "repetition_penalty": 1.05, "transformers_version": "4.37.0"}))?;
+    assert_eq!(config.eos_token_ids, [151_645, 151_643]);
+    let defaults = &config.generation;
+    assert_eq!((defaults.do_sample, defaults.temperature, defaults.top_p), (Some(true), Some(0.7), Some(0.8)));
+    assert_eq!((defaults.top_k, defaults.min_p, defaults.repetition_penalty), (Some(20), None, Some(1.05)));
+    assert_eq!(parse(json!({"eos_token_id": 7, "top_k": -1}))?.eos_token_ids, [7, 151_643]);
+    assert_eq!(parse(json!({"eos_token_id": [999_999, 3]}))?.eos_token_ids, [3, 151_643]);
+    assert_eq!(parse(json!({}))?.eos_token_ids, [151_643]);
+    for (bad, part) in [
+        (json!({"temperature": -0.1}), "zero or positive"),
+        (json!({"top_p": 0}), "in (0, 1]"),
+        (json!({"top_p": 1.1}), "in (0, 1]"),
+        (json!({"top_k": 1.5}), "a count"),
+        (json!({"min_p": 2}), "in [0, 1]"),
+        (json!({"repetition_penalty": 0}), "positive"),
+        (json!({"do_sample": 1}), "true or false"),
+    ] {
+        assert_says(&message(parse(bad)), &["generation_config.json", part]);
+    }
+    let source = ModelSource::memory([
+        ("config.json", serde_json::to_vec(&config4())?),
+        ("generation_config.json", b"nonsense".to_vec()),
+    ]);
+    assert_says(&message(ModelConfig::load(&source)), &["generation_config.json is not valid JSON"]);
+    Ok(())
+}
+
+// ----------------------------------------------------------------------------------------------- tokenizers, small
+
+/// A byte-level BPE tokenizer of single bytes, two merges and two tags; `decoder` as in tokenizer.json.
+fn byte_tokenizer() -> Result<Tokenizer, Box<dyn std::error::Error>> {
+    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    let mut shifted = 0x100..;
+    let letter = |byte: u8| if printable(byte) { u32::from(byte) } else { shifted.next().unwrap_or(0) };
+    let letters: Vec<String> = (0..=255).map(letter).filter_map(char::from_u32).map(String::from).collect();
+    let mut vocab: Map<String, Value> = letters.iter().enumerate().map(|(id, c)| (c.clone(), json!(id))).collect();
+    // The first two bytes of an emoji are one token: it ends inside the character.
+    let half = format!("{}{}", letters[0xF0], letters[0x9F]);
+    vocab.insert(half, json!(256));
+    let json = json!({
+        "version": "1.0", "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
+        "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [
+            {"id": 257, "content": "<think>", "special": false, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false},
+            {"id": 258, "content": "<|end|>", "special": true, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false},
+        ],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
+        "model": {"type": "BPE", "vocab": vocab, "merges": [[letters[0xF0], letters[0x9F]]]},
+    });
+    Ok(Tokenizer::from_bytes(&serde_json::to_vec(&json)?, "small")?)
+}
+
+#[test]
+fn an_emoji_split_over_tokens_appears_whole() -> Outcome {
+    let tokenizer = byte_tokenizer()?;
+    // 🦙 is F0 9F A6 99: one token of two bytes, then two of one.
+    let ids = tokenizer.encode("a🦙b")?;
+    assert_eq!(ids, [u32::from(b'a'), 256, 0xA6, 0x99, u32::from(b'b')], "nothing is cut to the file's max_length");
+    let mut text = Detokenizer::new(&tokenizer, false);
+    let pieces: Vec<String> = ids.iter().map(|&id| text.push(id).map(str::to_string)).collect::<Result<_, _>>()?;
+    assert_eq!(pieces, ["a", "", "", "🦙", "b"]);
+    assert_eq!(text.text(), "a🦙b");
+    assert_eq!(text.token_ends(), [1, 3, 4, 5, 6]);
+    assert!(!text.ends_inside_char());
+    Ok(())
+}
+
+#[test]
+fn ends_before_the_character_is_whole_lie_past_the_text() -> Outcome {
+    let mut text = Detokenizer::new(&byte_tokenizer()?, false);
+    for id in [u32::from(b'a'), 256, 0xA6] {
+        text.push(id)?;
+    }
+    assert_eq!((text.text(), text.token_ends()), ("a", &[1, 3, 4][..]));
+    assert!(text.ends_inside_char());
+    assert_eq!(text.finish(), "\u{FFFD}");
+    assert_eq!((text.text(), text.token_ends()), ("a\u{FFFD}", &[1, 4, 4][..]));
+    assert!(!text.ends_inside_char());
+    assert_eq!(text.push(u32::from(b'z'))?, "z");
+    Ok(())
+}
+
+#[test]
+fn bytes_that_are_no_text_become_replacements_and_move_the_ends() -> Outcome {
+    let tokenizer = byte_tokenizer()?;
+    let mut text = Detokenizer::new(&tokenizer, false);
+    // FF is never valid; F0 9F is cut off by an 'x'; 80 continues nothing.
+    let ids = [0xFF, 256, u32::from(b'x'), 0x80, u32::from(b'y')];
+    for id in ids {
+        text.push(id)?;
+    }
+    assert_eq!(text.text(), "\u{FFFD}\u{FFFD}x\u{FFFD}y");
+    assert_eq!(text.token_ends(), [3, 6, 7, 10, 11]);
+    assert_eq!(text.text(), tokenizer.decode(&ids, false)?);
+    Ok(())
+}
+
+#[test]
+fn special_tokens_are_kept_or_have_no_bytes() -> Outcome {
+    let tokenizer = byte_tokenizer()?;
+    let ids = tokenizer.encode("<think>a<|end|>b")?;
+    assert_eq!(ids, [257, u32::from(b'a'), 258, u32::from(b'b')]);
+    for (skip, expected, ends) in [(false, "<think>a<|end|>b", [7, 8, 15, 16]), (true, "<think>ab", [7, 8, 8, 9])] {
+        let mut text = Detokenizer::new(&tokenizer, skip);
+        for &id in &ids {
+            text.push(id)?;
+        }
+        assert_eq!((text.text(), text.token_ends()), (expected, &ends[..]));
+    }
+    assert_eq!((tokenizer.think_ids().open, tokenizer.think_ids().close), (Some(257), None), "</think> is split");
+    assert_eq!(tokenizer.vocab_size(), 259);
+    // A model's vocabulary may be padded beyond the tokenizer's.
+    let mut text = Detokenizer::new(&tokenizer, false);
+    assert_eq!(text.push(5000)?, "");
+    assert_eq!(text.token_ends(), [0]);
+    Ok(())
+}
+
+/// ▁ for spaces and byte fallback, as SentencePiece models have: the text of a token depends on the one before.
+#[test]
+fn sentencepiece_vocabularies_go_by_difference() -> Outcome {
+    let mut vocab = vec![json!(["<unk>", 0.0]), json!(["▁Hello", -1.0]), json!(["▁world", -1.0]), json!(["!", -1.0])];
+    vocab.extend((0..=255).map(|byte| json!([format!("<0x{byte:02X}>"), -5.0])));
+    let byte = |byte: u8| 4 + u32::from(byte);
+    let json = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [], "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": false},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": vocab, "byte_fallback": true},
+    });
+    let tokenizer = Tokenizer::from_bytes(&serde_json::to_vec(&json)?, "small")?;
+    let mut text = Detokenizer::new(&tokenizer, false);
+    let ids = [1, 2, byte(0xC3), byte(0xA9), 3, byte(0xFF), 2];
+    let pieces: Vec<String> = ids.iter().map(|&id| text.push(id).map(str::to_string)).collect::<Result<_, _>>()?;
+    assert_eq!(pieces, ["Hello", " world", "", "é", "!", "\u{FFFD}", " world"]);
+    assert_eq!(text.token_ends(), [5, 11, 12, 13, 14, 17, 23]);
+    assert_eq!(text.text(), tokenizer.decode(&ids, false)?);
+    Ok(())
+}
+
+#[test]
+fn a_malformed_tokenizer_is_refused() {
+    for bytes in [&b""[..], b"{", b"[]", b"{\"model\":{}}", b"{\"version\":\"1.0\",\"model\":{\"type\":\"Nonsense\"}}"]
+    {
+        assert_says(&message(Tokenizer::from_bytes(bytes, "here")), &["tokenizer.json cannot be read", "here"]);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ templates, small
+
+fn template_source(config: Value, file: Option<&str>) -> ModelSource {
+    let mut files = vec![("tokenizer_config.json", config.to_string().into_bytes())];
+    files.extend(file.map(|file| ("chat_template.jinja", file.as_bytes().to_vec())));
+    ModelSource::memory(files)
+}
+
+fn render(template: &ChatTemplate) -> Result<String, Error> {
+    template.render(&[Message::user("hi")], &RenderOptions::default()).map(|prompt| prompt.text)
+}
+
+#[test]
+fn templates_are_found_where_models_keep_them() -> Outcome {
+    let named = json!([{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D{{ bos_token }}"}]);
+    for (config, file, expected) in [
+        (json!({"chat_template": "C{{ messages[0].content }}"}), None, "Chi"),
+        (json!({"chat_template": named, "bos_token": "<s>"}), None, "D<s>"),
+        (json!({"chat_template": "C"}), Some("F{{ eos_token }}"), "F"),
+        (json!({"eos_token": {"content": "</s>", "lstrip": false}}), Some("F{{ eos_token }}\n"), "F</s>"),
+        (json!({"bos_token": null}), Some("[{{ bos_token }}]"), "[]"),
+    ] {
+        assert_eq!(render(&ChatTemplate::load(&template_source(config, file))?)?, expected);
+    }
+    let only_file = ModelSource::memory([
+        ("chat_template.jinja", b"{{ bos_token }}".to_vec()),
+        ("special_tokens_map.json", br#"{"bos_token": {"content": "<b>"}}"#.to_vec()),
+    ]);
+    assert_eq!(render(&ChatTemplate::load(&only_file)?)?, "<b>");
+    Ok(())
+}
+
+#[test]
+fn templates_that_fail_or_refuse_say_so() -> Outcome {
+    for (config, file, parts) in [
+        (json!({}), None, vec!["no chat template", "chat_template.jinja", "--raw"]),
+        (json!({"chat_template": null}), None, vec!["no chat template"]),
+        (json!({"chat_template": 3}), None, vec!["chat template is malformed", "3"]),
+        (json!({"chat_template": [{"name": "rag", "template": "x"}]}), None, vec!["malformed", "named: rag"]),
+        (json!([1]), None, vec!["tokenizer_config.json is not a JSON object"]),
+        (json!({}), Some("{% if %}"), vec!["chat template is malformed", "chat_template.jinja", "syntax error"]),
+        (json!({}), Some("{{ x | nothing }}"), vec!["unknown filter", "nothing"]),
+        (json!({}), Some("{{ nothing.at.all }}"), vec!["the chat template fails", "undefined", "--raw"]),
+        (json!({}), Some("{{ strftime_now('%Q') }}"), vec!["the chat template fails", "does not know %Q"]),
+    ] {
+        let rendered = ChatTemplate::load(&template_source(config, file)).and_then(|template| render(&template));
+        assert_says(&message(rendered), &parts);
+    }
+    let refusing = "{% for m in messages %}{{ raise_exception('Only {} roles, please'.format(2)) }}{% endfor %}";
+    let error = render(&ChatTemplate::new(refusing, "here", Map::new())?).err().ok_or("it raised")?;
+    assert_eq!(error.kind(), ErrorKind::Input);
+    assert_says(&error.to_string(), &["the chat template refuses these messages", "here", "Only 2 roles, please"]);
+    assert!(!error.to_string().contains("raise_exception"));
+    Ok(())
+}
+
+#[test]
+fn jinja_behaves_as_in_transformers() -> Outcome {
+    // Each expectation is what Python's jinja2 gives with transformers' settings.
+    for (template, expected) in [
+        ("{% if true %}\n  {% if true %}\na\n  {% endif %}\n{% endif %}\nb\n", "a\nb"),
+        ("{% for i in [1,2,3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "13"),
+        ("{% for i in [1,2,3] %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "1"),
+        ("{% set ns = namespace(n=0) %}{% for i in [1,2] %}{% set ns.n = ns.n + i %}{% endfor %}{{ ns.n }}", "3"),
+        ("{{ ' a<b '.strip() ~ 'xyx'.strip('x') ~ 'a,b'.split(',')[-1] ~ 'AB'.lower() ~ 'ab'.upper() }}", "a<bybabAB"),
+        ("{{ 'abc'.startswith('ab') }} {{ none }} {{ 'abc'[1:] }} {{ messages[::-1] | length }}", "True None bc 1"),
+        ("{{ {'a': 1}.get('b', 2) }}{% for k, v in {'z': 1, 'a': 2}.items() %}{{ k }}{{ v }}{% endfor %}", "2z1a2"),
+        ("{% macro m(x) %}<{{ x }}>{% endmacro %}{{ m('&') }}{{ '<&>' }}", "<&><&>"),
+        ("{{ missing }}{{ missing is defined }}{{ tools is none }}", "FalseTrue"),
+        ("{{ messages[0].content is string }}{{ messages is iterable }}{{ messages[0] is mapping }}", "TrueTrueTrue"),
+        ("{{ 'a\\nb' | trim | replace('a', 'c') }}{{ 'x' | capitalize }}", "c\nbX"),
+    ] {
+        assert_eq!(render(&ChatTemplate::new(template, "here", Map::new())?)?, expected, "{template}");
+    }
+    Ok(())
+}
+
+#[test]
+fn thinking_is_open_closed_or_neither() -> Outcome {
+    for (text, expected) in [
+        ("", ThinkingState::None),
+        ("<|im_start|>assistant\n", ThinkingState::None),
+        ("<|im_start|>assistant\n<think>\n", ThinkingState::Open),
+        ("<think>\n\n</think>\n\n", ThinkingState::Closed),
+        ("<think>a</think>b<think>", ThinkingState::Open),
+        ("</think>", ThinkingState::Closed),
+    ] {
+        assert_eq!(thinking_state(text), expected, "{text:?}");
+    }
+    // What the user writes does not open the thinking.
+    let template =
+        "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}A:{{ tag }}{% endif %}";
+    let template = ChatTemplate::new(template, "here", Map::new())?;
+    for (tag, expected) in
+        [("", ThinkingState::None), ("<think>", ThinkingState::Open), ("<think></think>", ThinkingState::Closed)]
+    {
+        let options = RenderOptions { extra: Map::from_iter([("tag".into(), json!(tag))]), ..Default::default() };
+        let prompt = template.render(&[Message::user("what is <think>?")], &options)?;
+        assert_eq!((prompt.thinking, &prompt.text[prompt.generation_start..]), (expected, &*format!("A:{tag}")));
+    }
+    Ok(())
+}
+
+// ------------------------------------------------------------------------------------------------------ real files
+
+/// `../shared/data/NAME`, or `None` and a line that says so.
+fn real(name: &str) -> Option<PathBuf> {
+    let set = std::env::var_os("SECATEUR_SHARED");
+    let root = set.clone().map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+    let path = root.join("data").join(name);
+    if path.exists() {
+        return Some(path);
+    }
+    assert!(set.is_none(), "SECATEUR_SHARED is set, but {} does not exist", path.display());
+    println!("skipped: ../shared/data/{name} is absent");
+    None
+}
+
+fn real_tokenizer(name: &str) -> Result<Option<Tokenizer>, Error> {
+    real(name).map(|path| Tokenizer::load(&ModelSource::directory(path)?)).transpose()
+}
+
+const TOKENIZERS: [(&str, &str); 3] =
+    [("tokenizer-qwen2.5", "qwen2"), ("tokenizer-qwen3", "qwen2"), ("tokenizer-r1-distill-qwen", "deepseek-r1-qwen")];
+
+/// The texts of a set of vectors with their ids.
+fn vectors(name: &str) -> Result<Vec<(String, Vec<u32>)>, Box<dyn std::error::Error>> {
+    let Some(folder) = real("tokenizer-vectors") else { return Ok(Vec::new()) };
+    let texts = std::fs::read_to_string(folder.join(format!("{name}.inp")))?;
+    let ids = std::fs::read_to_string(folder.join(format!("{name}.out")))?;
+    let texts = texts.split("\n__ggml_vocab_test__\n").map(str::to_string);
+    let ids = ids.lines().map(|line| line.split_whitespace().map(str::parse).collect::<Result<Vec<u32>, _>>());
+    Ok(texts.zip(ids.collect::<Result<Vec<_>, _>>()?).collect())
+}
+
+#[test]
+fn real_tokenizers_reproduce_the_vectors_and_round_trip() -> Outcome {
+    for (folder, name) in TOKENIZERS {
+        let Some(tokenizer) = real_tokenizer(folder)? else { continue };
+        let vectors = vectors(name)?;
+        if vectors.is_empty() {
+            continue;
+        }
+        for (text, expected) in &vectors {
+            let ids = tokenizer.encode(text)?;
+            assert_eq!(&ids, expected, "{folder}: {text:?}");
+            check_detokenizer(&tokenizer, &ids)?;
+            let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.token_bytes(id).unwrap_or_default()).collect();
+            assert_eq!(String::from_utf8(bytes)?, tokenizer.decode(&ids, false)?, "{folder}");
+        }
+        assert_eq!(vectors.len(), 46);
+        println!("ran: {folder}: {} of 46 texts", vectors.len());
+    }
+    Ok(())
+}
+
+/// Pushed one by one, ids give the text that decoding them all gives, whole characters only, and consistent ends.
+fn check_detokenizer(tokenizer: &Tokenizer, ids: &[u32]) -> Outcome {
+    let mut text = Detokenizer::new(tokenizer, false);
+    let mut emitted = String::new();
+    let mut settled: Vec<usize> = Vec::new();
+    for &id in ids {
+        emitted.push_str(text.push(id)?);
+        let (ends, len) = (text.token_ends(), text.text().len());
+        assert!(ends.is_sorted() && ends.last().is_some_and(|&end| end <= len + 3));
+        assert_eq!(ends.last().is_some_and(|&end| end > len), text.ends_inside_char());
+        assert!(ends.starts_with(&settled), "an end that lies in the text is final");
+        settled = ends.iter().copied().take_while(|&end| end <= len).collect();
+    }
+    emitted.push_str(text.finish());
+    assert_eq!(emitted, text.text());
+    assert_eq!(emitted, tokenizer.decode(ids, false)?);
+    assert_eq!(text.token_ends().len(), ids.len());
+    assert_eq!(text.token_ends().last().copied().unwrap_or(0), emitted.len());
+    Ok(())
+}
+
+#[test]
+fn random_ids_detokenize_as_a_whole_decoding_does() -> Outcome {
+    let small = byte_tokenizer()?;
+    let mut tokenizers = vec![(small, 259)];
+    for (folder, _) in TOKENIZERS {
+        tokenizers.extend(real_tokenizer(folder)?.map(|tokenizer| (tokenizer, 152_000)));
+    }
+    // A linear congruential generator: the same ids on every run.
+    let mut state = 1u64;
+    let mut random = |n: u64| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) % n
+    };
+    for (tokenizer, vocab) in tokenizers {
+        for _ in 0..300 {
+            // Single bytes are the low ids of these vocabularies: favour them, so that characters break.
+            let id = |random: &mut dyn FnMut(u64) -> u64| if random(3) > 0 { random(256) } else { random(vocab) };
+            let ids: Vec<u32> = (0..random(40)).map(|_| id(&mut random) as u32).collect();
+            check_detokenizer(&tokenizer, &ids)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn real_tokenizers_know_their_thinking_tags() -> Outcome {
+    for (folder, expected) in [
+        ("tokenizer-qwen2.5", (None, None)),
+        ("tokenizer-qwen3", (Some(151_667), Some(151_668))),
+        ("tokenizer-r1-distill-qwen", (Some(151_648), Some(151_649))),
+    ] {
+        let Some(tokenizer) = real_tokenizer(folder)? else { continue };
+        let ids = tokenizer.think_ids();
+        assert_eq!((ids.open, ids.close), expected, "{folder}");
+        assert_eq!(tokenizer.encode("hello")?.len(), 1, "{folder}: no BOS is added");
+        println!("ran: {folder}: thinking tags");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_real_trace_round_trips() -> Outcome {
+    let Some(tokenizer) = real_tokenizer("tokenizer-r1-distill-qwen")? else { return Ok(()) };
+    let Some(folder) = real("traces-r1-math500") else { return Ok(()) };
+    let traces = std::fs::read_to_string(folder.join("pilot_math500_qwen7b.jsonl"))?;
+    let mut ran = 0;
+    for line in traces.lines().take(5) {
+        let trace: Value = serde_json::from_str(line)?;
+        let longest = trace.as_object().into_iter().flatten().filter_map(|(_, v)| v.as_str()).max_by_key(|s| s.len());
+        let text = longest.ok_or("a text")?;
+        let ids = tokenizer.encode(text)?;
+        let mut detokenizer = Detokenizer::new(&tokenizer, false);
+        for &id in &ids {
+            detokenizer.push(id)?;
+        }
+        assert_eq!(detokenizer.text(), text);
+        assert_eq!(detokenizer.token_ends().last(), Some(&text.len()));
+        ran += 1;
+    }
+    assert_eq!(ran, 5);
+    println!("ran: {ran} real traces");
+    Ok(())
+}
+
+/// Template, case, length and FNV-1a hash of what transformers 5.23 renders; zeros where Python refuses. Printed by
+/// tests/fixtures/chat_templates.py, which has the same cases.
+#[rustfmt::skip]
+const RENDERED: [(&str, &str, usize, u64); 35] = [
+    ("Qwen-QwQ-32B", "user", 72, 0xf3c1c79ad03fab86),
+    ("Qwen-QwQ-32B", "system", 123, 0x955746f5b992a684),
+    ("Qwen-QwQ-32B", "turns", 124, 0xa5ab8744a4239786),
+    ("Qwen-QwQ-32B", "no thinking", 59, 0xa4298d6167d7fcc9),
+    ("Qwen-QwQ-32B", "tools", 676, 0xb56bc6fd0fadf591),
+    ("Qwen-QwQ-32B", "tool call", 882, 0x949e757e7d0b137d),
+    ("Qwen-QwQ-32B", "null call", 0, 0), // refused: UndefinedError: 'None' has no attribute 'split'
+    ("Qwen-Qwen2.5-7B-Instruct", "user", 162, 0x0496529834f323d2),
+    ("Qwen-Qwen2.5-7B-Instruct", "system", 115, 0x4cd88b0c9bc7f338),
+    ("Qwen-Qwen2.5-7B-Instruct", "turns", 235, 0xea4cb051aa54a560),
+    ("Qwen-Qwen2.5-7B-Instruct", "no thinking", 149, 0xcbec8453c2797565),
+    ("Qwen-Qwen2.5-7B-Instruct", "tools", 736, 0x5f9a436ffe2817e1),
+    ("Qwen-Qwen2.5-7B-Instruct", "tool call", 874, 0xd6470e9ed537e439),
+    ("Qwen-Qwen2.5-7B-Instruct", "null call", 313, 0xfed68056b012e3df),
+    ("Qwen-Qwen3-0.6B", "user", 64, 0xe898dfd5270eeac2),
+    ("Qwen-Qwen3-0.6B", "system", 115, 0x4cd88b0c9bc7f338),
+    ("Qwen-Qwen3-0.6B", "turns", 116, 0xeca3647cbfed56c2),
+    ("Qwen-Qwen3-0.6B", "no thinking", 70, 0xad5044c24def1686),
+    ("Qwen-Qwen3-0.6B", "tools", 666, 0xd12552f3c5158bad),
+    ("Qwen-Qwen3-0.6B", "tool call", 874, 0xd6470e9ed537e439),
+    ("Qwen-Qwen3-0.6B", "null call", 0, 0), // refused: TypeError: argument of type 'NoneType' is not iterable
+    ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "user", 56, 0x90197ded3e41ea7e),
+    ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "system", 77, 0x1f9efdf5119a2f84),
+    ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "turns", 105, 0x571cbe4a3ca052d9),
+    ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "no thinking", 43, 0x5f2a2e6506ac1e93),
+    ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "tools", 43, 0x5f2a2e6506ac1e93),
+    ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "tool call", 238, 0x62fe370d8b34f279),
+    ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", "null call", 282, 0xb7a5c6a17b4a50d2),
+    ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "user", 56, 0x90197ded3e41ea7e),
+    ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "system", 77, 0x1f9efdf5119a2f84),
+    ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "turns", 105, 0x571cbe4a3ca052d9),
+    ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "no thinking", 43, 0x5f2a2e6506ac1e93),
+    ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "tools", 43, 0x5f2a2e6506ac1e93),
+    ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "tool call", 238, 0x62fe370d8b34f279),
+    ("deepseek-ai-DeepSeek-R1-Distill-Qwen-32B", "null call", 282, 0xb7a5c6a17b4a50d2),
+];
+
+fn case(name: &str) -> Option<(Vec<Message>, RenderOptions)> {
+    let tool = json!({"type": "function", "function": {"name": "add", "description": "a < b & 'c' → \"d\"", "parameters": {
+        "type": "object", "properties": {"x": {"type": "number"}, "a": {"type": "number"}}, "required": ["x", "a"]}}});
+    let call = json!({"type": "function", "function": {"name": "add", "arguments": {"x": 1, "a": 2.5}}});
+    let text_call = json!({"type": "function", "function": {"name": "add", "arguments": "{\"x\": 1}"}});
+    let tools = RenderOptions { tools: Some(json!([tool])), ..Default::default() };
+    let calling = |call: &Value| Map::from_iter([("tool_calls".to_string(), json!([call]))]);
+    let say = Message::new;
+    Some(match name {
+        "user" => (vec![say("user", "What is 2 + 2?")], RenderOptions::default()),
+        "system" => (vec![say("system", "Be brief."), say("user", "Hi, <think> ünïcode 🦙")], RenderOptions::default()),
+        "turns" => (
+            vec![say("user", "1"), say("assistant", "<think>\nhm\n</think>\n\none"), say("user", "2")],
+            RenderOptions::default(),
+        ),
+        "no thinking" => (vec![say("user", "1")], RenderOptions { enable_thinking: Some(false), ..Default::default() }),
+        "tools" => (vec![say("user", "1")], tools),
+        "tool call" => (
+            vec![
+                say("system", "S"),
+                say("user", "1"),
+                Message { extra: calling(&call), ..say("assistant", "") },
+                say("tool", "3.5"),
+                say("tool", "4"),
+            ],
+            tools,
+        ),
+        "null call" => (
+            vec![
+                say("user", "1"),
+                Message { role: "assistant".into(), content: Value::Null, extra: calling(&text_call) },
+                say("tool", "3.5"),
+            ],
+            RenderOptions::default(),
+        ),
+        _ => return None,
+    })
+}
+
+fn fnv(data: &[u8]) -> u64 {
+    data.iter().fold(0xCBF2_9CE4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01B3))
+}
+
+#[test]
+fn real_templates_render_as_in_transformers() -> Outcome {
+    let Some(folder) = real("chat-templates") else { return Ok(()) };
+    let tokens = Map::from_iter([("bos_token".into(), json!("<BOS>")), ("eos_token".into(), json!("<EOS>"))]);
+    let mut ran = 0;
+    for (name, case_name, len, hash) in RENDERED {
+        let template = std::fs::read_to_string(folder.join(format!("{name}.jinja")))?;
+        let template = ChatTemplate::new(&template, name, tokens.clone())?;
+        let (messages, options) = case(case_name).ok_or("a known case")?;
+        let rendered = template.render(&messages, &options);
+        ran += 1;
+        if len == 0 {
+            assert_says(&message(rendered), &["the chat template fails", name]);
+            continue;
+        }
+        let rendered = rendered?;
+        assert_eq!(
+            (rendered.text.len(), fnv(rendered.text.as_bytes())),
+            (len, hash),
+            "{name}, {case_name}:\n{}",
+            rendered.text
+        );
+        let expected = match (name, case_name) {
+            ("Qwen-Qwen3-0.6B", "no thinking") => ThinkingState::Closed,
+            ("Qwen-Qwen3-0.6B" | "Qwen-Qwen2.5-7B-Instruct", _) => ThinkingState::None,
+            // R1's templates write no generation prompt after a tool's answer.
+            (r1, "tool call" | "null call") if r1.starts_with("deepseek") => ThinkingState::None,
+            _ => ThinkingState::Open,
+        };
+        assert_eq!(rendered.thinking, expected, "{name}, {case_name}");
+    }
+    assert_eq!(ran, RENDERED.len());
+    println!("ran: {ran} renderings of real chat templates");
+    Ok(())
+}
+
+#[test]
+fn real_configs_are_read() -> Outcome {
+    if let Some(path) = real("tokenizer-qwen2.5") {
+        let source = ModelSource::directory(path)?;
+        let config = ModelConfig::load(&source)?;
+        assert_eq!((config.hidden_size, config.num_layers, config.num_heads, config.num_kv_heads), (3584, 28, 28, 4));
+        assert_eq!((config.rope_theta, config.head_dim, config.vocab_size), (1e6, 128, 152_064));
+        assert_eq!(config.eos_token_ids, [151_645, 151_643]);
+        assert_eq!((config.generation.temperature, config.generation.top_k), (Some(0.7), Some(20)));
+        let prompt = ChatTemplate::load(&source)?.render(&[Message::user("Hi")], &RenderOptions::default())?;
+        assert!(prompt.text.ends_with("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"));
+        println!("ran: tokenizer-qwen2.5: config and template");
+    }
+    if let Some(path) = real("tokenizer-qwen3") {
+        let source = ModelSource::directory(path)?;
+        assert_says(&message(ModelConfig::load(&source)), &["Qwen3ForCausalLM is not supported"]);
+        let prompt = ChatTemplate::load(&source)?.render(&[Message::user("Hi")], &RenderOptions::default())?;
+        assert_eq!(prompt.text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+        println!("ran: tokenizer-qwen3: config and template");
+    }
+    Ok(())
+}
