@@ -4,7 +4,8 @@
 //! The fields are those of [`Trace`] and the types below, by name. Conventions:
 //! - a **position** is an index into `prompt_ids` followed by `tokens`; it never changes;
 //! - a **step** is named by its id, the byte offset at which it begins in the text of the thinking, that is in the
-//!   concatenated texts of the tokens whose role is `thinking`; a probe may not yet know the latest step of the final text;
+//!   concatenated texts of the tokens whose role is `thinking` (bytes that were no UTF-8 count as the model wrote them, whatever
+//!   stands for them in `text`); a probe may not yet know the latest step of the final text;
 //! - **importance** is the mean score of a step's cached tokens before the eviction; higher is more important; absent where
 //!   the policy measures nothing or nothing of the step was cached;
 //! - durations are whole microseconds, sizes are bytes on the device as its allocator reports them.
