@@ -147,6 +147,7 @@ mod tests {
         // Later tokens keep counting, and later steps see the full text.
         assert_eq!(ledger.next_position(), Position(16));
         ledger.push(Role::Thinking, ". Hmm,");
+        assert_eq!(ledger.next_position(), Position(17));
         let snapshot = ledger.snapshot();
         assert_eq!((ledger.cached(), snapshot.thinking_tokens, snapshot.steps.len()), (11, 14, 5));
         assert_eq!(snapshot.tokens[3], CachedToken::thinking(Position(3), 0));
