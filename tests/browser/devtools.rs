@@ -13,8 +13,6 @@ use base64::prelude::*;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Runs in every worker before its own code.
-const WATCH: &str = include_str!("watch.js");
 /// Longest wait for the answer to one command.
 const ANSWER: Duration = Duration::from_secs(60);
 
@@ -129,20 +127,24 @@ impl Browser {
             }
             if started.elapsed() > limit {
                 let state = self.eval("document.body.dataset.state + ' ' + document.body.innerText")?;
-                return Err(format!("`{condition}` did not come true within {limit:?}; the page: {state}{}", self.listed()));
+                return Err(format!(
+                    "`{condition}` did not come true within {limit:?}; the page: {state}{}",
+                    self.listed()
+                ));
             }
         }
     }
 
-    /// What WebGPU did in the workers, summed: (devices, shader modules, pipelines, submits). Fails on anything that the
-    /// shader compiler, WebGPU, the console or an exception complained about.
+    /// What WebGPU did in the workers, by their own count (watch.js): devices, shader modules, pipelines, submits. Fails on
+    /// anything that the shader compiler, WebGPU, the console or an exception complained about.
     pub fn gpu_report(&mut self) -> Result<[u64; 4]> {
         let mut sums = [0; 4];
         for worker in self.workers.clone() {
             let script = "(async () => { while (gpuWatch.pending) await new Promise((r) => setTimeout(r, 10)); return gpuWatch; })()";
             let watch = self.eval_in(&worker, script)?;
             for (sum, key) in sums.iter_mut().zip(["devices", "modules", "pipelines", "submits"]) {
-                *sum += watch[key].as_u64().ok_or_else(|| format!("the watch in the worker has no `{key}`: {watch}"))?;
+                *sum +=
+                    watch[key].as_u64().ok_or_else(|| format!("the watch in the worker has no `{key}`: {watch}"))?;
             }
             let problems = watch["problems"].as_array().ok_or("the watch in the worker lists no problems")?;
             self.problems.extend(problems.iter().map(|p| p.as_str().unwrap_or("?").to_string()));
@@ -233,17 +235,16 @@ impl Browser {
                 let session = params["sessionId"].as_str().unwrap_or("").to_string();
                 // Not awaited: the answers come once the worker runs.
                 self.send(Some(&session), "Runtime.enable", json!({}))?;
-                if params["targetInfo"]["type"] == "worker" {
-                    self.send(Some(&session), "Runtime.evaluate", json!({"expression": WATCH}))?;
-                    self.workers.push(session.clone());
-                }
                 self.send(Some(&session), "Runtime.runIfWaitingForDebugger", json!({}))?;
+                self.workers.push(session);
             }
             "Runtime.consoleAPICalled" if matches!(params["type"].as_str(), Some("error" | "assert")) => {
-                let words: Vec<_> = params["args"].as_array().into_iter().flatten().map(|a| plain(a)).collect();
+                let words: Vec<_> = params["args"].as_array().into_iter().flatten().map(plain).collect();
                 self.problems.push(format!("console: {}", words.join(" ")));
             }
-            "Runtime.exceptionThrown" => self.problems.push(describe(&params["exceptionDetails"])),
+            "Runtime.exceptionThrown" => {
+                self.problems.push(format!("exception: {}", describe(&params["exceptionDetails"])))
+            }
             // A model directory need not have every file: 404 is an answer there.
             "Log.entryAdded" if params["entry"]["level"] == "error" && params["entry"]["source"] != "network" => {
                 self.problems.push(format!("log: {}", plain(&params["entry"]["text"])));

@@ -9,11 +9,11 @@ use std::{
     time::Duration,
 };
 
-/// Maps a path of the site, beginning with `/`, to a file.
-pub type Router = dyn Fn(&str) -> PathBuf + Send + Sync;
+/// Maps a path of the site, beginning with `/`, to the files whose contents are sent, one after the other.
+pub type Router = dyn Fn(&str) -> Vec<PathBuf> + Send + Sync;
 
 /// Serves until the process ends. `port` 0 takes a free one; the one taken is returned.
-pub fn serve(port: u16, router: impl Fn(&str) -> PathBuf + Send + Sync + 'static) -> io::Result<u16> {
+pub fn serve(port: u16, router: impl Fn(&str) -> Vec<PathBuf> + Send + Sync + 'static) -> io::Result<u16> {
     let listener = TcpListener::bind(("127.0.0.1", port))?;
     let port = listener.local_addr()?.port();
     let router: Arc<Router> = Arc::new(router);
@@ -46,21 +46,28 @@ fn answer(stream: TcpStream, router: &Router) -> io::Result<()> {
     if method != "GET" || !safe {
         return write!(stream, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     }
-    let file = router(path);
-    let file = if file.is_dir() { file.join("index.html") } else { file };
-    match File::open(&file) {
-        Ok(mut content) => {
-            let length = content.metadata()?.len();
-            let kind = content_type(&file);
+    match open_all(router(path)) {
+        Ok((kind, length, contents)) => {
             write!(
                 stream,
                 "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\
                  Cache-Control: no-store\r\nConnection: close\r\n\r\n"
             )?;
-            io::copy(&mut content, &mut stream).map(drop)
+            contents.into_iter().try_for_each(|mut content| io::copy(&mut content, &mut stream).map(drop))
         }
         Err(_) => write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
     }
+}
+
+fn open_all(files: Vec<PathBuf>) -> io::Result<(&'static str, u64, Vec<File>)> {
+    let (mut kind, mut length, mut contents) = ("", 0, Vec::new());
+    for file in files {
+        let file = if file.is_dir() { file.join("index.html") } else { file };
+        kind = content_type(&file);
+        contents.push(File::open(&file)?);
+        length += contents.last().expect("just pushed").metadata()?.len();
+    }
+    Ok((kind, length, contents))
 }
 
 fn content_type(file: &Path) -> &'static str {

@@ -1,13 +1,15 @@
-// Injected into every worker before its first line. Records what the browser's shader compiler (Tint, in Chromium) and its
+// The tests' server puts this before the first line of worker.js. Records what the browser's shader compiler (Tint, in Chromium) and its
 // WebGPU implementation say about our work, so that a shader which only logs an error cannot pass.
 globalThis.gpuWatch = { devices: 0, modules: 0, pipelines: 0, submits: 0, pending: 0, problems: [] };
-{
+if (globalThis.GPUAdapter) {
   const watch = globalThis.gpuWatch;
   const problem = (text) => watch.problems.push(text);
   const settle = (promise, look) => {
     watch.pending += 1;
     promise.then(look, (error) => problem(String(error))).finally(() => (watch.pending -= 1));
   };
+  addEventListener('error', ({ message }) => problem(`exception: ${message}`));
+  addEventListener('unhandledrejection', ({ reason }) => problem(`unhandled rejection: ${reason}`));
   /** Calls `after(result, self, args)` behind every call of a method. */
   const wrap = (type, method, after, before = () => {}) => {
     const original = type.prototype[method];
