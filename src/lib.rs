@@ -1,5 +1,6 @@
 //! secateur: reasoning language models on any GPU, with redundant thoughts pruned from the KV cache while they think.
 pub mod error;
+pub mod kernels;
 pub mod policy;
 pub mod probe;
 pub mod report;

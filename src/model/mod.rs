@@ -1,1 +1,3 @@
-//! To be written.
+//! Models: configuration, the one decoder graph, RoPE.
+pub mod config;
+pub mod rope;

@@ -1,1 +1,2 @@
-//! To be written.
+//! What a run leaves behind for people and tools to read.
+pub mod trace;

@@ -1,1 +1,1 @@
-//! To be written.
+//! Text on both sides of the model.

@@ -1,0 +1,28 @@
+// out[i, :] = table[ids[i] - row0, :], for the ids that lie in this shard of rows; other rows of out stay untouched.
+// An id outside the vocabulary gives a row of zeros (written by the shard with row0 = 0).
+// Constants: THREADS, DTYPE.
+@group(0) @binding(0) var<storage, read_write> table: array<u32>;    // [rows, row_words]
+@group(0) @binding(1) var<storage, read_write> ids: array<u32>;      // the i-th at id_offset + i * id_stride
+@group(0) @binding(2) var<storage, read_write> out: array<f32>;      // [n, cols]
+struct Info { n: u32, cols: u32, row_words: u32, row0: u32, rows: u32, vocab: u32, id_offset: u32, id_stride: u32 }
+@group(0) @binding(3) var<uniform> info: Info;
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let word = id.x;
+    let i = id.y;
+    if (word >= info.row_words || i >= info.n) { return; }
+    let token = ids[info.id_offset + i * info.id_stride];
+    let inside = token >= info.row0 && token - info.row0 < info.rows;
+    let unknown = token >= info.vocab && info.row0 == 0u;
+    if (!inside && !unknown) { return; }
+    let at = select(0u, (token - info.row0) * info.row_words + word, inside);
+    let bits = select(0u, table[at], inside);
+    if (DTYPE == F32) {
+        out[i * info.cols + word] = bitcast<f32>(bits);
+    } else {
+        let pair = unpack_pair(bits, DTYPE);
+        out[i * info.cols + 2u * word] = pair.x;
+        out[i * info.cols + 2u * word + 1u] = pair.y;
+    }
+}

@@ -1,0 +1,170 @@
+//! Causal attention of a chunk over the cached slots.
+//!
+//! Contract: for row `i` (token `i % chunk` of sequence `seq0 + i / chunk`) and query head `h` over the
+//! `L = length + i % chunk + 1` first slots of its sequence (the chunk's own keys were appended before, the length not yet
+//! advanced), with `s_j = scale · q[i, h] · K[j]`: `out[i, h, :] = Σ_j softmax(s)_j V[j]` and `lse[i, h] = ln Σ_j exp(s_j)`
+//! (what the readout and second passes need). `q` `[n, heads D]` rotated, `scale = 1/√D`, grouped queries: head `h` reads KV
+//! head `h / (heads / kv_heads)`. `chunk > 1` takes one sequence. Scores are never stored outside a workgroup.
+//! The order of summation depends on `L`, never on the capacity.
+//!
+//! Bound: values 4e-6 relative to the row's largest value, log-sum-exp 4e-6 · (1 + |lse|): f32 dot products of D terms in
+//! the exponent, where scores of ordinary size (|s| < 30) carry an absolute error of ~2e-6.
+use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_words, noise};
+use super::launch::Variant;
+use super::{Words, attention as run, state};
+
+/// Slots of a tile; for a single query also of a split.
+pub const TILE: usize = 256;
+/// Most queries of a workgroup.
+const MOST_QUERIES: usize = 8;
+
+/// Parameters of [`attention`](fn@super::attention).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionSpec {
+    /// Packing of the cache: `F32` or `F16`.
+    pub words: Words,
+    /// Head dimension: a multiple of 8, at most 128.
+    pub d: usize,
+    /// Rows of the chunk, all sequences together.
+    pub n: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Rows per sequence; with more than one, `n == chunk`.
+    pub chunk: usize,
+    /// First sequence.
+    pub seq0: usize,
+    /// Word of the state where the layer's table begins.
+    pub table: usize,
+    /// The largest `length + chunk` of the sequences: bounds the splits.
+    pub most_seen: usize,
+}
+
+impl AttentionSpec {
+    /// Query heads that share a KV head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// Query heads of one workgroup: the largest divisor of the group that fits.
+    fn heads_per_group(&self) -> usize {
+        (1..=MOST_QUERIES).rev().find(|h| self.group().is_multiple_of(*h)).expect("1 divides")
+    }
+
+    /// Rows of one workgroup: decoding takes one, a chunk as many as fit.
+    fn rows_per_group(&self) -> usize {
+        if self.chunk == 1 { 1 } else { (MOST_QUERIES / self.heads_per_group()).min(self.chunk) }
+    }
+
+    /// Splits of the slots: one a tile for decoding, none for a chunk, whose rows fill the GPU.
+    pub(super) fn splits(&self) -> usize {
+        if self.chunk == 1 { self.most_seen.div_ceil(TILE) } else { 1 }
+    }
+
+    fn tiles_per_split(&self) -> usize {
+        if self.chunk == 1 { 1 } else { self.most_seen.div_ceil(TILE) }
+    }
+
+    pub(super) fn variant(&self) -> Variant {
+        let constants = vec![
+            ("THREADS", 64),
+            ("TILE", TILE as u32),
+            ("KV", self.words as u32),
+            ("D", self.d as u32),
+            ("QB", (self.heads_per_group() * self.rows_per_group()) as u32),
+            ("DIRECT", (self.splits() == 1) as u32),
+        ];
+        Variant { kernel: "attention", text: include_str!("../../shaders/attention.wgsl"), constants }
+    }
+
+    pub(super) fn groups(&self) -> [usize; 3] {
+        [self.splits(), self.heads / self.heads_per_group(), self.n.div_ceil(self.rows_per_group())]
+    }
+
+    pub(super) fn info(&self) -> [u32; 12] {
+        let [n, heads, kv_heads, chunk] = [self.n, self.heads, self.kv_heads, self.chunk].map(|v| v as u32);
+        let [seq0, table, hpg, splits] =
+            [self.seq0, self.table, self.heads_per_group(), self.splits()].map(|v| v as u32);
+        let scale = (1.0 / (self.d as f64).sqrt()) as f32;
+        [n, heads, kv_heads, chunk, seq0, table, hpg, splits, self.tiles_per_split() as u32, scale.to_bits(), 0, 0]
+    }
+
+    pub(super) fn combine_variant(&self) -> Variant {
+        let constants = vec![("THREADS", 64), ("D", self.d as u32)];
+        Variant {
+            kernel: "attention_combine",
+            text: include_str!("../../shaders/attention_combine.wgsl"),
+            constants,
+        }
+    }
+
+    pub(super) fn combine_info(&self) -> [u32; 8] {
+        [self.n, self.heads, self.chunk, self.seq0, self.table, self.splits(), TILE, 0].map(|v| v as u32)
+    }
+}
+
+pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], spec: &AttentionSpec) -> (Vec<f32>, Vec<f32>) {
+    let d = spec.d;
+    let row_words = spec.words.row_words(d);
+    let scale = 1.0 / (d as f64).sqrt();
+    let (mut out, mut lse) = (Vec::with_capacity(q.len()), Vec::with_capacity(spec.n * spec.heads));
+    for i in 0..spec.n {
+        let (seq, offset) = (spec.seq0 + i / spec.chunk, i % spec.chunk);
+        let entry = &st[spec.table + seq * state::ROW..];
+        let cap = entry[state::CAP] as usize;
+        let seen = (entry[state::LEN] as usize + offset + 1).min(cap);
+        for head in 0..spec.heads {
+            let keys = entry[state::BASE] as usize + head / spec.group() * cap;
+            let values = keys + spec.kv_heads * cap;
+            let row = |r: usize| &kv[r * row_words..(r + 1) * row_words];
+            let query = &q[(i * spec.heads + head) * d..][..d];
+            let scores: Vec<f64> = (0..seen)
+                .map(|j| (0..d).map(|c| query[c] as f64 * spec.words.get(row(keys + j), c)).sum::<f64>() * scale)
+                .collect();
+            let top = scores.iter().copied().fold(f64::MIN, f64::max);
+            let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+            let mut sum = vec![0f64; d];
+            for (j, s) in scores.iter().enumerate() {
+                let weight = (s - top).exp() / total;
+                for (c, v) in sum.iter_mut().enumerate() {
+                    *v += weight * spec.words.get(row(values + j), c);
+                }
+            }
+            out.extend(sum.iter().map(|v| *v as f32));
+            lse.push((top + total.ln()) as f32);
+        }
+    }
+    (out, lse)
+}
+
+/// Both packings; one slot to several splits; ragged sequences; chunks that end inside a tile; groups of 1 to 12.
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for words in [Words::F32, Words::F16] {
+        for (d, heads, kv_heads, n, chunk, seq0, lens, caps) in [
+            (16, 6, 2, 3, 1, 0, [0, 7, 300], [4, 8, 301]),
+            (64, 4, 4, 1, 1, 1, [9, 255, 9], [16, 256, 16]),
+            (64, 8, 2, 1, 1, 1, [9, 256, 9], [16, 320, 16]),
+            (128, 7, 1, 2, 1, 1, [3, 600, 511], [4, 601, 700]),
+            (32, 12, 1, 1, 1, 0, [777, 0, 0], [1024, 1, 1]),
+            (16, 6, 2, 9, 9, 1, [1, 250, 1], [2, 270, 2]),
+            (64, 7, 7, 31, 31, 0, [0, 1, 1], [31, 2, 2]),
+            (128, 4, 2, 5, 5, 2, [1, 1, 510], [2, 2, 640]),
+            (8, 2, 1, 70, 70, 1, [1, 513, 1], [2, 600, 2]),
+        ] {
+            let name = format!("{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} lens {lens:?}");
+            cases.push(Case::new("attention", name, move |device| {
+                let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps);
+                let most_seen = (0..n).map(|i| lens[seq0 + i / chunk] + chunk).max().expect("n > 0");
+                let table = builder.table(1);
+                let spec = AttentionSpec { words, d, n, heads, kv_heads, chunk, seq0, table, most_seen };
+                let q = device_floats(noise(n * heads * d, 10, 4.0), n, heads * d, device);
+                let kv = device_words(cache_words(words, builder.rows(1) * d), device);
+                let (out, lse) = run(&q, &kv, &device_words(builder.build(), device), spec);
+                vec![Check::floats("out", out, Bound::Relative(4e-6)), Check::floats("lse", lse, Bound::Mixed(4e-6))]
+            }));
+        }
+    }
+    cases
+}

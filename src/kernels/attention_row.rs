@@ -1,0 +1,130 @@
+//! The readout: one query row's attention weights over every slot.
+//!
+//! Contract: with `lse` from the [`attention`](super::attention) of the same chunk, `w[h, j] = exp(scale · q[row, h] · K[j] −
+//! lse[row, h])` for every slot `j < slots` of sequence `seq` (the chunk's own slots included): the model's own softmax, one
+//! row of it, without the matrix. Reduced to `out`: per query head `[heads, slots]`, the mean over each KV head's group
+//! `[kv_heads, slots]`, or the mean over all heads `[1, slots]` ([`Reduce`]). Source: METHOD s_t(l, h) of arXiv 2507.08806.
+//!
+//! Bound: 1e-5 relative to the row's largest weight (an f32 exponent with an absolute error of ~2e-6 on both its terms).
+use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_words, noise};
+use super::launch::Variant;
+use super::{AttentionSpec, Words, attention, attention_row as run, state};
+
+/// What is kept apart in a readout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Reduce {
+    /// A row for each query head.
+    None = 0,
+    /// A row for each KV head: the mean of its query heads.
+    KvHead = 1,
+    /// One row: the mean of all heads.
+    Layer = 2,
+}
+
+/// Parameters of [`attention_row`](fn@super::attention_row).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionRowSpec {
+    /// Packing of the cache: `F32` or `F16`.
+    pub words: Words,
+    /// Head dimension.
+    pub d: usize,
+    /// Row of the chunk whose weights are read.
+    pub row: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Slots to score: the layer's length plus `row + 1`.
+    pub slots: usize,
+    /// The sequence.
+    pub seq: usize,
+    /// Word of the state where the layer's table begins.
+    pub table: usize,
+    /// What is averaged.
+    pub reduce: Reduce,
+}
+
+impl AttentionRowSpec {
+    /// Rows of the output.
+    pub fn out_rows(&self) -> usize {
+        match self.reduce {
+            Reduce::None => self.heads,
+            Reduce::KvHead => self.kv_heads,
+            Reduce::Layer => 1,
+        }
+    }
+
+    pub(super) fn variant(&self) -> Variant {
+        let constants = vec![
+            ("THREADS", 64),
+            ("KV", self.words as u32),
+            ("D", self.d as u32),
+            ("G", (self.heads / self.kv_heads) as u32),
+            ("REDUCE", self.reduce as u32),
+        ];
+        Variant { kernel: "attention_row", text: include_str!("../../shaders/attention_row.wgsl"), constants }
+    }
+
+    pub(super) fn groups(&self) -> [usize; 3] {
+        [self.slots.div_ceil(64), 1, 1]
+    }
+
+    pub(super) fn info(&self) -> [u32; 8] {
+        let scale = (1.0 / (self.d as f64).sqrt()) as f32;
+        let [row, kv_heads, slots, seq, table] =
+            [self.row, self.kv_heads, self.slots, self.seq, self.table].map(|v| v as u32);
+        [row, kv_heads, slots, seq, table, scale.to_bits(), 0, 0]
+    }
+}
+
+pub(super) fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], spec: &AttentionRowSpec) -> Vec<f32> {
+    let (d, group) = (spec.d, spec.heads / spec.kv_heads);
+    let row_words = spec.words.row_words(d);
+    let entry = &st[spec.table + spec.seq * state::ROW..];
+    let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
+    let per_out = spec.heads / spec.out_rows();
+    let mut out = vec![0f64; spec.out_rows() * spec.slots];
+    for head in 0..spec.heads {
+        let query = &q[(spec.row * spec.heads + head) * d..][..d];
+        let lse = lse[spec.row * spec.heads + head] as f64;
+        for slot in 0..spec.slots.min(cap) {
+            let at = (base + head / group * cap + slot) * row_words;
+            let key = &kv[at..at + row_words];
+            let dot: f64 = (0..d).map(|c| query[c] as f64 * spec.words.get(key, c)).sum();
+            out[head / per_out * spec.slots + slot] += (dot / (d as f64).sqrt() - lse).exp() / per_out as f64;
+        }
+    }
+    out.iter().map(|v| *v as f32).collect()
+}
+
+/// Both packings and every reduction, on one slot to more than a tile.
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for words in [Words::F32, Words::F16] {
+        for reduce in [Reduce::None, Reduce::KvHead, Reduce::Layer] {
+            for (d, heads, kv_heads, chunk, seq, lens, caps) in [
+                (16, 6, 2, 9, 1, [1, 250, 1], [2, 270, 2]),
+                (64, 7, 7, 1, 0, [0, 1, 1], [1, 2, 2]),
+                (128, 14, 2, 3, 2, [4, 4, 97], [9, 9, 128]),
+            ] {
+                let name = format!("{words:?} {reduce:?} d {d} heads {heads}/{kv_heads} chunk {chunk} lens {lens:?}");
+                cases.push(Case::new("attention_row", name, move |device| {
+                    let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps);
+                    let (table, most_seen) = (builder.table(1), lens[seq] + chunk);
+                    let of_chunk =
+                        AttentionSpec { words, d, n: chunk, heads, kv_heads, chunk, seq0: seq, table, most_seen };
+                    let row = chunk - 1;
+                    let spec =
+                        AttentionRowSpec { words, d, row, heads, kv_heads, slots: most_seen, seq, table, reduce };
+                    let q = device_floats(noise(chunk * heads * d, 11, 4.0), chunk, heads * d, device);
+                    let kv = device_words(cache_words(words, builder.rows(1) * d), device);
+                    let state = device_words(builder.build(), device);
+                    let (_, lse) = attention(&q, &kv, &state, of_chunk);
+                    vec![Check::floats("weights", run(&q, &lse, &kv, &state, spec), Bound::Relative(1e-5))]
+                }));
+            }
+        }
+    }
+    cases
+}

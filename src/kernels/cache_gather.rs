@@ -1,0 +1,108 @@
+//! The pruning itself: the rows of the kept slots, moved to the front of a new, tight buffer.
+//!
+//! Contract: for every sequence, KV head and plane (keys, then values), row `i < kept` of the new region is row
+//! `keep[first + head · stride + i]` of the old one, bit for bit. Rows beyond `kept` are not written. A sequence's region
+//! has `2 · kv_heads · cap` rows of `row_words` words from row `base` on. `moves` `[seqs, 8]`: old base, old cap, new base,
+//! new cap, kept, first index into `keep`, stride per KV head (0: all heads keep the same slots), unused.
+//!
+//! Bound: exact. It moves u32 words and never looks at them.
+use super::cases::{Bound, Case, Check, device_words};
+use super::launch::Variant;
+use super::cache_gather as run;
+
+/// Words of one sequence's entry in `moves`.
+pub const MOVE: usize = 8;
+
+/// Parameters of [`cache_gather`](fn@super::cache_gather).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct GatherSpec {
+    /// Words of a row.
+    pub row_words: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Sequences.
+    pub seqs: usize,
+    /// The largest kept count of any sequence.
+    pub most_kept: usize,
+    /// Words of the new buffer.
+    pub out_words: usize,
+}
+
+impl GatherSpec {
+    pub(super) fn variant(&self) -> Variant {
+        let constants = vec![("THREADS", 64)];
+        Variant { kernel: "cache_gather", text: include_str!("../../shaders/cache_gather.wgsl"), constants }
+    }
+
+    pub(super) fn groups(&self) -> [usize; 3] {
+        let groups = (self.most_kept * self.row_words).div_ceil(64);
+        [groups.min(65_535), groups.div_ceil(65_535), 2 * self.kv_heads * self.seqs]
+    }
+
+    pub(super) fn info(&self) -> [u32; 4] {
+        [self.row_words, self.kv_heads, self.seqs, self.most_kept].map(|v| v as u32)
+    }
+}
+
+pub(super) fn twin(kv: &[u32], keep: &[u32], moves: &[u32], spec: &GatherSpec) -> Vec<u32> {
+    let mut out = vec![super::launch::POISON_WORD; spec.out_words];
+    for m in moves.chunks_exact(MOVE).take(spec.seqs) {
+        let [base, cap, new_base, new_cap, kept, first, stride] = std::array::from_fn(|i| m[i] as usize);
+        for plane in 0..2 * spec.kv_heads {
+            let keep = &keep[first + plane % spec.kv_heads * stride..][..kept];
+            for (i, &slot) in keep.iter().enumerate().filter(|(_, slot)| (**slot as usize) < cap) {
+                let source = (base + plane * cap + slot as usize) * spec.row_words;
+                let target = (new_base + plane * new_cap + i) * spec.row_words;
+                out[target..target + spec.row_words].copy_from_slice(&kv[source..source + spec.row_words]);
+            }
+        }
+    }
+    out
+}
+
+/// One and three sequences; shared sets and a set for each head; nothing, one, some and all slots kept. Words that are
+/// NaN, infinite and subnormal as floats must come through.
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (row_words, kv_heads, per_head, caps, keeps) in [
+        (8, 2, false, vec![10], vec![vec![0, 3, 4, 9]]),
+        (16, 1, false, vec![70], vec![(0..70).collect::<Vec<u32>>()]),
+        (4, 3, false, vec![5, 300, 9], vec![vec![4], (0..300).filter(|s| s % 3 != 1).collect(), vec![]]),
+        (64, 2, true, vec![33, 12], vec![vec![0, 1, 5, 30, 31, 32], vec![7, 11]]),
+        (8, 1, false, vec![6], vec![vec![]]),
+    ] {
+        let kept: Vec<usize> = keeps.iter().map(Vec::len).collect();
+        let name = format!("row {row_words} words, {kv_heads} KV heads, caps {caps:?}, kept {kept:?}, per head {per_head}");
+        cases.push(Case::new("cache_gather", name, move |device| {
+            let planes = 2 * kv_heads;
+            let (mut moves, mut flat, mut base, mut new_base) = (Vec::new(), Vec::new(), 0, 0);
+            for (cap, keep) in caps.iter().zip(&keeps) {
+                let new_cap = keep.len() + 3;
+                let stride = if per_head { keep.len() } else { 0 };
+                let entry = [base, *cap, new_base, new_cap, keep.len(), flat.len(), stride, 0];
+                moves.extend(entry.map(|v| v as u32));
+                for head in 0..if per_head { kv_heads } else { 1 } {
+                    // Another head keeps other slots: mirrored, ascending again.
+                    let mirrored = keep.iter().rev().map(|s| *cap as u32 - 1 - s);
+                    flat.extend(if head % 2 == 0 { keep.clone() } else { mirrored.collect() });
+                }
+                (base, new_base) = (base + planes * cap, new_base + planes * new_cap);
+            }
+            if flat.is_empty() {
+                flat.push(0);
+            }
+            let hostile = |i: usize| match i % 5 {
+                0 => 0x7fc0_0000 + i as u32,
+                1 => 0xff80_0000,
+                2 => 1 + i as u32,
+                _ => (i as u32).wrapping_mul(2_654_435_761),
+            };
+            let kv = device_words((0..base * row_words).map(hostile).collect(), device);
+            let (seqs, most_kept) = (caps.len(), keeps.iter().map(Vec::len).max().unwrap_or(0));
+            let spec = GatherSpec { row_words, kv_heads, seqs, most_kept, out_words: new_base * row_words };
+            let out = run(kv, &device_words(flat, device), &device_words(moves, device), spec);
+            vec![Check::words("out", out, row_words, Bound::Exact)]
+        }));
+    }
+    cases
+}

@@ -1,0 +1,279 @@
+//! The conformance cases: one list, run on every backend. A case makes its inputs, runs a kernel on the device it is given
+//! and names what to look at; run on the CPU it gives the twin's answer, which is what every GPU is held against.
+use burn::tensor::{Device, Int, Tensor};
+
+use super::launch::{POISON_WORD, as_floats, as_words, read_floats, read_words};
+use super::{Words, floats, state, words};
+use crate::Result;
+
+/// How far a result may be from the twin's. Every comparison accepts only `error <= bound`, so NaN fails; a row is judged
+/// on its own, so that one wrong head cannot hide in an average.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bound {
+    /// Bit for bit.
+    Exact,
+    /// Absolute difference.
+    Absolute(f64),
+    /// Difference relative to the largest value of the row.
+    Relative(f64),
+    /// Difference relative to 1 + |value|.
+    Mixed(f64),
+    /// u32 words that hold f32 values: difference relative to 1 + |value|; where the twin's word is not a number, exact.
+    FloatWords(f64),
+    /// u32 words that hold two halfs each: so many units in the last place; sentinels exact.
+    HalfUlps(u32),
+}
+
+impl Bound {
+    /// The number in the conformance table.
+    pub fn value(&self) -> f64 {
+        match *self {
+            Bound::Exact => 0.0,
+            Bound::Absolute(v) | Bound::Relative(v) | Bound::Mixed(v) | Bound::FloatWords(v) => v,
+            Bound::HalfUlps(n) => n as f64,
+        }
+    }
+}
+
+/// What a case looks at.
+pub struct Check {
+    /// Name of the output.
+    pub name: &'static str,
+    /// Values in a row.
+    pub row: usize,
+    /// The stated bound.
+    pub bound: Bound,
+    data: Data,
+}
+
+enum Data {
+    Floats(Tensor<2>),
+    Words(Tensor<1, Int>),
+}
+
+impl Check {
+    /// An f32 output `[rows, row]`.
+    pub fn floats(name: &'static str, tensor: Tensor<2>, bound: Bound) -> Self {
+        Self { name, row: tensor.dims()[1], bound, data: Data::Floats(tensor) }
+    }
+
+    /// A u32 output with `row` words a row.
+    pub fn words(name: &'static str, tensor: Tensor<1, Int>, row: usize, bound: Bound) -> Self {
+        Self { name, row, bound, data: Data::Words(tensor) }
+    }
+
+    /// The output's words, floats as their bits.
+    pub async fn read(&self) -> Result<Vec<u32>> {
+        Ok(match &self.data {
+            Data::Floats(t) => as_floats(&read_floats(&[t]).await?[0]).iter().map(|v| v.to_bits()).collect(),
+            Data::Words(t) => as_words(&read_words(&[t]).await?[0]),
+        })
+    }
+}
+
+type Run = Box<dyn Fn(&Device) -> Vec<Check> + Send + Sync>;
+
+/// One run of one kernel.
+pub struct Case {
+    /// Stem of the kernel.
+    pub kernel: &'static str,
+    /// Its parameters, for people.
+    pub name: String,
+    run: Run,
+}
+
+impl Case {
+    pub(super) fn new(
+        kernel: &'static str,
+        name: String,
+        run: impl Fn(&Device) -> Vec<Check> + Send + Sync + 'static,
+    ) -> Self {
+        Self { kernel, name, run: Box::new(run) }
+    }
+
+    /// Runs it on `device`.
+    pub fn run(&self, device: &Device) -> Vec<Check> {
+        (self.run)(device)
+    }
+}
+
+/// Every case of every kernel.
+pub fn all() -> Vec<Case> {
+    let lists = [
+        super::embed::cases(),
+        super::matvec::cases(),
+        super::matmul::cases(),
+        super::rms_norm::cases(),
+        super::rope_append::cases(),
+        super::attention::cases(),
+        super::attention_row::cases(),
+        super::cache_gather::cases(),
+        super::sample::cases(),
+    ];
+    lists.into_iter().flatten().collect()
+}
+
+/// The worst error of `found` against `expected` in units of the bound (≤ 1 passes), or what is wrong with them. Both are
+/// words; floats as bits. A word that is poison in the twin (a sentinel) must be poison in the other.
+pub fn compare(expected: &[u32], found: &[u32], row: usize, bound: Bound) -> std::result::Result<f64, String> {
+    if expected.len() != found.len() {
+        return Err(format!("{} words, expected {}", found.len(), expected.len()));
+    }
+    let mut worst = 0f64;
+    for (r, (want, got)) in expected.chunks(row).zip(found.chunks(row)).enumerate() {
+        let largest = want
+            .iter()
+            .map(|w| f32::from_bits(*w))
+            .filter(|v| v.is_finite())
+            .fold(0f64, |m, v| m.max(v.abs() as f64));
+        for (c, (&w, &g)) in want.iter().zip(got).enumerate() {
+            if w == g {
+                continue;
+            }
+            let place = || format!("row {r} column {c}: {}", describe(w, g));
+            let error = match bound {
+                _ if w == POISON_WORD => return Err(format!("{}: written where nothing was to be written", place())),
+                Bound::Exact => return Err(place()),
+                Bound::HalfUlps(most) => half_ulps(w, g) as f64 / most as f64,
+                _ => {
+                    let (w, g) = (f32::from_bits(w) as f64, f32::from_bits(g) as f64);
+                    let scale = match bound {
+                        Bound::Relative(tol) => tol * largest,
+                        Bound::Mixed(tol) | Bound::FloatWords(tol) => tol * (1.0 + w.abs()),
+                        other => other.value(),
+                    };
+                    if w == g { 0.0 } else { (w - g).abs() / scale }
+                }
+            };
+            // NaN is not <= 1.
+            if !(error <= 1.0) {
+                return Err(format!("{}: {error:.3} times the bound", place()));
+            }
+            worst = worst.max(error);
+        }
+    }
+    Ok(worst)
+}
+
+fn describe(want: u32, got: u32) -> String {
+    let show = |w: u32| match w {
+        POISON_WORD => "nothing (poison)".to_string(),
+        _ => format!("{:e} (0x{w:08x})", f32::from_bits(w)),
+    };
+    format!("{}, expected {}", show(got), show(want))
+}
+
+/// The larger distance of two packed halfs, in units in the last place; `u32::MAX` if one is not a number.
+fn half_ulps(a: u32, b: u32) -> u32 {
+    let ordered = |h: u16| if h & 0x8000 != 0 { -((h & 0x7fff) as i32) } else { h as i32 };
+    let distance = |a: u16, b: u16| {
+        let nan = |h: u16| h & 0x7c00 == 0x7c00 && h & 0x3ff != 0;
+        if nan(a) || nan(b) { if a == b { 0 } else { u32::MAX } } else { ordered(a).abs_diff(ordered(b)) }
+    };
+    distance(a as u16, b as u16).max(distance((a >> 16) as u16, (b >> 16) as u16))
+}
+
+/// Deterministic values in ±`scale`.
+pub fn noise(n: usize, seed: u32, scale: f32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ((state >> 8) as f32 / (1 << 23) as f32 - 1.0) * scale
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Packed noise for `n` cached values.
+pub(super) fn cache_words(packing: Words, n: usize) -> Vec<u32> {
+    packing.pack(&noise(n, 13, 1.5))
+}
+
+/// u32 words, padded to whole 16-byte vectors: kernels read some buffers as `vec4<u32>`.
+pub(super) fn device_words(mut values: Vec<u32>, device: &Device) -> Tensor<1, Int> {
+    values.resize(values.len().next_multiple_of(4), POISON_WORD);
+    words(values, device)
+}
+
+pub(super) fn device_floats(values: Vec<f32>, rows: usize, cols: usize, device: &Device) -> Tensor<2> {
+    floats(values, [rows, cols], device)
+}
+
+/// An output that an in-place kernel writes into: all sentinels.
+pub(super) fn poison_floats(rows: usize, cols: usize, device: &Device) -> Tensor<2> {
+    device_floats(vec![f32::from_bits(POISON_WORD); rows * cols], rows, cols, device)
+}
+
+/// Builds a device state by hand.
+pub(super) struct StateBuilder {
+    seqs: usize,
+    kv_heads: usize,
+    words: Vec<u32>,
+    layers: usize,
+    ring: usize,
+}
+
+impl StateBuilder {
+    pub(super) fn new(seqs: usize, layers: usize, kv_heads: usize) -> Self {
+        let mut words = vec![0; seqs * state::SEQ + layers * seqs * state::ROW];
+        for seq in 0..seqs {
+            words[seq * state::SEQ + state::ACTIVE] = 1;
+        }
+        Self { seqs, kv_heads, words, layers, ring: 1 }
+    }
+
+    /// Lengths and capacities of `layer`; regions lie one after the other.
+    pub(super) fn lens(mut self, layer: usize, lens: &[usize], caps: &[usize]) -> Self {
+        let mut base = 0;
+        for seq in 0..self.seqs {
+            let at = self.table(layer) + seq * state::ROW;
+            self.words[at + state::LEN] = lens[seq] as u32;
+            self.words[at + state::BASE] = base as u32;
+            self.words[at + state::CAP] = caps[seq] as u32;
+            base += 2 * self.kv_heads * caps[seq];
+        }
+        self
+    }
+
+    fn header(mut self, field: usize, values: &[u32]) -> Self {
+        for (seq, v) in values.iter().enumerate() {
+            self.words[seq * state::SEQ + field] = *v;
+        }
+        self
+    }
+
+    pub(super) fn positions(self, positions: &[u32]) -> Self {
+        self.header(state::POSITION, positions)
+    }
+
+    pub(super) fn steps(self, steps: &[u32]) -> Self {
+        self.header(state::STEP, steps)
+    }
+
+    pub(super) fn inactive(mut self, seq: usize) -> Self {
+        self.words[seq * state::SEQ + state::ACTIVE] = 0;
+        self
+    }
+
+    pub(super) fn ring(mut self, ring: usize) -> Self {
+        self.ring = ring;
+        self
+    }
+
+    /// Word where the table of `layer` begins.
+    pub(super) fn table(&self, layer: usize) -> usize {
+        self.seqs * state::SEQ + layer * self.seqs * state::ROW
+    }
+
+    /// Cache rows of `layer`, all sequences together.
+    pub(super) fn rows(&self, layer: usize) -> usize {
+        let cap = |seq: usize| self.words[self.table(layer) + seq * state::ROW + state::CAP] as usize;
+        (0..self.seqs).map(cap).sum::<usize>() * 2 * self.kv_heads
+    }
+
+    pub(super) fn build(&self) -> Vec<u32> {
+        let mut words = self.words.clone();
+        debug_assert_eq!(words.len(), self.table(self.layers));
+        words.resize(words.len() + self.seqs * self.ring, 0xabcd);
+        words
+    }
+}

@@ -1,0 +1,86 @@
+//! Token embedding: rows of the (packed) table for a list of ids.
+//!
+//! Contract: `out[i, :] = table[ids[i] − row0, :]` for every `i < n` whose id lies in `row0 .. row0 + rows` (the table may be
+//! split by rows over several buffers: one launch a shard). An id ≥ `vocab` gives a row of zeros, written by the shard
+//! with `row0 = 0`. Nothing else of `out` `[n, cols]` is written.
+//!
+//! Bound: exact for bf16 and f32; for f16 a driver may flush half subnormals to zero, so 6.2e-5 absolute.
+use super::cases::{Bound, Case, Check, device_words, noise, poison_floats};
+use super::launch::Variant;
+use super::{Words, embed as run};
+
+/// Parameters of [`embed`](fn@super::embed).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EmbedSpec {
+    /// Packing of the table.
+    pub words: Words,
+    /// Ids to look up.
+    pub n: usize,
+    /// Values in a row.
+    pub cols: usize,
+    /// Vocabulary row of the shard's first row.
+    pub row0: usize,
+    /// Rows of the shard.
+    pub rows: usize,
+    /// Rows of the whole table.
+    pub vocab: usize,
+    /// The i-th id is at `id_offset + i * id_stride` of `ids`.
+    pub id_offset: usize,
+    /// See `id_offset`.
+    pub id_stride: usize,
+}
+
+impl EmbedSpec {
+    pub(super) fn variant(&self) -> Variant {
+        let constants = vec![("THREADS", 64), ("DTYPE", self.words as u32)];
+        Variant { kernel: "embed", text: include_str!("../../shaders/embed.wgsl"), constants }
+    }
+
+    pub(super) fn groups(&self) -> [usize; 3] {
+        [self.words.row_words(self.cols).div_ceil(64), self.n, 1]
+    }
+
+    pub(super) fn info(&self) -> [u32; 8] {
+        let row_words = self.words.row_words(self.cols);
+        [self.n, self.cols, row_words, self.row0, self.rows, self.vocab, self.id_offset, self.id_stride]
+            .map(|v| v as u32)
+    }
+}
+
+pub(super) fn twin(table: &[u32], ids: &[u32], out: &mut [f32], spec: &EmbedSpec) {
+    let row_words = spec.words.row_words(spec.cols);
+    for (i, row) in out.chunks_exact_mut(spec.cols).take(spec.n).enumerate() {
+        let id = ids[spec.id_offset + i * spec.id_stride] as usize;
+        if id >= spec.vocab && spec.row0 == 0 {
+            row.fill(0.0);
+        } else if let Some(r) = id.checked_sub(spec.row0).filter(|r| *r < spec.rows) {
+            let from = &table[r * row_words..(r + 1) * row_words];
+            for (c, v) in row.iter_mut().enumerate() {
+                *v = spec.words.get(from, c) as f32;
+            }
+        }
+    }
+}
+
+/// Every packing; one shard and the second of two; ids outside; strided ids.
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for words in [Words::F32, Words::F16, Words::Bf16] {
+        for (row0, rows, n, cols, stride) in [(0, 37, 5, 24, 1), (20, 17, 9, 136, 8), (0, 37, 1, 8, 1)] {
+            let spec =
+                EmbedSpec { words, n, cols, row0, rows, vocab: 37, id_offset: stride - 1, id_stride: stride };
+            cases.push(Case::new("embed", format!("{words:?} rows {row0}+{rows} n {n} cols {cols}"), move |device| {
+                let table = device_words(words.pack(&noise(rows * cols, 1, 1.0)), device);
+                let mut ids = vec![0; n * stride];
+                for i in 0..n {
+                    ids[spec.id_offset + i * stride] = [36, 0, 19, 20, 40, u32::MAX, 7, 21, 35][i];
+                }
+                let out = poison_floats(n + 1, cols, device);
+                let out = run(&table, &device_words(ids, device), out, spec);
+                let bound = if words == Words::F16 { Bound::Absolute(6.2e-5) } else { Bound::Exact };
+                vec![Check::floats("out", out, bound)]
+            }));
+        }
+    }
+    cases
+}

@@ -1,0 +1,311 @@
+//! Launching WGSL on burn's Cube backend. The only file that touches cubecl.
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{OnceLock, RwLock};
+
+use burn::backend::wgpu::{CubeBackend, CubeTensor, KernelSource, SourceKernel, SourceTemplate, into_contiguous};
+use burn::backend::{Cube, Flex};
+use burn::cubecl::prelude::KernelId;
+use burn::cubecl::server::{KernelArguments, MetadataBindingInfo};
+use burn::cubecl::{CubeCount, CubeDim};
+use burn::tensor::{Bytes, DType, Int, Tensor};
+
+use super::{
+    AttentionRowSpec, AttentionSpec, EmbedSpec, GatherSpec, Kernels, LinearSpec, NormSpec, RopeAppendSpec, SampleSpec,
+};
+use crate::{Error, ErrorKind, Result};
+
+const COMMON: &str = include_str!("../../shaders/common.wgsl");
+
+/// One specialisation of a shader: the file's text and the constants put in front of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Variant {
+    /// Stem of the file in `shaders/`.
+    pub kernel: &'static str,
+    /// The file's text.
+    pub text: &'static str,
+    /// Constants of type u32, in the order they are written.
+    pub constants: Vec<(&'static str, u32)>,
+}
+
+impl Variant {
+    /// The final text: constants, `common.wgsl`, the kernel.
+    pub fn source(&self) -> String {
+        let constants = self.constants.iter().map(|(name, value)| format!("const {name} = {value}u;\n"));
+        constants.chain([COMMON.to_string(), self.text.to_string()]).collect()
+    }
+
+    fn threads(&self) -> u32 {
+        let threads = self.constants.iter().find(|(name, _)| *name == "THREADS");
+        threads.expect("every kernel has THREADS").1
+    }
+
+    /// The text, made once, and the hash of it that keys the pipeline cache.
+    fn wgsl(&self) -> Wgsl {
+        static MADE: OnceLock<RwLock<HashMap<u64, Wgsl>>> = OnceLock::new();
+        let made = MADE.get_or_init(Default::default);
+        let mut key = fnv(FNV, self.kernel.as_bytes());
+        for (name, value) in &self.constants {
+            key = fnv(fnv(key, name.as_bytes()), &value.to_le_bytes());
+        }
+        if let Some(&found) = made.read().expect("no panic while held").get(&key) {
+            return found;
+        }
+        let text: &'static str = Box::leak(self.source().into_boxed_str());
+        let wgsl = Wgsl { text, hash: fnv(FNV, text.as_bytes()) };
+        *made.write().expect("no panic while held").entry(key).or_insert(wgsl)
+    }
+}
+
+const FNV: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn fnv(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |h, &b| (h ^ b as u64).wrapping_mul(0x0100_0000_01b3))
+}
+
+#[derive(Clone, Copy)]
+struct Wgsl {
+    text: &'static str,
+    hash: u64,
+}
+
+impl KernelSource for Wgsl {
+    fn source(&self) -> SourceTemplate {
+        SourceTemplate::new(self.text)
+    }
+    fn id(&self) -> KernelId {
+        KernelId::new::<Self>().info(self.hash)
+    }
+    fn lang(&self) -> &'static str {
+        "wgsl"
+    }
+}
+
+/// A grid of at least `groups` workgroups in two dimensions; kernels that use it flatten it again and guard the rest.
+/// WebGPU allows 65,535 a dimension.
+pub fn grid(groups: usize) -> [usize; 3] {
+    const MOST: usize = 32_768;
+    [groups.min(MOST), groups.div_ceil(MOST), 1]
+}
+
+fn launch(variant: &Variant, groups: [usize; 3], buffers: &[&CubeTensor], info: &[u32]) {
+    debug_assert!(info.len().is_multiple_of(4), "a uniform struct is a whole number of 16-byte rows");
+    let bindings = buffers.iter().map(|t| t.handle.clone().binding()).collect();
+    let [x, y, z] = groups.map(|n| u32::try_from(n).expect("the spec bounds its grid"));
+    buffers[0].client.launch(
+        Box::new(SourceKernel::new(variant.wgsl(), CubeDim::new_1d(variant.threads()))),
+        CubeCount::Static(x, y, z),
+        KernelArguments::new()
+            .with_buffers(bindings)
+            .with_info(MetadataBindingInfo::custom(bytemuck::pod_collect_to_vec(info))),
+    );
+}
+
+static POISON: AtomicBool = AtomicBool::new(false);
+
+/// While on, every output buffer starts as NaN words (0xffc5_a5a5), so that an element a kernel fails to write is seen.
+/// For conformance runs: it costs an upload per output.
+pub fn poison_outputs(on: bool) {
+    POISON.store(on, Ordering::Relaxed);
+}
+
+/// What [`poison_outputs`] fills with.
+pub const POISON_WORD: u32 = 0xffc5_a5a5;
+
+fn empty(like: &CubeTensor, shape: Vec<usize>, dtype: DType) -> CubeTensor {
+    let words = shape.iter().product::<usize>();
+    let handle = match POISON.load(Ordering::Relaxed) {
+        true => like.client.create(Bytes::from_elems(vec![POISON_WORD; words])),
+        false => like.client.empty(words * 4),
+    };
+    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape.into(), handle, dtype)
+}
+
+/// Checks an in-place argument: the only handle, contiguous. A failure is a bug in the caller, not in any input.
+fn owned(t: CubeTensor, what: &str) -> CubeTensor {
+    assert!(t.can_mut(), "{what} is shared: an in-place kernel needs the only handle");
+    assert!(t.is_contiguous(), "{what} is a view");
+    t
+}
+
+impl Kernels for CubeBackend {
+    fn embed(table: CubeTensor, ids: CubeTensor, out: CubeTensor, spec: EmbedSpec) -> CubeTensor {
+        let out = owned(out, "embed's output");
+        launch(&spec.variant(), spec.groups(), &[&table, &ids, &out], &spec.info());
+        out
+    }
+
+    fn matvec(w: CubeTensor, x: CubeTensor, bias: CubeTensor, out: CubeTensor, spec: LinearSpec) -> CubeTensor {
+        let (x, out) = (into_contiguous(x), owned(out, "matvec's output"));
+        launch(&spec.matvec_variant(), spec.matvec_groups(), &[&w, &x, &bias, &out], &spec.matvec_info());
+        out
+    }
+
+    fn matmul(w: CubeTensor, x: CubeTensor, bias: CubeTensor, out: CubeTensor, spec: LinearSpec) -> CubeTensor {
+        let (x, out) = (into_contiguous(x), owned(out, "matmul's output"));
+        launch(&spec.matmul_variant(), spec.matmul_groups(), &[&w, &x, &bias, &out], &spec.matmul_info());
+        out
+    }
+
+    fn rms_norm(x: CubeTensor, weight: CubeTensor, spec: NormSpec) -> CubeTensor {
+        let x = into_contiguous(x);
+        let out = empty(&x, vec![spec.n, spec.cols], DType::F32);
+        launch(&spec.variant(), grid(spec.n), &[&x, &weight, &out], &spec.info());
+        out
+    }
+
+    fn rope_append(
+        qkv: CubeTensor,
+        rope: CubeTensor,
+        state: CubeTensor,
+        kv: CubeTensor,
+        spec: RopeAppendSpec,
+    ) -> (CubeTensor, CubeTensor) {
+        let (qkv, kv) = (into_contiguous(qkv), owned(kv, "the KV cache"));
+        let q = empty(&qkv, vec![spec.n, spec.heads * spec.d], DType::F32);
+        launch(&spec.variant(), spec.groups(), &[&qkv, &rope, &state, &kv, &q], &spec.info());
+        (q, kv)
+    }
+
+    fn attention(
+        q: CubeTensor,
+        kv: CubeTensor,
+        state: CubeTensor,
+        spec: AttentionSpec,
+    ) -> (CubeTensor, CubeTensor) {
+        let q = into_contiguous(q);
+        let out = empty(&q, vec![spec.n, spec.heads * spec.d], DType::F32);
+        let lse = empty(&q, vec![spec.n, spec.heads], DType::F32);
+        let splits = spec.splits();
+        if splits == 1 {
+            launch(&spec.variant(), spec.groups(), &[&q, &kv, &state, &out, &lse], &spec.info());
+        } else {
+            let partials = empty(&q, vec![spec.n * spec.heads * splits, spec.d + 2], DType::F32);
+            launch(&spec.variant(), spec.groups(), &[&q, &kv, &state, &partials, &lse], &spec.info());
+            let (variant, info) = (spec.combine_variant(), spec.combine_info());
+            launch(&variant, [spec.heads, spec.n, 1], &[&partials, &state, &out, &lse], &info);
+        }
+        (out, lse)
+    }
+
+    fn attention_row(
+        q: CubeTensor,
+        lse: CubeTensor,
+        kv: CubeTensor,
+        state: CubeTensor,
+        spec: AttentionRowSpec,
+    ) -> CubeTensor {
+        let (q, lse) = (into_contiguous(q), into_contiguous(lse));
+        let out = empty(&q, vec![spec.out_rows(), spec.slots], DType::F32);
+        launch(&spec.variant(), spec.groups(), &[&q, &lse, &kv, &state, &out], &spec.info());
+        out
+    }
+
+    fn cache_gather(kv: CubeTensor, keep: CubeTensor, moves: CubeTensor, spec: GatherSpec) -> CubeTensor {
+        let out = empty(&kv, vec![spec.out_words], DType::U32);
+        if spec.most_kept > 0 {
+            launch(&spec.variant(), spec.groups(), &[&kv, &keep, &moves, &out], &spec.info());
+        }
+        out
+    }
+
+    fn sample(logits: CubeTensor, state: CubeTensor, spec: SampleSpec) -> CubeTensor {
+        let (logits, state) = (into_contiguous(logits), owned(state, "the state"));
+        launch(&spec.variant(), [spec.seqs, 1, 1], &[&logits, &state], &spec.info());
+        state
+    }
+}
+
+/// Runs `make` with every allocation on `near`'s device given a buffer of its own, outside the pools: exact size, and
+/// returned to the driver once dropped. That is what lets a pruned cache really shrink. On the CPU it just runs `make`.
+pub fn dedicated<T: Send>(near: &Tensor<1, Int>, make: impl FnOnce() -> T + Send) -> T {
+    match near.clone().try_into_primitive::<Cube>() {
+        Ok(t) => t.client.memory_dedicated_allocation((), |()| make()),
+        Err(_) => make(),
+    }
+}
+
+/// An uninitialised u32 tensor on `near`'s device: poison on the GPU when asked for, zeros on the CPU.
+pub fn empty_words(near: &Tensor<1, Int>, words: usize) -> Tensor<1, Int> {
+    match near.clone().try_into_primitive::<Cube>() {
+        Ok(t) => Tensor::from_primitive::<Cube>(empty(&t, vec![words], DType::U32)),
+        Err(_) => super::words(vec![0; words], &near.device()),
+    }
+}
+
+/// An uninitialised f32 tensor `[rows, cols]` on `near`'s device, for kernels that write their output in place.
+pub fn empty_floats(near: &Tensor<1, Int>, shape: [usize; 2]) -> Tensor<2> {
+    match near.clone().try_into_primitive::<Cube>() {
+        Ok(t) => Tensor::from_primitive::<Cube>(empty(&t, shape.to_vec(), DType::F32)),
+        Err(_) => super::floats(vec![0.0; shape[0] * shape[1]], shape, &near.device()),
+    }
+}
+
+/// Overwrites `tensor` with `words`, in place and without waiting: everything launched before sees the old words,
+/// everything after the new ones.
+pub fn write_words(tensor: Tensor<1, Int>, words: Vec<u32>) -> Tensor<1, Int> {
+    assert_eq!(tensor.dims()[0], words.len(), "the whole tensor is overwritten");
+    match tensor.clone().try_into_primitive::<Cube>() {
+        Ok(t) => {
+            t.client.write(&t.handle, Bytes::from_elems(words));
+            tensor
+        }
+        Err(_) => super::words(words, &tensor.device()),
+    }
+}
+
+/// Bytes on their way from the device.
+pub type Readback = Pin<Box<dyn Future<Output = Result<Vec<Vec<u8>>>> + Send>>;
+
+fn gpu_handle<const D: usize>(t: &Tensor<D>) -> Option<CubeTensor> {
+    t.clone().try_into_primitive::<Cube>().ok().map(into_contiguous)
+}
+
+/// Reads u32 tensors. The copies are enqueued by this call, before it returns: what is launched later does not show,
+/// even where it writes in place (`Tensor::into_data_async` copies when the bytes are first looked at).
+pub fn read_words(tensors: &[&Tensor<1, Int>]) -> Readback {
+    let gpu: Vec<_> = tensors.iter().filter_map(|t| (*t).clone().try_into_primitive::<Cube>().ok()).collect();
+    if gpu.len() == tensors.len() && !gpu.is_empty() {
+        return read_gpu(gpu);
+    }
+    let cpu = tensors.iter().map(|t| (*t).clone().try_into_primitive::<Flex>().expect("Cube or Flex"));
+    let bytes = cpu.map(|t| t.to_contiguous().bytes().to_vec()).collect();
+    Box::pin(std::future::ready(Ok(bytes)))
+}
+
+/// Reads f32 tensors, as [`read_words`] does.
+pub fn read_floats<const D: usize>(tensors: &[&Tensor<D>]) -> Readback {
+    let gpu: Vec<_> = tensors.iter().filter_map(|t| gpu_handle(t)).collect();
+    if gpu.len() == tensors.len() && !gpu.is_empty() {
+        return read_gpu(gpu);
+    }
+    let cpu = tensors.iter().map(|t| (*t).clone().try_into_primitive::<Flex>().expect("Cube or Flex"));
+    let bytes = cpu.map(|t| t.to_contiguous().bytes().to_vec()).collect();
+    Box::pin(std::future::ready(Ok(bytes)))
+}
+
+fn read_gpu(tensors: Vec<CubeTensor>) -> Readback {
+    let client = tensors[0].client.clone();
+    let lengths: Vec<usize> = tensors.iter().map(|t| t.meta.shape().num_elements() * 4).collect();
+    let read = client.read_async(tensors.into_iter().map(|t| t.handle).collect());
+    Box::pin(async move {
+        let bytes = read.await.map_err(|e| {
+            Error::new(ErrorKind::Device, "reading from the GPU failed")
+                .found(format!("{e:?}"))
+                .help("the adapter may have been lost or run out of memory; try a smaller context or --device cpu")
+        })?;
+        Ok(bytes.iter().zip(lengths).map(|(b, n)| b[..n].to_vec()).collect())
+    })
+}
+
+/// The u32 words in `bytes`.
+pub fn as_words(bytes: &[u8]) -> Vec<u32> {
+    bytemuck::pod_collect_to_vec(bytes)
+}
+
+/// The f32 values in `bytes`.
+pub fn as_floats(bytes: &[u8]) -> Vec<f32> {
+    bytemuck::pod_collect_to_vec(bytes)
+}

@@ -1,0 +1,300 @@
+//! The hot operations of the decoder: one burn backend extension, hand-written WGSL on the GPU, plain loops on the CPU.
+//!
+//! [`Kernels`] is implemented for burn's `Cube` backend by the shaders in `shaders/` ([`launch`]) and for `Flex`, its CPU
+//! backend, by the **twins**: the same arithmetic over slices, accumulated in f64. A graph written against the functions
+//! of this module runs on either, chosen by the device its tensors live on.
+//!
+//! Every kernel has one file here and one of the same stem in `shaders/`. The file holds the contract (shapes, layout,
+//! what is written), the parameters, the twin and the conformance cases with their stated bounds.
+pub mod attention;
+pub mod attention_row;
+pub mod cache_gather;
+pub mod cases;
+pub mod embed;
+pub mod launch;
+pub mod matmul;
+pub mod matvec;
+pub mod rms_norm;
+pub mod rope_append;
+pub mod sample;
+mod twin;
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, Dispatch, backend_extension};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+
+pub use attention::AttentionSpec;
+pub use attention_row::{AttentionRowSpec, Reduce};
+pub use cache_gather::GatherSpec;
+pub use embed::EmbedSpec;
+pub use matvec::{LinearSpec, Mode};
+pub use rms_norm::NormSpec;
+pub use rope_append::RopeAppendSpec;
+pub use sample::SampleSpec;
+
+/// How values lie in the u32 words of a weight matrix or a cache row. The discriminants are those of `common.wgsl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Words {
+    /// One f32 a word.
+    F32 = 0,
+    /// Two IEEE halfs a word, even column in the low half.
+    F16 = 1,
+    /// Two bfloat16 a word, even column in the low half.
+    Bf16 = 2,
+}
+
+impl Words {
+    /// Values in one word.
+    pub const fn per_word(self) -> usize {
+        match self {
+            Words::F32 => 1,
+            Words::F16 | Words::Bf16 => 2,
+        }
+    }
+
+    /// Words of a row of `cols` values. `cols` is a multiple of 8 everywhere in secateur (checked by the config loader),
+    /// so a row is a whole number of 4-word vectors.
+    pub const fn row_words(self, cols: usize) -> usize {
+        cols / self.per_word()
+    }
+
+    /// Value `column` of the row that starts at `words[0]`, exact in f64.
+    pub fn get(self, words: &[u32], column: usize) -> f64 {
+        let half = |word: u32| if column.is_multiple_of(2) { word as u16 } else { (word >> 16) as u16 };
+        match self {
+            Words::F32 => f32::from_bits(words[column]) as f64,
+            Words::F16 => half::f16::from_bits(half(words[column / 2])).to_f64(),
+            Words::Bf16 => half::bf16::from_bits(half(words[column / 2])).to_f64(),
+        }
+    }
+
+    /// Packs `values`, rounding to nearest even; f16 saturates at ±65504 as the cache's writer does.
+    pub fn pack(self, values: &[f32]) -> Vec<u32> {
+        let half = |v: f32| match self {
+            Words::F16 => f16_bits(v),
+            _ => half::bf16::from_f32(v).to_bits(),
+        } as u32;
+        match self {
+            Words::F32 => values.iter().map(|v| v.to_bits()).collect(),
+            _ => values.chunks(2).map(|p| half(p[0]) | half(*p.get(1).unwrap_or(&0.0)) << 16).collect(),
+        }
+    }
+}
+
+/// f32 to f16 bits, nearest even, finite overflow and infinities saturated: what `f16_bits` in `common.wgsl` does.
+pub fn f16_bits(value: f32) -> u16 {
+    let bits = half::f16::from_f32(value).to_bits();
+    if value.is_nan() {
+        0x7e00 | (bits & 0x8000)
+    } else if bits & 0x7c00 == 0x7c00 {
+        0x7bff | (bits & 0x8000)
+    } else {
+        bits
+    }
+}
+
+/// Layout of the device-resident state: see `common.wgsl`, which this mirrors, and `cache.rs`, which fills it.
+pub mod state {
+    /// Words of a sequence's header.
+    pub const SEQ: usize = 8;
+    /// The pending token: sampled, not yet forwarded.
+    pub const TOKEN: usize = 0;
+    /// Logical position of the next token to be forwarded.
+    pub const POSITION: usize = 1;
+    /// Tokens sampled so far.
+    pub const STEP: usize = 2;
+    /// Zero: `sample` leaves this sequence alone.
+    pub const ACTIVE: usize = 3;
+    /// Words of a layer's entry for one sequence.
+    pub const ROW: usize = 4;
+    /// Cached slots.
+    pub const LEN: usize = 0;
+    /// First row of the sequence's region in the layer's buffer.
+    pub const BASE: usize = 1;
+    /// Slots the region has room for.
+    pub const CAP: usize = 2;
+    /// The id that `sample` writes where a logit is not finite.
+    pub const BROKEN: u32 = u32::MAX;
+}
+
+/// The extension: every operation returns the tensors it wrote. A tensor named *in place* comes by value, must be the
+/// only handle to its buffer, and goes back as the same buffer.
+///
+/// Integer tensors hold u32 words. Float tensors are f32 and contiguous (made so where they are not).
+#[backend_extension(Cube, Flex)]
+pub trait Kernels: Backend {
+    /// See [`embed`]. `out` in place.
+    fn embed(
+        table: IntTensor<Self>,
+        ids: IntTensor<Self>,
+        out: FloatTensor<Self>,
+        spec: EmbedSpec,
+    ) -> FloatTensor<Self>;
+
+    /// See [`matvec`]. `out` in place.
+    fn matvec(
+        w: IntTensor<Self>,
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        out: FloatTensor<Self>,
+        spec: LinearSpec,
+    ) -> FloatTensor<Self>;
+
+    /// See [`matmul`]. `out` in place.
+    fn matmul(
+        w: IntTensor<Self>,
+        x: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        out: FloatTensor<Self>,
+        spec: LinearSpec,
+    ) -> FloatTensor<Self>;
+
+    /// See [`rms_norm`].
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, spec: NormSpec) -> FloatTensor<Self>;
+
+    /// See [`rope_append`]. Returns the rotated queries and the cache, `kv` in place.
+    fn rope_append(
+        qkv: FloatTensor<Self>,
+        rope: FloatTensor<Self>,
+        state: IntTensor<Self>,
+        kv: IntTensor<Self>,
+        spec: RopeAppendSpec,
+    ) -> (FloatTensor<Self>, IntTensor<Self>);
+
+    /// See [`attention`]. Returns the values and the log-sum-exp.
+    fn attention(
+        q: FloatTensor<Self>,
+        kv: IntTensor<Self>,
+        state: IntTensor<Self>,
+        spec: AttentionSpec,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// See [`attention_row`].
+    fn attention_row(
+        q: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
+        kv: IntTensor<Self>,
+        state: IntTensor<Self>,
+        spec: AttentionRowSpec,
+    ) -> FloatTensor<Self>;
+
+    /// See [`cache_gather`].
+    fn cache_gather(
+        kv: IntTensor<Self>,
+        keep: IntTensor<Self>,
+        moves: IntTensor<Self>,
+        spec: GatherSpec,
+    ) -> IntTensor<Self>;
+
+    /// See [`sample`]. `state` in place.
+    fn sample(logits: FloatTensor<Self>, state: IntTensor<Self>, spec: SampleSpec) -> IntTensor<Self>;
+}
+
+/// A u32 tensor of `words` on `device`. Without the dtype, burn would convert to the device's default, i32.
+pub fn words(words: Vec<u32>, device: &Device) -> Tensor<1, Int> {
+    let n = words.len();
+    Tensor::from_data(TensorData::new(words, [n]), (device, DType::U32))
+}
+
+/// An f32 tensor of `values` on `device`.
+pub fn floats<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
+}
+
+/// Rows of an embedding table for a list of ids. `table` u32 `[rows * row_words]`, `ids` u32, `out` f32 `[n, cols]`.
+pub fn embed(table: &Tensor<1, Int>, ids: &Tensor<1, Int>, out: Tensor<2>, spec: EmbedSpec) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::embed(
+        table.clone().into_dispatch(),
+        ids.clone().into_dispatch(),
+        out.into_dispatch(),
+        spec,
+    ))
+}
+
+/// `out = W x + bias` in one of the [`Mode`]s, for `spec.n` vectors: `matvec` up to [`matvec::MOST`] of them, else
+/// `matmul`. `w` u32 `[rows * row_words]`, `x` f32 `[n, cols]`, `bias` f32, `out` f32 `[n, out_stride]` in place.
+pub fn linear(w: &Tensor<1, Int>, x: &Tensor<2>, bias: &Tensor<1>, out: Tensor<2>, spec: LinearSpec) -> Tensor<2> {
+    let (w, x) = (w.clone().into_dispatch(), x.clone().into_dispatch());
+    let (bias, out) = (bias.clone().into_dispatch(), out.into_dispatch());
+    Tensor::from_dispatch(match spec.n <= matvec::MOST {
+        true => Dispatch::matvec(w, x, bias, out, spec),
+        false => Dispatch::matmul(w, x, bias, out, spec),
+    })
+}
+
+/// RMS normalisation of the rows of `x` `[n, cols]` with `weight` `[cols]`.
+pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, spec: NormSpec) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::rms_norm(x.clone().into_dispatch(), weight.clone().into_dispatch(), spec))
+}
+
+/// Rotates q and k, appends k and v to `kv` in place. Returns `(q [n, heads D], kv)`.
+pub fn rope_append(
+    qkv: Tensor<2>,
+    rope: &Tensor<1>,
+    state: &Tensor<1, Int>,
+    kv: Tensor<1, Int>,
+    spec: RopeAppendSpec,
+) -> (Tensor<2>, Tensor<1, Int>) {
+    let (q, kv) = Dispatch::rope_append(
+        qkv.into_dispatch(),
+        rope.clone().into_dispatch(),
+        state.clone().into_dispatch(),
+        kv.into_dispatch(),
+        spec,
+    );
+    (Tensor::from_dispatch(q), Tensor::from_dispatch(kv))
+}
+
+/// Attention of a chunk over the cache. Returns `(values [n, heads D], log-sum-exp [n, heads])`.
+pub fn attention(
+    q: &Tensor<2>,
+    kv: &Tensor<1, Int>,
+    state: &Tensor<1, Int>,
+    spec: AttentionSpec,
+) -> (Tensor<2>, Tensor<2>) {
+    let (out, lse) = Dispatch::attention(
+        q.clone().into_dispatch(),
+        kv.clone().into_dispatch(),
+        state.clone().into_dispatch(),
+        spec,
+    );
+    (Tensor::from_dispatch(out), Tensor::from_dispatch(lse))
+}
+
+/// Attention weights of row `spec.row` over the slots: `[heads | kv_heads | 1, slots]`.
+pub fn attention_row(
+    q: &Tensor<2>,
+    lse: &Tensor<2>,
+    kv: &Tensor<1, Int>,
+    state: &Tensor<1, Int>,
+    spec: AttentionRowSpec,
+) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::attention_row(
+        q.clone().into_dispatch(),
+        lse.clone().into_dispatch(),
+        kv.clone().into_dispatch(),
+        state.clone().into_dispatch(),
+        spec,
+    ))
+}
+
+/// The kept rows of `kv` in a new buffer of `spec.out_words` words.
+pub fn cache_gather(
+    kv: Tensor<1, Int>,
+    keep: &Tensor<1, Int>,
+    moves: &Tensor<1, Int>,
+    spec: GatherSpec,
+) -> Tensor<1, Int> {
+    Tensor::from_dispatch(Dispatch::cache_gather(
+        kv.into_dispatch(),
+        keep.clone().into_dispatch(),
+        moves.clone().into_dispatch(),
+        spec,
+    ))
+}
+
+/// Greedy sampling into `state`, in place.
+pub fn sample(logits: &Tensor<2>, state: Tensor<1, Int>, spec: SampleSpec) -> Tensor<1, Int> {
+    Tensor::from_dispatch(Dispatch::sample(logits.clone().into_dispatch(), state.into_dispatch(), spec))
+}

@@ -1,0 +1,131 @@
+//! Rotary position embedding of queries and keys, and the append of keys and values to the cache.
+//!
+//! Contract: row `i` of `qkv` `[n, (heads + 2 kv_heads) D]` (queries, keys, values side by side) is token `i % chunk` of
+//! sequence `seq0 + i / chunk`. Its logical position is the sequence's position plus `i % chunk`, its slot the layer's
+//! length plus `i % chunk`: two numbers that part company at the first eviction. Queries and keys are rotated in the
+//! rotate-half form of HF Llama/Qwen weights (`rope` `[positions, D]`: cosines then sines, computed in f64, stored in f32:
+//! in-shader `cos` is off by 1.8e-3 at position 30,000). Writes `q` `[n, heads D]` and, in place, rows `slot` of the key and
+//! value planes; a slot beyond the capacity is not written. The layout of `kv` is in `cache.rs`.
+//!
+//! Bound: queries 3e-7 relative to the row's largest value (two products and a sum, with or without fma); f32 keys the
+//! same; f16 words may differ by one unit in the last place of a half where the f32 values straddle a rounding boundary;
+//! values exact.
+use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
+use super::launch::Variant;
+use super::{Words, f16_bits, floats, rope_append as run, state};
+
+/// Parameters of [`rope_append`](fn@super::rope_append).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RopeAppendSpec {
+    /// Packing of the cache: `F32` or `F16`.
+    pub words: Words,
+    /// Head dimension, a multiple of 8.
+    pub d: usize,
+    /// Rows of the chunk, all sequences together.
+    pub n: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Rows per sequence.
+    pub chunk: usize,
+    /// First sequence.
+    pub seq0: usize,
+    /// Word of the state where the layer's table begins.
+    pub table: usize,
+    /// Rows of the RoPE table.
+    pub positions: usize,
+}
+
+impl RopeAppendSpec {
+    pub(super) fn variant(&self) -> Variant {
+        let constants = vec![("THREADS", 64), ("KV", self.words as u32), ("D", self.d as u32)];
+        Variant { kernel: "rope_append", text: include_str!("../../shaders/rope_append.wgsl"), constants }
+    }
+
+    pub(super) fn groups(&self) -> [usize; 3] {
+        [((self.heads + 2 * self.kv_heads) * self.d / 4).div_ceil(64), self.n, 1]
+    }
+
+    pub(super) fn info(&self) -> [u32; 8] {
+        [self.n, self.heads, self.kv_heads, self.chunk, self.seq0, self.table, self.positions, 0].map(|v| v as u32)
+    }
+}
+
+pub(super) fn twin(qkv: &[f32], rope: &[f32], st: &[u32], kv: &mut [u32], spec: &RopeAppendSpec) -> Vec<f32> {
+    let (d, half) = (spec.d, spec.d / 2);
+    let all_heads = spec.heads + 2 * spec.kv_heads;
+    let row_words = spec.words.row_words(d);
+    let mut q = Vec::with_capacity(spec.n * spec.heads * d);
+    for i in 0..spec.n {
+        let (seq, offset) = (spec.seq0 + i / spec.chunk, i % spec.chunk);
+        let entry = &st[spec.table + seq * state::ROW..];
+        let (slot, cap) = (entry[state::LEN] as usize + offset, entry[state::CAP] as usize);
+        let position = (st[seq * state::SEQ + state::POSITION] as usize + offset).min(spec.positions - 1);
+        let angles = &rope[position * d..(position + 1) * d];
+        for head in 0..all_heads {
+            let row = &qkv[(i * all_heads + head) * d..][..d];
+            let mut rotated = row.to_vec();
+            if head < spec.heads + spec.kv_heads {
+                for c in 0..half {
+                    let (a, b) = (row[c] as f64, row[c + half] as f64);
+                    let (cos, sin) = (angles[c] as f64, angles[c + half] as f64);
+                    rotated[c] = (a * cos - b * sin) as f32;
+                    rotated[c + half] = (b * cos + a * sin) as f32;
+                }
+            }
+            if head < spec.heads {
+                q.extend(rotated);
+            } else if slot < cap {
+                let at = (entry[state::BASE] as usize + (head - spec.heads) * cap + slot) * row_words;
+                let words = spec.words.pack(&rotated);
+                kv[at..at + row_words].copy_from_slice(&words);
+            }
+        }
+    }
+    debug_assert_eq!(f16_bits(65520.0), 0x7bff, "the packer saturates");
+    q
+}
+
+/// Both packings; one token of three ragged sequences; a chunk of one sequence; a slot beyond the capacity; far positions.
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for words in [Words::F32, Words::F16] {
+        for (d, heads, kv_heads, n, chunk, seq0, lens, caps) in [
+            (16, 6, 2, 3, 1, 0, [5, 0, 9], [7, 4, 10]),
+            (64, 2, 1, 7, 7, 1, [3, 2, 0], [8, 16, 1]),
+            (128, 7, 1, 2, 1, 1, [0, 4, 4], [1, 9, 4]),
+            (8, 1, 1, 1, 1, 2, [1, 1, 1], [3, 3, 3]),
+        ] {
+            let name = format!("{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} seq0 {seq0}");
+            cases.push(Case::new("rope_append", name, move |device| {
+                let positions = 40;
+                let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).positions(&[30, 11, 39]);
+                let spec = RopeAppendSpec {
+                    words,
+                    d,
+                    n,
+                    heads,
+                    kv_heads,
+                    chunk,
+                    seq0,
+                    table: builder.table(1),
+                    positions,
+                };
+                let rope = crate::model::rope::table(d, 1e6, positions);
+                let qkv = device_floats(noise(n * (heads + 2 * kv_heads) * d, 9, 3.0), n, (heads + 2 * kv_heads) * d, device);
+                let rows = builder.rows(1);
+                let row_words = words.row_words(d);
+                let kv = device_words((0..rows * row_words).map(|i| 0x7000_0000 + i as u32).collect(), device);
+                let rope = floats(rope, [positions * d], device);
+                let (q, kv) = run(qkv, &rope, &device_words(builder.build(), device), kv, spec);
+                let bound = match words {
+                    Words::F16 => Bound::HalfUlps(1),
+                    _ => Bound::FloatWords(1e-6),
+                };
+                vec![Check::floats("q", q, Bound::Relative(3e-7)), Check::words("kv", kv, row_words, bound)]
+            }));
+        }
+    }
+    cases
+}

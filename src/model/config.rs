@@ -1,0 +1,483 @@
+//! `config.json` and `generation_config.json` of a Hugging Face model, checked before anything is built from them.
+//!
+//! Both spellings are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and transformers 5
+//! (`rope_parameters`, `dtype`). What secateur does not run is refused by name, never ignored.
+use crate::weights::ModelSource;
+use crate::{Error, ErrorKind, Result};
+use serde_json::{Map, Value};
+
+const CONFIG: &str = "config.json";
+const GENERATION: &str = "generation_config.json";
+/// No size of a real model comes near; products of two such sizes still fit 64 bits.
+const MAX_SIZE: u64 = 1 << 28;
+
+/// Decoder families. They differ in their config's defaults and in what [`ModelConfig`] then says about the attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Architecture {
+    /// Qwen2, Qwen2.5, R1-Distill-Qwen, QwQ: biases on q, k and v.
+    Qwen2,
+}
+
+impl Architecture {
+    /// The class that transformers names in `architectures`.
+    pub const fn class_name(self) -> &'static str {
+        match self {
+            Self::Qwen2 => "Qwen2ForCausalLM",
+        }
+    }
+}
+
+/// How rotary frequencies are stretched beyond the training context.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All frequencies divided by `factor`.
+    Linear {
+        /// How many times longer the context becomes.
+        factor: f64,
+    },
+    /// Llama 3: low frequencies divided by `factor`, high ones kept, a ramp between.
+    Llama3 {
+        /// How many times longer the context becomes.
+        factor: f64,
+        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided by `factor`.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// The training context, in tokens.
+        original_max_position_embeddings: usize,
+    },
+}
+
+/// The shape of a decoder. Every size is positive and every division it implies is exact.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// Decoder family.
+    pub architecture: Architecture,
+    /// Rows of the embedding and of the output head.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Number of decoder layers.
+    pub num_layers: usize,
+    /// Query heads per layer.
+    pub num_heads: usize,
+    /// Key/value heads per layer; divides `num_heads`.
+    pub num_kv_heads: usize,
+    /// Width of one head; even, since RoPE rotates pairs.
+    pub head_dim: usize,
+    /// Context the model was made for, in tokens.
+    pub max_position_embeddings: usize,
+    /// ε of every RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// Stretching of the rotary frequencies.
+    pub rope_scaling: RopeScaling,
+    /// Whether the q, k and v projections have biases.
+    pub attention_bias: bool,
+    /// Whether q and k are RMS-normalised per head.
+    pub qk_norm: bool,
+    /// Whether the output head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Ids that end an answer: those of generation_config.json, then those of config.json; each once, all in the
+    /// vocabulary. May be empty.
+    pub eos_token_ids: Vec<u32>,
+    /// Sampling as the model's authors recommend it.
+    pub generation: GenerationDefaults,
+}
+
+/// Sampling defaults of `generation_config.json`, where it has them. They are recommendations: a front-end chooses.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerationDefaults {
+    /// Sample (true) or take the most likely token (false).
+    pub do_sample: Option<bool>,
+    /// Divides the logits; positive or zero.
+    pub temperature: Option<f32>,
+    /// Sample from the smallest set of tokens with this probability; in (0, 1].
+    pub top_p: Option<f32>,
+    /// Sample from this many tokens; 0 means all.
+    pub top_k: Option<u32>,
+    /// Drop tokens less likely than this share of the most likely one; in `[0, 1]`.
+    pub min_p: Option<f32>,
+    /// Divides the positive logits of seen tokens, multiplies negative ones; positive.
+    pub repetition_penalty: Option<f32>,
+}
+
+impl ModelConfig {
+    /// Reads `config.json` and, where there is one, `generation_config.json`.
+    ///
+    /// # Errors
+    /// When config.json is missing, either file is malformed, or the model is one that secateur does not run.
+    pub fn load(source: &ModelSource) -> Result<Self> {
+        let Some(config) = source.find_json(CONFIG)? else {
+            return Err(Error::new(ErrorKind::Model, format!("the model has no {CONFIG}"))
+                .at(source)
+                .found(source.listing())
+                .help("pass a directory in Hugging Face layout"));
+        };
+        let generation = source.find_json(GENERATION)?;
+        let generation = generation.as_ref().map(|json| (json, source.place_of(GENERATION)));
+        Self::parse(&config, &source.place_of(CONFIG), generation.as_ref().map(|(json, place)| (*json, place.as_str())))
+    }
+
+    /// Reads a config, and a generation config where there is one; each with where it lies, for messages.
+    ///
+    /// # Errors
+    /// When either is malformed, or the model is one that secateur does not run.
+    pub fn parse(config: &Value, place: &str, generation: Option<(&Value, &str)>) -> Result<Self> {
+        let fields = Fields::new(config, place)?;
+        let architecture = architecture(&fields)?;
+        refuse_unsupported(&fields)?;
+
+        let hidden_size = fields.size("hidden_size")?;
+        let num_heads = fields.size("num_attention_heads")?;
+        let num_kv_heads = fields.optional_size("num_key_value_heads")?.unwrap_or(num_heads);
+        let head_dim = match fields.optional_size("head_dim")? {
+            Some(head_dim) => head_dim,
+            None if hidden_size % num_heads == 0 => hidden_size / num_heads,
+            None => {
+                return Err(fields.wrong("hidden_size", format!("a multiple of num_attention_heads, {num_heads}")));
+            }
+        };
+        // Qwen2 has no head_dim of its own: transformers ignores the field where the weights would contradict it.
+        if architecture == Architecture::Qwen2 && head_dim * num_heads != hidden_size {
+            return Err(
+                fields.wrong("head_dim", format!("hidden_size / num_attention_heads = {hidden_size} / {num_heads}"))
+            );
+        }
+        if head_dim % 2 != 0 {
+            return Err(Error::new(ErrorKind::Model, "heads of odd width cannot be rotated by RoPE")
+                .at(fields.place)
+                .expected("an even head_dim = hidden_size / num_attention_heads")
+                .found(head_dim));
+        }
+        if num_heads % num_kv_heads != 0 {
+            return Err(fields.wrong("num_key_value_heads", format!("a divisor of num_attention_heads, {num_heads}")));
+        }
+        let vocab_size = fields.size("vocab_size")?;
+        let (rope_theta, rope_scaling) = rope(&fields)?;
+        if rope_scaling != RopeScaling::None {
+            return Err(Error::new(ErrorKind::Model, "this RoPE scaling is not supported yet for this architecture")
+                .at(format!("{place}: rope_scaling"))
+                .found(format!("{rope_scaling:?}"))
+                .help("remove rope_scaling from config.json to run within the original context"));
+        }
+        let rms_norm_eps = fields.number("rms_norm_eps")?.unwrap_or(1e-6);
+        if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
+            return Err(fields.wrong("rms_norm_eps", "between 0 and 1"));
+        }
+
+        let mut eos_token_ids = Vec::new();
+        let mut defaults = GenerationDefaults::default();
+        if let Some((json, place)) = generation {
+            let fields = Fields::new(json, place)?;
+            fields.add_eos_ids(&mut eos_token_ids, vocab_size)?;
+            defaults = GenerationDefaults::parse(&fields)?;
+        }
+        fields.add_eos_ids(&mut eos_token_ids, vocab_size)?;
+
+        Ok(Self {
+            architecture,
+            vocab_size,
+            hidden_size,
+            intermediate_size: fields.size("intermediate_size")?,
+            num_layers: fields.size("num_hidden_layers")?,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            max_position_embeddings: fields.size("max_position_embeddings")?,
+            rms_norm_eps,
+            rope_theta,
+            rope_scaling,
+            attention_bias: architecture == Architecture::Qwen2,
+            qk_norm: false,
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
+            eos_token_ids,
+            generation: defaults,
+        })
+    }
+
+    /// Query heads that share one key/value head.
+    pub fn group_size(&self) -> usize {
+        self.num_heads / self.num_kv_heads
+    }
+
+    /// Width of all query heads together.
+    pub fn q_size(&self) -> usize {
+        self.num_heads * self.head_dim
+    }
+
+    /// Width of all key heads together, and of all value heads.
+    pub fn kv_size(&self) -> usize {
+        self.num_kv_heads * self.head_dim
+    }
+}
+
+impl GenerationDefaults {
+    fn parse(fields: &Fields<'_>) -> Result<Self> {
+        let number = |name: &str, expected: &str, good: fn(f64) -> bool| match fields.number(name)? {
+            Some(value) if !good(value) => Err(fields.wrong(name, expected)),
+            value => Ok(value.map(|value| value as f32)),
+        };
+        Ok(Self {
+            do_sample: fields.flag("do_sample")?,
+            temperature: number("temperature", "zero or positive", |t| t >= 0.0)?,
+            top_p: number("top_p", "in (0, 1]", |p| p > 0.0 && p <= 1.0)?,
+            top_k: match fields.get("top_k") {
+                None => None,
+                // -1 is what some servers write for "all".
+                Some(value) if value.as_i64() == Some(-1) => Some(0),
+                Some(value) => match value.as_u64().and_then(|k| u32::try_from(k).ok()) {
+                    Some(k) => Some(k),
+                    None => return Err(fields.wrong("top_k", "a count")),
+                },
+            },
+            min_p: number("min_p", "in [0, 1]", |p| (0.0..=1.0).contains(&p))?,
+            repetition_penalty: number("repetition_penalty", "positive", |r| r > 0.0)?,
+        })
+    }
+}
+
+/// The fields of one JSON object; `null` counts as absent, as in transformers.
+struct Fields<'a> {
+    map: &'a Map<String, Value>,
+    place: &'a str,
+}
+
+impl<'a> Fields<'a> {
+    fn new(json: &'a Value, place: &'a str) -> Result<Self> {
+        let map = json.as_object().ok_or_else(|| {
+            Error::new(ErrorKind::Model, "the configuration is malformed")
+                .at(place)
+                .expected("a JSON object")
+                .found(kind_of(json))
+        })?;
+        Ok(Self { map, place })
+    }
+
+    fn get(&self, name: &str) -> Option<&'a Value> {
+        self.map.get(name).filter(|value| !value.is_null())
+    }
+
+    fn wrong(&self, name: &str, expected: impl std::fmt::Display) -> Error {
+        Error::new(ErrorKind::Model, format!("{name} has a value that cannot be used"))
+            .at(format!("{}: {name}", self.place))
+            .expected(expected)
+            .found(self.get(name).map_or("nothing".to_string(), brief))
+    }
+
+    fn refuse(&self, name: &str, what: &str) -> Error {
+        Error::new(ErrorKind::Model, format!("{what} are not supported"))
+            .at(format!("{}: {name}", self.place))
+            .found(self.get(name).map_or("nothing".to_string(), brief))
+    }
+
+    fn optional_size(&self, name: &str) -> Result<Option<usize>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        match value.as_u64() {
+            Some(size) if (1..=MAX_SIZE).contains(&size) => Ok(Some(size as usize)),
+            _ => Err(self.wrong(name, format!("a whole number from 1 to {MAX_SIZE}"))),
+        }
+    }
+
+    fn size(&self, name: &str) -> Result<usize> {
+        self.optional_size(name)?.ok_or_else(|| self.wrong(name, "a positive whole number"))
+    }
+
+    fn number(&self, name: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        value.as_f64().filter(|number| number.is_finite()).map(Some).ok_or_else(|| self.wrong(name, "a number"))
+    }
+
+    fn required_number(&self, name: &str) -> Result<f64> {
+        self.number(name)?.ok_or_else(|| self.wrong(name, "a number"))
+    }
+
+    fn flag(&self, name: &str) -> Result<Option<bool>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        value.as_bool().map(Some).ok_or_else(|| self.wrong(name, "true or false"))
+    }
+
+    fn text(&self, name: &str) -> Result<Option<&'a str>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        value.as_str().map(Some).ok_or_else(|| self.wrong(name, "a string"))
+    }
+
+    /// `eos_token_id`: one id or a list. An id beyond the vocabulary can never be sampled and is dropped with a warning:
+    /// small models with a copied config have them.
+    fn add_eos_ids(&self, ids: &mut Vec<u32>, vocab_size: usize) -> Result<()> {
+        const NAME: &str = "eos_token_id";
+        let Some(value) = self.get(NAME) else { return Ok(()) };
+        let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        for id in list {
+            let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
+            let id = id.ok_or_else(|| self.wrong(NAME, "a token id or a list of them"))?;
+            if id as usize >= vocab_size {
+                log::warn!("{}: {NAME} {id} is beyond the vocabulary of {vocab_size} and ignored", self.place);
+            } else if !ids.contains(&id) {
+                ids.push(id);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn architecture(fields: &Fields<'_>) -> Result<Architecture> {
+    let named = match fields.get("architectures") {
+        None => None,
+        Some(Value::Array(list)) if !list.is_empty() => {
+            Some(list[0].as_str().ok_or_else(|| fields.wrong("architectures", "a list of class names"))?)
+        }
+        Some(_) => return Err(fields.wrong("architectures", "a list of class names")),
+    };
+    let name = match named {
+        Some(name) => name,
+        None => fields.text("model_type")?.ok_or_else(|| {
+            Error::new(ErrorKind::Model, "config.json does not say which architecture this is")
+                .at(fields.place)
+                .expected("architectures or model_type")
+                .found("neither")
+        })?,
+    };
+    match name {
+        "Qwen2ForCausalLM" | "qwen2" => Ok(Architecture::Qwen2),
+        other => {
+            let error = Error::new(ErrorKind::Model, format!("the architecture {other} is not supported"))
+                .at(fields.place)
+                .expected(Architecture::Qwen2.class_name());
+            Err(match other {
+                "Qwen3ForCausalLM" | "qwen3" | "LlamaForCausalLM" | "llama" => {
+                    error.help("it is planned; run a Qwen2 model such as Qwen2.5 or R1-Distill-Qwen for now")
+                }
+                _ => error,
+            })
+        }
+    }
+}
+
+fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
+    for name in ["vision_config", "audio_config", "text_config"] {
+        if fields.get(name).is_some() {
+            return Err(fields.refuse(name, "models that see or hear"));
+        }
+    }
+    for name in ["num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size"] {
+        if fields.get(name).is_some_and(|value| value.as_u64() != Some(0)) {
+            return Err(fields.refuse(name, "mixtures of experts"));
+        }
+    }
+    if fields.get("quantization_config").is_some() {
+        return Err(fields.refuse("quantization_config", "quantized checkpoints").help("use the original weights"));
+    }
+    // Many configs carry a window that nothing uses: it slides only where it is switched on, has a width (absent means
+    // transformers' default, null means none), and some layer lies above `max_window_layers` (28 by default).
+    let slides = fields.flag("use_sliding_window")?.unwrap_or(false)
+        && fields.map.get("sliding_window") != Some(&Value::Null)
+        && fields.optional_size("max_window_layers")?.unwrap_or(28) < fields.size("num_hidden_layers")?;
+    if slides {
+        return Err(fields.refuse("use_sliding_window", "sliding attention windows"));
+    }
+    if let Some(value) = fields.get("layer_types") {
+        let list = value.as_array().ok_or_else(|| fields.wrong("layer_types", "a list"))?;
+        if list.iter().any(|kind| kind != "full_attention") {
+            return Err(fields.refuse("layer_types", "layers other than full_attention"));
+        }
+    }
+    match fields.text("hidden_act")? {
+        None | Some("silu" | "swish") => {}
+        Some(_) => return Err(fields.wrong("hidden_act", "silu")),
+    }
+    Ok(())
+}
+
+/// Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4).
+fn rope(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
+    const NEW: &str = "rope_parameters";
+    const OLD: &str = "rope_scaling";
+    let name = if fields.get(NEW).is_some() { NEW } else { OLD };
+    let place = format!("{}: {name}", fields.place);
+    let nested = match fields.get(name) {
+        Some(value) => Some(Fields::new(value, &place)?),
+        None => None,
+    };
+    let nested_theta = match &nested {
+        Some(nested) => nested.number("rope_theta")?,
+        None => None,
+    };
+    let theta = match nested_theta {
+        Some(theta) => theta,
+        // The default of every architecture that transformers has.
+        None => fields.number("rope_theta")?.unwrap_or(10_000.0),
+    };
+    if theta <= 1.0 {
+        return Err(Error::new(ErrorKind::Model, "rope_theta has a value that cannot be used")
+            .at(fields.place)
+            .expected("a number above 1")
+            .found(theta));
+    }
+    Ok((
+        theta,
+        match &nested {
+            Some(nested) => rope_scaling(nested)?,
+            None => RopeScaling::None,
+        },
+    ))
+}
+
+fn rope_scaling(fields: &Fields<'_>) -> Result<RopeScaling> {
+    let kind = match fields.text("rope_type")? {
+        Some(kind) => Some(kind),
+        None => fields.text("type")?,
+    };
+    let factor = || match fields.required_number("factor")? {
+        factor if factor >= 1.0 => Ok(factor),
+        _ => Err(fields.wrong("factor", "1 or more")),
+    };
+    match kind {
+        None if fields.map.keys().any(|key| key != "rope_theta") => Err(fields.wrong("rope_type", "a string")),
+        None | Some("default") => Ok(RopeScaling::None),
+        Some("linear") => Ok(RopeScaling::Linear { factor: factor()? }),
+        Some("llama3") => {
+            let low_freq_factor = fields.required_number("low_freq_factor")?;
+            let high_freq_factor = fields.required_number("high_freq_factor")?;
+            if !(low_freq_factor > 0.0 && high_freq_factor > low_freq_factor) {
+                return Err(fields.wrong("high_freq_factor", format!("above low_freq_factor, {low_freq_factor}")));
+            }
+            Ok(RopeScaling::Llama3 {
+                factor: factor()?,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings: fields.size("original_max_position_embeddings")?,
+            })
+        }
+        Some(other) => Err(Error::new(ErrorKind::Model, format!("the RoPE scaling {other} is not supported"))
+            .at(fields.place)
+            .expected("default")
+            .found(other)
+            .help("remove it from config.json to run within the original context")),
+    }
+}
+
+fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a truth value",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+/// A JSON value in a message: whole when short.
+fn brief(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}

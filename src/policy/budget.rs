@@ -1,0 +1,205 @@
+//! How much to evict: the budgets, and the one place that applies them.
+use std::fmt;
+use std::str::FromStr;
+
+use super::{CacheView, KeepPlan, Outcome};
+use crate::{Error, ErrorKind, Result, Slot};
+
+/// How much a probe may evict. Applied afresh at every probe, to evictable tokens only.
+///
+/// Written `score-sum:K`, `share:F`, `tokens:N`, `ratio:R`; [`FromStr`] and [`Display`](fmt::Display) are inverse.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Budget {
+    /// Evict the lowest steps while the sum of their importances stays ≤ K. To the letter of the paper's description:
+    /// it sums means, so it shrinks with the length and the number of steps.
+    ScoreSum(f64),
+    /// The same with K = F × the sum over all evictable steps, 0 ≤ F ≤ 1. Compounds from probe to probe. (ours)
+    Share(f64),
+    /// Evict until at most N thinking tokens stay; exactly N where protection allows.
+    Tokens(usize),
+    /// [`Budget::Tokens`] with N = ⌊R × all thinking tokens generated so far⌋, 0 ≤ R ≤ 1.
+    Ratio(f64),
+}
+
+impl Default for Budget {
+    /// `ratio:0.75`. (ours)
+    fn default() -> Self {
+        Self::Ratio(0.75)
+    }
+}
+
+impl Budget {
+    /// How many thinking tokens may stay, of `thinking_tokens` generated so far; `None` for budgets that count scores.
+    pub fn token_target(&self, thinking_tokens: usize) -> Option<usize> {
+        match *self {
+            Self::Tokens(n) => Some(n),
+            // The nudge keeps 0.29 × 100 at 29: the product is an ulp short of it.
+            Self::Ratio(r) => Some((r * thinking_tokens as f64 + 1e-9).floor() as usize),
+            Self::ScoreSum(_) | Self::Share(_) => None,
+        }
+    }
+
+    /// Whether it can only be applied to scored groups.
+    pub fn needs_scores(&self) -> bool {
+        matches!(self, Self::ScoreSum(_) | Self::Share(_))
+    }
+
+    /// Rejects values that no text form can have: NaN, negative sums, fractions outside 0 to 1.
+    ///
+    /// # Errors
+    /// Says which values are allowed.
+    pub fn check(&self) -> Result<()> {
+        let (ok, expected) = match *self {
+            Self::ScoreSum(k) => (k.is_finite() && k >= 0.0, "a finite sum ≥ 0"),
+            Self::Share(f) => ((0.0..=1.0).contains(&f), "a fraction from 0 to 1"),
+            Self::Ratio(r) => ((0.0..=1.0).contains(&r), "a fraction from 0 to 1"),
+            Self::Tokens(_) => (true, ""),
+        };
+        if ok {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Input, "budget out of range").at("--budget").expected(expected).found(self))
+    }
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ScoreSum(k) => write!(f, "score-sum:{k}"),
+            Self::Share(share) => write!(f, "share:{share}"),
+            Self::Tokens(n) => write!(f, "tokens:{n}"),
+            Self::Ratio(r) => write!(f, "ratio:{r}"),
+        }
+    }
+}
+
+impl FromStr for Budget {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |expected: &str| {
+            let e = Error::new(ErrorKind::Input, "not a budget").at("--budget").expected(expected);
+            e.found(format!("{text:?}")).help("for example ratio:0.75 keeps three quarters of the thinking")
+        };
+        let (name, value) = text.split_once(':').unwrap_or((text, ""));
+        let number = || value.parse::<f64>().map_err(|_| wrong(&format!("{name}:NUMBER")));
+        let budget = match name {
+            "score-sum" => Self::ScoreSum(number()?),
+            "share" => Self::Share(number()?),
+            "ratio" => Self::Ratio(number()?),
+            "tokens" => Self::Tokens(value.parse().map_err(|_| wrong("tokens:N, N a whole number of tokens"))?),
+            _ => return Err(wrong("tokens:N, ratio:R, score-sum:K or share:F")),
+        };
+        budget.check().map(|()| budget)
+    }
+}
+
+/// Tokens that a policy gives up together, in the order in which it gives them up.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// What [`Budget::ScoreSum`] and [`Budget::Share`] add up; `None` for policies without scores.
+    pub importance: Option<f64>,
+    /// Evictable slots, the first to go first.
+    pub slots: Vec<Slot>,
+}
+
+/// Evicts `groups`, first to last, as far as the view's budget goes, and keeps the rest.
+///
+/// Budgets that count tokens take slot after slot and so hit their target exactly: of the last group only its first
+/// slots go. Budgets that count scores take whole groups, and stop at the first that would exceed them.
+///
+/// # Errors
+/// [`ErrorKind::Policy`] when the budget counts scores and a group has none; [`ErrorKind::Internal`] when groups are not
+/// ascending in importance though the budget counts scores, and whatever [`KeepPlan::new`] rejects.
+pub fn evict(view: &CacheView<'_>, groups: &[Group]) -> Result<KeepPlan> {
+    let in_order = || groups.iter().flat_map(|g| g.slots.iter().copied());
+    let (evicted, outcome): (Vec<Slot>, Outcome) = match view.budget().token_target(view.thinking_tokens()) {
+        Some(target) => {
+            let excess = view.cached_thinking().saturating_sub(target);
+            let evicted: Vec<Slot> = in_order().take(excess).collect();
+            let kept = view.cached_thinking() - evicted.len();
+            let short = evicted.len() < excess;
+            (evicted, if short { Outcome::Infeasible { asked: target, kept } } else { Outcome::Met })
+        }
+        None => {
+            let count = groups_within_sum(view.budget(), groups)?;
+            (groups[..count].iter().flat_map(|g| g.slots.iter().copied()).collect(), Outcome::Met)
+        }
+    };
+    let mut keep = vec![true; view.tokens().len()];
+    for Slot(slot) in evicted {
+        let Some(flag) = keep.get_mut(slot as usize).filter(|f| **f) else {
+            return Err(Error::new(ErrorKind::Internal, "a policy evicts a slot twice, or one that is not cached")
+                .found(format!("slot {slot} of {}", view.tokens().len())));
+        };
+        *flag = false;
+    }
+    let kept: Vec<Slot> = (0..).zip(keep).filter_map(|(slot, keep)| keep.then_some(Slot(slot))).collect();
+    KeepPlan::new(view, kept, outcome)
+}
+
+/// How many leading groups a budget that counts scores lets go.
+fn groups_within_sum(budget: Budget, groups: &[Group]) -> Result<usize> {
+    let missing = || {
+        Error::new(ErrorKind::Policy, "this policy has no scores for the budget to add up")
+            .at("--budget")
+            .expected("tokens:N or ratio:R")
+            .found(budget)
+    };
+    let importances: Vec<f64> = groups.iter().map(|g| g.importance.ok_or_else(missing)).collect::<Result<_>>()?;
+    if !importances.is_sorted() {
+        return Err(Error::new(ErrorKind::Internal, "groups are not in ascending order of importance"));
+    }
+    // Summed in the same order as below, so that share:1 lets all go.
+    let limit = match budget {
+        Budget::ScoreSum(k) => k,
+        Budget::Share(f) => f * importances.iter().sum::<f64>(),
+        Budget::Tokens(_) | Budget::Ratio(_) => return Err(Error::new(ErrorKind::Internal, "not a sum of scores")),
+    };
+    let sums = importances.iter().scan(0.0, |sum, i| {
+        *sum += i;
+        Some(*sum)
+    });
+    Ok(sums.take_while(|&sum| sum <= limit).count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Budget> {
+        text.parse()
+    }
+
+    #[test]
+    fn text_and_value_are_inverse() {
+        for text in ["score-sum:0.02", "share:0.5", "tokens:512", "ratio:0.75", "tokens:0", "ratio:1", "share:0"] {
+            assert_eq!(parse(text).unwrap().to_string(), text);
+        }
+        assert_eq!(Budget::default().to_string(), "ratio:0.75");
+    }
+
+    #[test]
+    fn a_wrong_budget_says_what_is_expected() {
+        for text in
+            ["", "tokens", "tokens:", "tokens:-1", "tokens:1.5", "ratio:x", "ratio:1.5", "ratio:-0.1", "ratio:NaN"]
+        {
+            assert!(parse(text).unwrap_err().to_string().contains("expected"), "{text}");
+        }
+        for text in ["score-sum:inf", "score-sum:-1", "share:2", "half:3", "512", "Tokens:5", " tokens:5"] {
+            assert!(parse(text).unwrap_err().to_string().contains("expected"), "{text}");
+        }
+        assert!(parse("half:3").unwrap_err().to_string().contains("tokens:N, ratio:R, score-sum:K or share:F"));
+    }
+
+    #[test]
+    fn ratio_rounds_down_but_not_below_a_whole_product() {
+        assert_eq!(Budget::Ratio(0.75).token_target(201), Some(150));
+        assert_eq!(Budget::Ratio(1.0).token_target(201), Some(201));
+        assert_eq!(Budget::Ratio(0.0).token_target(201), Some(0));
+        for percent in 0..=100 {
+            assert_eq!(Budget::Ratio(percent as f64 / 100.0).token_target(1000), Some(percent * 10), "{percent} %");
+            assert_eq!(Budget::Ratio(percent as f64 / 100.0).token_target(100), Some(percent), "{percent} %");
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! `full`: the whole cache, the yardstick of every comparison.
+use super::{Budget, CacheView, EvictionPolicy, KeepPlan, Measurement, Outcome};
+use crate::{Result, Slot};
+
+/// Evicts nothing, whatever the budget.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Full;
+
+impl EvictionPolicy for Full {
+    fn name(&self) -> &'static str {
+        "full"
+    }
+
+    fn needs(&self) -> Measurement {
+        Measurement::Nothing
+    }
+
+    fn accepts(&self, budget: Budget) -> Result<()> {
+        budget.check()
+    }
+
+    fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
+        let all: Vec<Slot> = (0..).map(Slot).take(view.tokens().len()).collect();
+        KeepPlan::new(view, all, Outcome::Unbudgeted)
+    }
+}

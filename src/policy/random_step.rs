@@ -1,0 +1,31 @@
+//! `random-step`: the control for steps.
+use super::budget::{Group, evict};
+use super::random::shuffled;
+use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
+use crate::Result;
+
+/// Evicts whole steps uniformly at random, seeded.
+///
+/// *Idea*: separates what the scores add from what keeping steps whole adds. Of the last step only some tokens go, at random
+/// too, so that the target is hit exactly.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RandomStep;
+
+impl EvictionPolicy for RandomStep {
+    fn name(&self) -> &'static str {
+        "random-step"
+    }
+
+    fn needs(&self) -> Measurement {
+        Measurement::Nothing
+    }
+
+    fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
+        let mut lot = view.rng();
+        let steps: Vec<_> = view.evictable_steps().map(|(_, slots)| slots).collect();
+        let steps = shuffled(steps, &mut lot);
+        let group = |slots| Group { importance: None, slots: shuffled(slots, &mut lot) };
+        let groups: Vec<Group> = steps.into_iter().map(group).collect();
+        evict(view, &groups)
+    }
+}

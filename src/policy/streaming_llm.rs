@@ -1,0 +1,31 @@
+//! `streaming-llm`: sinks and a recent window (Xiao et al. 2023, arXiv 2309.17453).
+use super::budget::{Group, evict};
+use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
+use crate::Result;
+
+/// The first tokens of the sequence, which draw attention whatever they say.
+const SINKS: u32 = 4;
+
+/// Evicts the oldest thinking tokens; the first 4 tokens of the sequence and the recent ones stay.
+///
+/// *Paper*: Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453. *Deviation*: the whole prompt stays,
+/// as for every policy here; the recent window is whatever the budget leaves; its paper re-rotates kept keys to consecutive
+/// positions, which is the engine's option `compact`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StreamingLlm;
+
+impl EvictionPolicy for StreamingLlm {
+    fn name(&self) -> &'static str {
+        "streaming-llm"
+    }
+
+    fn needs(&self) -> Measurement {
+        Measurement::Nothing
+    }
+
+    fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
+        let sink = |slot: u32| view.tokens()[slot as usize].position.0 < SINKS;
+        let slots = view.evictable().filter(|s| !sink(s.0)).collect();
+        evict(view, &[Group { importance: None, slots }])
+    }
+}

@@ -1,0 +1,368 @@
+//! Safetensors files, one or sharded, read as views: nothing is copied before it is packed for the GPU.
+//!
+//! The format is an 8-byte header length, a JSON header and the tensors' bytes without holes or overlaps
+//! (<https://huggingface.co/docs/safetensors>). The `safetensors` crate names the dtypes; the header is checked here,
+//! since its own checks do not say which tensor is wrong and since a hostile range must not overflow an addition.
+use super::{Bytes, ModelSource, PackedDtype, PackedRows, pack};
+use crate::{Error, ErrorKind, Result};
+use safetensors::Dtype;
+use serde::Deserialize;
+use serde::de::{IgnoredAny, IntoDeserializer};
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+
+/// The format's own limit on a header.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const DOWNLOAD_AGAIN: &str = "the file is damaged or its download stopped early: download it again";
+
+/// All tensors of a model, by name.
+#[derive(Debug)]
+pub struct Weights {
+    files: Vec<(String, Bytes)>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+/// One tensor: row-major, little-endian, in the bytes of its file.
+#[derive(Debug, Clone, Copy)]
+pub struct TensorView<'a> {
+    /// The tensor's name.
+    pub name: &'a str,
+    /// Where its file lies.
+    pub file: &'a str,
+    /// Element type as stored.
+    pub dtype: Dtype,
+    /// Sizes, outermost first. Their product times the element size is `bytes.len()`.
+    pub shape: &'a [usize],
+    /// The elements.
+    pub bytes: &'a [u8],
+}
+
+impl Weights {
+    /// Opens `model.safetensors`, or `model.safetensors.index.json` and the shards it names.
+    ///
+    /// # Errors
+    /// When neither exists, a shard is missing, a tensor is not in the shard the index names, or a file breaks the
+    /// format.
+    pub fn open(source: &ModelSource) -> Result<Self> {
+        if let Some(bytes) = source.find(SINGLE)? {
+            return Self::from_files(vec![(source.place_of(SINGLE), bytes)]);
+        }
+        let Some(index) = source.find_json(INDEX)? else {
+            let error = Error::new(ErrorKind::Model, "the model has no weights")
+                .at(source)
+                .expected(format!("{SINGLE}, or {INDEX} and its shards"))
+                .found(source.listing());
+            let names = source.names();
+            let has = |end: &str| names.iter().any(|name| name.ends_with(end));
+            return Err(match () {
+                () if has(".gguf") => error.help("GGUF is not supported yet; use the directory of the original model"),
+                () if has(".bin") || has(".pt") || has(".pth") => error.help(
+                    "pickled weights are not read: convert them to safetensors with transformers' save_pretrained",
+                ),
+                () => error,
+            });
+        };
+        Self::from_index(source, &index)
+    }
+
+    fn from_index(source: &ModelSource, index: &serde_json::Value) -> Result<Self> {
+        let place = source.place_of(INDEX);
+        let wrong = |found: String| {
+            Error::new(ErrorKind::Model, "the index of the weights is malformed")
+                .at(&place)
+                .expected("weight_map: an object from tensor names to file names")
+                .found(found)
+        };
+        let map =
+            index.get("weight_map").and_then(|map| map.as_object()).ok_or_else(|| wrong("no such object".into()))?;
+        let mut shard_of: BTreeMap<&str, &str> = BTreeMap::new();
+        for (tensor, file) in map {
+            let file = file.as_str().ok_or_else(|| wrong(format!("{tensor}: {file}")))?;
+            shard_of.insert(tensor, file);
+        }
+        if shard_of.is_empty() {
+            return Err(wrong("an empty weight_map".into()));
+        }
+        let mut files: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut weights = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        for &name in shard_of.values() {
+            if files.contains_key(name) {
+                continue;
+            }
+            let bytes = source.find(name)?.ok_or_else(|| {
+                Error::new(ErrorKind::Model, format!("the shard {name} is missing"))
+                    .at(&place)
+                    .found(source.listing())
+                    .help("the download is incomplete: fetch the missing shard")
+            })?;
+            files.insert(name, weights.files.len());
+            weights
+                .add(source.place_of(name), bytes, |tensor| shard_of.get(tensor).is_none_or(|&shard| shard == name))?;
+        }
+        for (tensor, file) in shard_of {
+            if weights.tensors.get(tensor).is_none_or(|entry| entry.file != files[file]) {
+                return Err(Error::new(ErrorKind::Model, "a tensor is not in the shard that the index names")
+                    .at(format!("{place}: {tensor}"))
+                    .expected(format!("in {file}"))
+                    .help("the index and the shards are not from the same download"));
+            }
+        }
+        Ok(weights)
+    }
+
+    /// Reads safetensors files that are already at hand, as pairs of a name for messages and bytes.
+    ///
+    /// # Errors
+    /// When a file breaks the format.
+    pub fn from_files(files: Vec<(String, Bytes)>) -> Result<Self> {
+        let mut weights = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        for (name, bytes) in files {
+            weights.add(name, bytes, |_| true)?;
+        }
+        Ok(weights)
+    }
+
+    fn add(&mut self, name: String, bytes: Bytes, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        let file = self.files.len();
+        for (tensor, info) in read_header(&name, &bytes)? {
+            if wanted(&tensor) {
+                self.tensors.insert(tensor, Entry { file, ..info });
+            }
+        }
+        self.files.push((name, bytes));
+        Ok(())
+    }
+
+    /// The tensor `name`.
+    ///
+    /// # Errors
+    /// When there is none; names the closest one.
+    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
+        self.find(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// The tensor `name`, or `None`.
+    pub fn find(&self, name: &str) -> Option<TensorView<'_>> {
+        let (name, entry) = self.tensors.get_key_value(name)?;
+        let (file, bytes) = &self.files[entry.file];
+        Some(TensorView { name, file, dtype: entry.dtype, shape: &entry.shape, bytes: &bytes[entry.range.clone()] })
+    }
+
+    /// The tensor `name`, which must have exactly this shape.
+    ///
+    /// # Errors
+    /// When it is missing or has another shape.
+    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
+        let tensor = self.tensor(name)?;
+        if tensor.shape == shape {
+            return Ok(tensor);
+        }
+        Err(Error::new(ErrorKind::Model, "a tensor has the wrong shape")
+            .at(tensor.place())
+            .expected(format!("{shape:?}"))
+            .found(format!("{:?}", tensor.shape))
+            .help("is config.json the one that came with these weights?"))
+    }
+
+    /// The matrix `name` of `[rows, cols]` as packed words, in its own dtype.
+    ///
+    /// # Errors
+    /// When it is missing, has another shape or is not f32, f16 or bf16.
+    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<PackedRows<'_>> {
+        self.expect(name, &[rows, cols])?.to_rows()
+    }
+
+    /// The vector `name` of `len` elements as f32.
+    ///
+    /// # Errors
+    /// When it is missing, has another shape or is not f32, f16 or bf16.
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        self.expect(name, &[len])?.to_f32()
+    }
+
+    /// Whether there is a tensor `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Bytes of all tensors together, as stored.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|entry| entry.range.len() as u64).sum()
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let files: Vec<_> = self.files.iter().map(|(file, _)| file.as_str()).take(3).collect();
+        let error = Error::new(ErrorKind::Model, format!("the weights have no tensor {name}")).at(files.join(", "));
+        // Checkpoints of the bare decoder lack the prefix `model.`, wrapped ones carry one more.
+        let same_tail = |known: &str| {
+            let (long, short) = if known.len() > name.len() { (known, name) } else { (name, known) };
+            long.strip_suffix(short).is_some_and(|prefix| prefix.ends_with('.'))
+        };
+        if let Some(close) = self.names().find(|known| same_tail(known)) {
+            return error.found(format!("did you mean {close}?"));
+        }
+        let error = error.found(match self.names().next() {
+            Some(first) => format!("{} tensors, the first is {first}", self.names().len()),
+            None => "no tensors at all".to_string(),
+        });
+        if name == "lm_head.weight" {
+            return error
+                .help("a model without lm_head.weight should say \"tie_word_embeddings\": true in config.json");
+        }
+        error.help("is config.json the one that came with these weights?")
+    }
+}
+
+impl<'a> TensorView<'a> {
+    /// File and name, for messages.
+    pub fn place(&self) -> String {
+        format!("{}: {}", self.file, self.name)
+    }
+
+    /// The element type, if it is one that secateur computes with.
+    ///
+    /// # Errors
+    /// When it is none of f32, f16 and bf16.
+    pub fn packed_dtype(&self) -> Result<PackedDtype> {
+        match self.dtype {
+            Dtype::F32 => Ok(PackedDtype::F32),
+            Dtype::F16 => Ok(PackedDtype::F16),
+            Dtype::BF16 => Ok(PackedDtype::BF16),
+            other => Err(Error::new(ErrorKind::Model, "a tensor has an element type that is not supported")
+                .at(self.place())
+                .expected("F32, F16 or BF16")
+                .found(other)
+                .help("quantized checkpoints are not read: use the original weights")),
+        }
+    }
+
+    /// A tensor of two dimensions as packed words.
+    ///
+    /// # Errors
+    /// When it has another number of dimensions or is not f32, f16 or bf16.
+    pub fn to_rows(&self) -> Result<PackedRows<'a>> {
+        let dtype = self.packed_dtype()?;
+        let &[rows, cols] = self.shape else {
+            return Err(Error::new(ErrorKind::Model, "a tensor is not a matrix")
+                .at(self.place())
+                .expected("2 dimensions")
+                .found(format!("{:?}", self.shape)));
+        };
+        PackedRows::from_le_bytes(dtype, rows, cols, self.bytes).map_err(|error| error.at(self.place()))
+    }
+
+    /// All elements as f32, exactly.
+    ///
+    /// # Errors
+    /// When the tensor is not f32, f16 or bf16.
+    pub fn to_f32(&self) -> Result<Vec<f32>> {
+        Ok(pack::to_f32(self.packed_dtype()?, self.bytes))
+    }
+}
+
+#[derive(Deserialize)]
+struct Header {
+    #[serde(rename = "__metadata__")]
+    _metadata: Option<IgnoredAny>,
+    #[serde(flatten)]
+    tensors: HashMap<String, Info>,
+}
+
+#[derive(Deserialize)]
+struct Info {
+    dtype: String,
+    shape: Vec<u64>,
+    data_offsets: (u64, u64),
+}
+
+/// Checks a whole file and returns its tensors, with ranges counted from the start of the file.
+fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
+    let broken = |what: &str| Error::new(ErrorKind::Model, what).at(file);
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
+        return Err(broken("the safetensors file is too short to hold a header")
+            .expected("at least 8 bytes")
+            .found(format!("{} bytes", bytes.len()))
+            .help(DOWNLOAD_AGAIN));
+    };
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_HEADER_BYTES {
+        return Err(broken("the safetensors header is too large")
+            .expected(format!("at most {MAX_HEADER_BYTES} bytes"))
+            .found(format!("{length} bytes"))
+            .help("this is not a safetensors file, or it is damaged"));
+    }
+    if length > rest.len() as u64 {
+        return Err(broken("the safetensors header reaches past the end of the file")
+            .expected(format!("a header of {length} bytes"))
+            .found(format!("a file of {} bytes", bytes.len()))
+            .help(DOWNLOAD_AGAIN));
+    }
+    // Both fit: `length` is at most `rest.len()`.
+    let (header, data) = rest.split_at(length as usize);
+    let start = 8 + header.len();
+    let header = std::str::from_utf8(header).map_err(|e| broken("the safetensors header is not UTF-8").found(e))?;
+    let header: Header = serde_json::from_str(header)
+        .map_err(|e| broken("the safetensors header is not a valid description of tensors").found(e))?;
+
+    let mut tensors: Vec<_> = header.tensors.into_iter().collect();
+    // The name decides between empty tensors, so that the error for a bad file is always the same.
+    tensors.sort_by(|(a, x), (b, y)| (x.data_offsets, a).cmp(&(y.data_offsets, b)));
+    let mut entries = Vec::with_capacity(tensors.len());
+    let mut end = 0u64;
+    for (name, info) in tensors {
+        let at = |what: &str| Error::new(ErrorKind::Model, what).at(format!("{file}: {name}"));
+        let dtype: Dtype = Dtype::deserialize(info.dtype.as_str().into_deserializer())
+            .map_err(|e: serde::de::value::Error| at("a tensor has an element type that is not known").found(e))?;
+        let (from, to) = info.data_offsets;
+        if from != end || to < from {
+            return Err(at("the tensors of a safetensors file overlap or leave holes")
+                .expected(format!("bytes from {end}"))
+                .found(format!("bytes {from} to {to}")));
+        }
+        if to > data.len() as u64 {
+            return Err(at("a tensor reaches past the end of the file")
+                .expected(format!("{to} bytes of data"))
+                .found(format!("{} bytes", data.len()))
+                .help(DOWNLOAD_AGAIN));
+        }
+        let elements = info.shape.iter().try_fold(1u64, |product, &size| product.checked_mul(size));
+        let bits = elements.and_then(|elements| elements.checked_mul(dtype.bitsize() as u64));
+        if bits != Some((to - from) * 8) {
+            let expected = match bits {
+                Some(bits) if bits % 8 == 0 => format!("{} bytes", bits / 8),
+                Some(bits) => format!("{bits} bits"),
+                None => "a size that fits 64 bits".to_string(),
+            };
+            return Err(at("a tensor's shape does not fit its bytes")
+                .expected(format!("{expected} for {dtype} {:?}", info.shape))
+                .found(format!("{} bytes", to - from)));
+        }
+        end = to;
+        // An empty tensor may name a size beyond usize on 32-bit targets; every other size is bounded by the file.
+        let Some(shape) = info.shape.iter().map(|&size| usize::try_from(size).ok()).collect() else {
+            return Err(at("a tensor's shape is too large for this machine").found(format!("{:?}", info.shape)));
+        };
+        entries.push((name, Entry { file: 0, dtype, shape, range: start + from as usize..start + to as usize }));
+    }
+    if end != data.len() as u64 {
+        return Err(broken("the tensors of a safetensors file do not cover it")
+            .expected(format!("{end} bytes of data"))
+            .found(format!("{} bytes", data.len())));
+    }
+    Ok(entries)
+}

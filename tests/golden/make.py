@@ -1,0 +1,755 @@
+#!/usr/bin/env python3
+"""Makes the golden fixtures of this folder: three tiny Qwen2 models and what transformers computes with them.
+
+    python make.py               writes every fixture from the seeds in MODELS, and prints what the assertions measured
+    python make.py --check       recomputes the goldens from the committed weights and compares, writes nothing
+    python make.py --search N    looks for seeds (N candidates per model) under which every assertion holds
+    python make.py --only NAME   one model
+
+What the goldens are, tensor by tensor, is in README.md. The arithmetic of a golden is float32 over the stored weights (f32, f16
+or bf16), by transformers with eager attention, on one thread.
+
+A golden that cannot tell right from wrong is worse than none, so `examine` asserts that these can: attention peaks, heads differ,
+greedy ids vary and are far from ties, and a second implementation (`Reference`, NumPy in float64, with a real cache from which
+slots are removed) agrees with transformers while each of its deliberately broken variants is far away.
+"""
+
+import argparse
+import json
+import pathlib
+import platform
+import sys
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+import safetensors.torch
+import tokenizers
+import torch
+import transformers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+# ---------------------------------------------------------------------------------------------------------------- what is made
+
+MODELS = {
+    # Tied, group 3, three layers. Config as transformers 4 writes it.
+    "qwen2-f32": dict(
+        seed=1, dtype=torch.float32, spelling=4, vocab=320, hidden=96, layers=3, heads=6, kv_heads=2, head_dim=16,
+        intermediate=152, theta=1e6, eps=1e-6, tied=True,
+    ),
+    # Untied, group 1 (plain multi-head), three heads of 32, four layers. Config as transformers 5 writes it.
+    "qwen2-f16": dict(
+        seed=3, dtype=torch.float16, spelling=5, vocab=320, hidden=96, layers=4, heads=3, kv_heads=3, head_dim=32,
+        intermediate=136, theta=1e4, eps=1e-5, tied=False,
+    ),
+    # Tied, group 7 (as Qwen2.5 7B) over one KV head, and an odd vocabulary with 13 rows no token uses, as real checkpoints pad.
+    # Its eps is large enough to show when it is not read from the config.
+    "qwen2-bf16": dict(
+        seed=1, dtype=torch.bfloat16, spelling=4, vocab=333, hidden=112, layers=3, heads=7, kv_heads=1, head_dim=16,
+        intermediate=200, theta=1e6, eps=1e-3, tied=True,
+    ),
+}
+
+BOUND = 1e-4  # what an implementation in f32 may be off, as a fraction of the largest |logit|
+MARGIN = 10 * BOUND  # a greedy id counts only where the runner-up is this far below, same unit
+PEAK = 8.0  # in every layer some head's largest weight is at least PEAK / n
+DISTINCT = 24  # distinct ids among the GREEDY ones
+GREEDY = 64
+ECHO = 0.25  # at most this share of positions may predict its own input
+PROMPTS = (1, 7, 64, 200)
+TAIL = 16  # of the longest prompt only the last TAIL positions' logits are kept
+
+# The pruning schedule: a question, STEPS teacher-forced ids, an eviction after each of EVENTS was forwarded.
+QUESTION, STEPS, WINDOW, PROBE = 40, 120, 8, 9
+EVENTS = (70, 100, 130)
+SURVIVORS = (13, 15, 3)  # evictable positions that each event leaves; the last one leaves next to nothing
+
+# ------------------------------------------------------------------------------------------------------------------- tokenizer
+
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+# Words that become one token each ("Ġ" is a leading space in byte-level BPE). Merged left to right, in this order.
+WORDS = (
+    "Wait So Hmm But Now Then Okay Let Ġthe Ġis Ġand Ġto ĠI Ġof Ġme Ġit Ġthat Ġanswer Ġstep Ġstop Ġx Ġ= Ġ+ Ġthen ing Ġbe Ġso "
+    "Ġdo Ġwe Ġas"
+).split()
+TOKENIZER_SIZE = 320
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
+)
+# Qwen2's own split: contractions, words, single digits, punctuation, line ends, spaces.
+SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEXTS = (
+    "Wait, so the answer is that x = 12 + 3.",
+    "Hmm\n\nOkay. Let me stop; then I do it step by step",
+    "naïve Ω 思考 🙂 it's",
+    "<think>\nSo then</think>",
+)
+PROBE_TEXT = (
+    "Time is up. Given the time I've spent and the approaches I've tried, I should stop thinking and now write summarization in "
+    "one sentence.</think>"
+)
+
+
+def byte_alphabet():
+    """The 256 characters by which byte-level BPE writes the bytes 0…255, in the order of the bytes."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    table, spare = {}, 256
+    for byte in range(256):
+        if byte in printable:
+            table[byte] = chr(byte)
+        else:
+            table[byte], spare = chr(spare), spare + 1
+    return [table[byte] for byte in range(256)]
+
+
+def word_merges(words):
+    """Merge rules that build each word from its first character to its last; shared beginnings once."""
+    merges = []
+    for word in words:
+        for end in range(1, len(word)):
+            if (word[:end], word[end]) not in merges:
+                merges.append((word[:end], word[end]))
+    return merges
+
+
+def build_tokenizer(size, extra_merges=()):
+    """A byte-level BPE tokenizer of exactly `size` ids: bytes, merges, then the special tokens."""
+    merges = word_merges(WORDS)
+    room = size - 256 - len(SPECIALS)
+    merges += [pair for pair in extra_merges if pair not in set(merges)][: room - len(merges)]
+    assert len(merges) == room, f"{len(merges)} merges where {room} are needed"
+    vocabulary = byte_alphabet() + [left + right for left, right in merges]
+    assert len(set(vocabulary)) == len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(vocabulary)}, merges=merges))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(SPLIT), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    # As in R1-Distill: the thinking tags are single ids but not "special", so that decoding shows them.
+    tokenizer.add_tokens([AddedToken(t, special="think" not in t, normalized=False) for t in SPECIALS])
+    assert tokenizer.get_vocab_size() == size
+    for word in WORDS:
+        text = word.replace("Ġ", " ")
+        assert tokenizer.encode(text).tokens == [word], f"{word} became {tokenizer.encode(text).tokens}"
+    for text in (*TEXTS, PROBE_TEXT):
+        assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
+    return tokenizer
+
+
+def write_json(path, value):
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_tokenizer(folder, tokenizer, context=4096):
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "add_bos_token": False,
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": context,
+            "chat_template": CHAT_TEMPLATE,
+        },
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------------- models
+
+
+def config_json(m, ids):
+    """`config.json` as a dictionary, in the spelling of transformers 4 or 5. `ids`: token → id."""
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "attention_dropout": 0.0,
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "hidden_act": "silu",
+        "hidden_size": m["hidden"],
+        "initializer_range": 0.02,
+        "intermediate_size": m["intermediate"],
+        "max_position_embeddings": m.get("context", 4096),
+        "max_window_layers": m["layers"],
+        "num_attention_heads": m["heads"],
+        "num_hidden_layers": m["layers"],
+        "num_key_value_heads": m["kv_heads"],
+        "rms_norm_eps": m["eps"],
+        "tie_word_embeddings": m["tied"],
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": m["vocab"],
+    }
+    dtype = str(m["dtype"]).removeprefix("torch.")
+    if m["spelling"] == 4:
+        config |= {
+            "rope_theta": m["theta"],
+            "sliding_window": m.get("context", 4096),
+            "torch_dtype": dtype,
+            "transformers_version": "4.44.0",
+        }
+    else:
+        config |= {
+            "dtype": dtype,
+            "layer_types": ["full_attention"] * m["layers"],
+            "rope_parameters": {"rope_theta": m["theta"], "rope_type": "default"},
+            "sliding_window": None,
+            "transformers_version": "5.0.0",
+        }
+    return config
+
+
+def random_weights(m, seed, quiet_ids=()):
+    """State dict of a random model, in the stored dtype.
+
+    The gains make random weights behave: scores spread enough for attention to peak, blocks outweigh the embedding in the residual
+    stream so that a tied head does not echo its input, norms and biases are far from their trivial values. `quiet_ids` get
+    embeddings near zero, so that a tied head never chooses them.
+    """
+    rng = np.random.default_rng(seed)
+    h, q, kv, inter = m["hidden"], m["heads"] * m["head_dim"], m["kv_heads"] * m["head_dim"], m["intermediate"]
+
+    def matrix(rows, columns, gain):
+        return rng.standard_normal((rows, columns)) * gain / np.sqrt(columns)
+
+    def norm():
+        return 1.0 + 0.3 * rng.standard_normal(h)
+
+    embedding = rng.standard_normal((m["vocab"], h)) * 0.3
+    embedding[list(quiet_ids)] *= 0.02
+    w = {"model.embed_tokens.weight": embedding}
+    for layer in range(m["layers"]):
+        p = f"model.layers.{layer}."
+        w[p + "input_layernorm.weight"] = norm()
+        for name, rows, gain in (("q", q, 1.3), ("k", kv, 1.3), ("v", kv, 1.2)):
+            w[p + f"self_attn.{name}_proj.weight"] = matrix(rows, h, gain)
+            w[p + f"self_attn.{name}_proj.bias"] = 0.4 * rng.standard_normal(rows)
+        w[p + "self_attn.o_proj.weight"] = matrix(h, q, 1.2)
+        w[p + "post_attention_layernorm.weight"] = norm()
+        w[p + "mlp.gate_proj.weight"] = matrix(inter, h, 1.5)
+        w[p + "mlp.up_proj.weight"] = matrix(inter, h, 1.2)
+        w[p + "mlp.down_proj.weight"] = matrix(h, inter, 1.2)
+    w["model.norm.weight"] = norm()
+    if not m["tied"]:
+        w["lm_head.weight"] = matrix(m["vocab"], h, 3.0)
+    return {name: torch.from_numpy(value).to(m["dtype"]).contiguous() for name, value in w.items()}
+
+
+def write_model(folder, m, seed, tokenizer, quiet_ids=()):
+    """An HF directory: config, weights, generation config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ids = {token: tokenizer.token_to_id(token) for token in SPECIALS}
+    write_json(folder / "config.json", config_json(m, ids))
+    write_json(
+        folder / "generation_config.json",
+        {
+            "bos_token_id": ids["<|endoftext|>"],
+            "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
+            "pad_token_id": ids["<|endoftext|>"],
+        }
+        # R1-Distill's sampling defaults, or none at all, which means greedy.
+        | ({"do_sample": True, "temperature": 0.6, "top_p": 0.95} if m["spelling"] == 4 else {}),
+    )
+    safetensors.torch.save_file(random_weights(m, seed, quiet_ids), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+# ------------------------------------------------------------------------------------------------- transformers, the golden side
+
+
+class Golden:
+    """transformers over one model directory: float32 arithmetic, eager attention."""
+
+    def __init__(self, folder):
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+        ).eval()
+        assert next(self.model.parameters()).dtype == torch.float32
+
+    @torch.no_grad()
+    def __call__(self, ids, positions=None, hidden=None, attention=False):
+        """Logits [n, vocab] and, when asked, attention [layers, heads, n, n].
+
+        positions: logical position of each id, default 0…n−1.
+        hidden: bool [n, n], True where query row q must not see key k; causality is added to it.
+        """
+        n = len(ids)
+        mask = None
+        if hidden is not None:
+            future = np.triu(np.ones((n, n), bool), 1)
+            mask = torch.zeros(1, 1, n, n).masked_fill(torch.from_numpy(hidden | future), torch.finfo(torch.float32).min)
+        out = self.model(
+            input_ids=torch.tensor([ids]),
+            position_ids=torch.tensor([list(range(n) if positions is None else positions)]),
+            attention_mask=mask,
+            use_cache=False,
+            output_attentions=attention,
+        )
+        logits = out.logits[0].numpy()
+        if not attention:
+            return logits, None
+        return logits, np.stack([a[0].numpy() for a in out.attentions])
+
+    def greedy(self, prompt, count):
+        """`count` greedy ids after the prompt, and the logits [count, vocab] that chose them."""
+        ids, rows = list(prompt), []
+        for _ in range(count):
+            rows.append(self(ids)[0][-1])
+            ids.append(int(rows[-1].argmax()))
+        return ids[len(prompt) :], np.stack(rows)
+
+
+# ------------------------------------------------------------------------------ a second implementation, to check the first with
+
+MUTANTS = (
+    "no rope", "interleaved rope", "rope theta / 2", "no q bias", "no k bias", "no v bias", "kv head = h mod kv", "heads swapped",
+    "no 1/sqrt(d)", "uniform attention", "not causal in a chunk", "norm weights = 1", "eps = 1e-6", "no silu", "last layer skipped",
+)  # fmt: skip
+
+
+class Reference:
+    """Qwen2 in NumPy float64 with a cache from which slots are really removed. Shares no code with transformers.
+
+    mutant: one of MUTANTS, a deliberate error; the goldens must tell it from the truth.
+    """
+
+    def __init__(self, folder, m, mutant=None, round_kv=None):
+        self.w = {k: v.double().numpy() for k, v in safetensors.torch.load_file(folder / "model.safetensors").items()}
+        self.m, self.mutant, self.round_kv = m, mutant, round_kv
+        assert mutant is None or mutant in MUTANTS
+        empty = np.zeros((m["kv_heads"], 0, m["head_dim"]))
+        self.keys, self.values = [empty] * m["layers"], [empty] * m["layers"]
+
+    def norm(self, x, name):
+        weight = 1.0 if self.mutant == "norm weights = 1" else self.w[name]
+        eps = 1e-6 if self.mutant == "eps = 1e-6" else self.m["eps"]
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+
+    def linear(self, x, name, bias=False):
+        y = x @ self.w[name + ".weight"].T
+        if bias and self.mutant != f"no {name[-6]} bias":
+            y = y + self.w[name + ".bias"]
+        return y
+
+    def rope(self, x, positions):
+        """x [heads, n, head_dim], rotated in halves: component i pairs with i + head_dim/2."""
+        d = self.m["head_dim"]
+        theta = self.m["theta"] / (2 if self.mutant == "rope theta / 2" else 1)
+        angle = np.asarray(positions, float)[:, None] * theta ** (-np.arange(0, d, 2) / d)[None]
+        cos, sin = np.cos(angle), np.sin(angle)
+        if self.mutant == "no rope":
+            return x
+        if self.mutant == "interleaved rope":
+            a, b = x[..., 0::2], x[..., 1::2]
+            return np.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(x.shape)
+        a, b = x[..., : d // 2], x[..., d // 2 :]
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def __call__(self, ids, positions):
+        """Appends ids at the logical positions. Logits [n, vocab], attention row of the last one [layers, heads, slots]."""
+        m, n, d = self.m, len(ids), self.m["head_dim"]
+        x, rows = self.w["model.embed_tokens.weight"][list(ids)], []
+        for layer in range(m["layers"] - (self.mutant == "last layer skipped")):
+            p = f"model.layers.{layer}."
+            y = self.norm(x, p + "input_layernorm.weight")
+            q, k, v = (
+                self.linear(y, p + f"self_attn.{c}_proj", bias=True).reshape(n, -1, d).transpose(1, 0, 2) for c in "qkv"
+            )
+            q, k = self.rope(q, positions), self.rope(k, positions)
+            if self.round_kv:
+                k, v = k.astype(self.round_kv).astype(float), v.astype(self.round_kv).astype(float)
+            self.keys[layer] = np.concatenate([self.keys[layer], k], 1)
+            self.values[layer] = np.concatenate([self.values[layer], v], 1)
+            of = np.arange(m["heads"]) // (m["heads"] // m["kv_heads"])
+            if self.mutant == "kv head = h mod kv":
+                of = np.arange(m["heads"]) % m["kv_heads"]
+            score = q @ self.keys[layer][of].transpose(0, 2, 1)
+            score = score if self.mutant == "no 1/sqrt(d)" else score / np.sqrt(d)
+            if self.mutant == "uniform attention":
+                score = score * 0
+            slots = score.shape[-1]
+            if self.mutant != "not causal in a chunk":
+                score = np.where(np.arange(slots)[None, :] > np.arange(slots - n, slots)[:, None], -np.inf, score)
+            weight = np.exp(score - score.max(-1, keepdims=True))
+            weight /= weight.sum(-1, keepdims=True)
+            rows.append(weight[:, -1])
+            out = (weight @ self.values[layer][of]).transpose(1, 0, 2)
+            out = out[:, ::-1] if self.mutant == "heads swapped" else out
+            x = x + self.linear(out.reshape(n, -1), p + "self_attn.o_proj")
+            y = self.norm(x, p + "post_attention_layernorm.weight")
+            gate = self.linear(y, p + "mlp.gate_proj")
+            gate = gate if self.mutant == "no silu" else gate / (1 + np.exp(-gate))
+            x = x + self.linear(gate * self.linear(y, p + "mlp.up_proj"), p + "mlp.down_proj")
+        x = self.norm(x, "model.norm.weight")
+        return self.linear(x, "model.embed_tokens" if m["tied"] else "lm_head"), np.stack(rows)
+
+    def keep(self, slots):
+        """Leaves the given slots, in the given order; also the rollback (`range(length)`)."""
+        slots = list(slots)
+        self.keys = [k[:, slots] for k in self.keys]
+        self.values = [v[:, slots] for v in self.values]
+
+
+# ----------------------------------------------------------------------------------------------------------- what goes in a golden
+
+
+def random_ids(rng, m, count):
+    return [int(i) for i in rng.integers(0, min(m["vocab"], TOKENIZER_SIZE), count)]
+
+
+def prompt_goldens(golden, m, rng):
+    tensors = {}
+    for n in PROMPTS:
+        ids = random_ids(rng, m, n)
+        logits, attention = golden(ids, attention=True)
+        tensors[f"prompt.{n}.ids"] = np.array(ids, np.int32)
+        tensors[f"prompt.{n}.logits"] = logits[-TAIL:] if n == max(PROMPTS) else logits
+        tensors[f"prompt.{n}.attention"] = attention[:, :, -1]
+    return tensors
+
+
+def greedy_goldens(golden, prompt):
+    ids, logits = golden.greedy(prompt, GREEDY)
+    best = np.sort(logits, -1)
+    return {
+        "greedy.ids": np.array(ids, np.int32),
+        "greedy.margins": best[:, -1] - best[:, -2],
+        "greedy.max_abs_logit": np.abs(logits).max(-1),
+    }
+
+
+def schedule(rng):
+    """Which positions each event evicts: sorted, never the question, never the last WINDOW, never twice."""
+    gone, events = set(), []
+    for after, survivors in zip(EVENTS, SURVIVORS):
+        evictable = [p for p in range(QUESTION, after + 1 - WINDOW) if p not in gone]
+        kept = set(int(p) for p in rng.choice(evictable, survivors, replace=False))
+        evicted = [p for p in evictable if p not in kept]
+        gone |= set(evicted)
+        events.append((after, evicted))
+    return events
+
+
+def hidden_rows(n, events, too_early=False):
+    """bool [n, n]: key k is hidden from query row q when an event before q evicted it (too_early: from every row)."""
+    hidden = np.zeros((n, n), bool)
+    for after, evicted in events:
+        hidden[0 if too_early else after + 1 :, [k for k in evicted if k < n]] = True
+    return hidden
+
+
+def oracle_goldens(golden, m, rng):
+    ids = random_ids(rng, m, QUESTION + STEPS)
+    events = schedule(rng)
+    n = len(ids)
+    tensors = {"oracle.prompt.ids": np.array(ids[:QUESTION], np.int32), "oracle.ids": np.array(ids[QUESTION:], np.int32)}
+    logits, _ = golden(ids, hidden=hidden_rows(n, events))
+    tensors["oracle.prompt.logits"] = logits[QUESTION - 1]
+    tensors["oracle.logits"] = logits[QUESTION:]
+    tensors["wrong.masked_too_early.logits"] = golden(ids, hidden=hidden_rows(n, events, too_early=True))[0][QUESTION:]
+    for e, (after, evicted) in enumerate(events):
+        # The probe is forwarded where the cache holds everything up to `after` that earlier events left, and leaves no trace.
+        probe, length = random_ids(rng, m, PROBE), after + 1 + PROBE
+        gone = {k for _, earlier in events[:e] for k in earlier}
+        positions = [k for k in range(length) if k not in gone]
+        _, attention = golden(ids[: after + 1] + probe, hidden=hidden_rows(length, events[:e]), attention=True)
+        row = attention[:, :, -1]
+        assert (row[:, :, sorted(gone)] == 0).all(), "an evicted key still has weight"
+        tensors[f"oracle.{e}.probe.ids"] = np.array(probe, np.int32)
+        tensors[f"oracle.{e}.probe.attention"] = row[:, :, positions]
+        tensors[f"oracle.{e}.probe.positions"] = np.array(positions, np.int32)
+        tensors[f"oracle.{e}.evicted"] = np.array(evicted, np.int32)
+    return tensors
+
+
+def reference_oracle(reference, tensors):
+    """The same schedule by removing slots from a cache: logits [STEPS, vocab], probe rows."""
+    prompt, ids = tensors["oracle.prompt.ids"], tensors["oracle.ids"]
+    reference(prompt, range(QUESTION))
+    cached, rows, probes = list(range(QUESTION)), [], []
+    for step, token in enumerate(ids):
+        position = QUESTION + step
+        rows.append(reference([token], [position])[0][-1])
+        cached.append(position)
+        if position in EVENTS:
+            e = EVENTS.index(position)
+            _, row = reference(tensors[f"oracle.{e}.probe.ids"], range(position + 1, position + 1 + PROBE))
+            probes.append(row)
+            reference.keep(range(len(cached)))  # roll the probe back
+            evicted = set(tensors[f"oracle.{e}.evicted"].tolist())
+            keep = [slot for slot, p in enumerate(cached) if p not in evicted]
+            reference.keep(keep)
+            cached = [cached[slot] for slot in keep]
+    return np.stack(rows), probes
+
+
+# ------------------------------------------------------------------------------------------------------- do the goldens mean it?
+
+
+class Unmet(Exception):
+    """A seed under which a golden would not mean what it should."""
+
+
+def require(condition, what):
+    if not condition:
+        raise Unmet(what)
+
+
+def examine_greedy(tensors):
+    ids = tensors["greedy.ids"]
+    ratio = float((tensors["greedy.margins"] / tensors["greedy.max_abs_logit"].max()).min())
+    report = {"distinct greedy ids": len(set(ids.tolist())), "least greedy margin / max |logit|": ratio}
+    require(report["distinct greedy ids"] >= DISTINCT, f"only {report['distinct greedy ids']} distinct greedy ids")
+    require(ratio >= MARGIN, f"greedy margin {ratio:.1e} below {MARGIN:.1e}")
+    first_special = TOKENIZER_SIZE - len(SPECIALS)
+    require(ids.max() < first_special, "a special or padding token among the greedy ids would end or redirect the text")
+    return report
+
+
+def examine_attention(tensors):
+    report = {}
+    for n in (64, 200):
+        row = tensors[f"prompt.{n}.attention"]
+        peaks = row.max(-1).max(-1) * n
+        report[f"attention peak × n per layer, n = {n}"] = [round(float(p), 1) for p in peaks]
+        require((peaks >= PEAK).all(), f"flat attention, n = {n}: {peaks}")
+        # Total variation between the two most alike heads: swapping any two heads of a layer must show.
+        heads = row.shape[1]
+        alike = min(
+            float(np.abs(layer[a] - layer[b]).sum() / 2) for layer in row for a in range(heads) for b in range(a)
+        )  # fmt: skip
+        report[f"least distance of two heads, n = {n}"] = round(alike, 3)
+        require(alike >= 0.1, f"two heads nearly alike, n = {n}: {alike}")
+    return report
+
+
+def examine_echo(tensors):
+    """A tied head over a residual stream full of the embedding would predict its own input."""
+    echoed = float((tensors["prompt.64.logits"].argmax(-1) == tensors["prompt.64.ids"]).mean())
+    require(echoed <= ECHO, f"{echoed:.0%} of the positions predict their own input")
+    return {"positions that predict their own input, n = 64": round(echoed, 3)}
+
+
+def relative(found, expected):
+    """Largest difference as a fraction of the largest expected magnitude."""
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def examine(folder, m, tensors):
+    """Asserts that the goldens mean something; returns what it measured."""
+    report = examine_greedy(tensors) | examine_attention(tensors) | examine_echo(tensors)
+    longest = max(PROMPTS)
+
+    def by_reference(mutant=None, n=longest, round_kv=None):
+        ids = tensors[f"prompt.{n}.ids"].tolist()
+        # Float64's own rounding aside, chunked prefill must equal one shot: the reference does it in two chunks.
+        reference, half = Reference(folder, m, mutant, round_kv), n // 2
+        first = reference(ids[:half], range(half))[0] if half else np.zeros((0, m["vocab"]))
+        last, row = reference(ids[half:], range(half, n))
+        return np.concatenate([first, last])[-len(tensors[f"prompt.{n}.logits"]) :], row
+
+    # The second implementation agrees, so much below the bound that the goldens are well-conditioned too.
+    worst, worst_row = 0.0, 0.0
+    for n in PROMPTS:
+        logits, row = by_reference(n=n)
+        worst = max(worst, relative(logits, tensors[f"prompt.{n}.logits"]))
+        worst_row = max(worst_row, float(np.abs(row - tensors[f"prompt.{n}.attention"]).max()))
+    logits, probes = reference_oracle(Reference(folder, m), tensors)
+    oracle = relative(logits, tensors["oracle.logits"])
+    for e, row in enumerate(probes):
+        worst_row = max(worst_row, float(np.abs(row - tensors[f"oracle.{e}.probe.attention"]).max()))
+    report["float64 reference: prompts' logits"] = worst
+    report["float64 reference: evicting decode"] = oracle
+    report["float64 reference: attention rows, absolute"] = worst_row
+    require(max(worst, oracle, worst_row) <= BOUND / 5, f"ill-conditioned: {worst:.1e} {oracle:.1e} {worst_row:.1e}")
+
+    # The wrong oracle is wrong from the first step after the prompt that it touches, and so is forgetting to evict.
+    wrong = relative(tensors["wrong.masked_too_early.logits"], tensors["oracle.logits"])
+    ids = tensors["oracle.prompt.ids"].tolist() + tensors["oracle.ids"].tolist()
+    never = relative(Reference(folder, m)(ids, range(len(ids)))[0][QUESTION:], tensors["oracle.logits"])
+    compact = reference_compact(Reference(folder, m), tensors)
+    report["wrong oracle: masked too early"] = wrong
+    report["wrong oracle: never evicted"] = never
+    report["wrong oracle: positions compacted"] = compact
+    first_event = EVENTS[0] + 1 - QUESTION
+    early = relative(tensors["wrong.masked_too_early.logits"][first_event:], tensors["oracle.logits"][first_event:])
+    report["wrong oracle: masked too early, rows after the first event"] = early
+    require(min(wrong, never, compact, early) >= 100 * BOUND, f"the oracle is blind: {wrong} {never} {compact} {early}")
+
+    for mutant in MUTANTS:
+        if mutant == "kv head = h mod kv" and m["kv_heads"] in (1, m["heads"]):
+            continue  # the same mapping there
+        if mutant == "eps = 1e-6" and m["eps"] < 1e-3:
+            continue  # too small to show beside activations near 1
+        error = relative(by_reference(mutant)[0], tensors[f"prompt.{longest}.logits"])
+        report[f"mutant: {mutant}"] = error
+        require(error >= 100 * BOUND, f"mutant '{mutant}' is off by {error:.1e} only")
+
+    report["for information: K and V rounded to f16"] = relative(
+        by_reference(round_kv=np.float16)[0], tensors[f"prompt.{longest}.logits"]
+    )
+    return report
+
+
+def reference_compact(reference, tensors):
+    """How far the logits are when slots are taken for positions after an eviction."""
+    prompt, ids = tensors["oracle.prompt.ids"], tensors["oracle.ids"]
+    reference(prompt, range(QUESTION))
+    cached, rows = list(range(QUESTION)), []
+    for step, token in enumerate(ids):
+        rows.append(reference([token], [len(cached)])[0][-1])
+        cached.append(QUESTION + step)
+        if cached[-1] in EVENTS:
+            evicted = set(tensors[f"oracle.{EVENTS.index(cached[-1])}.evicted"].tolist())
+            keep = [slot for slot, p in enumerate(cached) if p not in evicted]
+            reference.keep(keep)
+            cached = [cached[slot] for slot in keep]
+    return relative(np.stack(rows), tensors["oracle.logits"])
+
+
+# ------------------------------------------------------------------------------------------------------------------------- driver
+
+
+def compute(folder, m, seed):
+    """All goldens of the model in `folder`. Cheap requirements are checked early so that a search is quick."""
+    golden, rng = Golden(folder), np.random.default_rng([seed, 1])
+    tensors = prompt_goldens(golden, m, rng)
+    examine_attention(tensors)
+    tensors |= greedy_goldens(golden, tensors["prompt.64.ids"].tolist())
+    examine_greedy(tensors)
+    tensors |= oracle_goldens(golden, m, rng)
+    return tensors, examine(folder, m, tensors)
+
+
+def versions():
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__.split("+")[0],
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+        "safetensors": safetensors.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def text_goldens(folder):
+    """Chat template and tokenizer vectors, as transformers renders and encodes them."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 12 + 3?"}]
+    chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    return {
+        "chat": {"messages": messages, "text": chat, "ids": encode(chat)},
+        "encodings": [{"text": text, "ids": encode(text)} for text in (*TEXTS, PROBE_TEXT)],
+    }
+
+
+def generate(name, m, seed, folder):
+    """One model directory with its goldens; raises Unmet when the seed will not do."""
+    tokenizer = build_tokenizer(TOKENIZER_SIZE)
+    write_model(folder, m, seed, tokenizer, quiet_ids=range(TOKENIZER_SIZE, m["vocab"]))
+    tensors, report = compute(folder, m, seed)
+    write_tokenizer(folder, tokenizer)
+    safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "golden.safetensors")
+    integers = {k: v.tolist() for k, v in tensors.items() if v.dtype == np.int32}
+    write_json_compact(
+        folder / "golden.json",
+        {
+            "model": name,
+            "seed": seed,
+            "versions": versions(),
+            "bound": BOUND,
+            "prompts": list(PROMPTS),
+            "tail": TAIL,
+            "oracle": {"question": QUESTION, "steps": STEPS, "window": WINDOW, "probe": PROBE, "evict_after": list(EVENTS)},
+            "measured": report,
+            "ids": integers,
+            **text_goldens(folder),
+        },
+    )
+    return report
+
+
+def write_json_compact(path, value):
+    """JSON with one line per entry of the two outer levels: readable, and without a line per id."""
+    line = lambda v: json.dumps(v, ensure_ascii=False)  # noqa: E731
+    parts = []
+    for key, entry in value.items():
+        if isinstance(entry, dict):
+            inner = ",\n".join(f"  {line(k)}: {line(v)}" for k, v in entry.items())
+            parts.append(f" {line(key)}: {{\n{inner}\n }}")
+        else:
+            parts.append(f" {line(key)}: {line(entry)}")
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
+def check(name, m, folder):
+    """The committed goldens against a fresh computation over the committed weights."""
+    stored = safetensors.numpy.load_file(folder / "golden.safetensors")
+    fresh, report = compute(folder, m, m["seed"])
+    assert stored.keys() == fresh.keys(), stored.keys() ^ fresh.keys()
+    for key, value in fresh.items():
+        assert stored[key].shape == value.shape and stored[key].dtype == value.dtype, key
+        if value.dtype == np.int32:
+            assert (stored[key] == value).all(), key
+        else:  # another CPU may sum in another order
+            assert np.abs(stored[key] - value).max() <= BOUND / 5 * max(1.0, np.abs(value).max()), key
+    return report
+
+
+def print_report(name, report):
+    print(f"\n{name}")
+    for what, value in report.items():
+        print(f"  {what:58} {value:.2e}" if isinstance(value, float) else f"  {what:58} {value}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare the committed goldens with a fresh computation")
+    parser.add_argument("--search", type=int, metavar="N", help="try N seeds per model, print which would do, write nothing")
+    parser.add_argument("--only", choices=MODELS, help="one model")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    print(" · ".join(f"{k} {v}" for k, v in versions().items()))
+    for name, m in MODELS.items():
+        if arguments.only not in (None, name):
+            continue
+        folder = HERE / name
+        if arguments.search:
+            search(name, m, arguments.search)
+        elif arguments.check:
+            print_report(f"{name}: the committed goldens agree", check(name, m, folder))
+        else:
+            print_report(name, generate(name, m, m["seed"], folder))
+            size = sum(f.stat().st_size for f in folder.iterdir())
+            print(f"  {'bytes, all files':58} {size:,}")
+
+
+def search(name, m, count):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in range(count):
+            try:
+                generate(name, m, seed, pathlib.Path(scratch))
+                print(f"{name}: seed {seed} does", flush=True)
+                return
+            except Unmet as reason:
+                print(f"{name}: seed {seed}: {reason}", flush=True)
+    print(f"{name}: no seed below {count} does")
+
+
+if __name__ == "__main__":
+    main()
