@@ -54,7 +54,7 @@ impl Site {
 /// The repository's models, test fixtures, or the page.
 fn route(path: &str) -> PathBuf {
     let below = path.trim_start_matches('/');
-    let whole = ["models/", "tests/fixtures/"].iter().any(|folder| below.starts_with(folder));
+    let whole = ["models/", "tests/golden/"].iter().any(|folder| below.starts_with(folder));
     Path::new(ROOT).join(if whole { "" } else { "web" }).join(below)
 }
 
@@ -355,7 +355,7 @@ fn kernels_conform_on_webgpu(site: &Site) -> Result {
 }
 
 /// Where the model of the end-to-end test lies, below the repository.
-const MODEL: &str = "tests/fixtures/qwen2-tiny";
+const MODEL: &str = "tests/golden/qwen2-f16";
 
 fn a_model_thinks_and_is_pruned(site: &Site) -> Result {
     ensure!(Path::new(ROOT).join(MODEL).join("config.json").exists(), "{MODEL} is missing");
