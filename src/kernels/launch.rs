@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{OnceLock, RwLock};
+use std::task::{Context, Poll, Waker};
 
 use burn::backend::wgpu::{CubeBackend, CubeTensor, KernelSource, SourceKernel, SourceTemplate, into_contiguous};
 use burn::backend::{Cube, Flex};
@@ -296,15 +297,20 @@ pub fn read_floats<const D: usize>(tensors: &[&Tensor<D>]) -> Readback {
 fn read_gpu(tensors: Vec<CubeTensor>) -> Readback {
     let client = tensors[0].client.clone();
     let lengths: Vec<usize> = tensors.iter().map(|t| t.meta.shape().num_elements() * 4).collect();
-    let read = client.read_async(tensors.into_iter().map(|t| t.handle).collect());
-    Box::pin(async move {
-        let bytes = read.await.map_err(|e| {
+    let handles = tensors.into_iter().map(|t| t.handle).collect();
+    let mut read: Readback = Box::pin(async move {
+        let bytes = client.read_async(handles).await.map_err(|e| {
             Error::new(ErrorKind::Device, "reading from the GPU failed")
                 .found(format!("{e:?}"))
                 .help("the adapter may have been lost or run out of memory; try a smaller context or --device cpu")
         })?;
         Ok(bytes.iter().zip(lengths).map(|(b, n)| b[..n].to_vec()).collect())
-    })
+    });
+    // The first poll makes cubecl enqueue the copies; a later one, with the caller's waker, waits for them.
+    match read.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(done) => Box::pin(std::future::ready(done)),
+        Poll::Pending => read,
+    }
 }
 
 /// The u32 words in `bytes`.

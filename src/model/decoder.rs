@@ -204,11 +204,7 @@ impl Decoder {
     }
 
     fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        let of_layer = |l| {
-            let Layer { qkv, o, gate_up, down, .. } = l;
-            [qkv, o, gate_up, down]
-        };
-        self.layers.iter().flat_map(of_layer).chain([&self.embedding]).chain(&self.head)
+        self.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]).chain([&self.embedding]).chain(&self.head)
     }
 
     /// Forwards `input` at the next positions of its sequences, appending keys and values to `cache`. Lengths and positions

@@ -1,0 +1,193 @@
+//! Does this machine compute what the twins compute? Every kernel case on a device, held against the CPU.
+use serde::Serialize;
+
+use crate::device::{ComputeDevice, DeviceInfo};
+use crate::kernels::cases::{self, Bound, Case};
+use crate::kernels::launch;
+use crate::{Error, ErrorKind, Result};
+
+/// The outcome of one kernel's cases on one device.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct KernelResult {
+    /// The kernel.
+    pub kernel: &'static str,
+    /// Cases that ran.
+    pub cases: usize,
+    /// Outputs that were compared.
+    pub outputs: usize,
+    /// The worst error of any output, as a fraction of its bound.
+    pub worst_of_bound: f64,
+    /// The stated bounds of its outputs, in words.
+    pub bounds: Vec<String>,
+    /// What failed: case, output and place.
+    pub failures: Vec<String>,
+}
+
+/// The outcome of all cases on one device.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// The device.
+    pub device: DeviceInfo,
+    /// One entry a kernel, in the order of the list.
+    pub kernels: Vec<KernelResult>,
+    /// Cases that passed.
+    pub passed: usize,
+    /// Cases that failed.
+    pub failed: usize,
+}
+
+impl Report {
+    fn new(device: DeviceInfo) -> Self {
+        Self { device, kernels: Vec::new(), passed: 0, failed: 0 }
+    }
+
+    fn entry(&mut self, kernel: &'static str) -> &mut KernelResult {
+        if self.kernels.last().is_none_or(|k| k.kernel != kernel) {
+            self.kernels.push(KernelResult {
+                kernel,
+                cases: 0,
+                outputs: 0,
+                worst_of_bound: 0.0,
+                bounds: Vec::new(),
+                failures: Vec::new(),
+            });
+        }
+        self.kernels.last_mut().expect("just pushed")
+    }
+}
+
+/// A bound, in words.
+fn words(bound: Bound) -> String {
+    match bound {
+        Bound::Exact => "exact".into(),
+        Bound::Absolute(v) => format!("{v:.1e} absolute"),
+        Bound::Relative(_) => "relative to the row".into(),
+        Bound::Mixed(v) | Bound::FloatWords(v) => format!("{v:.1e} of 1+|x|"),
+        Bound::HalfUlps(n) => format!("{n} half ulp"),
+    }
+}
+
+/// Runs `cases` on `device` and compares every output with the twin's. `progress` is told (cases done, of how many).
+///
+/// # Errors
+/// When the device cannot be read. A wrong result is no error: it is in the report.
+pub async fn run(device: &ComputeDevice, cases: &[Case], mut progress: impl FnMut(usize, usize)) -> Result<Report> {
+    let cpu = ComputeDevice::cpu();
+    let mut report = Report::new(device.info.clone());
+    for (done, case) in cases.iter().enumerate() {
+        progress(done, cases.len());
+        let expected = case.run(&cpu.burn);
+        launch::poison_outputs(true);
+        let found = case.run(&device.burn);
+        launch::poison_outputs(false);
+        let mut failures = Vec::new();
+        let (mut worst, mut bounds) = (0f64, Vec::new());
+        if expected.is_empty() || expected.len() != found.len() {
+            return Err(Error::new(ErrorKind::Internal, "a conformance case looks at nothing").at(&case.name));
+        }
+        for (want, got) in expected.iter().zip(&found) {
+            let (want_words, got_words) = (want.read().await?, got.read().await?);
+            match cases::compare(&want_words, &got_words, want.row, want.bound) {
+                Ok(error) => worst = worst.max(error),
+                Err(what) => failures.push(format!("{}, {}: {what}", case.name, want.name)),
+            }
+            bounds.push(format!("{} {}", want.name, words(want.bound)));
+        }
+        *if failures.is_empty() { &mut report.passed } else { &mut report.failed } += 1;
+        let entry = report.entry(case.kernel);
+        entry.cases += 1;
+        entry.outputs += found.len();
+        entry.worst_of_bound = entry.worst_of_bound.max(worst);
+        entry.failures.extend(failures);
+        for bound in bounds {
+            if !entry.bounds.contains(&bound) {
+                entry.bounds.push(bound);
+            }
+        }
+    }
+    progress(cases.len(), cases.len());
+    Ok(report)
+}
+
+/// A table for people: a row a kernel, a column a device; cases run, the worst error as a fraction of the stated bound.
+pub fn table(reports: &[Report]) -> String {
+    let Some(first) = reports.first() else { return String::new() };
+    let mut rows = vec![vec!["kernel".to_string(), "bounds".to_string()]];
+    rows[0].extend(reports.iter().map(|r| format!("{} [{}]", r.device.name, r.device.backend)));
+    for (i, kernel) in first.kernels.iter().enumerate() {
+        let mut row = vec![kernel.kernel.to_string(), kernel.bounds.join(", ")];
+        for report in reports {
+            row.push(report.kernels.get(i).map_or("did not run".into(), |k| match k.failures.len() {
+                0 => format!("{} cases, worst {:.3}", k.cases, k.worst_of_bound),
+                n => format!("{n} of {} FAIL", k.cases),
+            }));
+        }
+        rows.push(row);
+    }
+    let mut row = vec!["total".to_string(), String::new()];
+    row.extend(reports.iter().map(|r| format!("{} passed, {} failed", r.passed, r.failed)));
+    rows.push(row);
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut out = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        out.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        out.push('\n');
+    }
+    for failure in reports.iter().flat_map(|r| r.kernels.iter().flat_map(|k| &k.failures)).take(20) {
+        out.push_str(&format!("FAIL {failure}\n"));
+    }
+    out
+}
+
+/// One shader variant's translations.
+#[cfg(not(target_family = "wasm"))]
+pub mod shaders {
+    use super::*;
+    use crate::kernels::launch::Variant;
+
+    /// Validates a variant with naga and translates it to SPIR-V, MSL, HLSL and GLSL (ES 3.1): what wgpu does on every
+    /// platform, checked on this one. Returns the bytes of the four.
+    ///
+    /// # Errors
+    /// The message of whichever step fails.
+    pub fn translate(variant: &Variant) -> std::result::Result<[usize; 4], String> {
+        use naga::back;
+        use naga::valid::{Capabilities, ValidationFlags, Validator};
+        let text = variant.source();
+        let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
+        let mut validator = Validator::new(ValidationFlags::all(), Capabilities::empty());
+        let info = validator.validate(&module).map_err(|e| e.emit_to_string(&text))?;
+        let say = |what: &str, e: &dyn std::fmt::Debug| format!("{what}: {e:?}");
+        let spv = back::spv::write_vec(&module, &info, &back::spv::Options::default(), None)
+            .map_err(|e| say("SPIR-V", &e))?;
+        let (msl, _) = back::msl::write_string(
+            &module,
+            &info,
+            &back::msl::Options { lang_version: (2, 0), fake_missing_bindings: true, ..Default::default() },
+            &back::msl::PipelineOptions::default(),
+        )
+        .map_err(|e| say("MSL", &e))?;
+        let mut hlsl = String::new();
+        let options = back::hlsl::Options { fake_missing_bindings: true, ..Default::default() };
+        back::hlsl::Writer::new(&mut hlsl, &options, &back::hlsl::PipelineOptions::default())
+            .write(&module, &info, None)
+            .map_err(|e| say("HLSL", &e))?;
+        let mut glsl = String::new();
+        let options = back::glsl::Options {
+            version: back::glsl::Version::Embedded { version: 310, is_webgl: false },
+            ..Default::default()
+        };
+        let pipeline = back::glsl::PipelineOptions {
+            shader_stage: naga::ShaderStage::Compute,
+            entry_point: "main".into(),
+            multiview: None,
+        };
+        back::glsl::Writer::new(&mut glsl, &module, &info, &options, &pipeline, Default::default())
+            .and_then(|mut w| w.write())
+            .map_err(|e| say("GLSL", &e))?;
+        Ok([spv.len() * 4, msl.len(), hlsl.len(), glsl.len()])
+    }
+}

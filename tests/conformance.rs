@@ -1,0 +1,37 @@
+//! Every kernel case on every adapter of this machine, against the twins. `SECATEUR_REQUIRE=lavapipe,swiftshader` makes a
+//! missing adapter a failure: nothing passes because it did not run.
+use secateur::conformance::{self, Report};
+use secateur::device::{self, ComputeDevice};
+use secateur::kernels::cases;
+
+/// What to call an adapter in `SECATEUR_REQUIRE`, by a part of its name.
+const NAMES: [(&str, &str); 2] = [("lavapipe", "llvmpipe"), ("swiftshader", "SwiftShader")];
+
+#[test]
+fn every_case_on_every_adapter() {
+    let cases = cases::all();
+    assert!(cases.len() >= 90, "only {} cases", cases.len());
+    let mut reports: Vec<Report> = Vec::new();
+    for info in pollster::block_on(device::list()) {
+        if info.unfit().is_some() {
+            println!("SKIPPED {}: {}", info.line(), info.unfit().unwrap());
+            continue;
+        }
+        let select = if info.backend == "cpu" { "cpu".to_string() } else { info.name.clone() };
+        let device = pollster::block_on(ComputeDevice::open(&select)).expect("it was just listed");
+        let report = pollster::block_on(conformance::run(&device, &cases, |_, _| ())).expect("readable");
+        reports.push(report);
+    }
+    println!("{}", conformance::table(&reports));
+    for name in std::env::var("SECATEUR_REQUIRE").unwrap_or_default().split(',').filter(|n| !n.is_empty()) {
+        let part = NAMES.iter().find(|(n, _)| *n == name).map_or(name, |(_, part)| part);
+        assert!(reports.iter().any(|r| r.device.name.contains(part)), "required adapter `{name}` is missing");
+    }
+    for report in &reports {
+        assert_eq!(report.passed + report.failed, cases.len(), "{}", report.device.line());
+        assert_eq!(report.failed, 0, "{}: see the table", report.device.line());
+        for kernel in &report.kernels {
+            assert!(kernel.cases > 0 && kernel.outputs >= kernel.cases, "{} did not run", kernel.kernel);
+        }
+    }
+}
