@@ -1,10 +1,10 @@
-// out[i, :] = x[i, :] / sqrt(mean(x[i, :]^2) + eps) * weight. One workgroup a row. Squares are summed in f32: an f16
+// out[i, :] = v / sqrt(mean(v^2) + eps) * weight, v = x[first + i, :]. One workgroup a row. Squares are summed in f32: an f16
 // sum would overflow from activations of 256 on.
 // Constants: THREADS (a power of two).
-@group(0) @binding(0) var<storage, read_write> x: array<f32>;         // [n, cols]
+@group(0) @binding(0) var<storage, read_write> x: array<f32>;         // [first + n, cols]
 @group(0) @binding(1) var<storage, read_write> weight: array<f32>;    // [cols]
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;       // [n, cols]
-struct Info { n: u32, cols: u32, eps: f32, pad0: u32 }
+struct Info { n: u32, cols: u32, eps: f32, first: u32 }
 @group(0) @binding(3) var<uniform> info: Info;
 
 var<workgroup> part: array<f32, THREADS>;
@@ -17,7 +17,7 @@ fn main(
 ) {
     let row = group.y * groups.x + group.x;
     let inside = row < info.n;
-    let at = row * info.cols;
+    let at = (info.first + row) * info.cols;
     var sum = 0.0;
     if (inside) {
         for (var c = thread; c < info.cols; c += THREADS) {
@@ -33,5 +33,5 @@ fn main(
     workgroupBarrier();
     if (!inside) { return; }
     let scale = 1.0 / sqrt(part[0] / f32(info.cols) + info.eps);
-    for (var c = thread; c < info.cols; c += THREADS) { out[at + c] = x[at + c] * scale * weight[c]; }
+    for (var c = thread; c < info.cols; c += THREADS) { out[row * info.cols + c] = x[at + c] * scale * weight[c]; }
 }

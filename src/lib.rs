@@ -1,4 +1,6 @@
 //! secateur: reasoning language models on any GPU, with redundant thoughts pruned from the KV cache while they think.
+pub mod cache;
+pub mod device;
 pub mod error;
 pub mod kernels;
 pub mod policy;

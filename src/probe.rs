@@ -207,14 +207,14 @@ mod tests {
 
     #[test]
     fn only_inside_thinking() {
-        assert_eq!(due(&mut clock(2, PromptThinking::NotOpened), &[TOKEN; 10]), []);
+        assert_eq!(due(&mut clock(2, PromptThinking::NotOpened), &[TOKEN; 10]), [0; 0]);
         // Tokens before <think>, and <think> itself, do not count.
         let opened = [TOKEN, TOKEN, OPEN, TOKEN, TOKEN, OPEN, TOKEN, CLOSE, TOKEN, OPEN, TOKEN, TOKEN];
         assert_eq!(due(&mut clock(2, PromptThinking::NotOpened), &opened), [5]);
         let no_think = [TOKEN, OPEN, TOKEN, TOKEN, TOKEN];
-        assert_eq!(due(&mut clock(1, PromptThinking::Closed), &no_think), []);
+        assert_eq!(due(&mut clock(1, PromptThinking::Closed), &no_think), [0; 0]);
         // `</think>` on the very date: no probe.
-        assert_eq!(due(&mut clock(2, PromptThinking::Open), &[TOKEN, CLOSE, TOKEN]), []);
+        assert_eq!(due(&mut clock(2, PromptThinking::Open), &[TOKEN, CLOSE, TOKEN]), [0; 0]);
     }
 
     #[test]

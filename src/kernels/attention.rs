@@ -70,7 +70,7 @@ impl AttentionSpec {
         let constants = vec![
             ("THREADS", 64),
             ("TILE", TILE as u32),
-            ("KV", self.words as u32),
+            ("KV", self.words.code()),
             ("D", self.d as u32),
             ("QB", (self.heads_per_group() * self.rows_per_group()) as u32),
             ("DIRECT", (self.splits() == 1) as u32),

@@ -58,7 +58,7 @@ impl AttentionRowSpec {
     pub(super) fn variant(&self) -> Variant {
         let constants = vec![
             ("THREADS", 64),
-            ("KV", self.words as u32),
+            ("KV", self.words.code()),
             ("D", self.d as u32),
             ("G", (self.heads / self.kv_heads) as u32),
             ("REDUCE", self.reduce as u32),

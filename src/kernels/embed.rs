@@ -32,7 +32,7 @@ pub struct EmbedSpec {
 
 impl EmbedSpec {
     pub(super) fn variant(&self) -> Variant {
-        let constants = vec![("THREADS", 64), ("DTYPE", self.words as u32)];
+        let constants = vec![("THREADS", 64), ("DTYPE", self.words.code())];
         Variant { kernel: "embed", text: include_str!("../../shaders/embed.wgsl"), constants }
     }
 
@@ -65,7 +65,7 @@ pub(super) fn twin(table: &[u32], ids: &[u32], out: &mut [f32], spec: &EmbedSpec
 /// Every packing; one shard and the second of two; ids outside; strided ids.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Words::F32, Words::F16, Words::Bf16] {
+    for words in [Words::F32, Words::F16, Words::BF16] {
         for (row0, rows, n, cols, stride) in [(0, 37, 5, 24, 1), (20, 17, 9, 136, 8), (0, 37, 1, 8, 1)] {
             let spec =
                 EmbedSpec { words, n, cols, row0, rows, vocab: 37, id_offset: stride - 1, id_stride: stride };

@@ -243,16 +243,23 @@ pub fn empty_floats(near: &Tensor<1, Int>, shape: [usize; 2]) -> Tensor<2> {
     }
 }
 
-/// Overwrites `tensor` with `words`, in place and without waiting: everything launched before sees the old words,
-/// everything after the new ones.
-pub fn write_words(tensor: Tensor<1, Int>, words: Vec<u32>) -> Tensor<1, Int> {
-    assert_eq!(tensor.dims()[0], words.len(), "the whole tensor is overwritten");
+/// Overwrites the words of `tensor` from word `at` on, in place and without waiting: everything launched before sees the
+/// old words, everything after the new ones.
+pub fn write_words(tensor: Tensor<1, Int>, at: usize, words: Vec<u32>) -> Tensor<1, Int> {
+    assert!(at + words.len() <= tensor.dims()[0], "the write stays inside");
     match tensor.clone().try_into_primitive::<Cube>() {
         Ok(t) => {
-            t.client.write(&t.handle, Bytes::from_elems(words));
+            let end = (tensor.dims()[0] - at - words.len()) as u64 * 4;
+            let part = t.handle.clone().offset_start(at as u64 * 4).offset_end(end);
+            t.client.write(&part, Bytes::from_elems(words));
             tensor
         }
-        Err(_) => super::words(words, &tensor.device()),
+        Err(_) => {
+            let mut t = tensor.try_into_primitive::<Flex>().expect("Cube or Flex");
+            let storage = t.try_storage_mut::<u32>().expect("an in-place write needs the only handle");
+            storage[at..at + words.len()].copy_from_slice(&words);
+            Tensor::from_primitive::<Flex>(t)
+        }
     }
 }
 

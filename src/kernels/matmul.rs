@@ -14,7 +14,7 @@ impl LinearSpec {
             ("THREADS", (TILE_ROWS * TILE_N / 16) as u32),
             ("TILE_ROWS", TILE_ROWS as u32),
             ("TILE_N", TILE_N as u32),
-            ("DTYPE", self.words as u32),
+            ("DTYPE", self.words.code()),
             ("MODE", self.mode as u32),
             ("HAS_BIAS", self.has_bias as u32),
         ];
@@ -33,7 +33,7 @@ impl LinearSpec {
 /// Every packing and mode; tiles filled, exceeded by one and far from full.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Words::F32, Words::F16, Words::Bf16] {
+    for words in [Words::F32, Words::F16, Words::BF16] {
         for (mode, has_bias, rows, cols, row0, n) in [
             (Mode::Store, true, 64, 64, 0, 32),
             (Mode::Store, false, 65, 40, 3, 33),

@@ -54,7 +54,7 @@ impl LinearSpec {
     pub(super) fn matvec_variant(&self) -> Variant {
         let constants = vec![
             ("THREADS", 64),
-            ("DTYPE", self.words as u32),
+            ("DTYPE", self.words.code()),
             ("LANES", self.lanes),
             ("N", self.n as u32),
             ("MODE", self.mode as u32),
@@ -124,7 +124,7 @@ pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
 /// Every packing, mode and vector count; rows that fill no workgroup; shards; several lane counts.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Words::F32, Words::F16, Words::Bf16] {
+    for words in [Words::F32, Words::F16, Words::BF16] {
         for (mode, has_bias, rows, cols, row0, n, lanes) in [
             (Mode::Store, true, 37, 64, 0, 1, 8),
             (Mode::Store, false, 1, 8, 5, 1, 32),

@@ -32,45 +32,37 @@ pub use rms_norm::NormSpec;
 pub use rope_append::RopeAppendSpec;
 pub use sample::SampleSpec;
 
-/// How values lie in the u32 words of a weight matrix or a cache row. The discriminants are those of `common.wgsl`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u32)]
-pub enum Words {
-    /// One f32 a word.
-    F32 = 0,
-    /// Two IEEE halfs a word, even column in the low half.
-    F16 = 1,
-    /// Two bfloat16 a word, even column in the low half.
-    Bf16 = 2,
-}
+/// How values lie in the u32 words of a weight matrix or a cache row. A cache is `F32` or `F16`.
+pub use crate::weights::PackedDtype as Words;
 
 impl Words {
-    /// Values in one word.
-    pub const fn per_word(self) -> usize {
+    /// The number by which shaders know it (`common.wgsl`).
+    pub(crate) const fn code(self) -> u32 {
         match self {
-            Words::F32 => 1,
-            Words::F16 | Words::Bf16 => 2,
+            Words::F32 => 0,
+            Words::F16 => 1,
+            Words::BF16 => 2,
         }
     }
 
-    /// Words of a row of `cols` values. `cols` is a multiple of 8 everywhere in secateur (checked by the config loader),
-    /// so a row is a whole number of 4-word vectors.
-    pub const fn row_words(self, cols: usize) -> usize {
+    /// Words of a row of `cols` values. `cols` is a multiple of 8 everywhere in the graph (the loader refuses others), so
+    /// a row is a whole number of 4-word vectors for every packing.
+    pub(crate) const fn row_words(self, cols: usize) -> usize {
         cols / self.per_word()
     }
 
     /// Value `column` of the row that starts at `words[0]`, exact in f64.
-    pub fn get(self, words: &[u32], column: usize) -> f64 {
+    pub(crate) fn get(self, words: &[u32], column: usize) -> f64 {
         let half = |word: u32| if column.is_multiple_of(2) { word as u16 } else { (word >> 16) as u16 };
         match self {
             Words::F32 => f32::from_bits(words[column]) as f64,
             Words::F16 => half::f16::from_bits(half(words[column / 2])).to_f64(),
-            Words::Bf16 => half::bf16::from_bits(half(words[column / 2])).to_f64(),
+            Words::BF16 => half::bf16::from_bits(half(words[column / 2])).to_f64(),
         }
     }
 
     /// Packs `values`, rounding to nearest even; f16 saturates at ±65504 as the cache's writer does.
-    pub fn pack(self, values: &[f32]) -> Vec<u32> {
+    pub(crate) fn pack(self, values: &[f32]) -> Vec<u32> {
         let half = |v: f32| match self {
             Words::F16 => f16_bits(v),
             _ => half::bf16::from_f32(v).to_bits(),

@@ -39,7 +39,7 @@ pub struct RopeAppendSpec {
 
 impl RopeAppendSpec {
     pub(super) fn variant(&self) -> Variant {
-        let constants = vec![("THREADS", 64), ("KV", self.words as u32), ("D", self.d as u32)];
+        let constants = vec![("THREADS", 64), ("KV", self.words.code()), ("D", self.d as u32)];
         Variant { kernel: "rope_append", text: include_str!("../../shaders/rope_append.wgsl"), constants }
     }
 

@@ -1,3 +1,4 @@
 //! Models: configuration, the one decoder graph, RoPE.
 pub mod config;
+pub mod decoder;
 pub mod rope;

@@ -20,6 +20,7 @@
 //! 4. A line in [`POLICIES`]. The laws in `tests/laws_host.rs` then run on it.
 pub mod budget;
 mod full;
+pub mod ledger;
 mod random;
 mod random_step;
 mod streaming_llm;
@@ -34,6 +35,7 @@ use serde::{Deserialize, Serialize};
 
 pub use budget::{Budget, Group};
 pub use full::Full;
+pub use ledger::{Ledger, Snapshot};
 pub use random::Random;
 pub use random_step::RandomStep;
 pub use streaming_llm::StreamingLlm;
@@ -143,7 +145,10 @@ pub struct StepInfo {
 }
 
 impl StepInfo {
-    /// Counts the tokens of each step. `token_steps` as [`crate::steps::assign`] gives it for the same steps.
+    /// Counts the tokens of each step.
+    ///
+    /// # Panics
+    /// When `token_steps` is not what [`crate::steps::assign`] gives for these steps.
     pub fn count(steps: &[Step], token_steps: &[usize]) -> Vec<Self> {
         let mut infos: Vec<Self> = steps.iter().map(|s| Self { id: s.start, tokens: 0 }).collect();
         for &step in token_steps {
@@ -339,14 +344,11 @@ fn check_tokens(parts: &ViewParts<'_>) -> Result<()> {
     if !steps.is_empty() && current_step >= steps.len() || in_steps.any(|s| s as usize >= steps.len()) {
         return Err(contradiction("a step that does not exist").expected(format!("an index below {}", steps.len())));
     }
-    if in_steps_after_current(tokens, current_step) {
-        return Err(contradiction("a token lies in a step after the current one").expected(current_step));
+    let latest = tokens.iter().filter_map(|t| t.step).next_back();
+    if let Some(latest) = latest.filter(|&s| s as usize > current_step) {
+        return Err(contradiction("a token lies in a step after the current one").expected(current_step).found(latest));
     }
     Ok(())
-}
-
-fn in_steps_after_current(tokens: &[CachedToken], current_step: usize) -> bool {
-    tokens.iter().filter_map(|t| t.step).any(|s| s as usize > current_step)
 }
 
 fn check_scores(scores: &[f32], slots: usize) -> Result<()> {

@@ -1,7 +1,7 @@
 //! `think-token`: the paper's ablation without steps.
 use super::budget::{Group, evict};
 use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
-use crate::Result;
+use crate::{Result, Slot};
 
 /// Evicts single tokens, the lowest-scoring first, by the same probe as `think-clearly`.
 ///
@@ -21,7 +21,8 @@ impl EvictionPolicy for ThinkToken {
 
     fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
         let scores = view.scores()?;
-        let mut slots: Vec<_> = view.evictable().collect();
+        let mut slots: Vec<Slot> = view.evictable().collect();
+        // Stable: of equal tokens the older goes first.
         slots.sort_by(|a, b| scores[a.0 as usize].total_cmp(&scores[b.0 as usize]));
         let single =
             |slot| Group { importance: Some(f64::from(scores[slot as usize])), slots: vec![crate::Slot(slot)] };

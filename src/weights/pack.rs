@@ -197,6 +197,23 @@ impl<'a> PackedRows<'a> {
         Ok(PackedRows { dtype: first.dtype, rows, cols: first.cols, words: Cow::Owned(words) })
     }
 
+    /// Rows of `a` and `b` in turn: `a[0], b[0], a[1], …`, for the fused gate/up product. The result has `a`'s dtype.
+    ///
+    /// # Errors
+    /// When the shapes differ, or converting `b` overflows.
+    pub fn interleave_rows(a: &PackedRows<'_>, b: &PackedRows<'_>) -> Result<PackedRows<'static>> {
+        if (a.rows, a.cols) != (b.rows, b.cols) {
+            return Err(Error::new(ErrorKind::Internal, "matrices to interleave differ in shape")
+                .expected(format!("{} × {}", a.rows, a.cols))
+                .found(format!("{} × {}", b.rows, b.cols)));
+        }
+        let b = b.convert(a.dtype)?;
+        let n = a.words_per_row();
+        let rows = a.words.chunks_exact(n).zip(b.words.chunks_exact(n));
+        let words = rows.flat_map(|(a, b)| a.iter().chain(b).copied()).collect();
+        Ok(PackedRows { dtype: a.dtype, rows: 2 * a.rows, cols: a.cols, words: Cow::Owned(words) })
+    }
+
     /// The same values in another dtype, rounded to nearest, ties to even; borrowed where nothing changes. Infinities
     /// and NaN stay what they are.
     ///

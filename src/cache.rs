@@ -1,0 +1,389 @@
+//! The KV cache and the device-resident state of the sequences.
+//!
+//! **Slot and position.** A [`Slot`] is where a token's key and value lie: a row index that changes at every gather. A
+//! [`Position`] is when the token was written: what RoPE rotates by. Before the first eviction they are equal, after it
+//! never again. Kept keys keep the rotation they were written with (METHOD: `original`).
+//!
+//! **Layout.** One buffer of u32 words a layer. Sequence `b` owns a region of `2 · kv_heads · cap` rows from row `base` on:
+//! the keys of each KV head, `cap` rows a head, then the values likewise. A row is one head's vector: `head_dim` f32 words,
+//! or half as many packed f16. Layers own their lengths and capacities, so that they may keep different slots.
+//!
+//! **Memory.** Buffers are dedicated allocations of exactly the capacity: they grow in chunks and really shrink when slots
+//! are evicted. Growing and pruning are the same kernel, `cache_gather`.
+//!
+//! **State.** Words on the device (layout: [`kernels::state`]) that kernels read and `sample` advances, and a mirror of them
+//! here. The host knows lengths and positions without asking, because steps advance them by known amounts; only the sampled
+//! ids must be read back, from the ring, late.
+use burn::tensor::{Int, Tensor};
+
+use crate::device::ComputeDevice;
+use crate::kernels::launch::{self, Readback};
+use crate::kernels::{self, GatherSpec, SampleSpec, Words, cache_gather::MOVE, state};
+use crate::model::config::ModelConfig;
+use crate::{Error, ErrorKind, Position, Result, Slot};
+
+/// Sampled ids a sequence keeps on the device: bounds how late the host may read them.
+pub const RING: usize = 64;
+
+/// Sizes of a cache.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CacheShape {
+    /// Layers.
+    pub layers: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Values of one head's vector.
+    pub head_dim: usize,
+    /// `F32` or `F16`.
+    pub words: Words,
+    /// Sequences side by side.
+    pub seqs: usize,
+    /// Slots that capacities are rounded up to.
+    pub growth: usize,
+}
+
+impl CacheShape {
+    /// The shape `config` needs, for `seqs` sequences.
+    ///
+    /// # Errors
+    /// When `words` is bf16, which no kernel writes.
+    pub fn new(config: &ModelConfig, words: Words, seqs: usize, growth: usize) -> Result<Self> {
+        if words == Words::BF16 {
+            return Err(Error::new(ErrorKind::Input, "the KV cache cannot be bf16").expected("f32 or f16"));
+        }
+        Ok(Self {
+            layers: config.num_layers,
+            kv_heads: config.num_kv_heads,
+            head_dim: config.head_dim,
+            words,
+            seqs,
+            growth: growth.max(1),
+        })
+    }
+
+    fn row_words(&self) -> usize {
+        self.words.row_words(self.head_dim)
+    }
+
+    /// Bytes of one slot in one layer: keys and values of every KV head.
+    pub fn slot_bytes(&self) -> usize {
+        2 * self.kv_heads * self.row_words() * 4
+    }
+}
+
+/// One sequence's part of a layer's buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Region {
+    len: usize,
+    base: usize,
+    cap: usize,
+}
+
+struct Layer {
+    /// Taken out while a kernel writes it: in-place kernels need the only handle.
+    kv: Option<Tensor<1, Int>>,
+    regions: Vec<Region>,
+}
+
+/// The host's mirror of a sequence's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sequence {
+    /// Logical position of the next token to be forwarded.
+    pub position: Position,
+    /// Tokens sampled so far.
+    pub step: u32,
+}
+
+/// Lengths and position of a sequence before a probe, to go back to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    seq: usize,
+    lens: Vec<usize>,
+    position: Position,
+}
+
+/// The slots a sequence keeps, ascending: `[layer][kv head]`, with one entry where all layers or heads agree.
+pub type KeepSets<'a> = dyn Fn(usize, usize) -> &'a [Slot] + 'a;
+
+/// The cache of B sequences and their state.
+pub struct KvCache {
+    shape: CacheShape,
+    device: ComputeDevice,
+    layers: Vec<Layer>,
+    sequences: Vec<Sequence>,
+    state: Option<Tensor<1, Int>>,
+    /// Where dedicated buffers are allocated: any tensor on the device.
+    near: Tensor<1, Int>,
+}
+
+impl KvCache {
+    /// An empty cache.
+    pub fn new(shape: CacheShape, device: &ComputeDevice) -> Self {
+        let words = shape.seqs * state::SEQ + shape.layers * shape.seqs * state::ROW + shape.seqs * RING;
+        let near = kernels::words(vec![0; 4], &device.burn);
+        let regions = vec![Region { len: 0, base: 0, cap: 0 }; shape.seqs];
+        let layer = || Layer { kv: Some(launch::empty_words(&near, 4)), regions: regions.clone() };
+        let mut cache = Self {
+            shape,
+            device: device.clone(),
+            layers: (0..shape.layers).map(|_| layer()).collect(),
+            sequences: vec![Sequence { position: Position(0), step: 0 }; shape.seqs],
+            state: Some(kernels::words(vec![0; words.next_multiple_of(4)], &device.burn)),
+            near,
+        };
+        for seq in 0..shape.seqs {
+            cache.write_header(seq, 0);
+        }
+        cache
+    }
+
+    /// Its sizes.
+    pub fn shape(&self) -> &CacheShape {
+        &self.shape
+    }
+
+    /// Cached slots of a sequence in a layer.
+    pub fn len(&self, layer: usize, seq: usize) -> usize {
+        self.layers[layer].regions[seq].len
+    }
+
+    /// Whether nothing is cached.
+    pub fn is_empty(&self) -> bool {
+        self.layers.iter().all(|l| l.regions.iter().all(|r| r.len == 0))
+    }
+
+    /// Slots a sequence's region in a layer has room for.
+    pub fn capacity(&self, layer: usize, seq: usize) -> usize {
+        self.layers[layer].regions[seq].cap
+    }
+
+    /// The mirror of a sequence's header.
+    pub fn sequence(&self, seq: usize) -> Sequence {
+        self.sequences[seq]
+    }
+
+    /// Bytes the cache's buffers ask for, all layers. What the device really holds is [`ComputeDevice::bytes`].
+    pub fn bytes(&self) -> u64 {
+        let slots = |l: &Layer| l.regions.iter().map(|r| r.cap).sum::<usize>();
+        self.layers.iter().map(|l| (slots(l) * self.shape.slot_bytes()) as u64).sum()
+    }
+
+    /// Word of the state where `layer`'s table begins.
+    pub fn table(&self, layer: usize) -> usize {
+        self.shape.seqs * state::SEQ + layer * self.shape.seqs * state::ROW
+    }
+
+    /// The device's state, for kernels that read it.
+    pub fn state(&self) -> &Tensor<1, Int> {
+        self.state.as_ref().expect("put back by whoever took it")
+    }
+
+    /// Runs `write` with the only handle to a layer's buffer.
+    pub(crate) fn with_layer<T>(
+        &mut self,
+        layer: usize,
+        write: impl FnOnce(Tensor<1, Int>, &Tensor<1, Int>) -> (T, Tensor<1, Int>),
+    ) -> T {
+        let kv = self.layers[layer].kv.take().expect("put back below");
+        let (result, kv) = write(kv, self.state.as_ref().expect("put back by whoever took it"));
+        self.layers[layer].kv = Some(kv);
+        result
+    }
+
+    /// A layer's buffer, for kernels that read it.
+    pub fn layer(&self, layer: usize) -> &Tensor<1, Int> {
+        self.layers[layer].kv.as_ref().expect("put back by whoever took it")
+    }
+
+    /// Makes room for `extra` more slots in every layer of `seq`.
+    ///
+    /// # Errors
+    /// When a layer's buffer would exceed what the device can bind.
+    pub fn reserve(&mut self, seq: usize, extra: usize) -> Result<()> {
+        if self.layers.iter().all(|l| l.regions[seq].len + extra <= l.regions[seq].cap) {
+            return Ok(());
+        }
+        let all: Vec<Slot> = (0..self.layers.iter().map(|l| l.regions[seq].len).max().unwrap_or(0))
+            .map(|s| Slot(s as u32))
+            .collect();
+        let lens: Vec<usize> = self.layers.iter().map(|l| l.regions[seq].len).collect();
+        self.rebuild(seq, extra, &|layer, _| &all[..lens[layer]])
+    }
+
+    /// Evicts every slot of `seq` that `keep` does not name: the pruning. Capacities follow the kept set plus `room`, and
+    /// memory that is free then goes back to the driver.
+    ///
+    /// # Errors
+    /// When a layer's buffer would exceed what the device can bind.
+    pub fn keep(&mut self, seq: usize, keep: &KeepSets<'_>, room: usize) -> Result<()> {
+        self.rebuild(seq, room, keep)?;
+        self.device.burn.memory_cleanup();
+        Ok(())
+    }
+
+    fn rebuild<'a>(&mut self, seq: usize, room: usize, keep: &KeepSets<'a>) -> Result<()> {
+        let shape = self.shape;
+        // Fail before anything is changed.
+        for layer in 0..shape.layers {
+            let kept = keep(layer, 0).len();
+            let others: usize = self.layers[layer].regions.iter().map(|r| r.cap).sum();
+            let slots = others - self.layers[layer].regions[seq].cap + (kept + room).next_multiple_of(shape.growth);
+            let bytes = (slots * shape.slot_bytes()) as u64;
+            if bytes > self.device.info.max_binding_bytes {
+                return Err(Error::new(ErrorKind::Device, "the KV cache of a layer exceeds the adapter's largest buffer")
+                    .at(self.device.info.line())
+                    .expected(format!("at most {} bytes", self.device.info.max_binding_bytes))
+                    .found(format!("{bytes} bytes for {slots} slots"))
+                    .help("shorten the prompt or --max-new-tokens, prune more (--budget tokens:N), or use --kv f16"));
+            }
+        }
+        for layer in 0..shape.layers {
+            self.rebuild_layer(layer, seq, room, keep);
+        }
+        self.write_tables();
+        Ok(())
+    }
+
+    fn rebuild_layer<'a>(&mut self, layer: usize, seq: usize, room: usize, keep: &KeepSets<'a>) {
+        let shape = self.shape;
+        let planes = 2 * shape.kv_heads;
+        let old = self.layers[layer].regions.clone();
+        let (mut moves, mut flat, mut new, mut base) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for (b, region) in old.iter().enumerate() {
+            let (len, cap, first, stride) = if b == seq {
+                let first = flat.len();
+                let sets: Vec<&[Slot]> = (0..shape.kv_heads).map(|h| keep(layer, h)).collect();
+                let shared = sets.iter().all(|s| s.as_ptr() == sets[0].as_ptr() && s.len() == sets[0].len());
+                for set in &sets[..if shared { 1 } else { sets.len() }] {
+                    debug_assert_eq!(set.len(), sets[0].len(), "the heads of a layer keep equally many");
+                    flat.extend(set.iter().map(|s| s.0));
+                }
+                let kept = sets[0].len();
+                (kept, (kept + room).next_multiple_of(shape.growth), first, if shared { 0 } else { kept })
+            } else {
+                // The other sequences move as they are.
+                let first = flat.len();
+                flat.extend(0..region.len as u32);
+                (region.len, region.cap, first, 0)
+            };
+            let entry: [usize; MOVE] = [region.base, region.cap, base, cap, len, first, stride, 0];
+            moves.extend(entry.map(|v| v as u32));
+            new.push(Region { len, base, cap });
+            base += planes * cap;
+        }
+        flat.resize(flat.len().next_multiple_of(4).max(4), 0);
+        let spec = GatherSpec {
+            row_words: shape.row_words(),
+            kv_heads: shape.kv_heads,
+            seqs: shape.seqs,
+            most_kept: new.iter().map(|r| r.len).max().unwrap_or(0),
+            out_words: (base * shape.row_words()).max(4),
+        };
+        let kv = self.layers[layer].kv.take().expect("put back by whoever took it");
+        let keep = kernels::words(flat, &self.device.burn);
+        let moves = kernels::words(moves, &self.device.burn);
+        let kv = launch::dedicated(&self.near, || kernels::cache_gather(kv, &keep, &moves, spec));
+        self.layers[layer] = Layer { kv: Some(kv), regions: new };
+    }
+
+    /// Writes every layer's lengths, bases and capacities to the device.
+    fn write_tables(&mut self) {
+        let entry = |r: &Region| [r.len as u32, r.base as u32, r.cap as u32, 0];
+        let tables = self.layers.iter().flat_map(|l| l.regions.iter().flat_map(entry)).collect();
+        self.write(self.table(0), tables);
+    }
+
+    /// Writes a sequence's header. `token` must be its pending token (any value where there is none).
+    fn write_header(&mut self, seq: usize, token: u32) {
+        let Sequence { position, step } = self.sequences[seq];
+        let mut header = vec![0; state::SEQ];
+        header[state::TOKEN] = token;
+        header[state::POSITION] = position.0;
+        header[state::STEP] = step;
+        header[state::ACTIVE] = 1;
+        self.write(seq * state::SEQ, header);
+    }
+
+    fn write(&mut self, at: usize, words: Vec<u32>) {
+        let state = self.state.take().expect("put back below");
+        self.state = Some(launch::write_words(state, at, words));
+    }
+
+    /// After the host forwarded `n` tokens of `seq`: advances lengths and position, here and on the device. The pending token
+    /// must be known (`token`), because the whole header is written.
+    pub fn advance(&mut self, seq: usize, n: usize, token: u32) {
+        self.sequences[seq].position.0 += n as u32;
+        for layer in &mut self.layers {
+            layer.regions[seq].len += n;
+        }
+        self.write_header(seq, token);
+        self.write_tables();
+    }
+
+    /// Samples `seqs` sequences from `seq0` on greedily from `logits` `[seqs, vocab]`, on the device, which advances their
+    /// lengths and positions by `advance`; so does the mirror.
+    pub fn sample(&mut self, logits: &Tensor<2>, seq0: usize, seqs: usize, advance: usize) {
+        let shape = self.shape;
+        let vocab = logits.dims()[1];
+        let (layers, all_seqs, ring) = (shape.layers, shape.seqs, RING);
+        let spec = SampleSpec { vocab, seqs, seq0, layers, all_seqs, ring, advance };
+        let state = self.state.take().expect("put back below");
+        self.state = Some(kernels::sample(logits, state, spec));
+        for seq in seq0..seq0 + seqs {
+            self.sequences[seq].position.0 += advance as u32;
+            self.sequences[seq].step += 1;
+            for layer in &mut self.layers {
+                layer.regions[seq].len += advance;
+            }
+        }
+    }
+
+    /// Starts reading the state: the copy is taken now, whatever is launched later. [`Ids`] of it gives the ring.
+    pub fn read_state(&self) -> Readback {
+        launch::read_words(&[self.state()])
+    }
+
+    /// The ids sampled at steps `from .. to` of `seq`, from the words that [`read_state`](Self::read_state) gave.
+    ///
+    /// # Errors
+    /// When a step's logits were not finite.
+    pub fn ids(&self, words: &[u32], seq: usize, from: u32, to: u32) -> Result<Vec<u32>> {
+        assert!(to - from <= RING as u32, "read too late: the ring has gone around");
+        let ring = self.table(self.shape.layers) + seq * RING;
+        let ids = (from..to).map(|step| words[ring + step as usize % RING]);
+        ids.map(|id| match id {
+            state::BROKEN => Err(Error::new(ErrorKind::Device, "the logits are not finite")
+                .at(self.device.info.line())
+                .help("are the weights intact? `secateur conformance` checks the adapter's arithmetic")),
+            id => Ok(id),
+        })
+        .collect()
+    }
+
+    /// What [`rollback`](Self::rollback) needs.
+    pub fn checkpoint(&self, seq: usize) -> Checkpoint {
+        let lens = self.layers.iter().map(|l| l.regions[seq].len).collect();
+        Checkpoint { seq, lens, position: self.sequences[seq].position }
+    }
+
+    /// Forgets what was appended since `checkpoint`: lengths and position are as they were. Slots beyond a length are never
+    /// read. `token` is the pending token, if there is one.
+    pub fn rollback(&mut self, checkpoint: &Checkpoint, token: u32) {
+        let seq = checkpoint.seq;
+        for (layer, len) in self.layers.iter_mut().zip(&checkpoint.lens) {
+            debug_assert!(layer.regions[seq].len >= *len, "rolled back to a longer cache");
+            layer.regions[seq].len = *len;
+        }
+        self.sequences[seq].position = checkpoint.position;
+        self.write_header(seq, token);
+        self.write_tables();
+    }
+
+    /// Empties `seq` for a new prompt.
+    pub fn clear(&mut self, seq: usize) -> Result<()> {
+        self.sequences[seq] = Sequence { position: Position(0), step: self.sequences[seq].step };
+        self.keep(seq, &|_, _| &[], 0)?;
+        self.write_header(seq, 0);
+        Ok(())
+    }
+}

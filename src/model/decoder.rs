@@ -1,0 +1,405 @@
+//! The one decoder graph: RMSNorm, QKV (with bias), RoPE, grouped-query attention, SwiGLU, tied or untied head.
+//!
+//! Tensors in, tensors out, no device branch: the operations of [`kernels`] run as WGSL or as their CPU twins by where the
+//! weights live. Weights stay as they are stored (f32, f16 or bf16, packed in u32 words); activations are f32.
+use burn::tensor::{Int, Tensor};
+
+use crate::cache::KvCache;
+use crate::device::ComputeDevice;
+use crate::kernels::launch::empty_floats;
+use crate::kernels::{
+    self, AttentionRowSpec, AttentionSpec, EmbedSpec, LinearSpec, Mode, NormSpec, Reduce, RopeAppendSpec, Words, state,
+};
+use crate::model::config::ModelConfig;
+use crate::model::rope;
+use crate::weights::{PackedRows, Weights};
+use crate::{Error, ErrorKind, Result};
+
+/// A weight matrix `[rows, cols]` on the device, split by rows where the largest binding demands it.
+struct Matrix {
+    shards: Vec<Shard>,
+    words: Words,
+    rows: usize,
+    cols: usize,
+}
+
+struct Shard {
+    row0: usize,
+    rows: usize,
+    words: Tensor<1, Int>,
+}
+
+/// One decoder layer's weights.
+struct Layer {
+    input_norm: Tensor<1>,
+    /// Queries, keys and values in one matrix, so that one product makes them.
+    qkv: Matrix,
+    qkv_bias: Option<Tensor<1>>,
+    o: Matrix,
+    post_norm: Tensor<1>,
+    /// Gate and up rows interleaved: SwiGLU is finished where the product is.
+    gate_up: Matrix,
+    down: Matrix,
+}
+
+/// What is forwarded.
+#[derive(Debug, Clone, Copy)]
+pub enum Input<'a> {
+    /// A chunk of ids of one sequence, at its next positions.
+    Chunk {
+        /// The sequence.
+        seq: usize,
+        /// Its ids.
+        ids: &'a [u32],
+    },
+    /// The pending token of each of `seqs` sequences from `seq0` on, from the device's state: a decode step.
+    Pending {
+        /// First sequence.
+        seq0: usize,
+        /// How many.
+        seqs: usize,
+    },
+}
+
+/// Which rows get logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logits {
+    /// None: a chunk whose next token nobody asks for.
+    None,
+    /// The last row of a chunk, or every sequence of a decode step.
+    Last,
+    /// Every row.
+    All,
+}
+
+/// What a forward gives.
+pub struct Output {
+    /// `[rows, vocabulary]`, if asked for.
+    pub logits: Option<Tensor<2>>,
+    /// Per layer, the last row's attention weights over the slots, its own chunk's included: `[out_rows, slots]`, if a
+    /// readout was asked for.
+    pub readout: Vec<Tensor<2>>,
+}
+
+/// The model on a device.
+pub struct Decoder {
+    config: ModelConfig,
+    device: ComputeDevice,
+    embedding: Matrix,
+    layers: Vec<Layer>,
+    norm: Tensor<1>,
+    /// `None`: the embedding serves as the head.
+    head: Option<Matrix>,
+    rope: Tensor<1>,
+    context: usize,
+    /// Bound where a product has no bias.
+    no_bias: Tensor<1>,
+    weight_bytes: u64,
+}
+
+impl Decoder {
+    /// Uploads the weights of `config` from `weights`, for contexts of up to `context` positions. `progress` is told
+    /// (matrices done, of how many).
+    ///
+    /// # Errors
+    /// A tensor that is missing or has the wrong shape or type; dimensions no kernel takes.
+    pub fn load(
+        config: &ModelConfig,
+        weights: &Weights,
+        context: usize,
+        device: &ComputeDevice,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self> {
+        check_dimensions(config, device)?;
+        let (h, inter) = (config.hidden_size, config.intermediate_size);
+        let (q, kv) = (config.q_size(), config.kv_size());
+        let total = config.num_layers + 2;
+        let mut done = 0;
+        let mut tick = || {
+            done += 1;
+            progress(done, total);
+        };
+        let up = Uploader { device, weights };
+        let embedding = up.matrix(&up.rows("model.embed_tokens.weight", config.vocab_size, h)?)?;
+        tick();
+        let mut layers = Vec::with_capacity(config.num_layers);
+        for i in 0..config.num_layers {
+            let name = |part: &str| format!("model.layers.{i}.{part}");
+            let part = |what: &str, rows| up.rows(&name(&format!("self_attn.{what}_proj.weight")), rows, h);
+            let qkv = PackedRows::concat_rows(&[part("q", q)?, part("k", kv)?, part("v", kv)?])?;
+            let qkv_bias = match config.attention_bias {
+                false => None,
+                true => {
+                    let mut bias = Vec::with_capacity(q + 2 * kv);
+                    for (what, len) in [("q", q), ("k", kv), ("v", kv)] {
+                        bias.extend(weights.vector(&name(&format!("self_attn.{what}_proj.bias")), len)?);
+                    }
+                    Some(up.vector(bias))
+                }
+            };
+            let gate = up.rows(&name("mlp.gate_proj.weight"), inter, h)?;
+            let up_proj = up.rows(&name("mlp.up_proj.weight"), inter, h)?;
+            layers.push(Layer {
+                input_norm: up.vector(weights.vector(&name("input_layernorm.weight"), h)?),
+                qkv: up.matrix(&qkv)?,
+                qkv_bias,
+                o: up.matrix(&up.rows(&name("self_attn.o_proj.weight"), h, q)?)?,
+                post_norm: up.vector(weights.vector(&name("post_attention_layernorm.weight"), h)?),
+                gate_up: up.matrix(&PackedRows::interleave_rows(&gate, &up_proj)?)?,
+                down: up.matrix(&up.rows(&name("mlp.down_proj.weight"), h, inter)?)?,
+            });
+            tick();
+        }
+        let norm = up.vector(weights.vector("model.norm.weight", h)?);
+        let head = match config.tie_word_embeddings {
+            true => None,
+            false => Some(up.matrix(&up.rows("lm_head.weight", config.vocab_size, h)?)?),
+        };
+        tick();
+        let context = context.min(config.max_position_embeddings).max(1);
+        let table_bytes = (context * config.head_dim * 4) as u64;
+        if table_bytes > device.info.max_binding_bytes {
+            return Err(Error::new(ErrorKind::Device, "the RoPE table of this context exceeds the adapter's largest buffer")
+                .at(device.info.line())
+                .expected(format!("at most {} bytes", device.info.max_binding_bytes))
+                .found(format!("{table_bytes} bytes for {context} positions"))
+                .help("lower --context"));
+        }
+        let rope = up.vector(rope::table(config.head_dim, config.rope_theta, context));
+        let no_bias = up.vector(vec![0.0; 4]);
+        let mut model = Self {
+            config: config.clone(),
+            device: device.clone(),
+            embedding,
+            layers,
+            norm,
+            head,
+            rope,
+            context,
+            no_bias,
+            weight_bytes: 0,
+        };
+        model.weight_bytes = model.matrices().map(Matrix::bytes).sum();
+        Ok(model)
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Where it lives.
+    pub fn device(&self) -> &ComputeDevice {
+        &self.device
+    }
+
+    /// Positions it was loaded for.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Bytes of all weight matrices on the device.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        let of_layer = |l| {
+            let Layer { qkv, o, gate_up, down, .. } = l;
+            [qkv, o, gate_up, down]
+        };
+        self.layers.iter().flat_map(of_layer).chain([&self.embedding]).chain(&self.head)
+    }
+
+    /// Forwards `input` at the next positions of its sequences, appending keys and values to `cache`. Lengths and positions
+    /// advance only when the caller says so ([`KvCache::advance`], [`KvCache::sample`]).
+    ///
+    /// # Errors
+    /// A context that would be exceeded, an id outside the vocabulary, a cache beyond the device's limits.
+    pub fn forward(
+        &self,
+        input: Input<'_>,
+        cache: &mut KvCache,
+        logits: Logits,
+        readout: Option<Reduce>,
+    ) -> Result<Output> {
+        let c = &self.config;
+        let (h, heads, kv_heads, d) = (c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim);
+        let (n, chunk, seq0, seqs) = match input {
+            Input::Chunk { seq, ids } => (ids.len(), ids.len(), seq, 1),
+            Input::Pending { seq0, seqs } => (seqs, 1, seq0, seqs),
+        };
+        if n == 0 {
+            return Err(Error::new(ErrorKind::Internal, "nothing to forward"));
+        }
+        for seq in seq0..seq0 + seqs {
+            let end = cache.sequence(seq).position.0 as usize + chunk;
+            if end > self.context {
+                return Err(Error::new(ErrorKind::Input, "the context is full")
+                    .expected(format!("at most {} positions", self.context))
+                    .found(format!("{end}"))
+                    .help("raise --context (up to the model's max_position_embeddings) or generate less"));
+            }
+            cache.reserve(seq, chunk)?;
+        }
+        let (ids, id_offset, id_stride) = match input {
+            Input::Chunk { ids, .. } => {
+                if let Some(id) = ids.iter().find(|id| **id as usize >= c.vocab_size) {
+                    return Err(Error::new(ErrorKind::Input, "a token id is outside the vocabulary")
+                        .expected(format!("ids below {}", c.vocab_size))
+                        .found(id));
+                }
+                (kernels::words(ids.to_vec(), &self.device.burn), 0, 1)
+            }
+            Input::Pending { .. } => (cache.state().clone(), seq0 * state::SEQ + state::TOKEN, state::SEQ),
+        };
+        let near = &self.embedding.shards[0].words;
+        let mut x = self.embed(&ids, empty_floats(near, [n, h]), n, id_offset, id_stride);
+        drop(ids);
+        let eps = c.rms_norm_eps as f32;
+        let norm_all = NormSpec { n, first: 0, cols: h, eps };
+        let mut readouts = Vec::new();
+        for (i, layer) in self.layers.iter().enumerate() {
+            let words = cache.shape().words;
+            let table = cache.table(i);
+            let normed = kernels::rms_norm(&x, &layer.input_norm, norm_all);
+            let out = empty_floats(near, [n, (heads + 2 * kv_heads) * d]);
+            let qkv = self.linear(&layer.qkv, &normed, layer.qkv_bias.as_ref(), out, Mode::Store);
+            let append =
+                RopeAppendSpec { words, d, n, heads, kv_heads, chunk, seq0, table, positions: self.context };
+            let q = cache.with_layer(i, |kv, state| kernels::rope_append(qkv, &self.rope, state, kv, append));
+            let most_seen = (seq0..seq0 + seqs).map(|s| cache.len(i, s)).max().unwrap_or(0) + chunk;
+            let attend = AttentionSpec { words, d, n, heads, kv_heads, chunk, seq0, table, most_seen };
+            let (values, lse) = kernels::attention(&q, cache.layer(i), cache.state(), attend);
+            if let Some(reduce) = readout {
+                let spec = AttentionRowSpec {
+                    words,
+                    d,
+                    row: n - 1,
+                    heads,
+                    kv_heads,
+                    slots: cache.len(i, seq0 + seqs - 1) + chunk,
+                    seq: seq0 + seqs - 1,
+                    table,
+                    reduce,
+                };
+                readouts.push(kernels::attention_row(&q, &lse, cache.layer(i), cache.state(), spec));
+            }
+            x = self.linear(&layer.o, &values, None, x, Mode::Add);
+            let normed = kernels::rms_norm(&x, &layer.post_norm, norm_all);
+            let gated = empty_floats(near, [n, c.intermediate_size]);
+            let gated = self.linear(&layer.gate_up, &normed, None, gated, Mode::SwiGlu);
+            x = self.linear(&layer.down, &gated, None, x, Mode::Add);
+        }
+        let (first, rows) = match logits {
+            Logits::None => return Ok(Output { logits: None, readout: readouts }),
+            Logits::Last if seqs == 1 => (n - 1, 1),
+            Logits::Last | Logits::All => (0, n),
+        };
+        let normed = kernels::rms_norm(&x, &self.norm, NormSpec { n: rows, first, ..norm_all });
+        let head = self.head.as_ref().unwrap_or(&self.embedding);
+        let logits = self.linear(head, &normed, None, empty_floats(near, [rows, c.vocab_size]), Mode::Store);
+        Ok(Output { logits: Some(logits), readout: readouts })
+    }
+
+    fn embed(&self, ids: &Tensor<1, Int>, out: Tensor<2>, n: usize, id_offset: usize, id_stride: usize) -> Tensor<2> {
+        let Matrix { shards, words, rows: vocab, cols } = &self.embedding;
+        shards.iter().fold(out, |out, shard| {
+            let (row0, rows) = (shard.row0, shard.rows);
+            let spec =
+                EmbedSpec { words: *words, n, cols: *cols, row0, rows, vocab: *vocab, id_offset, id_stride };
+            kernels::embed(&shard.words, ids, out, spec)
+        })
+    }
+
+    fn linear(&self, w: &Matrix, x: &Tensor<2>, bias: Option<&Tensor<1>>, out: Tensor<2>, mode: Mode) -> Tensor<2> {
+        let [n, _] = x.dims();
+        let [_, out_stride] = out.dims();
+        w.shards.iter().fold(out, |out, shard| {
+            let spec = LinearSpec {
+                words: w.words,
+                mode,
+                has_bias: bias.is_some(),
+                rows: shard.rows,
+                cols: w.cols,
+                row0: shard.row0,
+                out_stride,
+                n,
+                lanes: self.device.lanes,
+            };
+            kernels::linear(&shard.words, x, bias.unwrap_or(&self.no_bias), out, spec)
+        })
+    }
+}
+
+impl Matrix {
+    fn bytes(&self) -> u64 {
+        (self.rows * self.words.row_words(self.cols) * 4) as u64
+    }
+}
+
+/// Dimensions the kernels are written for. Real models of the supported architectures have them.
+fn check_dimensions(c: &ModelConfig, device: &ComputeDevice) -> Result<()> {
+    let no = |what: &str, expected: &str, found: usize| {
+        Err(Error::new(ErrorKind::Model, format!("{what} is not one the kernels take"))
+            .at("config.json")
+            .expected(expected)
+            .found(found))
+    };
+    for (what, value) in [("hidden_size", c.hidden_size), ("intermediate_size", c.intermediate_size)] {
+        if !value.is_multiple_of(8) {
+            return no(what, "a multiple of 8", value);
+        }
+    }
+    if !c.head_dim.is_multiple_of(8) || c.head_dim > 128 {
+        return no("head_dim", "a multiple of 8, at most 128", c.head_dim);
+    }
+    // attention_row keeps a group's queries in workgroup memory: 16 KiB is what WebGPU guarantees.
+    if c.group_size() * c.head_dim * 4 > 16_384 {
+        return no("the number of query heads of a KV head", "at most 16 KiB of queries a group", c.group_size());
+    }
+    // Two rows are the least a shard of gate_up can hold.
+    let widest = c.hidden_size.max(c.intermediate_size).max(c.q_size()) * 8;
+    if widest as u64 > device.info.max_binding_bytes {
+        return no("a matrix row", "two rows within the adapter's largest buffer", widest);
+    }
+    Ok(())
+}
+
+struct Uploader<'a> {
+    device: &'a ComputeDevice,
+    weights: &'a Weights,
+}
+
+impl<'a> Uploader<'a> {
+    fn rows(&self, name: &str, rows: usize, cols: usize) -> Result<PackedRows<'a>> {
+        self.weights.matrix(name, rows, cols)
+    }
+
+    fn vector(&self, values: Vec<f32>) -> Tensor<1> {
+        let n = values.len();
+        kernels::floats(values, [n], &self.device.burn)
+    }
+
+    /// Uploads a matrix in shards that fit the largest binding, of an even number of rows each (SwiGLU pairs rows).
+    fn matrix(&self, m: &PackedRows<'_>) -> Result<Matrix> {
+        let most = self.device.info.max_binding_bytes;
+        let row_bytes = (m.words_per_row() * 4) as u64;
+        let per_shard = ((most / row_bytes) as usize).min(m.rows());
+        let per_shard = if per_shard < m.rows() { per_shard & !1 } else { per_shard };
+        let mut shards = Vec::new();
+        let mut row0 = 0;
+        while row0 < m.rows() {
+            let rows = per_shard.min(m.rows() - row0);
+            let part = &m.words()[row0 * m.words_per_row()..(row0 + rows) * m.words_per_row()];
+            let words = self
+                .device
+                .burn
+                .memory_persistent_allocations(part, |part: &[u32]| kernels::words(part.to_vec(), &self.device.burn));
+            shards.push(Shard { row0, rows, words });
+            row0 += rows;
+        }
+        Ok(Matrix { shards, words: m.dtype(), rows: m.rows(), cols: m.cols() })
+    }
+}
+

@@ -1,0 +1,164 @@
+//! The host's account of one sequence: what was written, what is still cached, which steps it makes.
+use super::{Budget, CachedToken, KeepPlan, Role, StepInfo, ViewParts};
+use crate::steps::{Segmenter, Tail};
+use crate::{Position, Result};
+
+/// Mirrors the cache of one sequence in scope `shared`, from the prompt on, and knows its full logical text.
+///
+/// The engine pushes every token once it is forwarded, asks for a [`Snapshot`] at each probe, and hands the plan back after
+/// the gather. Holds no tensors and no ids.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    rows: Vec<Row>,
+    next: u32,
+    thinking: Segmenter,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    position: Position,
+    role: Role,
+    /// Which thinking token it is; meaningless for other roles.
+    nth_thinking: u32,
+}
+
+impl Ledger {
+    /// A sequence whose prompt has been forwarded.
+    pub fn new(prompt_tokens: usize) -> Self {
+        let mut ledger = Self { rows: Vec::new(), next: 0, thinking: Segmenter::new() };
+        (0..prompt_tokens).for_each(|_| ledger.push(Role::Prompt, ""));
+        ledger
+    }
+
+    /// The next token, and the bytes it adds to the text; those of [`Role::Thinking`] are kept for the steps.
+    pub fn push(&mut self, role: Role, piece: impl AsRef<[u8]>) {
+        self.rows.push(Row { position: Position(self.next), role, nth_thinking: self.thinking.tokens() as u32 });
+        self.next += 1;
+        if role == Role::Thinking {
+            self.thinking.push(piece);
+        }
+    }
+
+    /// Slots in the cache.
+    pub fn cached(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// The position of the next token.
+    pub fn next_position(&self) -> Position {
+        Position(self.next)
+    }
+
+    /// The positions of the cached tokens, in slot order.
+    pub fn positions(&self) -> impl ExactSizeIterator<Item = Position> + '_ {
+        self.rows.iter().map(|r| r.position)
+    }
+
+    /// The thinking so far.
+    pub fn thinking(&self) -> &Segmenter {
+        &self.thinking
+    }
+
+    /// What a probe needs to know, with the steps as they are now.
+    pub fn snapshot(&self) -> Snapshot {
+        let steps = self.thinking.steps(Tail::Open);
+        let token_steps = self.thinking.assign(&steps);
+        let token = |row: &Row| match row.role {
+            Role::Thinking => CachedToken::thinking(row.position, token_steps[row.nth_thinking as usize] as u32),
+            role => CachedToken::other(row.position, role),
+        };
+        Snapshot {
+            tokens: self.rows.iter().map(token).collect(),
+            current_step: steps.len() - 1,
+            steps: StepInfo::count(&steps, &token_steps),
+            thinking_tokens: self.thinking.tokens(),
+        }
+    }
+
+    /// Follows the gather of the cache.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Internal`] when the plan was made for another number of slots.
+    pub fn gather(&mut self, plan: &KeepPlan) -> Result<()> {
+        plan.gather(0, 0, &mut self.rows)
+    }
+}
+
+/// The facts of one probe that a [`Ledger`] knows.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// One per cached slot.
+    pub tokens: Vec<CachedToken>,
+    /// All steps so far.
+    pub steps: Vec<StepInfo>,
+    /// The step being written.
+    pub current_step: usize,
+    /// Thinking tokens generated so far.
+    pub thinking_tokens: usize,
+}
+
+impl Snapshot {
+    /// With no scores, no window, seed 0 and probe 0; set what is known with `ViewParts { scores, ..parts }`.
+    pub fn parts(&self, budget: Budget) -> ViewParts<'_> {
+        ViewParts {
+            tokens: &self.tokens,
+            steps: &self.steps,
+            current_step: self.current_step,
+            thinking_tokens: self.thinking_tokens,
+            scores: None,
+            budget,
+            window: 0,
+            seed: 0,
+            probe: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{CacheView, EvictionPolicy, ThinkClearly};
+    use crate::steps::segment;
+
+    #[test]
+    fn it_follows_text_steps_and_gathers() {
+        let mut ledger = Ledger::new(2);
+        ledger.push(Role::ThinkOpen, "<think>");
+        for piece in ["\n", "Okay", ",", " it", " is", " 5", ".", " Wait", ",", " no", ".", " So", " 6"] {
+            ledger.push(Role::Thinking, piece);
+        }
+        let text = "\nOkay, it is 5. Wait, no. So 6";
+        assert_eq!(ledger.thinking().text(), text.as_bytes());
+        let snapshot = ledger.snapshot();
+        // " Wait" ends in the step that "Wait" begins.
+        let sizes: Vec<usize> = snapshot.steps.iter().map(|s| s.tokens).collect();
+        assert_eq!(sizes, [1, 6, 4, 2]);
+        let ids: Vec<usize> = snapshot.steps.iter().map(|s| s.id).collect();
+        assert_eq!(ids, segment(text, Tail::Open).iter().map(|s| s.start).collect::<Vec<_>>());
+
+        // The step "Okay, …" matters least.
+        let scores: Vec<f32> = snapshot.tokens.iter().map(|t| if t.step == Some(1) { 0.1 } else { 0.9 }).collect();
+        let parts = ViewParts { scores: Some(&scores), ..snapshot.parts(Budget::Tokens(7)) };
+        let plan = ThinkClearly.plan(&CacheView::new(parts).unwrap()).unwrap();
+        ledger.gather(&plan).unwrap();
+        assert_eq!(ledger.positions().map(|p| p.0).collect::<Vec<_>>(), [0, 1, 2, 3, 10, 11, 12, 13, 14, 15]);
+        assert!(ledger.gather(&plan).is_err());
+
+        // Later tokens keep counting, and later steps see the full text.
+        assert_eq!(ledger.next_position(), Position(16));
+        ledger.push(Role::Thinking, ". Hmm,");
+        assert_eq!(ledger.next_position(), Position(17));
+        let snapshot = ledger.snapshot();
+        assert_eq!((ledger.cached(), snapshot.thinking_tokens, snapshot.steps.len()), (11, 14, 5));
+        assert_eq!(snapshot.tokens[3], CachedToken::thinking(Position(3), 0));
+        assert_eq!(snapshot.tokens[4], CachedToken::thinking(Position(10), 2));
+        assert_eq!(snapshot.tokens[10], CachedToken::thinking(Position(16), 4));
+    }
+
+    #[test]
+    fn a_prompt_alone_has_a_view() {
+        let snapshot = Ledger::new(3).snapshot();
+        let view = CacheView::new(ViewParts { scores: Some(&[0.0; 3]), ..snapshot.parts(Budget::default()) }).unwrap();
+        assert!(ThinkClearly.plan(&view).unwrap().keeps_all());
+    }
+}

@@ -1,0 +1,458 @@
+//! The page and the kernels in a real browser: headless Chromium with WebGPU, driven over its DevTools protocol.
+//!
+//! `./x test` builds web/pkg and runs this; by hand: `cargo test --release --test browser [-- PART-OF-A-NAME]`.
+//! `CHROMIUM` names the browser, `SECATEUR_SCREENSHOTS` a folder for pictures of the page.
+//! `-- --serve PORT` serves the page and nothing else (`./x web`).
+mod devtools;
+mod server;
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use devtools::Browser;
+use serde_json::{Value, json};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// For anything the page does without a GPU. Generous: these machines are busy.
+const SOON: Duration = Duration::from_secs(30);
+/// For every kernel case, or a whole run, on a GPU in software.
+const LONG: Duration = Duration::from_secs(600);
+
+type Result<T = ()> = std::result::Result<T, String>;
+
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(format!($($message)+));
+        }
+    };
+}
+
+type Test = (&'static str, fn(&Site) -> Result);
+
+struct Site {
+    port: u16,
+    chromium: String,
+}
+
+impl Site {
+    fn url(&self, path: &str) -> String {
+        format!("http://127.0.0.1:{}{path}", self.port)
+    }
+
+    fn open(&self, path: &str) -> Result<Browser> {
+        let mut browser = Browser::launch(&self.chromium, true)?;
+        browser.open(&self.url(path))?;
+        Ok(browser)
+    }
+}
+
+/// The repository's models, test fixtures, or the page.
+fn route(path: &str) -> PathBuf {
+    let below = path.trim_start_matches('/');
+    let whole = ["models/", "tests/golden/"].iter().any(|folder| below.starts_with(folder));
+    Path::new(ROOT).join(if whole { "" } else { "web" }).join(below)
+}
+
+/// The same, with the watch in the worker; `/scripted/…` is the page with a scripted engine.
+fn route_for_tests(path: &str) -> Vec<PathBuf> {
+    let browser = Path::new(ROOT).join("tests/browser");
+    let scripted = path.strip_prefix("/scripted");
+    match scripted.unwrap_or(path) {
+        "/pkg/secateur.js" if scripted.is_some() => vec![browser.join("scripted_engine.js")],
+        "/worker.js" => vec![browser.join("watch.js"), route("/worker.js")],
+        "/watch.js" => vec![browser.join("watch.js")],
+        path => vec![route(path)],
+    }
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    if let [flag, port] = args.as_slice()
+        && flag == "--serve"
+    {
+        return serve_for_people(port);
+    }
+    let tests: [Test; 8] = [
+        ("the_watch_rejects_broken_gpu_work", the_watch_rejects_broken_gpu_work),
+        ("events_become_text_and_strikes", events_become_text_and_strikes),
+        ("stop_ends_a_run", stop_ends_a_run),
+        ("errors_are_shown_and_survived", errors_are_shown_and_survived),
+        ("a_browser_without_webgpu_is_told_what_to_do", a_browser_without_webgpu_is_told_what_to_do),
+        ("a_failed_case_shows", a_failed_case_shows),
+        ("kernels_conform_on_webgpu", kernels_conform_on_webgpu),
+        ("a_model_thinks_and_is_pruned", a_model_thinks_and_is_pruned),
+    ];
+    let site = match server::serve(0, route_for_tests) {
+        Ok(port) => Site { port, chromium: env::var("CHROMIUM").unwrap_or_else(|_| "chromium".into()) },
+        Err(error) => {
+            eprintln!("no port for the page's server: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let chosen: Vec<_> = tests.iter().filter(|(name, _)| args.iter().all(|a| name.contains(a.as_str()))).collect();
+    println!("\nrunning {} tests", chosen.len());
+    let mut failed = 0;
+    for (name, test) in &chosen {
+        let started = Instant::now();
+        let result = test(&site);
+        let seconds = started.elapsed().as_secs_f32();
+        match result {
+            Ok(()) => println!("test {name} ... ok ({seconds:.1} s)"),
+            Err(error) => {
+                failed += 1;
+                println!("test {name} ... FAILED ({seconds:.1} s)\n{error}");
+            }
+        }
+    }
+    let passed = chosen.len() - failed;
+    let verdict = if failed == 0 && passed > 0 { "ok" } else { "FAILED" };
+    // cargo's own words, so that one reader sums up every suite.
+    let out = tests.len() - chosen.len();
+    println!("\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {out} filtered out\n");
+    if verdict == "ok" { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn serve_for_people(port: &str) -> ExitCode {
+    let result = port.parse().map_err(|e| format!("{port}: {e}")).and_then(|port| {
+        server::serve(port, |path| vec![route(path)]).map_err(|e| format!("port {port}: {e}; name another one"))
+    });
+    match result {
+        Ok(port) => {
+            println!("http://127.0.0.1:{port}/  (Ctrl-C ends it)");
+            loop {
+                std::thread::park();
+            }
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+// --- the tests of the tests -----------------------------------------------------------------------------------------
+
+/// Each kind of broken GPU work must be reported, and good work must not.
+fn the_watch_rejects_broken_gpu_work(site: &Site) -> Result {
+    let good = "@group(0) @binding(0) var<storage, read_write> out: array<u32>; \
+                @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3u) { out[id.x] = id.x; }";
+    let dispatch = |code: &str, entry: &str| {
+        format!(
+            "const module = device.createShaderModule({{code: `{code}`}});
+             const pipeline = device.createComputePipeline({{layout: 'auto', compute: {{module, entryPoint: '{entry}'}}}});
+             const buffer = device.createBuffer({{size: 256, usage: GPUBufferUsage.STORAGE}});
+             const group = device.createBindGroup({{layout: pipeline.getBindGroupLayout(0),
+               entries: [{{binding: 0, resource: {{buffer}}}}]}});
+             const encoder = device.createCommandEncoder();
+             const pass = encoder.beginComputePass();
+             pass.setPipeline(pipeline); pass.setBindGroup(0, group); pass.dispatchWorkgroups(1); pass.end();
+             device.queue.submit([encoder.finish()]);"
+        )
+    };
+    let cases = [
+        ("nothing", dispatch(good, "main"), None),
+        ("a shader that does not parse", dispatch(&good.replace("id.x;", "id.q;"), "main"), Some("error in shader")),
+        ("a pipeline without its entry point", dispatch(good, "other"), Some("pipeline: ")),
+        ("a buffer past the limit", "device.createBuffer({size: 2 ** 50, usage: 128});".into(), Some("uncaptured: ")),
+        ("an error on the console", "console.error('kernel refused', 7);".into(), Some("console: kernel refused 7")),
+        (
+            "an exception",
+            "setTimeout(() => { throw new Error('late'); });".into(),
+            Some("exception: Uncaught Error: late"),
+        ),
+        ("a rejected promise", "Promise.reject(new Error('lost'));".into(), Some("unhandled rejection: Error: lost")),
+    ];
+    let mut browser = site.open("/scripted/")?;
+    for (what, work, expected) in cases {
+        browser.open(&site.url("/scripted/"))?;
+        let worker = format!(
+            "importScripts('{}');
+             (async () => {{
+               const device = await (await navigator.gpu.requestAdapter()).requestDevice();
+               {work}
+               await device.queue.onSubmittedWorkDone();
+               setTimeout(() => postMessage('finished'), 50);
+             }})()",
+            site.url("/watch.js")
+        );
+        browser.eval(&format!(
+            "(async () => {{
+               const url = URL.createObjectURL(new Blob([{}], {{type: 'text/javascript'}}));
+               const worker = window.extra = new Worker(url);
+               worker.onerror = (event) => event.preventDefault();
+               await new Promise((resolve) => (worker.onmessage = resolve));
+             }})().then(() => window.finished = true), 0",
+            json!(worker)
+        ))?;
+        browser.wait("window.finished", "''", SOON)?;
+        match (browser.gpu_report(), expected) {
+            (Ok(counts), None) => ensure!(counts == [1; 4], "the watch miscounted good work: {counts:?}"),
+            (Ok(_), Some(_)) => return Err(format!("{what} went unseen")),
+            (Err(error), Some(part)) => ensure!(error.contains(part), "{what}: no `{part}` in: {error}"),
+            (Err(error), None) => return Err(format!("good work was rejected: {error}")),
+        }
+    }
+    browser.open(&site.url("/scripted/"))?;
+    browser.eval("setTimeout(() => { throw new Error('in the page'); }), 0")?;
+    browser.wait("document.body.dataset.state === 'ready'", "''", SOON)?;
+    let problems = browser.take_problems()?;
+    ensure!(
+        problems.iter().any(|p| p.contains("exception: Error: in the page")),
+        "an exception in the page went unseen"
+    );
+    Ok(())
+}
+
+// --- the page, with a scripted engine -------------------------------------------------------------------------------
+
+const LOADED: &str = "document.body.dataset.state === 'loaded'";
+const STATE: &str = "document.body.dataset.state";
+
+/// The scripted page with its model loaded. The "model" only needs a config and weights that exist.
+fn scripted(site: &Site) -> Result<Browser> {
+    let mut browser = site.open("/scripted/?policy=random&raw=true")?;
+    browser.wait("document.body.dataset.state === 'ready'", STATE, SOON)?;
+    browser.eval(
+        "load({files: [new File(['{}'], 'config.json'), new File(['x'], 'model.safetensors'), new File(['x'], 'notes.txt')]})",
+    )?;
+    browser.wait(LOADED, STATE, SOON)?;
+    Ok(browser)
+}
+
+fn press_start(browser: &mut Browser, prompt: &str) -> Result {
+    browser.eval(&format!("$('prompt').value = {}; $('start').click()", json!(prompt))).map(drop)
+}
+
+fn events_become_text_and_strikes(site: &Site) -> Result {
+    let mut browser = scripted(site)?;
+    press_start(&mut browser, "go")?;
+    browser.wait("$('status').textContent.includes('stopped: ')", STATE, SOON)?;
+    let spans = browser.eval("[...$('output').children].map((s) => [s.textContent, s.className])")?;
+    let expected = json!([
+        ["Größe ", "thinking evicted"],
+        ["or ", "thinking"],
+        ["水", "thinking evicted"],
+        ["? ", "thinking"],
+        ["<b>42</b>", ""]
+    ]);
+    ensure!(spans == expected, "the output: {spans}");
+    let status = browser.eval("$('status').textContent")?;
+    let expected =
+        "cache: 8 of 11 tokens · 1 probe · GPU memory: 0.5 MiB in use, 1.0 MiB reserved · 12.5 tokens/s · stopped: eos";
+    ensure!(status == expected, "the status line: {status}");
+    ensure!(browser.eval("$('policy').value")? == "random", "the address did not choose the policy");
+    let strike = browser.eval("getComputedStyle($('output').firstChild).textDecorationLine")?;
+    ensure!(strike == "line-through", "pruned text is not struck through: {strike}");
+    for scheme in ["light", "dark"] {
+        screenshot(&mut browser, "scripted", scheme, 1000)?;
+    }
+    screenshot(&mut browser, "scripted-narrow", "light", 390)?;
+    let width = browser.eval("document.documentElement.scrollWidth")?;
+    ensure!(width.as_u64().is_some_and(|w| w <= 390), "a phone would scroll sideways: {width} px wide");
+    clean(&mut browser)
+}
+
+fn stop_ends_a_run(site: &Site) -> Result {
+    let mut browser = scripted(site)?;
+    press_start(&mut browser, "endless")?;
+    browser.wait("$('output').textContent.includes('.....')", STATE, SOON)?;
+    ensure!(
+        browser.eval("$('start').disabled && !$('stop').disabled")? == true,
+        "while it runs, only Stop can be pressed"
+    );
+    browser.eval("$('stop').click()")?;
+    browser.wait(LOADED, STATE, SOON)?;
+    let status = browser.eval("$('status').textContent")?;
+    ensure!(status.as_str().unwrap_or("").ends_with("stopped: stopped"), "the status line: {status}");
+    ensure!(browser.eval("!$('start').disabled && $('stop').disabled")? == true, "after it, only Start can be pressed");
+    clean(&mut browser)
+}
+
+fn errors_are_shown_and_survived(site: &Site) -> Result {
+    let mut browser = scripted(site)?;
+    press_start(&mut browser, "refuse")?;
+    browser.wait("!$('error').hidden", STATE, SOON)?;
+    let text = browser.eval("$('error-text').textContent")?;
+    let expected = "cannot run\n  options: {\"budget\":\"ratio:0.5\",\"probe_every\":200,\"raw\":true}";
+    ensure!(text == expected, "the error box: {text}");
+    press_start(&mut browser, "go")?;
+    browser.wait("$('status').textContent.includes('stopped: eos')", STATE, SOON)?;
+    ensure!(browser.eval("$('error').hidden")? == true, "a good run leaves the old error standing");
+    clean(&mut browser)?;
+
+    press_start(&mut browser, "crash")?;
+    browser.wait("!$('error').hidden && document.body.dataset.state === 'ready'", STATE, SOON)?;
+    let text = browser.eval("$('error').innerText")?;
+    ensure!(text.as_str().is_some_and(|t| t.contains("unreachable executed")), "the error box: {text}");
+
+    browser.eval("load({files: [new File(['x'], 'notes.txt')]})")?;
+    browser.wait("$('error-text').textContent.includes('No weights among these files')", STATE, SOON)?;
+    browser.eval("load({url: location.origin + '/nowhere/'})")?;
+    browser.wait("$('error-text').textContent.includes('/nowhere/config.json: not found')", STATE, SOON)?;
+    ensure!(browser.eval("$('start').disabled")? == true, "Start can be pressed without a model");
+    clean(&mut browser)
+}
+
+fn a_browser_without_webgpu_is_told_what_to_do(site: &Site) -> Result {
+    let mut browser = Browser::launch(&site.chromium, false)?;
+    browser.open(&site.url("/scripted/"))?;
+    browser.wait("document.body.dataset.state === 'no-engine'", STATE, SOON)?;
+    let text = browser.eval("$('error').innerText")?;
+    ensure!(text.as_str().is_some_and(|t| t.contains("No WebGPU") && t.contains("Use a current Chrome")), "{text}");
+    ensure!(browser.eval("$('start').disabled && $('conformance').disabled")? == true, "nothing can run here");
+    screenshot(&mut browser, "no-webgpu", "light", 1000)
+}
+
+fn a_failed_case_shows(site: &Site) -> Result {
+    let mut browser = site.open("/scripted/")?;
+    let table = run_conformance(&mut browser)?;
+    ensure!(table["failed"] == 1, "the scripted table: {table}");
+    let rows = browser.eval("[...$('conformance-table').tBodies[0].rows].map((r) => r.innerText)")?;
+    ensure!(rows == json!(["right\t3\t1e-7\t0.000001\tok", "broken\t1\tNaN\t0\twrong"]), "the table: {rows}");
+    let verdict = check_table(&table, &["right".into(), "broken".into()]);
+    ensure!(verdict.is_err_and(|e| e.contains("broken")), "a failed kernel must fail the check");
+    let good = json!({"kernels": [table["kernels"][0]], "passed": 3, "failed": 0});
+    check_table(&good, &["right".into()])?;
+    ensure!(
+        check_table(&good, &["right".into(), "lost".into()]).is_err(),
+        "a kernel that did not run must fail the check"
+    );
+    let empty = json!({"kernels": [{"kernel": "right", "cases": 0, "passed": true}], "passed": 0, "failed": 0});
+    ensure!(check_table(&empty, &["right".into()]).is_err(), "a kernel without cases must fail the check");
+    clean(&mut browser)
+}
+
+// --- the real engine ------------------------------------------------------------------------------------------------
+
+fn kernels_conform_on_webgpu(site: &Site) -> Result {
+    let mut browser = real(site, "/")?;
+    let table = run_conformance(&mut browser)?;
+    println!("\n{} on {}: {}", browser.version()?, table["backend"], table["adapter"]);
+    println!("{:<20} {:>6} {:>14} {:>14}", "kernel", "cases", "worst error", "bound");
+    for row in table["kernels"].as_array().into_iter().flatten() {
+        let [kernel, cases, error, bound] = ["kernel", "cases", "worst_error", "bound"].map(|key| match &row[key] {
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        });
+        println!(
+            "{kernel:<20} {cases:>6} {error:>14} {bound:>14}  {}",
+            if row["passed"] == true { "ok" } else { "WRONG" }
+        );
+    }
+    check_table(&table, &shader_names()?)?;
+    let [devices, modules, pipelines, submits] = browser.gpu_report()?;
+    println!(
+        "{devices} devices, {modules} shader modules without a message from the compiler, {pipelines} pipelines, {submits} submits"
+    );
+    let kernels = table["kernels"].as_array().map_or(0, Vec::len) as u64;
+    ensure!(modules >= kernels && pipelines >= kernels && submits > 0, "too little GPU work for {kernels} kernels");
+    screenshot(&mut browser, "conformance", "light", 1000)
+}
+
+/// Where the model of the end-to-end test lies, below the repository.
+const MODEL: &str = "tests/golden/qwen2-f16";
+
+fn a_model_thinks_and_is_pruned(site: &Site) -> Result {
+    ensure!(Path::new(ROOT).join(MODEL).join("config.json").exists(), "{MODEL} is missing");
+    let mut browser =
+        real(site, &format!("/?model=/{MODEL}/&probe_every=32&window=8&max_new_tokens=128&budget=ratio:0.5"))?;
+    browser.wait(LOADED, "$('model').textContent", LONG)?;
+    press_start(&mut browser, "What is 17 + 25?")?;
+    browser.wait(&format!("!$('error').hidden || ({LOADED})"), "$('status').textContent", LONG)?;
+    ensure!(browser.eval("$('error').hidden")? == true, "{}", browser.eval("$('error').innerText")?);
+    let status = browser.eval("$('status').textContent")?;
+    println!("{}\n{}", browser.eval("$('model').textContent")?, status);
+    let [all, evicted, probes] =
+        ["$('output').children.length", "document.querySelectorAll('#output .evicted').length", "run.probes"]
+            .map(|script| browser.eval(script));
+    let (all, evicted, probes) = (all?, evicted?, probes?);
+    ensure!(all.as_u64() > Some(32), "it wrote {all} pieces of text");
+    ensure!(
+        probes.as_u64() > Some(0) && evicted.as_u64() > Some(0),
+        "{probes} probes struck out {evicted} pieces of text"
+    );
+    ensure!(evicted.as_u64() < all.as_u64(), "everything was pruned");
+    ensure!(browser.eval("run.cached < run.total && run.inUse > 0 && run.reserved >= run.inUse")? == true, "{status}");
+    let [_, modules, _, submits] = browser.gpu_report()?;
+    ensure!(modules > 0 && submits > 32, "{modules} shader modules and {submits} submits cannot be a whole run");
+    for scheme in ["light", "dark"] {
+        screenshot(&mut browser, "run", scheme, 1000)?;
+    }
+    Ok(())
+}
+
+/// The page with the engine in web/pkg.
+fn real(site: &Site, path: &str) -> Result<Browser> {
+    ensure!(Path::new(ROOT).join("web/pkg/secateur.js").exists(), "web/pkg is not built: run ./x wasm");
+    let mut browser = site.open(path)?;
+    browser.wait("document.body.dataset.state !== 'starting'", STATE, Duration::from_secs(120))?;
+    ensure!(browser.eval("$('error').hidden")? == true, "{}", browser.eval("$('error').innerText")?);
+    Ok(browser)
+}
+
+/// Presses the button, waits for the table, returns it.
+fn run_conformance(browser: &mut Browser) -> Result<Value> {
+    browser.wait("!$('conformance').disabled", STATE, SOON)?;
+    browser.eval("$('conformance').click()")?;
+    browser.wait(
+        "$('conformance-json').textContent || !$('error').hidden",
+        "$('conformance-status').textContent",
+        LONG,
+    )?;
+    let json = browser.eval("$('conformance-json').textContent || JSON.stringify($('error').innerText)")?;
+    let table: Value = serde_json::from_str(json.as_str().unwrap_or("")).map_err(|e| format!("{json}: {e}"))?;
+    ensure!(table.is_object(), "conformance did not finish: {table}");
+    Ok(table)
+}
+
+/// Every required kernel ran at least one case, and nothing failed.
+fn check_table(table: &Value, required: &[String]) -> Result {
+    let kernels = table["kernels"].as_array().ok_or("a table without kernels")?;
+    for name in required {
+        let row = kernels.iter().find(|row| row["kernel"] == name.as_str());
+        let row = row.ok_or_else(|| format!("{name}: no case ran"))?;
+        ensure!(row["cases"].as_u64() > Some(0), "{name}: no case ran");
+    }
+    let wrong: Vec<_> =
+        kernels.iter().filter(|row| row["passed"] != true).map(|row| row["kernel"].to_string()).collect();
+    ensure!(wrong.is_empty(), "wrong: {}", wrong.join(", "));
+    ensure!(
+        table["failed"] == 0 && table["passed"].as_u64() > Some(0),
+        "{} passed, {} failed",
+        table["passed"],
+        table["failed"]
+    );
+    Ok(())
+}
+
+/// The kernels there are: one shader each, beside the shared pieces.
+fn shader_names() -> Result<Vec<String>> {
+    let folder = Path::new(ROOT).join("shaders");
+    let entries = fs::read_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+    let names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".wgsl").map(String::from))
+        .filter(|name| name != "common")
+        .collect();
+    ensure!(!names.is_empty(), "no shader in {}", folder.display());
+    Ok(names)
+}
+
+fn clean(browser: &mut Browser) -> Result {
+    let problems = browser.take_problems()?;
+    ensure!(problems.is_empty(), "the browser complained: {}", problems.join("\n"));
+    Ok(())
+}
+
+/// Lays the page out at that width and draws it; kept in the folder that `SECATEUR_SCREENSHOTS` names, if it names one.
+fn screenshot(browser: &mut Browser, name: &str, scheme: &str, width: u32) -> Result {
+    let picture = browser.screenshot(scheme, width)?;
+    ensure!(picture.len() > 5000, "an empty picture of the page: {} bytes", picture.len());
+    let Some(folder) = env::var_os("SECATEUR_SCREENSHOTS") else { return Ok(()) };
+    let file = PathBuf::from(folder).join(format!("{name}-{scheme}.png"));
+    fs::write(&file, picture).map_err(|e| format!("{}: {e}", file.display()))
+}

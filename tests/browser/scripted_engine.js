@@ -1,0 +1,55 @@
+// Stands in for web/pkg/secateur.js: plays fixed events, so that the page itself can be tested exactly.
+// What it does depends on the prompt; the tests in main.rs name the prompts.
+
+export default async function init() {}
+
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+export class Secateur {
+  static async load(files, _options) {
+    if (!(files['config.json'] instanceof Uint8Array)) throw new Error('config.json is missing');
+    return new Secateur();
+  }
+
+  info() {
+    return JSON.stringify({ model: 'scripted', adapter: 'none', backend: 'script', policies: ['think-clearly', 'random', 'full'] });
+  }
+
+  async run(options, onEvent) {
+    const { prompt, budget, probe_every, raw } = JSON.parse(options);
+    const send = (event) => onEvent(JSON.stringify(event));
+    if (prompt === 'refuse') throw new Error(`cannot run\n  options: ${JSON.stringify({ budget, probe_every, raw })}`);
+    if (prompt === 'crash') {
+      setTimeout(() => { throw new Error('unreachable executed'); });
+      return new Promise(() => {});
+    }
+    this.stopped = false;
+    send({ type: 'start', prompt_tokens: 5, bytes_in_use: 2 ** 20, bytes_reserved: 2 ** 21 });
+    // Ranges are bytes, not characters: these words are longer in UTF-8 than in JavaScript.
+    for (const [i, text] of ['Größe ', 'or ', '', '水', '? '].entries()) send({ type: 'token', id: i, text, thinking: true });
+    send({ type: 'probe', evicted: [[0, 8], [11, 14]], cached_before: 10, cached_after: 7, bytes_in_use: 2 ** 19, bytes_reserved: 2 ** 20 });
+    let extra = 0;
+    while (prompt === 'endless' && !this.stopped) {
+      send({ type: 'token', id: 9, text: '.', thinking: true });
+      extra += 1;
+      await pause(5);
+    }
+    send({ type: 'token', id: 9, text: '<b>42</b>', thinking: false });
+    send({ type: 'done', stop_reason: this.stopped ? 'stopped' : 'eos', tokens_per_second: 12.5, new_tokens: 6 + extra });
+  }
+
+  stop() {
+    this.stopped = true;
+  }
+
+  free() {}
+}
+
+export async function conformance(onEvent) {
+  onEvent(JSON.stringify({ type: 'case', kernel: 'right', done: 1, total: 2 }));
+  const kernels = [
+    { kernel: 'right', cases: 3, worst_error: 1e-7, bound: 1e-6, passed: true },
+    { kernel: 'broken', cases: 1, worst_error: 'NaN', bound: 0, passed: false },
+  ];
+  return JSON.stringify({ backend: 'script', adapter: 'none', kernels, passed: 3, failed: 1 });
+}

@@ -1,0 +1,297 @@
+// The screen, and nothing else: the model and the GPU live in worker.js.
+
+const $ = (id) => document.getElementById(id);
+const query = new URLSearchParams(location.search);
+const utf8 = new TextEncoder();
+
+let worker;
+/** The run on screen: its spans in order, with the bytes of generated text each covers. */
+let run;
+/** Events of the engine that wait for the next frame. */
+let waiting = [];
+
+const mega = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 100 * 2 ** 20 ? 1 : 0)} MiB`;
+const setState = (state) => {
+  document.body.dataset.state = state;
+  const busy = ['starting', 'loading', 'running', 'checking'].includes(state);
+  const loaded = document.body.dataset.model === 'loaded';
+  $('files').disabled = busy;
+  $('conformance').disabled = busy || state === 'no-engine';
+  $('start').disabled = busy || !loaded;
+  $('stop').disabled = state !== 'running';
+  $('progress').hidden = state !== 'loading';
+};
+
+// --- the worker -----------------------------------------------------------------------------------------------------
+
+function startWorker() {
+  worker?.terminate();
+  delete document.body.dataset.model;
+  setState('starting');
+  worker = new Worker('worker.js', { type: 'module' });
+  worker.onmessage = ({ data }) => handlers[data.type](data);
+  // A panic in wasm leaves an engine that cannot be trusted: begin again with a new one.
+  worker.onerror = (event) => {
+    const hadModel = document.body.dataset.model === 'loaded';
+    showError('The engine crashed', `${event.message ?? 'no message'}\n${hadModel ? 'It was restarted: load the model again.' : ''}`);
+    if (hadModel) startWorker();
+    else setState('no-engine');
+  };
+}
+
+const handlers = {
+  ready({ adapter, maxBinding, maxBuffer, f16 }) {
+    $('adapter').textContent =
+      `GPU: ${adapter} · largest binding ${mega(maxBinding)} · largest buffer ${mega(maxBuffer)} · f16 arithmetic: ${f16 ? 'yes' : 'no'}`;
+    setState('ready');
+    const url = query.get('model');
+    if (url) {
+      query.delete('model'); // a crash must not load it again and again
+      load({ url: new URL(url.endsWith('/') ? url : `${url}/`, location.href).href });
+    }
+  },
+  progress({ what, done, total }) {
+    if (total) $('progress').value = done / total;
+    else $('progress').removeAttribute('value');
+    $('model').textContent = total ? `${what}: ${mega(done)} of ${mega(total)}` : `${what}…`;
+  },
+  loaded({ info }) {
+    document.body.dataset.model = 'loaded';
+    $('model').textContent = [info.model, info.adapter, info.backend].filter(Boolean).join(' · ');
+    if (info.policies) showPolicies(info.policies);
+    setState('loaded');
+  },
+  start: enqueue,
+  token: enqueue,
+  probe: enqueue,
+  done: enqueue,
+  case({ kernel, done, total }) {
+    $('conformance-status').textContent = `${kernel}: case ${done} of ${total}`;
+  },
+  conformance({ table }) {
+    showConformance(table);
+    setState(document.body.dataset.model ?? 'ready');
+  },
+  error({ title, text }) {
+    showError(title, text);
+    flush();
+    if (document.body.dataset.state === 'loading') $('model').textContent = 'no model loaded';
+    setState(document.body.dataset.state === 'starting' ? 'no-engine' : (document.body.dataset.model ?? 'ready'));
+  },
+};
+
+function load(what) {
+  hideError();
+  delete document.body.dataset.model;
+  setState('loading');
+  worker.postMessage({ do: 'load', ...what });
+}
+
+// --- a run ----------------------------------------------------------------------------------------------------------
+
+/** Tokens come faster than frames: draw once per frame. A hidden page has no frames, so a timer backs them up. */
+function enqueue(event) {
+  event.at = performance.now();
+  waiting.push(event);
+  if (waiting.length === 1) {
+    if (document.hidden) setTimeout(flush, 250);
+    else requestAnimationFrame(flush);
+  }
+}
+
+function flush() {
+  if (!waiting.length) return;
+  const output = $('output');
+  const follow = output.scrollTop + output.clientHeight > output.scrollHeight - 40;
+  const fragment = document.createDocumentFragment();
+  const events = waiting;
+  waiting = [];
+  for (const event of events) draw[event.type](event, fragment);
+  output.append(fragment);
+  if (follow) output.scrollTop = output.scrollHeight;
+  showStatus();
+}
+
+const draw = {
+  start({ prompt_tokens, ...memory }) {
+    run.total = run.cached = prompt_tokens;
+    remember(memory);
+  },
+  token({ text, thinking, at }, fragment) {
+    run.total += 1;
+    run.cached += 1;
+    run.times.push(at);
+    if (run.times.length > 64) run.times.shift();
+    if (!text) return; // part of a character: its text comes with a later token
+    const span = document.createElement('span');
+    span.textContent = text;
+    if (thinking) span.className = 'thinking';
+    fragment.append(span);
+    const start = run.bytes;
+    run.bytes += utf8.encode(text).length;
+    run.spans.push({ span, start, end: run.bytes });
+  },
+  /** `evicted`: [start, end) ranges of bytes in the UTF-8 of the text so far, as lists of two numbers. */
+  probe({ evicted, cached_after, ...memory }) {
+    for (const [start, end] of evicted) {
+      for (let i = firstSpanAfter(start); i < run.spans.length && run.spans[i].start < end; i++) {
+        run.spans[i].span.classList.add('evicted');
+      }
+    }
+    run.probes += 1;
+    run.cached = cached_after;
+    remember(memory);
+  },
+  done({ stop_reason, tokens_per_second, ...memory }) {
+    run.done = stop_reason ?? 'done';
+    run.speed = tokens_per_second;
+    remember(memory);
+    setState('loaded');
+  },
+};
+
+/** Index of the first span that ends after byte `at`: spans are in order of their bytes. */
+function firstSpanAfter(at) {
+  let low = 0;
+  let high = run.spans.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (run.spans[middle].end <= at) low = middle + 1;
+    else high = middle;
+  }
+  return low;
+}
+
+function remember({ bytes_in_use, bytes_reserved }) {
+  if (bytes_in_use !== undefined) run.inUse = bytes_in_use;
+  if (bytes_reserved !== undefined) run.reserved = bytes_reserved;
+}
+
+function showStatus() {
+  const [first, last] = [run.times[0], run.times.at(-1)];
+  const speed = run.speed ?? (last > first ? ((run.times.length - 1) * 1000) / (last - first) : undefined);
+  $('status').textContent = [
+    `cache: ${run.cached} of ${run.total} tokens`,
+    `${run.probes} ${run.probes === 1 ? 'probe' : 'probes'}`,
+    run.inUse !== undefined && `GPU memory: ${mega(run.inUse)} in use, ${mega(run.reserved)} reserved`,
+    speed !== undefined && `${speed.toFixed(1)} tokens/s`,
+    run.done && `stopped: ${run.done}`,
+  ].filter(Boolean).join(' · ');
+}
+
+$('form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  hideError();
+  const form = event.target;
+  const options = {};
+  for (const { name, type, value, checked } of form.elements) {
+    if (name) options[name] = type === 'checkbox' ? checked : type === 'number' ? Number(value) : value;
+  }
+  run = { spans: [], bytes: 0, times: [], total: 0, cached: 0, probes: 0 };
+  waiting = [];
+  $('output').replaceChildren();
+  $('status').textContent = 'Reading the prompt…';
+  setState('running');
+  worker.postMessage({ do: 'run', options });
+});
+
+$('stop').addEventListener('click', () => {
+  $('stop').disabled = true;
+  worker.postMessage({ do: 'stop' });
+});
+
+// --- model files ----------------------------------------------------------------------------------------------------
+
+$('files').addEventListener('change', ({ target }) => {
+  // Only the chosen folder itself, not folders below it.
+  const files = [...target.files].filter((file) => file.webkitRelativePath.split('/').length <= 2);
+  if (files.length) load({ files });
+  target.value = ''; // the same folder again is a change, too
+});
+
+addEventListener('dragover', (event) => {
+  event.preventDefault();
+  document.body.classList.add('dragging');
+});
+addEventListener('dragleave', (event) => {
+  if (!event.relatedTarget) document.body.classList.remove('dragging');
+});
+addEventListener('drop', async (event) => {
+  event.preventDefault();
+  document.body.classList.remove('dragging');
+  if ($('files').disabled) return;
+  try {
+    const files = await droppedFiles(event.dataTransfer);
+    if (files.length) load({ files });
+  } catch (error) {
+    showError('These files cannot be read', String(error));
+  }
+});
+
+/** Files that were dropped, and those in folders that were dropped. */
+async function droppedFiles({ items }) {
+  const entries = [...items].map((item) => item.webkitGetAsEntry()).filter(Boolean); // before any await: items expire
+  const files = [];
+  for (const entry of entries) {
+    if (entry.isFile) files.push(entry);
+    else files.push(...(await listFolder(entry)).filter((inner) => inner.isFile));
+  }
+  return Promise.all(files.map((entry) => new Promise((resolve, reject) => entry.file(resolve, reject))));
+}
+
+async function listFolder(folder) {
+  const reader = folder.createReader();
+  const all = [];
+  for (;;) {
+    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // at most 100 at a time
+    if (!some.length) return all;
+    all.push(...some);
+  }
+}
+
+// --- conformance, policies, errors ----------------------------------------------------------------------------------
+
+$('conformance').addEventListener('click', () => {
+  hideError();
+  $('conformance-json').textContent = '';
+  $('conformance-details').hidden = $('conformance-table').hidden = true;
+  setState('checking');
+  worker.postMessage({ do: 'conformance' });
+});
+
+function showConformance(table) {
+  const rows = table.kernels.map(({ kernel, cases, worst_error, bound, passed }) => {
+    const row = document.createElement('tr');
+    for (const value of [kernel, cases, worst_error, bound]) row.insertCell().textContent = String(value);
+    const result = row.insertCell();
+    result.textContent = passed ? 'ok' : 'wrong';
+    result.className = passed ? '' : 'failed';
+    return row;
+  });
+  $('conformance-table').tBodies[0].replaceChildren(...rows);
+  $('conformance-table').hidden = $('conformance-details').hidden = false;
+  $('conformance-json').textContent = JSON.stringify(table, null, 1);
+  $('conformance-status').textContent = `${table.adapter} (${table.backend}): ${table.passed} cases passed, ${table.failed} failed`;
+}
+
+function showPolicies(names) {
+  const chosen = $('policy').value;
+  $('policy').replaceChildren(...names.map((name) => new Option(name, name, false, name === chosen)));
+}
+
+function showError(title, text) {
+  $('error-title').textContent = title;
+  $('error-text').textContent = text;
+  $('error').hidden = false;
+}
+const hideError = () => ($('error').hidden = true);
+$('error-close').addEventListener('click', hideError);
+
+// Any control can be set from the address: ?prompt=…&policy=random&budget=tokens:128
+showPolicies(['think-clearly', 'random', 'full']);
+for (const [name, value] of query) {
+  const control = $('form').elements[name];
+  if (control?.type === 'checkbox') control.checked = value !== 'false';
+  else if (control) control.value = value;
+}
+startWorker();

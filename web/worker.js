@@ -1,0 +1,130 @@
+// Owns the engine: the page stays responsive while it computes. Messages in: {do, ...}; messages out: {type, ...}.
+//   do: 'load' {files | url, options} · 'run' {options} · 'stop' · 'conformance'
+//   type: 'ready' · 'progress' · 'loaded' · 'start', 'token', 'probe', 'done' (from the engine) · 'case', 'conformance' · 'error'
+
+const MODEL_FILES = /^(config|generation_config|tokenizer|tokenizer_config)\.json$|^chat_template\.jinja$|\.safetensors(\.index\.json)?$|\.gguf$/;
+const NO_WEBGPU = 'This browser gives the page no GPU. Use a current Chrome, Edge, Safari or Firefox; WebGPU also needs ' +
+  'a secure page (https:// or localhost). On Linux, Chrome wants chrome://flags/#enable-unsafe-webgpu switched on.';
+
+let wasm; // the module web/pkg/secateur.js
+let engine; // the loaded model, or undefined
+
+async function start() {
+  try {
+    wasm = await import('./pkg/secateur.js');
+    await wasm.default();
+  } catch (error) {
+    return fail('The engine could not be loaded', `${error}\nWas it built? './x web' builds web/pkg and serves this page.`);
+  }
+  const adapter = await navigator.gpu?.requestAdapter();
+  if (!adapter) return fail('No WebGPU', NO_WEBGPU);
+  const { vendor, architecture, device, description } = adapter.info;
+  postMessage({
+    type: 'ready',
+    adapter: [vendor, architecture, device, description].filter(Boolean).join(' ') || 'unnamed adapter',
+    maxBinding: adapter.limits.maxStorageBufferBindingSize,
+    maxBuffer: adapter.limits.maxBufferSize,
+    f16: adapter.features.has('shader-f16'),
+  });
+}
+
+function fail(title, error) {
+  postMessage({ type: 'error', title, text: String(error?.message ?? error) });
+}
+
+/** Events cross the wasm border as JSON text. */
+const forward = (json) => postMessage(JSON.parse(json));
+
+const jobs = {
+  async load({ files, url, options }) {
+    engine?.free();
+    engine = undefined;
+    const bytes = files ? await readFiles(files) : await fetchModel(url);
+    postMessage({ type: 'progress', what: 'Uploading to the GPU', done: 0, total: 0 });
+    engine = await wasm.Secateur.load(bytes, JSON.stringify(options ?? {}));
+    postMessage({ type: 'loaded', info: JSON.parse(engine.info()) });
+  },
+  async run({ options }) {
+    await engine.run(JSON.stringify(options), forward);
+  },
+  async conformance() {
+    const table = JSON.parse(await wasm.conformance(forward));
+    postMessage({ type: 'conformance', table });
+  },
+};
+
+const TITLES = { load: 'The model could not be loaded', run: 'Decoding stopped', conformance: 'Conformance did not finish' };
+
+onmessage = async ({ data }) => {
+  if (data.do === 'stop') return engine?.stop();
+  try {
+    await jobs[data.do](data);
+  } catch (error) {
+    fail(TITLES[data.do], error);
+  }
+};
+
+/** Files the user picked → {name: bytes}. */
+async function readFiles(files) {
+  const wanted = files.filter((file) => MODEL_FILES.test(file.name));
+  if (!wanted.some((file) => /\.(safetensors|gguf)$/.test(file.name))) {
+    throw new Error('No weights among these files: expected .safetensors or .gguf');
+  }
+  const total = wanted.reduce((sum, file) => sum + file.size, 0);
+  const bytes = {};
+  let done = 0;
+  for (const file of wanted) {
+    bytes[file.name] = await drain(file.stream(), file.size, (n) => report(file.name, (done += n), total));
+  }
+  return bytes;
+}
+
+/** A model directory on a server → {name: bytes}. */
+async function fetchModel(url) {
+  const bytes = {};
+  const get = async (name, required) => {
+    const response = await fetch(new URL(name, url));
+    // Servers of single-page sites answer a missing file with their index page.
+    const missing = response.status === 404 || response.headers.get('content-type')?.startsWith('text/html');
+    if (missing && !required) return;
+    if (missing || !response.ok) throw new Error(`${response.url}: ${missing ? 'not found' : response.status}`);
+    const size = Number(response.headers.get('content-length')) || 0;
+    let done = 0;
+    bytes[name] = await drain(response.body, size, (n) => report(name, (done += n), size));
+  };
+  await get('config.json', true);
+  for (const name of ['generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja']) await get(name);
+  await get('model.safetensors.index.json');
+  const index = bytes['model.safetensors.index.json'];
+  const weights = index ? new Set(Object.values(JSON.parse(new TextDecoder().decode(index)).weight_map)) : ['model.safetensors'];
+  for (const name of weights) await get(name, true);
+  return bytes;
+}
+
+/** A stream → one array. `size` is a promise of the sender, and may be 0 or wrong (compression). */
+async function drain(stream, size, onBytes) {
+  let all = new Uint8Array(size);
+  let at = 0;
+  for (const reader = stream.getReader(); ; ) {
+    const { done, value } = await reader.read();
+    if (done) return at === all.length ? all : all.slice(0, at);
+    if (at + value.length > all.length) {
+      const grown = new Uint8Array(Math.max(2 * all.length, at + value.length));
+      grown.set(all.subarray(0, at));
+      all = grown;
+    }
+    all.set(value, at);
+    at += value.length;
+    onBytes(value.length);
+  }
+}
+
+let reported = 0;
+function report(what, done, total) {
+  const now = performance.now();
+  if (now - reported < 50 && done !== total) return;
+  reported = now;
+  postMessage({ type: 'progress', what, done, total });
+}
+
+start();
