@@ -7,9 +7,10 @@ use secateur::text::{ChatTemplate, Detokenizer, Message, RenderOptions, Thinking
 use secateur::weights::{ModelSource, PackedDtype, Weights};
 use secateur::{Error, ErrorKind};
 use serde_json::{Map, Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-type Outcome = Result<(), Box<dyn std::error::Error>>;
+type Failure = Box<dyn std::error::Error>;
+type Outcome = Result<(), Failure>;
 
 /// The message of a failure; panics when there was none.
 #[track_caller]
@@ -38,7 +39,7 @@ fn file(header: &str, data: &[u8]) -> Vec<u8> {
 }
 
 /// Two small tensors, as the `safetensors` crate writes them.
-fn good_file() -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+fn good_file() -> Result<Vec<u8>, Failure> {
     use safetensors::{Dtype, tensor::TensorView};
     let norm: Vec<u8> = [1.0f32, 2.0, 3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
     let matrix: Vec<u8> = (0..6).flat_map(|v| half::f16::from_f32(v as f32).to_le_bytes()).collect();
@@ -207,7 +208,7 @@ fn wrong_tensors_are_named_with_a_hint() -> Outcome {
     Ok(())
 }
 
-fn shards(index: Value) -> Result<ModelSource, Box<dyn std::error::Error>> {
+fn shards(index: Value) -> Result<ModelSource, Failure> {
     let other = file(r#"{"lm_head.weight":{"dtype":"BF16","shape":[2,2],"data_offsets":[0,8]}}"#, &[0; 8]);
     Ok(ModelSource::memory([
         ("model.safetensors.index.json", serde_json::to_vec(&index)?),
@@ -468,7 +469,7 @@ fn generation_config_adds_eos_ids_and_sampling() -> Outcome {
 // ----------------------------------------------------------------------------------------------- tokenizers, small
 
 /// A byte-level BPE tokenizer of single bytes, two merges and two tags; `decoder` as in tokenizer.json.
-fn byte_tokenizer() -> Result<Tokenizer, Box<dyn std::error::Error>> {
+fn byte_tokenizer() -> Result<Tokenizer, Failure> {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut shifted = 0x100..;
     let letter = |byte: u8| if printable(byte) { u32::from(byte) } else { shifted.next().unwrap_or(0) };
@@ -692,6 +693,85 @@ fn thinking_is_open_closed_or_neither() -> Outcome {
     Ok(())
 }
 
+// -------------------------------------------------------------------------------------------------- golden models
+
+/// The committed models that transformers wrote: all of a directory, from config to chat.
+#[test]
+fn golden_models_load_whole() -> Outcome {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for (name, dtype, tied, eps, theta) in [
+        ("qwen2-f32", PackedDtype::F32, true, 1e-6, 1e6),
+        ("qwen2-f16", PackedDtype::F16, false, 1e-5, 1e4),
+        ("qwen2-bf16", PackedDtype::BF16, true, 1e-3, 1e6),
+    ] {
+        let source = ModelSource::directory(folder.join(name))?;
+        let config = ModelConfig::load(&source)?;
+        assert_eq!((config.tie_word_embeddings, config.rms_norm_eps, config.rope_theta), (tied, eps, theta), "{name}");
+        assert!(!config.eos_token_ids.is_empty());
+
+        let weights = Weights::open(&source)?;
+        let (hidden, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
+        let bytes = std::cell::Cell::new(0);
+        let count = |elements: usize| bytes.set(bytes.get() + elements * dtype.size());
+        let matrix = |name: String, rows, cols| {
+            let rows = weights.matrix(&name, rows, cols)?;
+            assert_eq!(rows.dtype(), dtype);
+            count(rows.rows() * rows.cols());
+            let values = rows.to_f32();
+            assert!(values.iter().all(|v| v.is_finite()) && values.iter().any(|v| v.abs() > 1e-4), "{name}");
+            Ok::<_, Error>(())
+        };
+        matrix("model.embed_tokens.weight".into(), config.vocab_size, hidden)?;
+        if !tied {
+            matrix("lm_head.weight".into(), config.vocab_size, hidden)?;
+        }
+        for layer in 0..config.num_layers {
+            for (part, rows, cols) in [
+                ("self_attn.q_proj", q, hidden),
+                ("self_attn.k_proj", kv, hidden),
+                ("self_attn.v_proj", kv, hidden),
+                ("self_attn.o_proj", hidden, q),
+                ("mlp.gate_proj", config.intermediate_size, hidden),
+                ("mlp.up_proj", config.intermediate_size, hidden),
+                ("mlp.down_proj", hidden, config.intermediate_size),
+            ] {
+                matrix(format!("model.layers.{layer}.{part}.weight"), rows, cols)?;
+            }
+            for (part, len) in [
+                ("self_attn.q_proj.bias", q),
+                ("self_attn.k_proj.bias", kv),
+                ("self_attn.v_proj.bias", kv),
+                ("input_layernorm.weight", hidden),
+                ("post_attention_layernorm.weight", hidden),
+            ] {
+                count(weights.vector(&format!("model.layers.{layer}.{part}"), len)?.len());
+            }
+        }
+        count(weights.vector("model.norm.weight", hidden)?.len());
+        assert_eq!(weights.total_bytes(), bytes.get() as u64, "{name}: no tensor is left over");
+
+        let golden = source.find_json("golden.json")?.ok_or("golden.json")?;
+        let tokenizer = Tokenizer::load(&source)?;
+        let messages: Vec<Message> = serde_json::from_value(golden["chat"]["messages"].clone())?;
+        let prompt = ChatTemplate::load(&source)?.render(&messages, &RenderOptions::default())?;
+        assert_eq!(Some(prompt.text.as_str()), golden["chat"]["text"].as_str());
+        assert_eq!(
+            (prompt.thinking, &prompt.text[prompt.generation_start..]),
+            (ThinkingState::Open, "<|im_start|>assistant\n<think>\n")
+        );
+        let encodings = golden["encodings"].as_array().ok_or("a list")?;
+        assert!(encodings.len() >= 5);
+        for (text, ids) in encodings.iter().chain([&golden["chat"]]).map(|case| (&case["text"], &case["ids"])) {
+            let text = text.as_str().ok_or("a text")?;
+            let ids: Vec<u32> = serde_json::from_value(ids.clone())?;
+            assert_eq!(tokenizer.encode(text)?, ids, "{text}");
+            check_detokenizer(&tokenizer, &ids)?;
+        }
+        assert_eq!((tokenizer.think_ids().open, tokenizer.think_ids().close), (Some(318), Some(319)));
+    }
+    Ok(())
+}
+
 // ------------------------------------------------------------------------------------------------------ real files
 
 /// `../shared/data/NAME`, or `None` and a line that says so.
@@ -715,8 +795,7 @@ const TOKENIZERS: [(&str, &str); 3] =
     [("tokenizer-qwen2.5", "qwen2"), ("tokenizer-qwen3", "qwen2"), ("tokenizer-r1-distill-qwen", "deepseek-r1-qwen")];
 
 /// The texts of a set of vectors with their ids.
-fn vectors(name: &str) -> Result<Vec<(String, Vec<u32>)>, Box<dyn std::error::Error>> {
-    let Some(folder) = real("tokenizer-vectors") else { return Ok(Vec::new()) };
+fn vectors(folder: &Path, name: &str) -> Result<Vec<(String, Vec<u32>)>, Failure> {
     let texts = std::fs::read_to_string(folder.join(format!("{name}.inp")))?;
     let ids = std::fs::read_to_string(folder.join(format!("{name}.out")))?;
     let texts = texts.split("\n__ggml_vocab_test__\n").map(str::to_string);
@@ -728,10 +807,8 @@ fn vectors(name: &str) -> Result<Vec<(String, Vec<u32>)>, Box<dyn std::error::Er
 fn real_tokenizers_reproduce_the_vectors_and_round_trip() -> Outcome {
     for (folder, name) in TOKENIZERS {
         let Some(tokenizer) = real_tokenizer(folder)? else { continue };
-        let vectors = vectors(name)?;
-        if vectors.is_empty() {
-            continue;
-        }
+        let Some(vectors_at) = real("tokenizer-vectors") else { continue };
+        let vectors = vectors(&vectors_at, name)?;
         for (text, expected) in &vectors {
             let ids = tokenizer.encode(text)?;
             assert_eq!(&ids, expected, "{folder}: {text:?}");

@@ -72,7 +72,7 @@ impl<'a> PackedRows<'a> {
                 .found(format!("{} bytes", bytes.len())));
         }
         let row_bytes = cols * dtype.size();
-        let words = if row_bytes % 4 == 0 {
+        let words = if row_bytes.is_multiple_of(4) {
             match bytemuck::try_cast_slice::<u8, u32>(bytes) {
                 Ok(words) if cfg!(target_endian = "little") => Cow::Borrowed(words),
                 _ => Cow::Owned(bytes.chunks_exact(4).map(word).collect()),
