@@ -203,9 +203,8 @@ impl KvCache {
         if self.layers.iter().all(|l| l.regions[seq].len + extra <= l.regions[seq].cap) {
             return Ok(());
         }
-        let all: Vec<Slot> = (0..self.layers.iter().map(|l| l.regions[seq].len).max().unwrap_or(0))
-            .map(|s| Slot(s as u32))
-            .collect();
+        let all: Vec<Slot> =
+            (0..self.layers.iter().map(|l| l.regions[seq].len).max().unwrap_or(0)).map(|s| Slot(s as u32)).collect();
         let lens: Vec<usize> = self.layers.iter().map(|l| l.regions[seq].len).collect();
         self.rebuild(seq, extra, &|layer, _| &all[..lens[layer]])
     }
@@ -230,11 +229,14 @@ impl KvCache {
             let slots = others - self.layers[layer].regions[seq].cap + (kept + room).next_multiple_of(shape.growth);
             let bytes = (slots * shape.slot_bytes()) as u64;
             if bytes > self.device.info.max_binding_bytes {
-                return Err(Error::new(ErrorKind::Device, "the KV cache of a layer exceeds the adapter's largest buffer")
-                    .at(self.device.info.line())
-                    .expected(format!("at most {} bytes", self.device.info.max_binding_bytes))
-                    .found(format!("{bytes} bytes for {slots} slots"))
-                    .help("shorten the prompt or --max-new-tokens, prune more (--budget tokens:N), or use --kv f16"));
+                return Err(Error::new(
+                    ErrorKind::Device,
+                    "the KV cache of a layer exceeds the adapter's largest buffer",
+                )
+                .at(self.device.info.line())
+                .expected(format!("at most {} bytes", self.device.info.max_binding_bytes))
+                .found(format!("{bytes} bytes for {slots} slots"))
+                .help("shorten the prompt or --max-new-tokens, prune more (--budget tokens:N), or use --kv f16"));
             }
         }
         for layer in 0..shape.layers {

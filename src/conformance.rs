@@ -127,9 +127,8 @@ pub fn table(reports: &[Report]) -> String {
     let mut row = vec!["total".to_string(), String::new()];
     row.extend(reports.iter().map(|r| format!("{} passed, {} failed", r.passed, r.failed)));
     rows.push(row);
-    let widths: Vec<usize> = (0..rows[0].len())
-        .map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0))
-        .collect();
+    let widths: Vec<usize> =
+        (0..rows[0].len()).map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
     let mut out = String::new();
     for row in &rows {
         let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
@@ -145,7 +144,6 @@ pub fn table(reports: &[Report]) -> String {
 /// One shader variant's translations.
 #[cfg(not(target_family = "wasm"))]
 pub mod shaders {
-    use super::*;
     use crate::kernels::launch::Variant;
 
     /// Validates a variant with naga and translates it to SPIR-V, MSL, HLSL and GLSL (ES 3.1): what wgpu does on every

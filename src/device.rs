@@ -136,8 +136,7 @@ impl ComputeDevice {
             return Ok(Self::cpu());
         }
         let instance = instance();
-        let mut adapters: Vec<_> =
-            enumerate(&instance).await.into_iter().map(|a| (DeviceInfo::of(&a), a)).collect();
+        let mut adapters: Vec<_> = enumerate(&instance).await.into_iter().map(|a| (DeviceInfo::of(&a), a)).collect();
         adapters.sort_by_key(|(info, _)| info.rank());
         if adapters.is_empty() {
             return Err(no_adapter());
@@ -211,10 +210,8 @@ async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
 /// A browser offers one adapter, on request.
 #[cfg(target_family = "wasm")]
 async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
-    let options = wgpu::RequestAdapterOptions {
-        power_preference: wgpu::PowerPreference::HighPerformance,
-        ..Default::default()
-    };
+    let options =
+        wgpu::RequestAdapterOptions { power_preference: wgpu::PowerPreference::HighPerformance, ..Default::default() };
     instance.request_adapter(&options).await.into_iter().collect()
 }
 

@@ -1,7 +1,7 @@
 //! One error type for people: what went wrong, where, what was expected, what was found, what to do.
 use std::fmt;
 
-/// Result with secateur's [`enum@Error`].
+/// Result with secateur's [`struct@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Which part of the outside world an error speaks about. Front-ends map it to exit codes and HTTP statuses.

@@ -2,15 +2,16 @@
 pub mod cache;
 pub mod conformance;
 pub mod device;
+pub mod engine;
 pub mod error;
 pub mod kernels;
+pub mod model;
 pub mod policy;
 pub mod probe;
 pub mod report;
 pub mod steps;
 pub mod text;
 pub mod weights;
-pub mod model;
 
 pub use error::{Error, ErrorKind, Result};
 

@@ -92,11 +92,7 @@ impl AttentionSpec {
 
     pub(super) fn combine_variant(&self) -> Variant {
         let constants = vec![("THREADS", 64), ("D", self.d as u32)];
-        Variant {
-            kernel: "attention_combine",
-            text: include_str!("../../shaders/attention_combine.wgsl"),
-            constants,
-        }
+        Variant { kernel: "attention_combine", text: include_str!("../../shaders/attention_combine.wgsl"), constants }
     }
 
     pub(super) fn combine_info(&self) -> [u32; 8] {

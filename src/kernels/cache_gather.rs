@@ -6,9 +6,9 @@
 //! new cap, kept, first index into `keep`, stride per KV head (0: all heads keep the same slots), unused.
 //!
 //! Bound: exact. It moves u32 words and never looks at them.
+use super::cache_gather as run;
 use super::cases::{Bound, Case, Check, device_words};
 use super::launch::Variant;
-use super::cache_gather as run;
 
 /// Words of one sequence's entry in `moves`.
 pub const MOVE: usize = 8;
@@ -72,7 +72,8 @@ pub(super) fn cases() -> Vec<Case> {
         (8, 1, false, vec![6], vec![vec![]]),
     ] {
         let kept: Vec<usize> = keeps.iter().map(Vec::len).collect();
-        let name = format!("row {row_words} words, {kv_heads} KV heads, caps {caps:?}, kept {kept:?}, per head {per_head}");
+        let name =
+            format!("row {row_words} words, {kv_heads} KV heads, caps {caps:?}, kept {kept:?}, per head {per_head}");
         cases.push(Case::new("cache_gather", name, move |device| {
             let planes = 2 * kv_heads;
             let (mut moves, mut flat, mut base, mut new_base) = (Vec::new(), Vec::new(), 0, 0);

@@ -121,11 +121,8 @@ pub fn compare(expected: &[u32], found: &[u32], row: usize, bound: Bound) -> std
     }
     let mut worst = 0f64;
     for (r, (want, got)) in expected.chunks(row).zip(found.chunks(row)).enumerate() {
-        let largest = want
-            .iter()
-            .map(|w| f32::from_bits(*w))
-            .filter(|v| v.is_finite())
-            .fold(0f64, |m, v| m.max(v.abs() as f64));
+        let largest =
+            want.iter().map(|w| f32::from_bits(*w)).filter(|v| v.is_finite()).fold(0f64, |m, v| m.max(v.abs() as f64));
         for (c, (&w, &g)) in want.iter().zip(got).enumerate() {
             if w == g {
                 continue;

@@ -67,8 +67,7 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for words in [Words::F32, Words::F16, Words::BF16] {
         for (row0, rows, n, cols, stride) in [(0, 37, 5, 24, 1), (20, 17, 9, 136, 8), (0, 37, 1, 8, 1)] {
-            let spec =
-                EmbedSpec { words, n, cols, row0, rows, vocab: 37, id_offset: stride - 1, id_stride: stride };
+            let spec = EmbedSpec { words, n, cols, row0, rows, vocab: 37, id_offset: stride - 1, id_stride: stride };
             cases.push(Case::new("embed", format!("{words:?} rows {row0}+{rows} n {n} cols {cols}"), move |device| {
                 let table = device_words(words.pack(&noise(rows * cols, 1, 1.0)), device);
                 let mut ids = vec![0; n * stride];

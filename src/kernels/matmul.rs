@@ -1,9 +1,9 @@
 //! Matrix times many vectors: prefill and probe chunks. Contract, twin and bound are those of [`matvec`](super::matvec);
 //! only the tiling differs (a tile of weights is unpacked once for 32 vectors).
+use super::Words;
 use super::cases::Case;
 use super::launch::Variant;
 use super::matvec::{LinearSpec, Mode, case};
-use super::Words;
 
 const TILE_ROWS: usize = 64;
 const TILE_N: usize = 32;

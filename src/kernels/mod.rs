@@ -245,12 +245,8 @@ pub fn attention(
     state: &Tensor<1, Int>,
     spec: AttentionSpec,
 ) -> (Tensor<2>, Tensor<2>) {
-    let (out, lse) = Dispatch::attention(
-        q.clone().into_dispatch(),
-        kv.clone().into_dispatch(),
-        state.clone().into_dispatch(),
-        spec,
-    );
+    let (out, lse) =
+        Dispatch::attention(q.clone().into_dispatch(), kv.clone().into_dispatch(), state.clone().into_dispatch(), spec);
     (Tensor::from_dispatch(out), Tensor::from_dispatch(lse))
 }
 

@@ -44,7 +44,8 @@ pub(super) fn twin(x: &[f32], weight: &[f32], spec: &NormSpec) -> Vec<f32> {
 
 /// One value to more than a workgroup; rows of thousands (an f16 sum of squares would overflow); a row of zeros.
 pub(super) fn cases() -> Vec<Case> {
-    let shapes = [(0, 1, 1, 1.0), (0, 3, 63, 1.0), (3, 2, 64, 3000.0), (1, 5, 200, 1e-3), (0, 1, 5120, 1.0), (0, 2, 8, 0.0)];
+    let shapes =
+        [(0, 1, 1, 1.0), (0, 3, 63, 1.0), (3, 2, 64, 3000.0), (1, 5, 200, 1e-3), (0, 1, 5120, 1.0), (0, 2, 8, 0.0)];
     let case = |(first, n, cols, scale): (usize, usize, usize, f32)| {
         let spec = NormSpec { n, first, cols, eps: 1e-6 };
         Case::new("rms_norm", format!("{n}x{cols} from row {first} scale {scale}"), move |device| {

@@ -101,19 +101,11 @@ pub(super) fn cases() -> Vec<Case> {
             cases.push(Case::new("rope_append", name, move |device| {
                 let positions = 40;
                 let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).positions(&[30, 11, 39]);
-                let spec = RopeAppendSpec {
-                    words,
-                    d,
-                    n,
-                    heads,
-                    kv_heads,
-                    chunk,
-                    seq0,
-                    table: builder.table(1),
-                    positions,
-                };
+                let spec =
+                    RopeAppendSpec { words, d, n, heads, kv_heads, chunk, seq0, table: builder.table(1), positions };
                 let rope = crate::model::rope::table(d, 1e6, positions);
-                let qkv = device_floats(noise(n * (heads + 2 * kv_heads) * d, 9, 3.0), n, (heads + 2 * kv_heads) * d, device);
+                let qkv =
+                    device_floats(noise(n * (heads + 2 * kv_heads) * d, 9, 3.0), n, (heads + 2 * kv_heads) * d, device);
                 let rows = builder.rows(1);
                 let row_words = words.row_words(d);
                 let kv = device_words((0..rows * row_words).map(|i| 0x7000_0000 + i as u32).collect(), device);

@@ -159,11 +159,14 @@ impl Decoder {
         let context = context.min(config.max_position_embeddings).max(1);
         let table_bytes = (context * config.head_dim * 4) as u64;
         if table_bytes > device.info.max_binding_bytes {
-            return Err(Error::new(ErrorKind::Device, "the RoPE table of this context exceeds the adapter's largest buffer")
-                .at(device.info.line())
-                .expected(format!("at most {} bytes", device.info.max_binding_bytes))
-                .found(format!("{table_bytes} bytes for {context} positions"))
-                .help("lower --context"));
+            return Err(Error::new(
+                ErrorKind::Device,
+                "the RoPE table of this context exceeds the adapter's largest buffer",
+            )
+            .at(device.info.line())
+            .expected(format!("at most {} bytes", device.info.max_binding_bytes))
+            .found(format!("{table_bytes} bytes for {context} positions"))
+            .help("lower --context"));
         }
         let rope = up.vector(rope::table(config.head_dim, config.rope_theta, context));
         let no_bias = up.vector(vec![0.0; 4]);
@@ -261,8 +264,7 @@ impl Decoder {
             let normed = kernels::rms_norm(&x, &layer.input_norm, norm_all);
             let out = empty_floats(near, [n, (heads + 2 * kv_heads) * d]);
             let qkv = self.linear(&layer.qkv, &normed, layer.qkv_bias.as_ref(), out, Mode::Store);
-            let append =
-                RopeAppendSpec { words, d, n, heads, kv_heads, chunk, seq0, table, positions: self.context };
+            let append = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, seq0, table, positions: self.context };
             let q = cache.with_layer(i, |kv, state| kernels::rope_append(qkv, &self.rope, state, kv, append));
             let most_seen = (seq0..seq0 + seqs).map(|s| cache.len(i, s)).max().unwrap_or(0) + chunk;
             let attend = AttentionSpec { words, d, n, heads, kv_heads, chunk, seq0, table, most_seen };
@@ -302,8 +304,7 @@ impl Decoder {
         let Matrix { shards, words, rows: vocab, cols } = &self.embedding;
         shards.iter().fold(out, |out, shard| {
             let (row0, rows) = (shard.row0, shard.rows);
-            let spec =
-                EmbedSpec { words: *words, n, cols: *cols, row0, rows, vocab: *vocab, id_offset, id_stride };
+            let spec = EmbedSpec { words: *words, n, cols: *cols, row0, rows, vocab: *vocab, id_offset, id_stride };
             kernels::embed(&shard.words, ids, out, spec)
         })
     }
@@ -398,4 +399,3 @@ impl<'a> Uploader<'a> {
         Ok(Matrix { shards, words: m.dtype(), rows: m.rows(), cols: m.cols() })
     }
 }
-
