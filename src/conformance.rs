@@ -145,7 +145,6 @@ pub fn table(reports: &[Report]) -> String {
 /// One shader variant's translations.
 #[cfg(not(target_family = "wasm"))]
 pub mod shaders {
-    use super::*;
     use crate::kernels::launch::Variant;
 
     /// Validates a variant with naga and translates it to SPIR-V, MSL, HLSL and GLSL (ES 3.1): what wgpu does on every

@@ -21,7 +21,7 @@ struct Bounds {
 
 /// With an f32 cache: the bound of the fixtures' README, and for weights in 0..1 ten times what float64 differs by.
 const F32: Bounds = Bounds { logits: 1e-4, attention: 2e-5 };
-/// With an f16 cache: keys and values carry 11 bits. Three times the worst measured; far below what any wrong oracle gives.
+/// With an f16 cache: keys and values carry 11 bits. Twice the worst measured; far below what any wrong oracle gives.
 const F16: Bounds = Bounds { logits: 4e-3, attention: 4e-3 };
 
 fn bounds(words: Words) -> Bounds {

@@ -90,9 +90,10 @@ pub fn devices() -> &'static [ComputeDevice] {
     })
 }
 
-/// The first GPU adapter (software ones count), or `None` and a line that says so.
+/// The best GPU adapter (software ones count, SwiftShader last: it is slow), or `None` and a line that says so.
 pub fn gpu() -> Option<&'static ComputeDevice> {
-    let found = devices().iter().find(|d| d.info.backend != "cpu");
+    let gpus = devices().iter().filter(|d| d.info.backend != "cpu");
+    let found = gpus.min_by_key(|d| d.info.name.contains("SwiftShader"));
     if found.is_none() {
         println!("SKIPPED on a GPU: no adapter. SECATEUR_REQUIRE makes that a failure.");
     }
