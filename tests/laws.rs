@@ -222,7 +222,7 @@ fn sequences_side_by_side_do_not_disturb_each_other() {
             }
         }
         // Another batch size is another shader: sums of another order. An f16 cache rounds them.
-        let bound = if words == Words::F32 { 2e-5 } else { 4e-3 };
+        let bound = if words == Words::F32 { 2e-5 } else { 1e-3 };
         println!("{}, {words:?}: batched against alone: {worst:.1e}, bound {bound:.0e}", model.device().info.name);
         assert!(worst <= bound);
     });
@@ -374,8 +374,8 @@ fn a_thousand_steps_with_pruning() {
         "{equal} of {STEPS} ids are the twin's own choice, {distinct} distinct; the others cost {regret:.1e} of the largest \
          logit; {compared} steps' logits off by {worst:.1e}"
     );
-    // Two implementations whose f16 caches round differently; the least margin may be smaller than that.
-    assert!(worst <= 4e-3 && regret <= 8e-3, "worst {worst:.2e}, regret {regret:.2e}");
+    // Keys that straddle a rounding boundary of f16 may differ by one unit; a margin may be smaller than what that does.
+    assert!(worst <= 1e-3 && regret <= 2e-3, "worst {worst:.2e}, regret {regret:.2e}");
     assert!(equal >= STEPS * 98 / 100 && distinct >= 20);
     assert_eq!(compared, STEPS.div_ceil(EVERY));
 }
