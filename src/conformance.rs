@@ -109,6 +109,14 @@ pub async fn run(device: &ComputeDevice, cases: &[Case], mut progress: impl FnMu
     Ok(report)
 }
 
+/// The names of `required` that no report answers to: `cpu`, a backend, `lavapipe`, or a part of an adapter's name. A name
+/// that is missing is a failed run: nothing passes because it did not run.
+pub fn missing<'a>(reports: &[Report], required: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let of = |name: &str| if name == "lavapipe" { "llvmpipe" } else { name }.to_string();
+    let ran = |name: &str| reports.iter().any(|r| r.passed + r.failed > 0 && r.device.matches(&of(name)));
+    required.into_iter().map(str::trim).filter(|n| !n.is_empty() && !ran(n)).map(String::from).collect()
+}
+
 /// A table for people: a row a kernel, a column a device; cases run, the worst error as a fraction of the stated bound.
 pub fn table(reports: &[Report]) -> String {
     let Some(first) = reports.first() else { return String::new() };
@@ -141,10 +149,33 @@ pub fn table(reports: &[Report]) -> String {
     out
 }
 
-/// One shader variant's translations.
+/// Shader variants, translated for every API.
 #[cfg(not(target_family = "wasm"))]
 pub mod shaders {
-    use crate::kernels::launch::Variant;
+    use serde::Serialize;
+
+    use crate::kernels::launch::{Variant, launched_variants};
+
+    /// What became of the shader variants that were launched.
+    #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+    pub struct Translations {
+        /// Variants that naga validated and translated to SPIR-V, MSL, HLSL and GLSL.
+        pub translated: usize,
+        /// Those it refused: kernel, constants, message.
+        pub failures: Vec<String>,
+    }
+
+    /// Translates every variant this process has launched.
+    pub fn translate_launched() -> Translations {
+        let mut all = Translations::default();
+        for variant in launched_variants() {
+            match translate(&variant) {
+                Ok(_) => all.translated += 1,
+                Err(e) => all.failures.push(format!("{} {:?}: {e}", variant.kernel, variant.constants)),
+            }
+        }
+        all
+    }
 
     /// Validates a variant with naga and translates it to SPIR-V, MSL, HLSL and GLSL (ES 3.1): what wgpu does on every
     /// platform, checked on this one. Returns the bytes of the four.

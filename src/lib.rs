@@ -1,4 +1,5 @@
 //! secateur: reasoning language models on any GPU, with redundant thoughts pruned from the KV cache while they think.
+pub mod builtin;
 pub mod cache;
 pub mod conformance;
 pub mod device;

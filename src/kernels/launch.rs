@@ -45,8 +45,7 @@ impl Variant {
 
     /// The text, made once, and the hash of it that keys the pipeline cache.
     fn wgsl(&self) -> Wgsl {
-        static MADE: OnceLock<RwLock<HashMap<u64, Wgsl>>> = OnceLock::new();
-        let made = MADE.get_or_init(Default::default);
+        let made = made();
         let mut key = fnv(FNV, self.kernel.as_bytes());
         for (name, value) in &self.constants {
             key = fnv(fnv(key, name.as_bytes()), &value.to_le_bytes());
@@ -56,13 +55,28 @@ impl Variant {
                 return Wgsl { text, hash: fnv(FNV, text.as_bytes()) };
             }
         }
-        if let Some(&found) = made.read().expect("no panic while held").get(&key) {
-            return found;
+        if let Some((_, found)) = made.read().expect("no panic while held").get(&key) {
+            return *found;
         }
         let text: &'static str = Box::leak(self.source().into_boxed_str());
         let wgsl = Wgsl { text, hash: fnv(FNV, text.as_bytes()) };
-        *made.write().expect("no panic while held").entry(key).or_insert(wgsl)
+        made.write().expect("no panic while held").entry(key).or_insert_with(|| (self.clone(), wgsl)).1
     }
+}
+
+type Made = RwLock<HashMap<u64, (Variant, Wgsl)>>;
+
+fn made() -> &'static Made {
+    static MADE: OnceLock<Made> = OnceLock::new();
+    MADE.get_or_init(Default::default)
+}
+
+/// Every variant launched on a GPU so far, by this process: what a conformance run translates for the other APIs.
+pub fn launched_variants() -> Vec<Variant> {
+    let made = made().read().expect("no panic while held");
+    let mut variants: Vec<Variant> = made.values().map(|(variant, _)| variant.clone()).collect();
+    variants.sort_by(|a, b| (a.kernel, &a.constants).cmp(&(b.kernel, &b.constants)));
+    variants
 }
 
 const FNV: u64 = 0xcbf2_9ce4_8422_2325;
@@ -194,14 +208,18 @@ fn empty(like: &CubeTensor, shape: Vec<usize>, dtype: DType) -> CubeTensor {
 }
 
 /// Checks an in-place argument: the only handle, contiguous. A failure is a bug in the caller, not in any input.
+///
+/// Only in conformance runs and debug builds: cubecl's thread may still hold a new buffer, and waiting for its queue at
+/// every launch would undo what the queue is for. The engine keeps what kernels write in place behind `Option::take`.
 fn owned(t: CubeTensor, what: &str) -> CubeTensor {
-    // While cubecl's thread registers a new buffer it holds a handle of its own: once its queue has drained, no more.
-    for _ in 0..100 {
-        if t.can_mut() || t.client.exclusive(|| ()).is_err() {
-            break;
+    if cfg!(debug_assertions) || POISON.load(Ordering::Relaxed) {
+        for _ in 0..100 {
+            if t.can_mut() || t.client.exclusive(|| ()).is_err() {
+                break;
+            }
         }
+        assert!(t.can_mut(), "{what} is shared: an in-place kernel needs the only handle");
     }
-    assert!(t.can_mut(), "{what} is shared: an in-place kernel needs the only handle");
     assert!(t.is_contiguous(), "{what} is a view");
     t
 }
