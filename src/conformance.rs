@@ -177,6 +177,9 @@ pub mod shaders {
         all
     }
 
+    /// What the shaders may use: core WGSL. naga files `unpack2x16float` under a capability; WebGPU has it everywhere.
+    pub const CAPABILITIES: naga::valid::Capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
     /// Validates a variant with naga and translates it to SPIR-V, MSL, HLSL and GLSL (ES 3.1): what wgpu does on every
     /// platform, checked on this one. Returns the bytes of the four.
     ///
@@ -184,10 +187,10 @@ pub mod shaders {
     /// The message of whichever step fails.
     pub fn translate(variant: &Variant) -> std::result::Result<[usize; 4], String> {
         use naga::back;
-        use naga::valid::{Capabilities, ValidationFlags, Validator};
+        use naga::valid::{ValidationFlags, Validator};
         let text = variant.source();
         let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
-        let mut validator = Validator::new(ValidationFlags::all(), Capabilities::empty());
+        let mut validator = Validator::new(ValidationFlags::all(), CAPABILITIES);
         let info = validator.validate(&module).map_err(|e| e.emit_to_string(&text))?;
         let say = |what: &str, e: &dyn std::fmt::Debug| format!("{what}: {e:?}");
         let spv = back::spv::write_vec(&module, &info, &back::spv::Options::default(), None)

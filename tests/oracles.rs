@@ -196,8 +196,9 @@ fn changed_kernels_are_noticed() {
     }
     let mut missed = Vec::new();
     for (kernel, shader, what, from, to, least) in WRONG {
+        let began = std::time::Instant::now();
         let (failed, of) = noticed(device, kernel, mutant(shader, from, to));
-        println!("{shader} {what}: {failed} of {of} cases notice");
+        println!("{shader} {what}: {failed} of {of} cases notice ({:.1} s)", began.elapsed().as_secs_f64());
         if failed < *least {
             missed.push(format!("{shader} {what}: {failed} of {of} cases notice, {least} must"));
         }
