@@ -1,4 +1,5 @@
 //! secateur: reasoning language models on any GPU, with redundant thoughts pruned from the KV cache while they think.
+pub mod builtin;
 pub mod cache;
 pub mod conformance;
 pub mod device;
@@ -11,6 +12,8 @@ pub mod probe;
 pub mod report;
 pub mod steps;
 pub mod text;
+#[cfg(target_family = "wasm")]
+pub mod web;
 pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};
