@@ -117,6 +117,26 @@ pub fn missing<'a>(reports: &[Report], required: impl IntoIterator<Item = &'a st
     required.into_iter().map(str::trim).filter(|n| !n.is_empty() && !ran(n)).map(String::from).collect()
 }
 
+/// A first, quick look: the smallest case of every kernel. For devices that do not report a kernel they failed to compile
+/// (cubecl only logs it in browsers): run it before trusting one.
+///
+/// # Errors
+/// When a kernel computes wrongly; names the kernels and the first wrong value.
+pub async fn self_test(device: &ComputeDevice) -> Result<()> {
+    let mut cases = cases::all();
+    cases.dedup_by_key(|case| case.kernel);
+    let report = run(device, &cases, |_, _| ()).await?;
+    let failures: Vec<&str> = report.kernels.iter().flat_map(|k| &k.failures).map(String::as_str).collect();
+    if failures.is_empty() {
+        return Ok(());
+    }
+    let wrong: Vec<&str> = report.kernels.iter().filter(|k| !k.failures.is_empty()).map(|k| k.kernel).collect();
+    Err(Error::new(ErrorKind::Device, format!("this adapter computes {} wrongly", wrong.join(", ")))
+        .at(device.info.line())
+        .found(failures[0])
+        .help("update the browser or the graphics driver; a conformance run shows all that is wrong, please report it"))
+}
+
 /// A table for people: a row a kernel, a column a device; cases run, the worst error as a fraction of the stated bound.
 pub fn table(reports: &[Report]) -> String {
     let Some(first) = reports.first() else { return String::new() };
