@@ -187,7 +187,9 @@ pub mod shaders {
         use naga::valid::{Capabilities, ValidationFlags, Validator};
         let text = variant.source();
         let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
-        let mut validator = Validator::new(ValidationFlags::all(), Capabilities::empty());
+        // The one capability used is `unpack2x16float`, which WebGPU has everywhere and naga names for old OpenGL's sake.
+        let capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        let mut validator = Validator::new(ValidationFlags::all(), capabilities);
         let info = validator.validate(&module).map_err(|e| e.emit_to_string(&text))?;
         let say = |what: &str, e: &dyn std::fmt::Debug| format!("{what}: {e:?}");
         let spv = back::spv::write_vec(&module, &info, &back::spv::Options::default(), None)
