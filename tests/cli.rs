@@ -290,7 +290,7 @@ fn bad_arguments_are_refused_before_anything_is_loaded() {
         (&["--probe-every", "0", "x"], &["--probe-every"]),
         (&["--context", "0", "x"], &["--context"]),
         (&["--kv", "bf16", "x"], &["--kv", "f16"]),
-        (&["--max-new-tokens", "-1", "x"], &["--max-new-tokens"]),
+        (&["--max-new-tokens=-1", "x"], &["--max-new-tokens", "-1"]),
         (&["--ids", "1,x,3"], &["not a token id", "\"x\""]),
         (&["--ids", "1,-2"], &["not a token id"]),
         (&["--ids", "99999999999"], &["not a token id"]),
