@@ -85,7 +85,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
             0 => "shaders: none launched, none translated (no GPU adapter ran)\n".to_string(),
             n => format!("shaders: {} of {n} variants translated to SPIR-V, MSL, HLSL and GLSL\n", shaders.translated),
         };
-        shaders.failures.iter().for_each(|f| text += &format!("FAIL {f}\n"));
+        shaders.failures.iter().take(5).for_each(|f| text += &format!("FAIL {f}\n"));
         skipped.iter().for_each(|s| text += &format!("SKIPPED {}: {}\n", s.device.line(), s.reason));
         missing.iter().for_each(|m| text += &format!("MISSING {m}: required, and did not run\n"));
         super::print(&text)?;

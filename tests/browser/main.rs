@@ -439,8 +439,13 @@ fn a_model_thinks_and_is_pruned(site: &Site) -> Result {
     );
     ensure!(evicted.as_u64() < all.as_u64(), "everything was pruned");
     ensure!(browser.eval("run.cached < run.total && run.inUse > 0 && run.reserved >= run.inUse")? == true, "{status}");
-    let options =
-        RunOptions { probe_every: 32, window: 8, max_new_tokens: 128, budget: Budget::Ratio(0.5), ..Default::default() };
+    let options = RunOptions {
+        probe_every: 32,
+        window: 8,
+        max_new_tokens: 128,
+        budget: Budget::Ratio(0.5),
+        ..Default::default()
+    };
     let expected = native(&options).map_err(|e| e.to_string())?;
     let found = trace(&mut browser)?;
     ensure!(found.prompt_ids == expected.prompt_ids, "the prompt became {:?}", found.prompt_ids);
