@@ -109,7 +109,11 @@ fn a_cache_beyond_the_largest_buffer_is_refused() {
         let mut cache = KvCache::new(shape, &small);
         let ids = fx.ids("prompt.200.ids");
         let over = model.forward(Input::Chunk { seq: 0, ids: &ids }, &mut cache, Logits::Last, None);
-        refused(over, ErrorKind::Device, &["KV cache", "largest buffer", "at most 20000 bytes", "200 slots", "--kv f16"]);
+        refused(
+            over,
+            ErrorKind::Device,
+            &["KV cache", "largest buffer", "at most 20000 bytes", "200 slots", "--kv f16"],
+        );
         assert!(cache.is_empty());
         assert_mirrored(&cache);
         // What fits goes on working; decoding into the limit is refused as well, and nothing is lost.
@@ -215,7 +219,8 @@ fn split_matrices_give_what_whole_ones_give() {
             let run = |model: &Decoder| {
                 let mut cache = fx.cache(device, Words::F32, 1, 64);
                 let ids = fx.ids("prompt.64.ids");
-                let out = model.forward(Input::Chunk { seq: 0, ids: &ids }, &mut cache, Logits::All, None).expect("fits");
+                let out =
+                    model.forward(Input::Chunk { seq: 0, ids: &ids }, &mut cache, Logits::All, None).expect("fits");
                 cache.advance(0, ids.len(), 7);
                 let step = decode(model, &mut cache, 0);
                 (bits(&values(&out.logits.expect("asked for"))), bits(&values(&step)))

@@ -82,7 +82,12 @@ fn prompts(fx: &Fixture, model: &Decoder, words: Words, tally: &mut Tally) {
         };
         let (logits, each) = forward(&mut cache, Reduce::None);
         assert_eq!(logits.len(), n * vocab);
-        tally.add("logits", error(&logits[logits.len() - golden.len()..], &golden), bound.logits, format!("prompt of {n}"));
+        tally.add(
+            "logits",
+            error(&logits[logits.len() - golden.len()..], &golden),
+            bound.logits,
+            format!("prompt of {n}"),
+        );
         let (_, grouped) = forward(&mut cache, Reduce::KvHead);
         let (_, single) = forward(&mut cache, Reduce::Layer);
         for (layer, found) in each.iter().enumerate() {
@@ -320,6 +325,9 @@ fn the_checks_reject_what_is_wrong() {
         }
         let wrong = oracle(&fx, &model, Words::F32, Evict::OffByOne);
         let slots = right.probes[1].len() == wrong.probes[1].len();
-        assert!(slots && difference(&wrong.probes[1], &right.probes[1]) > F16.attention, "{name}: the probe sees no eviction");
+        assert!(
+            slots && difference(&wrong.probes[1], &right.probes[1]) > F16.attention,
+            "{name}: the probe sees no eviction"
+        );
     }
 }

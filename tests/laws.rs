@@ -112,8 +112,7 @@ fn gather_after_gather_is_the_gather_of_the_composition() {
             let sets = |set: &[usize], n: usize| [slots(set.to_vec()), slots(mirror(set, n))];
             let pick = |layer: usize, head: usize| if per_head { (layer + head) % 2 } else { 0 };
             let (a, b) = (sets(&once, 64), sets(&twice, once.len()));
-            let composed: Vec<Vec<Slot>> =
-                (0..2).map(|v| b[v].iter().map(|s| a[v][s.0 as usize]).collect()).collect();
+            let composed: Vec<Vec<Slot>> = (0..2).map(|v| b[v].iter().map(|s| a[v][s.0 as usize]).collect()).collect();
             let mut stepwise = filled(fx, model, words, 16);
             stepwise.keep(0, &|l, h| &a[pick(l, h)], 0).expect("fits");
             stepwise.keep(0, &|l, h| &b[pick(l, h)], 1).expect("fits");
@@ -287,7 +286,11 @@ fn reserved_bytes_fall_when_slots_are_evicted() {
     state_words(&cache);
     let after = device.bytes();
     let freed = wanted - cache.bytes();
-    println!("{}: 2000 slots to {}: {before:?} to {after:?}, the cache gave back {freed}", device.info.name, kept.len());
+    println!(
+        "{}: 2000 slots to {}: {before:?} to {after:?}, the cache gave back {freed}",
+        device.info.name,
+        kept.len()
+    );
     assert!(freed > wanted * 8 / 10);
     assert!(after.in_use < before.in_use && after.reserved < before.reserved, "{before:?} to {after:?}");
     assert!(before.reserved - after.reserved >= freed * 9 / 10, "the driver got back less than was freed");
@@ -422,7 +425,9 @@ fn free_run(fx: &Fixture, device: &ComputeDevice) -> (Vec<u32>, Vec<(usize, Vec<
         let words = as_words(&block_on(read).expect("readable")[0]);
         ids.extend(cache.ids(&words, 0, from, to).expect("finite"));
     }
-    println!("at most {most} slots; reserved bytes fell at {falls} gathers; {first} after the first, {last} after the last");
+    println!(
+        "at most {most} slots; reserved bytes fell at {falls} gathers; {first} after the first, {last} after the last"
+    );
     assert!(most <= 250, "{most} slots: the cache is not bounded");
     assert!(falls >= 3, "reserved bytes fell at {falls} gathers only");
     assert!(last <= first * 5 / 4, "reserved bytes creep: {first} after the first gather, {last} after the last");

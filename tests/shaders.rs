@@ -77,7 +77,9 @@ fn shape(variant: &Variant) -> Result<Shape, String> {
                     return Err(format!("{name}: group 0, each binding once"));
                 }
             }
-            AddressSpace::Uniform => drop(uniforms.insert(variable.binding.as_ref().ok_or("no binding")?.binding, size)),
+            AddressSpace::Uniform => {
+                uniforms.insert(variable.binding.as_ref().ok_or("no binding")?.binding, size);
+            }
             AddressSpace::WorkGroup => shared += size,
             _ => {}
         }
@@ -90,7 +92,10 @@ fn shape(variant: &Variant) -> Result<Shape, String> {
     }
     let invocations: u32 = entry.workgroup_size.iter().product();
     if storage.len() > 8 || invocations > 256 || shared > 16_384 {
-        return Err(format!("beyond WebGPU: {} buffers, {invocations} invocations, {shared} bytes shared", storage.len()));
+        return Err(format!(
+            "beyond WebGPU: {} buffers, {invocations} invocations, {shared} bytes shared",
+            storage.len()
+        ));
     }
     let constant = |name: &str| variant.constants.iter().find(|c| c.0 == name).map(|c| c.1);
     if constant("THREADS") != Some(invocations) || entry.workgroup_size[0] != invocations {
@@ -113,7 +118,9 @@ fn every_specialisation_translates_for_every_api() {
         entry.1 = std::array::from_fn(|i| entry.1[i].max(sizes[i]));
     }
     for (kernel, (count, [spv, msl, hlsl, glsl])) in bytes {
-        println!("{kernel}: {count} specialisations; at most {spv} bytes of SPIR-V, {msl} MSL, {hlsl} HLSL, {glsl} GLSL");
+        println!(
+            "{kernel}: {count} specialisations; at most {spv} bytes of SPIR-V, {msl} MSL, {hlsl} HLSL, {glsl} GLSL"
+        );
     }
 }
 

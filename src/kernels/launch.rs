@@ -245,12 +245,7 @@ impl Kernels for CubeBackend {
         (q, kv)
     }
 
-    fn attention(
-        q: CubeTensor,
-        kv: CubeTensor,
-        state: CubeTensor,
-        spec: AttentionSpec,
-    ) -> (CubeTensor, CubeTensor) {
+    fn attention(q: CubeTensor, kv: CubeTensor, state: CubeTensor, spec: AttentionSpec) -> (CubeTensor, CubeTensor) {
         let q = into_contiguous(q);
         let out = empty(&q, vec![spec.n, spec.heads * spec.d], DType::F32);
         let lse = empty(&q, vec![spec.n, spec.heads], DType::F32);

@@ -196,10 +196,10 @@ pub fn variants() -> Vec<launch::Variant> {
     for words in all {
         let (row0, rows, vocab, id_offset, id_stride) = (0, 8, 8, 0, 1);
         list.push(EmbedSpec { words, n: 1, cols: 8, row0, rows, vocab, id_offset, id_stride }.variant());
-        for (mode, has_bias) in [Mode::Store, Mode::Add, Mode::SwiGlu].into_iter().flat_map(|m| [(m, false), (m, true)]) {
-            let spec = |n, lanes| LinearSpec {
-                words, mode, has_bias, rows: 8, cols: 8, row0: 0, out_stride: 8, n, lanes,
-            };
+        for (mode, has_bias) in [Mode::Store, Mode::Add, Mode::SwiGlu].into_iter().flat_map(|m| [(m, false), (m, true)])
+        {
+            let spec =
+                |n, lanes| LinearSpec { words, mode, has_bias, rows: 8, cols: 8, row0: 0, out_stride: 8, n, lanes };
             list.push(spec(9, 8).matmul_variant());
             for n in [1, 2, 3, 5, matvec::MOST] {
                 list.extend([1, 8, 16, 32, 64].map(|lanes| spec(n, lanes).matvec_variant()));
@@ -292,12 +292,8 @@ pub fn attention(
     state: &Tensor<1, Int>,
     spec: AttentionSpec,
 ) -> (Tensor<2>, Tensor<2>) {
-    let (out, lse) = Dispatch::attention(
-        q.clone().into_dispatch(),
-        kv.clone().into_dispatch(),
-        state.clone().into_dispatch(),
-        spec,
-    );
+    let (out, lse) =
+        Dispatch::attention(q.clone().into_dispatch(), kv.clone().into_dispatch(), state.clone().into_dispatch(), spec);
     (Tensor::from_dispatch(out), Tensor::from_dispatch(lse))
 }
 
