@@ -103,29 +103,40 @@ fn sums_may_be_reassociated_but_not_shortened() {
     }
 }
 
-/// How many of a kernel's cases notice the change. The originals must all pass.
-fn noticed(device: &ComputeDevice, kernel: &'static str, replace: Option<(&'static str, String)>) -> (usize, usize) {
-    let cases: Vec<Case> = cases::all().into_iter().filter(|c| c.kernel == kernel).collect();
-    assert!(!cases.is_empty(), "{kernel} has no cases");
-    let replaced = replace.as_ref().map(|r| r.0);
-    let run = || {
-        let failed = |case: &&Case| {
-            let expected = case.run(&devices()[0].burn);
+/// A kernel's cases and the words the twin answers with, output by output.
+struct Expected(Vec<(Case, Vec<Vec<u32>>)>);
+
+impl Expected {
+    fn of(kernel: &str) -> Self {
+        let answer = |case: Case| {
+            let outputs = case.run(&devices()[0].burn);
+            let words = outputs.iter().map(|check| block_on(check.read()).expect("readable")).collect();
+            (case, words)
+        };
+        let cases: Vec<_> = cases::all().into_iter().filter(|c| c.kernel == kernel).map(answer).collect();
+        assert!(!cases.is_empty(), "{kernel} has no cases");
+        Self(cases)
+    }
+
+    /// How many of the cases notice the change, of how many.
+    fn noticed(&self, device: &ComputeDevice, replace: Option<(&'static str, String)>) -> (usize, usize) {
+        let replaced = replace.as_ref().map(|r| r.0);
+        let fails = |(case, expected): &&(Case, Vec<Vec<u32>>)| {
             poison_outputs(true);
             let found = case.run(&device.burn);
             poison_outputs(false);
-            expected.iter().zip(&found).any(|(want, got)| {
-                let (w, g) = (block_on(want.read()).expect("readable"), block_on(got.read()).expect("readable"));
-                compare(&w, &g, want.row, want.bound).is_err()
+            assert_eq!(found.len(), expected.len());
+            expected.iter().zip(&found).any(|(want, check)| {
+                let got = block_on(check.read()).expect("readable");
+                compare(want, &got, check.row, check.bound).is_err()
             })
         };
-        cases.iter().filter(failed).count()
-    };
-    let (failed, launches) = hooks::with(replace, run);
-    if let Some(replaced) = replaced {
-        assert!(launches.iter().any(|l| l.variant.kernel == replaced), "{replaced} was not launched");
+        let (failed, launches) = hooks::with(replace, || self.0.iter().filter(fails).count());
+        if let Some(replaced) = replaced {
+            assert!(launches.iter().any(|l| l.variant.kernel == replaced), "{replaced} was not launched");
+        }
+        (failed, self.0.len())
     }
-    (failed, cases.len())
 }
 
 /// `shader`'s text with `from` replaced.
@@ -373,14 +384,18 @@ const WRONG: &[Mutant] = &[
 fn changed_kernels_are_noticed() {
     let _one = serial();
     let Some(device) = gpu() else { return };
-    for kernel in WRONG.iter().map(|m| m.0).collect::<std::collections::BTreeSet<_>>() {
-        let (failed, of) = noticed(device, kernel, None);
+    let mut expected = std::collections::BTreeMap::new();
+    for kernel in WRONG.iter().map(|m| m.0) {
+        expected.entry(kernel).or_insert_with(|| Expected::of(kernel));
+    }
+    for (kernel, cases) in &expected {
+        let (failed, of) = cases.noticed(device, None);
         assert_eq!(failed, 0, "{kernel} as it is: {failed} of {of} cases fail");
     }
     let mut missed = Vec::new();
     for (kernel, shader, what, from, to, least) in WRONG {
         let began = std::time::Instant::now();
-        let (failed, of) = noticed(device, kernel, mutant(shader, from, to));
+        let (failed, of) = expected[kernel].noticed(device, mutant(shader, from, to));
         println!("{shader} {what}: {failed} of {of} cases notice ({:.1} s)", began.elapsed().as_secs_f64());
         if failed < *least {
             missed.push(format!("{shader} {what}: {failed} of {of} cases notice, {least} must"));
@@ -425,7 +440,7 @@ fn reassociated_kernels_pass() {
             let text = &mut replace.as_mut().expect("just made").1;
             *text = text.replace("let column = k * TILE_N + tn;", "let column = (TILE_K - 1u - k) * TILE_N + tn;");
         }
-        let (failed, of) = noticed(device, kernel, replace);
+        let (failed, of) = Expected::of(kernel).noticed(device, replace);
         assert_eq!(failed, 0, "{shader} {what}: {failed} of {of} cases fail");
         println!("{shader} {what}: all {of} cases pass");
     }

@@ -78,7 +78,7 @@ fn shape(variant: &Variant) -> Result<Shape, String> {
                 }
             }
             AddressSpace::Uniform => {
-                drop(uniforms.insert(variable.binding.as_ref().ok_or("no binding")?.binding, size))
+                uniforms.insert(variable.binding.as_ref().ok_or("no binding")?.binding, size);
             }
             AddressSpace::WorkGroup => shared += size,
             _ => {}
