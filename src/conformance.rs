@@ -117,6 +117,26 @@ pub fn missing<'a>(reports: &[Report], required: impl IntoIterator<Item = &'a st
     required.into_iter().map(str::trim).filter(|n| !n.is_empty() && !ran(n)).map(String::from).collect()
 }
 
+/// A first, quick look: the smallest case of every kernel. For devices that do not report a kernel they failed to compile
+/// (cubecl only logs it in browsers): run it before trusting one.
+///
+/// # Errors
+/// When a kernel computes wrongly; names the kernels and the first wrong value.
+pub async fn self_test(device: &ComputeDevice) -> Result<()> {
+    let mut cases = cases::all();
+    cases.dedup_by_key(|case| case.kernel);
+    let report = run(device, &cases, |_, _| ()).await?;
+    let failures: Vec<&str> = report.kernels.iter().flat_map(|k| &k.failures).map(String::as_str).collect();
+    if failures.is_empty() {
+        return Ok(());
+    }
+    let wrong: Vec<&str> = report.kernels.iter().filter(|k| !k.failures.is_empty()).map(|k| k.kernel).collect();
+    Err(Error::new(ErrorKind::Device, format!("this adapter computes {} wrongly", wrong.join(", ")))
+        .at(device.info.line())
+        .found(failures[0])
+        .help("update the browser or the graphics driver; a conformance run shows all that is wrong, please report it"))
+}
+
 /// A table for people: a row a kernel, a column a device; cases run, the worst error as a fraction of the stated bound.
 pub fn table(reports: &[Report]) -> String {
     let Some(first) = reports.first() else { return String::new() };
@@ -177,6 +197,9 @@ pub mod shaders {
         all
     }
 
+    /// What the shaders may use: core WGSL. naga files `unpack2x16float` under a capability; WebGPU has it everywhere.
+    pub const CAPABILITIES: naga::valid::Capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+
     /// Validates a variant with naga and translates it to SPIR-V, MSL, HLSL and GLSL (ES 3.1): what wgpu does on every
     /// platform, checked on this one. Returns the bytes of the four.
     ///
@@ -184,12 +207,10 @@ pub mod shaders {
     /// The message of whichever step fails.
     pub fn translate(variant: &Variant) -> std::result::Result<[usize; 4], String> {
         use naga::back;
-        use naga::valid::{Capabilities, ValidationFlags, Validator};
+        use naga::valid::{ValidationFlags, Validator};
         let text = variant.source();
         let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
-        // The one capability used is `unpack2x16float`, which WebGPU has everywhere and naga names for old OpenGL's sake.
-        let capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-        let mut validator = Validator::new(ValidationFlags::all(), capabilities);
+        let mut validator = Validator::new(ValidationFlags::all(), CAPABILITIES);
         let info = validator.validate(&module).map_err(|e| e.emit_to_string(&text))?;
         let say = |what: &str, e: &dyn std::fmt::Debug| format!("{what}: {e:?}");
         let spv = back::spv::write_vec(&module, &info, &back::spv::Options::default(), None)

@@ -1,6 +1,6 @@
 //! Finding and opening a compute device: a GPU through wgpu, or burn's CPU backend with the twins.
 use burn::tensor::Device;
-use burn::tensor::wgpu::{WgpuSetup, wgpu};
+use burn::tensor::wgpu::{MemoryConfiguration, WgpuSetup, wgpu};
 use serde::Serialize;
 
 use crate::{Error, ErrorKind, Result};
@@ -196,7 +196,11 @@ impl ComputeDevice {
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(|e| failed(&e))?;
         let backend = adapter.get_info().backend;
         let setup = WgpuSetup { instance, adapter, device, queue, backend };
-        let burn = Device::wgpu_options().setup(setup).tasks_max(512).init().map_err(|e| failed(&e))?;
+        let mut options = Device::wgpu_options().setup(setup).tasks_max(512);
+        if exclusive_pages() {
+            options = options.memory_config(MemoryConfiguration::ExclusivePages);
+        }
+        let burn = options.init().map_err(|e| failed(&e))?;
         let lanes = if info.kind == "software" { 8 } else { 32 };
         Ok(Self { burn, info, lanes })
     }
@@ -206,6 +210,12 @@ impl ComputeDevice {
         let usage = self.burn.memory_pool_usage();
         usage.map_or(DeviceBytes::default(), |u| DeviceBytes { in_use: u.bytes_in_use, reserved: u.bytes_reserved })
     }
+}
+
+/// Whether every allocation is to have a page of its own, as in browsers: `SECATEUR_EXCLUSIVE_PAGES=1`. For tests, so that
+/// what only breaks there is seen natively.
+fn exclusive_pages() -> bool {
+    std::env::var_os("SECATEUR_EXCLUSIVE_PAGES").is_some_and(|value| value == "1")
 }
 
 /// Every device of this machine, best first, the CPU twin last.

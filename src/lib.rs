@@ -12,6 +12,8 @@ pub mod probe;
 pub mod report;
 pub mod steps;
 pub mod text;
+#[cfg(target_family = "wasm")]
+pub mod web;
 pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};

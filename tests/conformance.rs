@@ -1,5 +1,5 @@
-//! Every kernel case on every adapter of this machine, against the twins. `SECATEUR_REQUIRE=lavapipe,swiftshader` makes a
-//! missing adapter a failure: nothing passes because it did not run.
+//! Every kernel case on every adapter of this machine, against the twins. `SECATEUR_REQUIRE=cpu,llvmpipe,swiftshader` makes a
+//! missing adapter a failure, by its backend or a part of its name: nothing passes because it did not run.
 use secateur::conformance::{self, Report};
 use secateur::device::{self, ComputeDevice};
 use secateur::kernels::cases;

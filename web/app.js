@@ -9,15 +9,19 @@ let worker;
 let run;
 /** Events of the engine that wait for the next frame. */
 let waiting = [];
+/** Start was pressed before there was a model. */
+let startOnceLoaded = false;
 
+const NO_MODEL = 'No model is loaded: Start will use the built-in one.';
 const mega = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 100 * 2 ** 20 ? 1 : 0)} MiB`;
 const setState = (state) => {
   document.body.dataset.state = state;
   const busy = ['starting', 'loading', 'running', 'checking'].includes(state);
-  const loaded = document.body.dataset.model === 'loaded';
-  $('files').disabled = busy;
-  $('conformance').disabled = busy || state === 'no-engine';
-  $('start').disabled = busy || !loaded;
+  const idle = !busy && state !== 'no-engine';
+  $('files').disabled = !idle;
+  $('builtin').disabled = !idle;
+  $('conformance').disabled = !idle;
+  $('start').disabled = !idle;
   $('stop').disabled = state !== 'running';
   $('progress').hidden = state !== 'loading';
 };
@@ -33,7 +37,7 @@ function startWorker() {
   // A panic in wasm leaves an engine that cannot be trusted: begin again with a new one.
   worker.onerror = (event) => {
     const hadModel = document.body.dataset.model === 'loaded';
-    showError('The engine crashed', `${event.message ?? 'no message'}\n${hadModel ? 'It was restarted: load the model again.' : ''}`);
+    showError('The engine crashed', `${event.message ?? 'no message'}\n${hadModel ? 'It was restarted.' : ''}`);
     if (hadModel) startWorker();
     else setState('no-engine');
   };
@@ -60,11 +64,17 @@ const handlers = {
     $('model').textContent = [info.model, info.adapter, info.backend].filter(Boolean).join(' · ');
     if (info.policies) showPolicies(info.policies);
     setState('loaded');
+    if (startOnceLoaded) startRun();
   },
   start: enqueue,
   token: enqueue,
   probe: enqueue,
   done: enqueue,
+  trace({ json }) {
+    URL.revokeObjectURL($('trace').href);
+    $('trace').href = URL.createObjectURL(new Blob([json], { type: 'application/json' }));
+    $('trace').hidden = false;
+  },
   case({ kernel, done, total }) {
     $('conformance-status').textContent = `${kernel}: case ${done} of ${total}`;
   },
@@ -73,18 +83,23 @@ const handlers = {
     setState(document.body.dataset.model ?? 'ready');
   },
   error({ title, text }) {
+    startOnceLoaded = false;
     showError(title, text);
     flush();
-    if (document.body.dataset.state === 'loading') $('model').textContent = 'no model loaded';
+    if (document.body.dataset.state === 'loading') $('model').textContent = NO_MODEL;
     setState(document.body.dataset.state === 'starting' ? 'no-engine' : (document.body.dataset.model ?? 'ready'));
   },
 };
 
+/** Loads {files} or {url}; {} is the built-in model. */
 function load(what) {
   hideError();
   delete document.body.dataset.model;
   setState('loading');
-  worker.postMessage({ do: 'load', ...what });
+  const options = {};
+  if (query.has('kv')) options.kv = query.get('kv');
+  if (query.has('context')) options.context = Number(query.get('context'));
+  worker.postMessage({ do: 'load', options, ...what });
 }
 
 // --- a run ----------------------------------------------------------------------------------------------------------
@@ -142,8 +157,9 @@ const draw = {
     run.cached = cached_after;
     remember(memory);
   },
-  done({ stop_reason, tokens_per_second, ...memory }) {
-    run.done = stop_reason ?? 'done';
+  done({ stop_reason, tokens_per_second, tail, ...memory }, fragment) {
+    run.done = String(stop_reason ?? 'done').replaceAll('_', ' ');
+    if (tail) fragment.append(tail);
     run.speed = tokens_per_second;
     remember(memory);
     setState('loaded');
@@ -181,19 +197,30 @@ function showStatus() {
 
 $('form').addEventListener('submit', (event) => {
   event.preventDefault();
+  if (document.body.dataset.model === 'loaded') return startRun();
+  startOnceLoaded = true;
+  load({});
+});
+
+function startRun() {
+  startOnceLoaded = false;
   hideError();
-  const form = event.target;
   const options = {};
-  for (const { name, type, value, checked } of form.elements) {
+  for (const { name, type, value, checked } of $('form').elements) {
     if (name) options[name] = type === 'checkbox' ? checked : type === 'number' ? Number(value) : value;
   }
+  generate(options);
+}
+
+function generate(options) {
   run = { spans: [], bytes: 0, times: [], total: 0, cached: 0, probes: 0 };
   waiting = [];
   $('output').replaceChildren();
+  $('trace').hidden = true;
   $('status').textContent = 'Reading the prompt…';
   setState('running');
   worker.postMessage({ do: 'run', options });
-});
+}
 
 $('stop').addEventListener('click', () => {
   $('stop').disabled = true;
@@ -201,6 +228,8 @@ $('stop').addEventListener('click', () => {
 });
 
 // --- model files ----------------------------------------------------------------------------------------------------
+
+$('builtin').addEventListener('click', () => load({}));
 
 $('files').addEventListener('change', ({ target }) => {
   // Only the chosen folder itself, not folders below it.
@@ -262,7 +291,8 @@ $('conformance').addEventListener('click', () => {
 function showConformance(table) {
   const rows = table.kernels.map(({ kernel, cases, worst_error, bound, passed }) => {
     const row = document.createElement('tr');
-    for (const value of [kernel, cases, worst_error, bound]) row.insertCell().textContent = String(value);
+    const worst = typeof worst_error === 'number' ? worst_error.toPrecision(2) : worst_error;
+    for (const value of [kernel, cases, worst, bound]) row.insertCell().textContent = String(value);
     const result = row.insertCell();
     result.textContent = passed ? 'ok' : 'wrong';
     result.className = passed ? '' : 'failed';

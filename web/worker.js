@@ -1,6 +1,6 @@
 // Owns the engine: the page stays responsive while it computes. Messages in: {do, ...}; messages out: {type, ...}.
-//   do: 'load' {files | url, options} · 'run' {options} · 'stop' · 'conformance'
-//   type: 'ready' · 'progress' · 'loaded' · 'start', 'token', 'probe', 'done' (from the engine) · 'case', 'conformance' · 'error'
+//   do: 'load' {files | url | neither: the built-in model, options} · 'run' {options} · 'stop' · 'conformance'
+//   type: 'ready' · 'progress' · 'loaded' · 'start', 'token', 'probe', 'done' (from the engine) · 'trace' · 'case', 'conformance' · 'error'
 
 const MODEL_FILES = /^(config|generation_config|tokenizer|tokenizer_config)\.json$|^chat_template\.jinja$|\.safetensors(\.index\.json)?$|\.gguf$/;
 const NO_WEBGPU = 'This browser gives the page no GPU. Use a current Chrome, Edge, Safari or Firefox; WebGPU also needs ' +
@@ -39,13 +39,14 @@ const jobs = {
   async load({ files, url, options }) {
     engine?.free();
     engine = undefined;
-    const bytes = files ? await readFiles(files) : await fetchModel(url);
-    postMessage({ type: 'progress', what: 'Uploading to the GPU', done: 0, total: 0 });
-    engine = await wasm.Secateur.load(bytes, JSON.stringify(options ?? {}));
+    const bytes = files ? await readFiles(files) : url ? await fetchModel(url) : undefined;
+    postMessage({ type: 'progress', what: 'Checking the GPU and uploading the model', done: 0, total: 0 });
+    const settings = JSON.stringify(options ?? {});
+    engine = bytes ? await wasm.Secateur.load(bytes, settings) : await wasm.Secateur.builtin(settings);
     postMessage({ type: 'loaded', info: JSON.parse(engine.info()) });
   },
   async run({ options }) {
-    await engine.run(JSON.stringify(options), forward);
+    postMessage({ type: 'trace', json: await engine.run(JSON.stringify(options), forward) });
   },
   async conformance() {
     const table = JSON.parse(await wasm.conformance(forward));

@@ -50,6 +50,11 @@ impl Variant {
         for (name, value) in &self.constants {
             key = fnv(fnv(key, name.as_bytes()), &value.to_le_bytes());
         }
+        if hooks::ON.load(Ordering::Relaxed) {
+            if let Some(text) = hooks::replacement(self) {
+                return Wgsl { text, hash: fnv(FNV, text.as_bytes()) };
+            }
+        }
         if let Some((_, found)) = made.read().expect("no panic while held").get(&key) {
             return *found;
         }
@@ -98,6 +103,67 @@ impl KernelSource for Wgsl {
     }
 }
 
+/// For the tests of the tests and of the shaders: sees every launch and may put another text in a kernel's place.
+#[doc(hidden)]
+pub mod hooks {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Mutex, MutexGuard};
+
+    use super::Variant;
+
+    pub(super) static ON: AtomicBool = AtomicBool::new(false);
+    static HOOKS: Mutex<Hooks> = Mutex::new(Hooks { replaced: None, launches: Vec::new() });
+
+    struct Hooks {
+        replaced: Option<(&'static str, String)>,
+        launches: Vec<Launch>,
+    }
+
+    /// What was launched.
+    #[derive(Debug, Clone, PartialEq)]
+    pub struct Launch {
+        /// The specialisation.
+        pub variant: Variant,
+        /// Storage buffers passed, in the order of their bindings.
+        pub buffers: usize,
+        /// u32 words of the uniform passed after them.
+        pub info: usize,
+    }
+
+    fn hooks() -> MutexGuard<'static, Hooks> {
+        HOOKS.lock().unwrap_or_else(|failed| failed.into_inner())
+    }
+
+    /// Runs `f`; every launch of `kernel` meanwhile takes `text` for the text of its file. Returns also the launches, each
+    /// kind once. One caller at a time: it is a global switch.
+    pub fn with<T>(replace: Option<(&'static str, String)>, f: impl FnOnce() -> T) -> (T, Vec<Launch>) {
+        *hooks() = Hooks { replaced: replace, launches: Vec::new() };
+        ON.store(true, Ordering::Relaxed);
+        let result = f();
+        ON.store(false, Ordering::Relaxed);
+        let mut hooks = hooks();
+        hooks.replaced = None;
+        (result, std::mem::take(&mut hooks.launches))
+    }
+
+    pub(super) fn record(variant: &Variant, buffers: usize, info: usize) {
+        let launch = Launch { variant: variant.clone(), buffers, info };
+        let mut hooks = hooks();
+        if !hooks.launches.contains(&launch) {
+            hooks.launches.push(launch);
+        }
+    }
+
+    pub(super) fn replacement(variant: &Variant) -> Option<&'static str> {
+        let hooks = hooks();
+        let (kernel, text) = hooks.replaced.as_ref()?;
+        (*kernel == variant.kernel).then(|| {
+            let text: &'static str = Box::leak(text.clone().into_boxed_str());
+            &*Box::leak(Variant { text, ..variant.clone() }.source().into_boxed_str())
+        })
+    }
+}
+
 /// A grid of at least `groups` workgroups in two dimensions; kernels that use it flatten it again and guard the rest.
 /// WebGPU allows 65,535 a dimension.
 pub fn grid(groups: usize) -> [usize; 3] {
@@ -107,6 +173,9 @@ pub fn grid(groups: usize) -> [usize; 3] {
 
 fn launch(variant: &Variant, groups: [usize; 3], buffers: &[&CubeTensor], info: &[u32]) {
     debug_assert!(info.len().is_multiple_of(4), "a uniform struct is a whole number of 16-byte rows");
+    if hooks::ON.load(Ordering::Relaxed) {
+        hooks::record(variant, buffers.len(), info.len());
+    }
     let bindings = buffers.iter().map(|t| t.handle.clone().binding()).collect();
     let [x, y, z] = groups.map(|n| u32::try_from(n).expect("the spec bounds its grid"));
     buffers[0].client.launch(
@@ -139,17 +208,18 @@ fn empty(like: &CubeTensor, shape: Vec<usize>, dtype: DType) -> CubeTensor {
 }
 
 /// Checks an in-place argument: the only handle, contiguous. A failure is a bug in the caller, not in any input.
+///
+/// Only in conformance runs and debug builds: cubecl's thread may still hold a new buffer, and waiting for its queue at
+/// every launch would undo what the queue is for. The engine keeps what kernels write in place behind `Option::take`.
 fn owned(t: CubeTensor, what: &str) -> CubeTensor {
-    // While cubecl's server thread binds a fresh allocation it holds a handle of its own, for some microseconds, which
-    // counts like one of ours. (A browser has one thread, and no such moment.)
-    #[cfg(not(target_family = "wasm"))]
-    for _ in 0..1000 {
-        if t.can_mut() {
-            break;
+    if cfg!(debug_assertions) || POISON.load(Ordering::Relaxed) {
+        for _ in 0..100 {
+            if t.can_mut() || t.client.exclusive(|| ()).is_err() {
+                break;
+            }
         }
-        std::thread::sleep(std::time::Duration::from_micros(100));
+        assert!(t.can_mut(), "{what} is shared: an in-place kernel needs the only handle");
     }
-    assert!(t.can_mut(), "{what} is shared: an in-place kernel needs the only handle");
     assert!(t.is_contiguous(), "{what} is a view");
     t
 }

@@ -183,6 +183,53 @@ pub trait Kernels: Backend {
     fn sample(logits: FloatTensor<Self>, state: IntTensor<Self>, spec: SampleSpec) -> IntTensor<Self>;
 }
 
+/// The specialisations a model of a supported architecture can ask for: every packing, mode, reduction and head group, the
+/// usual head dimensions, one, some and most vectors. What the shader tests validate and translate.
+pub fn variants() -> Vec<launch::Variant> {
+    const HEAD_DIMS: [usize; 7] = [8, 16, 32, 64, 80, 96, 128];
+    let (all, caches) = ([Words::F32, Words::F16, Words::BF16], [Words::F32, Words::F16]);
+    let mut list = vec![
+        NormSpec { n: 1, first: 0, cols: 8, eps: 1e-6 }.variant(),
+        GatherSpec { row_words: 8, kv_heads: 1, seqs: 1, most_kept: 1, out_words: 8 }.variant(),
+        SampleSpec { vocab: 8, seqs: 1, seq0: 0, layers: 1, all_seqs: 1, ring: 1, advance: 1 }.variant(),
+    ];
+    for words in all {
+        let (row0, rows, vocab, id_offset, id_stride) = (0, 8, 8, 0, 1);
+        list.push(EmbedSpec { words, n: 1, cols: 8, row0, rows, vocab, id_offset, id_stride }.variant());
+        for (mode, has_bias) in [Mode::Store, Mode::Add, Mode::SwiGlu].into_iter().flat_map(|m| [(m, false), (m, true)])
+        {
+            let spec =
+                |n, lanes| LinearSpec { words, mode, has_bias, rows: 8, cols: 8, row0: 0, out_stride: 8, n, lanes };
+            list.push(spec(9, 8).matmul_variant());
+            for n in [1, 2, 3, 5, matvec::MOST] {
+                list.extend([1, 8, 16, 32, 64].map(|lanes| spec(n, lanes).matvec_variant()));
+            }
+        }
+    }
+    for (words, d) in caches.into_iter().flat_map(|words| HEAD_DIMS.map(|d| (words, d))) {
+        let (heads, kv_heads, table, seq0, positions) = (1, 1, 0, 0, 1);
+        list.push(RopeAppendSpec { words, d, n: 1, heads, kv_heads, chunk: 1, seq0, table, positions }.variant());
+        for group in (1..=16).filter(|g| g * d * 4 <= 16_384) {
+            for (chunk, most_seen) in [(1, 1), (1, 1000), (64, 64)] {
+                let spec = AttentionSpec { words, d, n: chunk, heads: group, kv_heads, chunk, seq0, table, most_seen };
+                list.extend([spec.variant(), spec.combine_variant()]);
+            }
+            for reduce in [Reduce::None, Reduce::KvHead, Reduce::Layer] {
+                let (row, slots, seq) = (0, 1, 0);
+                let spec = AttentionRowSpec { words, d, row, heads: group, kv_heads, slots, seq, table, reduce };
+                list.push(spec.variant());
+            }
+        }
+    }
+    let mut unique: Vec<launch::Variant> = Vec::new();
+    for variant in list {
+        if !unique.contains(&variant) {
+            unique.push(variant);
+        }
+    }
+    unique
+}
+
 /// A u32 tensor of `words` on `device`. Without the dtype, burn would convert to the device's default, i32.
 pub fn words(words: Vec<u32>, device: &Device) -> Tensor<1, Int> {
     let n = words.len();

@@ -14,6 +14,12 @@ use std::{
 };
 
 use devtools::Browser;
+use secateur::device::ComputeDevice;
+use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions};
+use secateur::kernels::Words;
+use secateur::policy::Budget;
+use secateur::report::trace::Trace;
+use secateur::weights::ModelSource;
 use serde_json::{Value, json};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -77,7 +83,7 @@ fn main() -> ExitCode {
     {
         return serve_for_people(port);
     }
-    let tests: [Test; 8] = [
+    let tests: [Test; 9] = [
         ("the_watch_rejects_broken_gpu_work", the_watch_rejects_broken_gpu_work),
         ("events_become_text_and_strikes", events_become_text_and_strikes),
         ("stop_ends_a_run", stop_ends_a_run),
@@ -85,6 +91,7 @@ fn main() -> ExitCode {
         ("a_browser_without_webgpu_is_told_what_to_do", a_browser_without_webgpu_is_told_what_to_do),
         ("a_failed_case_shows", a_failed_case_shows),
         ("kernels_conform_on_webgpu", kernels_conform_on_webgpu),
+        ("greedy_ids_are_the_goldens", greedy_ids_are_the_goldens),
         ("a_model_thinks_and_is_pruned", a_model_thinks_and_is_pruned),
     ];
     let site = match server::serve(0, route_for_tests) {
@@ -241,6 +248,10 @@ fn events_become_text_and_strikes(site: &Site) -> Result {
         ["<b>42</b>", ""]
     ]);
     ensure!(spans == expected, "the output: {spans}");
+    let tail = browser.eval("$('output').lastChild.textContent")?;
+    ensure!(tail == "\u{fffd}", "the unfinished character at the end: {tail}");
+    let trace = browser.eval("$('trace').hidden ? 'none' : fetch($('trace').href).then((r) => r.text())")?;
+    ensure!(trace == r#"{"trace": 1}"#, "the trace to save: {trace}");
     let status = browser.eval("$('status').textContent")?;
     let expected =
         "cache: 8 of 11 tokens · 1 probe · GPU memory: 0.5 MiB in use, 1.0 MiB reserved · 12.5 tokens/s · stopped: eos";
@@ -294,7 +305,10 @@ fn errors_are_shown_and_survived(site: &Site) -> Result {
     browser.wait("$('error-text').textContent.includes('No weights among these files')", STATE, SOON)?;
     browser.eval("load({url: location.origin + '/nowhere/'})")?;
     browser.wait("$('error-text').textContent.includes('/nowhere/config.json: not found')", STATE, SOON)?;
-    ensure!(browser.eval("$('start').disabled")? == true, "Start can be pressed without a model");
+    ensure!(browser.eval("document.body.dataset.model ?? 'none'")? == "none", "a model that failed to load is in use");
+    press_start(&mut browser, "go")?;
+    browser.wait("$('status').textContent.includes('stopped: eos')", STATE, SOON)?;
+    ensure!(browser.eval("$('error').hidden")? == true, "Start without a model must use the built-in one");
     clean(&mut browser)
 }
 
@@ -344,7 +358,7 @@ fn kernels_conform_on_webgpu(site: &Site) -> Result {
             if row["passed"] == true { "ok" } else { "WRONG" }
         );
     }
-    check_table(&table, &shader_names()?)?;
+    check_table(&table, &kernel_names()?)?;
     let [devices, modules, pipelines, submits] = browser.gpu_report()?;
     println!(
         "{devices} devices, {modules} shader modules without a message from the compiler, {pipelines} pipelines, {submits} submits"
@@ -354,15 +368,62 @@ fn kernels_conform_on_webgpu(site: &Site) -> Result {
     screenshot(&mut browser, "conformance", "light", 1000)
 }
 
+/// The page computes what transformers computed: the greedy continuation of a prompt, id by id, for every packing of weights.
+fn greedy_ids_are_the_goldens(site: &Site) -> Result {
+    for packing in ["f32", "f16", "bf16"] {
+        let model = format!("tests/golden/qwen2-{packing}");
+        let file = Path::new(ROOT).join(&model).join("golden.json");
+        let golden: Value = fs::read_to_string(&file)
+            .map_err(|e| e.to_string())
+            .and_then(|text| serde_json::from_str(&text).map_err(|e| e.to_string()))
+            .map_err(|e| format!("{}: {e}", file.display()))?;
+        let (prompt, expected) = (&golden["ids"]["prompt.64.ids"], &golden["ids"]["greedy.ids"]);
+        ensure!(expected.as_array().is_some_and(|ids| ids.len() == 64), "{model} has no greedy ids");
+        let mut browser = real(site, &format!("/?model=/{model}/&kv=f32"))?;
+        browser.wait(LOADED, "$('model').textContent", LONG)?;
+        let options = json!({"ids": prompt, "policy": "full", "max_new_tokens": 64, "ignore_eos": true});
+        let trace = generate(&mut browser, &options)?;
+        let ids: Vec<u32> = trace.tokens.iter().map(|token| token.id).collect();
+        ensure!(json!(ids) == *expected, "{model}: {ids:?}, expected {expected}");
+        browser.gpu_report()?;
+    }
+    Ok(())
+}
+
+/// Runs with options that the form does not have, and returns the trace.
+fn generate(browser: &mut Browser, options: &Value) -> Result<Trace> {
+    browser.eval(&format!("generate({options})"))?;
+    browser.wait(&format!("!$('error').hidden || ({LOADED})"), "$('status').textContent", LONG)?;
+    trace(browser)
+}
+
+/// The trace that the page offers to save.
+fn trace(browser: &mut Browser) -> Result<Trace> {
+    browser.wait("!$('error').hidden || !$('trace').hidden", "''", SOON)?;
+    ensure!(browser.eval("$('error').hidden")? == true, "{}", browser.eval("$('error').innerText")?);
+    let text = browser.eval("fetch($('trace').href).then((r) => r.text())")?;
+    Trace::from_json(text.as_str().unwrap_or("")).map_err(|e| e.to_string())
+}
+
 /// Where the model of the end-to-end test lies, below the repository.
 const MODEL: &str = "tests/golden/qwen2-f16";
+const PROMPT: &str = "What is 17 + 25?";
+
+/// The same run natively, on the CPU twin.
+fn native(options: &RunOptions) -> secateur::Result<Trace> {
+    let source = ModelSource::directory(Path::new(ROOT).join(MODEL))?;
+    let load = LoadOptions { kv: Words::F32, context: None };
+    let mut engine = Engine::load(&source, MODEL, &ComputeDevice::cpu(), &load, &mut |_, _| ())?;
+    let run = pollster::block_on(engine.run(&Prompt::Chat(PROMPT.into()), options, &mut |_| ()))?;
+    Ok(run.trace)
+}
 
 fn a_model_thinks_and_is_pruned(site: &Site) -> Result {
     ensure!(Path::new(ROOT).join(MODEL).join("config.json").exists(), "{MODEL} is missing");
     let mut browser =
-        real(site, &format!("/?model=/{MODEL}/&probe_every=32&window=8&max_new_tokens=128&budget=ratio:0.5"))?;
+        real(site, &format!("/?model=/{MODEL}/&kv=f32&probe_every=32&window=8&max_new_tokens=128&budget=ratio:0.5"))?;
     browser.wait(LOADED, "$('model').textContent", LONG)?;
-    press_start(&mut browser, "What is 17 + 25?")?;
+    press_start(&mut browser, PROMPT)?;
     browser.wait(&format!("!$('error').hidden || ({LOADED})"), "$('status').textContent", LONG)?;
     ensure!(browser.eval("$('error').hidden")? == true, "{}", browser.eval("$('error').innerText")?);
     let status = browser.eval("$('status').textContent")?;
@@ -378,12 +439,34 @@ fn a_model_thinks_and_is_pruned(site: &Site) -> Result {
     );
     ensure!(evicted.as_u64() < all.as_u64(), "everything was pruned");
     ensure!(browser.eval("run.cached < run.total && run.inUse > 0 && run.reserved >= run.inUse")? == true, "{status}");
+    let options = RunOptions {
+        probe_every: 32,
+        window: 8,
+        max_new_tokens: 128,
+        budget: Budget::Ratio(0.5),
+        ..Default::default()
+    };
+    let expected = native(&options).map_err(|e| e.to_string())?;
+    let found = trace(&mut browser)?;
+    ensure!(found.prompt_ids == expected.prompt_ids, "the prompt became {:?}", found.prompt_ids);
+    ensure!(found.tokens == expected.tokens, "other tokens than natively: {}", first_difference(&found, &expected));
+    ensure!(found.probes.len() == expected.probes.len(), "{} probes", found.probes.len());
+    for (found, expected) in found.probes.iter().zip(&expected.probes) {
+        ensure!(found.evicted == expected.evicted, "evicted {:?}, natively {:?}", found.evicted, expected.evicted);
+    }
     let [_, modules, _, submits] = browser.gpu_report()?;
     ensure!(modules > 0 && submits > 32, "{modules} shader modules and {submits} submits cannot be a whole run");
     for scheme in ["light", "dark"] {
         screenshot(&mut browser, "run", scheme, 1000)?;
     }
     Ok(())
+}
+
+fn first_difference(a: &Trace, b: &Trace) -> String {
+    let differs = a.tokens.iter().zip(&b.tokens).enumerate().find(|(_, (a, b))| a != b);
+    differs.map_or(format!("{} and {} of them", a.tokens.len(), b.tokens.len()), |(i, (a, b))| {
+        format!("token {i} is {a:?}, natively {b:?}")
+    })
 }
 
 /// The page with the engine in web/pkg.
@@ -430,13 +513,13 @@ fn check_table(table: &Value, required: &[String]) -> Result {
     Ok(())
 }
 
-/// The kernels there are: one shader each, beside the shared pieces.
-fn shader_names() -> Result<Vec<String>> {
+/// The kernels there are: those with a file in src/kernels of the same stem. A kernel may be more than one shader.
+fn kernel_names() -> Result<Vec<String>> {
     let folder = Path::new(ROOT).join("shaders");
     let entries = fs::read_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     let names: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_suffix(".wgsl").map(String::from))
-        .filter(|name| name != "common")
+        .filter(|name| Path::new(ROOT).join(format!("src/kernels/{name}.rs")).exists())
         .collect();
     ensure!(!names.is_empty(), "no shader in {}", folder.display());
     Ok(names)

@@ -11,6 +11,10 @@ export class Secateur {
     return new Secateur();
   }
 
+  static async builtin(_options) {
+    return new Secateur();
+  }
+
   info() {
     return JSON.stringify({ model: 'scripted', adapter: 'none', backend: 'script', policies: ['think-clearly', 'random', 'full'] });
   }
@@ -35,7 +39,8 @@ export class Secateur {
       await pause(5);
     }
     send({ type: 'token', id: 9, text: '<b>42</b>', thinking: false });
-    send({ type: 'done', stop_reason: this.stopped ? 'stopped' : 'eos', tokens_per_second: 12.5, new_tokens: 6 + extra });
+    send({ type: 'done', stop_reason: this.stopped ? 'stopped' : 'eos', tokens_per_second: 12.5, tail: this.stopped ? '' : '\ufffd', new_tokens: 6 + extra });
+    return '{"trace": 1}';
   }
 
   stop() {

@@ -1,0 +1,331 @@
+//! The browser's front-end: JavaScript → [`Engine`] → callbacks. `web/worker.js` is its only caller; the page draws the events.
+//!
+//! Options come in and events go out as JSON text; files come in as `{name: Uint8Array}`. Whatever fails rejects with the
+//! [`Error`](crate::Error)'s own text, to be shown as it is.
+use std::cell::{OnceCell, RefCell};
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use js_sys::{Array, Function, Object, Promise, Reflect, Uint8Array};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use wasm_bindgen::prelude::*;
+use wasm_bindgen_futures::future_to_promise;
+
+use crate::device::{ComputeDevice, DeviceBytes};
+use crate::engine::{Engine, Event, LoadOptions, Prompt, RunOptions};
+use crate::kernels::{Words, cases};
+use crate::policy::{POLICIES, Role};
+use crate::weights::ModelSource;
+use crate::{Error, ErrorKind, Result, builtin, conformance as suite};
+
+#[wasm_bindgen(start)]
+fn start() {
+    console_error_panic_hook::set_once();
+    // cubecl only logs a shader that the browser refuses: the console is where that shows.
+    console_log::init_with_level(log::Level::Warn).ok();
+}
+
+/// What [`Secateur::load`] may be told.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Load {
+    /// Element type of the KV cache: `f16` (the default) or `f32`.
+    kv: Option<String>,
+    /// As in [`LoadOptions`].
+    context: Option<usize>,
+    /// Shown on the page.
+    name: Option<String>,
+}
+
+/// What [`Secateur::run`] may be told: the page's form, and what tests need. Absent means [`RunOptions`]' default.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct Run {
+    prompt: String,
+    /// Ids to continue instead of `prompt`.
+    ids: Option<Vec<u32>>,
+    /// No chat template.
+    raw: bool,
+    policy: Option<String>,
+    budget: Option<String>,
+    window: Option<usize>,
+    probe_every: Option<usize>,
+    probe_text: Option<String>,
+    max_new_tokens: Option<usize>,
+    seed: Option<u64>,
+    ignore_eos: bool,
+}
+
+impl Run {
+    fn split(self) -> Result<(Prompt, RunOptions)> {
+        let prompt = match self.ids {
+            Some(ids) => Prompt::Ids(ids),
+            None if self.raw => Prompt::Raw(self.prompt),
+            None => Prompt::Chat(self.prompt),
+        };
+        let default = RunOptions::default();
+        let options = RunOptions {
+            max_new_tokens: self.max_new_tokens.unwrap_or(default.max_new_tokens),
+            policy: self.policy.unwrap_or(default.policy),
+            budget: self.budget.map_or(Ok(default.budget), |text| text.parse())?,
+            window: self.window.unwrap_or(default.window),
+            probe_every: self.probe_every.unwrap_or(default.probe_every),
+            probe_text: self.probe_text.unwrap_or(default.probe_text),
+            seed: self.seed.unwrap_or(default.seed),
+            ignore_eos: self.ignore_eos,
+        };
+        Ok((prompt, options))
+    }
+}
+
+fn parse<'a, T: Deserialize<'a>>(options: &'a str) -> Result<T> {
+    serde_json::from_str(options).map_err(|e| Error::new(ErrorKind::Input, "these options are not understood").found(e))
+}
+
+/// A model on this browser's GPU.
+#[wasm_bindgen]
+pub struct Secateur {
+    /// Empty while a run is under way: `stop` and `info` must work meanwhile.
+    engine: Rc<RefCell<Option<Engine>>>,
+    info: String,
+    stop: Arc<AtomicBool>,
+}
+
+#[wasm_bindgen]
+impl Secateur {
+    /// Loads a model from its files, `{name: Uint8Array}`, which this empties: each array is let go once it was copied.
+    pub async fn load(files: Object, options: String) -> Result<Secateur, JsError> {
+        let load = async { Secateur::from_source(&take_files(&files)?, parse(&options)?, "model").await };
+        load.await.map_err(|e| rejection(&e))
+    }
+
+    /// Loads the model that comes with secateur.
+    pub async fn builtin(options: String) -> Result<Secateur, JsError> {
+        let load = async { Secateur::from_source(&builtin::source(), parse(&options)?, "built-in model").await };
+        load.await.map_err(|e| rejection(&e))
+    }
+
+    /// `{model, adapter, backend, policies}`.
+    pub fn info(&self) -> String {
+        self.info.clone()
+    }
+
+    /// Generates. `on_event` is called with the events `start`, `token`, `probe` and `done`, each JSON text:
+    /// - `{type: "start", prompt_tokens, bytes_in_use, bytes_reserved}`
+    /// - `{type: "token", id, text, thinking}`
+    /// - `{type: "probe", evicted, cached_before, cached_after, bytes_in_use, bytes_reserved}`, with `evicted` as ranges
+    ///   `[start, end)` of bytes in the UTF-8 of all the tokens' text so far
+    /// - `{type: "done", stop_reason, tokens_per_second, tail, bytes_in_use, bytes_reserved}`, with `tail` what an
+    ///   unfinished character left
+    ///
+    /// Resolves to the run's trace, JSON text.
+    pub fn run(&self, options: String, on_event: Function) -> Promise {
+        let slot = self.engine.clone();
+        promise(async move {
+            let (prompt, options) = parse::<Run>(&options)?.split()?;
+            let mut engine = slot.borrow_mut().take().ok_or_else(|| {
+                Error::new(ErrorKind::Input, "a run is under way").help("stop it, or wait until it is done")
+            })?;
+            let result = run(&mut engine, &prompt, &options, &on_event).await;
+            *slot.borrow_mut() = Some(engine);
+            result
+        })
+    }
+
+    /// Ends the run under way after the tokens already being computed.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Secateur {
+    async fn from_source(source: &ModelSource, options: Load, name: &str) -> Result<Self> {
+        let kv = match options.kv.as_deref() {
+            None => LoadOptions::default().kv,
+            Some("f16") => Words::F16,
+            Some("f32") => Words::F32,
+            Some(other) => {
+                let e = Error::new(ErrorKind::Input, "the KV cache cannot have this element type").at("kv");
+                return Err(e.expected("f16 or f32").found(other));
+            }
+        };
+        let device = trusted_device().await?;
+        let name = options.name.as_deref().unwrap_or(name);
+        let options = LoadOptions { kv, context: options.context };
+        let engine = Engine::load(source, name, &device, &options, &mut |_, _| ())?;
+        let info = json!({
+            "model": name,
+            "adapter": device.info.name,
+            "backend": device.info.backend,
+            "policies": POLICIES.iter().map(|p| p.name).collect::<Vec<_>>(),
+        });
+        let stop = engine.stop_flag();
+        Ok(Self { engine: Rc::new(RefCell::new(Some(engine))), info: info.to_string(), stop })
+    }
+}
+
+/// Every kernel case on this browser's GPU. `on_event` is called with `{type: "case", kernel, done, total}`. Resolves to
+/// `{backend, adapter, kernels: [{kernel, cases, worst_error, bound, passed, failures}], passed, failed}`, JSON text, with
+/// `worst_error` as a fraction of the bound.
+#[wasm_bindgen]
+pub fn conformance(on_event: Function) -> Promise {
+    promise(async move {
+        let device = device().await?;
+        let cases = cases::all();
+        let report = suite::run(&device, &cases, |done, total| {
+            let kernel = cases.get(done).map_or("", |case| case.kernel);
+            send(&on_event, &json!({"type": "case", "kernel": kernel, "done": done, "total": total}));
+        });
+        let report = report.await?;
+        let kernels = report.kernels.iter().map(|k| {
+            json!({
+                "kernel": k.kernel,
+                "cases": k.cases,
+                "worst_error": number(k.worst_of_bound),
+                "bound": k.bounds.join(", "),
+                "passed": k.failures.is_empty(),
+                "failures": k.failures,
+            })
+        });
+        Ok(json!({
+            "backend": report.device.backend,
+            "adapter": report.device.name,
+            "kernels": kernels.collect::<Vec<_>>(),
+            "passed": report.passed,
+            "failed": report.failed,
+        }))
+    })
+}
+
+/// JSON has no NaN.
+fn number(value: f64) -> Value {
+    if value.is_finite() { json!(value) } else { json!(value.to_string()) }
+}
+
+thread_local! {
+    static DEVICE: OnceCell<ComputeDevice> = const { OnceCell::new() };
+    static TRUSTED: OnceCell<()> = const { OnceCell::new() };
+}
+
+/// The browser's adapter, opened once.
+async fn device() -> Result<ComputeDevice> {
+    if let Some(device) = DEVICE.with(|d| d.get().cloned()) {
+        return Ok(device);
+    }
+    let device = ComputeDevice::open("auto").await?;
+    Ok(DEVICE.with(|d| d.get_or_init(|| device).clone()))
+}
+
+/// The adapter, after it has shown once that it computes right. A shader that a browser miscompiles or refuses leaves
+/// stale data behind and no error, so without this a broken driver would just write nonsense.
+async fn trusted_device() -> Result<ComputeDevice> {
+    let device = device().await?;
+    if TRUSTED.with(|t| t.get().is_none()) {
+        suite::self_test(&device).await?;
+        TRUSTED.with(|t| t.set(()).ok());
+    }
+    Ok(device)
+}
+
+async fn run(engine: &mut Engine, prompt: &Prompt, options: &RunOptions, on_event: &Function) -> Result<Value> {
+    let device = engine.model().device().clone();
+    // Where each token's text ends, in bytes of the text so far.
+    let mut ends = Vec::new();
+    let mut end = 0;
+    let mut prompt_tokens = 0;
+    let result = engine.run(prompt, options, &mut |event| match event {
+        Event::Start { prompt_ids } => {
+            prompt_tokens = prompt_ids.len();
+            let start = json!({"type": "start", "prompt_tokens": prompt_tokens});
+            send(on_event, &with_bytes(start, device.bytes()));
+        }
+        Event::Token { index: _, id, text, role } => {
+            end += text.len();
+            ends.push(end);
+            let thinking = matches!(role, Role::Thinking | Role::ThinkOpen | Role::ThinkClose);
+            send(on_event, &json!({"type": "token", "id": id, "text": text, "thinking": thinking}));
+        }
+        Event::Probe(probe) => {
+            let tokens = probe.evicted.iter().map(|position| *position as usize - prompt_tokens);
+            let probe = json!({
+                "type": "probe",
+                "evicted": byte_ranges(tokens, &ends),
+                "cached_before": probe.cached_before,
+                "cached_after": probe.cached_after,
+            });
+            send(on_event, &with_bytes(probe, device.bytes()));
+        }
+    });
+    let result = result.await?;
+    let totals = &result.trace.totals;
+    // The first token comes with the prompt.
+    let decoded = totals.generated_tokens.saturating_sub(1) as f64;
+    let done = json!({
+        "type": "done",
+        "stop_reason": result.trace.stop_reason,
+        "tokens_per_second": number(decoded * 1e6 / totals.decode_us.max(1) as f64),
+        "tail": result.text.get(end..).unwrap_or(""),
+    });
+    send(on_event, &with_bytes(done, result.bytes));
+    let trace = result.trace.to_json()?;
+    Ok(Value::String(trace))
+}
+
+/// Bytes `[start, end)` that the given tokens, ascending, contributed, neighbours joined and empty ones left out.
+fn byte_ranges(tokens: impl Iterator<Item = usize>, ends: &[usize]) -> Vec<[usize; 2]> {
+    let mut ranges: Vec<[usize; 2]> = Vec::new();
+    for token in tokens {
+        let start = if token == 0 { 0 } else { ends[token - 1] };
+        let end = ends[token];
+        match ranges.last_mut() {
+            _ if start == end => {}
+            Some(last) if last[1] == start => last[1] = end,
+            _ => ranges.push([start, end]),
+        }
+    }
+    ranges
+}
+
+fn with_bytes(mut event: Value, bytes: DeviceBytes) -> Value {
+    event["bytes_in_use"] = bytes.in_use.into();
+    event["bytes_reserved"] = bytes.reserved.into();
+    event
+}
+
+/// Calls back. What the callback throws is its own business: it must not end a run.
+fn send(on_event: &Function, event: &Value) {
+    on_event.call1(&JsValue::NULL, &event.to_string().into()).ok();
+}
+
+/// A promise that runs `work` on its own, so that no borrow of a JavaScript-owned object lasts as long as it does. Resolves
+/// to JSON text, or to the text itself where `work` gives one.
+fn promise(work: impl Future<Output = Result<Value>> + 'static) -> Promise {
+    future_to_promise(async move {
+        match work.await {
+            Ok(Value::String(text)) => Ok(text.into()),
+            Ok(value) => Ok(value.to_string().into()),
+            Err(error) => Err(rejection(&error).into()),
+        }
+    })
+}
+
+fn rejection(error: &Error) -> JsError {
+    JsError::new(&error.to_string())
+}
+
+fn take_files(files: &Object) -> Result<ModelSource> {
+    let wrong = |what: &str| Error::new(ErrorKind::Input, what).expected("{name: Uint8Array}");
+    let mut taken = Vec::new();
+    for entry in Object::entries(files) {
+        let entry: Array = entry.into();
+        let name = entry.get(0).as_string().ok_or_else(|| wrong("a file without a name"))?;
+        let bytes = entry.get(1).dyn_into::<Uint8Array>().map_err(|_| wrong("a file that is no array of bytes"))?;
+        // Two copies of a large model do not fit into a browser's memory.
+        Reflect::delete_property(files, &entry.get(0)).ok();
+        taken.push((name, bytes.to_vec()));
+    }
+    Ok(ModelSource::memory(taken))
+}
