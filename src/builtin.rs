@@ -8,7 +8,7 @@ pub const NAME: &str = "built-in";
 pub const EXAMPLE: &str = "What is 12 + 30?";
 
 /// The directory whose files are embedded, relative to the crate.
-macro_rules! file {
+macro_rules! embedded {
     ($name:literal) => {
         ($name, include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen2-f16/", $name)).to_vec())
     };
@@ -17,10 +17,10 @@ macro_rules! file {
 /// Its files.
 pub fn source() -> ModelSource {
     ModelSource::memory([
-        file!("config.json"),
-        file!("generation_config.json"),
-        file!("model.safetensors"),
-        file!("tokenizer.json"),
-        file!("tokenizer_config.json"),
+        embedded!("config.json"),
+        embedded!("generation_config.json"),
+        embedded!("model.safetensors"),
+        embedded!("tokenizer.json"),
+        embedded!("tokenizer_config.json"),
     ])
 }
