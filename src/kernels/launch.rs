@@ -50,10 +50,10 @@ impl Variant {
         for (name, value) in &self.constants {
             key = fnv(fnv(key, name.as_bytes()), &value.to_le_bytes());
         }
-        if hooks::ON.load(Ordering::Relaxed) {
-            if let Some(text) = hooks::replacement(self) {
-                return Wgsl { text, hash: fnv(FNV, text.as_bytes()) };
-            }
+        if hooks::ON.load(Ordering::Relaxed)
+            && let Some(text) = hooks::replacement(self)
+        {
+            return Wgsl { text, hash: fnv(FNV, text.as_bytes()) };
         }
         if let Some((_, found)) = made.read().expect("no panic while held").get(&key) {
             return *found;
