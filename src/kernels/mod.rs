@@ -116,7 +116,7 @@ pub mod state {
 /// Integer tensors hold u32 words. Float tensors are f32 and contiguous (made so where they are not).
 #[backend_extension(Cube, Flex)]
 pub trait Kernels: Backend {
-    /// See [`embed`]. `out` in place.
+    /// See [`mod@embed`]. `out` in place.
     fn embed(
         table: IntTensor<Self>,
         ids: IntTensor<Self>,
@@ -142,10 +142,10 @@ pub trait Kernels: Backend {
         spec: LinearSpec,
     ) -> FloatTensor<Self>;
 
-    /// See [`rms_norm`].
+    /// See [`mod@rms_norm`].
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, spec: NormSpec) -> FloatTensor<Self>;
 
-    /// See [`rope_append`]. Returns the rotated queries and the cache, `kv` in place.
+    /// See [`mod@rope_append`]. Returns the rotated queries and the cache, `kv` in place.
     fn rope_append(
         qkv: FloatTensor<Self>,
         rope: FloatTensor<Self>,
@@ -154,7 +154,7 @@ pub trait Kernels: Backend {
         spec: RopeAppendSpec,
     ) -> (FloatTensor<Self>, IntTensor<Self>);
 
-    /// See [`attention`]. Returns the values and the log-sum-exp.
+    /// See [`mod@attention`]. Returns the values and the log-sum-exp.
     fn attention(
         q: FloatTensor<Self>,
         kv: IntTensor<Self>,
@@ -162,7 +162,7 @@ pub trait Kernels: Backend {
         spec: AttentionSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// See [`attention_row`].
+    /// See [`mod@attention_row`].
     fn attention_row(
         q: FloatTensor<Self>,
         lse: FloatTensor<Self>,
@@ -171,7 +171,7 @@ pub trait Kernels: Backend {
         spec: AttentionRowSpec,
     ) -> FloatTensor<Self>;
 
-    /// See [`cache_gather`].
+    /// See [`mod@cache_gather`].
     fn cache_gather(
         kv: IntTensor<Self>,
         keep: IntTensor<Self>,
@@ -179,7 +179,7 @@ pub trait Kernels: Backend {
         spec: GatherSpec,
     ) -> IntTensor<Self>;
 
-    /// See [`sample`]. `state` in place.
+    /// See [`mod@sample`]. `state` in place.
     fn sample(logits: FloatTensor<Self>, state: IntTensor<Self>, spec: SampleSpec) -> IntTensor<Self>;
 }
 
