@@ -236,7 +236,7 @@ async fn run(engine: &mut Engine, prompt: &Prompt, options: &RunOptions, on_even
     let mut ends = Vec::new();
     let mut end = 0;
     let mut prompt_tokens = 0;
-    let result = engine.run(prompt, options, &mut |event| match event {
+    let mut on = |event: Event<'_>| match event {
         Event::Start { prompt_ids } => {
             prompt_tokens = prompt_ids.len();
             let start = json!({"type": "start", "prompt_tokens": prompt_tokens});
@@ -258,8 +258,8 @@ async fn run(engine: &mut Engine, prompt: &Prompt, options: &RunOptions, on_even
             });
             send(on_event, &with_bytes(probe, device.bytes()));
         }
-    });
-    let result = result.await?;
+    };
+    let result = engine.run(prompt, options, &mut on).await?;
     let totals = &result.trace.totals;
     // The first token comes with the prompt.
     let decoded = totals.generated_tokens.saturating_sub(1) as f64;

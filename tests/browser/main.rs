@@ -327,7 +327,7 @@ fn a_failed_case_shows(site: &Site) -> Result {
     let table = run_conformance(&mut browser)?;
     ensure!(table["failed"] == 1, "the scripted table: {table}");
     let rows = browser.eval("[...$('conformance-table').tBodies[0].rows].map((r) => r.innerText)")?;
-    ensure!(rows == json!(["right\t3\t1e-7\t0.000001\tok", "broken\t1\tNaN\t0\twrong"]), "the table: {rows}");
+    ensure!(rows == json!(["right\t3\t1.0e-7\t0.000001\tok", "broken\t1\tNaN\t0\twrong"]), "the table: {rows}");
     let verdict = check_table(&table, &["right".into(), "broken".into()]);
     ensure!(verdict.is_err_and(|e| e.contains("broken")), "a failed kernel must fail the check");
     let good = json!({"kernels": [table["kernels"][0]], "passed": 3, "failed": 0});
