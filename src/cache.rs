@@ -350,16 +350,28 @@ impl KvCache {
     /// # Errors
     /// When a step's logits were not finite.
     pub fn ids(&self, words: &[u32], seq: usize, from: u32, to: u32) -> Result<Vec<u32>> {
+        self.raw_ids(words, seq, from, to).map(|id| self.checked_id(id)).collect()
+    }
+
+    /// As [`ids`](Self::ids), but a step whose logits were not finite gives [`state::BROKEN`]: for readers that look at
+    /// some of the steps only.
+    pub fn raw_ids<'w>(&self, words: &'w [u32], seq: usize, from: u32, to: u32) -> impl Iterator<Item = u32> + use<'w> {
         assert!(to - from <= RING as u32, "read too late: the ring has gone around");
         let ring = self.table(self.shape.layers) + seq * RING;
-        let ids = (from..to).map(|step| words[ring + step as usize % RING]);
-        ids.map(|id| match id {
+        (from..to).map(move |step| words[ring + step as usize % RING])
+    }
+
+    /// `id`, unless it says that the logits were not finite.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] then.
+    pub fn checked_id(&self, id: u32) -> Result<u32> {
+        match id {
             state::BROKEN => Err(Error::new(ErrorKind::Device, "the logits are not finite")
                 .at(self.device.info.line())
                 .help("are the weights intact? `secateur conformance` checks the adapter's arithmetic")),
             id => Ok(id),
-        })
-        .collect()
+        }
     }
 
     /// What [`rollback`](Self::rollback) needs.

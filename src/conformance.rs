@@ -61,7 +61,8 @@ fn words(bound: Bound) -> String {
     match bound {
         Bound::Exact => "exact".into(),
         Bound::Absolute(v) => format!("{v:.1e} absolute"),
-        Bound::Relative(_) => "relative to the row".into(),
+        Bound::Relative(v) => format!("{v:.1e} of the row's largest"),
+        Bound::RelativeSum { factor, .. } => format!("{factor:.1e}·√cols of the row's largest"),
         Bound::Mixed(v) | Bound::FloatWords(v) => format!("{v:.1e} of 1+|x|"),
         Bound::HalfUlps(n) => format!("{n} half ulp"),
     }

@@ -137,6 +137,8 @@ pub struct RunResult {
     pub kv_bytes: u64,
     /// Everything else, and the whole story.
     pub trace: Trace,
+    /// What ended the run, if something failed after the first token.
+    pub error: Option<Error>,
 }
 
 /// A model on a device, ready to run prompts.
@@ -258,13 +260,19 @@ impl Engine {
         let mut run = Run::new(self, options, &ids, thinking)?;
         on(Event::Start { prompt_ids: &ids });
         let begun = Instant::now();
-        run.prefill(&ids)?;
+        run.prefill(&ids).await?;
         run.catch_up(on).await?;
         run.totals.prefill_us = begun.elapsed().as_micros() as u64;
         let begun = Instant::now();
-        let stop_reason = run.decode(on).await?;
-        run.totals.decode_us = begun.elapsed().as_micros() as u64 - run.totals.probe_us;
-        run.finish(ids, stop_reason)
+        let ended = run.decode(on).await;
+        run.totals.decode_us = (begun.elapsed().as_micros() as u64).saturating_sub(run.totals.probe_us);
+        // What was generated before a failure is not lost with it.
+        let (stop_reason, error) = match ended {
+            Ok(reason) => (reason, None),
+            Err(e) if run.tokens.is_empty() => return Err(e),
+            Err(e) => (StopReason::Failed(e.what().into()), Some(e)),
+        };
+        Ok(RunResult { error, ..run.finish(ids, stop_reason)? })
     }
 }
 
@@ -300,6 +308,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(engine: &'a mut Engine, options: &'a RunOptions, ids: &[u32], thinking: PromptThinking) -> Result<Self> {
+        check_ids(ids, engine.model.config().vocab_size, "the prompt")?;
         let policy = policy::by_name(&options.policy)?;
         policy.accepts(options.budget)?;
         let tokenizer = engine.tokenizer.as_ref().ok().cloned();
@@ -312,6 +321,7 @@ impl<'a> Run<'a> {
                 })?;
                 let probe_ids = tokenizer.encode(&options.probe_text)?;
                 probe::check_probe_ids(&probe_ids, think.close)?;
+                check_ids(&probe_ids, engine.model.config().vocab_size, "--probe-text")?;
                 probe_ids
             }
         };
@@ -343,20 +353,27 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Forwards the prompt in chunks and samples the first token.
-    fn prefill(&mut self, ids: &[u32]) -> Result<()> {
+    /// Forwards the prompt in chunks and samples the first token. Waits for each chunk before the next, so that a stop is
+    /// heard within one.
+    async fn prefill(&mut self, ids: &[u32]) -> Result<()> {
+        self.cache.reserve(0, ids.len())?;
         let chunks = ids.len().div_ceil(PREFILL_CHUNK);
         for (i, ids) in ids.chunks(PREFILL_CHUNK).enumerate() {
             let input = Input::Chunk { seq: 0, ids };
             if i + 1 < chunks {
                 self.model.forward(input, self.cache, Logits::None, None)?;
                 self.cache.advance(0, ids.len(), 0);
+                self.cache.read_state().await?;
+                if self.stop.load(Ordering::Relaxed) {
+                    self.ended = Some(StopReason::Cancelled);
+                    break;
+                }
             } else if self.options.max_new_tokens > 0 {
                 let out = self.model.forward(input, self.cache, Logits::Last, None)?;
                 self.sample(&out.logits.expect("asked for"), ids.len());
             }
         }
-        self.note_peak();
+        self.note_peak(0);
         Ok(())
     }
 
@@ -406,7 +423,7 @@ impl<'a> Run<'a> {
                 }
                 self.reads.push_back((self.issued, self.cache.read_state()));
             }
-            self.note_peak();
+            self.note_peak(0);
             self.read_one(on).await?;
         }
     }
@@ -416,12 +433,13 @@ impl<'a> Run<'a> {
         let Some((upto, read)) = self.reads.pop_front() else { return Ok(()) };
         let words = launch::as_words(&read.await?[0]);
         let step = |token: usize| self.first_step.wrapping_add(token as u32);
-        let ids = self.cache.ids(&words, 0, step(self.tokens.len()), step(upto))?;
+        let ids = self.cache.raw_ids(&words, 0, step(self.tokens.len()), step(upto));
         for id in ids {
+            // Steps past the end were under way when it became known; nobody asks what they gave.
             if self.ended.is_some() {
                 break;
             }
-            self.take_in(id, on)?;
+            self.take_in(self.cache.checked_id(id)?, on)?;
         }
         Ok(())
     }
@@ -480,7 +498,10 @@ impl<'a> Run<'a> {
         let scores = self.measure(pending).await?;
         let probed = Instant::now();
 
-        let snapshot = self.ledger.snapshot();
+        let mut snapshot = self.ledger.snapshot();
+        if self.tokenizer.is_none() {
+            snapshot.current_step = policy::NO_CURRENT_STEP;
+        }
         let view = CacheView::new(ViewParts {
             scores: scores.as_deref(),
             window: self.options.window,
@@ -514,6 +535,7 @@ impl<'a> Run<'a> {
     fn hold(&mut self, pending: u32) -> Result<Tensor<2>> {
         let out = self.model.forward(Input::Pending { seq0: 0, seqs: 1 }, self.cache, Logits::Last, None)?;
         self.cache.advance(0, 1, pending);
+        self.note_peak(0);
         Ok(out.logits.expect("asked for"))
     }
 
@@ -529,6 +551,7 @@ impl<'a> Run<'a> {
         let input = Input::Chunk { seq: 0, ids: &self.probe_ids };
         let out = self.model.forward(input, self.cache, Logits::None, Some(Reduce::Layer))?;
         let read = launch::read_floats(&out.readout.iter().collect::<Vec<_>>());
+        self.note_peak(self.probe_ids.len());
         self.cache.rollback(&before, pending);
         let rows = read.await?;
         let cached = self.ledger.cached();
@@ -546,7 +569,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         // Room for what comes before the next gather, so that the buffers are made once a cycle.
-        let room = self.options.probe_every.min(1024) + self.probe_ids.len() + 1;
+        let room = self.options.probe_every.min(1024) + self.probe_ids.len() + probe::MAX_POSTPONED + 1;
         self.cache.keep(0, &|layer, head| plan.slots(layer, head), room)?;
         self.ledger.gather(plan)
     }
@@ -556,8 +579,10 @@ impl<'a> Run<'a> {
         trace::DeviceBytes { in_use: bytes.in_use, reserved: bytes.reserved }
     }
 
-    fn note_peak(&mut self) {
-        self.totals.peak_cached = self.totals.peak_cached.max(self.cache.len(0, 0));
+    /// Slots and KV bytes as they are, `more` slots written beyond the length included. The old and the new buffer of the one
+    /// layer that a gather is moving do not count.
+    fn note_peak(&mut self, more: usize) {
+        self.totals.peak_cached = self.totals.peak_cached.max(self.cache.len(0, 0) + more);
         self.totals.peak_kv_bytes = self.totals.peak_kv_bytes.max(self.cache.bytes());
     }
 
@@ -595,6 +620,17 @@ impl<'a> Run<'a> {
             totals: self.totals,
         };
         let kv_bytes = self.cache.bytes();
-        Ok(RunResult { text: self.text, bytes: self.model.device().bytes(), kv_bytes, trace })
+        Ok(RunResult { text: self.text, bytes: self.model.device().bytes(), kv_bytes, trace, error: None })
+    }
+}
+
+/// Every id must have a row in the embedding: found out before anything is computed.
+fn check_ids(ids: &[u32], vocabulary: usize, place: &str) -> Result<()> {
+    match ids.iter().find(|id| **id as usize >= vocabulary) {
+        None => Ok(()),
+        Some(id) => Err(Error::new(ErrorKind::Input, "a token id is outside the vocabulary")
+            .at(place)
+            .expected(format!("ids below {vocabulary}"))
+            .found(id)),
     }
 }

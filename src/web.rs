@@ -270,6 +270,9 @@ async fn run(engine: &mut Engine, prompt: &Prompt, options: &RunOptions, on_even
         "tail": result.text.get(end..).unwrap_or(""),
     });
     send(on_event, &with_bytes(done, result.bytes));
+    if let Some(e) = result.error {
+        return Err(e);
+    }
     let trace = result.trace.to_json()?;
     Ok(Value::String(trace))
 }

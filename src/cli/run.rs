@@ -142,7 +142,11 @@ pub fn main(args: Args) -> Result<ExitCode> {
     if !args.quiet {
         screen.summary(&result, load_us);
     }
-    Ok(if INTERRUPTS.load(Ordering::SeqCst) > 0 { ExitCode::from(130) } else { ExitCode::SUCCESS })
+    match result.error {
+        Some(e) => Err(e),
+        None if INTERRUPTS.load(Ordering::SeqCst) > 0 => Ok(ExitCode::from(130)),
+        None => Ok(ExitCode::SUCCESS),
+    }
 }
 
 /// Runs the prompt and shows what comes.

@@ -218,6 +218,7 @@ fn stop_reason(reason: &StopReason) -> String {
         StopReason::ContextFull => "the context is full".into(),
         StopReason::StopSequence(text) => format!("at {:?}", text),
         StopReason::Cancelled => "interrupted".into(),
+        StopReason::Failed(what) => format!("failed: {what}"),
     }
 }
 

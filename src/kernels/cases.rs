@@ -16,6 +16,13 @@ pub enum Bound {
     Absolute(f64),
     /// Difference relative to the largest value of the row.
     Relative(f64),
+    /// Difference relative to the largest value of the row and √terms: sums of `terms` products in any order.
+    RelativeSum {
+        /// The factor of √terms.
+        factor: f64,
+        /// Products in a sum.
+        terms: usize,
+    },
     /// Difference relative to 1 + |value|.
     Mixed(f64),
     /// u32 words that hold f32 values: difference relative to 1 + |value|; where the twin's word is not a number, exact.
@@ -30,6 +37,7 @@ impl Bound {
         match *self {
             Bound::Exact => 0.0,
             Bound::Absolute(v) | Bound::Relative(v) | Bound::Mixed(v) | Bound::FloatWords(v) => v,
+            Bound::RelativeSum { factor, terms } => factor * (terms as f64).sqrt(),
             Bound::HalfUlps(n) => n as f64,
         }
     }
@@ -135,7 +143,7 @@ pub fn compare(expected: &[u32], found: &[u32], row: usize, bound: Bound) -> std
                 _ => {
                     let (w, g) = (f32::from_bits(w) as f64, f32::from_bits(g) as f64);
                     let scale = match bound {
-                        Bound::Relative(tol) => tol * largest,
+                        Bound::Relative(_) | Bound::RelativeSum { .. } => bound.value() * largest,
                         Bound::Mixed(tol) | Bound::FloatWords(tol) => tol * (1.0 + w.abs()),
                         other => other.value(),
                     };

@@ -52,6 +52,8 @@ pub struct LinearSpec {
 
 impl LinearSpec {
     pub(super) fn matvec_variant(&self) -> Variant {
+        // The pair of a gate is the next row of the same workgroup: with 64 lanes there is none.
+        assert!(self.mode != Mode::SwiGlu || self.lanes < 64, "SwiGLU needs two rows a workgroup");
         let constants = vec![
             ("THREADS", 64),
             ("DTYPE", self.words.code()),
@@ -101,7 +103,7 @@ pub(super) fn twin(w: &[u32], x: &[f32], bias: &[f32], out: &mut [f32], spec: &L
 
 /// The bound of `matvec` and `matmul`, relative to the largest value of an output row.
 pub(super) fn bound(cols: usize) -> Bound {
-    Bound::Relative(2e-6 * (cols as f64).sqrt())
+    Bound::RelativeSum { factor: 2e-6, terms: cols }
 }
 
 /// A case of either product: the same inputs, so that one list serves both.

@@ -42,6 +42,9 @@ struct Layer {
     down: Matrix,
 }
 
+/// Rows that are forwarded at once at most: a grid dimension of WebGPU ends at 65,535.
+const MOST_ROWS: usize = 16_384;
+
 /// What is forwarded.
 #[derive(Debug, Clone, Copy)]
 pub enum Input<'a> {
@@ -230,6 +233,11 @@ impl Decoder {
         };
         if n == 0 {
             return Err(Error::new(ErrorKind::Internal, "nothing to forward"));
+        }
+        if n > MOST_ROWS {
+            return Err(Error::new(ErrorKind::Internal, "too many rows to forward at once")
+                .expected(format!("at most {MOST_ROWS}"))
+                .found(n));
         }
         for seq in seq0..seq0 + seqs {
             let end = cache.sequence(seq).position.0 as usize + chunk;

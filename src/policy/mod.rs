@@ -52,6 +52,10 @@ pub const DEFAULT_WINDOW: usize = 64;
 /// How many tokens of the step being written are never evicted, counted from its end. (ours)
 pub const CURRENT_STEP_KEPT: usize = 256;
 
+/// [`ViewParts::current_step`] of a sequence without text: nobody can tell which step is being written, and only the window
+/// protects.
+pub const NO_CURRENT_STEP: usize = usize::MAX;
+
 /// Chooses which slots survive. Pure: no GPU, no clock, no hidden state.
 pub trait EvictionPolicy: fmt::Debug + Send + Sync {
     /// Its name on the command line and in traces.
@@ -341,7 +345,8 @@ fn check_tokens(parts: &ViewParts<'_>) -> Result<()> {
     if !in_steps.clone().is_sorted() {
         return Err(contradiction("steps go back over the slots"));
     }
-    if !steps.is_empty() && current_step >= steps.len() || in_steps.any(|s| s as usize >= steps.len()) {
+    let unknown = current_step >= steps.len() && current_step != NO_CURRENT_STEP;
+    if !steps.is_empty() && unknown || in_steps.any(|s| s as usize >= steps.len()) {
         return Err(contradiction("a step that does not exist").expected(format!("an index below {}", steps.len())));
     }
     let latest = tokens.iter().filter_map(|t| t.step).next_back();

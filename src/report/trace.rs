@@ -143,7 +143,8 @@ pub struct Timings {
     pub probe_us: u64,
     /// Steps, view and plan.
     pub plan_us: u64,
-    /// Gathering the kept slots.
+    /// Issuing the gather of the kept slots and freeing what they leave. The GPU's share of it shows in the decode step
+    /// that waits for it.
     pub gather_us: u64,
 }
 
@@ -170,6 +171,8 @@ pub enum StopReason {
     StopSequence(String),
     /// The user.
     Cancelled,
+    /// Something failed; what had been generated until then is in the trace.
+    Failed(String),
 }
 
 /// Sums over a run.
