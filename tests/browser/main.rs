@@ -423,6 +423,8 @@ fn a_model_thinks_and_is_pruned(site: &Site) -> Result {
     let mut browser =
         real(site, &format!("/?model=/{MODEL}/&kv=f32&probe_every=32&window=8&max_new_tokens=128&budget=ratio:0.5"))?;
     browser.wait(LOADED, "$('model').textContent", LONG)?;
+    // Random weights write no reasoning steps, so the policy is the one that scores tokens.
+    browser.eval("$('policy').value = 'think-token'")?;
     press_start(&mut browser, PROMPT)?;
     browser.wait(&format!("!$('error').hidden || ({LOADED})"), "$('status').textContent", LONG)?;
     ensure!(browser.eval("$('error').hidden")? == true, "{}", browser.eval("$('error').innerText")?);
@@ -439,8 +441,14 @@ fn a_model_thinks_and_is_pruned(site: &Site) -> Result {
     );
     ensure!(evicted.as_u64() < all.as_u64(), "everything was pruned");
     ensure!(browser.eval("run.cached < run.total && run.inUse > 0 && run.reserved >= run.inUse")? == true, "{status}");
-    let options =
-        RunOptions { probe_every: 32, window: 8, max_new_tokens: 128, budget: Budget::Ratio(0.5), ..Default::default() };
+    let options = RunOptions {
+        policy: "think-token".into(),
+        probe_every: 32,
+        window: 8,
+        max_new_tokens: 128,
+        budget: Budget::Ratio(0.5),
+        ..Default::default()
+    };
     let expected = native(&options).map_err(|e| e.to_string())?;
     let found = trace(&mut browser)?;
     ensure!(found.prompt_ids == expected.prompt_ids, "the prompt became {:?}", found.prompt_ids);
