@@ -180,9 +180,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
             let query = row * info.heads + head;
             if (DIRECT == 1u) {
-                let scale = 1.0 / total[j];
-                out[query * D + 2u * pair] = sum.x * scale;
-                out[query * D + 2u * pair + 1u] = sum.y * scale;
+                // Divided as attention_combine does: a sequence must not notice that a longer one beside it is split.
+                out[query * D + 2u * pair] = sum.x / total[j];
+                out[query * D + 2u * pair + 1u] = sum.y / total[j];
                 if (pair == 0u) { lse[query] = top[j] + log(total[j]); }
             } else {
                 let at = (query * info.splits + split) * (D + 2u);

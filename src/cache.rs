@@ -340,7 +340,7 @@ impl KvCache {
         }
     }
 
-    /// Starts reading the state: the copy is taken now, whatever is launched later. [`Ids`] of it gives the ring.
+    /// Starts reading the state: the copy is taken now, whatever is launched later. [`ids`](Self::ids) finds the ring in it.
     pub fn read_state(&self) -> Readback {
         launch::read_words(&[self.state()])
     }

@@ -109,6 +109,14 @@ pub async fn run(device: &ComputeDevice, cases: &[Case], mut progress: impl FnMu
     Ok(report)
 }
 
+/// The names of `required` that no report answers to: `cpu`, a backend, `lavapipe`, or a part of an adapter's name. A name
+/// that is missing is a failed run: nothing passes because it did not run.
+pub fn missing<'a>(reports: &[Report], required: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let of = |name: &str| if name == "lavapipe" { "llvmpipe" } else { name }.to_string();
+    let ran = |name: &str| reports.iter().any(|r| r.passed + r.failed > 0 && r.device.matches(&of(name)));
+    required.into_iter().map(str::trim).filter(|n| !n.is_empty() && !ran(n)).map(String::from).collect()
+}
+
 /// A first, quick look: the smallest case of every kernel. For devices that do not report a kernel they failed to compile
 /// (cubecl only logs it in browsers): run it before trusting one.
 ///
@@ -161,10 +169,36 @@ pub fn table(reports: &[Report]) -> String {
     out
 }
 
-/// One shader variant's translations.
+/// Shader variants, translated for every API.
 #[cfg(not(target_family = "wasm"))]
 pub mod shaders {
-    use crate::kernels::launch::Variant;
+    use serde::Serialize;
+
+    use crate::kernels::launch::{Variant, launched_variants};
+
+    /// What became of the shader variants that were launched.
+    #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+    pub struct Translations {
+        /// Variants that naga validated and translated to SPIR-V, MSL, HLSL and GLSL.
+        pub translated: usize,
+        /// Those it refused: kernel, constants, message.
+        pub failures: Vec<String>,
+    }
+
+    /// Translates every variant this process has launched.
+    pub fn translate_launched() -> Translations {
+        let mut all = Translations::default();
+        for variant in launched_variants() {
+            match translate(&variant) {
+                Ok(_) => all.translated += 1,
+                Err(e) => all.failures.push(format!("{} {:?}: {e}", variant.kernel, variant.constants)),
+            }
+        }
+        all
+    }
+
+    /// What the shaders may use: core WGSL. naga files `unpack2x16float` under a capability; WebGPU has it everywhere.
+    pub const CAPABILITIES: naga::valid::Capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
 
     /// Validates a variant with naga and translates it to SPIR-V, MSL, HLSL and GLSL (ES 3.1): what wgpu does on every
     /// platform, checked on this one. Returns the bytes of the four.
@@ -173,10 +207,10 @@ pub mod shaders {
     /// The message of whichever step fails.
     pub fn translate(variant: &Variant) -> std::result::Result<[usize; 4], String> {
         use naga::back;
-        use naga::valid::{Capabilities, ValidationFlags, Validator};
+        use naga::valid::{ValidationFlags, Validator};
         let text = variant.source();
         let module = naga::front::wgsl::parse_str(&text).map_err(|e| e.emit_to_string(&text))?;
-        let mut validator = Validator::new(ValidationFlags::all(), Capabilities::empty());
+        let mut validator = Validator::new(ValidationFlags::all(), CAPABILITIES);
         let info = validator.validate(&module).map_err(|e| e.emit_to_string(&text))?;
         let say = |what: &str, e: &dyn std::fmt::Debug| format!("{what}: {e:?}");
         let spv = back::spv::write_vec(&module, &info, &back::spv::Options::default(), None)

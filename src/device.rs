@@ -54,7 +54,7 @@ impl DeviceInfo {
             }
             .into(),
             driver: [info.driver, info.driver_info].join(" ").trim().into(),
-            max_binding_bytes: (limits.max_storage_buffer_binding_size as u64).min(limits.max_buffer_size),
+            max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             max_invocations: limits.max_compute_invocations_per_workgroup,
@@ -79,9 +79,10 @@ impl DeviceInfo {
         format!("{} ({})", self.name, parts.join(", "))
     }
 
-    fn rank(&self) -> usize {
+    /// Best first. OpenGL comes after the APIs made for compute.
+    fn rank(&self) -> (usize, bool) {
         let kinds = ["discrete", "integrated", "virtual", "unknown", "software"];
-        kinds.iter().position(|k| *k == self.kind).unwrap_or(kinds.len())
+        (kinds.iter().position(|k| *k == self.kind).unwrap_or(kinds.len()), self.backend == "gl")
     }
 
     /// Whether `select` names it: `auto`, its backend, or a part of its name in any case.
@@ -142,7 +143,9 @@ impl ComputeDevice {
         if adapters.is_empty() {
             return Err(no_adapter());
         }
-        let Some((info, adapter)) = adapters.iter().find(|(info, _)| info.matches(select)) else {
+        // Of several that match, one that can run the kernels.
+        let matching = || adapters.iter().filter(|(info, _)| info.matches(select));
+        let Some((info, adapter)) = matching().find(|(i, _)| i.unfit().is_none()).or_else(|| matching().next()) else {
             let names: Vec<String> = adapters.iter().map(|(info, _)| info.line()).collect();
             return Err(Error::new(ErrorKind::Device, format!("no adapter matches `{select}`"))
                 .at("--device")
@@ -150,16 +153,33 @@ impl ComputeDevice {
                 .found(names.join("; "))
                 .help("`secateur devices` lists what this machine offers"));
         };
+        Self::from_adapter(instance.clone(), adapter.clone(), info.clone()).await
+    }
+
+    /// Opens the device that [`list`] described: the adapter of this name and backend. A machine may offer one card under
+    /// several backends, which a name alone does not tell apart.
+    ///
+    /// # Errors
+    /// When it is gone, or cannot run the kernels.
+    pub async fn open_info(wanted: &DeviceInfo) -> Result<Self> {
+        if wanted.backend == "cpu" {
+            return Ok(Self::cpu());
+        }
+        let instance = instance();
+        let mut adapters = enumerate(&instance).await.into_iter().map(|a| (DeviceInfo::of(&a), a));
+        match adapters.find(|(info, _)| info.name == wanted.name && info.backend == wanted.backend) {
+            Some((info, adapter)) => Self::from_adapter(instance.clone(), adapter, info).await,
+            None => Err(Error::new(ErrorKind::Device, "the adapter is no longer there").at(wanted.line())),
+        }
+    }
+
+    async fn from_adapter(instance: wgpu::Instance, adapter: wgpu::Adapter, info: DeviceInfo) -> Result<Self> {
         if let Some(reason) = info.unfit() {
             return Err(Error::new(ErrorKind::Device, "the adapter cannot run the kernels")
                 .at(info.line())
                 .found(reason)
                 .help("choose another one with --device, or --device cpu"));
         }
-        Self::from_adapter(instance.clone(), adapter.clone(), info.clone()).await
-    }
-
-    async fn from_adapter(instance: wgpu::Instance, adapter: wgpu::Adapter, info: DeviceInfo) -> Result<Self> {
         let failed = |e: &dyn std::fmt::Display| {
             Error::new(ErrorKind::Device, "the adapter refused to open")
                 .at(info.line())
@@ -226,8 +246,9 @@ async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
     instance.request_adapter(&options).await.into_iter().collect()
 }
 
-fn no_adapter() -> Error {
-    let help = if cfg!(target_family = "wasm") {
+/// How to get a driver on this platform, for messages.
+pub fn driver_help() -> &'static str {
+    if cfg!(target_family = "wasm") {
         "use a browser with WebGPU (Chrome or Edge 113+, Safari 26+, Firefox 141+ on Windows); on Linux Chrome may need \
          chrome://flags/#enable-unsafe-webgpu"
     } else if cfg!(target_os = "linux") {
@@ -235,9 +256,12 @@ fn no_adapter() -> Error {
          GPU (lavapipe); NVIDIA's driver brings its own. Or run on the CPU with --device cpu (slow)"
     } else {
         "update the graphics driver, or run on the CPU with --device cpu (slow)"
-    };
+    }
+}
+
+fn no_adapter() -> Error {
     Error::new(ErrorKind::Device, "no GPU adapter was found")
         .expected("a Vulkan, Metal, DX12, GL or WebGPU adapter")
         .found("none")
-        .help(help)
+        .help(driver_help())
 }

@@ -133,6 +133,8 @@ pub struct RunResult {
     pub text: String,
     /// Bytes on the device at the end.
     pub bytes: crate::device::DeviceBytes,
+    /// Of them, bytes of the KV cache's buffers.
+    pub kv_bytes: u64,
     /// Everything else, and the whole story.
     pub trace: Trace,
 }
@@ -226,7 +228,11 @@ impl Engine {
         Ok((ids, thinking))
     }
 
-    fn tokenizer(&self) -> Result<&Tokenizer> {
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// When the model has none, or a malformed one.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().map_err(Error::clone)
     }
 
@@ -381,11 +387,15 @@ impl<'a> Run<'a> {
             }
             if self.probe_due {
                 self.probe_due = false;
-                self.prune(on).await?;
-                continue;
+                // Near the end of the context a probe has no positions left, and nothing to save.
+                if self.prompt_tokens + read + self.probe_ids.len() <= self.model.context() {
+                    self.prune(on).await?;
+                    continue;
+                }
             }
             // Never past a point where a probe may be due: there the text must be known.
-            let to_probe = self.clock.steps_until_possible_probe().map_or(usize::MAX, |steps| read + steps);
+            let to_probe =
+                self.clock.steps_until_possible_probe().map_or(usize::MAX, |steps| read.saturating_add(steps));
             let goal = limit.min(to_probe).min(read + 2 * LAG);
             while self.issued < goal {
                 for _ in 0..LAG.min(goal - self.issued) {
@@ -508,7 +518,7 @@ impl<'a> Run<'a> {
     }
 
     /// The probe: appends its text, forwards it as one chunk, reads the last token's attention over the cached slots, rolls
-    /// back. `None` where the policy measures nothing, or the context has no room left for the probe.
+    /// back. `None` where the policy measures nothing.
     ///
     /// A slot's score is the mean over layers and heads.
     async fn measure(&mut self, pending: u32) -> Result<Option<Vec<f32>>> {
@@ -563,7 +573,8 @@ impl<'a> Run<'a> {
         thoughts.zip(step_of).for_each(|(token, step)| token.step = Some(steps[step].start));
         self.totals.generated_tokens = self.tokens.len();
         self.totals.thinking_tokens = self.ledger.thinking().tokens();
-        self.totals.final_cached = self.cache.len(0, 0);
+        // Not the steps that were under way past the end.
+        self.totals.final_cached = self.cache.len(0, 0).min(self.ledger.cached());
         let trace = Trace {
             version: trace::VERSION,
             secateur: env!("CARGO_PKG_VERSION").into(),
@@ -583,6 +594,7 @@ impl<'a> Run<'a> {
             stop_reason,
             totals: self.totals,
         };
-        Ok(RunResult { text: self.text, bytes: self.model.device().bytes(), trace })
+        let kv_bytes = self.cache.bytes();
+        Ok(RunResult { text: self.text, bytes: self.model.device().bytes(), kv_bytes, trace })
     }
 }

@@ -14,15 +14,13 @@ fn every_case_on_every_adapter() {
             println!("SKIPPED {}: {}", info.line(), info.unfit().unwrap());
             continue;
         }
-        let select = if info.backend == "cpu" { "cpu".to_string() } else { info.name.clone() };
-        let device = pollster::block_on(ComputeDevice::open(&select)).expect("it was just listed");
+        let device = pollster::block_on(ComputeDevice::open_info(&info)).expect("it was just listed");
         let report = pollster::block_on(conformance::run(&device, &cases, |_, _| ())).expect("readable");
         reports.push(report);
     }
     println!("{}", conformance::table(&reports));
-    for name in std::env::var("SECATEUR_REQUIRE").unwrap_or_default().split(',').filter(|n| !n.is_empty()) {
-        assert!(reports.iter().any(|r| r.device.matches(name)), "required adapter `{name}` is missing");
-    }
+    let required = std::env::var("SECATEUR_REQUIRE").unwrap_or_default();
+    assert_eq!(conformance::missing(&reports, required.split(',')), [""; 0], "required adapters are missing");
     for report in &reports {
         assert_eq!(report.passed + report.failed, cases.len(), "{}", report.device.line());
         assert_eq!(report.failed, 0, "{}: see the table", report.device.line());

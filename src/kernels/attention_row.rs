@@ -1,6 +1,6 @@
 //! The readout: one query row's attention weights over every slot.
 //!
-//! Contract: with `lse` from the [`attention`](super::attention) of the same chunk, `w[h, j] = exp(scale · q[row, h] · K[j] −
+//! Contract: with `lse` from the [`attention`](mod@super::attention) of the same chunk, `w[h, j] = exp(scale · q[row, h] · K[j] −
 //! lse[row, h])` for every slot `j < slots` of sequence `seq` (the chunk's own slots included): the model's own softmax, one
 //! row of it, without the matrix. Reduced to `out`: per query head `[heads, slots]`, the mean over each KV head's group
 //! `[kv_heads, slots]`, or the mean over all heads `[1, slots]` ([`Reduce`]). Source: METHOD s_t(l, h) of arXiv 2507.08806.

@@ -142,8 +142,7 @@ pub fn compare(expected: &[u32], found: &[u32], row: usize, bound: Bound) -> std
                     if w == g { 0.0 } else { (w - g).abs() / scale }
                 }
             };
-            // NaN is not <= 1.
-            if !(error <= 1.0) {
+            if error.is_nan() || error > 1.0 {
                 return Err(format!("{}: {error:.3} times the bound", place()));
             }
             worst = worst.max(error);

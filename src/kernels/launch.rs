@@ -45,19 +45,38 @@ impl Variant {
 
     /// The text, made once, and the hash of it that keys the pipeline cache.
     fn wgsl(&self) -> Wgsl {
-        static MADE: OnceLock<RwLock<HashMap<u64, Wgsl>>> = OnceLock::new();
-        let made = MADE.get_or_init(Default::default);
+        let made = made();
         let mut key = fnv(FNV, self.kernel.as_bytes());
         for (name, value) in &self.constants {
             key = fnv(fnv(key, name.as_bytes()), &value.to_le_bytes());
         }
-        if let Some(&found) = made.read().expect("no panic while held").get(&key) {
-            return found;
+        if hooks::ON.load(Ordering::Relaxed)
+            && let Some(text) = hooks::replacement(self)
+        {
+            return Wgsl { text, hash: fnv(FNV, text.as_bytes()) };
+        }
+        if let Some((_, found)) = made.read().expect("no panic while held").get(&key) {
+            return *found;
         }
         let text: &'static str = Box::leak(self.source().into_boxed_str());
         let wgsl = Wgsl { text, hash: fnv(FNV, text.as_bytes()) };
-        *made.write().expect("no panic while held").entry(key).or_insert(wgsl)
+        made.write().expect("no panic while held").entry(key).or_insert_with(|| (self.clone(), wgsl)).1
     }
+}
+
+type Made = RwLock<HashMap<u64, (Variant, Wgsl)>>;
+
+fn made() -> &'static Made {
+    static MADE: OnceLock<Made> = OnceLock::new();
+    MADE.get_or_init(Default::default)
+}
+
+/// Every variant launched on a GPU so far, by this process: what a conformance run translates for the other APIs.
+pub fn launched_variants() -> Vec<Variant> {
+    let made = made().read().expect("no panic while held");
+    let mut variants: Vec<Variant> = made.values().map(|(variant, _)| variant.clone()).collect();
+    variants.sort_by(|a, b| (a.kernel, &a.constants).cmp(&(b.kernel, &b.constants)));
+    variants
 }
 
 const FNV: u64 = 0xcbf2_9ce4_8422_2325;
@@ -84,6 +103,67 @@ impl KernelSource for Wgsl {
     }
 }
 
+/// For the tests of the tests and of the shaders: sees every launch and may put another text in a kernel's place.
+#[doc(hidden)]
+pub mod hooks {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Mutex, MutexGuard};
+
+    use super::Variant;
+
+    pub(super) static ON: AtomicBool = AtomicBool::new(false);
+    static HOOKS: Mutex<Hooks> = Mutex::new(Hooks { replaced: None, launches: Vec::new() });
+
+    struct Hooks {
+        replaced: Option<(&'static str, String)>,
+        launches: Vec<Launch>,
+    }
+
+    /// What was launched.
+    #[derive(Debug, Clone, PartialEq)]
+    pub struct Launch {
+        /// The specialisation.
+        pub variant: Variant,
+        /// Storage buffers passed, in the order of their bindings.
+        pub buffers: usize,
+        /// u32 words of the uniform passed after them.
+        pub info: usize,
+    }
+
+    fn hooks() -> MutexGuard<'static, Hooks> {
+        HOOKS.lock().unwrap_or_else(|failed| failed.into_inner())
+    }
+
+    /// Runs `f`; every launch of `kernel` meanwhile takes `text` for the text of its file. Returns also the launches, each
+    /// kind once. One caller at a time: it is a global switch.
+    pub fn with<T>(replace: Option<(&'static str, String)>, f: impl FnOnce() -> T) -> (T, Vec<Launch>) {
+        *hooks() = Hooks { replaced: replace, launches: Vec::new() };
+        ON.store(true, Ordering::Relaxed);
+        let result = f();
+        ON.store(false, Ordering::Relaxed);
+        let mut hooks = hooks();
+        hooks.replaced = None;
+        (result, std::mem::take(&mut hooks.launches))
+    }
+
+    pub(super) fn record(variant: &Variant, buffers: usize, info: usize) {
+        let launch = Launch { variant: variant.clone(), buffers, info };
+        let mut hooks = hooks();
+        if !hooks.launches.contains(&launch) {
+            hooks.launches.push(launch);
+        }
+    }
+
+    pub(super) fn replacement(variant: &Variant) -> Option<&'static str> {
+        let hooks = hooks();
+        let (kernel, text) = hooks.replaced.as_ref()?;
+        (*kernel == variant.kernel).then(|| {
+            let text: &'static str = Box::leak(text.clone().into_boxed_str());
+            &*Box::leak(Variant { text, ..variant.clone() }.source().into_boxed_str())
+        })
+    }
+}
+
 /// A grid of at least `groups` workgroups in two dimensions; kernels that use it flatten it again and guard the rest.
 /// WebGPU allows 65,535 a dimension.
 pub fn grid(groups: usize) -> [usize; 3] {
@@ -93,6 +173,9 @@ pub fn grid(groups: usize) -> [usize; 3] {
 
 fn launch(variant: &Variant, groups: [usize; 3], buffers: &[&CubeTensor], info: &[u32]) {
     debug_assert!(info.len().is_multiple_of(4), "a uniform struct is a whole number of 16-byte rows");
+    if hooks::ON.load(Ordering::Relaxed) {
+        hooks::record(variant, buffers.len(), info.len());
+    }
     let bindings = buffers.iter().map(|t| t.handle.clone().binding()).collect();
     let [x, y, z] = groups.map(|n| u32::try_from(n).expect("the spec bounds its grid"));
     buffers[0].client.launch(
@@ -125,8 +208,18 @@ fn empty(like: &CubeTensor, shape: Vec<usize>, dtype: DType) -> CubeTensor {
 }
 
 /// Checks an in-place argument: the only handle, contiguous. A failure is a bug in the caller, not in any input.
+///
+/// Only in conformance runs and debug builds: cubecl's thread may still hold a new buffer, and waiting for its queue at
+/// every launch would undo what the queue is for. The engine keeps what kernels write in place behind `Option::take`.
 fn owned(t: CubeTensor, what: &str) -> CubeTensor {
-    assert!(t.can_mut(), "{what} is shared: an in-place kernel needs the only handle");
+    if cfg!(debug_assertions) || POISON.load(Ordering::Relaxed) {
+        for _ in 0..100 {
+            if t.can_mut() || t.client.exclusive(|| ()).is_err() {
+                break;
+            }
+        }
+        assert!(t.can_mut(), "{what} is shared: an in-place kernel needs the only handle");
+    }
     assert!(t.is_contiguous(), "{what} is a view");
     t
 }
@@ -259,8 +352,52 @@ pub fn write_words(tensor: Tensor<1, Int>, at: usize, words: Vec<u32>) -> Tensor
     }
 }
 
-/// Bytes on their way from the device.
-pub type Readback = Pin<Box<dyn Future<Output = Result<Vec<Vec<u8>>>> + Send>>;
+#[cfg(not(target_family = "wasm"))]
+type Reading = Pin<Box<dyn Future<Output = Result<Vec<Vec<u8>>>> + Send>>;
+#[cfg(target_family = "wasm")]
+type Reading = Pin<Box<dyn Future<Output = Result<Vec<Vec<u8>>>>>>;
+
+/// Bytes on their way from the device, one list for each tensor read. May be dropped at any time.
+pub struct Readback(Option<Reading>);
+
+thread_local! {
+    /// Reads that were dropped unfinished. Their staging buffers are still mapped: handed back to cubecl's pool like that,
+    /// the next read to get one would fail validation and poison the device. They are finished here instead.
+    static ORPHANS: std::cell::RefCell<Vec<Reading>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Lets go of those orphans that have finished by now.
+fn bury_orphans() {
+    let nudge = |read: &mut Reading| read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
+    ORPHANS.with_borrow_mut(|orphans| orphans.retain_mut(nudge));
+}
+
+impl Readback {
+    fn ready(bytes: Vec<Vec<u8>>) -> Self {
+        Self(Some(Box::pin(std::future::ready(Ok(bytes)))))
+    }
+}
+
+impl Future for Readback {
+    type Output = Result<Vec<Vec<u8>>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let done = self.0.as_mut().expect("not polled after it was ready").as_mut().poll(cx);
+        if done.is_ready() {
+            self.0 = None;
+        }
+        done
+    }
+}
+
+impl Drop for Readback {
+    fn drop(&mut self) {
+        if let Some(read) = self.0.take() {
+            // At the end of a thread there is no list left, and no next read either.
+            let _ = ORPHANS.try_with(|orphans| orphans.borrow_mut().push(read));
+        }
+    }
+}
 
 fn gpu_handle<const D: usize>(t: &Tensor<D>) -> Option<CubeTensor> {
     t.clone().try_into_primitive::<Cube>().ok().map(into_contiguous)
@@ -275,7 +412,7 @@ pub fn read_words(tensors: &[&Tensor<1, Int>]) -> Readback {
     }
     let cpu = tensors.iter().map(|t| (*t).clone().try_into_primitive::<Flex>().expect("Cube or Flex"));
     let bytes = cpu.map(|t| t.to_contiguous().bytes().to_vec()).collect();
-    Box::pin(std::future::ready(Ok(bytes)))
+    Readback::ready(bytes)
 }
 
 /// Reads f32 tensors, as [`read_words`] does.
@@ -286,14 +423,15 @@ pub fn read_floats<const D: usize>(tensors: &[&Tensor<D>]) -> Readback {
     }
     let cpu = tensors.iter().map(|t| (*t).clone().try_into_primitive::<Flex>().expect("Cube or Flex"));
     let bytes = cpu.map(|t| t.to_contiguous().bytes().to_vec()).collect();
-    Box::pin(std::future::ready(Ok(bytes)))
+    Readback::ready(bytes)
 }
 
 fn read_gpu(tensors: Vec<CubeTensor>) -> Readback {
     let client = tensors[0].client.clone();
     let lengths: Vec<usize> = tensors.iter().map(|t| t.meta.shape().num_elements() * 4).collect();
     let handles = tensors.into_iter().map(|t| t.handle).collect();
-    let mut read: Readback = Box::pin(async move {
+    bury_orphans();
+    let mut read: Reading = Box::pin(async move {
         let bytes = client.read_async(handles).await.map_err(|e| {
             Error::new(ErrorKind::Device, "reading from the GPU failed")
                 .found(format!("{e:?}"))
@@ -303,8 +441,8 @@ fn read_gpu(tensors: Vec<CubeTensor>) -> Readback {
     });
     // The first poll makes cubecl enqueue the copies; a later one, with the caller's waker, waits for them.
     match read.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(done) => Box::pin(std::future::ready(done)),
-        Poll::Pending => read,
+        Poll::Ready(done) => Readback(Some(Box::pin(std::future::ready(done)))),
+        Poll::Pending => Readback(Some(read)),
     }
 }
 

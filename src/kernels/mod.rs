@@ -116,7 +116,7 @@ pub mod state {
 /// Integer tensors hold u32 words. Float tensors are f32 and contiguous (made so where they are not).
 #[backend_extension(Cube, Flex)]
 pub trait Kernels: Backend {
-    /// See [`embed`]. `out` in place.
+    /// See [`mod@embed`]. `out` in place.
     fn embed(
         table: IntTensor<Self>,
         ids: IntTensor<Self>,
@@ -142,10 +142,10 @@ pub trait Kernels: Backend {
         spec: LinearSpec,
     ) -> FloatTensor<Self>;
 
-    /// See [`rms_norm`].
+    /// See [`mod@rms_norm`].
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, spec: NormSpec) -> FloatTensor<Self>;
 
-    /// See [`rope_append`]. Returns the rotated queries and the cache, `kv` in place.
+    /// See [`mod@rope_append`]. Returns the rotated queries and the cache, `kv` in place.
     fn rope_append(
         qkv: FloatTensor<Self>,
         rope: FloatTensor<Self>,
@@ -154,7 +154,7 @@ pub trait Kernels: Backend {
         spec: RopeAppendSpec,
     ) -> (FloatTensor<Self>, IntTensor<Self>);
 
-    /// See [`attention`]. Returns the values and the log-sum-exp.
+    /// See [`mod@attention`]. Returns the values and the log-sum-exp.
     fn attention(
         q: FloatTensor<Self>,
         kv: IntTensor<Self>,
@@ -162,7 +162,7 @@ pub trait Kernels: Backend {
         spec: AttentionSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// See [`attention_row`].
+    /// See [`mod@attention_row`].
     fn attention_row(
         q: FloatTensor<Self>,
         lse: FloatTensor<Self>,
@@ -171,7 +171,7 @@ pub trait Kernels: Backend {
         spec: AttentionRowSpec,
     ) -> FloatTensor<Self>;
 
-    /// See [`cache_gather`].
+    /// See [`mod@cache_gather`].
     fn cache_gather(
         kv: IntTensor<Self>,
         keep: IntTensor<Self>,
@@ -179,8 +179,55 @@ pub trait Kernels: Backend {
         spec: GatherSpec,
     ) -> IntTensor<Self>;
 
-    /// See [`sample`]. `state` in place.
+    /// See [`mod@sample`]. `state` in place.
     fn sample(logits: FloatTensor<Self>, state: IntTensor<Self>, spec: SampleSpec) -> IntTensor<Self>;
+}
+
+/// The specialisations a model of a supported architecture can ask for: every packing, mode, reduction and head group, the
+/// usual head dimensions, one, some and most vectors. What the shader tests validate and translate.
+pub fn variants() -> Vec<launch::Variant> {
+    const HEAD_DIMS: [usize; 7] = [8, 16, 32, 64, 80, 96, 128];
+    let (all, caches) = ([Words::F32, Words::F16, Words::BF16], [Words::F32, Words::F16]);
+    let mut list = vec![
+        NormSpec { n: 1, first: 0, cols: 8, eps: 1e-6 }.variant(),
+        GatherSpec { row_words: 8, kv_heads: 1, seqs: 1, most_kept: 1, out_words: 8 }.variant(),
+        SampleSpec { vocab: 8, seqs: 1, seq0: 0, layers: 1, all_seqs: 1, ring: 1, advance: 1 }.variant(),
+    ];
+    for words in all {
+        let (row0, rows, vocab, id_offset, id_stride) = (0, 8, 8, 0, 1);
+        list.push(EmbedSpec { words, n: 1, cols: 8, row0, rows, vocab, id_offset, id_stride }.variant());
+        for (mode, has_bias) in [Mode::Store, Mode::Add, Mode::SwiGlu].into_iter().flat_map(|m| [(m, false), (m, true)])
+        {
+            let spec =
+                |n, lanes| LinearSpec { words, mode, has_bias, rows: 8, cols: 8, row0: 0, out_stride: 8, n, lanes };
+            list.push(spec(9, 8).matmul_variant());
+            for n in [1, 2, 3, 5, matvec::MOST] {
+                list.extend([1, 8, 16, 32, 64].map(|lanes| spec(n, lanes).matvec_variant()));
+            }
+        }
+    }
+    for (words, d) in caches.into_iter().flat_map(|words| HEAD_DIMS.map(|d| (words, d))) {
+        let (heads, kv_heads, table, seq0, positions) = (1, 1, 0, 0, 1);
+        list.push(RopeAppendSpec { words, d, n: 1, heads, kv_heads, chunk: 1, seq0, table, positions }.variant());
+        for group in (1..=16).filter(|g| g * d * 4 <= 16_384) {
+            for (chunk, most_seen) in [(1, 1), (1, 1000), (64, 64)] {
+                let spec = AttentionSpec { words, d, n: chunk, heads: group, kv_heads, chunk, seq0, table, most_seen };
+                list.extend([spec.variant(), spec.combine_variant()]);
+            }
+            for reduce in [Reduce::None, Reduce::KvHead, Reduce::Layer] {
+                let (row, slots, seq) = (0, 1, 0);
+                let spec = AttentionRowSpec { words, d, row, heads: group, kv_heads, slots, seq, table, reduce };
+                list.push(spec.variant());
+            }
+        }
+    }
+    let mut unique: Vec<launch::Variant> = Vec::new();
+    for variant in list {
+        if !unique.contains(&variant) {
+            unique.push(variant);
+        }
+    }
+    unique
 }
 
 /// A u32 tensor of `words` on `device`. Without the dtype, burn would convert to the device's default, i32.

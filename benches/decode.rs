@@ -1,0 +1,170 @@
+//! Decode and prefill of a model directory on one adapter, and where a decode step's time goes.
+//!
+//!     cargo bench --bench decode -- MODEL_DIR [DEVICE] [STEPS]
+//!
+//! The split runs each kernel of a step on its own, many times, and divides: launches overlap in a real step, so the parts
+//! need not add up to it.
+use std::time::Instant;
+
+use pollster::block_on;
+use secateur::cache::{CacheShape, KvCache};
+use secateur::device::ComputeDevice;
+use secateur::kernels::{self, AttentionSpec, LinearSpec, Mode, NormSpec, RopeAppendSpec, SampleSpec, Words, launch};
+use secateur::model::config::ModelConfig;
+use secateur::model::decoder::{Decoder, Input, Logits};
+use secateur::weights::{ModelSource, Weights};
+
+const PROMPT: usize = 128;
+
+fn main() -> secateur::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let Some(dir) = args.first() else {
+        println!("skipped: no model directory given (cargo bench --bench decode -- MODEL_DIR [DEVICE] [STEPS])");
+        return Ok(());
+    };
+    let device = block_on(ComputeDevice::open(args.get(1).map_or("auto", String::as_str)))?;
+    let steps: usize = args.get(2).and_then(|s| s.parse().ok()).unwrap_or(64);
+    let source = ModelSource::directory(dir)?;
+    let config = ModelConfig::load(&source)?;
+    let model = Decoder::load(&config, &Weights::open(&source)?, 4096, &device, &mut |_, _| ())?;
+    let shape = CacheShape::new(&config, Words::F16, 1, 64)?;
+    println!("{}; weights {:.1} MB", device.info.line(), model.weight_bytes() as f64 / 1e6);
+    let ids: Vec<u32> = (0..PROMPT as u32).map(|i| (i * 37 + 11) % config.vocab_size as u32).collect();
+
+    for round in ["first (pipelines compile)", "second"] {
+        let mut cache = KvCache::new(shape, &device);
+        let begun = Instant::now();
+        let out = model.forward(Input::Chunk { seq: 0, ids: &ids }, &mut cache, Logits::Last, None)?;
+        cache.sample(&out.logits.expect("asked for"), 0, 1, PROMPT);
+        block_on(cache.read_state())?;
+        let prefill = begun.elapsed().as_secs_f64();
+        let begun = Instant::now();
+        let mut read = cache.read_state();
+        for step in 0..steps {
+            let out = model.forward(Input::Pending { seq0: 0, seqs: 1 }, &mut cache, Logits::Last, None)?;
+            cache.sample(&out.logits.expect("asked for"), 0, 1, 1);
+            if step % 8 == 7 {
+                block_on(std::mem::replace(&mut read, cache.read_state()))?;
+            }
+        }
+        block_on(cache.read_state())?;
+        let decode = begun.elapsed().as_secs_f64() / steps as f64;
+        println!(
+            "{round}: prefill {:.1} tok/s, decode {:.2} tok/s ({:.2} ms a token, {:.2} GB/s of weights)",
+            PROMPT as f64 / prefill,
+            1.0 / decode,
+            decode * 1e3,
+            model.weight_bytes() as f64 / decode / 1e9
+        );
+    }
+    split(&config, &device)
+}
+
+/// Times the kernels of a decode step alone.
+fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
+    let (h, inter, d) = (c.hidden_size, c.intermediate_size, c.head_dim);
+    let (heads, kv_heads, layers) = (c.num_heads, c.num_kv_heads, c.num_layers);
+    let burn = &device.burn;
+    let floats = |rows: usize, cols: usize| kernels::floats(vec![0.01; rows * cols], [rows, cols], burn);
+    let weights = |rows: usize, cols: usize| kernels::words(vec![0x2c00_2c00; rows * cols / 2], burn);
+    let near = kernels::words(vec![0; 4], burn);
+    let bias = kernels::floats(vec![0.0; 4], [4], burn);
+    let mut total = 0.0;
+    let mut time = |name: &str, times: usize, bytes: usize, mut run: Box<dyn FnMut() + '_>| -> secateur::Result<()> {
+        let fence = || block_on(launch::read_words(&[&near])).map(|_| ());
+        run();
+        fence()?;
+        let rounds = 30;
+        let begun = Instant::now();
+        (0..rounds).for_each(|_| run());
+        fence()?;
+        let each = begun.elapsed().as_secs_f64() / rounds as f64;
+        total += each * times as f64;
+        println!(
+            "  {name:<28} {:>8.1} us x {times:<3} = {:>7.2} ms   {:>6.2} GB/s",
+            each * 1e6,
+            each * times as f64 * 1e3,
+            bytes as f64 / each / 1e9
+        );
+        Ok(())
+    };
+    let mut linear = |name: &str, rows: usize, cols: usize, mode: Mode, times: usize| {
+        let (w, x) = (weights(rows, cols), floats(1, cols));
+        let out_cols = if mode == Mode::SwiGlu { rows / 2 } else { rows };
+        let mut out = Some(floats(1, out_cols));
+        let spec = LinearSpec {
+            words: Words::F16,
+            mode,
+            has_bias: false,
+            rows,
+            cols,
+            row0: 0,
+            out_stride: out_cols,
+            n: 1,
+            lanes: device.lanes,
+        };
+        let bias = &bias;
+        time(
+            name,
+            times,
+            rows * cols * 2,
+            Box::new(move || out = Some(kernels::linear(&w, &x, bias, out.take().expect("put back"), spec))),
+        )
+    };
+    linear("matvec qkv", (heads + 2 * kv_heads) * d, h, Mode::Store, layers)?;
+    linear("matvec o", h, heads * d, Mode::Add, layers)?;
+    linear("matvec gate_up (SwiGLU)", 2 * inter, h, Mode::SwiGlu, layers)?;
+    linear("matvec down", h, inter, Mode::Add, layers)?;
+    linear("matvec head", c.vocab_size, h, Mode::Store, 1)?;
+    let (x, weight) = (floats(1, h), kernels::floats(vec![1.0; h], [h], burn));
+    let norm = NormSpec { n: 1, first: 0, cols: h, eps: 1e-6 };
+    time("rms_norm", 2 * layers + 1, h * 8, Box::new(|| drop(kernels::rms_norm(&x, &weight, norm))))?;
+    let mut cache = KvCache::new(CacheShape::new(c, Words::F16, 1, 64)?, device);
+    for length in [128usize, 1024] {
+        cache.clear(0)?;
+        cache.reserve(0, length + 64)?;
+        cache.advance(0, length, 0);
+        let q = floats(1, heads * d);
+        let spec = AttentionSpec {
+            words: Words::F16,
+            d,
+            n: 1,
+            heads,
+            kv_heads,
+            chunk: 1,
+            seq0: 0,
+            table: cache.table(0),
+            most_seen: length + 1,
+        };
+        let bytes = length * cache.shape().slot_bytes();
+        let times = if length == 128 { layers } else { 0 };
+        let run = || drop(kernels::attention(&q, cache.layer(0), cache.state(), spec));
+        time(&format!("attention over {length}"), times, bytes, Box::new(run))?;
+    }
+    let rope = kernels::floats(vec![0.5; 4096 * d], [4096 * d], burn);
+    let qkv = floats(1, (heads + 2 * kv_heads) * d);
+    let append = RopeAppendSpec {
+        words: Words::F16,
+        d,
+        n: 1,
+        heads,
+        kv_heads,
+        chunk: 1,
+        seq0: 0,
+        table: cache.table(0),
+        positions: 4096,
+    };
+    let mut kv = Some(kernels::words(vec![0; 2048 * cache.shape().slot_bytes() / 4], burn));
+    let run = || {
+        let (_, back) = kernels::rope_append(qkv.clone(), &rope, cache.state(), kv.take().expect("put back"), append);
+        kv = Some(back);
+    };
+    time("rope_append", layers, (heads + 2 * kv_heads) * d * 8, Box::new(run))?;
+    let logits = floats(1, c.vocab_size);
+    let spec = SampleSpec { vocab: c.vocab_size, seqs: 1, seq0: 0, layers: 0, all_seqs: 1, ring: 8, advance: 0 };
+    let mut state = Some(kernels::words(vec![0; 16], burn));
+    let run = || state = Some(kernels::sample(&logits, state.take().expect("put back"), spec));
+    time("sample", 1, c.vocab_size * 4, Box::new(run))?;
+    println!("  sum {:.2} ms", total * 1e3);
+    Ok(())
+}

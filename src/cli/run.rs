@@ -1,0 +1,308 @@
+//! `secateur run`
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use clap::ValueEnum;
+use secateur::device::ComputeDevice;
+use secateur::engine::{Engine, Event, LoadOptions, Prompt, RunOptions, RunResult};
+use secateur::policy::{self, Budget, Role};
+use secateur::weights::{ModelSource, PackedDtype};
+use secateur::{Error, ErrorKind, Result, builtin, probe};
+use serde_json::json;
+use web_time::Instant;
+
+use super::screen::{self, Progress, Screen};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The user's message; `-` reads it from stdin. Without prompt and model an example runs.
+    #[arg(conflicts_with = "ids")]
+    prompt: Option<String>,
+    /// A model directory in Hugging Face layout. Default: the small model inside the binary.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name (`secateur devices` lists them).
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// The prompt as token ids, separated by commas or blanks; needs no tokenizer.
+    #[arg(long, value_name = "IDS")]
+    ids: Option<String>,
+    /// Take the prompt as it is, without the chat template.
+    #[arg(long, conflicts_with = "ids")]
+    raw: bool,
+    /// Generate at most so many tokens.
+    #[arg(long, value_name = "N", default_value_t = RunOptions::default().max_new_tokens)]
+    max_new_tokens: usize,
+    #[arg(long, value_name = "NAME", help = policy_help())]
+    policy: Option<String>,
+    /// What to keep: tokens:N or ratio:R (of the thinking); score-sum:K or share:F (of its importance) to evict.
+    #[arg(long, value_name = "BUDGET", default_value_t = Budget::default().to_string())]
+    budget: String,
+    /// Latest tokens that are never evicted.
+    #[arg(long, value_name = "N", default_value_t = policy::DEFAULT_WINDOW)]
+    window: usize,
+    /// Thinking tokens from one probe to the next.
+    #[arg(long, value_name = "P", default_value_t = probe::DEFAULT_PROBE_EVERY)]
+    probe_every: usize,
+    /// What a probe appends; ends in </think>.
+    #[arg(long, value_name = "TEXT", default_value = probe::DEFAULT_PROBE_TEXT, hide_default_value = true)]
+    probe_text: String,
+    /// Seed of the policies that draw lots.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Element type of the KV cache.
+    #[arg(long, value_enum, default_value_t = Kv::F16)]
+    kv: Kv,
+    /// Positions to make room for. Default: the model's own maximum, at most 32768.
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Go on past the end-of-sequence token, for measurements.
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Write the trace (tokens, probes, what was cut) as JSON; also after Ctrl-C.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// One JSON object on stdout instead of the text.
+    #[arg(long)]
+    json: bool,
+    /// At the end, show the thinking with the evicted parts struck through.
+    #[arg(long)]
+    show_kept: bool,
+    /// Only the text (or the JSON) and errors.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Kv {
+    F16,
+    F32,
+}
+
+fn policy_help() -> String {
+    let policies = policy::POLICIES.iter().map(|p| format!("{}: {}", p.name, p.summary));
+    let list = policies.collect::<Vec<_>>().join("; ");
+    format!("Which thoughts go [default: {}]. {list}", policy::DEFAULT_POLICY)
+}
+
+pub fn main(args: Args) -> Result<ExitCode> {
+    // Whatever can be refused before anything is loaded.
+    let mut options = args.run_options()?;
+    let prompt = args.prompt()?;
+    if args.context == Some(0) {
+        return Err(Error::new(ErrorKind::Input, "a context of 0 positions").at("--context").expected("at least 1"));
+    }
+    let (source, name) = match &args.model {
+        Some(dir) => (ModelSource::directory(dir)?, dir.display().to_string()),
+        None => (builtin::source(), builtin::NAME.to_string()),
+    };
+    if let Some(file) = &args.trace {
+        // Found out now, not after an hour of decoding.
+        write_file(file, "")?;
+    }
+    on_ctrl_c()?;
+
+    let began = Instant::now();
+    let device = pollster::block_on(ComputeDevice::open(&args.device))?;
+    let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
+    let load = LoadOptions {
+        kv: match args.kv {
+            Kv::F16 => PackedDtype::F16,
+            Kv::F32 => PackedDtype::F32,
+        },
+        context: args.context,
+    };
+    let mut engine = Engine::load(&source, name, &device, &load, &mut |done, of| bar.at(done, of))?;
+    drop(bar);
+    let load_us = began.elapsed().as_micros() as u64;
+
+    let mut screen = Screen::new(!args.json, !args.quiet);
+    screen.note(&format!("{} on {}, loaded in {:.2} s", engine.name(), device.info.line(), load_us as f64 / 1e6));
+    if args.policy.is_none() && args.ids.is_some() && engine.tokenizer().is_err() {
+        screen.note("no tokenizer: without text there are no steps to prune, so nothing is (--policy full)");
+        options.policy = "full".into();
+    }
+    let stop = engine.stop_flag();
+    // From here on the first Ctrl-C ends the run instead of the process.
+    let _ = STOP.set(stop.clone());
+
+    let result = generate(&mut engine, &prompt, &options, &mut screen, &stop)?;
+    if let Some(file) = &args.trace {
+        write_file(file, &(result.trace.to_json()? + "\n"))?;
+    }
+    if args.json {
+        super::print_json(&object(&result, &device, load_us))?;
+    }
+    if args.show_kept || args.is_example() && !args.quiet {
+        screen.kept_view(&result);
+    }
+    if !args.quiet {
+        screen.summary(&result, load_us);
+    }
+    Ok(if INTERRUPTS.load(Ordering::SeqCst) > 0 { ExitCode::from(130) } else { ExitCode::SUCCESS })
+}
+
+/// Runs the prompt and shows what comes.
+fn generate(
+    engine: &mut Engine,
+    prompt: &Prompt,
+    options: &RunOptions,
+    screen: &mut Screen,
+    stop: &AtomicBool,
+) -> Result<RunResult> {
+    let (mut thoughts, mut probes, mut broken) = (Vec::new(), 0, None);
+    let mut on = |event: Event<'_>| match event {
+        // A run clears the flag: a Ctrl-C just before it still counts.
+        Event::Start { .. } if INTERRUPTS.load(Ordering::SeqCst) > 0 => stop.store(true, Ordering::Relaxed),
+        Event::Start { .. } => {}
+        Event::Token { text, role, .. } => {
+            if role == Role::Thinking {
+                thoughts.push(text.to_string());
+            }
+            if let Err(e) = screen.token(text, role) {
+                // Nobody reads on: no use in decoding on.
+                broken.get_or_insert(e);
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
+        Event::Probe(probe) => {
+            screen.probe(probes, probe, &thoughts);
+            probes += 1;
+        }
+    };
+    let result = pollster::block_on(engine.run(prompt, options, &mut on));
+    let ended = screen.end_text();
+    match broken.or(ended.err()) {
+        Some(e) => super::stdout_failed(&e).and(result),
+        None => result,
+    }
+}
+
+impl Args {
+    fn is_example(&self) -> bool {
+        self.prompt.is_none() && self.ids.is_none() && self.model.is_none()
+    }
+
+    fn prompt(&self) -> Result<Prompt> {
+        let empty = || Error::new(ErrorKind::Input, "the prompt is empty");
+        if let Some(ids) = &self.ids {
+            let ids = parse_ids(ids)?;
+            let needed = || empty().at("--ids").expected("token ids, such as --ids \"1,2,3\"");
+            return if ids.is_empty() { Err(needed()) } else { Ok(Prompt::Ids(ids)) };
+        }
+        let text = match self.prompt.as_deref() {
+            Some("-") => read_stdin()?,
+            Some(text) => text.to_string(),
+            None if self.is_example() => builtin::EXAMPLE.to_string(),
+            None => {
+                return Err(Error::new(ErrorKind::Input, "no prompt")
+                    .expected("a prompt, - for stdin, or --ids \"1,2,3\"")
+                    .help("secateur run --model DIR \"What is 12 + 30?\""));
+            }
+        };
+        if text.trim().is_empty() {
+            return Err(empty().expected("some text"));
+        }
+        Ok(if self.raw { Prompt::Raw(text) } else { Prompt::Chat(text) })
+    }
+
+    fn run_options(&self) -> Result<RunOptions> {
+        let options = RunOptions {
+            max_new_tokens: self.max_new_tokens,
+            policy: self.policy.clone().unwrap_or_else(|| policy::DEFAULT_POLICY.into()),
+            budget: self.budget.parse()?,
+            window: self.window,
+            probe_every: self.probe_every,
+            probe_text: self.probe_text.clone(),
+            seed: self.seed,
+            ignore_eos: self.ignore_eos,
+        };
+        policy::by_name(&options.policy)?.accepts(options.budget)?;
+        if options.probe_every == 0 {
+            return Err(Error::new(ErrorKind::Input, "a probe cannot come every 0 tokens")
+                .at("--probe-every")
+                .expected("at least 1")
+                .help("to switch probing off: --policy full"));
+        }
+        Ok(options)
+    }
+}
+
+fn parse_ids(text: &str) -> Result<Vec<u32>> {
+    let wrong = |word: &str| {
+        let e = Error::new(ErrorKind::Input, "not a token id").at("--ids");
+        e.expected("whole numbers separated by commas, such as \"1,2,3\"").found(format!("{word:?}"))
+    };
+    let words = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|word| !word.is_empty());
+    words.map(|word| word.parse().map_err(|_| wrong(word))).collect()
+}
+
+fn read_stdin() -> Result<String> {
+    let mut bytes = Vec::new();
+    let failed = |e| Error::new(ErrorKind::Io, "stdin cannot be read").found(e);
+    std::io::stdin().lock().read_to_end(&mut bytes).map_err(failed)?;
+    let mut text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::new(ErrorKind::Input, "the prompt is not UTF-8").at(format!("stdin, byte {at}"))
+    })?;
+    // `echo` ends its line; that line end is not part of the question.
+    if text.ends_with('\n') {
+        text.pop();
+    }
+    Ok(text)
+}
+
+fn write_file(file: &Path, text: &str) -> Result<()> {
+    let failed = |e| Error::new(ErrorKind::Io, "a file cannot be written").at(file.display()).found(e);
+    std::fs::write(file, text).map_err(failed)
+}
+
+/// What `--json` prints. Durations are whole microseconds, sizes bytes, `bytes` at the end of the run.
+fn object(result: &RunResult, device: &ComputeDevice, load_us: u64) -> serde_json::Value {
+    let trace = &result.trace;
+    let t = &trace.totals;
+    json!({
+        "secateur": trace.secateur,
+        "model": trace.model,
+        "device": device.info,
+        "settings": trace.settings,
+        "prompt_ids": trace.prompt_ids,
+        "ids": trace.tokens.iter().map(|t| t.id).collect::<Vec<_>>(),
+        "text": result.text,
+        "stop_reason": trace.stop_reason,
+        "timings": {
+            "load_us": load_us,
+            "prefill_us": t.prefill_us,
+            "decode_us": t.decode_us,
+            "probe_us": t.probe_us,
+            "tokens_per_second": screen::tokens_per_second(t),
+        },
+        "bytes": {
+            "in_use": result.bytes.in_use,
+            "reserved": result.bytes.reserved,
+            "kv": result.kv_bytes,
+            "peak_kv": t.peak_kv_bytes,
+        },
+        "totals": t,
+        "probes": trace.probes.len(),
+    })
+}
+
+static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
+/// The running engine's stop flag; unset while there is nothing worth ending in order.
+static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// The first Ctrl-C ends the run, the second the process.
+fn on_ctrl_c() -> Result<()> {
+    let handler = || {
+        let before = INTERRUPTS.fetch_add(1, Ordering::SeqCst);
+        match STOP.get() {
+            Some(stop) if before == 0 => stop.store(true, Ordering::Relaxed),
+            _ => std::process::exit(130),
+        }
+    };
+    ctrlc::set_handler(handler).map_err(|e| Error::new(ErrorKind::Internal, "Ctrl-C cannot be handled").found(e))
+}

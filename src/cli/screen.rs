@@ -1,0 +1,339 @@
+//! What a person sees: streamed text, notes beside it, progress, the view of what was kept.
+use std::collections::HashSet;
+use std::io::{IsTerminal, Write};
+use std::ops::Range;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use secateur::engine::RunResult;
+use secateur::policy::Role;
+use secateur::report::trace::{self, StopReason};
+
+const DIM: &str = "\x1b[2m";
+const STRUCK: &str = "\x1b[2;9m";
+const BOLD: &str = "\x1b[1m";
+const PLAIN: &str = "\x1b[0m";
+
+fn colour_wanted() -> bool {
+    // https://no-color.org: any value but the empty one.
+    std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+}
+
+/// Whether stderr is a terminal that may be coloured.
+pub fn stderr_has_colour() -> bool {
+    std::io::stderr().is_terminal() && colour_wanted()
+}
+
+/// Streams text to stdout and notes to stderr, which may be the same terminal.
+pub struct Screen {
+    text: bool,
+    notes: bool,
+    out_terminal: bool,
+    shared: bool,
+    dim_thinking: bool,
+    colour: bool,
+    dimmed: bool,
+    mid_line: bool,
+}
+
+impl Screen {
+    /// `text`: stream the tokens; `notes`: tell of probes.
+    pub fn new(text: bool, notes: bool) -> Self {
+        let (out_terminal, err_terminal) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
+        Self {
+            text,
+            notes,
+            out_terminal,
+            shared: out_terminal && err_terminal,
+            dim_thinking: out_terminal && colour_wanted(),
+            colour: stderr_has_colour(),
+            dimmed: false,
+            mid_line: false,
+        }
+    }
+
+    /// A piece of generated text: thinking dimmed, answer plain. To a file or a pipe it goes unchanged.
+    pub fn token(&mut self, text: &str, role: Role) -> std::io::Result<()> {
+        if !self.text || text.is_empty() {
+            return Ok(());
+        }
+        let mut out = std::io::stdout().lock();
+        let dim = self.dim_thinking && role != Role::Answer;
+        if dim != self.dimmed {
+            self.dimmed = dim;
+            write!(out, "{}", if dim { DIM } else { PLAIN })?;
+        }
+        match self.out_terminal {
+            true => write!(out, "{}", visible(text))?,
+            false => write!(out, "{text}")?,
+        }
+        self.mid_line = !text.ends_with('\n');
+        out.flush()
+    }
+
+    /// The text is complete: colours off, and a line of its own for what follows.
+    pub fn end_text(&mut self) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        if std::mem::take(&mut self.dimmed) {
+            write!(out, "{PLAIN}")?;
+        }
+        if std::mem::take(&mut self.mid_line) {
+            writeln!(out)?;
+        }
+        out.flush()
+    }
+
+    /// Lines beside the text.
+    pub fn note(&mut self, note: &str) {
+        if !self.notes {
+            return;
+        }
+        let mut err = std::io::stderr().lock();
+        // On one terminal a note stands on lines of its own; a stdout that fails is noticed by the next token.
+        if self.shared {
+            let _ = self.end_text();
+        }
+        let _ = match self.colour {
+            true => writeln!(err, "{PLAIN}\x1b[36m{note}{PLAIN}"),
+            false => writeln!(err, "{note}"),
+        };
+    }
+
+    /// What a probe cut: a line, and one with the steps it cut from. `thoughts`: the text of each thinking token so far.
+    pub fn probe(&mut self, index: usize, probe: &trace::Probe, thoughts: &[String]) {
+        let time = probe.timings.probe_us + probe.timings.plan_us + probe.timings.gather_us;
+        let mut note = format!(
+            "[probe {}] evicted {} of {} thinking tokens; cached {} -> {}; {}; {:.1} ms",
+            index + 1,
+            probe.evicted.len(),
+            probe.thinking_tokens,
+            probe.cached_before,
+            probe.cached_after,
+            device_bytes(probe.bytes_after.in_use, probe.bytes_after.reserved),
+            time as f64 / 1e3,
+        );
+        if let Some(infeasible) = &probe.infeasible {
+            note += &format!("; budget {} not reachable, {} are protected", infeasible.asked, infeasible.kept);
+        }
+        const SHOWN: usize = 3;
+        let ranges = step_ranges(&probe.steps);
+        let mut cut: Vec<_> = probe.steps.iter().zip(ranges).filter(|(step, _)| step.evicted > 0).collect();
+        // The least important first: the order in which they go.
+        cut.sort_by(|a, b| a.0.importance.partial_cmp(&b.0.importance).unwrap_or(std::cmp::Ordering::Equal));
+        for (step, range) in cut.iter().take(SHOWN) {
+            let words = first_words(&thoughts.get(range.clone()).unwrap_or_default().concat(), 36);
+            let importance = step.importance.map_or(String::new(), |i| format!(", importance {i:.2e}"));
+            note += &format!("\n    - \"{words}\" ({} of {} tokens{importance})", step.evicted, step.cached);
+        }
+        if cut.len() > SHOWN {
+            note += &format!("\n    - and from {} more steps", cut.len() - SHOWN);
+        }
+        self.note(&note);
+    }
+
+    /// The thinking, a paragraph a step, with what was evicted struck through (`[-so-]` without colours).
+    pub fn kept_view(&mut self, result: &RunResult) {
+        let trace = &result.trace;
+        let evicted: HashSet<usize> = trace.probes.iter().flat_map(|p| &p.evicted).map(|&p| p as usize).collect();
+        let gone = |i: usize| evicted.contains(&(trace.prompt_ids.len() + i));
+        let (on, off) = if self.colour { (STRUCK, PLAIN) } else { ("[-", "-]") };
+        let thoughts: Vec<usize> =
+            (0..trace.tokens.len()).filter(|&i| trace.tokens[i].role == Role::Thinking).collect();
+        let mut view = self.heading("what was kept of the thinking");
+        for step in thoughts.chunk_by(|&a, &b| trace.tokens[a].step == trace.tokens[b].step) {
+            let kept = step.iter().filter(|&&i| !gone(i)).count();
+            view += &format!("\n{:>9} ", format!("{kept}/{}", step.len()));
+            for run in step.chunk_by(|&a, &b| gone(a) == gone(b)) {
+                let text: String = run.iter().map(|&i| trace.tokens[i].text.as_str()).collect();
+                let text = visible(&text.split_inclusive('\n').map(|l| l.replace('\n', " ")).collect::<String>());
+                view += &if gone(run[0]) { format!("{on}{text}{off}") } else { text };
+            }
+        }
+        super::say(&view);
+    }
+
+    /// The numbers of a run.
+    pub fn summary(&mut self, result: &RunResult, load_us: u64) {
+        let trace = &result.trace;
+        let t = &trace.totals;
+        let mut text = self.heading("what it kept");
+        let mut line = |name: &str, value: String| text += &format!("\n{name:>9}  {value}");
+        line(
+            "tokens",
+            format!(
+                "{} generated, {} of them thinking; {} in the prompt",
+                t.generated_tokens, t.thinking_tokens, t.prompt_tokens
+            ),
+        );
+        line(
+            "cache",
+            format!(
+                "{} of {} slots kept, {} evicted by {} {}; at most {} at a time",
+                t.final_cached,
+                t.final_cached + t.evicted_tokens,
+                t.evicted_tokens,
+                trace.probes.len(),
+                if trace.probes.len() == 1 { "probe" } else { "probes" },
+                t.peak_cached
+            ),
+        );
+        line("KV", format!("{} now, {} at its peak", bytes(result.kv_bytes), bytes(t.peak_kv_bytes)));
+        line("memory", device_bytes(result.bytes.in_use, result.bytes.reserved));
+        line("device", trace.device.clone());
+        line(
+            "time",
+            format!(
+                "{:.1} tok/s; probes {:.1} % of decoding; prompt {:.2} s, loading {:.2} s",
+                tokens_per_second(t),
+                percent(t.probe_us, t.decode_us),
+                t.prefill_us as f64 / 1e6,
+                load_us as f64 / 1e6
+            ),
+        );
+        line("policy", format!("{}, {}", trace.settings.policy, trace.settings.budget));
+        line("stopped", stop_reason(&trace.stop_reason));
+        super::say(&text);
+    }
+
+    fn heading(&self, title: &str) -> String {
+        match self.colour {
+            true => format!("{BOLD}{title}{PLAIN}"),
+            false => format!("-- {title} --"),
+        }
+    }
+}
+
+/// Decoded tokens a second, probes excluded; 0 where nothing was decoded.
+pub fn tokens_per_second(t: &trace::Totals) -> f64 {
+    if t.decode_us == 0 { 0.0 } else { t.generated_tokens as f64 / (t.decode_us as f64 / 1e6) }
+}
+
+fn percent(part: u64, of: u64) -> f64 {
+    if of == 0 { 0.0 } else { 100.0 * part as f64 / of as f64 }
+}
+
+fn stop_reason(reason: &StopReason) -> String {
+    match reason {
+        StopReason::Eos => "the model ended its answer".into(),
+        StopReason::MaxNewTokens => "--max-new-tokens reached".into(),
+        StopReason::ContextFull => "the context is full".into(),
+        StopReason::StopSequence(text) => format!("at {:?}", text),
+        StopReason::Cancelled => "interrupted".into(),
+    }
+}
+
+/// The thinking tokens of each step: steps partition them in order.
+fn step_ranges(steps: &[trace::Step]) -> impl Iterator<Item = Range<usize>> {
+    steps.iter().scan(0, |from, step| {
+        let range = *from..*from + step.tokens;
+        *from = range.end;
+        Some(range)
+    })
+}
+
+/// The beginning of a text on one line, in at most `most` characters.
+fn first_words(text: &str, most: usize) -> String {
+    let text = visible(&text.split_whitespace().collect::<Vec<_>>().join(" "));
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}...", text[..end].trim_end()),
+        None => text,
+    }
+}
+
+/// Text that cannot steer a terminal: control characters but newline and tab as their pictures. A model may write any.
+fn visible(text: &str) -> String {
+    let picture = |c: char| match c {
+        '\n' | '\t' => c,
+        '\0'..='\x1f' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
+    text.chars().map(picture).collect()
+}
+
+fn device_bytes(in_use: u64, reserved: u64) -> String {
+    if reserved == 0 {
+        return "device memory not measured on the CPU".into();
+    }
+    format!("device {} in use, {} reserved", bytes(in_use), bytes(reserved))
+}
+
+/// Bytes with a binary unit.
+pub fn bytes(n: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let (mut value, mut unit) = (n as f64, 0);
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        (value, unit) = (value / 1024.0, unit + 1);
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
+}
+
+/// Rows with their columns aligned.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
+        cells.collect::<Vec<_>>().join("  ").trim_end().to_string() + "\n"
+    };
+    rows.iter().map(line).collect()
+}
+
+/// A progress bar on stderr, only where that is a terminal. Gone when dropped.
+pub struct Progress(ProgressBar);
+
+impl Progress {
+    /// A bar with `title` in front.
+    pub fn new(title: &str, hidden: bool) -> Self {
+        if hidden {
+            return Self(ProgressBar::hidden());
+        }
+        // Hidden by indicatif itself where stderr is no terminal.
+        let bar = ProgressBar::new(0).with_message(title.to_string());
+        let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}");
+        Self(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
+    }
+
+    /// `done` of `of` parts.
+    pub fn at(&mut self, done: usize, of: usize) {
+        self.0.set_length(of as u64);
+        self.0.set_position(done as u64);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_cannot_steer_a_terminal() {
+        assert_eq!(visible("a\x1b[2Jb\x07\n\tc\u{9b}\x7f"), "a␛[2Jb␇\n\tc\u{fffd}\u{fffd}");
+        assert_eq!(first_words("Wait,\n  maybe  θ = 3\x08", 12), "Wait, maybe...");
+        assert_eq!(first_words("ééé", 3), "ééé");
+    }
+
+    #[test]
+    fn bytes_have_units() {
+        assert_eq!(
+            [bytes(0), bytes(1023), bytes(1536), bytes(u64::MAX)],
+            ["0 B", "1023 B", "1.5 KiB", "16777216.0 TiB"]
+        );
+    }
+
+    #[test]
+    fn steps_cover_the_thoughts_in_order() {
+        let step = |tokens| trace::Step { id: 0, tokens, cached: 0, importance: None, evicted: 0 };
+        assert_eq!(step_ranges(&[step(2), step(0), step(3)]).collect::<Vec<_>>(), [0..2, 2..2, 2..5]);
+    }
+
+    #[test]
+    fn nothing_decoded_is_no_division_by_zero() {
+        assert_eq!((tokens_per_second(&trace::Totals::default()), percent(1, 0)), (0.0, 0.0));
+    }
+}

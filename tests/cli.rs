@@ -1,0 +1,483 @@
+//! The binary as people run it: what it prints, its exit codes, and every bad input it must survive.
+//!
+//! Most run on the CPU reference, which every machine has. Those that need an adapter run where there is one, and fail where
+//! `SECATEUR_REQUIRE` names one that is missing.
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use secateur::report::trace::{StopReason, Trace};
+use serde_json::Value;
+
+const F16: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen2-f16");
+
+fn secateur(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_secateur"));
+    command.args(args).stdin(Stdio::null()).env_remove("NO_COLOR");
+    command
+}
+
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+#[track_caller]
+fn done(output: Output) -> Ran {
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
+    let ran = Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
+    assert!(!ran.err.contains("panicked"), "{}", ran.err);
+    ran
+}
+
+#[track_caller]
+fn run(args: &[&str]) -> Ran {
+    done(secateur(args).output().expect("the binary starts"))
+}
+
+/// `secateur run` on the CPU with the f16 fixture.
+#[track_caller]
+fn cpu(args: &[&str]) -> Ran {
+    run(&[&["run", "--device", "cpu", "--model", F16][..], args].concat())
+}
+
+#[track_caller]
+fn json(ran: &Ran) -> Value {
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert_eq!(ran.out.matches('\n').count(), 1, "one line: {}", ran.out);
+    serde_json::from_str(&ran.out).expect("one JSON object")
+}
+
+#[track_caller]
+fn fails(ran: &Ran, code: i32, parts: &[&str]) {
+    assert_eq!(ran.code, Some(code), "{}{}", ran.out, ran.err);
+    assert_eq!(ran.out, "", "nothing on stdout");
+    for part in parts {
+        assert!(ran.err.contains(part), "{part:?} is missing from:\n{}", ran.err);
+    }
+}
+
+/// A copy of the fixture that a test may break.
+fn broken(change: impl FnOnce(&Path)) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for name in
+        ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    {
+        std::fs::copy(Path::new(F16).join(name), dir.path().join(name)).expect("copied");
+    }
+    change(dir.path());
+    dir
+}
+
+fn edit(file: PathBuf, change: impl FnOnce(String) -> String) {
+    let text = std::fs::read_to_string(&file).expect("read");
+    let changed = change(text.clone());
+    assert_ne!(text, changed, "the edit does something");
+    std::fs::write(file, changed).expect("written");
+}
+
+#[track_caller]
+fn on(dir: &Path, args: &[&str]) -> Ran {
+    let dir = dir.to_str().expect("UTF-8");
+    run(&[&["run", "--device", "cpu", "--max-new-tokens", "4", "--model", dir][..], args].concat())
+}
+
+fn golden(name: &str) -> Vec<u32> {
+    let file = std::fs::read(Path::new(F16).join("golden.safetensors")).expect("the fixture");
+    let tensors = safetensors::SafeTensors::deserialize(&file).expect("readable");
+    let bytes = tensors.tensor(name).expect(name).data();
+    bytes.chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().expect("4"))).collect()
+}
+
+fn listed(ids: &[u32]) -> String {
+    ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn ids(v: &Value) -> Vec<u32> {
+    serde_json::from_value(v["ids"].clone()).expect("ids")
+}
+
+fn trace_of(file: &Path) -> Trace {
+    Trace::from_json(&std::fs::read_to_string(file).expect("the trace was written")).expect("a trace")
+}
+
+// ------------------------------------------------------------------------------------------------------------ running
+
+#[test]
+fn golden_ids_on_the_cpu_and_the_shape_of_json() {
+    let prompt = golden("prompt.64.ids");
+    let args = ["--ids", &listed(&prompt), "--kv", "f32", "--policy", "full", "--ignore-eos", "--json"];
+    let v = json(&cpu(&[&args[..], &["--max-new-tokens", "64"]].concat()));
+    assert_eq!(ids(&v), golden("greedy.ids"));
+    assert_eq!(serde_json::from_value::<Vec<u32>>(v["prompt_ids"].clone()).unwrap(), prompt);
+    let keys: Vec<&String> = v.as_object().unwrap().keys().collect();
+    assert_eq!(
+        keys.into_iter().map(String::as_str).collect::<Vec<_>>().join(" "),
+        "secateur model device settings prompt_ids ids text stop_reason timings bytes totals probes"
+    );
+    assert_eq!(v["stop_reason"], "max_new_tokens");
+    assert_eq!((v["device"]["backend"].as_str(), v["probes"].as_u64()), (Some("cpu"), Some(0)));
+    assert!(v["timings"]["decode_us"].as_u64().unwrap() > 0 && v["bytes"]["kv"].as_u64().unwrap() > 0);
+    assert!(!v["text"].as_str().unwrap().is_empty());
+    assert_eq!(v["totals"]["generated_tokens"], 64);
+}
+
+/// Every adapter of this machine, not the CPU.
+fn adapters() -> Vec<String> {
+    let v: Value = serde_json::from_str(&run(&["devices", "--json"]).out).expect("JSON");
+    let of = |d: &Value| (d["backend"] != "cpu").then(|| d["name"].as_str().unwrap().to_string());
+    let mut names: Vec<String> = v["devices"].as_array().unwrap().iter().filter_map(of).collect();
+    names.dedup();
+    let required = std::env::var("SECATEUR_REQUIRE").unwrap_or_default().to_lowercase().replace("lavapipe", "llvmpipe");
+    for name in required.split(',').filter(|n| !n.is_empty() && *n != "cpu") {
+        assert!(
+            names.iter().any(|n| n.to_lowercase().contains(name)),
+            "required adapter `{name}` is missing: {names:?}"
+        );
+    }
+    names
+}
+
+#[test]
+fn greedy_ids_on_every_adapter_are_the_goldens() {
+    let prompt = listed(&golden("prompt.64.ids"));
+    let adapters = adapters();
+    for name in &adapters {
+        let args = ["run", "--model", F16, "--device", name, "--ids", &prompt, "--kv", "f32", "--policy", "full"];
+        let v = json(&run(&[&args[..], &["--ignore-eos", "--max-new-tokens", "64", "--json", "--quiet"]].concat()));
+        assert_eq!(ids(&v), golden("greedy.ids"), "{name}");
+        assert!(v["bytes"]["in_use"].as_u64() > Some(0) && v["bytes"]["reserved"].as_u64() > Some(0), "{name}: {v}");
+    }
+    if adapters.is_empty() {
+        println!("SKIPPED: no adapter on this machine");
+    }
+}
+
+#[test]
+fn text_goes_to_stdout_and_the_rest_to_stderr() {
+    let ran = cpu(&["--max-new-tokens", "30", "Wait, why?"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let v = json(&cpu(&["--max-new-tokens", "30", "--json", "Wait, why?"]));
+    assert_eq!(ran.out.trim_end_matches('\n'), v["text"].as_str().unwrap().trim_end_matches('\n'));
+    for part in ["what it kept", "30 generated, 30 of them thinking", "slots kept", "tok/s", "--max-new-tokens reached"]
+    {
+        assert!(ran.err.contains(part), "{part:?} is missing from:\n{}", ran.err);
+    }
+    assert!(!ran.err.contains('\x1b') && !ran.out.contains("\x1b[2m"), "no colours outside a terminal");
+    let quiet = cpu(&["--max-new-tokens", "30", "--quiet", "Wait, why?"]);
+    assert_eq!((quiet.code, quiet.err.as_str(), quiet.out), (Some(0), "", ran.out));
+}
+
+#[test]
+fn the_example_needs_no_arguments_and_shows_what_was_kept() {
+    let ran = run(&["run", "--device", "cpu", "--max-new-tokens", "20"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert!(
+        ran.err.contains("what was kept of the thinking") && ran.err.contains("built-in on CPU twin"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn policies_prune_what_they_should() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace.json");
+    // 120 thinking tokens, probes after 40, 80 and 120; of 120 a budget of a half and a window of 8 keep 60.
+    let with = |extra: &[&str]| {
+        let base =
+            ["--ids", "318,198", "--max-new-tokens", "121", "--ignore-eos", "--probe-every", "40", "--window", "8"];
+        let file = ["--json", "--trace", file.to_str().unwrap()];
+        let v = json(&cpu(&[&base[..], &file, extra].concat()));
+        let trace = trace_of(Path::new(file[2]));
+        assert_eq!(ids(&v), trace.tokens.iter().map(|t| t.id).collect::<Vec<_>>());
+        assert_eq!(v["probes"].as_u64(), Some(trace.probes.len() as u64));
+        (ids(&v), trace)
+    };
+    let (full, trace) = with(&["--policy", "full"]);
+    assert!(trace.probes.is_empty() && trace.totals.evicted_tokens == 0);
+    let thinking = trace.totals.thinking_tokens;
+    assert!(thinking >= 80, "the fixture thinks on: {thinking}");
+
+    // A budget that keeps all: the probe leaves no mark.
+    let (kept, trace) = with(&["--policy", "think-clearly", "--budget", "ratio:1.0"]);
+    assert_eq!(kept, full);
+    assert!(trace.probes.len() >= 2 && trace.totals.evicted_tokens == 0);
+
+    for policy in ["random", "think-token"] {
+        let options = ["--policy", policy, "--budget", "ratio:0.5", "--seed", "7"];
+        let (first, trace) = with(&options);
+        assert!(trace.probes.len() >= 2, "{policy}");
+        let mut gone = std::collections::HashSet::new();
+        for probe in &trace.probes {
+            assert_eq!(probe.cached_before - probe.evicted.len(), probe.cached_after, "{policy}");
+            assert!(probe.evicted.iter().all(|&p| p >= 2 && gone.insert(p)), "{policy}: the question stays");
+            // One long step may be protected as the step being written; the budget holds otherwise.
+            let target = probe.thinking_tokens / 2;
+            let kept = probe.thinking_tokens - gone.len();
+            assert_eq!(kept, probe.infeasible.as_ref().map_or(target, |i| i.kept), "{policy}: {probe:?}");
+        }
+        assert_eq!(trace.totals.evicted_tokens, gone.len());
+        let (again, second) = with(&options);
+        assert_eq!(first, again, "{policy}: same seed, same ids");
+        let cut = |t: &Trace| t.probes.iter().map(|p| p.evicted.clone()).collect::<Vec<_>>();
+        assert_eq!(cut(&trace), cut(&second), "{policy}: same seed, same plan");
+    }
+}
+
+#[test]
+fn two_runs_write_the_same_trace_but_for_the_clock() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = |name: &str| {
+        let file = dir.path().join(name);
+        let args =
+            ["--max-new-tokens", "60", "--probe-every", "25", "--window", "4", "--trace", file.to_str().unwrap()];
+        assert_eq!(cpu(&[&args[..], &["--quiet", "So?"]].concat()).code, Some(0));
+        let trace = trace_of(&file);
+        assert_eq!(Trace::from_json(&trace.to_json().unwrap()).unwrap(), trace);
+        trace
+    };
+    let (a, b) = (trace("a"), trace("b"));
+    assert!(!a.probes.is_empty());
+    assert_eq!((&a.tokens, &a.prompt_ids, a.probes.len()), (&b.tokens, &b.prompt_ids, b.probes.len()));
+    assert_eq!(a.tokens.len(), 60);
+}
+
+#[test]
+fn a_prompt_may_come_from_stdin() {
+    let feed = |bytes: &[u8]| {
+        let mut child = secateur(&["run", "--device", "cpu", "--model", F16, "--max-new-tokens", "8", "--json", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the binary starts");
+        child.stdin.take().unwrap().write_all(bytes).expect("it reads its stdin");
+        done(child.wait_with_output().unwrap())
+    };
+    let piped = json(&feed("Why is θ so?\n".as_bytes()));
+    let given = json(&cpu(&["--max-new-tokens", "8", "--json", "Why is θ so?"]));
+    assert_eq!((&piped["prompt_ids"], &piped["ids"]), (&given["prompt_ids"], &given["ids"]));
+    fails(&feed(b"caf\xe9 ?"), 2, &["not UTF-8", "byte 3"]);
+    fails(&feed(b"\n"), 2, &["the prompt is empty"]);
+}
+
+#[test]
+fn the_context_ends_a_run_in_order() {
+    // The probes that no longer fit are left out.
+    let v = json(&cpu(&["--ids", "318,1,2", "--context", "60", "--probe-every", "10", "--ignore-eos", "--json"]));
+    assert_eq!(v["stop_reason"], "context_full");
+    assert_eq!(v["totals"]["generated_tokens"], 60 - 3 + 1);
+    let none = json(&cpu(&["--ids", "1", "--max-new-tokens", "0", "--json"]));
+    assert_eq!((ids(&none).len(), &none["stop_reason"]), (0, &"max_new_tokens".into()));
+    let huge = usize::MAX.to_string();
+    let all = ["--max-new-tokens", &huge, "--window", &huge, "--probe-every", &huge, "--context", &huge];
+    let v = json(&cpu(&[&all[..], &["--budget", "tokens:0", "--ids", "7", "--json", "--context", "20"]].concat()));
+    assert!(ids(&v).len() <= 20);
+}
+
+// ---------------------------------------------------------------------------------------------------------- bad input
+
+#[test]
+fn bad_arguments_are_refused_before_anything_is_loaded() {
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["--policy", "best", "x"], &["unknown policy", "think-clearly", "\"best\""]),
+        (&["--budget", "half", "x"], &["not a budget", "ratio:0.75"]),
+        (&["--budget", "ratio:1.5", "x"], &["out of range"]),
+        (&["--budget", "ratio:NaN", "x"], &["budget"]),
+        (&["--budget", "share:0.1", "--policy", "random", "x"], &["no scores"]),
+        (&["--probe-every", "0", "x"], &["--probe-every"]),
+        (&["--context", "0", "x"], &["--context"]),
+        (&["--kv", "bf16", "x"], &["--kv", "f16"]),
+        (&["--max-new-tokens=-1", "x"], &["--max-new-tokens", "-1"]),
+        (&["--ids", "1,x,3"], &["not a token id", "\"x\""]),
+        (&["--ids", "1,-2"], &["not a token id"]),
+        (&["--ids", "99999999999"], &["not a token id"]),
+        (&["--ids", " , "], &["the prompt is empty"]),
+        (&["--ids", "1", "text"], &["cannot be used with"]),
+        (&["--ids", "1,320"], &["outside the vocabulary", "320"]),
+        (&["--probe-text", "no end", "x"], &["</think>", "--probe-text"]),
+        (&[""], &["the prompt is empty"]),
+        (&["  \n"], &["the prompt is empty"]),
+        (&[], &["no prompt", "--ids"]),
+        (&["--nonsense"], &["--nonsense"]),
+    ];
+    for (args, parts) in cases {
+        fails(&cpu(args), 2, parts);
+    }
+    fails(&run(&[]), 2, &["Usage"]);
+}
+
+#[test]
+fn a_prompt_over_the_context_is_refused() {
+    let long = listed(&vec![7; 65]);
+    fails(&cpu(&["--context", "64", "--ids", &long]), 2, &["longer than the context", "64 tokens", "65 tokens"]);
+    let beyond = listed(&vec![7; 4097]);
+    fails(&cpu(&["--context", "100000", "--ids", &beyond]), 2, &["at most 4096"]);
+}
+
+#[test]
+fn bad_models_are_refused_by_name() {
+    fails(&run(&["run", "--device", "cpu", "--model", "/no/such/dir", "x"]), 1, &["not a directory", "/no/such/dir"]);
+    fails(&on(&Path::new(F16).join("config.json"), &["x"]), 1, &["not a directory"]);
+    let empty = tempfile::tempdir().unwrap();
+    fails(&on(empty.path(), &["x"]), 1, &["config.json"]);
+
+    let weights = |change: fn(Vec<u8>) -> Vec<u8>| {
+        broken(|dir| {
+            let file = dir.join("model.safetensors");
+            std::fs::write(&file, change(std::fs::read(&file).unwrap())).unwrap();
+        })
+    };
+    let hostile = [
+        weights(|b| b[..b.len() - 100].to_vec()),
+        weights(|b| b[..5].to_vec()),
+        weights(|_| Vec::new()),
+        weights(|b| [&u64::MAX.to_le_bytes()[..], &b[8..]].concat()),
+        weights(|b| [&(1u64 << 40).to_le_bytes()[..], &b[8..]].concat()),
+        weights(|b| [&b[..8], &vec![b'['; b.len() - 8][..]].concat()),
+    ];
+    for dir in &hostile {
+        fails(&on(dir.path(), &["x"]), 1, &["model.safetensors"]);
+    }
+
+    let config = |from: &'static str, to: &'static str| {
+        broken(|dir| edit(dir.join("config.json"), |text| text.replace(from, to)))
+    };
+    let cases = [
+        (config("Qwen2ForCausalLM", "Gpt9ForCausalLM"), "Gpt9"),
+        (config("\"hidden_size\": 96", "\"hidden_size\": 104"), "hidden_size"),
+        (config("\"hidden_size\": 96,", ""), "hidden_size"),
+        (config("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 5"), "layers.4"),
+        (config("\"vocab_size\": 320", "\"vocab_size\": 321"), "embed_tokens"),
+        (config("{", "{{"), "not valid JSON"),
+    ];
+    for (dir, part) in &cases {
+        fails(&on(dir.path(), &["x"]), 1, &[part]);
+    }
+}
+
+#[test]
+fn ids_need_no_tokenizer_and_text_does() {
+    let dir = broken(|dir| std::fs::remove_file(dir.join("tokenizer.json")).unwrap());
+    fails(&on(dir.path(), &["x"]), 1, &["no tokenizer.json", "--ids"]);
+    let v = json(&on(dir.path(), &["--ids", "1,2,3", "--json"]));
+    assert_eq!(ids(&v).len(), 4);
+    assert_eq!(ids(&v), ids(&json(&on(Path::new(F16), &["--ids", "1,2,3", "--json"]))));
+    // Asked for by name, a policy that reads text is refused.
+    let asked = on(dir.path(), &["--ids", "1", "--policy", "think-clearly"]);
+    fails(&asked, 1, &["think-clearly reads text"]);
+    assert_eq!(on(dir.path(), &["--ids", "1", "--policy", "random", "--probe-every", "2"]).code, Some(0));
+}
+
+#[test]
+fn a_tokenizer_that_splits_think_close_is_refused_for_think_clearly() {
+    let dir = broken(|dir| edit(dir.join("tokenizer.json"), |text| text.replace("</think>", "</thonk>")));
+    fails(&on(dir.path(), &["x"]), 2, &["no single </think>", "--policy random"]);
+    assert_eq!(on(dir.path(), &["--policy", "full", "x"]).code, Some(0));
+}
+
+#[test]
+fn files_that_cannot_be_written_are_found_out_before_the_run() {
+    let ran = cpu(&["--max-new-tokens", "4", "--trace", "/no/such/dir/trace.json", "x"]);
+    fails(&ran, 1, &["cannot be written", "/no/such/dir/trace.json"]);
+}
+
+#[test]
+fn an_unknown_device_is_refused_with_what_there_is() {
+    let ran = run(&["run", "--model", F16, "--device", "voodoo2", "x"]);
+    assert!(ran.code == Some(1) && ran.out.is_empty(), "{}{}", ran.out, ran.err);
+    assert!(ran.err.contains("voodoo2") || ran.err.contains("no GPU adapter"), "{}", ran.err);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn without_an_adapter_it_names_the_package_and_the_cpu() {
+    let bare = |args: &[&str]| {
+        let mut command = secateur(args);
+        for name in ["VK_DRIVER_FILES", "VK_ICD_FILENAMES", "__EGL_VENDOR_LIBRARY_FILENAMES"] {
+            command.env(name, "/nonexistent.json");
+        }
+        // EGL without glvnd has no such variable: no display, no driver directory.
+        command.env("LIBGL_DRIVERS_PATH", "/nonexistent").env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY");
+        done(command.output().unwrap())
+    };
+    fails(&bare(&["run", "x", "--device", "auto"]), 1, &["no GPU adapter", "mesa-vulkan-drivers", "--device cpu"]);
+    let devices = bare(&["devices"]);
+    assert_eq!(devices.code, Some(0));
+    assert!(devices.out.contains("CPU twin") && devices.err.contains("mesa-vulkan-drivers"), "{}", devices.err);
+    assert_eq!(bare(&["run", "x", "--device", "cpu", "--max-new-tokens", "2"]).code, Some(0));
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_failure() {
+    let mut child = secateur(&["run", "--device", "cpu", "--model", F16, "--ignore-eos", "--quiet", "x"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let ran = done(child.wait_with_output().unwrap());
+    assert_eq!((ran.code, ran.err.as_str()), (Some(0), ""));
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_with_the_summary_and_the_trace() {
+    use std::io::Read;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace.json");
+    let args = ["run", "--device", "cpu", "--model", F16, "--ignore-eos", "--max-new-tokens", "4000"];
+    let mut child = secateur(&[&args[..], &["--trace", file.to_str().unwrap(), "x"]].concat())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The first text: the run is under way.
+    let mut first = [0];
+    child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(kill.success());
+    let output = child.wait_with_output().unwrap();
+    let err = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{err}");
+    assert!(err.contains("what it kept") && err.contains("interrupted") && !err.contains("panicked"), "{err}");
+    let trace = trace_of(&file);
+    assert_eq!(trace.stop_reason, StopReason::Cancelled);
+    assert!(!trace.tokens.is_empty() && trace.tokens.len() < 4000);
+}
+
+// ----------------------------------------------------------------------------------------------- devices, conformance
+
+#[test]
+fn devices_lists_the_cpu_last() {
+    let ran = run(&["devices", "--json"]);
+    let v = json(&ran);
+    let devices = v["devices"].as_array().unwrap();
+    assert_eq!(devices.last().unwrap()["backend"], "cpu");
+    assert!(devices.iter().all(|d| d.get("unfit").is_some() && d["max_binding_bytes"].is_u64()));
+    let table = run(&["devices"]);
+    assert!(table.out.lines().count() == devices.len() + 1 && table.out.contains("CPU twin"), "{}", table.out);
+}
+
+#[test]
+fn conformance_counts_what_ran_and_fails_on_what_is_missing() {
+    let v = json(&run(&["conformance", "--device", "cpu", "--require", "cpu", "--json"]));
+    let report = &v["reports"][0];
+    let cases = secateur::kernels::cases::all().len() as u64;
+    assert_eq!((report["passed"].as_u64(), report["failed"].as_u64()), (Some(cases), Some(0)));
+    let ran = run(&["conformance", "--device", "cpu", "--require", "cpu,voodoo2"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.out.contains("MISSING voodoo2") && ran.out.contains("attention_row"), "{}", ran.out);
+    assert_eq!(run(&["conformance", "--device", "voodoo2"]).code, Some(1));
+}
+
+#[test]
+fn help_states_the_exit_codes() {
+    for args in [&["--help"][..], &["run", "--help"], &["devices", "--help"], &["conformance", "--help"]] {
+        let ran = run(args);
+        assert!(ran.code == Some(0) && ran.out.contains("Exit codes") && ran.out.contains("130"), "{}", ran.out);
+    }
+    assert!(run(&["--version"]).out.contains(env!("CARGO_PKG_VERSION")));
+}

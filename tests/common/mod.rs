@@ -1,0 +1,189 @@
+//! What several test binaries need: the golden fixtures, the devices of this machine and how to judge a difference.
+//!
+//! `SECATEUR_REQUIRE=cpu,llvmpipe,swiftshader` (parts of adapters' names) makes a missing device a failure.
+#![allow(dead_code, reason = "each test binary uses its part")]
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, OnceLock};
+
+use burn::tensor::Tensor;
+use secateur::cache::{CacheShape, KvCache};
+use secateur::device::{self, ComputeDevice};
+use secateur::kernels::launch::{Readback, as_floats, as_words, read_floats};
+use secateur::kernels::{Words, state};
+use secateur::model::config::ModelConfig;
+use secateur::model::decoder::{Decoder, Input, Logits};
+use secateur::weights::{ModelSource, Weights};
+
+pub use pollster::block_on;
+
+/// The names of the fixtures.
+pub const FIXTURES: [&str; 3] = ["qwen2-f32", "qwen2-f16", "qwen2-bf16"];
+
+/// A model and what transformers computes for it: see `tests/golden/README.md`.
+pub struct Fixture {
+    pub name: &'static str,
+    pub config: ModelConfig,
+    pub weights: Weights,
+    pub golden: Weights,
+}
+
+/// The directory of a fixture.
+pub fn directory(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+impl Fixture {
+    pub fn open(name: &'static str) -> Self {
+        let source = ModelSource::directory(directory(name)).expect("a committed fixture");
+        let golden = std::fs::read(directory(name).join("golden.safetensors")).expect("a committed fixture");
+        Self {
+            name,
+            config: ModelConfig::load(&source).expect("a good config"),
+            weights: Weights::open(&source).expect("good weights"),
+            golden: Weights::from_files(vec![("golden".into(), golden.into())]).expect("good goldens"),
+        }
+    }
+
+    pub fn load(&self, device: &ComputeDevice) -> Decoder {
+        Decoder::load(&self.config, &self.weights, 4096, device, &mut |_, _| ()).expect("the fixture loads")
+    }
+
+    pub fn cache(&self, device: &ComputeDevice, words: Words, seqs: usize, growth: usize) -> KvCache {
+        KvCache::new(CacheShape::new(&self.config, words, seqs, growth).expect("f32 or f16"), device)
+    }
+
+    /// A tensor of ids or positions.
+    pub fn ids(&self, name: &str) -> Vec<u32> {
+        as_words(self.golden.tensor(name).expect("in the golden file").bytes)
+    }
+
+    pub fn floats(&self, name: &str) -> Vec<f32> {
+        as_floats(self.golden.tensor(name).expect("in the golden file").bytes)
+    }
+}
+
+/// One test at a time: they share adapters, allocators and two slow cores.
+pub fn serial() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(|failed| failed.into_inner())
+}
+
+/// Every device of this machine, opened once: the CPU twin first. Fails where `SECATEUR_REQUIRE` names another one.
+pub fn devices() -> &'static [ComputeDevice] {
+    static OPEN: OnceLock<Vec<ComputeDevice>> = OnceLock::new();
+    OPEN.get_or_init(|| {
+        let mut open = vec![ComputeDevice::cpu()];
+        for info in block_on(device::list()) {
+            if let Some(reason) = info.unfit() {
+                println!("SKIPPED {}: {reason}", info.line());
+            } else if open.iter().all(|d| d.info.name != info.name) {
+                open.push(block_on(ComputeDevice::open(&info.name)).expect("it was just listed"));
+            }
+        }
+        let required = std::env::var("SECATEUR_REQUIRE").unwrap_or_default().to_lowercase();
+        for part in required.split(',').map(str::trim).filter(|p| !p.is_empty()) {
+            let part = if part == "lavapipe" { "llvmpipe" } else { part };
+            let found = open.iter().any(|d| d.info.name.to_lowercase().contains(part));
+            assert!(found, "required device `{part}` is missing");
+        }
+        open
+    })
+}
+
+/// The best GPU adapter (software ones count, SwiftShader last: it is slow), or `None` and a line that says so.
+pub fn gpu() -> Option<&'static ComputeDevice> {
+    let gpus = devices().iter().filter(|d| d.info.backend != "cpu");
+    let found = gpus.min_by_key(|d| d.info.name.contains("SwiftShader"));
+    if found.is_none() {
+        println!("SKIPPED on a GPU: no adapter. SECATEUR_REQUIRE makes that a failure.");
+    }
+    found
+}
+
+/// The CPU twin and, where there is one, a GPU adapter.
+pub fn two() -> Vec<&'static ComputeDevice> {
+    std::iter::once(&devices()[0]).chain(gpu()).collect()
+}
+
+/// Starts reading a float tensor: the copy is taken now.
+pub fn start<const D: usize>(tensor: &Tensor<D>) -> Readback {
+    read_floats(&[tensor])
+}
+
+/// The values of a read begun with [`start`].
+pub fn finish(read: Readback) -> Vec<f32> {
+    as_floats(&block_on(read).expect("readable")[0])
+}
+
+pub fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
+    finish(start(tensor))
+}
+
+pub fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// The largest difference as a fraction of the largest expected magnitude; infinite for what is not finite or of another
+/// length. A check is `error(..) <= bound`.
+pub fn error(found: &[f32], expected: &[f32]) -> f64 {
+    let largest = expected.iter().fold(0f64, |m, v| m.max(v.abs() as f64));
+    difference(found, expected) / largest
+}
+
+/// The largest absolute difference; infinite as in [`error`].
+pub fn difference(found: &[f32], expected: &[f32]) -> f64 {
+    if found.len() != expected.len() || found.is_empty() || found.iter().any(|v| !v.is_finite()) {
+        return f64::INFINITY;
+    }
+    found.iter().zip(expected).fold(0f64, |m, (a, b)| m.max((*a as f64 - *b as f64).abs()))
+}
+
+/// Words of the device's state.
+pub fn state_words(cache: &KvCache) -> Vec<u32> {
+    as_words(&block_on(cache.read_state()).expect("readable")[0])
+}
+
+/// Asserts that lengths, capacities and headers on the device are what the host believes.
+#[track_caller]
+pub fn assert_mirrored(cache: &KvCache) {
+    let words = state_words(cache);
+    for seq in 0..cache.shape().seqs {
+        let header = &words[seq * state::SEQ..][..state::SEQ];
+        let mirror = cache.sequence(seq);
+        assert_eq!(header[state::POSITION], mirror.position.0, "position of sequence {seq}");
+        assert_eq!(header[state::STEP], mirror.step, "step of sequence {seq}");
+        for layer in 0..cache.shape().layers {
+            let row = &words[cache.table(layer) + seq * state::ROW..][..state::ROW];
+            assert_eq!(row[state::LEN] as usize, cache.len(layer, seq), "length, layer {layer}, sequence {seq}");
+            assert_eq!(row[state::CAP] as usize, cache.capacity(layer, seq), "capacity, layer {layer}, sequence {seq}");
+        }
+    }
+}
+
+/// The cached rows of a sequence in a layer, keys then values, head by head: what is beyond the length left out.
+pub fn rows(cache: &KvCache, layer: usize, seq: usize) -> Vec<u32> {
+    let words = state_words(cache);
+    let entry = &words[cache.table(layer) + seq * state::ROW..][..state::ROW];
+    let [len, base, cap] = [state::LEN, state::BASE, state::CAP].map(|i| entry[i] as usize);
+    let shape = cache.shape();
+    let row_words = shape.slot_bytes() / (2 * shape.kv_heads * 4);
+    let read = secateur::kernels::launch::read_words(&[cache.layer(layer)]);
+    let all = as_words(&block_on(read).expect("readable")[0]);
+    (0..2 * shape.kv_heads)
+        .flat_map(|plane| all[(base + plane * cap) * row_words..][..len * row_words].to_vec())
+        .collect()
+}
+
+/// Forwards `ids` as one chunk and advances; `next` becomes the pending token. Returns the last row's logits.
+pub fn prefill(model: &Decoder, cache: &mut KvCache, seq: usize, ids: &[u32], next: u32) -> Tensor<2> {
+    let out = model.forward(Input::Chunk { seq, ids }, cache, Logits::Last, None).expect("fits");
+    cache.advance(seq, ids.len(), next);
+    out.logits.expect("asked for")
+}
+
+/// Forwards the pending token of the one sequence and advances; `next` becomes the pending token.
+pub fn decode(model: &Decoder, cache: &mut KvCache, next: u32) -> Tensor<2> {
+    let out = model.forward(Input::Pending { seq0: 0, seqs: 1 }, cache, Logits::Last, None).expect("fits");
+    cache.advance(0, 1, next);
+    out.logits.expect("asked for")
+}

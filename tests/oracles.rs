@@ -1,0 +1,447 @@
+//! Tests of the tests: the comparison and the conformance cases must notice what is wrong, and only that. Once on data,
+//! once on real kernels whose text was changed and that run on a GPU adapter.
+mod common;
+
+use common::*;
+use secateur::device::ComputeDevice;
+use secateur::kernels::cases::{self, Bound, Case, compare, noise};
+use secateur::kernels::launch::{POISON_WORD, hooks, poison_outputs};
+use secateur::kernels::variants;
+
+fn words(values: &[f32]) -> Vec<u32> {
+    bits(values)
+}
+
+const ROW: usize = 16;
+/// Bounds of the size the kernels state, for values of about 1.
+const BOUNDS: [Bound; 4] = [Bound::Absolute(1e-5), Bound::Relative(1e-5), Bound::Mixed(1e-5), Bound::FloatWords(1e-5)];
+
+#[test]
+fn data_that_is_wrong_is_refused_by_every_bound() {
+    let right = noise(ROW * 4, 1, 2.0);
+    let changed = |change: &dyn Fn(&mut Vec<f32>)| {
+        let mut values = right.clone();
+        change(&mut values);
+        words(&values)
+    };
+    let mut stale = words(&right);
+    stale[ROW + 3] = POISON_WORD;
+    let wrong = [
+        ("NaN", changed(&|v| v[5] = f32::NAN)),
+        ("an infinity", changed(&|v| v[5] = f32::INFINITY)),
+        ("NaN everywhere", vec![f32::NAN.to_bits(); right.len()]),
+        ("nothing written", vec![POISON_WORD; right.len()]),
+        ("one element not written", stale),
+        ("zeros", vec![0; right.len()]),
+        ("two rows swapped", changed(&|v| (0..ROW).for_each(|c| v.swap(c, ROW + c)))),
+        ("the first and the last row swapped", changed(&|v| (0..ROW).for_each(|c| v.swap(c, 3 * ROW + c)))),
+        ("two columns swapped", changed(&|v| v.swap(2, 3))),
+        ("a row late", [&words(&right)[..ROW], &words(&right)[..3 * ROW]].concat()),
+        ("one element late", [&words(&right)[..1], &words(&right)[..4 * ROW - 1]].concat()),
+        ("a sign", changed(&|v| v[7] = -v[7])),
+        ("ten times the bound", changed(&|v| v[9] += 1e-3)),
+        ("one element too few", words(&right)[1..].to_vec()),
+        ("one element too many", [words(&right), vec![0]].concat()),
+        ("nothing", vec![]),
+    ];
+    for bound in BOUNDS.into_iter().chain([Bound::Exact, Bound::HalfUlps(1)]) {
+        assert_eq!(compare(&words(&right), &words(&right), ROW, bound), Ok(0.0));
+        for (what, wrong) in &wrong {
+            assert!(compare(&words(&right), wrong, ROW, bound).is_err(), "{bound:?} accepts {what}");
+        }
+        // The twin left it alone, the kernel wrote: refused as well.
+        let mut sentinel = words(&right);
+        sentinel[ROW] = POISON_WORD;
+        assert!(compare(&sentinel, &words(&right), ROW, bound).is_err(), "{bound:?} accepts a write outside");
+    }
+}
+
+#[test]
+fn a_wrong_row_does_not_hide_behind_a_large_one() {
+    let mut right = noise(ROW * 2, 2, 1e6);
+    right[ROW..].iter_mut().for_each(|v| *v *= 1e-6);
+    let mut wrong = right.clone();
+    wrong[ROW + 1] += 0.01;
+    assert!(compare(&words(&right), &words(&wrong), ROW, Bound::Relative(1e-5)).is_err());
+    assert!(compare(&words(&right), &words(&wrong), 2 * ROW, Bound::Relative(1e-5)).is_ok(), "one row: it would hide");
+}
+
+#[test]
+fn halfs_are_counted_in_their_own_units() {
+    let pack =
+        |a: f32, b: f32| half::f16::from_f32(a).to_bits() as u32 | (half::f16::from_f32(b).to_bits() as u32) << 16;
+    let right = vec![pack(1.0, -2.0), pack(0.0, 6.1e-5)];
+    let accepts = |found: Vec<u32>| compare(&right, &found, 2, Bound::HalfUlps(1)).is_ok();
+    assert!(accepts(vec![right[0] + 1, right[1]]), "one unit, low half");
+    assert!(accepts(vec![right[0] + 0x1_0000, right[1]]), "one unit, high half");
+    assert!(accepts(vec![right[0], right[1] | 0x8000]), "-0 is 0");
+    assert!(!accepts(vec![right[0] + 2, right[1]]), "two units");
+    assert!(!accepts(vec![right[0] ^ 0x8000, right[1]]), "a sign");
+    assert!(!accepts(vec![right[0] & 0xffff_0000 | 0x7e00, right[1]]), "NaN");
+    assert!(!accepts(vec![right[0].rotate_left(16), right[1]]), "swapped halves");
+}
+
+#[test]
+fn sums_may_be_reassociated_but_not_shortened() {
+    for cols in [8, 64, 896, 4864] {
+        let (a, b) = (noise(cols, 3, 1.0), noise(cols, 4, 1.0));
+        let products: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a * b).collect();
+        let exact: f64 = a.iter().zip(&b).map(|(a, b)| *a as f64 * *b as f64).sum();
+        // The bound of matvec, of a row whose largest value is 1 or more.
+        let bound = Bound::Relative(2e-6 * (cols as f64).sqrt());
+        let judge = |sum: f32| compare(&words(&[exact as f32, 1.0]), &words(&[sum, 1.0]), 2, bound);
+        let lanes = (0..8).map(|lane| products.iter().skip(lane).step_by(8).sum::<f32>()).sum();
+        for (what, sum) in [
+            ("forwards", products.iter().sum::<f32>()),
+            ("backwards", products.iter().rev().sum()),
+            ("in eight lanes", lanes),
+        ] {
+            assert!(judge(sum).is_ok(), "{cols} terms {what}: {:?}", judge(sum));
+        }
+        assert!(judge((exact - *products.last().expect("terms") as f64) as f32).is_err(), "{cols} terms less one");
+        assert!(judge((exact - products[cols / 2] as f64) as f32).is_err(), "{cols} terms less one in the middle");
+    }
+}
+
+/// A kernel's cases and the words the twin answers with, output by output.
+struct Expected(Vec<(Case, Vec<Vec<u32>>)>);
+
+impl Expected {
+    fn of(kernel: &str) -> Self {
+        let answer = |case: Case| {
+            let outputs = case.run(&devices()[0].burn);
+            let words = outputs.iter().map(|check| block_on(check.read()).expect("readable")).collect();
+            (case, words)
+        };
+        let cases: Vec<_> = cases::all().into_iter().filter(|c| c.kernel == kernel).map(answer).collect();
+        assert!(!cases.is_empty(), "{kernel} has no cases");
+        Self(cases)
+    }
+
+    /// How many of the cases notice the change, of how many.
+    fn noticed(&self, device: &ComputeDevice, replace: Option<(&'static str, String)>) -> (usize, usize) {
+        let replaced = replace.as_ref().map(|r| r.0);
+        let fails = |(case, expected): &&(Case, Vec<Vec<u32>>)| {
+            poison_outputs(true);
+            let found = case.run(&device.burn);
+            poison_outputs(false);
+            assert_eq!(found.len(), expected.len());
+            expected.iter().zip(&found).any(|(want, check)| {
+                let got = block_on(check.read()).expect("readable");
+                compare(want, &got, check.row, check.bound).is_err()
+            })
+        };
+        let (failed, launches) = hooks::with(replace, || self.0.iter().filter(fails).count());
+        if let Some(replaced) = replaced {
+            assert!(launches.iter().any(|l| l.variant.kernel == replaced), "{replaced} was not launched");
+        }
+        (failed, self.0.len())
+    }
+}
+
+/// `shader`'s text with `from` replaced.
+#[track_caller]
+fn mutant(shader: &'static str, from: &str, to: &str) -> Option<(&'static str, String)> {
+    let text = variants().into_iter().find(|v| v.kernel == shader).expect("listed").text;
+    assert!(text.contains(from), "{from:?} is not in {shader}.wgsl any more");
+    Some((shader, text.replace(from, to)))
+}
+
+/// (kernel whose cases run, shader, what, from, to, the least number of cases that must notice)
+type Mutant = (&'static str, &'static str, &'static str, &'static str, &'static str, usize);
+
+const WRONG: &[Mutant] = &[
+    ("matvec", "matvec", "drops the last term", "q < quads;", "q + 1u < quads;", 21),
+    (
+        "matvec",
+        "matvec",
+        "drops the bias",
+        "if (HAS_BIAS != 0u) { y += bias[at]; }",
+        "if (HAS_BIAS != 0u) { y += 0.0 * bias[at]; }",
+        9,
+    ),
+    ("matvec", "matvec", "takes the next row", "row * quads + q", "(row + 1u) * quads + q", 15),
+    ("matvec", "matvec", "ignores the shard's first row", "let at = info.row0 + row;", "let at = row;", 9),
+    (
+        "matvec",
+        "matvec",
+        "writes nothing",
+        "row >= info.rows) { return; }",
+        "row >= info.rows || info.cols > 0u) { return; }",
+        21,
+    ),
+    (
+        "matvec",
+        "matvec",
+        "writes one row too many",
+        "if (lane != 0u || row >= info.rows)",
+        "if (lane != 0u || row > info.rows)",
+        3,
+    ),
+    ("matvec", "matvec", "the first vector for all", "x[i * xs + ", "x[0u * i + ", 9),
+    (
+        "matvec",
+        "matvec",
+        "adds instead of storing",
+        "if (MODE == 0u) {\n            out[i * info.out_stride + at] = y;",
+        "if (MODE == 0u) {\n            out[i * info.out_stride + at] += y;",
+        9,
+    ),
+    (
+        "matvec",
+        "matvec",
+        "gate and up exchanged",
+        "silu(y) * part[i * THREADS + thread + LANES]",
+        "y * silu(part[i * THREADS + thread + LANES])",
+        6,
+    ),
+    ("matmul", "matmul", "drops the last term of a tile", "k < TILE_K; k++", "k < TILE_K - 1u; k++", 12),
+    ("matmul", "matmul", "skips the last tile", "k0 < info.cols;", "k0 + TILE_K < info.cols;", 15),
+    ("matmul", "matmul", "writes nothing", "if (row >= info.rows) { continue; }", "if (row >= 0u) { continue; }", 15),
+    ("rms_norm", "rms_norm", "forgets eps", "+ info.eps)", "+ 0.0 * info.eps)", 1),
+    (
+        "rms_norm",
+        "rms_norm",
+        "sums one value less",
+        "c < info.cols; c += THREADS) {\n            let v",
+        "c + 1u < info.cols; c += THREADS) {\n            let v",
+        4,
+    ),
+    ("rms_norm", "rms_norm", "ignores the first row", "(info.first + row)", "(row + 0u * info.first)", 2),
+    ("rope_append", "rope_append", "turns the other way", "b * cosines + a * sines", "b * cosines - a * sines", 6),
+    (
+        "rope_append",
+        "rope_append",
+        "slot for position",
+        "state[seq * SEQ + SEQ_POSITION] + offset",
+        "state[entry + ROW_LEN] + offset",
+        6,
+    ),
+    (
+        "rope_append",
+        "rope_append",
+        "one slot too far",
+        "state[entry + ROW_LEN] + offset;",
+        "state[entry + ROW_LEN] + offset + 1u;",
+        6,
+    ),
+    (
+        "rope_append",
+        "rope_append",
+        "writes beyond the capacity",
+        "if (slot >= cap) { return; }",
+        "if (slot > cap + 100000u) { return; }",
+        2,
+    ),
+    (
+        "attention",
+        "attention",
+        "sees one slot too many",
+        "length + row_of % info.chunk + 1u",
+        "length + row_of % info.chunk + 2u",
+        8,
+    ),
+    (
+        "attention",
+        "attention",
+        "sees one slot too few",
+        "length + row_of % info.chunk + 1u",
+        "length + row_of % info.chunk",
+        8,
+    ),
+    (
+        "attention",
+        "attention",
+        "no causal mask",
+        "let visible = base + s < length",
+        "let visible = base + s < 100000u + length",
+        8,
+    ),
+    (
+        "attention",
+        "attention",
+        "another KV head",
+        "let kv_head = first_head / (info.heads / info.kv_heads);",
+        "let kv_head = info.kv_heads - 1u - first_head / (info.heads / info.kv_heads);",
+        6,
+    ),
+    (
+        "attention",
+        "attention",
+        "two query heads exchanged",
+        "let query = row * info.heads + head;",
+        "let query = row * info.heads + (head ^ 1u) % info.heads;",
+        8,
+    ),
+    ("attention", "attention", "forgets to shrink", "acc[j] *= shrink[j];", "acc[j] *= 1.0;", 1),
+    ("attention", "attention", "no scale", "+ e % (D / 4u)] * info.scale", "+ e % (D / 4u)]", 16),
+    (
+        "attention",
+        "attention_combine",
+        "drops the last split",
+        "s < splits; s++) {\n            let at",
+        "s + 1u < splits; s++) {\n            let at",
+        4,
+    ),
+    (
+        "attention_row",
+        "attention_row",
+        "two heads exchanged",
+        "out[(first + j) * info.slots + slot] = weight;",
+        "out[(first + (j + 1u) % G) * info.slots + slot] = weight;",
+        2,
+    ),
+    (
+        "attention_row",
+        "attention_row",
+        "KV heads exchanged",
+        "weigh(kv_head, slot, state[entry + ROW_BASE] + kv_head * cap + slot)",
+        "weigh(kv_head, slot, state[entry + ROW_BASE] + (info.kv_heads - 1u - kv_head) * cap + slot)",
+        8,
+    ),
+    (
+        "attention_row",
+        "attention_row",
+        "one slot too far",
+        "kv_head * cap + slot)",
+        "kv_head * cap + min(slot + 1u, cap - 1u))",
+        12,
+    ),
+    ("attention_row", "attention_row", "not normalised", "exp(dots[j] - lse[", "exp(dots[j] - 0.0 * lse[", 18),
+    ("attention_row", "attention_row", "a sum for a mean", "sum / f32(G)", "sum", 4),
+    ("attention_row", "attention_row", "another row", "info.row * heads +", "0u * info.row * heads +", 8),
+    (
+        "cache_gather",
+        "cache_gather",
+        "off by one",
+        "let source = moves[m] + plane * old_cap + slot;",
+        "let source = moves[m] + plane * old_cap + min(slot + 1u, old_cap - 1u);",
+        4,
+    ),
+    (
+        "cache_gather",
+        "cache_gather",
+        "ignores the kept set",
+        "let source = moves[m] + plane * old_cap + slot;",
+        "let source = moves[m] + plane * old_cap + i + 0u * slot;",
+        3,
+    ),
+    (
+        "cache_gather",
+        "cache_gather",
+        "one set for all heads",
+        "head * moves[m + 6u] + i",
+        "0u * head * moves[m + 6u] + i",
+        1,
+    ),
+    ("cache_gather", "cache_gather", "drops the last row", "i >= moves[m + 4u]", "i + 1u >= moves[m + 4u]", 4),
+    ("cache_gather", "cache_gather", "writes nothing", "if (seq >= info.seqs ||", "if (seq >= 0u ||", 4),
+    (
+        "embed",
+        "embed",
+        "the next id",
+        "info.id_offset + i * info.id_stride",
+        "info.id_offset + ((i + 1u) % info.n) * info.id_stride",
+        6,
+    ),
+    (
+        "embed",
+        "embed",
+        "junk for unknown ids",
+        "let bits = select(0u, table[at], inside);",
+        "let bits = table[at] | 1u;",
+        3,
+    ),
+    (
+        "sample",
+        "sample",
+        "the highest id among equals",
+        "v == best[thread] && i < arg[thread]",
+        "v == best[thread] && i > arg[thread]",
+        2,
+    ),
+    (
+        "sample",
+        "sample",
+        "misses what is not finite",
+        "if (not_finite(v)) { bad = 1u; }",
+        "if (v != v && v == v) { bad = 1u; }",
+        2,
+    ),
+    (
+        "sample",
+        "sample",
+        "advances the inactive",
+        "if (state[header + SEQ_ACTIVE] == 0u) { return; }",
+        "if (state[header + SEQ_ACTIVE] == 7u) { return; }",
+        14,
+    ),
+    ("sample", "sample", "forgets a length", "layer < info.layers;", "layer + 1u < info.layers;", 7),
+    ("sample", "sample", "an older ring entry", "ring + step % info.ring", "ring + (step + 1u) % info.ring", 14),
+];
+
+#[test]
+fn changed_kernels_are_noticed() {
+    let _one = serial();
+    let Some(device) = gpu() else { return };
+    let mut expected = std::collections::BTreeMap::new();
+    for kernel in WRONG.iter().map(|m| m.0) {
+        expected.entry(kernel).or_insert_with(|| Expected::of(kernel));
+    }
+    for (kernel, cases) in &expected {
+        let (failed, of) = cases.noticed(device, None);
+        assert_eq!(failed, 0, "{kernel} as it is: {failed} of {of} cases fail");
+    }
+    let mut missed = Vec::new();
+    for (kernel, shader, what, from, to, least) in WRONG {
+        let began = std::time::Instant::now();
+        let (failed, of) = expected[kernel].noticed(device, mutant(shader, from, to));
+        println!("{shader} {what}: {failed} of {of} cases notice ({:.1} s)", began.elapsed().as_secs_f64());
+        if failed < *least {
+            missed.push(format!("{shader} {what}: {failed} of {of} cases notice, {least} must"));
+        }
+    }
+    println!("{} mutants on {}", WRONG.len(), device.info.name);
+    assert!(missed.is_empty(), "{missed:#?}");
+}
+
+/// Sums in another order, and arithmetic that is equivalent: all must pass.
+#[test]
+fn reassociated_kernels_pass() {
+    let _one = serial();
+    let Some(device) = gpu() else { return };
+    let equivalent = [
+        (
+            "matvec",
+            "matvec",
+            "each lane takes a run of its own",
+            "for (var q = lane; q < quads; q += LANES) {",
+            "let run = (quads + LANES - 1u) / LANES;\n for (var q = lane * run; q < min(quads, (lane + 1u) * run); q++) {",
+        ),
+        (
+            "matvec",
+            "matvec",
+            "backwards",
+            "for (var q = lane; q < quads; q += LANES) {",
+            "for (var z = lane; z < quads; z += LANES) { let q = quads - 1u - z;",
+        ),
+        (
+            "matmul",
+            "matmul",
+            "backwards within a tile",
+            "let at = k * TILE_ROWS + tr;",
+            "let at = (TILE_K - 1u - k) * TILE_ROWS + tr;",
+        ),
+        ("rms_norm", "rms_norm", "backwards", "let v = x[at + c];", "let v = x[at + info.cols - 1u - c];"),
+    ];
+    for (kernel, shader, what, from, to) in equivalent {
+        let mut replace = mutant(shader, from, to);
+        if shader == "matmul" {
+            let text = &mut replace.as_mut().expect("just made").1;
+            *text = text.replace("let column = k * TILE_N + tn;", "let column = (TILE_K - 1u - k) * TILE_N + tn;");
+        }
+        let (failed, of) = Expected::of(kernel).noticed(device, replace);
+        assert_eq!(failed, 0, "{shader} {what}: {failed} of {of} cases fail");
+        println!("{shader} {what}: all {of} cases pass");
+    }
+}
