@@ -79,6 +79,22 @@ impl DeviceInfo {
         format!("{} ({})", self.name, parts.join(", "))
     }
 
+    /// With what the browser tells of the adapter: wgpu leaves that out, and most browsers have no more than this.
+    #[cfg(target_family = "wasm")]
+    fn named_by(mut self, device: &wgpu::Device) -> Self {
+        let get = |of: &js_sys::wasm_bindgen::JsValue, key: &str| js_sys::Reflect::get(of, &key.into()).ok();
+        let Some(info) = device.as_webgpu().and_then(|d| get(d.as_ref(), "adapterInfo")) else { return self };
+        let parts = ["vendor", "architecture", "device", "description"].map(|key| get(&info, key)?.as_string());
+        let parts: Vec<String> = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect();
+        if !parts.is_empty() {
+            self.name = parts.join(" ");
+        }
+        if self.name.contains("swiftshader") {
+            self.kind = "software".into();
+        }
+        self
+    }
+
     /// Best first. OpenGL comes after the APIs made for compute.
     fn rank(&self) -> (usize, bool) {
         let kinds = ["discrete", "integrated", "virtual", "unknown", "software"];
@@ -194,6 +210,8 @@ impl ComputeDevice {
             ..Default::default()
         };
         let (device, queue) = adapter.request_device(&descriptor).await.map_err(|e| failed(&e))?;
+        #[cfg(target_family = "wasm")]
+        let named = info.clone().named_by(&device);
         let backend = adapter.get_info().backend;
         let setup = WgpuSetup { instance, adapter, device, queue, backend };
         let mut options = Device::wgpu_options().setup(setup).tasks_max(512);
@@ -201,6 +219,8 @@ impl ComputeDevice {
             options = options.memory_config(MemoryConfiguration::ExclusivePages);
         }
         let burn = options.init().map_err(|e| failed(&e))?;
+        #[cfg(target_family = "wasm")]
+        let info = named;
         let lanes = if info.kind == "software" { 8 } else { 32 };
         Ok(Self { burn, info, lanes })
     }

@@ -21,8 +21,18 @@ use crate::policy::{POLICIES, Role};
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result, builtin, conformance as suite};
 
+unsafe extern "C" {
+    /// The linker's: runs the constructors of statics, with which cubecl registers its operations.
+    fn __wasm_call_ctors();
+}
+
 #[wasm_bindgen(start)]
 fn start() {
+    // SAFETY: the linker defines it with this signature; this is the module's first code to run, and it runs once.
+    //
+    // Without a call to it somewhere, the linker takes the module for a command, which ends after one call, and has *every*
+    // call from JavaScript run all constructors first: hundreds, a hundred times a token.
+    unsafe { __wasm_call_ctors() };
     console_error_panic_hook::set_once();
     // cubecl only logs a shader that the browser refuses: the console is where that shows.
     console_log::init_with_level(log::Level::Warn).ok();
@@ -104,7 +114,7 @@ impl Secateur {
 
     /// Loads the model that comes with secateur.
     pub async fn builtin(options: String) -> Result<Secateur, JsError> {
-        let load = async { Secateur::from_source(&builtin::source(), parse(&options)?, "built-in model").await };
+        let load = async { Secateur::from_source(&builtin::source(), parse(&options)?, builtin::NAME).await };
         load.await.map_err(|e| rejection(&e))
     }
 
