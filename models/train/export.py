@@ -51,10 +51,11 @@ def main():
     generation = {"do_sample": False, "eos_token_id": end, "pad_token_id": end, "max_new_tokens": 700}
     (out / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     hf = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
-    hf_tok = AutoTokenizer.from_pretrained(out)
+    # Not AutoTokenizer: transformers 5 replaces any qwen2 tokenizer by its own splitting, whatever tokenizer.json says.
+    hf_tok = PreTrainedTokenizerFast.from_pretrained(out)
     ours = load(out)
     golden, worst = [], 0.0
     for p in task.split("normal", args.golden):

@@ -87,7 +87,7 @@ def main(folder):
     tok = build()
     tok.save(str(folder / "tokenizer.json"))
     config = {
-        "tokenizer_class": "LlamaTokenizerFast",  # as in R1-Distill-Qwen: the file is taken as it is
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": False,
         "bos_token": None,
         "eos_token": "<|end|>",
