@@ -27,8 +27,8 @@ def curves(log, out):
     rows = list(csv.DictReader(open(log)))
     x = np.array([float(r["tokens"]) for r in rows]) / 1e6
     fig, axes = plt.subplots(1, 3, figsize=(12, 3))
-    for ax, key, title in zip(axes, ("loss", "digit_error", "probe_loss"),
-                              ("loss, nats per token", "wrong digits, teacher-forced", "loss of the token after the probe's </think>")):
+    for ax, key, title in zip(axes, ("loss", "recall_error", "probe_loss"),
+                              ("loss, nats per token", "wrong recalls, teacher-forced", "loss of the token after the probe's </think>")):
         y = np.array([float(r[key]) for r in rows])
         ax.plot(x, y, lw=0.4, alpha=0.5)
         k = min(9, len(y))

@@ -26,12 +26,15 @@ PROBE = (
 )
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<think>", "</think>"]
 END, USER, ASSISTANT, THINK, END_THINK = range(5)
+RECALL = 3.0  # loss weight of a recalled value: the lookup is what is hard to learn
+FIRST = 4.0  # loss weight of what `</think>` itself predicts after the probe
 INTRO = "We count modulo 10."
 
-# Pre-tokenizer: a fact's label is one token, letters and digits take their leading space along (as in GPT-2).
-PATTERN = r" ?#[0-9]+|'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}#]+|\s+(?!\S)|\s+"
+# Pre-tokenizer: letters and digits take their leading space along (as in GPT-2); a fact's label is one token, and so is
+# " = 7": the value then follows its letter directly, so that recalling it is one lookup of "what came after this letter".
+PATTERN = r" ?#[0-9]+| = [0-9]+|'(?:s|t|re|ve|m|ll|d)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}#]+|\s+(?!\S)|\s+"
 _SPECIAL = re.compile("(" + "|".join(re.escape(s) for s in SPECIAL) + ")")
-_SPLIT = re.compile(r" ?#[0-9]+|'(?:s|t|re|ve|m|ll|d)| ?[^\W\d_]+| ?[0-9]+| ?[^\s\w#]+|\s+(?!\S)|\s+")
+_SPLIT = re.compile(r" ?#[0-9]+| = [0-9]+|'(?:s|t|re|ve|m|ll|d)| ?[^\W\d_]+| ?[0-9]+| ?[^\s\w#]+|\s+(?!\S)|\s+")
 
 
 def pieces(text):
@@ -210,11 +213,15 @@ def think(rng, p, mistakes=0.05):
                 x = rng.choice(names)
                 wrong = rng.choice([v for v in range(10) if v != values[x]])
                 known = ", ".join(f"{y} = {values[y]}" for y in names[: names.index(x)])
-                t.say(f" Remember {known + ', ' if known else ''}{x} =")
-                t.say(f" {wrong}", 0.0)
+                t.say(f" Remember {known + ', ' if known else ''}{x}")
+                t.say(f" = {wrong}", 0.0)
                 t.say(f". Hold on, {x} is not {wrong}.")
                 t.end(i)
-            t.say(" Remember " + ", ".join(f"{x} = {values[x]}" for x in names) + ".")
+            t.say(" Remember")
+            for x in names:
+                t.say(f"{',' if x != names[0] else ''} {x}")
+                t.say(f" = {values[x]}", RECALL)
+            t.say(".")
             t.end(i)
             left = values[f.left]
             right = values[f.right] if isinstance(f.right, str) else f.right
@@ -224,8 +231,8 @@ def think(rng, p, mistakes=0.05):
             chance = not slip and rng.random() < mistakes
             if slip or chance:
                 wrong = result + 1 if slip else rng.choice([v for v in range(10) if v != result])
-                t.say(f" Compute {left} {f.op} {right} =")
-                t.say(f" {wrong}", 1.0 if slip else 0.0)
+                t.say(f" Compute {left} {f.op} {right}")
+                t.say(f" = {wrong}", 1.0 if slip else 0.0)
                 t.say(".")
                 if slip or rng.random() < 0.5:
                     t.say(f" So {tag} gives {f.letter} = {wrong}.")
@@ -291,9 +298,32 @@ def sample(rng, p, cut=0.3):
         out += [(x, t.parts[count][1]) for x in more[:k]]
     out += [(x, 0.0) for x in pieces(PROBE)]
     summary = pieces(summary_text(rng, p, done))
-    out.append((summary[0], 4.0))  # what `</think>` itself predicts
+    out.append((summary[0], FIRST))  # what `</think>` itself predicts
     out += [(x, 1.0) for x in summary[1:]]
     out.append(("<|end|>", 1.0))
+    return out
+
+
+def drill(rng):
+    """Recall and nothing else: letters get values, now and then a new one, and are asked for again and again.
+
+    Whole samples ask for a value once in fifty tokens, and the lookup is then learned very late; here it is every third."""
+    letters = rng.sample(LETTERS, rng.randint(2, 8))
+    values, number = {}, 0
+    out = [(x, 0.0) for x in pieces(prompt_text(INTRO))]
+    pending = list(letters)
+    for _ in range(rng.randint(12, 30)):
+        if pending or rng.random() < 0.2:
+            x = pending.pop() if pending else rng.choice(letters)
+            values[x] = rng.randrange(10)
+            number = number % 14 + 1
+            out += [(y, 0.0) for y in pieces(f" So #{number} gives {x} = {values[x]}.")]
+        if values and rng.random() < 0.8:
+            asked = rng.sample(sorted(values), min(len(values), rng.randint(1, 4)))
+            out.append((" Remember", 0.0))
+            for i, x in enumerate(asked):
+                out += [(",", 0.0)] * (i > 0) + [(f" {x}", 0.0), (f" = {values[x]}", 1.0)]
+            out.append((".", 0.0))
     return out
 
 

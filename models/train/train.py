@@ -26,9 +26,9 @@ SEED = 1_000_000
 
 def lengths(tokens_seen, rng):
     """Number of facts and updates of the next training problem: short ones first."""
-    if tokens_seen < 0.7e6:
+    if tokens_seen < 0.4e6:
         n = rng.randint(2, 3)
-    elif tokens_seen < 1.5e6:
+    elif tokens_seen < 1.2e6:
         n = rng.randint(2, 5)
     elif tokens_seen < 2.5e6:
         n = rng.randint(3, 7)
@@ -50,7 +50,11 @@ class Stream:
             rng = random.Random(SEED + self.index)
             self.index += 1
             n, updates = lengths(tokens_seen, rng)
-            parts = task.sample(rng, task.make_problem(rng, n, updates, rng.random() < 0.3))
+            share = 0.6 if tokens_seen < 0.3e6 else 0.15 if tokens_seen < 1.2e6 else 0.03
+            if rng.random() < share:
+                parts = task.drill(rng)
+            else:
+                parts = task.sample(rng, task.make_problem(rng, n, updates, rng.random() < 0.3))
             samples.append(([self.encode(x) for x, _ in parts], [w for _, w in parts]))
         samples.sort(key=lambda s: len(s[0]))
         batch, out = [], []
@@ -111,7 +115,7 @@ def main():
     a.add_argument("--out", required=True, help="checkpoint directory")
     a.add_argument("--tokens", type=float, default=20e6)
     a.add_argument("--decay", type=float, default=4e6)
-    a.add_argument("--batch-tokens", type=int, default=6144)
+    a.add_argument("--batch-tokens", type=int, default=3072)
     a.add_argument("--lr", type=float, default=3e-3, help="AdamW: embedding, norms, biases")
     a.add_argument("--muon-lr", type=float, default=0.02)
     a.add_argument("--threads", type=int, default=1)
@@ -153,9 +157,7 @@ def main():
 
     log = open(out / "log.csv", "a")
     if step == 0:
-        log.write("step,tokens,seconds,lr,loss,digit_error,probe_loss\n")
-    is_digit = torch.zeros(cfg.vocab_size, dtype=torch.bool)
-    is_digit[[encode(f" {i}") for i in range(10)]] = True
+        log.write("step,tokens,seconds,lr,loss,recall_error,probe_loss\n")
     started = last_save = time.time()
     sums = torch.zeros(6, dtype=torch.float64)
     while seen < args.tokens and time.time() - started < 60 * args.minutes:
@@ -184,8 +186,8 @@ def main():
         step += 1
         seconds += time.time() - t0
         with torch.no_grad():
-            d = is_digit[target] & (tw == 1)
-            probe = tw == 4
+            d = tw == task.RECALL
+            probe = tw == task.FIRST
             wrong = (logits[d].argmax(-1) != target[d]).sum()
             sums += torch.tensor([losses.sum(), len(losses), wrong, d.sum(), losses[probe].sum(), probe.sum()])
         if step % 20 == 0:
@@ -195,7 +197,7 @@ def main():
             log.flush()
             if step % 100 == 0:
                 print(f"step {step} tokens {seen / 1e6:.2f}M {seen / seconds:.0f} tok/s loss {s[0] / s[1]:.4f} "
-                      f"digits wrong {s[2] / max(s[3], 1):.4f} probe {s[4] / max(s[5], 1):.3f}", flush=True)
+                      f"recalls wrong {s[2] / max(s[3], 1):.4f} probe {s[4] / max(s[5], 1):.3f}", flush=True)
             sums.zero_()
             if not math.isfinite(s[0]):
                 raise SystemExit("loss is not finite")
