@@ -112,7 +112,7 @@ class Qwen2(nn.Module):
         self.config, self.model = c, Inner(c)
         for name, p in self.named_parameters():
             if p.ndim == 2:
-                std = 0.02 if "embed" in name else 1 / math.sqrt(p.shape[1])
+                std = 0.1 if "embed" in name else 1 / math.sqrt(p.shape[1])
                 if "o_proj" in name or "down_proj" in name:
                     std /= math.sqrt(2 * c.num_hidden_layers)
                 nn.init.normal_(p, std=std)

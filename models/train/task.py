@@ -309,20 +309,25 @@ def drill(rng):
 
     Whole samples ask for a value once in fifty tokens, and the lookup is then learned very late; here it is every third."""
     letters = rng.sample(LETTERS, rng.randint(2, 8))
-    values, number = {}, 0
+    values, told = {}, {}
     out = [(x, 0.0) for x in pieces(prompt_text(INTRO))]
     pending = list(letters)
     for _ in range(rng.randint(12, 30)):
-        if pending or rng.random() < 0.2:
+        if pending or (len(told) < 14 and rng.random() < 0.2):
             x = pending.pop() if pending else rng.choice(letters)
-            values[x] = rng.randrange(10)
-            number = number % 14 + 1
-            out += [(y, 0.0) for y in pieces(f" So #{number} gives {x} = {values[x]}.")]
-        if values and rng.random() < 0.8:
+            told = {k: y for k, y in told.items() if y != x}
+            number = rng.choice([k for k in range(1, 15) if k not in told])
+            values[x], told[number] = rng.randrange(10), x
+            out += [(" So", 0.0), (f" #{number}", 0.0), (" gives", 1.0), (f" {x}", 0.2), (f" = {values[x]}", 0.2), (".", 1.0)]
+        elif rng.random() < 0.5:
+            number = rng.choice(sorted(told))
+            x = told[number]
+            out += [(" Now", 0.0), (f" #{number}", 0.0), (" gives", 1.0), (f" {x}", 1.0), (f" = {values[x]}", 1.0), (".", 1.0)]
+        if rng.random() < 0.7:
             asked = rng.sample(sorted(values), min(len(values), rng.randint(1, 4)))
             out.append((" Remember", 0.0))
             for i, x in enumerate(asked):
-                out += [(",", 0.0)] * (i > 0) + [(f" {x}", 0.0), (f" = {values[x]}", 1.0)]
+                out += [(",", 0.0)] * (i > 0) + [(f" {x}", 0.2), (f" = {values[x]}", 1.0)]
             out.append((".", 0.0))
     return out
 

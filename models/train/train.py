@@ -50,7 +50,7 @@ class Stream:
             rng = random.Random(SEED + self.index)
             self.index += 1
             n, updates = lengths(tokens_seen, rng)
-            share = 0.6 if tokens_seen < 0.3e6 else 0.15 if tokens_seen < 1.2e6 else 0.03
+            share = 0.4 if tokens_seen < 0.3e6 else 0.1 if tokens_seen < 1.2e6 else 0.02
             if rng.random() < share:
                 parts = task.drill(rng)
             else:
@@ -116,7 +116,7 @@ def main():
     a.add_argument("--tokens", type=float, default=20e6)
     a.add_argument("--decay", type=float, default=4e6)
     a.add_argument("--batch-tokens", type=int, default=3072)
-    a.add_argument("--lr", type=float, default=3e-3, help="AdamW: embedding, norms, biases")
+    a.add_argument("--lr", type=float, default=1.5e-3, help="AdamW: embedding, norms, biases")
     a.add_argument("--muon-lr", type=float, default=0.02)
     a.add_argument("--threads", type=int, default=1)
     a.add_argument("--minutes", type=float, default=1e9, help="stop (with a checkpoint) after this long")
