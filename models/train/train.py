@@ -26,9 +26,9 @@ SEED = 1_000_000
 
 def lengths(tokens_seen, rng):
     """Number of facts and updates of the next training problem: short ones first."""
-    if tokens_seen < 0.4e6:
+    if tokens_seen < 0.8e6:
         n = rng.randint(2, 3)
-    elif tokens_seen < 1.2e6:
+    elif tokens_seen < 1.6e6:
         n = rng.randint(2, 5)
     elif tokens_seen < 2.5e6:
         n = rng.randint(3, 7)
@@ -50,7 +50,7 @@ class Stream:
             rng = random.Random(SEED + self.index)
             self.index += 1
             n, updates = lengths(tokens_seen, rng)
-            share = 0.4 if tokens_seen < 0.3e6 else 0.1 if tokens_seen < 1.2e6 else 0.02
+            share = 1.0 if tokens_seen < 0.5e6 else 0.3 if tokens_seen < 1.5e6 else 0.1 if tokens_seen < 3e6 else 0.03
             if rng.random() < share:
                 parts = task.drill(rng)
             else:
