@@ -1,0 +1,86 @@
+"""Curves of the training and maps of `</think>`'s attention.
+
+    python figures.py curves LOG.csv OUT.svg
+    python figures.py maps --model DIR --split hard OUT.svg
+"""
+
+import argparse
+import csv
+import sys
+
+import matplotlib
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+import policies
+import task
+from evaluate import Runner, load
+from steps import segment, spans
+
+matplotlib.rcParams["svg.hashsalt"] = "secateur"
+
+
+def curves(log, out):
+    rows = list(csv.DictReader(open(log)))
+    x = np.array([float(r["tokens"]) for r in rows]) / 1e6
+    fig, axes = plt.subplots(1, 3, figsize=(12, 3))
+    for ax, key, title in zip(axes, ("loss", "recall_error", "probe_loss"),
+                              ("loss, nats per token", "wrong recalls, teacher-forced", "loss of the token after the probe's </think>")):
+        y = np.array([float(r[key]) for r in rows])
+        ax.plot(x, y, lw=0.4, alpha=0.5)
+        k = min(9, len(y))
+        ax.plot(x[k - 1 :], np.convolve(y, np.ones(k) / k, "valid"), lw=1.2)
+        ax.set_yscale("log")
+        ax.set_xlabel("million tokens")
+        ax.set_title(title, fontsize=9)
+        ax.grid(alpha=0.3)
+    fig.tight_layout()
+    fig.savefig(out, metadata={"Date": None})
+
+
+def maps(model, split, out, count=60):
+    torch.set_num_threads(1)
+    runner = Runner(load(model))
+    problems = task.split(split, count)
+    seen = {}
+
+    def on_probe(problem, number, pieces, cached, rows):
+        seen[number] = (pieces, rows)  # the last probe of each trace stays
+
+    results = runner.run(problems, "think-clearly", 1.0, on_probe=on_probe)
+    right = next(r["problem"] for r in results if r["correct"] and r["problem"] in seen)
+    wrong = next((r["problem"] for r in results if not r["correct"] and r["problem"] in seen), None)
+    shown = [(n, t) for n, t in ((right, "right"), (wrong, "wrong")) if n is not None]
+    fig, axes = plt.subplots(len(shown), 1, figsize=(14, 5 * len(shown)), squeeze=False)
+    for ax, (n, title) in zip(axes[:, 0], shown):
+        pieces, rows = seen[n]
+        step_spans = spans(segment(pieces))
+        _, needed = policies.oracle_keys(problems[n], pieces, step_spans)
+        grid = np.stack([rows[:, :, a:b].mean(-1).reshape(-1) for a, b in step_spans], 1)
+        grid = grid / grid.max(1, keepdims=True)
+        ax.imshow(grid, aspect="auto", cmap="magma")
+        heads = rows.shape[1]
+        ax.set_yticks(range(len(grid)), [f"layer {i // heads} head {i % heads}" for i in range(len(grid))], fontsize=6)
+        labels = ["".join(pieces[a:b]).strip() for a, b in step_spans]
+        ax.set_xticks(range(len(labels)), [("● " if i in needed else "") + x[:34] for i, x in enumerate(labels)],
+                      rotation=60, ha="right", fontsize=6)
+        ax.set_title(f"{title}: problem {n} of the {split} split, last probe; each head's row over its own maximum; "
+                     "● = a value still needed", fontsize=8)
+    fig.tight_layout()
+    fig.savefig(out, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "curves":
+        curves(*sys.argv[2:4])
+    else:
+        a = argparse.ArgumentParser()
+        a.add_argument("what")
+        a.add_argument("out")
+        a.add_argument("--model", required=True)
+        a.add_argument("--split", default="hard")
+        args = a.parse_args()
+        maps(args.model, args.split, args.out)

@@ -1,0 +1,104 @@
+"""python -m pytest models/train, or python test_reasoner.py"""
+
+import random
+
+import numpy as np
+import torch
+
+import policies
+import task
+import tokenizer
+from evaluate import Cache, Runner
+from model import Config, Qwen2
+from steps import segment, spans
+
+
+def tiny():
+    torch.manual_seed(1)
+    return Qwen2(Config(vocab_size=416)).eval()
+
+
+def test_steps_partition_and_boundaries():
+    pieces = ["Okay", ",", " Solve", " it", ".", " So", " it", " is", ".", " Hold", " on", ",", " So"]
+    assert segment(pieces) == [0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]  # the last "So" is undecided
+    assert spans(segment(pieces)) == [(0, 5), (5, 9), (9, 13)]
+    assert segment(["\n", "It", " is", " So", "."]) == [0, 0, 0, 1, 1]
+
+
+def test_problems_answer_themselves():
+    for name in task.SPLITS:
+        for p in task.split(name, 50):
+            values = {}
+            for f in p.facts[: p.last_fact() + 1]:
+                values[f.letter] = f.value(values)
+            assert values[p.target] == p.answer
+            text = "".join(x for x, _ in task.think(random.Random(0), p).parts)
+            assert text.endswith(f"Therefore {p.target} = {p.answer}.")
+            assert p.needed(0) == set() and p.needed(p.last_fact() + 1) == {p.target}
+
+
+def test_held_out_problems_are_not_in_the_training_stream():
+    held = {p.text for name in task.SPLITS for p in task.split(name, 1000)}
+    for i in range(2000):
+        rng = random.Random(1_000_000 + i)
+        assert task.make_problem(rng, rng.randint(6, 8), 1).text not in held
+
+
+def test_plan_holds_budget_window_and_current_step():
+    p = task.split("normal", 1)[0]
+    pieces = [x for text, _ in task.think(random.Random(0), p).parts for x in task.pieces(text)][:200]
+    for policy in policies.POLICIES[1:]:
+        heads = 8 if policy == "h2o" else 1
+        cached = np.ones((heads, 200), bool)
+        cached[:, 20:30] = False
+        scores = np.random.default_rng(0).random((heads, 200) if policy == "h2o" else 200)
+        keep = policies.plan(policy, 0.5, 16, pieces, cached, scores, np.random.default_rng(0), p)
+        assert (keep.sum(1) == 100).all(), policy
+        assert keep[:, -16:].all() and not (keep & ~cached).any(), policy
+
+
+def test_cached_forward_equals_plain_forward_and_mask_equals_removal():
+    m = tiny()
+    with torch.no_grad():
+        ids = torch.randint(0, 380, (1, 40))
+        plain = m(ids)
+        c = Cache(m, [ids[0, :25].tolist()], 40)
+        worst = (c.forward(c.first) - plain[:, 24]).abs().max()
+        for t in range(25, 40):
+            worst = max(worst, (c.forward(ids[:, t : t + 1]) - plain[:, t]).abs().max())
+        assert worst <= 1e-4
+        # ragged batch: a padded row gives the same logits
+        c2 = Cache(m, [ids[0, :25].tolist(), ids[0, :10].tolist()], 40)
+        l2 = c2.forward(c2.first)
+        assert (l2[0] - plain[0, 24]).abs().max() <= 1e-4 and (l2[1] - plain[0, 9]).abs().max() <= 1e-4
+        # the probe leaves no trace, and reads a row that sums to one
+        rows = []
+        before = c.k.clone()
+        c.forward(torch.randint(0, 380, (1, 30)), store=False, rows=rows)
+        assert torch.equal(before, c.k) and len(rows) == 4
+        assert all((r.sum(-1) - 1).abs().max() <= 1e-5 for r in rows)
+        # masking slots equals removing them, at the original positions
+        c.alive[:, :, :, 5:20] = False
+        masked = c.forward(ids[:, :1])
+        c.len = 40
+        keep = [i for i in range(40) if not 5 <= i < 20]
+        c.k[:, :, :, 5:20], c.v[:, :, :, 5:20] = 1e3, 1e3  # poison: must not be seen
+        assert torch.equal(masked, c.forward(ids[:, :1]))
+        assert len(keep) == 25
+
+
+def test_keeping_all_changes_nothing():
+    r = Runner(tiny(), max_tokens=90)
+    problems = task.split("normal", 3)
+    full = r.run(problems)
+    for policy in ("think-clearly", "h2o", "random"):
+        assert [x["ids"] for x in r.run(problems, policy, 1.0)] == [x["ids"] for x in full]
+    half = r.run(problems, "think-clearly", 0.5)
+    assert [x["kept"] for x in half] == [[20, 40]] * 3 or all(k[1] >= 40 for k in [x["kept"] for x in half])
+
+
+if __name__ == "__main__":
+    for name, f in list(globals().items()):
+        if name.startswith("test_"):
+            f()
+            print("ok", name)
