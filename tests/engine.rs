@@ -46,7 +46,7 @@ fn pruning_on_every_adapter_is_what_it_is_on_the_twins() {
         let mut expected: Option<RunResult> = None;
         let mut compared = 0;
         for device in common::devices() {
-            let result = run(&mut engine(&device, true), &prompt, &options);
+            let result = run(&mut engine(device, true), &prompt, &options);
             let trace = &result.trace;
             assert_eq!(trace.tokens.len(), 340, "{policy} on {}", device.info.line());
             assert!(trace.totals.evicted_tokens > 20, "{policy}: {} evicted", trace.totals.evicted_tokens);
@@ -82,7 +82,7 @@ fn probes_that_keep_all_change_no_id() {
         ..full.clone()
     };
     for device in common::devices() {
-        let mut engine = engine(&device, true);
+        let mut engine = engine(device, true);
         let (full, probed) = (run(&mut engine, &prompt, &full), run(&mut engine, &prompt, &probed));
         assert_eq!(probed.trace.probes.len(), 60 / 7);
         assert_eq!(ids(&full), ids(&probed), "{}", device.info.line());
@@ -115,7 +115,7 @@ fn ids_without_a_tokenizer() {
 #[test]
 fn a_stop_is_heard_while_the_prompt_is_forwarded() {
     let device = secateur::device::ComputeDevice::cpu();
-    let mut engine = engine(&device, true);
+    let mut engine = engine(device, true);
     let stop = engine.stop_flag();
     let long = Prompt::Ids((0..1500).map(|i| i % 300).collect());
     let options = RunOptions { max_new_tokens: 4, policy: "full".into(), ..RunOptions::default() };
