@@ -115,7 +115,7 @@ fn ids_without_a_tokenizer() {
 #[test]
 fn a_stop_is_heard_while_the_prompt_is_forwarded() {
     let device = secateur::device::ComputeDevice::cpu();
-    let mut engine = engine(device, true);
+    let mut engine = engine(&device, true);
     let stop = engine.stop_flag();
     let long = Prompt::Ids((0..1500).map(|i| i % 300).collect());
     let options = RunOptions { max_new_tokens: 4, policy: "full".into(), ..RunOptions::default() };
