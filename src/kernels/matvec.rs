@@ -52,8 +52,6 @@ pub struct LinearSpec {
 
 impl LinearSpec {
     pub(super) fn matvec_variant(&self) -> Variant {
-        // The pair of a gate is the next row of the same workgroup: with 64 lanes there is none.
-        assert!(self.mode != Mode::SwiGlu || self.lanes < 64, "SwiGLU needs two rows a workgroup");
         let constants = vec![
             ("THREADS", 64),
             ("DTYPE", self.words.code()),
@@ -66,6 +64,8 @@ impl LinearSpec {
     }
 
     pub(super) fn matvec_groups(&self) -> [usize; 3] {
+        // The pair of a gate is the next row of the same workgroup: with 64 lanes there is none.
+        assert!(self.mode != Mode::SwiGlu || self.lanes < 64, "SwiGLU needs two rows a workgroup");
         grid(self.rows.div_ceil((64 / self.lanes) as usize))
     }
 
