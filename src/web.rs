@@ -100,7 +100,7 @@ fn parse<'a, T: Deserialize<'a>>(options: &'a str) -> Result<T> {
 pub struct Secateur {
     /// Empty while a run is under way: `stop` and `info` must work meanwhile.
     engine: Rc<RefCell<Option<Engine>>>,
-    info: String,
+    info: serde_json::Value,
     stop: Arc<AtomicBool>,
 }
 
@@ -115,12 +115,19 @@ impl Secateur {
     /// Loads the model that comes with secateur.
     pub async fn builtin(options: String) -> Result<Secateur, JsError> {
         let load = async { Secateur::from_source(&builtin::source(), parse(&options)?, builtin::NAME).await };
-        load.await.map_err(|e| rejection(&e))
+        let mut loaded = load.await.map_err(|e| rejection(&e))?;
+        loaded.info["suggested"] = json!({
+            "prompt": builtin::EXAMPLE,
+            "probe_every": builtin::PROBE_EVERY,
+            "window": builtin::WINDOW,
+        });
+        Ok(loaded)
     }
 
-    /// `{model, adapter, backend, policies}`.
+    /// `{model, adapter, backend, policies, suggested}`. `suggested` holds options of `run` that suit this model; it is
+    /// `{}` unless secateur knows better than its general defaults.
     pub fn info(&self) -> String {
-        self.info.clone()
+        self.info.to_string()
     }
 
     /// Generates. `on_event` is called with the events `start`, `token`, `probe` and `done`, each JSON text:
@@ -171,9 +178,10 @@ impl Secateur {
             "adapter": device.info.name,
             "backend": device.info.backend,
             "policies": POLICIES.iter().map(|p| p.name).collect::<Vec<_>>(),
+            "suggested": {},
         });
         let stop = engine.stop_flag();
-        Ok(Self { engine: Rc::new(RefCell::new(Some(engine))), info: info.to_string(), stop })
+        Ok(Self { engine: Rc::new(RefCell::new(Some(engine))), info, stop })
     }
 }
 

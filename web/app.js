@@ -11,6 +11,8 @@ let run;
 let waiting = [];
 /** Start was pressed before there was a model. */
 let startOnceLoaded = false;
+/** What the model in use suggests for the controls. */
+let suggested = {};
 
 const NO_MODEL = 'No model is loaded: Start will use the built-in one.';
 const mega = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 100 * 2 ** 20 ? 1 : 0)} MiB`;
@@ -63,6 +65,7 @@ const handlers = {
     document.body.dataset.model = 'loaded';
     $('model').textContent = [info.model, info.adapter, info.backend].filter(Boolean).join(' · ');
     if (info.policies) showPolicies(info.policies);
+    suggest(info.suggested ?? {});
     setState('loaded');
     if (startOnceLoaded) startRun();
   },
@@ -307,6 +310,18 @@ function showConformance(table) {
 function showPolicies(names) {
   const chosen = $('policy').value;
   $('policy').replaceChildren(...names.map((name) => new Option(name, name, false, name === chosen)));
+}
+
+/** What suits the model goes into the controls that nobody has touched; what suited the model before goes. */
+function suggest(values) {
+  const controls = $('form').elements;
+  for (const [name, value] of Object.entries(suggested)) {
+    if (controls[name].value === String(value)) controls[name].value = controls[name].defaultValue;
+  }
+  for (const [name, value] of Object.entries(values)) {
+    if (controls[name].value === controls[name].defaultValue) controls[name].value = value;
+  }
+  suggested = values;
 }
 
 function showError(title, text) {

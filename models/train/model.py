@@ -13,7 +13,7 @@ from torch import nn
 class Config:
     vocab_size: int = 448
     hidden_size: int = 128
-    intermediate_size: int = 352
+    intermediate_size: int = 512
     num_hidden_layers: int = 4
     num_attention_heads: int = 4
     num_key_value_heads: int = 2

@@ -33,9 +33,9 @@ def lengths(tokens_seen, rng):
     elif tokens_seen < 2.5e6:
         n = rng.randint(3, 7)
     else:
-        n = rng.choice((3, 4, 5, 6, 6, 7, 7, 8, 8, 9, 10))
+        n = rng.choice((3, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 10, 11, 12))
     updates = rng.choice((0, 0, 1, 2)) if n >= 4 else rng.choice((0, 0, 1)) if n == 3 else 0
-    return n, updates + (n >= 9) * rng.randint(0, 1)
+    return n, updates + (n >= 9) * rng.randint(0, 2)
 
 
 class Stream:
@@ -99,12 +99,11 @@ class Muon(torch.optim.Optimizer):
                 x = torch.stack([g for _, g in items])
                 if rows > cols:
                     x = x.transpose(1, 2)
-                x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+                x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).bfloat16()
                 for _ in range(5):
                     a = x @ x.transpose(1, 2)
                     x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
-                if rows > cols:
-                    x = x.transpose(1, 2)
+                x = (x.transpose(1, 2) if rows > cols else x).float()
                 scale = max(1.0, rows / cols) ** 0.5
                 for (p, _), u in zip(items, x):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(u, alpha=-group["lr"] * scale)
@@ -113,9 +112,9 @@ class Muon(torch.optim.Optimizer):
 def main():
     a = argparse.ArgumentParser()
     a.add_argument("--out", required=True, help="checkpoint directory")
-    a.add_argument("--tokens", type=float, default=20e6)
-    a.add_argument("--decay", type=float, default=4e6)
-    a.add_argument("--batch-tokens", type=int, default=3072)
+    a.add_argument("--tokens", type=float, default=32e6)
+    a.add_argument("--decay", type=float, default=14e6)
+    a.add_argument("--batch-tokens", type=int, default=4096)
     a.add_argument("--lr", type=float, default=1.5e-3, help="AdamW: embedding, norms, biases")
     a.add_argument("--muon-lr", type=float, default=0.02)
     a.add_argument("--threads", type=int, default=1)

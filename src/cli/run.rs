@@ -41,12 +41,10 @@ pub struct Args {
     /// What to keep: tokens:N or ratio:R (of the thinking); score-sum:K or share:F (of its importance) to evict.
     #[arg(long, value_name = "BUDGET", default_value_t = Budget::default().to_string())]
     budget: String,
-    /// Latest tokens that are never evicted.
-    #[arg(long, value_name = "N", default_value_t = policy::DEFAULT_WINDOW)]
-    window: usize,
-    /// Thinking tokens from one probe to the next.
-    #[arg(long, value_name = "P", default_value_t = probe::DEFAULT_PROBE_EVERY)]
-    probe_every: usize,
+    #[arg(long, value_name = "N", help = window_help())]
+    window: Option<usize>,
+    #[arg(long, value_name = "P", help = probe_every_help())]
+    probe_every: Option<usize>,
     /// What a probe appends; ends in </think>.
     #[arg(long, value_name = "TEXT", default_value = probe::DEFAULT_PROBE_TEXT, hide_default_value = true)]
     probe_text: String,
@@ -86,6 +84,16 @@ fn policy_help() -> String {
     let policies = policy::POLICIES.iter().map(|p| format!("{}: {}", p.name, p.summary));
     let list = policies.collect::<Vec<_>>().join("; ");
     format!("Which thoughts go [default: {}]. {list}", policy::DEFAULT_POLICY)
+}
+
+fn window_help() -> String {
+    let (general, own) = (policy::DEFAULT_WINDOW, builtin::WINDOW);
+    format!("Latest tokens that are never evicted [default: {general}; {own} with the built-in model]")
+}
+
+fn probe_every_help() -> String {
+    let (general, own) = (probe::DEFAULT_PROBE_EVERY, builtin::PROBE_EVERY);
+    format!("Thinking tokens from one probe to the next [default: {general}; {own} with the built-in model]")
 }
 
 pub fn main(args: Args) -> Result<ExitCode> {
@@ -214,12 +222,16 @@ impl Args {
     }
 
     fn run_options(&self) -> Result<RunOptions> {
+        let (window, probe_every) = match self.model {
+            Some(_) => (policy::DEFAULT_WINDOW, probe::DEFAULT_PROBE_EVERY),
+            None => (builtin::WINDOW, builtin::PROBE_EVERY),
+        };
         let options = RunOptions {
             max_new_tokens: self.max_new_tokens,
             policy: self.policy.clone().unwrap_or_else(|| policy::DEFAULT_POLICY.into()),
             budget: self.budget.parse()?,
-            window: self.window,
-            probe_every: self.probe_every,
+            window: self.window.unwrap_or(window),
+            probe_every: self.probe_every.unwrap_or(probe_every),
             probe_text: self.probe_text.clone(),
             seed: self.seed,
             ignore_eos: self.ignore_eos,

@@ -88,6 +88,7 @@ fn main() -> ExitCode {
         ("events_become_text_and_strikes", events_become_text_and_strikes),
         ("stop_ends_a_run", stop_ends_a_run),
         ("errors_are_shown_and_survived", errors_are_shown_and_survived),
+        ("a_model_suggests_what_nobody_chose", a_model_suggests_what_nobody_chose),
         ("a_browser_without_webgpu_is_told_what_to_do", a_browser_without_webgpu_is_told_what_to_do),
         ("a_failed_case_shows", a_failed_case_shows),
         ("kernels_conform_on_webgpu", kernels_conform_on_webgpu),
@@ -309,6 +310,22 @@ fn errors_are_shown_and_survived(site: &Site) -> Result {
     press_start(&mut browser, "go")?;
     browser.wait("$('status').textContent.includes('stopped: eos')", STATE, SOON)?;
     ensure!(browser.eval("$('error').hidden")? == true, "Start without a model must use the built-in one");
+    clean(&mut browser)
+}
+
+fn a_model_suggests_what_nobody_chose(site: &Site) -> Result {
+    let mut browser = site.open("/scripted/?window=7")?;
+    browser.wait("document.body.dataset.state === 'ready'", STATE, SOON)?;
+    let controls = "['prompt', 'probe_every', 'window'].map((name) => $('form').elements[name].value)";
+    let general = browser.eval(controls)?;
+    browser.eval("load({})")?;
+    browser.wait(LOADED, STATE, SOON)?;
+    let found = browser.eval(controls)?;
+    ensure!(found == json!(["suggested", "40", "7"]), "with the built-in model: {found}");
+    browser.eval("load({files: [new File(['{}'], 'config.json'), new File(['x'], 'model.safetensors')]})")?;
+    browser.wait(LOADED, STATE, SOON)?;
+    let found = browser.eval(controls)?;
+    ensure!(found == general, "with a model that suggests nothing: {found}, before: {general}");
     clean(&mut browser)
 }
 

@@ -12,11 +12,14 @@ export class Secateur {
   }
 
   static async builtin(_options) {
-    return new Secateur();
+    const engine = new Secateur();
+    engine.suggested = { prompt: 'suggested', probe_every: 40, window: 16 };
+    return engine;
   }
 
   info() {
-    return JSON.stringify({ model: 'scripted', adapter: 'none', backend: 'script', policies: ['think-clearly', 'random', 'full'] });
+    const { suggested = {} } = this;
+    return JSON.stringify({ model: 'scripted', adapter: 'none', backend: 'script', policies: ['think-clearly', 'random', 'full'], suggested });
   }
 
   async run(options, onEvent) {
