@@ -1,9 +1,15 @@
 //! The model inside the binary against transformers: what `models/train/export.py` recorded in `golden.json`.
 mod common;
 
+use secateur::builtin;
+use secateur::cache::{CacheShape, KvCache};
+use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions, RunResult};
+use secateur::kernels::Words;
+use secateur::model::config::ModelConfig;
+use secateur::model::decoder::{Decoder, Input, Logits};
 use secateur::report::trace::StopReason;
-use secateur::{builtin, device::ComputeDevice, kernels::Words};
+use secateur::weights::Weights;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -14,7 +20,6 @@ struct Golden {
 #[derive(Deserialize)]
 struct Problem {
     problem: String,
-    answer: u32,
     prompt_ids: Vec<u32>,
     greedy_ids: Vec<u32>,
     text: String,
@@ -24,8 +29,8 @@ fn golden() -> Golden {
     serde_json::from_str(include_str!("../models/tiny-reasoner/golden.json")).expect("as export.py writes it")
 }
 
-fn engine(device: &ComputeDevice, kv: Words) -> Engine {
-    let options = LoadOptions { kv, context: None };
+fn engine(device: &ComputeDevice) -> Engine {
+    let options = LoadOptions { kv: Words::F32, context: None };
     Engine::load(&builtin::source(), builtin::NAME, device, &options, &mut |_, _| ()).expect("it is in the binary")
 }
 
@@ -37,21 +42,51 @@ fn run(engine: &mut Engine, problem: &str, options: &RunOptions) -> RunResult {
 
 /// From the text of the problem to the last token: template, tokenizer, decoder, end.
 #[test]
-fn greedy_ids_are_those_of_transformers() {
+fn greedy_text_is_that_of_transformers() {
     let golden = golden();
     assert_eq!(golden.problems.len(), 20);
     let options = RunOptions { policy: "full".into(), ..RunOptions::default() };
+    let mut engine = engine(&common::devices()[0]);
+    for (i, golden) in golden.problems.iter().enumerate() {
+        let result = run(&mut engine, &golden.problem, &options);
+        let trace = &result.trace;
+        assert_eq!(trace.prompt_ids, golden.prompt_ids, "problem {i}");
+        assert_eq!(trace.tokens.iter().map(|t| t.id).collect::<Vec<_>>(), golden.greedy_ids, "problem {i}");
+        assert_eq!(result.text, golden.text.trim_end_matches("<|end|>"), "problem {i}");
+        assert_eq!(trace.stop_reason, StopReason::Eos);
+    }
+}
+
+/// All problems side by side, one step for all of them at a time, sampled on the device.
+#[test]
+fn greedy_ids_of_all_problems_at_once_are_those_of_transformers() {
+    let problems = golden().problems;
+    let source = builtin::source();
+    let (config, weights) = (ModelConfig::load(&source).expect("good"), Weights::open(&source).expect("good"));
+    let steps = problems.iter().map(|p| p.greedy_ids.len()).max().expect("20") as u32;
     for device in common::two() {
         let began = std::time::Instant::now();
-        let mut engine = engine(device, Words::F32);
-        for (i, golden) in golden.problems.iter().enumerate() {
-            let result = run(&mut engine, &golden.problem, &options);
-            let trace = &result.trace;
-            assert_eq!(trace.prompt_ids, golden.prompt_ids, "problem {i}");
-            let ids: Vec<u32> = trace.tokens.iter().map(|t| t.id).collect();
-            let same = ids.iter().zip(&golden.greedy_ids).take_while(|(a, b)| a == b).count();
-            assert_eq!(ids, golden.greedy_ids, "problem {i} on {}: token {same}", device.info.line());
-            assert_eq!(trace.stop_reason, StopReason::Eos);
+        let model = Decoder::load(&config, &weights, 2048, device, &mut |_, _| ()).expect("it is in the binary");
+        let seqs = problems.len();
+        let mut cache = KvCache::new(CacheShape::new(&config, Words::F32, seqs, 64).expect("f32 or f16"), device);
+        for (seq, problem) in problems.iter().enumerate() {
+            let logits = common::prefill(&model, &mut cache, seq, &problem.prompt_ids, 0);
+            cache.sample(&logits, seq, 1, 0);
+        }
+        let mut found = vec![Vec::new(); seqs];
+        for step in 1..=steps {
+            if step % 16 == 0 || step == steps {
+                let words = common::state_words(&cache);
+                for (seq, found) in found.iter_mut().enumerate() {
+                    found.extend(cache.ids(&words, seq, found.len() as u32, step).expect("finite logits"));
+                }
+            }
+            let out = model.forward(Input::Pending { seq0: 0, seqs }, &mut cache, Logits::Last, None).expect("fits");
+            cache.sample(&out.logits.expect("asked for"), 0, seqs, 1);
+        }
+        for (i, (found, problem)) in found.iter().zip(&problems).enumerate() {
+            let golden = &problem.greedy_ids;
+            assert_eq!(&found[..golden.len()], golden, "problem {i} on {}", device.info.line());
         }
         println!("{}: {:.1} s", device.info.line(), began.elapsed().as_secs_f64());
     }
