@@ -1,18 +1,21 @@
-// Rotates the queries and keys of a chunk to their logical positions (rotate-half RoPE, HF Llama/Qwen weights), writes
-// the queries to q and the keys and values into their slots of the cache, in place.
+// Normalises the heads of queries and keys where NORM says so (Qwen3), rotates them to their logical positions (rotate-half RoPE, HF
+// Llama/Qwen weights), writes the queries to q and the keys and values into their slots of the cache, in place.
 // Row i belongs to sequence seq0 + i / chunk and is token i % chunk of its chunk; its slot is the layer's length plus
 // that, its position the sequence's position plus that: slot and position differ once something was evicted.
-// Constants: THREADS, KV (F32 or F16), D (head dimension, a multiple of 8).
+// Constants: THREADS, KV (F32 or F16), D (head dimension, a multiple of 8, at most 4 THREADS), NORM (0 or 1).
 @group(0) @binding(0) var<storage, read_write> qkv: array<f32>;      // [n, (heads + 2 kv_heads) D]
 @group(0) @binding(1) var<storage, read_write> rope: array<f32>;     // [positions, D]: cosines, then sines, D / 2 each
 @group(0) @binding(2) var<storage, read_write> state: array<u32>;
 @group(0) @binding(3) var<storage, read_write> kv: array<u32>;       // rows of D values, see cache.rs
 @group(0) @binding(4) var<storage, read_write> q: array<f32>;        // [n, heads D]
-struct Info { n: u32, heads: u32, kv_heads: u32, chunk: u32, seq0: u32, table: u32, positions: u32, pad0: u32 }
-@group(0) @binding(5) var<uniform> info: Info;
+@group(0) @binding(5) var<storage, read_write> norm: array<f32>;     // [2, D]: of queries, of keys; or one unused value
+struct Info { n: u32, heads: u32, kv_heads: u32, chunk: u32, seq0: u32, table: u32, positions: u32, eps: f32 }
+@group(0) @binding(6) var<uniform> info: Info;
 
 const HALF = D / 2u;
 const QUARTER = D / 4u;
+const HEADS = THREADS / QUARTER;
+var<workgroup> squares: array<f32, THREADS>;
 
 fn store_pair(row: u32, column: u32, a: f32, b: f32) {
     if (KV == F16) {
@@ -23,23 +26,43 @@ fn store_pair(row: u32, column: u32, a: f32, b: f32) {
     }
 }
 
-// An invocation handles columns c, c + 1 and their partners c + D/2, c + 1 + D/2 of one head of one row.
+// An invocation handles columns c, c + 1 and their partners c + D/2, c + 1 + D/2 of one head of one row; a workgroup HEADS
+// whole heads, so that a head's squares can be summed.
 @compute @workgroup_size(THREADS)
-fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let all_heads = info.heads + 2u * info.kv_heads;
-    let i = id.y;
-    if (id.x >= all_heads * QUARTER || i >= info.n) { return; }
-    let head = id.x / QUARTER;
-    let c = (id.x % QUARTER) * 2u;
+    let i = group.y;
+    let head = group.x * HEADS + thread / QUARTER;
+    let c = (thread % QUARTER) * 2u;
+    let inside = thread < HEADS * QUARTER && head < all_heads && i < info.n;
+    let rotated_head = head < info.heads + info.kv_heads;
+    var a = vec2<f32>(0.0);
+    var b = vec2<f32>(0.0);
+    if (inside) {
+        let source = (i * all_heads + head) * D + c;
+        a = vec2<f32>(qkv[source], qkv[source + 1u]);
+        b = vec2<f32>(qkv[source + HALF], qkv[source + HALF + 1u]);
+    }
+    if (NORM != 0u) {
+        squares[thread] = dot(a, a) + dot(b, b);
+        workgroupBarrier();
+        if (inside && rotated_head) {
+            let first = thread - thread % QUARTER;
+            var sum = 0.0;
+            for (var t = 0u; t < QUARTER; t++) { sum += squares[first + t]; }
+            let scale = 1.0 / sqrt(sum / f32(D) + info.eps);
+            let w = select(D, 0u, head < info.heads) + c;
+            a *= scale * vec2<f32>(norm[w], norm[w + 1u]);
+            b *= scale * vec2<f32>(norm[w + HALF], norm[w + HALF + 1u]);
+        }
+    }
+    if (!inside) { return; }
     let seq = info.seq0 + i / info.chunk;
     let offset = i % info.chunk;
     let entry = info.table + seq * ROW;
     let slot = state[entry + ROW_LEN] + offset;
     let position = min(state[seq * SEQ + SEQ_POSITION] + offset, info.positions - 1u);
-    let source = (i * all_heads + head) * D + c;
-    var a = vec2<f32>(qkv[source], qkv[source + 1u]);
-    var b = vec2<f32>(qkv[source + HALF], qkv[source + HALF + 1u]);
-    if (head < info.heads + info.kv_heads) {
+    if (rotated_head) {
         let t = position * D + c;
         let cosines = vec2<f32>(rope[t], rope[t + 1u]);
         let sines = vec2<f32>(rope[t + HALF], rope[t + HALF + 1u]);

@@ -243,7 +243,14 @@ fn logits_that_are_not_finite_are_an_error() {
         let fx = Fixture::open(name);
         for (tensor, value) in [
             ("model.norm.weight", f32::NAN),
-            ("model.layers.1.self_attn.v_proj.bias", f32::INFINITY),
+            (
+                if fx.config.attention_bias {
+                    "model.layers.1.self_attn.v_proj.bias"
+                } else {
+                    "model.layers.1.self_attn.v_proj.weight"
+                },
+                f32::INFINITY,
+            ),
             ("model.layers.0.mlp.down_proj.weight", f32::NAN),
         ] {
             let mut changed = tensors(&fx.weights);

@@ -259,6 +259,21 @@ fn qwen2_bf16() {
     on_every_device("qwen2-bf16");
 }
 
+#[test]
+fn qwen3_f32() {
+    on_every_device("qwen3-f32");
+}
+
+#[test]
+fn qwen3_yarn_f16() {
+    on_every_device("qwen3-yarn-f16");
+}
+
+#[test]
+fn llama3_bf16_in_shards() {
+    on_every_device("llama3-bf16");
+}
+
 /// What no kernel writes must not be read: with every fresh buffer full of NaN, nothing changes.
 #[test]
 fn the_oracle_holds_in_poisoned_memory() {

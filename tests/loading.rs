@@ -342,14 +342,134 @@ fn both_spellings_of_a_config_mean_the_same() -> Outcome {
 }
 
 #[test]
+fn what_each_architecture_has() -> Outcome {
+    let of = |class: &str, changes: Value| {
+        let mut config = with(changes);
+        config["architectures"] = json!([class]);
+        parse(&config)
+    };
+    let qwen3 = of("Qwen3ForCausalLM", json!({"head_dim": 64, "num_key_value_heads": 4}))?;
+    assert_eq!((qwen3.architecture, qwen3.head_dim, qwen3.q_size()), (Architecture::Qwen3, 64, 768));
+    assert!(qwen3.qk_norm && !qwen3.attention_bias && !qwen3.output_bias);
+    assert_eq!(of("Qwen3ForCausalLM", json!({}))?.head_dim, 128, "transformers' default, whatever hidden_size is");
+    let biased = of("Qwen3ForCausalLM", json!({"attention_bias": true}))?;
+    assert!(biased.attention_bias && biased.output_bias);
+    let llama = of("LlamaForCausalLM", json!({"mlp_bias": false}))?;
+    assert_eq!((llama.architecture, llama.head_dim), (Architecture::Llama, 128));
+    assert!(!llama.qk_norm && !llama.attention_bias && !llama.output_bias);
+    assert_eq!(of("LlamaForCausalLM", json!({"head_dim": 64}))?.q_size(), 768);
+    // Qwen2 has its biases whatever the config says, and none on its output.
+    for said in [json!(false), json!(true), Value::Null] {
+        let qwen2 = of("Qwen2ForCausalLM", json!({"attention_bias": said}))?;
+        assert!(qwen2.attention_bias && !qwen2.output_bias);
+    }
+    // R1-Distill-Qwen-1.5B, as its authors count, and what a token of Qwen2.5-0.5B's cache takes.
+    assert_eq!(parse(&config4())?.parameters(), 1_777_088_000);
+    assert_eq!(parse(&config4())?.kv_bytes_per_token(PackedDtype::F16), 28 * 2 * 256 * 2);
+    Ok(())
+}
+
+#[test]
+fn rope_scalings_are_read_in_both_spellings() -> Outcome {
+    let read = |scaling: Value| Ok::<_, Error>(parse(&with(json!({"rope_scaling": scaling})))?.rope_scaling);
+    let five = |mut scaling: Value| {
+        scaling["rope_theta"] = json!(10000.0);
+        let mut config = without("rope_scaling");
+        config["rope_parameters"] = scaling;
+        Ok::<_, Error>(parse(&config)?.rope_scaling)
+    };
+    let llama3 = json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192});
+    let expected = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192,
+    };
+    assert_eq!(read(llama3.clone())?, expected);
+    assert_eq!(five(llama3)?, expected);
+    assert_eq!(read(json!({"type": "linear", "factor": 4.0}))?, RopeScaling::Linear { factor: 4.0 });
+
+    // R1-0528-Qwen3-8B: transformers reads attention_factor, not attn_factor.
+    let yarn = json!({"attn_factor": 0.8782488562869419, "factor": 4.0, "original_max_position_embeddings": 32768,
+        "rope_type": "yarn"});
+    let of = |attention_factor: f64, original: usize| RopeScaling::Yarn {
+        factor: 4.0,
+        attention_factor,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        original_max_position_embeddings: original,
+        truncate: true,
+    };
+    let default = 0.1 * 4f64.ln() + 1.0;
+    assert_eq!(read(yarn.clone())?, of(default, 32768));
+    assert_eq!(five(yarn)?, of(default, 32768));
+    assert_eq!(read(json!({"type": "yarn", "factor": 4.0}))?, of(default, 131_072), "the model's own context");
+    let given = json!({"type": "yarn", "factor": 4.0, "attention_factor": 0.5, "mscale": 2.0, "mscale_all_dim": 1.0});
+    assert_eq!(read(given)?, of(0.5, 131_072));
+    let mscale = json!({"type": "yarn", "factor": 4.0, "mscale": 2.0, "mscale_all_dim": 1.0});
+    assert_eq!(read(mscale)?, of((0.2 * 4f64.ln() + 1.0) / default, 131_072));
+    let ratio = json!({"type": "yarn", "original_max_position_embeddings": 32768});
+    assert_eq!(read(ratio)?, of(default, 32768), "4 = 131072 / 32768");
+    let mut outside = with(json!({"rope_scaling": {"type": "yarn", "factor": 4.0}}));
+    outside["original_max_position_embeddings"] = json!(4096);
+    assert_eq!(parse(&outside)?.rope_scaling, of(default, 4096));
+    Ok(())
+}
+
+/// Frequencies of scalings, worked out by hand: a head of 8 at base 10⁴ turns by 1, 0.1, 0.01 and 0.001 a position.
+#[test]
+fn scaled_frequencies_are_as_defined() {
+    use secateur::model::rope::{frequencies, table};
+    let close = |scaling: &RopeScaling, expected: [f64; 4], magnitude: f64| {
+        let (found, factor) = frequencies(8, 1e4, scaling);
+        let near = |(a, b): (&f64, f64)| (a / b - 1.0).abs() < 1e-12;
+        assert!(found.iter().zip(expected).all(near), "{scaling:?}: {found:?}, expected {expected:?}");
+        assert_eq!(factor, magnitude, "{scaling:?}");
+        // Row 3 of the table: cosines, then sines.
+        let row = &table(8, 1e4, scaling, 4)[24..];
+        for i in 0..4 {
+            assert_eq!(row[i], (magnitude * (3.0 * found[i]).cos()) as f32);
+            assert_eq!(row[4 + i], (magnitude * (3.0 * found[i]).sin()) as f32);
+        }
+    };
+    close(&RopeScaling::None, [1.0, 0.1, 0.01, 0.001], 1.0);
+    close(&RopeScaling::Linear { factor: 4.0 }, [0.25, 0.025, 0.0025, 0.00025], 1.0);
+    close(&RopeScaling::Factors(vec![1.0, 2.0, 4.0, 8.0]), [1.0, 0.05, 0.0025, 0.000125], 1.0);
+    // Over 400 positions the pairs turn 63.7, 6.37, 0.637 and 0.064 times.
+    let turns = 4.0 / std::f64::consts::TAU * 10.0;
+    let llama3 = RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 10.0,
+        original_max_position_embeddings: 400,
+    };
+    let kept = (turns - 1.0) / 9.0;
+    close(&llama3, [1.0, 0.1 * (kept + (1.0 - kept) / 8.0), 0.00125, 0.000125], 1.0);
+    // The ramp runs from dimension ⌊ln(400 / 32τ) / ln 10⌋ = 0 to ⌈ln(400 / τ) / ln 10⌉ = 2.
+    let yarn = |truncate| RopeScaling::Yarn {
+        factor: 4.0,
+        attention_factor: 1.25,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        original_max_position_embeddings: 400,
+        truncate,
+    };
+    close(&yarn(true), [1.0, 0.1 * (0.5 + 0.5 / 4.0), 0.0025, 0.00025], 1.25);
+    let [low, high] = [32.0, 1.0].map(|t| (10.0 * turns / t).log10());
+    let divided = (1.0 - low) / (high - low);
+    close(&yarn(false), [1.0, 0.1 * (1.0 - divided + divided / 4.0), 0.0025, 0.00025], 1.25);
+}
+
+#[test]
 fn what_is_not_supported_is_refused_by_name() {
     let cases = [
         (
-            json!({"architectures": ["Qwen3ForCausalLM"]}),
-            vec!["Qwen3ForCausalLM is not supported", "Qwen2ForCausalLM", "planned"],
+            json!({"architectures": ["MistralForCausalLM"]}),
+            vec!["MistralForCausalLM is not supported", "Qwen2ForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM"],
         ),
-        (json!({"architectures": ["LlamaForCausalLM"]}), vec!["LlamaForCausalLM is not supported", "planned"]),
         (json!({"architectures": ["Qwen2MoeForCausalLM"]}), vec!["Qwen2MoeForCausalLM is not supported"]),
+        (json!({"architectures": ["Qwen3MoeForCausalLM"]}), vec!["Qwen3MoeForCausalLM is not supported"]),
         (json!({"architectures": ["Qwen2VLForConditionalGeneration"]}), vec!["Qwen2VLForConditionalGeneration"]),
         (json!({"architectures": []}), vec!["architectures has a value that cannot be used"]),
         (json!({"architectures": null, "model_type": null}), vec!["does not say which architecture"]),
@@ -365,19 +485,29 @@ fn what_is_not_supported_is_refused_by_name() {
         ),
         (json!({"layer_types": ["full_attention", "sliding_attention"]}), vec!["layers other than full_attention"]),
         (json!({"hidden_act": "gelu"}), vec!["hidden_act", "silu", "gelu"]),
+        (json!({"mlp_bias": true}), vec!["feed-forward layers with biases", "mlp_bias"]),
+        (json!({"partial_rotary_factor": 0.5}), vec!["rotated in part", "partial_rotary_factor", "0.5"]),
         (
-            json!({"rope_scaling": {"type": "yarn", "factor": 4.0}}),
-            vec!["RoPE scaling yarn is not supported", "original context"],
+            json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}),
+            vec!["rotated in part", "rope_parameters: partial_rotary_factor"],
         ),
-        (json!({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}), vec!["RoPE scaling dynamic"]),
+        (
+            json!({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}),
+            vec!["RoPE scaling dynamic is not supported", "default, linear, llama3 or yarn", "original context"],
+        ),
+        (json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}), vec!["RoPE scaling longrope"]),
+        (json!({"rope_scaling": {"type": "yarn", "factor": 0.25}}), vec!["factor", "1 or more", "0.25"]),
+        (
+            json!({"rope_scaling": {"type": "yarn", "factor": 4, "beta_fast": 1, "beta_slow": 2}}),
+            vec!["beta_fast", "2"],
+        ),
+        (
+            json!({"rope_scaling": {"type": "yarn", "factor": 4, "attention_factor": 0}}),
+            vec!["attention_factor", "positive"],
+        ),
+        (json!({"rope_scaling": {"type": "yarn", "factor": 4, "truncate": 1}}), vec!["truncate", "true or false"]),
         (json!({"rope_scaling": {"factor": 4.0}}), vec!["rope_type", "nothing"]),
-        (json!({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}), vec!["not supported yet", "Linear"]),
         (json!({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}), vec!["factor", "1 or more"]),
-        (
-            json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192}}),
-            vec!["not supported yet", "Llama3", "8192"],
-        ),
         (
             json!({"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
             "original_max_position_embeddings": 8192}}),
@@ -703,6 +833,9 @@ fn golden_models_load_whole() -> Outcome {
         ("qwen2-f32", PackedDtype::F32, true, 1e-6, 1e6),
         ("qwen2-f16", PackedDtype::F16, false, 1e-5, 1e4),
         ("qwen2-bf16", PackedDtype::BF16, true, 1e-3, 1e6),
+        ("qwen3-f32", PackedDtype::F32, false, 1e-5, 1e6),
+        ("qwen3-yarn-f16", PackedDtype::F16, true, 1e-6, 1e4),
+        ("llama3-bf16", PackedDtype::BF16, true, 1e-5, 5e5),
     ] {
         let source = ModelSource::directory(folder.join(name))?;
         let config = ModelConfig::load(&source)?;
@@ -737,18 +870,21 @@ fn golden_models_load_whole() -> Outcome {
             ] {
                 matrix(format!("model.layers.{layer}.{part}.weight"), rows, cols)?;
             }
-            for (part, len) in [
-                ("self_attn.q_proj.bias", q),
-                ("self_attn.k_proj.bias", kv),
-                ("self_attn.v_proj.bias", kv),
-                ("input_layernorm.weight", hidden),
-                ("post_attention_layernorm.weight", hidden),
-            ] {
+            let biases = [("self_attn.q_proj.bias", q), ("self_attn.k_proj.bias", kv), ("self_attn.v_proj.bias", kv)];
+            let norms = ["self_attn.q_norm.weight", "self_attn.k_norm.weight"].map(|name| (name, config.head_dim));
+            let both = [("input_layernorm.weight", hidden), ("post_attention_layernorm.weight", hidden)];
+            let vectors = both
+                .into_iter()
+                .chain(biases.into_iter().filter(|_| config.attention_bias))
+                .chain([("self_attn.o_proj.bias", hidden)].into_iter().filter(|_| config.output_bias))
+                .chain(norms.into_iter().filter(|_| config.qk_norm));
+            for (part, len) in vectors {
                 count(weights.vector(&format!("model.layers.{layer}.{part}"), len)?.len());
             }
         }
         count(weights.vector("model.norm.weight", hidden)?.len());
         assert_eq!(weights.total_bytes(), bytes.get() as u64, "{name}: no tensor is left over");
+        assert_eq!(config.parameters() * dtype.size() as u64, weights.total_bytes(), "{name}: every parameter counts");
 
         let golden = source.find_json("golden.json")?.ok_or("golden.json")?;
         let tokenizer = Tokenizer::load(&source)?;

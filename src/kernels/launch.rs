@@ -255,11 +255,12 @@ impl Kernels for CubeBackend {
         rope: CubeTensor,
         state: CubeTensor,
         kv: CubeTensor,
+        norm: CubeTensor,
         spec: RopeAppendSpec,
     ) -> (CubeTensor, CubeTensor) {
         let (qkv, kv) = (into_contiguous(qkv), owned(kv, "the KV cache"));
         let q = empty(&qkv, vec![spec.n, spec.heads * spec.d], DType::F32);
-        launch(&spec.variant(), spec.groups(), &[&qkv, &rope, &state, &kv, &q], &spec.info());
+        launch(&spec.variant(), spec.groups(), &[&qkv, &rope, &state, &kv, &q, &norm], &spec.info());
         (q, kv)
     }
 

@@ -151,6 +151,7 @@ pub trait Kernels: Backend {
         rope: FloatTensor<Self>,
         state: IntTensor<Self>,
         kv: IntTensor<Self>,
+        norm: FloatTensor<Self>,
         spec: RopeAppendSpec,
     ) -> (FloatTensor<Self>, IntTensor<Self>);
 
@@ -208,7 +209,10 @@ pub fn variants() -> Vec<launch::Variant> {
     }
     for (words, d) in caches.into_iter().flat_map(|words| HEAD_DIMS.map(|d| (words, d))) {
         let (heads, kv_heads, table, seq0, positions) = (1, 1, 0, 0, 1);
-        list.push(RopeAppendSpec { words, d, n: 1, heads, kv_heads, chunk: 1, seq0, table, positions }.variant());
+        for norm in [None, Some(1e-6)] {
+            let spec = RopeAppendSpec { words, d, n: 1, heads, kv_heads, chunk: 1, seq0, table, positions, norm };
+            list.push(spec.variant());
+        }
         for group in (1..=16).filter(|g| g * d * 4 <= 16_384) {
             for (chunk, most_seen) in [(1, 1), (1, 1000), (64, 64)] {
                 let spec = AttentionSpec { words, d, n: chunk, heads: group, kv_heads, chunk, seq0, table, most_seen };
@@ -267,12 +271,14 @@ pub fn rms_norm(x: &Tensor<2>, weight: &Tensor<1>, spec: NormSpec) -> Tensor<2> 
     Tensor::from_dispatch(Dispatch::rms_norm(x.clone().into_dispatch(), weight.clone().into_dispatch(), spec))
 }
 
-/// Rotates q and k, appends k and v to `kv` in place. Returns `(q [n, heads D], kv)`.
+/// Normalises (with `norm` `[2 D]`, if the spec says so) and rotates q and k, appends k and v to `kv` in place. Returns
+/// `(q [n, heads D], kv)`.
 pub fn rope_append(
     qkv: Tensor<2>,
     rope: &Tensor<1>,
     state: &Tensor<1, Int>,
     kv: Tensor<1, Int>,
+    norm: &Tensor<1>,
     spec: RopeAppendSpec,
 ) -> (Tensor<2>, Tensor<1, Int>) {
     let (q, kv) = Dispatch::rope_append(
@@ -280,6 +286,7 @@ pub fn rope_append(
         rope.clone().into_dispatch(),
         state.clone().into_dispatch(),
         kv.into_dispatch(),
+        norm.clone().into_dispatch(),
         spec,
     );
     (Tensor::from_dispatch(q), Tensor::from_dispatch(kv))

@@ -1,18 +1,20 @@
-//! Rotary position embedding of queries and keys, and the append of keys and values to the cache.
+//! Normalisation (Qwen3) and rotary position embedding of queries and keys, and the append of keys and values to the cache.
 //!
 //! Contract: row `i` of `qkv` `[n, (heads + 2 kv_heads) D]` (queries, keys, values side by side) is token `i % chunk` of
 //! sequence `seq0 + i / chunk`. Its logical position is the sequence's position plus `i % chunk`, its slot the layer's
-//! length plus `i % chunk`: two numbers that part company at the first eviction. Queries and keys are rotated in the
+//! length plus `i % chunk`: two numbers that part company at the first eviction. With `norm`, each head of queries and keys
+//! is first RMS-normalised over its `D` values and weighted by `norm` `[2, D]` (queries', keys'). Then they are rotated in the
 //! rotate-half form of HF Llama/Qwen weights (`rope` `[positions, D]`: cosines then sines, computed in f64, stored in f32:
 //! in-shader `cos` is off by 1.8e-3 at position 30,000). Writes `q` `[n, heads D]` and, in place, rows `slot` of the key and
 //! value planes; a slot beyond the capacity is not written. The layout of `kv` is in `cache.rs`.
 //!
-//! Bound: queries 3e-7 relative to the row's largest value (two products and a sum, with or without fma); f32 keys the
-//! same; f16 words may differ by one unit in the last place of a half where the f32 values straddle a rounding boundary;
+//! Bound: queries 3e-7 relative to the row's largest value (two products and a sum, with or without fma), 2e-6 where they are
+//! normalised (a sum of squares and a square root more); f32 keys the same; f16 words may differ by one unit in the last place of a half where the f32 values straddle a rounding boundary;
 //! values exact.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
 use super::launch::Variant;
 use super::{Words, f16_bits, floats, rope_append as run, state};
+use crate::model::config::RopeScaling;
 
 /// Parameters of [`rope_append`](fn@super::rope_append).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,24 +37,40 @@ pub struct RopeAppendSpec {
     pub table: usize,
     /// Rows of the RoPE table.
     pub positions: usize,
+    /// Normalise queries and keys, with this ε; without it the tensor of norms is bound but not read.
+    pub norm: Option<f32>,
 }
 
 impl RopeAppendSpec {
     pub(super) fn variant(&self) -> Variant {
-        let constants = vec![("THREADS", 64), ("KV", self.words.code()), ("D", self.d as u32)];
+        let constants = vec![
+            ("THREADS", 64),
+            ("KV", self.words.code()),
+            ("D", self.d as u32),
+            ("NORM", self.norm.is_some() as u32),
+        ];
         Variant { kernel: "rope_append", text: include_str!("../../shaders/rope_append.wgsl"), constants }
     }
 
     pub(super) fn groups(&self) -> [usize; 3] {
-        [((self.heads + 2 * self.kv_heads) * self.d / 4).div_ceil(64), self.n, 1]
+        [(self.heads + 2 * self.kv_heads).div_ceil(64 / (self.d / 4)), self.n, 1]
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        [self.n, self.heads, self.kv_heads, self.chunk, self.seq0, self.table, self.positions, 0].map(|v| v as u32)
+        let [n, heads, kv_heads, chunk, seq0, table, positions] =
+            [self.n, self.heads, self.kv_heads, self.chunk, self.seq0, self.table, self.positions].map(|v| v as u32);
+        [n, heads, kv_heads, chunk, seq0, table, positions, self.norm.unwrap_or(0.0).to_bits()]
     }
 }
 
-pub(super) fn twin(qkv: &[f32], rope: &[f32], st: &[u32], kv: &mut [u32], spec: &RopeAppendSpec) -> Vec<f32> {
+pub(super) fn twin(
+    qkv: &[f32],
+    rope: &[f32],
+    st: &[u32],
+    kv: &mut [u32],
+    norm: &[f32],
+    spec: &RopeAppendSpec,
+) -> Vec<f32> {
     let (d, half) = (spec.d, spec.d / 2);
     let all_heads = spec.heads + 2 * spec.kv_heads;
     let row_words = spec.words.row_words(d);
@@ -66,9 +84,18 @@ pub(super) fn twin(qkv: &[f32], rope: &[f32], st: &[u32], kv: &mut [u32], spec: 
         for head in 0..all_heads {
             let row = &qkv[(i * all_heads + head) * d..][..d];
             let mut rotated = row.to_vec();
+            let mut row: Vec<f64> = row.iter().map(|v| *v as f64).collect();
+            if let Some(eps) = spec.norm
+                && head < spec.heads + spec.kv_heads
+            {
+                let mean = row.iter().map(|v| v * v).sum::<f64>() / d as f64;
+                let scale = 1.0 / (mean + eps as f64).sqrt();
+                let weights = &norm[if head < spec.heads { 0 } else { d }..][..d];
+                row.iter_mut().zip(weights).for_each(|(v, w)| *v *= scale * *w as f64);
+            }
             if head < spec.heads + spec.kv_heads {
                 for c in 0..half {
-                    let (a, b) = (row[c] as f64, row[c + half] as f64);
+                    let (a, b) = (row[c], row[c + half]);
                     let (cos, sin) = (angles[c] as f64, angles[c + half] as f64);
                     rotated[c] = (a * cos - b * sin) as f32;
                     rotated[c + half] = (b * cos + a * sin) as f32;
@@ -87,35 +114,45 @@ pub(super) fn twin(qkv: &[f32], rope: &[f32], st: &[u32], kv: &mut [u32], spec: 
     q
 }
 
-/// Both packings; one token of three ragged sequences; a chunk of one sequence; a slot beyond the capacity; far positions.
+/// Both packings, with and without norms; one token of three ragged sequences; a chunk of one sequence; a slot beyond the
+/// capacity; far positions; head dimensions that fill no workgroup.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for words in [Words::F32, Words::F16] {
-        for (d, heads, kv_heads, n, chunk, seq0, lens, caps) in [
-            (16, 6, 2, 3, 1, 0, [5, 0, 9], [7, 4, 10]),
-            (64, 2, 1, 7, 7, 1, [3, 2, 0], [8, 16, 1]),
-            (128, 7, 1, 2, 1, 1, [0, 4, 4], [1, 9, 4]),
-            (8, 1, 1, 1, 1, 2, [1, 1, 1], [3, 3, 3]),
+        for (d, heads, kv_heads, n, chunk, seq0, lens, caps, norm) in [
+            (16, 6, 2, 3, 1, 0, [5, 0, 9], [7, 4, 10], None),
+            (64, 2, 1, 7, 7, 1, [3, 2, 0], [8, 16, 1], None),
+            (128, 7, 1, 2, 1, 1, [0, 4, 4], [1, 9, 4], None),
+            (8, 1, 1, 1, 1, 2, [1, 1, 1], [3, 3, 3], None),
+            (128, 5, 1, 3, 1, 0, [5, 0, 9], [7, 4, 10], Some(1e-6)),
+            (80, 4, 2, 7, 7, 1, [3, 2, 0], [8, 16, 1], Some(1e-3)),
+            (24, 9, 3, 2, 2, 0, [0, 4, 4], [1, 9, 4], Some(1e-6)),
         ] {
-            let name = format!("{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} seq0 {seq0}");
+            let name = format!(
+                "{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} seq0 {seq0} norm {}",
+                norm.is_some()
+            );
             cases.push(Case::new("rope_append", name, move |device| {
                 let positions = 40;
                 let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).positions(&[30, 11, 39]);
-                let spec =
-                    RopeAppendSpec { words, d, n, heads, kv_heads, chunk, seq0, table: builder.table(1), positions };
-                let rope = crate::model::rope::table(d, 1e6, positions);
+                let table = builder.table(1);
+                let spec = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, seq0, table, positions, norm };
+                let rope = crate::model::rope::table(d, 1e6, &RopeScaling::None, positions);
+                let weights: Vec<f32> = noise(2 * d, 10, 0.5).iter().map(|w| 1.0 + w).collect();
+                let weights = floats(weights, [2 * d], device);
                 let qkv =
                     device_floats(noise(n * (heads + 2 * kv_heads) * d, 9, 3.0), n, (heads + 2 * kv_heads) * d, device);
                 let rows = builder.rows(1);
                 let row_words = words.row_words(d);
                 let kv = device_words((0..rows * row_words).map(|i| 0x7000_0000 + i as u32).collect(), device);
                 let rope = floats(rope, [positions * d], device);
-                let (q, kv) = run(qkv, &rope, &device_words(builder.build(), device), kv, spec);
+                let (q, kv) = run(qkv, &rope, &device_words(builder.build(), device), kv, &weights, spec);
                 let bound = match words {
                     Words::F16 => Bound::HalfUlps(1),
-                    _ => Bound::FloatWords(1e-6),
+                    _ => Bound::FloatWords(if norm.is_some() { 4e-6 } else { 1e-6 }),
                 };
-                vec![Check::floats("q", q, Bound::Relative(3e-7)), Check::words("kv", kv, row_words, bound)]
+                let q_bound = Bound::Relative(if norm.is_some() { 2e-6 } else { 3e-7 });
+                vec![Check::floats("q", q, q_bound), Check::words("kv", kv, row_words, bound)]
             }));
         }
     }

@@ -53,11 +53,12 @@ impl Kernels for Flex {
         rope: FlexTensor,
         state: FlexTensor,
         mut kv: FlexTensor,
+        norm: FlexTensor,
         spec: RopeAppendSpec,
     ) -> (FlexTensor, FlexTensor) {
         let qkv = qkv.to_contiguous();
         let cache = storage(&mut kv, "the KV cache");
-        let q = rope_append::twin(slice(&qkv), slice(&rope), slice(&state), cache, &spec);
+        let q = rope_append::twin(slice(&qkv), slice(&rope), slice(&state), cache, slice(&norm), &spec);
         (floats(q, [spec.n, spec.heads * spec.d]), kv)
     }
 

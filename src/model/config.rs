@@ -2,7 +2,7 @@
 //!
 //! Both spellings are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and transformers 5
 //! (`rope_parameters`, `dtype`). What secateur does not run is refused by name, never ignored.
-use crate::weights::ModelSource;
+use crate::weights::{ModelSource, PackedDtype};
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Map, Value};
 
@@ -16,6 +16,10 @@ const MAX_SIZE: u64 = 1 << 28;
 pub enum Architecture {
     /// Qwen2, Qwen2.5, R1-Distill-Qwen, QwQ: biases on q, k and v.
     Qwen2,
+    /// Qwen3, R1-0528-Qwen3: q and k RMS-normalised per head, heads of a width of their own.
+    Qwen3,
+    /// Llama, R1-Distill-Llama, SmolLM: neither, unless the config says `attention_bias`.
+    Llama,
 }
 
 impl Architecture {
@@ -23,12 +27,17 @@ impl Architecture {
     pub const fn class_name(self) -> &'static str {
         match self {
             Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Qwen3 => "Qwen3ForCausalLM",
+            Self::Llama => "LlamaForCausalLM",
         }
     }
+
+    /// Every architecture.
+    pub const ALL: [Self; 3] = [Self::Qwen2, Self::Qwen3, Self::Llama];
 }
 
 /// How rotary frequencies are stretched beyond the training context.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     /// Not at all.
     None,
@@ -48,6 +57,24 @@ pub enum RopeScaling {
         /// The training context, in tokens.
         original_max_position_embeddings: usize,
     },
+    /// YaRN (Peng et al. 2023): low frequencies divided by `factor`, high ones kept, a ramp over the dimensions between;
+    /// cosines and sines multiplied by `attention_factor`.
+    Yarn {
+        /// How many times longer the context becomes.
+        factor: f64,
+        /// Multiplies the rotated queries and keys: scores change by its square.
+        attention_factor: f64,
+        /// Dimensions that turn more often than this over the training context are kept.
+        beta_fast: f64,
+        /// Dimensions that turn less often than this over the training context are divided by `factor`.
+        beta_slow: f64,
+        /// The training context, in tokens.
+        original_max_position_embeddings: usize,
+        /// Whether the ramp begins and ends at whole dimensions.
+        truncate: bool,
+    },
+    /// Frequency `i` divided by the `i`-th of `head_dim / 2` factors: how GGUF files carry Llama 3's scaling.
+    Factors(Vec<f32>),
 }
 
 /// The shape of a decoder. Every size is positive and every division it implies is exact.
@@ -79,6 +106,8 @@ pub struct ModelConfig {
     pub rope_scaling: RopeScaling,
     /// Whether the q, k and v projections have biases.
     pub attention_bias: bool,
+    /// Whether the o projection has one: Llama and Qwen3 with `attention_bias`, never Qwen2.
+    pub output_bias: bool,
     /// Whether q and k are RMS-normalised per head.
     pub qk_norm: bool,
     /// Whether the output head is the embedding.
@@ -138,6 +167,8 @@ impl ModelConfig {
         let num_kv_heads = fields.optional_size("num_key_value_heads")?.unwrap_or(num_heads);
         let head_dim = match fields.optional_size("head_dim")? {
             Some(head_dim) => head_dim,
+            // transformers' default.
+            None if architecture == Architecture::Qwen3 => 128,
             None if hidden_size % num_heads == 0 => hidden_size / num_heads,
             None => {
                 return Err(fields.wrong("hidden_size", format!("a multiple of num_attention_heads, {num_heads}")));
@@ -152,7 +183,7 @@ impl ModelConfig {
         if head_dim % 2 != 0 {
             return Err(Error::new(ErrorKind::Model, "heads of odd width cannot be rotated by RoPE")
                 .at(fields.place)
-                .expected("an even head_dim = hidden_size / num_attention_heads")
+                .expected("an even head_dim, by default hidden_size / num_attention_heads")
                 .found(head_dim));
         }
         if num_heads % num_kv_heads != 0 {
@@ -160,12 +191,6 @@ impl ModelConfig {
         }
         let vocab_size = fields.size("vocab_size")?;
         let (rope_theta, rope_scaling) = rope(&fields)?;
-        if rope_scaling != RopeScaling::None {
-            return Err(Error::new(ErrorKind::Model, "this RoPE scaling is not supported yet for this architecture")
-                .at(format!("{place}: rope_scaling"))
-                .found(format!("{rope_scaling:?}"))
-                .help("remove rope_scaling from config.json to run within the original context"));
-        }
         let rms_norm_eps = fields.number("rms_norm_eps")?.unwrap_or(1e-6);
         if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
             return Err(fields.wrong("rms_norm_eps", "between 0 and 1"));
@@ -180,6 +205,8 @@ impl ModelConfig {
         }
         fields.add_eos_ids(&mut eos_token_ids, vocab_size)?;
 
+        // Qwen2 has its biases without saying so.
+        let says_bias = architecture != Architecture::Qwen2 && fields.flag("attention_bias")?.unwrap_or(false);
         Ok(Self {
             architecture,
             vocab_size,
@@ -193,8 +220,9 @@ impl ModelConfig {
             rms_norm_eps,
             rope_theta,
             rope_scaling,
-            attention_bias: architecture == Architecture::Qwen2,
-            qk_norm: false,
+            attention_bias: says_bias || architecture == Architecture::Qwen2,
+            output_bias: says_bias,
+            qk_norm: architecture == Architecture::Qwen3,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
             eos_token_ids,
             generation: defaults,
@@ -214,6 +242,22 @@ impl ModelConfig {
     /// Width of all key heads together, and of all value heads.
     pub fn kv_size(&self) -> usize {
         self.num_kv_heads * self.head_dim
+    }
+
+    /// Number of weights, norms and biases included; a tied embedding counts once.
+    pub fn parameters(&self) -> u64 {
+        let [h, inter, q, kv] = [self.hidden_size, self.intermediate_size, self.q_size(), self.kv_size()];
+        let biases = if self.attention_bias { q + 2 * kv } else { 0 } + if self.output_bias { h } else { 0 };
+        let norms = 2 * h + if self.qk_norm { 2 * self.head_dim } else { 0 };
+        let heads = if self.tie_word_embeddings { 1 } else { 2 };
+        let [h64, attention] = [h as u64, (2 * q + 2 * kv) as u64];
+        let layer = h64 * (attention + 3 * inter as u64) + (biases + norms) as u64;
+        self.num_layers as u64 * layer + heads * self.vocab_size as u64 * h64 + h64
+    }
+
+    /// Bytes that one cached token takes in all layers, keys and values, with a cache of `kv`'s element type (f32 or f16).
+    pub fn kv_bytes_per_token(&self, kv: PackedDtype) -> u64 {
+        (2 * self.num_layers * self.kv_size() * kv.size()) as u64
     }
 }
 
@@ -345,17 +389,11 @@ fn architecture(fields: &Fields<'_>) -> Result<Architecture> {
     };
     match name {
         "Qwen2ForCausalLM" | "qwen2" => Ok(Architecture::Qwen2),
-        other => {
-            let error = Error::new(ErrorKind::Model, format!("the architecture {other} is not supported"))
-                .at(fields.place)
-                .expected(Architecture::Qwen2.class_name());
-            Err(match other {
-                "Qwen3ForCausalLM" | "qwen3" | "LlamaForCausalLM" | "llama" => {
-                    error.help("it is planned; run a Qwen2 model such as Qwen2.5 or R1-Distill-Qwen for now")
-                }
-                _ => error,
-            })
-        }
+        "Qwen3ForCausalLM" | "qwen3" => Ok(Architecture::Qwen3),
+        "LlamaForCausalLM" | "llama" => Ok(Architecture::Llama),
+        other => Err(Error::new(ErrorKind::Model, format!("the architecture {other} is not supported"))
+            .at(fields.place)
+            .expected(Architecture::ALL.map(Architecture::class_name).join(", "))),
     }
 }
 
@@ -386,6 +424,9 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
         if list.iter().any(|kind| kind != "full_attention") {
             return Err(fields.refuse("layer_types", "layers other than full_attention"));
         }
+    }
+    if fields.flag("mlp_bias")?.unwrap_or(false) {
+        return Err(fields.refuse("mlp_bias", "feed-forward layers with biases"));
     }
     match fields.text("hidden_act")? {
         None | Some("silu" | "swish") => {}
@@ -419,16 +460,21 @@ fn rope(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
             .expected("a number above 1")
             .found(theta));
     }
-    Ok((
-        theta,
-        match &nested {
-            Some(nested) => rope_scaling(nested)?,
-            None => RopeScaling::None,
-        },
-    ))
+    for fields in [Some(fields), nested.as_ref()].into_iter().flatten() {
+        if fields.number("partial_rotary_factor")?.is_some_and(|share| share != 1.0) {
+            return Err(fields.refuse("partial_rotary_factor", "heads that are rotated in part"));
+        }
+    }
+    let scaling = match &nested {
+        Some(nested) => rope_scaling(nested, fields)?,
+        None => RopeScaling::None,
+    };
+    Ok((theta, scaling))
 }
 
-fn rope_scaling(fields: &Fields<'_>) -> Result<RopeScaling> {
+/// `fields`: of the scaling; `outer`: of the whole config, which some scalings fall back on.
+fn rope_scaling(fields: &Fields<'_>, outer: &Fields<'_>) -> Result<RopeScaling> {
+    const ORIGINAL: &str = "original_max_position_embeddings";
     let kind = match fields.text("rope_type")? {
         Some(kind) => Some(kind),
         None => fields.text("type")?,
@@ -436,6 +482,11 @@ fn rope_scaling(fields: &Fields<'_>) -> Result<RopeScaling> {
     let factor = || match fields.required_number("factor")? {
         factor if factor >= 1.0 => Ok(factor),
         _ => Err(fields.wrong("factor", "1 or more")),
+    };
+    // In transformers' order: beside the scaling, inside it, the model's own context.
+    let original = || match (outer.optional_size(ORIGINAL)?, fields.optional_size(ORIGINAL)?) {
+        (Some(size), _) | (None, Some(size)) => Ok(size),
+        (None, None) => outer.size("max_position_embeddings"),
     };
     match kind {
         None if fields.map.keys().any(|key| key != "rope_theta") => Err(fields.wrong("rope_type", "a string")),
@@ -447,16 +498,53 @@ fn rope_scaling(fields: &Fields<'_>) -> Result<RopeScaling> {
             if !(low_freq_factor > 0.0 && high_freq_factor > low_freq_factor) {
                 return Err(fields.wrong("high_freq_factor", format!("above low_freq_factor, {low_freq_factor}")));
             }
-            Ok(RopeScaling::Llama3 {
-                factor: factor()?,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings: fields.size("original_max_position_embeddings")?,
+            let (factor, original_max_position_embeddings) = (factor()?, original()?);
+            Ok(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings })
+        }
+        Some("yarn") => {
+            let original = original()?;
+            let factor = match fields.get("factor") {
+                None => outer.size("max_position_embeddings")? as f64 / original as f64,
+                Some(_) => factor()?,
+            };
+            let positive = |name: &str| match fields.number(name)? {
+                Some(value) if value <= 0.0 => Err(fields.wrong(name, "positive")),
+                value => Ok(value),
+            };
+            let magnitude = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+            let attention_factor =
+                match (positive("attention_factor")?, fields.number("mscale")?, fields.number("mscale_all_dim")?) {
+                    (Some(given), ..) => given,
+                    (None, Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
+                        magnitude(mscale) / magnitude(all)
+                    }
+                    _ => magnitude(1.0),
+                };
+            if fields.get("attn_factor").is_some() {
+                log::warn!("{}: attn_factor is ignored, as transformers does; it reads attention_factor", fields.place);
+            }
+            let (beta_fast, beta_slow) =
+                (positive("beta_fast")?.unwrap_or(32.0), positive("beta_slow")?.unwrap_or(1.0));
+            if beta_fast < beta_slow {
+                return Err(fields.wrong("beta_fast", format!("at least beta_slow, {beta_slow}")));
+            }
+            if !(attention_factor.is_finite() && attention_factor > 0.0) {
+                return Err(fields.wrong("mscale_all_dim", "an attention factor above 0"));
+            }
+            let truncate = fields.flag("truncate")?.unwrap_or(true);
+            let original_max_position_embeddings = original;
+            Ok(RopeScaling::Yarn {
+                factor,
+                attention_factor,
+                beta_fast,
+                beta_slow,
+                original_max_position_embeddings,
+                truncate,
             })
         }
         Some(other) => Err(Error::new(ErrorKind::Model, format!("the RoPE scaling {other} is not supported"))
             .at(fields.place)
-            .expected("default")
+            .expected("default, linear, llama3 or yarn")
             .found(other)
             .help("remove it from config.json to run within the original context")),
     }

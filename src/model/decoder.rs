@@ -1,4 +1,5 @@
-//! The one decoder graph: RMSNorm, QKV (with bias), RoPE, grouped-query attention, SwiGLU, tied or untied head.
+//! The one decoder graph of Qwen2, Qwen3 and Llama: RMSNorm, QKV (with or without bias), per-head norms where there are
+//! any, RoPE, grouped-query attention, SwiGLU, tied or untied head. What an architecture has is in its [`ModelConfig`].
 //!
 //! Tensors in, tensors out, no device branch: the operations of [`kernels`] run as WGSL or as their CPU twins by where the
 //! weights live. Weights stay as they are stored (f32, f16 or bf16, packed in u32 words); activations are f32.
@@ -35,7 +36,10 @@ struct Layer {
     /// Queries, keys and values in one matrix, so that one product makes them.
     qkv: Matrix,
     qkv_bias: Option<Tensor<1>>,
+    /// Norm weights of query heads, then of key heads, `[2 head_dim]`.
+    qk_norm: Option<Tensor<1>>,
     o: Matrix,
+    o_bias: Option<Tensor<1>>,
     post_norm: Tensor<1>,
     /// Gate and up rows interleaved: SwiGLU is finished where the product is.
     gate_up: Matrix,
@@ -95,8 +99,8 @@ pub struct Decoder {
     head: Option<Matrix>,
     rope: Tensor<1>,
     context: usize,
-    /// Bound where a product has no bias.
-    no_bias: Tensor<1>,
+    /// Bound where a product has no bias, and heads have no norms.
+    unread: Tensor<1>,
     weight_bytes: u64,
 }
 
@@ -140,12 +144,26 @@ impl Decoder {
                     Some(up.vector(bias))
                 }
             };
+            let o_bias = match config.output_bias {
+                false => None,
+                true => Some(up.vector(weights.vector(&name("self_attn.o_proj.bias"), h)?)),
+            };
+            let qk_norm = match config.qk_norm {
+                false => None,
+                true => {
+                    let norm =
+                        |what: &str| weights.vector(&name(&format!("self_attn.{what}_norm.weight")), config.head_dim);
+                    Some(up.vector([norm("q")?, norm("k")?].concat()))
+                }
+            };
             let gate = up.rows(&name("mlp.gate_proj.weight"), inter, h)?;
             let up_proj = up.rows(&name("mlp.up_proj.weight"), inter, h)?;
             layers.push(Layer {
                 input_norm: up.vector(weights.vector(&name("input_layernorm.weight"), h)?),
                 qkv: up.matrix(&qkv)?,
                 qkv_bias,
+                qk_norm,
+                o_bias,
                 o: up.matrix(&up.rows(&name("self_attn.o_proj.weight"), h, q)?)?,
                 post_norm: up.vector(weights.vector(&name("post_attention_layernorm.weight"), h)?),
                 gate_up: up.matrix(&PackedRows::interleave_rows(&gate, &up_proj)?)?,
@@ -171,8 +189,8 @@ impl Decoder {
             .found(format!("{table_bytes} bytes for {context} positions"))
             .help("lower --context"));
         }
-        let rope = up.vector(rope::table(config.head_dim, config.rope_theta, context));
-        let no_bias = up.vector(vec![0.0; 4]);
+        let rope = up.vector(rope::table(config.head_dim, config.rope_theta, &config.rope_scaling, context));
+        let unread = up.vector(vec![0.0; 4]);
         let mut model = Self {
             config: config.clone(),
             device: device.clone(),
@@ -182,7 +200,7 @@ impl Decoder {
             head,
             rope,
             context,
-            no_bias,
+            unread,
             weight_bytes: 0,
         };
         model.weight_bytes = model.matrices().map(Matrix::bytes).sum();
@@ -272,8 +290,10 @@ impl Decoder {
             let normed = kernels::rms_norm(&x, &layer.input_norm, norm_all);
             let out = empty_floats(near, [n, (heads + 2 * kv_heads) * d]);
             let qkv = self.linear(&layer.qkv, &normed, layer.qkv_bias.as_ref(), out, Mode::Store);
-            let append = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, seq0, table, positions: self.context };
-            let q = cache.with_layer(i, |kv, state| kernels::rope_append(qkv, &self.rope, state, kv, append));
+            let (positions, norm) = (self.context, layer.qk_norm.as_ref().map(|_| eps));
+            let append = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, seq0, table, positions, norm };
+            let norm = layer.qk_norm.as_ref().unwrap_or(&self.unread);
+            let q = cache.with_layer(i, |kv, state| kernels::rope_append(qkv, &self.rope, state, kv, norm, append));
             let most_seen = (seq0..seq0 + seqs).map(|s| cache.len(i, s)).max().unwrap_or(0) + chunk;
             let attend = AttentionSpec { words, d, n, heads, kv_heads, chunk, seq0, table, most_seen };
             let (values, lse) = kernels::attention(&q, cache.layer(i), cache.state(), attend);
@@ -291,7 +311,7 @@ impl Decoder {
                 };
                 readouts.push(kernels::attention_row(&q, &lse, cache.layer(i), cache.state(), spec));
             }
-            x = self.linear(&layer.o, &values, None, x, Mode::Add);
+            x = self.linear(&layer.o, &values, layer.o_bias.as_ref(), x, Mode::Add);
             let normed = kernels::rms_norm(&x, &layer.post_norm, norm_all);
             let gated = empty_floats(near, [n, c.intermediate_size]);
             let gated = self.linear(&layer.gate_up, &normed, None, gated, Mode::SwiGlu);
@@ -332,7 +352,7 @@ impl Decoder {
                 n,
                 lanes: self.device.lanes,
             };
-            kernels::linear(&shard.words, x, bias.unwrap_or(&self.no_bias), out, spec)
+            kernels::linear(&shard.words, x, bias.unwrap_or(&self.unread), out, spec)
         })
     }
 }

@@ -17,7 +17,7 @@ use secateur::weights::{ModelSource, Weights};
 pub use pollster::block_on;
 
 /// The names of the fixtures.
-pub const FIXTURES: [&str; 3] = ["qwen2-f32", "qwen2-f16", "qwen2-bf16"];
+pub const FIXTURES: [&str; 6] = ["qwen2-f32", "qwen2-f16", "qwen2-bf16", "qwen3-f32", "qwen3-yarn-f16", "llama3-bf16"];
 
 /// A model and what transformers computes for it: see `tests/golden/README.md`.
 pub struct Fixture {

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the golden fixtures of this folder: three tiny Qwen2 models and what transformers computes with them.
+"""Makes the golden fixtures of this folder: tiny Qwen2, Qwen3 and Llama models and what transformers computes with them.
 
     python make.py               writes every fixture from the seeds in MODELS, and prints what the assertions measured
     python make.py --check       recomputes the goldens from the committed weights and compares, writes nothing
@@ -49,6 +49,25 @@ MODELS = {
     "qwen2-bf16": dict(
         seed=1, dtype=torch.bfloat16, spelling=4, vocab=333, hidden=112, layers=3, heads=7, kv_heads=1, head_dim=16,
         intermediate=200, theta=1e6, eps=1e-3, tied=True,
+    ),
+    # Qwen3: q and k normalised per head, heads wider together (96) than the residual stream (64).
+    "qwen3-f32": dict(
+        arch="Qwen3", seed=3, dtype=torch.float32, spelling=5, vocab=320, hidden=64, layers=3, heads=4, kv_heads=2, head_dim=24,
+        intermediate=104, theta=1e6, eps=1e-5, tied=False,
+    ),
+    # R1-0528-Qwen3's YaRN, spelled as there, and run past its original context of 64. With attention_bias, which real Qwen3 lack.
+    "qwen3-yarn-f16": dict(
+        arch="Qwen3", seed=22, dtype=torch.float16, spelling=4, vocab=320, hidden=80, layers=3, heads=4, kv_heads=2, head_dim=32,
+        intermediate=136, theta=1e4, eps=1e-6, tied=True, bias=True,
+        rope=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, attn_factor=0.8782488562869419),
+    ),
+    # Llama 3's scaling, run past its original context of 64; weights in two shards.
+    "llama3-bf16": dict(
+        arch="Llama", seed=8, dtype=torch.bfloat16, spelling=4, vocab=320, hidden=96, layers=3, heads=6, kv_heads=3, head_dim=16,
+        intermediate=152, theta=5e5, eps=1e-5, tied=True, shards=2,
+        rope=dict(
+            rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64,
+        ),
     ),
 }
 
@@ -169,9 +188,10 @@ def write_tokenizer(folder, tokenizer, context=4096):
 
 def config_json(m, ids):
     """`config.json` as a dictionary, in the spelling of transformers 4 or 5. `ids`: token → id."""
+    arch = m.get("arch", "Qwen2")
     config = {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
+        "architectures": [f"{arch}ForCausalLM"],
+        "model_type": arch.lower(),
         "attention_dropout": 0.0,
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
@@ -198,14 +218,22 @@ def config_json(m, ids):
             "torch_dtype": dtype,
             "transformers_version": "4.44.0",
         }
+        if "rope" in m:
+            config["rope_scaling"] = m["rope"]
     else:
         config |= {
             "dtype": dtype,
             "layer_types": ["full_attention"] * m["layers"],
-            "rope_parameters": {"rope_theta": m["theta"], "rope_type": "default"},
+            "rope_parameters": {"rope_theta": m["theta"], **m.get("rope", {"rope_type": "default"})},
             "sliding_window": None,
             "transformers_version": "5.0.0",
         }
+    if arch != "Qwen2":
+        config |= {"attention_bias": m.get("bias", False), "head_dim": m["head_dim"]}
+    if arch == "Llama":
+        config |= {"mlp_bias": False, "pretraining_tp": 1}
+        for name in ("max_window_layers", "sliding_window", "use_sliding_window"):
+            del config[name]
     return config
 
 
@@ -222,8 +250,13 @@ def random_weights(m, seed, quiet_ids=()):
     def matrix(rows, columns, gain):
         return rng.standard_normal((rows, columns)) * gain / np.sqrt(columns)
 
-    def norm():
-        return 1.0 + 0.3 * rng.standard_normal(h)
+    def norm(size=h, mean=1.0):
+        return mean * (1.0 + 0.3 * rng.standard_normal(size))
+
+    arch = m.get("arch", "Qwen2")
+    biases = {"q": q, "k": kv, "v": kv, "o": h} if m.get("bias") else {"q": q, "k": kv, "v": kv} if arch == "Qwen2" else {}
+    # Without biases or norms of its own, a head needs larger scores for its attention to peak.
+    gain = 1.3 if arch == "Qwen2" else 1.7
 
     embedding = rng.standard_normal((m["vocab"], h)) * 0.3
     embedding[list(quiet_ids)] *= 0.02
@@ -231,10 +264,16 @@ def random_weights(m, seed, quiet_ids=()):
     for layer in range(m["layers"]):
         p = f"model.layers.{layer}."
         w[p + "input_layernorm.weight"] = norm()
-        for name, rows, gain in (("q", q, 1.3), ("k", kv, 1.3), ("v", kv, 1.2)):
-            w[p + f"self_attn.{name}_proj.weight"] = matrix(rows, h, gain)
-            w[p + f"self_attn.{name}_proj.bias"] = 0.4 * rng.standard_normal(rows)
+        for name, rows, spread in (("q", q, gain), ("k", kv, gain), ("v", kv, 1.2)):
+            w[p + f"self_attn.{name}_proj.weight"] = matrix(rows, h, spread)
+            if name in biases:
+                w[p + f"self_attn.{name}_proj.bias"] = 0.4 * rng.standard_normal(rows)
         w[p + "self_attn.o_proj.weight"] = matrix(h, q, 1.2)
+        if "o" in biases:
+            w[p + "self_attn.o_proj.bias"] = 0.4 * rng.standard_normal(h)
+        if arch == "Qwen3":
+            w[p + "self_attn.q_norm.weight"] = norm(m["head_dim"], 1.7)
+            w[p + "self_attn.k_norm.weight"] = norm(m["head_dim"], 1.7)
         w[p + "post_attention_layernorm.weight"] = norm()
         w[p + "mlp.gate_proj.weight"] = matrix(inter, h, 1.5)
         w[p + "mlp.up_proj.weight"] = matrix(inter, h, 1.2)
@@ -260,7 +299,27 @@ def write_model(folder, m, seed, tokenizer, quiet_ids=()):
         # R1-Distill's sampling defaults, or none at all, which means greedy.
         | ({"do_sample": True, "temperature": 0.6, "top_p": 0.95} if m["spelling"] == 4 else {}),
     )
-    safetensors.torch.save_file(random_weights(m, seed, quiet_ids), folder / "model.safetensors", metadata={"format": "pt"})
+    save_weights(folder, random_weights(m, seed, quiet_ids), m.get("shards", 1))
+
+
+def save_weights(folder, weights, shards):
+    """One file, or several and their index, as `save_pretrained` names them."""
+    if shards == 1:
+        safetensors.torch.save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    names, weight_map = list(weights), {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        part = {name: weights[name] for name in names[len(names) * shard // shards : len(names) * (shard + 1) // shards]}
+        safetensors.torch.save_file(part, folder / file, metadata={"format": "pt"})
+        weight_map |= {name: file for name in sorted(part)}
+    size = sum(w.numel() * w.element_size() for w in weights.values())
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def load_weights(folder):
+    """All tensors of the model in `folder`, as stored."""
+    return {k: v for file in sorted(folder.glob("model*.safetensors")) for k, v in safetensors.torch.load_file(file).items()}
 
 
 # ------------------------------------------------------------------------------------------------- transformers, the golden side
@@ -313,17 +372,40 @@ class Golden:
 MUTANTS = (
     "no rope", "interleaved rope", "rope theta / 2", "no q bias", "no k bias", "no v bias", "kv head = h mod kv", "heads swapped",
     "no 1/sqrt(d)", "uniform attention", "not causal in a chunk", "norm weights = 1", "eps = 1e-6", "no silu", "last layer skipped",
+    "no o bias", "no q norm", "no k norm", "head norms after rope", "no rope scaling", "all frequencies scaled",
+    "no attention factor",
 )  # fmt: skip
 
 
+def applies(mutant, m):
+    """Whether the mutant can differ from the truth in this model at all."""
+    arch, rope = m.get("arch", "Qwen2"), m.get("rope")
+    match mutant:
+        case "kv head = h mod kv":
+            return m["kv_heads"] not in (1, m["heads"])
+        case "eps = 1e-6":
+            return m["eps"] >= 1e-3  # smaller ones do not show beside activations near 1
+        case "no q bias" | "no k bias" | "no v bias":
+            return arch == "Qwen2" or m.get("bias", False)
+        case "no o bias":
+            return m.get("bias", False)
+        case "no q norm" | "no k norm" | "head norms after rope":
+            return arch == "Qwen3"
+        case "no rope scaling" | "all frequencies scaled":
+            return rope is not None
+        case "no attention factor":
+            return rope is not None and rope["rope_type"] == "yarn"
+    return True
+
+
 class Reference:
-    """Qwen2 in NumPy float64 with a cache from which slots are really removed. Shares no code with transformers.
+    """The models in NumPy float64 with a cache from which slots are really removed. Shares no code with transformers.
 
     mutant: one of MUTANTS, a deliberate error; the goldens must tell it from the truth.
     """
 
     def __init__(self, folder, m, mutant=None, round_kv=None):
-        self.w = {k: v.double().numpy() for k, v in safetensors.torch.load_file(folder / "model.safetensors").items()}
+        self.w = {k: v.double().numpy() for k, v in load_weights(folder).items()}
         self.m, self.mutant, self.round_kv = m, mutant, round_kv
         assert mutant is None or mutant in MUTANTS
         empty = np.zeros((m["kv_heads"], 0, m["head_dim"]))
@@ -334,18 +416,49 @@ class Reference:
         eps = 1e-6 if self.mutant == "eps = 1e-6" else self.m["eps"]
         return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
 
-    def linear(self, x, name, bias=False):
+    def linear(self, x, name):
         y = x @ self.w[name + ".weight"].T
-        if bias and self.mutant != f"no {name[-6]} bias":
+        if name + ".bias" in self.w and self.mutant != f"no {name[-6]} bias":
             y = y + self.w[name + ".bias"]
         return y
+
+    def head_norm(self, x, name):
+        """q or k [heads, n, head_dim], normalised where the model does that."""
+        if name not in self.w or self.mutant == f"no {name[-13]} norm":
+            return x
+        return self.norm(x, name)
+
+    def frequencies(self):
+        """Angle per position of each pair, and the factor of cosines and sines."""
+        d, rope = self.m["head_dim"], self.m.get("rope")
+        theta = self.m["theta"] / (2 if self.mutant == "rope theta / 2" else 1)
+        plain = theta ** (-np.arange(0, d, 2) / d)
+        if rope is None or self.mutant == "no rope scaling":
+            return plain, 1.0
+        factor, turns = rope["factor"], rope["original_max_position_embeddings"] * plain / (2 * np.pi)
+        if self.mutant == "all frequencies scaled":
+            keep = np.zeros(d // 2)
+        elif rope["rope_type"] == "llama3":
+            low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+            keep = np.clip((turns - low) / (high - low), 0, 1)
+        else:  # yarn: the ramp is linear in the dimension, between those with 32 turns and with 1
+            at = np.interp(-np.log([32.0, 1.0]), -np.log(turns), np.arange(d // 2), left=-1, right=d)
+            # Outside the table the dimension is what the logarithm says.
+            step = np.log(theta) * 2 / d
+            at = [(np.log(turns[0]) - np.log(t)) / step if a in (-1, d) else a for a, t in zip(at, (32.0, 1.0))]
+            low, high = max(np.floor(at[0]), 0), min(np.ceil(at[1]), d - 1)
+            keep = 1 - np.clip((np.arange(d // 2) - low) / (high - low), 0, 1)
+        magnitude = 1.0
+        if rope["rope_type"] == "yarn" and self.mutant != "no attention factor":
+            magnitude = 0.1 * np.log(factor) + 1
+        return plain * (keep + (1 - keep) / factor), magnitude
 
     def rope(self, x, positions):
         """x [heads, n, head_dim], rotated in halves: component i pairs with i + head_dim/2."""
         d = self.m["head_dim"]
-        theta = self.m["theta"] / (2 if self.mutant == "rope theta / 2" else 1)
-        angle = np.asarray(positions, float)[:, None] * theta ** (-np.arange(0, d, 2) / d)[None]
-        cos, sin = np.cos(angle), np.sin(angle)
+        frequencies, magnitude = self.frequencies()
+        angle = np.asarray(positions, float)[:, None] * frequencies[None]
+        cos, sin = magnitude * np.cos(angle), magnitude * np.sin(angle)
         if self.mutant == "no rope":
             return x
         if self.mutant == "interleaved rope":
@@ -362,9 +475,13 @@ class Reference:
             p = f"model.layers.{layer}."
             y = self.norm(x, p + "input_layernorm.weight")
             q, k, v = (
-                self.linear(y, p + f"self_attn.{c}_proj", bias=True).reshape(n, -1, d).transpose(1, 0, 2) for c in "qkv"
+                self.linear(y, p + f"self_attn.{c}_proj").reshape(n, -1, d).transpose(1, 0, 2) for c in "qkv"
             )
-            q, k = self.rope(q, positions), self.rope(k, positions)
+            names = [p + f"self_attn.{c}_norm.weight" for c in "qk"]
+            if self.mutant == "head norms after rope":
+                q, k = (self.head_norm(self.rope(x, positions), name) for x, name in zip((q, k), names))
+            else:
+                q, k = (self.rope(self.head_norm(x, name), positions) for x, name in zip((q, k), names))
             if self.round_kv:
                 k, v = k.astype(self.round_kv).astype(float), v.astype(self.round_kv).astype(float)
             self.keys[layer] = np.concatenate([self.keys[layer], k], 1)
@@ -586,10 +703,8 @@ def examine(folder, m, tensors):
     require(min(wrong, never, compact, early) >= 100 * BOUND, f"the oracle is blind: {wrong} {never} {compact} {early}")
 
     for mutant in MUTANTS:
-        if mutant == "kv head = h mod kv" and m["kv_heads"] in (1, m["heads"]):
-            continue  # the same mapping there
-        if mutant == "eps = 1e-6" and m["eps"] < 1e-3:
-            continue  # too small to show beside activations near 1
+        if not applies(mutant, m):
+            continue
         error = relative(by_reference(mutant)[0], tensors[f"prompt.{longest}.logits"])
         report[f"mutant: {mutant}"] = error
         require(error >= 100 * BOUND, f"mutant '{mutant}' is off by {error:.1e} only")
