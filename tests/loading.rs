@@ -316,7 +316,7 @@ fn both_spellings_of_a_config_mean_the_same() -> Outcome {
     let four = parse(&config4())?;
     assert_eq!(four.architecture, Architecture::Qwen2);
     assert_eq!((four.head_dim, four.group_size(), four.q_size(), four.kv_size()), (128, 6, 1536, 256));
-    assert_eq!((four.rope_theta, four.rope_scaling), (10_000.0, RopeScaling::None));
+    assert_eq!((four.rope_theta, &four.rope_scaling), (10_000.0, &RopeScaling::None));
     assert_eq!((four.rms_norm_eps, four.num_layers, four.vocab_size), (1e-6, 28, 151_936));
     assert!(four.attention_bias && !four.qk_norm && !four.tie_word_embeddings);
     assert_eq!(four.eos_token_ids, [151_643]);
@@ -1178,7 +1178,9 @@ fn real_configs_are_read() -> Outcome {
     }
     if let Some(path) = real("tokenizer-qwen3") {
         let source = ModelSource::directory(path)?;
-        assert_says(&message(ModelConfig::load(&source)), &["Qwen3ForCausalLM is not supported"]);
+        let config = ModelConfig::load(&source)?;
+        assert_eq!((config.architecture, config.qk_norm, config.attention_bias), (Architecture::Qwen3, true, false));
+        assert_eq!((config.hidden_size, config.num_layers, config.q_size(), config.kv_size()), (2560, 36, 4096, 1024));
         let prompt = ChatTemplate::load(&source)?.render(&[Message::user("Hi")], &RenderOptions::default())?;
         assert_eq!(prompt.text, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
         println!("ran: tokenizer-qwen3: config and template");
