@@ -142,6 +142,7 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
         time(&format!("attention over {length}"), times, bytes, Box::new(run))?;
     }
     let rope = kernels::floats(vec![0.5; 4096 * d], [4096 * d], burn);
+    let unread = kernels::floats(vec![0.0; 4], [4], burn);
     let qkv = floats(1, (heads + 2 * kv_heads) * d);
     let append = RopeAppendSpec {
         words: Words::F16,
@@ -153,10 +154,12 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
         seq0: 0,
         table: cache.table(0),
         positions: 4096,
+        norm: None,
     };
     let mut kv = Some(kernels::words(vec![0; 2048 * cache.shape().slot_bytes() / 4], burn));
     let run = || {
-        let (_, back) = kernels::rope_append(qkv.clone(), &rope, cache.state(), kv.take().expect("put back"), append);
+        let (_, back) =
+            kernels::rope_append(qkv.clone(), &rope, cache.state(), kv.take().expect("put back"), &unread, append);
         kv = Some(back);
     };
     time("rope_append", layers, (heads + 2 * kv_heads) * d * 8, Box::new(run))?;
