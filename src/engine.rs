@@ -26,7 +26,7 @@ use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Input, Logits};
 use crate::policy::{self, Budget, CacheView, EvictionPolicy, KeepPlan, Ledger, Measurement, Role, ViewParts};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
-use crate::report::trace::{self, StopReason, Totals, Trace};
+use crate::report::trace::{self, AttentionDetail, AttentionMap, StopReason, Totals, Trace};
 use crate::steps::Tail;
 use crate::text::{ChatTemplate, Detokenizer, Message, RenderOptions, ThinkIds, ThinkingState, Tokenizer};
 use crate::weights::{ModelSource, Weights};
@@ -86,6 +86,8 @@ pub struct RunOptions {
     pub seed: u64,
     /// Go on past the model's end-of-sequence tokens, for measurements.
     pub ignore_eos: bool,
+    /// How much of each probe's attention the trace records. What is generated does not depend on it.
+    pub attention: AttentionDetail,
 }
 
 impl Default for RunOptions {
@@ -99,6 +101,7 @@ impl Default for RunOptions {
             probe_text: probe::DEFAULT_PROBE_TEXT.into(),
             seed: 0,
             ignore_eos: false,
+            attention: AttentionDetail::Off,
         }
     }
 }
@@ -187,6 +190,11 @@ impl Engine {
     /// Its name, as given to [`load`](Self::load).
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Bytes that the keys and values of one token take, all layers together.
+    pub fn slot_bytes(&self) -> u64 {
+        self.cache.shape().slot_bytes() as u64 * self.cache.shape().layers as u64
     }
 
     /// Set it from anywhere to end the current run after the steps under way; what was generated is returned. Starting
@@ -495,7 +503,7 @@ impl<'a> Run<'a> {
         let begun = Instant::now();
         let pending = self.tokens.last().expect("a probe follows a token").id;
         let held = self.hold(pending)?;
-        let scores = self.measure(pending).await?;
+        let measured = self.measure(pending).await?;
         let probed = Instant::now();
 
         let mut snapshot = self.ledger.snapshot();
@@ -503,7 +511,7 @@ impl<'a> Run<'a> {
             snapshot.current_step = policy::NO_CURRENT_STEP;
         }
         let view = CacheView::new(ViewParts {
-            scores: scores.as_deref(),
+            scores: measured.as_ref().map(|m| &m.scores[..]),
             window: self.options.window,
             seed: self.options.seed,
             probe: self.probes.len() as u64,
@@ -512,6 +520,9 @@ impl<'a> Run<'a> {
         let plan = self.policy.plan(&view)?;
         let mut record = trace::Probe::record(self.tokens.len(), &view, &plan)?;
         let planned = Instant::now();
+        if let (Some(measured), true) = (&measured, self.options.attention != AttentionDetail::Off) {
+            record.attention = Some(AttentionMap::of(&view, &measured.layers, None)?);
+        }
 
         record.bytes_before = self.device_bytes();
         self.gather(&plan)?;
@@ -543,7 +554,7 @@ impl<'a> Run<'a> {
     /// back. `None` where the policy measures nothing.
     ///
     /// A slot's score is the mean over layers and heads.
-    async fn measure(&mut self, pending: u32) -> Result<Option<Vec<f32>>> {
+    async fn measure(&mut self, pending: u32) -> Result<Option<Measured>> {
         if self.policy.needs() == Measurement::Nothing {
             return Ok(None);
         }
@@ -553,14 +564,13 @@ impl<'a> Run<'a> {
         let read = launch::read_floats(&out.readout.iter().collect::<Vec<_>>());
         self.note_peak(self.probe_ids.len());
         self.cache.rollback(&before, pending);
-        let rows = read.await?;
-        let cached = self.ledger.cached();
-        let mut scores = vec![0f64; cached];
-        for row in &rows {
-            let row = launch::as_floats(row);
-            scores.iter_mut().zip(&row).for_each(|(sum, weight)| *sum += *weight as f64);
+        let layers: Vec<Vec<f32>> = read.await?.iter().map(|row| launch::as_floats(row)).collect();
+        let mut scores = vec![0f64; self.ledger.cached()];
+        for row in &layers {
+            scores.iter_mut().zip(row).for_each(|(sum, weight)| *sum += *weight as f64);
         }
-        Ok(Some(scores.iter().map(|sum| (sum / rows.len() as f64) as f32).collect()))
+        let scores = scores.iter().map(|sum| (sum / layers.len() as f64) as f32).collect();
+        Ok(Some(Measured { scores, layers }))
     }
 
     /// Carries the plan out on the device and in the ledger.
@@ -613,6 +623,9 @@ impl<'a> Run<'a> {
                 probe_text: self.options.probe_text.clone(),
                 seed: self.options.seed,
             },
+            // Text for people: that a decoder fails on it is no reason to lose the trace.
+            prompt_text: self.tokenizer.as_ref().and_then(|t| t.decode(&prompt_ids, false).ok()),
+            slot_bytes: Some(self.cache.shape().slot_bytes() as u64 * self.cache.shape().layers as u64),
             prompt_ids,
             tokens: self.tokens,
             probes: self.probes,
@@ -622,6 +635,14 @@ impl<'a> Run<'a> {
         let kv_bytes = self.cache.bytes();
         Ok(RunResult { text: self.text, bytes: self.model.device().bytes(), kv_bytes, trace, error: None })
     }
+}
+
+/// What a probe read.
+struct Measured {
+    /// One per cached slot.
+    scores: Vec<f32>,
+    /// The readout of each layer: a weight for each cached slot and each of the probe's own.
+    layers: Vec<Vec<f32>>,
 }
 
 /// Every id must have a row in the embedding: found out before anything is computed.

@@ -18,6 +18,7 @@ use crate::device::{ComputeDevice, DeviceBytes};
 use crate::engine::{Engine, Event, LoadOptions, Prompt, RunOptions};
 use crate::kernels::{Words, cases};
 use crate::policy::{POLICIES, Role};
+use crate::report::trace::AttentionDetail;
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result, builtin, conformance as suite};
 
@@ -86,6 +87,7 @@ impl Run {
             probe_text: self.probe_text.unwrap_or(default.probe_text),
             seed: self.seed.unwrap_or(default.seed),
             ignore_eos: self.ignore_eos,
+            attention: AttentionDetail::Layers,
         };
         Ok((prompt, options))
     }

@@ -6,6 +6,7 @@ use secateur::policy::{
 };
 use secateur::report::trace;
 use secateur::steps::{KEYWORDS, Segmenter, Step, Tail, assign, segment};
+use secateur::text::{Detokenizer, Tokenizer};
 use secateur::{Position, Slot};
 
 // --- steps
@@ -509,4 +510,130 @@ fn real_r1_traces_are_cut_into_plausible_steps() {
     assert!(counts[0] >= 2 && (20..200).contains(&counts[10]), "a reasoning trace has some dozens of steps");
     assert!((20..400).contains(&median), "a step is about a sentence or a few");
     assert!(names.iter().filter(|n| n.0 > 0).count() >= 12, "many keywords occur");
+}
+
+/// The same traces in tokens of their own tokenizer: the numbers of docs/results. `--nocapture` prints the table;
+/// `SECATEUR_TRACES=DIR` writes a trace of each there, for `secateur report`.
+#[test]
+fn real_r1_traces_in_tokens() {
+    const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data");
+    let (traces, tokenizer) = (
+        std::fs::read_to_string(format!("{DATA}/traces-r1-math500/pilot_math500_qwen7b.jsonl")),
+        std::fs::read(format!("{DATA}/tokenizer-r1-distill-qwen/tokenizer.json")),
+    );
+    let (Ok(traces), Ok(tokenizer)) = (traces, tokenizer) else {
+        println!("SKIPPED real_r1_traces_in_tokens: no traces and tokenizer in {DATA}");
+        return;
+    };
+    let tokenizer = Tokenizer::from_bytes(&tokenizer, "tokenizer-r1-distill-qwen").unwrap();
+    let out = std::env::var_os("SECATEUR_TRACES").map(std::path::PathBuf::from);
+    let share = |part: usize, of: usize| format!("{:.0} %", 100.0 * part as f64 / of as f64);
+    let short = |sizes: &[usize]| sizes.iter().filter(|n| **n <= 8).count();
+    let median = |sizes: &[usize]| sizes[sizes.len() / 2];
+    println!("| trace | thinking tokens | steps | median step | longest step | steps of at most 8 tokens | closed |");
+    println!("|---|---|---|---|---|---|---|");
+    let (mut all, mut names) = (Vec::new(), vec![0; KEYWORDS.len()]);
+    for line in traces.lines() {
+        let item: serde_json::Value = serde_json::from_str(line).unwrap();
+        let text = |field: &str| item[field].as_str().unwrap();
+        let (thinking, answer) = text("full_response").split_once("</think>").unwrap_or((text("full_response"), ""));
+        let closed = text("full_response").contains("</think>");
+        let ids = tokenizer.encode(thinking).unwrap();
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), thinking, "the tokenizer gives the text back");
+        let mut segmenter = Segmenter::new();
+        ids.iter().for_each(|id| segmenter.push(tokenizer.token_bytes(*id).unwrap()));
+        assert_eq!(segmenter.text(), thinking.as_bytes());
+        let steps = segmenter.steps(Tail::Closed);
+        let step_of = segmenter.assign(&steps);
+        let sizes: Vec<usize> = StepInfo::count(&steps, &step_of).iter().map(|s| s.tokens).collect();
+        assert_eq!(sizes.iter().sum::<usize>(), ids.len());
+        for step in &steps {
+            KEYWORDS.iter().zip(&mut names).for_each(|(k, n)| *n += usize::from(step.keyword == Some(k)));
+        }
+        let mut sorted = sizes.clone();
+        sorted.sort_unstable();
+        println!(
+            "| {} | {} | {} | {} | {} | {} | {} |",
+            text("item_id"),
+            ids.len(),
+            sizes.len(),
+            median(&sorted),
+            sorted[sorted.len() - 1],
+            share(short(&sorted), sorted.len()),
+            if closed { "yes" } else { "no" }
+        );
+        all.extend(sizes);
+        if let Some(folder) = &out {
+            let trace = bare_trace(&item, &tokenizer, &ids, &steps, &step_of, answer);
+            std::fs::write(folder.join(format!("{}.json", text("item_id"))), trace.to_json().unwrap()).unwrap();
+        }
+    }
+    all.sort_unstable();
+    let at_most = |n: usize| share(all.iter().filter(|s| **s <= n).count(), all.len());
+    println!(
+        "all: {} tokens in {} steps; mean {:.1}, median {}, longest {}; at most 4 tokens {}, 8 {}, 16 {}, 64 {}",
+        all.iter().sum::<usize>(),
+        all.len(),
+        all.iter().sum::<usize>() as f64 / all.len() as f64,
+        median(&all),
+        all[all.len() - 1],
+        at_most(4),
+        at_most(8),
+        at_most(16),
+        at_most(64),
+    );
+    let mut named: Vec<_> = names.into_iter().zip(KEYWORDS).collect();
+    named.sort_unstable_by(|a, b| b.cmp(a));
+    println!("{}", named.iter().map(|(n, k)| format!("{k} {n}")).collect::<Vec<_>>().join(" · "));
+    // Of METHOD: some 21 % of the steps are so short that their mean is noisy.
+    assert!((0.1..0.35).contains(&(short(&all) as f64 / all.len() as f64)), "{}", at_most(8));
+}
+
+/// A trace of text that was generated elsewhere: tokens and steps, no probes.
+fn bare_trace(
+    item: &serde_json::Value,
+    tokenizer: &Tokenizer,
+    ids: &[u32],
+    steps: &[Step],
+    step_of: &[usize],
+    answer: &str,
+) -> trace::Trace {
+    let text = |field: &str| item[field].as_str().unwrap_or("").to_string();
+    let mut detokenizer = Detokenizer::new(tokenizer, false);
+    let mut token = |id: u32, role: Role, step: Option<usize>| trace::Token {
+        id,
+        text: detokenizer.push(id).unwrap().to_string(),
+        role,
+        step,
+    };
+    let mut tokens: Vec<_> =
+        ids.iter().zip(step_of).map(|(id, step)| token(*id, Role::Thinking, Some(steps[*step].start))).collect();
+    tokens.extend(tokenizer.encode(answer).unwrap().into_iter().map(|id| token(id, Role::Answer, None)));
+    let prompt_ids = tokenizer.encode(&text("prompt")).unwrap();
+    trace::Trace {
+        version: trace::VERSION,
+        secateur: env!("CARGO_PKG_VERSION").into(),
+        model: "DeepSeek-R1-Distill-Qwen-7B".into(),
+        device: "text generated elsewhere".into(),
+        settings: trace::Settings {
+            policy: "full".into(),
+            budget: Budget::default().to_string(),
+            window: 0,
+            probe_every: 0,
+            probe_text: String::new(),
+            seed: 0,
+        },
+        totals: trace::Totals {
+            prompt_tokens: prompt_ids.len(),
+            generated_tokens: tokens.len(),
+            thinking_tokens: ids.len(),
+            ..Default::default()
+        },
+        prompt_text: Some(text("prompt")),
+        slot_bytes: None,
+        prompt_ids,
+        tokens,
+        probes: Vec::new(),
+        stop_reason: trace::StopReason::Eos,
+    }
 }

@@ -1,6 +1,8 @@
 //! Commands, exit codes, and how errors reach a person.
 mod conformance;
 mod devices;
+mod live;
+mod report;
 mod run;
 mod screen;
 
@@ -30,6 +32,9 @@ enum Command {
     /// Generate from a prompt, pruning thoughts on the way. Text goes to stdout, everything else to stderr.
     #[command(after_help = EXIT_CODES, args_override_self = true)]
     Run(Box<run::Args>),
+    /// Make a page from the trace of a run, or from two side by side.
+    #[command(after_help = EXIT_CODES)]
+    Report(report::Args),
     /// List the devices of this machine, best first.
     #[command(after_help = EXIT_CODES)]
     Devices(devices::Args),
@@ -43,6 +48,7 @@ pub fn main() -> ExitCode {
     // clap answers bad usage itself, with exit code 2.
     let outcome = match Args::parse().command {
         Command::Run(args) => run::main(*args),
+        Command::Report(args) => report::main(&args),
         Command::Devices(args) => devices::main(&args),
         Command::Conformance(args) => conformance::main(&args),
     };

@@ -9,6 +9,7 @@ use clap::ValueEnum;
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, Event, LoadOptions, Prompt, RunOptions, RunResult};
 use secateur::policy::{self, Budget, Role};
+use secateur::report::trace::AttentionDetail;
 use secateur::weights::{ModelSource, PackedDtype};
 use secateur::{Error, ErrorKind, Result, builtin, probe};
 use serde_json::json;
@@ -69,6 +70,9 @@ pub struct Args {
     /// At the end, show the thinking with the evicted parts struck through.
     #[arg(long)]
     show_kept: bool,
+    /// Stream the text and never repaint it: for screen readers, recordings and terminals that garble it.
+    #[arg(long)]
+    plain: bool,
     /// Only the text (or the JSON) and errors.
     #[arg(long, short)]
     quiet: bool,
@@ -112,6 +116,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
         write_file(file, "")?;
     }
     on_ctrl_c()?;
+    on_continue();
 
     let began = Instant::now();
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
@@ -127,7 +132,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     drop(bar);
     let load_us = began.elapsed().as_micros() as u64;
 
-    let mut screen = Screen::new(!args.json, !args.quiet);
+    let mut screen = Screen::new(!args.json, !args.quiet, args.plain);
     screen.note(&format!("{} on {}, loaded in {:.2} s", engine.name(), device.info.line(), load_us as f64 / 1e6));
     if args.policy.is_none() && args.ids.is_some() && engine.tokenizer().is_err() {
         screen.note("no tokenizer: without text there are no steps to prune, so nothing is (--policy full)");
@@ -166,10 +171,15 @@ fn generate(
     stop: &AtomicBool,
 ) -> Result<RunResult> {
     let (mut thoughts, mut probes, mut broken) = (Vec::new(), 0, None);
+    let slot_bytes = engine.slot_bytes();
     let mut on = |event: Event<'_>| match event {
-        // A run clears the flag: a Ctrl-C just before it still counts.
-        Event::Start { .. } if INTERRUPTS.load(Ordering::SeqCst) > 0 => stop.store(true, Ordering::Relaxed),
-        Event::Start { .. } => {}
+        Event::Start { prompt_ids } => {
+            screen.start(prompt_ids.len(), slot_bytes);
+            // A run clears the flag: a Ctrl-C just before it still counts.
+            if INTERRUPTS.load(Ordering::SeqCst) > 0 {
+                stop.store(true, Ordering::Relaxed);
+            }
+        }
         Event::Token { text, role, .. } => {
             if role == Role::Thinking {
                 thoughts.push(text.to_string());
@@ -235,6 +245,7 @@ impl Args {
             probe_text: self.probe_text.clone(),
             seed: self.seed,
             ignore_eos: self.ignore_eos,
+            attention: if self.trace.is_some() { AttentionDetail::Layers } else { AttentionDetail::Off },
         };
         policy::by_name(&options.policy)?.accepts(options.budget)?;
         if options.probe_every == 0 {
@@ -271,7 +282,7 @@ fn read_stdin() -> Result<String> {
     Ok(text)
 }
 
-fn write_file(file: &Path, text: &str) -> Result<()> {
+pub fn write_file(file: &Path, text: &str) -> Result<()> {
     let failed = |e| Error::new(ErrorKind::Io, "a file cannot be written").at(file.display()).found(e);
     std::fs::write(file, text).map_err(failed)
 }
@@ -310,6 +321,28 @@ fn object(result: &RunResult, device: &ComputeDevice, load_us: u64) -> serde_jso
 static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
 /// The running engine's stop flag; unset while there is nothing worth ending in order.
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+
+/// Whether the terminal shows what this process did not write: the echo of a Ctrl-C, or whatever stood there while the process
+/// was stopped. Tells of each stop once.
+pub fn was_disturbed() -> bool {
+    CONTINUED.swap(false, Ordering::Relaxed) || INTERRUPTS.load(Ordering::Relaxed) > 0
+}
+
+static CONTINUED: AtomicBool = AtomicBool::new(false);
+
+/// Notices that the process goes on after Ctrl-Z.
+#[cfg(unix)]
+fn on_continue() {
+    extern "C" fn note(_: libc::c_int) {
+        CONTINUED.store(true, Ordering::Relaxed);
+    }
+    let note: extern "C" fn(libc::c_int) = note;
+    // SAFETY: the handler only stores to an atomic, which is allowed in one.
+    unsafe { libc::signal(libc::SIGCONT, note as libc::sighandler_t) };
+}
+
+#[cfg(not(unix))]
+fn on_continue() {}
 
 /// The first Ctrl-C ends the run, the second the process.
 fn on_ctrl_c() -> Result<()> {

@@ -7,9 +7,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use secateur::engine::RunResult;
 use secateur::policy::Role;
 use secateur::report::trace::{self, StopReason};
+use terminal_size::{Height, Width};
+
+use super::live::{Live, Look};
 
 const DIM: &str = "\x1b[2m";
-const STRUCK: &str = "\x1b[2;9m";
 const BOLD: &str = "\x1b[1m";
 const PLAIN: &str = "\x1b[0m";
 
@@ -23,7 +25,42 @@ pub fn stderr_has_colour() -> bool {
     std::io::stderr().is_terminal() && colour_wanted()
 }
 
+/// Columns and lines of the terminal that stdout is, if it can be steered.
+fn window() -> Option<(usize, usize)> {
+    // Where TERM says nothing, nothing is known of the terminal. Windows does not set it.
+    let steerable = cfg!(windows) || std::env::var_os("TERM").is_some();
+    let (Width(cols), Height(lines)) = terminal_size::terminal_size_of(std::io::stdout()).filter(|_| steerable)?;
+    (cols >= 16 && lines >= 4).then_some((cols.into(), lines.into()))
+}
+
+/// What the status line tells.
+#[derive(Default)]
+struct Tally {
+    prompt: usize,
+    generated: usize,
+    cached: usize,
+    slot_bytes: u64,
+    last_probe: String,
+}
+
+impl Tally {
+    fn line(&self) -> String {
+        let total = self.prompt + self.generated;
+        let kv = |tokens: usize| bytes(tokens as u64 * self.slot_bytes);
+        format!(
+            "cached {} of {total} tokens · KV {} of {}{}",
+            self.cached,
+            kv(self.cached),
+            kv(total),
+            self.last_probe
+        )
+    }
+}
+
 /// Streams text to stdout and notes to stderr, which may be the same terminal.
+///
+/// On a terminal that can be steered the text is [live](Live): a probe strikes through what it cuts, where it stands, and a status
+/// line takes the place of the notes. Anywhere else (pipes, files, `TERM=dumb`, `NO_COLOR`, `--plain`) text and notes are streamed.
 pub struct Screen {
     text: bool,
     notes: bool,
@@ -33,11 +70,13 @@ pub struct Screen {
     colour: bool,
     dimmed: bool,
     mid_line: bool,
+    live: Option<Live>,
+    tally: Tally,
 }
 
 impl Screen {
-    /// `text`: stream the tokens; `notes`: tell of probes.
-    pub fn new(text: bool, notes: bool) -> Self {
+    /// `text`: stream the tokens; `notes`: tell of probes; `plain`: never repaint.
+    pub fn new(text: bool, notes: bool, plain: bool) -> Self {
         let (out_terminal, err_terminal) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
         Self {
             text,
@@ -48,13 +87,46 @@ impl Screen {
             colour: stderr_has_colour(),
             dimmed: false,
             mid_line: false,
+            live: window()
+                .filter(|_| text && !plain && out_terminal && colour_wanted())
+                .map(|(cols, lines)| Live::new(cols, lines)),
+            tally: Tally::default(),
         }
+    }
+
+    /// A run begins: tokens of its prompt, and bytes of a cached token.
+    pub fn start(&mut self, prompt_tokens: usize, slot_bytes: u64) {
+        self.tally = Tally { prompt: prompt_tokens, cached: prompt_tokens, slot_bytes, ..Tally::default() };
+    }
+
+    /// The live text, brought up to date with what happened to its terminal.
+    fn live(&mut self) -> Option<&mut Live> {
+        let live = self.live.as_mut()?;
+        if super::run::was_disturbed() {
+            live.forget();
+        }
+        match window() {
+            Some((cols, lines)) => live.resize(cols, lines),
+            None => live.forget(),
+        }
+        self.live.as_mut()
     }
 
     /// A piece of generated text: thinking dimmed, answer plain. To a file or a pipe it goes unchanged.
     pub fn token(&mut self, text: &str, role: Role) -> std::io::Result<()> {
+        let index = self.tally.generated;
+        self.tally.generated += 1;
+        self.tally.cached += 1;
         if !self.text || text.is_empty() {
             return Ok(());
+        }
+        let status = if self.notes && self.shared { self.tally.line() } else { String::new() };
+        if let Some(live) = self.live() {
+            let look = if role == Role::Answer { Look::Plain } else { Look::Thinking };
+            let painted = live.push(&visible(text), look, index) + &live.status(status);
+            let mut out = std::io::stdout().lock();
+            out.write_all(painted.as_bytes())?;
+            return out.flush();
         }
         let mut out = std::io::stdout().lock();
         let dim = self.dim_thinking && role != Role::Answer;
@@ -72,7 +144,9 @@ impl Screen {
 
     /// The text is complete: colours off, and a line of its own for what follows.
     pub fn end_text(&mut self) -> std::io::Result<()> {
+        let ended = self.live().map(Live::end);
         let mut out = std::io::stdout().lock();
+        out.write_all(ended.unwrap_or_default().as_bytes())?;
         if std::mem::take(&mut self.dimmed) {
             write!(out, "{PLAIN}")?;
         }
@@ -101,6 +175,14 @@ impl Screen {
     /// What a probe cut: a line, and one with the steps it cut from. `thoughts`: the text of each thinking token so far.
     pub fn probe(&mut self, index: usize, probe: &trace::Probe, thoughts: &[String]) {
         let time = probe.timings.probe_us + probe.timings.plan_us + probe.timings.gather_us;
+        self.tally.cached = probe.cached_after;
+        if self.live.is_some() {
+            let status = self.live_probe(index, probe, time);
+            // Where stderr goes elsewhere, its notes do too.
+            if status && self.shared {
+                return;
+            }
+        }
         let mut note = format!(
             "[probe {}] evicted {} of {} thinking tokens; cached {} -> {}; {}; {:.1} ms",
             index + 1,
@@ -130,12 +212,32 @@ impl Screen {
         self.note(&note);
     }
 
+    /// Strikes through what a probe cut. A stdout that fails is noticed by the next token.
+    fn live_probe(&mut self, index: usize, probe: &trace::Probe, time: u64) -> bool {
+        let mut last = format!(" · probe {} cut {} in {:.1} ms", index + 1, probe.evicted.len(), time as f64 / 1e3);
+        if probe.bytes_after.in_use > 0 {
+            last += &format!(" · device {}", bytes(probe.bytes_after.in_use));
+        }
+        if let Some(infeasible) = &probe.infeasible {
+            last += &format!(" · budget {} not reachable, {} are protected", infeasible.asked, infeasible.kept);
+        }
+        self.tally.last_probe = last;
+        let status = if self.notes && self.shared { self.tally.line() } else { String::new() };
+        let cut: HashSet<usize> =
+            probe.evicted.iter().filter_map(|&p| (p as usize).checked_sub(self.tally.prompt)).collect();
+        let Some(live) = self.live() else { return false };
+        let painted = live.strike(|token| cut.contains(&token)) + &live.status(status);
+        let mut out = std::io::stdout().lock();
+        let _ = out.write_all(painted.as_bytes()).and_then(|()| out.flush());
+        true
+    }
+
     /// The thinking, a paragraph a step, with what was evicted struck through (`[-so-]` without colours).
     pub fn kept_view(&mut self, result: &RunResult) {
         let trace = &result.trace;
         let evicted: HashSet<usize> = trace.probes.iter().flat_map(|p| &p.evicted).map(|&p| p as usize).collect();
         let gone = |i: usize| evicted.contains(&(trace.prompt_ids.len() + i));
-        let (on, off) = if self.colour { (STRUCK, PLAIN) } else { ("[-", "-]") };
+        let (on, off) = if self.colour { (Look::Cut.pen(), PLAIN) } else { ("[-", "-]") };
         let thoughts: Vec<usize> =
             (0..trace.tokens.len()).filter(|&i| trace.tokens[i].role == Role::Thinking).collect();
         let mut view = self.heading("what was kept of the thinking");

@@ -11,7 +11,7 @@
 //! - durations are whole microseconds, sizes are bytes on the device as its allocator reports them.
 //!
 //! Fields may be added within a version: readers ignore what they do not know. A field that changes its meaning or goes makes
-//! a new version, which [`Trace::from_json`] refuses.
+//! a new version, which [`Trace::from_json`] refuses. `docs/trace.md` describes every field for readers in other languages.
 //!
 //! ```json
 //! { "version": 1, "secateur": "0.1.0", "model": "…", "device": "…", "policy": "think-clearly", "budget": "ratio:0.75", …,
@@ -44,6 +44,12 @@ pub struct Trace {
     pub settings: Settings,
     /// The prompt, positions from 0.
     pub prompt_ids: Vec<u32>,
+    /// Its text, special tokens included; absent without a tokenizer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_text: Option<String>,
+    /// Bytes of the keys and values of one slot, all layers together; absent in older traces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slot_bytes: Option<u64>,
     /// What was generated, positions from `prompt_ids.len()`.
     pub tokens: Vec<Token>,
     /// One per probe, or per plan where the policy needs no probe.
@@ -100,6 +106,9 @@ pub struct Probe {
     pub evicted: Vec<u32>,
     /// Every step known at this probe, in order.
     pub steps: Vec<Step>,
+    /// Where `</think>` looked, where the run was asked to record it ([`AttentionDetail`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attention: Option<AttentionMap>,
     /// Present where protection made the budget unreachable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infeasible: Option<Infeasible>,
@@ -125,6 +134,35 @@ pub struct Step {
     pub importance: Option<f32>,
     /// Tokens that this probe evicted.
     pub evicted: usize,
+}
+
+/// How much of the probe's attention a trace records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttentionDetail {
+    /// Only the steps' importances.
+    #[default]
+    Off,
+    /// A row for each layer. Costs nothing on the device: the rows are read in any case.
+    Layers,
+    /// Also a row for each query head. Every probe then launches the readout once more a layer and reads `heads` times as many
+    /// weights back.
+    Heads,
+}
+
+/// The attention of the probe's `</think>` to the steps: its softmax weights, averaged over each step's cached tokens.
+///
+/// The weights of one row sum to 1 over all cached tokens and the probe's own, so a step's share of a row's attention is its
+/// mean times its `cached`. Values have three significant digits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AttentionMap {
+    /// The columns: ids of the steps that had cached tokens before the eviction, ascending.
+    pub steps: Vec<usize>,
+    /// `[layers][steps]`: the mean over the layer's query heads.
+    pub layers: Vec<Vec<f32>>,
+    /// `[layers][query heads][steps]`, with [`AttentionDetail::Heads`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heads: Option<Vec<Vec<Vec<f32>>>>,
 }
 
 /// A budget that protection made unreachable.
@@ -207,18 +245,19 @@ impl Trace {
     /// [`ErrorKind::Internal`] when a number has no JSON form (an importance that is not finite).
     pub fn to_json(&self) -> Result<String> {
         // serde_json would write null, and the trace could not be read back.
-        let mut importances = self.probes.iter().flat_map(|p| &p.steps).filter_map(|s| s.importance);
-        if let Some(bad) = importances.find(|i| !i.is_finite()) {
+        let importances = self.probes.iter().flat_map(|p| &p.steps).filter_map(|s| s.importance);
+        let weights = self.probes.iter().filter_map(|p| p.attention.as_ref()).flat_map(AttentionMap::values);
+        if let Some(bad) = importances.chain(weights).find(|i| !i.is_finite()) {
             return Err(Error::new(ErrorKind::Internal, "an importance is not a finite number").at("trace").found(bad));
         }
         let failed = |e| Error::new(ErrorKind::Internal, "the trace has no JSON form").found(e);
         serde_json::to_string(self).map_err(failed)
     }
 
-    /// Reads a trace of [`VERSION`].
+    /// Reads a trace of [`VERSION`] and [checks](Self::check) it.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for text that is no trace, and for a trace of another version.
+    /// [`ErrorKind::Input`] for text that is no trace, for a trace of another version, and for one that contradicts itself.
     pub fn from_json(text: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct Version {
@@ -232,8 +271,100 @@ impl Trace {
                 .found(version)
                 .help("read it with the secateur that wrote it: its version is in the field \"secateur\""));
         }
-        serde_json::from_str(text).map_err(wrong)
+        let trace: Self = serde_json::from_str(text).map_err(wrong)?;
+        trace.check()?;
+        Ok(trace)
     }
+
+    /// Whether its parts fit together, as far as readers rely on it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] for probes out of order, for a token evicted twice, before it was written or from outside the
+    /// thinking, for steps out of order, and for an attention map whose rows are not as long as its steps.
+    pub fn check(&self) -> Result<()> {
+        let mut gone = vec![false; self.tokens.len()];
+        let mut before = 0;
+        for (index, probe) in self.probes.iter().enumerate() {
+            let wrong = |what: &str| {
+                let e = Error::new(ErrorKind::Input, "this trace contradicts itself");
+                Err(e.found(format!("probes[{index}]: {what}")))
+            };
+            if probe.at_token < before || probe.at_token > self.tokens.len() {
+                return wrong("at_token goes back, or past the tokens");
+            }
+            before = probe.at_token;
+            if probe.cached_before.checked_sub(probe.cached_after).is_none() {
+                return wrong("more slots after the eviction than before it");
+            }
+            for &position in &probe.evicted {
+                let token = (position as usize).checked_sub(self.prompt_ids.len()).filter(|t| *t < probe.at_token);
+                let Some(token) = token else { return wrong("an evicted position that holds no generated token") };
+                if self.tokens[token].role != Role::Thinking || std::mem::replace(&mut gone[token], true) {
+                    return wrong("a token evicted twice, or from outside the thinking");
+                }
+            }
+            if !probe.steps.is_sorted_by(|a, b| a.id < b.id) {
+                return wrong("steps are not in order");
+            }
+            if let Some(map) = &probe.attention {
+                let rows = map.layers.iter().chain(map.heads.iter().flatten().flatten());
+                let known = |id: &usize| probe.steps.binary_search_by_key(id, |s| s.id).is_ok();
+                let heads = map.heads.as_ref().map_or(map.layers.len(), Vec::len);
+                if rows.clone().any(|row| row.len() != map.steps.len()) || heads != map.layers.len() {
+                    return wrong("an attention map whose rows do not fit its steps and layers");
+                }
+                if !map.steps.is_sorted_by(|a, b| a < b) || !map.steps.iter().all(known) {
+                    return wrong("an attention map of unknown steps");
+                }
+            }
+        }
+        let steps = self.tokens.iter().filter_map(|t| t.step);
+        if !steps.is_sorted() {
+            let e = Error::new(ErrorKind::Input, "this trace contradicts itself");
+            return Err(e.found("tokens: their steps are not in order"));
+        }
+        Ok(())
+    }
+}
+
+impl AttentionMap {
+    /// Averages readouts over the steps of `view`. `layers[l]` has a weight for each slot, probe's rows behind them ignored;
+    /// `heads[l]`, where it was read, has such a row for each head, one after the other.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] for a readout that is shorter than the view.
+    pub fn of(view: &CacheView<'_>, layers: &[Vec<f32>], heads: Option<&[Vec<f32>]>) -> Result<Self> {
+        let columns: Vec<usize> = (0..view.steps().len()).filter(|&s| !view.step_slots(s).is_empty()).collect();
+        let slots = view.tokens().len();
+        let average = |row: &[f32]| {
+            let mean = |&step: &usize| {
+                let of = view.step_slots(step);
+                let sum: f64 = of.iter().map(|s| f64::from(row[s.0 as usize])).sum();
+                three_digits(sum / of.len() as f64)
+            };
+            columns.iter().map(mean).collect::<Vec<f32>>()
+        };
+        if let Some(short) = layers.iter().chain(heads.into_iter().flatten()).find(|row| row.len() < slots) {
+            return Err(Error::new(ErrorKind::Internal, "a readout is shorter than the cache")
+                .expected(format!("at least {slots} weights"))
+                .found(short.len()));
+        }
+        let by_head = |(read, layer): (&Vec<f32>, &Vec<f32>)| read.chunks(layer.len().max(1)).map(average).collect();
+        Ok(Self {
+            steps: columns.iter().map(|&s| view.steps()[s].id).collect(),
+            layers: layers.iter().map(|row| average(row)).collect(),
+            heads: heads.map(|heads| heads.iter().zip(layers).map(by_head).collect()),
+        })
+    }
+
+    fn values(&self) -> impl Iterator<Item = f32> + '_ {
+        self.layers.iter().chain(self.heads.iter().flatten().flatten()).flatten().copied()
+    }
+}
+
+/// A picture needs no more, and a trace may hold a million of them.
+fn three_digits(value: f64) -> f32 {
+    format!("{value:.2e}").parse().unwrap_or(value as f32)
 }
 
 impl Probe {
@@ -272,6 +403,7 @@ impl Probe {
             cached_before,
             cached_after: cached_before - evicted.len(),
             steps: view.steps().iter().enumerate().map(step).collect(),
+            attention: None,
             evicted,
             infeasible: match plan.outcome() {
                 Outcome::Infeasible { asked, kept } => Some(Infeasible { asked, kept }),
@@ -304,6 +436,8 @@ mod tests {
                 seed: u64::MAX,
             },
             prompt_ids: vec![1, 2],
+            prompt_text: Some("<|user|>?".into()),
+            slot_bytes: Some(64),
             tokens: vec![
                 token(7, "Okay, \"θ’\n", Role::Thinking, Some(0)),
                 token(8, "</think>", Role::ThinkClose, None),
@@ -319,6 +453,11 @@ mod tests {
                     Step { id: 0, tokens: 1, cached: 1, importance: Some(0.1), evicted: 1 },
                     Step { id: 9, tokens: 1, cached: 0, importance: None, evicted: 0 },
                 ],
+                attention: Some(AttentionMap {
+                    steps: vec![0],
+                    layers: vec![vec![0.1], vec![1.23e-5]],
+                    heads: Some(vec![vec![vec![0.2], vec![0.0]], vec![vec![1e-9], vec![2.46e-5]]]),
+                }),
                 infeasible: Some(Infeasible { asked: 0, kept: 1 }),
                 timings: Timings { probe_us: 5, plan_us: 6, gather_us: 7 },
                 bytes_before: DeviceBytes { in_use: 10, reserved: 20 },
@@ -341,15 +480,17 @@ mod tests {
         let keys = |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!(
             keys(&json),
-            "version secateur model device policy budget window probe_every probe_text seed prompt_ids tokens probes \
-             stop_reason totals"
+            "version secateur model device policy budget window probe_every probe_text seed prompt_ids \
+             prompt_text slot_bytes tokens probes stop_reason totals"
         );
         assert_eq!(keys(&json["tokens"][0]), "id text role step");
         assert_eq!(keys(&json["tokens"][1]), "id text role");
         assert_eq!(
             keys(&json["probes"][0]),
-            "at_token thinking_tokens cached_before cached_after evicted steps infeasible timings bytes_before bytes_after"
+            "at_token thinking_tokens cached_before cached_after evicted steps attention infeasible timings bytes_before \
+             bytes_after"
         );
+        assert_eq!(keys(&json["probes"][0]["attention"]), "steps layers heads");
         assert_eq!(keys(&json["probes"][0]["steps"][0]), "id tokens cached importance evicted");
         assert_eq!(keys(&json["probes"][0]["timings"]), "probe_us plan_us gather_us");
         assert_eq!(keys(&json["probes"][0]["bytes_after"]), "in_use reserved");
@@ -369,6 +510,64 @@ mod tests {
         }
         let more = json.replacen("\"version\":1", "\"version\":1,\"later\":{\"x\":[1]}", 1);
         assert_eq!(Trace::from_json(&more).unwrap(), example());
+    }
+
+    #[test]
+    fn traces_that_contradict_themselves_are_refused() {
+        let refused = |change: fn(&mut Trace), part: &str| {
+            let mut trace = example();
+            change(&mut trace);
+            let e = trace.check().unwrap_err().to_string();
+            assert!(e.contains("contradicts itself") && e.contains(part), "{e}");
+            assert_eq!(Trace::from_json(&trace.to_json().unwrap()).unwrap_err().to_string(), e);
+        };
+        refused(|t| t.probes[0].evicted = vec![1], "holds no generated token");
+        refused(|t| t.probes[0].evicted = vec![3], "holds no generated token");
+        refused(|t| t.probes[0].evicted = vec![2, 2], "evicted twice");
+        refused(|t| t.probes.push(t.probes[0].clone()), "evicted twice");
+        refused(|t| t.tokens[0].role = Role::Answer, "from outside the thinking");
+        refused(|t| t.probes[0].at_token = 4, "past the tokens");
+        refused(|t| t.probes[0].cached_after = 4, "more slots after");
+        refused(|t| t.probes[0].steps.reverse(), "not in order");
+        refused(|t| (t.tokens[0].step, t.tokens[1].step) = (Some(9), Some(3)), "tokens: their steps");
+        refused(|t| t.probes[0].attention.as_mut().unwrap().layers[0].push(0.0), "do not fit");
+        refused(|t| t.probes[0].attention.as_mut().unwrap().heads.as_mut().unwrap()[1][1].clear(), "do not fit");
+        refused(|t| t.probes[0].attention.as_mut().unwrap().heads = Some(vec![]), "do not fit");
+        refused(|t| t.probes[0].attention.as_mut().unwrap().steps[0] = 5, "unknown steps");
+    }
+
+    #[test]
+    fn an_attention_map_averages_each_row_over_each_steps_cached_tokens() {
+        use crate::policy::{Budget, CachedToken, StepInfo, ViewParts};
+        use crate::Position;
+        let tokens = [
+            CachedToken::other(Position(0), Role::Prompt),
+            CachedToken::thinking(Position(1), 0),
+            CachedToken::thinking(Position(4), 2),
+            CachedToken::thinking(Position(5), 2),
+        ];
+        let steps = [StepInfo { id: 0, tokens: 2 }, StepInfo { id: 7, tokens: 1 }, StepInfo { id: 9, tokens: 2 }];
+        let view = CacheView::new(ViewParts {
+            tokens: &tokens,
+            steps: &steps,
+            current_step: 2,
+            thinking_tokens: 5,
+            scores: None,
+            budget: Budget::default(),
+            window: 0,
+            seed: 0,
+            probe: 0,
+        })
+        .unwrap();
+        // The last weight of a row is the probe's own.
+        let layers = [vec![0.5, 0.125, 0.0, 0.25, 0.125], vec![0.1, 0.2, 0.3, 0.4, 0.0]];
+        let heads = [[&layers[1][..], &layers[0][..]].concat(), vec![0.0; 10]];
+        let map = AttentionMap::of(&view, &layers, Some(&heads)).unwrap();
+        assert_eq!(map.steps, [0, 9]);
+        assert_eq!(map.layers, [[0.125, 0.125], [0.2, 0.35]]);
+        assert_eq!(map.heads.unwrap(), [[[0.2, 0.35], [0.125, 0.125]], [[0.0, 0.0], [0.0, 0.0]]]);
+        assert!(AttentionMap::of(&view, &[vec![0.0; 3]], None).is_err());
+        assert_eq!([three_digits(0.0), three_digits(1.0 / 3.0), three_digits(1.2345e-12)], [0.0, 0.333, 1.23e-12]);
     }
 
     #[test]

@@ -1,0 +1,35 @@
+//! `secateur report`
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use secateur::report::html;
+use secateur::report::trace::Trace;
+use secateur::{Error, ErrorKind, Result};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Traces that `secateur run --trace FILE` or the browser's page wrote; two are shown side by side.
+    #[arg(required = true, num_args = 1..=2, value_name = "FILE.json")]
+    traces: Vec<PathBuf>,
+    /// The page to write: one file, which loads nothing.
+    #[arg(long, short, value_name = "FILE", default_value = "report.html")]
+    output: PathBuf,
+}
+
+pub fn main(args: &Args) -> Result<ExitCode> {
+    let traces = args.traces.iter().map(|file| Ok((name(file), read(file)?))).collect::<Result<Vec<_>>>()?;
+    let page = html::page(&traces)?;
+    super::run::write_file(&args.output, &page)?;
+    super::say(&format!("{}: {}", args.output.display(), super::screen::bytes(page.len() as u64)));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn name(file: &Path) -> String {
+    file.file_name().unwrap_or(file.as_os_str()).to_string_lossy().into_owned()
+}
+
+fn read(file: &Path) -> Result<Trace> {
+    let failed = |e| Error::new(ErrorKind::Io, "a trace cannot be read").at(file.display()).found(e);
+    let text = std::fs::read_to_string(file).map_err(failed)?;
+    Trace::from_json(&text).map_err(|e| e.at(file.display()))
+}
