@@ -505,6 +505,9 @@ impl<'a> Run<'a> {
         let held = self.hold(pending)?;
         let measured = self.measure(pending).await?;
         let probed = Instant::now();
+        // For the trace alone, and not part of what a probe costs.
+        let heads = self.read_heads(pending).await?;
+        let traced = Instant::now();
 
         let mut snapshot = self.ledger.snapshot();
         if self.tokenizer.is_none() {
@@ -521,7 +524,7 @@ impl<'a> Run<'a> {
         let mut record = trace::Probe::record(self.tokens.len(), &view, &plan)?;
         let planned = Instant::now();
         if let (Some(measured), true) = (&measured, self.options.attention != AttentionDetail::Off) {
-            record.attention = Some(AttentionMap::of(&view, &measured.layers, None)?);
+            record.attention = Some(AttentionMap::of(&view, &measured.layers, heads.as_deref())?);
         }
 
         record.bytes_before = self.device_bytes();
@@ -530,7 +533,7 @@ impl<'a> Run<'a> {
         let gathered = Instant::now();
         record.timings = trace::Timings {
             probe_us: (probed - begun).as_micros() as u64,
-            plan_us: (planned - probed).as_micros() as u64,
+            plan_us: (planned - traced).as_micros() as u64,
             gather_us: (gathered - planned).as_micros() as u64,
         };
         self.totals.evicted_tokens += record.evicted.len();
@@ -538,7 +541,7 @@ impl<'a> Run<'a> {
         self.probes.push(record);
 
         self.sample(&held, 0);
-        self.totals.probe_us += begun.elapsed().as_micros() as u64;
+        self.totals.probe_us += (begun.elapsed() - (traced - probed)).as_micros() as u64;
         Ok(())
     }
 
@@ -571,6 +574,20 @@ impl<'a> Run<'a> {
         }
         let scores = scores.iter().map(|sum| (sum / layers.len() as f64) as f32).collect();
         Ok(Some(Measured { scores, layers }))
+    }
+
+    /// The probe once more, for the trace: a row for each query head of each layer. A forward of its own, so that what decides is
+    /// measured in the same way with and without it.
+    async fn read_heads(&mut self, pending: u32) -> Result<Option<Vec<Vec<f32>>>> {
+        if self.options.attention != AttentionDetail::Heads || self.policy.needs() == Measurement::Nothing {
+            return Ok(None);
+        }
+        let before = self.cache.checkpoint(0);
+        let input = Input::Chunk { seq: 0, ids: &self.probe_ids };
+        let out = self.model.forward(input, self.cache, Logits::None, Some(Reduce::None))?;
+        let read = launch::read_floats(&out.readout.iter().collect::<Vec<_>>());
+        self.cache.rollback(&before, pending);
+        Ok(Some(read.await?.iter().map(|row| launch::as_floats(row)).collect()))
     }
 
     /// Carries the plan out on the device and in the ledger.

@@ -451,6 +451,69 @@ fn ctrl_c_ends_with_the_summary_and_the_trace() {
 // ----------------------------------------------------------------------------------------------- devices, conformance
 
 #[test]
+fn recording_every_head_changes_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = |name: &str, more: &[&str]| {
+        let file = dir.path().join(name);
+        let args =
+            ["--ignore-eos", "--max-new-tokens", "90", "--probe-every", "30", "--window", "4", "--budget", "ratio:0.5"];
+        let ran = cpu(&[&args[..], &["--trace", file.to_str().unwrap()], more, &["What is 12 + 30?"]].concat());
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        trace_of(&file)
+    };
+    let (plain, heads) = (trace("plain", &[]), trace("heads", &["--trace-heads"]));
+    assert_eq!(plain.tokens, heads.tokens);
+    assert!(plain.probes.len() >= 2 && plain.totals.evicted_tokens > 0);
+    for (plain, heads) in plain.probes.iter().zip(&heads.probes) {
+        assert_eq!((&plain.evicted, &plain.steps), (&heads.evicted, &heads.steps));
+        let (layers, map) = (plain.attention.as_ref().expect("a map"), heads.attention.as_ref().expect("a map"));
+        assert_eq!((&layers.steps, &layers.layers, &layers.heads), (&map.steps, &map.layers, &None));
+        let heads = map.heads.as_ref().expect("heads");
+        assert_eq!((heads.len(), map.layers.len(), heads[0].len()), (4, 4, 3));
+        for (row, of_layer) in map.layers.iter().zip(heads) {
+            for (column, mean) in row.iter().enumerate() {
+                let of_heads = of_layer.iter().map(|head| head[column]).sum::<f32>() / 3.0;
+                assert!(
+                    (mean - of_heads).abs() <= 0.01 * mean.max(of_heads),
+                    "{mean} is not the mean {of_heads} of its heads"
+                );
+            }
+        }
+        // The importance of a step is the mean over the layers.
+        for (column, step) in plain.steps.iter().filter(|s| s.cached > 0).enumerate() {
+            let mean = layers.layers.iter().map(|row| row[column]).sum::<f32>() / 4.0;
+            assert!((mean - step.importance.unwrap()).abs() <= 0.01 * mean, "{mean}, {step:?}");
+        }
+    }
+    fails(&cpu(&["--trace-heads", "x"]), 2, &["--trace"]);
+}
+
+#[test]
+fn report_makes_a_page_of_one_trace_or_two_and_refuses_others() {
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/trace.json");
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let page = path("report.html");
+    for traces in [&[fixture][..], &[fixture, fixture]] {
+        let ran = run(&[&["report"], traces, &["-o", &page]].concat());
+        assert!(ran.code == Some(0) && ran.out.is_empty() && ran.err.contains("report.html"), "{}", ran.err);
+        let html = std::fs::read_to_string(&page).unwrap();
+        assert!(html.starts_with("<!doctype html>") && html.matches("\"name\":\"trace.json\"").count() == traces.len());
+    }
+    let good = std::fs::read_to_string(fixture).unwrap();
+    std::fs::write(path("newer"), good.replacen("\"version\":1", "\"version\":2", 1)).unwrap();
+    std::fs::write(path("other"), "[]").unwrap();
+    std::fs::write(path("binary"), [0xff, 0xfe]).unwrap();
+    fails(&run(&["report", &path("newer"), "-o", &page]), 2, &["another schema version", "newer", "found: 2"]);
+    fails(&run(&["report", &path("other"), "-o", &page]), 2, &["not a secateur trace", "other"]);
+    fails(&run(&["report", &path("binary"), "-o", &page]), 1, &["cannot be read", "binary"]);
+    fails(&run(&["report", &path("missing"), "-o", &page]), 1, &["cannot be read", "missing"]);
+    fails(&run(&["report", fixture, "-o", "/no/such/dir/r.html"]), 1, &["cannot be written", "/no/such/dir/r.html"]);
+    fails(&run(&["report"]), 2, &["FILE.json"]);
+    fails(&run(&["report", fixture, fixture, fixture]), 2, &["unexpected"]);
+}
+
+#[test]
 fn devices_lists_the_cpu_last() {
     let ran = run(&["devices", "--json"]);
     let v = json(&ran);
@@ -475,7 +538,9 @@ fn conformance_counts_what_ran_and_fails_on_what_is_missing() {
 
 #[test]
 fn help_states_the_exit_codes() {
-    for args in [&["--help"][..], &["run", "--help"], &["devices", "--help"], &["conformance", "--help"]] {
+    for args in
+        [&["--help"][..], &["run", "--help"], &["devices", "--help"], &["conformance", "--help"], &["report", "--help"]]
+    {
         let ran = run(args);
         assert!(ran.code == Some(0) && ran.out.contains("Exit codes") && ran.out.contains("130"), "{}", ran.out);
     }

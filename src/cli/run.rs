@@ -64,6 +64,9 @@ pub struct Args {
     /// Write the trace (tokens, probes, what was cut) as JSON; also after Ctrl-C.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Record the attention of every head in the trace, not only of every layer: one more probe each time, and much to read back.
+    #[arg(long, requires = "trace")]
+    trace_heads: bool,
     /// One JSON object on stdout instead of the text.
     #[arg(long)]
     json: bool,
@@ -245,7 +248,11 @@ impl Args {
             probe_text: self.probe_text.clone(),
             seed: self.seed,
             ignore_eos: self.ignore_eos,
-            attention: if self.trace.is_some() { AttentionDetail::Layers } else { AttentionDetail::Off },
+            attention: match (&self.trace, self.trace_heads) {
+                (None, _) => AttentionDetail::Off,
+                (Some(_), false) => AttentionDetail::Layers,
+                (Some(_), true) => AttentionDetail::Heads,
+            },
         };
         policy::by_name(&options.policy)?.accepts(options.budget)?;
         if options.probe_every == 0 {

@@ -47,13 +47,7 @@ impl Tally {
     fn line(&self) -> String {
         let total = self.prompt + self.generated;
         let kv = |tokens: usize| bytes(tokens as u64 * self.slot_bytes);
-        format!(
-            "cached {} of {total} tokens · KV {} of {}{}",
-            self.cached,
-            kv(self.cached),
-            kv(total),
-            self.last_probe
-        )
+        format!("cached {} of {total} tokens · KV {} of {}{}", self.cached, kv(self.cached), kv(total), self.last_probe)
     }
 }
 

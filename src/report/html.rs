@@ -25,11 +25,15 @@ const HEADS_BYTES: usize = 24 << 20;
 /// # Errors
 /// [`ErrorKind::Input`] for no trace, for more than two, and for one that [contradicts itself](Trace::check).
 pub fn page(traces: &[(String, Trace)]) -> Result<String> {
+    page_within(traces, HEADS_BYTES)
+}
+
+fn page_within(traces: &[(String, Trace)], heads_bytes: usize) -> Result<String> {
     if !(1..=2).contains(&traces.len()) {
         return Err(Error::new(ErrorKind::Input, "a report shows one trace or two").found(traces.len()));
     }
     traces.iter().try_for_each(|(_, trace)| trace.check())?;
-    let views: Vec<View> = traces.iter().map(|(name, trace)| View::of(name, trace)).collect();
+    let views: Vec<View> = traces.iter().map(|(name, trace)| View::of(name, trace, heads_bytes)).collect();
     let failed = |e| Error::new(ErrorKind::Internal, "the report's data has no JSON form").found(e);
     let data = serde_json::to_string(&views).map_err(failed)?.replace('<', "\\u003c");
     let title = traces.iter().map(|(name, _)| escaped(&spelled_out(name))).collect::<Vec<_>>().join(" and ");
@@ -110,7 +114,7 @@ struct Grid {
 }
 
 impl<'a> View<'a> {
-    fn of(name: &str, trace: &'a Trace) -> Self {
+    fn of(name: &str, trace: &'a Trace, heads_bytes: usize) -> Self {
         let mut evicted_by = vec![-1; trace.tokens.len()];
         for (index, probe) in trace.probes.iter().enumerate() {
             for &position in &probe.evicted {
@@ -129,14 +133,14 @@ impl<'a> View<'a> {
             };
             steps.push(runs.map(run).collect());
         }
-        let answer: String =
-            trace.tokens.iter().filter(|t| t.role == Role::Answer).map(|t| t.text.as_str()).collect();
+        let answer: String = trace.tokens.iter().filter(|t| t.role == Role::Answer).map(|t| t.text.as_str()).collect();
         let budget: Option<Budget> = trace.settings.budget.parse().ok();
-        let with_heads = trace.probes.iter().filter(|p| p.attention.as_ref().is_some_and(|m| m.heads.is_some())).count();
+        let with_heads =
+            trace.probes.iter().filter(|p| p.attention.as_ref().is_some_and(|m| m.heads.is_some())).count();
         let bytes_of = |p: &Probe| p.attention.as_ref().and_then(|m| m.heads.as_ref()).map_or(0, |h| cells(h)) * 4 / 3;
         let bytes: usize = trace.probes.iter().map(bytes_of).sum();
         // Every so-manieth, and always the last.
-        let every = bytes.div_ceil(HEADS_BYTES).max(1);
+        let every = bytes.div_ceil(heads_bytes).max(1);
         let mut nth = with_heads;
         let mut probe = |probe: &Probe| {
             let has_heads = probe.attention.as_ref().is_some_and(|m| m.heads.is_some());
@@ -300,7 +304,8 @@ mod tests {
         let page = page(&[("example.json".into(), documented())]).unwrap();
         assert!(!page.contains("@@"), "every mark is replaced");
         for outside in ["http://", "https://", "src=", "@import", "url("] {
-            let found = page.matches(outside).count() - page.matches("http://www.w3.org/2000/svg").count() * usize::from(outside == "http://");
+            let found = page.matches(outside).count()
+                - page.matches("http://www.w3.org/2000/svg").count() * usize::from(outside == "http://");
             assert_eq!(found, 0, "{outside}");
         }
         let v = data(&page);
@@ -351,7 +356,10 @@ mod tests {
 
     #[test]
     fn shades_span_four_decades() {
-        assert_eq!([shade(0.5, 0.5), shade(0.0, 0.5), shade(5e-5, 0.5), shade(4.9e-5, 0.5), shade(0.0, 0.0)], [255, 0, 1, 0, 0]);
+        assert_eq!(
+            [shade(0.5, 0.5), shade(0.0, 0.5), shade(5.01e-5, 0.5), shade(4.9e-5, 0.5), shade(0.0, 0.0)],
+            [255, 0, 1, 0, 0]
+        );
         assert_eq!(shade(f32::NAN, 0.5), 0);
         assert_eq!(shade(0.005, 0.5), 128);
     }
@@ -359,7 +367,10 @@ mod tests {
     #[test]
     fn base64_is_that_of_the_rfc() {
         let of = |text: &str| base64(text.as_bytes());
-        assert_eq!(["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(of), ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"]);
+        assert_eq!(
+            ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(of),
+            ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"]
+        );
     }
 
     #[test]
@@ -368,12 +379,12 @@ mod tests {
         let mut probe = trace.probes[0].clone();
         probe.evicted.clear();
         let map = probe.attention.as_mut().unwrap();
-        // 2.5 MB of cells a probe: 12 probes are one and a half times what fits.
-        let heads = vec![vec![vec![0.1f32; 2]; 625_000]; 2];
-        map.heads = Some(heads);
+        // 8 cells a probe, some 10 characters: 12 probes are one and a half times what fits.
+        map.heads = Some(vec![vec![vec![0.1f32; 2]; 2], vec![vec![0.1; 2]; 2]]);
         trace.probes = vec![probe; 12];
-        let v = data(&page(&[("x".into(), trace)]).unwrap());
-        let left_out: Vec<bool> = v[0]["probes"].as_array().unwrap().iter().map(|p| p["map"]["heads_left_out"].as_bool().unwrap()).collect();
+        let v = data(&page_within(&[("x".into(), trace)], 80).unwrap());
+        let left_out: Vec<bool> =
+            v[0]["probes"].as_array().unwrap().iter().map(|p| p["map"]["heads_left_out"].as_bool().unwrap()).collect();
         assert_eq!(left_out, [true, false].repeat(6));
     }
 }

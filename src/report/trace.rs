@@ -145,8 +145,8 @@ pub enum AttentionDetail {
     Off,
     /// A row for each layer. Costs nothing on the device: the rows are read in any case.
     Layers,
-    /// Also a row for each query head. Every probe then launches the readout once more a layer and reads `heads` times as many
-    /// weights back.
+    /// Also a row for each query head. Every probe is then forwarded a second time, and `heads` times as many weights are read
+    /// back.
     Heads,
 }
 
@@ -538,8 +538,8 @@ mod tests {
 
     #[test]
     fn an_attention_map_averages_each_row_over_each_steps_cached_tokens() {
-        use crate::policy::{Budget, CachedToken, StepInfo, ViewParts};
         use crate::Position;
+        use crate::policy::{Budget, CachedToken, StepInfo, ViewParts};
         let tokens = [
             CachedToken::other(Position(0), Role::Prompt),
             CachedToken::thinking(Position(1), 0),

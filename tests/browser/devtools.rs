@@ -160,11 +160,20 @@ impl Browser {
         Ok(std::mem::take(&mut self.problems))
     }
 
+    /// Shows the page in the light or the dark scheme, on a screen or as for a printer.
+    pub fn media(&mut self, scheme: &str, print: bool) -> Result<()> {
+        let tab = self.tab.clone();
+        let media = json!({
+            "media": if print { "print" } else { "screen" },
+            "features": [{"name": "prefers-color-scheme", "value": scheme}],
+        });
+        self.call(Some(&tab), "Emulation.setEmulatedMedia", media).map(drop)
+    }
+
     /// The page as a PNG, in the light or the dark scheme.
     pub fn screenshot(&mut self, scheme: &str, width: u32) -> Result<Vec<u8>> {
+        self.media(scheme, false)?;
         let tab = self.tab.clone();
-        let media = json!({"features": [{"name": "prefers-color-scheme", "value": scheme}]});
-        self.call(Some(&tab), "Emulation.setEmulatedMedia", media)?;
         let metrics = json!({"width": width, "height": 1100, "deviceScaleFactor": 1, "mobile": false});
         self.call(Some(&tab), "Emulation.setDeviceMetricsOverride", metrics)?;
         let options = json!({"format": "png", "captureBeyondViewport": true});

@@ -4,6 +4,9 @@
 //! `CHROMIUM` names the browser, `SECATEUR_SCREENSHOTS` a folder for pictures of the page.
 //! `-- --serve PORT` serves the page and nothing else (`./x web`).
 mod devtools;
+#[macro_use]
+mod ensure;
+mod report;
 mod server;
 
 use std::{
@@ -29,14 +32,6 @@ const SOON: Duration = Duration::from_secs(30);
 const LONG: Duration = Duration::from_secs(600);
 
 type Result<T = ()> = std::result::Result<T, String>;
-
-macro_rules! ensure {
-    ($condition:expr, $($message:tt)+) => {
-        if !$condition {
-            return Err(format!($($message)+));
-        }
-    };
-}
 
 type Test = (&'static str, fn(&Site) -> Result);
 
@@ -83,7 +78,7 @@ fn main() -> ExitCode {
     {
         return serve_for_people(port);
     }
-    let tests: [Test; 9] = [
+    let tests: [Test; 12] = [
         ("the_watch_rejects_broken_gpu_work", the_watch_rejects_broken_gpu_work),
         ("events_become_text_and_strikes", events_become_text_and_strikes),
         ("stop_ends_a_run", stop_ends_a_run),
@@ -91,6 +86,9 @@ fn main() -> ExitCode {
         ("a_model_suggests_what_nobody_chose", a_model_suggests_what_nobody_chose),
         ("a_browser_without_webgpu_is_told_what_to_do", a_browser_without_webgpu_is_told_what_to_do),
         ("a_failed_case_shows", a_failed_case_shows),
+        ("a_report_shows_what_was_cut_and_why", report::a_report_shows_what_was_cut_and_why),
+        ("a_report_of_two_traces_has_them_side_by_side", report::a_report_of_two_traces_has_them_side_by_side),
+        ("a_report_of_a_hostile_trace_stays_text", report::a_report_of_a_hostile_trace_stays_text),
         ("kernels_conform_on_webgpu", kernels_conform_on_webgpu),
         ("greedy_ids_are_the_goldens", greedy_ids_are_the_goldens),
         ("a_model_thinks_and_is_pruned", a_model_thinks_and_is_pruned),
