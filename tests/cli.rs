@@ -452,12 +452,13 @@ fn ctrl_c_ends_with_the_summary_and_the_trace() {
 
 #[test]
 fn recording_every_head_changes_nothing_else() {
+    const QUESTION: &str =
+        "We count modulo 10. #1 f equals 4. #2 d is f plus 5. #3 k equals 8. #4 g is d minus k. What is g?";
     let dir = tempfile::tempdir().unwrap();
     let trace = |name: &str, more: &[&str]| {
         let file = dir.path().join(name);
-        let args =
-            ["--ignore-eos", "--max-new-tokens", "90", "--probe-every", "30", "--window", "4", "--budget", "ratio:0.5"];
-        let ran = cpu(&[&args[..], &["--trace", file.to_str().unwrap()], more, &["What is 12 + 30?"]].concat());
+        let args = ["run", "--device", "cpu", "--probe-every", "24", "--window", "16", "--budget", "ratio:0.6"];
+        let ran = run(&[&args[..], &["--trace", file.to_str().unwrap()], more, &[QUESTION]].concat());
         assert_eq!(ran.code, Some(0), "{}", ran.err);
         trace_of(&file)
     };
@@ -469,10 +470,10 @@ fn recording_every_head_changes_nothing_else() {
         let (layers, map) = (plain.attention.as_ref().expect("a map"), heads.attention.as_ref().expect("a map"));
         assert_eq!((&layers.steps, &layers.layers, &layers.heads), (&map.steps, &map.layers, &None));
         let heads = map.heads.as_ref().expect("heads");
-        assert_eq!((heads.len(), map.layers.len(), heads[0].len()), (4, 4, 3));
+        assert_eq!((heads.len(), map.layers.len(), heads[0].len()), (4, 4, 4));
         for (row, of_layer) in map.layers.iter().zip(heads) {
             for (column, mean) in row.iter().enumerate() {
-                let of_heads = of_layer.iter().map(|head| head[column]).sum::<f32>() / 3.0;
+                let of_heads = of_layer.iter().map(|head| head[column]).sum::<f32>() / 4.0;
                 assert!(
                     (mean - of_heads).abs() <= 0.01 * mean.max(of_heads),
                     "{mean} is not the mean {of_heads} of its heads"
