@@ -7,11 +7,12 @@
 use std::time::Instant;
 
 use pollster::block_on;
+use secateur::bench;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
 use secateur::kernels::{self, AttentionSpec, LinearSpec, Mode, NormSpec, RopeAppendSpec, SampleSpec, Words, launch};
 use secateur::model::config::ModelConfig;
-use secateur::model::decoder::{Decoder, Input, Logits};
+use secateur::model::decoder::Decoder;
 use secateur::weights::{ModelSource, Weights};
 
 const PROMPT: usize = 128;
@@ -27,36 +28,21 @@ fn main() -> secateur::Result<()> {
     let source = ModelSource::directory(dir)?;
     let config = ModelConfig::load(&source)?;
     let model = Decoder::load(&config, &Weights::open(&source)?, 4096, &device, &mut |_, _| ())?;
-    let shape = CacheShape::new(&config, Words::F16, 1, 64)?;
+    let copied = block_on(bench::copy_bandwidth(&device, 3))?.bytes_per_second.median;
     println!("{}; weights {:.1} MB", device.info.line(), model.weight_bytes() as f64 / 1e6);
-    let ids: Vec<u32> = (0..PROMPT as u32).map(|i| (i * 37 + 11) % config.vocab_size as u32).collect();
-
-    for round in ["first (pipelines compile)", "second"] {
-        let mut cache = KvCache::new(shape, &device);
-        let begun = Instant::now();
-        let out = model.forward(Input::Chunk { seq: 0, ids: &ids }, &mut cache, Logits::Last, None)?;
-        cache.sample(&out.logits.expect("asked for"), 0, 1, PROMPT);
-        block_on(cache.read_state())?;
-        let prefill = begun.elapsed().as_secs_f64();
-        let begun = Instant::now();
-        let mut read = cache.read_state();
-        for step in 0..steps {
-            let out = model.forward(Input::Pending { seq0: 0, seqs: 1 }, &mut cache, Logits::Last, None)?;
-            cache.sample(&out.logits.expect("asked for"), 0, 1, 1);
-            if step % 8 == 7 {
-                block_on(std::mem::replace(&mut read, cache.read_state()))?;
-            }
-        }
-        block_on(cache.read_state())?;
-        let decode = begun.elapsed().as_secs_f64() / steps as f64;
-        println!(
-            "{round}: prefill {:.1} tok/s, decode {:.2} tok/s ({:.2} ms a token, {:.2} GB/s of weights)",
-            PROMPT as f64 / prefill,
-            1.0 / decode,
-            decode * 1e3,
-            model.weight_bytes() as f64 / decode / 1e9
-        );
-    }
+    let lengths = bench::Lengths { prompt: PROMPT, decode: steps };
+    let m = block_on(bench::measure(&model, Words::F16, lengths, 3, &mut || ()))?;
+    let (prefill, decode) = (m.prefill_tokens_per_second, m.decode_tokens_per_second);
+    println!("prefill {:.1} tok/s ({:.1} to {:.1})", prefill.median, prefill.min, prefill.max);
+    println!(
+        "decode {:.2} tok/s ({:.2} to {:.2}), {:.2} ms a token, {:.2} GB/s of the {:.2} GB/s a copy reaches",
+        decode.median,
+        decode.min,
+        decode.max,
+        1e3 / decode.median,
+        m.decode_bytes_per_second() / 1e9,
+        copied / 1e9
+    );
     split(&config, &device)
 }
 

@@ -61,6 +61,13 @@ impl Default for LoadOptions {
 pub enum Prompt {
     /// A user's message, put through the model's chat template.
     Chat(String),
+    /// A conversation, put through the model's chat template. Its last message is the user's.
+    Messages {
+        /// System prompt, questions and answers, in order. What the assistant thought is not part of its answers.
+        messages: Vec<Message>,
+        /// Whether to think; `None` leaves it to the template.
+        think: Option<bool>,
+    },
     /// Text as it is.
     Raw(String),
     /// Ids as they are; needs no tokenizer.
@@ -215,8 +222,15 @@ impl Engine {
         };
         let (ids, thinking) = match prompt {
             Prompt::Chat(text) => {
-                let template = self.template.as_ref().map_err(Error::clone)?;
-                let rendered = template.render(&[Message::user(text.as_str())], &RenderOptions::default())?;
+                let rendered = self.template()?.render(&[Message::user(text.as_str())], &RenderOptions::default())?;
+                (self.tokenizer()?.encode(&rendered.text)?, of(rendered.thinking))
+            }
+            Prompt::Messages { messages, think } => {
+                let options = RenderOptions { enable_thinking: *think, ..RenderOptions::default() };
+                if think.is_some() {
+                    self.template()?.check_thinking_switch()?;
+                }
+                let rendered = self.template()?.render(messages, &options)?;
                 (self.tokenizer()?.encode(&rendered.text)?, of(rendered.thinking))
             }
             Prompt::Raw(text) => (self.tokenizer()?.encode(text)?, of(crate::text::thinking_state(text))),
@@ -244,6 +258,14 @@ impl Engine {
     /// When the model has none, or a malformed one.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().map_err(Error::clone)
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// When the model has none, or a malformed one.
+    pub fn template(&self) -> Result<&ChatTemplate> {
+        self.template.as_ref().map_err(Error::clone)
     }
 
     /// Generates from `prompt`, pruning as `options` say. `on` is told of every token and probe as they become known.

@@ -1,10 +1,13 @@
 //! secateur: reasoning language models on any GPU, with redundant thoughts pruned from the KV cache while they think.
+pub mod bench;
 pub mod builtin;
 pub mod cache;
 pub mod conformance;
 pub mod device;
 pub mod engine;
 pub mod error;
+#[cfg(all(feature = "cli", not(target_family = "wasm")))]
+pub mod hub;
 pub mod kernels;
 pub mod model;
 pub mod policy;

@@ -264,6 +264,36 @@ fn a_prompt_may_come_from_stdin() {
 }
 
 #[test]
+fn a_system_prompt_and_no_thinking_reach_the_template() {
+    // The fixture's template opens <think>; this one asks, as Qwen3's does.
+    const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}{% if enable_thinking is defined \
+        and not enable_thinking %}<think></think>{% else %}<think>{% endif %}";
+    let dir = broken(|dir| std::fs::write(dir.join("chat_template.jinja"), TEMPLATE).unwrap());
+    let run = |args: &[&str]| json(&on(dir.path(), &[args, &["--json"]].concat()));
+    let raw = |text: &str| run(&["--raw", text])["prompt_ids"].clone();
+    assert_eq!(run(&["Hi"])["prompt_ids"], raw("user:Hi;<think>"));
+    assert_eq!(run(&["--system", "S", "Hi"])["prompt_ids"], raw("system:S;user:Hi;<think>"));
+    let quick = run(&["--no-think", "--probe-every", "1", "Hi"]);
+    assert_eq!(quick["prompt_ids"], raw("user:Hi;<think></think>"));
+    assert_eq!((quick["probes"].as_u64(), quick["totals"]["thinking_tokens"].as_u64()), (Some(0), Some(0)));
+}
+
+#[test]
+fn templates_that_are_missing_or_raise_are_explained() {
+    let without = broken(|dir| std::fs::remove_file(dir.join("tokenizer_config.json")).unwrap());
+    fails(&on(without.path(), &["x"]), 1, &["no chat template", "chat_template.jinja", "--raw"]);
+    assert_eq!(on(without.path(), &["--raw", "x"]).code, Some(0));
+    let template =
+        |text: &'static str| broken(move |dir| std::fs::write(dir.join("chat_template.jinja"), text).unwrap());
+    let raises = template("{{ raise_exception('no system prompts, please') }}");
+    fails(&on(raises.path(), &["x"]), 2, &["the chat template refuses these messages", "no system prompts, please"]);
+    let fails_inside = template("{{ messages[0].content.nothing() }}");
+    fails(&on(fails_inside.path(), &["x"]), 1, &["the chat template fails", "chat_template.jinja", "--raw"]);
+    let malformed = template("{% if %}");
+    fails(&on(malformed.path(), &["x"]), 1, &["the chat template is malformed", "chat_template.jinja"]);
+}
+
+#[test]
 fn the_context_ends_a_run_in_order() {
     // The probes that no longer fit are left out.
     let v = json(&cpu(&["--ids", "318,1,2", "--context", "60", "--probe-every", "10", "--ignore-eos", "--json"]));
@@ -300,7 +330,12 @@ fn bad_arguments_are_refused_before_anything_is_loaded() {
         (&["--probe-text", "no end", "x"], &["</think>", "--probe-text"]),
         (&[""], &["the prompt is empty"]),
         (&["  \n"], &["the prompt is empty"]),
-        (&[], &["no prompt", "--ids"]),
+        (&[], &["no prompt, and stdin is not a terminal to chat on", "--ids"]),
+        (&["--json"], &["no prompt, and a chat has no --json"]),
+        (&["--trace", "t.json"], &["no prompt, and a chat has no --trace"]),
+        (&["--system", "S", "--raw", "x"], &["cannot be used with"]),
+        (&["--no-think", "--ids", "1"], &["cannot be used with"]),
+        (&["--no-think", "x"], &["has no switch for thinking", "enable_thinking", "leave --no-think out"]),
         (&["--nonsense"], &["--nonsense"]),
     ];
     for (args, parts) in cases {
@@ -374,7 +409,11 @@ fn ids_need_no_tokenizer_and_text_does() {
 #[test]
 fn a_tokenizer_that_splits_think_close_is_refused_for_think_clearly() {
     let dir = broken(|dir| edit(dir.join("tokenizer.json"), |text| text.replace("</think>", "</thonk>")));
-    fails(&on(dir.path(), &["x"]), 2, &["no single </think>", "--policy random"]);
+    let asked = on(dir.path(), &["--policy", "think-clearly", "x"]);
+    fails(&asked, 2, &["no single </think>", "--policy random"]);
+    // By default it runs as any model does, and says so.
+    let ran = on(dir.path(), &["x"]);
+    assert!(ran.code == Some(0) && ran.err.contains("no single </think>: nothing is pruned"), "{}", ran.err);
     assert_eq!(on(dir.path(), &["--policy", "full", "x"]).code, Some(0));
 }
 
@@ -538,12 +577,94 @@ fn conformance_counts_what_ran_and_fails_on_what_is_missing() {
 }
 
 #[test]
-fn help_states_the_exit_codes() {
-    for args in
-        [&["--help"][..], &["run", "--help"], &["devices", "--help"], &["conformance", "--help"], &["report", "--help"]]
+fn bench_measures_and_adds_up() {
+    let args = ["bench", "--device", "cpu", "--model", F16, "--prompt", "16,300", "--decode", "9", "--repeat", "2"];
+    let v = json(&run(&[&args[..], &["--json"]].concat()));
+    let runs = v["runs"].as_array().unwrap();
+    assert_eq!(runs.iter().map(|r| r["prompt"].as_u64().unwrap()).collect::<Vec<_>>(), [16, 300]);
+    let copy = v["copy"]["bytes_per_second"]["median"].as_f64().unwrap();
+    assert!(v["copy"]["buffer_bytes"].as_u64().unwrap() >= 64 << 20 && copy > 0.0);
+    for r in runs {
+        for spread in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
+            let [min, median, max] = ["min", "median", "max"].map(|key| r[spread][key].as_f64().unwrap());
+            assert!(0.0 < min && min <= median && median <= max && max.is_finite(), "{spread}: {min} {median} {max}");
+        }
+        // 4 layers, keys and values, 3 KV heads of 32 values, 2 bytes each; the mean step sees prompt + 5 slots.
+        let slot = 4 * 2 * 3 * 32 * 2;
+        assert_eq!(r["kv_bytes_per_token"].as_u64().unwrap(), (r["prompt"].as_u64().unwrap() + 5) * slot);
+        let bytes = r["weight_bytes_per_token"].as_f64().unwrap() + r["kv_bytes_per_token"].as_f64().unwrap();
+        let rate = bytes * r["decode_tokens_per_second"]["median"].as_f64().unwrap();
+        assert!((r["decode_bytes_per_second"].as_f64().unwrap() / rate - 1.0).abs() < 1e-9);
+        assert!((r["decode_bandwidth_fraction"].as_f64().unwrap() / (rate / copy) - 1.0).abs() < 1e-9);
+        // Untied: the embedding is not read as a whole.
+        assert!(r["weight_bytes_per_token"].as_u64() < v["weight_bytes"].as_u64());
+    }
+    let table = run(&args);
+    assert!(
+        table.code == Some(0) && table.out.contains("copy bandwidth") && table.out.contains("decode tok/s"),
+        "{}",
+        table.out
+    );
+    fails(&run(&["bench", "--decode", "0"]), 2, &["nothing to measure"]);
+    let long = ["bench", "--device", "cpu", "--model", F16, "--prompt", "5000", "--decode", "1"];
+    fails(&run(&long), 2, &["the lengths exceed the context", "5000 + 1"]);
+    // Neither tokenizer nor template is needed.
+    let bare = broken(|dir| {
+        for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+            std::fs::remove_file(dir.join(name)).unwrap();
+        }
+    });
+    let bare = bare.path().to_str().unwrap();
+    assert_eq!(run(&["bench", "--device", "cpu", "--model", bare, "--prompt", "4", "--decode", "2"]).code, Some(0));
+}
+
+#[test]
+fn inspect_says_what_a_model_is() {
+    let v = json(&run(&["inspect", F16, "--json", "--context", "100,4096"]));
+    assert_eq!(v["architecture"], "Qwen2ForCausalLM");
+    assert_eq!((v["sizes"]["layers"].as_u64(), v["sizes"]["hidden"].as_u64()), (Some(4), Some(96)));
+    let file = std::fs::read(Path::new(F16).join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let parameters: usize = tensors.tensors().iter().map(|(_, t)| t.shape().iter().product::<usize>()).sum();
+    let bytes: usize = tensors.tensors().iter().map(|(_, t)| t.data().len()).sum();
+    assert_eq!(v["weights"]["parameters"].as_u64(), Some(parameters as u64));
+    assert_eq!(
+        (v["weights"]["bytes"].as_u64(), v["weights"]["types"][0]["type"].as_str()),
+        (Some(bytes as u64), Some("F16"))
+    );
+    assert_eq!((&v["probe"]["feasible"], &v["text"]["thinking"]), (&true.into(), &"template_opens".into()));
+    assert_eq!(v["text"]["thinking_switch"], false);
+    // 100 positions are rounded up to 128 slots; 4 layers, keys and values, 3 heads, 32 values.
+    let kv: Vec<u64> = v["memory"].as_array().unwrap().iter().map(|m| m["kv_bytes"].as_u64().unwrap()).collect();
+    assert_eq!(kv, [128 * 768 * 2, 128 * 768 * 4, 4096 * 768 * 2, 4096 * 768 * 4]);
+
+    let table = run(&["inspect", F16]);
+    for part in ["Qwen2ForCausalLM", "the template opens <think>", "possible: </think> is one token", "KV f16"] {
+        assert!(table.out.contains(part), "{part:?} is missing from:\n{}", table.out);
+    }
+    // What is missing is a problem of the model, not of this command.
+    let bare = broken(|dir| {
+        std::fs::remove_file(dir.join("tokenizer.json")).unwrap();
+        std::fs::remove_file(dir.join("model.safetensors")).unwrap();
+    });
+    let v = json(&run(&["inspect", bare.path().to_str().unwrap(), "--json"]));
+    assert_eq!(
+        (v["problems"].as_array().unwrap().len(), &v["weights"], &v["probe"]["feasible"]),
+        (2, &Value::Null, &false.into())
+    );
+    assert_eq!(json(&run(&["inspect", "--json"]))["model"], "built-in");
+    fails(&run(&["inspect", "/no/such/dir"]), 1, &["not a directory"]);
+}
+
+#[test]
+fn help_shows_examples_and_the_exit_codes() {
+    for command in
+        [None, Some("run"), Some("report"), Some("bench"), Some("inspect"), Some("devices"), Some("conformance")]
     {
-        let ran = run(args);
+        let ran = run(&command.into_iter().chain(["--help"]).collect::<Vec<_>>());
         assert!(ran.code == Some(0) && ran.out.contains("Exit codes") && ran.out.contains("130"), "{}", ran.out);
+        let example = format!("Examples:\n  {}", command.map_or("secateur run".into(), |c| format!("secateur {c}")));
+        assert!(ran.out.contains(&example), "{}", ran.out);
     }
     assert!(run(&["--version"]).out.contains(env!("CARGO_PKG_VERSION")));
 }

@@ -1,7 +1,12 @@
 //! Commands, exit codes, and how errors reach a person.
+mod bench;
+mod chat;
 mod conformance;
 mod devices;
+mod inspect;
+mod line;
 mod live;
+mod model;
 mod report;
 mod run;
 mod screen;
@@ -9,19 +14,38 @@ mod screen;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
+use secateur::kernels::Words;
 use secateur::{Error, ErrorKind, Result};
 
-const EXIT_CODES: &str = "\
+macro_rules! exit_codes {
+    () => {
+        "\
 Exit codes:
   0    done
   1    the model, the device or a file failed; conformance: a case failed or a required device is missing
   2    the arguments or the prompt are wrong
-  130  interrupted with Ctrl-C (once: the run ends with its summary; twice: at once)";
+  130  interrupted with Ctrl-C (once: the run ends with its summary; twice: at once)"
+    };
+}
+
+/// What a command's help ends in: examples, then the exit codes.
+macro_rules! after_help {
+    ($($line:literal)*) => {
+        concat!("Examples:\n", $("  ", $line, "\n",)* "\n", exit_codes!())
+    };
+}
 
 /// Runs reasoning language models on any GPU and prunes redundant thoughts from their KV cache while they think.
 #[derive(Debug, Parser)]
-#[command(version, after_help = EXIT_CODES)]
+#[command(version, after_help = after_help!(
+    "secateur run                                        what it does, on the small model inside the binary"
+    "secateur run --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
+    "secateur run --model DIR \"How many primes are below 50?\""
+    "secateur inspect DIR                                will it fit?"
+    "secateur bench --model DIR                          how fast is it here?"
+    "secateur conformance                                does this machine compute what it should?"
+))]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -29,18 +53,72 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Generate from a prompt, pruning thoughts on the way. Text goes to stdout, everything else to stderr.
-    #[command(after_help = EXIT_CODES, args_override_self = true)]
+    /// Generate from a prompt, or chat, pruning thoughts on the way. Text goes to stdout, everything else to stderr.
+    #[command(args_override_self = true, after_help = after_help!(
+        "secateur run --model DIR                            chat (/help there)"
+        "secateur run --model Qwen/Qwen3-0.6B \"Why is the sky blue?\""
+        "git diff | secateur run --model DIR --system \"You review code.\" -"
+        "secateur run --model DIR --no-think \"17 * 23?\"     answer at once (Qwen3)"
+        "secateur run --model DIR --policy random --budget tokens:1024 --show-kept \"...\""
+        "secateur run --model DIR --trace trace.json \"...\"   every token, step, importance and eviction"
+        "secateur run --model DIR --ids 1,2,3 --json         no tokenizer needed"
+    ))]
     Run(Box<run::Args>),
     /// Make a page from the trace of a run, or from two side by side.
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = after_help!(
+        "secateur report trace.json -o report.html"
+        "secateur report pruned.json full.json -o both.html  two runs side by side"
+    ))]
     Report(report::Args),
+    /// Measure prefill and decoding, and how much of the device's memory bandwidth decoding reaches. Needs no tokenizer.
+    #[command(after_help = after_help!(
+        "secateur bench --model DIR"
+        "secateur bench --model DIR --prompt 128,1024,4096 --decode 64 --repeat 5"
+        "secateur bench --model DIR --device vulkan --json > bench.json"
+    ))]
+    Bench(bench::Args),
+    /// Say what a model is, whether its thoughts can be pruned, and how much memory it needs.
+    #[command(after_help = after_help!(
+        "secateur inspect DIR"
+        "secateur inspect Qwen/Qwen3-0.6B --context 4096,32768"
+        "secateur inspect DIR --json"
+    ))]
+    Inspect(inspect::Args),
     /// List the devices of this machine, best first.
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = after_help!(
+        "secateur devices"
+        "secateur devices --json"
+    ))]
     Devices(devices::Args),
     /// Check that the devices of this machine compute what the CPU reference computes: every kernel case on each.
-    #[command(after_help = EXIT_CODES)]
+    #[command(after_help = after_help!(
+        "secateur conformance                                every device"
+        "secateur conformance --device metal --json > report.json"
+        "secateur conformance --require cpu,llvmpipe         fail unless these ran"
+    ))]
     Conformance(conformance::Args),
+}
+
+/// Element types that a KV cache may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kv {
+    F16,
+    F32,
+}
+
+impl Kv {
+    fn words(self) -> Words {
+        match self {
+            Self::F16 => Words::F16,
+            Self::F32 => Words::F32,
+        }
+    }
+}
+
+impl std::fmt::Display for Kv {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if *self == Self::F16 { "f16" } else { "f32" })
+    }
 }
 
 /// Parses the arguments, runs the command, and turns its outcome into an exit code.
@@ -49,6 +127,8 @@ pub fn main() -> ExitCode {
     let outcome = match Args::parse().command {
         Command::Run(args) => run::main(*args),
         Command::Report(args) => report::main(&args),
+        Command::Bench(args) => bench::main(&args),
+        Command::Inspect(args) => inspect::main(&args),
         Command::Devices(args) => devices::main(&args),
         Command::Conformance(args) => conformance::main(&args),
     };

@@ -1,30 +1,37 @@
 //! `secateur run`
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use clap::ValueEnum;
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, Event, LoadOptions, Prompt, RunOptions, RunResult};
 use secateur::policy::{self, Budget, Role};
 use secateur::report::trace::AttentionDetail;
-use secateur::weights::{ModelSource, PackedDtype};
+use secateur::text::Message;
 use secateur::{Error, ErrorKind, Result, builtin, probe};
 use serde_json::json;
 use web_time::Instant;
 
+use super::chat;
+use super::line;
+use super::model::ModelArgs;
 use super::screen::{self, Progress, Screen};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The user's message; `-` reads it from stdin. Without prompt and model an example runs.
+    /// The user's message; `-` reads it from stdin. Without it, on a terminal, you chat; without model too, an example runs.
     #[arg(conflicts_with = "ids")]
     prompt: Option<String>,
-    /// A model directory in Hugging Face layout. Default: the small model inside the binary.
-    #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// What the model is told before the conversation.
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["ids", "raw"])]
+    system: Option<String>,
+    /// Answer at once, for models whose chat template can switch thinking off (Qwen3).
+    #[arg(long, conflicts_with_all = ["ids", "raw"])]
+    no_think: bool,
     /// auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name (`secateur devices` lists them).
     #[arg(long, default_value = "auto")]
     device: String,
@@ -53,8 +60,8 @@ pub struct Args {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Element type of the KV cache.
-    #[arg(long, value_enum, default_value_t = Kv::F16)]
-    kv: Kv,
+    #[arg(long, value_enum, default_value_t = super::Kv::F16)]
+    kv: super::Kv,
     /// Positions to make room for. Default: the model's own maximum, at most 32768.
     #[arg(long, value_name = "N")]
     context: Option<usize>,
@@ -81,12 +88,6 @@ pub struct Args {
     quiet: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Kv {
-    F16,
-    F32,
-}
-
 fn policy_help() -> String {
     let policies = policy::POLICIES.iter().map(|p| format!("{}: {}", p.name, p.summary));
     let list = policies.collect::<Vec<_>>().join("; ");
@@ -106,14 +107,11 @@ fn probe_every_help() -> String {
 pub fn main(args: Args) -> Result<ExitCode> {
     // Whatever can be refused before anything is loaded.
     let mut options = args.run_options()?;
-    let prompt = args.prompt()?;
+    let task = args.task()?;
     if args.context == Some(0) {
         return Err(Error::new(ErrorKind::Input, "a context of 0 positions").at("--context").expected("at least 1"));
     }
-    let (source, name) = match &args.model {
-        Some(dir) => (ModelSource::directory(dir)?, dir.display().to_string()),
-        None => (builtin::source(), builtin::NAME.to_string()),
-    };
+    let (source, name) = args.model.open(args.quiet)?;
     if let Some(file) = &args.trace {
         // Found out now, not after an hour of decoding.
         write_file(file, "")?;
@@ -124,28 +122,32 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let began = Instant::now();
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
-    let load = LoadOptions {
-        kv: match args.kv {
-            Kv::F16 => PackedDtype::F16,
-            Kv::F32 => PackedDtype::F32,
-        },
-        context: args.context,
-    };
+    let load = LoadOptions { kv: args.kv.words(), context: args.context };
     let mut engine = Engine::load(&source, name, &device, &load, &mut |done, of| bar.at(done, of))?;
     drop(bar);
     let load_us = began.elapsed().as_micros() as u64;
 
     let mut screen = Screen::new(!args.json, !args.quiet, args.plain);
     screen.note(&format!("{} on {}, loaded in {:.2} s", engine.name(), device.info.line(), load_us as f64 / 1e6));
-    if args.policy.is_none() && args.ids.is_some() && engine.tokenizer().is_err() {
-        screen.note("no tokenizer: without text there are no steps to prune, so nothing is (--policy full)");
+    if args.policy.is_none()
+        && let Some(why) = unprunable(&engine, &args)
+    {
+        screen.note(&format!("{why}: nothing is pruned (--policy full)"));
         options.policy = "full".into();
     }
     let stop = engine.stop_flag();
     // From here on the first Ctrl-C ends the run instead of the process.
     let _ = STOP.set(stop.clone());
 
-    let result = generate(&mut engine, &prompt, &options, &mut screen, &stop)?;
+    let think = args.no_think.then_some(false);
+    let prompt = match task {
+        Task::Once(prompt) => prompt,
+        Task::Chat => {
+            let system = args.system.as_deref();
+            return chat::main(&mut engine, &options, system, think, &mut screen, &stop, args.quiet);
+        }
+    };
+    let result = generate(&mut engine, &prompt, &options, &mut screen, &stop, &mut |_, _| ())?;
     if let Some(file) = &args.trace {
         write_file(file, &(result.trace.to_json()? + "\n"))?;
     }
@@ -165,13 +167,23 @@ pub fn main(args: Args) -> Result<ExitCode> {
     }
 }
 
-/// Runs the prompt and shows what comes.
-fn generate(
+/// Why the default policy has nothing to go by in this model, if so. Asked for by name, a policy says so itself.
+fn unprunable(engine: &Engine, args: &Args) -> Option<&'static str> {
+    match engine.tokenizer() {
+        Ok(tokenizer) if tokenizer.think_ids().close.is_none() => Some("this tokenizer has no single </think>"),
+        Err(_) if args.ids.is_some() => Some("no tokenizer, so no steps"),
+        _ => None,
+    }
+}
+
+/// Runs the prompt and shows what comes; `heard` gets every token's text and role too.
+pub fn generate(
     engine: &mut Engine,
     prompt: &Prompt,
     options: &RunOptions,
     screen: &mut Screen,
     stop: &AtomicBool,
+    heard: &mut dyn FnMut(&str, Role),
 ) -> Result<RunResult> {
     let (mut thoughts, mut probes, mut broken) = (Vec::new(), 0, None);
     let slot_bytes = engine.slot_bytes();
@@ -187,6 +199,7 @@ fn generate(
             if role == Role::Thinking {
                 thoughts.push(text.to_string());
             }
+            heard(text, role);
             if let Err(e) = screen.token(text, role) {
                 // Nobody reads on: no use in decoding on.
                 broken.get_or_insert(e);
@@ -206,36 +219,65 @@ fn generate(
     }
 }
 
+/// What to do.
+enum Task {
+    /// One prompt.
+    Once(Prompt),
+    /// A conversation.
+    Chat,
+}
+
 impl Args {
     fn is_example(&self) -> bool {
-        self.prompt.is_none() && self.ids.is_none() && self.model.is_none()
+        self.prompt.is_none() && self.ids.is_none() && self.model.model.is_none()
     }
 
-    fn prompt(&self) -> Result<Prompt> {
+    fn task(&self) -> Result<Task> {
         let empty = || Error::new(ErrorKind::Input, "the prompt is empty");
         if let Some(ids) = &self.ids {
             let ids = parse_ids(ids)?;
             let needed = || empty().at("--ids").expected("token ids, such as --ids \"1,2,3\"");
-            return if ids.is_empty() { Err(needed()) } else { Ok(Prompt::Ids(ids)) };
+            return if ids.is_empty() { Err(needed()) } else { Ok(Task::Once(Prompt::Ids(ids))) };
         }
         let text = match self.prompt.as_deref() {
             Some("-") => read_stdin()?,
             Some(text) => text.to_string(),
             None if self.is_example() => builtin::EXAMPLE.to_string(),
-            None => {
-                return Err(Error::new(ErrorKind::Input, "no prompt")
-                    .expected("a prompt, - for stdin, or --ids \"1,2,3\"")
-                    .help("secateur run --model DIR \"What is 12 + 30?\""));
-            }
+            None => return self.chat(),
         };
         if text.trim().is_empty() {
             return Err(empty().expected("some text"));
         }
-        Ok(if self.raw { Prompt::Raw(text) } else { Prompt::Chat(text) })
+        if self.raw {
+            return Ok(Task::Once(Prompt::Raw(text)));
+        }
+        let system = self.system.as_ref().map(|text| Message::new("system", text.as_str()));
+        let messages = system.into_iter().chain([Message::user(text)]).collect();
+        Ok(Task::Once(Prompt::Messages { messages, think: self.no_think.then_some(false) }))
+    }
+
+    /// A chat, where there is somebody to chat with.
+    fn chat(&self) -> Result<Task> {
+        let no_prompt = |why: &str| {
+            Error::new(ErrorKind::Input, format!("no prompt{why}"))
+                .expected("a prompt, - for stdin, or --ids \"1,2,3\"; on a terminal, none of them to chat")
+                .help("secateur run --model DIR \"What is 12 + 30?\"")
+        };
+        let alone = [("--json", self.json), ("--trace", self.trace.is_some()), ("--raw", self.raw)];
+        if let Some((option, _)) = alone.iter().find(|(_, given)| *given) {
+            return Err(no_prompt(&format!(", and a chat has no {option}")));
+        }
+        if !std::io::stdin().is_terminal() {
+            return Err(no_prompt(", and stdin is not a terminal to chat on"));
+        }
+        if !std::io::stdout().is_terminal() {
+            return Err(no_prompt(", and stdout is not a terminal to chat on"));
+        }
+        Ok(Task::Chat)
     }
 
     fn run_options(&self) -> Result<RunOptions> {
-        let (window, probe_every) = match self.model {
+        let (window, probe_every) = match self.model.model {
             Some(_) => (policy::DEFAULT_WINDOW, probe::DEFAULT_PROBE_EVERY),
             None => (builtin::WINDOW, builtin::PROBE_EVERY),
         };
@@ -276,6 +318,9 @@ fn parse_ids(text: &str) -> Result<Vec<u32>> {
 
 fn read_stdin() -> Result<String> {
     let mut bytes = Vec::new();
+    if std::io::stdin().is_terminal() {
+        super::say("reading the prompt from the terminal; Ctrl-D ends it");
+    }
     let failed = |e| Error::new(ErrorKind::Io, "stdin cannot be read").found(e);
     std::io::stdin().lock().read_to_end(&mut bytes).map_err(failed)?;
     let mut text = String::from_utf8(bytes).map_err(|e| {
@@ -325,7 +370,8 @@ fn object(result: &RunResult, device: &ComputeDevice, load_us: u64) -> serde_jso
     })
 }
 
-static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
+/// How often Ctrl-C was pressed in this run, or this turn of a chat.
+pub static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
 /// The running engine's stop flag; unset while there is nothing worth ending in order.
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
 
@@ -354,6 +400,9 @@ fn on_continue() {}
 /// The first Ctrl-C ends the run, the second the process.
 fn on_ctrl_c() -> Result<()> {
     let handler = || {
+        if line::PROMPTING.load(Ordering::SeqCst) {
+            std::process::exit(0);
+        }
         let before = INTERRUPTS.fetch_add(1, Ordering::SeqCst);
         match STOP.get() {
             Some(stop) if before == 0 => stop.store(true, Ordering::Relaxed),

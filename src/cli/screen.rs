@@ -307,7 +307,8 @@ fn percent(part: u64, of: u64) -> f64 {
     if of == 0 { 0.0 } else { 100.0 * part as f64 / of as f64 }
 }
 
-fn stop_reason(reason: &StopReason) -> String {
+/// Why a run ended, in words.
+pub fn stop_reason(reason: &StopReason) -> String {
     match reason {
         StopReason::Eos => "the model ended its answer".into(),
         StopReason::MaxNewTokens => "--max-new-tokens reached".into(),
@@ -347,7 +348,8 @@ fn visible(text: &str) -> String {
     text.chars().map(picture).collect()
 }
 
-fn device_bytes(in_use: u64, reserved: u64) -> String {
+/// What the device's allocator holds, in words.
+pub fn device_bytes(in_use: u64, reserved: u64) -> String {
     if reserved == 0 {
         return "device memory not measured on the CPU".into();
     }

@@ -227,6 +227,12 @@ impl Decoder {
         self.weight_bytes
     }
 
+    /// Bytes of the weight matrices that a decode step reads: all but an embedding that is not also the head, of which it
+    /// reads one row.
+    pub fn step_bytes(&self) -> u64 {
+        self.weight_bytes - if self.head.is_some() { self.embedding.bytes() } else { 0 }
+    }
+
     fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         self.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]).chain([&self.embedding]).chain(&self.head)
     }

@@ -20,7 +20,7 @@ const FUEL: u64 = 50_000_000;
 
 /// One message of a conversation. Other fields that a template may read (`tool_calls`, `reasoning_content`) go into
 /// `extra`.
-#[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct Message {
     /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
@@ -176,6 +176,29 @@ impl ChatTemplate {
         };
         let thinking = thinking_state(&text[generation_start..]);
         Ok(RenderedPrompt { text, generation_start, thinking })
+    }
+
+    /// Whether the template reads `enable_thinking`: whether saying yes and saying no make different prompts.
+    pub fn has_thinking_switch(&self) -> bool {
+        let text = |think| {
+            let options = RenderOptions { enable_thinking: Some(think), now: Some(0), ..RenderOptions::default() };
+            self.render_text(&[Message::user("?")], &options, true).ok()
+        };
+        text(true) != text(false)
+    }
+
+    /// Refuses templates without a [switch](Self::has_thinking_switch), which would ignore the wish in silence.
+    ///
+    /// # Errors
+    /// When the template does not read `enable_thinking`.
+    pub fn check_thinking_switch(&self) -> Result<()> {
+        if self.has_thinking_switch() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Input, "this model's chat template has no switch for thinking")
+            .at(&self.place)
+            .expected("a template that reads enable_thinking, such as Qwen3's")
+            .help("leave --no-think out: this model decides by itself"))
     }
 
     /// The template's text for `messages`, with or without the beginning of an answer.
@@ -455,6 +478,15 @@ mod tests {
         assert_eq!(render("{{ tools[0] | tojson }}", &options).ok().as_deref(), Some(compact));
         let indented = "{\n  \"é\": \"<&'\\\">\"\n}";
         assert_eq!(render("{{ tools[0].a | tojson(indent=2) }}", &options).ok().as_deref(), Some(indented));
+    }
+
+    #[test]
+    fn a_switch_for_thinking_is_seen_by_what_it_does() {
+        let of = |template: &str| ChatTemplate::new(template, "test", Map::new()).map(|t| t.has_thinking_switch()).ok();
+        assert_eq!(of("{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}"), Some(true));
+        assert_eq!(of("{{ messages[0].content }}<think>"), Some(false));
+        assert_eq!(of("{% set enable_thinking = true %}{% if enable_thinking %}<think>{% endif %}"), Some(false));
+        assert_eq!(of("{{ raise_exception('no') }}"), Some(false));
     }
 
     #[test]

@@ -1,0 +1,257 @@
+//! How fast a model runs on a device, and how near that is to what the device can do.
+//!
+//! Decoding is bound by memory: a step reads the weights and the cached keys and values once. So [`Measured`] sets the bytes
+//! that a decoded token reads against [`copy_bandwidth`], measured on the same device. Random ids serve as well as text: no
+//! tokenizer is needed.
+use serde::Serialize;
+use web_time::{Duration, Instant};
+
+use crate::cache::{CacheShape, KvCache};
+use crate::device::ComputeDevice;
+use crate::engine::{GROWTH, LAG, PREFILL_CHUNK};
+use crate::kernels::{self, GatherSpec, Words, launch};
+use crate::model::decoder::{Decoder, Input, Logits};
+use crate::{Error, ErrorKind, Result};
+
+/// What to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lengths {
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// Tokens to decode after it.
+    pub decode: usize,
+}
+
+/// Several measurements of one thing.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// The middle one; of an even number the mean of the middle two.
+    pub median: f64,
+    /// The smallest.
+    pub min: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// Of `values`, at least one, none of them NaN.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let n = values.len();
+        assert!(n > 0, "nothing was measured");
+        Self { median: (values[(n - 1) / 2] + values[n / 2]) / 2.0, min: values[0], max: values[n - 1] }
+    }
+}
+
+/// What the device's memory gives to a kernel that only copies.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Copied {
+    /// Bytes of the buffer that was copied; each is read once and written once.
+    pub buffer_bytes: u64,
+    /// Bytes read plus bytes written, a second.
+    pub bytes_per_second: Spread,
+}
+
+/// Speed at one pair of lengths.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Measured {
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// Tokens decoded after it.
+    pub decode: usize,
+    /// Seconds of the first prefill: shaders are compiled in it. Not part of the spread.
+    pub first_prefill_seconds: f64,
+    /// Prompt tokens a second.
+    pub prefill_tokens_per_second: Spread,
+    /// Decoded tokens a second.
+    pub decode_tokens_per_second: Spread,
+    /// Bytes of weights that a decode step reads.
+    pub weight_bytes_per_token: u64,
+    /// Bytes of keys and values that a decode step reads, averaged over the steps.
+    pub kv_bytes_per_token: u64,
+}
+
+impl Measured {
+    /// Bytes a second that decoding reads, by the byte model: (weights + KV) × tokens a second.
+    pub fn decode_bytes_per_second(&self) -> f64 {
+        (self.weight_bytes_per_token + self.kv_bytes_per_token) as f64 * self.decode_tokens_per_second.median
+    }
+}
+
+/// Ids from 0 to `vocabulary` - 1, as good as random, the same at every call.
+pub fn ids(n: usize, vocabulary: usize) -> Vec<u32> {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % vocabulary as u64
+    };
+    (0..n).map(|_| next() as u32).collect()
+}
+
+/// Forwards `ids` as the engine does, samples one token, waits for it.
+///
+/// # Errors
+/// What [`Decoder::forward`] refuses; a device that fails.
+pub async fn prefill(model: &Decoder, cache: &mut KvCache, ids: &[u32]) -> Result<Duration> {
+    let begun = Instant::now();
+    cache.reserve(0, ids.len())?;
+    let chunks = ids.len().div_ceil(PREFILL_CHUNK);
+    for (i, ids) in ids.chunks(PREFILL_CHUNK).enumerate() {
+        let input = Input::Chunk { seq: 0, ids };
+        if i + 1 < chunks {
+            model.forward(input, cache, Logits::None, None)?;
+            cache.advance(0, ids.len(), 0);
+        } else {
+            let out = model.forward(input, cache, Logits::Last, None)?;
+            cache.sample(&out.logits.expect("asked for"), 0, 1, ids.len());
+        }
+    }
+    cache.read_state().await?;
+    Ok(begun.elapsed())
+}
+
+/// Decodes `steps` tokens as the engine does, ids read late, and waits for the last.
+///
+/// # Errors
+/// As [`prefill`].
+pub async fn decode(model: &Decoder, cache: &mut KvCache, steps: usize) -> Result<Duration> {
+    let begun = Instant::now();
+    let mut read = cache.read_state();
+    for step in 0..steps {
+        let out = model.forward(Input::Pending { seq0: 0, seqs: 1 }, cache, Logits::Last, None)?;
+        cache.sample(&out.logits.expect("asked for"), 0, 1, 1);
+        if step % LAG == LAG - 1 {
+            std::mem::replace(&mut read, cache.read_state()).await?;
+        }
+    }
+    cache.read_state().await?;
+    Ok(begun.elapsed())
+}
+
+/// Prefill and decode at `lengths`, `repeat` times after a first round that compiles the shaders; `tick` is told of every
+/// round done.
+///
+/// # Errors
+/// Lengths of 0 or beyond the context; a device that fails.
+pub async fn measure(
+    model: &Decoder,
+    kv: Words,
+    lengths: Lengths,
+    repeat: usize,
+    tick: &mut dyn FnMut(),
+) -> Result<Measured> {
+    let Lengths { prompt, decode: steps } = lengths;
+    if prompt == 0 || steps == 0 || repeat == 0 {
+        return Err(Error::new(ErrorKind::Input, "nothing to measure")
+            .expected("at least 1 prompt token, 1 decoded token and 1 repetition")
+            .found(format!("{prompt}, {steps} and {repeat}")));
+    }
+    // The last token of a run is sampled, never forwarded.
+    if prompt + steps > model.context() {
+        return Err(Error::new(ErrorKind::Input, "the lengths exceed the context")
+            .expected(format!("prompt + decode of at most {}", model.context()))
+            .found(format!("{prompt} + {steps}")));
+    }
+    let config = model.config();
+    let shape = CacheShape::new(config, kv, 1, GROWTH)?;
+    let ids = ids(prompt, config.vocab_size);
+    let mut rounds = Vec::with_capacity(repeat + 1);
+    for _ in 0..=repeat {
+        let mut cache = KvCache::new(shape, model.device());
+        rounds.push((prefill(model, &mut cache, &ids).await?, decode(model, &mut cache, steps).await?));
+        tick();
+    }
+    let first_prefill_seconds = rounds.remove(0).0.as_secs_f64();
+    let rate = |tokens: usize, time: Duration| tokens as f64 / time.as_secs_f64().max(1e-9);
+    // Step i, from 0 on, attends to the prompt, to what was decoded before, and to its own token.
+    let slots = prompt as f64 + (steps as f64 + 1.0) / 2.0;
+    Ok(Measured {
+        prompt,
+        decode: steps,
+        first_prefill_seconds,
+        prefill_tokens_per_second: Spread::of(rounds.iter().map(|r| rate(prompt, r.0))),
+        decode_tokens_per_second: Spread::of(rounds.iter().map(|r| rate(steps, r.1))),
+        weight_bytes_per_token: model.step_bytes(),
+        kv_bytes_per_token: (slots * (shape.layers * shape.slot_bytes()) as f64) as u64,
+    })
+}
+
+/// Words of a row that [`copy_bandwidth`] moves: 512 bytes, a head of 128 f32 or 256 f16 values.
+const ROW_WORDS: usize = 128;
+
+/// The smallest buffer that [`copy_bandwidth`] copies: beyond the caches of ordinary processors.
+pub const SMALLEST_COPY: u64 = 64 << 20;
+
+/// Copies a buffer with the gather kernel, keeping every row, `repeat` times after a first that compiles. The buffer has 64
+/// MiB on software adapters and 256 MiB on GPUs, whose caches are larger, or what one binding may have.
+///
+/// # Errors
+/// A device whose bindings are below [`SMALLEST_COPY`], or that fails.
+pub async fn copy_bandwidth(device: &ComputeDevice, repeat: usize) -> Result<Copied> {
+    let software = device.info.kind == "software";
+    let most = if software { SMALLEST_COPY } else { 256 << 20 };
+    // Copies between two waits: a wait costs some 100 µs, as much as a fast GPU needs for a copy.
+    let batch = if software { 1 } else { 8 };
+    copy(device, most.min(device.info.max_binding_bytes), repeat, batch).await
+}
+
+async fn copy(device: &ComputeDevice, bytes: u64, repeat: usize, batch: usize) -> Result<Copied> {
+    if bytes < SMALLEST_COPY && !cfg!(test) {
+        return Err(Error::new(ErrorKind::Device, "the adapter's bindings are too small to measure its bandwidth")
+            .at(device.info.line())
+            .expected(format!("{SMALLEST_COPY} bytes"))
+            .found(format!("{bytes} bytes")));
+    }
+    // Two planes of rows, as a layer's keys and values.
+    let rows = bytes as usize / (2 * ROW_WORDS * 4);
+    let words = 2 * rows * ROW_WORDS;
+    let near = kernels::words(vec![0; 4], &device.burn);
+    let keep = kernels::words((0..rows as u32).collect(), &device.burn);
+    let moves = kernels::words([0, rows, 0, rows, rows, 0, 0, 0].map(|v| v as u32).to_vec(), &device.burn);
+    // Never initialised: a copy does not care what it copies.
+    let source = launch::dedicated(&near, || launch::empty_words(&near, words));
+    let spec = GatherSpec { row_words: ROW_WORDS, kv_heads: 1, seqs: 1, most_kept: rows, out_words: words };
+    let mut times = Vec::with_capacity(repeat + 1);
+    for _ in 0..=repeat {
+        let begun = Instant::now();
+        for _ in 0..batch {
+            drop(kernels::cache_gather(source.clone(), &keep, &moves, spec));
+        }
+        launch::read_words(&[&near]).await?;
+        times.push(begun.elapsed().as_secs_f64().max(1e-9));
+    }
+    let moved = (2 * words * 4 * batch) as f64;
+    let bytes_per_second = Spread::of(times.into_iter().skip(1).map(|time| moved / time));
+    Ok(Copied { buffer_bytes: (words * 4) as u64, bytes_per_second })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Spread { median: 2.0, min: 1.0, max: 3.0 });
+        assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), Spread { median: 2.5, min: 1.0, max: 4.0 });
+        assert_eq!(Spread::of([7.0]), Spread { median: 7.0, min: 7.0, max: 7.0 });
+    }
+
+    #[test]
+    fn ids_cover_the_vocabulary_and_repeat() {
+        let few = ids(1000, 7);
+        assert_eq!(few, ids(1000, 7));
+        assert!((0..7).all(|id| few.contains(&id)) && few.iter().all(|id| *id < 7));
+        assert!(ids(5, 1).iter().all(|id| *id == 0));
+    }
+
+    #[test]
+    fn a_copy_is_counted_twice() {
+        // A megabyte on the twin: what matters is that the bytes add up.
+        let device = ComputeDevice::cpu();
+        let copied = pollster::block_on(copy(&device, 1 << 20, 3, 2)).expect("it runs");
+        assert_eq!(copied.buffer_bytes, 1 << 20);
+        let Spread { median, min, max } = copied.bytes_per_second;
+        assert!(min > 0.0 && min <= median && median <= max && max.is_finite());
+    }
+}

@@ -1,0 +1,154 @@
+//! `secateur bench`
+use std::process::ExitCode;
+
+use secateur::bench::{self, Copied, Lengths, Measured, Spread};
+use secateur::device::{ComputeDevice, DeviceInfo};
+use secateur::engine::GROWTH;
+use secateur::model::config::ModelConfig;
+use secateur::model::decoder::Decoder;
+use secateur::weights::Weights;
+use secateur::{Error, ErrorKind, Result};
+use serde::Serialize;
+
+use super::Kv;
+use super::model::ModelArgs;
+use super::screen::{self, Progress};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name (`secateur devices` lists them).
+    #[arg(long, default_value = "auto")]
+    device: String,
+    /// Tokens of the prompt; several, separated by commas, are measured one after the other.
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "128")]
+    prompt: Vec<usize>,
+    /// Tokens to decode after the prompt.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    decode: usize,
+    /// Measurements of each; the first round, which compiles the shaders, comes on top.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    repeat: usize,
+    /// Element type of the KV cache.
+    #[arg(long, value_enum, default_value_t = Kv::F16)]
+    kv: Kv,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    json: bool,
+    /// No progress.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    secateur: &'static str,
+    model: String,
+    device: DeviceInfo,
+    kv: String,
+    weight_bytes: u64,
+    copy: Copied,
+    runs: Vec<Run>,
+}
+
+#[derive(Serialize)]
+struct Run {
+    #[serde(flatten)]
+    measured: Measured,
+    repetitions: usize,
+    decode_bytes_per_second: f64,
+    /// Of the copy bandwidth.
+    decode_bandwidth_fraction: f64,
+}
+
+pub fn main(args: &Args) -> Result<ExitCode> {
+    if args.repeat == 0 || args.decode == 0 || args.prompt.contains(&0) {
+        return Err(Error::new(ErrorKind::Input, "nothing to measure")
+            .at("--prompt, --decode, --repeat")
+            .expected("at least 1 of each"));
+    }
+    let (source, name) = args.model.open(args.quiet)?;
+    let config = ModelConfig::load(&source)?;
+    let weights = Weights::open(&source)?;
+    let device = pollster::block_on(ComputeDevice::open(&args.device))?;
+    // Room for the longest, and no more: the RoPE table is as long as the context.
+    let context = args.prompt.iter().max().map_or(1, |most| most.saturating_add(args.decode)).next_multiple_of(GROWTH);
+    let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
+    let model = Decoder::load(&config, &weights, context, &device, &mut |done, of| bar.at(done, of))?;
+    drop(bar);
+
+    let copy = pollster::block_on(bench::copy_bandwidth(&device, args.repeat))?;
+    let mut bar = Progress::new("measuring", args.quiet);
+    let (mut done, of) = (0, args.prompt.len() * (args.repeat + 1));
+    let mut tick = || {
+        done += 1;
+        bar.at(done, of);
+    };
+    let mut runs = Vec::new();
+    for &prompt in &args.prompt {
+        let lengths = Lengths { prompt, decode: args.decode };
+        let measured = pollster::block_on(bench::measure(&model, args.kv.words(), lengths, args.repeat, &mut tick))?;
+        let decode_bytes_per_second = measured.decode_bytes_per_second();
+        let decode_bandwidth_fraction = decode_bytes_per_second / copy.bytes_per_second.median;
+        runs.push(Run { measured, repetitions: args.repeat, decode_bytes_per_second, decode_bandwidth_fraction });
+    }
+    drop(bar);
+    let outcome = Outcome {
+        secateur: env!("CARGO_PKG_VERSION"),
+        model: name,
+        device: device.info.clone(),
+        kv: args.kv.to_string(),
+        weight_bytes: model.weight_bytes(),
+        copy,
+        runs,
+    };
+    match args.json {
+        true => super::print_json(&outcome)?,
+        false => super::print(&report(&outcome))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn report(outcome: &Outcome) -> String {
+    let Outcome { model, device, kv, weight_bytes, copy, .. } = outcome;
+    let mut text = format!("{model} on {}\n", device.line());
+    let gb = Spread {
+        median: copy.bytes_per_second.median / 1e9,
+        min: copy.bytes_per_second.min / 1e9,
+        max: copy.bytes_per_second.max / 1e9,
+    };
+    text += &format!("weights {}, KV cache in {kv}\n", screen::bytes(*weight_bytes));
+    text += &format!(
+        "copy bandwidth {} GB/s, read and written, {} at a time\n\n",
+        spread(gb),
+        screen::bytes(copy.buffer_bytes)
+    );
+    let head =
+        ["prompt", "decode", "prefill tok/s", "decode tok/s", "bytes/token", "(weights + KV)", "GB/s", "of copy"];
+    let row = |run: &Run| {
+        let m = &run.measured;
+        vec![
+            m.prompt.to_string(),
+            m.decode.to_string(),
+            spread(m.prefill_tokens_per_second),
+            spread(m.decode_tokens_per_second),
+            screen::bytes(m.weight_bytes_per_token + m.kv_bytes_per_token),
+            format!("({} + {})", screen::bytes(m.weight_bytes_per_token), screen::bytes(m.kv_bytes_per_token)),
+            format!("{:.2}", run.decode_bytes_per_second / 1e9),
+            format!("{:.0} %", 100.0 * run.decode_bandwidth_fraction),
+        ]
+    };
+    let rows: Vec<Vec<String>> =
+        std::iter::once(head.map(String::from).to_vec()).chain(outcome.runs.iter().map(row)).collect();
+    text += &screen::table(&rows);
+    let times = outcome.runs.first().map_or(0, |run| run.repetitions);
+    text + &format!(
+        "median (smallest - largest) of {times}; the first round, which compiles the shaders, is left out\n"
+    )
+}
+
+fn spread(s: Spread) -> String {
+    let digits = if s.median < 10.0 { 2 } else { 1 };
+    format!("{:.digits$} ({:.digits$} - {:.digits$})", s.median, s.min, s.max)
+}

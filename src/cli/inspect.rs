@@ -1,0 +1,360 @@
+//! `secateur inspect`
+use std::process::ExitCode;
+
+use secateur::cache::CacheShape;
+use secateur::engine::GROWTH;
+use secateur::model::config::{ModelConfig, RopeScaling};
+use secateur::probe;
+use secateur::text::{ChatTemplate, Message, RenderOptions, ThinkingState, Tokenizer};
+use secateur::weights::{ModelSource, Weights};
+use secateur::{Error, Result, builtin};
+use serde::Serialize;
+
+use super::{Kv, model, screen};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A model directory, or a model on the hub, which is fetched first. Default: the small model inside the binary.
+    #[arg(value_name = "DIR|NAME")]
+    model: Option<String>,
+    /// Contexts to compute the memory for, separated by commas. Default: powers of four up to the model's own.
+    #[arg(long, value_name = "N,...", value_delimiter = ',')]
+    context: Vec<usize>,
+    /// One JSON object on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Inspection {
+    secateur: &'static str,
+    model: String,
+    architecture: &'static str,
+    sizes: Sizes,
+    weights: Option<Stored>,
+    generation: Generation,
+    text: Text,
+    probe: Feasible,
+    memory: Vec<Memory>,
+    /// What is missing or malformed; what needs it fails.
+    problems: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Sizes {
+    layers: usize,
+    hidden: usize,
+    intermediate: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    vocabulary: usize,
+    context: usize,
+    tied_embeddings: bool,
+    qk_norm: bool,
+    attention_bias: bool,
+    rope_theta: f64,
+    rope_scaling: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Stored {
+    parameters: u64,
+    bytes: u64,
+    types: Vec<StoredType>,
+}
+
+#[derive(Serialize)]
+struct StoredType {
+    #[serde(rename = "type")]
+    name: String,
+    tensors: usize,
+    parameters: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Generation {
+    stop_ids: Vec<u32>,
+    /// Spelled out, where there is a tokenizer.
+    stop_tokens: Vec<String>,
+    do_sample: Option<bool>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    top_k: Option<u32>,
+    min_p: Option<f32>,
+    repetition_penalty: Option<f32>,
+}
+
+#[derive(Serialize)]
+struct Text {
+    tokens: Option<usize>,
+    template: bool,
+    think_open: Option<u32>,
+    think_close: Option<u32>,
+    thinking: Thinking,
+    /// Whether `--no-think` works.
+    thinking_switch: bool,
+}
+
+/// Who begins the thinking.
+#[derive(Serialize, Clone, Copy)]
+#[serde(rename_all = "snake_case")]
+enum Thinking {
+    /// R1-Distill, QwQ: the prompt ends in `<think>`.
+    TemplateOpens,
+    /// Qwen3: the model writes `<think>` itself, if it thinks.
+    ModelOpens,
+    /// The prompt ends in `</think>`.
+    Closed,
+    /// No tag anywhere.
+    None,
+}
+
+impl Thinking {
+    fn words(self) -> &'static str {
+        match self {
+            Self::TemplateOpens => "the template opens <think>",
+            Self::ModelOpens => "the model writes <think> itself",
+            Self::Closed => "the template closes it at once",
+            Self::None => "none that the tokenizer or the template knows of",
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Feasible {
+    feasible: bool,
+    why_not: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Memory {
+    context: usize,
+    kv: String,
+    kv_bytes: u64,
+    /// Weights, cache and rotary table; nothing where there are no weights.
+    total_bytes: Option<u64>,
+}
+
+pub fn main(args: &Args) -> Result<ExitCode> {
+    let (source, name) = match &args.model {
+        Some(model) => model::open(model, false, false)?,
+        None => (builtin::source(), builtin::NAME.to_string()),
+    };
+    let inspection = inspect(&source, name, &args.context)?;
+    match args.json {
+        true => super::print_json(&inspection)?,
+        false => super::print(&report(&inspection))?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<Inspection> {
+    let config = ModelConfig::load(source)?;
+    let mut problems = Vec::new();
+    let mut keep = |error: Error| problems.push(error.to_string());
+    let weights = Weights::open(source).and_then(|weights| stored(&weights)).map_err(&mut keep).ok();
+    let tokenizer = Tokenizer::load(source).map_err(&mut keep).ok();
+    let template = ChatTemplate::load(source).map_err(&mut keep).ok();
+
+    let think = tokenizer.as_ref().map(Tokenizer::think_ids);
+    let rendered = template.as_ref().map(|t| t.render(&[Message::user("Hi")], &RenderOptions::default()));
+    let rendered = rendered.and_then(|r| r.map_err(&mut keep).ok());
+    let thinking = match (rendered.map(|r| r.thinking), think) {
+        (Some(ThinkingState::Open), _) => Thinking::TemplateOpens,
+        (Some(ThinkingState::Closed), _) => Thinking::Closed,
+        (_, Some(ids)) if ids.close.is_some() => Thinking::ModelOpens,
+        _ => Thinking::None,
+    };
+    let why_not = match &tokenizer {
+        None => Some("no tokenizer".to_string()),
+        Some(tokenizer) => {
+            let ids = tokenizer.encode(probe::DEFAULT_PROBE_TEXT)?;
+            probe::check_probe_ids(&ids, tokenizer.think_ids().close).err().map(|e| e.what().to_string())
+        }
+    };
+    let spell = |id: &u32| tokenizer.as_ref().and_then(|t| t.spelling(*id));
+    let defaults = &config.generation;
+    let weight_bytes = weights.as_ref().map(|w| w.bytes);
+    let contexts = if contexts.is_empty() { usual_contexts(config.max_position_embeddings) } else { contexts.to_vec() };
+    let mut memory = Vec::new();
+    for context in contexts {
+        for kv in [Kv::F16, Kv::F32] {
+            let shape = CacheShape::new(&config, kv.words(), 1, GROWTH)?;
+            let kv_bytes = context.next_multiple_of(GROWTH) as u64 * (shape.layers * shape.slot_bytes()) as u64;
+            let rope = context as u64 * config.head_dim as u64 * 4;
+            let total_bytes = weight_bytes.map(|weights| weights + kv_bytes + rope);
+            memory.push(Memory { context, kv: kv.to_string(), kv_bytes, total_bytes });
+        }
+    }
+    Ok(Inspection {
+        secateur: env!("CARGO_PKG_VERSION"),
+        model,
+        architecture: config.architecture.class_name(),
+        sizes: Sizes {
+            layers: config.num_layers,
+            hidden: config.hidden_size,
+            intermediate: config.intermediate_size,
+            heads: config.num_heads,
+            kv_heads: config.num_kv_heads,
+            head_dim: config.head_dim,
+            vocabulary: config.vocab_size,
+            context: config.max_position_embeddings,
+            tied_embeddings: config.tie_word_embeddings,
+            qk_norm: config.qk_norm,
+            attention_bias: config.attention_bias,
+            rope_theta: config.rope_theta,
+            rope_scaling: (config.rope_scaling != RopeScaling::None).then(|| format!("{:?}", config.rope_scaling)),
+        },
+        weights,
+        generation: Generation {
+            stop_tokens: config.eos_token_ids.iter().filter_map(spell).collect(),
+            stop_ids: config.eos_token_ids.clone(),
+            do_sample: defaults.do_sample,
+            temperature: defaults.temperature,
+            top_p: defaults.top_p,
+            top_k: defaults.top_k,
+            min_p: defaults.min_p,
+            repetition_penalty: defaults.repetition_penalty,
+        },
+        text: Text {
+            tokens: tokenizer.as_ref().map(Tokenizer::vocab_size),
+            template: template.is_some(),
+            think_open: think.and_then(|ids| ids.open),
+            think_close: think.and_then(|ids| ids.close),
+            thinking,
+            thinking_switch: template.as_ref().is_some_and(ChatTemplate::has_thinking_switch),
+        },
+        probe: Feasible { feasible: why_not.is_none(), why_not },
+        memory,
+        problems,
+    })
+}
+
+/// Parameters and bytes, by element type in the order of their first tensor's name.
+fn stored(weights: &Weights) -> Result<Stored> {
+    let mut types: Vec<StoredType> = Vec::new();
+    for name in weights.names() {
+        let tensor = weights.tensor(name)?;
+        let (name, parameters) =
+            (format!("{:?}", tensor.dtype), tensor.shape.iter().map(|n| *n as u64).product::<u64>());
+        let at = types.iter().position(|t| t.name == name).unwrap_or_else(|| {
+            types.push(StoredType { name, tensors: 0, parameters: 0, bytes: 0 });
+            types.len() - 1
+        });
+        types[at].tensors += 1;
+        types[at].parameters += parameters;
+        types[at].bytes += tensor.bytes.len() as u64;
+    }
+    let sum = |of: fn(&StoredType) -> u64| types.iter().map(of).sum();
+    Ok(Stored { parameters: sum(|t| t.parameters), bytes: sum(|t| t.bytes), types })
+}
+
+/// 2048, 8192, 32768, … and the model's own maximum.
+fn usual_contexts(most: usize) -> Vec<usize> {
+    let powers = std::iter::successors(Some(2048usize), |n| n.checked_mul(4)).take_while(|n| *n < most);
+    powers.chain([most]).collect()
+}
+
+fn report(i: &Inspection) -> String {
+    let s = &i.sizes;
+    let mut rows: Vec<(&str, String)> = vec![
+        ("model", i.model.clone()),
+        ("architecture", i.architecture.into()),
+        ("layers", format!("{} of width {}, feed-forward {}", s.layers, s.hidden, s.intermediate)),
+        ("attention", {
+            let extras = [(s.attention_bias, ", biases"), (s.qk_norm, ", q and k normalised")];
+            let extras: String = extras.iter().filter(|(has, _)| *has).map(|(_, what)| *what).collect();
+            format!("{} heads of {} values, {} KV heads{extras}", s.heads, s.head_dim, s.kv_heads)
+        }),
+        ("vocabulary", format!("{}{}", s.vocabulary, if s.tied_embeddings { ", embedding and head tied" } else { "" })),
+        ("positions", {
+            let scaling = s.rope_scaling.as_ref().map_or(String::new(), |scaling| format!(", {scaling}"));
+            format!("{} with RoPE base {}{scaling}", s.context, s.rope_theta)
+        }),
+    ];
+    if let Some(w) = &i.weights {
+        let types = w.types.iter().map(|t| format!("{} {} in {} tensors", screen::bytes(t.bytes), t.name, t.tensors));
+        let types = types.collect::<Vec<_>>().join(", ");
+        rows.push(("weights", format!("{} parameters; {types}", count(w.parameters))));
+    }
+    let g = &i.generation;
+    rows.push((
+        "stops at",
+        match (g.stop_tokens.is_empty(), g.stop_ids.is_empty()) {
+            (false, _) => g.stop_tokens.join(" "),
+            (true, false) => format!("ids {:?}", g.stop_ids),
+            (true, true) => "nothing: neither config names a stop token".into(),
+        },
+    ));
+    let number = |name: &str, value: Option<f32>| value.map(|v| format!("{name} {v}"));
+    let sampling = [
+        g.do_sample.map(|yes| if yes { "sample".to_string() } else { "greedy".to_string() }),
+        number("temperature", g.temperature),
+        g.top_k.map(|k| format!("top-k {k}")),
+        number("top-p", g.top_p),
+        number("min-p", g.min_p),
+        number("repetition penalty", g.repetition_penalty),
+    ];
+    let sampling: Vec<String> = sampling.into_iter().flatten().collect();
+    let none = || "no recommendation".to_string();
+    rows.push(("sampling", if sampling.is_empty() { none() } else { sampling.join(", ") }));
+    if let Some(tokens) = i.text.tokens {
+        rows.push(("tokenizer", format!("{tokens} tokens")));
+    }
+    rows.push(("thinking", {
+        let switch = if i.text.thinking_switch { "; --no-think switches it off" } else { "; no switch for it" };
+        i.text.thinking.words().to_string() + if i.text.template { switch } else { "" }
+    }));
+    rows.push((
+        "probe",
+        match &i.probe.why_not {
+            None => "possible: </think> is one token".into(),
+            Some(why) => format!("not possible: {why}"),
+        },
+    ));
+    let mut text = screen::table(&rows.into_iter().map(|(name, value)| vec![name.into(), value]).collect::<Vec<_>>());
+
+    text += "\nMemory on the device, unpruned, one sequence:\n";
+    let mut table = vec![["context", "KV f16", "in all", "KV f32", "in all"].map(String::from).to_vec()];
+    for pair in i.memory.chunks(2) {
+        let mut row = vec![pair[0].context.to_string()];
+        for m in pair {
+            row.push(screen::bytes(m.kv_bytes));
+            row.push(m.total_bytes.map_or("-".into(), screen::bytes));
+        }
+        table.push(row);
+    }
+    text += &screen::table(&table);
+    for problem in &i.problems {
+        text += &format!("\nproblem: {problem}\n");
+    }
+    text
+}
+
+/// A count as people say it.
+fn count(n: u64) -> String {
+    match n {
+        0..1_000_000 => n.to_string(),
+        1_000_000..1_000_000_000 => format!("{:.1} M", n as f64 / 1e6),
+        _ => format!("{:.2} B", n as f64 / 1e9),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_end_in_the_models_own() {
+        assert_eq!(usual_contexts(4096), [2048, 4096]);
+        assert_eq!(usual_contexts(131_072), [2048, 8192, 32_768, 131_072]);
+        assert_eq!(usual_contexts(512), [512]);
+    }
+
+    #[test]
+    fn parameters_as_people_say_them() {
+        assert_eq!([count(999), count(1_500_000), count(7_620_000_000)], ["999", "1.5 M", "7.62 B"]);
+    }
+}

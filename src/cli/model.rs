@@ -1,0 +1,96 @@
+//! `--model`: a directory, or the name of a model on the hub.
+use std::path::Path;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use secateur::hub::{Hub, HubName, Progress};
+use secateur::weights::ModelSource;
+use secateur::{Result, builtin};
+
+use super::screen;
+
+#[derive(Debug, clap::Args)]
+pub struct ModelArgs {
+    /// A model directory in Hugging Face layout, or a model on the hub: ORG/NAME, ORG/NAME@REVISION. Default: the small model
+    /// inside the binary.
+    #[arg(long, value_name = "DIR|NAME")]
+    pub model: Option<String>,
+    /// Ask the hub whether a cached model has changed, and fetch what is new.
+    #[arg(long, requires = "model")]
+    pub update: bool,
+}
+
+impl ModelArgs {
+    /// The model's files and its name. `quiet`: no progress.
+    pub fn open(&self, quiet: bool) -> Result<(ModelSource, String)> {
+        match &self.model {
+            None => Ok((builtin::source(), builtin::NAME.to_string())),
+            Some(model) => open(model, self.update, quiet),
+        }
+    }
+}
+
+/// What is there is taken as a path; what is not may be a name.
+pub fn open(model: &str, update: bool, quiet: bool) -> Result<(ModelSource, String)> {
+    match model.parse::<HubName>() {
+        Ok(name) if !Path::new(model).exists() => {
+            let mut bar = Download::new(&name, quiet);
+            let path = Hub::from_env()?.fetch(&name, update, &mut |progress| bar.at(progress))?;
+            Ok((ModelSource::directory(path)?, name.to_string()))
+        }
+        _ => Ok((ModelSource::directory(model)?, model.to_string())),
+    }
+}
+
+/// The bar of a download, and lines for what interrupts it.
+struct Download {
+    name: String,
+    quiet: bool,
+    bar: Option<ProgressBar>,
+}
+
+impl Download {
+    fn new(name: &HubName, quiet: bool) -> Self {
+        Self { name: name.to_string(), quiet, bar: None }
+    }
+
+    fn at(&mut self, progress: Progress<'_>) {
+        if self.quiet {
+            return;
+        }
+        match progress {
+            Progress::Bytes { file, done, of } => {
+                let bar = self.bar.get_or_insert_with(|| {
+                    super::say(&format!("fetching {}: {}", self.name, screen::bytes(of)));
+                    // Hidden by indicatif itself where stderr is no terminal.
+                    let style = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
+                    let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+                    let bar = ProgressBar::new(of).with_style(style);
+                    // What an earlier attempt left is no speed of this one.
+                    bar.set_position(done);
+                    bar.reset_eta();
+                    bar
+                });
+                bar.set_length(of);
+                bar.set_message(file.to_string());
+                bar.set_position(done);
+            }
+            Progress::Waiting { file } => self.say(&format!("another process is fetching {file}: waiting for it")),
+            Progress::Resuming { file, cause } => self.say(&format!("{file}: {cause}; going on from there")),
+        }
+    }
+
+    fn say(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| super::say(line)),
+            None => super::say(line),
+        }
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! A conversation as a person has it: the binary on a pseudo-terminal, made by `script` of util-linux.
+#![cfg(target_os = "linux")]
+use std::io::{Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+const F16: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen2-f16");
+
+/// A terminal with the binary on it.
+struct Terminal {
+    child: Child,
+    keys: Option<ChildStdin>,
+    output: Receiver<Vec<u8>>,
+    /// Everything shown so far.
+    shown: String,
+    /// How much of it the test has looked at.
+    seen: usize,
+}
+
+impl Terminal {
+    fn new(args: &str) -> Self {
+        let command = format!("exec {} run --device cpu {args}", env!("CARGO_BIN_EXE_secateur"));
+        let mut child = Command::new("script")
+            .args(["-q", "-e", "-c", &command, "/dev/null"])
+            .env("TERM", "xterm-256color")
+            .env_remove("NO_COLOR")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("script of util-linux, which every Debian has");
+        let mut out = child.stdout.take().expect("piped");
+        let (send, output) = channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            while let Ok(n @ 1..) = out.read(&mut buffer) {
+                if send.send(buffer[..n].to_vec()).is_err() {
+                    break;
+                }
+            }
+        });
+        Self { keys: child.stdin.take(), child, output, shown: String::new(), seen: 0 }
+    }
+
+    fn press(&mut self, keys: &str) {
+        let stdin = self.keys.as_mut().expect("open");
+        stdin.write_all(keys.as_bytes()).and_then(|()| stdin.flush()).expect("the terminal takes keys");
+    }
+
+    /// Waits until `text` appears behind what was seen before, and returns what was shown up to it.
+    #[track_caller]
+    fn until(&mut self, text: &str) -> String {
+        let begun = Instant::now();
+        loop {
+            if let Some(at) = self.shown[self.seen..].find(text) {
+                let from = self.seen;
+                self.seen += at + text.len();
+                return self.shown[from..self.seen].to_string();
+            }
+            let left = Duration::from_secs(120).checked_sub(begun.elapsed());
+            match left.and_then(|left| self.output.recv_timeout(left).ok()) {
+                Some(bytes) => self.shown += &String::from_utf8_lossy(&bytes),
+                None => panic!("{text:?} never came; shown:\n{}", self.shown),
+            }
+        }
+    }
+
+    #[track_caller]
+    fn ends_with(mut self, code: i32) -> String {
+        let status = self.child.wait().expect("it ends");
+        drop(self.keys.take());
+        while let Ok(bytes) = self.output.recv_timeout(Duration::from_secs(5)) {
+            self.shown += &String::from_utf8_lossy(&bytes);
+        }
+        assert_eq!(status.code(), Some(code), "{}", self.shown);
+        assert!(!self.shown.contains("panicked"), "{}", self.shown);
+        self.shown
+    }
+}
+
+#[test]
+fn a_conversation_has_turns_commands_and_an_end() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-reasoner");
+    let mut chat = Terminal::new(&format!("--model {model} --max-new-tokens 300 --policy full"));
+    chat.until("/help lists what you can type");
+    chat.until("> ");
+    chat.press("/help\r");
+    chat.until("/reset");
+    chat.until("> ");
+    chat.press("/nonsense\r");
+    chat.until("there is no /nonsense");
+    chat.until("> ");
+    chat.press("\r");
+    chat.until("> ");
+    // A line that goes on in the next one, and is edited: the cursor goes back over a wrong letter.
+    chat.press("We count modulo 10. #1 a equals 3.\\\r");
+    chat.until(". ");
+    chat.press("What is aa\x7f?\r");
+    let turn = chat.until("tok/s");
+    assert!(turn.contains("\x1b[2m"), "the thinking is dimmed: {turn:?}");
+    let summary = chat.until("> ");
+    assert!(summary.contains("slots cached; KV "), "{summary:?}");
+    chat.press("And again?\r");
+    chat.until("tok/s");
+    chat.until("> ");
+    chat.press("/reset\r");
+    chat.until("starts anew");
+    chat.until("> ");
+    // Up recalls what was typed.
+    chat.press("\x1b[A\x1b[A\r");
+    chat.until("tok/s");
+    chat.until("> ");
+    chat.press("\x04");
+    let shown = chat.ends_with(0);
+    assert_eq!(shown.matches("tok/s").count(), 3);
+}
+
+#[test]
+fn ctrl_c_ends_an_answer_and_then_the_chat() {
+    // Random weights: it never stops by itself.
+    let mut chat = Terminal::new(&format!("--model {F16} --ignore-eos --max-new-tokens 4000 --policy full"));
+    chat.until("> ");
+    chat.press("x\r");
+    chat.until("\x1b[2m");
+    std::thread::sleep(Duration::from_millis(300));
+    chat.press("\x03");
+    let end = chat.until("interrupted");
+    assert!(end.contains("no answer came"), "it was still thinking: {end:?}");
+    chat.until("> ");
+    // The next turn is not interrupted by the last one's key.
+    chat.press("y\r");
+    chat.until("\x1b[2m");
+    std::thread::sleep(Duration::from_millis(300));
+    chat.press("\x03");
+    chat.until("interrupted");
+    chat.until("> ");
+    chat.press("\x03");
+    chat.ends_with(0);
+}
+
+#[test]
+fn what_makes_every_turn_fail_is_said_before_the_first() {
+    let mut chat = Terminal::new(&format!("--model {F16} --no-think"));
+    chat.until("has no switch for thinking");
+    chat.ends_with(2);
+    // One that is too long for the context can be followed by a shorter one.
+    let mut chat = Terminal::new(&format!("--model {F16} --context 40 --ignore-eos --policy full --max-new-tokens 2"));
+    chat.until("> ");
+    chat.press(&format!("{}\r", "long ".repeat(60)));
+    chat.until("longer than the context");
+    chat.until("/reset forgets");
+    chat.until("> ");
+    chat.press("/exit\r");
+    chat.ends_with(0);
+}

@@ -1,0 +1,467 @@
+//! Models by name: the binary against a hub on this machine that cuts connections, refuses, lies and redirects.
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+
+const F16: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen2-f16");
+const NAME: &str = "some-org/Small-Model.1";
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+const WEIGHTS: &str = "model.safetensors";
+
+/// What the hub has, and how it behaves.
+#[derive(Clone)]
+struct Site {
+    commit: &'static str,
+    files: BTreeMap<String, Vec<u8>>,
+    /// Bytes after which a connection that sends weights is cut; each takes the next, the last one stays.
+    cuts: Vec<usize>,
+    /// Announce less than the file has, and send that much.
+    short: bool,
+    /// A wrong beginning in Content-Range.
+    shifted: bool,
+    /// Ignore Range.
+    whole: bool,
+    /// The status and X-Error-Code that answers everything.
+    refuse: Option<(u16, &'static str)>,
+    /// The token without which it answers 401.
+    token: Option<&'static str>,
+}
+
+/// A request as it came.
+#[derive(Debug, Clone)]
+struct Asked {
+    method: String,
+    path: String,
+    host: String,
+    range: Option<usize>,
+    token: Option<String>,
+}
+
+struct Hub {
+    port: u16,
+    site: Arc<Mutex<Site>>,
+    log: Arc<Mutex<Vec<Asked>>>,
+    home: tempfile::TempDir,
+}
+
+impl Hub {
+    /// A hub with the f16 fixture, and an empty cache.
+    fn new() -> Self {
+        let mut files = BTreeMap::new();
+        for name in ["config.json", "generation_config.json", WEIGHTS, "tokenizer.json", "tokenizer_config.json"] {
+            files.insert(name.to_string(), std::fs::read(Path::new(F16).join(name)).expect("the fixture"));
+        }
+        files.insert("README.md".into(), b"nobody needs this".to_vec());
+        let site = Site {
+            commit: COMMIT,
+            files,
+            cuts: Vec::new(),
+            short: false,
+            shifted: false,
+            whole: false,
+            refuse: None,
+            token: None,
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let (site, log) = (Arc::new(Mutex::new(site)), Arc::new(Mutex::new(Vec::new())));
+        let (s, l) = (site.clone(), log.clone());
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (s, l) = (s.clone(), l.clone());
+                std::thread::spawn(move || serve(stream, &s, &l));
+            }
+        });
+        Self { port, site, log, home: tempfile::tempdir().expect("a folder") }
+    }
+
+    fn set(&self, change: impl FnOnce(&mut Site)) {
+        change(&mut self.site.lock().expect("the site"));
+    }
+
+    /// What was asked since the last time.
+    fn asked(&self) -> Vec<Asked> {
+        std::mem::take(&mut *self.log.lock().expect("the log"))
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_secateur"));
+        command.args(args).stdin(Stdio::null());
+        for (name, _) in std::env::vars().filter(|(name, _)| {
+            ["HF_", "HUGGINGFACE_", "TRANSFORMERS_"].iter().any(|p| name.starts_with(p))
+                || name.to_lowercase().ends_with("_proxy")
+        }) {
+            command.env_remove(name);
+        }
+        command.env("HF_HOME", self.home.path()).env("HF_ENDPOINT", format!("http://127.0.0.1:{}/", self.port));
+        command
+    }
+
+    fn inspect(&self, env: &[(&str, &str)]) -> Ran {
+        done(self.command(&["inspect", NAME, "--json"]).envs(env.iter().copied()))
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.home.path().join("hub/models--some-org--Small-Model.1")
+    }
+
+    fn bytes_of(&self, file: &str) -> Vec<u8> {
+        self.site.lock().expect("the site").files[file].clone()
+    }
+}
+
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+#[track_caller]
+fn done(command: &mut Command) -> Ran {
+    let output = command.output().expect("the binary starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
+    let ran = Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
+    assert!(!ran.err.contains("panicked"), "{}", ran.err);
+    ran
+}
+
+impl Ran {
+    #[track_caller]
+    fn json(&self) -> Value {
+        assert_eq!(self.code, Some(0), "{}", self.err);
+        serde_json::from_str(&self.out).expect("one JSON object")
+    }
+
+    #[track_caller]
+    fn says(&self, parts: &[&str]) {
+        assert_eq!((self.code, self.out.as_str()), (Some(1), ""), "{}", self.err);
+        for part in parts {
+            assert!(self.err.contains(part), "{part:?} is missing from:\n{}", self.err);
+        }
+    }
+}
+
+/// Names files as the hub does: small ones by a git hash, large ones by SHA-256. Here: by their length and first bytes.
+fn etag(bytes: &[u8]) -> String {
+    let sum = bytes.iter().fold(0u64, |sum, b| sum.wrapping_mul(1099511628211) ^ u64::from(*b));
+    format!("{:040x}", u128::from(sum) << 32 | bytes.len() as u128)
+}
+
+fn serve(mut stream: TcpStream, site: &Mutex<Site>, log: &Mutex<Vec<Asked>>) {
+    let mut lines = BufReader::new(stream.try_clone().expect("a handle")).lines().map_while(Result::ok);
+    let Some(request) = lines.next() else { return };
+    let mut words = request.split(' ').map(String::from);
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let headers: BTreeMap<String, String> = lines
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_string())))
+        .collect();
+    let get = |name: &str| headers.get(name).cloned();
+    let range = get("range").and_then(|r| r.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
+    let token = get("authorization").and_then(|a| a.strip_prefix("Bearer ").map(String::from));
+    let host = get("host").unwrap_or_default();
+    log.lock().expect("the log").push(Asked {
+        method: method.clone(),
+        path: path.clone(),
+        host: host.clone(),
+        range,
+        token: token.clone(),
+    });
+
+    let (site, cut) = {
+        let mut site = site.lock().expect("the site");
+        let sends_weights = method == "GET" && path.starts_with("/cdn/");
+        let cut = match (sends_weights, site.cuts.len()) {
+            (false, _) | (_, 0) => None,
+            (true, 1) => Some(site.cuts[0]),
+            (true, _) => Some(site.cuts.remove(0)),
+        };
+        (site.clone(), cut)
+    };
+    let mut answer = |status: &str, headers: &[(&str, String)], body: &[u8], announced: usize| {
+        let mut head = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {announced}\r\n");
+        headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
+        let _ = stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| stream.write_all(body));
+    };
+    let on_cdn = path.starts_with("/cdn/");
+    if let Some((status, code)) = site.refuse {
+        return answer(&format!("{status} Refused"), &[("X-Error-Code", code.into())], b"no", 2);
+    }
+    if !on_cdn && site.token.is_some() && site.token != token.as_deref() {
+        return answer("401 Unauthorized", &[("X-Error-Code", "GatedRepo".into())], b"", 0);
+    }
+    if path == format!("/api/models/{NAME}/revision/main") {
+        let siblings: Vec<Value> = site.files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
+        let body = serde_json::json!({ "sha": site.commit, "siblings": siblings }).to_string();
+        return answer("200 OK", &[], body.as_bytes(), body.len());
+    }
+    let name = path.rsplit('/').next().unwrap_or_default().to_string();
+    let known = [format!("/{NAME}/resolve/{}/{name}", site.commit), format!("/cdn/{name}")].contains(&path);
+    let Some(bytes) = site.files.get(&name).filter(|_| known).cloned() else {
+        return answer("404 Not Found", &[("X-Error-Code", "RepoNotFound".into())], b"", 0);
+    };
+    let tag = format!("\"{}\"", etag(&bytes));
+    if !on_cdn && name == WEIGHTS {
+        // Large files lie on another host, which knows nothing of the hub's headers.
+        let target = format!("http://localhost:{}/cdn/{name}", host.rsplit(':').next().unwrap_or_default());
+        let headers = [("location", target), ("X-Linked-Etag", tag), ("X-Linked-Size", bytes.len().to_string())];
+        return answer("302 Found", &headers, b"", 0);
+    }
+    if method == "HEAD" {
+        return answer("200 OK", &[("ETag", format!("W/{tag}"))], b"", bytes.len());
+    }
+    // The lies are about weights; without them it stands to its word.
+    let site = Site {
+        short: site.short && on_cdn,
+        shifted: site.shifted && on_cdn,
+        whole: site.whole && on_cdn,
+        ..site.clone()
+    };
+    let from = range.filter(|_| !site.whole).unwrap_or(0);
+    let bytes = if site.short { &bytes[..bytes.len() - 10] } else { &bytes[..] };
+    let part = &bytes[from.min(bytes.len())..];
+    let sent = &part[..cut.unwrap_or(part.len()).min(part.len())];
+    let begin = from + usize::from(site.shifted);
+    let headers = [("Content-Range", format!("bytes {begin}-{}/{}", bytes.len() - 1, bytes.len()))];
+    match range.is_some() && !site.whole {
+        true => answer("206 Partial Content", &headers, sent, part.len()),
+        false => answer("200 OK", &[], sent, part.len()),
+    }
+}
+
+/// What lies in a folder, links not followed.
+fn listing(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_fresh_model_is_fetched_once_into_the_layout_of_huggingface_hub() {
+    let hub = Hub::new();
+    let inspected = hub.inspect(&[]);
+    let v = inspected.json();
+    assert_eq!((v["model"].as_str(), v["problems"].as_array().map(Vec::len)), (Some(NAME), Some(0)));
+    assert!(inspected.err.contains("fetching some-org/Small-Model.1"), "{}", inspected.err);
+
+    let folder = hub.folder();
+    let files = ["config.json", "generation_config.json", WEIGHTS, "tokenizer.json", "tokenizer_config.json"];
+    assert_eq!(std::fs::read_to_string(folder.join("refs/main")).unwrap(), COMMIT);
+    assert_eq!(listing(&folder.join("snapshots")), [COMMIT]);
+    let snapshot = folder.join("snapshots").join(COMMIT);
+    assert_eq!(listing(&snapshot), files, "what nobody needs is left where it is");
+    let mut tags: Vec<String> = files.iter().map(|name| etag(&hub.bytes_of(name))).collect();
+    tags.sort();
+    assert_eq!(listing(&folder.join("blobs")), tags, "whole blobs and nothing else");
+    for name in files {
+        assert_eq!(std::fs::read(snapshot.join(name)).unwrap(), hub.bytes_of(name), "{name}");
+        #[cfg(unix)]
+        assert_eq!(
+            std::fs::read_link(snapshot.join(name)).unwrap(),
+            Path::new("../../blobs").join(etag(&hub.bytes_of(name)))
+        );
+    }
+    assert_eq!(listing(&hub.home.path().join("hub/.locks/models--some-org--Small-Model.1")).len(), files.len());
+
+    // From here on nobody is asked: not with a network, not without.
+    assert!(!hub.asked().is_empty());
+    hub.inspect(&[]).json();
+    hub.inspect(&[("HF_HUB_OFFLINE", "1")]).json();
+    let ids = |model: &str| {
+        let args = ["run", "--device", "cpu", "--model", model, "--ids", "1,2,3", "--max-new-tokens", "4", "--json"];
+        done(&mut hub.command(&args)).json()["ids"].clone()
+    };
+    assert_eq!(ids(NAME), ids(F16));
+    assert!(hub.asked().is_empty(), "the cache is enough");
+}
+
+#[test]
+fn a_cut_connection_goes_on_where_it_broke() {
+    let hub = Hub::new();
+    let size = hub.bytes_of(WEIGHTS).len();
+    // Three connections break, the fourth ends.
+    hub.set(|site| site.cuts = vec![size / 3, 1, 1000, usize::MAX]);
+    let ran = hub.inspect(&[]);
+    ran.json();
+    assert_eq!(ran.err.matches("going on from there").count(), 3, "{}", ran.err);
+    let ranges: Vec<Option<usize>> =
+        hub.asked().iter().filter(|a| a.path.starts_with("/cdn/")).map(|a| a.range).collect();
+    assert_eq!(ranges, [None, Some(size / 3), Some(size / 3 + 1), Some(size / 3 + 1001)]);
+    let blob = hub.folder().join("blobs").join(etag(&hub.bytes_of(WEIGHTS)));
+    assert_eq!(std::fs::read(&blob).unwrap(), hub.bytes_of(WEIGHTS));
+}
+
+#[test]
+fn what_a_failed_download_leaves_never_looks_complete_and_is_used_by_the_next() {
+    let hub = Hub::new();
+    let (size, tag) = (hub.bytes_of(WEIGHTS).len(), etag(&hub.bytes_of(WEIGHTS)));
+    hub.set(|site| site.cuts = vec![size - 5, 0]);
+    hub.inspect(&[]).says(&["the connection to the hub broke", "run it again", &format!("{} of {size}", size - 5)]);
+    let folder = hub.folder();
+    let incomplete = folder.join("blobs").join(format!("{tag}.incomplete"));
+    assert_eq!(std::fs::metadata(&incomplete).unwrap().len() as usize, size - 5);
+    assert!(!folder.join("blobs").join(&tag).exists());
+    assert!(!folder.join("snapshots").join(COMMIT).join(WEIGHTS).exists() && !folder.join("refs/main").exists());
+    hub.inspect(&[("HF_HUB_OFFLINE", "1")]).says(&["is not in the cache", "HF_HUB_OFFLINE"]);
+
+    hub.asked();
+    hub.set(|site| site.cuts.clear());
+    hub.inspect(&[]).json();
+    let ranges: Vec<Option<usize>> =
+        hub.asked().iter().filter(|a| a.path.starts_with("/cdn/")).map(|a| a.range).collect();
+    assert_eq!(ranges, [Some(size - 5)]);
+    assert_eq!(std::fs::read(folder.join("blobs").join(&tag)).unwrap(), hub.bytes_of(WEIGHTS));
+    assert!(!incomplete.exists());
+}
+
+#[test]
+fn lies_about_lengths_and_ranges_are_found_out() {
+    let hub = Hub::new();
+    let tag = etag(&hub.bytes_of(WEIGHTS));
+    let part = |hub: &Hub, bytes: &[u8]| {
+        std::fs::create_dir_all(hub.folder().join("blobs")).unwrap();
+        std::fs::write(hub.folder().join("blobs").join(format!("{tag}.incomplete")), bytes).unwrap();
+    };
+    // An answer that is whole by its own account, but not by the hub's.
+    hub.set(|site| site.short = true);
+    hub.inspect(&[]).says(&["the connection to the hub broke"]);
+    assert!(!hub.folder().join("blobs").join(&tag).exists());
+    hub.set(|site| site.short = false);
+    // Another part than the one asked for.
+    part(&hub, &hub.bytes_of(WEIGHTS)[..100]);
+    hub.set(|site| site.shifted = true);
+    hub.inspect(&[]).says(&["another part", "bytes 100-", "bytes 101-"]);
+    hub.set(|site| site.shifted = false);
+    // A server that knows no ranges starts over; a part that is longer than the whole is none of it.
+    hub.set(|site| site.whole = true);
+    hub.inspect(&[]).json();
+    let blob = hub.folder().join("blobs").join(&tag);
+    assert_eq!(std::fs::read(&blob).unwrap(), hub.bytes_of(WEIGHTS));
+    std::fs::remove_file(&blob).unwrap();
+    part(&hub, &vec![7; hub.bytes_of(WEIGHTS).len() + 1]);
+    hub.inspect(&[]).json();
+    assert_eq!(std::fs::read(&blob).unwrap(), hub.bytes_of(WEIGHTS));
+}
+
+#[test]
+fn offline_and_not_cached_says_so() {
+    let hub = Hub::new();
+    for value in ["1", "true", "YES"] {
+        let ran = hub.inspect(&[("HF_HUB_OFFLINE", value)]);
+        ran.says(&["some-org/Small-Model.1 is not in the cache", "HF_HUB_OFFLINE", "models--some-org--Small-Model.1"]);
+    }
+    assert!(hub.asked().is_empty(), "offline asks nobody");
+    // A snapshot that somebody else began.
+    let snapshot = hub.folder().join("snapshots").join(COMMIT);
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(hub.folder().join("refs")).unwrap();
+    std::fs::write(hub.folder().join("refs/main"), COMMIT).unwrap();
+    std::fs::write(snapshot.join("config.json"), hub.bytes_of("config.json")).unwrap();
+    hub.inspect(&[("HF_HUB_OFFLINE", "1")]).says(&["is incomplete", "no model.safetensors"]);
+    // With a network the rest comes, and what is there stays.
+    hub.inspect(&[]).json();
+    assert!(!hub.asked().iter().any(|a| a.path.ends_with("/config.json")));
+}
+
+#[test]
+fn refusals_are_explained() {
+    let hub = Hub::new();
+    let cases: [(u16, &str, &[&str]); 6] = [
+        (404, "RepoNotFound", &["the hub has no model some-org/Small-Model.1", "404", "/api/models/"]),
+        (404, "RevisionNotFound", &["has no revision main"]),
+        (
+            401,
+            "RepoNotFound",
+            &["not give some-org/Small-Model.1 to just anyone, or there is no such model", "HF_TOKEN"],
+        ),
+        (403, "GatedRepo", &["accepted its conditions", "/some-org/Small-Model.1; then set HF_TOKEN"]),
+        (429, "", &["slow down"]),
+        (503, "", &["a problem of its own", "503"]),
+    ];
+    for (status, code, parts) in cases {
+        hub.set(|site| site.refuse = Some((status, code)));
+        hub.inspect(&[]).says(parts);
+    }
+    hub.inspect(&[("HF_ENDPOINT", "http://127.0.0.1:9")]).says(&["the hub cannot be reached", "127.0.0.1:9"]);
+    let odd = done(&mut hub.command(&["inspect", "no/such/dir"]));
+    odd.says(&["not a directory", "no/such/dir"]);
+}
+
+#[test]
+fn the_token_goes_to_the_hub_and_to_nobody_else() {
+    let hub = Hub::new();
+    hub.set(|site| site.token = Some("hf_secret"));
+    hub.inspect(&[]).says(&["accepted its conditions"]);
+    let wrong = hub.inspect(&[("HF_TOKEN", "hf_wrong")]);
+    wrong.says(&["the token in HF_TOKEN does not permit it"]);
+    assert!(!wrong.err.contains("hf_wrong"), "a token is never shown");
+    hub.asked();
+    // As `hf auth login` leaves it.
+    std::fs::write(hub.home.path().join("token"), "hf_secret\n").unwrap();
+    hub.inspect(&[]).json();
+    for asked in hub.asked() {
+        let own = asked.host.starts_with("127.0.0.1");
+        assert_eq!(asked.token.as_deref(), own.then_some("hf_secret"), "{} {}", asked.method, asked.path);
+    }
+}
+
+#[test]
+fn an_update_fetches_what_changed_and_only_that() {
+    let hub = Hub::new();
+    hub.inspect(&[]).json();
+    const NEXT: &str = "fedcba9876543210fedcba9876543210fedcba98";
+    hub.set(|site| {
+        site.commit = NEXT;
+        let template = site.files.get_mut("generation_config.json").unwrap();
+        template.push(b'\n');
+    });
+    hub.asked();
+    hub.inspect(&[]).json();
+    assert!(hub.asked().is_empty());
+    let update =
+        ["run", "--device", "cpu", "--model", NAME, "--update", "--ids", "1", "--max-new-tokens", "1", "--json"];
+    done(&mut hub.command(&update)).json();
+    let got: Vec<String> = hub.asked().iter().filter(|a| a.method == "GET").map(|a| a.path.clone()).collect();
+    assert_eq!(got.len(), 2, "{got:?}");
+    assert!(got[0].contains("/api/") && got[1].ends_with("generation_config.json"), "{got:?}");
+    assert_eq!(std::fs::read_to_string(hub.folder().join("refs/main")).unwrap(), NEXT);
+    assert_eq!(listing(&hub.folder().join("snapshots")), [COMMIT, NEXT]);
+    // A hub that is away is no reason not to run what is there.
+    let ran = done(hub.command(&update).env("HF_ENDPOINT", "http://127.0.0.1:9"));
+    ran.json();
+}
+
+#[test]
+fn shards_are_fetched_through_their_index_and_other_weights_refused() {
+    let hub = Hub::new();
+    hub.set(|site| {
+        let weights = site.files.remove(WEIGHTS).unwrap();
+        site.files.insert("all.safetensors".into(), weights.clone());
+        site.files.insert("extra.safetensors".into(), weights);
+        let tensors = safetensors::SafeTensors::deserialize(&site.files["all.safetensors"]).unwrap();
+        let map: BTreeMap<&str, &str> = tensors.names().into_iter().map(|name| (name, "all.safetensors")).collect();
+        let index = serde_json::to_vec(&serde_json::json!({ "weight_map": map })).unwrap();
+        site.files.insert("model.safetensors.index.json".into(), index);
+    });
+    hub.inspect(&[]).json();
+    let snapshot = listing(&hub.folder().join("snapshots").join(COMMIT));
+    assert!(
+        snapshot.contains(&"all.safetensors".into()) && !snapshot.contains(&"extra.safetensors".into()),
+        "{snapshot:?}"
+    );
+
+    let hub = Hub::new();
+    hub.set(|site| {
+        let weights = site.files.remove(WEIGHTS).unwrap();
+        site.files.insert("small-q8_0.gguf".into(), weights);
+    });
+    hub.inspect(&[]).says(&["no weights in safetensors", "--model some-org/Small-Model.1/small-q8_0.gguf"]);
+    let other = done(&mut hub.command(&["inspect", &format!("{NAME}/large.gguf")]));
+    other.says(&["has no large.gguf", "small-q8_0.gguf"]);
+}
