@@ -530,8 +530,24 @@ fn real_r1_traces_in_tokens() {
     let share = |part: usize, of: usize| format!("{:.0} %", 100.0 * part as f64 / of as f64);
     let short = |sizes: &[usize]| sizes.iter().filter(|n| **n <= 8).count();
     let median = |sizes: &[usize]| sizes[sizes.len() / 2];
-    println!("| trace | thinking tokens | steps | median step | longest step | steps of at most 8 tokens | closed |");
-    println!("|---|---|---|---|---|---|---|");
+    let summary = |name: &str, sizes: &mut Vec<usize>| {
+        sizes.sort_unstable();
+        let at_most = |n: usize| share(sizes.iter().filter(|s| **s <= n).count(), sizes.len());
+        let (tokens, steps) = (sizes.iter().sum::<usize>(), sizes.len());
+        println!(
+            "{name}: {tokens} tokens in {steps} steps; mean {:.1}, median {}, longest {}; at most 4 tokens {}, 8 {}, 16 {}, 64 {}",
+            tokens as f64 / steps as f64,
+            median(sizes),
+            sizes[steps - 1],
+            at_most(4),
+            at_most(8),
+            at_most(16),
+            at_most(64),
+        );
+    };
+    println!("| trace | thinking tokens | steps | different | median step | longest | of at most 8 tokens | closed |");
+    println!("|---|---|---|---|---|---|---|---|");
+    let mut of_closed = Vec::new();
     let (mut all, mut names) = (Vec::new(), vec![0; KEYWORDS.len()]);
     for line in traces.lines() {
         let item: serde_json::Value = serde_json::from_str(line).unwrap();
@@ -550,43 +566,39 @@ fn real_r1_traces_in_tokens() {
         for step in &steps {
             KEYWORDS.iter().zip(&mut names).for_each(|(k, n)| *n += usize::from(step.keyword == Some(k)));
         }
+        let mut texts: Vec<&str> = steps.iter().map(|s| thinking[s.start..s.end].trim()).collect();
+        texts.sort_unstable();
+        texts.dedup();
         let mut sorted = sizes.clone();
         sorted.sort_unstable();
         println!(
-            "| {} | {} | {} | {} | {} | {} | {} |",
+            "| {} | {} | {} | {} | {} | {} | {} | {} |",
             text("item_id"),
             ids.len(),
             sizes.len(),
+            texts.len(),
             median(&sorted),
             sorted[sorted.len() - 1],
             share(short(&sorted), sorted.len()),
             if closed { "yes" } else { "no" }
         );
+        if closed {
+            of_closed.extend(&sizes);
+        }
         all.extend(sizes);
         if let Some(folder) = &out {
-            let trace = bare_trace(&item, &tokenizer, &ids, &steps, &step_of, answer);
+            let trace = bare_trace(&item, &tokenizer, &ids, &steps, &step_of, closed.then_some(answer));
             std::fs::write(folder.join(format!("{}.json", text("item_id"))), trace.to_json().unwrap()).unwrap();
         }
     }
-    all.sort_unstable();
-    let at_most = |n: usize| share(all.iter().filter(|s| **s <= n).count(), all.len());
-    println!(
-        "all: {} tokens in {} steps; mean {:.1}, median {}, longest {}; at most 4 tokens {}, 8 {}, 16 {}, 64 {}",
-        all.iter().sum::<usize>(),
-        all.len(),
-        all.iter().sum::<usize>() as f64 / all.len() as f64,
-        median(&all),
-        all[all.len() - 1],
-        at_most(4),
-        at_most(8),
-        at_most(16),
-        at_most(64),
-    );
+    summary("all", &mut all);
+    summary("closed", &mut of_closed);
     let mut named: Vec<_> = names.into_iter().zip(KEYWORDS).collect();
     named.sort_unstable_by(|a, b| b.cmp(a));
     println!("{}", named.iter().map(|(n, k)| format!("{k} {n}")).collect::<Vec<_>>().join(" · "));
-    // Of METHOD: some 21 % of the steps are so short that their mean is noisy.
-    assert!((0.1..0.35).contains(&(short(&all) as f64 / all.len() as f64)), "{}", at_most(8));
+    // Short steps have noisy means: a fifth of all, and most of those are one loop's.
+    let rate = |sizes: &[usize]| short(sizes) as f64 / sizes.len() as f64;
+    assert!((0.15..0.25).contains(&rate(&all)) && (0.04..0.1).contains(&rate(&of_closed)));
 }
 
 /// A trace of text that was generated elsewhere: tokens and steps, no probes.
@@ -596,7 +608,7 @@ fn bare_trace(
     ids: &[u32],
     steps: &[Step],
     step_of: &[usize],
-    answer: &str,
+    answer: Option<&str>,
 ) -> trace::Trace {
     let text = |field: &str| item[field].as_str().unwrap_or("").to_string();
     let mut detokenizer = Detokenizer::new(tokenizer, false);
@@ -608,7 +620,9 @@ fn bare_trace(
     };
     let mut tokens: Vec<_> =
         ids.iter().zip(step_of).map(|(id, step)| token(*id, Role::Thinking, Some(steps[*step].start))).collect();
-    tokens.extend(tokenizer.encode(answer).unwrap().into_iter().map(|id| token(id, Role::Answer, None)));
+    tokens.extend(
+        tokenizer.encode(answer.unwrap_or_default()).unwrap().into_iter().map(|id| token(id, Role::Answer, None)),
+    );
     let prompt_ids = tokenizer.encode(&text("prompt")).unwrap();
     trace::Trace {
         version: trace::VERSION,
@@ -634,6 +648,6 @@ fn bare_trace(
         prompt_ids,
         tokens,
         probes: Vec::new(),
-        stop_reason: trace::StopReason::Eos,
+        stop_reason: if answer.is_some() { trace::StopReason::Eos } else { trace::StopReason::MaxNewTokens },
     }
 }

@@ -134,6 +134,51 @@ function cacheFigure(trace) {
   return {node: el('figure', {}, el('h3', {}, 'The cache'), el('figcaption', {}, caption), picture), show};
 }
 
+/** A bar a step, as tall as its tokens; what went stands on top, outlined and in the other colour. */
+function stepsFigure(trace, goTo) {
+  const sizes = trace.steps.map((runs) => runs.reduce((sum, r) => sum + r[1], 0));
+  if (sizes.length < 2) return undefined;
+  const [width, height, left, bottom, top] = [560, 130, 46, 20, 8];
+  const tallest = Math.max(...sizes);
+  const wide = (width - left - 12) / sizes.length;
+  const x = (i) => left + i * wide;
+  const tall = (n) => (n / tallest) * (height - top - bottom);
+  const short = sizes.filter((n) => n <= 8).length;
+  const says = `${plural(sizes.length, 'step')}; the longest has ${plural(tallest, 'token')}, ${percent(short, sizes.length)} have at most 8.`;
+  const picture = svg('svg', {viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': says, class: 'pick'});
+  for (const v of ticks(tallest, 3)) {
+    const y = height - bottom - tall(v);
+    picture.append(svg('line', {class: 'grid', x1: left, x2: width - 12, y1: y, y2: y}),
+      svg('text', {x: left - 6, y: y + 4, 'text-anchor': 'end'}, count(v)));
+  }
+  picture.append(svg('text', {x: left, y: height - 4}, 'step 1'),
+    svg('text', {x: width - 12, y: height - 4, 'text-anchor': 'end'}, `step ${count(sizes.length)}`));
+  const [kept, gone] = [svg('path', {class: 'step-kept'}), svg('path', {class: 'step-gone'})];
+  picture.append(kept, gone);
+  picture.addEventListener('click', (event) => {
+    const box = picture.getBoundingClientRect();
+    const at = Math.floor((((event.clientX - box.left) / box.width) * width - left) / wide);
+    if (at >= 0 && at < sizes.length) goTo(at);
+  });
+  const gap = wide > 3 ? Math.min(1.5, wide / 5) : 0;
+  const bar = (i, from, to) => {
+    const base = height - bottom;
+    return `M${(x(i) + gap / 2).toFixed(2)} ${(base - tall(from)).toFixed(2)}h${(wide - gap).toFixed(2)}V${(base - tall(to)).toFixed(2)}h${(gap - wide).toFixed(2)}Z`;
+  };
+  const show = (k) => {
+    let [stay, went] = ['', ''];
+    trace.steps.forEach((runs, i) => {
+      const cut = runs.reduce((sum, r) => sum + (r[2] >= 0 && r[2] < k ? r[1] : 0), 0);
+      if (sizes[i] > cut) stay += bar(i, 0, sizes[i] - cut);
+      if (cut) went += bar(i, sizes[i] - cut, sizes[i]);
+    });
+    kept.setAttribute('d', stay);
+    gone.setAttribute('d', went);
+  };
+  return {node: el('figure', {}, el('h3', {}, 'The steps'),
+    el('figcaption', {}, `Tokens of each step${trace.probes.length ? ', what was cut outlined on top' : ''}. ${says}`), picture), show};
+}
+
 const mib = (n) => n / 2 ** 20;
 const mostMemory = mib(Math.max(0, ...traces.flatMap((t) => t.probes.flatMap((p) => p.bytes))));
 
@@ -142,12 +187,12 @@ function memoryFigure(trace) {
   if (!trace.probes.some((p) => p.bytes[1] > 0)) return undefined;
   const line = (before, after) => trace.probes.flatMap((p) => [[p.at, mib(p.bytes[before])], [p.at, mib(p.bytes[after])]]);
   const [used, reserved] = [line(0, 2), line(1, 3)];
-  const {picture, x, y} = chart(longest, mostMemory, [['full', reserved], ['held', used]], undefined,
+  const {picture, x, y, height, bottom} = chart(longest, mostMemory, [['full', reserved], ['held', used]], undefined,
     `Device memory: at the last probe ${used.at(-1)[1].toFixed(1)} MiB in use, ${reserved.at(-1)[1].toFixed(1)} MiB reserved.`);
-  const name = (kind, [px, py], text, below) =>
-    picture.append(svg('text', {class: kind, x: x(px) - 2, y: y(py) + below, 'text-anchor': 'end'}, text));
-  name('name', reserved.at(-1), 'reserved', -6);
-  name('name held-name', used.at(-1), 'in use', 16);
+  const [last, most] = [reserved.at(-1)[0], Math.max(...reserved.map((p) => p[1]))];
+  picture.append(
+    svg('text', {class: 'name', x: x(last) - 2, y: y(most) - 6, 'text-anchor': 'end'}, 'reserved'),
+    svg('text', {class: 'name held-name', x: x(last) - 6, y: height - bottom - 7, 'text-anchor': 'end'}, 'in use'));
   return el('figure', {}, el('h3', {}, 'Device memory'),
     el('figcaption', {}, 'MiB at each probe, before and after the gather, weights included.'), picture);
 }
@@ -326,6 +371,7 @@ function mapFigure(trace, goTo) {
 // --- the reasoning ----------------------------------------------------------------------------------------------------------------
 
 function reasoning(trace, id) {
+  const probed = trace.probes.length > 0;
   // Of each step, by probe: importance, rank from the least, of how many, and how much of it went.
   const seen = trace.steps.map(() => []);
   trace.probes.forEach((probe, p) => {
@@ -390,7 +436,7 @@ function reasoning(trace, id) {
       if (!lines.length) {
         lines.push(known
           ? `Kept. Importance ${number(latest.importance)} at probe ${latest.p + 1}, ${ordinal(latest.rank)} lowest of ${plural(latest.of, 'step')}; ${plural(latest.cached, 'token')} cached.`
-          : `Kept; no probe has measured it. ${plural(row.tokens, 'token')}.`);
+          : probed ? `Kept; no probe has measured it. ${plural(row.tokens, 'token')}.` : `${plural(row.tokens, 'token')}.`);
       }
       row.reason.replaceChildren(lines.join(' '));
     }
@@ -402,7 +448,6 @@ function reasoning(trace, id) {
     row.reason.hidden = false;
     row.li.scrollIntoView({block: 'center', behavior: 'instant'});
   };
-  const probed = trace.probes.length > 0;
   const legend = el('p', {class: 'legend quiet'});
   const swatch = (shade, text) => {
     const b = el('b', {}, text);
@@ -413,7 +458,7 @@ function reasoning(trace, id) {
     legend.append(
       el('span', {}, swatch(0.05, 'least'), swatch(0.5, 'important'), swatch(1, 'most'), ' by rank; bar: by value'),
       el('span', {}, el('span', {class: 'cut fresh'}, 'cut by this probe'), ' ', el('span', {class: 'cut'}, 'cut before')),
-      el('span', {}, '✂ which probe cut it; click a step for the reason'));
+      el('span', {}, '✂ which probe cut it', el('span', {class: 'screen'}, '; click a step for the reason')));
   }
   return {list, legend, show, goTo, open: (all) => rows.forEach((r) => { r.reason.hidden = !(all && r.cuts.length); })};
 }
@@ -428,15 +473,15 @@ function ordinal(n) {
 function facts(trace) {
   const t = trace.totals;
   const fact = (name, value, more) => el('div', {}, el('dt', {}, name), el('dd', {}, value, more && el('small', {}, more)));
-  const rate = t.decode_us ? `${(t.generated_tokens / (t.decode_us / 1e6)).toFixed(1)} tok/s` : '–';
+  const rate = `${(t.generated_tokens / (t.decode_us / 1e6)).toFixed(1)} tok/s`;
   const all = t.prompt_tokens + t.generated_tokens;
   return el('dl', {class: 'facts'},
     fact('generated', count(t.generated_tokens), `${count(t.thinking_tokens)} thinking, after ${count(t.prompt_tokens)} of prompt`),
     fact('steps', count(trace.steps.length), trace.steps.length ? `${(t.thinking_tokens / trace.steps.length).toFixed(1)} tokens each` : ''),
-    fact('evicted', percent(t.evicted_tokens, t.thinking_tokens), `${count(t.evicted_tokens)} tokens, ${plural(trace.probes.length, 'probe')}`),
-    fact('slots at most', count(t.peak_cached), `${count(t.final_cached)} at the end, ${count(all)} without pruning`),
+    !trace.probes.length ? undefined : fact('evicted', percent(t.evicted_tokens, t.thinking_tokens), `${count(t.evicted_tokens)} tokens, ${plural(trace.probes.length, 'probe')}`),
+    !t.peak_cached ? undefined : fact('slots at most', count(t.peak_cached), `${count(t.final_cached)} at the end, ${count(all)} without pruning`),
     t.peak_kv_bytes ? fact('keys and values', bytes(t.peak_kv_bytes), 'on the device, at most') : undefined,
-    fact('decoding', rate, t.decode_us ? `probes cost ${percent(t.probe_us, t.decode_us)} of it` : 'not measured'));
+    !t.decode_us ? undefined : fact('decoding', rate, `probes take ${percent(t.probe_us, t.decode_us + t.probe_us)} of the time`));
 }
 
 function table(trace, jump) {
@@ -457,17 +502,21 @@ function table(trace, jump) {
 
 function section(trace, index, jump) {
   const steps = reasoning(trace, `t${index + 1}`);
-  const cache = cacheFigure(trace);
+  // A trace of text that was generated elsewhere has no cache to show.
+  const cache = trace.totals.peak_cached ? cacheFigure(trace) : undefined;
+  const lengths = stepsFigure(trace, steps.goTo);
   const map = mapFigure(trace, steps.goTo);
   const numbers = table(trace, jump);
   const state = el('p', {class: 'quiet', role: 'status'});
-  const device = [trace.model, trace.device].filter(Boolean).join(' on ');
+  const device = `${trace.model} · ${trace.device}`;
   const node = el('section', {class: 'trace', 'aria-label': trace.name},
     el('div', {class: 'about'}, el('h2', {}, trace.name),
       el('p', {class: 'quiet'}, device),
-      el('p', {class: 'quiet'}, `${trace.policy}, ${trace.budget}; window ${trace.window}, a probe every ${trace.probe_every} thinking tokens; stopped: ${trace.stop}`),
+      el('p', {class: 'quiet'},
+        (trace.probe_every ? `${trace.policy}, ${trace.budget}; window ${trace.window}, a probe every ${trace.probe_every} thinking tokens; ` : '') +
+        `stopped: ${trace.stop}`),
       facts(trace)),
-    el('div', {class: 'pictures'}, cache.node, map?.node, memoryFigure(trace)),
+    el('div', {class: 'pictures'}, cache?.node, map?.node, lengths?.node, memoryFigure(trace)),
     el('div', {class: 'reasoning'},
       trace.prompt && el('details', {}, el('summary', {}, 'The prompt'), el('div', {class: 'text', dir: 'auto'}, trace.prompt)),
       el('div', {}, el('h3', {}, 'The reasoning'), state, steps.legend, steps.list),
@@ -476,14 +525,15 @@ function section(trace, index, jump) {
   const show = (k) => {
     k = Math.min(k, trace.probes.length);
     steps.show(k);
-    cache.show(k);
+    cache?.show(k);
+    lengths?.show(k);
     map?.show(k);
     numbers?.show(k);
     const probe = trace.probes[k - 1];
     const text = probe
       ? `After probe ${k} of ${trace.probes.length}, at ${count(probe.thinking)} thinking tokens: ${count(probe.after)} of ` +
         `${count(trace.totals.prompt_tokens + probe.at)} tokens cached.`
-      : trace.probes.length ? 'Before the first probe: everything is cached.' : 'No probe was made: everything is cached.';
+      : trace.probes.length ? 'Before the first probe: everything is cached.' : 'No probe was made.';
     state.replaceChildren(text);
     return text;
   };
