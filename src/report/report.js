@@ -390,8 +390,11 @@ function reasoning(trace, id) {
       : `importance ${number(s.importance)}, ${s.rank === 1 ? 'the lowest' : `${ordinal(s.rank)} lowest`} of ${plural(s.of, 'step')}`;
     return `Probe ${s.p + 1} cut ${s.evicted} of ${plural(s.cached, 'token')}: ${reason}; the budget was ${allowed}.`;
   };
+  let written = 0; // thinking tokens before a step
   const rows = trace.steps.map((runs, i) => {
     const tokens = runs.reduce((sum, r) => sum + r[1], 0);
+    const from = written;
+    written += tokens;
     const bar = el('span', {class: 'bar'});
     const mark = el('span', {class: 'mark'});
     const texts = runs.map(([text, , probe], r) => {
@@ -405,7 +408,7 @@ function reasoning(trace, id) {
     const li = el('li', {class: 'step', id: `${id}-step-${i + 1}`},
       el('div', {class: 'side'}, el('span', {title: plural(tokens, 'token')}, `${i + 1}`), bar, mark), body, reason);
     const cuts = runs.filter((r) => r[2] >= 0).map((r) => ({probe: r[2], tokens: r[1]}));
-    return {li, bar, mark, body, reason, tokens, cuts, spans: texts.filter((t) => t.dataset.probe), history: seen[i]};
+    return {li, bar, mark, body, reason, from, tokens, cuts, spans: texts.filter((t) => t.dataset.probe), history: seen[i]};
   });
   const list = el('ol', {class: 'steps', 'aria-label': 'Steps of the reasoning'}, ...rows.map((r) => r.li));
   list.addEventListener('click', (event) => {
@@ -414,7 +417,9 @@ function reasoning(trace, id) {
   });
 
   const show = (k) => {
+    const now = k > 0 && k < trace.probes.length ? trace.probes[k - 1].thinking : Infinity;
     for (const row of rows) {
+      row.li.classList.toggle('later', row.from >= now);
       const gone = row.cuts.filter((c) => c.probe < k).reduce((sum, c) => sum + c.tokens, 0);
       const whole = gone > 0 && gone === row.tokens;
       const latest = row.history.filter((s) => s.p < k).at(-1);
@@ -458,6 +463,7 @@ function reasoning(trace, id) {
     legend.append(
       el('span', {}, swatch(0.05, 'least'), swatch(0.5, 'important'), swatch(1, 'most'), ' by rank; bar: by value'),
       el('span', {}, el('span', {class: 'cut fresh'}, 'cut by this probe'), ' ', el('span', {class: 'cut'}, 'cut before')),
+      el('span', {}, el('span', {class: 'not-yet'}, 'not written yet')),
       el('span', {}, '✂ which probe cut it', el('span', {class: 'screen'}, '; click a step for the reason')));
   }
   return {list, legend, show, goTo, open: (all) => rows.forEach((r) => { r.reason.hidden = !(all && r.cuts.length); })};

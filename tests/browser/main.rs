@@ -78,7 +78,7 @@ fn main() -> ExitCode {
     {
         return serve_for_people(port);
     }
-    let tests: [Test; 12] = [
+    let tests: &[Test] = &[
         ("the_watch_rejects_broken_gpu_work", the_watch_rejects_broken_gpu_work),
         ("events_become_text_and_strikes", events_become_text_and_strikes),
         ("stop_ends_a_run", stop_ends_a_run),
