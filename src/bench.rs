@@ -3,6 +3,7 @@
 //! Decoding is bound by memory: a step reads the weights and the cached keys and values once. So [`Measured`] sets the bytes
 //! that a decoded token reads against [`copy_bandwidth`], measured on the same device. Random ids serve as well as text: no
 //! tokenizer is needed.
+use burn::tensor::{Int, Tensor};
 use serde::Serialize;
 use web_time::{Duration, Instant};
 
@@ -44,13 +45,19 @@ impl Spread {
     }
 }
 
-/// What the device's memory gives to a kernel that only copies.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+/// What the device's memory gives to a kernel that does nothing but copy.
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Copied {
     /// Bytes of the buffer that was copied; each is read once and written once.
     pub buffer_bytes: u64,
-    /// Bytes read plus bytes written, a second.
+    /// Bytes read plus bytes written, a second, by the faster kernel.
     pub bytes_per_second: Spread,
+    /// Which that was: `gather` or `add`.
+    pub kernel: &'static str,
+    /// What `gather` gave: the kernel that prunes, here keeping every row.
+    pub gather_bytes_per_second: Spread,
+    /// What `add` gave: burn's kernel that adds a number to every value.
+    pub add_bytes_per_second: Spread,
 }
 
 /// Speed at one pair of lengths.
@@ -177,53 +184,76 @@ pub async fn measure(
     })
 }
 
-/// Words of a row that [`copy_bandwidth`] moves: 512 bytes, a head of 128 f32 or 256 f16 values.
+/// Words of a row that [`copy_bandwidth`] gathers: 512 bytes, a head of 128 f32 or 256 f16 values.
 const ROW_WORDS: usize = 128;
 
 /// The smallest buffer that [`copy_bandwidth`] copies: beyond the caches of ordinary processors.
 pub const SMALLEST_COPY: u64 = 64 << 20;
 
-/// Copies a buffer with the gather kernel, keeping every row, `repeat` times after a first that compiles. The buffer has 64
-/// MiB on software adapters and 256 MiB on GPUs, whose caches are larger, or what one binding may have.
+/// Copies a buffer with two kernels, `repeat` times each after a first time that compiles, and takes the faster. The buffer
+/// has 64 MiB on software adapters and 256 MiB on GPUs, whose caches are larger, or what one binding may have.
 ///
 /// # Errors
 /// A device whose bindings are below [`SMALLEST_COPY`], or that fails.
 pub async fn copy_bandwidth(device: &ComputeDevice, repeat: usize) -> Result<Copied> {
     let software = device.info.kind == "software";
     let most = if software { SMALLEST_COPY } else { 256 << 20 };
-    // Copies between two waits: a wait costs some 100 µs, as much as a fast GPU needs for a copy.
-    let batch = if software { 1 } else { 8 };
-    copy(device, most.min(device.info.max_binding_bytes), repeat, batch).await
-}
-
-async fn copy(device: &ComputeDevice, bytes: u64, repeat: usize, batch: usize) -> Result<Copied> {
-    if bytes < SMALLEST_COPY && !cfg!(test) {
+    let bytes = most.min(device.info.max_binding_bytes);
+    if bytes < SMALLEST_COPY {
         return Err(Error::new(ErrorKind::Device, "the adapter's bindings are too small to measure its bandwidth")
             .at(device.info.line())
             .expected(format!("{SMALLEST_COPY} bytes"))
             .found(format!("{bytes} bytes")));
     }
+    // Copies between two waits: a wait costs some 100 µs, as much as a fast GPU needs for a copy.
+    copy(device, bytes, repeat, if software { 1 } else { 8 }).await
+}
+
+async fn copy(device: &ComputeDevice, bytes: u64, repeat: usize, batch: usize) -> Result<Copied> {
     // Two planes of rows, as a layer's keys and values.
     let rows = bytes as usize / (2 * ROW_WORDS * 4);
     let words = 2 * rows * ROW_WORDS;
     let near = kernels::words(vec![0; 4], &device.burn);
-    let keep = kernels::words((0..rows as u32).collect(), &device.burn);
-    let moves = kernels::words([0, rows, 0, rows, rows, 0, 0, 0].map(|v| v as u32).to_vec(), &device.burn);
-    // Never initialised: a copy does not care what it copies.
-    let source = launch::dedicated(&near, || launch::empty_words(&near, words));
-    let spec = GatherSpec { row_words: ROW_WORDS, kv_heads: 1, seqs: 1, most_kept: rows, out_words: words };
+    let gathered = {
+        let keep = kernels::words((0..rows as u32).collect(), &device.burn);
+        let moves = kernels::words([0, rows, 0, rows, rows, 0, 0, 0].map(|v| v as u32).to_vec(), &device.burn);
+        let spec = GatherSpec { row_words: ROW_WORDS, kv_heads: 1, seqs: 1, most_kept: rows, out_words: words };
+        // Written once before it is read: pages that nobody wrote are all the same page to an operating system.
+        let source = kernels::cache_gather(launch::empty_words(&near, words), &keep, &moves, spec);
+        let gather = || drop(kernels::cache_gather(source.clone(), &keep, &moves, spec));
+        rates(&near, words, repeat, batch, &gather).await?
+    };
+    let added = {
+        let source = Tensor::<1>::ones([words], &device.burn);
+        rates(&near, words, repeat, batch, &|| drop(source.clone().add_scalar(1.0))).await?
+    };
+    let (kernel, fastest) = if gathered.median >= added.median { ("gather", gathered) } else { ("add", added) };
+    Ok(Copied {
+        buffer_bytes: (words * 4) as u64,
+        bytes_per_second: fastest,
+        kernel,
+        gather_bytes_per_second: gathered,
+        add_bytes_per_second: added,
+    })
+}
+
+/// Bytes a second, of a kernel that reads and writes `words` words, run `batch` times between two waits.
+async fn rates(
+    near: &Tensor<1, Int>,
+    words: usize,
+    repeat: usize,
+    batch: usize,
+    copy: &(dyn Fn() + Sync),
+) -> Result<Spread> {
     let mut times = Vec::with_capacity(repeat + 1);
     for _ in 0..=repeat {
         let begun = Instant::now();
-        for _ in 0..batch {
-            drop(kernels::cache_gather(source.clone(), &keep, &moves, spec));
-        }
-        launch::read_words(&[&near]).await?;
+        (0..batch).for_each(|_| copy());
+        launch::read_words(&[near]).await?;
         times.push(begun.elapsed().as_secs_f64().max(1e-9));
     }
     let moved = (2 * words * 4 * batch) as f64;
-    let bytes_per_second = Spread::of(times.into_iter().skip(1).map(|time| moved / time));
-    Ok(Copied { buffer_bytes: (words * 4) as u64, bytes_per_second })
+    Ok(Spread::of(times.into_iter().skip(1).map(|time| moved / time)))
 }
 
 #[cfg(test)]
@@ -253,5 +283,6 @@ mod tests {
         assert_eq!(copied.buffer_bytes, 1 << 20);
         let Spread { median, min, max } = copied.bytes_per_second;
         assert!(min > 0.0 && min <= median && median <= max && max.is_finite());
+        assert_eq!(median, copied.gather_bytes_per_second.median.max(copied.add_bytes_per_second.median));
     }
 }

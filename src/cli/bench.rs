@@ -113,16 +113,13 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 fn report(outcome: &Outcome) -> String {
     let Outcome { model, device, kv, weight_bytes, copy, .. } = outcome;
     let mut text = format!("{model} on {}\n", device.line());
-    let gb = Spread {
-        median: copy.bytes_per_second.median / 1e9,
-        min: copy.bytes_per_second.min / 1e9,
-        max: copy.bytes_per_second.max / 1e9,
-    };
+    let gb = |s: Spread| spread(Spread { median: s.median / 1e9, min: s.min / 1e9, max: s.max / 1e9 });
     text += &format!("weights {}, KV cache in {kv}\n", screen::bytes(*weight_bytes));
     text += &format!(
-        "copy bandwidth {} GB/s, read and written, {} at a time\n\n",
-        spread(gb),
-        screen::bytes(copy.buffer_bytes)
+        "copy bandwidth, read and written, {} at a time: {} GB/s by gather, {} GB/s by add\n\n",
+        screen::bytes(copy.buffer_bytes),
+        gb(copy.gather_bytes_per_second),
+        gb(copy.add_bytes_per_second)
     );
     let head =
         ["prompt", "decode", "prefill tok/s", "decode tok/s", "bytes/token", "(weights + KV)", "GB/s", "of copy"];

@@ -23,9 +23,9 @@ macro_rules! exit_codes {
         "\
 Exit codes:
   0    done
-  1    the model, the device or a file failed; conformance: a case failed or a required device is missing
+  1    a model, device or file failed; conformance: a case failed or a required device is missing
   2    the arguments or the prompt are wrong
-  130  interrupted with Ctrl-C (once: the run ends with its summary; twice: at once)"
+  130  interrupted by Ctrl-C (once: the run ends with its summary; twice: at once)"
     };
 }
 
@@ -39,12 +39,12 @@ macro_rules! after_help {
 /// Runs reasoning language models on any GPU and prunes redundant thoughts from their KV cache while they think.
 #[derive(Debug, Parser)]
 #[command(version, after_help = after_help!(
-    "secateur run                                        what it does, on the small model inside the binary"
+    "secateur run                              what it does, on the model in the binary"
     "secateur run --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
     "secateur run --model DIR \"How many primes are below 50?\""
-    "secateur inspect DIR                                will it fit?"
-    "secateur bench --model DIR                          how fast is it here?"
-    "secateur conformance                                does this machine compute what it should?"
+    "secateur inspect DIR                      will it fit?"
+    "secateur bench --model DIR                how fast is it here?"
+    "secateur conformance                      does this machine compute what it should?"
 ))]
 struct Args {
     #[command(subcommand)]

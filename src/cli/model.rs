@@ -34,7 +34,13 @@ pub fn open(model: &str, update: bool, quiet: bool) -> Result<(ModelSource, Stri
     match model.parse::<HubName>() {
         Ok(name) if !Path::new(model).exists() => {
             let mut bar = Download::new(&name, quiet);
-            let path = Hub::from_env()?.fetch(&name, update, &mut |progress| bar.at(progress))?;
+            let fetched = Hub::from_env()?.fetch(&name, update, &mut |progress| bar.at(progress));
+            drop(bar);
+            let path = fetched.inspect_err(|_| {
+                if !quiet {
+                    super::say(&format!("there is no directory {model} here, so the hub was asked"));
+                }
+            })?;
             Ok((ModelSource::directory(path)?, name.to_string()))
         }
         _ => Ok((ModelSource::directory(model)?, model.to_string())),
