@@ -22,9 +22,10 @@ fn stems(directory: &str, extension: &str) -> BTreeSet<String> {
 
 #[test]
 fn shaders_and_kernels_name_each_other() {
-    // Shared text, and a kernel of two passes.
+    // Shared text, a kernel of two passes and one of two tilings.
     let of_kernel = |stem: &str| match stem {
         "attention_combine" => "attention".to_string(),
+        "matmul_rows" => "matmul".to_string(),
         other => other.to_string(),
     };
     let shaders = stems("shaders", "wgsl");

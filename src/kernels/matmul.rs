@@ -1,5 +1,7 @@
 //! Matrix times many vectors: prefill and probe chunks. Contract, twin and bound are those of [`matvec`](super::matvec);
-//! only the tiling differs (a tile of weights is unpacked once for 32 vectors).
+//! only the tiling differs. Where invocations are the threads of a GPU, `matmul.wgsl`: a tile of weights is unpacked once,
+//! into workgroup memory, for 32 vectors. Where they are the lanes of a CPU's vectors, `matmul_rows.wgsl`, for the reasons
+//! given there.
 use super::Words;
 use super::cases::Case;
 use super::launch::Variant;
@@ -8,21 +10,38 @@ use super::matvec::{LinearSpec, Mode, case};
 const TILE_ROWS: usize = 64;
 const TILE_N: usize = 32;
 
+/// Invocations of a workgroup in `matmul_rows.wgsl`: the lanes of one vector.
+const ROWS_THREADS: usize = 8;
+/// Rows of an invocation there, and vectors of a workgroup: the fastest of 2 to 16 on lavapipe.
+const ROWS_EACH: usize = 8;
+const ROWS_N: usize = 8;
+
 impl LinearSpec {
+    /// Whether the adapter is a CPU, by the lanes chosen for it.
+    fn of_cpu(&self) -> bool {
+        self.lanes <= 8
+    }
+
     pub(super) fn matmul_variant(&self) -> Variant {
-        let constants = vec![
-            ("THREADS", (TILE_ROWS * TILE_N / 16) as u32),
-            ("TILE_ROWS", TILE_ROWS as u32),
-            ("TILE_N", TILE_N as u32),
-            ("DTYPE", self.words.code()),
-            ("MODE", self.mode as u32),
-            ("HAS_BIAS", self.has_bias as u32),
-        ];
-        Variant { kernel: "matmul", text: include_str!("../../shaders/matmul.wgsl"), constants }
+        let [dtype, mode, has_bias] = [self.words.code(), self.mode as u32, self.has_bias as u32];
+        let of_both = [("DTYPE", dtype), ("MODE", mode), ("HAS_BIAS", has_bias)];
+        let (kernel, text, tiles) = if self.of_cpu() {
+            let (each, n) = (ROWS_EACH as u32, ROWS_N as u32);
+            let tiles = vec![("THREADS", ROWS_THREADS as u32), ("EACH", each), ("TILE_N", n)];
+            ("matmul_rows", include_str!("../../shaders/matmul_rows.wgsl"), tiles)
+        } else {
+            let threads = (TILE_ROWS * TILE_N / 16) as u32;
+            let tiles = vec![("THREADS", threads), ("TILE_ROWS", TILE_ROWS as u32), ("TILE_N", TILE_N as u32)];
+            ("matmul", include_str!("../../shaders/matmul.wgsl"), tiles)
+        };
+        Variant { kernel, text, constants: tiles.into_iter().chain(of_both).collect() }
     }
 
     pub(super) fn matmul_groups(&self) -> [usize; 3] {
-        [self.rows.div_ceil(TILE_ROWS), self.n.div_ceil(TILE_N), 1]
+        match self.of_cpu() {
+            true => [self.rows.div_ceil(ROWS_EACH * ROWS_THREADS), self.n.div_ceil(ROWS_N), 1],
+            false => [self.rows.div_ceil(TILE_ROWS), self.n.div_ceil(TILE_N), 1],
+        }
     }
 
     pub(super) fn matmul_info(&self) -> [u32; 8] {
@@ -30,7 +49,7 @@ impl LinearSpec {
     }
 }
 
-/// Every packing and mode; tiles filled, exceeded by one and far from full.
+/// Every packing and mode, in both tilings; tiles filled, exceeded by one and far from full.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for words in [Words::F32, Words::F16, Words::BF16] {
@@ -42,8 +61,10 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::SwiGlu, false, 70, 96, 2, 31),
         ] {
             let out_stride = row0 + rows + 5;
-            let spec = LinearSpec { words, mode, has_bias, rows, cols, row0, out_stride, n, lanes: 8 };
-            cases.push(case("matmul", spec));
+            for lanes in [8, 32] {
+                let spec = LinearSpec { words, mode, has_bias, rows, cols, row0, out_stride, n, lanes };
+                cases.push(case("matmul", spec));
+            }
         }
     }
     cases

@@ -46,7 +46,8 @@ pub struct LinearSpec {
     pub out_stride: usize,
     /// Vectors.
     pub n: usize,
-    /// Invocations that share a row in `matvec`: a power of two up to 64. 8 suits CPU adapters, 32 GPUs.
+    /// Invocations that share a row in `matvec`: a power of two up to 64. 8 suits CPU adapters, 32 GPUs; up to 8, `matmul`
+    /// takes the tiling for CPU adapters.
     pub lanes: u32,
 }
 

@@ -201,7 +201,7 @@ pub fn variants() -> Vec<launch::Variant> {
         {
             let spec =
                 |n, lanes| LinearSpec { words, mode, has_bias, rows: 8, cols: 8, row0: 0, out_stride: 8, n, lanes };
-            list.push(spec(9, 8).matmul_variant());
+            list.extend([8, 32].map(|lanes| spec(9, lanes).matmul_variant()));
             for n in [1, 2, 3, 5, matvec::MOST] {
                 list.extend([1, 8, 16, 32, 64].map(|lanes| spec(n, lanes).matvec_variant()));
             }
