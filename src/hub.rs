@@ -10,8 +10,9 @@
 //! $HF_HOME/hub/.locks/models--ORG--NAME/ETAG.lock
 //! ```
 //!
-//! A blob gets its name only once it has every byte that the hub announced, and a snapshot links only to such blobs: what a
-//! cut connection or a killed process leaves is an `.incomplete` file, from whose end the next attempt goes on.
+//! A blob gets its name only once it has every byte that the hub announced and, for large files, the SHA-256 that is its name;
+//! a snapshot links only to such blobs. What a cut connection or a killed process leaves is an `.incomplete` file, from whose
+//! end the next attempt goes on.
 //!
 //! Environment, as `huggingface_hub` reads it: `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN` (or the file
 //! `$HF_HOME/token`), `HF_ENDPOINT`; proxies as usual.
@@ -101,6 +102,11 @@ pub enum Progress<'a> {
         /// Bytes of all.
         of: u64,
     },
+    /// This file is here; its checksum is computed.
+    Checking {
+        /// The file.
+        file: &'a str,
+    },
     /// Another process is fetching this file.
     Waiting {
         /// The file.
@@ -131,6 +137,8 @@ struct Remote {
     name: String,
     etag: String,
     bytes: u64,
+    /// Whether `etag` is the SHA-256 of the file.
+    hashed: bool,
 }
 
 impl Hub {
@@ -355,7 +363,10 @@ impl Hub {
                 let (url, file) = (self.address(name, commit, &remote.name), remote.name.as_str());
                 let mut barren = 0;
                 loop {
-                    let mut told = |here: u64| on(Progress::Bytes { file, done: before + here, of });
+                    let mut told = |here: Option<u64>| match here {
+                        Some(here) => on(Progress::Bytes { file, done: before + here, of }),
+                        None => on(Progress::Checking { file }),
+                    };
                     let Err((gained, failure)) = self.get(name, &url, remote, &blob, &mut told) else { break };
                     // Goes on for as long as connections bring something.
                     barren = if gained { 1 } else { barren + 1 };
@@ -397,7 +408,8 @@ impl Hub {
             }
             let response = request.call().map_err(|e| self.unreachable(&url, &e))?;
             let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-            let etag = header("x-linked-etag").or(header("etag")).map(|e| e.trim_start_matches("W/").trim_matches('"'));
+            let linked = header("x-linked-etag");
+            let etag = linked.or(header("etag")).map(|e| e.trim_start_matches("W/").trim_matches('"'));
             let bytes = header("x-linked-size").or(header("content-length")).and_then(|n| n.parse().ok());
             match (response.status().as_u16(), etag, bytes, header("location")) {
                 // A renamed repository: the same question elsewhere on the hub.
@@ -405,7 +417,9 @@ impl Hub {
                     url = format!("{}{target}", self.endpoint);
                 }
                 (200..=399, Some(etag), Some(bytes), _) if is_plain(etag) => {
-                    return Ok(Remote { name: file.to_string(), etag: etag.to_string(), bytes });
+                    // What large files are named by. A mirror may name them otherwise: then only the length is checked.
+                    let hashed = linked.is_some() && etag.len() == 64 && etag.bytes().all(|b| b.is_ascii_hexdigit());
+                    return Ok(Remote { name: file.to_string(), etag: etag.to_string(), bytes, hashed });
                 }
                 (200..=399, ..) => {
                     return Err(Error::new(ErrorKind::Model, "the hub does not say what this file is")
@@ -420,15 +434,15 @@ impl Hub {
         Err(Error::new(ErrorKind::Model, "the hub redirects in a circle").at(url).into())
     }
 
-    /// One connection: appends to the blob's `.incomplete` file and, when it has every byte, gives it its name. On failure,
-    /// whether any byte came.
+    /// One connection: appends to the blob's `.incomplete` file and, when it has every byte and they are the right ones, gives
+    /// it its name. `on` is told of the bytes that are here, then that they are checked. On failure, whether any byte came.
     fn get(
         &self,
         name: &HubName,
         url: &str,
         remote: &Remote,
         blob: &Path,
-        on: &mut dyn FnMut(u64),
+        on: &mut dyn FnMut(Option<u64>),
     ) -> Result<(), (bool, Failure)> {
         let place = blob.with_file_name(format!("{}.incomplete", remote.etag));
         let failed = |e: std::io::Error| (false, Failure::Final(io("the cache cannot be written", &place, &e)));
@@ -461,7 +475,7 @@ impl Hub {
             }
             let mut body = response.body_mut().with_config().limit(u64::MAX).reader();
             let mut buffer = vec![0; 256 << 10];
-            on(here);
+            on(Some(here));
             loop {
                 let n =
                     body.read(&mut buffer).map_err(|e| (gained, self.broken(url, arrived(here, &e.to_string()))))?;
@@ -476,11 +490,22 @@ impl Hub {
                     return Err((true, error.expected(format!("{} bytes", remote.bytes)).into()));
                 }
                 file.write_all(&buffer[..n]).map_err(failed)?;
-                on(here);
+                on(Some(here));
             }
         }
         if here < remote.bytes {
             return Err((gained, self.broken(url, arrived(here, "the connection ended"))));
+        }
+        if remote.hashed {
+            on(None);
+            if !file.rewind().and_then(|()| sha256(&mut file)).map_err(failed)?.eq_ignore_ascii_case(&remote.etag) {
+                // Perhaps what was there before: holes of a download in several parts, a damaged disk.
+                drop(fs::remove_file(&place));
+                return Err((
+                    false,
+                    self.broken(url, "other bytes than the hub's checksum says; they were thrown away"),
+                ));
+            }
         }
         // On the disk before it may count as complete.
         file.sync_all().and_then(|()| fs::rename(&place, blob)).map_err(failed)
@@ -586,6 +611,18 @@ fn is_commit(revision: &str) -> bool {
 fn is_plain(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ' ' | '+' | '=');
     !name.is_empty() && name.len() <= 255 && name.chars().all(plain) && !name.starts_with('.')
+}
+
+/// The SHA-256 of what `file` has from here on, in hexadecimal digits.
+fn sha256(file: &mut File) -> std::io::Result<String> {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()),
+            n => context.update(&buffer[..n]),
+        }
+    }
 }
 
 /// The files that an index names.

@@ -7,6 +7,7 @@
 //!
 //! Where the terminal cannot be switched to single keys (Windows, whose console edits lines by itself; `TERM=dumb`) a plain
 //! line is read.
+#![cfg_attr(not(unix), allow(dead_code, reason = "the editor is Unix's; its tests run everywhere"))]
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Write};
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -80,6 +80,11 @@ impl Download {
                 bar.set_message(file.to_string());
                 bar.set_position(done);
             }
+            Progress::Checking { file } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message(format!("checking {file}"));
+                }
+            }
             Progress::Waiting { file } => self.say(&format!("another process is fetching {file}: waiting for it")),
             Progress::Resuming { file, cause } => self.say(&format!("{file}: {cause}; going on from there")),
         }
