@@ -295,7 +295,10 @@ function scale() {
   draw();
   const most = el('span');
   return {node: el('div', {class: 'scale'}, el('span', {}, `1/${count(10 ** DECADES)} of it and less`), strip, most),
-    show: (largest) => most.replaceChildren(`the largest: ${number(largest)} (log scale)`)};
+    show: (largest) => {
+      draw();
+      most.replaceChildren(`the largest: ${number(largest)} (log scale)`);
+    }};
 }
 
 /** What a byte of a map stands for. */
