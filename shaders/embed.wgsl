@@ -7,11 +7,13 @@
 struct Info { n: u32, cols: u32, row_words: u32, row0: u32, rows: u32, vocab: u32, id_offset: u32, id_stride: u32 }
 @group(0) @binding(3) var<uniform> info: Info;
 
+const PER_WORD = select(select(select(2u, 1u, DTYPE == F32), 4u, DTYPE == Q8_0), 8u, DTYPE == Q4_0);
+
 @compute @workgroup_size(THREADS)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    let word = id.x;
+    let word = id.x;    // of quants, where there are scales besides
     let i = id.y;
-    if (word >= info.row_words || i >= info.n) { return; }
+    if (word >= info.cols / PER_WORD || i >= info.n) { return; }
     let token = ids[info.id_offset + i * info.id_stride];
     let inside = token >= info.row0 && token - info.row0 < info.rows;
     let unknown = token >= info.vocab && info.row0 == 0u;
@@ -20,6 +22,23 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let bits = select(0u, table[at], inside);
     if (DTYPE == F32) {
         out[i * info.cols + word] = bitcast<f32>(bits);
+    } else if (DTYPE == Q8_0 || DTYPE == Q4_0) {
+        let block = word * PER_WORD / BLOCK;
+        let scales = (token - info.row0) * info.row_words + info.cols / PER_WORD;
+        if (!inside) {
+            for (var j = 0u; j < PER_WORD; j++) { out[i * info.cols + word * PER_WORD + j] = 0.0; }
+            return;
+        }
+        let scale = block_scale(table[scales + block / 2u], block);
+        let first = i * info.cols + word * PER_WORD;
+        for (var j = 0u; j < 4u; j++) {
+            if (DTYPE == Q8_0) {
+                out[first + j] = scale * unpack_bytes(bits)[j];
+            } else {
+                out[first + j] = scale * unpack_nibbles(bits)[j];
+                out[first + 4u + j] = scale * unpack_nibbles(bits >> 4u)[j];
+            }
+        }
     } else {
         let pair = unpack_pair(bits, DTYPE);
         out[i * info.cols + 2u * word] = pair.x;

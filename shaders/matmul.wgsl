@@ -32,6 +32,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     let at = ((first_row + r) * info.cols + k0 + k) / 4u;
                     a = bitcast<vec4<f32>>(w[at]);
                     if (k0 + k + 4u < info.cols) { b = bitcast<vec4<f32>>(w[at + 1u]); }
+                } else if (DTYPE == Q8_0 || DTYPE == Q4_0) {
+                    let blocks = info.cols / BLOCK;
+                    let quads = select(blocks, 2u * blocks, DTYPE == Q8_0);
+                    let first = (first_row + r) * (quads + (blocks + 7u) / 8u);
+                    let block = (k0 + k) / BLOCK;
+                    let scale = block_scale(w[first + quads + block / 8u][(block / 2u) % 4u], block);
+                    if (DTYPE == Q8_0) {
+                        let words = w[first + (k0 + k) / 16u];
+                        let pair = select(words.xy, words.zw, (k & 8u) != 0u);
+                        a = scale * unpack_bytes(pair.x);
+                        b = scale * unpack_bytes(pair.y);
+                    } else {
+                        let word = w[first + block][(k % BLOCK) / 8u];
+                        a = scale * unpack_nibbles(word);
+                        b = scale * unpack_nibbles(word >> 4u);
+                    }
                 } else {
                     let words = w[((first_row + r) * info.cols + k0 + k) / 8u];
                     a = vec4<f32>(unpack_pair(words.x, DTYPE), unpack_pair(words.y, DTYPE));

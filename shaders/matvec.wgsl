@@ -30,6 +30,30 @@ fn main(
                 let v = bitcast<vec4<f32>>(w[row * quads + q]);
                 for (var i = 0u; i < N; i++) { acc[i] += dot(v, x[i * xs + q]); }
             }
+        } else if (DTYPE == Q8_0 || DTYPE == Q4_0) {
+            // A block of 32 columns a step: two vec4s of bytes or one of nibbles, and one scale.
+            let blocks = info.cols / BLOCK;
+            let quads = select(blocks, 2u * blocks, DTYPE == Q8_0);
+            let first = row * (quads + (blocks + 7u) / 8u);
+            for (var b = lane; b < blocks; b += LANES) {
+                let scale = block_scale(w[first + quads + b / 8u][(b / 2u) % 4u], b);
+                let words = w[first + select(b, 2u * b, DTYPE == Q8_0)];
+                var more = words;
+                if (DTYPE == Q8_0) { more = w[first + 2u * b + 1u]; }
+                for (var i = 0u; i < N; i++) {
+                    let at = i * xs + 8u * b;
+                    var sum = 0.0;
+                    for (var k = 0u; k < 4u; k++) {
+                        if (DTYPE == Q8_0) {
+                            sum += dot(unpack_bytes(words[k]), x[at + k]) + dot(unpack_bytes(more[k]), x[at + 4u + k]);
+                        } else {
+                            sum += dot(unpack_nibbles(words[k]), x[at + 2u * k])
+                                + dot(unpack_nibbles(words[k] >> 4u), x[at + 2u * k + 1u]);
+                        }
+                    }
+                    acc[i] += scale * sum;
+                }
+            }
         } else {
             let quads = info.cols / 8u;
             for (var q = lane; q < quads; q += LANES) {

@@ -46,10 +46,10 @@ impl CacheShape {
     /// The shape `config` needs, for `seqs` sequences.
     ///
     /// # Errors
-    /// When `words` is bf16, which no kernel writes.
+    /// When `words` is neither f32 nor f16: no kernel writes other types.
     pub fn new(config: &ModelConfig, words: Words, seqs: usize, growth: usize) -> Result<Self> {
-        if words == Words::BF16 {
-            return Err(Error::new(ErrorKind::Input, "the KV cache cannot be bf16").expected("f32 or f16"));
+        if !matches!(words, Words::F32 | Words::F16) {
+            return Err(Error::new(ErrorKind::Input, format!("the KV cache cannot be {words}")).expected("f32 or f16"));
         }
         Ok(Self {
             layers: config.num_layers,

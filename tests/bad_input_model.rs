@@ -12,7 +12,7 @@ use secateur::kernels::Words;
 use secateur::kernels::launch::as_words;
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::{Decoder, Input, Logits};
-use secateur::weights::{ModelSource, Weights};
+use secateur::weights::{ModelSource, Stored, Weights};
 use secateur::{Error, ErrorKind, Slot};
 use serde_json::{Value, json};
 
@@ -44,7 +44,8 @@ type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 fn tensors(weights: &Weights) -> Tensors {
     let stored = |name: &str| {
         let view = weights.tensor(name).expect("just named");
-        (name.to_string(), (view.dtype, view.shape.to_vec(), view.bytes.to_vec()))
+        let Stored::Safetensors(dtype) = view.stored else { panic!("{name} is not of a safetensors file") };
+        (name.to_string(), (dtype, view.shape.to_vec(), view.bytes.to_vec()))
     };
     weights.names().map(stored).collect()
 }
@@ -213,7 +214,7 @@ fn dimensions_no_kernel_takes_are_refused() {
 #[test]
 fn split_matrices_give_what_whole_ones_give() {
     let _one = serial();
-    for name in FIXTURES {
+    for name in FIXTURES.into_iter().chain(GGUF_FIXTURES) {
         let fx = Fixture::open(name);
         for device in two() {
             let run = |model: &Decoder| {

@@ -274,6 +274,21 @@ fn llama3_bf16_in_shards() {
     on_every_device("llama3-bf16");
 }
 
+#[test]
+fn gguf_qwen2_q8() {
+    on_every_device("gguf-qwen2-q8");
+}
+
+#[test]
+fn gguf_llama_q4_mixed() {
+    on_every_device("gguf-llama-q4");
+}
+
+#[test]
+fn gguf_qwen3_yarn_halves() {
+    on_every_device("gguf-qwen3-f16");
+}
+
 /// What no kernel writes must not be read: with every fresh buffer full of NaN, nothing changes.
 #[test]
 fn the_oracle_holds_in_poisoned_memory() {
@@ -294,7 +309,7 @@ fn the_oracle_holds_in_poisoned_memory() {
 #[test]
 fn the_checks_reject_what_is_wrong() {
     let _one = serial();
-    for name in FIXTURES {
+    for name in FIXTURES.into_iter().chain(GGUF_FIXTURES) {
         let fx = Fixture::open(name);
         let model = fx.load(&devices()[0]);
         let golden = fx.floats("oracle.logits");

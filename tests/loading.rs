@@ -273,8 +273,10 @@ fn directories_are_read_and_wrong_ones_explained() -> Outcome {
     std::fs::write(path("pytorch_model.bin"), b"x")?;
     assert_says(&message(Weights::open(&source)), &["pytorch_model.bin", "save_pretrained"]);
     std::fs::write(path("model.gguf"), b"x")?;
-    assert_says(&message(Weights::open(&source)), &["GGUF is not supported yet"]);
-    assert_says(&message(ModelSource::directory(path("model.gguf"))), &["not a directory", "a GGUF file"]);
+    assert_says(&message(Weights::open(&source)), &["model.gguf", "pass the GGUF file itself"]);
+    assert_says(&message(ModelSource::directory(path("model.gguf"))), &["not a directory", "a file"]);
+    assert_says(&message(ModelSource::open(path("model.gguf"))), &["not a GGUF file", "model.gguf"]);
+    assert_says(&message(ModelSource::open(path("pytorch_model.bin"))), &["not a directory", "a .gguf file"]);
     assert_says(&message(ModelSource::directory(path("pytorch_model.bin"))), &["not a directory", "a file"]);
     assert_says(&message(ModelSource::directory(path("nowhere"))), &["not a directory", "nowhere"]);
     assert_says(&message(ModelConfig::load(&source)), &["the model has no config.json", "model.gguf"]);
@@ -854,7 +856,7 @@ fn golden_models_load_whole() -> Outcome {
         let weights = Weights::open(&source)?;
         let (hidden, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
         let bytes = std::cell::Cell::new(0);
-        let count = |elements: usize| bytes.set(bytes.get() + elements * dtype.size());
+        let count = |elements: usize| bytes.set(bytes.get() + dtype.stored_bytes(elements).expect("fits"));
         let matrix = |name: String, rows, cols| {
             let rows = weights.matrix(&name, rows, cols)?;
             assert_eq!(rows.dtype(), dtype);
@@ -893,7 +895,8 @@ fn golden_models_load_whole() -> Outcome {
         }
         count(weights.vector("model.norm.weight", hidden)?.len());
         assert_eq!(weights.total_bytes(), bytes.get() as u64, "{name}: no tensor is left over");
-        assert_eq!(config.parameters() * dtype.size() as u64, weights.total_bytes(), "{name}: every parameter counts");
+        let parameters = config.parameters() as usize;
+        assert_eq!(dtype.stored_bytes(parameters), Some(bytes.get()), "{name}: every parameter counts");
 
         let golden = source.find_json("golden.json")?.ok_or("golden.json")?;
         let tokenizer = Tokenizer::load(&source)?;

@@ -14,8 +14,8 @@ use super::{Kv, model, screen};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory, or a model on the hub, which is fetched first. Default: the small model inside the binary.
-    #[arg(value_name = "DIR|NAME")]
+    /// A model directory, a GGUF file, or a model on the hub, which is fetched first. Default: the small model inside the binary.
+    #[arg(value_name = "DIR|FILE|NAME")]
     model: Option<String>,
     /// Contexts to compute the memory for, separated by commas. Default: powers of four up to the model's own.
     #[arg(long, value_name = "N,...", value_delimiter = ',')]

@@ -1,4 +1,4 @@
-//! `--model`: a directory, or the name of a model on the hub.
+//! `--model`: a directory, a GGUF file, or the name of a model on the hub.
 use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -10,9 +10,9 @@ use super::screen;
 
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
-    /// A model directory in Hugging Face layout, or a model on the hub: ORG/NAME, ORG/NAME@REVISION. Default: the small model
-    /// inside the binary.
-    #[arg(long, value_name = "DIR|NAME")]
+    /// A model directory in Hugging Face layout, a GGUF file, or a model on the hub: ORG/NAME, ORG/NAME@REVISION. Default: the
+    /// small model inside the binary.
+    #[arg(long, value_name = "DIR|FILE|NAME")]
     pub model: Option<String>,
     /// Ask the hub whether a cached model has changed, and fetch what is new.
     #[arg(long, requires = "model")]
@@ -32,7 +32,7 @@ impl ModelArgs {
 /// What is there is taken as a path; what is not may be a name.
 pub fn open(model: &str, update: bool, quiet: bool) -> Result<(ModelSource, String)> {
     match model.parse::<HubName>() {
-        Ok(name) if !Path::new(model).exists() => {
+        Ok(name) if !Path::new(model).exists() && !model.ends_with(".gguf") => {
             let mut bar = Download::new(&name, quiet);
             let fetched = Hub::from_env()?.fetch(&name, update, &mut |progress| bar.at(progress));
             drop(bar);
@@ -43,7 +43,7 @@ pub fn open(model: &str, update: bool, quiet: bool) -> Result<(ModelSource, Stri
             })?;
             Ok((ModelSource::directory(path)?, name.to_string()))
         }
-        _ => Ok((ModelSource::directory(model)?, model.to_string())),
+        _ => Ok((ModelSource::open(model)?, model.to_string())),
     }
 }
 

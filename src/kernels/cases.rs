@@ -187,6 +187,11 @@ pub fn noise(n: usize, seed: u32, scale: f32) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
+/// `cols`, or the next number of columns that a row of this packing can have.
+pub(super) fn whole_blocks(packing: Words, cols: usize) -> usize {
+    cols.next_multiple_of(packing.stored_block().0)
+}
+
 /// Packed noise for `n` cached values.
 pub(super) fn cache_words(packing: Words, n: usize) -> Vec<u32> {
     packing.pack(&noise(n, 13, 1.5))

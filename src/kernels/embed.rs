@@ -4,10 +4,12 @@
 //! split by rows over several buffers: one launch a shard). An id ≥ `vocab` gives a row of zeros, written by the shard
 //! with `row0 = 0`. Nothing else of `out` `[n, cols]` is written.
 //!
-//! Bound: exact for bf16 and f32; for f16 a driver may flush half subnormals to zero, so 6.2e-5 absolute.
-use super::cases::{Bound, Case, Check, device_words, noise, poison_floats};
+//! Bound: exact for bf16, f32 and the quantized packings (a product of 19 bits at most); for f16 a driver may flush half
+//! subnormals to zero, so 6.2e-5 absolute.
+use super::cases::{Bound, Case, Check, device_words, noise, poison_floats, whole_blocks};
 use super::launch::Variant;
 use super::{Words, embed as run};
+use crate::weights::PackedRows;
 
 /// Parameters of [`embed`](fn@super::embed).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,7 +39,7 @@ impl EmbedSpec {
     }
 
     pub(super) fn groups(&self) -> [usize; 3] {
-        [self.words.row_words(self.cols).div_ceil(64), self.n, 1]
+        [(self.cols / self.words.per_word()).div_ceil(64), self.n, 1]
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
@@ -56,7 +58,7 @@ pub(super) fn twin(table: &[u32], ids: &[u32], out: &mut [f32], spec: &EmbedSpec
         } else if let Some(r) = id.checked_sub(spec.row0).filter(|r| *r < spec.rows) {
             let from = &table[r * row_words..(r + 1) * row_words];
             for (c, v) in row.iter_mut().enumerate() {
-                *v = spec.words.get(from, c) as f32;
+                *v = spec.words.weight(from, spec.cols, c) as f32;
             }
         }
     }
@@ -65,11 +67,13 @@ pub(super) fn twin(table: &[u32], ids: &[u32], out: &mut [f32], spec: &EmbedSpec
 /// Every packing; one shard and the second of two; ids outside; strided ids.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Words::F32, Words::F16, Words::BF16] {
+    for words in Words::ALL {
         for (row0, rows, n, cols, stride) in [(0, 37, 5, 24, 1), (20, 17, 9, 136, 8), (0, 37, 1, 8, 1)] {
+            let cols = whole_blocks(words, cols);
             let spec = EmbedSpec { words, n, cols, row0, rows, vocab: 37, id_offset: stride - 1, id_stride: stride };
             cases.push(Case::new("embed", format!("{words:?} rows {row0}+{rows} n {n} cols {cols}"), move |device| {
-                let table = device_words(words.pack(&noise(rows * cols, 1, 1.0)), device);
+                let table = PackedRows::from_f32(words, rows, cols, &noise(rows * cols, 1, 1.0));
+                let table = device_words(table.expect("finite, whole blocks").into_words(), device);
                 let mut ids = vec![0; n * stride];
                 for i in 0..n {
                     ids[spec.id_offset + i * stride] = [36, 0, 19, 20, 40, u32::MAX, 7, 21, 35][i];

@@ -3,7 +3,7 @@
 //! into workgroup memory, for 32 vectors. Where they are the lanes of a CPU's vectors, `matmul_rows.wgsl`, for the reasons
 //! given there.
 use super::Words;
-use super::cases::Case;
+use super::cases::{Case, whole_blocks};
 use super::launch::Variant;
 use super::matvec::{LinearSpec, Mode, case};
 
@@ -52,7 +52,7 @@ impl LinearSpec {
 /// Every packing and mode, in both tilings; tiles filled, exceeded by one and far from full.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Words::F32, Words::F16, Words::BF16] {
+    for words in Words::ALL {
         for (mode, has_bias, rows, cols, row0, n) in [
             (Mode::Store, true, 64, 64, 0, 32),
             (Mode::Store, false, 65, 40, 3, 33),
@@ -60,6 +60,7 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::Add, true, 130, 8, 1, 70),
             (Mode::SwiGlu, false, 70, 96, 2, 31),
         ] {
+            let cols = whole_blocks(words, cols);
             let out_stride = row0 + rows + 5;
             for lanes in [8, 32] {
                 let spec = LinearSpec { words, mode, has_bias, rows, cols, row0, out_stride, n, lanes };

@@ -4,13 +4,14 @@
 //! `x` `[n, cols]`, write at `out[i, row0 + r]` of `[n, out_stride]`: `y` ([`Mode::Store`]), the old value plus `y`
 //! ([`Mode::Add`]: the residual stream), or, at `out[i, (row0 + r) / 2]` for even `r`, `silu(y[r]) · y[r + 1]`
 //! ([`Mode::SwiGlu`]: gate and up rows interleaved when the weights were loaded). Nothing else of `out` is written.
-//! `cols` is a multiple of 8; any `rows` (even for SwiGlu), `n` ≤ [`MOST`]. The bias covers the rows of all shards.
+//! `cols` is a multiple of 8, of 32 for quantized weights; any `rows` (even for SwiGlu), `n` ≤ [`MOST`]. The bias covers the rows of all shards.
 //!
 //! Bound: relative to the largest value of an output row, `2e-6 · √cols`: f32 sums of `cols` products in any order, with
 //! the weights exact (f16 subnormals may be flushed: below the bound for weights of ordinary size).
-use super::cases::{Bound, Case, Check, device_floats, device_words, noise, poison_floats};
+use super::cases::{Bound, Case, Check, device_floats, device_words, noise, poison_floats, whole_blocks};
 use super::launch::{Variant, grid};
 use super::{Words, linear};
+use crate::weights::PackedRows;
 
 /// Most vectors that `matvec` takes at once; more go to `matmul`.
 pub const MOST: usize = 8;
@@ -82,7 +83,7 @@ pub(super) fn twin(w: &[u32], x: &[f32], bias: &[f32], out: &mut [f32], spec: &L
     for r in 0..spec.rows {
         let from = &w[r * row_words..(r + 1) * row_words];
         for (c, v) in row.iter_mut().enumerate() {
-            *v = spec.words.get(from, c);
+            *v = spec.words.weight(from, spec.cols, c);
         }
         let at = spec.row0 + r;
         for i in 0..spec.n {
@@ -112,7 +113,8 @@ pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
     let LinearSpec { words, mode, rows, cols, n, row0, out_stride, lanes, .. } = spec;
     let name = format!("{words:?} {mode:?} bias {} {rows}x{cols} n {n} row0 {row0} lanes {lanes}", spec.has_bias);
     Case::new(kernel, name, move |device| {
-        let w = device_words(words.pack(&noise(rows * cols, 3, 1.0 / (cols as f32).sqrt())), device);
+        let w = PackedRows::from_f32(words, rows, cols, &noise(rows * cols, 3, 1.0 / (cols as f32).sqrt()));
+        let w = device_words(w.expect("finite, whole blocks").into_words(), device);
         let x = device_floats(noise(n * cols, 4, 1.0), n, cols, device);
         let bias = super::floats(noise(row0 + rows, 5, 0.5), [row0 + rows], device);
         // A spare row and spare columns of sentinels. Add reads what it adds to, so there they are numbers.
@@ -127,7 +129,7 @@ pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
 /// Every packing, mode and vector count; rows that fill no workgroup; shards; several lane counts.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Words::F32, Words::F16, Words::BF16] {
+    for words in Words::ALL {
         for (mode, has_bias, rows, cols, row0, n, lanes) in [
             (Mode::Store, true, 37, 64, 0, 1, 8),
             (Mode::Store, false, 1, 8, 5, 1, 32),
@@ -137,6 +139,7 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::SwiGlu, false, 66, 96, 10, 1, 8),
             (Mode::SwiGlu, false, 20, 72, 0, 5, 1),
         ] {
+            let cols = whole_blocks(words, cols);
             let out_stride = row0 + rows + 3;
             let spec = LinearSpec { words, mode, has_bias, rows, cols, row0, out_stride, n, lanes };
             cases.push(case("matvec", spec));

@@ -32,7 +32,9 @@ pub use rms_norm::NormSpec;
 pub use rope_append::RopeAppendSpec;
 pub use sample::SampleSpec;
 
-/// How values lie in the u32 words of a weight matrix or a cache row. A cache is `F32` or `F16`.
+/// How values lie in the u32 words of a weight matrix or a cache row: see `weights::pack`. A cache is `F32` or `F16`. `cols` is a
+/// multiple of 8 everywhere in the graph (the loader refuses others), so a row is a whole number of 4-word vectors for
+/// every packing.
 pub use crate::weights::PackedDtype as Words;
 
 impl Words {
@@ -42,26 +44,27 @@ impl Words {
             Words::F32 => 0,
             Words::F16 => 1,
             Words::BF16 => 2,
+            Words::Q8_0 => 3,
+            Words::Q4_0 => 4,
         }
     }
 
-    /// Words of a row of `cols` values. `cols` is a multiple of 8 everywhere in the graph (the loader refuses others), so
-    /// a row is a whole number of 4-word vectors for every packing.
-    pub(crate) const fn row_words(self, cols: usize) -> usize {
-        cols / self.per_word()
+    /// Value `column` of the weight row `words` of `cols` values, exact in f64.
+    pub(crate) fn weight(self, words: &[u32], cols: usize, column: usize) -> f64 {
+        if self.is_quantized() { self.quantized(words, cols, column) } else { self.get(words, column) }
     }
 
-    /// Value `column` of the row that starts at `words[0]`, exact in f64.
+    /// Value `column` of the row that starts at `words[0]`, exact in f64. Not for quantized rows: see [`weight`](Self::weight).
     pub(crate) fn get(self, words: &[u32], column: usize) -> f64 {
         let half = |word: u32| if column.is_multiple_of(2) { word as u16 } else { (word >> 16) as u16 };
         match self {
             Words::F32 => f32::from_bits(words[column]) as f64,
             Words::F16 => half::f16::from_bits(half(words[column / 2])).to_f64(),
-            Words::BF16 => half::bf16::from_bits(half(words[column / 2])).to_f64(),
+            _ => half::bf16::from_bits(half(words[column / 2])).to_f64(),
         }
     }
 
-    /// Packs `values`, rounding to nearest even; f16 saturates at ±65504 as the cache's writer does.
+    /// Packs `values`, rounding to nearest even; f16 saturates at ±65504 as the cache's writer does. Not for quantized rows.
     pub(crate) fn pack(self, values: &[f32]) -> Vec<u32> {
         let half = |v: f32| match self {
             Words::F16 => f16_bits(v),
@@ -188,7 +191,7 @@ pub trait Kernels: Backend {
 /// usual head dimensions, one, some and most vectors. What the shader tests validate and translate.
 pub fn variants() -> Vec<launch::Variant> {
     const HEAD_DIMS: [usize; 7] = [8, 16, 32, 64, 80, 96, 128];
-    let (all, caches) = ([Words::F32, Words::F16, Words::BF16], [Words::F32, Words::F16]);
+    let (all, caches) = (Words::ALL, [Words::F32, Words::F16]);
     let mut list = vec![
         NormSpec { n: 1, first: 0, cols: 8, eps: 1e-6 }.variant(),
         GatherSpec { row_words: 8, kv_heads: 1, seqs: 1, most_kept: 1, out_words: 8 }.variant(),

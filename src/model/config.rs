@@ -137,16 +137,19 @@ pub struct GenerationDefaults {
 }
 
 impl ModelConfig {
-    /// Reads `config.json` and, where there is one, `generation_config.json`.
+    /// Reads `config.json` and, where there is one, `generation_config.json`; of a GGUF file, its metadata.
     ///
     /// # Errors
     /// When config.json is missing, either file is malformed, or the model is one that secateur does not run.
     pub fn load(source: &ModelSource) -> Result<Self> {
+        if let Some(gguf) = source.gguf() {
+            return super::gguf::config(gguf);
+        }
         let Some(config) = source.find_json(CONFIG)? else {
             return Err(Error::new(ErrorKind::Model, format!("the model has no {CONFIG}"))
                 .at(source)
                 .found(source.listing())
-                .help("pass a directory in Hugging Face layout"));
+                .help("pass a directory in Hugging Face layout, or a .gguf file"));
         };
         let generation = source.find_json(GENERATION)?;
         let generation = generation.as_ref().map(|json| (json, source.place_of(GENERATION)));
@@ -257,7 +260,7 @@ impl ModelConfig {
 
     /// Bytes that one cached token takes in all layers, keys and values, with a cache of `kv`'s element type (f32 or f16).
     pub fn kv_bytes_per_token(&self, kv: PackedDtype) -> u64 {
-        (2 * self.num_layers * self.kv_size() * kv.size()) as u64
+        (2 * self.num_layers * self.num_kv_heads * kv.row_words(self.head_dim) * 4) as u64
     }
 }
 

@@ -2,7 +2,7 @@
 //! any, RoPE, grouped-query attention, SwiGLU, tied or untied head. What an architecture has is in its [`ModelConfig`].
 //!
 //! Tensors in, tensors out, no device branch: the operations of [`kernels`] run as WGSL or as their CPU twins by where the
-//! weights live. Weights stay as they are stored (f32, f16 or bf16, packed in u32 words); activations are f32.
+//! weights live. Weights stay as they are stored (f32, f16, bf16, q8_0 or q4_0, packed in u32 words); activations are f32.
 use burn::tensor::{Int, Tensor};
 
 use crate::cache::KvCache;
@@ -16,10 +16,10 @@ use crate::model::rope;
 use crate::weights::{PackedRows, Weights};
 use crate::{Error, ErrorKind, Result};
 
-/// A weight matrix `[rows, cols]` on the device, split by rows where the largest binding demands it.
+/// A weight matrix `[rows, cols]` on the device, split by rows where the largest binding demands it and where the packing
+/// changes (q, k and v of a quantized mixture).
 struct Matrix {
     shards: Vec<Shard>,
-    words: Words,
     rows: usize,
     cols: usize,
 }
@@ -27,6 +27,7 @@ struct Matrix {
 struct Shard {
     row0: usize,
     rows: usize,
+    packing: Words,
     words: Tensor<1, Int>,
 }
 
@@ -133,7 +134,7 @@ impl Decoder {
         for i in 0..config.num_layers {
             let name = |part: &str| format!("model.layers.{i}.{part}");
             let part = |what: &str, rows| up.rows(&name(&format!("self_attn.{what}_proj.weight")), rows, h);
-            let qkv = PackedRows::concat_rows(&[part("q", q)?, part("k", kv)?, part("v", kv)?])?;
+            let qkv = [part("q", q)?, part("k", kv)?, part("v", kv)?];
             let qkv_bias = match config.attention_bias {
                 false => None,
                 true => {
@@ -160,7 +161,7 @@ impl Decoder {
             let up_proj = up.rows(&name("mlp.up_proj.weight"), inter, h)?;
             layers.push(Layer {
                 input_norm: up.vector(weights.vector(&name("input_layernorm.weight"), h)?),
-                qkv: up.matrix(&qkv)?,
+                qkv: up.stacked(&qkv)?,
                 qkv_bias,
                 qk_norm,
                 o_bias,
@@ -335,10 +336,10 @@ impl Decoder {
     }
 
     fn embed(&self, ids: &Tensor<1, Int>, out: Tensor<2>, n: usize, id_offset: usize, id_stride: usize) -> Tensor<2> {
-        let Matrix { shards, words, rows: vocab, cols } = &self.embedding;
+        let Matrix { shards, rows: vocab, cols } = &self.embedding;
         shards.iter().fold(out, |out, shard| {
-            let (row0, rows) = (shard.row0, shard.rows);
-            let spec = EmbedSpec { words: *words, n, cols: *cols, row0, rows, vocab: *vocab, id_offset, id_stride };
+            let (words, row0, rows) = (shard.packing, shard.row0, shard.rows);
+            let spec = EmbedSpec { words, n, cols: *cols, row0, rows, vocab: *vocab, id_offset, id_stride };
             kernels::embed(&shard.words, ids, out, spec)
         })
     }
@@ -348,7 +349,7 @@ impl Decoder {
         let [_, out_stride] = out.dims();
         w.shards.iter().fold(out, |out, shard| {
             let spec = LinearSpec {
-                words: w.words,
+                words: shard.packing,
                 mode,
                 has_bias: bias.is_some(),
                 rows: shard.rows,
@@ -365,7 +366,7 @@ impl Decoder {
 
 impl Matrix {
     fn bytes(&self) -> u64 {
-        (self.rows * self.words.row_words(self.cols) * 4) as u64
+        self.shards.iter().map(|shard| (shard.rows * shard.packing.row_words(self.cols) * 4) as u64).sum()
     }
 }
 
@@ -427,9 +428,24 @@ impl<'a> Uploader<'a> {
                 .device
                 .burn
                 .memory_persistent_allocations(part, |part: &[u32]| kernels::words(part.to_vec(), &self.device.burn));
-            shards.push(Shard { row0, rows, words });
+            shards.push(Shard { row0, rows, packing: m.dtype(), words });
             row0 += rows;
         }
-        Ok(Matrix { shards, words: m.dtype(), rows: m.rows(), cols: m.cols() })
+        Ok(Matrix { shards, rows: m.rows(), cols: m.cols() })
+    }
+
+    /// Matrices of one width as one, first on top: in one buffer where their packings agree.
+    fn stacked(&self, parts: &[PackedRows<'_>]) -> Result<Matrix> {
+        if parts.iter().all(|part| part.dtype() == parts[0].dtype()) {
+            return self.matrix(&PackedRows::concat_rows(parts)?);
+        }
+        let mut all = Matrix { shards: Vec::new(), rows: 0, cols: parts[0].cols() };
+        for part in parts {
+            let matrix = self.matrix(part)?;
+            let moved = matrix.shards.into_iter().map(|shard| Shard { row0: all.rows + shard.row0, ..shard });
+            all.shards.extend(moved);
+            all.rows += matrix.rows;
+        }
+        Ok(all)
     }
 }

@@ -1,4 +1,5 @@
 //! Models: configuration, the one decoder graph, RoPE.
 pub mod config;
 pub mod decoder;
+mod gguf;
 pub mod rope;

@@ -4,6 +4,7 @@
 //! messages → ChatTemplate → prompt text → Tokenizer → ids → (model) → id → Detokenizer → text + token_ends
 //! ```
 pub mod detokenize;
+mod gguf;
 pub mod template;
 pub mod tokenizer;
 

@@ -106,11 +106,15 @@ impl std::fmt::Debug for ChatTemplate {
 
 impl ChatTemplate {
     /// Reads the template from `chat_template.jinja` or, without that file, from `tokenizer_config.json`; of several
-    /// named ones the one called `default`.
+    /// named ones the one called `default`. Of a GGUF file it is in the metadata.
     ///
     /// # Errors
     /// When there is none, or it is malformed.
     pub fn load(source: &ModelSource) -> Result<Self> {
+        if let Some(gguf) = source.gguf() {
+            let (template, tokens) = super::gguf::template(gguf)?;
+            return Self::new(&template, gguf.place(), tokens);
+        }
         let config = source.find_json(CONFIG)?;
         let place = source.place_of(CONFIG);
         let config = match &config {

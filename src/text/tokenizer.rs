@@ -28,11 +28,15 @@ pub struct ThinkIds {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`.
+    /// Reads `tokenizer.json`; of a GGUF file, its metadata.
     ///
     /// # Errors
     /// When it is missing (text is then impossible, ids are not) or malformed.
     pub fn load(source: &ModelSource) -> Result<Self> {
+        if let Some(gguf) = source.gguf() {
+            let json = super::gguf::tokenizer_json(gguf)?.to_string();
+            return Self::from_bytes(json.as_bytes(), gguf.place());
+        }
         let Some(bytes) = source.find(FILE)? else {
             return Err(Error::new(ErrorKind::Model, format!("the model has no {FILE}, which text needs"))
                 .at(source)
@@ -49,7 +53,7 @@ impl Tokenizer {
     /// When it is malformed.
     pub fn from_bytes(bytes: &[u8], place: &str) -> Result<Self> {
         let mut hf = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|error| Error::new(ErrorKind::Model, format!("{FILE} cannot be read")).at(place).found(error))?;
+            .map_err(|error| Error::new(ErrorKind::Model, "the tokenizer cannot be read").at(place).found(error))?;
         // Settings of somebody's training run: a prompt is neither cut nor padded.
         hf.with_padding(None);
         hf.with_truncation(None).map_err(|error| Error::new(ErrorKind::Internal, error).at(place))?;

@@ -4,6 +4,8 @@
 //! ModelSource ─ config.json, tokenizer.json, …  → bytes
 //!             └ *.safetensors → Weights → TensorView → PackedRows (matrices) or Vec<f32> (norms, biases) → upload
 //! ```
+//!
+//! A GGUF file is all of that at once: its metadata serve as config, tokenizer and template.
 use crate::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,11 +14,14 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub mod gguf;
 pub mod pack;
 pub mod safetensors;
+pub mod tensors;
 
+pub use gguf::Gguf;
 pub use pack::{PackedDtype, PackedRows};
-pub use safetensors::{TensorView, Weights};
+pub use tensors::{Stored, TensorView, Weights};
 
 /// A JSON file of a model larger than this is not one: the largest tokenizer.json in use has some 30 MB.
 const MAX_JSON_BYTES: usize = 512 << 20;
@@ -55,7 +60,8 @@ impl fmt::Debug for Bytes {
     }
 }
 
-/// A model in Hugging Face layout: named files, in a directory (natively) or in memory (in the browser, in tests).
+/// A model: named files in Hugging Face layout, in a directory (natively) or in memory (in the browser, in tests), or one GGUF
+/// file.
 #[derive(Debug, Clone)]
 pub struct ModelSource(Place);
 
@@ -64,9 +70,43 @@ enum Place {
     #[cfg(not(target_family = "wasm"))]
     Directory(PathBuf),
     Memory(BTreeMap<String, Bytes>),
+    Gguf(Arc<Gguf>),
 }
 
 impl ModelSource {
+    /// What a person names as a model: a directory in Hugging Face layout, or a GGUF file.
+    ///
+    /// # Errors
+    /// When `path` is neither, or a GGUF file whose header is broken.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+        match is_gguf && !path.is_dir() {
+            false => Self::directory(path),
+            true => {
+                let missing = || Error::new(ErrorKind::Model, "the GGUF file does not exist").at(path.display());
+                Self::gguf_file(path.display().to_string(), read_file(path)?.ok_or_else(missing)?)
+            }
+        }
+    }
+
+    /// A GGUF file's bytes; `place` names it in messages.
+    ///
+    /// # Errors
+    /// When its header is broken: see [`Gguf::new`].
+    pub fn gguf_file(place: impl Into<String>, bytes: impl Into<Bytes>) -> Result<Self> {
+        Ok(Self(Place::Gguf(Arc::new(Gguf::new(place, bytes)?))))
+    }
+
+    /// The GGUF file, if the model is one.
+    pub fn gguf(&self) -> Option<&Gguf> {
+        match &self.0 {
+            Place::Gguf(gguf) => Some(gguf),
+            _ => None,
+        }
+    }
+
     /// A directory on disk. Its files are memory-mapped where the `cli` feature is on, else read when asked for.
     ///
     /// # Errors
@@ -77,15 +117,11 @@ impl ModelSource {
         let wrong = |found: String| {
             Error::new(ErrorKind::Model, "the model is not a directory that can be read")
                 .at(path.display())
-                .expected("a directory with config.json and .safetensors files")
+                .expected("a directory with config.json and .safetensors files, or a .gguf file")
                 .found(found)
         };
         match std::fs::metadata(path) {
             Ok(meta) if meta.is_dir() => Ok(Self(Place::Directory(path.to_path_buf()))),
-            Ok(_) if path.extension().is_some_and(|e| e == "gguf") => {
-                Err(wrong("a GGUF file".into())
-                    .help("GGUF is not supported yet; use the directory of the original model"))
-            }
             Ok(_) => Err(wrong("a file".into()).help("pass the directory that holds it")),
             Err(error) => Err(wrong(error.to_string())),
         }
@@ -110,6 +146,7 @@ impl ModelSource {
         }
         match &self.0 {
             Place::Memory(files) => Ok(files.get(name).cloned()),
+            Place::Gguf(_) => Ok(None),
             #[cfg(not(target_family = "wasm"))]
             Place::Directory(dir) => read_file(&dir.join(name)),
         }
@@ -143,6 +180,7 @@ impl ModelSource {
             #[cfg(not(target_family = "wasm"))]
             Place::Directory(dir) => dir.join(name).display().to_string(),
             Place::Memory(_) => name.to_string(),
+            Place::Gguf(gguf) => gguf.place().to_string(),
         }
     }
 
@@ -157,6 +195,7 @@ impl ModelSource {
                 names
             }
             Place::Memory(files) => files.keys().cloned().collect(),
+            Place::Gguf(gguf) => vec![gguf.place().to_string()],
         }
     }
 
@@ -187,6 +226,7 @@ impl fmt::Display for ModelSource {
             #[cfg(not(target_family = "wasm"))]
             Place::Directory(dir) => write!(f, "{}", dir.display()),
             Place::Memory(_) => write!(f, "the files in memory"),
+            Place::Gguf(gguf) => f.write_str(gguf.place()),
         }
     }
 }

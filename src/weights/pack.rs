@@ -3,6 +3,14 @@
 //! **Layout.** Row-major; f32 takes one word per element, f16 and bf16 two elements per word with the even column in the
 //! low half. Each row starts at a word: where a 16-bit matrix has an odd number of columns, the high half of each row's last word
 //! is zero padding, and [`PackedRows::words_per_row`] is ⌈cols / 2⌉.
+//!
+//! **Quantized** (GGUF's Q8_0 and Q4_0, kept as they are): a row is its quants, then its scales, so that quants are whole
+//! 4-word vectors and a row can be moved, stacked and cut like any other. Value `c` is `scale[c / 32] · quant[c]`, exact in f32.
+//!
+//! | | quants, from word 0 of the row | scales, from word `cols / per_word` |
+//! |---|---|---|
+//! | Q8_0 | i8, four a word, column `4 i` in the low byte | f16, two a word, the even block's in the low half; |
+//! | Q4_0 | u4 less 8, eight a word: columns `8 i + j` in the low, `8 i + 4 + j` in the high nibble of byte `j` | zero padding up to a 4-word vector |
 use crate::{Error, ErrorKind, Result};
 use half::{bf16, f16};
 use std::borrow::Cow;
@@ -17,28 +25,67 @@ pub enum PackedDtype {
     F16,
     /// The upper half of an f32: two elements per word.
     BF16,
+    /// Blocks of 32 signed bytes and an f16 scale. Weights only.
+    Q8_0,
+    /// Blocks of 32 nibbles less 8 and an f16 scale. Weights only.
+    Q4_0,
 }
 
+/// Elements of a quantized block.
+pub const BLOCK: usize = 32;
+
 impl PackedDtype {
-    /// Bytes of one element.
-    pub const fn size(self) -> usize {
+    /// Every element type.
+    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4_0];
+
+    /// Whether elements share scales: no cache and no vector is of such a type.
+    pub const fn is_quantized(self) -> bool {
+        matches!(self, Self::Q8_0 | Self::Q4_0)
+    }
+
+    /// Elements in one word (of quants).
+    pub const fn per_word(self) -> usize {
         match self {
-            Self::F32 => 4,
+            Self::F32 => 1,
             Self::F16 | Self::BF16 => 2,
+            Self::Q8_0 => 4,
+            Self::Q4_0 => 8,
         }
     }
 
-    /// Elements in one word.
-    pub const fn per_word(self) -> usize {
-        4 / self.size()
+    /// Words of a row of `cols` elements, scales and padding included.
+    pub const fn row_words(self, cols: usize) -> usize {
+        let words = cols.div_ceil(self.per_word());
+        match self.is_quantized() {
+            true => words + cols.div_ceil(2 * BLOCK).next_multiple_of(4),
+            false => words,
+        }
     }
 
-    /// `f32`, `f16` or `bf16`.
+    /// Elements that a file stores together, and the bytes they take there.
+    pub const fn stored_block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 | Self::BF16 => (1, 2),
+            Self::Q8_0 => (BLOCK, 2 + BLOCK),
+            Self::Q4_0 => (BLOCK, 2 + BLOCK / 2),
+        }
+    }
+
+    /// Bytes that a file takes for `elements`; `None` where that is no whole number of blocks, or too much.
+    pub fn stored_bytes(self, elements: usize) -> Option<usize> {
+        let (block, bytes) = self.stored_block();
+        (elements.is_multiple_of(block)).then(|| (elements / block).checked_mul(bytes)).flatten()
+    }
+
+    /// `f32`, `f16`, `bf16`, `q8_0` or `q4_0`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::BF16 => "bf16",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
         }
     }
 }
@@ -59,19 +106,25 @@ pub struct PackedRows<'a> {
 }
 
 impl<'a> PackedRows<'a> {
-    /// Packs row-major little-endian elements. Copies only when the bytes are unaligned or rows need padding.
+    /// Packs row-major little-endian elements, or GGUF's blocks. Copies only when the bytes are unaligned, rows need padding
+    /// or elements are quantized.
     ///
     /// # Errors
-    /// When `bytes` does not hold exactly `rows × cols` elements, or there are none.
+    /// When `bytes` does not hold exactly `rows × cols` elements, or there are none; when rows are no whole number of blocks,
+    /// or a scale is not finite.
     pub fn from_le_bytes(dtype: PackedDtype, rows: usize, cols: usize, bytes: &'a [u8]) -> Result<Self> {
         check_size(rows, cols)?;
-        let expected = rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size()));
+        check_blocks(dtype, cols)?;
+        let expected = rows.checked_mul(cols).and_then(|n| dtype.stored_bytes(n));
         if expected != Some(bytes.len()) {
             return Err(Error::new(ErrorKind::Model, "a matrix has the wrong number of bytes")
                 .expected(format!("{rows} × {cols} {dtype}"))
                 .found(format!("{} bytes", bytes.len())));
         }
-        let row_bytes = cols * dtype.size();
+        if dtype.is_quantized() {
+            return Self::from_blocks(dtype, rows, cols, bytes);
+        }
+        let row_bytes = cols * 4 / dtype.per_word();
         let words = if row_bytes.is_multiple_of(4) {
             match bytemuck::try_cast_slice::<u8, u32>(bytes) {
                 Ok(words) if cfg!(target_endian = "little") => Cow::Borrowed(words),
@@ -83,10 +136,45 @@ impl<'a> PackedRows<'a> {
         Ok(Self { dtype, rows, cols, words })
     }
 
-    /// Rounds row-major f32 values to `dtype`, to nearest, ties to even.
+    fn from_blocks(dtype: PackedDtype, rows: usize, cols: usize, bytes: &[u8]) -> Result<Self> {
+        let (block, block_bytes) = dtype.stored_block();
+        let mut words = Vec::with_capacity(rows * dtype.row_words(cols));
+        let mut scales = Vec::with_capacity(cols / block);
+        for (row, blocks) in bytes.chunks_exact(cols / block * block_bytes).enumerate() {
+            scales.clear();
+            for block in blocks.chunks_exact(block_bytes) {
+                let (scale, quants) = block.split_at(2);
+                let bits = u16::from_le_bytes([scale[0], scale[1]]);
+                if !f16::from_bits(bits).is_finite() {
+                    return Err(Error::new(ErrorKind::Model, "a quantized block has a scale that is not finite")
+                        .at(format!("row {row}"))
+                        .found(f16::from_bits(bits))
+                        .help("the file is damaged: download it again"));
+                }
+                scales.push(bits);
+                let quants = quants.as_chunks::<4>().0.iter().map(|&four| u32::from_le_bytes(four));
+                match dtype {
+                    PackedDtype::Q4_0 => {
+                        // GGUF keeps column j in the low and column 16 + j in the high nibble of byte j.
+                        const LOW: u32 = 0x0f0f_0f0f;
+                        let mut q = [0u32; 4];
+                        quants.enumerate().for_each(|(i, word)| q[i] = word);
+                        words.extend([(q[0], q[1]), (q[2], q[3])].map(|(a, b)| a & LOW | (b & LOW) << 4));
+                        words.extend([(q[0], q[1]), (q[2], q[3])].map(|(a, b)| a >> 4 & LOW | b & !LOW));
+                    }
+                    _ => words.extend(quants),
+                }
+            }
+            push_scales(&mut words, &scales);
+        }
+        Ok(Self { dtype, rows, cols, words: Cow::Owned(words) })
+    }
+
+    /// Rounds row-major f32 values to `dtype`, to nearest, ties to even; quantizes as GGUF's reference does.
     ///
     /// # Errors
-    /// When there are not exactly `rows × cols` values or none, or a finite one overflows `dtype`.
+    /// When there are not exactly `rows × cols` values or none, or a finite one overflows `dtype`; when rows are no whole
+    /// number of blocks, or a value to quantize is not finite.
     pub fn from_f32(dtype: PackedDtype, rows: usize, cols: usize, values: &[f32]) -> Result<PackedRows<'static>> {
         check_size(rows, cols)?;
         if rows.checked_mul(cols) != Some(values.len()) {
@@ -114,7 +202,7 @@ impl<'a> PackedRows<'a> {
 
     /// Words from the start of one row to the start of the next.
     pub fn words_per_row(&self) -> usize {
-        self.cols.div_ceil(self.dtype.per_word())
+        self.dtype.row_words(self.cols)
     }
 
     /// All words, `rows × words_per_row`.
@@ -197,7 +285,8 @@ impl<'a> PackedRows<'a> {
         Ok(PackedRows { dtype: first.dtype, rows, cols: first.cols, words: Cow::Owned(words) })
     }
 
-    /// Rows of `a` and `b` in turn: `a[0], b[0], a[1], …`, for the fused gate/up product. The result has `a`'s dtype.
+    /// Rows of `a` and `b` in turn: `a[0], b[0], a[1], …`, for the fused gate/up product. The result has `a`'s dtype, or f32
+    /// where they differ and one is quantized: no value changes.
     ///
     /// # Errors
     /// When the shapes differ, or converting `b` overflows.
@@ -207,11 +296,27 @@ impl<'a> PackedRows<'a> {
                 .expected(format!("{} × {}", a.rows, a.cols))
                 .found(format!("{} × {}", b.rows, b.cols)));
         }
-        let b = b.convert(a.dtype)?;
+        let exact = a.dtype != b.dtype && (a.dtype.is_quantized() || b.dtype.is_quantized());
+        let dtype = if exact { PackedDtype::F32 } else { a.dtype };
+        let (a, b) = (a.convert(dtype)?, b.convert(dtype)?);
         let n = a.words_per_row();
         let rows = a.words.chunks_exact(n).zip(b.words.chunks_exact(n));
         let words = rows.flat_map(|(a, b)| a.iter().chain(b).copied()).collect();
-        Ok(PackedRows { dtype: a.dtype, rows: 2 * a.rows, cols: a.cols, words: Cow::Owned(words) })
+        Ok(PackedRows { dtype, rows: 2 * a.rows, cols: a.cols, words: Cow::Owned(words) })
+    }
+
+    /// Each head's rows from pairs to halves: row `2 j + i` of a head of `d` becomes row `i d / 2 + j`. GGUF keeps the queries and
+    /// keys of Llama in the order of Meta's own rotation, in which neighbours turn together.
+    ///
+    /// # Errors
+    /// When the rows are not `heads` heads of an even number of rows each.
+    pub fn unpair_heads(&self, heads: usize) -> Result<PackedRows<'static>> {
+        let n = self.words_per_row();
+        let mut words = Vec::with_capacity(self.words.len());
+        for row in unpaired(self.rows, heads)? {
+            words.extend_from_slice(&self.words[row * n..][..n]);
+        }
+        Ok(PackedRows { dtype: self.dtype, rows: self.rows, cols: self.cols, words: Cow::Owned(words) })
     }
 
     /// The same values in another dtype, rounded to nearest, ties to even; borrowed where nothing changes. Infinities
@@ -240,11 +345,50 @@ impl<'a> PackedRows<'a> {
             PackedDtype::F32 => out.iter_mut().zip(words).for_each(|(out, &word)| *out = f32::from_bits(word)),
             PackedDtype::F16 => unpack_halves(words, out, |bits| f16::from_bits(bits).to_f32()),
             PackedDtype::BF16 => unpack_halves(words, out, |bits| bf16::from_bits(bits).to_f32()),
+            PackedDtype::Q8_0 | PackedDtype::Q4_0 => {
+                out.iter_mut().enumerate().for_each(|(c, out)| *out = self.dtype.quantized(words, self.cols, c) as f32);
+            }
         }
     }
 }
 
-/// Little-endian elements as f32, exactly. Bytes beyond the last whole element are ignored.
+impl PackedDtype {
+    /// Value `column` of the quantized row `words` of `cols` values, exactly.
+    pub(crate) fn quantized(self, words: &[u32], cols: usize, column: usize) -> f64 {
+        let block = column / BLOCK;
+        let scale = (words[cols / self.per_word() + block / 2] >> (16 * (block % 2))) as u16;
+        let word = words[column / self.per_word()];
+        let quant = match self {
+            Self::Q4_0 => {
+                let byte = word >> (8 * (column % 4));
+                let nibble = if column % 8 < 4 { byte } else { byte >> 4 };
+                (nibble & 15) as i32 - 8
+            }
+            _ => i32::from((word >> (8 * (column % 4))) as i8),
+        };
+        f16::from_bits(scale).to_f64() * f64::from(quant)
+    }
+}
+
+/// The rows of a matrix of `heads` heads in the order that undoes GGUF's pairing; see [`PackedRows::unpair_heads`].
+///
+/// # Errors
+/// When the rows are not `heads` heads of an even number of rows each.
+pub(crate) fn unpaired(rows: usize, heads: usize) -> Result<impl Iterator<Item = usize>> {
+    let d = rows.checked_div(heads).unwrap_or(0);
+    if d == 0 || d % 2 != 0 || d * heads != rows {
+        return Err(Error::new(ErrorKind::Model, "rows are not whole heads")
+            .expected(format!("{heads} heads of an even number of rows"))
+            .found(format!("{rows} rows")));
+    }
+    Ok((0..rows).map(move |row| {
+        let (head, at) = (row / d, row % d);
+        head * d + at % (d / 2) * 2 + at / (d / 2)
+    }))
+}
+
+/// Little-endian elements as f32, exactly. Bytes beyond the last whole element are ignored. Not for quantized elements, of
+/// which there are no vectors: none come back.
 pub fn to_f32(dtype: PackedDtype, bytes: &[u8]) -> Vec<f32> {
     let halves = |convert: fn(u16) -> f32| {
         bytes.as_chunks::<2>().0.iter().map(|&pair| convert(u16::from_le_bytes(pair))).collect()
@@ -253,7 +397,50 @@ pub fn to_f32(dtype: PackedDtype, bytes: &[u8]) -> Vec<f32> {
         PackedDtype::F32 => bytes.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four)).collect(),
         PackedDtype::F16 => halves(|bits| f16::from_bits(bits).to_f32()),
         PackedDtype::BF16 => halves(|bits| bf16::from_bits(bits).to_f32()),
+        PackedDtype::Q8_0 | PackedDtype::Q4_0 => Vec::new(),
     }
+}
+
+/// Quantized rows are whole blocks.
+fn check_blocks(dtype: PackedDtype, cols: usize) -> Result<()> {
+    if !dtype.is_quantized() || cols.is_multiple_of(BLOCK) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Model, format!("a {dtype} matrix has rows that are not whole blocks"))
+        .expected(format!("a multiple of {BLOCK} columns"))
+        .found(format!("{cols} columns")))
+}
+
+/// Two scales a word, then zeros up to a whole 4-word vector.
+fn push_scales(words: &mut Vec<u32>, scales: &[u16]) {
+    let before = words.len();
+    words.extend(scales.chunks(2).map(|pair| u32::from(pair[0]) | u32::from(*pair.get(1).unwrap_or(&0)) << 16));
+    words.resize(before + (words.len() - before).next_multiple_of(4), 0);
+}
+
+/// Quantizes a row as ggml's reference does; false when a value is not finite.
+fn quantize(dtype: PackedDtype, values: &[f32], words: &mut Vec<u32>) -> bool {
+    let mut scales = Vec::with_capacity(values.len() / BLOCK);
+    for block in values.chunks_exact(BLOCK) {
+        // The value of the largest magnitude, with its sign.
+        let most = block.iter().fold(0f32, |most, v| if v.abs() > most.abs() { *v } else { most });
+        let scale = if dtype == PackedDtype::Q4_0 { most / -8.0 } else { most.abs() / 127.0 };
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        scales.push(f16::from_f32(scale).to_bits());
+        match dtype {
+            PackedDtype::Q4_0 => {
+                let nibble = |v: f32| ((v * inverse + 8.5) as u32).min(15);
+                words.extend(block.chunks_exact(8).map(|eight| {
+                    (0..4).fold(0, |word, j| word | (nibble(eight[j]) | nibble(eight[4 + j]) << 4) << (8 * j))
+                }));
+            }
+            _ => words.extend(block.chunks_exact(4).map(|four| {
+                (0..4).fold(0, |word, j| word | u32::from((four[j] * inverse).round() as i8 as u8) << (8 * j))
+            })),
+        }
+    }
+    push_scales(words, &scales);
+    values.iter().all(|v| v.is_finite()) && scales.iter().all(|s| f16::from_bits(*s).is_finite())
 }
 
 /// A matrix has elements: one with endless rows of none would pass every check of its bytes.
@@ -288,7 +475,8 @@ fn pack_rows(
     cols: usize,
     mut fill: impl FnMut(usize, &mut [f32]),
 ) -> Result<PackedRows<'static>> {
-    let mut words = Vec::with_capacity(rows * cols.div_ceil(dtype.per_word()));
+    check_blocks(dtype, cols)?;
+    let mut words = Vec::with_capacity(rows * dtype.row_words(cols));
     let mut values = vec![0.0f32; cols];
     for row in 0..rows {
         fill(row, &mut values);
@@ -305,6 +493,7 @@ fn pack_rows(
                 let half = bf16::from_f32(value);
                 (half.to_bits(), half.is_infinite())
             }),
+            PackedDtype::Q8_0 | PackedDtype::Q4_0 => quantize(dtype, &values, &mut words),
         };
         if !finite {
             let largest = values.iter().filter(|value| value.is_finite()).fold(0.0f32, |max, v| max.max(v.abs()));
@@ -332,14 +521,14 @@ fn pack_halves(values: &[f32], words: &mut Vec<u32>, convert: impl Fn(f32) -> (u
 
 #[cfg(test)]
 mod tests {
-    use super::PackedDtype::{BF16, F16, F32};
+    use super::PackedDtype::{BF16, F16, F32, Q4_0, Q8_0};
     use super::*;
 
     fn le_bytes(dtype: PackedDtype, values: &[f32]) -> Vec<u8> {
         match dtype {
             F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
-            BF16 => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
+            _ => values.iter().flat_map(|&v| bf16::from_f32(v).to_le_bytes()).collect(),
         }
     }
 
@@ -484,6 +673,83 @@ mod tests {
         }
         let error = PackedRows::from_f32(F32, 2, 3, &ramp(6))?.split_rows(11).err().map(|e| e.to_string());
         assert!(error.is_some_and(|e| e.contains("one row of a matrix") && e.contains("12 bytes")));
+        Ok(())
+    }
+
+    /// One block of each kind by hand: where each quant and scale goes, and what it means.
+    #[test]
+    fn quantized_blocks_are_repacked_and_mean_the_same() -> Result<()> {
+        let scales = [0.5f32, -2.0, 3.0].map(f16::from_f32);
+        let cols = 3 * BLOCK;
+        for dtype in [Q8_0, Q4_0] {
+            let (mut bytes, mut expected) = (Vec::new(), Vec::new());
+            for row in 0..5 {
+                for scale in scales {
+                    bytes.extend(scale.to_le_bytes());
+                    let quant = |c: usize| ((c * 37 + row * 11) % 256) as u8;
+                    match dtype {
+                        Q8_0 => {
+                            bytes.extend((0..BLOCK).map(quant));
+                            expected.extend((0..BLOCK).map(|c| scale.to_f32() * f32::from(quant(c) as i8)));
+                        }
+                        _ => {
+                            let nibble = |c: usize| quant(c) % 16;
+                            bytes.extend((0..16).map(|j| nibble(j) | nibble(16 + j) << 4));
+                            expected.extend((0..BLOCK).map(|c| scale.to_f32() * (f32::from(nibble(c)) - 8.0)));
+                        }
+                    }
+                }
+            }
+            let packed = PackedRows::from_le_bytes(dtype, 5, cols, &bytes)?;
+            assert_eq!(packed.words_per_row(), cols / dtype.per_word() + 4, "two words of scales fill four");
+            assert_eq!(packed.words().len(), 5 * packed.words_per_row());
+            assert_eq!(packed.to_f32(), expected, "{dtype}");
+            assert_eq!(packed.convert(F32)?.to_f32(), expected);
+            // Rows move whole.
+            let parts = [packed.slice_rows(2..5)?, packed.slice_rows(0..2)?];
+            let moved = PackedRows::concat_rows(&parts)?;
+            assert_eq!(moved.to_f32(), [&expected[2 * cols..], &expected[..2 * cols]].concat());
+            let other = PackedRows::from_f32(F16, 5, cols, &vec![1.5; 5 * cols])?;
+            let mixed = PackedRows::interleave_rows(&packed, &other)?;
+            assert_eq!((mixed.dtype(), &mixed.to_f32()[..cols], mixed.to_f32()[cols]), (F32, &expected[..cols], 1.5));
+            assert_eq!(PackedRows::interleave_rows(&packed, &packed)?.dtype(), dtype);
+
+            bytes[0..2].copy_from_slice(&f16::INFINITY.to_le_bytes());
+            let error = PackedRows::from_le_bytes(dtype, 5, cols, &bytes).err().map(|e| e.to_string());
+            assert!(error.is_some_and(|e| e.contains("scale that is not finite") && e.contains("row 0")));
+            let error = PackedRows::from_le_bytes(dtype, 5, 40, &bytes).err().map(|e| e.to_string());
+            assert!(error.is_some_and(|e| e.contains("not whole blocks") && e.contains("40 columns")));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn quantizing_rounds_to_half_a_step() -> Result<()> {
+        let values: Vec<f32> = (0..4 * BLOCK).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect();
+        for (dtype, steps) in [(Q8_0, 127.0), (Q4_0, 8.0)] {
+            let found = PackedRows::from_f32(dtype, 2, 2 * BLOCK, &values)?.to_f32();
+            for (found, block) in found.chunks(BLOCK).zip(values.chunks(BLOCK)) {
+                let most = block.iter().fold(0f32, |m, v| m.max(v.abs()));
+                // Q4_0 has no +8: the other end is a whole step off.
+                let bound = if dtype == Q4_0 { 1.001 } else { 0.51 } * most / steps;
+                assert!(found.iter().zip(block).all(|(a, b)| (a - b).abs() <= bound), "{dtype}: {found:?} {block:?}");
+            }
+            assert_eq!(PackedRows::from_f32(dtype, 1, BLOCK, &[0.0; BLOCK])?.to_f32(), [0.0; BLOCK]);
+            assert!(PackedRows::from_f32(dtype, 1, BLOCK, &[f32::NAN; BLOCK]).is_err());
+            assert!(PackedRows::from_f32(dtype, 1, 8, &[1.0; 8]).is_err());
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn heads_are_unpaired() -> Result<()> {
+        // Two heads of six rows: 0 1 2 3 4 5 in halves are 0 3 1 4 2 5 in pairs.
+        let paired = [0.0, 3.0, 1.0, 4.0, 2.0, 5.0, 6.0, 9.0, 7.0, 10.0, 8.0, 11.0];
+        let rows = PackedRows::from_f32(F32, 12, 1, &paired)?;
+        assert_eq!(rows.unpair_heads(2)?.to_f32(), (0..12).map(|i| i as f32).collect::<Vec<_>>());
+        for heads in [0, 5, 12, 24] {
+            assert!(rows.unpair_heads(heads).is_err(), "{heads}");
+        }
         Ok(())
     }
 

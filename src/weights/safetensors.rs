@@ -3,57 +3,28 @@
 //! The format is an 8-byte header length, a JSON header and the tensors' bytes without holes or overlaps
 //! (<https://huggingface.co/docs/safetensors>). The `safetensors` crate names the dtypes; the header is checked here,
 //! since its own checks do not say which tensor is wrong and since a hostile range must not overflow an addition.
-use super::{Bytes, ModelSource, PackedDtype, PackedRows, pack};
+use super::tensors::{DOWNLOAD_AGAIN, Entry, Stored, Weights};
+use super::{Bytes, ModelSource};
 use crate::{Error, ErrorKind, Result};
 use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{IgnoredAny, IntoDeserializer};
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 
 /// The format's own limit on a header.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
-const DOWNLOAD_AGAIN: &str = "the file is damaged or its download stopped early: download it again";
-
-/// All tensors of a model, by name.
-#[derive(Debug)]
-pub struct Weights {
-    files: Vec<(String, Bytes)>,
-    tensors: BTreeMap<String, Entry>,
-}
-
-#[derive(Debug)]
-struct Entry {
-    file: usize,
-    dtype: Dtype,
-    shape: Vec<usize>,
-    range: Range<usize>,
-}
-
-/// One tensor: row-major, little-endian, in the bytes of its file.
-#[derive(Debug, Clone, Copy)]
-pub struct TensorView<'a> {
-    /// The tensor's name.
-    pub name: &'a str,
-    /// Where its file lies.
-    pub file: &'a str,
-    /// Element type as stored.
-    pub dtype: Dtype,
-    /// Sizes, outermost first. Their product times the element size is `bytes.len()`.
-    pub shape: &'a [usize],
-    /// The elements.
-    pub bytes: &'a [u8],
-}
 
 impl Weights {
-    /// Opens `model.safetensors`, or `model.safetensors.index.json` and the shards it names.
+    /// Opens `model.safetensors`, or `model.safetensors.index.json` and the shards it names, or the GGUF file that the model is.
     ///
     /// # Errors
-    /// When neither exists, a shard is missing, a tensor is not in the shard the index names, or a file breaks the
-    /// format.
+    /// When none exists, a shard is missing, a tensor is not in the shard the index names, or a file breaks the format.
     pub fn open(source: &ModelSource) -> Result<Self> {
+        if let Some(gguf) = source.gguf() {
+            return Self::from_gguf(gguf);
+        }
         if let Some(bytes) = source.find(SINGLE)? {
             return Self::from_files(vec![(source.place_of(SINGLE), bytes)]);
         }
@@ -65,7 +36,7 @@ impl Weights {
             let names = source.names();
             let has = |end: &str| names.iter().any(|name| name.ends_with(end));
             return Err(match () {
-                () if has(".gguf") => error.help("GGUF is not supported yet; use the directory of the original model"),
+                () if has(".gguf") => error.help("pass the GGUF file itself as the model, not its directory"),
                 () if has(".bin") || has(".pt") || has(".pth") => error.help(
                     "pickled weights are not read: convert them to safetensors with transformers' save_pretrained",
                 ),
@@ -106,8 +77,9 @@ impl Weights {
                     .help("the download is incomplete: fetch the missing shard")
             })?;
             files.insert(name, weights.files.len());
-            weights
-                .add(source.place_of(name), bytes, |tensor| shard_of.get(tensor).is_none_or(|&shard| shard == name))?;
+            weights.add_safetensors(source.place_of(name), bytes, |tensor| {
+                shard_of.get(tensor).is_none_or(|&shard| shard == name)
+            })?;
         }
         for (tensor, file) in shard_of {
             if weights.tensors.get(tensor).is_none_or(|entry| entry.file != files[file]) {
@@ -127,12 +99,12 @@ impl Weights {
     pub fn from_files(files: Vec<(String, Bytes)>) -> Result<Self> {
         let mut weights = Self { files: Vec::new(), tensors: BTreeMap::new() };
         for (name, bytes) in files {
-            weights.add(name, bytes, |_| true)?;
+            weights.add_safetensors(name, bytes, |_| true)?;
         }
         Ok(weights)
     }
 
-    fn add(&mut self, name: String, bytes: Bytes, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    fn add_safetensors(&mut self, name: String, bytes: Bytes, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let file = self.files.len();
         for (tensor, info) in read_header(&name, &bytes)? {
             if wanted(&tensor) {
@@ -141,137 +113,6 @@ impl Weights {
         }
         self.files.push((name, bytes));
         Ok(())
-    }
-
-    /// The tensor `name`.
-    ///
-    /// # Errors
-    /// When there is none; names the closest one.
-    pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
-        self.find(name).ok_or_else(|| self.missing(name))
-    }
-
-    /// The tensor `name`, or `None`.
-    pub fn find(&self, name: &str) -> Option<TensorView<'_>> {
-        let (name, entry) = self.tensors.get_key_value(name)?;
-        let (file, bytes) = &self.files[entry.file];
-        Some(TensorView { name, file, dtype: entry.dtype, shape: &entry.shape, bytes: &bytes[entry.range.clone()] })
-    }
-
-    /// The tensor `name`, which must have exactly this shape.
-    ///
-    /// # Errors
-    /// When it is missing or has another shape.
-    pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
-        let tensor = self.tensor(name)?;
-        if tensor.shape == shape {
-            return Ok(tensor);
-        }
-        Err(Error::new(ErrorKind::Model, "a tensor has the wrong shape")
-            .at(tensor.place())
-            .expected(format!("{shape:?}"))
-            .found(format!("{:?}", tensor.shape))
-            .help("is config.json the one that came with these weights?"))
-    }
-
-    /// The matrix `name` of `[rows, cols]` as packed words, in its own dtype.
-    ///
-    /// # Errors
-    /// When it is missing, has another shape or is not f32, f16 or bf16.
-    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<PackedRows<'_>> {
-        self.expect(name, &[rows, cols])?.to_rows()
-    }
-
-    /// The vector `name` of `len` elements as f32.
-    ///
-    /// # Errors
-    /// When it is missing, has another shape or is not f32, f16 or bf16.
-    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
-        self.expect(name, &[len])?.to_f32()
-    }
-
-    /// Whether there is a tensor `name`.
-    pub fn contains(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
-    }
-
-    /// All names, sorted.
-    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
-    }
-
-    /// Bytes of all tensors together, as stored.
-    pub fn total_bytes(&self) -> u64 {
-        self.tensors.values().map(|entry| entry.range.len() as u64).sum()
-    }
-
-    fn missing(&self, name: &str) -> Error {
-        let files: Vec<_> = self.files.iter().map(|(file, _)| file.as_str()).take(3).collect();
-        let error = Error::new(ErrorKind::Model, format!("the weights have no tensor {name}")).at(files.join(", "));
-        // Checkpoints of the bare decoder lack the prefix `model.`, wrapped ones carry one more.
-        let same_tail = |known: &str| {
-            let (long, short) = if known.len() > name.len() { (known, name) } else { (name, known) };
-            long.strip_suffix(short).is_some_and(|prefix| prefix.ends_with('.'))
-        };
-        if let Some(close) = self.names().find(|known| same_tail(known)) {
-            return error.found(format!("did you mean {close}?"));
-        }
-        let error = error.found(match self.names().next() {
-            Some(first) => format!("{} tensors, the first is {first}", self.names().len()),
-            None => "no tensors at all".to_string(),
-        });
-        if name == "lm_head.weight" {
-            return error
-                .help("a model without lm_head.weight should say \"tie_word_embeddings\": true in config.json");
-        }
-        error.help("is config.json the one that came with these weights?")
-    }
-}
-
-impl<'a> TensorView<'a> {
-    /// File and name, for messages.
-    pub fn place(&self) -> String {
-        format!("{}: {}", self.file, self.name)
-    }
-
-    /// The element type, if it is one that secateur computes with.
-    ///
-    /// # Errors
-    /// When it is none of f32, f16 and bf16.
-    pub fn packed_dtype(&self) -> Result<PackedDtype> {
-        match self.dtype {
-            Dtype::F32 => Ok(PackedDtype::F32),
-            Dtype::F16 => Ok(PackedDtype::F16),
-            Dtype::BF16 => Ok(PackedDtype::BF16),
-            other => Err(Error::new(ErrorKind::Model, "a tensor has an element type that is not supported")
-                .at(self.place())
-                .expected("F32, F16 or BF16")
-                .found(other)
-                .help("quantized checkpoints are not read: use the original weights")),
-        }
-    }
-
-    /// A tensor of two dimensions as packed words.
-    ///
-    /// # Errors
-    /// When it has another number of dimensions or is not f32, f16 or bf16.
-    pub fn to_rows(&self) -> Result<PackedRows<'a>> {
-        let dtype = self.packed_dtype()?;
-        let &[rows, cols] = self.shape else {
-            return Err(Error::new(ErrorKind::Model, "a tensor is not a matrix")
-                .at(self.place())
-                .expected("2 dimensions")
-                .found(format!("{:?}", self.shape)));
-        };
-        PackedRows::from_le_bytes(dtype, rows, cols, self.bytes).map_err(|error| error.at(self.place()))
-    }
-
-    /// All elements as f32, exactly.
-    ///
-    /// # Errors
-    /// When the tensor is not f32, f16 or bf16.
-    pub fn to_f32(&self) -> Result<Vec<f32>> {
-        Ok(pack::to_f32(self.packed_dtype()?, self.bytes))
     }
 }
 
@@ -357,7 +198,16 @@ fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
         let Some(shape) = info.shape.iter().map(|&size| usize::try_from(size).ok()).collect() else {
             return Err(at("a tensor's shape is too large for this machine").found(format!("{:?}", info.shape)));
         };
-        entries.push((name, Entry { file: 0, dtype, shape, range: start + from as usize..start + to as usize }));
+        entries.push((
+            name,
+            Entry {
+                file: 0,
+                stored: Stored::Safetensors(dtype),
+                shape,
+                heads: None,
+                range: start + from as usize..start + to as usize,
+            },
+        ));
     }
     if end != data.len() as u64 {
         return Err(broken("the tensors of a safetensors file do not cover it")

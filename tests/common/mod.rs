@@ -16,8 +16,11 @@ use secateur::weights::{ModelSource, Weights};
 
 pub use pollster::block_on;
 
-/// The names of the fixtures.
+/// The names of the fixtures in Hugging Face layout.
 pub const FIXTURES: [&str; 6] = ["qwen2-f32", "qwen2-f16", "qwen2-bf16", "qwen3-f32", "qwen3-yarn-f16", "llama3-bf16"];
+
+/// The names of those that are GGUF files, quantized and mixed.
+pub const GGUF_FIXTURES: [&str; 3] = ["gguf-qwen2-q8", "gguf-llama-q4", "gguf-qwen3-f16"];
 
 /// A model and what transformers computes for it: see `tests/golden/README.md`.
 pub struct Fixture {
@@ -34,7 +37,9 @@ pub fn directory(name: &str) -> PathBuf {
 
 impl Fixture {
     pub fn open(name: &'static str) -> Self {
-        let source = ModelSource::directory(directory(name)).expect("a committed fixture");
+        let path = directory(name);
+        let path = if name.starts_with("gguf") { path.join("model.gguf") } else { path };
+        let source = ModelSource::open(path).expect("a committed fixture");
         let golden = std::fs::read(directory(name).join("golden.safetensors")).expect("a committed fixture");
         Self {
             name,

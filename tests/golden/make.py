@@ -19,7 +19,9 @@ import json
 import pathlib
 import platform
 import sys
+import tempfile
 
+import gguf
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -68,6 +70,28 @@ MODELS = {
         rope=dict(
             rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64,
         ),
+    ),
+    # GGUF files as llama.cpp's converter writes them, one of each architecture. `gguf` says which type each kind of matrix has;
+    # the golden is what transformers computes with what the gguf package makes of those.
+    "gguf-qwen2-q8": dict(
+        seed=18, dtype=torch.float32, spelling=4, vocab=320, hidden=96, layers=2, heads=6, kv_heads=2, head_dim=16,
+        intermediate=160, theta=1e6, eps=1e-6, tied=True,
+        gguf=dict(embed="Q8_0", q="Q8_0", k="Q8_0", v="Q8_0", o="Q8_0", gate="Q8_0", up="Q8_0", down="Q8_0"),
+    ),
+    # Q4_0 with some matrices of other types, as mixtures have them: q, k and v of three types, gate and up of two.
+    "gguf-llama-q4": dict(
+        arch="Llama", seed=4, dtype=torch.float32, spelling=4, vocab=320, hidden=128, layers=2, heads=4, kv_heads=2, head_dim=32,
+        intermediate=192, theta=5e5, eps=1e-5, tied=False,
+        gguf=dict(embed="Q4_0", head="Q8_0", q="Q4_0", k="Q8_0", v="F16", o="Q4_0", gate="Q4_0", up="Q8_0", down="Q4_0"),
+        rope=dict(
+            rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64,
+        ),
+    ),
+    "gguf-qwen3-f16": dict(
+        arch="Qwen3", seed=5, dtype=torch.float32, spelling=4, vocab=320, hidden=64, layers=2, heads=4, kv_heads=2, head_dim=24,
+        intermediate=104, theta=1e6, eps=1e-6, tied=False,
+        gguf=dict(embed="F16", head="BF16", q="F16", k="F16", v="F16", o="BF16", gate="BF16", up="BF16", down="F32"),
+        rope=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64),
     ),
 }
 
@@ -322,6 +346,123 @@ def load_weights(folder):
     return {k: v for file in sorted(folder.glob("model*.safetensors")) for k, v in safetensors.torch.load_file(file).items()}
 
 
+# ------------------------------------------------------------------------------------------------------------------------ GGUF
+
+GGUF_NAMES = {
+    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+
+
+def gguf_name(name):
+    stem, what = name.rsplit(".", 1)
+    if stem.startswith("model.layers."):
+        _, _, layer, part = stem.split(".", 3)
+        return f"blk.{layer}.{GGUF_NAMES[part]}.{what}"
+    return f"{GGUF_NAMES[stem]}.{what}"
+
+
+def gguf_type(m, name):
+    """The type of a matrix; vectors are F32."""
+    for part, key in (("embed_tokens", "embed"), ("lm_head", "head")) + tuple(
+        (f"{c}_proj.weight", c) for c in ("q", "k", "v", "o", "gate", "up", "down")
+    ):
+        if part in name:
+            return gguf.GGMLQuantizationType[m["gguf"][key]]
+    return gguf.GGMLQuantizationType.F32
+
+
+def pair_rows(x, heads):
+    """Rows of q or k in the order of llama.cpp's rotation, as its converter's `permute` does."""
+    return x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+
+
+def unpair_rows(x, heads):
+    return x.reshape(heads, x.shape[0] // heads // 2, 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
+
+
+def paired_heads(m, name):
+    if m.get("arch") != "Llama":
+        return None
+    return m["heads"] if ".q_proj." in name else m["kv_heads"] if ".k_proj." in name else None
+
+
+def write_gguf(path, m, weights, tokenizer):
+    """The model as llama.cpp's converter and quantizer would write it."""
+    arch = m.get("arch", "Qwen2").lower()
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_name(path.parent.name)
+    writer.add_context_length(m.get("context", 4096))
+    writer.add_embedding_length(m["hidden"])
+    writer.add_block_count(m["layers"])
+    writer.add_feed_forward_length(m["intermediate"])
+    writer.add_head_count(m["heads"])
+    writer.add_head_count_kv(m["kv_heads"])
+    writer.add_layer_norm_rms_eps(m["eps"])
+    writer.add_rope_freq_base(m["theta"])
+    if arch == "qwen3":
+        writer.add_key_length(m["head_dim"])
+        writer.add_value_length(m["head_dim"])
+    if arch == "llama":
+        writer.add_rope_dimension_count(m["head_dim"])
+        writer.add_vocab_size(m["vocab"])
+    rope = m.get("rope")
+    if rope and rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if rope and rope["rope_type"] == "llama3":
+        plain = m["theta"] ** (-np.arange(0, m["head_dim"], 2) / m["head_dim"])
+        writer.add_tensor("rope_freqs.weight", (plain / llama3_frequencies(plain, rope)).astype(np.float32))
+    tokens = [tokenizer.id_to_token(i) for i in range(m["vocab"])]
+    kinds = [gguf.TokenType.NORMAL] * m["vocab"]
+    for token in SPECIALS:
+        kind = gguf.TokenType.USER_DEFINED if "think" in token else gguf.TokenType.CONTROL
+        kinds[tokenizer.token_to_id(token)] = kind
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]])
+    writer.add_eos_token_id(tokenizer.token_to_id("<|im_end|>"))
+    writer.add_pad_token_id(tokenizer.token_to_id("<|endoftext|>"))
+    writer.add_chat_template(CHAT_TEMPLATE)
+    for name, value in weights.items():
+        value, heads = value.float().numpy(), paired_heads(m, name)
+        kind = gguf_type(m, name)
+        value = pair_rows(value, heads) if heads else value
+        data = gguf.quants.quantize(np.ascontiguousarray(value), kind)
+        writer.add_tensor(gguf_name(name), data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def llama3_frequencies(plain, rope):
+    turns = rope["original_max_position_embeddings"] * plain / (2 * np.pi)
+    low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+    keep = np.clip((turns - low) / (high - low), 0, 1)
+    return plain * (keep + (1 - keep) / rope["factor"])
+
+
+def read_gguf(path, m, names):
+    """The weights of a GGUF file under the given names, dequantized by the gguf package, in Hugging Face order."""
+    tensors = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    weights = {}
+    for name in names:
+        tensor = tensors.pop(gguf_name(name))
+        assert tensor.tensor_type == gguf_type(m, name), name
+        value = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        value = value.reshape(tuple(int(n) for n in reversed(tensor.shape)))
+        heads = paired_heads(m, name)
+        weights[name] = torch.from_numpy(np.array(unpair_rows(value, heads) if heads else value, order="C"))
+    assert not set(tensors) - {"rope_freqs.weight"}, list(tensors)
+    return weights
+
+
 # ------------------------------------------------------------------------------------------------- transformers, the golden side
 
 
@@ -439,8 +580,7 @@ class Reference:
         if self.mutant == "all frequencies scaled":
             keep = np.zeros(d // 2)
         elif rope["rope_type"] == "llama3":
-            low, high = rope["low_freq_factor"], rope["high_freq_factor"]
-            keep = np.clip((turns - low) / (high - low), 0, 1)
+            return llama3_frequencies(plain, rope), 1.0
         else:  # yarn: the ramp is linear in the dimension, between those with 32 turns and with 1
             at = np.interp(-np.log([32.0, 1.0]), -np.log(turns), np.arange(d // 2), left=-1, right=d)
             # Outside the table the dimension is what the logarithm says.
@@ -756,6 +896,9 @@ def versions():
     }
 
 
+GGUF_FILE = "model.gguf"
+
+
 def text_goldens(folder):
     """Chat template and tokenizer vectors, as transformers renders and encodes them."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -771,9 +914,17 @@ def text_goldens(folder):
 def generate(name, m, seed, folder):
     """One model directory with its goldens; raises Unmet when the seed will not do."""
     tokenizer = build_tokenizer(TOKENIZER_SIZE)
-    write_model(folder, m, seed, tokenizer, quiet_ids=range(TOKENIZER_SIZE, m["vocab"]))
-    tensors, report = compute(folder, m, seed)
-    write_tokenizer(folder, tokenizer)
+    with tempfile.TemporaryDirectory() as scratch:
+        hf = pathlib.Path(scratch) if "gguf" in m else folder
+        write_model(hf, m, seed, tokenizer, quiet_ids=range(TOKENIZER_SIZE, m["vocab"]))
+        write_tokenizer(hf, tokenizer)
+        if "gguf" in m:
+            folder.mkdir(parents=True, exist_ok=True)
+            weights = load_weights(hf)
+            write_gguf(folder / GGUF_FILE, m, weights, tokenizer)
+            save_weights(hf, read_gguf(folder / GGUF_FILE, m, weights), 1)
+        tensors, report = compute(hf, m, seed)
+        text = text_goldens(hf)
     safetensors.numpy.save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / "golden.safetensors")
     integers = {k: v.tolist() for k, v in tensors.items() if v.dtype == np.int32}
     write_json_compact(
@@ -788,7 +939,7 @@ def generate(name, m, seed, folder):
             "oracle": {"question": QUESTION, "steps": STEPS, "window": WINDOW, "probe": PROBE, "evict_after": list(EVENTS)},
             "measured": report,
             "ids": integers,
-            **text_goldens(folder),
+            **text,
         },
     )
     return report
@@ -810,7 +961,13 @@ def write_json_compact(path, value):
 def check(name, m, folder):
     """The committed goldens against a fresh computation over the committed weights."""
     stored = safetensors.numpy.load_file(folder / "golden.safetensors")
-    fresh, report = compute(folder, m, m["seed"])
+    with tempfile.TemporaryDirectory() as scratch:
+        hf = folder
+        if "gguf" in m:
+            hf = pathlib.Path(scratch)
+            write_model(hf, m, m["seed"], build_tokenizer(TOKENIZER_SIZE), quiet_ids=range(TOKENIZER_SIZE, m["vocab"]))
+            save_weights(hf, read_gguf(folder / GGUF_FILE, m, load_weights(hf)), 1)
+        fresh, report = compute(hf, m, m["seed"])
     assert stored.keys() == fresh.keys(), stored.keys() ^ fresh.keys()
     for key, value in fresh.items():
         assert stored[key].shape == value.shape and stored[key].dtype == value.dtype, key
@@ -853,8 +1010,6 @@ def main():
 
 
 def search(name, m, count):
-    import tempfile
-
     with tempfile.TemporaryDirectory() as scratch:
         for seed in range(count):
             try:

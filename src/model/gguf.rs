@@ -1,0 +1,179 @@
+//! What a GGUF file's metadata says about the model, in the words of a `config.json`.
+use crate::model::config::{ModelConfig, RopeScaling};
+use crate::weights::gguf::Gguf;
+use crate::{Error, ErrorKind, Result};
+use serde_json::{Map, Value, json};
+
+/// Tokens that end an answer whatever the metadata says: files name one of them, chats of the same model end in another.
+const ENDS: [&str; 7] = [
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<｜end▁of▁sentence｜>",
+    "<|end▁of▁sentence|>",
+];
+
+/// The configuration of the model in `gguf`, checked like any other.
+///
+/// # Errors
+/// When metadata is missing, malformed, or of a model that secateur does not run.
+pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
+    let architecture = gguf
+        .text("general.architecture")?
+        .ok_or_else(|| gguf.wrong("general.architecture", "the GGUF file does not say which architecture this is"))?;
+    let class = match architecture {
+        "qwen2" => "Qwen2ForCausalLM",
+        "qwen3" => "Qwen3ForCausalLM",
+        "llama" => "LlamaForCausalLM",
+        other => {
+            return Err(gguf
+                .wrong("general.architecture", format!("the architecture {other} is not supported"))
+                .expected("qwen2, qwen3 or llama"));
+        }
+    };
+    if let Some(parts) = gguf.uint("split.count")?.filter(|parts| *parts > 1) {
+        return Err(gguf
+            .wrong("split.count", "a model in several GGUF files is not read")
+            .found(format!("{parts} files"))
+            .help("join them first: llama-gguf-split --merge FIRST-FILE WHOLE-FILE"));
+    }
+    let key = |name: &str| format!("{architecture}.{name}");
+    let mut config = Map::from_iter([("architectures".to_string(), json!([class]))]);
+    for (name, of) in [
+        ("hidden_size", "embedding_length"),
+        ("intermediate_size", "feed_forward_length"),
+        ("num_hidden_layers", "block_count"),
+        ("num_attention_heads", "attention.head_count"),
+        ("num_key_value_heads", "attention.head_count_kv"),
+        ("max_position_embeddings", "context_length"),
+        ("num_experts", "expert_count"),
+        ("head_dim", "attention.key_length"),
+    ] {
+        if let Some(value) = gguf.uint(&key(of))? {
+            config.insert(name.to_string(), json!(value));
+        }
+    }
+    for (name, of) in [("rms_norm_eps", "attention.layer_norm_rms_epsilon"), ("rope_theta", "rope.freq_base")] {
+        if let Some(value) = gguf.number(&key(of))? {
+            // Stored as f32: what a person wrote is its shortest spelling.
+            config.insert(name.to_string(), json!(shortest(value)));
+        }
+    }
+    let embedding = gguf.shape_of("token_embd.weight").ok_or_else(|| {
+        Error::new(ErrorKind::Model, "the GGUF file has no tensor token_embd.weight").at(gguf.place())
+    })?;
+    config.insert("vocab_size".into(), json!(embedding[0]));
+    config.insert("tie_word_embeddings".into(), json!(gguf.shape_of("output.weight").is_none()));
+    if class == "Qwen3ForCausalLM" && !config.contains_key("head_dim") {
+        // llama.cpp's default, which is not transformers'.
+        let sizes = [gguf.uint(&key("embedding_length"))?, gguf.uint(&key("attention.head_count"))?];
+        if let [Some(hidden), Some(heads)] = sizes {
+            config.insert("head_dim".into(), json!(hidden / heads.max(1)));
+        }
+    }
+    if let Some(scaling) = rope_scaling(gguf, &key)? {
+        config.insert("rope_scaling".into(), scaling);
+    }
+    config.insert("eos_token_id".into(), json!(eos_ids(gguf)?));
+
+    let mut config = ModelConfig::parse(&Value::Object(config), gguf.place(), None)?;
+    refuse_unsupported(gguf, &key, &config)?;
+    // What a config.json says, a GGUF file shows.
+    let has = |name: &str| gguf.shape_of(&format!("blk.0.{name}")).is_some();
+    config.attention_bias = has("attn_q.bias");
+    config.output_bias = has("attn_output.bias");
+    if let Some(factors) = gguf.values_of("rope_freqs.weight")? {
+        if factors.len() != config.head_dim / 2 || !factors.iter().all(|f| f.is_finite() && *f > 0.0) {
+            return Err(Error::new(ErrorKind::Model, "the RoPE factors make no sense")
+                .at(format!("{}: rope_freqs.weight", gguf.place()))
+                .expected(format!("{} positive numbers", config.head_dim / 2))
+                .found(format!("{} numbers: {:?} …", factors.len(), &factors[..factors.len().min(4)])));
+        }
+        if config.rope_scaling != RopeScaling::None {
+            return Err(Error::new(ErrorKind::Model, "two RoPE scalings at once are not supported")
+                .at(format!("{}: rope_freqs.weight", gguf.place()))
+                .found(format!("{:?} besides", config.rope_scaling)));
+        }
+        config.rope_scaling = RopeScaling::Factors(factors);
+    }
+    config.generation.temperature = gguf.number("general.sampling.temp")?.map(|v| v as f32).filter(|t| *t >= 0.0);
+    config.generation.top_p =
+        gguf.number("general.sampling.top_p")?.map(|v| v as f32).filter(|p| *p > 0.0 && *p <= 1.0);
+    config.generation.min_p =
+        gguf.number("general.sampling.min_p")?.map(|v| v as f32).filter(|p| *p >= 0.0 && *p <= 1.0);
+    config.generation.top_k = gguf.uint("general.sampling.top_k")?.and_then(|k| u32::try_from(k).ok());
+    Ok(config)
+}
+
+/// The f64 that is written as the f32 is.
+fn shortest(value: f64) -> f64 {
+    (value as f32).to_string().parse().unwrap_or(value)
+}
+
+/// `rope.scaling.*` as transformers spells it.
+fn rope_scaling(gguf: &Gguf, key: &dyn Fn(&str) -> String) -> Result<Option<Value>> {
+    let mut scaling = Map::new();
+    let kind = match gguf.text(&key("rope.scaling.type"))? {
+        Some("none") => return Ok(None),
+        Some(kind) => kind,
+        None => match gguf.number(&key("rope.scale_linear"))? {
+            Some(factor) if factor != 1.0 => return Ok(Some(json!({"rope_type": "linear", "factor": factor}))),
+            _ => return Ok(None),
+        },
+    };
+    scaling.insert("rope_type".into(), json!(kind));
+    let factor = gguf.number(&key("rope.scaling.factor"))?.map(shortest);
+    if let Some(factor) = factor {
+        scaling.insert("factor".into(), json!(factor));
+    }
+    if let Some(original) = gguf.uint(&key("rope.scaling.original_context_length"))? {
+        scaling.insert("original_max_position_embeddings".into(), json!(original));
+    }
+    for (name, of) in [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
+        if let Some(value) = gguf.number(&key(&format!("rope.scaling.{of}")))? {
+            scaling.insert(name.into(), json!(shortest(value)));
+        }
+    }
+    // llama.cpp multiplies YaRN's own magnitude by it; transformers takes the product.
+    if let (Some(own), Some(factor)) = (gguf.number(&key("rope.scaling.attn_factor"))?, factor) {
+        let magnitude = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
+        scaling.insert("attention_factor".into(), json!(shortest(own) * magnitude));
+    }
+    Ok(Some(Value::Object(scaling)))
+}
+
+fn eos_ids(gguf: &Gguf) -> Result<Vec<u64>> {
+    let mut ids = Vec::new();
+    for name in ["eos", "eot", "eom"] {
+        ids.extend(gguf.uint(&format!("tokenizer.ggml.{name}_token_id"))?);
+    }
+    let tokens = gguf.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
+    ids.extend((0..).zip(tokens).filter(|(_, token)| ENDS.contains(token)).map(|(id, _)| id));
+    Ok(ids)
+}
+
+/// What only GGUF's metadata can say.
+fn refuse_unsupported(gguf: &Gguf, key: &dyn Fn(&str) -> String, config: &ModelConfig) -> Result<()> {
+    for name in ["attention.value_length", "rope.dimension_count"] {
+        if let Some(found) = gguf.uint(&key(name))?.filter(|found| *found != config.head_dim as u64) {
+            return Err(gguf
+                .wrong(&key(name), "heads of several widths, or rotated in part, are not supported")
+                .expected(format!("the head dimension, {}", config.head_dim))
+                .found(found));
+        }
+    }
+    let context = config.max_position_embeddings as u64;
+    if let Some(window) = gguf.uint(&key("attention.sliding_window"))?.filter(|w| *w > 0 && *w < context) {
+        return Err(gguf
+            .wrong(&key("attention.sliding_window"), "sliding attention windows are not supported")
+            .found(window));
+    }
+    for name in ["rope_factors_long.weight", "rope_factors_short.weight"] {
+        if gguf.shape_of(name).is_some() {
+            return Err(gguf.wrong(name, "the RoPE scaling longrope is not supported"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,651 @@
+//! GGUF files: what is read from them, and every way they can lie. Files are made here by hand; those that the gguf package
+//! wrote, with goldens, are in `tests/golden`, and real tokenizers in `../shared/data` (see `tests/loading.rs`).
+//!
+//! An allocator that counts holds the reader to its promise: what a header claims is never allocated before it is found.
+use secateur::model::config::{Architecture, ModelConfig, RopeScaling};
+use secateur::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use secateur::weights::{ModelSource, PackedDtype, Weights};
+use secateur::{Error, ErrorKind};
+use serde_json::Value;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+
+type Failure = Box<dyn std::error::Error>;
+type Outcome = Result<(), Failure>;
+
+/// Remembers the largest single allocation of this thread.
+struct Watching;
+
+thread_local! {
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
+}
+
+// SAFETY: everything is the system allocator's; the cell needs no allocation and no destructor.
+unsafe impl GlobalAlloc for Watching {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LARGEST.with(|largest| largest.set(largest.get().max(layout.size())));
+        // SAFETY: the caller keeps `GlobalAlloc`'s contract.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: as above.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new: usize) -> *mut u8 {
+        LARGEST.with(|largest| largest.set(largest.get().max(new)));
+        // SAFETY: as above.
+        unsafe { System.realloc(ptr, layout, new) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Watching = Watching;
+
+/// The largest allocation that `f` makes.
+fn largest_allocation(f: impl FnOnce()) -> usize {
+    LARGEST.set(0);
+    f();
+    LARGEST.get()
+}
+
+#[track_caller]
+fn message<T>(result: Result<T, Error>) -> String {
+    match result {
+        Ok(_) => panic!("this must be refused"),
+        Err(error) => {
+            assert_ne!(error.kind(), ErrorKind::Internal, "bad input is not a bug of ours: {error}");
+            error.to_string()
+        }
+    }
+}
+
+#[track_caller]
+fn assert_says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "{part:?} is missing from:\n{message}");
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ files made by hand
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+/// A value with its type.
+fn u32v(value: u32) -> Vec<u8> {
+    [4u32.to_le_bytes(), value.to_le_bytes()].concat()
+}
+
+fn f32v(value: f32) -> Vec<u8> {
+    [6u32.to_le_bytes(), value.to_le_bytes()].concat()
+}
+
+fn textv(value: &str) -> Vec<u8> {
+    [&8u32.to_le_bytes()[..], &text(value)].concat()
+}
+
+fn listv(kind: u32, values: &[Vec<u8>]) -> Vec<u8> {
+    let head = [&9u32.to_le_bytes()[..], &kind.to_le_bytes(), &(values.len() as u64).to_le_bytes()].concat();
+    [head, values.concat()].concat()
+}
+
+fn textsv(values: &[&str]) -> Vec<u8> {
+    listv(8, &values.iter().map(|value| text(value)).collect::<Vec<_>>())
+}
+
+/// A tensor: name, sizes innermost first, type, bytes.
+type Tensor = (String, Vec<u64>, u32, Vec<u8>);
+
+#[derive(Clone, Default)]
+struct File {
+    pairs: Vec<(String, Vec<u8>)>,
+    tensors: Vec<Tensor>,
+}
+
+impl File {
+    fn with(mut self, key: &str, value: Vec<u8>) -> Self {
+        self.pairs.retain(|(known, _)| known != key);
+        self.pairs.push((key.to_string(), value));
+        self
+    }
+
+    fn without(mut self, key: &str) -> Self {
+        self.pairs.retain(|(known, _)| known != key);
+        self
+    }
+
+    fn tensor(mut self, name: &str, dims: &[u64], kind: u32, bytes: Vec<u8>) -> Self {
+        self.tensors.retain(|tensor| tensor.0 != name);
+        self.tensors.push((name.to_string(), dims.to_vec(), kind, bytes));
+        self
+    }
+
+    fn f32s(self, name: &str, dims: &[u64], values: impl Iterator<Item = f32>) -> Self {
+        let bytes = values.take(dims.iter().product::<u64>() as usize).flat_map(f32::to_le_bytes).collect();
+        self.tensor(name, dims, 0, bytes)
+    }
+
+    /// The header without padding, and the whole file.
+    fn bytes(&self) -> (usize, Vec<u8>) {
+        let mut out = b"GGUF".to_vec();
+        out.extend(3u32.to_le_bytes());
+        out.extend((self.tensors.len() as u64).to_le_bytes());
+        out.extend((self.pairs.len() as u64).to_le_bytes());
+        for (key, value) in &self.pairs {
+            out.extend(text(key));
+            out.extend(value);
+        }
+        let mut data: Vec<u8> = Vec::new();
+        for (name, dims, kind, bytes) in &self.tensors {
+            data.resize(data.len().next_multiple_of(32), 0);
+            out.extend(text(name));
+            out.extend((dims.len() as u32).to_le_bytes());
+            dims.iter().for_each(|size| out.extend(size.to_le_bytes()));
+            out.extend(kind.to_le_bytes());
+            out.extend((data.len() as u64).to_le_bytes());
+            data.extend(bytes);
+        }
+        let header = out.len();
+        out.resize(header.next_multiple_of(32), 0);
+        out.extend(data);
+        (header, out)
+    }
+
+    fn source(&self) -> Result<ModelSource, Error> {
+        ModelSource::gguf_file("model.gguf", self.bytes().1)
+    }
+
+    fn config(&self) -> Result<ModelConfig, Error> {
+        ModelConfig::load(&self.source()?)
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer, Error> {
+        Tokenizer::load(&self.source()?)
+    }
+}
+
+/// A Llama of one layer: hidden 16, two heads of 8, one KV head, a vocabulary of 6.
+fn llama() -> File {
+    let ramp = |from: usize| (from..).map(|i| i as f32);
+    let mut file = File::default()
+        .with("general.architecture", textv("llama"))
+        .with("llama.context_length", u32v(128))
+        .with("llama.embedding_length", u32v(16))
+        .with("llama.block_count", u32v(1))
+        .with("llama.feed_forward_length", u32v(24))
+        .with("llama.attention.head_count", u32v(2))
+        .with("llama.attention.head_count_kv", u32v(1))
+        .with("llama.attention.layer_norm_rms_epsilon", f32v(1e-5))
+        .with("llama.rope.freq_base", f32v(500_000.0))
+        .with("llama.rope.dimension_count", u32v(8))
+        .with("tokenizer.ggml.model", textv("gpt2"))
+        .with("tokenizer.ggml.pre", textv("llama-bpe"))
+        .with("tokenizer.ggml.tokens", textsv(&["a", "b", "Ġ", "ab", "<|eot_id|>", "<think>"]))
+        .with("tokenizer.ggml.token_type", listv(5, &[1i32, 1, 1, 1, 3, 4].map(|t| t.to_le_bytes().to_vec())))
+        .with("tokenizer.ggml.merges", textsv(&["a b"]))
+        .with("tokenizer.ggml.bos_token_id", u32v(0))
+        .with("tokenizer.ggml.eos_token_id", u32v(1))
+        .with("tokenizer.chat_template", textv("{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}"))
+        .f32s("token_embd.weight", &[16, 6], ramp(0))
+        .f32s("output_norm.weight", &[16], ramp(1))
+        .f32s("rope_freqs.weight", &[4], ramp(1));
+    for (name, dims) in [
+        ("attn_norm", &[16][..]),
+        ("ffn_norm", &[16]),
+        ("attn_q", &[16, 16]),
+        ("attn_k", &[16, 8]),
+        ("attn_v", &[16, 8]),
+        ("attn_output", &[16, 16]),
+        ("ffn_gate", &[16, 24]),
+        ("ffn_up", &[16, 24]),
+        ("ffn_down", &[24, 16]),
+    ] {
+        file = file.f32s(&format!("blk.0.{name}.weight"), dims, ramp(0));
+    }
+    file
+}
+
+#[test]
+fn tensors_and_configuration_are_those_of_a_checkpoint() -> Outcome {
+    let source = llama().source()?;
+    let config = ModelConfig::load(&source)?;
+    assert_eq!((config.architecture, config.hidden_size, config.head_dim), (Architecture::Llama, 16, 8));
+    assert_eq!((config.rope_theta, config.rms_norm_eps), (500_000.0, 1e-5), "as a person would write them");
+    assert_eq!(config.rope_scaling, RopeScaling::Factors(vec![1.0, 2.0, 3.0, 4.0]));
+    assert!(config.tie_word_embeddings && !config.attention_bias && !config.qk_norm);
+    assert_eq!(config.eos_token_ids, [1, 4], "the one that is named, and <|eot_id|>");
+    assert_eq!((config.vocab_size, config.max_position_embeddings), (6, 128));
+
+    let weights = Weights::open(&source)?;
+    assert_eq!(weights.names().len(), 12);
+    assert_eq!(weights.vector("model.norm.weight", 16)?[15], 16.0);
+    assert_eq!(weights.matrix("model.embed_tokens.weight", 6, 16)?.to_f32()[17], 17.0);
+    assert_eq!(weights.matrix("model.layers.0.mlp.down_proj.weight", 16, 24)?.to_f32()[24], 24.0, "row 1");
+    // Rows of q and k come in pairs: 0 4 1 5 2 6 3 7 of each head.
+    let first = |name: &str, rows| Ok::<_, Error>(weights.matrix(name, rows, 16)?.to_f32());
+    let q = first("model.layers.0.self_attn.q_proj.weight", 16)?;
+    let rows: Vec<usize> = q.chunks(16).map(|row| row[0] as usize / 16).collect();
+    assert_eq!(rows, [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15]);
+    assert_eq!(first("model.layers.0.self_attn.k_proj.weight", 8)?[16], 32.0);
+    assert_eq!(first("model.layers.0.self_attn.v_proj.weight", 8)?[16], 16.0, "values are not rotated");
+    let message = message(weights.matrix("model.layers.0.self_attn.q_proj.weight", 8, 32));
+    assert_says(
+        &message,
+        &["wrong shape", "model.gguf: model.layers.0.self_attn.q_proj.weight", "[8, 32]", "[16, 16]"],
+    );
+
+    let biased = llama().f32s("blk.0.attn_q.bias", &[16], (0..).map(|i| i as f32));
+    let weights = Weights::open(&biased.source()?)?;
+    assert_eq!(weights.vector("model.layers.0.self_attn.q_proj.bias", 16)?[..5], [0.0, 2.0, 4.0, 6.0, 1.0]);
+    assert!(biased.config()?.attention_bias);
+    let untied = llama().f32s("output.weight", &[16, 6], (0..).map(|i| i as f32));
+    assert!(!untied.config()?.tie_word_embeddings);
+    Ok(())
+}
+
+#[test]
+fn tokenizer_and_template_are_rebuilt() -> Outcome {
+    let source = llama().source()?;
+    let tokenizer = Tokenizer::load(&source)?;
+    assert_eq!(tokenizer.encode("ab a<think>b<|eot_id|>")?, [3, 2, 0, 5, 1, 4]);
+    assert_eq!(tokenizer.decode(&[3, 2, 0, 5, 1, 4], true)?, "ab a<think>b");
+    assert!(tokenizer.is_special(4) && !tokenizer.is_special(5));
+    let prompt = ChatTemplate::load(&source)?.render(&[Message::user("Hi")], &RenderOptions::default())?;
+    assert_eq!(prompt.text, "aHib");
+    Ok(())
+}
+
+#[test]
+fn what_the_metadata_cannot_mean_is_refused_by_name() {
+    let factors =
+        |values: &[f32]| llama().f32s("rope_freqs.weight", &[values.len() as u64], values.to_vec().into_iter());
+    let long = "x".repeat(2000);
+    let cases = [
+        (llama().without("general.architecture"), vec!["does not say which architecture", "general.architecture"]),
+        (
+            llama().with("general.architecture", textv("gemma3")),
+            vec!["architecture gemma3 is not supported", "qwen2, qwen3 or llama"],
+        ),
+        (llama().with("general.architecture", u32v(1)), vec!["metadata of the wrong type", "a text", "1"]),
+        (llama().with("split.count", u32v(3)), vec!["several GGUF files", "3 files", "--merge"]),
+        (llama().with("llama.expert_count", u32v(8)), vec!["mixtures of experts", "8"]),
+        (llama().without("llama.block_count"), vec!["model.gguf: num_hidden_layers", "nothing"]),
+        (llama().with("llama.block_count", textv("one")), vec!["llama.block_count", "whole number", "a text"]),
+        (llama().with("llama.block_count", u32v(0)), vec!["num_hidden_layers", "0"]),
+        (
+            llama().with("llama.attention.head_count_kv", listv(4, &[vec![1, 0, 0, 0]])),
+            vec!["head_count_kv", "a list of 1 U32"],
+        ),
+        (llama().with("llama.attention.value_length", u32v(4)), vec!["several widths", "value_length", "8", "4"]),
+        (llama().with("llama.rope.dimension_count", u32v(4)), vec!["rotated in part", "dimension_count", "8", "4"]),
+        (llama().with("llama.attention.sliding_window", u32v(64)), vec!["sliding attention windows", "64"]),
+        (
+            llama().with("llama.rope.scaling.type", textv("longrope")),
+            vec!["RoPE scaling longrope", "linear, llama3 or yarn"],
+        ),
+        (
+            llama().with("llama.rope.scaling.type", textv("yarn")).with("llama.rope.scaling.factor", f32v(0.5)),
+            vec!["factor", "0.5"],
+        ),
+        (
+            llama().with("llama.rope.scaling.type", textv("linear")).with("llama.rope.scaling.factor", f32v(2.0)),
+            vec!["two RoPE scalings", "rope_freqs.weight"],
+        ),
+        (factors(&[1.0, 2.0]), vec!["RoPE factors", "4 positive numbers", "2 numbers"]),
+        (factors(&[1.0, 2.0, 0.0, 1.0]), vec!["RoPE factors", "positive"]),
+        (factors(&[1.0, 2.0, f32::NAN, 1.0]), vec!["RoPE factors"]),
+        (llama().with("llama.rope.freq_base", f32v(f32::INFINITY)), vec!["rope.freq_base", "a number", "inf"]),
+        (llama().with("general.architecture", textv(&long)), vec!["is not supported"]),
+    ];
+    for (file, parts) in cases {
+        assert_says(&message(file.config()), &[&["model.gguf"], &parts[..]].concat());
+    }
+    assert!(llama().with("llama.attention.sliding_window", u32v(128)).config().is_ok(), "as long as the context");
+    let text = [
+        (llama().without("tokenizer.ggml.model"), vec!["no tokenizer", "--ids"]),
+        (
+            llama().with("tokenizer.ggml.model", textv("llama")),
+            vec!["kind llama is not read", "byte-level BPE", "--ids"],
+        ),
+        (llama().with("tokenizer.ggml.pre", textv("tekken")), vec!["split as tekken", "llama-bpe", "--ids"]),
+        (llama().without("tokenizer.ggml.merges"), vec!["incomplete", "tokenizer.ggml.merges"]),
+        (llama().with("tokenizer.ggml.tokens", textsv(&["a", "a", "b", "ab", "c", "d"])), vec!["comes twice", "\"a\""]),
+        (llama().with("tokenizer.ggml.tokens", textsv(&["a"])), vec!["contradicts itself", "1 types", "6"]),
+        (
+            llama().with("tokenizer.ggml.tokens", listv(8, &[[&1u64.to_le_bytes()[..], &[0xff]].concat()])),
+            vec!["not UTF-8"],
+        ),
+        (llama().with("tokenizer.ggml.merges", textsv(&["a z"])), vec!["the tokenizer cannot be read"]),
+    ];
+    for (file, parts) in text {
+        assert_says(&message(file.tokenizer()), &[&["model.gguf"], &parts[..]].concat());
+    }
+    let bare = llama().without("tokenizer.chat_template").source().expect("a good file");
+    assert_says(&message(ChatTemplate::load(&bare)), &["no chat template", "tokenizer.chat_template", "--raw"]);
+    // A type that ggml has and secateur has not; blocks that are cut.
+    let quantized = llama().tensor("token_embd.weight", &[256, 6], 14, vec![0; 6 * 210]).source().expect("a good file");
+    let refused =
+        message(Weights::open(&quantized).and_then(|w| w.matrix("model.embed_tokens.weight", 6, 256).map(drop)));
+    assert_says(&refused, &["not supported", "model.embed_tokens.weight", "Q8_0 or Q4_0", "Q6_K", "llama-quantize"]);
+}
+
+#[test]
+fn scalings_are_read() -> Outcome {
+    let yarn = llama()
+        .with("llama.rope.scaling.type", textv("yarn"))
+        .with("llama.rope.scaling.factor", f32v(4.0))
+        .with("llama.rope.scaling.original_context_length", u32v(32));
+    let plain = |mut file: File| {
+        file.tensors.retain(|tensor| tensor.0 != "rope_freqs.weight");
+        file
+    };
+    let of = |attention_factor| RopeScaling::Yarn {
+        factor: 4.0,
+        attention_factor,
+        beta_fast: 32.0,
+        beta_slow: 1.0,
+        original_max_position_embeddings: 32,
+        truncate: true,
+    };
+    let own = 0.1 * 4f64.ln() + 1.0;
+    assert_eq!(plain(yarn.clone()).config()?.rope_scaling, of(own));
+    let halved = yarn.with("llama.rope.scaling.attn_factor", f32v(0.5));
+    assert_eq!(plain(halved).config()?.rope_scaling, of(own * 0.5), "llama.cpp multiplies");
+    let linear = llama().with("llama.rope.scaling.type", textv("linear")).with("llama.rope.scaling.factor", f32v(2.0));
+    assert_eq!(plain(linear).config()?.rope_scaling, RopeScaling::Linear { factor: 2.0 });
+    let none = llama().with("llama.rope.scaling.type", textv("none"));
+    assert_eq!(plain(none).config()?.rope_scaling, RopeScaling::None);
+    Ok(())
+}
+
+// ---------------------------------------------------------------------------------------------------- hostile files
+
+#[test]
+fn lying_headers_are_refused_by_name() {
+    let (header, good) = llama().bytes();
+    let patched = |at: usize, bytes: &[u8]| {
+        let mut file = good.clone();
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        file
+    };
+    let tensor = |dims: &[u64], kind| llama().tensor("x", dims, kind, vec![0; 64]).bytes().1;
+    let offset = |file: &mut Vec<u8>, at: usize, offset: u64| {
+        file[at - 8..at].copy_from_slice(&offset.to_le_bytes());
+        file.clone()
+    };
+    let huge = u64::MAX.to_le_bytes();
+    let first_key = 24;
+    let first_value = first_key + text("general.architecture").len();
+    let cases: Vec<(&str, Vec<u8>, Vec<&str>)> = vec![
+        ("empty", vec![], vec!["not a GGUF file", "0 bytes"]),
+        ("another format", b"PK\x03\x04 and more".to_vec(), vec!["not a GGUF file", "PK"]),
+        ("magic alone", b"GGUF".to_vec(), vec!["reaches past the end", "4 bytes", "0 bytes", "download it again"]),
+        ("version 1", patched(4, &1u32.to_le_bytes()), vec!["version of GGUF is not read", "2 or 3", "1", "convert"]),
+        ("big-endian", patched(4, &3u32.to_be_bytes()), vec!["not read", "big-endian"]),
+        (
+            "endless tensors",
+            patched(8, &huge),
+            vec!["announces more than the file can hold", "18446744073709551615 tensors"],
+        ),
+        ("endless pairs", patched(16, &huge), vec!["announces more", "18446744073709551615 key-value pairs"]),
+        ("endless key", patched(first_key, &huge), vec!["reaches past the end", "18446744073709551615 bytes"]),
+        ("long key", patched(first_key, &70_000u64.to_le_bytes()), vec!["reaches past the end", "70000"]),
+        ("key that is no UTF-8", patched(first_key + 8, &[0xff]), vec!["no name", "UTF-8"]),
+        (
+            "unknown type",
+            patched(first_value, &13u32.to_le_bytes()),
+            vec!["type that is not known", "0 to 12", "13", "general.architecture"],
+        ),
+        ("endless text", patched(first_value + 4, &huge), vec!["reaches past the end", "18446744073709551615"]),
+        ("one pair too many", patched(16, &19u64.to_le_bytes()), vec!["GGUF"]),
+        ("lists of lists", llama().with("x", listv(9, &[])).bytes().1, vec!["lists of lists", "x"]),
+        (
+            "endless list",
+            llama().with("x", [&9u32.to_le_bytes()[..], &4u32.to_le_bytes(), &huge].concat()).bytes().1,
+            vec!["announces more", "a list of 18446744073709551615 for x"],
+        ),
+        (
+            "neither true nor false",
+            llama().with("x", [&7u32.to_le_bytes()[..], &[2]].concat()).bytes().1,
+            vec!["neither true nor false", "2"],
+        ),
+        (
+            "a key twice",
+            {
+                let mut file = llama();
+                file.pairs.push(file.pairs[0].clone());
+                file.bytes().1
+            },
+            vec!["comes twice", "general.architecture"],
+        ),
+        ("no dimensions", tensor(&[], 0), vec!["dimensions", "1 to 4", "0 for x"]),
+        ("five dimensions", tensor(&[1; 5], 0), vec!["dimensions", "5 for x"]),
+        ("an empty dimension", tensor(&[4, 0], 0), vec!["sizes above 0", "0 for x"]),
+        ("sizes that overflow", tensor(&[1 << 40, 1 << 40], 0), vec!["sizes make no sense", "model.gguf: x"]),
+        ("bytes that overflow", tensor(&[1 << 62, 2], 0), vec!["make no sense", "model.gguf: x"]),
+        ("half a block", tensor(&[48], 8), vec!["whole blocks of 32 Q8_0", "[48]"]),
+        ("an unknown element type", tensor(&[16], 4), vec!["element type that is not known", "4 for x"]),
+        ("more than there is", tensor(&[1 << 20], 0), vec!["reaches past the end", "model.gguf: x", "4194304 bytes"]),
+        ("an offset of all ones", offset(&mut good.clone(), header, u64::MAX - 31), vec!["past the end", "ffn_down"]),
+        ("an offset in between", offset(&mut good.clone(), header, 8), vec!["not aligned", "a multiple of 32", "8"]),
+        ("two in one place", offset(&mut good.clone(), header, 0), vec!["overlap", "model.gguf"]),
+        ("no alignment", llama().with("general.alignment", u32v(0)).bytes().1, vec!["alignment", "power of two", "0"]),
+        (
+            "endless alignment",
+            llama().with("general.alignment", u32v(1 << 31)).bytes().1,
+            vec!["alignment", "2147483648"],
+        ),
+        ("cut in the data", good[..good.len() - 1].to_vec(), vec!["past the end", "download it again"]),
+        ("cut in the header", good[..header - 20].to_vec(), vec!["past the end", "download it again"]),
+    ];
+    for (name, bytes, parts) in cases {
+        let size = bytes.len();
+        let most = largest_allocation(|| {
+            let said = message(ModelSource::gguf_file("model.gguf", bytes));
+            assert_says(&said, &[&["model.gguf"], &parts[..]].concat());
+        });
+        assert!(most <= 4 * size + 4096, "{name}: {most} bytes at once for a file of {size}");
+    }
+}
+
+/// Whatever happens to a header: no panic, no allocation that the file's size does not explain, and what is accepted can
+/// be read.
+#[test]
+fn damaged_headers_never_panic() -> Outcome {
+    let (header, good) = llama().bytes();
+    let (mut accepted, mut refused) = (0, 0);
+    let mut check = |bytes: Vec<u8>| {
+        let size = bytes.len();
+        let most = largest_allocation(|| match ModelSource::gguf_file("model.gguf", bytes) {
+            Err(error) => {
+                refused += 1;
+                assert_eq!(error.kind(), ErrorKind::Model, "{error}");
+            }
+            Ok(source) => {
+                accepted += 1;
+                let weights = match Weights::open(&source) {
+                    Ok(weights) => weights,
+                    Err(error) => return assert_eq!(error.kind(), ErrorKind::Model, "{error}"),
+                };
+                for name in weights.names() {
+                    let _ = weights.tensor(name).map(|tensor| (tensor.to_rows().map(|r| r.to_f32()), tensor.to_f32()));
+                }
+                for error in [ModelConfig::load(&source).err(), ChatTemplate::load(&source).err()] {
+                    assert!(error.is_none_or(|e| e.kind() == ErrorKind::Model));
+                }
+            }
+        });
+        assert!(most <= 8 * size + (1 << 16), "{most} bytes at once for a file of {size}");
+    };
+    for at in 0..header {
+        for byte in [0, 1, 2, 0x7f, 0x80, 0xff, good[at] ^ 1, good[at].wrapping_add(1), b'a'] {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            check(bytes);
+        }
+        check(good[..at].to_vec());
+        // Eight bytes at once: counts, lengths, sizes and offsets.
+        for value in [0, 1, 1 << 31, 1 << 32, 1 << 61, u64::MAX / 4, u64::MAX] {
+            let mut bytes = good.clone();
+            let end = (at + 8).min(header);
+            bytes[at..end].copy_from_slice(&value.to_le_bytes()[..end - at]);
+            check(bytes);
+        }
+    }
+    println!("{accepted} damaged headers accepted, {refused} refused");
+    assert!(accepted > 1000 && refused > 1000, "the damage must matter: {accepted} accepted, {refused} refused");
+    Ok(())
+}
+
+/// The tokenizer of damaged metadata: slower, so a few positions only.
+#[test]
+fn damaged_tokenizers_never_panic() -> Outcome {
+    let (header, good) = llama().bytes();
+    for at in (24..header).step_by(3) {
+        for byte in [0, 0xff, good[at] ^ 1] {
+            let mut bytes = good.clone();
+            bytes[at] = byte;
+            if let Ok(source) = ModelSource::gguf_file("model.gguf", bytes)
+                && let Ok(tokenizer) = Tokenizer::load(&source)
+            {
+                let ids = tokenizer.encode("ab a<think>").unwrap_or_default();
+                let _ = tokenizer.decode(&ids, false);
+            }
+        }
+    }
+    Ok(())
+}
+
+// --------------------------------------------------------------------------------------- files of the gguf package
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+#[test]
+fn golden_files_load_whole() -> Outcome {
+    for (name, types) in [
+        ("gguf-qwen2-q8", vec![PackedDtype::Q8_0]),
+        ("gguf-llama-q4", vec![PackedDtype::Q4_0, PackedDtype::Q8_0, PackedDtype::F16]),
+        ("gguf-qwen3-f16", vec![PackedDtype::F16, PackedDtype::BF16, PackedDtype::F32]),
+    ] {
+        let source = ModelSource::open(golden(name).join("model.gguf"))?;
+        let config = ModelConfig::load(&source)?;
+        assert_eq!(config.eos_token_ids, [317, 315], "{name}");
+        let weights = Weights::open(&source)?;
+        let mut parameters = 0;
+        for tensor in weights.names().map(|tensor| weights.tensor(tensor)) {
+            let tensor = tensor?;
+            let values = tensor.to_f32()?;
+            assert!(values.iter().all(|v| v.is_finite()) && values.iter().any(|v| v.abs() > 1e-4), "{}", tensor.name);
+            if tensor.shape.len() == 2 {
+                assert!(types.contains(&tensor.packed_dtype()?), "{name}: {} is {}", tensor.name, tensor.stored);
+                assert_eq!(tensor.to_rows()?.to_f32(), values, "{name}: {}", tensor.name);
+            }
+            if tensor.name != "rope_freqs.weight" {
+                parameters += values.len() as u64;
+            }
+        }
+        assert_eq!(config.parameters(), parameters, "{name}: no tensor is left over");
+        for packing in types {
+            let found = weights.names().filter_map(|n| weights.find(n)?.packed_dtype().ok()).any(|p| p == packing);
+            assert!(found, "{name} has no {packing}");
+        }
+
+        let golden: Value = serde_json::from_slice(&std::fs::read(golden(name).join("golden.json"))?)?;
+        let tokenizer = Tokenizer::load(&source)?;
+        let messages: Vec<Message> = serde_json::from_value(golden["chat"]["messages"].clone())?;
+        let prompt = ChatTemplate::load(&source)?.render(&messages, &RenderOptions::default())?;
+        assert_eq!(Some(prompt.text.as_str()), golden["chat"]["text"].as_str());
+        let encodings = golden["encodings"].as_array().ok_or("a list")?;
+        for (text, ids) in encodings.iter().chain([&golden["chat"]]).map(|case| (&case["text"], &case["ids"])) {
+            let text = text.as_str().ok_or("a text")?;
+            assert_eq!(tokenizer.encode(text)?, serde_json::from_value::<Vec<u32>>(ids.clone())?, "{text}");
+        }
+        assert_eq!((tokenizer.think_ids().open, tokenizer.think_ids().close), (Some(318), Some(319)));
+    }
+    Ok(())
+}
+
+// ------------------------------------------------------------------------------------------------- real tokenizers
+
+/// A real `tokenizer.json` as the metadata that llama.cpp's converter makes of it.
+fn as_gguf(json: &Value, pre: &str) -> Result<File, Failure> {
+    let vocab = json["model"]["vocab"].as_object().ok_or("a vocabulary")?;
+    let added = json["added_tokens"].as_array().ok_or("added tokens")?;
+    let mut tokens: Vec<(u64, &str, i32)> = vocab
+        .iter()
+        .map(|(token, id)| Ok((id.as_u64().ok_or("an id")?, token.as_str(), 1)))
+        .collect::<Result<_, Failure>>()?;
+    let of_added: Vec<(u64, &str, i32)> = added
+        .iter()
+        .map(|token| {
+            let kind = if token["special"] == true { 3 } else { 4 };
+            Ok((token["id"].as_u64().ok_or("an id")?, token["content"].as_str().ok_or("a text")?, kind))
+        })
+        .collect::<Result<_, Failure>>()?;
+    tokens.retain(|(id, ..)| of_added.iter().all(|(added, ..)| added != id));
+    tokens.extend(of_added);
+    tokens.sort_unstable();
+    assert!(tokens.iter().enumerate().all(|(i, (id, ..))| i as u64 == *id), "ids without holes");
+    let merges = json["model"]["merges"].as_array().ok_or("merges")?;
+    let merges: Vec<String> = merges
+        .iter()
+        .map(|merge| match merge {
+            Value::String(merge) => Ok(merge.clone()),
+            pair => Ok([&pair[0], &pair[1]].map(|part| part.as_str().unwrap_or_default()).join(" ")),
+        })
+        .collect::<Result<_, Failure>>()?;
+    Ok(File::default()
+        .with("tokenizer.ggml.model", textv("gpt2"))
+        .with("tokenizer.ggml.pre", textv(pre))
+        .with("tokenizer.ggml.tokens", textsv(&tokens.iter().map(|t| t.1).collect::<Vec<_>>()))
+        .with(
+            "tokenizer.ggml.token_type",
+            listv(5, &tokens.iter().map(|t| t.2.to_le_bytes().to_vec()).collect::<Vec<_>>()),
+        )
+        .with("tokenizer.ggml.merges", textsv(&merges.iter().map(String::as_str).collect::<Vec<_>>())))
+}
+
+#[test]
+fn real_tokenizers_survive_the_way_through_gguf() -> Outcome {
+    let set = std::env::var_os("SECATEUR_SHARED");
+    let root = set.clone().map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
+    for (folder, pre, vectors) in
+        [("tokenizer-qwen3", "qwen2", "qwen2"), ("tokenizer-r1-distill-qwen", "deepseek-r1-qwen", "deepseek-r1-qwen")]
+    {
+        let file = root.join("data").join(folder).join("tokenizer.json");
+        let Ok(bytes) = std::fs::read(&file) else {
+            assert!(set.is_none(), "SECATEUR_SHARED is set, but {} does not exist", file.display());
+            println!("skipped: ../shared/data/{folder} is absent");
+            continue;
+        };
+        let original = Tokenizer::from_bytes(&bytes, folder)?;
+        let rebuilt = as_gguf(&serde_json::from_slice(&bytes)?, pre)?.tokenizer()?;
+        let read =
+            |end: &str| std::fs::read_to_string(root.join("data/tokenizer-vectors").join(format!("{vectors}.{end}")));
+        let texts = read("inp")?;
+        let texts: Vec<&str> = texts.split("\n__ggml_vocab_test__\n").collect();
+        let ids = read("out")?;
+        let ids: Vec<Vec<u32>> = ids
+            .lines()
+            .map(|line| line.split_whitespace().map(str::parse).collect::<Result<_, _>>())
+            .collect::<Result<_, _>>()?;
+        let mut ran = 0;
+        for (text, ids) in texts.iter().zip(&ids) {
+            assert_eq!(&rebuilt.encode(text)?, ids, "{folder}: {text:?}");
+            assert_eq!(original.encode(text)?, rebuilt.encode(text)?);
+            ran += 1;
+        }
+        assert_eq!(ran, 46, "{folder}");
+        assert_eq!((original.think_ids(), original.vocab_size()), (rebuilt.think_ids(), rebuilt.vocab_size()));
+        for id in 0..original.vocab_size() as u32 {
+            assert_eq!(original.token_bytes(id), rebuilt.token_bytes(id), "{folder}: token {id}");
+            assert_eq!(original.is_special(id), rebuilt.is_special(id), "{folder}: token {id}");
+        }
+        println!("ran: {folder} through GGUF, {ran} texts");
+    }
+    Ok(())
+}
