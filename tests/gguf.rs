@@ -259,8 +259,7 @@ fn tokenizer_and_template_are_rebuilt() -> Outcome {
 
 #[test]
 fn what_the_metadata_cannot_mean_is_refused_by_name() {
-    let factors =
-        |values: &[f32]| llama().f32s("rope_freqs.weight", &[values.len() as u64], values.to_vec().into_iter());
+    let factors = |values: &[f32]| llama().f32s("rope_freqs.weight", &[values.len() as u64], values.iter().copied());
     let long = "x".repeat(2000);
     let cases = [
         (llama().without("general.architecture"), vec!["does not say which architecture", "general.architecture"]),

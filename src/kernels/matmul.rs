@@ -53,13 +53,15 @@ impl LinearSpec {
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for words in Words::ALL {
-        for (mode, has_bias, rows, cols, row0, n) in [
+        let shapes = [
             (Mode::Store, true, 64, 64, 0, 32),
             (Mode::Store, false, 65, 40, 3, 33),
             (Mode::Add, false, 31, 160, 0, 9),
             (Mode::Add, true, 130, 8, 1, 70),
             (Mode::SwiGlu, false, 70, 96, 2, 31),
-        ] {
+        ];
+        let step = if words.is_quantized() { 2 } else { 1 };
+        for (mode, has_bias, rows, cols, row0, n) in shapes.into_iter().step_by(step) {
             let cols = whole_blocks(words, cols);
             let out_stride = row0 + rows + 5;
             for lanes in [8, 32] {

@@ -577,7 +577,9 @@ impl<'a> Reader<'a> {
                         }
                     }
                     // No overflow: it fits the bytes that are left.
-                    _ => drop(self.take(len * kind.least() as u64)?),
+                    _ => {
+                        self.take(len * kind.least() as u64)?;
+                    }
                 }
                 Ok(Value::List { kind, len: len as usize, range: from..self.at })
             }

@@ -376,7 +376,7 @@ impl PackedDtype {
 /// When the rows are not `heads` heads of an even number of rows each.
 pub(crate) fn unpaired(rows: usize, heads: usize) -> Result<impl Iterator<Item = usize>> {
     let d = rows.checked_div(heads).unwrap_or(0);
-    if d == 0 || d % 2 != 0 || d * heads != rows {
+    if d == 0 || !d.is_multiple_of(2) || d * heads != rows {
         return Err(Error::new(ErrorKind::Model, "rows are not whole heads")
             .expected(format!("{heads} heads of an even number of rows"))
             .found(format!("{rows} rows")));
