@@ -205,7 +205,7 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<In
             qk_norm: config.qk_norm,
             attention_bias: config.attention_bias,
             rope_theta: config.rope_theta,
-            rope_scaling: (config.rope_scaling != RopeScaling::None).then(|| format!("{:?}", config.rope_scaling)),
+            rope_scaling: (config.rope_scaling != RopeScaling::None).then(|| config.rope_scaling.to_string()),
         },
         weights,
         generation: Generation {
@@ -237,8 +237,7 @@ fn stored(weights: &Weights) -> Result<Stored> {
     let mut types: Vec<StoredType> = Vec::new();
     for name in weights.names() {
         let tensor = weights.tensor(name)?;
-        let (name, parameters) =
-            (format!("{:?}", tensor.dtype), tensor.shape.iter().map(|n| *n as u64).product::<u64>());
+        let (name, parameters) = (tensor.stored.to_string(), tensor.shape.iter().map(|n| *n as u64).product::<u64>());
         let at = types.iter().position(|t| t.name == name).unwrap_or_else(|| {
             types.push(StoredType { name, tensors: 0, parameters: 0, bytes: 0 });
             types.len() - 1

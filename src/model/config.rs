@@ -77,6 +77,25 @@ pub enum RopeScaling {
     Factors(Vec<f32>),
 }
 
+impl std::fmt::Display for RopeScaling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Linear { factor } => write!(f, "linear, factor {factor}"),
+            Self::Llama3 { factor, original_max_position_embeddings: original, .. } => {
+                write!(f, "llama3, factor {factor} over {original}")
+            }
+            Self::Yarn { factor, attention_factor, original_max_position_embeddings: original, .. } => {
+                write!(f, "yarn, factor {factor} over {original}, attention factor {attention_factor:.4}")
+            }
+            Self::Factors(factors) => {
+                let most = factors.iter().fold(1.0f32, |most, factor| most.max(*factor));
+                write!(f, "{} factors of the file, up to {most}", factors.len())
+            }
+        }
+    }
+}
+
 /// The shape of a decoder. Every size is positive and every division it implies is exact.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
