@@ -28,6 +28,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if (DTYPE == F32) {
                 a[r] = bitcast<vec4<f32>>(w[at]);
                 b[r] = bitcast<vec4<f32>>(w[at + 1u]);
+            } else if (DTYPE == Q8_0 || DTYPE == Q4_0) {
+                let blocks = info.cols / BLOCK;
+                let quants = select(blocks, 2u * blocks, DTYPE == Q8_0);
+                let first = min(row + r, info.rows - 1u) * (quants + (blocks + 7u) / 8u);
+                let block = 4u * q / BLOCK;
+                let scale = block_scale(w[first + quants + block / 8u][(block / 2u) % 4u], block);
+                if (DTYPE == Q8_0) {
+                    let words = w[first + q / 4u];
+                    let pair = select(words.xy, words.zw, (q & 2u) != 0u);
+                    a[r] = scale * unpack_bytes(pair.x);
+                    b[r] = scale * unpack_bytes(pair.y);
+                } else {
+                    let word = w[first + block][(q / 2u) % 4u];
+                    a[r] = scale * unpack_nibbles(word);
+                    b[r] = scale * unpack_nibbles(word >> 4u);
+                }
             } else {
                 let words = w[at / 2u];
                 a[r] = vec4<f32>(unpack_pair(words.x, DTYPE), unpack_pair(words.y, DTYPE));

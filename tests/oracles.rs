@@ -164,6 +164,14 @@ const WRONG: &[Mutant] = &[
     ("matvec", "matvec", "the next block's scale", "(b / 2u) % 4u], b)", "(b / 2u) % 4u], b + 1u)", 8),
     ("matvec", "matvec", "drops the last block", "b < blocks;", "b + 1u < blocks;", 8),
     ("matmul", "matmul", "the next block's scale", "(block / 2u) % 4u], block)", "(block / 2u) % 4u], block + 1u)", 6),
+    (
+        "matmul",
+        "matmul_rows",
+        "the next block's scale",
+        "(block / 2u) % 4u], block)",
+        "(block / 2u) % 4u], block + 1u)",
+        6,
+    ),
     ("embed", "embed", "the low nibbles twice", "unpack_nibbles(bits >> 4u)", "unpack_nibbles(bits)", 3),
     ("matvec", "matvec", "ignores the shard's first row", "let at = info.row0 + row;", "let at = row;", 9),
     (
