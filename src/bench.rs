@@ -238,13 +238,7 @@ async fn copy(device: &ComputeDevice, bytes: u64, repeat: usize, batch: usize) -
 }
 
 /// Bytes a second, of a kernel that reads and writes `words` words, run `batch` times between two waits.
-async fn rates(
-    near: &Tensor<1, Int>,
-    words: usize,
-    repeat: usize,
-    batch: usize,
-    copy: &(dyn Fn() + Sync),
-) -> Result<Spread> {
+async fn rates(near: &Tensor<1, Int>, words: usize, repeat: usize, batch: usize, copy: &dyn Fn()) -> Result<Spread> {
     let mut times = Vec::with_capacity(repeat + 1);
     for _ in 0..=repeat {
         let begun = Instant::now();
