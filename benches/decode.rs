@@ -108,7 +108,7 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     let mut cache = KvCache::new(CacheShape::new(c, Words::F16, 1, 64)?, device);
     for length in [128usize, 1024] {
         cache.clear(0)?;
-        cache.reserve(0, length + 64)?;
+        cache.reserve(&[0], length + 64)?;
         cache.advance(0, length, 0);
         let q = floats(1, heads * d);
         let spec = AttentionSpec {
@@ -118,7 +118,7 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
             heads,
             kv_heads,
             chunk: 1,
-            seq0: 0,
+            map: cache.select(&[0]),
             table: cache.table(0),
             most_seen: length + 1,
         };
@@ -137,7 +137,7 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
         heads,
         kv_heads,
         chunk: 1,
-        seq0: 0,
+        map: cache.select(&[0]),
         table: cache.table(0),
         positions: 4096,
         norm: None,
@@ -150,8 +150,8 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     };
     time("rope_append", layers, (heads + 2 * kv_heads) * d * 8, Box::new(run))?;
     let logits = floats(1, c.vocab_size);
-    let spec = SampleSpec { vocab: c.vocab_size, seqs: 1, seq0: 0, layers: 0, all_seqs: 1, ring: 8, advance: 0 };
-    let mut state = Some(kernels::words(vec![0; 16], burn));
+    let spec = SampleSpec { vocab: c.vocab_size, seqs: 1, map: 16, layers: 0, all_seqs: 1, ring: 8, advance: 0 };
+    let mut state = Some(kernels::words(vec![0; 20], burn));
     let run = || state = Some(kernels::sample(&logits, state.take().expect("put back"), spec));
     time("sample", 1, c.vocab_size * 4, Box::new(run))?;
     println!("  sum {:.2} ms", total * 1e3);

@@ -12,7 +12,7 @@
 @group(0) @binding(4) var<storage, read_write> lse: array<f32>;          // [n, heads]: log of the sum of exp(score)
 struct Info {
     n: u32, heads: u32, kv_heads: u32, chunk: u32,
-    seq0: u32, table: u32, heads_per_group: u32, splits: u32,
+    map: u32, table: u32, heads_per_group: u32, splits: u32,
     tiles_per_split: u32, scale: f32, pad0: u32, pad1: u32,
 }
 @group(0) @binding(5) var<uniform> info: Info;
@@ -45,7 +45,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let first_row = group.z * rows_per_group;
     let first_head = group.y * info.heads_per_group;
     let kv_head = first_head / (info.heads / info.kv_heads);
-    let seq = info.seq0 + first_row / info.chunk;
+    let seq = state[info.map + first_row / info.chunk];
     let entry = info.table + seq * ROW;
     // The loops below hold barriers, so their bounds must be uniform in the compiler's eyes, too.
     if (thread == 0u) { extent = vec2<u32>(state[entry + ROW_LEN], state[entry + ROW_CAP]); }

@@ -80,12 +80,11 @@ fn silu(x: f32) -> f32 {
 }
 
 // The device-resident state of B sequences (see cache.rs): a header of SEQ words a sequence, then a table of ROW words
-// for each layer and sequence, then the ring of sampled ids.
+// for each layer and sequence, then the ring of sampled ids, then the map: which sequence a row belongs to.
 const SEQ = 8u;
 const SEQ_TOKEN = 0u;
 const SEQ_POSITION = 1u;
 const SEQ_STEP = 2u;
-const SEQ_ACTIVE = 3u;
 const ROW = 4u;
 const ROW_LEN = 0u;
 const ROW_BASE = 1u;

@@ -1,10 +1,12 @@
 // out[i, :] = table[ids[i] - row0, :], for the ids that lie in this shard of rows; other rows of out stay untouched.
+// PENDING 0: the i-th id is ids[i]. PENDING 1: ids is the state, and the id is the pending token of the sequence that
+// the state lists at map + i.
 // An id outside the vocabulary gives a row of zeros (written by the shard with row0 = 0).
-// Constants: THREADS, DTYPE.
+// Constants: THREADS, DTYPE, PENDING.
 @group(0) @binding(0) var<storage, read_write> table: array<u32>;    // [rows, row_words]
-@group(0) @binding(1) var<storage, read_write> ids: array<u32>;      // the i-th at id_offset + i * id_stride
+@group(0) @binding(1) var<storage, read_write> ids: array<u32>;      // [n], or the state
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;      // [n, cols]
-struct Info { n: u32, cols: u32, row_words: u32, row0: u32, rows: u32, vocab: u32, id_offset: u32, id_stride: u32 }
+struct Info { n: u32, cols: u32, row_words: u32, row0: u32, rows: u32, vocab: u32, map: u32, pad0: u32 }
 @group(0) @binding(3) var<uniform> info: Info;
 
 const PER_WORD = select(select(select(2u, 1u, DTYPE == F32), 4u, DTYPE == Q8_0), 8u, DTYPE == Q4_0);
@@ -14,7 +16,9 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let word = id.x;    // of quants, where there are scales besides
     let i = id.y;
     if (word >= info.cols / PER_WORD || i >= info.n) { return; }
-    let token = ids[info.id_offset + i * info.id_stride];
+    var place = i;
+    if (PENDING != 0u) { place = ids[info.map + i] * SEQ + SEQ_TOKEN; }
+    let token = ids[place];
     let inside = token >= info.row0 && token - info.row0 < info.rows;
     let unknown = token >= info.vocab && info.row0 == 0u;
     if (!inside && !unknown) { return; }

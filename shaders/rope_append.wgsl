@@ -1,7 +1,7 @@
 // Normalises the heads of queries and keys where NORM says so (Qwen3), rotates them to their logical positions (rotate-half RoPE, HF
 // Llama/Qwen weights), writes the queries to q and the keys and values into their slots of the cache, in place.
-// Row i belongs to sequence seq0 + i / chunk and is token i % chunk of its chunk; its slot is the layer's length plus
-// that, its position the sequence's position plus that: slot and position differ once something was evicted.
+// Row i belongs to the sequence that the state lists for i / chunk and is token i % chunk of its chunk; its slot is the
+// layer's length plus that, its position the sequence's position plus that: slot and position differ once something was evicted.
 // Constants: THREADS, KV (F32 or F16), D (head dimension, a multiple of 8, at most 4 THREADS), NORM (0 or 1).
 @group(0) @binding(0) var<storage, read_write> qkv: array<f32>;      // [n, (heads + 2 kv_heads) D]
 @group(0) @binding(1) var<storage, read_write> rope: array<f32>;     // [positions, D]: cosines, then sines, D / 2 each
@@ -9,7 +9,7 @@
 @group(0) @binding(3) var<storage, read_write> kv: array<u32>;       // rows of D values, see cache.rs
 @group(0) @binding(4) var<storage, read_write> q: array<f32>;        // [n, heads D]
 @group(0) @binding(5) var<storage, read_write> norm: array<f32>;     // [2, D]: of queries, of keys; or one unused value
-struct Info { n: u32, heads: u32, kv_heads: u32, chunk: u32, seq0: u32, table: u32, positions: u32, eps: f32 }
+struct Info { n: u32, heads: u32, kv_heads: u32, chunk: u32, map: u32, table: u32, positions: u32, eps: f32 }
 @group(0) @binding(6) var<uniform> info: Info;
 
 const HALF = D / 2u;
@@ -57,7 +57,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     if (!inside) { return; }
-    let seq = info.seq0 + i / info.chunk;
+    let seq = state[info.map + i / info.chunk];
     let offset = i % info.chunk;
     let entry = info.table + seq * ROW;
     let slot = state[entry + ROW_LEN] + offset;

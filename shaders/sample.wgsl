@@ -1,10 +1,11 @@
 // Greedy sampling and the end of a step: argmax of each sequence's logits (the lowest id among equals) becomes its next
 // token, enters the ring of sampled ids, and position, length and step advance. A logit that is not finite gives the
-// id 0xffffffff. One workgroup a sequence.
+// id 0xffffffff. One workgroup a row of logits; the state
+// lists whose they are.
 // Constants: THREADS (a power of two).
 @group(0) @binding(0) var<storage, read_write> logits: array<f32>;   // [seqs, vocab]
 @group(0) @binding(1) var<storage, read_write> state: array<u32>;
-struct Info { vocab: u32, seqs: u32, layers: u32, all_seqs: u32, ring: u32, advance: u32, seq0: u32, pad0: u32 }
+struct Info { vocab: u32, seqs: u32, layers: u32, all_seqs: u32, ring: u32, advance: u32, map: u32, pad0: u32 }
 @group(0) @binding(2) var<uniform> info: Info;
 
 var<workgroup> best: array<f32, THREADS>;
@@ -13,7 +14,7 @@ var<workgroup> broken: array<u32, THREADS>;
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let seq = info.seq0 + group.x;
+    let seq = state[info.map + group.x];
     let at = group.x * info.vocab;
     var value = LOWEST;
     var index = 0xffffffffu;
@@ -43,7 +44,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     workgroupBarrier();
     let header = seq * SEQ;
-    if (state[header + SEQ_ACTIVE] == 0u) { return; }
     for (var layer = thread; layer < info.layers; layer += THREADS) {
         state[info.all_seqs * SEQ + (layer * info.all_seqs + seq) * ROW + ROW_LEN] += info.advance;
     }

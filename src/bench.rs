@@ -102,7 +102,7 @@ pub fn ids(n: usize, vocabulary: usize) -> Vec<u32> {
 /// What [`Decoder::forward`] refuses; a device that fails.
 pub async fn prefill(model: &Decoder, cache: &mut KvCache, ids: &[u32]) -> Result<Duration> {
     let begun = Instant::now();
-    cache.reserve(0, ids.len())?;
+    cache.reserve(&[0], ids.len())?;
     let chunks = ids.len().div_ceil(PREFILL_CHUNK);
     for (i, ids) in ids.chunks(PREFILL_CHUNK).enumerate() {
         let input = Input::Chunk { seq: 0, ids };
@@ -111,7 +111,7 @@ pub async fn prefill(model: &Decoder, cache: &mut KvCache, ids: &[u32]) -> Resul
             cache.advance(0, ids.len(), 0);
         } else {
             let out = model.forward(input, cache, Logits::Last, None)?;
-            cache.sample(&out.logits.expect("asked for"), 0, 1, ids.len());
+            cache.sample(&out.logits.expect("asked for"), &[0], ids.len());
         }
     }
     cache.read_state().await?;
@@ -126,8 +126,8 @@ pub async fn decode(model: &Decoder, cache: &mut KvCache, steps: usize) -> Resul
     let begun = Instant::now();
     let mut read = cache.read_state();
     for step in 0..steps {
-        let out = model.forward(Input::Pending { seq0: 0, seqs: 1 }, cache, Logits::Last, None)?;
-        cache.sample(&out.logits.expect("asked for"), 0, 1, 1);
+        let out = model.forward(Input::Pending(&[0]), cache, Logits::Last, None)?;
+        cache.sample(&out.logits.expect("asked for"), &[0], 1);
         if step % LAG == LAG - 1 {
             std::mem::replace(&mut read, cache.read_state()).await?;
         }

@@ -9,11 +9,13 @@
 //! or half as many packed f16. Layers own their lengths and capacities, so that they may keep different slots.
 //!
 //! **Memory.** Buffers are dedicated allocations of exactly the capacity: they grow in chunks and really shrink when slots
-//! are evicted. Growing and pruning are the same kernel, `cache_gather`.
+//! are evicted. Growing and pruning are the same kernel, `cache_gather`, which rebuilds a layer's buffer for all sequences:
+//! so those that decode side by side grow together, and those pruned at the same time are gathered together.
 //!
 //! **State.** Words on the device (layout: [`kernels::state`]) that kernels read and `sample` advances, and a mirror of them
 //! here. The host knows lengths and positions without asking, because steps advance them by known amounts; only the sampled
-//! ids must be read back, from the ring, late.
+//! ids must be read back, from the ring, late. Behind the rings lies the **map**: which sequence each row of a step belongs to,
+//! so that any of the sequences are forwarded together, in any order.
 use burn::tensor::{Int, Tensor};
 
 use crate::device::ComputeDevice;
@@ -105,6 +107,17 @@ pub struct Checkpoint {
 /// The slots a sequence keeps, ascending: `[layer][kv head]`, with one entry where all layers or heads agree.
 pub type KeepSets<'a> = dyn Fn(usize, usize) -> &'a [Slot] + 'a;
 
+/// What becomes of a sequence's region when the buffers are rebuilt.
+#[derive(Clone, Copy)]
+pub struct Change<'k, 'a> {
+    /// The sequence.
+    pub seq: usize,
+    /// The slots that stay.
+    pub keep: &'k KeepSets<'a>,
+    /// Slots to make room for behind them.
+    pub room: usize,
+}
+
 /// The cache of B sequences and their state.
 pub struct KvCache {
     shape: CacheShape,
@@ -112,6 +125,8 @@ pub struct KvCache {
     layers: Vec<Layer>,
     sequences: Vec<Sequence>,
     state: Option<Tensor<1, Int>>,
+    /// The map as it is on the device: the sequences of the rows that are forwarded or sampled next.
+    selected: Vec<usize>,
     /// Where dedicated buffers are allocated: any tensor on the device.
     near: Tensor<1, Int>,
 }
@@ -119,7 +134,7 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache.
     pub fn new(shape: CacheShape, device: &ComputeDevice) -> Self {
-        let words = shape.seqs * state::SEQ + shape.layers * shape.seqs * state::ROW + shape.seqs * RING;
+        let words = shape.seqs * (state::SEQ + shape.layers * state::ROW + RING + 1);
         let near = kernels::words(vec![0; 4], &device.burn);
         let regions = vec![Region { len: 0, base: 0, cap: 0 }; shape.seqs];
         let layer = || Layer { kv: Some(launch::empty_words(&near, 4)), regions: regions.clone() };
@@ -129,6 +144,7 @@ impl KvCache {
             layers: (0..shape.layers).map(|_| layer()).collect(),
             sequences: vec![Sequence { position: Position(0), step: 0 }; shape.seqs],
             state: Some(kernels::words(vec![0; words.next_multiple_of(4)], &device.burn)),
+            selected: vec![0; shape.seqs],
             near,
         };
         for seq in 0..shape.seqs {
@@ -168,9 +184,30 @@ impl KvCache {
         self.layers.iter().map(|l| (slots(l) * self.shape.slot_bytes()) as u64).sum()
     }
 
+    /// Of them, those of a sequence.
+    pub fn bytes_of(&self, seq: usize) -> u64 {
+        self.layers.iter().map(|l| (l.regions[seq].cap * self.shape.slot_bytes()) as u64).sum()
+    }
+
     /// Word of the state where `layer`'s table begins.
     pub fn table(&self, layer: usize) -> usize {
         self.shape.seqs * state::SEQ + layer * self.shape.seqs * state::ROW
+    }
+
+    /// Word of the state where the rings of sampled ids begin.
+    fn rings(&self) -> usize {
+        self.table(self.shape.layers)
+    }
+
+    /// Makes `seqs` the sequences of the rows that are forwarded or sampled next, in this order. Returns the word of the state
+    /// where they are listed.
+    pub fn select(&mut self, seqs: &[usize]) -> usize {
+        let map = self.rings() + self.shape.seqs * RING;
+        if !self.selected.starts_with(seqs) {
+            self.selected[..seqs.len()].copy_from_slice(seqs);
+            self.write(map, seqs.iter().map(|s| *s as u32).collect());
+        }
+        map
     }
 
     /// The device's state, for kernels that read it.
@@ -195,18 +232,23 @@ impl KvCache {
         self.layers[layer].kv.as_ref().expect("put back by whoever took it")
     }
 
-    /// Makes room for `extra` more slots in every layer of `seq`.
+    /// Makes room for `extra` more slots in every layer of `seqs`. A layer's buffer is rebuilt as a whole, so whoever is short
+    /// makes all of several grow, to half a growth of free slots at least.
     ///
     /// # Errors
     /// When a layer's buffer would exceed what the device can bind.
-    pub fn reserve(&mut self, seq: usize, extra: usize) -> Result<()> {
-        if self.layers.iter().all(|l| l.regions[seq].len + extra <= l.regions[seq].cap) {
+    pub fn reserve(&mut self, seqs: &[usize], extra: usize) -> Result<()> {
+        let fits = |l: &Layer| seqs.iter().all(|seq| l.regions[*seq].len + extra <= l.regions[*seq].cap);
+        if self.layers.iter().all(fits) {
             return Ok(());
         }
-        let all: Vec<Slot> =
-            (0..self.layers.iter().map(|l| l.regions[seq].len).max().unwrap_or(0)).map(|s| Slot(s as u32)).collect();
-        let lens: Vec<usize> = self.layers.iter().map(|l| l.regions[seq].len).collect();
-        self.rebuild(seq, extra, &|layer, _| &all[..lens[layer]])
+        let room = if seqs.len() == 1 { extra } else { extra + self.shape.growth / 2 };
+        let lens: Vec<Vec<usize>> = self.layers.iter().map(|l| l.regions.iter().map(|r| r.len).collect()).collect();
+        let all: Vec<Slot> = (0..lens.iter().flatten().copied().max().unwrap_or(0) as u32).map(Slot).collect();
+        let sets: Vec<Box<KeepSets<'_>>> = seqs.iter().map(|&seq| whole(&all, &lens, seq)).collect();
+        let changes: Vec<Change<'_, '_>> =
+            seqs.iter().zip(&sets).map(|(seq, keep)| Change { seq: *seq, keep: &**keep, room }).collect();
+        self.rebuild(&changes)
     }
 
     /// Evicts every slot of `seq` that `keep` does not name: the pruning. Capacities follow the kept set plus `room`, and
@@ -215,18 +257,28 @@ impl KvCache {
     /// # Errors
     /// When a layer's buffer would exceed what the device can bind.
     pub fn keep(&mut self, seq: usize, keep: &KeepSets<'_>, room: usize) -> Result<()> {
-        self.rebuild(seq, room, keep)?;
+        self.keep_each(&[Change { seq, keep, room }])
+    }
+
+    /// As [`keep`](Self::keep), for several sequences at the cost of one.
+    ///
+    /// # Errors
+    /// When a layer's buffer would exceed what the device can bind.
+    pub fn keep_each(&mut self, changes: &[Change<'_, '_>]) -> Result<()> {
+        self.rebuild(changes)?;
         self.device.burn.memory_cleanup();
         Ok(())
     }
 
-    fn rebuild<'a>(&mut self, seq: usize, room: usize, keep: &KeepSets<'a>) -> Result<()> {
+    fn rebuild(&mut self, changes: &[Change<'_, '_>]) -> Result<()> {
         let shape = self.shape;
         // Fail before anything is changed.
         for layer in 0..shape.layers {
-            let kept = keep(layer, 0).len();
-            let others: usize = self.layers[layer].regions.iter().map(|r| r.cap).sum();
-            let slots = others - self.layers[layer].regions[seq].cap + (kept + room).next_multiple_of(shape.growth);
+            let cap = |(seq, region): (usize, &Region)| match changes.iter().find(|c| c.seq == seq) {
+                Some(c) => ((c.keep)(layer, 0).len() + c.room).next_multiple_of(shape.growth),
+                None => region.cap,
+            };
+            let slots: usize = self.layers[layer].regions.iter().enumerate().map(cap).sum();
             let bytes = (slots * shape.slot_bytes()) as u64;
             if bytes > self.device.info.max_binding_bytes {
                 return Err(Error::new(
@@ -236,23 +288,27 @@ impl KvCache {
                 .at(self.device.info.line())
                 .expected(format!("at most {} bytes", self.device.info.max_binding_bytes))
                 .found(format!("{bytes} bytes for {slots} slots"))
-                .help("shorten the prompt or --max-new-tokens, prune more (--budget tokens:N), or use --kv f16"));
+                .help(
+                    "shorten the prompt or --max-new-tokens, prune more (--budget tokens:N), use --kv f16, or run fewer \
+                     sequences at once",
+                ));
             }
         }
         for layer in 0..shape.layers {
-            self.rebuild_layer(layer, seq, room, keep);
+            self.rebuild_layer(layer, changes);
         }
         self.write_tables();
         Ok(())
     }
 
-    fn rebuild_layer<'a>(&mut self, layer: usize, seq: usize, room: usize, keep: &KeepSets<'a>) {
+    fn rebuild_layer(&mut self, layer: usize, changes: &[Change<'_, '_>]) {
         let shape = self.shape;
         let planes = 2 * shape.kv_heads;
         let old = self.layers[layer].regions.clone();
         let (mut moves, mut flat, mut new, mut base) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for (b, region) in old.iter().enumerate() {
-            let (len, cap, first, stride) = if b == seq {
+            let (len, cap, first, stride) = if let Some(Change { keep, room, .. }) = changes.iter().find(|c| c.seq == b)
+            {
                 let first = flat.len();
                 let sets: Vec<&[Slot]> = (0..shape.kv_heads).map(|h| keep(layer, h)).collect();
                 let shared = sets.iter().all(|s| s.as_ptr() == sets[0].as_ptr() && s.len() == sets[0].len());
@@ -302,7 +358,6 @@ impl KvCache {
         header[state::TOKEN] = token;
         header[state::POSITION] = position.0;
         header[state::STEP] = step;
-        header[state::ACTIVE] = 1;
         self.write(seq * state::SEQ, header);
     }
 
@@ -322,16 +377,17 @@ impl KvCache {
         self.write_tables();
     }
 
-    /// Samples `seqs` sequences from `seq0` on greedily from `logits` `[seqs, vocab]`, on the device, which advances their
-    /// lengths and positions by `advance`; so does the mirror.
-    pub fn sample(&mut self, logits: &Tensor<2>, seq0: usize, seqs: usize, advance: usize) {
+    /// Samples the next token of each of `seqs` greedily from its row of `logits` `[seqs, vocab]`, on the device, which
+    /// advances their lengths and positions by `advance`; so does the mirror.
+    pub fn sample(&mut self, logits: &Tensor<2>, seqs: &[usize], advance: usize) {
         let shape = self.shape;
+        let map = self.select(seqs);
         let vocab = logits.dims()[1];
         let (layers, all_seqs, ring) = (shape.layers, shape.seqs, RING);
-        let spec = SampleSpec { vocab, seqs, seq0, layers, all_seqs, ring, advance };
+        let spec = SampleSpec { vocab, seqs: seqs.len(), map, layers, all_seqs, ring, advance };
         let state = self.state.take().expect("put back below");
         self.state = Some(kernels::sample(logits, state, spec));
-        for seq in seq0..seq0 + seqs {
+        for &seq in seqs {
             self.sequences[seq].position.0 += advance as u32;
             self.sequences[seq].step += 1;
             for layer in &mut self.layers {
@@ -357,7 +413,7 @@ impl KvCache {
     /// some of the steps only.
     pub fn raw_ids<'w>(&self, words: &'w [u32], seq: usize, from: u32, to: u32) -> impl Iterator<Item = u32> + use<'w> {
         assert!(to - from <= RING as u32, "read too late: the ring has gone around");
-        let ring = self.table(self.shape.layers) + seq * RING;
+        let ring = self.rings() + seq * RING;
         (from..to).map(move |step| words[ring + step as usize % RING])
     }
 
@@ -393,11 +449,18 @@ impl KvCache {
         self.write_tables();
     }
 
-    /// Empties `seq` for a new prompt.
+    /// Empties `seq` for a new prompt and gives its memory back.
     pub fn clear(&mut self, seq: usize) -> Result<()> {
-        self.sequences[seq] = Sequence { position: Position(0), step: self.sequences[seq].step };
-        self.keep(seq, &|_, _| &[], 0)?;
+        self.sequences[seq] = Sequence { position: Position(0), step: 0 };
+        if self.layers.iter().any(|l| l.regions[seq].cap > 0) {
+            self.keep(seq, &|_, _| &[], 0)?;
+        }
         self.write_header(seq, 0);
         Ok(())
     }
+}
+
+/// All slots of `seq`, which has `lens[layer][seq]` of them.
+fn whole<'a>(all: &'a [Slot], lens: &'a [Vec<usize>], seq: usize) -> Box<KeepSets<'a>> {
+    Box::new(move |layer, _| &all[..lens[layer][seq]])
 }

@@ -1,4 +1,4 @@
-//! The straight path of one sequence:
+//! The straight path, of any number of sequences side by side:
 //!
 //! ```text
 //! prompt → chat template → tokens → [ decoder graph → logits → sample → token ]* → text
@@ -7,6 +7,9 @@
 //!          probe (append, forward once, read </think>'s attention row, roll back)
 //!            → scores → steps → plan (which slots stay) → gather on the GPU → resume
 //! ```
+//!
+//! A [`Batch`] has a place for each sequence that runs and a queue of those that wait for one. One turn of its loop admits,
+//! forwards a chunk of a prompt, prunes whoever is due, decodes whoever has room, reads ids. [`Engine::run`] is a batch of one.
 //!
 //! Async throughout: nothing waits for the GPU but the awaits on a readback. Sampled tokens stay on the device and feed the
 //! next step; the host reads their ids [`LAG`] steps at a time, one batch behind, and catches up only where it must know the
@@ -18,17 +21,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use burn::tensor::Tensor;
 use web_time::Instant;
 
-use crate::cache::{CacheShape, KvCache};
+use crate::cache::{CacheShape, Change, KeepSets, KvCache};
 use crate::device::ComputeDevice;
 use crate::kernels::launch::{self, Readback};
 use crate::kernels::{Reduce, Words};
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Input, Logits};
-use crate::policy::{self, Budget, CacheView, EvictionPolicy, KeepPlan, Ledger, Measurement, Role, ViewParts};
-use crate::probe::{self, Generated, ProbeClock, PromptThinking};
-use crate::report::trace::{self, AttentionDetail, AttentionMap, StopReason, Totals, Trace};
-use crate::steps::Tail;
-use crate::text::{ChatTemplate, Detokenizer, Message, RenderOptions, ThinkIds, ThinkingState, Tokenizer};
+use crate::policy::{self, Budget, KeepPlan, Measurement, Role};
+use crate::probe::{self, PromptThinking};
+use crate::report::trace::{self, AttentionDetail, Trace};
+use crate::sequence::{Facts, Measured, Sequence};
+use crate::text::{ChatTemplate, Message, RenderOptions, ThinkIds, ThinkingState, Tokenizer};
 use crate::weights::{ModelSource, Weights};
 use crate::{Error, ErrorKind, Result};
 
@@ -48,16 +51,18 @@ pub struct LoadOptions {
     pub kv: Words,
     /// Positions to load for; `None`: the model's own maximum, at most 32,768.
     pub context: Option<usize>,
+    /// Sequences that run side by side at most.
+    pub sequences: usize,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { kv: Words::F16, context: None }
+        Self { kv: Words::F16, context: None, sequences: 1 }
     }
 }
 
 /// What to continue.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Prompt {
     /// A user's message, put through the model's chat template.
     Chat(String),
@@ -151,6 +156,9 @@ pub struct RunResult {
     pub error: Option<Error>,
 }
 
+/// What a batch tells a front-end: the number of the request, and what became known of it.
+pub type OnEvent<'a> = dyn FnMut(usize, Event<'_>) + 'a;
+
 /// A model on a device, ready to run prompts.
 pub struct Engine {
     name: String,
@@ -178,7 +186,7 @@ impl Engine {
         let weights = Weights::open(source)?;
         let context = options.context.unwrap_or(config.max_position_embeddings.min(32_768));
         let model = Decoder::load(&config, &weights, context, device, progress)?;
-        let cache = KvCache::new(CacheShape::new(&config, options.kv, 1, GROWTH)?, device);
+        let cache = KvCache::new(CacheShape::new(&config, options.kv, options.sequences.max(1), GROWTH)?, device);
         Ok(Self {
             name: name.into(),
             model,
@@ -204,8 +212,8 @@ impl Engine {
         self.cache.shape().slot_bytes() as u64 * self.cache.shape().layers as u64
     }
 
-    /// Set it from anywhere to end the current run after the steps under way; what was generated is returned. Starting
-    /// a run clears it.
+    /// Set it from anywhere to end the current run, or all of a batch, after the steps under way; what was generated is
+    /// returned. Starting a run or a batch clears it.
     pub fn stop_flag(&self) -> Arc<AtomicBool> {
         self.stop.clone()
     }
@@ -220,18 +228,17 @@ impl Engine {
             ThinkingState::Closed => PromptThinking::Closed,
             ThinkingState::None => PromptThinking::NotOpened,
         };
+        let rendered = |messages: &[Message], options: &RenderOptions| {
+            let rendered = self.template()?.render(messages, options)?;
+            Ok((self.tokenizer()?.encode(&rendered.text)?, of(rendered.thinking)))
+        };
         let (ids, thinking) = match prompt {
-            Prompt::Chat(text) => {
-                let rendered = self.template()?.render(&[Message::user(text.as_str())], &RenderOptions::default())?;
-                (self.tokenizer()?.encode(&rendered.text)?, of(rendered.thinking))
-            }
+            Prompt::Chat(text) => rendered(&[Message::user(text.as_str())], &RenderOptions::default())?,
             Prompt::Messages { messages, think } => {
-                let options = RenderOptions { enable_thinking: *think, ..RenderOptions::default() };
                 if think.is_some() {
                     self.template()?.check_thinking_switch()?;
                 }
-                let rendered = self.template()?.render(messages, &options)?;
-                (self.tokenizer()?.encode(&rendered.text)?, of(rendered.thinking))
+                rendered(messages, &RenderOptions { enable_thinking: *think, ..RenderOptions::default() })?
             }
             Prompt::Raw(text) => (self.tokenizer()?.encode(text)?, of(crate::text::thinking_state(text))),
             Prompt::Ids(ids) => {
@@ -278,419 +285,411 @@ impl Engine {
         options: &RunOptions,
         on: &mut dyn FnMut(Event<'_>),
     ) -> Result<RunResult> {
+        let mut batch = self.batch();
+        batch.add(prompt, options)?;
+        let mut ended = batch.run(&mut |_, event| on(event)).await;
+        ended.pop().expect("one request, one result").1
+    }
+
+    /// An empty batch, with as many places as the engine was loaded for ([`LoadOptions::sequences`]).
+    pub fn batch(&mut self) -> Batch<'_> {
         self.stop.store(false, Ordering::Relaxed);
-        let (ids, thinking) = self.encode(prompt)?;
-        let context = self.model.context();
-        if ids.len() > context {
-            return Err(Error::new(ErrorKind::Input, "the prompt is longer than the context")
-                .expected(format!("at most {context} tokens"))
-                .found(format!("{} tokens", ids.len()))
-                .help("shorten it, or raise --context up to the model's max_position_embeddings"));
-        }
-        let mut run = Run::new(self, options, &ids, thinking)?;
-        on(Event::Start { prompt_ids: &ids });
-        let begun = Instant::now();
-        run.prefill(&ids).await?;
-        run.catch_up(on).await?;
-        run.totals.prefill_us = begun.elapsed().as_micros() as u64;
-        let begun = Instant::now();
-        let ended = run.decode(on).await;
-        run.totals.decode_us = (begun.elapsed().as_micros() as u64).saturating_sub(run.totals.probe_us);
-        // What was generated before a failure is not lost with it.
-        let (stop_reason, error) = match ended {
-            Ok(reason) => (reason, None),
-            Err(e) if run.tokens.is_empty() => return Err(e),
-            Err(e) => (StopReason::Failed(e.what().into()), Some(e)),
-        };
-        Ok(RunResult { error, ..run.finish(ids, stop_reason)? })
-    }
-}
-
-/// One run: the engine's parts and what belongs to this prompt alone. Nothing of it outlives the prompt.
-struct Run<'a> {
-    name: &'a str,
-    model: &'a Decoder,
-    cache: &'a mut KvCache,
-    stop: &'a AtomicBool,
-    options: &'a RunOptions,
-    policy: Box<dyn EvictionPolicy>,
-    probe_ids: Vec<u32>,
-    think: ThinkIds,
-    eos: Vec<u32>,
-    tokenizer: Option<Tokenizer>,
-    detokenizer: Option<Detokenizer>,
-    text: String,
-    clock: ProbeClock,
-    ledger: Ledger,
-    prompt_tokens: usize,
-    /// Step of the device's counter at which this run's first token was sampled.
-    first_step: u32,
-    tokens: Vec<trace::Token>,
-    /// Tokens sampled on the device.
-    issued: usize,
-    /// Reads on their way: the tokens sampled when each was taken.
-    reads: VecDeque<(usize, Readback)>,
-    probes: Vec<trace::Probe>,
-    probe_due: bool,
-    ended: Option<StopReason>,
-    totals: Totals,
-}
-
-impl<'a> Run<'a> {
-    fn new(engine: &'a mut Engine, options: &'a RunOptions, ids: &[u32], thinking: PromptThinking) -> Result<Self> {
-        check_ids(ids, engine.model.config().vocab_size, "the prompt")?;
-        let policy = policy::by_name(&options.policy)?;
-        policy.accepts(options.budget)?;
-        let tokenizer = engine.tokenizer.as_ref().ok().cloned();
-        let think = tokenizer.as_ref().map_or(ThinkIds { open: None, close: None }, Tokenizer::think_ids);
-        let probe_ids = match policy.needs() {
-            Measurement::Nothing => Vec::new(),
-            _ => {
-                let tokenizer = engine.tokenizer.as_ref().map_err(|e| {
-                    e.clone().help(format!("{} reads text: without a tokenizer use --policy random", policy.name()))
-                })?;
-                let probe_ids = tokenizer.encode(&options.probe_text)?;
-                probe::check_probe_ids(&probe_ids, think.close)?;
-                check_ids(&probe_ids, engine.model.config().vocab_size, "--probe-text")?;
-                probe_ids
-            }
-        };
-        engine.cache.clear(0)?;
-        Ok(Self {
-            name: &engine.name,
-            model: &engine.model,
-            first_step: engine.cache.sequence(0).step,
-            cache: &mut engine.cache,
-            stop: &engine.stop,
-            options,
-            policy,
-            probe_ids,
-            think,
-            eos: engine.model.config().eos_token_ids.clone(),
-            detokenizer: tokenizer.as_ref().map(|t| Detokenizer::new(t, false)),
-            tokenizer,
-            text: String::new(),
-            clock: ProbeClock::new(options.probe_every, thinking)?,
-            ledger: Ledger::new(ids.len()),
-            prompt_tokens: ids.len(),
-            tokens: Vec::new(),
-            issued: 0,
+        let places = self.cache.shape().seqs;
+        Batch {
+            engine: self,
+            requests: 0,
+            waiting: VecDeque::new(),
+            places: (0..places).map(|_| None).collect(),
             reads: VecDeque::new(),
-            probes: Vec::new(),
-            probe_due: false,
-            ended: None,
-            totals: Totals { prompt_tokens: ids.len(), ..Totals::default() },
-        })
+        }
+    }
+}
+
+/// Requests that run side by side: each with its own prompt, options, policy, budget, end and trace. A result does not depend
+/// on the neighbours beyond the order in which a shader for more rows may add (each kernel states its bound); the same
+/// batch gives the same results. One that fails or is cancelled leaves the others alone.
+///
+/// ```no_run
+/// # async fn example(engine: &mut secateur::engine::Engine) -> secateur::Result<()> {
+/// use secateur::engine::{Prompt, RunOptions};
+/// let mut batch = engine.batch();
+/// for question in ["What is 12 + 30?", "How many primes are below 50?"] {
+///     batch.add(&Prompt::Chat(question.into()), &RunOptions::default())?;
+/// }
+/// while !batch.is_idle() {
+///     // Requests may be added here at any time: they take the places of those that end.
+///     for (request, result) in batch.step(&mut |_request, _event| ()).await {
+///         println!("{request}: {}", result?.text);
+///     }
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Batch<'e> {
+    engine: &'e mut Engine,
+    /// Requests added so far.
+    requests: usize,
+    waiting: VecDeque<Sequence>,
+    /// Who runs: an index here is the sequence's number in the cache.
+    places: Vec<Option<Sequence>>,
+    reads: VecDeque<Read>,
+}
+
+/// A copy of the device's state on its way.
+struct Read {
+    /// Place, request and sampled tokens of those who had any when it was taken.
+    of: Vec<(usize, usize, usize)>,
+    state: Readback,
+}
+
+impl Batch<'_> {
+    /// Takes a request on; it runs as soon as a place is free. Returns its number, counted from 0.
+    ///
+    /// # Errors
+    /// A prompt that is empty or beyond the context, a policy that cannot run with this model or budget.
+    pub fn add(&mut self, prompt: &Prompt, options: &RunOptions) -> Result<usize> {
+        let (ids, thinking) = self.engine.encode(prompt)?;
+        let config = self.engine.model.config();
+        let facts = Facts {
+            tokenizer: &self.engine.tokenizer,
+            vocab_size: config.vocab_size,
+            eos: &config.eos_token_ids,
+            context: self.engine.model.context(),
+        };
+        self.waiting.push_back(Sequence::new(self.requests, ids, thinking, options, &facts)?);
+        self.requests += 1;
+        Ok(self.requests - 1)
     }
 
-    /// Forwards the prompt in chunks and samples the first token. Waits for each chunk before the next, so that a stop is
-    /// heard within one.
-    async fn prefill(&mut self, ids: &[u32]) -> Result<()> {
-        self.cache.reserve(0, ids.len())?;
-        let chunks = ids.len().div_ceil(PREFILL_CHUNK);
-        for (i, ids) in ids.chunks(PREFILL_CHUNK).enumerate() {
-            let input = Input::Chunk { seq: 0, ids };
-            if i + 1 < chunks {
-                self.model.forward(input, self.cache, Logits::None, None)?;
-                self.cache.advance(0, ids.len(), 0);
-                self.cache.read_state().await?;
-                if self.stop.load(Ordering::Relaxed) {
-                    self.ended = Some(StopReason::Cancelled);
-                    break;
-                }
-            } else if self.options.max_new_tokens > 0 {
-                let out = self.model.forward(input, self.cache, Logits::Last, None)?;
-                self.sample(&out.logits.expect("asked for"), ids.len());
-            }
+    /// Ends a request after the steps under way; what was generated comes as its result.
+    pub fn cancel(&mut self, request: usize) {
+        self.waiting.iter_mut().chain(self.places.iter_mut().flatten()).filter(|s| s.id == request).for_each(|s| {
+            s.cancelled = true;
+        });
+    }
+
+    /// Whether nothing runs or waits.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.places.iter().all(Option::is_none)
+    }
+
+    /// Runs until all is done. Returns every request's result, in the order they were added.
+    pub async fn run(&mut self, on: &mut OnEvent<'_>) -> Vec<(usize, Result<RunResult>)> {
+        let mut ended = Vec::new();
+        while !self.is_idle() {
+            ended.extend(self.step(on).await);
         }
-        self.note_peak(0);
+        ended.sort_by_key(|(request, _)| *request);
+        ended
+    }
+
+    /// One turn of the loop. Returns the requests that ended with it.
+    pub async fn step(&mut self, on: &mut OnEvent<'_>) -> Vec<(usize, Result<RunResult>)> {
+        let turn = async {
+            self.admit(on);
+            self.prefill()?;
+            self.prune(on).await?;
+            self.decode()?;
+            self.read(on).await
+        };
+        // What is nobody's fault alone: the device.
+        if let Err(e) = turn.await {
+            self.reads.clear();
+            self.places.iter_mut().flatten().for_each(|s| s.fail(e.clone()));
+        }
+        self.retire()
+    }
+
+    /// Gives free places to those who wait, and hears a stop.
+    fn admit(&mut self, on: &mut OnEvent<'_>) {
+        for (place, free) in self.places.iter_mut().enumerate().filter(|(_, place)| place.is_none()) {
+            let Some(mut sequence) = self.waiting.pop_front() else { break };
+            sequence.begin();
+            on(sequence.id, Event::Start { prompt_ids: &sequence.prompt });
+            if let Err(e) = self.engine.cache.clear(place) {
+                sequence.fail(e);
+            }
+            *free = Some(sequence);
+        }
+        if self.engine.stop.load(Ordering::Relaxed) {
+            self.waiting.iter_mut().chain(self.places.iter_mut().flatten()).for_each(|s| s.cancelled = true);
+        }
+        self.places.iter_mut().flatten().for_each(Sequence::settle);
+    }
+
+    /// Forwards a chunk of the oldest prompt that is not through, and samples the first token after the last chunk. Every
+    /// chunk is waited for like a token, so that a stop is heard within one.
+    fn prefill(&mut self) -> Result<()> {
+        let Self { engine: Engine { model, cache, .. }, places, .. } = self;
+        let prompts = places.iter_mut().enumerate().filter_map(|(place, s)| Some((place, s.as_mut()?)));
+        let Some((place, sequence)) = prompts.filter(|(_, s)| s.prefilling()).min_by_key(|(_, s)| s.id) else {
+            return Ok(());
+        };
+        let rest = &sequence.prompt[sequence.forwarded..];
+        let ids = &rest[..rest.len().min(PREFILL_CHUNK)];
+        let last = ids.len() == rest.len();
+        let logits = if last { Logits::Last } else { Logits::None };
+        let forward = cache
+            .reserve(&[place], rest.len())
+            .and_then(|()| model.forward(Input::Chunk { seq: place, ids }, cache, logits, None));
+        let out = match forward {
+            Ok(out) => out,
+            Err(e) => {
+                sequence.fail(e);
+                return Ok(());
+            }
+        };
+        let n = ids.len();
+        sequence.forwarded += n;
+        match out.logits {
+            Some(logits) => {
+                cache.sample(&logits, &[place], n);
+                sequence.issued = 1;
+            }
+            None => cache.advance(place, n, 0),
+        }
+        sequence.note_peak(cache.len(0, place), cache.bytes_of(place));
+        self.start_read();
         Ok(())
     }
 
-    /// Samples the next token from `logits` and starts reading it.
-    fn sample(&mut self, logits: &Tensor<2>, advance: usize) {
-        self.cache.sample(logits, 0, 1, advance);
-        self.issued += 1;
-        self.reads.push_back((self.issued, self.cache.read_state()));
-    }
-
-    /// Decode steps until the stop, with a probe whenever one is due.
-    async fn decode(&mut self, on: &mut dyn FnMut(Event<'_>)) -> Result<StopReason> {
-        // A token can be sampled as long as its predecessor can be forwarded.
-        let room = self.model.context() - self.prompt_tokens + 1;
-        let limit = self.options.max_new_tokens.min(room);
+    /// Decode steps for all who have room, in bursts of [`LAG`] between two reads, ever fewer rows as the room of one ends. One
+    /// step a turn while a prompt is under way, so that a long one does not stop the others.
+    fn decode(&mut self) -> Result<()> {
+        let prefilling = self.places.iter().flatten().any(Sequence::prefilling);
         loop {
-            if let Some(reason) = self.ended.take() {
-                return Ok(reason);
+            let rows = self.places_where(|s| s.room() > 0);
+            let rooms = rows.iter().map(|&place| self.places[place].as_ref().map_or(0, Sequence::room));
+            let Some(steps) = rooms.min() else { return Ok(()) };
+            let steps = if prefilling { 1 } else { steps.min(LAG) };
+            let rows = self.reserve(rows, steps);
+            if rows.is_empty() {
+                continue;
             }
-            if self.stop.load(Ordering::Relaxed) {
-                self.catch_up(on).await?;
-                return Ok(self.ended.take().unwrap_or(StopReason::Cancelled));
+            let Self { engine: Engine { model, cache, .. }, places, .. } = &mut *self;
+            for _ in 0..steps {
+                let out = model.forward(Input::Pending(&rows), cache, Logits::Last, None)?;
+                cache.sample(&out.logits.expect("asked for"), &rows, 1);
             }
-            let read = self.tokens.len();
-            if read >= limit {
-                let max = self.options.max_new_tokens;
-                return Ok(if read >= max { StopReason::MaxNewTokens } else { StopReason::ContextFull });
+            for &place in &rows {
+                let sequence = places[place].as_mut().expect("it has room");
+                sequence.issued += steps;
+                sequence.note_peak(cache.len(0, place), cache.bytes_of(place));
             }
-            if self.probe_due {
-                self.probe_due = false;
-                // Near the end of the context a probe has no positions left, and nothing to save.
-                if self.prompt_tokens + read + self.probe_ids.len() <= self.model.context() {
-                    self.prune(on).await?;
-                    continue;
-                }
+            self.start_read();
+            if prefilling {
+                return Ok(());
             }
-            // Never past a point where a probe may be due: there the text must be known.
-            let to_probe =
-                self.clock.steps_until_possible_probe().map_or(usize::MAX, |steps| read.saturating_add(steps));
-            let goal = limit.min(to_probe).min(read + 2 * LAG);
-            while self.issued < goal {
-                for _ in 0..LAG.min(goal - self.issued) {
-                    let pending = Input::Pending { seq0: 0, seqs: 1 };
-                    let out = self.model.forward(pending, self.cache, Logits::Last, None)?;
-                    self.cache.sample(&out.logits.expect("asked for"), 0, 1, 1);
-                    self.issued += 1;
-                }
-                self.reads.push_back((self.issued, self.cache.read_state()));
-            }
-            self.note_peak(0);
-            self.read_one(on).await?;
         }
     }
 
-    /// Waits for the oldest read and takes in its tokens.
-    async fn read_one(&mut self, on: &mut dyn FnMut(Event<'_>)) -> Result<()> {
-        let Some((upto, read)) = self.reads.pop_front() else { return Ok(()) };
-        let words = launch::as_words(&read.await?[0]);
-        let step = |token: usize| self.first_step.wrapping_add(token as u32);
-        let ids = self.cache.raw_ids(&words, 0, step(self.tokens.len()), step(upto));
-        for id in ids {
-            // Steps past the end were under way when it became known; nobody asks what they gave.
-            if self.ended.is_some() {
+    /// Waits for the oldest read and takes in its tokens; goes on while more than one is under way.
+    async fn read(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
+        while let Some(Read { of, state }) = self.reads.pop_front() {
+            let words = launch::as_words(&state.await?[0]);
+            let cache = &self.engine.cache;
+            for (place, request, upto) in of {
+                // It may have ended, and another have its place.
+                let Some(sequence) = self.places[place].as_mut().filter(|s| s.id == request) else { continue };
+                for id in cache.raw_ids(&words, place, sequence.tokens.len() as u32, upto as u32) {
+                    // Steps past the end were under way when it became known; nobody asks what they gave.
+                    if sequence.ended.is_some() {
+                        break;
+                    }
+                    if let Err(e) = cache.checked_id(id).and_then(|id| sequence.take_in(id, on)) {
+                        sequence.fail(e);
+                    }
+                }
+            }
+            if self.reads.len() <= 1 {
                 break;
             }
-            self.take_in(self.cache.checked_id(id)?, on)?;
         }
         Ok(())
     }
 
-    /// Waits for every read under way.
-    async fn catch_up(&mut self, on: &mut dyn FnMut(Event<'_>)) -> Result<()> {
-        while !self.reads.is_empty() {
-            self.read_one(on).await?;
-        }
-        Ok(())
-    }
-
-    /// A token became known: text, role, clock, stop.
-    fn take_in(&mut self, id: u32, on: &mut dyn FnMut(Event<'_>)) -> Result<()> {
-        let stop = self.eos.contains(&id) && !self.options.ignore_eos;
-        let inside = self.clock.inside_thinking();
-        let (think_open, think_close) = (Some(id) == self.think.open, Some(id) == self.think.close);
-        let role = match inside {
-            _ if stop => Role::Answer,
-            _ if think_close => Role::ThinkClose,
-            _ if think_open => Role::ThinkOpen,
-            true => Role::Thinking,
-            false => Role::Answer,
-        };
-        let piece = match &mut self.detokenizer {
-            Some(detokenizer) => detokenizer.push(id)?.to_string(),
-            None => String::new(),
-        };
-        let bytes = self.tokenizer.as_ref().and_then(|t| t.token_bytes(id));
-        self.ledger.push(role, bytes.as_deref().unwrap_or(piece.as_bytes()));
-        let special = self.tokenizer.as_ref().is_some_and(|t| t.is_special(id));
-        let shown = if special { "" } else { piece.as_str() };
-        self.text.push_str(shown);
-        on(Event::Token { index: self.tokens.len(), id, text: shown, role });
-        self.tokens.push(trace::Token { id, text: piece, role, step: None });
-        if stop {
-            self.ended = Some(StopReason::Eos);
+    /// Probe, score, plan, gather, resume (section 1 of the method), for all who are due: their text is known. The others'
+    /// steps wait on the device only, behind the probes'.
+    async fn prune(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
+        let due = self.places_where(Sequence::is_due);
+        let due = self.reserve(due, 1);
+        if due.is_empty() {
             return Ok(());
         }
-        let inside_char = self.detokenizer.as_ref().is_some_and(Detokenizer::ends_inside_char);
-        self.probe_due = self.clock.push(Generated { think_open, think_close, inside_char }) && self.prunes();
-        Ok(())
-    }
-
-    /// `full` keeps everything whatever it is shown: it needs no probe.
-    fn prunes(&self) -> bool {
-        self.policy.name() != "full"
-    }
-
-    /// Probe, score, plan, gather, resume (section 1 of the method). Every sampled token has been read.
-    async fn prune(&mut self, on: &mut dyn FnMut(Event<'_>)) -> Result<()> {
-        debug_assert!(self.reads.is_empty() && self.issued == self.tokens.len(), "the engine is caught up");
         let begun = Instant::now();
-        let pending = self.tokens.last().expect("a probe follows a token").id;
-        let held = self.hold(pending)?;
-        let measured = self.measure(pending).await?;
+        let held = self.hold(&due)?;
+        let layers = self.measure(&due, Reduce::Layer, |_| true).await?;
         let probed = Instant::now();
-        // For the trace alone, and not part of what a probe costs.
-        let heads = self.read_heads(pending).await?;
+        // For the trace alone, and not part of what a probe costs. A forward of its own, so that what decides is measured in
+        // the same way with and without it.
+        let heads = self.measure(&due, Reduce::None, |s| s.options.attention == AttentionDetail::Heads).await?;
         let traced = Instant::now();
 
-        let mut snapshot = self.ledger.snapshot();
-        if self.tokenizer.is_none() {
-            snapshot.current_step = policy::NO_CURRENT_STEP;
+        let mut plans = Vec::new();
+        for (&place, (layers, heads)) in due.iter().zip(layers.into_iter().zip(heads)) {
+            let sequence = self.places[place].as_mut().expect("it is due");
+            let measured = Measured { layers, heads };
+            match sequence.plan(&measured) {
+                Ok((plan, record)) => plans.push((place, plan, record)),
+                Err(e) => sequence.fail(e),
+            }
         }
-        let view = CacheView::new(ViewParts {
-            scores: measured.as_ref().map(|m| &m.scores[..]),
-            window: self.options.window,
-            seed: self.options.seed,
-            probe: self.probes.len() as u64,
-            ..snapshot.parts(self.options.budget)
-        })?;
-        let plan = self.policy.plan(&view)?;
-        let mut record = trace::Probe::record(self.tokens.len(), &view, &plan)?;
         let planned = Instant::now();
-        if let (Some(measured), true) = (&measured, self.options.attention != AttentionDetail::Off) {
-            record.attention = Some(AttentionMap::of(&view, &measured.layers, heads.as_deref())?);
-        }
 
-        record.bytes_before = self.device_bytes();
-        self.gather(&plan)?;
-        record.bytes_after = self.device_bytes();
+        let bytes_before = self.device_bytes();
+        self.gather(&plans)?;
+        let bytes_after = self.device_bytes();
         let gathered = Instant::now();
-        record.timings = trace::Timings {
+        let timings = trace::Timings {
             probe_us: (probed - begun).as_micros() as u64,
             plan_us: (planned - traced).as_micros() as u64,
             gather_us: (gathered - planned).as_micros() as u64,
         };
-        self.totals.evicted_tokens += record.evicted.len();
-        on(Event::Probe(&record));
-        self.probes.push(record);
+        for (place, _, record) in plans {
+            let sequence = self.places[place].as_mut().expect("it is due");
+            sequence.pruned(trace::Probe { timings, bytes_before, bytes_after, ..record }, on);
+        }
 
-        self.sample(&held, 0);
-        self.totals.probe_us += (begun.elapsed() - (traced - probed)).as_micros() as u64;
+        self.engine.cache.sample(&held, &due, 0);
+        for &place in &due {
+            let sequence = self.places[place].as_mut().expect("it is due");
+            sequence.issued += 1;
+            sequence.totals.probe_us += (begun.elapsed() - (traced - probed)).as_micros() as u64;
+        }
+        self.start_read();
         Ok(())
     }
 
-    /// Forwards the pending token by the ordinary decode path; its logits wait for the gather.
-    fn hold(&mut self, pending: u32) -> Result<Tensor<2>> {
-        let out = self.model.forward(Input::Pending { seq0: 0, seqs: 1 }, self.cache, Logits::Last, None)?;
-        self.cache.advance(0, 1, pending);
-        self.note_peak(0);
+    /// Forwards the pending tokens by the ordinary decode path; their logits wait for the gather.
+    fn hold(&mut self, due: &[usize]) -> Result<Tensor<2>> {
+        let Self { engine: Engine { model, cache, .. }, places, .. } = self;
+        let out = model.forward(Input::Pending(due), cache, Logits::Last, None)?;
+        for &place in due {
+            let sequence = places[place].as_mut().expect("it is due");
+            cache.advance(place, 1, sequence.tokens.last().expect("a probe follows a token").id);
+            sequence.note_peak(cache.len(0, place), cache.bytes_of(place));
+        }
         Ok(out.logits.expect("asked for"))
     }
 
-    /// The probe: appends its text, forwards it as one chunk, reads the last token's attention over the cached slots, rolls
-    /// back. `None` where the policy measures nothing.
-    ///
-    /// A slot's score is the mean over layers and heads.
-    async fn measure(&mut self, pending: u32) -> Result<Option<Measured>> {
-        if self.policy.needs() == Measurement::Nothing {
-            return Ok(None);
+    /// The probe of each of `due` that `who` wants measured and whose policy measures anything: appends its text, forwards it as
+    /// one chunk, reads the last token's attention over the slots, reduced to `reduce`, a list a layer; rolls back. One that
+    /// fails fails alone.
+    async fn measure(
+        &mut self,
+        due: &[usize],
+        reduce: Reduce,
+        who: impl Fn(&Sequence) -> bool,
+    ) -> Result<Vec<Option<Vec<Vec<f32>>>>> {
+        let Self { engine: Engine { model, cache, .. }, places, .. } = self;
+        let mut reads = Vec::new();
+        for &place in due {
+            let sequence = places[place].as_mut().expect("it is due");
+            if sequence.policy.needs() == Measurement::Nothing || !who(sequence) || sequence.ended.is_some() {
+                reads.push(None);
+                continue;
+            }
+            let pending = sequence.tokens.last().expect("a probe follows a token").id;
+            let before = cache.checkpoint(place);
+            let input = Input::Chunk { seq: place, ids: &sequence.probe_ids };
+            match model.forward(input, cache, Logits::None, Some(reduce)) {
+                Ok(out) => reads.push(Some(launch::read_floats(&out.readout.iter().collect::<Vec<_>>()))),
+                Err(e) => {
+                    sequence.fail(e);
+                    reads.push(None);
+                }
+            }
+            sequence.note_peak(cache.len(0, place) + sequence.probe_ids.len(), cache.bytes_of(place));
+            cache.rollback(&before, pending);
         }
-        let before = self.cache.checkpoint(0);
-        let input = Input::Chunk { seq: 0, ids: &self.probe_ids };
-        let out = self.model.forward(input, self.cache, Logits::None, Some(Reduce::Layer))?;
-        let read = launch::read_floats(&out.readout.iter().collect::<Vec<_>>());
-        self.note_peak(self.probe_ids.len());
-        self.cache.rollback(&before, pending);
-        let layers: Vec<Vec<f32>> = read.await?.iter().map(|row| launch::as_floats(row)).collect();
-        let mut scores = vec![0f64; self.ledger.cached()];
-        for row in &layers {
-            scores.iter_mut().zip(row).for_each(|(sum, weight)| *sum += *weight as f64);
+        let mut measured = Vec::new();
+        for read in reads {
+            measured.push(match read {
+                Some(read) => Some(read.await?.iter().map(|row| launch::as_floats(row)).collect()),
+                None => None,
+            });
         }
-        let scores = scores.iter().map(|sum| (sum / layers.len() as f64) as f32).collect();
-        Ok(Some(Measured { scores, layers }))
+        Ok(measured)
     }
 
-    /// The probe once more, for the trace: a row for each query head of each layer. A forward of its own, so that what decides is
-    /// measured in the same way with and without it.
-    async fn read_heads(&mut self, pending: u32) -> Result<Option<Vec<Vec<f32>>>> {
-        if self.options.attention != AttentionDetail::Heads || self.policy.needs() == Measurement::Nothing {
-            return Ok(None);
-        }
-        let before = self.cache.checkpoint(0);
-        let input = Input::Chunk { seq: 0, ids: &self.probe_ids };
-        let out = self.model.forward(input, self.cache, Logits::None, Some(Reduce::None))?;
-        let read = launch::read_floats(&out.readout.iter().collect::<Vec<_>>());
-        self.cache.rollback(&before, pending);
-        Ok(Some(read.await?.iter().map(|row| launch::as_floats(row)).collect()))
-    }
-
-    /// Carries the plan out on the device and in the ledger.
-    fn gather(&mut self, plan: &KeepPlan) -> Result<()> {
-        if plan.keeps_all() {
+    /// Carries the plans out, on the device and in the ledgers.
+    fn gather(&mut self, plans: &[(usize, KeepPlan, trace::Probe)]) -> Result<()> {
+        let Self { engine: Engine { cache, .. }, places, .. } = self;
+        let cut: Vec<(usize, &KeepPlan)> =
+            plans.iter().filter(|(_, plan, _)| !plan.keeps_all()).map(|(place, plan, _)| (*place, plan)).collect();
+        if cut.is_empty() {
             return Ok(());
         }
-        // Room for what comes before the next gather, so that the buffers are made once a cycle.
-        let room = self.options.probe_every.min(1024) + self.probe_ids.len() + probe::MAX_POSTPONED + 1;
-        self.cache.keep(0, &|layer, head| plan.slots(layer, head), room)?;
-        self.ledger.gather(plan)
+        let sets: Vec<Box<KeepSets<'_>>> = cut.iter().map(|(_, plan)| slots_of(plan)).collect();
+        let mut changes = Vec::new();
+        for ((place, _), keep) in cut.iter().zip(&sets) {
+            let room = places[*place].as_ref().map_or(0, Sequence::room_after_gather);
+            changes.push(Change { seq: *place, keep: &**keep, room });
+        }
+        let together = cache.keep_each(&changes);
+        for ((place, plan), change) in cut.iter().zip(&changes) {
+            let sequence = places[*place].as_mut().expect("it is due");
+            // Where there is no room for all of them, for each that there is room for.
+            let done = match &together {
+                Ok(()) => Ok(()),
+                Err(_) => cache.keep(change.seq, change.keep, change.room),
+            };
+            if let Err(e) = done.and_then(|()| sequence.ledger.gather(plan)) {
+                sequence.fail(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out those who ended, and gives their memory back.
+    fn retire(&mut self) -> Vec<(usize, Result<RunResult>)> {
+        let Self { engine: Engine { name, model, cache, .. }, places, .. } = self;
+        let mut ended = Vec::new();
+        for (place, slot) in places.iter_mut().enumerate() {
+            slot.iter_mut().for_each(Sequence::settle);
+            if let Some(sequence) = slot.take_if(|s| s.ended.is_some()) {
+                let request = sequence.id;
+                let result = sequence.finish(name, model.device(), cache, place);
+                let result = result.and_then(|result| cache.clear(place).map(|()| result));
+                ended.push((request, result));
+            }
+        }
+        ended
+    }
+
+    /// Makes room for `extra` slots of each of these places. Where a layer's buffer cannot grow so far, the longest sequence
+    /// fails and frees what it has, until the others fit. Returns those.
+    fn reserve(&mut self, mut rows: Vec<usize>, extra: usize) -> Vec<usize> {
+        let Self { engine: Engine { cache, .. }, places, .. } = self;
+        while !rows.is_empty() {
+            let Err(e) = cache.reserve(&rows, extra) else { break };
+            let longest = (0..rows.len()).max_by_key(|&row| cache.len(0, rows[row])).expect("not empty");
+            let place = rows.remove(longest);
+            places[place].as_mut().expect("it runs").fail(e);
+            // Shrinking exceeds nothing.
+            cache.clear(place).ok();
+        }
+        rows
+    }
+
+    fn places_where(&self, is: impl Fn(&Sequence) -> bool) -> Vec<usize> {
+        (0..self.places.len()).filter(|&place| self.places[place].as_ref().is_some_and(&is)).collect()
+    }
+
+    /// Starts reading the ids of all who have sampled any.
+    fn start_read(&mut self) {
+        let sampled = |(place, s): (usize, &Option<Sequence>)| Some((place, s.as_ref()?.id, s.as_ref()?.issued));
+        let of = self.places.iter().enumerate().filter_map(sampled).collect();
+        self.reads.push_back(Read { of, state: self.engine.cache.read_state() });
     }
 
     fn device_bytes(&self) -> trace::DeviceBytes {
-        let bytes = self.model.device().bytes();
+        let bytes = self.engine.model.device().bytes();
         trace::DeviceBytes { in_use: bytes.in_use, reserved: bytes.reserved }
     }
-
-    /// Slots and KV bytes as they are, `more` slots written beyond the length included. The old and the new buffer of the one
-    /// layer that a gather is moving do not count.
-    fn note_peak(&mut self, more: usize) {
-        self.totals.peak_cached = self.totals.peak_cached.max(self.cache.len(0, 0) + more);
-        self.totals.peak_kv_bytes = self.totals.peak_kv_bytes.max(self.cache.bytes());
-    }
-
-    fn finish(mut self, prompt_ids: Vec<u32>, stop_reason: StopReason) -> Result<RunResult> {
-        if let Some(detokenizer) = &mut self.detokenizer {
-            self.text.push_str(detokenizer.finish());
-        }
-        // Steps as the final text has them.
-        let thinking = self.ledger.thinking();
-        let steps = thinking.steps(Tail::Closed);
-        let step_of = thinking.assign(&steps);
-        let thoughts = self.tokens.iter_mut().filter(|t| t.role == Role::Thinking);
-        thoughts.zip(step_of).for_each(|(token, step)| token.step = Some(steps[step].start));
-        self.totals.generated_tokens = self.tokens.len();
-        self.totals.thinking_tokens = self.ledger.thinking().tokens();
-        // Not the steps that were under way past the end.
-        self.totals.final_cached = self.cache.len(0, 0).min(self.ledger.cached());
-        let trace = Trace {
-            version: trace::VERSION,
-            secateur: env!("CARGO_PKG_VERSION").into(),
-            model: self.name.into(),
-            device: self.model.device().info.line(),
-            settings: trace::Settings {
-                policy: self.policy.name().into(),
-                budget: self.options.budget.to_string(),
-                window: self.options.window,
-                probe_every: self.options.probe_every,
-                probe_text: self.options.probe_text.clone(),
-                seed: self.options.seed,
-            },
-            // Text for people: that a decoder fails on it is no reason to lose the trace.
-            prompt_text: self.tokenizer.as_ref().and_then(|t| t.decode(&prompt_ids, false).ok()),
-            slot_bytes: Some(self.cache.shape().slot_bytes() as u64 * self.cache.shape().layers as u64),
-            prompt_ids,
-            tokens: self.tokens,
-            probes: self.probes,
-            stop_reason,
-            totals: self.totals,
-        };
-        let kv_bytes = self.cache.bytes();
-        Ok(RunResult { text: self.text, bytes: self.model.device().bytes(), kv_bytes, trace, error: None })
-    }
 }
 
-/// What a probe read.
-struct Measured {
-    /// One per cached slot.
-    scores: Vec<f32>,
-    /// The readout of each layer: a weight for each cached slot and each of the probe's own.
-    layers: Vec<Vec<f32>>,
-}
-
-/// Every id must have a row in the embedding: found out before anything is computed.
-fn check_ids(ids: &[u32], vocabulary: usize, place: &str) -> Result<()> {
-    match ids.iter().find(|id| **id as usize >= vocabulary) {
-        None => Ok(()),
-        Some(id) => Err(Error::new(ErrorKind::Input, "a token id is outside the vocabulary")
-            .at(place)
-            .expected(format!("ids below {vocabulary}"))
-            .found(id)),
-    }
+/// The slots of a plan, as the cache asks for them.
+fn slots_of(plan: &KeepPlan) -> Box<KeepSets<'_>> {
+    Box::new(|layer, head| plan.slots(layer, head))
 }

@@ -13,6 +13,7 @@ pub mod model;
 pub mod policy;
 pub mod probe;
 pub mod report;
+mod sequence;
 pub mod steps;
 pub mod text;
 #[cfg(target_family = "wasm")]

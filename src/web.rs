@@ -173,7 +173,7 @@ impl Secateur {
         };
         let device = trusted_device().await?;
         let name = options.name.as_deref().unwrap_or(name);
-        let options = LoadOptions { kv, context: options.context };
+        let options = LoadOptions { kv, context: options.context, ..LoadOptions::default() };
         let engine = Engine::load(source, name, &device, &options, &mut |_, _| ())?;
         let info = json!({
             "model": name,

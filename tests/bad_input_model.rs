@@ -92,7 +92,7 @@ fn a_prompt_over_the_context_is_refused() {
         prefill(&model, &mut cache, 0, &ids[..16], 5);
         // Evicting frees slots, not positions.
         cache.keep(0, &|_, _| &[Slot(0), Slot(9)], 1).expect("fits");
-        let next = model.forward(Input::Pending { seq0: 0, seqs: 1 }, &mut cache, Logits::Last, None);
+        let next = model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None);
         refused(next, ErrorKind::Input, &["the context is full", "17"]);
     }
     let model = load(&fx, &devices()[0], usize::MAX).expect("clamped to the model's own");
@@ -121,7 +121,7 @@ fn a_cache_beyond_the_largest_buffer_is_refused() {
         prefill(&model, &mut cache, 0, &ids[..70], 5);
         let mut steps = 0;
         let error = loop {
-            match model.forward(Input::Pending { seq0: 0, seqs: 1 }, &mut cache, Logits::Last, None) {
+            match model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None) {
                 Ok(_) => cache.advance(0, 1, 5),
                 Err(error) => break error,
             }
@@ -269,10 +269,10 @@ fn logits_that_are_not_finite_are_an_error() {
                 for &words in packings {
                     let mut cache = fx.cache(device, words, 1, 64);
                     let logits = prefill(&model, &mut cache, 0, &fx.ids("prompt.7.ids"), 0);
-                    cache.sample(&logits, 0, 1, 0);
+                    cache.sample(&logits, &[0], 0);
                     // The id of a broken step is forwarded before anyone looks: that must do no harm.
-                    let out = model.forward(Input::Pending { seq0: 0, seqs: 1 }, &mut cache, Logits::Last, None);
-                    cache.sample(&out.expect("fits").logits.expect("asked for"), 0, 1, 1);
+                    let out = model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None);
+                    cache.sample(&out.expect("fits").logits.expect("asked for"), &[0], 1);
                     let state = as_words(&block_on(cache.read_state()).expect("readable")[0]);
                     let ids = cache.ids(&state, 0, 0, 2);
                     refused(ids, ErrorKind::Device, &["the logits are not finite", "conformance"]);

@@ -15,7 +15,7 @@ fn engine(device: &secateur::device::ComputeDevice, with_text: bool) -> Engine {
     }
     let files = names.into_iter().map(|n| (n, directory.read(n).expect("committed").to_vec()));
     let source = ModelSource::memory(files);
-    let options = LoadOptions { kv: Words::F32, context: Some(2048) };
+    let options = LoadOptions { kv: Words::F32, context: Some(2048), ..LoadOptions::default() };
     Engine::load(&source, "qwen2-f16", device, &options, &mut |_, _| ()).expect("a good model")
 }
 

@@ -119,11 +119,11 @@ fn prompts(fx: &Fixture, model: &Decoder, words: Words, tally: &mut Tally) {
 fn greedy(fx: &Fixture, model: &Decoder) -> Vec<u32> {
     let mut cache = fx.cache(model.device(), Words::F32, 1, 64);
     let logits = prefill(model, &mut cache, 0, &fx.ids("prompt.64.ids"), 0);
-    cache.sample(&logits, 0, 1, 0);
+    cache.sample(&logits, &[0], 0);
     let (mut reads, mut ids) = (Vec::new(), Vec::new());
     for step in 1..64u32 {
-        let out = model.forward(Input::Pending { seq0: 0, seqs: 1 }, &mut cache, Logits::Last, None).expect("fits");
-        cache.sample(&out.logits.expect("asked for"), 0, 1, 1);
+        let out = model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None).expect("fits");
+        cache.sample(&out.logits.expect("asked for"), &[0], 1);
         if (step + 1).is_multiple_of(16) {
             reads.push((step + 1 - 16, cache.read_state()));
         }

@@ -47,8 +47,8 @@ fn filled(fx: &Fixture, model: &Decoder, words: Words, growth: usize) -> KvCache
 
 /// The next logits, leaving lengths as they are.
 fn peek(model: &Decoder, cache: &mut KvCache) -> Vec<u32> {
-    let seqs = cache.shape().seqs;
-    let out = model.forward(Input::Pending { seq0: 0, seqs }, cache, Logits::Last, None).expect("fits");
+    let seqs: Vec<usize> = (0..cache.shape().seqs).collect();
+    let out = model.forward(Input::Pending(&seqs), cache, Logits::Last, None).expect("fits");
     bits(&values(&out.logits.expect("asked for")))
 }
 
@@ -168,9 +168,9 @@ fn results_do_not_depend_on_capacity() {
 
 /// Forwards the pending tokens of all sequences, advances and gives each its next token.
 fn decode_batch(model: &Decoder, cache: &mut KvCache, next: u32) -> Vec<Vec<f32>> {
-    let seqs = cache.shape().seqs;
-    let out = model.forward(Input::Pending { seq0: 0, seqs }, cache, Logits::Last, None).expect("fits");
-    (0..seqs).for_each(|seq| cache.advance(seq, 1, next + seq as u32));
+    let seqs: Vec<usize> = (0..cache.shape().seqs).collect();
+    let out = model.forward(Input::Pending(&seqs), cache, Logits::Last, None).expect("fits");
+    seqs.iter().for_each(|&seq| cache.advance(seq, 1, next + seq as u32));
     let logits = out.logits.expect("asked for");
     let vocab = logits.dims()[1];
     values(&logits).chunks(vocab).map(<[f32]>::to_vec).collect()
@@ -242,8 +242,8 @@ fn the_device_and_the_host_agree_on_lengths() {
                 match op {
                     0 => drop(prefill(model, &mut cache, seq, &fx.ids("prompt.64.ids")[..n], 9)),
                     1 => {
-                        let out = model.forward(Input::Pending { seq0: 0, seqs: 2 }, &mut cache, Logits::Last, None);
-                        cache.sample(&out.expect("fits").logits.expect("asked for"), 0, 2, 1);
+                        let out = model.forward(Input::Pending(&[0, 1]), &mut cache, Logits::Last, None);
+                        cache.sample(&out.expect("fits").logits.expect("asked for"), &[0, 1], 1);
                     }
                     2 => {
                         let kept = slots((0..len).filter(|s| s % (n + 1) != 0));
@@ -255,7 +255,7 @@ fn the_device_and_the_host_agree_on_lengths() {
                         cache.rollback(&checkpoint, 3);
                         assert_eq!(cache.len(0, seq), len);
                     }
-                    4 => cache.reserve(seq, n * 5).expect("fits"),
+                    4 => cache.reserve(&[seq], n * 5).expect("fits"),
                     _ => cache.clear(seq).expect("fits"),
                 }
                 assert_mirrored(&cache);
@@ -302,7 +302,7 @@ fn ids_read_late_are_the_ids_read_at_once() {
         let run = |late: bool| {
             let mut cache = fx.cache(model.device(), words, 1, 64);
             let logits = prefill(model, &mut cache, 0, &fx.ids("prompt.64.ids"), 0);
-            cache.sample(&logits, 0, 1, 0);
+            cache.sample(&logits, &[0], 0);
             let (mut ids, mut reads) = (Vec::new(), Vec::new());
             for step in 0..40u32 {
                 // The copy is taken here; what follows advances the state in place.
@@ -314,8 +314,8 @@ fn ids_read_late_are_the_ids_read_at_once() {
                     assert_eq!(words[state::STEP], step + 1);
                     ids.extend(cache.ids(&words, 0, step, step + 1).expect("finite"));
                 }
-                let out = model.forward(Input::Pending { seq0: 0, seqs: 1 }, &mut cache, Logits::Last, None);
-                cache.sample(&out.expect("fits").logits.expect("asked for"), 0, 1, 1);
+                let out = model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None);
+                cache.sample(&out.expect("fits").logits.expect("asked for"), &[0], 1);
             }
             for (step, read) in reads {
                 let words = as_words(&block_on(read).expect("readable")[0]);
@@ -393,7 +393,7 @@ fn free_run(fx: &Fixture, device: &ComputeDevice) -> (Vec<u32>, Vec<(usize, Vec<
         if step % EVERY == 0 {
             sampled.push((step, start(&logits)));
         }
-        cache.sample(&logits, 0, 1, (step > 0) as usize);
+        cache.sample(&logits, &[0], (step > 0) as usize);
         if (step + 1) % 32 == 0 || step + 1 == STEPS {
             let from = step / 32 * 32;
             reads.push((from as u32, step as u32 + 1, cache.read_state()));
@@ -418,7 +418,7 @@ fn free_run(fx: &Fixture, device: &ComputeDevice) -> (Vec<u32>, Vec<(usize, Vec<
             assert_mirrored(&cache);
         }
         most = most.max(cache.len(0, 0));
-        let out = model.forward(Input::Pending { seq0: 0, seqs: 1 }, &mut cache, Logits::Last, None).expect("fits");
+        let out = model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None).expect("fits");
         logits = out.logits.expect("asked for");
     }
     for (from, to, read) in reads {

@@ -30,7 +30,7 @@ fn golden() -> Golden {
 }
 
 fn engine(device: &ComputeDevice) -> Engine {
-    let options = LoadOptions { kv: Words::F32, context: None };
+    let options = LoadOptions { kv: Words::F32, ..LoadOptions::default() };
     Engine::load(&builtin::source(), builtin::NAME, device, &options, &mut |_, _| ()).expect("it is in the binary")
 }
 
@@ -71,8 +71,9 @@ fn greedy_ids_of_all_problems_at_once_are_those_of_transformers() {
     let mut cache = KvCache::new(CacheShape::new(&config, Words::F32, seqs, 64).expect("f32 or f16"), device);
     for (seq, problem) in problems.iter().enumerate() {
         let logits = common::prefill(&model, &mut cache, seq, &problem.prompt_ids, 0);
-        cache.sample(&logits, seq, 1, 0);
+        cache.sample(&logits, &[seq], 0);
     }
+    let all: Vec<usize> = (0..seqs).collect();
     let mut found = vec![Vec::new(); seqs];
     for step in 1..=steps {
         if step % 16 == 0 || step == steps {
@@ -81,8 +82,8 @@ fn greedy_ids_of_all_problems_at_once_are_those_of_transformers() {
                 found.extend(cache.ids(&words, seq, found.len() as u32, step).expect("finite logits"));
             }
         }
-        let out = model.forward(Input::Pending { seq0: 0, seqs }, &mut cache, Logits::Last, None).expect("fits");
-        cache.sample(&out.logits.expect("asked for"), 0, seqs, 1);
+        let out = model.forward(Input::Pending(&all), &mut cache, Logits::Last, None).expect("fits");
+        cache.sample(&out.logits.expect("asked for"), &all, 1);
     }
     for (i, (found, problem)) in found.iter().zip(&problems).enumerate() {
         let golden = &problem.greedy_ids;

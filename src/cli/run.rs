@@ -122,7 +122,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let began = Instant::now();
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
-    let load = LoadOptions { kv: args.kv.words(), context: args.context };
+    let load = LoadOptions { kv: args.kv.words(), context: args.context, sequences: 1 };
     let mut engine = Engine::load(&source, name, &device, &load, &mut |done, of| bar.at(done, of))?;
     drop(bar);
     let load_us = began.elapsed().as_micros() as u64;

@@ -1,6 +1,6 @@
 //! Causal attention of a chunk over the cached slots.
 //!
-//! Contract: for row `i` (token `i % chunk` of sequence `seq0 + i / chunk`) and query head `h` over the
+//! Contract: for row `i` (token `i % chunk` of the sequence that `state[map + i / chunk]` names) and query head `h` over the
 //! `L = length + i % chunk + 1` first slots of its sequence (the chunk's own keys were appended before, the length not yet
 //! advanced), with `s_j = scale · q[i, h] · K[j]`: `out[i, h, :] = Σ_j softmax(s)_j V[j]` and `lse[i, h] = ln Σ_j exp(s_j)`
 //! (what the readout and second passes need). `q` `[n, heads D]` rotated, `scale = 1/√D`, grouped queries: head `h` reads KV
@@ -33,8 +33,8 @@ pub struct AttentionSpec {
     pub kv_heads: usize,
     /// Rows per sequence; with more than one, `n == chunk`.
     pub chunk: usize,
-    /// First sequence.
-    pub seq0: usize,
+    /// Word of the state from which on the rows' sequences are listed.
+    pub map: usize,
     /// Word of the state where the layer's table begins.
     pub table: usize,
     /// The largest `length + chunk` of the sequences: bounds the splits.
@@ -84,10 +84,9 @@ impl AttentionSpec {
 
     pub(super) fn info(&self) -> [u32; 12] {
         let [n, heads, kv_heads, chunk] = [self.n, self.heads, self.kv_heads, self.chunk].map(|v| v as u32);
-        let [seq0, table, hpg, splits] =
-            [self.seq0, self.table, self.heads_per_group(), self.splits()].map(|v| v as u32);
+        let [map, table, hpg, splits] = [self.map, self.table, self.heads_per_group(), self.splits()].map(|v| v as u32);
         let scale = (1.0 / (self.d as f64).sqrt()) as f32;
-        [n, heads, kv_heads, chunk, seq0, table, hpg, splits, self.tiles_per_split() as u32, scale.to_bits(), 0, 0]
+        [n, heads, kv_heads, chunk, map, table, hpg, splits, self.tiles_per_split() as u32, scale.to_bits(), 0, 0]
     }
 
     pub(super) fn combine_variant(&self) -> Variant {
@@ -96,7 +95,7 @@ impl AttentionSpec {
     }
 
     pub(super) fn combine_info(&self) -> [u32; 8] {
-        [self.n, self.heads, self.chunk, self.seq0, self.table, self.splits(), TILE, 0].map(|v| v as u32)
+        [self.n, self.heads, self.chunk, self.map, self.table, self.splits(), TILE, 0].map(|v| v as u32)
     }
 }
 
@@ -106,7 +105,7 @@ pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], spec: &AttentionSpec) -> (
     let scale = 1.0 / (d as f64).sqrt();
     let (mut out, mut lse) = (Vec::with_capacity(q.len()), Vec::with_capacity(spec.n * spec.heads));
     for i in 0..spec.n {
-        let (seq, offset) = (spec.seq0 + i / spec.chunk, i % spec.chunk);
+        let (seq, offset) = (st[spec.map + i / spec.chunk] as usize, i % spec.chunk);
         let entry = &st[spec.table + seq * state::ROW..];
         let cap = entry[state::CAP] as usize;
         let seen = (entry[state::LEN] as usize + offset + 1).min(cap);
@@ -138,23 +137,24 @@ pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], spec: &AttentionSpec) -> (
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for words in [Words::F32, Words::F16] {
-        for (d, heads, kv_heads, n, chunk, seq0, lens, caps) in [
-            (16, 6, 2, 3, 1, 0, [0, 7, 300], [4, 8, 301]),
-            (64, 4, 4, 1, 1, 1, [9, 255, 9], [16, 256, 16]),
-            (64, 8, 2, 1, 1, 1, [9, 256, 9], [16, 320, 16]),
-            (128, 7, 1, 2, 1, 1, [3, 600, 511], [4, 601, 700]),
-            (32, 12, 1, 1, 1, 0, [777, 0, 0], [1024, 1, 1]),
-            (16, 6, 2, 9, 9, 1, [1, 250, 1], [2, 270, 2]),
-            (64, 7, 7, 31, 31, 0, [0, 1, 1], [31, 2, 2]),
-            (128, 4, 2, 5, 5, 2, [1, 1, 510], [2, 2, 640]),
-            (8, 2, 1, 70, 70, 1, [1, 513, 1], [2, 600, 2]),
+        for (d, heads, kv_heads, n, chunk, seqs, lens, caps) in [
+            (16, 6, 2, 3, 1, vec![1, 2, 0], [0, 7, 300], [4, 8, 301]),
+            (64, 4, 4, 1, 1, vec![1], [9, 255, 9], [16, 256, 16]),
+            (64, 8, 2, 1, 1, vec![1], [9, 256, 9], [16, 320, 16]),
+            (128, 7, 1, 2, 1, vec![1, 2], [3, 600, 511], [4, 601, 700]),
+            (32, 12, 1, 1, 1, vec![0], [777, 0, 0], [1024, 1, 1]),
+            (16, 6, 2, 9, 9, vec![1], [1, 250, 1], [2, 270, 2]),
+            (64, 7, 7, 31, 31, vec![0], [0, 1, 1], [31, 2, 2]),
+            (128, 4, 2, 5, 5, vec![2], [1, 1, 510], [2, 2, 640]),
+            (8, 2, 1, 70, 70, vec![1], [1, 513, 1], [2, 600, 2]),
         ] {
-            let name = format!("{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} lens {lens:?}");
+            let name =
+                format!("{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} lens {lens:?} of {seqs:?}");
             cases.push(Case::new("attention", name, move |device| {
-                let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps);
-                let most_seen = (0..n).map(|i| lens[seq0 + i / chunk] + chunk).max().expect("n > 0");
-                let table = builder.table(1);
-                let spec = AttentionSpec { words, d, n, heads, kv_heads, chunk, seq0, table, most_seen };
+                let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).map(&seqs);
+                let most_seen = seqs.iter().map(|seq| lens[*seq] + chunk).max().expect("n > 0");
+                let (map, table) = (builder.map_at(), builder.table(1));
+                let spec = AttentionSpec { words, d, n, heads, kv_heads, chunk, map, table, most_seen };
                 let q = device_floats(noise(n * heads * d, 10, 4.0), n, heads * d, device);
                 let kv = device_words(cache_words(words, builder.rows(1) * d), device);
                 let (out, lse) = run(&q, &kv, &device_words(builder.build(), device), spec);

@@ -110,10 +110,9 @@ pub(super) fn cases() -> Vec<Case> {
             ] {
                 let name = format!("{words:?} {reduce:?} d {d} heads {heads}/{kv_heads} chunk {chunk} lens {lens:?}");
                 cases.push(Case::new("attention_row", name, move |device| {
-                    let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps);
-                    let (table, most_seen) = (builder.table(1), lens[seq] + chunk);
-                    let of_chunk =
-                        AttentionSpec { words, d, n: chunk, heads, kv_heads, chunk, seq0: seq, table, most_seen };
+                    let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).map(&[seq]);
+                    let (map, table, most_seen) = (builder.map_at(), builder.table(1), lens[seq] + chunk);
+                    let of_chunk = AttentionSpec { words, d, n: chunk, heads, kv_heads, chunk, map, table, most_seen };
                     let row = chunk - 1;
                     let spec =
                         AttentionRowSpec { words, d, row, heads, kv_heads, slots: most_seen, seq, table, reduce };

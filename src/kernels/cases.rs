@@ -219,15 +219,13 @@ pub(super) struct StateBuilder {
     words: Vec<u32>,
     layers: usize,
     ring: usize,
+    map: Vec<u32>,
 }
 
 impl StateBuilder {
     pub(super) fn new(seqs: usize, layers: usize, kv_heads: usize) -> Self {
-        let mut words = vec![0; seqs * state::SEQ + layers * seqs * state::ROW];
-        for seq in 0..seqs {
-            words[seq * state::SEQ + state::ACTIVE] = 1;
-        }
-        Self { seqs, kv_heads, words, layers, ring: 1 }
+        let words = vec![0; seqs * state::SEQ + layers * seqs * state::ROW];
+        Self { seqs, kv_heads, words, layers, ring: 1, map: Vec::new() }
     }
 
     /// Lengths and capacities of `layer`; regions lie one after the other.
@@ -258,9 +256,19 @@ impl StateBuilder {
         self.header(state::STEP, steps)
     }
 
-    pub(super) fn inactive(mut self, seq: usize) -> Self {
-        self.words[seq * state::SEQ + state::ACTIVE] = 0;
+    pub(super) fn tokens(self, tokens: &[u32]) -> Self {
+        self.header(state::TOKEN, tokens)
+    }
+
+    /// The sequences of the rows, in this order.
+    pub(super) fn map(mut self, seqs: &[usize]) -> Self {
+        self.map = seqs.iter().map(|s| *s as u32).collect();
         self
+    }
+
+    /// Word where the map begins.
+    pub(super) fn map_at(&self) -> usize {
+        self.table(self.layers) + self.seqs * self.ring
     }
 
     pub(super) fn ring(mut self, ring: usize) -> Self {
@@ -283,6 +291,7 @@ impl StateBuilder {
         let mut words = self.words.clone();
         debug_assert_eq!(words.len(), self.table(self.layers));
         words.resize(words.len() + self.seqs * self.ring, 0xabcd);
+        words.extend(&self.map);
         words
     }
 }

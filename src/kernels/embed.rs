@@ -1,14 +1,17 @@
 //! Token embedding: rows of the (packed) table for a list of ids.
 //!
+//! The ids are those of `ids` `[n]`, or, with `pending`, `ids` is the device's state and the i-th id is the pending token of
+//! the sequence that its word `pending + i` names.
+//!
 //! Contract: `out[i, :] = table[ids[i] − row0, :]` for every `i < n` whose id lies in `row0 .. row0 + rows` (the table may be
 //! split by rows over several buffers: one launch a shard). An id ≥ `vocab` gives a row of zeros, written by the shard
 //! with `row0 = 0`. Nothing else of `out` `[n, cols]` is written.
 //!
 //! Bound: exact for bf16, f32 and the quantized packings (a product of 19 bits at most); for f16 a driver may flush half
 //! subnormals to zero, so 6.2e-5 absolute.
-use super::cases::{Bound, Case, Check, device_words, noise, poison_floats, whole_blocks};
+use super::cases::{Bound, Case, Check, StateBuilder, device_words, noise, poison_floats, whole_blocks};
 use super::launch::Variant;
-use super::{Words, embed as run};
+use super::{Words, embed as run, state};
 use crate::weights::PackedRows;
 
 /// Parameters of [`embed`](fn@super::embed).
@@ -26,15 +29,14 @@ pub struct EmbedSpec {
     pub rows: usize,
     /// Rows of the whole table.
     pub vocab: usize,
-    /// The i-th id is at `id_offset + i * id_stride` of `ids`.
-    pub id_offset: usize,
-    /// See `id_offset`.
-    pub id_stride: usize,
+    /// Word of the state from which on the sequences are listed whose pending tokens are looked up.
+    pub pending: Option<usize>,
 }
 
 impl EmbedSpec {
     pub(super) fn variant(&self) -> Variant {
-        let constants = vec![("THREADS", 64), ("DTYPE", self.words.code())];
+        let pending = self.pending.is_some() as u32;
+        let constants = vec![("THREADS", 64), ("DTYPE", self.words.code()), ("PENDING", pending)];
         Variant { kernel: "embed", text: include_str!("../../shaders/embed.wgsl"), constants }
     }
 
@@ -44,15 +46,16 @@ impl EmbedSpec {
 
     pub(super) fn info(&self) -> [u32; 8] {
         let row_words = self.words.row_words(self.cols);
-        [self.n, self.cols, row_words, self.row0, self.rows, self.vocab, self.id_offset, self.id_stride]
-            .map(|v| v as u32)
+        let map = self.pending.unwrap_or(0);
+        [self.n, self.cols, row_words, self.row0, self.rows, self.vocab, map, 0].map(|v| v as u32)
     }
 }
 
 pub(super) fn twin(table: &[u32], ids: &[u32], out: &mut [f32], spec: &EmbedSpec) {
     let row_words = spec.words.row_words(spec.cols);
     for (i, row) in out.chunks_exact_mut(spec.cols).take(spec.n).enumerate() {
-        let id = ids[spec.id_offset + i * spec.id_stride] as usize;
+        let at = spec.pending.map_or(i, |map| ids[map + i] as usize * state::SEQ + state::TOKEN);
+        let id = ids[at] as usize;
         if id >= spec.vocab && spec.row0 == 0 {
             row.fill(0.0);
         } else if let Some(r) = id.checked_sub(spec.row0).filter(|r| *r < spec.rows) {
@@ -64,25 +67,32 @@ pub(super) fn twin(table: &[u32], ids: &[u32], out: &mut [f32], spec: &EmbedSpec
     }
 }
 
-/// Every packing; one shard and the second of two; ids outside; strided ids.
+/// Every packing; one shard and the second of two; ids outside; pending tokens in another order.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for words in Words::ALL {
-        for (row0, rows, n, cols, stride) in [(0, 37, 5, 24, 1), (20, 17, 9, 136, 8), (0, 37, 1, 8, 1)] {
+        for (row0, rows, n, cols, pending) in [(0, 37, 5, 24, false), (20, 17, 9, 136, true), (0, 37, 1, 8, false)] {
             let cols = whole_blocks(words, cols);
-            let spec = EmbedSpec { words, n, cols, row0, rows, vocab: 37, id_offset: stride - 1, id_stride: stride };
-            cases.push(Case::new("embed", format!("{words:?} rows {row0}+{rows} n {n} cols {cols}"), move |device| {
-                let table = PackedRows::from_f32(words, rows, cols, &noise(rows * cols, 1, 1.0));
-                let table = device_words(table.expect("finite, whole blocks").into_words(), device);
-                let mut ids = vec![0; n * stride];
-                for i in 0..n {
-                    ids[spec.id_offset + i * stride] = [36, 0, 19, 20, 40, u32::MAX, 7, 21, 35][i];
-                }
-                let out = poison_floats(n + 1, cols, device);
-                let out = run(&table, &device_words(ids, device), out, spec);
-                let bound = if words == Words::F16 { Bound::Absolute(6.2e-5) } else { Bound::Exact };
-                vec![Check::floats("out", out, bound)]
-            }));
+            cases.push(Case::new(
+                "embed",
+                format!("{words:?} rows {row0}+{rows} n {n} cols {cols} pending {pending}"),
+                move |device| {
+                    let table = PackedRows::from_f32(words, rows, cols, &noise(rows * cols, 1, 1.0));
+                    let table = device_words(table.expect("finite, whole blocks").into_words(), device);
+                    let ids = [36, 0, 19, 20, 40, u32::MAX, 7, 21, 35][..n].to_vec();
+                    let order: Vec<usize> = (0..n).map(|i| (i * 4 + 2) % n).collect();
+                    let state = StateBuilder::new(n, 1, 1).tokens(&ids).map(&order);
+                    let (ids, pending) = match pending {
+                        true => (state.build(), Some(state.map_at())),
+                        false => (ids, None),
+                    };
+                    let spec = EmbedSpec { words, n, cols, row0, rows, vocab: 37, pending };
+                    let out = poison_floats(n + 1, cols, device);
+                    let out = run(&table, &device_words(ids, device), out, spec);
+                    let bound = if words == Words::F16 { Bound::Absolute(6.2e-5) } else { Bound::Exact };
+                    vec![Check::floats("out", out, bound)]
+                },
+            ));
         }
     }
     cases

@@ -99,8 +99,6 @@ pub mod state {
     pub const POSITION: usize = 1;
     /// Tokens sampled so far.
     pub const STEP: usize = 2;
-    /// Zero: `sample` leaves this sequence alone.
-    pub const ACTIVE: usize = 3;
     /// Words of a layer's entry for one sequence.
     pub const ROW: usize = 4;
     /// Cached slots.
@@ -195,11 +193,12 @@ pub fn variants() -> Vec<launch::Variant> {
     let mut list = vec![
         NormSpec { n: 1, first: 0, cols: 8, eps: 1e-6 }.variant(),
         GatherSpec { row_words: 8, kv_heads: 1, seqs: 1, most_kept: 1, out_words: 8 }.variant(),
-        SampleSpec { vocab: 8, seqs: 1, seq0: 0, layers: 1, all_seqs: 1, ring: 1, advance: 1 }.variant(),
+        SampleSpec { vocab: 8, seqs: 1, map: 0, layers: 1, all_seqs: 1, ring: 1, advance: 1 }.variant(),
     ];
     for words in all {
-        let (row0, rows, vocab, id_offset, id_stride) = (0, 8, 8, 0, 1);
-        list.push(EmbedSpec { words, n: 1, cols: 8, row0, rows, vocab, id_offset, id_stride }.variant());
+        let (row0, rows, vocab) = (0, 8, 8);
+        let embed = |pending| EmbedSpec { words, n: 1, cols: 8, row0, rows, vocab, pending }.variant();
+        list.extend([None, Some(0)].map(embed));
         for (mode, has_bias) in [Mode::Store, Mode::Add, Mode::SwiGlu].into_iter().flat_map(|m| [(m, false), (m, true)])
         {
             let spec =
@@ -211,14 +210,14 @@ pub fn variants() -> Vec<launch::Variant> {
         }
     }
     for (words, d) in caches.into_iter().flat_map(|words| HEAD_DIMS.map(|d| (words, d))) {
-        let (heads, kv_heads, table, seq0, positions) = (1, 1, 0, 0, 1);
+        let (heads, kv_heads, table, map, positions) = (1, 1, 0, 0, 1);
         for norm in [None, Some(1e-6)] {
-            let spec = RopeAppendSpec { words, d, n: 1, heads, kv_heads, chunk: 1, seq0, table, positions, norm };
+            let spec = RopeAppendSpec { words, d, n: 1, heads, kv_heads, chunk: 1, map, table, positions, norm };
             list.push(spec.variant());
         }
         for group in (1..=16).filter(|g| g * d * 4 <= 16_384) {
             for (chunk, most_seen) in [(1, 1), (1, 1000), (64, 64)] {
-                let spec = AttentionSpec { words, d, n: chunk, heads: group, kv_heads, chunk, seq0, table, most_seen };
+                let spec = AttentionSpec { words, d, n: chunk, heads: group, kv_heads, chunk, map, table, most_seen };
                 list.extend([spec.variant(), spec.combine_variant()]);
             }
             for reduce in [Reduce::None, Reduce::KvHead, Reduce::Layer] {

@@ -1,7 +1,7 @@
 //! Normalisation (Qwen3) and rotary position embedding of queries and keys, and the append of keys and values to the cache.
 //!
 //! Contract: row `i` of `qkv` `[n, (heads + 2 kv_heads) D]` (queries, keys, values side by side) is token `i % chunk` of
-//! sequence `seq0 + i / chunk`. Its logical position is the sequence's position plus `i % chunk`, its slot the layer's
+//! the sequence that `state[map + i / chunk]` names. Its logical position is the sequence's position plus `i % chunk`, its slot the layer's
 //! length plus `i % chunk`: two numbers that part company at the first eviction. With `norm`, each head of queries and keys
 //! is first RMS-normalised over its `D` values and weighted by `norm` `[2, D]` (queries', keys'). Then they are rotated in the
 //! rotate-half form of HF Llama/Qwen weights (`rope` `[positions, D]`: cosines then sines, computed in f64, stored in f32:
@@ -31,8 +31,8 @@ pub struct RopeAppendSpec {
     pub kv_heads: usize,
     /// Rows per sequence.
     pub chunk: usize,
-    /// First sequence.
-    pub seq0: usize,
+    /// Word of the state from which on the rows' sequences are listed.
+    pub map: usize,
     /// Word of the state where the layer's table begins.
     pub table: usize,
     /// Rows of the RoPE table.
@@ -57,9 +57,9 @@ impl RopeAppendSpec {
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        let [n, heads, kv_heads, chunk, seq0, table, positions] =
-            [self.n, self.heads, self.kv_heads, self.chunk, self.seq0, self.table, self.positions].map(|v| v as u32);
-        [n, heads, kv_heads, chunk, seq0, table, positions, self.norm.unwrap_or(0.0).to_bits()]
+        let [n, heads, kv_heads, chunk, map, table, positions] =
+            [self.n, self.heads, self.kv_heads, self.chunk, self.map, self.table, self.positions].map(|v| v as u32);
+        [n, heads, kv_heads, chunk, map, table, positions, self.norm.unwrap_or(0.0).to_bits()]
     }
 }
 
@@ -76,7 +76,7 @@ pub(super) fn twin(
     let row_words = spec.words.row_words(d);
     let mut q = Vec::with_capacity(spec.n * spec.heads * d);
     for i in 0..spec.n {
-        let (seq, offset) = (spec.seq0 + i / spec.chunk, i % spec.chunk);
+        let (seq, offset) = (st[spec.map + i / spec.chunk] as usize, i % spec.chunk);
         let entry = &st[spec.table + seq * state::ROW..];
         let (slot, cap) = (entry[state::LEN] as usize + offset, entry[state::CAP] as usize);
         let position = (st[seq * state::SEQ + state::POSITION] as usize + offset).min(spec.positions - 1);
@@ -119,24 +119,25 @@ pub(super) fn twin(
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for words in [Words::F32, Words::F16] {
-        for (d, heads, kv_heads, n, chunk, seq0, lens, caps, norm) in [
-            (16, 6, 2, 3, 1, 0, [5, 0, 9], [7, 4, 10], None),
-            (64, 2, 1, 7, 7, 1, [3, 2, 0], [8, 16, 1], None),
-            (128, 7, 1, 2, 1, 1, [0, 4, 4], [1, 9, 4], None),
-            (8, 1, 1, 1, 1, 2, [1, 1, 1], [3, 3, 3], None),
-            (128, 5, 1, 3, 1, 0, [5, 0, 9], [7, 4, 10], Some(1e-6)),
-            (80, 4, 2, 7, 7, 1, [3, 2, 0], [8, 16, 1], Some(1e-3)),
-            (24, 9, 3, 2, 2, 0, [0, 4, 4], [1, 9, 4], Some(1e-6)),
+        for (d, heads, kv_heads, n, chunk, seqs, lens, caps, norm) in [
+            (16, 6, 2, 3, 1, vec![2, 0, 1], [5, 0, 9], [7, 4, 10], None),
+            (64, 2, 1, 7, 7, vec![1], [3, 2, 0], [8, 16, 1], None),
+            (128, 7, 1, 2, 1, vec![1, 2], [0, 4, 4], [1, 9, 4], None),
+            (8, 1, 1, 1, 1, vec![2], [1, 1, 1], [3, 3, 3], None),
+            (128, 5, 1, 3, 1, vec![0, 1, 2], [5, 0, 9], [7, 4, 10], Some(1e-6)),
+            (80, 4, 2, 7, 7, vec![1], [3, 2, 0], [8, 16, 1], Some(1e-3)),
+            (24, 9, 3, 2, 2, vec![0], [0, 4, 4], [1, 9, 4], Some(1e-6)),
         ] {
             let name = format!(
-                "{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} seq0 {seq0} norm {}",
+                "{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} of {seqs:?} norm {}",
                 norm.is_some()
             );
             cases.push(Case::new("rope_append", name, move |device| {
                 let positions = 40;
-                let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).positions(&[30, 11, 39]);
-                let table = builder.table(1);
-                let spec = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, seq0, table, positions, norm };
+                let builder =
+                    StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).positions(&[30, 11, 39]).map(&seqs);
+                let (map, table) = (builder.map_at(), builder.table(1));
+                let spec = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, map, table, positions, norm };
                 let rope = crate::model::rope::table(d, 1e6, &RopeScaling::None, positions);
                 let weights: Vec<f32> = noise(2 * d, 10, 0.5).iter().map(|w| 1.0 + w).collect();
                 let weights = floats(weights, [2 * d], device);

@@ -1,9 +1,9 @@
 //! The end of a step: choose each sequence's next token and advance its state, on the device.
 //!
-//! Contract: for each active sequence `seq0 + i`: `token = argmax(logits[i, :])`, the lowest id among equals, or
+//! Contract: for row `i` of `seqs`, which belongs to the sequence that `state[map + i]` names: `token = argmax(logits[i, :])`, the lowest id among equals, or
 //! [`BROKEN`](super::state::BROKEN) where any logit is not finite (checked by bits: comparisons may be folded away); write
 //! it as the pending token and into the ring of sampled ids at `step % ring`; then `step += 1`, `position += advance` and
-//! every layer's `length += advance`. Inactive sequences are left alone.
+//! every layer's `length += advance`. Sequences that are not named are left alone.
 //!
 //! Bound: exact.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
@@ -17,8 +17,8 @@ pub struct SampleSpec {
     pub vocab: usize,
     /// Sequences sampled.
     pub seqs: usize,
-    /// First of them.
-    pub seq0: usize,
+    /// Word of the state from which on they are listed.
+    pub map: usize,
     /// Layers of the state.
     pub layers: usize,
     /// Sequences of the state.
@@ -36,7 +36,7 @@ impl SampleSpec {
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        [self.vocab, self.seqs, self.layers, self.all_seqs, self.ring, self.advance, self.seq0, 0].map(|v| v as u32)
+        [self.vocab, self.seqs, self.layers, self.all_seqs, self.ring, self.advance, self.map, 0].map(|v| v as u32)
     }
 }
 
@@ -44,11 +44,8 @@ pub(super) fn twin(logits: &[f32], st: &mut [u32], spec: &SampleSpec) {
     let tables = spec.all_seqs * state::SEQ;
     let rings = tables + spec.layers * spec.all_seqs * state::ROW;
     for (i, row) in logits.chunks_exact(spec.vocab).take(spec.seqs).enumerate() {
-        let seq = spec.seq0 + i;
+        let seq = st[spec.map + i] as usize;
         let header = seq * state::SEQ;
-        if st[header + state::ACTIVE] == 0 {
-            continue;
-        }
         let mut best = 0;
         for (id, v) in row.iter().enumerate() {
             if *v > row[best] {
@@ -67,7 +64,7 @@ pub(super) fn twin(logits: &[f32], st: &mut [u32], spec: &SampleSpec) {
     }
 }
 
-/// Small and large vocabularies, ties, all equal, very negative logits, NaN and infinities, an inactive sequence.
+/// Small and large vocabularies, ties, all equal, very negative logits, NaN and infinities, a sequence that is not named.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (vocab, fault) in
@@ -76,7 +73,7 @@ pub(super) fn cases() -> Vec<Case> {
         for advance in [0, 1] {
             let name = format!("vocab {vocab} fault {fault} advance {advance}");
             cases.push(Case::new("sample", name, move |device| {
-                let (seqs, layers, ring) = (3, 2, 5);
+                let (all_seqs, seqs, layers, ring) = (4, 3, 2, 5);
                 let mut logits = noise(seqs * vocab, 12, 9.0);
                 match fault {
                     "tie" => [17, 900, 400, 1999].iter().for_each(|&i| logits[i] = 10.0),
@@ -86,9 +83,11 @@ pub(super) fn cases() -> Vec<Case> {
                     "low" => logits.iter_mut().for_each(|v| *v = *v * 1e3 - 1e6),
                     _ => (),
                 }
-                let mut builder = StateBuilder::new(seqs, layers, 1).ring(ring).positions(&[3, 4, 5]).steps(&[4, 5, 0]);
-                builder = builder.lens(0, &[1, 2, 3], &[9, 9, 9]).lens(1, &[4, 5, 6], &[9, 9, 9]).inactive(2);
-                let spec = SampleSpec { vocab, seqs, seq0: 0, layers, all_seqs: seqs, ring, advance };
+                let mut builder =
+                    StateBuilder::new(all_seqs, layers, 1).ring(ring).positions(&[3, 4, 5, 6]).steps(&[4, 5, 0, 9]);
+                builder = builder.lens(0, &[1, 2, 3, 4], &[9; 4]).lens(1, &[4, 5, 6, 7], &[9; 4]).map(&[3, 0, 2]);
+                let map = builder.map_at();
+                let spec = SampleSpec { vocab, seqs, map, layers, all_seqs, ring, advance };
                 let logits = device_floats(logits, seqs, vocab, device);
                 let state = run(&logits, device_words(builder.build(), device), spec);
                 vec![Check::words("state", state, 1, Bound::Exact)]

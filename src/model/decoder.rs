@@ -9,7 +9,7 @@ use crate::cache::KvCache;
 use crate::device::ComputeDevice;
 use crate::kernels::launch::empty_floats;
 use crate::kernels::{
-    self, AttentionRowSpec, AttentionSpec, EmbedSpec, LinearSpec, Mode, NormSpec, Reduce, RopeAppendSpec, Words, state,
+    self, AttentionRowSpec, AttentionSpec, EmbedSpec, LinearSpec, Mode, NormSpec, Reduce, RopeAppendSpec, Words,
 };
 use crate::model::config::ModelConfig;
 use crate::model::rope;
@@ -60,13 +60,8 @@ pub enum Input<'a> {
         /// Its ids.
         ids: &'a [u32],
     },
-    /// The pending token of each of `seqs` sequences from `seq0` on, from the device's state: a decode step.
-    Pending {
-        /// First sequence.
-        seq0: usize,
-        /// How many.
-        seqs: usize,
-    },
+    /// The pending token of each of these sequences, from the device's state: a decode step. Its rows are in this order.
+    Pending(&'a [usize]),
 }
 
 /// Which rows get logits.
@@ -252,9 +247,13 @@ impl Decoder {
     ) -> Result<Output> {
         let c = &self.config;
         let (h, heads, kv_heads, d) = (c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim);
-        let (n, chunk, seq0, seqs) = match input {
-            Input::Chunk { seq, ids } => (ids.len(), ids.len(), seq, 1),
-            Input::Pending { seq0, seqs } => (seqs, 1, seq0, seqs),
+        let one;
+        let (n, chunk, seqs) = match input {
+            Input::Chunk { seq, ids } => {
+                one = [seq];
+                (ids.len(), ids.len(), &one[..])
+            }
+            Input::Pending(seqs) => (seqs.len(), 1, seqs),
         };
         if n == 0 {
             return Err(Error::new(ErrorKind::Internal, "nothing to forward"));
@@ -264,7 +263,7 @@ impl Decoder {
                 .expected(format!("at most {MOST_ROWS}"))
                 .found(n));
         }
-        for seq in seq0..seq0 + seqs {
+        for &seq in seqs {
             let end = cache.sequence(seq).position.0 as usize + chunk;
             if end > self.context {
                 return Err(Error::new(ErrorKind::Input, "the context is full")
@@ -272,21 +271,22 @@ impl Decoder {
                     .found(format!("{end}"))
                     .help("raise --context (up to the model's max_position_embeddings) or generate less"));
             }
-            cache.reserve(seq, chunk)?;
         }
-        let (ids, id_offset, id_stride) = match input {
+        cache.reserve(seqs, chunk)?;
+        let map = cache.select(seqs);
+        let (ids, pending) = match input {
             Input::Chunk { ids, .. } => {
                 if let Some(id) = ids.iter().find(|id| **id as usize >= c.vocab_size) {
                     return Err(Error::new(ErrorKind::Input, "a token id is outside the vocabulary")
                         .expected(format!("ids below {}", c.vocab_size))
                         .found(id));
                 }
-                (kernels::words(ids.to_vec(), &self.device.burn), 0, 1)
+                (kernels::words(ids.to_vec(), &self.device.burn), None)
             }
-            Input::Pending { .. } => (cache.state().clone(), seq0 * state::SEQ + state::TOKEN, state::SEQ),
+            Input::Pending(_) => (cache.state().clone(), Some(map)),
         };
         let near = &self.embedding.shards[0].words;
-        let mut x = self.embed(&ids, empty_floats(near, [n, h]), n, id_offset, id_stride);
+        let mut x = self.embed(&ids, empty_floats(near, [n, h]), n, pending);
         drop(ids);
         let eps = c.rms_norm_eps as f32;
         let norm_all = NormSpec { n, first: 0, cols: h, eps };
@@ -298,21 +298,22 @@ impl Decoder {
             let out = empty_floats(near, [n, (heads + 2 * kv_heads) * d]);
             let qkv = self.linear(&layer.qkv, &normed, layer.qkv_bias.as_ref(), out, Mode::Store);
             let (positions, norm) = (self.context, layer.qk_norm.as_ref().map(|_| eps));
-            let append = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, seq0, table, positions, norm };
+            let append = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, map, table, positions, norm };
             let norm = layer.qk_norm.as_ref().unwrap_or(&self.unread);
             let q = cache.with_layer(i, |kv, state| kernels::rope_append(qkv, &self.rope, state, kv, norm, append));
-            let most_seen = (seq0..seq0 + seqs).map(|s| cache.len(i, s)).max().unwrap_or(0) + chunk;
-            let attend = AttentionSpec { words, d, n, heads, kv_heads, chunk, seq0, table, most_seen };
+            let most_seen = seqs.iter().map(|s| cache.len(i, *s)).max().unwrap_or(0) + chunk;
+            let attend = AttentionSpec { words, d, n, heads, kv_heads, chunk, map, table, most_seen };
             let (values, lse) = kernels::attention(&q, cache.layer(i), cache.state(), attend);
             if let Some(reduce) = readout {
+                let seq = *seqs.last().expect("n > 0");
                 let spec = AttentionRowSpec {
                     words,
                     d,
                     row: n - 1,
                     heads,
                     kv_heads,
-                    slots: cache.len(i, seq0 + seqs - 1) + chunk,
-                    seq: seq0 + seqs - 1,
+                    slots: cache.len(i, seq) + chunk,
+                    seq,
                     table,
                     reduce,
                 };
@@ -326,7 +327,7 @@ impl Decoder {
         }
         let (first, rows) = match logits {
             Logits::None => return Ok(Output { logits: None, readout: readouts }),
-            Logits::Last if seqs == 1 => (n - 1, 1),
+            Logits::Last if seqs.len() == 1 => (n - 1, 1),
             Logits::Last | Logits::All => (0, n),
         };
         let normed = kernels::rms_norm(&x, &self.norm, NormSpec { n: rows, first, ..norm_all });
@@ -335,11 +336,11 @@ impl Decoder {
         Ok(Output { logits: Some(logits), readout: readouts })
     }
 
-    fn embed(&self, ids: &Tensor<1, Int>, out: Tensor<2>, n: usize, id_offset: usize, id_stride: usize) -> Tensor<2> {
+    fn embed(&self, ids: &Tensor<1, Int>, out: Tensor<2>, n: usize, pending: Option<usize>) -> Tensor<2> {
         let Matrix { shards, rows: vocab, cols } = &self.embedding;
         shards.iter().fold(out, |out, shard| {
             let (words, row0, rows) = (shard.packing, shard.row0, shard.rows);
-            let spec = EmbedSpec { words, n, cols: *cols, row0, rows, vocab: *vocab, id_offset, id_stride };
+            let spec = EmbedSpec { words, n, cols: *cols, row0, rows, vocab: *vocab, pending };
             kernels::embed(&shard.words, ids, out, spec)
         })
     }

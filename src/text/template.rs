@@ -45,7 +45,7 @@ impl Message {
 }
 
 /// What a template is told besides the messages.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct RenderOptions {
     /// `enable_thinking`, for models that can switch it; absent lets the template decide.
     pub enable_thinking: Option<bool>,

@@ -428,7 +428,7 @@ const PROMPT: &str = "What is 12 + 30?";
 /// The same run natively, on the CPU twin.
 fn native(options: &RunOptions) -> secateur::Result<Trace> {
     let source = ModelSource::directory(Path::new(ROOT).join(MODEL))?;
-    let load = LoadOptions { kv: Words::F32, context: None };
+    let load = LoadOptions { kv: Words::F32, ..LoadOptions::default() };
     let mut engine = Engine::load(&source, MODEL, &ComputeDevice::cpu(), &load, &mut |_, _| ())?;
     let run = pollster::block_on(engine.run(&Prompt::Chat(PROMPT.into()), options, &mut |_| ()))?;
     Ok(run.trace)

@@ -188,7 +188,7 @@ pub fn prefill(model: &Decoder, cache: &mut KvCache, seq: usize, ids: &[u32], ne
 
 /// Forwards the pending token of the one sequence and advances; `next` becomes the pending token.
 pub fn decode(model: &Decoder, cache: &mut KvCache, next: u32) -> Tensor<2> {
-    let out = model.forward(Input::Pending { seq0: 0, seqs: 1 }, cache, Logits::Last, None).expect("fits");
+    let out = model.forward(Input::Pending(&[0]), cache, Logits::Last, None).expect("fits");
     cache.advance(0, 1, next);
     out.logits.expect("asked for")
 }
