@@ -66,6 +66,8 @@ impl FromStr for HubName {
         let (path, revision) = text.split_once('@').unwrap_or((text, "main"));
         let parts: Vec<&str> = path.split('/').collect();
         let (repo, file) = match parts[..] {
+            // A file, not a repository.
+            [_, name] if name.ends_with(".gguf") => return Err(wrong()),
             [_, _] => (path.to_string(), None),
             [org, name, file] if file.ends_with(".gguf") => (format!("{org}/{name}"), Some(file.to_string())),
             _ => return Err(wrong()),
@@ -684,8 +686,8 @@ mod tests {
         assert_eq!(name("a/b@refs/pr/1"), of("a/b", "refs/pr/1", None));
         assert_eq!(name("a/b-GGUF/b-Q8_0.gguf"), of("a/b-GGUF", "main", Some("b-Q8_0.gguf")));
         for bad in [
-            "", "a", "a/", "/a", "../a", "a/..", "a/b/c", "a/b@", "a b/c", "a/b@../x", "./a/b", "~/x", "C:\\x/y",
-            "a/b?c",
+            "", "a", "a/", "/a", "../a", "a/..", "a/b/c", "a/b@", "a b/c", "a/b@../x", "./a/b", "~/x", "a/b.gguf",
+            "C:\\x/y", "a/b?c",
         ] {
             assert_eq!(name(bad), None, "{bad:?}");
         }

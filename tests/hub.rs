@@ -470,11 +470,13 @@ fn shards_are_fetched_through_their_index_and_other_weights_refused() {
     );
 
     let hub = Hub::new();
+    let gguf = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/gguf-qwen2-q8/model.gguf");
     hub.set(|site| {
-        let weights = site.files.remove(WEIGHTS).unwrap();
-        site.files.insert("small-q8_0.gguf".into(), weights);
+        site.files = BTreeMap::from([("small-q8_0.gguf".into(), std::fs::read(gguf).expect("the fixture"))]);
     });
     hub.inspect(&[]).says(&["no weights in safetensors", "--model some-org/Small-Model.1/small-q8_0.gguf"]);
     let other = done(&mut hub.command(&["inspect", &format!("{NAME}/large.gguf")]));
     other.says(&["has no large.gguf", "small-q8_0.gguf"]);
+    let named = |model: &str| done(&mut hub.command(&["inspect", model, "--json"])).json()["weights"].clone();
+    assert_eq!(named(&format!("{NAME}/small-q8_0.gguf")), named(gguf));
 }

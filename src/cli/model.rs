@@ -10,7 +10,7 @@ use super::screen;
 
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
-    /// A model directory in Hugging Face layout, a GGUF file, or a model on the hub: ORG/NAME, ORG/NAME@REVISION. Default: the
+    /// A model directory in Hugging Face layout, a GGUF file, or a model on the hub: ORG/NAME, ORG/NAME@REVISION, ORG/NAME/FILE.gguf. Default: the
     /// small model inside the binary.
     #[arg(long, value_name = "DIR|FILE|NAME")]
     pub model: Option<String>,
@@ -32,16 +32,16 @@ impl ModelArgs {
 /// What is there is taken as a path; what is not may be a name.
 pub fn open(model: &str, update: bool, quiet: bool) -> Result<(ModelSource, String)> {
     match model.parse::<HubName>() {
-        Ok(name) if !Path::new(model).exists() && !model.ends_with(".gguf") => {
+        Ok(name) if !Path::new(model).exists() => {
             let mut bar = Download::new(&name, quiet);
             let fetched = Hub::from_env()?.fetch(&name, update, &mut |progress| bar.at(progress));
             drop(bar);
             let path = fetched.inspect_err(|_| {
                 if !quiet {
-                    super::say(&format!("there is no directory {model} here, so the hub was asked"));
+                    super::say(&format!("there is no {model} here, so the hub was asked"));
                 }
             })?;
-            Ok((ModelSource::directory(path)?, name.to_string()))
+            Ok((ModelSource::open(path)?, name.to_string()))
         }
         _ => Ok((ModelSource::open(model)?, model.to_string())),
     }
