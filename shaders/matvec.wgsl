@@ -37,21 +37,35 @@ fn main(
             let first = row * (quads + (blocks + 7u) / 8u);
             for (var b = lane; b < blocks; b += LANES) {
                 let scale = block_scale(w[first + quads + b / 8u][(b / 2u) % 4u], b);
-                let words = w[first + select(b, 2u * b, DTYPE == Q8_0)];
-                var more = words;
-                if (DTYPE == Q8_0) { more = w[first + 2u * b + 1u]; }
+                // Unpacked once for all vectors.
+                var v: array<vec4<f32>, 8>;
+                if (DTYPE == Q8_0) {
+                    let low = w[first + 2u * b];
+                    let high = w[first + 2u * b + 1u];
+                    v[0] = unpack_bytes(low.x);
+                    v[1] = unpack_bytes(low.y);
+                    v[2] = unpack_bytes(low.z);
+                    v[3] = unpack_bytes(low.w);
+                    v[4] = unpack_bytes(high.x);
+                    v[5] = unpack_bytes(high.y);
+                    v[6] = unpack_bytes(high.z);
+                    v[7] = unpack_bytes(high.w);
+                } else {
+                    let words = w[first + b];
+                    v[0] = unpack_nibbles(words.x);
+                    v[1] = unpack_nibbles(words.x >> 4u);
+                    v[2] = unpack_nibbles(words.y);
+                    v[3] = unpack_nibbles(words.y >> 4u);
+                    v[4] = unpack_nibbles(words.z);
+                    v[5] = unpack_nibbles(words.z >> 4u);
+                    v[6] = unpack_nibbles(words.w);
+                    v[7] = unpack_nibbles(words.w >> 4u);
+                }
                 for (var i = 0u; i < N; i++) {
                     let at = i * xs + 8u * b;
-                    var sum = 0.0;
-                    for (var k = 0u; k < 4u; k++) {
-                        if (DTYPE == Q8_0) {
-                            sum += dot(unpack_bytes(words[k]), x[at + k]) + dot(unpack_bytes(more[k]), x[at + 4u + k]);
-                        } else {
-                            sum += dot(unpack_nibbles(words[k]), x[at + 2u * k])
-                                + dot(unpack_nibbles(words[k] >> 4u), x[at + 2u * k + 1u]);
-                        }
-                    }
-                    acc[i] += scale * sum;
+                    let low = dot(v[0], x[at]) + dot(v[1], x[at + 1u]) + dot(v[2], x[at + 2u]) + dot(v[3], x[at + 3u]);
+                    let high = dot(v[4], x[at + 4u]) + dot(v[5], x[at + 5u]) + dot(v[6], x[at + 6u]) + dot(v[7], x[at + 7u]);
+                    acc[i] += scale * (low + high);
                 }
             }
         } else {

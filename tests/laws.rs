@@ -15,19 +15,21 @@ fn few(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
-/// Runs `law` on every device of [`two`] with both cache packings; fails where nothing ran.
+/// Runs `law` on every device of [`two`], for every architecture, both cache packings and quantized weights among them;
+/// fails where nothing ran.
 fn everywhere(law: impl Fn(&Fixture, &Decoder, Words)) {
+    const MODELS: [(&str, Words); 3] =
+        [("qwen2-f16", Words::F32), ("qwen3-yarn-f16", Words::F16), ("gguf-llama-q4", Words::F16)];
     let _one = serial();
-    let fx = Fixture::open("qwen2-f16");
     let mut ran = 0;
-    for device in two() {
-        let model = fx.load(device);
-        for words in [Words::F32, Words::F16] {
-            law(&fx, &model, words);
+    for (name, words) in MODELS {
+        let fx = Fixture::open(name);
+        for device in two() {
+            law(&fx, &fx.load(device), words);
             ran += 1;
         }
     }
-    assert_eq!(ran, two().len() * 2);
+    assert_eq!(ran, two().len() * MODELS.len());
 }
 
 fn slots(kept: impl IntoIterator<Item = usize>) -> Vec<Slot> {
