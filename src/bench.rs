@@ -19,8 +19,10 @@ use crate::{Error, ErrorKind, Result};
 pub struct Lengths {
     /// Tokens of the prompt.
     pub prompt: usize,
-    /// Tokens to decode after it.
+    /// Tokens to decode after it, in each sequence.
     pub decode: usize,
+    /// Sequences side by side, each with a prompt of its own.
+    pub sequences: usize,
 }
 
 /// Several measurements of one thing.
@@ -65,17 +67,19 @@ pub struct Copied {
 pub struct Measured {
     /// Tokens of the prompt.
     pub prompt: usize,
-    /// Tokens decoded after it.
+    /// Tokens decoded after it, in each sequence.
     pub decode: usize,
+    /// Sequences side by side.
+    pub sequences: usize,
     /// Seconds of the first prefill: shaders are compiled in it. Not part of the spread.
     pub first_prefill_seconds: f64,
-    /// Prompt tokens a second.
+    /// Prompt tokens a second, one sequence after the other.
     pub prefill_tokens_per_second: Spread,
-    /// Decoded tokens a second.
+    /// Decoded tokens a second, of all sequences together.
     pub decode_tokens_per_second: Spread,
-    /// Bytes of weights that a decode step reads.
+    /// Bytes of weights that a decode step reads, shared by the tokens of all sequences.
     pub weight_bytes_per_token: u64,
-    /// Bytes of keys and values that a decode step reads, averaged over the steps.
+    /// Bytes of keys and values that a token's attention reads, averaged over the steps.
     pub kv_bytes_per_token: u64,
 }
 
@@ -96,38 +100,42 @@ pub fn ids(n: usize, vocabulary: usize) -> Vec<u32> {
     (0..n).map(|_| next() as u32).collect()
 }
 
-/// Forwards `ids` as the engine does, samples one token, waits for it.
+/// Forwards `ids` as the engine does, the prompt of each sequence of `cache` after the other, samples one token in each, waits.
 ///
 /// # Errors
 /// What [`Decoder::forward`] refuses; a device that fails.
 pub async fn prefill(model: &Decoder, cache: &mut KvCache, ids: &[u32]) -> Result<Duration> {
     let begun = Instant::now();
-    cache.reserve(&[0], ids.len())?;
     let chunks = ids.len().div_ceil(PREFILL_CHUNK);
-    for (i, ids) in ids.chunks(PREFILL_CHUNK).enumerate() {
-        let input = Input::Chunk { seq: 0, ids };
-        if i + 1 < chunks {
-            model.forward(input, cache, Logits::None, None)?;
-            cache.advance(0, ids.len(), 0);
-        } else {
-            let out = model.forward(input, cache, Logits::Last, None)?;
-            cache.sample(&out.logits.expect("asked for"), &[0], ids.len());
+    for seq in 0..cache.shape().seqs {
+        cache.reserve(&[seq], ids.len())?;
+        for (i, ids) in ids.chunks(PREFILL_CHUNK).enumerate() {
+            let input = Input::Chunk { seq, ids };
+            if i + 1 < chunks {
+                model.forward(input, cache, Logits::None, None)?;
+                cache.advance(seq, ids.len(), 0);
+            } else {
+                let out = model.forward(input, cache, Logits::Last, None)?;
+                cache.sample(&out.logits.expect("asked for"), &[seq], ids.len());
+            }
         }
     }
     cache.read_state().await?;
     Ok(begun.elapsed())
 }
 
-/// Decodes `steps` tokens as the engine does, ids read late, and waits for the last.
+/// Decodes `steps` tokens in every sequence of `cache` as the engine does, all sequences in one step, ids read late, and waits
+/// for the last.
 ///
 /// # Errors
 /// As [`prefill`].
 pub async fn decode(model: &Decoder, cache: &mut KvCache, steps: usize) -> Result<Duration> {
+    let seqs: Vec<usize> = (0..cache.shape().seqs).collect();
     let begun = Instant::now();
     let mut read = cache.read_state();
     for step in 0..steps {
-        let out = model.forward(Input::Pending(&[0]), cache, Logits::Last, None)?;
-        cache.sample(&out.logits.expect("asked for"), &[0], 1);
+        let out = model.forward(Input::Pending(&seqs), cache, Logits::Last, None)?;
+        cache.sample(&out.logits.expect("asked for"), &seqs, 1);
         if step % LAG == LAG - 1 {
             std::mem::replace(&mut read, cache.read_state()).await?;
         }
@@ -148,11 +156,11 @@ pub async fn measure(
     repeat: usize,
     tick: &mut dyn FnMut(),
 ) -> Result<Measured> {
-    let Lengths { prompt, decode: steps } = lengths;
-    if prompt == 0 || steps == 0 || repeat == 0 {
+    let Lengths { prompt, decode: steps, sequences } = lengths;
+    if prompt == 0 || steps == 0 || sequences == 0 || repeat == 0 {
         return Err(Error::new(ErrorKind::Input, "nothing to measure")
-            .expected("at least 1 prompt token, 1 decoded token and 1 repetition")
-            .found(format!("{prompt}, {steps} and {repeat}")));
+            .expected("at least 1 prompt token, 1 decoded token, 1 sequence and 1 repetition")
+            .found(format!("{prompt}, {steps}, {sequences} and {repeat}")));
     }
     // The last token of a run is sampled, never forwarded.
     if prompt + steps > model.context() {
@@ -161,7 +169,7 @@ pub async fn measure(
             .found(format!("{prompt} + {steps}")));
     }
     let config = model.config();
-    let shape = CacheShape::new(config, kv, 1, GROWTH)?;
+    let shape = CacheShape::new(config, kv, sequences, GROWTH)?;
     let ids = ids(prompt, config.vocab_size);
     let mut rounds = Vec::with_capacity(repeat + 1);
     for _ in 0..=repeat {
@@ -176,10 +184,11 @@ pub async fn measure(
     Ok(Measured {
         prompt,
         decode: steps,
+        sequences,
         first_prefill_seconds,
-        prefill_tokens_per_second: Spread::of(rounds.iter().map(|r| rate(prompt, r.0))),
-        decode_tokens_per_second: Spread::of(rounds.iter().map(|r| rate(steps, r.1))),
-        weight_bytes_per_token: model.step_bytes(),
+        prefill_tokens_per_second: Spread::of(rounds.iter().map(|r| rate(prompt * sequences, r.0))),
+        decode_tokens_per_second: Spread::of(rounds.iter().map(|r| rate(steps * sequences, r.1))),
+        weight_bytes_per_token: model.step_bytes() / sequences as u64,
         kv_bytes_per_token: (slots * (shape.layers * shape.slot_bytes()) as f64) as u64,
     })
 }

@@ -657,6 +657,13 @@ fn bench_measures_and_adds_up() {
         // Untied: the embedding is not read as a whole.
         assert!(r["weight_bytes_per_token"].as_u64() < v["weight_bytes"].as_u64());
     }
+    // Sequences side by side share the weights that a step reads, not the cache.
+    let side = ["bench", "--device", "cpu", "--model", F16, "--prompt", "4", "--decode", "3", "--sequences", "1,3"];
+    let v = json(&run(&[&side[..], &["--repeat", "1", "--json"]].concat()));
+    let of = |i: usize, key: &str| v["runs"][i][key].as_u64().unwrap();
+    assert_eq!((of(0, "sequences"), of(1, "sequences")), (1, 3));
+    assert_eq!(of(1, "weight_bytes_per_token"), of(0, "weight_bytes_per_token") / 3);
+    assert_eq!(of(1, "kv_bytes_per_token"), of(0, "kv_bytes_per_token"));
     let table = run(&args);
     assert!(
         table.code == Some(0) && table.out.contains("copy bandwidth") && table.out.contains("decode tok/s"),

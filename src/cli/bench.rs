@@ -24,9 +24,12 @@ pub struct Args {
     /// Tokens of the prompt; several, separated by commas, are measured one after the other.
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "128")]
     prompt: Vec<usize>,
-    /// Tokens to decode after the prompt.
+    /// Tokens to decode after the prompt, in each sequence.
     #[arg(long, value_name = "N", default_value_t = 64)]
     decode: usize,
+    /// Sequences decoded side by side; several, separated by commas, are measured one after the other.
+    #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1")]
+    sequences: Vec<usize>,
     /// Measurements of each; the first round, which compiles the shaders, comes on top.
     #[arg(long, value_name = "N", default_value_t = 3)]
     repeat: usize,
@@ -63,9 +66,9 @@ struct Run {
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
-    if args.repeat == 0 || args.decode == 0 || args.prompt.contains(&0) {
+    if args.repeat == 0 || args.decode == 0 || args.prompt.contains(&0) || args.sequences.contains(&0) {
         return Err(Error::new(ErrorKind::Input, "nothing to measure")
-            .at("--prompt, --decode, --repeat")
+            .at("--prompt, --decode, --sequences, --repeat")
             .expected("at least 1 of each"));
     }
     let (source, name) = args.model.open(args.quiet)?;
@@ -80,14 +83,15 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 
     let copy = pollster::block_on(bench::copy_bandwidth(&device, args.repeat))?;
     let mut bar = Progress::new("measuring", args.quiet);
-    let (mut done, of) = (0, args.prompt.len() * (args.repeat + 1));
+    let (mut done, of) = (0, args.prompt.len() * args.sequences.len() * (args.repeat + 1));
     let mut tick = || {
         done += 1;
         bar.at(done, of);
     };
     let mut runs = Vec::new();
-    for &prompt in &args.prompt {
-        let lengths = Lengths { prompt, decode: args.decode };
+    let pairs = args.prompt.iter().flat_map(|&prompt| args.sequences.iter().map(move |&sequences| (prompt, sequences)));
+    for (prompt, sequences) in pairs {
+        let lengths = Lengths { prompt, decode: args.decode, sequences };
         let measured = pollster::block_on(bench::measure(&model, args.kv.words(), lengths, args.repeat, &mut tick))?;
         let decode_bytes_per_second = measured.decode_bytes_per_second();
         let decode_bandwidth_fraction = decode_bytes_per_second / copy.bytes_per_second.median;
@@ -121,13 +125,23 @@ fn report(outcome: &Outcome) -> String {
         gb(copy.gather_bytes_per_second),
         gb(copy.add_bytes_per_second)
     );
-    let head =
-        ["prompt", "decode", "prefill tok/s", "decode tok/s", "bytes/token", "(weights + KV)", "GB/s", "of copy"];
+    let head = [
+        "prompt",
+        "decode",
+        "sequences",
+        "prefill tok/s",
+        "decode tok/s",
+        "bytes/token",
+        "(weights + KV)",
+        "GB/s",
+        "of copy",
+    ];
     let row = |run: &Run| {
         let m = &run.measured;
         vec![
             m.prompt.to_string(),
             m.decode.to_string(),
+            m.sequences.to_string(),
             spread(m.prefill_tokens_per_second),
             spread(m.decode_tokens_per_second),
             screen::bytes(m.weight_bytes_per_token + m.kv_bytes_per_token),

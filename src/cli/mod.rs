@@ -74,6 +74,7 @@ enum Command {
     #[command(after_help = after_help!(
         "secateur bench --model DIR"
         "secateur bench --model DIR --prompt 128,1024,4096 --decode 64 --repeat 5"
+        "secateur bench --model DIR --sequences 1,4,16       decoded side by side"
         "secateur bench --model DIR --device vulkan --json > bench.json"
     ))]
     Bench(bench::Args),
