@@ -106,6 +106,7 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     let norm = NormSpec { n: 1, first: 0, cols: h, eps: 1e-6 };
     time("rms_norm", 2 * layers + 1, h * 8, Box::new(|| drop(kernels::rms_norm(&x, &weight, norm))))?;
     let mut cache = KvCache::new(CacheShape::new(c, Words::F16, 1, 64)?, device);
+    let rope = kernels::floats(vec![0.5; 4096 * d], [4096 * d], burn);
     for length in [128usize, 1024] {
         cache.clear(0)?;
         cache.reserve(&[0], length + 64)?;
@@ -121,13 +122,15 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
             map: cache.select(&[0]),
             table: cache.table(0),
             most_seen: length + 1,
+            back: 0,
+            positions: 4096,
+            rotate: false,
         };
         let bytes = length * cache.shape().slot_bytes();
         let times = if length == 128 { layers } else { 0 };
-        let run = || drop(kernels::attention(&q, cache.layer(0), cache.state(), spec));
+        let run = || drop(kernels::attention(&q, cache.layer(0), cache.state(), &rope, spec));
         time(&format!("attention over {length}"), times, bytes, Box::new(run))?;
     }
-    let rope = kernels::floats(vec![0.5; 4096 * d], [4096 * d], burn);
     let unread = kernels::floats(vec![0.0; 4], [4], burn);
     let qkv = floats(1, (heads + 2 * kv_heads) * d);
     let append = RopeAppendSpec {
@@ -141,6 +144,7 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
         table: cache.table(0),
         positions: 4096,
         norm: None,
+        compact: false,
     };
     let mut kv = Some(kernels::words(vec![0; 2048 * cache.shape().slot_bytes() / 4], burn));
     let run = || {

@@ -1,25 +1,28 @@
 // Causal attention of a chunk over the cached slots, grouped queries, online softmax: scores never leave the workgroup.
 // A workgroup owns QB queries that share a KV head (rows_per_group rows times heads_per_group query heads) and walks its
-// tiles of slots. Query row i sees length + i % chunk + 1 slots, its own included. What a query sums, and in which order,
+// tiles of slots. Query row i sees length + i % chunk + 1 slots, its own included; `back`: how many
+// of the length are the rows' own already (a second look at the latest tokens). What a query sums, and in which order,
 // depends on its length, never on the cache's capacity.
 // DIRECT 1: out and lse get the result. DIRECT 0: out gets, per query and split, D unnormalised values, the maximum and
 // the sum; attention_combine finishes (lse is touched by it alone).
-// Constants: THREADS (64), TILE (slots, >= 2 THREADS), KV (F32 or F16), D (a multiple of 8, <= 128), QB (queries of a workgroup, <= 8), DIRECT.
+// include keys.wgsl
+// Constants: THREADS (64), TILE (slots, >= 2 THREADS), KV (F32 or F16), D (a multiple of 8, <= 128), ROTATE, QB (queries of a
+// workgroup, <= 8), DIRECT.
 @group(0) @binding(0) var<storage, read_write> q: array<vec4<f32>>;            // [n, heads D], rotated
 @group(0) @binding(1) var<storage, read_write> kv: array<vec4<u32>>;     // rows of D values, see cache.rs
 @group(0) @binding(2) var<storage, read_write> state: array<u32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;          // [n, heads D], or [n, heads, splits, D + 2]
 @group(0) @binding(4) var<storage, read_write> lse: array<f32>;          // [n, heads]: log of the sum of exp(score)
+@group(0) @binding(5) var<storage, read_write> rope: array<vec4<f32>>;   // [positions, D]
 struct Info {
     n: u32, heads: u32, kv_heads: u32, chunk: u32,
     map: u32, table: u32, heads_per_group: u32, splits: u32,
-    tiles_per_split: u32, scale: f32, pad0: u32, pad1: u32,
+    tiles_per_split: u32, scale: f32, back: u32, positions: u32,
 }
-@group(0) @binding(5) var<uniform> info: Info;
+@group(0) @binding(6) var<uniform> info: Info;
 
 const PAIRS = D / 2u;
 const SLICES = THREADS / PAIRS;
-const QUADS = select(D / 8u, D / 4u, KV == F32);    // vec4s of words in a cache row
 
 var<workgroup> qs: array<vec4<f32>, QB * D / 4u>;
 var<workgroup> scores: array<f32, QB * TILE>;
@@ -50,7 +53,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // The loops below hold barriers, so their bounds must be uniform in the compiler's eyes, too.
     if (thread == 0u) { extent = vec2<u32>(state[entry + ROW_LEN], state[entry + ROW_CAP]); }
     let shared_extent = workgroupUniformLoad(&extent);
-    let length = shared_extent.x;
+    let length = shared_extent.x - info.back;
     let cap = shared_extent.y;
     let keys = state[entry + ROW_BASE] + kv_head * cap;
     let values = keys + info.kv_heads * cap;
@@ -90,7 +93,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             var dots: array<f32, QB>;
             for (var j = 0u; j < QB; j++) { dots[j] = 0.0; }
             let row = (keys + base + s) * QUADS;
-            for (var c = 0u; c < QUADS; c++) {
+            if (ROTATE == 1u) {
+                for (var c = 0u; c < D / 8u; c++) {
+                    let key = key_part(keys + base + s, base + s, c);
+                    for (var j = 0u; j < QB; j++) {
+                        let at = j * (D / 4u) + c;
+                        dots[j] += dot(key.low, qs[at]) + dot(key.high, qs[at + D / 8u]);
+                    }
+                }
+            }
+            for (var c = 0u; c < QUADS && ROTATE == 0u; c++) {
                 let words = kv[row + c];
                 if (KV == F32) {
                     let k = bitcast<vec4<f32>>(words);

@@ -6,7 +6,7 @@
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>;          // [n, heads]
 struct Info {
     n: u32, heads: u32, chunk: u32, map: u32,
-    table: u32, splits: u32, slots_per_split: u32, pad0: u32,
+    table: u32, splits: u32, slots_per_split: u32, back: u32,
 }
 @group(0) @binding(4) var<uniform> info: Info;
 
@@ -16,7 +16,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let row = group.y;
     if (head >= info.heads || row >= info.n) { return; }
     let seq = state[info.map + row / info.chunk];
-    let seen = state[info.table + seq * ROW + ROW_LEN] + row % info.chunk + 1u;
+    let seen = state[info.table + seq * ROW + ROW_LEN] - info.back + row % info.chunk + 1u;
     let splits = min((seen + info.slots_per_split - 1u) / info.slots_per_split, info.splits);
     let query = row * info.heads + head;
     let first = query * info.splits * (D + 2u);

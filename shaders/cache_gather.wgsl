@@ -1,12 +1,12 @@
 // The pruning: rows of the kept slots, in the order given (ascending), to the front of a new, tight buffer; keys and
-// values of every KV head of every sequence in one dispatch. Moves u32 words: exact, whatever they hold. Growing is the
+// values of every KV head of every sequence in one dispatch, or whatever else has `planes` of rows, a multiple of the KV heads. Moves u32 words: exact, whatever they hold. Growing is the
 // same kernel with every slot kept. Rows past the kept ones stay as they were.
 // Constants: THREADS.
 @group(0) @binding(0) var<storage, read_write> kv: array<u32>;
 @group(0) @binding(1) var<storage, read_write> keep: array<u32>;     // kept slots; per sequence and KV head, or shared
 @group(0) @binding(2) var<storage, read_write> moves: array<u32>;    // [seqs, 8]: old base, old cap, new base, new cap, kept, first keep, keep stride per KV head
 @group(0) @binding(3) var<storage, read_write> out: array<u32>;
-struct Info { row_words: u32, kv_heads: u32, seqs: u32, most_kept: u32 }
+struct Info { row_words: u32, kv_heads: u32, planes: u32, most_kept: u32 }
 @group(0) @binding(4) var<uniform> info: Info;
 
 @compute @workgroup_size(THREADS)
@@ -14,14 +14,14 @@ fn main(
     @builtin(global_invocation_id) id: vec3<u32>,
     @builtin(workgroup_id) group: vec3<u32>,
 ) {
-    let plane = group.z % (2u * info.kv_heads);
-    let seq = group.z / (2u * info.kv_heads);
+    let plane = group.z % info.planes;
+    let seq = group.z / info.planes;
     // x runs over the words of all kept rows of the plane; y extends it past the limit of one grid dimension.
     let flat = group.y * 65535u * THREADS + id.x;
     let i = flat / info.row_words;
     let word = flat % info.row_words;
     let m = seq * 8u;
-    if (seq >= info.seqs || i >= moves[m + 4u]) { return; }
+    if (i >= moves[m + 4u]) { return; }
     let head = plane % info.kv_heads;
     let slot = keep[moves[m + 5u] + head * moves[m + 6u] + i];
     let old_cap = moves[m + 1u];

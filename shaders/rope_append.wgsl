@@ -2,7 +2,8 @@
 // Llama/Qwen weights), writes the queries to q and the keys and values into their slots of the cache, in place.
 // Row i belongs to the sequence that the state lists for i / chunk and is token i % chunk of its chunk; its slot is the
 // layer's length plus that, its position the sequence's position plus that: slot and position differ once something was evicted.
-// Constants: THREADS, KV (F32 or F16), D (head dimension, a multiple of 8, at most 4 THREADS), NORM (0 or 1).
+// Constants: THREADS, KV (F32 or F16), D (head dimension, a multiple of 8, at most 4 THREADS), NORM (0 or 1),
+// COMPACT (0 or 1): tokens stand at their slot, which is the position then; keys are stored as they are, and rotated when read.
 @group(0) @binding(0) var<storage, read_write> qkv: array<f32>;      // [n, (heads + 2 kv_heads) D]
 @group(0) @binding(1) var<storage, read_write> rope: array<f32>;     // [positions, D]: cosines, then sines, D / 2 each
 @group(0) @binding(2) var<storage, read_write> state: array<u32>;
@@ -61,8 +62,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let offset = i % info.chunk;
     let entry = info.table + seq * ROW;
     let slot = state[entry + ROW_LEN] + offset;
-    let position = min(state[seq * SEQ + SEQ_POSITION] + offset, info.positions - 1u);
-    if (rotated_head) {
+    let stands = select(state[seq * SEQ + SEQ_POSITION] + offset, slot, COMPACT == 1u);
+    let position = min(stands, info.positions - 1u);
+    if (rotated_head && (COMPACT == 0u || head < info.heads)) {
         let t = position * D + c;
         let cosines = vec2<f32>(rope[t], rope[t + 1u]);
         let sines = vec2<f32>(rope[t + HALF], rope[t + HALF + 1u]);

@@ -226,7 +226,8 @@ async fn copy(device: &ComputeDevice, bytes: u64, repeat: usize, batch: usize) -
     let gathered = {
         let keep = kernels::words((0..rows as u32).collect(), &device.burn);
         let moves = kernels::words([0, rows, 0, rows, rows, 0, 0, 0].map(|v| v as u32).to_vec(), &device.burn);
-        let spec = GatherSpec { row_words: ROW_WORDS, kv_heads: 1, seqs: 1, most_kept: rows, out_words: words };
+        let spec =
+            GatherSpec { row_words: ROW_WORDS, kv_heads: 1, planes: 2, seqs: 1, most_kept: rows, out_words: words };
         // Written once before it is read: pages that nobody wrote are all the same page to an operating system.
         let source = kernels::cache_gather(launch::empty_words(&near, words), &keep, &moves, spec);
         let gather = || drop(kernels::cache_gather(source.clone(), &keep, &moves, spec));

@@ -2,7 +2,12 @@
 //!
 //! **Slot and position.** A [`Slot`] is where a token's key and value lie: a row index that changes at every gather. A
 //! [`Position`] is when the token was written: what RoPE rotates by. Before the first eviction they are equal, after it
-//! never again. Kept keys keep the rotation they were written with (METHOD: `original`).
+//! never again. Kept keys keep the rotation they were written with ([`Positions::Original`]).
+//!
+//! With [`Positions::Compact`] keys stand at their slot: they close ranks at every gather, and the next token follows the last of
+//! them. Such keys are stored as the projection made them and rotated when they are read, from the table that was computed in
+//! f64: they are rounded once, when they are written, however often they move, and the gather moves words as ever. (Re-rotating
+//! stored f16 keys at each gather would round them each time: 80 times in 16,000 tokens.)
 //!
 //! **Layout.** One buffer of u32 words a layer. Sequence `b` owns a region of `2 · kv_heads · cap` rows from row `base` on:
 //! the keys of each KV head, `cap` rows a head, then the values likewise. A row is one head's vector: `head_dim` f32 words,
@@ -20,12 +25,18 @@ use burn::tensor::{Int, Tensor};
 
 use crate::device::ComputeDevice;
 use crate::kernels::launch::{self, Readback};
-use crate::kernels::{self, GatherSpec, SampleSpec, Words, cache_gather::MOVE, state};
+use crate::kernels::{
+    self, AttentionSumsSpec, GatherSpec, QueryRingSpec, SampleSpec, Words, cache_gather::MOVE, state,
+};
 use crate::model::config::ModelConfig;
+use crate::policy::Positions;
 use crate::{Error, ErrorKind, Position, Result, Slot};
 
 /// Sampled ids a sequence keeps on the device: bounds how late the host may read them.
 pub const RING: usize = 64;
+
+/// Queries of a sequence that are tracked: no policy looks through more.
+pub const OBSERVED: usize = 32;
 
 /// Sizes of a cache.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -85,6 +96,19 @@ struct Layer {
     /// Taken out while a kernel writes it: in-place kernels need the only handle.
     kv: Option<Tensor<1, Int>>,
     regions: Vec<Region>,
+    /// The attention each slot has had, f32 in words, while it is tracked: `kv_heads · cap` a sequence, from half its `base` on.
+    sums: Option<Tensor<1, Int>>,
+    /// The latest queries, `[seqs · width, heads D]`, while they are tracked.
+    queries: Option<Tensor<2>>,
+}
+
+/// What is kept up to date beside keys and values, for policies that look back. Tokens of a probe leave no trace in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tracking {
+    /// The attention each slot has had from all queries, per KV head.
+    pub sums: bool,
+    /// The latest [`OBSERVED`] queries.
+    pub queries: bool,
 }
 
 /// The host's mirror of a sequence's header.
@@ -94,6 +118,8 @@ pub struct Sequence {
     pub position: Position,
     /// Tokens sampled so far.
     pub step: u32,
+    /// The position at the last gather: what was written since stands where it stood when it was written.
+    pub settled: Position,
 }
 
 /// Lengths and position of a sequence before a probe, to go back to.
@@ -124,6 +150,8 @@ pub struct KvCache {
     device: ComputeDevice,
     layers: Vec<Layer>,
     sequences: Vec<Sequence>,
+    positions: Positions,
+    tracking: Tracking,
     state: Option<Tensor<1, Int>>,
     /// The map as it is on the device: the sequences of the rows that are forwarded or sampled next.
     selected: Vec<usize>,
@@ -137,12 +165,15 @@ impl KvCache {
         let words = shape.seqs * (state::SEQ + shape.layers * state::ROW + RING + 1);
         let near = kernels::words(vec![0; 4], &device.burn);
         let regions = vec![Region { len: 0, base: 0, cap: 0 }; shape.seqs];
-        let layer = || Layer { kv: Some(launch::empty_words(&near, 4)), regions: regions.clone() };
+        let layer =
+            || Layer { kv: Some(launch::empty_words(&near, 4)), regions: regions.clone(), sums: None, queries: None };
         let mut cache = Self {
             shape,
             device: device.clone(),
             layers: (0..shape.layers).map(|_| layer()).collect(),
-            sequences: vec![Sequence { position: Position(0), step: 0 }; shape.seqs],
+            sequences: vec![Sequence { position: Position(0), step: 0, settled: Position(0) }; shape.seqs],
+            positions: Positions::Original,
+            tracking: Tracking::default(),
             state: Some(kernels::words(vec![0; words.next_multiple_of(4)], &device.burn)),
             selected: vec![0; shape.seqs],
             near,
@@ -161,6 +192,11 @@ impl KvCache {
     /// Cached slots of a sequence in a layer.
     pub fn len(&self, layer: usize, seq: usize) -> usize {
         self.layers[layer].regions[seq].len
+    }
+
+    /// Cached slots of a sequence in the layer that has most.
+    pub fn longest(&self, seq: usize) -> usize {
+        self.layers.iter().map(|l| l.regions[seq].len).max().unwrap_or(0)
     }
 
     /// Whether nothing is cached.
@@ -189,6 +225,102 @@ impl KvCache {
         self.layers.iter().map(|l| (l.regions[seq].cap * self.shape.slot_bytes()) as u64).sum()
     }
 
+    /// Where kept keys stand.
+    pub fn positions(&self) -> Positions {
+        self.positions
+    }
+
+    /// Sets the rules for all sequences while there is none: where kept keys stand. Nothing is tracked then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] when something is cached: it was written under the old rules.
+    pub fn begin(&mut self, positions: Positions) -> Result<()> {
+        if !self.is_empty() {
+            return Err(Error::new(ErrorKind::Internal, "sequences side by side share where their keys stand")
+                .expected(format!("an empty cache, or {} positions", self.positions))
+                .found(format!("{positions} positions")));
+        }
+        (self.positions, self.tracking) = (positions, Tracking::default());
+        for layer in &mut self.layers {
+            (layer.sums, layer.queries) = (None, None);
+        }
+        Ok(())
+    }
+
+    /// Tracks this as well from now on, for a sequence before its first token (`query_cols`: the values of all query heads). It
+    /// is tracked for all sequences, until [`begin`](Self::begin).
+    pub fn track(&mut self, tracking: Tracking, query_cols: usize) {
+        let rows = self.shape.seqs * OBSERVED;
+        for layer in &mut self.layers {
+            if tracking.sums && layer.sums.is_none() {
+                let slots: usize = layer.regions.iter().map(|r| r.cap).sum();
+                layer.sums = Some(launch::empty_words(&self.near, (slots * self.shape.kv_heads).max(4)));
+            }
+            if tracking.queries && layer.queries.is_none() {
+                layer.queries = Some(launch::empty_floats(&self.near, [rows, query_cols]));
+            }
+        }
+        self.tracking.sums |= tracking.sums;
+        self.tracking.queries |= tracking.queries;
+    }
+
+    /// What is tracked beside keys and values.
+    pub fn tracking(&self) -> Tracking {
+        self.tracking
+    }
+
+    /// Adds a chunk's attention to the running sums of its slots.
+    pub(crate) fn add_sums(
+        &mut self,
+        layer: usize,
+        q: &Tensor<2>,
+        lse: &Tensor<2>,
+        rope: &Tensor<1>,
+        spec: AttentionSumsSpec,
+    ) {
+        let sums = self.layers[layer].sums.take().expect("put back below");
+        let sums = kernels::attention_sums(q, lse, self.layer(layer), self.state(), rope, sums, spec);
+        self.layers[layer].sums = Some(sums);
+    }
+
+    /// Takes the queries of a chunk, or of a decode step, into the ring. The map names their sequences.
+    pub(crate) fn store_queries(&mut self, layer: usize, q: &Tensor<2>, chunk: usize) {
+        let [n, cols] = q.dims();
+        let spec = QueryRingSpec { n, cols, chunk, map: self.map(), width: OBSERVED };
+        let ring = self.layers[layer].queries.take().expect("put back below");
+        self.layers[layer].queries = Some(kernels::store_queries(q, self.state(), ring, spec));
+    }
+
+    /// How many of the `most` latest queries of `seq` are there to look through. With compact positions those since the last
+    /// gather, whose rotation is still theirs.
+    pub fn observable(&self, seq: usize, most: usize) -> usize {
+        let Sequence { position, settled, .. } = self.sequences[seq];
+        let since = if self.positions == Positions::Compact { settled.0 } else { 0 };
+        most.min(OBSERVED).min((position.0 - since) as usize)
+    }
+
+    /// The `n` latest queries of the one sequence that is selected, oldest first: `[n, heads D]`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] when no queries are tracked, or none was forwarded.
+    pub(crate) fn latest_queries(&self, layer: usize, n: usize) -> Result<Tensor<2>> {
+        let ring = self.layers[layer].queries.as_ref().filter(|_| n > 0);
+        let ring = ring.ok_or_else(|| Error::new(ErrorKind::Internal, "no queries are tracked to look through"))?;
+        let spec = QueryRingSpec { n, cols: ring.dims()[1], chunk: n, map: self.map(), width: OBSERVED };
+        Ok(kernels::latest_queries(ring, self.state(), spec))
+    }
+
+    /// The running sums of `seq` in `layer`, f32 in words: `[kv_heads, capacity]`, of which the first `len` of each row count.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] when they are not tracked.
+    pub fn sums(&self, layer: usize, seq: usize) -> Result<Tensor<1, Int>> {
+        let Layer { sums, regions, .. } = &self.layers[layer];
+        let sums = sums.as_ref().ok_or_else(|| Error::new(ErrorKind::Internal, "no sums of attention are tracked"))?;
+        let (first, n) = (regions[seq].base / 2, self.shape.kv_heads * regions[seq].cap);
+        Ok(launch::part(sums, first, n))
+    }
+
     /// Word of the state where `layer`'s table begins.
     pub fn table(&self, layer: usize) -> usize {
         self.shape.seqs * state::SEQ + layer * self.shape.seqs * state::ROW
@@ -199,10 +331,15 @@ impl KvCache {
         self.table(self.shape.layers)
     }
 
+    /// Word of the state where the map begins.
+    fn map(&self) -> usize {
+        self.rings() + self.shape.seqs * RING
+    }
+
     /// Makes `seqs` the sequences of the rows that are forwarded or sampled next, in this order. Returns the word of the state
     /// where they are listed.
     pub fn select(&mut self, seqs: &[usize]) -> usize {
-        let map = self.rings() + self.shape.seqs * RING;
+        let map = self.map();
         if !self.selected.starts_with(seqs) {
             self.selected[..seqs.len()].copy_from_slice(seqs);
             self.write(map, seqs.iter().map(|s| *s as u32).collect());
@@ -266,6 +403,9 @@ impl KvCache {
     /// When a layer's buffer would exceed what the device can bind.
     pub fn keep_each(&mut self, changes: &[Change<'_, '_>]) -> Result<()> {
         self.rebuild(changes)?;
+        for change in changes {
+            self.sequences[change.seq].settled = self.sequences[change.seq].position;
+        }
         self.device.burn.memory_cleanup();
         Ok(())
     }
@@ -333,15 +473,24 @@ impl KvCache {
         let spec = GatherSpec {
             row_words: shape.row_words(),
             kv_heads: shape.kv_heads,
+            planes,
             seqs: shape.seqs,
             most_kept: new.iter().map(|r| r.len).max().unwrap_or(0),
             out_words: (base * shape.row_words()).max(4),
         };
-        let kv = self.layers[layer].kv.take().expect("put back by whoever took it");
         let keep = kernels::words(flat, &self.device.burn);
+        if let Some(sums) = self.layers[layer].sums.take() {
+            // One word a slot and KV head, in regions half as many rows long.
+            let halved = |(i, v): (usize, &u32)| if matches!(i % MOVE, 0 | 2) { v / 2 } else { *v };
+            let moves = kernels::words(moves.iter().enumerate().map(halved).collect(), &self.device.burn);
+            let spec = GatherSpec { row_words: 1, planes: shape.kv_heads, out_words: (base / 2).max(4), ..spec };
+            let gathered = launch::dedicated(&self.near, || kernels::cache_gather(sums, &keep, &moves, spec));
+            self.layers[layer].sums = Some(gathered);
+        }
+        let kv = self.layers[layer].kv.take().expect("put back by whoever took it");
         let moves = kernels::words(moves, &self.device.burn);
         let kv = launch::dedicated(&self.near, || kernels::cache_gather(kv, &keep, &moves, spec));
-        self.layers[layer] = Layer { kv: Some(kv), regions: new };
+        (self.layers[layer].kv, self.layers[layer].regions) = (Some(kv), new);
     }
 
     /// Writes every layer's lengths, bases and capacities to the device.
@@ -353,7 +502,7 @@ impl KvCache {
 
     /// Writes a sequence's header. `token` must be its pending token (any value where there is none).
     fn write_header(&mut self, seq: usize, token: u32) {
-        let Sequence { position, step } = self.sequences[seq];
+        let Sequence { position, step, .. } = self.sequences[seq];
         let mut header = vec![0; state::SEQ];
         header[state::TOKEN] = token;
         header[state::POSITION] = position.0;
@@ -451,7 +600,7 @@ impl KvCache {
 
     /// Empties `seq` for a new prompt and gives its memory back.
     pub fn clear(&mut self, seq: usize) -> Result<()> {
-        self.sequences[seq] = Sequence { position: Position(0), step: 0 };
+        self.sequences[seq] = Sequence { position: Position(0), step: 0, settled: Position(0) };
         if self.layers.iter().any(|l| l.regions[seq].cap > 0) {
             self.keep(seq, &|_, _| &[], 0)?;
         }

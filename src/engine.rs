@@ -18,19 +18,19 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use burn::tensor::Tensor;
 use web_time::Instant;
 
 use crate::cache::{CacheShape, Change, KeepSets, KvCache};
 use crate::device::ComputeDevice;
+use crate::kernels::Words;
 use crate::kernels::launch::{self, Readback};
-use crate::kernels::{Reduce, Words};
 use crate::model::config::ModelConfig;
-use crate::model::decoder::{Decoder, Input, Logits};
-use crate::policy::{self, Budget, KeepPlan, Measurement, Role};
+use crate::model::decoder::{Decoder, Input, Logits, Output};
+use crate::policy::{self, Budget, KeepPlan, Layers, Normalise, Positions, Role, Scope};
 use crate::probe::{self, PromptThinking};
+use crate::prune::{Held, Reading, Readouts, Rules};
 use crate::report::trace::{self, AttentionDetail, Trace};
-use crate::sequence::{Facts, Measured, Sequence};
+use crate::sequence::{Facts, Sequence};
 use crate::text::{ChatTemplate, Message, RenderOptions, ThinkIds, ThinkingState, Tokenizer};
 use crate::weights::{ModelSource, Weights};
 use crate::{Error, ErrorKind, Result};
@@ -96,6 +96,14 @@ pub struct RunOptions {
     pub probe_text: String,
     /// For policies that draw lots.
     pub seed: u64,
+    /// Who shares a kept set.
+    pub scope: Scope,
+    /// The layers that vote on a shared set.
+    pub layers: Layers,
+    /// Whether heads are brought to one scale before they vote.
+    pub normalise: Normalise,
+    /// Where kept keys stand after an eviction.
+    pub positions: Positions,
     /// Go on past the model's end-of-sequence tokens, for measurements.
     pub ignore_eos: bool,
     /// How much of each probe's attention the trace records. What is generated does not depend on it.
@@ -112,6 +120,10 @@ impl Default for RunOptions {
             probe_every: probe::DEFAULT_PROBE_EVERY,
             probe_text: probe::DEFAULT_PROBE_TEXT.into(),
             seed: 0,
+            scope: Scope::default(),
+            layers: Layers::default(),
+            normalise: Normalise::default(),
+            positions: Positions::default(),
             ignore_eos: false,
             attention: AttentionDetail::Off,
         }
@@ -355,6 +367,8 @@ impl Batch<'_> {
             vocab_size: config.vocab_size,
             eos: &config.eos_token_ids,
             context: self.engine.model.context(),
+            layers: config.num_layers,
+            kv_heads: config.num_kv_heads,
         };
         self.waiting.push_back(Sequence::new(self.requests, ids, thinking, options, &facts)?);
         self.requests += 1;
@@ -400,16 +414,28 @@ impl Batch<'_> {
         self.retire()
     }
 
-    /// Gives free places to those who wait, and hears a stop.
+    /// Gives free places to those who wait, and hears a stop. Sequences side by side share where kept keys stand: one that wants
+    /// it otherwise waits until the others are done, and those behind it with it.
     fn admit(&mut self, on: &mut OnEvent<'_>) {
-        for (place, free) in self.places.iter_mut().enumerate().filter(|(_, place)| place.is_none()) {
-            let Some(mut sequence) = self.waiting.pop_front() else { break };
+        let Self { engine: Engine { model, cache, .. }, places, waiting, .. } = self;
+        for place in 0..places.len() {
+            if places[place].is_some() {
+                continue;
+            }
+            let running = places.iter().flatten().map(|s| s.options.positions).next();
+            let joins = |s: &mut Sequence| running.is_none_or(|positions| positions == s.options.positions);
+            let Some(mut sequence) = waiting.pop_front_if(joins) else { break };
             sequence.begin();
             on(sequence.id, Event::Start { prompt_ids: &sequence.prompt });
-            if let Err(e) = self.engine.cache.clear(place) {
+            let ready = cache.clear(place).and_then(|()| match running {
+                None => cache.begin(sequence.options.positions),
+                Some(_) => Ok(()),
+            });
+            cache.track(sequence.rules.tracking(), model.config().q_size());
+            if let Err(e) = ready {
                 sequence.fail(e);
             }
-            *free = Some(sequence);
+            places[place] = Some(sequence);
         }
         if self.engine.stop.load(Ordering::Relaxed) {
             self.waiting.iter_mut().chain(self.places.iter_mut().flatten()).for_each(|s| s.cancelled = true);
@@ -448,7 +474,7 @@ impl Batch<'_> {
             }
             None => cache.advance(place, n, 0),
         }
-        sequence.note_peak(cache.len(0, place), cache.bytes_of(place));
+        sequence.note_peak(cache.longest(place), cache.bytes_of(place));
         self.start_read();
         Ok(())
     }
@@ -474,7 +500,7 @@ impl Batch<'_> {
             for &place in &rows {
                 let sequence = places[place].as_mut().expect("it has room");
                 sequence.issued += steps;
-                sequence.note_peak(cache.len(0, place), cache.bytes_of(place));
+                sequence.note_peak(cache.longest(place), cache.bytes_of(place));
             }
             self.start_read();
             if prefilling {
@@ -518,18 +544,31 @@ impl Batch<'_> {
         }
         let begun = Instant::now();
         let held = self.hold(&due)?;
-        let layers = self.measure(&due, Reduce::Layer, |_| true).await?;
+        let readings: Vec<Result<Reading>> = due
+            .iter()
+            .enumerate()
+            .map(|(row, &place)| self.measure(place, Held { out: &held, row, of: due.len() }))
+            .collect();
+        let mut readouts: Vec<Result<Readouts>> = Vec::new();
+        for reading in readings {
+            readouts.push(match reading {
+                Ok(reading) => Ok(reading.finish().await?),
+                Err(e) => Err(e),
+            });
+        }
         let probed = Instant::now();
-        // For the trace alone, and not part of what a probe costs. A forward of its own, so that what decides is measured in
-        // the same way with and without it.
-        let heads = self.measure(&due, Reduce::None, |s| s.options.attention == AttentionDetail::Heads).await?;
+        // For the trace alone, and not part of what a probe costs.
+        for (&place, readouts) in due.iter().zip(&mut readouts) {
+            if let (Ok(readouts), Some(heads)) = (readouts, self.measure_heads(place)?) {
+                readouts.add(heads.finish().await?);
+            }
+        }
         let traced = Instant::now();
 
         let mut plans = Vec::new();
-        for (&place, (layers, heads)) in due.iter().zip(layers.into_iter().zip(heads)) {
+        for (&place, readouts) in due.iter().zip(readouts) {
             let sequence = self.places[place].as_mut().expect("it is due");
-            let measured = Measured { layers, heads };
-            match sequence.plan(&measured) {
+            match readouts.and_then(|readouts| sequence.plan(&readouts)) {
                 Ok((plan, record)) => plans.push((place, plan, record)),
                 Err(e) => sequence.fail(e),
             }
@@ -550,7 +589,7 @@ impl Batch<'_> {
             sequence.pruned(trace::Probe { timings, bytes_before, bytes_after, ..record }, on);
         }
 
-        self.engine.cache.sample(&held, &due, 0);
+        self.engine.cache.sample(&held.logits.expect("asked for"), &due, 0);
         for &place in &due {
             let sequence = self.places[place].as_mut().expect("it is due");
             sequence.issued += 1;
@@ -560,56 +599,36 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Forwards the pending tokens by the ordinary decode path; their logits wait for the gather.
-    fn hold(&mut self, due: &[usize]) -> Result<Tensor<2>> {
+    /// Forwards the pending tokens by the ordinary decode path; their logits wait for the gather. Reads their attention where a
+    /// policy asks for it, as far apart as any of them.
+    fn hold(&mut self, due: &[usize]) -> Result<Output> {
         let Self { engine: Engine { model, cache, .. }, places, .. } = self;
-        let out = model.forward(Input::Pending(due), cache, Logits::Last, None)?;
+        let rules = due.iter().filter_map(|&place| places[place].as_ref()).map(|s| &s.rules);
+        let readout = rules.filter_map(Rules::readout_of_pending).min_by_key(|reduce| *reduce as u32);
+        let out = model.forward(Input::Pending(due), cache, Logits::Last, readout)?;
         for &place in due {
             let sequence = places[place].as_mut().expect("it is due");
             cache.advance(place, 1, sequence.tokens.last().expect("a probe follows a token").id);
-            sequence.note_peak(cache.len(0, place), cache.bytes_of(place));
+            sequence.note_peak(cache.longest(place), cache.bytes_of(place));
         }
-        Ok(out.logits.expect("asked for"))
+        Ok(out)
     }
 
-    /// The probe of each of `due` that `who` wants measured and whose policy measures anything: appends its text, forwards it as
-    /// one chunk, reads the last token's attention over the slots, reduced to `reduce`, a list a layer; rolls back. One that
-    /// fails fails alone.
-    async fn measure(
-        &mut self,
-        due: &[usize],
-        reduce: Reduce,
-        who: impl Fn(&Sequence) -> bool,
-    ) -> Result<Vec<Option<Vec<Vec<f32>>>>> {
+    /// Starts measuring what the sequence's policy needs: the probe, where it needs one, is forwarded and rolled back.
+    fn measure(&mut self, place: usize, held: Held<'_>) -> Result<Reading> {
         let Self { engine: Engine { model, cache, .. }, places, .. } = self;
-        let mut reads = Vec::new();
-        for &place in due {
-            let sequence = places[place].as_mut().expect("it is due");
-            if sequence.policy.needs() == Measurement::Nothing || !who(sequence) || sequence.ended.is_some() {
-                reads.push(None);
-                continue;
-            }
-            let pending = sequence.tokens.last().expect("a probe follows a token").id;
-            let before = cache.checkpoint(place);
-            let input = Input::Chunk { seq: place, ids: &sequence.probe_ids };
-            match model.forward(input, cache, Logits::None, Some(reduce)) {
-                Ok(out) => reads.push(Some(launch::read_floats(&out.readout.iter().collect::<Vec<_>>()))),
-                Err(e) => {
-                    sequence.fail(e);
-                    reads.push(None);
-                }
-            }
-            sequence.note_peak(cache.len(0, place) + sequence.probe_ids.len(), cache.bytes_of(place));
-            cache.rollback(&before, pending);
-        }
-        let mut measured = Vec::new();
-        for read in reads {
-            measured.push(match read {
-                Some(read) => Some(read.await?.iter().map(|row| launch::as_floats(row)).collect()),
-                None => None,
-            });
-        }
-        Ok(measured)
+        let sequence = places[place].as_mut().expect("it is due");
+        let pending = sequence.tokens.last().expect("a probe follows a token").id;
+        let reading = sequence.rules.measure(model, cache, place, pending, &sequence.probe_ids, held)?;
+        sequence.note_peak(cache.longest(place) + sequence.probe_ids.len(), cache.bytes_of(place));
+        Ok(reading)
+    }
+
+    fn measure_heads(&mut self, place: usize) -> Result<Option<Reading>> {
+        let Self { engine: Engine { model, cache, .. }, places, .. } = self;
+        let sequence = places[place].as_ref().expect("it is due");
+        let pending = sequence.tokens.last().expect("a probe follows a token").id;
+        sequence.rules.measure_heads(model, cache, place, pending, &sequence.probe_ids)
     }
 
     /// Carries the plans out, on the device and in the ledgers.
@@ -632,7 +651,7 @@ impl Batch<'_> {
             // Where there is no room for all of them, for each that there is room for.
             let done = match &together {
                 Ok(()) => Ok(()),
-                Err(_) => cache.keep(change.seq, change.keep, change.room),
+                Err(_) => cache.keep_each(&[*change]),
             };
             if let Err(e) = done.and_then(|()| sequence.ledger.gather(plan)) {
                 sequence.fail(e);
@@ -663,7 +682,7 @@ impl Batch<'_> {
         let Self { engine: Engine { cache, .. }, places, .. } = self;
         while !rows.is_empty() {
             let Err(e) = cache.reserve(&rows, extra) else { break };
-            let longest = (0..rows.len()).max_by_key(|&row| cache.len(0, rows[row])).expect("not empty");
+            let longest = (0..rows.len()).max_by_key(|&row| cache.longest(rows[row])).expect("not empty");
             let place = rows.remove(longest);
             places[place].as_mut().expect("it runs").fail(e);
             // Shrinking exceeds nothing.

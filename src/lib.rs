@@ -6,12 +6,14 @@ pub mod conformance;
 pub mod device;
 pub mod engine;
 pub mod error;
+pub mod eval;
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
 pub mod hub;
 pub mod kernels;
 pub mod model;
 pub mod policy;
 pub mod probe;
+pub mod prune;
 pub mod report;
 mod sequence;
 pub mod steps;

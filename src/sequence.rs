@@ -4,9 +4,10 @@ use web_time::Instant;
 use crate::cache::KvCache;
 use crate::device::ComputeDevice;
 use crate::engine::{Event, LAG, RunOptions, RunResult};
-use crate::policy::{self, CacheView, EvictionPolicy, KeepPlan, Ledger, Measurement, Role, ViewParts};
+use crate::policy::{self, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
-use crate::report::trace::{self, AttentionDetail, AttentionMap, StopReason, Totals, Trace};
+use crate::prune::{self, Readouts, Rules};
+use crate::report::trace::{self, StopReason, Totals, Trace};
 use crate::steps::Tail;
 use crate::text::{Detokenizer, ThinkIds, Tokenizer};
 use crate::{Error, ErrorKind, Result};
@@ -18,26 +19,8 @@ pub(crate) struct Facts<'a> {
     pub eos: &'a [u32],
     /// Positions the model was loaded for.
     pub context: usize,
-}
-
-/// What a probe read: the attention of `</think>`, for each layer over the cached slots and then the probe's own.
-pub(crate) struct Measured {
-    /// The mean over a layer's heads.
-    pub layers: Option<Vec<Vec<f32>>>,
-    /// A row a query head, for the trace.
-    pub heads: Option<Vec<Vec<f32>>>,
-}
-
-impl Measured {
-    /// A score for each of `cached` slots: the mean over layers and heads.
-    fn scores(&self, cached: usize) -> Option<Vec<f32>> {
-        let layers = self.layers.as_ref()?;
-        let mut scores = vec![0f64; cached];
-        for row in layers {
-            scores.iter_mut().zip(row).for_each(|(sum, weight)| *sum += *weight as f64);
-        }
-        Some(scores.iter().map(|sum| (sum / layers.len() as f64) as f32).collect())
-    }
+    pub layers: usize,
+    pub kv_heads: usize,
 }
 
 /// One request and its state. Nothing of it outlives the request.
@@ -45,7 +28,7 @@ pub(crate) struct Sequence {
     /// Number of the request.
     pub id: usize,
     pub options: RunOptions,
-    pub policy: Box<dyn EvictionPolicy>,
+    pub rules: Rules,
     pub probe_ids: Vec<u32>,
     think: ThinkIds,
     eos: Vec<u32>,
@@ -91,13 +74,13 @@ impl Sequence {
                 .help("shorten it, or raise --context up to the model's max_position_embeddings"));
         }
         check_ids(&prompt, model.vocab_size, "the prompt")?;
-        let policy = policy::by_name(&options.policy)?;
-        policy.accepts(options.budget)?;
+        let sets = Sets { scope: options.scope, layers: model.layers, kv_heads: model.kv_heads };
+        let policy = prune::check(&options.policy, options.budget, &options.layers, &sets, options.attention)?;
         let tokenizer = model.tokenizer.as_ref().ok().cloned();
         let think = tokenizer.as_ref().map_or(ThinkIds { open: None, close: None }, Tokenizer::think_ids);
-        let probe_ids = match policy.needs() {
-            Measurement::Nothing => Vec::new(),
-            _ => {
+        let probe_ids = match policy.needs().probes() {
+            false => Vec::new(),
+            true => {
                 let tokenizer = model.tokenizer.as_ref().map_err(|e| {
                     e.clone().help(format!("{} reads text: without a tokenizer use --policy random", policy.name()))
                 })?;
@@ -109,7 +92,16 @@ impl Sequence {
         };
         Ok(Self {
             id,
-            policy,
+            rules: Rules {
+                policy,
+                budget: options.budget,
+                window: options.window,
+                seed: options.seed,
+                sets,
+                layers: options.layers.clone(),
+                normalise: options.normalise,
+                attention: options.attention,
+            },
             probe_ids,
             think,
             eos: model.eos.to_vec(),
@@ -117,7 +109,7 @@ impl Sequence {
             tokenizer,
             text: String::new(),
             clock: ProbeClock::new(options.probe_every, thinking)?,
-            ledger: Ledger::new(prompt.len()),
+            ledger: Ledger::with_sets(prompt.len(), sets),
             forwarded: 0,
             context: model.context,
             tokens: Vec::new(),
@@ -152,7 +144,15 @@ impl Sequence {
 
     /// Most tokens it may come to: one can be sampled as long as its predecessor can be forwarded.
     fn limit(&self) -> usize {
-        self.options.max_new_tokens.min(self.context - self.prompt.len() + 1)
+        self.options.max_new_tokens.min((self.tokens.len() + self.context + 1).saturating_sub(self.reached()))
+    }
+
+    /// Positions in use, the pending token's included. Where keys close ranks, evicted ones are free again.
+    fn reached(&self) -> usize {
+        match self.options.positions {
+            Positions::Original => self.prompt.len() + self.tokens.len(),
+            Positions::Compact => self.ledger.cached(),
+        }
     }
 
     /// Decode steps that may be issued now: never past a point where a probe may be due, for there the text must be known,
@@ -225,38 +225,22 @@ impl Sequence {
         let inside_char = self.detokenizer.as_ref().is_some_and(Detokenizer::ends_inside_char);
         let due = self.clock.push(Generated { think_open, think_close, inside_char }) && self.prunes();
         // Near the end of the context a probe has no positions left, and nothing to save.
-        self.probe_due = due && self.prompt.len() + self.tokens.len() + self.probe_ids.len() <= self.context;
+        self.probe_due = due && self.reached() + self.probe_ids.len() <= self.context;
         Ok(())
     }
 
     /// `full` keeps everything whatever it is shown: it needs no probe.
     fn prunes(&self) -> bool {
-        self.policy.name() != "full"
+        self.rules.policy.name() != "full"
     }
 
-    /// What stays of the cache, given what was measured, and the record of it.
-    pub fn plan(&self, measured: &Measured) -> Result<(KeepPlan, trace::Probe)> {
-        if let Some(error) = &self.error {
-            return Err(error.clone());
-        }
-        let scores = measured.scores(self.ledger.cached());
+    /// What stays of the cache, and the record of it.
+    pub fn plan(&self, readouts: &Readouts) -> Result<(KeepPlan, trace::Probe)> {
         let mut snapshot = self.ledger.snapshot();
         if self.tokenizer.is_none() {
             snapshot.current_step = policy::NO_CURRENT_STEP;
         }
-        let view = CacheView::new(ViewParts {
-            scores: scores.as_deref(),
-            window: self.options.window,
-            seed: self.options.seed,
-            probe: self.probes.len() as u64,
-            ..snapshot.parts(self.options.budget)
-        })?;
-        let plan = self.policy.plan(&view)?;
-        let mut record = trace::Probe::record(self.tokens.len(), &view, &plan)?;
-        if let (Some(layers), true) = (&measured.layers, self.options.attention != AttentionDetail::Off) {
-            record.attention = Some(AttentionMap::of(&view, layers, measured.heads.as_deref())?);
-        }
-        Ok((plan, record))
+        self.rules.plan(&snapshot, readouts, self.tokens.len(), self.probes.len() as u64)
     }
 
     /// Slots to keep free behind a gather, so that the buffers are made once a cycle.
@@ -297,22 +281,27 @@ impl Sequence {
         let step_of = thinking.assign(&steps);
         let thoughts = self.tokens.iter_mut().filter(|t| t.role == Role::Thinking);
         thoughts.zip(step_of).for_each(|(token, step)| token.step = Some(steps[step].start));
+        self.totals.repeated_tokens = repeated(&self.tokens);
         self.totals.generated_tokens = self.tokens.len();
         self.totals.thinking_tokens = self.ledger.thinking().tokens();
         // Not the steps that were under way past the end.
-        self.totals.final_cached = cache.len(0, place).min(self.ledger.cached());
+        self.totals.final_cached = cache.longest(place).min(self.ledger.cached());
         let trace = Trace {
             version: trace::VERSION,
             secateur: env!("CARGO_PKG_VERSION").into(),
             model: model.into(),
             device: device.info.line(),
             settings: trace::Settings {
-                policy: self.policy.name().into(),
+                policy: self.rules.policy.name().into(),
                 budget: self.options.budget.to_string(),
                 window: self.options.window,
                 probe_every: self.options.probe_every,
                 probe_text: self.options.probe_text.clone(),
                 seed: self.options.seed,
+                scope: self.options.scope.to_string(),
+                layers: self.options.layers.to_string(),
+                normalise: self.options.normalise.to_string(),
+                positions: self.options.positions.to_string(),
             },
             // Text for people: that a decoder fails on it is no reason to lose the trace.
             prompt_text: self.tokenizer.as_ref().and_then(|t| t.decode(&self.prompt, false).ok()),
@@ -323,9 +312,21 @@ impl Sequence {
             stop_reason: self.ended.expect("it is finished because it ended"),
             totals: self.totals,
         };
-        let (bytes, kv_bytes) = (device.bytes(), cache.bytes_of(place));
-        Ok(RunResult { text: self.text, bytes, kv_bytes, trace, error: self.error })
+        Ok(RunResult {
+            text: self.text,
+            bytes: device.bytes(),
+            kv_bytes: cache.bytes_of(place),
+            trace,
+            error: self.error,
+        })
     }
+}
+
+/// Tokens that end a run of twelve ids which occurred before.
+fn repeated(tokens: &[trace::Token]) -> usize {
+    let ids: Vec<u32> = tokens.iter().map(|t| t.id).collect();
+    let mut seen = std::collections::HashSet::new();
+    ids.windows(12).filter(|run| !seen.insert(*run)).count()
 }
 
 /// Every id must have a row in the embedding: found out before anything is computed.

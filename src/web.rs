@@ -67,6 +67,10 @@ struct Run {
     probe_text: Option<String>,
     max_new_tokens: Option<usize>,
     seed: Option<u64>,
+    scope: Option<String>,
+    layers: Option<String>,
+    normalise: Option<String>,
+    positions: Option<String>,
     ignore_eos: bool,
 }
 
@@ -86,6 +90,10 @@ impl Run {
             probe_every: self.probe_every.unwrap_or(default.probe_every),
             probe_text: self.probe_text.unwrap_or(default.probe_text),
             seed: self.seed.unwrap_or(default.seed),
+            scope: self.scope.map_or(Ok(default.scope), |text| text.parse())?,
+            layers: self.layers.map_or(Ok(default.layers), |text| text.parse())?,
+            normalise: self.normalise.map_or(Ok(default.normalise), |text| text.parse())?,
+            positions: self.positions.map_or(Ok(default.positions), |text| text.parse())?,
             ignore_eos: self.ignore_eos,
             attention: AttentionDetail::Layers,
         };

@@ -2,7 +2,7 @@
 use proptest::prelude::*;
 use secateur::policy::{
     self, Budget, CURRENT_STEP_KEPT, CacheView, CachedToken, EvictionPolicy, KeepPlan, Measurement, Outcome, POLICIES,
-    Role, StepInfo, ViewParts,
+    Role, Scope, Sets, StepInfo, ViewParts,
 };
 use secateur::report::trace;
 use secateur::steps::{KEYWORDS, Segmenter, Step, Tail, assign, segment};
@@ -116,6 +116,8 @@ struct Cache {
     tokens: Vec<CachedToken>,
     steps: Vec<StepInfo>,
     scores: Vec<f32>,
+    /// By slot, like the scores; as cosines, from -1 to 1.
+    similarity: Vec<f32>,
     budget: Budget,
     window: usize,
     seed: u64,
@@ -130,10 +132,12 @@ impl Cache {
             current_step: self.steps.len() - 1,
             thinking_tokens: self.steps.iter().map(|s| s.tokens).sum(),
             scores: Some(&self.scores),
+            similarity: Some(&self.similarity),
             budget: self.budget,
             window: self.window,
             seed: self.seed,
             probe: self.probe,
+            set: 0,
         })
         .unwrap()
     }
@@ -174,7 +178,8 @@ fn cache() -> impl Strategy<Value = Cache> {
             }
         }
         let scores = scores[..tokens.len()].to_vec();
-        Cache { tokens, steps, scores, budget, window, seed, probe }
+        let similarity = scores.iter().rev().map(|s| 1.0 - 2.0 * s).collect();
+        Cache { tokens, steps, scores, similarity, budget, window, seed, probe }
     })
 }
 
@@ -184,7 +189,7 @@ fn plans(view: &CacheView<'_>) -> Vec<(Box<dyn EvictionPolicy>, KeepPlan)> {
     all.filter_map(|policy| match policy.plan(view) {
         Ok(plan) => Some((policy, plan)),
         Err(e) => {
-            assert!(view.budget().needs_scores() && policy.needs() == Measurement::Nothing, "{}: {e}", policy.name());
+            assert!(view.budget().needs_scores() && policy.accepts(view.budget()).is_err(), "{}: {e}", policy.name());
             None
         }
     })
@@ -227,7 +232,7 @@ proptest! {
         let Some(target) = view.budget().token_target(view.thinking_tokens()) else { return Ok(()) };
         let protected = view.cached_thinking() - view.evictable().count();
         for (policy, plan) in plans(&view) {
-            let kept = view.cached_thinking() - (plan.cached_before() - plan.slots(0, 0).len());
+            let kept = view.cached_thinking() - (plan.cached_before(0) - plan.slots(0, 0).len());
             let floor = match policy.name() {
                 "full" => { prop_assert!(plan.keeps_all()); continue }
                 "streaming-llm" => {
@@ -296,7 +301,7 @@ proptest! {
         let mut rescored = cache.clone();
         rescored.scores.reverse();
         for (policy, plan) in plans(&cache.view()) {
-            let changed = if policy.needs() == Measurement::Nothing { rescored.view() } else { reseeded.view() };
+            let changed = if policy.needs().scores() { reseeded.view() } else { rescored.view() };
             prop_assert_eq!(policy.plan(&changed).unwrap(), plan, "{}", policy.name());
         }
     }
@@ -326,7 +331,7 @@ proptest! {
     fn a_recorded_probe_adds_up_and_survives_json(cache in cache()) {
         let view = cache.view();
         for (_, plan) in plans(&view) {
-            let probe = trace::Probe::record(3, &view, &plan).unwrap();
+            let probe = trace::Probe::record(3, &Sets::SHARED, std::slice::from_ref(&view), &plan).unwrap();
             prop_assert_eq!(probe.cached_before, cache.tokens.len());
             prop_assert_eq!(probe.cached_after, plan.slots(0, 0).len());
             prop_assert_eq!(probe.steps.iter().map(|s| s.evicted).sum::<usize>(), probe.evicted.len());
@@ -342,6 +347,67 @@ proptest! {
             prop_assert_eq!(serde_json::from_str::<trace::Probe>(&json).unwrap(), probe);
         }
     }
+}
+
+/// Views of a cache for each set of a scope: other scores for each, the same tokens.
+fn views(cache: &Cache, sets: &Sets) -> Vec<Cache> {
+    let turned = |set: usize| {
+        let mut own = cache.clone();
+        let n = own.scores.len();
+        own.scores.rotate_left(set * 7 % n.max(1));
+        own
+    };
+    (0..sets.count()).map(turned).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_set_of_every_scope_obeys_the_laws_of_one(cache in cache(), per_layer in any::<bool>()) {
+        let scope = if per_layer { Scope::Layer } else { Scope::Head };
+        let sets = Sets { scope, layers: 3, kv_heads: 2 };
+        let own = views(&cache, &sets);
+        let views: Vec<CacheView<'_>> = own.iter().map(Cache::view).collect();
+        for entry in POLICIES {
+            let policy = entry.make();
+            if policy.accepts(cache.budget).is_err() {
+                continue;
+            }
+            let alone: Vec<KeepPlan> = views.iter().map(|v| policy.plan(v).unwrap()).collect();
+            let plan = KeepPlan::join(&sets, alone.clone()).unwrap();
+            for (set, (view, alone)) in views.iter().zip(&alone).enumerate() {
+                let (layer, head) = sets.place(set);
+                let (layer, head) = (layer.unwrap(), head.unwrap_or(0));
+                let kept = plan.slots(layer, head);
+                prop_assert!(kept.windows(2).all(|w| w[0] < w[1]), "{}: not ascending", entry.name);
+                prop_assert!(kept.last().is_none_or(|s| (s.0 as usize) < cache.tokens.len()));
+                // A set keeps what its policy keeps, and more only to be as long as its layer's longest.
+                prop_assert!(alone.slots(0, 0).iter().all(|s| kept.binary_search(s).is_ok()), "{}", entry.name);
+                let protected = (0..).map(Slot).zip(view.protected()).filter(|(_, p)| **p);
+                for (slot, _) in protected {
+                    prop_assert!(kept.binary_search(&slot).is_ok(), "{} evicts {slot:?}", entry.name);
+                }
+                let longest = (0..2).map(|h| alone_len(&sets, &views, policy.as_ref(), layer, h)).max().unwrap();
+                prop_assert_eq!(kept.len(), if per_layer { alone.slots(0, 0).len() } else { longest }, "{}", entry.name);
+            }
+            // The record of it adds up, and survives JSON.
+            let probe = trace::Probe::record(3, &sets, &views, &plan).unwrap();
+            prop_assert_eq!(probe.sets.len(), sets.count());
+            let everywhere = |p: &u32| probe.sets.iter().all(|s| s.evicted.contains(p));
+            prop_assert!(probe.evicted.iter().all(everywhere));
+            let (first, others) = probe.sets.split_first().unwrap();
+            let common = first.evicted.iter().filter(|p| others.iter().all(|s| s.evicted.contains(p))).count();
+            prop_assert_eq!(common, probe.evicted.len());
+            prop_assert_eq!(probe.steps.iter().map(|s| s.evicted).sum::<usize>(), probe.evicted.len());
+            let json = serde_json::to_string(&probe).unwrap();
+            prop_assert_eq!(serde_json::from_str::<trace::Probe>(&json).unwrap(), probe);
+        }
+    }
+}
+
+fn alone_len(sets: &Sets, views: &[CacheView<'_>], policy: &dyn EvictionPolicy, layer: usize, head: usize) -> usize {
+    policy.plan(&views[sets.of(layer, head)]).unwrap().slots(0, 0).len()
 }
 
 /// 4,000 thinking tokens, probed every 200: what the engine does, without the model.
@@ -376,10 +442,12 @@ fn over_many_probes_the_cache_stays_within_its_bound_and_keeps_the_question() {
                 current_step: step,
                 thinking_tokens: generated + 1,
                 scores: Some(&scores),
+                similarity: Some(&scores),
                 budget: Budget::Tokens(TARGET),
                 window: 64,
                 seed: 1,
                 probe: ((generated + 1) / EVERY) as u64,
+                set: 0,
             })
             .unwrap();
             let plan = policy.plan(&view).unwrap();
@@ -434,10 +502,12 @@ fn shipped_bugs_do_not_pass() {
         current_step: 1,
         thinking_tokens: 10,
         scores: Some(&scores),
+        similarity: None,
         budget: Budget::Tokens(7),
         window: 2,
         seed: 0,
         probe: 0,
+        set: 0,
     })
     .unwrap();
     let rejected = |bug: fn(&CacheView<'_>) -> Vec<Slot>| Broken(bug).plan(&view).unwrap_err().to_string();
@@ -636,6 +706,10 @@ fn bare_trace(
             probe_every: 0,
             probe_text: String::new(),
             seed: 0,
+            scope: "shared".into(),
+            layers: "all".into(),
+            normalise: "none".into(),
+            positions: "original".into(),
         },
         totals: trace::Totals {
             prompt_tokens: prompt_ids.len(),

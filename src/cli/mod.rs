@@ -1,5 +1,6 @@
 //! Commands, exit codes, and how errors reach a person.
 mod bench;
+mod calibrate;
 mod chat;
 mod conformance;
 mod devices;
@@ -85,6 +86,12 @@ enum Command {
         "secateur inspect DIR --json"
     ))]
     Inspect(inspect::Args),
+    /// Choose the layers whose attention decides what is pruned, by accuracy on questions with answers; `run` then uses them.
+    #[command(after_help = after_help!(
+        "secateur calibrate DIR --data dev.jsonl             the choice goes to DIR/secateur.json"
+        "secateur calibrate DIR --data dev.jsonl --budget tokens:512 --problems 50 --out choice.json"
+    ))]
+    Calibrate(calibrate::Args),
     /// List the devices of this machine, best first.
     #[command(after_help = after_help!(
         "secateur devices"
@@ -130,6 +137,7 @@ pub fn main() -> ExitCode {
         Command::Report(args) => report::main(&args),
         Command::Bench(args) => bench::main(&args),
         Command::Inspect(args) => inspect::main(&args),
+        Command::Calibrate(args) => calibrate::main(&args),
         Command::Devices(args) => devices::main(&args),
         Command::Conformance(args) => conformance::main(&args),
     };

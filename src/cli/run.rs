@@ -7,9 +7,11 @@ use std::sync::{Arc, OnceLock};
 
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, Event, LoadOptions, Prompt, RunOptions, RunResult};
-use secateur::policy::{self, Budget, Role};
+use secateur::eval::calibrate::{Choice, FILE};
+use secateur::policy::{self, Budget, Layers, Role, Scope};
 use secateur::report::trace::AttentionDetail;
 use secateur::text::Message;
+use secateur::weights::ModelSource;
 use secateur::{Error, ErrorKind, Result, builtin, probe};
 use serde_json::json;
 use web_time::Instant;
@@ -56,6 +58,19 @@ pub struct Args {
     /// What a probe appends; ends in </think>.
     #[arg(long, value_name = "TEXT", default_value = probe::DEFAULT_PROBE_TEXT, hide_default_value = true)]
     probe_text: String,
+    /// Who shares a kept set: shared (all layers and heads), layer or head.
+    #[arg(long, value_name = "SCOPE", default_value_t = policy::Scope::default().to_string())]
+    scope: String,
+    /// Layers whose attention counts in a shared set: all, or numbers and ranges such as 0-3,7. Default: what `calibrate` chose
+    /// for this model, else all.
+    #[arg(long, value_name = "LAYERS")]
+    layers: Option<String>,
+    /// Bring each head's scores to one scale before they are averaged: none or per-head.
+    #[arg(long, value_name = "HOW", default_value_t = policy::Normalise::default().to_string())]
+    normalise: String,
+    /// Where kept keys stand after an eviction: original, or compact (they close ranks).
+    #[arg(long, value_name = "WHERE", default_value_t = policy::Positions::default().to_string())]
+    positions: String,
     /// Seed of the policies that draw lots.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -112,6 +127,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
         return Err(Error::new(ErrorKind::Input, "a context of 0 positions").at("--context").expected("at least 1"));
     }
     let (source, name) = args.model.open(args.quiet)?;
+    let calibrated = args.calibrated(&source, &mut options)?;
     if let Some(file) = &args.trace {
         // Found out now, not after an hour of decoding.
         write_file(file, "")?;
@@ -129,6 +145,9 @@ pub fn main(args: Args) -> Result<ExitCode> {
 
     let mut screen = Screen::new(!args.json, !args.quiet, args.plain);
     screen.note(&format!("{} on {}, loaded in {:.2} s", engine.name(), device.info.line(), load_us as f64 / 1e6));
+    if let Some(layers) = calibrated {
+        screen.note(&format!("layers {layers} vote, as calibrated ({FILE}); --layers all: every layer"));
+    }
     if args.policy.is_none()
         && let Some(why) = unprunable(&engine, &args)
     {
@@ -228,6 +247,18 @@ enum Task {
 }
 
 impl Args {
+    /// Takes the layers that were chosen for this model, where the choice lies beside it and none is made here.
+    fn calibrated(&self, source: &ModelSource, options: &mut RunOptions) -> Result<Option<Layers>> {
+        let scored = policy::by_name(&options.policy)?.needs().scores();
+        if self.layers.is_some() || options.scope != Scope::Shared || !scored {
+            return Ok(None);
+        }
+        let Some(bytes) = source.find(FILE)? else { return Ok(None) };
+        let text = String::from_utf8_lossy(&bytes);
+        options.layers = Choice::from_json(&text, &source.place_of(FILE))?.layers()?;
+        Ok(Some(options.layers.clone()))
+    }
+
     fn is_example(&self) -> bool {
         self.prompt.is_none() && self.ids.is_none() && self.model.model.is_none()
     }
@@ -289,6 +320,10 @@ impl Args {
             probe_every: self.probe_every.unwrap_or(probe_every),
             probe_text: self.probe_text.clone(),
             seed: self.seed,
+            scope: self.scope.parse()?,
+            layers: self.layers.as_deref().unwrap_or("all").parse()?,
+            normalise: self.normalise.parse()?,
+            positions: self.positions.parse()?,
             ignore_eos: self.ignore_eos,
             attention: match (&self.trace, self.trace_heads) {
                 (None, _) => AttentionDetail::Off,
@@ -396,6 +431,13 @@ fn on_continue() {
 
 #[cfg(not(unix))]
 fn on_continue() {}
+
+/// From here on the first Ctrl-C sets `stop` instead of ending the process.
+pub fn ends_with(stop: Arc<AtomicBool>) -> Result<()> {
+    on_ctrl_c()?;
+    let _ = STOP.set(stop);
+    Ok(())
+}
 
 /// The first Ctrl-C ends the run, the second the process.
 fn on_ctrl_c() -> Result<()> {

@@ -272,6 +272,12 @@ impl Screen {
                 t.peak_cached
             ),
         );
+        if t.repeated_tokens * 10 > t.generated_tokens {
+            line(
+                "circles",
+                format!("{} tokens end twelve that were written before: does it evict too much?", t.repeated_tokens),
+            );
+        }
         line("KV", format!("{} now, {} at its peak", bytes(result.kv_bytes), bytes(t.peak_kv_bytes)));
         line("memory", device_bytes(result.bytes.in_use, result.bytes.reserved));
         line("device", trace.device.clone());

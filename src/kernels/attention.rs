@@ -1,15 +1,15 @@
 //! Causal attention of a chunk over the cached slots.
 //!
 //! Contract: for row `i` (token `i % chunk` of the sequence that `state[map + i / chunk]` names) and query head `h` over the
-//! `L = length + i % chunk + 1` first slots of its sequence (the chunk's own keys were appended before, the length not yet
-//! advanced), with `s_j = scale · q[i, h] · K[j]`: `out[i, h, :] = Σ_j softmax(s)_j V[j]` and `lse[i, h] = ln Σ_j exp(s_j)`
+//! `L = length − back + i % chunk + 1` first slots of its sequence (the chunk's own keys were appended before; `back` of them are
+//! counted in the length), with `s_j = scale · q[i, h] · K[j]`: `out[i, h, :] = Σ_j softmax(s)_j V[j]` and `lse[i, h] = ln Σ_j exp(s_j)`
 //! (what the readout and second passes need). `q` `[n, heads D]` rotated, `scale = 1/√D`, grouped queries: head `h` reads KV
 //! head `h / (heads / kv_heads)`. `chunk > 1` takes one sequence. Scores are never stored outside a workgroup.
 //! The order of summation depends on `L`, never on the capacity.
 //!
 //! Bound: values 4e-6 relative to the row's largest value, log-sum-exp 4e-6 · (1 + |lse|): f32 dot products of D terms in
 //! the exponent, where scores of ordinary size (|s| < 30) carry an absolute error of ~2e-6.
-use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_words, noise};
+use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
 use super::launch::Variant;
 use super::{Words, attention as run, state};
 
@@ -37,8 +37,15 @@ pub struct AttentionSpec {
     pub map: usize,
     /// Word of the state where the layer's table begins.
     pub table: usize,
-    /// The largest `length + chunk` of the sequences: bounds the splits.
+    /// The largest `length − back + chunk` of the sequences: bounds the splits.
     pub most_seen: usize,
+    /// Slots at the end of each sequence that are the rows' own and counted in its length already: 0, or `chunk` for a second
+    /// look at the latest tokens.
+    pub back: usize,
+    /// Rows of the RoPE table.
+    pub positions: usize,
+    /// Keys are stored unrotated and stand at their slot.
+    pub rotate: bool,
 }
 
 impl AttentionSpec {
@@ -72,6 +79,7 @@ impl AttentionSpec {
             ("TILE", TILE as u32),
             ("KV", self.words.code()),
             ("D", self.d as u32),
+            ("ROTATE", self.rotate as u32),
             ("QB", (self.heads_per_group() * self.rows_per_group()) as u32),
             ("DIRECT", (self.splits() == 1) as u32),
         ];
@@ -86,7 +94,8 @@ impl AttentionSpec {
         let [n, heads, kv_heads, chunk] = [self.n, self.heads, self.kv_heads, self.chunk].map(|v| v as u32);
         let [map, table, hpg, splits] = [self.map, self.table, self.heads_per_group(), self.splits()].map(|v| v as u32);
         let scale = (1.0 / (self.d as f64).sqrt()) as f32;
-        [n, heads, kv_heads, chunk, map, table, hpg, splits, self.tiles_per_split() as u32, scale.to_bits(), 0, 0]
+        let [tiles, back, positions] = [self.tiles_per_split(), self.back, self.positions].map(|v| v as u32);
+        [n, heads, kv_heads, chunk, map, table, hpg, splits, tiles, scale.to_bits(), back, positions]
     }
 
     pub(super) fn combine_variant(&self) -> Variant {
@@ -95,11 +104,12 @@ impl AttentionSpec {
     }
 
     pub(super) fn combine_info(&self) -> [u32; 8] {
-        [self.n, self.heads, self.chunk, self.map, self.table, self.splits(), TILE, 0].map(|v| v as u32)
+        [self.n, self.heads, self.chunk, self.map, self.table, self.splits(), TILE, self.back].map(|v| v as u32)
     }
 }
 
-pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], spec: &AttentionSpec) -> (Vec<f32>, Vec<f32>) {
+pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &AttentionSpec) -> (Vec<f32>, Vec<f32>) {
+    let stored = super::twin::Keys { kv, table, words: spec.words, d: spec.d, rotate: spec.rotate };
     let d = spec.d;
     let row_words = spec.words.row_words(d);
     let scale = 1.0 / (d as f64).sqrt();
@@ -108,15 +118,13 @@ pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], spec: &AttentionSpec) -> (
         let (seq, offset) = (st[spec.map + i / spec.chunk] as usize, i % spec.chunk);
         let entry = &st[spec.table + seq * state::ROW..];
         let cap = entry[state::CAP] as usize;
-        let seen = (entry[state::LEN] as usize + offset + 1).min(cap);
+        let seen = (entry[state::LEN] as usize - spec.back + offset + 1).min(cap);
         for head in 0..spec.heads {
             let keys = entry[state::BASE] as usize + head / spec.group() * cap;
             let values = keys + spec.kv_heads * cap;
             let row = |r: usize| &kv[r * row_words..(r + 1) * row_words];
             let query = &q[(i * spec.heads + head) * d..][..d];
-            let scores: Vec<f64> = (0..seen)
-                .map(|j| (0..d).map(|c| query[c] as f64 * spec.words.get(row(keys + j), c)).sum::<f64>() * scale)
-                .collect();
+            let scores: Vec<f64> = (0..seen).map(|j| stored.dot(query, keys + j, j) * scale).collect();
             let top = scores.iter().copied().fold(f64::MIN, f64::max);
             let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
             let mut sum = vec![0f64; d];
@@ -133,31 +141,54 @@ pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], spec: &AttentionSpec) -> (
     (out, lse)
 }
 
-/// Both packings; one slot to several splits; ragged sequences; chunks that end inside a tile; groups of 1 to 12.
+/// Both packings; one slot to several splits; ragged sequences; chunks that end inside a tile; groups of 1 to 12; keys stored
+/// unrotated; a second look.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for words in [Words::F32, Words::F16] {
-        for (d, heads, kv_heads, n, chunk, seqs, lens, caps) in [
-            (16, 6, 2, 3, 1, vec![1, 2, 0], [0, 7, 300], [4, 8, 301]),
-            (64, 4, 4, 1, 1, vec![1], [9, 255, 9], [16, 256, 16]),
-            (64, 8, 2, 1, 1, vec![1], [9, 256, 9], [16, 320, 16]),
-            (128, 7, 1, 2, 1, vec![1, 2], [3, 600, 511], [4, 601, 700]),
-            (32, 12, 1, 1, 1, vec![0], [777, 0, 0], [1024, 1, 1]),
-            (16, 6, 2, 9, 9, vec![1], [1, 250, 1], [2, 270, 2]),
-            (64, 7, 7, 31, 31, vec![0], [0, 1, 1], [31, 2, 2]),
-            (128, 4, 2, 5, 5, vec![2], [1, 1, 510], [2, 2, 640]),
-            (8, 2, 1, 70, 70, vec![1], [1, 513, 1], [2, 600, 2]),
+        for (d, heads, kv_heads, n, chunk, seqs, back, rotate, lens, caps) in [
+            (16, 6, 2, 3, 1, vec![1, 2, 0], 0, false, [0, 7, 300], [4, 8, 301]),
+            (64, 4, 4, 1, 1, vec![1], 0, false, [9, 255, 9], [16, 256, 16]),
+            (64, 8, 2, 1, 1, vec![1], 0, false, [9, 256, 9], [16, 320, 16]),
+            (128, 7, 1, 2, 1, vec![1, 2], 0, false, [3, 600, 511], [4, 601, 700]),
+            (32, 12, 1, 1, 1, vec![0], 0, false, [777, 0, 0], [1024, 1, 1]),
+            (16, 6, 2, 9, 9, vec![1], 0, false, [1, 250, 1], [2, 270, 2]),
+            (64, 7, 7, 31, 31, vec![0], 0, false, [0, 1, 1], [31, 2, 2]),
+            (128, 4, 2, 5, 5, vec![2], 0, false, [1, 1, 510], [2, 2, 640]),
+            (8, 2, 1, 70, 70, vec![1], 0, false, [1, 513, 1], [2, 600, 2]),
+            // Keys rotated as they are read; a second look at the latest tokens.
+            (16, 6, 2, 3, 1, vec![0, 2, 1], 0, true, [0, 7, 300], [4, 8, 301]),
+            (128, 4, 2, 5, 5, vec![2], 0, true, [1, 1, 510], [2, 2, 640]),
+            (24, 4, 2, 8, 8, vec![1], 8, true, [1, 300, 1], [2, 320, 2]),
+            (64, 7, 7, 32, 32, vec![0], 32, false, [32, 1, 1], [33, 2, 2]),
+            (64, 8, 2, 1, 1, vec![1], 1, false, [9, 258, 9], [16, 320, 16]),
         ] {
-            let name =
-                format!("{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} lens {lens:?} of {seqs:?}");
+            let name = format!(
+                "{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} lens {lens:?} of {seqs:?} back {back} rotate {rotate}"
+            );
             cases.push(Case::new("attention", name, move |device| {
                 let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).map(&seqs);
-                let most_seen = seqs.iter().map(|seq| lens[*seq] + chunk).max().expect("n > 0");
+                let most_seen = seqs.iter().map(|seq| lens[*seq] - back + chunk).max().expect("n > 0");
                 let (map, table) = (builder.map_at(), builder.table(1));
-                let spec = AttentionSpec { words, d, n, heads, kv_heads, chunk, map, table, most_seen };
+                let positions = 800;
+                let spec = AttentionSpec {
+                    words,
+                    d,
+                    n,
+                    heads,
+                    kv_heads,
+                    chunk,
+                    map,
+                    table,
+                    most_seen,
+                    back,
+                    positions,
+                    rotate,
+                };
+                let rope = device_rope(d, positions, device);
                 let q = device_floats(noise(n * heads * d, 10, 4.0), n, heads * d, device);
                 let kv = device_words(cache_words(words, builder.rows(1) * d), device);
-                let (out, lse) = run(&q, &kv, &device_words(builder.build(), device), spec);
+                let (out, lse) = run(&q, &kv, &device_words(builder.build(), device), &rope, spec);
                 vec![Check::floats("out", out, Bound::Relative(4e-6)), Check::floats("lse", lse, Bound::Mixed(4e-6))]
             }));
         }

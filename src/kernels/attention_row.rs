@@ -6,7 +6,7 @@
 //! `[kv_heads, slots]`, or the mean over all heads `[1, slots]` ([`Reduce`]). Source: METHOD s_t(l, h) of arXiv 2507.08806.
 //!
 //! Bound: 1e-5 relative to the row's largest weight (an f32 exponent with an absolute error of ~2e-6 on both its terms).
-use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_words, noise};
+use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
 use super::launch::Variant;
 use super::{AttentionSpec, Words, attention, attention_row as run, state};
 
@@ -43,6 +43,10 @@ pub struct AttentionRowSpec {
     pub table: usize,
     /// What is averaged.
     pub reduce: Reduce,
+    /// Rows of the RoPE table.
+    pub positions: usize,
+    /// Keys are stored unrotated and stand at their slot.
+    pub rotate: bool,
 }
 
 impl AttentionRowSpec {
@@ -60,6 +64,7 @@ impl AttentionRowSpec {
             ("THREADS", 64),
             ("KV", self.words.code()),
             ("D", self.d as u32),
+            ("ROTATE", self.rotate as u32),
             ("G", (self.heads / self.kv_heads) as u32),
             ("REDUCE", self.reduce as u32),
         ];
@@ -74,13 +79,13 @@ impl AttentionRowSpec {
         let scale = (1.0 / (self.d as f64).sqrt()) as f32;
         let [row, kv_heads, slots, seq, table] =
             [self.row, self.kv_heads, self.slots, self.seq, self.table].map(|v| v as u32);
-        [row, kv_heads, slots, seq, table, scale.to_bits(), 0, 0]
+        [row, kv_heads, slots, seq, table, scale.to_bits(), self.positions as u32, 0]
     }
 }
 
-pub(super) fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], spec: &AttentionRowSpec) -> Vec<f32> {
+pub(super) fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &AttentionRowSpec) -> Vec<f32> {
+    let keys = super::twin::Keys { kv, table, words: spec.words, d: spec.d, rotate: spec.rotate };
     let (d, group) = (spec.d, spec.heads / spec.kv_heads);
-    let row_words = spec.words.row_words(d);
     let entry = &st[spec.table + spec.seq * state::ROW..];
     let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
     let per_out = spec.heads / spec.out_rows();
@@ -89,9 +94,7 @@ pub(super) fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], spec: &Attent
         let query = &q[(spec.row * spec.heads + head) * d..][..d];
         let lse = lse[spec.row * spec.heads + head] as f64;
         for slot in 0..spec.slots.min(cap) {
-            let at = (base + head / group * cap + slot) * row_words;
-            let key = &kv[at..at + row_words];
-            let dot: f64 = (0..d).map(|c| query[c] as f64 * spec.words.get(key, c)).sum();
+            let dot = keys.dot(query, base + head / group * cap + slot, slot);
             out[head / per_out * spec.slots + slot] += (dot / (d as f64).sqrt() - lse).exp() / per_out as f64;
         }
     }
@@ -103,24 +106,53 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for words in [Words::F32, Words::F16] {
         for reduce in [Reduce::None, Reduce::KvHead, Reduce::Layer] {
-            for (d, heads, kv_heads, chunk, seq, lens, caps) in [
-                (16, 6, 2, 9, 1, [1, 250, 1], [2, 270, 2]),
-                (64, 7, 7, 1, 0, [0, 1, 1], [1, 2, 2]),
-                (128, 14, 2, 3, 2, [4, 4, 97], [9, 9, 128]),
+            for (d, heads, kv_heads, chunk, seq, rotate, lens, caps) in [
+                (16, 6, 2, 9, 1, false, [1, 250, 1], [2, 270, 2]),
+                (64, 7, 7, 1, 0, false, [0, 1, 1], [1, 2, 2]),
+                (128, 14, 2, 3, 2, false, [4, 4, 97], [9, 9, 128]),
+                (24, 6, 2, 9, 1, true, [1, 150, 1], [2, 270, 2]),
             ] {
-                let name = format!("{words:?} {reduce:?} d {d} heads {heads}/{kv_heads} chunk {chunk} lens {lens:?}");
+                let name = format!(
+                    "{words:?} {reduce:?} d {d} heads {heads}/{kv_heads} chunk {chunk} lens {lens:?} rotate {rotate}"
+                );
                 cases.push(Case::new("attention_row", name, move |device| {
                     let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).map(&[seq]);
                     let (map, table, most_seen) = (builder.map_at(), builder.table(1), lens[seq] + chunk);
-                    let of_chunk = AttentionSpec { words, d, n: chunk, heads, kv_heads, chunk, map, table, most_seen };
-                    let row = chunk - 1;
-                    let spec =
-                        AttentionRowSpec { words, d, row, heads, kv_heads, slots: most_seen, seq, table, reduce };
+                    let (n, positions, back) = (chunk, 300, 0);
+                    let of_chunk = AttentionSpec {
+                        words,
+                        d,
+                        n,
+                        heads,
+                        kv_heads,
+                        chunk,
+                        map,
+                        table,
+                        most_seen,
+                        back,
+                        positions,
+                        rotate,
+                    };
+                    let (row, slots) = (chunk - 1, most_seen);
+                    let spec = AttentionRowSpec {
+                        words,
+                        d,
+                        row,
+                        heads,
+                        kv_heads,
+                        slots,
+                        seq,
+                        table,
+                        reduce,
+                        positions,
+                        rotate,
+                    };
+                    let rope = device_rope(d, positions, device);
                     let q = device_floats(noise(chunk * heads * d, 11, 4.0), chunk, heads * d, device);
                     let kv = device_words(cache_words(words, builder.rows(1) * d), device);
                     let state = device_words(builder.build(), device);
-                    let (_, lse) = attention(&q, &kv, &state, of_chunk);
-                    vec![Check::floats("weights", run(&q, &lse, &kv, &state, spec), Bound::Relative(1e-5))]
+                    let (_, lse) = attention(&q, &kv, &state, &rope, of_chunk);
+                    vec![Check::floats("weights", run(&q, &lse, &kv, &state, &rope, spec), Bound::Relative(1e-5))]
                 }));
             }
         }

@@ -2,7 +2,8 @@
 //!
 //! Contract: for every sequence, KV head and plane (keys, then values), row `i < kept` of the new region is row
 //! `keep[first + head · stride + i]` of the old one, bit for bit. Rows beyond `kept` are not written. A sequence's region
-//! has `2 · kv_heads · cap` rows of `row_words` words from row `base` on. `moves` `[seqs, 8]`: old base, old cap, new base,
+//! has `planes · cap` rows of `row_words` words from row `base` on; plane `p` belongs to KV head `p % kv_heads` (keys and values
+//! of each: `2 · kv_heads` planes; one running sum of each: `kv_heads`). `moves` `[seqs, 8]`: old base, old cap, new base,
 //! new cap, kept, first index into `keep`, stride per KV head (0: all heads keep the same slots), unused.
 //!
 //! Bound: exact. It moves u32 words and never looks at them.
@@ -20,6 +21,8 @@ pub struct GatherSpec {
     pub row_words: usize,
     /// Key/value heads.
     pub kv_heads: usize,
+    /// Planes of a region, a multiple of `kv_heads`.
+    pub planes: usize,
     /// Sequences.
     pub seqs: usize,
     /// The largest kept count of any sequence.
@@ -36,11 +39,11 @@ impl GatherSpec {
 
     pub(super) fn groups(&self) -> [usize; 3] {
         let groups = (self.most_kept * self.row_words).div_ceil(64);
-        [groups.min(65_535), groups.div_ceil(65_535), 2 * self.kv_heads * self.seqs]
+        [groups.min(65_535), groups.div_ceil(65_535), self.planes * self.seqs]
     }
 
     pub(super) fn info(&self) -> [u32; 4] {
-        [self.row_words, self.kv_heads, self.seqs, self.most_kept].map(|v| v as u32)
+        [self.row_words, self.kv_heads, self.planes, self.most_kept].map(|v| v as u32)
     }
 }
 
@@ -48,7 +51,7 @@ pub(super) fn twin(kv: &[u32], keep: &[u32], moves: &[u32], spec: &GatherSpec) -
     let mut out = vec![super::launch::POISON_WORD; spec.out_words];
     for m in moves.chunks_exact(MOVE).take(spec.seqs) {
         let [base, cap, new_base, new_cap, kept, first, stride] = std::array::from_fn(|i| m[i] as usize);
-        for plane in 0..2 * spec.kv_heads {
+        for plane in 0..spec.planes {
             let keep = &keep[first + plane % spec.kv_heads * stride..][..kept];
             for (i, &slot) in keep.iter().enumerate().filter(|(_, slot)| (**slot as usize) < cap) {
                 let source = (base + plane * cap + slot as usize) * spec.row_words;
@@ -64,18 +67,19 @@ pub(super) fn twin(kv: &[u32], keep: &[u32], moves: &[u32], spec: &GatherSpec) -
 /// NaN, infinite and subnormal as floats must come through.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (row_words, kv_heads, per_head, caps, keeps) in [
-        (8, 2, false, vec![10], vec![vec![0, 3, 4, 9]]),
-        (16, 1, false, vec![70], vec![(0..70).collect::<Vec<u32>>()]),
-        (4, 3, false, vec![5, 300, 9], vec![vec![4], (0..300).filter(|s| s % 3 != 1).collect(), vec![]]),
-        (64, 2, true, vec![33, 12], vec![vec![0, 1, 5, 30, 31, 32], vec![7, 11]]),
-        (8, 1, false, vec![6], vec![vec![]]),
+    for (row_words, kv_heads, planes, per_head, caps, keeps) in [
+        (8, 2, 4, false, vec![10], vec![vec![0, 3, 4, 9]]),
+        (16, 1, 2, false, vec![70], vec![(0..70).collect::<Vec<u32>>()]),
+        (4, 3, 6, false, vec![5, 300, 9], vec![vec![4], (0..300).filter(|s| s % 3 != 1).collect(), vec![]]),
+        (64, 2, 4, true, vec![33, 12], vec![vec![0, 1, 5, 30, 31, 32], vec![7, 11]]),
+        (1, 3, 3, true, vec![33, 12], vec![vec![0, 1, 5, 30, 31, 32], vec![7, 11]]),
+        (8, 1, 2, false, vec![6], vec![vec![]]),
     ] {
         let kept: Vec<usize> = keeps.iter().map(Vec::len).collect();
-        let name =
-            format!("row {row_words} words, {kv_heads} KV heads, caps {caps:?}, kept {kept:?}, per head {per_head}");
+        let name = format!(
+            "row {row_words} words, {planes} planes of {kv_heads} KV heads, caps {caps:?}, kept {kept:?}, per head {per_head}"
+        );
         cases.push(Case::new("cache_gather", name, move |device| {
-            let planes = 2 * kv_heads;
             let (mut moves, mut flat, mut base, mut new_base) = (Vec::new(), Vec::new(), 0, 0);
             for (cap, keep) in caps.iter().zip(&keeps) {
                 let new_cap = keep.len() + 3;
@@ -100,7 +104,7 @@ pub(super) fn cases() -> Vec<Case> {
             };
             let kv = device_words((0..base * row_words).map(hostile).collect(), device);
             let (seqs, most_kept) = (caps.len(), keeps.iter().map(Vec::len).max().unwrap_or(0));
-            let spec = GatherSpec { row_words, kv_heads, seqs, most_kept, out_words: new_base * row_words };
+            let spec = GatherSpec { row_words, kv_heads, planes, seqs, most_kept, out_words: new_base * row_words };
             let out = run(kv, &device_words(flat, device), &device_words(moves, device), spec);
             vec![Check::words("out", out, row_words, Bound::Exact)]
         }));

@@ -115,6 +115,9 @@ pub fn all() -> Vec<Case> {
         super::rope_append::cases(),
         super::attention::cases(),
         super::attention_row::cases(),
+        super::attention_sums::cases(),
+        super::key_similarity::cases(),
+        super::query_ring::cases(),
         super::cache_gather::cases(),
         super::sample::cases(),
     ];
@@ -205,6 +208,12 @@ pub(super) fn device_words(mut values: Vec<u32>, device: &Device) -> Tensor<1, I
 
 pub(super) fn device_floats(values: Vec<f32>, rows: usize, cols: usize, device: &Device) -> Tensor<2> {
     floats(values, [rows, cols], device)
+}
+
+/// A RoPE table `[positions, d]`.
+pub(super) fn device_rope(d: usize, positions: usize, device: &Device) -> Tensor<1> {
+    let table = crate::model::rope::table(d, 1e4, &crate::model::config::RopeScaling::None, positions);
+    floats(table, [positions * d], device)
 }
 
 /// An output that an in-place kernel writes into: all sentinels.

@@ -14,11 +14,13 @@ use burn::cubecl::{CubeCount, CubeDim};
 use burn::tensor::{Bytes, DType, Int, Tensor};
 
 use super::{
-    AttentionRowSpec, AttentionSpec, EmbedSpec, GatherSpec, Kernels, LinearSpec, NormSpec, RopeAppendSpec, SampleSpec,
+    AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, GatherSpec, Kernels, KeySimilaritySpec, LinearSpec,
+    NormSpec, QueryRingSpec, RopeAppendSpec, SampleSpec,
 };
 use crate::{Error, ErrorKind, Result};
 
 const COMMON: &str = include_str!("../../shaders/common.wgsl");
+const KEYS: &str = include_str!("../../shaders/keys.wgsl");
 
 /// One specialisation of a shader: the file's text and the constants put in front of it.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,10 +34,11 @@ pub struct Variant {
 }
 
 impl Variant {
-    /// The final text: constants, `common.wgsl`, the kernel.
+    /// The final text: constants, `common.wgsl`, `keys.wgsl` where the kernel says that it includes it, the kernel.
     pub fn source(&self) -> String {
         let constants = self.constants.iter().map(|(name, value)| format!("const {name} = {value}u;\n"));
-        constants.chain([COMMON.to_string(), self.text.to_string()]).collect()
+        let keys = if self.text.contains("// include keys.wgsl") { KEYS } else { "" };
+        constants.chain([COMMON.to_string(), keys.to_string(), self.text.to_string()]).collect()
     }
 
     fn threads(&self) -> u32 {
@@ -264,16 +267,22 @@ impl Kernels for CubeBackend {
         (q, kv)
     }
 
-    fn attention(q: CubeTensor, kv: CubeTensor, state: CubeTensor, spec: AttentionSpec) -> (CubeTensor, CubeTensor) {
+    fn attention(
+        q: CubeTensor,
+        kv: CubeTensor,
+        state: CubeTensor,
+        rope: CubeTensor,
+        spec: AttentionSpec,
+    ) -> (CubeTensor, CubeTensor) {
         let q = into_contiguous(q);
         let out = empty(&q, vec![spec.n, spec.heads * spec.d], DType::F32);
         let lse = empty(&q, vec![spec.n, spec.heads], DType::F32);
         let splits = spec.splits();
         if splits == 1 {
-            launch(&spec.variant(), spec.groups(), &[&q, &kv, &state, &out, &lse], &spec.info());
+            launch(&spec.variant(), spec.groups(), &[&q, &kv, &state, &out, &lse, &rope], &spec.info());
         } else {
             let partials = empty(&q, vec![spec.n * spec.heads * splits, spec.d + 2], DType::F32);
-            launch(&spec.variant(), spec.groups(), &[&q, &kv, &state, &partials, &lse], &spec.info());
+            launch(&spec.variant(), spec.groups(), &[&q, &kv, &state, &partials, &lse, &rope], &spec.info());
             let (variant, info) = (spec.combine_variant(), spec.combine_info());
             launch(&variant, [spec.heads, spec.n, 1], &[&partials, &state, &out, &lse], &info);
         }
@@ -285,11 +294,47 @@ impl Kernels for CubeBackend {
         lse: CubeTensor,
         kv: CubeTensor,
         state: CubeTensor,
+        rope: CubeTensor,
         spec: AttentionRowSpec,
     ) -> CubeTensor {
         let (q, lse) = (into_contiguous(q), into_contiguous(lse));
         let out = empty(&q, vec![spec.out_rows(), spec.slots], DType::F32);
-        launch(&spec.variant(), spec.groups(), &[&q, &lse, &kv, &state, &out], &spec.info());
+        launch(&spec.variant(), spec.groups(), &[&q, &lse, &kv, &state, &out, &rope], &spec.info());
+        out
+    }
+
+    fn attention_sums(
+        q: CubeTensor,
+        lse: CubeTensor,
+        kv: CubeTensor,
+        state: CubeTensor,
+        rope: CubeTensor,
+        sums: CubeTensor,
+        spec: AttentionSumsSpec,
+    ) -> CubeTensor {
+        let (q, lse, sums) = (into_contiguous(q), into_contiguous(lse), owned(sums, "the running sums"));
+        launch(&spec.variant(), spec.groups(), &[&q, &lse, &kv, &state, &rope, &sums], &spec.info());
+        sums
+    }
+
+    fn key_similarity(kv: CubeTensor, state: CubeTensor, rope: CubeTensor, spec: KeySimilaritySpec) -> CubeTensor {
+        let latest = empty(&kv, vec![spec.kv_heads * spec.slots], DType::U32);
+        let out = empty(&kv, vec![spec.kv_heads, spec.slots], DType::F32);
+        for pass in [0, 1] {
+            launch(&spec.variant(pass), spec.groups(), &[&kv, &state, &rope, &latest, &out], &spec.info());
+        }
+        out
+    }
+
+    fn store_queries(q: CubeTensor, state: CubeTensor, ring: CubeTensor, spec: QueryRingSpec) -> CubeTensor {
+        let (q, ring) = (into_contiguous(q), owned(ring, "the ring of queries"));
+        launch(&spec.variant(false), spec.groups(), &[&q, &state, &ring], &spec.info());
+        ring
+    }
+
+    fn latest_queries(ring: CubeTensor, state: CubeTensor, spec: QueryRingSpec) -> CubeTensor {
+        let out = empty(&ring, vec![spec.n, spec.cols], DType::F32);
+        launch(&spec.variant(true), spec.groups(), &[&ring, &state, &out], &spec.info());
         out
     }
 
@@ -349,6 +394,24 @@ pub fn write_words(tensor: Tensor<1, Int>, at: usize, words: Vec<u32>) -> Tensor
             let storage = t.try_storage_mut::<u32>().expect("an in-place write needs the only handle");
             storage[at..at + words.len()].copy_from_slice(&words);
             Tensor::from_primitive::<Flex>(t)
+        }
+    }
+}
+
+/// Words `at .. at + n` of `tensor`, to be read: on the GPU the same buffer, on the CPU a copy.
+pub fn part(tensor: &Tensor<1, Int>, at: usize, n: usize) -> Tensor<1, Int> {
+    assert!(at + n <= tensor.dims()[0], "the part lies inside");
+    match tensor.clone().try_into_primitive::<Cube>() {
+        Ok(t) => {
+            let end = (tensor.dims()[0] - at - n) as u64 * 4;
+            let handle = t.handle.clone().offset_start(at as u64 * 4).offset_end(end);
+            let part = CubeTensor::new_contiguous(t.client.clone(), t.device.clone(), vec![n].into(), handle, t.dtype);
+            Tensor::from_primitive::<Cube>(part)
+        }
+        Err(_) => {
+            let t = tensor.clone().try_into_primitive::<Flex>().expect("Cube or Flex");
+            let words = t.as_slice::<u32>().expect("contiguous words");
+            super::words(words[at..at + n].to_vec(), &tensor.device())
         }
     }
 }

@@ -8,12 +8,15 @@
 //! what is written), the parameters, the twin and the conformance cases with their stated bounds.
 pub mod attention;
 pub mod attention_row;
+pub mod attention_sums;
 pub mod cache_gather;
 pub mod cases;
 pub mod embed;
+pub mod key_similarity;
 pub mod launch;
 pub mod matmul;
 pub mod matvec;
+pub mod query_ring;
 pub mod rms_norm;
 pub mod rope_append;
 pub mod sample;
@@ -25,9 +28,12 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 pub use attention::AttentionSpec;
 pub use attention_row::{AttentionRowSpec, Reduce};
+pub use attention_sums::AttentionSumsSpec;
 pub use cache_gather::GatherSpec;
 pub use embed::EmbedSpec;
+pub use key_similarity::KeySimilaritySpec;
 pub use matvec::{LinearSpec, Mode};
+pub use query_ring::QueryRingSpec;
 pub use rms_norm::NormSpec;
 pub use rope_append::RopeAppendSpec;
 pub use sample::SampleSpec;
@@ -161,6 +167,7 @@ pub trait Kernels: Backend {
         q: FloatTensor<Self>,
         kv: IntTensor<Self>,
         state: IntTensor<Self>,
+        rope: FloatTensor<Self>,
         spec: AttentionSpec,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
@@ -170,8 +177,39 @@ pub trait Kernels: Backend {
         lse: FloatTensor<Self>,
         kv: IntTensor<Self>,
         state: IntTensor<Self>,
+        rope: FloatTensor<Self>,
         spec: AttentionRowSpec,
     ) -> FloatTensor<Self>;
+
+    /// See [`mod@attention_sums`]. `sums` in place.
+    fn attention_sums(
+        q: FloatTensor<Self>,
+        lse: FloatTensor<Self>,
+        kv: IntTensor<Self>,
+        state: IntTensor<Self>,
+        rope: FloatTensor<Self>,
+        sums: IntTensor<Self>,
+        spec: AttentionSumsSpec,
+    ) -> IntTensor<Self>;
+
+    /// See [`mod@key_similarity`].
+    fn key_similarity(
+        kv: IntTensor<Self>,
+        state: IntTensor<Self>,
+        rope: FloatTensor<Self>,
+        spec: KeySimilaritySpec,
+    ) -> FloatTensor<Self>;
+
+    /// See [`query_ring`]. `ring` in place.
+    fn store_queries(
+        q: FloatTensor<Self>,
+        state: IntTensor<Self>,
+        ring: FloatTensor<Self>,
+        spec: QueryRingSpec,
+    ) -> FloatTensor<Self>;
+
+    /// See [`query_ring`].
+    fn latest_queries(ring: FloatTensor<Self>, state: IntTensor<Self>, spec: QueryRingSpec) -> FloatTensor<Self>;
 
     /// See [`mod@cache_gather`].
     fn cache_gather(
@@ -192,9 +230,11 @@ pub fn variants() -> Vec<launch::Variant> {
     let (all, caches) = (Words::ALL, [Words::F32, Words::F16]);
     let mut list = vec![
         NormSpec { n: 1, first: 0, cols: 8, eps: 1e-6 }.variant(),
-        GatherSpec { row_words: 8, kv_heads: 1, seqs: 1, most_kept: 1, out_words: 8 }.variant(),
+        GatherSpec { row_words: 8, kv_heads: 1, planes: 2, seqs: 1, most_kept: 1, out_words: 8 }.variant(),
         SampleSpec { vocab: 8, seqs: 1, map: 0, layers: 1, all_seqs: 1, ring: 1, advance: 1 }.variant(),
     ];
+    let ring = QueryRingSpec { n: 1, cols: 8, chunk: 1, map: 0, width: 1 };
+    list.extend([ring.variant(false), ring.variant(true)]);
     for words in all {
         let (row0, rows, vocab) = (0, 8, 8);
         let embed = |pending| EmbedSpec { words, n: 1, cols: 8, row0, rows, vocab, pending }.variant();
@@ -210,20 +250,71 @@ pub fn variants() -> Vec<launch::Variant> {
         }
     }
     for (words, d) in caches.into_iter().flat_map(|words| HEAD_DIMS.map(|d| (words, d))) {
-        let (heads, kv_heads, table, map, positions) = (1, 1, 0, 0, 1);
-        for norm in [None, Some(1e-6)] {
-            let spec = RopeAppendSpec { words, d, n: 1, heads, kv_heads, chunk: 1, map, table, positions, norm };
+        let (heads, kv_heads, table, map, positions, back) = (1, 1, 0, 0, 1, 0);
+        for (norm, compact) in [(None, false), (Some(1e-6), false), (None, true), (Some(1e-6), true)] {
+            let (n, chunk) = (1, 1);
+            let spec = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, map, table, positions, norm, compact };
             list.push(spec.variant());
         }
-        for group in (1..=16).filter(|g| g * d * 4 <= 16_384) {
-            for (chunk, most_seen) in [(1, 1), (1, 1000), (64, 64)] {
-                let spec = AttentionSpec { words, d, n: chunk, heads: group, kv_heads, chunk, map, table, most_seen };
-                list.extend([spec.variant(), spec.combine_variant()]);
-            }
-            for reduce in [Reduce::None, Reduce::KvHead, Reduce::Layer] {
-                let (row, slots, seq) = (0, 1, 0);
-                let spec = AttentionRowSpec { words, d, row, heads: group, kv_heads, slots, seq, table, reduce };
-                list.push(spec.variant());
+        for rotate in [false, true] {
+            let (slots, seq) = (1, 0);
+            let similarity = KeySimilaritySpec { words, d, kv_heads, slots, seq, table, positions, rotate };
+            list.extend([similarity.variant(0), similarity.variant(1)]);
+            for heads in (1..=16).filter(|g| g * d * 4 <= 16_384) {
+                for (n, most_seen) in [(1, 1), (1, 1000), (64, 64)] {
+                    let chunk = n;
+                    let spec = AttentionSpec {
+                        words,
+                        d,
+                        n,
+                        heads,
+                        kv_heads,
+                        chunk,
+                        map,
+                        table,
+                        most_seen,
+                        back,
+                        positions,
+                        rotate,
+                    };
+                    list.extend([spec.variant(), spec.combine_variant()]);
+                }
+                for reduce in [Reduce::None, Reduce::KvHead, Reduce::Layer] {
+                    let row = 0;
+                    let spec = AttentionRowSpec {
+                        words,
+                        d,
+                        row,
+                        heads,
+                        kv_heads,
+                        slots,
+                        seq,
+                        table,
+                        reduce,
+                        positions,
+                        rotate,
+                    };
+                    list.push(spec.variant());
+                }
+                for mean in [false, true] {
+                    let (chunk, seqs) = (1, 1);
+                    let spec = AttentionSumsSpec {
+                        words,
+                        d,
+                        heads,
+                        kv_heads,
+                        chunk,
+                        map,
+                        seqs,
+                        table,
+                        back,
+                        slots,
+                        positions,
+                        rotate,
+                        mean,
+                    };
+                    list.push(spec.variant());
+                }
             }
         }
     }
@@ -299,10 +390,16 @@ pub fn attention(
     q: &Tensor<2>,
     kv: &Tensor<1, Int>,
     state: &Tensor<1, Int>,
+    rope: &Tensor<1>,
     spec: AttentionSpec,
 ) -> (Tensor<2>, Tensor<2>) {
-    let (out, lse) =
-        Dispatch::attention(q.clone().into_dispatch(), kv.clone().into_dispatch(), state.clone().into_dispatch(), spec);
+    let (out, lse) = Dispatch::attention(
+        q.clone().into_dispatch(),
+        kv.clone().into_dispatch(),
+        state.clone().into_dispatch(),
+        rope.clone().into_dispatch(),
+        spec,
+    );
     (Tensor::from_dispatch(out), Tensor::from_dispatch(lse))
 }
 
@@ -312,6 +409,7 @@ pub fn attention_row(
     lse: &Tensor<2>,
     kv: &Tensor<1, Int>,
     state: &Tensor<1, Int>,
+    rope: &Tensor<1>,
     spec: AttentionRowSpec,
 ) -> Tensor<2> {
     Tensor::from_dispatch(Dispatch::attention_row(
@@ -319,8 +417,56 @@ pub fn attention_row(
         lse.clone().into_dispatch(),
         kv.clone().into_dispatch(),
         state.clone().into_dispatch(),
+        rope.clone().into_dispatch(),
         spec,
     ))
+}
+
+/// What each slot was given by the rows of a chunk: added to running sums, or their mean `[kv_heads, slots]`, as f32 in words.
+pub fn attention_sums(
+    q: &Tensor<2>,
+    lse: &Tensor<2>,
+    kv: &Tensor<1, Int>,
+    state: &Tensor<1, Int>,
+    rope: &Tensor<1>,
+    sums: Tensor<1, Int>,
+    spec: AttentionSumsSpec,
+) -> Tensor<1, Int> {
+    Tensor::from_dispatch(Dispatch::attention_sums(
+        q.clone().into_dispatch(),
+        lse.clone().into_dispatch(),
+        kv.clone().into_dispatch(),
+        state.clone().into_dispatch(),
+        rope.clone().into_dispatch(),
+        sums.into_dispatch(),
+        spec,
+    ))
+}
+
+/// How alike each cached key is to the others: `[kv_heads, slots]`.
+pub fn key_similarity(
+    kv: &Tensor<1, Int>,
+    state: &Tensor<1, Int>,
+    rope: &Tensor<1>,
+    spec: KeySimilaritySpec,
+) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::key_similarity(
+        kv.clone().into_dispatch(),
+        state.clone().into_dispatch(),
+        rope.clone().into_dispatch(),
+        spec,
+    ))
+}
+
+/// The queries of a chunk `[n, cols]` into the ring `[seqs width, cols]`, in place.
+pub fn store_queries(q: &Tensor<2>, state: &Tensor<1, Int>, ring: Tensor<2>, spec: QueryRingSpec) -> Tensor<2> {
+    let (q, state) = (q.clone().into_dispatch(), state.clone().into_dispatch());
+    Tensor::from_dispatch(Dispatch::store_queries(q, state, ring.into_dispatch(), spec))
+}
+
+/// The latest queries of a sequence out of the ring, oldest first: `[n, cols]`.
+pub fn latest_queries(ring: &Tensor<2>, state: &Tensor<1, Int>, spec: QueryRingSpec) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::latest_queries(ring.clone().into_dispatch(), state.clone().into_dispatch(), spec))
 }
 
 /// The kept rows of `kv` in a new buffer of `spec.out_words` words.

@@ -6,7 +6,9 @@
 //! is first RMS-normalised over its `D` values and weighted by `norm` `[2, D]` (queries', keys'). Then they are rotated in the
 //! rotate-half form of HF Llama/Qwen weights (`rope` `[positions, D]`: cosines then sines, computed in f64, stored in f32:
 //! in-shader `cos` is off by 1.8e-3 at position 30,000). Writes `q` `[n, heads D]` and, in place, rows `slot` of the key and
-//! value planes; a slot beyond the capacity is not written. The layout of `kv` is in `cache.rs`.
+//! value planes; a slot beyond the capacity is not written.
+//! `compact`: the position is the slot, and keys are stored unrotated, to be rotated when they are read: so they close ranks at
+//! every gather without ever being rounded twice. The layout of `kv` is in `cache.rs`.
 //!
 //! Bound: queries 3e-7 relative to the row's largest value (two products and a sum, with or without fma), 2e-6 where they are
 //! normalised (a sum of squares and a square root more); f32 keys the same; f16 words may differ by one unit in the last place of a half where the f32 values straddle a rounding boundary;
@@ -39,6 +41,8 @@ pub struct RopeAppendSpec {
     pub positions: usize,
     /// Normalise queries and keys, with this ε; without it the tensor of norms is bound but not read.
     pub norm: Option<f32>,
+    /// Tokens stand at their slot, and keys are stored unrotated.
+    pub compact: bool,
 }
 
 impl RopeAppendSpec {
@@ -48,6 +52,7 @@ impl RopeAppendSpec {
             ("KV", self.words.code()),
             ("D", self.d as u32),
             ("NORM", self.norm.is_some() as u32),
+            ("COMPACT", self.compact as u32),
         ];
         Variant { kernel: "rope_append", text: include_str!("../../shaders/rope_append.wgsl"), constants }
     }
@@ -79,11 +84,11 @@ pub(super) fn twin(
         let (seq, offset) = (st[spec.map + i / spec.chunk] as usize, i % spec.chunk);
         let entry = &st[spec.table + seq * state::ROW..];
         let (slot, cap) = (entry[state::LEN] as usize + offset, entry[state::CAP] as usize);
-        let position = (st[seq * state::SEQ + state::POSITION] as usize + offset).min(spec.positions - 1);
+        let logical = st[seq * state::SEQ + state::POSITION] as usize + offset;
+        let position = if spec.compact { slot } else { logical }.min(spec.positions - 1);
         let angles = &rope[position * d..(position + 1) * d];
         for head in 0..all_heads {
             let row = &qkv[(i * all_heads + head) * d..][..d];
-            let mut rotated = row.to_vec();
             let mut row: Vec<f64> = row.iter().map(|v| *v as f64).collect();
             if let Some(eps) = spec.norm
                 && head < spec.heads + spec.kv_heads
@@ -93,7 +98,8 @@ pub(super) fn twin(
                 let weights = &norm[if head < spec.heads { 0 } else { d }..][..d];
                 row.iter_mut().zip(weights).for_each(|(v, w)| *v *= scale * *w as f64);
             }
-            if head < spec.heads + spec.kv_heads {
+            let mut rotated: Vec<f32> = row.iter().map(|v| *v as f32).collect();
+            if head < spec.heads + if spec.compact { 0 } else { spec.kv_heads } {
                 for c in 0..half {
                     let (a, b) = (row[c], row[c + half]);
                     let (cos, sin) = (angles[c] as f64, angles[c + half] as f64);
@@ -119,17 +125,19 @@ pub(super) fn twin(
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for words in [Words::F32, Words::F16] {
-        for (d, heads, kv_heads, n, chunk, seqs, lens, caps, norm) in [
-            (16, 6, 2, 3, 1, vec![2, 0, 1], [5, 0, 9], [7, 4, 10], None),
-            (64, 2, 1, 7, 7, vec![1], [3, 2, 0], [8, 16, 1], None),
-            (128, 7, 1, 2, 1, vec![1, 2], [0, 4, 4], [1, 9, 4], None),
-            (8, 1, 1, 1, 1, vec![2], [1, 1, 1], [3, 3, 3], None),
-            (128, 5, 1, 3, 1, vec![0, 1, 2], [5, 0, 9], [7, 4, 10], Some(1e-6)),
-            (80, 4, 2, 7, 7, vec![1], [3, 2, 0], [8, 16, 1], Some(1e-3)),
-            (24, 9, 3, 2, 2, vec![0], [0, 4, 4], [1, 9, 4], Some(1e-6)),
+        for (d, heads, kv_heads, n, chunk, seqs, lens, caps, norm, compact) in [
+            (16, 6, 2, 3, 1, vec![2, 0, 1], [5, 0, 9], [7, 4, 10], None, false),
+            (64, 2, 1, 7, 7, vec![1], [3, 2, 0], [8, 16, 1], None, false),
+            (128, 7, 1, 2, 1, vec![1, 2], [0, 4, 4], [1, 9, 4], None, false),
+            (8, 1, 1, 1, 1, vec![2], [1, 1, 1], [3, 3, 3], None, false),
+            (128, 5, 1, 3, 1, vec![0, 1, 2], [5, 0, 9], [7, 4, 10], Some(1e-6), false),
+            (80, 4, 2, 7, 7, vec![1], [3, 2, 0], [8, 16, 1], Some(1e-3), false),
+            (24, 9, 3, 2, 2, vec![0], [0, 4, 4], [1, 9, 4], Some(1e-6), false),
+            (64, 2, 1, 7, 7, vec![1], [3, 2, 0], [8, 16, 1], None, true),
+            (16, 6, 2, 3, 1, vec![0, 1, 2], [5, 0, 9], [7, 4, 10], Some(1e-6), true),
         ] {
             let name = format!(
-                "{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} of {seqs:?} norm {}",
+                "{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} of {seqs:?} norm {} compact {compact}",
                 norm.is_some()
             );
             cases.push(Case::new("rope_append", name, move |device| {
@@ -137,7 +145,7 @@ pub(super) fn cases() -> Vec<Case> {
                 let builder =
                     StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).positions(&[30, 11, 39]).map(&seqs);
                 let (map, table) = (builder.map_at(), builder.table(1));
-                let spec = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, map, table, positions, norm };
+                let spec = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, map, table, positions, norm, compact };
                 let rope = crate::model::rope::table(d, 1e6, &RopeScaling::None, positions);
                 let weights: Vec<f32> = noise(2 * d, 10, 0.5).iter().map(|w| 1.0 + w).collect();
                 let weights = floats(weights, [2 * d], device);

@@ -3,9 +3,49 @@ use burn::backend::{Flex, flex::FlexTensor};
 use burn::tensor::{DType, Element, Shape, TensorData};
 
 use super::{
-    AttentionRowSpec, AttentionSpec, EmbedSpec, GatherSpec, Kernels, LinearSpec, NormSpec, RopeAppendSpec, SampleSpec,
-    attention, attention_row, cache_gather, embed, matvec, rms_norm, rope_append, sample,
+    AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, GatherSpec, Kernels, KeySimilaritySpec, LinearSpec,
+    NormSpec, QueryRingSpec, RopeAppendSpec, SampleSpec, Words, attention, attention_row, attention_sums, cache_gather,
+    embed, key_similarity, matvec, query_ring, rms_norm, rope_append, sample,
 };
+
+/// Cached keys as kernels see them.
+pub(super) struct Keys<'a> {
+    pub(super) kv: &'a [u32],
+    /// The RoPE table.
+    pub(super) table: &'a [f32],
+    pub(super) words: Words,
+    pub(super) d: usize,
+    /// Keys are stored unrotated and stand at their slot.
+    pub(super) rotate: bool,
+}
+
+impl Keys<'_> {
+    /// The key in row `row` of the cache, which stands in `slot`.
+    pub(super) fn get(&self, row: usize, slot: usize) -> Vec<f64> {
+        let (d, row_words) = (self.d, self.words.row_words(self.d));
+        let key: Vec<f64> =
+            (0..d).map(|c| self.words.get(&self.kv[row * row_words..(row + 1) * row_words], c)).collect();
+        if !self.rotate {
+            return key;
+        }
+        let angles = &self.table[slot.min(self.table.len() / d - 1) * d..][..d];
+        let turned = |c: usize| {
+            let (cos, sin) = (angles[c % (d / 2)] as f64, angles[d / 2 + c % (d / 2)] as f64);
+            if c < d / 2 { key[c] * cos - key[c + d / 2] * sin } else { key[c] * cos + key[c - d / 2] * sin }
+        };
+        (0..d).map(turned).collect()
+    }
+
+    /// Its product with `query`.
+    pub(super) fn dot(&self, query: &[f32], row: usize, slot: usize) -> f64 {
+        if self.rotate {
+            return query.iter().zip(self.get(row, slot)).map(|(q, k)| *q as f64 * k).sum();
+        }
+        let row_words = self.words.row_words(self.d);
+        let key = &self.kv[row * row_words..(row + 1) * row_words];
+        (0..self.d).map(|c| query[c] as f64 * self.words.get(key, c)).sum()
+    }
+}
 
 fn slice<E: Element + bytemuck::Pod>(t: &FlexTensor) -> &[E] {
     t.as_slice().unwrap_or_else(|| panic!("want contiguous {:?}, found {:?}", E::dtype(), t.dtype()))
@@ -62,9 +102,15 @@ impl Kernels for Flex {
         (floats(q, [spec.n, spec.heads * spec.d]), kv)
     }
 
-    fn attention(q: FlexTensor, kv: FlexTensor, state: FlexTensor, spec: AttentionSpec) -> (FlexTensor, FlexTensor) {
+    fn attention(
+        q: FlexTensor,
+        kv: FlexTensor,
+        state: FlexTensor,
+        rope: FlexTensor,
+        spec: AttentionSpec,
+    ) -> (FlexTensor, FlexTensor) {
         let q = q.to_contiguous();
-        let (out, lse) = attention::twin(slice(&q), slice(&kv), slice(&state), &spec);
+        let (out, lse) = attention::twin(slice(&q), slice(&kv), slice(&state), slice(&rope), &spec);
         (floats(out, [spec.n, spec.heads * spec.d]), floats(lse, [spec.n, spec.heads]))
     }
 
@@ -73,11 +119,42 @@ impl Kernels for Flex {
         lse: FlexTensor,
         kv: FlexTensor,
         state: FlexTensor,
+        rope: FlexTensor,
         spec: AttentionRowSpec,
     ) -> FlexTensor {
         let (q, lse) = (q.to_contiguous(), lse.to_contiguous());
-        let out = attention_row::twin(slice(&q), slice(&lse), slice(&kv), slice(&state), &spec);
+        let out = attention_row::twin(slice(&q), slice(&lse), slice(&kv), slice(&state), slice(&rope), &spec);
         floats(out, [spec.out_rows(), spec.slots])
+    }
+
+    fn attention_sums(
+        q: FlexTensor,
+        lse: FlexTensor,
+        kv: FlexTensor,
+        state: FlexTensor,
+        rope: FlexTensor,
+        mut sums: FlexTensor,
+        spec: AttentionSumsSpec,
+    ) -> FlexTensor {
+        let (q, lse) = (q.to_contiguous(), lse.to_contiguous());
+        let into = storage(&mut sums, "the running sums");
+        attention_sums::twin(slice(&q), slice(&lse), slice(&kv), slice(&state), slice(&rope), into, &spec);
+        sums
+    }
+
+    fn key_similarity(kv: FlexTensor, state: FlexTensor, rope: FlexTensor, spec: KeySimilaritySpec) -> FlexTensor {
+        let out = key_similarity::twin(slice(&kv), slice(&state), slice(&rope), &spec);
+        floats(out, [spec.kv_heads, spec.slots])
+    }
+
+    fn store_queries(q: FlexTensor, state: FlexTensor, mut ring: FlexTensor, spec: QueryRingSpec) -> FlexTensor {
+        let q = q.to_contiguous();
+        query_ring::store_twin(slice(&q), slice(&state), storage(&mut ring, "the ring of queries"), &spec);
+        ring
+    }
+
+    fn latest_queries(ring: FlexTensor, state: FlexTensor, spec: QueryRingSpec) -> FlexTensor {
+        floats(query_ring::load_twin(slice(&ring), slice(&state), &spec), [spec.n, spec.cols])
     }
 
     fn cache_gather(kv: FlexTensor, keep: FlexTensor, moves: FlexTensor, spec: GatherSpec) -> FlexTensor {

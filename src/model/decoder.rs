@@ -7,12 +7,14 @@ use burn::tensor::{Int, Tensor};
 
 use crate::cache::KvCache;
 use crate::device::ComputeDevice;
-use crate::kernels::launch::empty_floats;
+use crate::kernels::launch::{empty_floats, empty_words};
 use crate::kernels::{
-    self, AttentionRowSpec, AttentionSpec, EmbedSpec, LinearSpec, Mode, NormSpec, Reduce, RopeAppendSpec, Words,
+    self, AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, KeySimilaritySpec, LinearSpec, Mode, NormSpec,
+    Reduce, RopeAppendSpec, Words,
 };
 use crate::model::config::ModelConfig;
 use crate::model::rope;
+use crate::policy::Positions;
 use crate::weights::{PackedRows, Weights};
 use crate::{Error, ErrorKind, Result};
 
@@ -60,6 +62,13 @@ pub enum Input<'a> {
         /// Its ids.
         ids: &'a [u32],
     },
+    /// A chunk that will be rolled back: as [`Chunk`](Self::Chunk), but it leaves nothing in what the cache tracks.
+    Probe {
+        /// The sequence.
+        seq: usize,
+        /// Its ids.
+        ids: &'a [u32],
+    },
     /// The pending token of each of these sequences, from the device's state: a decode step. Its rows are in this order.
     Pending(&'a [usize]),
 }
@@ -80,7 +89,7 @@ pub struct Output {
     /// `[rows, vocabulary]`, if asked for.
     pub logits: Option<Tensor<2>>,
     /// Per layer, the last row's attention weights over the slots, its own chunk's included: `[out_rows, slots]`, if a
-    /// readout was asked for.
+    /// readout was asked for. Of a decode step of several sequences, per layer one for each of them.
     pub readout: Vec<Tensor<2>>,
 }
 
@@ -249,7 +258,7 @@ impl Decoder {
         let (h, heads, kv_heads, d) = (c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim);
         let one;
         let (n, chunk, seqs) = match input {
-            Input::Chunk { seq, ids } => {
+            Input::Chunk { seq, ids } | Input::Probe { seq, ids } => {
                 one = [seq];
                 (ids.len(), ids.len(), &one[..])
             }
@@ -263,8 +272,13 @@ impl Decoder {
                 .expected(format!("at most {MOST_ROWS}"))
                 .found(n));
         }
+        let compact = cache.positions() == Positions::Compact;
         for &seq in seqs {
-            let end = cache.sequence(seq).position.0 as usize + chunk;
+            let at = match compact {
+                true => (0..self.layers.len()).map(|layer| cache.len(layer, seq)).max().unwrap_or(0),
+                false => cache.sequence(seq).position.0 as usize,
+            };
+            let end = at + chunk;
             if end > self.context {
                 return Err(Error::new(ErrorKind::Input, "the context is full")
                     .expected(format!("at most {} positions", self.context))
@@ -272,10 +286,11 @@ impl Decoder {
                     .help("raise --context (up to the model's max_position_embeddings) or generate less"));
             }
         }
+        let passing = matches!(input, Input::Probe { .. });
         cache.reserve(seqs, chunk)?;
         let map = cache.select(seqs);
         let (ids, pending) = match input {
-            Input::Chunk { ids, .. } => {
+            Input::Chunk { ids, .. } | Input::Probe { ids, .. } => {
                 if let Some(id) = ids.iter().find(|id| **id as usize >= c.vocab_size) {
                     return Err(Error::new(ErrorKind::Input, "a token id is outside the vocabulary")
                         .expected(format!("ids below {}", c.vocab_size))
@@ -298,26 +313,53 @@ impl Decoder {
             let out = empty_floats(near, [n, (heads + 2 * kv_heads) * d]);
             let qkv = self.linear(&layer.qkv, &normed, layer.qkv_bias.as_ref(), out, Mode::Store);
             let (positions, norm) = (self.context, layer.qk_norm.as_ref().map(|_| eps));
-            let append = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, map, table, positions, norm };
+            let (rotate, back) = (compact, 0);
+            let append = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, map, table, positions, norm, compact };
             let norm = layer.qk_norm.as_ref().unwrap_or(&self.unread);
             let q = cache.with_layer(i, |kv, state| kernels::rope_append(qkv, &self.rope, state, kv, norm, append));
             let most_seen = seqs.iter().map(|s| cache.len(i, *s)).max().unwrap_or(0) + chunk;
-            let attend = AttentionSpec { words, d, n, heads, kv_heads, chunk, map, table, most_seen };
-            let (values, lse) = kernels::attention(&q, cache.layer(i), cache.state(), attend);
-            if let Some(reduce) = readout {
-                let seq = *seqs.last().expect("n > 0");
+            let attend =
+                AttentionSpec { words, d, n, heads, kv_heads, chunk, map, table, most_seen, back, positions, rotate };
+            let (values, lse) = kernels::attention(&q, cache.layer(i), cache.state(), &self.rope, attend);
+            // The last row of a chunk; of a decode step the row of each sequence.
+            for (row, &seq) in readout.iter().flat_map(|_| seqs.iter().enumerate()) {
+                let reduce = readout.expect("iterated over it");
                 let spec = AttentionRowSpec {
                     words,
                     d,
-                    row: n - 1,
+                    row: row + chunk - 1,
                     heads,
                     kv_heads,
                     slots: cache.len(i, seq) + chunk,
                     seq,
                     table,
                     reduce,
+                    positions,
+                    rotate,
                 };
-                readouts.push(kernels::attention_row(&q, &lse, cache.layer(i), cache.state(), spec));
+                readouts.push(kernels::attention_row(&q, &lse, cache.layer(i), cache.state(), &self.rope, spec));
+            }
+            if cache.tracking().sums && !passing {
+                let (slots, mean) = (most_seen, false);
+                let spec = AttentionSumsSpec {
+                    words,
+                    d,
+                    heads,
+                    kv_heads,
+                    chunk,
+                    map,
+                    seqs: seqs.len(),
+                    table,
+                    back,
+                    slots,
+                    positions,
+                    rotate,
+                    mean,
+                };
+                cache.add_sums(i, &q, &lse, &self.rope, spec);
+            }
+            if cache.tracking().queries && !passing {
+                cache.store_queries(i, &q, chunk);
             }
             x = self.linear(&layer.o, &values, layer.o_bias.as_ref(), x, Mode::Add);
             let normed = kernels::rms_norm(&x, &layer.post_norm, norm_all);
@@ -334,6 +376,61 @@ impl Decoder {
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         let logits = self.linear(head, &normed, None, empty_floats(near, [rows, c.vocab_size]), Mode::Store);
         Ok(Output { logits: Some(logits), readout: readouts })
+    }
+
+    /// The mean attention of the latest queries of `seq` (as many of `most` as are [`observable`](KvCache::observable)) over the
+    /// slots cached now, each query seeing what stands before it: for each layer `[kv_heads, slots]`, f32 in words. A second
+    /// look: nothing is appended.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] when the cache does not track queries.
+    pub fn observe(&self, cache: &mut KvCache, seq: usize, most: usize) -> Result<Vec<Tensor<1, Int>>> {
+        let (n, map) = (cache.observable(seq, most), cache.select(&[seq]));
+        let cache = &*cache;
+        let c = &self.config;
+        let (words, d, heads, kv_heads) = (cache.shape().words, c.head_dim, c.num_heads, c.num_kv_heads);
+        let (positions, rotate) = (self.context, cache.positions() == Positions::Compact);
+        let layer = |layer: usize| {
+            let q = cache.latest_queries(layer, n)?;
+            let (chunk, back, table, slots) = (n, n, cache.table(layer), cache.len(layer, seq));
+            let most_seen = slots;
+            let attend =
+                AttentionSpec { words, d, n, heads, kv_heads, chunk, map, table, most_seen, back, positions, rotate };
+            let (kv, state) = (cache.layer(layer), cache.state());
+            let (_, lse) = kernels::attention(&q, kv, state, &self.rope, attend);
+            let (seqs, mean) = (1, true);
+            let spec = AttentionSumsSpec {
+                words,
+                d,
+                heads,
+                kv_heads,
+                chunk,
+                map,
+                seqs,
+                table,
+                back,
+                slots,
+                positions,
+                rotate,
+                mean,
+            };
+            let out = empty_words(state, kv_heads * slots);
+            Ok(kernels::attention_sums(&q, &lse, kv, state, &self.rope, out, spec))
+        };
+        (0..self.layers.len()).map(layer).collect()
+    }
+
+    /// How alike the cached keys of `seq` are to each other: for each layer `[kv_heads, slots]`, see
+    /// [`key_similarity`](mod@kernels::key_similarity).
+    pub fn compare_keys(&self, cache: &KvCache, seq: usize) -> Vec<Tensor<2>> {
+        let (words, d, kv_heads) = (cache.shape().words, self.config.head_dim, self.config.num_kv_heads);
+        let (positions, rotate) = (self.context, cache.positions() == Positions::Compact);
+        let layer = |layer: usize| {
+            let (table, slots) = (cache.table(layer), cache.len(layer, seq));
+            let spec = KeySimilaritySpec { words, d, kv_heads, slots, seq, table, positions, rotate };
+            kernels::key_similarity(cache.layer(layer), cache.state(), &self.rope, spec)
+        };
+        (0..self.layers.len()).map(layer).collect()
     }
 
     fn embed(&self, ids: &Tensor<1, Int>, out: Tensor<2>, n: usize, pending: Option<usize>) -> Tensor<2> {

@@ -127,7 +127,7 @@ pub fn evict(view: &CacheView<'_>, groups: &[Group]) -> Result<KeepPlan> {
         }
     };
     let mut keep = vec![true; view.tokens().len()];
-    for Slot(slot) in evicted {
+    for &Slot(slot) in &evicted {
         let Some(flag) = keep.get_mut(slot as usize).filter(|f| **f) else {
             return Err(Error::new(ErrorKind::Internal, "a policy evicts a slot twice, or one that is not cached")
                 .found(format!("slot {slot} of {}", view.tokens().len())));
@@ -135,7 +135,7 @@ pub fn evict(view: &CacheView<'_>, groups: &[Group]) -> Result<KeepPlan> {
         *flag = false;
     }
     let kept: Vec<Slot> = (0..).zip(keep).filter_map(|(slot, keep)| keep.then_some(Slot(slot))).collect();
-    KeepPlan::new(view, kept, outcome)
+    Ok(KeepPlan::new(view, kept, outcome)?.giving_up(evicted))
 }
 
 /// How many leading groups a budget that counts scores lets go.

@@ -1,15 +1,17 @@
 //! The host's account of one sequence: what was written, what is still cached, which steps it makes.
-use super::{Budget, CachedToken, KeepPlan, Role, StepInfo, ViewParts};
+use super::{Budget, CachedToken, KeepPlan, Role, Sets, StepInfo, ViewParts};
 use crate::steps::{Segmenter, Tail};
 use crate::{Position, Result};
 
-/// Mirrors the cache of one sequence in scope `shared`, from the prompt on, and knows its full logical text.
+/// Mirrors the cache of one sequence, every kept set of it, from the prompt on, and knows its full logical text.
 ///
 /// The engine pushes every token once it is forwarded, asks for a [`Snapshot`] at each probe, and hands the plan back after
 /// the gather. Holds no tensors and no ids.
 #[derive(Debug, Clone)]
 pub struct Ledger {
-    rows: Vec<Row>,
+    sets: Sets,
+    /// The cached tokens of each set.
+    rows: Vec<Vec<Row>>,
     next: u32,
     thinking: Segmenter,
 }
@@ -23,25 +25,36 @@ struct Row {
 }
 
 impl Ledger {
-    /// A sequence whose prompt has been forwarded.
+    /// A sequence whose prompt has been forwarded, with one kept set.
     pub fn new(prompt_tokens: usize) -> Self {
-        let mut ledger = Self { rows: Vec::new(), next: 0, thinking: Segmenter::new() };
+        Self::with_sets(prompt_tokens, Sets::SHARED)
+    }
+
+    /// A sequence whose prompt has been forwarded.
+    pub fn with_sets(prompt_tokens: usize, sets: Sets) -> Self {
+        let mut ledger = Self { sets, rows: vec![Vec::new(); sets.count()], next: 0, thinking: Segmenter::new() };
         (0..prompt_tokens).for_each(|_| ledger.push(Role::Prompt, ""));
         ledger
     }
 
     /// The next token, and the bytes it adds to the text; those of [`Role::Thinking`] are kept for the steps.
     pub fn push(&mut self, role: Role, piece: impl AsRef<[u8]>) {
-        self.rows.push(Row { position: Position(self.next), role, nth_thinking: self.thinking.tokens() as u32 });
+        let row = Row { position: Position(self.next), role, nth_thinking: self.thinking.tokens() as u32 };
+        self.rows.iter_mut().for_each(|rows| rows.push(row));
         self.next += 1;
         if role == Role::Thinking {
             self.thinking.push(piece);
         }
     }
 
-    /// Slots in the cache.
+    /// The kept sets.
+    pub fn sets(&self) -> &Sets {
+        &self.sets
+    }
+
+    /// Slots in the cache; of several sets the longest.
     pub fn cached(&self) -> usize {
-        self.rows.len()
+        self.rows.iter().map(Vec::len).max().unwrap_or(0)
     }
 
     /// The position of the next token.
@@ -49,9 +62,9 @@ impl Ledger {
         Position(self.next)
     }
 
-    /// The positions of the cached tokens, in slot order.
-    pub fn positions(&self) -> impl ExactSizeIterator<Item = Position> + '_ {
-        self.rows.iter().map(|r| r.position)
+    /// The positions of the cached tokens of a set, in slot order.
+    pub fn positions(&self, set: usize) -> impl ExactSizeIterator<Item = Position> + '_ {
+        self.rows[set].iter().map(|r| r.position)
     }
 
     /// The thinking so far.
@@ -68,7 +81,7 @@ impl Ledger {
             role => CachedToken::other(row.position, role),
         };
         Snapshot {
-            tokens: self.rows.iter().map(token).collect(),
+            tokens: self.rows.iter().map(|rows| rows.iter().map(token).collect()).collect(),
             current_step: steps.len() - 1,
             steps: StepInfo::count(&steps, &token_steps),
             thinking_tokens: self.thinking.tokens(),
@@ -80,15 +93,19 @@ impl Ledger {
     /// # Errors
     /// [`crate::ErrorKind::Internal`] when the plan was made for another number of slots.
     pub fn gather(&mut self, plan: &KeepPlan) -> Result<()> {
-        plan.gather(0, 0, &mut self.rows)
+        for (set, rows) in self.rows.iter_mut().enumerate() {
+            let (layer, head) = self.sets.place(set);
+            plan.gather(layer.unwrap_or(0), head.unwrap_or(0), rows)?;
+        }
+        Ok(())
     }
 }
 
 /// The facts of one probe that a [`Ledger`] knows.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// One per cached slot.
-    pub tokens: Vec<CachedToken>,
+    /// Of each kept set, one per cached slot.
+    pub tokens: Vec<Vec<CachedToken>>,
     /// All steps so far.
     pub steps: Vec<StepInfo>,
     /// The step being written.
@@ -98,18 +115,20 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// With no scores, no window, seed 0 and probe 0; set what is known with `ViewParts { scores, ..parts }`.
-    pub fn parts(&self, budget: Budget) -> ViewParts<'_> {
+    /// Of a set: with no scores, no window, seed 0 and probe 0; set what is known with `ViewParts { scores, ..parts }`.
+    pub fn parts(&self, set: usize, budget: Budget) -> ViewParts<'_> {
         ViewParts {
-            tokens: &self.tokens,
+            tokens: &self.tokens[set],
             steps: &self.steps,
             current_step: self.current_step,
             thinking_tokens: self.thinking_tokens,
             scores: None,
+            similarity: None,
             budget,
             window: 0,
             seed: 0,
             probe: 0,
+            set,
         }
     }
 }
@@ -137,11 +156,11 @@ mod tests {
         assert_eq!(ids, segment(text, Tail::Open).iter().map(|s| s.start).collect::<Vec<_>>());
 
         // The step "Okay, …" matters least.
-        let scores: Vec<f32> = snapshot.tokens.iter().map(|t| if t.step == Some(1) { 0.1 } else { 0.9 }).collect();
-        let parts = ViewParts { scores: Some(&scores), ..snapshot.parts(Budget::Tokens(7)) };
+        let scores: Vec<f32> = snapshot.tokens[0].iter().map(|t| if t.step == Some(1) { 0.1 } else { 0.9 }).collect();
+        let parts = ViewParts { scores: Some(&scores), ..snapshot.parts(0, Budget::Tokens(7)) };
         let plan = ThinkClearly.plan(&CacheView::new(parts).unwrap()).unwrap();
         ledger.gather(&plan).unwrap();
-        assert_eq!(ledger.positions().map(|p| p.0).collect::<Vec<_>>(), [0, 1, 2, 3, 10, 11, 12, 13, 14, 15]);
+        assert_eq!(ledger.positions(0).map(|p| p.0).collect::<Vec<_>>(), [0, 1, 2, 3, 10, 11, 12, 13, 14, 15]);
         assert!(ledger.gather(&plan).is_err());
 
         // Later tokens keep counting, and later steps see the full text.
@@ -150,15 +169,16 @@ mod tests {
         assert_eq!(ledger.next_position(), Position(17));
         let snapshot = ledger.snapshot();
         assert_eq!((ledger.cached(), snapshot.thinking_tokens, snapshot.steps.len()), (11, 14, 5));
-        assert_eq!(snapshot.tokens[3], CachedToken::thinking(Position(3), 0));
-        assert_eq!(snapshot.tokens[4], CachedToken::thinking(Position(10), 2));
-        assert_eq!(snapshot.tokens[10], CachedToken::thinking(Position(16), 4));
+        assert_eq!(snapshot.tokens[0][3], CachedToken::thinking(Position(3), 0));
+        assert_eq!(snapshot.tokens[0][4], CachedToken::thinking(Position(10), 2));
+        assert_eq!(snapshot.tokens[0][10], CachedToken::thinking(Position(16), 4));
     }
 
     #[test]
     fn a_prompt_alone_has_a_view() {
         let snapshot = Ledger::new(3).snapshot();
-        let view = CacheView::new(ViewParts { scores: Some(&[0.0; 3]), ..snapshot.parts(Budget::default()) }).unwrap();
+        let view =
+            CacheView::new(ViewParts { scores: Some(&[0.0; 3]), ..snapshot.parts(0, Budget::default()) }).unwrap();
         assert!(ThinkClearly.plan(&view).unwrap().keeps_all());
     }
 }

@@ -17,12 +17,20 @@
 //! # To add a policy
 //! 1. A file here, named after it, whose doc says idea, paper, deviation, direction.
 //! 2. `needs`: what the engine must measure. 3. `plan`: [`Group`]s in the order they may go, handed to [`budget::evict`].
-//! 4. A line in [`POLICIES`]. The laws in `tests/laws_host.rs` then run on it.
+//! 4. `accepts`, where it cannot work with every budget. 5. A line in [`POLICIES`].
+//! 6. A test in `tests.rs` on a view small enough to check by eye. The laws in `tests/laws_host.rs` and the oracle in
+//!    `tests/policies.rs` run on it by themselves.
 pub mod budget;
 mod full;
+mod h2o;
+mod last_attention;
 pub mod ledger;
+mod r_kv;
 mod random;
 mod random_step;
+pub mod scope;
+pub mod scores;
+mod snapkv;
 mod streaming_llm;
 mod think_clearly;
 mod think_token;
@@ -35,9 +43,15 @@ use serde::{Deserialize, Serialize};
 
 pub use budget::{Budget, Group};
 pub use full::Full;
+pub use h2o::H2o;
+pub use last_attention::LastAttention;
 pub use ledger::{Ledger, Snapshot};
+pub use r_kv::RKv;
 pub use random::Random;
 pub use random_step::RandomStep;
+pub use scope::{Layers, Normalise, Positions, Scope, Sets};
+pub use scores::Measured;
+pub use snapkv::SnapKv;
 pub use streaming_llm::StreamingLlm;
 pub use think_clearly::ThinkClearly;
 pub use think_token::ThinkToken;
@@ -70,7 +84,7 @@ pub trait EvictionPolicy: fmt::Debug + Send + Sync {
     /// When the budget adds up scores and the policy measures none.
     fn accepts(&self, budget: Budget) -> Result<()> {
         budget.check()?;
-        if budget.needs_scores() && self.needs() == Measurement::Nothing {
+        if budget.needs_scores() && !self.needs().scores() {
             return Err(Error::new(
                 ErrorKind::Policy,
                 format!("{} has no scores for the budget to add up", self.name()),
@@ -98,6 +112,41 @@ pub enum Measurement {
     Nothing,
     /// The attention of the probe's last token, `</think>`, to every cached slot.
     ProbeRow,
+    /// The attention of the latest generated token; no probe is forwarded.
+    LastRow,
+    /// The attention that each slot has had from all queries so far, those of the prompt included, those of probes not; a sum per
+    /// KV head, the query heads of its group averaged.
+    Sums,
+    /// The mean attention of the latest queries over the slots that are cached now, each query seeing what stands before it.
+    Window {
+        /// How many; they are protected as the window is.
+        queries: usize,
+    },
+    /// [`Window`](Self::Window), and how alike each key is to the others: [`CacheView::similarity`].
+    WindowAndKeys {
+        /// As above.
+        queries: usize,
+    },
+}
+
+impl Measurement {
+    /// Whether a probe must be forwarded.
+    pub fn probes(self) -> bool {
+        self == Self::ProbeRow
+    }
+
+    /// How many of the latest queries it looks through.
+    pub fn queries(self) -> usize {
+        match self {
+            Self::Window { queries } | Self::WindowAndKeys { queries } => queries,
+            _ => 0,
+        }
+    }
+
+    /// Whether it gives a view scores.
+    pub fn scores(self) -> bool {
+        self != Self::Nothing
+    }
 }
 
 /// What part of the sequence a token belongs to.
@@ -175,6 +224,8 @@ pub struct ViewParts<'a> {
     pub thinking_tokens: usize,
     /// One per slot, already reduced over the heads and layers in scope; higher is more important.
     pub scores: Option<&'a [f32]>,
+    /// One per slot, where keys are compared: the mean cosine similarity of its key to the others.
+    pub similarity: Option<&'a [f32]>,
     /// How much may go.
     pub budget: Budget,
     /// How many of the latest tokens are protected.
@@ -183,6 +234,8 @@ pub struct ViewParts<'a> {
     pub seed: u64,
     /// Which probe of this sequence it is, from 0.
     pub probe: u64,
+    /// Which kept set of this probe it is, from 0; always 0 in scope `shared`.
+    pub set: usize,
 }
 
 /// One kept set as a policy sees it, with what is derived from it once for all policies.
@@ -210,7 +263,7 @@ impl<'a> CacheView<'a> {
     pub fn new(parts: ViewParts<'a>) -> Result<Self> {
         parts.budget.check()?;
         check_tokens(&parts)?;
-        if let Some(scores) = parts.scores {
+        for scores in [parts.scores, parts.similarity].into_iter().flatten() {
             check_scores(scores, parts.tokens.len())?;
         }
 
@@ -286,6 +339,15 @@ impl<'a> CacheView<'a> {
         self.parts.scores.ok_or_else(|| missing().help("run the probe before asking for a plan"))
     }
 
+    /// How alike each slot's key is to the others, finite: higher is more redundant.
+    ///
+    /// # Errors
+    /// When keys were not compared.
+    pub fn similarity(&self) -> Result<&'a [f32]> {
+        let missing = || Error::new(ErrorKind::Policy, "this policy needs keys compared and they were not");
+        self.parts.similarity.ok_or_else(missing)
+    }
+
     /// Whether each slot must be kept.
     pub fn protected(&self) -> &[bool] {
         &self.protected
@@ -315,12 +377,12 @@ impl<'a> CacheView<'a> {
         self.step_importance[step]
     }
 
-    /// Random numbers that depend on the seed and the probe's index only, the same on every platform.
+    /// Random numbers that depend on the seed, the probe's index and the set's only, the same on every platform.
     pub fn rng(&self) -> impl FnMut() -> u64 + use<> {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&self.parts.seed.to_le_bytes());
         let mut rng = ChaCha8Rng::from_seed(key);
-        rng.set_stream(self.parts.probe);
+        rng.set_stream(self.parts.probe ^ ((self.parts.set as u64) << 40));
         move || rng.next_u64()
     }
 }
@@ -387,50 +449,117 @@ pub enum Outcome {
 
 /// Kept slots, for each set of a scope.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Kept {
     /// One set for all layers and heads.
     Shared(Vec<Slot>),
-}
-
-impl From<Vec<Slot>> for Kept {
-    fn from(slots: Vec<Slot>) -> Self {
-        Self::Shared(slots)
-    }
+    /// A set for each layer.
+    Layers(Vec<Vec<Slot>>),
+    /// `[layer][KV head]`: as many for each head of a layer.
+    Heads(Vec<Vec<Vec<Slot>>>),
 }
 
 /// The slots that survive, checked. What reads one through [`slots`](Self::slots) works for every scope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeepPlan {
     kept: Kept,
-    cached_before: usize,
+    /// Slots that the plan was made for: one number, or one for each layer.
+    before: Vec<usize>,
     outcome: Outcome,
+    /// Of a plan for one set: what goes, the first to go first.
+    gone: Vec<Slot>,
 }
 
 impl KeepPlan {
-    /// The only way to a plan. Slots must be ascending, unique, cached, and contain all that is protected.
+    /// The only way to a plan for one set. Slots must be ascending, unique, cached, and contain all that is protected. What
+    /// goes is taken to go in ascending order.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] for slots that are not so, and for an `outcome` that does not describe them: a policy's bug,
     /// caught before it reaches the cache.
-    pub fn new(view: &CacheView<'_>, kept: impl Into<Kept>, outcome: Outcome) -> Result<Self> {
-        let kept = kept.into();
-        let Kept::Shared(slots) = &kept;
-        check_slots(view, slots)?;
-        check_outcome(view, slots, outcome)?;
-        Ok(Self { cached_before: view.tokens().len(), kept, outcome })
+    pub fn new(view: &CacheView<'_>, slots: Vec<Slot>, outcome: Outcome) -> Result<Self> {
+        check_slots(view, &slots)?;
+        check_outcome(view, &slots, outcome)?;
+        let mut kept = slots.iter().peekable();
+        let all = (0..view.tokens().len() as u32).map(Slot);
+        let gone = all.filter(|slot| kept.next_if_eq(&slot).is_none()).collect();
+        Ok(Self { before: vec![view.tokens().len()], kept: Kept::Shared(slots), outcome, gone })
+    }
+
+    /// The same plan, with what goes in the order in which the policy gives it up.
+    fn giving_up(mut self, order: Vec<Slot>) -> Self {
+        debug_assert_eq!(order.len(), self.gone.len(), "the same slots in another order");
+        self.gone = order;
+        self
+    }
+
+    /// The plans of all sets of a scope, in the order of [`Sets::of`], as one. Where the KV heads of a layer keep unequally
+    /// many, the shorter sets are filled with their best evicted tokens: those that their policy gave up last.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] for another number of plans, heads of a layer with unequal caches, or plans already joined.
+    pub fn join(sets: &Sets, plans: Vec<Self>) -> Result<Self> {
+        let wrong = |what: &str| broken(what).at(format!("scope {}", sets.scope));
+        if plans.len() != sets.count() || plans.iter().any(|p| !matches!(p.kept, Kept::Shared(_))) {
+            return Err(wrong("each set needs a plan of its own").expected(sets.count()).found(plans.len()));
+        }
+        let worst = |outcome: Outcome, plan: &Self| match (outcome, plan.outcome) {
+            (Outcome::Infeasible { kept: a, .. }, Outcome::Infeasible { kept: b, .. }) if b > a => plan.outcome,
+            (Outcome::Infeasible { .. }, _) => outcome,
+            (_, Outcome::Infeasible { .. }) => plan.outcome,
+            _ => outcome,
+        };
+        let outcome = plans.iter().fold(plans[0].outcome, worst);
+        let slots = |plan: Self| match plan.kept {
+            Kept::Shared(slots) => slots,
+            Kept::Layers(_) | Kept::Heads(_) => Vec::new(),
+        };
+        let (kept, before) = match sets.scope {
+            Scope::Shared => return plans.into_iter().next().ok_or_else(|| wrong("no plan")),
+            Scope::Layer => {
+                let before = plans.iter().map(|p| p.before[0]).collect();
+                (Kept::Layers(plans.into_iter().map(slots).collect()), before)
+            }
+            Scope::Head => {
+                let (mut layers, mut before) = (Vec::new(), Vec::new());
+                let mut plans = plans.into_iter();
+                for _ in 0..sets.layers {
+                    let heads: Vec<Self> = plans.by_ref().take(sets.kv_heads).collect();
+                    if heads.iter().any(|p| p.before[0] != heads[0].before[0]) {
+                        return Err(wrong("the heads of a layer cache unequally many tokens"));
+                    }
+                    before.push(heads[0].before[0]);
+                    let most = heads.iter().map(|p| p.cached_after(0)).max().unwrap_or(0);
+                    layers.push(heads.into_iter().map(|plan| slots(plan.filled(most))).collect());
+                }
+                (Kept::Heads(layers), before)
+            }
+        };
+        Ok(Self { kept, before, outcome, gone: Vec::new() })
+    }
+
+    /// Takes back what was given up last, until `count` slots are kept.
+    fn filled(mut self, count: usize) -> Self {
+        let Kept::Shared(slots) = &mut self.kept else { return self };
+        let missing = count.saturating_sub(slots.len()).min(self.gone.len());
+        slots.extend(self.gone.drain(self.gone.len() - missing..));
+        slots.sort_unstable();
+        self
     }
 
     /// The kept slots of a layer and KV head, ascending.
-    pub fn slots(&self, _layer: usize, _kv_head: usize) -> &[Slot] {
-        let Kept::Shared(slots) = &self.kept;
-        slots
+    pub fn slots(&self, layer: usize, kv_head: usize) -> &[Slot] {
+        match &self.kept {
+            Kept::Shared(slots) => slots,
+            Kept::Layers(layers) => &layers[layer],
+            Kept::Heads(layers) => &layers[layer][kv_head],
+        }
     }
 
     /// The one set of scope `shared`; `None` in scopes with several.
     pub fn shared(&self) -> Option<&[Slot]> {
         match &self.kept {
             Kept::Shared(slots) => Some(slots),
+            Kept::Layers(_) | Kept::Heads(_) => None,
         }
     }
 
@@ -439,19 +568,17 @@ impl KeepPlan {
         self.slots(layer, 0).len()
     }
 
-    /// Slots that the plan was made for.
-    pub fn cached_before(&self) -> usize {
-        self.cached_before
+    /// Slots of a layer that the plan was made for.
+    pub fn cached_before(&self, layer: usize) -> usize {
+        self.before[if self.before.len() == 1 { 0 } else { layer }]
     }
 
     /// Whether nothing is evicted anywhere: no gather is needed.
     pub fn keeps_all(&self) -> bool {
-        match &self.kept {
-            Kept::Shared(slots) => slots.len() == self.cached_before,
-        }
+        (0..self.before.len()).all(|layer| self.cached_after(layer) == self.before[layer])
     }
 
-    /// How it stands to the budget.
+    /// How it stands to the budget; of several sets, the one that misses it by most.
     pub fn outcome(&self) -> Outcome {
         self.outcome
     }
@@ -461,9 +588,9 @@ impl KeepPlan {
     /// # Errors
     /// [`ErrorKind::Internal`] when the list has not one row per slot.
     pub fn gather<T: Copy>(&self, layer: usize, kv_head: usize, rows: &mut Vec<T>) -> Result<()> {
-        if rows.len() != self.cached_before {
+        if rows.len() != self.cached_before(layer) {
             return Err(Error::new(ErrorKind::Internal, "this plan was made for another number of slots")
-                .expected(self.cached_before)
+                .expected(self.cached_before(layer))
                 .found(rows.len()));
         }
         *rows = self.slots(layer, kv_head).iter().map(|s| rows[s.0 as usize]).collect();
@@ -548,6 +675,26 @@ pub const POLICIES: &[Entry] = &[
         name: "random-step",
         summary: "evicts reasoning steps at random, seeded (control)",
         make: || Box::new(RandomStep),
+    },
+    Entry {
+        name: "last-attention",
+        summary: "as think-clearly, scored by the latest token instead of a probe (ablation)",
+        make: || Box::new(LastAttention),
+    },
+    Entry {
+        name: "h2o",
+        summary: "keeps the tokens that drew most attention so far, and the recent ones",
+        make: || Box::new(H2o),
+    },
+    Entry {
+        name: "snapkv",
+        summary: "evicts the tokens that the latest 32 queries attend to least, pooled",
+        make: || Box::new(SnapKv),
+    },
+    Entry {
+        name: "r-kv",
+        summary: "attention of the latest 8 queries against similarity of keys",
+        make: || Box::new(RKv),
     },
     Entry {
         name: "streaming-llm",

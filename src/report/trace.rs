@@ -8,6 +8,9 @@
 //!   stands for them in `text`); a probe may not yet know the latest step of the final text;
 //! - **importance** is the mean score of a step's cached tokens before the eviction; higher is more important; absent where
 //!   the policy measures nothing or nothing of the step was cached;
+//! - in scopes `layer` and `head` a probe has several **kept sets**, listed in `sets`; its own fields then speak of all together:
+//!   a position is cached while any set holds it, evicted by the probe after which none does, importance is the mean over the
+//!   sets, and slots are those of the longest set;
 //! - durations are whole microseconds, sizes are bytes on the device as its allocator reports them.
 //!
 //! Fields may be added within a version: readers ignore what they do not know. A field that changes its meaning or goes makes
@@ -22,7 +25,7 @@
 //! ```
 use serde::{Deserialize, Serialize};
 
-use crate::policy::{CacheView, KeepPlan, Outcome, Role};
+use crate::policy::{CacheView, KeepPlan, Outcome, Role, Sets};
 use crate::{Error, ErrorKind, Result};
 
 /// The version this code writes and reads.
@@ -75,6 +78,35 @@ pub struct Settings {
     pub probe_text: String,
     /// Seed of policies that draw lots.
     pub seed: u64,
+    /// Who shares a kept set: `shared`, `layer` or `head`.
+    #[serde(default = "shared")]
+    pub scope: String,
+    /// The layers whose attention counts: `all`, or as on the command line, `0-3,7`.
+    #[serde(default = "all")]
+    pub layers: String,
+    /// `none` or `per-head`.
+    #[serde(default = "none")]
+    pub normalise: String,
+    /// `original` or `compact`.
+    #[serde(default = "original")]
+    pub positions: String,
+}
+
+// What traces from before these settings existed were made with.
+fn shared() -> String {
+    "shared".into()
+}
+
+fn all() -> String {
+    "all".into()
+}
+
+fn none() -> String {
+    "none".into()
+}
+
+fn original() -> String {
+    "original".into()
 }
 
 /// A generated token.
@@ -109,6 +141,9 @@ pub struct Probe {
     /// Where `</think>` looked, where the run was asked to record it ([`AttentionDetail`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention: Option<AttentionMap>,
+    /// Each kept set, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sets: Vec<Set>,
     /// Present where protection made the budget unreachable.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infeasible: Option<Infeasible>,
@@ -163,6 +198,20 @@ pub struct AttentionMap {
     /// `[layers][query heads][steps]`, with [`AttentionDetail::Heads`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heads: Option<Vec<Vec<Vec<f32>>>>,
+}
+
+/// One of several kept sets at one probe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Set {
+    /// Its layer.
+    pub layer: usize,
+    /// Its KV head, in scope `head`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv_head: Option<usize>,
+    /// Slots before the eviction.
+    pub cached_before: usize,
+    /// Positions evicted from it by this probe, ascending.
+    pub evicted: Vec<u32>,
 }
 
 /// A budget that protection made unreachable.
@@ -224,6 +273,10 @@ pub struct Totals {
     pub thinking_tokens: usize,
     /// Tokens evicted.
     pub evicted_tokens: usize,
+    /// Tokens that end twelve which the model had written before, in this order: many mean that it runs in circles, as it may
+    /// where it has to write again what was evicted.
+    #[serde(default)]
+    pub repeated_tokens: usize,
     /// Most slots at any time.
     pub peak_cached: usize,
     /// Slots at the end.
@@ -368,42 +421,71 @@ fn three_digits(value: f64) -> f32 {
 }
 
 impl Probe {
-    /// Records a plan of scope `shared`; timings and bytes are left at 0 for the engine to fill in.
+    /// Records a plan and the views it was made for, one for each kept set; timings and bytes are left at 0 for the engine to
+    /// fill in.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] when the plan was not made for this view.
-    pub fn record(at_token: usize, view: &CacheView<'_>, plan: &KeepPlan) -> Result<Self> {
-        let cached_before = view.tokens().len();
-        if plan.cached_before() != cached_before {
-            return Err(Error::new(ErrorKind::Internal, "the plan to record was made for another cache")
-                .expected(cached_before)
-                .found(plan.cached_before()));
-        }
-        let mut kept = plan.slots(0, 0).iter().map(|s| s.0 as usize).peekable();
-        let mut evicted = Vec::new();
-        let mut evicted_of_step = vec![0; view.steps().len()];
-        for (slot, token) in view.tokens().iter().enumerate() {
-            if kept.next_if_eq(&slot).is_none() {
-                evicted.push(token.position.0);
-                if let Some(step) = token.step {
-                    evicted_of_step[step as usize] += 1;
+    /// [`ErrorKind::Internal`] when the plan was not made for these views.
+    pub fn record(at_token: usize, sets: &Sets, views: &[CacheView<'_>], plan: &KeepPlan) -> Result<Self> {
+        let Some(view) = views.first().filter(|_| views.len() == sets.count()) else {
+            return Err(Error::new(ErrorKind::Internal, "the plan to record has other sets than its views")
+                .expected(sets.count())
+                .found(views.len()));
+        };
+        let steps = view.steps().len();
+        // Per set, the position and step of what it loses; over all, how many sets held and hold each position.
+        let (mut lost, mut held) = (Vec::new(), std::collections::BTreeMap::<u32, (usize, Option<u32>)>::new());
+        let (mut importance, mut holders) = (vec![0f64; steps], vec![0usize; steps]);
+        let (mut cached_before, mut cached_after) = (0, 0);
+        for (set, view) in views.iter().enumerate() {
+            let (layer, kv_head) = sets.place(set);
+            let (before, tokens) = (plan.cached_before(layer.unwrap_or(0)), view.tokens());
+            if before != tokens.len() {
+                return Err(Error::new(ErrorKind::Internal, "the plan to record was made for another cache")
+                    .expected(tokens.len())
+                    .found(before));
+            }
+            let kept = plan.slots(layer.unwrap_or(0), kv_head.unwrap_or(0));
+            (cached_before, cached_after) = (cached_before.max(before), cached_after.max(kept.len()));
+            let mut kept = kept.iter().map(|s| s.0 as usize).peekable();
+            let mut evicted = Vec::new();
+            for (slot, token) in tokens.iter().enumerate() {
+                let entry = held.entry(token.position.0).or_insert((0, token.step));
+                if kept.next_if_eq(&slot).is_some() {
+                    entry.0 += 1;
+                } else {
+                    evicted.push(token.position.0);
                 }
             }
+            for (step, mean) in (0..steps).filter_map(|step| Some((step, view.step_importance(step)?))) {
+                importance[step] += mean;
+                holders[step] += 1;
+            }
+            lost.push(Set { layer: layer.unwrap_or(0), kv_head, cached_before: before, evicted });
         }
+        let (mut cached_of_step, mut evicted_of_step) = (vec![0; steps], vec![0; steps]);
+        for (keepers, step) in held.values() {
+            if let Some(step) = step {
+                cached_of_step[*step as usize] += 1;
+                evicted_of_step[*step as usize] += usize::from(*keepers == 0);
+            }
+        }
+        let evicted: Vec<u32> = held.iter().filter(|(_, (keepers, _))| *keepers == 0).map(|(p, _)| *p).collect();
         let step = |(index, info): (usize, &crate::policy::StepInfo)| Step {
             id: info.id,
             tokens: info.tokens,
-            cached: view.step_slots(index).len(),
-            importance: view.step_importance(index).map(|i| i as f32),
+            cached: cached_of_step[index],
+            importance: (holders[index] > 0).then(|| (importance[index] / holders[index] as f64) as f32),
             evicted: evicted_of_step[index],
         };
         Ok(Self {
             at_token,
             thinking_tokens: view.thinking_tokens(),
             cached_before,
-            cached_after: cached_before - evicted.len(),
+            cached_after,
             steps: view.steps().iter().enumerate().map(step).collect(),
             attention: None,
+            sets: if views.len() > 1 { lost } else { Vec::new() },
             evicted,
             infeasible: match plan.outcome() {
                 Outcome::Infeasible { asked, kept } => Some(Infeasible { asked, kept }),
@@ -434,6 +516,10 @@ mod tests {
                 probe_every: 200,
                 probe_text: crate::probe::DEFAULT_PROBE_TEXT.into(),
                 seed: u64::MAX,
+                scope: shared(),
+                layers: all(),
+                normalise: none(),
+                positions: original(),
             },
             prompt_ids: vec![1, 2],
             prompt_text: Some("<|user|>?".into()),
@@ -458,6 +544,7 @@ mod tests {
                     layers: vec![vec![0.1], vec![1.23e-5]],
                     heads: Some(vec![vec![vec![0.2], vec![0.0]], vec![vec![1e-9], vec![2.46e-5]]]),
                 }),
+                sets: vec![Set { layer: 1, kv_head: Some(0), cached_before: 3, evicted: vec![2] }],
                 infeasible: Some(Infeasible { asked: 0, kept: 1 }),
                 timings: Timings { probe_us: 5, plan_us: 6, gather_us: 7 },
                 bytes_before: DeviceBytes { in_use: 10, reserved: 20 },
@@ -480,18 +567,19 @@ mod tests {
         let keys = |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!(
             keys(&json),
-            "version secateur model device policy budget window probe_every probe_text seed prompt_ids \
-             prompt_text slot_bytes tokens probes stop_reason totals"
+            "version secateur model device policy budget window probe_every probe_text seed scope layers normalise \
+             positions prompt_ids prompt_text slot_bytes tokens probes stop_reason totals"
         );
         assert_eq!(keys(&json["tokens"][0]), "id text role step");
         assert_eq!(keys(&json["tokens"][1]), "id text role");
         assert_eq!(
             keys(&json["probes"][0]),
-            "at_token thinking_tokens cached_before cached_after evicted steps attention infeasible timings bytes_before \
-             bytes_after"
+            "at_token thinking_tokens cached_before cached_after evicted steps attention sets infeasible timings \
+             bytes_before bytes_after"
         );
         assert_eq!(keys(&json["probes"][0]["attention"]), "steps layers heads");
         assert_eq!(keys(&json["probes"][0]["steps"][0]), "id tokens cached importance evicted");
+        assert_eq!(keys(&json["probes"][0]["sets"][0]), "layer kv_head cached_before evicted");
         assert_eq!(keys(&json["probes"][0]["timings"]), "probe_us plan_us gather_us");
         assert_eq!(keys(&json["probes"][0]["bytes_after"]), "in_use reserved");
         assert_eq!(json["tokens"][1]["role"], "think_close");
@@ -553,10 +641,12 @@ mod tests {
             current_step: 2,
             thinking_tokens: 5,
             scores: None,
+            similarity: None,
             budget: Budget::default(),
             window: 0,
             seed: 0,
             probe: 0,
+            set: 0,
         })
         .unwrap();
         // The last weight of a row is the probe's own.

@@ -1,0 +1,257 @@
+//! What pruning costs and what it saves: `tokens:512` against `full` over thousands of tokens, and one pruning's parts.
+//!
+//!     cargo bench --bench pruning -- MODEL_DIR [DEVICE] [TOKENS] [POLICY] [PLOT.svg]
+//!
+//! Both runs go on in turns, a few steps each, so that whatever else the machine does slows both alike. Speeds are medians over
+//! the turns of 500 tokens. The model's tokenizer is left out where the policy needs no probe: then all counts as thinking.
+use std::time::Instant;
+
+use pollster::block_on;
+use secateur::Slot;
+use secateur::device::ComputeDevice;
+use secateur::engine::{Engine, Event, GROWTH, LoadOptions, Prompt, RunOptions};
+use secateur::kernels::launch::{as_floats, read_floats};
+use secateur::kernels::{Reduce, Words};
+use secateur::model::decoder::{Decoder, Input, Logits};
+use secateur::policy::{self, Budget, CacheView, Ledger, Role, ViewParts};
+use secateur::weights::ModelSource;
+
+const PROMPT: usize = 30;
+const EVERY: usize = 200;
+const WINDOW: usize = 64;
+const BIN: usize = 500;
+
+/// One run as it goes on.
+#[derive(Default)]
+struct Course {
+    /// Tokens generated and seconds taken, of each turn without a pruning in it.
+    turns: Vec<(usize, f64, usize)>,
+    /// Of each pruning: tokens so far, slots before and after, reserved bytes before and after, microseconds of probe, plan, gather.
+    prunings: Vec<(usize, usize, usize, u64, u64, [u64; 3])>,
+    tokens: usize,
+    peak: usize,
+}
+
+impl Course {
+    /// Median milliseconds a token in each bin of [`BIN`] tokens.
+    fn speeds(&self) -> Vec<f64> {
+        let bin = |b: usize| {
+            let mut times: Vec<f64> =
+                self.turns.iter().filter(|t| t.0 / BIN == b).map(|(_, s, n)| s * 1e3 / *n as f64).collect();
+            times.sort_by(f64::total_cmp);
+            times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+        };
+        (0..self.tokens.div_ceil(BIN)).map(bin).filter(|ms| ms.is_finite()).collect()
+    }
+}
+
+fn main() -> secateur::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let Some(dir) = args.first() else {
+        println!(
+            "skipped: no model directory given (cargo bench --bench pruning -- MODEL_DIR [DEVICE] [TOKENS] [POLICY] [SVG])"
+        );
+        return Ok(());
+    };
+    let device = block_on(ComputeDevice::open(args.get(1).map_or("auto", String::as_str)))?;
+    let tokens: usize = args.get(2).and_then(|n| n.parse().ok()).unwrap_or(4000);
+    let policy = args.get(3).cloned().unwrap_or_else(|| policy::DEFAULT_POLICY.into());
+    let probes = policy::by_name(&policy)?.needs().probes();
+    let files = ModelSource::directory(dir)?;
+    let source = if probes {
+        files
+    } else {
+        let names: Vec<String> = files.names().into_iter().filter(|n| !n.starts_with("tokenizer")).collect();
+        let read = |n: String| Ok((n.clone(), files.read(&n)?.to_vec()));
+        ModelSource::memory(names.into_iter().map(read).collect::<secateur::Result<Vec<_>>>()?)
+    };
+    let load = LoadOptions { kv: Words::F16, context: None, sequences: 1 };
+    let engine = || Engine::load(&source, dir.as_str(), &device, &load, &mut |_, _| ());
+    let (mut pruned, mut full) = (engine()?, engine()?);
+    println!("{dir} on {}, {tokens} tokens, {policy}, tokens:512, p = {EVERY}", device.info.line());
+    let options = RunOptions {
+        max_new_tokens: tokens,
+        policy,
+        budget: Budget::Tokens(512),
+        window: WINDOW,
+        probe_every: EVERY,
+        ignore_eos: true,
+        ..RunOptions::default()
+    };
+    split(pruned.model(), &options, if probes { 31 } else { 0 })?;
+
+    let prompt = Prompt::Ids((0..PROMPT as u32).map(|i| i * 7 % 256).collect());
+    let mut courses = [Course::default(), Course::default()];
+    let mut batches = [pruned.batch(), full.batch()];
+    batches[0].add(&prompt, &options)?;
+    batches[1].add(&prompt, &RunOptions { policy: "full".into(), ..options.clone() })?;
+    while batches.iter().any(|b| !b.is_idle()) {
+        for (batch, course) in batches.iter_mut().zip(&mut courses).filter(|(b, _)| !b.is_idle()) {
+            let (mut read, mut prunings) = (0, Vec::new());
+            let begun = Instant::now();
+            let ended = block_on(batch.step(&mut |_, event| match event {
+                Event::Token { .. } => read += 1,
+                Event::Probe(p) => {
+                    let (before, after) = (p.bytes_before.reserved, p.bytes_after.reserved);
+                    let times = [p.timings.probe_us, p.timings.plan_us, p.timings.gather_us];
+                    prunings.push((p.at_token, p.cached_before, p.cached_after, before, after, times));
+                }
+                Event::Start { .. } => {}
+            }));
+            let seconds = begun.elapsed().as_secs_f64();
+            if prunings.is_empty() && read > 0 {
+                course.turns.push((course.tokens, seconds, read));
+            }
+            course.tokens += read;
+            course.prunings.extend(prunings);
+            for (_, result) in ended {
+                course.peak = result?.trace.totals.peak_cached;
+            }
+        }
+    }
+    let [pruned, full] = &courses;
+    let (fast, slow) = (pruned.speeds(), full.speeds());
+    println!("tokens, ms a token pruned, ms a token full (medians)");
+    for (bin, (p, f)) in fast.iter().zip(&slow).enumerate() {
+        println!("{}-{}, {p:.3}, {f:.3}", bin * BIN, ((bin + 1) * BIN).min(tokens));
+    }
+    let (second, last) = (fast.get(1).unwrap_or(&f64::NAN), fast.last().unwrap_or(&f64::NAN));
+    println!(
+        "pruned: late {:.1} % slower than early; full: {:.1} %",
+        (last / second - 1.0) * 100.0,
+        (slow.last().unwrap_or(&f64::NAN) / slow.get(1).unwrap_or(&f64::NAN) - 1.0) * 100.0
+    );
+    let probe = if probes { 31 } else { 0 };
+    let bound = (PROMPT + 512.max(WINDOW + policy::CURRENT_STEP_KEPT) + EVERY + probe).next_multiple_of(GROWTH);
+    println!("slots at most: pruned {} (bound {bound}), full {}", pruned.peak, full.peak);
+    let falls = pruned.prunings.iter().filter(|p| p.4 < p.3).count();
+    println!(
+        "{} prunings, {} of them evicted, reserved bytes fell at {falls}",
+        pruned.prunings.len(),
+        pruned.prunings.iter().filter(|p| p.2 < p.1).count()
+    );
+    if let Some(file) = args.get(4) {
+        std::fs::write(file, plot(pruned, &fast, &slow, tokens)).expect("a place to write the plot");
+        println!("plotted in {file}");
+    }
+    Ok(())
+}
+
+/// The parts of one pruning at 712 cached slots, each waited for, medians of 7, against 200 decode steps.
+fn split(model: &Decoder, options: &RunOptions, probe: usize) -> secateur::Result<()> {
+    let (cached, vocab) = (PROMPT + 512 + EVERY, model.config().vocab_size as u32);
+    let shape = secateur::cache::CacheShape::new(model.config(), Words::F16, 1, GROWTH)?;
+    let mut rounds: Vec<[f64; 6]> = Vec::new();
+    let mut ledger = Ledger::new(PROMPT);
+    (0..cached - PROMPT).for_each(|i| ledger.push(Role::Thinking, if i % 25 == 0 { " Wait, it" } else { " is x" }));
+    for _ in 0..8 {
+        let mut cache = secateur::cache::KvCache::new(shape, model.device());
+        let ids: Vec<u32> = (0..cached as u32).map(|i| i * 31 % vocab).collect();
+        for chunk in ids.chunks(256) {
+            model.forward(Input::Chunk { seq: 0, ids: chunk }, &mut cache, Logits::None, None)?;
+            cache.advance(0, chunk.len(), 1);
+        }
+        let mut times = [0.0; 6];
+        block_on(cache.read_state())?;
+        let begun = Instant::now();
+        for _ in 0..8 {
+            let out = model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None)?;
+            cache.sample(&out.logits.expect("asked for"), &[0], 0);
+        }
+        block_on(cache.read_state())?;
+        times[5] = begun.elapsed().as_secs_f64() / 8.0;
+        let before = cache.checkpoint(0);
+        let probe: Vec<u32> = (0..probe.max(1) as u32).collect();
+        let forward = |cache: &mut secateur::cache::KvCache, readout| -> secateur::Result<_> {
+            let begun = Instant::now();
+            let out = model.forward(Input::Probe { seq: 0, ids: &probe }, cache, Logits::None, readout)?;
+            block_on(cache.read_state())?;
+            Ok((begun.elapsed().as_secs_f64(), out))
+        };
+        times[0] = forward(&mut cache, None)?.0;
+        let (with_readout, out) = forward(&mut cache, Some(Reduce::Layer))?;
+        times[1] = (with_readout - times[0]).max(0.0);
+        let begun = Instant::now();
+        let rows = block_on(read_floats(&out.readout.iter().collect::<Vec<_>>()))?;
+        times[2] = begun.elapsed().as_secs_f64();
+        cache.rollback(&before, 1);
+        let begun = Instant::now();
+        let snapshot = ledger.snapshot();
+        let scores = &as_floats(&rows[0])[..cached];
+        let view = CacheView::new(ViewParts {
+            scores: Some(scores),
+            similarity: Some(scores),
+            window: WINDOW,
+            ..snapshot.parts(0, options.budget)
+        })?;
+        let plan = policy::by_name(policy::DEFAULT_POLICY)?.plan(&view)?;
+        times[3] = begun.elapsed().as_secs_f64();
+        let kept: Vec<Slot> = plan.slots(0, 0).to_vec();
+        let begun = Instant::now();
+        cache.keep(0, &|_, _| &kept, EVERY)?;
+        block_on(cache.read_state())?;
+        times[4] = begun.elapsed().as_secs_f64();
+        rounds.push(times);
+    }
+    // The first compiles.
+    rounds.remove(0);
+    let median = |part: usize| {
+        let mut all: Vec<f64> = rounds.iter().map(|r| r[part]).collect();
+        all.sort_by(f64::total_cmp);
+        all[all.len() / 2] * 1e3
+    };
+    let names = ["probe forward", "readout", "readback", "plan", "gather and freeing"];
+    let parts: Vec<f64> = (0..5).map(median).collect();
+    let decode = median(5) * EVERY as f64;
+    println!("one pruning at {cached} slots to {}, ms (medians of 7):", PROMPT + 512);
+    names.iter().zip(&parts).for_each(|(name, ms)| println!("  {name}: {ms:.2}"));
+    let sum: f64 = parts.iter().sum();
+    println!(
+        "  together {sum:.2}, {:.1} % of {EVERY} decode steps of {:.2}",
+        100.0 * sum / decode,
+        decode / EVERY as f64
+    );
+    Ok(())
+}
+
+/// Cache size and time a token over the run, as one SVG.
+fn plot(pruned: &Course, fast: &[f64], slow: &[f64], tokens: usize) -> String {
+    let (width, height, left, gap) = (720.0, 180.0, 60.0, 60.0);
+    let x = |t: f64| left + t / tokens as f64 * (width - left - 20.0);
+    let line = |points: &[(f64, f64)], most: f64, top: f64, style: &str| {
+        let at = |(t, v): &(f64, f64)| format!("{:.1},{:.1}", x(*t), top + height - v / most * height);
+        format!("<polyline fill=\"none\" {style} points=\"{}\"/>", points.iter().map(at).collect::<Vec<_>>().join(" "))
+    };
+    let (red, grey) =
+        ("stroke=\"#c0392b\" stroke-width=\"2\"", "stroke=\"#777\" stroke-width=\"2\" stroke-dasharray=\"6 4\"");
+    let mut slots = vec![(0.0, PROMPT as f64)];
+    for p in &pruned.prunings {
+        slots.extend([(p.0 as f64, p.1 as f64), (p.0 as f64, p.2 as f64)]);
+    }
+    let last = slots.last().map_or(0.0, |s| s.1 + tokens as f64 - s.0);
+    slots.push((tokens as f64, last));
+    let all = (PROMPT + tokens) as f64;
+    let bins = |ms: &[f64]| ms.iter().enumerate().map(|(b, v)| ((b as f64 + 0.5) * BIN as f64, *v)).collect::<Vec<_>>();
+    let most = fast.iter().chain(slow).copied().fold(0.0, f64::max) * 1.1;
+    let text = |x: f64, y: f64, s: &str| {
+        format!("<text x=\"{x:.0}\" y=\"{y:.0}\" font-family=\"sans-serif\" font-size=\"13\" fill=\"#333\">{s}</text>")
+    };
+    let axis = |top: f64| {
+        format!("<path d=\"M{left} {top} V{} H{}\" fill=\"none\" stroke=\"#999\"/>", top + height, width - 20.0)
+    };
+    let below = 30.0 + height + gap;
+    [
+        format!("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {:.0}\"><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>", below + height + 40.0),
+        axis(30.0),
+        text(left, 20.0, &format!("cached slots, 0 to {all:.0} (pruned: red; full: dashed)")),
+        line(&[(0.0, PROMPT as f64), (tokens as f64, all)], all, 30.0, grey),
+        line(&slots, all, 30.0, red),
+        axis(below),
+        text(left, below - 10.0, &format!("milliseconds a token, 0 to {most:.2}, medians of {BIN} tokens")),
+        line(&bins(slow), most, below, grey),
+        line(&bins(fast), most, below, red),
+        text(left, below + height + 25.0, &format!("generated tokens, 0 to {tokens}")),
+        "</svg>\n".into(),
+    ]
+    .join("\n")
+}

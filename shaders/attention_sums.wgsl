@@ -1,0 +1,71 @@
+// The second pass over the attention of a chunk, key-parallel: what each slot was given by all of its queries, in a fixed order.
+// An invocation owns a slot of one KV head and walks the queries; the weights come from the log-sum-exp that attention wrote.
+// MEAN 0: adds to the running sums, which lie as the keys do (see cache.rs); slots of the chunk itself start from nothing, so
+// what a rolled-back chunk left there is never seen. 1: stores the mean over rows and heads, [kv_heads, slots].
+// include keys.wgsl
+// Constants: THREADS, KV (F32 or F16), D, ROTATE, G (query heads of a KV head), QB (queries at a time), MEAN.
+@group(0) @binding(0) var<storage, read_write> q: array<vec4<f32>>;      // [n, heads D], rotated
+@group(0) @binding(1) var<storage, read_write> lse: array<f32>;          // [n, heads]
+@group(0) @binding(2) var<storage, read_write> kv: array<vec4<u32>>;     // rows of D values, see cache.rs
+@group(0) @binding(3) var<storage, read_write> state: array<u32>;
+@group(0) @binding(4) var<storage, read_write> rope: array<vec4<f32>>;   // [positions, D]
+@group(0) @binding(5) var<storage, read_write> sums: array<f32>;
+struct Info { rows: u32, kv_heads: u32, map: u32, table: u32, back: u32, slots: u32, positions: u32, scale: f32 }
+@group(0) @binding(6) var<uniform> info: Info;
+
+var<workgroup> qs: array<vec4<f32>, QB * D / 4u>;
+var<workgroup> norms: array<f32, QB>;
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let slot = group.x * THREADS + thread;
+    let kv_head = group.y;
+    let entry = info.table + state[info.map + group.z] * ROW;
+    let cap = state[entry + ROW_CAP];
+    let base = state[entry + ROW_BASE];
+    let length = state[entry + ROW_LEN] - info.back;
+    let inside = slot < min(length + info.rows, cap) && slot < info.slots;
+    let row = base + kv_head * cap + slot;
+    let queries = info.rows * G;
+    let heads = info.kv_heads * G;
+    var sum = 0.0;
+    for (var first = 0u; first < queries; first += QB) {
+        workgroupBarrier();
+        for (var e = thread; e < QB * D / 4u; e += THREADS) {
+            let t = first + e / (D / 4u);
+            let query = (group.z * info.rows + t / G) * heads + kv_head * G + t % G;
+            var v = vec4<f32>(0.0);
+            if (t < queries) { v = q[query * (D / 4u) + e % (D / 4u)] * info.scale; }
+            qs[e] = v;
+            if (e % (D / 4u) == 0u) {
+                var norm = 0.0;
+                if (t < queries) { norm = lse[query]; }
+                norms[e / (D / 4u)] = norm;
+            }
+        }
+        workgroupBarrier();
+        if (!inside) { continue; }
+        var dots: array<f32, QB>;
+        for (var j = 0u; j < QB; j++) { dots[j] = 0.0; }
+        for (var c = 0u; c < D / 8u; c++) {
+            let key = key_part(row, slot, c);
+            for (var j = 0u; j < QB; j++) {
+                let at = j * (D / 4u) + c;
+                dots[j] += dot(key.low, qs[at]) + dot(key.high, qs[at + D / 8u]);
+            }
+        }
+        for (var j = 0u; j < QB; j++) {
+            let t = first + j;
+            let visible = t < queries && slot < length + t / G + 1u;
+            sum += select(0.0, exp(min(dots[j] - norms[j], 1.0)), visible);
+        }
+    }
+    if (!inside) { return; }
+    if (MEAN == 1u) {
+        sums[kv_head * info.slots + slot] = sum / f32(queries);
+    } else {
+        // Keys take 2 kv_heads cap rows of a sequence's region, sums kv_heads cap.
+        let at = base / 2u + kv_head * cap + slot;
+        sums[at] = select(sums[at], 0.0, slot >= length) + sum / f32(G);
+    }
+}

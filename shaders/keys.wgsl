@@ -1,0 +1,27 @@
+// Reading cached keys. This text precedes a kernel that says "include keys.wgsl"; it needs the kernel's bindings `kv` (rows of
+// D values as vectors of words, see cache.rs) and `rope` ([positions, D]: cosines, then sines), its `info.positions`, and the
+// constants KV (F32 or F16), D and ROTATE.
+// ROTATE 0: keys were rotated to their positions when they were written. 1: they lie in the cache as the projection made them
+// and stand at the position that is their slot: they are rotated as they are read, which can not drift.
+const QUADS = select(D / 8u, D / 4u, KV == F32);    // vec4s of words in a cache row
+
+// Columns 4 c .. 4 c + 3 of a row, as stored.
+fn stored(row: u32, c: u32) -> vec4<f32> {
+    if (KV == F32) { return bitcast<vec4<f32>>(kv[row * QUADS + c]); }
+    let words = kv[row * QUADS + c / 2u];
+    let pairs = select(words.xy, words.zw, (c & 1u) == 1u);
+    return vec4<f32>(unpack2x16float(pairs.x), unpack2x16float(pairs.y));
+}
+
+struct KeyPart { low: vec4<f32>, high: vec4<f32> }
+
+// Columns 4 c .. 4 c + 3 of the key in `row` and their partners, D / 2 further on. `slot`: where it stands.
+fn key_part(row: u32, slot: u32, c: u32) -> KeyPart {
+    let a = stored(row, c);
+    let b = stored(row, c + D / 8u);
+    if (ROTATE == 0u) { return KeyPart(a, b); }
+    let at = min(slot, info.positions - 1u) * (D / 4u) + c;
+    let cosines = rope[at];
+    let sines = rope[at + D / 8u];
+    return KeyPart(a * cosines - b * sines, b * cosines + a * sines);
+}

@@ -1,0 +1,71 @@
+//! Questions with answers, one JSON object a line.
+use serde_json::Value;
+
+use crate::{Error, ErrorKind, Result};
+
+/// A question and its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What is asked.
+    pub question: String,
+    /// The right answer.
+    pub answer: String,
+}
+
+/// Reads lines such as `{"question": "What is 12 + 30?", "answer": "42"}`. The question may also be called `problem` or `prompt`;
+/// the answer may be a number. Other fields and empty lines do not matter. `place` names the file in errors.
+///
+/// # Errors
+/// For a line that is not so, and for a file without any.
+pub fn read(text: &str, place: &str) -> Result<Vec<Problem>> {
+    let mut problems = Vec::new();
+    for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
+        let wrong = |found: String| {
+            Error::new(ErrorKind::Input, "not a question with an answer")
+                .at(format!("{place}, line {}", index + 1))
+                .expected("{\"question\": \"...\", \"answer\": \"...\"}")
+                .found(found)
+        };
+        let value: Value = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
+        let question = ["question", "problem", "prompt"].iter().find_map(|name| value[*name].as_str());
+        let answer = match &value["answer"] {
+            Value::String(text) => Some(text.clone()),
+            Value::Number(number) => Some(number.to_string()),
+            _ => None,
+        };
+        match (question, answer) {
+            (Some(question), Some(answer)) => problems.push(Problem { question: question.into(), answer }),
+            _ => {
+                return Err(wrong(
+                    value.as_object().map_or(value.to_string(), |o| format!("the fields {:?}", o.keys())),
+                ));
+            }
+        }
+    }
+    if problems.is_empty() {
+        return Err(Error::new(ErrorKind::Input, "no questions").at(place).expected("one JSON object a line"));
+    }
+    Ok(problems)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_become_problems() {
+        let text = "{\"problem\": \"1+1?\", \"answer\": 2}\n\n{\"question\": \"a\", \"answer\": \"b\", \"level\": 5}\n";
+        let problems = read(text, "x").unwrap();
+        assert_eq!(problems[0], Problem { question: "1+1?".into(), answer: "2".into() });
+        assert_eq!((problems.len(), problems[1].answer.as_str()), (2, "b"));
+    }
+
+    #[test]
+    fn a_wrong_line_is_named() {
+        for bad in ["{", "[]", "{\"question\": \"a\"}", "{\"answer\": 1}", "{\"question\": 1, \"answer\": 1}"] {
+            let text = format!("{{\"question\": \"a\", \"answer\": 1}}\n{bad}");
+            assert!(read(&text, "dev.jsonl").unwrap_err().to_string().contains("dev.jsonl, line 2"), "{bad}");
+        }
+        assert!(read("\n \n", "dev.jsonl").unwrap_err().to_string().contains("no questions"));
+    }
+}

@@ -1,0 +1,187 @@
+//! The second pass over the attention of a chunk: what each slot was given by all of its queries.
+//!
+//! Contract: rows `i < chunk` of each of the `seqs` sequences that the state lists from word `map` on (row `s · chunk + i` of `q` and `lse`) see the first
+//! `L_i = length − back + i + 1` slots; with `w[i, h, j] = exp(scale · q[i, h] · K[j] − lse[i, h])` for `j < L_i`, else 0, the
+//! given attention of slot `j` and KV head `g` is `Σ_i mean_{h ∈ g} w[i, h, j]`, summed in ascending `i`, then `h`.
+//! `mean: false` adds it to the running sums of every slot below `length − back + chunk`, which lie in `sums` as keys lie in the
+//! cache: `kv_heads · cap` words a sequence, from word `base / 2` on. Slots at or above `length − back`, the chunk's own, start
+//! from 0 whatever lies there: a chunk that was rolled back leaves nothing behind. `mean: true` stores it divided by `chunk`, in
+//! `sums` `[kv_heads, slots]`, for one sequence: with `back = chunk`, the readout of the latest queries.
+//! Source: H2O (arXiv 2306.14048) needs the sums, SnapKV (arXiv 2404.14469) and R-KV (arXiv 2505.24133) the readout.
+//!
+//! Bound: 1e-5 of 1 + the value: each weight's error is that of `attention_row`, 1e-5 of a weight, and a sum of n of them in f32
+//! adds √n roundings of 6e-8.
+use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
+use super::launch::{POISON_WORD, Variant};
+use super::{AttentionSpec, Words, attention, attention_sums as run, state};
+
+/// Queries a workgroup looks at together.
+const QUERIES: usize = 8;
+
+/// Parameters of [`attention_sums`](fn@super::attention_sums).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionSumsSpec {
+    /// Packing of the cache: `F32` or `F16`.
+    pub words: Words,
+    /// Head dimension.
+    pub d: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Rows per sequence.
+    pub chunk: usize,
+    /// Word of the state from which on the sequences are listed.
+    pub map: usize,
+    /// Sequences; 1 where `mean`.
+    pub seqs: usize,
+    /// Word of the state where the layer's table begins.
+    pub table: usize,
+    /// Slots at the end of each sequence that are the rows' own and counted in its length already.
+    pub back: usize,
+    /// The largest `length − back + chunk` of the sequences; where `mean`, the slots of a row of the output.
+    pub slots: usize,
+    /// Rows of the RoPE table.
+    pub positions: usize,
+    /// Keys are stored unrotated and stand at their slot.
+    pub rotate: bool,
+    /// Store the mean instead of adding to running sums.
+    pub mean: bool,
+}
+
+impl AttentionSumsSpec {
+    pub(super) fn variant(&self) -> Variant {
+        let constants = vec![
+            ("THREADS", 64),
+            ("KV", self.words.code()),
+            ("D", self.d as u32),
+            ("ROTATE", self.rotate as u32),
+            ("G", (self.heads / self.kv_heads) as u32),
+            ("QB", QUERIES as u32),
+            ("MEAN", self.mean as u32),
+        ];
+        Variant { kernel: "attention_sums", text: include_str!("../../shaders/attention_sums.wgsl"), constants }
+    }
+
+    pub(super) fn groups(&self) -> [usize; 3] {
+        [self.slots.div_ceil(64), self.kv_heads, self.seqs]
+    }
+
+    pub(super) fn info(&self) -> [u32; 8] {
+        let scale = (1.0 / (self.d as f64).sqrt()) as f32;
+        let [chunk, kv_heads, map, table] = [self.chunk, self.kv_heads, self.map, self.table].map(|v| v as u32);
+        let [back, slots, positions] = [self.back, self.slots, self.positions].map(|v| v as u32);
+        [chunk, kv_heads, map, table, back, slots, positions, scale.to_bits()]
+    }
+}
+
+pub(super) fn twin(
+    q: &[f32],
+    lse: &[f32],
+    kv: &[u32],
+    st: &[u32],
+    table: &[f32],
+    sums: &mut [u32],
+    spec: &AttentionSumsSpec,
+) {
+    let (d, group) = (spec.d, spec.heads / spec.kv_heads);
+    let keys = super::twin::Keys { kv, table, words: spec.words, d, rotate: spec.rotate };
+    for s in 0..spec.seqs {
+        let entry = &st[spec.table + st[spec.map + s] as usize * state::ROW..];
+        let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
+        let length = entry[state::LEN] as usize - spec.back;
+        for (kv_head, slot) in (0..spec.kv_heads).flat_map(|h| (0..spec.slots).map(move |s| (h, s))) {
+            if slot >= (length + spec.chunk).min(cap) {
+                continue;
+            }
+            let key = keys.get(base + kv_head * cap + slot, slot);
+            let mut sum = 0f64;
+            for i in (0..spec.chunk).filter(|i| slot < length + i + 1) {
+                for head in kv_head * group..(kv_head + 1) * group {
+                    let query = (s * spec.chunk + i) * spec.heads + head;
+                    let dot: f64 = q[query * d..][..d].iter().zip(&key).map(|(a, b)| *a as f64 * b).sum();
+                    sum += (dot / (d as f64).sqrt() - lse[query] as f64).exp();
+                }
+            }
+            sum /= group as f64;
+            if spec.mean {
+                sums[kv_head * spec.slots + slot] = ((sum / spec.chunk as f64) as f32).to_bits();
+            } else {
+                let at = base / 2 + kv_head * cap + slot;
+                let before = if slot >= length { 0.0 } else { f32::from_bits(sums[at]) as f64 };
+                sums[at] = ((before + sum) as f32).to_bits();
+            }
+        }
+    }
+}
+
+/// Both packings, rotated keys and unrotated ones; a prompt's chunk, a decode step of three ragged sequences, the readout of the
+/// latest queries; one slot to more than a tile of slots and of queries.
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for words in [Words::F32, Words::F16] {
+        for (d, heads, kv_heads, chunk, of, back, lens, caps) in [
+            (16, 6, 2, 9, vec![1], 0, [1, 250, 1], [2, 270, 2]),
+            (64, 7, 7, 1, vec![2, 0, 1], 0, [0, 5, 130], [1, 9, 140]),
+            (128, 14, 2, 3, vec![2], 3, [4, 4, 97], [9, 9, 128]),
+            (8, 2, 1, 32, vec![1], 32, [3, 70, 1], [3, 70, 2]),
+            (24, 4, 4, 1, vec![0], 1, [1, 1, 1], [1, 2, 3]),
+        ] {
+            for rotate in [false, true] {
+                let (mean, of) = (back > 0, of.clone());
+                let name = format!(
+                    "{words:?} d {d} heads {heads}/{kv_heads} chunk {chunk} of {of:?} back {back} lens {lens:?} rotate {rotate}"
+                );
+                cases.push(Case::new("attention_sums", name, move |device| {
+                    let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).map(&of);
+                    let (map, table, seqs) = (builder.map_at(), builder.table(1), of.len());
+                    let slots = of.iter().map(|s| lens[*s] - back + chunk).max().expect("a sequence");
+                    let (n, positions) = (seqs * chunk, 300);
+                    let attend = AttentionSpec {
+                        words,
+                        d,
+                        n,
+                        heads,
+                        kv_heads,
+                        chunk,
+                        map,
+                        table,
+                        most_seen: slots,
+                        back,
+                        positions,
+                        rotate,
+                    };
+                    let spec = AttentionSumsSpec {
+                        words,
+                        d,
+                        heads,
+                        kv_heads,
+                        chunk,
+                        map,
+                        seqs,
+                        table,
+                        back,
+                        slots,
+                        positions,
+                        rotate,
+                        mean,
+                    };
+                    let q = device_floats(noise(n * heads * d, 14, 4.0), n, heads * d, device);
+                    let kv = device_words(cache_words(words, builder.rows(1) * d), device);
+                    let state = device_words(builder.build(), device);
+                    let rope = device_rope(d, positions, device);
+                    let (_, lse) = attention(&q, &kv, &state, &rope, attend);
+                    // Running sums of other sequences, and what lies beyond the lengths, must stay as they are.
+                    let len = if mean { kv_heads * slots } else { builder.rows(1) / 2 };
+                    let mut before: Vec<u32> = noise(len, 15, 3.0).iter().map(|v| v.abs().to_bits()).collect();
+                    if mean {
+                        before.fill(POISON_WORD);
+                    }
+                    let sums = run(&q, &lse, &kv, &state, &rope, device_words(before, device), spec);
+                    vec![Check::words("sums", sums, 1, Bound::FloatWords(1e-5))]
+                }));
+            }
+        }
+    }
+    cases
+}

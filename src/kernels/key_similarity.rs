@@ -1,0 +1,180 @@
+//! How alike each cached key is to the others of its KV head; keys stay on the device.
+//!
+//! Contract: with `c(i, j)` the cosine of the angle between the keys of slots `i` and `j` of sequence `seq` (as they stand
+//! rotated; a key of length 0 has cosine 0 to all) and `latest(i)` the last slot `j ≠ i` with `c(i, j) > 0.5`, if there is one:
+//! `out[g, j] = 1/n · Σ_{i ≠ j, latest(i) ≠ j} c(i, j)` over the `n = slots` cached slots, for each KV head `g`. So every key
+//! spares its latest look-alike, and of a group of copies the last one counts as least redundant. Source: R-KV (arXiv
+//! 2505.24133) and its published code, whose threshold is 0.5; there a key without look-alikes spares slot 0, here nothing.
+//!
+//! Bound: 4e-6 absolute, a mean of cosines each off by ~√D · 6e-8, where no cosine lies within 1e-6 of the threshold: which of two
+//! look-alikes is the latest is a jump.
+use super::cases::{Bound, Case, Check, StateBuilder, device_rope, device_words, noise};
+use super::launch::Variant;
+use super::{Words, key_similarity as run, state};
+
+/// Keys are look-alikes above this cosine.
+const ALIKE: f64 = 0.5;
+
+/// Parameters of [`key_similarity`](fn@super::key_similarity).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct KeySimilaritySpec {
+    /// Packing of the cache: `F32` or `F16`.
+    pub words: Words,
+    /// Head dimension.
+    pub d: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Cached slots of the sequence.
+    pub slots: usize,
+    /// The sequence.
+    pub seq: usize,
+    /// Word of the state where the layer's table begins.
+    pub table: usize,
+    /// Rows of the RoPE table.
+    pub positions: usize,
+    /// Keys are stored unrotated and stand at their slot.
+    pub rotate: bool,
+}
+
+impl KeySimilaritySpec {
+    pub(super) fn variant(&self, pass: u32) -> Variant {
+        let constants = vec![
+            ("THREADS", 64),
+            ("KV", self.words.code()),
+            ("D", self.d as u32),
+            ("ROTATE", self.rotate as u32),
+            ("PASS", pass),
+        ];
+        Variant { kernel: "key_similarity", text: include_str!("../../shaders/key_similarity.wgsl"), constants }
+    }
+
+    pub(super) fn groups(&self) -> [usize; 3] {
+        [self.slots.div_ceil(64), self.kv_heads, 1]
+    }
+
+    pub(super) fn info(&self) -> [u32; 8] {
+        [self.kv_heads, self.slots, self.seq, self.table, self.positions, 0, 0, 0].map(|v| v as u32)
+    }
+}
+
+pub(super) fn twin(kv: &[u32], st: &[u32], table: &[f32], spec: &KeySimilaritySpec) -> Vec<f32> {
+    let keys = super::twin::Keys { kv, table, words: spec.words, d: spec.d, rotate: spec.rotate };
+    let entry = &st[spec.table + spec.seq * state::ROW..];
+    let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
+    let n = spec.slots.min(cap);
+    let mut out = vec![f32::from_bits(super::launch::POISON_WORD); spec.kv_heads * spec.slots];
+    for head in 0..spec.kv_heads {
+        let unit = |slot: usize| {
+            let key = keys.get(base + head * cap + slot, slot);
+            let shrink = 1.0 / (key.iter().map(|v| v * v).sum::<f64>().sqrt() + 1e-8);
+            key.into_iter().map(|v| v * shrink).collect::<Vec<f64>>()
+        };
+        let units: Vec<Vec<f64>> = (0..n).map(unit).collect();
+        let cosine = |i: usize, j: usize| units[i].iter().zip(&units[j]).map(|(a, b)| a * b).sum::<f64>();
+        let latest: Vec<Option<usize>> =
+            (0..n).map(|i| (0..n).rev().find(|j| *j != i && cosine(i, *j) > ALIKE)).collect();
+        for j in 0..n {
+            let sum: f64 = (0..n).filter(|i| *i != j && latest[*i] != Some(j)).map(|i| cosine(i, j)).sum();
+            out[head * spec.slots + j] = (sum / n as f64) as f32;
+        }
+    }
+    out
+}
+
+/// Keys of which some are copies of others, with noise: groups of look-alikes in each head.
+fn alike(words: Words, rows: usize, d: usize) -> Vec<u32> {
+    let (patterns, own) = (noise(5 * d, 16, 1.0), noise(rows * d, 27, 0.35));
+    let value = |i: usize| own[i] + if (i / d).is_multiple_of(3) { 0.0 } else { patterns[(i / d * 7 % 5) * d + i % d] };
+    words.pack(&(0..rows * d).map(value).collect::<Vec<f32>>())
+}
+
+/// Both packings, rotated keys and unrotated ones; one slot to several tiles; a key of zeros.
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for words in [Words::F32, Words::F16] {
+        for (d, kv_heads, seq, lens, caps) in [
+            (64, 2, 1, [1, 150, 1], [2, 170, 2]),
+            (128, 1, 0, [67, 1, 1], [67, 2, 2]),
+            (8, 3, 2, [4, 4, 33], [9, 9, 40]),
+            (24, 1, 0, [1, 1, 1], [1, 1, 1]),
+        ] {
+            for rotate in [false, true] {
+                let name = format!("{words:?} d {d} KV heads {kv_heads} lens {lens:?} rotate {rotate}");
+                cases.push(Case::new("key_similarity", name, move |device| {
+                    let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps);
+                    let (table, positions) = (builder.table(1), 200);
+                    let spec =
+                        KeySimilaritySpec { words, d, kv_heads, slots: lens[seq], seq, table, positions, rotate };
+                    let mut keys = alike(words, builder.rows(1), d);
+                    keys[..words.row_words(d)].fill(0);
+                    let rope = device_rope(d, positions, device);
+                    let (kv, state) = (device_words(keys, device), device_words(builder.build(), device));
+                    vec![Check::floats("similarity", run(&kv, &state, &rope, spec), Bound::Absolute(4e-6))]
+                }));
+            }
+        }
+    }
+    cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Three keys alike, one across, by hand.
+    #[test]
+    fn of_copies_the_latest_is_spared() {
+        let rows: [[f32; 8]; 4] = [
+            [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+            [0.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+            [3.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+            [0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+        ];
+        let kv: Vec<u32> = rows.iter().flatten().map(|v| v.to_bits()).chain([0; 32]).collect();
+        let st = [4, 0, 4, 0];
+        let spec = KeySimilaritySpec {
+            words: Words::F32,
+            d: 8,
+            kv_heads: 1,
+            slots: 4,
+            seq: 0,
+            table: 0,
+            positions: 1,
+            rotate: false,
+        };
+        let found = twin(&kv, &st, &[0.0; 8], &spec);
+        // 0 and 2 spare 3, which spares 2: slot 0 counts twice, 2 once (from 0), 3 not at all.
+        for (found, want) in found.iter().zip([0.5, 0.0, 0.25, 0.0]) {
+            assert!((found - want).abs() < 1e-6, "{found} {want}");
+        }
+    }
+
+    /// The bound holds where no pair sits on the threshold: none of the cases' does.
+    #[test]
+    fn no_case_sits_on_the_threshold() {
+        for words in [Words::F32, Words::F16] {
+            for (d, kv_heads, rows) in [(64, 2, 2 * 2 * 174), (128, 1, 2 * 71), (8, 3, 6 * 58)] {
+                let packed = alike(words, rows, d);
+                let row_words = words.row_words(d);
+                let keys: Vec<Vec<f64>> = packed
+                    .chunks(row_words)
+                    .map(|row| {
+                        let key: Vec<f64> = (0..d).map(|c| words.get(row, c)).collect();
+                        let length = key.iter().map(|v| v * v).sum::<f64>().sqrt();
+                        key.iter().map(|v| v / length).collect()
+                    })
+                    .collect();
+                let mut alike = 0;
+                // Every pair of the buffer: more than any head has.
+                for (i, a) in keys.iter().enumerate() {
+                    for b in &keys[..i] {
+                        let cosine: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();
+                        assert!((cosine - ALIKE).abs() > 1e-6, "d {d}, {kv_heads} heads: {cosine}");
+                        alike += (cosine > ALIKE) as usize;
+                    }
+                }
+                assert!(alike > 100, "d {d}: {alike} pairs alike");
+            }
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! `h2o`: heavy hitters (Zhang et al. 2023, arXiv 2306.14048).
+use super::budget::{Group, evict};
+use super::{Budget, CacheView, EvictionPolicy, KeepPlan, Measurement};
+use crate::{Error, ErrorKind, Result, Slot};
+
+/// Keeps the tokens that drew most attention from **all** queries so far, and the recent ones: half the budget each.
+///
+/// *Idea*: a few tokens draw most of the attention at every step, and went on doing so. *Paper*: H2O: Heavy-Hitter Oracle,
+/// arXiv 2306.14048. *Direction*: of the tokens that are not recent the lowest sums go first; recent ones go last, the oldest
+/// first. *Deviation*: it evicts at the probes' dates instead of at every token, only from the thinking, and the budget counts
+/// thinking tokens (the prompt stays as for every policy here); with an odd budget the recent half is the smaller.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct H2o;
+
+impl EvictionPolicy for H2o {
+    fn name(&self) -> &'static str {
+        "h2o"
+    }
+
+    fn needs(&self) -> Measurement {
+        Measurement::Sums
+    }
+
+    fn accepts(&self, budget: Budget) -> Result<()> {
+        budget.check()?;
+        if budget.needs_scores() {
+            return Err(halves(budget));
+        }
+        Ok(())
+    }
+
+    fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
+        let sums = view.scores()?;
+        let target = view.budget().token_target(view.thinking_tokens()).ok_or_else(|| halves(view.budget()))?;
+        let thinking = (0..).map(Slot).zip(view.tokens()).filter(|(_, t)| t.step.is_some());
+        // The latest half of the budget begins at this slot.
+        let recent_from = thinking.map(|(slot, _)| slot).nth(view.cached_thinking().saturating_sub(target / 2));
+        let is_recent = |slot: &Slot| recent_from.is_some_and(|from| *slot >= from);
+        let (recent, mut old): (Vec<Slot>, Vec<Slot>) = view.evictable().partition(is_recent);
+        // Stable: of equal tokens the older goes first.
+        old.sort_by(|a, b| sums[a.0 as usize].total_cmp(&sums[b.0 as usize]));
+        let group = |slots| Group { importance: None, slots };
+        evict(view, &[group(old), group(recent)])
+    }
+}
+
+fn halves(budget: Budget) -> Error {
+    Error::new(ErrorKind::Policy, "h2o splits a number of tokens in halves")
+        .at("--budget")
+        .expected("tokens:N or ratio:R")
+        .found(budget)
+}

@@ -1,0 +1,299 @@
+//! Which layers and heads share a kept set, which of them vote, and where kept keys stand: the choices of METHOD that are the
+//! engine's, not a policy's.
+use std::fmt;
+use std::str::FromStr;
+
+use crate::{Error, ErrorKind, Result};
+
+fn unknown(what: &str, place: &str, expected: &str, found: &str) -> Error {
+    Error::new(ErrorKind::Input, what).at(place).expected(expected).found(format!("{found:?}"))
+}
+
+/// Who shares a kept set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Scope {
+    /// One set for all layers and heads.
+    #[default]
+    Shared,
+    /// Each layer its own; counts may differ.
+    Layer,
+    /// Each KV head of each layer its own, equally many within a layer; the query heads of a group are averaged.
+    Head,
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shared => "shared",
+            Self::Layer => "layer",
+            Self::Head => "head",
+        })
+    }
+}
+
+impl FromStr for Scope {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "shared" => Ok(Self::Shared),
+            "layer" => Ok(Self::Layer),
+            "head" => Ok(Self::Head),
+            _ => Err(unknown("not a scope", "--scope", "shared, layer or head", text)),
+        }
+    }
+}
+
+/// Whether each head's weights are brought to one scale before they are averaged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Normalise {
+    /// The model's own softmax over all keys: a head that looks at the sinks has little to say.
+    #[default]
+    None,
+    /// Each head's weights over the evictable tokens sum to 1: every head has one vote. (ours)
+    PerHead,
+}
+
+impl fmt::Display for Normalise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::PerHead => "per-head",
+        })
+    }
+}
+
+impl FromStr for Normalise {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "none" => Ok(Self::None),
+            "per-head" => Ok(Self::PerHead),
+            _ => Err(unknown("not a normalisation", "--normalise", "none or per-head", text)),
+        }
+    }
+}
+
+/// Where kept keys stand after an eviction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Positions {
+    /// They keep the rotation they were written with.
+    #[default]
+    Original,
+    /// They close ranks: keys stand at consecutive positions, and the next token follows the last of them.
+    Compact,
+}
+
+impl fmt::Display for Positions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Original => "original",
+            Self::Compact => "compact",
+        })
+    }
+}
+
+impl FromStr for Positions {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "original" => Ok(Self::Original),
+            "compact" => Ok(Self::Compact),
+            _ => Err(unknown("not a way to count positions", "--positions", "original or compact", text)),
+        }
+    }
+}
+
+/// The layers whose attention counts in a shared set's scores. Written `all` or as numbers and ranges, `0-3,7`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Layers {
+    /// Every layer.
+    #[default]
+    All,
+    /// These, ascending, none twice.
+    Listed(Vec<usize>),
+}
+
+impl Layers {
+    /// These layers, in any order.
+    ///
+    /// # Errors
+    /// For an empty list.
+    pub fn listed(mut layers: Vec<usize>) -> Result<Self> {
+        layers.sort_unstable();
+        layers.dedup();
+        if layers.is_empty() {
+            return Err(unknown("no layer is listed", "--layers", "all, or numbers and ranges such as 0-3,7", ""));
+        }
+        Ok(Self::Listed(layers))
+    }
+
+    /// Whether `layer` counts.
+    pub fn contains(&self, layer: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::Listed(layers) => layers.binary_search(&layer).is_ok(),
+        }
+    }
+
+    /// Whether they fit a model of `layers` layers and the scope.
+    ///
+    /// # Errors
+    /// A layer the model has not; a list where every layer scores its own set.
+    pub fn check(&self, layers: usize, scope: Scope) -> Result<()> {
+        let Self::Listed(listed) = self else { return Ok(()) };
+        if scope != Scope::Shared {
+            return Err(Error::new(ErrorKind::Input, "a list of layers chooses who votes on a shared set")
+                .at("--layers")
+                .expected(format!("all, with --scope {scope}"))
+                .found(self)
+                .help("leave --layers away, or use --scope shared"));
+        }
+        match listed.iter().find(|l| **l >= layers) {
+            None => Ok(()),
+            Some(layer) => Err(Error::new(ErrorKind::Input, "the model has no such layer")
+                .at("--layers")
+                .expected(format!("layers 0 to {}", layers - 1))
+                .found(layer)),
+        }
+    }
+}
+
+impl fmt::Display for Layers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self::Listed(layers) = self else { return f.write_str("all") };
+        let mut rest = &layers[..];
+        while let [first, ..] = rest {
+            let run = rest.iter().zip(*first..).take_while(|(layer, next)| *layer == next).count();
+            let comma = if rest.len() == layers.len() { "" } else { "," };
+            match run {
+                1 => write!(f, "{comma}{first}")?,
+                _ => write!(f, "{comma}{first}-{}", first + run - 1)?,
+            }
+            rest = &rest[run..];
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Layers {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == "all" {
+            return Ok(Self::All);
+        }
+        let wrong = || unknown("not a list of layers", "--layers", "all, or numbers and ranges such as 0-3,7", text);
+        let mut layers = Vec::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            let number = |n: &str| n.trim().parse::<usize>().ok().filter(|n| *n < 10_000).ok_or_else(wrong);
+            let (first, last) = (number(first)?, number(last)?);
+            if first > last {
+                return Err(wrong());
+            }
+            layers.extend(first..=last);
+        }
+        Self::listed(layers)
+    }
+}
+
+/// The kept sets of one sequence and whose they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sets {
+    /// Who shares one.
+    pub scope: Scope,
+    /// Layers of the model.
+    pub layers: usize,
+    /// KV heads of a layer.
+    pub kv_heads: usize,
+}
+
+impl Sets {
+    /// One set for everything.
+    pub const SHARED: Self = Self { scope: Scope::Shared, layers: 1, kv_heads: 1 };
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        match self.scope {
+            Scope::Shared => 1,
+            Scope::Layer => self.layers,
+            Scope::Head => self.layers * self.kv_heads,
+        }
+    }
+
+    /// The set of a layer and KV head.
+    pub fn of(&self, layer: usize, kv_head: usize) -> usize {
+        match self.scope {
+            Scope::Shared => 0,
+            Scope::Layer => layer,
+            Scope::Head => layer * self.kv_heads + kv_head,
+        }
+    }
+
+    /// The layer of a set, and its KV head where it has one of its own; (`None`, `None`) for the shared one.
+    pub fn place(&self, set: usize) -> (Option<usize>, Option<usize>) {
+        match self.scope {
+            Scope::Shared => (None, None),
+            Scope::Layer => (Some(set), None),
+            Scope::Head => (Some(set / self.kv_heads), Some(set % self.kv_heads)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_and_value_are_inverse() {
+        for text in ["all", "0", "0-3,7", "1,3,5-6", "0-27"] {
+            assert_eq!(text.parse::<Layers>().unwrap().to_string(), text);
+        }
+        assert_eq!("7,0-3,2".parse::<Layers>().unwrap().to_string(), "0-3,7");
+        for text in ["shared", "layer", "head"] {
+            assert_eq!(text.parse::<Scope>().unwrap().to_string(), text);
+        }
+        for text in ["none", "per-head"] {
+            assert_eq!(text.parse::<Normalise>().unwrap().to_string(), text);
+        }
+        for text in ["original", "compact"] {
+            assert_eq!(text.parse::<Positions>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_no_value_says_what_is() {
+        for text in ["", "a", "3-1", "1,", "-1", "1-", "99999999999", "0-99999", "All"] {
+            assert!(text.parse::<Layers>().unwrap_err().to_string().contains("0-3,7"), "{text}");
+        }
+        assert!("each".parse::<Scope>().unwrap_err().to_string().contains("shared, layer or head"));
+        assert!("yes".parse::<Normalise>().unwrap_err().to_string().contains("per-head"));
+        assert!("0".parse::<Positions>().unwrap_err().to_string().contains("compact"));
+    }
+
+    #[test]
+    fn layers_must_exist_and_vote_on_a_shared_set() {
+        let listed: Layers = "0-3,7".parse().unwrap();
+        assert!(listed.check(8, Scope::Shared).is_ok());
+        assert!(listed.check(7, Scope::Shared).unwrap_err().to_string().contains("layers 0 to 6"));
+        assert!(listed.check(8, Scope::Head).is_err() && Layers::All.check(8, Scope::Head).is_ok());
+        assert_eq!((0..9).filter(|l| listed.contains(*l)).collect::<Vec<_>>(), [0, 1, 2, 3, 7]);
+    }
+
+    #[test]
+    fn sets_and_places_are_inverse() {
+        for scope in [Scope::Shared, Scope::Layer, Scope::Head] {
+            let sets = Sets { scope, layers: 3, kv_heads: 2 };
+            for layer in 0..3 {
+                for head in 0..2 {
+                    let (l, h) = sets.place(sets.of(layer, head));
+                    assert!(l.is_none_or(|l| l == layer) && h.is_none_or(|h| h == head));
+                }
+            }
+            assert_eq!(sets.of(2, 1) + 1, sets.count());
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! `snapkv`: what the latest queries look at (Li et al. 2024, arXiv 2404.14469).
+use super::budget::{Group, evict};
+use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
+use crate::{Result, Slot};
+
+/// Latest queries that vote; the paper's code has 32.
+const QUERIES: usize = 32;
+/// Slots over which the votes are averaged, so that what stands beside an important token stays with it; the paper's code has 5.
+const KERNEL: usize = 5;
+
+/// Evicts the tokens to which the latest 32 queries attend least on average, votes pooled over neighbouring slots.
+///
+/// *Idea*: what the end of a text looks at is what its continuation will look at. *Paper*: SnapKV, arXiv 2404.14469.
+/// *Direction*: the lowest pooled scores go first. *Deviation*: the paper compresses a prompt once; this prunes the thinking at
+/// every probe's date. The pool runs over cached slots, which eviction has moved together.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SnapKv;
+
+impl EvictionPolicy for SnapKv {
+    fn name(&self) -> &'static str {
+        "snapkv"
+    }
+
+    fn needs(&self) -> Measurement {
+        Measurement::Window { queries: QUERIES }
+    }
+
+    fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
+        let pooled = pool(view.scores()?, KERNEL, |votes| votes.sum::<f64>() / KERNEL as f64);
+        let mut slots: Vec<Slot> = view.evictable().collect();
+        // Stable: of equal tokens the older goes first.
+        slots.sort_by(|a, b| pooled[a.0 as usize].total_cmp(&pooled[b.0 as usize]));
+        let single = |slot: Slot| Group { importance: Some(pooled[slot.0 as usize]), slots: vec![slot] };
+        evict(view, &slots.into_iter().map(single).collect::<Vec<_>>())
+    }
+}
+
+/// `reduce` over the `kernel` slots around each slot; beyond the ends there are none.
+pub(super) fn pool(scores: &[f32], kernel: usize, reduce: impl Fn(&mut dyn Iterator<Item = f64>) -> f64) -> Vec<f64> {
+    let around = |slot: usize| {
+        let (first, end) = (slot.saturating_sub(kernel / 2), (slot + kernel / 2 + 1).min(scores.len()));
+        reduce(&mut scores[first..end].iter().map(|s| f64::from(*s)))
+    };
+    (0..scores.len()).map(around).collect()
+}

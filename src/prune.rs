@@ -1,0 +1,248 @@
+//! One pruning of one sequence, between the held logits and the gather: measure what the policy needs, score every kept set, ask
+//! for a plan, record it.
+use crate::cache::{KvCache, Tracking};
+use crate::kernels::Reduce;
+use crate::kernels::launch::{self, Readback};
+use crate::model::decoder::{Decoder, Input, Logits, Output};
+use crate::policy::scores::kept_apart;
+use crate::policy::{
+    self, Budget, CacheView, EvictionPolicy, KeepPlan, Layers, Measured, Measurement, Normalise, Scope, Sets, Snapshot,
+    ViewParts,
+};
+use crate::report::trace::{self, AttentionDetail, AttentionMap};
+use crate::{Error, ErrorKind, Result};
+
+/// Everything that decides which tokens go, but for what is measured.
+#[derive(Debug)]
+pub struct Rules {
+    /// The policy.
+    pub policy: Box<dyn EvictionPolicy>,
+    /// How much may go.
+    pub budget: Budget,
+    /// Latest tokens that are never evicted; a policy with an observation window protects that as well.
+    pub window: usize,
+    /// For policies that draw lots.
+    pub seed: u64,
+    /// The kept sets.
+    pub sets: Sets,
+    /// The layers that vote on a shared set.
+    pub layers: Layers,
+    /// Whether heads are brought to one scale.
+    pub normalise: Normalise,
+    /// How much of a probe's attention the trace records.
+    pub attention: AttentionDetail,
+}
+
+/// What a policy needs measured, as read from the device.
+#[derive(Debug, Default)]
+pub struct Readouts {
+    attention: Option<Measured>,
+    similarity: Option<Measured>,
+    /// For the trace: a row for each query head.
+    heads: Option<Measured>,
+}
+
+impl Readouts {
+    /// Takes in the heads of another reading.
+    pub fn add(&mut self, other: Self) {
+        self.heads = other.heads;
+    }
+}
+
+/// The forward of the pending tokens, and which of its sequences is meant.
+#[derive(Clone, Copy)]
+pub struct Held<'a> {
+    /// What it gave.
+    pub out: &'a Output,
+    /// The row of the sequence.
+    pub row: usize,
+    /// Of so many.
+    pub of: usize,
+}
+
+/// Readouts on their way from the device.
+pub struct Reading {
+    attention: Option<(Readback, Vec<usize>)>,
+    similarity: Option<(Readback, Vec<usize>)>,
+    heads: Option<(Readback, Vec<usize>)>,
+}
+
+impl Reading {
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// When the device cannot be read.
+    pub async fn finish(self) -> Result<Readouts> {
+        let mut readouts = Readouts::default();
+        for (reading, out) in [
+            (self.attention, &mut readouts.attention),
+            (self.similarity, &mut readouts.similarity),
+            (self.heads, &mut readouts.heads),
+        ] {
+            if let Some((read, slots)) = reading {
+                let rows: Vec<Vec<f32>> = read.await?.iter().map(|bytes| launch::as_floats(bytes)).collect();
+                *out = Some(Measured::new(&rows, &slots)?);
+            }
+        }
+        Ok(readouts)
+    }
+}
+
+impl Rules {
+    /// What must be kept up to date on the device for the policy.
+    pub fn tracking(&self) -> Tracking {
+        let needs = self.policy.needs();
+        Tracking { sums: needs == Measurement::Sums, queries: needs.queries() > 0 }
+    }
+
+    /// What the forward of the pending token must read out.
+    pub fn readout_of_pending(&self) -> Option<Reduce> {
+        (self.policy.needs() == Measurement::LastRow).then(|| kept_apart(self.sets.scope, self.normalise))
+    }
+
+    /// Starts measuring for `seq`, whose pending token `pending` has been forwarded (`held`: what that forward gave) and counted:
+    /// forwards the probe, reads and rolls back where the policy asks for one. Nothing of the cache changes that is not put back.
+    ///
+    /// # Errors
+    /// What [`Decoder::forward`] refuses.
+    pub fn measure(
+        &self,
+        model: &Decoder,
+        cache: &mut KvCache,
+        seq: usize,
+        pending: u32,
+        probe_ids: &[u32],
+        held: Held<'_>,
+    ) -> Result<Reading> {
+        let layers = cache.shape().layers;
+        let cached = |cache: &KvCache| (0..layers).map(|layer| cache.len(layer, seq)).collect::<Vec<_>>();
+        let mut reading = Reading { attention: None, similarity: None, heads: None };
+        match self.policy.needs() {
+            Measurement::Nothing => {}
+            Measurement::LastRow => {
+                let rows: Vec<_> = held.out.readout.iter().skip(held.row).step_by(held.of).collect();
+                let slots = rows.iter().map(|row| row.dims()[1]).collect();
+                reading.attention = Some((launch::read_floats(&rows), slots));
+            }
+            Measurement::ProbeRow => {
+                let before = cache.checkpoint(seq);
+                let reduce = kept_apart(self.sets.scope, self.normalise);
+                let out = model.forward(Input::Probe { seq, ids: probe_ids }, cache, Logits::None, Some(reduce))?;
+                let slots = out.readout.iter().map(|row| row.dims()[1]).collect();
+                reading.attention = Some((launch::read_floats(&out.readout.iter().collect::<Vec<_>>()), slots));
+                cache.rollback(&before, pending);
+            }
+            Measurement::Sums => {
+                let sums = (0..layers).map(|layer| cache.sums(layer, seq)).collect::<Result<Vec<_>>>()?;
+                let slots = (0..layers).map(|layer| cache.capacity(layer, seq)).collect();
+                reading.attention = Some((launch::read_words(&sums.iter().collect::<Vec<_>>()), slots));
+            }
+            Measurement::Window { queries } | Measurement::WindowAndKeys { queries } => {
+                let means = model.observe(cache, seq, queries)?;
+                reading.attention = Some((launch::read_words(&means.iter().collect::<Vec<_>>()), cached(cache)));
+                if let Measurement::WindowAndKeys { .. } = self.policy.needs() {
+                    let alike = model.compare_keys(cache, seq);
+                    reading.similarity = Some((launch::read_floats(&alike.iter().collect::<Vec<_>>()), cached(cache)));
+                }
+            }
+        }
+        Ok(reading)
+    }
+
+    /// The probe once more, for the trace, where it is to show the query heads. A forward of its own, so that what decides is
+    /// measured in the same way with and without it.
+    ///
+    /// # Errors
+    /// What [`Decoder::forward`] refuses.
+    pub fn measure_heads(
+        &self,
+        model: &Decoder,
+        cache: &mut KvCache,
+        seq: usize,
+        pending: u32,
+        probe_ids: &[u32],
+    ) -> Result<Option<Reading>> {
+        if self.attention != AttentionDetail::Heads || !self.policy.needs().probes() {
+            return Ok(None);
+        }
+        let before = cache.checkpoint(seq);
+        let out = model.forward(Input::Probe { seq, ids: probe_ids }, cache, Logits::None, Some(Reduce::None))?;
+        let slots = out.readout.iter().map(|row| row.dims()[1]).collect();
+        let heads = Some((launch::read_floats(&out.readout.iter().collect::<Vec<_>>()), slots));
+        cache.rollback(&before, pending);
+        Ok(Some(Reading { attention: None, similarity: None, heads }))
+    }
+
+    /// The plan, and its record with timings and bytes left at 0. `at_token`: tokens generated so far; `probe`: the index of this
+    /// pruning in its sequence.
+    ///
+    /// # Errors
+    /// Scores that are not finite; what the policy refuses.
+    pub fn plan(
+        &self,
+        snapshot: &Snapshot,
+        readouts: &Readouts,
+        at_token: usize,
+        probe: u64,
+    ) -> Result<(KeepPlan, trace::Probe)> {
+        let window = self.window.max(self.policy.needs().queries());
+        let parts = |set: usize| ViewParts { window, seed: self.seed, probe, ..snapshot.parts(set, self.budget) };
+        let mut scored = Vec::new();
+        for set in 0..self.sets.count() {
+            let free: Vec<bool> = match (&readouts.attention, &readouts.similarity) {
+                (None, None) => Vec::new(),
+                _ => CacheView::new(parts(set))?.protected().iter().map(|kept| !kept).collect(),
+            };
+            let scores =
+                |measured: &Measured, normalise| measured.scores(&self.sets, &self.layers, normalise, set, &free);
+            scored.push((
+                readouts.attention.as_ref().map(|m| scores(m, self.normalise)).transpose()?,
+                readouts.similarity.as_ref().map(|m| scores(m, Normalise::None)).transpose()?,
+            ));
+        }
+        let mut views = Vec::new();
+        for (set, (scores, similarity)) in scored.iter().enumerate() {
+            let (scores, similarity) = (scores.as_deref(), similarity.as_deref());
+            views.push(CacheView::new(ViewParts { scores, similarity, ..parts(set) })?);
+        }
+        let plans = views.iter().map(|view| self.policy.plan(view)).collect::<Result<Vec<_>>>()?;
+        let plan = KeepPlan::join(&self.sets, plans)?;
+        let mut record = trace::Probe::record(at_token, &self.sets, &views, &plan)?;
+        if let (true, Some(measured)) = (self.attention != AttentionDetail::Off, &readouts.attention)
+            && self.policy.needs().probes()
+        {
+            let flat = |m: &Measured| m.layers.iter().map(|rows| rows.concat()).collect::<Vec<_>>();
+            let heads = readouts.heads.as_ref().map(flat);
+            record.attention = Some(AttentionMap::of(&views[0], &measured.means(), heads.as_deref())?);
+        }
+        Ok((plan, record))
+    }
+}
+
+/// Whether the policy and its settings fit together and the model: found out before anything is computed.
+///
+/// # Errors
+/// Says which of them does not fit.
+pub fn check(
+    policy: &str,
+    budget: Budget,
+    layers: &Layers,
+    sets: &Sets,
+    attention: AttentionDetail,
+) -> Result<Box<dyn EvictionPolicy>> {
+    if attention != AttentionDetail::Off && sets.scope != Scope::Shared {
+        return Err(Error::new(ErrorKind::Input, "attention is recorded over the tokens of one shared set")
+            .at("--scope")
+            .expected("shared")
+            .found(sets.scope)
+            .help("leave the attention out of the trace, or use --scope shared"));
+    }
+
+    let policy = policy::by_name(policy)?;
+    policy.accepts(budget)?;
+    layers.check(sets.layers, sets.scope)?;
+    if sets.layers == 0 || sets.kv_heads == 0 {
+        return Err(Error::new(ErrorKind::Internal, "a model without layers or heads"));
+    }
+    Ok(policy)
+}
