@@ -1,7 +1,8 @@
-"""Curves of the training and maps of `</think>`'s attention.
+"""Curves of the training, maps of `</think>`'s attention, accuracy over what was kept.
 
     python figures.py curves LOG.csv OUT.svg
     python figures.py maps --model DIR --split hard OUT.svg
+    python figures.py policies RESULTS.jsonl OUT.svg
 """
 
 import argparse
@@ -19,6 +20,7 @@ import policies
 import task
 from evaluate import Runner, load
 from steps import segment, spans
+from table import correct, interval, load_runs
 
 matplotlib.rcParams["svg.hashsalt"] = "secateur"
 
@@ -73,9 +75,39 @@ def maps(model, split, out, count=60):
     fig.savefig(out, metadata={"Date": None})
 
 
+def over_ratios(results, out):
+    """Accuracy with 95 % bootstrap intervals over problems, from `evaluate.py --out`."""
+    runs = load_runs([results])
+    splits = list(dict.fromkeys(k[0] for k in runs))
+    fig, axes = plt.subplots(1, len(splits), figsize=(6.5 * len(splits), 4), squeeze=False, sharey=True)
+    for ax, split in zip(axes[0], splits):
+        base = correct(runs[split, 1.0, "full"])
+        low, high = interval(base)
+        ax.axhspan(100 * low, 100 * high, color="0.9")
+        ax.axhline(100 * base.mean(), color="0.4", lw=1, label="full")
+        names = list(dict.fromkeys(k[2] for k in runs if k[0] == split and k[1] < 1))
+        for i, name in enumerate(names):
+            ratios = sorted(k[1] for k in runs if k[0] == split and k[2] == name)
+            each = [correct(runs[split, r, name]) for r in ratios]
+            mean = np.array([c.mean() for c in each])
+            bars = np.abs(np.array([interval(c) for c in each]).T - mean)
+            x = 100 * np.array(ratios) + 0.5 * (i - len(names) / 2)  # side by side, or the bars hide each other
+            ax.errorbar(x, 100 * mean, 100 * bars, marker="o", ms=3, lw=1, capsize=2, label=name)
+        ax.set_xticks([25, 50, 75])
+        ax.set_xlabel("thinking tokens kept, %")
+        ax.set_title(f"{split} split, {len(base)} problems", fontsize=9)
+        ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("right answers, %")
+    axes[0, -1].legend(fontsize=7)
+    fig.tight_layout()
+    fig.savefig(out, metadata={"Date": None})
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "curves":
         curves(*sys.argv[2:4])
+    elif sys.argv[1] == "policies":
+        over_ratios(*sys.argv[2:4])
     else:
         a = argparse.ArgumentParser()
         a.add_argument("what")

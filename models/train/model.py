@@ -13,8 +13,8 @@ from torch import nn
 class Config:
     vocab_size: int = 448
     hidden_size: int = 128
-    intermediate_size: int = 512
-    num_hidden_layers: int = 4
+    intermediate_size: int = 384
+    num_hidden_layers: int = 5
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
     rope_theta: float = 10000.0
@@ -123,19 +123,21 @@ class Qwen2(nn.Module):
 
     @torch.no_grad()
     def look_back(self, scale=7.0, frequencies=6):
-        """Starts heads 0 and 1 of layer 0 as "the token before" and "the one before that", through the query and key
-        biases: RoPE turns two constant vectors into a score that depends on the distance alone. Recalling a value needs
-        such a head, and from a random start a model of this size does not find it for a long time."""
+        """Starts head h of layer 0 as "the token h + 1 places back", through the query and key biases: RoPE turns two
+        constant vectors into a score that depends on the distance alone. Recalling a value, or going on in a fact that
+        is being restated, needs such heads, and from a random start a model of this size does not find them for long."""
         a, c = self.model.layers[0].self_attn, self.config
-        d, h = c.head_dim, c.head_dim // 2
+        d, half = c.head_dim, c.head_dim // 2
         inv = 1.0 / c.rope_theta ** (torch.arange(0, d, 2, dtype=torch.float64) / d)[:frequencies]
-        a.k_proj.weight[:d] *= 0.1
-        a.k_proj.bias[:frequencies] = scale
-        for head, back in ((0, 1), (1, 2)):
-            a.q_proj.weight[head * d : (head + 1) * d] *= 0.1
-            # rotating the query by -back makes the score largest at that distance
-            a.q_proj.bias[head * d : head * d + frequencies] = scale * torch.cos(-back * inv).float()
-            a.q_proj.bias[head * d + h : head * d + h + frequencies] = scale * torch.sin(-back * inv).float()
+        a.k_proj.weight *= 0.1
+        a.q_proj.weight *= 0.1
+        for head in range(c.num_key_value_heads):
+            a.k_proj.bias[head * d : head * d + frequencies] = scale
+        for head in range(c.num_attention_heads):
+            # rotating the query by -(head + 1) makes the score largest at that distance
+            angle = -(head + 1) * inv
+            a.q_proj.bias[head * d : head * d + frequencies] = scale * torch.cos(angle).float()
+            a.q_proj.bias[head * d + half : head * d + half + frequencies] = scale * torch.sin(angle).float()
 
     def hidden(self, ids):
         """ids (B, T) -> final hidden states (B, T, hidden)"""

@@ -1,9 +1,8 @@
 """Trains the reasoner on samples drawn on the fly. Resumes from its checkpoint when started again with the same command.
 
-    python train.py --out DIR --tokens 20e6
+    python train.py --out DIR
 
-The learning rate is warmup, constant, then a linear fall to zero over the last `--decay` tokens before `--tokens`, so
-that a run can be stopped, judged and extended while it is still constant.
+The learning rate falls to zero twice: see `rate`.
 """
 
 import argparse
@@ -22,18 +21,26 @@ import tokenizer
 from model import Config, Qwen2
 
 SEED = 1_000_000
+FIRST_FALL = 8.8e6  # tokens after which the learning rate has fallen to zero for the first time
+
+
+def rate(seen, last):
+    """The learning rate's share of its maximum: falls to zero at `FIRST_FALL`, and again, from 0.35, at `last`."""
+    if seen < FIRST_FALL:
+        return min(1.0, (FIRST_FALL - seen) / 4.2e6)
+    return max(0.0, 0.35 * (last - seen) / (last - FIRST_FALL))
 
 
 def lengths(tokens_seen, rng):
     """Number of facts and updates of the next training problem: short ones first."""
-    if tokens_seen < 0.8e6:
-        n = rng.randint(2, 3)
-    elif tokens_seen < 1.6e6:
-        n = rng.randint(2, 5)
-    elif tokens_seen < 2.5e6:
+    if tokens_seen < 1.6e6:
+        n = rng.randint(2, 4)
+    elif tokens_seen < 2.6e6:
         n = rng.randint(3, 7)
+    elif tokens_seen < FIRST_FALL:
+        n = rng.choice((3, 4, 4, 5, 5, 5, 6, 6, 6, 7, 8, 9))
     else:
-        n = rng.choice((3, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 10, 11, 12))
+        n = rng.choice((4, 4, 5, 5, 5, 6, 6, 6, 7, 7, 8, 9))
     updates = rng.choice((0, 0, 1, 2)) if n >= 4 else rng.choice((0, 0, 1)) if n == 3 else 0
     return n, updates + (n >= 9) * rng.randint(0, 2)
 
@@ -45,21 +52,27 @@ class Stream:
         self.encode, self.batch_tokens, self.index, self.pool = encode, batch_tokens, index, []
 
     def refill(self, tokens_seen):
+        # Half a batch from there on: more steps, while the falling learning rate takes care of the noise.
+        size = self.batch_tokens if tokens_seen < 4.9e6 else self.batch_tokens // 2
         samples = []
-        while sum(len(s) for s, _ in samples) < 8 * self.batch_tokens:
+        while sum(len(s) for s, _ in samples) < 8 * size:
             rng = random.Random(SEED + self.index)
             self.index += 1
             n, updates = lengths(tokens_seen, rng)
-            share = 1.0 if tokens_seen < 0.5e6 else 0.3 if tokens_seen < 1.5e6 else 0.1 if tokens_seen < 3e6 else 0.03
+            if tokens_seen < 3.73e6:
+                share = 1.0 if tokens_seen < 1e6 else 0.4 if tokens_seen < 2e6 else 0.15
+            else:
+                share = 0.3 if tokens_seen < 6e6 else 0.04
             if rng.random() < share:
-                parts = task.drill(rng)
+                compute = tokens_seen >= 3.73e6 and rng.random() < 0.5
+                parts = task.drill_compute(rng) if compute else task.drill(rng)
             else:
                 parts = task.sample(rng, task.make_problem(rng, n, updates, rng.random() < 0.3))
             samples.append(([self.encode(x) for x, _ in parts], [w for _, w in parts]))
         samples.sort(key=lambda s: len(s[0]))
         batch, out = [], []
         for s in samples:
-            if batch and (len(batch) + 1) * len(s[0]) > self.batch_tokens:
+            if batch and (len(batch) + 1) * len(s[0]) > size:
                 out.append(batch)
                 batch = []
             batch.append(s)
@@ -112,8 +125,7 @@ class Muon(torch.optim.Optimizer):
 def main():
     a = argparse.ArgumentParser()
     a.add_argument("--out", required=True, help="checkpoint directory")
-    a.add_argument("--tokens", type=float, default=32e6)
-    a.add_argument("--decay", type=float, default=14e6)
+    a.add_argument("--tokens", type=float, default=11e6, help="of which the last bring the learning rate to zero")
     a.add_argument("--batch-tokens", type=int, default=4096)
     a.add_argument("--lr", type=float, default=1.5e-3, help="AdamW: embedding, norms, biases")
     a.add_argument("--muon-lr", type=float, default=0.02)
@@ -161,7 +173,7 @@ def main():
     sums = torch.zeros(6, dtype=torch.float64)
     while seen < args.tokens and time.time() - started < 60 * args.minutes:
         t0 = time.time()
-        scale = min(1.0, (step + 1) / 100, max(0.0, (args.tokens - seen) / args.decay))
+        scale = min((step + 1) / 100, rate(seen, args.tokens))
         for group in muon.param_groups:
             group["lr"] = args.muon_lr * scale
         for group in adam.param_groups:
