@@ -6,10 +6,10 @@ use crate::kernels::launch::{self, Readback};
 use crate::model::decoder::{Decoder, Input, Logits, Output};
 use crate::policy::scores::kept_apart;
 use crate::policy::{
-    self, Budget, CacheView, EvictionPolicy, KeepPlan, Layers, Measured, Measurement, Normalise, Scope, Sets, Snapshot,
+    self, Budget, CacheView, EvictionPolicy, KeepPlan, Layers, Measured, Measurement, Normalise, Sets, Snapshot,
     ViewParts,
 };
-use crate::report::trace::{self, AttentionDetail, AttentionMap};
+use crate::report::trace::{self, AttentionDetail, AttentionMap, Row};
 use crate::{Error, ErrorKind, Result};
 
 /// Everything that decides which tokens go, but for what is measured.
@@ -211,11 +211,21 @@ impl Rules {
         if let (true, Some(measured)) = (self.attention != AttentionDetail::Off, &readouts.attention)
             && self.policy.needs().probes()
         {
-            let flat = |m: &Measured| m.layers.iter().map(|rows| rows.concat()).collect::<Vec<_>>();
-            let heads = readouts.heads.as_ref().map(flat);
-            record.attention = Some(AttentionMap::of(&views[0], &measured.means(), heads.as_deref())?);
+            let heads = readouts.heads.as_ref().map(|heads| self.rows(&views, heads));
+            record.attention = Some(AttentionMap::of(&self.rows(&views, measured), heads.as_deref())?);
         }
         Ok((plan, record))
+    }
+}
+
+impl Rules {
+    /// Each row with the view of the kept set whose slots it runs over. A KV head's query heads lie side by side.
+    fn rows<'a>(&self, views: &'a [CacheView<'a>], measured: &'a Measured) -> Vec<Vec<Row<'a>>> {
+        let of_layer = |(layer, rows): (usize, &'a Vec<Vec<f32>>)| {
+            let view = |row: usize| &views[self.sets.of(layer, row * self.sets.kv_heads / rows.len())];
+            rows.iter().enumerate().map(|(row, weights)| (view(row), &weights[..])).collect()
+        };
+        measured.layers.iter().enumerate().map(of_layer).collect()
     }
 }
 
@@ -223,21 +233,7 @@ impl Rules {
 ///
 /// # Errors
 /// Says which of them does not fit.
-pub fn check(
-    policy: &str,
-    budget: Budget,
-    layers: &Layers,
-    sets: &Sets,
-    attention: AttentionDetail,
-) -> Result<Box<dyn EvictionPolicy>> {
-    if attention != AttentionDetail::Off && sets.scope != Scope::Shared {
-        return Err(Error::new(ErrorKind::Input, "attention is recorded over the tokens of one shared set")
-            .at("--scope")
-            .expected("shared")
-            .found(sets.scope)
-            .help("leave the attention out of the trace, or use --scope shared"));
-    }
-
+pub fn check(policy: &str, budget: Budget, layers: &Layers, sets: &Sets) -> Result<Box<dyn EvictionPolicy>> {
     let policy = policy::by_name(policy)?;
     policy.accepts(budget)?;
     layers.check(sets.layers, sets.scope)?;

@@ -75,7 +75,7 @@ impl Sequence {
         }
         check_ids(&prompt, model.vocab_size, "the prompt")?;
         let sets = Sets { scope: options.scope, layers: model.layers, kv_heads: model.kv_heads };
-        let policy = prune::check(&options.policy, options.budget, &options.layers, &sets, options.attention)?;
+        let policy = prune::check(&options.policy, options.budget, &options.layers, &sets)?;
         let tokenizer = model.tokenizer.as_ref().ok().cloned();
         let think = tokenizer.as_ref().map_or(ThinkIds { open: None, close: None }, Tokenizer::think_ids);
         let probe_ids = match policy.needs().probes() {

@@ -511,8 +511,8 @@ fn recording_every_head_changes_nothing_else() {
         let heads = map.heads.as_ref().expect("heads");
         assert_eq!((heads.len(), map.layers.len(), heads[0].len()), (4, 4, 4));
         for (row, of_layer) in map.layers.iter().zip(heads) {
-            for (column, mean) in row.iter().enumerate() {
-                let of_heads = of_layer.iter().map(|head| head[column]).sum::<f32>() / 4.0;
+            for (column, mean) in row.iter().map(|mean| mean.expect("cached")).enumerate() {
+                let of_heads = of_layer.iter().map(|head| head[column].expect("cached")).sum::<f32>() / 4.0;
                 assert!(
                     (mean - of_heads).abs() <= 0.01 * mean.max(of_heads),
                     "{mean} is not the mean {of_heads} of its heads"
@@ -521,10 +521,19 @@ fn recording_every_head_changes_nothing_else() {
         }
         // The importance of a step is the mean over the layers.
         for (column, step) in plain.steps.iter().filter(|s| s.cached > 0).enumerate() {
-            let mean = layers.layers.iter().map(|row| row[column]).sum::<f32>() / 4.0;
+            let mean = layers.layers.iter().map(|row| row[column].expect("cached")).sum::<f32>() / 4.0;
             assert!((mean - step.importance.unwrap()).abs() <= 0.01 * mean, "{mean}, {step:?}");
         }
     }
+    // Where every head keeps its own tokens, rows have gaps.
+    let apart = trace("apart", &["--trace-heads", "--scope", "head"]);
+    let maps: Vec<_> = apart.probes.iter().map(|p| p.attention.as_ref().expect("a map")).collect();
+    assert!(maps.iter().all(|map| map.layers.len() == 4 && map.layers.iter().all(|row| row.len() == map.steps.len())));
+    let gaps = |map: &&secateur::report::trace::AttentionMap| {
+        map.heads.iter().flatten().flatten().flatten().filter(|value| value.is_none()).count()
+    };
+    assert!(gaps(&maps[0]) == 0 && maps.iter().map(gaps).sum::<usize>() > 0, "no head lost a step that another has");
+    assert!(apart.probes.iter().all(|p| p.sets.len() == 8), "four layers of two KV heads");
     fails(&cpu(&["--trace-heads", "x"]), 2, &["--trace"]);
 }
 

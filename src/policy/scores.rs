@@ -27,15 +27,6 @@ impl Measured {
         Ok(Self { layers: rows.iter().zip(slots).map(of).collect() })
     }
 
-    /// Of each layer the mean of its rows.
-    pub fn means(&self) -> Vec<Vec<f32>> {
-        let mean = |rows: &Vec<Vec<f32>>| {
-            let at = |slot: usize| rows.iter().map(|row| f64::from(row[slot])).sum::<f64>() / rows.len() as f64;
-            (0..rows.first().map_or(0, Vec::len)).map(|slot| at(slot) as f32).collect()
-        };
-        self.layers.iter().map(mean).collect()
-    }
-
     /// The rows that count for `set`: of the listed layers for the shared set, of its own layer, of its own KV head (whose
     /// query heads lie side by side).
     fn rows<'a>(&'a self, sets: &Sets, layers: &Layers, set: usize) -> Vec<&'a [f32]> {

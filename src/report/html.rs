@@ -66,6 +66,8 @@ struct View<'a> {
     window: usize,
     probe_every: usize,
     probe_text: String,
+    /// Scope, layers, normalisation, positions.
+    settings: [String; 4],
     stop: String,
     totals: &'a super::trace::Totals,
     prompt: Option<String>,
@@ -89,9 +91,14 @@ struct ProbeView {
     us: [u64; 3],
     /// In use and reserved, before and after.
     bytes: [u64; 4],
+    /// Steps that were known.
+    known: usize,
     /// Of each step with cached tokens: index, importance, cached tokens, evicted tokens.
     steps: Vec<(usize, Option<f32>, usize, usize)>,
     map: Option<MapView>,
+    /// In scopes with several kept sets: of each layer, the share of each step known so far that it still holds after this probe,
+    /// over its KV heads; rows of bytes in base64, 255 for all. Else empty.
+    kept: String,
 }
 
 #[derive(Serialize)]
@@ -142,10 +149,12 @@ impl<'a> View<'a> {
         // Every so-manieth, and always the last.
         let every = bytes.div_ceil(heads_bytes).max(1);
         let mut nth = with_heads;
+        let mut sets = Held::new(trace, &ids);
         let mut probe = |probe: &Probe| {
             let has_heads = probe.attention.as_ref().is_some_and(|m| m.heads.is_some());
             nth -= usize::from(has_heads);
-            ProbeView::of(probe, &ids, budget, has_heads && nth % every == 0)
+            let kept = sets.after(probe);
+            ProbeView { kept, ..ProbeView::of(probe, &ids, budget, has_heads && nth % every == 0) }
         };
         Self {
             name: spelled_out(name),
@@ -157,6 +166,13 @@ impl<'a> View<'a> {
             window: trace.settings.window,
             probe_every: trace.settings.probe_every,
             probe_text: spelled_out(&trace.settings.probe_text),
+            settings: [
+                &trace.settings.scope,
+                &trace.settings.layers,
+                &trace.settings.normalise,
+                &trace.settings.positions,
+            ]
+            .map(|text| spelled_out(text)),
             stop: stop(&trace.stop_reason),
             totals: &trace.totals,
             prompt: trace.prompt_text.as_deref().map(spelled_out),
@@ -168,7 +184,7 @@ impl<'a> View<'a> {
     }
 }
 
-fn cells(heads: &[Vec<Vec<f32>>]) -> usize {
+fn cells(heads: &[Vec<Vec<Option<f32>>>]) -> usize {
     heads.iter().flatten().map(Vec::len).sum()
 }
 
@@ -195,9 +211,53 @@ impl ProbeView {
                 probe.bytes_after.in_use,
                 probe.bytes_after.reserved,
             ],
+            known: probe.steps.len(),
             steps: cached.map(|s| (index_of(s.id, ids), s.importance, s.cached, s.evicted)).collect(),
             map: probe.attention.as_ref().map(|map| MapView::of(map, probe, ids, with_heads)),
+            kept: String::new(),
         }
+    }
+}
+
+/// What the kept sets still hold, followed from probe to probe.
+struct Held<'a> {
+    trace: &'a Trace,
+    ids: &'a [usize],
+    /// By layer and KV head: of each step, the tokens that went.
+    gone: std::collections::BTreeMap<(usize, usize), Vec<usize>>,
+}
+
+impl<'a> Held<'a> {
+    fn new(trace: &'a Trace, ids: &'a [usize]) -> Self {
+        let sets = trace.probes.iter().flat_map(|p| &p.sets);
+        let gone = sets.map(|s| ((s.layer, s.kv_head.unwrap_or(0)), vec![0; ids.len()])).collect();
+        Self { trace, ids, gone }
+    }
+
+    /// A row for each layer, a byte for each step that the probe knows.
+    fn after(&mut self, probe: &Probe) -> String {
+        for set in &probe.sets {
+            let gone = self.gone.get_mut(&(set.layer, set.kv_head.unwrap_or(0))).expect("it is in the trace");
+            for position in &set.evicted {
+                let token = &self.trace.tokens[*position as usize - self.trace.prompt_ids.len()];
+                if let Some(step) = token.step {
+                    gone[index_of(step, self.ids)] += 1;
+                }
+            }
+        }
+        if self.ids.is_empty() {
+            return String::new();
+        }
+        let mut cells = Vec::new();
+        let sets: Vec<_> = self.gone.iter().collect();
+        for layer in sets.chunk_by(|a, b| a.0.0 == b.0.0) {
+            for step in &probe.steps {
+                let at = index_of(step.id, self.ids);
+                let held: usize = layer.iter().map(|(_, gone)| step.tokens.saturating_sub(gone[at])).sum();
+                cells.push((255 * held / (step.tokens * layer.len()).max(1)) as u8);
+            }
+        }
+        base64(&cells)
     }
 }
 
@@ -218,11 +278,13 @@ impl MapView {
 }
 
 impl Grid {
-    fn of(rows: &[Vec<f32>], tokens: &[usize]) -> Self {
-        let largest = rows.iter().flatten().copied().filter(|v| v.is_finite()).fold(0f32, f32::max);
-        let cells: Vec<u8> = rows.iter().flatten().map(|&value| shade(value, largest)).collect();
-        let spread = |row: &Vec<f32>| {
-            let lorenz = Lorenz::new(row.iter().copied().zip(tokens.iter().copied()))?;
+    fn of(rows: &[Vec<Option<f32>>], tokens: &[usize]) -> Self {
+        let known = rows.iter().flatten().copied().flatten();
+        let largest = known.filter(|v| v.is_finite()).fold(0f32, f32::max);
+        let cells: Vec<u8> = rows.iter().flatten().map(|&value| shade(value.unwrap_or(0.0), largest)).collect();
+        let spread = |row: &Vec<Option<f32>>| {
+            let held = row.iter().zip(tokens).filter_map(|(value, tokens)| Some(((*value)?, *tokens)));
+            let lorenz = Lorenz::new(held)?;
             let rounded = |v: f64| (v * 1000.0).round() as f32 / 1000.0;
             Some((rounded(lorenz.gini()), rounded(lorenz.top(0.1))))
         };
@@ -374,13 +436,36 @@ mod tests {
     }
 
     #[test]
+    fn what_each_layer_holds_is_followed_from_probe_to_probe() {
+        use super::super::trace::Set;
+        let mut trace = documented();
+        let set = |layer, kv_head, evicted: &[u32]| Set {
+            layer,
+            kv_head: Some(kv_head),
+            cached_before: 7,
+            evicted: evicted.into(),
+        };
+        let mut probe = trace.probes[0].clone();
+        probe.evicted.clear();
+        probe.sets = vec![set(0, 0, &[2, 3, 4]), set(0, 1, &[2]), set(1, 0, &[]), set(1, 1, &[])];
+        let mut later = probe.clone();
+        later.sets = vec![set(0, 1, &[3, 4]), set(1, 0, &[5])];
+        trace.probes = vec![probe, later];
+        let v = data(&page(&[("x".into(), trace)]).unwrap());
+        // Steps of 3 and 2 tokens in two heads a layer: 2 of 6, all; later none, all; 3 of 4 in the other layer.
+        assert_eq!(v[0]["probes"][0]["kept"], base64(&[85, 255, 255, 255]));
+        assert_eq!(v[0]["probes"][1]["kept"], base64(&[0, 255, 255, 191]));
+        assert_eq!(data(&page(&[("x".into(), documented())]).unwrap())[0]["probes"][0]["kept"], "");
+    }
+
+    #[test]
     fn heads_beyond_what_a_page_can_hold_are_left_out_evenly_and_said_so() {
         let mut trace = documented();
         let mut probe = trace.probes[0].clone();
         probe.evicted.clear();
         let map = probe.attention.as_mut().unwrap();
         // 8 cells a probe, some 10 characters: 12 probes are one and a half times what fits.
-        map.heads = Some(vec![vec![vec![0.1f32; 2]; 2], vec![vec![0.1; 2]; 2]]);
+        map.heads = Some(vec![vec![vec![Some(0.1f32); 2]; 2]; 2]);
         trace.probes = vec![probe; 12];
         let v = data(&page_within(&[("x".into(), trace)], 80).unwrap());
         let left_out: Vec<bool> =

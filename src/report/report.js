@@ -371,6 +371,28 @@ function mapFigure(trace, goTo) {
   };
 }
 
+/** In scopes with a kept set for each layer or head: what each layer still holds. */
+function keptFigure(trace, goTo) {
+  if (!trace.probes.some((p) => p.kept)) return undefined;
+  const say = el('p', {class: 'say', role: 'status'});
+  const view = gridView((r) => `layer ${r + 1}`, (row, column) => say.replaceChildren(
+    `Layer ${row + 1} holds ${percent(view.value(row, column), 255)} of `,
+    el('button', {class: 'link', type: 'button', onclick: () => goTo(column)}, `step ${column + 1}`), ' so far.'), () => {});
+  view.node.classList.add('bare');
+  const caption = el('figcaption');
+  const show = (k) => {
+    const probe = trace.probes[Math.max(k, 1) - 1];
+    const cells = atob(probe.kept).length;
+    const columns = probe.known;
+    const rows = columns ? cells / columns : 0;
+    say.replaceChildren();
+    caption.replaceChildren(`Each ${trace.settings[0] === 'head' ? 'KV head' : 'layer'} keeps its own tokens. A row a layer, a column a step: ` +
+      `the stronger, the more of the step is still cached after probe ${Math.max(k, 1)}.`);
+    view.show({cells: probe.kept, spread: Array(rows).fill(null)}, Array.from({length: columns}, (_, i) => i), new Set(), 'What each layer holds');
+  };
+  return {node: el('figure', {}, el('h3', {}, 'What each layer kept'), caption, view.node, say), show};
+}
+
 // --- the reasoning ----------------------------------------------------------------------------------------------------------------
 
 function reasoning(trace, id) {
@@ -509,12 +531,21 @@ function table(trace, jump) {
   return {node, show: (k) => rows.forEach((r, i) => r.classList.toggle('current', i === k - 1))};
 }
 
+/** Settings that are not as they are by default. */
+function unusual(trace) {
+  const [scope, layers, normalise, positions] = trace.settings;
+  const all = [scope !== 'shared' && `a kept set for each ${scope}`, layers !== 'all' && `layers ${layers}`,
+    normalise !== 'none' && `normalised ${normalise}`, positions !== 'original' && `${positions} positions`];
+  return all.filter(Boolean).map((text) => `${text}; `).join('');
+}
+
 function section(trace, index, jump) {
   const steps = reasoning(trace, `t${index + 1}`);
   // A trace of text that was generated elsewhere has no cache to show.
   const cache = trace.totals.peak_cached ? cacheFigure(trace) : undefined;
   const lengths = stepsFigure(trace, steps.goTo);
   const map = mapFigure(trace, steps.goTo);
+  const kept = keptFigure(trace, steps.goTo);
   const numbers = table(trace, jump);
   const state = el('p', {class: 'quiet', role: 'status'});
   const device = `${trace.model} · ${trace.device}`;
@@ -523,9 +554,9 @@ function section(trace, index, jump) {
       el('p', {class: 'quiet'}, device),
       el('p', {class: 'quiet'},
         (trace.probe_every ? `${trace.policy}, ${trace.budget}; window ${trace.window}, a probe every ${trace.probe_every} thinking tokens; ` : '') +
-        `stopped: ${trace.stop}`),
+        unusual(trace) + `stopped: ${trace.stop}`),
       facts(trace)),
-    el('div', {class: 'pictures'}, cache?.node, map?.node, lengths?.node, memoryFigure(trace)),
+    el('div', {class: 'pictures'}, cache?.node, map?.node, kept?.node, lengths?.node, memoryFigure(trace)),
     el('div', {class: 'reasoning'},
       trace.prompt && el('details', {}, el('summary', {}, 'The prompt'), el('div', {class: 'text', dir: 'auto'}, trace.prompt)),
       el('div', {}, el('h3', {}, 'The reasoning'), state, steps.legend, steps.list),
@@ -537,6 +568,7 @@ function section(trace, index, jump) {
     cache?.show(k);
     lengths?.show(k);
     map?.show(k);
+    kept?.show(k);
     numbers?.show(k);
     const probe = trace.probes[k - 1];
     const text = probe

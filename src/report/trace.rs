@@ -193,11 +193,11 @@ pub enum AttentionDetail {
 pub struct AttentionMap {
     /// The columns: ids of the steps that had cached tokens before the eviction, ascending.
     pub steps: Vec<usize>,
-    /// `[layers][steps]`: the mean over the layer's query heads.
-    pub layers: Vec<Vec<f32>>,
+    /// `[layers][steps]`: the mean over the layer's query heads; `None` where the layer holds nothing of the step any more.
+    pub layers: Vec<Vec<Option<f32>>>,
     /// `[layers][query heads][steps]`, with [`AttentionDetail::Heads`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub heads: Option<Vec<Vec<Vec<f32>>>>,
+    pub heads: Option<Vec<Vec<Vec<Option<f32>>>>>,
 }
 
 /// One of several kept sets at one probe.
@@ -356,6 +356,12 @@ impl Trace {
                     return wrong("a token evicted twice, or from outside the thinking");
                 }
             }
+            for position in probe.sets.iter().flat_map(|set| &set.evicted) {
+                let token = (*position as usize).checked_sub(self.prompt_ids.len());
+                if token.is_none_or(|t| t >= probe.at_token || self.tokens[t].role != Role::Thinking) {
+                    return wrong("a position evicted from a set that holds no thinking token");
+                }
+            }
             if !probe.steps.is_sorted_by(|a, b| a.id < b.id) {
                 return wrong("steps are not in order");
             }
@@ -380,38 +386,48 @@ impl Trace {
     }
 }
 
+/// A row of a readout and the view of the kept set whose slots it runs over; what lies behind them, the probe's own, is not
+/// looked at.
+pub type Row<'a> = (&'a CacheView<'a>, &'a [f32]);
+
 impl AttentionMap {
-    /// Averages readouts over the steps of `view`. `layers[l]` has a weight for each slot, probe's rows behind them ignored;
-    /// `heads[l]`, where it was read, has such a row for each head, one after the other.
+    /// Averages readouts over steps. `layers[l]`: the rows of a layer, whose mean is its row of the map; `heads[l]`: its query heads'.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] for a readout that is shorter than the view.
-    pub fn of(view: &CacheView<'_>, layers: &[Vec<f32>], heads: Option<&[Vec<f32>]>) -> Result<Self> {
-        let columns: Vec<usize> = (0..view.steps().len()).filter(|&s| !view.step_slots(s).is_empty()).collect();
-        let slots = view.tokens().len();
-        let average = |row: &[f32]| {
-            let mean = |&step: &usize| {
-                let of = view.step_slots(step);
-                let sum: f64 = of.iter().map(|s| f64::from(row[s.0 as usize])).sum();
-                three_digits(sum / of.len() as f64)
-            };
-            columns.iter().map(mean).collect::<Vec<f32>>()
-        };
-        if let Some(short) = layers.iter().chain(heads.into_iter().flatten()).find(|row| row.len() < slots) {
+    /// [`ErrorKind::Internal`] for a row that is shorter than its view.
+    pub fn of(layers: &[Vec<Row<'_>>], heads: Option<&[Vec<Row<'_>>]>) -> Result<Self> {
+        let rows = || layers.iter().chain(heads.into_iter().flatten()).flatten();
+        if let Some((view, row)) = rows().find(|(view, row)| row.len() < view.tokens().len()) {
             return Err(Error::new(ErrorKind::Internal, "a readout is shorter than the cache")
-                .expected(format!("at least {slots} weights"))
-                .found(short.len()));
+                .expected(format!("at least {} weights", view.tokens().len()))
+                .found(row.len()));
         }
-        let by_head = |(read, layer): (&Vec<f32>, &Vec<f32>)| read.chunks(layer.len().max(1)).map(average).collect();
+        // The columns: what any of the sets holds.
+        let steps = rows().next().map_or(&[][..], |(view, _)| view.steps());
+        let held = |step: &usize| rows().any(|(view, _)| !view.step_slots(*step).is_empty());
+        let columns: Vec<usize> = (0..steps.len()).filter(held).collect();
+        let mean_of = |&(view, row): &Row<'_>, step: usize| {
+            let slots = view.step_slots(step);
+            let sum: f64 = slots.iter().map(|s| f64::from(row[s.0 as usize])).sum();
+            (!slots.is_empty()).then(|| sum / slots.len() as f64)
+        };
+        let average = |rows: &[Row<'_>]| {
+            let mean = |&step: &usize| {
+                let means: Vec<f64> = rows.iter().filter_map(|row| mean_of(row, step)).collect();
+                (!means.is_empty()).then(|| three_digits(means.iter().sum::<f64>() / means.len() as f64))
+            };
+            columns.iter().map(mean).collect::<Vec<Option<f32>>>()
+        };
+        let each = |rows: &Vec<Row<'_>>| rows.iter().map(|row| average(&[*row])).collect();
         Ok(Self {
-            steps: columns.iter().map(|&s| view.steps()[s].id).collect(),
-            layers: layers.iter().map(|row| average(row)).collect(),
-            heads: heads.map(|heads| heads.iter().zip(layers).map(by_head).collect()),
+            steps: columns.iter().map(|&s| steps[s].id).collect(),
+            layers: layers.iter().map(|rows| average(rows)).collect(),
+            heads: heads.map(|heads| heads.iter().map(each).collect()),
         })
     }
 
     fn values(&self) -> impl Iterator<Item = f32> + '_ {
-        self.layers.iter().chain(self.heads.iter().flatten().flatten()).flatten().copied()
+        self.layers.iter().chain(self.heads.iter().flatten().flatten()).flatten().copied().flatten()
     }
 }
 
@@ -541,8 +557,8 @@ mod tests {
                 ],
                 attention: Some(AttentionMap {
                     steps: vec![0],
-                    layers: vec![vec![0.1], vec![1.23e-5]],
-                    heads: Some(vec![vec![vec![0.2], vec![0.0]], vec![vec![1e-9], vec![2.46e-5]]]),
+                    layers: vec![vec![Some(0.1)], vec![None]],
+                    heads: Some(vec![vec![vec![Some(0.2)], vec![Some(0.0)]], vec![vec![Some(1e-9)], vec![None]]]),
                 }),
                 sets: vec![Set { layer: 1, kv_head: Some(0), cached_before: 3, evicted: vec![2] }],
                 infeasible: Some(Infeasible { asked: 0, kept: 1 }),
@@ -616,9 +632,10 @@ mod tests {
         refused(|t| t.tokens[0].role = Role::Answer, "from outside the thinking");
         refused(|t| t.probes[0].at_token = 4, "past the tokens");
         refused(|t| t.probes[0].cached_after = 4, "more slots after");
+        refused(|t| t.probes[0].sets[0].evicted = vec![3], "from a set");
         refused(|t| t.probes[0].steps.reverse(), "not in order");
         refused(|t| (t.tokens[0].step, t.tokens[1].step) = (Some(9), Some(3)), "tokens: their steps");
-        refused(|t| t.probes[0].attention.as_mut().unwrap().layers[0].push(0.0), "do not fit");
+        refused(|t| t.probes[0].attention.as_mut().unwrap().layers[0].push(Some(0.0)), "do not fit");
         refused(|t| t.probes[0].attention.as_mut().unwrap().heads.as_mut().unwrap()[1][1].clear(), "do not fit");
         refused(|t| t.probes[0].attention.as_mut().unwrap().heads = Some(vec![]), "do not fit");
         refused(|t| t.probes[0].attention.as_mut().unwrap().steps[0] = 5, "unknown steps");
@@ -635,7 +652,7 @@ mod tests {
             CachedToken::thinking(Position(5), 2),
         ];
         let steps = [StepInfo { id: 0, tokens: 2 }, StepInfo { id: 7, tokens: 1 }, StepInfo { id: 9, tokens: 2 }];
-        let view = CacheView::new(ViewParts {
+        let parts = ViewParts {
             tokens: &tokens,
             steps: &steps,
             current_step: 2,
@@ -647,16 +664,25 @@ mod tests {
             seed: 0,
             probe: 0,
             set: 0,
-        })
-        .unwrap();
+        };
+        let view = CacheView::new(parts).unwrap();
         // The last weight of a row is the probe's own.
-        let layers = [vec![0.5, 0.125, 0.0, 0.25, 0.125], vec![0.1, 0.2, 0.3, 0.4, 0.0]];
-        let heads = [[&layers[1][..], &layers[0][..]].concat(), vec![0.0; 10]];
-        let map = AttentionMap::of(&view, &layers, Some(&heads)).unwrap();
+        let rows = [[0.5, 0.125, 0.0, 0.25, 0.125], [0.1, 0.2, 0.3, 0.4, 0.0], [0.0; 5]];
+        let row = |r: usize| (&view, &rows[r][..]);
+        let heads = [vec![row(1), row(0)], vec![row(2), row(2)]];
+        let map = AttentionMap::of(&[vec![row(0)], vec![row(1)]], Some(&heads)).unwrap();
         assert_eq!(map.steps, [0, 9]);
-        assert_eq!(map.layers, [[0.125, 0.125], [0.2, 0.35]]);
-        assert_eq!(map.heads.unwrap(), [[[0.2, 0.35], [0.125, 0.125]], [[0.0, 0.0], [0.0, 0.0]]]);
-        assert!(AttentionMap::of(&view, &[vec![0.0; 3]], None).is_err());
+        assert_eq!(map.layers, [[Some(0.125), Some(0.125)], [Some(0.2), Some(0.35)]]);
+        let [some, none] = [[[Some(0.2), Some(0.35)], [Some(0.125); 2]], [[Some(0.0); 2]; 2]];
+        assert_eq!(map.heads.unwrap(), [some, none]);
+        assert!(AttentionMap::of(&[vec![(&view, &rows[0][..3])]], None).is_err());
+
+        // Two kept sets: one has lost the first step, and a layer's row is the mean of its rows that have something.
+        let other = CacheView::new(ViewParts { tokens: &tokens[2..], ..parts }).unwrap();
+        let map =
+            AttentionMap::of(&[vec![row(0), (&other, &[0.5, 0.25])], vec![(&other, &[0.5, 0.25])]], None).unwrap();
+        assert_eq!(map.steps, [0, 9]);
+        assert_eq!(map.layers, [[Some(0.125), Some(0.25)], [None, Some(0.375)]]);
         assert_eq!([three_digits(0.0), three_digits(1.0 / 3.0), three_digits(1.2345e-12)], [0.0, 0.333, 1.23e-12]);
     }
 
