@@ -4,7 +4,7 @@ use std::path::Path;
 
 use secateur::policy::Role;
 use secateur::report::html;
-use secateur::report::trace::Trace;
+use secateur::report::trace::{Set, Trace};
 use serde_json::{Value, json};
 
 use super::{ROOT, Result, SOON, Site, clean, screenshot};
@@ -150,6 +150,17 @@ pub fn a_report_of_two_traces_has_them_side_by_side(site: &Site) -> Result {
     let trace = fixture()?;
     let mut other = trace.clone();
     other.probes.pop();
+    // The other one's layers keep what they like: the first all, the others what the trace says.
+    other.settings.scope = "layer".into();
+    for probe in &mut other.probes {
+        let set = |layer| Set {
+            layer,
+            kv_head: None,
+            cached_before: probe.cached_before,
+            evicted: if layer == 0 { Vec::new() } else { probe.evicted.clone() },
+        };
+        probe.sets = (0..4).map(set).collect();
+    }
     let traces = [("one.json".to_string(), trace.clone()), ("other.json".into(), other)];
     let (mut browser, _folder) = open(site, &traces)?;
     screenshot(&mut browser, "report-two", "light", 1360)?;
@@ -158,6 +169,9 @@ pub fn a_report_of_two_traces_has_them_side_by_side(site: &Site) -> Result {
     let tops =
         browser.eval("[...document.querySelectorAll('.reasoning')].map((s) => s.getBoundingClientRect().top)")?;
     ensure!(tops[0] == tops[1], "the texts do not begin side by side: {tops}");
+    let kept = "(() => { const c = [...document.querySelectorAll('.bare canvas')];
+        return c.map((c) => [c.height, new Set(c.getContext('2d').getImageData(0, 0, c.width, 2).data).size > 4]); })()";
+    ensure!(browser.eval(kept)? == json!([[4, true]]), "what each layer kept: {}", browser.eval(kept)?);
     // One slider moves both, each as far as it goes.
     browser.eval("$('probe').value = 1; $('probe').dispatchEvent(new Event('input'))")?;
     let states = "[...document.querySelectorAll('.reasoning [role=status]')].map((s) => s.textContent.split(',')[0])";
