@@ -485,8 +485,9 @@ function reasoning(trace, id) {
     return b;
   };
   if (probed) {
+    const measured = trace.probes.some((p) => p.steps.some((s) => s[1] !== null));
     legend.append(
-      el('span', {}, swatch(0.05, 'least'), swatch(0.5, 'important'), swatch(1, 'most'), ' by rank; bar: by value'),
+      !measured ? el('span', {}, `${trace.policy} measures no importance`) : el('span', {}, swatch(0.05, 'least'), swatch(0.5, 'important'), swatch(1, 'most'), ' by rank; bar: by value'),
       el('span', {}, el('span', {class: 'cut fresh'}, 'cut by this probe'), ' ', el('span', {class: 'cut'}, 'cut before')),
       el('span', {}, el('span', {class: 'not-yet'}, 'not written yet')),
       el('span', {}, '✂ which probe cut it', el('span', {class: 'screen'}, '; click a step for the reason')));
