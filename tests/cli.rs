@@ -509,31 +509,33 @@ fn recording_every_head_changes_nothing_else() {
         let (layers, map) = (plain.attention.as_ref().expect("a map"), heads.attention.as_ref().expect("a map"));
         assert_eq!((&layers.steps, &layers.layers, &layers.heads), (&map.steps, &map.layers, &None));
         let heads = map.heads.as_ref().expect("heads");
-        assert_eq!((heads.len(), map.layers.len(), heads[0].len()), (4, 4, 4));
+        assert!(heads.len() == map.layers.len() && heads[0].len() > 1, "heads of every layer");
         for (row, of_layer) in map.layers.iter().zip(heads) {
             for (column, mean) in row.iter().map(|mean| mean.expect("cached")).enumerate() {
-                let of_heads = of_layer.iter().map(|head| head[column].expect("cached")).sum::<f32>() / 4.0;
+                let n = of_layer.len() as f32;
+                let of_heads = of_layer.iter().map(|head| head[column].expect("cached")).sum::<f32>() / n;
                 assert!(
-                    (mean - of_heads).abs() <= 0.01 * mean.max(of_heads),
+                    (mean - of_heads).abs() <= 0.01 * mean.max(of_heads) + f32::MIN_POSITIVE,
                     "{mean} is not the mean {of_heads} of its heads"
                 );
             }
         }
         // The importance of a step is the mean over the layers.
         for (column, step) in plain.steps.iter().filter(|s| s.cached > 0).enumerate() {
-            let mean = layers.layers.iter().map(|row| row[column].expect("cached")).sum::<f32>() / 4.0;
+            let mean =
+                layers.layers.iter().map(|row| row[column].expect("cached")).sum::<f32>() / layers.layers.len() as f32;
             assert!((mean - step.importance.unwrap()).abs() <= 0.01 * mean, "{mean}, {step:?}");
         }
     }
     // Where every head keeps its own tokens, rows have gaps.
     let apart = trace("apart", &["--trace-heads", "--scope", "head"]);
     let maps: Vec<_> = apart.probes.iter().map(|p| p.attention.as_ref().expect("a map")).collect();
-    assert!(maps.iter().all(|map| map.layers.len() == 4 && map.layers.iter().all(|row| row.len() == map.steps.len())));
+    assert!(maps.iter().all(|map| map.layers.iter().all(|row| row.len() == map.steps.len())));
     let gaps = |map: &&secateur::report::trace::AttentionMap| {
         map.heads.iter().flatten().flatten().flatten().filter(|value| value.is_none()).count()
     };
     assert!(gaps(&maps[0]) == 0 && maps.iter().map(gaps).sum::<usize>() > 0, "no head lost a step that another has");
-    assert!(apart.probes.iter().all(|p| p.sets.len() == 8), "four layers of two KV heads");
+    assert!(apart.probes.iter().all(|p| p.sets.len() == 2 * maps[0].layers.len()), "two KV heads a layer");
     fails(&cpu(&["--trace-heads", "x"]), 2, &["--trace"]);
 }
 
