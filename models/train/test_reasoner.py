@@ -45,8 +45,9 @@ def test_held_out_problems_are_not_in_the_training_stream():
 
 
 def test_plan_holds_budget_window_and_current_step():
-    p = task.split("normal", 1)[0]
+    p = task.split("hard", 1)[0]
     pieces = [x for text, _ in task.think(random.Random(0), p).parts for x in task.pieces(text)][:200]
+    assert len(pieces) == 200
     for policy in policies.POLICIES[1:]:
         heads = 8 if policy == "h2o" else 1
         cached = np.ones((heads, 200), bool)
