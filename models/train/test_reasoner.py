@@ -45,9 +45,8 @@ def test_held_out_problems_are_not_in_the_training_stream():
 
 
 def test_plan_holds_budget_window_and_current_step():
-    p = task.split("hard", 1)[0]
-    pieces = [x for text, _ in task.think(random.Random(0), p).parts for x in task.pieces(text)][:200]
-    assert len(pieces) == 200
+    traces = [(p, task.pieces("".join(x for x, _ in task.think(random.Random(0), p).parts))) for p in task.split("hard", 20)]
+    p, pieces = next((p, pieces[:200]) for p, pieces in traces if len(pieces) >= 200)
     for policy in policies.POLICIES[1:]:
         heads = 8 if policy == "h2o" else 1
         cached = np.ones((heads, 200), bool)
@@ -76,7 +75,7 @@ def test_cached_forward_equals_plain_forward_and_mask_equals_removal():
         rows = []
         before = c.k.clone()
         c.forward(torch.randint(0, 380, (1, 30)), store=False, rows=rows)
-        assert torch.equal(before, c.k) and len(rows) == 4
+        assert torch.equal(before, c.k) and len(rows) == m.config.num_hidden_layers
         assert all((r.sum(-1) - 1).abs().max() <= 1e-5 for r in rows)
         # masking slots equals removing them, at the original positions
         c.alive[:, :, :, 5:20] = False
