@@ -53,7 +53,7 @@ class Stream:
 
     def refill(self, tokens_seen):
         # Half a batch from there on: more steps, while the falling learning rate takes care of the noise.
-        size = self.batch_tokens if tokens_seen < 4.9e6 else self.batch_tokens // 2
+        size = self.batch_tokens if tokens_seen < 5.26e6 else self.batch_tokens // 2
         samples = []
         while sum(len(s) for s, _ in samples) < 8 * size:
             rng = random.Random(SEED + self.index)
