@@ -10,9 +10,10 @@ use pollster::block_on;
 use secateur::bench;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
-use secateur::kernels::{self, AttentionSpec, LinearSpec, Mode, NormSpec, RopeAppendSpec, SampleSpec, Words, launch};
+use secateur::kernels::{self, AttentionSpec, LinearSpec, Mode, NormSpec, RopeAppendSpec, Words, launch};
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::Decoder;
+use secateur::sampling::Sampling;
 use secateur::weights::{ModelSource, Weights};
 
 const PROMPT: usize = 128;
@@ -154,10 +155,14 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     };
     time("rope_append", layers, (heads + 2 * kv_heads) * d * 8, Box::new(run))?;
     let logits = floats(1, c.vocab_size);
-    let spec = SampleSpec { vocab: c.vocab_size, seqs: 1, map: 16, layers: 0, all_seqs: 1, ring: 8, advance: 0 };
-    let mut state = Some(kernels::words(vec![0; 20], burn));
-    let run = || state = Some(kernels::sample(&logits, state.take().expect("put back"), spec));
-    time("sample", 1, c.vocab_size * 4, Box::new(run))?;
+    for (name, sampling) in [
+        ("sample, greedy", Sampling::GREEDY),
+        ("sample, temperature", Sampling { temperature: 0.6, top_p: 0.95, ..Sampling::GREEDY }),
+    ] {
+        cache.set_sampler(0, &sampling, 0, &[]);
+        let times = sampling.is_greedy() as usize;
+        time(name, times, c.vocab_size * 4, Box::new(|| cache.sample(&logits, &[0], 0)))?;
+    }
     println!("  sum {:.2} ms", total * 1e3);
     Ok(())
 }

@@ -81,10 +81,19 @@ fn silu(x: f32) -> f32 {
 
 // The device-resident state of B sequences (see cache.rs): a header of SEQ words a sequence, then a table of ROW words
 // for each layer and sequence, then the ring of sampled ids, then the map: which sequence a row belongs to.
-const SEQ = 8u;
+const SEQ = 16u;
 const SEQ_TOKEN = 0u;
 const SEQ_POSITION = 1u;
 const SEQ_STEP = 2u;
+const SEQ_MISSED = 3u;
+const SEQ_TEMPERATURE = 4u;
+const SEQ_TOP_K = 5u;
+const SEQ_TOP_P = 6u;
+const SEQ_MIN_P = 7u;
+const SEQ_PENALTY = 8u;
+const SEQ_RELIEF = 9u;
+const SEQ_SEED_LOW = 10u;
+const SEQ_SEED_HIGH = 11u;
 const ROW = 4u;
 const ROW_LEN = 0u;
 const ROW_BASE = 1u;

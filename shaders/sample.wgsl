@@ -1,58 +1,141 @@
-// Greedy sampling and the end of a step: argmax of each sequence's logits (the lowest id among equals) becomes its next
-// token, enters the ring of sampled ids, and position, length and step advance. A logit that is not finite gives the
-// id 0xffffffff. One workgroup a row of logits; the state
-// lists whose they are.
-// Constants: THREADS (a power of two).
-@group(0) @binding(0) var<storage, read_write> logits: array<f32>;   // [seqs, vocab]
-@group(0) @binding(1) var<storage, read_write> state: array<u32>;
-struct Info { vocab: u32, seqs: u32, layers: u32, all_seqs: u32, ring: u32, advance: u32, map: u32, pad0: u32 }
-@group(0) @binding(2) var<uniform> info: Info;
+// The end of a step: draws each row's next token from its candidates and advances its sequence. Temperature, top-k, top-p,
+// min-p, as transformers applies them one after the other; a temperature of 0 takes the first candidate. The lot is Philox
+// 4x32-10 of the sequence's seed at its step: the same wherever the sequence runs. A row of which a logit was not finite
+// gives the id 0xffffffff. One workgroup a row of candidates; the state lists whose they are.
+// Constants: THREADS (a power of two, >= K), K (candidates of a list).
+@group(0) @binding(0) var<storage, read_write> lists: array<u32>;    // [n, lists, 2 K]: values, then ids; one list if K > 1
+@group(0) @binding(1) var<storage, read_write> sums: array<f32>;     // [n, groups, 4], of top_k's first launch
+@group(0) @binding(2) var<storage, read_write> state: array<u32>;
+@group(0) @binding(3) var<storage, read_write> seen: array<u32>;     // [sequences, seen_words]: a bit a token
+struct Info {
+    lists: u32, groups: u32, layers: u32, all_seqs: u32,
+    ring: u32, advance: u32, map: u32, seen_words: u32,
+}
+@group(0) @binding(4) var<uniform> info: Info;
 
-var<workgroup> best: array<f32, THREADS>;
-var<workgroup> arg: array<u32, THREADS>;
-var<workgroup> broken: array<u32, THREADS>;
+var<workgroup> weights: array<f32, K>;
+
+fn high_product(a: u32, b: u32) -> u32 {
+    let al = a & 0xffffu;
+    let ah = a >> 16u;
+    let bl = b & 0xffffu;
+    let bh = b >> 16u;
+    let low = al * bl;
+    let mid = ah * bl + (low >> 16u);
+    let other = al * bh + (mid & 0xffffu);
+    return ah * bh + (mid >> 16u) + (other >> 16u);
+}
+
+// The first word of Philox 4x32-10 (Salmon et al. 2011).
+fn philox(key_low: u32, key_high: u32, counter: u32) -> u32 {
+    var c = vec4<u32>(counter, 0u, 0u, 0u);
+    var k = vec2<u32>(key_low, key_high);
+    for (var round = 0u; round < 10u; round++) {
+        c = vec4<u32>(
+            high_product(0xcd9e8d57u, c.z) ^ c.y ^ k.x,
+            0xcd9e8d57u * c.z,
+            high_product(0xd2511f53u, c.x) ^ c.w ^ k.y,
+            0xd2511f53u * c.x,
+        );
+        k += vec2<u32>(0x9e3779b9u, 0xbb67ae85u);
+    }
+    return c.x;
+}
+
+// The highest of the lists' first candidates, the earliest among equals.
+fn first(row: u32) -> u32 {
+    let start = row * info.lists * 2u * K;
+    var best = bitcast<f32>(lists[start]);
+    var id = lists[start + K];
+    for (var i = 1u; i < info.lists; i++) {
+        let value = bitcast<f32>(lists[start + i * 2u * K]);
+        if (value > best) {
+            best = value;
+            id = lists[start + i * 2u * K + K];
+        }
+    }
+    return id;
+}
+
+// Draws from the candidates whose weights lie in `weights`, in descending order.
+fn draw(row: u32, header: u32) -> u32 {
+    let start = row * 2u * K;
+    var count = 0u;
+    while (count < K && lists[start + K + min(count, K - 1u)] != 0xffffffffu) { count++; }
+    let asked = state[header + SEQ_TOP_K];
+    let whole = asked == 0u || asked > K;
+    var kept = count;
+    if (!whole && asked < count) {
+        kept = asked;
+        // Equals of the last stay with it.
+        while (kept < count && lists[start + min(kept, K - 1u)] == lists[start + kept - 1u]) { kept++; }
+    }
+    var total = 0.0;
+    for (var j = 0u; j < kept; j++) { total += weights[j]; }
+    if (whole) {
+        // The mass of the whole vocabulary: the chunks' sums, brought to the highest maximum.
+        var highest = LOWEST;
+        for (var g = 0u; g < info.groups; g++) { highest = max(highest, sums[(row * info.groups + g) * 4u]); }
+        let sharpness = 1.0 / bitcast<f32>(state[header + SEQ_TEMPERATURE]);
+        var mass = 0.0;
+        for (var g = 0u; g < info.groups; g++) {
+            let at = (row * info.groups + g) * 4u;
+            mass += sums[at + 1u] * exp((sums[at] - highest) * sharpness);
+        }
+        total = max(total, mass);
+    }
+    let top_p = bitcast<f32>(state[header + SEQ_TOP_P]);
+    let min_p = bitcast<f32>(state[header + SEQ_MIN_P]);
+    var mass = weights[0];
+    var chosen = 1u;
+    while (chosen < kept) {
+        let weight = weights[min(chosen, K - 1u)];
+        if (weight < min_p || (top_p < 1.0 && mass >= top_p * total)) { break; }
+        mass += weight;
+        chosen++;
+    }
+    // What the list was too short for, as a share of what was asked for.
+    if (whole && chosen == K) {
+        let missed = max(0.0, 1.0 - mass / (min(top_p, 1.0) * total));
+        state[header + SEQ_MISSED] = bitcast<u32>(max(missed, bitcast<f32>(state[header + SEQ_MISSED])));
+    }
+    let lot = f32(philox(state[header + SEQ_SEED_LOW], state[header + SEQ_SEED_HIGH], state[header + SEQ_STEP]) >> 8u);
+    let target_mass = lot * (1.0 / 16777216.0) * mass;
+    var upto = 0.0;
+    for (var j = 0u; j < chosen; j++) {
+        upto += weights[j];
+        if (upto > target_mass) { return lists[start + K + j]; }
+    }
+    return lists[start + K + chosen - 1u];
+}
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let seq = state[info.map + group.x];
-    let at = group.x * info.vocab;
-    var value = LOWEST;
-    var index = 0xffffffffu;
-    var bad = 0u;
-    for (var i = thread; i < info.vocab; i += THREADS) {
-        let v = logits[at + i];
-        if (not_finite(v)) { bad = 1u; }
-        if (v > value) {
-            value = v;
-            index = i;
-        }
-    }
-    best[thread] = value;
-    arg[thread] = index;
-    broken[thread] = bad;
-    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if (thread < half) {
-            let v = best[thread + half];
-            let i = arg[thread + half];
-            if (v > best[thread] || (v == best[thread] && i < arg[thread])) {
-                best[thread] = v;
-                arg[thread] = i;
-            }
-            broken[thread] |= broken[thread + half];
-        }
+    let row = group.x;
+    let seq = state[info.map + row];
+    let header = seq * SEQ;
+    let temperature = bitcast<f32>(state[header + SEQ_TEMPERATURE]);
+    if (K > 1u && thread < K) {
+        let start = row * 2u * K;
+        let difference = bitcast<f32>(lists[start + thread]) - bitcast<f32>(lists[start]);
+        let some = temperature > 0.0 && lists[start + K + thread] != 0xffffffffu;
+        weights[thread] = select(0.0, exp(difference * select(1.0, 1.0 / temperature, some)), some);
     }
     workgroupBarrier();
-    let header = seq * SEQ;
     for (var layer = thread; layer < info.layers; layer += THREADS) {
         state[info.all_seqs * SEQ + (layer * info.all_seqs + seq) * ROW + ROW_LEN] += info.advance;
     }
     if (thread != 0u) { return; }
-    let token = select(arg[0], 0xffffffffu, broken[0] != 0u);
+    var token = 0u;
+    if (K > 1u && temperature > 0.0) { token = draw(row, header); } else { token = first(row); }
+    for (var g = 0u; g < info.groups; g++) {
+        if (sums[(row * info.groups + g) * 4u + 2u] != 0.0) { token = 0xffffffffu; }
+    }
     let step = state[header + SEQ_STEP];
     let ring = info.all_seqs * SEQ + info.layers * info.all_seqs * ROW + seq * info.ring;
     state[ring + step % info.ring] = token;
     state[header + SEQ_STEP] = step + 1u;
     state[header + SEQ_TOKEN] = token;
     state[header + SEQ_POSITION] += info.advance;
+    if (token / 32u < info.seen_words) { seen[seq * info.seen_words + token / 32u] |= 1u << (token % 32u); }
 }

@@ -26,10 +26,11 @@ use burn::tensor::{Int, Tensor};
 use crate::device::ComputeDevice;
 use crate::kernels::launch::{self, Readback};
 use crate::kernels::{
-    self, AttentionSumsSpec, GatherSpec, QueryRingSpec, SampleSpec, Words, cache_gather::MOVE, state,
+    self, AttentionSumsSpec, GatherSpec, QueryRingSpec, SampleSpec, TopKSpec, Words, cache_gather::MOVE, state, top_k,
 };
 use crate::model::config::ModelConfig;
 use crate::policy::Positions;
+use crate::sampling::Sampling;
 use crate::{Error, ErrorKind, Position, Result, Slot};
 
 /// Sampled ids a sequence keeps on the device: bounds how late the host may read them.
@@ -45,6 +46,8 @@ pub struct CacheShape {
     pub layers: usize,
     /// Key/value heads.
     pub kv_heads: usize,
+    /// Tokens of the vocabulary: what a sampler has seen is a bit a token.
+    pub vocab: usize,
     /// Values of one head's vector.
     pub head_dim: usize,
     /// `F32` or `F16`.
@@ -67,11 +70,16 @@ impl CacheShape {
         Ok(Self {
             layers: config.num_layers,
             kv_heads: config.num_kv_heads,
+            vocab: config.vocab_size,
             head_dim: config.head_dim,
             words,
             seqs,
             growth: growth.max(1),
         })
+    }
+
+    fn seen_words(&self) -> usize {
+        self.vocab.div_ceil(32)
     }
 
     fn row_words(&self) -> usize {
@@ -153,6 +161,9 @@ pub struct KvCache {
     positions: Positions,
     tracking: Tracking,
     state: Option<Tensor<1, Int>>,
+    /// A bit for each token that a sequence's prompt has or that it generated.
+    seen: Option<Tensor<1, Int>>,
+    samplers: Vec<Sampling>,
     /// The map as it is on the device: the sequences of the rows that are forwarded or sampled next.
     selected: Vec<usize>,
     /// Where dedicated buffers are allocated: any tensor on the device.
@@ -175,11 +186,14 @@ impl KvCache {
             positions: Positions::Original,
             tracking: Tracking::default(),
             state: Some(kernels::words(vec![0; words.next_multiple_of(4)], &device.burn)),
+            seen: Some(kernels::words(vec![0; (shape.seqs * shape.seen_words()).next_multiple_of(4)], &device.burn)),
+            samplers: vec![Sampling::GREEDY; shape.seqs],
             selected: vec![0; shape.seqs],
             near,
         };
         for seq in 0..shape.seqs {
             cache.write_header(seq, 0);
+            cache.write(seq * state::SEQ + state::MISSED, Sampling::GREEDY.words(0).to_vec());
         }
         cache
     }
@@ -500,10 +514,10 @@ impl KvCache {
         self.write(self.table(0), tables);
     }
 
-    /// Writes a sequence's header. `token` must be its pending token (any value where there is none).
+    /// Writes what changes of a sequence's header. `token` must be its pending token (any value where there is none).
     fn write_header(&mut self, seq: usize, token: u32) {
         let Sequence { position, step, .. } = self.sequences[seq];
-        let mut header = vec![0; state::SEQ];
+        let mut header = vec![0; state::MISSED];
         header[state::TOKEN] = token;
         header[state::POSITION] = position.0;
         header[state::STEP] = step;
@@ -516,7 +530,7 @@ impl KvCache {
     }
 
     /// After the host forwarded `n` tokens of `seq`: advances lengths and position, here and on the device. The pending token
-    /// must be known (`token`), because the whole header is written.
+    /// must be known (`token`), because it is written, too.
     pub fn advance(&mut self, seq: usize, n: usize, token: u32) {
         self.sequences[seq].position.0 += n as u32;
         for layer in &mut self.layers {
@@ -526,16 +540,45 @@ impl KvCache {
         self.write_tables();
     }
 
-    /// Samples the next token of each of `seqs` greedily from its row of `logits` `[seqs, vocab]`, on the device, which
+    /// From now on `seq` is sampled as `sampling` says, with lots from `seed`, and has seen `prompt`.
+    pub fn set_sampler(&mut self, seq: usize, sampling: &Sampling, seed: u64, prompt: &[u32]) {
+        self.samplers[seq] = *sampling;
+        self.write(seq * state::SEQ + state::MISSED, sampling.words(seed).to_vec());
+        let mut seen = vec![0u32; self.shape.seen_words()];
+        for id in prompt {
+            seen[*id as usize / 32] |= 1 << (id % 32);
+        }
+        let at = seq * seen.len();
+        let tensor = self.seen.take().expect("put back below");
+        self.seen = Some(launch::write_words(tensor, at, seen));
+    }
+
+    /// The largest share of the probability that `seq` asked for and that lay outside its candidates, from the words that
+    /// [`read_state`](Self::read_state) gave.
+    pub fn missed(&self, words: &[u32], seq: usize) -> f32 {
+        f32::from_bits(words[seq * state::SEQ + state::MISSED])
+    }
+
+    /// Samples the next token of each of `seqs` from its row of `logits` `[seqs, vocab]`, on the device, which
     /// advances their lengths and positions by `advance`; so does the mirror.
     pub fn sample(&mut self, logits: &Tensor<2>, seqs: &[usize], advance: usize) {
         let shape = self.shape;
         let map = self.select(seqs);
-        let vocab = logits.dims()[1];
+        let (n, seen_words) = (seqs.len(), shape.seen_words());
+        // The most likely token of each needs no longer lists.
+        let k = if seqs.iter().all(|seq| self.samplers[*seq].is_greedy()) { 1 } else { top_k::MOST };
+        let (state, seen) = (self.state.take().expect("put back below"), self.seen.take().expect("put back below"));
+        let spec = TopKSpec { count: logits.dims()[1], n, k, merge: false, map, seen_words };
+        let (mut candidates, sums) = kernels::top_k(logits, &state, &seen, spec);
+        let (mut lists, chunks) = (spec.lists(), spec.lists());
+        if let Some(merging) = spec.merging() {
+            candidates = kernels::top_k_merge(&candidates, &state, &seen, merging);
+            lists = 1;
+        }
         let (layers, all_seqs, ring) = (shape.layers, shape.seqs, RING);
-        let spec = SampleSpec { vocab, seqs: seqs.len(), map, layers, all_seqs, ring, advance };
-        let state = self.state.take().expect("put back below");
-        self.state = Some(kernels::sample(logits, state, spec));
+        let spec = SampleSpec { n, k, lists, chunks, map, layers, all_seqs, ring, advance, seen_words };
+        let (state, seen) = kernels::sample(&candidates, &sums, state, seen, spec);
+        (self.state, self.seen) = (Some(state), Some(seen));
         for &seq in seqs {
             self.sequences[seq].position.0 += advance as u32;
             self.sequences[seq].step += 1;

@@ -30,6 +30,7 @@ use crate::policy::{self, Budget, KeepPlan, Layers, Normalise, Positions, Role, 
 use crate::probe::{self, PromptThinking};
 use crate::prune::{Held, Reading, Readouts, Rules};
 use crate::report::trace::{self, AttentionDetail, Trace};
+use crate::sampling::Sampling;
 use crate::sequence::{Facts, Sequence};
 use crate::text::{ChatTemplate, Message, RenderOptions, ThinkIds, ThinkingState, Tokenizer};
 use crate::weights::{ModelSource, Weights};
@@ -94,7 +95,9 @@ pub struct RunOptions {
     pub probe_every: usize,
     /// What is appended at a probe.
     pub probe_text: String,
-    /// For policies that draw lots.
+    /// How the next token is chosen.
+    pub sampling: Sampling,
+    /// Of the lots that sampling draws, and policies.
     pub seed: u64,
     /// Who shares a kept set.
     pub scope: Scope,
@@ -119,6 +122,7 @@ impl Default for RunOptions {
             window: policy::DEFAULT_WINDOW,
             probe_every: probe::DEFAULT_PROBE_EVERY,
             probe_text: probe::DEFAULT_PROBE_TEXT.into(),
+            sampling: Sampling::GREEDY,
             seed: 0,
             scope: Scope::default(),
             layers: Layers::default(),
@@ -164,6 +168,9 @@ pub struct RunResult {
     pub kv_bytes: u64,
     /// Everything else, and the whole story.
     pub trace: Trace,
+    /// The largest share of the probability a draw asked for that lay outside its [candidates](crate::sampling::MOST_CANDIDATES):
+    /// 0 unless top-k is off or longer than they are.
+    pub missed: f32,
     /// What ended the run, if something failed after the first token.
     pub error: Option<Error>,
 }
@@ -435,6 +442,8 @@ impl Batch<'_> {
             if let Err(e) = ready {
                 sequence.fail(e);
             }
+            let RunOptions { sampling, seed, .. } = &sequence.options;
+            cache.set_sampler(place, sampling, *seed, &sequence.prompt);
             places[place] = Some(sequence);
         }
         if self.engine.stop.load(Ordering::Relaxed) {
@@ -517,6 +526,7 @@ impl Batch<'_> {
             for (place, request, upto) in of {
                 // It may have ended, and another have its place.
                 let Some(sequence) = self.places[place].as_mut().filter(|s| s.id == request) else { continue };
+                sequence.missed = cache.missed(&words, place);
                 for id in cache.raw_ids(&words, place, sequence.tokens.len() as u32, upto as u32) {
                     // Steps past the end were under way when it became known; nobody asks what they gave.
                     if sequence.ended.is_some() {

@@ -15,6 +15,7 @@ pub mod policy;
 pub mod probe;
 pub mod prune;
 pub mod report;
+pub mod sampling;
 mod sequence;
 pub mod steps;
 pub mod text;

@@ -54,6 +54,8 @@ pub(crate) struct Sequence {
     pub ended: Option<StopReason>,
     error: Option<Error>,
     pub totals: Totals,
+    /// See [`RunResult`].
+    pub missed: f32,
     began: Instant,
     first_token: Option<Instant>,
 }
@@ -74,6 +76,7 @@ impl Sequence {
                 .help("shorten it, or raise --context up to the model's max_position_embeddings"));
         }
         check_ids(&prompt, model.vocab_size, "the prompt")?;
+        options.sampling.check()?;
         let sets = Sets { scope: options.scope, layers: model.layers, kv_heads: model.kv_heads };
         let policy = prune::check(&options.policy, options.budget, &options.layers, &sets)?;
         let tokenizer = model.tokenizer.as_ref().ok().cloned();
@@ -120,6 +123,7 @@ impl Sequence {
             ended: None,
             error: None,
             totals: Totals { prompt_tokens: prompt.len(), ..Totals::default() },
+            missed: 0.0,
             began: Instant::now(),
             first_token: None,
             options: options.clone(),
@@ -297,6 +301,7 @@ impl Sequence {
                 window: self.options.window,
                 probe_every: self.options.probe_every,
                 probe_text: self.options.probe_text.clone(),
+                sampling: self.options.sampling,
                 seed: self.options.seed,
                 scope: self.options.scope.to_string(),
                 layers: self.options.layers.to_string(),
@@ -316,6 +321,7 @@ impl Sequence {
             text: self.text,
             bytes: device.bytes(),
             kv_bytes: cache.bytes_of(place),
+            missed: self.missed,
             trace,
             error: self.error,
         })

@@ -89,6 +89,7 @@ impl Run {
             window: self.window.unwrap_or(default.window),
             probe_every: self.probe_every.unwrap_or(default.probe_every),
             probe_text: self.probe_text.unwrap_or(default.probe_text),
+            sampling: default.sampling,
             seed: self.seed.unwrap_or(default.seed),
             scope: self.scope.map_or(Ok(default.scope), |text| text.parse())?,
             layers: self.layers.map_or(Ok(default.layers), |text| text.parse())?,

@@ -4,9 +4,14 @@ mod common;
 use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions, RunResult};
 use secateur::kernels::Words;
 use secateur::report::trace::StopReason;
+use secateur::sampling::Sampling;
 use secateur::weights::ModelSource;
 
 fn engine(device: &secateur::device::ComputeDevice, with_text: bool) -> Engine {
+    engine_of(device, with_text, 1)
+}
+
+fn engine_of(device: &secateur::device::ComputeDevice, with_text: bool, sequences: usize) -> Engine {
     let dir = format!("{}/tests/golden/qwen2-f16", env!("CARGO_MANIFEST_DIR"));
     let directory = ModelSource::directory(&dir).expect("committed");
     let mut names = vec!["config.json", "generation_config.json", "model.safetensors"];
@@ -15,7 +20,7 @@ fn engine(device: &secateur::device::ComputeDevice, with_text: bool) -> Engine {
     }
     let files = names.into_iter().map(|n| (n, directory.read(n).expect("committed").to_vec()));
     let source = ModelSource::memory(files);
-    let options = LoadOptions { kv: Words::F32, context: Some(2048), ..LoadOptions::default() };
+    let options = LoadOptions { kv: Words::F32, context: Some(2048), sequences };
     Engine::load(&source, "qwen2-f16", device, &options, &mut |_, _| ()).expect("a good model")
 }
 
@@ -124,4 +129,94 @@ fn a_stop_is_heard_while_the_prompt_is_forwarded() {
     assert_eq!((stopped.trace.stop_reason, stopped.trace.tokens.len()), (StopReason::Cancelled, 0));
     let fresh = run(&mut engine, &Prompt::Ids(vec![5, 6, 7]), &options);
     assert_eq!(fresh.trace.tokens.len(), 4);
+}
+
+/// Ragged requests: prompts, lengths, policies, budgets and ends of all kinds; one draws with a temperature.
+fn ragged() -> Vec<(Prompt, RunOptions)> {
+    let base = RunOptions { max_new_tokens: 70, policy: "full".into(), ignore_eos: true, ..RunOptions::default() };
+    let pruned = |policy: &str, budget: &str, probe_every| RunOptions {
+        policy: policy.into(),
+        budget: budget.parse().expect("a budget"),
+        window: 8,
+        probe_every,
+        ..base.clone()
+    };
+    let drawn = Sampling { temperature: 0.8, top_k: 40, top_p: 0.95, repetition_penalty: 1.1, ..Sampling::GREEDY };
+    vec![
+        (Prompt::Chat("What is 12 + 30?".into()), pruned("think-clearly", "tokens:24", 30)),
+        (Prompt::Ids((0..300).map(|i| i * 7 % 300).collect()), RunOptions { max_new_tokens: 33, ..base.clone() }),
+        (Prompt::Chat("Count.".into()), RunOptions { sampling: drawn, seed: 5, ..base.clone() }),
+        (Prompt::Chat("Why?".into()), pruned("random", "ratio:0.5", 20)),
+        (Prompt::Ids(vec![5]), RunOptions { max_new_tokens: 1, ..base.clone() }),
+        (Prompt::Chat("Now.".into()), RunOptions { ignore_eos: false, ..base.clone() }),
+        (Prompt::Raw("Hmm".into()), pruned("streaming-llm", "tokens:16", 25)),
+        (
+            Prompt::Chat("Say it again.".into()),
+            RunOptions { max_new_tokens: 90, ..pruned("think-token", "ratio:0.6", 40) },
+        ),
+    ]
+}
+
+/// Eight at once, and eight through three places, give what each gives alone: to the bit on the twins, and on an adapter up to
+/// where a sum in another order decides.
+#[test]
+fn a_sequence_does_not_notice_its_neighbours() {
+    let requests = ragged();
+    for device in common::two() {
+        let mut alone = engine(device, true);
+        let single: Vec<RunResult> =
+            requests.iter().map(|(prompt, options)| run(&mut alone, prompt, options)).collect();
+        for places in [8, 3] {
+            let mut engine = engine_of(device, true, places);
+            let mut batch = engine.batch();
+            for (prompt, options) in &requests {
+                batch.add(prompt, options).expect("a good request");
+            }
+            let results = pollster::block_on(batch.run(&mut |_, _| ()));
+            assert_eq!(results.len(), requests.len());
+            let (mut same, mut all) = (0, 0);
+            for ((request, result), want) in results.into_iter().zip(&single) {
+                let result = result.expect("it runs");
+                let (found, want_ids) = (ids(&result), ids(want));
+                let equal = found.iter().zip(&want_ids).take_while(|(a, b)| a == b).count();
+                (same, all) = (same + equal, all + want_ids.len());
+                if device.info.backend == "cpu" {
+                    assert_eq!(found, want_ids, "request {request}, {places} places");
+                    assert_eq!(result.trace.stop_reason, want.trace.stop_reason, "request {request}");
+                    let evicted = |r: &RunResult| r.trace.probes.iter().map(|p| p.evicted.clone()).collect::<Vec<_>>();
+                    assert_eq!(evicted(&result), evicted(want), "request {request}");
+                }
+                assert!(result.trace.totals.evicted_tokens > 0 || want.trace.totals.evicted_tokens == 0);
+            }
+            println!("{}, {places} places: {same} of {all} ids equal", device.info.line());
+            assert!(same * 10 >= all * 9, "{}: {same} of {all}", device.info.line());
+        }
+    }
+}
+
+/// One that fails and one that is cancelled leave the others alone; the same batch gives the same ids.
+#[test]
+fn a_request_that_ends_badly_ends_alone() {
+    let device = secateur::device::ComputeDevice::cpu();
+    let mut engine = engine_of(&device, true, 2);
+    let options = RunOptions { max_new_tokens: 40, policy: "full".into(), ignore_eos: true, ..RunOptions::default() };
+    let want = ids(&run(&mut engine, &Prompt::Ids(vec![1, 2, 3]), &options));
+    let mut batch = engine.batch();
+    let good = batch.add(&Prompt::Ids(vec![1, 2, 3]), &options).expect("good");
+    let cancelled = batch.add(&Prompt::Ids(vec![4, 5]), &options).expect("good");
+    let waiting = batch.add(&Prompt::Ids(vec![1, 2, 3]), &options).expect("good");
+    let wrong = Sampling { top_p: 7.0, ..Sampling::GREEDY };
+    assert!(batch.add(&Prompt::Ids(vec![1]), &RunOptions { sampling: wrong, ..options.clone() }).is_err());
+    pollster::block_on(batch.step(&mut |_, _| ()));
+    batch.cancel(cancelled);
+    let results = pollster::block_on(batch.run(&mut |_, _| ()));
+    for (request, result) in results {
+        let result = result.expect("it ran");
+        if request == cancelled {
+            assert_eq!(result.trace.stop_reason, StopReason::Cancelled);
+        } else {
+            assert!(request == good || request == waiting);
+            assert_eq!(ids(&result), want);
+        }
+    }
 }

@@ -705,6 +705,7 @@ fn bare_trace(
             window: 0,
             probe_every: 0,
             probe_text: String::new(),
+            sampling: Default::default(),
             seed: 0,
             scope: "shared".into(),
             layers: "all".into(),

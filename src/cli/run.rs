@@ -10,6 +10,7 @@ use secateur::engine::{Engine, Event, LoadOptions, Prompt, RunOptions, RunResult
 use secateur::eval::calibrate::{Choice, FILE};
 use secateur::policy::{self, Budget, Layers, Role, Scope};
 use secateur::report::trace::AttentionDetail;
+use secateur::sampling::Sampling;
 use secateur::text::Message;
 use secateur::weights::ModelSource;
 use secateur::{Error, ErrorKind, Result, builtin, probe};
@@ -71,7 +72,9 @@ pub struct Args {
     /// Where kept keys stand after an eviction: original, or compact (they close ranks).
     #[arg(long, value_name = "WHERE", default_value_t = policy::Positions::default().to_string())]
     positions: String,
-    /// Seed of the policies that draw lots.
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Seed of sampling and of the policies that draw lots.
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Element type of the KV cache.
@@ -101,6 +104,53 @@ pub struct Args {
     /// Only the text (or the JSON) and errors.
     #[arg(long, short)]
     quiet: bool,
+}
+
+/// How tokens are chosen. What is not given comes from the model's generation_config.json, and is greedy if that does not say
+/// do_sample.
+#[derive(Debug, clap::Args)]
+#[command(
+    next_help_heading = "Sampling (default: as the model's generation_config.json says; greedy without do_sample)"
+)]
+struct SamplingArgs {
+    /// Always the most likely token.
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
+    greedy: bool,
+    /// Divides the logits; 0 is --greedy.
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Only the K most likely tokens; 0: all (128 are candidates at most).
+    #[arg(long, value_name = "K")]
+    top_k: Option<u32>,
+    /// Only the fewest tokens that reach this probability together.
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Only tokens at least this share as likely as the most likely one.
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Above 1, tokens of the prompt and of the text so far become less likely.
+    #[arg(long, value_name = "R")]
+    repetition_penalty: Option<f32>,
+}
+
+impl SamplingArgs {
+    /// These in place of the model's. A setting of a draw asks for one: without a temperature for 1.
+    fn over(&self, model: Sampling) -> Result<Sampling> {
+        let mut sampling = model;
+        let asks = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
+        if self.greedy {
+            sampling = Sampling { repetition_penalty: model.repetition_penalty, ..Sampling::GREEDY };
+        } else if asks && model.is_greedy() {
+            sampling.temperature = 1.0;
+        }
+        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
+        sampling.top_k = self.top_k.unwrap_or(sampling.top_k);
+        sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
+        sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
+        sampling.repetition_penalty = self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
+        sampling.check()?;
+        Ok(sampling)
+    }
 }
 
 fn policy_help() -> String {
@@ -141,6 +191,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let load = LoadOptions { kv: args.kv.words(), context: args.context, sequences: 1 };
     let mut engine = Engine::load(&source, name, &device, &load, &mut |done, of| bar.at(done, of))?;
     drop(bar);
+    options.sampling = args.sampling.over(Sampling::from_defaults(&engine.model().config().generation))?;
     let load_us = began.elapsed().as_micros() as u64;
 
     let mut screen = Screen::new(!args.json, !args.quiet, args.plain);
@@ -319,6 +370,8 @@ impl Args {
             window: self.window.unwrap_or(window),
             probe_every: self.probe_every.unwrap_or(probe_every),
             probe_text: self.probe_text.clone(),
+            // What is not given here the model knows: once it is loaded.
+            sampling: self.sampling.over(Sampling::GREEDY)?,
             seed: self.seed,
             scope: self.scope.parse()?,
             layers: self.layers.as_deref().unwrap_or("all").parse()?,

@@ -5,6 +5,7 @@ use burn::tensor::{Device, Int, Tensor};
 use super::launch::{POISON_WORD, as_floats, as_words, read_floats, read_words};
 use super::{Words, floats, state, words};
 use crate::Result;
+use crate::sampling::Sampling;
 
 /// How far a result may be from the twin's. Every comparison accepts only `error <= bound`, so NaN fails; a row is judged
 /// on its own, so that one wrong head cannot hide in an average.
@@ -119,6 +120,7 @@ pub fn all() -> Vec<Case> {
         super::key_similarity::cases(),
         super::query_ring::cases(),
         super::cache_gather::cases(),
+        super::top_k::cases(),
         super::sample::cases(),
     ];
     lists.into_iter().flatten().collect()
@@ -263,6 +265,21 @@ impl StateBuilder {
 
     pub(super) fn steps(self, steps: &[u32]) -> Self {
         self.header(state::STEP, steps)
+    }
+
+    /// Temperature and repetition penalty.
+    pub(super) fn samplers(self, samplers: &[(f32, f32)]) -> Self {
+        self.full_samplers(&samplers.iter().map(|(t, p)| (*t, *p, 0, 1.0, 0.0)).collect::<Vec<_>>())
+    }
+
+    /// Temperature, repetition penalty, top-k, top-p, min-p; seeds follow from the place.
+    pub(super) fn full_samplers(mut self, samplers: &[(f32, f32, u32, f32, f32)]) -> Self {
+        for (seq, &(temperature, repetition_penalty, top_k, top_p, min_p)) in samplers.iter().enumerate() {
+            let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty };
+            let words = sampling.words(0x1_0000_0007 * (seq as u64 + 1));
+            self.words[seq * state::SEQ + state::MISSED..(seq + 1) * state::SEQ].copy_from_slice(&words);
+        }
+        self
     }
 
     pub(super) fn tokens(self, tokens: &[u32]) -> Self {

@@ -15,7 +15,7 @@ use burn::tensor::{Bytes, DType, Int, Tensor};
 
 use super::{
     AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, GatherSpec, Kernels, KeySimilaritySpec, LinearSpec,
-    NormSpec, QueryRingSpec, RopeAppendSpec, SampleSpec,
+    NormSpec, QueryRingSpec, RopeAppendSpec, SampleSpec, TopKSpec,
 };
 use crate::{Error, ErrorKind, Result};
 
@@ -346,10 +346,31 @@ impl Kernels for CubeBackend {
         out
     }
 
-    fn sample(logits: CubeTensor, state: CubeTensor, spec: SampleSpec) -> CubeTensor {
-        let (logits, state) = (into_contiguous(logits), owned(state, "the state"));
-        launch(&spec.variant(), [spec.seqs, 1, 1], &[&logits, &state], &spec.info());
-        state
+    fn top_k(logits: CubeTensor, state: CubeTensor, seen: CubeTensor, spec: TopKSpec) -> (CubeTensor, CubeTensor) {
+        let logits = into_contiguous(logits);
+        let lists = empty(&logits, vec![spec.n * spec.lists() * 2 * spec.k], DType::U32);
+        let sums = empty(&logits, vec![spec.n * spec.lists(), 4], DType::F32);
+        launch(&spec.variant(), spec.groups(), &[&logits, &state, &seen, &lists, &sums], &spec.info());
+        (lists, sums)
+    }
+
+    fn top_k_merge(lists: CubeTensor, state: CubeTensor, seen: CubeTensor, spec: TopKSpec) -> CubeTensor {
+        let merged = empty(&lists, vec![spec.n * 2 * spec.k], DType::U32);
+        let unread = empty(&lists, vec![spec.n, 4], DType::F32);
+        launch(&spec.variant(), spec.groups(), &[&lists, &state, &seen, &merged, &unread], &spec.info());
+        merged
+    }
+
+    fn sample(
+        lists: CubeTensor,
+        sums: CubeTensor,
+        state: CubeTensor,
+        seen: CubeTensor,
+        spec: SampleSpec,
+    ) -> (CubeTensor, CubeTensor) {
+        let (state, seen) = (owned(state, "the state"), owned(seen, "the seen tokens"));
+        launch(&spec.variant(), [spec.n, 1, 1], &[&lists, &sums, &state, &seen], &spec.info());
+        (state, seen)
     }
 }
 

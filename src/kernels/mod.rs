@@ -20,6 +20,7 @@ pub mod query_ring;
 pub mod rms_norm;
 pub mod rope_append;
 pub mod sample;
+pub mod top_k;
 mod twin;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -37,6 +38,7 @@ pub use query_ring::QueryRingSpec;
 pub use rms_norm::NormSpec;
 pub use rope_append::RopeAppendSpec;
 pub use sample::SampleSpec;
+pub use top_k::TopKSpec;
 
 /// How values lie in the u32 words of a weight matrix or a cache row: see `weights::pack`. A cache is `F32` or `F16`. `cols` is a
 /// multiple of 8 everywhere in the graph (the loader refuses others), so a row is a whole number of 4-word vectors for
@@ -98,13 +100,31 @@ pub fn f16_bits(value: f32) -> u16 {
 /// Layout of the device-resident state: see `common.wgsl`, which this mirrors, and `cache.rs`, which fills it.
 pub mod state {
     /// Words of a sequence's header.
-    pub const SEQ: usize = 8;
+    pub const SEQ: usize = 16;
     /// The pending token: sampled, not yet forwarded.
     pub const TOKEN: usize = 0;
     /// Logical position of the next token to be forwarded.
     pub const POSITION: usize = 1;
     /// Tokens sampled so far.
     pub const STEP: usize = 2;
+    /// f32: the largest share of the probability a sampler asked for that lay outside its candidates.
+    pub const MISSED: usize = 3;
+    /// f32; 0: the most likely token.
+    pub const TEMPERATURE: usize = 4;
+    /// 0: all.
+    pub const TOP_K: usize = 5;
+    /// f32.
+    pub const TOP_P: usize = 6;
+    /// f32.
+    pub const MIN_P: usize = 7;
+    /// f32: what negative logits of seen tokens are multiplied by.
+    pub const PENALTY: usize = 8;
+    /// f32: what the others are; its inverse.
+    pub const RELIEF: usize = 9;
+    /// Low half of the seed.
+    pub const SEED_LOW: usize = 10;
+    /// High half of the seed.
+    pub const SEED_HIGH: usize = 11;
     /// Words of a layer's entry for one sequence.
     pub const ROW: usize = 4;
     /// Cached slots.
@@ -219,8 +239,30 @@ pub trait Kernels: Backend {
         spec: GatherSpec,
     ) -> IntTensor<Self>;
 
-    /// See [`mod@sample`]. `state` in place.
-    fn sample(logits: FloatTensor<Self>, state: IntTensor<Self>, spec: SampleSpec) -> IntTensor<Self>;
+    /// See [`mod@top_k`], of logits. Returns the lists and the sums.
+    fn top_k(
+        logits: FloatTensor<Self>,
+        state: IntTensor<Self>,
+        seen: IntTensor<Self>,
+        spec: TopKSpec,
+    ) -> (IntTensor<Self>, FloatTensor<Self>);
+
+    /// See [`mod@top_k`], of lists.
+    fn top_k_merge(
+        lists: IntTensor<Self>,
+        state: IntTensor<Self>,
+        seen: IntTensor<Self>,
+        spec: TopKSpec,
+    ) -> IntTensor<Self>;
+
+    /// See [`mod@sample`]. `state` and `seen` in place.
+    fn sample(
+        lists: IntTensor<Self>,
+        sums: FloatTensor<Self>,
+        state: IntTensor<Self>,
+        seen: IntTensor<Self>,
+        spec: SampleSpec,
+    ) -> (IntTensor<Self>, IntTensor<Self>);
 }
 
 /// The specialisations a model of a supported architecture can ask for: every packing, mode, reduction and head group, the
@@ -231,10 +273,16 @@ pub fn variants() -> Vec<launch::Variant> {
     let mut list = vec![
         NormSpec { n: 1, first: 0, cols: 8, eps: 1e-6 }.variant(),
         GatherSpec { row_words: 8, kv_heads: 1, planes: 2, seqs: 1, most_kept: 1, out_words: 8 }.variant(),
-        SampleSpec { vocab: 8, seqs: 1, map: 0, layers: 1, all_seqs: 1, ring: 1, advance: 1 }.variant(),
     ];
     let ring = QueryRingSpec { n: 1, cols: 8, chunk: 1, map: 0, width: 1 };
     list.extend([ring.variant(false), ring.variant(true)]);
+    for k in [1, top_k::MOST] {
+        let spec = |merge| TopKSpec { count: 8, n: 1, k, merge, map: 0, seen_words: 1 }.variant();
+        list.extend([false, true].map(spec));
+        let (n, lists, chunks, map, layers, all_seqs, ring, advance, seen_words) = (1, 1, 1, 0, 1, 1, 1, 1, 1);
+        let spec = SampleSpec { n, k, lists, chunks, map, layers, all_seqs, ring, advance, seen_words };
+        list.push(spec.variant());
+    }
     for words in all {
         let (row0, rows, vocab) = (0, 8, 8);
         let embed = |pending| EmbedSpec { words, n: 1, cols: 8, row0, rows, vocab, pending }.variant();
@@ -484,7 +532,38 @@ pub fn cache_gather(
     ))
 }
 
-/// Greedy sampling into `state`, in place.
-pub fn sample(logits: &Tensor<2>, state: Tensor<1, Int>, spec: SampleSpec) -> Tensor<1, Int> {
-    Tensor::from_dispatch(Dispatch::sample(logits.clone().into_dispatch(), state.into_dispatch(), spec))
+/// The highest of each row of `logits` `[n, count]`: lists `[n lists 2 k]` and sums `[n lists, 4]`.
+pub fn top_k(
+    logits: &Tensor<2>,
+    state: &Tensor<1, Int>,
+    seen: &Tensor<1, Int>,
+    spec: TopKSpec,
+) -> (Tensor<1, Int>, Tensor<2>) {
+    let (state, seen) = (state.clone().into_dispatch(), seen.clone().into_dispatch());
+    let (lists, sums) = Dispatch::top_k(logits.clone().into_dispatch(), state, seen, spec);
+    (Tensor::from_dispatch(lists), Tensor::from_dispatch(sums))
+}
+
+/// One list of each row's several.
+pub fn top_k_merge(
+    lists: &Tensor<1, Int>,
+    state: &Tensor<1, Int>,
+    seen: &Tensor<1, Int>,
+    spec: TopKSpec,
+) -> Tensor<1, Int> {
+    let (state, seen) = (state.clone().into_dispatch(), seen.clone().into_dispatch());
+    Tensor::from_dispatch(Dispatch::top_k_merge(lists.clone().into_dispatch(), state, seen, spec))
+}
+
+/// Draws the next tokens into `state` and `seen`, in place.
+pub fn sample(
+    lists: &Tensor<1, Int>,
+    sums: &Tensor<2>,
+    state: Tensor<1, Int>,
+    seen: Tensor<1, Int>,
+    spec: SampleSpec,
+) -> (Tensor<1, Int>, Tensor<1, Int>) {
+    let (lists, sums) = (lists.clone().into_dispatch(), sums.clone().into_dispatch());
+    let (state, seen) = Dispatch::sample(lists, sums, state.into_dispatch(), seen.into_dispatch(), spec);
+    (Tensor::from_dispatch(state), Tensor::from_dispatch(seen))
 }

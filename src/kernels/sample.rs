@@ -1,23 +1,42 @@
-//! The end of a step: choose each sequence's next token and advance its state, on the device.
+//! The end of a step: draw each sequence's next token from its candidates and advance its state, on the device.
 //!
-//! Contract: for row `i` of `seqs`, which belongs to the sequence that `state[map + i]` names: `token = argmax(logits[i, :])`, the lowest id among equals, or
-//! [`BROKEN`](super::state::BROKEN) where any logit is not finite (checked by bits: comparisons may be folded away); write
-//! it as the pending token and into the ring of sampled ids at `step % ring`; then `step += 1`, `position += advance` and
-//! every layer's `length += advance`. Sequences that are not named are left alone.
+//! Contract: row `i` of `n` belongs to the sequence that `state[map + i]` names. Its candidates are those of
+//! [`top_k`](super::top_k): one list of `k` in `lists` `[n, lists, 2 k]`, or, where `k` is 1, several. With the sequence's
+//! temperature at 0 or `k` 1, `token` is the first of them, the earliest list's among equals. Otherwise it is drawn as
+//! transformers draws it, one after the other:
+//! - weights `exp((value − first) / temperature)`;
+//! - **top-k**: that many, and whoever equals the last of them; 0 or more than the list has: all of it, and of the
+//!   vocabulary's mass outside it `sums` knows;
+//! - **top-p**: the fewest whose mass reaches that share of the mass so far, the vocabulary's where top-k took all;
+//! - **min-p**: none lighter than that share of the first;
+//! - the candidate in which the lot falls, of those that are left.
 //!
-//! Bound: exact.
+//! The lot is [`lot`]: Philox of the sequence's seed at its step. Where a list of all candidates was too short, the share of the
+//! asked-for mass outside it goes to the state, if it is the largest so far ([`MISSED`](state::MISSED)).
+//!
+//! Where a logit was not finite, `token` is [`BROKEN`](super::state::BROKEN). The token becomes the pending one, enters the ring
+//! of sampled ids at `step % ring` and the sequence's row of `seen`; then `step += 1`, `position += advance` and every layer's
+//! `length += advance`. Sequences that are not named are left alone.
+//!
+//! Bound: exact, unless the lot falls within 1e-5 of where two candidates meet: masses are sums of rounded exponentials. In no
+//! case here it does.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
 use super::launch::Variant;
-use super::{sample as run, state};
+use super::top_k::MOST;
+use super::{TopKSpec, sample as run, state, top_k, top_k_merge};
 
 /// Parameters of [`sample`](fn@super::sample).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SampleSpec {
-    /// Values in a row of logits.
-    pub vocab: usize,
-    /// Sequences sampled.
-    pub seqs: usize,
-    /// Word of the state from which on they are listed.
+    /// Rows: sequences sampled.
+    pub n: usize,
+    /// Length of a list.
+    pub k: usize,
+    /// Lists of a row.
+    pub lists: usize,
+    /// Chunks of a row that left sums.
+    pub chunks: usize,
+    /// Word of the state from which on the rows' sequences are listed.
     pub map: usize,
     /// Layers of the state.
     pub layers: usize,
@@ -27,32 +46,70 @@ pub struct SampleSpec {
     pub ring: usize,
     /// What lengths and positions grow by: 1 for a decode step, 0 where the host wrote them already.
     pub advance: usize,
+    /// Words of a sequence's row in `seen`.
+    pub seen_words: usize,
 }
 
 impl SampleSpec {
     pub(super) fn variant(&self) -> Variant {
-        let constants = vec![("THREADS", 256)];
+        let constants = vec![("THREADS", MOST as u32), ("K", self.k as u32)];
         Variant { kernel: "sample", text: include_str!("../../shaders/sample.wgsl"), constants }
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        [self.vocab, self.seqs, self.layers, self.all_seqs, self.ring, self.advance, self.map, 0].map(|v| v as u32)
+        let Self { lists, chunks, layers, all_seqs, ring, advance, map, seen_words, .. } = *self;
+        [lists, chunks, layers, all_seqs, ring, advance, map, seen_words].map(|v| v as u32)
     }
 }
 
-pub(super) fn twin(logits: &[f32], st: &mut [u32], spec: &SampleSpec) {
+/// The first word of Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3, SC 2011) with
+/// `seed` for its key and `step` for its counter.
+pub fn philox(seed: u64, step: u32) -> u32 {
+    philox_4x32([step, 0, 0, 0], [seed as u32, (seed >> 32) as u32])[0]
+}
+
+fn philox_4x32(mut c: [u32; 4], mut k: [u32; 2]) -> [u32; 4] {
+    let product = |a: u32, b: u32| (a as u64 * b as u64) as u32;
+    let high = |a: u32, b: u32| ((a as u64 * b as u64) >> 32) as u32;
+    let (m0, m1) = (0xd251_1f53, 0xcd9e_8d57);
+    for _ in 0..10 {
+        c = [high(m1, c[2]) ^ c[1] ^ k[0], product(m1, c[2]), high(m0, c[0]) ^ c[3] ^ k[1], product(m0, c[0])];
+        k = [k[0].wrapping_add(0x9e37_79b9), k[1].wrapping_add(0xbb67_ae85)];
+    }
+    c
+}
+
+/// The lot that decides step `step` of a sequence with this seed, in [0, 1): a multiple of 2⁻²⁴, uniform.
+pub fn lot(seed: u64, step: u32) -> f64 {
+    (philox(seed, step) >> 8) as f64 / (1 << 24) as f64
+}
+
+pub(super) fn twin(lists: &[u32], sums: &[f32], st: &mut [u32], seen: &mut [u32], spec: &SampleSpec) {
+    let SampleSpec { k, .. } = *spec;
     let tables = spec.all_seqs * state::SEQ;
     let rings = tables + spec.layers * spec.all_seqs * state::ROW;
-    for (i, row) in logits.chunks_exact(spec.vocab).take(spec.seqs).enumerate() {
-        let seq = st[spec.map + i] as usize;
+    for row in 0..spec.n {
+        let seq = st[spec.map + row] as usize;
         let header = seq * state::SEQ;
-        let mut best = 0;
-        for (id, v) in row.iter().enumerate() {
-            if *v > row[best] {
-                best = id;
+        let lists = &lists[row * spec.lists * 2 * k..][..spec.lists * 2 * k];
+        let sums = &sums[row * spec.chunks * 4..][..spec.chunks * 4];
+        let temperature = f32::from_bits(st[header + state::TEMPERATURE]) as f64;
+        let token = if sums.chunks_exact(4).any(|s| s[2] != 0.0) {
+            state::BROKEN
+        } else if k == 1 || temperature == 0.0 {
+            let mut best = 0;
+            for list in 1..spec.lists {
+                if f32::from_bits(lists[list * 2 * k]) > f32::from_bits(lists[best * 2 * k]) {
+                    best = list;
+                }
             }
-        }
-        let token = if row.iter().all(|v| v.is_finite()) { best as u32 } else { state::BROKEN };
+            lists[best * 2 * k + k]
+        } else {
+            let (drawn, missed) = draw(lists, sums, &st[header..header + state::SEQ], k);
+            let most = missed.max(f32::from_bits(st[header + state::MISSED]));
+            st[header + state::MISSED] = most.to_bits();
+            drawn
+        };
         for layer in 0..spec.layers {
             st[tables + (layer * spec.all_seqs + seq) * state::ROW + state::LEN] += spec.advance as u32;
         }
@@ -61,20 +118,72 @@ pub(super) fn twin(logits: &[f32], st: &mut [u32], spec: &SampleSpec) {
         st[header + state::STEP] = step + 1;
         st[header + state::TOKEN] = token;
         st[header + state::POSITION] += spec.advance as u32;
+        if (token as usize / 32) < spec.seen_words {
+            seen[seq * spec.seen_words + token as usize / 32] |= 1 << (token % 32);
+        }
     }
 }
 
-/// Small and large vocabularies, ties, all equal, very negative logits, NaN and infinities, a sequence that is not named.
+/// The token drawn from a list, and the share of the asked-for mass outside it.
+fn draw(list: &[u32], sums: &[f32], header: &[u32], k: usize) -> (u32, f32) {
+    let float = |word: usize| f32::from_bits(header[word]) as f64;
+    let temperature = float(state::TEMPERATURE);
+    let (values, ids) = list.split_at(k);
+    let values: Vec<f64> = values.iter().map(|v| f32::from_bits(*v) as f64).collect();
+    let count = ids.iter().take_while(|id| **id != u32::MAX).count();
+    let weights: Vec<f64> = values[..count].iter().map(|v| ((v - values[0]) / temperature).exp()).collect();
+    let asked = header[state::TOP_K] as usize;
+    let all = asked == 0 || asked > k;
+    let mut kept = count;
+    if !all && asked < count {
+        kept = (asked..count).find(|&j| values[j] != values[asked - 1]).unwrap_or(count);
+    }
+    let mut total: f64 = weights[..kept].iter().sum();
+    if all {
+        let highest = sums.chunks_exact(4).fold(f32::MIN, |m, s| m.max(s[0])) as f64;
+        let mass = |s: &[f32]| s[1] as f64 * ((s[0] as f64 - highest) / temperature).exp();
+        total = total.max(sums.chunks_exact(4).map(mass).sum());
+    }
+    let (top_p, min_p) = (float(state::TOP_P), float(state::MIN_P));
+    let (mut mass, mut chosen) = (weights[0], 1);
+    while chosen < kept && weights[chosen] >= min_p && (top_p >= 1.0 || mass < top_p * total) {
+        mass += weights[chosen];
+        chosen += 1;
+    }
+    let short = all && chosen == k;
+    let missed = if short { (1.0 - mass / (top_p.min(1.0) * total)).max(0.0) } else { 0.0 };
+    let seed = header[state::SEED_LOW] as u64 | (header[state::SEED_HIGH] as u64) << 32;
+    let target = lot(seed, header[state::STEP]) * mass;
+    let mut upto = 0.0;
+    let drawn = weights[..chosen].iter().position(|weight| {
+        upto += weight;
+        upto > target
+    });
+    (ids[drawn.unwrap_or(chosen - 1)], missed as f32)
+}
+
+/// From logits to the next state: small and large vocabularies, ties, all equal, very negative logits, NaN and infinities,
+/// a sequence that is not named; greedily, and with every setting of a sampler.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for (vocab, fault) in
-        [(1, "none"), (320, "none"), (1000, "tie"), (257, "equal"), (512, "nan"), (300, "inf"), (5000, "low")]
-    {
-        for advance in [0, 1] {
-            let name = format!("vocab {vocab} fault {fault} advance {advance}");
+    let logits = [
+        (1, "none"),
+        (320, "none"),
+        (1000, "tie"),
+        (257, "equal"),
+        (512, "nan"),
+        (300, "inf"),
+        (5000, "low"),
+        (9001, "none"),
+        (16_384, "equal"),
+        (9001, "nan"),
+    ];
+    for (vocab, fault) in logits {
+        for (k, advance) in [(1, 0), (1, 1), (MOST, 0), (MOST, 1)] {
+            let name = format!("vocab {vocab} fault {fault} candidates {k} advance {advance}");
             cases.push(Case::new("sample", name, move |device| {
-                let (all_seqs, seqs, layers, ring) = (4, 3, 2, 5);
-                let mut logits = noise(seqs * vocab, 12, 9.0);
+                let (all_seqs, n, layers, ring) = (8, 6, 2, 5);
+                let mut logits = noise(n * vocab, 12, 9.0);
                 match fault {
                     "tie" => [17, 900, 400, 1999].iter().for_each(|&i| logits[i] = 10.0),
                     "equal" => logits.fill(-3.5),
@@ -83,16 +192,61 @@ pub(super) fn cases() -> Vec<Case> {
                     "low" => logits.iter_mut().for_each(|v| *v = *v * 1e3 - 1e6),
                     _ => (),
                 }
-                let mut builder =
-                    StateBuilder::new(all_seqs, layers, 1).ring(ring).positions(&[3, 4, 5, 6]).steps(&[4, 5, 0, 9]);
-                builder = builder.lens(0, &[1, 2, 3, 4], &[9; 4]).lens(1, &[4, 5, 6, 7], &[9; 4]).map(&[3, 0, 2]);
-                let map = builder.map_at();
-                let spec = SampleSpec { vocab, seqs, map, layers, all_seqs, ring, advance };
-                let logits = device_floats(logits, seqs, vocab, device);
-                let state = run(&logits, device_words(builder.build(), device), spec);
-                vec![Check::words("state", state, 1, Bound::Exact)]
+                let seen_words = vocab.div_ceil(32);
+                let seen = (0..all_seqs * seen_words).map(|i| (i as u32).wrapping_mul(2_654_435_761)).collect();
+                // temperature, penalty, top-k, top-p, min-p: greedy, all, and each alone.
+                let samplers = [
+                    (0.0, 1.0, 0, 1.0, 0.0),
+                    (1.0, 1.0, 0, 1.0, 0.0),
+                    (0.6, 1.0, 50, 0.95, 0.0),
+                    (0.8, 1.1, 3, 1.0, 0.0),
+                    (1.3, 0.9, 0, 0.5, 0.0),
+                    (2.0, 1.0, 100, 1.0, 0.3),
+                    (0.0, 1.5, 7, 0.9, 0.1),
+                    (0.7, 1.2, 20, 0.8, 0.05),
+                ];
+                let state = StateBuilder::new(all_seqs, layers, 1)
+                    .ring(ring)
+                    .positions(&[3, 4, 5, 6, 7, 8, 9, 10])
+                    .steps(&[4, 5, 0, 9, 1, 77, 6, 1000])
+                    .lens(0, &[1, 2, 3, 4, 5, 6, 7, 8], &[9; 8])
+                    .lens(1, &[4, 5, 6, 7, 8, 1, 2, 3], &[9; 8])
+                    .full_samplers(&samplers)
+                    .map(&[3, 0, 2, 5, 7, if advance == 0 { 1 } else { 4 }]);
+                let map = state.map_at();
+                let spec = TopKSpec { count: vocab, n, k, merge: false, map, seen_words };
+                let (state, seen) = (device_words(state.build(), device), device_words(seen, device));
+                let (mut lists, sums) = top_k(&device_floats(logits, n, vocab, device), &state, &seen, spec);
+                let (mut count, chunks) = (spec.lists(), spec.lists());
+                if let Some(merging) = spec.merging() {
+                    lists = top_k_merge(&lists, &state, &seen, merging);
+                    count = 1;
+                }
+                let spec = SampleSpec { n, k, lists: count, chunks, map, layers, all_seqs, ring, advance, seen_words };
+                let (state, seen) = run(&lists, &sums, state, seen, spec);
+                vec![Check::words("state", state, 1, Bound::Exact), Check::words("seen", seen, 1, Bound::Exact)]
             }));
         }
     }
     cases
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The known answers that come with Random123, the authors' library (`kat_vectors`, philox4x32 10).
+    #[test]
+    fn philox_gives_the_known_answers() {
+        let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
+        for (counter, key, answer) in [
+            ([0; 4], [0; 2], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([u32::MAX; 4], [u32::MAX; 2], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
+            (pi, [0xa409_3822, 0x299f_31d0], [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]),
+        ] {
+            assert_eq!(philox_4x32(counter, key), answer);
+        }
+        assert_eq!(philox(0, 0), 0x6627_e8d5);
+        assert!((0..1000).all(|step| (0.0..1.0).contains(&lot(7, step))));
+    }
 }

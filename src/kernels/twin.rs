@@ -4,8 +4,8 @@ use burn::tensor::{DType, Element, Shape, TensorData};
 
 use super::{
     AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, GatherSpec, Kernels, KeySimilaritySpec, LinearSpec,
-    NormSpec, QueryRingSpec, RopeAppendSpec, SampleSpec, Words, attention, attention_row, attention_sums, cache_gather,
-    embed, key_similarity, matvec, query_ring, rms_norm, rope_append, sample,
+    NormSpec, QueryRingSpec, RopeAppendSpec, SampleSpec, TopKSpec, Words, attention, attention_row, attention_sums,
+    cache_gather, embed, key_similarity, matvec, query_ring, rms_norm, rope_append, sample, top_k,
 };
 
 /// Cached keys as kernels see them.
@@ -161,9 +161,27 @@ impl Kernels for Flex {
         words(cache_gather::twin(slice(&kv), slice(&keep), slice(&moves), &spec))
     }
 
-    fn sample(logits: FlexTensor, mut state: FlexTensor, spec: SampleSpec) -> FlexTensor {
+    fn top_k(logits: FlexTensor, state: FlexTensor, seen: FlexTensor, spec: TopKSpec) -> (FlexTensor, FlexTensor) {
         let logits = logits.to_contiguous();
-        sample::twin(slice(&logits), storage(&mut state, "the state"), &spec);
-        state
+        let bits: Vec<u32> = slice::<f32>(&logits).iter().map(|v| v.to_bits()).collect();
+        let (lists, sums) = top_k::twin(&bits, slice(&state), slice(&seen), &spec);
+        (words(lists), floats(sums, [spec.n * spec.lists(), 4]))
+    }
+
+    fn top_k_merge(lists: FlexTensor, state: FlexTensor, seen: FlexTensor, spec: TopKSpec) -> FlexTensor {
+        words(top_k::twin(slice(&lists), slice(&state), slice(&seen), &spec).0)
+    }
+
+    fn sample(
+        lists: FlexTensor,
+        sums: FlexTensor,
+        mut state: FlexTensor,
+        mut seen: FlexTensor,
+        spec: SampleSpec,
+    ) -> (FlexTensor, FlexTensor) {
+        let state_words = storage(&mut state, "the state");
+        let seen_words = storage(&mut seen, "the seen tokens");
+        sample::twin(slice(&lists), slice(&sums), state_words, seen_words, &spec);
+        (state, seen)
     }
 }

@@ -76,7 +76,10 @@ pub struct Settings {
     pub probe_every: usize,
     /// What was appended at each probe.
     pub probe_text: String,
-    /// Seed of policies that draw lots.
+    /// How tokens are chosen.
+    #[serde(default)]
+    pub sampling: crate::sampling::Sampling,
+    /// Seed of sampling and of policies that draw lots.
     pub seed: u64,
     /// Who shares a kept set: `shared`, `layer` or `head`.
     #[serde(default = "shared")]
@@ -531,6 +534,7 @@ mod tests {
                 window: 64,
                 probe_every: 200,
                 probe_text: crate::probe::DEFAULT_PROBE_TEXT.into(),
+                sampling: crate::sampling::Sampling { temperature: 0.6, ..Default::default() },
                 seed: u64::MAX,
                 scope: shared(),
                 layers: all(),
@@ -583,7 +587,7 @@ mod tests {
         let keys = |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!(
             keys(&json),
-            "version secateur model device policy budget window probe_every probe_text seed scope layers normalise \
+            "version secateur model device policy budget window probe_every probe_text sampling seed scope layers normalise \
              positions prompt_ids prompt_text slot_bytes tokens probes stop_reason totals"
         );
         assert_eq!(keys(&json["tokens"][0]), "id text role step");

@@ -1,0 +1,151 @@
+//! The highest values of each row of logits, in order: the candidates that a sampler chooses from.
+//!
+//! Contract: row `i` of `n` belongs to the sequence that `state[map + i]` names. Its values are its logits `[count]`, those of
+//! tokens whose bit is set in the sequence's row of `seen` `[sequences, seen_words]` times the sequence's penalty if
+//! negative, else times its inverse (repetition penalty). A chunk of [`CHUNK`] values of a row gives a list of `k` values in
+//! descending order, the lowest index first among equals, as `[values' bits, indices]` in row `i`, list `chunk` of
+//! `[n, groups, 2 k]`; what is lacking of `k` is filled with −1e30 at index `u32::MAX`. Beside it four sums
+//! `[n, groups, 4]`: the maximum `m`, `Σ exp((value − m) / temperature)` over the chunk (1 where `k` is 1; temperature 1 for
+//! 0), 1 if a value is not finite, else 0, and nothing. A list with such a value is not specified.
+//! With `merge`, the values and indices are those of a row's lists, all in one chunk. Nothing is a comparison of rounded
+//! numbers: a product by the penalty is the only arithmetic on a value.
+//!
+//! Bound: lists exact; sums 1e-5 relative.
+use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
+use super::launch::Variant;
+use super::{state, top_k as run, top_k_merge};
+
+/// Values of a row that one list is made of.
+pub const CHUNK: usize = 8192;
+/// The longest list.
+pub const MOST: usize = 128;
+/// Values of all lists of a row together: an index among them has 16 bits.
+const MOST_MERGED: usize = 65_536;
+/// Stands for a value where a list is shorter than `k`.
+const LOWEST: f32 = -1.0e30;
+
+/// Parameters of [`top_k`](fn@super::top_k) and [`top_k_merge`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TopKSpec {
+    /// Values in a row; of a merge, those of all its lists.
+    pub count: usize,
+    /// Rows.
+    pub n: usize,
+    /// Length of a list: 1 or [`MOST`].
+    pub k: usize,
+    /// Whether the values are lists.
+    pub merge: bool,
+    /// Word of the state from which on the rows' sequences are listed.
+    pub map: usize,
+    /// Words of a sequence's row in `seen`.
+    pub seen_words: usize,
+}
+
+impl TopKSpec {
+    /// Lists of a row.
+    pub fn lists(&self) -> usize {
+        if self.merge { 1 } else { self.count.div_ceil(CHUNK) }
+    }
+
+    /// What makes one list a row of several, if there are several.
+    pub fn merging(&self) -> Option<Self> {
+        (self.lists() > 1 && self.k > 1).then(|| Self { count: self.lists() * self.k, merge: true, ..*self })
+    }
+
+    fn chunk(&self) -> usize {
+        if self.merge { MOST_MERGED } else { CHUNK }
+    }
+
+    pub(super) fn variant(&self) -> Variant {
+        let [k, chunk, merge] = [self.k, self.chunk(), self.merge as usize].map(|v| v as u32);
+        let constants = vec![("THREADS", 256), ("K", k), ("CHUNK", chunk), ("MERGE", merge)];
+        Variant { kernel: "top_k", text: include_str!("../../shaders/top_k.wgsl"), constants }
+    }
+
+    pub(super) fn groups(&self) -> [usize; 3] {
+        assert!(!self.merge || self.count <= MOST_MERGED, "a vocabulary of more than four million tokens");
+        [self.lists(), self.n, 1]
+    }
+
+    pub(super) fn info(&self) -> [u32; 4] {
+        [self.count, self.lists(), self.map, self.seen_words].map(|v| v as u32)
+    }
+}
+
+/// Lists and sums, from the bits of logits or from lists.
+pub(super) fn twin(values: &[u32], st: &[u32], seen: &[u32], spec: &TopKSpec) -> (Vec<u32>, Vec<f32>) {
+    let TopKSpec { count, k, .. } = *spec;
+    let (mut lists, mut sums) = (Vec::new(), Vec::new());
+    for row in 0..spec.n {
+        let seq = st[spec.map + row] as usize;
+        let header = &st[seq * state::SEQ..][..state::SEQ];
+        let item = |i: usize| {
+            if spec.merge {
+                let from = row * count * 2 + i / k * 2 * k + i % k;
+                return (f32::from_bits(values[from]), values[from + k]);
+            }
+            let value = f32::from_bits(values[row * count + i]);
+            let was_seen = seen[seq * spec.seen_words + i / 32] >> (i % 32) & 1 == 1;
+            let factor = header[if value.is_sign_negative() { state::PENALTY } else { state::RELIEF }];
+            (if was_seen { value * f32::from_bits(factor) } else { value }, i as u32)
+        };
+        for begin in (0..count).step_by(spec.chunk()) {
+            let mut items: Vec<(f32, u32)> = (begin..count.min(begin + spec.chunk())).map(item).collect();
+            let highest = items.iter().fold(LOWEST, |m, (v, _)| m.max(*v));
+            let temperature = f32::from_bits(header[state::TEMPERATURE]);
+            let sharpness = if temperature > 0.0 { 1.0 / temperature as f64 } else { 1.0 };
+            let mass: f64 = items.iter().map(|(v, _)| ((v - highest) as f64 * sharpness).exp()).sum();
+            let broken = items.iter().any(|(v, _)| !v.is_finite());
+            sums.extend([highest, if k == 1 { 1.0 } else { mass as f32 }, broken as u32 as f32, 0.0]);
+            // Stable: equals stay in the order of their indices. Both zeros are equal.
+            items.sort_by(|a, b| (b.0 + 0.0).total_cmp(&(a.0 + 0.0)));
+            items.resize(items.len().max(k), (LOWEST, u32::MAX));
+            lists.extend(items[..k].iter().map(|(v, _)| v.to_bits()));
+            lists.extend(items[..k].iter().map(|(_, id)| *id));
+        }
+    }
+    (lists, sums)
+}
+
+/// One value to several chunks, one beyond a chunk; both lengths; ties across chunks; penalties; rows in another order.
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (count, k, kind) in [
+        (1, 1, "noise"),
+        (320, MOST, "noise"),
+        (90, MOST, "noise"),
+        (1000, MOST, "ties"),
+        (8193, 1, "ties"),
+        (8193, MOST, "noise"),
+        (20_011, MOST, "ties"),
+        (16_384, MOST, "equal"),
+        (9000, MOST, "low"),
+    ] {
+        let name = format!("{count} values, {k} of them, {kind}");
+        cases.push(Case::new("top_k", name, move |device| {
+            let (n, all) = (2, 3);
+            let mut logits = noise(n * count, 12, 9.0);
+            match kind {
+                // Among thousands of values between −9 and 9 in steps of a quarter, hundreds are equal.
+                "ties" => logits.iter_mut().for_each(|v| *v = (*v * 4.0).round() / 4.0 + 0.0),
+                "equal" => logits.fill(-3.5),
+                "low" => logits.iter_mut().for_each(|v| *v = *v * 1e3 - 1e6),
+                _ => (),
+            }
+            let seen_words = count.div_ceil(32);
+            let seen = (0..all * seen_words).map(|i| (i as u32).wrapping_mul(2_654_435_761)).collect();
+            let state = StateBuilder::new(all, 1, 1).samplers(&[(0.0, 1.0), (0.7, 1.3), (1.5, 0.8)]).map(&[2, 1]);
+            let spec = TopKSpec { count, n, k, merge: false, map: state.map_at(), seen_words };
+            let (state, seen) = (device_words(state.build(), device), device_words(seen, device));
+            let (lists, sums) = run(&device_floats(logits, n, count, device), &state, &seen, spec);
+            let mut checks = Vec::new();
+            if let Some(merging) = spec.merging() {
+                checks.push(Check::words("merged", top_k_merge(&lists, &state, &seen, merging), 2 * k, Bound::Exact));
+            }
+            checks.push(Check::words("lists", lists, 2 * k, Bound::Exact));
+            checks.push(Check::floats("sums", sums, Bound::Relative(1e-5)));
+            checks
+        }));
+    }
+    cases
+}

@@ -1,0 +1,129 @@
+//! How the next token is chosen from the logits: greedily, or drawn, with the settings and in the order of transformers.
+use serde::{Deserialize, Serialize};
+
+use crate::kernels::{state, top_k};
+use crate::model::config::GenerationDefaults;
+use crate::{Error, ErrorKind, Result};
+
+/// Candidates that are drawn from at most. A longer top-k, or none, draws from this many of the most likely tokens, and the
+/// share of the probability that was asked for and lies outside them is reported ([`RunResult::missed`](crate::engine::RunResult::missed)).
+pub const MOST_CANDIDATES: usize = top_k::MOST;
+
+/// Below it a temperature is none: the most likely token.
+const COLDEST: f32 = 1e-3;
+
+/// Applied one after the other, as transformers does: repetition penalty, temperature, top-k, top-p, min-p.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// Divides the logits. 0 (or below 0.001): the most likely token, and the settings below but the penalty mean nothing.
+    pub temperature: f32,
+    /// So many of the most likely tokens; 0: all.
+    pub top_k: u32,
+    /// The fewest of them that reach this share of their probability; 1: all.
+    pub top_p: f32,
+    /// None that are less likely than this share of the most likely one.
+    pub min_p: f32,
+    /// Divides the positive logits of tokens in the prompt or generated, multiplies the negative ones; 1: none. Evicted tokens
+    /// count as well.
+    pub repetition_penalty: f32,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self::GREEDY
+    }
+}
+
+impl Sampling {
+    /// The most likely token.
+    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 };
+
+    /// What the model's authors recommend. Without `do_sample` greedy; what they leave out is what transformers takes for it
+    /// (temperature 1, top-k 50).
+    pub fn from_defaults(defaults: &GenerationDefaults) -> Self {
+        let repetition_penalty = defaults.repetition_penalty.unwrap_or(1.0);
+        if defaults.do_sample != Some(true) {
+            return Self { repetition_penalty, ..Self::GREEDY };
+        }
+        Self {
+            temperature: defaults.temperature.unwrap_or(1.0),
+            top_k: defaults.top_k.unwrap_or(50),
+            top_p: defaults.top_p.unwrap_or(1.0),
+            min_p: defaults.min_p.unwrap_or(0.0),
+            repetition_penalty,
+        }
+    }
+
+    /// Whether the most likely token is taken.
+    pub fn is_greedy(&self) -> bool {
+        self.temperature < COLDEST
+    }
+
+    /// # Errors
+    /// [`ErrorKind::Input`] for a setting out of range.
+    pub fn check(&self) -> Result<()> {
+        let Self { temperature, top_p, min_p, repetition_penalty, .. } = *self;
+        let penalties = 0.01..=100.0;
+        for (name, value, good, expected) in [
+            ("--temperature", temperature, (0.0..=1000.0).contains(&temperature), "from 0 to 1000"),
+            ("--top-p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0, at most 1"),
+            ("--min-p", min_p, (0.0..=1.0).contains(&min_p), "from 0 to 1"),
+            ("--repetition-penalty", repetition_penalty, penalties.contains(&repetition_penalty), "from 0.01 to 100"),
+        ] {
+            if !good {
+                let e = Error::new(ErrorKind::Input, "a sampling setting is out of range").at(name);
+                return Err(e.expected(expected).found(value));
+            }
+        }
+        Ok(())
+    }
+
+    /// The words of a sequence's header from [`state::MISSED`] on.
+    pub(crate) fn words(&self, seed: u64) -> [u32; state::SEQ - state::MISSED] {
+        let temperature = if self.is_greedy() { 0.0 } else { self.temperature };
+        let mut header = [0; state::SEQ];
+        header[state::TEMPERATURE] = temperature.to_bits();
+        header[state::TOP_K] = self.top_k;
+        header[state::TOP_P] = self.top_p.to_bits();
+        header[state::MIN_P] = self.min_p.to_bits();
+        header[state::PENALTY] = self.repetition_penalty.to_bits();
+        header[state::RELIEF] = (1.0 / self.repetition_penalty).to_bits();
+        header[state::SEED_LOW] = seed as u32;
+        header[state::SEED_HIGH] = (seed >> 32) as u32;
+        std::array::from_fn(|i| header[state::MISSED + i])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_model_recommends() {
+        let of = |defaults: GenerationDefaults| Sampling::from_defaults(&defaults);
+        assert_eq!(of(GenerationDefaults::default()), Sampling::GREEDY);
+        let r1 = GenerationDefaults {
+            do_sample: Some(true),
+            temperature: Some(0.6),
+            top_p: Some(0.95),
+            ..GenerationDefaults::default()
+        };
+        assert_eq!(of(r1.clone()), Sampling { temperature: 0.6, top_k: 50, top_p: 0.95, ..Sampling::GREEDY });
+        let off = GenerationDefaults { do_sample: Some(false), repetition_penalty: Some(1.1), ..r1 };
+        assert_eq!(of(off), Sampling { repetition_penalty: 1.1, ..Sampling::GREEDY });
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused() {
+        assert!(Sampling::GREEDY.check().is_ok());
+        for wrong in [
+            Sampling { temperature: -1.0, ..Sampling::GREEDY },
+            Sampling { temperature: f32::NAN, ..Sampling::GREEDY },
+            Sampling { top_p: 0.0, ..Sampling::GREEDY },
+            Sampling { min_p: 1.5, ..Sampling::GREEDY },
+            Sampling { repetition_penalty: 0.0, ..Sampling::GREEDY },
+        ] {
+            assert!(wrong.check().unwrap_err().to_string().contains("out of range"), "{wrong:?}");
+        }
+    }
+}
