@@ -96,7 +96,8 @@ fn draw(row: u32, header: u32) -> u32 {
     }
     // What the list was too short for, as a share of what was asked for.
     if (whole && chosen == K) {
-        let missed = max(0.0, 1.0 - mass / (min(top_p, 1.0) * total));
+        // In steps that rounded sums agree on.
+        let missed = floor(max(0.0, 1.0 - mass / (min(top_p, 1.0) * total)) * 1024.0 + 0.5) / 1024.0;
         state[header + SEQ_MISSED] = bitcast<u32>(max(missed, bitcast<f32>(state[header + SEQ_MISSED])));
     }
     let lot = f32(philox(state[header + SEQ_SEED_LOW], state[header + SEQ_SEED_HIGH], state[header + SEQ_STEP]) >> 8u);

@@ -12,14 +12,14 @@
 //! - the candidate in which the lot falls, of those that are left.
 //!
 //! The lot is [`lot`]: Philox of the sequence's seed at its step. Where a list of all candidates was too short, the share of the
-//! asked-for mass outside it goes to the state, if it is the largest so far ([`MISSED`](state::MISSED)).
+//! asked-for mass outside it goes to the state, if it is the largest so far ([`MISSED`](state::MISSED)), to the nearest 1/1024.
 //!
 //! Where a logit was not finite, `token` is [`BROKEN`](super::state::BROKEN). The token becomes the pending one, enters the ring
 //! of sampled ids at `step % ring` and the sequence's row of `seen`; then `step += 1`, `position += advance` and every layer's
 //! `length += advance`. Sequences that are not named are left alone.
 //!
-//! Bound: exact, unless the lot falls within 1e-5 of where two candidates meet: masses are sums of rounded exponentials. In no
-//! case here it does.
+//! Bound: exact, unless the lot falls within 1e-5 of where two candidates meet, or the mass outside within 1e-5 of where 1024ths
+//! do: masses are sums of rounded exponentials. In no case here they do.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
 use super::launch::Variant;
 use super::top_k::MOST;
@@ -151,7 +151,8 @@ fn draw(list: &[u32], sums: &[f32], header: &[u32], k: usize) -> (u32, f32) {
         chosen += 1;
     }
     let short = all && chosen == k;
-    let missed = if short { (1.0 - mass / (top_p.min(1.0) * total)).max(0.0) } else { 0.0 };
+    let missed =
+        if short { ((1.0 - mass / (top_p.min(1.0) * total)).max(0.0) * 1024.0 + 0.5).floor() / 1024.0 } else { 0.0 };
     let seed = header[state::SEED_LOW] as u64 | (header[state::SEED_HIGH] as u64) << 32;
     let target = lot(seed, header[state::STEP]) * mass;
     let mut upto = 0.0;
