@@ -61,24 +61,26 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             spared[t] = spare;
         }
         workgroupBarrier();
-        if (!inside) { continue; }
-        var dots: array<f32, TILE>;
-        for (var t = 0u; t < TILE; t++) { dots[t] = 0.0; }
-        for (var c = 0u; c < D / 8u; c++) {
-            let key = key_part(first_row + slot, slot, c);
-            for (var t = 0u; t < TILE; t++) {
-                let at = t * (D / 4u) + c;
-                dots[t] += dot(key.low, keys[at]) + dot(key.high, keys[at + D / 8u]);
+        // A branch, not a `continue`: the barriers above must be reached by all or, for all the compiler knows, by none.
+        if (inside) {
+            var dots: array<f32, TILE>;
+            for (var t = 0u; t < TILE; t++) { dots[t] = 0.0; }
+            for (var c = 0u; c < D / 8u; c++) {
+                let key = key_part(first_row + slot, slot, c);
+                for (var t = 0u; t < TILE; t++) {
+                    let at = t * (D / 4u) + c;
+                    dots[t] += dot(key.low, keys[at]) + dot(key.high, keys[at + D / 8u]);
+                }
             }
-        }
-        for (var t = 0u; t < TILE; t++) {
-            let other = first + t;
-            if (other >= slots || other == slot) { continue; }
-            let cosine = dots[t] * shrink[t] * own;
-            if (PASS == 0u) {
-                if (cosine > ALIKE) { last = other; }
-            } else if (spared[t] != slot) {
-                sum += cosine;
+            for (var t = 0u; t < TILE; t++) {
+                let other = first + t;
+                if (other >= slots || other == slot) { continue; }
+                let cosine = dots[t] * shrink[t] * own;
+                if (PASS == 0u) {
+                    if (cosine > ALIKE) { last = other; }
+                } else if (spared[t] != slot) {
+                    sum += cosine;
+                }
             }
         }
     }
