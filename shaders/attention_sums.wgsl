@@ -44,20 +44,22 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
         workgroupBarrier();
-        if (!inside) { continue; }
-        var dots: array<f32, QB>;
-        for (var j = 0u; j < QB; j++) { dots[j] = 0.0; }
-        for (var c = 0u; c < D / 8u; c++) {
-            let key = key_part(row, slot, c);
-            for (var j = 0u; j < QB; j++) {
-                let at = j * (D / 4u) + c;
-                dots[j] += dot(key.low, qs[at]) + dot(key.high, qs[at + D / 8u]);
+        // No `continue`: the next barrier must be reached in uniform control flow.
+        if (inside) {
+            var dots: array<f32, QB>;
+            for (var j = 0u; j < QB; j++) { dots[j] = 0.0; }
+            for (var c = 0u; c < D / 8u; c++) {
+                let key = key_part(row, slot, c);
+                for (var j = 0u; j < QB; j++) {
+                    let at = j * (D / 4u) + c;
+                    dots[j] += dot(key.low, qs[at]) + dot(key.high, qs[at + D / 8u]);
+                }
             }
-        }
-        for (var j = 0u; j < QB; j++) {
-            let t = first + j;
-            let visible = t < queries && slot < length + t / G + 1u;
-            sum += select(0.0, exp(min(dots[j] - norms[j], 1.0)), visible);
+            for (var j = 0u; j < QB; j++) {
+                let t = first + j;
+                let visible = t < queries && slot < length + t / G + 1u;
+                sum += select(0.0, exp(min(dots[j] - norms[j], 1.0)), visible);
+            }
         }
     }
     if (!inside) { return; }

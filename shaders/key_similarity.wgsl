@@ -61,7 +61,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             spared[t] = spare;
         }
         workgroupBarrier();
-        // A branch, not a `continue`: the barriers above must be reached by all or, for all the compiler knows, by none.
+        // No `continue`: the next barrier must be reached in uniform control flow.
         if (inside) {
             var dots: array<f32, TILE>;
             for (var t = 0u; t < TILE; t++) { dots[t] = 0.0; }
