@@ -1,7 +1,7 @@
 //! The end of a step: draw each sequence's next token from its candidates and advance its state, on the device.
 //!
 //! Contract: row `i` of `n` belongs to the sequence that `state[map + i]` names. Its candidates are those of
-//! [`top_k`](super::top_k): one list of `k` in `lists` `[n, lists, 2 k]`, or, where `k` is 1, several. With the sequence's
+//! [`top_k`](mod@super::top_k): one list of `k` in `lists` `[n, lists, 2 k]`, or, where `k` is 1, several. With the sequence's
 //! temperature at 0 or `k` 1, `token` is the first of them, the earliest list's among equals. Otherwise it is drawn as
 //! transformers draws it, one after the other:
 //! - weights `exp((value − first) / temperature)`;

@@ -117,11 +117,11 @@ impl Browser {
         let mut shown = Value::Null;
         loop {
             self.pump(Duration::from_millis(100))?;
-            // A page that has just been opened has no body yet.
-            if self.eval(&format!("!!(document.body && ({condition}))"))? == Value::Bool(true) {
+            // A page that has just been opened has no body yet, and the names its scripts define come later still.
+            if self.eval(&format!("!!(document.readyState === 'complete' && ({condition}))"))? == Value::Bool(true) {
                 return Ok(());
             }
-            let now = self.eval(&format!("document.body && String({progress})"))?;
+            let now = self.eval(&format!("document.readyState === 'complete' && String({progress})"))?;
             if now != shown {
                 eprintln!("    {:5.1} s  {}", started.elapsed().as_secs_f32(), now.as_str().unwrap_or(""));
                 shown = now;
