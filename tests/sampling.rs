@@ -1,0 +1,114 @@
+//! What is drawn on the device against what transformers' logits processors allow, and how often: every token they leave, in
+//! its share, and no other. The fixture is made by `tests/golden/make_sampling.py`.
+mod common;
+
+use std::collections::HashMap;
+
+use common::*;
+use pollster::block_on;
+use secateur::cache::{CacheShape, KvCache};
+use secateur::device::ComputeDevice;
+use secateur::kernels::launch::as_words;
+use secateur::kernels::{self, Words};
+use secateur::sampling::Sampling;
+use serde_json::Value;
+
+/// Sequences that draw at once, each with a seed of its own.
+const SEQS: usize = 64;
+const ROUNDS: usize = 40;
+
+fn fixture() -> Value {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/sampling.json");
+    serde_json::from_str(&std::fs::read_to_string(path).expect("part of the repository")).expect("JSON")
+}
+
+fn numbers(list: &Value) -> Vec<f64> {
+    list.as_array().expect("a list").iter().map(|v| v.as_f64().expect("a number")).collect()
+}
+
+fn allowed(case: &Value) -> Vec<(u32, f64)> {
+    case["allowed"].as_array().expect("a list").iter().map(numbers).map(|p| (p[0] as u32, p[1])).collect()
+}
+
+fn sampling(settings: &Value) -> Sampling {
+    let of = |name: &str, default: f64| settings[name].as_f64().unwrap_or(default);
+    Sampling {
+        temperature: of("temperature", 1.0) as f32,
+        top_k: of("top_k", 0.0) as u32,
+        top_p: of("top_p", 1.0) as f32,
+        min_p: of("min_p", 0.0) as f32,
+        repetition_penalty: of("repetition_penalty", 1.0) as f32,
+    }
+}
+
+/// How often each token is drawn in `SEQS · ROUNDS` first steps, each of another seed.
+fn draw(device: &ComputeDevice, logits: &[f32], prompt: &[u32], sampling: &Sampling) -> HashMap<u32, usize> {
+    let vocab = logits.len();
+    let shape = CacheShape { layers: 1, kv_heads: 1, vocab, head_dim: 8, words: Words::F32, seqs: SEQS, growth: 1 };
+    let mut cache = KvCache::new(shape, device);
+    let all: Vec<usize> = (0..SEQS).collect();
+    let logits = kernels::floats(logits.repeat(SEQS), [SEQS, vocab], &device.burn);
+    let mut drawn = HashMap::new();
+    for round in 0..ROUNDS {
+        for seq in 0..SEQS {
+            cache.set_sampler(seq, sampling, (round * SEQS + seq) as u64, prompt);
+        }
+        cache.sample(&logits, &all, 0);
+        let words = as_words(&block_on(cache.read_state()).expect("readable")[0]);
+        for seq in 0..SEQS {
+            let step = cache.sequence(seq).step;
+            let id = cache.ids(&words, seq, step - 1, step).expect("finite")[0];
+            *drawn.entry(id).or_default() += 1;
+        }
+    }
+    drawn
+}
+
+/// Pearson's chi-square over the allowed tokens, those of fewer than five expected draws taken together, in standard
+/// deviations from its mean. Fails on a token that is not allowed.
+fn deviation(drawn: &HashMap<u32, usize>, allowed: &[(u32, f64)]) -> Result<f64, String> {
+    let total: usize = drawn.values().sum();
+    if let Some(id) = drawn.keys().find(|id| allowed.iter().all(|(a, _)| a != *id)) {
+        return Err(format!("token {id} was drawn and is not allowed"));
+    }
+    let mut bins = vec![];
+    let mut rest = (0.0, 0.0);
+    for (id, p) in allowed {
+        let bin = (p * total as f64, *drawn.get(id).unwrap_or(&0) as f64);
+        if bin.0 >= 5.0 { bins.push(bin) } else { rest = (rest.0 + bin.0, rest.1 + bin.1) }
+    }
+    if rest.0 > 0.0 {
+        bins.push(rest);
+    }
+    let freedom = bins.len() as f64 - 1.0;
+    let chi: f64 = bins.iter().map(|(e, o)| (o - e).powi(2) / e).sum();
+    Ok(if freedom == 0.0 { 0.0 } else { (chi - freedom) / (2.0 * freedom).sqrt() })
+}
+
+#[test]
+fn draws_follow_transformers() {
+    let _one = serial();
+    let fixture = fixture();
+    let logits: Vec<f32> = numbers(&fixture["logits"]).iter().map(|v| *v as f32).collect();
+    let prompt: Vec<u32> = numbers(&fixture["prompt"]).iter().map(|v| *v as u32).collect();
+    let cases = fixture["cases"].as_array().expect("a list");
+    let mut ran = 0;
+    for device in two() {
+        for case in cases {
+            let allowed = allowed(case);
+            let settings = sampling(&case["settings"]);
+            let drawn = draw(device, &logits, &prompt, &settings);
+            let off = deviation(&drawn, &allowed).unwrap_or_else(|e| panic!("{}: {settings:?}: {e}", device.info.name));
+            println!("{}: {settings:?}: {} tokens allowed, {off:+.2} deviations", device.info.name, allowed.len());
+            // The seeds are fixed: this is no bet. A wrong temperature or order is off by dozens.
+            assert!(off < 4.0, "{}: {settings:?} is off by {off} deviations", device.info.name);
+            ran += 1;
+        }
+        // The check itself: the draws of one setting are refused as those of any other.
+        let drawn = draw(device, &logits, &prompt, &sampling(&cases[0]["settings"]));
+        for other in &cases[1..] {
+            assert!(deviation(&drawn, &allowed(other)).map_or(true, |off| off > 10.0), "{} passes", other["settings"]);
+        }
+    }
+    assert_eq!(ran, two().len() * cases.len());
+}
