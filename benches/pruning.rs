@@ -137,7 +137,7 @@ fn main() -> secateur::Result<()> {
     Ok(())
 }
 
-/// The parts of one pruning at 712 cached slots, each waited for, medians of 7, against 200 decode steps.
+/// The parts of one pruning at 742 cached slots, each waited for, medians of 7, against 200 decode steps.
 fn split(model: &Decoder, options: &RunOptions, probe: usize) -> secateur::Result<()> {
     let (cached, vocab) = (PROMPT + 512 + EVERY, model.config().vocab_size as u32);
     let shape = secateur::cache::CacheShape::new(model.config(), Words::F16, 1, GROWTH)?;

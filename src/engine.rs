@@ -204,6 +204,12 @@ impl Engine {
         let config = ModelConfig::load(source)?;
         let weights = Weights::open(source)?;
         let context = options.context.unwrap_or(config.max_position_embeddings.min(32_768));
+        if context > config.max_position_embeddings {
+            return Err(Error::new(ErrorKind::Input, "the model has no such context")
+                .at("--context")
+                .expected(format!("at most {} positions, its max_position_embeddings", config.max_position_embeddings))
+                .found(context));
+        }
         let model = Decoder::load(&config, &weights, context, device, progress)?;
         let cache = KvCache::new(CacheShape::new(&config, options.kv, options.sequences.max(1), GROWTH)?, device);
         Ok(Self {
@@ -248,8 +254,10 @@ impl Engine {
             ThinkingState::None => PromptThinking::NotOpened,
         };
         let rendered = |messages: &[Message], options: &RenderOptions| {
+            // First: without it, the advice to do without a template would lead nowhere.
+            let tokenizer = self.tokenizer()?;
             let rendered = self.template()?.render(messages, options)?;
-            Ok((self.tokenizer()?.encode(&rendered.text)?, of(rendered.thinking)))
+            Ok((tokenizer.encode(&rendered.text)?, of(rendered.thinking)))
         };
         let (ids, thinking) = match prompt {
             Prompt::Chat(text) => rendered(&[Message::user(text.as_str())], &RenderOptions::default())?,

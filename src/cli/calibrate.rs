@@ -104,7 +104,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     drop(bar);
     run::ends_with(engine.stop_flag())?;
 
-    let header = header(&options, &problems, engine.name());
+    let header = header(args, &options, &problems, &engine);
     let mut progress = Progress::open(&out, &header)?;
     let layers = engine.model().config().num_layers;
     let mut calibration = Calibration::new(layers, problems.len(), progress.done.drain(..));
@@ -149,13 +149,15 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 }
 
 /// What must be the same for trials to count: a calibration goes on only where it was begun.
-fn header(options: &RunOptions, problems: &[Problem], model: &str) -> Value {
+fn header(args: &Args, options: &RunOptions, problems: &[Problem], engine: &Engine) -> Value {
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     for byte in problems.iter().flat_map(|p| [p.question.as_bytes(), b"\0", p.answer.as_bytes(), b"\0"]).flatten() {
         hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     }
     json!({
-        "model": model, "policy": options.policy, "budget": options.budget.to_string(), "window": options.window,
+        "secateur": env!("CARGO_PKG_VERSION"), "model": engine.name(), "device": engine.model().device().info.line(),
+        "kv": format!("{:?}", args.kv), "context": engine.model().context(),
+        "policy": options.policy, "budget": options.budget.to_string(), "window": options.window,
         "probe_every": options.probe_every, "max_new_tokens": options.max_new_tokens, "problems": problems.len(),
         "hash": format!("{hash:016x}"),
     })

@@ -306,7 +306,12 @@ impl Args {
         }
         let Some(bytes) = source.find(FILE)? else { return Ok(None) };
         let text = String::from_utf8_lossy(&bytes);
-        options.layers = Choice::from_json(&text, &source.place_of(FILE))?.layers()?;
+        let choice = Choice::from_json(&text, &source.place_of(FILE))?;
+        // What suits one policy says nothing about another.
+        if choice.policy != options.policy {
+            return Ok(None);
+        }
+        options.layers = choice.layers()?;
         Ok(Some(options.layers.clone()))
     }
 
@@ -455,6 +460,7 @@ fn object(result: &RunResult, device: &ComputeDevice, load_us: u64) -> serde_jso
         },
         "totals": t,
         "probes": trace.probes.len(),
+        "probability_missed": result.missed,
     })
 }
 

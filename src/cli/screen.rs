@@ -292,6 +292,10 @@ impl Screen {
             ),
         );
         line("policy", format!("{}, {}", trace.settings.policy, trace.settings.budget));
+        if result.missed > 0.001 {
+            let missed = 100.0 * result.missed;
+            line("sampling", format!("up to {missed:.1} % of the probability asked for lay outside the candidates"));
+        }
         line("stopped", stop_reason(&trace.stop_reason));
         super::say(&text);
     }

@@ -1,5 +1,5 @@
 //! Which layers should vote: every layer alone, then sets grown greedily, by accuracy on questions of a development split, all at
-//! the same budget and so at equal memory.
+//! the same budget (of equal memory with `tokens:N`; with `ratio:R` it follows how long each run thinks).
 //!
 //! The paper's authors are said to have picked layers this way; that its choice helps on other questions must be shown on another
 //! split. With few questions a difference of one or two right answers means nothing: the file says how many there were.

@@ -8,7 +8,8 @@ use crate::{Error, ErrorKind, Result, Slot};
 /// *Idea*: a few tokens draw most of the attention at every step, and went on doing so. *Paper*: H2O: Heavy-Hitter Oracle,
 /// arXiv 2306.14048. *Direction*: of the tokens that are not recent the lowest sums go first; recent ones go last, the oldest
 /// first. *Deviation*: it evicts at the probes' dates instead of at every token, only from the thinking, and the budget counts
-/// thinking tokens (the prompt stays as for every policy here); with an odd budget the recent half is the smaller.
+/// thinking tokens (the prompt stays as for every policy here); with an odd budget the recent half is the smaller; in scope `shared`, the default, the
+/// sums of all layers and KV heads are averaged (`--scope head` is the paper's).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct H2o;
 

@@ -18,7 +18,8 @@ const KERNEL: usize = 7;
 /// mean cosine similarity to the others, in which a token's latest look-alike is spared (see
 /// [`key_similarity`](mod@crate::kernels::key_similarity)). *Direction*: the lowest go first. *Deviation*: attention is the
 /// model's own softmax over all slots, the paper's leaves the window out of it; it evicts at the probes' dates instead of every
-/// 128 tokens, only from the thinking.
+/// 128 tokens, only from the thinking; in scope `shared`, the default, attention and similarity are averaged over all layers and
+/// heads before the softmax (`--scope head` is the paper's).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RKv;
 

@@ -12,7 +12,8 @@ const KERNEL: usize = 5;
 ///
 /// *Idea*: what the end of a text looks at is what its continuation will look at. *Paper*: SnapKV, arXiv 2404.14469.
 /// *Direction*: the lowest pooled scores go first. *Deviation*: the paper compresses a prompt once; this prunes the thinking at
-/// every probe's date. The pool runs over cached slots, which eviction has moved together.
+/// every probe's date. The pool runs over cached slots, which eviction has moved together. In scope `shared`, the default,
+/// all layers and heads are averaged (`--scope head` is the paper's).
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SnapKv;
 
