@@ -1,7 +1,11 @@
 //! GGUF files: what is read from them, and every way they can lie. Files are made here by hand; those that the gguf package
-//! wrote, with goldens, are in `tests/golden`, and real tokenizers in `../shared/data` (see `tests/loading.rs`).
+//! wrote, with goldens, are in `tests/golden`, and real tokenizers in `../shared/data` (see `tests/common/files.rs`).
 //!
 //! An allocator that counts holds the reader to its promise: what a header claims is never allocated before it is found.
+#[path = "common/files.rs"]
+mod files;
+
+use files::{assert_says, message, real, report, vectors};
 use secateur::model::config::{Architecture, ModelConfig, RopeScaling};
 use secateur::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use secateur::weights::{ModelSource, PackedDtype, Weights};
@@ -47,24 +51,6 @@ fn largest_allocation(f: impl FnOnce()) -> usize {
     LARGEST.set(0);
     f();
     LARGEST.get()
-}
-
-#[track_caller]
-fn message<T>(result: Result<T, Error>) -> String {
-    match result {
-        Ok(_) => panic!("this must be refused"),
-        Err(error) => {
-            assert_ne!(error.kind(), ErrorKind::Internal, "bad input is not a bug of ours: {error}");
-            error.to_string()
-        }
-    }
-}
-
-#[track_caller]
-fn assert_says(message: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(message.contains(part), "{part:?} is missing from:\n{message}");
-    }
 }
 
 // ------------------------------------------------------------------------------------------------ files made by hand
@@ -610,32 +596,17 @@ fn as_gguf(json: &Value, pre: &str) -> Result<File, Failure> {
 
 #[test]
 fn real_tokenizers_survive_the_way_through_gguf() -> Outcome {
-    let set = std::env::var_os("SECATEUR_SHARED");
-    let root = set.clone().map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    for (folder, pre, vectors) in
+    for (folder, pre, name) in
         [("tokenizer-qwen3", "qwen2", "qwen2"), ("tokenizer-r1-distill-qwen", "deepseek-r1-qwen", "deepseek-r1-qwen")]
     {
-        let file = root.join("data").join(folder).join("tokenizer.json");
-        let Ok(bytes) = std::fs::read(&file) else {
-            assert!(set.is_none(), "SECATEUR_SHARED is set, but {} does not exist", file.display());
-            println!("skipped: ../shared/data/{folder} is absent");
-            continue;
-        };
+        let (Some(at), Some(vectors_at)) = (real(folder), real("tokenizer-vectors")) else { continue };
+        let bytes = std::fs::read(at.join("tokenizer.json"))?;
         let original = Tokenizer::from_bytes(&bytes, folder)?;
         let rebuilt = as_gguf(&serde_json::from_slice(&bytes)?, pre)?.tokenizer()?;
-        let read =
-            |end: &str| std::fs::read_to_string(root.join("data/tokenizer-vectors").join(format!("{vectors}.{end}")));
-        let texts = read("inp")?;
-        let texts: Vec<&str> = texts.split("\n__ggml_vocab_test__\n").collect();
-        let ids = read("out")?;
-        let ids: Vec<Vec<u32>> = ids
-            .lines()
-            .map(|line| line.split_whitespace().map(str::parse).collect::<Result<_, _>>())
-            .collect::<Result<_, _>>()?;
         let mut ran = 0;
-        for (text, ids) in texts.iter().zip(&ids) {
-            assert_eq!(&rebuilt.encode(text)?, ids, "{folder}: {text:?}");
-            assert_eq!(original.encode(text)?, rebuilt.encode(text)?);
+        for (text, ids) in vectors(&vectors_at, name)? {
+            assert_eq!(rebuilt.encode(&text)?, ids, "{folder}: {text:?}");
+            assert_eq!(original.encode(&text)?, rebuilt.encode(&text)?);
             ran += 1;
         }
         assert_eq!(ran, 46, "{folder}");
@@ -644,7 +615,7 @@ fn real_tokenizers_survive_the_way_through_gguf() -> Outcome {
             assert_eq!(original.token_bytes(id), rebuilt.token_bytes(id), "{folder}: token {id}");
             assert_eq!(original.is_special(id), rebuilt.is_special(id), "{folder}: token {id}");
         }
-        println!("ran: {folder} through GGUF, {ran} texts");
+        report!("ran: {folder} through GGUF, {ran} texts");
     }
     Ok(())
 }

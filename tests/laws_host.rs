@@ -1,4 +1,8 @@
 //! Laws of the host side of the method: steps, protection, budgets, policies, trace. No GPU, no model.
+#[path = "common/files.rs"]
+mod files;
+
+use files::{real, report};
 use proptest::prelude::*;
 use secateur::policy::{
     self, Budget, CURRENT_STEP_KEPT, CacheView, CachedToken, EvictionPolicy, KeepPlan, Measurement, Outcome, POLICIES,
@@ -532,13 +536,12 @@ fn shipped_bugs_do_not_pass() {
 
 // --- real traces
 
+const TRACES: &str = "traces-r1-math500/pilot_math500_qwen7b.jsonl";
+
 #[test]
 fn real_r1_traces_are_cut_into_plausible_steps() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data/traces-r1-math500/pilot_math500_qwen7b.jsonl");
-    let Ok(file) = std::fs::read_to_string(path) else {
-        println!("SKIPPED real_r1_traces_are_cut_into_plausible_steps: no {path}");
-        return;
-    };
+    let Some(path) = real(TRACES) else { return };
+    let file = std::fs::read_to_string(path).unwrap();
     let mut all: Vec<Step> = Vec::new();
     let mut counts = Vec::new();
     for line in file.lines() {
@@ -569,6 +572,7 @@ fn real_r1_traces_are_cut_into_plausible_steps() {
     let mut lengths: Vec<usize> = all.iter().map(|s| s.end - s.start).collect();
     lengths.sort_unstable();
     let (median, longest) = (lengths[lengths.len() / 2], lengths[lengths.len() - 1]);
+    report!("ran: {} real traces cut into steps", counts.len());
     println!("steps per trace {counts:?}; {} in all; bytes per step: median {median}, longest {longest}", all.len());
     let mut names: Vec<(usize, &str)> =
         KEYWORDS.iter().map(|k| (all.iter().filter(|s| s.keyword == Some(k)).count(), *k)).collect();
@@ -586,15 +590,10 @@ fn real_r1_traces_are_cut_into_plausible_steps() {
 /// `SECATEUR_TRACES=DIR` writes a trace of each there, for `secateur report`.
 #[test]
 fn real_r1_traces_in_tokens() {
-    const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/data");
-    let (traces, tokenizer) = (
-        std::fs::read_to_string(format!("{DATA}/traces-r1-math500/pilot_math500_qwen7b.jsonl")),
-        std::fs::read(format!("{DATA}/tokenizer-r1-distill-qwen/tokenizer.json")),
-    );
-    let (Ok(traces), Ok(tokenizer)) = (traces, tokenizer) else {
-        println!("SKIPPED real_r1_traces_in_tokens: no traces and tokenizer in {DATA}");
+    let (Some(traces), Some(tokenizer)) = (real(TRACES), real("tokenizer-r1-distill-qwen/tokenizer.json")) else {
         return;
     };
+    let (traces, tokenizer) = (std::fs::read_to_string(traces).unwrap(), std::fs::read(tokenizer).unwrap());
     let tokenizer = Tokenizer::from_bytes(&tokenizer, "tokenizer-r1-distill-qwen").unwrap();
     let out = std::env::var_os("SECATEUR_TRACES").map(std::path::PathBuf::from);
     let share = |part: usize, of: usize| format!("{:.0} %", 100.0 * part as f64 / of as f64);

@@ -1,44 +1,18 @@
 //! Loading a model: every way its files can be wrong, with what the error says; and real tokenizers and templates.
-//!
-//! Real files lie in `../shared/data`, or where `SECATEUR_SHARED` points. Without them those tests say so and skip; where
-//! the variable is set, they must be there.
+#[path = "common/files.rs"]
+mod files;
+
+use files::{assert_says, message, real, report, vectors};
 use secateur::model::config::{Architecture, ModelConfig, RopeScaling};
 use secateur::text::{ChatTemplate, Detokenizer, Message, RenderOptions, ThinkingState, Tokenizer, thinking_state};
 use secateur::weights::{ModelSource, PackedDtype, Weights};
 use secateur::{Error, ErrorKind};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-
-/// A line that the test runner does not swallow: CI lists what ran with real files and what was skipped.
-macro_rules! report {
-    ($($part:tt)*) => {{
-        use std::io::Write;
-        let _ = std::io::stderr().write_all((format!($($part)*) + "\n").as_bytes());
-    }};
-}
+use std::path::Path;
 
 type Failure = Box<dyn std::error::Error>;
 type Outcome = Result<(), Failure>;
-
-/// The message of a failure; panics when there was none.
-#[track_caller]
-fn message<T>(result: Result<T, Error>) -> String {
-    match result {
-        Ok(_) => panic!("this must be refused"),
-        Err(error) => {
-            assert_ne!(error.kind(), ErrorKind::Internal, "bad input is not a bug of ours: {error}");
-            error.to_string()
-        }
-    }
-}
-
-#[track_caller]
-fn assert_says(message: &str, parts: &[&str]) {
-    for part in parts {
-        assert!(message.contains(part), "{part:?} is missing from:\n{message}");
-    }
-}
 
 // ---------------------------------------------------------------------------------------------------- safetensors
 
@@ -922,34 +896,12 @@ fn golden_models_load_whole() -> Outcome {
 
 // ------------------------------------------------------------------------------------------------------ real files
 
-/// `../shared/data/NAME`, or `None` and a line that says so.
-fn real(name: &str) -> Option<PathBuf> {
-    let set = std::env::var_os("SECATEUR_SHARED");
-    let root = set.clone().map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
-    let path = root.join("data").join(name);
-    if path.exists() {
-        return Some(path);
-    }
-    assert!(set.is_none(), "SECATEUR_SHARED is set, but {} does not exist", path.display());
-    report!("skipped: ../shared/data/{name} is absent");
-    None
-}
-
 fn real_tokenizer(name: &str) -> Result<Option<Tokenizer>, Error> {
     real(name).map(|path| Tokenizer::load(&ModelSource::directory(path)?)).transpose()
 }
 
 const TOKENIZERS: [(&str, &str); 3] =
     [("tokenizer-qwen2.5", "qwen2"), ("tokenizer-qwen3", "qwen2"), ("tokenizer-r1-distill-qwen", "deepseek-r1-qwen")];
-
-/// The texts of a set of vectors with their ids.
-fn vectors(folder: &Path, name: &str) -> Result<Vec<(String, Vec<u32>)>, Failure> {
-    let texts = std::fs::read_to_string(folder.join(format!("{name}.inp")))?;
-    let ids = std::fs::read_to_string(folder.join(format!("{name}.out")))?;
-    let texts = texts.split("\n__ggml_vocab_test__\n").map(str::to_string);
-    let ids = ids.lines().map(|line| line.split_whitespace().map(str::parse).collect::<Result<Vec<u32>, _>>());
-    Ok(texts.zip(ids.collect::<Result<Vec<_>, _>>()?).collect())
-}
 
 #[test]
 fn real_tokenizers_reproduce_the_vectors_and_round_trip() -> Outcome {
