@@ -1,0 +1,332 @@
+//! A decoder that never had a cache to prune: the oracle for whatever is evicted, by whomever.
+//!
+//! Plain loops in f64 over the stored weights. Every key and value there ever was stays; beside them stands, for each
+//! layer and KV head, the list of those that may still be seen. What a query sees is settled when it is forwarded, so
+//! later evictions do not reach back into rows that still saw the evicted. No kernel, no slot, no gather, no RoPE table
+//! of the library's is used; of its code only what reads config and weight files. `tests/policies.rs` holds it against
+//! transformers.
+use std::f64::consts::TAU;
+
+use secateur::kernels::Words;
+use secateur::model::config::{ModelConfig, RopeScaling};
+use secateur::policy::Positions;
+use secateur::weights::Weights;
+
+struct Matrix {
+    cols: usize,
+    values: Vec<f64>,
+}
+
+impl Matrix {
+    fn row(&self, row: usize) -> &[f64] {
+        &self.values[row * self.cols..][..self.cols]
+    }
+
+    fn times(&self, x: &[f64]) -> Vec<f64> {
+        assert_eq!(x.len(), self.cols);
+        self.values.chunks(self.cols).map(|row| dot(row, x)).collect()
+    }
+}
+
+fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn softmax(dots: &[f64]) -> Vec<f64> {
+    let most = dots.iter().fold(f64::MIN, |m, d| m.max(*d));
+    let powers: Vec<f64> = dots.iter().map(|d| (d - most).exp()).collect();
+    let sum: f64 = powers.iter().sum();
+    powers.iter().map(|p| p / sum).collect()
+}
+
+fn norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
+    let scale = 1.0 / (dot(x, x) / x.len() as f64 + eps).sqrt();
+    x.iter().zip(weight).map(|(x, w)| x * scale * w).collect()
+}
+
+struct Layer {
+    input_norm: Vec<f64>,
+    post_norm: Vec<f64>,
+    /// Query, key and value projections with their biases; the norms of query and key heads.
+    projections: [(Matrix, Option<Vec<f64>>); 3],
+    head_norms: Option<[Vec<f64>; 2]>,
+    o: Matrix,
+    gate: Matrix,
+    up: Matrix,
+    down: Matrix,
+}
+
+/// The weights.
+pub struct Reference {
+    pub config: ModelConfig,
+    layers: Vec<Layer>,
+    embedding: Matrix,
+    /// `None`: the embedding.
+    head: Option<Matrix>,
+    norm: Vec<f64>,
+    /// Cosines and sines of every position.
+    turns: Vec<Vec<(f64, f64)>>,
+}
+
+impl Reference {
+    /// For texts of up to `context` tokens.
+    pub fn new(config: &ModelConfig, weights: &Weights, context: usize) -> Self {
+        let values = |name: &str| -> Vec<f64> {
+            let tensor = weights.tensor(name).unwrap_or_else(|e| panic!("{e}"));
+            let pairs = || tensor.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+            match tensor.stored.to_string().as_str() {
+                "F32" => secateur::kernels::launch::as_floats(tensor.bytes).iter().map(|v| f64::from(*v)).collect(),
+                "F16" => pairs().map(|bits| half::f16::from_bits(bits).to_f64()).collect(),
+                "BF16" => pairs().map(|bits| half::bf16::from_bits(bits).to_f64()).collect(),
+                other => panic!("{name} is {other}"),
+            }
+        };
+        let matrix = |name: &str| {
+            let cols = weights.tensor(name).unwrap_or_else(|e| panic!("{e}")).shape[1];
+            Matrix { cols, values: values(name) }
+        };
+        assert!(!config.output_bias, "not written for a bias of o");
+        let layer = |i: usize| {
+            let name = |part: &str| format!("model.layers.{i}.{part}");
+            let projection = |what: &str| {
+                let bias = config.attention_bias.then(|| values(&name(&format!("self_attn.{what}_proj.bias"))));
+                (matrix(&name(&format!("self_attn.{what}_proj.weight"))), bias)
+            };
+            let head_norm = |what: &str| values(&name(&format!("self_attn.{what}_norm.weight")));
+            Layer {
+                input_norm: values(&name("input_layernorm.weight")),
+                post_norm: values(&name("post_attention_layernorm.weight")),
+                projections: ["q", "k", "v"].map(projection),
+                head_norms: config.qk_norm.then(|| ["q", "k"].map(head_norm)),
+                o: matrix(&name("self_attn.o_proj.weight")),
+                gate: matrix(&name("mlp.gate_proj.weight")),
+                up: matrix(&name("mlp.up_proj.weight")),
+                down: matrix(&name("mlp.down_proj.weight")),
+            }
+        };
+        let frequencies: Vec<f64> = (0..config.head_dim / 2).map(|i| frequency(config, i)).collect();
+        let turn = |position: usize| frequencies.iter().map(|f| (position as f64 * f).sin_cos()).collect();
+        Self {
+            config: config.clone(),
+            layers: (0..config.num_layers).map(layer).collect(),
+            embedding: matrix("model.embed_tokens.weight"),
+            head: (!config.tie_word_embeddings).then(|| matrix("lm_head.weight")),
+            norm: values("model.norm.weight"),
+            turns: (0..context).map(turn).collect(),
+        }
+    }
+
+    /// Pairs `i` and `i + d / 2` turned to where `position` is.
+    fn rotated(&self, row: &[f64], position: usize) -> Vec<f64> {
+        let half = row.len() / 2;
+        let mut turned = row.to_vec();
+        for (i, (sin, cos)) in self.turns[position].iter().enumerate() {
+            turned[i] = row[i] * cos - row[i + half] * sin;
+            turned[i + half] = row[i + half] * cos + row[i] * sin;
+        }
+        turned
+    }
+
+    /// Nothing read yet. `words` is what the cache stores keys and values as.
+    pub fn read(&self, positions: Positions, words: Words) -> Reading<'_> {
+        let sets = self.config.num_layers * self.config.num_kv_heads;
+        let queries = vec![Vec::new(); self.config.num_layers];
+        Reading { model: self, positions, words, read: 0, settled: 0, heads: vec![Head::default(); sets], queries }
+    }
+}
+
+/// The angle by which a position turns pair `i`; Llama 3's scaling as its three cases of wavelengths.
+fn frequency(config: &ModelConfig, i: usize) -> f64 {
+    let plain = 1.0 / config.rope_theta.powf(2.0 * i as f64 / config.head_dim as f64);
+    match &config.rope_scaling {
+        RopeScaling::None => plain,
+        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
+            let (wavelength, context) = (TAU / plain, *original_max_position_embeddings as f64);
+            if wavelength < context / high_freq_factor {
+                plain
+            } else if wavelength > context / low_freq_factor {
+                plain / factor
+            } else {
+                let smooth = (context / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                (1.0 - smooth) * plain / factor + smooth * plain
+            }
+        }
+        other => panic!("not written for {other}"),
+    }
+}
+
+/// What one KV head of one layer has of a text.
+#[derive(Clone, Default)]
+struct Head {
+    /// As they are stored: keys rotated where positions stay the original ones, both rounded as the cache rounds.
+    keys: Vec<Vec<f64>>,
+    values: Vec<Vec<f64>>,
+    /// The positions that may be seen, ascending.
+    seen: Vec<usize>,
+    /// The attention each position has had, the query heads of the group averaged.
+    drawn: Vec<f64>,
+}
+
+/// A text that is being read, token by token.
+#[derive(Clone)]
+pub struct Reading<'m> {
+    model: &'m Reference,
+    positions: Positions,
+    words: Words,
+    /// Tokens so far.
+    read: usize,
+    /// Of them, those before the latest eviction.
+    settled: usize,
+    /// `[layer][KV head]`.
+    heads: Vec<Head>,
+    /// `[layer][token][query head]`, rotated.
+    queries: Vec<Vec<Vec<Vec<f64>>>>,
+}
+
+/// What a token gives.
+pub struct Given {
+    pub logits: Vec<f64>,
+    /// `[layer][query head]`: its attention weights over what the head may see, itself included, in the order of
+    /// positions.
+    pub attention: Vec<Vec<Vec<f64>>>,
+}
+
+impl Reading<'_> {
+    /// Positions that KV head `head` of `layer` may see.
+    pub fn seen(&self, layer: usize, head: usize) -> &[usize] {
+        &self.heads[layer * self.model.config.num_kv_heads + head].seen
+    }
+
+    /// `gone(layer, KV head)` may not be seen by any token that is read from now on.
+    pub fn evict(&mut self, gone: impl Fn(usize, usize) -> Vec<u32>) {
+        let kv_heads = self.model.config.num_kv_heads;
+        let mut any = false;
+        for (set, head) in self.heads.iter_mut().enumerate() {
+            let gone = gone(set / kv_heads, set % kv_heads);
+            let before = head.seen.len();
+            head.seen.retain(|p| !gone.contains(&(*p as u32)));
+            assert_eq!(head.seen.len() + gone.len(), before, "evicted what was not there");
+            any |= !gone.is_empty();
+        }
+        if any {
+            self.settled = self.read;
+        }
+    }
+
+    fn rounded(&self, row: &[f64]) -> Vec<f64> {
+        match self.words {
+            Words::F16 => row.iter().map(|v| half::f16::from_f64(*v).to_f64()).collect(),
+            _ => row.to_vec(),
+        }
+    }
+
+    /// The weights of a rotated query over what `head` sees up to position `upto`.
+    fn weights(&self, head: &Head, query: &[f64], upto: usize) -> Vec<f64> {
+        let scale = 1.0 / (query.len() as f64).sqrt();
+        let dot = |(rank, position): (usize, &usize)| {
+            let key = &head.keys[*position];
+            scale
+                * match self.positions {
+                    Positions::Original => dot(query, key),
+                    Positions::Compact => dot(query, &self.model.rotated(key, rank)),
+                }
+        };
+        softmax(&head.seen.iter().take_while(|p| **p <= upto).enumerate().map(dot).collect::<Vec<_>>())
+    }
+
+    /// Reads the next token.
+    pub fn forward(&mut self, id: u32) -> Given {
+        let model = self.model;
+        let c = &model.config;
+        let (d, group, position) = (c.head_dim, c.num_heads / c.num_kv_heads, self.read);
+        let mut x = model.embedding.row(id as usize).to_vec();
+        let mut attention = Vec::new();
+        for (l, layer) in model.layers.iter().enumerate() {
+            let normed = norm(&x, &layer.input_norm, c.rms_norm_eps);
+            let mut parts = layer.projections.each_ref().map(|(matrix, bias)| {
+                let mut out = matrix.times(&normed);
+                out.iter_mut().zip(bias.iter().flatten()).for_each(|(v, b)| *v += b);
+                out.chunks(d).map(<[f64]>::to_vec).collect::<Vec<_>>()
+            });
+            for (part, weight) in parts.iter_mut().zip(layer.head_norms.iter().flatten()) {
+                part.iter_mut().for_each(|head| *head = norm(head, weight, c.rms_norm_eps));
+            }
+            let [queries, keys, values] = parts;
+            let (mut mixed, mut rotated, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+            for (g, (key, value)) in keys.iter().zip(&values).enumerate() {
+                let mut head = std::mem::take(&mut self.heads[l * c.num_kv_heads + g]);
+                // Where it stands: at its position, or behind those that are left.
+                let stands = if self.positions == Positions::Compact { head.seen.len() } else { position };
+                head.keys.push(match self.positions {
+                    Positions::Original => self.rounded(&model.rotated(key, position)),
+                    Positions::Compact => self.rounded(key),
+                });
+                head.values.push(self.rounded(value));
+                head.seen.push(position);
+                head.drawn.push(0.0);
+                for query in &queries[g * group..][..group] {
+                    let query = model.rotated(query, stands);
+                    let weights = self.weights(&head, &query, position);
+                    let mut sum = vec![0.0; d];
+                    for (weight, p) in weights.iter().zip(&head.seen) {
+                        head.drawn[*p] += weight / group as f64;
+                        sum.iter_mut().zip(&head.values[*p]).for_each(|(sum, v)| *sum += weight * v);
+                    }
+                    mixed.extend(sum);
+                    rotated.push(query);
+                    rows.push(weights);
+                }
+                self.heads[l * c.num_kv_heads + g] = head;
+            }
+            self.queries[l].push(rotated);
+            attention.push(rows);
+            add(&mut x, &layer.o.times(&mixed));
+            let normed = norm(&x, &layer.post_norm, c.rms_norm_eps);
+            let gate = layer.gate.times(&normed).into_iter().map(|v| v / (1.0 + (-v).exp()));
+            let gated: Vec<f64> = gate.zip(layer.up.times(&normed)).map(|(gate, up)| gate * up).collect();
+            add(&mut x, &layer.down.times(&gated));
+        }
+        self.read += 1;
+        let logits = model.head.as_ref().unwrap_or(&model.embedding).times(&norm(&x, &model.norm, c.rms_norm_eps));
+        Given { logits, attention }
+    }
+
+    /// What the last of `ids` gives when they are read next; they are then forgotten.
+    pub fn aside(&self, ids: &[u32]) -> Given {
+        let mut aside = self.clone();
+        ids.iter().map(|id| aside.forward(*id)).last().expect("something is read")
+    }
+
+    /// `[layer][KV head]`: the attention that what may be seen has had from all tokens, in the order of positions.
+    pub fn sums(&self) -> Vec<Vec<Vec<f64>>> {
+        let of = |head: &Head| head.seen.iter().map(|p| head.drawn[*p]).collect();
+        self.heads.chunks(self.model.config.num_kv_heads).map(|layer| layer.iter().map(of).collect()).collect()
+    }
+
+    /// `[layer][KV head]`: the mean attention of the `most` latest queries over what may be seen now. With compact
+    /// positions of those since the latest eviction: older ones stand elsewhere.
+    pub fn window(&self, most: usize) -> Vec<Vec<Vec<f64>>> {
+        let c = &self.model.config;
+        let group = c.num_heads / c.num_kv_heads;
+        let since = if self.positions == Positions::Compact { self.settled } else { 0 };
+        let first = since.max(self.read.saturating_sub(most));
+        let of = |(set, head): (usize, &Head)| {
+            let (l, g) = (set / c.num_kv_heads, set % c.num_kv_heads);
+            let mut mean = vec![0.0; head.seen.len()];
+            for position in first..self.read {
+                for query in &self.queries[l][position][g * group..][..group] {
+                    let share = 1.0 / (group * (self.read - first)) as f64;
+                    let weights = self.weights(head, query, position);
+                    mean.iter_mut().zip(weights).for_each(|(mean, weight)| *mean += weight * share);
+                }
+            }
+            mean
+        };
+        let sets: Vec<Vec<f64>> = self.heads.iter().enumerate().map(of).collect();
+        sets.chunks(c.num_kv_heads).map(<[Vec<f64>]>::to_vec).collect()
+    }
+}
+
+fn add(x: &mut [f64], y: &[f64]) {
+    x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+}
