@@ -1,12 +1,13 @@
 // The pruning: rows of the kept slots, in the order given (ascending), to the front of a new, tight buffer; keys and
-// values of every KV head of every sequence in one dispatch, or whatever else has `planes` of rows, a multiple of the KV heads. Moves u32 words: exact, whatever they hold. Growing is the
-// same kernel with every slot kept. Rows past the kept ones stay as they were.
-// Constants: THREADS.
-@group(0) @binding(0) var<storage, read_write> kv: array<u32>;
+// values of every KV head of every sequence in one dispatch, or whatever else has `planes` of rows, a multiple of the KV
+// heads. Moves u32 words, four at a time where a row has whole fours: exact, whatever they hold. Growing is the same kernel
+// with every slot kept. Rows past the kept ones stay as they were.
+// Constants: UNIT: words that move at once, 1 or 4, which makes Unit u32 or vec4<u32>; UNITS: units of a row; THREADS.
+@group(0) @binding(0) var<storage, read_write> kv: array<Unit>;
 @group(0) @binding(1) var<storage, read_write> keep: array<u32>;     // kept slots; per sequence and KV head, or shared
 @group(0) @binding(2) var<storage, read_write> moves: array<u32>;    // [seqs, 8]: old base, old cap, new base, new cap, kept, first keep, keep stride per KV head
-@group(0) @binding(3) var<storage, read_write> out: array<u32>;
-struct Info { row_words: u32, kv_heads: u32, planes: u32, most_kept: u32 }
+@group(0) @binding(3) var<storage, read_write> out: array<Unit>;
+struct Info { kv_heads: u32, planes: u32, most_kept: u32, unused: u32 }
 @group(0) @binding(4) var<uniform> info: Info;
 
 @compute @workgroup_size(THREADS)
@@ -16,10 +17,10 @@ fn main(
 ) {
     let plane = group.z % info.planes;
     let seq = group.z / info.planes;
-    // x runs over the words of all kept rows of the plane; y extends it past the limit of one grid dimension.
+    // x runs over the units of all kept rows of the plane; y extends it past the limit of one grid dimension.
     let flat = group.y * 65535u * THREADS + id.x;
-    let i = flat / info.row_words;
-    let word = flat % info.row_words;
+    let i = flat / UNITS;
+    let unit = flat % UNITS;
     let m = seq * 8u;
     if (i >= moves[m + 4u]) { return; }
     let head = plane % info.kv_heads;
@@ -28,5 +29,5 @@ fn main(
     if (slot >= old_cap) { return; }
     let source = moves[m] + plane * old_cap + slot;
     let target_row = moves[m + 2u] + plane * moves[m + 3u] + i;
-    out[target_row * info.row_words + word] = kv[source * info.row_words + word];
+    out[target_row * UNITS + unit] = kv[source * UNITS + unit];
 }

@@ -6,7 +6,7 @@
 //! of each: `2 · kv_heads` planes; one running sum of each: `kv_heads`). `moves` `[seqs, 8]`: old base, old cap, new base,
 //! new cap, kept, first index into `keep`, stride per KV head (0: all heads keep the same slots), unused.
 //!
-//! Bound: exact. It moves u32 words and never looks at them.
+//! Bound: exact. It moves u32 words, four at a time where a row has whole fours, and never looks at them.
 use super::cache_gather as run;
 use super::cases::{Bound, Case, Check, device_words};
 use super::launch::Variant;
@@ -33,17 +33,26 @@ pub struct GatherSpec {
 
 impl GatherSpec {
     pub(super) fn variant(&self) -> Variant {
-        let constants = vec![("THREADS", 64)];
+        let constants = vec![("UNIT", self.unit() as u32), ("UNITS", self.units() as u32), ("THREADS", 64)];
         Variant { kernel: "cache_gather", text: include_str!("../../shaders/cache_gather.wgsl"), constants }
     }
 
+    /// Words that move at once: regions begin at whole rows, so the row decides.
+    fn unit(&self) -> usize {
+        if self.row_words.is_multiple_of(4) { 4 } else { 1 }
+    }
+
+    fn units(&self) -> usize {
+        self.row_words / self.unit()
+    }
+
     pub(super) fn groups(&self) -> [usize; 3] {
-        let groups = (self.most_kept * self.row_words).div_ceil(64);
+        let groups = (self.most_kept * self.units()).div_ceil(64);
         [groups.min(65_535), groups.div_ceil(65_535), self.planes * self.seqs]
     }
 
     pub(super) fn info(&self) -> [u32; 4] {
-        [self.row_words, self.kv_heads, self.planes, self.most_kept].map(|v| v as u32)
+        [self.kv_heads, self.planes, self.most_kept, 0].map(|v| v as u32)
     }
 }
 
@@ -72,6 +81,8 @@ pub(super) fn cases() -> Vec<Case> {
         (16, 1, 2, false, vec![70], vec![(0..70).collect::<Vec<u32>>()]),
         (4, 3, 6, false, vec![5, 300, 9], vec![vec![4], (0..300).filter(|s| s % 3 != 1).collect(), vec![]]),
         (64, 2, 4, true, vec![33, 12], vec![vec![0, 1, 5, 30, 31, 32], vec![7, 11]]),
+        (6, 2, 4, false, vec![9, 40], vec![vec![0, 2, 8], (0..40).filter(|s| s % 5 != 1).collect()]),
+        (20, 2, 4, true, vec![33], vec![vec![0, 1, 5, 30, 31, 32]]),
         (1, 3, 3, true, vec![33, 12], vec![vec![0, 1, 5, 30, 31, 32], vec![7, 11]]),
         (8, 1, 2, false, vec![6], vec![vec![]]),
     ] {

@@ -29,14 +29,18 @@ pub struct Variant {
     pub kernel: &'static str,
     /// The file's text.
     pub text: &'static str,
-    /// Constants of type u32, in the order they are written.
+    /// Constants of type u32, in the order they are written. `UNIT` (1 or 4) also makes the type `Unit`, of so many words.
     pub constants: Vec<(&'static str, u32)>,
 }
 
 impl Variant {
     /// The final text: constants, `common.wgsl`, `keys.wgsl` where the kernel says that it includes it, the kernel.
     pub fn source(&self) -> String {
-        let constants = self.constants.iter().map(|(name, value)| format!("const {name} = {value}u;\n"));
+        let constants = self.constants.iter().map(|(name, value)| match (*name, *value) {
+            ("UNIT", 1) => "alias Unit = u32;\n".into(),
+            ("UNIT", 4) => "alias Unit = vec4<u32>;\n".into(),
+            (name, value) => format!("const {name} = {value}u;\n"),
+        });
         let keys = if self.text.contains("// include keys.wgsl") { KEYS } else { "" };
         constants.chain([COMMON.to_string(), keys.to_string(), self.text.to_string()]).collect()
     }
