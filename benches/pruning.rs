@@ -1,9 +1,10 @@
 //! What pruning costs and what it saves: `tokens:512` against `full` over thousands of tokens, and one pruning's parts.
 //!
 //!     cargo bench --bench pruning -- MODEL_DIR [DEVICE] [TOKENS] [POLICY] [PLOT.svg]
+//!     cargo bench --bench pruning -- MODEL_DIR [DEVICE] [TOKENS] all    what each policy's measuring costs, in turns with `full`
 //!
 //! Both runs go on in turns, a few steps each, so that whatever else the machine does slows both alike. Speeds are medians over
-//! the turns of 500 tokens. The model's tokenizer is left out where the policy needs no probe: then all counts as thinking.
+//! the turns of 500 tokens. The prompt opens the thinking; a model that has no tokenizer runs policies that need no probe.
 use std::time::Instant;
 
 use pollster::block_on;
@@ -36,10 +37,7 @@ impl Course {
     /// Median milliseconds a token in each bin of [`BIN`] tokens.
     fn speeds(&self) -> Vec<f64> {
         let bin = |b: usize| {
-            let mut times: Vec<f64> =
-                self.turns.iter().filter(|t| t.0 / BIN == b).map(|(_, s, n)| s * 1e3 / *n as f64).collect();
-            times.sort_by(f64::total_cmp);
-            times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
+            median(self.turns.iter().filter(|t| t.0 / BIN == b).map(|(_, s, n)| s * 1e3 / *n as f64).collect())
         };
         (0..self.tokens.div_ceil(BIN)).map(bin).filter(|ms| ms.is_finite()).collect()
     }
@@ -56,18 +54,19 @@ fn main() -> secateur::Result<()> {
     let device = block_on(ComputeDevice::open(args.get(1).map_or("auto", String::as_str)))?;
     let tokens: usize = args.get(2).and_then(|n| n.parse().ok()).unwrap_or(4000);
     let policy = args.get(3).cloned().unwrap_or_else(|| policy::DEFAULT_POLICY.into());
-    let probes = policy::by_name(&policy)?.needs().probes();
-    let files = ModelSource::directory(dir)?;
-    let source = if probes {
-        files
-    } else {
-        let names: Vec<String> = files.names().into_iter().filter(|n| !n.starts_with("tokenizer")).collect();
-        let read = |n: String| Ok((n.clone(), files.read(&n)?.to_vec()));
-        ModelSource::memory(names.into_iter().map(read).collect::<secateur::Result<Vec<_>>>()?)
-    };
+    let source = ModelSource::directory(dir)?;
     let load = LoadOptions { kv: Words::F16, context: None, sequences: 1 };
     let engine = || Engine::load(&source, dir.as_str(), &device, &load, &mut |_, _| ());
     let (mut pruned, mut full) = (engine()?, engine()?);
+    // A model that closes its thinking is no longer pruned: those of tests/golden/make_bench.py never do.
+    let open = pruned.tokenizer().ok().and_then(|t| t.think_ids().open);
+    let prompt = Prompt::Ids(
+        (0..PROMPT as u32).map(|i| open.filter(|_| i + 1 == PROMPT as u32).unwrap_or(i * 7 % 256)).collect(),
+    );
+    if policy == "all" {
+        return costs(&mut pruned, &mut full, &prompt, tokens);
+    }
+    let probes = policy::by_name(&policy)?.needs().probes();
     println!("{dir} on {}, {tokens} tokens, {policy}, tokens:512, p = {EVERY}", device.info.line());
     let options = RunOptions {
         max_new_tokens: tokens,
@@ -80,35 +79,7 @@ fn main() -> secateur::Result<()> {
     };
     split(pruned.model(), &options, if probes { 31 } else { 0 })?;
 
-    let prompt = Prompt::Ids((0..PROMPT as u32).map(|i| i * 7 % 256).collect());
-    let mut courses = [Course::default(), Course::default()];
-    let mut batches = [pruned.batch(), full.batch()];
-    batches[0].add(&prompt, &options)?;
-    batches[1].add(&prompt, &RunOptions { policy: "full".into(), ..options.clone() })?;
-    while batches.iter().any(|b| !b.is_idle()) {
-        for (batch, course) in batches.iter_mut().zip(&mut courses).filter(|(b, _)| !b.is_idle()) {
-            let (mut read, mut prunings) = (0, Vec::new());
-            let begun = Instant::now();
-            let ended = block_on(batch.step(&mut |_, event| match event {
-                Event::Token { .. } => read += 1,
-                Event::Probe(p) => {
-                    let (before, after) = (p.bytes_before.reserved, p.bytes_after.reserved);
-                    let times = [p.timings.probe_us, p.timings.plan_us, p.timings.gather_us];
-                    prunings.push((p.at_token, p.cached_before, p.cached_after, before, after, times));
-                }
-                Event::Start { .. } => {}
-            }));
-            let seconds = begun.elapsed().as_secs_f64();
-            if prunings.is_empty() && read > 0 {
-                course.turns.push((course.tokens, seconds, read));
-            }
-            course.tokens += read;
-            course.prunings.extend(prunings);
-            for (_, result) in ended {
-                course.peak = result?.trace.totals.peak_cached;
-            }
-        }
-    }
+    let courses = in_turns(&mut pruned, &mut full, &prompt, &options)?;
     let [pruned, full] = &courses;
     let (fast, slow) = (pruned.speeds(), full.speeds());
     println!("tokens, ms a token pruned, ms a token full (medians)");
@@ -133,6 +104,85 @@ fn main() -> secateur::Result<()> {
     if let Some(file) = args.get(4) {
         std::fs::write(file, plot(pruned, &fast, &slow, tokens)).expect("a place to write the plot");
         println!("plotted in {file}");
+    }
+    Ok(())
+}
+
+/// The run that `options` describe and the same with `full`, a few steps each in turn.
+fn in_turns(
+    pruned: &mut Engine,
+    full: &mut Engine,
+    prompt: &Prompt,
+    options: &RunOptions,
+) -> secateur::Result<[Course; 2]> {
+    let mut courses = [Course::default(), Course::default()];
+    let mut batches = [pruned.batch(), full.batch()];
+    batches[0].add(prompt, options)?;
+    batches[1].add(prompt, &RunOptions { policy: "full".into(), ..options.clone() })?;
+    while batches.iter().any(|b| !b.is_idle()) {
+        for (batch, course) in batches.iter_mut().zip(&mut courses).filter(|(b, _)| !b.is_idle()) {
+            let (mut read, mut prunings) = (0, Vec::new());
+            let begun = Instant::now();
+            let ended = block_on(batch.step(&mut |_, event| match event {
+                Event::Token { .. } => read += 1,
+                Event::Probe(p) => {
+                    let (before, after) = (p.bytes_before.reserved, p.bytes_after.reserved);
+                    let times = [p.timings.probe_us, p.timings.plan_us, p.timings.gather_us];
+                    prunings.push((p.at_token, p.cached_before, p.cached_after, before, after, times));
+                }
+                Event::Start { .. } => {}
+            }));
+            let seconds = begun.elapsed().as_secs_f64();
+            if prunings.is_empty() && read > 0 {
+                course.turns.push((course.tokens, seconds, read));
+            }
+            course.tokens += read;
+            course.prunings.extend(prunings);
+            for (_, result) in ended {
+                course.peak = result?.trace.totals.peak_cached;
+            }
+        }
+    }
+    Ok(courses)
+}
+
+fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// What each policy's measuring costs where nothing is evicted, so that both runs cache the same: at every token, and at a
+/// pruning, whose measuring includes one step's forward pass that would have been due anyway.
+fn costs(pruned: &mut Engine, full: &mut Engine, prompt: &Prompt, tokens: usize) -> secateur::Result<()> {
+    println!(
+        "{} on {}, {tokens} tokens, nothing evicted, p = {EVERY}",
+        pruned.name(),
+        pruned.model().device().info.line()
+    );
+    println!("policy, a token of its own in tokens of full (medians), ms to measure, ms to plan, prunings");
+    for entry in policy::POLICIES.iter().filter(|p| p.name != "full") {
+        let options = RunOptions {
+            max_new_tokens: tokens,
+            policy: entry.name.into(),
+            budget: Budget::Tokens(tokens),
+            window: WINDOW,
+            probe_every: EVERY,
+            ignore_eos: true,
+            ..RunOptions::default()
+        };
+        let [own, of_full] = in_turns(pruned, full, prompt, &options)?;
+        // Turn by turn: both cached the same, and whatever else ran slowed both.
+        let ms = |turns: &[(usize, f64, usize)]| {
+            turns.iter().map(|(at, s, n)| (*at, s * 1e3 / *n as f64)).collect::<Vec<_>>()
+        };
+        let (own_ms, full_ms) = (ms(&own.turns), ms(&of_full.turns));
+        let ratio = |(at, own): &(usize, f64)| {
+            let near = full_ms.iter().min_by_key(|(other, _)| other.abs_diff(*at)).expect("as many turns");
+            own / near.1
+        };
+        let ratios = own_ms.iter().skip(4).map(ratio).collect();
+        let part = |i: usize| median(own.prunings.iter().map(|p| p.5[i] as f64 / 1e3).collect());
+        println!("{}, {:.3}, {:.2}, {:.2}, {}", entry.name, median(ratios), part(0), part(1), own.prunings.len());
     }
     Ok(())
 }
@@ -195,14 +245,10 @@ fn split(model: &Decoder, options: &RunOptions, probe: usize) -> secateur::Resul
     }
     // The first compiles.
     rounds.remove(0);
-    let median = |part: usize| {
-        let mut all: Vec<f64> = rounds.iter().map(|r| r[part]).collect();
-        all.sort_by(f64::total_cmp);
-        all[all.len() / 2] * 1e3
-    };
+    let part = |part: usize| median(rounds.iter().map(|r| r[part]).collect()) * 1e3;
     let names = ["probe forward", "readout", "readback", "plan", "gather and freeing"];
-    let parts: Vec<f64> = (0..5).map(median).collect();
-    let decode = median(5) * EVERY as f64;
+    let parts: Vec<f64> = (0..5).map(part).collect();
+    let decode = part(5) * EVERY as f64;
     println!("one pruning at {cached} slots to {}, ms (medians of 7):", PROMPT + 512);
     names.iter().zip(&parts).for_each(|(name, ms)| println!("  {name}: {ms:.2}"));
     let sum: f64 = parts.iter().sum();
