@@ -10,7 +10,7 @@ use pollster::block_on;
 use secateur::bench;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
-use secateur::kernels::{self, AttentionSpec, LinearSpec, Mode, NormSpec, RopeAppendSpec, Words, launch};
+use secateur::kernels::{self, AttentionSpec, LayerSpec, LinearSpec, Mode, NormSpec, RopeAppendSpec, Words, launch};
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::Decoder;
 use secateur::sampling::Sampling;
@@ -108,25 +108,17 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     time("rms_norm", 2 * layers + 1, h * 8, Box::new(|| drop(kernels::rms_norm(&x, &weight, norm))))?;
     let mut cache = KvCache::new(CacheShape::new(c, Words::F16, 1, 64)?, device);
     let rope = kernels::floats(vec![0.5; 4096 * d], [4096 * d], burn);
+    let layer = |cache: &KvCache| {
+        let (words, table) = (Words::F16, cache.table(0));
+        LayerSpec { words, d, heads, kv_heads, table, positions: 4096, compact: false }
+    };
     for length in [128usize, 1024] {
         cache.clear(0)?;
         cache.reserve(&[0], length + 64)?;
         cache.advance(0, length, 0);
         let q = floats(1, heads * d);
-        let spec = AttentionSpec {
-            words: Words::F16,
-            d,
-            n: 1,
-            heads,
-            kv_heads,
-            chunk: 1,
-            map: cache.select(&[0]),
-            table: cache.table(0),
-            most_seen: length + 1,
-            back: 0,
-            positions: 4096,
-            rotate: false,
-        };
+        let (map, most_seen) = (cache.select(&[0]), length + 1);
+        let spec = AttentionSpec { layer: layer(&cache), n: 1, chunk: 1, map, most_seen, back: 0 };
         let bytes = length * cache.shape().slot_bytes();
         let times = if length == 128 { layers } else { 0 };
         let run = || drop(kernels::attention(&q, cache.layer(0), cache.state(), &rope, spec));
@@ -134,19 +126,8 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     }
     let unread = kernels::floats(vec![0.0; 4], [4], burn);
     let qkv = floats(1, (heads + 2 * kv_heads) * d);
-    let append = RopeAppendSpec {
-        words: Words::F16,
-        d,
-        n: 1,
-        heads,
-        kv_heads,
-        chunk: 1,
-        map: cache.select(&[0]),
-        table: cache.table(0),
-        positions: 4096,
-        norm: None,
-        compact: false,
-    };
+    let map = cache.select(&[0]);
+    let append = RopeAppendSpec { layer: layer(&cache), n: 1, chunk: 1, map, norm: None };
     let mut kv = Some(kernels::words(vec![0; 2048 * cache.shape().slot_bytes() / 4], burn));
     let run = || {
         let (_, back) =

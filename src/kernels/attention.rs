@@ -11,7 +11,7 @@
 //! the exponent, where scores of ordinary size (|s| < 30) carry an absolute error of ~2e-6.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
 use super::launch::Variant;
-use super::{Words, attention as run, state};
+use super::{LayerSpec, Words, attention as run, state};
 
 /// Slots of a tile; for a single query also of a split.
 pub const TILE: usize = 256;
@@ -21,37 +21,25 @@ const MOST_QUERIES: usize = 8;
 /// Parameters of [`attention`](fn@super::attention).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionSpec {
-    /// Packing of the cache: `F32` or `F16`.
-    pub words: Words,
-    /// Head dimension: a multiple of 8, at most 128.
-    pub d: usize,
+    /// The layer.
+    pub layer: LayerSpec,
     /// Rows of the chunk, all sequences together.
     pub n: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
     /// Rows per sequence; with more than one, `n == chunk`.
     pub chunk: usize,
     /// Word of the state from which on the rows' sequences are listed.
     pub map: usize,
-    /// Word of the state where the layer's table begins.
-    pub table: usize,
     /// The largest `length − back + chunk` of the sequences: bounds the splits.
     pub most_seen: usize,
     /// Slots at the end of each sequence that are the rows' own and counted in its length already: 0, or `chunk` for a second
     /// look at the latest tokens.
     pub back: usize,
-    /// Rows of the RoPE table.
-    pub positions: usize,
-    /// Keys are stored unrotated and stand at their slot.
-    pub rotate: bool,
 }
 
 impl AttentionSpec {
     /// Query heads that share a KV head.
     fn group(&self) -> usize {
-        self.heads / self.kv_heads
+        self.layer.heads / self.layer.kv_heads
     }
 
     /// Query heads of one workgroup: the largest divisor of the group that fits.
@@ -77,9 +65,9 @@ impl AttentionSpec {
         let constants = vec![
             ("THREADS", 64),
             ("TILE", TILE as u32),
-            ("KV", self.words.code()),
-            ("D", self.d as u32),
-            ("ROTATE", self.rotate as u32),
+            ("KV", self.layer.words.code()),
+            ("D", self.layer.d as u32),
+            ("ROTATE", self.layer.compact as u32),
             ("QB", (self.heads_per_group() * self.rows_per_group()) as u32),
             ("DIRECT", (self.splits() == 1) as u32),
         ];
@@ -87,43 +75,45 @@ impl AttentionSpec {
     }
 
     pub(super) fn groups(&self) -> [usize; 3] {
-        [self.splits(), self.heads / self.heads_per_group(), self.n.div_ceil(self.rows_per_group())]
+        [self.splits(), self.layer.heads / self.heads_per_group(), self.n.div_ceil(self.rows_per_group())]
     }
 
     pub(super) fn info(&self) -> [u32; 12] {
-        let [n, heads, kv_heads, chunk] = [self.n, self.heads, self.kv_heads, self.chunk].map(|v| v as u32);
-        let [map, table, hpg, splits] = [self.map, self.table, self.heads_per_group(), self.splits()].map(|v| v as u32);
-        let scale = (1.0 / (self.d as f64).sqrt()) as f32;
-        let [tiles, back, positions] = [self.tiles_per_split(), self.back, self.positions].map(|v| v as u32);
+        let [n, heads, kv_heads, chunk] = [self.n, self.layer.heads, self.layer.kv_heads, self.chunk].map(|v| v as u32);
+        let [map, table, hpg, splits] =
+            [self.map, self.layer.table, self.heads_per_group(), self.splits()].map(|v| v as u32);
+        let scale = (1.0 / (self.layer.d as f64).sqrt()) as f32;
+        let [tiles, back, positions] = [self.tiles_per_split(), self.back, self.layer.positions].map(|v| v as u32);
         [n, heads, kv_heads, chunk, map, table, hpg, splits, tiles, scale.to_bits(), back, positions]
     }
 
     pub(super) fn combine_variant(&self) -> Variant {
-        let constants = vec![("THREADS", 64), ("D", self.d as u32)];
+        let constants = vec![("THREADS", 64), ("D", self.layer.d as u32)];
         Variant { kernel: "attention_combine", text: include_str!("../../shaders/attention_combine.wgsl"), constants }
     }
 
     pub(super) fn combine_info(&self) -> [u32; 8] {
-        [self.n, self.heads, self.chunk, self.map, self.table, self.splits(), TILE, self.back].map(|v| v as u32)
+        [self.n, self.layer.heads, self.chunk, self.map, self.layer.table, self.splits(), TILE, self.back]
+            .map(|v| v as u32)
     }
 }
 
 pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &AttentionSpec) -> (Vec<f32>, Vec<f32>) {
-    let stored = super::twin::Keys { kv, table, words: spec.words, d: spec.d, rotate: spec.rotate };
-    let d = spec.d;
-    let row_words = spec.words.row_words(d);
+    let stored = super::twin::Keys { kv, table, words: spec.layer.words, d: spec.layer.d, rotate: spec.layer.compact };
+    let d = spec.layer.d;
+    let row_words = spec.layer.words.row_words(d);
     let scale = 1.0 / (d as f64).sqrt();
-    let (mut out, mut lse) = (Vec::with_capacity(q.len()), Vec::with_capacity(spec.n * spec.heads));
+    let (mut out, mut lse) = (Vec::with_capacity(q.len()), Vec::with_capacity(spec.n * spec.layer.heads));
     for i in 0..spec.n {
         let (seq, offset) = (st[spec.map + i / spec.chunk] as usize, i % spec.chunk);
-        let entry = &st[spec.table + seq * state::ROW..];
+        let entry = &st[spec.layer.table + seq * state::ROW..];
         let cap = entry[state::CAP] as usize;
         let seen = (entry[state::LEN] as usize - spec.back + offset + 1).min(cap);
-        for head in 0..spec.heads {
+        for head in 0..spec.layer.heads {
             let keys = entry[state::BASE] as usize + head / spec.group() * cap;
-            let values = keys + spec.kv_heads * cap;
+            let values = keys + spec.layer.kv_heads * cap;
             let row = |r: usize| &kv[r * row_words..(r + 1) * row_words];
-            let query = &q[(i * spec.heads + head) * d..][..d];
+            let query = &q[(i * spec.layer.heads + head) * d..][..d];
             let scores: Vec<f64> = (0..seen).map(|j| stored.dot(query, keys + j, j) * scale).collect();
             let top = scores.iter().copied().fold(f64::MIN, f64::max);
             let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
@@ -131,7 +121,7 @@ pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &Atte
             for (j, s) in scores.iter().enumerate() {
                 let weight = (s - top).exp() / total;
                 for (c, v) in sum.iter_mut().enumerate() {
-                    *v += weight * spec.words.get(row(values + j), c);
+                    *v += weight * spec.layer.words.get(row(values + j), c);
                 }
             }
             out.extend(sum.iter().map(|v| *v as f32));
@@ -169,22 +159,9 @@ pub(super) fn cases() -> Vec<Case> {
             cases.push(Case::new("attention", name, move |device| {
                 let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).map(&seqs);
                 let most_seen = seqs.iter().map(|seq| lens[*seq] - back + chunk).max().expect("n > 0");
-                let (map, table) = (builder.map_at(), builder.table(1));
-                let positions = 800;
-                let spec = AttentionSpec {
-                    words,
-                    d,
-                    n,
-                    heads,
-                    kv_heads,
-                    chunk,
-                    map,
-                    table,
-                    most_seen,
-                    back,
-                    positions,
-                    rotate,
-                };
+                let (map, table, positions) = (builder.map_at(), builder.table(1), 800);
+                let layer = LayerSpec { words, d, heads, kv_heads, table, positions, compact: rotate };
+                let spec = AttentionSpec { layer, n, chunk, map, most_seen, back };
                 let rope = device_rope(d, positions, device);
                 let q = device_floats(noise(n * heads * d, 10, 4.0), n, heads * d, device);
                 let kv = device_words(cache_words(words, builder.rows(1) * d), device);

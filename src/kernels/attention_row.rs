@@ -8,7 +8,7 @@
 //! Bound: 1e-5 relative to the row's largest weight (an f32 exponent with an absolute error of ~2e-6 on both its terms).
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
 use super::launch::Variant;
-use super::{AttentionSpec, Words, attention, attention_row as run, state};
+use super::{AttentionSpec, LayerSpec, Words, attention, attention_row as run, state};
 
 /// What is kept apart in a readout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,36 +25,24 @@ pub enum Reduce {
 /// Parameters of [`attention_row`](fn@super::attention_row).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionRowSpec {
-    /// Packing of the cache: `F32` or `F16`.
-    pub words: Words,
-    /// Head dimension.
-    pub d: usize,
+    /// The layer.
+    pub layer: LayerSpec,
     /// Row of the chunk whose weights are read.
     pub row: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
     /// Slots to score: the layer's length plus `row + 1`.
     pub slots: usize,
     /// The sequence.
     pub seq: usize,
-    /// Word of the state where the layer's table begins.
-    pub table: usize,
     /// What is averaged.
     pub reduce: Reduce,
-    /// Rows of the RoPE table.
-    pub positions: usize,
-    /// Keys are stored unrotated and stand at their slot.
-    pub rotate: bool,
 }
 
 impl AttentionRowSpec {
     /// Rows of the output.
     pub fn out_rows(&self) -> usize {
         match self.reduce {
-            Reduce::None => self.heads,
-            Reduce::KvHead => self.kv_heads,
+            Reduce::None => self.layer.heads,
+            Reduce::KvHead => self.layer.kv_heads,
             Reduce::Layer => 1,
         }
     }
@@ -62,10 +50,10 @@ impl AttentionRowSpec {
     pub(super) fn variant(&self) -> Variant {
         let constants = vec![
             ("THREADS", 64),
-            ("KV", self.words.code()),
-            ("D", self.d as u32),
-            ("ROTATE", self.rotate as u32),
-            ("G", (self.heads / self.kv_heads) as u32),
+            ("KV", self.layer.words.code()),
+            ("D", self.layer.d as u32),
+            ("ROTATE", self.layer.compact as u32),
+            ("G", (self.layer.heads / self.layer.kv_heads) as u32),
             ("REDUCE", self.reduce as u32),
         ];
         Variant { kernel: "attention_row", text: include_str!("../../shaders/attention_row.wgsl"), constants }
@@ -76,23 +64,23 @@ impl AttentionRowSpec {
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        let scale = (1.0 / (self.d as f64).sqrt()) as f32;
+        let scale = (1.0 / (self.layer.d as f64).sqrt()) as f32;
         let [row, kv_heads, slots, seq, table] =
-            [self.row, self.kv_heads, self.slots, self.seq, self.table].map(|v| v as u32);
-        [row, kv_heads, slots, seq, table, scale.to_bits(), self.positions as u32, 0]
+            [self.row, self.layer.kv_heads, self.slots, self.seq, self.layer.table].map(|v| v as u32);
+        [row, kv_heads, slots, seq, table, scale.to_bits(), self.layer.positions as u32, 0]
     }
 }
 
 pub(super) fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &AttentionRowSpec) -> Vec<f32> {
-    let keys = super::twin::Keys { kv, table, words: spec.words, d: spec.d, rotate: spec.rotate };
-    let (d, group) = (spec.d, spec.heads / spec.kv_heads);
-    let entry = &st[spec.table + spec.seq * state::ROW..];
+    let keys = super::twin::Keys { kv, table, words: spec.layer.words, d: spec.layer.d, rotate: spec.layer.compact };
+    let (d, group) = (spec.layer.d, spec.layer.heads / spec.layer.kv_heads);
+    let entry = &st[spec.layer.table + spec.seq * state::ROW..];
     let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
-    let per_out = spec.heads / spec.out_rows();
+    let per_out = spec.layer.heads / spec.out_rows();
     let mut out = vec![0f64; spec.out_rows() * spec.slots];
-    for head in 0..spec.heads {
-        let query = &q[(spec.row * spec.heads + head) * d..][..d];
-        let lse = lse[spec.row * spec.heads + head] as f64;
+    for head in 0..spec.layer.heads {
+        let query = &q[(spec.row * spec.layer.heads + head) * d..][..d];
+        let lse = lse[spec.row * spec.layer.heads + head] as f64;
         for slot in 0..spec.slots.min(cap) {
             let dot = keys.dot(query, base + head / group * cap + slot, slot);
             out[head / per_out * spec.slots + slot] += (dot / (d as f64).sqrt() - lse).exp() / per_out as f64;
@@ -119,34 +107,10 @@ pub(super) fn cases() -> Vec<Case> {
                     let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).map(&[seq]);
                     let (map, table, most_seen) = (builder.map_at(), builder.table(1), lens[seq] + chunk);
                     let (n, positions, back) = (chunk, 300, 0);
-                    let of_chunk = AttentionSpec {
-                        words,
-                        d,
-                        n,
-                        heads,
-                        kv_heads,
-                        chunk,
-                        map,
-                        table,
-                        most_seen,
-                        back,
-                        positions,
-                        rotate,
-                    };
+                    let layer = LayerSpec { words, d, heads, kv_heads, table, positions, compact: rotate };
+                    let of_chunk = AttentionSpec { layer, n, chunk, map, most_seen, back };
                     let (row, slots) = (chunk - 1, most_seen);
-                    let spec = AttentionRowSpec {
-                        words,
-                        d,
-                        row,
-                        heads,
-                        kv_heads,
-                        slots,
-                        seq,
-                        table,
-                        reduce,
-                        positions,
-                        rotate,
-                    };
+                    let spec = AttentionRowSpec { layer, row, slots, seq, reduce };
                     let rope = device_rope(d, positions, device);
                     let q = device_floats(noise(chunk * heads * d, 11, 4.0), chunk, heads * d, device);
                     let kv = device_words(cache_words(words, builder.rows(1) * d), device);

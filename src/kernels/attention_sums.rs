@@ -13,7 +13,7 @@
 //! adds √n roundings of 6e-8.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
 use super::launch::{POISON_WORD, Variant};
-use super::{AttentionSpec, Words, attention, attention_sums as run, state};
+use super::{AttentionSpec, LayerSpec, Words, attention, attention_sums as run, state};
 
 /// Queries a workgroup looks at together.
 const QUERIES: usize = 8;
@@ -21,30 +21,18 @@ const QUERIES: usize = 8;
 /// Parameters of [`attention_sums`](fn@super::attention_sums).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionSumsSpec {
-    /// Packing of the cache: `F32` or `F16`.
-    pub words: Words,
-    /// Head dimension.
-    pub d: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
+    /// The layer.
+    pub layer: LayerSpec,
     /// Rows per sequence.
     pub chunk: usize,
     /// Word of the state from which on the sequences are listed.
     pub map: usize,
     /// Sequences; 1 where `mean`.
     pub seqs: usize,
-    /// Word of the state where the layer's table begins.
-    pub table: usize,
     /// Slots at the end of each sequence that are the rows' own and counted in its length already.
     pub back: usize,
     /// The largest `length − back + chunk` of the sequences; where `mean`, the slots of a row of the output.
     pub slots: usize,
-    /// Rows of the RoPE table.
-    pub positions: usize,
-    /// Keys are stored unrotated and stand at their slot.
-    pub rotate: bool,
     /// Store the mean instead of adding to running sums.
     pub mean: bool,
 }
@@ -53,10 +41,10 @@ impl AttentionSumsSpec {
     pub(super) fn variant(&self) -> Variant {
         let constants = vec![
             ("THREADS", 64),
-            ("KV", self.words.code()),
-            ("D", self.d as u32),
-            ("ROTATE", self.rotate as u32),
-            ("G", (self.heads / self.kv_heads) as u32),
+            ("KV", self.layer.words.code()),
+            ("D", self.layer.d as u32),
+            ("ROTATE", self.layer.compact as u32),
+            ("G", (self.layer.heads / self.layer.kv_heads) as u32),
             ("QB", QUERIES as u32),
             ("MEAN", self.mean as u32),
         ];
@@ -64,13 +52,14 @@ impl AttentionSumsSpec {
     }
 
     pub(super) fn groups(&self) -> [usize; 3] {
-        [self.slots.div_ceil(64), self.kv_heads, self.seqs]
+        [self.slots.div_ceil(64), self.layer.kv_heads, self.seqs]
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        let scale = (1.0 / (self.d as f64).sqrt()) as f32;
-        let [chunk, kv_heads, map, table] = [self.chunk, self.kv_heads, self.map, self.table].map(|v| v as u32);
-        let [back, slots, positions] = [self.back, self.slots, self.positions].map(|v| v as u32);
+        let scale = (1.0 / (self.layer.d as f64).sqrt()) as f32;
+        let [chunk, kv_heads, map, table] =
+            [self.chunk, self.layer.kv_heads, self.map, self.layer.table].map(|v| v as u32);
+        let [back, slots, positions] = [self.back, self.slots, self.layer.positions].map(|v| v as u32);
         [chunk, kv_heads, map, table, back, slots, positions, scale.to_bits()]
     }
 }
@@ -84,13 +73,13 @@ pub(super) fn twin(
     sums: &mut [u32],
     spec: &AttentionSumsSpec,
 ) {
-    let (d, group) = (spec.d, spec.heads / spec.kv_heads);
-    let keys = super::twin::Keys { kv, table, words: spec.words, d, rotate: spec.rotate };
+    let (d, group) = (spec.layer.d, spec.layer.heads / spec.layer.kv_heads);
+    let keys = super::twin::Keys { kv, table, words: spec.layer.words, d, rotate: spec.layer.compact };
     for s in 0..spec.seqs {
-        let entry = &st[spec.table + st[spec.map + s] as usize * state::ROW..];
+        let entry = &st[spec.layer.table + st[spec.map + s] as usize * state::ROW..];
         let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
         let length = entry[state::LEN] as usize - spec.back;
-        for (kv_head, slot) in (0..spec.kv_heads).flat_map(|h| (0..spec.slots).map(move |s| (h, s))) {
+        for (kv_head, slot) in (0..spec.layer.kv_heads).flat_map(|h| (0..spec.slots).map(move |s| (h, s))) {
             if slot >= (length + spec.chunk).min(cap) {
                 continue;
             }
@@ -98,7 +87,7 @@ pub(super) fn twin(
             let mut sum = 0f64;
             for i in (0..spec.chunk).filter(|i| slot < length + i + 1) {
                 for head in kv_head * group..(kv_head + 1) * group {
-                    let query = (s * spec.chunk + i) * spec.heads + head;
+                    let query = (s * spec.chunk + i) * spec.layer.heads + head;
                     let dot: f64 = q[query * d..][..d].iter().zip(&key).map(|(a, b)| *a as f64 * b).sum();
                     sum += (dot / (d as f64).sqrt() - lse[query] as f64).exp();
                 }
@@ -137,35 +126,9 @@ pub(super) fn cases() -> Vec<Case> {
                     let (map, table, seqs) = (builder.map_at(), builder.table(1), of.len());
                     let slots = of.iter().map(|s| lens[*s] - back + chunk).max().expect("a sequence");
                     let (n, positions) = (seqs * chunk, 300);
-                    let attend = AttentionSpec {
-                        words,
-                        d,
-                        n,
-                        heads,
-                        kv_heads,
-                        chunk,
-                        map,
-                        table,
-                        most_seen: slots,
-                        back,
-                        positions,
-                        rotate,
-                    };
-                    let spec = AttentionSumsSpec {
-                        words,
-                        d,
-                        heads,
-                        kv_heads,
-                        chunk,
-                        map,
-                        seqs,
-                        table,
-                        back,
-                        slots,
-                        positions,
-                        rotate,
-                        mean,
-                    };
+                    let layer = LayerSpec { words, d, heads, kv_heads, table, positions, compact: rotate };
+                    let attend = AttentionSpec { layer, n, chunk, map, most_seen: slots, back };
+                    let spec = AttentionSumsSpec { layer, chunk, map, seqs, back, slots, mean };
                     let q = device_floats(noise(n * heads * d, 14, 4.0), n, heads * d, device);
                     let kv = device_words(cache_words(words, builder.rows(1) * d), device);
                     let state = device_words(builder.build(), device);

@@ -10,7 +10,7 @@
 //! look-alikes is the latest is a jump.
 use super::cases::{Bound, Case, Check, StateBuilder, device_rope, device_words, noise};
 use super::launch::Variant;
-use super::{Words, key_similarity as run, state};
+use super::{LayerSpec, Words, key_similarity as run, state};
 
 /// Keys are look-alikes above this cosine.
 const ALIKE: f64 = 0.5;
@@ -18,52 +18,42 @@ const ALIKE: f64 = 0.5;
 /// Parameters of [`key_similarity`](fn@super::key_similarity).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KeySimilaritySpec {
-    /// Packing of the cache: `F32` or `F16`.
-    pub words: Words,
-    /// Head dimension.
-    pub d: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
+    /// The layer.
+    pub layer: LayerSpec,
     /// Cached slots of the sequence.
     pub slots: usize,
     /// The sequence.
     pub seq: usize,
-    /// Word of the state where the layer's table begins.
-    pub table: usize,
-    /// Rows of the RoPE table.
-    pub positions: usize,
-    /// Keys are stored unrotated and stand at their slot.
-    pub rotate: bool,
 }
 
 impl KeySimilaritySpec {
     pub(super) fn variant(&self, pass: u32) -> Variant {
         let constants = vec![
             ("THREADS", 64),
-            ("KV", self.words.code()),
-            ("D", self.d as u32),
-            ("ROTATE", self.rotate as u32),
+            ("KV", self.layer.words.code()),
+            ("D", self.layer.d as u32),
+            ("ROTATE", self.layer.compact as u32),
             ("PASS", pass),
         ];
         Variant { kernel: "key_similarity", text: include_str!("../../shaders/key_similarity.wgsl"), constants }
     }
 
     pub(super) fn groups(&self) -> [usize; 3] {
-        [self.slots.div_ceil(64), self.kv_heads, 1]
+        [self.slots.div_ceil(64), self.layer.kv_heads, 1]
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        [self.kv_heads, self.slots, self.seq, self.table, self.positions, 0, 0, 0].map(|v| v as u32)
+        [self.layer.kv_heads, self.slots, self.seq, self.layer.table, self.layer.positions, 0, 0, 0].map(|v| v as u32)
     }
 }
 
 pub(super) fn twin(kv: &[u32], st: &[u32], table: &[f32], spec: &KeySimilaritySpec) -> Vec<f32> {
-    let keys = super::twin::Keys { kv, table, words: spec.words, d: spec.d, rotate: spec.rotate };
-    let entry = &st[spec.table + spec.seq * state::ROW..];
+    let keys = super::twin::Keys { kv, table, words: spec.layer.words, d: spec.layer.d, rotate: spec.layer.compact };
+    let entry = &st[spec.layer.table + spec.seq * state::ROW..];
     let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
     let n = spec.slots.min(cap);
-    let mut out = vec![f32::from_bits(super::launch::POISON_WORD); spec.kv_heads * spec.slots];
-    for head in 0..spec.kv_heads {
+    let mut out = vec![f32::from_bits(super::launch::POISON_WORD); spec.layer.kv_heads * spec.slots];
+    for head in 0..spec.layer.kv_heads {
         let unit = |slot: usize| {
             let key = keys.get(base + head * cap + slot, slot);
             let shrink = 1.0 / (key.iter().map(|v| v * v).sum::<f64>().sqrt() + 1e-8);
@@ -103,8 +93,8 @@ pub(super) fn cases() -> Vec<Case> {
                 cases.push(Case::new("key_similarity", name, move |device| {
                     let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps);
                     let (table, positions) = (builder.table(1), 200);
-                    let spec =
-                        KeySimilaritySpec { words, d, kv_heads, slots: lens[seq], seq, table, positions, rotate };
+                    let layer = LayerSpec { words, d, heads: kv_heads, kv_heads, table, positions, compact: rotate };
+                    let spec = KeySimilaritySpec { layer, slots: lens[seq], seq };
                     let mut keys = alike(words, builder.rows(1), d);
                     keys[..words.row_words(d)].fill(0);
                     let rope = device_rope(d, positions, device);
@@ -132,16 +122,9 @@ mod tests {
         ];
         let kv: Vec<u32> = rows.iter().flatten().map(|v| v.to_bits()).chain([0; 32]).collect();
         let st = [4, 0, 4, 0];
-        let spec = KeySimilaritySpec {
-            words: Words::F32,
-            d: 8,
-            kv_heads: 1,
-            slots: 4,
-            seq: 0,
-            table: 0,
-            positions: 1,
-            rotate: false,
-        };
+        let layer =
+            LayerSpec { words: Words::F32, d: 8, heads: 1, kv_heads: 1, table: 0, positions: 1, compact: false };
+        let spec = KeySimilaritySpec { layer, slots: 4, seq: 0 };
         let found = twin(&kv, &st, &[0.0; 8], &spec);
         // 0 and 2 spare 3, which spares 2: slot 0 counts twice, 2 once (from 0), 3 not at all.
         for (found, want) in found.iter().zip([0.5, 0.0, 0.25, 0.0]) {

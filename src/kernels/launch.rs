@@ -266,7 +266,7 @@ impl Kernels for CubeBackend {
         spec: RopeAppendSpec,
     ) -> (CubeTensor, CubeTensor) {
         let (qkv, kv) = (into_contiguous(qkv), owned(kv, "the KV cache"));
-        let q = empty(&qkv, vec![spec.n, spec.heads * spec.d], DType::F32);
+        let q = empty(&qkv, vec![spec.n, spec.layer.heads * spec.layer.d], DType::F32);
         launch(&spec.variant(), spec.groups(), &[&qkv, &rope, &state, &kv, &q, &norm], &spec.info());
         (q, kv)
     }
@@ -279,16 +279,16 @@ impl Kernels for CubeBackend {
         spec: AttentionSpec,
     ) -> (CubeTensor, CubeTensor) {
         let q = into_contiguous(q);
-        let out = empty(&q, vec![spec.n, spec.heads * spec.d], DType::F32);
-        let lse = empty(&q, vec![spec.n, spec.heads], DType::F32);
+        let out = empty(&q, vec![spec.n, spec.layer.heads * spec.layer.d], DType::F32);
+        let lse = empty(&q, vec![spec.n, spec.layer.heads], DType::F32);
         let splits = spec.splits();
         if splits == 1 {
             launch(&spec.variant(), spec.groups(), &[&q, &kv, &state, &out, &lse, &rope], &spec.info());
         } else {
-            let partials = empty(&q, vec![spec.n * spec.heads * splits, spec.d + 2], DType::F32);
+            let partials = empty(&q, vec![spec.n * spec.layer.heads * splits, spec.layer.d + 2], DType::F32);
             launch(&spec.variant(), spec.groups(), &[&q, &kv, &state, &partials, &lse, &rope], &spec.info());
             let (variant, info) = (spec.combine_variant(), spec.combine_info());
-            launch(&variant, [spec.heads, spec.n, 1], &[&partials, &state, &out, &lse], &info);
+            launch(&variant, [spec.layer.heads, spec.n, 1], &[&partials, &state, &out, &lse], &info);
         }
         (out, lse)
     }
@@ -322,8 +322,8 @@ impl Kernels for CubeBackend {
     }
 
     fn key_similarity(kv: CubeTensor, state: CubeTensor, rope: CubeTensor, spec: KeySimilaritySpec) -> CubeTensor {
-        let latest = empty(&kv, vec![spec.kv_heads * spec.slots], DType::U32);
-        let out = empty(&kv, vec![spec.kv_heads, spec.slots], DType::F32);
+        let latest = empty(&kv, vec![spec.layer.kv_heads * spec.slots], DType::U32);
+        let out = empty(&kv, vec![spec.layer.kv_heads, spec.slots], DType::F32);
         for pass in [0, 1] {
             launch(&spec.variant(pass), spec.groups(), &[&kv, &state, &rope, &latest, &out], &spec.info());
         }

@@ -45,6 +45,25 @@ pub use top_k::TopKSpec;
 /// every packing.
 pub use crate::weights::PackedDtype as Words;
 
+/// What every kernel that reads or writes a layer's keys is told about it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerSpec {
+    /// Packing of the cache: `F32` or `F16`.
+    pub words: Words,
+    /// Head dimension: a multiple of 8, at most 128.
+    pub d: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Word of the state where the layer's table begins.
+    pub table: usize,
+    /// Rows of the RoPE table.
+    pub positions: usize,
+    /// Tokens stand at their slot, and keys are stored unrotated.
+    pub compact: bool,
+}
+
 impl Words {
     /// The number by which shaders know it (`common.wgsl`).
     pub(crate) const fn code(self) -> u32 {
@@ -301,66 +320,29 @@ pub fn variants() -> Vec<launch::Variant> {
         let (heads, kv_heads, table, map, positions, back) = (1, 1, 0, 0, 1, 0);
         for (norm, compact) in [(None, false), (Some(1e-6), false), (None, true), (Some(1e-6), true)] {
             let (n, chunk) = (1, 1);
-            let spec = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, map, table, positions, norm, compact };
+            let layer = LayerSpec { words, d, heads, kv_heads, table, positions, compact };
+            let spec = RopeAppendSpec { layer, n, chunk, map, norm };
             list.push(spec.variant());
         }
-        for rotate in [false, true] {
+        for compact in [false, true] {
             let (slots, seq) = (1, 0);
-            let similarity = KeySimilaritySpec { words, d, kv_heads, slots, seq, table, positions, rotate };
+            let layer = |heads| LayerSpec { words, d, heads, kv_heads, table, positions, compact };
+            let similarity = KeySimilaritySpec { layer: layer(1), slots, seq };
             list.extend([similarity.variant(0), similarity.variant(1)]);
             for heads in (1..=16).filter(|g| g * d * 4 <= 16_384) {
                 for (n, most_seen) in [(1, 1), (1, 1000), (64, 64)] {
                     let chunk = n;
-                    let spec = AttentionSpec {
-                        words,
-                        d,
-                        n,
-                        heads,
-                        kv_heads,
-                        chunk,
-                        map,
-                        table,
-                        most_seen,
-                        back,
-                        positions,
-                        rotate,
-                    };
+                    let spec = AttentionSpec { layer: layer(heads), n, chunk, map, most_seen, back };
                     list.extend([spec.variant(), spec.combine_variant()]);
                 }
                 for reduce in [Reduce::None, Reduce::KvHead, Reduce::Layer] {
                     let row = 0;
-                    let spec = AttentionRowSpec {
-                        words,
-                        d,
-                        row,
-                        heads,
-                        kv_heads,
-                        slots,
-                        seq,
-                        table,
-                        reduce,
-                        positions,
-                        rotate,
-                    };
+                    let spec = AttentionRowSpec { layer: layer(heads), row, slots, seq, reduce };
                     list.push(spec.variant());
                 }
                 for mean in [false, true] {
                     let (chunk, seqs) = (1, 1);
-                    let spec = AttentionSumsSpec {
-                        words,
-                        d,
-                        heads,
-                        kv_heads,
-                        chunk,
-                        map,
-                        seqs,
-                        table,
-                        back,
-                        slots,
-                        positions,
-                        rotate,
-                        mean,
-                    };
+                    let spec = AttentionSumsSpec { layer: layer(heads), chunk, map, seqs, back, slots, mean };
                     list.push(spec.variant());
                 }
             }

@@ -15,55 +15,51 @@
 //! values exact.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
 use super::launch::Variant;
-use super::{Words, f16_bits, floats, rope_append as run, state};
+use super::{LayerSpec, Words, f16_bits, floats, rope_append as run, state};
 use crate::model::config::RopeScaling;
 
 /// Parameters of [`rope_append`](fn@super::rope_append).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RopeAppendSpec {
-    /// Packing of the cache: `F32` or `F16`.
-    pub words: Words,
-    /// Head dimension, a multiple of 8.
-    pub d: usize,
+    /// The layer.
+    pub layer: LayerSpec,
     /// Rows of the chunk, all sequences together.
     pub n: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key/value heads.
-    pub kv_heads: usize,
     /// Rows per sequence.
     pub chunk: usize,
     /// Word of the state from which on the rows' sequences are listed.
     pub map: usize,
-    /// Word of the state where the layer's table begins.
-    pub table: usize,
-    /// Rows of the RoPE table.
-    pub positions: usize,
     /// Normalise queries and keys, with this ε; without it the tensor of norms is bound but not read.
     pub norm: Option<f32>,
-    /// Tokens stand at their slot, and keys are stored unrotated.
-    pub compact: bool,
 }
 
 impl RopeAppendSpec {
     pub(super) fn variant(&self) -> Variant {
         let constants = vec![
             ("THREADS", 64),
-            ("KV", self.words.code()),
-            ("D", self.d as u32),
+            ("KV", self.layer.words.code()),
+            ("D", self.layer.d as u32),
             ("NORM", self.norm.is_some() as u32),
-            ("COMPACT", self.compact as u32),
+            ("COMPACT", self.layer.compact as u32),
         ];
         Variant { kernel: "rope_append", text: include_str!("../../shaders/rope_append.wgsl"), constants }
     }
 
     pub(super) fn groups(&self) -> [usize; 3] {
-        [(self.heads + 2 * self.kv_heads).div_ceil(64 / (self.d / 4)), self.n, 1]
+        [(self.layer.heads + 2 * self.layer.kv_heads).div_ceil(64 / (self.layer.d / 4)), self.n, 1]
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        let [n, heads, kv_heads, chunk, map, table, positions] =
-            [self.n, self.heads, self.kv_heads, self.chunk, self.map, self.table, self.positions].map(|v| v as u32);
+        let [n, heads, kv_heads, chunk, map, table, positions] = [
+            self.n,
+            self.layer.heads,
+            self.layer.kv_heads,
+            self.chunk,
+            self.map,
+            self.layer.table,
+            self.layer.positions,
+        ]
+        .map(|v| v as u32);
         [n, heads, kv_heads, chunk, map, table, positions, self.norm.unwrap_or(0.0).to_bits()]
     }
 }
@@ -76,30 +72,30 @@ pub(super) fn twin(
     norm: &[f32],
     spec: &RopeAppendSpec,
 ) -> Vec<f32> {
-    let (d, half) = (spec.d, spec.d / 2);
-    let all_heads = spec.heads + 2 * spec.kv_heads;
-    let row_words = spec.words.row_words(d);
-    let mut q = Vec::with_capacity(spec.n * spec.heads * d);
+    let (d, half) = (spec.layer.d, spec.layer.d / 2);
+    let all_heads = spec.layer.heads + 2 * spec.layer.kv_heads;
+    let row_words = spec.layer.words.row_words(d);
+    let mut q = Vec::with_capacity(spec.n * spec.layer.heads * d);
     for i in 0..spec.n {
         let (seq, offset) = (st[spec.map + i / spec.chunk] as usize, i % spec.chunk);
-        let entry = &st[spec.table + seq * state::ROW..];
+        let entry = &st[spec.layer.table + seq * state::ROW..];
         let (slot, cap) = (entry[state::LEN] as usize + offset, entry[state::CAP] as usize);
         let logical = st[seq * state::SEQ + state::POSITION] as usize + offset;
-        let position = if spec.compact { slot } else { logical }.min(spec.positions - 1);
+        let position = if spec.layer.compact { slot } else { logical }.min(spec.layer.positions - 1);
         let angles = &rope[position * d..(position + 1) * d];
         for head in 0..all_heads {
             let row = &qkv[(i * all_heads + head) * d..][..d];
             let mut row: Vec<f64> = row.iter().map(|v| *v as f64).collect();
             if let Some(eps) = spec.norm
-                && head < spec.heads + spec.kv_heads
+                && head < spec.layer.heads + spec.layer.kv_heads
             {
                 let mean = row.iter().map(|v| v * v).sum::<f64>() / d as f64;
                 let scale = 1.0 / (mean + eps as f64).sqrt();
-                let weights = &norm[if head < spec.heads { 0 } else { d }..][..d];
+                let weights = &norm[if head < spec.layer.heads { 0 } else { d }..][..d];
                 row.iter_mut().zip(weights).for_each(|(v, w)| *v *= scale * *w as f64);
             }
             let mut rotated: Vec<f32> = row.iter().map(|v| *v as f32).collect();
-            if head < spec.heads + if spec.compact { 0 } else { spec.kv_heads } {
+            if head < spec.layer.heads + if spec.layer.compact { 0 } else { spec.layer.kv_heads } {
                 for c in 0..half {
                     let (a, b) = (row[c], row[c + half]);
                     let (cos, sin) = (angles[c] as f64, angles[c + half] as f64);
@@ -107,11 +103,11 @@ pub(super) fn twin(
                     rotated[c + half] = (b * cos + a * sin) as f32;
                 }
             }
-            if head < spec.heads {
+            if head < spec.layer.heads {
                 q.extend(rotated);
             } else if slot < cap {
-                let at = (entry[state::BASE] as usize + (head - spec.heads) * cap + slot) * row_words;
-                let words = spec.words.pack(&rotated);
+                let at = (entry[state::BASE] as usize + (head - spec.layer.heads) * cap + slot) * row_words;
+                let words = spec.layer.words.pack(&rotated);
                 kv[at..at + row_words].copy_from_slice(&words);
             }
         }
@@ -145,7 +141,8 @@ pub(super) fn cases() -> Vec<Case> {
                 let builder =
                     StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).positions(&[30, 11, 39]).map(&seqs);
                 let (map, table) = (builder.map_at(), builder.table(1));
-                let spec = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, map, table, positions, norm, compact };
+                let layer = LayerSpec { words, d, heads, kv_heads, table, positions, compact };
+                let spec = RopeAppendSpec { layer, n, chunk, map, norm };
                 let rope = crate::model::rope::table(d, 1e6, &RopeScaling::None, positions);
                 let weights: Vec<f32> = noise(2 * d, 10, 0.5).iter().map(|w| 1.0 + w).collect();
                 let weights = floats(weights, [2 * d], device);

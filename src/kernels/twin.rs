@@ -99,7 +99,7 @@ impl Kernels for Flex {
         let qkv = qkv.to_contiguous();
         let cache = storage(&mut kv, "the KV cache");
         let q = rope_append::twin(slice(&qkv), slice(&rope), slice(&state), cache, slice(&norm), &spec);
-        (floats(q, [spec.n, spec.heads * spec.d]), kv)
+        (floats(q, [spec.n, spec.layer.heads * spec.layer.d]), kv)
     }
 
     fn attention(
@@ -111,7 +111,7 @@ impl Kernels for Flex {
     ) -> (FlexTensor, FlexTensor) {
         let q = q.to_contiguous();
         let (out, lse) = attention::twin(slice(&q), slice(&kv), slice(&state), slice(&rope), &spec);
-        (floats(out, [spec.n, spec.heads * spec.d]), floats(lse, [spec.n, spec.heads]))
+        (floats(out, [spec.n, spec.layer.heads * spec.layer.d]), floats(lse, [spec.n, spec.layer.heads]))
     }
 
     fn attention_row(
@@ -144,7 +144,7 @@ impl Kernels for Flex {
 
     fn key_similarity(kv: FlexTensor, state: FlexTensor, rope: FlexTensor, spec: KeySimilaritySpec) -> FlexTensor {
         let out = key_similarity::twin(slice(&kv), slice(&state), slice(&rope), &spec);
-        floats(out, [spec.kv_heads, spec.slots])
+        floats(out, [spec.layer.kv_heads, spec.slots])
     }
 
     fn store_queries(q: FlexTensor, state: FlexTensor, mut ring: FlexTensor, spec: QueryRingSpec) -> FlexTensor {

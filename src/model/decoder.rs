@@ -9,8 +9,8 @@ use crate::cache::KvCache;
 use crate::device::ComputeDevice;
 use crate::kernels::launch::{empty_floats, empty_words};
 use crate::kernels::{
-    self, AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, KeySimilaritySpec, LinearSpec, Mode, NormSpec,
-    Reduce, RopeAppendSpec, Words,
+    self, AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, KeySimilaritySpec, LayerSpec, LinearSpec,
+    Mode, NormSpec, Reduce, RopeAppendSpec, Words,
 };
 use crate::model::config::ModelConfig;
 use crate::model::rope;
@@ -307,55 +307,26 @@ impl Decoder {
         let norm_all = NormSpec { n, first: 0, cols: h, eps };
         let mut readouts = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
-            let words = cache.shape().words;
-            let table = cache.table(i);
             let normed = kernels::rms_norm(&x, &layer.input_norm, norm_all);
             let out = empty_floats(near, [n, (heads + 2 * kv_heads) * d]);
             let qkv = self.linear(&layer.qkv, &normed, layer.qkv_bias.as_ref(), out, Mode::Store);
-            let (positions, norm) = (self.context, layer.qk_norm.as_ref().map(|_| eps));
-            let (rotate, back) = (compact, 0);
-            let append = RopeAppendSpec { words, d, n, heads, kv_heads, chunk, map, table, positions, norm, compact };
+            let (of, norm) = (self.layer_spec(cache, i), layer.qk_norm.as_ref().map(|_| eps));
+            let append = RopeAppendSpec { layer: of, n, chunk, map, norm };
             let norm = layer.qk_norm.as_ref().unwrap_or(&self.unread);
             let q = cache.with_layer(i, |kv, state| kernels::rope_append(qkv, &self.rope, state, kv, norm, append));
             let most_seen = seqs.iter().map(|s| cache.len(i, *s)).max().unwrap_or(0) + chunk;
-            let attend =
-                AttentionSpec { words, d, n, heads, kv_heads, chunk, map, table, most_seen, back, positions, rotate };
+            let attend = AttentionSpec { layer: of, n, chunk, map, most_seen, back: 0 };
             let (values, lse) = kernels::attention(&q, cache.layer(i), cache.state(), &self.rope, attend);
             // The last row of a chunk; of a decode step the row of each sequence.
             for (row, &seq) in readout.iter().flat_map(|_| seqs.iter().enumerate()) {
                 let reduce = readout.expect("iterated over it");
-                let spec = AttentionRowSpec {
-                    words,
-                    d,
-                    row: row + chunk - 1,
-                    heads,
-                    kv_heads,
-                    slots: cache.len(i, seq) + chunk,
-                    seq,
-                    table,
-                    reduce,
-                    positions,
-                    rotate,
-                };
+                let (row, slots) = (row + chunk - 1, cache.len(i, seq) + chunk);
+                let spec = AttentionRowSpec { layer: of, row, slots, seq, reduce };
                 readouts.push(kernels::attention_row(&q, &lse, cache.layer(i), cache.state(), &self.rope, spec));
             }
             if cache.tracking().sums && !passing {
-                let (slots, mean) = (most_seen, false);
-                let spec = AttentionSumsSpec {
-                    words,
-                    d,
-                    heads,
-                    kv_heads,
-                    chunk,
-                    map,
-                    seqs: seqs.len(),
-                    table,
-                    back,
-                    slots,
-                    positions,
-                    rotate,
-                    mean,
-                };
+                let (seqs, slots) = (seqs.len(), most_seen);
+                let spec = AttentionSumsSpec { layer: of, chunk, map, seqs, back: 0, slots, mean: false };
                 cache.add_sums(i, &q, &lse, &self.rope, spec);
             }
             if cache.tracking().queries && !passing {
@@ -387,34 +358,14 @@ impl Decoder {
     pub fn observe(&self, cache: &mut KvCache, seq: usize, most: usize) -> Result<Vec<Tensor<1, Int>>> {
         let (n, map) = (cache.observable(seq, most), cache.select(&[seq]));
         let cache = &*cache;
-        let c = &self.config;
-        let (words, d, heads, kv_heads) = (cache.shape().words, c.head_dim, c.num_heads, c.num_kv_heads);
-        let (positions, rotate) = (self.context, cache.positions() == Positions::Compact);
         let layer = |layer: usize| {
             let q = cache.latest_queries(layer, n)?;
-            let (chunk, back, table, slots) = (n, n, cache.table(layer), cache.len(layer, seq));
-            let most_seen = slots;
-            let attend =
-                AttentionSpec { words, d, n, heads, kv_heads, chunk, map, table, most_seen, back, positions, rotate };
+            let (of, slots) = (self.layer_spec(cache, layer), cache.len(layer, seq));
+            let attend = AttentionSpec { layer: of, n, chunk: n, map, most_seen: slots, back: n };
             let (kv, state) = (cache.layer(layer), cache.state());
             let (_, lse) = kernels::attention(&q, kv, state, &self.rope, attend);
-            let (seqs, mean) = (1, true);
-            let spec = AttentionSumsSpec {
-                words,
-                d,
-                heads,
-                kv_heads,
-                chunk,
-                map,
-                seqs,
-                table,
-                back,
-                slots,
-                positions,
-                rotate,
-                mean,
-            };
-            let out = empty_words(state, kv_heads * slots);
+            let spec = AttentionSumsSpec { layer: of, chunk: n, map, seqs: 1, back: n, slots, mean: true };
+            let out = empty_words(state, of.kv_heads * slots);
             Ok(kernels::attention_sums(&q, &lse, kv, state, &self.rope, out, spec))
         };
         (0..self.layers.len()).map(layer).collect()
@@ -423,14 +374,25 @@ impl Decoder {
     /// How alike the cached keys of `seq` are to each other: for each layer `[kv_heads, slots]`, see
     /// [`key_similarity`](mod@kernels::key_similarity).
     pub fn compare_keys(&self, cache: &KvCache, seq: usize) -> Vec<Tensor<2>> {
-        let (words, d, kv_heads) = (cache.shape().words, self.config.head_dim, self.config.num_kv_heads);
-        let (positions, rotate) = (self.context, cache.positions() == Positions::Compact);
         let layer = |layer: usize| {
-            let (table, slots) = (cache.table(layer), cache.len(layer, seq));
-            let spec = KeySimilaritySpec { words, d, kv_heads, slots, seq, table, positions, rotate };
+            let slots = cache.len(layer, seq);
+            let spec = KeySimilaritySpec { layer: self.layer_spec(cache, layer), slots, seq };
             kernels::key_similarity(cache.layer(layer), cache.state(), &self.rope, spec)
         };
         (0..self.layers.len()).map(layer).collect()
+    }
+
+    fn layer_spec(&self, cache: &KvCache, layer: usize) -> LayerSpec {
+        let c = &self.config;
+        LayerSpec {
+            words: cache.shape().words,
+            d: c.head_dim,
+            heads: c.num_heads,
+            kv_heads: c.num_kv_heads,
+            table: cache.table(layer),
+            positions: self.context,
+            compact: cache.positions() == Positions::Compact,
+        }
     }
 
     fn embed(&self, ids: &Tensor<1, Int>, out: Tensor<2>, n: usize, pending: Option<usize>) -> Tensor<2> {
