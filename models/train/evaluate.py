@@ -219,6 +219,7 @@ def main():
     a.add_argument("--model", required=True)
     a.add_argument("--split", nargs="+", default=["normal"])
     a.add_argument("--count", type=int, default=1000)
+    a.add_argument("--skip", type=int, default=0, help="begin so far into the split: problems to choose settings by")
     a.add_argument("--policy", nargs="+", default=["full"])
     a.add_argument("--ratio", nargs="+", type=float, default=[0.75, 0.5, 0.25])
     a.add_argument("--seeds", nargs="+", type=int, default=[0], help="for random and random-step")
@@ -238,7 +239,7 @@ def main():
     names = policies.POLICIES if args.policy == ["all"] else args.policy
     heads = [tuple(map(int, h.split(":"))) for h in args.heads] if args.heads else None
     for split in args.split:
-        problems = task.split(split, args.count)
+        problems = task.split(split, args.skip + args.count)[args.skip :]
         for name in names:
             for ratio in [1.0] if name == "full" else args.ratio:
                 for seed in args.seeds if name.startswith("random") else [0]:

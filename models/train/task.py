@@ -27,6 +27,7 @@ PROBE = (
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<think>", "</think>"]
 END, USER, ASSISTANT, THINK, END_THINK = range(5)
 RECALL = 3.0  # loss weight of a recalled value: the lookup is what is hard to learn
+OPERAND = 2.0  # of an operand of a fact that the thoughts restate, late in the training: see `weigh_operands`
 FIRST = 4.0  # loss weight of what `</think>` itself predicts after the probe
 INTRO = "We count modulo 10."
 
@@ -296,6 +297,20 @@ def sample(rng, p, cut=0.3):
     out.append((summary[0], FIRST))  # what `</think>` itself predicts
     out += [(x, 1.0) for x in summary[1:]]
     out.append(("<|end|>", 1.0))
+    return out
+
+
+def weigh_operands(parts):
+    """`sample`'s pieces with `OPERAND` as the weight of what a restated fact reads (" Now #3: x is y plus z.", both y and
+    z): after 11 million tokens nearly all wrong answers began with such an operand."""
+    out, restating = list(parts), False
+    for i, (text, weight) in enumerate(parts):
+        if text == ":" and weight > 0:
+            restating = True
+        elif text == ".":
+            restating = False
+        elif restating and parts[i - 1][0] != ":" and (text.strip() in LETTERS or text.strip().isdigit()):
+            out[i] = (text, OPERAND)
     return out
 
 

@@ -2,7 +2,7 @@
 
     python train.py --out DIR
 
-The learning rate falls to zero twice: see `rate`.
+The learning rate falls to zero three times: see `rate`.
 """
 
 import argparse
@@ -22,13 +22,18 @@ from model import Config, Qwen2
 
 SEED = 1_000_000
 FIRST_FALL = 8.8e6  # tokens after which the learning rate has fallen to zero for the first time
+SECOND_FALL = 11e6  # and for the second time
+HOLD = 18e6  # the third fall begins here
 
 
 def rate(seen, last):
-    """The learning rate's share of its maximum: falls to zero at `FIRST_FALL`, and again, from 0.35, at `last`."""
+    """The learning rate's share of its maximum: falls to zero at `FIRST_FALL`, from 0.35 at `SECOND_FALL`, and from 0.6
+    (held until `HOLD`) at `last`."""
     if seen < FIRST_FALL:
         return min(1.0, (FIRST_FALL - seen) / 4.2e6)
-    return max(0.0, 0.35 * (last - seen) / (last - FIRST_FALL))
+    if seen < SECOND_FALL:
+        return 0.35 * (SECOND_FALL - seen) / (SECOND_FALL - FIRST_FALL)
+    return 0.6 * min((seen - SECOND_FALL) / 2e5 + 0.01, 1.0, max(0.0, (last - seen) / (last - HOLD)))
 
 
 def lengths(tokens_seen, rng):
@@ -39,8 +44,10 @@ def lengths(tokens_seen, rng):
         n = rng.randint(3, 7)
     elif tokens_seen < FIRST_FALL:
         n = rng.choice((3, 4, 4, 5, 5, 5, 6, 6, 6, 7, 8, 9))
-    else:
+    elif tokens_seen < SECOND_FALL:
         n = rng.choice((4, 4, 5, 5, 5, 6, 6, 6, 7, 7, 8, 9))
+    else:
+        n = rng.choice((4, 4, 5, 5, 6, 6, 6, 7, 7, 8, 8, 9))
     updates = rng.choice((0, 0, 1, 2)) if n >= 4 else rng.choice((0, 0, 1)) if n == 3 else 0
     return n, updates + (n >= 9) * rng.randint(0, 2)
 
@@ -62,12 +69,15 @@ class Stream:
             if tokens_seen < 3.73e6:
                 share = 1.0 if tokens_seen < 1e6 else 0.4 if tokens_seen < 2e6 else 0.15
             else:
-                share = 0.3 if tokens_seen < 6e6 else 0.04
+                share = 0.3 if tokens_seen < 6e6 else 0.04 if tokens_seen < SECOND_FALL else 0.08
             if rng.random() < share:
                 compute = tokens_seen >= 3.73e6 and rng.random() < 0.5
                 parts = task.drill_compute(rng) if compute else task.drill(rng)
             else:
-                parts = task.sample(rng, task.make_problem(rng, n, updates, rng.random() < 0.3))
+                late = tokens_seen >= SECOND_FALL
+                parts = task.sample(rng, task.make_problem(rng, n, updates, rng.random() < (0.45 if late else 0.3)))
+                if late:
+                    parts = task.weigh_operands(parts)
             samples.append(([self.encode(x) for x, _ in parts], [w for _, w in parts]))
         samples.sort(key=lambda s: len(s[0]))
         batch, out = [], []
@@ -125,7 +135,7 @@ class Muon(torch.optim.Optimizer):
 def main():
     a = argparse.ArgumentParser()
     a.add_argument("--out", required=True, help="checkpoint directory")
-    a.add_argument("--tokens", type=float, default=11e6, help="of which the last bring the learning rate to zero")
+    a.add_argument("--tokens", type=float, default=42e6, help="of which the last bring the learning rate to zero")
     a.add_argument("--batch-tokens", type=int, default=4096)
     a.add_argument("--lr", type=float, default=1.5e-3, help="AdamW: embedding, norms, biases")
     a.add_argument("--muon-lr", type=float, default=0.02)
@@ -170,7 +180,7 @@ def main():
     if step == 0:
         log.write("step,tokens,seconds,lr,loss,recall_error,probe_loss\n")
     started = last_save = time.time()
-    sums = torch.zeros(6, dtype=torch.float64)
+    sums = torch.zeros(8, dtype=torch.float64)
     while seen < args.tokens and time.time() - started < 60 * args.minutes:
         t0 = time.time()
         scale = min((step + 1) / 100, rate(seen, args.tokens))
@@ -200,7 +210,10 @@ def main():
             d = tw == task.RECALL
             probe = tw == task.FIRST
             wrong = (logits[d].argmax(-1) != target[d]).sum()
-            sums += torch.tensor([losses.sum(), len(losses), wrong, d.sum(), losses[probe].sum(), probe.sum()])
+            operand = tw == task.OPERAND
+            missed = (logits[operand].argmax(-1) != target[operand]).sum()
+            sums += torch.tensor([losses.sum(), len(losses), wrong, d.sum(), losses[probe].sum(), probe.sum(), missed,
+                                  operand.sum()])
         if step % 20 == 0:
             s = sums.tolist()
             log.write(f"{step},{seen},{seconds:.0f},{scale:.3f},{s[0] / s[1]:.4f},{s[2] / max(s[3], 1):.4f},"
@@ -208,7 +221,8 @@ def main():
             log.flush()
             if step % 100 == 0:
                 print(f"step {step} tokens {seen / 1e6:.2f}M {seen / seconds:.0f} tok/s loss {s[0] / s[1]:.4f} "
-                      f"recalls wrong {s[2] / max(s[3], 1):.4f} probe {s[4] / max(s[5], 1):.3f}", flush=True)
+                      f"recalls wrong {s[2] / max(s[3], 1):.4f} probe {s[4] / max(s[5], 1):.3f} "
+                      f"operands wrong {s[6] / max(s[7], 1):.4f}", flush=True)
             sums.zero_()
             if not math.isfinite(s[0]):
                 raise SystemExit("loss is not finite")
