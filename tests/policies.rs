@@ -2,26 +2,25 @@
 //! cache with other evictions for each set, and whole runs of every policy in every mode, replayed by a decoder that
 //! has no cache to prune. What the numbers are: `tests/golden/README.md`.
 mod common;
-#[path = "common/reference.rs"]
-mod reference;
+#[path = "common/replay.rs"]
+mod replay;
 
 use std::collections::HashSet;
 
 use common::*;
-use reference::{Given, Reading, Reference};
+use replay::reference::{Given, Reference};
+use replay::{Evict, Replay, narrowed, reference, replay};
 use secateur::Slot;
 use secateur::cache::{KvCache, Tracking};
 use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions, RunResult};
+use secateur::kernels::Words;
 use secateur::kernels::launch::{as_floats, as_words, read_floats, read_words};
-use secateur::kernels::{Reduce, Words};
 use secateur::model::config::ModelConfig;
-use secateur::model::decoder::{Decoder, Input, Logits};
+use secateur::model::decoder::Decoder;
 use secateur::model::rope;
-use secateur::policy::{self, Budget, Measurement, POLICIES, Positions, Role, Scope, Sets};
-use secateur::report::trace::{Probe, Set, Settings, Step, Trace};
+use secateur::policy::{Budget, Measurement, POLICIES, Positions, Role, Scope, Sets};
+use secateur::report::trace::{Probe, Set, Trace};
 use secateur::weights::{ModelSource, Weights};
-
-const EVENTS: [u32; 3] = [70, 100, 130];
 
 fn measures(fx: &Fixture) -> Weights {
     let file = std::fs::read(directory(fx.name).join("measure.safetensors")).expect("a committed fixture");
@@ -132,47 +131,6 @@ fn what_policies_measure_is_what_transformers_computes() {
             println!("{place}: measured within {worst:.1e} of the largest value, bound {MEASURED:.0e}");
         }
     }
-}
-
-/// The fixtures' schedule with the given evictions of each layer and KV head; probes are forwarded and rolled back at
-/// each event. Returns the logits of each step.
-fn schedule(
-    fx: &Fixture,
-    model: &Decoder,
-    cache: &mut KvCache,
-    scope: Scope,
-    evicted: &dyn Fn(usize, usize, usize) -> Vec<u32>,
-) -> Vec<f32> {
-    let shape = *cache.shape();
-    let sets = Sets { scope, layers: shape.layers, kv_heads: shape.kv_heads };
-    let (question, ids) = (fx.ids("oracle.prompt.ids"), fx.ids("oracle.ids"));
-    prefill(model, cache, 0, &question, ids[0]);
-    let mut cached: Vec<Vec<u32>> = vec![(0..question.len() as u32).collect(); sets.count()];
-    let mut reads = Vec::new();
-    for i in 0..ids.len() {
-        let next = ids.get(i + 1).copied().unwrap_or(0);
-        reads.push(start(&decode(model, cache, next)));
-        let position = (question.len() + i) as u32;
-        cached.iter_mut().for_each(|set| set.push(position));
-        let Some(event) = EVENTS.iter().position(|p| *p == position) else { continue };
-        let before = cache.checkpoint(0);
-        let probe = fx.ids(&format!("oracle.{event}.probe.ids"));
-        model.forward(Input::Probe { seq: 0, ids: &probe }, cache, Logits::None, Some(Reduce::Layer)).expect("fits");
-        cache.rollback(&before, next);
-        let keep = |(set, positions): (usize, &Vec<u32>)| {
-            let (layer, head) = sets.place(set);
-            let gone = evicted(event, layer.unwrap_or(0), head.unwrap_or(0));
-            let stays = |slot: &usize| !gone.contains(&positions[*slot]);
-            (0..positions.len()).filter(stays).map(|slot| Slot(slot as u32)).collect()
-        };
-        let kept: Vec<Vec<Slot>> = cached.iter().enumerate().map(keep).collect();
-        cache.keep(0, &|layer, head| &kept[sets.of(layer, head)], 1).expect("fits");
-        for (set, kept) in cached.iter_mut().zip(&kept) {
-            *set = kept.iter().map(|slot| set[slot.0 as usize]).collect();
-        }
-    }
-    assert_mirrored(cache);
-    reads.into_iter().flat_map(finish).collect()
 }
 
 /// What the fixtures' schedule evicts from a layer and KV head.
@@ -292,23 +250,13 @@ const MODES: [(Scope, Positions); 6] = [
     (Scope::Head, Positions::Compact),
 ];
 
-impl Fixture {
-    fn reference(&self) -> Reference {
-        Reference::new(&self.config, &self.weights, 512)
-    }
-}
-
-fn narrowed(values: &[f64]) -> Vec<f32> {
-    values.iter().map(|v| *v as f32).collect()
-}
-
 /// The reference itself: prompts, attention, sums, windows and the pruning oracle in every mode as transformers has
 /// them.
 #[test]
 fn the_reference_is_what_transformers_computes() {
     for name in MODELS {
         let (fx, began) = (Fixture::open(name), std::time::Instant::now());
-        let (golden, model) = (measures(&fx), fx.reference());
+        let (golden, model) = (measures(&fx), reference(&fx));
         let mut worst = 0f64;
         let mut check = |what: &str, found: Vec<f32>, expected: &[f32]| {
             worst = worst.max(close(&format!("{name}: {what}"), &found, expected, REFERENCE));
@@ -388,160 +336,6 @@ fn talkative(fx: &Fixture) -> ModelSource {
 fn engine(fx: &Fixture, device: &secateur::device::ComputeDevice, kv: Words) -> Engine {
     let options = LoadOptions { kv, context: Some(512), sequences: 11 };
     Engine::load(&talkative(fx), fx.name, device, &options, &mut |_, _| ()).expect("a good model")
-}
-
-/// A run's evictions as a replay carries them out: as they were, or wrongly.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Evict {
-    AsRecorded,
-    Never,
-    /// What is evicted at any time is hidden as soon as it is written.
-    TooEarly,
-    /// As recorded, but keys stand where they do in the other mode.
-    OtherPositions,
-    /// Each layer or head loses what its neighbour lost.
-    OtherSets,
-    /// One token late.
-    Late,
-}
-
-/// What a replay found: how much worse than the reference's best logit the chosen ones were at most, as a fraction of
-/// the largest magnitude; how far steps' importances are off, as a fraction of the largest; how many of each were
-/// compared.
-#[derive(Debug, Default)]
-struct Replay {
-    regret: f64,
-    importance: f64,
-    ids: usize,
-    steps: usize,
-}
-
-impl Replay {
-    fn add(&mut self, other: &Self) {
-        (self.regret, self.importance) = (self.regret.max(other.regret), self.importance.max(other.importance));
-        (self.ids, self.steps) = (self.ids + other.ids, self.steps + other.steps);
-    }
-}
-
-/// Reads a run's text with the reference, evicting what the run evicted when it did. Each token must be the reference's
-/// own choice, and the importance of each step what it measures.
-fn replay(reference: &Reference, kv: Words, trace: &Trace, probe_ids: &[u32], evict: Evict) -> Replay {
-    let settings = &trace.settings;
-    let scope: Scope = settings.scope.parse().expect("a scope");
-    let (layers, kv_heads) = (reference.config.num_layers, reference.config.num_kv_heads);
-    let sets = Sets { scope, layers, kv_heads };
-    let gone = |probe: &Probe, set: usize| match scope {
-        Scope::Shared => probe.evicted.clone(),
-        _ => probe.sets[set].evicted.clone(),
-    };
-    let positions = match (settings.positions.parse().expect("a mode"), evict == Evict::OtherPositions) {
-        (Positions::Original, false) | (Positions::Compact, true) => Positions::Original,
-        _ => Positions::Compact,
-    };
-    let mut text = reference.read(positions, kv);
-    let mut found = Replay::default();
-    let prompt = trace.prompt_ids.len();
-    let all: Vec<u32> = trace.prompt_ids.iter().copied().chain(trace.tokens.iter().map(|t| t.id)).collect();
-    for (position, id) in all[..all.len() - 1].iter().enumerate() {
-        let given = text.forward(*id);
-        let known = position + 1;
-        if known >= prompt {
-            let largest = given.logits.iter().fold(0f64, |m, v| m.max(v.abs()));
-            let best = given.logits.iter().fold(f64::MIN, |m, v| m.max(*v));
-            found.regret = found.regret.max((best - given.logits[all[known] as usize]) / largest);
-            found.ids += 1;
-        }
-        let late = (evict == Evict::Late) as usize;
-        let probe = trace.probes.iter().find(|p| prompt + p.at_token + late == known);
-        match (evict, probe) {
-            (Evict::TooEarly, _) => {
-                let ever = |set| trace.probes.iter().any(|probe| gone(probe, set).contains(&(position as u32)));
-                text.evict(|l, g| if ever(sets.of(l, g)) { vec![position as u32] } else { Vec::new() });
-            }
-            (Evict::Never, _) | (_, None) => {}
-            (Evict::OtherSets, Some(probe)) => {
-                let seen: Vec<Vec<usize>> =
-                    (0..layers * kv_heads).map(|set| text.seen(set / kv_heads, set % kv_heads).to_vec()).collect();
-                text.evict(|l, g| {
-                    let neighbours = gone(probe, (sets.of(l, g) + 1) % sets.count());
-                    neighbours.into_iter().filter(|p| seen[l * kv_heads + g].contains(&(*p as usize))).collect()
-                });
-            }
-            (Evict::AsRecorded | Evict::OtherPositions | Evict::Late, Some(probe)) => {
-                let measured =
-                    if evict == Evict::AsRecorded { scores(&text, &given, settings, probe_ids, &sets) } else { None };
-                if let Some(scores) = measured {
-                    // Of steps that nothing is cached of there is none, in both.
-                    let expected = importances(&text, trace, probe, &sets, &scores);
-                    let expected: Vec<f32> = expected.into_iter().map(|i| i.map_or(-1.0, |i| i as f32)).collect();
-                    let recorded: Vec<f32> = probe.steps.iter().map(|s| s.importance.unwrap_or(-1.0)).collect();
-                    let largest = expected.iter().fold(0f32, |m, v| m.max(*v)) as f64;
-                    found.importance = found.importance.max(difference(&recorded, &expected) / largest);
-                    found.steps += expected.iter().filter(|i| **i >= 0.0).count();
-                }
-                text.evict(|l, g| gone(probe, sets.of(l, g)));
-                if evict == Evict::AsRecorded {
-                    let longest = (0..layers).map(|l| text.seen(l, 0).len()).max();
-                    assert_eq!(longest, Some(probe.cached_after));
-                }
-            }
-        }
-    }
-    found
-}
-
-/// The scores of each kept set's slots, by what the policy measures; `None` where it measures nothing.
-fn scores(
-    text: &Reading<'_>,
-    given: &Given,
-    settings: &Settings,
-    probe_ids: &[u32],
-    sets: &Sets,
-) -> Option<Vec<Vec<f64>>> {
-    let rows = match policy::by_name(&settings.policy).expect("it ran").needs() {
-        Measurement::ProbeRow => text.aside(probe_ids).attention,
-        Measurement::LastRow => given.attention.clone(),
-        Measurement::Sums => text.sums(),
-        Measurement::Window { queries } | Measurement::WindowAndKeys { queries } => text.window(queries),
-        _ => return None,
-    };
-    let mean = |set: usize| {
-        let (layer, head) = sets.place(set);
-        let of_layer = |l: usize| {
-            let group = rows[l].len() / sets.kv_heads;
-            (0..rows[l].len()).filter(move |row| head.is_none_or(|head| row / group == head)).map(move |row| (l, row))
-        };
-        let counted: Vec<&Vec<f64>> = (0..sets.layers)
-            .filter(|l| layer.is_none_or(|layer| layer == *l))
-            .flat_map(of_layer)
-            .map(|(l, row)| &rows[l][row])
-            .collect();
-        let slots = text.seen(layer.unwrap_or(0), head.unwrap_or(0)).len();
-        (0..slots).map(|slot| counted.iter().map(|row| row[slot]).sum::<f64>() / counted.len() as f64).collect()
-    };
-    Some((0..sets.count()).map(mean).collect())
-}
-
-/// The importance of each step: its mean score in every set that holds any of it, averaged over those.
-fn importances(text: &Reading<'_>, trace: &Trace, probe: &Probe, sets: &Sets, scores: &[Vec<f64>]) -> Vec<Option<f64>> {
-    let thoughts: Vec<usize> = (0..probe.at_token).filter(|t| trace.tokens[*t].role == Role::Thinking).collect();
-    let mut first = 0;
-    let of = |step: &Step| {
-        let tokens: Vec<usize> =
-            thoughts[first..first + step.tokens].iter().map(|t| trace.prompt_ids.len() + t).collect();
-        first += step.tokens;
-        let of_set = |set: usize| {
-            let (layer, head) = sets.place(set);
-            let seen = text.seen(layer.unwrap_or(0), head.unwrap_or(0)).iter();
-            let its: Vec<f64> = seen.zip(&scores[set]).filter(|(p, _)| tokens.contains(p)).map(|(_, s)| *s).collect();
-            (!its.is_empty()).then(|| its.iter().sum::<f64>() / its.len() as f64)
-        };
-        let means: Vec<f64> = (0..sets.count()).filter_map(of_set).collect();
-        (!means.is_empty()).then(|| means.iter().sum::<f64>() / means.len() as f64)
-    };
-    let found: Vec<Option<f64>> = probe.steps.iter().map(of).collect();
-    assert_eq!(first, thoughts.len(), "steps partition the thinking");
-    found
 }
 
 /// What holds of every pruning, whatever the policy: never the prompt; exactly the budget, or what is protected;
@@ -701,7 +495,7 @@ impl Tally {
 #[test]
 fn every_policy_runs_in_every_scope_and_position_mode() {
     let _one = serial();
-    let models = MODELS.map(Fixture::open).map(|fx| (fx.reference(), fx));
+    let models = MODELS.map(Fixture::open).map(|fx| (reference(&fx), fx));
     let cells = Cell::all();
     for device in two() {
         let (began, twin) = (std::time::Instant::now(), device.info.backend == "cpu");

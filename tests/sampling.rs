@@ -8,8 +8,9 @@ use common::*;
 use pollster::block_on;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
-use secateur::kernels::launch::as_words;
-use secateur::kernels::{self, Words};
+use secateur::kernels::launch::{as_words, read_words};
+
+use secateur::kernels::{self, TopKSpec, Words};
 use secateur::sampling::Sampling;
 use serde_json::Value;
 
@@ -111,4 +112,42 @@ fn draws_follow_transformers() {
         }
     }
     assert_eq!(ran, two().len() * cases.len());
+}
+
+/// Candidates of whole vocabularies against a plain sort: the highest first, the lowest id first among equals, which are many.
+#[test]
+fn candidates_are_the_first_of_a_plain_sort() {
+    let _one = serial();
+    for device in two() {
+        for (vocab, merges) in [(8192, false), (20_011, true), (151_936, true)] {
+            let shape =
+                CacheShape { layers: 1, kv_heads: 1, vocab, head_dim: 8, words: Words::F32, seqs: 2, growth: 1 };
+            let mut cache = KvCache::new(shape, device);
+            let map = cache.select(&[1, 0]);
+            // Steps of 1/64 between -16 and 16: thousands of values for hundreds of thousands of tokens.
+            let value = |i: usize| ((i as u32).wrapping_mul(2_654_435_761) >> 21) as f32 / 64.0 - 16.0;
+            let logits: Vec<f32> = (0..2 * vocab).map(value).collect();
+            let seen_words = vocab.div_ceil(32);
+            let seen = kernels::words(vec![0; 2 * seen_words], &device.burn);
+            let k = secateur::sampling::MOST_CANDIDATES;
+            let spec = TopKSpec { count: vocab, n: 2, k, merge: false, map, seen_words };
+            let on_device = kernels::floats(logits.clone(), [2, vocab], &device.burn);
+            let (mut lists, _) = kernels::top_k(&on_device, cache.state(), &seen, spec);
+            assert_eq!(spec.merging().is_some(), merges);
+            if let Some(merging) = spec.merging() {
+                lists = kernels::top_k_merge(&lists, cache.state(), &seen, merging);
+            }
+            let found = as_words(&block_on(read_words(&[&lists])).expect("readable")[0]);
+            assert_eq!(found.len(), 2 * 2 * k);
+            for (row, found) in logits.chunks(vocab).zip(found.chunks(2 * k)) {
+                let mut sorted: Vec<usize> = (0..vocab).collect();
+                sorted.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
+                let values: Vec<f32> = found[..k].iter().map(|bits| f32::from_bits(*bits)).collect();
+                let ids: Vec<usize> = found[k..].iter().map(|id| *id as usize).collect();
+                assert_eq!(ids, sorted[..k], "{vocab} tokens on {}", device.info.name);
+                assert!(ids.iter().zip(values).all(|(id, value)| row[*id] == value), "{vocab} tokens");
+                assert!(sorted.windows(2).take(k).any(|w| row[w[0]] == row[w[1]]), "no ties among them");
+            }
+        }
+    }
 }

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use burn::tensor::Tensor;
+use secateur::Slot;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::{self, ComputeDevice};
 use secateur::kernels::launch::{Readback, as_floats, as_words, read_floats};
-use secateur::kernels::{Words, state};
+use secateur::kernels::{Reduce, Words, state};
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::{Decoder, Input, Logits};
+use secateur::policy::{Scope, Sets};
 use secateur::weights::{ModelSource, Weights};
 
 pub use pollster::block_on;
@@ -128,8 +130,8 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-/// The largest difference as a fraction of the largest expected magnitude; infinite for what is not finite or of another
-/// length. A check is `error(..) <= bound`.
+/// The largest difference as a fraction of the largest expected magnitude; infinite for what is not finite or of
+/// another length. A check is `error(..) <= bound`.
 pub fn error(found: &[f32], expected: &[f32]) -> f64 {
     let largest = expected.iter().fold(0f64, |m, v| m.max(v.abs() as f64));
     difference(found, expected) / largest
@@ -191,4 +193,48 @@ pub fn decode(model: &Decoder, cache: &mut KvCache, next: u32) -> Tensor<2> {
     let out = model.forward(Input::Pending(&[0]), cache, Logits::Last, None).expect("fits");
     cache.advance(0, 1, next);
     out.logits.expect("asked for")
+}
+
+/// Positions after whose forward the fixtures' schedule evicts.
+pub const EVENTS: [u32; 3] = [70, 100, 130];
+
+/// The fixtures' schedule with the given evictions of each layer and KV head; probes are forwarded and rolled back at
+/// each event. Returns the logits of each step.
+pub fn schedule(
+    fx: &Fixture,
+    model: &Decoder,
+    cache: &mut KvCache,
+    scope: Scope,
+    evicted: &dyn Fn(usize, usize, usize) -> Vec<u32>,
+) -> Vec<f32> {
+    let shape = *cache.shape();
+    let sets = Sets { scope, layers: shape.layers, kv_heads: shape.kv_heads };
+    let (question, ids) = (fx.ids("oracle.prompt.ids"), fx.ids("oracle.ids"));
+    prefill(model, cache, 0, &question, ids[0]);
+    let mut cached: Vec<Vec<u32>> = vec![(0..question.len() as u32).collect(); sets.count()];
+    let mut reads = Vec::new();
+    for i in 0..ids.len() {
+        let next = ids.get(i + 1).copied().unwrap_or(0);
+        reads.push(start(&decode(model, cache, next)));
+        let position = (question.len() + i) as u32;
+        cached.iter_mut().for_each(|set| set.push(position));
+        let Some(event) = EVENTS.iter().position(|p| *p == position) else { continue };
+        let before = cache.checkpoint(0);
+        let probe = fx.ids(&format!("oracle.{event}.probe.ids"));
+        model.forward(Input::Probe { seq: 0, ids: &probe }, cache, Logits::None, Some(Reduce::Layer)).expect("fits");
+        cache.rollback(&before, next);
+        let keep = |(set, positions): (usize, &Vec<u32>)| {
+            let (layer, head) = sets.place(set);
+            let gone = evicted(event, layer.unwrap_or(0), head.unwrap_or(0));
+            let stays = |slot: &usize| !gone.contains(&positions[*slot]);
+            (0..positions.len()).filter(stays).map(|slot| Slot(slot as u32)).collect()
+        };
+        let kept: Vec<Vec<Slot>> = cached.iter().enumerate().map(keep).collect();
+        cache.keep(0, &|layer, head| &kept[sets.of(layer, head)], 1).expect("fits");
+        for (set, kept) in cached.iter_mut().zip(&kept) {
+            *set = kept.iter().map(|slot| set[slot.0 as usize]).collect();
+        }
+    }
+    assert_mirrored(cache);
+    reads.into_iter().flat_map(finish).collect()
 }
