@@ -517,7 +517,7 @@ impl Batch<'_> {
             for &place in &rows {
                 let sequence = places[place].as_mut().expect("it has room");
                 sequence.issued += steps;
-                sequence.note_peak(cache.longest(place), cache.bytes_of(place));
+                sequence.note_bytes(cache.bytes_of(place));
             }
             self.start_read();
             if prefilling {
@@ -570,15 +570,22 @@ impl Batch<'_> {
         let mut readouts: Vec<Result<Readouts>> = Vec::new();
         for reading in readings {
             readouts.push(match reading {
-                Ok(reading) => Ok(reading.finish().await?),
+                Ok(reading) => reading.finish().await,
                 Err(e) => Err(e),
             });
         }
         let probed = Instant::now();
         // For the trace alone, and not part of what a probe costs.
         for (&place, readouts) in due.iter().zip(&mut readouts) {
-            if let (Ok(readouts), Some(heads)) = (readouts, self.measure_heads(place)?) {
-                readouts.add(heads.finish().await?);
+            let Ok(measured) = readouts else { continue };
+            let heads = match self.measure_heads(place) {
+                Ok(None) => continue,
+                Ok(Some(heads)) => heads.finish().await,
+                Err(e) => Err(e),
+            };
+            match heads {
+                Ok(heads) => measured.add(heads),
+                Err(e) => *readouts = Err(e),
             }
         }
         let traced = Instant::now();

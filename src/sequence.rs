@@ -216,6 +216,8 @@ impl Sequence {
             None => String::new(),
         };
         let bytes = self.tokenizer.as_ref().and_then(|t| t.token_bytes(id));
+        // What was cached when it was sampled: all before it.
+        self.totals.peak_cached = self.totals.peak_cached.max(self.ledger.cached());
         self.ledger.push(role, bytes.as_deref().unwrap_or(piece.as_bytes()));
         let special = self.tokenizer.as_ref().is_some_and(|t| t.is_special(id));
         let shown = if special { "" } else { piece.as_str() };
@@ -263,6 +265,12 @@ impl Sequence {
     /// Slots and KV bytes as they are. The old and the new buffer of the one layer that a gather is moving do not count.
     pub fn note_peak(&mut self, slots: usize, bytes: u64) {
         self.totals.peak_cached = self.totals.peak_cached.max(slots);
+        self.note_bytes(bytes);
+    }
+
+    /// KV bytes as they are. Of decode steps the slots count once their tokens are read: steps under way past the end are no part
+    /// of the run, and how many there are depends on the neighbours.
+    pub fn note_bytes(&mut self, bytes: u64) {
         self.totals.peak_kv_bytes = self.totals.peak_kv_bytes.max(bytes);
     }
 

@@ -283,6 +283,19 @@ fn templates_that_are_missing_or_raise_are_explained() {
     let without = broken(|dir| std::fs::remove_file(dir.join("tokenizer_config.json")).unwrap());
     fails(&on(without.path(), &["x"]), 1, &["no chat template", "chat_template.jinja", "--raw"]);
     assert_eq!(on(without.path(), &["--raw", "x"]).code, Some(0));
+    // Told before gigabytes are read: with the weights gone as well, the template is what is missed.
+    let unread = |change: fn(&Path)| {
+        broken(|dir| {
+            std::fs::remove_file(dir.join("model.safetensors")).unwrap();
+            change(dir);
+        })
+    };
+    let no_template = unread(|dir| std::fs::remove_file(dir.join("tokenizer_config.json")).unwrap());
+    fails(&on(no_template.path(), &["x"]), 1, &["no chat template"]);
+    fails(&on(no_template.path(), &["--raw", "x"]), 1, &["safetensors"]);
+    let no_tokenizer = unread(|dir| std::fs::remove_file(dir.join("tokenizer.json")).unwrap());
+    fails(&on(no_tokenizer.path(), &["x"]), 1, &["no tokenizer.json"]);
+    fails(&on(unread(|_| ()).path(), &["--no-think", "x"]), 2, &["has no switch for thinking"]);
     let template =
         |text: &'static str| broken(move |dir| std::fs::write(dir.join("chat_template.jinja"), text).unwrap());
     let raises = template("{{ raise_exception('no system prompts, please') }}");
@@ -321,6 +334,9 @@ fn bad_arguments_are_refused_before_anything_is_loaded() {
         (&["--context", "0", "x"], &["--context"]),
         (&["--kv", "bf16", "x"], &["--kv", "f16"]),
         (&["--max-new-tokens=-1", "x"], &["--max-new-tokens", "-1"]),
+        (&["--max-new-tokens", "-1", "x"], &["--max-new-tokens", "-1"]),
+        (&["--temperature", "-1", "x"], &["--temperature", "from 0 to 1000", "-1"]),
+        (&["--top-p", "-0.5", "x"], &["--top-p", "above 0", "-0.5"]),
         (&["--ids", "1,x,3"], &["not a token id", "\"x\""]),
         (&["--ids", "1,-2"], &["not a token id"]),
         (&["--ids", "99999999999"], &["not a token id"]),
@@ -718,12 +734,26 @@ fn inspect_says_what_a_model_is() {
     for part in ["Qwen2ForCausalLM", "the template opens <think>", "possible: </think> is one token", "KV f16"] {
         assert!(table.out.contains(part), "{part:?} is missing from:\n{}", table.out);
     }
-    // What is missing is a problem of the model, not of this command.
+    // Without a tokenizer a model still runs.
+    let wordless = broken(|dir| std::fs::remove_file(dir.join("tokenizer.json")).unwrap());
+    let ran = run(&["inspect", wordless.path().to_str().unwrap()]);
+    assert!(ran.code == Some(0) && ran.out.contains("problem: the model has no tokenizer.json"), "{}", ran.out);
+    // A shard that the index names and nobody has.
+    let sharded = broken(|dir| {
+        std::fs::remove_file(dir.join("model.safetensors")).unwrap();
+        let index = "{\"weight_map\": {\"model.norm.weight\": \"model-00001-of-00002.safetensors\"}}";
+        std::fs::write(dir.join("model.safetensors.index.json"), index).unwrap();
+    });
+    let ran = run(&["inspect", sharded.path().to_str().unwrap()]);
+    assert!(ran.code == Some(1) && ran.out.contains("Qwen2ForCausalLM"), "{}", ran.out);
+    assert!(ran.err.contains("model-00001-of-00002.safetensors"), "{}", ran.err);
     let bare = broken(|dir| {
         std::fs::remove_file(dir.join("tokenizer.json")).unwrap();
         std::fs::remove_file(dir.join("model.safetensors")).unwrap();
     });
-    let v = json(&run(&["inspect", bare.path().to_str().unwrap(), "--json"]));
+    let ran = run(&["inspect", bare.path().to_str().unwrap(), "--json"]);
+    assert!(ran.code == Some(1) && ran.err.contains("safetensors"), "without weights it is none: {}", ran.err);
+    let v: Value = serde_json::from_str(&ran.out).expect("all that can be said is said");
     assert_eq!(
         (v["problems"].as_array().unwrap().len(), &v["weights"], &v["probe"]["feasible"]),
         (2, &Value::Null, &false.into())
@@ -734,9 +764,16 @@ fn inspect_says_what_a_model_is() {
 
 #[test]
 fn help_shows_examples_and_the_exit_codes() {
-    for command in
-        [None, Some("run"), Some("report"), Some("bench"), Some("inspect"), Some("devices"), Some("conformance")]
-    {
+    for command in [
+        None,
+        Some("run"),
+        Some("report"),
+        Some("bench"),
+        Some("inspect"),
+        Some("calibrate"),
+        Some("devices"),
+        Some("conformance"),
+    ] {
         let ran = run(&command.into_iter().chain(["--help"]).collect::<Vec<_>>());
         assert!(ran.code == Some(0) && ran.out.contains("Exit codes") && ran.out.contains("130"), "{}", ran.out);
         let example = format!("Examples:\n  {}", command.map_or("secateur run".into(), |c| format!("secateur {c}")));

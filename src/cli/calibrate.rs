@@ -5,21 +5,24 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use secateur::device::ComputeDevice;
-use secateur::engine::{Engine, LoadOptions, RunOptions};
-use secateur::eval::calibrate::{self, Calibration, FILE};
+use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions};
+use secateur::eval::calibrate::{self, Arm, Calibration, Choice, Row, Settings};
 use secateur::eval::{Problem, Trial, problems};
-use secateur::policy::{self, Budget};
+use secateur::model::config::ModelConfig;
+use secateur::policy::{self, Budget, Layers, Scope};
+use secateur::sampling::Sampling;
+use secateur::text::{ChatTemplate, Tokenizer};
+use secateur::weights::Weights;
 use secateur::{Error, ErrorKind, Result, builtin, probe};
-use serde_json::{Value, json};
 
 use super::model;
-use super::run::{self, INTERRUPTS};
+use super::run::{self, INTERRUPTS, SamplingArgs};
 use super::screen;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in Hugging Face layout, or a model on the hub. Default: the small model inside the binary.
-    #[arg(value_name = "DIR|NAME")]
+    /// A model directory in Hugging Face layout, a GGUF file, or a model on the hub. Default: the small model inside the binary.
+    #[arg(value_name = "DIR|FILE|NAME")]
     model: Option<String>,
     /// Questions with answers, a JSON object a line: {"question": "...", "answer": "..."}.
     #[arg(long, value_name = "FILE.jsonl")]
@@ -33,7 +36,7 @@ pub struct Args {
     /// The policy whose scores the layers give.
     #[arg(long, value_name = "NAME", default_value = policy::DEFAULT_POLICY)]
     policy: String,
-    /// The budget, the same for every set of layers.
+    /// The budget, the same for every set of layers. Only tokens:N gives every set the same memory.
     #[arg(long, value_name = "BUDGET", default_value_t = Budget::default().to_string())]
     budget: String,
     /// Latest tokens that are never evicted.
@@ -45,6 +48,11 @@ pub struct Args {
     /// Generate at most so many tokens for a question.
     #[arg(long, value_name = "N", default_value_t = RunOptions::default().max_new_tokens)]
     max_new_tokens: usize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Seed of sampling, the same for every set of layers.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
     /// Questions answered side by side.
     #[arg(long, value_name = "N", default_value_t = 8)]
     sequences: usize,
@@ -57,110 +65,291 @@ pub struct Args {
     /// Positions to make room for. Default: the model's own maximum, at most 32768.
     #[arg(long, value_name = "N")]
     context: Option<usize>,
-    /// Only errors.
+    /// Only errors, and the choice.
     #[arg(long, short)]
     quiet: bool,
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
-    let own = args.model.is_none();
-    let options = RunOptions {
-        max_new_tokens: args.max_new_tokens,
-        policy: args.policy.clone(),
-        budget: args.budget.parse()?,
-        window: args.window.unwrap_or(if own { builtin::WINDOW } else { policy::DEFAULT_WINDOW }),
-        probe_every: args.probe_every.unwrap_or(if own { builtin::PROBE_EVERY } else { probe::DEFAULT_PROBE_EVERY }),
-        ..RunOptions::default()
-    };
-    let policy = policy::by_name(&options.policy)?;
-    policy.accepts(options.budget)?;
-    if !policy.needs().scores() {
-        return Err(Error::new(ErrorKind::Policy, "this policy has no scores that layers could give")
-            .at("--policy")
-            .found(&options.policy));
-    }
-    let failed = |what: &str, path: &Path, e| Error::new(ErrorKind::Io, what).at(path.display()).found(e);
-    let text =
-        std::fs::read_to_string(&args.data).map_err(|e| failed("the questions cannot be read", &args.data, e))?;
-    let mut problems = problems::read(&text, &args.data.display().to_string())?;
-    problems.truncate(args.problems.unwrap_or(usize::MAX).max(1));
-    let out = match (&args.out, &args.model) {
-        (Some(out), _) => out.clone(),
-        (None, Some(model)) if Path::new(model).is_dir() => Path::new(model).join(FILE),
-        (None, _) => {
-            return Err(Error::new(ErrorKind::Input, "where should the choice go?")
-                .at("--out")
-                .expected("a file, where the model is no directory of yours"));
-        }
-    };
+    let mut options = args.run_options()?;
+    let problems = args.problems()?;
+    let out = args.out()?;
     let (source, name) = match &args.model {
         Some(model) => model::open(model, false, args.quiet)?,
         None => (builtin::source(), builtin::NAME.to_string()),
     };
+    // Whatever can be refused before the weights are loaded.
+    let config = ModelConfig::load(&source)?;
+    let weights = Weights::open(&source)?.fingerprint();
+    Tokenizer::load(&source).and_then(|_| ChatTemplate::load(&source))?;
+    options.sampling = args.sampling.over(Sampling::from_defaults(&config.generation))?;
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
-    let load = LoadOptions { kv: args.kv.words(), context: args.context, sequences: args.sequences.max(1) };
+    let settings = Settings {
+        secateur: env!("CARGO_PKG_VERSION").into(),
+        model: name.clone(),
+        weights: format!("{weights:016x}"),
+        device: device.info.line(),
+        kv: args.kv.to_string(),
+        context: args.context,
+        sequences: args.sequences,
+        policy: options.policy.clone(),
+        budget: options.budget.to_string(),
+        window: options.window,
+        probe_every: options.probe_every,
+        max_new_tokens: options.max_new_tokens,
+        sampling: options.sampling,
+        seed: options.seed,
+        questions: problems.len(),
+        questions_hash: calibrate::hash(&problems),
+    };
+    let mut progress = Progress::open(&out, &settings, config.num_layers)?;
+
+    let load = LoadOptions { kv: args.kv.words(), context: args.context, sequences: args.sequences };
     let mut bar = screen::Progress::new(&format!("loading {name}"), args.quiet);
     let mut engine = Engine::load(&source, name, &device, &load, &mut |done, of| bar.at(done, of))?;
     drop(bar);
+    for (index, problem) in problems.iter().enumerate() {
+        check(&engine, problem).map_err(|e| e.at(format!("{}, question {}", args.data.display(), index + 1)))?;
+    }
     run::ends_with(engine.stop_flag())?;
 
-    let header = header(args, &options, &problems, &engine);
-    let mut progress = Progress::open(&out, &header)?;
-    let layers = engine.model().config().num_layers;
-    let mut calibration = Calibration::new(layers, problems.len(), progress.done.drain(..));
     let say = |text: &str| {
         if !args.quiet {
             super::say(text)
         }
     };
-    say(&format!("{layers} layers, {} questions, {} on {}", problems.len(), options.budget, device.info.line()));
-    while let Some((set, open)) = calibration.next() {
-        let mut bar = screen::Progress::new(&format!("layers {set}"), args.quiet);
+    say(&format!(
+        "{} layers, {} questions, {} at {} on {}",
+        config.num_layers,
+        problems.len(),
+        options.policy,
+        options.budget,
+        device.info.line()
+    ));
+    if !progress.done.is_empty() {
+        say(&format!("goes on from {}: {} answers are there", progress.path.display(), progress.done.len()));
+    }
+    let mut calibration = Calibration::new(config.num_layers, problems.len(), progress.done.drain(..));
+    let interrupted = || INTERRUPTS.load(Ordering::SeqCst) > 0;
+    for round in 1.. {
+        let open = calibration.round();
+        if open.is_empty() {
+            break;
+        }
+        let mut bar = screen::Progress::new(&format!("round {round}"), args.quiet);
+        bar.at(0, open.len());
         let mut done = 0;
         let mut take = |trial: Trial| {
             done += 1;
-            bar.at(done, open.len());
             progress.write(&trial)?;
+            let arm: Arm = trial.layers.parse()?;
             calibration.add(trial);
+            if let Some(row) = calibration.row(&arm).filter(|_| !args.quiet) {
+                bar.say(&format!("{}: {} of {} right", row_name(&row), row.correct, problems.len()));
+            }
+            bar.at(done, open.len());
             Ok(())
         };
-        pollster::block_on(calibrate::answer(&mut engine, &problems, &set, &open, &options, &mut take))?;
+        pollster::block_on(calibrate::answer(&mut engine, &problems, &open, &options, &interrupted, &mut take))?;
         drop(bar);
-        if INTERRUPTS.load(Ordering::SeqCst) > 0 {
+        if interrupted() {
             say(&format!("interrupted; the same command goes on from {}", progress.path.display()));
             return Ok(ExitCode::from(130));
         }
-        if let Some(row) = calibration.rows().iter().find(|row| row.layers == set.to_string()) {
-            let (right, of) = (row.correct, problems.len());
-            say(&format!(
-                "layers {set}: {right} of {of} right, {} cut off, {:.0} slots at most",
-                row.truncated, row.peak_cached
-            ));
-        }
     }
-    let choice = calibration.choice(&options).ok_or_else(|| Error::new(ErrorKind::Internal, "nothing was tried"))?;
-    let written =
-        serde_json::to_string_pretty(&choice).map_err(|e| Error::new(ErrorKind::Internal, "no JSON").found(e))?;
-    std::fs::write(&out, written + "\n").map_err(|e| failed("the choice cannot be written", &out, e))?;
+    let choice = calibration.choice(&settings).ok_or_else(|| Error::new(ErrorKind::Internal, "nothing was tried"))?;
+    write_whole(&out, &choice)?;
     std::fs::remove_file(&progress.path).ok();
-    say(&format!("layers {} chosen, in {}", choice.layers, out.display()));
+    say(&format!("\n{}\n{}", table(&choice), verdict(&choice)));
+    say(&match (&args.model, &args.out) {
+        (Some(model), _) if model::choice_path(model).as_ref() == Some(&out) => {
+            format!("{}: `run` uses it with {} on this model", out.display(), options.policy)
+        }
+        _ => format!("{}: `run --layers {}` uses it", out.display(), choice.layers),
+    });
     super::print(&(choice.layers + "\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// What must be the same for trials to count: a calibration goes on only where it was begun.
-fn header(args: &Args, options: &RunOptions, problems: &[Problem], engine: &Engine) -> Value {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for byte in problems.iter().flat_map(|p| [p.question.as_bytes(), b"\0", p.answer.as_bytes(), b"\0"]).flatten() {
-        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+impl Args {
+    fn run_options(&self) -> Result<RunOptions> {
+        let own = self.model.is_none();
+        let options = RunOptions {
+            max_new_tokens: self.max_new_tokens,
+            policy: self.policy.clone(),
+            budget: self.budget.parse()?,
+            window: self.window.unwrap_or(if own { builtin::WINDOW } else { policy::DEFAULT_WINDOW }),
+            probe_every: self.probe_every.unwrap_or(if own {
+                builtin::PROBE_EVERY
+            } else {
+                probe::DEFAULT_PROBE_EVERY
+            }),
+            // What is not given here the model knows: once it is opened.
+            sampling: self.sampling.over(Sampling::GREEDY)?,
+            seed: self.seed,
+            ..RunOptions::default()
+        };
+        let policy = policy::by_name(&options.policy)?;
+        policy.accepts(options.budget)?;
+        if !policy.needs().scores() {
+            return Err(Error::new(ErrorKind::Policy, "this policy has no scores that layers could give")
+                .at("--policy")
+                .found(&options.policy));
+        }
+        run::check_probe_every(options.probe_every)?;
+        run::check_context(self.context)?;
+        for (name, number) in [
+            ("--problems", self.problems.unwrap_or(1)),
+            ("--sequences", self.sequences),
+            ("--max-new-tokens", self.max_new_tokens),
+        ] {
+            if number == 0 {
+                return Err(Error::new(ErrorKind::Input, "nothing to do").at(name).expected("at least 1").found(0));
+            }
+        }
+        Ok(options)
     }
-    json!({
-        "secateur": env!("CARGO_PKG_VERSION"), "model": engine.name(), "device": engine.model().device().info.line(),
-        "kv": format!("{:?}", args.kv), "context": engine.model().context(),
-        "policy": options.policy, "budget": options.budget.to_string(), "window": options.window,
-        "probe_every": options.probe_every, "max_new_tokens": options.max_new_tokens, "problems": problems.len(),
-        "hash": format!("{hash:016x}"),
-    })
+
+    fn problems(&self) -> Result<Vec<Problem>> {
+        let text = std::fs::read_to_string(&self.data)
+            .map_err(|e| Error::new(ErrorKind::Io, "the questions cannot be read").at(self.data.display()).found(e))?;
+        let mut problems = problems::read(&text, &self.data.display().to_string())?;
+        if let Some(wanted) = self.problems {
+            if wanted > problems.len() {
+                return Err(Error::new(ErrorKind::Input, "there are not so many questions")
+                    .at("--problems")
+                    .expected(format!("at most {}", problems.len()))
+                    .found(wanted));
+            }
+            problems.truncate(wanted);
+        }
+        Ok(problems)
+    }
+
+    fn out(&self) -> Result<PathBuf> {
+        let out = match (&self.out, &self.model) {
+            (Some(out), _) => out.clone(),
+            (None, model) => model.as_deref().and_then(model::choice_path).ok_or_else(|| {
+                Error::new(ErrorKind::Input, "where should the choice go?")
+                    .at("--out")
+                    .expected("a file, where the model is no directory or file of yours")
+            })?,
+        };
+        if out.is_dir() {
+            return Err(Error::new(ErrorKind::Input, "the choice cannot be written over a directory")
+                .at("--out")
+                .expected("a file")
+                .found(out.display()));
+        }
+        Ok(out)
+    }
+}
+
+/// Refuses a question that could not be answered, before hours went by.
+fn check(engine: &Engine, problem: &Problem) -> Result<()> {
+    let (ids, _) = engine.encode(&Prompt::Chat(problem.question.clone()))?;
+    let context = engine.model().context();
+    if ids.len() < context {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Input, "a question leaves no room for an answer")
+        .expected(format!("less than {context} tokens, the context"))
+        .found(format!("{} tokens", ids.len())))
+}
+
+fn row_name(row: &Row) -> String {
+    match row.layers.parse() {
+        Ok(Arm::Layers(Layers::All)) => "all layers".into(),
+        Ok(Arm::Full) | Err(_) => row.layers.clone(),
+        Ok(Arm::Layers(layers)) => format!("layers {layers}"),
+    }
+}
+
+/// The sets, best first, and above them what nothing evicted comes to.
+fn table(choice: &Choice) -> String {
+    let head = ["", "right", "against all layers, points", "p", "cut off", "slots at most"];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    let of = choice.settings.questions;
+    for row in std::iter::once(&choice.full).chain(&choice.rows) {
+        let paired = choice.paired(row);
+        let (low, high) = paired.interval();
+        let points = |share: f64| format!("{:+.1}", 100.0 * share);
+        let mark = if row.layers == choice.layers { "* " } else { "  " };
+        let against = match row.layers.as_str() {
+            "all" => ["-", "-"].map(String::from),
+            _ => [
+                format!("{} [{}, {}]", points(paired.difference() as f64 / of as f64), points(low), points(high)),
+                p(paired.p_value()),
+            ],
+        };
+        let [difference, p] = against;
+        let cached = format!("{:.0}", row.peak_cached);
+        let right = format!("{} of {of}", row.correct);
+        rows.push(vec![mark.to_string() + &row_name(row), right, difference, p, row.truncated.to_string(), cached]);
+    }
+    screen::table(&rows)
+}
+
+fn p(value: f64) -> String {
+    if value < 0.001 { "<0.001".into() } else { format!("{value:.3}") }
+}
+
+/// What the table comes to, in words.
+fn verdict(choice: &Choice) -> String {
+    let mut lines = vec![
+        "Points: right answers in 100 more than all layers, with a 95 % interval. p: McNemar's exact test, of one set alone."
+            .to_string(),
+    ];
+    let Settings { questions, budget, .. } = &choice.settings;
+    if let Some(row) = choice.row(&choice.layers) {
+        let rivals = choice.rivals();
+        let paired = choice.paired(row);
+        let counts = format!(
+            "questions gained {}, lost {}; p = {}, as the best of {rivals} sets {}",
+            row.gained,
+            row.lost,
+            p(paired.p_value()),
+            p(choice.corrected_p())
+        );
+        let name = row_name(row);
+        lines.push(match (choice.layers.as_str(), choice.distinguishable) {
+            ("all", _) => format!("Chosen: all layers. Of {rivals} other sets none had more right answers."),
+            (_, true) => format!("Chosen: {name}, better than all layers: {counts}."),
+            (_, false) => {
+                format!("Chosen: {name}, NOT DISTINGUISHABLE from all layers: {counts}. More questions may tell.")
+            }
+        });
+        if let Some(all) = choice.row("all").filter(|all| row.peak_cached > 1.05 * all.peak_cached) {
+            lines.push(format!(
+                "Not at equal memory: {:.0} slots instead of {:.0}. tokens:N as budget makes it equal.",
+                row.peak_cached, all.peak_cached
+            ));
+        }
+    }
+    let idle = questions - choice.pruned;
+    if choice.pruned == 0 {
+        lines.push(format!(
+            "Nothing was ever evicted at {budget}: all sets are the same. A smaller budget, more frequent probes or longer \
+             questions would make a difference."
+        ));
+    } else if idle > 0 {
+        lines.push(format!("In {idle} of {questions} questions nothing was evicted: they say nothing about layers."));
+    }
+    if choice.layers != "all" {
+        lines.push(
+            "The best of many looks better here than it is: judge it by questions that it was not chosen by.".into(),
+        );
+    }
+    lines.join("\n")
+}
+
+/// Writes the choice so that nobody ever finds half of it.
+fn write_whole(out: &Path, choice: &Choice) -> Result<()> {
+    let failed =
+        |e: std::io::Error| Error::new(ErrorKind::Io, "the choice cannot be written").at(out.display()).found(e);
+    let text = serde_json::to_string_pretty(choice).map_err(|e| Error::new(ErrorKind::Internal, "no JSON").found(e))?;
+    let half = PathBuf::from(format!("{}.half", out.display()));
+    std::fs::write(&half, text + "\n").and_then(|()| std::fs::rename(&half, out)).map_err(failed)
 }
 
 /// Trials as they end, a line each, so that nothing is lost by an interruption.
@@ -168,42 +357,99 @@ struct Progress {
     path: PathBuf,
     file: std::fs::File,
     done: Vec<Trial>,
+    /// How many it holds.
+    trials: usize,
 }
 
 impl Progress {
-    fn open(out: &Path, header: &Value) -> Result<Self> {
+    /// What an earlier calibration of the same settings came to, if one was interrupted. The last line may be half written, and is
+    /// then cut off.
+    fn open(out: &Path, settings: &Settings, layers: usize) -> Result<Self> {
         let path = PathBuf::from(format!("{}.progress.jsonl", out.display()));
         let failed = |e: std::io::Error| {
             Error::new(ErrorKind::Io, "the progress of the calibration cannot be kept").at(path.display()).found(e)
         };
+        let anew = "remove the file to begin anew, or choose another --out";
+        let mut file = std::fs::OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(failed)?;
+        match file.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(Error::new(ErrorKind::Io, "another calibration is at it")
+                    .at(path.display())
+                    .help("wait for it, or choose another --out"));
+            }
+            // Where a file system knows no locks there is none.
+            Ok(()) | Err(std::fs::TryLockError::Error(_)) => {}
+        }
+        let known = std::fs::read(&path).map_err(failed)?;
+        let whole = known.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let mut done = Vec::new();
-        let known = std::fs::read_to_string(&path).unwrap_or_default();
-        let mut lines = known.lines();
-        let first = lines.next().map(serde_json::from_str::<Value>);
-        if let Some(first) = &first
-            && !matches!(first, Ok(found) if found == header)
-        {
-            return Err(Error::new(ErrorKind::Input, "this is the progress of another calibration")
+        for (index, line) in String::from_utf8_lossy(&known[..whole]).lines().enumerate() {
+            let place = format!("{}, line {}", path.display(), index + 1);
+            if index > 0 {
+                let wrong = |found: String| {
+                    Error::new(ErrorKind::Input, "not the progress of a calibration").at(&place).found(found).help(anew)
+                };
+                let trial: Trial = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
+                let fits = match trial.layers.parse()? {
+                    Arm::Full => true,
+                    Arm::Layers(listed) => listed.check(layers, Scope::Shared).is_ok(),
+                };
+                if !fits || trial.problem >= settings.questions {
+                    return Err(wrong(line.to_string()));
+                }
+                done.push(trial);
+                continue;
+            }
+            let other = Error::new(ErrorKind::Input, "this is the progress of another calibration");
+            let other = other.at(path.display()).help(anew);
+            match serde_json::from_str::<Settings>(line) {
+                Err(_) => return Err(other.found(line)),
+                Ok(there) => {
+                    let differences = settings.differences(&there);
+                    if !differences.is_empty() {
+                        let side = |of: fn(&(String, String, String)) -> String| {
+                            differences.iter().map(of).collect::<Vec<_>>().join(", ")
+                        };
+                        return Err(other
+                            .expected(side(|(name, here, _)| format!("{name} {here}")))
+                            .found(side(|(name, _, there)| format!("{name} {there}"))));
+                    }
+                }
+            }
+        }
+        // A file that is something else stays as it is.
+        let header = line(settings)?;
+        if whole == 0 && !header.as_bytes().starts_with(&known) {
+            return Err(Error::new(ErrorKind::Input, "not the progress of a calibration")
                 .at(path.display())
-                .expected(header)
-                .found(known.lines().next().unwrap_or_default())
-                .help("remove the file to begin anew, or choose another --out"));
+                .help(anew));
         }
-        // The last line may be half written.
-        done.extend(lines.map_while(|line| serde_json::from_str(line).ok()));
-        let mut text = header.to_string() + "\n";
-        for trial in &done {
-            text += &(serde_json::to_string(trial).map_err(|e| Error::new(ErrorKind::Internal, "no JSON").found(e))?
-                + "\n");
+        file.set_len(whole as u64).map_err(failed)?;
+        if whole == 0 {
+            file.write_all(header.as_bytes()).map_err(failed)?;
         }
-        std::fs::write(&path, text).map_err(failed)?;
-        let file = std::fs::OpenOptions::new().append(true).open(&path).map_err(failed)?;
-        Ok(Self { path, file, done })
+        Ok(Self { path, file, trials: done.len(), done })
     }
 
+    /// In one piece: an interruption leaves it whole, or not there.
     fn write(&mut self, trial: &Trial) -> Result<()> {
-        let line = serde_json::to_string(trial).map_err(|e| Error::new(ErrorKind::Internal, "no JSON").found(e))?;
-        let failed = |e| Error::new(ErrorKind::Io, "the progress of the calibration cannot be kept").found(e);
-        writeln!(self.file, "{line}").map_err(failed)
+        self.trials += 1;
+        self.file.write_all(line(trial)?.as_bytes()).map_err(|e| {
+            Error::new(ErrorKind::Io, "the progress of the calibration cannot be kept").at(self.path.display()).found(e)
+        })
     }
+}
+
+impl Drop for Progress {
+    /// Nothing lost, nothing left behind.
+    fn drop(&mut self) {
+        if self.trials == 0 {
+            std::fs::remove_file(&self.path).ok();
+        }
+    }
+}
+
+fn line(value: &impl serde::Serialize) -> Result<String> {
+    let json = serde_json::to_string(value).map_err(|e| Error::new(ErrorKind::Internal, "no JSON").found(e))?;
+    Ok(json + "\n")
 }

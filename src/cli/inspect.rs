@@ -142,19 +142,27 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         Some(model) => model::open(model, false, false)?,
         None => (builtin::source(), builtin::NAME.to_string()),
     };
-    let inspection = inspect(&source, name, &args.context)?;
+    let (inspection, broken) = inspect(&source, name, &args.context)?;
     match args.json {
         true => super::print_json(&inspection)?,
         false => super::print(&report(&inspection))?,
     }
-    Ok(ExitCode::SUCCESS)
+    // Without a tokenizer or template a model still runs (--ids, --raw); without its weights it is none.
+    broken.map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
-fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<Inspection> {
+/// What there is to say, and what is wrong with the weights.
+fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(Inspection, Option<Error>)> {
     let config = ModelConfig::load(source)?;
     let mut problems = Vec::new();
     let mut keep = |error: Error| problems.push(error.to_string());
-    let weights = Weights::open(source).and_then(|weights| stored(&weights)).map_err(&mut keep).ok();
+    let (weights, broken) = match Weights::open(source).and_then(|weights| stored(&weights)) {
+        Ok(weights) => (Some(weights), None),
+        Err(e) => {
+            keep(e.clone());
+            (None, Some(e))
+        }
+    };
     let tokenizer = Tokenizer::load(source).map_err(&mut keep).ok();
     let template = ChatTemplate::load(source).map_err(&mut keep).ok();
 
@@ -188,7 +196,7 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<In
             memory.push(Memory { context, kv: kv.to_string(), kv_bytes, total_bytes });
         }
     }
-    Ok(Inspection {
+    let inspection = Inspection {
         secateur: env!("CARGO_PKG_VERSION"),
         model,
         architecture: config.architecture.class_name(),
@@ -229,7 +237,8 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<In
         probe: Feasible { feasible: why_not.is_none(), why_not },
         memory,
         problems,
-    })
+    };
+    Ok((inspection, broken))
 }
 
 /// Parameters and bytes, by element type in the order of their first tensor's name.

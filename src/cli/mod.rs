@@ -55,7 +55,7 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Generate from a prompt, or chat, pruning thoughts on the way. Text goes to stdout, everything else to stderr.
-    #[command(args_override_self = true, after_help = after_help!(
+    #[command(args_override_self = true, allow_negative_numbers = true, after_help = after_help!(
         "secateur run --model DIR                            chat (/help there)"
         "secateur run --model Qwen/Qwen3-0.6B \"Why is the sky blue?\""
         "git diff | secateur run --model DIR --system \"You review code.\" -"
@@ -72,7 +72,7 @@ enum Command {
     ))]
     Report(report::Args),
     /// Measure prefill and decoding, and how much of the device's memory bandwidth decoding reaches. Needs no tokenizer.
-    #[command(after_help = after_help!(
+    #[command(allow_negative_numbers = true, after_help = after_help!(
         "secateur bench --model DIR"
         "secateur bench --model DIR --prompt 128,1024,4096 --decode 64 --repeat 5"
         "secateur bench --model DIR --sequences 1,4,16       decoded side by side"
@@ -80,14 +80,14 @@ enum Command {
     ))]
     Bench(bench::Args),
     /// Say what a model is, whether its thoughts can be pruned, and how much memory it needs.
-    #[command(after_help = after_help!(
+    #[command(allow_negative_numbers = true, after_help = after_help!(
         "secateur inspect DIR"
         "secateur inspect Qwen/Qwen3-0.6B --context 4096,32768"
         "secateur inspect DIR --json"
     ))]
     Inspect(inspect::Args),
     /// Choose the layers whose attention decides what is pruned, by accuracy on questions with answers; `run` then uses them.
-    #[command(after_help = after_help!(
+    #[command(allow_negative_numbers = true, after_help = after_help!(
         "secateur calibrate DIR --data dev.jsonl             the choice goes to DIR/secateur.json"
         "secateur calibrate DIR --data dev.jsonl --budget tokens:512 --problems 50 --out choice.json"
     ))]

@@ -1,10 +1,11 @@
 //! `--model`: a directory, a GGUF file, or the name of a model on the hub.
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use secateur::eval::calibrate::{Choice, FILE};
 use secateur::hub::{Hub, HubName, Progress};
 use secateur::weights::ModelSource;
-use secateur::{Result, builtin};
+use secateur::{Error, ErrorKind, Result, builtin};
 
 use super::screen;
 
@@ -45,6 +46,34 @@ pub fn open(model: &str, update: bool, quiet: bool) -> Result<(ModelSource, Stri
         }
         _ => Ok((ModelSource::open(model)?, model.to_string())),
     }
+}
+
+/// Where a choice of layers lies beside a model of yours: in its directory, or next to its GGUF file. `None` for the hub's.
+pub fn choice_path(model: &str) -> Option<PathBuf> {
+    let path = Path::new(model);
+    match (path.is_dir(), path.is_file()) {
+        (true, _) => Some(path.join(FILE)),
+        (_, true) => Some(PathBuf::from(format!("{model}.{FILE}"))),
+        _ => None,
+    }
+}
+
+/// The choice of layers beside the model, if there is one, and where it lies.
+pub fn choice(source: &ModelSource) -> Result<Option<(Choice, String)>> {
+    let (text, place) = match source.gguf() {
+        None => (source.find(FILE)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()), source.place_of(FILE)),
+        Some(gguf) => {
+            let place = format!("{}.{FILE}", gguf.place());
+            let text = match std::fs::read_to_string(&place) {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+                read => Some(read.map_err(|e| {
+                    Error::new(ErrorKind::Io, "the choice of layers cannot be read").at(&place).found(e)
+                })?),
+            };
+            (text, place)
+        }
+    };
+    text.map(|text| Ok((Choice::from_json(&text, &place)?, place))).transpose()
 }
 
 /// The bar of a download, and lines for what interrupts it.

@@ -7,19 +7,19 @@ use std::sync::{Arc, OnceLock};
 
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, Event, LoadOptions, Prompt, RunOptions, RunResult};
-use secateur::eval::calibrate::{Choice, FILE};
-use secateur::policy::{self, Budget, Layers, Role, Scope};
+use secateur::model::config::ModelConfig;
+use secateur::policy::{self, Budget, Role, Scope};
 use secateur::report::trace::AttentionDetail;
 use secateur::sampling::Sampling;
-use secateur::text::Message;
-use secateur::weights::ModelSource;
+use secateur::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use secateur::weights::{ModelSource, Weights};
 use secateur::{Error, ErrorKind, Result, builtin, probe};
 use serde_json::json;
 use web_time::Instant;
 
 use super::chat;
 use super::line;
-use super::model::ModelArgs;
+use super::model::{self, ModelArgs};
 use super::screen::{self, Progress, Screen};
 
 #[derive(Debug, clap::Args)]
@@ -112,7 +112,7 @@ pub struct Args {
 #[command(
     next_help_heading = "Sampling (default: as the model's generation_config.json says; greedy without do_sample)"
 )]
-struct SamplingArgs {
+pub struct SamplingArgs {
     /// Always the most likely token.
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
     greedy: bool,
@@ -135,7 +135,7 @@ struct SamplingArgs {
 
 impl SamplingArgs {
     /// These in place of the model's. A setting of a draw asks for one: without a temperature for 1.
-    fn over(&self, model: Sampling) -> Result<Sampling> {
+    pub fn over(&self, model: Sampling) -> Result<Sampling> {
         let mut sampling = model;
         let asks = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
         if self.greedy {
@@ -173,10 +173,9 @@ pub fn main(args: Args) -> Result<ExitCode> {
     // Whatever can be refused before anything is loaded.
     let mut options = args.run_options()?;
     let task = args.task()?;
-    if args.context == Some(0) {
-        return Err(Error::new(ErrorKind::Input, "a context of 0 positions").at("--context").expected("at least 1"));
-    }
+    check_context(args.context)?;
     let (source, name) = args.model.open(args.quiet)?;
+    task.check(&source, args.no_think)?;
     let calibrated = args.calibrated(&source, &mut options)?;
     if let Some(file) = &args.trace {
         // Found out now, not after an hour of decoding.
@@ -196,8 +195,8 @@ pub fn main(args: Args) -> Result<ExitCode> {
 
     let mut screen = Screen::new(!args.json, !args.quiet, args.plain);
     screen.note(&format!("{} on {}, loaded in {:.2} s", engine.name(), device.info.line(), load_us as f64 / 1e6));
-    if let Some(layers) = calibrated {
-        screen.note(&format!("layers {layers} vote, as calibrated ({FILE}); --layers all: every layer"));
+    if let Some(note) = calibrated {
+        screen.note(&note);
     }
     if args.policy.is_none()
         && let Some(why) = unprunable(&engine, &args)
@@ -297,22 +296,70 @@ enum Task {
     Chat,
 }
 
+impl Task {
+    /// Refuses what the tokenizer's or the template's absence makes impossible: now, not after gigabytes were loaded.
+    fn check(&self, source: &ModelSource, no_think: bool) -> Result<()> {
+        let messages = match self {
+            Self::Once(Prompt::Ids(_)) => return Ok(()),
+            Self::Once(Prompt::Raw(_)) => None,
+            Self::Once(Prompt::Messages { messages, .. }) => Some(messages.clone()),
+            Self::Once(Prompt::Chat(text)) => Some(vec![Message::user(text.as_str())]),
+            // What will be said nobody knows.
+            Self::Chat => Some(Vec::new()),
+        };
+        if source.gguf().is_none() && source.find("tokenizer.json")?.is_none() {
+            Tokenizer::load(source)?;
+        }
+        let Some(messages) = messages else { return Ok(()) };
+        let template = ChatTemplate::load(source)?;
+        if no_think {
+            template.check_thinking_switch()?;
+        }
+        if !messages.is_empty() {
+            let enable_thinking = no_think.then_some(false);
+            template.render(&messages, &RenderOptions { enable_thinking, ..RenderOptions::default() })?;
+        }
+        Ok(())
+    }
+}
+
 impl Args {
-    /// Takes the layers that were chosen for this model, where the choice lies beside it and none is made here.
-    fn calibrated(&self, source: &ModelSource, options: &mut RunOptions) -> Result<Option<Layers>> {
+    /// Takes the layers that were chosen for this model, where the choice lies beside it and none is made here. Returns what there
+    /// is to say about it.
+    fn calibrated(&self, source: &ModelSource, options: &mut RunOptions) -> Result<Option<String>> {
         let scored = policy::by_name(&options.policy)?.needs().scores();
         if self.layers.is_some() || options.scope != Scope::Shared || !scored {
             return Ok(None);
         }
-        let Some(bytes) = source.find(FILE)? else { return Ok(None) };
-        let text = String::from_utf8_lossy(&bytes);
-        let choice = Choice::from_json(&text, &source.place_of(FILE))?;
-        // What suits one policy says nothing about another.
-        if choice.policy != options.policy {
-            return Ok(None);
+        let Some((choice, place)) = model::choice(source)? else { return Ok(None) };
+        let made = &choice.settings;
+        // What suits one policy says nothing about another, nor do layers about those of other weights.
+        if made.policy != options.policy {
+            let why = format!("{place} was made for {}, not for {}: all layers vote", made.policy, options.policy);
+            return Ok(Some(why));
+        }
+        if made.weights != format!("{:016x}", Weights::open(source)?.fingerprint()) {
+            let why =
+                format!("{place} was made for other weights: all layers vote (`secateur calibrate` makes it anew)");
+            return Ok(Some(why));
         }
         options.layers = choice.layers()?;
-        Ok(Some(options.layers.clone()))
+        options.layers.check(ModelConfig::load(source)?.num_layers, Scope::Shared).map_err(|e| e.at(&place))?;
+        let right = |layers: &str| choice.row(layers).map_or(0, |row| row.correct);
+        let (layers, of) = (&choice.layers, made.questions);
+        let mut note = match layers.as_str() {
+            "all" => format!("all layers vote, as calibrated ({place}: {} of {of} right", right("all")),
+            _ => format!(
+                "layers {layers} vote, as calibrated ({place}: {} of {of} right, with all layers {}{}",
+                right(layers),
+                right("all"),
+                if choice.distinguishable { "" } else { ", which may be chance" },
+            ),
+        };
+        if made.budget != options.budget.to_string() {
+            note += &format!("; with {}, not {}", made.budget, options.budget);
+        }
+        Ok(Some(note + "); --layers overrides"))
     }
 
     fn is_example(&self) -> bool {
@@ -390,14 +437,28 @@ impl Args {
             },
         };
         policy::by_name(&options.policy)?.accepts(options.budget)?;
-        if options.probe_every == 0 {
-            return Err(Error::new(ErrorKind::Input, "a probe cannot come every 0 tokens")
-                .at("--probe-every")
-                .expected("at least 1")
-                .help("to switch probing off: --policy full"));
-        }
+        check_probe_every(options.probe_every)?;
         Ok(options)
     }
+}
+
+/// Refuses probes that never advance.
+pub fn check_probe_every(every: usize) -> Result<()> {
+    if every > 0 {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Input, "a probe cannot come every 0 tokens")
+        .at("--probe-every")
+        .expected("at least 1")
+        .help("to switch probing off: --policy full"))
+}
+
+/// Refuses a context without positions.
+pub fn check_context(context: Option<usize>) -> Result<()> {
+    if context != Some(0) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Input, "a context of 0 positions").at("--context").expected("at least 1"))
 }
 
 fn parse_ids(text: &str) -> Result<Vec<u32>> {

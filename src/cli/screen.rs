@@ -403,6 +403,11 @@ impl Progress {
         Self(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
     }
 
+    /// A line above the bar.
+    pub fn say(&self, line: &str) {
+        self.0.suspend(|| super::say(line));
+    }
+
     /// `done` of `of` parts.
     pub fn at(&mut self, done: usize, of: usize) {
         self.0.set_length(of as u64);

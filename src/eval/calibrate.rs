@@ -2,45 +2,148 @@
 //! the same budget (of equal memory with `tokens:N`; with `ratio:R` it follows how long each run thinks).
 //!
 //! The paper's authors are said to have picked layers this way; that its choice helps on other questions must be shown on another
-//! split. With few questions a difference of one or two right answers means nothing: the file says how many there were.
+//! split. The best of many sets looks better than it is, and with few questions a difference of one or two right answers means
+//! nothing: every set is held against all layers on the same questions ([`Paired`]), and a choice says what that came to.
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
 use super::grade;
+use super::paired::Paired;
 use super::problems::Problem;
-use crate::engine::{Engine, Prompt, RunOptions};
+use crate::engine::{Engine, Event, Prompt, RunOptions};
 use crate::policy::{Layers, Role};
 use crate::report::trace::StopReason;
+use crate::sampling::Sampling;
 use crate::{Error, ErrorKind, Result};
 
 /// Name of the file that holds a choice, beside the model.
 pub const FILE: &str = "secateur.json";
 /// The version this code writes and reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// A choice is told from all layers below this [corrected](Choice::corrected_p) probability.
+pub const LEVEL: f64 = 0.05;
 
-/// One question, answered with one set of layers.
+const FULL: &str = "full cache";
+
+/// How questions are answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Arm {
+    /// Nothing is evicted: what the budget costs. Never chosen.
+    Full,
+    /// These layers vote on what goes.
+    Layers(Layers),
+}
+
+impl fmt::Display for Arm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Full => f.write_str(FULL),
+            Self::Layers(layers) => layers.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Arm {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text == FULL { Ok(Self::Full) } else { text.parse().map(Self::Layers) }
+    }
+}
+
+/// All that must be the same for two answers to be comparable, and for a calibration to go on where another was interrupted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Version of secateur.
+    pub secateur: String,
+    /// Name of the model.
+    pub model: String,
+    /// [`Weights::fingerprint`](crate::weights::Weights::fingerprint) of it, in hexadecimal digits.
+    pub weights: String,
+    /// The device, as people read it.
+    pub device: String,
+    /// Element type of the KV cache.
+    pub kv: String,
+    /// Positions, if limited.
+    pub context: Option<usize>,
+    /// Sequences side by side. Beyond eight, sums are taken in another order: see [`Batch`](crate::engine::Batch).
+    pub sequences: usize,
+    /// As [`RunOptions`] has them, like what follows.
+    pub policy: String,
+    /// As on the command line.
+    pub budget: String,
+    /// Latest tokens that are never evicted.
+    pub window: usize,
+    /// Thinking tokens between probes.
+    pub probe_every: usize,
+    /// Tokens at most.
+    pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Of the lots that are drawn: the same for every set and question.
+    pub seed: u64,
+    /// Questions.
+    pub questions: usize,
+    /// [`hash`] of the questions and answers, in hexadecimal digits.
+    pub questions_hash: String,
+}
+
+impl Settings {
+    /// What differs: name, here, there.
+    pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
+        let fields = |settings: &Self| match serde_json::to_value(settings) {
+            Ok(serde_json::Value::Object(map)) => map,
+            _ => serde_json::Map::new(),
+        };
+        let (here, there) = (fields(self), fields(other));
+        here.iter()
+            .filter(|(name, value)| there.get(*name) != Some(value))
+            .map(|(name, value)| (name.clone(), value.to_string(), there[name].to_string()))
+            .collect()
+    }
+}
+
+/// FNV-1a of the questions and answers.
+pub fn hash(problems: &[Problem]) -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for byte in problems.iter().flat_map(|p| [p.question.as_bytes(), b"\0", p.answer.as_bytes(), b"\0"]).flatten() {
+        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    format!("{hash:016x}")
+}
+
+/// One question, answered in one way.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trial {
-    /// As on the command line: `all`, `0-3,7`.
+    /// The [`Arm`]: as on the command line (`all`, `0-3,7`), or `full cache`.
     pub layers: String,
     /// Index of the question.
     pub problem: usize,
     /// The answer was right.
     pub correct: bool,
-    /// It hit the limit on new tokens.
+    /// It hit the limit on new tokens, or the context.
     pub truncated: bool,
     /// Most slots at any time.
     pub peak_cached: usize,
+    /// Tokens that went.
+    pub evicted: usize,
 }
 
 /// What a set of layers came to.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// As on the command line.
+    /// As in [`Trial`].
     pub layers: String,
     /// Right answers.
     pub correct: usize,
+    /// Questions that it got right and all layers wrong.
+    pub gained: usize,
+    /// Questions that it got wrong and all layers right.
+    pub lost: usize,
     /// Questions that hit the limit on new tokens.
     pub truncated: usize,
     /// Mean over the questions of the most slots at any time.
@@ -52,16 +155,17 @@ pub struct Row {
 pub struct Choice {
     /// [`VERSION`].
     pub version: u32,
-    /// Version of secateur that made it.
-    pub secateur: String,
     /// The layers to use.
     pub layers: String,
-    /// Policy and budget it was made with.
-    pub policy: String,
-    /// As on the command line.
-    pub budget: String,
-    /// Questions.
-    pub problems: usize,
+    /// Whether they answer more questions than all layers do, by more than the best of so many sets would by chance: whether
+    /// [`corrected_p`](Self::corrected_p) is below [`LEVEL`].
+    pub distinguishable: bool,
+    /// What it was made with.
+    pub settings: Settings,
+    /// Questions of which all layers evicted something. The others say nothing about layers.
+    pub pruned: usize,
+    /// Without eviction.
+    pub full: Row,
     /// Every set that was tried, best first.
     pub rows: Vec<Row>,
 }
@@ -74,13 +178,19 @@ impl Choice {
     pub fn from_json(text: &str, place: &str) -> Result<Self> {
         let wrong = |found: String| {
             let e = Error::new(ErrorKind::Input, "not a choice of layers").at(place).found(found);
-            e.help("remove the file, or write it anew with `secateur calibrate`")
+            e.help("remove the file, or write it anew with `secateur calibrate`; --layers overrides it")
         };
-        let choice: Self = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
-        if choice.version != VERSION {
-            return Err(wrong(format!("version {}", choice.version)).expected(format!("version {VERSION}")));
+        // First: another version has other fields.
+        let value: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
+        match value.get("version").and_then(serde_json::Value::as_u64) {
+            Some(version) if version == u64::from(VERSION) => {}
+            Some(version) => {
+                return Err(wrong(format!("version {version}")).expected(format!("version {VERSION}")));
+            }
+            None => return Err(wrong("no version".into())),
         }
-        choice.layers()?;
+        let choice: Self = serde_json::from_value(value).map_err(|e| wrong(e.to_string()))?;
+        choice.layers().map_err(|_| wrong(format!("layers {:?}", choice.layers)))?;
         Ok(choice)
     }
 
@@ -90,6 +200,27 @@ impl Choice {
     /// When they are no list of layers.
     pub fn layers(&self) -> Result<Layers> {
         self.layers.parse()
+    }
+
+    /// The row of these layers, or of all layers.
+    pub fn row(&self, layers: &str) -> Option<&Row> {
+        self.rows.iter().find(|row| row.layers == layers)
+    }
+
+    /// A row against all layers.
+    pub fn paired(&self, row: &Row) -> Paired {
+        Paired { of: self.settings.questions, gained: row.gained, lost: row.lost }
+    }
+
+    /// Sets that were held against all layers.
+    pub fn rivals(&self) -> usize {
+        self.rows.len().saturating_sub(1)
+    }
+
+    /// How likely the best of so many sets comes out so far from all layers by chance, at most (Bonferroni).
+    pub fn corrected_p(&self) -> f64 {
+        let row = self.row(&self.layers);
+        row.map_or(1.0, |row| (self.paired(row).p_value() * self.rivals() as f64).min(1.0))
     }
 }
 
@@ -112,14 +243,23 @@ impl Calibration {
         self.trials.insert((trial.layers.clone(), trial.problem), trial);
     }
 
-    fn row(&self, layers: &Layers) -> Option<Row> {
-        let name = layers.to_string();
-        let trials: Vec<&Trial> = (0..self.problems).map_while(|p| self.trials.get(&(name.clone(), p))).collect();
-        (trials.len() == self.problems).then(|| Row {
+    fn trial(&self, arm: &str, problem: usize) -> Option<&Trial> {
+        self.trials.get(&(arm.to_string(), problem))
+    }
+
+    /// What an arm came to, once it and all layers are through.
+    pub fn row(&self, arm: &Arm) -> Option<Row> {
+        let layers = arm.to_string();
+        let through = |arm: &str| (0..self.problems).map(|p| self.trial(arm, p)).collect::<Option<Vec<&Trial>>>();
+        let (trials, all) = (through(&layers)?, through(&Layers::All.to_string())?);
+        let only = |a: &[&Trial], b: &[&Trial]| a.iter().zip(b).filter(|(a, b)| a.correct && !b.correct).count();
+        Some(Row {
             correct: trials.iter().filter(|t| t.correct).count(),
+            gained: only(&trials, &all),
+            lost: only(&all, &trials),
             truncated: trials.iter().filter(|t| t.truncated).count(),
             peak_cached: trials.iter().map(|t| t.peak_cached as f64).sum::<f64>() / self.problems as f64,
-            layers: name,
+            layers,
         })
     }
 
@@ -128,47 +268,49 @@ impl Calibration {
         (a.correct, b.truncated) > (b.correct, a.truncated)
     }
 
-    /// The next set with questions open and those questions; `None` once the search is over. First all layers, then each alone,
-    /// then the best set with each further layer, as long as that adds a right answer.
-    pub fn next(&self) -> Option<(Layers, Vec<usize>)> {
-        let open = |layers: &Layers| {
-            let name = layers.to_string();
-            let open: Vec<usize> =
-                (0..self.problems).filter(|p| !self.trials.contains_key(&(name.clone(), *p))).collect();
-            (!open.is_empty()).then(|| (layers.clone(), open))
-        };
-        let singles = || (0..self.layers).map(|l| Layers::Listed(vec![l]));
-        if let Some(next) = std::iter::once(Layers::All).chain(singles()).find_map(|l| open(&l)) {
-            return Some(next);
-        }
-        let mut best = self.best_of(singles())?;
-        loop {
-            let Layers::Listed(chosen) = &best.0 else { return None };
-            if chosen.len() + 1 >= self.layers {
-                return None;
+    /// The next round of the search: what to answer, and how. They may be answered in any order and side by side. Empty once the
+    /// search is over. First all layers, the full cache and each layer alone; then the best set with each further layer, as long
+    /// as that adds a right answer.
+    pub fn round(&self) -> Vec<(Arm, usize)> {
+        let open = |arms: &[Arm]| {
+            let mut open = Vec::new();
+            for arm in arms {
+                let name = arm.to_string();
+                let missing = (0..self.problems).filter(|p| self.trial(&name, *p).is_none());
+                open.extend(missing.map(|p| (arm.clone(), p)));
             }
-            let grown: Vec<Layers> = (0..self.layers)
+            open
+        };
+        let singles: Vec<Arm> = (0..self.layers).map(|l| Arm::Layers(Layers::Listed(vec![l]))).collect();
+        let first = open(&[&[Arm::Layers(Layers::All), Arm::Full], &singles[..]].concat());
+        if !first.is_empty() {
+            return first;
+        }
+        let mut best = self.best_of(&singles);
+        while let Some((Arm::Layers(Layers::Listed(chosen)), row)) = best {
+            if chosen.len() + 1 >= self.layers {
+                break;
+            }
+            let grown: Vec<Arm> = (0..self.layers)
                 .filter(|l| !chosen.contains(l))
                 .filter_map(|l| Layers::listed([&chosen[..], &[l]].concat()).ok())
+                .map(Arm::Layers)
                 .collect();
-            if let Some(next) = grown.iter().find_map(open) {
-                return Some(next);
+            let next = open(&grown);
+            if !next.is_empty() {
+                return next;
             }
-            let next = self.best_of(grown.into_iter())?;
-            if next.1.correct <= best.1.correct {
-                return None;
-            }
-            best = next;
+            best = self.best_of(&grown).filter(|(_, next)| next.correct > row.correct);
         }
+        Vec::new()
     }
 
-    fn best_of(&self, sets: impl Iterator<Item = Layers>) -> Option<(Layers, Row)> {
-        sets.filter_map(|layers| Some((self.row(&layers)?, layers)))
-            .map(|(row, layers)| (layers, row))
-            .reduce(|best, next| if Self::better(&next.1, &best.1) { next } else { best })
+    fn best_of(&self, arms: &[Arm]) -> Option<(Arm, Row)> {
+        let rows = arms.iter().filter_map(|arm| Some((arm.clone(), self.row(arm)?)));
+        rows.reduce(|best, next| if Self::better(&next.1, &best.1) { next } else { best })
     }
 
-    /// Every set that is through, best first.
+    /// Every set of layers that is through, best first.
     pub fn rows(&self) -> Vec<Row> {
         let mut names: Vec<&String> = self.trials.keys().map(|(name, _)| name).collect();
         names.dedup();
@@ -178,48 +320,65 @@ impl Calibration {
             Layers::Listed(listed) => (listed.len(), listed.clone()),
         };
         sets.sort_by_key(size);
-        let mut rows: Vec<Row> = sets.iter().filter_map(|layers| self.row(layers)).collect();
+        let mut rows: Vec<Row> = sets.into_iter().filter_map(|layers| self.row(&Arm::Layers(layers))).collect();
         // Stable: equals stay in the order they were tried.
         rows.sort_by(|a, b| (b.correct, a.truncated).cmp(&(a.correct, b.truncated)));
         rows
     }
 
-    /// The choice so far; `None` before any set is through.
-    pub fn choice(&self, options: &RunOptions) -> Option<Choice> {
+    /// The choice so far; `None` before the full cache and all layers are through.
+    pub fn choice(&self, settings: &Settings) -> Option<Choice> {
         let rows = self.rows();
-        Some(Choice {
+        let all = Layers::All.to_string();
+        let mut choice = Choice {
             version: VERSION,
-            secateur: env!("CARGO_PKG_VERSION").into(),
             layers: rows.first()?.layers.clone(),
-            policy: options.policy.clone(),
-            budget: options.budget.to_string(),
-            problems: self.problems,
+            distinguishable: false,
+            settings: settings.clone(),
+            pruned: (0..self.problems).filter(|p| self.trial(&all, *p).is_some_and(|t| t.evicted > 0)).count(),
+            full: self.row(&Arm::Full)?,
             rows,
-        })
+        };
+        choice.distinguishable = choice.corrected_p() < LEVEL;
+        Some(choice)
     }
 }
 
-/// Answers `problems[open]` with `layers`, side by side in the engine's places; `done` takes each trial as it ends. Questions that
-/// the engine's stop flag cuts off give no trial.
+/// Answers what is `open`, side by side in the engine's places; `done` takes each trial as it ends. Once `stop` says so, those under
+/// way end without a trial.
 ///
 /// # Errors
-/// What ends a run.
+/// What ends a run, and what `done` returns.
 pub async fn answer(
     engine: &mut Engine,
     problems: &[Problem],
-    layers: &Layers,
-    open: &[usize],
+    open: &[(Arm, usize)],
     options: &RunOptions,
+    stop: &dyn Fn() -> bool,
     done: &mut dyn FnMut(Trial) -> Result<()>,
 ) -> Result<()> {
-    let options = RunOptions { layers: layers.clone(), ..options.clone() };
+    let flag = engine.stop_flag();
     let mut batch = engine.batch();
-    for &problem in open {
-        batch.add(&Prompt::Chat(problems[problem].question.clone()), &options)?;
-    }
-    while !batch.is_idle() {
-        for (request, result) in batch.step(&mut |_, _| ()).await {
-            let (problem, result) = (open[request], result?);
+    let (mut added, mut started) = (0, 0);
+    loop {
+        if stop() {
+            flag.store(true, Ordering::Relaxed);
+        } else if added == started && added < open.len() {
+            // One ahead of the free places: thousands of prompts need not wait in memory.
+            let (arm, problem) = &open[added];
+            let options = match arm {
+                Arm::Full => RunOptions { policy: "full".into(), ..options.clone() },
+                Arm::Layers(layers) => RunOptions { layers: layers.clone(), ..options.clone() },
+            };
+            batch.add(&Prompt::Chat(problems[*problem].question.clone()), &options)?;
+            added += 1;
+        }
+        if batch.is_idle() {
+            return Ok(());
+        }
+        let mut on = |_: usize, event: Event<'_>| started += usize::from(matches!(event, Event::Start { .. }));
+        for (request, result) in batch.step(&mut on).await {
+            let ((arm, problem), result) = (&open[request], result?);
             if result.trace.stop_reason == StopReason::Cancelled {
                 continue;
             }
@@ -232,75 +391,132 @@ pub async fn answer(
             let said: String = tokens.iter().filter(|t| t.role == Role::Answer).map(|t| t.text.as_str()).collect();
             let found = grade::answer(&said).filter(|_| !thinking);
             done(Trial {
-                layers: layers.to_string(),
-                problem,
-                correct: found.is_some_and(|found| grade::same(found, &problems[problem].answer)),
+                layers: arm.to_string(),
+                problem: *problem,
+                correct: found.is_some_and(|found| grade::same(found, &problems[*problem].answer)),
                 truncated: result.trace.stop_reason != StopReason::Eos,
                 peak_cached: result.trace.totals.peak_cached,
+                evicted: result.trace.totals.evicted_tokens,
             })?;
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn settings(questions: usize) -> Settings {
+        Settings {
+            secateur: "0".into(),
+            model: "m".into(),
+            weights: "0".into(),
+            device: "d".into(),
+            kv: "f16".into(),
+            context: None,
+            sequences: 8,
+            policy: "think-clearly".into(),
+            budget: "tokens:9".into(),
+            window: 16,
+            probe_every: 40,
+            max_new_tokens: 100,
+            sampling: Sampling::GREEDY,
+            seed: 0,
+            questions,
+            questions_hash: hash(&[]),
+        }
+    }
+
+    fn trial(arm: &Arm, problem: usize, correct: bool) -> Trial {
+        Trial { layers: arm.to_string(), problem, correct, truncated: false, peak_cached: 9, evicted: 1 }
+    }
+
     /// Answers as a model would whose right answers for a set of layers are known.
-    fn search(layers: usize, problems: usize, right: impl Fn(&Layers) -> usize) -> (Vec<String>, Choice) {
+    fn search(layers: usize, problems: usize, right: impl Fn(&str) -> usize) -> (Vec<String>, Choice) {
         let mut calibration = Calibration::new(layers, problems, []);
-        let mut tried = Vec::new();
-        while let Some((set, open)) = calibration.next() {
-            assert!(!open.is_empty());
-            tried.push(set.to_string());
-            for problem in open {
-                let correct = problem < right(&set);
-                calibration.add(Trial { layers: set.to_string(), problem, correct, truncated: false, peak_cached: 9 });
+        let mut tried: Vec<String> = Vec::new();
+        loop {
+            let round = calibration.round();
+            if round.is_empty() {
+                break;
+            }
+            for (arm, problem) in round {
+                if tried.last() != Some(&arm.to_string()) {
+                    tried.push(arm.to_string());
+                }
+                calibration.add(trial(&arm, problem, problem < right(&arm.to_string())));
             }
         }
-        (tried, calibration.choice(&RunOptions::default()).unwrap())
+        (tried, calibration.choice(&settings(problems)).unwrap())
     }
 
     #[test]
     fn sets_grow_as_long_as_that_adds_a_right_answer() {
-        let (tried, choice) = search(4, 10, |set| match set.to_string().as_str() {
+        let (tried, choice) = search(4, 10, |set| match set {
             "2" => 5,
-            "1-2" => 7,
-            "1-3" => 7,
+            "1-2" | "1-3" => 7,
             "all" => 4,
+            "full cache" => 10,
             _ => 1,
         });
-        assert_eq!(tried, ["all", "0", "1", "2", "3", "0,2", "1-2", "2-3", "0-2", "1-3"]);
-        assert_eq!(choice.layers, "1-2", "of equals the smaller set");
-        assert_eq!((choice.rows[0].correct, choice.problems), (7, 10));
+        assert_eq!(tried, ["all", "full cache", "0", "1", "2", "3", "0,2", "1-2", "2-3", "0-2", "1-3"]);
+        assert_eq!(choice.layers, "1-2", "of equals the smaller set; the full cache is no set");
+        assert_eq!((choice.rows[0].correct, choice.full.correct, choice.rivals()), (7, 10, 9));
+        assert_eq!((choice.rows[0].gained, choice.rows[0].lost), (3, 0));
+        assert!(!choice.distinguishable, "three questions tell nothing");
         assert_eq!(Choice::from_json(&serde_json::to_string(&choice).unwrap(), "x").unwrap(), choice);
     }
 
     #[test]
     fn all_layers_stay_where_nothing_is_better() {
         let (tried, choice) = search(3, 4, |_| 2);
-        assert_eq!((choice.layers.as_str(), tried.len()), ("all", 1 + 3 + 2));
+        assert_eq!((choice.layers.as_str(), tried.len()), ("all", 2 + 3 + 2));
+        assert!(!choice.distinguishable && choice.corrected_p() == 1.0);
+    }
+
+    #[test]
+    fn the_best_of_many_sets_needs_more_than_the_best_of_one() {
+        // Seven questions gained, none lost: p = 1/64 by itself, of three sets about 0.047, of four more than 0.05.
+        let of = |layers| search(layers, 20, |set| if set == "0" { 12 } else { 5 }).1;
+        let few = of(2);
+        assert_eq!((few.layers.as_str(), few.rivals(), few.distinguishable), ("0", 2, true));
+        let many = of(4);
+        assert_eq!((many.layers.as_str(), many.rivals(), many.distinguishable), ("0", 7, false));
+        assert!((many.corrected_p() - 7.0 / 64.0).abs() < 1e-12);
     }
 
     #[test]
     fn an_interrupted_search_goes_on_where_it_was() {
-        let trial = |problem| Trial { layers: "all".into(), problem, correct: true, truncated: false, peak_cached: 1 };
-        let calibration = Calibration::new(3, 4, [trial(0), trial(2)]);
-        assert_eq!(calibration.next(), Some((Layers::All, vec![1, 3])));
-        assert!(calibration.choice(&RunOptions::default()).is_none(), "nothing is through");
+        let all = Arm::Layers(Layers::All);
+        let calibration = Calibration::new(3, 4, [0, 2].map(|p| trial(&all, p, true)));
+        assert_eq!(calibration.round()[..3], [(all.clone(), 1), (all, 3), (Arm::Full, 0)]);
+        assert!(calibration.choice(&settings(4)).is_none(), "nothing is through");
+    }
+
+    #[test]
+    fn what_differs_is_named() {
+        let here = settings(3);
+        let there = Settings { budget: "tokens:8".into(), seed: 1, ..settings(3) };
+        let names: Vec<String> = here.differences(&there).into_iter().map(|d| d.0).collect();
+        assert_eq!(names, ["budget", "seed"]);
+        assert!(here.differences(&here).is_empty());
+        let problem = |question: &str, answer: &str| Problem { question: question.into(), answer: answer.into() };
+        assert_ne!(hash(&[problem("a", "bc")]), hash(&[problem("ab", "c")]));
     }
 
     #[test]
     fn a_file_that_is_no_choice_is_refused() {
         let (_, choice) = search(2, 1, |_| 1);
         let json = serde_json::to_string(&choice).unwrap();
-        for bad in [
-            "{}",
-            &json.replace("\"version\":1", "\"version\":2"),
-            &json.replace("\"layers\":\"all\"", "\"layers\":\"x\""),
+        for (bad, why) in [
+            ("{}", "no version"),
+            ("[", "EOF"),
+            (&json.replace("\"version\":2", "\"version\":1"), "version 1"),
+            (&json.replace("\"layers\":\"all\",\"dist", "\"layers\":\"x\",\"dist"), "layers \"x\""),
+            (&json.replace("\"pruned\"", "\"prined\""), "pruned"),
         ] {
-            assert!(Choice::from_json(bad, "secateur.json").is_err(), "{bad}");
+            let error = Choice::from_json(bad, "secateur.json").unwrap_err().to_string();
+            assert!(error.contains(why) && error.contains("secateur calibrate"), "{bad}: {error}");
         }
     }
 }

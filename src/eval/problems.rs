@@ -1,4 +1,6 @@
 //! Questions with answers, one JSON object a line.
+use std::collections::HashMap;
+
 use serde_json::Value;
 
 use crate::{Error, ErrorKind, Result};
@@ -16,9 +18,12 @@ pub struct Problem {
 /// the answer may be a number. Other fields and empty lines do not matter. `place` names the file in errors.
 ///
 /// # Errors
-/// For a line that is not so, and for a file without any.
+/// For a line that is not so, a question that was asked before (it would count twice), and a file without any.
 pub fn read(text: &str, place: &str) -> Result<Vec<Problem>> {
     let mut problems = Vec::new();
+    let mut asked: HashMap<String, usize> = HashMap::new();
+    // Some editors begin a file with a byte order mark.
+    let text = text.trim_start_matches('\u{feff}');
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |found: String| {
             Error::new(ErrorKind::Input, "not a question with an answer")
@@ -33,8 +38,20 @@ pub fn read(text: &str, place: &str) -> Result<Vec<Problem>> {
             Value::Number(number) => Some(number.to_string()),
             _ => None,
         };
+        let blank = |text: &str| text.trim().is_empty();
         match (question, answer) {
-            (Some(question), Some(answer)) => problems.push(Problem { question: question.into(), answer }),
+            (Some(question), Some(answer)) if blank(question) || blank(&answer) => {
+                return Err(wrong(format!("an empty {}", if blank(question) { "question" } else { "answer" })));
+            }
+            (Some(question), Some(answer)) => {
+                if let Some(first) = asked.insert(question.trim().to_string(), index + 1) {
+                    return Err(Error::new(ErrorKind::Input, "a question is asked twice, and would count twice")
+                        .at(format!("{place}, lines {first} and {}", index + 1))
+                        .found(format!("{question:?}"))
+                        .help("leave one of them out"));
+                }
+                problems.push(Problem { question: question.into(), answer });
+            }
             _ => {
                 return Err(wrong(
                     value.as_object().map_or(value.to_string(), |o| format!("the fields {:?}", o.keys())),
@@ -67,5 +84,9 @@ mod tests {
             assert!(read(&text, "dev.jsonl").unwrap_err().to_string().contains("dev.jsonl, line 2"), "{bad}");
         }
         assert!(read("\n \n", "dev.jsonl").unwrap_err().to_string().contains("no questions"));
+        let twice = "{\"question\": \"a\", \"answer\": 1}\n\n{\"question\": \" a\", \"answer\": 2}";
+        assert!(read(twice, "dev.jsonl").unwrap_err().to_string().contains("dev.jsonl, lines 1 and 3"));
+        let empty = "{\"question\": \" \", \"answer\": 1}";
+        assert!(read(empty, "dev.jsonl").unwrap_err().to_string().contains("an empty question"));
     }
 }

@@ -107,6 +107,24 @@ impl Weights {
             .help("is config.json the one that came with these weights?"))
     }
 
+    /// Tells these weights from others: FNV-1a over every tensor's name, type, shape, and its first and last 256 bytes. Reads little,
+    /// so that it costs no time with weights of any size; it is no protection against somebody who wants to deceive it.
+    pub fn fingerprint(&self) -> u64 {
+        let mut hash = 0xcbf2_9ce4_8422_2325u64;
+        let mut add = |bytes: &[u8]| {
+            for byte in bytes {
+                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+            }
+        };
+        for tensor in self.tensors.keys().filter_map(|name| self.find(name)) {
+            let TensorView { name, stored, shape, bytes, .. } = tensor;
+            add(format!("{name} {stored} {shape:?}").as_bytes());
+            add(&bytes[..bytes.len().min(256)]);
+            add(&bytes[bytes.len().saturating_sub(256)..]);
+        }
+        hash
+    }
+
     /// The matrix `name` of `[rows, cols]` as packed words, in its own dtype.
     ///
     /// # Errors

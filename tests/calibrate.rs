@@ -1,0 +1,400 @@
+//! `secateur calibrate` as people run it, on the model in the binary and the CPU reference: to its end, interrupted, gone on with,
+//! and what `run` makes of its choice. Nothing here depends on which layers turn out best.
+use std::collections::HashSet;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use secateur::eval::calibrate::{Choice, FILE};
+use secateur::report::trace::Trace;
+use secateur::weights::{ModelSource, Weights};
+
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-reasoner");
+/// Answers worked out by hand.
+const QUESTIONS: [(&str, u32); 3] = [
+    ("We count modulo 10. #1 p starts at 8. #2 k equals p plus 4. #3 s equals p minus 6. What is s?", 2),
+    ("We count modulo 10. #1 w is 4. #2 f equals w minus 5. #3 h equals f minus 3. What is h?", 6),
+    ("We count modulo 10. #1 c starts at 9. #2 e trails c by 4. #3 m is e minus 3. What is m?", 2),
+];
+const OPTIONS: [&str; 12] = [
+    "--device",
+    "cpu",
+    "--budget",
+    "tokens:32",
+    "--probe-every",
+    "16",
+    "--window",
+    "8",
+    "--max-new-tokens",
+    "150",
+    "--policy",
+    "think-clearly",
+];
+
+struct Ran {
+    code: Option<i32>,
+    out: String,
+    err: String,
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_secateur"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+#[track_caller]
+fn run(args: &[&str]) -> Ran {
+    let output = command(args).output().expect("the binary starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
+    let ran = Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
+    assert!(!ran.err.contains("panicked"), "{}", ran.err);
+    ran
+}
+
+#[track_caller]
+fn fails(ran: &Ran, code: i32, parts: &[&str]) {
+    assert_eq!((ran.code, ran.out.as_str()), (Some(code), ""), "{}", ran.err);
+    for part in parts {
+        assert!(ran.err.contains(part), "{part:?} is missing from:\n{}", ran.err);
+    }
+}
+
+fn questions(dir: &Path) -> PathBuf {
+    let file = dir.join("dev.jsonl");
+    let lines =
+        QUESTIONS.map(|(question, answer)| serde_json::json!({"question": question, "answer": answer}).to_string());
+    std::fs::write(&file, lines.join("\n")).expect("written");
+    file
+}
+
+/// A model directory of one's own, calibrated without interruption.
+struct Calibrated {
+    dir: tempfile::TempDir,
+    data: PathBuf,
+    written: String,
+    ran: Ran,
+}
+
+impl Calibrated {
+    fn model(&self) -> &str {
+        self.dir.path().to_str().expect("UTF-8")
+    }
+
+    fn args<'a>(&'a self, more: &[&'a str]) -> Vec<&'a str> {
+        let data = self.data.to_str().expect("UTF-8");
+        [&["calibrate", self.model(), "--data", data][..], &OPTIONS, more].concat()
+    }
+
+    fn choice(&self) -> Choice {
+        Choice::from_json(&self.written, FILE).expect("a choice")
+    }
+}
+
+fn copy_model(to: &Path) {
+    for file in std::fs::read_dir(MODEL).expect("the built-in model").flatten().filter(|f| f.path().is_file()) {
+        std::fs::copy(file.path(), to.join(file.file_name())).expect("copied");
+    }
+}
+
+fn calibrated() -> &'static Calibrated {
+    static ONCE: OnceLock<Calibrated> = OnceLock::new();
+    ONCE.get_or_init(|| {
+        let dir = tempfile::tempdir().expect("a directory");
+        copy_model(dir.path());
+        let data = questions(dir.path());
+        let ran = Ran { code: None, out: String::new(), err: String::new() };
+        let mut made = Calibrated { dir, data, written: String::new(), ran };
+        made.ran = run(&made.args(&[]));
+        assert_eq!(made.ran.code, Some(0), "{}", made.ran.err);
+        made.written = std::fs::read_to_string(made.dir.path().join(FILE)).expect("the choice, beside the model");
+        made
+    })
+}
+
+#[test]
+fn it_ends_with_a_table_and_a_choice_beside_the_model() {
+    let made = calibrated();
+    let choice = made.choice();
+    assert_eq!(made.ran.out, format!("{}\n", choice.layers), "stdout is the choice");
+    let left: Vec<PathBuf> = std::fs::read_dir(made.dir.path()).unwrap().map(|f| f.unwrap().path()).collect();
+    assert!(!left.iter().any(|f| f.to_string_lossy().contains("progress")), "{left:?}");
+    let of = QUESTIONS.len();
+    assert_eq!((choice.settings.questions, choice.settings.budget.as_str()), (of, "tokens:32"));
+    // All layers, each of five, and the best of these with each of the others at least.
+    assert!(choice.rows.len() >= 1 + 5 + 4, "{:?}", choice.rows);
+    let names: HashSet<&str> = choice.rows.iter().map(|r| r.layers.as_str()).collect();
+    assert_eq!(names.len(), choice.rows.len());
+    assert!(["all", "0", "1", "2", "3", "4"].iter().all(|name| names.contains(name)) && !names.contains("full cache"));
+    let all = choice.row("all").expect("a row").clone();
+    for row in choice.rows.iter().chain([&choice.full]) {
+        assert!(row.correct <= of && row.truncated <= of, "{row:?}");
+        assert_eq!(row.correct + row.lost, all.correct + row.gained, "{row:?}");
+        // At equal memory: what the budget, the window, a prompt, a probe and the time between two come to.
+        let limit = if row.layers == "full cache" { 33.0 + 150.0 } else { 33.0 + 32.0 + 2.0 * 16.0 + 31.0 };
+        assert!(row.peak_cached > 33.0 && row.peak_cached <= limit, "{row:?}");
+    }
+    assert!(choice.full.correct == of && choice.full.peak_cached > 1.2 * all.peak_cached, "{:?}", choice.full);
+    assert!(choice.rows.iter().any(|row| row.correct < of), "the budget hurts: sets differ");
+    assert_eq!(choice.pruned, of);
+    // Sorted, and the first is the choice.
+    assert!(choice.rows.is_sorted_by_key(|row| (of - row.correct, row.truncated)));
+    assert_eq!((choice.rows[0].layers.as_str(), choice.distinguishable), (choice.layers.as_str(), false));
+    for part in [
+        "against all layers, points",
+        "full cache  3 of 3",
+        "  all layers",
+        "slots at most",
+        "Chosen: ",
+        "`run` uses it with think-clearly",
+    ] {
+        assert!(made.ran.err.contains(part), "{part:?} is missing from:\n{}", made.ran.err);
+    }
+    assert_eq!(made.ran.err.contains("NOT DISTINGUISHABLE"), choice.layers != "all", "{}", made.ran.err);
+}
+
+/// Starts a calibration and interrupts it once a set of layers is through.
+#[cfg(unix)]
+fn interrupted(args: &[&str]) -> String {
+    let mut child = command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map(|line| line.expect("UTF-8"));
+    let mut heard = String::new();
+    for line in lines.by_ref() {
+        heard += &(line.clone() + "\n");
+        if line.ends_with(" right") {
+            break;
+        }
+    }
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    assert!(kill.success());
+    lines.for_each(|line| heard += &(line + "\n"));
+    assert_eq!(child.wait().expect("it ends").code(), Some(130), "{heard}");
+    assert!(heard.contains("the same command goes on from") && !heard.contains("panicked"), "{heard}");
+    heard
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_calibration_goes_on_and_ends_in_the_same_choice() {
+    let made = calibrated();
+    let elsewhere = tempfile::tempdir().unwrap();
+    let out = elsewhere.path().join("choice.json");
+    let file = elsewhere.path().join("choice.json.progress.jsonl");
+    let args = made.args(&["--out", out.to_str().unwrap()]);
+    let answers = || {
+        let text = std::fs::read_to_string(&file).expect("progress");
+        assert!(text.ends_with('\n'), "whole lines: {text}");
+        let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+        let keys: HashSet<String> = lines[1..].iter().map(|t| format!("{} {}", t["layers"], t["problem"])).collect();
+        assert_eq!(keys.len(), lines.len() - 1, "nothing is answered twice: {text}");
+        (text, keys.len())
+    };
+    interrupted(&args);
+    let (first, count) = answers();
+    assert!(count >= QUESTIONS.len() && !out.exists(), "{first}");
+
+    // A machine that lost its power in the middle of a line.
+    std::fs::write(&file, first.clone() + "{\"layers\":\"3\",\"prob").unwrap();
+    let heard = interrupted(&args);
+    assert!(heard.contains(&format!("{count} answers are there")), "{heard}");
+    let (second, more) = answers();
+    assert!(second.starts_with(&first) && more > count, "it goes on where it was: {second}");
+
+    // Another calibration's progress is neither used nor touched.
+    for other in [&["--budget", "tokens:31"][..], &["--problems", "2"], &["--kv", "f32"]] {
+        // `OPTIONS` has a budget already.
+        let args: Vec<&str> = match other[0] {
+            "--budget" => args.iter().map(|a| if *a == "tokens:32" { "tokens:31" } else { a }).collect(),
+            _ => [&args[..], other].concat(),
+        };
+        fails(
+            &run(&args),
+            2,
+            &["the progress of another calibration", "choice.json.progress.jsonl", "remove the file"],
+        );
+        assert_eq!(answers().0, second);
+    }
+    let damaged = second.replacen("\"layers\"", "\"lawyers\"", 1);
+    for (text, parts) in [
+        (damaged.as_str(), &["not the progress of a calibration", "line 2", "missing field `layers`"][..]),
+        ("a diary", &["not the progress of a calibration"]),
+        ("a diary\n", &["the progress of another calibration", "a diary"]),
+    ] {
+        std::fs::write(&file, text).unwrap();
+        fails(&run(&args), 2, parts);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), text, "what is something else stays");
+    }
+
+    std::fs::write(&file, &second).unwrap();
+    let ran = run(&args);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), made.written, "byte for byte");
+    assert_eq!(ran.out, made.ran.out);
+    assert!(!file.exists(), "the progress is gone");
+}
+
+#[test]
+fn run_uses_the_choice_beside_the_model() {
+    let made = calibrated();
+    let dir = tempfile::tempdir().unwrap();
+    copy_model(dir.path());
+    let beside = dir.path().join(FILE);
+    let trace = dir.path().join("trace.json");
+    let [model, trace_file] = [dir.path(), &trace].map(|p| p.to_str().expect("UTF-8"));
+    // Whatever was chosen: layers 1 and 3 here, so that it shows.
+    let choice = |change: &dyn Fn(&mut Choice)| {
+        let mut choice = made.choice();
+        choice.layers = "1,3".into();
+        choice.rows.push(secateur::eval::calibrate::Row { layers: "1,3".into(), ..choice.rows[0].clone() });
+        change(&mut choice);
+        serde_json::to_string(&choice).unwrap()
+    };
+    let with = |text: &str, more: &[&str]| {
+        std::fs::write(&beside, text).unwrap();
+        std::fs::remove_file(&trace).ok();
+        let args = ["run", "--model", model, "--device", "cpu", "--max-new-tokens", "40", "--probe-every", "16"];
+        run(&[&args[..], &["--window", "8", "--trace", trace_file], more, &[QUESTIONS[0].0]].concat())
+    };
+    let used = |text: &str, more: &[&str]| {
+        let ran = with(text, more);
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        let trace = Trace::from_json(&std::fs::read_to_string(&trace).unwrap()).unwrap();
+        assert!(!trace.probes.is_empty());
+        (trace.settings.layers, ran.err)
+    };
+    let good = choice(&|_| ());
+    let (layers, err) = used(&good, &[]);
+    assert_eq!(layers, "1,3");
+    for part in
+        ["layers 1,3 vote, as calibrated", FILE, " of 3 right", "which may be chance", "with tokens:32, not ratio:0.75"]
+    {
+        assert!(err.contains(part), "{part:?} is missing from:\n{err}");
+    }
+    let (_, err) = used(&good, &["--budget", "tokens:32"]);
+    assert!(err.contains("as calibrated") && !err.contains("not ratio"), "{err}");
+    for (chosen, asked) in [("all", "all"), ("0-2", "0-2")] {
+        let (layers, err) = used(&good, &["--layers", asked]);
+        assert!(layers == chosen && !err.contains("calibrated"), "{layers}: {err}");
+    }
+    // What it was not made for.
+    let (layers, err) = used(&good, &["--policy", "think-token"]);
+    assert!(
+        layers == "all" && err.contains("was made for think-clearly, not for think-token: all layers vote"),
+        "{err}"
+    );
+    let (layers, err) = used(&choice(&|c| c.settings.weights = "0".repeat(16)), &[]);
+    assert!(layers == "all" && err.contains("was made for other weights: all layers vote"), "{err}");
+    let (layers, err) = used(&good, &["--policy", "random"]);
+    assert!(layers == "all" && !err.contains(FILE), "{err}");
+    let (layers, err) = used(&good, &["--scope", "layer"]);
+    assert!(layers == "all" && !err.contains("as calibrated"), "{err}");
+    // Broken.
+    for (text, parts) in [
+        ("{", &["not a choice of layers", "EOF"][..]),
+        ("{\"version\":1}", &["not a choice of layers", "version 1", "expected: version 2"]),
+        (&good[..good.len() - 30], &["not a choice of layers"]),
+        (&good.replacen("1,3", "1;3", 1), &["not a choice of layers", "1;3"]),
+        (&choice(&|c| c.layers = "1,9".into()), &["the model has no such layer", "layers 0 to 4", "found: 9"]),
+    ] {
+        fails(&with(text, &[]), 2, &[parts, &[FILE][..]].concat());
+    }
+    assert_eq!(used("{", &["--layers", "all"]).0, "all", "as the error says");
+}
+
+#[test]
+fn a_gguf_file_has_its_choice_beside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("model.gguf");
+    std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/gguf-qwen2-q8/model.gguf"), &file).unwrap();
+    let mut choice = calibrated().choice();
+    choice.layers = "0".into();
+    let weights = Weights::open(&ModelSource::open(&file).unwrap()).unwrap().fingerprint();
+    choice.settings.weights = format!("{weights:016x}");
+    let beside = dir.path().join(format!("model.gguf.{FILE}"));
+    std::fs::write(&beside, serde_json::to_string(&choice).unwrap()).unwrap();
+    let model = file.to_str().unwrap();
+    let args = [
+        "run",
+        "--model",
+        model,
+        "--device",
+        "cpu",
+        "--raw",
+        "--max-new-tokens",
+        "2",
+        "--policy",
+        "think-clearly",
+        "So",
+    ];
+    let ran = run(&args);
+    assert!(ran.code == Some(0) && ran.err.contains("layers 0 vote, as calibrated"), "{}", ran.err);
+}
+
+#[test]
+fn weights_are_told_from_others() {
+    let of = |bytes: &[u8]| Weights::from_files(vec![("w".into(), bytes.to_vec().into())]).unwrap().fingerprint();
+    let good = std::fs::read(Path::new(MODEL).join("model.safetensors")).unwrap();
+    assert_eq!(of(&good), of(&good));
+    let mut other = good.clone();
+    *other.last_mut().unwrap() ^= 1;
+    assert_ne!(of(&good), of(&other));
+}
+
+#[test]
+fn what_cannot_be_calibrated_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = questions(dir.path());
+    let write = |name: &str, text: &[u8]| {
+        std::fs::write(dir.path().join(name), text).unwrap();
+        dir.path().join(name).to_str().unwrap().to_string()
+    };
+    let out = dir.path().join("out.json");
+    let with = |data: &str, more: &[&str]| {
+        run(&[&["calibrate", "--device", "cpu", "--data", data, "--out", out.to_str().unwrap()][..], more].concat())
+    };
+    let line = "{\"question\": \"What?\", \"answer\": 1}\n";
+    for (data, code, parts) in [
+        ("/no/such/file.jsonl".to_string(), 1, &["the questions cannot be read", "/no/such/file.jsonl"][..]),
+        (dir.path().to_str().unwrap().into(), 1, &["the questions cannot be read"]),
+        (write("latin", b"caf\xe9"), 1, &["the questions cannot be read", "UTF-8"]),
+        (write("empty", b" \n\n"), 2, &["no questions", "empty"]),
+        (write("text", b"What is 1 + 1?"), 2, &["not a question with an answer", "text, line 1", "expected:"]),
+        (
+            write("half", format!("{line}{{\"question\": \"b\"}}").as_bytes()),
+            2,
+            &["half, line 2", "fields", "question"],
+        ),
+        (write("null", b"{\"question\": \"a\", \"answer\": null}"), 2, &["null, line 1"]),
+        (write("blank", b"{\"question\": \"a\", \"answer\": \"\"}"), 2, &["blank, line 1", "an empty answer"]),
+        (write("twice", format!("{line}\n{line}").as_bytes()), 2, &["asked twice", "lines 1 and 3", "What?"]),
+    ] {
+        fails(&with(&data, &[]), code, parts);
+    }
+    let data = data.to_str().unwrap();
+    for (more, parts) in [
+        (&["--policy", "random"][..], &["no scores", "random"][..]),
+        (&["--policy", "full"], &["no scores"]),
+        (&["--policy", "think-cleary"], &["unknown policy", "think-clearly"]),
+        (&["--problems", "0"], &["--problems", "at least 1"]),
+        (&["--problems", "4"], &["--problems", "at most 3"]),
+        (&["--sequences", "0"], &["--sequences"]),
+        (&["--max-new-tokens", "0"], &["--max-new-tokens"]),
+        (&["--probe-every", "0"], &["--probe-every"]),
+        (&["--context", "0"], &["--context"]),
+        (&["--context", "20"], &["dev.jsonl, question 1", "no room for an answer"]),
+        (&["--temperature", "-1"], &["--temperature", "from 0 to 1000"]),
+    ] {
+        fails(&with(data, more), 2, parts);
+    }
+    let built_in = ["calibrate", "--device", "cpu", "--data", data];
+    fails(&run(&built_in), 2, &["where should the choice go?", "--out"]);
+    let to = |out: &str| run(&[&built_in[..], &["--out", out]].concat());
+    fails(&to("/no/such/dir/choice.json"), 1, &["progress", "cannot be kept", "/no/such/dir"]);
+    fails(&to(dir.path().to_str().unwrap()), 2, &["over a directory"]);
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
+    assert!(
+        left.iter().all(|name| !name.to_string_lossy().starts_with("out.json")),
+        "nothing is left behind: {left:?}"
+    );
+}
