@@ -466,7 +466,7 @@ impl Tally {
     /// Replays a run of `cell`.
     fn replay(&mut self, cell: &Cell, reference: &Reference, trace: &Trace, probe_ids: &[u32], place: &str) {
         let found = replay(reference, cell.kv, trace, probe_ids, Evict::AsRecorded);
-        let Replay { regret, importance, ids, steps } = found;
+        let Replay { regret, importance, ids, steps, .. } = found;
         let (logits, measured) = cell.bounds();
         assert!(regret <= logits, "{place}: a token costs {regret:.1e}, bound {logits:.0e}");
         assert!(importance <= measured, "{place}: importances off by {importance:.1e}, bound {measured:.0e}");
