@@ -13,9 +13,9 @@ use secateur::weights::{ModelSource, Weights};
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-reasoner");
 /// Answers worked out by hand.
 const QUESTIONS: [(&str, u32); 3] = [
-    ("We count modulo 10. #1 p starts at 8. #2 k equals p plus 4. #3 s equals p minus 6. What is s?", 2),
-    ("We count modulo 10. #1 w is 4. #2 f equals w minus 5. #3 h equals f minus 3. What is h?", 6),
-    ("We count modulo 10. #1 c starts at 9. #2 e trails c by 4. #3 m is e minus 3. What is m?", 2),
+    ("We count modulo 10. #1 f is 5. #2 d starts at 7. #3 k is d minus f. #4 g is k plus d. What is g?", 9),
+    ("We count modulo 10. #1 d is 0. #2 k starts at 9. #3 s is k minus 3. #4 c trails s by k. What is c?", 7),
+    ("We count modulo 10. #1 f equals 3. #2 c starts at 7. #3 n equals f plus 8. #4 h exceeds f by n. What is h?", 4),
 ];
 const OPTIONS: [&str; 12] = [
     "--device",
@@ -132,8 +132,8 @@ fn it_ends_with_a_table_and_a_choice_beside_the_model() {
         assert!(row.correct <= of && row.truncated <= of, "{row:?}");
         assert_eq!(row.correct + row.lost, all.correct + row.gained, "{row:?}");
         // At equal memory: what the budget, the window, a prompt, a probe and the time between two come to.
-        let limit = if row.layers == "full cache" { 33.0 + 150.0 } else { 33.0 + 32.0 + 2.0 * 16.0 + 31.0 };
-        assert!(row.peak_cached > 33.0 && row.peak_cached <= limit, "{row:?}");
+        let limit = if row.layers == "full cache" { 38.0 + 150.0 } else { 38.0 + 32.0 + 2.0 * 16.0 + 31.0 };
+        assert!(row.peak_cached > 38.0 && row.peak_cached <= limit, "{row:?}");
     }
     assert!(choice.full.correct == of && choice.full.peak_cached > 1.2 * all.peak_cached, "{:?}", choice.full);
     assert!(choice.rows.iter().any(|row| row.correct < of), "the budget hurts: sets differ");
@@ -141,16 +141,15 @@ fn it_ends_with_a_table_and_a_choice_beside_the_model() {
     // Sorted, and the first is the choice.
     assert!(choice.rows.is_sorted_by_key(|row| (of - row.correct, row.truncated)));
     assert_eq!((choice.rows[0].layers.as_str(), choice.distinguishable), (choice.layers.as_str(), false));
-    for part in [
-        "against all layers, points",
-        "full cache  3 of 3",
-        "  all layers",
-        "slots at most",
-        "Chosen: ",
-        "`run` uses it with think-clearly",
-    ] {
+    for part in
+        ["against all layers, points", "  all layers", "slots at most", "Chosen: ", "`run` uses it with think-clearly"]
+    {
         assert!(made.ran.err.contains(part), "{part:?} is missing from:\n{}", made.ran.err);
     }
+    // However wide the column is.
+    let full =
+        made.ran.err.lines().map(str::trim_start).any(|l| l.starts_with("full cache ") && l.contains(" 3 of 3 "));
+    assert!(full, "{}", made.ran.err);
     assert_eq!(made.ran.err.contains("NOT DISTINGUISHABLE"), choice.layers != "all", "{}", made.ran.err);
 }
 

@@ -307,6 +307,8 @@ impl Task {
             // What will be said nobody knows.
             Self::Chat => Some(Vec::new()),
         };
+        // First, because a directory without it is no model at all.
+        ModelConfig::load(source)?;
         if source.gguf().is_none() && source.find("tokenizer.json")?.is_none() {
             Tokenizer::load(source)?;
         }
