@@ -37,14 +37,9 @@ pub struct AttentionSpec {
 }
 
 impl AttentionSpec {
-    /// Query heads that share a KV head.
-    fn group(&self) -> usize {
-        self.layer.heads / self.layer.kv_heads
-    }
-
     /// Query heads of one workgroup: the largest divisor of the group that fits.
     fn heads_per_group(&self) -> usize {
-        (1..=MOST_QUERIES).rev().find(|h| self.group().is_multiple_of(*h)).expect("1 divides")
+        (1..=MOST_QUERIES).rev().find(|h| self.layer.group().is_multiple_of(*h)).expect("1 divides")
     }
 
     /// Rows of one workgroup: decoding takes one, a chunk as many as fit.
@@ -82,9 +77,8 @@ impl AttentionSpec {
         let [n, heads, kv_heads, chunk] = [self.n, self.layer.heads, self.layer.kv_heads, self.chunk].map(|v| v as u32);
         let [map, table, hpg, splits] =
             [self.map, self.layer.table, self.heads_per_group(), self.splits()].map(|v| v as u32);
-        let scale = (1.0 / (self.layer.d as f64).sqrt()) as f32;
         let [tiles, back, positions] = [self.tiles_per_split(), self.back, self.layer.positions].map(|v| v as u32);
-        [n, heads, kv_heads, chunk, map, table, hpg, splits, tiles, scale.to_bits(), back, positions]
+        [n, heads, kv_heads, chunk, map, table, hpg, splits, tiles, self.layer.scale().to_bits(), back, positions]
     }
 
     pub(super) fn combine_variant(&self) -> Variant {
@@ -99,7 +93,7 @@ impl AttentionSpec {
 }
 
 pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &AttentionSpec) -> (Vec<f32>, Vec<f32>) {
-    let stored = super::twin::Keys { kv, table, words: spec.layer.words, d: spec.layer.d, rotate: spec.layer.compact };
+    let stored = super::twin::Keys { kv, table, layer: spec.layer };
     let d = spec.layer.d;
     let row_words = spec.layer.words.row_words(d);
     let scale = 1.0 / (d as f64).sqrt();
@@ -110,7 +104,7 @@ pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &Atte
         let cap = entry[state::CAP] as usize;
         let seen = (entry[state::LEN] as usize - spec.back + offset + 1).min(cap);
         for head in 0..spec.layer.heads {
-            let keys = entry[state::BASE] as usize + head / spec.group() * cap;
+            let keys = entry[state::BASE] as usize + head / spec.layer.group() * cap;
             let values = keys + spec.layer.kv_heads * cap;
             let row = |r: usize| &kv[r * row_words..(r + 1) * row_words];
             let query = &q[(i * spec.layer.heads + head) * d..][..d];

@@ -53,7 +53,7 @@ impl AttentionRowSpec {
             ("KV", self.layer.words.code()),
             ("D", self.layer.d as u32),
             ("ROTATE", self.layer.compact as u32),
-            ("G", (self.layer.heads / self.layer.kv_heads) as u32),
+            ("G", self.layer.group() as u32),
             ("REDUCE", self.reduce as u32),
         ];
         Variant { kernel: "attention_row", text: include_str!("../../shaders/attention_row.wgsl"), constants }
@@ -64,16 +64,15 @@ impl AttentionRowSpec {
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        let scale = (1.0 / (self.layer.d as f64).sqrt()) as f32;
         let [row, kv_heads, slots, seq, table] =
             [self.row, self.layer.kv_heads, self.slots, self.seq, self.layer.table].map(|v| v as u32);
-        [row, kv_heads, slots, seq, table, scale.to_bits(), self.layer.positions as u32, 0]
+        [row, kv_heads, slots, seq, table, self.layer.scale().to_bits(), self.layer.positions as u32, 0]
     }
 }
 
 pub(super) fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &AttentionRowSpec) -> Vec<f32> {
-    let keys = super::twin::Keys { kv, table, words: spec.layer.words, d: spec.layer.d, rotate: spec.layer.compact };
-    let (d, group) = (spec.layer.d, spec.layer.heads / spec.layer.kv_heads);
+    let keys = super::twin::Keys { kv, table, layer: spec.layer };
+    let (d, group) = (spec.layer.d, spec.layer.group());
     let entry = &st[spec.layer.table + spec.seq * state::ROW..];
     let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
     let per_out = spec.layer.heads / spec.out_rows();

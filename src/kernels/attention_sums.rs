@@ -44,7 +44,7 @@ impl AttentionSumsSpec {
             ("KV", self.layer.words.code()),
             ("D", self.layer.d as u32),
             ("ROTATE", self.layer.compact as u32),
-            ("G", (self.layer.heads / self.layer.kv_heads) as u32),
+            ("G", self.layer.group() as u32),
             ("QB", QUERIES as u32),
             ("MEAN", self.mean as u32),
         ];
@@ -56,11 +56,10 @@ impl AttentionSumsSpec {
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        let scale = (1.0 / (self.layer.d as f64).sqrt()) as f32;
         let [chunk, kv_heads, map, table] =
             [self.chunk, self.layer.kv_heads, self.map, self.layer.table].map(|v| v as u32);
         let [back, slots, positions] = [self.back, self.slots, self.layer.positions].map(|v| v as u32);
-        [chunk, kv_heads, map, table, back, slots, positions, scale.to_bits()]
+        [chunk, kv_heads, map, table, back, slots, positions, self.layer.scale().to_bits()]
     }
 }
 
@@ -73,8 +72,8 @@ pub(super) fn twin(
     sums: &mut [u32],
     spec: &AttentionSumsSpec,
 ) {
-    let (d, group) = (spec.layer.d, spec.layer.heads / spec.layer.kv_heads);
-    let keys = super::twin::Keys { kv, table, words: spec.layer.words, d, rotate: spec.layer.compact };
+    let (d, group) = (spec.layer.d, spec.layer.group());
+    let keys = super::twin::Keys { kv, table, layer: spec.layer };
     for s in 0..spec.seqs {
         let entry = &st[spec.layer.table + st[spec.map + s] as usize * state::ROW..];
         let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);

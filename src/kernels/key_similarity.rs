@@ -48,7 +48,7 @@ impl KeySimilaritySpec {
 }
 
 pub(super) fn twin(kv: &[u32], st: &[u32], table: &[f32], spec: &KeySimilaritySpec) -> Vec<f32> {
-    let keys = super::twin::Keys { kv, table, words: spec.layer.words, d: spec.layer.d, rotate: spec.layer.compact };
+    let keys = super::twin::Keys { kv, table, layer: spec.layer };
     let entry = &st[spec.layer.table + spec.seq * state::ROW..];
     let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
     let n = spec.slots.min(cap);

@@ -64,6 +64,18 @@ pub struct LayerSpec {
     pub compact: bool,
 }
 
+impl LayerSpec {
+    /// Query heads that share a KV head.
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// What products of queries and keys are multiplied by, in f32 as shaders take it.
+    fn scale(&self) -> f32 {
+        (1.0 / (self.d as f64).sqrt()) as f32
+    }
+}
+
 impl Words {
     /// The number by which shaders know it (`common.wgsl`).
     pub(crate) const fn code(self) -> u32 {

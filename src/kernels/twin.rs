@@ -3,9 +3,9 @@ use burn::backend::{Flex, flex::FlexTensor};
 use burn::tensor::{DType, Element, Shape, TensorData};
 
 use super::{
-    AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, GatherSpec, Kernels, KeySimilaritySpec, LinearSpec,
-    NormSpec, QueryRingSpec, RopeAppendSpec, SampleSpec, TopKSpec, Words, attention, attention_row, attention_sums,
-    cache_gather, embed, key_similarity, matvec, query_ring, rms_norm, rope_append, sample, top_k,
+    AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, GatherSpec, Kernels, KeySimilaritySpec, LayerSpec,
+    LinearSpec, NormSpec, QueryRingSpec, RopeAppendSpec, SampleSpec, TopKSpec, attention, attention_row,
+    attention_sums, cache_gather, embed, key_similarity, matvec, query_ring, rms_norm, rope_append, sample, top_k,
 };
 
 /// Cached keys as kernels see them.
@@ -13,19 +13,16 @@ pub(super) struct Keys<'a> {
     pub(super) kv: &'a [u32],
     /// The RoPE table.
     pub(super) table: &'a [f32],
-    pub(super) words: Words,
-    pub(super) d: usize,
-    /// Keys are stored unrotated and stand at their slot.
-    pub(super) rotate: bool,
+    pub(super) layer: LayerSpec,
 }
 
 impl Keys<'_> {
     /// The key in row `row` of the cache, which stands in `slot`.
     pub(super) fn get(&self, row: usize, slot: usize) -> Vec<f64> {
-        let (d, row_words) = (self.d, self.words.row_words(self.d));
-        let key: Vec<f64> =
-            (0..d).map(|c| self.words.get(&self.kv[row * row_words..(row + 1) * row_words], c)).collect();
-        if !self.rotate {
+        let d = self.layer.d;
+        let stored = self.stored(row);
+        let key: Vec<f64> = (0..d).map(|c| self.layer.words.get(stored, c)).collect();
+        if !self.layer.compact {
             return key;
         }
         let angles = &self.table[slot.min(self.table.len() / d - 1) * d..][..d];
@@ -38,12 +35,16 @@ impl Keys<'_> {
 
     /// Its product with `query`.
     pub(super) fn dot(&self, query: &[f32], row: usize, slot: usize) -> f64 {
-        if self.rotate {
+        if self.layer.compact {
             return query.iter().zip(self.get(row, slot)).map(|(q, k)| *q as f64 * k).sum();
         }
-        let row_words = self.words.row_words(self.d);
-        let key = &self.kv[row * row_words..(row + 1) * row_words];
-        (0..self.d).map(|c| query[c] as f64 * self.words.get(key, c)).sum()
+        let key = self.stored(row);
+        (0..self.layer.d).map(|c| query[c] as f64 * self.layer.words.get(key, c)).sum()
+    }
+
+    fn stored(&self, row: usize) -> &[u32] {
+        let row_words = self.layer.words.row_words(self.layer.d);
+        &self.kv[row * row_words..(row + 1) * row_words]
     }
 }
 
