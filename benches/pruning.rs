@@ -25,8 +25,8 @@ const BIN: usize = 500;
 /// One run as it goes on.
 #[derive(Default)]
 struct Course {
-    /// Tokens generated and seconds taken, of each turn without a pruning in it.
-    turns: Vec<(usize, f64, usize)>,
+    /// Tokens generated before, and milliseconds a token, of each turn without a pruning in it.
+    turns: Vec<(usize, f64)>,
     /// Of each pruning: tokens so far, slots before and after, reserved bytes before and after, microseconds of probe, plan, gather.
     prunings: Vec<(usize, usize, usize, u64, u64, [u64; 3])>,
     tokens: usize,
@@ -36,9 +36,7 @@ struct Course {
 impl Course {
     /// Median milliseconds a token in each bin of [`BIN`] tokens.
     fn speeds(&self) -> Vec<f64> {
-        let bin = |b: usize| {
-            median(self.turns.iter().filter(|t| t.0 / BIN == b).map(|(_, s, n)| s * 1e3 / *n as f64).collect())
-        };
+        let bin = |b: usize| median(self.turns.iter().filter(|t| t.0 / BIN == b).map(|t| t.1).collect());
         (0..self.tokens.div_ceil(BIN)).map(bin).filter(|ms| ms.is_finite()).collect()
     }
 }
@@ -60,24 +58,17 @@ fn main() -> secateur::Result<()> {
     let (mut pruned, mut full) = (engine()?, engine()?);
     // A model that closes its thinking is no longer pruned: those of tests/golden/make_bench.py never do.
     let open = pruned.tokenizer().ok().and_then(|t| t.think_ids().open);
-    let prompt = Prompt::Ids(
-        (0..PROMPT as u32).map(|i| open.filter(|_| i + 1 == PROMPT as u32).unwrap_or(i * 7 % 256)).collect(),
-    );
+    let mut ids: Vec<u32> = (0..PROMPT as u32).map(|i| i * 7 % 256).collect();
+    ids[PROMPT - 1] = open.unwrap_or(ids[PROMPT - 1]);
+    let prompt = Prompt::Ids(ids);
     if policy == "all" {
         return costs(&mut pruned, &mut full, &prompt, tokens);
     }
     let probes = policy::by_name(&policy)?.needs().probes();
     println!("{dir} on {}, {tokens} tokens, {policy}, tokens:512, p = {EVERY}", device.info.line());
-    let options = RunOptions {
-        max_new_tokens: tokens,
-        policy,
-        budget: Budget::Tokens(512),
-        window: WINDOW,
-        probe_every: EVERY,
-        ignore_eos: true,
-        ..RunOptions::default()
-    };
-    split(pruned.model(), &options, if probes { 31 } else { 0 })?;
+    let options = options(tokens, &policy, 512);
+    let probe = if probes { 31 } else { 0 };
+    split(pruned.model(), &options, probe)?;
 
     let courses = in_turns(&mut pruned, &mut full, &prompt, &options)?;
     let [pruned, full] = &courses;
@@ -92,7 +83,6 @@ fn main() -> secateur::Result<()> {
         (last / second - 1.0) * 100.0,
         (slow.last().unwrap_or(&f64::NAN) / slow.get(1).unwrap_or(&f64::NAN) - 1.0) * 100.0
     );
-    let probe = if probes { 31 } else { 0 };
     let bound = (PROMPT + 512.max(WINDOW + policy::CURRENT_STEP_KEPT) + EVERY + probe).next_multiple_of(GROWTH);
     println!("slots at most: pruned {} (bound {bound}), full {}", pruned.peak, full.peak);
     let falls = pruned.prunings.iter().filter(|p| p.4 < p.3).count();
@@ -106,6 +96,18 @@ fn main() -> secateur::Result<()> {
         println!("plotted in {file}");
     }
     Ok(())
+}
+
+fn options(tokens: usize, policy: &str, budget: usize) -> RunOptions {
+    RunOptions {
+        max_new_tokens: tokens,
+        policy: policy.into(),
+        budget: Budget::Tokens(budget),
+        window: WINDOW,
+        probe_every: EVERY,
+        ignore_eos: true,
+        ..RunOptions::default()
+    }
 }
 
 /// The run that `options` describe and the same with `full`, a few steps each in turn.
@@ -132,9 +134,9 @@ fn in_turns(
                 }
                 Event::Start { .. } => {}
             }));
-            let seconds = begun.elapsed().as_secs_f64();
+            let ms = begun.elapsed().as_secs_f64() * 1e3;
             if prunings.is_empty() && read > 0 {
-                course.turns.push((course.tokens, seconds, read));
+                course.turns.push((course.tokens, ms / read as f64));
             }
             course.tokens += read;
             course.prunings.extend(prunings);
@@ -161,26 +163,13 @@ fn costs(pruned: &mut Engine, full: &mut Engine, prompt: &Prompt, tokens: usize)
     );
     println!("policy, a token of its own in tokens of full (medians), ms to measure, ms to plan, prunings");
     for entry in policy::POLICIES.iter().filter(|p| p.name != "full") {
-        let options = RunOptions {
-            max_new_tokens: tokens,
-            policy: entry.name.into(),
-            budget: Budget::Tokens(tokens),
-            window: WINDOW,
-            probe_every: EVERY,
-            ignore_eos: true,
-            ..RunOptions::default()
-        };
-        let [own, of_full] = in_turns(pruned, full, prompt, &options)?;
+        let [own, of_full] = in_turns(pruned, full, prompt, &options(tokens, entry.name, tokens))?;
         // Turn by turn: both cached the same, and whatever else ran slowed both.
-        let ms = |turns: &[(usize, f64, usize)]| {
-            turns.iter().map(|(at, s, n)| (*at, s * 1e3 / *n as f64)).collect::<Vec<_>>()
-        };
-        let (own_ms, full_ms) = (ms(&own.turns), ms(&of_full.turns));
         let ratio = |(at, own): &(usize, f64)| {
-            let near = full_ms.iter().min_by_key(|(other, _)| other.abs_diff(*at)).expect("as many turns");
+            let near = of_full.turns.iter().min_by_key(|(other, _)| other.abs_diff(*at)).expect("as many turns");
             own / near.1
         };
-        let ratios = own_ms.iter().skip(4).map(ratio).collect();
+        let ratios = own.turns.iter().skip(4).map(ratio).collect();
         let part = |i: usize| median(own.prunings.iter().map(|p| p.5[i] as f64 / 1e3).collect());
         println!("{}, {:.3}, {:.2}, {:.2}, {}", entry.name, median(ratios), part(0), part(1), own.prunings.len());
     }
