@@ -7,6 +7,7 @@ pub mod device;
 pub mod engine;
 pub mod error;
 pub mod eval;
+mod fnv;
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
 pub mod hub;
 pub mod kernels;

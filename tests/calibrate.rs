@@ -308,8 +308,7 @@ fn a_gguf_file_has_its_choice_beside_it() {
     std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/gguf-qwen2-q8/model.gguf"), &file).unwrap();
     let mut choice = calibrated().choice();
     choice.layers = "0".into();
-    let weights = Weights::open(&ModelSource::open(&file).unwrap()).unwrap().fingerprint();
-    choice.settings.weights = format!("{weights:016x}");
+    choice.settings.weights = Weights::open(&ModelSource::open(&file).unwrap()).unwrap().fingerprint();
     let beside = dir.path().join(format!("model.gguf.{FILE}"));
     std::fs::write(&beside, serde_json::to_string(&choice).unwrap()).unwrap();
     let model = file.to_str().unwrap();

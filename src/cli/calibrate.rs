@@ -13,7 +13,7 @@ use secateur::policy::{self, Budget, Layers, Scope};
 use secateur::sampling::Sampling;
 use secateur::text::{ChatTemplate, Tokenizer};
 use secateur::weights::Weights;
-use secateur::{Error, ErrorKind, Result, builtin, probe};
+use secateur::{Error, ErrorKind, Result, builtin};
 
 use super::model;
 use super::run::{self, INTERRUPTS, SamplingArgs};
@@ -87,7 +87,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let settings = Settings {
         secateur: env!("CARGO_PKG_VERSION").into(),
         model: name.clone(),
-        weights: format!("{weights:016x}"),
+        weights,
         device: device.info.line(),
         kv: args.kv.to_string(),
         context: args.context,
@@ -173,17 +173,13 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 
 impl Args {
     fn run_options(&self) -> Result<RunOptions> {
-        let own = self.model.is_none();
+        let (window, probe_every) = run::default_rhythm(self.model.is_none());
         let options = RunOptions {
             max_new_tokens: self.max_new_tokens,
             policy: self.policy.clone(),
             budget: self.budget.parse()?,
-            window: self.window.unwrap_or(if own { builtin::WINDOW } else { policy::DEFAULT_WINDOW }),
-            probe_every: self.probe_every.unwrap_or(if own {
-                builtin::PROBE_EVERY
-            } else {
-                probe::DEFAULT_PROBE_EVERY
-            }),
+            window: self.window.unwrap_or(window),
+            probe_every: self.probe_every.unwrap_or(probe_every),
             // What is not given here the model knows: once it is opened.
             sampling: self.sampling.over(Sampling::GREEDY)?,
             seed: self.seed,
@@ -382,40 +378,37 @@ impl Progress {
         }
         let known = std::fs::read(&path).map_err(failed)?;
         let whole = known.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let mut done = Vec::new();
-        for (index, line) in String::from_utf8_lossy(&known[..whole]).lines().enumerate() {
-            let place = format!("{}, line {}", path.display(), index + 1);
-            if index > 0 {
-                let wrong = |found: String| {
-                    Error::new(ErrorKind::Input, "not the progress of a calibration").at(&place).found(found).help(anew)
-                };
-                let trial: Trial = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
-                let fits = match trial.layers.parse()? {
-                    Arm::Full => true,
-                    Arm::Layers(listed) => listed.check(layers, Scope::Shared).is_ok(),
-                };
-                if !fits || trial.problem >= settings.questions {
-                    return Err(wrong(line.to_string()));
-                }
-                done.push(trial);
-                continue;
-            }
+        let text = String::from_utf8_lossy(&known[..whole]);
+        let mut lines = text.lines().enumerate();
+        if let Some((_, line)) = lines.next() {
             let other = Error::new(ErrorKind::Input, "this is the progress of another calibration");
             let other = other.at(path.display()).help(anew);
-            match serde_json::from_str::<Settings>(line) {
-                Err(_) => return Err(other.found(line)),
-                Ok(there) => {
-                    let differences = settings.differences(&there);
-                    if !differences.is_empty() {
-                        let side = |of: fn(&(String, String, String)) -> String| {
-                            differences.iter().map(of).collect::<Vec<_>>().join(", ")
-                        };
-                        return Err(other
-                            .expected(side(|(name, here, _)| format!("{name} {here}")))
-                            .found(side(|(name, _, there)| format!("{name} {there}"))));
-                    }
-                }
+            let Ok(there) = serde_json::from_str::<Settings>(line) else { return Err(other.found(line)) };
+            let differences = settings.differences(&there);
+            if !differences.is_empty() {
+                let side = |of: fn(&(String, String, String)) -> String| {
+                    differences.iter().map(of).collect::<Vec<_>>().join(", ")
+                };
+                return Err(other
+                    .expected(side(|(name, here, _)| format!("{name} {here}")))
+                    .found(side(|(name, _, there)| format!("{name} {there}"))));
             }
+        }
+        let mut done = Vec::new();
+        for (index, line) in lines {
+            let wrong = |found: String| {
+                let e = Error::new(ErrorKind::Input, "not the progress of a calibration");
+                e.at(format!("{}, line {}", path.display(), index + 1)).found(found).help(anew)
+            };
+            let trial: Trial = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
+            let fits = match trial.layers.parse()? {
+                Arm::Full => true,
+                Arm::Layers(listed) => listed.check(layers, Scope::Shared).is_ok(),
+            };
+            if !fits || trial.problem >= settings.questions {
+                return Err(wrong(line.to_string()));
+            }
+            done.push(trial);
         }
         // A file that is something else stays as it is.
         let header = line(settings)?;

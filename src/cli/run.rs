@@ -340,7 +340,7 @@ impl Args {
             let why = format!("{place} was made for {}, not for {}: all layers vote", made.policy, options.policy);
             return Ok(Some(why));
         }
-        if made.weights != format!("{:016x}", Weights::open(source)?.fingerprint()) {
+        if made.weights != Weights::open(source)?.fingerprint() {
             let why =
                 format!("{place} was made for other weights: all layers vote (`secateur calibrate` makes it anew)");
             return Ok(Some(why));
@@ -413,10 +413,7 @@ impl Args {
     }
 
     fn run_options(&self) -> Result<RunOptions> {
-        let (window, probe_every) = match self.model.model {
-            Some(_) => (policy::DEFAULT_WINDOW, probe::DEFAULT_PROBE_EVERY),
-            None => (builtin::WINDOW, builtin::PROBE_EVERY),
-        };
+        let (window, probe_every) = default_rhythm(self.model.model.is_none());
         let options = RunOptions {
             max_new_tokens: self.max_new_tokens,
             policy: self.policy.clone().unwrap_or_else(|| policy::DEFAULT_POLICY.into()),
@@ -441,6 +438,14 @@ impl Args {
         policy::by_name(&options.policy)?.accepts(options.budget)?;
         check_probe_every(options.probe_every)?;
         Ok(options)
+    }
+}
+
+/// The window and the interval of probes where none are given; `own`: for the built-in model, whose thoughts are short.
+pub fn default_rhythm(own: bool) -> (usize, usize) {
+    match own {
+        true => (builtin::WINDOW, builtin::PROBE_EVERY),
+        false => (policy::DEFAULT_WINDOW, probe::DEFAULT_PROBE_EVERY),
     }
 }
 

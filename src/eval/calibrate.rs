@@ -18,7 +18,7 @@ use crate::engine::{Engine, Event, Prompt, RunOptions};
 use crate::policy::{Layers, Role};
 use crate::report::trace::StopReason;
 use crate::sampling::Sampling;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, fnv};
 
 /// Name of the file that holds a choice, beside the model.
 pub const FILE: &str = "secateur.json";
@@ -62,7 +62,7 @@ pub struct Settings {
     pub secateur: String,
     /// Name of the model.
     pub model: String,
-    /// [`Weights::fingerprint`](crate::weights::Weights::fingerprint) of it, in hexadecimal digits.
+    /// [`Weights::fingerprint`](crate::weights::Weights::fingerprint) of it.
     pub weights: String,
     /// The device, as people read it.
     pub device: String,
@@ -109,11 +109,8 @@ impl Settings {
 
 /// FNV-1a of the questions and answers.
 pub fn hash(problems: &[Problem]) -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    for byte in problems.iter().flat_map(|p| [p.question.as_bytes(), b"\0", p.answer.as_bytes(), b"\0"]).flatten() {
-        hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-    }
-    format!("{hash:016x}")
+    let parts = problems.iter().flat_map(|p| [p.question.as_bytes(), b"\0", p.answer.as_bytes(), b"\0"]);
+    format!("{:016x}", parts.fold(fnv::START, fnv::more))
 }
 
 /// One question, answered in one way.

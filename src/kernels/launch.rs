@@ -17,7 +17,7 @@ use super::{
     AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, GatherSpec, Kernels, KeySimilaritySpec, LinearSpec,
     NormSpec, QueryRingSpec, RopeAppendSpec, SampleSpec, TopKSpec,
 };
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, fnv};
 
 const COMMON: &str = include_str!("../../shaders/common.wgsl");
 const KEYS: &str = include_str!("../../shaders/keys.wgsl");
@@ -53,20 +53,20 @@ impl Variant {
     /// The text, made once, and the hash of it that keys the pipeline cache.
     fn wgsl(&self) -> Wgsl {
         let made = made();
-        let mut key = fnv(FNV, self.kernel.as_bytes());
+        let mut key = fnv::more(fnv::START, self.kernel.as_bytes());
         for (name, value) in &self.constants {
-            key = fnv(fnv(key, name.as_bytes()), &value.to_le_bytes());
+            key = fnv::more(fnv::more(key, name.as_bytes()), &value.to_le_bytes());
         }
         if hooks::ON.load(Ordering::Relaxed)
             && let Some(text) = hooks::replacement(self)
         {
-            return Wgsl { text, hash: fnv(FNV, text.as_bytes()) };
+            return Wgsl { text, hash: fnv::more(fnv::START, text.as_bytes()) };
         }
         if let Some((_, found)) = made.read().expect("no panic while held").get(&key) {
             return *found;
         }
         let text: &'static str = Box::leak(self.source().into_boxed_str());
-        let wgsl = Wgsl { text, hash: fnv(FNV, text.as_bytes()) };
+        let wgsl = Wgsl { text, hash: fnv::more(fnv::START, text.as_bytes()) };
         made.write().expect("no panic while held").entry(key).or_insert_with(|| (self.clone(), wgsl)).1
     }
 }
@@ -84,12 +84,6 @@ pub fn launched_variants() -> Vec<Variant> {
     let mut variants: Vec<Variant> = made.values().map(|(variant, _)| variant.clone()).collect();
     variants.sort_by(|a, b| (a.kernel, &a.constants).cmp(&(b.kernel, &b.constants)));
     variants
-}
-
-const FNV: u64 = 0xcbf2_9ce4_8422_2325;
-
-fn fnv(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |h, &b| (h ^ b as u64).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[derive(Clone, Copy)]

@@ -1,7 +1,7 @@
 //! The tensors of a model, whichever format its files have: names as in Hugging Face checkpoints, shapes outermost first.
 use super::gguf::GgmlType;
 use super::{Bytes, PackedDtype, PackedRows, pack};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, fnv};
 use safetensors::Dtype;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -109,20 +109,17 @@ impl Weights {
 
     /// Tells these weights from others: FNV-1a over every tensor's name, type, shape, and its first and last 256 bytes. Reads little,
     /// so that it costs no time with weights of any size; it is no protection against somebody who wants to deceive it.
-    pub fn fingerprint(&self) -> u64 {
-        let mut hash = 0xcbf2_9ce4_8422_2325u64;
-        let mut add = |bytes: &[u8]| {
-            for byte in bytes {
-                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        };
+    /// In hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = fnv::START;
+        let mut add = |bytes: &[u8]| hash = fnv::more(hash, bytes);
         for tensor in self.tensors.keys().filter_map(|name| self.find(name)) {
             let TensorView { name, stored, shape, bytes, .. } = tensor;
             add(format!("{name} {stored} {shape:?}").as_bytes());
             add(&bytes[..bytes.len().min(256)]);
             add(&bytes[bytes.len().saturating_sub(256)..]);
         }
-        hash
+        format!("{hash:016x}")
     }
 
     /// The matrix `name` of `[rows, cols]` as packed words, in its own dtype.
