@@ -79,13 +79,14 @@ def over_ratios(results, out):
     """Accuracy with 95 % bootstrap intervals over problems, from `evaluate.py --out`."""
     runs = load_runs([results])
     splits = list(dict.fromkeys(k[0] for k in runs))
+    # One order for all panels: a policy has the same colour in each, and the legend holds for all.
+    names = list(dict.fromkeys(k[2] for k in runs if k[1] < 1))
     fig, axes = plt.subplots(1, len(splits), figsize=(6.5 * len(splits), 4), squeeze=False, sharey=True)
     for ax, split in zip(axes[0], splits):
         base = correct(runs[split, 1.0, "full"])
         low, high = interval(base)
         ax.axhspan(100 * low, 100 * high, color="0.9")
         ax.axhline(100 * base.mean(), color="0.4", lw=1, label="full")
-        names = list(dict.fromkeys(k[2] for k in runs if k[0] == split and k[1] < 1))
         for i, name in enumerate(names):
             ratios = sorted(k[1] for k in runs if k[0] == split and k[2] == name)
             each = [correct(runs[split, r, name]) for r in ratios]
