@@ -25,6 +25,28 @@ pub struct Lengths {
     pub sequences: usize,
 }
 
+impl Lengths {
+    /// Whether `context` positions are enough for them. The last token of a run is sampled, never forwarded.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] for lengths of 0 or beyond the context.
+    pub fn check(&self, context: usize) -> Result<()> {
+        let Self { prompt, decode, sequences } = *self;
+        if prompt == 0 || decode == 0 || sequences == 0 {
+            return Err(Error::new(ErrorKind::Input, "nothing to measure")
+                .expected("at least 1 prompt token, 1 decoded token and 1 sequence")
+                .found(format!("{prompt}, {decode} and {sequences}")));
+        }
+        if prompt.checked_add(decode).is_none_or(|all| all > context) {
+            return Err(Error::new(ErrorKind::Input, "the lengths exceed the context")
+                .at("--prompt, --decode")
+                .expected(format!("prompt + decode of at most {context}"))
+                .found(format!("{prompt} + {decode}")));
+        }
+        Ok(())
+    }
+}
+
 /// Several measurements of one thing.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
@@ -157,21 +179,15 @@ pub async fn measure(
     tick: &mut dyn FnMut(),
 ) -> Result<Measured> {
     let Lengths { prompt, decode: steps, sequences } = lengths;
-    if prompt == 0 || steps == 0 || sequences == 0 || repeat == 0 {
-        return Err(Error::new(ErrorKind::Input, "nothing to measure")
-            .expected("at least 1 prompt token, 1 decoded token, 1 sequence and 1 repetition")
-            .found(format!("{prompt}, {steps}, {sequences} and {repeat}")));
-    }
-    // The last token of a run is sampled, never forwarded.
-    if prompt + steps > model.context() {
-        return Err(Error::new(ErrorKind::Input, "the lengths exceed the context")
-            .expected(format!("prompt + decode of at most {}", model.context()))
-            .found(format!("{prompt} + {steps}")));
+    lengths.check(model.context())?;
+    if repeat == 0 {
+        return Err(Error::new(ErrorKind::Input, "nothing to measure").expected("at least 1 repetition").found(repeat));
     }
     let config = model.config();
     let shape = CacheShape::new(config, kv, sequences, GROWTH)?;
+    shape.check(&model.device().info)?;
     let ids = ids(prompt, config.vocab_size);
-    let mut rounds = Vec::with_capacity(repeat + 1);
+    let mut rounds = Vec::new();
     for _ in 0..=repeat {
         let mut cache = KvCache::new(shape, model.device());
         rounds.push((prefill(model, &mut cache, &ids).await?, decode(model, &mut cache, steps).await?));
@@ -249,7 +265,7 @@ async fn copy(device: &ComputeDevice, bytes: u64, repeat: usize, batch: usize) -
 
 /// Bytes a second, of a kernel that reads and writes `words` words, run `batch` times between two waits.
 async fn rates(near: &Tensor<1, Int>, words: usize, repeat: usize, batch: usize, copy: &dyn Fn()) -> Result<Spread> {
-    let mut times = Vec::with_capacity(repeat + 1);
+    let mut times = Vec::new();
     for _ in 0..=repeat {
         let begun = Instant::now();
         (0..batch).for_each(|_| copy());

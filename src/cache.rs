@@ -23,10 +23,11 @@
 //! so that any of the sequences are forwarded together, in any order.
 use burn::tensor::{Int, Tensor};
 
-use crate::device::ComputeDevice;
+use crate::device::{ComputeDevice, DeviceInfo};
 use crate::kernels::launch::{self, Readback};
 use crate::kernels::{
-    self, AttentionSumsSpec, GatherSpec, QueryRingSpec, SampleSpec, TopKSpec, Words, cache_gather::MOVE, state, top_k,
+    self, AttentionSumsSpec, GatherSpec, MOST_ROWS, QueryRingSpec, SampleSpec, TopKSpec, Words, cache_gather::MOVE,
+    state, top_k,
 };
 use crate::model::config::ModelConfig;
 use crate::policy::Positions;
@@ -62,10 +63,16 @@ impl CacheShape {
     /// The shape `config` needs, for `seqs` sequences.
     ///
     /// # Errors
-    /// When `words` is neither f32 nor f16: no kernel writes other types.
+    /// When `words` is neither f32 nor f16: no kernel writes other types. When there are more sequences than a step can have rows.
     pub fn new(config: &ModelConfig, words: Words, seqs: usize, growth: usize) -> Result<Self> {
         if !matches!(words, Words::F32 | Words::F16) {
             return Err(Error::new(ErrorKind::Input, format!("the KV cache cannot be {words}")).expected("f32 or f16"));
+        }
+        if !(1..=MOST_ROWS).contains(&seqs) {
+            return Err(Error::new(ErrorKind::Input, "so many sequences cannot run side by side")
+                .at("--sequences")
+                .expected(format!("at least 1, at most {MOST_ROWS}"))
+                .found(seqs));
         }
         Ok(Self {
             layers: config.num_layers,
@@ -86,9 +93,37 @@ impl CacheShape {
         self.words.row_words(self.head_dim)
     }
 
+    /// Words of the device's state.
+    fn state_words(&self) -> usize {
+        self.seqs * (state::SEQ + self.layers * state::ROW + RING + 1)
+    }
+
     /// Bytes of one slot in one layer: keys and values of every KV head.
     pub fn slot_bytes(&self) -> usize {
         2 * self.kv_heads * self.row_words() * 4
+    }
+
+    /// Bytes of the keys and values of one sequence with room for `tokens`, all layers together; `None` if they are more than can
+    /// be counted.
+    pub fn bytes_for(&self, tokens: usize) -> Option<u64> {
+        let slots = tokens.checked_next_multiple_of(self.growth)?;
+        u64::try_from(slots.checked_mul(self.layers)?.checked_mul(self.slot_bytes())?).ok()
+    }
+
+    /// Whether a cache of so many sequences can begin on a device. What they may grow to is found out when they do.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] when the state of so many exceeds the largest buffer.
+    pub fn check(&self, info: &DeviceInfo) -> Result<()> {
+        let bytes = 4 * self.state_words().max(self.seqs * self.seen_words()) as u64;
+        if bytes <= info.max_binding_bytes {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Device, "the state of so many sequences exceeds the adapter's largest buffer")
+            .at(info.line())
+            .expected(format!("at most {} bytes", info.max_binding_bytes))
+            .found(format!("{bytes} bytes for {} sequences", self.seqs))
+            .help("run fewer sequences at once"))
     }
 }
 
@@ -173,7 +208,7 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache.
     pub fn new(shape: CacheShape, device: &ComputeDevice) -> Self {
-        let words = shape.seqs * (state::SEQ + shape.layers * state::ROW + RING + 1);
+        let words = shape.state_words();
         let near = kernels::words(vec![0; 4], &device.burn);
         let regions = vec![Region { len: 0, base: 0, cap: 0 }; shape.seqs];
         let layer =

@@ -202,16 +202,12 @@ impl Engine {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
         let config = ModelConfig::load(source)?;
+        let context = config.context(options.context)?;
+        let shape = CacheShape::new(&config, options.kv, options.sequences.max(1), GROWTH)?;
+        shape.check(&device.info)?;
         let weights = Weights::open(source)?;
-        let context = options.context.unwrap_or(config.max_position_embeddings.min(32_768));
-        if context > config.max_position_embeddings {
-            return Err(Error::new(ErrorKind::Input, "the model has no such context")
-                .at("--context")
-                .expected(format!("at most {} positions, its max_position_embeddings", config.max_position_embeddings))
-                .found(context));
-        }
         let model = Decoder::load(&config, &weights, context, device, progress)?;
-        let cache = KvCache::new(CacheShape::new(&config, options.kv, options.sequences.max(1), GROWTH)?, device);
+        let cache = KvCache::new(shape, device);
         Ok(Self {
             name: name.into(),
             model,

@@ -698,6 +698,17 @@ fn bench_measures_and_adds_up() {
         table.out
     );
     fails(&run(&["bench", "--decode", "0"]), 2, &["nothing to measure"]);
+    // Without its weights: told before they are read.
+    let unread = broken(|dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
+    let huge = usize::MAX.to_string();
+    for (more, parts) in [
+        (["--prompt", &huge], ["the lengths exceed the context", &huge]),
+        (["--decode", &huge], ["the lengths exceed the context", &huge]),
+        (["--sequences", &huge], ["--sequences", "at most 16384"]),
+    ] {
+        let args = ["bench", "--device", "cpu", "--model", unread.path().to_str().unwrap()];
+        fails(&run(&[&args[..], &more].concat()), 2, &parts);
+    }
     let long = ["bench", "--device", "cpu", "--model", F16, "--prompt", "5000", "--decode", "1"];
     fails(&run(&long), 2, &["the lengths exceed the context", "5000 + 1"]);
     // Neither tokenizer nor template is needed.
@@ -759,6 +770,22 @@ fn inspect_says_what_a_model_is() {
         (2, &Value::Null, &false.into())
     );
     assert_eq!(json(&run(&["inspect", "--json"]))["model"], "built-in");
+    let huge = usize::MAX.to_string();
+    for (context, parts) in
+        [("0", &["--context", "at least 1"][..]), (&huge, &["at most 4096", &huge]), ("64,4097", &["4097"])]
+    {
+        fails(&run(&["inspect", F16, "--context", context]), 2, parts);
+    }
+    // Sizes that no tensor has: what is wrong with the weights is said, and nothing is added up beyond what a number holds.
+    let wide = broken(|dir| {
+        edit(dir.join("config.json"), |text| {
+            let text = text.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 268435456");
+            let text = text.replace("\"hidden_size\": 96", "\"hidden_size\": 268435456");
+            let text = text.replace("\"num_attention_heads\": 3", "\"num_attention_heads\": 134217728");
+            text.replace("\"num_key_value_heads\": 3", "\"num_key_value_heads\": 134217728")
+        })
+    });
+    fails(&run(&["inspect", wide.path().to_str().unwrap()]), 1, &["more bytes than can be counted", "config.json"]);
     fails(&run(&["inspect", "/no/such/dir"]), 1, &["not a directory"]);
 }
 

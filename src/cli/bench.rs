@@ -2,6 +2,7 @@
 use std::process::ExitCode;
 
 use secateur::bench::{self, Copied, Lengths, Measured, Spread};
+use secateur::cache::CacheShape;
 use secateur::device::{ComputeDevice, DeviceInfo};
 use secateur::engine::GROWTH;
 use secateur::model::config::ModelConfig;
@@ -73,25 +74,32 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     }
     let (source, name) = args.model.open(args.quiet)?;
     let config = ModelConfig::load(&source)?;
+    // Whatever can be refused before the weights are loaded.
+    let pairs = args.prompt.iter().flat_map(|&prompt| args.sequences.iter().map(move |&sequences| (prompt, sequences)));
+    let all: Vec<Lengths> =
+        pairs.map(|(prompt, sequences)| Lengths { prompt, decode: args.decode, sequences }).collect();
+    for lengths in &all {
+        lengths.check(config.max_position_embeddings)?;
+        CacheShape::new(&config, args.kv.words(), lengths.sequences, GROWTH)?;
+    }
     let weights = Weights::open(&source)?;
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
     // Room for the longest, and no more: the RoPE table is as long as the context.
-    let context = args.prompt.iter().max().map_or(1, |most| most.saturating_add(args.decode)).next_multiple_of(GROWTH);
+    let longest = all.iter().map(|lengths| lengths.prompt + lengths.decode).max().unwrap_or(1);
+    let context = longest.next_multiple_of(GROWTH);
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
     let model = Decoder::load(&config, &weights, context, &device, &mut |done, of| bar.at(done, of))?;
     drop(bar);
 
     let copy = pollster::block_on(bench::copy_bandwidth(&device, args.repeat))?;
     let mut bar = Progress::new("measuring", args.quiet);
-    let (mut done, of) = (0, args.prompt.len() * args.sequences.len() * (args.repeat + 1));
+    let (mut done, of) = (0, all.len().saturating_mul(args.repeat.saturating_add(1)));
     let mut tick = || {
         done += 1;
         bar.at(done, of);
     };
     let mut runs = Vec::new();
-    let pairs = args.prompt.iter().flat_map(|&prompt| args.sequences.iter().map(move |&sequences| (prompt, sequences)));
-    for (prompt, sequences) in pairs {
-        let lengths = Lengths { prompt, decode: args.decode, sequences };
+    for lengths in all {
         let measured = pollster::block_on(bench::measure(&model, args.kv.words(), lengths, args.repeat, &mut tick))?;
         let decode_bytes_per_second = measured.decode_bytes_per_second();
         let decode_bandwidth_fraction = decode_bytes_per_second / copy.bytes_per_second.median;

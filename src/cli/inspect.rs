@@ -7,7 +7,7 @@ use secateur::model::config::{ModelConfig, RopeScaling};
 use secateur::probe;
 use secateur::text::{ChatTemplate, Message, RenderOptions, ThinkingState, Tokenizer};
 use secateur::weights::{ModelSource, Weights};
-use secateur::{Error, Result, builtin};
+use secateur::{Error, ErrorKind, Result, builtin};
 use serde::Serialize;
 
 use super::{Kv, model, screen};
@@ -138,6 +138,7 @@ struct Memory {
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
+    args.context.iter().try_for_each(|context| super::run::check_context(Some(*context)))?;
     let (source, name) = match &args.model {
         Some(model) => model::open(model, false, false)?,
         None => (builtin::source(), builtin::NAME.to_string()),
@@ -154,6 +155,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 /// What there is to say, and what is wrong with the weights.
 fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(Inspection, Option<Error>)> {
     let config = ModelConfig::load(source)?;
+    contexts.iter().try_for_each(|context| config.context(Some(*context)).map(|_| ()))?;
     let mut problems = Vec::new();
     let mut keep = |error: Error| problems.push(error.to_string());
     let (weights, broken) = match Weights::open(source).and_then(|weights| stored(&weights)) {
@@ -190,9 +192,17 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
     for context in contexts {
         for kv in [Kv::F16, Kv::F32] {
             let shape = CacheShape::new(&config, kv.words(), 1, GROWTH)?;
-            let kv_bytes = context.next_multiple_of(GROWTH) as u64 * (shape.layers * shape.slot_bytes()) as u64;
+            let too_much = || {
+                Error::new(ErrorKind::Model, "the sizes of this model come to more bytes than can be counted")
+                    .at(source.place_of("config.json"))
+                    .found(format!("{} layers, {} KV heads of {} values", shape.layers, shape.kv_heads, shape.head_dim))
+            };
+            let kv_bytes = shape.bytes_for(context).ok_or_else(too_much)?;
             let rope = context as u64 * config.head_dim as u64 * 4;
-            let total_bytes = weight_bytes.map(|weights| weights + kv_bytes + rope);
+            let total = |weights: u64| {
+                weights.checked_add(kv_bytes).and_then(|bytes| bytes.checked_add(rope)).ok_or_else(too_much)
+            };
+            let total_bytes = weight_bytes.map(total).transpose()?;
             memory.push(Memory { context, kv: kv.to_string(), kv_bytes, total_bytes });
         }
     }

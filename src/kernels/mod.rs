@@ -40,6 +40,9 @@ pub use rope_append::RopeAppendSpec;
 pub use sample::SampleSpec;
 pub use top_k::TopKSpec;
 
+/// Rows that are forwarded at once at most: a grid dimension of WebGPU ends at 65,535.
+pub const MOST_ROWS: usize = 16_384;
+
 /// How values lie in the u32 words of a weight matrix or a cache row: see `weights::pack`. A cache is `F32` or `F16`. `cols` is a
 /// multiple of 8 everywhere in the graph (the loader refuses others), so a row is a whole number of 4-word vectors for
 /// every packing.

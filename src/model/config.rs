@@ -251,6 +251,22 @@ impl ModelConfig {
         })
     }
 
+    /// Positions to make room for: those that are asked for, or the model's own maximum, at most 32,768.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] for none at all, and for more than the model has.
+    pub fn context(&self, asked: Option<usize>) -> Result<usize> {
+        let most = self.max_position_embeddings;
+        match asked {
+            None => Ok(most.min(32_768)),
+            Some(positions) if (1..=most).contains(&positions) => Ok(positions),
+            Some(positions) => Err(Error::new(ErrorKind::Input, "the model has no such context")
+                .at("--context")
+                .expected(format!("at least 1, at most {most} positions, its max_position_embeddings"))
+                .found(positions)),
+        }
+    }
+
     /// Query heads that share one key/value head.
     pub fn group_size(&self) -> usize {
         self.num_heads / self.num_kv_heads

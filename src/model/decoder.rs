@@ -10,7 +10,7 @@ use crate::device::ComputeDevice;
 use crate::kernels::launch::{empty_floats, empty_words};
 use crate::kernels::{
     self, AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, KeySimilaritySpec, LayerSpec, LinearSpec,
-    Mode, NormSpec, Reduce, RopeAppendSpec, Words,
+    MOST_ROWS, Mode, NormSpec, Reduce, RopeAppendSpec, Words,
 };
 use crate::model::config::ModelConfig;
 use crate::model::rope;
@@ -48,9 +48,6 @@ struct Layer {
     gate_up: Matrix,
     down: Matrix,
 }
-
-/// Rows that are forwarded at once at most: a grid dimension of WebGPU ends at 65,535.
-const MOST_ROWS: usize = 16_384;
 
 /// What is forwarded.
 #[derive(Debug, Clone, Copy)]
