@@ -436,7 +436,36 @@ fn a_tokenizer_that_splits_think_close_is_refused_for_think_clearly() {
 #[test]
 fn files_that_cannot_be_written_are_found_out_before_the_run() {
     let ran = cpu(&["--max-new-tokens", "4", "--trace", "/no/such/dir/trace.json", "x"]);
-    fails(&ran, 1, &["cannot be written", "/no/such/dir/trace.json"]);
+    fails(&ran, 1, &["cannot be written", "/no/such/dir/trace.json", "make its folder first"]);
+    // Before the weights are read.
+    let dir = broken(|dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
+    let trace = dir.path().to_str().unwrap();
+    fails(&on(dir.path(), &["--trace", trace, "x"]), 1, &["cannot be written", "a directory"]);
+    fails(&on(dir.path(), &["--trace", "/no/such/..", "x"]), 1, &["cannot be written", "no name of a file"]);
+}
+
+#[test]
+fn an_earlier_trace_stays_until_there_is_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace.json");
+    let trace = file.to_str().unwrap();
+    std::fs::write(&file, "earlier").unwrap();
+    let weightless = broken(|dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
+    for (refused, code) in [
+        (cpu(&["--trace", trace, "--policy", "best", "x"]), 2),
+        (cpu(&["--trace", trace, ""]), 2),
+        (cpu(&["--trace", trace, "--context", "3", "--ids", "1,2,3,4"]), 2),
+        (cpu(&["--trace", trace, "--layers", "0-99", "x"]), 2),
+        (run(&["run", "--trace", trace, "--device", "cpu", "--model", "/no/such/dir", "x"]), 1),
+        (on(weightless.path(), &["--trace", trace, "x"]), 1),
+        (run(&["run", "--trace", trace, "--device", "voodoo2", "--model", F16, "x"]), 1),
+    ] {
+        assert_eq!(refused.code, Some(code), "{}", refused.err);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "earlier", "{}", refused.err);
+    }
+    assert_eq!(cpu(&["--trace", trace, "--max-new-tokens", "2", "x"]).code, Some(0));
+    assert_eq!(trace_of(&file).tokens.len(), 2);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
 }
 
 #[test]
@@ -634,6 +663,13 @@ fn report_makes_a_page_of_one_trace_or_two_and_refuses_others() {
     fails(&run(&["report", &path("binary"), "-o", &page]), 1, &["cannot be read", "binary"]);
     fails(&run(&["report", &path("missing"), "-o", &page]), 1, &["cannot be read", "missing"]);
     fails(&run(&["report", fixture, "-o", "/no/such/dir/r.html"]), 1, &["cannot be written", "/no/such/dir/r.html"]);
+    std::fs::write(path("trace"), &good).unwrap();
+    let over = run(&["report", fixture, &path("trace"), "-o", &path("trace")]);
+    fails(&over, 2, &["over its trace", "--output", &path("trace")]);
+    assert_eq!(std::fs::read_to_string(path("trace")).unwrap(), good);
+    let page_before = std::fs::read_to_string(&page).unwrap();
+    fails(&run(&["report", &path("other"), "-o", &page]), 2, &["not a secateur trace"]);
+    assert_eq!(std::fs::read_to_string(&page).unwrap(), page_before, "an earlier page stays");
     fails(&run(&["report"]), 2, &["FILE.json"]);
     fails(&run(&["report", fixture, fixture, fixture]), 2, &["unexpected"]);
 }

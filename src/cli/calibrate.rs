@@ -15,6 +15,7 @@ use secateur::text::{ChatTemplate, Tokenizer};
 use secateur::weights::Weights;
 use secateur::{Error, ErrorKind, Result, builtin};
 
+use super::file;
 use super::model;
 use super::run::{self, INTERRUPTS, SamplingArgs};
 use super::screen;
@@ -158,7 +159,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         }
     }
     let choice = calibration.choice(&settings).ok_or_else(|| Error::new(ErrorKind::Internal, "nothing was tried"))?;
-    write_whole(&out, &choice)?;
+    let text =
+        serde_json::to_string_pretty(&choice).map_err(|e| Error::new(ErrorKind::Internal, "no JSON").found(e))?;
+    file::write_whole(&out, &(text + "\n"))?;
     std::fs::remove_file(&progress.path).ok();
     say(&format!("\n{}\n{}", table(&choice), verdict(&choice)));
     say(&match (&args.model, &args.out) {
@@ -337,15 +340,6 @@ fn verdict(choice: &Choice) -> String {
         );
     }
     lines.join("\n")
-}
-
-/// Writes the choice so that nobody ever finds half of it.
-fn write_whole(out: &Path, choice: &Choice) -> Result<()> {
-    let failed =
-        |e: std::io::Error| Error::new(ErrorKind::Io, "the choice cannot be written").at(out.display()).found(e);
-    let text = serde_json::to_string_pretty(choice).map_err(|e| Error::new(ErrorKind::Internal, "no JSON").found(e))?;
-    let half = PathBuf::from(format!("{}.half", out.display()));
-    std::fs::write(&half, text + "\n").and_then(|()| std::fs::rename(&half, out)).map_err(failed)
 }
 
 /// Trials as they end, a line each, so that nothing is lost by an interruption.

@@ -4,6 +4,7 @@ mod calibrate;
 mod chat;
 mod conformance;
 mod devices;
+mod file;
 mod inspect;
 mod line;
 mod live;

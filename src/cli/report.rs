@@ -17,9 +17,16 @@ pub struct Args {
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
+    let same = |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
+    if let Some(trace) = args.traces.iter().find(|trace| same(trace, &args.output)) {
+        return Err(Error::new(ErrorKind::Input, "the page would be written over its trace")
+            .at("--output")
+            .expected("another file than the traces")
+            .found(trace.display()));
+    }
     let traces = args.traces.iter().map(|file| Ok((name(file), read(file)?))).collect::<Result<Vec<_>>>()?;
     let page = html::page(&traces)?;
-    super::run::write_file(&args.output, &page)?;
+    super::file::write_whole(&args.output, &page)?;
     super::say(&format!("{}: {}", args.output.display(), super::screen::bytes(page.len() as u64)));
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,6 @@
 //! `secateur run`
 use std::io::{IsTerminal, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -18,6 +18,7 @@ use serde_json::json;
 use web_time::Instant;
 
 use super::chat;
+use super::file;
 use super::line;
 use super::model::{self, ModelArgs};
 use super::screen::{self, Progress, Screen};
@@ -174,13 +175,12 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let mut options = args.run_options()?;
     let task = args.task()?;
     check_context(args.context)?;
+    if let Some(file) = &args.trace {
+        file::check_writable(file)?;
+    }
     let (source, name) = args.model.open(args.quiet)?;
     task.check(&source, args.no_think)?;
     let calibrated = args.calibrated(&source, &mut options)?;
-    if let Some(file) = &args.trace {
-        // Found out now, not after an hour of decoding.
-        write_file(file, "")?;
-    }
     on_ctrl_c()?;
     on_continue();
 
@@ -217,9 +217,9 @@ pub fn main(args: Args) -> Result<ExitCode> {
         }
     };
     let result = generate(&mut engine, &prompt, &options, &mut screen, &stop, &mut |_, _| ())?;
-    if let Some(file) = &args.trace {
-        write_file(file, &(result.trace.to_json()? + "\n"))?;
-    }
+    // That it cannot be written after all is no reason to keep the rest back.
+    let write = |file: &PathBuf| file::write_whole(file, &(result.trace.to_json()? + "\n"));
+    let written = args.trace.as_ref().map_or(Ok(()), write);
     if args.json {
         super::print_json(&object(&result, &device, load_us))?;
     }
@@ -229,6 +229,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     if !args.quiet {
         screen.summary(&result, load_us);
     }
+    written?;
     match result.error {
         Some(e) => Err(e),
         None if INTERRUPTS.load(Ordering::SeqCst) > 0 => Ok(ExitCode::from(130)),
@@ -282,10 +283,12 @@ pub fn generate(
     };
     let result = pollster::block_on(engine.run(prompt, options, &mut on));
     let ended = screen.end_text();
-    match broken.or(ended.err()) {
-        Some(e) => super::stdout_failed(&e).and(result),
-        None => result,
-    }
+    // What was generated is not lost with it.
+    result.map(|mut result| {
+        let failed = broken.or(ended.err()).and_then(|e| super::stdout_failed(&e).err());
+        result.error = result.error.or(failed);
+        result
+    })
 }
 
 /// What to do.
@@ -493,11 +496,6 @@ fn read_stdin() -> Result<String> {
         text.pop();
     }
     Ok(text)
-}
-
-pub fn write_file(file: &Path, text: &str) -> Result<()> {
-    let failed = |e| Error::new(ErrorKind::Io, "a file cannot be written").at(file.display()).found(e);
-    std::fs::write(file, text).map_err(failed)
 }
 
 /// What `--json` prints. Durations are whole microseconds, sizes bytes, `bytes` at the end of the run.
