@@ -178,65 +178,62 @@ pub struct RunResult {
 /// What a batch tells a front-end: the number of the request, and what became known of it.
 pub type OnEvent<'a> = dyn FnMut(usize, Event<'_>) + 'a;
 
-/// A model on a device, ready to run prompts.
-pub struct Engine {
+/// A model without its weights: all that a request can be refused by before gigabytes are read.
+pub struct Opened {
     name: String,
-    model: Decoder,
-    cache: KvCache,
+    config: ModelConfig,
+    context: usize,
+    shape: CacheShape,
     tokenizer: Result<Tokenizer>,
     template: Result<ChatTemplate>,
+}
+
+/// A model on a device, ready to run prompts.
+pub struct Engine {
+    opened: Opened,
+    model: Decoder,
+    cache: KvCache,
     stop: Arc<AtomicBool>,
 }
 
-impl Engine {
-    /// Loads a model directory onto `device`. A missing tokenizer or chat template is an error only once text needs it.
-    /// `progress` is told (parts loaded, of how many).
+impl Opened {
+    /// Reads everything but the weights. A missing tokenizer or chat template is an error only once text needs it.
     ///
     /// # Errors
-    /// What [`ModelConfig::load`], [`Weights::open`] and [`Decoder::load`] refuse.
-    pub fn load(
-        source: &ModelSource,
-        name: impl Into<String>,
-        device: &ComputeDevice,
-        options: &LoadOptions,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<Self> {
+    /// What [`ModelConfig::load`], [`ModelConfig::context`] and [`CacheShape::new`] refuse.
+    pub fn new(source: &ModelSource, name: impl Into<String>, options: &LoadOptions) -> Result<Self> {
         let config = ModelConfig::load(source)?;
         let context = config.context(options.context)?;
         let shape = CacheShape::new(&config, options.kv, options.sequences.max(1), GROWTH)?;
-        shape.check(&device.info)?;
+        let (tokenizer, template) = (Tokenizer::load(source), ChatTemplate::load(source));
+        Ok(Self { name: name.into(), config, context, shape, tokenizer, template })
+    }
+
+    /// Loads the weights onto `device`. `progress` is told (parts loaded, of how many).
+    ///
+    /// # Errors
+    /// What [`Weights::open`] and [`Decoder::load`] refuse.
+    pub fn load(
+        self,
+        source: &ModelSource,
+        device: &ComputeDevice,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Engine> {
+        self.shape.check(&device.info)?;
         let weights = Weights::open(source)?;
-        let model = Decoder::load(&config, &weights, context, device, progress)?;
-        let cache = KvCache::new(shape, device);
-        Ok(Self {
-            name: name.into(),
-            model,
-            cache,
-            tokenizer: Tokenizer::load(source),
-            template: ChatTemplate::load(source),
-            stop: Arc::default(),
-        })
+        let model = Decoder::load(&self.config, &weights, self.context, device, progress)?;
+        let cache = KvCache::new(self.shape, device);
+        Ok(Engine { opened: self, model, cache, stop: Arc::default() })
     }
 
-    /// The model.
-    pub fn model(&self) -> &Decoder {
-        &self.model
+    /// Its configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
     }
 
-    /// Its name, as given to [`load`](Self::load).
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Bytes that the keys and values of one token take, all layers together.
-    pub fn slot_bytes(&self) -> u64 {
-        self.cache.shape().slot_bytes() as u64 * self.cache.shape().layers as u64
-    }
-
-    /// Set it from anywhere to end the current run, or all of a batch, after the steps under way; what was generated is
-    /// returned. Starting a run or a batch clears it.
-    pub fn stop_flag(&self) -> Arc<AtomicBool> {
-        self.stop.clone()
+    /// Positions there will be room for.
+    pub fn context(&self) -> usize {
+        self.context
     }
 
     /// The ids of a prompt, and where it leaves the thinking.
@@ -296,6 +293,80 @@ impl Engine {
     /// When the model has none, or a malformed one.
     pub fn template(&self) -> Result<&ChatTemplate> {
         self.template.as_ref().map_err(Error::clone)
+    }
+
+    /// Whether this request could run, as far as can be told without weights.
+    ///
+    /// # Errors
+    /// As [`Batch::add`].
+    pub fn check(&self, prompt: &Prompt, options: &RunOptions) -> Result<()> {
+        self.sequence(0, prompt, options).map(|_| ())
+    }
+
+    fn sequence(&self, id: usize, prompt: &Prompt, options: &RunOptions) -> Result<Sequence> {
+        let (ids, thinking) = self.encode(prompt)?;
+        let facts = Facts {
+            tokenizer: &self.tokenizer,
+            vocab_size: self.config.vocab_size,
+            eos: &self.config.eos_token_ids,
+            context: self.context,
+            layers: self.config.num_layers,
+            kv_heads: self.config.num_kv_heads,
+        };
+        Sequence::new(id, ids, thinking, options, &facts)
+    }
+}
+
+impl Engine {
+    /// Loads a model onto `device`: [`Opened::new`], then [`Opened::load`].
+    ///
+    /// # Errors
+    /// What they refuse.
+    pub fn load(
+        source: &ModelSource,
+        name: impl Into<String>,
+        device: &ComputeDevice,
+        options: &LoadOptions,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self> {
+        Opened::new(source, name, options)?.load(source, device, progress)
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Decoder {
+        &self.model
+    }
+
+    /// Its name, as given to [`load`](Self::load).
+    pub fn name(&self) -> &str {
+        &self.opened.name
+    }
+
+    /// Bytes that the keys and values of one token take, all layers together.
+    pub fn slot_bytes(&self) -> u64 {
+        self.cache.shape().slot_bytes() as u64 * self.cache.shape().layers as u64
+    }
+
+    /// Set it from anywhere to end the current run, or all of a batch, after the steps under way; what was generated is
+    /// returned. Starting a run or a batch clears it.
+    pub fn stop_flag(&self) -> Arc<AtomicBool> {
+        self.stop.clone()
+    }
+
+    /// As [`Opened::encode`].
+    ///
+    /// # Errors
+    /// What it refuses.
+    pub fn encode(&self, prompt: &Prompt) -> Result<(Vec<u32>, PromptThinking)> {
+        self.opened.encode(prompt)
+    }
+
+    /// As [`Opened::tokenizer`].
+    ///
+    /// # Errors
+    /// When the model has none, or a malformed one.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.opened.tokenizer()
     }
 
     /// Generates from `prompt`, pruning as `options` say. `on` is told of every token and probe as they become known.
@@ -371,17 +442,7 @@ impl Batch<'_> {
     /// # Errors
     /// A prompt that is empty or beyond the context, a policy that cannot run with this model or budget.
     pub fn add(&mut self, prompt: &Prompt, options: &RunOptions) -> Result<usize> {
-        let (ids, thinking) = self.engine.encode(prompt)?;
-        let config = self.engine.model.config();
-        let facts = Facts {
-            tokenizer: &self.engine.tokenizer,
-            vocab_size: config.vocab_size,
-            eos: &config.eos_token_ids,
-            context: self.engine.model.context(),
-            layers: config.num_layers,
-            kv_heads: config.num_kv_heads,
-        };
-        self.waiting.push_back(Sequence::new(self.requests, ids, thinking, options, &facts)?);
+        self.waiting.push_back(self.engine.opened.sequence(self.requests, prompt, options)?);
         self.requests += 1;
         Ok(self.requests - 1)
     }
@@ -683,7 +744,7 @@ impl Batch<'_> {
 
     /// Takes out those who ended, and gives their memory back.
     fn retire(&mut self) -> Vec<(usize, Result<RunResult>)> {
-        let Self { engine: Engine { name, model, cache, .. }, places, .. } = self;
+        let Self { engine: Engine { opened: Opened { name, .. }, model, cache, .. }, places, .. } = self;
         let mut ended = Vec::new();
         for (place, slot) in places.iter_mut().enumerate() {
             slot.iter_mut().for_each(Sequence::settle);

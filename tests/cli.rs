@@ -369,6 +369,29 @@ fn a_prompt_over_the_context_is_refused() {
 }
 
 #[test]
+fn what_the_model_cannot_do_is_refused_before_its_weights_are_read() {
+    // There are none: whoever reads them complains of that.
+    let dir = broken(|dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
+    let long = listed(&vec![7; 65]);
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["--layers", "0-99", "x"], &["the model has no such layer", "--layers", "layers 0 to 3", "found: 4"]),
+        (&["--layers", "0", "--scope", "layer", "x"], &["--layers", "all, with --scope layer"]),
+        (&["--context", "4097", "x"], &["no such context", "--context", "at most 4096", "4097"]),
+        (&["--context", "64", "--ids", &long], &["longer than the context", "64 tokens", "65 tokens"]),
+        (&["--ids", "1,320"], &["outside the vocabulary", "320"]),
+        (&["--probe-text", "no end", "x"], &["</think>", "--probe-text"]),
+        (&["--top-p", "2", "x"], &["--top-p"]),
+    ];
+    for (args, parts) in cases {
+        fails(&on(dir.path(), args), 2, parts);
+    }
+    fails(&on(dir.path(), &["x"]), 1, &["safetensors"]);
+    // What suits no model is refused before there is one.
+    let none = run(&["run", "--model", "/no/such/dir", "--layers", "0", "--scope", "head", "x"]);
+    fails(&none, 2, &["all, with --scope head"]);
+}
+
+#[test]
 fn bad_models_are_refused_by_name() {
     fails(&run(&["run", "--device", "cpu", "--model", "/no/such/dir", "x"]), 1, &["not a directory", "/no/such/dir"]);
     fails(&on(&Path::new(F16).join("config.json"), &["x"]), 1, &["not a directory"]);

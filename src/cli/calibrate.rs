@@ -5,13 +5,11 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use secateur::device::ComputeDevice;
-use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions};
+use secateur::engine::{LoadOptions, Opened, Prompt, RunOptions};
 use secateur::eval::calibrate::{self, Arm, Calibration, Choice, Row, Settings};
 use secateur::eval::{Problem, Trial, problems};
-use secateur::model::config::ModelConfig;
 use secateur::policy::{self, Budget, Layers, Scope};
 use secateur::sampling::Sampling;
-use secateur::text::{ChatTemplate, Tokenizer};
 use secateur::weights::Weights;
 use secateur::{Error, ErrorKind, Result, builtin};
 
@@ -80,10 +78,17 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         None => (builtin::source(), builtin::NAME.to_string()),
     };
     // Whatever can be refused before the weights are loaded.
-    let config = ModelConfig::load(&source)?;
+    let load = LoadOptions { kv: args.kv.words(), context: args.context, sequences: args.sequences };
+    let opened = Opened::new(&source, &name, &load)?;
+    let layers = opened.config().num_layers;
+    options.sampling = args.sampling.over(Sampling::from_defaults(&opened.config().generation))?;
+    for (index, problem) in problems.iter().enumerate() {
+        let place = |e: Error| e.at(format!("{}, question {}", args.data.display(), index + 1));
+        check(&opened, problem).map_err(place)?;
+    }
+    // Whatever is asked: any token serves to check the options.
+    opened.check(&Prompt::Ids(vec![0]), &options)?;
     let weights = Weights::open(&source)?.fingerprint();
-    Tokenizer::load(&source).and_then(|_| ChatTemplate::load(&source))?;
-    options.sampling = args.sampling.over(Sampling::from_defaults(&config.generation))?;
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
     let settings = Settings {
         secateur: env!("CARGO_PKG_VERSION").into(),
@@ -103,15 +108,11 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         questions: problems.len(),
         questions_hash: calibrate::hash(&problems),
     };
-    let mut progress = Progress::open(&out, &settings, config.num_layers)?;
+    let mut progress = Progress::open(&out, &settings, layers)?;
 
-    let load = LoadOptions { kv: args.kv.words(), context: args.context, sequences: args.sequences };
     let mut bar = screen::Progress::new(&format!("loading {name}"), args.quiet);
-    let mut engine = Engine::load(&source, name, &device, &load, &mut |done, of| bar.at(done, of))?;
+    let mut engine = opened.load(&source, &device, &mut |done, of| bar.at(done, of))?;
     drop(bar);
-    for (index, problem) in problems.iter().enumerate() {
-        check(&engine, problem).map_err(|e| e.at(format!("{}, question {}", args.data.display(), index + 1)))?;
-    }
     run::ends_with(engine.stop_flag())?;
 
     let say = |text: &str| {
@@ -120,8 +121,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         }
     };
     say(&format!(
-        "{} layers, {} questions, {} at {} on {}",
-        config.num_layers,
+        "{layers} layers, {} questions, {} at {} on {}",
         problems.len(),
         options.policy,
         options.budget,
@@ -130,7 +130,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     if !progress.done.is_empty() {
         say(&format!("goes on from {}: {} answers are there", progress.path.display(), progress.done.len()));
     }
-    let mut calibration = Calibration::new(config.num_layers, problems.len(), progress.done.drain(..));
+    let mut calibration = Calibration::new(layers, problems.len(), progress.done.drain(..));
     let interrupted = || INTERRUPTS.load(Ordering::SeqCst) > 0;
     for round in 1.. {
         let open = calibration.round();
@@ -245,9 +245,9 @@ impl Args {
 }
 
 /// Refuses a question that could not be answered, before hours went by.
-fn check(engine: &Engine, problem: &Problem) -> Result<()> {
-    let (ids, _) = engine.encode(&Prompt::Chat(problem.question.clone()))?;
-    let context = engine.model().context();
+fn check(opened: &Opened, problem: &Problem) -> Result<()> {
+    let (ids, _) = opened.encode(&Prompt::Chat(problem.question.clone()))?;
+    let context = opened.context();
     if ids.len() < context {
         return Ok(());
     }

@@ -41,11 +41,6 @@ pub fn main(
     stop: &AtomicBool,
     quiet: bool,
 ) -> Result<ExitCode> {
-    // What no turn could do is said before the first.
-    engine.tokenizer()?;
-    if think.is_some() {
-        engine.template()?.check_thinking_switch()?;
-    }
     let failed = |e: std::io::Error| Error::new(ErrorKind::Io, "the terminal cannot be read").found(e);
     let mut editor = Editor::default();
     let beginning: Vec<Message> = system.map(|text| Message::new("system", text)).into_iter().collect();

@@ -6,12 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use secateur::device::ComputeDevice;
-use secateur::engine::{Engine, Event, LoadOptions, Prompt, RunOptions, RunResult};
-use secateur::model::config::ModelConfig;
+use secateur::engine::{Engine, Event, LoadOptions, Opened, Prompt, RunOptions, RunResult};
 use secateur::policy::{self, Budget, Role, Scope};
 use secateur::report::trace::AttentionDetail;
 use secateur::sampling::Sampling;
-use secateur::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use secateur::text::Message;
 use secateur::weights::{ModelSource, Weights};
 use secateur::{Error, ErrorKind, Result, builtin, probe};
 use serde_json::json;
@@ -179,18 +178,24 @@ pub fn main(args: Args) -> Result<ExitCode> {
         file::check_writable(file)?;
     }
     let (source, name) = args.model.open(args.quiet)?;
-    task.check(&source, args.no_think)?;
-    let calibrated = args.calibrated(&source, &mut options)?;
+    // And whatever can be before gigabytes are read.
+    let began = Instant::now();
+    let load = LoadOptions { kv: args.kv.words(), context: args.context, sequences: 1 };
+    let opened = Opened::new(&source, &name, &load)?;
+    options.sampling = args.sampling.over(Sampling::from_defaults(&opened.config().generation))?;
+    let unprunable = unprunable(&opened, &args);
+    if unprunable.is_some() {
+        options.policy = "full".into();
+    }
+    task.check(&opened, &options, args.no_think)?;
+    let calibrated = args.calibrated(&source, &opened, &mut options)?;
     on_ctrl_c()?;
     on_continue();
 
-    let began = Instant::now();
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
-    let load = LoadOptions { kv: args.kv.words(), context: args.context, sequences: 1 };
-    let mut engine = Engine::load(&source, name, &device, &load, &mut |done, of| bar.at(done, of))?;
+    let mut engine = opened.load(&source, &device, &mut |done, of| bar.at(done, of))?;
     drop(bar);
-    options.sampling = args.sampling.over(Sampling::from_defaults(&engine.model().config().generation))?;
     let load_us = began.elapsed().as_micros() as u64;
 
     let mut screen = Screen::new(!args.json, !args.quiet, args.plain);
@@ -198,11 +203,8 @@ pub fn main(args: Args) -> Result<ExitCode> {
     if let Some(note) = calibrated {
         screen.note(&note);
     }
-    if args.policy.is_none()
-        && let Some(why) = unprunable(&engine, &args)
-    {
+    if let Some(why) = unprunable {
         screen.note(&format!("{why}: nothing is pruned (--policy full)"));
-        options.policy = "full".into();
     }
     let stop = engine.stop_flag();
     // From here on the first Ctrl-C ends the run instead of the process.
@@ -238,8 +240,9 @@ pub fn main(args: Args) -> Result<ExitCode> {
 }
 
 /// Why the default policy has nothing to go by in this model, if so. Asked for by name, a policy says so itself.
-fn unprunable(engine: &Engine, args: &Args) -> Option<&'static str> {
-    match engine.tokenizer() {
+fn unprunable(opened: &Opened, args: &Args) -> Option<&'static str> {
+    match opened.tokenizer() {
+        _ if args.policy.is_some() => None,
         Ok(tokenizer) if tokenizer.think_ids().close.is_none() => Some("this tokenizer has no single </think>"),
         Err(_) if args.ids.is_some() => Some("no tokenizer, so no steps"),
         _ => None,
@@ -300,38 +303,27 @@ enum Task {
 }
 
 impl Task {
-    /// Refuses what the tokenizer's or the template's absence makes impossible: now, not after gigabytes were loaded.
-    fn check(&self, source: &ModelSource, no_think: bool) -> Result<()> {
-        let messages = match self {
-            Self::Once(Prompt::Ids(_)) => return Ok(()),
-            Self::Once(Prompt::Raw(_)) => None,
-            Self::Once(Prompt::Messages { messages, .. }) => Some(messages.clone()),
-            Self::Once(Prompt::Chat(text)) => Some(vec![Message::user(text.as_str())]),
-            // What will be said nobody knows.
-            Self::Chat => Some(Vec::new()),
-        };
-        // First, because a directory without it is no model at all.
-        ModelConfig::load(source)?;
-        if source.gguf().is_none() && source.find("tokenizer.json")?.is_none() {
-            Tokenizer::load(source)?;
+    /// Refuses what cannot be run with this model: now, not after gigabytes were loaded.
+    fn check(&self, opened: &Opened, options: &RunOptions, no_think: bool) -> Result<()> {
+        match self {
+            Self::Once(prompt) => opened.check(prompt, options),
+            Self::Chat => {
+                opened.tokenizer()?;
+                let template = opened.template()?;
+                if no_think {
+                    template.check_thinking_switch()?;
+                }
+                // What will be said nobody knows: any token serves to check the options.
+                opened.check(&Prompt::Ids(vec![0]), options)
+            }
         }
-        let Some(messages) = messages else { return Ok(()) };
-        let template = ChatTemplate::load(source)?;
-        if no_think {
-            template.check_thinking_switch()?;
-        }
-        if !messages.is_empty() {
-            let enable_thinking = no_think.then_some(false);
-            template.render(&messages, &RenderOptions { enable_thinking, ..RenderOptions::default() })?;
-        }
-        Ok(())
     }
 }
 
 impl Args {
     /// Takes the layers that were chosen for this model, where the choice lies beside it and none is made here. Returns what there
     /// is to say about it.
-    fn calibrated(&self, source: &ModelSource, options: &mut RunOptions) -> Result<Option<String>> {
+    fn calibrated(&self, source: &ModelSource, opened: &Opened, options: &mut RunOptions) -> Result<Option<String>> {
         let scored = policy::by_name(&options.policy)?.needs().scores();
         if self.layers.is_some() || options.scope != Scope::Shared || !scored {
             return Ok(None);
@@ -349,7 +341,7 @@ impl Args {
             return Ok(Some(why));
         }
         options.layers = choice.layers()?;
-        options.layers.check(ModelConfig::load(source)?.num_layers, Scope::Shared).map_err(|e| e.at(&place))?;
+        options.layers.check(opened.config().num_layers, Scope::Shared).map_err(|e| e.at(&place))?;
         let right = |layers: &str| choice.row(layers).map_or(0, |row| row.correct);
         let (layers, of) = (&choice.layers, made.questions);
         let mut note = match layers.as_str() {
@@ -439,6 +431,8 @@ impl Args {
             },
         };
         policy::by_name(&options.policy)?.accepts(options.budget)?;
+        // How many layers there are is not known yet; whether a list makes sense is.
+        options.layers.check(usize::MAX, options.scope)?;
         check_probe_every(options.probe_every)?;
         Ok(options)
     }
