@@ -296,8 +296,9 @@ impl Sequence {
         self.totals.repeated_tokens = repeated(&self.tokens);
         self.totals.generated_tokens = self.tokens.len();
         self.totals.thinking_tokens = self.ledger.thinking().tokens();
-        // Not the steps that were under way past the end.
-        self.totals.final_cached = cache.longest(place).min(self.ledger.cached());
+        // Neither the last token, which nobody forwarded, nor the steps that were under way past it.
+        let before_the_last = self.ledger.cached() - usize::from(!self.tokens.is_empty());
+        self.totals.final_cached = cache.longest(place).min(before_the_last);
         let trace = Trace {
             version: trace::VERSION,
             secateur: env!("CARGO_PKG_VERSION").into(),

@@ -100,7 +100,7 @@ fn a_conversation_has_turns_commands_and_an_end() {
     let turn = chat.until("tok/s");
     assert!(turn.contains("\x1b[2m"), "the thinking is dimmed: {turn:?}");
     let summary = chat.until("> ");
-    assert!(summary.contains("slots cached; KV "), "{summary:?}");
+    assert!(summary.contains("tokens cached; KV "), "{summary:?}");
     chat.press("And again?\r");
     chat.until("tok/s");
     chat.until("> ");

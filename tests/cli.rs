@@ -160,8 +160,13 @@ fn text_goes_to_stdout_and_the_rest_to_stderr() {
     assert_eq!(ran.code, Some(0), "{}", ran.err);
     let v = json(&cpu(&["--max-new-tokens", "30", "--json", "Wait, why?"]));
     assert_eq!(ran.out.trim_end_matches('\n'), v["text"].as_str().unwrap().trim_end_matches('\n'));
-    for part in ["what it kept", "30 generated, 30 of them thinking", "slots kept", "tok/s", "--max-new-tokens reached"]
-    {
+    for part in [
+        "what it kept",
+        "30 generated, 30 of them thinking",
+        "tokens cached, 0 evicted",
+        "tok/s",
+        "--max-new-tokens reached",
+    ] {
         assert!(ran.err.contains(part), "{part:?} is missing from:\n{}", ran.err);
     }
     assert!(!ran.err.contains('\x1b') && !ran.out.contains("\x1b[2m"), "no colours outside a terminal");
@@ -224,6 +229,39 @@ fn policies_prune_what_they_should() {
         let cut = |t: &Trace| t.probes.iter().map(|p| p.evicted.clone()).collect::<Vec<_>>();
         assert_eq!(cut(&trace), cut(&second), "{policy}: same seed, same plan");
     }
+}
+
+#[test]
+fn the_summary_the_trace_and_the_totals_agree() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace.json");
+    let run = |args: &[&str]| {
+        let base =
+            ["run", "--device", "cpu", "--probe-every", "24", "--window", "16", "--trace", file.to_str().unwrap()];
+        let ran = run(&[&base[..], args].concat());
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        (ran.err, trace_of(&file))
+    };
+    // Ended by the model, while steps past the end are under way; by a limit; without an eviction; by a full context.
+    for args in [
+        &["--budget", "ratio:0.6"][..],
+        &["--budget", "ratio:0.6", "--max-new-tokens", "61"],
+        &["--policy", "full"],
+        &["--ignore-eos", "--max-new-tokens", "1"],
+        &["--ignore-eos", "--budget", "ratio:0.6", "--context", "120"],
+    ] {
+        let (err, trace) = run(args);
+        let t = trace.totals;
+        assert_eq!(t.final_cached + t.evicted_tokens, t.forwarded(), "{args:?}: {t:?}");
+        assert_eq!(t.forwarded(), trace.prompt_ids.len() + trace.tokens.len() - 1, "{args:?}");
+        assert!(t.final_cached <= t.peak_cached && t.peak_cached <= t.forwarded() + 40, "{args:?}: {t:?}");
+        assert_eq!(t.evicted_tokens, trace.probes.iter().map(|p| p.evicted.len()).sum::<usize>());
+        let (kept, of, gone, probes) = (t.final_cached, t.forwarded(), t.evicted_tokens, trace.probes.len());
+        let said = format!("{kept} of {of} tokens cached, {gone} evicted by {probes} probe");
+        assert!(err.contains(&said) && err.contains(&format!("at most {} slots", t.peak_cached)), "{said}:\n{err}");
+    }
+    let (err, trace) = run(&["--budget", "ratio:0.6", "--scope", "layer"]);
+    assert!(trace.totals.evicted_tokens > 0 && err.contains("tokens cached by the layer that has most"), "{err}");
 }
 
 #[test]
@@ -647,7 +685,8 @@ fn a_terminal_shows_what_was_cut_where_it_stands() {
     let cells = screen.all_lines().flat_map(|line| line.cells());
     let struck: String = cells.filter(|c| c.pen().is_strikethrough()).map(avt::Cell::char).collect();
     assert!(!cut.is_empty() && bare(&struck) == bare(&cut), "struck {struck:?}, cut {cut:?}");
-    let last = trace.totals.prompt_tokens + trace.totals.generated_tokens - 1;
+    // The last two are the last of the text and the end, which has none.
+    let last = trace.totals.prompt_tokens + trace.totals.generated_tokens - 2;
     assert!(written.contains(&format!("of {last} tokens · KV ")), "no status line");
     assert!(!screen.text().concat().contains("· KV "), "the status line is left standing");
 

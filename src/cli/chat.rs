@@ -132,11 +132,10 @@ fn summary(result: &RunResult) -> String {
         reason => format!("; {}", screen::stop_reason(reason)),
     };
     format!(
-        "[{} tokens, {:.1} tok/s; {} of {} slots cached; KV {}; {}{ended}]",
+        "[{} tokens, {:.1} tok/s; {}; KV {}; {}{ended}]",
         t.generated_tokens,
         screen::tokens_per_second(t),
-        t.final_cached,
-        t.final_cached + t.evicted_tokens,
+        screen::cached(&result.trace),
         screen::bytes(result.kv_bytes),
         screen::device_bytes(result.bytes.in_use, result.bytes.reserved),
     )

@@ -108,13 +108,14 @@ impl Screen {
 
     /// A piece of generated text: thinking dimmed, answer plain. To a file or a pipe it goes unchanged.
     pub fn token(&mut self, text: &str, role: Role) -> std::io::Result<()> {
+        // What was cached when it was sampled: it is not yet.
+        let status = if self.notes && self.shared { self.tally.line() } else { String::new() };
         let index = self.tally.generated;
         self.tally.generated += 1;
         self.tally.cached += 1;
         if !self.text || text.is_empty() {
             return Ok(());
         }
-        let status = if self.notes && self.shared { self.tally.line() } else { String::new() };
         if let Some(live) = self.live() {
             let look = if role == Role::Answer { Look::Plain } else { Look::Thinking };
             let painted = live.push(&visible(text), look, index) + &live.status(status);
@@ -263,9 +264,8 @@ impl Screen {
         line(
             "cache",
             format!(
-                "{} of {} slots kept, {} evicted by {} {}; at most {} at a time",
-                t.final_cached,
-                t.final_cached + t.evicted_tokens,
+                "{}, {} evicted by {} {}; at most {} slots at a time",
+                cached(trace),
                 t.evicted_tokens,
                 trace.probes.len(),
                 if trace.probes.len() == 1 { "probe" } else { "probes" },
@@ -305,6 +305,17 @@ impl Screen {
             true => format!("{BOLD}{title}{PLAIN}"),
             false => format!("-- {title} --"),
         }
+    }
+}
+
+/// How many tokens the cache held in the end, of how many.
+pub fn cached(trace: &trace::Trace) -> String {
+    let t = &trace.totals;
+    let (kept, of) = (t.final_cached, t.forwarded());
+    match trace.settings.scope.as_str() {
+        "shared" => format!("{kept} of {of} tokens cached"),
+        // What one set has lost another may hold.
+        scope => format!("{kept} of {of} tokens cached by the {scope} that has most"),
     }
 }
 

@@ -506,7 +506,8 @@ function facts(trace) {
   const t = trace.totals;
   const fact = (name, value, more) => el('div', {}, el('dt', {}, name), el('dd', {}, value, more && el('small', {}, more)));
   const rate = `${(t.generated_tokens / (t.decode_us / 1e6)).toFixed(1)} tok/s`;
-  const all = t.prompt_tokens + t.generated_tokens;
+  // The last token is sampled, never forwarded.
+  const all = t.prompt_tokens + Math.max(t.generated_tokens - 1, 0);
   return el('dl', {class: 'facts'},
     fact('generated', count(t.generated_tokens), `${count(t.thinking_tokens)} thinking, after ${count(t.prompt_tokens)} of prompt`),
     fact('steps', count(trace.steps.length), trace.steps.length ? `${(t.thinking_tokens / trace.steps.length).toFixed(1)} tokens each` : ''),

@@ -282,7 +282,7 @@ pub struct Totals {
     pub repeated_tokens: usize,
     /// Most slots at any time.
     pub peak_cached: usize,
-    /// Slots at the end.
+    /// Slots when the last token was sampled, of several kept sets the longest. That token has none: it was never forwarded.
     pub final_cached: usize,
     /// Most bytes of keys and values on the device at any time.
     pub peak_kv_bytes: u64,
@@ -292,6 +292,17 @@ pub struct Totals {
     pub decode_us: u64,
     /// Probes, plans and gathers, in microseconds.
     pub probe_us: u64,
+}
+
+impl Totals {
+    /// Slots there would be at the end if nothing had been evicted: one for every token but the last, which was only sampled.
+    pub fn forwarded(&self) -> usize {
+        match self.generated_tokens.checked_sub(1) {
+            Some(before_the_last) => self.prompt_tokens + before_the_last,
+            // Ended within the prompt.
+            None => self.final_cached,
+        }
+    }
 }
 
 impl Trace {
