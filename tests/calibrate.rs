@@ -291,7 +291,7 @@ fn run_uses_the_choice_beside_the_model() {
     // Broken.
     for (text, parts) in [
         ("{", &["not a choice of layers", "EOF"][..]),
-        ("{\"version\":1}", &["not a choice of layers", "version 1", "expected: version 2"]),
+        ("{\"version\":1}", &["not a choice of layers", "version 1", "expected: version 3"]),
         (&good[..good.len() - 30], &["not a choice of layers"]),
         (&good.replacen("1,3", "1;3", 1), &["not a choice of layers", "1;3"]),
         (&choice(&|c| c.layers = "1,9".into()), &["the model has no such layer", "layers 0 to 4", "found: 9"]),
@@ -334,9 +334,17 @@ fn weights_are_told_from_others() {
     let of = |bytes: &[u8]| Weights::from_files(vec![("w".into(), bytes.to_vec().into())]).unwrap().fingerprint();
     let good = std::fs::read(Path::new(MODEL).join("model.safetensors")).unwrap();
     assert_eq!(of(&good), of(&good));
-    let mut other = good.clone();
-    *other.last_mut().unwrap() ^= 1;
-    assert_ne!(of(&good), of(&other));
+    // The last byte of all, and one in the middle of the largest tensor, far from its ends.
+    let weights = Weights::from_files(vec![("w".into(), good.clone().into())]).unwrap();
+    let largest = weights.names().map(|name| weights.tensor(name).unwrap()).max_by_key(|t| t.bytes.len()).unwrap();
+    let begin = good.windows(largest.bytes.len()).position(|bytes| bytes == largest.bytes).unwrap();
+    let middle = begin + largest.bytes.len() / 2;
+    assert!(largest.bytes.len() > 100_000, "ends are far");
+    for at in [good.len() - 1, middle, middle + 1] {
+        let mut other = good.clone();
+        other[at] ^= 1;
+        assert_ne!(of(&good), of(&other), "byte {at} of {}", good.len());
+    }
 }
 
 #[test]

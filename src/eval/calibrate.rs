@@ -23,7 +23,7 @@ use crate::{Error, ErrorKind, Result, fnv};
 /// Name of the file that holds a choice, beside the model.
 pub const FILE: &str = "secateur.json";
 /// The version this code writes and reads.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// A choice is told from all layers below this [corrected](Choice::corrected_p) probability.
 pub const LEVEL: f64 = 0.05;
 
@@ -508,7 +508,7 @@ mod tests {
         for (bad, why) in [
             ("{}", "no version"),
             ("[", "EOF"),
-            (&json.replace("\"version\":2", "\"version\":1"), "version 1"),
+            (&json.replace("\"version\":3", "\"version\":2"), "version 2"),
             (&json.replace("\"layers\":\"all\",\"dist", "\"layers\":\"x\",\"dist"), "layers \"x\""),
             (&json.replace("\"pruned\"", "\"prined\""), "pruned"),
         ] {

@@ -107,17 +107,14 @@ impl Weights {
             .help("is config.json the one that came with these weights?"))
     }
 
-    /// Tells these weights from others: FNV-1a over every tensor's name, type, shape, and its first and last 256 bytes. Reads little,
-    /// so that it costs no time with weights of any size; it is no protection against somebody who wants to deceive it.
-    /// In hexadecimal digits.
+    /// Tells these weights from others: a hash of every tensor's name, type, shape and bytes, all of them, in hexadecimal digits. It
+    /// takes as long as memory or disk take to give them; it is no protection against somebody who wants to deceive it.
     pub fn fingerprint(&self) -> String {
         let mut hash = fnv::START;
-        let mut add = |bytes: &[u8]| hash = fnv::more(hash, bytes);
         for tensor in self.tensors.keys().filter_map(|name| self.find(name)) {
             let TensorView { name, stored, shape, bytes, .. } = tensor;
-            add(format!("{name} {stored} {shape:?}").as_bytes());
-            add(&bytes[..bytes.len().min(256)]);
-            add(&bytes[bytes.len().saturating_sub(256)..]);
+            hash = fnv::more(hash, format!("{name} {stored} {shape:?}").as_bytes());
+            hash = fnv::much_more(hash, bytes);
         }
         format!("{hash:016x}")
     }
