@@ -632,19 +632,7 @@ impl Batch<'_> {
             });
         }
         let probed = Instant::now();
-        // For the trace alone, and not part of what a probe costs.
-        for (&place, readouts) in due.iter().zip(&mut readouts) {
-            let Ok(measured) = readouts else { continue };
-            let heads = match self.measure_heads(place) {
-                Ok(None) => continue,
-                Ok(Some(heads)) => heads.finish().await,
-                Err(e) => Err(e),
-            };
-            match heads {
-                Ok(heads) => measured.add(heads),
-                Err(e) => *readouts = Err(e),
-            }
-        }
+        self.add_heads(&due, &mut readouts).await;
         let traced = Instant::now();
 
         let mut plans = Vec::new();
@@ -704,6 +692,22 @@ impl Batch<'_> {
         let reading = sequence.rules.measure(model, cache, place, pending, &sequence.probe_ids, held)?;
         sequence.note_peak(cache.longest(place) + sequence.probe_ids.len(), cache.bytes_of(place));
         Ok(reading)
+    }
+
+    /// For the trace alone, and not part of what a probe costs. Whose heads cannot be read has nothing else to go by either.
+    async fn add_heads(&mut self, due: &[usize], readouts: &mut [Result<Readouts>]) {
+        for (&place, readouts) in due.iter().zip(readouts) {
+            let Ok(measured) = readouts else { continue };
+            let heads = match self.measure_heads(place) {
+                Ok(None) => continue,
+                Ok(Some(heads)) => heads.finish().await,
+                Err(e) => Err(e),
+            };
+            match heads {
+                Ok(heads) => measured.add(heads),
+                Err(e) => *readouts = Err(e),
+            }
+        }
     }
 
     fn measure_heads(&mut self, place: usize) -> Result<Option<Reading>> {
@@ -793,4 +797,35 @@ impl Batch<'_> {
 /// The slots of a plan, as the cache asks for them.
 fn slots_of(plan: &KeepPlan) -> Box<KeepSets<'_>> {
     Box::new(|layer, head| plan.slots(layer, head))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The query heads are read for the trace: that one sequence's cannot be is nothing to the others. (That a sequence without
+    /// readouts ends alone is in `tests/engine.rs`.)
+    #[test]
+    fn heads_that_cannot_be_read_are_their_own_sequences_affair() {
+        let load = LoadOptions { kv: Words::F32, context: Some(256), sequences: 3 };
+        let device = ComputeDevice::cpu();
+        let source = crate::builtin::source();
+        let mut engine =
+            Engine::load(&source, "built-in", &device, &load, &mut |_, _| ()).expect("it is in the binary");
+        let options = RunOptions { probe_every: 100, attention: AttentionDetail::Heads, ..RunOptions::default() };
+        let mut batch = engine.batch();
+        for _ in 0..3 {
+            batch.add(&Prompt::Chat(crate::builtin::EXAMPLE.into()), &options).expect("a good request");
+        }
+        let due = [0, 1, 2];
+        while due.iter().any(|&place| batch.places[place].as_ref().is_none_or(|s| s.tokens.is_empty())) {
+            pollster::block_on(batch.step(&mut |_, _| ()));
+        }
+        batch.places[due[1]].as_mut().expect("it is due").probe_ids = vec![u32::MAX];
+        let mut readouts: Vec<Result<Readouts>> = (0..3).map(|_| Ok(Readouts::default())).collect();
+        pollster::block_on(batch.add_heads(&due, &mut readouts));
+        let [Ok(first), Err(error), Ok(last)] = &readouts[..] else { panic!("the second fails, and it alone") };
+        assert!(first.has_heads() && last.has_heads());
+        assert!(error.to_string().contains("outside the vocabulary"), "{error}");
+    }
 }

@@ -47,6 +47,11 @@ impl Readouts {
     pub fn add(&mut self, other: Self) {
         self.heads = other.heads;
     }
+
+    #[cfg(test)]
+    pub(crate) fn has_heads(&self) -> bool {
+        self.heads.is_some()
+    }
 }
 
 /// The forward of the pending tokens, and which of its sequences is meant.

@@ -6,7 +6,7 @@ mod replay;
 use replay::Evict;
 use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions, RunResult};
 use secateur::kernels::Words;
-use secateur::report::trace::StopReason;
+use secateur::report::trace::{AttentionDetail, StopReason};
 use secateur::sampling::Sampling;
 use secateur::weights::ModelSource;
 
@@ -15,14 +15,30 @@ fn engine(device: &secateur::device::ComputeDevice, with_text: bool) -> Engine {
 }
 
 fn engine_of(device: &secateur::device::ComputeDevice, with_text: bool, sequences: usize) -> Engine {
+    engine_with(device, with_text, sequences, &|_| ())
+}
+
+/// With weights that a test has changed.
+fn engine_with(
+    device: &secateur::device::ComputeDevice,
+    with_text: bool,
+    sequences: usize,
+    change: &dyn Fn(&mut Vec<u8>),
+) -> Engine {
     let dir = format!("{}/tests/golden/qwen2-f16", env!("CARGO_MANIFEST_DIR"));
     let directory = ModelSource::directory(&dir).expect("committed");
     let mut names = vec!["config.json", "generation_config.json", "model.safetensors"];
     if with_text {
         names.extend(["tokenizer.json", "tokenizer_config.json"]);
     }
-    let files = names.into_iter().map(|n| (n, directory.read(n).expect("committed").to_vec()));
-    let source = ModelSource::memory(files);
+    let file = |name: &'static str| {
+        let mut bytes = directory.read(name).expect("committed").to_vec();
+        if name == "model.safetensors" {
+            change(&mut bytes);
+        }
+        (name, bytes)
+    };
+    let source = ModelSource::memory(names.into_iter().map(file));
     let options = LoadOptions { kv: Words::F32, context: Some(2048), sequences };
     Engine::load(&source, "qwen2-f16", device, &options, &mut |_, _| ()).expect("a good model")
 }
@@ -283,6 +299,63 @@ fn a_request_that_ends_badly_ends_alone() {
         } else {
             assert!(request == good || request == waiting);
             assert_eq!(ids(&result), want);
+        }
+    }
+}
+
+/// A sequence whose probe fails, attention and trace with it, ends with what it had; the others run as if it were not there. Here
+/// the embedding of a token that only its probe has is not a number.
+#[test]
+fn a_probe_that_fails_ends_only_its_own_sequence() {
+    let device = secateur::device::ComputeDevice::cpu();
+    let options = RunOptions {
+        max_new_tokens: 340,
+        budget: "tokens:60".parse().expect("a budget"),
+        window: 16,
+        probe_every: 100,
+        ignore_eos: true,
+        attention: AttentionDetail::Heads,
+        ..RunOptions::default()
+    };
+    let prompt = Prompt::Chat("What is 12 + 30?".into());
+    let mut healthy = engine(&device, true);
+    let alone = run(&mut healthy, &prompt, &options);
+    assert!(alone.trace.probes.len() == 3 && alone.trace.totals.evicted_tokens > 0, "{:?}", alone.trace.totals);
+    let encode = |text: &str| healthy.tokenizer().expect("it has one").encode(text).expect("text");
+    let used: Vec<u32> = [encode(&options.probe_text), alone.trace.prompt_ids.clone(), ids(&alone)].concat();
+    let spare = ["~", "^", "`", "|", "@"].into_iter().find(|text| encode(text).iter().all(|id| !used.contains(id)));
+    let spare = spare.expect("a token that nobody uses");
+    let [id] = encode(spare)[..] else { panic!("one token") };
+
+    let poison = |bytes: &mut Vec<u8>| {
+        let tensors = safetensors::SafeTensors::deserialize(bytes).expect("the fixture");
+        let table = tensors.tensor("model.embed_tokens.weight").expect("it has one");
+        let (row, begin) = (table.data().len() / table.shape()[0], table.data().as_ptr() as usize);
+        let at = begin - bytes.as_ptr() as usize + id as usize * row;
+        bytes[at..at + row].chunks_exact_mut(2).for_each(|half| half.copy_from_slice(&0x7e00u16.to_le_bytes()));
+    };
+    let mut engine = engine_with(&device, true, 3, &poison);
+    let bad = RunOptions { probe_text: format!("{spare}</think>"), ..options.clone() };
+    let mut batch = engine.batch();
+    for options in [&options, &bad, &options] {
+        batch.add(&prompt, options).expect("a good request");
+    }
+    let results = pollster::block_on(batch.run(&mut |_, _| ()));
+    for (request, result) in results {
+        let result = result.expect("it has tokens to show");
+        if request == 1 {
+            let error = result.error.as_ref().expect("it failed");
+            assert!(error.to_string().contains("attention scores are not finite"), "{error}");
+            assert!(matches!(&result.trace.stop_reason, StopReason::Failed(what) if what == error.what()));
+            assert!(result.trace.tokens.len() >= 100 && result.trace.probes.is_empty());
+            assert_eq!(ids(&result), ids(&alone)[..result.trace.tokens.len()], "what it had");
+            let json = result.trace.to_json().expect("its trace is whole");
+            assert_eq!(secateur::report::trace::Trace::from_json(&json).expect("a trace"), result.trace);
+        } else {
+            assert!(result.error.is_none(), "request {request}: {:?}", result.error);
+            assert_eq!(ids(&result), ids(&alone), "request {request}");
+            assert_eq!(evicted(&result), evicted(&alone));
+            assert_eq!(result.trace.probes[0].attention, alone.trace.probes[0].attention);
         }
     }
 }
