@@ -480,3 +480,39 @@ fn shards_are_fetched_through_their_index_and_other_weights_refused() {
     let named = |model: &str| done(&mut hub.command(&["inspect", model, "--json"])).json()["weights"].clone();
     assert_eq!(named(&format!("{NAME}/small-q8_0.gguf")), named(gguf));
 }
+
+#[test]
+fn a_choice_of_layers_lies_in_the_snapshot_and_run_finds_it() {
+    let hub = Hub::new();
+    let data = hub.home.path().join("dev.jsonl");
+    std::fs::write(&data, "{\"question\": \"Why?\", \"answer\": \"42\"}\n").unwrap();
+    let options = ["--device", "cpu", "--budget", "tokens:8", "--probe-every", "8", "--window", "4"];
+    let data = ["--data", data.to_str().unwrap(), "--max-new-tokens", "20", "--greedy"];
+    let made = done(&mut hub.command(&[&["calibrate", NAME], &options[..], &data].concat()));
+    assert_eq!(made.code, Some(0), "{}", made.err);
+    let choice = hub.folder().join("snapshots").join(COMMIT).join("secateur.json");
+    let place = choice.display().to_string();
+    assert!(made.err.contains(&format!("{place}: `run` uses it with think-clearly on this model")), "{}", made.err);
+    let layers = made.out.trim().to_string();
+    let run = || {
+        done(&mut hub.command(&[&["run", "--model", NAME], &options[..], &["--max-new-tokens", "9", "Why?"]].concat()))
+    };
+    let ran = run();
+    let votes = if layers == "all" { "all layers vote".to_string() } else { format!("layers {layers} vote") };
+    assert!(ran.code == Some(0) && ran.err.contains(&format!("{votes}, as calibrated ({place}")), "{}", ran.err);
+    // Offline as well, and by its commit; other weights have another snapshot, and no choice.
+    hub.asked();
+    let offline = ["run", "--model", &format!("{NAME}@{COMMIT}"), "--device", "cpu", "--max-new-tokens", "1", "Why?"];
+    let ran = done(hub.command(&offline).env("HF_HUB_OFFLINE", "1"));
+    assert!(ran.code == Some(0) && ran.err.contains("as calibrated"), "{}", ran.err);
+    assert!(hub.asked().is_empty());
+    const NEXT: &str = "fedcba9876543210fedcba9876543210fedcba98";
+    hub.set(|site| {
+        site.commit = NEXT;
+        *site.files.get_mut(WEIGHTS).unwrap().last_mut().unwrap() ^= 1;
+    });
+    let update = ["run", "--model", NAME, "--update", "--device", "cpu", "--max-new-tokens", "1", "Why?"];
+    let ran = done(&mut hub.command(&update));
+    assert!(ran.code == Some(0) && !ran.err.contains("calibrated"), "{}", ran.err);
+    assert!(choice.exists(), "the old one keeps its own");
+}

@@ -26,7 +26,8 @@ pub struct Args {
     /// Questions with answers, a JSON object a line: {"question": "...", "answer": "..."}.
     #[arg(long, value_name = "FILE.jsonl")]
     data: PathBuf,
-    /// Where the choice goes. Default: secateur.json beside the model, where `run` finds it.
+    /// Where the choice goes. Default: secateur.json beside the model, where `run` finds it: in its directory, in its snapshot in the
+    /// hub's cache, or next to its GGUF file.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Use the first N questions only.
@@ -72,11 +73,18 @@ pub struct Args {
 pub fn main(args: &Args) -> Result<ExitCode> {
     let mut options = args.run_options()?;
     let problems = args.problems()?;
-    let out = args.out()?;
+    args.out.as_deref().map_or(Ok(()), check_out)?;
     let (source, name) = match &args.model {
         Some(model) => model::open(model, false, args.quiet)?,
         None => (builtin::source(), builtin::NAME.to_string()),
     };
+    let beside = model::choice_path(&source);
+    let out = args.out.clone().or_else(|| beside.clone()).ok_or_else(|| {
+        Error::new(ErrorKind::Input, "where should the choice go?")
+            .at("--out")
+            .expected("a file: the model inside the binary has no place beside it")
+    })?;
+    check_out(&out)?;
     // Whatever can be refused before the weights are loaded.
     let load = LoadOptions { kv: args.kv.words(), context: args.context, sequences: args.sequences };
     let opened = Opened::new(&source, &name, &load)?;
@@ -164,11 +172,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     file::write_whole(&out, &(text + "\n"))?;
     std::fs::remove_file(&progress.path).ok();
     say(&format!("\n{}\n{}", table(&choice), verdict(&choice)));
-    say(&match (&args.model, &args.out) {
-        (Some(model), _) if model::choice_path(model).as_ref() == Some(&out) => {
-            format!("{}: `run` uses it with {} on this model", out.display(), options.policy)
-        }
-        _ => format!("{}: `run --layers {}` uses it", out.display(), choice.layers),
+    say(&match beside == Some(out.clone()) {
+        true => format!("{}: `run` uses it with {} on this model", out.display(), options.policy),
+        false => format!("{}: `run --layers {}` uses it", out.display(), choice.layers),
     });
     super::print(&(choice.layers + "\n"))?;
     Ok(ExitCode::SUCCESS)
@@ -224,24 +230,16 @@ impl Args {
         }
         Ok(problems)
     }
+}
 
-    fn out(&self) -> Result<PathBuf> {
-        let out = match (&self.out, &self.model) {
-            (Some(out), _) => out.clone(),
-            (None, model) => model.as_deref().and_then(model::choice_path).ok_or_else(|| {
-                Error::new(ErrorKind::Input, "where should the choice go?")
-                    .at("--out")
-                    .expected("a file, where the model is no directory or file of yours")
-            })?,
-        };
-        if out.is_dir() {
-            return Err(Error::new(ErrorKind::Input, "the choice cannot be written over a directory")
-                .at("--out")
-                .expected("a file")
-                .found(out.display()));
-        }
-        Ok(out)
+fn check_out(out: &Path) -> Result<()> {
+    if !out.is_dir() {
+        return Ok(());
     }
+    Err(Error::new(ErrorKind::Input, "the choice cannot be written over a directory")
+        .at("--out")
+        .expected("a file")
+        .found(out.display()))
 }
 
 /// Refuses a question that could not be answered, before hours went by.
@@ -357,7 +355,10 @@ impl Progress {
     fn open(out: &Path, settings: &Settings, layers: usize) -> Result<Self> {
         let path = PathBuf::from(format!("{}.progress.jsonl", out.display()));
         let failed = |e: std::io::Error| {
-            Error::new(ErrorKind::Io, "the progress of the calibration cannot be kept").at(path.display()).found(e)
+            Error::new(ErrorKind::Io, "the progress of the calibration cannot be kept")
+                .at(path.display())
+                .found(e)
+                .help("name another place with --out")
         };
         let anew = "remove the file to begin anew, or choose another --out";
         let mut file = std::fs::OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(failed)?;

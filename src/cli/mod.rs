@@ -90,6 +90,7 @@ enum Command {
     /// Choose the layers whose attention decides what is pruned, by accuracy on questions with answers; `run` then uses them.
     #[command(allow_negative_numbers = true, after_help = after_help!(
         "secateur calibrate DIR --data dev.jsonl             the choice goes to DIR/secateur.json"
+        "secateur calibrate Qwen/Qwen3-0.6B --data dev.jsonl   ... beside the model in the hub's cache"
         "secateur calibrate DIR --data dev.jsonl --budget tokens:512 --problems 50 --out choice.json"
     ))]
     Calibrate(calibrate::Args),

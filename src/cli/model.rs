@@ -48,32 +48,24 @@ pub fn open(model: &str, update: bool, quiet: bool) -> Result<(ModelSource, Stri
     }
 }
 
-/// Where a choice of layers lies beside a model of yours: in its directory, or next to its GGUF file. `None` for the hub's.
-pub fn choice_path(model: &str) -> Option<PathBuf> {
-    let path = Path::new(model);
-    match (path.is_dir(), path.is_file()) {
-        (true, _) => Some(path.join(FILE)),
-        (_, true) => Some(PathBuf::from(format!("{model}.{FILE}"))),
-        _ => None,
+/// Where a choice of layers lies beside a model: in its directory, which of a model on the hub is its snapshot in the cache, or next
+/// to its GGUF file. `None` for the model in the binary.
+pub fn choice_path(source: &ModelSource) -> Option<PathBuf> {
+    match source.gguf() {
+        Some(gguf) => Some(PathBuf::from(format!("{}.{FILE}", gguf.place()))),
+        None => source.folder().map(|folder| folder.join(FILE)),
     }
 }
 
 /// The choice of layers beside the model, if there is one, and where it lies.
 pub fn choice(source: &ModelSource) -> Result<Option<(Choice, String)>> {
-    let (text, place) = match source.gguf() {
-        None => (source.find(FILE)?.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()), source.place_of(FILE)),
-        Some(gguf) => {
-            let place = format!("{}.{FILE}", gguf.place());
-            let text = match std::fs::read_to_string(&place) {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-                read => Some(read.map_err(|e| {
-                    Error::new(ErrorKind::Io, "the choice of layers cannot be read").at(&place).found(e)
-                })?),
-            };
-            (text, place)
-        }
-    };
-    text.map(|text| Ok((Choice::from_json(&text, &place)?, place))).transpose()
+    let Some(path) = choice_path(source) else { return Ok(None) };
+    let place = path.display().to_string();
+    match std::fs::read_to_string(&path) {
+        Ok(text) => Ok(Some((Choice::from_json(&text, &place)?, place))),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::new(ErrorKind::Io, "the choice of layers cannot be read").at(place).found(e)),
+    }
 }
 
 /// The bar of a download, and lines for what interrupts it.

@@ -107,6 +107,15 @@ impl ModelSource {
         }
     }
 
+    /// The directory, if the model is one on disk.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn folder(&self) -> Option<&Path> {
+        match &self.0 {
+            Place::Directory(folder) => Some(folder),
+            _ => None,
+        }
+    }
+
     /// A directory on disk. Its files are memory-mapped where the `cli` feature is on, else read when asked for.
     ///
     /// # Errors
