@@ -321,7 +321,9 @@ pub fn cached(trace: &trace::Trace) -> String {
 
 /// Decoded tokens a second, probes excluded; 0 where nothing was decoded.
 pub fn tokens_per_second(t: &trace::Totals) -> f64 {
-    if t.decode_us == 0 { 0.0 } else { t.generated_tokens as f64 / (t.decode_us as f64 / 1e6) }
+    // The first token comes with the prompt.
+    let decoded = t.generated_tokens.saturating_sub(1);
+    if t.decode_us == 0 { 0.0 } else { decoded as f64 / (t.decode_us as f64 / 1e6) }
 }
 
 fn percent(part: u64, of: u64) -> f64 {

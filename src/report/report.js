@@ -505,9 +505,10 @@ function ordinal(n) {
 function facts(trace) {
   const t = trace.totals;
   const fact = (name, value, more) => el('div', {}, el('dt', {}, name), el('dd', {}, value, more && el('small', {}, more)));
-  const rate = `${(t.generated_tokens / (t.decode_us / 1e6)).toFixed(1)} tok/s`;
-  // The last token is sampled, never forwarded.
-  const all = t.prompt_tokens + Math.max(t.generated_tokens - 1, 0);
+  // The first token comes with the prompt, and the last is sampled, never forwarded: a step for each but one.
+  const decoded = Math.max(t.generated_tokens - 1, 0);
+  const rate = `${(decoded / (t.decode_us / 1e6)).toFixed(1)} tok/s`;
+  const all = t.prompt_tokens + decoded;
   return el('dl', {class: 'facts'},
     fact('generated', count(t.generated_tokens), `${count(t.thinking_tokens)} thinking, after ${count(t.prompt_tokens)} of prompt`),
     fact('steps', count(trace.steps.length), trace.steps.length ? `${(t.thinking_tokens / trace.steps.length).toFixed(1)} tokens each` : ''),
