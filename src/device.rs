@@ -103,7 +103,8 @@ impl DeviceInfo {
 
     /// Whether `select` names it: `auto`, its backend, or a part of its name in any case.
     pub fn matches(&self, select: &str) -> bool {
-        select == "auto" || self.backend == select || self.name.to_lowercase().contains(&select.to_lowercase())
+        let part = !select.is_empty() && self.name.to_lowercase().contains(&select.to_lowercase());
+        select == "auto" || self.backend == select || part
     }
 }
 

@@ -31,7 +31,10 @@ pub fn check_probe_ids(ids: &[u32], think_close: Option<u32>) -> Result<()> {
         return Err(Error::new(ErrorKind::Input, "the probe text must end in its only </think>")
             .at("--probe-text")
             .expected(format!("one id {close}, the last of the probe"))
-            .found(format!("{count} of them in {} ids, the last {:?}", ids.len(), ids.last())));
+            .found(match ids.last() {
+                Some(last) => format!("{count} of them in {} ids, the last {last}", ids.len()),
+                None => "no ids".into(),
+            }));
     }
     Ok(())
 }

@@ -369,7 +369,7 @@ fn what_cannot_be_calibrated_is_refused_at_once() {
         (
             write("half", format!("{line}{{\"question\": \"b\"}}").as_bytes()),
             2,
-            &["half, line 2", "fields", "question"],
+            &["half, line 2", "found: the fields question\n"],
         ),
         (write("null", b"{\"question\": \"a\", \"answer\": null}"), 2, &["null, line 1"]),
         (write("blank", b"{\"question\": \"a\", \"answer\": \"\"}"), 2, &["blank, line 1", "an empty answer"]),

@@ -299,6 +299,7 @@ fn a_prompt_may_come_from_stdin() {
     assert_eq!((&piped["prompt_ids"], &piped["ids"]), (&given["prompt_ids"], &given["ids"]));
     fails(&feed(b"caf\xe9 ?"), 2, &["not UTF-8", "byte 3"]);
     fails(&feed(b"\n"), 2, &["the prompt is empty"]);
+    fails(&feed(&vec![b'a'; (64 << 20) + 1]), 2, &["has no end", "stdin", "at most 64.0 MiB"]);
 }
 
 #[test]
@@ -382,6 +383,10 @@ fn bad_arguments_are_refused_before_anything_is_loaded() {
         (&["--ids", "1", "text"], &["cannot be used with"]),
         (&["--ids", "1,320"], &["outside the vocabulary", "320"]),
         (&["--probe-text", "no end", "x"], &["</think>", "--probe-text"]),
+        (&["--probe-text", "", "x"], &["</think>", "--probe-text", "found: no ids"]),
+        (&["--model", "", "x"], &["no model is named"]),
+        (&["--layers", "0-", "x"], &["not a list of layers", "\"0-\""]),
+        (&["--temperature", "NaN", "x"], &["--temperature", "found: NaN"]),
         (&[""], &["the prompt is empty"]),
         (&["  \n"], &["the prompt is empty"]),
         (&[], &["no prompt, and stdin is not a terminal to chat on", "--ids"]),
@@ -432,6 +437,7 @@ fn what_the_model_cannot_do_is_refused_before_its_weights_are_read() {
 #[test]
 fn bad_models_are_refused_by_name() {
     fails(&run(&["run", "--device", "cpu", "--model", "/no/such/dir", "x"]), 1, &["not a directory", "/no/such/dir"]);
+    fails(&on(Path::new("no/such@../name"), &["x"]), 1, &["not a directory", "on the hub is named ORG/NAME"]);
     fails(&on(&Path::new(F16).join("config.json"), &["x"]), 1, &["not a directory"]);
     let empty = tempfile::tempdir().unwrap();
     fails(&on(empty.path(), &["x"]), 1, &["config.json"]);
@@ -534,6 +540,9 @@ fn an_unknown_device_is_refused_with_what_there_is() {
     let ran = run(&["run", "--model", F16, "--device", "voodoo2", "x"]);
     assert!(ran.code == Some(1) && ran.out.is_empty(), "{}{}", ran.out, ran.err);
     assert!(ran.err.contains("voodoo2") || ran.err.contains("no GPU adapter"), "{}", ran.err);
+    // Nothing is a part of every name, and names none.
+    let ran = run(&["run", "--model", F16, "--device", "", "x"]);
+    assert!(ran.code == Some(1) && ran.out.is_empty(), "{}{}", ran.out, ran.err);
 }
 
 #[cfg(target_os = "linux")]

@@ -94,7 +94,8 @@ fn fill(mut file: File, text: &str, target: &Path) -> io::Result<()> {
 }
 
 fn failed(file: &Path, e: io::Error) -> Error {
-    let missing = e.kind() == io::ErrorKind::NotFound;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let missing = folder.is_some_and(|folder| !folder.exists());
     let error = Error::new(ErrorKind::Io, "a file cannot be written").at(file.display()).found(e);
     if missing { error.help("make its folder first") } else { error }
 }

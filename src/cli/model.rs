@@ -32,6 +32,11 @@ impl ModelArgs {
 
 /// What is there is taken as a path; what is not may be a name.
 pub fn open(model: &str, update: bool, quiet: bool) -> Result<(ModelSource, String)> {
+    if model.is_empty() {
+        return Err(Error::new(ErrorKind::Input, "no model is named")
+            .expected("a directory, a GGUF file, or a model on the hub")
+            .found("an empty name"));
+    }
     match model.parse::<HubName>() {
         Ok(name) if !Path::new(model).exists() => {
             let mut bar = Download::new(&name, quiet);
@@ -44,7 +49,12 @@ pub fn open(model: &str, update: bool, quiet: bool) -> Result<(ModelSource, Stri
             })?;
             Ok((ModelSource::open(path)?, name.to_string()))
         }
-        _ => Ok((ModelSource::open(model)?, model.to_string())),
+        named => {
+            let help = "a model on the hub is named ORG/NAME, ORG/NAME@REVISION or ORG/NAME/FILE.gguf";
+            let nowhere = named.is_err() && std::fs::symlink_metadata(model).is_err();
+            let opened = ModelSource::open(model).map_err(|e| if nowhere { e.help(help) } else { e });
+            Ok((opened?, model.to_string()))
+        }
     }
 }
 

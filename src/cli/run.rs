@@ -474,13 +474,21 @@ fn parse_ids(text: &str) -> Result<Vec<u32>> {
     words.map(|word| word.parse().map_err(|_| wrong(word))).collect()
 }
 
+/// A prompt on stdin that is longer was meant for something else.
+const MOST_BYTES: u64 = 64 << 20;
+
 fn read_stdin() -> Result<String> {
     let mut bytes = Vec::new();
     if std::io::stdin().is_terminal() {
         super::say("reading the prompt from the terminal; Ctrl-D ends it");
     }
     let failed = |e| Error::new(ErrorKind::Io, "stdin cannot be read").found(e);
-    std::io::stdin().lock().read_to_end(&mut bytes).map_err(failed)?;
+    std::io::stdin().lock().take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MOST_BYTES {
+        return Err(Error::new(ErrorKind::Input, "the prompt has no end, or none that any context reaches")
+            .at("stdin")
+            .expected(format!("at most {}", screen::bytes(MOST_BYTES))));
+    }
     let mut text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
         Error::new(ErrorKind::Input, "the prompt is not UTF-8").at(format!("stdin, byte {at}"))

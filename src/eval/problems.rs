@@ -53,8 +53,9 @@ pub fn read(text: &str, place: &str) -> Result<Vec<Problem>> {
                 problems.push(Problem { question: question.into(), answer });
             }
             _ => {
+                let fields = |o: &serde_json::Map<String, Value>| o.keys().cloned().collect::<Vec<_>>().join(", ");
                 return Err(wrong(
-                    value.as_object().map_or(value.to_string(), |o| format!("the fields {:?}", o.keys())),
+                    value.as_object().map_or(value.to_string(), |o| format!("the fields {}", fields(o))),
                 ));
             }
         }
