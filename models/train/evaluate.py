@@ -8,6 +8,7 @@ Eviction is a mask here; the Rust engine frees the memory. Nothing else differs:
 
 import argparse
 import json
+import multiprocessing
 import re
 import time
 from pathlib import Path
@@ -26,9 +27,8 @@ def load(path):
     """A training checkpoint (.pt) or an exported model directory."""
     path = Path(path)
     if path.suffix == ".pt":
-        c = torch.load(path, weights_only=False)
+        c = torch.load(path, weights_only=False, map_location="cpu")
         cfg, state = Config(**c["config"]), c["model"]
-        print(f"checkpoint at {c['seen']} tokens", flush=True)
     else:
         from safetensors.torch import load_file
 
@@ -214,6 +214,28 @@ class Runner:
         return out
 
 
+def begin(model, max_tokens):
+    torch.set_num_threads(1)
+    global runner
+    runner = Runner(load(model), max_tokens)
+
+
+def evaluate(work):
+    """One run: (its line, what `--show` prints)"""
+    split, name, ratio, seed, args = work
+    problems = task.split(split, args.skip + args.count)[args.skip :]
+    heads = [tuple(map(int, h.split(":"))) for h in args.heads] if args.heads else None
+    t = time.time()
+    r = runner.run(problems, name, ratio, args.p, args.window, seed, args.layers, heads, args.per_head, args.batch)
+    mean = lambda k, digits: round(float(np.mean([x[k] for x in r])), digits)
+    line = dict(split=split, policy=name + args.label, ratio=ratio, seed=seed, accuracy=mean("correct", 4),
+                truncated=mean("truncated", 4), thinking=mean("thinking", 1), peak=mean("peak", 1), mean=mean("mean", 1),
+                seconds=round(time.time() - t, 1), p=args.p, window=args.window, correct=[int(x["correct"]) for x in r],
+                answers=[x["answer"] for x in r], kept=[x["kept"] for x in r], tokens=[x["thinking"] for x in r],
+                truncations=[int(x["truncated"]) for x in r])
+    return line, [f"{problems[x['problem']].text} \n {x['text']} {x['correct']}\n" for x in r[: args.show]]
+
+
 def main():
     a = argparse.ArgumentParser()
     a.add_argument("--model", required=True)
@@ -231,37 +253,22 @@ def main():
     a.add_argument("--max-tokens", type=int, default=700)
     a.add_argument("--batch", type=int, default=128)
     a.add_argument("--label", default="", help="added to the policy's name in the output")
+    a.add_argument("--jobs", type=int, default=1, help="processes, each of one thread")
     a.add_argument("--show", type=int, default=0)
     a.add_argument("--out")
     args = a.parse_args()
-    torch.set_num_threads(1)
-    runner = Runner(load(args.model), args.max_tokens)
     names = policies.POLICIES if args.policy == ["all"] else args.policy
-    heads = [tuple(map(int, h.split(":"))) for h in args.heads] if args.heads else None
-    for split in args.split:
-        problems = task.split(split, args.skip + args.count)[args.skip :]
-        for name in names:
-            for ratio in [1.0] if name == "full" else args.ratio:
-                for seed in args.seeds if name.startswith("random") else [0]:
-                    t = time.time()
-                    r = runner.run(problems, name, ratio, args.p, args.window, seed, args.layers, heads, args.per_head,
-                                   args.batch)
-                    acc = np.mean([x["correct"] for x in r])
-                    line = dict(split=split, policy=name + args.label, ratio=ratio, seed=seed, accuracy=round(float(acc), 4),
-                                truncated=round(float(np.mean([x["truncated"] for x in r])), 4),
-                                thinking=round(float(np.mean([x["thinking"] for x in r])), 1),
-                                peak=round(float(np.mean([x["peak"] for x in r])), 1),
-                                mean=round(float(np.mean([x["mean"] for x in r])), 1),
-                                seconds=round(time.time() - t, 1))
-                    print(json.dumps(line), flush=True)
-                    for x in r[: args.show]:
-                        print(problems[x["problem"]].text, "\n", x["text"], x["correct"], "\n")
-                    if args.out:
-                        line.update(p=args.p, window=args.window, correct=[int(x["correct"]) for x in r],
-                                    answers=[x["answer"] for x in r], kept=[x["kept"] for x in r],
-                                    tokens=[x["thinking"] for x in r], truncations=[int(x["truncated"]) for x in r])
-                        with open(args.out, "a") as f:
-                            f.write(json.dumps(line) + "\n")
+    work = [(split, name, ratio, seed, args) for split in args.split for name in names
+            for ratio in ([1.0] if name == "full" else args.ratio)
+            for seed in (args.seeds if name.startswith("random") else [0])]
+    with multiprocessing.get_context("spawn").Pool(args.jobs, begin, (args.model, args.max_tokens)) as pool:
+        for line, shown in pool.imap(evaluate, work):
+            print(json.dumps({k: v for k, v in line.items() if not isinstance(v, list)}), flush=True)
+            for text in shown:
+                print(text)
+            if args.out:
+                with open(args.out, "a") as f:
+                    f.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

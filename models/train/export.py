@@ -28,7 +28,7 @@ def main():
     out = Path(args.dir)
     tokenizer.main(out)
     tok = tokenizer.build()
-    c = torch.load(args.checkpoint, weights_only=False)
+    c = torch.load(args.checkpoint, weights_only=False, map_location="cpu")
     cfg = c["config"]
     state = {k: v.to(torch.bfloat16).contiguous() for k, v in c["model"].items()}
     save_file(state, str(out / "model.safetensors"), metadata={"format": "pt", "trained_tokens": str(c["seen"])})

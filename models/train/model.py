@@ -110,6 +110,7 @@ class Qwen2(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.config, self.model = c, Inner(c)
+        self.tables = None  # cos, sin of the first positions
         for name, p in self.named_parameters():
             if p.ndim == 2:
                 std = 0.1 if "embed" in name else 1 / math.sqrt(p.shape[1])
@@ -141,7 +142,10 @@ class Qwen2(nn.Module):
 
     def hidden(self, ids):
         """ids (B, T) -> final hidden states (B, T, hidden)"""
-        cos, sin = rope_tables(self.config, torch.arange(ids.shape[1]))
+        t = ids.shape[1]
+        if self.tables is None or self.tables[0].shape[0] < t or self.tables[0].device != ids.device:
+            self.tables = tuple(x.to(ids.device) for x in rope_tables(self.config, torch.arange(max(t, 512))))
+        cos, sin = (x[:t] for x in self.tables)
         x = self.model.embed_tokens(ids)
         for block in self.model.layers:
             x = block(x, cos, sin)

@@ -8,6 +8,7 @@ import torch
 import policies
 import task
 import tokenizer
+import train
 from evaluate import Cache, Runner
 from model import Config, Qwen2
 from steps import segment, spans
@@ -37,11 +38,24 @@ def test_problems_answer_themselves():
             assert p.needed(0) == set() and p.needed(p.last_fact() + 1) == {p.target}
 
 
-def test_held_out_problems_are_not_in_the_training_stream():
-    held = {p.text for name in task.SPLITS for p in task.split(name, 1000)}
-    for i in range(2000):
-        rng = random.Random(1_000_000 + i)
-        assert task.make_problem(rng, rng.randint(6, 8), 1).text not in held
+def test_the_training_stream_is_a_function_of_its_index_and_skips_held_out_problems():
+    train.begin_worker()
+    late = 40 * train.M // (train.POOL * 2048)
+    first, again = train.pool(late, 2048), train.pool(late, 2048)
+    assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(first, again, strict=True))
+    assert not any((a[0][0, :60] == b[0][0, :60]).all() for a, b in zip(first, train.pool(late + 1, 2048)))
+    for ids, weights, count in first:
+        assert ids.shape == weights.shape and ids.size <= 2048 + 33 * len(ids) and 0 < count <= ids.size
+    # Were every problem held out, only drills would be left; thoughts begin with "Okay".
+    okay = train.pool.encode("Okay")
+    assert any((ids == okay).any() for ids, _, _ in first)
+
+    class Everything:
+        __contains__ = lambda *_: True
+
+    train.pool.held_out = Everything()
+    assert not any((ids == okay).any() for ids, _, _ in train.pool(late, 256))
+    train.begin_worker()
 
 
 def test_plan_holds_budget_window_and_current_step():

@@ -23,7 +23,7 @@ TEMPLATE = (
 def words():
     """Every piece that the task can write, in a fixed order."""
     seen = set(task.pieces(task.PROBE)) | {f" {x}" for x in task.LETTERS}
-    seen |= {f" #{i}" for i in range(1, 17)} | {str(i) for i in range(10)} | {f" {i}" for i in range(10)}
+    seen |= {f" #{i}" for i in range(1, 21)} | {str(i) for i in range(10)} | {f" {i}" for i in range(10)}
     seen |= {f" = {i}" for i in range(10)}
     for i in range(4000):
         rng = random.Random(f"vocabulary-{i}")
