@@ -878,9 +878,11 @@ fn inspect_says_what_a_model_is() {
     );
     assert_eq!(json(&run(&["inspect", "--json"]))["model"], "built-in");
     let huge = usize::MAX.to_string();
-    for (context, parts) in
-        [("0", &["--context", "at least 1"][..]), (&huge, &["at most 4096", &huge]), ("64,4097", &["4097"])]
-    {
+    for (context, parts) in [
+        ("0", &["--context", "at least 1", "found: 0", "help:"][..]),
+        (&huge, &["at most 4096", &huge, "help:"]),
+        ("64,4097", &["4097"]),
+    ] {
         fails(&run(&["inspect", F16, "--context", context]), 2, parts);
     }
     // Sizes that no tensor has: what is wrong with the weights is said, and nothing is added up beyond what a number holds.

@@ -462,7 +462,11 @@ pub fn check_context(context: Option<usize>) -> Result<()> {
     if context != Some(0) {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Input, "a context of 0 positions").at("--context").expected("at least 1"))
+    Err(Error::new(ErrorKind::Input, "a context of 0 positions")
+        .at("--context")
+        .expected("at least 1")
+        .found(0)
+        .help("leave --context out for the model's own maximum"))
 }
 
 fn parse_ids(text: &str) -> Result<Vec<u32>> {

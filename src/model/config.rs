@@ -263,7 +263,8 @@ impl ModelConfig {
             Some(positions) => Err(Error::new(ErrorKind::Input, "the model has no such context")
                 .at("--context")
                 .expected(format!("at least 1, at most {most} positions, its max_position_embeddings"))
-                .found(positions)),
+                .found(positions)
+                .help("choose less, or leave --context out")),
         }
     }
 
