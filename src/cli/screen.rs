@@ -179,10 +179,11 @@ impl Screen {
             }
         }
         let mut note = format!(
-            "[probe {}] evicted {} of {} thinking tokens; cached {} -> {}; {}; {:.1} ms",
+            "[probe {}] evicted {} of {} thinking tokens{}; cached {} -> {}; {}; {:.1} ms",
             index + 1,
             probe.evicted.len(),
             probe.thinking_tokens,
+            everywhere(probe),
             probe.cached_before,
             probe.cached_after,
             device_bytes(probe.bytes_after.in_use, probe.bytes_after.reserved),
@@ -209,7 +210,8 @@ impl Screen {
 
     /// Strikes through what a probe cut. A stdout that fails is noticed by the next token.
     fn live_probe(&mut self, index: usize, probe: &trace::Probe, time: u64) -> bool {
-        let mut last = format!(" · probe {} cut {} in {:.1} ms", index + 1, probe.evicted.len(), time as f64 / 1e3);
+        let (cut, ms) = (probe.evicted.len(), time as f64 / 1e3);
+        let mut last = format!(" · probe {} cut {cut}{} in {ms:.1} ms", index + 1, everywhere(probe));
         if probe.bytes_after.in_use > 0 {
             last += &format!(" · device {}", bytes(probe.bytes_after.in_use));
         }
@@ -264,9 +266,10 @@ impl Screen {
         line(
             "cache",
             format!(
-                "{}, {} evicted by {} {}; at most {} slots at a time",
+                "{}, {} evicted{} by {} {}; at most {} slots at a time",
                 cached(trace),
                 t.evicted_tokens,
+                trace.probes.last().map_or("", everywhere),
                 trace.probes.len(),
                 if trace.probes.len() == 1 { "probe" } else { "probes" },
                 t.peak_cached
@@ -305,6 +308,15 @@ impl Screen {
             true => format!("{BOLD}{title}{PLAIN}"),
             false => format!("-- {title} --"),
         }
+    }
+}
+
+/// What one of several kept sets loses another may hold: only what all have lost counts as evicted.
+fn everywhere(probe: &trace::Probe) -> &'static str {
+    match probe.sets.first().map(|set| set.kv_head) {
+        None => "",
+        Some(None) => " from every layer",
+        Some(Some(_)) => " from every head",
     }
 }
 
