@@ -5,8 +5,8 @@ use crate::weights::ModelSource;
 pub const NAME: &str = "built-in";
 
 /// A problem it solves; it knows no other kind.
-pub const EXAMPLE: &str = "We count modulo 10. #1 k equals 5. #2 b equals k minus 9. #3 s equals 8. #4 t equals b plus s. \
-     #5 n is t plus 7. What is n?";
+pub const EXAMPLE: &str = "We count modulo 10. #1 d is 3. #2 r exceeds d by 9. #3 e equals r plus 7. \
+     #4 r drops by d. #5 c is r minus e. #6 h is 4. #7 c rises by 2. What is c?";
 
 /// Thinking tokens from probe to probe: its thoughts have a tenth of the length that the general default is made for.
 pub const PROBE_EVERY: usize = 40;

@@ -99,7 +99,10 @@ class Cache:
         return m.head(m.model.norm(x[:, -1]))
 
     def select(self, rows):
-        self.k, self.v, self.alive = self.k[:, rows], self.v[:, rows], self.alive[:, rows]
+        b, n = len(rows), self.len
+        for x in (*self.k, *self.v):  # in place: new buffers for every sequence that ends cost more than the attention
+            x[:b, :, :n] = x[rows, :, :n]
+        self.k, self.v, self.alive = self.k[:, :b], self.v[:, :b], self.alive[:, rows]
         self.pad = self.pad[rows]
 
 
