@@ -77,6 +77,8 @@ def first_mistake(problem, text):
         elif m["label"]:
             fact = problem.facts[next_fact]
             right = problem.values[next_fact][fact.letter]
+            if begins and fact.left is not None:
+                return "restates a fact as one of another form", m[0]
             if m["letter"] != fact.letter:
                 return "gives another letter", m[0]
             if int(m["value"]) != right:

@@ -3,7 +3,7 @@
     python table.py results.jsonl [...]
 
 Each row: accuracy, and its difference to `random` and to `full` on the same problems (mean over seeds), with 95 % intervals
-from 10,000 bootstrap draws over problems.
+from 10,000 bootstrap draws over problems. Below, `think-clearly` against every other policy in the same way.
 """
 
 import json
@@ -60,6 +60,17 @@ def main():
                 over = shown(c - chance, True) if chance is not None and policy != "random" else "–"
                 print(f"| {100 * ratio:.0f} % | {policy} | {shown(c, False)} | {over} | {shown(c - base, True)} | "
                       f"{100 * mean('truncated'):.1f} | {mean('thinking'):.0f} | {mean('peak'):.0f} | {len(seeds)} |")
+
+        against(runs, split)
+
+
+def against(runs, split, ours="think-clearly"):
+    ratios = sorted({k[1] for k in runs if k[0] == split and k[2] == ours}, reverse=True)
+    print(f"\n| {ours} minus | " + " | ".join(f"{100 * r:.0f} % kept" for r in ratios) + " |")
+    print("|---|" + "---|" * len(ratios))
+    for name in dict.fromkeys(k[2] for k in runs if k[0] == split and k[1] < 1 and k[2] != ours):
+        pairs = [(runs[split, r, ours], runs.get((split, r, name))) for r in ratios]
+        print(f"| {name} | " + " | ".join(shown(correct(a) - correct(b), True) if b else "" for a, b in pairs) + " |")
 
 
 if __name__ == "__main__":
