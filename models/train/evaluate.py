@@ -120,18 +120,18 @@ class Runner:
 
     @torch.no_grad()
     def run(self, problems, policy="full", ratio=1.0, p=40, window=16, seed=0, layers=None, heads=None, per_head=False,
-            batch=128, on_probe=None):
+            batch=128, on_probe=None, own_sets=False):
         """Greedy answers of all problems. Returns one dict per problem, in order."""
         out = [None] * len(problems)
         order = sorted(range(len(problems)), key=lambda i: len(problems[i].text))
         for a in range(0, len(order), batch):
             part = order[a : a + batch]
             for i, r in zip(part, self._batch([problems[i] for i in part], part, policy, ratio, p, window, seed, layers,
-                                              heads, per_head, on_probe)):
+                                              heads, per_head, on_probe, own_sets)):
                 out[i] = r
         return out
 
-    def _batch(self, problems, numbers, policy, ratio, p, window, seed, layers, heads, per_head, on_probe):
+    def _batch(self, problems, numbers, policy, ratio, p, window, seed, layers, heads, per_head, on_probe, own_sets):
         prompts = [self.encode(task.prompt_text(q.text)) for q in problems]
         cache = Cache(self.model, prompts, self.max_tokens + 1)
         c = self.model.config
@@ -160,14 +160,16 @@ class Runner:
                         s = full
                         if per_head:
                             s = s / (s.sum(-1, keepdim=True) + 1e-9)
-                        if heads is not None:
+                        if own_sets:  # a query head votes on the set of its key/value head only
+                            s = s.unflatten(2, (c.num_key_value_heads, -1)).mean(3).transpose(0, 1).flatten(1, 2)
+                        elif heads is not None:
                             s = torch.stack([s[x, :, y] for x, y in heads]).mean(0)
                         else:
                             s = (s if layers is None else s[layers]).mean((0, 2))
                         s = s.numpy()
                     for r in thinking:
                         i = live[r]
-                        shared = policy != "h2o"
+                        shared = policy != "h2o" and not own_sets
                         alive = cache.alive[:, r, :, start : start + step].reshape(n_heads, step).numpy()
                         cached = alive[:1] if shared else alive
                         scores = s[r] if s is not None else None
@@ -229,7 +231,8 @@ def evaluate(work):
     problems = task.split(split, args.skip + args.count)[args.skip :]
     heads = [tuple(map(int, h.split(":"))) for h in args.heads] if args.heads else None
     t = time.time()
-    r = runner.run(problems, name, ratio, args.p, args.window, seed, args.layers, heads, args.per_head, args.batch)
+    r = runner.run(problems, name, ratio, args.p, args.window, seed, args.layers, heads, args.per_head, args.batch,
+                   own_sets=args.own_sets)
     mean = lambda k, digits: round(float(np.mean([x[k] for x in r])), digits)
     line = dict(split=split, policy=name + args.label, ratio=ratio, seed=seed, accuracy=mean("correct", 4),
                 truncated=mean("truncated", 4), thinking=mean("thinking", 1), peak=mean("peak", 1), mean=mean("mean", 1),
@@ -253,6 +256,7 @@ def main():
     a.add_argument("--layers", nargs="+", type=int)
     a.add_argument("--heads", nargs="+", help="layer:head, e.g. 2:1 3:0")
     a.add_argument("--per-head", action="store_true", help="renormalise each head over the thinking tokens")
+    a.add_argument("--own-sets", action="store_true", help="each key/value head keeps its own, by its own queries' scores")
     a.add_argument("--max-tokens", type=int, default=700)
     a.add_argument("--batch", type=int, default=128)
     a.add_argument("--label", default="", help="added to the policy's name in the output")

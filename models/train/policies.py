@@ -88,18 +88,20 @@ def oracle_keys(problem, pieces, step_spans):
 
 
 def plan(policy, ratio, window, pieces, cached, scores, rng, problem):
-    """cached: (heads, n) bool. scores: (n,), or (heads, n) for h2o. Returns the new (heads, n) keep mask."""
+    """cached: (heads, n) bool. scores: (n,), or (heads, n) where every head keeps its own. Returns the new (heads, n) mask."""
     n = cached.shape[1]
     step_spans = spans(segment(pieces))
     tail = protected(n, step_spans, window)
     budget = int(ratio * n)
     out = []
     for h in range(cached.shape[0]):
-        c = cached[h]
+        c, own = cached[h], scores
+        if scores is not None and scores.ndim == 2:
+            own = scores[h]
         if policy in ("think-clearly", "last-attention"):
-            keep = drop_steps(step_means(scores, c, step_spans), scores, c, tail, budget, step_spans)
+            keep = drop_steps(step_means(own, c, step_spans), own, c, tail, budget, step_spans)
         elif policy == "think-token":
-            keep = drop_tokens(scores, c, tail, budget)
+            keep = drop_tokens(own, c, tail, budget)
         elif policy == "random":
             keep = drop_tokens(rng.random(n), c, tail, budget)
         elif policy == "random-step":
@@ -108,8 +110,8 @@ def plan(policy, ratio, window, pieces, cached, scores, rng, problem):
             keep = drop_tokens(np.arange(n), c, tail, budget)  # the sinks are in the prompt, which always stays
         elif policy == "h2o":
             recent = min(tail, n - budget // 2)
-            keep = drop_tokens(scores[h], c, recent, budget)
-            keep = drop_tokens(scores[h], keep, tail, budget)
+            keep = drop_tokens(own, c, recent, budget)
+            keep = drop_tokens(own, keep, tail, budget)
         elif policy == "oracle":
             key, _ = oracle_keys(problem, pieces, step_spans)
             keep = drop_steps(key, np.arange(n), c, tail, budget, step_spans)
