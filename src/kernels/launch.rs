@@ -10,7 +10,7 @@ use burn::backend::wgpu::{CubeBackend, CubeTensor, KernelSource, SourceKernel, S
 use burn::backend::{Cube, Flex};
 use burn::cubecl::prelude::KernelId;
 use burn::cubecl::server::{KernelArguments, MetadataBindingInfo};
-use burn::cubecl::{CubeCount, CubeDim};
+use burn::cubecl::{CubeCount, CubeDim, ExecutionMode};
 use burn::tensor::{Bytes, DType, Int, Tensor};
 
 use super::{
@@ -96,8 +96,11 @@ impl KernelSource for Wgsl {
     fn source(&self) -> SourceTemplate {
         SourceTemplate::new(self.text)
     }
+    /// Unchecked: without the counter that naga otherwise adds to every loop to end it after 2^64 turns. With it compilers do
+    /// not unroll loops, and an array indexed in a loop that is not unrolled lives in memory, not in registers. The loops of
+    /// the kernels are bounded by constants and by what the specs pass.
     fn id(&self) -> KernelId {
-        KernelId::new::<Self>().info(self.hash)
+        KernelId::new::<Self>().info(self.hash).mode(ExecutionMode::Unchecked)
     }
     fn lang(&self) -> &'static str {
         "wgsl"
