@@ -1,6 +1,10 @@
 // out[i, row0 + r] = W[r, :] . x[i, :] + bias[row0 + r] for many x: prefill and probe chunks. The same weights, modes and
-// meaning as matvec. A workgroup computes TILE_ROWS rows of W for TILE_N vectors x; an invocation 4 x 4 of them.
-// Constants: THREADS (TILE_ROWS / 4 * TILE_N / 4), TILE_ROWS, TILE_N, DTYPE, MODE, HAS_BIAS.
+// meaning as matvec. A workgroup computes TILE_ROWS rows of W for TILE_N vectors x, DEPTH columns at a time from workgroup
+// memory; an invocation has four rows and eight vectors, and where there are SLICES, its share of the columns only: few
+// vectors make few tiles, and a GPU is to be filled all the same.
+// The accumulators have names, not an index: an array that some compiler does not unroll would live in memory.
+// Constants: THREADS (TILE_ROWS / 4 * TILE_N / 8 * SLICES), TILE_ROWS, TILE_N, DEPTH (a multiple of 8 SLICES; with several
+// slices >= TILE_N), SLICES, DTYPE, MODE, HAS_BIAS.
 @group(0) @binding(0) var<storage, read_write> w: array<vec4<u32>>;      // [rows, row_words / 4]
 @group(0) @binding(1) var<storage, read_write> x: array<vec4<f32>>;      // [n, cols / 4]
 @group(0) @binding(2) var<storage, read_write> bias: array<f32>;         // [all rows of all shards], or one unused value
@@ -8,92 +12,177 @@
 struct Info { rows: u32, cols: u32, row0: u32, out_stride: u32, n: u32, pad0: u32, pad1: u32, pad2: u32 }
 @group(0) @binding(4) var<uniform> info: Info;
 
-const TILE_K = 32u;
-var<workgroup> ws: array<f32, TILE_K * TILE_ROWS>;    // [TILE_K, TILE_ROWS]
-var<workgroup> xs: array<f32, TILE_K * TILE_N>;    // [TILE_K, TILE_N]
+const ROW_QUADS = TILE_ROWS / 4u;
+const N_QUADS = TILE_N / 4u;
+const PLANE = ROW_QUADS * TILE_N / 8u;   // invocations of a slice
+const SLICE = DEPTH / SLICES;            // columns of a tile that are one slice's
+var<workgroup> ws: array<vec4<f32>, DEPTH * ROW_QUADS>;   // [DEPTH, ROW_QUADS], four rows each
+var<workgroup> xs: array<vec4<f32>, DEPTH * N_QUADS>;     // [DEPTH, N_QUADS], four vectors each
+
+struct Octet { a: vec4<f32>, b: vec4<f32> }
+
+// Columns k to k + 7 of a row, zeros outside the matrix.
+fn octet(row: u32, k: u32) -> Octet {
+    var o = Octet(vec4<f32>(0.0), vec4<f32>(0.0));
+    if (row >= info.rows || k >= info.cols) { return o; }
+    if (DTYPE == F32) {
+        let at = (row * info.cols + k) / 4u;
+        o.a = bitcast<vec4<f32>>(w[at]);
+        if (k + 4u < info.cols) { o.b = bitcast<vec4<f32>>(w[at + 1u]); }
+    } else if (DTYPE == Q8_0 || DTYPE == Q4_0) {
+        let blocks = info.cols / BLOCK;
+        let quads = select(blocks, 2u * blocks, DTYPE == Q8_0);
+        let first = row * (quads + (blocks + 7u) / 8u);
+        let block = k / BLOCK;
+        let scale = block_scale(w[first + quads + block / 8u][(block / 2u) % 4u], block);
+        if (DTYPE == Q8_0) {
+            let words = w[first + k / 16u];
+            let pair = select(words.xy, words.zw, (k & 8u) != 0u);
+            o.a = scale * unpack_bytes(pair.x);
+            o.b = scale * unpack_bytes(pair.y);
+        } else {
+            let word = w[first + block][(k % BLOCK) / 8u];
+            o.a = scale * unpack_nibbles(word);
+            o.b = scale * unpack_nibbles(word >> 4u);
+        }
+    } else {
+        let words = w[(row * info.cols + k) / 8u];
+        o.a = vec4<f32>(unpack_pair(words.x, DTYPE), unpack_pair(words.y, DTYPE));
+        o.b = vec4<f32>(unpack_pair(words.z, DTYPE), unpack_pair(words.w, DTYPE));
+    }
+    return o;
+}
+
+// Columns k to k + 3 of a vector, zeros outside.
+fn quad(i: u32, k: u32) -> vec4<f32> {
+    if (i >= info.n || k >= info.cols) { return vec4<f32>(0.0); }
+    return x[(i * info.cols + k) / 4u];
+}
+
+fn store(i: u32, row: u32, sums: vec4<f32>) {
+    if (i >= info.n) { return; }
+    let line = i * info.out_stride;
+    let at = info.row0 + row;
+    if (MODE == 2u) {
+        if (row < info.rows) { out[line + at / 2u] = silu(sums.x) * sums.y; }
+        if (row + 2u < info.rows) { out[line + at / 2u + 1u] = silu(sums.z) * sums.w; }
+        return;
+    }
+    put(line, at, row, sums.x);
+    put(line, at + 1u, row + 1u, sums.y);
+    put(line, at + 2u, row + 2u, sums.z);
+    put(line, at + 3u, row + 3u, sums.w);
+}
+
+fn put(line: u32, at: u32, row: u32, sum: f32) {
+    if (row >= info.rows) { return; }
+    var y = sum;
+    if (HAS_BIAS != 0u) { y += bias[at]; }
+    if (MODE == 1u) { y += out[line + at]; }
+    out[line + at] = y;
+}
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let first_row = group.x * TILE_ROWS;
     let first_n = group.y * TILE_N;
-    let tr = (thread % (TILE_ROWS / 4u)) * 4u;
-    let tn = (thread / (TILE_ROWS / 4u)) * 4u;
-    var acc: array<vec4<f32>, 4>;
-    for (var j = 0u; j < 4u; j++) { acc[j] = vec4<f32>(0.0); }
-    for (var k0 = 0u; k0 < info.cols; k0 += TILE_K) {
-        // 8 values a step: two f32 quads or one f16/bf16 quad of words.
-        for (var step = thread; step < TILE_ROWS * TILE_K / 8u; step += THREADS) {
-            let r = step % TILE_ROWS;
-            let k = (step / TILE_ROWS) * 8u;
-            var a = vec4<f32>(0.0);
-            var b = vec4<f32>(0.0);
-            if (first_row + r < info.rows && k0 + k < info.cols) {
-                if (DTYPE == F32) {
-                    let at = ((first_row + r) * info.cols + k0 + k) / 4u;
-                    a = bitcast<vec4<f32>>(w[at]);
-                    if (k0 + k + 4u < info.cols) { b = bitcast<vec4<f32>>(w[at + 1u]); }
-                } else if (DTYPE == Q8_0 || DTYPE == Q4_0) {
-                    let blocks = info.cols / BLOCK;
-                    let quads = select(blocks, 2u * blocks, DTYPE == Q8_0);
-                    let first = (first_row + r) * (quads + (blocks + 7u) / 8u);
-                    let block = (k0 + k) / BLOCK;
-                    let scale = block_scale(w[first + quads + block / 8u][(block / 2u) % 4u], block);
-                    if (DTYPE == Q8_0) {
-                        let words = w[first + (k0 + k) / 16u];
-                        let pair = select(words.xy, words.zw, (k & 8u) != 0u);
-                        a = scale * unpack_bytes(pair.x);
-                        b = scale * unpack_bytes(pair.y);
-                    } else {
-                        let word = w[first + block][(k % BLOCK) / 8u];
-                        a = scale * unpack_nibbles(word);
-                        b = scale * unpack_nibbles(word >> 4u);
-                    }
-                } else {
-                    let words = w[((first_row + r) * info.cols + k0 + k) / 8u];
-                    a = vec4<f32>(unpack_pair(words.x, DTYPE), unpack_pair(words.y, DTYPE));
-                    b = vec4<f32>(unpack_pair(words.z, DTYPE), unpack_pair(words.w, DTYPE));
-                }
-            }
-            for (var j = 0u; j < 4u; j++) {
-                ws[(k + j) * TILE_ROWS + r] = a[j];
-                ws[(k + 4u + j) * TILE_ROWS + r] = b[j];
-            }
+    let place = thread % PLANE;
+    let slice = thread / PLANE;
+    let tr = place % ROW_QUADS;
+    let tn = 2u * (place / ROW_QUADS);
+    var s0 = vec4<f32>(0.0);
+    var s1 = vec4<f32>(0.0);
+    var s2 = vec4<f32>(0.0);
+    var s3 = vec4<f32>(0.0);
+    var s4 = vec4<f32>(0.0);
+    var s5 = vec4<f32>(0.0);
+    var s6 = vec4<f32>(0.0);
+    var s7 = vec4<f32>(0.0);
+    for (var k0 = 0u; k0 < info.cols; k0 += DEPTH) {
+        for (var step = thread; step < ROW_QUADS * DEPTH / 8u; step += THREADS) {
+            let r = step % ROW_QUADS;
+            let k = (step / ROW_QUADS) * 8u;
+            let row = first_row + 4u * r;
+            let e = octet(row, k0 + k);
+            let f = octet(row + 1u, k0 + k);
+            let g = octet(row + 2u, k0 + k);
+            let h = octet(row + 3u, k0 + k);
+            let at = k * ROW_QUADS + r;
+            ws[at] = vec4<f32>(e.a.x, f.a.x, g.a.x, h.a.x);
+            ws[at + ROW_QUADS] = vec4<f32>(e.a.y, f.a.y, g.a.y, h.a.y);
+            ws[at + 2u * ROW_QUADS] = vec4<f32>(e.a.z, f.a.z, g.a.z, h.a.z);
+            ws[at + 3u * ROW_QUADS] = vec4<f32>(e.a.w, f.a.w, g.a.w, h.a.w);
+            ws[at + 4u * ROW_QUADS] = vec4<f32>(e.b.x, f.b.x, g.b.x, h.b.x);
+            ws[at + 5u * ROW_QUADS] = vec4<f32>(e.b.y, f.b.y, g.b.y, h.b.y);
+            ws[at + 6u * ROW_QUADS] = vec4<f32>(e.b.z, f.b.z, g.b.z, h.b.z);
+            ws[at + 7u * ROW_QUADS] = vec4<f32>(e.b.w, f.b.w, g.b.w, h.b.w);
         }
-        for (var step = thread; step < TILE_N * TILE_K / 4u; step += THREADS) {
-            let i = step % TILE_N;
-            let k = (step / TILE_N) * 4u;
-            var v = vec4<f32>(0.0);
-            if (first_n + i < info.n && k0 + k < info.cols) { v = x[((first_n + i) * info.cols + k0 + k) / 4u]; }
-            for (var j = 0u; j < 4u; j++) { xs[(k + j) * TILE_N + i] = v[j]; }
+        for (var step = thread; step < N_QUADS * DEPTH / 4u; step += THREADS) {
+            let i = step % N_QUADS;
+            let k = (step / N_QUADS) * 4u;
+            let vector = first_n + 4u * i;
+            let e = quad(vector, k0 + k);
+            let f = quad(vector + 1u, k0 + k);
+            let g = quad(vector + 2u, k0 + k);
+            let h = quad(vector + 3u, k0 + k);
+            let at = k * N_QUADS + i;
+            xs[at] = vec4<f32>(e.x, f.x, g.x, h.x);
+            xs[at + N_QUADS] = vec4<f32>(e.y, f.y, g.y, h.y);
+            xs[at + 2u * N_QUADS] = vec4<f32>(e.z, f.z, g.z, h.z);
+            xs[at + 3u * N_QUADS] = vec4<f32>(e.w, f.w, g.w, h.w);
         }
         workgroupBarrier();
-        for (var k = 0u; k < TILE_K; k++) {
-            let at = k * TILE_ROWS + tr;
-            let rows = vec4<f32>(ws[at], ws[at + 1u], ws[at + 2u], ws[at + 3u]);
-            let column = k * TILE_N + tn;
-            acc[0] += rows * xs[column];
-            acc[1] += rows * xs[column + 1u];
-            acc[2] += rows * xs[column + 2u];
-            acc[3] += rows * xs[column + 3u];
+        for (var k = 0u; k < SLICE; k++) {
+            let column = slice * SLICE + k;
+            let rows = ws[column * ROW_QUADS + tr];
+            let low = xs[column * N_QUADS + tn];
+            let high = xs[column * N_QUADS + tn + 1u];
+            s0 += rows * low.x;
+            s1 += rows * low.y;
+            s2 += rows * low.z;
+            s3 += rows * low.w;
+            s4 += rows * high.x;
+            s5 += rows * high.y;
+            s6 += rows * high.z;
+            s7 += rows * high.w;
         }
         workgroupBarrier();
     }
-    for (var i = 0u; i < 4u; i++) {
-        if (first_n + tn + i >= info.n) { continue; }
-        let line = (first_n + tn + i) * info.out_stride;
-        for (var j = 0u; j < 4u; j++) {
-            let row = first_row + tr + j;
-            if (row >= info.rows) { continue; }
-            let at = info.row0 + row;
-            var y = acc[i][j];
-            if (HAS_BIAS != 0u) { y += bias[at]; }
-            if (MODE == 0u) {
-                out[line + at] = y;
-            } else if (MODE == 1u) {
-                out[line + at] += y;
-            } else if (row % 2u == 0u) {
-                out[line + at / 2u] = silu(y) * acc[i][(j + 1u) % 4u];
-            }
+    // The slices add up, one after the other, in workgroup memory that the tiles no longer need.
+    for (var other = 1u; other < SLICES; other++) {
+        let at = place * 8u;
+        if (slice == other) {
+            ws[at] = s0;
+            ws[at + 1u] = s1;
+            ws[at + 2u] = s2;
+            ws[at + 3u] = s3;
+            ws[at + 4u] = s4;
+            ws[at + 5u] = s5;
+            ws[at + 6u] = s6;
+            ws[at + 7u] = s7;
         }
+        workgroupBarrier();
+        if (slice == 0u) {
+            s0 += ws[at];
+            s1 += ws[at + 1u];
+            s2 += ws[at + 2u];
+            s3 += ws[at + 3u];
+            s4 += ws[at + 4u];
+            s5 += ws[at + 5u];
+            s6 += ws[at + 6u];
+            s7 += ws[at + 7u];
+        }
+        workgroupBarrier();
     }
+    if (slice != 0u) { return; }
+    let row = first_row + 4u * tr;
+    let i = first_n + 4u * tn;
+    store(i, row, s0);
+    store(i + 1u, row, s1);
+    store(i + 2u, row, s2);
+    store(i + 3u, row, s3);
+    store(i + 4u, row, s4);
+    store(i + 5u, row, s5);
+    store(i + 6u, row, s6);
+    store(i + 7u, row, s7);
 }

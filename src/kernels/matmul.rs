@@ -1,14 +1,35 @@
 //! Matrix times many vectors: prefill and probe chunks. Contract, twin and bound are those of [`matvec`](super::matvec);
 //! only the tiling differs. Where invocations are the threads of a GPU, `matmul.wgsl`: a tile of weights is unpacked once,
-//! into workgroup memory, for 32 vectors. Where they are the lanes of a CPU's vectors, `matmul_rows.wgsl`, for the reasons
+//! into workgroup memory, for 32 or 64 vectors. Where they are the lanes of a CPU's vectors, `matmul_rows.wgsl`, for the reasons
 //! given there.
 use super::Words;
 use super::cases::{Case, whole_blocks};
 use super::launch::Variant;
 use super::matvec::{LinearSpec, Mode, case};
 
-const TILE_ROWS: usize = 64;
-const TILE_N: usize = 32;
+/// A tiling of `matmul.wgsl`: rows and vectors of a workgroup, columns it holds, and slices of the columns.
+#[derive(Clone, Copy)]
+struct Tiling {
+    rows: usize,
+    n: usize,
+    depth: usize,
+    slices: usize,
+}
+
+/// For prompts.
+const WIDE: Tiling = Tiling { rows: 64, n: 64, depth: 16, slices: 1 };
+/// For probes and batches: a whole chunk in one column of workgroups, so that weights are read once.
+const NARROW: Tiling = Tiling { rows: 32, n: 32, depth: 64, slices: 4 };
+
+impl Tiling {
+    fn of(n: usize) -> Self {
+        if n <= NARROW.n { NARROW } else { WIDE }
+    }
+
+    const fn threads(&self) -> usize {
+        self.rows / 4 * (self.n / 8) * self.slices
+    }
+}
 
 /// Invocations of a workgroup in `matmul_rows.wgsl`: the lanes of one vector.
 const ROWS_THREADS: usize = 8;
@@ -30,8 +51,9 @@ impl LinearSpec {
             let tiles = vec![("THREADS", ROWS_THREADS as u32), ("EACH", each), ("TILE_N", n)];
             ("matmul_rows", include_str!("../../shaders/matmul_rows.wgsl"), tiles)
         } else {
-            let threads = (TILE_ROWS * TILE_N / 16) as u32;
-            let tiles = vec![("THREADS", threads), ("TILE_ROWS", TILE_ROWS as u32), ("TILE_N", TILE_N as u32)];
+            let t = Tiling::of(self.n);
+            let tiles = [("TILE_ROWS", t.rows), ("TILE_N", t.n), ("DEPTH", t.depth), ("SLICES", t.slices)];
+            let tiles = [("THREADS", t.threads())].into_iter().chain(tiles).map(|(name, v)| (name, v as u32)).collect();
             ("matmul", include_str!("../../shaders/matmul.wgsl"), tiles)
         };
         Variant { kernel, text, constants: tiles.into_iter().chain(of_both).collect() }
@@ -40,7 +62,10 @@ impl LinearSpec {
     pub(super) fn matmul_groups(&self) -> [usize; 3] {
         match self.of_cpu() {
             true => [self.rows.div_ceil(ROWS_EACH * ROWS_THREADS), self.n.div_ceil(ROWS_N), 1],
-            false => [self.rows.div_ceil(TILE_ROWS), self.n.div_ceil(TILE_N), 1],
+            false => {
+                let tiling = Tiling::of(self.n);
+                [self.rows.div_ceil(tiling.rows), self.n.div_ceil(tiling.n), 1]
+            }
         }
     }
 
