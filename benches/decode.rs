@@ -118,7 +118,7 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
         cache.advance(0, length, 0);
         let q = floats(1, heads * d);
         let (map, most_seen) = (cache.select(&[0]), length + 1);
-        let spec = AttentionSpec { layer: layer(&cache), n: 1, chunk: 1, map, most_seen, back: 0 };
+        let spec = AttentionSpec { layer: layer(&cache), n: 1, chunk: 1, map, most_seen, back: 0, lanes: device.lanes };
         let bytes = length * cache.shape().slot_bytes();
         let times = if length == 128 { layers } else { 0 };
         let run = || drop(kernels::attention(&q, cache.layer(0), cache.state(), &rope, spec));

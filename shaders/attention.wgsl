@@ -6,7 +6,7 @@
 // DIRECT 1: out and lse get the result. DIRECT 0: out gets, per query and split, D unnormalised values, the maximum and
 // the sum; attention_combine finishes (lse is touched by it alone).
 // include keys.wgsl
-// Constants: THREADS (64), TILE (slots, >= 2 THREADS), KV (F32 or F16), D (a multiple of 8, <= 128), ROTATE, QB (queries of a
+// Constants: THREADS (64), TILE (slots), KV (F32 or F16), D (a multiple of 8, <= 128), ROTATE, QB (queries of a
 // workgroup, <= 8), DIRECT.
 @group(0) @binding(0) var<storage, read_write> q: array<vec4<f32>>;            // [n, heads D], rotated
 @group(0) @binding(1) var<storage, read_write> kv: array<vec4<u32>>;     // rows of D values, see cache.rs
@@ -23,9 +23,10 @@ struct Info {
 
 const PAIRS = D / 2u;
 const SLICES = THREADS / PAIRS;
+const SPAN = max(TILE, 2u * THREADS);    // of a query in `scores`, which also holds two sums of every invocation
 
 var<workgroup> qs: array<vec4<f32>, QB * D / 4u>;
-var<workgroup> scores: array<f32, QB * TILE>;
+var<workgroup> scores: array<f32, QB * SPAN>;
 var<workgroup> part: array<f32, QB * THREADS>;
 var<workgroup> top: array<f32, QB>;
 var<workgroup> total: array<f32, QB>;
@@ -120,7 +121,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 let row_of = first_row + j / info.heads_per_group;
                 let visible = base + s < length + row_of % info.chunk + 1u;
                 let score = select(LOWEST, dots[j], visible);
-                scores[j * TILE + s] = score;
+                scores[j * SPAN + s] = score;
                 highest[j] = max(highest[j], score);
             }
         }
@@ -145,9 +146,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var j = 0u; j < QB; j++) {
             var sum = 0.0;
             for (var s = thread; s < count; s += THREADS) {
-                let score = scores[j * TILE + s];
+                let score = scores[j * SPAN + s];
                 let weight = select(0.0, exp(score - top[j]), score > LOWEST);
-                scores[j * TILE + s] = weight;
+                scores[j * SPAN + s] = weight;
                 sum += weight;
             }
             part[j * THREADS + thread] = sum;
@@ -168,16 +169,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if (slice < SLICES) {
             for (var s = slice; s < count; s += SLICES) {
                 let v = value_pair(values + base + s, pair);
-                for (var j = 0u; j < QB; j++) { acc[j] += scores[j * TILE + s] * v; }
+                for (var j = 0u; j < QB; j++) { acc[j] += scores[j * SPAN + s] * v; }
             }
         }
         workgroupBarrier();
     }
 
-    // Add the slices, in order. `scores` is free again: QB * TILE >= QB * THREADS * 2.
+    // Add the slices, in order. `scores` is free again.
     for (var j = 0u; j < QB; j++) {
-        scores[j * TILE + 2u * thread] = acc[j].x;
-        scores[j * TILE + 2u * thread + 1u] = acc[j].y;
+        scores[j * SPAN + 2u * thread] = acc[j].x;
+        scores[j * SPAN + 2u * thread + 1u] = acc[j].y;
     }
     workgroupBarrier();
     if (slice == 0u) {
@@ -187,7 +188,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if (row >= info.n) { continue; }
             var sum = vec2<f32>(0.0);
             for (var s = 0u; s < SLICES; s++) {
-                let at = j * TILE + 2u * (s * PAIRS + pair);
+                let at = j * SPAN + 2u * (s * PAIRS + pair);
                 sum += vec2<f32>(scores[at], scores[at + 1u]);
             }
             let query = row * info.heads + head;

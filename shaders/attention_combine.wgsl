@@ -1,5 +1,6 @@
-// Second half of attention when its slots were split: merges the partial results of a query, in the order of the splits.
-// Constants: THREADS, D (head dimension).
+// Second half of attention when its slots were split: merges the partial results of a query. The order of the sums depends on
+// how many splits the query's slots fill, not on how many there are for a longer sequence beside it.
+// Constants: THREADS (a power of two), D (head dimension, at most 2 THREADS).
 @group(0) @binding(0) var<storage, read_write> partials: array<f32>;     // [n, heads, splits, D + 2]: values, maximum, sum
 @group(0) @binding(1) var<storage, read_write> state: array<u32>;
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;          // [n, heads D]
@@ -10,30 +11,60 @@ struct Info {
 }
 @group(0) @binding(4) var<uniform> info: Info;
 
+var<workgroup> part: array<f32, THREADS>;
+var<workgroup> filled: u32;
+
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let head = group.x;
     let row = group.y;
-    if (head >= info.heads || row >= info.n) { return; }
-    let seq = state[info.map + row / info.chunk];
-    let seen = state[info.table + seq * ROW + ROW_LEN] - info.back + row % info.chunk + 1u;
-    let splits = min((seen + info.slots_per_split - 1u) / info.slots_per_split, info.splits);
+    // The loops below hold barriers, so their bounds must be uniform in the compiler's eyes, too.
+    if (thread == 0u) {
+        let seq = state[info.map + row / info.chunk];
+        let seen = state[info.table + seq * ROW + ROW_LEN] - info.back + row % info.chunk + 1u;
+        filled = min((seen + info.slots_per_split - 1u) / info.slots_per_split, info.splits);
+    }
+    let splits = workgroupUniformLoad(&filled);
     let query = row * info.heads + head;
     let first = query * info.splits * (D + 2u);
-    var top = LOWEST;
-    for (var s = 0u; s < splits; s++) { top = max(top, partials[first + s * (D + 2u) + D]); }
+
+    var highest = LOWEST;
+    for (var s = thread; s < splits; s += THREADS) { highest = max(highest, partials[first + s * (D + 2u) + D]); }
+    part[thread] = highest;
+    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if (thread < half) { part[thread] = max(part[thread], part[thread + half]); }
+    }
+    workgroupBarrier();
+    let top = part[0];
+    workgroupBarrier();
+
+    // The splits in blocks: an invocation weighs a split, then adds up its own columns.
     var total = 0.0;
-    for (var s = 0u; s < splits; s++) {
-        let at = first + s * (D + 2u);
-        total += partials[at + D + 1u] * exp(partials[at + D] - top);
-    }
-    for (var c = thread; c < D; c += THREADS) {
-        var sum = 0.0;
-        for (var s = 0u; s < splits; s++) {
-            let at = first + s * (D + 2u);
-            sum += partials[at + c] * exp(partials[at + D] - top);
+    var sum = vec2<f32>(0.0);
+    for (var block = 0u; block < splits; block += THREADS) {
+        let count = min(THREADS, splits - block);
+        if (thread < count) {
+            let at = first + (block + thread) * (D + 2u) + D;
+            let weight = exp(partials[at] - top);
+            part[thread] = weight;
+            total += partials[at + 1u] * weight;
         }
-        out[query * D + c] = sum / total;
+        workgroupBarrier();
+        for (var s = 0u; s < count; s++) {
+            let at = first + (block + s) * (D + 2u) + thread;
+            if (thread < D) { sum.x += partials[at] * part[s]; }
+            if (thread + THREADS < D) { sum.y += partials[at + THREADS] * part[s]; }
+        }
+        workgroupBarrier();
     }
-    if (thread == 0u) { lse[query] = top + log(total); }
+    part[thread] = total;
+    for (var half = THREADS / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if (thread < half) { part[thread] += part[thread + half]; }
+    }
+    workgroupBarrier();
+    if (thread < D) { out[query * D + thread] = sum.x / part[0]; }
+    if (thread + THREADS < D) { out[query * D + thread + THREADS] = sum.y / part[0]; }
+    if (thread == 0u) { lse[query] = top + log(part[0]); }
 }

@@ -13,8 +13,16 @@ use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats,
 use super::launch::Variant;
 use super::{LayerSpec, Words, attention as run, state};
 
-/// Slots of a tile; for a single query also of a split.
-pub const TILE: usize = 256;
+/// Slots of a tile.
+const TILE: usize = 256;
+/// And where a GPU decodes or probes: short tiles make many workgroups.
+const SHORT_TILE: usize = 64;
+/// Query heads of a workgroup that decodes on a GPU: more would leave most of it idle, fewer read keys and values oftener.
+const GPU_HEADS: usize = 2;
+/// Rows up to which a chunk's slots are split on a GPU: a probe. More rows fill it by themselves.
+const SPLIT_ROWS: usize = 64;
+/// Most splits of a chunk's slots: bounds the partial results.
+const CHUNK_SPLITS: usize = 16;
 /// Most queries of a workgroup.
 const MOST_QUERIES: usize = 8;
 
@@ -34,12 +42,23 @@ pub struct AttentionSpec {
     /// Slots at the end of each sequence that are the rows' own and counted in its length already: 0, or `chunk` for a second
     /// look at the latest tokens.
     pub back: usize,
+    /// As of [`ComputeDevice`](crate::device::ComputeDevice): up to 8 means a CPU.
+    pub lanes: u32,
 }
 
 impl AttentionSpec {
-    /// Query heads of one workgroup: the largest divisor of the group that fits.
+    fn of_cpu(&self) -> bool {
+        self.lanes <= 8
+    }
+
+    fn tile(&self) -> usize {
+        if self.of_cpu() || self.chunk > SPLIT_ROWS { TILE } else { SHORT_TILE }
+    }
+
+    /// Query heads of one workgroup: the largest divisor of the group that fits. It must not depend on the other sequences.
     fn heads_per_group(&self) -> usize {
-        (1..=MOST_QUERIES).rev().find(|h| self.layer.group().is_multiple_of(*h)).expect("1 divides")
+        let most = if self.chunk > 1 || self.of_cpu() { MOST_QUERIES } else { GPU_HEADS };
+        (1..=most).rev().find(|h| self.layer.group().is_multiple_of(*h)).expect("1 divides")
     }
 
     /// Rows of one workgroup: decoding takes one, a chunk as many as fit.
@@ -47,19 +66,26 @@ impl AttentionSpec {
         if self.chunk == 1 { 1 } else { (MOST_QUERIES / self.heads_per_group()).min(self.chunk) }
     }
 
-    /// Splits of the slots: one a tile for decoding, none for a chunk, whose rows fill the GPU.
+    /// Splits of the slots.
     pub(super) fn splits(&self) -> usize {
-        if self.chunk == 1 { self.most_seen.div_ceil(TILE) } else { 1 }
+        self.most_seen.div_ceil(self.tile() * self.tiles_per_split())
     }
 
+    /// One for decoding, so that a sequence is split the same way whatever stands beside it; for a chunk, which is alone, all
+    /// where its rows fill the device.
     fn tiles_per_split(&self) -> usize {
-        if self.chunk == 1 { 1 } else { self.most_seen.div_ceil(TILE) }
+        let tiles = self.most_seen.div_ceil(self.tile());
+        match self.chunk {
+            1 => 1,
+            _ if self.of_cpu() || self.chunk > SPLIT_ROWS => tiles,
+            _ => tiles.div_ceil(CHUNK_SPLITS),
+        }
     }
 
     pub(super) fn variant(&self) -> Variant {
         let constants = vec![
             ("THREADS", 64),
-            ("TILE", TILE as u32),
+            ("TILE", self.tile() as u32),
             ("KV", self.layer.words.code()),
             ("D", self.layer.d as u32),
             ("ROTATE", self.layer.compact as u32),
@@ -87,8 +113,17 @@ impl AttentionSpec {
     }
 
     pub(super) fn combine_info(&self) -> [u32; 8] {
-        [self.n, self.layer.heads, self.chunk, self.map, self.layer.table, self.splits(), TILE, self.back]
-            .map(|v| v as u32)
+        [
+            self.n,
+            self.layer.heads,
+            self.chunk,
+            self.map,
+            self.layer.table,
+            self.splits(),
+            self.tile() * self.tiles_per_split(),
+            self.back,
+        ]
+        .map(|v| v as u32)
     }
 }
 
@@ -135,6 +170,8 @@ pub(super) fn cases() -> Vec<Case> {
             (64, 4, 4, 1, 1, vec![1], 0, false, [9, 255, 9], [16, 256, 16]),
             (64, 8, 2, 1, 1, vec![1], 0, false, [9, 256, 9], [16, 320, 16]),
             (128, 7, 1, 2, 1, vec![1, 2], 0, false, [3, 600, 511], [4, 601, 700]),
+            (128, 12, 2, 31, 31, vec![1], 0, false, [3, 2120, 5], [4, 2160, 6]),
+            (64, 4, 2, 1, 1, vec![1], 0, false, [3, 4500, 5], [4, 4600, 6]),
             (32, 12, 1, 1, 1, vec![0], 0, false, [777, 0, 0], [1024, 1, 1]),
             (16, 6, 2, 9, 9, vec![1], 0, false, [1, 250, 1], [2, 270, 2]),
             (64, 7, 7, 31, 31, vec![0], 0, false, [0, 1, 1], [31, 2, 2]),
@@ -147,21 +184,29 @@ pub(super) fn cases() -> Vec<Case> {
             (64, 7, 7, 32, 32, vec![0], 32, false, [32, 1, 1], [33, 2, 2]),
             (64, 8, 2, 1, 1, vec![1], 1, false, [9, 258, 9], [16, 320, 16]),
         ] {
-            let name = format!(
-                "{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} lens {lens:?} of {seqs:?} back {back} rotate {rotate}"
-            );
-            cases.push(Case::new("attention", name, move |device| {
-                let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).map(&seqs);
-                let most_seen = seqs.iter().map(|seq| lens[*seq] - back + chunk).max().expect("n > 0");
-                let (map, table, positions) = (builder.map_at(), builder.table(1), 800);
-                let layer = LayerSpec { words, d, heads, kv_heads, table, positions, compact: rotate };
-                let spec = AttentionSpec { layer, n, chunk, map, most_seen, back };
-                let rope = device_rope(d, positions, device);
-                let q = device_floats(noise(n * heads * d, 10, 4.0), n, heads * d, device);
-                let kv = device_words(cache_words(words, builder.rows(1) * d), device);
-                let (out, lse) = run(&q, &kv, &device_words(builder.build(), device), &rope, spec);
-                vec![Check::floats("out", out, Bound::Relative(4e-6)), Check::floats("lse", lse, Bound::Mixed(4e-6))]
-            }));
+            for lanes in [8, 32] {
+                let (seqs, name) = (
+                    seqs.clone(),
+                    format!(
+                        "{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} lens {lens:?} of {seqs:?} back {back} rotate {rotate} lanes {lanes}"
+                    ),
+                );
+                cases.push(Case::new("attention", name, move |device| {
+                    let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).map(&seqs);
+                    let most_seen = seqs.iter().map(|seq| lens[*seq] - back + chunk).max().expect("n > 0");
+                    let (map, table, positions) = (builder.map_at(), builder.table(1), 800);
+                    let layer = LayerSpec { words, d, heads, kv_heads, table, positions, compact: rotate };
+                    let spec = AttentionSpec { layer, n, chunk, map, most_seen, back, lanes };
+                    let rope = device_rope(d, positions, device);
+                    let q = device_floats(noise(n * heads * d, 10, 4.0), n, heads * d, device);
+                    let kv = device_words(cache_words(words, builder.rows(1) * d), device);
+                    let (out, lse) = run(&q, &kv, &device_words(builder.build(), device), &rope, spec);
+                    vec![
+                        Check::floats("out", out, Bound::Relative(4e-6)),
+                        Check::floats("lse", lse, Bound::Mixed(4e-6)),
+                    ]
+                }));
+            }
         }
     }
     cases

@@ -107,7 +107,7 @@ pub(super) fn cases() -> Vec<Case> {
                     let (map, table, most_seen) = (builder.map_at(), builder.table(1), lens[seq] + chunk);
                     let (n, positions, back) = (chunk, 300, 0);
                     let layer = LayerSpec { words, d, heads, kv_heads, table, positions, compact: rotate };
-                    let of_chunk = AttentionSpec { layer, n, chunk, map, most_seen, back };
+                    let of_chunk = AttentionSpec { layer, n, chunk, map, most_seen, back, lanes: 32 };
                     let (row, slots) = (chunk - 1, most_seen);
                     let spec = AttentionRowSpec { layer, row, slots, seq, reduce };
                     let rope = device_rope(d, positions, device);

@@ -126,7 +126,7 @@ pub(super) fn cases() -> Vec<Case> {
                     let slots = of.iter().map(|s| lens[*s] - back + chunk).max().expect("a sequence");
                     let (n, positions) = (seqs * chunk, 300);
                     let layer = LayerSpec { words, d, heads, kv_heads, table, positions, compact: rotate };
-                    let attend = AttentionSpec { layer, n, chunk, map, most_seen: slots, back };
+                    let attend = AttentionSpec { layer, n, chunk, map, most_seen: slots, back, lanes: 32 };
                     let spec = AttentionSumsSpec { layer, chunk, map, seqs, back, slots, mean };
                     let q = device_floats(noise(n * heads * d, 14, 4.0), n, heads * d, device);
                     let kv = device_words(cache_words(words, builder.rows(1) * d), device);

@@ -325,7 +325,7 @@ pub fn variants() -> Vec<launch::Variant> {
         {
             let spec =
                 |n, lanes| LinearSpec { words, mode, has_bias, rows: 8, cols: 8, row0: 0, out_stride: 8, n, lanes };
-            list.extend([8, 32].map(|lanes| spec(9, lanes).matmul_variant()));
+            list.extend([(9, 8), (9, 32), (99, 32)].map(|(n, lanes)| spec(n, lanes).matmul_variant()));
             for n in [1, 2, 3, 5, matvec::MOST] {
                 list.extend([1, 8, 16, 32, 64].map(|lanes| spec(n, lanes).matvec_variant()));
             }
@@ -345,9 +345,10 @@ pub fn variants() -> Vec<launch::Variant> {
             let similarity = KeySimilaritySpec { layer: layer(1), slots, seq };
             list.extend([similarity.variant(0), similarity.variant(1)]);
             for heads in (1..=16).filter(|g| g * d * 4 <= 16_384) {
-                for (n, most_seen) in [(1, 1), (1, 1000), (64, 64)] {
+                let lengths = [(1, 1), (1, 1000), (64, 64), (200, 200)];
+                for (lanes, (n, most_seen)) in [8, 32].into_iter().flat_map(|lanes| lengths.map(|of| (lanes, of))) {
                     let chunk = n;
-                    let spec = AttentionSpec { layer: layer(heads), n, chunk, map, most_seen, back };
+                    let spec = AttentionSpec { layer: layer(heads), n, chunk, map, most_seen, back, lanes };
                     list.extend([spec.variant(), spec.combine_variant()]);
                 }
                 for reduce in [Reduce::None, Reduce::KvHead, Reduce::Layer] {

@@ -312,7 +312,7 @@ impl Decoder {
             let norm = layer.qk_norm.as_ref().unwrap_or(&self.unread);
             let q = cache.with_layer(i, |kv, state| kernels::rope_append(qkv, &self.rope, state, kv, norm, append));
             let most_seen = seqs.iter().map(|s| cache.len(i, *s)).max().unwrap_or(0) + chunk;
-            let attend = AttentionSpec { layer: of, n, chunk, map, most_seen, back: 0 };
+            let attend = AttentionSpec { layer: of, n, chunk, map, most_seen, back: 0, lanes: self.device.lanes };
             let (values, lse) = kernels::attention(&q, cache.layer(i), cache.state(), &self.rope, attend);
             // The last row of a chunk; of a decode step the row of each sequence.
             for (row, &seq) in readout.iter().flat_map(|_| seqs.iter().enumerate()) {
@@ -358,7 +358,8 @@ impl Decoder {
         let layer = |layer: usize| {
             let q = cache.latest_queries(layer, n)?;
             let (of, slots) = (self.layer_spec(cache, layer), cache.len(layer, seq));
-            let attend = AttentionSpec { layer: of, n, chunk: n, map, most_seen: slots, back: n };
+            let attend =
+                AttentionSpec { layer: of, n, chunk: n, map, most_seen: slots, back: n, lanes: self.device.lanes };
             let (kv, state) = (cache.layer(layer), cache.state());
             let (_, lse) = kernels::attention(&q, kv, state, &self.rope, attend);
             let spec = AttentionSumsSpec { layer: of, chunk: n, map, seqs: 1, back: n, slots, mean: true };
