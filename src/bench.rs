@@ -231,7 +231,7 @@ pub async fn copy_bandwidth(device: &ComputeDevice, repeat: usize) -> Result<Cop
             .found(format!("{bytes} bytes")));
     }
     // Copies between two waits: a wait costs some 100 µs, as much as a fast GPU needs for a copy.
-    copy(device, bytes, repeat, if software { 1 } else { 8 }).await
+    copy(device, bytes, repeat, if software { 1 } else { 32 }).await
 }
 
 async fn copy(device: &ComputeDevice, bytes: u64, repeat: usize, batch: usize) -> Result<Copied> {

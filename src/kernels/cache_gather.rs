@@ -31,9 +31,18 @@ pub struct GatherSpec {
     pub out_words: usize,
 }
 
+/// Invocations of a workgroup, and units that each moves.
+const THREADS: usize = 256;
+const EACH: usize = 4;
+
 impl GatherSpec {
     pub(super) fn variant(&self) -> Variant {
-        let constants = vec![("UNIT", self.unit() as u32), ("UNITS", self.units() as u32), ("THREADS", 64)];
+        let constants = vec![
+            ("UNIT", self.unit() as u32),
+            ("UNITS", self.units() as u32),
+            ("THREADS", THREADS as u32),
+            ("EACH", EACH as u32),
+        ];
         Variant { kernel: "cache_gather", text: include_str!("../../shaders/cache_gather.wgsl"), constants }
     }
 
@@ -47,7 +56,7 @@ impl GatherSpec {
     }
 
     pub(super) fn groups(&self) -> [usize; 3] {
-        let groups = (self.most_kept * self.units()).div_ceil(64);
+        let groups = (self.most_kept * self.units()).div_ceil(THREADS * EACH);
         [groups.min(65_535), groups.div_ceil(65_535), self.planes * self.seqs]
     }
 
