@@ -14,7 +14,14 @@ fn every_case_on_every_adapter() {
             println!("SKIPPED {}: {}", info.line(), info.unfit().unwrap());
             continue;
         }
-        let device = pollster::block_on(ComputeDevice::open_info(&info)).expect("it was just listed");
+        // Some drivers list an adapter that they then refuse (NVIDIA's OpenGL without a display). If it is required, it is missing.
+        let device = match pollster::block_on(ComputeDevice::open_info(&info)) {
+            Ok(device) => device,
+            Err(e) => {
+                println!("SKIPPED {}: {e}", info.line());
+                continue;
+            }
+        };
         let report = pollster::block_on(conformance::run(&device, &cases, |_, _| ())).expect("readable");
         reports.push(report);
     }

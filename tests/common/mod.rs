@@ -84,7 +84,11 @@ pub fn devices() -> &'static [ComputeDevice] {
             if let Some(reason) = info.unfit() {
                 println!("SKIPPED {}: {reason}", info.line());
             } else if open.iter().all(|d| d.info.name != info.name) {
-                open.push(block_on(ComputeDevice::open(&info.name)).expect("it was just listed"));
+                // Some drivers list an adapter that they then refuse. If it is required, it is missing below.
+                match block_on(ComputeDevice::open_info(&info)) {
+                    Ok(device) => open.push(device),
+                    Err(e) => println!("SKIPPED {}: {e}", info.line()),
+                }
             }
         }
         let required = std::env::var("SECATEUR_REQUIRE").unwrap_or_default().to_lowercase();
