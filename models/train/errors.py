@@ -21,6 +21,8 @@ SENTENCE = re.compile(
     r"|Remember (?P<recalls>[^.]*)\."
     r"|Compute (?P<left>\d) (?P<op>[+-]) (?P<right>\d) = (?P<result>\d)\."
     r"|(?P<back>Hold on)|(?P<aside>Maybe|Wait)|(?P<end>Therefore)")
+# "x grows by y", "x is y plus z", word by word.
+PARTS = {4: ("letter", "sign", "by", "operand of an update"), 5: ("letter", "is", "first operand", "sign", "second operand")}
 
 
 def first_mistake(problem, text):
@@ -51,11 +53,8 @@ def first_mistake(problem, text):
                 a, b = m["fact"].split(), (want or "").split()
                 if want is None or len(a) != len(b):
                     return "restates a fact as one of another form", m[0]
-                if a[0] != b[0]:
-                    return "restated fact: wrong letter", m[0]
-                kind = {2: "first operand" if len(a) == 5 else "by", 3: "operand of an update" if len(a) == 4 else "sign", 4: "second operand"}
                 wrong = next(i for i in range(len(a)) if a[i] != b[i])
-                return f"restated fact: wrong {kind.get(wrong, 'sign')}", m[0]
+                return f"restated fact: wrong {PARTS[len(a)][wrong]}", m[0]
         elif m["recalls"] and not aside:
             for letter, value in re.findall(r"(\w) = (\d)", m["recalls"]):
                 if letter not in values:
