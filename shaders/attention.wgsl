@@ -2,7 +2,7 @@
 // A workgroup owns QB queries that share a KV head (rows_per_group rows times heads_per_group query heads) and walks its
 // tiles of slots. Query row i sees length + i % chunk + 1 slots, its own included; `back`: how many
 // of the length are the rows' own already (a second look at the latest tokens). What a query sums, and in which order,
-// depends on its length, never on the cache's capacity.
+// depends on its length and, in a chunk, on the chunk's, never on the cache's capacity nor on other sequences.
 // DIRECT 1: out and lse get the result. DIRECT 0: out gets, per query and split, D unnormalised values, the maximum and
 // the sum; attention_combine finishes (lse is touched by it alone).
 // include keys.wgsl
@@ -164,14 +164,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
         if (thread < QB) { total[thread] = total[thread] * shrink[thread] + part[thread * THREADS]; }
-        // Values: an invocation two columns, SLICES invocations share them.
-        for (var j = 0u; j < QB; j++) { acc[j] *= shrink[j]; }
+        // Values: an invocation two columns, SLICES invocations share them. The tile is summed by itself: one sum over
+        // thousands of slots would round more than the bound allows.
+        var sums: array<vec2<f32>, QB>;
+        for (var j = 0u; j < QB; j++) {
+            acc[j] *= shrink[j];
+            sums[j] = vec2<f32>(0.0);
+        }
         if (slice < SLICES) {
             for (var s = slice; s < count; s += SLICES) {
                 let v = value_pair(values + base + s, pair);
-                for (var j = 0u; j < QB; j++) { acc[j] += scores[j * SPAN + s] * v; }
+                for (var j = 0u; j < QB; j++) { sums[j] += scores[j * SPAN + s] * v; }
             }
         }
+        for (var j = 0u; j < QB; j++) { acc[j] += sums[j]; }
         workgroupBarrier();
     }
 

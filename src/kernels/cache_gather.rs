@@ -94,6 +94,8 @@ pub(super) fn cases() -> Vec<Case> {
         (20, 2, 4, true, vec![33], vec![vec![0, 1, 5, 30, 31, 32]]),
         (1, 3, 3, true, vec![33, 12], vec![vec![0, 1, 5, 30, 31, 32], vec![7, 11]]),
         (8, 1, 2, false, vec![6], vec![vec![]]),
+        // Several workgroups, the last one partly idle.
+        (16, 2, 4, false, vec![1400], vec![(0..1400).filter(|s| s % 11 != 3).collect()]),
     ] {
         let kept: Vec<usize> = keeps.iter().map(Vec::len).collect();
         let name = format!(

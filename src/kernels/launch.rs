@@ -98,7 +98,7 @@ impl KernelSource for Wgsl {
     }
     /// Unchecked: without the counter that naga otherwise adds to every loop to end it after 2^64 turns. With it compilers do
     /// not unroll loops, and an array indexed in a loop that is not unrolled lives in memory, not in registers. The loops of
-    /// the kernels are bounded by constants and by what the specs pass.
+    /// the kernels are bounded by constants, by what the specs pass, and by a sequence's length and capacity in the state.
     fn id(&self) -> KernelId {
         KernelId::new::<Self>().info(self.hash).mode(ExecutionMode::Unchecked)
     }

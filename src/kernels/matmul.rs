@@ -74,7 +74,7 @@ impl LinearSpec {
     }
 }
 
-/// Every packing and mode, in both tilings; tiles filled, exceeded by one and far from full.
+/// Every packing and mode, in all three tilings; tiles filled, exceeded by one and far from full.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for words in Words::ALL {
@@ -84,9 +84,10 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::Add, false, 31, 160, 0, 9),
             (Mode::Add, true, 130, 8, 1, 70),
             (Mode::SwiGlu, false, 70, 96, 2, 31),
+            (Mode::SwiGlu, false, 70, 96, 2, 33),
+            (Mode::Add, true, 131, 160, 3, 97),
         ];
-        let step = if words.is_quantized() { 2 } else { 1 };
-        for (mode, has_bias, rows, cols, row0, n) in shapes.into_iter().step_by(step) {
+        for (mode, has_bias, rows, cols, row0, n) in shapes {
             let cols = whole_blocks(words, cols);
             let out_stride = row0 + rows + 5;
             for lanes in [8, 32] {

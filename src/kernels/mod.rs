@@ -304,10 +304,11 @@ pub trait Kernels: Backend {
 pub fn variants() -> Vec<launch::Variant> {
     const HEAD_DIMS: [usize; 7] = [8, 16, 32, 64, 80, 96, 128];
     let (all, caches) = (Words::ALL, [Words::F32, Words::F16]);
-    let mut list = vec![
-        NormSpec { n: 1, first: 0, cols: 8, eps: 1e-6 }.variant(),
-        GatherSpec { row_words: 8, kv_heads: 1, planes: 2, seqs: 1, most_kept: 1, out_words: 8 }.variant(),
-    ];
+    let mut list = vec![NormSpec { n: 1, first: 0, cols: 8, eps: 1e-6 }.variant()];
+    for row_words in [1, 6, 8, 16, 32, 64, 128] {
+        let spec = GatherSpec { row_words, kv_heads: 1, planes: 2, seqs: 1, most_kept: 1, out_words: row_words };
+        list.push(spec.variant());
+    }
     let ring = QueryRingSpec { n: 1, cols: 8, chunk: 1, map: 0, width: 1 };
     list.extend([ring.variant(false), ring.variant(true)]);
     for k in [1, top_k::MOST] {
@@ -345,7 +346,7 @@ pub fn variants() -> Vec<launch::Variant> {
             let similarity = KeySimilaritySpec { layer: layer(1), slots, seq };
             list.extend([similarity.variant(0), similarity.variant(1)]);
             for heads in (1..=16).filter(|g| g * d * 4 <= 16_384) {
-                let lengths = [(1, 1), (1, 1000), (64, 64), (200, 200)];
+                let lengths = [(1, 1), (1, 1000), (64, 64), (64, 1000), (200, 200)];
                 for (lanes, (n, most_seen)) in [8, 32].into_iter().flat_map(|lanes| lengths.map(|of| (lanes, of))) {
                     let chunk = n;
                     let spec = AttentionSpec { layer: layer(heads), n, chunk, map, most_seen, back, lanes };
