@@ -375,7 +375,7 @@ def drill_recall(rng):
 
 
 SPLITS = {
-    # seeds are far from the training stream's (train.py: 1_000_000 and up, one per sample)
+    # seeds are far from the training stream's (train.py: 1_000_000 and up, one per pool)
     "normal": dict(seed=11_000, n=(4, 6), updates=(0, 1), far=False),
     "hard": dict(seed=77_000, n=(10, 12), updates=(1, 3), far=True),
 }
@@ -383,7 +383,7 @@ SPLITS = {
 
 def split(name, count):
     """The first `count` problems of a split. "n12" has 12 facts and is the hard split in everything else: what a model
-    does at each length."""
+    does at each length. Training holds out the problems of SPLITS, not those: that it never saw one is likely, not certain."""
     s = SPLITS[name] if name in SPLITS else dict(SPLITS["hard"], n=(int(name[1:]), int(name[1:])))
     out = []
     for i in range(count):

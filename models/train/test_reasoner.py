@@ -1,6 +1,9 @@
 """python -m pytest models/train, or python test_reasoner.py"""
 
+import multiprocessing
 import random
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -59,7 +62,7 @@ def test_problems_answer_themselves():
 
 
 def test_the_training_stream_is_a_function_of_its_index_and_skips_held_out_problems():
-    train.begin_worker()
+    train.set_up_pools()
     late = 40 * train.M // (train.POOL * 2048)
     first, again = train.pool(late, 2048), train.pool(late, 2048)
     assert all((a[0] == b[0]).all() and (a[1] == b[1]).all() for a, b in zip(first, again, strict=True))
@@ -75,7 +78,46 @@ def test_the_training_stream_is_a_function_of_its_index_and_skips_held_out_probl
 
     train.pool.held_out = Everything()
     assert not any((ids == okay).any() for ids, _, _ in train.pool(late, 256))
-    train.begin_worker()
+    train.set_up_pools()
+
+
+def test_threads_are_the_workers_affair():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    next(train.stream(0, 256, 0))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+def test_a_killed_process_ends_the_training():
+    stream = train.stream(0, 256, 1)
+    next(stream)
+    for process in multiprocessing.active_children():
+        process.kill()
+    try:
+        while True:
+            next(stream)
+    except SystemExit as e:
+        assert "one was killed" in str(e)
+
+
+def test_only_the_same_training_is_resumed_and_the_log_has_each_row_once():
+    a = dict(out="x", tokens=5e7, batch_tokens=1024, lr=1e-3, muon_lr=0.02, device="cpu", workers=0, minutes=1.0, save_every=60)
+    assert train.changed(a, a | dict(out="y", device="cuda:0", workers=3, minutes=2.0, save_every=9)) == []
+    assert train.changed(a, a | dict(batch_tokens=2048, lr=2e-3)) == [
+        "--batch-tokens was 1024, is 2048", "--lr was 0.001, is 0.002"]
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log.csv"
+        row = ",1,1,1,1,1,1"
+        for text, step, left in [
+            (None, 0, []),
+            (f"{train.HEADER}\n50{row}\n100{row}\n150{row}\n20", 100, ["50", "100"]),
+            (f"{train.HEADER}\n50{row}\n{train.HEADER}\n50{row}\n", 0, []),
+        ]:
+            if text is not None:
+                log.write_text(text)
+            train.cut_log(log, step)
+            assert log.read_text().splitlines() == [train.HEADER] + [n + row for n in left]
 
 
 def test_plan_holds_budget_window_and_current_step():

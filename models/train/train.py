@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import random
 import time
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, TimeoutError
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,9 @@ from model import Config, Qwen2
 SEED = 1_000_000  # of training sample 0
 HELD_OUT = 2000  # the first problems of each split are never trained on
 POOL = 8  # batches drawn at once, and sorted by length
+PATIENCE = 600  # seconds that a pool may take
+FREE = ("out", "device", "workers", "minutes", "save_every")  # arguments that may change from one start to the next
+HEADER = "step,tokens,seconds,lr,loss,recall_error,probe_loss"
 M = 1_000_000
 
 
@@ -54,9 +58,9 @@ def drills(seen):
 
 def pool(index, batch_tokens):
     """Pool `index` of the training stream: batches of whole samples of similar length, a list of (ids, weights, tokens). ids
-    (B, T) and weights (B, T) are padded with zeros. It depends on the arguments only, so that pools can be drawn in any
-    order by any number of processes."""
-    seen = index * POOL * batch_tokens  # about as many, for the curriculum: padding counts as well
+    (B, T) and weights (B, T) are padded with zeros, which `tokens` does not count. It depends on the arguments only, so
+    that pools can be drawn in any order by any number of processes."""
+    seen = index * POOL * batch_tokens  # about as many, for the curriculum
     rng = random.Random(SEED + index)
     share, sums = drills(seen)
     samples, total = [], 0
@@ -90,11 +94,16 @@ def pool(index, batch_tokens):
     return out
 
 
-def begin_worker():
+def set_up_pools():
     """Once in each process that draws pools."""
-    torch.set_num_threads(1)
     pool.encode = tokenizer.encoder(tokenizer.build())
     pool.held_out = {p.text for name in task.SPLITS for p in task.split(name, HELD_OUT)}
+
+
+def begin_worker():
+    """Once in each process that does nothing but draw pools."""
+    torch.set_num_threads(1)
+    set_up_pools()
 
 
 def draw(job):
@@ -104,19 +113,27 @@ def draw(job):
 def stream(first, batch_tokens, workers):
     """(index, pool) from pool `first` on, drawn by `workers` processes, or by this one if that is 0."""
     if workers == 0:
-        begin_worker()
+        set_up_pools()
         index = first
         while True:
             yield index, pool(index, batch_tokens)
             index += 1
     ahead = 4 * workers
-    with multiprocessing.get_context("spawn").Pool(workers, begin_worker) as others:
-        waiting = [others.apply_async(draw, ((first + i, batch_tokens),)) for i in range(ahead)]
+    others = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin_worker)
+    try:
+        waiting = [others.submit(draw, (first + i, batch_tokens)) for i in range(ahead)]
         index = first
         while True:
-            yield index, waiting.pop(0).get()
-            waiting.append(others.apply_async(draw, ((index + ahead, batch_tokens),)))
+            yield index, waiting.pop(0).result(PATIENCE)
+            waiting.append(others.submit(draw, (index + ahead, batch_tokens)))
             index += 1
+    except (BrokenExecutor, TimeoutError) as e:
+        why = "one was killed" if isinstance(e, BrokenExecutor) else f"nothing came for {PATIENCE} s"
+        raise SystemExit(f"the processes that draw samples have failed: {why}. Start again to resume") from e
+    finally:
+        others.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.kill()
 
 
 class Muon(torch.optim.Optimizer):
@@ -149,6 +166,22 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_add_(params, list(x.unbind()), alpha=-group["lr"] * scale)
 
 
+def changed(before, now):
+    """What would make a resumed training another one: a line for each argument that differs."""
+    differ = sorted(k for k in now if k not in FREE and before.get(k) != now[k])
+    return [f"--{k.replace('_', '-')} was {before.get(k)}, is {now[k]}" for k in differ]
+
+
+def cut_log(path, step):
+    """Leaves the rows up to `step` and one header: what came after the checkpoint will come again."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        n = line.split(",")
+        if len(n) == HEADER.count(",") + 1 and n[0].isdigit() and int(n[0]) <= step:
+            rows.append(line)
+    path.write_text("\n".join([HEADER, *rows]) + "\n")
+
+
 def main():
     a = argparse.ArgumentParser()
     a.add_argument("--out", required=True, help="checkpoint directory")
@@ -161,43 +194,46 @@ def main():
     a.add_argument("--minutes", type=float, default=1e9, help="stop (with a checkpoint) after this long")
     a.add_argument("--save-every", type=float, default=60, help="seconds")
     args = a.parse_args()
+    device = torch.device(args.device)
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = True
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
 
     cfg = Config(vocab_size=(tokenizer.build().get_vocab_size() + 31) // 32 * 32)
-    model = Qwen2(cfg).to(args.device)
+    model = Qwen2(cfg).to(device)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     muon = Muon(matrices, args.muon_lr, weight_decay=0.01)
-    adam = torch.optim.AdamW(others, args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=args.device != "cpu")
+    adam = torch.optim.AdamW(others, args.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=device.type != "cpu")
     seen, step, seconds, next_pool = 0, 0, 0.0, 0
 
     path = out / "checkpoint.pt"
     if path.exists():
-        c = torch.load(path, weights_only=False, map_location=args.device)
+        c = torch.load(path, weights_only=False, map_location=device)
+        if differ := changed(c["args"], vars(args)):
+            raise SystemExit(f"{path} is of another training: {'; '.join(differ)}. Resume with the same, or choose another --out")
         model.load_state_dict(c["model"])
         muon.load_state_dict(c["muon"])
         adam.load_state_dict(c["adam"])
         seen, step, seconds, next_pool = c["seen"], c["step"], c["seconds"], c["next_pool"]
         print(f"resumed at {seen} tokens, step {step}", flush=True)
-    name = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     print(f"{sum(p.numel() for p in model.parameters())} parameters, vocabulary {cfg.vocab_size}, on {name}, torch "
           f"{torch.__version__}, {args.workers} processes for samples", flush=True)
 
     def save():
+        log.flush()
         cpu = {k: v.cpu() for k, v in model.state_dict().items()}
         c = dict(model=cpu, muon=muon.state_dict(), adam=adam.state_dict(), seen=seen, step=step, seconds=seconds,
                  next_pool=next_pool, config=cfg.to_dict(), args=vars(args))
         torch.save(c, str(path) + ".tmp")
         os.replace(str(path) + ".tmp", path)
 
+    cut_log(out / "log.csv", step)
     log = open(out / "log.csv", "a")
-    if step == 0:
-        log.write("step,tokens,seconds,lr,loss,recall_error,probe_loss\n")
     started = last_save = before = time.time()
-    sums = torch.zeros(8, dtype=torch.float64, device=args.device)
+    sums = torch.zeros(8, dtype=torch.float64, device=device)
     for next_pool, batches in stream(next_pool, args.batch_tokens, args.workers):
         for ids, weights, count in batches:
             scale = min((step + 1) / 100, rate(seen, args.tokens))
@@ -208,8 +244,8 @@ def main():
             # What carries no loss gets no logits; chosen here, since the GPU would have to be waited for.
             take = np.flatnonzero(weights[:, 1:])
             host = [ids[:, :-1], take, ids[:, 1:].reshape(-1)[take], weights[:, 1:].reshape(-1)[take]]
-            inputs, take, target, tw = [torch.from_numpy(np.ascontiguousarray(x)).to(args.device, non_blocking=True) for x in host]
-            with torch.autocast(args.device, torch.bfloat16):
+            inputs, take, target, tw = [torch.from_numpy(np.ascontiguousarray(x)).to(device, non_blocking=True) for x in host]
+            with torch.autocast(device.type, torch.bfloat16):
                 logits = model.head(model.hidden(inputs).flatten(0, 1).index_select(0, take))
             logits = logits.float()
             losses = F.cross_entropy(logits, target, reduction="none")
