@@ -8,40 +8,54 @@ use secateur::{Error, ErrorKind, Result};
 /// Refuses a file that cannot be written: now, not after an hour of decoding. What the file holds stays as it is.
 pub fn check_writable(file: &Path) -> Result<()> {
     let Target::File(target) = Target::of(file)? else { return Ok(()) };
-    // What somebody has protected is not to be replaced behind his back.
-    let there = match OpenOptions::new().append(true).open(&target) {
-        Ok(_) => true,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => false,
-        Err(e) => return Err(failed(file, e)),
-    };
+    let there = is_there(&target).map_err(|e| failed(file, e))?;
     match beside(&target) {
         Ok((half, _)) => fs::remove_file(half).map_err(|e| failed(file, e)),
-        // A folder that takes no new files: it will be written where it stands.
-        Err(_) if there => Ok(()),
+        // It will be written where it stands.
+        Err(e) if there && only_in_place(&e) => Ok(()),
         Err(e) => Err(failed(file, e)),
     }
 }
 
-/// Writes a file so that nobody ever finds half of it: until all is on the disk, the name stands for what it stood for.
+/// Writes a file so that nobody ever finds half of it: until all is on the disk, the name stands for what it stood for. Only where
+/// a file cannot be replaced it is written in its place.
 pub fn write_whole(file: &Path, text: &str) -> Result<()> {
     let written = match Target::of(file)? {
         Target::Stream => fs::write(file, text),
-        Target::File(target) => match beside(&target) {
-            Err(_) if target.exists() => fs::write(&target, text),
-            Err(e) => Err(e),
-            Ok((half, made)) => {
-                let done = fill(made, text, &target).and_then(|()| match fs::rename(&half, &target) {
-                    // A file that is mounted by itself cannot be replaced.
-                    Err(_) if target.exists() => fs::write(&target, text).and_then(|()| fs::remove_file(&half)),
-                    renamed => renamed,
-                });
-                done.inspect_err(|_| {
-                    fs::remove_file(&half).ok();
-                })
-            }
-        },
+        Target::File(target) => replace(&target, text),
     };
     written.map_err(|e| failed(file, e))
+}
+
+fn replace(target: &Path, text: &str) -> io::Result<()> {
+    let there = is_there(target)?;
+    let (half, made) = match beside(target) {
+        Err(e) if there && only_in_place(&e) => return fs::write(target, text),
+        made => made?,
+    };
+    let done = fill(made, text, target).and_then(|()| match fs::rename(&half, target) {
+        Err(e) if there && only_in_place(&e) => fs::write(target, text).and_then(|()| fs::remove_file(&half)),
+        renamed => renamed,
+    });
+    done.inspect_err(|_| {
+        fs::remove_file(&half).ok();
+    })
+}
+
+/// Whether there is a file. What somebody has protected is not to be replaced behind his back: it is an error.
+fn is_there(target: &Path) -> io::Result<bool> {
+    match OpenOptions::new().append(true).open(target) {
+        Ok(_) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether it says that a file cannot be replaced, though it may be written: its folder takes no new files, or it is mounted by
+/// itself. Any other failure, such as a full disk, would lose what the file holds.
+fn only_in_place(e: &io::Error) -> bool {
+    use io::ErrorKind::{CrossesDevices, PermissionDenied, ReadOnlyFilesystem, ResourceBusy};
+    matches!(e.kind(), PermissionDenied | ReadOnlyFilesystem | ResourceBusy | CrossesDevices)
 }
 
 /// What a path leads to.
@@ -65,10 +79,20 @@ impl Target {
             Ok(there) if !there.is_file() => Ok(Self::Stream),
             Ok(_) => Ok(Self::File(fs::canonicalize(file).map_err(|e| failed(file, e))?)),
             Err(_) if file.file_name().is_none() => Err(wrong("no name of a file")),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::File(file.to_path_buf())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::File(behind_links(file))),
             Err(e) => Err(failed(file, e)),
         }
     }
+}
+
+/// Where a link that leads to nothing leads. (Links in a circle are an error before it.)
+fn behind_links(file: &Path) -> PathBuf {
+    let mut end = file.to_path_buf();
+    for _ in 0..40 {
+        let Ok(next) = fs::read_link(&end) else { break };
+        end = end.parent().unwrap_or(Path::new("")).join(next);
+    }
+    end
 }
 
 /// A new file in the folder of `target`.
@@ -141,6 +165,49 @@ mod tests {
         assert!(names(dir.path()).is_empty());
     }
 
+    #[test]
+    fn what_cannot_be_written_whole_leaves_the_old_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.json");
+        fs::write(&file, "old").unwrap();
+        // Like a full disk: no name is free for a new file, and it is not the folder that refuses one.
+        for attempt in 0..=100 {
+            fs::write(dir.path().join(format!(".secateur-{}-{attempt}.half", std::process::id())), "").unwrap();
+        }
+        for e in [check_writable(&file).unwrap_err(), write_whole(&file, "new").unwrap_err()] {
+            assert!(e.to_string().contains("cannot be written"), "{e}");
+        }
+        assert_eq!(fs::read_to_string(&file).unwrap(), "old");
+        use io::ErrorKind::{Other, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, ResourceBusy, StorageFull};
+        assert!([StorageFull, QuotaExceeded, Other].iter().all(|kind| !only_in_place(&(*kind).into())));
+        assert!([PermissionDenied, ReadOnlyFilesystem, ResourceBusy].iter().all(|kind| only_in_place(&(*kind).into())));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn protected_files_stay_and_protected_folders_are_written_in() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let allow = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let file = dir.path().join("a.json");
+        fs::write(&file, "old").unwrap();
+        allow(&file, 0o444);
+        if OpenOptions::new().append(true).open(&file).is_ok() {
+            return eprintln!("skipped: permissions do not bind this user (root)");
+        }
+        for e in [check_writable(&file).unwrap_err(), write_whole(&file, "new").unwrap_err()] {
+            assert!(e.to_string().contains("cannot be written"), "{e}");
+        }
+        assert_eq!(fs::read_to_string(&file).unwrap(), "old");
+        allow(&file, 0o644);
+        allow(dir.path(), 0o555);
+        check_writable(&file).unwrap();
+        write_whole(&file, "new").unwrap();
+        assert!(write_whole(&dir.path().join("b.json"), "new").is_err());
+        allow(dir.path(), 0o755);
+        assert_eq!((fs::read_to_string(&file).unwrap().as_str(), names(dir.path()).len()), ("new", 1));
+    }
+
     #[cfg(unix)]
     #[test]
     fn links_are_followed_permissions_kept_and_streams_not_replaced() {
@@ -155,6 +222,17 @@ mod tests {
         assert_eq!(fs::read_to_string(&file).unwrap(), "new");
         assert!(link.symlink_metadata().unwrap().is_symlink());
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        // Links to what is not there yet.
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        symlink("sub/second", dir.path().join("first")).unwrap();
+        symlink("../third", dir.path().join("sub/second")).unwrap();
+        check_writable(&dir.path().join("first")).unwrap();
+        write_whole(&dir.path().join("first"), "new").unwrap();
+        assert!(dir.path().join("first").symlink_metadata().unwrap().is_symlink());
+        assert!(dir.path().join("sub/second").symlink_metadata().unwrap().is_symlink());
+        assert_eq!(fs::read_to_string(dir.path().join("third")).unwrap(), "new");
+        symlink("circle", dir.path().join("circle")).unwrap();
+        write_whole(&dir.path().join("circle"), "x").unwrap_err();
         let null = Path::new("/dev/null");
         check_writable(null).unwrap();
         write_whole(null, "x").unwrap();
