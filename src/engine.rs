@@ -25,7 +25,7 @@ use crate::device::ComputeDevice;
 use crate::kernels::Words;
 use crate::kernels::launch::{self, Readback};
 use crate::model::config::ModelConfig;
-use crate::model::decoder::{Decoder, Input, Logits, Output};
+use crate::model::decoder::{self, Decoder, Input, Logits, Output};
 use crate::policy::{self, Budget, KeepPlan, Layers, Normalise, Positions, Role, Scope};
 use crate::probe::{self, PromptThinking};
 use crate::prune::{Held, Reading, Readouts, Rules};
@@ -212,7 +212,7 @@ impl Opened {
     /// Loads the weights onto `device`. `progress` is told (parts loaded, of how many).
     ///
     /// # Errors
-    /// What [`Weights::open`] and [`Decoder::load`] refuse.
+    /// What [`decoder::check_attention`], [`Weights::open`] and [`Decoder::load`] refuse.
     pub fn load(
         self,
         source: &ModelSource,
@@ -220,6 +220,7 @@ impl Opened {
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Engine> {
         self.shape.check(&device.info)?;
+        decoder::check_attention(&self.config, self.shape.seqs, self.context, device)?;
         let weights = Weights::open(source)?;
         let model = Decoder::load(&self.config, &weights, self.context, device, progress)?;
         let cache = KvCache::new(self.shape, device);
@@ -802,6 +803,45 @@ fn slots_of(plan: &KeepPlan) -> Box<KeepSets<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What attention puts aside is for the longest sequence times all: refused before the weights are read, and by a forward too.
+    #[test]
+    fn more_than_attention_can_put_aside_is_refused() {
+        let source = crate::builtin::source();
+        let mut device = ComputeDevice { lanes: 32, ..ComputeDevice::cpu() };
+        let open = |sequences, context| {
+            let load = LoadOptions { kv: Words::F32, context: Some(context), sequences };
+            Opened::new(&source, "built-in", &load).expect("it is in the binary")
+        };
+        let config = open(1, 64).config.clone();
+        let split = (config.num_heads * (config.head_dim + 2) * 4) as u64;
+        device.info.max_binding_bytes = 40 * 4 * split;
+        for (sequences, context, fits) in
+            [(40, 256, true), (41, 256, false), (40, 257, false), (32, 320, true), (1, 512, true), (5000, 64, true)]
+        {
+            let checked = decoder::check_attention(&config, sequences, context, &device);
+            assert_eq!(checked.is_ok(), fits, "{sequences} sequences, {context} slots");
+        }
+        let mut told = 0;
+        let refused = open(41, 256).load(&source, &device, &mut |_, _| told += 1).err().expect("too many").to_string();
+        let parts =
+            [format!("{} bytes for 41 sequences with up to 256 slots", 41 * 4 * split), "fewer sequences".into()];
+        assert!(parts.iter().all(|part| refused.contains(part)) && told == 0, "{refused}");
+
+        device.info.max_binding_bytes = u64::MAX;
+        let Engine { mut model, mut cache, .. } =
+            open(2, 256).load(&source, &device, &mut |_, _| ()).expect("it is in the binary");
+        cache.begin(Positions::Original).expect("it is empty");
+        let ids = [5; 70];
+        for seq in [0, 1] {
+            model.forward(Input::Chunk { seq, ids: &ids }, &mut cache, Logits::None, None).expect("it fits");
+            cache.advance(seq, ids.len(), 5);
+        }
+        model.limit_bindings(4 * split - 1);
+        let two = model.forward(Input::Pending(&[0, 1]), &mut cache, Logits::Last, None).err().expect("too many");
+        assert!(two.to_string().contains("2 sequences with up to 71 slots"), "{two}");
+        model.forward(Input::Pending(&[1]), &mut cache, Logits::Last, None).expect("one fits");
+    }
 
     /// The query heads are read for the trace: that one sequence's cannot be is nothing to the others. (That a sequence without
     /// readouts ends alone is in `tests/engine.rs`.)

@@ -6,7 +6,7 @@ use secateur::cache::CacheShape;
 use secateur::device::{ComputeDevice, DeviceInfo};
 use secateur::engine::GROWTH;
 use secateur::model::config::ModelConfig;
-use secateur::model::decoder::Decoder;
+use secateur::model::decoder::{self, Decoder};
 use secateur::weights::Weights;
 use secateur::{Error, ErrorKind, Result};
 use serde::Serialize;
@@ -87,6 +87,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     // Room for the longest, and no more: the RoPE table is as long as the context.
     let longest = all.iter().map(|lengths| lengths.prompt + lengths.decode).max().unwrap_or(1);
     let context = longest.next_multiple_of(GROWTH);
+    for lengths in &all {
+        decoder::check_attention(&config, lengths.sequences, lengths.prompt + lengths.decode, &device)?;
+    }
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
     let model = Decoder::load(&config, &weights, context, &device, &mut |done, of| bar.at(done, of))?;
     drop(bar);

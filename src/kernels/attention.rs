@@ -71,6 +71,14 @@ impl AttentionSpec {
         self.most_seen.div_ceil(self.tile() * self.tiles_per_split())
     }
 
+    /// Bytes of the splits' results, which are put together by a second pass; 0 where there is one split.
+    pub(crate) fn partial_bytes(&self) -> u64 {
+        match self.splits() {
+            1 => 0,
+            splits => [self.layer.heads, splits, self.layer.d + 2, 4].iter().fold(self.n as u64, |b, &x| b * x as u64),
+        }
+    }
+
     /// One for decoding, so that a sequence is split the same way whatever stands beside it; for a chunk, which is alone, all
     /// where its rows fill the device.
     fn tiles_per_split(&self) -> usize {

@@ -214,6 +214,11 @@ impl Decoder {
         &self.config
     }
 
+    #[cfg(test)]
+    pub(crate) fn limit_bindings(&mut self, bytes: u64) {
+        self.device.info.max_binding_bytes = bytes;
+    }
+
     /// Where it lives.
     pub fn device(&self) -> &ComputeDevice {
         &self.device
@@ -286,6 +291,12 @@ impl Decoder {
         let passing = matches!(input, Input::Probe { .. });
         cache.reserve(seqs, chunk)?;
         let map = cache.select(seqs);
+        let most_seen = seqs.iter().map(|s| cache.longest(*s)).max().unwrap_or(0) + chunk;
+        let of = self.layer_spec(cache, 0);
+        check_partials(
+            AttentionSpec { layer: of, n, chunk, map, most_seen, back: 0, lanes: self.device.lanes },
+            &self.device,
+        )?;
         let (ids, pending) = match input {
             Input::Chunk { ids, .. } | Input::Probe { ids, .. } => {
                 if let Some(id) = ids.iter().find(|id| **id as usize >= c.vocab_size) {
@@ -426,6 +437,29 @@ impl Matrix {
     fn bytes(&self) -> u64 {
         self.shards.iter().map(|shard| (shard.rows * shard.packing.row_words(self.cols) * 4) as u64).sum()
     }
+}
+
+/// Whether so many sequences, one of which may fill `context`, can be decoded side by side on `device`.
+///
+/// # Errors
+/// [`ErrorKind::Device`] when what attention puts aside for them would exceed the largest buffer.
+pub fn check_attention(config: &ModelConfig, sequences: usize, context: usize, device: &ComputeDevice) -> Result<()> {
+    let ModelConfig { head_dim: d, num_heads: heads, num_kv_heads: kv_heads, .. } = *config;
+    let layer = LayerSpec { words: Words::F16, d, heads, kv_heads, table: 0, positions: context, compact: false };
+    let (n, most_seen, lanes) = (sequences, context, device.lanes);
+    check_partials(AttentionSpec { layer, n, chunk: 1, map: 0, most_seen, back: 0, lanes }, device)
+}
+
+fn check_partials(spec: AttentionSpec, device: &ComputeDevice) -> Result<()> {
+    let (bytes, most) = (spec.partial_bytes(), device.info.max_binding_bytes);
+    if bytes <= most {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Device, "attention over so many slots at once exceeds the adapter's largest buffer")
+        .at(device.info.line())
+        .expected(format!("at most {most} bytes"))
+        .found(format!("{bytes} bytes for {} sequences with up to {} slots", spec.n / spec.chunk, spec.most_seen))
+        .help("run fewer sequences at once (--sequences), or with a smaller --context"))
 }
 
 /// Dimensions the kernels are written for. Real models of the supported architectures have them.
