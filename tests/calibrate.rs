@@ -330,6 +330,42 @@ fn a_gguf_file_has_its_choice_beside_it() {
 }
 
 #[test]
+fn weights_are_hashed_again_only_when_a_file_of_theirs_has_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_model(dir.path());
+    let mut choice = calibrated().choice();
+    choice.layers = "1".into();
+    std::fs::write(dir.path().join(FILE), serde_json::to_string(&choice).unwrap()).unwrap();
+    let (kept, weights) = (dir.path().join(format!("{FILE}.hashed")), dir.path().join("model.safetensors"));
+    let calibrated = || {
+        let model = dir.path().to_str().unwrap();
+        let ran = run(&["run", "--model", model, "--device", "cpu", "--max-new-tokens", "1", QUESTIONS[0].0]);
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        assert!(ran.err.contains("as calibrated") != ran.err.contains("made for other weights"), "{}", ran.err);
+        ran.err.contains("as calibrated")
+    };
+    assert!(calibrated());
+    let first = std::fs::read_to_string(&kept).unwrap();
+    assert!(first.contains(&choice.settings.weights) && first.contains("model.safetensors"), "{first}");
+    // That it is believed shows by a lie.
+    let lie = first.replace(&choice.settings.weights, &"0".repeat(16));
+    std::fs::write(&kept, &lie).unwrap();
+    assert!(!calibrated() && std::fs::read_to_string(&kept).unwrap() == lie);
+    let later = std::fs::metadata(&weights).unwrap().modified().unwrap() + std::time::Duration::from_millis(1);
+    std::fs::File::options().write(true).open(&weights).unwrap().set_modified(later).unwrap();
+    assert!(calibrated(), "another time: hashed again");
+    let second = std::fs::read_to_string(&kept).unwrap();
+    assert!(second.contains(&choice.settings.weights) && second != first, "{second}");
+    // Other weights, of which nothing else has changed but the time.
+    let mut other = std::fs::read(&weights).unwrap();
+    *other.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, other).unwrap();
+    assert!(!calibrated());
+    std::fs::write(&kept, "nonsense").unwrap();
+    assert!(!calibrated() && std::fs::read_to_string(&kept).unwrap().contains("model.safetensors"));
+}
+
+#[test]
 fn weights_are_told_from_others() {
     let of = |bytes: &[u8]| Weights::from_files(vec![("w".into(), bytes.to_vec().into())]).unwrap().fingerprint();
     let good = std::fs::read(Path::new(MODEL).join("model.safetensors")).unwrap();

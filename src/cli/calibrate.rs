@@ -14,7 +14,7 @@ use secateur::weights::Weights;
 use secateur::{Error, ErrorKind, Result, builtin};
 
 use super::file;
-use super::model;
+use super::model::{self, Hashed};
 use super::run::{self, INTERRUPTS, SamplingArgs};
 use super::screen;
 
@@ -96,12 +96,12 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     }
     // Whatever is asked: any token serves to check the options.
     opened.check(&Prompt::Ids(vec![0]), &options)?;
-    let weights = Weights::open(&source)?.fingerprint();
+    let hashed = Hashed::of(&Weights::open(&source)?, &out);
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
     let settings = Settings {
         secateur: env!("CARGO_PKG_VERSION").into(),
         model: name.clone(),
-        weights,
+        weights: hashed.fingerprint.clone(),
         device: device.info.line(),
         kv: args.kv.to_string(),
         context: args.context,
@@ -117,6 +117,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         questions_hash: calibrate::hash(&problems),
     };
     let mut progress = Progress::open(&out, &settings, layers)?;
+    file::check_writable(&out)?;
 
     let mut bar = screen::Progress::new(&format!("loading {name}"), args.quiet);
     let mut engine = opened.load(&source, &device, &mut |done, of| bar.at(done, of))?;
@@ -170,6 +171,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let text =
         serde_json::to_string_pretty(&choice).map_err(|e| Error::new(ErrorKind::Internal, "no JSON").found(e))?;
     file::write_whole(&out, &(text + "\n"))?;
+    hashed.keep(&out);
     std::fs::remove_file(&progress.path).ok();
     say(&format!("\n{}\n{}", table(&choice), verdict(&choice)));
     say(&match beside == Some(out.clone()) {

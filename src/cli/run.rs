@@ -19,7 +19,7 @@ use web_time::Instant;
 use super::chat;
 use super::file;
 use super::line;
-use super::model::{self, ModelArgs};
+use super::model::{self, Hashed, ModelArgs};
 use super::screen::{self, Progress, Screen};
 
 #[derive(Debug, clap::Args)]
@@ -328,14 +328,17 @@ impl Args {
         if self.layers.is_some() || options.scope != Scope::Shared || !scored {
             return Ok(None);
         }
-        let Some((choice, place)) = model::choice(source)? else { return Ok(None) };
+        let Some((choice, path)) = model::choice(source)? else { return Ok(None) };
+        let place = path.display();
         let made = &choice.settings;
         // What suits one policy says nothing about another, nor do layers about those of other weights.
         if made.policy != options.policy {
             let why = format!("{place} was made for {}, not for {}: all layers vote", made.policy, options.policy);
             return Ok(Some(why));
         }
-        if made.weights != Weights::open(source)?.fingerprint() {
+        let hashed = Hashed::of(&Weights::open(source)?, &path);
+        hashed.keep(&path);
+        if made.weights != hashed.fingerprint {
             let why =
                 format!("{place} was made for other weights: all layers vote (`secateur calibrate` makes it anew)");
             return Ok(Some(why));

@@ -119,6 +119,11 @@ impl Weights {
         format!("{hash:016x}")
     }
 
+    /// Where its files lie; for those in memory, their names.
+    pub fn places(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.files.iter().map(|(place, _)| place.as_str())
+    }
+
     /// The matrix `name` of `[rows, cols]` as packed words, in its own dtype.
     ///
     /// # Errors
