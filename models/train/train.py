@@ -106,10 +106,6 @@ def begin_worker():
     set_up_pools()
 
 
-def draw(job):
-    return pool(*job)
-
-
 def stream(first, batch_tokens, workers):
     """(index, pool) from pool `first` on, drawn by `workers` processes, or by this one if that is 0."""
     if workers == 0:
@@ -121,11 +117,11 @@ def stream(first, batch_tokens, workers):
     ahead = 4 * workers
     others = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin_worker)
     try:
-        waiting = [others.submit(draw, (first + i, batch_tokens)) for i in range(ahead)]
+        waiting = [others.submit(pool, first + i, batch_tokens) for i in range(ahead)]
         index = first
         while True:
             yield index, waiting.pop(0).result(PATIENCE)
-            waiting.append(others.submit(draw, (index + ahead, batch_tokens)))
+            waiting.append(others.submit(pool, index + ahead, batch_tokens))
             index += 1
     except (BrokenExecutor, TimeoutError) as e:
         why = "one was killed" if isinstance(e, BrokenExecutor) else f"nothing came for {PATIENCE} s"

@@ -11,7 +11,7 @@
 //! the exponent, where scores of ordinary size (|s| < 30) carry an absolute error of ~2e-6.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
 use super::launch::Variant;
-use super::{LayerSpec, Words, attention as run, state};
+use super::{LayerSpec, Words, attention as run, of_cpu, state};
 
 /// Slots of a tile.
 const TILE: usize = 256;
@@ -47,17 +47,13 @@ pub struct AttentionSpec {
 }
 
 impl AttentionSpec {
-    fn of_cpu(&self) -> bool {
-        self.lanes <= 8
-    }
-
     fn tile(&self) -> usize {
-        if self.of_cpu() || self.chunk > SPLIT_ROWS { TILE } else { SHORT_TILE }
+        if of_cpu(self.lanes) || self.chunk > SPLIT_ROWS { TILE } else { SHORT_TILE }
     }
 
     /// Query heads of one workgroup: the largest divisor of the group that fits. It must not depend on the other sequences.
     fn heads_per_group(&self) -> usize {
-        let most = if self.chunk > 1 || self.of_cpu() { MOST_QUERIES } else { GPU_HEADS };
+        let most = if self.chunk > 1 || of_cpu(self.lanes) { MOST_QUERIES } else { GPU_HEADS };
         (1..=most).rev().find(|h| self.layer.group().is_multiple_of(*h)).expect("1 divides")
     }
 
@@ -85,7 +81,7 @@ impl AttentionSpec {
         let tiles = self.most_seen.div_ceil(self.tile());
         match self.chunk {
             1 => 1,
-            _ if self.of_cpu() || self.chunk > SPLIT_ROWS => tiles,
+            _ if of_cpu(self.lanes) || self.chunk > SPLIT_ROWS => tiles,
             _ => tiles.div_ceil(CHUNK_SPLITS),
         }
     }

@@ -2,10 +2,10 @@
 //! only the tiling differs. Where invocations are the threads of a GPU, `matmul.wgsl`: a tile of weights is unpacked once,
 //! into workgroup memory, for 32 or 64 vectors. Where they are the lanes of a CPU's vectors, `matmul_rows.wgsl`, for the reasons
 //! given there.
-use super::Words;
 use super::cases::{Case, whole_blocks};
 use super::launch::Variant;
 use super::matvec::{LinearSpec, Mode, case};
+use super::{Words, of_cpu};
 
 /// A tiling of `matmul.wgsl`: rows and vectors of a workgroup, columns it holds, and slices of the columns.
 #[derive(Clone, Copy)]
@@ -38,15 +38,10 @@ const ROWS_EACH: usize = 8;
 const ROWS_N: usize = 8;
 
 impl LinearSpec {
-    /// Whether the adapter is a CPU, by the lanes chosen for it.
-    fn of_cpu(&self) -> bool {
-        self.lanes <= 8
-    }
-
     pub(super) fn matmul_variant(&self) -> Variant {
         let [dtype, mode, has_bias] = [self.words.code(), self.mode as u32, self.has_bias as u32];
         let of_both = [("DTYPE", dtype), ("MODE", mode), ("HAS_BIAS", has_bias)];
-        let (kernel, text, tiles) = if self.of_cpu() {
+        let (kernel, text, tiles) = if of_cpu(self.lanes) {
             let (each, n) = (ROWS_EACH as u32, ROWS_N as u32);
             let tiles = vec![("THREADS", ROWS_THREADS as u32), ("EACH", each), ("TILE_N", n)];
             ("matmul_rows", include_str!("../../shaders/matmul_rows.wgsl"), tiles)
@@ -60,7 +55,7 @@ impl LinearSpec {
     }
 
     pub(super) fn matmul_groups(&self) -> [usize; 3] {
-        match self.of_cpu() {
+        match of_cpu(self.lanes) {
             true => [self.rows.div_ceil(ROWS_EACH * ROWS_THREADS), self.n.div_ceil(ROWS_N), 1],
             false => {
                 let tiling = Tiling::of(self.n);

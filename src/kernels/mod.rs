@@ -299,6 +299,11 @@ pub trait Kernels: Backend {
     ) -> (IntTensor<Self>, IntTensor<Self>);
 }
 
+/// Whether an adapter is a CPU, by the lanes that [`ComputeDevice`](crate::device::ComputeDevice) chose for it.
+fn of_cpu(lanes: u32) -> bool {
+    lanes <= 8
+}
+
 /// The specialisations a model of a supported architecture can ask for: every packing, mode, reduction and head group, the
 /// usual head dimensions, one, some and most vectors. What the shader tests validate and translate.
 pub fn variants() -> Vec<launch::Variant> {
