@@ -4,13 +4,14 @@
 //!
 //! The split runs each kernel of a step on its own, many times, and divides: launches overlap in a real step, so the parts
 //! need not add up to it.
+use secateur::dtype::Dtype;
 use std::time::Instant;
 
 use pollster::block_on;
 use secateur::bench;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
-use secateur::kernels::{self, AttentionSpec, LayerSpec, LinearSpec, Mode, NormSpec, RopeAppendSpec, Words, launch};
+use secateur::kernels::{self, AttentionSpec, LayerSpec, LinearSpec, Mode, NormSpec, RopeAppendSpec, launch};
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::Decoder;
 use secateur::sampling::Sampling;
@@ -32,7 +33,7 @@ fn main() -> secateur::Result<()> {
     let copied = block_on(bench::copy_bandwidth(&device, 3))?.bytes_per_second.median;
     println!("{}; weights {:.1} MB", device.info.line(), model.weight_bytes() as f64 / 1e6);
     let lengths = bench::Lengths { prompt: PROMPT, decode: steps, sequences: 1 };
-    let m = block_on(bench::measure(&model, Words::F16, lengths, 3, &mut || ()))?;
+    let m = block_on(bench::measure(&model, Dtype::F16, lengths, 3, &mut || ()))?;
     let (prefill, decode) = (m.prefill_tokens_per_second, m.decode_tokens_per_second);
     println!("prefill {:.1} tok/s ({:.1} to {:.1})", prefill.median, prefill.min, prefill.max);
     println!(
@@ -52,10 +53,10 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     let (h, inter, d) = (c.hidden_size, c.intermediate_size, c.head_dim);
     let (heads, kv_heads, layers) = (c.num_heads, c.num_kv_heads, c.num_layers);
     let burn = &device.burn;
-    let floats = |rows: usize, cols: usize| kernels::floats(vec![0.01; rows * cols], [rows, cols], burn);
-    let weights = |rows: usize, cols: usize| kernels::words(vec![0x2c00_2c00; rows * cols / 2], burn);
-    let near = kernels::words(vec![0; 4], burn);
-    let bias = kernels::floats(vec![0.0; 4], [4], burn);
+    let floats = |rows: usize, cols: usize| kernels::f32_tensor(vec![0.01; rows * cols], [rows, cols], burn);
+    let weights = |rows: usize, cols: usize| kernels::u32_tensor(vec![0x2c00_2c00; rows * cols / 2], burn);
+    let near = kernels::u32_tensor(vec![0; 4], burn);
+    let bias = kernels::f32_tensor(vec![0.0; 4], [4], burn);
     let mut total = 0.0;
     let mut time = |name: &str, times: usize, bytes: usize, mut run: Box<dyn FnMut() + '_>| -> secateur::Result<()> {
         let fence = || block_on(launch::read_words(&[&near])).map(|_| ());
@@ -80,7 +81,7 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
         let out_cols = if mode == Mode::SwiGlu { rows / 2 } else { rows };
         let mut out = Some(floats(1, out_cols));
         let spec = LinearSpec {
-            words: Words::F16,
+            words: Dtype::F16,
             mode,
             has_bias: false,
             rows,
@@ -103,13 +104,13 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     linear("matvec gate_up (SwiGLU)", 2 * inter, h, Mode::SwiGlu, layers)?;
     linear("matvec down", h, inter, Mode::Add, layers)?;
     linear("matvec head", c.vocab_size, h, Mode::Store, 1)?;
-    let (x, weight) = (floats(1, h), kernels::floats(vec![1.0; h], [h], burn));
+    let (x, weight) = (floats(1, h), kernels::f32_tensor(vec![1.0; h], [h], burn));
     let norm = NormSpec { n: 1, first: 0, cols: h, eps: 1e-6 };
     time("rms_norm", 2 * layers + 1, h * 8, Box::new(|| drop(kernels::rms_norm(&x, &weight, norm))))?;
-    let mut cache = KvCache::new(CacheShape::new(c, Words::F16, 1, 64)?, device);
-    let rope = kernels::floats(vec![0.5; 4096 * d], [4096 * d], burn);
+    let mut cache = KvCache::new(CacheShape::new(c, Dtype::F16, 1, 64)?, device);
+    let rope = kernels::f32_tensor(vec![0.5; 4096 * d], [4096 * d], burn);
     let layer = |cache: &KvCache| {
-        let (words, table) = (Words::F16, cache.table(0));
+        let (words, table) = (Dtype::F16, cache.table(0));
         LayerSpec { words, d, heads, kv_heads, table, positions: 4096, compact: false }
     };
     for length in [128usize, 1024] {
@@ -124,11 +125,11 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
         let run = || drop(kernels::attention(&q, cache.layer(0), cache.state(), &rope, spec));
         time(&format!("attention over {length}"), times, bytes, Box::new(run))?;
     }
-    let unread = kernels::floats(vec![0.0; 4], [4], burn);
+    let unread = kernels::f32_tensor(vec![0.0; 4], [4], burn);
     let qkv = floats(1, (heads + 2 * kv_heads) * d);
     let map = cache.select(&[0]);
     let append = RopeAppendSpec { layer: layer(&cache), n: 1, chunk: 1, map, norm: None };
-    let mut kv = Some(kernels::words(vec![0; 2048 * cache.shape().slot_bytes() / 4], burn));
+    let mut kv = Some(kernels::u32_tensor(vec![0; 2048 * cache.shape().slot_bytes() / 4], burn));
     let run = || {
         let (_, back) =
             kernels::rope_append(qkv.clone(), &rope, cache.state(), kv.take().expect("put back"), &unread, append);

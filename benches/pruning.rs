@@ -5,14 +5,15 @@
 //!
 //! Both runs go on in turns, a few steps each, so that whatever else the machine does slows both alike. Speeds are medians over
 //! the turns of 500 tokens. The prompt opens the thinking; a model that has no tokenizer runs policies that need no probe.
+use secateur::dtype::Dtype;
 use std::time::Instant;
 
 use pollster::block_on;
 use secateur::Slot;
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, Event, GROWTH, LoadOptions, Prompt, RunOptions};
+use secateur::kernels::Reduce;
 use secateur::kernels::launch::{as_floats, read_floats};
-use secateur::kernels::{Reduce, Words};
 use secateur::model::decoder::{Decoder, Input, Logits};
 use secateur::policy::{self, Budget, CacheView, Ledger, Role, ViewParts};
 use secateur::weights::ModelSource;
@@ -53,7 +54,7 @@ fn main() -> secateur::Result<()> {
     let tokens: usize = args.get(2).and_then(|n| n.parse().ok()).unwrap_or(4000);
     let policy = args.get(3).cloned().unwrap_or_else(|| policy::DEFAULT_POLICY.into());
     let source = ModelSource::directory(dir)?;
-    let load = LoadOptions { kv: Words::F16, context: None, sequences: 1 };
+    let load = LoadOptions { kv: Dtype::F16, context: None, sequences: 1 };
     let engine = || Engine::load(&source, dir.as_str(), &device, &load, &mut |_, _| ());
     let (mut pruned, mut full) = (engine()?, engine()?);
     // A model that closes its thinking is no longer pruned: those of tests/golden/make_bench.py never do.
@@ -179,7 +180,7 @@ fn costs(pruned: &mut Engine, full: &mut Engine, prompt: &Prompt, tokens: usize)
 /// The parts of one pruning at 742 cached slots, each waited for, medians of 7, against 200 decode steps.
 fn split(model: &Decoder, options: &RunOptions, probe: usize) -> secateur::Result<()> {
     let (cached, vocab) = (PROMPT + 512 + EVERY, model.config().vocab_size as u32);
-    let shape = secateur::cache::CacheShape::new(model.config(), Words::F16, 1, GROWTH)?;
+    let shape = secateur::cache::CacheShape::new(model.config(), Dtype::F16, 1, GROWTH)?;
     let mut rounds: Vec<[f64; 6]> = Vec::new();
     let mut ledger = Ledger::new(PROMPT);
     (0..cached - PROMPT).for_each(|i| ledger.push(Role::Thinking, if i % 25 == 0 { " Wait, it" } else { " is x" }));

@@ -3,6 +3,7 @@
 //! Decoding is bound by memory: a step reads the weights and the cached keys and values once. So [`Measured`] sets the bytes
 //! that a decoded token reads against [`copy_bandwidth`], measured on the same device. Random ids serve as well as text: no
 //! tokenizer is needed.
+use crate::dtype::Dtype;
 use burn::tensor::{Int, Tensor};
 use serde::Serialize;
 use web_time::{Duration, Instant};
@@ -10,7 +11,7 @@ use web_time::{Duration, Instant};
 use crate::cache::{CacheShape, KvCache};
 use crate::device::ComputeDevice;
 use crate::engine::{GROWTH, LAG, PREFILL_CHUNK};
-use crate::kernels::{self, GatherSpec, Words, launch};
+use crate::kernels::{self, GatherSpec, launch};
 use crate::model::decoder::{Decoder, Input, Logits};
 use crate::{Error, ErrorKind, Result};
 
@@ -173,7 +174,7 @@ pub async fn decode(model: &Decoder, cache: &mut KvCache, steps: usize) -> Resul
 /// Lengths of 0 or beyond the context; a device that fails.
 pub async fn measure(
     model: &Decoder,
-    kv: Words,
+    kv: Dtype,
     lengths: Lengths,
     repeat: usize,
     tick: &mut dyn FnMut(),
@@ -238,10 +239,10 @@ async fn copy(device: &ComputeDevice, bytes: u64, repeat: usize, batch: usize) -
     // Two planes of rows, as a layer's keys and values.
     let rows = bytes as usize / (2 * ROW_WORDS * 4);
     let words = 2 * rows * ROW_WORDS;
-    let near = kernels::words(vec![0; 4], &device.burn);
+    let near = kernels::u32_tensor(vec![0; 4], &device.burn);
     let gathered = {
-        let keep = kernels::words((0..rows as u32).collect(), &device.burn);
-        let moves = kernels::words([0, rows, 0, rows, rows, 0, 0, 0].map(|v| v as u32).to_vec(), &device.burn);
+        let keep = kernels::u32_tensor((0..rows as u32).collect(), &device.burn);
+        let moves = kernels::u32_tensor([0, rows, 0, rows, rows, 0, 0, 0].map(|v| v as u32).to_vec(), &device.burn);
         let spec =
             GatherSpec { row_words: ROW_WORDS, kv_heads: 1, planes: 2, seqs: 1, most_kept: rows, out_words: words };
         // Written once before it is read: pages that nobody wrote are all the same page to an operating system.

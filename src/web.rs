@@ -2,6 +2,7 @@
 //!
 //! Options come in and events go out as JSON text; files come in as `{name: Uint8Array}`. Whatever fails rejects with the
 //! [`Error`](crate::Error)'s own text, to be shown as it is.
+use crate::dtype::Dtype;
 use std::cell::{OnceCell, RefCell};
 use std::future::Future;
 use std::rc::Rc;
@@ -16,9 +17,9 @@ use wasm_bindgen_futures::future_to_promise;
 
 use crate::device::{ComputeDevice, DeviceBytes};
 use crate::engine::{Engine, Event, LoadOptions, Prompt, RunOptions};
-use crate::kernels::{Words, cases};
+use crate::kernels::cases;
 use crate::policy::{POLICIES, Role};
-use crate::report::trace::AttentionDetail;
+use crate::trace::AttentionDetail;
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result, builtin, conformance as suite};
 
@@ -173,8 +174,8 @@ impl Secateur {
     async fn from_source(source: &ModelSource, options: Load, name: &str) -> Result<Self> {
         let kv = match options.kv.as_deref() {
             None => LoadOptions::default().kv,
-            Some("f16") => Words::F16,
-            Some("f32") => Words::F32,
+            Some("f16") => Dtype::F16,
+            Some("f32") => Dtype::F32,
             Some(other) => {
                 let e = Error::new(ErrorKind::Input, "the KV cache cannot have this element type").at("kv");
                 return Err(e.expected("f16 or f32").found(other));

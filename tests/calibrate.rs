@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use secateur::eval::calibrate::{Choice, FILE};
-use secateur::report::trace::Trace;
+use secateur::trace::Trace;
 use secateur::weights::{ModelSource, Weights};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-reasoner");

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use secateur::report::trace::{StopReason, Trace};
+use secateur::trace::{StopReason, Trace};
 use serde_json::Value;
 
 const F16: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen2-f16");
@@ -649,7 +649,7 @@ fn recording_every_head_changes_nothing_else() {
     let apart = trace("apart", &["--trace-heads", "--scope", "head"]);
     let maps: Vec<_> = apart.probes.iter().map(|p| p.attention.as_ref().expect("a map")).collect();
     assert!(maps.iter().all(|map| map.layers.iter().all(|row| row.len() == map.steps.len())));
-    let gaps = |map: &&secateur::report::trace::AttentionMap| {
+    let gaps = |map: &&secateur::trace::AttentionMap| {
         map.heads.iter().flatten().flatten().flatten().filter(|value| value.is_none()).count()
     };
     assert!(gaps(&maps[0]) == 0 && maps.iter().map(gaps).sum::<usize>() > 0, "no head lost a step that another has");

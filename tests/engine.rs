@@ -4,10 +4,10 @@ mod common;
 mod replay;
 
 use replay::Evict;
+use secateur::dtype::Dtype;
 use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions, RunResult};
-use secateur::kernels::Words;
-use secateur::report::trace::{AttentionDetail, StopReason};
 use secateur::sampling::Sampling;
+use secateur::trace::{AttentionDetail, StopReason};
 use secateur::weights::ModelSource;
 
 fn engine(device: &secateur::device::ComputeDevice, with_text: bool) -> Engine {
@@ -39,7 +39,7 @@ fn engine_with(
         (name, bytes)
     };
     let source = ModelSource::memory(names.into_iter().map(file));
-    let options = LoadOptions { kv: Words::F32, context: Some(2048), sequences };
+    let options = LoadOptions { kv: Dtype::F32, context: Some(2048), sequences };
     Engine::load(&source, "qwen2-f16", device, &options, &mut |_, _| ()).expect("a good model")
 }
 
@@ -228,7 +228,7 @@ fn a_sequence_does_not_notice_its_neighbours() {
                     assert!(equal * 10 >= want_ids.len() * 9, "{place}: {equal} of {} drawn alike", want_ids.len());
                     continue;
                 }
-                let replayed = replay::replay(&reference, Words::F32, &result.trace, &probe_ids, Evict::AsRecorded);
+                let replayed = replay::replay(&reference, Dtype::F32, &result.trace, &probe_ids, Evict::AsRecorded);
                 worst = (worst.0.max(replayed.regret), worst.1.max(replayed.importance));
                 assert!(replayed.regret <= LOGITS && replayed.importance <= MEASURED, "{place}: {replayed:?}");
                 // Before they part: as good as a tie of logits, or another plan, whose scores were just held against
@@ -350,7 +350,7 @@ fn a_probe_that_fails_ends_only_its_own_sequence() {
             assert!(result.trace.tokens.len() >= 100 && result.trace.probes.is_empty());
             assert_eq!(ids(&result), ids(&alone)[..result.trace.tokens.len()], "what it had");
             let json = result.trace.to_json().expect("its trace is whole");
-            assert_eq!(secateur::report::trace::Trace::from_json(&json).expect("a trace"), result.trace);
+            assert_eq!(secateur::trace::Trace::from_json(&json).expect("a trace"), result.trace);
         } else {
             assert!(result.error.is_none(), "request {request}: {:?}", result.error);
             assert_eq!(ids(&result), ids(&alone), "request {request}");

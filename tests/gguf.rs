@@ -6,9 +6,10 @@
 mod files;
 
 use files::{assert_says, message, real, report, vectors};
+use secateur::dtype::Dtype;
 use secateur::model::config::{Architecture, ModelConfig, RopeScaling};
 use secateur::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
-use secateur::weights::{ModelSource, PackedDtype, Weights};
+use secateur::weights::{ModelSource, Weights};
 use secateur::{Error, ErrorKind};
 use serde_json::Value;
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -512,9 +513,9 @@ fn golden(name: &str) -> PathBuf {
 #[test]
 fn golden_files_load_whole() -> Outcome {
     for (name, types) in [
-        ("gguf-qwen2-q8", vec![PackedDtype::Q8_0]),
-        ("gguf-llama-q4", vec![PackedDtype::Q4_0, PackedDtype::Q8_0, PackedDtype::F16]),
-        ("gguf-qwen3-f16", vec![PackedDtype::F16, PackedDtype::BF16, PackedDtype::F32]),
+        ("gguf-qwen2-q8", vec![Dtype::Q8_0]),
+        ("gguf-llama-q4", vec![Dtype::Q4_0, Dtype::Q8_0, Dtype::F16]),
+        ("gguf-qwen3-f16", vec![Dtype::F16, Dtype::BF16, Dtype::F32]),
     ] {
         let source = ModelSource::open(golden(name).join("model.gguf"))?;
         let config = ModelConfig::load(&source)?;

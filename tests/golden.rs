@@ -6,8 +6,9 @@ use common::*;
 use secateur::Slot;
 use secateur::cache::KvCache;
 use secateur::device::ComputeDevice;
+use secateur::dtype::Dtype;
+use secateur::kernels::Reduce;
 use secateur::kernels::launch::poison_outputs;
-use secateur::kernels::{Reduce, Words};
 use secateur::model::decoder::{Decoder, Input, Logits};
 
 const PROMPTS: [usize; 4] = [1, 7, 64, 200];
@@ -24,8 +25,8 @@ const F32: Bounds = Bounds { logits: 1e-4, attention: 2e-5 };
 /// With an f16 cache: keys and values carry 11 bits. Twice the worst measured; far below what any wrong oracle gives.
 const F16: Bounds = Bounds { logits: 4e-3, attention: 4e-3 };
 
-fn bounds(words: Words) -> Bounds {
-    if words == Words::F32 { F32 } else { F16 }
+fn bounds(words: Dtype) -> Bounds {
+    if words == Dtype::F32 { F32 } else { F16 }
 }
 
 /// Counts comparisons and keeps the worst, so that the test can say what ran.
@@ -62,7 +63,7 @@ fn means(rows: &[f32], per_mean: usize, slots: usize) -> Vec<f32> {
 }
 
 /// Prompts at once, in chunks and token by token: logits and readouts.
-fn prompts(fx: &Fixture, model: &Decoder, words: Words, tally: &mut Tally) {
+fn prompts(fx: &Fixture, model: &Decoder, words: Dtype, tally: &mut Tally) {
     let device = model.device();
     let (heads, kv_heads, vocab) = (fx.config.num_heads, fx.config.num_kv_heads, fx.config.vocab_size);
     let bound = bounds(words);
@@ -117,7 +118,7 @@ fn prompts(fx: &Fixture, model: &Decoder, words: Words, tally: &mut Tally) {
 
 /// 64 tokens that never leave the device before the next one is forwarded; ids are read 16 steps late.
 fn greedy(fx: &Fixture, model: &Decoder) -> Vec<u32> {
-    let mut cache = fx.cache(model.device(), Words::F32, 1, 64);
+    let mut cache = fx.cache(model.device(), Dtype::F32, 1, 64);
     let logits = prefill(model, &mut cache, 0, &fx.ids("prompt.64.ids"), 0);
     cache.sample(&logits, &[0], 0);
     let (mut reads, mut ids) = (Vec::new(), Vec::new());
@@ -153,7 +154,7 @@ struct Decoded {
 }
 
 /// The teacher-forced decode of the fixtures' README, with probes, rollbacks and evictions.
-fn oracle(fx: &Fixture, model: &Decoder, words: Words, evict: Evict) -> Decoded {
+fn oracle(fx: &Fixture, model: &Decoder, words: Dtype, evict: Evict) -> Decoded {
     let device = model.device();
     let mut cache = fx.cache(device, words, 1, 32);
     let (question, ids) = (fx.ids("oracle.prompt.ids"), fx.ids("oracle.ids"));
@@ -219,7 +220,7 @@ fn on_device(fx: &Fixture, device: &ComputeDevice) {
     let model = fx.load(device);
     // What an f16 cache costs is not in the weights: Qwen2 and one with norms on its heads stand for all.
     let half = fx.name.starts_with("qwen2") || fx.name == "qwen3-yarn-f16";
-    for &words in if half { &[Words::F32, Words::F16][..] } else { &[Words::F32] } {
+    for &words in if half { &[Dtype::F32, Dtype::F16][..] } else { &[Dtype::F32] } {
         let mut tally = Tally::default();
         prompts(fx, &model, words, &mut tally);
         check_oracle(fx, &oracle(fx, &model, words, Evict::AsPlanned), bounds(words), &mut tally);
@@ -299,7 +300,7 @@ fn the_oracle_holds_in_poisoned_memory() {
     let fx = Fixture::open("qwen2-f32");
     let model = fx.load(device);
     poison_outputs(true);
-    let found = oracle(&fx, &model, Words::F32, Evict::AsPlanned);
+    let found = oracle(&fx, &model, Dtype::F32, Evict::AsPlanned);
     poison_outputs(false);
     let mut tally = Tally::default();
     check_oracle(&fx, &found, F32, &mut tally);
@@ -322,9 +323,9 @@ fn the_checks_reject_what_is_wrong() {
         };
         least("masked too early", error(&fx.floats("wrong.masked_too_early.logits"), &golden), F16.logits);
         for (what, evict) in [("never evicting", Evict::Never), ("evicting one slot too far", Evict::OffByOne)] {
-            least(what, error(&oracle(&fx, &model, Words::F32, evict).logits, &golden), F16.logits);
+            least(what, error(&oracle(&fx, &model, Dtype::F32, evict).logits, &golden), F16.logits);
         }
-        let right = oracle(&fx, &model, Words::F32, Evict::AsPlanned);
+        let right = oracle(&fx, &model, Dtype::F32, Evict::AsPlanned);
         for (what, wrong) in [
             ("uniform logits", vec![1.0; golden.len()]),
             ("zero logits", vec![0.0; golden.len()]),
@@ -355,7 +356,7 @@ fn the_checks_reject_what_is_wrong() {
                 }
             }
         }
-        let wrong = oracle(&fx, &model, Words::F32, Evict::OffByOne);
+        let wrong = oracle(&fx, &model, Dtype::F32, Evict::OffByOne);
         let slots = right.probes[1].len() == wrong.probes[1].len();
         assert!(
             slots && difference(&wrong.probes[1], &right.probes[1]) > F16.attention,

@@ -5,6 +5,7 @@ mod common;
 #[path = "common/replay.rs"]
 mod replay;
 
+use secateur::dtype::Dtype;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -13,7 +14,7 @@ use replay::{Evict, narrowed, reference};
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, Event, LoadOptions, Prompt, RunOptions, RunResult};
 use secateur::kernels::launch::{as_floats, read_words};
-use secateur::kernels::{self, NormSpec, Reduce, Words};
+use secateur::kernels::{self, NormSpec, Reduce};
 use secateur::model::config::RopeScaling;
 use secateur::model::decoder::{Input, Logits};
 use secateur::model::rope;
@@ -103,7 +104,7 @@ fn engine_on(device: &ComputeDevice, sequences: usize) -> Engine {
     // No tokenizer: all of it counts as thinking, whatever the random model writes.
     let names = ["config.json", "generation_config.json", "model.safetensors"];
     let source = ModelSource::memory(names.map(|n| (n, source.read(n).expect("committed").to_vec())));
-    let options = LoadOptions { kv: Words::F32, context: Some(512), sequences };
+    let options = LoadOptions { kv: Dtype::F32, context: Some(512), sequences };
     Engine::load(&source, "qwen2-f16", device, &options, &mut |_, _| ()).expect("a good model")
 }
 
@@ -145,12 +146,12 @@ fn thinned<'m>(
     model: &'m replay::reference::Reference,
 ) -> (secateur::model::decoder::Decoder, secateur::cache::KvCache, replay::reference::Reading<'m>) {
     let decoder = fx.load(device);
-    let mut cache = fx.cache(device, Words::F32, 1, 8);
+    let mut cache = fx.cache(device, Dtype::F32, 1, 8);
     let prompt = fx.ids("prompt.64.ids");
     prefill(&decoder, &mut cache, 0, &prompt, NEXT[0]);
     let kept: Vec<Slot> = (0..64).step_by(4).map(Slot).collect();
     cache.keep(0, &|_, _| &kept, 1).expect("fits");
-    let mut text = model.read(Positions::Original, Words::F32);
+    let mut text = model.read(Positions::Original, Dtype::F32);
     prompt.iter().for_each(|id| drop(text.forward(*id)));
     text.evict(|_, _| (0..64).filter(|p| p % 4 != 0).collect());
     (decoder, cache, text)
@@ -178,8 +179,8 @@ fn a_slot_is_not_a_position() {
         assert!(worst <= LOGITS);
     }
     // Where they stand is seen: the same tokens that follow the kept ones closely give something else.
-    let mut close = model.read(Positions::Compact, Words::F32);
-    let mut text = model.read(Positions::Original, Words::F32);
+    let mut close = model.read(Positions::Compact, Dtype::F32);
+    let mut text = model.read(Positions::Original, Dtype::F32);
     for reading in [&mut close, &mut text] {
         fx.ids("prompt.64.ids").iter().for_each(|id| drop(reading.forward(*id)));
         reading.evict(|_, _| (0..64).filter(|p| p % 4 != 0).collect());
@@ -212,7 +213,7 @@ fn what_is_evicted_takes_no_room() {
     let fx = Fixture::open("qwen2-f16");
     for device in two() {
         let model = fx.load(device);
-        let mut cache = fx.cache(device, Words::F16, 1, 8);
+        let mut cache = fx.cache(device, Dtype::F16, 1, 8);
         for chunk in (0..1200u32).map(|i| i * 7 % 300).collect::<Vec<_>>().chunks(200) {
             prefill(&model, &mut cache, 0, chunk, 1);
         }
@@ -276,7 +277,7 @@ fn every_sequence_of_a_batch_is_pruned_by_its_own_scores() {
                 let place = format!("{policy}, request {request}, on {}", device.info.name);
                 assert!(trace.totals.evicted_tokens > 0, "{place}");
                 // What was scored is what the reference, which reads one text at a time, measures in it.
-                let found = replay::replay(&model, Words::F32, &trace, &[], Evict::AsRecorded);
+                let found = replay::replay(&model, Dtype::F32, &trace, &[], Evict::AsRecorded);
                 assert!(found.regret <= LOGITS && found.importance <= MEASURED, "{place}: {found:?}");
                 assert!(found.steps > 0);
             }
@@ -291,7 +292,7 @@ fn every_sequence_of_a_batch_is_pruned_by_its_own_scores() {
 fn heavy_hitters_are_heavy_over_all_queries() {
     let fx = Fixture::open("qwen2-f16");
     let model = fx.load(&devices()[0]);
-    let mut cache = fx.cache(&devices()[0], Words::F32, 1, 8);
+    let mut cache = fx.cache(&devices()[0], Dtype::F32, 1, 8);
     cache.track(secateur::cache::Tracking { sums: true, queries: false }, fx.config.q_size());
     prefill(&model, &mut cache, 0, &fx.ids("prompt.64.ids"), 1);
     let probe = Input::Probe { seq: 0, ids: &[1, 2, 3] };
@@ -357,13 +358,13 @@ fn no_step_comes_between_scores_and_gather() {
             }
             assert!(gone > 0);
             // Scored when the record says, cut when it says, and nothing else was cut: or texts and scores would part.
-            let found = replay::replay(&model, Words::F32, &trace, &[], Evict::AsRecorded);
+            let found = replay::replay(&model, Dtype::F32, &trace, &[], Evict::AsRecorded);
             assert!(
                 found.regret <= LOGITS && found.importance <= MEASURED,
                 "{policy} on {}: {found:?}",
                 device.info.name
             );
-            let late = replay::replay(&model, Words::F32, &trace, &[], Evict::Late);
+            let late = replay::replay(&model, Dtype::F32, &trace, &[], Evict::Late);
             println!("{policy} on {}: {found:?}; a step later {:.1e}", device.info.name, late.regret);
             assert!(late.regret > LOGITS, "{policy}: a step later is not seen");
         }
@@ -378,7 +379,7 @@ fn a_probe_reads_one_row() {
     let model = fx.load(device);
     let probe: Vec<u32> = (0..31).collect();
     let peak = |cached: usize| {
-        let mut cache = fx.cache(device, Words::F32, 1, 8);
+        let mut cache = fx.cache(device, Dtype::F32, 1, 8);
         cache.reserve(&[0], cached + probe.len()).expect("fits");
         let ids: Vec<u32> = (0..cached as u32).map(|i| i * 7 % 300).collect();
         ids.chunks(64).for_each(|chunk| drop(prefill(&model, &mut cache, 0, chunk, 1)));
@@ -404,7 +405,7 @@ fn the_oracle_does_not_mask_too_early() {
     for name in FIXTURES {
         let fx = Fixture::open(name);
         let model = fx.load(&devices()[0]);
-        let mut cache = fx.cache(&devices()[0], Words::F32, 1, 32);
+        let mut cache = fx.cache(&devices()[0], Dtype::F32, 1, 32);
         let evicted = |event: usize, _, _| fx.ids(&format!("oracle.{event}.evicted"));
         let found = schedule(&fx, &model, &mut cache, Scope::Shared, &evicted);
         let right = error(&found, &fx.floats("oracle.logits"));
@@ -418,8 +419,8 @@ fn the_oracle_does_not_mask_too_early() {
 #[test]
 fn squares_do_not_overflow() {
     for device in two() {
-        let x = kernels::floats(vec![3e4f32; 64], [1, 64], &device.burn);
-        let weight = kernels::floats(vec![1.0; 64], [64], &device.burn);
+        let x = kernels::f32_tensor(vec![3e4f32; 64], [1, 64], &device.burn);
+        let weight = kernels::f32_tensor(vec![1.0; 64], [64], &device.burn);
         let normed = values(&kernels::rms_norm(&x, &weight, NormSpec { n: 1, first: 0, cols: 64, eps: 1e-6 }));
         assert!(normed.iter().all(|v| (v - 1.0).abs() < 1e-5), "{}: {normed:?}", device.info.name);
     }

@@ -6,8 +6,9 @@ use proptest::prelude::*;
 use secateur::Slot;
 use secateur::cache::KvCache;
 use secateur::device::ComputeDevice;
+use secateur::dtype::Dtype;
 use secateur::kernels::launch::{as_words, poison_outputs};
-use secateur::kernels::{Reduce, Words, state};
+use secateur::kernels::{Reduce, state};
 use secateur::model::decoder::{Decoder, Input, Logits};
 
 /// Few cases: each forwards a model on slow adapters. No files of past failures: a failure prints its input.
@@ -17,9 +18,9 @@ fn few(cases: u32) -> ProptestConfig {
 
 /// Runs `law` on every device of [`two`], for every architecture, both cache packings and quantized weights among them;
 /// fails where nothing ran.
-fn everywhere(law: impl Fn(&Fixture, &Decoder, Words)) {
-    const MODELS: [(&str, Words); 3] =
-        [("qwen2-f16", Words::F32), ("qwen3-yarn-f16", Words::F16), ("gguf-llama-q4", Words::F16)];
+fn everywhere(law: impl Fn(&Fixture, &Decoder, Dtype)) {
+    const MODELS: [(&str, Dtype); 3] =
+        [("qwen2-f16", Dtype::F32), ("qwen3-yarn-f16", Dtype::F16), ("gguf-llama-q4", Dtype::F16)];
     let _one = serial();
     let mut ran = 0;
     for (name, words) in MODELS {
@@ -41,7 +42,7 @@ fn all_rows(cache: &KvCache, seq: usize) -> Vec<Vec<u32>> {
 }
 
 /// A cache with the prompt of 64 ids in it and a pending token.
-fn filled(fx: &Fixture, model: &Decoder, words: Words, growth: usize) -> KvCache {
+fn filled(fx: &Fixture, model: &Decoder, words: Dtype, growth: usize) -> KvCache {
     let mut cache = fx.cache(model.device(), words, 1, growth);
     prefill(model, &mut cache, 0, &fx.ids("prompt.64.ids"), 17);
     cache
@@ -223,7 +224,7 @@ fn sequences_side_by_side_do_not_disturb_each_other() {
             }
         }
         // Another batch size is another shader: sums of another order. An f16 cache rounds them.
-        let bound = if words == Words::F32 { 2e-5 } else { 1e-3 };
+        let bound = if words == Dtype::F32 { 2e-5 } else { 1e-3 };
         println!("{}, {words:?}: batched against alone: {worst:.1e}, bound {bound:.0e}", model.device().info.name);
         assert!(worst <= bound);
     });
@@ -275,7 +276,7 @@ fn reserved_bytes_fall_when_slots_are_evicted() {
     let Some(device) = gpu() else { return };
     let fx = Fixture::open("qwen2-f32");
     let model = fx.load(device);
-    let mut cache = fx.cache(device, Words::F32, 1, 64);
+    let mut cache = fx.cache(device, Dtype::F32, 1, 64);
     let ids: Vec<u32> = (0..2000).map(|i| i * 7 % 300).collect();
     for chunk in ids.chunks(250) {
         prefill(&model, &mut cache, 0, chunk, 1);
@@ -353,7 +354,7 @@ fn a_thousand_steps_with_pruning() {
     println!("{}: {STEPS} steps in {:.1} s", device.info.name, began.elapsed().as_secs_f64());
     assert_eq!(ids.len(), STEPS);
     let twin = fx.load(&devices()[0]);
-    let mut cache = fx.cache(&devices()[0], Words::F16, 1, 64);
+    let mut cache = fx.cache(&devices()[0], Dtype::F16, 1, 64);
     let mut logits = values(&prefill(&twin, &mut cache, 0, &fx.ids("oracle.prompt.ids"), ids[0]));
     let (mut equal, mut compared, mut worst, mut regret) = (0, 0, 0f64, 0f64);
     for step in 0..STEPS {
@@ -387,7 +388,7 @@ fn a_thousand_steps_with_pruning() {
 
 fn free_run(fx: &Fixture, device: &ComputeDevice) -> (Vec<u32>, Vec<(usize, Vec<f32>)>) {
     let model = fx.load(device);
-    let mut cache = fx.cache(device, Words::F16, 1, 64);
+    let mut cache = fx.cache(device, Dtype::F16, 1, 64);
     let (mut ids, mut reads, mut sampled, mut most, mut falls) = (Vec::new(), Vec::new(), Vec::new(), 0, 0);
     let (mut first, mut last) = (0, 0);
     let mut logits = prefill(&model, &mut cache, 0, &fx.ids("oracle.prompt.ids"), 0);

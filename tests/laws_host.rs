@@ -8,9 +8,9 @@ use secateur::policy::{
     self, Budget, CURRENT_STEP_KEPT, CacheView, CachedToken, EvictionPolicy, KeepPlan, Measurement, Outcome, POLICIES,
     Role, Scope, Sets, StepInfo, ViewParts,
 };
-use secateur::report::trace;
 use secateur::steps::{KEYWORDS, Segmenter, Step, Tail, assign, segment};
 use secateur::text::{Detokenizer, Tokenizer};
+use secateur::trace;
 use secateur::{Position, Slot};
 
 // --- steps

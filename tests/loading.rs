@@ -3,9 +3,10 @@
 mod files;
 
 use files::{assert_says, message, real, report, vectors};
+use secateur::dtype::Dtype;
 use secateur::model::config::{Architecture, ModelConfig, RopeScaling};
 use secateur::text::{ChatTemplate, Detokenizer, Message, RenderOptions, ThinkingState, Tokenizer, thinking_state};
-use secateur::weights::{ModelSource, PackedDtype, Weights};
+use secateur::weights::{ModelSource, Weights};
 use secateur::{Error, ErrorKind};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -44,7 +45,7 @@ fn tensors_are_found_with_shape_dtype_and_values() -> Outcome {
     assert_eq!(weights.total_bytes(), 12 + 12);
     assert_eq!(weights.vector("model.norm.weight", 3)?, [1.0, 2.0, 3.0]);
     let matrix = weights.matrix("model.embed_tokens.weight", 2, 3)?;
-    assert_eq!((matrix.dtype(), matrix.rows(), matrix.cols()), (PackedDtype::F16, 2, 3));
+    assert_eq!((matrix.dtype(), matrix.rows(), matrix.cols()), (Dtype::F16, 2, 3));
     assert_eq!(matrix.to_f32(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
     Ok(())
 }
@@ -350,7 +351,7 @@ fn what_each_architecture_has() -> Outcome {
     }
     // R1-Distill-Qwen-1.5B, as its authors count, and what a token of Qwen2.5-0.5B's cache takes.
     assert_eq!(parse(&config4())?.parameters(), 1_777_088_000);
-    assert_eq!(parse(&config4())?.kv_bytes_per_token(PackedDtype::F16), 28 * 2 * 256 * 2);
+    assert_eq!(parse(&config4())?.kv_bytes_per_token(Dtype::F16), 28 * 2 * 256 * 2);
     Ok(())
 }
 
@@ -815,12 +816,12 @@ fn thinking_is_open_closed_or_neither() -> Outcome {
 fn golden_models_load_whole() -> Outcome {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     for (name, dtype, tied, eps, theta) in [
-        ("qwen2-f32", PackedDtype::F32, true, 1e-6, 1e6),
-        ("qwen2-f16", PackedDtype::F16, false, 1e-5, 1e4),
-        ("qwen2-bf16", PackedDtype::BF16, true, 1e-3, 1e6),
-        ("qwen3-f32", PackedDtype::F32, false, 1e-5, 1e6),
-        ("qwen3-yarn-f16", PackedDtype::F16, true, 1e-6, 1e4),
-        ("llama3-bf16", PackedDtype::BF16, true, 1e-5, 5e5),
+        ("qwen2-f32", Dtype::F32, true, 1e-6, 1e6),
+        ("qwen2-f16", Dtype::F16, false, 1e-5, 1e4),
+        ("qwen2-bf16", Dtype::BF16, true, 1e-3, 1e6),
+        ("qwen3-f32", Dtype::F32, false, 1e-5, 1e6),
+        ("qwen3-yarn-f16", Dtype::F16, true, 1e-6, 1e4),
+        ("llama3-bf16", Dtype::BF16, true, 1e-5, 5e5),
     ] {
         let source = ModelSource::directory(folder.join(name))?;
         let config = ModelConfig::load(&source)?;

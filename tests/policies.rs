@@ -5,6 +5,7 @@ mod common;
 #[path = "common/replay.rs"]
 mod replay;
 
+use secateur::dtype::Dtype;
 use std::collections::HashSet;
 
 use common::*;
@@ -13,13 +14,12 @@ use replay::{Evict, Replay, narrowed, reference, replay};
 use secateur::Slot;
 use secateur::cache::{KvCache, Tracking};
 use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions, RunResult};
-use secateur::kernels::Words;
 use secateur::kernels::launch::{as_floats, as_words, read_floats, read_words};
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::Decoder;
 use secateur::model::rope;
 use secateur::policy::{Budget, Measurement, POLICIES, Positions, Role, Scope, Sets};
-use secateur::report::trace::{Probe, Set, Trace};
+use secateur::trace::{Probe, Set, Trace};
 use secateur::weights::{ModelSource, Weights};
 
 fn measures(fx: &Fixture) -> Weights {
@@ -39,7 +39,7 @@ fn devices_for(name: &str) -> Vec<&'static secateur::device::ComputeDevice> {
 
 const ALL: Tracking = Tracking { sums: true, queries: true };
 
-fn cache(fx: &Fixture, model: &Decoder, words: Words, positions: Positions, growth: usize) -> KvCache {
+fn cache(fx: &Fixture, model: &Decoder, words: Dtype, positions: Positions, growth: usize) -> KvCache {
     let mut cache = fx.cache(model.device(), words, 1, growth);
     cache.begin(positions).expect("it is empty");
     cache.track(ALL, fx.config.q_size());
@@ -106,7 +106,7 @@ fn what_policies_measure_is_what_transformers_computes() {
                 worst = worst.max(off);
             };
             // A prompt in two chunks, then forgotten; the second time nothing of the first is left.
-            let mut cached = cache(&fx, &model, Words::F32, Positions::Original, 16);
+            let mut cached = cache(&fx, &model, Dtype::F32, Positions::Original, 16);
             for ids in [fx.ids("oracle.prompt.ids"), fx.ids("prompt.64.ids")] {
                 cached.clear(0).expect("it fits");
                 for chunk in ids.chunks(37) {
@@ -120,7 +120,7 @@ fn what_policies_measure_is_what_transformers_computes() {
             }
             check("similarity", similarity(&model, &cached), "prompt.64.similarity");
 
-            let mut cached = cache(&fx, &model, Words::F32, Positions::Original, 16);
+            let mut cached = cache(&fx, &model, Dtype::F32, Positions::Original, 16);
             let evicted = |event: usize, _, _| fx.ids(&format!("oracle.{event}.evicted"));
             schedule(&fx, &model, &mut cached, Scope::Shared, &evicted);
             check("sums after evictions", sums(&cached), "oracle.sums");
@@ -164,7 +164,7 @@ fn every_scope_and_position_mode_decodes_as_transformers_does() {
                 let evicted = |event: usize, layer, head| planned(&fx, &golden, scope, event, layer, head);
                 let place = format!("{name} on {}, scope {scope}, {positions}", device.info.name);
                 let expected = floats(&golden, &format!("{scope}.{positions}.logits"));
-                let mut cached = cache(&fx, &model, Words::F32, positions, 32);
+                let mut cached = cache(&fx, &model, Dtype::F32, positions, 32);
                 let found = schedule(&fx, &model, &mut cached, scope, &evicted);
                 let off = close(&place, &found[found.len() - expected.len()..], &expected, LOGITS);
                 // A check that accepts the other mode is blind.
@@ -186,7 +186,7 @@ fn keys_that_closed_ranks_eighty_times_are_rounded_once() {
     let fx = Fixture::open("qwen2-f16");
     for device in two() {
         let model = fx.load(device);
-        for (words, bound) in [(Words::F32, 2e-6), (Words::F16, 6e-4)] {
+        for (words, bound) in [(Dtype::F32, 2e-6), (Dtype::F16, 6e-4)] {
             let mut compact = cache(&fx, &model, words, Positions::Compact, 32);
             let mut tokens: Vec<u32> = fx.ids("oracle.prompt.ids");
             let next = |step: usize| (step * 37 % 300) as u32;
@@ -206,12 +206,12 @@ fn keys_that_closed_ranks_eighty_times_are_rounded_once() {
             }
             let n = tokens.len();
             assert_eq!(compact.len(0, 0), n);
-            let mut fresh = fx.cache(device, Words::F32, 1, 32);
+            let mut fresh = fx.cache(device, Dtype::F32, 1, 32);
             prefill(&model, &mut fresh, 0, &tokens, 0);
             let (d, heads) = (fx.config.head_dim, fx.config.num_kv_heads);
             let table = rope::table(d, fx.config.rope_theta, &fx.config.rope_scaling, n);
-            let value = |rows: &[u32], words: Words, row: usize, c: usize| match words {
-                Words::F32 => f32::from_bits(rows[row * d + c]) as f64,
+            let value = |rows: &[u32], words: Dtype, row: usize, c: usize| match words {
+                Dtype::F32 => f32::from_bits(rows[row * d + c]) as f64,
                 _ => half::f16::from_bits((rows[(row * d + c) / 2] >> (c % 2 * 16)) as u16).to_f64(),
             };
             let (moved, there) = (rows(&compact, 0, 0), rows(&fresh, 0, 0));
@@ -222,7 +222,7 @@ fn keys_that_closed_ranks_eighty_times_are_rounded_once() {
                     let (a, b) = (value(&moved, words, row, c), value(&moved, words, row, c + d / 2));
                     let (cos, sin) = (angles[c] as f64, angles[c + d / 2] as f64);
                     for (c, rotated) in [(c, a * cos - b * sin), (c + d / 2, b * cos + a * sin)] {
-                        let want = value(&there, Words::F32, row, c);
+                        let want = value(&there, Dtype::F32, row, c);
                         worst = worst.max((rotated - want).abs());
                         largest = largest.max(want.abs());
                         turned = turned.max((value(&moved, words, row, c) - want).abs());
@@ -261,7 +261,7 @@ fn the_reference_is_what_transformers_computes() {
         let mut check = |what: &str, found: Vec<f32>, expected: &[f32]| {
             worst = worst.max(close(&format!("{name}: {what}"), &found, expected, REFERENCE));
         };
-        let mut text = model.read(Positions::Original, Words::F32);
+        let mut text = model.read(Positions::Original, Dtype::F32);
         let given: Vec<Given> = fx.ids("prompt.64.ids").iter().map(|id| text.forward(*id)).collect();
         check("logits", given.iter().flat_map(|g| narrowed(&g.logits)).collect(), &fx.floats("prompt.64.logits"));
         let last = given.last().expect("64 of them").attention.concat().concat();
@@ -272,7 +272,7 @@ fn the_reference_is_what_transformers_computes() {
             check("window", narrowed(&text.window(queries).concat().concat()), &expected);
         }
         for (scope, positions) in MODES {
-            let mut text = model.read(positions, Words::F32);
+            let mut text = model.read(positions, Dtype::F32);
             let mut logits = Vec::new();
             for id in fx.ids("oracle.prompt.ids") {
                 text.forward(id);
@@ -333,7 +333,7 @@ fn talkative(fx: &Fixture) -> ModelSource {
     ModelSource::memory(files)
 }
 
-fn engine(fx: &Fixture, device: &secateur::device::ComputeDevice, kv: Words) -> Engine {
+fn engine(fx: &Fixture, device: &secateur::device::ComputeDevice, kv: Dtype) -> Engine {
     let options = LoadOptions { kv, context: Some(512), sequences: 11 };
     Engine::load(&talkative(fx), fx.name, device, &options, &mut |_, _| ()).expect("a good model")
 }
@@ -364,14 +364,14 @@ struct Cell {
     policy: usize,
     mode: usize,
     model: &'static str,
-    kv: Words,
+    kv: Dtype,
 }
 
 impl Cell {
     /// Architectures and KV types go round in a Latin square: policy `i` runs in mode `j` with combination `(i + j) mod
     /// 6` of three architectures and two KV types. So each policy meets each combination once, and so does each mode.
     fn all() -> Vec<Self> {
-        let kinds: Vec<(&str, Words)> = [Words::F32, Words::F16].map(|kv| MODELS.map(|model| (model, kv))).concat();
+        let kinds: Vec<(&str, Dtype)> = [Dtype::F32, Dtype::F16].map(|kv| MODELS.map(|model| (model, kv))).concat();
         let cell = |policy, mode: usize| {
             let (model, kv) = kinds[(policy + mode) % kinds.len()];
             Self { policy, mode, model, kv }
@@ -404,7 +404,7 @@ impl Cell {
 
     /// Of tokens' costs and of importances.
     fn bounds(&self) -> (f64, f64) {
-        if self.kv == Words::F32 { (LOGITS, MEASURED) } else { (HALVES, HALVES) }
+        if self.kv == Dtype::F32 { (LOGITS, MEASURED) } else { (HALVES, HALVES) }
     }
 
     fn options(&self) -> RunOptions {
@@ -472,7 +472,7 @@ impl Tally {
         assert!(importance <= measured, "{place}: importances off by {importance:.1e}, bound {measured:.0e}");
         let scored = cell.measures() != Measurement::Nothing;
         assert_eq!((ids, steps > 0), (trace.tokens.len(), scored), "{place}: {steps} steps");
-        self.found[(cell.kv == Words::F16) as usize].add(&found);
+        self.found[(cell.kv == Dtype::F16) as usize].add(&found);
     }
 
     /// Replays a run wrongly, in every way that differs. A check that accepts any of them is blind.
@@ -508,7 +508,7 @@ fn every_policy_runs_in_every_scope_and_position_mode() {
             wrong: [Evict::Never, Evict::TooEarly, Evict::OtherPositions, Evict::OtherSets, Evict::Late]
                 .map(|e| (e, 0, 0)),
         };
-        for ((reference, fx), kv) in models.iter().flat_map(|model| [Words::F32, Words::F16].map(|kv| (model, kv))) {
+        for ((reference, fx), kv) in models.iter().flat_map(|model| [Dtype::F32, Dtype::F16].map(|kv| (model, kv))) {
             let mut engine = engine(fx, device, kv);
             for positions in [Positions::Original, Positions::Compact] {
                 let its = |c: &&Cell| (c.model, c.kv, c.positions()) == (fx.name, kv, positions);
@@ -591,7 +591,7 @@ fn a_compact_run_goes_on_past_the_context() {
     let committed = ModelSource::directory(directory("qwen2-f16")).expect("committed");
     let names = ["config.json", "generation_config.json", "model.safetensors"];
     let source = ModelSource::memory(names.map(|n| (n, committed.read(n).expect("committed").to_vec())));
-    let load = LoadOptions { kv: Words::F16, context: Some(160), sequences: 1 };
+    let load = LoadOptions { kv: Dtype::F16, context: Some(160), sequences: 1 };
     let mut engine = Engine::load(&source, "qwen2-f16", &devices()[0], &load, &mut |_, _| ()).expect("a good model");
     let options = RunOptions {
         max_new_tokens: 300,
@@ -612,10 +612,7 @@ fn a_compact_run_goes_on_past_the_context() {
     assert!(compact.trace.totals.peak_cached <= 160);
     let original = run(&RunOptions { positions: Positions::Original, ..options });
     let (n, prompt) = (original.trace.tokens.len(), original.trace.prompt_ids.len());
-    assert_eq!(
-        (n + prompt, original.trace.stop_reason.clone()),
-        (161, secateur::report::trace::StopReason::ContextFull)
-    );
+    assert_eq!((n + prompt, original.trace.stop_reason.clone()), (161, secateur::trace::StopReason::ContextFull));
     // Up to the first eviction they are the same run.
     assert_eq!(ids_of(&original.trace)[..40], ids_of(&compact.trace)[..40]);
 }

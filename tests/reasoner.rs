@@ -4,11 +4,11 @@ mod common;
 use secateur::builtin;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
+use secateur::dtype::Dtype;
 use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions, RunResult};
-use secateur::kernels::Words;
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::{Decoder, Input, Logits};
-use secateur::report::trace::StopReason;
+use secateur::trace::StopReason;
 use secateur::weights::Weights;
 use serde::Deserialize;
 
@@ -30,7 +30,7 @@ fn golden() -> Golden {
 }
 
 fn engine(device: &ComputeDevice) -> Engine {
-    let options = LoadOptions { kv: Words::F32, ..LoadOptions::default() };
+    let options = LoadOptions { kv: Dtype::F32, ..LoadOptions::default() };
     Engine::load(&builtin::source(), builtin::NAME, device, &options, &mut |_, _| ()).expect("it is in the binary")
 }
 
@@ -68,7 +68,7 @@ fn greedy_ids_of_all_problems_at_once_are_those_of_transformers() {
     let began = std::time::Instant::now();
     let model = Decoder::load(&config, &weights, 2048, device, &mut |_, _| ()).expect("it is in the binary");
     let seqs = problems.len();
-    let mut cache = KvCache::new(CacheShape::new(&config, Words::F32, seqs, 64).expect("f32 or f16"), device);
+    let mut cache = KvCache::new(CacheShape::new(&config, Dtype::F32, seqs, 64).expect("f32 or f16"), device);
     for (seq, problem) in problems.iter().enumerate() {
         let logits = common::prefill(&model, &mut cache, seq, &problem.prompt_ids, 0);
         cache.sample(&logits, &[seq], 0);

@@ -2,6 +2,7 @@
 //! its share, and no other. The fixture is made by `tests/golden/make_sampling.py`.
 mod common;
 
+use secateur::dtype::Dtype;
 use std::collections::HashMap;
 
 use common::*;
@@ -10,7 +11,7 @@ use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
 use secateur::kernels::launch::{as_words, read_words};
 
-use secateur::kernels::{self, TopKSpec, Words};
+use secateur::kernels::{self, TopKSpec};
 use secateur::sampling::Sampling;
 use serde_json::Value;
 
@@ -45,10 +46,10 @@ fn sampling(settings: &Value) -> Sampling {
 /// How often each token is drawn in `SEQS · ROUNDS` first steps, each of another seed.
 fn draw(device: &ComputeDevice, logits: &[f32], prompt: &[u32], sampling: &Sampling) -> HashMap<u32, usize> {
     let vocab = logits.len();
-    let shape = CacheShape { layers: 1, kv_heads: 1, vocab, head_dim: 8, words: Words::F32, seqs: SEQS, growth: 1 };
+    let shape = CacheShape { layers: 1, kv_heads: 1, vocab, head_dim: 8, words: Dtype::F32, seqs: SEQS, growth: 1 };
     let mut cache = KvCache::new(shape, device);
     let all: Vec<usize> = (0..SEQS).collect();
-    let logits = kernels::floats(logits.repeat(SEQS), [SEQS, vocab], &device.burn);
+    let logits = kernels::f32_tensor(logits.repeat(SEQS), [SEQS, vocab], &device.burn);
     let mut drawn = HashMap::new();
     for round in 0..ROUNDS {
         for seq in 0..SEQS {
@@ -121,17 +122,17 @@ fn candidates_are_the_first_of_a_plain_sort() {
     for device in two() {
         for (vocab, merges) in [(8192, false), (20_011, true), (151_936, true)] {
             let shape =
-                CacheShape { layers: 1, kv_heads: 1, vocab, head_dim: 8, words: Words::F32, seqs: 2, growth: 1 };
+                CacheShape { layers: 1, kv_heads: 1, vocab, head_dim: 8, words: Dtype::F32, seqs: 2, growth: 1 };
             let mut cache = KvCache::new(shape, device);
             let map = cache.select(&[1, 0]);
             // Steps of 1/64 between -16 and 16: thousands of values for hundreds of thousands of tokens.
             let value = |i: usize| ((i as u32).wrapping_mul(2_654_435_761) >> 21) as f32 / 64.0 - 16.0;
             let logits: Vec<f32> = (0..2 * vocab).map(value).collect();
             let seen_words = vocab.div_ceil(32);
-            let seen = kernels::words(vec![0; 2 * seen_words], &device.burn);
+            let seen = kernels::u32_tensor(vec![0; 2 * seen_words], &device.burn);
             let k = secateur::sampling::MOST_CANDIDATES;
             let spec = TopKSpec { count: vocab, n: 2, k, merge: false, map, seen_words };
-            let on_device = kernels::floats(logits.clone(), [2, vocab], &device.burn);
+            let on_device = kernels::f32_tensor(logits.clone(), [2, vocab], &device.burn);
             let (mut lists, _) = kernels::top_k(&on_device, cache.state(), &seen, spec);
             assert_eq!(spec.merging().is_some(), merges);
             if let Some(merging) = spec.merging() {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use secateur::device::ComputeDevice;
-use secateur::engine::{LoadOptions, Opened, Prompt, RunOptions};
+use secateur::engine::{LoadOptions, PreparedModel, Prompt, RunOptions};
 use secateur::eval::calibrate::{self, Arm, Calibration, Choice, Row, Settings};
 use secateur::eval::{Problem, Trial, problems};
 use secateur::policy::{self, Budget, Layers, Scope};
@@ -87,7 +87,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     check_out(&out)?;
     // Whatever can be refused before the weights are loaded.
     let load = LoadOptions { kv: args.kv.words(), context: args.context, sequences: args.sequences };
-    let opened = Opened::new(&source, &name, &load)?;
+    let opened = PreparedModel::new(&source, &name, &load)?;
     let layers = opened.config().num_layers;
     options.sampling = args.sampling.over(Sampling::from_defaults(&opened.config().generation))?;
     for (index, problem) in problems.iter().enumerate() {
@@ -245,7 +245,7 @@ fn check_out(out: &Path) -> Result<()> {
 }
 
 /// Refuses a question that could not be answered, before hours went by.
-fn check(opened: &Opened, problem: &Problem) -> Result<()> {
+fn check(opened: &PreparedModel, problem: &Problem) -> Result<()> {
     let (ids, _) = opened.encode(&Prompt::Chat(problem.question.clone()))?;
     let context = opened.context();
     if ids.len() < context {

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use secateur::engine::{Engine, Prompt, RunOptions, RunResult};
 use secateur::policy::Role;
-use secateur::report::trace::StopReason;
 use secateur::text::Message;
+use secateur::trace::StopReason;
 use secateur::{Error, ErrorKind, Result};
 
 use super::line::{Editor, Input};

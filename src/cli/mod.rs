@@ -13,11 +13,11 @@ mod report;
 mod run;
 mod screen;
 
+use secateur::dtype::Dtype;
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use secateur::kernels::Words;
 use secateur::{Error, ErrorKind, Result};
 
 macro_rules! exit_codes {
@@ -117,10 +117,10 @@ enum Kv {
 }
 
 impl Kv {
-    fn words(self) -> Words {
+    fn words(self) -> Dtype {
         match self {
-            Self::F16 => Words::F16,
-            Self::F32 => Words::F32,
+            Self::F16 => Dtype::F16,
+            Self::F32 => Dtype::F32,
         }
     }
 }

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use secateur::report::html;
-use secateur::report::trace::Trace;
+use secateur::trace::Trace;
 use secateur::{Error, ErrorKind, Result};
 
 #[derive(Debug, clap::Args)]

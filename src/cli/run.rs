@@ -6,11 +6,11 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use secateur::device::ComputeDevice;
-use secateur::engine::{Engine, Event, LoadOptions, Opened, Prompt, RunOptions, RunResult};
+use secateur::engine::{Engine, Event, LoadOptions, PreparedModel, Prompt, RunOptions, RunResult};
 use secateur::policy::{self, Budget, Role, Scope};
-use secateur::report::trace::AttentionDetail;
 use secateur::sampling::Sampling;
 use secateur::text::Message;
+use secateur::trace::AttentionDetail;
 use secateur::weights::{ModelSource, Weights};
 use secateur::{Error, ErrorKind, Result, builtin, probe};
 use serde_json::json;
@@ -181,7 +181,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     // And whatever can be before gigabytes are read.
     let began = Instant::now();
     let load = LoadOptions { kv: args.kv.words(), context: args.context, sequences: 1 };
-    let opened = Opened::new(&source, &name, &load)?;
+    let opened = PreparedModel::new(&source, &name, &load)?;
     options.sampling = args.sampling.over(Sampling::from_defaults(&opened.config().generation))?;
     let unprunable = unprunable(&opened, &args);
     if unprunable.is_some() {
@@ -240,7 +240,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
 }
 
 /// Why the default policy has nothing to go by in this model, if so. Asked for by name, a policy says so itself.
-fn unprunable(opened: &Opened, args: &Args) -> Option<&'static str> {
+fn unprunable(opened: &PreparedModel, args: &Args) -> Option<&'static str> {
     match opened.tokenizer() {
         _ if args.policy.is_some() => None,
         Ok(tokenizer) if tokenizer.think_ids().close.is_none() => Some("this tokenizer has no single </think>"),
@@ -304,7 +304,7 @@ enum Task {
 
 impl Task {
     /// Refuses what cannot be run with this model: now, not after gigabytes were loaded.
-    fn check(&self, opened: &Opened, options: &RunOptions, no_think: bool) -> Result<()> {
+    fn check(&self, opened: &PreparedModel, options: &RunOptions, no_think: bool) -> Result<()> {
         match self {
             Self::Once(prompt) => opened.check(prompt, options),
             Self::Chat => {
@@ -323,7 +323,12 @@ impl Task {
 impl Args {
     /// Takes the layers that were chosen for this model, where the choice lies beside it and none is made here. Returns what there
     /// is to say about it.
-    fn calibrated(&self, source: &ModelSource, opened: &Opened, options: &mut RunOptions) -> Result<Option<String>> {
+    fn calibrated(
+        &self,
+        source: &ModelSource,
+        opened: &PreparedModel,
+        options: &mut RunOptions,
+    ) -> Result<Option<String>> {
         let scored = policy::by_name(&options.policy)?.needs().scores();
         if self.layers.is_some() || options.scope != Scope::Shared || !scored {
             return Ok(None);

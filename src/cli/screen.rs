@@ -6,7 +6,7 @@ use std::ops::Range;
 use indicatif::{ProgressBar, ProgressStyle};
 use secateur::engine::RunResult;
 use secateur::policy::Role;
-use secateur::report::trace::{self, StopReason};
+use secateur::trace::{self, StopReason};
 use terminal_size::{Height, Width};
 
 use super::live::{Live, Look};

@@ -16,8 +16,8 @@ use super::paired::Paired;
 use super::problems::Problem;
 use crate::engine::{Engine, Event, Prompt, RunOptions};
 use crate::policy::{Layers, Role};
-use crate::report::trace::StopReason;
 use crate::sampling::Sampling;
+use crate::trace::StopReason;
 use crate::{Error, ErrorKind, Result, fnv};
 
 /// Name of the file that holds a choice, beside the model.

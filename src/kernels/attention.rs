@@ -11,7 +11,8 @@
 //! the exponent, where scores of ordinary size (|s| < 30) carry an absolute error of ~2e-6.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
 use super::launch::Variant;
-use super::{LayerSpec, Words, attention as run, of_cpu, state};
+use super::{LayerSpec, attention as run, of_cpu, state};
+use crate::dtype::Dtype;
 
 /// Slots of a tile.
 const TILE: usize = 256;
@@ -168,7 +169,7 @@ pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &Atte
 /// unrotated; a second look.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Words::F32, Words::F16] {
+    for words in [Dtype::F32, Dtype::F16] {
         for (d, heads, kv_heads, n, chunk, seqs, back, rotate, lens, caps) in [
             (16, 6, 2, 3, 1, vec![1, 2, 0], 0, false, [0, 7, 300], [4, 8, 301]),
             (64, 4, 4, 1, 1, vec![1], 0, false, [9, 255, 9], [16, 256, 16]),

@@ -8,7 +8,8 @@
 //! Bound: 1e-5 relative to the row's largest weight (an f32 exponent with an absolute error of ~2e-6 on both its terms).
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
 use super::launch::Variant;
-use super::{AttentionSpec, LayerSpec, Words, attention, attention_row as run, state};
+use super::{AttentionSpec, LayerSpec, attention, attention_row as run, state};
+use crate::dtype::Dtype;
 
 /// What is kept apart in a readout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,7 +92,7 @@ pub(super) fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], table: &[f32]
 /// Both packings and every reduction, on one slot to more than a tile.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Words::F32, Words::F16] {
+    for words in [Dtype::F32, Dtype::F16] {
         for reduce in [Reduce::None, Reduce::KvHead, Reduce::Layer] {
             for (d, heads, kv_heads, chunk, seq, rotate, lens, caps) in [
                 (16, 6, 2, 9, 1, false, [1, 250, 1], [2, 270, 2]),

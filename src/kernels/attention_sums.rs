@@ -13,7 +13,8 @@
 //! adds √n roundings of 6e-8.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
 use super::launch::{POISON_WORD, Variant};
-use super::{AttentionSpec, LayerSpec, Words, attention, attention_sums as run, state};
+use super::{AttentionSpec, LayerSpec, attention, attention_sums as run, state};
+use crate::dtype::Dtype;
 
 /// Queries a workgroup looks at together.
 const QUERIES: usize = 8;
@@ -107,7 +108,7 @@ pub(super) fn twin(
 /// latest queries; one slot to more than a tile of slots and of queries.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Words::F32, Words::F16] {
+    for words in [Dtype::F32, Dtype::F16] {
         for (d, heads, kv_heads, chunk, of, back, lens, caps) in [
             (16, 6, 2, 9, vec![1], 0, [1, 250, 1], [2, 270, 2]),
             (64, 7, 7, 1, vec![2, 0, 1], 0, [0, 5, 130], [1, 9, 140]),

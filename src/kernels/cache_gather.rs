@@ -46,7 +46,7 @@ impl GatherSpec {
         Variant { kernel: "cache_gather", text: include_str!("../../shaders/cache_gather.wgsl"), constants }
     }
 
-    /// Words that move at once: regions begin at whole rows, so the row decides.
+    /// Dtype that move at once: regions begin at whole rows, so the row decides.
     fn unit(&self) -> usize {
         if self.row_words.is_multiple_of(4) { 4 } else { 1 }
     }
@@ -81,7 +81,7 @@ pub(super) fn twin(kv: &[u32], keep: &[u32], moves: &[u32], spec: &GatherSpec) -
     out
 }
 
-/// One and three sequences; shared sets and a set for each head; nothing, one, some and all slots kept. Words that are
+/// One and three sequences; shared sets and a set for each head; nothing, one, some and all slots kept. Dtype that are
 /// NaN, infinite and subnormal as floats must come through.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();

@@ -1,9 +1,10 @@
 //! The conformance cases: one list, run on every backend. A case makes its inputs, runs a kernel on the device it is given
 //! and names what to look at; run on the CPU it gives the twin's answer, which is what every GPU is held against.
+use crate::dtype::Dtype;
 use burn::tensor::{Device, Int, Tensor};
 
 use super::launch::{POISON_WORD, as_floats, as_words, read_floats, read_words};
-use super::{Words, floats, state, words};
+use super::{floats, state, words};
 use crate::Result;
 use crate::sampling::Sampling;
 
@@ -57,7 +58,7 @@ pub struct Check {
 
 enum Data {
     Floats(Tensor<2>),
-    Words(Tensor<1, Int>),
+    Dtype(Tensor<1, Int>),
 }
 
 impl Check {
@@ -68,14 +69,14 @@ impl Check {
 
     /// A u32 output with `row` words a row.
     pub fn words(name: &'static str, tensor: Tensor<1, Int>, row: usize, bound: Bound) -> Self {
-        Self { name, row, bound, data: Data::Words(tensor) }
+        Self { name, row, bound, data: Data::Dtype(tensor) }
     }
 
     /// The output's words, floats as their bits.
     pub async fn read(&self) -> Result<Vec<u32>> {
         Ok(match &self.data {
             Data::Floats(t) => as_floats(&read_floats(&[t]).await?[0]).iter().map(|v| v.to_bits()).collect(),
-            Data::Words(t) => as_words(&read_words(&[t]).await?[0]),
+            Data::Dtype(t) => as_words(&read_words(&[t]).await?[0]),
         })
     }
 }
@@ -193,12 +194,12 @@ pub fn noise(n: usize, seed: u32, scale: f32) -> Vec<f32> {
 }
 
 /// `cols`, or the next number of columns that a row of this packing can have.
-pub(super) fn whole_blocks(packing: Words, cols: usize) -> usize {
+pub(super) fn whole_blocks(packing: Dtype, cols: usize) -> usize {
     cols.next_multiple_of(packing.stored_block().0)
 }
 
 /// Packed noise for `n` cached values.
-pub(super) fn cache_words(packing: Words, n: usize) -> Vec<u32> {
+pub(super) fn cache_words(packing: Dtype, n: usize) -> Vec<u32> {
     packing.pack(&noise(n, 13, 1.5))
 }
 

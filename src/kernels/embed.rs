@@ -11,14 +11,15 @@
 //! subnormals to zero, so 6.2e-5 absolute.
 use super::cases::{Bound, Case, Check, StateBuilder, device_words, noise, poison_floats, whole_blocks};
 use super::launch::Variant;
-use super::{Words, embed as run, state};
+use super::{embed as run, state};
+use crate::dtype::Dtype;
 use crate::weights::PackedRows;
 
 /// Parameters of [`embed`](fn@super::embed).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EmbedSpec {
     /// Packing of the table.
-    pub words: Words,
+    pub words: Dtype,
     /// Ids to look up.
     pub n: usize,
     /// Values in a row.
@@ -70,7 +71,7 @@ pub(super) fn twin(table: &[u32], ids: &[u32], out: &mut [f32], spec: &EmbedSpec
 /// Every packing; one shard and the second of two; ids outside; pending tokens in another order.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in Words::ALL {
+    for words in Dtype::ALL {
         for (row0, rows, n, cols, pending) in [(0, 37, 5, 24, false), (20, 17, 9, 136, true), (0, 37, 1, 8, false)] {
             let cols = whole_blocks(words, cols);
             cases.push(Case::new(
@@ -89,7 +90,7 @@ pub(super) fn cases() -> Vec<Case> {
                     let spec = EmbedSpec { words, n, cols, row0, rows, vocab: 37, pending };
                     let out = poison_floats(n + 1, cols, device);
                     let out = run(&table, &device_words(ids, device), out, spec);
-                    let bound = if words == Words::F16 { Bound::Absolute(6.2e-5) } else { Bound::Exact };
+                    let bound = if words == Dtype::F16 { Bound::Absolute(6.2e-5) } else { Bound::Exact };
                     vec![Check::floats("out", out, bound)]
                 },
             ));

@@ -10,7 +10,8 @@
 //! look-alikes is the latest is a jump.
 use super::cases::{Bound, Case, Check, StateBuilder, device_rope, device_words, noise};
 use super::launch::Variant;
-use super::{LayerSpec, Words, key_similarity as run, state};
+use super::{LayerSpec, key_similarity as run, state};
+use crate::dtype::Dtype;
 
 /// Keys are look-alikes above this cosine.
 const ALIKE: f64 = 0.5;
@@ -72,7 +73,7 @@ pub(super) fn twin(kv: &[u32], st: &[u32], table: &[f32], spec: &KeySimilaritySp
 }
 
 /// Keys of which some are copies of others, with noise: groups of look-alikes in each head.
-fn alike(words: Words, rows: usize, d: usize) -> Vec<u32> {
+fn alike(words: Dtype, rows: usize, d: usize) -> Vec<u32> {
     let (patterns, own) = (noise(5 * d, 16, 1.0), noise(rows * d, 27, 0.35));
     let value = |i: usize| own[i] + if (i / d).is_multiple_of(3) { 0.0 } else { patterns[(i / d * 7 % 5) * d + i % d] };
     words.pack(&(0..rows * d).map(value).collect::<Vec<f32>>())
@@ -81,7 +82,7 @@ fn alike(words: Words, rows: usize, d: usize) -> Vec<u32> {
 /// Both packings, rotated keys and unrotated ones; one slot to several tiles; a key of zeros.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Words::F32, Words::F16] {
+    for words in [Dtype::F32, Dtype::F16] {
         for (d, kv_heads, seq, lens, caps) in [
             (64, 2, 1, [1, 150, 1], [2, 170, 2]),
             (128, 1, 0, [67, 1, 1], [67, 2, 2]),
@@ -123,7 +124,7 @@ mod tests {
         let kv: Vec<u32> = rows.iter().flatten().map(|v| v.to_bits()).chain([0; 32]).collect();
         let st = [4, 0, 4, 0];
         let layer =
-            LayerSpec { words: Words::F32, d: 8, heads: 1, kv_heads: 1, table: 0, positions: 1, compact: false };
+            LayerSpec { words: Dtype::F32, d: 8, heads: 1, kv_heads: 1, table: 0, positions: 1, compact: false };
         let spec = KeySimilaritySpec { layer, slots: 4, seq: 0 };
         let found = twin(&kv, &st, &[0.0; 8], &spec);
         // 0 and 2 spare 3, which spares 2: slot 0 counts twice, 2 once (from 0), 3 not at all.
@@ -135,7 +136,7 @@ mod tests {
     /// The bound holds where no pair sits on the threshold: none of the cases' does.
     #[test]
     fn no_case_sits_on_the_threshold() {
-        for words in [Words::F32, Words::F16] {
+        for words in [Dtype::F32, Dtype::F16] {
             for (d, kv_heads, rows) in [(64, 2, 2 * 2 * 174), (128, 1, 2 * 71), (8, 3, 6 * 58)] {
                 let packed = alike(words, rows, d);
                 let row_words = words.row_words(d);

@@ -388,7 +388,7 @@ pub fn dedicated<T: Send>(near: &Tensor<1, Int>, make: impl FnOnce() -> T + Send
 pub fn empty_words(near: &Tensor<1, Int>, words: usize) -> Tensor<1, Int> {
     match near.clone().try_into_primitive::<Cube>() {
         Ok(t) => Tensor::from_primitive::<Cube>(empty(&t, vec![words], DType::U32)),
-        Err(_) => super::words(vec![0; words], &near.device()),
+        Err(_) => super::u32_tensor(vec![0; words], &near.device()),
     }
 }
 
@@ -396,7 +396,7 @@ pub fn empty_words(near: &Tensor<1, Int>, words: usize) -> Tensor<1, Int> {
 pub fn empty_floats(near: &Tensor<1, Int>, shape: [usize; 2]) -> Tensor<2> {
     match near.clone().try_into_primitive::<Cube>() {
         Ok(t) => Tensor::from_primitive::<Cube>(empty(&t, shape.to_vec(), DType::F32)),
-        Err(_) => super::floats(vec![0.0; shape[0] * shape[1]], shape, &near.device()),
+        Err(_) => super::f32_tensor(vec![0.0; shape[0] * shape[1]], shape, &near.device()),
     }
 }
 
@@ -420,7 +420,7 @@ pub fn write_words(tensor: Tensor<1, Int>, at: usize, words: Vec<u32>) -> Tensor
     }
 }
 
-/// Words `at .. at + n` of `tensor`, to be read: on the GPU the same buffer, on the CPU a copy.
+/// Dtype `at .. at + n` of `tensor`, to be read: on the GPU the same buffer, on the CPU a copy.
 pub fn part(tensor: &Tensor<1, Int>, at: usize, n: usize) -> Tensor<1, Int> {
     assert!(at + n <= tensor.dims()[0], "the part lies inside");
     match tensor.clone().try_into_primitive::<Cube>() {
@@ -433,7 +433,7 @@ pub fn part(tensor: &Tensor<1, Int>, at: usize, n: usize) -> Tensor<1, Int> {
         Err(_) => {
             let t = tensor.clone().try_into_primitive::<Flex>().expect("Cube or Flex");
             let words = t.as_slice::<u32>().expect("contiguous words");
-            super::words(words[at..at + n].to_vec(), &tensor.device())
+            super::u32_tensor(words[at..at + n].to_vec(), &tensor.device())
         }
     }
 }

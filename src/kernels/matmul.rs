@@ -5,7 +5,8 @@
 use super::cases::{Case, whole_blocks};
 use super::launch::Variant;
 use super::matvec::{LinearSpec, Mode, case};
-use super::{Words, of_cpu};
+use super::of_cpu;
+use crate::dtype::Dtype;
 
 /// A tiling of `matmul.wgsl`: rows and vectors of a workgroup, columns it holds, and slices of the columns.
 #[derive(Clone, Copy)]
@@ -72,7 +73,7 @@ impl LinearSpec {
 /// Every packing and mode, in all three tilings; tiles filled, exceeded by one and far from full.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in Words::ALL {
+    for words in Dtype::ALL {
         let shapes = [
             (Mode::Store, true, 64, 64, 0, 32),
             (Mode::Store, false, 65, 40, 3, 33),

@@ -10,7 +10,8 @@
 //! the weights exact (f16 subnormals may be flushed: below the bound for weights of ordinary size).
 use super::cases::{Bound, Case, Check, device_floats, device_words, noise, poison_floats, whole_blocks};
 use super::launch::{Variant, grid};
-use super::{Words, linear};
+use super::linear;
+use crate::dtype::Dtype;
 use crate::weights::PackedRows;
 
 /// Most vectors that `matvec` takes at once; more go to `matmul`.
@@ -32,7 +33,7 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinearSpec {
     /// Packing of the weights.
-    pub words: Words,
+    pub words: Dtype,
     /// What to do with the output.
     pub mode: Mode,
     /// Whether the bias is added; without it the bias tensor is bound but not read.
@@ -116,7 +117,7 @@ pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
         let w = PackedRows::from_f32(words, rows, cols, &noise(rows * cols, 3, 1.0 / (cols as f32).sqrt()));
         let w = device_words(w.expect("finite, whole blocks").into_words(), device);
         let x = device_floats(noise(n * cols, 4, 1.0), n, cols, device);
-        let bias = super::floats(noise(row0 + rows, 5, 0.5), [row0 + rows], device);
+        let bias = super::f32_tensor(noise(row0 + rows, 5, 0.5), [row0 + rows], device);
         // A spare row and spare columns of sentinels. Add reads what it adds to, so there they are numbers.
         let out = match mode {
             Mode::Add => device_floats(noise((n + 1) * out_stride, 6, 1.0), n + 1, out_stride, device),
@@ -129,7 +130,7 @@ pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
 /// Every packing, mode and vector count; rows that fill no workgroup; shards; several lane counts.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in Words::ALL {
+    for words in Dtype::ALL {
         let shapes = [
             (Mode::Store, true, 37, 64, 0, 1, 8),
             (Mode::Store, false, 1, 8, 5, 1, 32),

@@ -23,6 +23,7 @@ pub mod sample;
 pub mod top_k;
 mod twin;
 
+use crate::dtype::Dtype;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -46,13 +47,12 @@ pub const MOST_ROWS: usize = 16_384;
 /// How values lie in the u32 words of a weight matrix or a cache row: see `weights::pack`. A cache is `F32` or `F16`. `cols` is a
 /// multiple of 8 everywhere in the graph (the loader refuses others), so a row is a whole number of 4-word vectors for
 /// every packing.
-pub use crate::weights::PackedDtype as Words;
 
 /// What every kernel that reads or writes a layer's keys is told about it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerSpec {
     /// Packing of the cache: `F32` or `F16`.
-    pub words: Words,
+    pub words: Dtype,
     /// Head dimension: a multiple of 8, at most 128.
     pub d: usize,
     /// Query heads.
@@ -79,15 +79,15 @@ impl LayerSpec {
     }
 }
 
-impl Words {
+impl Dtype {
     /// The number by which shaders know it (`common.wgsl`).
     pub(crate) const fn code(self) -> u32 {
         match self {
-            Words::F32 => 0,
-            Words::F16 => 1,
-            Words::BF16 => 2,
-            Words::Q8_0 => 3,
-            Words::Q4_0 => 4,
+            Dtype::F32 => 0,
+            Dtype::F16 => 1,
+            Dtype::BF16 => 2,
+            Dtype::Q8_0 => 3,
+            Dtype::Q4_0 => 4,
         }
     }
 
@@ -100,8 +100,8 @@ impl Words {
     pub(crate) fn get(self, words: &[u32], column: usize) -> f64 {
         let half = |word: u32| if column.is_multiple_of(2) { word as u16 } else { (word >> 16) as u16 };
         match self {
-            Words::F32 => f32::from_bits(words[column]) as f64,
-            Words::F16 => half::f16::from_bits(half(words[column / 2])).to_f64(),
+            Dtype::F32 => f32::from_bits(words[column]) as f64,
+            Dtype::F16 => half::f16::from_bits(half(words[column / 2])).to_f64(),
             _ => half::bf16::from_bits(half(words[column / 2])).to_f64(),
         }
     }
@@ -109,11 +109,11 @@ impl Words {
     /// Packs `values`, rounding to nearest even; f16 saturates at ±65504 as the cache's writer does. Not for quantized rows.
     pub(crate) fn pack(self, values: &[f32]) -> Vec<u32> {
         let half = |v: f32| match self {
-            Words::F16 => f16_bits(v),
+            Dtype::F16 => f16_bits(v),
             _ => half::bf16::from_f32(v).to_bits(),
         } as u32;
         match self {
-            Words::F32 => values.iter().map(|v| v.to_bits()).collect(),
+            Dtype::F32 => values.iter().map(|v| v.to_bits()).collect(),
             _ => values.chunks(2).map(|p| half(p[0]) | half(*p.get(1).unwrap_or(&0.0)) << 16).collect(),
         }
     }
@@ -308,7 +308,7 @@ fn of_cpu(lanes: u32) -> bool {
 /// usual head dimensions, one, some and most vectors. What the shader tests validate and translate.
 pub fn variants() -> Vec<launch::Variant> {
     const HEAD_DIMS: [usize; 7] = [8, 16, 32, 64, 80, 96, 128];
-    let (all, caches) = (Words::ALL, [Words::F32, Words::F16]);
+    let (all, caches) = (Dtype::ALL, [Dtype::F32, Dtype::F16]);
     let mut list = vec![NormSpec { n: 1, first: 0, cols: 8, eps: 1e-6 }.variant()];
     for row_words in [1, 6, 8, 16, 32, 64, 128] {
         let spec = GatherSpec { row_words, kv_heads: 1, planes: 2, seqs: 1, most_kept: 1, out_words: row_words };

@@ -15,7 +15,8 @@
 //! values exact.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
 use super::launch::Variant;
-use super::{LayerSpec, Words, f16_bits, floats, rope_append as run, state};
+use super::{LayerSpec, f16_bits, floats, rope_append as run, state};
+use crate::dtype::Dtype;
 use crate::model::config::RopeScaling;
 
 /// Parameters of [`rope_append`](fn@super::rope_append).
@@ -120,7 +121,7 @@ pub(super) fn twin(
 /// capacity; far positions; head dimensions that fill no workgroup.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Words::F32, Words::F16] {
+    for words in [Dtype::F32, Dtype::F16] {
         for (d, heads, kv_heads, n, chunk, seqs, lens, caps, norm, compact) in [
             (16, 6, 2, 3, 1, vec![2, 0, 1], [5, 0, 9], [7, 4, 10], None, false),
             (64, 2, 1, 7, 7, vec![1], [3, 2, 0], [8, 16, 1], None, false),
@@ -154,7 +155,7 @@ pub(super) fn cases() -> Vec<Case> {
                 let rope = floats(rope, [positions * d], device);
                 let (q, kv) = run(qkv, &rope, &device_words(builder.build(), device), kv, &weights, spec);
                 let bound = match words {
-                    Words::F16 => Bound::HalfUlps(1),
+                    Dtype::F16 => Bound::HalfUlps(1),
                     _ => Bound::FloatWords(if norm.is_some() { 4e-6 } else { 1e-6 }),
                 };
                 let q_bound = Bound::Relative(if norm.is_some() { 2e-6 } else { 3e-7 });

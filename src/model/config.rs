@@ -2,7 +2,8 @@
 //!
 //! Both spellings are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and transformers 5
 //! (`rope_parameters`, `dtype`). What secateur does not run is refused by name, never ignored.
-use crate::weights::{ModelSource, PackedDtype};
+use crate::dtype::Dtype;
+use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Map, Value};
 
@@ -295,7 +296,7 @@ impl ModelConfig {
     }
 
     /// Bytes that one cached token takes in all layers, keys and values, with a cache of `kv`'s element type (f32 or f16).
-    pub fn kv_bytes_per_token(&self, kv: PackedDtype) -> u64 {
+    pub fn kv_bytes_per_token(&self, kv: Dtype) -> u64 {
         (2 * self.num_layers * self.num_kv_heads * kv.row_words(self.head_dim) * 4) as u64
     }
 }

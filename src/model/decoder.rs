@@ -3,6 +3,7 @@
 //!
 //! Tensors in, tensors out, no device branch: the operations of [`kernels`] run as WGSL or as their CPU twins by where the
 //! weights live. Weights stay as they are stored (f32, f16, bf16, q8_0 or q4_0, packed in u32 words); activations are f32.
+use crate::dtype::Dtype;
 use burn::tensor::{Int, Tensor};
 
 use crate::cache::KvCache;
@@ -10,7 +11,7 @@ use crate::device::ComputeDevice;
 use crate::kernels::launch::{empty_floats, empty_words};
 use crate::kernels::{
     self, AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, KeySimilaritySpec, LayerSpec, LinearSpec,
-    MOST_ROWS, Mode, NormSpec, Reduce, RopeAppendSpec, Words,
+    MOST_ROWS, Mode, NormSpec, Reduce, RopeAppendSpec,
 };
 use crate::model::config::ModelConfig;
 use crate::model::rope;
@@ -29,7 +30,7 @@ struct Matrix {
 struct Shard {
     row0: usize,
     rows: usize,
-    packing: Words,
+    packing: Dtype,
     words: Tensor<1, Int>,
 }
 
@@ -304,7 +305,7 @@ impl Decoder {
                         .expected(format!("ids below {}", c.vocab_size))
                         .found(id));
                 }
-                (kernels::words(ids.to_vec(), &self.device.burn), None)
+                (kernels::u32_tensor(ids.to_vec(), &self.device.burn), None)
             }
             Input::Pending(_) => (cache.state().clone(), Some(map)),
         };
@@ -445,7 +446,7 @@ impl Matrix {
 /// [`ErrorKind::Device`] when what attention puts aside for them would exceed the largest buffer.
 pub fn check_attention(config: &ModelConfig, sequences: usize, context: usize, device: &ComputeDevice) -> Result<()> {
     let ModelConfig { head_dim: d, num_heads: heads, num_kv_heads: kv_heads, .. } = *config;
-    let layer = LayerSpec { words: Words::F16, d, heads, kv_heads, table: 0, positions: context, compact: false };
+    let layer = LayerSpec { words: Dtype::F16, d, heads, kv_heads, table: 0, positions: context, compact: false };
     let (n, most_seen, lanes) = (sequences, context, device.lanes);
     check_partials(AttentionSpec { layer, n, chunk: 1, map: 0, most_seen, back: 0, lanes }, device)
 }
@@ -502,7 +503,7 @@ impl<'a> Uploader<'a> {
 
     fn vector(&self, values: Vec<f32>) -> Tensor<1> {
         let n = values.len();
-        kernels::floats(values, [n], &self.device.burn)
+        kernels::f32_tensor(values, [n], &self.device.burn)
     }
 
     /// Uploads a matrix in shards that fit the largest binding, of an even number of rows each (SwiGLU pairs rows).
@@ -516,10 +517,9 @@ impl<'a> Uploader<'a> {
         while row0 < m.rows() {
             let rows = per_shard.min(m.rows() - row0);
             let part = &m.words()[row0 * m.words_per_row()..(row0 + rows) * m.words_per_row()];
-            let words = self
-                .device
-                .burn
-                .memory_persistent_allocations(part, |part: &[u32]| kernels::words(part.to_vec(), &self.device.burn));
+            let words = self.device.burn.memory_persistent_allocations(part, |part: &[u32]| {
+                kernels::u32_tensor(part.to_vec(), &self.device.burn)
+            });
             shards.push(Shard { row0, rows, packing: m.dtype(), words });
             row0 += rows;
         }

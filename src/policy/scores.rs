@@ -74,7 +74,7 @@ impl Measured {
 }
 
 /// What a readout must keep apart for a scope and a normalisation: 0 the query heads, 1 the KV heads, 2 nothing.
-pub fn kept_apart(scope: Scope, normalise: Normalise) -> crate::kernels::Reduce {
+pub fn readout_granularity(scope: Scope, normalise: Normalise) -> crate::kernels::Reduce {
     use crate::kernels::Reduce;
     match (normalise, scope) {
         (Normalise::PerHead, _) => Reduce::None,

@@ -10,8 +10,8 @@
 use serde::Serialize;
 
 use super::sparsity::Lorenz;
-use super::trace::{AttentionMap, Probe, StopReason, Trace};
 use crate::policy::{Budget, Role};
+use crate::trace::{AttentionMap, Probe, StopReason, Trace};
 use crate::{Error, ErrorKind, Result};
 
 /// Powers of ten that a map's colours span.
@@ -437,7 +437,7 @@ mod tests {
 
     #[test]
     fn what_each_layer_holds_is_followed_from_probe_to_probe() {
-        use super::super::trace::Set;
+        use crate::trace::Set;
         let mut trace = documented();
         let set = |layer, kv_head, evicted: &[u32]| Set {
             layer,

@@ -3,8 +3,9 @@
 //! The format (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>): magic, version, counts, key-value pairs, tensor
 //! descriptions, padding, data; all little-endian. Nothing in the header is believed: every count and length is held against the
 //! bytes that are left before anything is allocated, and allocations are bounded by the header's own size.
+use super::Bytes;
 use super::tensors::{DOWNLOAD_AGAIN, Entry, Stored, Weights};
-use super::{Bytes, PackedDtype};
+use crate::dtype::Dtype;
 use crate::{Error, ErrorKind, Result};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -69,8 +70,8 @@ impl GgmlType {
     }
 
     /// The element type, if it is one that secateur computes with.
-    pub fn packed(self) -> Option<PackedDtype> {
-        PackedDtype::ALL.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(self.row().1))
+    pub fn packed(self) -> Option<Dtype> {
+        Dtype::ALL.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(self.row().1))
     }
 }
 

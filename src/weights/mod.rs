@@ -20,7 +20,7 @@ pub mod safetensors;
 pub mod tensors;
 
 pub use gguf::Gguf;
-pub use pack::{PackedDtype, PackedRows};
+pub use pack::PackedRows;
 pub use tensors::{Stored, TensorView, Weights};
 
 /// A JSON file of a model larger than this is not one: the largest tokenizer.json in use has some 30 MB.

@@ -11,95 +11,16 @@
 //! |---|---|---|
 //! | Q8_0 | i8, four a word, column `4 i` in the low byte | f16, two a word, the even block's in the low half; |
 //! | Q4_0 | u4 less 8, eight a word: columns `8 i + j` in the low, `8 i + 4 + j` in the high nibble of byte `j` | zero padding up to a 4-word vector |
+use crate::dtype::{BLOCK, Dtype};
 use crate::{Error, ErrorKind, Result};
 use half::{bf16, f16};
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Element types that can be packed into words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PackedDtype {
-    /// IEEE 754 binary32: one element per word.
-    F32,
-    /// IEEE 754 binary16: two elements per word.
-    F16,
-    /// The upper half of an f32: two elements per word.
-    BF16,
-    /// Blocks of 32 signed bytes and an f16 scale. Weights only.
-    Q8_0,
-    /// Blocks of 32 nibbles less 8 and an f16 scale. Weights only.
-    Q4_0,
-}
-
-/// Elements of a quantized block.
-pub const BLOCK: usize = 32;
-
-impl PackedDtype {
-    /// Every element type.
-    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4_0];
-
-    /// Whether elements share scales: no cache and no vector is of such a type.
-    pub const fn is_quantized(self) -> bool {
-        matches!(self, Self::Q8_0 | Self::Q4_0)
-    }
-
-    /// Elements in one word (of quants).
-    pub const fn per_word(self) -> usize {
-        match self {
-            Self::F32 => 1,
-            Self::F16 | Self::BF16 => 2,
-            Self::Q8_0 => 4,
-            Self::Q4_0 => 8,
-        }
-    }
-
-    /// Words of a row of `cols` elements, scales and padding included.
-    pub const fn row_words(self, cols: usize) -> usize {
-        let words = cols.div_ceil(self.per_word());
-        match self.is_quantized() {
-            true => words + cols.div_ceil(2 * BLOCK).next_multiple_of(4),
-            false => words,
-        }
-    }
-
-    /// Elements that a file stores together, and the bytes they take there.
-    pub const fn stored_block(self) -> (usize, usize) {
-        match self {
-            Self::F32 => (1, 4),
-            Self::F16 | Self::BF16 => (1, 2),
-            Self::Q8_0 => (BLOCK, 2 + BLOCK),
-            Self::Q4_0 => (BLOCK, 2 + BLOCK / 2),
-        }
-    }
-
-    /// Bytes that a file takes for `elements`; `None` where that is no whole number of blocks, or too much.
-    pub fn stored_bytes(self, elements: usize) -> Option<usize> {
-        let (block, bytes) = self.stored_block();
-        (elements.is_multiple_of(block)).then(|| (elements / block).checked_mul(bytes)).flatten()
-    }
-
-    /// `f32`, `f16`, `bf16`, `q8_0` or `q4_0`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::BF16 => "bf16",
-            Self::Q8_0 => "q8_0",
-            Self::Q4_0 => "q4_0",
-        }
-    }
-}
-
-impl std::fmt::Display for PackedDtype {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
 /// A matrix of `[rows, cols]` in words: see the [module](self) for the layout. Borrows the file's bytes where it can.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackedRows<'a> {
-    dtype: PackedDtype,
+    dtype: Dtype,
     rows: usize,
     cols: usize,
     words: Cow<'a, [u32]>,
@@ -112,7 +33,7 @@ impl<'a> PackedRows<'a> {
     /// # Errors
     /// When `bytes` does not hold exactly `rows × cols` elements, or there are none; when rows are no whole number of blocks,
     /// or a scale is not finite.
-    pub fn from_le_bytes(dtype: PackedDtype, rows: usize, cols: usize, bytes: &'a [u8]) -> Result<Self> {
+    pub fn from_le_bytes(dtype: Dtype, rows: usize, cols: usize, bytes: &'a [u8]) -> Result<Self> {
         check_size(rows, cols)?;
         check_blocks(dtype, cols)?;
         let expected = rows.checked_mul(cols).and_then(|n| dtype.stored_bytes(n));
@@ -136,7 +57,7 @@ impl<'a> PackedRows<'a> {
         Ok(Self { dtype, rows, cols, words })
     }
 
-    fn from_blocks(dtype: PackedDtype, rows: usize, cols: usize, bytes: &[u8]) -> Result<Self> {
+    fn from_blocks(dtype: Dtype, rows: usize, cols: usize, bytes: &[u8]) -> Result<Self> {
         let (block, block_bytes) = dtype.stored_block();
         let mut words = Vec::with_capacity(rows * dtype.row_words(cols));
         let mut scales = Vec::with_capacity(cols / block);
@@ -154,7 +75,7 @@ impl<'a> PackedRows<'a> {
                 scales.push(bits);
                 let quants = quants.as_chunks::<4>().0.iter().map(|&four| u32::from_le_bytes(four));
                 match dtype {
-                    PackedDtype::Q4_0 => {
+                    Dtype::Q4_0 => {
                         // GGUF keeps column j in the low and column 16 + j in the high nibble of byte j.
                         const LOW: u32 = 0x0f0f_0f0f;
                         let mut q = [0u32; 4];
@@ -175,7 +96,7 @@ impl<'a> PackedRows<'a> {
     /// # Errors
     /// When there are not exactly `rows × cols` values or none, or a finite one overflows `dtype`; when rows are no whole
     /// number of blocks, or a value to quantize is not finite.
-    pub fn from_f32(dtype: PackedDtype, rows: usize, cols: usize, values: &[f32]) -> Result<PackedRows<'static>> {
+    pub fn from_f32(dtype: Dtype, rows: usize, cols: usize, values: &[f32]) -> Result<PackedRows<'static>> {
         check_size(rows, cols)?;
         if rows.checked_mul(cols) != Some(values.len()) {
             return Err(Error::new(ErrorKind::Internal, "a matrix has the wrong number of elements")
@@ -186,7 +107,7 @@ impl<'a> PackedRows<'a> {
     }
 
     /// Element type.
-    pub fn dtype(&self) -> PackedDtype {
+    pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
@@ -200,7 +121,7 @@ impl<'a> PackedRows<'a> {
         self.cols
     }
 
-    /// Words from the start of one row to the start of the next.
+    /// Dtype from the start of one row to the start of the next.
     pub fn words_per_row(&self) -> usize {
         self.dtype.row_words(self.cols)
     }
@@ -297,7 +218,7 @@ impl<'a> PackedRows<'a> {
                 .found(format!("{} × {}", b.rows, b.cols)));
         }
         let exact = a.dtype != b.dtype && (a.dtype.is_quantized() || b.dtype.is_quantized());
-        let dtype = if exact { PackedDtype::F32 } else { a.dtype };
+        let dtype = if exact { Dtype::F32 } else { a.dtype };
         let (a, b) = (a.convert(dtype)?, b.convert(dtype)?);
         let n = a.words_per_row();
         let rows = a.words.chunks_exact(n).zip(b.words.chunks_exact(n));
@@ -324,7 +245,7 @@ impl<'a> PackedRows<'a> {
     ///
     /// # Errors
     /// When a finite value overflows `dtype`: an infinite weight would only show as NaN logits.
-    pub fn convert(&self, dtype: PackedDtype) -> Result<PackedRows<'_>> {
+    pub fn convert(&self, dtype: Dtype) -> Result<PackedRows<'_>> {
         if dtype == self.dtype {
             return self.slice_rows(0..self.rows);
         }
@@ -342,17 +263,17 @@ impl<'a> PackedRows<'a> {
     fn unpack_row(&self, row: usize, out: &mut [f32]) {
         let words = &self.words[row * self.words_per_row()..][..self.words_per_row()];
         match self.dtype {
-            PackedDtype::F32 => out.iter_mut().zip(words).for_each(|(out, &word)| *out = f32::from_bits(word)),
-            PackedDtype::F16 => unpack_halves(words, out, |bits| f16::from_bits(bits).to_f32()),
-            PackedDtype::BF16 => unpack_halves(words, out, |bits| bf16::from_bits(bits).to_f32()),
-            PackedDtype::Q8_0 | PackedDtype::Q4_0 => {
+            Dtype::F32 => out.iter_mut().zip(words).for_each(|(out, &word)| *out = f32::from_bits(word)),
+            Dtype::F16 => unpack_halves(words, out, |bits| f16::from_bits(bits).to_f32()),
+            Dtype::BF16 => unpack_halves(words, out, |bits| bf16::from_bits(bits).to_f32()),
+            Dtype::Q8_0 | Dtype::Q4_0 => {
                 out.iter_mut().enumerate().for_each(|(c, out)| *out = self.dtype.quantized(words, self.cols, c) as f32);
             }
         }
     }
 }
 
-impl PackedDtype {
+impl Dtype {
     /// Value `column` of the quantized row `words` of `cols` values, exactly.
     pub(crate) fn quantized(self, words: &[u32], cols: usize, column: usize) -> f64 {
         let block = column / BLOCK;
@@ -389,20 +310,20 @@ pub(crate) fn unpaired(rows: usize, heads: usize) -> Result<impl Iterator<Item =
 
 /// Little-endian elements as f32, exactly. Bytes beyond the last whole element are ignored. Not for quantized elements, of
 /// which there are no vectors: none come back.
-pub fn to_f32(dtype: PackedDtype, bytes: &[u8]) -> Vec<f32> {
+pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let halves = |convert: fn(u16) -> f32| {
         bytes.as_chunks::<2>().0.iter().map(|&pair| convert(u16::from_le_bytes(pair))).collect()
     };
     match dtype {
-        PackedDtype::F32 => bytes.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four)).collect(),
-        PackedDtype::F16 => halves(|bits| f16::from_bits(bits).to_f32()),
-        PackedDtype::BF16 => halves(|bits| bf16::from_bits(bits).to_f32()),
-        PackedDtype::Q8_0 | PackedDtype::Q4_0 => Vec::new(),
+        Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four)).collect(),
+        Dtype::F16 => halves(|bits| f16::from_bits(bits).to_f32()),
+        Dtype::BF16 => halves(|bits| bf16::from_bits(bits).to_f32()),
+        Dtype::Q8_0 | Dtype::Q4_0 => Vec::new(),
     }
 }
 
 /// Quantized rows are whole blocks.
-fn check_blocks(dtype: PackedDtype, cols: usize) -> Result<()> {
+fn check_blocks(dtype: Dtype, cols: usize) -> Result<()> {
     if !dtype.is_quantized() || cols.is_multiple_of(BLOCK) {
         return Ok(());
     }
@@ -419,16 +340,16 @@ fn push_scales(words: &mut Vec<u32>, scales: &[u16]) {
 }
 
 /// Quantizes a row as ggml's reference does; false when a value is not finite.
-fn quantize(dtype: PackedDtype, values: &[f32], words: &mut Vec<u32>) -> bool {
+fn quantize(dtype: Dtype, values: &[f32], words: &mut Vec<u32>) -> bool {
     let mut scales = Vec::with_capacity(values.len() / BLOCK);
     for block in values.chunks_exact(BLOCK) {
         // The value of the largest magnitude, with its sign.
         let most = block.iter().fold(0f32, |most, v| if v.abs() > most.abs() { *v } else { most });
-        let scale = if dtype == PackedDtype::Q4_0 { most / -8.0 } else { most.abs() / 127.0 };
+        let scale = if dtype == Dtype::Q4_0 { most / -8.0 } else { most.abs() / 127.0 };
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         scales.push(f16::from_f32(scale).to_bits());
         match dtype {
-            PackedDtype::Q4_0 => {
+            Dtype::Q4_0 => {
                 let nibble = |v: f32| ((v * inverse + 8.5) as u32).min(15);
                 words.extend(block.chunks_exact(8).map(|eight| {
                     (0..4).fold(0, |word, j| word | (nibble(eight[j]) | nibble(eight[4 + j]) << 4) << (8 * j))
@@ -470,7 +391,7 @@ fn unpack_halves(words: &[u32], out: &mut [f32], convert: impl Fn(u16) -> f32) {
 
 /// Packs rows that `fill` writes as f32, one after the other.
 fn pack_rows(
-    dtype: PackedDtype,
+    dtype: Dtype,
     rows: usize,
     cols: usize,
     mut fill: impl FnMut(usize, &mut [f32]),
@@ -481,19 +402,19 @@ fn pack_rows(
     for row in 0..rows {
         fill(row, &mut values);
         let finite = match dtype {
-            PackedDtype::F32 => {
+            Dtype::F32 => {
                 words.extend(values.iter().map(|value| value.to_bits()));
                 true
             }
-            PackedDtype::F16 => pack_halves(&values, &mut words, |value| {
+            Dtype::F16 => pack_halves(&values, &mut words, |value| {
                 let half = f16::from_f32(value);
                 (half.to_bits(), half.is_infinite())
             }),
-            PackedDtype::BF16 => pack_halves(&values, &mut words, |value| {
+            Dtype::BF16 => pack_halves(&values, &mut words, |value| {
                 let half = bf16::from_f32(value);
                 (half.to_bits(), half.is_infinite())
             }),
-            PackedDtype::Q8_0 | PackedDtype::Q4_0 => quantize(dtype, &values, &mut words),
+            Dtype::Q8_0 | Dtype::Q4_0 => quantize(dtype, &values, &mut words),
         };
         if !finite {
             let largest = values.iter().filter(|value| value.is_finite()).fold(0.0f32, |max, v| max.max(v.abs()));
@@ -521,10 +442,10 @@ fn pack_halves(values: &[f32], words: &mut Vec<u32>, convert: impl Fn(f32) -> (u
 
 #[cfg(test)]
 mod tests {
-    use super::PackedDtype::{BF16, F16, F32, Q4_0, Q8_0};
     use super::*;
+    use crate::dtype::Dtype::{BF16, F16, F32, Q4_0, Q8_0};
 
-    fn le_bytes(dtype: PackedDtype, values: &[f32]) -> Vec<u8> {
+    fn le_bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
         match dtype {
             F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
             F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),

@@ -6,7 +6,6 @@
 use super::tensors::{DOWNLOAD_AGAIN, Entry, Stored, Weights};
 use super::{Bytes, ModelSource};
 use crate::{Error, ErrorKind, Result};
-use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{IgnoredAny, IntoDeserializer};
 use std::collections::{BTreeMap, HashMap};
@@ -167,7 +166,7 @@ fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
     let mut end = 0u64;
     for (name, info) in tensors {
         let at = |what: &str| Error::new(ErrorKind::Model, what).at(format!("{file}: {name}"));
-        let dtype: Dtype = Dtype::deserialize(info.dtype.as_str().into_deserializer())
+        let dtype: safetensors::Dtype = safetensors::Dtype::deserialize(info.dtype.as_str().into_deserializer())
             .map_err(|e: serde::de::value::Error| at("a tensor has an element type that is not known").found(e))?;
         let (from, to) = info.data_offsets;
         if from != end || to < from {

@@ -1,8 +1,8 @@
 //! The tensors of a model, whichever format its files have: names as in Hugging Face checkpoints, shapes outermost first.
 use super::gguf::GgmlType;
-use super::{Bytes, PackedDtype, PackedRows, pack};
+use super::{Bytes, PackedRows, pack};
+use crate::dtype::Dtype;
 use crate::{Error, ErrorKind, Result, fnv};
-use safetensors::Dtype;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -13,18 +13,18 @@ pub(super) const DOWNLOAD_AGAIN: &str = "the file is damaged or its download sto
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
     /// In a safetensors file.
-    Safetensors(Dtype),
+    Safetensors(safetensors::Dtype),
     /// In a GGUF file.
     Ggml(GgmlType),
 }
 
 impl Stored {
     /// The element type, if it is one that secateur computes with.
-    pub fn packed(self) -> Option<PackedDtype> {
+    pub fn packed(self) -> Option<Dtype> {
         match self {
-            Self::Safetensors(Dtype::F32) => Some(PackedDtype::F32),
-            Self::Safetensors(Dtype::F16) => Some(PackedDtype::F16),
-            Self::Safetensors(Dtype::BF16) => Some(PackedDtype::BF16),
+            Self::Safetensors(safetensors::Dtype::F32) => Some(Dtype::F32),
+            Self::Safetensors(safetensors::Dtype::F16) => Some(Dtype::F16),
+            Self::Safetensors(safetensors::Dtype::BF16) => Some(Dtype::BF16),
             Self::Safetensors(_) => None,
             Self::Ggml(kind) => kind.packed(),
         }
@@ -199,7 +199,7 @@ impl<'a> TensorView<'a> {
     ///
     /// # Errors
     /// When it is another.
-    pub fn packed_dtype(&self) -> Result<PackedDtype> {
+    pub fn packed_dtype(&self) -> Result<Dtype> {
         self.stored.packed().ok_or_else(|| {
             let error = Error::new(ErrorKind::Model, "a tensor has an element type that is not supported")
                 .at(self.place())

@@ -9,6 +9,7 @@ mod ensure;
 mod report;
 mod server;
 
+use secateur::dtype::Dtype;
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -19,9 +20,8 @@ use std::{
 use devtools::Browser;
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions};
-use secateur::kernels::Words;
 use secateur::policy::Budget;
-use secateur::report::trace::Trace;
+use secateur::trace::Trace;
 use secateur::weights::ModelSource;
 use serde_json::{Value, json};
 
@@ -428,7 +428,7 @@ const PROMPT: &str = "What is 12 + 30?";
 /// The same run natively, on the CPU twin.
 fn native(options: &RunOptions) -> secateur::Result<Trace> {
     let source = ModelSource::directory(Path::new(ROOT).join(MODEL))?;
-    let load = LoadOptions { kv: Words::F32, ..LoadOptions::default() };
+    let load = LoadOptions { kv: Dtype::F32, ..LoadOptions::default() };
     let mut engine = Engine::load(&source, MODEL, &ComputeDevice::cpu(), &load, &mut |_, _| ())?;
     let run = pollster::block_on(engine.run(&Prompt::Chat(PROMPT.into()), options, &mut |_| ()))?;
     Ok(run.trace)

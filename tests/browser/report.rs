@@ -4,7 +4,7 @@ use std::path::Path;
 
 use secateur::policy::Role;
 use secateur::report::html;
-use secateur::report::trace::{Set, Trace};
+use secateur::trace::{Set, Trace};
 use serde_json::{Value, json};
 
 use super::{ROOT, Result, SOON, Site, clean, screenshot};

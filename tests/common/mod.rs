@@ -2,6 +2,7 @@
 //!
 //! `SECATEUR_REQUIRE=cpu,llvmpipe,swiftshader` (parts of adapters' names) makes a missing device a failure.
 #![allow(dead_code, reason = "each test binary uses its part")]
+use secateur::dtype::Dtype;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
@@ -10,7 +11,7 @@ use secateur::Slot;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::{self, ComputeDevice};
 use secateur::kernels::launch::{Readback, as_floats, as_words, read_floats};
-use secateur::kernels::{Reduce, Words, state};
+use secateur::kernels::{Reduce, state};
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::{Decoder, Input, Logits};
 use secateur::policy::{Scope, Sets};
@@ -55,7 +56,7 @@ impl Fixture {
         Decoder::load(&self.config, &self.weights, 4096, device, &mut |_, _| ()).expect("the fixture loads")
     }
 
-    pub fn cache(&self, device: &ComputeDevice, words: Words, seqs: usize, growth: usize) -> KvCache {
+    pub fn cache(&self, device: &ComputeDevice, words: Dtype, seqs: usize, growth: usize) -> KvCache {
         KvCache::new(CacheShape::new(&self.config, words, seqs, growth).expect("f32 or f16"), device)
     }
 

@@ -5,9 +5,9 @@
 //! later evictions do not reach back into rows that still saw the evicted. No kernel, no slot, no gather, no RoPE table
 //! of the library's is used; of its code only what reads config and weight files. `tests/policies.rs` holds it against
 //! transformers.
+use secateur::dtype::Dtype;
 use std::f64::consts::TAU;
 
-use secateur::kernels::Words;
 use secateur::model::config::{ModelConfig, RopeScaling};
 use secateur::policy::Positions;
 use secateur::weights::Weights;
@@ -128,7 +128,7 @@ impl Reference {
     }
 
     /// Nothing read yet. `words` is what the cache stores keys and values as.
-    pub fn read(&self, positions: Positions, words: Words) -> Reading<'_> {
+    pub fn read(&self, positions: Positions, words: Dtype) -> Reading<'_> {
         let sets = self.config.num_layers * self.config.num_kv_heads;
         let queries = vec![Vec::new(); self.config.num_layers];
         Reading { model: self, positions, words, read: 0, settled: 0, heads: vec![Head::default(); sets], queries }
@@ -172,7 +172,7 @@ struct Head {
 pub struct Reading<'m> {
     model: &'m Reference,
     positions: Positions,
-    words: Words,
+    words: Dtype,
     /// Tokens so far.
     read: usize,
     /// Of them, those before the latest eviction.
@@ -215,7 +215,7 @@ impl Reading<'_> {
 
     fn rounded(&self, row: &[f64]) -> Vec<f64> {
         match self.words {
-            Words::F16 => row.iter().map(|v| half::f16::from_f64(*v).to_f64()).collect(),
+            Dtype::F16 => row.iter().map(|v| half::f16::from_f64(*v).to_f64()).collect(),
             _ => row.to_vec(),
         }
     }

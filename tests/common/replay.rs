@@ -4,9 +4,9 @@
 pub mod reference;
 
 use reference::{Given, Reading, Reference};
-use secateur::kernels::Words;
+use secateur::dtype::Dtype;
 use secateur::policy::{self, Measurement, Positions, Role, Scope, Sets};
-use secateur::report::trace::{Probe, Settings, Step, Trace};
+use secateur::trace::{Probe, Settings, Step, Trace};
 
 use super::common::{Fixture, difference};
 
@@ -56,7 +56,7 @@ impl Replay {
 
 /// Reads a run's text with the reference, evicting what the run evicted when it did. Each token must be the reference's
 /// own choice, and the importance of each step what it measures.
-pub fn replay(reference: &Reference, kv: Words, trace: &Trace, probe_ids: &[u32], evict: Evict) -> Replay {
+pub fn replay(reference: &Reference, kv: Dtype, trace: &Trace, probe_ids: &[u32], evict: Evict) -> Replay {
     let settings = &trace.settings;
     let scope: Scope = settings.scope.parse().expect("a scope");
     let (layers, kv_heads) = (reference.config.num_layers, reference.config.num_kv_heads);

@@ -9,7 +9,7 @@
 //! f64: they are rounded once, when they are written, however often they move, and the gather moves words as ever. (Re-rotating
 //! stored f16 keys at each gather would round them each time: 80 times in 16,000 tokens.)
 //!
-//! **Layout.** One buffer of u32 words a layer. Sequence `b` owns a region of `2 · kv_heads · cap` rows from row `base` on:
+//! **Layout.** One buffer of u32 words a layer. SeqMirror `b` owns a region of `2 · kv_heads · cap` rows from row `base` on:
 //! the keys of each KV head, `cap` rows a head, then the values likewise. A row is one head's vector: `head_dim` f32 words,
 //! or half as many packed f16. Layers own their lengths and capacities, so that they may keep different slots.
 //!
@@ -17,17 +17,18 @@
 //! are evicted. Growing and pruning are the same kernel, `cache_gather`, which rebuilds a layer's buffer for all sequences:
 //! so those that decode side by side grow together, and those pruned at the same time are gathered together.
 //!
-//! **State.** Words on the device (layout: [`kernels::state`]) that kernels read and `sample` advances, and a mirror of them
+//! **State.** Dtype on the device (layout: [`kernels::state`]) that kernels read and `sample` advances, and a mirror of them
 //! here. The host knows lengths and positions without asking, because steps advance them by known amounts; only the sampled
 //! ids must be read back, from the ring, late. Behind the rings lies the **map**: which sequence each row of a step belongs to,
 //! so that any of the sequences are forwarded together, in any order.
+use crate::dtype::Dtype;
 use burn::tensor::{Int, Tensor};
 
 use crate::device::{ComputeDevice, DeviceInfo};
 use crate::kernels::launch::{self, Readback};
 use crate::kernels::{
-    self, AttentionSumsSpec, GatherSpec, MOST_ROWS, QueryRingSpec, SampleSpec, TopKSpec, Words, cache_gather::MOVE,
-    state, top_k,
+    self, AttentionSumsSpec, GatherSpec, MOST_ROWS, QueryRingSpec, SampleSpec, TopKSpec, cache_gather::MOVE, state,
+    top_k,
 };
 use crate::model::config::ModelConfig;
 use crate::policy::Positions;
@@ -52,7 +53,7 @@ pub struct CacheShape {
     /// Values of one head's vector.
     pub head_dim: usize,
     /// `F32` or `F16`.
-    pub words: Words,
+    pub words: Dtype,
     /// Sequences side by side.
     pub seqs: usize,
     /// Slots that capacities are rounded up to.
@@ -64,8 +65,8 @@ impl CacheShape {
     ///
     /// # Errors
     /// When `words` is neither f32 nor f16: no kernel writes other types. When there are more sequences than a step can have rows.
-    pub fn new(config: &ModelConfig, words: Words, seqs: usize, growth: usize) -> Result<Self> {
-        if !matches!(words, Words::F32 | Words::F16) {
+    pub fn new(config: &ModelConfig, words: Dtype, seqs: usize, growth: usize) -> Result<Self> {
+        if !matches!(words, Dtype::F32 | Dtype::F16) {
             return Err(Error::new(ErrorKind::Input, format!("the KV cache cannot be {words}")).expected("f32 or f16"));
         }
         if !(1..=MOST_ROWS).contains(&seqs) {
@@ -156,13 +157,13 @@ pub struct Tracking {
 
 /// The host's mirror of a sequence's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sequence {
+pub struct SeqMirror {
     /// Logical position of the next token to be forwarded.
     pub position: Position,
     /// Tokens sampled so far.
     pub step: u32,
     /// The position at the last gather: what was written since stands where it stood when it was written.
-    pub settled: Position,
+    pub position_at_last_gather: Position,
 }
 
 /// Lengths and position of a sequence before a probe, to go back to.
@@ -178,7 +179,7 @@ pub type KeepSets<'a> = dyn Fn(usize, usize) -> &'a [Slot] + 'a;
 
 /// What becomes of a sequence's region when the buffers are rebuilt.
 #[derive(Clone, Copy)]
-pub struct Change<'k, 'a> {
+pub struct RegionUpdate<'k, 'a> {
     /// The sequence.
     pub seq: usize,
     /// The slots that stay.
@@ -192,7 +193,7 @@ pub struct KvCache {
     shape: CacheShape,
     device: ComputeDevice,
     layers: Vec<Layer>,
-    sequences: Vec<Sequence>,
+    sequences: Vec<SeqMirror>,
     positions: Positions,
     tracking: Tracking,
     state: Option<Tensor<1, Int>>,
@@ -209,7 +210,7 @@ impl KvCache {
     /// An empty cache.
     pub fn new(shape: CacheShape, device: &ComputeDevice) -> Self {
         let words = shape.state_words();
-        let near = kernels::words(vec![0; 4], &device.burn);
+        let near = kernels::u32_tensor(vec![0; 4], &device.burn);
         let regions = vec![Region { len: 0, base: 0, cap: 0 }; shape.seqs];
         let layer =
             || Layer { kv: Some(launch::empty_words(&near, 4)), regions: regions.clone(), sums: None, queries: None };
@@ -217,11 +218,17 @@ impl KvCache {
             shape,
             device: device.clone(),
             layers: (0..shape.layers).map(|_| layer()).collect(),
-            sequences: vec![Sequence { position: Position(0), step: 0, settled: Position(0) }; shape.seqs],
+            sequences: vec![
+                SeqMirror { position: Position(0), step: 0, position_at_last_gather: Position(0) };
+                shape.seqs
+            ],
             positions: Positions::Original,
             tracking: Tracking::default(),
-            state: Some(kernels::words(vec![0; words.next_multiple_of(4)], &device.burn)),
-            seen: Some(kernels::words(vec![0; (shape.seqs * shape.seen_words()).next_multiple_of(4)], &device.burn)),
+            state: Some(kernels::u32_tensor(vec![0; words.next_multiple_of(4)], &device.burn)),
+            seen: Some(kernels::u32_tensor(
+                vec![0; (shape.seqs * shape.seen_words()).next_multiple_of(4)],
+                &device.burn,
+            )),
             samplers: vec![Sampling::GREEDY; shape.seqs],
             selected: vec![0; shape.seqs],
             near,
@@ -259,7 +266,7 @@ impl KvCache {
     }
 
     /// The mirror of a sequence's header.
-    pub fn sequence(&self, seq: usize) -> Sequence {
+    pub fn sequence(&self, seq: usize) -> SeqMirror {
         self.sequences[seq]
     }
 
@@ -343,8 +350,8 @@ impl KvCache {
     /// How many of the `most` latest queries of `seq` are there to look through. With compact positions those since the last
     /// gather, whose rotation is still theirs.
     pub fn observable(&self, seq: usize, most: usize) -> usize {
-        let Sequence { position, settled, .. } = self.sequences[seq];
-        let since = if self.positions == Positions::Compact { settled.0 } else { 0 };
+        let SeqMirror { position, position_at_last_gather, .. } = self.sequences[seq];
+        let since = if self.positions == Positions::Compact { position_at_last_gather.0 } else { 0 };
         most.min(OBSERVED).min((position.0 - since) as usize)
     }
 
@@ -432,8 +439,8 @@ impl KvCache {
         let lens: Vec<Vec<usize>> = self.layers.iter().map(|l| l.regions.iter().map(|r| r.len).collect()).collect();
         let all: Vec<Slot> = (0..lens.iter().flatten().copied().max().unwrap_or(0) as u32).map(Slot).collect();
         let sets: Vec<Box<KeepSets<'_>>> = seqs.iter().map(|&seq| whole(&all, &lens, seq)).collect();
-        let changes: Vec<Change<'_, '_>> =
-            seqs.iter().zip(&sets).map(|(seq, keep)| Change { seq: *seq, keep: &**keep, room }).collect();
+        let changes: Vec<RegionUpdate<'_, '_>> =
+            seqs.iter().zip(&sets).map(|(seq, keep)| RegionUpdate { seq: *seq, keep: &**keep, room }).collect();
         self.rebuild(&changes)
     }
 
@@ -443,23 +450,23 @@ impl KvCache {
     /// # Errors
     /// When a layer's buffer would exceed what the device can bind.
     pub fn keep(&mut self, seq: usize, keep: &KeepSets<'_>, room: usize) -> Result<()> {
-        self.keep_each(&[Change { seq, keep, room }])
+        self.keep_each(&[RegionUpdate { seq, keep, room }])
     }
 
     /// As [`keep`](Self::keep), for several sequences at the cost of one.
     ///
     /// # Errors
     /// When a layer's buffer would exceed what the device can bind.
-    pub fn keep_each(&mut self, changes: &[Change<'_, '_>]) -> Result<()> {
+    pub fn keep_each(&mut self, changes: &[RegionUpdate<'_, '_>]) -> Result<()> {
         self.rebuild(changes)?;
         for change in changes {
-            self.sequences[change.seq].settled = self.sequences[change.seq].position;
+            self.sequences[change.seq].position_at_last_gather = self.sequences[change.seq].position;
         }
         self.device.burn.memory_cleanup();
         Ok(())
     }
 
-    fn rebuild(&mut self, changes: &[Change<'_, '_>]) -> Result<()> {
+    fn rebuild(&mut self, changes: &[RegionUpdate<'_, '_>]) -> Result<()> {
         let shape = self.shape;
         // Fail before anything is changed.
         for layer in 0..shape.layers {
@@ -490,29 +497,29 @@ impl KvCache {
         Ok(())
     }
 
-    fn rebuild_layer(&mut self, layer: usize, changes: &[Change<'_, '_>]) {
+    fn rebuild_layer(&mut self, layer: usize, changes: &[RegionUpdate<'_, '_>]) {
         let shape = self.shape;
         let planes = 2 * shape.kv_heads;
         let old = self.layers[layer].regions.clone();
         let (mut moves, mut flat, mut new, mut base) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for (b, region) in old.iter().enumerate() {
-            let (len, cap, first, stride) = if let Some(Change { keep, room, .. }) = changes.iter().find(|c| c.seq == b)
-            {
-                let first = flat.len();
-                let sets: Vec<&[Slot]> = (0..shape.kv_heads).map(|h| keep(layer, h)).collect();
-                let shared = sets.iter().all(|s| s.as_ptr() == sets[0].as_ptr() && s.len() == sets[0].len());
-                for set in &sets[..if shared { 1 } else { sets.len() }] {
-                    debug_assert_eq!(set.len(), sets[0].len(), "the heads of a layer keep equally many");
-                    flat.extend(set.iter().map(|s| s.0));
-                }
-                let kept = sets[0].len();
-                (kept, (kept + room).next_multiple_of(shape.growth), first, if shared { 0 } else { kept })
-            } else {
-                // The other sequences move as they are.
-                let first = flat.len();
-                flat.extend(0..region.len as u32);
-                (region.len, region.cap, first, 0)
-            };
+            let (len, cap, first, stride) =
+                if let Some(RegionUpdate { keep, room, .. }) = changes.iter().find(|c| c.seq == b) {
+                    let first = flat.len();
+                    let sets: Vec<&[Slot]> = (0..shape.kv_heads).map(|h| keep(layer, h)).collect();
+                    let shared = sets.iter().all(|s| s.as_ptr() == sets[0].as_ptr() && s.len() == sets[0].len());
+                    for set in &sets[..if shared { 1 } else { sets.len() }] {
+                        debug_assert_eq!(set.len(), sets[0].len(), "the heads of a layer keep equally many");
+                        flat.extend(set.iter().map(|s| s.0));
+                    }
+                    let kept = sets[0].len();
+                    (kept, (kept + room).next_multiple_of(shape.growth), first, if shared { 0 } else { kept })
+                } else {
+                    // The other sequences move as they are.
+                    let first = flat.len();
+                    flat.extend(0..region.len as u32);
+                    (region.len, region.cap, first, 0)
+                };
             let entry: [usize; MOVE] = [region.base, region.cap, base, cap, len, first, stride, 0];
             moves.extend(entry.map(|v| v as u32));
             new.push(Region { len, base, cap });
@@ -527,17 +534,17 @@ impl KvCache {
             most_kept: new.iter().map(|r| r.len).max().unwrap_or(0),
             out_words: (base * shape.row_words()).max(4),
         };
-        let keep = kernels::words(flat, &self.device.burn);
+        let keep = kernels::u32_tensor(flat, &self.device.burn);
         if let Some(sums) = self.layers[layer].sums.take() {
             // One word a slot and KV head, in regions half as many rows long.
             let halved = |(i, v): (usize, &u32)| if matches!(i % MOVE, 0 | 2) { v / 2 } else { *v };
-            let moves = kernels::words(moves.iter().enumerate().map(halved).collect(), &self.device.burn);
+            let moves = kernels::u32_tensor(moves.iter().enumerate().map(halved).collect(), &self.device.burn);
             let spec = GatherSpec { row_words: 1, planes: shape.kv_heads, out_words: (base / 2).max(4), ..spec };
             let gathered = launch::dedicated(&self.near, || kernels::cache_gather(sums, &keep, &moves, spec));
             self.layers[layer].sums = Some(gathered);
         }
         let kv = self.layers[layer].kv.take().expect("put back by whoever took it");
-        let moves = kernels::words(moves, &self.device.burn);
+        let moves = kernels::u32_tensor(moves, &self.device.burn);
         let kv = launch::dedicated(&self.near, || kernels::cache_gather(kv, &keep, &moves, spec));
         (self.layers[layer].kv, self.layers[layer].regions) = (Some(kv), new);
     }
@@ -551,7 +558,7 @@ impl KvCache {
 
     /// Writes what changes of a sequence's header. `token` must be its pending token (any value where there is none).
     fn write_header(&mut self, seq: usize, token: u32) {
-        let Sequence { position, step, .. } = self.sequences[seq];
+        let SeqMirror { position, step, .. } = self.sequences[seq];
         let mut header = vec![0; state::MISSED];
         header[state::TOKEN] = token;
         header[state::POSITION] = position.0;
@@ -678,7 +685,7 @@ impl KvCache {
 
     /// Empties `seq` for a new prompt and gives its memory back.
     pub fn clear(&mut self, seq: usize) -> Result<()> {
-        self.sequences[seq] = Sequence { position: Position(0), step: 0, settled: Position(0) };
+        self.sequences[seq] = SeqMirror { position: Position(0), step: 0, position_at_last_gather: Position(0) };
         if self.layers.iter().any(|l| l.regions[seq].cap > 0) {
             self.keep(seq, &|_, _| &[], 0)?;
         }

@@ -3,17 +3,17 @@ use web_time::Instant;
 
 use crate::cache::KvCache;
 use crate::device::ComputeDevice;
+use crate::engine::pruning::{self, Measurements, Pruner};
 use crate::engine::{Event, LAG, RunOptions, RunResult};
 use crate::policy::{self, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
-use crate::prune::{self, Readouts, Rules};
-use crate::report::trace::{self, StopReason, Totals, Trace};
 use crate::steps::Tail;
 use crate::text::{Detokenizer, ThinkIds, Tokenizer};
+use crate::trace::{self, StopReason, Totals, Trace};
 use crate::{Error, ErrorKind, Result};
 
 /// What a sequence must know of the model.
-pub(crate) struct Facts<'a> {
+pub(crate) struct ModelFacts<'a> {
     pub tokenizer: &'a Result<Tokenizer>,
     pub vocab_size: usize,
     pub eos: &'a [u32],
@@ -28,7 +28,7 @@ pub(crate) struct Sequence {
     /// Number of the request.
     pub id: usize,
     pub options: RunOptions,
-    pub rules: Rules,
+    pub pruner: Pruner,
     pub probe_ids: Vec<u32>,
     think: ThinkIds,
     eos: Vec<u32>,
@@ -67,7 +67,7 @@ impl Sequence {
         prompt: Vec<u32>,
         thinking: PromptThinking,
         options: &RunOptions,
-        model: &Facts<'_>,
+        model: &ModelFacts<'_>,
     ) -> Result<Self> {
         if prompt.len() > model.context {
             return Err(Error::new(ErrorKind::Input, "the prompt is longer than the context")
@@ -95,7 +95,7 @@ impl Sequence {
         };
         Ok(Self {
             id,
-            rules: Rules {
+            pruner: Pruner {
                 policy,
                 budget: options.budget,
                 window: options.window,
@@ -177,7 +177,7 @@ impl Sequence {
     }
 
     /// Ends it where it has come to its end.
-    pub fn settle(&mut self) {
+    pub fn finish_if_done(&mut self) {
         if self.ended.is_some() {
             return;
         }
@@ -237,16 +237,16 @@ impl Sequence {
 
     /// `full` keeps everything whatever it is shown: it needs no probe.
     fn prunes(&self) -> bool {
-        self.rules.policy.name() != "full"
+        self.pruner.policy.name() != "full"
     }
 
     /// What stays of the cache, and the record of it.
-    pub fn plan(&self, readouts: &Readouts) -> Result<(KeepPlan, trace::Probe)> {
+    pub fn plan(&self, readouts: &Measurements) -> Result<(KeepPlan, trace::Probe)> {
         let mut snapshot = self.ledger.snapshot();
         if self.tokenizer.is_none() {
             snapshot.current_step = policy::NO_CURRENT_STEP;
         }
-        self.rules.plan(&snapshot, readouts, self.tokens.len(), self.probes.len() as u64)
+        self.pruner.plan(&snapshot, readouts, self.tokens.len(), self.probes.len() as u64)
     }
 
     /// Slots to keep free behind a gather, so that the buffers are made once a cycle.
@@ -305,7 +305,7 @@ impl Sequence {
             model: model.into(),
             device: device.info.line(),
             settings: trace::Settings {
-                policy: self.rules.policy.name().into(),
+                policy: self.pruner.policy.name().into(),
                 budget: self.options.budget.to_string(),
                 window: self.options.window,
                 probe_every: self.options.probe_every,

@@ -4,17 +4,17 @@ use crate::cache::{KvCache, Tracking};
 use crate::kernels::Reduce;
 use crate::kernels::launch::{self, Readback};
 use crate::model::decoder::{Decoder, Input, Logits, Output};
-use crate::policy::scores::kept_apart;
+use crate::policy::scores::readout_granularity;
 use crate::policy::{
     self, Budget, CacheView, EvictionPolicy, KeepPlan, Layers, Measured, Measurement, Normalise, Sets, Snapshot,
     ViewParts,
 };
-use crate::report::trace::{self, AttentionDetail, AttentionMap, Row};
+use crate::trace::{self, AttentionDetail, AttentionMap, Row};
 use crate::{Error, ErrorKind, Result};
 
 /// Everything that decides which tokens go, but for what is measured.
 #[derive(Debug)]
-pub struct Rules {
+pub struct Pruner {
     /// The policy.
     pub policy: Box<dyn EvictionPolicy>,
     /// How much may go.
@@ -35,14 +35,14 @@ pub struct Rules {
 
 /// What a policy needs measured, as read from the device.
 #[derive(Debug, Default)]
-pub struct Readouts {
+pub struct Measurements {
     attention: Option<Measured>,
     similarity: Option<Measured>,
     /// For the trace: a row for each query head.
     heads: Option<Measured>,
 }
 
-impl Readouts {
+impl Measurements {
     /// Takes in the heads of another reading.
     pub fn add(&mut self, other: Self) {
         self.heads = other.heads;
@@ -56,7 +56,7 @@ impl Readouts {
 
 /// The forward of the pending tokens, and which of its sequences is meant.
 #[derive(Clone, Copy)]
-pub struct Held<'a> {
+pub struct PendingForward<'a> {
     /// What it gave.
     pub out: &'a Output,
     /// The row of the sequence.
@@ -65,20 +65,20 @@ pub struct Held<'a> {
     pub of: usize,
 }
 
-/// Readouts on their way from the device.
-pub struct Reading {
+/// Measurements on their way from the device.
+pub struct PendingMeasurements {
     attention: Option<(Readback, Vec<usize>)>,
     similarity: Option<(Readback, Vec<usize>)>,
     heads: Option<(Readback, Vec<usize>)>,
 }
 
-impl Reading {
+impl PendingMeasurements {
     /// Waits for them.
     ///
     /// # Errors
     /// When the device cannot be read.
-    pub async fn finish(self) -> Result<Readouts> {
-        let mut readouts = Readouts::default();
+    pub async fn finish(self) -> Result<Measurements> {
+        let mut readouts = Measurements::default();
         for (reading, out) in [
             (self.attention, &mut readouts.attention),
             (self.similarity, &mut readouts.similarity),
@@ -93,7 +93,7 @@ impl Reading {
     }
 }
 
-impl Rules {
+impl Pruner {
     /// What must be kept up to date on the device for the policy.
     pub fn tracking(&self) -> Tracking {
         let needs = self.policy.needs();
@@ -102,7 +102,7 @@ impl Rules {
 
     /// What the forward of the pending token must read out.
     pub fn readout_of_pending(&self) -> Option<Reduce> {
-        (self.policy.needs() == Measurement::LastRow).then(|| kept_apart(self.sets.scope, self.normalise))
+        (self.policy.needs() == Measurement::LastRow).then(|| readout_granularity(self.sets.scope, self.normalise))
     }
 
     /// Starts measuring for `seq`, whose pending token `pending` has been forwarded (`held`: what that forward gave) and counted:
@@ -117,11 +117,11 @@ impl Rules {
         seq: usize,
         pending: u32,
         probe_ids: &[u32],
-        held: Held<'_>,
-    ) -> Result<Reading> {
+        held: PendingForward<'_>,
+    ) -> Result<PendingMeasurements> {
         let layers = cache.shape().layers;
         let cached = |cache: &KvCache| (0..layers).map(|layer| cache.len(layer, seq)).collect::<Vec<_>>();
-        let mut reading = Reading { attention: None, similarity: None, heads: None };
+        let mut reading = PendingMeasurements { attention: None, similarity: None, heads: None };
         match self.policy.needs() {
             Measurement::Nothing => {}
             Measurement::LastRow => {
@@ -131,7 +131,7 @@ impl Rules {
             }
             Measurement::ProbeRow => {
                 let before = cache.checkpoint(seq);
-                let reduce = kept_apart(self.sets.scope, self.normalise);
+                let reduce = readout_granularity(self.sets.scope, self.normalise);
                 let out = model.forward(Input::Probe { seq, ids: probe_ids }, cache, Logits::None, Some(reduce))?;
                 let slots = out.readout.iter().map(|row| row.dims()[1]).collect();
                 reading.attention = Some((launch::read_floats(&out.readout.iter().collect::<Vec<_>>()), slots));
@@ -166,7 +166,7 @@ impl Rules {
         seq: usize,
         pending: u32,
         probe_ids: &[u32],
-    ) -> Result<Option<Reading>> {
+    ) -> Result<Option<PendingMeasurements>> {
         if self.attention != AttentionDetail::Heads || !self.policy.needs().probes() {
             return Ok(None);
         }
@@ -175,7 +175,7 @@ impl Rules {
         let slots = out.readout.iter().map(|row| row.dims()[1]).collect();
         let heads = Some((launch::read_floats(&out.readout.iter().collect::<Vec<_>>()), slots));
         cache.rollback(&before, pending);
-        Ok(Some(Reading { attention: None, similarity: None, heads }))
+        Ok(Some(PendingMeasurements { attention: None, similarity: None, heads }))
     }
 
     /// The plan, and its record with timings and bytes left at 0. `at_token`: tokens generated so far; `probe`: the index of this
@@ -186,7 +186,7 @@ impl Rules {
     pub fn plan(
         &self,
         snapshot: &Snapshot,
-        readouts: &Readouts,
+        readouts: &Measurements,
         at_token: usize,
         probe: u64,
     ) -> Result<(KeepPlan, trace::Probe)> {
@@ -223,7 +223,7 @@ impl Rules {
     }
 }
 
-impl Rules {
+impl Pruner {
     /// Each row with the view of the kept set whose slots it runs over. A KV head's query heads lie side by side.
     fn rows<'a>(&self, views: &'a [CacheView<'a>], measured: &'a Measured) -> Vec<Vec<Row<'a>>> {
         let of_layer = |(layer, rows): (usize, &'a Vec<Vec<f32>>)| {
