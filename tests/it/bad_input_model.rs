@@ -1,14 +1,12 @@
 //! What a user can hand in at the level of model and cache: every case a clear error and no panic, and matrices that must
 //! be split give what whole ones give.
-mod common;
-
+use secateur::dtype::Dtype;
 use std::collections::BTreeMap;
 
-use common::*;
-use safetensors::{Dtype, tensor::TensorView};
+use crate::common::*;
+use safetensors::tensor::TensorView;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
-use secateur::dtype::Dtype as Packed;
 use secateur::kernels::launch::as_words;
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::{Decoder, Input, Logits};
@@ -39,7 +37,7 @@ fn load(fx: &Fixture, device: &ComputeDevice, context: usize) -> Result<Decoder,
 }
 
 /// A tensor as it is stored: type, shape, bytes.
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+type Tensors = BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>;
 
 fn tensors(weights: &Weights) -> Tensors {
     let stored = |name: &str| {
@@ -64,7 +62,7 @@ fn ids_outside_the_vocabulary_are_refused() {
     for name in FIXTURES {
         let fx = Fixture::open(name);
         let model = fx.load(&devices()[0]);
-        let mut cache = fx.cache(model.device(), Packed::F32, 1, 64);
+        let mut cache = fx.cache(model.device(), Dtype::F32, 1, 64);
         let vocab = fx.config.vocab_size as u32;
         for bad in [vocab, vocab + 1, u32::MAX] {
             let ids = [1, 2, bad, 3];
@@ -86,7 +84,7 @@ fn a_prompt_over_the_context_is_refused() {
         let model = load(&fx, device, 16).expect("loads");
         assert_eq!(model.context(), 16);
         let ids = fx.ids("prompt.64.ids");
-        let mut cache = fx.cache(device, Packed::F32, 1, 64);
+        let mut cache = fx.cache(device, Dtype::F32, 1, 64);
         let over = model.forward(Input::Chunk { seq: 0, ids: &ids[..17] }, &mut cache, Logits::Last, None);
         refused(over, ErrorKind::Input, &["the context is full", "at most 16 positions", "17", "--context"]);
         prefill(&model, &mut cache, 0, &ids[..16], 5);
@@ -106,7 +104,7 @@ fn a_cache_beyond_the_largest_buffer_is_refused() {
     for device in two() {
         let model = fx.load(device);
         let small = limited(device, 20_000);
-        let shape = CacheShape::new(&fx.config, Packed::F32, 1, 8).expect("f32");
+        let shape = CacheShape::new(&fx.config, Dtype::F32, 1, 8).expect("f32");
         let mut cache = KvCache::new(shape, &small);
         let ids = fx.ids("prompt.200.ids");
         let over = model.forward(Input::Chunk { seq: 0, ids: &ids }, &mut cache, Logits::Last, None);
@@ -134,7 +132,7 @@ fn a_cache_beyond_the_largest_buffer_is_refused() {
         cache.keep(0, &|_, _| &kept, 1).expect("pruned, it fits");
         decode(&model, &mut cache, 1);
     }
-    refused(CacheShape::new(&fx.config, Packed::BF16, 1, 8), ErrorKind::Input, &["bf16", "f32 or f16"]);
+    refused(CacheShape::new(&fx.config, Dtype::BF16, 1, 8), ErrorKind::Input, &["bf16", "f32 or f16"]);
 }
 
 #[test]
@@ -177,7 +175,7 @@ fn weights_of_the_wrong_shape_are_refused_by_name() {
         tried += 1;
         let mut changed = good.clone();
         let values: usize = shape.iter().product();
-        changed.insert(name.clone(), (Dtype::I8, shape.clone(), vec![0; values]));
+        changed.insert(name.clone(), (safetensors::Dtype::I8, shape.clone(), vec![0; values]));
         let result = Decoder::load(&fx.config, &weights(&changed), 64, &devices()[0], &mut |_, _| ());
         refused(result, ErrorKind::Model, &[name, "I8"]);
         tried += 1;
@@ -218,7 +216,7 @@ fn split_matrices_give_what_whole_ones_give() {
         let fx = Fixture::open(name);
         for device in two() {
             let run = |model: &Decoder| {
-                let mut cache = fx.cache(device, Packed::F32, 1, 64);
+                let mut cache = fx.cache(device, Dtype::F32, 1, 64);
                 let ids = fx.ids("prompt.64.ids");
                 let out =
                     model.forward(Input::Chunk { seq: 0, ids: &ids }, &mut cache, Logits::All, None).expect("fits");
@@ -257,15 +255,15 @@ fn logits_that_are_not_finite_are_an_error() {
             let mut changed = tensors(&fx.weights);
             let (dtype, _, bytes) = changed.get_mut(tensor).expect("in every fixture");
             match dtype {
-                Dtype::F32 => bytes[..4].copy_from_slice(&value.to_le_bytes()),
-                Dtype::F16 => bytes[..2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+                safetensors::Dtype::F32 => bytes[..4].copy_from_slice(&value.to_le_bytes()),
+                safetensors::Dtype::F16 => bytes[..2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
                 _ => bytes[..2].copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
             }
             let broken = weights(&changed);
             for device in two() {
                 let model = Decoder::load(&fx.config, &broken, 128, device, &mut |_, _| ()).expect("loads");
                 // An f16 cache stores infinities as its largest value, by its contract; NaN stays NaN.
-                let packings = if value.is_nan() { &[Packed::F32, Packed::F16][..] } else { &[Packed::F32] };
+                let packings = if value.is_nan() { &[Dtype::F32, Dtype::F16][..] } else { &[Dtype::F32] };
                 for &words in packings {
                     let mut cache = fx.cache(device, words, 1, 64);
                     let logits = prefill(&model, &mut cache, 0, &fx.ids("prompt.7.ids"), 0);

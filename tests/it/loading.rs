@@ -1,8 +1,5 @@
 //! Loading a model: every way its files can be wrong, with what the error says; and real tokenizers and templates.
-#[path = "common/files.rs"]
-mod files;
-
-use files::{assert_says, message, real, report, vectors};
+use crate::common::files::{assert_says, message, real, report, vectors};
 use secateur::dtype::Dtype;
 use secateur::model::config::{Architecture, ModelConfig, RopeScaling};
 use secateur::text::{ChatTemplate, Detokenizer, Message, RenderOptions, ThinkingState, Tokenizer, thinking_state};
