@@ -10,12 +10,11 @@ import argparse
 import json
 
 import numpy as np
-import torch
-from scipy.stats import rankdata, spearmanr
-
 import policies
 import task
+import torch
 from evaluate import Runner, load
+from scipy.stats import rankdata, spearmanr
 from steps import segment, spans
 
 
@@ -69,10 +68,15 @@ def main():
 
     # ratio 1 keeps everything: the trace is the full cache's
     runner.run(problems, "think-clearly", 1.0, on_probe=on_probe)
-    out = dict(split=args.split, probes=len(aucs["all"]), auc={k: round(float(np.mean(v)), 3) for k, v in aucs.items()},
-               length_correlation={k: round(float(np.nanmean(v)), 3) for k, v in correlation.items()},
-               thinking_share=np.mean(mass, 0).round(3).tolist(),
-               short_steps=round(float(np.mean(np.array(lengths) <= 8)), 3), mean_step=round(float(np.mean(lengths)), 2))
+    out = dict(
+        split=args.split,
+        probes=len(aucs["all"]),
+        auc={k: round(float(np.mean(v)), 3) for k, v in aucs.items()},
+        length_correlation={k: round(float(np.nanmean(v)), 3) for k, v in correlation.items()},
+        thinking_share=np.mean(mass, 0).round(3).tolist(),
+        short_steps=round(float(np.mean(np.array(lengths) <= 8)), 3),
+        mean_step=round(float(np.mean(lengths)), 2),
+    )
     print(json.dumps(out, indent=1))
     if args.out:
         with open(args.out, "w") as f:

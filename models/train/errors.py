@@ -9,10 +9,9 @@ import argparse
 import re
 from collections import Counter
 
-import torch
-
 import policies
 import task
+import torch
 from evaluate import Runner, load
 
 SENTENCE = re.compile(
@@ -20,7 +19,8 @@ SENTENCE = re.compile(
     r"|(?:So|First,|Then,) #(?P<label>\d+) gives (?P<letter>\w) = (?P<value>\d)\."
     r"|Remember (?P<recalls>[^.]*)\."
     r"|Compute (?P<left>\d) (?P<op>[+-]) (?P<right>\d) = (?P<result>\d)\."
-    r"|(?P<back>Hold on)|(?P<aside>Maybe|Wait)|(?P<end>Therefore)")
+    r"|(?P<back>Hold on)|(?P<aside>Maybe|Wait)|(?P<end>Therefore)"
+)
 # "x grows by y", "x is y plus z", word by word.
 PARTS = {4: ("letter", "sign", "by", "operand of an update"), 5: ("letter", "is", "first operand", "sign", "second operand")}
 
@@ -33,7 +33,7 @@ def first_mistake(problem, text):
         if m["back"]:
             pending = None
             continue
-        begins = m["restated"] or m["label"] and not m[0].startswith("So")
+        begins = m["restated"] or (m["label"] and not m[0].startswith("So"))
         if pending and (begins or m["end"]):
             return pending
         if begins:

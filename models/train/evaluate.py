@@ -14,12 +14,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-
 import policies
 import task
 import tokenizer
+import torch
+
 from model import Config, Qwen2, rope_tables
 
 
@@ -119,15 +118,32 @@ class Runner:
         return self.tok.encode(text, add_special_tokens=False).ids
 
     @torch.no_grad()
-    def run(self, problems, policy="full", ratio=1.0, p=40, window=16, seed=0, layers=None, heads=None, per_head=False,
-            batch=128, on_probe=None, own_sets=False):
+    def run(
+        self,
+        problems,
+        policy="full",
+        ratio=1.0,
+        p=40,
+        window=16,
+        seed=0,
+        layers=None,
+        heads=None,
+        per_head=False,
+        batch=128,
+        on_probe=None,
+        own_sets=False,
+    ):
         """Greedy answers of all problems. Returns one dict per problem, in order."""
         out = [None] * len(problems)
         order = sorted(range(len(problems)), key=lambda i: len(problems[i].text))
         for a in range(0, len(order), batch):
             part = order[a : a + batch]
-            for i, r in zip(part, self._batch([problems[i] for i in part], part, policy, ratio, p, window, seed, layers,
-                                              heads, per_head, on_probe, own_sets)):
+            for i, r in zip(
+                part,
+                self._batch(
+                    [problems[i] for i in part], part, policy, ratio, p, window, seed, layers, heads, per_head, on_probe, own_sets
+                ),
+            ):
                 out[i] = r
         return out
 
@@ -211,11 +227,21 @@ class Runner:
             text = "".join(self.piece[t] for t in ids[i])
             m = re.findall(r"\\boxed\{(\d)\}", text.split("</think>")[-1]) if "</think>" in text else []
             cached = stats[i].get("cached", [0])
-            out.append(dict(
-                problem=int(numbers[i]), correct=bool(m) and int(m[-1]) == q.answer, answer=m[-1] if m else None,
-                expected=q.answer, truncated=ids[i][-1] != self.end,
-                thinking=stats[i]["thinking"] if stats[i]["thinking"] is not None else len(ids[i]),
-                peak=max(cached), mean=sum(cached) / len(cached), kept=stats[i]["kept"], text=text, ids=ids[i]))
+            out.append(
+                dict(
+                    problem=int(numbers[i]),
+                    correct=bool(m) and int(m[-1]) == q.answer,
+                    answer=m[-1] if m else None,
+                    expected=q.answer,
+                    truncated=ids[i][-1] != self.end,
+                    thinking=stats[i]["thinking"] if stats[i]["thinking"] is not None else len(ids[i]),
+                    peak=max(cached),
+                    mean=sum(cached) / len(cached),
+                    kept=stats[i]["kept"],
+                    text=text,
+                    ids=ids[i],
+                )
+            )
         return out
 
 
@@ -231,14 +257,29 @@ def evaluate(work):
     problems = task.split(split, args.skip + args.count)[args.skip :]
     heads = [tuple(map(int, h.split(":"))) for h in args.heads] if args.heads else None
     t = time.time()
-    r = runner.run(problems, name, ratio, args.p, args.window, seed, args.layers, heads, args.per_head, args.batch,
-                   own_sets=args.own_sets)
+    r = runner.run(
+        problems, name, ratio, args.p, args.window, seed, args.layers, heads, args.per_head, args.batch, own_sets=args.own_sets
+    )
     mean = lambda k, digits: round(float(np.mean([x[k] for x in r])), digits)
-    line = dict(split=split, policy=name + args.label, ratio=ratio, seed=seed, accuracy=mean("correct", 4),
-                truncated=mean("truncated", 4), thinking=mean("thinking", 1), peak=mean("peak", 1), mean=mean("mean", 1),
-                seconds=round(time.time() - t, 1), p=args.p, window=args.window, correct=[int(x["correct"]) for x in r],
-                answers=[x["answer"] for x in r], kept=[x["kept"] for x in r], tokens=[x["thinking"] for x in r],
-                truncations=[int(x["truncated"]) for x in r])
+    line = dict(
+        split=split,
+        policy=name + args.label,
+        ratio=ratio,
+        seed=seed,
+        accuracy=mean("correct", 4),
+        truncated=mean("truncated", 4),
+        thinking=mean("thinking", 1),
+        peak=mean("peak", 1),
+        mean=mean("mean", 1),
+        seconds=round(time.time() - t, 1),
+        p=args.p,
+        window=args.window,
+        correct=[int(x["correct"]) for x in r],
+        answers=[x["answer"] for x in r],
+        kept=[x["kept"] for x in r],
+        tokens=[x["thinking"] for x in r],
+        truncations=[int(x["truncated"]) for x in r],
+    )
     return line, [f"{problems[x['problem']].text} \n {x['text']} {x['correct']}\n" for x in r[: args.show]]
 
 
@@ -265,9 +306,13 @@ def main():
     a.add_argument("--out")
     args = a.parse_args()
     names = policies.POLICIES if args.policy == ["all"] else args.policy
-    work = [(split, name, ratio, seed, args) for split in args.split for name in names
-            for ratio in ([1.0] if name == "full" else args.ratio)
-            for seed in (args.seeds if name.startswith("random") else [0])]
+    work = [
+        (split, name, ratio, seed, args)
+        for split in args.split
+        for name in names
+        for ratio in ([1.0] if name == "full" else args.ratio)
+        for seed in (args.seeds if name.startswith("random") else [0])
+    ]
     with multiprocessing.get_context("spawn").Pool(args.jobs, begin, (args.model, args.max_tokens)) as pool:
         for line, shown in pool.imap(evaluate, work):
             print(json.dumps({k: v for k, v in line.items() if not isinstance(v, list)}), flush=True)

@@ -7,7 +7,6 @@ and key/value head. The latest `window` tokens and the step being written (at mo
 import re
 
 import numpy as np
-
 from steps import segment, spans
 
 POLICIES = ["full", "think-clearly", "think-token", "last-attention", "random", "random-step", "streaming-llm", "h2o", "oracle"]

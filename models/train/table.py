@@ -44,8 +44,10 @@ def main():
     for split in dict.fromkeys(k[0] for k in runs):
         full = runs[split, 1.0, "full"][0]
         base = np.array(full["correct"], float)
-        print(f"\n**{split}**, {len(base)} problems. Full cache: {shown(base, False)} %, truncated "
-              f"{100 * full['truncated']:.1f} %, {full['thinking']:.0f} thinking tokens, of them cached: {full['peak']:.0f} at the peak.\n")
+        print(
+            f"\n**{split}**, {len(base)} problems. Full cache: {shown(base, False)} %, truncated "
+            f"{100 * full['truncated']:.1f} %, {full['thinking']:.0f} thinking tokens, of them cached: {full['peak']:.0f} at the peak.\n"
+        )
         print("| kept | policy | right, % | minus random | minus full | truncated, % | thinking tokens | peak cached | seeds |")
         print("|---|---|---|---|---|---|---|---|---|")
         for ratio in sorted({k[1] for k in runs if k[0] == split and k[1] < 1}, reverse=True):
@@ -58,8 +60,10 @@ def main():
                 assert len(c) == len(base), "runs are paired: same problems"
                 mean = lambda k: np.mean([r[k] for r in seeds.values()])
                 over = shown(c - chance, True) if chance is not None and policy != "random" else "–"
-                print(f"| {100 * ratio:.0f} % | {policy} | {shown(c, False)} | {over} | {shown(c - base, True)} | "
-                      f"{100 * mean('truncated'):.1f} | {mean('thinking'):.0f} | {mean('peak'):.0f} | {len(seeds)} |")
+                print(
+                    f"| {100 * ratio:.0f} % | {policy} | {shown(c, False)} | {over} | {shown(c - base, True)} | "
+                    f"{100 * mean('truncated'):.1f} | {mean('thinking'):.0f} | {mean('peak'):.0f} | {len(seeds)} |"
+                )
 
         against(runs, split)
 

@@ -5,17 +5,16 @@ import random
 import tempfile
 from pathlib import Path
 
-import numpy as np
-import torch
-
 import errors
+import numpy as np
 import policies
 import task
-import tokenizer
+import torch
 import train
 from evaluate import Cache, Runner
-from model import Config, Qwen2
 from steps import segment, spans
+
+from model import Config, Qwen2
 
 
 def tiny():
@@ -105,7 +104,9 @@ def test_only_the_same_training_is_resumed_and_the_log_has_each_row_once():
     a = dict(out="x", tokens=5e7, batch_tokens=1024, lr=1e-3, muon_lr=0.02, device="cpu", workers=0, minutes=1.0, save_every=60)
     assert train.changed(a, a | dict(out="y", device="cuda:0", workers=3, minutes=2.0, save_every=9)) == []
     assert train.changed(a, a | dict(batch_tokens=2048, lr=2e-3)) == [
-        "--batch-tokens was 1024, is 2048", "--lr was 0.001, is 0.002"]
+        "--batch-tokens was 1024, is 2048",
+        "--lr was 0.001, is 0.002",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log.csv"
         row = ",1,1,1,1,1,1"

@@ -9,9 +9,8 @@ import random
 import sys
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-
 import task
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}"
@@ -40,9 +39,7 @@ def build():
         piece = "".join(x for x, _ in byte.pre_tokenize_str(w))
         vocab.setdefault(piece, len(vocab))
     tok = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
-    tok.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(task.PATTERN), behavior="isolated"), byte]
-    )
+    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(task.PATTERN), behavior="isolated"), byte])
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in task.SPECIAL[:3]])
     # Text that the reader sees: not "special", as in R1-Distill's tokenizer.

@@ -16,11 +16,11 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, TimeoutError
 from pathlib import Path
 
 import numpy as np
+import task
+import tokenizer
 import torch
 import torch.nn.functional as F
 
-import task
-import tokenizer
 from model import Config, Qwen2
 
 SEED = 1_000_000  # of training sample 0
@@ -215,14 +215,26 @@ def main():
         seen, step, seconds, next_pool = c["seen"], c["step"], c["seconds"], c["next_pool"]
         print(f"resumed at {seen} tokens, step {step}", flush=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, vocabulary {cfg.vocab_size}, on {name}, torch "
-          f"{torch.__version__}, {args.workers} processes for samples", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters())} parameters, vocabulary {cfg.vocab_size}, on {name}, torch "
+        f"{torch.__version__}, {args.workers} processes for samples",
+        flush=True,
+    )
 
     def save():
         log.flush()
         cpu = {k: v.cpu() for k, v in model.state_dict().items()}
-        c = dict(model=cpu, muon=muon.state_dict(), adam=adam.state_dict(), seen=seen, step=step, seconds=seconds,
-                 next_pool=next_pool, config=cfg.to_dict(), args=vars(args))
+        c = dict(
+            model=cpu,
+            muon=muon.state_dict(),
+            adam=adam.state_dict(),
+            seen=seen,
+            step=step,
+            seconds=seconds,
+            next_pool=next_pool,
+            config=cfg.to_dict(),
+            args=vars(args),
+        )
         torch.save(c, str(path) + ".tmp")
         os.replace(str(path) + ".tmp", path)
 
@@ -258,19 +270,34 @@ def main():
                 wrong = (logits.argmax(-1) != target).double()
                 recall, first, operand = tw == task.RECALL, tw == task.FIRST, tw == task.OPERAND
                 losses = losses.double()
-                sums += torch.stack([losses.sum(), torch.ones_like(losses).sum(), (wrong * recall).sum(), recall.sum(),
-                                     (losses * first).sum(), first.sum(), (wrong * operand).sum(), operand.sum()])
+                sums += torch.stack(
+                    [
+                        losses.sum(),
+                        torch.ones_like(losses).sum(),
+                        (wrong * recall).sum(),
+                        recall.sum(),
+                        (losses * first).sum(),
+                        first.sum(),
+                        (wrong * operand).sum(),
+                        operand.sum(),
+                    ]
+                )
             if step % 50 == 0:
                 s = sums.tolist()
                 now = time.time()
                 seconds, before = seconds + now - before, now
-                log.write(f"{step},{seen},{seconds:.1f},{scale:.3f},{s[0] / s[1]:.4f},{s[2] / max(s[3], 1):.5f},"
-                          f"{s[4] / max(s[5], 1):.4f}\n")
+                log.write(
+                    f"{step},{seen},{seconds:.1f},{scale:.3f},{s[0] / s[1]:.4f},{s[2] / max(s[3], 1):.5f},"
+                    f"{s[4] / max(s[5], 1):.4f}\n"
+                )
                 if step % 500 == 0:
                     log.flush()
-                    print(f"step {step} tokens {seen / 1e6:.2f}M {seen / seconds:.0f} tok/s loss {s[0] / s[1]:.4f} "
-                          f"recalls wrong {s[2] / max(s[3], 1):.5f} probe {s[4] / max(s[5], 1):.3f} "
-                          f"operands wrong {s[6] / max(s[7], 1):.5f}", flush=True)
+                    print(
+                        f"step {step} tokens {seen / 1e6:.2f}M {seen / seconds:.0f} tok/s loss {s[0] / s[1]:.4f} "
+                        f"recalls wrong {s[2] / max(s[3], 1):.5f} probe {s[4] / max(s[5], 1):.3f} "
+                        f"operands wrong {s[6] / max(s[7], 1):.5f}",
+                        flush=True,
+                    )
                 sums.zero_()
                 if not math.isfinite(s[0]):
                     raise SystemExit("loss is not finite")

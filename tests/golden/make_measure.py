@@ -10,12 +10,11 @@ Float32 arithmetic over the stored weights, eager attention, one thread, as `mak
 import pathlib
 import sys
 
+import make
 import numpy as np
 import safetensors.numpy
 import torch
 import transformers
-
-import make
 
 HERE = pathlib.Path(__file__).resolve().parent
 WINDOWS = (8, 32)  # latest queries: r-kv's, snapkv's
