@@ -10,11 +10,12 @@ import argparse
 import json
 
 import numpy as np
+import torch
+from scipy.stats import rankdata, spearmanr
+
 import policies
 import task
-import torch
 from evaluate import Runner, load
-from scipy.stats import rankdata, spearmanr
 from steps import segment, spans
 
 
@@ -35,7 +36,7 @@ def main():
     torch.set_num_threads(1)
     runner = Runner(load(args.model))
     problems = task.split(args.split, args.count)
-    values, aucs, correlation, lengths, mass = {}, {}, {}, [], []
+    aucs, correlation, lengths, mass = {}, {}, [], []
 
     def on_probe(problem, number, pieces, cached, rows):
         """rows (L, H, thinking)"""

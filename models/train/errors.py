@@ -11,8 +11,6 @@ from collections import Counter
 
 import policies
 import task
-import torch
-from evaluate import Runner, load
 
 SENTENCE = re.compile(
     r"(?:Now|Let me apply) #(?P<restated>\d+): (?P<fact>[^.]*)\."
@@ -86,13 +84,16 @@ def first_mistake(problem, text):
                     continue  # "Hold on" may follow, and the right one
             values.setdefault(fact.letter, []).append(right)
             next_fact += 1
-        elif m["end"]:
-            if next_fact <= problem.last_fact():
-                return "ends before the last fact", m[0]
+        elif m["end"] and next_fact <= problem.last_fact():
+            return "ends before the last fact", m[0]
     return pending
 
 
 def main():
+    import torch
+
+    from evaluate import Runner, load
+
     a = argparse.ArgumentParser()
     a.add_argument("--model", required=True)
     a.add_argument("--split", default="hard")

@@ -10,11 +10,12 @@ import argparse
 import json
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
 import task
 import tokenizer
-import torch
 from evaluate import load
-from safetensors.torch import save_file
 
 
 def main():

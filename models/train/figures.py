@@ -14,9 +14,10 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+
 import policies
 import task
-import torch
 from evaluate import Runner, load
 from steps import segment, spans
 from table import correct, interval, load_runs
@@ -25,7 +26,8 @@ matplotlib.rcParams["svg.hashsalt"] = "secateur"
 
 
 def curves(log, out):
-    rows = list(csv.DictReader(open(log)))
+    with open(log) as f:
+        rows = list(csv.DictReader(f))
     x = np.array([float(r["tokens"]) for r in rows]) / 1e6
     fig, axes = plt.subplots(1, 3, figsize=(12, 3))
     for ax, key, title in zip(

@@ -8,6 +8,7 @@ from 10,000 bootstrap draws over problems. Below, `think-clearly` against every 
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +17,7 @@ def load_runs(paths):
     """(split, ratio, policy) -> seed -> result"""
     runs = {}
     for path in paths:
-        for line in open(path):
+        for line in Path(path).read_text().splitlines():
             r = json.loads(line)
             runs.setdefault((r["split"], r["ratio"], r["policy"]), {})[r["seed"]] = r
     return runs
@@ -58,7 +59,7 @@ def main():
                     continue
                 c = correct(seeds)
                 assert len(c) == len(base), "runs are paired: same problems"
-                mean = lambda k: np.mean([r[k] for r in seeds.values()])
+                mean = lambda k, runs=seeds: np.mean([r[k] for r in runs.values()])
                 over = shown(c - chance, True) if chance is not None and policy != "random" else "–"
                 print(
                     f"| {100 * ratio:.0f} % | {policy} | {shown(c, False)} | {over} | {shown(c - base, True)} | "

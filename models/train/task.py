@@ -129,7 +129,7 @@ def make_problem(rng, n, updates=0, far=False):
         for i in range(n):
 
             def operand(exclude=()):
-                pool = [k for k in known if k not in exclude]
+                pool = [k for k in known if k not in exclude]  # noqa: B023 (called in this turn of the loop only)
                 if not far and len(pool) > 3 and rng.random() < 0.6:
                     pool = pool[-3:]
                 return rng.choice(pool)

@@ -9,8 +9,9 @@ import random
 import sys
 from pathlib import Path
 
-import task
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+import task
 
 TEMPLATE = (
     "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>{{ m['content'] }}"

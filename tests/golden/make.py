@@ -477,9 +477,8 @@ def gguf_name(name):
 
 def gguf_type(m, name):
     """The type of a matrix; vectors are F32."""
-    for part, key in (("embed_tokens", "embed"), ("lm_head", "head")) + tuple(
-        (f"{c}_proj.weight", c) for c in ("q", "k", "v", "o", "gate", "up", "down")
-    ):
+    projections = ((f"{c}_proj.weight", c) for c in ("q", "k", "v", "o", "gate", "up", "down"))
+    for part, key in (("embed_tokens", "embed"), ("lm_head", "head"), *projections):
         if part in name:
             return gguf.GGMLQuantizationType[m["gguf"][key]]
     return gguf.GGMLQuantizationType.F32
@@ -798,7 +797,7 @@ def schedule(rng):
     gone, events = set(), []
     for after, survivors in zip(EVENTS, SURVIVORS):
         evictable = [p for p in range(QUESTION, after + 1 - WINDOW) if p not in gone]
-        kept = set(int(p) for p in rng.choice(evictable, survivors, replace=False))
+        kept = {int(p) for p in rng.choice(evictable, survivors, replace=False)}
         evicted = [p for p in evictable if p not in kept]
         gone |= set(evicted)
         events.append((after, evicted))
@@ -1013,7 +1012,7 @@ def text_goldens(folder):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 12 + 3?"}]
     chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
     return {
         "chat": {"messages": messages, "text": chat, "ids": encode(chat)},
         "encodings": [{"text": text, "ids": encode(text)} for text in (*TEXTS, PROBE_TEXT)],
@@ -1056,7 +1055,7 @@ def generate(name, m, seed, folder):
 
 def write_json_compact(path, value):
     """JSON with one line per entry of the two outer levels: readable, and without a line per id."""
-    line = lambda v: json.dumps(v, ensure_ascii=False)  # noqa: E731
+    line = lambda v: json.dumps(v, ensure_ascii=False)
     parts = []
     for key, entry in value.items():
         if isinstance(entry, dict):
