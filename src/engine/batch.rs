@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use web_time::Instant;
 
 use super::pruning::{Measurements, PendingForward, PendingMeasurements, Pruner};
-use super::request::{Prompt, RunOptions};
+use super::request::Prompt;
 use super::sequence::Sequence;
 use super::{Engine, Event, LAG, OnEvent, PREFILL_CHUNK, PreparedModel, RunResult};
 use crate::Result;
@@ -13,6 +13,7 @@ use crate::cache::{KeepSets, RegionUpdate};
 use crate::kernels::launch::{self, Readback};
 use crate::model::decoder::{Input, Logits, Output};
 use crate::policy::KeepPlan;
+use crate::settings::Settings;
 use crate::trace;
 
 /// Requests that run side by side: each with its own prompt, options, policy, budget, end and trace. A result does not depend
@@ -21,10 +22,10 @@ use crate::trace;
 ///
 /// ```no_run
 /// # async fn example(engine: &mut secateur::engine::Engine) -> secateur::Result<()> {
-/// use secateur::engine::{Prompt, RunOptions};
+/// use secateur::engine::{Prompt, Settings};
 /// let mut batch = engine.batch();
 /// for question in ["What is 12 + 30?", "How many primes are below 50?"] {
-///     batch.add(&Prompt::Chat(question.into()), &RunOptions::default())?;
+///     batch.add(&Prompt::Chat(question.into()), &Settings::default())?;
 /// }
 /// while !batch.is_idle() {
 ///     // Requests may be added here at any time: they take the places of those that end.
@@ -68,7 +69,7 @@ impl<'e> Batch<'e> {
     ///
     /// # Errors
     /// A prompt that is empty or beyond the context, a policy that cannot run with this model or budget.
-    pub fn add(&mut self, prompt: &Prompt, options: &RunOptions) -> Result<usize> {
+    pub fn add(&mut self, prompt: &Prompt, options: &Settings) -> Result<usize> {
         self.waiting.push_back(self.engine.opened.sequence(self.requests, prompt, options)?);
         self.requests += 1;
         Ok(self.requests - 1)
@@ -121,20 +122,20 @@ impl<'e> Batch<'e> {
             if places[place].is_some() {
                 continue;
             }
-            let running = places.iter().flatten().map(|s| s.options.positions).next();
-            let joins = |s: &mut Sequence| running.is_none_or(|positions| positions == s.options.positions);
+            let running = places.iter().flatten().map(|s| s.settings().positions).next();
+            let joins = |s: &mut Sequence| running.is_none_or(|positions| positions == s.settings().positions);
             let Some(mut sequence) = waiting.pop_front_if(joins) else { break };
             sequence.begin();
             on(sequence.id, Event::Start { prompt_ids: &sequence.prompt });
             let ready = cache.clear(place).and_then(|()| match running {
-                None => cache.begin(sequence.options.positions),
+                None => cache.begin(sequence.settings().positions),
                 Some(_) => Ok(()),
             });
             cache.track(sequence.pruner.tracking(), model.config().q_size());
             if let Err(e) = ready {
                 sequence.fail(e);
             }
-            let RunOptions { sampling, seed, .. } = &sequence.options;
+            let Settings { sampling, seed, .. } = sequence.settings();
             cache.set_sampler(place, sampling, *seed, &sequence.prompt);
             places[place] = Some(sequence);
         }
@@ -484,7 +485,7 @@ mod tests {
         let source = crate::builtin::source();
         let mut engine =
             Engine::load(&source, "built-in", &device, &load, &mut |_, _| ()).expect("it is in the binary");
-        let options = RunOptions { probe_every: 100, attention: AttentionDetail::Heads, ..RunOptions::default() };
+        let options = Settings { probe_every: 100, attention: AttentionDetail::Heads, ..Settings::default() };
         let mut batch = engine.batch();
         for _ in 0..3 {
             batch.add(&Prompt::Chat(crate::builtin::EXAMPLE.into()), &options).expect("a good request");
