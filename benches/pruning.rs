@@ -13,7 +13,7 @@ use secateur::Slot;
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, Event, GROWTH, LoadOptions, Prompt, Settings};
 use secateur::kernels::Reduce;
-use secateur::kernels::launch::{as_floats, read_floats};
+use secateur::kernels::readback::{as_f32, read_f32};
 use secateur::model::decoder::{Decoder, Input, Logits};
 use secateur::policy::{self, Budget, CacheView, Ledger, PolicyRef, Role, ViewParts};
 use secateur::weights::ModelSource;
@@ -212,12 +212,12 @@ fn split(model: &Decoder, options: &Settings, probe: usize) -> secateur::Result<
         let (with_readout, out) = forward(&mut cache, Some(Reduce::Layer))?;
         times[1] = (with_readout - times[0]).max(0.0);
         let begun = Instant::now();
-        let rows = block_on(read_floats(&out.readout.iter().collect::<Vec<_>>()))?;
+        let rows = block_on(read_f32(&out.readout.iter().collect::<Vec<_>>()))?;
         times[2] = begun.elapsed().as_secs_f64();
         cache.rollback(&before, 1);
         let begun = Instant::now();
         let snapshot = ledger.snapshot();
-        let scores = &as_floats(&rows[0])[..cached];
+        let scores = &as_f32(&rows[0])[..cached];
         let view = CacheView::new(ViewParts {
             scores: Some(scores),
             similarity: Some(scores),

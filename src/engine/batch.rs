@@ -10,7 +10,7 @@ use super::sequence::Sequence;
 use super::{Engine, Event, LAG, OnEvent, PREFILL_CHUNK, PreparedModel, RunResult};
 use crate::Result;
 use crate::cache::{KeepSets, RegionUpdate};
-use crate::kernels::launch::{self, Readback};
+use crate::kernels::readback::{self, Readback};
 use crate::model::decoder::{Input, Logits, Output};
 use crate::policy::KeepPlan;
 use crate::settings::Settings;
@@ -214,7 +214,7 @@ impl<'e> Batch<'e> {
     /// Waits for the oldest read and takes in its tokens; goes on while more than one is under way.
     async fn read(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
         while let Some(PendingIds { of, state }) = self.reads.pop_front() {
-            let words = launch::as_words(&state.await?[0]);
+            let words = readback::as_u32(&state.await?[0]);
             let cache = &self.engine.cache;
             for (place, request, upto) in of {
                 // It may have ended, and another have its place.
@@ -441,7 +441,7 @@ mod tests {
     #[test]
     fn more_than_attention_can_put_aside_is_refused() {
         let source = crate::builtin::source();
-        let mut device = ComputeDevice { lanes: 32, ..ComputeDevice::cpu() };
+        let mut device = ComputeDevice { tuning: crate::device::Tuning::GPU, ..ComputeDevice::cpu() };
         let open = |sequences, context| {
             let load = LoadOptions { kv: Dtype::F32, context: Some(context), sequences };
             PreparedModel::new(&source, "built-in", &load).expect("it is in the binary")

@@ -2,7 +2,7 @@
 //! for a plan, record it.
 use crate::cache::{KvCache, Tracking};
 use crate::kernels::Reduce;
-use crate::kernels::launch::{self, Readback};
+use crate::kernels::readback::{self, Readback};
 use crate::model::decoder::{Decoder, Input, Logits, Output};
 use crate::policy::scores::readout_granularity;
 use crate::policy::{CacheView, KeepPlan, Measured, Measurement, Normalise, Sets, Snapshot, ViewParts};
@@ -71,7 +71,7 @@ impl PendingMeasurements {
             (self.heads, &mut readouts.heads),
         ] {
             if let Some((read, slots)) = reading {
-                let rows: Vec<Vec<f32>> = read.await?.iter().map(|bytes| launch::as_floats(bytes)).collect();
+                let rows: Vec<Vec<f32>> = read.await?.iter().map(|bytes| readback::as_f32(bytes)).collect();
                 *out = Some(Measured::new(&rows, &slots)?);
             }
         }
@@ -127,27 +127,27 @@ impl Pruner {
             Measurement::LastRow => {
                 let rows: Vec<_> = held.out.readout.iter().skip(held.row).step_by(held.of).collect();
                 let slots = rows.iter().map(|row| row.dims()[1]).collect();
-                reading.attention = Some((launch::read_floats(&rows), slots));
+                reading.attention = Some((readback::read_f32(&rows), slots));
             }
             Measurement::ProbeRow => {
                 let before = cache.checkpoint(seq);
                 let reduce = readout_granularity(self.sets.scope, self.settings.normalise);
                 let out = model.forward(Input::Probe { seq, ids: probe_ids }, cache, Logits::None, Some(reduce))?;
                 let slots = out.readout.iter().map(|row| row.dims()[1]).collect();
-                reading.attention = Some((launch::read_floats(&out.readout.iter().collect::<Vec<_>>()), slots));
+                reading.attention = Some((readback::read_f32(&out.readout.iter().collect::<Vec<_>>()), slots));
                 cache.rollback(&before, pending);
             }
             Measurement::Sums => {
                 let sums = (0..layers).map(|layer| cache.sums(layer, seq)).collect::<Result<Vec<_>>>()?;
                 let slots = (0..layers).map(|layer| cache.capacity(layer, seq)).collect();
-                reading.attention = Some((launch::read_words(&sums.iter().collect::<Vec<_>>()), slots));
+                reading.attention = Some((readback::read_u32(&sums.iter().collect::<Vec<_>>()), slots));
             }
             Measurement::Window { queries } | Measurement::WindowAndKeys { queries } => {
                 let means = model.observe(cache, seq, queries)?;
-                reading.attention = Some((launch::read_words(&means.iter().collect::<Vec<_>>()), cached(cache)));
+                reading.attention = Some((readback::read_u32(&means.iter().collect::<Vec<_>>()), cached(cache)));
                 if let Measurement::WindowAndKeys { .. } = self.settings.policy.needs() {
                     let alike = model.compare_keys(cache, seq);
-                    reading.similarity = Some((launch::read_floats(&alike.iter().collect::<Vec<_>>()), cached(cache)));
+                    reading.similarity = Some((readback::read_f32(&alike.iter().collect::<Vec<_>>()), cached(cache)));
                 }
             }
         }
@@ -173,7 +173,7 @@ impl Pruner {
         let before = cache.checkpoint(seq);
         let out = model.forward(Input::Probe { seq, ids: probe_ids }, cache, Logits::None, Some(Reduce::None))?;
         let slots = out.readout.iter().map(|row| row.dims()[1]).collect();
-        let heads = Some((launch::read_floats(&out.readout.iter().collect::<Vec<_>>()), slots));
+        let heads = Some((readback::read_f32(&out.readout.iter().collect::<Vec<_>>()), slots));
         cache.rollback(&before, pending);
         Ok(Some(PendingMeasurements { attention: None, similarity: None, heads }))
     }

@@ -9,7 +9,7 @@ use crate::common::replay::{Evict, narrowed, reference};
 use crate::common::*;
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, Event, LoadOptions, Prompt, RunResult, Settings};
-use secateur::kernels::launch::{as_floats, read_words};
+use secateur::kernels::readback::{as_f32, read_u32};
 use secateur::kernels::{self, NormSpec, Reduce};
 use secateur::model::config::RopeScaling;
 use secateur::model::decoder::{Input, Logits};
@@ -250,8 +250,8 @@ fn heavy_hitters_are_heavy_over_all_queries() {
     model.forward(probe, &mut cache, Logits::None, Some(Reduce::Layer)).expect("fits");
     decode(&model, &mut cache, 0);
     let cap = cache.capacity(1, 0);
-    let read = block_on(read_words(&[&cache.sums(1, 0).expect("tracked")])).expect("readable");
-    for head in as_floats(&read[0]).chunks(cap) {
+    let read = block_on(read_u32(&[&cache.sums(1, 0).expect("tracked")])).expect("readable");
+    for head in as_f32(&read[0]).chunks(cap) {
         let total: f32 = head[..65].iter().sum();
         assert!((total - 65.0).abs() < 1e-3, "{total} of 65 queries; the probe's three do not count");
     }
@@ -372,7 +372,7 @@ fn squares_do_not_overflow() {
     for device in two() {
         let x = kernels::f32_tensor(vec![3e4f32; 64], [1, 64], &device.burn);
         let weight = kernels::f32_tensor(vec![1.0; 64], [64], &device.burn);
-        let normed = values(&kernels::rms_norm(&x, &weight, NormSpec { n: 1, first: 0, cols: 64, eps: 1e-6 }));
+        let normed = values(&kernels::rms_norm(&x, &weight, NormSpec { n: 1, first_row: 0, cols: 64, eps: 1e-6 }));
         assert!(normed.iter().all(|v| (v - 1.0).abs() < 1e-5), "{}: {normed:?}", device.info.name);
     }
 }

@@ -10,7 +10,7 @@ use crate::common::*;
 use secateur::Slot;
 use secateur::cache::{KvCache, Tracking};
 use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Settings};
-use secateur::kernels::launch::{as_floats, as_words, read_floats, read_words};
+use secateur::kernels::readback::{as_f32, as_u32, read_f32, read_u32};
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::Decoder;
 use secateur::model::rope;
@@ -24,7 +24,7 @@ fn measures(fx: &Fixture) -> Weights {
 }
 
 fn floats(weights: &Weights, name: &str) -> Vec<f32> {
-    as_floats(weights.tensor(name).expect("in the file").bytes)
+    as_f32(weights.tensor(name).expect("in the file").bytes)
 }
 
 /// The twin, and the adapter for one fixture of each architecture: it is slow where it is software.
@@ -47,7 +47,7 @@ fn sums(cache: &KvCache) -> Vec<f32> {
     let shape = *cache.shape();
     let layer = |layer: usize| {
         let words = cache.sums(layer, 0).expect("tracked");
-        let all = as_floats(&block_on(read_words(&[&words])).expect("readable")[0]);
+        let all = as_f32(&block_on(read_u32(&[&words])).expect("readable")[0]);
         let (cap, len) = (cache.capacity(layer, 0), cache.len(layer, 0));
         (0..shape.kv_heads).flat_map(|h| all[h * cap..h * cap + len].to_vec()).collect::<Vec<_>>()
     };
@@ -57,14 +57,14 @@ fn sums(cache: &KvCache) -> Vec<f32> {
 /// The latest queries' mean attention, `[layers, kv_heads, slots]`.
 fn window(model: &Decoder, cache: &mut KvCache, queries: usize) -> Vec<f32> {
     let means = model.observe(cache, 0, queries).expect("tracked");
-    let read = block_on(read_words(&means.iter().collect::<Vec<_>>())).expect("readable");
-    read.iter().flat_map(|bytes| as_floats(bytes)).collect()
+    let read = block_on(read_u32(&means.iter().collect::<Vec<_>>())).expect("readable");
+    read.iter().flat_map(|bytes| as_f32(bytes)).collect()
 }
 
 fn similarity(model: &Decoder, cache: &KvCache) -> Vec<f32> {
     let alike = model.compare_keys(cache, 0);
-    let read = block_on(read_floats(&alike.iter().collect::<Vec<_>>())).expect("readable");
-    read.iter().flat_map(|bytes| as_floats(bytes)).collect()
+    let read = block_on(read_f32(&alike.iter().collect::<Vec<_>>())).expect("readable");
+    read.iter().flat_map(|bytes| as_f32(bytes)).collect()
 }
 
 /// Of a whole measurement: relative to its largest value. Weights carry 1e-5 of themselves, keys and queries 1e-6.
@@ -134,7 +134,7 @@ fn planned(fx: &Fixture, measures: &Weights, scope: Scope, event: usize, layer: 
     if scope == Scope::Shared {
         return fx.ids(&format!("oracle.{event}.evicted"));
     }
-    let table = as_words(measures.tensor(&format!("{scope}.{event}.evicted")).expect("in it").bytes);
+    let table = as_u32(measures.tensor(&format!("{scope}.{event}.evicted")).expect("in it").bytes);
     let most = table.len() / (fx.config.num_layers * fx.config.num_kv_heads);
     let row = &table[(layer * fx.config.num_kv_heads + head) * most..][..most];
     row.iter().copied().filter(|p| *p != u32::MAX).collect()
