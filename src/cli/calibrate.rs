@@ -2,7 +2,6 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 
 use secateur::device::ComputeDevice;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, RunOptions};
