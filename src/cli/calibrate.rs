@@ -2,7 +2,6 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::Ordering;
 
 use secateur::device::ComputeDevice;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Settings};
@@ -15,8 +14,9 @@ use secateur::{Error, ErrorKind, Result, builtin};
 
 use super::file;
 use super::model::{self, Hashed};
-use super::run::{self, INTERRUPTS, SamplingArgs};
+use super::run::{self, SamplingArgs};
 use super::screen;
+use super::signals::{self, Signal};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -116,7 +116,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let mut bar = screen::Progress::new(&format!("loading {name}"), args.quiet);
     let mut engine = opened.load(&source, &device, &mut |done, of| bar.at(done, of))?;
     drop(bar);
-    run::ends_with(engine.stop_flag())?;
+    signals::install()?;
+    signals::stop_on_signal(&engine.stop_flag());
 
     let say = |text: &str| {
         if !args.quiet {
@@ -134,7 +135,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         say(&format!("goes on from {}: {} answers are there", progress.path.display(), progress.done.len()));
     }
     let mut calibration = Calibration::new(layers, problems.len(), progress.done.drain(..));
-    let interrupted = || INTERRUPTS.load(Ordering::SeqCst) > 0;
+    let interrupted = || signals::received().is_some();
     for round in 1.. {
         let open = calibration.round();
         if open.is_empty() {
@@ -158,7 +159,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         drop(bar);
         if interrupted() {
             say(&format!("interrupted; the same command goes on from {}", progress.path.display()));
-            return Ok(ExitCode::from(130));
+            return Ok(signals::received().map_or(ExitCode::SUCCESS, Signal::exit_code));
         }
     }
     let choice = calibration.choice(&settings).ok_or_else(|| Error::new(ErrorKind::Internal, "nothing was tried"))?;

@@ -1,9 +1,8 @@
 //! `secateur run`
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, Event, LoadOptions, PreparedModel, Prompt, RunResult, Settings};
@@ -18,9 +17,11 @@ use web_time::Instant;
 
 use super::chat;
 use super::file;
-use super::line;
 use super::model::{self, Hashed, ModelArgs};
 use super::screen::{self, Progress, Screen};
+use super::signals::{self, Signal};
+use super::stdin;
+use super::text;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -189,8 +190,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     }
     task.check(&opened, &options, args.no_think)?;
     let calibrated = args.calibrated(&source, &opened, &mut options)?;
-    on_ctrl_c()?;
-    on_continue();
+    signals::install()?;
 
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
@@ -207,15 +207,14 @@ pub fn main(args: Args) -> Result<ExitCode> {
         screen.note(&format!("{why}: nothing is pruned (--policy full)"));
     }
     let stop = engine.stop_flag();
-    // From here on the first Ctrl-C ends the run instead of the process.
-    let _ = STOP.set(stop.clone());
+    signals::stop_on_signal(&stop);
 
     let think = args.no_think.then_some(false);
     let prompt = match task {
         Task::Once(prompt) => prompt,
         Task::Chat => {
-            let system = args.system.as_deref();
-            return chat::main(&mut engine, &options, system, think, &mut screen, &stop, args.quiet);
+            let system = args.system.as_deref().map(text::argument);
+            return chat::main(&mut engine, &options, system.as_deref(), think, &mut screen, &stop, args.quiet);
         }
     };
     let result = generate(&mut engine, &prompt, &options, &mut screen, &stop, &mut |_, _| ())?;
@@ -234,8 +233,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     written?;
     match result.error {
         Some(e) => Err(e),
-        None if INTERRUPTS.load(Ordering::SeqCst) > 0 => Ok(ExitCode::from(130)),
-        None => Ok(ExitCode::SUCCESS),
+        None => Ok(signals::received().map_or(ExitCode::SUCCESS, Signal::exit_code)),
     }
 }
 
@@ -263,8 +261,8 @@ pub fn generate(
     let mut on = |event: Event<'_>| match event {
         Event::Start { prompt_ids } => {
             screen.start(prompt_ids.len(), slot_bytes);
-            // A run clears the flag: a Ctrl-C just before it still counts.
-            if INTERRUPTS.load(Ordering::SeqCst) > 0 {
+            // A run clears the flag. A signal that came just before it must still count.
+            if signals::received().is_some() {
                 stop.store(true, Ordering::Relaxed);
             }
         }
@@ -379,8 +377,8 @@ impl Args {
             return if ids.is_empty() { Err(needed()) } else { Ok(Task::Once(Prompt::Ids(ids))) };
         }
         let text = match self.prompt.as_deref() {
-            Some("-") => read_stdin()?,
-            Some(text) => text.to_string(),
+            Some("-") => stdin::read_prompt()?,
+            Some(text) => text::argument(text),
             None if self.is_example() => builtin::EXAMPLE.to_string(),
             None => return self.chat(),
         };
@@ -390,7 +388,7 @@ impl Args {
         if self.raw {
             return Ok(Task::Once(Prompt::Raw(text)));
         }
-        let system = self.system.as_ref().map(|text| Message::new("system", text.as_str()));
+        let system = self.system.as_ref().map(|text| Message::new("system", text::argument(text)));
         let messages = system.into_iter().chain([Message::user(text)]).collect();
         Ok(Task::Once(Prompt::Messages { messages, think: self.no_think.then_some(false) }))
     }
@@ -487,32 +485,6 @@ fn parse_ids(text: &str) -> Result<Vec<u32>> {
     words.map(|word| word.parse().map_err(|_| wrong(word))).collect()
 }
 
-/// A prompt on stdin that is longer was meant for something else.
-const MOST_BYTES: u64 = 64 << 20;
-
-fn read_stdin() -> Result<String> {
-    let mut bytes = Vec::new();
-    if std::io::stdin().is_terminal() {
-        super::say("reading the prompt from the terminal; Ctrl-D ends it");
-    }
-    let failed = |e| Error::new(ErrorKind::Io, "stdin cannot be read").found(e);
-    std::io::stdin().lock().take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MOST_BYTES {
-        return Err(Error::new(ErrorKind::Input, "the prompt has no end, or none that any context reaches")
-            .at("stdin")
-            .expected(format!("at most {}", screen::bytes(MOST_BYTES))));
-    }
-    let mut text = String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        Error::new(ErrorKind::Input, "the prompt is not UTF-8").at(format!("stdin, byte {at}"))
-    })?;
-    // `echo` ends its line; that line end is not part of the question.
-    if text.ends_with('\n') {
-        text.pop();
-    }
-    Ok(text)
-}
-
 /// What `--json` prints. Durations are whole microseconds, sizes bytes, `bytes` at the end of the run.
 fn object(result: &RunResult, device: &ComputeDevice, load_us: u64) -> serde_json::Value {
     let trace = &result.trace;
@@ -543,53 +515,4 @@ fn object(result: &RunResult, device: &ComputeDevice, load_us: u64) -> serde_jso
         "probes": trace.probes.len(),
         "probability_missed": result.missed,
     })
-}
-
-/// How often Ctrl-C was pressed in this run, or this turn of a chat.
-pub static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
-/// The running engine's stop flag; unset while there is nothing worth ending in order.
-static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-
-/// Whether the terminal shows what this process did not write: the echo of a Ctrl-C, or whatever stood there while the process
-/// was stopped. Tells of each stop once.
-pub fn was_disturbed() -> bool {
-    CONTINUED.swap(false, Ordering::Relaxed) || INTERRUPTS.load(Ordering::Relaxed) > 0
-}
-
-static CONTINUED: AtomicBool = AtomicBool::new(false);
-
-/// Notices that the process goes on after Ctrl-Z.
-#[cfg(unix)]
-fn on_continue() {
-    extern "C" fn note(_: libc::c_int) {
-        CONTINUED.store(true, Ordering::Relaxed);
-    }
-    let note: extern "C" fn(libc::c_int) = note;
-    // SAFETY: the handler only stores to an atomic, which is allowed in one.
-    unsafe { libc::signal(libc::SIGCONT, note as libc::sighandler_t) };
-}
-
-#[cfg(not(unix))]
-fn on_continue() {}
-
-/// From here on the first Ctrl-C sets `stop` instead of ending the process.
-pub fn ends_with(stop: Arc<AtomicBool>) -> Result<()> {
-    on_ctrl_c()?;
-    let _ = STOP.set(stop);
-    Ok(())
-}
-
-/// The first Ctrl-C ends the run, the second the process.
-fn on_ctrl_c() -> Result<()> {
-    let handler = || {
-        if line::PROMPTING.load(Ordering::SeqCst) {
-            std::process::exit(0);
-        }
-        let before = INTERRUPTS.fetch_add(1, Ordering::SeqCst);
-        match STOP.get() {
-            Some(stop) if before == 0 => stop.store(true, Ordering::Relaxed),
-            _ => std::process::exit(130),
-        }
-    };
-    ctrlc::set_handler(handler).map_err(|e| Error::new(ErrorKind::Internal, "Ctrl-C cannot be handled").found(e))
 }

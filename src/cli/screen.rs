@@ -96,7 +96,7 @@ impl Screen {
     /// The live text, brought up to date with what happened to its terminal.
     fn live(&mut self) -> Option<&mut Live> {
         let live = self.live.as_mut()?;
-        if super::run::was_disturbed() {
+        if super::signals::take_terminal_disturbed() {
             live.forget();
         }
         match window() {
