@@ -54,6 +54,7 @@ fn ids(result: &RunResult) -> Vec<u32> {
 /// Probes happen, something goes, and the first evictions are those of the twins; ids equal as long as evictions are.
 #[test]
 fn pruning_on_every_adapter_is_what_it_is_on_the_twins() {
+    let _one = common::serial();
     let prompt = Prompt::Chat("What is 12 + 30?".into());
     for policy in ["think-clearly", "random"] {
         let options = Settings {
@@ -95,6 +96,7 @@ fn pruning_on_every_adapter_is_what_it_is_on_the_twins() {
 /// A plan that keeps all changes nothing: the ids of `full`, through every probe.
 #[test]
 fn probes_that_keep_all_change_no_id() {
+    let _one = common::serial();
     let prompt = Prompt::Chat("Count to ten.".into());
     let full = Settings { max_new_tokens: 60, policy: "full".into(), ignore_eos: true, ..Settings::default() };
     let probed = Settings {
@@ -200,6 +202,7 @@ const MEASURED: f64 = 5e-5;
 /// the same tokens and measures the same), and ids are equal up to where one of these came so close.
 #[test]
 fn a_sequence_does_not_notice_its_neighbours() {
+    let _one = common::serial();
     let fx = common::Fixture::open("qwen2-f16");
     let (requests, reference) = (ragged(), replay::reference(&fx));
     for device in common::two() {
@@ -256,6 +259,7 @@ fn a_sequence_does_not_notice_its_neighbours() {
 /// well.
 #[test]
 fn the_same_batch_gives_the_same_ids() {
+    let _one = common::serial();
     let requests = ragged();
     for device in common::two() {
         let mut used = engine_of(device, true, 3);

@@ -369,6 +369,7 @@ fn the_oracle_does_not_mask_too_early() {
 /// Squares of activations overflow f16 from 256 on.
 #[test]
 fn squares_do_not_overflow() {
+    let _one = serial();
     for device in two() {
         let x = kernels::f32_tensor(vec![3e4f32; 64], [1, 64], &device.burn);
         let weight = kernels::f32_tensor(vec![1.0; 64], [64], &device.burn);

@@ -59,6 +59,7 @@ fn greedy_text_is_that_of_transformers() {
 /// All problems side by side, one step for all of them at a time, sampled on the device.
 #[test]
 fn greedy_ids_of_all_problems_at_once_are_those_of_transformers() {
+    let _one = common::serial();
     let Some(device) = common::gpu() else { return };
     let problems = golden().problems;
     let source = builtin::source();

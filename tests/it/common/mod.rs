@@ -74,7 +74,8 @@ impl Fixture {
     }
 }
 
-/// One test at a time: they share adapters, allocators and two slow cores.
+/// Held by every test that launches on an adapter, so that one of them runs at a time. They measure an adapter's memory,
+/// and some replace shaders or fill outputs with NaN for the whole process.
 pub fn serial() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(|failed| failed.into_inner())
