@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 pub mod gguf;
 pub mod pack;
+mod quant;
 pub mod safetensors;
 pub mod tensors;
 

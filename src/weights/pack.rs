@@ -11,7 +11,8 @@
 //! |---|---|---|
 //! | Q8_0 | i8, four a word, column `4 i` in the low byte | f16, two a word, the even block's in the low half; |
 //! | Q4_0 | u4 less 8, eight a word: columns `8 i + j` in the low, `8 i + 4 + j` in the high nibble of byte `j` | zero padding up to a 4-word vector |
-use crate::dtype::{BLOCK, Dtype};
+use super::quant;
+use crate::dtype::Dtype;
 use crate::{Error, ErrorKind, Result};
 use half::{bf16, f16};
 use std::borrow::Cow;
@@ -35,7 +36,7 @@ impl<'a> PackedRows<'a> {
     /// or a scale is not finite.
     pub fn from_le_bytes(dtype: Dtype, rows: usize, cols: usize, bytes: &'a [u8]) -> Result<Self> {
         check_size(rows, cols)?;
-        check_blocks(dtype, cols)?;
+        quant::check_blocks(dtype, cols)?;
         let expected = rows.checked_mul(cols).and_then(|n| dtype.stored_bytes(n));
         if expected != Some(bytes.len()) {
             return Err(Error::new(ErrorKind::Model, "a matrix has the wrong number of bytes")
@@ -43,7 +44,8 @@ impl<'a> PackedRows<'a> {
                 .found(format!("{} bytes", bytes.len())));
         }
         if dtype.is_quantized() {
-            return Self::from_blocks(dtype, rows, cols, bytes);
+            let words = Cow::Owned(quant::repack(dtype, rows, cols, bytes)?);
+            return Ok(Self { dtype, rows, cols, words });
         }
         let row_bytes = cols * 4 / dtype.per_word();
         let words = if row_bytes.is_multiple_of(4) {
@@ -55,40 +57,6 @@ impl<'a> PackedRows<'a> {
             Cow::Owned(bytes.chunks_exact(row_bytes).flat_map(|row| row.chunks(4).map(word)).collect())
         };
         Ok(Self { dtype, rows, cols, words })
-    }
-
-    fn from_blocks(dtype: Dtype, rows: usize, cols: usize, bytes: &[u8]) -> Result<Self> {
-        let (block, block_bytes) = dtype.stored_block();
-        let mut words = Vec::with_capacity(rows * dtype.row_words(cols));
-        let mut scales = Vec::with_capacity(cols / block);
-        for (row, blocks) in bytes.chunks_exact(cols / block * block_bytes).enumerate() {
-            scales.clear();
-            for block in blocks.chunks_exact(block_bytes) {
-                let (scale, quants) = block.split_at(2);
-                let bits = u16::from_le_bytes([scale[0], scale[1]]);
-                if !f16::from_bits(bits).is_finite() {
-                    return Err(Error::new(ErrorKind::Model, "a quantized block has a scale that is not finite")
-                        .at(format!("row {row}"))
-                        .found(f16::from_bits(bits))
-                        .help("the file is damaged: download it again"));
-                }
-                scales.push(bits);
-                let quants = quants.as_chunks::<4>().0.iter().map(|&four| u32::from_le_bytes(four));
-                match dtype {
-                    Dtype::Q4_0 => {
-                        // GGUF keeps column j in the low and column 16 + j in the high nibble of byte j.
-                        const LOW: u32 = 0x0f0f_0f0f;
-                        let mut q = [0u32; 4];
-                        quants.enumerate().for_each(|(i, word)| q[i] = word);
-                        words.extend([(q[0], q[1]), (q[2], q[3])].map(|(a, b)| a & LOW | (b & LOW) << 4));
-                        words.extend([(q[0], q[1]), (q[2], q[3])].map(|(a, b)| a >> 4 & LOW | b & !LOW));
-                    }
-                    _ => words.extend(quants),
-                }
-            }
-            push_scales(&mut words, &scales);
-        }
-        Ok(Self { dtype, rows, cols, words: Cow::Owned(words) })
     }
 
     /// Rounds row-major f32 values to `dtype`, to nearest, ties to even; quantizes as GGUF's reference does.
@@ -136,11 +104,6 @@ impl<'a> PackedRows<'a> {
         self.words.into_owned()
     }
 
-    /// Bytes of all words.
-    pub fn byte_len(&self) -> usize {
-        self.words.len() * 4
-    }
-
     /// The same matrix, owning its words.
     pub fn into_owned(self) -> PackedRows<'static> {
         PackedRows { dtype: self.dtype, rows: self.rows, cols: self.cols, words: Cow::Owned(self.words.into_owned()) }
@@ -159,29 +122,6 @@ impl<'a> PackedRows<'a> {
         let per_row = self.words_per_row();
         let words = Cow::Borrowed(&self.words[range.start * per_row..range.end * per_row]);
         Ok(PackedRows { dtype: self.dtype, rows: range.len(), cols: self.cols, words })
-    }
-
-    /// Ranges of rows, ascending, that cover the matrix and each take at most `max_bytes`: how a matrix larger than an
-    /// adapter's largest binding is cut. As few parts as possible, their sizes differing by at most one row.
-    ///
-    /// # Errors
-    /// When not even one row fits.
-    pub fn split_rows(&self, max_bytes: u64) -> Result<Vec<Range<usize>>> {
-        let row_bytes = self.words_per_row() as u64 * 4;
-        if row_bytes > max_bytes {
-            return Err(Error::new(ErrorKind::Device, "one row of a matrix is larger than the adapter can bind")
-                .expected(format!("at most {max_bytes} bytes"))
-                .found(format!("{} columns of {}: {row_bytes} bytes", self.cols, self.dtype)));
-        }
-        let parts = ((self.rows as u64).div_ceil(max_bytes / row_bytes) as usize).max(1);
-        let (size, larger) = (self.rows / parts, self.rows % parts);
-        let mut start = 0;
-        Ok((0..parts)
-            .map(|part| {
-                let end = start + size + usize::from(part < larger);
-                std::mem::replace(&mut start, end)..end
-            })
-            .collect())
     }
 
     /// Stacks matrices of the same width and dtype, first on top: fused q, k, v or gate, up.
@@ -273,24 +213,6 @@ impl<'a> PackedRows<'a> {
     }
 }
 
-impl Dtype {
-    /// Value `column` of the quantized row `words` of `cols` values, exactly.
-    pub(crate) fn quantized(self, words: &[u32], cols: usize, column: usize) -> f64 {
-        let block = column / BLOCK;
-        let scale = (words[cols / self.per_word() + block / 2] >> (16 * (block % 2))) as u16;
-        let word = words[column / self.per_word()];
-        let quant = match self {
-            Self::Q4_0 => {
-                let byte = word >> (8 * (column % 4));
-                let nibble = if column % 8 < 4 { byte } else { byte >> 4 };
-                (nibble & 15) as i32 - 8
-            }
-            _ => i32::from((word >> (8 * (column % 4))) as i8),
-        };
-        f16::from_bits(scale).to_f64() * f64::from(quant)
-    }
-}
-
 /// The rows of a matrix of `heads` heads in the order that undoes GGUF's pairing; see [`PackedRows::unpair_heads`].
 ///
 /// # Errors
@@ -320,48 +242,6 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
         Dtype::BF16 => halves(|bits| bf16::from_bits(bits).to_f32()),
         Dtype::Q8_0 | Dtype::Q4_0 => Vec::new(),
     }
-}
-
-/// Quantized rows are whole blocks.
-fn check_blocks(dtype: Dtype, cols: usize) -> Result<()> {
-    if !dtype.is_quantized() || cols.is_multiple_of(BLOCK) {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Model, format!("a {dtype} matrix has rows that are not whole blocks"))
-        .expected(format!("a multiple of {BLOCK} columns"))
-        .found(format!("{cols} columns")))
-}
-
-/// Two scales a word, then zeros up to a whole 4-word vector.
-fn push_scales(words: &mut Vec<u32>, scales: &[u16]) {
-    let before = words.len();
-    words.extend(scales.chunks(2).map(|pair| u32::from(pair[0]) | u32::from(*pair.get(1).unwrap_or(&0)) << 16));
-    words.resize(before + (words.len() - before).next_multiple_of(4), 0);
-}
-
-/// Quantizes a row as ggml's reference does; false when a value is not finite.
-fn quantize(dtype: Dtype, values: &[f32], words: &mut Vec<u32>) -> bool {
-    let mut scales = Vec::with_capacity(values.len() / BLOCK);
-    for block in values.chunks_exact(BLOCK) {
-        // The value of the largest magnitude, with its sign.
-        let most = block.iter().fold(0f32, |most, v| if v.abs() > most.abs() { *v } else { most });
-        let scale = if dtype == Dtype::Q4_0 { most / -8.0 } else { most.abs() / 127.0 };
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        scales.push(f16::from_f32(scale).to_bits());
-        match dtype {
-            Dtype::Q4_0 => {
-                let nibble = |v: f32| ((v * inverse + 8.5) as u32).min(15);
-                words.extend(block.chunks_exact(8).map(|eight| {
-                    (0..4).fold(0, |word, j| word | (nibble(eight[j]) | nibble(eight[4 + j]) << 4) << (8 * j))
-                }));
-            }
-            _ => words.extend(block.chunks_exact(4).map(|four| {
-                (0..4).fold(0, |word, j| word | u32::from((four[j] * inverse).round() as i8 as u8) << (8 * j))
-            })),
-        }
-    }
-    push_scales(words, &scales);
-    values.iter().all(|v| v.is_finite()) && scales.iter().all(|s| f16::from_bits(*s).is_finite())
 }
 
 /// A matrix has elements: one with endless rows of none would pass every check of its bytes.
@@ -396,7 +276,7 @@ fn pack_rows(
     cols: usize,
     mut fill: impl FnMut(usize, &mut [f32]),
 ) -> Result<PackedRows<'static>> {
-    check_blocks(dtype, cols)?;
+    quant::check_blocks(dtype, cols)?;
     let mut words = Vec::with_capacity(rows * dtype.row_words(cols));
     let mut values = vec![0.0f32; cols];
     for row in 0..rows {
@@ -414,7 +294,7 @@ fn pack_rows(
                 let half = bf16::from_f32(value);
                 (half.to_bits(), half.is_infinite())
             }),
-            Dtype::Q8_0 | Dtype::Q4_0 => quantize(dtype, &values, &mut words),
+            Dtype::Q8_0 | Dtype::Q4_0 => quant::quantize(dtype, &values, &mut words),
         };
         if !finite {
             let largest = values.iter().filter(|value| value.is_finite()).fold(0.0f32, |max, v| max.max(v.abs()));
@@ -443,7 +323,7 @@ fn pack_halves(values: &[f32], words: &mut Vec<u32>, convert: impl Fn(f32) -> (u
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtype::Dtype::{BF16, F16, F32, Q4_0, Q8_0};
+    use crate::dtype::Dtype::{BF16, F16, F32};
 
     fn le_bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
         match dtype {
@@ -571,94 +451,6 @@ mod tests {
         #[allow(clippy::reversed_empty_ranges)]
         let reversed = whole.slice_rows(3..2);
         assert!(reversed.is_err());
-        Ok(())
-    }
-
-    #[test]
-    fn parts_cover_all_rows_fit_and_are_as_few_and_even_as_possible() -> Result<()> {
-        for (rows, cols, max) in [(10, 3, 8), (10, 3, 24), (10, 3, 25), (10, 3, 80), (7, 1, 4), (1, 1, 4), (100, 2, 56)]
-        {
-            let matrix = PackedRows::from_f32(F16, rows, cols, &ramp(rows * cols))?;
-            let parts = matrix.split_rows(max)?;
-            let mut next = 0;
-            for part in &parts {
-                assert_eq!(part.start, next);
-                assert!(matrix.slice_rows(part.clone())?.byte_len() as u64 <= max && !part.is_empty());
-                next = part.end;
-            }
-            assert_eq!(next, rows);
-            let row = matrix.words_per_row() * 4;
-            assert_eq!(parts.len(), rows.div_ceil(max as usize / row), "{rows} rows of {row} bytes in {max}");
-            let sizes = parts.iter().map(ExactSizeIterator::len);
-            assert!(sizes.clone().max().unwrap_or(0) - sizes.min().unwrap_or(0) <= 1);
-        }
-        let error = PackedRows::from_f32(F32, 2, 3, &ramp(6))?.split_rows(11).err().map(|e| e.to_string());
-        assert!(error.is_some_and(|e| e.contains("one row of a matrix") && e.contains("12 bytes")));
-        Ok(())
-    }
-
-    /// One block of each kind by hand: where each quant and scale goes, and what it means.
-    #[test]
-    fn quantized_blocks_are_repacked_and_mean_the_same() -> Result<()> {
-        let scales = [0.5f32, -2.0, 3.0].map(f16::from_f32);
-        let cols = 3 * BLOCK;
-        for dtype in [Q8_0, Q4_0] {
-            let (mut bytes, mut expected) = (Vec::new(), Vec::new());
-            for row in 0..5 {
-                for scale in scales {
-                    bytes.extend(scale.to_le_bytes());
-                    let quant = |c: usize| ((c * 37 + row * 11) % 256) as u8;
-                    match dtype {
-                        Q8_0 => {
-                            bytes.extend((0..BLOCK).map(quant));
-                            expected.extend((0..BLOCK).map(|c| scale.to_f32() * f32::from(quant(c) as i8)));
-                        }
-                        _ => {
-                            let nibble = |c: usize| quant(c) % 16;
-                            bytes.extend((0..16).map(|j| nibble(j) | nibble(16 + j) << 4));
-                            expected.extend((0..BLOCK).map(|c| scale.to_f32() * (f32::from(nibble(c)) - 8.0)));
-                        }
-                    }
-                }
-            }
-            let packed = PackedRows::from_le_bytes(dtype, 5, cols, &bytes)?;
-            assert_eq!(packed.words_per_row(), cols / dtype.per_word() + 4, "two words of scales fill four");
-            assert_eq!(packed.words().len(), 5 * packed.words_per_row());
-            assert_eq!(packed.to_f32(), expected, "{dtype}");
-            assert_eq!(packed.convert(F32)?.to_f32(), expected);
-            // Rows move whole.
-            let parts = [packed.slice_rows(2..5)?, packed.slice_rows(0..2)?];
-            let moved = PackedRows::concat_rows(&parts)?;
-            assert_eq!(moved.to_f32(), [&expected[2 * cols..], &expected[..2 * cols]].concat());
-            let other = PackedRows::from_f32(F16, 5, cols, &vec![1.5; 5 * cols])?;
-            let mixed = PackedRows::interleave_rows(&packed, &other)?;
-            assert_eq!((mixed.dtype(), &mixed.to_f32()[..cols], mixed.to_f32()[cols]), (F32, &expected[..cols], 1.5));
-            assert_eq!(PackedRows::interleave_rows(&packed, &packed)?.dtype(), dtype);
-
-            bytes[0..2].copy_from_slice(&f16::INFINITY.to_le_bytes());
-            let error = PackedRows::from_le_bytes(dtype, 5, cols, &bytes).err().map(|e| e.to_string());
-            assert!(error.is_some_and(|e| e.contains("scale that is not finite") && e.contains("row 0")));
-            let error = PackedRows::from_le_bytes(dtype, 5, 40, &bytes).err().map(|e| e.to_string());
-            assert!(error.is_some_and(|e| e.contains("not whole blocks") && e.contains("40 columns")));
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn quantizing_rounds_to_half_a_step() -> Result<()> {
-        let values: Vec<f32> = (0..4 * BLOCK).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect();
-        for (dtype, steps) in [(Q8_0, 127.0), (Q4_0, 8.0)] {
-            let found = PackedRows::from_f32(dtype, 2, 2 * BLOCK, &values)?.to_f32();
-            for (found, block) in found.chunks(BLOCK).zip(values.chunks(BLOCK)) {
-                let most = block.iter().fold(0f32, |m, v| m.max(v.abs()));
-                // Q4_0 has no +8: the other end is a whole step off.
-                let bound = if dtype == Q4_0 { 1.001 } else { 0.51 } * most / steps;
-                assert!(found.iter().zip(block).all(|(a, b)| (a - b).abs() <= bound), "{dtype}: {found:?} {block:?}");
-            }
-            assert_eq!(PackedRows::from_f32(dtype, 1, BLOCK, &[0.0; BLOCK])?.to_f32(), [0.0; BLOCK]);
-            assert!(PackedRows::from_f32(dtype, 1, BLOCK, &[f32::NAN; BLOCK]).is_err());
-            assert!(PackedRows::from_f32(dtype, 1, 8, &[1.0; 8]).is_err());
-        }
         Ok(())
     }
 
