@@ -5,6 +5,7 @@
 //! ```
 pub mod detokenize;
 mod gguf;
+mod jinja;
 pub mod template;
 pub mod tokenizer;
 
