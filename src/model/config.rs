@@ -2,16 +2,16 @@
 //!
 //! Both spellings are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and transformers 5
 //! (`rope_parameters`, `dtype`). What secateur does not run is refused by name, never ignored.
+use super::fields::Fields;
+use super::rope;
+pub use super::rope::RopeScaling;
 use crate::dtype::Dtype;
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
-/// No size of a real model comes near; products of two such sizes still fit 64 bits.
-const MAX_SIZE: u64 = 1 << 28;
-
 /// Decoder families. They differ in their config's defaults and in what [`ModelConfig`] then says about the attention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Architecture {
@@ -35,66 +35,6 @@ impl Architecture {
 
     /// Every architecture.
     pub const ALL: [Self; 3] = [Self::Qwen2, Self::Qwen3, Self::Llama];
-}
-
-/// How rotary frequencies are stretched beyond the training context.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// All frequencies divided by `factor`.
-    Linear {
-        /// How many times longer the context becomes.
-        factor: f64,
-    },
-    /// Llama 3: low frequencies divided by `factor`, high ones kept, a ramp between.
-    Llama3 {
-        /// How many times longer the context becomes.
-        factor: f64,
-        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided by `factor`.
-        low_freq_factor: f64,
-        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// The training context, in tokens.
-        original_max_position_embeddings: usize,
-    },
-    /// YaRN (Peng et al. 2023): low frequencies divided by `factor`, high ones kept, a ramp over the dimensions between;
-    /// cosines and sines multiplied by `attention_factor`.
-    Yarn {
-        /// How many times longer the context becomes.
-        factor: f64,
-        /// Multiplies the rotated queries and keys: scores change by its square.
-        attention_factor: f64,
-        /// Dimensions that turn more often than this over the training context are kept.
-        beta_fast: f64,
-        /// Dimensions that turn less often than this over the training context are divided by `factor`.
-        beta_slow: f64,
-        /// The training context, in tokens.
-        original_max_position_embeddings: usize,
-        /// Whether the ramp begins and ends at whole dimensions.
-        truncate: bool,
-    },
-    /// Frequency `i` divided by the `i`-th of `head_dim / 2` factors: how GGUF files carry Llama 3's scaling.
-    Factors(Vec<f32>),
-}
-
-impl std::fmt::Display for RopeScaling {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::None => f.write_str("none"),
-            Self::Linear { factor } => write!(f, "linear, factor {factor}"),
-            Self::Llama3 { factor, original_max_position_embeddings: original, .. } => {
-                write!(f, "llama3, factor {factor} over {original}")
-            }
-            Self::Yarn { factor, attention_factor, original_max_position_embeddings: original, .. } => {
-                write!(f, "yarn, factor {factor} over {original}, attention factor {attention_factor:.4}")
-            }
-            Self::Factors(factors) => {
-                let most = factors.iter().fold(1.0f32, |most, factor| most.max(*factor));
-                write!(f, "{} factors of the file, up to {most}", factors.len())
-            }
-        }
-    }
 }
 
 /// The shape of a decoder. Every size is positive and every division it implies is exact.
@@ -213,7 +153,7 @@ impl ModelConfig {
             return Err(fields.wrong("num_key_value_heads", format!("a divisor of num_attention_heads, {num_heads}")));
         }
         let vocab_size = fields.size("vocab_size")?;
-        let (rope_theta, rope_scaling) = rope(&fields)?;
+        let (rope_theta, rope_scaling) = rope::parse(&fields)?;
         let rms_norm_eps = fields.number("rms_norm_eps")?.unwrap_or(1e-6);
         if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
             return Err(fields.wrong("rms_norm_eps", "between 0 and 1"));
@@ -326,71 +266,7 @@ impl GenerationDefaults {
     }
 }
 
-/// The fields of one JSON object; `null` counts as absent, as in transformers.
-struct Fields<'a> {
-    map: &'a Map<String, Value>,
-    place: &'a str,
-}
-
-impl<'a> Fields<'a> {
-    fn new(json: &'a Value, place: &'a str) -> Result<Self> {
-        let map = json.as_object().ok_or_else(|| {
-            Error::new(ErrorKind::Model, "the configuration is malformed")
-                .at(place)
-                .expected("a JSON object")
-                .found(kind_of(json))
-        })?;
-        Ok(Self { map, place })
-    }
-
-    fn get(&self, name: &str) -> Option<&'a Value> {
-        self.map.get(name).filter(|value| !value.is_null())
-    }
-
-    fn wrong(&self, name: &str, expected: impl std::fmt::Display) -> Error {
-        Error::new(ErrorKind::Model, format!("{name} has a value that cannot be used"))
-            .at(format!("{}: {name}", self.place))
-            .expected(expected)
-            .found(self.get(name).map_or("nothing".to_string(), brief))
-    }
-
-    fn refuse(&self, name: &str, what: &str) -> Error {
-        Error::new(ErrorKind::Model, format!("{what} are not supported"))
-            .at(format!("{}: {name}", self.place))
-            .found(self.get(name).map_or("nothing".to_string(), brief))
-    }
-
-    fn optional_size(&self, name: &str) -> Result<Option<usize>> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        match value.as_u64() {
-            Some(size) if (1..=MAX_SIZE).contains(&size) => Ok(Some(size as usize)),
-            _ => Err(self.wrong(name, format!("a whole number from 1 to {MAX_SIZE}"))),
-        }
-    }
-
-    fn size(&self, name: &str) -> Result<usize> {
-        self.optional_size(name)?.ok_or_else(|| self.wrong(name, "a positive whole number"))
-    }
-
-    fn number(&self, name: &str) -> Result<Option<f64>> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        value.as_f64().filter(|number| number.is_finite()).map(Some).ok_or_else(|| self.wrong(name, "a number"))
-    }
-
-    fn required_number(&self, name: &str) -> Result<f64> {
-        self.number(name)?.ok_or_else(|| self.wrong(name, "a number"))
-    }
-
-    fn flag(&self, name: &str) -> Result<Option<bool>> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| self.wrong(name, "true or false"))
-    }
-
-    fn text(&self, name: &str) -> Result<Option<&'a str>> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        value.as_str().map(Some).ok_or_else(|| self.wrong(name, "a string"))
-    }
-
+impl Fields<'_> {
     /// `eos_token_id`: one id or a list. An id beyond the vocabulary can never be sampled and is dropped with a warning:
     /// small models with a copied config have them.
     fn add_eos_ids(&self, ids: &mut Vec<u32>, vocab_size: usize) -> Result<()> {
@@ -473,139 +349,4 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
         Some(_) => return Err(fields.wrong("hidden_act", "silu")),
     }
     Ok(())
-}
-
-/// Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4).
-fn rope(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
-    const NEW: &str = "rope_parameters";
-    const OLD: &str = "rope_scaling";
-    let name = if fields.get(NEW).is_some() { NEW } else { OLD };
-    let place = format!("{}: {name}", fields.place);
-    let nested = match fields.get(name) {
-        Some(value) => Some(Fields::new(value, &place)?),
-        None => None,
-    };
-    let nested_theta = match &nested {
-        Some(nested) => nested.number("rope_theta")?,
-        None => None,
-    };
-    let theta = match nested_theta {
-        Some(theta) => theta,
-        // The default of every architecture that transformers has.
-        None => fields.number("rope_theta")?.unwrap_or(10_000.0),
-    };
-    if theta <= 1.0 {
-        return Err(Error::new(ErrorKind::Model, "rope_theta has a value that cannot be used")
-            .at(fields.place)
-            .expected("a number above 1")
-            .found(theta));
-    }
-    for fields in [Some(fields), nested.as_ref()].into_iter().flatten() {
-        if fields.number("partial_rotary_factor")?.is_some_and(|share| share != 1.0) {
-            return Err(fields.refuse("partial_rotary_factor", "heads that are rotated in part"));
-        }
-    }
-    let scaling = match &nested {
-        Some(nested) => rope_scaling(nested, fields)?,
-        None => RopeScaling::None,
-    };
-    Ok((theta, scaling))
-}
-
-/// `fields`: of the scaling; `outer`: of the whole config, which some scalings fall back on.
-fn rope_scaling(fields: &Fields<'_>, outer: &Fields<'_>) -> Result<RopeScaling> {
-    const ORIGINAL: &str = "original_max_position_embeddings";
-    let kind = match fields.text("rope_type")? {
-        Some(kind) => Some(kind),
-        None => fields.text("type")?,
-    };
-    let factor = || match fields.required_number("factor")? {
-        factor if factor >= 1.0 => Ok(factor),
-        _ => Err(fields.wrong("factor", "1 or more")),
-    };
-    // In transformers' order: beside the scaling, inside it, the model's own context.
-    let original = || match (outer.optional_size(ORIGINAL)?, fields.optional_size(ORIGINAL)?) {
-        (Some(size), _) | (None, Some(size)) => Ok(size),
-        (None, None) => outer.size("max_position_embeddings"),
-    };
-    match kind {
-        None if fields.map.keys().any(|key| key != "rope_theta") => Err(fields.wrong("rope_type", "a string")),
-        None | Some("default") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear { factor: factor()? }),
-        Some("llama3") => {
-            let low_freq_factor = fields.required_number("low_freq_factor")?;
-            let high_freq_factor = fields.required_number("high_freq_factor")?;
-            if !(low_freq_factor > 0.0 && high_freq_factor > low_freq_factor) {
-                return Err(fields.wrong("high_freq_factor", format!("above low_freq_factor, {low_freq_factor}")));
-            }
-            let (factor, original_max_position_embeddings) = (factor()?, original()?);
-            Ok(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings })
-        }
-        Some("yarn") => {
-            let original = original()?;
-            let factor = match fields.get("factor") {
-                None => outer.size("max_position_embeddings")? as f64 / original as f64,
-                Some(_) => factor()?,
-            };
-            let positive = |name: &str| match fields.number(name)? {
-                Some(value) if value <= 0.0 => Err(fields.wrong(name, "positive")),
-                value => Ok(value),
-            };
-            let magnitude = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
-            let attention_factor =
-                match (positive("attention_factor")?, fields.number("mscale")?, fields.number("mscale_all_dim")?) {
-                    (Some(given), ..) => given,
-                    (None, Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
-                        magnitude(mscale) / magnitude(all)
-                    }
-                    _ => magnitude(1.0),
-                };
-            if fields.get("attn_factor").is_some() {
-                log::warn!("{}: attn_factor is ignored, as transformers does; it reads attention_factor", fields.place);
-            }
-            let (beta_fast, beta_slow) =
-                (positive("beta_fast")?.unwrap_or(32.0), positive("beta_slow")?.unwrap_or(1.0));
-            if beta_fast < beta_slow {
-                return Err(fields.wrong("beta_fast", format!("at least beta_slow, {beta_slow}")));
-            }
-            if !(attention_factor.is_finite() && attention_factor > 0.0) {
-                return Err(fields.wrong("mscale_all_dim", "an attention factor above 0"));
-            }
-            let truncate = fields.flag("truncate")?.unwrap_or(true);
-            let original_max_position_embeddings = original;
-            Ok(RopeScaling::Yarn {
-                factor,
-                attention_factor,
-                beta_fast,
-                beta_slow,
-                original_max_position_embeddings,
-                truncate,
-            })
-        }
-        Some(other) => Err(Error::new(ErrorKind::Model, format!("the RoPE scaling {other} is not supported"))
-            .at(fields.place)
-            .expected("default, linear, llama3 or yarn")
-            .found(other)
-            .help("remove it from config.json to run within the original context")),
-    }
-}
-
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a truth value",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// A JSON value in a message: whole when short.
-fn brief(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
 }

@@ -1,8 +1,69 @@
 //! Rotary position embedding: the table of cosines and sines, and how scalings change it.
 //!
 //! Formulas as in transformers' `modeling_rope_utils.py`, in f64.
-use crate::model::config::RopeScaling;
+use super::fields::Fields;
+use crate::{Error, ErrorKind, Result};
 use std::f64::consts::TAU;
+
+/// How rotary frequencies are stretched beyond the training context.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    None,
+    /// All frequencies divided by `factor`.
+    Linear {
+        /// How many times longer the context becomes.
+        factor: f64,
+    },
+    /// Llama 3: low frequencies divided by `factor`, high ones kept, a ramp between.
+    Llama3 {
+        /// How many times longer the context becomes.
+        factor: f64,
+        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided by `factor`.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// The training context, in tokens.
+        original_max_position_embeddings: usize,
+    },
+    /// YaRN (Peng et al. 2023): low frequencies divided by `factor`, high ones kept, a ramp over the dimensions between;
+    /// cosines and sines multiplied by `attention_factor`.
+    Yarn {
+        /// How many times longer the context becomes.
+        factor: f64,
+        /// Multiplies the rotated queries and keys: scores change by its square.
+        attention_factor: f64,
+        /// Dimensions that turn more often than this over the training context are kept.
+        beta_fast: f64,
+        /// Dimensions that turn less often than this over the training context are divided by `factor`.
+        beta_slow: f64,
+        /// The training context, in tokens.
+        original_max_position_embeddings: usize,
+        /// Whether the ramp begins and ends at whole dimensions.
+        truncate: bool,
+    },
+    /// Frequency `i` divided by the `i`-th of `head_dim / 2` factors: how GGUF files carry Llama 3's scaling.
+    Factors(Vec<f32>),
+}
+
+impl std::fmt::Display for RopeScaling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Linear { factor } => write!(f, "linear, factor {factor}"),
+            Self::Llama3 { factor, original_max_position_embeddings: original, .. } => {
+                write!(f, "llama3, factor {factor} over {original}")
+            }
+            Self::Yarn { factor, attention_factor, original_max_position_embeddings: original, .. } => {
+                write!(f, "yarn, factor {factor} over {original}, attention factor {attention_factor:.4}")
+            }
+            Self::Factors(factors) => {
+                let most = factors.iter().fold(1.0f32, |most, factor| most.max(*factor));
+                write!(f, "{} factors of the file, up to {most}", factors.len())
+            }
+        }
+    }
+}
 
 /// Table `[positions, d]` for rotate-half RoPE (Su et al. 2021; HF layout): row `p` holds `a cos(p · θ_i)` for the `d / 2`
 /// [`frequencies`] `θ_i`, then the sines; `a` is 1 for all scalings but YaRN. Computed in f64, stored in f32: an f32 `cos` is
@@ -61,5 +122,120 @@ pub fn frequencies(d: usize, theta: f64, scaling: &RopeScaling) -> (Vec<f64>, f6
             });
             (scaled.collect(), *attention_factor)
         }
+    }
+}
+
+/// Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4).
+pub(super) fn parse(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
+    const NEW: &str = "rope_parameters";
+    const OLD: &str = "rope_scaling";
+    let name = if fields.get(NEW).is_some() { NEW } else { OLD };
+    let place = format!("{}: {name}", fields.place);
+    let nested = match fields.get(name) {
+        Some(value) => Some(Fields::new(value, &place)?),
+        None => None,
+    };
+    let nested_theta = match &nested {
+        Some(nested) => nested.number("rope_theta")?,
+        None => None,
+    };
+    let theta = match nested_theta {
+        Some(theta) => theta,
+        // The default of every architecture that transformers has.
+        None => fields.number("rope_theta")?.unwrap_or(10_000.0),
+    };
+    if theta <= 1.0 {
+        return Err(Error::new(ErrorKind::Model, "rope_theta has a value that cannot be used")
+            .at(fields.place)
+            .expected("a number above 1")
+            .found(theta));
+    }
+    for fields in [Some(fields), nested.as_ref()].into_iter().flatten() {
+        if fields.number("partial_rotary_factor")?.is_some_and(|share| share != 1.0) {
+            return Err(fields.refuse("partial_rotary_factor", "heads that are rotated in part"));
+        }
+    }
+    let scaling = match &nested {
+        Some(nested) => parse_scaling(nested, fields)?,
+        None => RopeScaling::None,
+    };
+    Ok((theta, scaling))
+}
+
+/// `fields`: of the scaling; `outer`: of the whole config, which some scalings fall back on.
+fn parse_scaling(fields: &Fields<'_>, outer: &Fields<'_>) -> Result<RopeScaling> {
+    const ORIGINAL: &str = "original_max_position_embeddings";
+    let kind = match fields.text("rope_type")? {
+        Some(kind) => Some(kind),
+        None => fields.text("type")?,
+    };
+    let factor = || match fields.required_number("factor")? {
+        factor if factor >= 1.0 => Ok(factor),
+        _ => Err(fields.wrong("factor", "1 or more")),
+    };
+    // In transformers' order: beside the scaling, inside it, the model's own context.
+    let original = || match (outer.optional_size(ORIGINAL)?, fields.optional_size(ORIGINAL)?) {
+        (Some(size), _) | (None, Some(size)) => Ok(size),
+        (None, None) => outer.size("max_position_embeddings"),
+    };
+    match kind {
+        None if fields.map.keys().any(|key| key != "rope_theta") => Err(fields.wrong("rope_type", "a string")),
+        None | Some("default") => Ok(RopeScaling::None),
+        Some("linear") => Ok(RopeScaling::Linear { factor: factor()? }),
+        Some("llama3") => {
+            let low_freq_factor = fields.required_number("low_freq_factor")?;
+            let high_freq_factor = fields.required_number("high_freq_factor")?;
+            if !(low_freq_factor > 0.0 && high_freq_factor > low_freq_factor) {
+                return Err(fields.wrong("high_freq_factor", format!("above low_freq_factor, {low_freq_factor}")));
+            }
+            let (factor, original_max_position_embeddings) = (factor()?, original()?);
+            Ok(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings })
+        }
+        Some("yarn") => {
+            let original = original()?;
+            let factor = match fields.get("factor") {
+                None => outer.size("max_position_embeddings")? as f64 / original as f64,
+                Some(_) => factor()?,
+            };
+            let positive = |name: &str| match fields.number(name)? {
+                Some(value) if value <= 0.0 => Err(fields.wrong(name, "positive")),
+                value => Ok(value),
+            };
+            let magnitude = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
+            let attention_factor =
+                match (positive("attention_factor")?, fields.number("mscale")?, fields.number("mscale_all_dim")?) {
+                    (Some(given), ..) => given,
+                    (None, Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
+                        magnitude(mscale) / magnitude(all)
+                    }
+                    _ => magnitude(1.0),
+                };
+            if fields.get("attn_factor").is_some() {
+                log::warn!("{}: attn_factor is ignored, as transformers does; it reads attention_factor", fields.place);
+            }
+            let (beta_fast, beta_slow) =
+                (positive("beta_fast")?.unwrap_or(32.0), positive("beta_slow")?.unwrap_or(1.0));
+            if beta_fast < beta_slow {
+                return Err(fields.wrong("beta_fast", format!("at least beta_slow, {beta_slow}")));
+            }
+            if !(attention_factor.is_finite() && attention_factor > 0.0) {
+                return Err(fields.wrong("mscale_all_dim", "an attention factor above 0"));
+            }
+            let truncate = fields.flag("truncate")?.unwrap_or(true);
+            let original_max_position_embeddings = original;
+            Ok(RopeScaling::Yarn {
+                factor,
+                attention_factor,
+                beta_fast,
+                beta_slow,
+                original_max_position_embeddings,
+                truncate,
+            })
+        }
+        Some(other) => Err(Error::new(ErrorKind::Model, format!("the RoPE scaling {other} is not supported"))
+            .at(fields.place)
+            .expected("default, linear, llama3 or yarn")
+            .found(other)
+            .help("remove it from config.json to run within the original context")),
     }
 }
