@@ -1,12 +1,12 @@
-//! What transformers adds to Jinja, for chat templates: `tojson` in Python's spelling, dates, `{% generation %}`.
+//! The additions to Jinja that transformers makes for chat templates: `tojson`, `strftime_now`, `{% generation %}`.
 use minijinja::Value;
 use minijinja::value::Kwargs;
 use serde::Serialize;
 
-/// Marks an error that the template raised itself.
+/// The prefix of errors that the template raised itself.
 pub(super) const RAISED: &str = "raise_exception: ";
 
-/// An error with its line, and the errors that caused it.
+/// The message of `error` with its line number and the errors that caused it.
 pub(super) fn describe(error: &minijinja::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
@@ -17,8 +17,8 @@ pub(super) fn describe(error: &minijinja::Error) -> String {
     text
 }
 
-/// `{% generation %}` marks the assistant's words for training and writes nothing: it becomes a block that is always
-/// taken, with its whitespace control as it was.
+/// Replaces `{% generation %}` blocks, which mark the assistant's text for training and which the template engine
+/// does not know. They become `{% if true %}` blocks with the same whitespace control.
 pub(super) fn without_generation_tags(template: &str) -> String {
     let mut out = String::with_capacity(template.len());
     let mut rest = template;
@@ -45,10 +45,11 @@ pub(super) fn without_generation_tags(template: &str) -> String {
     out
 }
 
-/// JSON as Python's `json.dumps(ensure_ascii=False)` writes it: `, ` and `: `, no HTML escapes, keys in their order.
+/// The filter `tojson`: JSON as Python's `json.dumps(ensure_ascii=False)` writes it, with `, ` and `: ` as
+/// separators, without HTML escapes, and with keys in their original order.
 pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
-    // transformers accepts these; their defaults are what is written here.
+    // transformers accepts these two options as well. Only the behaviour of their defaults is implemented.
     let _: (Option<bool>, Option<bool>) = (kwargs.get("ensure_ascii")?, kwargs.get("sort_keys")?);
     kwargs.assert_all_used()?;
     let mut out = Vec::new();
@@ -60,9 +61,9 @@ pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, minijinja::
         }
         None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonFormatter)),
     };
-    let failed = |error: String| minijinja::Error::new(minijinja::ErrorKind::BadSerialization, error);
-    written.map_err(|error| failed(error.to_string()))?;
-    String::from_utf8(out).map(Value::from).map_err(|error| failed(error.to_string()))
+    let serialization_error = |error: String| minijinja::Error::new(minijinja::ErrorKind::BadSerialization, error);
+    written.map_err(|error| serialization_error(error.to_string()))?;
+    String::from_utf8(out).map(Value::from).map_err(|error| serialization_error(error.to_string()))
 }
 
 struct PythonFormatter;
@@ -81,7 +82,7 @@ impl serde_json::ser::Formatter for PythonFormatter {
     }
 }
 
-/// Seconds since 1970 UTC.
+/// The current time in seconds since 1970 UTC.
 pub(super) fn clock() -> i64 {
     #[cfg(not(target_family = "wasm"))]
     {
@@ -94,7 +95,8 @@ pub(super) fn clock() -> i64 {
     }
 }
 
-/// The conversions of `strftime` that date a prompt; an unknown one is an error, since a wrong date is worse.
+/// Formats `now`, in seconds since 1970 UTC, with the conversions of `strftime` that chat templates use. An unknown
+/// conversion is an error, because a wrong date in the prompt would be worse.
 pub(super) fn strftime(format: &str, now: i64) -> Result<String, minijinja::Error> {
     const MONTHS: [&str; 12] = [
         "January",
@@ -143,7 +145,7 @@ pub(super) fn strftime(format: &str, now: i64) -> Result<String, minijinja::Erro
             Some('%') => "%".to_string(),
             other => {
                 let other = other.map_or("%".to_string(), |c| format!("%{c}"));
-                let message = format!("strftime_now does not know {other}");
+                let message = format!("strftime_now does not know the conversion {other}");
                 return Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message));
             }
         });
@@ -151,9 +153,10 @@ pub(super) fn strftime(format: &str, now: i64) -> Result<String, minijinja::Erro
     Ok(out)
 }
 
-/// Year, month (1–12) and day of a day counted from 1970-01-01, in the Gregorian calendar.
+/// Year, month (1 to 12) and day of the month in the Gregorian calendar, for a number of days since 1970-01-01.
 fn civil_date(days: i64) -> (i64, usize, i64) {
-    // Counted from 0000-03-01 in eras of 400 years, so that the leap day is the last of its year.
+    // Days are counted from 0000-03-01 in eras of 400 years. Years then begin in March, and the leap day is the last
+    // day.
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
     let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
@@ -171,7 +174,7 @@ mod tests {
 
     #[test]
     fn dates_are_right_around_leap_days_and_centuries() {
-        // Each computed with Python's datetime.
+        // The expected texts were computed with Python's datetime.
         for (now, expected) in [
             (0, "1970-01-01 Thursday 00:00:00"),
             (951_782_400, "2000-02-29 Tuesday 00:00:00"),
@@ -182,7 +185,7 @@ mod tests {
             assert_eq!(strftime("%F %A %T", now).ok().as_deref(), Some(expected));
         }
         assert_eq!(strftime("%d %b %Y, %I %p", 1_709_251_199).ok().as_deref(), Some("29 Feb 2024, 11 PM"));
-        assert!(strftime("%Q", 0).is_err_and(|e| e.to_string().contains("does not know %Q")));
+        assert!(strftime("%Q", 0).is_err_and(|e| e.to_string().contains("does not know the conversion %Q")));
     }
 
     #[test]

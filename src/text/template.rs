@@ -1,7 +1,8 @@
-//! Chat templates: the Jinja program that comes with a model and writes its prompt.
+//! Chat templates: the Jinja program that comes with a model and turns messages into a prompt.
 //!
-//! Rendered as transformers does it: blocks trimmed, Python's string methods, `tojson` in Python's spelling,
-//! `raise_exception`, `strftime_now`, `{% break %}` and `{% continue %}`. The date is UTC where transformers takes local time.
+//! Templates are rendered as in transformers: blocks are trimmed, Python's string methods work, and so do `tojson`
+//! (in Python's spelling), `raise_exception`, `strftime_now`, `{% break %}` and `{% continue %}`. One difference: the
+//! date is UTC, while transformers takes local time.
 use super::jinja::{RAISED, clock, describe, strftime, tojson, without_generation_tags};
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result};
@@ -13,75 +14,78 @@ use serde_json::{Map, Value as Json};
 
 const CONFIG: &str = "tokenizer_config.json";
 const FILE: &str = "chat_template.jinja";
-/// Older models keep their special tokens here.
+/// Older models store the texts of their special tokens in this file.
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const NAME: &str = "chat_template";
-/// Steps that a template may take: thousands of times what real ones need, and less than a minute.
+/// The most steps that a template may take. Real templates need thousands of times fewer, and this many take less
+/// than a minute.
 const FUEL: u64 = 50_000_000;
 
-/// One message of a conversation. Other fields that a template may read (`tool_calls`, `reasoning_content`) go into
-/// `extra`.
+/// One message of a conversation. Fields other than the role and the content that a template may read (`tool_calls`,
+/// `reasoning_content`) are in `extra`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
 pub struct Message {
     /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
-    /// What was said: a string, or `null` for an assistant that only calls tools.
+    /// The text of the message, or `null` for an assistant message that only calls tools.
     #[serde(default)]
     pub content: Json,
-    /// Everything else.
+    /// All other fields of the message.
     #[serde(flatten)]
     pub extra: Map<String, Json>,
 }
 
 impl Message {
-    /// A message of text.
+    /// A message with a role and a text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: Json::String(content.into()), extra: Map::new() }
     }
 
-    /// What the user said.
+    /// A message with the role `user`.
     pub fn user(content: impl Into<String>) -> Self {
         Self::new("user", content)
     }
 }
 
-/// What a template is told besides the messages.
+/// The variables of a template other than the messages.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RenderOptions {
-    /// `enable_thinking`, for models that can switch it; absent lets the template decide.
+    /// The variable `enable_thinking`, for models whose thinking can be switched. `None` leaves the variable
+    /// undefined, so that the template decides.
     pub enable_thinking: Option<bool>,
-    /// Descriptions of tools, as JSON.
+    /// Descriptions of the tools that the model may call, as JSON.
     pub tools: Option<Json>,
-    /// Further variables; they win over all others.
+    /// Further variables. They take precedence over all others.
     pub extra: Map<String, Json>,
-    /// What `strftime_now` takes for now, in seconds since 1970 UTC; absent asks the clock.
+    /// The time that `strftime_now` formats, in seconds since 1970 UTC. `None` means the current time.
     pub now: Option<i64>,
 }
 
-/// Whether a prompt leaves the model inside its thinking.
+/// Whether the model is inside its thinking at the end of a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ThinkingState {
-    /// `<think>` is open: the next token is a thought.
+    /// `<think>` is open: the next token is part of the thinking.
     Open,
-    /// `</think>` was written: the model was told not to think.
+    /// The prompt contains `</think>`: the model was told not to think.
     Closed,
-    /// Neither: the model opens its thinking itself, or does not think.
+    /// The prompt has neither tag: the model opens its thinking itself, or does not think.
     None,
 }
 
-/// A prompt as the model sees it.
+/// The prompt that a template wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RenderedPrompt {
-    /// The whole text.
+    /// The whole text of the prompt.
     pub text: String,
-    /// Where the generation prompt begins in `text`: what the template adds for the answer, after all messages.
+    /// The byte offset in `text` at which the generation prompt begins: the part that the template adds after all
+    /// messages to start the answer.
     pub generation_start: usize,
-    /// What the generation prompt does with the thinking. What users wrote does not count.
+    /// The thinking state at the end of the generation prompt. Tags that users wrote do not count.
     pub thinking: ThinkingState,
 }
 
-/// What `text` leaves open. Judges a raw prompt; for messages, [`RenderedPrompt::thinking`] knows better which tags are the
-/// template's.
+/// The thinking state at the end of `text`, for raw prompts. Rendered messages have [`RenderedPrompt::thinking`],
+/// which counts only the tags that the template wrote.
 pub fn thinking_state(text: &str) -> ThinkingState {
     match (text.rfind("<think>"), text.rfind("</think>")) {
         (None, None) => ThinkingState::None,
@@ -91,11 +95,11 @@ pub fn thinking_state(text: &str) -> ThinkingState {
     }
 }
 
-/// A model's chat template, compiled.
+/// The compiled chat template of a model.
 pub struct ChatTemplate {
     env: Environment<'static>,
     place: String,
-    /// `bos_token`, `eos_token` and the like, by name.
+    /// The texts of the special tokens, by the names that templates use: `bos_token`, `eos_token` and so on.
     tokens: Map<String, Json>,
 }
 
@@ -106,11 +110,11 @@ impl std::fmt::Debug for ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Reads the template from `chat_template.jinja` or, without that file, from `tokenizer_config.json`; of several
-    /// named ones the one called `default`. Of a GGUF file it is in the metadata.
+    /// Reads the template of a model from `chat_template.jinja`, or else from `tokenizer_config.json`, or from the
+    /// metadata of a GGUF file. If the config has several named templates, the one named `default` is used.
     ///
     /// # Errors
-    /// When there is none, or it is malformed.
+    /// If the model has no template, or the template is malformed.
     pub fn load(source: &ModelSource) -> Result<Self> {
         if let Some(gguf) = source.gguf() {
             let (template, tokens) = super::gguf::template(gguf)?;
@@ -141,14 +145,15 @@ impl ChatTemplate {
             None => Err(Error::new(ErrorKind::Model, "the model has no chat template")
                 .at(source)
                 .expected(format!("{FILE}, or {NAME} in {CONFIG}"))
-                .help("pass the prompt with --raw to use it as it is")),
+                .help("use `raw` to send the prompt without a template")),
         }
     }
 
-    /// Compiles `template`. `place` names it in messages; `tokens` maps `bos_token` and the like to their text.
+    /// Compiles `template`. Error messages call it `place`; `tokens` maps names such as `bos_token` to the texts of
+    /// the special tokens.
     ///
     /// # Errors
-    /// When the template is malformed.
+    /// If the template is malformed.
     pub fn new(template: &str, place: &str, tokens: Map<String, Json>) -> Result<Self> {
         let mut env = Environment::new();
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -166,14 +171,14 @@ impl ChatTemplate {
         Ok(Self { env, place: place.to_string(), tokens })
     }
 
-    /// Writes the prompt for `messages`, ready for the answer.
+    /// Renders the prompt for `messages`, including the generation prompt that starts the answer.
     ///
     /// # Errors
-    /// When the template refuses the messages or fails.
+    /// If the template raises an exception for these messages, or cannot be rendered.
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<RenderedPrompt> {
         let text = self.render_text(messages, options, true)?;
-        // Without the generation prompt; a template that then refuses or writes something else has no such part, and
-        // its whole text is judged.
+        // The generation prompt is what this rendering lacks. If the template fails without it, or writes something
+        // that is not a prefix, no such part can be told apart, and the thinking state is that of the whole text.
         let without = self.render_text(messages, options, false).ok();
         let generation_start = match without {
             Some(without) if text.starts_with(&without) => without.len(),
@@ -183,7 +188,7 @@ impl ChatTemplate {
         Ok(RenderedPrompt { text, generation_start, thinking })
     }
 
-    /// Whether the template reads `enable_thinking`: whether saying yes and saying no make different prompts.
+    /// Whether `enable_thinking` has an effect: whether true and false give different prompts.
     pub fn has_thinking_switch(&self) -> bool {
         let text = |think| {
             let options = RenderOptions { enable_thinking: Some(think), now: Some(0), ..RenderOptions::default() };
@@ -192,30 +197,32 @@ impl ChatTemplate {
         text(true) != text(false)
     }
 
-    /// Refuses templates without a [switch](Self::has_thinking_switch), which would ignore the wish in silence.
+    /// Refuses a template that would silently ignore `enable_thinking`; see
+    /// [`has_thinking_switch`](Self::has_thinking_switch).
     ///
     /// # Errors
-    /// When the template does not read `enable_thinking`.
+    /// [`ErrorKind::Input`] if the template does not read `enable_thinking`.
     pub fn check_thinking_switch(&self) -> Result<()> {
         if self.has_thinking_switch() {
             return Ok(());
         }
         Err(Error::new(ErrorKind::Input, "this model's chat template has no switch for thinking")
             .at(&self.place)
-            .expected("a template that reads enable_thinking, such as Qwen3's")
-            .help("leave --no-think out: this model decides by itself"))
+            .expected("a chat template that reads enable_thinking, as Qwen3's does")
+            .help("leave `think` unset, so that the model decides by itself"))
     }
 
-    /// The template's text for `messages`, with or without the beginning of an answer.
+    /// Renders `messages` to text, with or without the generation prompt that starts the answer.
     ///
     /// # Errors
-    /// When the template refuses the messages or fails.
+    /// If the template raises an exception for these messages, or cannot be rendered.
     pub fn render_text(&self, messages: &[Message], options: &RenderOptions, generation: bool) -> Result<String> {
         let mut variables = self.tokens.clone();
         variables.insert(
             "messages".into(),
-            serde_json::to_value(messages)
-                .map_err(|error| Error::new(ErrorKind::Internal, "messages cannot be written as JSON").found(error))?,
+            serde_json::to_value(messages).map_err(|error| {
+                Error::new(ErrorKind::Internal, "the messages cannot be written as JSON").found(error)
+            })?,
         );
         variables.insert("tools".into(), options.tools.clone().unwrap_or(Json::Null));
         variables.insert("documents".into(), Json::Null);
@@ -238,18 +245,18 @@ impl ChatTemplate {
                 None => Error::new(ErrorKind::Model, "the chat template fails")
                     .at(&self.place)
                     .found(found)
-                    .help("pass the prompt with --raw to do without the template"),
+                    .help("use `raw` to send the prompt without the template"),
             }
         })
     }
 }
 
-/// `chat_template`: a string, or a list of `{name, template}`.
+/// Picks the template from the value of `chat_template`: a string, or a list of `{name, template}` objects.
 fn pick_template(value: &Json, place: &str) -> Result<String> {
-    let wrong = |found: String| {
+    let malformed = |found: String| {
         Error::new(ErrorKind::Model, "the chat template is malformed")
             .at(format!("{place}: {NAME}"))
-            .expected("a string, or a list of names and templates with one named default")
+            .expected("a string, or a list of named templates, one of them named default")
             .found(found)
     };
     let field = |entry: &Json, name: &str| entry.get(name).and_then(Json::as_str).map(str::to_string);
@@ -259,14 +266,14 @@ fn pick_template(value: &Json, place: &str) -> Result<String> {
             let default = list.iter().find(|entry| field(entry, "name").as_deref() == Some("default"));
             default.and_then(|entry| field(entry, "template")).ok_or_else(|| {
                 let names: Vec<_> = list.iter().filter_map(|entry| field(entry, "name")).collect();
-                wrong(format!("templates named: {}", names.join(", ")))
+                malformed(format!("templates named: {}", names.join(", ")))
             })
         }
-        other => Err(wrong(other.to_string().chars().take(80).collect())),
+        other => Err(malformed(other.to_string().chars().take(80).collect())),
     }
 }
 
-/// Special tokens: strings, or objects with their `content`.
+/// Adds the special tokens in `config` to `tokens`. A token is a string, or an object with the string in `content`.
 fn add_tokens(tokens: &mut Map<String, Json>, config: &Map<String, Json>) {
     for (name, value) in config.iter().filter(|(name, _)| name.ends_with("_token")) {
         if let Some(text) = value.as_str().or_else(|| value.get("content").and_then(Json::as_str)) {
@@ -308,11 +315,18 @@ mod tests {
 
     #[test]
     fn a_switch_for_thinking_is_seen_by_what_it_does() {
-        let of = |template: &str| ChatTemplate::new(template, "test", Map::new()).map(|t| t.has_thinking_switch()).ok();
-        assert_eq!(of("{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}"), Some(true));
-        assert_eq!(of("{{ messages[0].content }}<think>"), Some(false));
-        assert_eq!(of("{% set enable_thinking = true %}{% if enable_thinking %}<think>{% endif %}"), Some(false));
-        assert_eq!(of("{{ raise_exception('no') }}"), Some(false));
+        let has_switch =
+            |template: &str| ChatTemplate::new(template, "test", Map::new()).map(|t| t.has_thinking_switch()).ok();
+        assert_eq!(
+            has_switch("{% if enable_thinking is defined and not enable_thinking %}</think>{% endif %}"),
+            Some(true)
+        );
+        assert_eq!(has_switch("{{ messages[0].content }}<think>"), Some(false));
+        assert_eq!(
+            has_switch("{% set enable_thinking = true %}{% if enable_thinking %}<think>{% endif %}"),
+            Some(false)
+        );
+        assert_eq!(has_switch("{{ raise_exception('no') }}"), Some(false));
     }
 
     #[test]
