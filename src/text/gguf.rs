@@ -78,8 +78,8 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
     let rule = gguf.text(PRE)?.unwrap_or_else(|| {
         // Files of early 2024 lack the key, and GPT-2's rule is what llama.cpp takes then.
         log::warn!(
-            "{}: the file does not say how its tokenizer splits text ({PRE} is missing). GPT-2's rule is used, which may \
-             make answers worse. Convert the model again with a current llama.cpp.",
+            "{}: {PRE} is missing, so the file does not say how its tokenizer splits text. GPT-2's rule is used, \
+             which may make answers worse. To avoid this, convert the model again with a current llama.cpp.",
             gguf.place()
         );
         "default"

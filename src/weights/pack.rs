@@ -1,16 +1,17 @@
 //! Matrices as u32 words, the form in which every shader reads weights: no adapter needs a 16-bit feature for it.
 //!
-//! **Layout.** Row-major; f32 takes one word per element, f16 and bf16 two elements per word with the even column in the
-//! low half. Each row starts at a word: where a 16-bit matrix has an odd number of columns, the high half of each row's last word
-//! is zero padding, and [`PackedRows::words_per_row`] is ⌈cols / 2⌉.
+//! **Layout.** Row-major; f32 takes one word per element, f16 and bf16 two elements per word with the even column in
+//! the low half. Each row starts at a word: where a 16-bit matrix has an odd number of columns, the high half of each
+//! row's last word is zero padding, and [`PackedRows::words_per_row`] is ⌈cols / 2⌉.
 //!
-//! **Quantized** (GGUF's Q8_0 and Q4_0, kept as they are): a row is its quants, then its scales, so that quants are whole
-//! 4-word vectors and a row can be moved, stacked and cut like any other. Value `c` is `scale[c / 32] · quant[c]`, exact in f32.
+//! **Quantized** (GGUF's Q8_0 and Q4_0, kept as they are): a row is its quants, then its scales, so that quants are
+//! whole 4-word vectors and a row can be moved, stacked and cut like any other. Value `c` is `scale[c / 32] ·
+//! quant[c]`, exact in f32.
 //!
 //! | | quants, from word 0 of the row | scales, from word `cols / per_word` |
 //! |---|---|---|
-//! | Q8_0 | i8, four a word, column `4 i` in the low byte | f16, two a word, the even block's in the low half; |
-//! | Q4_0 | u4 less 8, eight a word: columns `8 i + j` in the low, `8 i + 4 + j` in the high nibble of byte `j` | zero padding up to a 4-word vector |
+//! | Q8_0 | i8, four per word, column `4 i` in the low byte | f16, two per word, that of the even block in the low half; |
+//! | Q4_0 | u4 minus 8, eight per word: column `8 i + j` in the low, `8 i + 4 + j` in the high nibble of byte `j` | zero padding to a whole vector of 4 words |
 use super::quant;
 use crate::dtype::Dtype;
 use crate::{Error, ErrorKind, Result};
@@ -18,7 +19,8 @@ use half::{bf16, f16};
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// A matrix of `[rows, cols]` in words: see the [module](self) for the layout. Borrows the file's bytes where it can.
+/// A matrix of shape `[rows, cols]` in packed words; the [module](self) describes the layout. The words are borrowed
+/// from the bytes of the file where possible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackedRows<'a> {
     dtype: Dtype,
@@ -28,12 +30,12 @@ pub struct PackedRows<'a> {
 }
 
 impl<'a> PackedRows<'a> {
-    /// Packs row-major little-endian elements, or GGUF's blocks. Copies only when the bytes are unaligned, rows need padding
-    /// or elements are quantized.
+    /// Packs row-major little-endian elements, or GGUF's blocks. Copies only when the bytes are unaligned, rows need
+    /// padding or elements are quantized.
     ///
     /// # Errors
-    /// When `bytes` does not hold exactly `rows × cols` elements, or there are none; when rows are no whole number of blocks,
-    /// or a scale is not finite.
+    /// When `bytes` does not hold exactly `rows × cols` elements, or there are none; when rows are no whole number of
+    /// blocks, or a scale is not finite.
     pub fn from_le_bytes(dtype: Dtype, rows: usize, cols: usize, bytes: &'a [u8]) -> Result<Self> {
         check_size(rows, cols)?;
         quant::check_blocks(dtype, cols)?;
@@ -62,8 +64,8 @@ impl<'a> PackedRows<'a> {
     /// Rounds row-major f32 values to `dtype`, to nearest, ties to even; quantizes as GGUF's reference does.
     ///
     /// # Errors
-    /// When there are not exactly `rows × cols` values or none, or a finite one overflows `dtype`; when rows are no whole
-    /// number of blocks, or a value to quantize is not finite.
+    /// When there are not exactly `rows × cols` values or none, or a finite one overflows `dtype`; when rows are no
+    /// whole number of blocks, or a value to quantize is not finite.
     pub fn from_f32(dtype: Dtype, rows: usize, cols: usize, values: &[f32]) -> Result<PackedRows<'static>> {
         check_size(rows, cols)?;
         if rows.checked_mul(cols) != Some(values.len()) {
@@ -74,45 +76,45 @@ impl<'a> PackedRows<'a> {
         pack_rows(dtype, rows, cols, |row, out| out.copy_from_slice(&values[row * cols..][..cols]))
     }
 
-    /// Element type.
+    /// The element type.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
 
-    /// Number of rows: the outputs of a linear layer, or the tokens of an embedding.
+    /// Number of rows: outputs of a linear layer, or tokens of an embedding.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Number of columns: the inputs of a linear layer, or the width of an embedding.
+    /// Number of columns: inputs of a linear layer, or the width of an embedding.
     pub fn cols(&self) -> usize {
         self.cols
     }
 
-    /// Dtype from the start of one row to the start of the next.
+    /// Number of words from the start of one row to the start of the next.
     pub fn words_per_row(&self) -> usize {
         self.dtype.row_words(self.cols)
     }
 
-    /// All words, `rows × words_per_row`.
+    /// All `rows × words_per_row` words.
     pub fn words(&self) -> &[u32] {
         &self.words
     }
 
-    /// All words, moved out; copies if they are borrowed.
+    /// Converts the matrix into its words. Borrowed words are copied.
     pub fn into_words(self) -> Vec<u32> {
         self.words.into_owned()
     }
 
-    /// The same matrix, owning its words.
+    /// The same matrix with owned words.
     pub fn into_owned(self) -> PackedRows<'static> {
         PackedRows { dtype: self.dtype, rows: self.rows, cols: self.cols, words: Cow::Owned(self.words.into_owned()) }
     }
 
-    /// Some consecutive rows, borrowed.
+    /// The consecutive rows in `range`, borrowed.
     ///
     /// # Errors
-    /// When `range` does not lie within `0..rows`.
+    /// If `range` does not lie within `0..rows`.
     pub fn slice_rows(&self, range: Range<usize>) -> Result<PackedRows<'_>> {
         if range.start > range.end || range.end > self.rows {
             return Err(Error::new(ErrorKind::Internal, "rows out of range")
@@ -124,13 +126,13 @@ impl<'a> PackedRows<'a> {
         Ok(PackedRows { dtype: self.dtype, rows: range.len(), cols: self.cols, words })
     }
 
-    /// Stacks matrices of the same width and dtype, first on top: fused q, k, v or gate, up.
+    /// Stacks matrices of the same width and element type, the first on top. Used to fuse the q, k and v projections.
     ///
     /// # Errors
-    /// When widths or dtypes differ, or `parts` is empty.
+    /// If widths or element types differ, or `parts` is empty.
     pub fn concat_rows(parts: &[PackedRows<'_>]) -> Result<PackedRows<'static>> {
         let Some(first) = parts.first() else {
-            return Err(Error::new(ErrorKind::Internal, "no matrices to stack"));
+            return Err(Error::new(ErrorKind::Internal, "there are no matrices to stack"));
         };
         if let Some(other) = parts.iter().find(|part| (part.dtype, part.cols) != (first.dtype, first.cols)) {
             return Err(Error::new(
@@ -146,8 +148,8 @@ impl<'a> PackedRows<'a> {
         Ok(PackedRows { dtype: first.dtype, rows, cols: first.cols, words: Cow::Owned(words) })
     }
 
-    /// Rows of `a` and `b` in turn: `a[0], b[0], a[1], …`, for the fused gate/up product. The result has `a`'s dtype, or f32
-    /// where they differ and one is quantized: no value changes.
+    /// Rows of `a` and `b` in turn: `a[0], b[0], a[1], …`, for the fused gate/up product. The result has `a`'s dtype,
+    /// or f32 where they differ and one is quantized: no value changes.
     ///
     /// # Errors
     /// When the shapes differ, or converting `b` overflows.
@@ -166,8 +168,8 @@ impl<'a> PackedRows<'a> {
         Ok(PackedRows { dtype, rows: 2 * a.rows, cols: a.cols, words: Cow::Owned(words) })
     }
 
-    /// Each head's rows from pairs to halves: row `2 j + i` of a head of `d` becomes row `i d / 2 + j`. GGUF keeps the queries and
-    /// keys of Llama in the order of Meta's own rotation, in which neighbours turn together.
+    /// Each head's rows from pairs to halves: row `2 j + i` of a head of `d` becomes row `i d / 2 + j`. GGUF keeps
+    /// the queries and keys of Llama in the order of Meta's own rotation, in which neighbours turn together.
     ///
     /// # Errors
     /// When the rows are not `heads` heads of an even number of rows each.
@@ -180,11 +182,12 @@ impl<'a> PackedRows<'a> {
         Ok(PackedRows { dtype: self.dtype, rows: self.rows, cols: self.cols, words: Cow::Owned(words) })
     }
 
-    /// The same values in another dtype, rounded to nearest, ties to even; borrowed where nothing changes. Infinities
-    /// and NaN stay what they are.
+    /// The same values in another element type, rounded to nearest with ties to even. If the type is the same, the
+    /// result borrows the words. Infinities and NaN are kept.
     ///
     /// # Errors
-    /// When a finite value overflows `dtype`: an infinite weight would only show as NaN logits.
+    /// If a finite value overflows `dtype`. The overflow is an error here because an infinite weight would only be
+    /// noticed much later, as NaN logits.
     pub fn convert(&self, dtype: Dtype) -> Result<PackedRows<'_>> {
         if dtype == self.dtype {
             return self.slice_rows(0..self.rows);
@@ -192,14 +195,14 @@ impl<'a> PackedRows<'a> {
         pack_rows(dtype, self.rows, self.cols, |row, out| self.unpack_row(row, out))
     }
 
-    /// All values as f32, row-major, without padding.
+    /// All values as f32 in row-major order, without padding.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut values = vec![0.0; self.rows * self.cols];
         values.chunks_exact_mut(self.cols).enumerate().for_each(|(row, out)| self.unpack_row(row, out));
         values
     }
 
-    /// Row `row` as f32 into `out`, which holds `cols` values.
+    /// Writes row `row` as f32 into `out`, which has room for `cols` values.
     fn unpack_row(&self, row: usize, out: &mut [f32]) {
         let words = &self.words[row * self.words_per_row()..][..self.words_per_row()];
         match self.dtype {
@@ -213,15 +216,15 @@ impl<'a> PackedRows<'a> {
     }
 }
 
-/// The rows of a matrix of `heads` heads in the order that undoes GGUF's pairing; see [`PackedRows::unpair_heads`].
+/// The row indices that undo the pairing of GGUF, in the order of the result; see [`PackedRows::unpair_heads`].
 ///
 /// # Errors
-/// When the rows are not `heads` heads of an even number of rows each.
+/// If the rows are not `heads` heads with the same, even number of rows.
 pub(crate) fn unpaired(rows: usize, heads: usize) -> Result<impl Iterator<Item = usize>> {
     let d = rows.checked_div(heads).unwrap_or(0);
     if d == 0 || !d.is_multiple_of(2) || d * heads != rows {
-        return Err(Error::new(ErrorKind::Model, "rows are not whole heads")
-            .expected(format!("{heads} heads of an even number of rows"))
+        return Err(Error::new(ErrorKind::Model, "the rows of a matrix are not whole heads")
+            .expected(format!("{heads} heads with an even number of rows each"))
             .found(format!("{rows} rows")));
     }
     Ok((0..rows).map(move |row| {
@@ -230,8 +233,8 @@ pub(crate) fn unpaired(rows: usize, heads: usize) -> Result<impl Iterator<Item =
     }))
 }
 
-/// Little-endian elements as f32, exactly. Bytes beyond the last whole element are ignored. Not for quantized elements, of
-/// which there are no vectors: none come back.
+/// Little-endian elements as f32, exactly. Bytes beyond the last whole element are ignored. Not for quantized
+/// elements, of which there are no vectors: none come back.
 pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let halves = |convert: fn(u16) -> f32| {
         bytes.as_chunks::<2>().0.iter().map(|&pair| convert(u16::from_le_bytes(pair))).collect()
@@ -244,17 +247,17 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     }
 }
 
-/// A matrix has elements: one with endless rows of none would pass every check of its bytes.
+/// Refuses empty matrices: one with many rows and no columns would pass every check of its bytes.
 fn check_size(rows: usize, cols: usize) -> Result<()> {
     if rows > 0 && cols > 0 {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Model, "a matrix is empty")
-        .expected("rows and columns")
+        .expected("at least one row and one column")
         .found(format!("[{rows}, {cols}]")))
 }
 
-/// A word from up to four little-endian bytes; missing ones are zero.
+/// A word from up to four little-endian bytes. Missing bytes are zero.
 fn word(bytes: &[u8]) -> u32 {
     let mut four = [0; 4];
     four[..bytes.len()].copy_from_slice(bytes);
@@ -269,7 +272,7 @@ fn unpack_halves(words: &[u32], out: &mut [f32], convert: impl Fn(u16) -> f32) {
     }
 }
 
-/// Packs rows that `fill` writes as f32, one after the other.
+/// Packs a matrix row by row. `fill` writes the f32 values of the row with the given index.
 fn pack_rows(
     dtype: Dtype,
     rows: usize,
@@ -301,13 +304,13 @@ fn pack_rows(
             return Err(Error::new(ErrorKind::Model, format!("a weight overflows {dtype}"))
                 .at(format!("row {row}"))
                 .found(format!("a value of magnitude {largest:e}"))
-                .help("keep these weights in their own element type"));
+                .help("keep these weights in the element type of the file"));
         }
     }
     Ok(PackedRows { dtype, rows, cols, words: Cow::Owned(words) })
 }
 
-/// Packs one row two by two; false when a finite value became infinite.
+/// Packs one row with two elements per word. Returns false if a finite value became infinite.
 fn pack_halves(values: &[f32], words: &mut Vec<u32>, convert: impl Fn(f32) -> (u16, bool)) -> bool {
     let mut finite = true;
     words.extend(values.chunks(2).map(|pair| {
@@ -333,7 +336,7 @@ mod tests {
         }
     }
 
-    /// Distinct small integers, exact in every dtype.
+    /// Distinct small integers that every element type represents exactly.
     fn ramp(n: usize) -> Vec<f32> {
         (0..n).map(|i| i as f32 - 20.0).collect()
     }
@@ -383,18 +386,18 @@ mod tests {
 
     #[test]
     fn conversions_round_to_nearest_even() -> Result<()> {
-        let to = |dtype, value: f32| Ok::<_, Error>(PackedRows::from_f32(dtype, 1, 1, &[value])?.words()[0]);
+        let converted = |dtype, value: f32| Ok::<_, Error>(PackedRows::from_f32(dtype, 1, 1, &[value])?.words()[0]);
         // 1 + 2⁻¹¹ is half way between f16's 1 and 1 + 2⁻¹⁰; 1 + 3·2⁻¹¹ between that and 1 + 2⁻⁹.
-        assert_eq!(to(F16, 1.0 + 1.0 / 2048.0)?, 0x3C00);
-        assert_eq!(to(F16, 1.0 + 3.0 / 2048.0)?, 0x3C02);
-        assert_eq!(to(F16, 1.0 + 1.001 / 2048.0)?, 0x3C01);
+        assert_eq!(converted(F16, 1.0 + 1.0 / 2048.0)?, 0x3C00);
+        assert_eq!(converted(F16, 1.0 + 3.0 / 2048.0)?, 0x3C02);
+        assert_eq!(converted(F16, 1.0 + 1.001 / 2048.0)?, 0x3C01);
         // The same for bf16, whose step at 1 is 2⁻⁷.
-        assert_eq!(to(BF16, 1.0 + 1.0 / 256.0)?, 0x3F80);
-        assert_eq!(to(BF16, 1.0 + 3.0 / 256.0)?, 0x3F82);
+        assert_eq!(converted(BF16, 1.0 + 1.0 / 256.0)?, 0x3F80);
+        assert_eq!(converted(BF16, 1.0 + 3.0 / 256.0)?, 0x3F82);
         // Subnormal f16: the smallest is 2⁻²⁴, half of it ties to zero.
-        assert_eq!(to(F16, 2f32.powi(-24))?, 1);
-        assert_eq!(to(F16, 2f32.powi(-25))?, 0);
-        assert_eq!(to(F16, 3.0 * 2f32.powi(-25))?, 2);
+        assert_eq!(converted(F16, 2f32.powi(-24))?, 1);
+        assert_eq!(converted(F16, 2f32.powi(-25))?, 0);
+        assert_eq!(converted(F16, 3.0 * 2f32.powi(-25))?, 2);
         Ok(())
     }
 

@@ -1,10 +1,15 @@
-//! GGUF's quantized blocks Q8_0 and Q4_0: repacked for the shaders, quantized from f32, and read back.
+//! The quantized blocks Q8_0 and Q4_0 of GGUF: repacking for the shaders, quantizing from f32, and reading values.
 //!
-//! The [layout of a packed row](super::pack) is described with the other element types.
+//! The [module `pack`](super::pack) describes the layout of packed rows for all element types.
+use super::tensors::DOWNLOAD_AGAIN;
 use crate::dtype::{BLOCK, Dtype};
 use crate::{Error, ErrorKind, Result};
 use half::f16;
 
+/// Packs the blocks of a GGUF file: per row first the quants, then the scales.
+///
+/// # Errors
+/// If a scale is not finite.
 pub(super) fn repack(dtype: Dtype, rows: usize, cols: usize, bytes: &[u8]) -> Result<Vec<u32>> {
     let (block, block_bytes) = dtype.stored_block();
     let mut words = Vec::with_capacity(rows * dtype.row_words(cols));
@@ -18,13 +23,13 @@ pub(super) fn repack(dtype: Dtype, rows: usize, cols: usize, bytes: &[u8]) -> Re
                 return Err(Error::new(ErrorKind::Model, "a quantized block has a scale that is not finite")
                     .at(format!("row {row}"))
                     .found(f16::from_bits(bits))
-                    .help("the file is damaged: download it again"));
+                    .help(DOWNLOAD_AGAIN));
             }
             scales.push(bits);
             let quants = quants.as_chunks::<4>().0.iter().map(|&four| u32::from_le_bytes(four));
             match dtype {
                 Dtype::Q4_0 => {
-                    // GGUF keeps column j in the low and column 16 + j in the high nibble of byte j.
+                    // GGUF stores column j in the low and column 16 + j in the high nibble of byte j.
                     const LOW: u32 = 0x0f0f_0f0f;
                     let mut q = [0u32; 4];
                     quants.enumerate().for_each(|(i, word)| q[i] = word);
@@ -40,7 +45,7 @@ pub(super) fn repack(dtype: Dtype, rows: usize, cols: usize, bytes: &[u8]) -> Re
 }
 
 impl Dtype {
-    /// Value `column` of the quantized row `words` of `cols` values, exactly.
+    /// The exact value in column `column` of a quantized row, given its `words` and its number of columns `cols`.
     pub(crate) fn quantized(self, words: &[u32], cols: usize, column: usize) -> f64 {
         let block = column / BLOCK;
         let scale = (words[cols / self.per_word() + block / 2] >> (16 * (block % 2))) as u16;
@@ -57,7 +62,7 @@ impl Dtype {
     }
 }
 
-/// Quantized rows are whole blocks.
+/// Refuses quantized rows that are not whole blocks.
 pub(super) fn check_blocks(dtype: Dtype, cols: usize) -> Result<()> {
     if !dtype.is_quantized() || cols.is_multiple_of(BLOCK) {
         return Ok(());
@@ -67,18 +72,18 @@ pub(super) fn check_blocks(dtype: Dtype, cols: usize) -> Result<()> {
         .found(format!("{cols} columns")))
 }
 
-/// Two scales a word, then zeros up to a whole 4-word vector.
+/// Appends scales, two per word, and zeros up to a whole vector of 4 words.
 fn push_scales(words: &mut Vec<u32>, scales: &[u16]) {
     let before = words.len();
     words.extend(scales.chunks(2).map(|pair| u32::from(pair[0]) | u32::from(*pair.get(1).unwrap_or(&0)) << 16));
     words.resize(before + (words.len() - before).next_multiple_of(4), 0);
 }
 
-/// Quantizes a row as ggml's reference does; false when a value is not finite.
+/// Quantizes a row as ggml's reference implementation does. Returns false if a value is not finite.
 pub(super) fn quantize(dtype: Dtype, values: &[f32], words: &mut Vec<u32>) -> bool {
     let mut scales = Vec::with_capacity(values.len() / BLOCK);
     for block in values.chunks_exact(BLOCK) {
-        // The value of the largest magnitude, with its sign.
+        // The value with the largest magnitude, including its sign.
         let most = block.iter().fold(0f32, |most, v| if v.abs() > most.abs() { *v } else { most });
         let scale = if dtype == Dtype::Q4_0 { most / -8.0 } else { most.abs() / 127.0 };
         let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
@@ -105,7 +110,7 @@ mod tests {
     use crate::dtype::Dtype::{F16, F32, Q4_0, Q8_0};
     use crate::weights::PackedRows;
 
-    /// One block of each kind by hand: where each quant and scale goes, and what it means.
+    /// Rows built by hand check where each quant and each scale goes, and what value they represent.
     #[test]
     fn quantized_blocks_are_repacked_and_mean_the_same() -> Result<()> {
         let scales = [0.5f32, -2.0, 3.0].map(f16::from_f32);
@@ -134,7 +139,7 @@ mod tests {
             assert_eq!(packed.words().len(), 5 * packed.words_per_row());
             assert_eq!(packed.to_f32(), expected, "{dtype}");
             assert_eq!(packed.convert(F32)?.to_f32(), expected);
-            // Rows move whole.
+            // Slicing and stacking move whole rows, with their scales.
             let parts = [packed.slice_rows(2..5)?, packed.slice_rows(0..2)?];
             let moved = PackedRows::concat_rows(&parts)?;
             assert_eq!(moved.to_f32(), [&expected[2 * cols..], &expected[..2 * cols]].concat());
@@ -159,7 +164,7 @@ mod tests {
             let found = PackedRows::from_f32(dtype, 2, 2 * BLOCK, &values)?.to_f32();
             for (found, block) in found.chunks(BLOCK).zip(values.chunks(BLOCK)) {
                 let most = block.iter().fold(0f32, |m, v| m.max(v.abs()));
-                // Q4_0 has no +8: the other end is a whole step off.
+                // Q4_0 has no quant +8, so the value opposite to the largest is a whole step off.
                 let bound = if dtype == Q4_0 { 1.001 } else { 0.51 } * most / steps;
                 assert!(found.iter().zip(block).all(|(a, b)| (a - b).abs() <= bound), "{dtype}: {found:?} {block:?}");
             }
