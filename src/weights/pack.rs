@@ -1,12 +1,13 @@
-//! Matrices as u32 words, the form in which every shader reads weights: no adapter needs a 16-bit feature for it.
+//! Matrices packed into `u32` words, the form in which every shader reads weights. With this form, no adapter needs
+//! support for 16-bit types.
 //!
-//! **Layout.** Row-major; f32 takes one word per element, f16 and bf16 two elements per word with the even column in
-//! the low half. Each row starts at a word: where a 16-bit matrix has an odd number of columns, the high half of each
-//! row's last word is zero padding, and [`PackedRows::words_per_row`] is ⌈cols / 2⌉.
+//! **Layout.** Matrices are row-major. An f32 element takes one word; two f16 or bf16 elements share a word, the even
+//! column in its low half. Each row starts at a new word: if a 16-bit matrix has an odd number of columns, the high half
+//! of the last word of each row is zero padding, and [`PackedRows::words_per_row`] is ⌈cols / 2⌉.
 //!
-//! **Quantized** (GGUF's Q8_0 and Q4_0, kept as they are): a row is its quants, then its scales, so that quants are
-//! whole 4-word vectors and a row can be moved, stacked and cut like any other. Value `c` is `scale[c / 32] ·
-//! quant[c]`, exact in f32.
+//! **Quantized matrices** (GGUF's Q8_0 and Q4_0) keep their values and scales unchanged. A row is first its quantized
+//! values (quants), then its scales, so that quants form whole vectors of 4 words, and rows can be moved, stacked and
+//! sliced like those of other types. The value of column `c` is `scale[c / 32] · quant[c]`, which is exact in f32.
 //!
 //! | | quants, from word 0 of the row | scales, from word `cols / per_word` |
 //! |---|---|---|
@@ -30,12 +31,12 @@ pub struct PackedRows<'a> {
 }
 
 impl<'a> PackedRows<'a> {
-    /// Packs row-major little-endian elements, or GGUF's blocks. Copies only when the bytes are unaligned, rows need
-    /// padding or elements are quantized.
+    /// Packs row-major little-endian elements, or the quantized blocks of GGUF. The bytes are copied only if they are not
+    /// aligned, if rows need padding, or if the elements are quantized.
     ///
     /// # Errors
-    /// When `bytes` does not hold exactly `rows × cols` elements, or there are none; when rows are no whole number of
-    /// blocks, or a scale is not finite.
+    /// If `bytes` does not hold exactly `rows × cols` elements, or the matrix is empty. For quantized types, also if rows
+    /// are not a whole number of blocks, or a scale is not finite.
     pub fn from_le_bytes(dtype: Dtype, rows: usize, cols: usize, bytes: &'a [u8]) -> Result<Self> {
         check_size(rows, cols)?;
         quant::check_blocks(dtype, cols)?;
@@ -61,11 +62,12 @@ impl<'a> PackedRows<'a> {
         Ok(Self { dtype, rows, cols, words })
     }
 
-    /// Rounds row-major f32 values to `dtype`, to nearest, ties to even; quantizes as GGUF's reference does.
+    /// Converts row-major f32 values to `dtype`, rounding to nearest with ties to even. Quantization follows ggml's
+    /// reference implementation.
     ///
     /// # Errors
-    /// When there are not exactly `rows × cols` values or none, or a finite one overflows `dtype`; when rows are no
-    /// whole number of blocks, or a value to quantize is not finite.
+    /// If there are not exactly `rows × cols` values, the matrix is empty, or a finite value overflows `dtype`. For
+    /// quantized types, also if rows are not a whole number of blocks, or a value is not finite.
     pub fn from_f32(dtype: Dtype, rows: usize, cols: usize, values: &[f32]) -> Result<PackedRows<'static>> {
         check_size(rows, cols)?;
         if rows.checked_mul(cols) != Some(values.len()) {
@@ -148,11 +150,11 @@ impl<'a> PackedRows<'a> {
         Ok(PackedRows { dtype: first.dtype, rows, cols: first.cols, words: Cow::Owned(words) })
     }
 
-    /// Rows of `a` and `b` in turn: `a[0], b[0], a[1], …`, for the fused gate/up product. The result has `a`'s dtype,
-    /// or f32 where they differ and one is quantized: no value changes.
+    /// Interleaves the rows of `a` and `b`: `a[0], b[0], a[1], …`, for the fused product of gate and up. The result has the
+    /// element type of `a`. If the types differ and one of them is quantized, the result is f32, so that no value changes.
     ///
     /// # Errors
-    /// When the shapes differ, or converting `b` overflows.
+    /// If the shapes differ, or a value of `b` overflows the type of `a`.
     pub fn interleave_rows(a: &PackedRows<'_>, b: &PackedRows<'_>) -> Result<PackedRows<'static>> {
         if (a.rows, a.cols) != (b.rows, b.cols) {
             return Err(Error::new(ErrorKind::Internal, "matrices to interleave differ in shape")
@@ -168,11 +170,12 @@ impl<'a> PackedRows<'a> {
         Ok(PackedRows { dtype, rows: 2 * a.rows, cols: a.cols, words: Cow::Owned(words) })
     }
 
-    /// Each head's rows from pairs to halves: row `2 j + i` of a head of `d` becomes row `i d / 2 + j`. GGUF keeps
-    /// the queries and keys of Llama in the order of Meta's own rotation, in which neighbours turn together.
+    /// Reorders the rows of each head from pairs to halves: row `2 j + i` of a head with `d` rows becomes row `i d / 2 + j`.
+    /// GGUF stores the query and key projections of Llama in the order of Meta's rotation, which rotates neighbouring rows
+    /// together.
     ///
     /// # Errors
-    /// When the rows are not `heads` heads of an even number of rows each.
+    /// If the rows are not `heads` heads with the same, even number of rows.
     pub fn unpair_heads(&self, heads: usize) -> Result<PackedRows<'static>> {
         let n = self.words_per_row();
         let mut words = Vec::with_capacity(self.words.len());
@@ -233,8 +236,8 @@ pub(crate) fn unpaired(rows: usize, heads: usize) -> Result<impl Iterator<Item =
     }))
 }
 
-/// Little-endian elements as f32, exactly. Bytes beyond the last whole element are ignored. Not for quantized
-/// elements, of which there are no vectors: none come back.
+/// Converts little-endian elements to f32; the conversion is exact. Bytes after the last whole element are ignored. The
+/// result is empty for quantized types, which vectors never have.
 pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let halves = |convert: fn(u16) -> f32| {
         bytes.as_chunks::<2>().0.iter().map(|&pair| convert(u16::from_le_bytes(pair))).collect()

@@ -18,12 +18,12 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 impl Weights {
-    /// Opens `model.safetensors`, or `model.safetensors.index.json` and the shards it names, or the GGUF file that
-    /// the model is.
+    /// Opens the weights of a model: `model.safetensors`, or the shards that `model.safetensors.index.json` names, or a
+    /// GGUF file.
     ///
     /// # Errors
-    /// When none exists, a shard is missing, a tensor is not in the shard the index names, or a file breaks the
-    /// format.
+    /// If the model has no weights, a shard is missing, a tensor is not in the shard that the index names, or a file does
+    /// not follow its format.
     pub fn open(source: &ModelSource) -> Result<Self> {
         if let Some(gguf) = source.gguf() {
             return Self::from_gguf(gguf);
