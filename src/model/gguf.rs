@@ -20,22 +20,22 @@ const ENDS: [&str; 7] = [
 /// # Errors
 /// When metadata is missing, malformed, or of a model that secateur does not run.
 pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
-    let architecture = gguf
-        .text("general.architecture")?
-        .ok_or_else(|| gguf.wrong("general.architecture", "the GGUF file does not say which architecture this is"))?;
+    let architecture = gguf.text("general.architecture")?.ok_or_else(|| {
+        gguf.error_at("general.architecture", "the GGUF file does not say which architecture this is")
+    })?;
     let class = match architecture {
         "qwen2" => "Qwen2ForCausalLM",
         "qwen3" => "Qwen3ForCausalLM",
         "llama" => "LlamaForCausalLM",
         other => {
             return Err(gguf
-                .wrong("general.architecture", format!("the architecture {other} is not supported"))
+                .error_at("general.architecture", format!("the architecture {other} is not supported"))
                 .expected("qwen2, qwen3 or llama"));
         }
     };
     if let Some(parts) = gguf.uint("split.count")?.filter(|parts| *parts > 1) {
         return Err(gguf
-            .wrong("split.count", "a model in several GGUF files is not read")
+            .error_at("split.count", "a model in several GGUF files is not read")
             .found(format!("{parts} files"))
             .help("join them first: llama-gguf-split --merge FIRST-FILE WHOLE-FILE"));
     }
@@ -159,7 +159,7 @@ fn refuse_unsupported(gguf: &Gguf, key: &dyn Fn(&str) -> String, config: &ModelC
     for name in ["attention.value_length", "rope.dimension_count"] {
         if let Some(found) = gguf.uint(&key(name))?.filter(|found| *found != config.head_dim as u64) {
             return Err(gguf
-                .wrong(&key(name), "heads of several widths, or rotated in part, are not supported")
+                .error_at(&key(name), "heads of several widths, or rotated in part, are not supported")
                 .expected(format!("the head dimension, {}", config.head_dim))
                 .found(found));
         }
@@ -167,12 +167,12 @@ fn refuse_unsupported(gguf: &Gguf, key: &dyn Fn(&str) -> String, config: &ModelC
     let context = config.max_position_embeddings as u64;
     if let Some(window) = gguf.uint(&key("attention.sliding_window"))?.filter(|w| *w > 0 && *w < context) {
         return Err(gguf
-            .wrong(&key("attention.sliding_window"), "sliding attention windows are not supported")
+            .error_at(&key("attention.sliding_window"), "sliding attention windows are not supported")
             .found(window));
     }
     for name in ["rope_factors_long.weight", "rope_factors_short.weight"] {
         if gguf.shape_of(name).is_some() {
-            return Err(gguf.wrong(name, "the RoPE scaling longrope is not supported"));
+            return Err(gguf.error_at(name, "the RoPE scaling longrope is not supported"));
         }
     }
     Ok(())

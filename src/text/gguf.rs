@@ -30,24 +30,24 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
         Some("gpt2") => {}
         None => {
             return Err(gguf
-                .wrong(key, "the GGUF file has no tokenizer, which is needed to read text")
+                .error_at(key, "the GGUF file has no tokenizer, which is needed to read text")
                 .help("pass token `ids` instead of text"));
         }
         Some(other) => {
             return Err(gguf
-                .wrong(key, format!("the tokenizer type {other} is not supported in GGUF files"))
+                .error_at(key, format!("the tokenizer type {other} is not supported in GGUF files"))
                 .expected("gpt2, which is byte-level BPE")
                 .help("pass token `ids`, or use the directory of the original model"));
         }
     }
-    let missing = |key: &str| gguf.wrong(key, "the GGUF file's tokenizer is incomplete");
+    let missing = |key: &str| gguf.error_at(key, "the GGUF file's tokenizer is incomplete");
     let tokens = gguf.texts(TOKENS)?.ok_or_else(|| missing(TOKENS))?;
     let merges = gguf.texts("tokenizer.ggml.merges")?.ok_or_else(|| missing("tokenizer.ggml.merges"))?;
     let key = "tokenizer.ggml.token_type";
     let types = gguf.ints(key)?.unwrap_or_else(|| vec![1; tokens.len()]);
     if types.len() != tokens.len() {
         return Err(gguf
-            .wrong(key, "the GGUF file's tokenizer contradicts itself")
+            .error_at(key, "the GGUF file's tokenizer contradicts itself")
             .expected(format!("{} token types, one for each token", tokens.len()))
             .found(types.len()));
     }
@@ -64,7 +64,7 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
         }
         if vocab.insert(token.to_string(), json!(id)).is_some() {
             return Err(gguf
-                .wrong(TOKENS, "the GGUF file's tokenizer has the same token twice")
+                .error_at(TOKENS, "the GGUF file's tokenizer has the same token twice")
                 .found(format!("{token:?}")));
         }
     }
@@ -94,7 +94,7 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
         "default" | "gpt-2" => (gpt2, Value::Null, false),
         other => {
             return Err(gguf
-                .wrong(PRE, format!("the splitting rule {other} is not known"))
+                .error_at(PRE, format!("the splitting rule {other} is not known"))
                 .expected("qwen2, deepseek-r1-qwen, llama-bpe, smollm or gpt-2")
                 .help("pass token `ids`, or use the directory of the original model"));
         }

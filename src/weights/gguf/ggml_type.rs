@@ -1,13 +1,13 @@
-//! Element types of ggml, by the numbers that GGUF files use.
+//! The element types of ggml.
 use crate::dtype::Dtype;
 use std::fmt;
 
-/// An element type of ggml, by its number. All that ggml has had are known by name; [`packed`](Self::packed) says which are
-/// computed with.
+/// An element type of ggml, identified by its number in GGUF files. All types that ggml has had are known by name, so
+/// that messages can name them; [`packed`](Self::packed) tells which of them secateur can compute with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GgmlType(u32);
 
-/// Number, name, elements of a block, bytes of a block.
+/// The number, the name, the elements in a block, and the bytes of a block of each type.
 const TYPES: [(u32, &str, usize, usize); 34] = [
     (0, "F32", 1, 4),
     (1, "F16", 1, 2),
@@ -54,7 +54,7 @@ impl GgmlType {
         TYPES.iter().find(|t| t.0 == self.0).expect("only known numbers are constructed")
     }
 
-    /// The element type, if it is one that secateur computes with.
+    /// The same type as a [`Dtype`], if secateur can compute with it.
     pub fn packed(self) -> Option<Dtype> {
         Dtype::ALL.into_iter().find(|dtype| dtype.name().eq_ignore_ascii_case(self.row().1))
     }

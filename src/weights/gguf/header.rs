@@ -1,16 +1,16 @@
-//! The header of a GGUF file, read with every count and length checked.
+//! Reads the header of a GGUF file. Every count and every length is checked before it is used.
 use super::ggml_type::GgmlType;
 use crate::weights::tensors::DOWNLOAD_AGAIN;
 use crate::{Error, ErrorKind, Result};
 use std::ops::Range;
 
 const MAGIC: [u8; 4] = *b"GGUF";
-/// What ggml allows.
+/// The largest number of dimensions that ggml allows.
 const MAX_DIMENSIONS: u32 = 4;
-/// Longer names are not names. ggml's limits are 65,535 for keys and 64 for tensors.
+/// The largest length of a name in bytes. ggml allows 65,535 bytes for keys and 64 for tensors.
 const MAX_NAME: usize = 65_535;
 
-/// A value of the metadata. Texts and lists stay in the file: these are where they lie.
+/// A metadata value. Texts and lists stay in the file and are represented by their byte ranges.
 #[derive(Debug, Clone)]
 pub(super) enum Value {
     Uint(u64),
@@ -18,12 +18,12 @@ pub(super) enum Value {
     Float(f64),
     Bool(bool),
     Text(Range<usize>),
-    List { kind: Kind, len: usize, range: Range<usize> },
+    List { kind: ValueType, len: usize, range: Range<usize> },
 }
 
-/// Types of values, as numbered by the format.
+/// The type of a metadata value. The order of the variants is that of the numbers in the format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ValueType {
     U8,
     I8,
     U16,
@@ -39,7 +39,7 @@ pub(super) enum Kind {
     F64,
 }
 
-impl Kind {
+impl ValueType {
     const ALL: [Self; 13] = [
         Self::U8,
         Self::I8,
@@ -56,8 +56,8 @@ impl Kind {
         Self::F64,
     ];
 
-    /// The fewest bytes that a value takes.
-    const fn least(self) -> usize {
+    /// The smallest number of bytes that a value of this type takes.
+    const fn min_bytes(self) -> usize {
         match self {
             Self::U8 | Self::I8 | Self::Bool => 1,
             Self::U16 | Self::I16 => 2,
@@ -68,43 +68,43 @@ impl Kind {
     }
 }
 
-/// A tensor's description.
+/// The description of a tensor.
 #[derive(Debug)]
-pub(super) struct Info {
+pub(super) struct TensorInfo {
     pub(super) name: String,
     pub(super) kind: GgmlType,
-    /// Innermost first, as the file has them.
+    /// The size of each dimension, innermost first as in the file.
     pub(super) dims: Vec<usize>,
     pub(super) range: Range<usize>,
 }
 
-/// Reads a header; every step checks that the bytes are there.
+/// Reads a header from the start. Every read checks that enough bytes are left.
 pub(super) struct Reader<'a> {
     pub(super) bytes: &'a [u8],
-    pub(super) at: usize,
+    pub(super) offset: usize,
     pub(super) place: &'a str,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn wrong(&self, what: &str) -> Error {
-        Error::new(ErrorKind::Model, what).at(format!("{}, byte {}", self.place, self.at))
+    pub(super) fn error_here(&self, what: &str) -> Error {
+        Error::new(ErrorKind::Model, what).at(format!("{}, byte {}", self.place, self.offset))
     }
 
     fn left(&self) -> usize {
-        self.bytes.len() - self.at
+        self.bytes.len() - self.offset
     }
 
     fn take(&mut self, n: u64) -> Result<Range<usize>> {
         if n > self.left() as u64 {
             return Err(self
-                .wrong("the GGUF header reaches past the end of the file")
+                .error_here("the GGUF header reaches past the end of the file")
                 .expected(format!("{n} bytes"))
                 .found(format!("{} bytes", self.left()))
                 .help(DOWNLOAD_AGAIN));
         }
-        let from = self.at;
-        self.at += n as usize;
-        Ok(from..self.at)
+        let from = self.offset;
+        self.offset += n as usize;
+        Ok(from..self.offset)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
@@ -122,7 +122,7 @@ impl<'a> Reader<'a> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// Magic, version and the two counts: key-value pairs, tensors.
+    /// Reads the magic, the version and the two counts, and returns the numbers of key-value pairs and of tensors.
     pub(super) fn start(&mut self) -> Result<(u64, u64)> {
         if self.bytes.first_chunk() != Some(&MAGIC) {
             let found = match self.bytes.first_chunk::<4>() {
@@ -131,24 +131,24 @@ impl<'a> Reader<'a> {
             };
             return Err(Error::new(ErrorKind::Model, "this is not a GGUF file")
                 .at(self.place)
-                .expected("\"GGUF\" at its beginning")
+                .expected("\"GGUF\" at the beginning of the file")
                 .found(found));
         }
-        self.at = 4;
+        self.offset = 4;
         let version = self.u32()?;
         if !(2..=3).contains(&version) {
-            let error = self.wrong("this version of GGUF is not read").expected("2 or 3").found(version);
+            let error = self.error_here("this version of GGUF is not supported").expected("2 or 3").found(version);
             return Err(match version.swap_bytes() {
-                2 | 3 => error.help("the file is big-endian: convert it for little-endian machines"),
+                2 | 3 => error.help("the file is big-endian: convert the model again for little-endian machines"),
                 _ => error.help("convert the model again with a current llama.cpp"),
             });
         }
         let (tensors, pairs) = (self.u64()?, self.u64()?);
-        // The shortest pair and description: a byte of text each would be more.
+        // The sizes in bytes of the shortest possible tensor description and key-value pair.
         for (what, count, least) in [("tensors", tensors, 24), ("key-value pairs", pairs, 13)] {
             if count > (self.left() / least) as u64 {
                 return Err(self
-                    .wrong("the GGUF header announces more than the file can hold")
+                    .error_here("the GGUF header announces more than the file can hold")
                     .expected(format!("at most {} {what} in {} bytes", self.left() / least, self.bytes.len()))
                     .found(format!("{count} {what}"))
                     .help(DOWNLOAD_AGAIN));
@@ -164,92 +164,95 @@ impl<'a> Reader<'a> {
 
     pub(super) fn name(&mut self, what: &str) -> Result<String> {
         let range = self.text_range()?;
-        let wrong = |found: String| {
-            Error::new(ErrorKind::Model, format!("{what} of the GGUF file is no name"))
+        let invalid_name = |found: String| {
+            Error::new(ErrorKind::Model, format!("{what} of the GGUF file has an invalid name"))
                 .at(format!("{}, byte {}", self.place, range.start))
                 .expected(format!("UTF-8 of at most {MAX_NAME} bytes"))
                 .found(found)
         };
         if range.len() > MAX_NAME {
-            return Err(wrong(format!("{} bytes", range.len())));
+            return Err(invalid_name(format!("{} bytes", range.len())));
         }
-        std::str::from_utf8(&self.bytes[range.clone()]).map(str::to_string).map_err(|e| wrong(e.to_string()))
+        std::str::from_utf8(&self.bytes[range.clone()]).map(str::to_string).map_err(|e| invalid_name(e.to_string()))
     }
 
-    fn kind(&mut self, key: &str) -> Result<Kind> {
+    fn value_type(&mut self, key: &str) -> Result<ValueType> {
         let number = self.u32()?;
-        Kind::ALL.get(number as usize).copied().ok_or_else(|| {
-            self.wrong("metadata of a type that is not known")
+        ValueType::ALL.get(number as usize).copied().ok_or_else(|| {
+            self.error_here("a metadata value has an unknown type")
                 .expected("a type from 0 to 12")
                 .found(format!("{number} for {key}"))
         })
     }
 
     pub(super) fn value(&mut self, key: &str) -> Result<Value> {
-        match self.kind(key)? {
-            Kind::List => {
-                let kind = self.kind(key)?;
-                if kind == Kind::List {
-                    return Err(self.wrong("metadata with lists of lists").found(key));
+        match self.value_type(key)? {
+            ValueType::List => {
+                let kind = self.value_type(key)?;
+                if kind == ValueType::List {
+                    return Err(self.error_here("lists of lists in the metadata are not supported").found(key));
                 }
                 let len = self.u64()?;
-                if len > (self.left() / kind.least()) as u64 {
+                if len > (self.left() / kind.min_bytes()) as u64 {
                     return Err(self
-                        .wrong("the GGUF header announces more than the file can hold")
-                        .expected(format!("at most {} values", self.left() / kind.least()))
+                        .error_here("the GGUF header announces more than the file can hold")
+                        .expected(format!("at most {} values", self.left() / kind.min_bytes()))
                         .found(format!("a list of {len} for {key}"))
                         .help(DOWNLOAD_AGAIN));
                 }
-                let from = self.at;
+                let from = self.offset;
                 match kind {
-                    Kind::Text => {
+                    ValueType::Text => {
                         for _ in 0..len {
                             self.text_range()?;
                         }
                     }
-                    // No overflow: it fits the bytes that are left.
+                    // The product cannot overflow, because the list fits into the remaining bytes.
                     _ => {
-                        self.take(len * kind.least() as u64)?;
+                        self.take(len * kind.min_bytes() as u64)?;
                     }
                 }
-                Ok(Value::List { kind, len: len as usize, range: from..self.at })
+                Ok(Value::List { kind, len: len as usize, range: from..self.offset })
             }
             kind => self.scalar(kind),
         }
     }
 
-    pub(super) fn scalar(&mut self, kind: Kind) -> Result<Value> {
+    pub(super) fn scalar(&mut self, kind: ValueType) -> Result<Value> {
         Ok(match kind {
-            Kind::U8 => Value::Uint(u64::from(u8::from_le_bytes(self.array()?))),
-            Kind::U16 => Value::Uint(u64::from(u16::from_le_bytes(self.array()?))),
-            Kind::U32 => Value::Uint(u64::from(self.u32()?)),
-            Kind::U64 => Value::Uint(self.u64()?),
-            Kind::I8 => Value::Int(i64::from(i8::from_le_bytes(self.array()?))),
-            Kind::I16 => Value::Int(i64::from(i16::from_le_bytes(self.array()?))),
-            Kind::I32 => Value::Int(i64::from(i32::from_le_bytes(self.array()?))),
-            Kind::I64 => Value::Int(i64::from_le_bytes(self.array()?)),
-            Kind::F32 => Value::Float(f64::from(f32::from_le_bytes(self.array()?))),
-            Kind::F64 => Value::Float(f64::from_le_bytes(self.array()?)),
-            Kind::Bool => match self.array::<1>()? {
+            ValueType::U8 => Value::Uint(u64::from(u8::from_le_bytes(self.array()?))),
+            ValueType::U16 => Value::Uint(u64::from(u16::from_le_bytes(self.array()?))),
+            ValueType::U32 => Value::Uint(u64::from(self.u32()?)),
+            ValueType::U64 => Value::Uint(self.u64()?),
+            ValueType::I8 => Value::Int(i64::from(i8::from_le_bytes(self.array()?))),
+            ValueType::I16 => Value::Int(i64::from(i16::from_le_bytes(self.array()?))),
+            ValueType::I32 => Value::Int(i64::from(i32::from_le_bytes(self.array()?))),
+            ValueType::I64 => Value::Int(i64::from_le_bytes(self.array()?)),
+            ValueType::F32 => Value::Float(f64::from(f32::from_le_bytes(self.array()?))),
+            ValueType::F64 => Value::Float(f64::from_le_bytes(self.array()?)),
+            ValueType::Bool => match self.array::<1>()? {
                 [0] => Value::Bool(false),
                 [1] => Value::Bool(true),
-                [other] => return Err(self.wrong("metadata that is neither true nor false").found(other)),
+                [other] => {
+                    return Err(self.error_here("a boolean in the metadata is neither true nor false").found(other));
+                }
             },
-            Kind::Text => Value::Text(self.text_range()?),
-            Kind::List => return Err(self.wrong("metadata with lists of lists")),
+            ValueType::Text => Value::Text(self.text_range()?),
+            ValueType::List => return Err(self.error_here("lists of lists in the metadata are not supported")),
         })
     }
 
-    /// The descriptions of the tensors, each with its offset in the data.
-    pub(super) fn infos(&mut self, count: u64) -> Result<Vec<(Info, u64)>> {
-        // Grows as descriptions are found: a lying count in a large file would still be a large allocation.
+    /// Reads `count` tensor descriptions. Each comes with the offset of the tensor in the data.
+    pub(super) fn infos(&mut self, count: u64) -> Result<Vec<(TensorInfo, u64)>> {
+        // The vector grows with the descriptions found. Reserving `count` entries could be a huge allocation if the
+        // count of a large file is wrong.
         let mut infos = Vec::new();
         for _ in 0..count {
             let name = self.name("a tensor")?;
             let dimensions = self.u32()?;
             if !(1..=MAX_DIMENSIONS).contains(&dimensions) {
                 return Err(self
-                    .wrong("a tensor has a number of dimensions that makes no sense")
+                    .error_here("a tensor has an invalid number of dimensions")
                     .expected(format!("1 to {MAX_DIMENSIONS}"))
                     .found(format!("{dimensions} for {name}")));
             }
@@ -257,17 +260,17 @@ impl<'a> Reader<'a> {
             for _ in 0..dimensions {
                 let size = self.u64()?;
                 dims.push(usize::try_from(size).ok().filter(|size| *size > 0).ok_or_else(|| {
-                    self.wrong("a tensor's sizes make no sense")
+                    self.error_here("a tensor has an invalid shape")
                         .expected("sizes above 0")
                         .found(format!("{size} for {name}"))
                 })?);
             }
             let number = self.u32()?;
             let kind = GgmlType::new(number).ok_or_else(|| {
-                self.wrong("a tensor has an element type that is not known").found(format!("{number} for {name}"))
+                self.error_here("a tensor has an unknown element type").found(format!("{number} for {name}"))
             })?;
             let offset = self.u64()?;
-            infos.push((Info { name, kind, dims, range: 0..0 }, offset));
+            infos.push((TensorInfo { name, kind, dims, range: 0..0 }, offset));
         }
         Ok(infos)
     }

@@ -1,12 +1,14 @@
-//! GGUF files, versions 2 and 3: one file with metadata, tokenizer and tensors, read as views.
+//! Reads GGUF files of versions 2 and 3. One file contains the metadata, the tokenizer and the tensors, which are
+//! views.
 //!
-//! The format (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>): magic, version, counts, key-value pairs, tensor
-//! descriptions, padding, data; all little-endian. Nothing in the header is believed: every count and length is held against the
-//! bytes that are left before anything is allocated, and allocations are bounded by the header's own size.
+//! The format (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>) is little-endian: magic, version, counts,
+//! key-value pairs, tensor descriptions, padding, data. The header may be hostile. Every count and length is compared
+//! with the number of remaining bytes before anything is allocated, and allocations are bounded by the size of the
+//! header.
 use super::Bytes;
 use super::tensors::{DOWNLOAD_AGAIN, Weights};
 use crate::{Error, ErrorKind, Result};
-use header::{Info, Kind, Reader, Value};
+use header::{Reader, TensorInfo, Value, ValueType};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Range;
@@ -17,47 +19,47 @@ mod names;
 
 pub use ggml_type::GgmlType;
 
-/// An opened GGUF file: its header checked against its size, its tensors where they lie.
+/// An opened GGUF file. Its header is checked against the size of the file; its tensors stay where they are.
 #[derive(Debug)]
 pub struct Gguf {
     place: String,
     bytes: Bytes,
     metadata: HashMap<String, Value>,
-    tensors: Vec<Info>,
+    tensors: Vec<TensorInfo>,
 }
 
 impl Gguf {
-    /// Checks the header of `bytes`; `place` names the file in messages.
+    /// Reads and checks the header of `bytes`. Error messages call the file `place`.
     ///
     /// # Errors
-    /// When it is no GGUF file of version 2 or 3, or its header does not fit its bytes.
+    /// If `bytes` is not a GGUF file of version 2 or 3, or its header does not fit its size.
     pub fn new(place: impl Into<String>, bytes: impl Into<Bytes>) -> Result<Self> {
         let mut gguf = Self { place: place.into(), bytes: bytes.into(), metadata: HashMap::new(), tensors: Vec::new() };
         let bytes = gguf.bytes.clone();
-        let mut reader = Reader { bytes: &bytes, at: 0, place: &gguf.place };
+        let mut reader = Reader { bytes: &bytes, offset: 0, place: &gguf.place };
         let (pairs, tensors) = reader.start()?;
         for _ in 0..pairs {
             let key = reader.name("a key")?;
             let value = reader.value(&key)?;
             if gguf.metadata.insert(key.clone(), value).is_some() {
-                return Err(reader.wrong("a key of the GGUF file comes twice").found(key));
+                return Err(reader.error_here("the GGUF file has the same key twice").found(key));
             }
         }
         let infos = reader.infos(tensors)?;
-        let header = reader.at;
+        let header = reader.offset;
         gguf.tensors = gguf.lay_out(infos, header)?;
         Ok(gguf)
     }
 
-    /// Where the file lies, for messages.
+    /// The path of the file, for messages.
     pub fn place(&self) -> &str {
         &self.place
     }
 
-    /// The metadata of `key` as text, if it has any.
+    /// The metadata value of `key` as text, or `None` if the file does not have the key.
     ///
     /// # Errors
-    /// When the value is no text or not UTF-8.
+    /// If the value is not a text, or not UTF-8.
     pub fn text(&self, key: &str) -> Result<Option<&str>> {
         match self.metadata.get(key) {
             None => Ok(None),
@@ -66,10 +68,10 @@ impl Gguf {
         }
     }
 
-    /// The metadata of `key` as a whole number that is not negative, if it has any.
+    /// The metadata value of `key` as a non-negative whole number, or `None` if the file does not have the key.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// If the value is something else.
     pub fn uint(&self, key: &str) -> Result<Option<u64>> {
         match self.metadata.get(key) {
             None => Ok(None),
@@ -79,10 +81,10 @@ impl Gguf {
         }
     }
 
-    /// The metadata of `key` as a finite number, if it has any.
+    /// The metadata value of `key` as a finite number, or `None` if the file does not have the key.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// If the value is something else.
     pub fn number(&self, key: &str) -> Result<Option<f64>> {
         match self.metadata.get(key) {
             None => Ok(None),
@@ -93,10 +95,10 @@ impl Gguf {
         }
     }
 
-    /// The metadata of `key` as true or false, if it has any.
+    /// The metadata value of `key` as a boolean, or `None` if the file does not have the key.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// If the value is something else.
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {
         match self.metadata.get(key) {
             None => Ok(None),
@@ -105,14 +107,14 @@ impl Gguf {
         }
     }
 
-    /// The metadata of `key` as a list of texts, if it has any.
+    /// The metadata value of `key` as a list of texts, or `None` if the file does not have the key.
     ///
     /// # Errors
-    /// When the value is something else, or a text is not UTF-8.
+    /// If the value is something else, or a text is not UTF-8.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
         match self.metadata.get(key) {
             None => Ok(None),
-            Some(Value::List { kind: Kind::Text, len, range }) => {
+            Some(Value::List { kind: ValueType::Text, len, range }) => {
                 let mut reader = self.reader(range);
                 let texts = (0..*len).map(|_| {
                     let text = reader.text_range()?;
@@ -124,10 +126,10 @@ impl Gguf {
         }
     }
 
-    /// The metadata of `key` as a list of whole numbers, if it has any.
+    /// The metadata value of `key` as a list of whole numbers, or `None` if the file does not have the key.
     ///
     /// # Errors
-    /// When the value is something else.
+    /// If the value is something else, or a number does not fit 63 bits.
     pub fn ints(&self, key: &str) -> Result<Option<Vec<i64>>> {
         let Some(value) = self.metadata.get(key) else { return Ok(None) };
         let Value::List { kind, len, range } = value else { return Err(self.mistyped(key, "a list of whole numbers")) };
@@ -140,21 +142,21 @@ impl Gguf {
         ints.collect::<Result<_>>().map(Some)
     }
 
-    /// Whether `key` is a list.
+    /// Whether the metadata value of `key` is a list.
     pub fn is_list(&self, key: &str) -> bool {
         matches!(self.metadata.get(key), Some(Value::List { .. }))
     }
 
-    /// The sizes of the tensor `name`, outermost first, if there is one.
+    /// The shape of the tensor `name`, outermost dimension first, or `None` if the file has no such tensor.
     pub fn shape_of(&self, name: &str) -> Option<Vec<usize>> {
         let info = self.tensors.iter().find(|info| info.name == name)?;
         Some(info.dims.iter().rev().copied().collect())
     }
 
-    /// The values of the tensor `name` as f32, if there is one.
+    /// The values of the tensor `name` as f32, or `None` if the file has no such tensor.
     ///
     /// # Errors
-    /// When its element type is not supported.
+    /// If the element type is not supported.
     pub fn values_of(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let Some(info) = self.tensors.iter().find(|info| info.name == name) else { return Ok(None) };
         let weights = Weights {
@@ -164,8 +166,8 @@ impl Gguf {
         weights.tensor(name)?.to_f32().map(Some)
     }
 
-    /// An error about the metadata of `key`.
-    pub(crate) fn wrong(&self, key: &str, what: impl fmt::Display) -> Error {
+    /// An error about the metadata value of `key`.
+    pub(crate) fn error_at(&self, key: &str, what: impl fmt::Display) -> Error {
         Error::new(ErrorKind::Model, what).at(format!("{}: {key}", self.place))
     }
 
@@ -179,53 +181,57 @@ impl Gguf {
             Some(Value::Text(_)) => "a text".to_string(),
             Some(Value::List { kind, len, .. }) => format!("a list of {len} {kind:?}"),
         };
-        self.wrong(key, "metadata of the wrong type").expected(expected).found(found)
+        self.error_at(key, "a metadata value has the wrong type").expected(expected).found(found)
     }
 
     fn utf8(&self, key: &str, range: Range<usize>) -> Result<&str> {
-        std::str::from_utf8(&self.bytes[range]).map_err(|e| self.wrong(key, "metadata that is not UTF-8").found(e))
+        std::str::from_utf8(&self.bytes[range]).map_err(|e| self.error_at(key, "a metadata text is not UTF-8").found(e))
     }
 
     fn reader(&self, range: &Range<usize>) -> Reader<'_> {
-        Reader { bytes: &self.bytes[..range.end], at: range.start, place: &self.place }
+        Reader { bytes: &self.bytes[..range.end], offset: range.start, place: &self.place }
     }
 
-    /// Puts the tensors where their offsets say, in file order. They must not overlap; holes are alignment.
-    fn lay_out(&self, infos: Vec<(Info, u64)>, header: usize) -> Result<Vec<Info>> {
+    /// Computes the byte ranges of the tensors from their offsets, and sorts the tensors by position. Tensors must
+    /// not overlap. Gaps are allowed, because the format aligns tensors.
+    fn lay_out(&self, infos: Vec<(TensorInfo, u64)>, header: usize) -> Result<Vec<TensorInfo>> {
         let alignment = self.uint("general.alignment")?.unwrap_or(32);
         if !alignment.is_power_of_two() || alignment > 1 << 20 {
             return Err(self
-                .wrong("general.alignment", "an alignment that cannot be used")
+                .error_at("general.alignment", "the alignment of the tensors is not valid")
                 .expected("a power of two up to 1048576")
                 .found(alignment));
         }
         let mut placed = Vec::with_capacity(infos.len());
         let start = (header as u64).next_multiple_of(alignment);
         for (info, offset) in infos {
-            let at = |what: &str| Error::new(ErrorKind::Model, what).at(format!("{}: {}", self.place, info.name));
+            let tensor_error =
+                |what: &str| Error::new(ErrorKind::Model, what).at(format!("{}: {}", self.place, info.name));
             if offset % alignment != 0 {
-                return Err(at("a tensor is not aligned").expected(format!("a multiple of {alignment}")).found(offset));
+                return Err(tensor_error("a tensor is not aligned")
+                    .expected(format!("a multiple of {alignment}"))
+                    .found(offset));
             }
             let &(_, _, block, bytes) = info.kind.row();
             let inner = info.dims.first().copied().unwrap_or(1);
             let elements = info.dims.iter().try_fold(1usize, |product, &size| product.checked_mul(size));
             let size = elements.filter(|_| inner.is_multiple_of(block)).and_then(|n| (n / block).checked_mul(bytes));
             let Some(size) = size else {
-                return Err(at("a tensor's sizes make no sense")
+                return Err(tensor_error("a tensor has an invalid shape")
                     .expected(format!("rows of whole blocks of {block} {}", info.kind))
                     .found(format!("{:?}", info.dims)));
             };
             let end = start.checked_add(offset).and_then(|from| from.checked_add(size as u64));
             match end {
                 Some(end) if end <= self.bytes.len() as u64 => {
-                    // Both fit: `end` is at most the file's length.
+                    // The casts are exact, because `end` is at most the length of the file.
                     let from = (end - size as u64) as usize;
-                    placed.push(Info { range: from..from + size, ..info });
+                    placed.push(TensorInfo { range: from..from + size, ..info });
                 }
                 _ => {
-                    return Err(at("a tensor reaches past the end of the file")
-                        .expected(format!("{size} bytes from {offset} of the data"))
-                        .found(format!("a file of {} bytes, {} of them header", self.bytes.len(), header))
+                    return Err(tensor_error("a tensor reaches past the end of the file")
+                        .expected(format!("{size} bytes from offset {offset} of the data"))
+                        .found(format!("a file of {} bytes with a header of {header} bytes", self.bytes.len()))
                         .help(DOWNLOAD_AGAIN));
                 }
             }

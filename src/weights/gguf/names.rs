@@ -1,11 +1,11 @@
-//! The tensors of a GGUF file under the names that Hugging Face checkpoints use.
+//! The tensors of a GGUF file, under the names that Hugging Face checkpoints use.
 use super::Gguf;
-use super::header::Info;
+use super::header::TensorInfo;
 use crate::weights::tensors::{Entry, Stored, Weights};
 use crate::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 
-impl Info {
+impl TensorInfo {
     pub(super) fn entry(&self, heads: Option<usize>) -> Entry {
         let shape = self.dims.iter().rev().copied().collect();
         Entry { file: 0, stored: Stored::Ggml(self.kind), shape, heads, range: self.range.clone() }
@@ -13,21 +13,22 @@ impl Info {
 }
 
 impl Weights {
-    /// The tensors of a GGUF file, by their names in Hugging Face checkpoints.
+    /// The tensors of a GGUF file, under their names in Hugging Face checkpoints.
     ///
     /// # Errors
-    /// When two tensors would have the same name.
+    /// If two tensors have the same name.
     pub(in crate::weights) fn from_gguf(gguf: &Gguf) -> Result<Self> {
         let architecture = gguf.text("general.architecture")?.unwrap_or_default();
         let heads = |key: &str| gguf.uint(&format!("{architecture}.attention.{key}"));
         let q = heads("head_count")?;
         let k = match gguf.is_list(&format!("{architecture}.attention.head_count_kv")) {
-            true => None, // refused with the config
+            true => None, // reading the configuration refuses such a model
             false => heads("head_count_kv")?.or(q),
         };
         let mut tensors = BTreeMap::new();
         for info in &gguf.tensors {
-            // llama.cpp's converter reorders these for its own rotation, which turns neighbours together.
+            // llama.cpp's converter reorders these rows for its own rotation, which rotates neighbouring rows
+            // together.
             let paired = match info.name.rsplit('.').nth(1) {
                 Some("attn_q") if architecture == "llama" => q,
                 Some("attn_k") if architecture == "llama" => k,
@@ -35,16 +36,15 @@ impl Weights {
             };
             let paired = paired.map(|heads| usize::try_from(heads).unwrap_or(usize::MAX));
             if tensors.insert(hf_name(&info.name), info.entry(paired)).is_some() {
-                return Err(
-                    Error::new(ErrorKind::Model, "a tensor comes twice").at(format!("{}: {}", gguf.place, info.name))
-                );
+                return Err(Error::new(ErrorKind::Model, "the GGUF file has the same tensor twice")
+                    .at(format!("{}: {}", gguf.place, info.name)));
             }
         }
         Ok(Self { files: vec![(gguf.place.clone(), gguf.bytes.clone())], tensors })
     }
 }
 
-/// The name that Hugging Face checkpoints of Qwen2, Qwen3 and Llama give the tensor; others stay as they are.
+/// The name of a tensor in Hugging Face checkpoints of Qwen2, Qwen3 and Llama. Unknown names are returned unchanged.
 fn hf_name(name: &str) -> String {
     let whole = match name {
         "token_embd.weight" => "model.embed_tokens.weight",
