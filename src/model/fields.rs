@@ -2,10 +2,11 @@
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Map, Value};
 
-/// No size of a real model comes near; products of two such sizes still fit 64 bits.
+/// The largest size that a config may contain. Sizes of real models are far smaller, and a product of two such sizes
+/// still fits 64 bits.
 const MAX_SIZE: u64 = 1 << 28;
 
-/// The fields of one JSON object; `null` counts as absent, as in transformers.
+/// The fields of one JSON object. A field that is `null` counts as absent, as in transformers.
 pub(super) struct Fields<'a> {
     pub(super) map: &'a Map<String, Value>,
     pub(super) place: &'a str,
@@ -26,14 +27,14 @@ impl<'a> Fields<'a> {
         self.map.get(name).filter(|value| !value.is_null())
     }
 
-    pub(super) fn wrong(&self, name: &str, expected: impl std::fmt::Display) -> Error {
+    pub(super) fn invalid(&self, name: &str, expected: impl std::fmt::Display) -> Error {
         Error::new(ErrorKind::Model, format!("{name} has a value that cannot be used"))
             .at(format!("{}: {name}", self.place))
             .expected(expected)
             .found(self.get(name).map_or("nothing".to_string(), brief))
     }
 
-    pub(super) fn refuse(&self, name: &str, what: &str) -> Error {
+    pub(super) fn unsupported(&self, name: &str, what: &str) -> Error {
         Error::new(ErrorKind::Model, format!("{what} are not supported"))
             .at(format!("{}: {name}", self.place))
             .found(self.get(name).map_or("nothing".to_string(), brief))
@@ -43,31 +44,31 @@ impl<'a> Fields<'a> {
         let Some(value) = self.get(name) else { return Ok(None) };
         match value.as_u64() {
             Some(size) if (1..=MAX_SIZE).contains(&size) => Ok(Some(size as usize)),
-            _ => Err(self.wrong(name, format!("a whole number from 1 to {MAX_SIZE}"))),
+            _ => Err(self.invalid(name, format!("a whole number from 1 to {MAX_SIZE}"))),
         }
     }
 
     pub(super) fn size(&self, name: &str) -> Result<usize> {
-        self.optional_size(name)?.ok_or_else(|| self.wrong(name, "a positive whole number"))
+        self.optional_size(name)?.ok_or_else(|| self.invalid(name, "a positive whole number"))
     }
 
     pub(super) fn number(&self, name: &str) -> Result<Option<f64>> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        value.as_f64().filter(|number| number.is_finite()).map(Some).ok_or_else(|| self.wrong(name, "a number"))
+        value.as_f64().filter(|number| number.is_finite()).map(Some).ok_or_else(|| self.invalid(name, "a number"))
     }
 
     pub(super) fn required_number(&self, name: &str) -> Result<f64> {
-        self.number(name)?.ok_or_else(|| self.wrong(name, "a number"))
+        self.number(name)?.ok_or_else(|| self.invalid(name, "a number"))
     }
 
     pub(super) fn flag(&self, name: &str) -> Result<Option<bool>> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| self.wrong(name, "true or false"))
+        value.as_bool().map(Some).ok_or_else(|| self.invalid(name, "true or false"))
     }
 
     pub(super) fn text(&self, name: &str) -> Result<Option<&'a str>> {
         let Some(value) = self.get(name) else { return Ok(None) };
-        value.as_str().map(Some).ok_or_else(|| self.wrong(name, "a string"))
+        value.as_str().map(Some).ok_or_else(|| self.invalid(name, "a string"))
     }
 }
 
@@ -82,7 +83,7 @@ fn kind_of(value: &Value) -> &'static str {
     }
 }
 
-/// A JSON value in a message: whole when short.
+/// A JSON value as text for a message, shortened to 80 characters.
 fn brief(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(80) {

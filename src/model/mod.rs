@@ -1,4 +1,4 @@
-//! Models: configuration, the one decoder graph, RoPE.
+//! The model: its configuration, the decoder graph that all architectures share, and RoPE.
 pub mod config;
 pub mod decoder;
 mod fields;
