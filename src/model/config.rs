@@ -13,6 +13,7 @@ use serde_json::Value;
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
+const ADAPTER: &str = "adapter_config.json";
 /// A family of decoders. Families differ in the defaults of their config and in the attention fields of
 /// [`ModelConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -111,6 +112,13 @@ impl ModelConfig {
             return super::gguf::config(gguf);
         }
         let Some(config) = source.find_json(CONFIG)? else {
+            if let Some(adapter) = source.find_json(ADAPTER)? {
+                let base = adapter.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or("its base model");
+                return Err(Error::new(ErrorKind::Model, "this is an adapter (LoRA), not a whole model")
+                    .at(source)
+                    .found(format!("{ADAPTER}, but no {CONFIG}"))
+                    .help(format!("merge it into {base} with merge_and_unload of peft, and save the merged model")));
+            }
             return Err(Error::new(ErrorKind::Model, format!("the model has no {CONFIG}"))
                 .at(source)
                 .found(source.listing())
@@ -333,6 +341,9 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
         if fields.get(name).is_some_and(|value| value.as_u64() != Some(0)) {
             return Err(fields.unsupported(name, "mixture-of-experts models"));
         }
+    }
+    if fields.get("quantization").is_some_and(Value::is_object) {
+        return Err(fields.unsupported("quantization", "MLX-quantized weights").help("use the original weights"));
     }
     if fields.get("quantization_config").is_some() {
         return Err(fields

@@ -1,5 +1,5 @@
 //! Translates the metadata of a GGUF file into a `config.json`, which is then checked like any other.
-use crate::model::config::{ModelConfig, RopeScaling};
+use crate::model::config::{GenerationDefaults, ModelConfig, RopeScaling};
 use crate::weights::gguf::Gguf;
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Map, Value, json};
@@ -100,13 +100,34 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
         }
         config.rope_scaling = RopeScaling::Factors(factors);
     }
-    config.generation.temperature = gguf.number("general.sampling.temp")?.map(|v| v as f32).filter(|t| *t >= 0.0);
-    config.generation.top_p =
-        gguf.number("general.sampling.top_p")?.map(|v| v as f32).filter(|p| *p > 0.0 && *p <= 1.0);
-    config.generation.min_p =
-        gguf.number("general.sampling.min_p")?.map(|v| v as f32).filter(|p| *p >= 0.0 && *p <= 1.0);
-    config.generation.top_k = gguf.uint("general.sampling.top_k")?.and_then(|k| u32::try_from(k).ok());
+    config.generation = sampling(gguf)?;
     Ok(config)
+}
+
+/// The metadata `general.sampling.*`: how the authors of the model want it to be sampled. A temperature above 0 means
+/// that the model samples. A setting that is out of range is ignored with a warning.
+///
+/// `penalty_repeat` of llama.cpp looks at the last 64 tokens, while the repetition penalty here looks at all tokens, as
+/// in transformers.
+fn sampling(gguf: &Gguf) -> Result<GenerationDefaults> {
+    let setting = |name: &str, is_valid: fn(f64) -> bool| {
+        let key = format!("general.sampling.{name}");
+        let value = gguf.number(&key)?;
+        if let Some(invalid) = value.filter(|value| !is_valid(*value)) {
+            log::warn!("{}: {key} is ignored, because its value {invalid} is out of range", gguf.place());
+        }
+        Ok::<_, Error>(value.filter(|value| is_valid(*value)).map(|value| value as f32))
+    };
+    let temperature = setting("temp", |value| value >= 0.0)?;
+    Ok(GenerationDefaults {
+        do_sample: temperature.map(|temperature| temperature > 0.0),
+        temperature,
+        top_p: setting("top_p", |value| value > 0.0 && value <= 1.0)?,
+        // In llama.cpp, 0 and negative numbers mean that there is no limit.
+        top_k: setting("top_k", |value| value < f64::from(u32::MAX))?.map(|value| value.max(0.0) as u32),
+        min_p: setting("min_p", |value| (0.0..=1.0).contains(&value))?,
+        repetition_penalty: setting("penalty_repeat", |value| value > 0.0)?,
+    })
 }
 
 /// The f64 with the same shortest decimal spelling as the f32 that `value` was.

@@ -169,6 +169,19 @@ pub(super) fn parse(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
         Some(nested) => parse_scaling(nested, fields)?,
         None => RopeScaling::None,
     };
+    if name == NEW
+        && let Some(old) = fields.get(OLD)
+    {
+        let place = format!("{}: {OLD}", fields.place);
+        let old = parse_scaling(&Fields::new(old, &place)?, fields)?;
+        if old != scaling {
+            return Err(Error::new(ErrorKind::Model, "the configuration has two RoPE scalings that differ")
+                .at(format!("{}: {NEW} and {OLD}", fields.place))
+                .expected("one of the two fields, or the same scaling in both")
+                .found(format!("{NEW}: {scaling}; {OLD}: {old}"))
+                .help(format!("move the scaling that should apply into {NEW}, and remove {OLD}")));
+        }
+    }
     Ok((theta, scaling))
 }
 

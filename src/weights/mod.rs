@@ -27,6 +27,9 @@ pub use tensors::{Stored, TensorView, Weights};
 /// JSON files larger than this are refused. The largest tokenizer.json in use has about 30 MB.
 const MAX_JSON_BYTES: usize = 512 << 20;
 
+/// The beginning of a Git LFS pointer: the text that a clone without Git LFS has in place of a large file.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
 /// The bytes of one file, either memory-mapped or in shared memory. Cloning is cheap: clones share the bytes.
 #[derive(Clone)]
 pub struct Bytes(Storage);
@@ -97,6 +100,8 @@ impl ModelSource {
     /// # Errors
     /// If the header is invalid; see [`Gguf::new`].
     pub fn gguf_file(place: impl Into<String>, bytes: impl Into<Bytes>) -> Result<Self> {
+        let (place, bytes) = (place.into(), bytes.into());
+        refuse_lfs_pointer(&place, &bytes)?;
         Ok(Self(Place::Gguf(Arc::new(Gguf::new(place, bytes)?))))
     }
 
@@ -146,8 +151,8 @@ impl ModelSource {
     /// The bytes of the file `name`, or `None` if the model has no such file.
     ///
     /// # Errors
-    /// If the file exists but cannot be read, or if `name` is not a plain file name. Names of shards are written in
-    /// the model's own index, which must not be able to reach files outside the model.
+    /// If the file exists but cannot be read, if it is a Git LFS pointer, or if `name` is not a plain file name. Names of
+    /// shards are written in the model's own index, which must not be able to reach files outside the model.
     pub fn find(&self, name: &str) -> Result<Option<Bytes>> {
         if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\\', '\0', ':']) {
             return Err(Error::new(ErrorKind::Model, "a file name reaches outside the model")
@@ -155,12 +160,16 @@ impl ModelSource {
                 .expected("a plain file name")
                 .found(format!("{name:?}")));
         }
-        match &self.0 {
-            Place::Memory(files) => Ok(files.get(name).cloned()),
-            Place::Gguf(_) => Ok(None),
+        let bytes = match &self.0 {
+            Place::Memory(files) => files.get(name).cloned(),
+            Place::Gguf(_) => None,
             #[cfg(not(target_family = "wasm"))]
-            Place::Directory(dir) => read_file(&dir.join(name)),
+            Place::Directory(dir) => read_file(&dir.join(name))?,
+        };
+        if let Some(bytes) = &bytes {
+            refuse_lfs_pointer(&self.place_of(name), bytes)?;
         }
+        Ok(bytes)
     }
 
     /// The bytes of the file `name`.
@@ -240,6 +249,17 @@ impl fmt::Display for ModelSource {
             Place::Gguf(gguf) => f.write_str(gguf.place()),
         }
     }
+}
+
+fn refuse_lfs_pointer(place: &str, bytes: &[u8]) -> Result<()> {
+    if !bytes.starts_with(LFS_POINTER) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Model, "a file of the model is only a Git LFS pointer")
+        .at(place)
+        .expected("the file itself")
+        .found(format!("a pointer of {} bytes", bytes.len()))
+        .help("the model was cloned without Git LFS: install it and run \"git lfs pull\" in the clone"))
 }
 
 #[cfg(not(target_family = "wasm"))]

@@ -29,6 +29,9 @@ impl Weights {
             return Self::from_gguf(gguf);
         }
         if let Some(bytes) = source.find(SINGLE)? {
+            if source.find(INDEX)?.is_some() {
+                log::warn!("{source}: {INDEX} is ignored, because the model has a {SINGLE} as well");
+            }
             return Self::from_files(vec![(source.place_of(SINGLE), bytes)]);
         }
         let Some(index) = source.find_json(INDEX)? else {
@@ -40,6 +43,7 @@ impl Weights {
             let has_file = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
             return Err(match () {
                 () if has_file(".gguf") => error.help("pass the GGUF file itself as the model, not its directory"),
+                () if has_file(".safetensors") => error.help(format!("{INDEX} is missing: download it as well")),
                 () if has_file(".bin") || has_file(".pt") || has_file(".pth") => error.help(
                     "pickled weights are not supported: convert them to safetensors with transformers' save_pretrained",
                 ),
@@ -76,10 +80,17 @@ impl Weights {
                 continue;
             }
             let bytes = source.find(name)?.ok_or_else(|| {
-                Error::new(ErrorKind::Model, format!("the shard {name} is missing"))
+                let is_stray = |file: &String| file.ends_with(".safetensors") && !shard_of.values().any(|s| s == file);
+                let error = Error::new(ErrorKind::Model, format!("the shard {name} is missing"))
                     .at(&place)
-                    .found(source.listing())
-                    .help("the download is incomplete: download the missing shard")
+                    .found(source.listing());
+                match source.names().into_iter().find(is_stray) {
+                    Some(stray) => error.help(format!(
+                        "the index is probably from another version of the model, because it does not name {stray}: \
+                         download the index and the shards of the same version"
+                    )),
+                    None => error.help("the download is incomplete: download the missing shard"),
+                }
             })?;
             files.insert(name, weights.files.len());
             weights.add_safetensors(source.place_of(name), bytes, |tensor| {
