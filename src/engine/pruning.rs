@@ -4,7 +4,7 @@ use crate::cache::{KvCache, Tracking};
 use crate::kernels::Reduce;
 use crate::kernels::launch::{self, Readback};
 use crate::model::decoder::{Decoder, Input, Logits, Output};
-use crate::policy::scores::readout_granularity;
+use crate::policy::scores::{Granularity, readout_granularity};
 use crate::policy::{
     self, Budget, CacheView, EvictionPolicy, KeepPlan, Layers, Measured, Measurement, Normalise, Sets, Snapshot,
     ViewParts,
@@ -102,7 +102,16 @@ impl Pruner {
 
     /// What the forward of the pending token must read out.
     pub fn readout_of_pending(&self) -> Option<Reduce> {
-        (self.policy.needs() == Measurement::LastRow).then(|| readout_granularity(self.sets.scope, self.normalise))
+        (self.policy.needs() == Measurement::LastRow).then(|| self.reduce())
+    }
+
+    /// What the attention kernel averages on the device, for the rows that the scope and the normalisation need.
+    fn reduce(&self) -> Reduce {
+        match readout_granularity(self.sets.scope, self.normalise) {
+            Granularity::QueryHead => Reduce::None,
+            Granularity::KvHead => Reduce::KvHead,
+            Granularity::Layer => Reduce::Layer,
+        }
     }
 
     /// Starts measuring for `seq`, whose pending token `pending` has been forwarded (`held`: what that forward gave) and counted:
@@ -131,8 +140,8 @@ impl Pruner {
             }
             Measurement::ProbeRow => {
                 let before = cache.checkpoint(seq);
-                let reduce = readout_granularity(self.sets.scope, self.normalise);
-                let out = model.forward(Input::Probe { seq, ids: probe_ids }, cache, Logits::None, Some(reduce))?;
+                let out =
+                    model.forward(Input::Probe { seq, ids: probe_ids }, cache, Logits::None, Some(self.reduce()))?;
                 let slots = out.readout.iter().map(|row| row.dims()[1]).collect();
                 reading.attention = Some((launch::read_floats(&out.readout.iter().collect::<Vec<_>>()), slots));
                 cache.rollback(&before, pending);
