@@ -8,6 +8,61 @@
 //! Text is bytes here, because a token may end inside a UTF-8 character and a model may write invalid UTF-8. A step's
 //! id is its byte offset in the full logical text of the thinking, evicted tokens included; it never changes once the
 //! step is known, and [`Segmenter`] relies on that to look at each byte only once.
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, ErrorKind, Result};
+
+/// Where a step of the thinking may begin.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Boundaries {
+    /// At each of the [`KEYWORDS`], the rule of the paper. They are English.
+    #[default]
+    Keywords,
+    /// After each blank line.
+    Paragraphs,
+    /// After each sentence and after each blank line.
+    Sentences,
+    /// At each keyword and, where no keyword has occurred for long, at the ends of paragraphs or sentences.
+    Auto,
+}
+
+impl Boundaries {
+    /// Every rule, in the order in which they are documented.
+    pub const ALL: [Self; 4] = [Self::Keywords, Self::Paragraphs, Self::Sentences, Self::Auto];
+
+    /// The name that requests, traces and messages use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Keywords => "keywords",
+            Self::Paragraphs => "paragraphs",
+            Self::Sentences => "sentences",
+            Self::Auto => "auto",
+        }
+    }
+}
+
+impl fmt::Display for Boundaries {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Boundaries {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Self::ALL.into_iter().find(|rule| rule.name() == text).ok_or_else(|| {
+            Error::new(ErrorKind::Input, "unknown rule for step boundaries")
+                .at("`steps`")
+                .expected(Self::ALL.map(Self::name).join(", "))
+                .found(format!("{text:?}"))
+        })
+    }
+}
 
 /// The phrases that begin a step, with straight apostrophes. Source: the seed note of METHOD, section 1.
 pub const KEYWORDS: [&str; 32] = [

@@ -52,7 +52,18 @@ struct PendingIds {
     state: Readback,
 }
 
-impl Batch<'_> {
+impl<'e> Batch<'e> {
+    /// An empty batch with `places` places.
+    pub(super) fn new(engine: &'e mut Engine, places: usize) -> Self {
+        Self {
+            engine,
+            requests: 0,
+            waiting: VecDeque::new(),
+            places: (0..places).map(|_| None).collect(),
+            reads: VecDeque::new(),
+        }
+    }
+
     /// Takes a request on; it runs as soon as a place is free. Returns its number, counted from 0.
     ///
     /// # Errors

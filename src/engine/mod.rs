@@ -20,7 +20,6 @@ pub(crate) mod pruning;
 mod request;
 mod sequence;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -171,12 +170,6 @@ impl Engine {
     pub fn batch(&mut self) -> Batch<'_> {
         self.stop.store(false, Ordering::Relaxed);
         let places = self.cache.shape().seqs;
-        Batch {
-            engine: self,
-            requests: 0,
-            waiting: VecDeque::new(),
-            places: (0..places).map(|_| None).collect(),
-            reads: VecDeque::new(),
-        }
+        Batch::new(self, places)
     }
 }

@@ -1,9 +1,9 @@
 //! The host's side of one sequence: what was asked for, what is known of it so far, and what comes of it. No tensors here.
 use web_time::Instant;
 
+use super::pruning::{self, Measurements, Pruner};
 use crate::cache::KvCache;
 use crate::device::ComputeDevice;
-use crate::engine::pruning::{self, Measurements, Pruner};
 use crate::engine::{Event, LAG, RunOptions, RunResult};
 use crate::policy::{self, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
@@ -78,7 +78,7 @@ impl Sequence {
         check_ids(&prompt, model.vocab_size, "the prompt")?;
         options.sampling.check()?;
         let sets = Sets { scope: options.scope, layers: model.layers, kv_heads: model.kv_heads };
-        let policy = prune::check(&options.policy, options.budget, &options.layers, &sets)?;
+        let policy = pruning::check(&options.policy, options.budget, &options.layers, &sets)?;
         let tokenizer = model.tokenizer.as_ref().ok().cloned();
         let think = tokenizer.as_ref().map_or(ThinkIds { open: None, close: None }, Tokenizer::think_ids);
         let probe_ids = match policy.needs().probes() {

@@ -4,7 +4,7 @@ use crate::dtype::Dtype;
 use burn::tensor::{Device, Int, Tensor};
 
 use super::launch::{POISON_WORD, as_floats, as_words, read_floats, read_words};
-use super::{floats, state, words};
+use super::{f32_tensor, state, u32_tensor};
 use crate::Result;
 use crate::sampling::Sampling;
 
@@ -58,7 +58,7 @@ pub struct Check {
 
 enum Data {
     Floats(Tensor<2>),
-    Dtype(Tensor<1, Int>),
+    Words(Tensor<1, Int>),
 }
 
 impl Check {
@@ -69,14 +69,14 @@ impl Check {
 
     /// A u32 output with `row` words a row.
     pub fn words(name: &'static str, tensor: Tensor<1, Int>, row: usize, bound: Bound) -> Self {
-        Self { name, row, bound, data: Data::Dtype(tensor) }
+        Self { name, row, bound, data: Data::Words(tensor) }
     }
 
     /// The output's words, floats as their bits.
     pub async fn read(&self) -> Result<Vec<u32>> {
         Ok(match &self.data {
             Data::Floats(t) => as_floats(&read_floats(&[t]).await?[0]).iter().map(|v| v.to_bits()).collect(),
-            Data::Dtype(t) => as_words(&read_words(&[t]).await?[0]),
+            Data::Words(t) => as_words(&read_words(&[t]).await?[0]),
         })
     }
 }
@@ -206,17 +206,17 @@ pub(super) fn cache_words(packing: Dtype, n: usize) -> Vec<u32> {
 /// u32 words, padded to whole 16-byte vectors: kernels read some buffers as `vec4<u32>`.
 pub(super) fn device_words(mut values: Vec<u32>, device: &Device) -> Tensor<1, Int> {
     values.resize(values.len().next_multiple_of(4), POISON_WORD);
-    words(values, device)
+    u32_tensor(values, device)
 }
 
 pub(super) fn device_floats(values: Vec<f32>, rows: usize, cols: usize, device: &Device) -> Tensor<2> {
-    floats(values, [rows, cols], device)
+    f32_tensor(values, [rows, cols], device)
 }
 
 /// A RoPE table `[positions, d]`.
 pub(super) fn device_rope(d: usize, positions: usize, device: &Device) -> Tensor<1> {
     let table = crate::model::rope::table(d, 1e4, &crate::model::config::RopeScaling::None, positions);
-    floats(table, [positions * d], device)
+    f32_tensor(table, [positions * d], device)
 }
 
 /// An output that an in-place kernel writes into: all sentinels.

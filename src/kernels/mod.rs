@@ -380,13 +380,13 @@ pub fn variants() -> Vec<launch::Variant> {
 }
 
 /// A u32 tensor of `words` on `device`. Without the dtype, burn would convert to the device's default, i32.
-pub fn words(words: Vec<u32>, device: &Device) -> Tensor<1, Int> {
+pub fn u32_tensor(words: Vec<u32>, device: &Device) -> Tensor<1, Int> {
     let n = words.len();
     Tensor::from_data(TensorData::new(words, [n]), (device, DType::U32))
 }
 
 /// An f32 tensor of `values` on `device`.
-pub fn floats<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
+pub fn f32_tensor<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
     Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
 }
 

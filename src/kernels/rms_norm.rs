@@ -6,7 +6,7 @@
 //! Bound: 2e-6 relative to the row's largest value: one f32 sum of squares, one square root, two products.
 use super::cases::{Bound, Case, Check, device_floats, noise};
 use super::launch::Variant;
-use super::{floats, rms_norm as run};
+use super::{f32_tensor, rms_norm as run};
 
 /// Parameters of [`rms_norm`](fn@super::rms_norm).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,7 +50,7 @@ pub(super) fn cases() -> Vec<Case> {
         let spec = NormSpec { n, first, cols, eps: 1e-6 };
         Case::new("rms_norm", format!("{n}x{cols} from row {first} scale {scale}"), move |device| {
             let x = device_floats(noise((first + n) * cols, 7, scale), first + n, cols, device);
-            let weight = floats(noise(cols, 8, 2.0), [cols], device);
+            let weight = f32_tensor(noise(cols, 8, 2.0), [cols], device);
             vec![Check::floats("out", run(&x, &weight, spec), Bound::Relative(2e-6))]
         })
     };

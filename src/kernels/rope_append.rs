@@ -15,7 +15,7 @@
 //! values exact.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
 use super::launch::Variant;
-use super::{LayerSpec, f16_bits, floats, rope_append as run, state};
+use super::{LayerSpec, f16_bits, f32_tensor, rope_append as run, state};
 use crate::dtype::Dtype;
 use crate::model::config::RopeScaling;
 
@@ -146,13 +146,13 @@ pub(super) fn cases() -> Vec<Case> {
                 let spec = RopeAppendSpec { layer, n, chunk, map, norm };
                 let rope = crate::model::rope::table(d, 1e6, &RopeScaling::None, positions);
                 let weights: Vec<f32> = noise(2 * d, 10, 0.5).iter().map(|w| 1.0 + w).collect();
-                let weights = floats(weights, [2 * d], device);
+                let weights = f32_tensor(weights, [2 * d], device);
                 let qkv =
                     device_floats(noise(n * (heads + 2 * kv_heads) * d, 9, 3.0), n, (heads + 2 * kv_heads) * d, device);
                 let rows = builder.rows(1);
                 let row_words = words.row_words(d);
                 let kv = device_words((0..rows * row_words).map(|i| 0x7000_0000 + i as u32).collect(), device);
-                let rope = floats(rope, [positions * d], device);
+                let rope = f32_tensor(rope, [positions * d], device);
                 let (q, kv) = run(qkv, &rope, &device_words(builder.build(), device), kv, &weights, spec);
                 let bound = match words {
                     Dtype::F16 => Bound::HalfUlps(1),

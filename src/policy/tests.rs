@@ -1,5 +1,6 @@
 //! Tests of the shared seam and of each policy on views small enough to check by eye.
 use super::*;
+use crate::{Position, Slot};
 
 /// A prompt of 2, then steps of the given sizes; the last one is current. Step ids are 10 apart.
 struct Cache {

@@ -69,7 +69,7 @@ struct View<'a> {
     /// Scope, layers, normalisation, positions.
     settings: [String; 4],
     stop: String,
-    totals: &'a super::trace::Totals,
+    totals: &'a crate::trace::Totals,
     prompt: Option<String>,
     slot_bytes: Option<u64>,
     /// Of each step, runs of tokens with one fate: text, tokens, and the probe that evicted them (-1: none).

@@ -1,16 +1,12 @@
 //! Policies on models: what they measure against transformers, every scope and position mode against transformers' own
 //! cache with other evictions for each set, and whole runs of every policy in every mode, replayed by a decoder that
 //! has no cache to prune. What the numbers are: `tests/golden/README.md`.
-mod common;
-#[path = "common/replay.rs"]
-mod replay;
-
 use secateur::dtype::Dtype;
 use std::collections::HashSet;
 
-use common::*;
-use replay::reference::{Given, Reference};
-use replay::{Evict, Replay, narrowed, reference, replay};
+use crate::common::reference::{Given, Reference};
+use crate::common::replay::{Evict, Replay, narrowed, reference, replay};
+use crate::common::*;
 use secateur::Slot;
 use secateur::cache::{KvCache, Tracking};
 use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions, RunResult};

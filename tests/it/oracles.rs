@@ -1,8 +1,6 @@
 //! Tests of the tests: the comparison and the conformance cases must notice what is wrong, and only that. Once on data,
 //! once on real kernels whose text was changed and that run on a GPU adapter.
-mod common;
-
-use common::*;
+use crate::common::*;
 use secateur::device::ComputeDevice;
 use secateur::kernels::cases::{self, Bound, Case, compare, noise};
 use secateur::kernels::launch::{POISON_WORD, hooks, poison_outputs};

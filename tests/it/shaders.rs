@@ -1,12 +1,10 @@
 //! Every specialisation of every shader: validated, translated for every graphics API, and within the WebGPU baseline; and
 //! the files of `shaders/` and `src/kernels/` name each other.
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
 
-use common::*;
+use crate::common::*;
 use naga::{AddressSpace, StorageAccess};
 use secateur::conformance::shaders::{CAPABILITIES, translate};
 use secateur::kernels::launch::{Variant, hooks};

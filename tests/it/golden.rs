@@ -1,8 +1,6 @@
 //! The decoder against transformers: logits, attention rows, greedy ids and the pruning oracle of every fixture, on every
 //! device, with f32 and f16 caches. What the numbers are: `tests/golden/README.md`.
-mod common;
-
-use common::*;
+use crate::common::*;
 use secateur::Slot;
 use secateur::cache::KvCache;
 use secateur::device::ComputeDevice;

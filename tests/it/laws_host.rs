@@ -1,8 +1,5 @@
 //! Laws of the host side of the method: steps, protection, budgets, policies, trace. No GPU, no model.
-#[path = "common/files.rs"]
-mod files;
-
-use files::{real, report};
+use crate::common::files::{real, report};
 use proptest::prelude::*;
 use secateur::policy::{
     self, Budget, CURRENT_STEP_KEPT, CacheView, CachedToken, EvictionPolicy, KeepPlan, Measurement, Outcome, POLICIES,

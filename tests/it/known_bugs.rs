@@ -1,16 +1,12 @@
 //! Bugs that other implementations of cache eviction shipped, one test each. Where a larger test covers the same
 //! ground, this one is its smallest form. A decoder without a cache to prune (`common/reference.rs`) says what would be
 //! right.
-mod common;
-#[path = "common/replay.rs"]
-mod replay;
-
+use crate::common::replay;
 use secateur::dtype::Dtype;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 
-use common::*;
-use replay::{Evict, narrowed, reference};
+use crate::common::memory::{held, peak_of};
+use crate::common::replay::{Evict, narrowed, reference};
+use crate::common::*;
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, Event, LoadOptions, Prompt, RunOptions, RunResult};
 use secateur::kernels::launch::{as_floats, read_words};
@@ -23,51 +19,6 @@ use secateur::policy::{
 };
 use secateur::weights::ModelSource;
 use secateur::{Position, Slot};
-
-/// Counts what this thread allocates: the twin's tensors are ordinary memory.
-struct Counting;
-
-thread_local! {
-    /// Bytes now, and most of them since [`peak_of`] began.
-    static BYTES: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
-}
-
-fn count(bytes: isize) {
-    BYTES.with(|counted| {
-        let (now, most) = counted.get();
-        counted.set((now + bytes, most.max(now + bytes)));
-    });
-}
-
-// SAFETY: everything is the system allocator's; the cell needs no allocation and no destructor.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as isize);
-        // SAFETY: the caller keeps `GlobalAlloc`'s contract.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        count(-(layout.size() as isize));
-        // SAFETY: as above.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-}
-
-#[global_allocator]
-static COUNTING: Counting = Counting;
-
-/// Bytes that this thread holds.
-fn held() -> isize {
-    BYTES.with(|counted| counted.get().0)
-}
-
-/// The most bytes that `f` held at a time beyond those that were held before it.
-fn peak_of<T>(f: impl FnOnce() -> T) -> isize {
-    let before = held();
-    BYTES.with(|counted| counted.set((before, before)));
-    drop(f());
-    BYTES.with(|counted| counted.get().1) - before
-}
 
 /// A cache of a prompt of 6 and two steps of 10, the second being written.
 fn with_view<T>(budget: Budget, look: impl FnOnce(&CacheView<'_>) -> T) -> T {
@@ -143,8 +94,8 @@ fn the_question_survives_the_first_cold_compaction() {
 fn thinned<'m>(
     fx: &Fixture,
     device: &ComputeDevice,
-    model: &'m replay::reference::Reference,
-) -> (secateur::model::decoder::Decoder, secateur::cache::KvCache, replay::reference::Reading<'m>) {
+    model: &'m reference::Reference,
+) -> (secateur::model::decoder::Decoder, secateur::cache::KvCache, reference::Reading<'m>) {
     let decoder = fx.load(device);
     let mut cache = fx.cache(device, Dtype::F32, 1, 8);
     let prompt = fx.ids("prompt.64.ids");

@@ -2,7 +2,6 @@
 //!
 //! Real files lie in `../shared/data`, or where `SECATEUR_SHARED` points. Without them those tests say so and skip; where
 //! the variable is set, they must be there.
-#![allow(dead_code, unused_macros, unused_imports, reason = "each test binary uses its part")]
 use std::path::{Path, PathBuf};
 
 use secateur::{Error, ErrorKind};

@@ -1,14 +1,10 @@
 //! Replays of whole runs: the oracle for evictions that policies chose.
-#![allow(dead_code, reason = "each test binary uses its part")]
-#[path = "reference.rs"]
-pub mod reference;
-
-use reference::{Given, Reading, Reference};
+use super::reference::{Given, Reading, Reference};
 use secateur::dtype::Dtype;
 use secateur::policy::{self, Measurement, Positions, Role, Scope, Sets};
 use secateur::trace::{Probe, Settings, Step, Trace};
 
-use super::common::{Fixture, difference};
+use super::{Fixture, difference};
 
 /// The fixture's weights in the reference decoder.
 pub fn reference(fx: &Fixture) -> Reference {

@@ -1,9 +1,7 @@
 //! The whole path on every adapter: the engine's own decode, probe and prune, held against the same run on the twins.
-mod common;
-#[path = "common/replay.rs"]
-mod replay;
-
-use replay::Evict;
+use crate::common;
+use crate::common::replay;
+use crate::common::replay::Evict;
 use secateur::dtype::Dtype;
 use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions, RunResult};
 use secateur::sampling::Sampling;

@@ -2,57 +2,18 @@
 //! wrote, with goldens, are in `tests/golden`, and real tokenizers in `../shared/data` (see `tests/common/files.rs`).
 //!
 //! An allocator that counts holds the reader to its promise: what a header claims is never allocated before it is found.
-#[path = "common/files.rs"]
-mod files;
-
-use files::{assert_says, message, real, report, vectors};
+use crate::common::files::{assert_says, message, real, report, vectors};
+use crate::common::memory::largest_allocation;
 use secateur::dtype::Dtype;
 use secateur::model::config::{Architecture, ModelConfig, RopeScaling};
 use secateur::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use secateur::weights::{ModelSource, Weights};
 use secateur::{Error, ErrorKind};
 use serde_json::Value;
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::path::{Path, PathBuf};
 
 type Failure = Box<dyn std::error::Error>;
 type Outcome = Result<(), Failure>;
-
-/// Remembers the largest single allocation of this thread.
-struct Watching;
-
-thread_local! {
-    static LARGEST: Cell<usize> = const { Cell::new(0) };
-}
-
-// SAFETY: everything is the system allocator's; the cell needs no allocation and no destructor.
-unsafe impl GlobalAlloc for Watching {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.with(|largest| largest.set(largest.get().max(layout.size())));
-        // SAFETY: the caller keeps `GlobalAlloc`'s contract.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        // SAFETY: as above.
-        unsafe { System.dealloc(ptr, layout) }
-    }
-    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new: usize) -> *mut u8 {
-        LARGEST.with(|largest| largest.set(largest.get().max(new)));
-        // SAFETY: as above.
-        unsafe { System.realloc(ptr, layout, new) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Watching = Watching;
-
-/// The largest allocation that `f` makes.
-fn largest_allocation(f: impl FnOnce()) -> usize {
-    LARGEST.set(0);
-    f();
-    LARGEST.get()
-}
 
 // ------------------------------------------------------------------------------------------------ files made by hand
 

@@ -1,6 +1,5 @@
 //! The model inside the binary against transformers: what `models/train/export.py` recorded in `golden.json`.
-mod common;
-
+use crate::common;
 use secateur::builtin;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
@@ -26,7 +25,7 @@ struct Problem {
 }
 
 fn golden() -> Golden {
-    serde_json::from_str(include_str!("../models/tiny-reasoner/golden.json")).expect("as export.py writes it")
+    serde_json::from_str(include_str!("../../models/tiny-reasoner/golden.json")).expect("as export.py writes it")
 }
 
 fn engine(device: &ComputeDevice) -> Engine {

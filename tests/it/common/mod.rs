@@ -1,7 +1,11 @@
-//! What several test binaries need: the golden fixtures, the devices of this machine and how to judge a difference.
+//! What several modules need: the golden fixtures, the devices of this machine and how to judge a difference.
 //!
 //! `SECATEUR_REQUIRE=cpu,llvmpipe,swiftshader` (parts of adapters' names) makes a missing device a failure.
-#![allow(dead_code, reason = "each test binary uses its part")]
+pub mod files;
+pub mod memory;
+pub mod reference;
+pub mod replay;
+
 use secateur::dtype::Dtype;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock};

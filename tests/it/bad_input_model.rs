@@ -1,12 +1,10 @@
 //! What a user can hand in at the level of model and cache: every case a clear error and no panic, and matrices that must
 //! be split give what whole ones give.
-mod common;
-
 use secateur::dtype::Dtype;
 use std::collections::BTreeMap;
 
-use common::*;
-use safetensors::{Dtype, tensor::TensorView};
+use crate::common::*;
+use safetensors::tensor::TensorView;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
 use secateur::kernels::launch::as_words;
@@ -39,7 +37,7 @@ fn load(fx: &Fixture, device: &ComputeDevice, context: usize) -> Result<Decoder,
 }
 
 /// A tensor as it is stored: type, shape, bytes.
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+type Tensors = BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>;
 
 fn tensors(weights: &Weights) -> Tensors {
     let stored = |name: &str| {
@@ -177,7 +175,7 @@ fn weights_of_the_wrong_shape_are_refused_by_name() {
         tried += 1;
         let mut changed = good.clone();
         let values: usize = shape.iter().product();
-        changed.insert(name.clone(), (Dtype::I8, shape.clone(), vec![0; values]));
+        changed.insert(name.clone(), (safetensors::Dtype::I8, shape.clone(), vec![0; values]));
         let result = Decoder::load(&fx.config, &weights(&changed), 64, &devices()[0], &mut |_, _| ());
         refused(result, ErrorKind::Model, &[name, "I8"]);
         tried += 1;
@@ -257,8 +255,8 @@ fn logits_that_are_not_finite_are_an_error() {
             let mut changed = tensors(&fx.weights);
             let (dtype, _, bytes) = changed.get_mut(tensor).expect("in every fixture");
             match dtype {
-                Dtype::F32 => bytes[..4].copy_from_slice(&value.to_le_bytes()),
-                Dtype::F16 => bytes[..2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
+                safetensors::Dtype::F32 => bytes[..4].copy_from_slice(&value.to_le_bytes()),
+                safetensors::Dtype::F16 => bytes[..2].copy_from_slice(&half::f16::from_f32(value).to_le_bytes()),
                 _ => bytes[..2].copy_from_slice(&half::bf16::from_f32(value).to_le_bytes()),
             }
             let broken = weights(&changed);

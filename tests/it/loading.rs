@@ -1,8 +1,5 @@
 //! Loading a model: every way its files can be wrong, with what the error says; and real tokenizers and templates.
-#[path = "common/files.rs"]
-mod files;
-
-use files::{assert_says, message, real, report, vectors};
+use crate::common::files::{assert_says, message, real, report, vectors};
 use secateur::dtype::Dtype;
 use secateur::model::config::{Architecture, ModelConfig, RopeScaling};
 use secateur::text::{ChatTemplate, Detokenizer, Message, RenderOptions, ThinkingState, Tokenizer, thinking_state};
@@ -24,12 +21,12 @@ fn file(header: &str, data: &[u8]) -> Vec<u8> {
 
 /// Two small tensors, as the `safetensors` crate writes them.
 fn good_file() -> Result<Vec<u8>, Failure> {
-    use safetensors::{Dtype, tensor::TensorView};
+    use safetensors::tensor::TensorView;
     let norm: Vec<u8> = [1.0f32, 2.0, 3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
     let matrix: Vec<u8> = (0..6).flat_map(|v| half::f16::from_f32(v as f32).to_le_bytes()).collect();
     let tensors = [
-        ("model.norm.weight", TensorView::new(Dtype::F32, vec![3], &norm)?),
-        ("model.embed_tokens.weight", TensorView::new(Dtype::F16, vec![2, 3], &matrix)?),
+        ("model.norm.weight", TensorView::new(safetensors::Dtype::F32, vec![3], &norm)?),
+        ("model.embed_tokens.weight", TensorView::new(safetensors::Dtype::F16, vec![2, 3], &matrix)?),
     ];
     Ok(safetensors::serialize(tensors, None)?)
 }

@@ -1,7 +1,5 @@
 //! Laws of the cache and of decoding, on the CPU twin and on one GPU adapter: what must be equal is equal bit for bit.
-mod common;
-
-use common::*;
+use crate::common::*;
 use proptest::prelude::*;
 use secateur::Slot;
 use secateur::cache::KvCache;

@@ -1,11 +1,9 @@
 //! What is drawn on the device against what transformers' logits processors allow, and how often: every token they leave, in
 //! its share, and no other. The fixture is made by `tests/golden/make_sampling.py`.
-mod common;
-
 use secateur::dtype::Dtype;
 use std::collections::HashMap;
 
-use common::*;
+use crate::common::*;
 use pollster::block_on;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
