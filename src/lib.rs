@@ -24,9 +24,9 @@ pub mod trace;
 pub mod web;
 pub mod weights;
 
-pub use error::{Error, ErrorKind, Result};
 pub use device::ComputeDevice;
 pub use engine::{Batch, Engine, Event, LoadOptions, PreparedModel, Prompt, RunOptions, RunResult};
+pub use error::{Error, ErrorKind, Result};
 pub use policy::{Budget, EvictionPolicy};
 pub use trace::{AttentionDetail, Trace};
 pub use weights::ModelSource;
