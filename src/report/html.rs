@@ -33,7 +33,7 @@ fn page_within(traces: &[(String, Trace)], heads_bytes: usize) -> Result<String>
         return Err(Error::new(ErrorKind::Input, "a report shows one trace or two").found(traces.len()));
     }
     traces.iter().try_for_each(|(_, trace)| trace.check())?;
-    let views: Vec<View> = traces.iter().map(|(name, trace)| View::of(name, trace, heads_bytes)).collect();
+    let views: Vec<View<'_>> = traces.iter().map(|(name, trace)| View::of(name, trace, heads_bytes)).collect();
     let failed = |e| Error::new(ErrorKind::Internal, "the report's data has no JSON form").found(e);
     let data = serde_json::to_string(&views).map_err(failed)?.replace('<', "\\u003c");
     let title = traces.iter().map(|(name, _)| escaped(&spelled_out(name))).collect::<Vec<_>>().join(" and ");
