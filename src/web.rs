@@ -279,6 +279,7 @@ async fn run(engine: &mut Engine, prompt: &Prompt, options: &Settings, on_event:
             let thinking = matches!(role, Role::Thinking | Role::ThinkOpen | Role::ThinkClose);
             send(on_event, &json!({"type": "token", "id": id, "text": text, "thinking": thinking}));
         }
+        Event::Repetition { .. } => {}
         Event::Probe(probe) => {
             let tokens = probe.evicted.iter().map(|position| *position as usize - prompt_tokens);
             let probe = json!({
