@@ -15,6 +15,7 @@
 //! next step; the host reads their ids [`LAG`] steps at a time, one batch behind, and catches up only where it must know the
 //! text: before a probe. Results do not depend on how late it reads.
 mod batch;
+mod calibrated;
 mod prepared;
 pub(crate) mod pruning;
 mod request;
@@ -26,7 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use crate::settings::Settings;
 pub use batch::Batch;
 pub use prepared::PreparedModel;
-pub use request::{LoadOptions, Prompt};
+pub use request::{LoadOptions, Prompt, Request, Resolved};
 
 use crate::cache::KvCache;
 use crate::device::ComputeDevice;

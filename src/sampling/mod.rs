@@ -65,10 +65,10 @@ impl Sampling {
         let Self { temperature, top_p, min_p, repetition_penalty, .. } = *self;
         let penalties = 0.01..=100.0;
         for (name, value, good, expected) in [
-            ("--temperature", temperature, (0.0..=1000.0).contains(&temperature), "from 0 to 1000"),
-            ("--top-p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0, at most 1"),
-            ("--min-p", min_p, (0.0..=1.0).contains(&min_p), "from 0 to 1"),
-            ("--repetition-penalty", repetition_penalty, penalties.contains(&repetition_penalty), "from 0.01 to 100"),
+            ("`temperature`", temperature, (0.0..=1000.0).contains(&temperature), "from 0 to 1000"),
+            ("`top_p`", top_p, top_p > 0.0 && top_p <= 1.0, "above 0, at most 1"),
+            ("`min_p`", min_p, (0.0..=1.0).contains(&min_p), "from 0 to 1"),
+            ("`repetition_penalty`", repetition_penalty, penalties.contains(&repetition_penalty), "from 0.01 to 100"),
         ] {
             if !good {
                 let e = Error::new(ErrorKind::Input, "a sampling setting is out of range").at(name);
