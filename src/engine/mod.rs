@@ -80,6 +80,11 @@ pub struct RunResult {
     pub bytes: crate::device::DeviceBytes,
     /// Of them, bytes of the KV cache's buffers.
     pub kv_bytes: u64,
+    /// What the model wrote outside its thinking, without special tokens and without blank space around it; empty without a
+    /// tokenizer.
+    pub answer: String,
+    /// Whether the run ended while the model was still thinking, so that its answer is missing.
+    pub thinking_unfinished: bool,
     /// Everything else, and the whole story.
     pub trace: Trace,
     /// The largest share of the probability a draw asked for that lay outside its [candidates](crate::sampling::MOST_CANDIDATES):
@@ -142,6 +147,14 @@ impl Engine {
     /// What it refuses.
     pub fn encode(&self, prompt: &Prompt) -> Result<(Vec<u32>, PromptThinking)> {
         self.opened.encode(prompt)
+    }
+
+    /// As [`PreparedModel::resolve`].
+    ///
+    /// # Errors
+    /// What it refuses.
+    pub fn resolve(&self, request: &Request) -> Result<Resolved> {
+        self.opened.resolve(request)
     }
 
     /// As [`PreparedModel::tokenizer`].
