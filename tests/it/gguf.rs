@@ -5,7 +5,8 @@
 use crate::common::files::{assert_says, message, real, report, vectors};
 use crate::common::memory::largest_allocation;
 use secateur::dtype::Dtype;
-use secateur::model::config::{Architecture, ModelConfig, RopeScaling};
+use secateur::model::config::{Architecture, GenerationDefaults, ModelConfig, RopeScaling};
+use secateur::sampling::Sampling;
 use secateur::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use secateur::weights::{ModelSource, Weights};
 use secateur::{Error, ErrorKind};
@@ -210,14 +211,14 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
     let factors = |values: &[f32]| llama().f32s("rope_freqs.weight", &[values.len() as u64], values.iter().copied());
     let long = "x".repeat(2000);
     let cases = [
-        (llama().without("general.architecture"), vec!["does not say which architecture", "general.architecture"]),
+        (llama().without("general.architecture"), vec!["does not name the architecture", "general.architecture"]),
         (
             llama().with("general.architecture", textv("gemma3")),
             vec!["architecture gemma3 is not supported", "qwen2, qwen3 or llama"],
         ),
-        (llama().with("general.architecture", u32v(1)), vec!["metadata of the wrong type", "a text", "1"]),
+        (llama().with("general.architecture", u32v(1)), vec!["a metadata value has the wrong type", "a text", "1"]),
         (llama().with("split.count", u32v(3)), vec!["several GGUF files", "3 files", "--merge"]),
-        (llama().with("llama.expert_count", u32v(8)), vec!["mixtures of experts", "8"]),
+        (llama().with("llama.expert_count", u32v(8)), vec!["mixture-of-experts", "8"]),
         (llama().without("llama.block_count"), vec!["model.gguf: num_hidden_layers", "nothing"]),
         (llama().with("llama.block_count", textv("one")), vec!["llama.block_count", "whole number", "a text"]),
         (llama().with("llama.block_count", u32v(0)), vec!["num_hidden_layers", "0"]),
@@ -251,15 +252,18 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
     }
     assert!(llama().with("llama.attention.sliding_window", u32v(128)).config().is_ok(), "as long as the context");
     let text = [
-        (llama().without("tokenizer.ggml.model"), vec!["no tokenizer", "--ids"]),
+        (llama().without("tokenizer.ggml.model"), vec!["no tokenizer", "`ids`"]),
         (
             llama().with("tokenizer.ggml.model", textv("llama")),
-            vec!["kind llama is not read", "byte-level BPE", "--ids"],
+            vec!["type llama is not supported", "byte-level BPE", "`ids`"],
         ),
-        (llama().with("tokenizer.ggml.pre", textv("tekken")), vec!["split as tekken", "llama-bpe", "--ids"]),
+        (llama().with("tokenizer.ggml.pre", textv("tekken")), vec!["rule tekken", "llama-bpe", "`ids`"]),
         (llama().without("tokenizer.ggml.merges"), vec!["incomplete", "tokenizer.ggml.merges"]),
-        (llama().with("tokenizer.ggml.tokens", textsv(&["a", "a", "b", "ab", "c", "d"])), vec!["comes twice", "\"a\""]),
-        (llama().with("tokenizer.ggml.tokens", textsv(&["a"])), vec!["contradicts itself", "1 types", "6"]),
+        (
+            llama().with("tokenizer.ggml.tokens", textsv(&["a", "a", "b", "ab", "c", "d"])),
+            vec!["same token twice", "\"a\""],
+        ),
+        (llama().with("tokenizer.ggml.tokens", textsv(&["a"])), vec!["contradicts itself", "1 token types", "6"]),
         (
             llama().with("tokenizer.ggml.tokens", listv(8, &[[&1u64.to_le_bytes()[..], &[0xff]].concat()])),
             vec!["not UTF-8"],
@@ -270,7 +274,7 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
         assert_says(&message(file.tokenizer()), &[&["model.gguf"], &parts[..]].concat());
     }
     let bare = llama().without("tokenizer.chat_template").source().expect("a good file");
-    assert_says(&message(ChatTemplate::load(&bare)), &["no chat template", "tokenizer.chat_template", "--raw"]);
+    assert_says(&message(ChatTemplate::load(&bare)), &["no chat template", "tokenizer.chat_template", "`raw`"]);
     // A type that ggml has and secateur has not; blocks that are cut.
     let quantized = llama().tensor("token_embd.weight", &[256, 6], 14, vec![0; 6 * 210]).source().expect("a good file");
     let refused =
@@ -307,6 +311,43 @@ fn scalings_are_read() -> Outcome {
     Ok(())
 }
 
+/// The sampling that the authors wrote into the file is what `GenerationDefaults` says, and what a run would use.
+#[test]
+fn the_sampling_of_the_file_is_read() -> Outcome {
+    let sampling = |file: File| Ok::<_, Failure>(file.config()?.generation);
+    let set = llama()
+        .with("general.sampling.temp", f32v(0.6))
+        .with("general.sampling.top_k", u32v(20))
+        .with("general.sampling.top_p", f32v(0.95))
+        .with("general.sampling.min_p", f32v(0.05))
+        .with("general.sampling.penalty_repeat", f32v(1.1));
+    let expected = GenerationDefaults {
+        do_sample: Some(true),
+        temperature: Some(0.6),
+        top_p: Some(0.95),
+        top_k: Some(20),
+        min_p: Some(0.05),
+        repetition_penalty: Some(1.1),
+    };
+    assert_eq!(sampling(set.clone())?, expected);
+    let used = Sampling::from_defaults(&expected);
+    assert_eq!((used.temperature, used.top_k, used.top_p), (0.6, 20, 0.95));
+    assert_eq!((used.min_p, used.repetition_penalty), (0.05, 1.1));
+
+    // A temperature of 0 asks for the most likely token; without a temperature the file asks for nothing.
+    let greedy = sampling(set.clone().with("general.sampling.temp", f32v(0.0)))?;
+    assert_eq!(greedy.do_sample, Some(false));
+    assert!(Sampling::from_defaults(&greedy).is_greedy());
+    assert_eq!(sampling(set.clone().without("general.sampling.temp"))?.do_sample, None);
+    assert_eq!(sampling(llama())?, GenerationDefaults::default());
+
+    // A negative top_k means no limit; a value that is out of range is ignored.
+    let negative = [5u32.to_le_bytes(), (-1i32).to_le_bytes()].concat();
+    assert_eq!(sampling(set.clone().with("general.sampling.top_k", negative))?.top_k, Some(0));
+    assert_eq!(sampling(set.with("general.sampling.top_p", f32v(1.5)))?.top_p, None);
+    Ok(())
+}
+
 // ---------------------------------------------------------------------------------------------------- hostile files
 
 #[test]
@@ -329,8 +370,12 @@ fn lying_headers_are_refused_by_name() {
         ("empty", vec![], vec!["not a GGUF file", "0 bytes"]),
         ("another format", b"PK\x03\x04 and more".to_vec(), vec!["not a GGUF file", "PK"]),
         ("magic alone", b"GGUF".to_vec(), vec!["reaches past the end", "4 bytes", "0 bytes", "download it again"]),
-        ("version 1", patched(4, &1u32.to_le_bytes()), vec!["version of GGUF is not read", "2 or 3", "1", "convert"]),
-        ("big-endian", patched(4, &3u32.to_be_bytes()), vec!["not read", "big-endian"]),
+        (
+            "version 1",
+            patched(4, &1u32.to_le_bytes()),
+            vec!["version of GGUF is not supported", "2 or 3", "1", "convert"],
+        ),
+        ("big-endian", patched(4, &3u32.to_be_bytes()), vec!["not supported", "big-endian"]),
         (
             "endless tensors",
             patched(8, &huge),
@@ -339,11 +384,11 @@ fn lying_headers_are_refused_by_name() {
         ("endless pairs", patched(16, &huge), vec!["announces more", "18446744073709551615 key-value pairs"]),
         ("endless key", patched(first_key, &huge), vec!["reaches past the end", "18446744073709551615 bytes"]),
         ("long key", patched(first_key, &70_000u64.to_le_bytes()), vec!["reaches past the end", "70000"]),
-        ("key that is no UTF-8", patched(first_key + 8, &[0xff]), vec!["no name", "UTF-8"]),
+        ("key that is no UTF-8", patched(first_key + 8, &[0xff]), vec!["invalid name", "UTF-8"]),
         (
             "unknown type",
             patched(first_value, &13u32.to_le_bytes()),
-            vec!["type that is not known", "0 to 12", "13", "general.architecture"],
+            vec!["unknown type", "0 to 12", "13", "general.architecture"],
         ),
         ("endless text", patched(first_value + 4, &huge), vec!["reaches past the end", "18446744073709551615"]),
         ("one pair too many", patched(16, &19u64.to_le_bytes()), vec!["GGUF"]),
@@ -365,15 +410,15 @@ fn lying_headers_are_refused_by_name() {
                 file.pairs.push(file.pairs[0].clone());
                 file.bytes().1
             },
-            vec!["comes twice", "general.architecture"],
+            vec!["same key twice", "general.architecture"],
         ),
         ("no dimensions", tensor(&[], 0), vec!["dimensions", "1 to 4", "0 for x"]),
         ("five dimensions", tensor(&[1; 5], 0), vec!["dimensions", "5 for x"]),
         ("an empty dimension", tensor(&[4, 0], 0), vec!["sizes above 0", "0 for x"]),
-        ("sizes that overflow", tensor(&[1 << 40, 1 << 40], 0), vec!["sizes make no sense", "model.gguf: x"]),
-        ("bytes that overflow", tensor(&[1 << 62, 2], 0), vec!["make no sense", "model.gguf: x"]),
+        ("sizes that overflow", tensor(&[1 << 40, 1 << 40], 0), vec!["invalid shape", "model.gguf: x"]),
+        ("bytes that overflow", tensor(&[1 << 62, 2], 0), vec!["invalid shape", "model.gguf: x"]),
         ("half a block", tensor(&[48], 8), vec!["whole blocks of 32 Q8_0", "[48]"]),
-        ("an unknown element type", tensor(&[16], 4), vec!["element type that is not known", "4 for x"]),
+        ("an unknown element type", tensor(&[16], 4), vec!["unknown element type", "4 for x"]),
         ("more than there is", tensor(&[1 << 20], 0), vec!["reaches past the end", "model.gguf: x", "4194304 bytes"]),
         ("an offset of all ones", offset(&mut good.clone(), header, u64::MAX - 31), vec!["past the end", "ffn_down"]),
         ("an offset in between", offset(&mut good.clone(), header, 8), vec!["not aligned", "a multiple of 32", "8"]),

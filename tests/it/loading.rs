@@ -210,7 +210,7 @@ fn shards_are_read_through_their_index() -> Outcome {
     for (index, parts) in [
         (
             json!({"weight_map": {"a": "three.safetensors"}}),
-            vec!["the shard three.safetensors is missing", "one.safetensors", "incomplete"],
+            vec!["the shard three.safetensors is missing", "another version of the model", "name one.safetensors"],
         ),
         (
             json!({"weight_map": {"a": "one.safetensors"}}),
@@ -252,7 +252,7 @@ fn directories_are_read_and_wrong_ones_explained() -> Outcome {
     assert_says(&message(ModelSource::directory(path("pytorch_model.bin"))), &["not a directory", "a file"]);
     assert_says(&message(ModelSource::directory(path("nowhere"))), &["not a directory", "nowhere"]);
     assert_says(&message(ModelConfig::load(&source)), &["the model has no config.json", "model.gguf"]);
-    assert_says(&message(Tokenizer::load(&source)), &["no tokenizer.json", "--ids"]);
+    assert_says(&message(Tokenizer::load(&source)), &["no tokenizer.json", "`ids`"]);
 
     std::fs::write(path("model.safetensors"), b"")?;
     assert_says(&message(Weights::open(&source)), &["too short to hold a header"]);
@@ -260,6 +260,31 @@ fn directories_are_read_and_wrong_ones_explained() -> Outcome {
     assert_eq!(Weights::open(&source)?.vector("model.norm.weight", 3)?, [1.0, 2.0, 3.0]);
     std::fs::create_dir(path("config.json"))?;
     assert_says(&message(ModelConfig::load(&source)), &["not a regular file", "config.json"]);
+    Ok(())
+}
+
+/// What a clone without Git LFS, a wrong folder or a mixed download contains is named, with what to do.
+#[test]
+fn folders_that_are_no_whole_model_are_explained() -> Outcome {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 988097824\n".to_vec();
+    let cloned = ModelSource::memory([("model.safetensors", pointer.clone()), ("tokenizer.json", pointer.clone())]);
+    for said in [message(Weights::open(&cloned)), message(Tokenizer::load(&cloned))] {
+        assert_says(&said, &["only a Git LFS pointer", "git lfs pull"]);
+    }
+    assert_says(&message(Weights::open(&cloned)), &["model.safetensors"]);
+    assert_says(&message(ModelSource::gguf_file("model.gguf", pointer)), &["only a Git LFS pointer", "model.gguf"]);
+
+    let adapter = json!({"base_model_name_or_path": "Qwen/Qwen3-0.6B", "peft_type": "LORA"});
+    let adapter = ModelSource::memory([("adapter_config.json", serde_json::to_vec(&adapter)?)]);
+    assert_says(&message(ModelConfig::load(&adapter)), &["adapter (LoRA)", "merge it into Qwen/Qwen3-0.6B"]);
+
+    let without_index = ModelSource::memory([("model-00001-of-00002.safetensors", good_file()?)]);
+    assert_says(&message(Weights::open(&without_index)), &["no weights", "model.safetensors.index.json is missing"]);
+    let incomplete = ModelSource::memory([(
+        "model.safetensors.index.json",
+        serde_json::to_vec(&json!({"weight_map": {"a": "one.safetensors"}}))?,
+    )]);
+    assert_says(&message(Weights::open(&incomplete)), &["one.safetensors is missing", "download is incomplete"]);
     Ok(())
 }
 
@@ -314,6 +339,10 @@ fn both_spellings_of_a_config_mean_the_same() -> Outcome {
     object.insert("sliding_window".into(), Value::Null);
     assert_eq!(parse(&five)?, four);
 
+    // The same scaling in both spellings is no contradiction.
+    let both = json!({"rope_type": "linear", "factor": 2.0});
+    let twice = parse(&with(json!({"rope_scaling": both, "rope_parameters": both})))?;
+    assert_eq!(twice.rope_scaling, RopeScaling::Linear { factor: 2.0 });
     // The base must come from where it is written, not from a default that happens to agree.
     assert_eq!(parse(&with(json!({"rope_theta": 1e6})))?.rope_theta, 1e6);
     assert_eq!(parse(&with(json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}})))?.rope_theta, 5e5);
@@ -455,9 +484,9 @@ fn what_is_not_supported_is_refused_by_name() {
         (json!({"architectures": ["Qwen3MoeForCausalLM"]}), vec!["Qwen3MoeForCausalLM is not supported"]),
         (json!({"architectures": ["Qwen2VLForConditionalGeneration"]}), vec!["Qwen2VLForConditionalGeneration"]),
         (json!({"architectures": []}), vec!["architectures has a value that cannot be used"]),
-        (json!({"architectures": null, "model_type": null}), vec!["does not say which architecture"]),
-        (json!({"vision_config": {"depth": 3}}), vec!["see or hear", "vision_config"]),
-        (json!({"num_experts": 60}), vec!["mixtures of experts", "num_experts", "60"]),
+        (json!({"architectures": null, "model_type": null}), vec!["does not name the architecture"]),
+        (json!({"vision_config": {"depth": 3}}), vec!["image or audio input", "vision_config"]),
+        (json!({"num_experts": 60}), vec!["mixture-of-experts", "num_experts", "60"]),
         (
             json!({"quantization_config": {"quant_method": "gptq"}}),
             vec!["quantized checkpoints", "gptq", "original weights"],
@@ -469,15 +498,21 @@ fn what_is_not_supported_is_refused_by_name() {
         (json!({"layer_types": ["full_attention", "sliding_attention"]}), vec!["layers other than full_attention"]),
         (json!({"hidden_act": "gelu"}), vec!["hidden_act", "silu", "gelu"]),
         (json!({"mlp_bias": true}), vec!["feed-forward layers with biases", "mlp_bias"]),
-        (json!({"partial_rotary_factor": 0.5}), vec!["rotated in part", "partial_rotary_factor", "0.5"]),
+        (json!({"partial_rotary_factor": 0.5}), vec!["partly rotated", "partial_rotary_factor", "0.5"]),
         (
             json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}),
-            vec!["rotated in part", "rope_parameters: partial_rotary_factor"],
+            vec!["partly rotated", "rope_parameters: partial_rotary_factor"],
         ),
         (
             json!({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}),
             vec!["RoPE scaling dynamic is not supported", "default, linear, llama3 or yarn", "original context"],
         ),
+        (
+            json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}}),
+            vec!["two RoPE scalings that differ", "rope_parameters: none", "rope_scaling: yarn, factor 4"],
+        ),
+        (json!({"quantization": {"group_size": 64, "bits": 4}}), vec!["MLX-quantized weights", "original weights"]),
         (json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}), vec!["RoPE scaling longrope"]),
         (json!({"rope_scaling": {"type": "yarn", "factor": 0.25}}), vec!["factor", "1 or more", "0.25"]),
         (
@@ -564,7 +599,7 @@ fn generation_config_adds_eos_ids_and_sampling() -> Outcome {
         (json!({"temperature": -0.1}), "zero or positive"),
         (json!({"top_p": 0}), "in (0, 1]"),
         (json!({"top_p": 1.1}), "in (0, 1]"),
-        (json!({"top_k": 1.5}), "a count"),
+        (json!({"top_k": 1.5}), "a whole number, or -1"),
         (json!({"min_p": 2}), "in [0, 1]"),
         (json!({"repetition_penalty": 0}), "positive"),
         (json!({"do_sample": 1}), "true or false"),
@@ -738,15 +773,19 @@ fn templates_are_found_where_models_keep_them() -> Outcome {
 #[test]
 fn templates_that_fail_or_refuse_say_so() -> Outcome {
     for (config, file, parts) in [
-        (json!({}), None, vec!["no chat template", "chat_template.jinja", "--raw"]),
+        (json!({}), None, vec!["no chat template", "chat_template.jinja", "`raw`"]),
         (json!({"chat_template": null}), None, vec!["no chat template"]),
         (json!({"chat_template": 3}), None, vec!["chat template is malformed", "3"]),
         (json!({"chat_template": [{"name": "rag", "template": "x"}]}), None, vec!["malformed", "named: rag"]),
         (json!([1]), None, vec!["tokenizer_config.json is not a JSON object"]),
         (json!({}), Some("{% if %}"), vec!["chat template is malformed", "chat_template.jinja", "syntax error"]),
         (json!({}), Some("{{ x | nothing }}"), vec!["unknown filter", "nothing"]),
-        (json!({}), Some("{{ nothing.at.all }}"), vec!["the chat template fails", "undefined", "--raw"]),
-        (json!({}), Some("{{ strftime_now('%Q') }}"), vec!["the chat template fails", "does not know %Q"]),
+        (json!({}), Some("{{ nothing.at.all }}"), vec!["the chat template fails", "undefined", "`raw`"]),
+        (
+            json!({}),
+            Some("{{ strftime_now('%Q') }}"),
+            vec!["the chat template fails", "does not know the conversion %Q"],
+        ),
     ] {
         let rendered = ChatTemplate::load(&template_source(config, file)).and_then(|template| render(&template));
         assert_says(&message(rendered), &parts);
