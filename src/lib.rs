@@ -17,8 +17,10 @@ pub mod policy;
 pub mod probe;
 pub mod report;
 pub mod sampling;
+pub mod settings;
 pub mod steps;
 pub mod text;
+mod text_form;
 pub mod trace;
 #[cfg(target_family = "wasm")]
 pub mod web;

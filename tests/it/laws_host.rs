@@ -185,8 +185,8 @@ fn cache() -> impl Strategy<Value = Cache> {
 }
 
 /// Every policy with its plan; those that the budget does not fit are left out, and must be the unscored ones.
-fn plans(view: &CacheView<'_>) -> Vec<(Box<dyn EvictionPolicy>, KeepPlan)> {
-    let all = POLICIES.iter().map(|e| e.make());
+fn plans(view: &CacheView<'_>) -> Vec<(&'static dyn EvictionPolicy, KeepPlan)> {
+    let all = POLICIES.iter().copied();
     all.filter_map(|policy| match policy.plan(view) {
         Ok(plan) => Some((policy, plan)),
         Err(e) => {
@@ -371,7 +371,7 @@ proptest! {
         let own = views(&cache, &sets);
         let views: Vec<CacheView<'_>> = own.iter().map(Cache::view).collect();
         for entry in POLICIES {
-            let policy = entry.make();
+            let policy = entry;
             if policy.accepts(cache.budget).is_err() {
                 continue;
             }
@@ -381,16 +381,16 @@ proptest! {
                 let (layer, head) = sets.place(set);
                 let (layer, head) = (layer.unwrap(), head.unwrap_or(0));
                 let kept = plan.slots(layer, head);
-                prop_assert!(kept.windows(2).all(|w| w[0] < w[1]), "{}: not ascending", entry.name);
+                prop_assert!(kept.windows(2).all(|w| w[0] < w[1]), "{}: not ascending", entry.name());
                 prop_assert!(kept.last().is_none_or(|s| (s.0 as usize) < cache.tokens.len()));
                 // A set keeps what its policy keeps, and more only to be as long as its layer's longest.
-                prop_assert!(alone.slots(0, 0).iter().all(|s| kept.binary_search(s).is_ok()), "{}", entry.name);
+                prop_assert!(alone.slots(0, 0).iter().all(|s| kept.binary_search(s).is_ok()), "{}", entry.name());
                 let protected = (0..).map(Slot).zip(view.protected()).filter(|(_, p)| **p);
                 for (slot, _) in protected {
-                    prop_assert!(kept.binary_search(&slot).is_ok(), "{} evicts {slot:?}", entry.name);
+                    prop_assert!(kept.binary_search(&slot).is_ok(), "{} evicts {slot:?}", entry.name());
                 }
-                let longest = (0..2).map(|h| alone_len(&sets, &views, policy.as_ref(), layer, h)).max().unwrap();
-                prop_assert_eq!(kept.len(), if per_layer { alone.slots(0, 0).len() } else { longest }, "{}", entry.name);
+                let longest = (0..2).map(|h| alone_len(&sets, &views, *policy, layer, h)).max().unwrap();
+                prop_assert_eq!(kept.len(), if per_layer { alone.slots(0, 0).len() } else { longest }, "{}", entry.name());
             }
             // The record of it adds up, and survives JSON.
             let probe = trace::Probe::record(3, &sets, &views, &plan).unwrap();
@@ -417,8 +417,8 @@ fn over_many_probes_the_cache_stays_within_its_bound_and_keeps_the_question() {
     const PROMPT: usize = 30;
     const EVERY: usize = 200;
     const TARGET: usize = 512;
-    for entry in POLICIES.iter().filter(|e| e.name != "full") {
-        let policy = entry.make();
+    for entry in POLICIES.iter().filter(|e| e.name() != "full") {
+        let policy = entry;
         let mut tokens: Vec<CachedToken> =
             (0..PROMPT).map(|p| CachedToken::other(Position(p as u32), Role::Prompt)).collect();
         let mut steps: Vec<StepInfo> = Vec::new();
@@ -453,13 +453,13 @@ fn over_many_probes_the_cache_stays_within_its_bound_and_keeps_the_question() {
             .unwrap();
             let plan = policy.plan(&view).unwrap();
             assert_eq!(plan.outcome(), Outcome::Met);
-            assert_eq!(plan.cached_after(0), PROMPT + TARGET.min(view.cached_thinking()), "{}", entry.name);
+            assert_eq!(plan.cached_after(0), PROMPT + TARGET.min(view.cached_thinking()), "{}", entry.name());
             let mut kept = tokens.clone();
             plan.gather(0, 0, &mut kept).unwrap();
             tokens = kept;
             assert!((0..PROMPT).all(|p| tokens[p].position == Position(p as u32) && tokens[p].role == Role::Prompt));
         }
-        assert!(peak <= PROMPT + TARGET.max(64 + 256) + EVERY, "{}: {peak}", entry.name);
+        assert!(peak <= PROMPT + TARGET.max(64 + 256) + EVERY, "{}: {peak}", entry.name());
     }
 }
 
@@ -695,18 +695,12 @@ fn bare_trace(
         secateur: env!("CARGO_PKG_VERSION").into(),
         model: "DeepSeek-R1-Distill-Qwen-7B".into(),
         device: "text generated elsewhere".into(),
-        settings: trace::Settings {
+        settings: secateur::settings::Settings {
             policy: "full".into(),
-            budget: Budget::default().to_string(),
             window: 0,
             probe_every: 0,
             probe_text: String::new(),
-            sampling: Default::default(),
-            seed: 0,
-            scope: "shared".into(),
-            layers: "all".into(),
-            normalise: "none".into(),
-            positions: "original".into(),
+            ..secateur::settings::Settings::default()
         },
         totals: trace::Totals {
             prompt_tokens: prompt_ids.len(),
