@@ -26,7 +26,12 @@ pub mod trace;
 pub mod web;
 pub mod weights;
 
+pub use device::ComputeDevice;
+pub use engine::{Batch, Engine, Event, LoadOptions, PreparedModel, Prompt, RunOptions, RunResult};
 pub use error::{Error, ErrorKind, Result};
+pub use policy::{Budget, EvictionPolicy};
+pub use trace::{AttentionDetail, Trace};
+pub use weights::ModelSource;
 
 /// Where a token's key and value lie in the cache: an index into the kept rows. Changes at every gather.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,7 +4,7 @@ use crate::cache::{KvCache, Tracking};
 use crate::kernels::Reduce;
 use crate::kernels::readback::{self, Readback};
 use crate::model::decoder::{Decoder, Input, Logits, Output};
-use crate::policy::scores::readout_granularity;
+use crate::policy::scores::{Granularity, readout_granularity};
 use crate::policy::{CacheView, KeepPlan, Measured, Measurement, Normalise, Sets, Snapshot, ViewParts};
 use crate::settings::Settings;
 use crate::trace::{self, AttentionDetail, AttentionMap, Row};
@@ -101,8 +101,16 @@ impl Pruner {
 
     /// What the forward of the pending token must read out.
     pub fn readout_of_pending(&self) -> Option<Reduce> {
-        (self.settings.policy.needs() == Measurement::LastRow)
-            .then(|| readout_granularity(self.sets.scope, self.settings.normalise))
+        (self.settings.policy.needs() == Measurement::LastRow).then(|| self.reduce())
+    }
+
+    /// What the attention kernel averages on the device, for the rows that the scope and the normalisation need.
+    fn reduce(&self) -> Reduce {
+        match readout_granularity(self.sets.scope, self.settings.normalise) {
+            Granularity::QueryHead => Reduce::None,
+            Granularity::KvHead => Reduce::KvHead,
+            Granularity::Layer => Reduce::Layer,
+        }
     }
 
     /// Starts measuring for `seq`, whose pending token `pending` has been forwarded (`held`: what that forward gave) and counted:
@@ -131,8 +139,8 @@ impl Pruner {
             }
             Measurement::ProbeRow => {
                 let before = cache.checkpoint(seq);
-                let reduce = readout_granularity(self.sets.scope, self.settings.normalise);
-                let out = model.forward(Input::Probe { seq, ids: probe_ids }, cache, Logits::None, Some(reduce))?;
+                let out =
+                    model.forward(Input::Probe { seq, ids: probe_ids }, cache, Logits::None, Some(self.reduce()))?;
                 let slots = out.readout.iter().map(|row| row.dims()[1]).collect();
                 reading.attention = Some((readback::read_f32(&out.readout.iter().collect::<Vec<_>>()), slots));
                 cache.rollback(&before, pending);
