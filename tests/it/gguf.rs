@@ -1,7 +1,9 @@
-//! GGUF files: what is read from them, and every way they can lie. Files are made here by hand; those that the gguf package
-//! wrote, with goldens, are in `tests/golden`, and real tokenizers in `../shared/data` (see `tests/common/files.rs`).
+//! GGUF files: what is read from them, and every way in which a header can be wrong. Most files are built here byte
+//! by byte. Files that the gguf package wrote, with golden results, are in `tests/golden`; real tokenizers are in
+//! `../shared/data` (see `common/files.rs`).
 //!
-//! An allocator that counts holds the reader to its promise: what a header claims is never allocated before it is found.
+//! A counting allocator checks the promise of the reader: it never allocates what a header claims before it has found
+//! that the file is large enough.
 use crate::common::files::{assert_says, message, real, report, vectors};
 use crate::common::memory::largest_allocation;
 use secateur::dtype::Dtype;
@@ -22,7 +24,7 @@ fn text(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
 }
 
-/// A value with its type.
+/// A metadata value, preceded by its type.
 fn u32v(value: u32) -> Vec<u8> {
     [4u32.to_le_bytes(), value.to_le_bytes()].concat()
 }
@@ -44,7 +46,7 @@ fn textsv(values: &[&str]) -> Vec<u8> {
     listv(8, &values.iter().map(|value| text(value)).collect::<Vec<_>>())
 }
 
-/// A tensor: name, sizes innermost first, type, bytes.
+/// A tensor: its name, its sizes innermost first, its type, its bytes.
 type Tensor = (String, Vec<u64>, u32, Vec<u8>);
 
 #[derive(Clone, Default)]
@@ -76,7 +78,7 @@ impl File {
         self.tensor(name, dims, 0, bytes)
     }
 
-    /// The header without padding, and the whole file.
+    /// The length of the header without padding, and the bytes of the whole file.
     fn bytes(&self) -> (usize, Vec<u8>) {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
@@ -115,7 +117,7 @@ impl File {
     }
 }
 
-/// A Llama of one layer: hidden 16, two heads of 8, one KV head, a vocabulary of 6.
+/// A Llama with one layer, a hidden size of 16, two heads of width 8, one KV head and a vocabulary of 6 tokens.
 fn llama() -> File {
     let ramp = |from: usize| (from..).map(|i| i as f32);
     let mut file = File::default()
@@ -172,7 +174,7 @@ fn tensors_and_configuration_are_those_of_a_checkpoint() -> Outcome {
     assert_eq!(weights.vector("model.norm.weight", 16)?[15], 16.0);
     assert_eq!(weights.matrix("model.embed_tokens.weight", 6, 16)?.to_f32()[17], 17.0);
     assert_eq!(weights.matrix("model.layers.0.mlp.down_proj.weight", 16, 24)?.to_f32()[24], 24.0, "row 1");
-    // Rows of q and k come in pairs: 0 4 1 5 2 6 3 7 of each head.
+    // The file stores the rows of q and k in pairs: 0 4 1 5 2 6 3 7 of each head.
     let first = |name: &str, rows| Ok::<_, Error>(weights.matrix(name, rows, 16)?.to_f32());
     let q = first("model.layers.0.self_attn.q_proj.weight", 16)?;
     let rows: Vec<usize> = q.chunks(16).map(|row| row[0] as usize / 16).collect();
@@ -227,7 +229,7 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
             vec!["head_count_kv", "a list of 1 U32"],
         ),
         (llama().with("llama.attention.value_length", u32v(4)), vec!["several widths", "value_length", "8", "4"]),
-        (llama().with("llama.rope.dimension_count", u32v(4)), vec!["rotated in part", "dimension_count", "8", "4"]),
+        (llama().with("llama.rope.dimension_count", u32v(4)), vec!["partly rotated", "dimension_count", "8", "4"]),
         (llama().with("llama.attention.sliding_window", u32v(64)), vec!["sliding attention windows", "64"]),
         (
             llama().with("llama.rope.scaling.type", textv("longrope")),
@@ -275,7 +277,7 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
     }
     let bare = llama().without("tokenizer.chat_template").source().expect("a good file");
     assert_says(&message(ChatTemplate::load(&bare)), &["no chat template", "tokenizer.chat_template", "`raw`"]);
-    // A type that ggml has and secateur has not; blocks that are cut.
+    // An element type that ggml has and secateur does not support.
     let quantized = llama().tensor("token_embd.weight", &[256, 6], 14, vec![0; 6 * 210]).source().expect("a good file");
     let refused =
         message(Weights::open(&quantized).and_then(|w| w.matrix("model.embed_tokens.weight", 6, 256).map(drop)));
@@ -292,7 +294,7 @@ fn scalings_are_read() -> Outcome {
         file.tensors.retain(|tensor| tensor.0 != "rope_freqs.weight");
         file
     };
-    let of = |attention_factor| RopeScaling::Yarn {
+    let scaling = |attention_factor| RopeScaling::Yarn {
         factor: 4.0,
         attention_factor,
         beta_fast: 32.0,
@@ -301,9 +303,9 @@ fn scalings_are_read() -> Outcome {
         truncate: true,
     };
     let own = 0.1 * 4f64.ln() + 1.0;
-    assert_eq!(plain(yarn.clone()).config()?.rope_scaling, of(own));
+    assert_eq!(plain(yarn.clone()).config()?.rope_scaling, scaling(own));
     let halved = yarn.with("llama.rope.scaling.attn_factor", f32v(0.5));
-    assert_eq!(plain(halved).config()?.rope_scaling, of(own * 0.5), "llama.cpp multiplies");
+    assert_eq!(plain(halved).config()?.rope_scaling, scaling(own * 0.5), "llama.cpp multiplies");
     let linear = llama().with("llama.rope.scaling.type", textv("linear")).with("llama.rope.scaling.factor", f32v(2.0));
     assert_eq!(plain(linear).config()?.rope_scaling, RopeScaling::Linear { factor: 2.0 });
     let none = llama().with("llama.rope.scaling.type", textv("none"));
@@ -311,7 +313,7 @@ fn scalings_are_read() -> Outcome {
     Ok(())
 }
 
-/// The sampling that the authors wrote into the file is what `GenerationDefaults` says, and what a run would use.
+/// `GenerationDefaults` has the sampling that the authors wrote into the file, and a run would use it.
 #[test]
 fn the_sampling_of_the_file_is_read() -> Outcome {
     let sampling = |file: File| Ok::<_, Failure>(file.config()?.generation);
@@ -442,8 +444,8 @@ fn lying_headers_are_refused_by_name() {
     }
 }
 
-/// Whatever happens to a header: no panic, no allocation that the file's size does not explain, and what is accepted can
-/// be read.
+/// However a header is damaged: the reader does not panic, does not allocate more than the size of the file explains,
+/// and can read every file that it accepts.
 #[test]
 fn damaged_headers_never_panic() -> Outcome {
     let (header, good) = llama().bytes();
@@ -478,7 +480,7 @@ fn damaged_headers_never_panic() -> Outcome {
             check(bytes);
         }
         check(good[..at].to_vec());
-        // Eight bytes at once: counts, lengths, sizes and offsets.
+        // Eight bytes at once, to hit counts, lengths, sizes and offsets.
         for value in [0, 1, 1 << 31, 1 << 32, 1 << 61, u64::MAX / 4, u64::MAX] {
             let mut bytes = good.clone();
             let end = (at + 8).min(header);
@@ -491,7 +493,7 @@ fn damaged_headers_never_panic() -> Outcome {
     Ok(())
 }
 
-/// The tokenizer of damaged metadata: slower, so a few positions only.
+/// Building a tokenizer from damaged metadata does not panic. This is slow, so only some positions are damaged.
 #[test]
 fn damaged_tokenizers_never_panic() -> Outcome {
     let (header, good) = llama().bytes();
@@ -563,7 +565,7 @@ fn golden_files_load_whole() -> Outcome {
 
 // ------------------------------------------------------------------------------------------------- real tokenizers
 
-/// A real `tokenizer.json` as the metadata that llama.cpp's converter makes of it.
+/// The metadata that llama.cpp's converter would make of a real `tokenizer.json`.
 fn as_gguf(json: &Value, pre: &str) -> Result<File, Failure> {
     let vocab = json["model"]["vocab"].as_object().ok_or("a vocabulary")?;
     let added = json["added_tokens"].as_array().ok_or("added tokens")?;
@@ -571,15 +573,15 @@ fn as_gguf(json: &Value, pre: &str) -> Result<File, Failure> {
         .iter()
         .map(|(token, id)| Ok((id.as_u64().ok_or("an id")?, token.as_str(), 1)))
         .collect::<Result<_, Failure>>()?;
-    let of_added: Vec<(u64, &str, i32)> = added
+    let added_tokens: Vec<(u64, &str, i32)> = added
         .iter()
         .map(|token| {
             let kind = if token["special"] == true { 3 } else { 4 };
             Ok((token["id"].as_u64().ok_or("an id")?, token["content"].as_str().ok_or("a text")?, kind))
         })
         .collect::<Result<_, Failure>>()?;
-    tokens.retain(|(id, ..)| of_added.iter().all(|(added, ..)| added != id));
-    tokens.extend(of_added);
+    tokens.retain(|(id, ..)| added_tokens.iter().all(|(added, ..)| added != id));
+    tokens.extend(added_tokens);
     tokens.sort_unstable();
     assert!(tokens.iter().enumerate().all(|(i, (id, ..))| i as u64 == *id), "ids without holes");
     let merges = json["model"]["merges"].as_array().ok_or("merges")?;
