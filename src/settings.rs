@@ -49,7 +49,7 @@ pub struct Settings {
     #[serde(default)]
     pub positions: Positions,
     /// Where steps begin.
-    #[serde(default)]
+    #[serde(default = "keywords")]
     pub steps: Boundaries,
     /// Tokens to generate at most; 0 in a trace that was written before traces recorded it.
     #[serde(default)]
@@ -64,6 +64,11 @@ pub struct Settings {
 
 fn default_probe_text() -> String {
     probe::DEFAULT_PROBE_TEXT.into()
+}
+
+/// The rule of traces that do not name one.
+fn keywords() -> Boundaries {
+    Boundaries::Keywords
 }
 
 impl Default for Settings {

@@ -8,7 +8,7 @@ use crate::engine::{Event, LAG, RunResult};
 use crate::policy::{self, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
 use crate::settings::Settings;
-use crate::steps::Tail;
+use crate::steps::{BoundaryCounts, Tail};
 use crate::text::{Detokenizer, ThinkIds, Tokenizer};
 use crate::trace::{self, StopReason, Totals, Trace};
 use crate::{Error, ErrorKind, Result};
@@ -103,7 +103,7 @@ impl Sequence {
             tokenizer,
             text: String::new(),
             clock: ProbeClock::new(settings.probe_every, thinking)?,
-            ledger: Ledger::with_sets(prompt.len(), sets),
+            ledger: Ledger::with_sets(prompt.len(), sets).with_boundaries(settings.steps),
             forwarded: 0,
             context: model.context,
             tokens: Vec::new(),
@@ -162,7 +162,7 @@ impl Sequence {
         if self.ended.is_some() || self.cancelled || self.probe_due || read == 0 {
             return 0;
         }
-        let to_probe = self.clock.steps_until_possible_probe().map_or(usize::MAX, |steps| read.saturating_add(steps));
+        let to_probe = read.saturating_add(self.clock.steps_until_possible_probe());
         self.limit().min(to_probe).min(read + 2 * LAG).saturating_sub(self.issued)
     }
 
@@ -218,7 +218,7 @@ impl Sequence {
         let shown = if special { "" } else { piece.as_str() };
         self.text.push_str(shown);
         on(self.id, Event::Token { index: self.tokens.len(), id, text: shown, role });
-        self.tokens.push(trace::Token { id, text: piece, role, step: None });
+        self.tokens.push(trace::Token { id, text: piece, role, special: special || stop, step: None });
         if stop {
             self.ended = Some(StopReason::Eos);
             return Ok(());
@@ -304,6 +304,7 @@ impl Sequence {
             prompt_text: self.tokenizer.as_ref().and_then(|t| t.decode(&self.prompt, false).ok()),
             slot_bytes: Some(cache.shape().slot_bytes() as u64 * cache.shape().layers as u64),
             prompt_ids: self.prompt,
+            step_boundaries: self.tokenizer.is_some().then(|| BoundaryCounts::new(&steps)),
             tokens: self.tokens,
             probes: self.probes,
             stop_reason: self.ended.expect("it is finished because it ended"),
