@@ -27,7 +27,7 @@ pub mod web;
 pub mod weights;
 
 pub use device::ComputeDevice;
-pub use engine::{Batch, Engine, Event, LoadOptions, PreparedModel, Prompt, Settings, RunResult};
+pub use engine::{Batch, Engine, Event, LoadOptions, PreparedModel, Prompt, RunResult, Settings};
 pub use error::{Error, ErrorKind, Result};
 pub use policy::{Budget, EvictionPolicy};
 pub use trace::{AttentionDetail, Trace};
