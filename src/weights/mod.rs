@@ -306,6 +306,7 @@ fn read_file(path: &Path) -> Result<Option<Bytes>> {
 }
 
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
+#[allow(unsafe_code, reason = "mapping a file is unsafe, see below")]
 fn load_file(path: &Path) -> std::io::Result<Bytes> {
     let file = std::fs::File::open(path)?;
     // SAFETY: the map is read-only. If another process truncates the file while it is mapped, the operating system
