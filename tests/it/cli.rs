@@ -1,6 +1,6 @@
-//! The binary as people run it: what it prints, its exit codes, and every bad input it must survive.
+//! The binary as people run it: what it prints, its exit codes, and how it refuses bad input.
 //!
-//! Most run on the CPU reference, which every machine has. Those that need an adapter run where there is one, and fail where
+//! Most tests run on the CPU, which every machine has. Tests that need an adapter run if there is one, and fail if
 //! `SECATEUR_REQUIRE` names one that is missing.
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -81,7 +81,7 @@ fn golden_ids_on_the_cpu_and_the_shape_of_json() {
     assert_eq!(v["totals"]["generated_tokens"], 64);
 }
 
-/// Every adapter of this machine, not the CPU.
+/// The names of all adapters of this machine, without the CPU.
 fn adapters() -> Vec<String> {
     let v: Value = serde_json::from_str(&run(&["devices", "--json"]).out).expect("JSON");
     let of = |d: &Value| (d["backend"] != "cpu").then(|| d["name"].as_str().unwrap().to_string());
@@ -147,7 +147,7 @@ fn the_example_needs_no_arguments_and_shows_what_was_kept() {
 fn policies_prune_what_they_should() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace.json");
-    // 120 thinking tokens, probes after 40, 80 and 120; of 120 a budget of a half and a window of 8 keep 60.
+    // 120 thinking tokens with probes after 40, 80 and 120. Of 120, a budget of a half and a window of 8 keep 60.
     let with = |extra: &[&str]| {
         let base =
             ["--ids", "318,198", "--max-new-tokens", "121", "--ignore-eos", "--probe-every", "40", "--window", "8"];
@@ -163,7 +163,7 @@ fn policies_prune_what_they_should() {
     let thinking = trace.totals.thinking_tokens;
     assert!(thinking >= 80, "the fixture thinks on: {thinking}");
 
-    // A budget that keeps all: the probe leaves no mark.
+    // With a budget that keeps all tokens, the probe changes nothing.
     let (kept, trace) = with(&["--policy", "think-clearly", "--budget", "ratio:1.0"]);
     assert_eq!(kept, full);
     assert!(trace.probes.len() >= 2 && trace.totals.evicted_tokens == 0);
@@ -176,7 +176,8 @@ fn policies_prune_what_they_should() {
         for probe in &trace.probes {
             assert_eq!(probe.cached_before - probe.evicted.len(), probe.cached_after, "{policy}");
             assert!(probe.evicted.iter().all(|&p| p >= 2 && gone.insert(p)), "{policy}: the question stays");
-            // One long step may be protected as the step being written; the budget holds otherwise.
+            // If the step that is being written is long, its protection may exceed the budget. Otherwise the budget
+            // holds.
             let target = probe.thinking_tokens / 2;
             let kept = probe.thinking_tokens - gone.len();
             assert_eq!(kept, probe.infeasible.as_ref().map_or(target, |i| i.kept), "{policy}: {probe:?}");
@@ -200,7 +201,8 @@ fn the_summary_the_trace_and_the_totals_agree() {
         assert_eq!(ran.code, Some(0), "{}", ran.err);
         (ran.err, trace_of(&file))
     };
-    // Ended by the model, while steps past the end are under way; by a limit; without an eviction; by a full context.
+    // Runs that end by the model, while further steps are under way; by a limit; without an eviction; by a full
+    // context.
     for args in [
         &["--budget", "ratio:0.6"][..],
         &["--budget", "ratio:0.6", "--max-new-tokens", "61"],
@@ -220,7 +222,7 @@ fn the_summary_the_trace_and_the_totals_agree() {
     }
     let (err, trace) = run(&["--budget", "ratio:0.6", "--scope", "layer"]);
     assert!(trace.totals.evicted_tokens > 0 && err.contains("tokens cached by the layer that has most"), "{err}");
-    // A probe may take from each layer what another keeps.
+    // A probe may evict from one layer what another layer keeps.
     let said = format!("{} evicted from every layer by {} probes", trace.totals.evicted_tokens, trace.probes.len());
     assert!(err.contains(&said) && err.contains("thinking tokens from every layer; cached "), "{said}:\n{err}");
 }
@@ -265,7 +267,7 @@ fn a_prompt_may_come_from_stdin() {
 
 #[test]
 fn a_system_prompt_and_no_thinking_reach_the_template() {
-    // The fixture's template opens <think>; this one asks, as Qwen3's does.
+    // The fixture's template opens <think>. This one has a switch, as Qwen3's does.
     const TEMPLATE: &str = "{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}{% if enable_thinking is defined \
         and not enable_thinking %}<think></think>{% else %}<think>{% endif %}";
     let dir = broken(|dir| std::fs::write(dir.join("chat_template.jinja"), TEMPLATE).unwrap());
@@ -283,7 +285,7 @@ fn templates_that_are_missing_or_raise_are_explained() {
     let without = broken(|dir| std::fs::remove_file(dir.join("tokenizer_config.json")).unwrap());
     fails(&on(without.path(), &["x"]), 1, &["no chat template", "chat_template.jinja", "--raw"]);
     assert_eq!(on(without.path(), &["--raw", "x"]).code, Some(0));
-    // Told before gigabytes are read: with the weights gone as well, the template is what is missed.
+    // It is refused before gigabytes are read: without weights as well, the message is about the template.
     let unread = |change: fn(&Path)| {
         broken(|dir| {
             std::fs::remove_file(dir.join("model.safetensors")).unwrap();
@@ -308,7 +310,7 @@ fn templates_that_are_missing_or_raise_are_explained() {
 
 #[test]
 fn the_context_ends_a_run_in_order() {
-    // The probes that no longer fit are left out.
+    // Probes that no longer fit are left out.
     let v = json(&cpu(&["--ids", "318,1,2", "--context", "60", "--probe-every", "10", "--ignore-eos", "--json"]));
     assert_eq!(v["stop_reason"], "context_full");
     assert_eq!(v["totals"]["generated_tokens"], 60 - 3 + 1);
@@ -374,7 +376,7 @@ fn a_prompt_over_the_context_is_refused() {
 
 #[test]
 fn what_the_model_cannot_do_is_refused_before_its_weights_are_read() {
-    // There are none: whoever reads them complains of that.
+    // There are no weights, so reading them would give another error.
     let dir = broken(|dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
     let long = listed(&vec![7; 65]);
     let cases: &[(&[&str], &[&str])] = &[
@@ -390,7 +392,7 @@ fn what_the_model_cannot_do_is_refused_before_its_weights_are_read() {
         fails(&on(dir.path(), args), 2, parts);
     }
     fails(&on(dir.path(), &["x"]), 1, &["safetensors"]);
-    // What suits no model is refused before there is one.
+    // What suits no model is refused before a model is opened.
     let none = run(&["run", "--model", "/no/such/dir", "--layers", "0", "--scope", "head", "x"]);
     fails(&none, 2, &["all, with --scope head"]);
 }
@@ -444,7 +446,7 @@ fn ids_need_no_tokenizer_and_text_does() {
     let v = json(&on(dir.path(), &["--ids", "1,2,3", "--json"]));
     assert_eq!(ids(&v).len(), 4);
     assert_eq!(ids(&v), ids(&json(&on(Path::new(F16), &["--ids", "1,2,3", "--json"]))));
-    // Asked for by name, a policy that reads text is refused.
+    // A policy that needs text is refused if it is asked for by name.
     let asked = on(dir.path(), &["--ids", "1", "--policy", "think-clearly"]);
     fails(&asked, 1, &["think-clearly reads text"]);
     assert_eq!(on(dir.path(), &["--ids", "1", "--policy", "random", "--probe-every", "2"]).code, Some(0));
@@ -455,7 +457,7 @@ fn a_tokenizer_that_splits_think_close_is_refused_for_think_clearly() {
     let dir = broken(|dir| edit(dir.join("tokenizer.json"), |text| text.replace("</think>", "</thonk>")));
     let asked = on(dir.path(), &["--policy", "think-clearly", "x"]);
     fails(&asked, 2, &["no single </think>", "--policy random"]);
-    // By default it runs as any model does, and says so.
+    // By default the model runs without pruning, and a note says so.
     let ran = on(dir.path(), &["x"]);
     assert!(ran.code == Some(0) && ran.err.contains("no single </think>: nothing is pruned"), "{}", ran.err);
     assert_eq!(on(dir.path(), &["--policy", "full", "x"]).code, Some(0));
@@ -501,7 +503,7 @@ fn an_unknown_device_is_refused_with_what_there_is() {
     let ran = run(&["run", "--model", F16, "--device", "voodoo2", "x"]);
     assert!(ran.code == Some(1) && ran.out.is_empty(), "{}{}", ran.out, ran.err);
     assert!(ran.err.contains("voodoo2") || ran.err.contains("no GPU adapter"), "{}", ran.err);
-    // Nothing is a part of every name, and names none.
+    // The empty text is a part of every name, and selects none.
     let ran = run(&["run", "--model", F16, "--device", "", "x"]);
     assert!(ran.code == Some(1) && ran.out.is_empty(), "{}{}", ran.out, ran.err);
 }
@@ -514,7 +516,7 @@ fn without_an_adapter_it_names_the_package_and_the_cpu() {
         for name in ["VK_DRIVER_FILES", "VK_ICD_FILENAMES", "__EGL_VENDOR_LIBRARY_FILENAMES"] {
             command.env(name, "/nonexistent.json");
         }
-        // EGL without glvnd has no such variable: no display, no driver directory.
+        // EGL without glvnd has no such variable; it gets no display and no driver directory.
         command.env("LIBGL_DRIVERS_PATH", "/nonexistent").env_remove("DISPLAY").env_remove("WAYLAND_DISPLAY");
         done(command.output().unwrap())
     };
@@ -549,7 +551,7 @@ fn ctrl_c_ends_with_the_summary_and_the_trace() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // The first text: the run is under way.
+    // After the first text, the run is under way.
     let mut first = [0];
     child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
     let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
@@ -603,7 +605,7 @@ fn recording_every_head_changes_nothing_else() {
             assert!((mean - step.importance.unwrap()).abs() <= 0.01 * mean, "{mean}, {step:?}");
         }
     }
-    // Where every head keeps its own tokens, rows have gaps.
+    // If every head keeps its own tokens, rows have gaps.
     let apart = trace("apart", &["--trace-heads", "--scope", "head"]);
     let maps: Vec<_> = apart.probes.iter().map(|p| p.attention.as_ref().expect("a map")).collect();
     assert!(maps.iter().all(|map| map.layers.iter().all(|row| row.len() == map.steps.len())));
@@ -622,7 +624,7 @@ fn on_a_terminal(args: &str, environment: &[(&str, &str)]) -> String {
     let line = format!("stty cols 60 rows 20 && exec {} run --device cpu {args}", env!("CARGO_BIN_EXE_secateur"));
     let mut command = Command::new("script");
     command.args(["-qec", &line, "/dev/null"]).env("TERM", "xterm-256color").env_remove("NO_COLOR");
-    // Kept open and silent: the end of its input would end the terminal.
+    // Its input stays open and silent, because the end of its input would end the terminal.
     command.envs(environment.iter().copied()).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().expect("util-linux's script");
     let stdin = child.stdin.take();
@@ -649,18 +651,18 @@ fn a_terminal_shows_what_was_cut_where_it_stands() {
     let text = bare(&screen.text().concat());
     let expected = bare(&trace.tokens.iter().map(|t| t.text.as_str()).collect::<String>().replace("<|end|>", ""));
     assert_eq!(text.matches(&expected).count(), 1, "the text, once and whole:\n{}", screen.text().join("\n"));
-    // Everything fits on the screen: all that was cut is struck.
+    // Everything fits on the screen, so everything that was evicted is struck through.
     let evicted = |i: &usize| trace.probes.iter().any(|p| p.evicted.contains(&((trace.prompt_ids.len() + i) as u32)));
     let cut: String = (0..trace.tokens.len()).filter(evicted).map(|i| trace.tokens[i].text.as_str()).collect();
     let cells = screen.all_lines().flat_map(|line| line.cells());
     let struck: String = cells.filter(|c| c.pen().is_strikethrough()).map(avt::Cell::char).collect();
     assert!(!cut.is_empty() && bare(&struck) == bare(&cut), "struck {struck:?}, cut {cut:?}");
-    // The last two are the last of the text and the end, which has none.
+    // The last two tokens are the last of the text, and the end, which has no text.
     let last = trace.totals.prompt_tokens + trace.totals.generated_tokens - 2;
     assert!(written.contains(&format!("of {last} tokens · KV ")), "no status line");
     assert!(!screen.text().concat().contains("· KV "), "the status line is left standing");
 
-    // Where it may not be steered, nothing but text comes, and notes between its lines.
+    // On a terminal that must not be controlled, only text is written, with notes between its lines.
     for (more, environment) in [("--plain", &[][..]), ("", &[("NO_COLOR", "1")]), ("", &[("TERM", "dumb")])] {
         let written = on_a_terminal(&format!("{more} --max-new-tokens 30 {options}"), environment);
         let moves = written.match_indices("\x1b[").filter(|(at, _)| {
@@ -742,14 +744,14 @@ fn bench_measures_and_adds_up() {
             let [min, median, max] = ["min", "median", "max"].map(|key| r[spread][key].as_f64().unwrap());
             assert!(0.0 < min && min <= median && median <= max && max.is_finite(), "{spread}: {min} {median} {max}");
         }
-        // 4 layers, keys and values, 3 KV heads of 32 values, 2 bytes each; the mean step sees prompt + 5 slots.
+        // 4 layers, keys and values, 3 KV heads of 32 values, 2 bytes each; a step sees prompt + 5 slots on average.
         let slot = 4 * 2 * 3 * 32 * 2;
         assert_eq!(r["kv_bytes_per_token"].as_u64().unwrap(), (r["prompt"].as_u64().unwrap() + 5) * slot);
         let bytes = r["weight_bytes_per_token"].as_f64().unwrap() + r["kv_bytes_per_token"].as_f64().unwrap();
         let rate = bytes * r["decode_tokens_per_second"]["median"].as_f64().unwrap();
         assert!((r["decode_bytes_per_second"].as_f64().unwrap() / rate - 1.0).abs() < 1e-9);
         assert!((r["decode_bandwidth_fraction"].as_f64().unwrap() / (rate / copy) - 1.0).abs() < 1e-9);
-        // Untied: the embedding is not read as a whole.
+        // The weights are not tied, so the embedding is not read as a whole.
         assert!(r["weight_bytes_per_token"].as_u64() < v["weight_bytes"].as_u64());
     }
     // Sequences side by side share the weights that a step reads, not the cache.
@@ -766,7 +768,7 @@ fn bench_measures_and_adds_up() {
         table.out
     );
     fails(&run(&["bench", "--decode", "0"]), 2, &["nothing to measure"]);
-    // Without its weights: told before they are read.
+    // The weights are missing, which shows that the refusal comes before they are read.
     let unread = broken(|dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
     let huge = usize::MAX.to_string();
     for (more, parts) in [
@@ -805,7 +807,7 @@ fn inspect_says_what_a_model_is() {
     );
     assert_eq!((&v["probe"]["feasible"], &v["text"]["thinking"]), (&true.into(), &"template_opens".into()));
     assert_eq!(v["text"]["thinking_switch"], false);
-    // 100 positions are rounded up to 128 slots; 4 layers, keys and values, 3 heads, 32 values.
+    // 100 positions are rounded up to 128 slots, with 4 layers, keys and values, 3 heads and 32 values.
     let kv: Vec<u64> = v["memory"].as_array().unwrap().iter().map(|m| m["kv_bytes"].as_u64().unwrap()).collect();
     assert_eq!(kv, [128 * 768 * 2, 128 * 768 * 4, 4096 * 768 * 2, 4096 * 768 * 4]);
 
@@ -817,7 +819,7 @@ fn inspect_says_what_a_model_is() {
     let wordless = broken(|dir| std::fs::remove_file(dir.join("tokenizer.json")).unwrap());
     let ran = run(&["inspect", wordless.path().to_str().unwrap()]);
     assert!(ran.code == Some(0) && ran.out.contains("problem: the model has no tokenizer.json"), "{}", ran.out);
-    // A shard that the index names and nobody has.
+    // A shard that the index names is missing.
     let sharded = broken(|dir| {
         std::fs::remove_file(dir.join("model.safetensors")).unwrap();
         let index = "{\"weight_map\": {\"model.norm.weight\": \"model-00001-of-00002.safetensors\"}}";
@@ -846,7 +848,7 @@ fn inspect_says_what_a_model_is() {
     ] {
         fails(&run(&["inspect", F16, "--context", context]), 2, parts);
     }
-    // Sizes that no tensor has: what is wrong with the weights is said, and nothing is added up beyond what a number holds.
+    // Sizes that no tensor has: the message is about the weights, and no sum overflows.
     let wide = broken(|dir| {
         edit(dir.join("config.json"), |text| {
             let text = text.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 268435456");
