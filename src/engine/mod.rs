@@ -144,6 +144,14 @@ impl Engine {
         self.opened.encode(prompt)
     }
 
+    /// As [`PreparedModel::resolve`].
+    ///
+    /// # Errors
+    /// What it refuses.
+    pub fn resolve(&self, request: &Request) -> Result<Resolved> {
+        self.opened.resolve(request)
+    }
+
     /// As [`PreparedModel::tokenizer`].
     ///
     /// # Errors
