@@ -25,6 +25,7 @@
 //! and feed the next step. The host reads their ids [`LAG`] steps at a time, one burst late, and catches up only
 //! where it must know the text: before a probe. Results do not depend on how late it reads.
 mod batch;
+mod calibrated;
 mod prepared;
 pub(crate) mod pruning;
 mod request;
@@ -37,7 +38,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use crate::settings::Settings;
 pub use batch::Batch;
 pub use prepared::PreparedModel;
-pub use request::{LoadOptions, Prompt};
+pub use request::{LoadOptions, Prompt, Request, Resolved};
 pub use runner::{
     Admission, MeasureRequest, Measurements, PREFILL_CHUNK, PendingForward, PendingMeasurements, PendingRows,
     PendingState, Runner,
@@ -97,6 +98,11 @@ pub struct RunResult {
     pub bytes: crate::device::DeviceBytes,
     /// Of them, bytes of the KV cache's buffers.
     pub kv_bytes: u64,
+    /// What the model wrote outside its thinking, without special tokens and without blank space around it; empty without a
+    /// tokenizer.
+    pub answer: String,
+    /// Whether the run ended while the model was still thinking, so that its answer is missing.
+    pub thinking_unfinished: bool,
     /// Everything else, and the whole story.
     pub trace: Trace,
     /// The largest share of the probability a draw asked for that lay outside its
@@ -158,6 +164,14 @@ impl Engine {
     /// What it refuses.
     pub fn encode(&self, prompt: &Prompt) -> Result<(Vec<u32>, PromptThinking)> {
         self.prepared.encode(prompt)
+    }
+
+    /// As [`PreparedModel::resolve`].
+    ///
+    /// # Errors
+    /// What it refuses.
+    pub fn resolve(&self, request: &Request) -> Result<Resolved> {
+        self.prepared.resolve(request)
     }
 
     /// As [`PreparedModel::tokenizer`].

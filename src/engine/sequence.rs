@@ -12,7 +12,7 @@ use crate::engine::{Event, LAG, RunResult};
 use crate::policy::{self, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
 use crate::settings::Settings;
-use crate::steps::Tail;
+use crate::steps::{BoundaryCounts, Tail};
 use crate::text::{Detokenizer, ThinkIds, Tokenizer};
 use crate::trace::{self, StopReason, Totals, Trace};
 use crate::{Error, ErrorKind, Result};
@@ -39,6 +39,7 @@ pub(crate) struct Sequence {
     tokenizer: Option<Tokenizer>,
     detokenizer: Option<Detokenizer>,
     text: String,
+    answer: String,
     clock: ProbeClock,
     pub ledger: Ledger,
     pub prompt: Vec<u32>,
@@ -108,8 +109,9 @@ impl Sequence {
             detokenizer: tokenizer.as_ref().map(|t| Detokenizer::new(t, false)),
             tokenizer,
             text: String::new(),
+            answer: String::new(),
             clock: ProbeClock::new(settings.probe_every, thinking)?,
-            ledger: Ledger::with_sets(prompt.len(), sets),
+            ledger: Ledger::with_sets(prompt.len(), sets).with_boundaries(settings.steps),
             forwarded: 0,
             context: model.context,
             tokens: Vec::new(),
@@ -174,7 +176,7 @@ impl Sequence {
         if self.ended.is_some() || self.cancelled || self.probe_after.is_some() || read == 0 {
             return 0;
         }
-        let to_probe = self.clock.steps_until_possible_probe().map_or(usize::MAX, |steps| read.saturating_add(steps));
+        let to_probe = read.saturating_add(self.clock.steps_until_possible_probe());
         self.limit().min(to_probe).min(read + 2 * LAG).saturating_sub(self.issued)
     }
 
@@ -234,8 +236,11 @@ impl Sequence {
         let special = self.tokenizer.as_ref().is_some_and(|t| t.is_special(id));
         let shown = if special { "" } else { piece.as_str() };
         self.text.push_str(shown);
+        if role == Role::Answer {
+            self.answer.push_str(shown);
+        }
         on(self.id, Event::Token { index: self.tokens.len(), id, text: shown, role });
-        self.tokens.push(trace::Token { id, text: piece, role, step: None });
+        self.tokens.push(trace::Token { id, text: piece, role, special: special || stop, step: None });
         if self.repetition.push(&self.tokens) {
             on(self.id, Event::Repetition { index: self.tokens.len() - 1 });
         }
@@ -305,7 +310,11 @@ impl Sequence {
         self.totals.prefill_us = (first_token - self.began).as_micros() as u64;
         self.totals.decode_us = (first_token.elapsed().as_micros() as u64).saturating_sub(self.totals.probe_us);
         if let Some(detokenizer) = &mut self.detokenizer {
-            self.text.push_str(detokenizer.finish());
+            let tail = detokenizer.finish();
+            self.text.push_str(tail);
+            if self.tokens.last().is_some_and(|t| t.role == Role::Answer) {
+                self.answer.push_str(tail);
+            }
         }
         // Steps as the final text has them.
         let thinking = self.ledger.thinking();
@@ -329,6 +338,7 @@ impl Sequence {
             prompt_text: self.tokenizer.as_ref().and_then(|t| t.decode(&self.prompt, false).ok()),
             slot_bytes: Some(cache.shape().token_bytes()),
             prompt_ids: self.prompt,
+            step_boundaries: self.tokenizer.is_some().then(|| BoundaryCounts::new(&steps)),
             tokens: self.tokens,
             probes: self.probes,
             stop_reason: self.ended.unwrap_or(StopReason::Cancelled),
@@ -336,6 +346,9 @@ impl Sequence {
         };
         Ok(RunResult {
             text: self.text,
+            answer: self.answer.trim().to_string(),
+            // Without a </think> to wait for, everything may count as thinking.
+            thinking_unfinished: self.think.close.is_some() && self.clock.inside_thinking(),
             bytes: device.bytes(),
             kv_bytes: cache.bytes_of(place),
             missed: self.missed,
