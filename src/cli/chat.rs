@@ -3,17 +3,18 @@
 //! Every turn forwards the whole conversation anew, without what was thought in earlier turns: a pruned cache has lost
 //! tokens of the prompt to come, and templates leave earlier thinking out.
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use secateur::engine::{Engine, Prompt, RunOptions, RunResult};
+use secateur::engine::{Engine, Prompt, RunResult, Settings};
 use secateur::policy::Role;
 use secateur::text::Message;
 use secateur::trace::StopReason;
 use secateur::{Error, ErrorKind, Result};
 
 use super::line::{Editor, Input};
-use super::run::{self, INTERRUPTS};
+use super::run;
 use super::screen::{self, Screen};
+use super::signals::{self, Signal};
 
 const HELP: &str = "\
 /help    this list
@@ -34,7 +35,7 @@ enum Turn {
 /// Talks until the user has enough. `system`: a system prompt; `think`: as [`Prompt::Messages`] has it.
 pub fn main(
     engine: &mut Engine,
-    options: &RunOptions,
+    options: &Settings,
     system: Option<&str>,
     think: Option<bool>,
     screen: &mut Screen,
@@ -67,7 +68,7 @@ pub fn main(
             command if is_command(command) => super::say(&format!("there is no {command}; /help lists what there is")),
             text => {
                 messages.push(Message::user(text));
-                INTERRUPTS.store(0, Ordering::SeqCst);
+                signals::begin_turn();
                 let prompt = Prompt::Messages { messages: messages.clone(), think };
                 let mut answer = Answer::default();
                 let ran =
@@ -86,6 +87,10 @@ pub fn main(
                         }
                         if let Some(error) = result.error {
                             return Err(error);
+                        }
+                        // Ctrl-C ends the answer; every other signal ends the chat.
+                        if let Some(signal) = signals::received().filter(|signal| *signal != Signal::INTERRUPT) {
+                            return Ok(signal.exit_code());
                         }
                     }
                     // The conversation has become too long, or the template does not like it: it may be mended.

@@ -10,9 +10,10 @@
 #![cfg_attr(not(unix), allow(dead_code, reason = "the editor is Unix's; its tests run everywhere"))]
 use std::collections::VecDeque;
 use std::io::{self, BufRead, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+use super::signals;
 
 /// What a person did at the prompt.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,9 +25,6 @@ pub enum Input {
     /// Pressed Ctrl-D on an empty line, or the input has ended.
     Ended,
 }
-
-/// Whether a plain line is being read, during which Ctrl-C is a signal.
-pub static PROMPTING: AtomicBool = AtomicBool::new(false);
 
 /// Reads messages and remembers them.
 #[derive(Default)]
@@ -118,9 +116,9 @@ fn plain(prompt: &str) -> io::Result<Input> {
     let mut out = io::stdout().lock();
     out.write_all(prompt.as_bytes()).and_then(|()| out.flush())?;
     let mut text = Vec::new();
-    PROMPTING.store(true, Ordering::SeqCst);
+    let prompting = signals::prompting(|| ());
     let read = io::stdin().lock().read_until(b'\n', &mut text);
-    PROMPTING.store(false, Ordering::SeqCst);
+    drop(prompting);
     Ok(match read? {
         0 => Input::Ended,
         _ => Input::Text(String::from_utf8_lossy(&text).trim_end_matches(['\r', '\n']).to_string()),

@@ -12,6 +12,9 @@ mod model;
 mod report;
 mod run;
 mod screen;
+mod signals;
+mod stdin;
+mod text;
 
 use secateur::dtype::Dtype;
 use std::io::Write;
@@ -27,7 +30,8 @@ Exit codes:
   0    done
   1    a model, device or file failed; conformance: a case failed or a required device is missing
   2    the arguments or the prompt are wrong
-  130  interrupted by Ctrl-C (once: the run ends with its summary; twice: at once)"
+  130  interrupted by Ctrl-C (once: the run stops and writes its summary and trace; twice: it quits immediately)
+  143  ended by SIGTERM, in the same way (129: by SIGHUP)"
     };
 }
 

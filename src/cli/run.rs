@@ -1,13 +1,12 @@
 //! `secateur run`
-use std::io::{IsTerminal, Read};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use secateur::device::ComputeDevice;
-use secateur::engine::{Engine, Event, LoadOptions, PreparedModel, Prompt, RunOptions, RunResult};
-use secateur::policy::{self, Budget, Role, Scope};
+use secateur::engine::{Engine, Event, LoadOptions, PreparedModel, Prompt, RunResult, Settings};
+use secateur::policy::{self, Budget, Full, PolicyRef, Role, Scope};
 use secateur::sampling::Sampling;
 use secateur::text::Message;
 use secateur::trace::AttentionDetail;
@@ -18,9 +17,11 @@ use web_time::Instant;
 
 use super::chat;
 use super::file;
-use super::line;
 use super::model::{self, Hashed, ModelArgs};
 use super::screen::{self, Progress, Screen};
+use super::signals::{self, Signal};
+use super::stdin;
+use super::text;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -45,7 +46,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "ids")]
     raw: bool,
     /// Generate at most so many tokens.
-    #[arg(long, value_name = "N", default_value_t = RunOptions::default().max_new_tokens)]
+    #[arg(long, value_name = "N", default_value_t = Settings::default().max_new_tokens)]
     max_new_tokens: usize,
     #[arg(long, value_name = "NAME", help = policy_help())]
     policy: Option<String>,
@@ -154,9 +155,9 @@ impl SamplingArgs {
 }
 
 fn policy_help() -> String {
-    let policies = policy::POLICIES.iter().map(|p| format!("{}: {}", p.name, p.summary));
+    let policies = policy::POLICIES.iter().map(|p| format!("{}: {}", p.name(), p.summary()));
     let list = policies.collect::<Vec<_>>().join("; ");
-    format!("Which thoughts go [default: {}]. {list}", policy::DEFAULT_POLICY)
+    format!("Which thoughts go [default: {}]. {list}", PolicyRef::default())
 }
 
 fn window_help() -> String {
@@ -185,12 +186,11 @@ pub fn main(args: Args) -> Result<ExitCode> {
     options.sampling = args.sampling.over(Sampling::from_defaults(&opened.config().generation))?;
     let unprunable = unprunable(&opened, &args);
     if unprunable.is_some() {
-        options.policy = "full".into();
+        options.policy = Full.into();
     }
     task.check(&opened, &options, args.no_think)?;
     let calibrated = args.calibrated(&source, &opened, &mut options)?;
-    on_ctrl_c()?;
-    on_continue();
+    signals::install()?;
 
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
@@ -207,15 +207,14 @@ pub fn main(args: Args) -> Result<ExitCode> {
         screen.note(&format!("{why}: nothing is pruned (--policy full)"));
     }
     let stop = engine.stop_flag();
-    // From here on the first Ctrl-C ends the run instead of the process.
-    let _ = STOP.set(stop.clone());
+    signals::stop_on_signal(&stop);
 
     let think = args.no_think.then_some(false);
     let prompt = match task {
         Task::Once(prompt) => prompt,
         Task::Chat => {
-            let system = args.system.as_deref();
-            return chat::main(&mut engine, &options, system, think, &mut screen, &stop, args.quiet);
+            let system = args.system.as_deref().map(text::argument);
+            return chat::main(&mut engine, &options, system.as_deref(), think, &mut screen, &stop, args.quiet);
         }
     };
     let result = generate(&mut engine, &prompt, &options, &mut screen, &stop, &mut |_, _| ())?;
@@ -234,8 +233,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     written?;
     match result.error {
         Some(e) => Err(e),
-        None if INTERRUPTS.load(Ordering::SeqCst) > 0 => Ok(ExitCode::from(130)),
-        None => Ok(ExitCode::SUCCESS),
+        None => Ok(signals::received().map_or(ExitCode::SUCCESS, Signal::exit_code)),
     }
 }
 
@@ -253,7 +251,7 @@ fn unprunable(opened: &PreparedModel, args: &Args) -> Option<&'static str> {
 pub fn generate(
     engine: &mut Engine,
     prompt: &Prompt,
-    options: &RunOptions,
+    options: &Settings,
     screen: &mut Screen,
     stop: &AtomicBool,
     heard: &mut dyn FnMut(&str, Role),
@@ -263,8 +261,8 @@ pub fn generate(
     let mut on = |event: Event<'_>| match event {
         Event::Start { prompt_ids } => {
             screen.start(prompt_ids.len(), slot_bytes);
-            // A run clears the flag: a Ctrl-C just before it still counts.
-            if INTERRUPTS.load(Ordering::SeqCst) > 0 {
+            // A run clears the flag. A signal that came just before it must still count.
+            if signals::received().is_some() {
                 stop.store(true, Ordering::Relaxed);
             }
         }
@@ -283,6 +281,7 @@ pub fn generate(
             screen.probe(probes, probe, &thoughts);
             probes += 1;
         }
+        _ => {}
     };
     let result = pollster::block_on(engine.run(prompt, options, &mut on));
     let ended = screen.end_text();
@@ -304,7 +303,7 @@ enum Task {
 
 impl Task {
     /// Refuses what cannot be run with this model: now, not after gigabytes were loaded.
-    fn check(&self, opened: &PreparedModel, options: &RunOptions, no_think: bool) -> Result<()> {
+    fn check(&self, opened: &PreparedModel, options: &Settings, no_think: bool) -> Result<()> {
         match self {
             Self::Once(prompt) => opened.check(prompt, options),
             Self::Chat => {
@@ -327,9 +326,9 @@ impl Args {
         &self,
         source: &ModelSource,
         opened: &PreparedModel,
-        options: &mut RunOptions,
+        options: &mut Settings,
     ) -> Result<Option<String>> {
-        let scored = policy::by_name(&options.policy)?.needs().scores();
+        let scored = options.policy.needs().scores();
         if self.layers.is_some() || options.scope != Scope::Shared || !scored {
             return Ok(None);
         }
@@ -337,8 +336,8 @@ impl Args {
         let place = path.display();
         let made = &choice.settings;
         // What suits one policy says nothing about another, nor do layers about those of other weights.
-        if made.policy != options.policy {
-            let why = format!("{place} was made for {}, not for {}: all layers vote", made.policy, options.policy);
+        if made.run.policy != options.policy {
+            let why = format!("{place} was made for {}, not for {}: all layers vote", made.run.policy, options.policy);
             return Ok(Some(why));
         }
         let hashed = Hashed::of(&Weights::open(source)?, &path);
@@ -361,8 +360,8 @@ impl Args {
                 if choice.distinguishable { "" } else { ", which may be chance" },
             ),
         };
-        if made.budget != options.budget.to_string() {
-            note += &format!("; with {}, not {}", made.budget, options.budget);
+        if made.run.budget != options.budget {
+            note += &format!("; with {}, not {}", made.run.budget, options.budget);
         }
         Ok(Some(note + "); --layers overrides"))
     }
@@ -379,8 +378,8 @@ impl Args {
             return if ids.is_empty() { Err(needed()) } else { Ok(Task::Once(Prompt::Ids(ids))) };
         }
         let text = match self.prompt.as_deref() {
-            Some("-") => read_stdin()?,
-            Some(text) => text.to_string(),
+            Some("-") => stdin::read_prompt()?,
+            Some(text) => text::argument(text),
             None if self.is_example() => builtin::EXAMPLE.to_string(),
             None => return self.chat(),
         };
@@ -390,7 +389,7 @@ impl Args {
         if self.raw {
             return Ok(Task::Once(Prompt::Raw(text)));
         }
-        let system = self.system.as_ref().map(|text| Message::new("system", text.as_str()));
+        let system = self.system.as_ref().map(|text| Message::new("system", text::argument(text)));
         let messages = system.into_iter().chain([Message::user(text)]).collect();
         Ok(Task::Once(Prompt::Messages { messages, think: self.no_think.then_some(false) }))
     }
@@ -415,11 +414,11 @@ impl Args {
         Ok(Task::Chat)
     }
 
-    fn run_options(&self) -> Result<RunOptions> {
+    fn run_options(&self) -> Result<Settings> {
         let (window, probe_every) = default_rhythm(self.model.model.is_none());
-        let options = RunOptions {
+        let options = Settings {
             max_new_tokens: self.max_new_tokens,
-            policy: self.policy.clone().unwrap_or_else(|| policy::DEFAULT_POLICY.into()),
+            policy: self.policy.as_deref().map_or(Ok(PolicyRef::default()), str::parse)?,
             budget: self.budget.parse()?,
             window: self.window.unwrap_or(window),
             probe_every: self.probe_every.unwrap_or(probe_every),
@@ -432,13 +431,14 @@ impl Args {
             normalise: self.normalise.parse()?,
             positions: self.positions.parse()?,
             ignore_eos: self.ignore_eos,
+            steps: Settings::default().steps,
             attention: match (&self.trace, self.trace_heads) {
                 (None, _) => AttentionDetail::Off,
                 (Some(_), false) => AttentionDetail::Layers,
                 (Some(_), true) => AttentionDetail::Heads,
             },
         };
-        policy::by_name(&options.policy)?.accepts(options.budget)?;
+        options.policy.accepts(options.budget)?;
         // How many layers there are is not known yet; whether a list makes sense is.
         options.layers.check(usize::MAX, options.scope)?;
         check_probe_every(options.probe_every)?;
@@ -486,32 +486,6 @@ fn parse_ids(text: &str) -> Result<Vec<u32>> {
     words.map(|word| word.parse().map_err(|_| wrong(word))).collect()
 }
 
-/// A prompt on stdin that is longer was meant for something else.
-const MOST_BYTES: u64 = 64 << 20;
-
-fn read_stdin() -> Result<String> {
-    let mut bytes = Vec::new();
-    if std::io::stdin().is_terminal() {
-        super::say("reading the prompt from the terminal; Ctrl-D ends it");
-    }
-    let failed = |e| Error::new(ErrorKind::Io, "stdin cannot be read").found(e);
-    std::io::stdin().lock().take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MOST_BYTES {
-        return Err(Error::new(ErrorKind::Input, "the prompt has no end, or none that any context reaches")
-            .at("stdin")
-            .expected(format!("at most {}", screen::bytes(MOST_BYTES))));
-    }
-    let mut text = String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        Error::new(ErrorKind::Input, "the prompt is not UTF-8").at(format!("stdin, byte {at}"))
-    })?;
-    // `echo` ends its line; that line end is not part of the question.
-    if text.ends_with('\n') {
-        text.pop();
-    }
-    Ok(text)
-}
-
 /// What `--json` prints. Durations are whole microseconds, sizes bytes, `bytes` at the end of the run.
 fn object(result: &RunResult, device: &ComputeDevice, load_us: u64) -> serde_json::Value {
     let trace = &result.trace;
@@ -542,53 +516,4 @@ fn object(result: &RunResult, device: &ComputeDevice, load_us: u64) -> serde_jso
         "probes": trace.probes.len(),
         "probability_missed": result.missed,
     })
-}
-
-/// How often Ctrl-C was pressed in this run, or this turn of a chat.
-pub static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
-/// The running engine's stop flag; unset while there is nothing worth ending in order.
-static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-
-/// Whether the terminal shows what this process did not write: the echo of a Ctrl-C, or whatever stood there while the process
-/// was stopped. Tells of each stop once.
-pub fn was_disturbed() -> bool {
-    CONTINUED.swap(false, Ordering::Relaxed) || INTERRUPTS.load(Ordering::Relaxed) > 0
-}
-
-static CONTINUED: AtomicBool = AtomicBool::new(false);
-
-/// Notices that the process goes on after Ctrl-Z.
-#[cfg(unix)]
-fn on_continue() {
-    extern "C" fn note(_: libc::c_int) {
-        CONTINUED.store(true, Ordering::Relaxed);
-    }
-    let note: extern "C" fn(libc::c_int) = note;
-    // SAFETY: the handler only stores to an atomic, which is allowed in one.
-    unsafe { libc::signal(libc::SIGCONT, note as libc::sighandler_t) };
-}
-
-#[cfg(not(unix))]
-fn on_continue() {}
-
-/// From here on the first Ctrl-C sets `stop` instead of ending the process.
-pub fn ends_with(stop: Arc<AtomicBool>) -> Result<()> {
-    on_ctrl_c()?;
-    let _ = STOP.set(stop);
-    Ok(())
-}
-
-/// The first Ctrl-C ends the run, the second the process.
-fn on_ctrl_c() -> Result<()> {
-    let handler = || {
-        if line::PROMPTING.load(Ordering::SeqCst) {
-            std::process::exit(0);
-        }
-        let before = INTERRUPTS.fetch_add(1, Ordering::SeqCst);
-        match STOP.get() {
-            Some(stop) if before == 0 => stop.store(true, Ordering::Relaxed),
-            _ => std::process::exit(130),
-        }
-    };
-    ctrlc::set_handler(handler).map_err(|e| Error::new(ErrorKind::Internal, "Ctrl-C cannot be handled").found(e))
 }

@@ -1,12 +1,13 @@
 //! A model without its weights: what it is, how text becomes ids, and whether a request could run.
-use super::request::{LoadOptions, Prompt, RunOptions};
+use super::request::{LoadOptions, Prompt};
 use super::sequence::{ModelFacts, Sequence};
-use super::{Engine, GROWTH};
-use crate::cache::{CacheShape, KvCache};
+use super::{Engine, GROWTH, Runner};
+use crate::cache::CacheShape;
 use crate::device::ComputeDevice;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{self, Decoder};
 use crate::probe::PromptThinking;
+use crate::settings::Settings;
 use crate::text::{ChatTemplate, Message, RenderOptions, ThinkIds, ThinkingState, Tokenizer};
 use crate::weights::{ModelSource, Weights};
 use crate::{Error, ErrorKind, Result};
@@ -38,19 +39,27 @@ impl PreparedModel {
     /// Loads the weights onto `device`. `progress` is told (parts loaded, of how many).
     ///
     /// # Errors
-    /// What [`decoder::check_attention`], [`Weights::open`] and [`Decoder::load`] refuse.
+    /// What [`check_device`](Self::check_device), [`Weights::open`] and [`Decoder::load`] refuse.
     pub fn load(
         self,
         source: &ModelSource,
         device: &ComputeDevice,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Engine> {
-        self.shape.check(&device.info)?;
-        decoder::check_attention(&self.config, self.shape.seqs, self.context, device)?;
+        self.check_device(device)?;
         let weights = Weights::open(source)?;
-        let model = Decoder::load(&self.config, &weights, self.context, device, progress)?;
-        let cache = KvCache::new(self.shape, device);
-        Ok(Engine { opened: self, model, cache, stop: Arc::default() })
+        let model = Arc::new(Decoder::load(&self.config, &weights, self.context, device, progress)?);
+        let runner = Runner::new(model, self.shape);
+        Ok(Engine { prepared: self, runner, stop: Arc::default() })
+    }
+
+    /// Whether this model, context and number of sequences can run on `device`. Reads no weights.
+    ///
+    /// # Errors
+    /// What [`decoder::check_device`] and [`Runner::check`] refuse.
+    pub fn check_device(&self, device: &ComputeDevice) -> Result<()> {
+        Runner::check(self.config.vocab_size, &self.shape, device)?;
+        decoder::check_device(&self.config, self.shape.seqs, self.context, device)
     }
 
     /// Its configuration.
@@ -126,11 +135,11 @@ impl PreparedModel {
     ///
     /// # Errors
     /// As [`Batch::add`].
-    pub fn check(&self, prompt: &Prompt, options: &RunOptions) -> Result<()> {
+    pub fn check(&self, prompt: &Prompt, options: &Settings) -> Result<()> {
         self.sequence(0, prompt, options).map(|_| ())
     }
 
-    pub(super) fn sequence(&self, id: usize, prompt: &Prompt, options: &RunOptions) -> Result<Sequence> {
+    pub(super) fn sequence(&self, id: usize, prompt: &Prompt, options: &Settings) -> Result<Sequence> {
         let (ids, thinking) = self.encode(prompt)?;
         let facts = ModelFacts {
             tokenizer: &self.tokenizer,

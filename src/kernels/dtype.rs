@@ -52,3 +52,19 @@ pub fn f16_bits(value: f32) -> u16 {
         bits
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::BLOCK;
+    use crate::kernels::variant::COMMON;
+
+    #[test]
+    fn shaders_know_the_types_by_the_same_numbers() {
+        let numbers = Dtype::ALL.map(|dtype| (dtype.name().to_uppercase(), dtype.code() as usize));
+        for (name, number) in numbers.into_iter().chain([("BLOCK".into(), BLOCK)]) {
+            let line = format!("const {name} = {number}u;");
+            assert!(COMMON.lines().any(|l| l == line), "`{line}` is not in common.wgsl");
+        }
+    }
+}

@@ -21,6 +21,7 @@ pub mod cases;
 mod cube;
 mod dtype;
 pub mod embed;
+mod in_place;
 mod kernel;
 pub mod key_similarity;
 pub mod matmul;
@@ -46,6 +47,7 @@ use cases::Case;
 use variant::Variant;
 
 pub use dtype::f16_bits;
+pub use in_place::InPlace;
 
 /// A kernel in the registry.
 #[derive(Debug, Clone, Copy)]

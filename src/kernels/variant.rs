@@ -10,7 +10,7 @@ use burn::cubecl::prelude::KernelId;
 
 use super::uniform::{Member, Uniform};
 
-const COMMON: &str = include_str!("../../shaders/common.wgsl");
+pub(super) const COMMON: &str = include_str!("../../shaders/common.wgsl");
 const KEYS: &str = include_str!("../../shaders/keys.wgsl");
 
 /// One specialisation of a shader: the text of its file, and the constants that are put in front of the text.

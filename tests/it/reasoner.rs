@@ -1,12 +1,12 @@
 //! The model inside the binary against transformers: what `models/train/export.py` recorded in `golden.json`.
 use crate::common;
 use secateur::builtin;
-use secateur::cache::{CacheShape, KvCache};
+use secateur::cache::CacheShape;
 use secateur::device::ComputeDevice;
 use secateur::dtype::Dtype;
-use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions, RunResult};
+use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Runner, Settings};
 use secateur::model::config::ModelConfig;
-use secateur::model::decoder::{Decoder, Input, Logits};
+use secateur::model::decoder::Decoder;
 use secateur::trace::StopReason;
 use secateur::weights::Weights;
 use serde::Deserialize;
@@ -33,7 +33,7 @@ fn engine(device: &ComputeDevice) -> Engine {
     Engine::load(&builtin::source(), builtin::NAME, device, &options, &mut |_, _| ()).expect("it is in the binary")
 }
 
-fn run(engine: &mut Engine, problem: &str, options: &RunOptions) -> RunResult {
+fn run(engine: &mut Engine, problem: &str, options: &Settings) -> RunResult {
     let result = pollster::block_on(engine.run(&Prompt::Chat(problem.into()), options, &mut |_| ())).expect("it runs");
     assert!(result.error.is_none(), "{:?}", result.error);
     result
@@ -44,7 +44,7 @@ fn run(engine: &mut Engine, problem: &str, options: &RunOptions) -> RunResult {
 fn greedy_text_is_that_of_transformers() {
     let golden = golden();
     assert_eq!(golden.problems.len(), 20);
-    let options = RunOptions { policy: "full".into(), ..RunOptions::default() };
+    let options = Settings { policy: "full".into(), ..Settings::default() };
     let mut engine = engine(&common::devices()[0]);
     for (i, golden) in golden.problems.iter().enumerate() {
         let result = run(&mut engine, &golden.problem, &options);
@@ -59,6 +59,7 @@ fn greedy_text_is_that_of_transformers() {
 /// All problems side by side, one step for all of them at a time, sampled on the device.
 #[test]
 fn greedy_ids_of_all_problems_at_once_are_those_of_transformers() {
+    let _one = common::serial();
     let Some(device) = common::gpu() else { return };
     let problems = golden().problems;
     let source = builtin::source();
@@ -67,22 +68,20 @@ fn greedy_ids_of_all_problems_at_once_are_those_of_transformers() {
     let began = std::time::Instant::now();
     let model = Decoder::load(&config, &weights, 2048, device, &mut |_, _| ()).expect("it is in the binary");
     let seqs = problems.len();
-    let mut cache = KvCache::new(CacheShape::new(&config, Dtype::F32, seqs, 64).expect("f32 or f16"), device);
+    let mut runner = Runner::new(model.into(), CacheShape::new(&config, Dtype::F32, seqs, 64).expect("f32 or f16"));
     for (seq, problem) in problems.iter().enumerate() {
-        let logits = common::prefill(&model, &mut cache, seq, &problem.prompt_ids, 0);
-        cache.sample(&logits, &[seq], 0);
+        runner.prefill(seq, &problem.prompt_ids).expect("fits");
     }
     let all: Vec<usize> = (0..seqs).collect();
     let mut found = vec![Vec::new(); seqs];
     for step in 1..=steps {
         if step % 16 == 0 || step == steps {
-            let words = common::state_words(&cache);
+            let state = common::block_on(runner.read().finish()).expect("readable");
             for (seq, found) in found.iter_mut().enumerate() {
-                found.extend(cache.ids(&words, seq, found.len() as u32, step).expect("finite logits"));
+                found.extend(runner.cache().ids(&state, seq, found.len() as u32, step).expect("finite logits"));
             }
         }
-        let out = model.forward(Input::Pending(&all), &mut cache, Logits::Last, None).expect("fits");
-        cache.sample(&out.logits.expect("asked for"), &all, 1);
+        runner.decode(&all, 1).expect("fits");
     }
     for (i, (found, problem)) in found.iter().zip(&problems).enumerate() {
         let golden = &problem.greedy_ids;
