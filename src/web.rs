@@ -22,12 +22,14 @@ use crate::policy::{POLICIES, Role};
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result, builtin, conformance as suite};
 
+#[allow(unsafe_code, reason = "the linker defines the function")]
 unsafe extern "C" {
     /// The linker's: runs the constructors of statics, with which cubecl registers its operations.
     fn __wasm_call_ctors();
 }
 
 #[wasm_bindgen(start)]
+#[allow(unsafe_code, reason = "the linker defines the function")]
 fn start() {
     // SAFETY: the linker defines it with this signature; this is the module's first code to run, and it runs once.
     //
@@ -232,6 +234,7 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
             let thinking = matches!(role, Role::Thinking | Role::ThinkOpen | Role::ThinkClose);
             send(on_event, &json!({"type": "token", "id": id, "text": text, "thinking": thinking}));
         }
+        Event::Repetition { .. } => {}
         Event::Probe(probe) => {
             let tokens = probe.evicted.iter().map(|position| *position as usize - prompt_tokens);
             let probe = json!({

@@ -89,10 +89,11 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let longest = all.iter().map(|lengths| lengths.prompt + lengths.decode).max().unwrap_or(1);
     let context = longest.next_multiple_of(GROWTH);
     for lengths in &all {
-        decoder::check_attention(&config, lengths.sequences, lengths.prompt + lengths.decode, &device)?;
+        decoder::check_device(&config, lengths.sequences, lengths.prompt + lengths.decode, &device)?;
     }
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
     let model = Decoder::load(&config, &weights, context, &device, &mut |done, of| bar.at(done, of))?;
+    let model = std::sync::Arc::new(model);
     drop(bar);
 
     let copy = pollster::block_on(bench::copy_bandwidth(&device, args.repeat))?;

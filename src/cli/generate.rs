@@ -55,6 +55,7 @@ pub fn generate(
             screen.probe(probes, probe, &thoughts);
             probes += 1;
         }
+        _ => {}
     };
     let result = pollster::block_on(engine.run(prompt, settings, &mut on));
     let ended = screen.end_text();
