@@ -188,3 +188,43 @@ fn notes_say_what_a_person_would_not_expect() {
     assert_eq!(notes("tests/golden/gguf-qwen3-f16/model.gguf", json!({"prompt": "x", "temperature": 0.6})), "");
     assert_eq!(notes("", json!({"prompt": "x"})), "", "its authors chose greedy decoding");
 }
+
+/// `secateur run` on the CPU with the built-in model.
+fn run(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_secateur"));
+    command.args(["run", "--device", "cpu"]).args(args).stdin(Stdio::null()).output().expect("the binary starts")
+}
+
+#[test]
+fn the_answer_is_given_without_the_thinking() {
+    let whole = printed(&run(&["--json"]));
+    let (text, answer) = (whole["text"].as_str().expect("text"), whole["answer"].as_str().expect("an answer"));
+    assert!(!answer.is_empty() && answer == answer.trim(), "{answer:?}");
+    assert!(text.trim_end().ends_with(answer) && text.len() > answer.len(), "{answer:?} in {text:?}");
+    assert_eq!(whole["thinking_unfinished"], false);
+    let only = run(&["--answer-only", "--quiet"]);
+    assert_eq!(String::from_utf8_lossy(&only.stdout), format!("{answer}\n"));
+}
+
+#[test]
+fn a_thought_that_was_cut_short_is_told() {
+    let cut = run(&["--json", "--max-new-tokens", "5"]);
+    let errors = String::from_utf8_lossy(&cut.stderr).into_owned();
+    let cut = printed(&cut);
+    assert_eq!((&cut["thinking_unfinished"], &cut["answer"]), (&json!(true), &json!("")));
+    assert!(errors.contains("still thinking"), "{errors}");
+}
+
+#[test]
+fn a_seed_is_drawn_and_printed_unless_it_is_given() {
+    let drawn = |args: &[&str]| {
+        let output = run(&[&["--temperature", "1", "--max-new-tokens", "12", "--json"], args].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        let json = printed(&output);
+        (json["settings"]["seed"].as_u64().expect("a seed"), json["ids"].clone(), errors)
+    };
+    let (first, second) = (drawn(&[]), drawn(&[]));
+    assert_ne!(first.0, second.0);
+    assert!(first.2.contains(&format!("seed  {}", first.0)), "{}", first.2);
+    assert_eq!(drawn(&["--seed", &first.0.to_string()]).1, first.1, "the same seed gives the same ids");
+}
