@@ -2,7 +2,7 @@
 //!
 //!     cargo run --release --example batch                                 the built-in model, on the CPU
 //!     cargo run --release --example batch -- MODEL vulkan
-use secateur::{Budget, ComputeDevice, Engine, LoadOptions, ModelSource, Prompt, RunOptions, builtin};
+use secateur::{Budget, ComputeDevice, Engine, LoadOptions, ModelSource, Prompt, Settings, builtin};
 
 const QUESTIONS: [&str; 3] = [
     "We count modulo 10. #1 a equals 3. #2 b is a plus 9. What is b?",
@@ -24,11 +24,11 @@ fn main() -> secateur::Result<()> {
 
     let mut batch = engine.batch();
     for (question, keep) in QUESTIONS.into_iter().zip([0.9, 0.75, 0.5]) {
-        let options = RunOptions {
+        let options = Settings {
             budget: Budget::Ratio(keep),
             probe_every: builtin::PROBE_EVERY,
             window: builtin::WINDOW,
-            ..RunOptions::default()
+            ..Settings::default()
         };
         batch.add(&Prompt::Chat(question.into()), &options)?;
     }

@@ -4,7 +4,7 @@
 //!     cargo run --release --example generate -- MODEL "How many primes are below 50?" vulkan
 use std::io::Write;
 
-use secateur::{Budget, ComputeDevice, Engine, Event, LoadOptions, ModelSource, Prompt, RunOptions, builtin};
+use secateur::{Budget, ComputeDevice, Engine, Event, LoadOptions, ModelSource, Prompt, Settings, builtin};
 
 fn main() -> secateur::Result<()> {
     let mut args = std::env::args().skip(1);
@@ -21,11 +21,11 @@ fn main() -> secateur::Result<()> {
     let mut engine = Engine::load(&source, name, &device, &LoadOptions::default(), &mut |_done, _of| ())?;
 
     // The thoughts of the built-in model are short, so it is probed more often than the default says.
-    let options = RunOptions {
+    let options = Settings {
         budget: Budget::Ratio(0.5),
         probe_every: builtin::PROBE_EVERY,
         window: builtin::WINDOW,
-        ..RunOptions::default()
+        ..Settings::default()
     };
     let mut show = |event: Event<'_>| match event {
         Event::Start { prompt_ids } => println!("[{} tokens of prompt]", prompt_ids.len()),
@@ -35,6 +35,7 @@ fn main() -> secateur::Result<()> {
             let _ = std::io::stdout().flush();
         }
         Event::Probe(probe) => print!("[{} -> {} slots]", probe.cached_before, probe.cached_after),
+        _ => {}
     };
     let result = pollster::block_on(engine.run(&prompt, &options, &mut show))?;
 

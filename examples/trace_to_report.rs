@@ -4,7 +4,7 @@
 //!     cargo run --release --example trace_to_report -- OUT.html MODEL vulkan
 use secateur::report::html;
 use secateur::{
-    AttentionDetail, Budget, ComputeDevice, Engine, LoadOptions, ModelSource, Prompt, RunOptions, Trace, builtin,
+    AttentionDetail, Budget, ComputeDevice, Engine, LoadOptions, ModelSource, Prompt, Settings, Trace, builtin,
 };
 
 fn main() -> secateur::Result<()> {
@@ -20,13 +20,13 @@ fn main() -> secateur::Result<()> {
     let prompt = Prompt::Chat(builtin::EXAMPLE.into());
     let mut traces = Vec::new();
     for keep in [0.5, 1.0] {
-        let options = RunOptions {
+        let options = Settings {
             budget: Budget::Ratio(keep),
             probe_every: builtin::PROBE_EVERY,
             window: builtin::WINDOW,
             // Where each layer's `</think>` looked: the page draws it as a map.
             attention: AttentionDetail::Layers,
-            ..RunOptions::default()
+            ..Settings::default()
         };
         let result = pollster::block_on(engine.run(&prompt, &options, &mut |_event| ()))?;
         let trace = result.trace;
