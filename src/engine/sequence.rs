@@ -406,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_loop_is_reported_once_and_its_tokens_are_counted() {
-        let token = |id| trace::Token { id, text: String::new(), role: Role::Answer, step: None };
+        let token = |id| trace::Token { id, text: String::new(), role: Role::Answer, special: false, step: None };
         let push = |repetition: &mut Repetition, tokens: &mut Vec<trace::Token>, id: u32| {
             tokens.push(token(id));
             repetition.push(tokens)
