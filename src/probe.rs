@@ -40,6 +40,20 @@ pub fn check_probe_ids(ids: &[u32], think_close: Option<u32>) -> Result<()> {
     Ok(())
 }
 
+/// Refuses an interval of 0 tokens between probes.
+///
+/// # Errors
+/// [`ErrorKind::Input`] when `every` is 0.
+pub fn check_interval(every: usize) -> Result<()> {
+    if every > 0 {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Input, "a probe cannot come every 0 tokens")
+        .at("`probe_every`")
+        .expected("at least 1")
+        .help("to switch probing off, use `policy` full"))
+}
+
 /// Whether a prompt leaves the model inside its thinking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PromptThinking {
@@ -103,6 +117,13 @@ impl ProbeClock {
     /// # Errors
     /// [`ErrorKind::Input`] when `every` is 0.
     pub fn new(every: usize, prompt: PromptThinking) -> Result<Self> {
+        check_interval(every)?;
+        let phase = match prompt {
+            PromptThinking::NotOpened => Phase::Before,
+            PromptThinking::Open => Phase::Inside,
+            PromptThinking::Closed => Phase::Over,
+        };
+        Ok(Self { every, phase, since: 0, thinking_tokens: 0 })
         if every == 0 {
             return Err(Error::new(ErrorKind::Input, "a probe cannot come every 0 tokens")
                 .at("`probe_every`")

@@ -48,7 +48,7 @@ pub struct Settings {
     /// The positions of kept keys after an eviction.
     #[serde(default)]
     pub positions: Positions,
-    /// Where steps begin.
+    /// Where steps of the thinking begin.
     #[serde(default = "keywords")]
     pub steps: Boundaries,
     /// Tokens to generate at most; 0 in a trace that was written before traces recorded it.
