@@ -185,6 +185,26 @@ mod tests {
     }
 
     #[test]
+    fn a_second_thought_has_steps_of_its_own() {
+        let mut ledger = Ledger::new(1);
+        for (role, piece) in [
+            (Role::ThinkOpen, "<think>"),
+            (Role::Thinking, "one"),
+            (Role::ThinkClose, "</think>"),
+            (Role::Answer, "1"),
+            (Role::ThinkOpen, "<think>"),
+            (Role::Thinking, "Now"),
+            (Role::Thinking, " two"),
+        ] {
+            ledger.push(role, piece);
+        }
+        let snapshot = ledger.snapshot();
+        assert_eq!(snapshot.steps, [StepInfo { id: 0, tokens: 1 }, StepInfo { id: 3, tokens: 2 }]);
+        let thinking: Vec<Option<u32>> = snapshot.tokens[0].iter().map(|t| t.step).collect();
+        assert_eq!(thinking, [None, None, Some(0), None, None, None, Some(1), Some(1)]);
+    }
+
+    #[test]
     fn a_prompt_alone_has_a_view() {
         let snapshot = Ledger::new(3).snapshot();
         let view =

@@ -124,7 +124,7 @@ fn greedy(fx: &Fixture, model: &Decoder) -> Vec<u32> {
     let mut cache = fx.cache(model.device(), Dtype::F32, 1, 64);
     let logits = prefill(model, &mut cache, 0, &fx.ids("prompt.64.ids"), 0);
     cache.sample(&logits, &[0], 0);
-use std::sync::Arc;
+    use std::sync::Arc;
 
     let (mut reads, mut ids) = (Vec::new(), Vec::new());
     for step in 1..64u32 {
