@@ -382,7 +382,7 @@ fn what_cannot_be_calibrated_is_refused_at_once() {
         ),
         (write("null", b"{\"question\": \"a\", \"answer\": null}"), 2, &["null, line 1"]),
         (write("blank", b"{\"question\": \"a\", \"answer\": \"\"}"), 2, &["blank, line 1", "an empty answer"]),
-        (write("twice", format!("{line}\n{line}").as_bytes()), 2, &["asked twice", "lines 1 and 3", "What?"]),
+        (write("twice", format!("{line}\n{line}").as_bytes()), 2, &["occurs twice", "lines 1 and 3", "What?"]),
     ] {
         fails(&with(&data, &[]), code, parts);
     }

@@ -24,5 +24,6 @@ mod loading;
 mod oracles;
 mod policies;
 mod reasoner;
+mod request;
 mod sampling;
 mod shaders;
