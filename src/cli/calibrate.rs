@@ -108,7 +108,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 
     let say = |text: &str| {
         if !args.quiet {
-            super::say(text)
+            super::say(text);
         }
     };
     say(&format!(

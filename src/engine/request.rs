@@ -306,14 +306,13 @@ impl Request {
             ));
         }
         let silent = |g: &GenerationDefaults| g.do_sample.is_none() && g.temperature.is_none();
-        if model.thinks && sampling.is_greedy() && !greedy && self.temperature.is_none() {
-            if model.generation.is_some_and(silent) {
-                notes.push(
-                    "this model's files do not say how to sample, so it decodes greedily; the authors of models that think \
-                     advise against that: `temperature` 0.6 is common"
-                        .into(),
-                );
-            }
+        let unasked = sampling.is_greedy() && !greedy && self.temperature.is_none();
+        if model.thinks && unasked && model.generation.is_some_and(silent) {
+            notes.push(
+                "this model's files do not say how to sample, so it decodes greedily; the authors of models that think \
+                 advise against that: `temperature` 0.6 is common"
+                    .into(),
+            );
         }
         Ok(sampling)
     }

@@ -183,7 +183,7 @@ fn inspect_says_what_a_model_is() {
             let text = text.replace("\"hidden_size\": 96", "\"hidden_size\": 268435456");
             let text = text.replace("\"num_attention_heads\": 3", "\"num_attention_heads\": 134217728");
             text.replace("\"num_key_value_heads\": 3", "\"num_key_value_heads\": 134217728")
-        })
+        });
     });
     fails(&run(&["inspect", wide.path().to_str().unwrap()]), 1, &["more bytes than can be counted", "config.json"]);
     fails(&run(&["inspect", "/no/such/dir"]), 1, &["not a directory"]);
