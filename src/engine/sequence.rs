@@ -39,7 +39,6 @@ pub(crate) struct Sequence {
     tokenizer: Option<Tokenizer>,
     detokenizer: Option<Detokenizer>,
     text: String,
-    answer: String,
     clock: ProbeClock,
     pub ledger: Ledger,
     pub prompt: Vec<u32>,
@@ -109,7 +108,6 @@ impl Sequence {
             detokenizer: tokenizer.as_ref().map(|t| Detokenizer::new(t, false)),
             tokenizer,
             text: String::new(),
-            answer: String::new(),
             clock: ProbeClock::new(settings.probe_every, thinking)?,
             ledger: Ledger::with_sets(prompt.len(), sets).with_boundaries(settings.steps),
             forwarded: 0,
@@ -236,9 +234,6 @@ impl Sequence {
         let special = self.tokenizer.as_ref().is_some_and(|t| t.is_special(id));
         let shown = if special { "" } else { piece.as_str() };
         self.text.push_str(shown);
-        if role == Role::Answer {
-            self.answer.push_str(shown);
-        }
         on(self.id, Event::Token { index: self.tokens.len(), id, text: shown, role });
         self.tokens.push(trace::Token { id, text: piece, role, special: special || stop, step: None });
         if self.repetition.push(&self.tokens) {
@@ -310,11 +305,7 @@ impl Sequence {
         self.totals.prefill_us = (first_token - self.began).as_micros() as u64;
         self.totals.decode_us = (first_token.elapsed().as_micros() as u64).saturating_sub(self.totals.probe_us);
         if let Some(detokenizer) = &mut self.detokenizer {
-            let tail = detokenizer.finish();
-            self.text.push_str(tail);
-            if self.tokens.last().is_some_and(|t| t.role == Role::Answer) {
-                self.answer.push_str(tail);
-            }
+            self.text.push_str(detokenizer.finish());
         }
         // Steps as the final text has them.
         let thinking = self.ledger.thinking();
@@ -346,7 +337,7 @@ impl Sequence {
         };
         Ok(RunResult {
             text: self.text,
-            answer: self.answer.trim().to_string(),
+            answer: trace.answer().trim().to_string(),
             // Without a </think> to wait for, everything may count as thinking.
             thinking_unfinished: self.think.close.is_some() && self.clock.inside_thinking(),
             bytes: device.bytes(),
