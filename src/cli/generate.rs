@@ -55,9 +55,6 @@ pub fn generate(
             screen.probe(probes, probe, &thoughts);
             probes += 1;
         }
-        Event::Repetition { .. } => {
-            screen.note("repetition: the latest tokens all occurred before, in the same order; see the summary")
-        }
         _ => {}
     };
     let result = pollster::block_on(engine.run(prompt, settings, &mut on));
