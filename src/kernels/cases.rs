@@ -1,5 +1,6 @@
-//! The conformance cases: one list, run on every backend. A case makes its inputs, runs a kernel on the device it is given
-//! and names what to look at; run on the CPU it gives the twin's answer, which is what every GPU is held against.
+//! The conformance cases: one list, run on every backend. A case makes its inputs, runs a kernel on the device it is
+//! given and names what to look at; run on the CPU it gives the twin's answer, which is what every GPU is held
+//! against.
 use crate::dtype::Dtype;
 use burn::tensor::{Device, Int, Tensor};
 
@@ -9,8 +10,8 @@ use super::{f32_tensor, state, u32_tensor};
 use crate::Result;
 use crate::sampling::Sampling;
 
-/// How far a result may be from the twin's. Every comparison accepts only `error <= bound`, so NaN fails; a row is judged
-/// on its own, so that one wrong head cannot hide in an average.
+/// How far a result may be from the twin's. Every comparison accepts only `error <= bound`, so NaN fails; a row is
+/// judged on its own, so that one wrong head cannot hide in an average.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Bound {
     /// Bit for bit.
@@ -28,7 +29,8 @@ pub enum Bound {
     },
     /// Difference relative to 1 + |value|.
     Mixed(f64),
-    /// u32 words that hold f32 values: difference relative to 1 + |value|; where the twin's word is not a number, exact.
+    /// u32 words that hold f32 values: difference relative to 1 + |value|; where the twin's word is not a number,
+    /// exact.
     FloatWords(f64),
     /// u32 words that hold two halfs each: so many units in the last place; sentinels exact.
     HalfUlps(u32),
@@ -113,8 +115,8 @@ pub fn all() -> Vec<Case> {
     super::KERNELS.iter().flat_map(|kernel| (kernel.cases)()).collect()
 }
 
-/// The worst error of `found` against `expected` in units of the bound (≤ 1 passes), or what is wrong with them. Both are
-/// words; floats as bits. A word that is poison in the twin (a sentinel) must be poison in the other.
+/// The worst error of `found` against `expected` in units of the bound (≤ 1 passes), or what is wrong with them. Both
+/// are words; floats as bits. A word that is poison in the twin (a sentinel) must be poison in the other.
 pub fn compare(expected: &[u32], found: &[u32], row: usize, bound: Bound) -> std::result::Result<f64, String> {
     if expected.len() != found.len() {
         return Err(format!("{} words, expected {}", found.len(), expected.len()));

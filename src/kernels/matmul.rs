@@ -1,6 +1,7 @@
-//! Matrix times many vectors: prefill and probe chunks. Contract, twin and bound are those of [`matvec`](super::matvec); only the
-//! tiling differs. On a GPU, `matmul.wgsl` unpacks a tile of weights once, into workgroup memory, for 32 or 64 vectors. Where
-//! invocations are lanes of a CPU's vector unit, `matmul_rows.wgsl` is launched instead, for the reasons given there.
+//! Matrix times many vectors: prefill and probe chunks. Contract, twin and bound are those of
+//! [`matvec`](super::matvec); only the tiling differs. On a GPU, `matmul.wgsl` unpacks a tile of weights once, into
+//! workgroup memory, for 32 or 64 vectors. Where invocations are lanes of a CPU's vector unit, `matmul_rows.wgsl` is
+//! launched instead, for the reasons given there.
 use super::cases::{Case, whole_blocks};
 use super::cube::launch;
 use super::matvec::{LinearSpec, Mode, case, usual};

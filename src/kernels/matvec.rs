@@ -1,14 +1,15 @@
 //! Matrix times vector, for decoding: a few vectors at once.
 //!
-//! Contract: with `y[i, r] = Σ_c W[r, c] x[i, c] + bias[shard_first_row + r]` for the `rows` of this shard of `W` and the `n` rows of
-//! `x` `[n, cols]`, the kernel writes `out[i, shard_first_row + r]` of `[n, out_stride]`: `y` ([`Mode::Store`]), or the old value plus `y`
-//! ([`Mode::Add`]: the residual stream). With [`Mode::SwiGlu`] it writes `silu(y[r]) · y[r + 1]` at `out[i, (shard_first_row + r) / 2]`
-//! for even `r`: gate and up rows were interleaved when the weights were loaded. Nothing else of `out` is written.
-//! `cols` is a multiple of 8, and of 32 for quantized weights; `rows` is arbitrary (even for SwiGlu), `n` ≤ [`MOST`]. The bias covers
-//! the rows of all shards.
+//! Contract: with `y[i, r] = Σ_c W[r, c] x[i, c] + bias[shard_first_row + r]` for the `rows` of this shard of `W` and
+//! the `n` rows of `x` `[n, cols]`, the kernel writes `out[i, shard_first_row + r]` of `[n, out_stride]`: `y`
+//! ([`Mode::Store`]), or the old value plus `y` ([`Mode::Add`]: the residual stream). With [`Mode::SwiGlu`] it writes
+//! `silu(y[r]) · y[r + 1]` at `out[i, (shard_first_row + r) / 2]` for even `r`: gate and up rows were interleaved
+//! when the weights were loaded. Nothing else of `out` is written.
+//! `cols` is a multiple of 8, and of 32 for quantized weights; `rows` is arbitrary (even for SwiGlu), `n` ≤ [`MOST`].
+//! The bias covers the rows of all shards.
 //!
-//! Bound: `2e-6 · √cols`, relative to the largest value of an output row: f32 sums of `cols` products in any order, with exact
-//! weights. (f16 subnormals may be flushed; for weights of ordinary size that stays below the bound.)
+//! Bound: `2e-6 · √cols`, relative to the largest value of an output row: f32 sums of `cols` products in any order,
+//! with exact weights. (f16 subnormals may be flushed; for weights of ordinary size that stays below the bound.)
 use super::cases::{Bound, Case, Check, device_floats, device_words, noise, poison_floats, whole_blocks};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -60,8 +61,9 @@ pub struct LinearSpec {
     pub tuning: Tuning,
 }
 
-/// `out = W x + bias` in one of the [`Mode`]s for `spec.n` vectors, by `matvec` for up to [`MOST`] of them, else by `matmul`. `w` u32
-/// `[rows * row_words]`, `x` f32 `[n, cols]`, `bias` f32, `out` f32 `[n, out_stride]`, written in place.
+/// `out = W x + bias` in one of the [`Mode`]s for `spec.n` vectors, by `matvec` for up to [`MOST`] of them, else by
+/// `matmul`. `w` u32 `[rows * row_words]`, `x` f32 `[n, cols]`, `bias` f32, `out` f32 `[n, out_stride]`, written in
+/// place.
 pub fn linear(w: &Tensor<1, Int>, x: &Tensor<2>, bias: &Tensor<1>, out: Tensor<2>, spec: LinearSpec) -> Tensor<2> {
     let [out] = run(&spec, [read(w), read(x), read(bias), out.into_dispatch()]);
     Tensor::from_dispatch(out)

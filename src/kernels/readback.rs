@@ -18,8 +18,8 @@ type Reading = Pin<Box<dyn Future<Output = Result<Vec<Vec<u8>>>>>>;
 pub struct Readback(Option<Reading>);
 
 thread_local! {
-    /// Reads that were dropped unfinished. Their staging buffers are still mapped: handed back to cubecl's pool like that,
-    /// the next read to get one would fail validation and poison the device. They are finished here instead.
+    /// Reads that were dropped unfinished. Their staging buffers are still mapped: handed back to cubecl's pool like
+    /// that, the next read to get one would fail validation and poison the device. They are finished here instead.
     static ORPHANS: std::cell::RefCell<Vec<Reading>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
