@@ -12,18 +12,20 @@
 //!
 //! - [`request`](Prompt): what is asked for;
 //! - [`PreparedModel`]: a model without its weights, which turns a request into ids or refuses it;
-//! - [`Batch`]: who goes next. It has a place for each sequence that runs and a queue of those that wait. One turn of its loop admits,
-//!   forwards a chunk of a prompt, prunes the sequences that are due, decodes those that have room, and reads ids;
+//! - [`Batch`]: who goes next. It has a place for each sequence that runs and a queue of those that wait. One turn of
+//!   its loop admits, forwards a chunk of a prompt, prunes the sequences that are due, decodes those that have room,
+//!   and reads ids;
 //! - [`Runner`]: the model and the cache together: prefill, decode, hold, probe, keep, resume;
 //! - `Pruner`: what is to be measured, and which slots stay;
 //! - `Sequence`: the host's side of one request, up to its record in the [`trace`].
 //!
 //! [`Engine::run`] is a batch of one request.
 //!
-//! Everything is async: the host waits for the GPU only where it awaits a readback. Sampled tokens stay on the device and feed the
-//! next step. The host reads their ids [`LAG`] steps at a time, one burst late, and catches up only where it must know the text:
-//! before a probe. Results do not depend on how late it reads.
+//! Everything is async: the host waits for the GPU only where it awaits a readback. Sampled tokens stay on the device
+//! and feed the next step. The host reads their ids [`LAG`] steps at a time, one burst late, and catches up only
+//! where it must know the text: before a probe. Results do not depend on how late it reads.
 mod batch;
+mod calibrated;
 mod prepared;
 pub(crate) mod pruning;
 mod request;
@@ -36,7 +38,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use crate::settings::Settings;
 pub use batch::Batch;
 pub use prepared::PreparedModel;
-pub use request::{LoadOptions, Prompt};
+pub use request::{LoadOptions, Prompt, Request, Resolved};
 pub use runner::{
     Admission, MeasureRequest, Measurements, PREFILL_CHUNK, PendingForward, PendingMeasurements, PendingRows,
     PendingState, Runner,
@@ -79,7 +81,8 @@ pub enum Event<'a> {
     },
     /// A probe was made and its plan carried out.
     Probe(&'a trace::Probe),
-    /// The model seems to repeat itself: the latest 64 tokens all complete a run of 12 ids that occurred before. Reported once in a run.
+    /// The model seems to repeat itself: the latest 64 tokens all complete a run of 12 ids that occurred before.
+    /// Reported once in a run.
     Repetition {
         /// Index of the latest of these tokens among the generated ones.
         index: usize,
@@ -95,10 +98,15 @@ pub struct RunResult {
     pub bytes: crate::device::DeviceBytes,
     /// Of them, bytes of the KV cache's buffers.
     pub kv_bytes: u64,
+    /// What the model wrote outside its thinking, without special tokens and without blank space around it; empty without a
+    /// tokenizer.
+    pub answer: String,
+    /// Whether the run ended while the model was still thinking, so that its answer is missing.
+    pub thinking_unfinished: bool,
     /// Everything else, and the whole story.
     pub trace: Trace,
-    /// The largest share of the probability a draw asked for that lay outside its [candidates](crate::sampling::MOST_CANDIDATES):
-    /// 0 unless top-k is off or longer than they are.
+    /// The largest share of the probability a draw asked for that lay outside its
+    /// [candidates](crate::sampling::MOST_CANDIDATES): 0 unless top-k is off or longer than they are.
     pub missed: f32,
     /// What ended the run, if something failed after the first token.
     pub error: Option<Error>,
@@ -144,8 +152,8 @@ impl Engine {
         self.runner.cache().shape().token_bytes()
     }
 
-    /// A flag that ends the current run, or all requests of a batch, after the steps under way. It may be set from any thread. What was
-    /// generated until then is returned. Starting a run or a batch clears it.
+    /// A flag that ends the current run, or all requests of a batch, after the steps under way. It may be set from
+    /// any thread. What was generated until then is returned. Starting a run or a batch clears it.
     pub fn stop_flag(&self) -> Arc<AtomicBool> {
         self.stop.clone()
     }
@@ -158,6 +166,14 @@ impl Engine {
         self.prepared.encode(prompt)
     }
 
+    /// As [`PreparedModel::resolve`].
+    ///
+    /// # Errors
+    /// What it refuses.
+    pub fn resolve(&self, request: &Request) -> Result<Resolved> {
+        self.prepared.resolve(request)
+    }
+
     /// As [`PreparedModel::tokenizer`].
     ///
     /// # Errors
@@ -166,7 +182,8 @@ impl Engine {
         self.prepared.tokenizer()
     }
 
-    /// Generates from `prompt` and prunes as `settings` say. `on` is called with every token and probe as they become known.
+    /// Generates from `prompt` and prunes as `settings` say. `on` is called with every token and probe as they become
+    /// known.
     ///
     /// # Errors
     /// A prompt longer than the context, a policy that cannot run with this model or budget, a device that fails.

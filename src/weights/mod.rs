@@ -5,7 +5,7 @@
 //!             └ *.safetensors → Weights → TensorView → PackedRows (matrices) or Vec<f32> (norms, biases) → upload
 //! ```
 //!
-//! A GGUF file holds all of this in one file: its metadata contain the configuration, the tokenizer and the template.
+//! A GGUF file holds all of this in one file: its metadata contains the configuration, the tokenizer and the template.
 use crate::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +22,7 @@ pub mod tensors;
 
 pub use gguf::Gguf;
 pub use pack::PackedRows;
-pub use tensors::{Stored, TensorView, Weights};
+pub use tensors::{FileDtype, TensorView, Weights};
 
 /// JSON files larger than this are refused. The largest tokenizer.json in use has about 30 MB.
 const MAX_JSON_BYTES: usize = 512 << 20;
@@ -67,7 +67,16 @@ impl fmt::Debug for Bytes {
 /// Where the files of a model are: in a directory with Hugging Face layout (natively), in memory (in the browser and
 /// in tests), or in one GGUF file.
 #[derive(Debug, Clone)]
-pub struct ModelSource(Place);
+pub struct ModelSource(Place, Option<Suggestions>);
+
+/// What is known to suit a model and stands in none of its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Suggestions {
+    /// Latest tokens that are never evicted.
+    pub window: usize,
+    /// Thinking tokens from one probe to the next.
+    pub probe_every: usize,
+}
 
 #[derive(Debug, Clone)]
 enum Place {
@@ -102,7 +111,7 @@ impl ModelSource {
     pub fn gguf_file(place: impl Into<String>, bytes: impl Into<Bytes>) -> Result<Self> {
         let (place, bytes) = (place.into(), bytes.into());
         refuse_lfs_pointer(&place, &bytes)?;
-        Ok(Self(Place::Gguf(Arc::new(Gguf::new(place, bytes)?))))
+        Ok(Self(Place::Gguf(Arc::new(Gguf::new(place, bytes)?)), None))
     }
 
     /// The GGUF file, if the model is a GGUF file.
@@ -137,7 +146,7 @@ impl ModelSource {
                 .found(found)
         };
         match std::fs::metadata(path) {
-            Ok(meta) if meta.is_dir() => Ok(Self(Place::Directory(path.to_path_buf()))),
+            Ok(meta) if meta.is_dir() => Ok(Self(Place::Directory(path.to_path_buf()), None)),
             Ok(_) => Err(not_readable("a file".into()).help("pass the directory that contains this file")),
             Err(error) => Err(not_readable(error.to_string())),
         }
@@ -145,7 +154,23 @@ impl ModelSource {
 
     /// A model whose files are in memory, given as pairs of a name and bytes.
     pub fn memory<N: Into<String>, B: Into<Bytes>>(files: impl IntoIterator<Item = (N, B)>) -> Self {
-        Self(Place::Memory(files.into_iter().map(|(name, bytes)| (name.into(), bytes.into())).collect()))
+        Self(Place::Memory(files.into_iter().map(|(name, bytes)| (name.into(), bytes.into())).collect()), None)
+    }
+
+    /// The same model, with what is known to suit it.
+    #[must_use]
+    pub fn suggesting(self, suggestions: Suggestions) -> Self {
+        Self(self.0, Some(suggestions))
+    }
+
+    /// What is known to suit the model.
+    pub fn suggestions(&self) -> Option<Suggestions> {
+        self.1
+    }
+
+    /// Whether its files are held in memory.
+    pub fn is_in_memory(&self) -> bool {
+        matches!(self.0, Place::Memory(_))
     }
 
     /// The bytes of the file `name`, or `None` if the model has no such file.
@@ -268,7 +293,7 @@ fn read_file(path: &Path) -> Result<Option<Bytes>> {
     let unreadable = |error: std::io::Error| {
         Error::new(ErrorKind::Io, "a file of the model cannot be read").at(path.display()).found(error)
     };
-    // The metadata are read first, because opening a pipe would block.
+    // Calling `metadata` first avoids opening a pipe, which would block.
     match std::fs::metadata(path) {
         Err(error) if error.kind() == Io::NotFound => return Ok(None),
         Err(error) => return Err(unreadable(error)),
@@ -281,6 +306,7 @@ fn read_file(path: &Path) -> Result<Option<Bytes>> {
 }
 
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
+#[allow(unsafe_code, reason = "mapping a file is unsafe, see below")]
 fn load_file(path: &Path) -> std::io::Result<Bytes> {
     let file = std::fs::File::open(path)?;
     // SAFETY: the map is read-only. If another process truncates the file while it is mapped, the operating system
