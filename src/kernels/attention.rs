@@ -242,7 +242,7 @@ fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionSpec) -
     (out, lse)
 }
 
-/// Both packings; one slot to several splits; ragged sequences; chunks that end inside a tile; groups of 1 to 12;
+/// Both cache types; one slot to several splits; ragged sequences; chunks that end inside a tile; groups of 1 to 12;
 /// keys stored unrotated; a second look.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();

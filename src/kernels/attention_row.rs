@@ -140,7 +140,7 @@ fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &Att
     out.iter().map(|v| *v as f32).collect()
 }
 
-/// Both packings and every reduction, on one slot to more than a tile.
+/// Both cache types and every reduction, on one slot to more than a tile.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {

@@ -154,7 +154,7 @@ fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], rope: &[f32], sums: &mut
     }
 }
 
-/// Both packings, rotated keys and unrotated ones; a prompt's chunk, a decode step of three ragged sequences, the
+/// Both cache types, rotated keys and unrotated ones; a prompt's chunk, a decode step of three ragged sequences, the
 /// readout of the latest queries; one slot to more than a tile of slots and of queries.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();

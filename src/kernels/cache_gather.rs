@@ -123,8 +123,8 @@ fn twin(kv: &[u32], keep: &[u32], moves: &[u32], spec: &GatherSpec) -> Vec<u32> 
     out
 }
 
-/// One and three sequences; shared sets and a set for each head; nothing, one, some and all slots kept. Dtype that
-/// are NaN, infinite and subnormal as floats must come through.
+/// One and three sequences; shared sets and a set for each head; nothing, one, some and all slots kept. Words
+/// that are NaN, infinite and subnormal as floats must be copied unchanged.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (row_words, kv_heads, planes, per_head, caps, keeps) in [

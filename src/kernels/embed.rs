@@ -108,7 +108,7 @@ fn twin(table: &[u32], ids: &[u32], out: &mut [f32], spec: &EmbedSpec) {
     }
 }
 
-/// Every packing; one shard and the second of two; ids outside; pending tokens in another order.
+/// Every element type; one shard and the second of two; ids outside; pending tokens in another order.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in Dtype::ALL {

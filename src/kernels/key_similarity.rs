@@ -124,14 +124,14 @@ fn twin(kv: &[u32], st: &[u32], rope: &[f32], spec: &KeySimilaritySpec) -> Vec<f
     out
 }
 
-/// Keys of which some are copies of others, with noise: groups of look-alikes in each head.
+/// Noisy copies of a few keys: each head has groups of look-alikes.
 fn alike(dtype: Dtype, rows: usize, d: usize) -> Vec<u32> {
     let (patterns, own) = (noise(5 * d, 16, 1.0), noise(rows * d, 27, 0.35));
     let value = |i: usize| own[i] + if (i / d).is_multiple_of(3) { 0.0 } else { patterns[(i / d * 7 % 5) * d + i % d] };
     dtype.pack(&(0..rows * d).map(value).collect::<Vec<f32>>())
 }
 
-/// Both packings, rotated keys and unrotated ones; one slot to several tiles; a key of zeros.
+/// Both cache types, rotated keys and unrotated ones; one slot to several tiles; a key of zeros.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {
@@ -200,7 +200,7 @@ mod tests {
         }
     }
 
-    /// The bound holds where no pair sits on the threshold: none of the cases' does.
+    /// The bound holds where no pair is at the threshold. No pair of the cases is.
     #[test]
     fn no_case_sits_on_the_threshold() {
         for dtype in [Dtype::F32, Dtype::F16] {

@@ -98,7 +98,7 @@ pub(super) fn variants() -> Vec<Variant> {
     tilings.into_iter().flat_map(|(n, tuning)| usual(n, tuning)).map(|spec| spec.matmul_variant()).collect()
 }
 
-/// Every packing and mode, in all three tilings; tiles filled, exceeded by one and far from full.
+/// Every element type and mode, in all three tilings; tiles filled, exceeded by one and far from full.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in Dtype::ALL {

@@ -185,7 +185,7 @@ pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
         let w = device_words(w.expect("finite, whole blocks").into_words(), device);
         let x = device_floats(noise(n * cols, 4, 1.0), n, cols, device);
         let bias = super::f32_tensor(noise(shard_first_row + rows, 5, 0.5), [shard_first_row + rows], device);
-        // A spare row and spare columns of sentinels. Add reads what it adds to, so there they are numbers.
+        // A spare row and spare columns of sentinels. Add reads the old values, so there they are numbers.
         let out = match mode {
             Mode::Add => device_floats(noise((n + 1) * out_stride, 6, 1.0), n + 1, out_stride, device),
             _ => poison_floats(n + 1, out_stride, device),
@@ -194,7 +194,7 @@ pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
     })
 }
 
-/// Every packing, mode and vector count; rows that fill no workgroup; shards; several lane counts.
+/// Every element type, mode and vector count; rows that fill no workgroup; shards; several lane counts.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in Dtype::ALL {
@@ -207,7 +207,7 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::SwiGlu, false, 66, 96, 10, 1, 8),
             (Mode::SwiGlu, false, 20, 72, 0, 5, 1),
         ];
-        // Every other shape for the quantized: what a shape tries is not in the packing.
+        // Quantized weights take every other shape: what a shape tests does not depend on the element type.
         let step = if dtype.is_quantized() { 2 } else { 1 };
         for (mode, has_bias, rows, cols, shard_first_row, n, lanes) in shapes.into_iter().step_by(step) {
             let cols = whole_blocks(dtype, cols);

@@ -155,7 +155,7 @@ fn twin(qkv: &[f32], rope: &[f32], st: &[u32], kv: &mut [u32], norm: &[f32], spe
     q
 }
 
-/// Both packings, with and without norms; one token of three ragged sequences; a chunk of one sequence; a slot beyond
+/// Both cache types, with and without norms; one token of three ragged sequences; a chunk of one sequence; a slot beyond
 /// the capacity; far positions; head dimensions that fill no workgroup.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();

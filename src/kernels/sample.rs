@@ -186,7 +186,7 @@ fn twin(lists: &[u32], sums: &[f32], st: &mut [u32], seen: &mut [u32], spec: &Sa
     }
 }
 
-/// The token drawn from a list, and the share of the asked-for mass outside it.
+/// The token drawn from a list, and the share of the requested mass outside it.
 fn draw(list: &[u32], sums: &[f32], header: &[u32], k: usize) -> (u32, f32) {
     let float = |word: usize| f32::from_bits(header[word]) as f64;
     let temperature = float(state::TEMPERATURE);

@@ -125,7 +125,7 @@ impl Kernel<3, 2> for TopKSpec {
     }
 }
 
-/// Merging: the sums are made, but not wanted.
+/// Merging. The sums are discarded.
 impl Kernel<3, 1> for TopKSpec {
     fn launch(&self, inputs: [CubeTensor; 3]) -> [CubeTensor; 1] {
         let [lists, _] = <Self as Kernel<3, 2>>::launch(self, inputs);
