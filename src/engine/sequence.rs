@@ -1,4 +1,5 @@
-//! The host's side of one sequence: the request, what is known of the sequence so far, and its result. No tensors here.
+//! The host's side of one sequence: the request, what is known of the sequence so far, and its result. No tensors
+//! here.
 use std::collections::HashSet;
 
 use web_time::Instant;
@@ -165,9 +166,9 @@ impl Sequence {
         }
     }
 
-    /// Decode steps that may be issued now: never past a token after which a probe may be due, because the text must be known there,
-    /// and at most two bursts ahead of what was read. None before the first token is read, which ends the measured time of the
-    /// prefill.
+    /// Decode steps that may be issued now: never past a token after which a probe may be due, because the text must
+    /// be known there, and at most two bursts ahead of what was read. None before the first token is read, which ends
+    /// the measured time of the prefill.
     pub fn room(&self) -> usize {
         let read = self.tokens.len();
         if self.ended.is_some() || self.cancelled || self.probe_after.is_some() || read == 0 {
@@ -277,20 +278,21 @@ impl Sequence {
         self.probes.push(record);
     }
 
-    /// Notes slots and KV bytes in use, for their peaks. While a gather moves a layer, that layer has two buffers for a moment, which are not
-    /// counted.
+    /// Notes slots and KV bytes in use, for their peaks. While a gather moves a layer, that layer has two buffers for
+    /// a moment, which are not counted.
     pub fn note_peak(&mut self, slots: usize, bytes: u64) {
         self.totals.peak_cached = self.totals.peak_cached.max(slots);
         self.note_bytes(bytes);
     }
 
-    /// Notes KV bytes in use. The slots of decode steps are counted once their tokens are read: steps that run past the end are no part of
-    /// the result, and how many there are depends on the other sequences.
+    /// Notes KV bytes in use. The slots of decode steps are counted once their tokens are read: steps that run past
+    /// the end are no part of the result, and how many there are depends on the other sequences.
     pub fn note_bytes(&mut self, bytes: u64) {
         self.totals.peak_kv_bytes = self.totals.peak_kv_bytes.max(bytes);
     }
 
-    /// The result, taken while the sequence still has its place in the cache. What was generated before a failure is part of it.
+    /// The result, taken while the sequence still has its place in the cache. What was generated before a failure is
+    /// part of it.
     ///
     /// # Errors
     /// The error of a sequence that failed before its first token.
