@@ -15,7 +15,7 @@ use super::grade;
 use super::paired::Paired;
 use super::problems::Problem;
 use crate::engine::{Engine, Event, Prompt};
-use crate::policy::{Full, Layers, Role};
+use crate::policy::{Full, Layers};
 use crate::settings::Settings;
 use crate::trace::StopReason;
 use crate::{Error, ErrorKind, Result, fnv};
@@ -374,11 +374,8 @@ pub async fn answer(
             if let Some(error) = result.error {
                 return Err(error);
             }
-            let tokens = &result.trace.tokens;
-            // Cut off while thinking: whatever number stands last there is no answer.
-            let thinking = tokens.last().is_some_and(|t| t.role == Role::Thinking);
-            let said: String = tokens.iter().filter(|t| t.role == Role::Answer).map(|t| t.text.as_str()).collect();
-            let found = grade::answer(&said).filter(|_| !thinking);
+            // Where the model was cut off while thinking, no number is an answer.
+            let found = grade::answer(&result.answer).filter(|_| !result.thinking_unfinished);
             done(Trial {
                 layers: arm.to_string(),
                 problem: *problem,
