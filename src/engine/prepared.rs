@@ -41,7 +41,8 @@ impl PreparedModel {
         Ok(Self { name: name.into(), config, context, shape, tokenizer, template, suggestions, calibrated })
     }
 
-    /// Loads the weights onto `device`. `progress` is called with the parts that are loaded and the number of all parts.
+    /// Loads the weights onto `device`. `progress` is called with the parts that are loaded and the number of all
+    /// parts.
     ///
     /// # Errors
     /// What [`check_device`](Self::check_device), [`Weights::open`] and [`Decoder::load`] refuse.
@@ -81,8 +82,8 @@ impl PreparedModel {
     /// The ids of a prompt, and whether it leaves the model inside its thinking.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for an empty prompt; [`ErrorKind::Model`] where a tokenizer or chat template is needed and missing, or
-    /// the template raises an error.
+    /// [`ErrorKind::Input`] for an empty prompt; [`ErrorKind::Model`] where a tokenizer or chat template is needed
+    /// and missing, or the template raises an error.
     pub fn encode(&self, prompt: &Prompt) -> Result<(Vec<u32>, PromptThinking)> {
         let prompt_thinking = |state| match state {
             ThinkingState::Open => PromptThinking::Open,
@@ -138,17 +139,21 @@ impl PreparedModel {
         self.template.as_ref().map_err(Error::clone)
     }
 
-    /// Fills in what a request leaves open. This is the only place where that is decided, so every front-end decides alike.
+    /// Fills in what a request leaves open. This is the only place where that is decided, so every front-end decides
+    /// alike.
     ///
     /// A field has the first of these values that exists:
     /// 1. the value in the request;
-    /// 2. for sampling, what the model's authors recommend: `generation_config.json`, or `general.sampling.*` of a GGUF file;
-    /// 3. for the layers, the choice of `secateur calibrate` beside the model, if it was made for this policy and these weights;
+    /// 2. for sampling, what the model's authors recommend: `generation_config.json`, or `general.sampling.*` of a
+    ///    GGUF file;
+    /// 3. for the layers, the choice of `secateur calibrate` beside the model, if it was made for this policy and
+    ///    these weights;
     /// 4. for the window and the interval of probes, what is known to suit the model (the built-in one);
     /// 5. the default of [`Settings`].
     ///
-    /// Three defaults depend on more. Where the tokenizer has no `</think>` for a probe to read, the policy is `full`. A seed is
-    /// drawn. A model that thinks may generate [more tokens](crate::settings::MAX_NEW_TOKENS_THINKING).
+    /// Three defaults depend on more. Where the tokenizer has no `</think>` for a probe to read, the policy is
+    /// `full`. A seed is drawn. A model that thinks may generate [more
+    /// tokens](crate::settings::MAX_NEW_TOKENS_THINKING).
     ///
     /// # Errors
     /// [`ErrorKind::Input`] for a request without a prompt, and whatever [`check`](Self::check) refuses.
