@@ -2,7 +2,7 @@
 //   do: 'load' {files | url | neither: the built-in model, options} · 'run' {options} · 'resolve' {options} · 'stop' · 'conformance'
 //   type: 'ready' · 'progress' · 'loaded' · 'start', 'token', 'probe', 'done' (from the engine) · 'trace' · 'resolved' · 'case', 'conformance' · 'error'
 
-const MODEL_FILES = /^(config|generation_config|tokenizer|tokenizer_config)\.json$|^chat_template\.jinja$|\.safetensors(\.index\.json)?$|\.gguf$/;
+const MODEL_FILES = /^(config|generation_config|tokenizer|tokenizer_config|secateur)\.json$|^chat_template\.jinja$|\.safetensors(\.index\.json)?$|\.gguf$/;
 const NO_WEBGPU = 'This browser gives the page no GPU. Use a current Chrome, Edge, Safari or Firefox; WebGPU also needs ' +
   'a secure page (https:// or localhost). On Linux, Chrome wants chrome://flags/#enable-unsafe-webgpu switched on.';
 
@@ -98,7 +98,7 @@ async function fetchModel(url) {
     bytes[name] = await drain(response.body, size, (n) => report(name, (done += n), size));
   };
   await get('config.json', true);
-  for (const name of ['generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja']) await get(name);
+  for (const name of ['generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja', 'secateur.json']) await get(name);
   await get('model.safetensors.index.json');
   const index = bytes['model.safetensors.index.json'];
   const weights = index ? new Set(Object.values(JSON.parse(new TextDecoder().decode(index)).weight_map)) : ['model.safetensors'];
