@@ -118,18 +118,6 @@ impl ProbeClock {
     /// [`ErrorKind::Input`] when `every` is 0.
     pub fn new(every: usize, prompt: PromptThinking) -> Result<Self> {
         check_interval(every)?;
-        let phase = match prompt {
-            PromptThinking::NotOpened => Phase::Before,
-            PromptThinking::Open => Phase::Inside,
-            PromptThinking::Closed => Phase::Over,
-        };
-        Ok(Self { every, phase, since: 0, thinking_tokens: 0 })
-        if every == 0 {
-            return Err(Error::new(ErrorKind::Input, "a probe cannot come every 0 tokens")
-                .at("`probe_every`")
-                .expected("at least 1")
-                .help("to run without probes, use `policy` full"));
-        }
         Ok(Self { every, inside: prompt == PromptThinking::Open, since: 0, thinking_tokens: 0 })
     }
 

@@ -235,7 +235,7 @@ impl Sequence {
         let special = self.tokenizer.as_ref().is_some_and(|t| t.is_special(id));
         let shown = if special { "" } else { piece.as_str() };
         self.text.push_str(shown);
-        if role == Role::Answer {
+        if role == Role::Answer && !stop {
             self.answer.push_str(shown);
         }
         on(self.id, Event::Token { index: self.tokens.len(), id, text: shown, role });
@@ -406,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_loop_is_reported_once_and_its_tokens_are_counted() {
-        let token = |id| trace::Token { id, text: String::new(), role: Role::Answer, step: None };
+        let token = |id| trace::Token { id, text: String::new(), role: Role::Answer, special: false, step: None };
         let push = |repetition: &mut Repetition, tokens: &mut Vec<trace::Token>, id: u32| {
             tokens.push(token(id));
             repetition.push(tokens)

@@ -45,7 +45,8 @@ fn page_within(traces: &[(String, Trace)], heads_bytes: usize) -> Result<String>
             .found(traces.len()));
     }
     traces.iter().try_for_each(|(_, trace)| trace.check())?;
-    let views: Vec<TraceView> = traces.iter().map(|(name, trace)| TraceView::new(name, trace, heads_bytes)).collect();
+    let views: Vec<TraceView<'_>> =
+        traces.iter().map(|(name, trace)| TraceView::new(name, trace, heads_bytes)).collect();
     let no_json = |e| Error::new(ErrorKind::Internal, "the report's data has no JSON form").found(e);
     let data = serde_json::to_string(&views).map_err(no_json)?.replace('<', "\\u003c");
     let title = traces.iter().map(|(name, _)| escaped(&spelled_out(name))).collect::<Vec<_>>().join(" and ");
