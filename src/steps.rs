@@ -44,11 +44,6 @@ named_variants!(Boundaries, "a rule for steps", "steps", {
     Keywords = "keywords", Paragraphs = "paragraphs", Sentences = "sentences", Auto = "auto",
 });
 
-impl Boundaries {
-    /// Every rule.
-    pub const ALL: [Self; 4] = [Self::Keywords, Self::Paragraphs, Self::Sentences, Self::Auto];
-}
-
 /// The phrases that begin a step, with straight apostrophes, as Think Clearly (arXiv 2507.08806) lists them.
 pub const KEYWORDS: [&str; 32] = [
     "Wait",
