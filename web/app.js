@@ -14,7 +14,8 @@ let worker;
 /**
  * The run on the screen. `spans` are in order; each covers the bytes `start` to `end` of the generated text.
  * @type {{spans: {span: HTMLElement, start: number, end: number}[], bytes: number, times: number[], total: number,
- *   cached: number, probes: number, inUse?: number, reserved?: number, speed?: number | string, done?: string} | undefined}
+ *   cached: number, probes: number, inUse?: number, reserved?: number, speed?: number | string, done?: string} |
+ *   undefined}
  */
 let run;
 /**
@@ -135,8 +136,8 @@ function load(what) {
 // --- a run ----------------------------------------------------------------------------------------------------------
 
 /**
- * Collects events and draws them once per frame, because tokens come faster than frames. A hidden page has no frames; there
- * a timer draws them.
+ * Collects events and draws them once per frame, because tokens come faster than frames. A hidden page has no frames;
+ * there a timer draws them.
  * @param {EngineEvent} event
  */
 function enqueue(event) {
