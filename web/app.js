@@ -163,7 +163,8 @@ function flush() {
 }
 
 const draw = {
-  start({ prompt_tokens, ...memory }) {
+  start({ prompt_tokens, notes = [], ...memory }) {
+    $('notes').replaceChildren(...notes.flatMap((note) => [note, document.createElement('br')]));
     run.total = run.cached = prompt_tokens;
     remember(memory);
   },
@@ -191,8 +192,8 @@ const draw = {
     run.cached = cached_after;
     remember(memory);
   },
-  done({ stop_reason, tokens_per_second, tail, ...memory }, fragment) {
-    run.done = String(stop_reason ?? 'done').replaceAll('_', ' ');
+  done({ stop_reason, thinking_unfinished, tokens_per_second, tail, ...memory }, fragment) {
+    run.done = String(stop_reason ?? 'done').replaceAll('_', ' ') + (thinking_unfinished ? ', still thinking' : '');
     if (tail) fragment.append(tail);
     run.speed = tokens_per_second;
     remember(memory);
@@ -252,6 +253,7 @@ function generate(options) {
   run = { spans: [], bytes: 0, times: [], total: 0, cached: 0, probes: 0 };
   waiting = [];
   $('output').replaceChildren();
+  $('notes').replaceChildren();
   $('trace').hidden = true;
   $('status').textContent = 'Reading the prompt…';
   setState('running');

@@ -121,6 +121,7 @@
  * @typedef {object} StartEvent
  * @property {'start'} type
  * @property {number} prompt_tokens
+ * @property {string[]} [notes] - sentences about how the request was resolved
  * @property {number} [bytes_in_use]
  * @property {number} [bytes_reserved]
  *
@@ -142,6 +143,7 @@
  * @typedef {object} DoneEvent
  * @property {'done'} type
  * @property {string | object} stop_reason - as in a trace
+ * @property {boolean} [thinking_unfinished] - whether the run ended before the thinking did
  * @property {number | string} tokens_per_second
  * @property {string} tail - what an unfinished character at the end adds to the text
  * @property {number} [bytes_in_use]
