@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use indicatif::{ProgressBar, ProgressStyle};
 use secateur::eval::calibrate::{Choice, FILE};
 use secateur::hub::{Hub, HubName, Progress};
-use secateur::weights::{ModelSource, Weights};
+use secateur::weights::{FINGERPRINT, ModelSource, Weights};
 use secateur::{Error, ErrorKind, Result, builtin};
 
 use super::{file, screen};
@@ -84,7 +84,10 @@ impl Hashed {
         let files = weights.places().map(state_of_file).collect::<Option<Vec<_>>>().unwrap_or_default();
         let text = std::fs::read_to_string(Self::path(choice)).unwrap_or_default();
         match serde_json::from_str::<Self>(&text) {
-            Ok(known) if known.files == files && !files.is_empty() => known,
+            // Earlier versions computed another hash.
+            Ok(known) if known.files == files && !files.is_empty() && known.fingerprint.starts_with(FINGERPRINT) => {
+                known
+            }
             _ => Self { fingerprint: weights.fingerprint(), files },
         }
     }

@@ -10,7 +10,7 @@ use secateur::policy::{self, Budget, Role, Scope};
 use secateur::sampling::Sampling;
 use secateur::text::Message;
 use secateur::trace::AttentionDetail;
-use secateur::weights::{ModelSource, Weights};
+use secateur::weights::{FINGERPRINT, ModelSource, Weights};
 use secateur::{Error, ErrorKind, Result, builtin, probe};
 use serde_json::json;
 use web_time::Instant;
@@ -341,6 +341,12 @@ impl Args {
         }
         let hashed = Hashed::of(&Weights::open(source)?, &path);
         hashed.keep(&path);
+        if !made.weights.starts_with(FINGERPRINT) {
+            return Ok(Some(format!(
+                "{place} was made by an older version, or it was made for other weights: all layers vote (`secateur calibrate` \
+                 makes it anew)"
+            )));
+        }
         if made.weights != hashed.fingerprint {
             let why =
                 format!("{place} was made for other weights: all layers vote (`secateur calibrate` makes it anew)");

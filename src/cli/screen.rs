@@ -348,7 +348,6 @@ pub fn stop_reason(reason: &StopReason) -> String {
         StopReason::Eos => "the model ended its answer".into(),
         StopReason::MaxNewTokens => "--max-new-tokens reached".into(),
         StopReason::ContextFull => "the context is full".into(),
-        StopReason::StopSequence(text) => format!("at {:?}", text),
         StopReason::Cancelled => "interrupted".into(),
         StopReason::Failed(what) => format!("failed: {what}"),
     }

@@ -18,7 +18,7 @@ use crate::engine::{Engine, Event, Prompt, RunOptions};
 use crate::policy::{Layers, Role};
 use crate::sampling::Sampling;
 use crate::trace::StopReason;
-use crate::{Error, ErrorKind, Result, fnv};
+use crate::{Error, ErrorKind, Result};
 
 /// Name of the file that holds a choice, beside the model.
 pub const FILE: &str = "secateur.json";
@@ -107,10 +107,13 @@ impl Settings {
     }
 }
 
-/// FNV-1a of the questions and answers.
+/// The BLAKE3 hash of the questions and answers, in hexadecimal digits.
 pub fn hash(problems: &[Problem]) -> String {
-    let parts = problems.iter().flat_map(|p| [p.question.as_bytes(), b"\0", p.answer.as_bytes(), b"\0"]);
-    format!("{:016x}", parts.fold(fnv::START, fnv::more))
+    let mut hasher = blake3::Hasher::new();
+    for part in problems.iter().flat_map(|p| [&p.question, &p.answer]) {
+        hasher.update(part.as_bytes()).update(b"\0");
+    }
+    hasher.finalize().to_hex().to_string()
 }
 
 /// One question, answered in one way.

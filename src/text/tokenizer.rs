@@ -107,11 +107,6 @@ impl Tokenizer {
         Some(bytes.unwrap_or_else(|| token.into_bytes()))
     }
 
-    /// The id of the token spelled `token`, if there is one.
-    pub fn id_of(&self, token: &str) -> Option<u32> {
-        self.0.hf.token_to_id(token)
-    }
-
     /// The token as the vocabulary spells it, if `id` has one.
     pub fn spelling(&self, id: u32) -> Option<String> {
         self.0.hf.id_to_token(id)

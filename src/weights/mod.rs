@@ -21,7 +21,7 @@ pub mod tensors;
 
 pub use gguf::Gguf;
 pub use pack::PackedRows;
-pub use tensors::{Stored, TensorView, Weights};
+pub use tensors::{FINGERPRINT, Stored, TensorView, Weights};
 
 /// A JSON file of a model larger than this is not one: the largest tokenizer.json in use has some 30 MB.
 const MAX_JSON_BYTES: usize = 512 << 20;

@@ -2,12 +2,16 @@
 use super::gguf::GgmlType;
 use super::{Bytes, PackedRows, pack};
 use crate::dtype::Dtype;
-use crate::{Error, ErrorKind, Result, fnv};
+use crate::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
 pub(super) const DOWNLOAD_AGAIN: &str = "the file is damaged or its download stopped early: download it again";
+
+/// What a [fingerprint](Weights::fingerprint) begins with. One that begins otherwise comes from an older version, which computed
+/// another hash: it says nothing about the weights.
+pub const FINGERPRINT: &str = "blake3:";
 
 /// Element type of a tensor as its file names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,16 +111,17 @@ impl Weights {
             .help("is config.json the one that came with these weights?"))
     }
 
-    /// Tells these weights from others: a hash of every tensor's name, type, shape and bytes, all of them, in hexadecimal digits. It
-    /// takes as long as memory or disk take to give them; it is no protection against somebody who wants to deceive it.
+    /// Identifies these weights: the BLAKE3 hash of every tensor's name, type, shape and bytes, as [`FINGERPRINT`] and 64
+    /// hexadecimal digits. Reads all of the weights.
     pub fn fingerprint(&self) -> String {
-        let mut hash = fnv::START;
+        let mut hasher = blake3::Hasher::new();
         for tensor in self.tensors.keys().filter_map(|name| self.find(name)) {
             let TensorView { name, stored, shape, bytes, .. } = tensor;
-            hash = fnv::more(hash, format!("{name} {stored} {shape:?}").as_bytes());
-            hash = fnv::much_more(hash, bytes);
+            // The length, too: without it, a tensor's bytes could stand for the next one's header.
+            hasher.update(format!("{name} {stored} {shape:?} {}\n", bytes.len()).as_bytes());
+            hasher.update(bytes);
         }
-        format!("{hash:016x}")
+        format!("{FINGERPRINT}{}", hasher.finalize().to_hex())
     }
 
     /// Where its files lie; for those in memory, their names.
@@ -153,17 +158,6 @@ impl Weights {
     /// Bytes of all tensors together, as stored.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.values().map(|entry| entry.range.len() as u64).sum()
-    }
-
-    /// Bytes of all tensors together, as stored, by element type; most first.
-    pub fn bytes_by_type(&self) -> Vec<(String, u64)> {
-        let mut sums: BTreeMap<String, u64> = BTreeMap::new();
-        for entry in self.tensors.values() {
-            *sums.entry(entry.stored.to_string()).or_default() += entry.range.len() as u64;
-        }
-        let mut sums: Vec<_> = sums.into_iter().collect();
-        sums.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-        sums
     }
 
     fn missing(&self, name: &str) -> Error {
