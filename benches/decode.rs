@@ -11,7 +11,7 @@ use pollster::block_on;
 use secateur::bench;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
-use secateur::kernels::{self, AttentionSpec, LayerSpec, LinearSpec, Mode, NormSpec, RopeAppendSpec, launch};
+use secateur::kernels::{self, AttentionSpec, LayerSpec, LinearSpec, Mode, NormSpec, RopeAppendSpec, readback};
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::Decoder;
 use secateur::sampling::Sampling;
@@ -55,11 +55,11 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     let burn = &device.burn;
     let floats = |rows: usize, cols: usize| kernels::f32_tensor(vec![0.01; rows * cols], [rows, cols], burn);
     let weights = |rows: usize, cols: usize| kernels::u32_tensor(vec![0x2c00_2c00; rows * cols / 2], burn);
-    let near = kernels::u32_tensor(vec![0; 4], burn);
+    let fence_tensor = kernels::u32_tensor(vec![0; 4], burn);
     let bias = kernels::f32_tensor(vec![0.0; 4], [4], burn);
     let mut total = 0.0;
     let mut time = |name: &str, times: usize, bytes: usize, mut run: Box<dyn FnMut() + '_>| -> secateur::Result<()> {
-        let fence = || block_on(launch::read_words(&[&near])).map(|_| ());
+        let fence = || block_on(readback::read_u32(&[&fence_tensor])).map(|_| ());
         run();
         fence()?;
         let rounds = 30;
@@ -81,15 +81,15 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
         let out_cols = if mode == Mode::SwiGlu { rows / 2 } else { rows };
         let mut out = Some(floats(1, out_cols));
         let spec = LinearSpec {
-            words: Dtype::F16,
+            dtype: Dtype::F16,
             mode,
             has_bias: false,
             rows,
             cols,
-            row0: 0,
+            shard_first_row: 0,
             out_stride: out_cols,
             n: 1,
-            lanes: device.lanes,
+            tuning: device.tuning,
         };
         let bias = &bias;
         time(
@@ -105,21 +105,29 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     linear("matvec down", h, inter, Mode::Add, layers)?;
     linear("matvec head", c.vocab_size, h, Mode::Store, 1)?;
     let (x, weight) = (floats(1, h), kernels::f32_tensor(vec![1.0; h], [h], burn));
-    let norm = NormSpec { n: 1, first: 0, cols: h, eps: 1e-6 };
+    let norm = NormSpec { n: 1, first_row: 0, cols: h, eps: 1e-6 };
     time("rms_norm", 2 * layers + 1, h * 8, Box::new(|| drop(kernels::rms_norm(&x, &weight, norm))))?;
     let mut cache = KvCache::new(CacheShape::new(c, Dtype::F16, 1, 64)?, device);
     let rope = kernels::f32_tensor(vec![0.5; 4096 * d], [4096 * d], burn);
     let layer = |cache: &KvCache| {
-        let (words, table) = (Dtype::F16, cache.table(0));
-        LayerSpec { words, d, heads, kv_heads, table, positions: 4096, compact: false }
+        let (dtype, layer_table_offset) = (Dtype::F16, cache.table(0));
+        LayerSpec { dtype, d, heads, kv_heads, layer_table_offset, positions: 4096, compact: false }
     };
     for length in [128usize, 1024] {
         cache.clear(0)?;
         cache.reserve(&[0], length + 64)?;
         cache.advance(0, length, 0);
         let q = floats(1, heads * d);
-        let (map, most_seen) = (cache.select(&[0]), length + 1);
-        let spec = AttentionSpec { layer: layer(&cache), n: 1, chunk: 1, map, most_seen, back: 0, lanes: device.lanes };
+        let (row_seq_offset, most_seen) = (cache.select(&[0]), length + 1);
+        let spec = AttentionSpec {
+            layer: layer(&cache),
+            n: 1,
+            chunk: 1,
+            row_seq_offset,
+            most_seen,
+            already_cached: 0,
+            tuning: device.tuning,
+        };
         let bytes = length * cache.shape().slot_bytes();
         let times = if length == 128 { layers } else { 0 };
         let run = || drop(kernels::attention(&q, cache.layer(0), cache.state(), &rope, spec));
@@ -127,8 +135,8 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     }
     let unread = kernels::f32_tensor(vec![0.0; 4], [4], burn);
     let qkv = floats(1, (heads + 2 * kv_heads) * d);
-    let map = cache.select(&[0]);
-    let append = RopeAppendSpec { layer: layer(&cache), n: 1, chunk: 1, map, norm: None };
+    let row_seq_offset = cache.select(&[0]);
+    let append = RopeAppendSpec { layer: layer(&cache), n: 1, chunk: 1, row_seq_offset, norm: None };
     let mut kv = Some(kernels::u32_tensor(vec![0; 2048 * cache.shape().slot_bytes() / 4], burn));
     let run = || {
         let (_, back) =

@@ -11,11 +11,11 @@ use std::time::Instant;
 use pollster::block_on;
 use secateur::Slot;
 use secateur::device::ComputeDevice;
-use secateur::engine::{Engine, Event, GROWTH, LoadOptions, Prompt, RunOptions};
+use secateur::engine::{Engine, Event, GROWTH, LoadOptions, Prompt, Settings};
 use secateur::kernels::Reduce;
-use secateur::kernels::launch::{as_floats, read_floats};
+use secateur::kernels::readback::{as_f32, read_f32};
 use secateur::model::decoder::{Decoder, Input, Logits};
-use secateur::policy::{self, Budget, CacheView, Ledger, Role, ViewParts};
+use secateur::policy::{self, Budget, CacheView, Ledger, PolicyRef, Role, ViewParts};
 use secateur::weights::ModelSource;
 
 const PROMPT: usize = 30;
@@ -52,7 +52,7 @@ fn main() -> secateur::Result<()> {
     };
     let device = block_on(ComputeDevice::open(args.get(1).map_or("auto", String::as_str)))?;
     let tokens: usize = args.get(2).and_then(|n| n.parse().ok()).unwrap_or(4000);
-    let policy = args.get(3).cloned().unwrap_or_else(|| policy::DEFAULT_POLICY.into());
+    let policy = args.get(3).cloned().unwrap_or_else(|| PolicyRef::default().name().into());
     let source = ModelSource::directory(dir)?;
     let load = LoadOptions { kv: Dtype::F16, context: None, sequences: 1 };
     let engine = || Engine::load(&source, dir.as_str(), &device, &load, &mut |_, _| ());
@@ -99,15 +99,15 @@ fn main() -> secateur::Result<()> {
     Ok(())
 }
 
-fn options(tokens: usize, policy: &str, budget: usize) -> RunOptions {
-    RunOptions {
+fn options(tokens: usize, policy: &str, budget: usize) -> Settings {
+    Settings {
         max_new_tokens: tokens,
         policy: policy.into(),
         budget: Budget::Tokens(budget),
         window: WINDOW,
         probe_every: EVERY,
         ignore_eos: true,
-        ..RunOptions::default()
+        ..Settings::default()
     }
 }
 
@@ -116,12 +116,12 @@ fn in_turns(
     pruned: &mut Engine,
     full: &mut Engine,
     prompt: &Prompt,
-    options: &RunOptions,
+    options: &Settings,
 ) -> secateur::Result<[Course; 2]> {
     let mut courses = [Course::default(), Course::default()];
     let mut batches = [pruned.batch(), full.batch()];
     batches[0].add(prompt, options)?;
-    batches[1].add(prompt, &RunOptions { policy: "full".into(), ..options.clone() })?;
+    batches[1].add(prompt, &Settings { policy: "full".into(), ..options.clone() })?;
     while batches.iter().any(|b| !b.is_idle()) {
         for (batch, course) in batches.iter_mut().zip(&mut courses).filter(|(b, _)| !b.is_idle()) {
             let (mut read, mut prunings) = (0, Vec::new());
@@ -163,8 +163,8 @@ fn costs(pruned: &mut Engine, full: &mut Engine, prompt: &Prompt, tokens: usize)
         pruned.model().device().info.line()
     );
     println!("policy, a token of its own in tokens of full (medians), ms to measure, ms to plan, prunings");
-    for entry in policy::POLICIES.iter().filter(|p| p.name != "full") {
-        let [own, of_full] = in_turns(pruned, full, prompt, &options(tokens, entry.name, tokens))?;
+    for entry in policy::POLICIES.iter().filter(|p| p.name() != "full") {
+        let [own, of_full] = in_turns(pruned, full, prompt, &options(tokens, entry.name(), tokens))?;
         // Turn by turn: both cached the same, and whatever else ran slowed both.
         let ratio = |(at, own): &(usize, f64)| {
             let near = of_full.turns.iter().min_by_key(|(other, _)| other.abs_diff(*at)).expect("as many turns");
@@ -172,13 +172,13 @@ fn costs(pruned: &mut Engine, full: &mut Engine, prompt: &Prompt, tokens: usize)
         };
         let ratios = own.turns.iter().skip(4).map(ratio).collect();
         let part = |i: usize| median(own.prunings.iter().map(|p| p.5[i] as f64 / 1e3).collect());
-        println!("{}, {:.3}, {:.2}, {:.2}, {}", entry.name, median(ratios), part(0), part(1), own.prunings.len());
+        println!("{}, {:.3}, {:.2}, {:.2}, {}", entry.name(), median(ratios), part(0), part(1), own.prunings.len());
     }
     Ok(())
 }
 
 /// The parts of one pruning at 742 cached slots, each waited for, medians of 7, against 200 decode steps.
-fn split(model: &Decoder, options: &RunOptions, probe: usize) -> secateur::Result<()> {
+fn split(model: &Decoder, options: &Settings, probe: usize) -> secateur::Result<()> {
     let (cached, vocab) = (PROMPT + 512 + EVERY, model.config().vocab_size as u32);
     let shape = secateur::cache::CacheShape::new(model.config(), Dtype::F16, 1, GROWTH)?;
     let mut rounds: Vec<[f64; 6]> = Vec::new();
@@ -212,19 +212,19 @@ fn split(model: &Decoder, options: &RunOptions, probe: usize) -> secateur::Resul
         let (with_readout, out) = forward(&mut cache, Some(Reduce::Layer))?;
         times[1] = (with_readout - times[0]).max(0.0);
         let begun = Instant::now();
-        let rows = block_on(read_floats(&out.readout.iter().collect::<Vec<_>>()))?;
+        let rows = block_on(read_f32(&out.readout.iter().collect::<Vec<_>>()))?;
         times[2] = begun.elapsed().as_secs_f64();
         cache.rollback(&before, 1);
         let begun = Instant::now();
         let snapshot = ledger.snapshot();
-        let scores = &as_floats(&rows[0])[..cached];
+        let scores = &as_f32(&rows[0])[..cached];
         let view = CacheView::new(ViewParts {
             scores: Some(scores),
             similarity: Some(scores),
             window: WINDOW,
             ..snapshot.parts(0, options.budget)
         })?;
-        let plan = policy::by_name(policy::DEFAULT_POLICY)?.plan(&view)?;
+        let plan = PolicyRef::default().plan(&view)?;
         times[3] = begun.elapsed().as_secs_f64();
         let kept: Vec<Slot> = plan.slots(0, 0).to_vec();
         let begun = Instant::now();

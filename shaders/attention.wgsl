@@ -16,8 +16,8 @@
 @group(0) @binding(5) var<storage, read_write> rope: array<vec4<f32>>;   // [positions, D]
 struct Info {
     n: u32, heads: u32, kv_heads: u32, chunk: u32,
-    map: u32, table: u32, heads_per_group: u32, splits: u32,
-    tiles_per_split: u32, scale: f32, back: u32, positions: u32,
+    row_seq_offset: u32, layer_table_offset: u32, heads_per_group: u32, splits: u32,
+    tiles_per_split: u32, scale: f32, already_cached: u32, positions: u32,
 }
 @group(0) @binding(6) var<uniform> info: Info;
 
@@ -49,12 +49,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let first_row = group.z * rows_per_group;
     let first_head = group.y * info.heads_per_group;
     let kv_head = first_head / (info.heads / info.kv_heads);
-    let seq = state[info.map + first_row / info.chunk];
-    let entry = info.table + seq * ROW;
+    let seq = state[info.row_seq_offset + first_row / info.chunk];
+    let entry = info.layer_table_offset + seq * ROW;
     // The loops below hold barriers, so their bounds must be uniform in the compiler's eyes, too.
     if (thread == 0u) { extent = vec2<u32>(state[entry + ROW_LEN], state[entry + ROW_CAP]); }
     let shared_extent = workgroupUniformLoad(&extent);
-    let length = shared_extent.x - info.back;
+    let length = shared_extent.x - info.already_cached;
     let cap = shared_extent.y;
     let keys = state[entry + ROW_BASE] + kv_head * cap;
     let values = keys + info.kv_heads * cap;

@@ -6,8 +6,8 @@
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;          // [n, heads D]
 @group(0) @binding(3) var<storage, read_write> lse: array<f32>;          // [n, heads]
 struct Info {
-    n: u32, heads: u32, chunk: u32, map: u32,
-    table: u32, splits: u32, slots_per_split: u32, back: u32,
+    n: u32, heads: u32, chunk: u32, row_seq_offset: u32,
+    layer_table_offset: u32, splits: u32, slots_per_split: u32, already_cached: u32,
 }
 @group(0) @binding(4) var<uniform> info: Info;
 
@@ -20,8 +20,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let row = group.y;
     // The loops below hold barriers, so their bounds must be uniform in the compiler's eyes, too.
     if (thread == 0u) {
-        let seq = state[info.map + row / info.chunk];
-        let seen = state[info.table + seq * ROW + ROW_LEN] - info.back + row % info.chunk + 1u;
+        let seq = state[info.row_seq_offset + row / info.chunk];
+        let seen = state[info.layer_table_offset + seq * ROW + ROW_LEN] - info.already_cached + row % info.chunk + 1u;
         filled = min((seen + info.slots_per_split - 1u) / info.slots_per_split, info.splits);
     }
     let splits = workgroupUniformLoad(&filled);

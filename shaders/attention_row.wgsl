@@ -9,7 +9,7 @@
 @group(0) @binding(3) var<storage, read_write> state: array<u32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;          // [heads | kv_heads | 1, slots]
 @group(0) @binding(5) var<storage, read_write> rope: array<vec4<f32>>;   // [positions, D]
-struct Info { row: u32, kv_heads: u32, slots: u32, seq: u32, table: u32, scale: f32, positions: u32, pad0: u32 }
+struct Info { row: u32, kv_heads: u32, slots: u32, seq: u32, layer_table_offset: u32, scale: f32, positions: u32, pad0: u32 }
 @group(0) @binding(6) var<uniform> info: Info;
 
 var<workgroup> qs: array<vec4<f32>, G * D / 4u>;
@@ -55,7 +55,7 @@ fn weigh(kv_head: u32, slot: u32, row: u32) -> f32 {
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let slot = group.x * THREADS + thread;
-    let entry = info.table + info.seq * ROW;
+    let entry = info.layer_table_offset + info.seq * ROW;
     let cap = state[entry + ROW_CAP];
     let inside = slot < info.slots && slot < cap;
     let heads = info.kv_heads * G;

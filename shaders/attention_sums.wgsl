@@ -10,7 +10,7 @@
 @group(0) @binding(3) var<storage, read_write> state: array<u32>;
 @group(0) @binding(4) var<storage, read_write> rope: array<vec4<f32>>;   // [positions, D]
 @group(0) @binding(5) var<storage, read_write> sums: array<f32>;
-struct Info { rows: u32, kv_heads: u32, map: u32, table: u32, back: u32, slots: u32, positions: u32, scale: f32 }
+struct Info { rows: u32, kv_heads: u32, row_seq_offset: u32, layer_table_offset: u32, already_cached: u32, slots: u32, positions: u32, scale: f32 }
 @group(0) @binding(6) var<uniform> info: Info;
 
 var<workgroup> qs: array<vec4<f32>, QB * D / 4u>;
@@ -20,10 +20,10 @@ var<workgroup> norms: array<f32, QB>;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let slot = group.x * THREADS + thread;
     let kv_head = group.y;
-    let entry = info.table + state[info.map + group.z] * ROW;
+    let entry = info.layer_table_offset + state[info.row_seq_offset + group.z] * ROW;
     let cap = state[entry + ROW_CAP];
     let base = state[entry + ROW_BASE];
-    let length = state[entry + ROW_LEN] - info.back;
+    let length = state[entry + ROW_LEN] - info.already_cached;
     let inside = slot < min(length + info.rows, cap) && slot < info.slots;
     let row = base + kv_head * cap + slot;
     let queries = info.rows * G;

@@ -10,7 +10,7 @@
 @group(0) @binding(2) var<storage, read_write> rope: array<vec4<f32>>;   // [positions, D]
 @group(0) @binding(3) var<storage, read_write> latest: array<u32>;       // [kv_heads, slots]
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;          // [kv_heads, slots]
-struct Info { kv_heads: u32, slots: u32, seq: u32, table: u32, positions: u32, pad0: u32, pad1: u32, pad2: u32 }
+struct Info { kv_heads: u32, slots: u32, seq: u32, layer_table_offset: u32, positions: u32, pad0: u32, pad1: u32, pad2: u32 }
 @group(0) @binding(5) var<uniform> info: Info;
 
 const TILE = 16u;
@@ -24,7 +24,7 @@ var<workgroup> spared: array<u32, TILE>;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let slot = group.x * THREADS + thread;
     let kv_head = group.y;
-    let entry = info.table + info.seq * ROW;
+    let entry = info.layer_table_offset + info.seq * ROW;
     let cap = state[entry + ROW_CAP];
     let slots = min(info.slots, cap);
     let first_row = state[entry + ROW_BASE] + kv_head * cap;

@@ -1,4 +1,4 @@
-// out[i, row0 + r] = W[r, :] . x[i, :] + bias[row0 + r] for many x: prefill and probe chunks. The same weights, modes and
+// out[i, shard_first_row + r] = W[r, :] . x[i, :] + bias[shard_first_row + r] for many x: prefill and probe chunks. The same weights, modes and
 // meaning as matvec. A workgroup computes TILE_ROWS rows of W for TILE_N vectors x, DEPTH columns at a time from workgroup
 // memory; an invocation has four rows and eight vectors, and where there are SLICES, its share of the columns only: few
 // vectors make few tiles, and a GPU is to be filled all the same.
@@ -9,7 +9,7 @@
 @group(0) @binding(1) var<storage, read_write> x: array<vec4<f32>>;      // [n, cols / 4]
 @group(0) @binding(2) var<storage, read_write> bias: array<f32>;         // [all rows of all shards], or one unused value
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;          // [n, out_stride]
-struct Info { rows: u32, cols: u32, row0: u32, out_stride: u32, n: u32, pad0: u32, pad1: u32, pad2: u32 }
+struct Info { rows: u32, cols: u32, shard_first_row: u32, out_stride: u32, n: u32, pad0: u32, pad1: u32, pad2: u32 }
 @group(0) @binding(4) var<uniform> info: Info;
 
 const ROW_QUADS = TILE_ROWS / 4u;
@@ -62,7 +62,7 @@ fn quad(i: u32, k: u32) -> vec4<f32> {
 fn store(i: u32, row: u32, sums: vec4<f32>) {
     if (i >= info.n) { return; }
     let line = i * info.out_stride;
-    let at = info.row0 + row;
+    let at = info.shard_first_row + row;
     if (MODE == 2u) {
         if (row < info.rows) { out[line + at / 2u] = silu(sums.x) * sums.y; }
         if (row + 2u < info.rows) { out[line + at / 2u + 1u] = silu(sums.z) * sums.w; }

@@ -7,7 +7,7 @@
 @group(0) @binding(1) var<storage, read_write> x: array<vec4<f32>>;      // [n, cols / 4]
 @group(0) @binding(2) var<storage, read_write> bias: array<f32>;         // [all rows of all shards], or one unused value
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;          // [n, out_stride]
-struct Info { rows: u32, cols: u32, row0: u32, out_stride: u32, n: u32, pad0: u32, pad1: u32, pad2: u32 }
+struct Info { rows: u32, cols: u32, shard_first_row: u32, out_stride: u32, n: u32, pad0: u32, pad1: u32, pad2: u32 }
 @group(0) @binding(4) var<uniform> info: Info;
 
 @compute @workgroup_size(THREADS)
@@ -61,7 +61,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let line = (first_n + i) * info.out_stride;
         for (var r = 0u; r < EACH; r++) {
             if (first_n + i >= info.n || row + r >= info.rows) { continue; }
-            let at = info.row0 + row + r;
+            let at = info.shard_first_row + row + r;
             var y = acc[i][r];
             if (HAS_BIAS != 0u) { y += bias[at]; }
             if (MODE == 0u) {

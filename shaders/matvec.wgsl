@@ -1,12 +1,12 @@
-// out[i, row0 + r] = W[r, :] . x[i, :] + bias[row0 + r], for N vectors x at once: decoding. LANES invocations share a row.
+// out[i, shard_first_row + r] = W[r, :] . x[i, :] + bias[shard_first_row + r], for N vectors x at once: decoding. LANES invocations share a row.
 // MODE 0 stores; 1 adds to out (the residual stream); 2 takes rows in pairs, gate then up, and stores
-// silu(gate) * up at out[i, (row0 + r) / 2] (SwiGLU).
+// silu(gate) * up at out[i, (shard_first_row + r) / 2] (SwiGLU).
 // Constants: THREADS, DTYPE, LANES (a power of two, <= THREADS), N, MODE, HAS_BIAS.
 @group(0) @binding(0) var<storage, read_write> w: array<vec4<u32>>;      // [rows, row_words / 4]
 @group(0) @binding(1) var<storage, read_write> x: array<vec4<f32>>;      // [n, cols / 4]
 @group(0) @binding(2) var<storage, read_write> bias: array<f32>;         // [all rows of all shards], or one unused value
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;          // [n, out_stride]
-struct Info { rows: u32, cols: u32, row0: u32, out_stride: u32 }
+struct Info { rows: u32, cols: u32, shard_first_row: u32, out_stride: u32 }
 @group(0) @binding(4) var<uniform> info: Info;
 
 const ROWS = THREADS / LANES;
@@ -89,7 +89,7 @@ fn main(
     }
     workgroupBarrier();
     if (lane != 0u || row >= info.rows) { return; }
-    let at = info.row0 + row;
+    let at = info.shard_first_row + row;
     for (var i = 0u; i < N; i++) {
         var y = part[i * THREADS + thread];
         if (HAS_BIAS != 0u) { y += bias[at]; }

@@ -5,14 +5,14 @@
 @group(0) @binding(0) var<storage, read_write> source: array<vec4<f32>>;    // [n, cols], or the ring: [seqs, width, cols]
 @group(0) @binding(1) var<storage, read_write> state: array<u32>;
 @group(0) @binding(2) var<storage, read_write> dest: array<vec4<f32>>;      // the ring, or [rows, cols]
-struct Info { n: u32, quads: u32, chunk: u32, map: u32, width: u32, pad0: u32, pad1: u32, pad2: u32 }
+struct Info { n: u32, quads: u32, chunk: u32, row_seq_offset: u32, width: u32, pad0: u32, pad1: u32, pad2: u32 }
 @group(0) @binding(3) var<uniform> info: Info;
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let i = id.y;
     if (id.x >= info.quads || i >= info.n) { return; }
-    let seq = state[info.map + i / info.chunk];
+    let seq = state[info.row_seq_offset + i / info.chunk];
     let offset = i % info.chunk;
     let position = state[seq * SEQ + SEQ_POSITION];
     if (LOAD == 1u) {

@@ -4,7 +4,7 @@
 @group(0) @binding(0) var<storage, read_write> x: array<f32>;         // [first + n, cols]
 @group(0) @binding(1) var<storage, read_write> weight: array<f32>;    // [cols]
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;       // [n, cols]
-struct Info { n: u32, cols: u32, eps: f32, first: u32 }
+struct Info { n: u32, cols: u32, eps: f32, first_row: u32 }
 @group(0) @binding(3) var<uniform> info: Info;
 
 var<workgroup> part: array<f32, THREADS>;
@@ -17,7 +17,7 @@ fn main(
 ) {
     let row = group.y * groups.x + group.x;
     let inside = row < info.n;
-    let at = (info.first + row) * info.cols;
+    let at = (info.first_row + row) * info.cols;
     var sum = 0.0;
     if (inside) {
         for (var c = thread; c < info.cols; c += THREADS) {

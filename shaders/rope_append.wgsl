@@ -10,7 +10,7 @@
 @group(0) @binding(3) var<storage, read_write> kv: array<u32>;       // rows of D values, see cache.rs
 @group(0) @binding(4) var<storage, read_write> q: array<f32>;        // [n, heads D]
 @group(0) @binding(5) var<storage, read_write> norm: array<f32>;     // [2, D]: of queries, of keys; or one unused value
-struct Info { n: u32, heads: u32, kv_heads: u32, chunk: u32, map: u32, table: u32, positions: u32, eps: f32 }
+struct Info { n: u32, heads: u32, kv_heads: u32, chunk: u32, row_seq_offset: u32, layer_table_offset: u32, positions: u32, eps: f32 }
 @group(0) @binding(6) var<uniform> info: Info;
 
 const HALF = D / 2u;
@@ -58,9 +58,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     if (!inside) { return; }
-    let seq = state[info.map + i / info.chunk];
+    let seq = state[info.row_seq_offset + i / info.chunk];
     let offset = i % info.chunk;
-    let entry = info.table + seq * ROW;
+    let entry = info.layer_table_offset + seq * ROW;
     let slot = state[entry + ROW_LEN] + offset;
     let stands = select(state[seq * SEQ + SEQ_POSITION] + offset, slot, COMPACT == 1u);
     let position = min(stands, info.positions - 1u);

@@ -9,7 +9,7 @@
 @group(0) @binding(3) var<storage, read_write> seen: array<u32>;     // [sequences, seen_words]: a bit a token
 struct Info {
     lists: u32, groups: u32, layers: u32, all_seqs: u32,
-    ring: u32, advance: u32, map: u32, seen_words: u32,
+    ring: u32, advance: u32, row_seq_offset: u32, seen_words: u32,
 }
 @group(0) @binding(4) var<uniform> info: Info;
 
@@ -113,7 +113,7 @@ fn draw(row: u32, header: u32) -> u32 {
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.x;
-    let seq = state[info.map + row];
+    let seq = state[info.row_seq_offset + row];
     let header = seq * SEQ;
     let temperature = bitcast<f32>(state[header + SEQ_TEMPERATURE]);
     if (K > 1u && thread < K) {

@@ -10,7 +10,7 @@
 @group(0) @binding(2) var<storage, read_write> seen: array<u32>;     // [sequences, seen_words]: a bit a token
 @group(0) @binding(3) var<storage, read_write> lists: array<u32>;    // [n, groups, 2 K]: values, then their indices
 @group(0) @binding(4) var<storage, read_write> sums: array<f32>;     // [n, groups, 4]: maximum, sum, broken, unused
-struct Info { count: u32, groups: u32, map: u32, seen_words: u32 }
+struct Info { count: u32, groups: u32, row_seq_offset: u32, seen_words: u32 }
 @group(0) @binding(5) var<uniform> info: Info;
 
 var<workgroup> part: array<f32, THREADS>;
@@ -61,7 +61,7 @@ fn agrees(key: u32, place: u32, turn: u32) -> bool {
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.y;
-    let seq = state[info.map + row];
+    let seq = state[info.row_seq_offset + row];
     let begin = group.x * CHUNK;
     let end = min(begin + CHUNK, info.count);
     let list = (row * info.groups + group.x) * 2u * K;

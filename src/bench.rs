@@ -11,7 +11,7 @@ use web_time::{Duration, Instant};
 use crate::cache::{CacheShape, KvCache};
 use crate::device::ComputeDevice;
 use crate::engine::{GROWTH, LAG, PREFILL_CHUNK};
-use crate::kernels::{self, GatherSpec, launch};
+use crate::kernels::{self, GatherSpec, memory, readback};
 use crate::model::decoder::{Decoder, Input, Logits};
 use crate::{Error, ErrorKind, Result};
 
@@ -239,20 +239,20 @@ async fn copy(device: &ComputeDevice, bytes: u64, repeat: usize, batch: usize) -
     // Two planes of rows, as a layer's keys and values.
     let rows = bytes as usize / (2 * ROW_WORDS * 4);
     let words = 2 * rows * ROW_WORDS;
-    let near = kernels::u32_tensor(vec![0; 4], &device.burn);
+    let fence = kernels::u32_tensor(vec![0; 4], &device.burn);
     let gathered = {
         let keep = kernels::u32_tensor((0..rows as u32).collect(), &device.burn);
         let moves = kernels::u32_tensor([0, rows, 0, rows, rows, 0, 0, 0].map(|v| v as u32).to_vec(), &device.burn);
         let spec =
             GatherSpec { row_words: ROW_WORDS, kv_heads: 1, planes: 2, seqs: 1, most_kept: rows, out_words: words };
         // Written once before it is read: pages that nobody wrote are all the same page to an operating system.
-        let source = kernels::cache_gather(launch::empty_words(&near, words), &keep, &moves, spec);
+        let source = kernels::cache_gather(memory::empty_u32(&device.burn, words), &keep, &moves, spec);
         let gather = || drop(kernels::cache_gather(source.clone(), &keep, &moves, spec));
-        rates(&near, words, repeat, batch, &gather).await?
+        rates(&fence, words, repeat, batch, &gather).await?
     };
     let added = {
         let source = Tensor::<1>::ones([words], &device.burn);
-        rates(&near, words, repeat, batch, &|| drop(source.clone().add_scalar(1.0))).await?
+        rates(&fence, words, repeat, batch, &|| drop(source.clone().add_scalar(1.0))).await?
     };
     let (kernel, fastest) = if gathered.median >= added.median { ("gather", gathered) } else { ("add", added) };
     Ok(Copied {
@@ -265,12 +265,12 @@ async fn copy(device: &ComputeDevice, bytes: u64, repeat: usize, batch: usize) -
 }
 
 /// Bytes a second, of a kernel that reads and writes `words` words, run `batch` times between two waits.
-async fn rates(near: &Tensor<1, Int>, words: usize, repeat: usize, batch: usize, copy: &dyn Fn()) -> Result<Spread> {
+async fn rates(fence: &Tensor<1, Int>, words: usize, repeat: usize, batch: usize, copy: &dyn Fn()) -> Result<Spread> {
     let mut times = Vec::new();
     for _ in 0..=repeat {
         let begun = Instant::now();
         (0..batch).for_each(|_| copy());
-        launch::read_words(&[near]).await?;
+        readback::read_u32(&[fence]).await?;
         times.push(begun.elapsed().as_secs_f64().max(1e-9));
     }
     let moved = (2 * words * 4 * batch) as f64;

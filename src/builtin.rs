@@ -1,27 +1,29 @@
-//! The model inside the binary, so that a first run needs no download: the tiny reasoner of `models/README.md`.
+//! The model that is embedded in the binary, so that a first run needs no download. It is the tiny reasoner that
+//! `models/README.md` describes.
 use crate::weights::ModelSource;
 
-/// Its name, in traces and messages.
+/// The name of the built-in model in traces and messages.
 pub const NAME: &str = "built-in";
 
-/// A problem it solves; it knows no other kind.
+/// A problem that the model can solve. It was trained on no other kind of problem.
 pub const EXAMPLE: &str = "We count modulo 10. #1 d is 3. #2 r exceeds d by 9. #3 e equals r plus 7. \
      #4 r drops by d. #5 c is r minus e. #6 h is 4. #7 c rises by 2. What is c?";
 
-/// Thinking tokens from probe to probe: its thoughts have a tenth of the length that the general default is made for.
+/// The default interval between probes, in thinking tokens. It is shorter than for other models, because this model's
+/// thinking has about a tenth of the length that the general default is made for.
 pub const PROBE_EVERY: usize = 40;
 
-/// Latest tokens that are never evicted, for the same reason.
+/// The default number of latest tokens that are never evicted; shorter than for other models, for the same reason.
 pub const WINDOW: usize = 16;
 
-/// The directory whose files are embedded, relative to the crate.
+/// The name and the bytes of an embedded file.
 macro_rules! embedded {
     ($name:literal) => {
         ($name, include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-reasoner/", $name)).to_vec())
     };
 }
 
-/// Its files.
+/// The files of the built-in model, in Hugging Face layout.
 pub fn source() -> ModelSource {
     ModelSource::memory([
         embedded!("config.json"),

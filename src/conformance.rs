@@ -3,7 +3,7 @@ use serde::Serialize;
 
 use crate::device::{ComputeDevice, DeviceInfo};
 use crate::kernels::cases::{self, Bound, Case};
-use crate::kernels::launch;
+use crate::kernels::memory;
 use crate::{Error, ErrorKind, Result};
 
 /// The outcome of one kernel's cases on one device.
@@ -78,9 +78,9 @@ pub async fn run(device: &ComputeDevice, cases: &[Case], mut progress: impl FnMu
     for (done, case) in cases.iter().enumerate() {
         progress(done, cases.len());
         let expected = case.run(&cpu.burn);
-        launch::poison_outputs(true);
+        memory::poison_outputs(true);
         let found = case.run(&device.burn);
-        launch::poison_outputs(false);
+        memory::poison_outputs(false);
         let mut failures = Vec::new();
         let (mut worst, mut bounds) = (0f64, Vec::new());
         if expected.is_empty() || expected.len() != found.len() {
@@ -175,7 +175,7 @@ pub fn table(reports: &[Report]) -> String {
 pub mod shaders {
     use serde::Serialize;
 
-    use crate::kernels::launch::{Variant, launched_variants};
+    use crate::kernels::variant::{Variant, launched_variants};
 
     /// What became of the shader variants that were launched.
     #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

@@ -128,6 +128,36 @@ pub struct DeviceBytes {
     pub reserved: u64,
 }
 
+/// What executes a device's invocations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProcessorKind {
+    /// A software adapter: an invocation is a lane of a CPU's vector unit. Burn's CPU backend counts as one.
+    Cpu,
+    /// A GPU: an invocation is a hardware thread.
+    Gpu,
+}
+
+/// How kernels are tiled for a device. It never changes what a kernel computes but for the order of sums.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// Chooses between tilings made for CPUs and for GPUs.
+    pub kind: ProcessorKind,
+    /// Invocations that share a row of weights in `matvec`: a power of two, at most 64.
+    pub matvec_lanes: u32,
+}
+
+impl Tuning {
+    /// For software adapters; 8 lanes were the fastest on lavapipe.
+    pub const CPU: Self = Self { kind: ProcessorKind::Cpu, matvec_lanes: 8 };
+    /// For GPUs: the lanes of a subgroup share a row.
+    pub const GPU: Self = Self { kind: ProcessorKind::Gpu, matvec_lanes: 32 };
+
+    /// Whether invocations are lanes of a CPU's vector unit.
+    pub fn is_cpu(self) -> bool {
+        self.kind == ProcessorKind::Cpu
+    }
+}
+
 /// An opened device.
 #[derive(Debug, Clone)]
 pub struct ComputeDevice {
@@ -135,14 +165,14 @@ pub struct ComputeDevice {
     pub burn: Device,
     /// What it is.
     pub info: DeviceInfo,
-    /// Invocations that share a row in `matvec`: measured best 8 on software adapters; a subgroup's worth on GPUs.
-    pub lanes: u32,
+    /// How kernels are tiled for it.
+    pub tuning: Tuning,
 }
 
 impl ComputeDevice {
     /// The reference backend: every kernel's twin, in f64, on one core. Slow, exact, needs no driver.
     pub fn cpu() -> Self {
-        Self { burn: Device::flex(), info: DeviceInfo::cpu(), lanes: 8 }
+        Self { burn: Device::flex(), info: DeviceInfo::cpu(), tuning: Tuning::CPU }
     }
 
     /// Opens the device that `select` names: `auto` (the best adapter), `cpu` (the twins), a backend (`vulkan`, `metal`,
@@ -222,8 +252,8 @@ impl ComputeDevice {
         let burn = options.init().map_err(|e| failed(&e))?;
         #[cfg(target_family = "wasm")]
         let info = named;
-        let lanes = if info.kind == "software" { 8 } else { 32 };
-        Ok(Self { burn, info, lanes })
+        let tuning = if info.kind == "software" { Tuning::CPU } else { Tuning::GPU };
+        Ok(Self { burn, info, tuning })
     }
 
     /// What the allocator holds. Zero on the CPU, whose tensors are ordinary memory.

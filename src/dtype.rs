@@ -1,33 +1,35 @@
 //! Element types of weights and of the KV cache.
 
-/// Element types that can be packed into words.
+/// An element type of weights or of the KV cache. Elements are packed into `u32` words; the layout is described in
+/// [`weights::pack`](crate::weights::pack).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dtype {
-    /// IEEE 754 binary32: one element per word.
+    /// IEEE 754 binary32; one element per word.
     F32,
-    /// IEEE 754 binary16: two elements per word.
+    /// IEEE 754 binary16; two elements per word.
     F16,
-    /// The upper half of an f32: two elements per word.
+    /// The upper half of an f32; two elements per word.
     BF16,
-    /// Blocks of 32 signed bytes and an f16 scale. Weights only.
+    /// Blocks of 32 signed bytes with one f16 scale. Only for weights.
     Q8_0,
-    /// Blocks of 32 nibbles less 8 and an f16 scale. Weights only.
+    /// Blocks of 32 four-bit values with an offset of 8 and one f16 scale. Only for weights.
     Q4_0,
 }
 
-/// Elements of a quantized block.
+/// Number of elements in a quantized block.
 pub const BLOCK: usize = 32;
 
 impl Dtype {
     /// Every element type.
     pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4_0];
 
-    /// Whether elements share scales: no cache and no vector is of such a type.
+    /// Whether elements are quantized in blocks that share a scale. Caches and vectors never have such a type.
     pub const fn is_quantized(self) -> bool {
         matches!(self, Self::Q8_0 | Self::Q4_0)
     }
 
-    /// Elements in one word (of quants).
+    /// Number of elements in one word. For quantized types this counts the words that hold quantized values, not
+    /// those that hold scales.
     pub const fn per_word(self) -> usize {
         match self {
             Self::F32 => 1,
@@ -37,7 +39,7 @@ impl Dtype {
         }
     }
 
-    /// Words of a row of `cols` elements, scales and padding included.
+    /// Number of words in a row of `cols` elements, including scales and padding.
     pub const fn row_words(self, cols: usize) -> usize {
         let words = cols.div_ceil(self.per_word());
         match self.is_quantized() {
@@ -46,7 +48,7 @@ impl Dtype {
         }
     }
 
-    /// Elements that a file stores together, and the bytes they take there.
+    /// The number of elements in a block as files store it, and the number of bytes of such a block.
     pub const fn stored_block(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4),
@@ -56,13 +58,14 @@ impl Dtype {
         }
     }
 
-    /// Bytes that a file takes for `elements`; `None` where that is no whole number of blocks, or too much.
+    /// The number of bytes that `elements` take in a file. `None` if they are not a whole number of blocks, or if the
+    /// size overflows.
     pub fn stored_bytes(self, elements: usize) -> Option<usize> {
         let (block, bytes) = self.stored_block();
         (elements.is_multiple_of(block)).then(|| (elements / block).checked_mul(bytes)).flatten()
     }
 
-    /// `f32`, `f16`, `bf16`, `q8_0` or `q4_0`.
+    /// The name in lower case: `f32`, `f16`, `bf16`, `q8_0` or `q4_0`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",

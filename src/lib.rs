@@ -17,14 +17,21 @@ pub mod policy;
 pub mod probe;
 pub mod report;
 pub mod sampling;
+pub mod settings;
 pub mod steps;
 pub mod text;
+mod text_form;
 pub mod trace;
 #[cfg(target_family = "wasm")]
 pub mod web;
 pub mod weights;
 
+pub use device::ComputeDevice;
+pub use engine::{Batch, Engine, Event, LoadOptions, PreparedModel, Prompt, RunResult, Settings};
 pub use error::{Error, ErrorKind, Result};
+pub use policy::{Budget, EvictionPolicy};
+pub use trace::{AttentionDetail, Trace};
+pub use weights::ModelSource;
 
 /// Where a token's key and value lie in the cache: an index into the kept rows. Changes at every gather.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

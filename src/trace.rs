@@ -26,6 +26,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{CacheView, KeepPlan, Outcome, Role, Sets};
+use crate::settings::Settings;
 use crate::{Error, ErrorKind, Result};
 
 /// The version this code writes and reads.
@@ -42,7 +43,7 @@ pub struct Trace {
     pub model: String,
     /// Adapter and backend, or `cpu`.
     pub device: String,
-    /// How the run was asked to prune.
+    /// How it was generated and pruned. The fields stand directly in the trace.
     #[serde(flatten)]
     pub settings: Settings,
     /// The prompt, positions from 0.
@@ -61,55 +62,6 @@ pub struct Trace {
     pub stop_reason: StopReason,
     /// Sums over the run.
     pub totals: Totals,
-}
-
-/// What decides which tokens go. Its fields stand directly in the trace.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
-    /// Name of the policy.
-    pub policy: String,
-    /// As on the command line: `ratio:0.75`.
-    pub budget: String,
-    /// Latest tokens that are never evicted.
-    pub window: usize,
-    /// Thinking tokens from one probe to the next.
-    pub probe_every: usize,
-    /// What was appended at each probe.
-    pub probe_text: String,
-    /// How tokens are chosen.
-    #[serde(default)]
-    pub sampling: crate::sampling::Sampling,
-    /// Seed of sampling and of policies that draw lots.
-    pub seed: u64,
-    /// Who shares a kept set: `shared`, `layer` or `head`.
-    #[serde(default = "shared")]
-    pub scope: String,
-    /// The layers whose attention counts: `all`, or as on the command line, `0-3,7`.
-    #[serde(default = "all")]
-    pub layers: String,
-    /// `none` or `per-head`.
-    #[serde(default = "none")]
-    pub normalise: String,
-    /// `original` or `compact`.
-    #[serde(default = "original")]
-    pub positions: String,
-}
-
-// What traces from before these settings existed were made with.
-fn shared() -> String {
-    "shared".into()
-}
-
-fn all() -> String {
-    "all".into()
-}
-
-fn none() -> String {
-    "none".into()
-}
-
-fn original() -> String {
-    "original".into()
 }
 
 /// A generated token.
@@ -538,17 +490,9 @@ mod tests {
             model: "tiny".into(),
             device: "cpu".into(),
             settings: Settings {
-                policy: "think-clearly".into(),
-                budget: "ratio:0.75".into(),
-                window: 64,
-                probe_every: 200,
-                probe_text: crate::probe::DEFAULT_PROBE_TEXT.into(),
                 sampling: crate::sampling::Sampling { temperature: 0.6, ..Default::default() },
                 seed: u64::MAX,
-                scope: shared(),
-                layers: all(),
-                normalise: none(),
-                positions: original(),
+                ..Settings::default()
             },
             prompt_ids: vec![1, 2],
             prompt_text: Some("<|user|>?".into()),

@@ -16,7 +16,7 @@ use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 
 use crate::device::{ComputeDevice, DeviceBytes};
-use crate::engine::{Engine, Event, LoadOptions, Prompt, RunOptions};
+use crate::engine::{Engine, Event, LoadOptions, Prompt, Settings};
 use crate::kernels::cases;
 use crate::policy::{POLICIES, Role};
 use crate::trace::AttentionDetail;
@@ -52,7 +52,7 @@ struct Load {
     name: Option<String>,
 }
 
-/// What [`Secateur::run`] may be told: the page's form, and what tests need. Absent means [`RunOptions`]' default.
+/// What [`Secateur::run`] may be told: the page's form, and what tests need. Absent means [`Settings`]' default.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Run {
@@ -76,16 +76,16 @@ struct Run {
 }
 
 impl Run {
-    fn split(self) -> Result<(Prompt, RunOptions)> {
+    fn split(self) -> Result<(Prompt, Settings)> {
         let prompt = match self.ids {
             Some(ids) => Prompt::Ids(ids),
             None if self.raw => Prompt::Raw(self.prompt),
             None => Prompt::Chat(self.prompt),
         };
-        let default = RunOptions::default();
-        let options = RunOptions {
+        let default = Settings::default();
+        let options = Settings {
             max_new_tokens: self.max_new_tokens.unwrap_or(default.max_new_tokens),
-            policy: self.policy.unwrap_or(default.policy),
+            policy: self.policy.map_or(default.policy, |name| name.as_str().into()),
             budget: self.budget.map_or(Ok(default.budget), |text| text.parse())?,
             window: self.window.unwrap_or(default.window),
             probe_every: self.probe_every.unwrap_or(default.probe_every),
@@ -98,6 +98,7 @@ impl Run {
             positions: self.positions.map_or(Ok(default.positions), |text| text.parse())?,
             ignore_eos: self.ignore_eos,
             attention: AttentionDetail::Layers,
+            steps: default.steps,
         };
         Ok((prompt, options))
     }
@@ -189,7 +190,7 @@ impl Secateur {
             "model": name,
             "adapter": device.info.name,
             "backend": device.info.backend,
-            "policies": POLICIES.iter().map(|p| p.name).collect::<Vec<_>>(),
+            "policies": POLICIES.iter().map(|p| p.name()).collect::<Vec<_>>(),
             "suggested": {},
         });
         let stop = engine.stop_flag();
@@ -260,7 +261,7 @@ async fn trusted_device() -> Result<ComputeDevice> {
     Ok(device)
 }
 
-async fn run(engine: &mut Engine, prompt: &Prompt, options: &RunOptions, on_event: &Function) -> Result<Value> {
+async fn run(engine: &mut Engine, prompt: &Prompt, options: &Settings, on_event: &Function) -> Result<Value> {
     let device = engine.model().device().clone();
     // Where each token's text ends, in bytes of the text so far.
     let mut ends = Vec::new();

@@ -25,10 +25,10 @@ use crate::dtype::Dtype;
 use burn::tensor::{Int, Tensor};
 
 use crate::device::{ComputeDevice, DeviceInfo};
-use crate::kernels::launch::{self, Readback};
+use crate::kernels::readback::{self, Readback};
 use crate::kernels::{
-    self, AttentionSumsSpec, GatherSpec, MOST_ROWS, QueryRingSpec, SampleSpec, TopKSpec, cache_gather::MOVE, state,
-    top_k,
+    self, AttentionSumsSpec, GatherSpec, MOST_ROWS, QueryRingSpec, SampleSpec, TopKSpec, cache_gather::MOVE, memory,
+    state, top_k,
 };
 use crate::model::config::ModelConfig;
 use crate::policy::Positions;
@@ -53,7 +53,7 @@ pub struct CacheShape {
     /// Values of one head's vector.
     pub head_dim: usize,
     /// `F32` or `F16`.
-    pub words: Dtype,
+    pub dtype: Dtype,
     /// Sequences side by side.
     pub seqs: usize,
     /// Slots that capacities are rounded up to.
@@ -64,10 +64,10 @@ impl CacheShape {
     /// The shape `config` needs, for `seqs` sequences.
     ///
     /// # Errors
-    /// When `words` is neither f32 nor f16: no kernel writes other types. When there are more sequences than a step can have rows.
-    pub fn new(config: &ModelConfig, words: Dtype, seqs: usize, growth: usize) -> Result<Self> {
-        if !matches!(words, Dtype::F32 | Dtype::F16) {
-            return Err(Error::new(ErrorKind::Input, format!("the KV cache cannot be {words}")).expected("f32 or f16"));
+    /// When `dtype` is neither f32 nor f16: no kernel writes other types. When there are more sequences than a step can have rows.
+    pub fn new(config: &ModelConfig, dtype: Dtype, seqs: usize, growth: usize) -> Result<Self> {
+        if !matches!(dtype, Dtype::F32 | Dtype::F16) {
+            return Err(Error::new(ErrorKind::Input, format!("the KV cache cannot be {dtype}")).expected("f32 or f16"));
         }
         if !(1..=MOST_ROWS).contains(&seqs) {
             return Err(Error::new(ErrorKind::Input, "so many sequences cannot run side by side")
@@ -80,7 +80,7 @@ impl CacheShape {
             kv_heads: config.num_kv_heads,
             vocab: config.vocab_size,
             head_dim: config.head_dim,
-            words,
+            dtype,
             seqs,
             growth: growth.max(1),
         })
@@ -91,7 +91,7 @@ impl CacheShape {
     }
 
     fn row_words(&self) -> usize {
-        self.words.row_words(self.head_dim)
+        self.dtype.row_words(self.head_dim)
     }
 
     /// Words of the device's state.
@@ -202,18 +202,19 @@ pub struct KvCache {
     samplers: Vec<Sampling>,
     /// The map as it is on the device: the sequences of the rows that are forwarded or sampled next.
     selected: Vec<usize>,
-    /// Where dedicated buffers are allocated: any tensor on the device.
-    near: Tensor<1, Int>,
 }
 
 impl KvCache {
     /// An empty cache.
     pub fn new(shape: CacheShape, device: &ComputeDevice) -> Self {
         let words = shape.state_words();
-        let near = kernels::u32_tensor(vec![0; 4], &device.burn);
         let regions = vec![Region { len: 0, base: 0, cap: 0 }; shape.seqs];
-        let layer =
-            || Layer { kv: Some(launch::empty_words(&near, 4)), regions: regions.clone(), sums: None, queries: None };
+        let layer = || Layer {
+            kv: Some(memory::empty_u32(&device.burn, 4)),
+            regions: regions.clone(),
+            sums: None,
+            queries: None,
+        };
         let mut cache = Self {
             shape,
             device: device.clone(),
@@ -231,7 +232,6 @@ impl KvCache {
             )),
             samplers: vec![Sampling::GREEDY; shape.seqs],
             selected: vec![0; shape.seqs],
-            near,
         };
         for seq in 0..shape.seqs {
             cache.write_header(seq, 0);
@@ -310,10 +310,10 @@ impl KvCache {
         for layer in &mut self.layers {
             if tracking.sums && layer.sums.is_none() {
                 let slots: usize = layer.regions.iter().map(|r| r.cap).sum();
-                layer.sums = Some(launch::empty_words(&self.near, (slots * self.shape.kv_heads).max(4)));
+                layer.sums = Some(memory::empty_u32(&self.device.burn, (slots * self.shape.kv_heads).max(4)));
             }
             if tracking.queries && layer.queries.is_none() {
-                layer.queries = Some(launch::empty_floats(&self.near, [rows, query_cols]));
+                layer.queries = Some(memory::empty_f32(&self.device.burn, [rows, query_cols]));
             }
         }
         self.tracking.sums |= tracking.sums;
@@ -342,7 +342,7 @@ impl KvCache {
     /// Takes the queries of a chunk, or of a decode step, into the ring. The map names their sequences.
     pub(crate) fn store_queries(&mut self, layer: usize, q: &Tensor<2>, chunk: usize) {
         let [n, cols] = q.dims();
-        let spec = QueryRingSpec { n, cols, chunk, map: self.map(), width: OBSERVED };
+        let spec = QueryRingSpec { n, cols, chunk, row_seq_offset: self.map(), width: OBSERVED };
         let ring = self.layers[layer].queries.take().expect("put back below");
         self.layers[layer].queries = Some(kernels::store_queries(q, self.state(), ring, spec));
     }
@@ -362,7 +362,7 @@ impl KvCache {
     pub(crate) fn latest_queries(&self, layer: usize, n: usize) -> Result<Tensor<2>> {
         let ring = self.layers[layer].queries.as_ref().filter(|_| n > 0);
         let ring = ring.ok_or_else(|| Error::new(ErrorKind::Internal, "no queries are tracked to look through"))?;
-        let spec = QueryRingSpec { n, cols: ring.dims()[1], chunk: n, map: self.map(), width: OBSERVED };
+        let spec = QueryRingSpec { n, cols: ring.dims()[1], chunk: n, row_seq_offset: self.map(), width: OBSERVED };
         Ok(kernels::latest_queries(ring, self.state(), spec))
     }
 
@@ -374,7 +374,7 @@ impl KvCache {
         let Layer { sums, regions, .. } = &self.layers[layer];
         let sums = sums.as_ref().ok_or_else(|| Error::new(ErrorKind::Internal, "no sums of attention are tracked"))?;
         let (first, n) = (regions[seq].base / 2, self.shape.kv_heads * regions[seq].cap);
-        Ok(launch::part(sums, first, n))
+        Ok(memory::slice(sums, first, n))
     }
 
     /// Word of the state where `layer`'s table begins.
@@ -540,12 +540,12 @@ impl KvCache {
             let halved = |(i, v): (usize, &u32)| if matches!(i % MOVE, 0 | 2) { v / 2 } else { *v };
             let moves = kernels::u32_tensor(moves.iter().enumerate().map(halved).collect(), &self.device.burn);
             let spec = GatherSpec { row_words: 1, planes: shape.kv_heads, out_words: (base / 2).max(4), ..spec };
-            let gathered = launch::dedicated(&self.near, || kernels::cache_gather(sums, &keep, &moves, spec));
+            let gathered = memory::dedicated(&self.device.burn, || kernels::cache_gather(sums, &keep, &moves, spec));
             self.layers[layer].sums = Some(gathered);
         }
         let kv = self.layers[layer].kv.take().expect("put back by whoever took it");
         let moves = kernels::u32_tensor(moves, &self.device.burn);
-        let kv = launch::dedicated(&self.near, || kernels::cache_gather(kv, &keep, &moves, spec));
+        let kv = memory::dedicated(&self.device.burn, || kernels::cache_gather(kv, &keep, &moves, spec));
         (self.layers[layer].kv, self.layers[layer].regions) = (Some(kv), new);
     }
 
@@ -568,7 +568,7 @@ impl KvCache {
 
     fn write(&mut self, at: usize, words: Vec<u32>) {
         let state = self.state.take().expect("put back below");
-        self.state = Some(launch::write_words(state, at, words));
+        self.state = Some(memory::write_u32(state, at, words));
     }
 
     /// After the host forwarded `n` tokens of `seq`: advances lengths and position, here and on the device. The pending token
@@ -592,7 +592,7 @@ impl KvCache {
         }
         let at = seq * seen.len();
         let tensor = self.seen.take().expect("put back below");
-        self.seen = Some(launch::write_words(tensor, at, seen));
+        self.seen = Some(memory::write_u32(tensor, at, seen));
     }
 
     /// The largest share of the probability that `seq` asked for and that lay outside its candidates, from the words that
@@ -605,12 +605,12 @@ impl KvCache {
     /// advances their lengths and positions by `advance`; so does the mirror.
     pub fn sample(&mut self, logits: &Tensor<2>, seqs: &[usize], advance: usize) {
         let shape = self.shape;
-        let map = self.select(seqs);
+        let row_seq_offset = self.select(seqs);
         let (n, seen_words) = (seqs.len(), shape.seen_words());
         // The most likely token of each needs no longer lists.
         let k = if seqs.iter().all(|seq| self.samplers[*seq].is_greedy()) { 1 } else { top_k::MOST };
         let (state, seen) = (self.state.take().expect("put back below"), self.seen.take().expect("put back below"));
-        let spec = TopKSpec { count: logits.dims()[1], n, k, merge: false, map, seen_words };
+        let spec = TopKSpec { count: logits.dims()[1], n, k, merge: false, row_seq_offset, seen_words };
         let (mut candidates, sums) = kernels::top_k(logits, &state, &seen, spec);
         let (mut lists, chunks) = (spec.lists(), spec.lists());
         if let Some(merging) = spec.merging() {
@@ -618,7 +618,7 @@ impl KvCache {
             lists = 1;
         }
         let (layers, all_seqs, ring) = (shape.layers, shape.seqs, RING);
-        let spec = SampleSpec { n, k, lists, chunks, map, layers, all_seqs, ring, advance, seen_words };
+        let spec = SampleSpec { n, k, lists, chunks, row_seq_offset, layers, all_seqs, ring, advance, seen_words };
         let (state, seen) = kernels::sample(&candidates, &sums, state, seen, spec);
         (self.state, self.seen) = (Some(state), Some(seen));
         for &seq in seqs {
@@ -632,7 +632,7 @@ impl KvCache {
 
     /// Starts reading the state: the copy is taken now, whatever is launched later. [`ids`](Self::ids) finds the ring in it.
     pub fn read_state(&self) -> Readback {
-        launch::read_words(&[self.state()])
+        readback::read_u32(&[self.state()])
     }
 
     /// The ids sampled at steps `from .. to` of `seq`, from the words that [`read_state`](Self::read_state) gave.

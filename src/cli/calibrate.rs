@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use secateur::device::ComputeDevice;
-use secateur::engine::{LoadOptions, PreparedModel, Prompt, RunOptions};
-use secateur::eval::calibrate::{self, Arm, Calibration, Choice, Row, Settings};
+use secateur::engine::{LoadOptions, PreparedModel, Prompt, Settings};
+use secateur::eval::calibrate::{self, Arm, Calibration, Choice, Conditions, Row};
 use secateur::eval::{Problem, Trial, problems};
-use secateur::policy::{self, Budget, Layers, Scope};
+use secateur::policy::{Budget, Layers, PolicyRef, Scope};
 use secateur::sampling::Sampling;
 use secateur::weights::Weights;
 use secateur::{Error, ErrorKind, Result, builtin};
@@ -34,8 +34,8 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     problems: Option<usize>,
     /// The policy whose scores the layers give.
-    #[arg(long, value_name = "NAME", default_value = policy::DEFAULT_POLICY)]
-    policy: String,
+    #[arg(long, value_name = "NAME", default_value_t = PolicyRef::default())]
+    policy: PolicyRef,
     /// The budget, the same for every set of layers. Only tokens:N gives every set the same memory.
     #[arg(long, value_name = "BUDGET", default_value_t = Budget::default().to_string())]
     budget: String,
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, value_name = "P")]
     probe_every: Option<usize>,
     /// Generate at most so many tokens for a question.
-    #[arg(long, value_name = "N", default_value_t = RunOptions::default().max_new_tokens)]
+    #[arg(long, value_name = "N", default_value_t = Settings::default().max_new_tokens)]
     max_new_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -98,7 +98,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     opened.check(&Prompt::Ids(vec![0]), &options)?;
     let hashed = Hashed::of(&Weights::open(&source)?, &out);
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
-    let settings = Settings {
+    let settings = Conditions {
         secateur: env!("CARGO_PKG_VERSION").into(),
         model: name.clone(),
         weights: hashed.fingerprint.clone(),
@@ -106,13 +106,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         kv: args.kv.to_string(),
         context: args.context,
         sequences: args.sequences,
-        policy: options.policy.clone(),
-        budget: options.budget.to_string(),
-        window: options.window,
-        probe_every: options.probe_every,
-        max_new_tokens: options.max_new_tokens,
-        sampling: options.sampling,
-        seed: options.seed,
+        run: options.clone(),
         questions: problems.len(),
         questions_hash: calibrate::hash(&problems),
     };
@@ -184,9 +178,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 }
 
 impl Args {
-    fn run_options(&self) -> Result<RunOptions> {
+    fn run_options(&self) -> Result<Settings> {
         let (window, probe_every) = run::default_rhythm(self.model.is_none());
-        let options = RunOptions {
+        let options = Settings {
             max_new_tokens: self.max_new_tokens,
             policy: self.policy.clone(),
             budget: self.budget.parse()?,
@@ -195,11 +189,10 @@ impl Args {
             // What is not given here the model knows: once it is opened.
             sampling: self.sampling.over(Sampling::GREEDY)?,
             seed: self.seed,
-            ..RunOptions::default()
+            ..Settings::default()
         };
-        let policy = policy::by_name(&options.policy)?;
-        policy.accepts(options.budget)?;
-        if !policy.needs().scores() {
+        options.policy.accepts(options.budget)?;
+        if !options.policy.needs().scores() {
             return Err(Error::new(ErrorKind::Policy, "this policy has no scores that layers could give")
                 .at("--policy")
                 .found(&options.policy));
@@ -300,7 +293,7 @@ fn verdict(choice: &Choice) -> String {
         "Points: right answers in 100 more than all layers, with a 95 % interval. p: McNemar's exact test, of one set alone."
             .to_string(),
     ];
-    let Settings { questions, budget, .. } = &choice.settings;
+    let Conditions { questions, run: Settings { budget, .. }, .. } = &choice.settings;
     if let Some(row) = choice.row(&choice.layers) {
         let rivals = choice.rivals();
         let paired = choice.paired(row);
@@ -355,7 +348,7 @@ struct Progress {
 impl Progress {
     /// What an earlier calibration of the same settings came to, if one was interrupted. The last line may be half written, and is
     /// then cut off.
-    fn open(out: &Path, settings: &Settings, layers: usize) -> Result<Self> {
+    fn open(out: &Path, settings: &Conditions, layers: usize) -> Result<Self> {
         let path = PathBuf::from(format!("{}.progress.jsonl", out.display()));
         let failed = |e: std::io::Error| {
             Error::new(ErrorKind::Io, "the progress of the calibration cannot be kept")
@@ -381,7 +374,7 @@ impl Progress {
         if let Some((_, line)) = lines.next() {
             let other = Error::new(ErrorKind::Input, "this is the progress of another calibration");
             let other = other.at(path.display()).help(anew);
-            let Ok(there) = serde_json::from_str::<Settings>(line) else { return Err(other.found(line)) };
+            let Ok(there) = serde_json::from_str::<Conditions>(line) else { return Err(other.found(line)) };
             let differences = settings.differences(&there);
             if !differences.is_empty() {
                 let side = |of: fn(&(String, String, String)) -> String| {

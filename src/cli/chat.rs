@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 
-use secateur::engine::{Engine, Prompt, RunOptions, RunResult};
+use secateur::engine::{Engine, Prompt, RunResult, Settings};
 use secateur::policy::Role;
 use secateur::text::Message;
 use secateur::trace::StopReason;
@@ -35,7 +35,7 @@ enum Turn {
 /// Talks until the user has enough. `system`: a system prompt; `think`: as [`Prompt::Messages`] has it.
 pub fn main(
     engine: &mut Engine,
-    options: &RunOptions,
+    options: &Settings,
     system: Option<&str>,
     think: Option<bool>,
     screen: &mut Screen,

@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use secateur::device::ComputeDevice;
-use secateur::engine::{Engine, Event, LoadOptions, PreparedModel, Prompt, RunOptions, RunResult};
-use secateur::policy::{self, Budget, Role, Scope};
+use secateur::engine::{Engine, Event, LoadOptions, PreparedModel, Prompt, RunResult, Settings};
+use secateur::policy::{self, Budget, Full, PolicyRef, Role, Scope};
 use secateur::sampling::Sampling;
 use secateur::text::Message;
 use secateur::trace::AttentionDetail;
@@ -46,7 +46,7 @@ pub struct Args {
     #[arg(long, conflicts_with = "ids")]
     raw: bool,
     /// Generate at most so many tokens.
-    #[arg(long, value_name = "N", default_value_t = RunOptions::default().max_new_tokens)]
+    #[arg(long, value_name = "N", default_value_t = Settings::default().max_new_tokens)]
     max_new_tokens: usize,
     #[arg(long, value_name = "NAME", help = policy_help())]
     policy: Option<String>,
@@ -155,9 +155,9 @@ impl SamplingArgs {
 }
 
 fn policy_help() -> String {
-    let policies = policy::POLICIES.iter().map(|p| format!("{}: {}", p.name, p.summary));
+    let policies = policy::POLICIES.iter().map(|p| format!("{}: {}", p.name(), p.summary()));
     let list = policies.collect::<Vec<_>>().join("; ");
-    format!("Which thoughts go [default: {}]. {list}", policy::DEFAULT_POLICY)
+    format!("Which thoughts go [default: {}]. {list}", PolicyRef::default())
 }
 
 fn window_help() -> String {
@@ -186,7 +186,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     options.sampling = args.sampling.over(Sampling::from_defaults(&opened.config().generation))?;
     let unprunable = unprunable(&opened, &args);
     if unprunable.is_some() {
-        options.policy = "full".into();
+        options.policy = Full.into();
     }
     task.check(&opened, &options, args.no_think)?;
     let calibrated = args.calibrated(&source, &opened, &mut options)?;
@@ -251,7 +251,7 @@ fn unprunable(opened: &PreparedModel, args: &Args) -> Option<&'static str> {
 pub fn generate(
     engine: &mut Engine,
     prompt: &Prompt,
-    options: &RunOptions,
+    options: &Settings,
     screen: &mut Screen,
     stop: &AtomicBool,
     heard: &mut dyn FnMut(&str, Role),
@@ -302,7 +302,7 @@ enum Task {
 
 impl Task {
     /// Refuses what cannot be run with this model: now, not after gigabytes were loaded.
-    fn check(&self, opened: &PreparedModel, options: &RunOptions, no_think: bool) -> Result<()> {
+    fn check(&self, opened: &PreparedModel, options: &Settings, no_think: bool) -> Result<()> {
         match self {
             Self::Once(prompt) => opened.check(prompt, options),
             Self::Chat => {
@@ -325,9 +325,9 @@ impl Args {
         &self,
         source: &ModelSource,
         opened: &PreparedModel,
-        options: &mut RunOptions,
+        options: &mut Settings,
     ) -> Result<Option<String>> {
-        let scored = policy::by_name(&options.policy)?.needs().scores();
+        let scored = options.policy.needs().scores();
         if self.layers.is_some() || options.scope != Scope::Shared || !scored {
             return Ok(None);
         }
@@ -335,8 +335,8 @@ impl Args {
         let place = path.display();
         let made = &choice.settings;
         // What suits one policy says nothing about another, nor do layers about those of other weights.
-        if made.policy != options.policy {
-            let why = format!("{place} was made for {}, not for {}: all layers vote", made.policy, options.policy);
+        if made.run.policy != options.policy {
+            let why = format!("{place} was made for {}, not for {}: all layers vote", made.run.policy, options.policy);
             return Ok(Some(why));
         }
         let hashed = Hashed::of(&Weights::open(source)?, &path);
@@ -365,8 +365,8 @@ impl Args {
                 if choice.distinguishable { "" } else { ", which may be chance" },
             ),
         };
-        if made.budget != options.budget.to_string() {
-            note += &format!("; with {}, not {}", made.budget, options.budget);
+        if made.run.budget != options.budget {
+            note += &format!("; with {}, not {}", made.run.budget, options.budget);
         }
         Ok(Some(note + "); --layers overrides"))
     }
@@ -419,11 +419,11 @@ impl Args {
         Ok(Task::Chat)
     }
 
-    fn run_options(&self) -> Result<RunOptions> {
+    fn run_options(&self) -> Result<Settings> {
         let (window, probe_every) = default_rhythm(self.model.model.is_none());
-        let options = RunOptions {
+        let options = Settings {
             max_new_tokens: self.max_new_tokens,
-            policy: self.policy.clone().unwrap_or_else(|| policy::DEFAULT_POLICY.into()),
+            policy: self.policy.as_deref().map_or(Ok(PolicyRef::default()), str::parse)?,
             budget: self.budget.parse()?,
             window: self.window.unwrap_or(window),
             probe_every: self.probe_every.unwrap_or(probe_every),
@@ -436,13 +436,14 @@ impl Args {
             normalise: self.normalise.parse()?,
             positions: self.positions.parse()?,
             ignore_eos: self.ignore_eos,
+            steps: Settings::default().steps,
             attention: match (&self.trace, self.trace_heads) {
                 (None, _) => AttentionDetail::Off,
                 (Some(_), false) => AttentionDetail::Layers,
                 (Some(_), true) => AttentionDetail::Heads,
             },
         };
-        policy::by_name(&options.policy)?.accepts(options.budget)?;
+        options.policy.accepts(options.budget)?;
         // How many layers there are is not known yet; whether a list makes sense is.
         options.layers.check(usize::MAX, options.scope)?;
         check_probe_every(options.probe_every)?;

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use secateur::engine::RunResult;
-use secateur::policy::Role;
+use secateur::policy::{Role, Scope};
 use secateur::trace::{self, StopReason};
 use terminal_size::{Height, Width};
 
@@ -324,8 +324,8 @@ fn everywhere(probe: &trace::Probe) -> &'static str {
 pub fn cached(trace: &trace::Trace) -> String {
     let t = &trace.totals;
     let (kept, of) = (t.final_cached, t.forwarded());
-    match trace.settings.scope.as_str() {
-        "shared" => format!("{kept} of {of} tokens cached"),
+    match trace.settings.scope {
+        Scope::Shared => format!("{kept} of {of} tokens cached"),
         // What one set has lost another may hold.
         scope => format!("{kept} of {of} tokens cached by the {scope} that has most"),
     }

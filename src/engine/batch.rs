@@ -5,14 +5,15 @@ use std::sync::atomic::Ordering;
 use web_time::Instant;
 
 use super::pruning::{Measurements, PendingForward, PendingMeasurements, Pruner};
-use super::request::{Prompt, RunOptions};
+use super::request::Prompt;
 use super::sequence::Sequence;
 use super::{Engine, Event, LAG, OnEvent, PREFILL_CHUNK, PreparedModel, RunResult};
 use crate::Result;
 use crate::cache::{KeepSets, RegionUpdate};
-use crate::kernels::launch::{self, Readback};
+use crate::kernels::readback::{self, Readback};
 use crate::model::decoder::{Input, Logits, Output};
 use crate::policy::KeepPlan;
+use crate::settings::Settings;
 use crate::trace;
 
 /// Requests that run side by side: each with its own prompt, options, policy, budget, end and trace. A result does not depend
@@ -21,10 +22,10 @@ use crate::trace;
 ///
 /// ```no_run
 /// # async fn example(engine: &mut secateur::engine::Engine) -> secateur::Result<()> {
-/// use secateur::engine::{Prompt, RunOptions};
+/// use secateur::engine::{Prompt, Settings};
 /// let mut batch = engine.batch();
 /// for question in ["What is 12 + 30?", "How many primes are below 50?"] {
-///     batch.add(&Prompt::Chat(question.into()), &RunOptions::default())?;
+///     batch.add(&Prompt::Chat(question.into()), &Settings::default())?;
 /// }
 /// while !batch.is_idle() {
 ///     // Requests may be added here at any time: they take the places of those that end.
@@ -68,7 +69,7 @@ impl<'e> Batch<'e> {
     ///
     /// # Errors
     /// A prompt that is empty or beyond the context, a policy that cannot run with this model or budget.
-    pub fn add(&mut self, prompt: &Prompt, options: &RunOptions) -> Result<usize> {
+    pub fn add(&mut self, prompt: &Prompt, options: &Settings) -> Result<usize> {
         self.waiting.push_back(self.engine.opened.sequence(self.requests, prompt, options)?);
         self.requests += 1;
         Ok(self.requests - 1)
@@ -121,20 +122,20 @@ impl<'e> Batch<'e> {
             if places[place].is_some() {
                 continue;
             }
-            let running = places.iter().flatten().map(|s| s.options.positions).next();
-            let joins = |s: &mut Sequence| running.is_none_or(|positions| positions == s.options.positions);
+            let running = places.iter().flatten().map(|s| s.settings().positions).next();
+            let joins = |s: &mut Sequence| running.is_none_or(|positions| positions == s.settings().positions);
             let Some(mut sequence) = waiting.pop_front_if(joins) else { break };
             sequence.begin();
             on(sequence.id, Event::Start { prompt_ids: &sequence.prompt });
             let ready = cache.clear(place).and_then(|()| match running {
-                None => cache.begin(sequence.options.positions),
+                None => cache.begin(sequence.settings().positions),
                 Some(_) => Ok(()),
             });
             cache.track(sequence.pruner.tracking(), model.config().q_size());
             if let Err(e) = ready {
                 sequence.fail(e);
             }
-            let RunOptions { sampling, seed, .. } = &sequence.options;
+            let Settings { sampling, seed, .. } = sequence.settings();
             cache.set_sampler(place, sampling, *seed, &sequence.prompt);
             places[place] = Some(sequence);
         }
@@ -213,7 +214,7 @@ impl<'e> Batch<'e> {
     /// Waits for the oldest read and takes in its tokens; goes on while more than one is under way.
     async fn read(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
         while let Some(PendingIds { of, state }) = self.reads.pop_front() {
-            let words = launch::as_words(&state.await?[0]);
+            let words = readback::as_u32(&state.await?[0]);
             let cache = &self.engine.cache;
             for (place, request, upto) in of {
                 // It may have ended, and another have its place.
@@ -440,7 +441,7 @@ mod tests {
     #[test]
     fn more_than_attention_can_put_aside_is_refused() {
         let source = crate::builtin::source();
-        let mut device = ComputeDevice { lanes: 32, ..ComputeDevice::cpu() };
+        let mut device = ComputeDevice { tuning: crate::device::Tuning::GPU, ..ComputeDevice::cpu() };
         let open = |sequences, context| {
             let load = LoadOptions { kv: Dtype::F32, context: Some(context), sequences };
             PreparedModel::new(&source, "built-in", &load).expect("it is in the binary")
@@ -484,7 +485,7 @@ mod tests {
         let source = crate::builtin::source();
         let mut engine =
             Engine::load(&source, "built-in", &device, &load, &mut |_, _| ()).expect("it is in the binary");
-        let options = RunOptions { probe_every: 100, attention: AttentionDetail::Heads, ..RunOptions::default() };
+        let options = Settings { probe_every: 100, attention: AttentionDetail::Heads, ..Settings::default() };
         let mut batch = engine.batch();
         for _ in 0..3 {
             batch.add(&Prompt::Chat(crate::builtin::EXAMPLE.into()), &options).expect("a good request");

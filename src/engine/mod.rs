@@ -23,9 +23,10 @@ mod sequence;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use crate::settings::Settings;
 pub use batch::Batch;
 pub use prepared::PreparedModel;
-pub use request::{LoadOptions, Prompt, RunOptions};
+pub use request::{LoadOptions, Prompt};
 
 use crate::cache::KvCache;
 use crate::device::ComputeDevice;
@@ -157,7 +158,7 @@ impl Engine {
     pub async fn run(
         &mut self,
         prompt: &Prompt,
-        options: &RunOptions,
+        options: &Settings,
         on: &mut dyn FnMut(Event<'_>),
     ) -> Result<RunResult> {
         let mut batch = self.batch();

@@ -1,5 +1,5 @@
 //! A model without its weights: what it is, how text becomes ids, and whether a request could run.
-use super::request::{LoadOptions, Prompt, RunOptions};
+use super::request::{LoadOptions, Prompt};
 use super::sequence::{ModelFacts, Sequence};
 use super::{Engine, GROWTH};
 use crate::cache::{CacheShape, KvCache};
@@ -7,6 +7,7 @@ use crate::device::ComputeDevice;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{self, Decoder};
 use crate::probe::PromptThinking;
+use crate::settings::Settings;
 use crate::text::{ChatTemplate, Message, RenderOptions, ThinkIds, ThinkingState, Tokenizer};
 use crate::weights::{ModelSource, Weights};
 use crate::{Error, ErrorKind, Result};
@@ -126,11 +127,11 @@ impl PreparedModel {
     ///
     /// # Errors
     /// As [`Batch::add`].
-    pub fn check(&self, prompt: &Prompt, options: &RunOptions) -> Result<()> {
+    pub fn check(&self, prompt: &Prompt, options: &Settings) -> Result<()> {
         self.sequence(0, prompt, options).map(|_| ())
     }
 
-    pub(super) fn sequence(&self, id: usize, prompt: &Prompt, options: &RunOptions) -> Result<Sequence> {
+    pub(super) fn sequence(&self, id: usize, prompt: &Prompt, options: &Settings) -> Result<Sequence> {
         let (ids, thinking) = self.encode(prompt)?;
         let facts = ModelFacts {
             tokenizer: &self.tokenizer,

@@ -2,35 +2,21 @@
 //! for a plan, record it.
 use crate::cache::{KvCache, Tracking};
 use crate::kernels::Reduce;
-use crate::kernels::launch::{self, Readback};
+use crate::kernels::readback::{self, Readback};
 use crate::model::decoder::{Decoder, Input, Logits, Output};
-use crate::policy::scores::readout_granularity;
-use crate::policy::{
-    self, Budget, CacheView, EvictionPolicy, KeepPlan, Layers, Measured, Measurement, Normalise, Sets, Snapshot,
-    ViewParts,
-};
+use crate::policy::scores::{Granularity, readout_granularity};
+use crate::policy::{CacheView, KeepPlan, Measured, Measurement, Normalise, Sets, Snapshot, ViewParts};
+use crate::settings::Settings;
 use crate::trace::{self, AttentionDetail, AttentionMap, Row};
 use crate::{Error, ErrorKind, Result};
 
 /// Everything that decides which tokens go, but for what is measured.
 #[derive(Debug)]
 pub struct Pruner {
-    /// The policy.
-    pub policy: Box<dyn EvictionPolicy>,
-    /// How much may go.
-    pub budget: Budget,
-    /// Latest tokens that are never evicted; a policy with an observation window protects that as well.
-    pub window: usize,
-    /// For policies that draw lots.
-    pub seed: u64,
+    /// How to prune. A policy with an observation window protects that as well as the window of the settings.
+    pub settings: Settings,
     /// The kept sets.
     pub sets: Sets,
-    /// The layers that vote on a shared set.
-    pub layers: Layers,
-    /// Whether heads are brought to one scale.
-    pub normalise: Normalise,
-    /// How much of a probe's attention the trace records.
-    pub attention: AttentionDetail,
 }
 
 /// What a policy needs measured, as read from the device.
@@ -85,7 +71,7 @@ impl PendingMeasurements {
             (self.heads, &mut readouts.heads),
         ] {
             if let Some((read, slots)) = reading {
-                let rows: Vec<Vec<f32>> = read.await?.iter().map(|bytes| launch::as_floats(bytes)).collect();
+                let rows: Vec<Vec<f32>> = read.await?.iter().map(|bytes| readback::as_f32(bytes)).collect();
                 *out = Some(Measured::new(&rows, &slots)?);
             }
         }
@@ -94,15 +80,37 @@ impl PendingMeasurements {
 }
 
 impl Pruner {
+    /// Checks that the policy and its settings fit together and the model: found out before anything is computed.
+    ///
+    /// # Errors
+    /// Says which of them does not fit.
+    pub fn new(settings: Settings, sets: Sets) -> Result<Self> {
+        settings.policy.accepts(settings.budget)?;
+        settings.layers.check(sets.layers, sets.scope)?;
+        if sets.layers == 0 || sets.kv_heads == 0 {
+            return Err(Error::new(ErrorKind::Internal, "a model without layers or heads"));
+        }
+        Ok(Self { settings, sets })
+    }
+
     /// What must be kept up to date on the device for the policy.
     pub fn tracking(&self) -> Tracking {
-        let needs = self.policy.needs();
+        let needs = self.settings.policy.needs();
         Tracking { sums: needs == Measurement::Sums, queries: needs.queries() > 0 }
     }
 
     /// What the forward of the pending token must read out.
     pub fn readout_of_pending(&self) -> Option<Reduce> {
-        (self.policy.needs() == Measurement::LastRow).then(|| readout_granularity(self.sets.scope, self.normalise))
+        (self.settings.policy.needs() == Measurement::LastRow).then(|| self.reduce())
+    }
+
+    /// What the attention kernel averages on the device, for the rows that the scope and the normalisation need.
+    fn reduce(&self) -> Reduce {
+        match readout_granularity(self.sets.scope, self.settings.normalise) {
+            Granularity::QueryHead => Reduce::None,
+            Granularity::KvHead => Reduce::KvHead,
+            Granularity::Layer => Reduce::Layer,
+        }
     }
 
     /// Starts measuring for `seq`, whose pending token `pending` has been forwarded (`held`: what that forward gave) and counted:
@@ -122,32 +130,32 @@ impl Pruner {
         let layers = cache.shape().layers;
         let cached = |cache: &KvCache| (0..layers).map(|layer| cache.len(layer, seq)).collect::<Vec<_>>();
         let mut reading = PendingMeasurements { attention: None, similarity: None, heads: None };
-        match self.policy.needs() {
+        match self.settings.policy.needs() {
             Measurement::Nothing => {}
             Measurement::LastRow => {
                 let rows: Vec<_> = held.out.readout.iter().skip(held.row).step_by(held.of).collect();
                 let slots = rows.iter().map(|row| row.dims()[1]).collect();
-                reading.attention = Some((launch::read_floats(&rows), slots));
+                reading.attention = Some((readback::read_f32(&rows), slots));
             }
             Measurement::ProbeRow => {
                 let before = cache.checkpoint(seq);
-                let reduce = readout_granularity(self.sets.scope, self.normalise);
-                let out = model.forward(Input::Probe { seq, ids: probe_ids }, cache, Logits::None, Some(reduce))?;
+                let out =
+                    model.forward(Input::Probe { seq, ids: probe_ids }, cache, Logits::None, Some(self.reduce()))?;
                 let slots = out.readout.iter().map(|row| row.dims()[1]).collect();
-                reading.attention = Some((launch::read_floats(&out.readout.iter().collect::<Vec<_>>()), slots));
+                reading.attention = Some((readback::read_f32(&out.readout.iter().collect::<Vec<_>>()), slots));
                 cache.rollback(&before, pending);
             }
             Measurement::Sums => {
                 let sums = (0..layers).map(|layer| cache.sums(layer, seq)).collect::<Result<Vec<_>>>()?;
                 let slots = (0..layers).map(|layer| cache.capacity(layer, seq)).collect();
-                reading.attention = Some((launch::read_words(&sums.iter().collect::<Vec<_>>()), slots));
+                reading.attention = Some((readback::read_u32(&sums.iter().collect::<Vec<_>>()), slots));
             }
             Measurement::Window { queries } | Measurement::WindowAndKeys { queries } => {
                 let means = model.observe(cache, seq, queries)?;
-                reading.attention = Some((launch::read_words(&means.iter().collect::<Vec<_>>()), cached(cache)));
-                if let Measurement::WindowAndKeys { .. } = self.policy.needs() {
+                reading.attention = Some((readback::read_u32(&means.iter().collect::<Vec<_>>()), cached(cache)));
+                if let Measurement::WindowAndKeys { .. } = self.settings.policy.needs() {
                     let alike = model.compare_keys(cache, seq);
-                    reading.similarity = Some((launch::read_floats(&alike.iter().collect::<Vec<_>>()), cached(cache)));
+                    reading.similarity = Some((readback::read_f32(&alike.iter().collect::<Vec<_>>()), cached(cache)));
                 }
             }
         }
@@ -167,13 +175,13 @@ impl Pruner {
         pending: u32,
         probe_ids: &[u32],
     ) -> Result<Option<PendingMeasurements>> {
-        if self.attention != AttentionDetail::Heads || !self.policy.needs().probes() {
+        if self.settings.attention != AttentionDetail::Heads || !self.settings.policy.needs().probes() {
             return Ok(None);
         }
         let before = cache.checkpoint(seq);
         let out = model.forward(Input::Probe { seq, ids: probe_ids }, cache, Logits::None, Some(Reduce::None))?;
         let slots = out.readout.iter().map(|row| row.dims()[1]).collect();
-        let heads = Some((launch::read_floats(&out.readout.iter().collect::<Vec<_>>()), slots));
+        let heads = Some((readback::read_f32(&out.readout.iter().collect::<Vec<_>>()), slots));
         cache.rollback(&before, pending);
         Ok(Some(PendingMeasurements { attention: None, similarity: None, heads }))
     }
@@ -190,18 +198,24 @@ impl Pruner {
         at_token: usize,
         probe: u64,
     ) -> Result<(KeepPlan, trace::Probe)> {
-        let window = self.window.max(self.policy.needs().queries());
-        let parts = |set: usize| ViewParts { window, seed: self.seed, probe, ..snapshot.parts(set, self.budget) };
+        let window = self.settings.window.max(self.settings.policy.needs().queries());
+        let parts = |set: usize| ViewParts {
+            window,
+            seed: self.settings.seed,
+            probe,
+            ..snapshot.parts(set, self.settings.budget)
+        };
         let mut scored = Vec::new();
         for set in 0..self.sets.count() {
             let free: Vec<bool> = match (&readouts.attention, &readouts.similarity) {
                 (None, None) => Vec::new(),
                 _ => CacheView::new(parts(set))?.protected().iter().map(|kept| !kept).collect(),
             };
-            let scores =
-                |measured: &Measured, normalise| measured.scores(&self.sets, &self.layers, normalise, set, &free);
+            let scores = |measured: &Measured, normalise| {
+                measured.scores(&self.sets, &self.settings.layers, normalise, set, &free)
+            };
             scored.push((
-                readouts.attention.as_ref().map(|m| scores(m, self.normalise)).transpose()?,
+                readouts.attention.as_ref().map(|m| scores(m, self.settings.normalise)).transpose()?,
                 readouts.similarity.as_ref().map(|m| scores(m, Normalise::None)).transpose()?,
             ));
         }
@@ -210,11 +224,11 @@ impl Pruner {
             let (scores, similarity) = (scores.as_deref(), similarity.as_deref());
             views.push(CacheView::new(ViewParts { scores, similarity, ..parts(set) })?);
         }
-        let plans = views.iter().map(|view| self.policy.plan(view)).collect::<Result<Vec<_>>>()?;
+        let plans = views.iter().map(|view| self.settings.policy.plan(view)).collect::<Result<Vec<_>>>()?;
         let plan = KeepPlan::join(&self.sets, plans)?;
         let mut record = trace::Probe::record(at_token, &self.sets, &views, &plan)?;
-        if let (true, Some(measured)) = (self.attention != AttentionDetail::Off, &readouts.attention)
-            && self.policy.needs().probes()
+        if let (true, Some(measured)) = (self.settings.attention != AttentionDetail::Off, &readouts.attention)
+            && self.settings.policy.needs().probes()
         {
             let heads = readouts.heads.as_ref().map(|heads| self.rows(&views, heads));
             record.attention = Some(AttentionMap::of(&self.rows(&views, measured), heads.as_deref())?);
@@ -232,18 +246,4 @@ impl Pruner {
         };
         measured.layers.iter().enumerate().map(of_layer).collect()
     }
-}
-
-/// Whether the policy and its settings fit together and the model: found out before anything is computed.
-///
-/// # Errors
-/// Says which of them does not fit.
-pub fn check(policy: &str, budget: Budget, layers: &Layers, sets: &Sets) -> Result<Box<dyn EvictionPolicy>> {
-    let policy = policy::by_name(policy)?;
-    policy.accepts(budget)?;
-    layers.check(sets.layers, sets.scope)?;
-    if sets.layers == 0 || sets.kv_heads == 0 {
-        return Err(Error::new(ErrorKind::Internal, "a model without layers or heads"));
-    }
-    Ok(policy)
 }

@@ -1,12 +1,13 @@
 //! The host's side of one sequence: what was asked for, what is known of it so far, and what comes of it. No tensors here.
 use web_time::Instant;
 
-use super::pruning::{self, Measurements, Pruner};
+use super::pruning::{Measurements, Pruner};
 use crate::cache::KvCache;
 use crate::device::ComputeDevice;
-use crate::engine::{Event, LAG, RunOptions, RunResult};
+use crate::engine::{Event, LAG, RunResult};
 use crate::policy::{self, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
+use crate::settings::Settings;
 use crate::steps::Tail;
 use crate::text::{Detokenizer, ThinkIds, Tokenizer};
 use crate::trace::{self, StopReason, Totals, Trace};
@@ -27,7 +28,6 @@ pub(crate) struct ModelFacts<'a> {
 pub(crate) struct Sequence {
     /// Number of the request.
     pub id: usize,
-    pub options: RunOptions,
     pub pruner: Pruner,
     pub probe_ids: Vec<u32>,
     think: ThinkIds,
@@ -66,52 +66,43 @@ impl Sequence {
         id: usize,
         prompt: Vec<u32>,
         thinking: PromptThinking,
-        options: &RunOptions,
+        settings: &Settings,
         model: &ModelFacts<'_>,
     ) -> Result<Self> {
         if prompt.len() > model.context {
             return Err(Error::new(ErrorKind::Input, "the prompt is longer than the context")
                 .expected(format!("at most {} tokens", model.context))
                 .found(format!("{} tokens", prompt.len()))
-                .help("shorten it, or raise --context up to the model's max_position_embeddings"));
+                .help("shorten it, or raise `context` up to the model's max_position_embeddings"));
         }
         check_ids(&prompt, model.vocab_size, "the prompt")?;
-        options.sampling.check()?;
-        let sets = Sets { scope: options.scope, layers: model.layers, kv_heads: model.kv_heads };
-        let policy = pruning::check(&options.policy, options.budget, &options.layers, &sets)?;
+        settings.sampling.check()?;
+        let sets = Sets { scope: settings.scope, layers: model.layers, kv_heads: model.kv_heads };
+        let pruner = Pruner::new(settings.clone(), sets)?;
         let tokenizer = model.tokenizer.as_ref().ok().cloned();
         let think = tokenizer.as_ref().map_or(ThinkIds { open: None, close: None }, Tokenizer::think_ids);
-        let probe_ids = match policy.needs().probes() {
+        let probe_ids = match settings.policy.needs().probes() {
             false => Vec::new(),
             true => {
                 let tokenizer = model.tokenizer.as_ref().map_err(|e| {
-                    e.clone().help(format!("{} reads text: without a tokenizer use --policy random", policy.name()))
+                    e.clone().help(format!("{} reads text: without a tokenizer use `policy` random", settings.policy))
                 })?;
-                let probe_ids = tokenizer.encode(&options.probe_text)?;
+                let probe_ids = tokenizer.encode(&settings.probe_text)?;
                 probe::check_probe_ids(&probe_ids, think.close)?;
-                check_ids(&probe_ids, model.vocab_size, "--probe-text")?;
+                check_ids(&probe_ids, model.vocab_size, "`probe_text`")?;
                 probe_ids
             }
         };
         Ok(Self {
             id,
-            pruner: Pruner {
-                policy,
-                budget: options.budget,
-                window: options.window,
-                seed: options.seed,
-                sets,
-                layers: options.layers.clone(),
-                normalise: options.normalise,
-                attention: options.attention,
-            },
+            pruner,
             probe_ids,
             think,
             eos: model.eos.to_vec(),
             detokenizer: tokenizer.as_ref().map(|t| Detokenizer::new(t, false)),
             tokenizer,
             text: String::new(),
-            clock: ProbeClock::new(options.probe_every, thinking)?,
+            clock: ProbeClock::new(settings.probe_every, thinking)?,
             ledger: Ledger::with_sets(prompt.len(), sets),
             forwarded: 0,
             context: model.context,
@@ -126,9 +117,13 @@ impl Sequence {
             missed: 0.0,
             began: Instant::now(),
             first_token: None,
-            options: options.clone(),
             prompt,
         })
+    }
+
+    /// How it is generated and pruned.
+    pub fn settings(&self) -> &Settings {
+        &self.pruner.settings
     }
 
     /// Its time begins: it has a place.
@@ -148,12 +143,12 @@ impl Sequence {
 
     /// Most tokens it may come to: one can be sampled as long as its predecessor can be forwarded.
     fn limit(&self) -> usize {
-        self.options.max_new_tokens.min((self.tokens.len() + self.context + 1).saturating_sub(self.reached()))
+        self.settings().max_new_tokens.min((self.tokens.len() + self.context + 1).saturating_sub(self.reached()))
     }
 
     /// Positions in use, the pending token's included. Where keys close ranks, evicted ones are free again.
     fn reached(&self) -> usize {
-        match self.options.positions {
+        match self.settings().positions {
             Positions::Original => self.prompt.len() + self.tokens.len(),
             Positions::Compact => self.ledger.cached(),
         }
@@ -184,7 +179,7 @@ impl Sequence {
         if self.cancelled && self.caught_up() {
             self.ended = Some(StopReason::Cancelled);
         } else if self.tokens.len() >= self.limit() {
-            let most = self.options.max_new_tokens;
+            let most = self.settings().max_new_tokens;
             let full = self.tokens.len() < most;
             self.ended = Some(if full { StopReason::ContextFull } else { StopReason::MaxNewTokens });
         }
@@ -201,7 +196,7 @@ impl Sequence {
     /// A token became known: text, role, clock, stop.
     pub fn take_in(&mut self, id: u32, on: &mut dyn FnMut(usize, Event<'_>)) -> Result<()> {
         self.first_token.get_or_insert_with(Instant::now);
-        let stop = self.eos.contains(&id) && !self.options.ignore_eos;
+        let stop = self.eos.contains(&id) && !self.settings().ignore_eos;
         let inside = self.clock.inside_thinking();
         let (think_open, think_close) = (Some(id) == self.think.open, Some(id) == self.think.close);
         let role = match inside {
@@ -235,9 +230,9 @@ impl Sequence {
         Ok(())
     }
 
-    /// `full` keeps everything whatever it is shown: it needs no probe.
+    /// A policy that keeps everything needs no probe.
     fn prunes(&self) -> bool {
-        self.pruner.policy.name() != "full"
+        self.settings().policy.evicts()
     }
 
     /// What stays of the cache, and the record of it.
@@ -251,7 +246,7 @@ impl Sequence {
 
     /// Slots to keep free behind a gather, so that the buffers are made once a cycle.
     pub fn room_after_gather(&self) -> usize {
-        self.options.probe_every.min(1024) + self.probe_ids.len() + probe::MAX_POSTPONED + 1
+        self.settings().probe_every.min(1024) + self.probe_ids.len() + probe::MAX_POSTPONED + 1
     }
 
     /// A plan was carried out, a probe is over.
@@ -304,19 +299,7 @@ impl Sequence {
             secateur: env!("CARGO_PKG_VERSION").into(),
             model: model.into(),
             device: device.info.line(),
-            settings: trace::Settings {
-                policy: self.pruner.policy.name().into(),
-                budget: self.options.budget.to_string(),
-                window: self.options.window,
-                probe_every: self.options.probe_every,
-                probe_text: self.options.probe_text.clone(),
-                sampling: self.options.sampling,
-                seed: self.options.seed,
-                scope: self.options.scope.to_string(),
-                layers: self.options.layers.to_string(),
-                normalise: self.options.normalise.to_string(),
-                positions: self.options.positions.to_string(),
-            },
+            settings: self.pruner.settings,
             // Text for people: that a decoder fails on it is no reason to lose the trace.
             prompt_text: self.tokenizer.as_ref().and_then(|t| t.decode(&self.prompt, false).ok()),
             slot_bytes: Some(cache.shape().slot_bytes() as u64 * cache.shape().layers as u64),

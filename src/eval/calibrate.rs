@@ -14,9 +14,9 @@ use serde::{Deserialize, Serialize};
 use super::grade;
 use super::paired::Paired;
 use super::problems::Problem;
-use crate::engine::{Engine, Event, Prompt, RunOptions};
-use crate::policy::{Layers, Role};
-use crate::sampling::Sampling;
+use crate::engine::{Engine, Event, Prompt};
+use crate::policy::{Full, Layers, Role};
+use crate::settings::Settings;
 use crate::trace::StopReason;
 use crate::{Error, ErrorKind, Result};
 
@@ -57,7 +57,7 @@ impl FromStr for Arm {
 
 /// All that must be the same for two answers to be comparable, and for a calibration to go on where another was interrupted.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Settings {
+pub struct Conditions {
     /// Version of secateur.
     pub secateur: String,
     /// Name of the model.
@@ -72,27 +72,16 @@ pub struct Settings {
     pub context: Option<usize>,
     /// Sequences side by side. Beyond eight, sums are taken in another order: see [`Batch`](crate::engine::Batch).
     pub sequences: usize,
-    /// As [`RunOptions`] has them, like what follows.
-    pub policy: String,
-    /// As on the command line.
-    pub budget: String,
-    /// Latest tokens that are never evicted.
-    pub window: usize,
-    /// Thinking tokens between probes.
-    pub probe_every: usize,
-    /// Tokens at most.
-    pub max_new_tokens: usize,
-    /// How tokens are chosen.
-    pub sampling: Sampling,
-    /// Of the lots that are drawn: the same for every set and question.
-    pub seed: u64,
+    /// How each question is generated and pruned; the layers are those of each [`Arm`].
+    #[serde(flatten)]
+    pub run: Settings,
     /// Questions.
     pub questions: usize,
     /// [`hash`] of the questions and answers, in hexadecimal digits.
     pub questions_hash: String,
 }
 
-impl Settings {
+impl Conditions {
     /// What differs: name, here, there.
     pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
         let fields = |settings: &Self| match serde_json::to_value(settings) {
@@ -161,7 +150,7 @@ pub struct Choice {
     /// [`corrected_p`](Self::corrected_p) is below [`LEVEL`].
     pub distinguishable: bool,
     /// What it was made with.
-    pub settings: Settings,
+    pub settings: Conditions,
     /// Questions of which all layers evicted something. The others say nothing about layers.
     pub pruned: usize,
     /// Without eviction.
@@ -327,7 +316,7 @@ impl Calibration {
     }
 
     /// The choice so far; `None` before the full cache and all layers are through.
-    pub fn choice(&self, settings: &Settings) -> Option<Choice> {
+    pub fn choice(&self, settings: &Conditions) -> Option<Choice> {
         let rows = self.rows();
         let all = Layers::All.to_string();
         let mut choice = Choice {
@@ -353,7 +342,7 @@ pub async fn answer(
     engine: &mut Engine,
     problems: &[Problem],
     open: &[(Arm, usize)],
-    options: &RunOptions,
+    options: &Settings,
     stop: &dyn Fn() -> bool,
     done: &mut dyn FnMut(Trial) -> Result<()>,
 ) -> Result<()> {
@@ -367,8 +356,8 @@ pub async fn answer(
             // One ahead of the free places: thousands of prompts need not wait in memory.
             let (arm, problem) = &open[added];
             let options = match arm {
-                Arm::Full => RunOptions { policy: "full".into(), ..options.clone() },
-                Arm::Layers(layers) => RunOptions { layers: layers.clone(), ..options.clone() },
+                Arm::Full => Settings { policy: Full.into(), ..options.clone() },
+                Arm::Layers(layers) => Settings { layers: layers.clone(), ..options.clone() },
             };
             batch.add(&Prompt::Chat(problems[*problem].question.clone()), &options)?;
             added += 1;
@@ -405,9 +394,10 @@ pub async fn answer(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Budget;
 
-    fn settings(questions: usize) -> Settings {
-        Settings {
+    fn settings(questions: usize) -> Conditions {
+        Conditions {
             secateur: "0".into(),
             model: "m".into(),
             weights: "0".into(),
@@ -415,13 +405,7 @@ mod tests {
             kv: "f16".into(),
             context: None,
             sequences: 8,
-            policy: "think-clearly".into(),
-            budget: "tokens:9".into(),
-            window: 16,
-            probe_every: 40,
-            max_new_tokens: 100,
-            sampling: Sampling::GREEDY,
-            seed: 0,
+            run: Settings { budget: Budget::Tokens(9), max_new_tokens: 100, ..Settings::default() },
             questions,
             questions_hash: hash(&[]),
         }
@@ -496,7 +480,8 @@ mod tests {
     #[test]
     fn what_differs_is_named() {
         let here = settings(3);
-        let there = Settings { budget: "tokens:8".into(), seed: 1, ..settings(3) };
+        let mut there = settings(3);
+        there.run = Settings { budget: Budget::Tokens(8), seed: 1, ..there.run };
         let names: Vec<String> = here.differences(&there).into_iter().map(|d| d.0).collect();
         assert_eq!(names, ["budget", "seed"]);
         assert!(here.differences(&here).is_empty());

@@ -10,8 +10,9 @@
 //! Bound: values 4e-6 relative to the row's largest value, log-sum-exp 4e-6 · (1 + |lse|): f32 dot products of D terms in
 //! the exponent, where scores of ordinary size (|s| < 30) carry an absolute error of ~2e-6.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
-use super::launch::Variant;
-use super::{LayerSpec, attention as run, of_cpu, state};
+use super::variant::Variant;
+use super::{LayerSpec, attention as run, state};
+use crate::device::Tuning;
 use crate::dtype::Dtype;
 
 /// Slots of a tile.
@@ -37,24 +38,24 @@ pub struct AttentionSpec {
     /// Rows per sequence; with more than one, `n == chunk`.
     pub chunk: usize,
     /// Word of the state from which on the rows' sequences are listed.
-    pub map: usize,
-    /// The largest `length − back + chunk` of the sequences: bounds the splits.
+    pub row_seq_offset: usize,
+    /// The largest `length − already_cached + chunk` of the sequences: bounds the splits.
     pub most_seen: usize,
     /// Slots at the end of each sequence that are the rows' own and counted in its length already: 0, or `chunk` for a second
     /// look at the latest tokens.
-    pub back: usize,
-    /// As of [`ComputeDevice`](crate::device::ComputeDevice): up to 8 means a CPU.
-    pub lanes: u32,
+    pub already_cached: usize,
+    /// The device's tiling.
+    pub tuning: Tuning,
 }
 
 impl AttentionSpec {
     fn tile(&self) -> usize {
-        if of_cpu(self.lanes) || self.chunk > SPLIT_ROWS { TILE } else { SHORT_TILE }
+        if self.tuning.is_cpu() || self.chunk > SPLIT_ROWS { TILE } else { SHORT_TILE }
     }
 
     /// Query heads of one workgroup: the largest divisor of the group that fits. It must not depend on the other sequences.
     fn heads_per_group(&self) -> usize {
-        let most = if self.chunk > 1 || of_cpu(self.lanes) { MOST_QUERIES } else { GPU_HEADS };
+        let most = if self.chunk > 1 || self.tuning.is_cpu() { MOST_QUERIES } else { GPU_HEADS };
         (1..=most).rev().find(|h| self.layer.group().is_multiple_of(*h)).expect("1 divides")
     }
 
@@ -82,7 +83,7 @@ impl AttentionSpec {
         let tiles = self.most_seen.div_ceil(self.tile());
         match self.chunk {
             1 => 1,
-            _ if of_cpu(self.lanes) || self.chunk > SPLIT_ROWS => tiles,
+            _ if self.tuning.is_cpu() || self.chunk > SPLIT_ROWS => tiles,
             _ => tiles.div_ceil(CHUNK_SPLITS),
         }
     }
@@ -91,7 +92,7 @@ impl AttentionSpec {
         let constants = vec![
             ("THREADS", 64),
             ("TILE", self.tile() as u32),
-            ("KV", self.layer.words.code()),
+            ("KV", self.layer.dtype.code()),
             ("D", self.layer.d as u32),
             ("ROTATE", self.layer.compact as u32),
             ("QB", (self.heads_per_group() * self.rows_per_group()) as u32),
@@ -106,10 +107,25 @@ impl AttentionSpec {
 
     pub(super) fn info(&self) -> [u32; 12] {
         let [n, heads, kv_heads, chunk] = [self.n, self.layer.heads, self.layer.kv_heads, self.chunk].map(|v| v as u32);
-        let [map, table, hpg, splits] =
-            [self.map, self.layer.table, self.heads_per_group(), self.splits()].map(|v| v as u32);
-        let [tiles, back, positions] = [self.tiles_per_split(), self.back, self.layer.positions].map(|v| v as u32);
-        [n, heads, kv_heads, chunk, map, table, hpg, splits, tiles, self.layer.scale().to_bits(), back, positions]
+        let [row_seq_offset, table, hpg, splits] =
+            [self.row_seq_offset, self.layer.layer_table_offset, self.heads_per_group(), self.splits()]
+                .map(|v| v as u32);
+        let [tiles, cached, positions] =
+            [self.tiles_per_split(), self.already_cached, self.layer.positions].map(|v| v as u32);
+        [
+            n,
+            heads,
+            kv_heads,
+            chunk,
+            row_seq_offset,
+            table,
+            hpg,
+            splits,
+            tiles,
+            self.layer.scale().to_bits(),
+            cached,
+            positions,
+        ]
     }
 
     pub(super) fn combine_variant(&self) -> Variant {
@@ -122,11 +138,11 @@ impl AttentionSpec {
             self.n,
             self.layer.heads,
             self.chunk,
-            self.map,
-            self.layer.table,
+            self.row_seq_offset,
+            self.layer.layer_table_offset,
             self.splits(),
             self.tile() * self.tiles_per_split(),
-            self.back,
+            self.already_cached,
         ]
         .map(|v| v as u32)
     }
@@ -135,14 +151,14 @@ impl AttentionSpec {
 pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &AttentionSpec) -> (Vec<f32>, Vec<f32>) {
     let stored = super::twin::Keys { kv, table, layer: spec.layer };
     let d = spec.layer.d;
-    let row_words = spec.layer.words.row_words(d);
+    let row_words = spec.layer.dtype.row_words(d);
     let scale = 1.0 / (d as f64).sqrt();
     let (mut out, mut lse) = (Vec::with_capacity(q.len()), Vec::with_capacity(spec.n * spec.layer.heads));
     for i in 0..spec.n {
-        let (seq, offset) = (st[spec.map + i / spec.chunk] as usize, i % spec.chunk);
-        let entry = &st[spec.layer.table + seq * state::ROW..];
+        let (seq, offset) = (st[spec.row_seq_offset + i / spec.chunk] as usize, i % spec.chunk);
+        let entry = &st[spec.layer.layer_table_offset + seq * state::ROW..];
         let cap = entry[state::CAP] as usize;
-        let seen = (entry[state::LEN] as usize - spec.back + offset + 1).min(cap);
+        let seen = (entry[state::LEN] as usize - spec.already_cached + offset + 1).min(cap);
         for head in 0..spec.layer.heads {
             let keys = entry[state::BASE] as usize + head / spec.layer.group() * cap;
             let values = keys + spec.layer.kv_heads * cap;
@@ -155,7 +171,7 @@ pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &Atte
             for (j, s) in scores.iter().enumerate() {
                 let weight = (s - top).exp() / total;
                 for (c, v) in sum.iter_mut().enumerate() {
-                    *v += weight * spec.layer.words.get(row(values + j), c);
+                    *v += weight * spec.layer.dtype.get(row(values + j), c);
                 }
             }
             out.extend(sum.iter().map(|v| *v as f32));
@@ -169,8 +185,8 @@ pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &Atte
 /// unrotated; a second look.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Dtype::F32, Dtype::F16] {
-        for (d, heads, kv_heads, n, chunk, seqs, back, rotate, lens, caps) in [
+    for dtype in [Dtype::F32, Dtype::F16] {
+        for (d, heads, kv_heads, n, chunk, seqs, already_cached, rotate, lens, caps) in [
             (16, 6, 2, 3, 1, vec![1, 2, 0], 0, false, [0, 7, 300], [4, 8, 301]),
             (64, 4, 4, 1, 1, vec![1], 0, false, [9, 255, 9], [16, 256, 16]),
             (64, 8, 2, 1, 1, vec![1], 0, false, [9, 256, 9], [16, 320, 16]),
@@ -190,22 +206,24 @@ pub(super) fn cases() -> Vec<Case> {
             (64, 7, 7, 32, 32, vec![0], 32, false, [32, 1, 1], [33, 2, 2]),
             (64, 8, 2, 1, 1, vec![1], 1, false, [9, 258, 9], [16, 320, 16]),
         ] {
-            for lanes in [8, 32] {
+            for tuning in [Tuning::CPU, Tuning::GPU] {
                 let (seqs, name) = (
                     seqs.clone(),
                     format!(
-                        "{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} lens {lens:?} of {seqs:?} back {back} rotate {rotate} lanes {lanes}"
+                        "{dtype:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} lens {lens:?} of {seqs:?} already cached {already_cached} rotate {rotate} {:?}",
+                        tuning.kind
                     ),
                 );
                 cases.push(Case::new("attention", name, move |device| {
                     let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).map(&seqs);
-                    let most_seen = seqs.iter().map(|seq| lens[*seq] - back + chunk).max().expect("n > 0");
-                    let (map, table, positions) = (builder.map_at(), builder.table(1), 800);
-                    let layer = LayerSpec { words, d, heads, kv_heads, table, positions, compact: rotate };
-                    let spec = AttentionSpec { layer, n, chunk, map, most_seen, back, lanes };
+                    let most_seen = seqs.iter().map(|seq| lens[*seq] - already_cached + chunk).max().expect("n > 0");
+                    let (row_seq_offset, layer_table_offset, positions) =
+                        (builder.row_seq_offset(), builder.layer_table_offset(1), 800);
+                    let layer = LayerSpec { dtype, d, heads, kv_heads, layer_table_offset, positions, compact: rotate };
+                    let spec = AttentionSpec { layer, n, chunk, row_seq_offset, most_seen, already_cached, tuning };
                     let rope = device_rope(d, positions, device);
                     let q = device_floats(noise(n * heads * d, 10, 4.0), n, heads * d, device);
-                    let kv = device_words(cache_words(words, builder.rows(1) * d), device);
+                    let kv = device_words(cache_words(dtype, builder.rows(1) * d), device);
                     let (out, lse) = run(&q, &kv, &device_words(builder.build(), device), &rope, spec);
                     vec![
                         Check::floats("out", out, Bound::Relative(4e-6)),

@@ -7,8 +7,9 @@
 //!
 //! Bound: 1e-5 relative to the row's largest weight (an f32 exponent with an absolute error of ~2e-6 on both its terms).
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
-use super::launch::Variant;
+use super::variant::Variant;
 use super::{AttentionSpec, LayerSpec, attention, attention_row as run, state};
+use crate::device::Tuning;
 use crate::dtype::Dtype;
 
 /// What is kept apart in a readout.
@@ -51,7 +52,7 @@ impl AttentionRowSpec {
     pub(super) fn variant(&self) -> Variant {
         let constants = vec![
             ("THREADS", 64),
-            ("KV", self.layer.words.code()),
+            ("KV", self.layer.dtype.code()),
             ("D", self.layer.d as u32),
             ("ROTATE", self.layer.compact as u32),
             ("G", self.layer.group() as u32),
@@ -66,7 +67,7 @@ impl AttentionRowSpec {
 
     pub(super) fn info(&self) -> [u32; 8] {
         let [row, kv_heads, slots, seq, table] =
-            [self.row, self.layer.kv_heads, self.slots, self.seq, self.layer.table].map(|v| v as u32);
+            [self.row, self.layer.kv_heads, self.slots, self.seq, self.layer.layer_table_offset].map(|v| v as u32);
         [row, kv_heads, slots, seq, table, self.layer.scale().to_bits(), self.layer.positions as u32, 0]
     }
 }
@@ -74,7 +75,7 @@ impl AttentionRowSpec {
 pub(super) fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &AttentionRowSpec) -> Vec<f32> {
     let keys = super::twin::Keys { kv, table, layer: spec.layer };
     let (d, group) = (spec.layer.d, spec.layer.group());
-    let entry = &st[spec.layer.table + spec.seq * state::ROW..];
+    let entry = &st[spec.layer.layer_table_offset + spec.seq * state::ROW..];
     let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
     let per_out = spec.layer.heads / spec.out_rows();
     let mut out = vec![0f64; spec.out_rows() * spec.slots];
@@ -92,7 +93,7 @@ pub(super) fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], table: &[f32]
 /// Both packings and every reduction, on one slot to more than a tile.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Dtype::F32, Dtype::F16] {
+    for dtype in [Dtype::F32, Dtype::F16] {
         for reduce in [Reduce::None, Reduce::KvHead, Reduce::Layer] {
             for (d, heads, kv_heads, chunk, seq, rotate, lens, caps) in [
                 (16, 6, 2, 9, 1, false, [1, 250, 1], [2, 270, 2]),
@@ -101,19 +102,28 @@ pub(super) fn cases() -> Vec<Case> {
                 (24, 6, 2, 9, 1, true, [1, 150, 1], [2, 270, 2]),
             ] {
                 let name = format!(
-                    "{words:?} {reduce:?} d {d} heads {heads}/{kv_heads} chunk {chunk} lens {lens:?} rotate {rotate}"
+                    "{dtype:?} {reduce:?} d {d} heads {heads}/{kv_heads} chunk {chunk} lens {lens:?} rotate {rotate}"
                 );
                 cases.push(Case::new("attention_row", name, move |device| {
                     let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).map(&[seq]);
-                    let (map, table, most_seen) = (builder.map_at(), builder.table(1), lens[seq] + chunk);
-                    let (n, positions, back) = (chunk, 300, 0);
-                    let layer = LayerSpec { words, d, heads, kv_heads, table, positions, compact: rotate };
-                    let of_chunk = AttentionSpec { layer, n, chunk, map, most_seen, back, lanes: 32 };
+                    let (row_seq_offset, layer_table_offset, most_seen) =
+                        (builder.row_seq_offset(), builder.layer_table_offset(1), lens[seq] + chunk);
+                    let (n, positions, already_cached) = (chunk, 300, 0);
+                    let layer = LayerSpec { dtype, d, heads, kv_heads, layer_table_offset, positions, compact: rotate };
+                    let of_chunk = AttentionSpec {
+                        layer,
+                        n,
+                        chunk,
+                        row_seq_offset,
+                        most_seen,
+                        already_cached,
+                        tuning: Tuning::GPU,
+                    };
                     let (row, slots) = (chunk - 1, most_seen);
                     let spec = AttentionRowSpec { layer, row, slots, seq, reduce };
                     let rope = device_rope(d, positions, device);
                     let q = device_floats(noise(chunk * heads * d, 11, 4.0), chunk, heads * d, device);
-                    let kv = device_words(cache_words(words, builder.rows(1) * d), device);
+                    let kv = device_words(cache_words(dtype, builder.rows(1) * d), device);
                     let state = device_words(builder.build(), device);
                     let (_, lse) = attention(&q, &kv, &state, &rope, of_chunk);
                     vec![Check::floats("weights", run(&q, &lse, &kv, &state, &rope, spec), Bound::Relative(1e-5))]

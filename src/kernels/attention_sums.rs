@@ -1,10 +1,10 @@
 //! The second pass over the attention of a chunk: what each slot was given by all of its queries.
 //!
 //! Contract: rows `i < chunk` of each of the `seqs` sequences that the state lists from word `map` on (row `s · chunk + i` of `q` and `lse`) see the first
-//! `L_i = length − back + i + 1` slots; with `w[i, h, j] = exp(scale · q[i, h] · K[j] − lse[i, h])` for `j < L_i`, else 0, the
+//! `L_i = length − already_cached + i + 1` slots; with `w[i, h, j] = exp(scale · q[i, h] · K[j] − lse[i, h])` for `j < L_i`, else 0, the
 //! given attention of slot `j` and KV head `g` is `Σ_i mean_{h ∈ g} w[i, h, j]`, summed in ascending `i`, then `h`.
-//! `mean: false` adds it to the running sums of every slot below `length − back + chunk`, which lie in `sums` as keys lie in the
-//! cache: `kv_heads · cap` words a sequence, from word `base / 2` on. Slots at or above `length − back`, the chunk's own, start
+//! `mean: false` adds it to the running sums of every slot below `length − already_cached + chunk`, which lie in `sums` as keys lie in the
+//! cache: `kv_heads · cap` words a sequence, from word `base / 2` on. Slots at or above `length − already_cached`, the chunk's own, start
 //! from 0 whatever lies there: a chunk that was rolled back leaves nothing behind. `mean: true` stores it divided by `chunk`, in
 //! `sums` `[kv_heads, slots]`, for one sequence: with `back = chunk`, the readout of the latest queries.
 //! Source: H2O (arXiv 2306.14048) needs the sums, SnapKV (arXiv 2404.14469) and R-KV (arXiv 2505.24133) the readout.
@@ -12,8 +12,10 @@
 //! Bound: 1e-5 of 1 + the value: each weight's error is that of `attention_row`, 1e-5 of a weight, and a sum of n of them in f32
 //! adds √n roundings of 6e-8.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
-use super::launch::{POISON_WORD, Variant};
+use super::memory::POISON_WORD;
+use super::variant::Variant;
 use super::{AttentionSpec, LayerSpec, attention, attention_sums as run, state};
+use crate::device::Tuning;
 use crate::dtype::Dtype;
 
 /// Queries a workgroup looks at together.
@@ -27,12 +29,12 @@ pub struct AttentionSumsSpec {
     /// Rows per sequence.
     pub chunk: usize,
     /// Word of the state from which on the sequences are listed.
-    pub map: usize,
+    pub row_seq_offset: usize,
     /// Sequences; 1 where `mean`.
     pub seqs: usize,
     /// Slots at the end of each sequence that are the rows' own and counted in its length already.
-    pub back: usize,
-    /// The largest `length − back + chunk` of the sequences; where `mean`, the slots of a row of the output.
+    pub already_cached: usize,
+    /// The largest `length − already_cached + chunk` of the sequences; where `mean`, the slots of a row of the output.
     pub slots: usize,
     /// Store the mean instead of adding to running sums.
     pub mean: bool,
@@ -42,7 +44,7 @@ impl AttentionSumsSpec {
     pub(super) fn variant(&self) -> Variant {
         let constants = vec![
             ("THREADS", 64),
-            ("KV", self.layer.words.code()),
+            ("KV", self.layer.dtype.code()),
             ("D", self.layer.d as u32),
             ("ROTATE", self.layer.compact as u32),
             ("G", self.layer.group() as u32),
@@ -57,10 +59,10 @@ impl AttentionSumsSpec {
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        let [chunk, kv_heads, map, table] =
-            [self.chunk, self.layer.kv_heads, self.map, self.layer.table].map(|v| v as u32);
-        let [back, slots, positions] = [self.back, self.slots, self.layer.positions].map(|v| v as u32);
-        [chunk, kv_heads, map, table, back, slots, positions, self.layer.scale().to_bits()]
+        let [chunk, kv_heads, row_seq_offset, table] =
+            [self.chunk, self.layer.kv_heads, self.row_seq_offset, self.layer.layer_table_offset].map(|v| v as u32);
+        let [cached, slots, positions] = [self.already_cached, self.slots, self.layer.positions].map(|v| v as u32);
+        [chunk, kv_heads, row_seq_offset, table, cached, slots, positions, self.layer.scale().to_bits()]
     }
 }
 
@@ -76,9 +78,9 @@ pub(super) fn twin(
     let (d, group) = (spec.layer.d, spec.layer.group());
     let keys = super::twin::Keys { kv, table, layer: spec.layer };
     for s in 0..spec.seqs {
-        let entry = &st[spec.layer.table + st[spec.map + s] as usize * state::ROW..];
+        let entry = &st[spec.layer.layer_table_offset + st[spec.row_seq_offset + s] as usize * state::ROW..];
         let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
-        let length = entry[state::LEN] as usize - spec.back;
+        let length = entry[state::LEN] as usize - spec.already_cached;
         for (kv_head, slot) in (0..spec.layer.kv_heads).flat_map(|h| (0..spec.slots).map(move |s| (h, s))) {
             if slot >= (length + spec.chunk).min(cap) {
                 continue;
@@ -108,8 +110,8 @@ pub(super) fn twin(
 /// latest queries; one slot to more than a tile of slots and of queries.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Dtype::F32, Dtype::F16] {
-        for (d, heads, kv_heads, chunk, of, back, lens, caps) in [
+    for dtype in [Dtype::F32, Dtype::F16] {
+        for (d, heads, kv_heads, chunk, of, already_cached, lens, caps) in [
             (16, 6, 2, 9, vec![1], 0, [1, 250, 1], [2, 270, 2]),
             (64, 7, 7, 1, vec![2, 0, 1], 0, [0, 5, 130], [1, 9, 140]),
             (128, 14, 2, 3, vec![2], 3, [4, 4, 97], [9, 9, 128]),
@@ -117,20 +119,29 @@ pub(super) fn cases() -> Vec<Case> {
             (24, 4, 4, 1, vec![0], 1, [1, 1, 1], [1, 2, 3]),
         ] {
             for rotate in [false, true] {
-                let (mean, of) = (back > 0, of.clone());
+                let (mean, of) = (already_cached > 0, of.clone());
                 let name = format!(
-                    "{words:?} d {d} heads {heads}/{kv_heads} chunk {chunk} of {of:?} back {back} lens {lens:?} rotate {rotate}"
+                    "{dtype:?} d {d} heads {heads}/{kv_heads} chunk {chunk} of {of:?} already cached {already_cached} lens {lens:?} rotate {rotate}"
                 );
                 cases.push(Case::new("attention_sums", name, move |device| {
                     let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).map(&of);
-                    let (map, table, seqs) = (builder.map_at(), builder.table(1), of.len());
-                    let slots = of.iter().map(|s| lens[*s] - back + chunk).max().expect("a sequence");
+                    let (row_seq_offset, layer_table_offset, seqs) =
+                        (builder.row_seq_offset(), builder.layer_table_offset(1), of.len());
+                    let slots = of.iter().map(|s| lens[*s] - already_cached + chunk).max().expect("a sequence");
                     let (n, positions) = (seqs * chunk, 300);
-                    let layer = LayerSpec { words, d, heads, kv_heads, table, positions, compact: rotate };
-                    let attend = AttentionSpec { layer, n, chunk, map, most_seen: slots, back, lanes: 32 };
-                    let spec = AttentionSumsSpec { layer, chunk, map, seqs, back, slots, mean };
+                    let layer = LayerSpec { dtype, d, heads, kv_heads, layer_table_offset, positions, compact: rotate };
+                    let attend = AttentionSpec {
+                        layer,
+                        n,
+                        chunk,
+                        row_seq_offset,
+                        most_seen: slots,
+                        already_cached,
+                        tuning: Tuning::GPU,
+                    };
+                    let spec = AttentionSumsSpec { layer, chunk, row_seq_offset, seqs, already_cached, slots, mean };
                     let q = device_floats(noise(n * heads * d, 14, 4.0), n, heads * d, device);
-                    let kv = device_words(cache_words(words, builder.rows(1) * d), device);
+                    let kv = device_words(cache_words(dtype, builder.rows(1) * d), device);
                     let state = device_words(builder.build(), device);
                     let rope = device_rope(d, positions, device);
                     let (_, lse) = attention(&q, &kv, &state, &rope, attend);

@@ -9,7 +9,7 @@
 //! Bound: exact. It moves u32 words, four at a time where a row has whole fours, and never looks at them.
 use super::cache_gather as run;
 use super::cases::{Bound, Case, Check, device_words};
-use super::launch::Variant;
+use super::variant::Variant;
 
 /// Words of one sequence's entry in `moves`.
 pub const MOVE: usize = 8;
@@ -66,7 +66,7 @@ impl GatherSpec {
 }
 
 pub(super) fn twin(kv: &[u32], keep: &[u32], moves: &[u32], spec: &GatherSpec) -> Vec<u32> {
-    let mut out = vec![super::launch::POISON_WORD; spec.out_words];
+    let mut out = vec![super::memory::POISON_WORD; spec.out_words];
     for m in moves.chunks_exact(MOVE).take(spec.seqs) {
         let [base, cap, new_base, new_cap, kept, first, stride] = std::array::from_fn(|i| m[i] as usize);
         for plane in 0..spec.planes {

@@ -3,7 +3,8 @@
 use crate::dtype::Dtype;
 use burn::tensor::{Device, Int, Tensor};
 
-use super::launch::{POISON_WORD, as_floats, as_words, read_floats, read_words};
+use super::memory::POISON_WORD;
+use super::readback::{as_f32, as_u32, read_f32, read_u32};
 use super::{f32_tensor, state, u32_tensor};
 use crate::Result;
 use crate::sampling::Sampling;
@@ -75,8 +76,8 @@ impl Check {
     /// The output's words, floats as their bits.
     pub async fn read(&self) -> Result<Vec<u32>> {
         Ok(match &self.data {
-            Data::Floats(t) => as_floats(&read_floats(&[t]).await?[0]).iter().map(|v| v.to_bits()).collect(),
-            Data::Words(t) => as_words(&read_words(&[t]).await?[0]),
+            Data::Floats(t) => as_f32(&read_f32(&[t]).await?[0]).iter().map(|v| v.to_bits()).collect(),
+            Data::Words(t) => as_u32(&read_u32(&[t]).await?[0]),
         })
     }
 }
@@ -244,7 +245,7 @@ impl StateBuilder {
     pub(super) fn lens(mut self, layer: usize, lens: &[usize], caps: &[usize]) -> Self {
         let mut base = 0;
         for seq in 0..self.seqs {
-            let at = self.table(layer) + seq * state::ROW;
+            let at = self.layer_table_offset(layer) + seq * state::ROW;
             self.words[at + state::LEN] = lens[seq] as u32;
             self.words[at + state::BASE] = base as u32;
             self.words[at + state::CAP] = caps[seq] as u32;
@@ -294,8 +295,8 @@ impl StateBuilder {
     }
 
     /// Word where the map begins.
-    pub(super) fn map_at(&self) -> usize {
-        self.table(self.layers) + self.seqs * self.ring
+    pub(super) fn row_seq_offset(&self) -> usize {
+        self.layer_table_offset(self.layers) + self.seqs * self.ring
     }
 
     pub(super) fn ring(mut self, ring: usize) -> Self {
@@ -304,19 +305,19 @@ impl StateBuilder {
     }
 
     /// Word where the table of `layer` begins.
-    pub(super) fn table(&self, layer: usize) -> usize {
+    pub(super) fn layer_table_offset(&self, layer: usize) -> usize {
         self.seqs * state::SEQ + layer * self.seqs * state::ROW
     }
 
     /// Cache rows of `layer`, all sequences together.
     pub(super) fn rows(&self, layer: usize) -> usize {
-        let cap = |seq: usize| self.words[self.table(layer) + seq * state::ROW + state::CAP] as usize;
+        let cap = |seq: usize| self.words[self.layer_table_offset(layer) + seq * state::ROW + state::CAP] as usize;
         (0..self.seqs).map(cap).sum::<usize>() * 2 * self.kv_heads
     }
 
     pub(super) fn build(&self) -> Vec<u32> {
         let mut words = self.words.clone();
-        debug_assert_eq!(words.len(), self.table(self.layers));
+        debug_assert_eq!(words.len(), self.layer_table_offset(self.layers));
         words.resize(words.len() + self.seqs * self.ring, 0xabcd);
         words.extend(&self.map);
         words

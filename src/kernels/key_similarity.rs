@@ -9,7 +9,7 @@
 //! Bound: 4e-6 absolute, a mean of cosines each off by ~√D · 6e-8, where no cosine lies within 1e-6 of the threshold: which of two
 //! look-alikes is the latest is a jump.
 use super::cases::{Bound, Case, Check, StateBuilder, device_rope, device_words, noise};
-use super::launch::Variant;
+use super::variant::Variant;
 use super::{LayerSpec, key_similarity as run, state};
 use crate::dtype::Dtype;
 
@@ -31,7 +31,7 @@ impl KeySimilaritySpec {
     pub(super) fn variant(&self, pass: u32) -> Variant {
         let constants = vec![
             ("THREADS", 64),
-            ("KV", self.layer.words.code()),
+            ("KV", self.layer.dtype.code()),
             ("D", self.layer.d as u32),
             ("ROTATE", self.layer.compact as u32),
             ("PASS", pass),
@@ -44,16 +44,17 @@ impl KeySimilaritySpec {
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        [self.layer.kv_heads, self.slots, self.seq, self.layer.table, self.layer.positions, 0, 0, 0].map(|v| v as u32)
+        [self.layer.kv_heads, self.slots, self.seq, self.layer.layer_table_offset, self.layer.positions, 0, 0, 0]
+            .map(|v| v as u32)
     }
 }
 
 pub(super) fn twin(kv: &[u32], st: &[u32], table: &[f32], spec: &KeySimilaritySpec) -> Vec<f32> {
     let keys = super::twin::Keys { kv, table, layer: spec.layer };
-    let entry = &st[spec.layer.table + spec.seq * state::ROW..];
+    let entry = &st[spec.layer.layer_table_offset + spec.seq * state::ROW..];
     let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
     let n = spec.slots.min(cap);
-    let mut out = vec![f32::from_bits(super::launch::POISON_WORD); spec.layer.kv_heads * spec.slots];
+    let mut out = vec![f32::from_bits(super::memory::POISON_WORD); spec.layer.kv_heads * spec.slots];
     for head in 0..spec.layer.kv_heads {
         let unit = |slot: usize| {
             let key = keys.get(base + head * cap + slot, slot);
@@ -73,16 +74,16 @@ pub(super) fn twin(kv: &[u32], st: &[u32], table: &[f32], spec: &KeySimilaritySp
 }
 
 /// Keys of which some are copies of others, with noise: groups of look-alikes in each head.
-fn alike(words: Dtype, rows: usize, d: usize) -> Vec<u32> {
+fn alike(dtype: Dtype, rows: usize, d: usize) -> Vec<u32> {
     let (patterns, own) = (noise(5 * d, 16, 1.0), noise(rows * d, 27, 0.35));
     let value = |i: usize| own[i] + if (i / d).is_multiple_of(3) { 0.0 } else { patterns[(i / d * 7 % 5) * d + i % d] };
-    words.pack(&(0..rows * d).map(value).collect::<Vec<f32>>())
+    dtype.pack(&(0..rows * d).map(value).collect::<Vec<f32>>())
 }
 
 /// Both packings, rotated keys and unrotated ones; one slot to several tiles; a key of zeros.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Dtype::F32, Dtype::F16] {
+    for dtype in [Dtype::F32, Dtype::F16] {
         for (d, kv_heads, seq, lens, caps) in [
             (64, 2, 1, [1, 150, 1], [2, 170, 2]),
             (128, 1, 0, [67, 1, 1], [67, 2, 2]),
@@ -90,14 +91,22 @@ pub(super) fn cases() -> Vec<Case> {
             (24, 1, 0, [1, 1, 1], [1, 1, 1]),
         ] {
             for rotate in [false, true] {
-                let name = format!("{words:?} d {d} KV heads {kv_heads} lens {lens:?} rotate {rotate}");
+                let name = format!("{dtype:?} d {d} KV heads {kv_heads} lens {lens:?} rotate {rotate}");
                 cases.push(Case::new("key_similarity", name, move |device| {
                     let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps);
-                    let (table, positions) = (builder.table(1), 200);
-                    let layer = LayerSpec { words, d, heads: kv_heads, kv_heads, table, positions, compact: rotate };
+                    let (layer_table_offset, positions) = (builder.layer_table_offset(1), 200);
+                    let layer = LayerSpec {
+                        dtype,
+                        d,
+                        heads: kv_heads,
+                        kv_heads,
+                        layer_table_offset,
+                        positions,
+                        compact: rotate,
+                    };
                     let spec = KeySimilaritySpec { layer, slots: lens[seq], seq };
-                    let mut keys = alike(words, builder.rows(1), d);
-                    keys[..words.row_words(d)].fill(0);
+                    let mut keys = alike(dtype, builder.rows(1), d);
+                    keys[..dtype.row_words(d)].fill(0);
                     let rope = device_rope(d, positions, device);
                     let (kv, state) = (device_words(keys, device), device_words(builder.build(), device));
                     vec![Check::floats("similarity", run(&kv, &state, &rope, spec), Bound::Absolute(4e-6))]
@@ -123,8 +132,15 @@ mod tests {
         ];
         let kv: Vec<u32> = rows.iter().flatten().map(|v| v.to_bits()).chain([0; 32]).collect();
         let st = [4, 0, 4, 0];
-        let layer =
-            LayerSpec { words: Dtype::F32, d: 8, heads: 1, kv_heads: 1, table: 0, positions: 1, compact: false };
+        let layer = LayerSpec {
+            dtype: Dtype::F32,
+            d: 8,
+            heads: 1,
+            kv_heads: 1,
+            layer_table_offset: 0,
+            positions: 1,
+            compact: false,
+        };
         let spec = KeySimilaritySpec { layer, slots: 4, seq: 0 };
         let found = twin(&kv, &st, &[0.0; 8], &spec);
         // 0 and 2 spare 3, which spares 2: slot 0 counts twice, 2 once (from 0), 3 not at all.
@@ -136,14 +152,14 @@ mod tests {
     /// The bound holds where no pair sits on the threshold: none of the cases' does.
     #[test]
     fn no_case_sits_on_the_threshold() {
-        for words in [Dtype::F32, Dtype::F16] {
+        for dtype in [Dtype::F32, Dtype::F16] {
             for (d, kv_heads, rows) in [(64, 2, 2 * 2 * 174), (128, 1, 2 * 71), (8, 3, 6 * 58)] {
-                let packed = alike(words, rows, d);
-                let row_words = words.row_words(d);
+                let packed = alike(dtype, rows, d);
+                let row_words = dtype.row_words(d);
                 let keys: Vec<Vec<f64>> = packed
                     .chunks(row_words)
                     .map(|row| {
-                        let key: Vec<f64> = (0..d).map(|c| words.get(row, c)).collect();
+                        let key: Vec<f64> = (0..d).map(|c| dtype.get(row, c)).collect();
                         let length = key.iter().map(|v| v * v).sum::<f64>().sqrt();
                         key.iter().map(|v| v / length).collect()
                     })

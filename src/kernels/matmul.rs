@@ -3,9 +3,9 @@
 //! into workgroup memory, for 32 or 64 vectors. Where they are the lanes of a CPU's vectors, `matmul_rows.wgsl`, for the reasons
 //! given there.
 use super::cases::{Case, whole_blocks};
-use super::launch::Variant;
 use super::matvec::{LinearSpec, Mode, case};
-use super::of_cpu;
+use super::variant::Variant;
+use crate::device::Tuning;
 use crate::dtype::Dtype;
 
 /// A tiling of `matmul.wgsl`: rows and vectors of a workgroup, columns it holds, and slices of the columns.
@@ -40,9 +40,9 @@ const ROWS_N: usize = 8;
 
 impl LinearSpec {
     pub(super) fn matmul_variant(&self) -> Variant {
-        let [dtype, mode, has_bias] = [self.words.code(), self.mode as u32, self.has_bias as u32];
+        let [dtype, mode, has_bias] = [self.dtype.code(), self.mode as u32, self.has_bias as u32];
         let of_both = [("DTYPE", dtype), ("MODE", mode), ("HAS_BIAS", has_bias)];
-        let (kernel, text, tiles) = if of_cpu(self.lanes) {
+        let (kernel, text, tiles) = if self.tuning.is_cpu() {
             let (each, n) = (ROWS_EACH as u32, ROWS_N as u32);
             let tiles = vec![("THREADS", ROWS_THREADS as u32), ("EACH", each), ("TILE_N", n)];
             ("matmul_rows", include_str!("../../shaders/matmul_rows.wgsl"), tiles)
@@ -56,7 +56,7 @@ impl LinearSpec {
     }
 
     pub(super) fn matmul_groups(&self) -> [usize; 3] {
-        match of_cpu(self.lanes) {
+        match self.tuning.is_cpu() {
             true => [self.rows.div_ceil(ROWS_EACH * ROWS_THREADS), self.n.div_ceil(ROWS_N), 1],
             false => {
                 let tiling = Tiling::of(self.n);
@@ -66,14 +66,14 @@ impl LinearSpec {
     }
 
     pub(super) fn matmul_info(&self) -> [u32; 8] {
-        [self.rows, self.cols, self.row0, self.out_stride, self.n, 0, 0, 0].map(|v| v as u32)
+        [self.rows, self.cols, self.shard_first_row, self.out_stride, self.n, 0, 0, 0].map(|v| v as u32)
     }
 }
 
 /// Every packing and mode, in all three tilings; tiles filled, exceeded by one and far from full.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in Dtype::ALL {
+    for dtype in Dtype::ALL {
         let shapes = [
             (Mode::Store, true, 64, 64, 0, 32),
             (Mode::Store, false, 65, 40, 3, 33),
@@ -83,11 +83,11 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::SwiGlu, false, 70, 96, 2, 33),
             (Mode::Add, true, 131, 160, 3, 97),
         ];
-        for (mode, has_bias, rows, cols, row0, n) in shapes {
-            let cols = whole_blocks(words, cols);
-            let out_stride = row0 + rows + 5;
-            for lanes in [8, 32] {
-                let spec = LinearSpec { words, mode, has_bias, rows, cols, row0, out_stride, n, lanes };
+        for (mode, has_bias, rows, cols, shard_first_row, n) in shapes {
+            let cols = whole_blocks(dtype, cols);
+            let out_stride = shard_first_row + rows + 5;
+            for tuning in [Tuning::CPU, Tuning::GPU] {
+                let spec = LinearSpec { dtype, mode, has_bias, rows, cols, shard_first_row, out_stride, n, tuning };
                 cases.push(case("matmul", spec));
             }
         }

@@ -1,16 +1,17 @@
 //! Matrix times vector, for decoding: a few vectors at once.
 //!
-//! Contract: with `y[i, r] = Σ_c W[r, c] x[i, c] + bias[row0 + r]` for the `rows` of this shard of `W` and the `n` rows of
-//! `x` `[n, cols]`, write at `out[i, row0 + r]` of `[n, out_stride]`: `y` ([`Mode::Store`]), the old value plus `y`
-//! ([`Mode::Add`]: the residual stream), or, at `out[i, (row0 + r) / 2]` for even `r`, `silu(y[r]) · y[r + 1]`
+//! Contract: with `y[i, r] = Σ_c W[r, c] x[i, c] + bias[shard_first_row + r]` for the `rows` of this shard of `W` and the `n` rows of
+//! `x` `[n, cols]`, write at `out[i, shard_first_row + r]` of `[n, out_stride]`: `y` ([`Mode::Store`]), the old value plus `y`
+//! ([`Mode::Add`]: the residual stream), or, at `out[i, (shard_first_row + r) / 2]` for even `r`, `silu(y[r]) · y[r + 1]`
 //! ([`Mode::SwiGlu`]: gate and up rows interleaved when the weights were loaded). Nothing else of `out` is written.
 //! `cols` is a multiple of 8, of 32 for quantized weights; any `rows` (even for SwiGlu), `n` ≤ [`MOST`]. The bias covers the rows of all shards.
 //!
 //! Bound: relative to the largest value of an output row, `2e-6 · √cols`: f32 sums of `cols` products in any order, with
 //! the weights exact (f16 subnormals may be flushed: below the bound for weights of ordinary size).
 use super::cases::{Bound, Case, Check, device_floats, device_words, noise, poison_floats, whole_blocks};
-use super::launch::{Variant, grid};
 use super::linear;
+use super::variant::{Variant, grid};
+use crate::device::Tuning;
 use crate::dtype::Dtype;
 use crate::weights::PackedRows;
 
@@ -33,7 +34,7 @@ pub enum Mode {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinearSpec {
     /// Packing of the weights.
-    pub words: Dtype,
+    pub dtype: Dtype,
     /// What to do with the output.
     pub mode: Mode,
     /// Whether the bias is added; without it the bias tensor is bound but not read.
@@ -43,22 +44,21 @@ pub struct LinearSpec {
     /// Values in a row of W and in a vector.
     pub cols: usize,
     /// Row of the whole matrix where this shard begins.
-    pub row0: usize,
+    pub shard_first_row: usize,
     /// Values in a row of `out`.
     pub out_stride: usize,
     /// Vectors.
     pub n: usize,
-    /// Invocations that share a row in `matvec`: a power of two up to 64. 8 suits CPU adapters, 32 GPUs; up to 8, `matmul`
-    /// takes the tiling for CPU adapters.
-    pub lanes: u32,
+    /// The device's tiling.
+    pub tuning: Tuning,
 }
 
 impl LinearSpec {
     pub(super) fn matvec_variant(&self) -> Variant {
         let constants = vec![
             ("THREADS", 64),
-            ("DTYPE", self.words.code()),
-            ("LANES", self.lanes),
+            ("DTYPE", self.dtype.code()),
+            ("LANES", self.tuning.matvec_lanes),
             ("N", self.n as u32),
             ("MODE", self.mode as u32),
             ("HAS_BIAS", self.has_bias as u32),
@@ -68,25 +68,25 @@ impl LinearSpec {
 
     pub(super) fn matvec_groups(&self) -> [usize; 3] {
         // The pair of a gate is the next row of the same workgroup: with 64 lanes there is none.
-        assert!(self.mode != Mode::SwiGlu || self.lanes < 64, "SwiGLU needs two rows a workgroup");
-        grid(self.rows.div_ceil((64 / self.lanes) as usize))
+        assert!(self.mode != Mode::SwiGlu || self.tuning.matvec_lanes < 64, "SwiGLU needs two rows a workgroup");
+        grid(self.rows.div_ceil((64 / self.tuning.matvec_lanes) as usize))
     }
 
     pub(super) fn matvec_info(&self) -> [u32; 4] {
-        [self.rows, self.cols, self.row0, self.out_stride].map(|v| v as u32)
+        [self.rows, self.cols, self.shard_first_row, self.out_stride].map(|v| v as u32)
     }
 }
 
 pub(super) fn twin(w: &[u32], x: &[f32], bias: &[f32], out: &mut [f32], spec: &LinearSpec) {
-    let row_words = spec.words.row_words(spec.cols);
+    let row_words = spec.dtype.row_words(spec.cols);
     let mut row = vec![0f64; spec.cols];
     let mut gate = vec![0f64; spec.n];
     for r in 0..spec.rows {
         let from = &w[r * row_words..(r + 1) * row_words];
         for (c, v) in row.iter_mut().enumerate() {
-            *v = spec.words.weight(from, spec.cols, c);
+            *v = spec.dtype.weight(from, spec.cols, c);
         }
-        let at = spec.row0 + r;
+        let at = spec.shard_first_row + r;
         for i in 0..spec.n {
             let x = &x[i * spec.cols..(i + 1) * spec.cols];
             let mut y: f64 = row.iter().zip(x).map(|(w, x)| w * *x as f64).sum();
@@ -111,13 +111,16 @@ pub(super) fn bound(cols: usize) -> Bound {
 
 /// A case of either product: the same inputs, so that one list serves both.
 pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
-    let LinearSpec { words, mode, rows, cols, n, row0, out_stride, lanes, .. } = spec;
-    let name = format!("{words:?} {mode:?} bias {} {rows}x{cols} n {n} row0 {row0} lanes {lanes}", spec.has_bias);
+    let LinearSpec { dtype, mode, rows, cols, n, shard_first_row, out_stride, tuning, .. } = spec;
+    let name = format!(
+        "{dtype:?} {mode:?} bias {} {rows}x{cols} n {n} shard_first_row {shard_first_row} lanes {}",
+        spec.has_bias, tuning.matvec_lanes
+    );
     Case::new(kernel, name, move |device| {
-        let w = PackedRows::from_f32(words, rows, cols, &noise(rows * cols, 3, 1.0 / (cols as f32).sqrt()));
+        let w = PackedRows::from_f32(dtype, rows, cols, &noise(rows * cols, 3, 1.0 / (cols as f32).sqrt()));
         let w = device_words(w.expect("finite, whole blocks").into_words(), device);
         let x = device_floats(noise(n * cols, 4, 1.0), n, cols, device);
-        let bias = super::f32_tensor(noise(row0 + rows, 5, 0.5), [row0 + rows], device);
+        let bias = super::f32_tensor(noise(shard_first_row + rows, 5, 0.5), [shard_first_row + rows], device);
         // A spare row and spare columns of sentinels. Add reads what it adds to, so there they are numbers.
         let out = match mode {
             Mode::Add => device_floats(noise((n + 1) * out_stride, 6, 1.0), n + 1, out_stride, device),
@@ -130,7 +133,7 @@ pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
 /// Every packing, mode and vector count; rows that fill no workgroup; shards; several lane counts.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in Dtype::ALL {
+    for dtype in Dtype::ALL {
         let shapes = [
             (Mode::Store, true, 37, 64, 0, 1, 8),
             (Mode::Store, false, 1, 8, 5, 1, 32),
@@ -141,11 +144,12 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::SwiGlu, false, 20, 72, 0, 5, 1),
         ];
         // Every other shape for the quantized: what a shape tries is not in the packing.
-        let step = if words.is_quantized() { 2 } else { 1 };
-        for (mode, has_bias, rows, cols, row0, n, lanes) in shapes.into_iter().step_by(step) {
-            let cols = whole_blocks(words, cols);
-            let out_stride = row0 + rows + 3;
-            let spec = LinearSpec { words, mode, has_bias, rows, cols, row0, out_stride, n, lanes };
+        let step = if dtype.is_quantized() { 2 } else { 1 };
+        for (mode, has_bias, rows, cols, shard_first_row, n, lanes) in shapes.into_iter().step_by(step) {
+            let cols = whole_blocks(dtype, cols);
+            let out_stride = shard_first_row + rows + 3;
+            let tuning = Tuning { matvec_lanes: lanes, ..Tuning::GPU };
+            let spec = LinearSpec { dtype, mode, has_bias, rows, cols, shard_first_row, out_stride, n, tuning };
             cases.push(case("matvec", spec));
         }
     }

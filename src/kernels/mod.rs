@@ -1,6 +1,6 @@
 //! The hot operations of the decoder: one burn backend extension, hand-written WGSL on the GPU, plain loops on the CPU.
 //!
-//! [`Kernels`] is implemented for burn's `Cube` backend by the shaders in `shaders/` ([`launch`]) and for `Flex`, its CPU
+//! [`Kernels`] is implemented for burn's `Cube` backend by the shaders in `shaders/` (`cube`) and for `Flex`, its CPU
 //! backend, by the **twins**: the same arithmetic over slices, accumulated in f64. A graph written against the functions
 //! of this module runs on either, chosen by the device its tensors live on.
 //!
@@ -11,18 +11,22 @@ pub mod attention_row;
 pub mod attention_sums;
 pub mod cache_gather;
 pub mod cases;
+mod cube;
 pub mod embed;
 pub mod key_similarity;
-pub mod launch;
 pub mod matmul;
 pub mod matvec;
+pub mod memory;
 pub mod query_ring;
+pub mod readback;
 pub mod rms_norm;
 pub mod rope_append;
 pub mod sample;
 pub mod top_k;
 mod twin;
+pub mod variant;
 
+use crate::device::Tuning;
 use crate::dtype::Dtype;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, backend_extension};
@@ -52,7 +56,7 @@ pub const MOST_ROWS: usize = 16_384;
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerSpec {
     /// Packing of the cache: `F32` or `F16`.
-    pub words: Dtype,
+    pub dtype: Dtype,
     /// Head dimension: a multiple of 8, at most 128.
     pub d: usize,
     /// Query heads.
@@ -60,7 +64,7 @@ pub struct LayerSpec {
     /// Key/value heads.
     pub kv_heads: usize,
     /// Word of the state where the layer's table begins.
-    pub table: usize,
+    pub layer_table_offset: usize,
     /// Rows of the RoPE table.
     pub positions: usize,
     /// Tokens stand at their slot, and keys are stored unrotated.
@@ -299,62 +303,81 @@ pub trait Kernels: Backend {
     ) -> (IntTensor<Self>, IntTensor<Self>);
 }
 
-/// Whether an adapter is a CPU, by the lanes that [`ComputeDevice`](crate::device::ComputeDevice) chose for it.
-fn of_cpu(lanes: u32) -> bool {
-    lanes <= 8
-}
-
 /// The specialisations a model of a supported architecture can ask for: every packing, mode, reduction and head group, the
 /// usual head dimensions, one, some and most vectors. What the shader tests validate and translate.
-pub fn variants() -> Vec<launch::Variant> {
+pub fn variants() -> Vec<variant::Variant> {
     const HEAD_DIMS: [usize; 7] = [8, 16, 32, 64, 80, 96, 128];
     let (all, caches) = (Dtype::ALL, [Dtype::F32, Dtype::F16]);
-    let mut list = vec![NormSpec { n: 1, first: 0, cols: 8, eps: 1e-6 }.variant()];
+    let mut list = vec![NormSpec { n: 1, first_row: 0, cols: 8, eps: 1e-6 }.variant()];
     for row_words in [1, 6, 8, 16, 32, 64, 128] {
         let spec = GatherSpec { row_words, kv_heads: 1, planes: 2, seqs: 1, most_kept: 1, out_words: row_words };
         list.push(spec.variant());
     }
-    let ring = QueryRingSpec { n: 1, cols: 8, chunk: 1, map: 0, width: 1 };
+    let ring = QueryRingSpec { n: 1, cols: 8, chunk: 1, row_seq_offset: 0, width: 1 };
     list.extend([ring.variant(false), ring.variant(true)]);
     for k in [1, top_k::MOST] {
-        let spec = |merge| TopKSpec { count: 8, n: 1, k, merge, map: 0, seen_words: 1 }.variant();
+        let spec = |merge| TopKSpec { count: 8, n: 1, k, merge, row_seq_offset: 0, seen_words: 1 }.variant();
         list.extend([false, true].map(spec));
-        let (n, lists, chunks, map, layers, all_seqs, ring, advance, seen_words) = (1, 1, 1, 0, 1, 1, 1, 1, 1);
-        let spec = SampleSpec { n, k, lists, chunks, map, layers, all_seqs, ring, advance, seen_words };
+        let (n, lists, chunks, row_seq_offset, layers, all_seqs, ring, advance, seen_words) =
+            (1, 1, 1, 0, 1, 1, 1, 1, 1);
+        let spec = SampleSpec { n, k, lists, chunks, row_seq_offset, layers, all_seqs, ring, advance, seen_words };
         list.push(spec.variant());
     }
-    for words in all {
-        let (row0, rows, vocab) = (0, 8, 8);
-        let embed = |pending| EmbedSpec { words, n: 1, cols: 8, row0, rows, vocab, pending }.variant();
+    for dtype in all {
+        let (shard_first_row, rows, vocab) = (0, 8, 8);
+        let embed = |pending| EmbedSpec { dtype, n: 1, cols: 8, shard_first_row, rows, vocab, pending }.variant();
         list.extend([None, Some(0)].map(embed));
         for (mode, has_bias) in [Mode::Store, Mode::Add, Mode::SwiGlu].into_iter().flat_map(|m| [(m, false), (m, true)])
         {
-            let spec =
-                |n, lanes| LinearSpec { words, mode, has_bias, rows: 8, cols: 8, row0: 0, out_stride: 8, n, lanes };
-            list.extend([(9, 8), (9, 32), (99, 32)].map(|(n, lanes)| spec(n, lanes).matmul_variant()));
+            let spec = |n, tuning| LinearSpec {
+                dtype,
+                mode,
+                has_bias,
+                rows: 8,
+                cols: 8,
+                shard_first_row: 0,
+                out_stride: 8,
+                n,
+                tuning,
+            };
+            list.extend(
+                [(9, Tuning::CPU), (9, Tuning::GPU), (99, Tuning::GPU)].map(|(n, t)| spec(n, t).matmul_variant()),
+            );
             for n in [1, 2, 3, 5, matvec::MOST] {
-                list.extend([1, 8, 16, 32, 64].map(|lanes| spec(n, lanes).matvec_variant()));
+                list.extend(
+                    [1, 8, 16, 32, 64]
+                        .map(|lanes| spec(n, Tuning { matvec_lanes: lanes, ..Tuning::GPU }).matvec_variant()),
+                );
             }
         }
     }
-    for (words, d) in caches.into_iter().flat_map(|words| HEAD_DIMS.map(|d| (words, d))) {
-        let (heads, kv_heads, table, map, positions, back) = (1, 1, 0, 0, 1, 0);
+    for (dtype, d) in caches.into_iter().flat_map(|dtype| HEAD_DIMS.map(|d| (dtype, d))) {
+        let (heads, kv_heads, layer_table_offset, row_seq_offset, positions, already_cached) = (1, 1, 0, 0, 1, 0);
         for (norm, compact) in [(None, false), (Some(1e-6), false), (None, true), (Some(1e-6), true)] {
             let (n, chunk) = (1, 1);
-            let layer = LayerSpec { words, d, heads, kv_heads, table, positions, compact };
-            let spec = RopeAppendSpec { layer, n, chunk, map, norm };
+            let layer = LayerSpec { dtype, d, heads, kv_heads, layer_table_offset, positions, compact };
+            let spec = RopeAppendSpec { layer, n, chunk, row_seq_offset, norm };
             list.push(spec.variant());
         }
         for compact in [false, true] {
             let (slots, seq) = (1, 0);
-            let layer = |heads| LayerSpec { words, d, heads, kv_heads, table, positions, compact };
+            let layer = |heads| LayerSpec { dtype, d, heads, kv_heads, layer_table_offset, positions, compact };
             let similarity = KeySimilaritySpec { layer: layer(1), slots, seq };
             list.extend([similarity.variant(0), similarity.variant(1)]);
             for heads in (1..=16).filter(|g| g * d * 4 <= 16_384) {
+                let tunings = [Tuning::CPU, Tuning::GPU];
                 let lengths = [(1, 1), (1, 1000), (64, 64), (64, 1000), (200, 200)];
-                for (lanes, (n, most_seen)) in [8, 32].into_iter().flat_map(|lanes| lengths.map(|of| (lanes, of))) {
+                for (tuning, (n, most_seen)) in tunings.into_iter().flat_map(|tuning| lengths.map(|of| (tuning, of))) {
                     let chunk = n;
-                    let spec = AttentionSpec { layer: layer(heads), n, chunk, map, most_seen, back, lanes };
+                    let spec = AttentionSpec {
+                        layer: layer(heads),
+                        n,
+                        chunk,
+                        row_seq_offset,
+                        most_seen,
+                        already_cached,
+                        tuning,
+                    };
                     list.extend([spec.variant(), spec.combine_variant()]);
                 }
                 for reduce in [Reduce::None, Reduce::KvHead, Reduce::Layer] {
@@ -364,13 +387,21 @@ pub fn variants() -> Vec<launch::Variant> {
                 }
                 for mean in [false, true] {
                     let (chunk, seqs) = (1, 1);
-                    let spec = AttentionSumsSpec { layer: layer(heads), chunk, map, seqs, back, slots, mean };
+                    let spec = AttentionSumsSpec {
+                        layer: layer(heads),
+                        chunk,
+                        row_seq_offset,
+                        seqs,
+                        already_cached,
+                        slots,
+                        mean,
+                    };
                     list.push(spec.variant());
                 }
             }
         }
     }
-    let mut unique: Vec<launch::Variant> = Vec::new();
+    let mut unique: Vec<variant::Variant> = Vec::new();
     for variant in list {
         if !unique.contains(&variant) {
             unique.push(variant);

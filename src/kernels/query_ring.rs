@@ -7,7 +7,7 @@
 //!
 //! Bound: exact.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise, poison_floats};
-use super::launch::Variant;
+use super::variant::Variant;
 use super::{latest_queries, state, store_queries};
 
 /// Parameters of [`store_queries`](fn@super::store_queries) and [`latest_queries`](fn@super::latest_queries).
@@ -20,7 +20,7 @@ pub struct QueryRingSpec {
     /// Rows per sequence.
     pub chunk: usize,
     /// Word of the state from which on the rows' sequences are listed.
-    pub map: usize,
+    pub row_seq_offset: usize,
     /// Rows of a sequence's part of the ring.
     pub width: usize,
 }
@@ -36,7 +36,7 @@ impl QueryRingSpec {
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        [self.n, self.cols / 4, self.chunk, self.map, self.width, 0, 0, 0].map(|v| v as u32)
+        [self.n, self.cols / 4, self.chunk, self.row_seq_offset, self.width, 0, 0, 0].map(|v| v as u32)
     }
 }
 
@@ -46,7 +46,7 @@ fn position(st: &[u32], seq: usize) -> usize {
 
 pub(super) fn store_twin(q: &[f32], st: &[u32], ring: &mut [f32], spec: &QueryRingSpec) {
     for (i, row) in q.chunks_exact(spec.cols).take(spec.n).enumerate() {
-        let (seq, offset) = (st[spec.map + i / spec.chunk] as usize, i % spec.chunk);
+        let (seq, offset) = (st[spec.row_seq_offset + i / spec.chunk] as usize, i % spec.chunk);
         if offset + spec.width >= spec.chunk {
             let at = seq * spec.width + (position(st, seq) + offset) % spec.width;
             ring[at * spec.cols..][..spec.cols].copy_from_slice(row);
@@ -56,7 +56,7 @@ pub(super) fn store_twin(q: &[f32], st: &[u32], ring: &mut [f32], spec: &QueryRi
 
 pub(super) fn load_twin(ring: &[f32], st: &[u32], spec: &QueryRingSpec) -> Vec<f32> {
     let row = |i: usize| {
-        let seq = st[spec.map] as usize;
+        let seq = st[spec.row_seq_offset] as usize;
         let at = seq * spec.width + (position(st, seq) - spec.n + i) % spec.width;
         &ring[at * spec.cols..][..spec.cols]
     };
@@ -76,9 +76,9 @@ pub(super) fn cases() -> Vec<Case> {
         let name = format!("store {n} x {cols} chunk {chunk} of {seqs:?} width {width}");
         cases.push(Case::new("query_ring", name, move |device| {
             let builder = StateBuilder::new(3, 1, 1).positions(&[30, 6, 17]).map(&seqs);
-            let (map, state) = (builder.map_at(), device_words(builder.build(), device));
+            let (row_seq_offset, state) = (builder.row_seq_offset(), device_words(builder.build(), device));
             let q = device_floats(noise(n * cols, 18, 2.0), n, cols, device);
-            let spec = QueryRingSpec { n, cols, chunk, map, width };
+            let spec = QueryRingSpec { n, cols, chunk, row_seq_offset, width };
             let ring = store_queries(&q, &state, poison_floats(3 * width, cols, device), spec);
             vec![Check::floats("ring", ring, Bound::Exact)]
         }));
@@ -87,9 +87,9 @@ pub(super) fn cases() -> Vec<Case> {
         let name = format!("load {n} x {cols} of {seq} width {width}");
         cases.push(Case::new("query_ring", name, move |device| {
             let builder = StateBuilder::new(3, 1, 1).positions(&[30, 3, 17]).map(&[seq]);
-            let (map, state) = (builder.map_at(), device_words(builder.build(), device));
+            let (row_seq_offset, state) = (builder.row_seq_offset(), device_words(builder.build(), device));
             let ring = device_floats(noise(3 * width * cols, 19, 2.0), 3 * width, cols, device);
-            let spec = QueryRingSpec { n, cols, chunk: n, map, width };
+            let spec = QueryRingSpec { n, cols, chunk: n, row_seq_offset, width };
             vec![Check::floats("queries", latest_queries(&ring, &state, spec), Bound::Exact)]
         }));
     }

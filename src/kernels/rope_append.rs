@@ -14,7 +14,7 @@
 //! normalised (a sum of squares and a square root more); f32 keys the same; f16 words may differ by one unit in the last place of a half where the f32 values straddle a rounding boundary;
 //! values exact.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
-use super::launch::Variant;
+use super::variant::Variant;
 use super::{LayerSpec, f16_bits, f32_tensor, rope_append as run, state};
 use crate::dtype::Dtype;
 use crate::model::config::RopeScaling;
@@ -29,7 +29,7 @@ pub struct RopeAppendSpec {
     /// Rows per sequence.
     pub chunk: usize,
     /// Word of the state from which on the rows' sequences are listed.
-    pub map: usize,
+    pub row_seq_offset: usize,
     /// Normalise queries and keys, with this ε; without it the tensor of norms is bound but not read.
     pub norm: Option<f32>,
 }
@@ -38,7 +38,7 @@ impl RopeAppendSpec {
     pub(super) fn variant(&self) -> Variant {
         let constants = vec![
             ("THREADS", 64),
-            ("KV", self.layer.words.code()),
+            ("KV", self.layer.dtype.code()),
             ("D", self.layer.d as u32),
             ("NORM", self.norm.is_some() as u32),
             ("COMPACT", self.layer.compact as u32),
@@ -51,17 +51,17 @@ impl RopeAppendSpec {
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        let [n, heads, kv_heads, chunk, map, table, positions] = [
+        let [n, heads, kv_heads, chunk, row_seq_offset, table, positions] = [
             self.n,
             self.layer.heads,
             self.layer.kv_heads,
             self.chunk,
-            self.map,
-            self.layer.table,
+            self.row_seq_offset,
+            self.layer.layer_table_offset,
             self.layer.positions,
         ]
         .map(|v| v as u32);
-        [n, heads, kv_heads, chunk, map, table, positions, self.norm.unwrap_or(0.0).to_bits()]
+        [n, heads, kv_heads, chunk, row_seq_offset, table, positions, self.norm.unwrap_or(0.0).to_bits()]
     }
 }
 
@@ -75,11 +75,11 @@ pub(super) fn twin(
 ) -> Vec<f32> {
     let (d, half) = (spec.layer.d, spec.layer.d / 2);
     let all_heads = spec.layer.heads + 2 * spec.layer.kv_heads;
-    let row_words = spec.layer.words.row_words(d);
+    let row_words = spec.layer.dtype.row_words(d);
     let mut q = Vec::with_capacity(spec.n * spec.layer.heads * d);
     for i in 0..spec.n {
-        let (seq, offset) = (st[spec.map + i / spec.chunk] as usize, i % spec.chunk);
-        let entry = &st[spec.layer.table + seq * state::ROW..];
+        let (seq, offset) = (st[spec.row_seq_offset + i / spec.chunk] as usize, i % spec.chunk);
+        let entry = &st[spec.layer.layer_table_offset + seq * state::ROW..];
         let (slot, cap) = (entry[state::LEN] as usize + offset, entry[state::CAP] as usize);
         let logical = st[seq * state::SEQ + state::POSITION] as usize + offset;
         let position = if spec.layer.compact { slot } else { logical }.min(spec.layer.positions - 1);
@@ -108,7 +108,7 @@ pub(super) fn twin(
                 q.extend(rotated);
             } else if slot < cap {
                 let at = (entry[state::BASE] as usize + (head - spec.layer.heads) * cap + slot) * row_words;
-                let words = spec.layer.words.pack(&rotated);
+                let words = spec.layer.dtype.pack(&rotated);
                 kv[at..at + row_words].copy_from_slice(&words);
             }
         }
@@ -121,7 +121,7 @@ pub(super) fn twin(
 /// capacity; far positions; head dimensions that fill no workgroup.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
-    for words in [Dtype::F32, Dtype::F16] {
+    for dtype in [Dtype::F32, Dtype::F16] {
         for (d, heads, kv_heads, n, chunk, seqs, lens, caps, norm, compact) in [
             (16, 6, 2, 3, 1, vec![2, 0, 1], [5, 0, 9], [7, 4, 10], None, false),
             (64, 2, 1, 7, 7, vec![1], [3, 2, 0], [8, 16, 1], None, false),
@@ -134,27 +134,27 @@ pub(super) fn cases() -> Vec<Case> {
             (16, 6, 2, 3, 1, vec![0, 1, 2], [5, 0, 9], [7, 4, 10], Some(1e-6), true),
         ] {
             let name = format!(
-                "{words:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} of {seqs:?} norm {} compact {compact}",
+                "{dtype:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} of {seqs:?} norm {} compact {compact}",
                 norm.is_some()
             );
             cases.push(Case::new("rope_append", name, move |device| {
                 let positions = 40;
                 let builder =
                     StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).positions(&[30, 11, 39]).map(&seqs);
-                let (map, table) = (builder.map_at(), builder.table(1));
-                let layer = LayerSpec { words, d, heads, kv_heads, table, positions, compact };
-                let spec = RopeAppendSpec { layer, n, chunk, map, norm };
+                let (row_seq_offset, layer_table_offset) = (builder.row_seq_offset(), builder.layer_table_offset(1));
+                let layer = LayerSpec { dtype, d, heads, kv_heads, layer_table_offset, positions, compact };
+                let spec = RopeAppendSpec { layer, n, chunk, row_seq_offset, norm };
                 let rope = crate::model::rope::table(d, 1e6, &RopeScaling::None, positions);
                 let weights: Vec<f32> = noise(2 * d, 10, 0.5).iter().map(|w| 1.0 + w).collect();
                 let weights = f32_tensor(weights, [2 * d], device);
                 let qkv =
                     device_floats(noise(n * (heads + 2 * kv_heads) * d, 9, 3.0), n, (heads + 2 * kv_heads) * d, device);
                 let rows = builder.rows(1);
-                let row_words = words.row_words(d);
+                let row_words = dtype.row_words(d);
                 let kv = device_words((0..rows * row_words).map(|i| 0x7000_0000 + i as u32).collect(), device);
                 let rope = f32_tensor(rope, [positions * d], device);
                 let (q, kv) = run(qkv, &rope, &device_words(builder.build(), device), kv, &weights, spec);
-                let bound = match words {
+                let bound = match dtype {
                     Dtype::F16 => Bound::HalfUlps(1),
                     _ => Bound::FloatWords(if norm.is_some() { 4e-6 } else { 1e-6 }),
                 };

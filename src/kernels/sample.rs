@@ -21,8 +21,8 @@
 //! Bound: exact, unless the lot falls within 1e-5 of where two candidates meet, or the mass outside within 1e-5 of where 1024ths
 //! do: masses are sums of rounded exponentials. In no case here they do.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
-use super::launch::Variant;
 use super::top_k::MOST;
+use super::variant::Variant;
 use super::{TopKSpec, sample as run, state, top_k, top_k_merge};
 
 /// Parameters of [`sample`](fn@super::sample).
@@ -37,7 +37,7 @@ pub struct SampleSpec {
     /// Chunks of a row that left sums.
     pub chunks: usize,
     /// Word of the state from which on the rows' sequences are listed.
-    pub map: usize,
+    pub row_seq_offset: usize,
     /// Layers of the state.
     pub layers: usize,
     /// Sequences of the state.
@@ -57,8 +57,8 @@ impl SampleSpec {
     }
 
     pub(super) fn info(&self) -> [u32; 8] {
-        let Self { lists, chunks, layers, all_seqs, ring, advance, map, seen_words, .. } = *self;
-        [lists, chunks, layers, all_seqs, ring, advance, map, seen_words].map(|v| v as u32)
+        let Self { lists, chunks, layers, all_seqs, ring, advance, row_seq_offset, seen_words, .. } = *self;
+        [lists, chunks, layers, all_seqs, ring, advance, row_seq_offset, seen_words].map(|v| v as u32)
     }
 }
 
@@ -89,7 +89,7 @@ pub(super) fn twin(lists: &[u32], sums: &[f32], st: &mut [u32], seen: &mut [u32]
     let tables = spec.all_seqs * state::SEQ;
     let rings = tables + spec.layers * spec.all_seqs * state::ROW;
     for row in 0..spec.n {
-        let seq = st[spec.map + row] as usize;
+        let seq = st[spec.row_seq_offset + row] as usize;
         let header = seq * state::SEQ;
         let lists = &lists[row * spec.lists * 2 * k..][..spec.lists * 2 * k];
         let sums = &sums[row * spec.chunks * 4..][..spec.chunks * 4];
@@ -214,8 +214,8 @@ pub(super) fn cases() -> Vec<Case> {
                     .lens(1, &[4, 5, 6, 7, 8, 1, 2, 3], &[9; 8])
                     .full_samplers(&samplers)
                     .map(&[3, 0, 2, 5, 7, if advance == 0 { 1 } else { 4 }]);
-                let map = state.map_at();
-                let spec = TopKSpec { count: vocab, n, k, merge: false, map, seen_words };
+                let row_seq_offset = state.row_seq_offset();
+                let spec = TopKSpec { count: vocab, n, k, merge: false, row_seq_offset, seen_words };
                 let (state, seen) = (device_words(state.build(), device), device_words(seen, device));
                 let (mut lists, sums) = top_k(&device_floats(logits, n, vocab, device), &state, &seen, spec);
                 let (mut count, chunks) = (spec.lists(), spec.lists());
@@ -223,7 +223,18 @@ pub(super) fn cases() -> Vec<Case> {
                     lists = top_k_merge(&lists, &state, &seen, merging);
                     count = 1;
                 }
-                let spec = SampleSpec { n, k, lists: count, chunks, map, layers, all_seqs, ring, advance, seen_words };
+                let spec = SampleSpec {
+                    n,
+                    k,
+                    lists: count,
+                    chunks,
+                    row_seq_offset,
+                    layers,
+                    all_seqs,
+                    ring,
+                    advance,
+                    seen_words,
+                };
                 let (state, seen) = run(&lists, &sums, state, seen, spec);
                 vec![Check::words("state", state, 1, Bound::Exact), Check::words("seen", seen, 1, Bound::Exact)]
             }));

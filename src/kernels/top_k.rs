@@ -12,7 +12,7 @@
 //!
 //! Bound: lists exact; sums 1e-5 relative.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
-use super::launch::Variant;
+use super::variant::Variant;
 use super::{state, top_k as run, top_k_merge};
 
 /// Values of a row that one list is made of.
@@ -36,7 +36,7 @@ pub struct TopKSpec {
     /// Whether the values are lists.
     pub merge: bool,
     /// Word of the state from which on the rows' sequences are listed.
-    pub map: usize,
+    pub row_seq_offset: usize,
     /// Words of a sequence's row in `seen`.
     pub seen_words: usize,
 }
@@ -68,7 +68,7 @@ impl TopKSpec {
     }
 
     pub(super) fn info(&self) -> [u32; 4] {
-        [self.count, self.lists(), self.map, self.seen_words].map(|v| v as u32)
+        [self.count, self.lists(), self.row_seq_offset, self.seen_words].map(|v| v as u32)
     }
 }
 
@@ -77,7 +77,7 @@ pub(super) fn twin(values: &[u32], st: &[u32], seen: &[u32], spec: &TopKSpec) ->
     let TopKSpec { count, k, .. } = *spec;
     let (mut lists, mut sums) = (Vec::new(), Vec::new());
     for row in 0..spec.n {
-        let seq = st[spec.map + row] as usize;
+        let seq = st[spec.row_seq_offset + row] as usize;
         let header = &st[seq * state::SEQ..][..state::SEQ];
         let item = |i: usize| {
             if spec.merge {
@@ -135,7 +135,7 @@ pub(super) fn cases() -> Vec<Case> {
             let seen_words = count.div_ceil(32);
             let seen = (0..all * seen_words).map(|i| (i as u32).wrapping_mul(2_654_435_761)).collect();
             let state = StateBuilder::new(all, 1, 1).samplers(&[(0.0, 1.0), (0.7, 1.3), (1.5, 0.8)]).map(&[2, 1]);
-            let spec = TopKSpec { count, n, k, merge: false, map: state.map_at(), seen_words };
+            let spec = TopKSpec { count, n, k, merge: false, row_seq_offset: state.row_seq_offset(), seen_words };
             let (state, seen) = (device_words(state.build(), device), device_words(seen, device));
             let (lists, sums) = run(&device_floats(logits, n, count, device), &state, &seen, spec);
             let mut checks = Vec::new();

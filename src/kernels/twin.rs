@@ -21,7 +21,7 @@ impl Keys<'_> {
     pub(super) fn get(&self, row: usize, slot: usize) -> Vec<f64> {
         let d = self.layer.d;
         let stored = self.stored(row);
-        let key: Vec<f64> = (0..d).map(|c| self.layer.words.get(stored, c)).collect();
+        let key: Vec<f64> = (0..d).map(|c| self.layer.dtype.get(stored, c)).collect();
         if !self.layer.compact {
             return key;
         }
@@ -39,11 +39,11 @@ impl Keys<'_> {
             return query.iter().zip(self.get(row, slot)).map(|(q, k)| *q as f64 * k).sum();
         }
         let key = self.stored(row);
-        (0..self.layer.d).map(|c| query[c] as f64 * self.layer.words.get(key, c)).sum()
+        (0..self.layer.d).map(|c| query[c] as f64 * self.layer.dtype.get(key, c)).sum()
     }
 
     fn stored(&self, row: usize) -> &[u32] {
-        let row_words = self.layer.words.row_words(self.layer.d);
+        let row_words = self.layer.dtype.row_words(self.layer.d);
         &self.kv[row * row_words..(row + 1) * row_words]
     }
 }

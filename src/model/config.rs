@@ -1,30 +1,34 @@
-//! `config.json` and `generation_config.json` of a Hugging Face model, checked before anything is built from them.
+//! Reads and checks `config.json` and `generation_config.json` of a Hugging Face model.
 //!
-//! Both spellings are read: transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and transformers 5
-//! (`rope_parameters`, `dtype`). What secateur does not run is refused by name, never ignored.
+//! The spelling of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and that of transformers 5
+//! (`rope_parameters`, `dtype`) are both read. Features that secateur does not support are never ignored: they are
+//! errors that name the feature.
+use super::fields::Fields;
+use super::rope;
+pub use super::rope::RopeScaling;
 use crate::dtype::Dtype;
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
-/// No size of a real model comes near; products of two such sizes still fit 64 bits.
-const MAX_SIZE: u64 = 1 << 28;
-
-/// Decoder families. They differ in their config's defaults and in what [`ModelConfig`] then says about the attention.
+const ADAPTER: &str = "adapter_config.json";
+/// A family of decoders. Families differ in the defaults of their config and in the attention fields of
+/// [`ModelConfig`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Architecture {
-    /// Qwen2, Qwen2.5, R1-Distill-Qwen, QwQ: biases on q, k and v.
+    /// Qwen2, Qwen2.5, R1-Distill-Qwen and QwQ: q, k and v have biases.
     Qwen2,
-    /// Qwen3, R1-0528-Qwen3: q and k RMS-normalised per head, heads of a width of their own.
+    /// Qwen3 and R1-0528-Qwen3: q and k are RMS-normalised per head, and the head width is independent of the hidden
+    /// size.
     Qwen3,
-    /// Llama, R1-Distill-Llama, SmolLM: neither, unless the config says `attention_bias`.
+    /// Llama, R1-Distill-Llama and SmolLM: no normalisation, and no biases unless the config sets `attention_bias`.
     Llama,
 }
 
 impl Architecture {
-    /// The class that transformers names in `architectures`.
+    /// The class name that transformers writes in `architectures`.
     pub const fn class_name(self) -> &'static str {
         match self {
             Self::Qwen2 => "Qwen2ForCausalLM",
@@ -37,70 +41,10 @@ impl Architecture {
     pub const ALL: [Self; 3] = [Self::Qwen2, Self::Qwen3, Self::Llama];
 }
 
-/// How rotary frequencies are stretched beyond the training context.
-#[derive(Debug, Clone, PartialEq)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// All frequencies divided by `factor`.
-    Linear {
-        /// How many times longer the context becomes.
-        factor: f64,
-    },
-    /// Llama 3: low frequencies divided by `factor`, high ones kept, a ramp between.
-    Llama3 {
-        /// How many times longer the context becomes.
-        factor: f64,
-        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are divided by `factor`.
-        low_freq_factor: f64,
-        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are kept.
-        high_freq_factor: f64,
-        /// The training context, in tokens.
-        original_max_position_embeddings: usize,
-    },
-    /// YaRN (Peng et al. 2023): low frequencies divided by `factor`, high ones kept, a ramp over the dimensions between;
-    /// cosines and sines multiplied by `attention_factor`.
-    Yarn {
-        /// How many times longer the context becomes.
-        factor: f64,
-        /// Multiplies the rotated queries and keys: scores change by its square.
-        attention_factor: f64,
-        /// Dimensions that turn more often than this over the training context are kept.
-        beta_fast: f64,
-        /// Dimensions that turn less often than this over the training context are divided by `factor`.
-        beta_slow: f64,
-        /// The training context, in tokens.
-        original_max_position_embeddings: usize,
-        /// Whether the ramp begins and ends at whole dimensions.
-        truncate: bool,
-    },
-    /// Frequency `i` divided by the `i`-th of `head_dim / 2` factors: how GGUF files carry Llama 3's scaling.
-    Factors(Vec<f32>),
-}
-
-impl std::fmt::Display for RopeScaling {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::None => f.write_str("none"),
-            Self::Linear { factor } => write!(f, "linear, factor {factor}"),
-            Self::Llama3 { factor, original_max_position_embeddings: original, .. } => {
-                write!(f, "llama3, factor {factor} over {original}")
-            }
-            Self::Yarn { factor, attention_factor, original_max_position_embeddings: original, .. } => {
-                write!(f, "yarn, factor {factor} over {original}, attention factor {attention_factor:.4}")
-            }
-            Self::Factors(factors) => {
-                let most = factors.iter().fold(1.0f32, |most, factor| most.max(*factor));
-                write!(f, "{} factors of the file, up to {most}", factors.len())
-            }
-        }
-    }
-}
-
-/// The shape of a decoder. Every size is positive and every division it implies is exact.
+/// The shape of a decoder. Every size is positive, and every division that the sizes imply is exact.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// Decoder family.
+    /// The family of the decoder.
     pub architecture: Architecture,
     /// Rows of the embedding and of the output head.
     pub vocab_size: usize,
@@ -112,60 +56,69 @@ pub struct ModelConfig {
     pub num_layers: usize,
     /// Query heads per layer.
     pub num_heads: usize,
-    /// Key/value heads per layer; divides `num_heads`.
+    /// Key/value heads per layer; a divisor of `num_heads`.
     pub num_kv_heads: usize,
-    /// Width of one head; even, since RoPE rotates pairs.
+    /// Width of one head; even, because RoPE rotates pairs.
     pub head_dim: usize,
-    /// Context the model was made for, in tokens.
+    /// Longest context that the model supports, in tokens.
     pub max_position_embeddings: usize,
     /// ε of every RMSNorm.
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
-    /// Stretching of the rotary frequencies.
+    /// Scaling of the rotary frequencies.
     pub rope_scaling: RopeScaling,
     /// Whether the q, k and v projections have biases.
     pub attention_bias: bool,
-    /// Whether the o projection has one: Llama and Qwen3 with `attention_bias`, never Qwen2.
+    /// Whether the o projection has a bias: true for Llama and Qwen3 with `attention_bias`, never for Qwen2.
     pub output_bias: bool,
     /// Whether q and k are RMS-normalised per head.
     pub qk_norm: bool,
-    /// Whether the output head is the embedding.
+    /// Whether the output head uses the weights of the embedding.
     pub tie_word_embeddings: bool,
-    /// Ids that end an answer: those of generation_config.json, then those of config.json; each once, all in the
-    /// vocabulary. May be empty.
+    /// The token ids that end an answer: first those of generation_config.json, then those of config.json, without
+    /// duplicates. All are in the vocabulary. May be empty.
     pub eos_token_ids: Vec<u32>,
-    /// Sampling as the model's authors recommend it.
+    /// The sampling settings that the authors of the model recommend.
     pub generation: GenerationDefaults,
 }
 
-/// Sampling defaults of `generation_config.json`, where it has them. They are recommendations: a front-end chooses.
+/// The sampling settings that the authors of a model recommend, from `generation_config.json` or from the
+/// `general.sampling.*` metadata of a GGUF file. A setting that the file does not contain is `None`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerationDefaults {
-    /// Sample (true) or take the most likely token (false).
+    /// Whether to sample (true) or to take the most likely token (false).
     pub do_sample: Option<bool>,
-    /// Divides the logits; positive or zero.
+    /// Divides the logits; zero or positive.
     pub temperature: Option<f32>,
-    /// Sample from the smallest set of tokens with this probability; in (0, 1].
+    /// Sampling is limited to the smallest set of tokens with at least this total probability; in (0, 1].
     pub top_p: Option<f32>,
-    /// Sample from this many tokens; 0 means all.
+    /// Sampling is limited to this number of most likely tokens; 0 means no limit.
     pub top_k: Option<u32>,
-    /// Drop tokens less likely than this share of the most likely one; in `[0, 1]`.
+    /// Tokens whose probability is less than this share of the highest probability are dropped; in `[0, 1]`.
     pub min_p: Option<f32>,
-    /// Divides the positive logits of seen tokens, multiplies negative ones; positive.
+    /// Divides the positive logits of tokens that occurred before, and multiplies negative ones; positive.
     pub repetition_penalty: Option<f32>,
 }
 
 impl ModelConfig {
-    /// Reads `config.json` and, where there is one, `generation_config.json`; of a GGUF file, its metadata.
+    /// Reads the configuration of a model: from `config.json` and, if the model has one, `generation_config.json`, or
+    /// from the metadata of a GGUF file.
     ///
     /// # Errors
-    /// When config.json is missing, either file is malformed, or the model is one that secateur does not run.
+    /// If config.json is missing, one of the files is malformed, or secateur does not support the model.
     pub fn load(source: &ModelSource) -> Result<Self> {
         if let Some(gguf) = source.gguf() {
             return super::gguf::config(gguf);
         }
         let Some(config) = source.find_json(CONFIG)? else {
+            if let Some(adapter) = source.find_json(ADAPTER)? {
+                let base = adapter.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or("its base model");
+                return Err(Error::new(ErrorKind::Model, "this is an adapter (LoRA), not a whole model")
+                    .at(source)
+                    .found(format!("{ADAPTER}, but no {CONFIG}"))
+                    .help(format!("merge it into {base} with merge_and_unload of peft, and save the merged model")));
+            }
             return Err(Error::new(ErrorKind::Model, format!("the model has no {CONFIG}"))
                 .at(source)
                 .found(source.listing())
@@ -176,10 +129,11 @@ impl ModelConfig {
         Self::parse(&config, &source.place_of(CONFIG), generation.as_ref().map(|(json, place)| (*json, place.as_str())))
     }
 
-    /// Reads a config, and a generation config where there is one; each with where it lies, for messages.
+    /// Reads a parsed `config.json` and, if there is one, a parsed `generation_config.json`. Each comes with its
+    /// path, which is used in messages.
     ///
     /// # Errors
-    /// When either is malformed, or the model is one that secateur does not run.
+    /// If one of them is malformed, or secateur does not support the model.
     pub fn parse(config: &Value, place: &str, generation: Option<(&Value, &str)>) -> Result<Self> {
         let fields = Fields::new(config, place)?;
         let architecture = architecture(&fields)?;
@@ -190,17 +144,17 @@ impl ModelConfig {
         let num_kv_heads = fields.optional_size("num_key_value_heads")?.unwrap_or(num_heads);
         let head_dim = match fields.optional_size("head_dim")? {
             Some(head_dim) => head_dim,
-            // transformers' default.
+            // The default of transformers.
             None if architecture == Architecture::Qwen3 => 128,
             None if hidden_size % num_heads == 0 => hidden_size / num_heads,
             None => {
-                return Err(fields.wrong("hidden_size", format!("a multiple of num_attention_heads, {num_heads}")));
+                return Err(fields.invalid("hidden_size", format!("a multiple of num_attention_heads, {num_heads}")));
             }
         };
-        // Qwen2 has no head_dim of its own: transformers ignores the field where the weights would contradict it.
+        // Qwen2 has no independent head width: transformers ignores the field, so it must not contradict the sizes.
         if architecture == Architecture::Qwen2 && head_dim * num_heads != hidden_size {
             return Err(
-                fields.wrong("head_dim", format!("hidden_size / num_attention_heads = {hidden_size} / {num_heads}"))
+                fields.invalid("head_dim", format!("hidden_size / num_attention_heads = {hidden_size} / {num_heads}"))
             );
         }
         if head_dim % 2 != 0 {
@@ -210,13 +164,13 @@ impl ModelConfig {
                 .found(head_dim));
         }
         if num_heads % num_kv_heads != 0 {
-            return Err(fields.wrong("num_key_value_heads", format!("a divisor of num_attention_heads, {num_heads}")));
+            return Err(fields.invalid("num_key_value_heads", format!("a divisor of num_attention_heads, {num_heads}")));
         }
         let vocab_size = fields.size("vocab_size")?;
-        let (rope_theta, rope_scaling) = rope(&fields)?;
+        let (rope_theta, rope_scaling) = rope::parse(&fields)?;
         let rms_norm_eps = fields.number("rms_norm_eps")?.unwrap_or(1e-6);
         if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
-            return Err(fields.wrong("rms_norm_eps", "between 0 and 1"));
+            return Err(fields.invalid("rms_norm_eps", "between 0 and 1"));
         }
 
         let mut eos_token_ids = Vec::new();
@@ -228,7 +182,7 @@ impl ModelConfig {
         }
         fields.add_eos_ids(&mut eos_token_ids, vocab_size)?;
 
-        // Qwen2 has its biases without saying so.
+        // Qwen2 always has biases; its config has no field for them.
         let says_bias = architecture != Architecture::Qwen2 && fields.flag("attention_bias")?.unwrap_or(false);
         Ok(Self {
             architecture,
@@ -252,24 +206,25 @@ impl ModelConfig {
         })
     }
 
-    /// Positions to make room for: those that are asked for, or the model's own maximum, at most 32,768.
+    /// The number of positions to make room for: the requested number, or else the maximum of the model, limited to
+    /// 32,768.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for none at all, and for more than the model has.
-    pub fn context(&self, asked: Option<usize>) -> Result<usize> {
+    /// [`ErrorKind::Input`] if the requested number is 0, or larger than the maximum of the model.
+    pub fn context(&self, requested: Option<usize>) -> Result<usize> {
         let most = self.max_position_embeddings;
-        match asked {
+        match requested {
             None => Ok(most.min(32_768)),
             Some(positions) if (1..=most).contains(&positions) => Ok(positions),
-            Some(positions) => Err(Error::new(ErrorKind::Input, "the model has no such context")
-                .at("--context")
-                .expected(format!("at least 1, at most {most} positions, its max_position_embeddings"))
+            Some(positions) => Err(Error::new(ErrorKind::Input, "the model does not support this context length")
+                .at("`context`")
+                .expected(format!("1 to {most} positions (the model's max_position_embeddings)"))
                 .found(positions)
-                .help("choose less, or leave --context out")),
+                .help("choose a smaller `context`, or leave it unset")),
         }
     }
 
-    /// Query heads that share one key/value head.
+    /// Number of query heads that share one key/value head.
     pub fn group_size(&self) -> usize {
         self.num_heads / self.num_kv_heads
     }
@@ -279,12 +234,12 @@ impl ModelConfig {
         self.num_heads * self.head_dim
     }
 
-    /// Width of all key heads together, and of all value heads.
+    /// Width of all key heads together; that of all value heads is the same.
     pub fn kv_size(&self) -> usize {
         self.num_kv_heads * self.head_dim
     }
 
-    /// Number of weights, norms and biases included; a tied embedding counts once.
+    /// Number of parameters, including norms and biases. A tied embedding counts once.
     pub fn parameters(&self) -> u64 {
         let [h, inter, q, kv] = [self.hidden_size, self.intermediate_size, self.q_size(), self.kv_size()];
         let biases = if self.attention_bias { q + 2 * kv } else { 0 } + if self.output_bias { h } else { 0 };
@@ -295,7 +250,7 @@ impl ModelConfig {
         self.num_layers as u64 * layer + heads * self.vocab_size as u64 * h64 + h64
     }
 
-    /// Bytes that one cached token takes in all layers, keys and values, with a cache of `kv`'s element type (f32 or f16).
+    /// Size in bytes of one cached token: its keys and values in all layers, with the element type `kv` (f32 or f16).
     pub fn kv_bytes_per_token(&self, kv: Dtype) -> u64 {
         (2 * self.num_layers * self.num_kv_heads * kv.row_words(self.head_dim) * 4) as u64
     }
@@ -304,7 +259,7 @@ impl ModelConfig {
 impl GenerationDefaults {
     fn parse(fields: &Fields<'_>) -> Result<Self> {
         let number = |name: &str, expected: &str, good: fn(f64) -> bool| match fields.number(name)? {
-            Some(value) if !good(value) => Err(fields.wrong(name, expected)),
+            Some(value) if !good(value) => Err(fields.invalid(name, expected)),
             value => Ok(value.map(|value| value as f32)),
         };
         Ok(Self {
@@ -313,11 +268,11 @@ impl GenerationDefaults {
             top_p: number("top_p", "in (0, 1]", |p| p > 0.0 && p <= 1.0)?,
             top_k: match fields.get("top_k") {
                 None => None,
-                // -1 is what some servers write for "all".
+                // Some servers write -1 for "no limit".
                 Some(value) if value.as_i64() == Some(-1) => Some(0),
                 Some(value) => match value.as_u64().and_then(|k| u32::try_from(k).ok()) {
                     Some(k) => Some(k),
-                    None => return Err(fields.wrong("top_k", "a count")),
+                    None => return Err(fields.invalid("top_k", "a whole number, or -1")),
                 },
             },
             min_p: number("min_p", "in [0, 1]", |p| (0.0..=1.0).contains(&p))?,
@@ -326,82 +281,21 @@ impl GenerationDefaults {
     }
 }
 
-/// The fields of one JSON object; `null` counts as absent, as in transformers.
-struct Fields<'a> {
-    map: &'a Map<String, Value>,
-    place: &'a str,
-}
-
-impl<'a> Fields<'a> {
-    fn new(json: &'a Value, place: &'a str) -> Result<Self> {
-        let map = json.as_object().ok_or_else(|| {
-            Error::new(ErrorKind::Model, "the configuration is malformed")
-                .at(place)
-                .expected("a JSON object")
-                .found(kind_of(json))
-        })?;
-        Ok(Self { map, place })
-    }
-
-    fn get(&self, name: &str) -> Option<&'a Value> {
-        self.map.get(name).filter(|value| !value.is_null())
-    }
-
-    fn wrong(&self, name: &str, expected: impl std::fmt::Display) -> Error {
-        Error::new(ErrorKind::Model, format!("{name} has a value that cannot be used"))
-            .at(format!("{}: {name}", self.place))
-            .expected(expected)
-            .found(self.get(name).map_or("nothing".to_string(), brief))
-    }
-
-    fn refuse(&self, name: &str, what: &str) -> Error {
-        Error::new(ErrorKind::Model, format!("{what} are not supported"))
-            .at(format!("{}: {name}", self.place))
-            .found(self.get(name).map_or("nothing".to_string(), brief))
-    }
-
-    fn optional_size(&self, name: &str) -> Result<Option<usize>> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        match value.as_u64() {
-            Some(size) if (1..=MAX_SIZE).contains(&size) => Ok(Some(size as usize)),
-            _ => Err(self.wrong(name, format!("a whole number from 1 to {MAX_SIZE}"))),
-        }
-    }
-
-    fn size(&self, name: &str) -> Result<usize> {
-        self.optional_size(name)?.ok_or_else(|| self.wrong(name, "a positive whole number"))
-    }
-
-    fn number(&self, name: &str) -> Result<Option<f64>> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        value.as_f64().filter(|number| number.is_finite()).map(Some).ok_or_else(|| self.wrong(name, "a number"))
-    }
-
-    fn required_number(&self, name: &str) -> Result<f64> {
-        self.number(name)?.ok_or_else(|| self.wrong(name, "a number"))
-    }
-
-    fn flag(&self, name: &str) -> Result<Option<bool>> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        value.as_bool().map(Some).ok_or_else(|| self.wrong(name, "true or false"))
-    }
-
-    fn text(&self, name: &str) -> Result<Option<&'a str>> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        value.as_str().map(Some).ok_or_else(|| self.wrong(name, "a string"))
-    }
-
-    /// `eos_token_id`: one id or a list. An id beyond the vocabulary can never be sampled and is dropped with a warning:
-    /// small models with a copied config have them.
+impl Fields<'_> {
+    /// Adds `eos_token_id`, which is one id or a list, to `ids`. An id outside the vocabulary can never be sampled,
+    /// so it is dropped with a warning. Small models with a copied config have such ids.
     fn add_eos_ids(&self, ids: &mut Vec<u32>, vocab_size: usize) -> Result<()> {
         const NAME: &str = "eos_token_id";
         let Some(value) = self.get(NAME) else { return Ok(()) };
         let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
         for id in list {
             let id = id.as_u64().and_then(|id| u32::try_from(id).ok());
-            let id = id.ok_or_else(|| self.wrong(NAME, "a token id or a list of them"))?;
+            let id = id.ok_or_else(|| self.invalid(NAME, "a token id or a list of them"))?;
             if id as usize >= vocab_size {
-                log::warn!("{}: {NAME} {id} is beyond the vocabulary of {vocab_size} and ignored", self.place);
+                log::warn!(
+                    "{}: {NAME} {id} is ignored, because the vocabulary has only {vocab_size} tokens",
+                    self.place
+                );
             } else if !ids.contains(&id) {
                 ids.push(id);
             }
@@ -414,16 +308,16 @@ fn architecture(fields: &Fields<'_>) -> Result<Architecture> {
     let named = match fields.get("architectures") {
         None => None,
         Some(Value::Array(list)) if !list.is_empty() => {
-            Some(list[0].as_str().ok_or_else(|| fields.wrong("architectures", "a list of class names"))?)
+            Some(list[0].as_str().ok_or_else(|| fields.invalid("architectures", "a list of class names"))?)
         }
-        Some(_) => return Err(fields.wrong("architectures", "a list of class names")),
+        Some(_) => return Err(fields.invalid("architectures", "a list of class names")),
     };
     let name = match named {
         Some(name) => name,
         None => fields.text("model_type")?.ok_or_else(|| {
-            Error::new(ErrorKind::Model, "config.json does not say which architecture this is")
+            Error::new(ErrorKind::Model, "config.json does not name the architecture of the model")
                 .at(fields.place)
-                .expected("architectures or model_type")
+                .expected("the field architectures or model_type")
                 .found("neither")
         })?,
     };
@@ -440,172 +334,43 @@ fn architecture(fields: &Fields<'_>) -> Result<Architecture> {
 fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
     for name in ["vision_config", "audio_config", "text_config"] {
         if fields.get(name).is_some() {
-            return Err(fields.refuse(name, "models that see or hear"));
+            return Err(fields.unsupported(name, "models with image or audio input"));
         }
     }
     for name in ["num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size"] {
         if fields.get(name).is_some_and(|value| value.as_u64() != Some(0)) {
-            return Err(fields.refuse(name, "mixtures of experts"));
+            return Err(fields.unsupported(name, "mixture-of-experts models"));
         }
     }
-    if fields.get("quantization_config").is_some() {
-        return Err(fields.refuse("quantization_config", "quantized checkpoints").help("use the original weights"));
+    if fields.get("quantization").is_some_and(Value::is_object) {
+        return Err(fields.unsupported("quantization", "MLX-quantized weights").help("use the original weights"));
     }
-    // Many configs carry a window that nothing uses: it slides only where it is switched on, has a width (absent means
-    // transformers' default, null means none), and some layer lies above `max_window_layers` (28 by default).
+    if fields.get("quantization_config").is_some() {
+        return Err(fields
+            .unsupported("quantization_config", "quantized checkpoints")
+            .help("use the original weights"));
+    }
+    // Many configs contain a sliding window that is not used. It is used only if `use_sliding_window` is true, the
+    // window has a width (absent means the default of transformers, null means none), and the model has more layers
+    // than `max_window_layers` (28 by default).
     let slides = fields.flag("use_sliding_window")?.unwrap_or(false)
         && fields.map.get("sliding_window") != Some(&Value::Null)
         && fields.optional_size("max_window_layers")?.unwrap_or(28) < fields.size("num_hidden_layers")?;
     if slides {
-        return Err(fields.refuse("use_sliding_window", "sliding attention windows"));
+        return Err(fields.unsupported("use_sliding_window", "sliding attention windows"));
     }
     if let Some(value) = fields.get("layer_types") {
-        let list = value.as_array().ok_or_else(|| fields.wrong("layer_types", "a list"))?;
+        let list = value.as_array().ok_or_else(|| fields.invalid("layer_types", "a list"))?;
         if list.iter().any(|kind| kind != "full_attention") {
-            return Err(fields.refuse("layer_types", "layers other than full_attention"));
+            return Err(fields.unsupported("layer_types", "layers other than full_attention"));
         }
     }
     if fields.flag("mlp_bias")?.unwrap_or(false) {
-        return Err(fields.refuse("mlp_bias", "feed-forward layers with biases"));
+        return Err(fields.unsupported("mlp_bias", "feed-forward layers with biases"));
     }
     match fields.text("hidden_act")? {
         None | Some("silu" | "swish") => {}
-        Some(_) => return Err(fields.wrong("hidden_act", "silu")),
+        Some(_) => return Err(fields.invalid("hidden_act", "silu")),
     }
     Ok(())
-}
-
-/// Base and scaling, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4).
-fn rope(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
-    const NEW: &str = "rope_parameters";
-    const OLD: &str = "rope_scaling";
-    let name = if fields.get(NEW).is_some() { NEW } else { OLD };
-    let place = format!("{}: {name}", fields.place);
-    let nested = match fields.get(name) {
-        Some(value) => Some(Fields::new(value, &place)?),
-        None => None,
-    };
-    let nested_theta = match &nested {
-        Some(nested) => nested.number("rope_theta")?,
-        None => None,
-    };
-    let theta = match nested_theta {
-        Some(theta) => theta,
-        // The default of every architecture that transformers has.
-        None => fields.number("rope_theta")?.unwrap_or(10_000.0),
-    };
-    if theta <= 1.0 {
-        return Err(Error::new(ErrorKind::Model, "rope_theta has a value that cannot be used")
-            .at(fields.place)
-            .expected("a number above 1")
-            .found(theta));
-    }
-    for fields in [Some(fields), nested.as_ref()].into_iter().flatten() {
-        if fields.number("partial_rotary_factor")?.is_some_and(|share| share != 1.0) {
-            return Err(fields.refuse("partial_rotary_factor", "heads that are rotated in part"));
-        }
-    }
-    let scaling = match &nested {
-        Some(nested) => rope_scaling(nested, fields)?,
-        None => RopeScaling::None,
-    };
-    Ok((theta, scaling))
-}
-
-/// `fields`: of the scaling; `outer`: of the whole config, which some scalings fall back on.
-fn rope_scaling(fields: &Fields<'_>, outer: &Fields<'_>) -> Result<RopeScaling> {
-    const ORIGINAL: &str = "original_max_position_embeddings";
-    let kind = match fields.text("rope_type")? {
-        Some(kind) => Some(kind),
-        None => fields.text("type")?,
-    };
-    let factor = || match fields.required_number("factor")? {
-        factor if factor >= 1.0 => Ok(factor),
-        _ => Err(fields.wrong("factor", "1 or more")),
-    };
-    // In transformers' order: beside the scaling, inside it, the model's own context.
-    let original = || match (outer.optional_size(ORIGINAL)?, fields.optional_size(ORIGINAL)?) {
-        (Some(size), _) | (None, Some(size)) => Ok(size),
-        (None, None) => outer.size("max_position_embeddings"),
-    };
-    match kind {
-        None if fields.map.keys().any(|key| key != "rope_theta") => Err(fields.wrong("rope_type", "a string")),
-        None | Some("default") => Ok(RopeScaling::None),
-        Some("linear") => Ok(RopeScaling::Linear { factor: factor()? }),
-        Some("llama3") => {
-            let low_freq_factor = fields.required_number("low_freq_factor")?;
-            let high_freq_factor = fields.required_number("high_freq_factor")?;
-            if !(low_freq_factor > 0.0 && high_freq_factor > low_freq_factor) {
-                return Err(fields.wrong("high_freq_factor", format!("above low_freq_factor, {low_freq_factor}")));
-            }
-            let (factor, original_max_position_embeddings) = (factor()?, original()?);
-            Ok(RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings })
-        }
-        Some("yarn") => {
-            let original = original()?;
-            let factor = match fields.get("factor") {
-                None => outer.size("max_position_embeddings")? as f64 / original as f64,
-                Some(_) => factor()?,
-            };
-            let positive = |name: &str| match fields.number(name)? {
-                Some(value) if value <= 0.0 => Err(fields.wrong(name, "positive")),
-                value => Ok(value),
-            };
-            let magnitude = |mscale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * mscale * factor.ln() + 1.0 };
-            let attention_factor =
-                match (positive("attention_factor")?, fields.number("mscale")?, fields.number("mscale_all_dim")?) {
-                    (Some(given), ..) => given,
-                    (None, Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
-                        magnitude(mscale) / magnitude(all)
-                    }
-                    _ => magnitude(1.0),
-                };
-            if fields.get("attn_factor").is_some() {
-                log::warn!("{}: attn_factor is ignored, as transformers does; it reads attention_factor", fields.place);
-            }
-            let (beta_fast, beta_slow) =
-                (positive("beta_fast")?.unwrap_or(32.0), positive("beta_slow")?.unwrap_or(1.0));
-            if beta_fast < beta_slow {
-                return Err(fields.wrong("beta_fast", format!("at least beta_slow, {beta_slow}")));
-            }
-            if !(attention_factor.is_finite() && attention_factor > 0.0) {
-                return Err(fields.wrong("mscale_all_dim", "an attention factor above 0"));
-            }
-            let truncate = fields.flag("truncate")?.unwrap_or(true);
-            let original_max_position_embeddings = original;
-            Ok(RopeScaling::Yarn {
-                factor,
-                attention_factor,
-                beta_fast,
-                beta_slow,
-                original_max_position_embeddings,
-                truncate,
-            })
-        }
-        Some(other) => Err(Error::new(ErrorKind::Model, format!("the RoPE scaling {other} is not supported"))
-            .at(fields.place)
-            .expected("default, linear, llama3 or yarn")
-            .found(other)
-            .help("remove it from config.json to run within the original context")),
-    }
-}
-
-fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a truth value",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// A JSON value in a message: whole when short.
-fn brief(value: &Value) -> String {
-    let text = value.to_string();
-    match text.char_indices().nth(80) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text,
-    }
 }

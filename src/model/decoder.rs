@@ -8,7 +8,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::cache::KvCache;
 use crate::device::ComputeDevice;
-use crate::kernels::launch::{empty_floats, empty_words};
+use crate::kernels::memory::{empty_f32, empty_u32};
 use crate::kernels::{
     self, AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, KeySimilaritySpec, LayerSpec, LinearSpec,
     MOST_ROWS, Mode, NormSpec, Reduce, RopeAppendSpec,
@@ -28,9 +28,9 @@ struct Matrix {
 }
 
 struct Shard {
-    row0: usize,
+    first_row: usize,
     rows: usize,
-    packing: Dtype,
+    dtype: Dtype,
     words: Tensor<1, Int>,
 }
 
@@ -291,11 +291,11 @@ impl Decoder {
         }
         let passing = matches!(input, Input::Probe { .. });
         cache.reserve(seqs, chunk)?;
-        let map = cache.select(seqs);
+        let (row_seq_offset, tuning) = (cache.select(seqs), self.device.tuning);
         let most_seen = seqs.iter().map(|s| cache.longest(*s)).max().unwrap_or(0) + chunk;
         let of = self.layer_spec(cache, 0);
         check_partials(
-            AttentionSpec { layer: of, n, chunk, map, most_seen, back: 0, lanes: self.device.lanes },
+            AttentionSpec { layer: of, n, chunk, row_seq_offset, most_seen, already_cached: 0, tuning },
             &self.device,
         )?;
         let (ids, pending) = match input {
@@ -307,24 +307,24 @@ impl Decoder {
                 }
                 (kernels::u32_tensor(ids.to_vec(), &self.device.burn), None)
             }
-            Input::Pending(_) => (cache.state().clone(), Some(map)),
+            Input::Pending(_) => (cache.state().clone(), Some(row_seq_offset)),
         };
-        let near = &self.embedding.shards[0].words;
-        let mut x = self.embed(&ids, empty_floats(near, [n, h]), n, pending);
+        let burn = &self.device.burn;
+        let mut x = self.embed(&ids, empty_f32(burn, [n, h]), n, pending);
         drop(ids);
         let eps = c.rms_norm_eps as f32;
-        let norm_all = NormSpec { n, first: 0, cols: h, eps };
+        let norm_all = NormSpec { n, first_row: 0, cols: h, eps };
         let mut readouts = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
             let normed = kernels::rms_norm(&x, &layer.input_norm, norm_all);
-            let out = empty_floats(near, [n, (heads + 2 * kv_heads) * d]);
+            let out = empty_f32(burn, [n, (heads + 2 * kv_heads) * d]);
             let qkv = self.linear(&layer.qkv, &normed, layer.qkv_bias.as_ref(), out, Mode::Store);
             let (of, norm) = (self.layer_spec(cache, i), layer.qk_norm.as_ref().map(|_| eps));
-            let append = RopeAppendSpec { layer: of, n, chunk, map, norm };
+            let append = RopeAppendSpec { layer: of, n, chunk, row_seq_offset, norm };
             let norm = layer.qk_norm.as_ref().unwrap_or(&self.unread);
             let q = cache.with_layer(i, |kv, state| kernels::rope_append(qkv, &self.rope, state, kv, norm, append));
             let most_seen = seqs.iter().map(|s| cache.len(i, *s)).max().unwrap_or(0) + chunk;
-            let attend = AttentionSpec { layer: of, n, chunk, map, most_seen, back: 0, lanes: self.device.lanes };
+            let attend = AttentionSpec { layer: of, n, chunk, row_seq_offset, most_seen, already_cached: 0, tuning };
             let (values, lse) = kernels::attention(&q, cache.layer(i), cache.state(), &self.rope, attend);
             // The last row of a chunk; of a decode step the row of each sequence.
             for (row, &seq) in readout.iter().flat_map(|_| seqs.iter().enumerate()) {
@@ -335,7 +335,8 @@ impl Decoder {
             }
             if cache.tracking().sums && !passing {
                 let (seqs, slots) = (seqs.len(), most_seen);
-                let spec = AttentionSumsSpec { layer: of, chunk, map, seqs, back: 0, slots, mean: false };
+                let spec =
+                    AttentionSumsSpec { layer: of, chunk, row_seq_offset, seqs, already_cached: 0, slots, mean: false };
                 cache.add_sums(i, &q, &lse, &self.rope, spec);
             }
             if cache.tracking().queries && !passing {
@@ -343,18 +344,18 @@ impl Decoder {
             }
             x = self.linear(&layer.o, &values, layer.o_bias.as_ref(), x, Mode::Add);
             let normed = kernels::rms_norm(&x, &layer.post_norm, norm_all);
-            let gated = empty_floats(near, [n, c.intermediate_size]);
+            let gated = empty_f32(burn, [n, c.intermediate_size]);
             let gated = self.linear(&layer.gate_up, &normed, None, gated, Mode::SwiGlu);
             x = self.linear(&layer.down, &gated, None, x, Mode::Add);
         }
-        let (first, rows) = match logits {
+        let (first_row, rows) = match logits {
             Logits::None => return Ok(Output { logits: None, readout: readouts }),
             Logits::Last if seqs.len() == 1 => (n - 1, 1),
             Logits::Last | Logits::All => (0, n),
         };
-        let normed = kernels::rms_norm(&x, &self.norm, NormSpec { n: rows, first, ..norm_all });
+        let normed = kernels::rms_norm(&x, &self.norm, NormSpec { n: rows, first_row, ..norm_all });
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        let logits = self.linear(head, &normed, None, empty_floats(near, [rows, c.vocab_size]), Mode::Store);
+        let logits = self.linear(head, &normed, None, empty_f32(burn, [rows, c.vocab_size]), Mode::Store);
         Ok(Output { logits: Some(logits), readout: readouts })
     }
 
@@ -365,17 +366,32 @@ impl Decoder {
     /// # Errors
     /// [`ErrorKind::Internal`] when the cache does not track queries.
     pub fn observe(&self, cache: &mut KvCache, seq: usize, most: usize) -> Result<Vec<Tensor<1, Int>>> {
-        let (n, map) = (cache.observable(seq, most), cache.select(&[seq]));
+        let (n, row_seq_offset) = (cache.observable(seq, most), cache.select(&[seq]));
         let cache = &*cache;
         let layer = |layer: usize| {
             let q = cache.latest_queries(layer, n)?;
             let (of, slots) = (self.layer_spec(cache, layer), cache.len(layer, seq));
-            let attend =
-                AttentionSpec { layer: of, n, chunk: n, map, most_seen: slots, back: n, lanes: self.device.lanes };
+            let attend = AttentionSpec {
+                layer: of,
+                n,
+                chunk: n,
+                row_seq_offset,
+                most_seen: slots,
+                already_cached: n,
+                tuning: self.device.tuning,
+            };
             let (kv, state) = (cache.layer(layer), cache.state());
             let (_, lse) = kernels::attention(&q, kv, state, &self.rope, attend);
-            let spec = AttentionSumsSpec { layer: of, chunk: n, map, seqs: 1, back: n, slots, mean: true };
-            let out = empty_words(state, of.kv_heads * slots);
+            let spec = AttentionSumsSpec {
+                layer: of,
+                chunk: n,
+                row_seq_offset,
+                seqs: 1,
+                already_cached: n,
+                slots,
+                mean: true,
+            };
+            let out = empty_u32(&self.device.burn, of.kv_heads * slots);
             Ok(kernels::attention_sums(&q, &lse, kv, state, &self.rope, out, spec))
         };
         (0..self.layers.len()).map(layer).collect()
@@ -395,11 +411,11 @@ impl Decoder {
     fn layer_spec(&self, cache: &KvCache, layer: usize) -> LayerSpec {
         let c = &self.config;
         LayerSpec {
-            words: cache.shape().words,
+            dtype: cache.shape().dtype,
             d: c.head_dim,
             heads: c.num_heads,
             kv_heads: c.num_kv_heads,
-            table: cache.table(layer),
+            layer_table_offset: cache.table(layer),
             positions: self.context,
             compact: cache.positions() == Positions::Compact,
         }
@@ -408,8 +424,8 @@ impl Decoder {
     fn embed(&self, ids: &Tensor<1, Int>, out: Tensor<2>, n: usize, pending: Option<usize>) -> Tensor<2> {
         let Matrix { shards, rows: vocab, cols } = &self.embedding;
         shards.iter().fold(out, |out, shard| {
-            let (words, row0, rows) = (shard.packing, shard.row0, shard.rows);
-            let spec = EmbedSpec { words, n, cols: *cols, row0, rows, vocab: *vocab, pending };
+            let (dtype, shard_first_row, rows) = (shard.dtype, shard.first_row, shard.rows);
+            let spec = EmbedSpec { dtype, n, cols: *cols, shard_first_row, rows, vocab: *vocab, pending };
             kernels::embed(&shard.words, ids, out, spec)
         })
     }
@@ -419,15 +435,15 @@ impl Decoder {
         let [_, out_stride] = out.dims();
         w.shards.iter().fold(out, |out, shard| {
             let spec = LinearSpec {
-                words: shard.packing,
+                dtype: shard.dtype,
                 mode,
                 has_bias: bias.is_some(),
                 rows: shard.rows,
                 cols: w.cols,
-                row0: shard.row0,
+                shard_first_row: shard.first_row,
                 out_stride,
                 n,
-                lanes: self.device.lanes,
+                tuning: self.device.tuning,
             };
             kernels::linear(&shard.words, x, bias.unwrap_or(&self.unread), out, spec)
         })
@@ -436,7 +452,7 @@ impl Decoder {
 
 impl Matrix {
     fn bytes(&self) -> u64 {
-        self.shards.iter().map(|shard| (shard.rows * shard.packing.row_words(self.cols) * 4) as u64).sum()
+        self.shards.iter().map(|shard| (shard.rows * shard.dtype.row_words(self.cols) * 4) as u64).sum()
     }
 }
 
@@ -446,9 +462,13 @@ impl Matrix {
 /// [`ErrorKind::Device`] when what attention puts aside for them would exceed the largest buffer.
 pub fn check_attention(config: &ModelConfig, sequences: usize, context: usize, device: &ComputeDevice) -> Result<()> {
     let ModelConfig { head_dim: d, num_heads: heads, num_kv_heads: kv_heads, .. } = *config;
-    let layer = LayerSpec { words: Dtype::F16, d, heads, kv_heads, table: 0, positions: context, compact: false };
-    let (n, most_seen, lanes) = (sequences, context, device.lanes);
-    check_partials(AttentionSpec { layer, n, chunk: 1, map: 0, most_seen, back: 0, lanes }, device)
+    let layer =
+        LayerSpec { dtype: Dtype::F16, d, heads, kv_heads, layer_table_offset: 0, positions: context, compact: false };
+    let (n, most_seen, tuning) = (sequences, context, device.tuning);
+    check_partials(
+        AttentionSpec { layer, n, chunk: 1, row_seq_offset: 0, most_seen, already_cached: 0, tuning },
+        device,
+    )
 }
 
 fn check_partials(spec: AttentionSpec, device: &ComputeDevice) -> Result<()> {
@@ -513,15 +533,15 @@ impl<'a> Uploader<'a> {
         let per_shard = ((most / row_bytes) as usize).min(m.rows());
         let per_shard = if per_shard < m.rows() { per_shard & !1 } else { per_shard };
         let mut shards = Vec::new();
-        let mut row0 = 0;
-        while row0 < m.rows() {
-            let rows = per_shard.min(m.rows() - row0);
-            let part = &m.words()[row0 * m.words_per_row()..(row0 + rows) * m.words_per_row()];
+        let mut first_row = 0;
+        while first_row < m.rows() {
+            let rows = per_shard.min(m.rows() - first_row);
+            let part = &m.words()[first_row * m.words_per_row()..(first_row + rows) * m.words_per_row()];
             let words = self.device.burn.memory_persistent_allocations(part, |part: &[u32]| {
                 kernels::u32_tensor(part.to_vec(), &self.device.burn)
             });
-            shards.push(Shard { row0, rows, packing: m.dtype(), words });
-            row0 += rows;
+            shards.push(Shard { first_row, rows, dtype: m.dtype(), words });
+            first_row += rows;
         }
         Ok(Matrix { shards, rows: m.rows(), cols: m.cols() })
     }
@@ -534,7 +554,7 @@ impl<'a> Uploader<'a> {
         let mut all = Matrix { shards: Vec::new(), rows: 0, cols: parts[0].cols() };
         for part in parts {
             let matrix = self.matrix(part)?;
-            let moved = matrix.shards.into_iter().map(|shard| Shard { row0: all.rows + shard.row0, ..shard });
+            let moved = matrix.shards.into_iter().map(|shard| Shard { first_row: all.rows + shard.first_row, ..shard });
             all.shards.extend(moved);
             all.rows += matrix.rows;
         }

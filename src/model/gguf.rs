@@ -1,10 +1,11 @@
-//! What a GGUF file's metadata says about the model, in the words of a `config.json`.
-use crate::model::config::{ModelConfig, RopeScaling};
+//! Translates the metadata of a GGUF file into a `config.json`, which is then checked like any other.
+use crate::model::config::{GenerationDefaults, ModelConfig, RopeScaling};
 use crate::weights::gguf::Gguf;
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Map, Value, json};
 
-/// Tokens that end an answer whatever the metadata says: files name one of them, chats of the same model end in another.
+/// Tokens that always end an answer. Files often name only one end token, while chats of the same model end in
+/// another.
 const ENDS: [&str; 7] = [
     "<|im_end|>",
     "<|endoftext|>",
@@ -15,33 +16,33 @@ const ENDS: [&str; 7] = [
     "<|end▁of▁sentence|>",
 ];
 
-/// The configuration of the model in `gguf`, checked like any other.
+/// The configuration of the model in `gguf`.
 ///
 /// # Errors
-/// When metadata is missing, malformed, or of a model that secateur does not run.
+/// If metadata are missing or malformed, or secateur does not support the model.
 pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
-    let architecture = gguf
-        .text("general.architecture")?
-        .ok_or_else(|| gguf.wrong("general.architecture", "the GGUF file does not say which architecture this is"))?;
+    let architecture = gguf.text("general.architecture")?.ok_or_else(|| {
+        gguf.error_at("general.architecture", "the GGUF file does not name the architecture of the model")
+    })?;
     let class = match architecture {
         "qwen2" => "Qwen2ForCausalLM",
         "qwen3" => "Qwen3ForCausalLM",
         "llama" => "LlamaForCausalLM",
         other => {
             return Err(gguf
-                .wrong("general.architecture", format!("the architecture {other} is not supported"))
+                .error_at("general.architecture", format!("the architecture {other} is not supported"))
                 .expected("qwen2, qwen3 or llama"));
         }
     };
     if let Some(parts) = gguf.uint("split.count")?.filter(|parts| *parts > 1) {
         return Err(gguf
-            .wrong("split.count", "a model in several GGUF files is not read")
+            .error_at("split.count", "models in several GGUF files are not supported")
             .found(format!("{parts} files"))
-            .help("join them first: llama-gguf-split --merge FIRST-FILE WHOLE-FILE"));
+            .help("merge the files: llama-gguf-split --merge FIRST-FILE MERGED-FILE"));
     }
     let key = |name: &str| format!("{architecture}.{name}");
     let mut config = Map::from_iter([("architectures".to_string(), json!([class]))]);
-    for (name, of) in [
+    for (name, gguf_name) in [
         ("hidden_size", "embedding_length"),
         ("intermediate_size", "feed_forward_length"),
         ("num_hidden_layers", "block_count"),
@@ -51,13 +52,13 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
         ("num_experts", "expert_count"),
         ("head_dim", "attention.key_length"),
     ] {
-        if let Some(value) = gguf.uint(&key(of))? {
+        if let Some(value) = gguf.uint(&key(gguf_name))? {
             config.insert(name.to_string(), json!(value));
         }
     }
-    for (name, of) in [("rms_norm_eps", "attention.layer_norm_rms_epsilon"), ("rope_theta", "rope.freq_base")] {
-        if let Some(value) = gguf.number(&key(of))? {
-            // Stored as f32: what a person wrote is its shortest spelling.
+    for (name, gguf_name) in [("rms_norm_eps", "attention.layer_norm_rms_epsilon"), ("rope_theta", "rope.freq_base")] {
+        if let Some(value) = gguf.number(&key(gguf_name))? {
+            // The file stores an f32. Its shortest spelling is the number that the authors wrote.
             config.insert(name.to_string(), json!(shortest(value)));
         }
     }
@@ -67,7 +68,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
     config.insert("vocab_size".into(), json!(embedding[0]));
     config.insert("tie_word_embeddings".into(), json!(gguf.shape_of("output.weight").is_none()));
     if class == "Qwen3ForCausalLM" && !config.contains_key("head_dim") {
-        // llama.cpp's default, which is not transformers'.
+        // The default of llama.cpp, which differs from that of transformers.
         let sizes = [gguf.uint(&key("embedding_length"))?, gguf.uint(&key("attention.head_count"))?];
         if let [Some(hidden), Some(heads)] = sizes {
             config.insert("head_dim".into(), json!(hidden / heads.max(1)));
@@ -80,39 +81,61 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
 
     let mut config = ModelConfig::parse(&Value::Object(config), gguf.place(), None)?;
     refuse_unsupported(gguf, &key, &config)?;
-    // What a config.json says, a GGUF file shows.
-    let has = |name: &str| gguf.shape_of(&format!("blk.0.{name}")).is_some();
-    config.attention_bias = has("attn_q.bias");
-    config.output_bias = has("attn_output.bias");
+    // A GGUF file has no metadata about biases: they exist if their tensors do.
+    let has_tensor = |name: &str| gguf.shape_of(&format!("blk.0.{name}")).is_some();
+    config.attention_bias = has_tensor("attn_q.bias");
+    config.output_bias = has_tensor("attn_output.bias");
     if let Some(factors) = gguf.values_of("rope_freqs.weight")? {
         if factors.len() != config.head_dim / 2 || !factors.iter().all(|f| f.is_finite() && *f > 0.0) {
-            return Err(Error::new(ErrorKind::Model, "the RoPE factors make no sense")
+            return Err(Error::new(ErrorKind::Model, "the RoPE factors are not valid")
                 .at(format!("{}: rope_freqs.weight", gguf.place()))
                 .expected(format!("{} positive numbers", config.head_dim / 2))
                 .found(format!("{} numbers: {:?} …", factors.len(), &factors[..factors.len().min(4)])));
         }
         if config.rope_scaling != RopeScaling::None {
-            return Err(Error::new(ErrorKind::Model, "two RoPE scalings at once are not supported")
+            return Err(Error::new(ErrorKind::Model, "the GGUF file has two RoPE scalings")
                 .at(format!("{}: rope_freqs.weight", gguf.place()))
-                .found(format!("{:?} besides", config.rope_scaling)));
+                .expected("either rope_freqs.weight or rope.scaling.type")
+                .found(format!("both; the second is {}", config.rope_scaling)));
         }
         config.rope_scaling = RopeScaling::Factors(factors);
     }
-    config.generation.temperature = gguf.number("general.sampling.temp")?.map(|v| v as f32).filter(|t| *t >= 0.0);
-    config.generation.top_p =
-        gguf.number("general.sampling.top_p")?.map(|v| v as f32).filter(|p| *p > 0.0 && *p <= 1.0);
-    config.generation.min_p =
-        gguf.number("general.sampling.min_p")?.map(|v| v as f32).filter(|p| *p >= 0.0 && *p <= 1.0);
-    config.generation.top_k = gguf.uint("general.sampling.top_k")?.and_then(|k| u32::try_from(k).ok());
+    config.generation = sampling(gguf)?;
     Ok(config)
 }
 
-/// The f64 that is written as the f32 is.
+/// The metadata `general.sampling.*`: how the authors of the model want it to be sampled. A temperature above 0 means
+/// that the model samples. A setting that is out of range is ignored with a warning.
+///
+/// `penalty_repeat` of llama.cpp looks at the last 64 tokens, while the repetition penalty here looks at all tokens, as
+/// in transformers.
+fn sampling(gguf: &Gguf) -> Result<GenerationDefaults> {
+    let setting = |name: &str, is_valid: fn(f64) -> bool| {
+        let key = format!("general.sampling.{name}");
+        let value = gguf.number(&key)?;
+        if let Some(invalid) = value.filter(|value| !is_valid(*value)) {
+            log::warn!("{}: {key} is ignored, because its value {invalid} is out of range", gguf.place());
+        }
+        Ok::<_, Error>(value.filter(|value| is_valid(*value)).map(|value| value as f32))
+    };
+    let temperature = setting("temp", |value| value >= 0.0)?;
+    Ok(GenerationDefaults {
+        do_sample: temperature.map(|temperature| temperature > 0.0),
+        temperature,
+        top_p: setting("top_p", |value| value > 0.0 && value <= 1.0)?,
+        // In llama.cpp, 0 and negative numbers mean that there is no limit.
+        top_k: setting("top_k", |value| value < f64::from(u32::MAX))?.map(|value| value.max(0.0) as u32),
+        min_p: setting("min_p", |value| (0.0..=1.0).contains(&value))?,
+        repetition_penalty: setting("penalty_repeat", |value| value > 0.0)?,
+    })
+}
+
+/// The f64 with the same shortest decimal spelling as the f32 that `value` was.
 fn shortest(value: f64) -> f64 {
     (value as f32).to_string().parse().unwrap_or(value)
 }
 
-/// `rope.scaling.*` as transformers spells it.
+/// The metadata `rope.scaling.*`, translated to the spelling of transformers.
 fn rope_scaling(gguf: &Gguf, key: &dyn Fn(&str) -> String) -> Result<Option<Value>> {
     let mut scaling = Map::new();
     let kind = match gguf.text(&key("rope.scaling.type"))? {
@@ -131,12 +154,12 @@ fn rope_scaling(gguf: &Gguf, key: &dyn Fn(&str) -> String) -> Result<Option<Valu
     if let Some(original) = gguf.uint(&key("rope.scaling.original_context_length"))? {
         scaling.insert("original_max_position_embeddings".into(), json!(original));
     }
-    for (name, of) in [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
-        if let Some(value) = gguf.number(&key(&format!("rope.scaling.{of}")))? {
+    for (name, gguf_name) in [("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")] {
+        if let Some(value) = gguf.number(&key(&format!("rope.scaling.{gguf_name}")))? {
             scaling.insert(name.into(), json!(shortest(value)));
         }
     }
-    // llama.cpp multiplies YaRN's own magnitude by it; transformers takes the product.
+    // In llama.cpp, attn_factor multiplies the magnitude of YaRN; attention_factor of transformers is the product.
     if let (Some(own), Some(factor)) = (gguf.number(&key("rope.scaling.attn_factor"))?, factor) {
         let magnitude = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
         scaling.insert("attention_factor".into(), json!(shortest(own) * magnitude));
@@ -154,12 +177,12 @@ fn eos_ids(gguf: &Gguf) -> Result<Vec<u64>> {
     Ok(ids)
 }
 
-/// What only GGUF's metadata can say.
+/// Refuses unsupported features that only GGUF metadata can describe.
 fn refuse_unsupported(gguf: &Gguf, key: &dyn Fn(&str) -> String, config: &ModelConfig) -> Result<()> {
     for name in ["attention.value_length", "rope.dimension_count"] {
         if let Some(found) = gguf.uint(&key(name))?.filter(|found| *found != config.head_dim as u64) {
             return Err(gguf
-                .wrong(&key(name), "heads of several widths, or rotated in part, are not supported")
+                .error_at(&key(name), "heads of several widths, or only partly rotated heads, are not supported")
                 .expected(format!("the head dimension, {}", config.head_dim))
                 .found(found));
         }
@@ -167,12 +190,12 @@ fn refuse_unsupported(gguf: &Gguf, key: &dyn Fn(&str) -> String, config: &ModelC
     let context = config.max_position_embeddings as u64;
     if let Some(window) = gguf.uint(&key("attention.sliding_window"))?.filter(|w| *w > 0 && *w < context) {
         return Err(gguf
-            .wrong(&key("attention.sliding_window"), "sliding attention windows are not supported")
+            .error_at(&key("attention.sliding_window"), "sliding attention windows are not supported")
             .found(window));
     }
     for name in ["rope_factors_long.weight", "rope_factors_short.weight"] {
         if gguf.shape_of(name).is_some() {
-            return Err(gguf.wrong(name, "the RoPE scaling longrope is not supported"));
+            return Err(gguf.error_at(name, "the RoPE scaling longrope is not supported"));
         }
     }
     Ok(())

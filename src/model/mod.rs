@@ -1,5 +1,6 @@
-//! Models: configuration, the one decoder graph, RoPE.
+//! The model: its configuration, the decoder graph that all architectures share, and RoPE.
 pub mod config;
 pub mod decoder;
+mod fields;
 mod gguf;
 pub mod rope;

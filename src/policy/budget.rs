@@ -3,6 +3,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::{CacheView, KeepPlan, Outcome};
+use crate::text_form::serde_as_text;
 use crate::{Error, ErrorKind, Result, Slot};
 
 /// How much a probe may evict. Applied afresh at every probe, to evictable tokens only.
@@ -58,7 +59,7 @@ impl Budget {
         if ok {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Input, "budget out of range").at("--budget").expected(expected).found(self))
+        Err(Error::new(ErrorKind::Input, "budget out of range").at("`budget`").expected(expected).found(self))
     }
 }
 
@@ -73,12 +74,14 @@ impl fmt::Display for Budget {
     }
 }
 
+serde_as_text!(Budget);
+
 impl FromStr for Budget {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
         let wrong = |expected: &str| {
-            let e = Error::new(ErrorKind::Input, "not a budget").at("--budget").expected(expected);
+            let e = Error::new(ErrorKind::Input, "not a budget").at("`budget`").expected(expected);
             e.found(format!("{text:?}")).help("for example ratio:0.75 keeps three quarters of the thinking")
         };
         let (name, value) = text.split_once(':').unwrap_or((text, ""));
@@ -142,7 +145,7 @@ pub fn evict(view: &CacheView<'_>, groups: &[Group]) -> Result<KeepPlan> {
 fn groups_within_sum(budget: Budget, groups: &[Group]) -> Result<usize> {
     let missing = || {
         Error::new(ErrorKind::Policy, "this policy has no scores for the budget to add up")
-            .at("--budget")
+            .at("`budget`")
             .expected("tokens:N or ratio:R")
             .found(budget)
     };

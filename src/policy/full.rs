@@ -7,8 +7,16 @@ use crate::{Result, Slot};
 pub struct Full;
 
 impl EvictionPolicy for Full {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "full"
+    }
+
+    fn summary(&self) -> &str {
+        "evicts nothing"
+    }
+
+    fn evicts(&self) -> bool {
+        false
     }
 
     fn needs(&self) -> Measurement {

@@ -14,8 +14,12 @@ use crate::{Error, ErrorKind, Result, Slot};
 pub struct H2o;
 
 impl EvictionPolicy for H2o {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "h2o"
+    }
+
+    fn summary(&self) -> &str {
+        "keeps the tokens that drew most attention so far, and the recent ones"
     }
 
     fn needs(&self) -> Measurement {
@@ -47,7 +51,7 @@ impl EvictionPolicy for H2o {
 
 fn halves(budget: Budget) -> Error {
     Error::new(ErrorKind::Policy, "h2o splits a number of tokens in halves")
-        .at("--budget")
+        .at("`budget`")
         .expected("tokens:N or ratio:R")
         .found(budget)
 }

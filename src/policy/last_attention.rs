@@ -11,8 +11,12 @@ use crate::Result;
 pub struct LastAttention;
 
 impl EvictionPolicy for LastAttention {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "last-attention"
+    }
+
+    fn summary(&self) -> &str {
+        "as think-clearly, scored by the latest token instead of a probe (ablation)"
     }
 
     fn needs(&self) -> Measurement {

@@ -51,7 +51,7 @@ pub use plan::{KeepPlan, Kept, Outcome};
 pub use r_kv::RKv;
 pub use random::Random;
 pub use random_step::RandomStep;
-pub use registry::{Entry, POLICIES, by_name};
+pub use registry::{POLICIES, PolicyRef, by_name};
 pub use scope::{Layers, Normalise, Positions, Scope, Sets};
 pub use scores::Measured;
 pub use snapkv::SnapKv;
@@ -62,15 +62,28 @@ pub use view::{CURRENT_STEP_KEPT, CacheView, CachedToken, NO_CURRENT_STEP, StepI
 
 use crate::{Error, ErrorKind, Result};
 
-/// The policy when none is named.
-pub const DEFAULT_POLICY: &str = "think-clearly";
 /// The latest tokens that are never evicted. (ours)
 pub const DEFAULT_WINDOW: usize = 64;
 
 /// Chooses which slots survive. Pure: no GPU, no clock, no hidden state.
 pub trait EvictionPolicy: fmt::Debug + Send + Sync {
-    /// Its name on the command line and in traces.
-    fn name(&self) -> &'static str;
+    /// Its name: in requests, on the command line and in traces.
+    fn name(&self) -> &str;
+
+    /// One line for lists of policies, without a full stop.
+    fn summary(&self) -> &str {
+        ""
+    }
+
+    /// Whether it ever evicts anything. A sequence whose policy never does is neither probed nor pruned.
+    fn evicts(&self) -> bool {
+        true
+    }
+
+    /// Whether its plans depend on the seed.
+    fn draws_lots(&self) -> bool {
+        false
+    }
 
     /// What the engine must measure before it asks for a plan.
     fn needs(&self) -> Measurement;
@@ -86,7 +99,7 @@ pub trait EvictionPolicy: fmt::Debug + Send + Sync {
                 ErrorKind::Policy,
                 format!("{} has no scores for the budget to add up", self.name()),
             )
-            .at("--budget")
+            .at("`budget`")
             .expected("tokens:N or ratio:R")
             .found(budget));
         }

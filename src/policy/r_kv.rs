@@ -24,8 +24,12 @@ const KERNEL: usize = 7;
 pub struct RKv;
 
 impl EvictionPolicy for RKv {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "r-kv"
+    }
+
+    fn summary(&self) -> &str {
+        "attention of the latest 8 queries against similarity of keys"
     }
 
     fn needs(&self) -> Measurement {
@@ -36,7 +40,7 @@ impl EvictionPolicy for RKv {
         budget.check()?;
         if budget.needs_scores() {
             return Err(Error::new(ErrorKind::Policy, "r-kv scores by differences, which do not add up to a budget")
-                .at("--budget")
+                .at("`budget`")
                 .expected("tokens:N or ratio:R")
                 .found(budget));
         }

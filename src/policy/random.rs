@@ -11,8 +11,16 @@ use crate::Result;
 pub struct Random;
 
 impl EvictionPolicy for Random {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "random"
+    }
+
+    fn summary(&self) -> &str {
+        "evicts thinking tokens at random, seeded (control)"
+    }
+
+    fn draws_lots(&self) -> bool {
+        true
     }
 
     fn needs(&self) -> Measurement {

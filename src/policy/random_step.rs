@@ -12,8 +12,16 @@ use crate::Result;
 pub struct RandomStep;
 
 impl EvictionPolicy for RandomStep {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "random-step"
+    }
+
+    fn summary(&self) -> &str {
+        "evicts reasoning steps at random, seeded (control)"
+    }
+
+    fn draws_lots(&self) -> bool {
+        true
     }
 
     fn needs(&self) -> Measurement {

@@ -1,81 +1,147 @@
-//! The list of policies, and how one is found by its name.
+//! The list of policies, and a policy as a value that has a text form.
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Deref;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
 use super::{
-    EvictionPolicy, Full, H2o, LastAttention, RKv, Random, RandomStep, SnapKv, StreamingLlm, ThinkClearly, ThinkToken,
+    Budget, CacheView, EvictionPolicy, Full, H2o, KeepPlan, LastAttention, Measurement, RKv, Random, RandomStep,
+    SnapKv, StreamingLlm, ThinkClearly, ThinkToken,
 };
 use crate::{Error, ErrorKind, Result};
 
-/// A policy in the list of all.
-#[derive(Debug, Clone, Copy)]
-pub struct Entry {
-    /// Its name on the command line.
-    pub name: &'static str,
-    /// One line for `--help`.
-    pub summary: &'static str,
-    make: fn() -> Box<dyn EvictionPolicy>,
-}
+/// Every policy that comes with secateur, the default first.
+pub static POLICIES: &[&dyn EvictionPolicy] =
+    &[&ThinkClearly, &ThinkToken, &Full, &Random, &RandomStep, &LastAttention, &H2o, &SnapKv, &RKv, &StreamingLlm];
 
-impl Entry {
-    /// The policy itself.
-    pub fn make(&self) -> Box<dyn EvictionPolicy> {
-        (self.make)()
-    }
-}
-
-/// Every policy.
-pub const POLICIES: &[Entry] = &[
-    Entry {
-        name: "think-clearly",
-        summary: "evicts the reasoning steps to which </think> of a self-summary probe attends least",
-        make: || Box::new(ThinkClearly),
-    },
-    Entry {
-        name: "think-token",
-        summary: "the same probe, token by token, without steps (ablation)",
-        make: || Box::new(ThinkToken),
-    },
-    Entry { name: "full", summary: "evicts nothing", make: || Box::new(Full) },
-    Entry { name: "random", summary: "evicts thinking tokens at random, seeded (control)", make: || Box::new(Random) },
-    Entry {
-        name: "random-step",
-        summary: "evicts reasoning steps at random, seeded (control)",
-        make: || Box::new(RandomStep),
-    },
-    Entry {
-        name: "last-attention",
-        summary: "as think-clearly, scored by the latest token instead of a probe (ablation)",
-        make: || Box::new(LastAttention),
-    },
-    Entry {
-        name: "h2o",
-        summary: "keeps the tokens that drew most attention so far, and the recent ones",
-        make: || Box::new(H2o),
-    },
-    Entry {
-        name: "snapkv",
-        summary: "evicts the tokens that the latest 32 queries attend to least, pooled",
-        make: || Box::new(SnapKv),
-    },
-    Entry {
-        name: "r-kv",
-        summary: "attention of the latest 8 queries against similarity of keys",
-        make: || Box::new(RKv),
-    },
-    Entry {
-        name: "streaming-llm",
-        summary: "evicts the oldest thinking tokens, keeps 4 sinks and the recent ones",
-        make: || Box::new(StreamingLlm),
-    },
-];
-
-/// The policy of that name.
+/// The policy of that name among [`POLICIES`].
 ///
 /// # Errors
 /// For an unknown name, with the known ones.
-pub fn by_name(name: &str) -> Result<Box<dyn EvictionPolicy>> {
-    let known = || POLICIES.iter().map(|e| e.name).collect::<Vec<_>>().join(", ");
-    let entry = POLICIES.iter().find(|e| e.name == name).ok_or_else(|| {
-        let e = Error::new(ErrorKind::Input, "unknown policy").at("--policy");
-        e.expected(format!("one of {}", known())).found(format!("{name:?}"))
-    })?;
-    Ok(entry.make())
+pub fn by_name(name: &str) -> Result<PolicyRef> {
+    let known = POLICIES.iter().find(|policy| policy.name() == name);
+    known.map(|policy| PolicyRef(Source::Listed(*policy))).ok_or_else(|| unknown(name))
+}
+
+fn unknown(name: &str) -> Error {
+    let known: Vec<&str> = POLICIES.iter().map(|policy| policy.name()).collect();
+    Error::new(ErrorKind::Input, "unknown policy")
+        .at("`policy`")
+        .expected(format!("one of {}", known.join(", ")))
+        .found(format!("{name:?}"))
+}
+
+/// A policy as a value: one of [`POLICIES`], or one of your own. Cheap to clone. Its text form, in JSON and in traces, is its
+/// name; two are equal if their names are.
+///
+/// A name in JSON that is not listed still makes a value, so that the trace of a run with an own policy can be read. Such a value
+/// only has its name: [`accepts`](EvictionPolicy::accepts) refuses every budget with a list of the known policies.
+///
+/// ```
+/// use secateur::policy::{Full, PolicyRef};
+/// assert_eq!(PolicyRef::default().name(), "think-clearly");
+/// assert_eq!(PolicyRef::from(Full), "full".parse::<PolicyRef>()?);
+/// # Ok::<(), secateur::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct PolicyRef(Source);
+
+#[derive(Debug, Clone)]
+enum Source {
+    Listed(&'static dyn EvictionPolicy),
+    Own(Arc<dyn EvictionPolicy>),
+}
+
+impl PolicyRef {
+    /// An own policy.
+    pub fn new(policy: impl EvictionPolicy + 'static) -> Self {
+        Self(Source::Own(Arc::new(policy)))
+    }
+}
+
+impl Deref for PolicyRef {
+    type Target = dyn EvictionPolicy;
+
+    fn deref(&self) -> &Self::Target {
+        match &self.0 {
+            Source::Listed(policy) => *policy,
+            Source::Own(policy) => &**policy,
+        }
+    }
+}
+
+impl Default for PolicyRef {
+    fn default() -> Self {
+        Self(Source::Listed(POLICIES[0]))
+    }
+}
+
+impl PartialEq for PolicyRef {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+}
+
+impl<P: EvictionPolicy + 'static> From<P> for PolicyRef {
+    fn from(policy: P) -> Self {
+        Self::new(policy)
+    }
+}
+
+impl From<&str> for PolicyRef {
+    /// As [`by_name`]; a name that is not listed becomes a value that cannot run.
+    fn from(name: &str) -> Self {
+        by_name(name).unwrap_or_else(|_| Self::new(Unlisted(name.into())))
+    }
+}
+
+impl FromStr for PolicyRef {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        by_name(name)
+    }
+}
+
+impl fmt::Display for PolicyRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl Serialize for PolicyRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self.name())
+    }
+}
+
+impl<'de> Deserialize<'de> for PolicyRef {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self::from(&*Cow::<'_, str>::deserialize(deserializer)?))
+    }
+}
+
+/// The name of a policy that is not in the list. It cannot run.
+#[derive(Debug)]
+struct Unlisted(String);
+
+impl EvictionPolicy for Unlisted {
+    fn name(&self) -> &str {
+        &self.0
+    }
+
+    fn needs(&self) -> Measurement {
+        Measurement::Nothing
+    }
+
+    fn accepts(&self, _: Budget) -> Result<()> {
+        Err(unknown(&self.0))
+    }
+
+    fn plan(&self, _: &CacheView<'_>) -> Result<KeepPlan> {
+        Err(unknown(&self.0))
+    }
 }

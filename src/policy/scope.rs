@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::text_form::{named_variants, serde_as_text};
 use crate::{Error, ErrorKind, Result};
 
 fn unknown(what: &str, place: &str, expected: &str, found: &str) -> Error {
@@ -21,28 +22,7 @@ pub enum Scope {
     Head,
 }
 
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Shared => "shared",
-            Self::Layer => "layer",
-            Self::Head => "head",
-        })
-    }
-}
-
-impl FromStr for Scope {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "shared" => Ok(Self::Shared),
-            "layer" => Ok(Self::Layer),
-            "head" => Ok(Self::Head),
-            _ => Err(unknown("not a scope", "--scope", "shared, layer or head", text)),
-        }
-    }
-}
+named_variants!(Scope, "a scope", "scope", { Shared = "shared", Layer = "layer", Head = "head" });
 
 /// Whether each head's weights are brought to one scale before they are averaged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -54,26 +34,7 @@ pub enum Normalise {
     PerHead,
 }
 
-impl fmt::Display for Normalise {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::None => "none",
-            Self::PerHead => "per-head",
-        })
-    }
-}
-
-impl FromStr for Normalise {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "none" => Ok(Self::None),
-            "per-head" => Ok(Self::PerHead),
-            _ => Err(unknown("not a normalisation", "--normalise", "none or per-head", text)),
-        }
-    }
-}
+named_variants!(Normalise, "a normalisation", "normalise", { None = "none", PerHead = "per-head" });
 
 /// Where kept keys stand after an eviction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -85,26 +46,7 @@ pub enum Positions {
     Compact,
 }
 
-impl fmt::Display for Positions {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Original => "original",
-            Self::Compact => "compact",
-        })
-    }
-}
-
-impl FromStr for Positions {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "original" => Ok(Self::Original),
-            "compact" => Ok(Self::Compact),
-            _ => Err(unknown("not a way to count positions", "--positions", "original or compact", text)),
-        }
-    }
-}
+named_variants!(Positions, "a way to count positions", "positions", { Original = "original", Compact = "compact" });
 
 /// The layers whose attention counts in a shared set's scores. Written `all` or as numbers and ranges, `0-3,7`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -125,7 +67,7 @@ impl Layers {
         layers.sort_unstable();
         layers.dedup();
         if layers.is_empty() {
-            return Err(unknown("no layer is listed", "--layers", "all, or numbers and ranges such as 0-3,7", ""));
+            return Err(unknown("no layer is listed", "`layers`", "all, or numbers and ranges such as 0-3,7", ""));
         }
         Ok(Self::Listed(layers))
     }
@@ -146,20 +88,22 @@ impl Layers {
         let Self::Listed(listed) = self else { return Ok(()) };
         if scope != Scope::Shared {
             return Err(Error::new(ErrorKind::Input, "a list of layers chooses who votes on a shared set")
-                .at("--layers")
-                .expected(format!("all, with --scope {scope}"))
+                .at("`layers`")
+                .expected(format!("all, with `scope` {scope}"))
                 .found(self)
-                .help("leave --layers away, or use --scope shared"));
+                .help("leave `layers` out, or use `scope` shared"));
         }
         match listed.iter().find(|l| **l >= layers) {
             None => Ok(()),
             Some(layer) => Err(Error::new(ErrorKind::Input, "the model has no such layer")
-                .at("--layers")
+                .at("`layers`")
                 .expected(format!("layers 0 to {}", layers - 1))
                 .found(layer)),
         }
     }
 }
+
+serde_as_text!(Layers);
 
 impl fmt::Display for Layers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -185,7 +129,7 @@ impl FromStr for Layers {
         if text == "all" {
             return Ok(Self::All);
         }
-        let wrong = || unknown("not a list of layers", "--layers", "all, or numbers and ranges such as 0-3,7", text);
+        let wrong = || unknown("not a list of layers", "`layers`", "all, or numbers and ranges such as 0-3,7", text);
         let mut layers = Vec::new();
         for part in text.split(',') {
             let (first, last) = part.split_once('-').unwrap_or((part, part));

@@ -73,13 +73,24 @@ impl Measured {
     }
 }
 
-/// What a readout must keep apart for a scope and a normalisation: 0 the query heads, 1 the KV heads, 2 nothing.
-pub fn readout_granularity(scope: Scope, normalise: Normalise) -> crate::kernels::Reduce {
-    use crate::kernels::Reduce;
+/// The rows of an attention readout: what is averaged before the weights leave the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Granularity {
+    /// A row for each query head.
+    QueryHead,
+    /// A row for each KV head, the mean over its query heads.
+    KvHead,
+    /// A row for each layer, the mean over all of its query heads.
+    Layer,
+}
+
+/// The coarsest rows from which [`Measured::scores`] can be worked out for this scope and normalisation.
+pub fn readout_granularity(scope: Scope, normalise: Normalise) -> Granularity {
     match (normalise, scope) {
-        (Normalise::PerHead, _) => Reduce::None,
-        (Normalise::None, Scope::Head) => Reduce::KvHead,
-        (Normalise::None, Scope::Shared | Scope::Layer) => Reduce::Layer,
+        // Each query head is scaled on its own before heads are averaged.
+        (Normalise::PerHead, _) => Granularity::QueryHead,
+        (Normalise::None, Scope::Head) => Granularity::KvHead,
+        (Normalise::None, Scope::Shared | Scope::Layer) => Granularity::Layer,
     }
 }
 

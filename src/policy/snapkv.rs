@@ -18,8 +18,12 @@ const KERNEL: usize = 5;
 pub struct SnapKv;
 
 impl EvictionPolicy for SnapKv {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "snapkv"
+    }
+
+    fn summary(&self) -> &str {
+        "evicts the tokens that the latest 32 queries attend to least, pooled"
     }
 
     fn needs(&self) -> Measurement {

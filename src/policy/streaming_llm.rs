@@ -15,8 +15,12 @@ const SINKS: u32 = 4;
 pub struct StreamingLlm;
 
 impl EvictionPolicy for StreamingLlm {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "streaming-llm"
+    }
+
+    fn summary(&self) -> &str {
+        "evicts the oldest thinking tokens, keeps 4 sinks and the recent ones"
     }
 
     fn needs(&self) -> Measurement {

@@ -143,11 +143,10 @@ fn missing_scores_are_an_error_where_they_are_needed_and_only_there() {
     let cache = Cache::new(&[2, 2], tokens(1));
     let unscored = CacheView::new(ViewParts { scores: None, ..cache.parts() }).unwrap();
     let uncompared = CacheView::new(ViewParts { similarity: None, ..cache.parts() }).unwrap();
-    for entry in POLICIES {
-        let policy = entry.make();
-        assert_eq!(policy.plan(&unscored).is_err(), policy.needs().scores(), "{}", entry.name);
+    for policy in POLICIES {
+        assert_eq!(policy.plan(&unscored).is_err(), policy.needs().scores(), "{}", policy.name());
         let compares = matches!(policy.needs(), Measurement::WindowAndKeys { .. });
-        assert_eq!(policy.plan(&uncompared).is_err(), compares, "{}", entry.name);
+        assert_eq!(policy.plan(&uncompared).is_err(), compares, "{}", policy.name());
     }
 }
 
@@ -180,8 +179,8 @@ fn an_empty_cache_and_a_cache_without_thinking_are_planned() {
     let none = Cache::new(&[], tokens(5));
     let parts = ViewParts { tokens: &[], scores: Some(&[]), similarity: Some(&[]), ..none.parts() };
     for view in [CacheView::new(parts).unwrap(), none.view()] {
-        for entry in POLICIES {
-            assert!(entry.make().plan(&view).unwrap().keeps_all(), "{}", entry.name);
+        for policy in POLICIES {
+            assert!(policy.plan(&view).unwrap().keeps_all(), "{}", policy.name());
         }
     }
 }
@@ -503,27 +502,33 @@ fn sets_draw_their_own_lots() {
 
 #[test]
 fn every_policy_is_found_by_its_own_name() {
-    for entry in POLICIES {
-        assert_eq!(by_name(entry.name).unwrap().name(), entry.name);
-        assert!(!entry.summary.is_empty() && entry.summary.len() < 90);
+    for policy in POLICIES {
+        assert_eq!(by_name(policy.name()).unwrap().name(), policy.name());
+        assert!(!policy.summary().is_empty() && policy.summary().len() < 90);
     }
-    assert!(by_name(DEFAULT_POLICY).is_ok());
+    let named = |name: &str| PolicyRef::from(name);
+    assert_eq!((PolicyRef::default(), named("full")), (ThinkClearly.into(), Full.into()));
+    assert_eq!(serde_json::to_string(&named("r-kv")).unwrap(), "\"r-kv\"");
+    // The trace of a run with an own policy can be read; the name alone cannot run.
+    let own: PolicyRef = serde_json::from_str("\"mine\"").unwrap();
+    assert_eq!(own.name(), "mine");
+    assert!(own.accepts(Budget::Tokens(1)).unwrap_err().to_string().contains("think-clearly"));
+    assert!("mine".parse::<PolicyRef>().is_err());
     let e = by_name("h3o").unwrap_err().to_string();
-    assert!(POLICIES.iter().all(|p| e.contains(p.name)), "{e}");
+    assert!(POLICIES.iter().all(|p| e.contains(p.name())), "{e}");
 }
 
 #[test]
 fn a_budget_that_adds_up_scores_is_refused_before_the_run_where_there_are_none() {
-    for entry in POLICIES {
-        let policy = entry.make();
+    for policy in POLICIES {
         assert!(policy.accepts(Budget::Tokens(5)).is_ok());
         assert!(policy.accepts(Budget::Ratio(2.0)).is_err());
         // h2o halves a number of tokens, r-kv scores by differences: neither adds up.
-        let adds_up = !["h2o", "r-kv"].contains(&entry.name);
-        let scored = policy.needs().scores() && adds_up || entry.name == "full";
-        assert_eq!(policy.accepts(Budget::Share(0.5)).is_ok(), scored, "{}", entry.name);
+        let adds_up = !["h2o", "r-kv"].contains(&policy.name());
+        let scored = policy.needs().scores() && adds_up || policy.name() == "full";
+        assert_eq!(policy.accepts(Budget::Share(0.5)).is_ok(), scored, "{}", policy.name());
         // And what it accepts, it plans.
         let cache = Cache::new(&[2, 2], Budget::Share(0.5));
-        assert_eq!(policy.plan(&cache.view()).is_ok(), scored, "{}", entry.name);
+        assert_eq!(policy.plan(&cache.view()).is_ok(), scored, "{}", policy.name());
     }
 }

@@ -16,8 +16,12 @@ use crate::Result;
 pub struct ThinkClearly;
 
 impl EvictionPolicy for ThinkClearly {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "think-clearly"
+    }
+
+    fn summary(&self) -> &str {
+        "evicts the reasoning steps to which </think> of a self-summary probe attends least"
     }
 
     fn needs(&self) -> Measurement {

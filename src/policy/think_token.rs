@@ -11,8 +11,12 @@ use crate::{Result, Slot};
 pub struct ThinkToken;
 
 impl EvictionPolicy for ThinkToken {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "think-token"
+    }
+
+    fn summary(&self) -> &str {
+        "the same probe, token by token, without steps (ablation)"
     }
 
     fn needs(&self) -> Measurement {

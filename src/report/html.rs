@@ -143,7 +143,7 @@ impl<'a> View<'a> {
             steps.push(runs.map(run).collect());
         }
         let answer: String = trace.tokens.iter().filter(|t| t.role == Role::Answer).map(|t| t.text.as_str()).collect();
-        let budget: Option<Budget> = trace.settings.budget.parse().ok();
+        let budget = Some(trace.settings.budget);
         let with_heads =
             trace.probes.iter().filter(|p| p.attention.as_ref().is_some_and(|m| m.heads.is_some())).count();
         let bytes_of = |p: &Probe| p.attention.as_ref().and_then(|m| m.heads.as_ref()).map_or(0, |h| cells(h)) * 4 / 3;
@@ -163,18 +163,17 @@ impl<'a> View<'a> {
             model: spelled_out(&trace.model),
             device: spelled_out(&trace.device),
             secateur: spelled_out(&trace.secateur),
-            policy: spelled_out(&trace.settings.policy),
-            budget: spelled_out(&trace.settings.budget),
+            policy: spelled_out(trace.settings.policy.name()),
+            budget: trace.settings.budget.to_string(),
             window: trace.settings.window,
             probe_every: trace.settings.probe_every,
             probe_text: spelled_out(&trace.settings.probe_text),
             settings: [
-                &trace.settings.scope,
-                &trace.settings.layers,
-                &trace.settings.normalise,
-                &trace.settings.positions,
-            ]
-            .map(|text| spelled_out(text)),
+                trace.settings.scope.to_string(),
+                trace.settings.layers.to_string(),
+                trace.settings.normalise.to_string(),
+                trace.settings.positions.to_string(),
+            ],
             stop: stop(&trace.stop_reason),
             totals: &trace.totals,
             prompt: trace.prompt_text.as_deref().map(spelled_out),
@@ -378,7 +377,6 @@ mod tests {
         trace.model = hostile.into();
         trace.device = hostile.into();
         trace.settings.policy = hostile.into();
-        trace.settings.budget = hostile.into();
         trace.settings.probe_text = hostile.into();
         trace.stop_reason = StopReason::Failed(hostile.into());
         let plain = page(&[("a".into(), documented())]).unwrap();

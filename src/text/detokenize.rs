@@ -1,29 +1,35 @@
-//! Ids back to text, one at a time, never half a character.
+//! Turns token ids into text, one token at a time. The text never contains part of a character.
 //!
-//! **Offsets.** A token of a vocabulary of bytes may end inside a UTF-8 character. [`Detokenizer::token_ends`] gives, for each
-//! token pushed, the byte offset in [`Detokenizer::text`] behind the token's last byte: inside a character where the
-//! token ends there, and past the end of the text while that character is incomplete. Bytes that turn out to be no
-//! UTF-8 become U+FFFD, exactly as a decoder of the whole would write it, and the ends of the tokens involved move to
-//! the end of that replacement; so an end is final once it does not lie past the text. Ends never decrease.
+//! **Special tokens** such as `<|im_end|>` are no part of an answer. A [`Detokenizer`] made with `skip_special`
+//! leaves them out of the text; made without it, the text contains their spelling, and a caller that shows an answer
+//! must remove them (see [`Tokenizer::is_special`]).
+//!
+//! **Offsets.** In a byte-level vocabulary, a token may end inside a UTF-8 character. [`Detokenizer::token_ends`]
+//! gives, for each token pushed, the byte offset in [`Detokenizer::text`] after the token's last byte. This offset
+//! lies inside a character if the token ends inside one, and past the end of the text while that character is still
+//! incomplete. Bytes that turn out not to be UTF-8 become U+FFFD, exactly as in a decoder that sees all bytes at
+//! once; the ends of the tokens involved then move to the end of the replacement character. An end is therefore final
+//! as soon as it does not lie past the text. Ends never decrease.
 use super::Tokenizer;
 use crate::Result;
 
-/// Turns a growing list of ids into a growing text.
+/// Turns a growing list of token ids into a growing text; see the [module](self).
 #[derive(Debug, Clone)]
 pub struct Detokenizer {
     tokenizer: Tokenizer,
     skip_special: bool,
     text: String,
     ends: Vec<usize>,
-    /// Bytes behind `text` that are not a whole character yet, at most 3.
+    /// Bytes that follow `text` and are not a whole character yet; at most 3.
     pending: Vec<u8>,
-    /// The token before, for decoders that need a token's neighbour.
+    /// The token pushed last, for decoders in which the text of a token depends on its neighbour.
     previous: Option<u32>,
 }
 
 impl Detokenizer {
-    /// Starts an empty text. `skip_special` leaves special tokens (end of turn, …) out of it: they then have no bytes.
-    /// `<think>` and `</think>` are ordinary tokens in the tokenizers of reasoning models, and stay.
+    /// Starts an empty text. With `skip_special`, special tokens (end of turn and the like) add no bytes to the text,
+    /// which is what an answer needs. `<think>` and `</think>` always stay, because the tokenizers of reasoning
+    /// models treat them as ordinary tokens.
     pub fn new(tokenizer: &Tokenizer, skip_special: bool) -> Self {
         Self {
             tokenizer: tokenizer.clone(),
@@ -35,19 +41,20 @@ impl Detokenizer {
         }
     }
 
-    /// Appends a token and returns the text that is complete with it, often one token's, sometimes none.
+    /// Appends a token and returns the text that it completes: usually the token's own text, nothing if the token
+    /// ends inside a character.
     ///
     /// # Errors
-    /// When the tokenizer's decoder fails. Never for byte-level vocabularies.
+    /// If the tokenizer's decoder fails, which cannot happen with a byte-level vocabulary.
     pub fn push(&mut self, id: u32) -> Result<&str> {
         let before = self.text.len();
         if self.skip_special && self.tokenizer.is_special(id) {
-            // No bytes: it ends where its predecessor does, which may move with it.
+            // The token has no bytes. It ends where the token before it ends, and moves together with that end.
             self.ends.push(self.text.len() + self.pending.len());
         } else if let Some(bytes) = self.tokenizer.token_bytes(id) {
             self.pending.extend_from_slice(&bytes);
             self.ends.push(self.text.len() + self.pending.len());
-            self.settle(false);
+            self.take_complete(false);
         } else {
             self.push_by_difference(id)?;
         }
@@ -55,30 +62,30 @@ impl Detokenizer {
         Ok(&self.text[before..])
     }
 
-    /// Ends the text: what is left of an incomplete character becomes U+FFFD. Returns the text this added.
+    /// Ends the text: the bytes of an incomplete character become U+FFFD. Returns the text that was added.
     pub fn finish(&mut self) -> &str {
         let before = self.text.len();
-        self.settle(true);
+        self.take_complete(true);
         &self.text[before..]
     }
 
-    /// All complete text so far.
+    /// The text so far, without the bytes of an incomplete character.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// For each token, the offset in the text behind its last byte; see the [module](self).
+    /// For each token, the byte offset in the text after its last byte; see the [module](self).
     pub fn token_ends(&self) -> &[usize] {
         &self.ends
     }
 
-    /// Whether the latest token ends inside a character, so that the text lacks its last bytes.
+    /// Whether the last token ends inside a character, so that its last bytes are not in the text yet.
     pub fn ends_inside_char(&self) -> bool {
         !self.pending.is_empty()
     }
 
-    /// Moves whole characters, and replacements for bytes that can never become one, from `pending` to the text.
-    fn settle(&mut self, finish: bool) {
+    /// Moves whole characters from `pending` to the text, and replaces bytes that can never become a character.
+    fn take_complete(&mut self, finish: bool) {
         loop {
             match std::str::from_utf8(&self.pending) {
                 Ok(valid) => {
@@ -88,7 +95,7 @@ impl Detokenizer {
                 }
                 Err(error) => {
                     let (valid, rest) = self.pending.split_at(error.valid_up_to());
-                    // Valid by `valid_up_to`; lossy never replaces anything here.
+                    // `valid` is UTF-8 according to `valid_up_to`, so the lossy conversion replaces nothing.
                     self.text.push_str(&String::from_utf8_lossy(valid));
                     let bad = match error.error_len() {
                         Some(bad) => bad,
@@ -105,7 +112,7 @@ impl Detokenizer {
         }
     }
 
-    /// Writes U+FFFD for `bad` bytes at the end of the text and moves the ends that lie in or behind them.
+    /// Appends U+FFFD in place of `bad` bytes, and moves the token ends that lie inside or after those bytes.
     fn replace(&mut self, bad: usize) {
         let start = self.text.len();
         self.text.push(char::REPLACEMENT_CHARACTER);
@@ -115,10 +122,11 @@ impl Detokenizer {
         }
     }
 
-    /// For decoders that need a token's neighbour (▁ for spaces, ## for joins): the text is what decoding the previous
-    /// token gains by the new one. Such tokens are whole characters, so bytes still pending are no UTF-8.
+    /// Appends a token whose text depends on its neighbour (vocabularies that write ▁ for a space or ## for a joined
+    /// word). The new text is the difference between decoding the previous token alone and decoding both. Such tokens
+    /// are whole characters, so bytes that are still pending can never become UTF-8.
     fn push_by_difference(&mut self, id: u32) -> Result<()> {
-        self.settle(true);
+        self.take_complete(true);
         let alone = || self.tokenizer.decode(&[id], self.skip_special);
         let gained = match self.previous {
             None => alone()?,

@@ -1,53 +1,54 @@
-//! Tokenizer and chat template of a GGUF file, rebuilt from its metadata.
+//! Rebuilds the tokenizer and the chat template of a GGUF file from its metadata.
 //!
-//! GGUF keeps a tokenizer's tokens, their types, the merges and the *name* of how text is split before merging; the split
-//! itself is in llama.cpp's source. Here the named ones that the supported models use are written out as their own
-//! `tokenizer.json` has them, and the result goes the way of any `tokenizer.json`.
+//! A GGUF file stores the tokens, their types, the merges and the *name* of the rule that splits text before merging.
+//! The rules themselves are in the source of llama.cpp. This file spells out the rules that the supported models use,
+//! as the `tokenizer.json` of those models does. The result is a `tokenizer.json`, which is then read like any other.
 use crate::weights::gguf::Gguf;
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Map, Value, json};
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const PRE: &str = "tokenizer.ggml.pre";
-/// Kinds of tokens, as GGUF numbers them.
+/// Token types in `tokenizer.ggml.token_type`.
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const UNUSED: i64 = 5;
 
-/// Splits of text: contractions, words, digits (one, or up to three, at a time), punctuation, line ends, spaces.
+/// Regular expressions that split text into contractions, words, digits, punctuation, line ends and spaces. QWEN2
+/// takes one digit at a time, LLAMA3 up to three.
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The `tokenizer.json` of the tokenizer in `gguf`.
+/// Builds the `tokenizer.json` of the tokenizer in `gguf`.
 ///
 /// # Errors
-/// When there is none, it is malformed, or of a kind or split that is not known.
+/// If the file has no tokenizer, the tokenizer is malformed, or its kind or its splitting rule is not supported.
 pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
     let key = "tokenizer.ggml.model";
     match gguf.text(key)? {
         Some("gpt2") => {}
         None => {
             return Err(gguf
-                .wrong(key, "the GGUF file has no tokenizer, which text needs")
-                .help("pass token ids with --ids"));
+                .error_at(key, "the GGUF file has no tokenizer, which is needed to read text")
+                .help("pass token `ids` instead of text"));
         }
         Some(other) => {
             return Err(gguf
-                .wrong(key, format!("a tokenizer of the kind {other} is not read from GGUF"))
-                .expected("gpt2: byte-level BPE")
-                .help("pass token ids with --ids, or use the directory of the original model"));
+                .error_at(key, format!("the tokenizer type {other} is not supported in GGUF files"))
+                .expected("gpt2, which is byte-level BPE")
+                .help("pass token `ids`, or use the directory of the original model"));
         }
     }
-    let missing = |key: &str| gguf.wrong(key, "the GGUF file's tokenizer is incomplete");
+    let missing = |key: &str| gguf.error_at(key, "the GGUF file's tokenizer is incomplete");
     let tokens = gguf.texts(TOKENS)?.ok_or_else(|| missing(TOKENS))?;
     let merges = gguf.texts("tokenizer.ggml.merges")?.ok_or_else(|| missing("tokenizer.ggml.merges"))?;
     let key = "tokenizer.ggml.token_type";
     let types = gguf.ints(key)?.unwrap_or_else(|| vec![1; tokens.len()]);
     if types.len() != tokens.len() {
         return Err(gguf
-            .wrong(key, "the GGUF file's tokenizer contradicts itself")
-            .expected(format!("{} types, one a token", tokens.len()))
+            .error_at(key, "the GGUF file's tokenizer contradicts itself")
+            .expected(format!("{} token types, one for each token", tokens.len()))
             .found(types.len()));
     }
     let (mut vocab, mut added) = (Map::new(), Vec::new());
@@ -63,7 +64,7 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
         }
         if vocab.insert(token.to_string(), json!(id)).is_some() {
             return Err(gguf
-                .wrong(TOKENS, "a token of the GGUF file's tokenizer comes twice")
+                .error_at(TOKENS, "the GGUF file's tokenizer has the same token twice")
                 .found(format!("{token:?}")));
         }
     }
@@ -73,8 +74,17 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
             {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false}]})
     };
     let gpt2 = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true});
-    // Whether a word that is a token is taken whole, without merging.
-    let (pre, normalizer, whole_words) = match gguf.text(PRE)?.unwrap_or("default") {
+    // `whole_words`: whether a word that is itself a token skips the merges.
+    let rule = gguf.text(PRE)?.unwrap_or_else(|| {
+        // Files of early 2024 lack the key, and GPT-2's rule is what llama.cpp takes then.
+        log::warn!(
+            "{}: {PRE} is missing, so the file does not say how its tokenizer splits text. GPT-2's rule is used, \
+             which may make answers worse. To avoid this, convert the model again with a current llama.cpp.",
+            gguf.place()
+        );
+        "default"
+    });
+    let (pre, normalizer, whole_words) = match rule {
         "qwen2" | "deepseek-r1-qwen" => (split(QWEN2), json!({"type": "NFC"}), false),
         "llama-bpe" | "llama3" | "llama-v3" => (split(LLAMA3), Value::Null, true),
         "smollm" => {
@@ -84,9 +94,9 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
         "default" | "gpt-2" => (gpt2, Value::Null, false),
         other => {
             return Err(gguf
-                .wrong(PRE, format!("text split as {other} is not known"))
+                .error_at(PRE, format!("the splitting rule {other} is not known"))
                 .expected("qwen2, deepseek-r1-qwen, llama-bpe, smollm or gpt-2")
-                .help("pass token ids with --ids, or use the directory of the original model"));
+                .help("pass token `ids`, or use the directory of the original model"));
         }
     };
     Ok(json!({
@@ -99,22 +109,23 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
     }))
 }
 
-/// The chat template in `gguf`, and the texts of its special tokens by the names that templates use.
+/// The chat template in `gguf`, and the texts of the special tokens under the names that templates use, such as
+/// `bos_token`.
 ///
 /// # Errors
-/// When there is none, or the metadata is malformed.
+/// If the file has no chat template, or its metadata is malformed.
 pub(super) fn template(gguf: &Gguf) -> Result<(String, Map<String, Value>)> {
     let key = "tokenizer.chat_template";
     let Some(template) = gguf.text(key)? else {
         return Err(Error::new(ErrorKind::Model, "the model has no chat template")
             .at(gguf.place())
             .expected(key)
-            .help("pass the prompt with --raw to use it as it is"));
+            .help("use `raw` to send the prompt without a template"));
     };
     let tokens = gguf.texts(TOKENS)?.unwrap_or_default();
     let mut texts = Map::new();
-    for (name, of) in [("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")] {
-        let id = gguf.uint(&format!("tokenizer.ggml.{of}_token_id"))?;
+    for (name, gguf_name) in [("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")] {
+        let id = gguf.uint(&format!("tokenizer.ggml.{gguf_name}_token_id"))?;
         if let Some(text) = id.and_then(|id| tokens.get(usize::try_from(id).ok()?)) {
             texts.insert(format!("{name}_token"), json!(text));
         }

@@ -1,10 +1,11 @@
-//! Text on both sides of the model: a prompt becomes ids, ids become text again, and each token knows its bytes.
+//! From messages to token ids, and from token ids back to text. Each token keeps its byte range in the text.
 //!
 //! ```text
 //! messages → ChatTemplate → prompt text → Tokenizer → ids → (model) → id → Detokenizer → text + token_ends
 //! ```
 pub mod detokenize;
 mod gguf;
+mod jinja;
 pub mod template;
 pub mod tokenizer;
 

@@ -1,4 +1,4 @@
-//! `tokenizer.json`, read by the `tokenizers` crate, and the bytes behind each id.
+//! The tokenizer: reads `tokenizer.json` with the `tokenizers` crate and knows the bytes of each token.
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result};
 use std::sync::{Arc, LazyLock};
@@ -6,55 +6,56 @@ use tokenizers::decoders::DecoderWrapper;
 
 const FILE: &str = "tokenizer.json";
 
-/// A tokenizer. Cheap to clone.
+/// Converts text to token ids and back. Cloning is cheap: clones share the vocabulary.
 #[derive(Clone)]
 pub struct Tokenizer(Arc<Inner>);
 
 struct Inner {
     hf: tokenizers::Tokenizer,
-    /// Tokens are spelled in the GPT-2 byte alphabet, so that each one's bytes are known without its neighbours.
+    /// The vocabulary is spelled in the GPT-2 byte alphabet, so the bytes of a token do not depend on its neighbours.
     byte_level: bool,
-    /// Tokens `<0x00>` to `<0xFF>` stand for bytes, all others for whole characters.
+    /// The tokens `<0x00>` to `<0xFF>` stand for single bytes; all other tokens stand for whole characters.
     byte_fallback: bool,
 }
 
-/// The ids of the tags around the thinking; `None` where the tokenizer splits a tag into several tokens.
+/// The ids of the tags around the model's thinking. An id is `None` where the tokenizer splits the tag into several
+/// tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ThinkIds {
-    /// `<think>`
+    /// The id of `<think>`.
     pub open: Option<u32>,
-    /// `</think>`
+    /// The id of `</think>`.
     pub close: Option<u32>,
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`; of a GGUF file, its metadata.
+    /// Reads the tokenizer of a model: from `tokenizer.json`, or from the metadata of a GGUF file.
     ///
     /// # Errors
-    /// When it is missing (text is then impossible, ids are not) or malformed.
+    /// If the tokenizer is missing or malformed. Without a tokenizer, prompts can still be given as token ids.
     pub fn load(source: &ModelSource) -> Result<Self> {
         if let Some(gguf) = source.gguf() {
             let json = super::gguf::tokenizer_json(gguf)?.to_string();
             return Self::from_bytes(json.as_bytes(), gguf.place());
         }
         let Some(bytes) = source.find(FILE)? else {
-            return Err(Error::new(ErrorKind::Model, format!("the model has no {FILE}, which text needs"))
+            return Err(Error::new(ErrorKind::Model, format!("the model has no {FILE}, which is needed to read text"))
                 .at(source)
                 .found(source.listing())
-                .help("pass token ids with --ids, or add the tokenizer.json of the original model"));
+                .help("pass token `ids`, or add the tokenizer.json of the original model"));
         };
         source.check_json_size(FILE, bytes.len())?;
         Self::from_bytes(&bytes, &source.place_of(FILE))
     }
 
-    /// Reads the bytes of a `tokenizer.json`; `place` names it in messages.
+    /// Reads the bytes of a `tokenizer.json`. Error messages call the file `place`.
     ///
     /// # Errors
-    /// When it is malformed.
+    /// If the bytes are not a valid tokenizer.
     pub fn from_bytes(bytes: &[u8], place: &str) -> Result<Self> {
         let mut hf = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|error| Error::new(ErrorKind::Model, "the tokenizer cannot be read").at(place).found(error))?;
-        // Settings of somebody's training run: a prompt is neither cut nor padded.
+        // Files often keep the padding and truncation of the training run; a prompt must be neither padded nor cut.
         hf.with_padding(None);
         hf.with_truncation(None).map_err(|error| Error::new(ErrorKind::Internal, error).at(place))?;
         let decoders = match hf.get_decoder() {
@@ -67,11 +68,11 @@ impl Tokenizer {
         Ok(Self(Arc::new(Inner { hf, byte_level, byte_fallback })))
     }
 
-    /// The ids of `text`. Tags such as `<|im_start|>` in the text become their ids; nothing is added around it, since a
-    /// chat template writes what the model expects.
+    /// Encodes `text`. Tags such as `<|im_start|>` in the text become their special tokens. No token is added before
+    /// or after the text, because the chat template already writes what the model expects.
     ///
     /// # Errors
-    /// When the tokenizer cannot encode the text.
+    /// If the tokenizer cannot encode the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         match self.0.hf.encode_fast(text, false) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
@@ -79,19 +80,19 @@ impl Tokenizer {
         }
     }
 
-    /// The text of `ids`, special tokens included or left out, bytes that are no UTF-8 replaced by U+FFFD.
+    /// Decodes `ids` to text, with or without the special tokens. Invalid UTF-8 becomes U+FFFD.
     ///
     /// # Errors
-    /// When the tokenizer's decoder fails.
+    /// If the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         self.0
             .hf
             .decode(ids, skip_special)
-            .map_err(|error| Error::new(ErrorKind::Internal, "ids cannot be decoded").found(error))
+            .map_err(|error| Error::new(ErrorKind::Internal, "the token ids cannot be decoded").found(error))
     }
 
-    /// The bytes that `id` stands for, without loss: they may begin or end inside a UTF-8 character. Empty for an id
-    /// that no token has (models pad their vocabulary). `None` where the text of a token depends on its neighbour.
+    /// The exact bytes of the token `id`; they may begin or end inside a UTF-8 character. Empty if no token has this
+    /// id (models pad their vocabulary). `None` if the text of the token depends on its neighbour.
     pub fn token_bytes(&self, id: u32) -> Option<Vec<u8>> {
         if !self.0.byte_level {
             let token = self.0.hf.id_to_token(id).filter(|_| self.0.byte_fallback)?;
@@ -99,7 +100,7 @@ impl Tokenizer {
             return u8::from_str_radix(byte, 16).ok().map(|byte| vec![byte]);
         }
         let Some(token) = self.0.hf.id_to_token(id) else { return Some(Vec::new()) };
-        // Added tokens stand for their own text, even where it looks like the byte alphabet.
+        // An added token is plain text, even if its characters also occur in the byte alphabet.
         if self.0.hf.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id) {
             return Some(token.into_bytes());
         }
@@ -107,12 +108,12 @@ impl Tokenizer {
         Some(bytes.unwrap_or_else(|| token.into_bytes()))
     }
 
-    /// The token as the vocabulary spells it, if `id` has one.
+    /// The token `id` as the vocabulary spells it, or `None` if no token has this id.
     pub fn spelling(&self, id: u32) -> Option<String> {
         self.0.hf.id_to_token(id)
     }
 
-    /// The id of `text` if it is encoded as exactly one token.
+    /// The id of `text`, if the tokenizer encodes it as exactly one token.
     pub fn single_id(&self, text: &str) -> Option<u32> {
         match self.encode(text).as_deref() {
             Ok(&[id]) => Some(id),
@@ -120,18 +121,22 @@ impl Tokenizer {
         }
     }
 
-    /// The ids of `<think>` and `</think>`, where each is one token.
+    /// The ids of `<think>` and `</think>`.
     pub fn think_ids(&self) -> ThinkIds {
         ThinkIds { open: self.single_id("<think>"), close: self.single_id("</think>") }
     }
 
-    /// Whether `id` is a special token: one that [`Self::decode`] can leave out.
+    /// Whether `id` is a special token, such as `<|im_end|>` or `<|endoftext|>`. Special tokens control the
+    /// conversation; they are no part of an answer, and [`Self::decode`] can leave them out.
+    ///
+    /// `<think>` and `</think>` are not special in the tokenizers of reasoning models: they are ordinary added tokens
+    /// and stay in the text.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.0.hf.get_added_vocabulary();
         added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
-    /// One more than the largest id that has a token. A model's own `vocab_size` may be larger.
+    /// The largest token id plus one. The `vocab_size` of a model may be larger, because models pad their vocabulary.
     pub fn vocab_size(&self) -> usize {
         self.0.hf.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
     }
@@ -143,8 +148,8 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// The byte that a character of the GPT-2 byte alphabet stands for. Printable Latin-1 stands for itself; the 68 other
-/// bytes follow, in order, from U+0100.
+/// The byte that a character of the GPT-2 byte alphabet stands for. A printable Latin-1 character stands for its own
+/// byte; the 68 other bytes are represented, in order, by the characters from U+0100 on.
 fn byte_of_char(c: char) -> Option<u8> {
     static SHIFTED: LazyLock<Vec<u8>> = LazyLock::new(|| (0..=255).filter(|&byte| !is_printable(byte)).collect());
     match u32::from(c) {

@@ -1,11 +1,11 @@
-//! A model's files: where they come from, and their tensors as bytes and packed words. Nothing here touches a GPU.
+//! The files of a model, and their tensors as bytes and as packed rows. Nothing in this module uses a GPU.
 //!
 //! ```text
 //! ModelSource ─ config.json, tokenizer.json, …  → bytes
 //!             └ *.safetensors → Weights → TensorView → PackedRows (matrices) or Vec<f32> (norms, biases) → upload
 //! ```
 //!
-//! A GGUF file is all of that at once: its metadata serve as config, tokenizer and template.
+//! A GGUF file holds all of this in one file: its metadata contain the configuration, the tokenizer and the template.
 use crate::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 pub mod gguf;
 pub mod pack;
+mod quant;
 pub mod safetensors;
 pub mod tensors;
 
@@ -23,10 +24,13 @@ pub use gguf::Gguf;
 pub use pack::PackedRows;
 pub use tensors::{FINGERPRINT, Stored, TensorView, Weights};
 
-/// A JSON file of a model larger than this is not one: the largest tokenizer.json in use has some 30 MB.
+/// JSON files larger than this are refused. The largest tokenizer.json in use has about 30 MB.
 const MAX_JSON_BYTES: usize = 512 << 20;
 
-/// Bytes of one file: memory-mapped, or owned and shared. Cheap to clone.
+/// The beginning of a Git LFS pointer: the text that a clone without Git LFS has in place of a large file.
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
+/// The bytes of one file, either memory-mapped or in shared memory. Cloning is cheap: clones share the bytes.
 #[derive(Clone)]
 pub struct Bytes(Storage);
 
@@ -60,8 +64,8 @@ impl fmt::Debug for Bytes {
     }
 }
 
-/// A model: named files in Hugging Face layout, in a directory (natively) or in memory (in the browser, in tests), or one GGUF
-/// file.
+/// Where the files of a model are: in a directory with Hugging Face layout (natively), in memory (in the browser and
+/// in tests), or in one GGUF file.
 #[derive(Debug, Clone)]
 pub struct ModelSource(Place);
 
@@ -74,10 +78,10 @@ enum Place {
 }
 
 impl ModelSource {
-    /// What a person names as a model: a directory in Hugging Face layout, or a GGUF file.
+    /// Opens a model by its path: a directory in Hugging Face layout, or a GGUF file.
     ///
     /// # Errors
-    /// When `path` is neither, or a GGUF file whose header is broken.
+    /// If `path` is neither of the two, or a GGUF file with an invalid header.
     #[cfg(not(target_family = "wasm"))]
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
@@ -91,15 +95,17 @@ impl ModelSource {
         }
     }
 
-    /// A GGUF file's bytes; `place` names it in messages.
+    /// Opens a GGUF file from its bytes. Error messages call the file `place`.
     ///
     /// # Errors
-    /// When its header is broken: see [`Gguf::new`].
+    /// If the header is invalid; see [`Gguf::new`].
     pub fn gguf_file(place: impl Into<String>, bytes: impl Into<Bytes>) -> Result<Self> {
+        let (place, bytes) = (place.into(), bytes.into());
+        refuse_lfs_pointer(&place, &bytes)?;
         Ok(Self(Place::Gguf(Arc::new(Gguf::new(place, bytes)?))))
     }
 
-    /// The GGUF file, if the model is one.
+    /// The GGUF file, if the model is a GGUF file.
     pub fn gguf(&self) -> Option<&Gguf> {
         match &self.0 {
             Place::Gguf(gguf) => Some(gguf),
@@ -107,7 +113,7 @@ impl ModelSource {
         }
     }
 
-    /// The directory, if the model is one on disk.
+    /// The directory, if the model is a directory on disk.
     #[cfg(not(target_family = "wasm"))]
     pub fn folder(&self) -> Option<&Path> {
         match &self.0 {
@@ -116,14 +122,15 @@ impl ModelSource {
         }
     }
 
-    /// A directory on disk. Its files are memory-mapped where the `cli` feature is on, else read when asked for.
+    /// Opens a directory on disk. With the feature `cli`, its files are memory-mapped; without, each file is read
+    /// into memory when it is needed.
     ///
     /// # Errors
-    /// When `path` does not exist or is not a directory.
+    /// If `path` does not exist or is not a directory.
     #[cfg(not(target_family = "wasm"))]
     pub fn directory(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let wrong = |found: String| {
+        let not_readable = |found: String| {
             Error::new(ErrorKind::Model, "the model is not a directory that can be read")
                 .at(path.display())
                 .expected("a directory with config.json and .safetensors files, or a .gguf file")
@@ -131,21 +138,21 @@ impl ModelSource {
         };
         match std::fs::metadata(path) {
             Ok(meta) if meta.is_dir() => Ok(Self(Place::Directory(path.to_path_buf()))),
-            Ok(_) => Err(wrong("a file".into()).help("pass the directory that holds it")),
-            Err(error) => Err(wrong(error.to_string())),
+            Ok(_) => Err(not_readable("a file".into()).help("pass the directory that contains this file")),
+            Err(error) => Err(not_readable(error.to_string())),
         }
     }
 
-    /// Files held in memory, by name.
+    /// A model whose files are in memory, given as pairs of a name and bytes.
     pub fn memory<N: Into<String>, B: Into<Bytes>>(files: impl IntoIterator<Item = (N, B)>) -> Self {
         Self(Place::Memory(files.into_iter().map(|(name, bytes)| (name.into(), bytes.into())).collect()))
     }
 
-    /// The file `name`, or `None` where the model has no such file.
+    /// The bytes of the file `name`, or `None` if the model has no such file.
     ///
     /// # Errors
-    /// When the file exists and cannot be read, or when `name` is not a plain file name: names of shards come from
-    /// the model itself, and must not reach outside it.
+    /// If the file exists but cannot be read, if it is a Git LFS pointer, or if `name` is not a plain file name. Names of
+    /// shards are written in the model's own index, which must not be able to reach files outside the model.
     pub fn find(&self, name: &str) -> Result<Option<Bytes>> {
         if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\\', '\0', ':']) {
             return Err(Error::new(ErrorKind::Model, "a file name reaches outside the model")
@@ -153,28 +160,32 @@ impl ModelSource {
                 .expected("a plain file name")
                 .found(format!("{name:?}")));
         }
-        match &self.0 {
-            Place::Memory(files) => Ok(files.get(name).cloned()),
-            Place::Gguf(_) => Ok(None),
+        let bytes = match &self.0 {
+            Place::Memory(files) => files.get(name).cloned(),
+            Place::Gguf(_) => None,
             #[cfg(not(target_family = "wasm"))]
-            Place::Directory(dir) => read_file(&dir.join(name)),
+            Place::Directory(dir) => read_file(&dir.join(name))?,
+        };
+        if let Some(bytes) = &bytes {
+            refuse_lfs_pointer(&self.place_of(name), bytes)?;
         }
+        Ok(bytes)
     }
 
-    /// The file `name`.
+    /// The bytes of the file `name`.
     ///
     /// # Errors
-    /// When it is missing or cannot be read; says which files there are.
+    /// If the file is missing or cannot be read. The error lists the files that exist.
     pub fn read(&self, name: &str) -> Result<Bytes> {
         self.find(name)?.ok_or_else(|| {
             Error::new(ErrorKind::Model, format!("the model has no {name}")).at(self).found(self.listing())
         })
     }
 
-    /// The file `name` parsed as JSON, or `None` where there is no such file.
+    /// The file `name` parsed as JSON, or `None` if the model has no such file.
     ///
     /// # Errors
-    /// When it cannot be read, is absurdly large or is not JSON.
+    /// If the file cannot be read, is larger than 512 MiB, or is not JSON.
     pub fn find_json(&self, name: &str) -> Result<Option<serde_json::Value>> {
         let Some(bytes) = self.find(name)? else { return Ok(None) };
         self.check_json_size(name, bytes.len())?;
@@ -183,7 +194,7 @@ impl ModelSource {
         })
     }
 
-    /// Where the file `name` lies, for messages.
+    /// The path of the file `name`, for messages.
     pub fn place_of(&self, name: &str) -> String {
         match &self.0 {
             #[cfg(not(target_family = "wasm"))]
@@ -193,7 +204,7 @@ impl ModelSource {
         }
     }
 
-    /// The names of the files, sorted; empty when the directory cannot be listed. For messages.
+    /// The sorted names of the files, for messages. Empty if the directory cannot be listed.
     pub fn names(&self) -> Vec<String> {
         match &self.0 {
             #[cfg(not(target_family = "wasm"))]
@@ -240,29 +251,41 @@ impl fmt::Display for ModelSource {
     }
 }
 
+fn refuse_lfs_pointer(place: &str, bytes: &[u8]) -> Result<()> {
+    if !bytes.starts_with(LFS_POINTER) {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Model, "a file of the model is only a Git LFS pointer")
+        .at(place)
+        .expected("the file itself")
+        .found(format!("a pointer of {} bytes", bytes.len()))
+        .help("the model was cloned without Git LFS: install it and run \"git lfs pull\" in the clone"))
+}
+
 #[cfg(not(target_family = "wasm"))]
 fn read_file(path: &Path) -> Result<Option<Bytes>> {
     use std::io::ErrorKind as Io;
-    let failed = |error: std::io::Error| {
+    let unreadable = |error: std::io::Error| {
         Error::new(ErrorKind::Io, "a file of the model cannot be read").at(path.display()).found(error)
     };
-    // `metadata` first: opening a pipe would block.
+    // The metadata are read first, because opening a pipe would block.
     match std::fs::metadata(path) {
         Err(error) if error.kind() == Io::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
+        Err(error) => return Err(unreadable(error)),
         Ok(meta) if !meta.is_file() => {
             return Err(Error::new(ErrorKind::Io, "a file of the model is not a regular file").at(path.display()));
         }
         Ok(_) => {}
     }
-    load_file(path).map(Some).map_err(failed)
+    load_file(path).map(Some).map_err(unreadable)
 }
 
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
 fn load_file(path: &Path) -> std::io::Result<Bytes> {
     let file = std::fs::File::open(path)?;
-    // SAFETY: the map is read-only. As everywhere where weights are mapped, another process that truncates the file
-    // while it is in use makes the kernel end this process; reading gigabytes into memory is the worse choice.
+    // SAFETY: the map is read-only. If another process truncates the file while it is mapped, the operating system
+    // ends this process. Every program that maps weights accepts this, because reading gigabytes into memory would be
+    // worse.
     let map = unsafe { memmap2::Mmap::map(&file)? };
     Ok(Bytes(Storage::Mapped(Arc::new(map))))
 }

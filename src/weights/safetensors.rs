@@ -1,8 +1,10 @@
-//! Safetensors files, one or sharded, read as views: nothing is copied before it is packed for the GPU.
+//! Reads safetensors files, a single one or shards. Tensors are views: no byte is copied before it is packed for the
+//! GPU.
 //!
-//! The format is an 8-byte header length, a JSON header and the tensors' bytes without holes or overlaps
-//! (<https://huggingface.co/docs/safetensors>). The `safetensors` crate names the dtypes; the header is checked here,
-//! since its own checks do not say which tensor is wrong and since a hostile range must not overflow an addition.
+//! The format (<https://huggingface.co/docs/safetensors>) is an 8-byte header length, a JSON header, and the bytes of
+//! the tensors without holes or overlaps. The `safetensors` crate provides the element types. The header is checked
+//! here, because the crate's own checks do not say which tensor is wrong, and because a hostile range must not
+//! overflow an addition.
 use super::tensors::{DOWNLOAD_AGAIN, Entry, Stored, Weights};
 use super::{Bytes, ModelSource};
 use crate::{Error, ErrorKind, Result};
@@ -10,34 +12,40 @@ use serde::Deserialize;
 use serde::de::{IgnoredAny, IntoDeserializer};
 use std::collections::{BTreeMap, HashMap};
 
-/// The format's own limit on a header.
+/// The largest header that the format allows.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 impl Weights {
-    /// Opens `model.safetensors`, or `model.safetensors.index.json` and the shards it names, or the GGUF file that the model is.
+    /// Opens the weights of a model: `model.safetensors`, or the shards that `model.safetensors.index.json` names, or a
+    /// GGUF file.
     ///
     /// # Errors
-    /// When none exists, a shard is missing, a tensor is not in the shard the index names, or a file breaks the format.
+    /// If the model has no weights, a shard is missing, a tensor is not in the shard that the index names, or a file does
+    /// not follow its format.
     pub fn open(source: &ModelSource) -> Result<Self> {
         if let Some(gguf) = source.gguf() {
             return Self::from_gguf(gguf);
         }
         if let Some(bytes) = source.find(SINGLE)? {
+            if source.find(INDEX)?.is_some() {
+                log::warn!("{source}: {INDEX} is ignored, because the model has a {SINGLE} as well");
+            }
             return Self::from_files(vec![(source.place_of(SINGLE), bytes)]);
         }
         let Some(index) = source.find_json(INDEX)? else {
             let error = Error::new(ErrorKind::Model, "the model has no weights")
                 .at(source)
-                .expected(format!("{SINGLE}, or {INDEX} and its shards"))
+                .expected(format!("{SINGLE}, or {INDEX} and the shards that it names"))
                 .found(source.listing());
             let names = source.names();
-            let has = |end: &str| names.iter().any(|name| name.ends_with(end));
+            let has_file = |suffix: &str| names.iter().any(|name| name.ends_with(suffix));
             return Err(match () {
-                () if has(".gguf") => error.help("pass the GGUF file itself as the model, not its directory"),
-                () if has(".bin") || has(".pt") || has(".pth") => error.help(
-                    "pickled weights are not read: convert them to safetensors with transformers' save_pretrained",
+                () if has_file(".gguf") => error.help("pass the GGUF file itself as the model, not its directory"),
+                () if has_file(".safetensors") => error.help(format!("{INDEX} is missing: download it as well")),
+                () if has_file(".bin") || has_file(".pt") || has_file(".pth") => error.help(
+                    "pickled weights are not supported: convert them to safetensors with transformers' save_pretrained",
                 ),
                 () => error,
             });
@@ -47,21 +55,23 @@ impl Weights {
 
     fn from_index(source: &ModelSource, index: &serde_json::Value) -> Result<Self> {
         let place = source.place_of(INDEX);
-        let wrong = |found: String| {
+        let malformed = |found: String| {
             Error::new(ErrorKind::Model, "the index of the weights is malformed")
                 .at(&place)
                 .expected("weight_map: an object from tensor names to file names")
                 .found(found)
         };
-        let map =
-            index.get("weight_map").and_then(|map| map.as_object()).ok_or_else(|| wrong("no such object".into()))?;
+        let map = index
+            .get("weight_map")
+            .and_then(|map| map.as_object())
+            .ok_or_else(|| malformed("no such object".into()))?;
         let mut shard_of: BTreeMap<&str, &str> = BTreeMap::new();
         for (tensor, file) in map {
-            let file = file.as_str().ok_or_else(|| wrong(format!("{tensor}: {file}")))?;
+            let file = file.as_str().ok_or_else(|| malformed(format!("{tensor}: {file}")))?;
             shard_of.insert(tensor, file);
         }
         if shard_of.is_empty() {
-            return Err(wrong("an empty weight_map".into()));
+            return Err(malformed("an empty weight_map".into()));
         }
         let mut files: BTreeMap<&str, usize> = BTreeMap::new();
         let mut weights = Self { files: Vec::new(), tensors: BTreeMap::new() };
@@ -70,10 +80,17 @@ impl Weights {
                 continue;
             }
             let bytes = source.find(name)?.ok_or_else(|| {
-                Error::new(ErrorKind::Model, format!("the shard {name} is missing"))
+                let is_stray = |file: &String| file.ends_with(".safetensors") && !shard_of.values().any(|s| s == file);
+                let error = Error::new(ErrorKind::Model, format!("the shard {name} is missing"))
                     .at(&place)
-                    .found(source.listing())
-                    .help("the download is incomplete: fetch the missing shard")
+                    .found(source.listing());
+                match source.names().into_iter().find(is_stray) {
+                    Some(stray) => error.help(format!(
+                        "the index is probably from another version of the model, because it does not name {stray}: \
+                         download the index and the shards of the same version"
+                    )),
+                    None => error.help("the download is incomplete: download the missing shard"),
+                }
             })?;
             files.insert(name, weights.files.len());
             weights.add_safetensors(source.place_of(name), bytes, |tensor| {
@@ -85,16 +102,16 @@ impl Weights {
                 return Err(Error::new(ErrorKind::Model, "a tensor is not in the shard that the index names")
                     .at(format!("{place}: {tensor}"))
                     .expected(format!("in {file}"))
-                    .help("the index and the shards are not from the same download"));
+                    .help("the index does not belong to these shards: download both again"));
             }
         }
         Ok(weights)
     }
 
-    /// Reads safetensors files that are already at hand, as pairs of a name for messages and bytes.
+    /// Reads safetensors files from pairs of a name, which is used in messages, and the bytes of the file.
     ///
     /// # Errors
-    /// When a file breaks the format.
+    /// If a file does not follow the format.
     pub fn from_files(files: Vec<(String, Bytes)>) -> Result<Self> {
         let mut weights = Self { files: Vec::new(), tensors: BTreeMap::new() };
         for (name, bytes) in files {
@@ -130,52 +147,54 @@ struct Info {
     data_offsets: (u64, u64),
 }
 
-/// Checks a whole file and returns its tensors, with ranges counted from the start of the file.
+/// Checks a whole file and returns its tensors. Their byte ranges are counted from the start of the file.
 fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
-    let broken = |what: &str| Error::new(ErrorKind::Model, what).at(file);
+    let file_error = |what: &str| Error::new(ErrorKind::Model, what).at(file);
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
-        return Err(broken("the safetensors file is too short to hold a header")
+        return Err(file_error("the safetensors file is too short to hold a header")
             .expected("at least 8 bytes")
             .found(format!("{} bytes", bytes.len()))
             .help(DOWNLOAD_AGAIN));
     };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER_BYTES {
-        return Err(broken("the safetensors header is too large")
+        return Err(file_error("the safetensors header is too large")
             .expected(format!("at most {MAX_HEADER_BYTES} bytes"))
             .found(format!("{length} bytes"))
             .help("this is not a safetensors file, or it is damaged"));
     }
     if length > rest.len() as u64 {
-        return Err(broken("the safetensors header reaches past the end of the file")
+        return Err(file_error("the safetensors header reaches past the end of the file")
             .expected(format!("a header of {length} bytes"))
             .found(format!("a file of {} bytes", bytes.len()))
             .help(DOWNLOAD_AGAIN));
     }
-    // Both fit: `length` is at most `rest.len()`.
+    // The cast is exact, because `length` is at most `rest.len()`.
     let (header, data) = rest.split_at(length as usize);
     let start = 8 + header.len();
-    let header = std::str::from_utf8(header).map_err(|e| broken("the safetensors header is not UTF-8").found(e))?;
+    let header = std::str::from_utf8(header).map_err(|e| file_error("the safetensors header is not UTF-8").found(e))?;
     let header: Header = serde_json::from_str(header)
-        .map_err(|e| broken("the safetensors header is not a valid description of tensors").found(e))?;
+        .map_err(|e| file_error("the safetensors header is not a valid description of tensors").found(e))?;
 
     let mut tensors: Vec<_> = header.tensors.into_iter().collect();
-    // The name decides between empty tensors, so that the error for a bad file is always the same.
+    // Empty tensors have the same offsets. Sorting them by name makes the error for an invalid file deterministic.
     tensors.sort_by(|(a, x), (b, y)| (x.data_offsets, a).cmp(&(y.data_offsets, b)));
     let mut entries = Vec::with_capacity(tensors.len());
     let mut end = 0u64;
     for (name, info) in tensors {
-        let at = |what: &str| Error::new(ErrorKind::Model, what).at(format!("{file}: {name}"));
+        let tensor_error = |what: &str| Error::new(ErrorKind::Model, what).at(format!("{file}: {name}"));
         let dtype: safetensors::Dtype = safetensors::Dtype::deserialize(info.dtype.as_str().into_deserializer())
-            .map_err(|e: serde::de::value::Error| at("a tensor has an element type that is not known").found(e))?;
+            .map_err(|e: serde::de::value::Error| {
+                tensor_error("a tensor has an element type that is not known").found(e)
+            })?;
         let (from, to) = info.data_offsets;
         if from != end || to < from {
-            return Err(at("the tensors of a safetensors file overlap or leave holes")
+            return Err(tensor_error("the tensors of a safetensors file overlap or leave holes")
                 .expected(format!("bytes from {end}"))
                 .found(format!("bytes {from} to {to}")));
         }
         if to > data.len() as u64 {
-            return Err(at("a tensor reaches past the end of the file")
+            return Err(tensor_error("a tensor reaches past the end of the file")
                 .expected(format!("{to} bytes of data"))
                 .found(format!("{} bytes", data.len()))
                 .help(DOWNLOAD_AGAIN));
@@ -188,14 +207,17 @@ fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
                 Some(bits) => format!("{bits} bits"),
                 None => "a size that fits 64 bits".to_string(),
             };
-            return Err(at("a tensor's shape does not fit its bytes")
+            return Err(tensor_error("a tensor's shape does not fit its bytes")
                 .expected(format!("{expected} for {dtype} {:?}", info.shape))
                 .found(format!("{} bytes", to - from)));
         }
         end = to;
-        // An empty tensor may name a size beyond usize on 32-bit targets; every other size is bounded by the file.
+        // On 32-bit targets, an empty tensor may have a size that does not fit usize. All other sizes are limited by
+        // the size of the file.
         let Some(shape) = info.shape.iter().map(|&size| usize::try_from(size).ok()).collect() else {
-            return Err(at("a tensor's shape is too large for this machine").found(format!("{:?}", info.shape)));
+            return Err(
+                tensor_error("a tensor's shape is too large for this machine").found(format!("{:?}", info.shape))
+            );
         };
         entries.push((
             name,
@@ -209,7 +231,7 @@ fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
         ));
     }
     if end != data.len() as u64 {
-        return Err(broken("the tensors of a safetensors file do not cover it")
+        return Err(file_error("the tensors of a safetensors file do not cover it")
             .expected(format!("{end} bytes of data"))
             .found(format!("{} bytes", data.len())));
     }

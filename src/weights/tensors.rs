@@ -1,4 +1,5 @@
-//! The tensors of a model, whichever format its files have: names as in Hugging Face checkpoints, shapes outermost first.
+//! The tensors of a model, independent of the file format. Names are those of Hugging Face checkpoints, and the
+//! outermost dimension of a shape comes first.
 use super::gguf::GgmlType;
 use super::{Bytes, PackedRows, pack};
 use crate::dtype::Dtype;
@@ -7,13 +8,13 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
-pub(super) const DOWNLOAD_AGAIN: &str = "the file is damaged or its download stopped early: download it again";
+pub(super) const DOWNLOAD_AGAIN: &str = "the file is damaged or incomplete: download it again";
 
-/// What a [fingerprint](Weights::fingerprint) begins with. One that begins otherwise comes from an older version, which computed
-/// another hash: it says nothing about the weights.
+/// The prefix of every [fingerprint](Weights::fingerprint). A fingerprint without it comes from an older version, which
+/// computed another hash, so it says nothing about the weights.
 pub const FINGERPRINT: &str = "blake3:";
 
-/// Element type of a tensor as its file names it.
+/// The element type of a tensor as its file names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stored {
     /// In a safetensors file.
@@ -23,7 +24,7 @@ pub enum Stored {
 }
 
 impl Stored {
-    /// The element type, if it is one that secateur computes with.
+    /// The same type as a [`Dtype`], if secateur can compute with it.
     pub fn packed(self) -> Option<Dtype> {
         match self {
             Self::Safetensors(safetensors::Dtype::F32) => Some(Dtype::F32),
@@ -44,7 +45,7 @@ impl fmt::Display for Stored {
     }
 }
 
-/// All tensors of a model, by name.
+/// The tensors of a model, by name.
 #[derive(Debug)]
 pub struct Weights {
     pub(super) files: Vec<(String, Bytes)>,
@@ -56,24 +57,25 @@ pub(super) struct Entry {
     pub(super) file: usize,
     pub(super) stored: Stored,
     pub(super) shape: Vec<usize>,
-    /// Heads whose rows lie in pairs: see [`PackedRows::unpair_heads`].
+    /// For a tensor whose rows are stored in pairs, the number of heads; see [`PackedRows::unpair_heads`].
     pub(super) heads: Option<usize>,
     pub(super) range: Range<usize>,
 }
 
-/// One tensor: row-major, little-endian, in the bytes of its file.
+/// One tensor: row-major, little-endian elements, borrowed from the bytes of the file.
 #[derive(Debug, Clone, Copy)]
 pub struct TensorView<'a> {
-    /// The tensor's name.
+    /// The name of the tensor.
     pub name: &'a str,
-    /// Where its file lies.
+    /// The path of the file that holds the tensor.
     pub file: &'a str,
-    /// Element type as stored.
+    /// The element type in the file.
     pub stored: Stored,
-    /// Sizes, outermost first.
+    /// The size of each dimension, outermost first.
     pub shape: &'a [usize],
-    /// The elements as stored. What is read through [`to_rows`](Self::to_rows) and [`to_f32`](Self::to_f32) is in the order of
-    /// Hugging Face checkpoints; these bytes are in the file's, which differs for the queries and keys of Llama in GGUF.
+    /// The bytes of the elements, in the order of the file. For the query and key projections of Llama in GGUF files,
+    /// this order differs from that of Hugging Face checkpoints, which [`to_rows`](Self::to_rows) and
+    /// [`to_f32`](Self::to_f32) return.
     pub bytes: &'a [u8],
     heads: Option<usize>,
 }
@@ -82,12 +84,12 @@ impl Weights {
     /// The tensor `name`.
     ///
     /// # Errors
-    /// When there is none; names the closest one.
+    /// If the weights have no such tensor. The error names a similar one if there is one.
     pub fn tensor(&self, name: &str) -> Result<TensorView<'_>> {
         self.find(name).ok_or_else(|| self.missing(name))
     }
 
-    /// The tensor `name`, or `None`.
+    /// The tensor `name`, or `None` if the weights have no such tensor.
     pub fn find(&self, name: &str) -> Option<TensorView<'_>> {
         let (name, entry) = self.tensors.get_key_value(name)?;
         let (file, bytes) = &self.files[entry.file];
@@ -98,7 +100,7 @@ impl Weights {
     /// The tensor `name`, which must have exactly this shape.
     ///
     /// # Errors
-    /// When it is missing or has another shape.
+    /// If the tensor is missing or has another shape.
     pub fn expect(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>> {
         let tensor = self.tensor(name)?;
         if tensor.shape == shape {
@@ -111,8 +113,9 @@ impl Weights {
             .help("is config.json the one that came with these weights?"))
     }
 
-    /// Identifies these weights: the BLAKE3 hash of every tensor's name, type, shape and bytes, as [`FINGERPRINT`] and 64
-    /// hexadecimal digits. Reads all of the weights.
+    /// A hash that identifies these weights: [`FINGERPRINT`] and the 64 hexadecimal digits of a BLAKE3 hash. It covers
+    /// the name, type, shape and all bytes of every tensor, so it takes as long as reading all of them from memory or
+    /// disk.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for tensor in self.tensors.keys().filter_map(|name| self.find(name)) {
@@ -124,38 +127,38 @@ impl Weights {
         format!("{FINGERPRINT}{}", hasher.finalize().to_hex())
     }
 
-    /// Where its files lie; for those in memory, their names.
+    /// The paths of the files; for files in memory, their names.
     pub fn places(&self) -> impl ExactSizeIterator<Item = &str> {
         self.files.iter().map(|(place, _)| place.as_str())
     }
 
-    /// The matrix `name` of `[rows, cols]` as packed words, in its own dtype.
+    /// The matrix `name` of shape `[rows, cols]` as packed rows, in its own element type.
     ///
     /// # Errors
-    /// When it is missing, or has another shape or a type that is not supported.
+    /// If the matrix is missing, has another shape, or has an element type that is not supported.
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<PackedRows<'_>> {
         self.expect(name, &[rows, cols])?.to_rows()
     }
 
-    /// The vector `name` of `len` elements as f32.
+    /// The vector `name` of `len` elements, converted to f32.
     ///
     /// # Errors
-    /// When it is missing, or has another shape or a type that is not supported.
+    /// If the vector is missing, has another shape, or has an element type that is not supported.
     pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
         self.expect(name, &[len])?.to_f32()
     }
 
-    /// Whether there is a tensor `name`.
+    /// Whether the weights have a tensor `name`.
     pub fn contains(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
     }
 
-    /// All names, sorted.
+    /// The names of all tensors, sorted.
     pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Bytes of all tensors together, as stored.
+    /// The size of all tensors together, in bytes as stored in the files.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.values().map(|entry| entry.range.len() as u64).sum()
     }
@@ -163,7 +166,8 @@ impl Weights {
     fn missing(&self, name: &str) -> Error {
         let files: Vec<_> = self.files.iter().map(|(file, _)| file.as_str()).take(3).collect();
         let error = Error::new(ErrorKind::Model, format!("the weights have no tensor {name}")).at(files.join(", "));
-        // Checkpoints of the bare decoder lack the prefix `model.`, wrapped ones carry one more.
+        // Checkpoints of the bare decoder lack the prefix `model.`; checkpoints of a wrapped model have a further
+        // prefix.
         let same_tail = |known: &str| {
             let (long, short) = if known.len() > name.len() { (known, name) } else { (name, known) };
             long.strip_suffix(short).is_some_and(|prefix| prefix.ends_with('.'))
@@ -176,23 +180,24 @@ impl Weights {
             None => "no tensors at all".to_string(),
         });
         if name == "lm_head.weight" {
-            return error
-                .help("a model without lm_head.weight should say \"tie_word_embeddings\": true in config.json");
+            return error.help(
+                "if the model uses its embedding as the output head, set \"tie_word_embeddings\": true in config.json",
+            );
         }
         error.help("is config.json the one that came with these weights?")
     }
 }
 
 impl<'a> TensorView<'a> {
-    /// File and name, for messages.
+    /// The file and the name of the tensor, for messages.
     pub fn place(&self) -> String {
         format!("{}: {}", self.file, self.name)
     }
 
-    /// The element type, if it is one that secateur computes with.
+    /// The element type as a [`Dtype`].
     ///
     /// # Errors
-    /// When it is another.
+    /// If secateur cannot compute with the type.
     pub fn packed_dtype(&self) -> Result<Dtype> {
         self.stored.packed().ok_or_else(|| {
             let error = Error::new(ErrorKind::Model, "a tensor has an element type that is not supported")
@@ -201,18 +206,18 @@ impl<'a> TensorView<'a> {
             match self.stored {
                 Stored::Safetensors(_) => error
                     .expected("F32, F16 or BF16")
-                    .help("quantized checkpoints are not read: use the original weights, or a GGUF file"),
+                    .help("quantized safetensors are not supported: use the original weights, or a GGUF file"),
                 Stored::Ggml(_) => error
                     .expected("F32, F16, BF16, Q8_0 or Q4_0")
-                    .help("take a file of another quantization, or make one: llama-quantize --pure … Q4_0"),
+                    .help("use a file with another quantization, or make one: llama-quantize --pure IN OUT Q4_0"),
             }
         })
     }
 
-    /// A tensor of two dimensions as packed words.
+    /// A matrix as packed rows.
     ///
     /// # Errors
-    /// When it has another number of dimensions or a type that is not supported.
+    /// If the tensor does not have two dimensions, or has an element type that is not supported.
     pub fn to_rows(&self) -> Result<PackedRows<'a>> {
         let dtype = self.packed_dtype()?;
         let &[rows, cols] = self.shape else {
@@ -221,32 +226,32 @@ impl<'a> TensorView<'a> {
                 .expected("2 dimensions")
                 .found(format!("{:?}", self.shape)));
         };
-        let place = |error: Error| error.at(self.place());
-        let packed = PackedRows::from_le_bytes(dtype, rows, cols, self.bytes).map_err(place)?;
+        let at_tensor = |error: Error| error.at(self.place());
+        let packed = PackedRows::from_le_bytes(dtype, rows, cols, self.bytes).map_err(at_tensor)?;
         match self.heads {
             None => Ok(packed),
-            Some(heads) => packed.unpair_heads(heads).map_err(place),
+            Some(heads) => packed.unpair_heads(heads).map_err(at_tensor),
         }
     }
 
-    /// All elements as f32, exactly.
+    /// All elements as f32. The conversion is exact.
     ///
     /// # Errors
-    /// When the tensor has a type that is not supported.
+    /// If the tensor has an element type that is not supported.
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         let dtype = self.packed_dtype()?;
-        let place = |error: Error| error.at(self.place());
+        let at_tensor = |error: Error| error.at(self.place());
         let values = match (dtype.is_quantized(), self.shape) {
             (false, _) => pack::to_f32(dtype, self.bytes),
             (true, [outer @ .., cols]) => {
-                PackedRows::from_le_bytes(dtype, outer.iter().product(), *cols, self.bytes).map_err(place)?.to_f32()
+                PackedRows::from_le_bytes(dtype, outer.iter().product(), *cols, self.bytes).map_err(at_tensor)?.to_f32()
             }
             (true, []) => Vec::new(),
         };
         let Some(heads) = self.heads else { return Ok(values) };
         let rows = self.shape[0];
         let width = values.len() / rows.max(1);
-        let order = pack::unpaired(rows, heads).map_err(place)?;
+        let order = pack::unpaired(rows, heads).map_err(at_tensor)?;
         Ok(order.flat_map(|row| values[row * width..][..width].iter().copied()).collect())
     }
 }

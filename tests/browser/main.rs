@@ -19,7 +19,7 @@ use std::{
 
 use devtools::Browser;
 use secateur::device::ComputeDevice;
-use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions};
+use secateur::engine::{Engine, LoadOptions, Prompt, Settings};
 use secateur::policy::Budget;
 use secateur::trace::Trace;
 use secateur::weights::ModelSource;
@@ -426,7 +426,7 @@ const MODEL: &str = "tests/golden/qwen2-bf16";
 const PROMPT: &str = "What is 12 + 30?";
 
 /// The same run natively, on the CPU twin.
-fn native(options: &RunOptions) -> secateur::Result<Trace> {
+fn native(options: &Settings) -> secateur::Result<Trace> {
     let source = ModelSource::directory(Path::new(ROOT).join(MODEL))?;
     let load = LoadOptions { kv: Dtype::F32, ..LoadOptions::default() };
     let mut engine = Engine::load(&source, MODEL, &ComputeDevice::cpu(), &load, &mut |_, _| ())?;
@@ -455,13 +455,8 @@ fn a_model_thinks_and_is_pruned(site: &Site) -> Result {
     );
     ensure!(evicted.as_u64() < all.as_u64(), "everything was pruned");
     ensure!(browser.eval("run.cached < run.total && run.inUse > 0 && run.reserved >= run.inUse")? == true, "{status}");
-    let options = RunOptions {
-        probe_every: 32,
-        window: 8,
-        max_new_tokens: 128,
-        budget: Budget::Ratio(0.5),
-        ..Default::default()
-    };
+    let options =
+        Settings { probe_every: 32, window: 8, max_new_tokens: 128, budget: Budget::Ratio(0.5), ..Default::default() };
     let expected = native(&options).map_err(|e| e.to_string())?;
     let found = trace(&mut browser)?;
     ensure!(found.prompt_ids == expected.prompt_ids, "the prompt became {:?}", found.prompt_ids);

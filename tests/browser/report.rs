@@ -2,7 +2,7 @@
 use std::fs;
 use std::path::Path;
 
-use secateur::policy::Role;
+use secateur::policy::{Role, Scope};
 use secateur::report::html;
 use secateur::trace::{Set, Trace};
 use serde_json::{Value, json};
@@ -151,7 +151,7 @@ pub fn a_report_of_two_traces_has_them_side_by_side(site: &Site) -> Result {
     let mut other = trace.clone();
     other.probes.pop();
     // The other one's layers keep what they like: the first all, the others what the trace says.
-    other.settings.scope = "layer".into();
+    other.settings.scope = Scope::Layer;
     for probe in &mut other.probes {
         let set = |layer| Set {
             layer,
@@ -199,9 +199,10 @@ pub fn a_report_of_a_hostile_trace_stays_text(site: &Site) -> Result {
             token.text = hostile.into();
         }
     }
-    for field in [&mut trace.model, &mut trace.device, &mut trace.settings.policy, &mut trace.settings.budget] {
+    for field in [&mut trace.model, &mut trace.device, &mut trace.settings.probe_text] {
         *field = hostile.into();
     }
+    trace.settings.policy = hostile.into();
     trace.prompt_text = Some(hostile.into());
     let (mut browser, _folder) = open(site, &[(hostile.into(), trace)])?;
     ensure!(browser.eval("typeof window.hacked")? == "undefined", "text of a trace was run");

@@ -7,7 +7,7 @@ use crate::common::*;
 use safetensors::tensor::TensorView;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
-use secateur::kernels::launch::as_words;
+use secateur::kernels::readback::as_u32;
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::{Decoder, Input, Logits};
 use secateur::weights::{ModelSource, Stored, Weights};
@@ -271,7 +271,7 @@ fn logits_that_are_not_finite_are_an_error() {
                     // The id of a broken step is forwarded before anyone looks: that must do no harm.
                     let out = model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None);
                     cache.sample(&out.expect("fits").logits.expect("asked for"), &[0], 1);
-                    let state = as_words(&block_on(cache.read_state()).expect("readable")[0]);
+                    let state = as_u32(&block_on(cache.read_state()).expect("readable")[0]);
                     let ids = cache.ids(&state, 0, 0, 2);
                     refused(ids, ErrorKind::Device, &["the logits are not finite", "conformance"]);
                     assert_mirrored(&cache);

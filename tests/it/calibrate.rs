@@ -121,7 +121,7 @@ fn it_ends_with_a_table_and_a_choice_beside_the_model() {
     let left: Vec<PathBuf> = std::fs::read_dir(made.dir.path()).unwrap().map(|f| f.unwrap().path()).collect();
     assert!(!left.iter().any(|f| f.to_string_lossy().contains("progress")), "{left:?}");
     let of = QUESTIONS.len();
-    assert_eq!((choice.settings.questions, choice.settings.budget.as_str()), (of, "tokens:32"));
+    assert_eq!((choice.settings.questions, choice.settings.run.budget), (of, secateur::policy::Budget::Tokens(32)));
     // All layers, each of five, and the best of these with each of the others at least.
     assert!(choice.rows.len() >= 1 + 5 + 4, "{:?}", choice.rows);
     let names: HashSet<&str> = choice.rows.iter().map(|r| r.layers.as_str()).collect();
@@ -260,7 +260,7 @@ fn run_uses_the_choice_beside_the_model() {
         assert_eq!(ran.code, Some(0), "{}", ran.err);
         let trace = Trace::from_json(&std::fs::read_to_string(&trace).unwrap()).unwrap();
         assert!(!trace.probes.is_empty());
-        (trace.settings.layers, ran.err)
+        (trace.settings.layers.to_string(), ran.err)
     };
     let good = choice(&|_| ());
     let (layers, err) = used(&good, &[]);

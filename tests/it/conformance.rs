@@ -6,6 +6,7 @@ use secateur::kernels::cases;
 
 #[test]
 fn every_case_on_every_adapter() {
+    let _one = crate::common::serial();
     let cases = cases::all();
     assert!(cases.len() >= 90, "only {} cases", cases.len());
     let mut reports: Vec<Report> = Vec::new();

@@ -3,7 +3,7 @@ use crate::common;
 use crate::common::replay;
 use crate::common::replay::Evict;
 use secateur::dtype::Dtype;
-use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions, RunResult};
+use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Settings};
 use secateur::sampling::Sampling;
 use secateur::trace::{AttentionDetail, StopReason};
 use secateur::weights::ModelSource;
@@ -41,7 +41,7 @@ fn engine_with(
     Engine::load(&source, "qwen2-f16", device, &options, &mut |_, _| ()).expect("a good model")
 }
 
-fn run(engine: &mut Engine, prompt: &Prompt, options: &RunOptions) -> RunResult {
+fn run(engine: &mut Engine, prompt: &Prompt, options: &Settings) -> RunResult {
     let result = pollster::block_on(engine.run(prompt, options, &mut |_| ())).expect("it runs");
     assert!(result.error.is_none(), "{:?}", result.error);
     result
@@ -54,16 +54,17 @@ fn ids(result: &RunResult) -> Vec<u32> {
 /// Probes happen, something goes, and the first evictions are those of the twins; ids equal as long as evictions are.
 #[test]
 fn pruning_on_every_adapter_is_what_it_is_on_the_twins() {
+    let _one = common::serial();
     let prompt = Prompt::Chat("What is 12 + 30?".into());
     for policy in ["think-clearly", "random"] {
-        let options = RunOptions {
+        let options = Settings {
             max_new_tokens: 340,
             policy: policy.into(),
             budget: "tokens:60".parse().expect("a budget"),
             window: 16,
             probe_every: 60,
             ignore_eos: true,
-            ..RunOptions::default()
+            ..Settings::default()
         };
         let mut expected: Option<RunResult> = None;
         let mut compared = 0;
@@ -95,9 +96,10 @@ fn pruning_on_every_adapter_is_what_it_is_on_the_twins() {
 /// A plan that keeps all changes nothing: the ids of `full`, through every probe.
 #[test]
 fn probes_that_keep_all_change_no_id() {
+    let _one = common::serial();
     let prompt = Prompt::Chat("Count to ten.".into());
-    let full = RunOptions { max_new_tokens: 60, policy: "full".into(), ignore_eos: true, ..RunOptions::default() };
-    let probed = RunOptions {
+    let full = Settings { max_new_tokens: 60, policy: "full".into(), ignore_eos: true, ..Settings::default() };
+    let probed = Settings {
         policy: "think-clearly".into(),
         budget: "ratio:1.0".parse().expect("a budget"),
         probe_every: 7,
@@ -118,18 +120,18 @@ fn probes_that_keep_all_change_no_id() {
 fn ids_without_a_tokenizer() {
     let device = secateur::device::ComputeDevice::cpu();
     let mut engine = engine(&device, false);
-    let options = RunOptions {
+    let options = Settings {
         max_new_tokens: 200,
         policy: "random".into(),
         budget: "tokens:32".parse().expect("a budget"),
         window: 16,
         probe_every: 50,
-        ..RunOptions::default()
+        ..Settings::default()
     };
     let result = run(&mut engine, &Prompt::Ids(vec![1, 2, 3]), &options);
     let after: Vec<usize> = result.trace.probes.iter().map(|p| p.cached_after).collect();
     assert_eq!(after, [35, 35, 35], "prompt and budget");
-    let refused = pollster::block_on(engine.run(&Prompt::Ids(vec![1, 2, 3]), &RunOptions::default(), &mut |_| ()));
+    let refused = pollster::block_on(engine.run(&Prompt::Ids(vec![1, 2, 3]), &Settings::default(), &mut |_| ()));
     assert!(refused.expect_err("no text to probe with").to_string().contains("tokenizer"));
 }
 
@@ -140,7 +142,7 @@ fn a_stop_is_heard_while_the_prompt_is_forwarded() {
     let mut engine = engine(&device, true);
     let stop = engine.stop_flag();
     let long = Prompt::Ids((0..1500).map(|i| i % 300).collect());
-    let options = RunOptions { max_new_tokens: 4, policy: "full".into(), ..RunOptions::default() };
+    let options = Settings { max_new_tokens: 4, policy: "full".into(), ..Settings::default() };
     let mut on = |_: secateur::engine::Event<'_>| stop.store(true, std::sync::atomic::Ordering::Relaxed);
     let stopped = pollster::block_on(engine.run(&long, &options, &mut on)).expect("a stop is no error");
     assert_eq!((stopped.trace.stop_reason, stopped.trace.tokens.len()), (StopReason::Cancelled, 0));
@@ -149,9 +151,9 @@ fn a_stop_is_heard_while_the_prompt_is_forwarded() {
 }
 
 /// Ragged requests: prompts, lengths, policies, budgets and ends of all kinds; one draws with a temperature.
-fn ragged() -> Vec<(Prompt, RunOptions)> {
-    let base = RunOptions { max_new_tokens: 70, policy: "full".into(), ignore_eos: true, ..RunOptions::default() };
-    let pruned = |policy: &str, budget: &str, probe_every| RunOptions {
+fn ragged() -> Vec<(Prompt, Settings)> {
+    let base = Settings { max_new_tokens: 70, policy: "full".into(), ignore_eos: true, ..Settings::default() };
+    let pruned = |policy: &str, budget: &str, probe_every| Settings {
         policy: policy.into(),
         budget: budget.parse().expect("a budget"),
         window: 8,
@@ -161,21 +163,21 @@ fn ragged() -> Vec<(Prompt, RunOptions)> {
     let drawn = Sampling { temperature: 0.8, top_k: 40, top_p: 0.95, repetition_penalty: 1.1, ..Sampling::GREEDY };
     vec![
         (Prompt::Chat("What is 12 + 30?".into()), pruned("think-clearly", "tokens:24", 30)),
-        (Prompt::Ids((0..300).map(|i| i * 7 % 300).collect()), RunOptions { max_new_tokens: 33, ..base.clone() }),
-        (Prompt::Chat("Count.".into()), RunOptions { sampling: drawn, seed: 5, ..base.clone() }),
+        (Prompt::Ids((0..300).map(|i| i * 7 % 300).collect()), Settings { max_new_tokens: 33, ..base.clone() }),
+        (Prompt::Chat("Count.".into()), Settings { sampling: drawn, seed: 5, ..base.clone() }),
         (Prompt::Chat("Why?".into()), pruned("random", "ratio:0.5", 20)),
-        (Prompt::Ids(vec![5]), RunOptions { max_new_tokens: 1, ..base.clone() }),
-        (Prompt::Chat("Now.".into()), RunOptions { ignore_eos: false, ..base.clone() }),
+        (Prompt::Ids(vec![5]), Settings { max_new_tokens: 1, ..base.clone() }),
+        (Prompt::Chat("Now.".into()), Settings { ignore_eos: false, ..base.clone() }),
         (Prompt::Raw("Hmm".into()), pruned("streaming-llm", "tokens:16", 25)),
         (
             Prompt::Chat("Say it again.".into()),
-            RunOptions { max_new_tokens: 90, ..pruned("think-token", "ratio:0.6", 40) },
+            Settings { max_new_tokens: 90, ..pruned("think-token", "ratio:0.6", 40) },
         ),
     ]
 }
 
 /// The results of these requests side by side, in their order.
-fn side_by_side(engine: &mut Engine, requests: &[(Prompt, RunOptions)]) -> Vec<RunResult> {
+fn side_by_side(engine: &mut Engine, requests: &[(Prompt, Settings)]) -> Vec<RunResult> {
     let mut batch = engine.batch();
     for (prompt, options) in requests {
         batch.add(prompt, options).expect("a good request");
@@ -200,13 +202,14 @@ const MEASURED: f64 = 5e-5;
 /// the same tokens and measures the same), and ids are equal up to where one of these came so close.
 #[test]
 fn a_sequence_does_not_notice_its_neighbours() {
+    let _one = common::serial();
     let fx = common::Fixture::open("qwen2-f16");
     let (requests, reference) = (ragged(), replay::reference(&fx));
     for device in common::two() {
         let mut alone = engine(device, true);
         let single: Vec<RunResult> =
             requests.iter().map(|(prompt, options)| run(&mut alone, prompt, options)).collect();
-        let probe_ids = alone.tokenizer().expect("it has one").encode(&RunOptions::default().probe_text).expect("text");
+        let probe_ids = alone.tokenizer().expect("it has one").encode(&Settings::default().probe_text).expect("text");
         for places in [8, 3] {
             let results = side_by_side(&mut engine_of(device, true, places), &requests);
             let (mut same, mut all, mut worst) = (0, 0, (0f64, 0f64));
@@ -256,6 +259,7 @@ fn a_sequence_does_not_notice_its_neighbours() {
 /// well.
 #[test]
 fn the_same_batch_gives_the_same_ids() {
+    let _one = common::serial();
     let requests = ragged();
     for device in common::two() {
         let mut used = engine_of(device, true, 3);
@@ -279,14 +283,14 @@ fn the_same_batch_gives_the_same_ids() {
 fn a_request_that_ends_badly_ends_alone() {
     let device = secateur::device::ComputeDevice::cpu();
     let mut engine = engine_of(&device, true, 2);
-    let options = RunOptions { max_new_tokens: 40, policy: "full".into(), ignore_eos: true, ..RunOptions::default() };
+    let options = Settings { max_new_tokens: 40, policy: "full".into(), ignore_eos: true, ..Settings::default() };
     let want = ids(&run(&mut engine, &Prompt::Ids(vec![1, 2, 3]), &options));
     let mut batch = engine.batch();
     let good = batch.add(&Prompt::Ids(vec![1, 2, 3]), &options).expect("good");
     let cancelled = batch.add(&Prompt::Ids(vec![4, 5]), &options).expect("good");
     let waiting = batch.add(&Prompt::Ids(vec![1, 2, 3]), &options).expect("good");
     let wrong = Sampling { top_p: 7.0, ..Sampling::GREEDY };
-    assert!(batch.add(&Prompt::Ids(vec![1]), &RunOptions { sampling: wrong, ..options.clone() }).is_err());
+    assert!(batch.add(&Prompt::Ids(vec![1]), &Settings { sampling: wrong, ..options.clone() }).is_err());
     pollster::block_on(batch.step(&mut |_, _| ()));
     batch.cancel(cancelled);
     let results = pollster::block_on(batch.run(&mut |_, _| ()));
@@ -306,14 +310,14 @@ fn a_request_that_ends_badly_ends_alone() {
 #[test]
 fn a_probe_that_fails_ends_only_its_own_sequence() {
     let device = secateur::device::ComputeDevice::cpu();
-    let options = RunOptions {
+    let options = Settings {
         max_new_tokens: 340,
         budget: "tokens:60".parse().expect("a budget"),
         window: 16,
         probe_every: 100,
         ignore_eos: true,
         attention: AttentionDetail::Heads,
-        ..RunOptions::default()
+        ..Settings::default()
     };
     let prompt = Prompt::Chat("What is 12 + 30?".into());
     let mut healthy = engine(&device, true);
@@ -333,7 +337,7 @@ fn a_probe_that_fails_ends_only_its_own_sequence() {
         bytes[at..at + row].chunks_exact_mut(2).for_each(|half| half.copy_from_slice(&0x7e00u16.to_le_bytes()));
     };
     let mut engine = engine_with(&device, true, 3, &poison);
-    let bad = RunOptions { probe_text: format!("{spare}</think>"), ..options.clone() };
+    let bad = Settings { probe_text: format!("{spare}</think>"), ..options.clone() };
     let mut batch = engine.batch();
     for options in [&options, &bad, &options] {
         batch.add(&prompt, options).expect("a good request");

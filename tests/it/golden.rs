@@ -6,7 +6,7 @@ use secateur::cache::KvCache;
 use secateur::device::ComputeDevice;
 use secateur::dtype::Dtype;
 use secateur::kernels::Reduce;
-use secateur::kernels::launch::poison_outputs;
+use secateur::kernels::memory::poison_outputs;
 use secateur::model::decoder::{Decoder, Input, Logits};
 
 const PROMPTS: [usize; 4] = [1, 7, 64, 200];
@@ -128,7 +128,7 @@ fn greedy(fx: &Fixture, model: &Decoder) -> Vec<u32> {
         }
     }
     for (from, read) in reads {
-        let words = secateur::kernels::launch::as_words(&block_on(read).expect("readable")[0]);
+        let words = secateur::kernels::readback::as_u32(&block_on(read).expect("readable")[0]);
         ids.extend(cache.ids(&words, 0, from, from + 16).expect("finite"));
     }
     ids

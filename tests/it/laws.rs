@@ -5,7 +5,8 @@ use secateur::Slot;
 use secateur::cache::KvCache;
 use secateur::device::ComputeDevice;
 use secateur::dtype::Dtype;
-use secateur::kernels::launch::{as_words, poison_outputs};
+use secateur::kernels::memory::poison_outputs;
+use secateur::kernels::readback::as_u32;
 use secateur::kernels::{Reduce, state};
 use secateur::model::decoder::{Decoder, Input, Logits};
 
@@ -311,7 +312,7 @@ fn ids_read_late_are_the_ids_read_at_once() {
                 if late {
                     reads.push((step, read));
                 } else {
-                    let words = as_words(&block_on(read).expect("readable")[0]);
+                    let words = as_u32(&block_on(read).expect("readable")[0]);
                     assert_eq!(words[state::STEP], step + 1);
                     ids.extend(cache.ids(&words, 0, step, step + 1).expect("finite"));
                 }
@@ -319,7 +320,7 @@ fn ids_read_late_are_the_ids_read_at_once() {
                 cache.sample(&out.expect("fits").logits.expect("asked for"), &[0], 1);
             }
             for (step, read) in reads {
-                let words = as_words(&block_on(read).expect("readable")[0]);
+                let words = as_u32(&block_on(read).expect("readable")[0]);
                 assert_eq!(words[state::STEP], step + 1, "the state as it was when the read began");
                 ids.extend(cache.ids(&words, 0, step, step + 1).expect("finite"));
             }
@@ -423,7 +424,7 @@ fn free_run(fx: &Fixture, device: &ComputeDevice) -> (Vec<u32>, Vec<(usize, Vec<
         logits = out.logits.expect("asked for");
     }
     for (from, to, read) in reads {
-        let words = as_words(&block_on(read).expect("readable")[0]);
+        let words = as_u32(&block_on(read).expect("readable")[0]);
         ids.extend(cache.ids(&words, 0, from, to).expect("finite"));
     }
     println!(

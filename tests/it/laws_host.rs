@@ -5,7 +5,7 @@ use secateur::policy::{
     self, Budget, CURRENT_STEP_KEPT, CacheView, CachedToken, EvictionPolicy, KeepPlan, Measurement, Outcome, POLICIES,
     Role, Scope, Sets, StepInfo, ViewParts,
 };
-use secateur::steps::{KEYWORDS, Segmenter, Step, Tail, assign, segment};
+use secateur::steps::{Begin, Boundaries, KEYWORDS, REACH, Segmenter, Step, Tail, assign, segment, segment_by};
 use secateur::text::{Detokenizer, Tokenizer};
 use secateur::trace;
 use secateur::{Position, Slot};
@@ -23,6 +23,41 @@ fn text() -> impl Strategy<Value = String> {
     let other = prop::sample::select(odd.to_vec()).prop_map(str::to_string);
     let any = ".{0,6}".prop_map(|s| s);
     prop::collection::vec(prop_oneof![keyword, curly, other, any], 0..24).prop_map(|parts| parts.concat())
+}
+
+/// Longer text: sentences and paragraphs of several languages, with and without keywords, long enough for the fallback.
+fn prose() -> impl Strategy<Value = String> {
+    let pieces = [
+        "我们先考虑这个问题的条件。",
+        "对吗？\n\n",
+        "まず式を整理する！",
+        "पहले हम x निकालते हैं। ",
+        "هل هذا صحيح؟ ",
+        "Wir suchen z. B. 3.14. ",
+        "Das ist gut. ",
+        "\n\n",
+        "\n \n",
+        ". ",
+        ")",
+        "” ",
+        " ",
+        "é",
+        "… ",
+        "So ",
+        "Let me",
+        " double-check",
+        "Wait, ",
+        "\n\nAnother",
+        " angle",
+        "x",
+    ];
+    let piece = (prop::sample::select(pieces.to_vec()), 1_usize..24);
+    let repeated = piece.prop_map(|(piece, times)| piece.repeat(times));
+    prop_oneof![text(), prop::collection::vec(repeated, 1..12).prop_map(|parts| parts.concat())]
+}
+
+fn rule() -> impl Strategy<Value = Boundaries> {
+    prop::sample::select(Boundaries::ALL.to_vec())
 }
 
 /// The definition, word for word and slowly: where a keyword stands alone, and something follows it, a step begins.
@@ -43,7 +78,7 @@ fn starts_by_definition(text: &str) -> Vec<usize> {
 fn assert_partition(steps: &[Step], len: usize) {
     assert_eq!(steps[0].start, 0);
     assert_eq!(steps.last().unwrap().end, len);
-    assert!(steps.windows(2).all(|w| w[0].end == w[1].start && w[0].start < w[0].end && w[1].keyword.is_some()));
+    assert!(steps.windows(2).all(|w| w[0].end == w[1].start && w[0].start < w[0].end && w[1].begin != Begin::Text));
     assert!(len == 0 || steps.iter().all(|s| s.start < s.end));
 }
 
@@ -51,10 +86,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn steps_partition_any_text_and_any_bytes(text in text(), bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn steps_partition_any_text_and_any_bytes(
+        text in prose(),
+        bytes in prop::collection::vec(any::<u8>(), 0..200),
+        rule in rule(),
+    ) {
         for tail in [Tail::Open, Tail::Closed] {
-            assert_partition(&segment(&text, tail), text.len());
-            assert_partition(&segment(&bytes, tail), bytes.len());
+            assert_partition(&segment_by(rule, &text, tail), text.len());
+            assert_partition(&segment_by(rule, &bytes, tail), bytes.len());
         }
     }
 
@@ -69,9 +108,13 @@ proptest! {
     }
 
     #[test]
-    fn token_by_token_is_as_all_at_once_and_a_known_step_stays(text in text(), cuts in prop::collection::vec(0_usize..9, 1..40)) {
+    fn token_by_token_is_as_all_at_once_and_a_known_step_stays(
+        text in prose(),
+        cuts in prop::collection::vec(0_usize..9, 1..40),
+        rule in rule(),
+    ) {
         let bytes = text.as_bytes();
-        let mut whole = Segmenter::new();
+        let mut whole = Segmenter::with_boundaries(rule);
         let mut ends = Vec::new();
         let mut known: Vec<usize> = vec![0];
         let mut at = 0;
@@ -82,7 +125,7 @@ proptest! {
             ends.push(end);
             at = end;
             let steps = whole.steps(Tail::Open);
-            prop_assert_eq!(&steps, &segment(&bytes[..end], Tail::Open));
+            prop_assert_eq!(&steps, &segment_by(rule, &bytes[..end], Tail::Open));
             prop_assert_eq!(whole.assign(&steps), assign(&ends, &steps));
             let starts: Vec<usize> = steps.iter().map(|s| s.start).collect();
             prop_assert!(known.iter().all(|k| starts.contains(k)), "a step vanished: {known:?}, {starts:?}");
@@ -92,7 +135,22 @@ proptest! {
             }
         }
         prop_assert_eq!(whole.tokens(), ends.len());
-        prop_assert_eq!(whole.steps(Tail::Closed), segment(&bytes[..at], Tail::Closed));
+        prop_assert_eq!(whole.steps(Tail::Closed), segment_by(rule, &bytes[..at], Tail::Closed));
+    }
+
+    /// A probe at any time sees steps that later text neither moves nor splits, whatever the rule and wherever tokens are
+    /// cut: all but the last [`REACH`] bytes are final.
+    #[test]
+    fn later_text_leaves_the_steps_of_earlier_text_alone(text in prose(), at in any::<prop::sample::Index>(), rule in rule()) {
+        let all: Vec<usize> = segment_by(rule, &text, Tail::Open).iter().map(|s| s.start).collect();
+        let at = at.index(text.len() + 1);
+        let seen: Vec<usize> = segment_by(rule, &text.as_bytes()[..at], Tail::Open).iter().map(|s| s.start).collect();
+        prop_assert!(seen.iter().all(|start| all.contains(start)), "a step vanished");
+        let is_final = |start: &&usize| **start + REACH < at;
+        prop_assert_eq!(
+            seen.iter().filter(is_final).collect::<Vec<_>>(),
+            all.iter().filter(is_final).collect::<Vec<_>>()
+        );
     }
 
     #[test]
@@ -185,8 +243,8 @@ fn cache() -> impl Strategy<Value = Cache> {
 }
 
 /// Every policy with its plan; those that the budget does not fit are left out, and must be the unscored ones.
-fn plans(view: &CacheView<'_>) -> Vec<(Box<dyn EvictionPolicy>, KeepPlan)> {
-    let all = POLICIES.iter().map(|e| e.make());
+fn plans(view: &CacheView<'_>) -> Vec<(&'static dyn EvictionPolicy, KeepPlan)> {
+    let all = POLICIES.iter().copied();
     all.filter_map(|policy| match policy.plan(view) {
         Ok(plan) => Some((policy, plan)),
         Err(e) => {
@@ -371,7 +429,7 @@ proptest! {
         let own = views(&cache, &sets);
         let views: Vec<CacheView<'_>> = own.iter().map(Cache::view).collect();
         for entry in POLICIES {
-            let policy = entry.make();
+            let policy = entry;
             if policy.accepts(cache.budget).is_err() {
                 continue;
             }
@@ -381,16 +439,16 @@ proptest! {
                 let (layer, head) = sets.place(set);
                 let (layer, head) = (layer.unwrap(), head.unwrap_or(0));
                 let kept = plan.slots(layer, head);
-                prop_assert!(kept.windows(2).all(|w| w[0] < w[1]), "{}: not ascending", entry.name);
+                prop_assert!(kept.windows(2).all(|w| w[0] < w[1]), "{}: not ascending", entry.name());
                 prop_assert!(kept.last().is_none_or(|s| (s.0 as usize) < cache.tokens.len()));
                 // A set keeps what its policy keeps, and more only to be as long as its layer's longest.
-                prop_assert!(alone.slots(0, 0).iter().all(|s| kept.binary_search(s).is_ok()), "{}", entry.name);
+                prop_assert!(alone.slots(0, 0).iter().all(|s| kept.binary_search(s).is_ok()), "{}", entry.name());
                 let protected = (0..).map(Slot).zip(view.protected()).filter(|(_, p)| **p);
                 for (slot, _) in protected {
-                    prop_assert!(kept.binary_search(&slot).is_ok(), "{} evicts {slot:?}", entry.name);
+                    prop_assert!(kept.binary_search(&slot).is_ok(), "{} evicts {slot:?}", entry.name());
                 }
-                let longest = (0..2).map(|h| alone_len(&sets, &views, policy.as_ref(), layer, h)).max().unwrap();
-                prop_assert_eq!(kept.len(), if per_layer { alone.slots(0, 0).len() } else { longest }, "{}", entry.name);
+                let longest = (0..2).map(|h| alone_len(&sets, &views, *policy, layer, h)).max().unwrap();
+                prop_assert_eq!(kept.len(), if per_layer { alone.slots(0, 0).len() } else { longest }, "{}", entry.name());
             }
             // The record of it adds up, and survives JSON.
             let probe = trace::Probe::record(3, &sets, &views, &plan).unwrap();
@@ -417,8 +475,8 @@ fn over_many_probes_the_cache_stays_within_its_bound_and_keeps_the_question() {
     const PROMPT: usize = 30;
     const EVERY: usize = 200;
     const TARGET: usize = 512;
-    for entry in POLICIES.iter().filter(|e| e.name != "full") {
-        let policy = entry.make();
+    for entry in POLICIES.iter().filter(|e| e.name() != "full") {
+        let policy = entry;
         let mut tokens: Vec<CachedToken> =
             (0..PROMPT).map(|p| CachedToken::other(Position(p as u32), Role::Prompt)).collect();
         let mut steps: Vec<StepInfo> = Vec::new();
@@ -453,13 +511,13 @@ fn over_many_probes_the_cache_stays_within_its_bound_and_keeps_the_question() {
             .unwrap();
             let plan = policy.plan(&view).unwrap();
             assert_eq!(plan.outcome(), Outcome::Met);
-            assert_eq!(plan.cached_after(0), PROMPT + TARGET.min(view.cached_thinking()), "{}", entry.name);
+            assert_eq!(plan.cached_after(0), PROMPT + TARGET.min(view.cached_thinking()), "{}", entry.name());
             let mut kept = tokens.clone();
             plan.gather(0, 0, &mut kept).unwrap();
             tokens = kept;
             assert!((0..PROMPT).all(|p| tokens[p].position == Position(p as u32) && tokens[p].role == Role::Prompt));
         }
-        assert!(peak <= PROMPT + TARGET.max(64 + 256) + EVERY, "{}: {peak}", entry.name);
+        assert!(peak <= PROMPT + TARGET.max(64 + 256) + EVERY, "{}: {peak}", entry.name());
     }
 }
 
@@ -548,11 +606,13 @@ fn real_r1_traces_are_cut_into_plausible_steps() {
         let thinking = response.split("</think>").next().unwrap();
         let steps = segment(thinking, Tail::Closed);
         assert_partition(&steps, thinking.len());
+        // English reasoning never makes the default rule fall back.
+        assert_eq!(segment_by(Boundaries::Auto, thinking, Tail::Closed), steps);
         let starts: Vec<usize> = steps.iter().map(|s| s.start).collect();
         assert_eq!(starts, starts_by_definition(&format!("{thinking}\0")));
         for s in &steps {
             let shown = thinking[s.start..s.end].replace('’', "'");
-            assert!(s.keyword.is_none_or(|k| shown.starts_with(k)));
+            assert!(s.keyword().is_none_or(|k| shown.starts_with(k)));
         }
         // Pushed in pieces of 4 bytes, about a token each, and probed every 200.
         let mut pieces = Segmenter::new();
@@ -572,7 +632,7 @@ fn real_r1_traces_are_cut_into_plausible_steps() {
     report!("ran: {} real traces cut into steps", counts.len());
     println!("steps per trace {counts:?}; {} in all; bytes per step: median {median}, longest {longest}", all.len());
     let mut names: Vec<(usize, &str)> =
-        KEYWORDS.iter().map(|k| (all.iter().filter(|s| s.keyword == Some(k)).count(), *k)).collect();
+        KEYWORDS.iter().map(|k| (all.iter().filter(|s| s.keyword() == Some(k)).count(), *k)).collect();
     names.sort_unstable_by(|a, b| b.cmp(a));
     println!("{names:?}");
     assert_eq!(counts.len(), 20);
@@ -630,7 +690,7 @@ fn real_r1_traces_in_tokens() {
         let sizes: Vec<usize> = StepInfo::count(&steps, &step_of).iter().map(|s| s.tokens).collect();
         assert_eq!(sizes.iter().sum::<usize>(), ids.len());
         for step in &steps {
-            KEYWORDS.iter().zip(&mut names).for_each(|(k, n)| *n += usize::from(step.keyword == Some(k)));
+            KEYWORDS.iter().zip(&mut names).for_each(|(k, n)| *n += usize::from(step.keyword() == Some(k)));
         }
         let mut texts: Vec<&str> = steps.iter().map(|s| thinking[s.start..s.end].trim()).collect();
         texts.sort_unstable();
@@ -695,18 +755,12 @@ fn bare_trace(
         secateur: env!("CARGO_PKG_VERSION").into(),
         model: "DeepSeek-R1-Distill-Qwen-7B".into(),
         device: "text generated elsewhere".into(),
-        settings: trace::Settings {
+        settings: secateur::settings::Settings {
             policy: "full".into(),
-            budget: Budget::default().to_string(),
             window: 0,
             probe_every: 0,
             probe_text: String::new(),
-            sampling: Default::default(),
-            seed: 0,
-            scope: "shared".into(),
-            layers: "all".into(),
-            normalise: "none".into(),
-            positions: "original".into(),
+            ..secateur::settings::Settings::default()
         },
         totals: trace::Totals {
             prompt_tokens: prompt_ids.len(),

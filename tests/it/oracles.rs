@@ -3,7 +3,8 @@
 use crate::common::*;
 use secateur::device::ComputeDevice;
 use secateur::kernels::cases::{self, Bound, Case, compare, noise};
-use secateur::kernels::launch::{POISON_WORD, hooks, poison_outputs};
+use secateur::kernels::memory::{POISON_WORD, poison_outputs};
+use secateur::kernels::variant::hooks;
 use secateur::kernels::variants;
 
 fn words(values: &[f32]) -> Vec<u32> {
@@ -171,7 +172,7 @@ const WRONG: &[Mutant] = &[
         6,
     ),
     ("embed", "embed", "the low nibbles twice", "unpack_nibbles(bits >> 4u)", "unpack_nibbles(bits)", 3),
-    ("matvec", "matvec", "ignores the shard's first row", "let at = info.row0 + row;", "let at = row;", 9),
+    ("matvec", "matvec", "ignores the shard's first row", "let at = info.shard_first_row + row;", "let at = row;", 9),
     (
         "matvec",
         "matvec",
@@ -401,7 +402,14 @@ const WRONG: &[Mutant] = &[
         1,
     ),
     ("cache_gather", "cache_gather", "half of what an invocation moves", "e < EACH;", "e < EACH / 2u;", 1),
-    ("attention", "attention", "the second look sees more", "shared_extent.x - info.back", "shared_extent.x", 4),
+    (
+        "attention",
+        "attention",
+        "the second look sees more",
+        "shared_extent.x - info.already_cached",
+        "shared_extent.x",
+        4,
+    ),
     ("attention_sums", "attention_sums", "drops a query", "t < queries && slot", "t + 1u < queries && slot", 10),
     ("attention_sums", "attention_sums", "sees the future", "length + t / G + 1u", "length + info.rows", 4),
     ("attention_sums", "attention_sums", "begins anew", "select(sums[at], 0.0, slot >= length)", "0.0", 4),
@@ -427,7 +435,14 @@ const WRONG: &[Mutant] = &[
     ("query_ring", "query_ring", "newest first", "(position - info.n + i)", "(position - 1u - i)", 2),
     ("rope_append", "rope_append", "turns keys that are to lie", "(COMPACT == 0u ||", "(COMPACT <= 1u ||", 3),
     ("embed", "embed", "the next id", "var place = i;", "var place = (i + 1u) % info.n;", 3),
-    ("embed", "embed", "the next sequence's token", "info.map + i]", "info.map + (i + 1u) % info.n]", 3),
+    (
+        "embed",
+        "embed",
+        "the next sequence's token",
+        "info.row_seq_offset + i]",
+        "info.row_seq_offset + (i + 1u) % info.n]",
+        3,
+    ),
     (
         "embed",
         "embed",
@@ -460,8 +475,8 @@ const WRONG: &[Mutant] = &[
         "sample",
         "sample",
         "a row's number for its sequence",
-        "let seq = state[info.map + row];",
-        "let seq = min(state[info.map + row], row);",
+        "let seq = state[info.row_seq_offset + row];",
+        "let seq = min(state[info.row_seq_offset + row], row);",
         30,
     ),
     ("sample", "sample", "forgets a length", "layer < info.layers;", "layer + 1u < info.layers;", 20),

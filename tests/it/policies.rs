@@ -9,8 +9,8 @@ use crate::common::replay::{Evict, Replay, narrowed, reference, replay};
 use crate::common::*;
 use secateur::Slot;
 use secateur::cache::{KvCache, Tracking};
-use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions, RunResult};
-use secateur::kernels::launch::{as_floats, as_words, read_floats, read_words};
+use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Settings};
+use secateur::kernels::readback::{as_f32, as_u32, read_f32, read_u32};
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::Decoder;
 use secateur::model::rope;
@@ -24,7 +24,7 @@ fn measures(fx: &Fixture) -> Weights {
 }
 
 fn floats(weights: &Weights, name: &str) -> Vec<f32> {
-    as_floats(weights.tensor(name).expect("in the file").bytes)
+    as_f32(weights.tensor(name).expect("in the file").bytes)
 }
 
 /// The twin, and the adapter for one fixture of each architecture: it is slow where it is software.
@@ -47,7 +47,7 @@ fn sums(cache: &KvCache) -> Vec<f32> {
     let shape = *cache.shape();
     let layer = |layer: usize| {
         let words = cache.sums(layer, 0).expect("tracked");
-        let all = as_floats(&block_on(read_words(&[&words])).expect("readable")[0]);
+        let all = as_f32(&block_on(read_u32(&[&words])).expect("readable")[0]);
         let (cap, len) = (cache.capacity(layer, 0), cache.len(layer, 0));
         (0..shape.kv_heads).flat_map(|h| all[h * cap..h * cap + len].to_vec()).collect::<Vec<_>>()
     };
@@ -57,14 +57,14 @@ fn sums(cache: &KvCache) -> Vec<f32> {
 /// The latest queries' mean attention, `[layers, kv_heads, slots]`.
 fn window(model: &Decoder, cache: &mut KvCache, queries: usize) -> Vec<f32> {
     let means = model.observe(cache, 0, queries).expect("tracked");
-    let read = block_on(read_words(&means.iter().collect::<Vec<_>>())).expect("readable");
-    read.iter().flat_map(|bytes| as_floats(bytes)).collect()
+    let read = block_on(read_u32(&means.iter().collect::<Vec<_>>())).expect("readable");
+    read.iter().flat_map(|bytes| as_f32(bytes)).collect()
 }
 
 fn similarity(model: &Decoder, cache: &KvCache) -> Vec<f32> {
     let alike = model.compare_keys(cache, 0);
-    let read = block_on(read_floats(&alike.iter().collect::<Vec<_>>())).expect("readable");
-    read.iter().flat_map(|bytes| as_floats(bytes)).collect()
+    let read = block_on(read_f32(&alike.iter().collect::<Vec<_>>())).expect("readable");
+    read.iter().flat_map(|bytes| as_f32(bytes)).collect()
 }
 
 /// Of a whole measurement: relative to its largest value. Weights carry 1e-5 of themselves, keys and queries 1e-6.
@@ -134,7 +134,7 @@ fn planned(fx: &Fixture, measures: &Weights, scope: Scope, event: usize, layer: 
     if scope == Scope::Shared {
         return fx.ids(&format!("oracle.{event}.evicted"));
     }
-    let table = as_words(measures.tensor(&format!("{scope}.{event}.evicted")).expect("in it").bytes);
+    let table = as_u32(measures.tensor(&format!("{scope}.{event}.evicted")).expect("in it").bytes);
     let most = table.len() / (fx.config.num_layers * fx.config.num_kv_heads);
     let row = &table[(layer * fx.config.num_kv_heads + head) * most..][..most];
     row.iter().copied().filter(|p| *p != u32::MAX).collect()
@@ -390,7 +390,7 @@ impl Cell {
     }
 
     fn measures(&self) -> Measurement {
-        POLICIES[self.policy].make().needs()
+        POLICIES[self.policy].needs()
     }
 
     /// Thinking tokens to keep: not so few that a policy's own window leaves it no choice.
@@ -403,9 +403,9 @@ impl Cell {
         if self.kv == Dtype::F32 { (LOGITS, MEASURED) } else { (HALVES, HALVES) }
     }
 
-    fn options(&self) -> RunOptions {
-        RunOptions {
-            policy: POLICIES[self.policy].name.into(),
+    fn options(&self) -> Settings {
+        Settings {
+            policy: POLICIES[self.policy].name().into(),
             budget: Budget::Tokens(self.budget()),
             max_new_tokens: TOKENS,
             window: 8,
@@ -414,7 +414,7 @@ impl Cell {
             ignore_eos: true,
             scope: self.scope(),
             positions: self.positions(),
-            ..RunOptions::default()
+            ..Settings::default()
         }
     }
 
@@ -423,19 +423,19 @@ impl Cell {
         let sets = Sets { scope: self.scope(), layers: config.num_layers, kv_heads: config.num_kv_heads };
         check_prunings(trace, &sets, self.budget(), place);
         let settings = &trace.settings;
-        assert_eq!((&settings.scope, &settings.positions), (&self.scope().to_string(), &self.positions().to_string()));
+        assert_eq!((settings.scope, settings.positions), (self.scope(), self.positions()));
         assert_eq!(trace.tokens.len(), TOKENS, "{place}");
         // As often as it thought long enough; the last token is never forwarded.
         let thinking = trace.tokens[..TOKENS - 1].iter().take_while(|t| t.role != Role::ThinkClose);
         let dates = thinking.filter(|t| t.role == Role::Thinking).count() / EVERY;
-        let prunes = POLICIES[self.policy].name != "full";
+        let prunes = POLICIES[self.policy].name() != "full";
         assert_eq!((trace.probes.len(), lost(trace) > 0), (dates * prunes as usize, prunes), "{place}");
     }
 }
 
 impl std::fmt::Display for Cell {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (policy, scope, positions) = (POLICIES[self.policy].name, self.scope(), self.positions());
+        let (policy, scope, positions) = (POLICIES[self.policy].name(), self.scope(), self.positions());
         write!(f, "{policy}, scope {scope}, {positions}, {} with a cache of {}", self.model, self.kv)
     }
 }
@@ -509,12 +509,12 @@ fn every_policy_runs_in_every_scope_and_position_mode() {
             for positions in [Positions::Original, Positions::Compact] {
                 let its = |c: &&Cell| (c.model, c.kv, c.positions()) == (fx.name, kv, positions);
                 let its: Vec<&Cell> = cells.iter().filter(its).collect();
-                let keep = RunOptions { max_new_tokens: 2 * EVERY + 6, budget: Budget::Ratio(1.0), ..its[0].options() };
+                let keep = Settings { max_new_tokens: 2 * EVERY + 6, budget: Budget::Ratio(1.0), ..its[0].options() };
                 let probe_ids = engine.tokenizer().expect("it has one").encode(&keep.probe_text).expect("text");
-                let mut requests = vec![RunOptions { policy: "full".into(), ..keep.clone() }];
+                let mut requests = vec![Settings { policy: "full".into(), ..keep.clone() }];
                 for cell in &its {
-                    let RunOptions { policy, scope, .. } = cell.options();
-                    requests.extend([RunOptions { policy, scope, ..keep.clone() }, cell.options()]);
+                    let Settings { policy, scope, .. } = cell.options();
+                    requests.extend([Settings { policy, scope, ..keep.clone() }, cell.options()]);
                 }
                 let traces = side_by_side(&mut engine, &requests);
                 for (cell, pair) in its.into_iter().zip(traces[1..].chunks(2)) {
@@ -560,7 +560,7 @@ fn every_policy_runs_in_every_scope_and_position_mode() {
 }
 
 /// The traces of these requests, made side by side.
-fn side_by_side(engine: &mut Engine, requests: &[RunOptions]) -> Vec<Trace> {
+fn side_by_side(engine: &mut Engine, requests: &[Settings]) -> Vec<Trace> {
     let mut batch = engine.batch();
     for options in requests {
         batch.add(&Prompt::Chat("8 + 9?".into()), options).expect("a good request");
@@ -589,7 +589,7 @@ fn a_compact_run_goes_on_past_the_context() {
     let source = ModelSource::memory(names.map(|n| (n, committed.read(n).expect("committed").to_vec())));
     let load = LoadOptions { kv: Dtype::F16, context: Some(160), sequences: 1 };
     let mut engine = Engine::load(&source, "qwen2-f16", &devices()[0], &load, &mut |_, _| ()).expect("a good model");
-    let options = RunOptions {
+    let options = Settings {
         max_new_tokens: 300,
         policy: "streaming-llm".into(),
         budget: "tokens:40".parse().expect("a budget"),
@@ -597,16 +597,16 @@ fn a_compact_run_goes_on_past_the_context() {
         probe_every: 40,
         ignore_eos: true,
         positions: Positions::Compact,
-        ..RunOptions::default()
+        ..Settings::default()
     };
-    let mut run = |options: &RunOptions| {
+    let mut run = |options: &Settings| {
         let prompt = Prompt::Ids((0..20).collect());
         block_on(engine.run(&prompt, options, &mut |_| ())).expect("it runs")
     };
     let compact = run(&options);
     assert_eq!(compact.trace.tokens.len(), 300);
     assert!(compact.trace.totals.peak_cached <= 160);
-    let original = run(&RunOptions { positions: Positions::Original, ..options });
+    let original = run(&Settings { positions: Positions::Original, ..options });
     let (n, prompt) = (original.trace.tokens.len(), original.trace.prompt_ids.len());
     assert_eq!((n + prompt, original.trace.stop_reason.clone()), (161, secateur::trace::StopReason::ContextFull));
     // Up to the first eviction they are the same run.

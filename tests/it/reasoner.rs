@@ -4,7 +4,7 @@ use secateur::builtin;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
 use secateur::dtype::Dtype;
-use secateur::engine::{Engine, LoadOptions, Prompt, RunOptions, RunResult};
+use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Settings};
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::{Decoder, Input, Logits};
 use secateur::trace::StopReason;
@@ -33,7 +33,7 @@ fn engine(device: &ComputeDevice) -> Engine {
     Engine::load(&builtin::source(), builtin::NAME, device, &options, &mut |_, _| ()).expect("it is in the binary")
 }
 
-fn run(engine: &mut Engine, problem: &str, options: &RunOptions) -> RunResult {
+fn run(engine: &mut Engine, problem: &str, options: &Settings) -> RunResult {
     let result = pollster::block_on(engine.run(&Prompt::Chat(problem.into()), options, &mut |_| ())).expect("it runs");
     assert!(result.error.is_none(), "{:?}", result.error);
     result
@@ -44,7 +44,7 @@ fn run(engine: &mut Engine, problem: &str, options: &RunOptions) -> RunResult {
 fn greedy_text_is_that_of_transformers() {
     let golden = golden();
     assert_eq!(golden.problems.len(), 20);
-    let options = RunOptions { policy: "full".into(), ..RunOptions::default() };
+    let options = Settings { policy: "full".into(), ..Settings::default() };
     let mut engine = engine(&common::devices()[0]);
     for (i, golden) in golden.problems.iter().enumerate() {
         let result = run(&mut engine, &golden.problem, &options);
@@ -59,6 +59,7 @@ fn greedy_text_is_that_of_transformers() {
 /// All problems side by side, one step for all of them at a time, sampled on the device.
 #[test]
 fn greedy_ids_of_all_problems_at_once_are_those_of_transformers() {
+    let _one = common::serial();
     let Some(device) = common::gpu() else { return };
     let problems = golden().problems;
     let source = builtin::source();

@@ -7,7 +7,7 @@ use crate::common::*;
 use pollster::block_on;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
-use secateur::kernels::launch::{as_words, read_words};
+use secateur::kernels::readback::{as_u32, read_u32};
 
 use secateur::kernels::{self, TopKSpec};
 use secateur::sampling::Sampling;
@@ -44,7 +44,7 @@ fn sampling(settings: &Value) -> Sampling {
 /// How often each token is drawn in `SEQS · ROUNDS` first steps, each of another seed.
 fn draw(device: &ComputeDevice, logits: &[f32], prompt: &[u32], sampling: &Sampling) -> HashMap<u32, usize> {
     let vocab = logits.len();
-    let shape = CacheShape { layers: 1, kv_heads: 1, vocab, head_dim: 8, words: Dtype::F32, seqs: SEQS, growth: 1 };
+    let shape = CacheShape { layers: 1, kv_heads: 1, vocab, head_dim: 8, dtype: Dtype::F32, seqs: SEQS, growth: 1 };
     let mut cache = KvCache::new(shape, device);
     let all: Vec<usize> = (0..SEQS).collect();
     let logits = kernels::f32_tensor(logits.repeat(SEQS), [SEQS, vocab], &device.burn);
@@ -54,7 +54,7 @@ fn draw(device: &ComputeDevice, logits: &[f32], prompt: &[u32], sampling: &Sampl
             cache.set_sampler(seq, sampling, (round * SEQS + seq) as u64, prompt);
         }
         cache.sample(&logits, &all, 0);
-        let words = as_words(&block_on(cache.read_state()).expect("readable")[0]);
+        let words = as_u32(&block_on(cache.read_state()).expect("readable")[0]);
         for seq in 0..SEQS {
             let step = cache.sequence(seq).step;
             let id = cache.ids(&words, seq, step - 1, step).expect("finite")[0];
@@ -120,7 +120,7 @@ fn candidates_are_the_first_of_a_plain_sort() {
     for device in two() {
         for (vocab, merges) in [(8192, false), (20_011, true), (151_936, true)] {
             let shape =
-                CacheShape { layers: 1, kv_heads: 1, vocab, head_dim: 8, words: Dtype::F32, seqs: 2, growth: 1 };
+                CacheShape { layers: 1, kv_heads: 1, vocab, head_dim: 8, dtype: Dtype::F32, seqs: 2, growth: 1 };
             let mut cache = KvCache::new(shape, device);
             let map = cache.select(&[1, 0]);
             // Steps of 1/64 between -16 and 16: thousands of values for hundreds of thousands of tokens.
@@ -129,14 +129,14 @@ fn candidates_are_the_first_of_a_plain_sort() {
             let seen_words = vocab.div_ceil(32);
             let seen = kernels::u32_tensor(vec![0; 2 * seen_words], &device.burn);
             let k = secateur::sampling::MOST_CANDIDATES;
-            let spec = TopKSpec { count: vocab, n: 2, k, merge: false, map, seen_words };
+            let spec = TopKSpec { count: vocab, n: 2, k, merge: false, row_seq_offset: map, seen_words };
             let on_device = kernels::f32_tensor(logits.clone(), [2, vocab], &device.burn);
             let (mut lists, _) = kernels::top_k(&on_device, cache.state(), &seen, spec);
             assert_eq!(spec.merging().is_some(), merges);
             if let Some(merging) = spec.merging() {
                 lists = kernels::top_k_merge(&lists, cache.state(), &seen, merging);
             }
-            let found = as_words(&block_on(read_words(&[&lists])).expect("readable")[0]);
+            let found = as_u32(&block_on(read_u32(&[&lists])).expect("readable")[0]);
             assert_eq!(found.len(), 2 * 2 * k);
             for (row, found) in logits.chunks(vocab).zip(found.chunks(2 * k)) {
                 let mut sorted: Vec<usize> = (0..vocab).collect();

@@ -7,7 +7,7 @@ use std::process::Command;
 use crate::common::*;
 use naga::{AddressSpace, StorageAccess};
 use secateur::conformance::shaders::{CAPABILITIES, translate};
-use secateur::kernels::launch::{Variant, hooks};
+use secateur::kernels::variant::{Variant, hooks};
 use secateur::kernels::{cases, variants};
 
 /// Stems of the files of `directory` that end in `.extension`.
@@ -30,7 +30,7 @@ fn shaders_and_kernels_name_each_other() {
     assert!(shaders.contains("common") && shaders.contains("keys"), "the shared text is gone");
     let shared = |stem: &str| ["common", "keys"].contains(&stem);
     let kernels = stems("src/kernels", "rs");
-    let machinery = ["mod", "cases", "launch", "twin"].map(String::from);
+    let machinery = ["mod", "cases", "cube", "memory", "readback", "twin", "variant"].map(String::from);
     let named: BTreeSet<String> = shaders.iter().filter(|s| !shared(s)).map(|s| of_kernel(s)).collect();
     let own: BTreeSet<String> = kernels.into_iter().filter(|k| !machinery.contains(k)).collect();
     assert_eq!(named, own, "shaders/*.wgsl against src/kernels/*.rs");

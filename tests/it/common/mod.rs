@@ -14,7 +14,7 @@ use burn::tensor::Tensor;
 use secateur::Slot;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::{self, ComputeDevice};
-use secateur::kernels::launch::{Readback, as_floats, as_words, read_floats};
+use secateur::kernels::readback::{Readback, as_f32, as_u32, read_f32};
 use secateur::kernels::{Reduce, state};
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::{Decoder, Input, Logits};
@@ -66,15 +66,16 @@ impl Fixture {
 
     /// A tensor of ids or positions.
     pub fn ids(&self, name: &str) -> Vec<u32> {
-        as_words(self.golden.tensor(name).expect("in the golden file").bytes)
+        as_u32(self.golden.tensor(name).expect("in the golden file").bytes)
     }
 
     pub fn floats(&self, name: &str) -> Vec<f32> {
-        as_floats(self.golden.tensor(name).expect("in the golden file").bytes)
+        as_f32(self.golden.tensor(name).expect("in the golden file").bytes)
     }
 }
 
-/// One test at a time: they share adapters, allocators and two slow cores.
+/// Held by every test that launches on an adapter, so that one of them runs at a time. They measure an adapter's memory,
+/// and some replace shaders or fill outputs with NaN for the whole process.
 pub fn serial() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(|failed| failed.into_inner())
@@ -123,12 +124,12 @@ pub fn two() -> Vec<&'static ComputeDevice> {
 
 /// Starts reading a float tensor: the copy is taken now.
 pub fn start<const D: usize>(tensor: &Tensor<D>) -> Readback {
-    read_floats(&[tensor])
+    read_f32(&[tensor])
 }
 
 /// The values of a read begun with [`start`].
 pub fn finish(read: Readback) -> Vec<f32> {
-    as_floats(&block_on(read).expect("readable")[0])
+    as_f32(&block_on(read).expect("readable")[0])
 }
 
 pub fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
@@ -156,7 +157,7 @@ pub fn difference(found: &[f32], expected: &[f32]) -> f64 {
 
 /// Words of the device's state.
 pub fn state_words(cache: &KvCache) -> Vec<u32> {
-    as_words(&block_on(cache.read_state()).expect("readable")[0])
+    as_u32(&block_on(cache.read_state()).expect("readable")[0])
 }
 
 /// Asserts that lengths, capacities and headers on the device are what the host believes.
@@ -183,8 +184,8 @@ pub fn rows(cache: &KvCache, layer: usize, seq: usize) -> Vec<u32> {
     let [len, base, cap] = [state::LEN, state::BASE, state::CAP].map(|i| entry[i] as usize);
     let shape = cache.shape();
     let row_words = shape.slot_bytes() / (2 * shape.kv_heads * 4);
-    let read = secateur::kernels::launch::read_words(&[cache.layer(layer)]);
-    let all = as_words(&block_on(read).expect("readable")[0]);
+    let read = secateur::kernels::readback::read_u32(&[cache.layer(layer)]);
+    let all = as_u32(&block_on(read).expect("readable")[0]);
     (0..2 * shape.kv_heads)
         .flat_map(|plane| all[(base + plane * cap) * row_words..][..len * row_words].to_vec())
         .collect()

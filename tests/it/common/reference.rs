@@ -75,7 +75,7 @@ impl Reference {
             let tensor = weights.tensor(name).unwrap_or_else(|e| panic!("{e}"));
             let pairs = || tensor.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
             match tensor.stored.to_string().as_str() {
-                "F32" => secateur::kernels::launch::as_floats(tensor.bytes).iter().map(|v| f64::from(*v)).collect(),
+                "F32" => secateur::kernels::readback::as_f32(tensor.bytes).iter().map(|v| f64::from(*v)).collect(),
                 "F16" => pairs().map(|bits| half::f16::from_bits(bits).to_f64()).collect(),
                 "BF16" => pairs().map(|bits| half::bf16::from_bits(bits).to_f64()).collect(),
                 other => panic!("{name} is {other}"),

@@ -1,8 +1,9 @@
 //! Replays of whole runs: the oracle for evictions that policies chose.
 use super::reference::{Given, Reading, Reference};
 use secateur::dtype::Dtype;
-use secateur::policy::{self, Measurement, Positions, Role, Scope, Sets};
-use secateur::trace::{Probe, Settings, Step, Trace};
+use secateur::policy::{Measurement, Positions, Role, Scope, Sets};
+use secateur::settings::Settings;
+use secateur::trace::{Probe, Step, Trace};
 
 use super::{Fixture, difference};
 
@@ -54,14 +55,14 @@ impl Replay {
 /// own choice, and the importance of each step what it measures.
 pub fn replay(reference: &Reference, kv: Dtype, trace: &Trace, probe_ids: &[u32], evict: Evict) -> Replay {
     let settings = &trace.settings;
-    let scope: Scope = settings.scope.parse().expect("a scope");
+    let scope = settings.scope;
     let (layers, kv_heads) = (reference.config.num_layers, reference.config.num_kv_heads);
     let sets = Sets { scope, layers, kv_heads };
     let gone = |probe: &Probe, set: usize| match scope {
         Scope::Shared => probe.evicted.clone(),
         _ => probe.sets[set].evicted.clone(),
     };
-    let positions = match (settings.positions.parse().expect("a mode"), evict == Evict::OtherPositions) {
+    let positions = match (settings.positions, evict == Evict::OtherPositions) {
         (Positions::Original, false) | (Positions::Compact, true) => Positions::Original,
         _ => Positions::Compact,
     };
@@ -127,7 +128,7 @@ fn scores(
     probe_ids: &[u32],
     sets: &Sets,
 ) -> Option<Vec<Vec<f64>>> {
-    let rows = match policy::by_name(&settings.policy).expect("it ran").needs() {
+    let rows = match settings.policy.needs() {
         Measurement::ProbeRow => text.aside(probe_ids).attention,
         Measurement::LastRow => given.attention.clone(),
         Measurement::Sums => text.sums(),

@@ -1,0 +1,120 @@
+//! Buffers on a device: allocating them, writing into them, and the poison that conformance runs fill outputs with.
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use burn::backend::wgpu::CubeTensor;
+use burn::backend::{Cube, CubeDevice, DispatchDevice, Flex};
+use burn::cubecl::client::Client;
+use burn::tensor::{Bytes, DType, Device, Int, Tensor};
+
+static POISON: AtomicBool = AtomicBool::new(false);
+
+/// While poisoning is on, every output buffer starts as NaN words ([`POISON_WORD`]), so that an element that a kernel fails to write
+/// is seen. For conformance runs: it costs an upload per output.
+pub fn poison_outputs(on: bool) {
+    POISON.store(on, Ordering::Relaxed);
+}
+
+/// The word that [`poison_outputs`] fills buffers with: a NaN that no kernel computes.
+pub const POISON_WORD: u32 = 0xffc5_a5a5;
+
+/// The cubecl device behind `device`; `None` for the CPU backend.
+fn cube(device: &Device) -> Option<&CubeDevice> {
+    match device.as_dispatch() {
+        DispatchDevice::Cube(device) => Some(device),
+        _ => None,
+    }
+}
+
+fn allocate(client: Client, device: CubeDevice, shape: Vec<usize>, dtype: DType) -> CubeTensor {
+    let words = shape.iter().product::<usize>();
+    let handle = match POISON.load(Ordering::Relaxed) {
+        true => client.create(Bytes::from_elems(vec![POISON_WORD; words])),
+        false => client.empty(words * 4),
+    };
+    CubeTensor::new_contiguous(client, device, shape.into(), handle, dtype)
+}
+
+/// An uninitialised output, or a poisoned one, beside `like`.
+pub(super) fn empty(like: &CubeTensor, shape: Vec<usize>, dtype: DType) -> CubeTensor {
+    allocate(like.client.clone(), like.device.clone(), shape, dtype)
+}
+
+/// Checks an in-place argument: it must be the only handle to its buffer, and contiguous. A failure is a bug of the caller.
+///
+/// The first check runs in conformance runs and debug builds only. cubecl's thread may still hold a new buffer, and waiting for
+/// its queue at every launch would undo what the queue is for.
+pub(super) fn owned(t: CubeTensor, what: &str) -> CubeTensor {
+    if cfg!(debug_assertions) || POISON.load(Ordering::Relaxed) {
+        for _ in 0..100 {
+            if t.can_mut() || t.client.exclusive(|| ()).is_err() {
+                break;
+            }
+        }
+        assert!(t.can_mut(), "{what} is shared: an in-place kernel needs the only handle");
+    }
+    assert!(t.is_contiguous(), "{what} is a view");
+    t
+}
+
+/// Runs `make`; every allocation on `device` meanwhile gets a buffer of its own, outside the pools: it has the exact size and
+/// returns to the driver when it is dropped. This is what lets a pruned cache really shrink. On the CPU it just runs `make`.
+pub fn dedicated<T: Send>(device: &Device, make: impl FnOnce() -> T + Send) -> T {
+    match cube(device) {
+        Some(device) => device.client().memory_dedicated_allocation((), |()| make()),
+        None => make(),
+    }
+}
+
+/// An uninitialised u32 tensor `[words]` on `device`: zeros on the CPU.
+pub fn empty_u32(device: &Device, words: usize) -> Tensor<1, Int> {
+    match cube(device) {
+        Some(cube) => Tensor::from_primitive::<Cube>(allocate(cube.client(), cube.clone(), vec![words], DType::U32)),
+        None => super::u32_tensor(vec![0; words], device),
+    }
+}
+
+/// An uninitialised f32 tensor `[rows, cols]` on `device`, for kernels that write their output in place: zeros on the CPU.
+pub fn empty_f32(device: &Device, shape: [usize; 2]) -> Tensor<2> {
+    match cube(device) {
+        Some(cube) => Tensor::from_primitive::<Cube>(allocate(cube.client(), cube.clone(), shape.to_vec(), DType::F32)),
+        None => super::f32_tensor(vec![0.0; shape[0] * shape[1]], shape, device),
+    }
+}
+
+/// Overwrites `words.len()` words of `tensor` from word `start` on, in place and without waiting. Everything that was launched
+/// before reads the old words, everything launched after reads the new ones.
+pub fn write_u32(tensor: Tensor<1, Int>, start: usize, words: Vec<u32>) -> Tensor<1, Int> {
+    assert!(start + words.len() <= tensor.dims()[0], "the write stays inside");
+    match tensor.clone().try_into_primitive::<Cube>() {
+        Ok(t) => {
+            let end = (tensor.dims()[0] - start - words.len()) as u64 * 4;
+            let part = t.handle.clone().offset_start(start as u64 * 4).offset_end(end);
+            t.client.write(&part, Bytes::from_elems(words));
+            tensor
+        }
+        Err(_) => {
+            let mut t = tensor.try_into_primitive::<Flex>().expect("Cube or Flex");
+            let storage = t.try_storage_mut::<u32>().expect("an in-place write needs the only handle");
+            storage[start..start + words.len()].copy_from_slice(&words);
+            Tensor::from_primitive::<Flex>(t)
+        }
+    }
+}
+
+/// Words `start .. start + n` of `tensor`, for reading: the same buffer on a GPU, a copy on the CPU.
+pub fn slice(tensor: &Tensor<1, Int>, start: usize, n: usize) -> Tensor<1, Int> {
+    assert!(start + n <= tensor.dims()[0], "the slice lies inside");
+    match tensor.clone().try_into_primitive::<Cube>() {
+        Ok(t) => {
+            let end = (tensor.dims()[0] - start - n) as u64 * 4;
+            let handle = t.handle.clone().offset_start(start as u64 * 4).offset_end(end);
+            let part = CubeTensor::new_contiguous(t.client.clone(), t.device.clone(), vec![n].into(), handle, t.dtype);
+            Tensor::from_primitive::<Cube>(part)
+        }
+        Err(_) => {
+            let t = tensor.clone().try_into_primitive::<Flex>().expect("Cube or Flex");
+            let words = t.as_slice::<u32>().expect("contiguous words");
+            super::u32_tensor(words[start..start + n].to_vec(), &tensor.device())
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Reading tensors from a device.
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+
+use burn::backend::wgpu::{CubeTensor, into_contiguous};
+use burn::backend::{Cube, Flex};
+use burn::tensor::{Int, Tensor};
+
+use crate::{Error, ErrorKind, Result};
+
+#[cfg(not(target_family = "wasm"))]
+type Reading = Pin<Box<dyn Future<Output = Result<Vec<Vec<u8>>>> + Send>>;
+#[cfg(target_family = "wasm")]
+type Reading = Pin<Box<dyn Future<Output = Result<Vec<Vec<u8>>>>>>;
+
+/// Bytes on their way from the device, one list for each tensor read. May be dropped at any time.
+pub struct Readback(Option<Reading>);
+
+thread_local! {
+    /// Reads that were dropped unfinished. Their staging buffers are still mapped: handed back to cubecl's pool like that,
+    /// the next read to get one would fail validation and poison the device. They are finished here instead.
+    static ORPHANS: std::cell::RefCell<Vec<Reading>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Lets go of those orphans that have finished by now.
+fn bury_orphans() {
+    let nudge = |read: &mut Reading| read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
+    ORPHANS.with_borrow_mut(|orphans| orphans.retain_mut(nudge));
+}
+
+impl Readback {
+    fn ready(bytes: Vec<Vec<u8>>) -> Self {
+        Self(Some(Box::pin(std::future::ready(Ok(bytes)))))
+    }
+}
+
+impl Future for Readback {
+    type Output = Result<Vec<Vec<u8>>>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let done = self.0.as_mut().expect("not polled after it was ready").as_mut().poll(cx);
+        if done.is_ready() {
+            self.0 = None;
+        }
+        done
+    }
+}
+
+impl Drop for Readback {
+    fn drop(&mut self) {
+        if let Some(read) = self.0.take() {
+            // At the end of a thread there is no list left, and no next read either.
+            let _ = ORPHANS.try_with(|orphans| orphans.borrow_mut().push(read));
+        }
+    }
+}
+
+fn gpu_handle<const D: usize>(t: &Tensor<D>) -> Option<CubeTensor> {
+    t.clone().try_into_primitive::<Cube>().ok().map(into_contiguous)
+}
+
+/// Reads u32 tensors. The copies are enqueued by this call, before it returns: what is launched later does not show,
+/// even where it writes in place (`Tensor::into_data_async` copies when the bytes are first looked at).
+pub fn read_u32(tensors: &[&Tensor<1, Int>]) -> Readback {
+    let gpu: Vec<_> = tensors.iter().filter_map(|t| (*t).clone().try_into_primitive::<Cube>().ok()).collect();
+    if gpu.len() == tensors.len() && !gpu.is_empty() {
+        return read_gpu(gpu);
+    }
+    let cpu = tensors.iter().map(|t| (*t).clone().try_into_primitive::<Flex>().expect("Cube or Flex"));
+    let bytes = cpu.map(|t| t.to_contiguous().bytes().to_vec()).collect();
+    Readback::ready(bytes)
+}
+
+/// Reads f32 tensors, as [`read_words`] does.
+pub fn read_f32<const D: usize>(tensors: &[&Tensor<D>]) -> Readback {
+    let gpu: Vec<_> = tensors.iter().filter_map(|t| gpu_handle(t)).collect();
+    if gpu.len() == tensors.len() && !gpu.is_empty() {
+        return read_gpu(gpu);
+    }
+    let cpu = tensors.iter().map(|t| (*t).clone().try_into_primitive::<Flex>().expect("Cube or Flex"));
+    let bytes = cpu.map(|t| t.to_contiguous().bytes().to_vec()).collect();
+    Readback::ready(bytes)
+}
+
+fn read_gpu(tensors: Vec<CubeTensor>) -> Readback {
+    let client = tensors[0].client.clone();
+    let lengths: Vec<usize> = tensors.iter().map(|t| t.meta.shape().num_elements() * 4).collect();
+    let handles = tensors.into_iter().map(|t| t.handle).collect();
+    bury_orphans();
+    let mut read: Reading = Box::pin(async move {
+        let bytes = client.read_async(handles).await.map_err(|e| {
+            Error::new(ErrorKind::Device, "reading from the GPU failed")
+                .found(format!("{e:?}"))
+                .help("the adapter may have been lost or run out of memory; try a smaller context or --device cpu")
+        })?;
+        Ok(bytes.iter().zip(lengths).map(|(b, n)| b[..n].to_vec()).collect())
+    });
+    // The first poll makes cubecl enqueue the copies; a later one, with the caller's waker, waits for them.
+    match read.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(done) => Readback(Some(Box::pin(std::future::ready(done)))),
+        Poll::Pending => Readback(Some(read)),
+    }
+}
+
+/// The u32 words in `bytes`.
+pub fn as_u32(bytes: &[u8]) -> Vec<u32> {
+    bytemuck::pod_collect_to_vec(bytes)
+}
+
+/// The f32 values in `bytes`.
+pub fn as_f32(bytes: &[u8]) -> Vec<f32> {
+    bytemuck::pod_collect_to_vec(bytes)
+}

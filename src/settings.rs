@@ -1,0 +1,90 @@
+//! How one request is generated and pruned, with nothing left open. The engine, a sequence, its trace and a calibration all hold
+//! this one type. A front-end does not fill it in: it sends a [`Request`](crate::engine::Request), and
+//! [`PreparedModel::resolve`](crate::engine::PreparedModel::resolve) turns that into settings.
+use serde::{Deserialize, Serialize};
+
+use crate::policy::{self, Budget, Layers, Normalise, PolicyRef, Positions, Scope};
+use crate::probe;
+use crate::sampling::Sampling;
+use crate::steps::Boundaries;
+use crate::trace::AttentionDetail;
+
+/// Tokens that are generated at most where nothing is given and the model does not think.
+pub const MAX_NEW_TOKENS: usize = 2048;
+
+/// The same for a model that thinks. Reasoning models often spend several thousand tokens on one question; a limit of 2048 ends
+/// many of them before they begin their answer. The context ends a run earlier where it is shorter than this.
+pub const MAX_NEW_TOKENS_THINKING: usize = 8192;
+
+/// How to generate and prune. In JSON its fields stand by name, and fields that older traces lack have the value that they were
+/// made with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Which tokens are evicted.
+    pub policy: PolicyRef,
+    /// How much may be evicted.
+    pub budget: Budget,
+    /// Latest tokens that are never evicted.
+    pub window: usize,
+    /// Thinking tokens from one probe to the next.
+    pub probe_every: usize,
+    /// What is appended at a probe; it ends in `</think>`.
+    #[serde(default = "default_probe_text")]
+    pub probe_text: String,
+    /// How the next token is chosen.
+    #[serde(default)]
+    pub sampling: Sampling,
+    /// Seed of sampling and of policies that evict at random.
+    pub seed: u64,
+    /// Which layers and heads share a kept set.
+    #[serde(default)]
+    pub scope: Scope,
+    /// The layers whose attention counts in a shared set.
+    #[serde(default)]
+    pub layers: Layers,
+    /// Whether heads are brought to one scale before they are averaged.
+    #[serde(default)]
+    pub normalise: Normalise,
+    /// The positions of kept keys after an eviction.
+    #[serde(default)]
+    pub positions: Positions,
+    /// Where steps begin.
+    #[serde(default)]
+    pub steps: Boundaries,
+    /// Tokens to generate at most; 0 in a trace that was written before traces recorded it.
+    #[serde(default)]
+    pub max_new_tokens: usize,
+    /// Whether generation goes on past the model's end-of-sequence tokens, for measurements.
+    #[serde(default)]
+    pub ignore_eos: bool,
+    /// How much of each probe's attention the trace records. What is generated does not depend on it.
+    #[serde(default)]
+    pub attention: AttentionDetail,
+}
+
+fn default_probe_text() -> String {
+    probe::DEFAULT_PROBE_TEXT.into()
+}
+
+impl Default for Settings {
+    /// What holds where neither the request nor the model says anything: greedy, seed 0.
+    fn default() -> Self {
+        Self {
+            policy: PolicyRef::default(),
+            budget: Budget::default(),
+            window: policy::DEFAULT_WINDOW,
+            probe_every: probe::DEFAULT_PROBE_EVERY,
+            probe_text: default_probe_text(),
+            sampling: Sampling::GREEDY,
+            seed: 0,
+            scope: Scope::default(),
+            layers: Layers::default(),
+            normalise: Normalise::default(),
+            positions: Positions::default(),
+            steps: Boundaries::default(),
+            max_new_tokens: MAX_NEW_TOKENS,
+            ignore_eos: false,
+            attention: AttentionDetail::Off,
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The additions to Jinja that transformers makes for chat templates: `tojson`, `strftime_now`, `{% generation %}`.
+use minijinja::Value;
+use minijinja::value::Kwargs;
+use serde::Serialize;
+
+/// The prefix of errors that the template raised itself.
+pub(super) const RAISED: &str = "raise_exception: ";
+
+/// The message of `error` with its line number and the errors that caused it.
+pub(super) fn describe(error: &minijinja::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Replaces `{% generation %}` blocks, which mark the assistant's text for training and which the template engine
+/// does not know. They become `{% if true %}` blocks with the same whitespace control.
+pub(super) fn without_generation_tags(template: &str) -> String {
+    let mut out = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start);
+        out.push_str(before);
+        let Some(len) = tag.find("%}") else {
+            rest = tag;
+            break;
+        };
+        let inner = &tag[2..len];
+        match inner.trim_matches(['-', '+', ' ', '\t', '\n', '\r']) {
+            word @ ("generation" | "endgeneration") => {
+                let replacement = if word == "generation" { "if true" } else { "endif" };
+                out.push_str("{%");
+                out.push_str(&inner.replace(word, replacement));
+                out.push_str("%}");
+            }
+            _ => out.push_str(&tag[..len + 2]),
+        }
+        rest = &tag[len + 2..];
+    }
+    out.push_str(rest);
+    out
+}
+
+/// The filter `tojson`: JSON as Python's `json.dumps(ensure_ascii=False)` writes it, with `, ` and `: ` as
+/// separators, without HTML escapes, and with keys in their original order.
+pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
+    let indent: Option<usize> = kwargs.get("indent")?;
+    // transformers accepts these two options as well. Only the behaviour of their defaults is implemented.
+    let _: (Option<bool>, Option<bool>) = (kwargs.get("ensure_ascii")?, kwargs.get("sort_keys")?);
+    kwargs.assert_all_used()?;
+    let mut out = Vec::new();
+    let written = match indent {
+        Some(indent) => {
+            let indent = " ".repeat(indent.min(16));
+            let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonFormatter)),
+    };
+    let serialization_error = |error: String| minijinja::Error::new(minijinja::ErrorKind::BadSerialization, error);
+    written.map_err(|error| serialization_error(error.to_string()))?;
+    String::from_utf8(out).map(Value::from).map_err(|error| serialization_error(error.to_string()))
+}
+
+struct PythonFormatter;
+
+impl serde_json::ser::Formatter for PythonFormatter {
+    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
+        if first { Ok(()) } else { writer.write_all(b", ") }
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+/// The current time in seconds since 1970 UTC.
+pub(super) fn clock() -> i64 {
+    #[cfg(not(target_family = "wasm"))]
+    {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        since.map_or(0, |since| since.as_secs() as i64)
+    }
+    #[cfg(target_family = "wasm")]
+    {
+        (js_sys::Date::now() / 1000.0) as i64
+    }
+}
+
+/// Formats `now`, in seconds since 1970 UTC, with the conversions of `strftime` that chat templates use. An unknown
+/// conversion is an error, because a wrong date in the prompt would be worse.
+pub(super) fn strftime(format: &str, now: i64) -> Result<String, minijinja::Error> {
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+    let (days, seconds) = (now.div_euclid(86_400), now.rem_euclid(86_400));
+    let (year, month, day) = civil_date(days);
+    let (month_name, day_name) = (MONTHS[month - 1], DAYS[days.rem_euclid(7) as usize]);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        out.push_str(&match chars.next() {
+            Some('Y') => year.to_string(),
+            Some('y') => format!("{:02}", year.rem_euclid(100)),
+            Some('m') => format!("{month:02}"),
+            Some('d') => format!("{day:02}"),
+            Some('e') => format!("{day:2}"),
+            Some('B') => month_name.to_string(),
+            Some('b') => month_name[..3].to_string(),
+            Some('A') => day_name.to_string(),
+            Some('a') => day_name[..3].to_string(),
+            Some('H') => format!("{hour:02}"),
+            Some('I') => format!("{:02}", (hour + 11) % 12 + 1),
+            Some('p') => if hour < 12 { "AM" } else { "PM" }.to_string(),
+            Some('M') => format!("{minute:02}"),
+            Some('S') => format!("{second:02}"),
+            Some('F') => format!("{year}-{month:02}-{day:02}"),
+            Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
+            Some('Z') => "UTC".to_string(),
+            Some('%') => "%".to_string(),
+            other => {
+                let other = other.map_or("%".to_string(), |c| format!("%{c}"));
+                let message = format!("strftime_now does not know the conversion {other}");
+                return Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message));
+            }
+        });
+    }
+    Ok(out)
+}
+
+/// Year, month (1 to 12) and day of the month in the Gregorian calendar, for a number of days since 1970-01-01.
+fn civil_date(days: i64) -> (i64, usize, i64) {
+    // Days are counted from 0000-03-01 in eras of 400 years. Years then begin in March, and the leap day is the last
+    // day.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    (year, month as usize, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_right_around_leap_days_and_centuries() {
+        // The expected texts were computed with Python's datetime.
+        for (now, expected) in [
+            (0, "1970-01-01 Thursday 00:00:00"),
+            (951_782_400, "2000-02-29 Tuesday 00:00:00"),
+            (1_709_251_199, "2024-02-29 Thursday 23:59:59"),
+            (4_107_542_400, "2100-03-01 Monday 00:00:00"),
+            (-1, "1969-12-31 Wednesday 23:59:59"),
+        ] {
+            assert_eq!(strftime("%F %A %T", now).ok().as_deref(), Some(expected));
+        }
+        assert_eq!(strftime("%d %b %Y, %I %p", 1_709_251_199).ok().as_deref(), Some("29 Feb 2024, 11 PM"));
+        assert!(strftime("%Q", 0).is_err_and(|e| e.to_string().contains("does not know the conversion %Q")));
+    }
+
+    #[test]
+    fn an_unclosed_tag_is_left_alone() {
+        assert_eq!(without_generation_tags("{% unclosed"), "{% unclosed");
+    }
+}

@@ -1,0 +1,79 @@
+//! The tensors of a GGUF file, under the names that Hugging Face checkpoints use.
+use super::Gguf;
+use super::header::TensorInfo;
+use crate::weights::tensors::{Entry, Stored, Weights};
+use crate::{Error, ErrorKind, Result};
+use std::collections::BTreeMap;
+
+impl TensorInfo {
+    pub(super) fn entry(&self, heads: Option<usize>) -> Entry {
+        let shape = self.dims.iter().rev().copied().collect();
+        Entry { file: 0, stored: Stored::Ggml(self.kind), shape, heads, range: self.range.clone() }
+    }
+}
+
+impl Weights {
+    /// The tensors of a GGUF file, under their names in Hugging Face checkpoints.
+    ///
+    /// # Errors
+    /// If two tensors have the same name.
+    pub(in crate::weights) fn from_gguf(gguf: &Gguf) -> Result<Self> {
+        let architecture = gguf.text("general.architecture")?.unwrap_or_default();
+        let heads = |key: &str| gguf.uint(&format!("{architecture}.attention.{key}"));
+        let q = heads("head_count")?;
+        let k = match gguf.is_list(&format!("{architecture}.attention.head_count_kv")) {
+            true => None, // reading the configuration refuses such a model
+            false => heads("head_count_kv")?.or(q),
+        };
+        let mut tensors = BTreeMap::new();
+        for info in &gguf.tensors {
+            // llama.cpp's converter reorders these rows for its own rotation, which rotates neighbouring rows
+            // together.
+            let paired = match info.name.rsplit('.').nth(1) {
+                Some("attn_q") if architecture == "llama" => q,
+                Some("attn_k") if architecture == "llama" => k,
+                _ => None,
+            };
+            let paired = paired.map(|heads| usize::try_from(heads).unwrap_or(usize::MAX));
+            if tensors.insert(hf_name(&info.name), info.entry(paired)).is_some() {
+                return Err(Error::new(ErrorKind::Model, "the GGUF file has the same tensor twice")
+                    .at(format!("{}: {}", gguf.place, info.name)));
+            }
+        }
+        Ok(Self { files: vec![(gguf.place.clone(), gguf.bytes.clone())], tensors })
+    }
+}
+
+/// The name of a tensor in Hugging Face checkpoints of Qwen2, Qwen3 and Llama. Unknown names are returned unchanged.
+fn hf_name(name: &str) -> String {
+    let whole = match name {
+        "token_embd.weight" => "model.embed_tokens.weight",
+        "output_norm.weight" => "model.norm.weight",
+        "output.weight" => "lm_head.weight",
+        _ => "",
+    };
+    if !whole.is_empty() {
+        return whole.to_string();
+    }
+    let mut parts = name.split('.');
+    let (Some("blk"), Some(layer), Some(part), Some(what), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
+    else {
+        return name.to_string();
+    };
+    let part = match part {
+        "attn_norm" => "input_layernorm",
+        "attn_q" => "self_attn.q_proj",
+        "attn_k" => "self_attn.k_proj",
+        "attn_v" => "self_attn.v_proj",
+        "attn_output" => "self_attn.o_proj",
+        "attn_q_norm" => "self_attn.q_norm",
+        "attn_k_norm" => "self_attn.k_norm",
+        "ffn_norm" => "post_attention_layernorm",
+        "ffn_gate" => "mlp.gate_proj",
+        "ffn_up" => "mlp.up_proj",
+        "ffn_down" => "mlp.down_proj",
+        _ => return name.to_string(),
+    };
+    format!("model.layers.{layer}.{part}.{what}")
+}
