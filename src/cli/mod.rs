@@ -12,6 +12,7 @@ mod model;
 mod report;
 mod run;
 mod screen;
+mod settings;
 mod signals;
 mod stdin;
 mod text;
@@ -149,7 +150,7 @@ pub fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|error| {
         let red = if screen::stderr_has_colour() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-        say(&format!("{}error{}: {error}", red.0, red.1));
+        say(&format!("{}error{}: {}", red.0, red.1, settings::as_options(&error.to_string())));
         ExitCode::from(match error.kind() {
             ErrorKind::Input | ErrorKind::Policy => 2,
             ErrorKind::Model | ErrorKind::Device | ErrorKind::Io | ErrorKind::Internal => 1,
