@@ -27,7 +27,7 @@ use serde_json::Value;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, file};
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
@@ -295,7 +295,9 @@ impl Hub {
         self.get_all(name, &commit, &wanted, on)?;
         // Last of all: a ref promises a snapshot.
         if !is_commit(&name.revision) {
-            write_whole(&folder.join("refs").join(&name.revision), &commit)?;
+            let branch = folder.join("refs").join(&name.revision);
+            make_parent(&branch)?;
+            file::replace(&branch, &commit).map_err(|e| io("the cache cannot be written", &branch, &e))?;
         }
         Ok(match &name.file {
             Some(file) => snapshot.join(file),
@@ -637,16 +639,6 @@ fn shards(index: &[u8]) -> Result<BTreeSet<String>, ()> {
 fn make_parent(path: &Path) -> Result<()> {
     let parent = path.parent().unwrap_or(path);
     fs::create_dir_all(parent).map_err(|e| io("the cache cannot be written", parent, &e))
-}
-
-/// Writes a small file so that no reader ever sees half of it.
-fn write_whole(path: &Path, text: &str) -> Result<()> {
-    make_parent(path)?;
-    let part =
-        path.with_file_name(format!("{}.{}", path.file_name().unwrap_or_default().display(), std::process::id()));
-    fs::write(&part, text)
-        .and_then(|()| fs::rename(&part, path))
-        .map_err(|e| io("the cache cannot be written", path, &e))
 }
 
 /// Puts the blob into the snapshot: a relative link or, where the system has none, the file itself.

@@ -8,6 +8,8 @@ pub mod dtype;
 pub mod engine;
 pub mod error;
 pub mod eval;
+#[cfg(all(feature = "cli", not(target_family = "wasm")))]
+pub mod file;
 mod fnv;
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
 pub mod hub;

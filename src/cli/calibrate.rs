@@ -10,9 +10,8 @@ use secateur::eval::{Problem, Trial, problems};
 use secateur::policy::{Budget, Layers, PolicyRef, Scope};
 use secateur::sampling::Sampling;
 use secateur::weights::Weights;
-use secateur::{Error, ErrorKind, Result, builtin};
+use secateur::{Error, ErrorKind, Result, builtin, file};
 
-use super::file;
 use super::model::{self, Hashed};
 use super::run::{self, SamplingArgs};
 use super::screen;

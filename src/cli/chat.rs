@@ -11,10 +11,10 @@ use secateur::text::Message;
 use secateur::trace::StopReason;
 use secateur::{Error, ErrorKind, Result};
 
+use super::fields;
 use super::line::{Editor, Input};
 use super::run;
 use super::screen::{self, Screen};
-use super::settings;
 use super::signals::{self, Signal};
 
 const HELP: &str = "\
@@ -97,7 +97,7 @@ pub fn main(
                     // The conversation has become too long, or the template does not like it: it may be mended.
                     Err(error) if error.kind() == ErrorKind::Input => {
                         messages.pop();
-                        let error = settings::as_options(&error.to_string());
+                        let error = fields::as_options(&error.to_string());
                         super::say(&format!("{error}\n      or: /reset forgets the conversation"));
                     }
                     Err(error) => return Err(error),

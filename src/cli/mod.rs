@@ -4,7 +4,7 @@ mod calibrate;
 mod chat;
 mod conformance;
 mod devices;
-mod file;
+mod fields;
 mod inspect;
 mod line;
 mod live;
@@ -12,7 +12,6 @@ mod model;
 mod report;
 mod run;
 mod screen;
-mod settings;
 mod signals;
 mod stdin;
 mod text;
@@ -150,7 +149,7 @@ pub fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|error| {
         let red = if screen::stderr_has_colour() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-        say(&format!("{}error{}: {}", red.0, red.1, settings::as_options(&error.to_string())));
+        say(&format!("{}error{}: {}", red.0, red.1, fields::as_options(&error.to_string())));
         ExitCode::from(match error.kind() {
             ErrorKind::Input | ErrorKind::Policy => 2,
             ErrorKind::Model | ErrorKind::Device | ErrorKind::Io | ErrorKind::Internal => 1,

@@ -5,9 +5,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use secateur::eval::calibrate::{Choice, FILE};
 use secateur::hub::{Hub, HubName, Progress};
 use secateur::weights::{FINGERPRINT, ModelSource, Weights};
-use secateur::{Error, ErrorKind, Result, builtin};
+use secateur::{Error, ErrorKind, Result, builtin, file};
 
-use super::{file, screen};
+use super::screen;
 
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {

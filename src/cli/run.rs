@@ -11,12 +11,11 @@ use secateur::sampling::Sampling;
 use secateur::text::Message;
 use secateur::trace::AttentionDetail;
 use secateur::weights::{FINGERPRINT, ModelSource, Weights};
-use secateur::{Error, ErrorKind, Result, builtin, probe};
+use secateur::{Error, ErrorKind, Result, builtin, file, probe};
 use serde_json::json;
 use web_time::Instant;
 
 use super::chat;
-use super::file;
 use super::model::{self, Hashed, ModelArgs};
 use super::screen::{self, Progress, Screen};
 use super::signals::{self, Signal};

@@ -349,7 +349,7 @@ pub fn stop_reason(reason: &StopReason) -> String {
         StopReason::MaxNewTokens => "--max-new-tokens reached".into(),
         StopReason::ContextFull => "the context is full".into(),
         StopReason::Cancelled => "interrupted".into(),
-        StopReason::Failed(what) => format!("failed: {}", super::settings::as_options(what)),
+        StopReason::Failed(what) => format!("failed: {}", super::fields::as_options(what)),
     }
 }
 
