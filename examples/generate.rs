@@ -35,6 +35,7 @@ fn main() -> secateur::Result<()> {
             let _ = std::io::stdout().flush();
         }
         Event::Probe(probe) => print!("[{} -> {} slots]", probe.cached_before, probe.cached_after),
+        _ => {}
     };
     let result = pollster::block_on(engine.run(&prompt, &options, &mut show))?;
 

@@ -1,6 +1,6 @@
 //! The model that is embedded in the binary, so that a first run needs no download. It is the tiny reasoner that
 //! `models/README.md` describes.
-use crate::weights::ModelSource;
+use crate::weights::{ModelSource, Suggestions};
 
 /// The name of the built-in model in traces and messages.
 pub const NAME: &str = "built-in";
@@ -32,4 +32,5 @@ pub fn source() -> ModelSource {
         embedded!("tokenizer.json"),
         embedded!("tokenizer_config.json"),
     ])
+    .suggesting(Suggestions { window: WINDOW, probe_every: PROBE_EVERY })
 }

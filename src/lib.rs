@@ -29,9 +29,9 @@ pub mod web;
 pub mod weights;
 
 pub use device::ComputeDevice;
-pub use engine::{Batch, Engine, Event, LoadOptions, PreparedModel, Prompt, RunResult, Settings};
+pub use engine::{Batch, Engine, Event, LoadOptions, PreparedModel, Prompt, Request, Resolved, RunResult, Settings};
 pub use error::{Error, ErrorKind, Result};
-pub use policy::{Budget, EvictionPolicy};
+pub use policy::{Budget, EvictionPolicy, PolicyRef};
 pub use trace::{AttentionDetail, Trace};
 pub use weights::ModelSource;
 

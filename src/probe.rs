@@ -39,6 +39,20 @@ pub fn check_probe_ids(ids: &[u32], think_close: Option<u32>) -> Result<()> {
     Ok(())
 }
 
+/// Refuses an interval of 0 tokens between probes.
+///
+/// # Errors
+/// [`ErrorKind::Input`] when `every` is 0.
+pub fn check_interval(every: usize) -> Result<()> {
+    if every > 0 {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Input, "a probe cannot come every 0 tokens")
+        .at("`probe_every`")
+        .expected("at least 1")
+        .help("to switch probing off, use `policy` full"))
+}
+
 /// Where a prompt leaves the thinking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PromptThinking {
@@ -108,12 +122,7 @@ impl ProbeClock {
     /// # Errors
     /// When `every` is 0.
     pub fn new(every: usize, prompt: PromptThinking) -> Result<Self> {
-        if every == 0 {
-            return Err(Error::new(ErrorKind::Input, "a probe cannot come every 0 tokens")
-                .at("--probe-every")
-                .expected("at least 1")
-                .help("to switch probing off: --policy full"));
-        }
+        check_interval(every)?;
         let phase = match prompt {
             PromptThinking::NotOpened => Phase::Before,
             PromptThinking::Open => Phase::Inside,

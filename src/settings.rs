@@ -48,8 +48,8 @@ pub struct Settings {
     /// The positions of kept keys after an eviction.
     #[serde(default)]
     pub positions: Positions,
-    /// Where steps begin.
-    #[serde(default)]
+    /// Where steps of the thinking begin.
+    #[serde(default = "keywords")]
     pub steps: Boundaries,
     /// Tokens to generate at most; 0 in a trace that was written before traces recorded it.
     #[serde(default)]
@@ -64,6 +64,11 @@ pub struct Settings {
 
 fn default_probe_text() -> String {
     probe::DEFAULT_PROBE_TEXT.into()
+}
+
+/// The only rule there was before traces recorded it.
+fn keywords() -> Boundaries {
+    Boundaries::Keywords
 }
 
 impl Default for Settings {

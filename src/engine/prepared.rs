@@ -1,15 +1,17 @@
 //! A model without its weights: what it is, how text becomes ids, and whether a request could run.
-use super::request::{LoadOptions, Prompt};
+use super::calibrated::Calibrated;
+use super::request::{LoadOptions, ModelAdvice, Prompt, Request, Resolved};
 use super::sequence::{ModelFacts, Sequence};
-use super::{Engine, GROWTH};
-use crate::cache::{CacheShape, KvCache};
+use super::{Engine, GROWTH, Runner};
+use crate::cache::CacheShape;
 use crate::device::ComputeDevice;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{self, Decoder};
+use crate::policy::Scope;
 use crate::probe::PromptThinking;
 use crate::settings::Settings;
 use crate::text::{ChatTemplate, Message, RenderOptions, ThinkIds, ThinkingState, Tokenizer};
-use crate::weights::{ModelSource, Weights};
+use crate::weights::{ModelSource, Suggestions, Weights};
 use crate::{Error, ErrorKind, Result};
 use std::sync::Arc;
 
@@ -21,6 +23,8 @@ pub struct PreparedModel {
     shape: CacheShape,
     tokenizer: Result<Tokenizer>,
     template: Result<ChatTemplate>,
+    suggestions: Option<Suggestions>,
+    calibrated: Option<Calibrated>,
 }
 
 impl PreparedModel {
@@ -33,25 +37,35 @@ impl PreparedModel {
         let context = config.context(options.context)?;
         let shape = CacheShape::new(&config, options.kv, options.sequences.max(1), GROWTH)?;
         let (tokenizer, template) = (Tokenizer::load(source), ChatTemplate::load(source));
-        Ok(Self { name: name.into(), config, context, shape, tokenizer, template })
+        let (suggestions, calibrated) = (source.suggestions(), Calibrated::beside(source));
+        Ok(Self { name: name.into(), config, context, shape, tokenizer, template, suggestions, calibrated })
     }
 
     /// Loads the weights onto `device`. `progress` is told (parts loaded, of how many).
     ///
     /// # Errors
-    /// What [`decoder::check_attention`], [`Weights::open`] and [`Decoder::load`] refuse.
+    /// What [`check_device`](Self::check_device), [`Weights::open`] and [`Decoder::load`] refuse.
     pub fn load(
-        self,
+        mut self,
         source: &ModelSource,
         device: &ComputeDevice,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Engine> {
-        self.shape.check(&device.info)?;
-        decoder::check_attention(&self.config, self.shape.seqs, self.context, device)?;
+        self.check_device(device)?;
         let weights = Weights::open(source)?;
-        let model = Decoder::load(&self.config, &weights, self.context, device, progress)?;
-        let cache = KvCache::new(self.shape, device);
-        Ok(Engine { opened: self, model, cache, stop: Arc::default() })
+        self.calibrated.iter_mut().for_each(Calibrated::release_memory);
+        let model = Arc::new(Decoder::load(&self.config, &weights, self.context, device, progress)?);
+        let runner = Runner::new(model, self.shape);
+        Ok(Engine { prepared: self, runner, stop: Arc::default() })
+    }
+
+    /// Whether this model, context and number of sequences can run on `device`. Reads no weights.
+    ///
+    /// # Errors
+    /// What [`decoder::check_device`] and [`Runner::check`] refuse.
+    pub fn check_device(&self, device: &ComputeDevice) -> Result<()> {
+        Runner::check(self.config.vocab_size, &self.shape, device)?;
+        decoder::check_device(&self.config, self.shape.seqs, self.context, device)
     }
 
     /// Its configuration.
@@ -121,6 +135,51 @@ impl PreparedModel {
     /// When the model has none, or a malformed one.
     pub fn template(&self) -> Result<&ChatTemplate> {
         self.template.as_ref().map_err(Error::clone)
+    }
+
+    /// What a request comes to with this model: the one place where what it leaves open is decided. The order is: the request,
+    /// what the model's authors recommend for sampling (`generation_config.json`, or `general.sampling.*` of a GGUF file), the
+    /// layers that `secateur calibrate` chose for it, what is known to suit it (the built-in model), the defaults of
+    /// [`Settings`]. Where the model has no `</think>` to read, the policy is `full` unless one is named. Without a seed a fresh
+    /// one is drawn. A model that thinks may write [more tokens](crate::settings::MAX_NEW_TOKENS_THINKING).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] for a request without a prompt, and whatever [`check`](Self::check) refuses.
+    pub fn resolve(&self, request: &Request) -> Result<Resolved> {
+        let prompt = request.prompt()?.ok_or_else(|| {
+            let e = Error::new(ErrorKind::Input, "this request has no prompt");
+            e.expected("one of `prompt`, `messages` and `ids`")
+        })?;
+        let (settings, notes) = self.settings(request)?;
+        self.check(&prompt, &settings)?;
+        Ok(Resolved { prompt, settings, notes })
+    }
+
+    /// The settings of a request, whether it has a prompt or not, and what a person should know about them. A conversation
+    /// resolves its settings once.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub fn settings(&self, request: &Request) -> Result<(Settings, Vec<String>)> {
+        let closes = |tokenizer: &Tokenizer| tokenizer.think_ids().close.is_some();
+        let thinks = self.tokenizer.as_ref().is_ok_and(closes);
+        let (mut settings, mut notes) = request.settings(&ModelAdvice {
+            generation: Some(&self.config.generation),
+            suggestions: self.suggestions,
+            thinks,
+            unprunable: match &self.tokenizer {
+                _ if thinks => None,
+                Ok(_) => Some("this tokenizer has no single </think>"),
+                Err(_) => Some("there is no tokenizer, so there are no steps"),
+            },
+        })?;
+        let votes = settings.scope == Scope::Shared && settings.policy.needs().scores();
+        if let Some(calibrated) = self.calibrated.as_ref().filter(|_| votes && request.layers.is_none()) {
+            notes.push(calibrated.apply(&mut settings, self.config.num_layers)?);
+        }
+        settings.layers.check(self.config.num_layers, settings.scope)?;
+        settings.policy.accepts(settings.budget)?;
+        Ok((settings, notes))
     }
 
     /// Whether this request could run, as far as can be told without weights.

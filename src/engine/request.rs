@@ -1,6 +1,18 @@
-//! What is asked of the engine: how a model is loaded, what is continued, how it is generated and pruned.
+//! What a front-end asks for: how a model is loaded, and one request to it. A request names only what its author chose;
+//! [`PreparedModel::resolve`](super::PreparedModel::resolve) fills in the rest from the model, in this file.
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
 use crate::dtype::Dtype;
+use crate::model::config::GenerationDefaults;
+use crate::policy::{Budget, Full, Layers, Normalise, PolicyRef, Positions, Scope};
+use crate::sampling::{MOST_CANDIDATES, Sampling};
+use crate::settings::{self, Settings};
+use crate::steps::Boundaries;
 use crate::text::Message;
+use crate::trace::AttentionDetail;
+use crate::weights::Suggestions;
+use crate::{Error, ErrorKind, Result};
 
 /// How a model is loaded.
 #[derive(Debug, Clone)]
@@ -20,7 +32,8 @@ impl Default for LoadOptions {
 }
 
 /// What to continue.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Prompt {
     /// A user's message, put through the model's chat template.
     Chat(String),
@@ -35,4 +48,295 @@ pub enum Prompt {
     Raw(String),
     /// Ids as they are; needs no tokenizer.
     Ids(Vec<u32>),
+}
+
+/// One request, as a person or a program writes it. Every field may be left out, and an unknown field is refused: in JSON,
+/// `{"prompt": "What is 12 + 30?", "budget": "tokens:512"}` is a whole request.
+///
+/// A field that is left out is resolved from the model where the model knows better, and else has the default of
+/// [`Settings`]. See [`PreparedModel::resolve`](super::PreparedModel::resolve).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Request {
+    /// The user's message. A request has one of `prompt`, `messages` and `ids`.
+    pub prompt: Option<String>,
+    /// A conversation, whose last message is the user's.
+    pub messages: Option<Vec<Message>>,
+    /// Token ids to continue. They need no tokenizer.
+    pub ids: Option<Vec<u32>>,
+    /// What the model is told before the conversation.
+    pub system: Option<String>,
+    /// Whether `prompt` is taken as it is, without the chat template.
+    pub raw: Option<bool>,
+    /// Whether the model thinks before it answers, where its chat template has such a switch.
+    pub think: Option<bool>,
+    /// Tokens to generate at most.
+    pub max_new_tokens: Option<usize>,
+    /// Whether generation goes on past the end-of-sequence tokens.
+    pub ignore_eos: Option<bool>,
+    /// Seed of sampling and of policies that evict at random. Without it a fresh one is drawn.
+    pub seed: Option<u64>,
+    /// Whether the most likely token is always taken.
+    pub greedy: Option<bool>,
+    /// Divides the logits; 0 means greedy.
+    pub temperature: Option<f32>,
+    /// Draw from this many of the most likely tokens; 0 or -1 means from all.
+    pub top_k: Option<i64>,
+    /// Draw from the fewest tokens that reach this probability together.
+    pub top_p: Option<f32>,
+    /// Draw from tokens that are at least this share as likely as the most likely one.
+    pub min_p: Option<f32>,
+    /// Above 1, tokens that occurred before become less likely.
+    pub repetition_penalty: Option<f32>,
+    /// Which tokens are evicted.
+    pub policy: Option<PolicyRef>,
+    /// How much may be evicted.
+    pub budget: Option<Budget>,
+    /// Latest tokens that are never evicted.
+    pub window: Option<usize>,
+    /// Thinking tokens from one probe to the next.
+    pub probe_every: Option<usize>,
+    /// What is appended at a probe; it ends in `</think>`.
+    pub probe_text: Option<String>,
+    /// Which layers and heads share a kept set.
+    pub scope: Option<Scope>,
+    /// The layers whose attention counts in a shared set.
+    pub layers: Option<Layers>,
+    /// Whether heads are brought to one scale before they are averaged.
+    pub normalise: Option<Normalise>,
+    /// The positions of kept keys after an eviction.
+    pub positions: Option<Positions>,
+    /// Where steps of the thinking begin.
+    pub steps: Option<Boundaries>,
+    /// How much of each probe's attention the trace records.
+    pub attention: Option<AttentionDetail>,
+}
+
+/// A request with nothing left open.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Resolved {
+    /// What is continued.
+    pub prompt: Prompt,
+    /// How it is generated and pruned.
+    pub settings: Settings,
+    /// What a person should know about how the request was resolved: sentences, in order.
+    pub notes: Vec<String>,
+}
+
+impl Request {
+    /// Reads a request from JSON.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] for text that is no JSON object, an unknown field, and a value that a field cannot have.
+    pub fn from_json(text: &str) -> Result<Self> {
+        serde_json::from_str(text).map_err(not_understood)
+    }
+
+    /// This request with the fields that `options` gives in the place of its own. A prompt in `options`, in whichever form,
+    /// replaces the prompt; `greedy` there replaces the settings of a draw, and the other way round.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] where a request has no JSON form, which is a bug.
+    pub fn overridden_by(&self, options: &Self) -> Result<Self> {
+        const PROMPTS: &[&str] = &["prompt", "messages", "ids"];
+        const DRAW: &[&str] = &["temperature", "top_k", "top_p", "min_p"];
+        let (mut base, over) = (self.given()?, options.given()?);
+        for (these, those) in [(PROMPTS, PROMPTS), (&["greedy"], DRAW), (DRAW, &["greedy"])] {
+            if these.iter().any(|name| over.contains_key(*name)) {
+                those.iter().for_each(|name| drop(base.remove(*name)));
+            }
+        }
+        base.extend(over);
+        serde_json::from_value(Value::Object(base)).map_err(not_understood)
+    }
+
+    /// The fields that are given, as JSON.
+    fn given(&self) -> Result<Map<String, Value>> {
+        let failed = |e| Error::new(ErrorKind::Internal, "the request has no JSON form").found(e);
+        match serde_json::to_value(self).map_err(failed)? {
+            Value::Object(fields) => Ok(fields.into_iter().filter(|(_, value)| !value.is_null()).collect()),
+            _ => Err(Error::new(ErrorKind::Internal, "the request is no JSON object")),
+        }
+    }
+
+    /// What is to be continued; `None` for a request without a prompt, which only has settings.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] for an empty prompt, for two prompts, and for fields that exclude each other.
+    pub fn prompt(&self) -> Result<Option<Prompt>> {
+        let refused = |what: &str, place: &str| Err(Error::new(ErrorKind::Input, what).at(place));
+        let given = [self.prompt.is_some(), self.messages.is_some(), self.ids.is_some()];
+        if given.iter().filter(|given| **given).count() > 1 {
+            return refused("a request has one prompt", "`prompt`, `messages`, `ids`");
+        }
+        let raw = self.raw == Some(true);
+        if raw && self.prompt.is_none() && given.contains(&true) {
+            return refused("only a prompt of text can be taken as it is", "`raw`");
+        }
+        if raw || self.ids.is_some() {
+            for (place, given) in [("`system`", self.system.is_some()), ("`think`", self.think.is_some())] {
+                if given {
+                    return refused("without the chat template this setting has no effect", place);
+                }
+            }
+        }
+        if let Some(ids) = &self.ids {
+            return match ids.is_empty() {
+                true => Err(empty().at("`ids`").expected("at least one token id")),
+                false => Ok(Some(Prompt::Ids(ids.clone()))),
+            };
+        }
+        let spoken = match (&self.prompt, &self.messages) {
+            (Some(text), _) if text.trim().is_empty() => return Err(empty().expected("some text")),
+            (Some(text), _) if raw => return Ok(Some(Prompt::Raw(text.clone()))),
+            (Some(text), _) => vec![Message::user(text.as_str())],
+            (None, Some(messages)) if messages.is_empty() => return Err(empty().at("`messages`")),
+            (None, Some(messages)) => messages.clone(),
+            (None, None) => return Ok(None),
+        };
+        Ok(Some(Prompt::Messages { messages: self.beginning().into_iter().chain(spoken).collect(), think: self.think }))
+    }
+
+    /// The system prompt as the first message of a conversation, if there is one.
+    pub fn beginning(&self) -> Option<Message> {
+        self.system.as_ref().map(|text| Message::new("system", text.as_str()))
+    }
+
+    /// Refuses what no model could run, before a model is looked for.
+    ///
+    /// # Errors
+    /// As [`PreparedModel::resolve`](super::PreparedModel::resolve), as far as it does not depend on the model.
+    pub fn check(&self) -> Result<()> {
+        self.prompt()?;
+        let (settings, _) = self.settings(&ModelAdvice::default())?;
+        settings.policy.accepts(settings.budget)?;
+        // How many layers there are is not known yet; whether a list of them makes sense is.
+        settings.layers.check(usize::MAX, settings.scope)
+    }
+
+    /// The settings: what is given, else what the model advises, else the defaults. The layers are left to the caller where the
+    /// request does not give them.
+    pub(super) fn settings(&self, model: &ModelAdvice<'_>) -> Result<(Settings, Vec<String>)> {
+        let default = Settings::default();
+        let mut notes = Vec::new();
+        let sampling = self.sampling(model, &mut notes)?;
+        let policy = match (&self.policy, model.unprunable) {
+            (Some(policy), _) => policy.clone(),
+            (None, None) => default.policy,
+            (None, Some(why)) => {
+                notes.push(format!("{why}: nothing is pruned (`policy` full)"));
+                Full.into()
+            }
+        };
+        let seed = match self.seed {
+            Some(seed) => seed,
+            None => {
+                let seed = drawn_seed()?;
+                if !sampling.is_greedy() || policy.draws_lots() {
+                    notes.push(format!("seed {seed}, drawn for this request; the same `seed` gives the same text"));
+                }
+                seed
+            }
+        };
+        let probe_every = self.probe_every.or(model.suggestions.map(|s| s.probe_every)).unwrap_or(default.probe_every);
+        crate::probe::check_interval(probe_every)?;
+        let thinks = model.thinks && self.think != Some(false);
+        let most = if thinks { settings::MAX_NEW_TOKENS_THINKING } else { settings::MAX_NEW_TOKENS };
+        let settings = Settings {
+            policy,
+            budget: self.budget.unwrap_or(default.budget),
+            window: self.window.or(model.suggestions.map(|s| s.window)).unwrap_or(default.window),
+            probe_every,
+            probe_text: self.probe_text.clone().unwrap_or(default.probe_text),
+            sampling,
+            seed,
+            scope: self.scope.unwrap_or(default.scope),
+            layers: self.layers.clone().unwrap_or(default.layers),
+            normalise: self.normalise.unwrap_or(default.normalise),
+            positions: self.positions.unwrap_or(default.positions),
+            steps: self.steps.unwrap_or(default.steps),
+            max_new_tokens: self.max_new_tokens.unwrap_or(most),
+            ignore_eos: self.ignore_eos.unwrap_or(default.ignore_eos),
+            attention: self.attention.unwrap_or(default.attention),
+        };
+        Ok((settings, notes))
+    }
+
+    /// What is given, in the place of what the model's authors recommend. A setting of a draw asks for a draw: where the authors
+    /// recommend none, its temperature is 1.
+    fn sampling(&self, model: &ModelAdvice<'_>, notes: &mut Vec<String>) -> Result<Sampling> {
+        let authors = model.generation.map_or(Sampling::GREEDY, Sampling::from_defaults);
+        let greedy = self.greedy == Some(true);
+        let draws = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
+        if greedy && (draws || self.temperature.is_some_and(|t| t > 0.0)) {
+            return Err(Error::new(ErrorKind::Input, "greedy decoding has no settings of a draw")
+                .at("`greedy`")
+                .help("leave out `temperature`, `top_k`, `top_p` and `min_p`, or `greedy`"));
+        }
+        let mut sampling = match self.greedy {
+            Some(true) => Sampling { repetition_penalty: authors.repetition_penalty, ..Sampling::GREEDY },
+            _ => authors,
+        };
+        if draws && authors.is_greedy() || self.greedy == Some(false) && sampling.is_greedy() {
+            sampling.temperature = 1.0;
+        }
+        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
+        sampling.top_k = match self.top_k {
+            None => sampling.top_k,
+            // Other engines write -1 where none is wanted.
+            Some(-1) => 0,
+            Some(k) => u32::try_from(k).map_err(|_| {
+                let e = Error::new(ErrorKind::Input, "a sampling setting is out of range").at("`top_k`");
+                e.expected("a number of tokens; 0 or -1 for all").found(k)
+            })?,
+        };
+        sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
+        sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
+        sampling.repetition_penalty = self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
+        sampling.check()?;
+        if sampling.top_k as usize > MOST_CANDIDATES && !sampling.is_greedy() {
+            notes.push(format!(
+                "`top_k` is {}: the {MOST_CANDIDATES} most likely tokens are drawn from, which is the most there are",
+                sampling.top_k
+            ));
+        }
+        let silent = |g: &GenerationDefaults| g.do_sample.is_none() && g.temperature.is_none();
+        if model.thinks && sampling.is_greedy() && !greedy && self.temperature.is_none() {
+            if model.generation.is_some_and(silent) {
+                notes.push(
+                    "this model's files do not say how to sample, so it decodes greedily; the authors of models that think \
+                     advise against that: `temperature` 0.6 is common"
+                        .into(),
+                );
+            }
+        }
+        Ok(sampling)
+    }
+}
+
+/// What a model has to say about how it is run. Without one (the default) it has nothing to say.
+#[derive(Clone, Copy, Default)]
+pub(super) struct ModelAdvice<'a> {
+    /// What its authors recommend.
+    pub generation: Option<&'a GenerationDefaults>,
+    /// What is known to suit it.
+    pub suggestions: Option<Suggestions>,
+    /// Whether its tokenizer can tell that it thinks.
+    pub thinks: bool,
+    /// Why the default policy has nothing to go by, if so. A policy that is asked for by name says so itself.
+    pub unprunable: Option<&'static str>,
+}
+
+fn empty() -> Error {
+    Error::new(ErrorKind::Input, "the prompt is empty")
+}
+
+fn not_understood(error: serde_json::Error) -> Error {
+    Error::new(ErrorKind::Input, "this request is not understood").found(error)
+}
+
+/// A random seed below 2^53, which JSON and JavaScript keep exactly.
+fn drawn_seed() -> Result<u64> {
+    let failed = |e| Error::new(ErrorKind::Io, "this machine gives no random numbers").found(e).help("give a `seed`");
+    Ok(getrandom::u64().map_err(failed)? >> 11)
 }

@@ -20,6 +20,9 @@ use crate::settings::Settings;
 use crate::trace::StopReason;
 use crate::{Error, ErrorKind, Result};
 
+#[cfg(not(target_family = "wasm"))]
+pub use super::hashed::{Hashed, choice_path};
+
 /// Name of the file that holds a choice, beside the model.
 pub const FILE: &str = "secateur.json";
 /// The version this code writes and reads.

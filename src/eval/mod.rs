@@ -1,6 +1,8 @@
 //! Questions with answers: reading them, grading what a model wrote, and choosing layers by it.
 pub mod calibrate;
 pub mod grade;
+#[cfg(not(target_family = "wasm"))]
+mod hashed;
 pub mod paired;
 pub mod problems;
 

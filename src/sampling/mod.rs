@@ -1,5 +1,9 @@
 //! How the next token is chosen from the logits: greedily, or drawn, with the settings and in the order of transformers.
+mod device;
+
 use serde::{Deserialize, Serialize};
+
+pub use device::Sampler;
 
 use crate::kernels::{state, top_k};
 use crate::model::config::GenerationDefaults;
@@ -65,10 +69,10 @@ impl Sampling {
         let Self { temperature, top_p, min_p, repetition_penalty, .. } = *self;
         let penalties = 0.01..=100.0;
         for (name, value, good, expected) in [
-            ("--temperature", temperature, (0.0..=1000.0).contains(&temperature), "from 0 to 1000"),
-            ("--top-p", top_p, top_p > 0.0 && top_p <= 1.0, "above 0, at most 1"),
-            ("--min-p", min_p, (0.0..=1.0).contains(&min_p), "from 0 to 1"),
-            ("--repetition-penalty", repetition_penalty, penalties.contains(&repetition_penalty), "from 0.01 to 100"),
+            ("`temperature`", temperature, (0.0..=1000.0).contains(&temperature), "from 0 to 1000"),
+            ("`top_p`", top_p, top_p > 0.0 && top_p <= 1.0, "above 0, at most 1"),
+            ("`min_p`", min_p, (0.0..=1.0).contains(&min_p), "from 0 to 1"),
+            ("`repetition_penalty`", repetition_penalty, penalties.contains(&repetition_penalty), "from 0.01 to 100"),
         ] {
             if !good {
                 let e = Error::new(ErrorKind::Input, "a sampling setting is out of range").at(name);
@@ -78,8 +82,8 @@ impl Sampling {
         Ok(())
     }
 
-    /// The words of a sequence's header from [`state::MISSED`] on.
-    pub(crate) fn words(&self, seed: u64) -> [u32; state::SEQ - state::MISSED] {
+    /// The part of a sequence's header that configures the sampler: the words from [`state::MISSED`] on.
+    pub(crate) fn header(&self, seed: u64) -> [u32; state::SEQ - state::MISSED] {
         let temperature = if self.is_greedy() { 0.0 } else { self.temperature };
         let mut header = [0; state::SEQ];
         header[state::TEMPERATURE] = temperature.to_bits();

@@ -67,7 +67,16 @@ impl fmt::Debug for Bytes {
 /// Where the files of a model are: in a directory with Hugging Face layout (natively), in memory (in the browser and
 /// in tests), or in one GGUF file.
 #[derive(Debug, Clone)]
-pub struct ModelSource(Place);
+pub struct ModelSource(Place, Option<Suggestions>);
+
+/// What is known to suit a model and stands in none of its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Suggestions {
+    /// Latest tokens that are never evicted.
+    pub window: usize,
+    /// Thinking tokens from one probe to the next.
+    pub probe_every: usize,
+}
 
 #[derive(Debug, Clone)]
 enum Place {
@@ -102,7 +111,7 @@ impl ModelSource {
     pub fn gguf_file(place: impl Into<String>, bytes: impl Into<Bytes>) -> Result<Self> {
         let (place, bytes) = (place.into(), bytes.into());
         refuse_lfs_pointer(&place, &bytes)?;
-        Ok(Self(Place::Gguf(Arc::new(Gguf::new(place, bytes)?))))
+        Ok(Self(Place::Gguf(Arc::new(Gguf::new(place, bytes)?)), None))
     }
 
     /// The GGUF file, if the model is a GGUF file.
@@ -137,7 +146,7 @@ impl ModelSource {
                 .found(found)
         };
         match std::fs::metadata(path) {
-            Ok(meta) if meta.is_dir() => Ok(Self(Place::Directory(path.to_path_buf()))),
+            Ok(meta) if meta.is_dir() => Ok(Self(Place::Directory(path.to_path_buf()), None)),
             Ok(_) => Err(not_readable("a file".into()).help("pass the directory that contains this file")),
             Err(error) => Err(not_readable(error.to_string())),
         }
@@ -145,7 +154,23 @@ impl ModelSource {
 
     /// A model whose files are in memory, given as pairs of a name and bytes.
     pub fn memory<N: Into<String>, B: Into<Bytes>>(files: impl IntoIterator<Item = (N, B)>) -> Self {
-        Self(Place::Memory(files.into_iter().map(|(name, bytes)| (name.into(), bytes.into())).collect()))
+        Self(Place::Memory(files.into_iter().map(|(name, bytes)| (name.into(), bytes.into())).collect()), None)
+    }
+
+    /// The same model, with what is known to suit it.
+    #[must_use]
+    pub fn suggesting(self, suggestions: Suggestions) -> Self {
+        Self(self.0, Some(suggestions))
+    }
+
+    /// What is known to suit the model.
+    pub fn suggestions(&self) -> Option<Suggestions> {
+        self.1
+    }
+
+    /// Whether its files are held in memory.
+    pub fn is_in_memory(&self) -> bool {
+        matches!(self.0, Place::Memory(_))
     }
 
     /// The bytes of the file `name`, or `None` if the model has no such file.
