@@ -133,7 +133,7 @@ pub const SILENCE: usize = 2048;
 /// What begins a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begin {
-    /// The beginning of the text. Only the first step has it, and only where no keyword begins the text.
+    /// The beginning of a thought that does not begin with a keyword.
     Text,
     /// A keyword, as [`KEYWORDS`] spells it.
     Keyword(&'static str),
@@ -297,6 +297,13 @@ impl Segmenter {
         self.scan.rule
     }
 
+    /// Ends a thought, at its `</think>`. What is pushed afterwards is a thought of its own: it begins a step, its first
+    /// word has no word before it, and its keywords alone decide what `auto` does in it. Offsets go on counting.
+    pub fn end_thought(&mut self) {
+        self.scan.advance(&self.text, self.text.len(), Tail::Closed);
+        self.scan.begin_thought();
+    }
+
     /// Appends one token's bytes; they need not be whole characters.
     pub fn push(&mut self, piece: impl AsRef<[u8]>) {
         self.text.extend_from_slice(piece.as_ref());
@@ -344,6 +351,8 @@ pub fn ends_inside_char(bytes: &[u8]) -> bool {
 #[derive(Debug, Clone)]
 struct Scan {
     rule: Boundaries,
+    /// Where the current thought begins. No rule looks at the text before it.
+    thought: usize,
     done: usize,
     /// Where steps begin, ascending, and why.
     starts: Vec<(usize, Begin)>,
@@ -352,15 +361,19 @@ struct Scan {
 
 impl Scan {
     fn new(rule: Boundaries) -> Self {
-        Self { rule, done: 0, starts: Vec::new(), latest_keyword: None }
+        Self { rule, thought: 0, done: 0, starts: Vec::new(), latest_keyword: None }
+    }
+
+    fn begin_thought(&mut self) {
+        (self.thought, self.latest_keyword) = (self.done, None);
     }
 
     /// Finds the steps that begin before `to`. `bytes` is the text scanned so far and whatever follows it.
     fn advance(&mut self, bytes: &[u8], to: usize, tail: Tail) {
         for at in self.done..to {
-            if let Some(begin) = self.boundary(bytes, at, tail) {
+            if let Some(begin) = self.boundary(&bytes[self.thought..], at - self.thought, tail) {
                 if let Begin::Keyword(_) = begin {
-                    self.latest_keyword = Some(at);
+                    self.latest_keyword = Some(at - self.thought);
                 }
                 self.starts.push((at, begin));
             }
@@ -368,6 +381,7 @@ impl Scan {
         self.done = self.done.max(to);
     }
 
+    /// Whether a step begins at byte `at` of the current thought, whose text `bytes` is.
     fn boundary(&self, bytes: &[u8], at: usize, tail: Tail) -> Option<Begin> {
         let found = match self.rule {
             Boundaries::Keywords => keyword_at(bytes, at, tail).map(Begin::Keyword),
@@ -389,7 +403,7 @@ impl Scan {
         if !without_keyword {
             return None;
         }
-        let length = at - self.starts.last().map_or(0, |start| start.0);
+        let length = self.thought + at - self.starts.last().map_or(0, |start| start.0);
         prose_boundary(bytes, at).filter(|begin| *begin == Begin::Paragraph || length > LONG_STEP)
     }
 
@@ -727,6 +741,36 @@ mod tests {
         let wait = steps.iter().position(|s| s.keyword() == Some("Wait")).unwrap();
         assert_eq!(steps[wait].start, chinese.len());
         assert!((SILENCE..SILENCE + 60).contains(&(steps[wait].end - steps[wait].start)), "{steps:?}");
+    }
+
+    #[test]
+    fn a_second_thought_begins_a_step_of_its_own() {
+        for rule in Boundaries::ALL {
+            let mut s = Segmenter::with_boundaries(rule);
+            s.push("It is 2. So");
+            assert_eq!(s.steps(Tail::Open).len(), if rule == Boundaries::Sentences { 2 } else { 1 });
+            s.end_thought();
+            s.end_thought();
+            // The end of a thought ends a word; a thought without text is no step.
+            let first =
+                if matches!(rule, Boundaries::Keywords | Boundaries::Auto | Boundaries::Sentences) { 2 } else { 1 };
+            assert_eq!(s.steps(Tail::Open).len(), first, "{rule}");
+            s.push("Now");
+            s.push(" 3.");
+            let steps = s.steps(Tail::Open);
+            assert_eq!(steps.len(), first + 1, "{rule}");
+            assert_eq!((steps[first].start, steps[first].end), (11, 17));
+            let named = matches!(rule, Boundaries::Keywords | Boundaries::Auto);
+            assert_eq!(steps[first].keyword(), named.then_some("Now"));
+            assert_eq!(s.assign(&steps)[1..], [first, first]);
+        }
+        // `auto` waits for keywords anew.
+        let mut s = Segmenter::with_boundaries(Boundaries::Auto);
+        let chinese = "我们先考虑这个问题的条件。".repeat(40);
+        s.push("Okay.");
+        s.end_thought();
+        s.push(&chinese);
+        assert_eq!(s.steps(Tail::Closed).len(), 4);
     }
 
     #[test]

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::{CacheView, KeepPlan, Outcome, Role, Sets};
 use crate::settings::Settings;
+use crate::steps::BoundaryCounts;
 use crate::{Error, ErrorKind, Result};
 
 /// The version this code writes and reads.
@@ -54,6 +55,10 @@ pub struct Trace {
     /// Bytes of the keys and values of one slot, all layers together; absent in older traces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot_bytes: Option<u64>,
+    /// How many steps of the final text begin at a keyword, after a paragraph and after a sentence; absent without a
+    /// tokenizer and in older traces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_boundaries: Option<BoundaryCounts>,
     /// What was generated, positions from `prompt_ids.len()`.
     pub tokens: Vec<Token>,
     /// One per probe, or per plan where the policy needs no probe.
@@ -73,6 +78,9 @@ pub struct Token {
     pub text: String,
     /// Its part of the sequence.
     pub role: Role,
+    /// Whether it is a special token or the stop token: no part of what the model says. Older traces lack it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub special: bool,
     /// Id of its step in the final text, for thinking tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<usize>,
@@ -256,6 +264,20 @@ impl Totals {
 }
 
 impl Trace {
+    /// The text of the answer: what the model wrote outside its thinking, without special tokens.
+    pub fn answer(&self) -> String {
+        let ended = self.stop_reason == StopReason::Eos;
+        // The stop token is the last one; traces from before `special` was recorded do not say that it is special.
+        let tokens = &self.tokens[..self.tokens.len().saturating_sub(usize::from(ended))];
+        let answer = tokens.iter().filter(|t| t.role == Role::Answer && !t.special);
+        answer.map(|t| t.text.as_str()).collect()
+    }
+
+    /// A sentence where the thinking has few keywords and was cut at other places; see [`BoundaryCounts::fallback`].
+    pub fn step_note(&self) -> Option<String> {
+        self.step_boundaries?.fallback(self.settings.steps)
+    }
+
     /// One line of JSON.
     ///
     /// # Errors
@@ -483,7 +505,7 @@ mod tests {
     use super::*;
 
     fn example() -> Trace {
-        let token = |id, text: &str, role, step| Token { id, text: text.into(), role, step };
+        let token = |id, text: &str, role, step| Token { id, text: text.into(), role, special: false, step };
         Trace {
             version: VERSION,
             secateur: "0.1.0".into(),
@@ -497,10 +519,11 @@ mod tests {
             prompt_ids: vec![1, 2],
             prompt_text: Some("<|user|>?".into()),
             slot_bytes: Some(64),
+            step_boundaries: Some(BoundaryCounts { keywords: 1, ..BoundaryCounts::default() }),
             tokens: vec![
                 token(7, "Okay, \"θ’\n", Role::Thinking, Some(0)),
                 token(8, "</think>", Role::ThinkClose, None),
-                token(9, "42", Role::Answer, None),
+                Token { special: true, ..token(9, "<|end|>", Role::Answer, None) },
             ],
             probes: vec![Probe {
                 at_token: 1,
@@ -541,10 +564,12 @@ mod tests {
         assert_eq!(
             keys(&json),
             "version secateur model device policy budget window probe_every probe_text sampling seed scope layers normalise \
-             positions prompt_ids prompt_text slot_bytes tokens probes stop_reason totals"
+             positions steps max_new_tokens ignore_eos attention prompt_ids prompt_text slot_bytes step_boundaries tokens probes stop_reason totals"
         );
         assert_eq!(keys(&json["tokens"][0]), "id text role step");
         assert_eq!(keys(&json["tokens"][1]), "id text role");
+        assert_eq!(keys(&json["tokens"][2]), "id text role special");
+        assert_eq!(keys(&json["step_boundaries"]), "keywords paragraphs sentences");
         assert_eq!(
             keys(&json["probes"][0]),
             "at_token thinking_tokens cached_before cached_after evicted steps attention sets infeasible timings \

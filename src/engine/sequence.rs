@@ -11,7 +11,7 @@ use crate::engine::{Event, LAG, RunResult};
 use crate::policy::{self, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
 use crate::settings::Settings;
-use crate::steps::Tail;
+use crate::steps::{BoundaryCounts, Tail};
 use crate::text::{Detokenizer, ThinkIds, Tokenizer};
 use crate::trace::{self, StopReason, Totals, Trace};
 use crate::{Error, ErrorKind, Result};
@@ -110,7 +110,7 @@ impl Sequence {
             text: String::new(),
             answer: String::new(),
             clock: ProbeClock::new(settings.probe_every, thinking)?,
-            ledger: Ledger::with_sets(prompt.len(), sets),
+            ledger: Ledger::with_sets(prompt.len(), sets).with_boundaries(settings.steps),
             forwarded: 0,
             context: model.context,
             tokens: Vec::new(),
@@ -175,7 +175,7 @@ impl Sequence {
         if self.ended.is_some() || self.cancelled || self.probe_after.is_some() || read == 0 {
             return 0;
         }
-        let to_probe = self.clock.steps_until_possible_probe().map_or(usize::MAX, |steps| read.saturating_add(steps));
+        let to_probe = read.saturating_add(self.clock.steps_until_possible_probe());
         self.limit().min(to_probe).min(read + 2 * LAG).saturating_sub(self.issued)
     }
 
@@ -239,7 +239,7 @@ impl Sequence {
             self.answer.push_str(shown);
         }
         on(self.id, Event::Token { index: self.tokens.len(), id, text: shown, role });
-        self.tokens.push(trace::Token { id, text: piece, role, step: None });
+        self.tokens.push(trace::Token { id, text: piece, role, special: special || stop, step: None });
         if self.repetition.push(&self.tokens) {
             on(self.id, Event::Repetition { index: self.tokens.len() - 1 });
         }
@@ -336,6 +336,7 @@ impl Sequence {
             prompt_text: self.tokenizer.as_ref().and_then(|t| t.decode(&self.prompt, false).ok()),
             slot_bytes: Some(cache.shape().token_bytes()),
             prompt_ids: self.prompt,
+            step_boundaries: self.tokenizer.is_some().then(|| BoundaryCounts::new(&steps)),
             tokens: self.tokens,
             probes: self.probes,
             stop_reason: self.ended.unwrap_or(StopReason::Cancelled),
@@ -405,7 +406,7 @@ mod tests {
 
     #[test]
     fn a_loop_is_reported_once_and_its_tokens_are_counted() {
-        let token = |id| trace::Token { id, text: String::new(), role: Role::Answer, step: None };
+        let token = |id| trace::Token { id, text: String::new(), role: Role::Answer, special: false, step: None };
         let push = |repetition: &mut Repetition, tokens: &mut Vec<trace::Token>, id: u32| {
             tokens.push(token(id));
             repetition.push(tokens)

@@ -1,6 +1,6 @@
 //! The host's account of one sequence: what was written, what is still cached, which steps it makes.
 use super::{Budget, CachedToken, KeepPlan, Role, Sets, StepInfo, ViewParts};
-use crate::steps::{Segmenter, Tail};
+use crate::steps::{Boundaries, Segmenter, Tail};
 use crate::{Position, Result};
 
 /// Mirrors the cache of one sequence, every kept set of it, from the prompt on, and knows its full logical text.
@@ -37,13 +37,22 @@ impl Ledger {
         ledger
     }
 
+    /// Cuts the thinking by `rule` instead of at keywords. For a ledger that has seen no thinking yet.
+    #[must_use]
+    pub fn with_boundaries(mut self, rule: Boundaries) -> Self {
+        self.thinking = Segmenter::with_boundaries(rule);
+        self
+    }
+
     /// The next token, and the bytes it adds to the text; those of [`Role::Thinking`] are kept for the steps.
     pub fn push(&mut self, role: Role, piece: impl AsRef<[u8]>) {
         let row = Row { position: Position(self.next), role, nth_thinking: self.thinking.tokens() as u32 };
         self.rows.iter_mut().for_each(|rows| rows.push(row));
         self.next += 1;
-        if role == Role::Thinking {
-            self.thinking.push(piece);
+        match role {
+            Role::Thinking => self.thinking.push(piece),
+            Role::ThinkClose => self.thinking.end_thought(),
+            Role::Prompt | Role::ThinkOpen | Role::Answer => {}
         }
     }
 

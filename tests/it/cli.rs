@@ -397,7 +397,7 @@ fn bad_arguments_are_refused_before_anything_is_loaded() {
         (&["--trace", "t.json"], &["no prompt, and a chat has no --trace"]),
         (&["--system", "S", "--raw", "x"], &["cannot be used with"]),
         (&["--no-think", "--ids", "1"], &["cannot be used with"]),
-        (&["--no-think", "x"], &["has no switch for thinking", "enable_thinking", "leave --no-think out"]),
+        (&["--no-think", "x"], &["has no switch for thinking", "enable_thinking"]),
         (&["--nonsense"], &["--nonsense"]),
     ];
     for (args, parts) in cases {
@@ -422,7 +422,7 @@ fn what_the_model_cannot_do_is_refused_before_its_weights_are_read() {
     let cases: &[(&[&str], &[&str])] = &[
         (&["--layers", "0-99", "x"], &["the model has no such layer", "--layers", "layers 0 to 3", "found: 4"]),
         (&["--layers", "0", "--scope", "layer", "x"], &["--layers", "all, with --scope layer"]),
-        (&["--context", "4097", "x"], &["no such context", "--context", "at most 4096", "4097"]),
+        (&["--context", "4097", "x"], &["does not support this context length", "--context", "at most 4096", "4097"]),
         (&["--context", "64", "--ids", &long], &["longer than the context", "64 tokens", "65 tokens"]),
         (&["--ids", "1,320"], &["outside the vocabulary", "320"]),
         (&["--probe-text", "no end", "x"], &["</think>", "--probe-text"]),
