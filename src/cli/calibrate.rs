@@ -21,7 +21,7 @@ use super::signals::{self, Signal};
 pub struct Args {
     /// A model directory in Hugging Face layout, a GGUF file, or a model on the hub. Default: the small model inside the binary.
     #[arg(value_name = "DIR|FILE|NAME")]
-    model: Option<String>,
+    model: Option<std::ffi::OsString>,
     /// Questions with answers, a JSON object a line: {"question": "...", "answer": "..."}.
     #[arg(long, value_name = "FILE.jsonl")]
     data: PathBuf,
