@@ -1,8 +1,8 @@
-//! Answers several questions side by side: each has its own budget, end and trace.
+//! Answers several questions side by side: each has its own budget, end and record.
 //!
 //!     cargo run --release --example batch                                 the built-in model, on the CPU
 //!     cargo run --release --example batch -- MODEL vulkan
-use secateur::{Budget, ComputeDevice, Engine, LoadOptions, ModelSource, Prompt, Settings, builtin};
+use secateur::{Budget, ComputeDevice, Engine, LoadOptions, ModelSource, Request, builtin};
 
 const QUESTIONS: [&str; 3] = [
     "We count modulo 10. #1 a equals 3. #2 b is a plus 9. What is b?",
@@ -22,23 +22,22 @@ fn main() -> secateur::Result<()> {
     let load = LoadOptions { sequences: 2, ..LoadOptions::default() };
     let mut engine = Engine::load(&source, name, &device, &load, &mut |_done, _of| ())?;
 
-    let mut batch = engine.batch();
+    let mut resolved = Vec::new();
     for (question, keep) in QUESTIONS.into_iter().zip([0.9, 0.75, 0.5]) {
-        let options = Settings {
-            budget: Budget::Ratio(keep),
-            probe_every: builtin::PROBE_EVERY,
-            window: builtin::WINDOW,
-            ..Settings::default()
-        };
-        batch.add(&Prompt::Chat(question.into()), &options)?;
+        let request = Request { budget: Some(Budget::Ratio(keep)), ..Request::prompting(question) };
+        resolved.push(engine.resolve(&request)?);
+    }
+    let mut batch = engine.batch();
+    for one in &resolved {
+        batch.add(&one.prompt, &one.settings)?;
     }
     while !batch.is_idle() {
-        // One turn of the loop for all that run. Requests may also be added here.
-        for (request, result) in pollster::block_on(batch.step(&mut |_request, _event| ())) {
+        // One turn of the loop for all that run. Requests may be added and cancelled between turns.
+        for (number, result) in pollster::block_on(batch.step(&mut |_request, _event| ())) {
             let result = result?;
             let totals = result.trace.totals;
-            println!("{request}: {} tokens, at most {} slots", totals.generated_tokens, totals.peak_cached);
-            println!("   {}", result.text.lines().last().unwrap_or_default());
+            println!("question {number}: {} tokens, at most {} slots", totals.generated_tokens, totals.peak_cached);
+            println!("    {}", result.text.lines().last().unwrap_or_default());
         }
     }
     Ok(())

@@ -2,12 +2,13 @@
 //!
 //!     cargo run --release --example trace_to_report                       writes report.html
 //!     cargo run --release --example trace_to_report -- OUT.html MODEL vulkan
+use secateur::policy::Full;
 use secateur::report::html;
 use secateur::{
-    AttentionDetail, Budget, ComputeDevice, Engine, LoadOptions, ModelSource, Prompt, Settings, Trace, builtin,
+    AttentionDetail, ComputeDevice, Engine, Event, LoadOptions, ModelSource, PolicyRef, Request, Result, Trace, builtin,
 };
 
-fn main() -> secateur::Result<()> {
+fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let page = args.next().unwrap_or_else(|| "report.html".into());
     let (source, name) = match args.next() {
@@ -17,24 +18,23 @@ fn main() -> secateur::Result<()> {
     let device = pollster::block_on(ComputeDevice::open(&args.next().unwrap_or_else(|| "cpu".into())))?;
     let mut engine = Engine::load(&source, name, &device, &LoadOptions::default(), &mut |_done, _of| ())?;
 
-    let prompt = Prompt::Chat(builtin::EXAMPLE.into());
     let mut traces = Vec::new();
-    for keep in [0.5, 1.0] {
-        let options = Settings {
-            budget: Budget::Ratio(keep),
-            probe_every: builtin::PROBE_EVERY,
-            window: builtin::WINDOW,
+    for policy in [PolicyRef::default(), Full.into()] {
+        let request = Request {
+            policy: Some(policy.clone()),
+            budget: Some("ratio:0.5".parse()?),
             // Where each layer's `</think>` looked: the page draws it as a map.
-            attention: AttentionDetail::Layers,
-            ..Settings::default()
+            attention: Some(AttentionDetail::Layers),
+            ..Request::prompting(builtin::EXAMPLE)
         };
-        let result = pollster::block_on(engine.run(&prompt, &options, &mut |_event| ()))?;
-        let trace = result.trace;
+        let resolved = engine.resolve(&request)?;
+        let mut quiet = |_event: Event<'_>| ();
+        let trace = pollster::block_on(engine.run(&resolved.prompt, &resolved.settings, &mut quiet))?.trace;
 
         // A trace is plain JSON, for tools in any language; what was written reads back as the same trace.
         let json = trace.to_json()?;
-        println!("keep {keep}: {} probes, {} bytes of JSON", trace.probes.len(), json.len());
-        traces.push((format!("keep {keep}"), Trace::from_json(&json)?));
+        println!("{policy}: {} probes, {} bytes of JSON", trace.probes.len(), json.len());
+        traces.push((policy.to_string(), Trace::from_json(&json)?));
     }
     let html = html::page(&traces)?;
     std::fs::write(&page, &html).expect("the page can be written");

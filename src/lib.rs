@@ -1,4 +1,71 @@
-//! secateur: reasoning language models on any GPU, with redundant thoughts pruned from the KV cache while they think.
+//! secateur runs reasoning language models on any GPU and prunes redundant thoughts from their KV cache while they think.
+//!
+//! Every 200 thinking tokens the engine asks the model to stop and summarise, reads how much `</think>` attends to every
+//! cached token, takes that probe back, and evicts the reasoning steps that the model would not use: the method of *Think
+//! Clearly* (Choi et al., [arXiv 2507.08806](https://arxiv.org/abs/2507.08806)). Evicted rows are given back to the device.
+//!
+//! # Quick start
+//!
+//! The crate holds a tiny model, so this runs as it stands, on the CPU. [`ModelSource::open`] reads yours, and
+//! [`ComputeDevice::open`] takes `auto`, `vulkan`, `metal`, `dx12`, `gl` or a part of an adapter's name.
+//!
+//! ```
+//! use secateur::{ComputeDevice, Engine, Event, LoadOptions, Request, builtin};
+//!
+//! # fn main() -> secateur::Result<()> {
+//! let device = ComputeDevice::cpu();
+//! let mut engine = Engine::load(&builtin::source(), builtin::NAME, &device, &LoadOptions::default(), &mut |_, _| ())?;
+//!
+//! // What is left out is resolved from the model: sampling, interval, layers, seed.
+//! let request = Request { budget: Some("ratio:0.5".parse()?), ..Request::prompting(builtin::EXAMPLE) };
+//! let resolved = engine.resolve(&request)?;
+//! let mut show = |event: Event<'_>| match event {
+//!     Event::Token { text, .. } => print!("{text}"),
+//!     Event::Probe(probe) => print!("[{} -> {} slots]", probe.cached_before, probe.cached_after),
+//!     _ => (),
+//! };
+//! // The engine is async, since a browser cannot block.
+//! let result = pollster::block_on(engine.run(&resolved.prompt, &resolved.settings, &mut show))?;
+//!
+//! let totals = result.trace.totals;
+//! println!("\n{} tokens, at most {} slots in use", totals.generated_tokens, totals.peak_cached);
+//! assert!(totals.evicted_tokens > 0);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The four programs in `examples/` go on from here: `generate` (a model and a device of your choice), `batch` (several
+//! requests side by side), `custom_policy` (your own rule for what goes) and `trace_to_report` (a page that shows a run).
+//!
+//! # Where things are
+//!
+//! | to do this | begin here |
+//! |---|---|
+//! | say what to run | [`Request`], resolved to [`Settings`] by [`PreparedModel::resolve`] |
+//! | refuse it before gigabytes are read | [`PreparedModel`] |
+//! | run one prompt, or several | [`Engine::run`], [`Batch`] |
+//! | write a policy | [`EvictionPolicy`], with [`policy`] for what it sees and answers |
+//! | read what happened | [`Trace`], and [`report::html`] for a page |
+//! | cut a text into reasoning steps | [`steps`] |
+//! | grade answers, compare arms, calibrate | [`eval`] |
+//! | choose a device | [`device`] |
+//! | test, measure or extend the engine itself | [`expert`] |
+//!
+//! # Errors
+//!
+//! Whatever comes from outside (arguments, prompts, files, devices) can fail with an [`Error`] that says what happened, where,
+//! what was expected, what was found and what to do; its [`ErrorKind`] tells front-ends which part of the outside is at
+//! fault. A panic is a bug. Messages name a setting by its field of [`Request`], in backticks; a front-end may put its own
+//! name for it there.
+//!
+//! # Features
+//!
+//! | feature | what it adds |
+//! |---|---|
+//! | `cli` (default) | the `secateur` command and [`hub`](https://huggingface.co) downloads; without it the library is smaller |
+//! | `exclusive-pages` | one GPU page for each allocation, as in browsers, chosen when compiling; for tests |
+//!
+//! On `wasm32-unknown-unknown` the crate is the engine of the browser page (module `web`); build it without default features.
 pub mod bench;
 pub mod builtin;
 pub mod cache;
@@ -10,7 +77,6 @@ pub mod error;
 pub mod eval;
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
 pub mod file;
-mod fnv;
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
 pub mod hub;
 pub mod kernels;
@@ -29,9 +95,11 @@ pub mod web;
 pub mod weights;
 
 pub use device::ComputeDevice;
+pub use dtype::Dtype;
 pub use engine::{Batch, Engine, Event, LoadOptions, PreparedModel, Prompt, Request, Resolved, RunResult, Settings};
 pub use error::{Error, ErrorKind, Result};
 pub use policy::{Budget, EvictionPolicy, PolicyRef};
+pub use text::Message;
 pub use trace::{AttentionDetail, Trace};
 pub use weights::ModelSource;
 

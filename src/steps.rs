@@ -22,16 +22,12 @@
 //! a step is its byte offset in the full logical text of the thinking, evicted tokens included. Every rule decides about
 //! a byte from the text before it and at most [`REACH`] bytes after it. Later text can therefore add steps only at the
 //! end: a step that a probe has seen keeps its id, and [`Segmenter`] looks at each byte only once.
-use std::fmt;
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ErrorKind, Result};
+use crate::text_form::named_variants;
 
 /// The rule for where a step begins. The [module documentation](self) defines each.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Boundaries {
     /// At the keywords of the paper, which are English.
     Keywords,
@@ -44,39 +40,9 @@ pub enum Boundaries {
     Auto,
 }
 
-impl Boundaries {
-    /// Every rule, in the order in which they are documented.
-    pub const ALL: [Self; 4] = [Self::Keywords, Self::Paragraphs, Self::Sentences, Self::Auto];
-
-    /// The name that requests, traces and messages use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Keywords => "keywords",
-            Self::Paragraphs => "paragraphs",
-            Self::Sentences => "sentences",
-            Self::Auto => "auto",
-        }
-    }
-}
-
-impl fmt::Display for Boundaries {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Boundaries {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|rule| rule.name() == text).ok_or_else(|| {
-            Error::new(ErrorKind::Input, "unknown rule for step boundaries")
-                .at("`steps`")
-                .expected(Self::ALL.map(Self::name).join(", "))
-                .found(format!("{text:?}"))
-        })
-    }
-}
+named_variants!(Boundaries, "a rule for steps", "steps", {
+    Keywords = "keywords", Paragraphs = "paragraphs", Sentences = "sentences", Auto = "auto",
+});
 
 /// The phrases that begin a step, with straight apostrophes, as Think Clearly (arXiv 2507.08806) lists them.
 pub const KEYWORDS: [&str; 32] = [
@@ -651,12 +617,12 @@ mod tests {
 
     #[test]
     fn the_names_of_the_rules_are_the_same_everywhere() {
-        for rule in Boundaries::ALL {
+        for &(_, rule) in Boundaries::NAMES {
             assert_eq!(rule.to_string().parse::<Boundaries>().unwrap(), rule);
             assert_eq!(serde_json::to_value(rule).unwrap(), rule.name());
         }
         let error = "lines".parse::<Boundaries>().unwrap_err().to_string();
-        assert!(error.contains("`steps`") && error.contains("keywords, paragraphs, sentences, auto"), "{error}");
+        assert!(error.contains("`steps`") && error.contains("keywords, paragraphs, sentences or auto"), "{error}");
     }
 
     #[test]
@@ -745,7 +711,7 @@ mod tests {
 
     #[test]
     fn a_second_thought_begins_a_step_of_its_own() {
-        for rule in Boundaries::ALL {
+        for &(_, rule) in Boundaries::NAMES {
             let mut s = Segmenter::with_boundaries(rule);
             s.push("It is 2. So");
             assert_eq!(s.steps(Tail::Open).len(), if rule == Boundaries::Sentences { 2 } else { 1 });

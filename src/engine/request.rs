@@ -124,6 +124,11 @@ pub struct Resolved {
 }
 
 impl Request {
+    /// A request with a user's message and nothing else.
+    pub fn prompting(text: impl Into<String>) -> Self {
+        Self { prompt: Some(text.into()), ..Self::default() }
+    }
+
     /// Reads a request from JSON.
     ///
     /// # Errors

@@ -4,58 +4,16 @@
 //! `SECATEUR_REQUIRE` names one that is missing.
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
+use crate::common::command::{F16, Ran, done, fails, json, run, secateur};
 use secateur::trace::{StopReason, Trace};
 use serde_json::Value;
-
-const F16: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen2-f16");
-
-fn secateur(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_secateur"));
-    command.args(args).stdin(Stdio::null()).env_remove("NO_COLOR");
-    command
-}
-
-struct Ran {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-#[track_caller]
-fn done(output: Output) -> Ran {
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
-    let ran = Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
-    assert!(!ran.err.contains("panicked"), "{}", ran.err);
-    ran
-}
-
-#[track_caller]
-fn run(args: &[&str]) -> Ran {
-    done(secateur(args).output().expect("the binary starts"))
-}
 
 /// `secateur run` on the CPU with the f16 fixture.
 #[track_caller]
 fn cpu(args: &[&str]) -> Ran {
     run(&[&["run", "--device", "cpu", "--model", F16][..], args].concat())
-}
-
-#[track_caller]
-fn json(ran: &Ran) -> Value {
-    assert_eq!(ran.code, Some(0), "{}", ran.err);
-    assert_eq!(ran.out.matches('\n').count(), 1, "one line: {}", ran.out);
-    serde_json::from_str(&ran.out).expect("one JSON object")
-}
-
-#[track_caller]
-fn fails(ran: &Ran, code: i32, parts: &[&str]) {
-    assert_eq!(ran.code, Some(code), "{}{}", ran.out, ran.err);
-    assert_eq!(ran.out, "", "nothing on stdout");
-    for part in parts {
-        assert!(ran.err.contains(part), "{part:?} is missing from:\n{}", ran.err);
-    }
 }
 
 /// A copy of the fixture that a test may break.

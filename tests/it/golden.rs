@@ -120,12 +120,10 @@ fn prompts(fx: &Fixture, model: &Decoder, words: Dtype, tally: &mut Tally) {
 }
 
 /// Decodes 64 tokens greedily. Each token is forwarded before the host has read it; ids are read 16 steps later.
-fn greedy(fx: &Fixture, model: &Decoder) -> Vec<u32> {
-    let mut cache = fx.cache(model.device(), Dtype::F32, 1, 64);
-    let logits = prefill(model, &mut cache, 0, &fx.ids("prompt.64.ids"), 0);
-    cache.sample(&logits, &[0], 0);
-    use std::sync::Arc;
-
+fn greedy(fx: &Fixture, model: &Arc<Decoder>) -> Vec<u32> {
+    let shape = CacheShape::new(&fx.config, Dtype::F32, 1, 64).expect("f32");
+    let mut runner = Runner::new(model.clone(), shape);
+    runner.prefill(0, &fx.ids("prompt.64.ids")).expect("fits");
     let (mut reads, mut ids) = (Vec::new(), Vec::new());
     for step in 1..64u32 {
         runner.decode(&[0], 1).expect("fits");

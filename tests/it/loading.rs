@@ -1,6 +1,8 @@
 //! Loading a model: every way in which its files can be wrong, with the error that names it; and real tokenizers and
 //! templates.
 use crate::common::files::{assert_says, message, real, report, vectors};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 use secateur::dtype::Dtype;
 use secateur::model::config::{Architecture, ModelConfig, RopeScaling};
 use secateur::text::{ChatTemplate, Detokenizer, Message, RenderOptions, ThinkingState, Tokenizer, thinking_state};
@@ -996,12 +998,8 @@ fn random_ids_detokenize_as_a_whole_decoding_does() -> Outcome {
     for (folder, _) in TOKENIZERS {
         tokenizers.extend(real_tokenizer(folder)?.map(|tokenizer| (tokenizer, 152_000)));
     }
-    // A linear congruential generator gives the same ids on every run.
-    let mut state = 1u64;
-    let mut random = |n: u64| {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 33) % n
-    };
+    let mut generator = ChaCha8Rng::seed_from_u64(1);
+    let mut random = |n: u64| generator.next_u64() % n;
     for (tokenizer, vocab) in tokenizers {
         for _ in 0..300 {
             // The low ids of these vocabularies are single bytes. They are drawn more often, so that characters are
