@@ -151,6 +151,11 @@ impl Screen {
         out.flush()
     }
 
+    /// Whether somebody sits at a terminal who can press Ctrl-C.
+    pub fn stops_by_ctrl_c(&self) -> bool {
+        self.shared
+    }
+
     /// Lines beside the text.
     pub fn note(&mut self, note: &str) {
         if !self.notes {
@@ -305,9 +310,8 @@ impl Screen {
         if let Some(note) = trace.step_note() {
             line("steps", note);
         }
-        if result.missed > 0.001 {
-            let missed = 100.0 * result.missed;
-            line("sampling", format!("up to {missed:.1} % of the probability asked for lay outside the candidates"));
+        if let Some(missed) = missed(result) {
+            line("sampling", missed);
         }
         if let Some(seed) = seed(result) {
             line("seed", seed.to_string());
@@ -364,6 +368,13 @@ fn why_unpruned(trace: &trace::Trace) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// How much of the probability that was asked for could not be drawn from, if it is worth a word: a sampler has at most 128 candidates.
+pub fn missed(result: &RunResult) -> Option<String> {
+    let percent = 100.0 * result.missed;
+    (result.missed > 0.001)
+        .then(|| format!("up to {percent:.1} % of the probability asked for lay outside the candidates of sampling"))
 }
 
 /// Decoded tokens a second, probes excluded; 0 where nothing was decoded.
