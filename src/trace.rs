@@ -221,8 +221,6 @@ pub enum StopReason {
     MaxNewTokens,
     /// The model's context is full.
     ContextFull,
-    /// The text contained this stop sequence.
-    StopSequence(String),
     /// The user ended it.
     Cancelled,
     /// Something failed; what had been generated until then is in the trace.
@@ -556,7 +554,7 @@ mod tests {
                 bytes_before: DeviceBytes { in_use: 10, reserved: 20 },
                 bytes_after: DeviceBytes { in_use: 5, reserved: 8 },
             }],
-            stop_reason: StopReason::StopSequence("###".into()),
+            stop_reason: StopReason::Failed("###".into()),
             totals: Totals { generated_tokens: 3, ..Totals::default() },
         }
     }
@@ -591,7 +589,7 @@ mod tests {
         assert_eq!(keys(&json["probes"][0]["timings"]), "probe_us plan_us gather_us");
         assert_eq!(keys(&json["probes"][0]["bytes_after"]), "in_use reserved");
         assert_eq!(json["tokens"][1]["role"], "think_close");
-        assert_eq!(json["stop_reason"]["stop_sequence"], "###");
+        assert_eq!(json["stop_reason"]["failed"], "###");
         assert_eq!(serde_json::to_value(StopReason::MaxNewTokens).unwrap(), "max_new_tokens");
     }
 

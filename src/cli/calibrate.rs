@@ -10,9 +10,8 @@ use secateur::eval::calibrate::{self, Arm, Calibration, Choice, Conditions, Hash
 use secateur::eval::{Problem, Trial, problems};
 use secateur::policy::{Layers, Scope};
 use secateur::weights::Weights;
-use secateur::{Error, ErrorKind, Result, builtin};
+use secateur::{Error, ErrorKind, Result, builtin, file};
 
-use super::file;
 use super::model;
 use super::options::{self, PruningArgs};
 use super::screen;
@@ -23,7 +22,7 @@ pub struct Args {
     /// A model directory in Hugging Face layout, a GGUF file, or a model on the hub. Default: the small model inside
     /// the binary.
     #[arg(value_name = "DIR|FILE|NAME")]
-    model: Option<String>,
+    model: Option<std::ffi::OsString>,
     /// Questions with answers, a JSON object a line: {"question": "...", "answer": "..."}.
     #[arg(long, value_name = "FILE.jsonl")]
     data: PathBuf,

@@ -55,6 +55,12 @@ pub fn generate(
             screen.probe(probes, probe, &thoughts);
             probes += 1;
         }
+        Event::Repetition { .. } => {
+            let stop = if screen.stops_by_ctrl_c() { "Ctrl-C stops it; " } else { "" };
+            screen.note(&format!(
+                "the text has begun to repeat itself: {stop}a larger --budget, or --repetition-penalty 1.1, may help"
+            ));
+        }
         _ => {}
     };
     let result = pollster::block_on(engine.run(prompt, settings, &mut on));

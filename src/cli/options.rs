@@ -18,7 +18,7 @@ use super::text;
 #[derive(Debug, clap::Args, Serialize)]
 pub struct PromptArgs {
     /// A system prompt: what the model is told before the conversation.
-    #[arg(long, value_name = "TEXT", conflicts_with_all = ["ids", "raw"], value_parser = argument)]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["ids", "raw"], allow_hyphen_values = true, value_parser = argument)]
     system: Option<String>,
     /// Answer without thinking, for models whose chat template can switch thinking off (Qwen3).
     #[arg(long, conflicts_with_all = ["ids", "raw"])]

@@ -7,19 +7,20 @@ use secateur::device::ComputeDevice;
 use secateur::dtype::Dtype;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Resolved};
 use secateur::trace::AttentionDetail;
-use secateur::{Error, ErrorKind, Result, builtin};
+use secateur::{Error, ErrorKind, Result, builtin, file};
 use serde::Serialize;
 use web_time::Instant;
 
 use super::chat;
-use super::file;
+use super::fields;
 use super::generate::{generate, object};
 use super::model::ModelArgs;
 use super::options::{self, PromptArgs, PruningArgs};
-use super::screen::{Progress, Screen};
+use super::screen::{self, Progress, Screen};
 use super::signals::{self, Signal};
 use super::stdin;
 use super::text;
+use super::warnings;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -122,7 +123,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let mut screen = Screen::new(!args.json, !args.quiet, args.plain);
     screen.note(&format!("{} on {}, loaded in {:.2} s", engine.name(), device.info.line(), load_us as f64 / 1e6));
     for note in &notes {
-        screen.note(note);
+        screen.note(&fields::as_options(note));
     }
     let stop = engine.stop_flag();
     signals::stop_on_signal(&stop);
@@ -140,8 +141,10 @@ pub fn main(args: Args) -> Result<ExitCode> {
     if args.show_kept || args.is_example(&request) && !args.quiet {
         screen.kept_view(&result);
     }
-    if !args.quiet {
-        screen.summary(&result, load_us);
+    match args.quiet {
+        false => screen.summary(&result, load_us),
+        // It changes what was sampled, so that it is said in any case.
+        true => screen::missed(&result).iter().for_each(|missed| warnings::warn(missed)),
     }
     written?;
     match result.error {
@@ -170,6 +173,9 @@ impl Args {
         let mut given = options::request(&self.options)?;
         given.prompt = match self.prompt.as_deref() {
             Some("-") => Some(stdin::read_prompt()?),
+            None if given.ids.is_none() && self.is_piped() => {
+                Some(stdin::read_prompt()?).filter(|text| !text.trim().is_empty())
+            }
             given => given.map(text::argument),
         };
         given.attention = self.trace_heads.then_some(AttentionDetail::Heads);
@@ -184,6 +190,12 @@ impl Args {
             request.prompt = Some(builtin::EXAMPLE.into());
         }
         Ok(request)
+    }
+
+    /// Whether the prompt comes on stdin although no `-` says so: a model is named, nothing else gives a prompt, and stdin is a pipe or
+    /// a file. The example of the built-in model needs none, and waits for no pipe that a script has left open.
+    fn is_piped(&self) -> bool {
+        self.model.model.is_some() && self.request.is_none() && !std::io::stdin().is_terminal()
     }
 
     /// Whether nothing was asked of the built-in model, which then solves its example.

@@ -6,7 +6,7 @@ use crate::eval::calibrate::{Choice, FILE};
 use crate::eval::calibrate::{Hashed, choice_path};
 use crate::policy::{Layers, Scope};
 use crate::settings::Settings;
-use crate::weights::{ModelSource, Weights};
+use crate::weights::{FINGERPRINT, ModelSource, Weights};
 use crate::{Error, ErrorKind, Result};
 
 /// A choice of layers beside a model. It is read when the model is prepared; the weights are hashed only once the
@@ -54,6 +54,12 @@ impl Calibrated {
             return Ok(format!(
                 "{place} was made for {}, not for {}: all layers vote",
                 made.run.policy, settings.policy
+            ));
+        }
+        if !made.weights.starts_with(FINGERPRINT) {
+            return Ok(format!(
+                "{place} was made by an older version, or it was made for other weights: all layers vote (`secateur calibrate` \
+                 makes it anew)"
             ));
         }
         let fingerprint = self.fingerprint.get_or_init(|| fingerprint(&self.source)).as_ref().map_err(Error::clone)?;

@@ -19,7 +19,7 @@ use crate::engine::{Engine, Event, Prompt};
 use crate::policy::{Full, Layers};
 use crate::settings::Settings;
 use crate::trace::StopReason;
-use crate::{Error, ErrorKind, Result, fnv};
+use crate::{Error, ErrorKind, Result};
 
 #[cfg(not(target_family = "wasm"))]
 pub use super::hashed::{Hashed, choice_path};
@@ -100,10 +100,13 @@ impl Conditions {
     }
 }
 
-/// FNV-1a of the questions and answers.
+/// The BLAKE3 hash of the questions and answers, in hexadecimal digits.
 pub fn hash(problems: &[Problem]) -> String {
-    let parts = problems.iter().flat_map(|p| [p.question.as_bytes(), b"\0", p.answer.as_bytes(), b"\0"]);
-    format!("{:016x}", parts.fold(fnv::START, fnv::more))
+    let mut hasher = blake3::Hasher::new();
+    for part in problems.iter().flat_map(|p| [&p.question, &p.answer]) {
+        hasher.update(part.as_bytes()).update(b"\0");
+    }
+    hasher.finalize().to_hex().to_string()
 }
 
 /// One question, answered in one way.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::calibrate::FILE;
-use crate::weights::{ModelSource, Weights};
+use crate::weights::{FINGERPRINT, ModelSource, Weights};
 
 /// Where a choice of layers lies beside a model: in its directory, which of a model on the hub is its snapshot in the
 /// cache, or next to its GGUF file. `None` for a model that is held in memory.
@@ -32,7 +32,10 @@ impl Hashed {
         let files = weights.places().map(state_of_file).collect::<Option<Vec<_>>>().unwrap_or_default();
         let text = std::fs::read_to_string(Self::path(choice)).unwrap_or_default();
         match serde_json::from_str::<Self>(&text) {
-            Ok(known) if known.files == files && !files.is_empty() => known,
+            // Earlier versions computed another hash.
+            Ok(known) if known.files == files && !files.is_empty() && known.fingerprint.starts_with(FINGERPRINT) => {
+                known
+            }
             _ => Self { fingerprint: weights.fingerprint(), files },
         }
     }
