@@ -5,16 +5,19 @@
 //! The split runs each kernel of a step on its own, many times, and divides: launches overlap in a real step, so the parts
 //! need not add up to it.
 use secateur::dtype::Dtype;
+use std::sync::Arc;
 use std::time::Instant;
 
 use pollster::block_on;
 use secateur::bench;
 use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
-use secateur::kernels::{self, AttentionSpec, LayerSpec, LinearSpec, Mode, NormSpec, RopeAppendSpec, readback};
+use secateur::kernels::{
+    self, AttentionSpec, InPlace, LayerSpec, LinearSpec, Mode, NormSpec, RopeAppendSpec, readback,
+};
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::Decoder;
-use secateur::sampling::Sampling;
+use secateur::sampling::{Sampler, Sampling};
 use secateur::weights::{ModelSource, Weights};
 
 const PROMPT: usize = 128;
@@ -29,7 +32,7 @@ fn main() -> secateur::Result<()> {
     let steps: usize = args.get(2).and_then(|s| s.parse().ok()).unwrap_or(64);
     let source = ModelSource::directory(dir)?;
     let config = ModelConfig::load(&source)?;
-    let model = Decoder::load(&config, &Weights::open(&source)?, 4096, &device, &mut |_, _| ())?;
+    let model = Arc::new(Decoder::load(&config, &Weights::open(&source)?, 4096, &device, &mut |_, _| ())?);
     let copied = block_on(bench::copy_bandwidth(&device, 3))?.bytes_per_second.median;
     println!("{}; weights {:.1} MB", device.info.line(), model.weight_bytes() as f64 / 1e6);
     let lengths = bench::Lengths { prompt: PROMPT, decode: steps, sequences: 1 };
@@ -79,7 +82,7 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     let mut linear = |name: &str, rows: usize, cols: usize, mode: Mode, times: usize| {
         let (w, x) = (weights(rows, cols), floats(1, cols));
         let out_cols = if mode == Mode::SwiGlu { rows / 2 } else { rows };
-        let mut out = Some(floats(1, out_cols));
+        let mut out = InPlace::new(floats(1, out_cols));
         let spec = LinearSpec {
             dtype: Dtype::F16,
             mode,
@@ -96,7 +99,7 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
             name,
             times,
             rows * cols * 2,
-            Box::new(move || out = Some(kernels::linear(&w, &x, bias, out.take().expect("put back"), spec))),
+            Box::new(move || out.update(|out| ((), kernels::linear(&w, &x, bias, out, spec)))),
         )
     };
     linear("matvec qkv", (heads + 2 * kv_heads) * d, h, Mode::Store, layers)?;
@@ -110,7 +113,7 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     let mut cache = KvCache::new(CacheShape::new(c, Dtype::F16, 1, 64)?, device);
     let rope = kernels::f32_tensor(vec![0.5; 4096 * d], [4096 * d], burn);
     let layer = |cache: &KvCache| {
-        let (dtype, layer_table_offset) = (Dtype::F16, cache.table(0));
+        let (dtype, layer_table_offset) = (Dtype::F16, cache.table_offset(0));
         LayerSpec { dtype, d, heads, kv_heads, layer_table_offset, positions: 4096, compact: false }
     };
     for length in [128usize, 1024] {
@@ -137,21 +140,20 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     let qkv = floats(1, (heads + 2 * kv_heads) * d);
     let row_seq_offset = cache.select(&[0]);
     let append = RopeAppendSpec { layer: layer(&cache), n: 1, chunk: 1, row_seq_offset, norm: None };
-    let mut kv = Some(kernels::u32_tensor(vec![0; 2048 * cache.shape().slot_bytes() / 4], burn));
+    let mut kv = InPlace::new(kernels::u32_tensor(vec![0; 2048 * cache.shape().slot_bytes() / 4], burn));
     let run = || {
-        let (_, back) =
-            kernels::rope_append(qkv.clone(), &rope, cache.state(), kv.take().expect("put back"), &unread, append);
-        kv = Some(back);
+        kv.update(|kv| kernels::rope_append(qkv.clone(), &rope, cache.state(), kv, &unread, append));
     };
     time("rope_append", layers, (heads + 2 * kv_heads) * d * 8, Box::new(run))?;
     let logits = floats(1, c.vocab_size);
+    let mut sampler = Sampler::new(c.vocab_size, &mut cache, device);
     for (name, sampling) in [
         ("sample, greedy", Sampling::GREEDY),
         ("sample, temperature", Sampling { temperature: 0.6, top_p: 0.95, ..Sampling::GREEDY }),
     ] {
-        cache.set_sampler(0, &sampling, 0, &[]);
+        sampler.set(&mut cache, 0, &sampling, 0, &[]);
         let times = sampling.is_greedy() as usize;
-        time(name, times, c.vocab_size * 4, Box::new(|| cache.sample(&logits, &[0], 0)))?;
+        time(name, times, c.vocab_size * 4, Box::new(|| sampler.sample(&logits, &mut cache, &[0], 0)))?;
     }
     println!("  sum {:.2} ms", total * 1e3);
     Ok(())

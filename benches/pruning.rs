@@ -6,15 +6,16 @@
 //! Both runs go on in turns, a few steps each, so that whatever else the machine does slows both alike. Speeds are medians over
 //! the turns of 500 tokens. The prompt opens the thinking; a model that has no tokenizer runs policies that need no probe.
 use secateur::dtype::Dtype;
+use std::sync::Arc;
 use std::time::Instant;
 
 use pollster::block_on;
-use secateur::Slot;
+use secateur::bench;
+use secateur::cache::{CacheShape, RegionUpdate};
 use secateur::device::ComputeDevice;
-use secateur::engine::{Engine, Event, GROWTH, LoadOptions, Prompt, Settings};
+use secateur::engine::{Engine, Event, GROWTH, LoadOptions, Prompt, Runner, Settings};
 use secateur::kernels::Reduce;
-use secateur::kernels::readback::{as_f32, read_f32};
-use secateur::model::decoder::{Decoder, Input, Logits};
+use secateur::model::decoder::Decoder;
 use secateur::policy::{self, Budget, CacheView, Ledger, PolicyRef, Role, ViewParts};
 use secateur::weights::ModelSource;
 
@@ -133,7 +134,7 @@ fn in_turns(
                     let times = [p.timings.probe_us, p.timings.plan_us, p.timings.gather_us];
                     prunings.push((p.at_token, p.cached_before, p.cached_after, before, after, times));
                 }
-                Event::Start { .. } => {}
+                _ => {}
             }));
             let ms = begun.elapsed().as_secs_f64() * 1e3;
             if prunings.is_empty() && read > 0 {
@@ -178,46 +179,40 @@ fn costs(pruned: &mut Engine, full: &mut Engine, prompt: &Prompt, tokens: usize)
 }
 
 /// The parts of one pruning at 742 cached slots, each waited for, medians of 7, against 200 decode steps.
-fn split(model: &Decoder, options: &Settings, probe: usize) -> secateur::Result<()> {
+fn split(model: &Arc<Decoder>, options: &Settings, probe: usize) -> secateur::Result<()> {
     let (cached, vocab) = (PROMPT + 512 + EVERY, model.config().vocab_size as u32);
-    let shape = secateur::cache::CacheShape::new(model.config(), Dtype::F16, 1, GROWTH)?;
+    let shape = CacheShape::new(model.config(), Dtype::F16, 1, GROWTH)?;
     let mut rounds: Vec<[f64; 6]> = Vec::new();
     let mut ledger = Ledger::new(PROMPT);
     (0..cached - PROMPT).for_each(|i| ledger.push(Role::Thinking, if i % 25 == 0 { " Wait, it" } else { " is x" }));
+    let probe: Vec<u32> = (0..probe.max(1) as u32).collect();
     for _ in 0..8 {
-        let mut cache = secateur::cache::KvCache::new(shape, model.device());
-        let ids: Vec<u32> = (0..cached as u32).map(|i| i * 31 % vocab).collect();
-        for chunk in ids.chunks(256) {
-            model.forward(Input::Chunk { seq: 0, ids: chunk }, &mut cache, Logits::None, None)?;
-            cache.advance(0, chunk.len(), 1);
-        }
+        let mut runner = Runner::new(model.clone(), shape);
+        let wait = |runner: &Runner| block_on(runner.read().finish()).map(|_| ());
+        // The last 9 slots are those of 8 decode steps and of the token whose logits are held.
+        let ids: Vec<u32> = (0..cached as u32 - 9).map(|i| i * 31 % vocab).collect();
+        block_on(bench::prefill(&mut runner, &ids))?;
         let mut times = [0.0; 6];
-        block_on(cache.read_state())?;
         let begun = Instant::now();
-        for _ in 0..8 {
-            let out = model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None)?;
-            cache.sample(&out.logits.expect("asked for"), &[0], 0);
-        }
-        block_on(cache.read_state())?;
+        runner.decode(&[0], 8)?;
+        wait(&runner)?;
         times[5] = begun.elapsed().as_secs_f64() / 8.0;
-        let before = cache.checkpoint(0);
-        let probe: Vec<u32> = (0..probe.max(1) as u32).collect();
-        let forward = |cache: &mut secateur::cache::KvCache, readout| -> secateur::Result<_> {
-            let begun = Instant::now();
-            let out = model.forward(Input::Probe { seq: 0, ids: &probe }, cache, Logits::None, readout)?;
-            block_on(cache.read_state())?;
-            Ok((begun.elapsed().as_secs_f64(), out))
-        };
-        times[0] = forward(&mut cache, None)?.0;
-        let (with_readout, out) = forward(&mut cache, Some(Reduce::Layer))?;
-        times[1] = (with_readout - times[0]).max(0.0);
+        let held = runner.hold(&[(0, 1)], None)?;
+        wait(&runner)?;
         let begun = Instant::now();
-        let rows = block_on(read_f32(&out.readout.iter().collect::<Vec<_>>()))?;
+        runner.probe(&held, 0, &probe, None)?;
+        wait(&runner)?;
+        times[0] = begun.elapsed().as_secs_f64();
+        let begun = Instant::now();
+        let rows = runner.probe(&held, 0, &probe, Some(Reduce::Layer))?;
+        wait(&runner)?;
+        times[1] = (begun.elapsed().as_secs_f64() - times[0]).max(0.0);
+        let begun = Instant::now();
+        let measured = block_on(rows.finish())?;
         times[2] = begun.elapsed().as_secs_f64();
-        cache.rollback(&before, 1);
         let begun = Instant::now();
         let snapshot = ledger.snapshot();
-        let scores = &as_f32(&rows[0])[..cached];
+        let scores = &measured.layers[0][0][..cached];
         let view = CacheView::new(ViewParts {
             scores: Some(scores),
             similarity: Some(scores),
@@ -226,10 +221,12 @@ fn split(model: &Decoder, options: &Settings, probe: usize) -> secateur::Result<
         })?;
         let plan = PolicyRef::default().plan(&view)?;
         times[3] = begun.elapsed().as_secs_f64();
-        let kept: Vec<Slot> = plan.slots(0, 0).to_vec();
         let begun = Instant::now();
-        cache.keep(0, &|_, _| &kept, EVERY)?;
-        block_on(cache.read_state())?;
+        runner
+            .keep(&[RegionUpdate { seq: 0, keep: &plan, room: EVERY }])
+            .into_iter()
+            .collect::<secateur::Result<()>>()?;
+        wait(&runner)?;
         times[4] = begun.elapsed().as_secs_f64();
         rounds.push(times);
     }

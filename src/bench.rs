@@ -4,15 +4,17 @@
 //! that a decoded token reads against [`copy_bandwidth`], measured on the same device. Random ids serve as well as text: no
 //! tokenizer is needed.
 use crate::dtype::Dtype;
+use std::sync::Arc;
+
 use burn::tensor::{Int, Tensor};
 use serde::Serialize;
 use web_time::{Duration, Instant};
 
-use crate::cache::{CacheShape, KvCache};
+use crate::cache::CacheShape;
 use crate::device::ComputeDevice;
-use crate::engine::{GROWTH, LAG, PREFILL_CHUNK};
+use crate::engine::{GROWTH, LAG, Runner};
 use crate::kernels::{self, GatherSpec, memory, readback};
-use crate::model::decoder::{Decoder, Input, Logits};
+use crate::model::decoder::Decoder;
 use crate::{Error, ErrorKind, Result};
 
 /// What to measure.
@@ -40,7 +42,7 @@ impl Lengths {
         }
         if prompt.checked_add(decode).is_none_or(|all| all > context) {
             return Err(Error::new(ErrorKind::Input, "the lengths exceed the context")
-                .at("--prompt, --decode")
+                .at("`prompt`, `decode`")
                 .expected(format!("prompt + decode of at most {context}"))
                 .found(format!("{prompt} + {decode}")));
         }
@@ -123,57 +125,46 @@ pub fn ids(n: usize, vocabulary: usize) -> Vec<u32> {
     (0..n).map(|_| next() as u32).collect()
 }
 
-/// Forwards `ids` as the engine does, the prompt of each sequence of `cache` after the other, samples one token in each, waits.
+/// Prefills `ids` as the prompt of each sequence of `runner`, one after the other, samples a token in each, and waits for the last.
 ///
 /// # Errors
-/// What [`Decoder::forward`] refuses; a device that fails.
-pub async fn prefill(model: &Decoder, cache: &mut KvCache, ids: &[u32]) -> Result<Duration> {
+/// What [`Runner::prefill`] refuses; a device that fails.
+pub async fn prefill(runner: &mut Runner, ids: &[u32]) -> Result<Duration> {
     let begun = Instant::now();
-    let chunks = ids.len().div_ceil(PREFILL_CHUNK);
-    for seq in 0..cache.shape().seqs {
-        cache.reserve(&[seq], ids.len())?;
-        for (i, ids) in ids.chunks(PREFILL_CHUNK).enumerate() {
-            let input = Input::Chunk { seq, ids };
-            if i + 1 < chunks {
-                model.forward(input, cache, Logits::None, None)?;
-                cache.advance(seq, ids.len(), 0);
-            } else {
-                let out = model.forward(input, cache, Logits::Last, None)?;
-                cache.sample(&out.logits.expect("asked for"), &[seq], ids.len());
-            }
+    for seq in 0..runner.cache().shape().seqs {
+        let mut rest = ids;
+        while !rest.is_empty() {
+            rest = &rest[runner.prefill(seq, rest)?..];
         }
     }
-    cache.read_state().await?;
+    runner.read().finish().await?;
     Ok(begun.elapsed())
 }
 
-/// Decodes `steps` tokens in every sequence of `cache` as the engine does, all sequences in one step, ids read late, and waits
+/// Decodes `steps` tokens in every sequence of `runner` as the engine does: all sequences in one step, ids read one burst late. Waits
 /// for the last.
 ///
 /// # Errors
-/// As [`prefill`].
-pub async fn decode(model: &Decoder, cache: &mut KvCache, steps: usize) -> Result<Duration> {
-    let seqs: Vec<usize> = (0..cache.shape().seqs).collect();
+/// What [`Runner::decode`] refuses; a device that fails.
+pub async fn decode(runner: &mut Runner, steps: usize) -> Result<Duration> {
+    let seqs: Vec<usize> = (0..runner.cache().shape().seqs).collect();
     let begun = Instant::now();
-    let mut read = cache.read_state();
-    for step in 0..steps {
-        let out = model.forward(Input::Pending(&seqs), cache, Logits::Last, None)?;
-        cache.sample(&out.logits.expect("asked for"), &seqs, 1);
-        if step % LAG == LAG - 1 {
-            std::mem::replace(&mut read, cache.read_state()).await?;
-        }
+    let mut read = runner.read();
+    for _ in 0..steps / LAG {
+        runner.decode(&seqs, LAG)?;
+        std::mem::replace(&mut read, runner.read()).finish().await?;
     }
-    cache.read_state().await?;
+    runner.decode(&seqs, steps % LAG)?;
+    runner.read().finish().await?;
     Ok(begun.elapsed())
 }
 
-/// Prefill and decode at `lengths`, `repeat` times after a first round that compiles the shaders; `tick` is told of every
-/// round done.
+/// Prefill and decode at `lengths`, `repeat` times after a first round that compiles the shaders. `tick` is called after every round.
 ///
 /// # Errors
 /// Lengths of 0 or beyond the context; a device that fails.
 pub async fn measure(
-    model: &Decoder,
+    model: &Arc<Decoder>,
     kv: Dtype,
     lengths: Lengths,
     repeat: usize,
@@ -186,12 +177,12 @@ pub async fn measure(
     }
     let config = model.config();
     let shape = CacheShape::new(config, kv, sequences, GROWTH)?;
-    shape.check(&model.device().info)?;
+    Runner::check(config.vocab_size, &shape, model.device())?;
     let ids = ids(prompt, config.vocab_size);
     let mut rounds = Vec::new();
     for _ in 0..=repeat {
-        let mut cache = KvCache::new(shape, model.device());
-        rounds.push((prefill(model, &mut cache, &ids).await?, decode(model, &mut cache, steps).await?));
+        let mut runner = Runner::new(model.clone(), shape);
+        rounds.push((prefill(&mut runner, &ids).await?, decode(&mut runner, steps).await?));
         tick();
     }
     let first_prefill_seconds = rounds.remove(0).0.as_secs_f64();
@@ -206,7 +197,7 @@ pub async fn measure(
         prefill_tokens_per_second: Spread::of(rounds.iter().map(|r| rate(prompt * sequences, r.0))),
         decode_tokens_per_second: Spread::of(rounds.iter().map(|r| rate(steps * sequences, r.1))),
         weight_bytes_per_token: model.step_bytes() / sequences as u64,
-        kv_bytes_per_token: (slots * (shape.layers * shape.slot_bytes()) as f64) as u64,
+        kv_bytes_per_token: (slots * shape.token_bytes() as f64) as u64,
     })
 }
 

@@ -1,4 +1,5 @@
 //! Element types of weights and of the KV cache.
+use crate::{Error, ErrorKind, Result};
 
 /// An element type of weights or of the KV cache. Elements are packed into `u32` words; the layout is described in
 /// [`weights::pack`](crate::weights::pack).
@@ -22,6 +23,21 @@ pub const BLOCK: usize = 32;
 impl Dtype {
     /// Every element type.
     pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::BF16, Self::Q8_0, Self::Q4_0];
+
+    /// The element type that a KV cache may have by this name: `f16` or `f32`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] for every other name.
+    pub fn for_cache(name: &str) -> Result<Self> {
+        match name {
+            "f16" => Ok(Self::F16),
+            "f32" => Ok(Self::F32),
+            _ => Err(Error::new(ErrorKind::Input, "the KV cache cannot have this element type")
+                .at("`kv`")
+                .expected("f16 or f32")
+                .found(format!("{name:?}"))),
+        }
+    }
 
     /// Whether elements are quantized in blocks that share a scale. Caches and vectors never have such a type.
     pub const fn is_quantized(self) -> bool {

@@ -16,10 +16,9 @@ use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 
 use crate::device::{ComputeDevice, DeviceBytes};
-use crate::engine::{Engine, Event, LoadOptions, Prompt, Settings};
+use crate::engine::{Engine, Event, LoadOptions, Request, Resolved};
 use crate::kernels::cases;
 use crate::policy::{POLICIES, Role};
-use crate::trace::AttentionDetail;
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result, builtin, conformance as suite};
 
@@ -50,58 +49,6 @@ struct Load {
     context: Option<usize>,
     /// Shown on the page.
     name: Option<String>,
-}
-
-/// What [`Secateur::run`] may be told: the page's form, and what tests need. Absent means [`Settings`]' default.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-struct Run {
-    prompt: String,
-    /// Ids to continue instead of `prompt`.
-    ids: Option<Vec<u32>>,
-    /// No chat template.
-    raw: bool,
-    policy: Option<String>,
-    budget: Option<String>,
-    window: Option<usize>,
-    probe_every: Option<usize>,
-    probe_text: Option<String>,
-    max_new_tokens: Option<usize>,
-    seed: Option<u64>,
-    scope: Option<String>,
-    layers: Option<String>,
-    normalise: Option<String>,
-    positions: Option<String>,
-    ignore_eos: bool,
-}
-
-impl Run {
-    fn split(self) -> Result<(Prompt, Settings)> {
-        let prompt = match self.ids {
-            Some(ids) => Prompt::Ids(ids),
-            None if self.raw => Prompt::Raw(self.prompt),
-            None => Prompt::Chat(self.prompt),
-        };
-        let default = Settings::default();
-        let options = Settings {
-            max_new_tokens: self.max_new_tokens.unwrap_or(default.max_new_tokens),
-            policy: self.policy.map_or(default.policy, |name| name.as_str().into()),
-            budget: self.budget.map_or(Ok(default.budget), |text| text.parse())?,
-            window: self.window.unwrap_or(default.window),
-            probe_every: self.probe_every.unwrap_or(default.probe_every),
-            probe_text: self.probe_text.unwrap_or(default.probe_text),
-            sampling: default.sampling,
-            seed: self.seed.unwrap_or(default.seed),
-            scope: self.scope.map_or(Ok(default.scope), |text| text.parse())?,
-            layers: self.layers.map_or(Ok(default.layers), |text| text.parse())?,
-            normalise: self.normalise.map_or(Ok(default.normalise), |text| text.parse())?,
-            positions: self.positions.map_or(Ok(default.positions), |text| text.parse())?,
-            ignore_eos: self.ignore_eos,
-            attention: AttentionDetail::Layers,
-            steps: default.steps,
-        };
-        Ok((prompt, options))
-    }
 }
 
 fn parse<'a, T: Deserialize<'a>>(options: &'a str) -> Result<T> {
@@ -143,23 +90,37 @@ impl Secateur {
         self.info.to_string()
     }
 
-    /// Generates. `on_event` is called with the events `start`, `token`, `probe` and `done`, each JSON text:
-    /// - `{type: "start", prompt_tokens, bytes_in_use, bytes_reserved}`
+    /// What a request comes to with this model: `{prompt, settings, notes}`, JSON text. `request` is a
+    /// [`Request`](crate::engine::Request) as JSON. Nothing runs.
+    pub fn resolve(&self, request: String) -> Result<String, JsError> {
+        let engine = self.engine.borrow();
+        let resolved = engine.as_ref().ok_or_else(under_way).and_then(|engine| {
+            let resolved = engine.resolve(&Request::from_json(&request)?)?;
+            serde_json::to_string(&resolved).map_err(|e| Error::new(ErrorKind::Internal, "no JSON form").found(e))
+        });
+        resolved.map_err(|e| rejection(&e))
+    }
+
+    /// Generates what `request`, a [`Request`](crate::engine::Request) as JSON, asks for. `on_event` is called with the events `start`, `token`, `probe` and `done`, each JSON text:
+    /// - `{type: "start", prompt_tokens, notes, bytes_in_use, bytes_reserved}`, with `notes` what a person should know about how
+    ///   the request was resolved, as sentences
     /// - `{type: "token", id, text, thinking}`
     /// - `{type: "probe", evicted, cached_before, cached_after, bytes_in_use, bytes_reserved}`, with `evicted` as ranges
     ///   `[start, end)` of bytes in the UTF-8 of all the tokens' text so far
-    /// - `{type: "done", stop_reason, tokens_per_second, tail, bytes_in_use, bytes_reserved}`, with `tail` what an
+    /// - `{type: "done", stop_reason, thinking_unfinished, tokens_per_second, tail, bytes_in_use, bytes_reserved}`, with `tail` what an
     ///   unfinished character left
     ///
     /// Resolves to the run's trace, JSON text.
-    pub fn run(&self, options: String, on_event: Function) -> Promise {
+    pub fn run(&self, request: String, on_event: Function) -> Promise {
         let slot = self.engine.clone();
         promise(async move {
-            let (prompt, options) = parse::<Run>(&options)?.split()?;
-            let mut engine = slot.borrow_mut().take().ok_or_else(|| {
-                Error::new(ErrorKind::Input, "a run is under way").help("stop it, or wait until it is done")
-            })?;
-            let result = run(&mut engine, &prompt, &options, &on_event).await;
+            let request = Request::from_json(&request)?;
+            let mut engine = slot.borrow_mut().take().ok_or_else(under_way)?;
+            // A request that is refused leaves the engine in its place.
+            let result = match engine.resolve(&request) {
+                Ok(resolved) => run(&mut engine, &resolved, &on_event).await,
+                Err(e) => Err(e),
+            };
             *slot.borrow_mut() = Some(engine);
             result
         })
@@ -173,15 +134,7 @@ impl Secateur {
 
 impl Secateur {
     async fn from_source(source: &ModelSource, options: Load, name: &str) -> Result<Self> {
-        let kv = match options.kv.as_deref() {
-            None => LoadOptions::default().kv,
-            Some("f16") => Dtype::F16,
-            Some("f32") => Dtype::F32,
-            Some(other) => {
-                let e = Error::new(ErrorKind::Input, "the KV cache cannot have this element type").at("kv");
-                return Err(e.expected("f16 or f32").found(other));
-            }
-        };
+        let kv = options.kv.as_deref().map_or(Ok(LoadOptions::default().kv), Dtype::for_cache)?;
         let device = trusted_device().await?;
         let name = options.name.as_deref().unwrap_or(name);
         let options = LoadOptions { kv, context: options.context, ..LoadOptions::default() };
@@ -261,7 +214,7 @@ async fn trusted_device() -> Result<ComputeDevice> {
     Ok(device)
 }
 
-async fn run(engine: &mut Engine, prompt: &Prompt, options: &Settings, on_event: &Function) -> Result<Value> {
+async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> Result<Value> {
     let device = engine.model().device().clone();
     // Where each token's text ends, in bytes of the text so far.
     let mut ends = Vec::new();
@@ -270,7 +223,7 @@ async fn run(engine: &mut Engine, prompt: &Prompt, options: &Settings, on_event:
     let mut on = |event: Event<'_>| match event {
         Event::Start { prompt_ids } => {
             prompt_tokens = prompt_ids.len();
-            let start = json!({"type": "start", "prompt_tokens": prompt_tokens});
+            let start = json!({"type": "start", "prompt_tokens": prompt_tokens, "notes": resolved.notes});
             send(on_event, &with_bytes(start, device.bytes()));
         }
         Event::Token { index: _, id, text, role } => {
@@ -279,6 +232,7 @@ async fn run(engine: &mut Engine, prompt: &Prompt, options: &Settings, on_event:
             let thinking = matches!(role, Role::Thinking | Role::ThinkOpen | Role::ThinkClose);
             send(on_event, &json!({"type": "token", "id": id, "text": text, "thinking": thinking}));
         }
+        Event::Repetition { .. } => {}
         Event::Probe(probe) => {
             let tokens = probe.evicted.iter().map(|position| *position as usize - prompt_tokens);
             let probe = json!({
@@ -290,13 +244,14 @@ async fn run(engine: &mut Engine, prompt: &Prompt, options: &Settings, on_event:
             send(on_event, &with_bytes(probe, device.bytes()));
         }
     };
-    let result = engine.run(prompt, options, &mut on).await?;
+    let result = engine.run(&resolved.prompt, &resolved.settings, &mut on).await?;
     let totals = &result.trace.totals;
     // The first token comes with the prompt.
     let decoded = totals.generated_tokens.saturating_sub(1) as f64;
     let done = json!({
         "type": "done",
         "stop_reason": result.trace.stop_reason,
+        "thinking_unfinished": result.thinking_unfinished,
         "tokens_per_second": number(decoded * 1e6 / totals.decode_us.max(1) as f64),
         "tail": result.text.get(end..).unwrap_or(""),
     });
@@ -344,6 +299,10 @@ fn promise(work: impl Future<Output = Result<Value>> + 'static) -> Promise {
             Err(error) => Err(rejection(&error).into()),
         }
     })
+}
+
+fn under_way() -> Error {
+    Error::new(ErrorKind::Input, "a run is under way").help("stop it, or wait until it is done")
 }
 
 fn rejection(error: &Error) -> JsError {

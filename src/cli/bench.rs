@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use secateur::bench::{self, Copied, Lengths, Measured, Spread};
 use secateur::cache::CacheShape;
 use secateur::device::{ComputeDevice, DeviceInfo};
+use secateur::dtype::Dtype;
 use secateur::engine::GROWTH;
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::{self, Decoder};
@@ -11,8 +12,8 @@ use secateur::weights::Weights;
 use secateur::{Error, ErrorKind, Result};
 use serde::Serialize;
 
-use super::Kv;
 use super::model::ModelArgs;
+use super::options;
 use super::screen::{self, Progress};
 
 #[derive(Debug, clap::Args)]
@@ -34,9 +35,9 @@ pub struct Args {
     /// Measurements of each; the first round, which compiles the shaders, comes on top.
     #[arg(long, value_name = "N", default_value_t = 3)]
     repeat: usize,
-    /// Element type of the KV cache.
-    #[arg(long, value_enum, default_value_t = Kv::F16)]
-    kv: Kv,
+    /// Element type of the KV cache: f16 or f32.
+    #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = Dtype::F16)]
+    kv: Dtype,
     /// One JSON object on stdout.
     #[arg(long)]
     json: bool,
@@ -80,7 +81,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         pairs.map(|(prompt, sequences)| Lengths { prompt, decode: args.decode, sequences }).collect();
     for lengths in &all {
         lengths.check(config.max_position_embeddings)?;
-        CacheShape::new(&config, args.kv.words(), lengths.sequences, GROWTH)?;
+        CacheShape::new(&config, args.kv, lengths.sequences, GROWTH)?;
     }
     let weights = Weights::open(&source)?;
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
@@ -88,10 +89,11 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let longest = all.iter().map(|lengths| lengths.prompt + lengths.decode).max().unwrap_or(1);
     let context = longest.next_multiple_of(GROWTH);
     for lengths in &all {
-        decoder::check_attention(&config, lengths.sequences, lengths.prompt + lengths.decode, &device)?;
+        decoder::check_device(&config, lengths.sequences, lengths.prompt + lengths.decode, &device)?;
     }
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
     let model = Decoder::load(&config, &weights, context, &device, &mut |done, of| bar.at(done, of))?;
+    let model = std::sync::Arc::new(model);
     drop(bar);
 
     let copy = pollster::block_on(bench::copy_bandwidth(&device, args.repeat))?;
@@ -103,7 +105,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     };
     let mut runs = Vec::new();
     for lengths in all {
-        let measured = pollster::block_on(bench::measure(&model, args.kv.words(), lengths, args.repeat, &mut tick))?;
+        let measured = pollster::block_on(bench::measure(&model, args.kv, lengths, args.repeat, &mut tick))?;
         let decode_bytes_per_second = measured.decode_bytes_per_second();
         let decode_bandwidth_fraction = decode_bytes_per_second / copy.bytes_per_second.median;
         runs.push(Run { measured, repetitions: args.repeat, decode_bytes_per_second, decode_bandwidth_fraction });

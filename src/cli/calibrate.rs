@@ -4,17 +4,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use secateur::device::ComputeDevice;
-use secateur::engine::{LoadOptions, PreparedModel, Prompt, Settings};
-use secateur::eval::calibrate::{self, Arm, Calibration, Choice, Conditions, Row};
+use secateur::dtype::Dtype;
+use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Settings};
+use secateur::eval::calibrate::{self, Arm, Calibration, Choice, Conditions, Hashed, Row};
 use secateur::eval::{Problem, Trial, problems};
-use secateur::policy::{Budget, Layers, PolicyRef, Scope};
-use secateur::sampling::Sampling;
+use secateur::policy::{Layers, Scope};
 use secateur::weights::Weights;
 use secateur::{Error, ErrorKind, Result, builtin};
 
 use super::file;
-use super::model::{self, Hashed};
-use super::run::{self, SamplingArgs};
+use super::model;
+use super::options::{self, PruningArgs};
 use super::screen;
 use super::signals::{self, Signal};
 
@@ -33,35 +33,17 @@ pub struct Args {
     /// Use the first N questions only.
     #[arg(long, value_name = "N")]
     problems: Option<usize>,
-    /// The policy whose scores the layers give.
-    #[arg(long, value_name = "NAME", default_value_t = PolicyRef::default())]
-    policy: PolicyRef,
-    /// The budget, the same for every set of layers. Only tokens:N gives every set the same memory.
-    #[arg(long, value_name = "BUDGET", default_value_t = Budget::default().to_string())]
-    budget: String,
-    /// Latest tokens that are never evicted.
-    #[arg(long, value_name = "N")]
-    window: Option<usize>,
-    /// Thinking tokens from one probe to the next.
-    #[arg(long, value_name = "P")]
-    probe_every: Option<usize>,
-    /// Generate at most so many tokens for a question.
-    #[arg(long, value_name = "N", default_value_t = Settings::default().max_new_tokens)]
-    max_new_tokens: usize,
     #[command(flatten)]
-    sampling: SamplingArgs,
-    /// Seed of sampling, the same for every set of layers.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    pruning: PruningArgs,
     /// Questions answered side by side.
     #[arg(long, value_name = "N", default_value_t = 8)]
     sequences: usize,
     /// auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Element type of the KV cache.
-    #[arg(long, value_enum, default_value_t = super::Kv::F16)]
-    kv: super::Kv,
+    /// Element type of the KV cache: f16 or f32.
+    #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = Dtype::F16)]
+    kv: Dtype,
     /// Positions to make room for. Default: the model's own maximum, at most 32768.
     #[arg(long, value_name = "N")]
     context: Option<usize>,
@@ -71,14 +53,14 @@ pub struct Args {
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
-    let mut options = args.run_options()?;
+    let request = args.request()?;
     let problems = args.problems()?;
     args.out.as_deref().map_or(Ok(()), check_out)?;
     let (source, name) = match &args.model {
         Some(model) => model::open(model, false, args.quiet)?,
         None => (builtin::source(), builtin::NAME.to_string()),
     };
-    let beside = model::choice_path(&source);
+    let beside = calibrate::choice_path(&source);
     let out = args.out.clone().or_else(|| beside.clone()).ok_or_else(|| {
         Error::new(ErrorKind::Input, "where should the choice go?")
             .at("--out")
@@ -86,10 +68,15 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     })?;
     check_out(&out)?;
     // Whatever can be refused before the weights are loaded.
-    let load = LoadOptions { kv: args.kv.words(), context: args.context, sequences: args.sequences };
+    let load = LoadOptions { kv: args.kv, context: args.context, sequences: args.sequences };
     let opened = PreparedModel::new(&source, &name, &load)?;
     let layers = opened.config().num_layers;
-    options.sampling = args.sampling.over(Sampling::from_defaults(&opened.config().generation))?;
+    let (options, notes) = opened.settings(&request)?;
+    if !options.policy.needs().scores() {
+        return Err(Error::new(ErrorKind::Policy, "this policy has no scores that layers could give")
+            .at("`policy`")
+            .found(&options.policy));
+    }
     for (index, problem) in problems.iter().enumerate() {
         let place = |e: Error| e.at(format!("{}, question {}", args.data.display(), index + 1));
         check(&opened, problem).map_err(place)?;
@@ -131,6 +118,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         options.budget,
         device.info.line()
     ));
+    for note in &notes {
+        say(note);
+    }
     if !progress.done.is_empty() {
         say(&format!("goes on from {}: {} answers are there", progress.path.display(), progress.done.len()));
     }
@@ -178,37 +168,25 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 }
 
 impl Args {
-    fn run_options(&self) -> Result<Settings> {
-        let (window, probe_every) = run::default_rhythm(self.model.is_none());
-        let options = Settings {
-            max_new_tokens: self.max_new_tokens,
-            policy: self.policy.clone(),
-            budget: self.budget.parse()?,
-            window: self.window.unwrap_or(window),
-            probe_every: self.probe_every.unwrap_or(probe_every),
-            // What is not given here the model knows: once it is opened.
-            sampling: self.sampling.over(Sampling::GREEDY)?,
-            seed: self.seed,
-            ..Settings::default()
-        };
-        options.policy.accepts(options.budget)?;
-        if !options.policy.needs().scores() {
-            return Err(Error::new(ErrorKind::Policy, "this policy has no scores that layers could give")
-                .at("--policy")
-                .found(&options.policy));
-        }
-        run::check_probe_every(options.probe_every)?;
-        run::check_context(self.context)?;
+    /// The request that every question is asked with. All layers vote in it: each set of layers replaces them in turn.
+    fn request(&self) -> Result<Request> {
+        let mut request = options::request(&self.pruning)?;
+        request.policy.get_or_insert_default();
+        request.layers = Some(Layers::All);
+        // Fixed, so that the same command goes on where an interrupted calibration was.
+        request.seed.get_or_insert(0);
+        request.check()?;
+        options::check_context(self.context)?;
         for (name, number) in [
             ("--problems", self.problems.unwrap_or(1)),
             ("--sequences", self.sequences),
-            ("--max-new-tokens", self.max_new_tokens),
+            ("--max-new-tokens", request.max_new_tokens.unwrap_or(1)),
         ] {
             if number == 0 {
                 return Err(Error::new(ErrorKind::Input, "nothing to do").at(name).expected("at least 1").found(0));
             }
         }
-        Ok(options)
+        Ok(request)
     }
 
     fn problems(&self) -> Result<Vec<Problem>> {

@@ -5,14 +5,13 @@
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 
-use secateur::engine::{Engine, Prompt, RunResult, Settings};
-use secateur::policy::Role;
+use secateur::engine::{Engine, Request, Resolved, RunResult};
 use secateur::text::Message;
 use secateur::trace::StopReason;
 use secateur::{Error, ErrorKind, Result};
 
+use super::generate::generate;
 use super::line::{Editor, Input};
-use super::run;
 use super::screen::{self, Screen};
 use super::signals::{self, Signal};
 
@@ -23,29 +22,17 @@ const HELP: &str = "\
 Ctrl-C while the model writes ends its answer. A message goes on in another line after \\ at its end, Ctrl-J or Alt-Enter;
 Up and Down recall earlier ones.";
 
-/// What an answer came to, for the history.
-#[derive(Debug, PartialEq, Eq)]
-enum Turn {
-    /// The answer, thinking left out; perhaps cut short.
-    Answered(String),
-    /// The model was still thinking when it ended: there is nothing to remember.
-    Unanswered,
-}
-
-/// Talks until the user has enough. `system`: a system prompt; `think`: as [`Prompt::Messages`] has it.
+/// Talks until the user has enough. Each turn is `request` with the conversation so far.
 pub fn main(
     engine: &mut Engine,
-    options: &Settings,
-    system: Option<&str>,
-    think: Option<bool>,
+    request: &Request,
     screen: &mut Screen,
     stop: &AtomicBool,
     quiet: bool,
 ) -> Result<ExitCode> {
     let failed = |e: std::io::Error| Error::new(ErrorKind::Io, "the terminal cannot be read").found(e);
     let mut editor = Editor::default();
-    let beginning: Vec<Message> = system.map(|text| Message::new("system", text)).into_iter().collect();
-    let mut messages = beginning.clone();
+    let mut messages: Vec<Message> = Vec::new();
     screen.note("/help lists what you can type; Ctrl-D ends the chat");
     loop {
         let text = match editor.read("> ").map_err(failed)? {
@@ -61,7 +48,7 @@ pub fn main(
             "/help" | "/?" => super::say(HELP),
             "/exit" | "/quit" => return Ok(ExitCode::SUCCESS),
             "/reset" => {
-                messages.clone_from(&beginning);
+                messages.clear();
                 super::say("the conversation starts anew");
             }
             // A path or a question that begins with one has blanks, or more slashes.
@@ -69,18 +56,24 @@ pub fn main(
             text => {
                 messages.push(Message::user(text));
                 signals::begin_turn();
-                let prompt = Prompt::Messages { messages: messages.clone(), think };
-                let mut answer = Answer::default();
-                let ran =
-                    run::generate(engine, &prompt, options, screen, stop, &mut |text, role| answer.add(text, role));
+                let asked = Request { messages: Some(messages.clone()), ..request.clone() };
+                // Resolved anew: each turn draws a seed of its own, unless one is given.
+                let ran = engine.resolve(&asked).and_then(|Resolved { prompt, settings, .. }| {
+                    generate(engine, &prompt, &settings, screen, stop, false)
+                });
                 match ran {
                     Ok(result) => {
-                        match answer.turn() {
-                            Turn::Answered(answer) => messages.push(Message::new("assistant", answer)),
-                            Turn::Unanswered => {
+                        match result.answer.as_str() {
+                            "" => {
                                 messages.pop();
-                                super::say("no answer came: this question is left out of the conversation");
+                                let why = if result.thinking_unfinished {
+                                    "the model was still thinking"
+                                } else {
+                                    "no answer came"
+                                };
+                                super::say(&format!("{why}: this question is left out of the conversation"));
                             }
+                            answer => messages.push(Message::new("assistant", answer)),
                         }
                         if !quiet {
                             screen.note(&summary(&result));
@@ -109,35 +102,16 @@ fn is_command(text: &str) -> bool {
     text.strip_prefix('/').is_some_and(|word| !word.is_empty() && word.chars().all(|c| c.is_ascii_alphabetic()))
 }
 
-/// Collects what is not thinking.
-#[derive(Default)]
-struct Answer {
-    text: String,
-    answered: bool,
-}
-
-impl Answer {
-    fn add(&mut self, text: &str, role: Role) {
-        if role == Role::Answer {
-            self.text.push_str(text);
-            self.answered |= !text.trim().is_empty();
-        }
-    }
-
-    fn turn(self) -> Turn {
-        if self.answered { Turn::Answered(self.text.trim().to_string()) } else { Turn::Unanswered }
-    }
-}
-
 /// One line: tokens, speed, what is cached, what the device holds.
 fn summary(result: &RunResult) -> String {
     let t = &result.trace.totals;
     let ended = match &result.trace.stop_reason {
-        StopReason::Eos => String::new(),
-        reason => format!("; {}", screen::stop_reason(reason)),
+        StopReason::Eos if !result.thinking_unfinished => String::new(),
+        _ => format!("; {}", screen::ended(result)),
     };
+    let seed = screen::seed(result).map_or(String::new(), |seed| format!("; seed {seed}"));
     format!(
-        "[{} tokens, {:.1} tok/s; {}; KV {}; {}{ended}]",
+        "[{} tokens, {:.1} tok/s; {}; KV {}; {}{seed}{ended}]",
         t.generated_tokens,
         screen::tokens_per_second(t),
         screen::cached(&result.trace),
@@ -149,23 +123,6 @@ fn summary(result: &RunResult) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn thinking_is_no_part_of_the_history() {
-        let turn = |pieces: &[(&str, Role)]| {
-            let mut answer = Answer::default();
-            pieces.iter().for_each(|(text, role)| answer.add(text, *role));
-            answer.turn()
-        };
-        let (open, close) = (("<think>", Role::ThinkOpen), ("</think>", Role::ThinkClose));
-        let thought = ("hm", Role::Thinking);
-        let answered = |text: &str| Turn::Answered(text.into());
-        assert_eq!(turn(&[open, thought, close, ("\n\n", Role::Answer), ("4", Role::Answer)]), answered("4"));
-        assert_eq!(turn(&[("4 ", Role::Answer), ("!", Role::Answer)]), answered("4 !"));
-        assert_eq!(turn(&[open, thought]), Turn::Unanswered);
-        assert_eq!(turn(&[open, thought, close, ("\n\n", Role::Answer)]), Turn::Unanswered);
-        assert_eq!(turn(&[]), Turn::Unanswered);
-    }
 
     #[test]
     fn only_a_lone_word_is_a_command() {

@@ -2,6 +2,7 @@
 use std::process::ExitCode;
 
 use secateur::cache::CacheShape;
+use secateur::dtype::Dtype;
 use secateur::engine::GROWTH;
 use secateur::model::config::{ModelConfig, RopeScaling};
 use secateur::probe;
@@ -10,7 +11,7 @@ use secateur::weights::{ModelSource, Weights};
 use secateur::{Error, ErrorKind, Result, builtin};
 use serde::Serialize;
 
-use super::{Kv, model, screen};
+use super::{model, options, screen};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -138,7 +139,7 @@ struct Memory {
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
-    args.context.iter().try_for_each(|context| super::run::check_context(Some(*context)))?;
+    args.context.iter().try_for_each(|context| options::check_context(Some(*context)))?;
     let (source, name) = match &args.model {
         Some(model) => model::open(model, false, false)?,
         None => (builtin::source(), builtin::NAME.to_string()),
@@ -190,8 +191,8 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
     let contexts = if contexts.is_empty() { usual_contexts(config.max_position_embeddings) } else { contexts.to_vec() };
     let mut memory = Vec::new();
     for context in contexts {
-        for kv in [Kv::F16, Kv::F32] {
-            let shape = CacheShape::new(&config, kv.words(), 1, GROWTH)?;
+        for kv in [Dtype::F16, Dtype::F32] {
+            let shape = CacheShape::new(&config, kv, 1, GROWTH)?;
             let too_much = || {
                 Error::new(ErrorKind::Model, "the sizes of this model come to more bytes than can be counted")
                     .at(source.place_of("config.json"))

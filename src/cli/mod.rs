@@ -5,10 +5,12 @@ mod chat;
 mod conformance;
 mod devices;
 mod file;
+mod generate;
 mod inspect;
 mod line;
 mod live;
 mod model;
+mod options;
 mod report;
 mod run;
 mod screen;
@@ -16,11 +18,10 @@ mod signals;
 mod stdin;
 mod text;
 
-use secateur::dtype::Dtype;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use secateur::{Error, ErrorKind, Result};
 
 macro_rules! exit_codes {
@@ -111,28 +112,6 @@ enum Command {
         "secateur conformance --require cpu,llvmpipe         fail unless these ran"
     ))]
     Conformance(conformance::Args),
-}
-
-/// Element types that a KV cache may have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Kv {
-    F16,
-    F32,
-}
-
-impl Kv {
-    fn words(self) -> Dtype {
-        match self {
-            Self::F16 => Dtype::F16,
-            Self::F32 => Dtype::F32,
-        }
-    }
-}
-
-impl std::fmt::Display for Kv {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if *self == Self::F16 { "f16" } else { "f32" })
-    }
 }
 
 /// Parses the arguments, runs the command, and turns its outcome into an exit code.

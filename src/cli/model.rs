@@ -1,13 +1,12 @@
 //! `--model`: a directory, a GGUF file, or the name of a model on the hub.
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use secateur::eval::calibrate::{Choice, FILE};
 use secateur::hub::{Hub, HubName, Progress};
-use secateur::weights::{ModelSource, Weights};
+use secateur::weights::ModelSource;
 use secateur::{Error, ErrorKind, Result, builtin};
 
-use super::{file, screen};
+use super::screen;
 
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
@@ -55,69 +54,6 @@ pub fn open(model: &str, update: bool, quiet: bool) -> Result<(ModelSource, Stri
             let opened = ModelSource::open(model).map_err(|e| if nowhere { e.help(help) } else { e });
             Ok((opened?, model.to_string()))
         }
-    }
-}
-
-/// Where a choice of layers lies beside a model: in its directory, which of a model on the hub is its snapshot in the cache, or next
-/// to its GGUF file. `None` for the model in the binary.
-pub fn choice_path(source: &ModelSource) -> Option<PathBuf> {
-    match source.gguf() {
-        Some(gguf) => Some(PathBuf::from(format!("{}.{FILE}", gguf.place()))),
-        None => source.folder().map(|folder| folder.join(FILE)),
-    }
-}
-
-/// A fingerprint of weights, and their files as they were then. It lies beside the choice of layers, so that weights are hashed again
-/// only if a file has another size or time of change.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-pub struct Hashed {
-    /// [`Weights::fingerprint`].
-    pub fingerprint: String,
-    /// Name, bytes, nanoseconds since 1970. Empty where that cannot be told: then it serves once.
-    files: Vec<(String, u64, u64)>,
-}
-
-impl Hashed {
-    /// Of `weights`, from beside the choice at `choice` if that is still true.
-    pub fn of(weights: &Weights, choice: &Path) -> Self {
-        // Looked at before they are hashed: a change meanwhile shows.
-        let files = weights.places().map(state_of_file).collect::<Option<Vec<_>>>().unwrap_or_default();
-        let text = std::fs::read_to_string(Self::path(choice)).unwrap_or_default();
-        match serde_json::from_str::<Self>(&text) {
-            Ok(known) if known.files == files && !files.is_empty() => known,
-            _ => Self { fingerprint: weights.fingerprint(), files },
-        }
-    }
-
-    /// Puts it beside the choice at `choice`, where that is possible: without it, weights are hashed again.
-    pub fn keep(&self, choice: &Path) {
-        let path = Self::path(choice);
-        let Ok(text) = serde_json::to_string(self) else { return };
-        if !self.files.is_empty() && std::fs::read_to_string(&path).ok().as_ref() != Some(&text) {
-            file::write_whole(&path, &text).ok();
-        }
-    }
-
-    fn path(choice: &Path) -> PathBuf {
-        PathBuf::from(format!("{}.hashed", choice.display()))
-    }
-}
-
-fn state_of_file(place: &str) -> Option<(String, u64, u64)> {
-    let there = std::fs::metadata(place).ok()?;
-    let changed = there.modified().ok()?.duration_since(std::time::UNIX_EPOCH).ok()?.as_nanos();
-    let name = Path::new(place).file_name()?.to_string_lossy().into_owned();
-    Some((name, there.len(), u64::try_from(changed).ok()?))
-}
-
-/// The choice of layers beside the model, if there is one, and where it lies.
-pub fn choice(source: &ModelSource) -> Result<Option<(Choice, PathBuf)>> {
-    let Some(path) = choice_path(source) else { return Ok(None) };
-    let place = path.display().to_string();
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(Some((Choice::from_json(&text, &place)?, path))),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::new(ErrorKind::Io, "the choice of layers cannot be read").at(place).found(e)),
     }
 }
 

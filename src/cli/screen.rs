@@ -299,7 +299,10 @@ impl Screen {
             let missed = 100.0 * result.missed;
             line("sampling", format!("up to {missed:.1} % of the probability asked for lay outside the candidates"));
         }
-        line("stopped", stop_reason(&trace.stop_reason));
+        if let Some(seed) = seed(result) {
+            line("seed", seed.to_string());
+        }
+        line("stopped", ended(result));
         super::say(&text);
     }
 
@@ -342,8 +345,30 @@ fn percent(part: u64, of: u64) -> f64 {
     if of == 0 { 0.0 } else { 100.0 * part as f64 / of as f64 }
 }
 
+/// The seed, where the result depends on it.
+pub fn seed(result: &RunResult) -> Option<u64> {
+    let settings = &result.trace.settings;
+    (!settings.sampling.is_greedy() || settings.policy.draws_lots()).then_some(settings.seed)
+}
+
+/// Why a run ended, in words, and whether that was before the answer.
+pub fn ended(result: &RunResult) -> String {
+    let reason = stop_reason(&result.trace.stop_reason);
+    if !result.thinking_unfinished {
+        return reason;
+    }
+    let help = match &result.trace.stop_reason {
+        StopReason::MaxNewTokens => {
+            format!(": --max-new-tokens {}", 4 * result.trace.settings.max_new_tokens.max(1024))
+        }
+        StopReason::ContextFull => ": a larger --context, where the model allows it".into(),
+        _ => String::new(),
+    };
+    format!("{reason}; the model was still thinking and gave no answer{help}")
+}
+
 /// Why a run ended, in words.
-pub fn stop_reason(reason: &StopReason) -> String {
+fn stop_reason(reason: &StopReason) -> String {
     match reason {
         StopReason::Eos => "the model ended its answer".into(),
         StopReason::MaxNewTokens => "--max-new-tokens reached".into(),

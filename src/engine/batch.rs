@@ -1,24 +1,24 @@
 //! Who goes next: requests that run side by side, and the turns of their loop.
 use std::collections::VecDeque;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use web_time::Instant;
 
-use super::pruning::{Measurements, PendingForward, PendingMeasurements, Pruner};
 use super::request::Prompt;
+use super::runner::{Admission, Measurements, PendingForward, PendingState, Runner};
 use super::sequence::Sequence;
-use super::{Engine, Event, LAG, OnEvent, PREFILL_CHUNK, PreparedModel, RunResult};
+use super::{Event, LAG, OnEvent, PreparedModel, RunResult};
 use crate::Result;
-use crate::cache::{KeepSets, RegionUpdate};
-use crate::kernels::readback::{self, Readback};
-use crate::model::decoder::{Input, Logits, Output};
+use crate::cache::RegionUpdate;
+use crate::kernels::Reduce;
 use crate::policy::KeepPlan;
+use crate::sampling::Sampler;
 use crate::settings::Settings;
 use crate::trace;
 
-/// Requests that run side by side: each with its own prompt, options, policy, budget, end and trace. A result does not depend
-/// on the neighbours beyond the order in which a shader for more rows may add (each kernel states its bound); the same
-/// batch gives the same results. One that fails or is cancelled leaves the others alone.
+/// Requests that run side by side, each with its own prompt, options, policy, budget, end and trace. A result does not depend
+/// on the neighbours, beyond the order in which a shader for more rows may add (each kernel states its bound). The same batch gives
+/// the same results. A request that fails or is cancelled leaves the others alone.
 ///
 /// ```no_run
 /// # async fn example(engine: &mut secateur::engine::Engine) -> secateur::Result<()> {
@@ -28,7 +28,7 @@ use crate::trace;
 ///     batch.add(&Prompt::Chat(question.into()), &Settings::default())?;
 /// }
 /// while !batch.is_idle() {
-///     // Requests may be added here at any time: they take the places of those that end.
+///     // Requests may be added here at any time: they take the places of requests that have ended.
 ///     for (request, result) in batch.step(&mut |_request, _event| ()).await {
 ///         println!("{request}: {}", result?.text);
 ///     }
@@ -37,57 +37,113 @@ use crate::trace;
 /// # }
 /// ```
 pub struct Batch<'e> {
-    engine: &'e mut Engine,
+    prepared: &'e PreparedModel,
+    runner: &'e mut Runner,
+    /// Set from outside to end all requests.
+    stop: &'e AtomicBool,
     /// Requests added so far.
     requests: usize,
     waiting: VecDeque<Sequence>,
-    /// Who runs: an index here is the sequence's number in the cache.
-    places: Vec<Option<Sequence>>,
+    places: Places,
+    /// Copies of the state that were begun and not waited for, the oldest first.
     reads: VecDeque<PendingIds>,
+}
+
+/// The sequences that run. A sequence's index here is its number in the cache.
+struct Places(Vec<Option<Sequence>>);
+
+/// A sequence that runs, borrowed for a part of a turn.
+struct Running<'s> {
+    place: usize,
+    sequence: &'s mut Sequence,
+}
+
+/// A sequence that is to be pruned now.
+struct Due<'s> {
+    place: usize,
+    sequence: &'s mut Sequence,
+    /// Its pending token: the one after which the probe comes.
+    pending: u32,
 }
 
 /// A copy of the device's state on its way.
 struct PendingIds {
-    /// Place, request and sampled tokens of those who had any when it was taken.
-    of: Vec<(usize, usize, usize)>,
-    state: Readback,
+    /// The sequences that had sampled any token when the copy was taken.
+    sampled: Vec<Sampled>,
+    state: PendingState,
+}
+
+struct Sampled {
+    place: usize,
+    /// The request that had the place when the copy was taken.
+    request: usize,
+    /// Tokens it had sampled.
+    issued: usize,
+}
+
+impl Places {
+    fn sequences(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        self.0.iter_mut().flatten()
+    }
+
+    fn running(&mut self) -> impl Iterator<Item = Running<'_>> {
+        let places = self.0.iter_mut().enumerate();
+        places.filter_map(|(place, slot)| Some(Running { place, sequence: slot.as_mut()? }))
+    }
+}
+
+impl<'s> Due<'s> {
+    /// `None` for a sequence that is not due.
+    fn new(Running { place, sequence }: Running<'s>) -> Option<Self> {
+        Some(Self { place, pending: sequence.due()?, sequence })
+    }
+}
+
+fn places_of(rows: &[Running<'_>]) -> Vec<usize> {
+    rows.iter().map(|row| row.place).collect()
+}
+
+/// Makes room for `extra` more slots of each of `rows`. Where a layer's buffer cannot grow that far, the longest sequence fails and its
+/// memory is freed, until the others fit. Returns the sequences that have room.
+fn with_room<'s>(runner: &mut Runner, mut rows: Vec<Running<'s>>, extra: usize) -> Vec<Running<'s>> {
+    while let Err(e) = runner.reserve(&places_of(&rows), extra) {
+        let longest = (0..rows.len()).max_by_key(|&row| runner.cache().longest(rows[row].place));
+        let Some(longest) = longest else { break };
+        let Running { place, sequence } = rows.remove(longest);
+        sequence.fail(e);
+        // A cache that becomes smaller exceeds no limit.
+        runner.clear(place).ok();
+    }
+    rows
 }
 
 impl<'e> Batch<'e> {
-    /// An empty batch with `places` places.
-    pub(super) fn new(engine: &'e mut Engine, places: usize) -> Self {
-        Self {
-            engine,
-            requests: 0,
-            waiting: VecDeque::new(),
-            places: (0..places).map(|_| None).collect(),
-            reads: VecDeque::new(),
-        }
+    pub(super) fn new(prepared: &'e PreparedModel, runner: &'e mut Runner, stop: &'e AtomicBool) -> Self {
+        let places = Places((0..runner.cache().shape().seqs).map(|_| None).collect());
+        Self { prepared, runner, stop, requests: 0, waiting: VecDeque::new(), places, reads: VecDeque::new() }
     }
 
-    /// Takes a request on; it runs as soon as a place is free. Returns its number, counted from 0.
+    /// Takes a request on. It runs as soon as a place is free. Returns its number, counted from 0.
     ///
     /// # Errors
-    /// A prompt that is empty or beyond the context, a policy that cannot run with this model or budget.
-    pub fn add(&mut self, prompt: &Prompt, options: &Settings) -> Result<usize> {
-        self.waiting.push_back(self.engine.opened.sequence(self.requests, prompt, options)?);
+    /// A prompt that is empty or longer than the context, a policy that cannot run with this model or budget.
+    pub fn add(&mut self, prompt: &Prompt, settings: &Settings) -> Result<usize> {
+        self.waiting.push_back(self.prepared.sequence(self.requests, prompt, settings)?);
         self.requests += 1;
         Ok(self.requests - 1)
     }
 
-    /// Ends a request after the steps under way; what was generated comes as its result.
+    /// Ends a request after the steps under way. What was generated until then is its result.
     pub fn cancel(&mut self, request: usize) {
-        self.waiting.iter_mut().chain(self.places.iter_mut().flatten()).filter(|s| s.id == request).for_each(|s| {
-            s.cancelled = true;
-        });
+        self.waiting.iter_mut().chain(self.places.sequences()).filter(|s| s.id == request).for_each(Sequence::cancel);
     }
 
     /// Whether nothing runs or waits.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.places.iter().all(Option::is_none)
+        self.waiting.is_empty() && self.places.0.iter().all(Option::is_none)
     }
 
-    /// Runs until all is done. Returns every request's result, in the order they were added.
+    /// Runs until all requests have ended. Returns their results, in the order they were added.
     pub async fn run(&mut self, on: &mut OnEvent<'_>) -> Vec<(usize, Result<RunResult>)> {
         let mut ended = Vec::new();
         while !self.is_idle() {
@@ -101,108 +157,79 @@ impl<'e> Batch<'e> {
     pub async fn step(&mut self, on: &mut OnEvent<'_>) -> Vec<(usize, Result<RunResult>)> {
         let turn = async {
             self.admit(on);
-            self.prefill()?;
+            self.prefill();
             self.prune(on).await?;
             self.decode()?;
             self.read(on).await
         };
-        // What is nobody's fault alone: the device.
+        // Errors that belong to one sequence were handled where they arose. What is left are device errors: they fail every running
+        // request.
         if let Err(e) = turn.await {
             self.reads.clear();
-            self.places.iter_mut().flatten().for_each(|s| s.fail(e.clone()));
+            self.places.sequences().for_each(|s| s.fail(e.clone()));
         }
         self.retire()
     }
 
-    /// Gives free places to those who wait, and hears a stop. Sequences side by side share where kept keys stand: one that wants
-    /// it otherwise waits until the others are done, and those behind it with it.
+    /// Gives free places to waiting requests, and looks for a stop. Sequences side by side share how positions are counted. A request
+    /// that wants it otherwise waits until the running ones are done, and so do the requests behind it.
     fn admit(&mut self, on: &mut OnEvent<'_>) {
-        let Self { engine: Engine { model, cache, .. }, places, waiting, .. } = self;
-        for place in 0..places.len() {
-            if places[place].is_some() {
+        for place in 0..self.places.0.len() {
+            if self.places.0[place].is_some() {
                 continue;
             }
-            let running = places.iter().flatten().map(|s| s.settings().positions).next();
+            let running = self.places.sequences().map(|s| s.settings().positions).next();
             let joins = |s: &mut Sequence| running.is_none_or(|positions| positions == s.settings().positions);
-            let Some(mut sequence) = waiting.pop_front_if(joins) else { break };
+            let Some(mut sequence) = self.waiting.pop_front_if(joins) else { break };
             sequence.begin();
             on(sequence.id, Event::Start { prompt_ids: &sequence.prompt });
-            let ready = cache.clear(place).and_then(|()| match running {
-                None => cache.begin(sequence.settings().positions),
-                Some(_) => Ok(()),
-            });
-            cache.track(sequence.pruner.tracking(), model.config().q_size());
-            if let Err(e) = ready {
-                sequence.fail(e);
-            }
-            let Settings { sampling, seed, .. } = sequence.settings();
-            cache.set_sampler(place, sampling, *seed, &sequence.prompt);
-            places[place] = Some(sequence);
+            let admission = Admission {
+                positions: sequence.settings().positions,
+                tracking: sequence.pruner.tracking(),
+                sampling: &sequence.settings().sampling,
+                seed: sequence.settings().seed,
+                prompt: &sequence.prompt,
+            };
+            let admitted = self.runner.admit(place, running.is_none(), &admission);
+            sequence.or_fail(admitted);
+            self.places.0[place] = Some(sequence);
         }
-        if self.engine.stop.load(Ordering::Relaxed) {
-            self.waiting.iter_mut().chain(self.places.iter_mut().flatten()).for_each(|s| s.cancelled = true);
+        if self.stop.load(Ordering::Relaxed) {
+            self.waiting.iter_mut().chain(self.places.sequences()).for_each(Sequence::cancel);
         }
-        self.places.iter_mut().flatten().for_each(Sequence::finish_if_done);
+        self.places.sequences().for_each(Sequence::finish_if_done);
     }
 
-    /// Forwards a chunk of the oldest prompt that is not through, and samples the first token after the last chunk. Every
-    /// chunk is waited for like a token, so that a stop is heard within one.
-    fn prefill(&mut self) -> Result<()> {
-        let Self { engine: Engine { model, cache, .. }, places, .. } = self;
-        let prompts = places.iter_mut().enumerate().filter_map(|(place, s)| Some((place, s.as_mut()?)));
-        let Some((place, sequence)) = prompts.filter(|(_, s)| s.prefilling()).min_by_key(|(_, s)| s.id) else {
-            return Ok(());
-        };
+    /// Forwards a chunk of the oldest unfinished prompt, and samples the first token after the last chunk. Every chunk is waited for
+    /// like a token, so that a stop takes effect within one chunk.
+    fn prefill(&mut self) {
+        let prefilling = self.places.running().filter(|r| r.sequence.prefilling());
+        let Some(Running { place, sequence }) = prefilling.min_by_key(|r| r.sequence.id) else { return };
         let rest = &sequence.prompt[sequence.forwarded..];
-        let ids = &rest[..rest.len().min(PREFILL_CHUNK)];
-        let last = ids.len() == rest.len();
-        let logits = if last { Logits::Last } else { Logits::None };
-        let forward = cache
-            .reserve(&[place], rest.len())
-            .and_then(|()| model.forward(Input::Chunk { seq: place, ids }, cache, logits, None));
-        let out = match forward {
-            Ok(out) => out,
-            Err(e) => {
-                sequence.fail(e);
-                return Ok(());
-            }
-        };
-        let n = ids.len();
-        sequence.forwarded += n;
-        match out.logits {
-            Some(logits) => {
-                cache.sample(&logits, &[place], n);
-                sequence.issued = 1;
-            }
-            None => cache.advance(place, n, 0),
-        }
-        sequence.note_peak(cache.longest(place), cache.bytes_of(place));
+        let (left, forwarded) = (rest.len(), self.runner.prefill(place, rest));
+        let Some(forwarded) = sequence.or_fail(forwarded) else { return };
+        sequence.forwarded += forwarded;
+        sequence.issued = usize::from(forwarded == left);
+        sequence.note_peak(self.runner.cache().longest(place), self.runner.cache().bytes_of(place));
         self.start_read();
-        Ok(())
     }
 
-    /// Decode steps for all who have room, in bursts of [`LAG`] between two reads, ever fewer rows as the room of one ends. One
-    /// step a turn while a prompt is under way, so that a long one does not stop the others.
+    /// Decode steps for all sequences that have room, in bursts of [`LAG`] between two reads. Rows drop out as the room of their
+    /// sequences ends. While a prompt is being forwarded there is one step in a turn, so that a long prompt does not stop the others.
     fn decode(&mut self) -> Result<()> {
-        let prefilling = self.places.iter().flatten().any(Sequence::prefilling);
+        let prefilling = self.places.sequences().any(|s| s.prefilling());
         loop {
-            let rows = self.places_where(|s| s.room() > 0);
-            let rooms = rows.iter().map(|&place| self.places[place].as_ref().map_or(0, Sequence::room));
-            let Some(steps) = rooms.min() else { return Ok(()) };
-            let steps = if prefilling { 1 } else { steps.min(LAG) };
-            let rows = self.reserve(rows, steps);
+            let rows: Vec<Running<'_>> = self.places.running().filter(|r| r.sequence.room() > 0).collect();
+            let Some(room) = rows.iter().map(|r| r.sequence.room()).min() else { return Ok(()) };
+            let steps = if prefilling { 1 } else { room.min(LAG) };
+            let rows = with_room(self.runner, rows, steps);
             if rows.is_empty() {
                 continue;
             }
-            let Self { engine: Engine { model, cache, .. }, places, .. } = &mut *self;
-            for _ in 0..steps {
-                let out = model.forward(Input::Pending(&rows), cache, Logits::Last, None)?;
-                cache.sample(&out.logits.expect("asked for"), &rows, 1);
-            }
-            for &place in &rows {
-                let sequence = places[place].as_mut().expect("it has room");
+            self.runner.decode(&places_of(&rows), steps)?;
+            for Running { place, sequence } in rows {
                 sequence.issued += steps;
-                sequence.note_bytes(cache.bytes_of(place));
+                sequence.note_bytes(self.runner.cache().bytes_of(place));
             }
             self.start_read();
             if prefilling {
@@ -211,23 +238,23 @@ impl<'e> Batch<'e> {
         }
     }
 
-    /// Waits for the oldest read and takes in its tokens; goes on while more than one is under way.
+    /// Waits for the oldest read and takes in its tokens. Goes on while more than one read is under way.
     async fn read(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
-        while let Some(PendingIds { of, state }) = self.reads.pop_front() {
-            let words = readback::as_u32(&state.await?[0]);
-            let cache = &self.engine.cache;
-            for (place, request, upto) in of {
-                // It may have ended, and another have its place.
-                let Some(sequence) = self.places[place].as_mut().filter(|s| s.id == request) else { continue };
-                sequence.missed = cache.missed(&words, place);
-                for id in cache.raw_ids(&words, place, sequence.tokens.len() as u32, upto as u32) {
-                    // Steps past the end were under way when it became known; nobody asks what they gave.
+        while let Some(PendingIds { sampled, state }) = self.reads.pop_front() {
+            let state = state.finish().await?;
+            let cache = self.runner.cache();
+            for Sampled { place, request, issued } in sampled {
+                // The request may have ended meanwhile, and another may have its place.
+                let sequence = self.places.0[place].as_mut().filter(|s| s.id == request);
+                let Some(sequence) = sequence else { continue };
+                sequence.missed = Sampler::missed(&state, place);
+                for id in cache.raw_ids(&state, place, sequence.tokens.len() as u32, issued as u32) {
+                    // Tokens sampled after the last one were already under way: they are discarded.
                     if sequence.ended.is_some() {
                         break;
                     }
-                    if let Err(e) = cache.checked_id(id).and_then(|id| sequence.take_in(id, on)) {
-                        sequence.fail(e);
-                    }
+                    let taken = cache.checked_id(id).and_then(|id| sequence.take_in(id, on));
+                    sequence.or_fail(taken);
                 }
             }
             if self.reads.len() <= 1 {
@@ -237,207 +264,177 @@ impl<'e> Batch<'e> {
         Ok(())
     }
 
-    /// Probe, score, plan, gather, resume (section 1 of the method), for all who are due: their text is known. The others'
-    /// steps wait on the device only, behind the probes'.
+    /// Hold, measure, plan, keep and resume, for all sequences that are due. Their text is known by now. The steps of the other
+    /// sequences wait on the device only, behind the probes.
     async fn prune(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
-        let due = self.places_where(Sequence::is_due);
-        let due = self.reserve(due, 1);
+        let due = self.places.running().filter(|r| r.sequence.due().is_some()).collect();
+        let mut due: Vec<Due<'_>> = with_room(self.runner, due, 1).into_iter().filter_map(Due::new).collect();
         if due.is_empty() {
             return Ok(());
         }
         let begun = Instant::now();
-        let held = self.hold(&due)?;
-        let readings: Vec<Result<PendingMeasurements>> = due
-            .iter()
-            .enumerate()
-            .map(|(row, &place)| self.measure(place, PendingForward { out: &held, row, of: due.len() }))
-            .collect();
-        let mut readouts: Vec<Result<Measurements>> = Vec::new();
-        for reading in readings {
-            readouts.push(match reading {
-                Ok(reading) => reading.finish().await,
-                Err(e) => Err(e),
-            });
-        }
+        let held = hold(self.runner, &mut due)?;
+        let mut measured = measure(self.runner, &held, &mut due).await;
         let probed = Instant::now();
-        self.add_heads(&due, &mut readouts).await;
+        measure_heads(self.runner, &held, &mut due, &mut measured).await;
         let traced = Instant::now();
 
         let mut plans = Vec::new();
-        for (&place, readouts) in due.iter().zip(readouts) {
-            let sequence = self.places[place].as_mut().expect("it is due");
-            match readouts.and_then(|readouts| sequence.plan(&readouts)) {
-                Ok((plan, record)) => plans.push((place, plan, record)),
-                Err(e) => sequence.fail(e),
+        for (row, (due, measured)) in due.iter_mut().zip(measured).enumerate() {
+            let plan = measured.map(|measured| due.sequence.plan(&measured));
+            if let Some((plan, record)) = plan.and_then(|plan| due.sequence.or_fail(plan)) {
+                plans.push(Planned { row, plan, record });
             }
         }
         let planned = Instant::now();
 
-        let bytes_before = self.device_bytes();
-        self.gather(&plans)?;
-        let bytes_after = self.device_bytes();
+        let bytes_before = device_bytes(self.runner);
+        keep(self.runner, &mut due, &plans);
+        let bytes_after = device_bytes(self.runner);
         let gathered = Instant::now();
         let timings = trace::Timings {
             probe_us: (probed - begun).as_micros() as u64,
             plan_us: (planned - traced).as_micros() as u64,
             gather_us: (gathered - planned).as_micros() as u64,
         };
-        for (place, _, record) in plans {
-            let sequence = self.places[place].as_mut().expect("it is due");
-            sequence.pruned(trace::Probe { timings, bytes_before, bytes_after, ..record }, on);
+        for Planned { row, record, .. } in plans {
+            due[row].sequence.pruned(trace::Probe { timings, bytes_before, bytes_after, ..record }, on);
         }
 
-        self.engine.cache.sample(&held.logits.expect("asked for"), &due, 0);
-        for &place in &due {
-            let sequence = self.places[place].as_mut().expect("it is due");
+        self.runner.resume(&held);
+        for Due { sequence, .. } in due {
             sequence.issued += 1;
+            // Reading the heads serves the trace alone and is no part of what a probe costs.
             sequence.totals.probe_us += (begun.elapsed() - (traced - probed)).as_micros() as u64;
         }
         self.start_read();
         Ok(())
     }
 
-    /// Forwards the pending tokens by the ordinary decode path; their logits wait for the gather. Reads their attention where a
-    /// policy asks for it, as far apart as any of them.
-    fn hold(&mut self, due: &[usize]) -> Result<Output> {
-        let Self { engine: Engine { model, cache, .. }, places, .. } = self;
-        let pruner = due.iter().filter_map(|&place| places[place].as_ref()).map(|s| &s.pruner);
-        let readout = pruner.filter_map(Pruner::readout_of_pending).min_by_key(|reduce| *reduce as u32);
-        let out = model.forward(Input::Pending(due), cache, Logits::Last, readout)?;
-        for &place in due {
-            let sequence = places[place].as_mut().expect("it is due");
-            cache.advance(place, 1, sequence.tokens.last().expect("a probe follows a token").id);
-            sequence.note_peak(cache.longest(place), cache.bytes_of(place));
-        }
-        Ok(out)
-    }
-
-    /// Starts measuring what the sequence's policy needs: the probe, where it needs one, is forwarded and rolled back.
-    fn measure(&mut self, place: usize, held: PendingForward<'_>) -> Result<PendingMeasurements> {
-        let Self { engine: Engine { model, cache, .. }, places, .. } = self;
-        let sequence = places[place].as_mut().expect("it is due");
-        let pending = sequence.tokens.last().expect("a probe follows a token").id;
-        let reading = sequence.pruner.measure(model, cache, place, pending, &sequence.probe_ids, held)?;
-        sequence.note_peak(cache.longest(place) + sequence.probe_ids.len(), cache.bytes_of(place));
-        Ok(reading)
-    }
-
-    /// For the trace alone, and not part of what a probe costs. Whose heads cannot be read has nothing else to go by either.
-    async fn add_heads(&mut self, due: &[usize], readouts: &mut [Result<Measurements>]) {
-        for (&place, readouts) in due.iter().zip(readouts) {
-            let Ok(measured) = readouts else { continue };
-            let heads = match self.measure_heads(place) {
-                Ok(None) => continue,
-                Ok(Some(heads)) => heads.finish().await,
-                Err(e) => Err(e),
-            };
-            match heads {
-                Ok(heads) => measured.add(heads),
-                Err(e) => *readouts = Err(e),
-            }
-        }
-    }
-
-    fn measure_heads(&mut self, place: usize) -> Result<Option<PendingMeasurements>> {
-        let Self { engine: Engine { model, cache, .. }, places, .. } = self;
-        let sequence = places[place].as_ref().expect("it is due");
-        let pending = sequence.tokens.last().expect("a probe follows a token").id;
-        sequence.pruner.measure_heads(model, cache, place, pending, &sequence.probe_ids)
-    }
-
-    /// Carries the plans out, on the device and in the ledgers.
-    fn gather(&mut self, plans: &[(usize, KeepPlan, trace::Probe)]) -> Result<()> {
-        let Self { engine: Engine { cache, .. }, places, .. } = self;
-        let cut: Vec<(usize, &KeepPlan)> =
-            plans.iter().filter(|(_, plan, _)| !plan.keeps_all()).map(|(place, plan, _)| (*place, plan)).collect();
-        if cut.is_empty() {
-            return Ok(());
-        }
-        let sets: Vec<Box<KeepSets<'_>>> = cut.iter().map(|(_, plan)| slots_of(plan)).collect();
-        let mut changes = Vec::new();
-        for ((place, _), keep) in cut.iter().zip(&sets) {
-            let room = places[*place].as_ref().map_or(0, Sequence::room_after_gather);
-            changes.push(RegionUpdate { seq: *place, keep: &**keep, room });
-        }
-        let together = cache.keep_each(&changes);
-        for ((place, plan), change) in cut.iter().zip(&changes) {
-            let sequence = places[*place].as_mut().expect("it is due");
-            // Where there is no room for all of them, for each that there is room for.
-            let done = match &together {
-                Ok(()) => Ok(()),
-                Err(_) => cache.keep_each(&[*change]),
-            };
-            if let Err(e) = done.and_then(|()| sequence.ledger.gather(plan)) {
-                sequence.fail(e);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes out those who ended, and gives their memory back.
+    /// Takes out the sequences that have ended, and gives their memory back.
     fn retire(&mut self) -> Vec<(usize, Result<RunResult>)> {
-        let Self { engine: Engine { opened: PreparedModel { name, .. }, model, cache, .. }, places, .. } = self;
         let mut ended = Vec::new();
-        for (place, slot) in places.iter_mut().enumerate() {
+        for (place, slot) in self.places.0.iter_mut().enumerate() {
             slot.iter_mut().for_each(Sequence::finish_if_done);
             if let Some(sequence) = slot.take_if(|s| s.ended.is_some()) {
                 let request = sequence.id;
-                let result = sequence.finish(name, model.device(), cache, place);
-                let result = result.and_then(|result| cache.clear(place).map(|()| result));
+                let (device, cache) = (self.runner.model().device(), self.runner.cache());
+                let result = sequence.finish(&self.prepared.name, device, cache, place);
+                let result = result.and_then(|result| self.runner.clear(place).map(|()| result));
                 ended.push((request, result));
             }
         }
         ended
     }
 
-    /// Makes room for `extra` slots of each of these places. Where a layer's buffer cannot grow so far, the longest sequence
-    /// fails and frees what it has, until the others fit. Returns those.
-    fn reserve(&mut self, mut rows: Vec<usize>, extra: usize) -> Vec<usize> {
-        let Self { engine: Engine { cache, .. }, places, .. } = self;
-        while !rows.is_empty() {
-            let Err(e) = cache.reserve(&rows, extra) else { break };
-            let longest = (0..rows.len()).max_by_key(|&row| cache.longest(rows[row])).expect("not empty");
-            let place = rows.remove(longest);
-            places[place].as_mut().expect("it runs").fail(e);
-            // Shrinking exceeds nothing.
-            cache.clear(place).ok();
-        }
-        rows
-    }
-
-    fn places_where(&self, is: impl Fn(&Sequence) -> bool) -> Vec<usize> {
-        (0..self.places.len()).filter(|&place| self.places[place].as_ref().is_some_and(&is)).collect()
-    }
-
-    /// Starts reading the ids of all who have sampled any.
+    /// Starts reading the ids of all sequences that have sampled any.
     fn start_read(&mut self) {
-        let sampled = |(place, s): (usize, &Option<Sequence>)| Some((place, s.as_ref()?.id, s.as_ref()?.issued));
-        let of = self.places.iter().enumerate().filter_map(sampled).collect();
-        self.reads.push_back(PendingIds { of, state: self.engine.cache.read_state() });
-    }
-
-    fn device_bytes(&self) -> trace::DeviceBytes {
-        let bytes = self.engine.model.device().bytes();
-        trace::DeviceBytes { in_use: bytes.in_use, reserved: bytes.reserved }
+        let sampled = |r: Running<'_>| Sampled { place: r.place, request: r.sequence.id, issued: r.sequence.issued };
+        let sampled = self.places.running().map(sampled).collect();
+        self.reads.push_back(PendingIds { sampled, state: self.runner.read() });
     }
 }
 
-/// The slots of a plan, as the cache asks for them.
-fn slots_of(plan: &KeepPlan) -> Box<KeepSets<'_>> {
-    Box::new(|layer, head| plan.slots(layer, head))
+/// What is to be kept of the sequence in row `row` of a pruning, and the record of it.
+struct Planned {
+    row: usize,
+    plan: KeepPlan,
+    record: trace::Probe,
+}
+
+/// Forwards the pending tokens as a decode step would. Their logits wait until the caches are pruned. Reads the attention of the pending
+/// tokens if a policy decides by it, as finely as the most demanding of them needs it.
+fn hold(runner: &mut Runner, due: &mut [Due<'_>]) -> Result<PendingForward> {
+    let readouts = due.iter().filter_map(|due| due.sequence.pruner.readout_of_pending());
+    let readout = readouts.min_by_key(|reduce: &Reduce| *reduce as u32);
+    let pending: Vec<(usize, u32)> = due.iter().map(|due| (due.place, due.pending)).collect();
+    let held = runner.hold(&pending, readout)?;
+    for Due { place, sequence, .. } in due {
+        sequence.note_peak(runner.cache().longest(*place), runner.cache().bytes_of(*place));
+    }
+    Ok(held)
+}
+
+/// What the policies need, in the order of `due`: `None` for a sequence that failed. All are launched before the first is waited for.
+async fn measure(runner: &mut Runner, held: &PendingForward, due: &mut [Due<'_>]) -> Vec<Option<Measurements>> {
+    let mut pending = Vec::new();
+    for (row, Due { place, sequence, .. }) in due.iter_mut().enumerate() {
+        let request = sequence.pruner.request(&sequence.probe_ids);
+        let started = runner.measure(held, row, &request);
+        let started = sequence.or_fail(started);
+        if started.is_some() {
+            let slots = runner.cache().longest(*place) + sequence.probe_ids.len();
+            sequence.note_peak(slots, runner.cache().bytes_of(*place));
+        }
+        pending.push(started);
+    }
+    let mut measured = Vec::new();
+    for (due, pending) in due.iter_mut().zip(pending) {
+        measured.push(match pending {
+            Some(pending) => due.sequence.or_fail(pending.finish().await),
+            None => None,
+        });
+    }
+    measured
+}
+
+/// Reads the attention of every query head, for traces that show it. A forward of its own, so that what the policy decides by is
+/// measured in the same way with and without it. A sequence whose heads cannot be read fails.
+async fn measure_heads(
+    runner: &mut Runner,
+    held: &PendingForward,
+    due: &mut [Due<'_>],
+    measured: &mut [Option<Measurements>],
+) {
+    for (row, (Due { sequence, .. }, slot)) in due.iter_mut().zip(measured).enumerate() {
+        let Some(measured) = slot else { continue };
+        if !sequence.pruner.shows_heads() {
+            continue;
+        }
+        let heads = match runner.probe(held, row, &sequence.probe_ids, Some(Reduce::None)) {
+            Ok(rows) => rows.finish().await,
+            Err(e) => Err(e),
+        };
+        match sequence.or_fail(heads) {
+            Some(heads) => measured.heads = Some(heads),
+            None => *slot = None,
+        }
+    }
+}
+
+/// Carries the plans out, on the device and in the ledgers.
+fn keep(runner: &mut Runner, due: &mut [Due<'_>], plans: &[Planned]) {
+    let evicting: Vec<&Planned> = plans.iter().filter(|planned| !planned.plan.keeps_all()).collect();
+    let mut updates = Vec::new();
+    for planned in &evicting {
+        let Due { place, sequence, .. } = &due[planned.row];
+        updates.push(RegionUpdate { seq: *place, keep: &planned.plan, room: sequence.room_after_gather() });
+    }
+    for (planned, kept) in evicting.into_iter().zip(runner.keep(&updates)) {
+        let sequence = &mut due[planned.row].sequence;
+        let gathered = kept.and_then(|()| sequence.ledger.gather(&planned.plan));
+        sequence.or_fail(gathered);
+    }
+}
+
+fn device_bytes(runner: &Runner) -> trace::DeviceBytes {
+    let bytes = runner.model().device().bytes();
+    trace::DeviceBytes { in_use: bytes.in_use, reserved: bytes.reserved }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::{CacheShape, KvCache};
     use crate::device::ComputeDevice;
     use crate::dtype::Dtype;
-    use crate::engine::LoadOptions;
-    use crate::model::decoder;
-    use crate::policy::Positions;
-    use crate::trace::AttentionDetail;
+    use crate::engine::{Engine, LoadOptions};
+    use crate::model::decoder::{self, Decoder, Input};
+    use crate::trace::{AttentionDetail, StopReason};
+    use crate::weights::Weights;
 
-    /// What attention puts aside is for the longest sequence times all: refused before the weights are read, and by a forward too.
+    /// Attention allocates partial results for every sequence at the length of the longest. Too many are refused before the weights are
+    /// read, and by a plan as well.
     #[test]
     fn more_than_attention_can_put_aside_is_refused() {
         let source = crate::builtin::source();
@@ -452,32 +449,34 @@ mod tests {
         for (sequences, context, fits) in
             [(40, 256, true), (41, 256, false), (40, 257, false), (32, 320, true), (1, 512, true), (5000, 64, true)]
         {
-            let checked = decoder::check_attention(&config, sequences, context, &device);
+            let checked = decoder::check_device(&config, sequences, context, &device);
             assert_eq!(checked.is_ok(), fits, "{sequences} sequences, {context} slots");
         }
         let mut told = 0;
         let refused = open(41, 256).load(&source, &device, &mut |_, _| told += 1).err().expect("too many").to_string();
         let parts =
-            [format!("{} bytes for 41 sequences with up to 256 slots", 41 * 4 * split), "fewer sequences".into()];
+            [format!("{} bytes for 41 sequences with up to 256 slots", 41 * 4 * split), "run fewer `sequences`".into()];
         assert!(parts.iter().all(|part| refused.contains(part)) && told == 0, "{refused}");
 
         device.info.max_binding_bytes = u64::MAX;
-        let Engine { mut model, mut cache, .. } =
-            open(2, 256).load(&source, &device, &mut |_, _| ()).expect("it is in the binary");
-        cache.begin(Positions::Original).expect("it is empty");
+        let weights = Weights::open(&source).expect("it is in the binary");
+        let mut model = Decoder::load(&config, &weights, 256, &device, &mut |_, _| ()).expect("it is in the binary");
+        let shape = CacheShape::new(&config, Dtype::F32, 2, 64).expect("f32");
+        let mut cache = KvCache::new(shape, &device);
         let ids = [5; 70];
         for seq in [0, 1] {
-            model.forward(Input::Chunk { seq, ids: &ids }, &mut cache, Logits::None, None).expect("it fits");
+            let plan = model.plan(Input::Chunk { seq, ids: &ids }, &mut cache).expect("it fits");
+            model.forward(&plan, &mut cache, None);
             cache.advance(seq, ids.len(), 5);
         }
         model.limit_bindings(4 * split - 1);
-        let two = model.forward(Input::Pending(&[0, 1]), &mut cache, Logits::Last, None).err().expect("too many");
+        let two = model.plan(Input::Pending(&[0, 1]), &mut cache).expect_err("too many");
         assert!(two.to_string().contains("2 sequences with up to 71 slots"), "{two}");
-        model.forward(Input::Pending(&[1]), &mut cache, Logits::Last, None).expect("one fits");
+        model.plan(Input::Pending(&[1]), &mut cache).expect("one fits");
     }
 
-    /// The query heads are read for the trace: that one sequence's cannot be is nothing to the others. (That a sequence without
-    /// readouts ends alone is in `tests/engine.rs`.)
+    /// A sequence whose query heads cannot be read for the trace fails alone. (`tests/engine.rs` tests the same for what the policy
+    /// decides by.)
     #[test]
     fn heads_that_cannot_be_read_are_their_own_sequences_affair() {
         let load = LoadOptions { kv: Dtype::F32, context: Some(256), sequences: 3 };
@@ -490,15 +489,23 @@ mod tests {
         for _ in 0..3 {
             batch.add(&Prompt::Chat(crate::builtin::EXAMPLE.into()), &options).expect("a good request");
         }
-        let due = [0, 1, 2];
-        while due.iter().any(|&place| batch.places[place].as_ref().is_none_or(|s| s.tokens.is_empty())) {
+        let ready = |s: &Option<Sequence>| s.as_ref().is_some_and(|s| !s.tokens.is_empty());
+        while !batch.places.0.iter().all(ready) {
             pollster::block_on(batch.step(&mut |_, _| ()));
         }
-        batch.places[due[1]].as_mut().expect("it is due").probe_ids = vec![u32::MAX];
-        let mut readouts: Vec<Result<Measurements>> = (0..3).map(|_| Ok(Measurements::default())).collect();
-        pollster::block_on(batch.add_heads(&due, &mut readouts));
-        let [Ok(first), Err(error), Ok(last)] = &readouts[..] else { panic!("the second fails, and it alone") };
-        assert!(first.has_heads() && last.has_heads());
-        assert!(error.to_string().contains("outside the vocabulary"), "{error}");
+        let mut due: Vec<Due<'_>> = batch
+            .places
+            .running()
+            .map(|Running { place, sequence }| Due { place, pending: sequence.tokens[0].id, sequence })
+            .collect();
+        due[1].sequence.probe_ids = vec![u32::MAX];
+        let held = hold(batch.runner, &mut due).expect("it fits");
+        let mut measured: Vec<Option<Measurements>> = (0..3).map(|_| Some(Measurements::default())).collect();
+        pollster::block_on(measure_heads(batch.runner, &held, &mut due, &mut measured));
+        let [Some(first), None, Some(last)] = &measured[..] else { panic!("the second fails, and it alone") };
+        assert!(first.heads.is_some() && last.heads.is_some());
+        let ended: Vec<_> = due.iter().map(|due| due.sequence.ended.clone()).collect();
+        let [None, Some(StopReason::Failed(what)), None] = &ended[..] else { panic!("{ended:?}") };
+        assert!(what.contains("outside the vocabulary"), "{what}");
     }
 }

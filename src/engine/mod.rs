@@ -8,17 +8,27 @@
 //!            → scores → steps → plan (which slots stay) → gather on the GPU → resume
 //! ```
 //!
-//! A [`Batch`] has a place for each sequence that runs and a queue of those that wait for one. One turn of its loop admits,
-//! forwards a chunk of a prompt, prunes whoever is due, decodes whoever has room, reads ids. [`Engine::run`] is a batch of one.
+//! The rooms, in the order of the path:
 //!
-//! Async throughout: nothing waits for the GPU but the awaits on a readback. Sampled tokens stay on the device and feed the
-//! next step; the host reads their ids [`LAG`] steps at a time, one batch behind, and catches up only where it must know the
-//! text: before a probe. Results do not depend on how late it reads.
+//! - [`request`](Prompt): what is asked for;
+//! - [`PreparedModel`]: a model without its weights, which turns a request into ids or refuses it;
+//! - [`Batch`]: who goes next. It has a place for each sequence that runs and a queue of those that wait. One turn of its loop admits,
+//!   forwards a chunk of a prompt, prunes the sequences that are due, decodes those that have room, and reads ids;
+//! - [`Runner`]: the model and the cache together: prefill, decode, hold, probe, keep, resume;
+//! - `Pruner`: what is to be measured, and which slots stay;
+//! - `Sequence`: the host's side of one request, up to its record in the [`trace`].
+//!
+//! [`Engine::run`] is a batch of one request.
+//!
+//! Everything is async: the host waits for the GPU only where it awaits a readback. Sampled tokens stay on the device and feed the
+//! next step. The host reads their ids [`LAG`] steps at a time, one burst late, and catches up only where it must know the text:
+//! before a probe. Results do not depend on how late it reads.
 mod batch;
 mod calibrated;
 mod prepared;
 pub(crate) mod pruning;
 mod request;
+mod runner;
 mod sequence;
 
 use std::sync::Arc;
@@ -28,8 +38,11 @@ pub use crate::settings::Settings;
 pub use batch::Batch;
 pub use prepared::PreparedModel;
 pub use request::{LoadOptions, Prompt, Request, Resolved};
+pub use runner::{
+    Admission, MeasureRequest, Measurements, PREFILL_CHUNK, PendingForward, PendingMeasurements, PendingRows,
+    PendingState, Runner,
+};
 
-use crate::cache::KvCache;
 use crate::device::ComputeDevice;
 use crate::model::decoder::Decoder;
 use crate::policy::Role;
@@ -39,17 +52,15 @@ use crate::trace::{self, Trace};
 use crate::weights::ModelSource;
 use crate::{Error, Result};
 
-/// Decode steps between two reads of sampled ids; up to two batches are on their way at once.
+/// Decode steps in a burst: between two reads of sampled ids. Up to two bursts are on their way at once.
 pub const LAG: usize = 8;
 
-/// Ids of the prompt that are forwarded at once.
-pub const PREFILL_CHUNK: usize = 256;
-
-/// Slots that the cache's capacity is rounded up to.
+/// The cache's capacities are rounded up to a multiple of this many slots.
 pub const GROWTH: usize = 64;
 
-/// What a front-end is told while a run goes on.
+/// What is reported while a run goes on.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Event<'a> {
     /// The prompt was encoded; prefill begins.
     Start {
@@ -69,6 +80,11 @@ pub enum Event<'a> {
     },
     /// A probe was made and its plan carried out.
     Probe(&'a trace::Probe),
+    /// The model seems to repeat itself: the latest 64 tokens all complete a run of 12 ids that occurred before. Reported once in a run.
+    Repetition {
+        /// Index of the latest of these tokens among the generated ones.
+        index: usize,
+    },
 }
 
 /// What a run came to.
@@ -80,6 +96,11 @@ pub struct RunResult {
     pub bytes: crate::device::DeviceBytes,
     /// Of them, bytes of the KV cache's buffers.
     pub kv_bytes: u64,
+    /// What the model wrote outside its thinking, without special tokens and without blank space around it; empty without a
+    /// tokenizer.
+    pub answer: String,
+    /// Whether the run ended while the model was still thinking, so that its answer is missing.
+    pub thinking_unfinished: bool,
     /// Everything else, and the whole story.
     pub trace: Trace,
     /// The largest share of the probability a draw asked for that lay outside its [candidates](crate::sampling::MOST_CANDIDATES):
@@ -89,14 +110,13 @@ pub struct RunResult {
     pub error: Option<Error>,
 }
 
-/// What a batch tells a front-end: the number of the request, and what became known of it.
+/// Event callback: is called with the number of the request and the event.
 pub type OnEvent<'a> = dyn FnMut(usize, Event<'_>) + 'a;
 
 /// A model on a device, ready to run prompts.
 pub struct Engine {
-    opened: PreparedModel,
-    model: Decoder,
-    cache: KvCache,
+    prepared: PreparedModel,
+    runner: Runner,
     stop: Arc<AtomicBool>,
 }
 
@@ -115,23 +135,23 @@ impl Engine {
         PreparedModel::new(source, name, options)?.load(source, device, progress)
     }
 
-    /// The model.
-    pub fn model(&self) -> &Decoder {
-        &self.model
+    /// The model. Other runners may share it.
+    pub fn model(&self) -> &Arc<Decoder> {
+        self.runner.model()
     }
 
-    /// Its name, as given to [`load`](Self::load).
+    /// The model's name, as given to [`load`](Self::load).
     pub fn name(&self) -> &str {
-        &self.opened.name
+        &self.prepared.name
     }
 
-    /// Bytes that the keys and values of one token take, all layers together.
+    /// Bytes of the keys and values of one token, all layers together.
     pub fn slot_bytes(&self) -> u64 {
-        self.cache.shape().slot_bytes() as u64 * self.cache.shape().layers as u64
+        self.runner.cache().shape().token_bytes()
     }
 
-    /// Set it from anywhere to end the current run, or all of a batch, after the steps under way; what was generated is
-    /// returned. Starting a run or a batch clears it.
+    /// A flag that ends the current run, or all requests of a batch, after the steps under way. It may be set from any thread. What was
+    /// generated until then is returned. Starting a run or a batch clears it.
     pub fn stop_flag(&self) -> Arc<AtomicBool> {
         self.stop.clone()
     }
@@ -141,7 +161,7 @@ impl Engine {
     /// # Errors
     /// What it refuses.
     pub fn encode(&self, prompt: &Prompt) -> Result<(Vec<u32>, PromptThinking)> {
-        self.opened.encode(prompt)
+        self.prepared.encode(prompt)
     }
 
     /// As [`PreparedModel::resolve`].
@@ -149,37 +169,39 @@ impl Engine {
     /// # Errors
     /// What it refuses.
     pub fn resolve(&self, request: &Request) -> Result<Resolved> {
-        self.opened.resolve(request)
+        self.prepared.resolve(request)
     }
 
     /// As [`PreparedModel::tokenizer`].
     ///
     /// # Errors
-    /// When the model has none, or a malformed one.
+    /// When the model has no tokenizer, or a malformed one.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        self.opened.tokenizer()
+        self.prepared.tokenizer()
     }
 
-    /// Generates from `prompt`, pruning as `options` say. `on` is told of every token and probe as they become known.
+    /// Generates from `prompt` and prunes as `settings` say. `on` is called with every token and probe as they become known.
     ///
     /// # Errors
-    /// A prompt beyond the context, a policy that cannot run with this model or budget, a device that fails.
+    /// A prompt longer than the context, a policy that cannot run with this model or budget, a device that fails.
     pub async fn run(
         &mut self,
         prompt: &Prompt,
-        options: &Settings,
+        settings: &Settings,
         on: &mut dyn FnMut(Event<'_>),
     ) -> Result<RunResult> {
         let mut batch = self.batch();
-        batch.add(prompt, options)?;
-        let mut ended = batch.run(&mut |_, event| on(event)).await;
-        ended.pop().expect("one request, one result").1
+        batch.add(prompt, settings)?;
+        loop {
+            if let Some((_, result)) = batch.step(&mut |_, event| on(event)).await.pop() {
+                return result;
+            }
+        }
     }
 
     /// An empty batch, with as many places as the engine was loaded for ([`LoadOptions::sequences`]).
     pub fn batch(&mut self) -> Batch<'_> {
         self.stop.store(false, Ordering::Relaxed);
-        let places = self.cache.shape().seqs;
-        Batch::new(self, places)
+        Batch::new(&self.prepared, &mut self.runner, &self.stop)
     }
 }

@@ -2,8 +2,8 @@
 use super::calibrated::Calibrated;
 use super::request::{LoadOptions, ModelAdvice, Prompt, Request, Resolved};
 use super::sequence::{ModelFacts, Sequence};
-use super::{Engine, GROWTH};
-use crate::cache::{CacheShape, KvCache};
+use super::{Engine, GROWTH, Runner};
+use crate::cache::CacheShape;
 use crate::device::ComputeDevice;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{self, Decoder};
@@ -44,20 +44,28 @@ impl PreparedModel {
     /// Loads the weights onto `device`. `progress` is told (parts loaded, of how many).
     ///
     /// # Errors
-    /// What [`decoder::check_attention`], [`Weights::open`] and [`Decoder::load`] refuse.
+    /// What [`check_device`](Self::check_device), [`Weights::open`] and [`Decoder::load`] refuse.
     pub fn load(
         mut self,
         source: &ModelSource,
         device: &ComputeDevice,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Engine> {
-        self.shape.check(&device.info)?;
-        decoder::check_attention(&self.config, self.shape.seqs, self.context, device)?;
+        self.check_device(device)?;
         let weights = Weights::open(source)?;
         self.calibrated.iter_mut().for_each(Calibrated::release_memory);
-        let model = Decoder::load(&self.config, &weights, self.context, device, progress)?;
-        let cache = KvCache::new(self.shape, device);
-        Ok(Engine { opened: self, model, cache, stop: Arc::default() })
+        let model = Arc::new(Decoder::load(&self.config, &weights, self.context, device, progress)?);
+        let runner = Runner::new(model, self.shape);
+        Ok(Engine { prepared: self, runner, stop: Arc::default() })
+    }
+
+    /// Whether this model, context and number of sequences can run on `device`. Reads no weights.
+    ///
+    /// # Errors
+    /// What [`decoder::check_device`] and [`Runner::check`] refuse.
+    pub fn check_device(&self, device: &ComputeDevice) -> Result<()> {
+        Runner::check(self.config.vocab_size, &self.shape, device)?;
+        decoder::check_device(&self.config, self.shape.seqs, self.context, device)
     }
 
     /// Its configuration.

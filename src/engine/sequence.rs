@@ -1,9 +1,12 @@
-//! The host's side of one sequence: what was asked for, what is known of it so far, and what comes of it. No tensors here.
+//! The host's side of one sequence: the request, what is known of the sequence so far, and its result. No tensors here.
+use std::collections::HashSet;
+
 use web_time::Instant;
 
-use super::pruning::{Measurements, Pruner};
 use crate::cache::KvCache;
 use crate::device::ComputeDevice;
+use crate::engine::pruning::Pruner;
+use crate::engine::runner::Measurements;
 use crate::engine::{Event, LAG, RunResult};
 use crate::policy::{self, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
@@ -13,7 +16,7 @@ use crate::text::{Detokenizer, ThinkIds, Tokenizer};
 use crate::trace::{self, StopReason, Totals, Trace};
 use crate::{Error, ErrorKind, Result};
 
-/// What a sequence must know of the model.
+/// What a sequence needs to know about the model.
 pub(crate) struct ModelFacts<'a> {
     pub tokenizer: &'a Result<Tokenizer>,
     pub vocab_size: usize,
@@ -24,7 +27,7 @@ pub(crate) struct ModelFacts<'a> {
     pub kv_heads: usize,
 }
 
-/// One request and its state. Nothing of it outlives the request.
+/// One request and its state.
 pub(crate) struct Sequence {
     /// Number of the request.
     pub id: usize,
@@ -35,33 +38,36 @@ pub(crate) struct Sequence {
     tokenizer: Option<Tokenizer>,
     detokenizer: Option<Detokenizer>,
     text: String,
+    answer: String,
     clock: ProbeClock,
     pub ledger: Ledger,
     pub prompt: Vec<u32>,
     /// Tokens of the prompt that were forwarded.
     pub forwarded: usize,
-    /// Positions there are.
+    /// Positions the model was loaded for.
     context: usize,
-    /// Tokens read.
+    /// Generated tokens that were read back.
     pub tokens: Vec<trace::Token>,
-    /// Tokens sampled on the device.
+    /// Tokens sampled on the device, read back or not.
     pub issued: usize,
     probes: Vec<trace::Probe>,
-    probe_due: bool,
-    /// No further step; it ends once what was sampled is read.
-    pub cancelled: bool,
+    /// The token after which a probe is due: the latest one.
+    probe_after: Option<u32>,
+    /// No further steps are issued. The sequence ends once all sampled tokens are read.
+    cancelled: bool,
     /// Why it ended, once it has.
     pub ended: Option<StopReason>,
     error: Option<Error>,
     pub totals: Totals,
-    /// See [`RunResult`].
+    repetition: Repetition,
+    /// See [`RunResult::missed`].
     pub missed: f32,
     began: Instant,
     first_token: Option<Instant>,
 }
 
 impl Sequence {
-    /// A request, checked: whatever can be refused before anything is computed is refused here.
+    /// Checks a request: what can be refused before anything is computed is refused here.
     pub fn new(
         id: usize,
         prompt: Vec<u32>,
@@ -102,6 +108,7 @@ impl Sequence {
             detokenizer: tokenizer.as_ref().map(|t| Detokenizer::new(t, false)),
             tokenizer,
             text: String::new(),
+            answer: String::new(),
             clock: ProbeClock::new(settings.probe_every, thinking)?,
             ledger: Ledger::with_sets(prompt.len(), sets),
             forwarded: 0,
@@ -109,10 +116,11 @@ impl Sequence {
             tokens: Vec::new(),
             issued: 0,
             probes: Vec::new(),
-            probe_due: false,
+            probe_after: None,
             cancelled: false,
             ended: None,
             error: None,
+            repetition: Repetition::default(),
             totals: Totals { prompt_tokens: prompt.len(), ..Totals::default() },
             missed: 0.0,
             began: Instant::now(),
@@ -126,27 +134,32 @@ impl Sequence {
         &self.pruner.settings
     }
 
-    /// Its time begins: it has a place.
+    /// Starts the clock, when the request gets a place in the batch.
     pub fn begin(&mut self) {
         self.began = Instant::now();
     }
 
-    /// Whether the prompt is still to be forwarded, or the rest of it.
+    /// Whether any of the prompt is still to be forwarded.
     pub fn prefilling(&self) -> bool {
         self.ended.is_none() && !self.cancelled && self.issued == 0
     }
 
-    /// Every sampled token has been read.
+    /// Issues no further steps. The sequence ends once all sampled tokens are read.
+    pub fn cancel(&mut self) {
+        self.cancelled = true;
+    }
+
+    /// Whether every sampled token has been read.
     fn caught_up(&self) -> bool {
         self.issued == self.tokens.len()
     }
 
-    /// Most tokens it may come to: one can be sampled as long as its predecessor can be forwarded.
+    /// The most tokens it may generate: one more can be sampled as long as its predecessor can be forwarded.
     fn limit(&self) -> usize {
         self.settings().max_new_tokens.min((self.tokens.len() + self.context + 1).saturating_sub(self.reached()))
     }
 
-    /// Positions in use, the pending token's included. Where keys close ranks, evicted ones are free again.
+    /// Positions in use, the pending token's included. With compact positions those of evicted tokens are free again.
     fn reached(&self) -> usize {
         match self.settings().positions {
             Positions::Original => self.prompt.len() + self.tokens.len(),
@@ -154,24 +167,24 @@ impl Sequence {
         }
     }
 
-    /// Decode steps that may be issued now: never past a point where a probe may be due, for there the text must be known,
-    /// and at most two batches ahead of what was read. None before the first token was read: it tells how long the prompt
-    /// took.
+    /// Decode steps that may be issued now: never past a token after which a probe may be due, because the text must be known there,
+    /// and at most two bursts ahead of what was read. None before the first token is read, which ends the measured time of the
+    /// prefill.
     pub fn room(&self) -> usize {
         let read = self.tokens.len();
-        if self.ended.is_some() || self.cancelled || self.probe_due || read == 0 {
+        if self.ended.is_some() || self.cancelled || self.probe_after.is_some() || read == 0 {
             return 0;
         }
         let to_probe = self.clock.steps_until_possible_probe().map_or(usize::MAX, |steps| read.saturating_add(steps));
         self.limit().min(to_probe).min(read + 2 * LAG).saturating_sub(self.issued)
     }
 
-    /// Whether it is to be probed and pruned now.
-    pub fn is_due(&self) -> bool {
-        self.probe_due && self.ended.is_none() && !self.cancelled && self.caught_up()
+    /// The pending token, if the sequence is to be probed and pruned now.
+    pub fn due(&self) -> Option<u32> {
+        self.probe_after.filter(|_| self.ended.is_none() && !self.cancelled && self.caught_up())
     }
 
-    /// Ends it where it has come to its end.
+    /// Ends the sequence if a limit is reached, or if it was cancelled and all sampled tokens are read.
     pub fn finish_if_done(&mut self) {
         if self.ended.is_some() {
             return;
@@ -185,7 +198,12 @@ impl Sequence {
         }
     }
 
-    /// Ends it with an error: others go on.
+    /// The value of `result`. An error ends the sequence.
+    pub fn or_fail<T>(&mut self, result: Result<T>) -> Option<T> {
+        result.map_err(|e| self.fail(e)).ok()
+    }
+
+    /// Ends this sequence with an error. The others go on.
     pub fn fail(&mut self, error: Error) {
         if self.ended.is_none() {
             self.ended = Some(StopReason::Failed(error.what().into()));
@@ -193,7 +211,7 @@ impl Sequence {
         }
     }
 
-    /// A token became known: text, role, clock, stop.
+    /// Takes in a token that was read: its text, its role, the clock of the probes, a stop.
     pub fn take_in(&mut self, id: u32, on: &mut dyn FnMut(usize, Event<'_>)) -> Result<()> {
         self.first_token.get_or_insert_with(Instant::now);
         let stop = self.eos.contains(&id) && !self.settings().ignore_eos;
@@ -211,22 +229,29 @@ impl Sequence {
             None => String::new(),
         };
         let bytes = self.tokenizer.as_ref().and_then(|t| t.token_bytes(id));
-        // What was cached when it was sampled: all before it.
+        // When this token was sampled, all tokens before it were cached.
         self.totals.peak_cached = self.totals.peak_cached.max(self.ledger.cached());
         self.ledger.push(role, bytes.as_deref().unwrap_or(piece.as_bytes()));
         let special = self.tokenizer.as_ref().is_some_and(|t| t.is_special(id));
         let shown = if special { "" } else { piece.as_str() };
         self.text.push_str(shown);
+        if role == Role::Answer {
+            self.answer.push_str(shown);
+        }
         on(self.id, Event::Token { index: self.tokens.len(), id, text: shown, role });
         self.tokens.push(trace::Token { id, text: piece, role, step: None });
+        if self.repetition.push(&self.tokens) {
+            on(self.id, Event::Repetition { index: self.tokens.len() - 1 });
+        }
         if stop {
             self.ended = Some(StopReason::Eos);
             return Ok(());
         }
         let inside_char = self.detokenizer.as_ref().is_some_and(Detokenizer::ends_inside_char);
         let due = self.clock.push(Generated { think_open, think_close, inside_char }) && self.prunes();
-        // Near the end of the context a probe has no positions left, and nothing to save.
-        self.probe_due = due && self.reached() + self.probe_ids.len() <= self.context;
+        // Near the end of the context no positions are left for a probe, and pruning would save nothing.
+        let due = due && self.reached() + self.probe_ids.len() <= self.context;
+        self.probe_after = due.then_some(id);
         Ok(())
     }
 
@@ -235,42 +260,45 @@ impl Sequence {
         self.settings().policy.evicts()
     }
 
-    /// What stays of the cache, and the record of it.
-    pub fn plan(&self, readouts: &Measurements) -> Result<(KeepPlan, trace::Probe)> {
+    /// Which slots stay, and the record of the pruning.
+    pub fn plan(&self, measured: &Measurements) -> Result<(KeepPlan, trace::Probe)> {
         let mut snapshot = self.ledger.snapshot();
         if self.tokenizer.is_none() {
             snapshot.current_step = policy::NO_CURRENT_STEP;
         }
-        self.pruner.plan(&snapshot, readouts, self.tokens.len(), self.probes.len() as u64)
+        self.pruner.plan(&snapshot, measured, self.tokens.len(), self.probes.len() as u64)
     }
 
-    /// Slots to keep free behind a gather, so that the buffers are made once a cycle.
+    /// Free slots to have after a gather, so that the buffers are allocated once from one pruning to the next.
     pub fn room_after_gather(&self) -> usize {
         self.settings().probe_every.min(1024) + self.probe_ids.len() + probe::MAX_POSTPONED + 1
     }
 
-    /// A plan was carried out, a probe is over.
+    /// Records a plan that was carried out.
     pub fn pruned(&mut self, record: trace::Probe, on: &mut dyn FnMut(usize, Event<'_>)) {
-        self.probe_due = false;
+        self.probe_after = None;
         self.totals.evicted_tokens += record.evicted.len();
         on(self.id, Event::Probe(&record));
         self.probes.push(record);
     }
 
-    /// Slots and KV bytes as they are. The old and the new buffer of the one layer that a gather is moving do not count.
+    /// Notes slots and KV bytes in use, for their peaks. While a gather moves a layer, that layer has two buffers for a moment, which are not
+    /// counted.
     pub fn note_peak(&mut self, slots: usize, bytes: u64) {
         self.totals.peak_cached = self.totals.peak_cached.max(slots);
         self.note_bytes(bytes);
     }
 
-    /// KV bytes as they are. Of decode steps the slots count once their tokens are read: steps under way past the end are no part
-    /// of the run, and how many there are depends on the neighbours.
+    /// Notes KV bytes in use. The slots of decode steps are counted once their tokens are read: steps that run past the end are no part of
+    /// the result, and how many there are depends on the other sequences.
     pub fn note_bytes(&mut self, bytes: u64) {
         self.totals.peak_kv_bytes = self.totals.peak_kv_bytes.max(bytes);
     }
 
-    /// What it came to, while its place in the cache is still its own. What was generated before a failure is not lost with
-    /// it.
+    /// The result, taken while the sequence still has its place in the cache. What was generated before a failure is part of it.
+    ///
+    /// # Errors
+    /// The error of a sequence that failed before its first token.
     pub fn finish(mut self, model: &str, device: &ComputeDevice, cache: &KvCache, place: usize) -> Result<RunResult> {
         match self.error {
             Some(error) if self.tokens.is_empty() => return Err(error),
@@ -280,7 +308,11 @@ impl Sequence {
         self.totals.prefill_us = (first_token - self.began).as_micros() as u64;
         self.totals.decode_us = (first_token.elapsed().as_micros() as u64).saturating_sub(self.totals.probe_us);
         if let Some(detokenizer) = &mut self.detokenizer {
-            self.text.push_str(detokenizer.finish());
+            let tail = detokenizer.finish();
+            self.text.push_str(tail);
+            if self.tokens.last().is_some_and(|t| t.role == Role::Answer) {
+                self.answer.push_str(tail);
+            }
         }
         // Steps as the final text has them.
         let thinking = self.ledger.thinking();
@@ -288,10 +320,10 @@ impl Sequence {
         let step_of = thinking.assign(&steps);
         let thoughts = self.tokens.iter_mut().filter(|t| t.role == Role::Thinking);
         thoughts.zip(step_of).for_each(|(token, step)| token.step = Some(steps[step].start));
-        self.totals.repeated_tokens = repeated(&self.tokens);
+        self.totals.repeated_tokens = self.repetition.tokens;
         self.totals.generated_tokens = self.tokens.len();
         self.totals.thinking_tokens = self.ledger.thinking().tokens();
-        // Neither the last token, which nobody forwarded, nor the steps that were under way past it.
+        // Without the last token, which was not forwarded, and without the steps that ran past it.
         let before_the_last = self.ledger.cached() - usize::from(!self.tokens.is_empty());
         self.totals.final_cached = cache.longest(place).min(before_the_last);
         let trace = Trace {
@@ -300,17 +332,20 @@ impl Sequence {
             model: model.into(),
             device: device.info.line(),
             settings: self.pruner.settings,
-            // Text for people: that a decoder fails on it is no reason to lose the trace.
+            // Only for people to read: a prompt that cannot be decoded must not lose the trace.
             prompt_text: self.tokenizer.as_ref().and_then(|t| t.decode(&self.prompt, false).ok()),
-            slot_bytes: Some(cache.shape().slot_bytes() as u64 * cache.shape().layers as u64),
+            slot_bytes: Some(cache.shape().token_bytes()),
             prompt_ids: self.prompt,
             tokens: self.tokens,
             probes: self.probes,
-            stop_reason: self.ended.expect("it is finished because it ended"),
+            stop_reason: self.ended.unwrap_or(StopReason::Cancelled),
             totals: self.totals,
         };
         Ok(RunResult {
             text: self.text,
+            answer: self.answer.trim().to_string(),
+            // Without a </think> to wait for, everything may count as thinking.
+            thinking_unfinished: self.think.close.is_some() && self.clock.inside_thinking(),
             bytes: device.bytes(),
             kv_bytes: cache.bytes_of(place),
             missed: self.missed,
@@ -320,14 +355,40 @@ impl Sequence {
     }
 }
 
-/// Tokens that end a run of twelve ids which occurred before.
-fn repeated(tokens: &[trace::Token]) -> usize {
-    let ids: Vec<u32> = tokens.iter().map(|t| t.id).collect();
-    let mut seen = std::collections::HashSet::new();
-    ids.windows(12).filter(|run| !seen.insert(*run)).count()
+/// Ids in a row that count as repeated when they occurred before.
+const REPEATED_IDS: usize = 12;
+
+/// Repeated tokens in a row that are reported as a loop. A quotation of an earlier sentence is shorter.
+const LOOP: usize = 64;
+
+/// Looks for repetition: tokens that complete a run of [`REPEATED_IDS`] ids which occurred before.
+#[derive(Debug, Default)]
+struct Repetition {
+    seen: HashSet<[u32; REPEATED_IDS]>,
+    /// Tokens that completed such a run.
+    tokens: usize,
+    /// How many of them are the latest tokens, without a gap.
+    in_a_row: usize,
+    reported: bool,
 }
 
-/// Every id must have a row in the embedding: found out before anything is computed.
+impl Repetition {
+    /// Takes in the last of `tokens`. Returns true once: when the latest [`LOOP`] tokens are all repetition.
+    fn push(&mut self, tokens: &[trace::Token]) -> bool {
+        let Some(latest) = tokens.last_chunk::<REPEATED_IDS>() else { return false };
+        if self.seen.insert(std::array::from_fn(|i| latest[i].id)) {
+            self.in_a_row = 0;
+            return false;
+        }
+        self.tokens += 1;
+        self.in_a_row += 1;
+        let report = self.in_a_row >= LOOP && !self.reported;
+        self.reported |= report;
+        report
+    }
+}
+
+/// Checks that every id has a row in the embedding.
 fn check_ids(ids: &[u32], vocabulary: usize, place: &str) -> Result<()> {
     match ids.iter().find(|id| **id as usize >= vocabulary) {
         None => Ok(()),
@@ -335,5 +396,31 @@ fn check_ids(ids: &[u32], vocabulary: usize, place: &str) -> Result<()> {
             .at(place)
             .expected(format!("ids below {vocabulary}"))
             .found(id)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_is_reported_once_and_its_tokens_are_counted() {
+        let token = |id| trace::Token { id, text: String::new(), role: Role::Answer, step: None };
+        let push = |repetition: &mut Repetition, tokens: &mut Vec<trace::Token>, id: u32| {
+            tokens.push(token(id));
+            repetition.push(tokens)
+        };
+        let (mut repetition, mut tokens) = (Repetition::default(), Vec::new());
+        // Forty ids, and then the first twenty of them again: a quotation.
+        for id in (0..40).chain(0..20) {
+            assert!(!push(&mut repetition, &mut tokens, id));
+        }
+        assert_eq!(repetition.tokens, 9, "of twenty repeated ids, nine complete a run of twelve");
+        // A loop of five ids, entered after something new.
+        let looped = |i: &usize| push(&mut repetition, &mut tokens, 100 + *i as u32 % 5);
+        let reports: Vec<usize> = (0..200).filter(looped).collect();
+        // Before the loop has run for twelve ids and a period nothing in it repeats.
+        assert_eq!(reports, [12 + 5 + LOOP - 2]);
+        assert_eq!(repetition.tokens, 9 + 200 - 16);
     }
 }

@@ -278,7 +278,7 @@ impl StateBuilder {
     pub(super) fn full_samplers(mut self, samplers: &[(f32, f32, u32, f32, f32)]) -> Self {
         for (seq, &(temperature, repetition_penalty, top_k, top_p, min_p)) in samplers.iter().enumerate() {
             let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty };
-            let words = sampling.words(0x1_0000_0007 * (seq as u64 + 1));
+            let words = sampling.header(0x1_0000_0007 * (seq as u64 + 1));
             self.words[seq * state::SEQ + state::MISSED..(seq + 1) * state::SEQ].copy_from_slice(&words);
         }
         self

@@ -60,22 +60,50 @@ pub enum Input<'a> {
         /// Its ids.
         ids: &'a [u32],
     },
-    /// A chunk that will be rolled back: as [`Chunk`](Self::Chunk), but it leaves nothing in what the cache tracks.
+    /// A chunk that will be rolled back: as [`Chunk`](Self::Chunk), but it leaves no trace in what the cache tracks.
     Probe {
         /// The sequence.
         seq: usize,
         /// Its ids.
         ids: &'a [u32],
     },
-    /// The pending token of each of these sequences, from the device's state: a decode step. Its rows are in this order.
+    /// The pending token of each of these sequences, taken from the device's state: a decode step. Rows follow this order.
     Pending(&'a [usize]),
+}
+
+impl Input<'_> {
+    /// The sequences that are forwarded.
+    fn seqs(&self) -> &[usize] {
+        match self {
+            Input::Chunk { seq, .. } | Input::Probe { seq, .. } => std::slice::from_ref(seq),
+            Input::Pending(seqs) => seqs,
+        }
+    }
+
+    /// Tokens of each sequence.
+    fn chunk(&self) -> usize {
+        match self {
+            Input::Chunk { ids, .. } | Input::Probe { ids, .. } => ids.len(),
+            Input::Pending(_) => 1,
+        }
+    }
+}
+
+/// A forward that was checked against all limits and for which the cache has room ([`Decoder::plan`]).
+#[derive(Debug)]
+pub struct Plan<'a> {
+    input: Input<'a>,
+    /// Rows of the activations: tokens of all sequences.
+    n: usize,
+    /// Tokens of each sequence.
+    chunk: usize,
+    /// Offset in the state of the list of the rows' sequences.
+    row_seq_offset: usize,
 }
 
 /// Which rows get logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Logits {
-    /// None: a chunk whose next token nobody asks for.
-    None,
     /// The last row of a chunk, or every sequence of a decode step.
     Last,
     /// Every row.
@@ -84,11 +112,20 @@ pub enum Logits {
 
 /// What a forward gives.
 pub struct Output {
-    /// `[rows, vocabulary]`, if asked for.
-    pub logits: Option<Tensor<2>>,
-    /// Per layer, the last row's attention weights over the slots, its own chunk's included: `[out_rows, slots]`, if a
-    /// readout was asked for. Of a decode step of several sequences, per layer one for each of them.
+    /// The activations after the last layer, f32 `[rows, hidden_size]`: input of [`Decoder::logits`].
+    hidden: Tensor<2>,
+    /// Sequences in it.
+    seqs: usize,
+    /// The attention weights of each sequence's last row over its slots, those of the forwarded chunk included: f32
+    /// `[out_rows, slots]`, layer by layer, in each layer one for each sequence. Empty if no readout was asked for.
     pub readout: Vec<Tensor<2>>,
+}
+
+impl Output {
+    /// The attention weights of one of the forwarded sequences (`row`: its place among them), layer by layer.
+    pub fn readout_of(&self, row: usize) -> Vec<&Tensor<2>> {
+        self.readout.iter().skip(row).step_by(self.seqs).collect()
+    }
 }
 
 /// The model on a device.
@@ -120,7 +157,9 @@ impl Decoder {
         device: &ComputeDevice,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
+        let context = usable_context(config, context);
         check_dimensions(config, device)?;
+        check_rope(config, context, device)?;
         let (h, inter) = (config.hidden_size, config.intermediate_size);
         let (q, kv) = (config.q_size(), config.kv_size());
         let total = config.num_layers + 2;
@@ -180,18 +219,6 @@ impl Decoder {
             false => Some(up.matrix(&up.rows("lm_head.weight", config.vocab_size, h)?)?),
         };
         tick();
-        let context = context.min(config.max_position_embeddings).max(1);
-        let table_bytes = (context * config.head_dim * 4) as u64;
-        if table_bytes > device.info.max_binding_bytes {
-            return Err(Error::new(
-                ErrorKind::Device,
-                "the RoPE table of this context exceeds the adapter's largest buffer",
-            )
-            .at(device.info.line())
-            .expected(format!("at most {} bytes", device.info.max_binding_bytes))
-            .found(format!("{table_bytes} bytes for {context} positions"))
-            .help("lower --context"));
-        }
         let rope = up.vector(rope::table(config.head_dim, config.rope_theta, &config.rope_scaling, context));
         let unread = up.vector(vec![0.0; 4]);
         let mut model = Self {
@@ -245,28 +272,15 @@ impl Decoder {
         self.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]).chain([&self.embedding]).chain(&self.head)
     }
 
-    /// Forwards `input` at the next positions of its sequences, appending keys and values to `cache`. Lengths and positions
-    /// advance only when the caller says so ([`KvCache::advance`], [`KvCache::sample`]).
+    /// Prepares to forward `input` at the next positions of its sequences: checks all limits, makes room in `cache`, and selects the
+    /// rows' sequences. The cache must not change between the plan and its [`forward`](Self::forward).
     ///
     /// # Errors
-    /// A context that would be exceeded, an id outside the vocabulary, a cache beyond the device's limits.
-    pub fn forward(
-        &self,
-        input: Input<'_>,
-        cache: &mut KvCache,
-        logits: Logits,
-        readout: Option<Reduce>,
-    ) -> Result<Output> {
-        let c = &self.config;
-        let (h, heads, kv_heads, d) = (c.hidden_size, c.num_heads, c.num_kv_heads, c.head_dim);
-        let one;
-        let (n, chunk, seqs) = match input {
-            Input::Chunk { seq, ids } | Input::Probe { seq, ids } => {
-                one = [seq];
-                (ids.len(), ids.len(), &one[..])
-            }
-            Input::Pending(seqs) => (seqs.len(), 1, seqs),
-        };
+    /// [`ErrorKind::Input`] for a context that would be exceeded and for an id outside the vocabulary, [`ErrorKind::Device`] for a cache
+    /// or an attention beyond the device's limits. The contents of the cache have not changed then.
+    pub fn plan<'a>(&self, input: Input<'a>, cache: &mut KvCache) -> Result<Plan<'a>> {
+        let (seqs, chunk) = (input.seqs(), input.chunk());
+        let n = seqs.len() * chunk;
         if n == 0 {
             return Err(Error::new(ErrorKind::Internal, "nothing to forward"));
         }
@@ -275,88 +289,129 @@ impl Decoder {
                 .expected(format!("at most {MOST_ROWS}"))
                 .found(n));
         }
-        let compact = cache.positions() == Positions::Compact;
+        if let Input::Chunk { ids, .. } | Input::Probe { ids, .. } = input
+            && let Some(id) = ids.iter().find(|id| **id as usize >= self.config.vocab_size)
+        {
+            return Err(Error::new(ErrorKind::Input, "a token id is outside the vocabulary")
+                .expected(format!("ids below {}", self.config.vocab_size))
+                .found(id));
+        }
         for &seq in seqs {
-            let at = match compact {
-                true => (0..self.layers.len()).map(|layer| cache.len(layer, seq)).max().unwrap_or(0),
-                false => cache.sequence(seq).position.0 as usize,
+            let next = match cache.positions() {
+                Positions::Compact => cache.longest(seq),
+                Positions::Original => cache.sequence(seq).position.0 as usize,
             };
-            let end = at + chunk;
-            if end > self.context {
+            if next + chunk > self.context {
                 return Err(Error::new(ErrorKind::Input, "the context is full")
                     .expected(format!("at most {} positions", self.context))
-                    .found(format!("{end}"))
-                    .help("raise --context (up to the model's max_position_embeddings) or generate less"));
+                    .found(next + chunk)
+                    .help("raise `context` (up to the model's max_position_embeddings) or lower `max_new_tokens`"));
             }
         }
-        let passing = matches!(input, Input::Probe { .. });
         cache.reserve(seqs, chunk)?;
-        let (row_seq_offset, tuning) = (cache.select(seqs), self.device.tuning);
-        let most_seen = seqs.iter().map(|s| cache.longest(*s)).max().unwrap_or(0) + chunk;
-        let of = self.layer_spec(cache, 0);
-        check_partials(
-            AttentionSpec { layer: of, n, chunk, row_seq_offset, most_seen, already_cached: 0, tuning },
-            &self.device,
-        )?;
-        let (ids, pending) = match input {
-            Input::Chunk { ids, .. } | Input::Probe { ids, .. } => {
-                if let Some(id) = ids.iter().find(|id| **id as usize >= c.vocab_size) {
-                    return Err(Error::new(ErrorKind::Input, "a token id is outside the vocabulary")
-                        .expected(format!("ids below {}", c.vocab_size))
-                        .found(id));
-                }
-                (kernels::u32_tensor(ids.to_vec(), &self.device.burn), None)
-            }
-            Input::Pending(_) => (cache.state().clone(), Some(row_seq_offset)),
-        };
-        let burn = &self.device.burn;
-        let mut x = self.embed(&ids, empty_f32(burn, [n, h]), n, pending);
-        drop(ids);
-        let eps = c.rms_norm_eps as f32;
-        let norm_all = NormSpec { n, first_row: 0, cols: h, eps };
-        let mut readouts = Vec::new();
+        let plan = Plan { n, chunk, row_seq_offset: cache.select(seqs), input };
+        let most_seen = seqs.iter().map(|seq| cache.longest(*seq)).max().unwrap_or(0) + chunk;
+        check_partials(self.attention_spec(&plan, cache, 0, most_seen), &self.device)?;
+        Ok(plan)
+    }
+
+    /// The graph: forwards what `plan` says and appends keys and values to `cache`. Where `readout` says which attention rows are
+    /// returned, it reads those of each sequence's last token. Lengths and positions advance only when the caller says so
+    /// ([`KvCache::advance`], [`Sampler::sample`](crate::sampling::Sampler::sample)).
+    pub fn forward(&self, plan: &Plan<'_>, cache: &mut KvCache, readout: Option<Reduce>) -> Output {
+        let norm = NormSpec { n: plan.n, first_row: 0, cols: self.config.hidden_size, eps: self.eps() };
+        let mut x = self.embed(plan, cache);
+        let mut rows = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
-            let normed = kernels::rms_norm(&x, &layer.input_norm, norm_all);
-            let out = empty_f32(burn, [n, (heads + 2 * kv_heads) * d]);
-            let qkv = self.linear(&layer.qkv, &normed, layer.qkv_bias.as_ref(), out, Mode::Store);
-            let (of, norm) = (self.layer_spec(cache, i), layer.qk_norm.as_ref().map(|_| eps));
-            let append = RopeAppendSpec { layer: of, n, chunk, row_seq_offset, norm };
-            let norm = layer.qk_norm.as_ref().unwrap_or(&self.unread);
-            let q = cache.with_layer(i, |kv, state| kernels::rope_append(qkv, &self.rope, state, kv, norm, append));
-            let most_seen = seqs.iter().map(|s| cache.len(i, *s)).max().unwrap_or(0) + chunk;
-            let attend = AttentionSpec { layer: of, n, chunk, row_seq_offset, most_seen, already_cached: 0, tuning };
-            let (values, lse) = kernels::attention(&q, cache.layer(i), cache.state(), &self.rope, attend);
-            // The last row of a chunk; of a decode step the row of each sequence.
-            for (row, &seq) in readout.iter().flat_map(|_| seqs.iter().enumerate()) {
-                let reduce = readout.expect("iterated over it");
-                let (row, slots) = (row + chunk - 1, cache.len(i, seq) + chunk);
-                let spec = AttentionRowSpec { layer: of, row, slots, seq, reduce };
-                readouts.push(kernels::attention_row(&q, &lse, cache.layer(i), cache.state(), &self.rope, spec));
+            let normed = kernels::rms_norm(&x, &layer.input_norm, norm);
+            let qkv = self.empty(plan.n, layer.qkv.rows);
+            let qkv = self.linear(&layer.qkv, &normed, layer.qkv_bias.as_ref(), qkv, Mode::Store);
+            let q = self.append(i, qkv, plan, cache);
+            let (values, lse) = self.attend(i, &q, plan, cache);
+            if let Some(reduce) = readout {
+                rows.extend(self.last_rows(i, &q, &lse, reduce, plan, cache));
             }
-            if cache.tracking().sums && !passing {
-                let (seqs, slots) = (seqs.len(), most_seen);
-                let spec =
-                    AttentionSumsSpec { layer: of, chunk, row_seq_offset, seqs, already_cached: 0, slots, mean: false };
-                cache.add_sums(i, &q, &lse, &self.rope, spec);
-            }
-            if cache.tracking().queries && !passing {
-                cache.store_queries(i, &q, chunk);
-            }
+            self.track(i, &q, &lse, plan, cache);
             x = self.linear(&layer.o, &values, layer.o_bias.as_ref(), x, Mode::Add);
-            let normed = kernels::rms_norm(&x, &layer.post_norm, norm_all);
-            let gated = empty_f32(burn, [n, c.intermediate_size]);
+            let normed = kernels::rms_norm(&x, &layer.post_norm, norm);
+            let gated = self.empty(plan.n, self.config.intermediate_size);
             let gated = self.linear(&layer.gate_up, &normed, None, gated, Mode::SwiGlu);
             x = self.linear(&layer.down, &gated, None, x, Mode::Add);
         }
-        let (first_row, rows) = match logits {
-            Logits::None => return Ok(Output { logits: None, readout: readouts }),
-            Logits::Last if seqs.len() == 1 => (n - 1, 1),
+        Output { hidden: x, seqs: plan.input.seqs().len(), readout: rows }
+    }
+
+    /// The logits of a forward: f32 `[rows, vocab_size]`, where [`Logits::Last`] has a row for each sequence.
+    pub fn logits(&self, out: &Output, rows: Logits) -> Tensor<2> {
+        let [n, cols] = out.hidden.dims();
+        let (first_row, rows) = match rows {
+            // A decode step has one row for each sequence; a chunk has several rows for its only one.
+            Logits::Last if out.seqs == 1 => (n - 1, 1),
             Logits::Last | Logits::All => (0, n),
         };
-        let normed = kernels::rms_norm(&x, &self.norm, NormSpec { n: rows, first_row, ..norm_all });
+        let normed = kernels::rms_norm(&out.hidden, &self.norm, NormSpec { n: rows, first_row, cols, eps: self.eps() });
         let head = self.head.as_ref().unwrap_or(&self.embedding);
-        let logits = self.linear(head, &normed, None, empty_f32(burn, [rows, c.vocab_size]), Mode::Store);
-        Ok(Output { logits: Some(logits), readout: readouts })
+        self.linear(head, &normed, None, self.empty(rows, self.config.vocab_size), Mode::Store)
+    }
+
+    /// Normalises and rotates queries and keys, and appends keys and values to the cache. Returns the queries.
+    fn append(&self, layer: usize, qkv: Tensor<2>, plan: &Plan<'_>, cache: &mut KvCache) -> Tensor<2> {
+        let qk_norm = self.layers[layer].qk_norm.as_ref();
+        let spec = RopeAppendSpec {
+            layer: self.layer_spec(cache, layer),
+            n: plan.n,
+            chunk: plan.chunk,
+            row_seq_offset: plan.row_seq_offset,
+            norm: qk_norm.map(|_| self.eps()),
+        };
+        let norm = qk_norm.unwrap_or(&self.unread);
+        cache.write_layer(layer, |kv, state| kernels::rope_append(qkv, &self.rope, state, kv, norm, spec))
+    }
+
+    /// Attention over the cached slots. Returns the values and the log-sum-exp of each row and head.
+    fn attend(&self, layer: usize, q: &Tensor<2>, plan: &Plan<'_>, cache: &KvCache) -> (Tensor<2>, Tensor<2>) {
+        let spec = self.attention_spec(plan, cache, layer, most_seen(plan, cache, layer));
+        kernels::attention(q, cache.layer(layer), cache.state(), &self.rope, spec)
+    }
+
+    /// The attention weights of each sequence's last row.
+    fn last_rows(
+        &self,
+        layer: usize,
+        q: &Tensor<2>,
+        lse: &Tensor<2>,
+        reduce: Reduce,
+        plan: &Plan<'_>,
+        cache: &KvCache,
+    ) -> Vec<Tensor<2>> {
+        let read = |(i, &seq): (usize, &usize)| {
+            let (row, slots) = (i + plan.chunk - 1, cache.len(layer, seq) + plan.chunk);
+            let spec = AttentionRowSpec { layer: self.layer_spec(cache, layer), row, slots, seq, reduce };
+            kernels::attention_row(q, lse, cache.layer(layer), cache.state(), &self.rope, spec)
+        };
+        plan.input.seqs().iter().enumerate().map(read).collect()
+    }
+
+    /// Updates the running sums and the latest queries that the cache tracks, except by a probe.
+    fn track(&self, layer: usize, q: &Tensor<2>, lse: &Tensor<2>, plan: &Plan<'_>, cache: &mut KvCache) {
+        if matches!(plan.input, Input::Probe { .. }) {
+            return;
+        }
+        if cache.tracking().sums {
+            let spec = AttentionSumsSpec {
+                layer: self.layer_spec(cache, layer),
+                chunk: plan.chunk,
+                row_seq_offset: plan.row_seq_offset,
+                seqs: plan.input.seqs().len(),
+                already_cached: 0,
+                slots: most_seen(plan, cache, layer),
+                mean: false,
+            };
+            cache.add_sums(layer, q, lse, &self.rope, spec);
+        }
+        if cache.tracking().queries {
+            cache.store_queries(layer, q, plan.chunk);
+        }
     }
 
     /// The mean attention of the latest queries of `seq` (as many of `most` as are [`observable`](KvCache::observable)) over the
@@ -415,18 +470,40 @@ impl Decoder {
             d: c.head_dim,
             heads: c.num_heads,
             kv_heads: c.num_kv_heads,
-            layer_table_offset: cache.table(layer),
+            layer_table_offset: cache.table_offset(layer),
             positions: self.context,
             compact: cache.positions() == Positions::Compact,
         }
     }
 
-    fn embed(&self, ids: &Tensor<1, Int>, out: Tensor<2>, n: usize, pending: Option<usize>) -> Tensor<2> {
+    fn attention_spec(&self, plan: &Plan<'_>, cache: &KvCache, layer: usize, most_seen: usize) -> AttentionSpec {
+        let Plan { n, chunk, row_seq_offset, .. } = *plan;
+        let layer = self.layer_spec(cache, layer);
+        AttentionSpec { layer, n, chunk, row_seq_offset, most_seen, already_cached: 0, tuning: self.device.tuning }
+    }
+
+    fn eps(&self) -> f32 {
+        self.config.rms_norm_eps as f32
+    }
+
+    /// An uninitialised output of `[rows, cols]`.
+    fn empty(&self, rows: usize, cols: usize) -> Tensor<2> {
+        empty_f32(&self.device.burn, [rows, cols])
+    }
+
+    /// The rows of the embedding: of the given ids, or of the pending tokens in the state.
+    fn embed(&self, plan: &Plan<'_>, cache: &KvCache) -> Tensor<2> {
+        let (ids, pending) = match plan.input {
+            Input::Chunk { ids, .. } | Input::Probe { ids, .. } => {
+                (kernels::u32_tensor(ids.to_vec(), &self.device.burn), None)
+            }
+            Input::Pending(_) => (cache.state().clone(), Some(plan.row_seq_offset)),
+        };
         let Matrix { shards, rows: vocab, cols } = &self.embedding;
-        shards.iter().fold(out, |out, shard| {
+        shards.iter().fold(self.empty(plan.n, *cols), |out, shard| {
             let (dtype, shard_first_row, rows) = (shard.dtype, shard.first_row, shard.rows);
-            let spec = EmbedSpec { dtype, n, cols: *cols, shard_first_row, rows, vocab: *vocab, pending };
-            kernels::embed(&shard.words, ids, out, spec)
+            let spec = EmbedSpec { dtype, n: plan.n, cols: *cols, shard_first_row, rows, vocab: *vocab, pending };
+            kernels::embed(&shard.words, &ids, out, spec)
         })
     }
 
@@ -456,11 +533,26 @@ impl Matrix {
     }
 }
 
-/// Whether so many sequences, one of which may fill `context`, can be decoded side by side on `device`.
+/// The most slots that a row of `plan` sees in `layer`.
+fn most_seen(plan: &Plan<'_>, cache: &KvCache, layer: usize) -> usize {
+    plan.input.seqs().iter().map(|seq| cache.len(layer, *seq)).max().unwrap_or(0) + plan.chunk
+}
+
+/// Positions that a model loaded for `context` positions has: never more than its own maximum.
+fn usable_context(config: &ModelConfig, context: usize) -> usize {
+    context.min(config.max_position_embeddings).max(1)
+}
+
+/// Whether a model of this configuration can run on `device`, with `sequences` sequences side by side of up to `context` positions.
+/// Reads no weights: a request can be refused before gigabytes are.
 ///
 /// # Errors
-/// [`ErrorKind::Device`] when what attention puts aside for them would exceed the largest buffer.
-pub fn check_attention(config: &ModelConfig, sequences: usize, context: usize, device: &ComputeDevice) -> Result<()> {
+/// [`ErrorKind::Model`] for dimensions that no kernel takes, [`ErrorKind::Device`] when the RoPE table, or what attention puts aside for
+/// all sequences, would exceed the largest buffer.
+pub fn check_device(config: &ModelConfig, sequences: usize, context: usize, device: &ComputeDevice) -> Result<()> {
+    let context = usable_context(config, context);
+    check_dimensions(config, device)?;
+    check_rope(config, context, device)?;
     let ModelConfig { head_dim: d, num_heads: heads, num_kv_heads: kv_heads, .. } = *config;
     let layer =
         LayerSpec { dtype: Dtype::F16, d, heads, kv_heads, layer_table_offset: 0, positions: context, compact: false };
@@ -469,6 +561,18 @@ pub fn check_attention(config: &ModelConfig, sequences: usize, context: usize, d
         AttentionSpec { layer, n, chunk: 1, row_seq_offset: 0, most_seen, already_cached: 0, tuning },
         device,
     )
+}
+
+fn check_rope(config: &ModelConfig, context: usize, device: &ComputeDevice) -> Result<()> {
+    let (bytes, most) = ((context * config.head_dim * 4) as u64, device.info.max_binding_bytes);
+    if bytes <= most {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Device, "the RoPE table of this context exceeds the adapter's largest buffer")
+        .at(device.info.line())
+        .expected(format!("at most {most} bytes"))
+        .found(format!("{bytes} bytes for {context} positions"))
+        .help("lower `context`"))
 }
 
 fn check_partials(spec: AttentionSpec, device: &ComputeDevice) -> Result<()> {
@@ -480,7 +584,7 @@ fn check_partials(spec: AttentionSpec, device: &ComputeDevice) -> Result<()> {
         .at(device.info.line())
         .expected(format!("at most {most} bytes"))
         .found(format!("{bytes} bytes for {} sequences with up to {} slots", spec.n / spec.chunk, spec.most_seen))
-        .help("run fewer sequences at once (--sequences), or with a smaller --context"))
+        .help("run fewer `sequences`, or lower `context`"))
 }
 
 /// Dimensions the kernels are written for. Real models of the supported architectures have them.

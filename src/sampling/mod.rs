@@ -1,5 +1,9 @@
 //! How the next token is chosen from the logits: greedily, or drawn, with the settings and in the order of transformers.
+mod device;
+
 use serde::{Deserialize, Serialize};
+
+pub use device::Sampler;
 
 use crate::kernels::{state, top_k};
 use crate::model::config::GenerationDefaults;
@@ -78,8 +82,8 @@ impl Sampling {
         Ok(())
     }
 
-    /// The words of a sequence's header from [`state::MISSED`] on.
-    pub(crate) fn words(&self, seed: u64) -> [u32; state::SEQ - state::MISSED] {
+    /// The part of a sequence's header that configures the sampler: the words from [`state::MISSED`] on.
+    pub(crate) fn header(&self, seed: u64) -> [u32; state::SEQ - state::MISSED] {
         let temperature = if self.is_greedy() { 0.0 } else { self.temperature };
         let mut header = [0; state::SEQ];
         header[state::TEMPERATURE] = temperature.to_bits();

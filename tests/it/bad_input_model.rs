@@ -10,6 +10,7 @@ use secateur::device::ComputeDevice;
 use secateur::kernels::readback::as_u32;
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::{Decoder, Input, Logits};
+use secateur::sampling::Sampler;
 use secateur::weights::{ModelSource, Stored, Weights};
 use secateur::{Error, ErrorKind, Slot};
 use serde_json::{Value, json};
@@ -66,13 +67,13 @@ fn ids_outside_the_vocabulary_are_refused() {
         let vocab = fx.config.vocab_size as u32;
         for bad in [vocab, vocab + 1, u32::MAX] {
             let ids = [1, 2, bad, 3];
-            let result = model.forward(Input::Chunk { seq: 0, ids: &ids }, &mut cache, Logits::Last, None);
+            let result = model.plan(Input::Chunk { seq: 0, ids: &ids }, &mut cache);
             refused(result, ErrorKind::Input, &["outside the vocabulary", &format!("below {vocab}"), &bad.to_string()]);
             assert!(cache.is_empty(), "a refused chunk leaves nothing");
             assert_mirrored(&cache);
         }
         let ids = [0, vocab - 1];
-        model.forward(Input::Chunk { seq: 0, ids: &ids }, &mut cache, Logits::Last, None).expect("the last id is one");
+        model.plan(Input::Chunk { seq: 0, ids: &ids }, &mut cache).expect("the last id is one");
     }
 }
 
@@ -85,12 +86,12 @@ fn a_prompt_over_the_context_is_refused() {
         assert_eq!(model.context(), 16);
         let ids = fx.ids("prompt.64.ids");
         let mut cache = fx.cache(device, Dtype::F32, 1, 64);
-        let over = model.forward(Input::Chunk { seq: 0, ids: &ids[..17] }, &mut cache, Logits::Last, None);
-        refused(over, ErrorKind::Input, &["the context is full", "at most 16 positions", "17", "--context"]);
+        let over = model.plan(Input::Chunk { seq: 0, ids: &ids[..17] }, &mut cache);
+        refused(over, ErrorKind::Input, &["the context is full", "at most 16 positions", "17", "`context`"]);
         prefill(&model, &mut cache, 0, &ids[..16], 5);
         // Evicting frees slots, not positions.
-        cache.keep(0, &|_, _| &[Slot(0), Slot(9)], 1).expect("fits");
-        let next = model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None);
+        cache.keep(0, &vec![Slot(0), Slot(9)], 1).expect("fits");
+        let next = model.plan(Input::Pending(&[0]), &mut cache);
         refused(next, ErrorKind::Input, &["the context is full", "17"]);
     }
     let model = load(&fx, &devices()[0], usize::MAX).expect("clamped to the model's own");
@@ -107,11 +108,11 @@ fn a_cache_beyond_the_largest_buffer_is_refused() {
         let shape = CacheShape::new(&fx.config, Dtype::F32, 1, 8).expect("f32");
         let mut cache = KvCache::new(shape, &small);
         let ids = fx.ids("prompt.200.ids");
-        let over = model.forward(Input::Chunk { seq: 0, ids: &ids }, &mut cache, Logits::Last, None);
+        let over = model.plan(Input::Chunk { seq: 0, ids: &ids }, &mut cache);
         refused(
             over,
             ErrorKind::Device,
-            &["KV cache", "largest buffer", "at most 20000 bytes", "200 slots", "--kv f16"],
+            &["KV cache", "largest buffer", "at most 20000 bytes", "200 slots", "`kv` f16"],
         );
         assert!(cache.is_empty());
         assert_mirrored(&cache);
@@ -119,7 +120,7 @@ fn a_cache_beyond_the_largest_buffer_is_refused() {
         prefill(&model, &mut cache, 0, &ids[..70], 5);
         let mut steps = 0;
         let error = loop {
-            match model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None) {
+            match forward(&model, &mut cache, Input::Pending(&[0]), None) {
                 Ok(_) => cache.advance(0, 1, 5),
                 Err(error) => break error,
             }
@@ -129,7 +130,7 @@ fn a_cache_beyond_the_largest_buffer_is_refused() {
         refused(Err::<(), _>(error), ErrorKind::Device, &["largest buffer"]);
         assert_mirrored(&cache);
         let kept: Vec<Slot> = (0..20).map(Slot).collect();
-        cache.keep(0, &|_, _| &kept, 1).expect("pruned, it fits");
+        cache.keep(0, &kept, 1).expect("pruned, it fits");
         decode(&model, &mut cache, 1);
     }
     refused(CacheShape::new(&fx.config, Dtype::BF16, 1, 8), ErrorKind::Input, &["bf16", "f32 or f16"]);
@@ -139,7 +140,7 @@ fn a_cache_beyond_the_largest_buffer_is_refused() {
 fn limits_on_loading_are_refused() {
     let fx = Fixture::open("qwen2-f32");
     let cpu = &devices()[0];
-    refused(load(&fx, &limited(cpu, 100_000), 4096), ErrorKind::Device, &["RoPE table", "4096 positions", "--context"]);
+    refused(load(&fx, &limited(cpu, 100_000), 4096), ErrorKind::Device, &["RoPE table", "4096 positions", "`context`"]);
     refused(load(&fx, &limited(cpu, 1000), 8), ErrorKind::Model, &["a matrix row", "largest buffer"]);
 }
 
@@ -218,11 +219,11 @@ fn split_matrices_give_what_whole_ones_give() {
             let run = |model: &Decoder| {
                 let mut cache = fx.cache(device, Dtype::F32, 1, 64);
                 let ids = fx.ids("prompt.64.ids");
-                let out =
-                    model.forward(Input::Chunk { seq: 0, ids: &ids }, &mut cache, Logits::All, None).expect("fits");
+                let out = forward(model, &mut cache, Input::Chunk { seq: 0, ids: &ids }, None).expect("fits");
+                let logits = model.logits(&out, Logits::All);
                 cache.advance(0, ids.len(), 7);
                 let step = decode(model, &mut cache, 0);
-                (bits(&values(&out.logits.expect("asked for"))), bits(&values(&step)))
+                (bits(&values(&logits)), bits(&values(&step)))
             };
             let whole = run(&load(&fx, device, 66).expect("loads"));
             // Shards that divide the rows and shards that leave some over; an odd number of rows is rounded down.
@@ -267,10 +268,11 @@ fn logits_that_are_not_finite_are_an_error() {
                 for &words in packings {
                     let mut cache = fx.cache(device, words, 1, 64);
                     let logits = prefill(&model, &mut cache, 0, &fx.ids("prompt.7.ids"), 0);
-                    cache.sample(&logits, &[0], 0);
+                    let mut sampler = Sampler::new(fx.config.vocab_size, &mut cache, device);
+                    sampler.sample(&logits, &mut cache, &[0], 0);
                     // The id of a broken step is forwarded before anyone looks: that must do no harm.
-                    let out = model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None);
-                    cache.sample(&out.expect("fits").logits.expect("asked for"), &[0], 1);
+                    let logits = last_logits(&model, &mut cache, Input::Pending(&[0]));
+                    sampler.sample(&logits, &mut cache, &[0], 1);
                     let state = as_u32(&block_on(cache.read_state()).expect("readable")[0]);
                     let ids = cache.ids(&state, 0, 0, 2);
                     refused(ids, ErrorKind::Device, &["the logits are not finite", "conformance"]);

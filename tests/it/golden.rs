@@ -1,10 +1,13 @@
 //! The decoder against transformers: logits, attention rows, greedy ids and the pruning oracle of every fixture, on every
 //! device, with f32 and f16 caches. What the numbers are: `tests/golden/README.md`.
+use std::sync::Arc;
+
 use crate::common::*;
 use secateur::Slot;
-use secateur::cache::KvCache;
+use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
 use secateur::dtype::Dtype;
+use secateur::engine::Runner;
 use secateur::kernels::Reduce;
 use secateur::kernels::memory::poison_outputs;
 use secateur::model::decoder::{Decoder, Input, Logits};
@@ -73,11 +76,10 @@ fn prompts(fx: &Fixture, model: &Decoder, words: Dtype, tally: &mut Tally) {
         let mut cache = fx.cache(device, words, 1, 64);
         // Lengths do not advance by themselves: the same chunk may be forwarded again.
         let forward = |cache: &mut KvCache, reduce| {
-            let out = model.forward(Input::Chunk { seq: 0, ids: &ids }, cache, Logits::All, Some(reduce));
-            let out = out.expect("fits");
+            let out = forward(model, cache, Input::Chunk { seq: 0, ids: &ids }, Some(reduce)).expect("fits");
             assert_eq!(out.readout.len(), fx.config.num_layers);
             let readouts: Vec<Vec<f32>> = out.readout.iter().map(values).collect();
-            (values(&out.logits.expect("asked for")), readouts)
+            (values(&model.logits(&out, Logits::All)), readouts)
         };
         let (logits, each) = forward(&mut cache, Reduce::None);
         assert_eq!(logits.len(), n * vocab);
@@ -115,21 +117,20 @@ fn prompts(fx: &Fixture, model: &Decoder, words: Dtype, tally: &mut Tally) {
 }
 
 /// 64 tokens that never leave the device before the next one is forwarded; ids are read 16 steps late.
-fn greedy(fx: &Fixture, model: &Decoder) -> Vec<u32> {
-    let mut cache = fx.cache(model.device(), Dtype::F32, 1, 64);
-    let logits = prefill(model, &mut cache, 0, &fx.ids("prompt.64.ids"), 0);
-    cache.sample(&logits, &[0], 0);
+fn greedy(fx: &Fixture, model: &Arc<Decoder>) -> Vec<u32> {
+    let shape = CacheShape::new(&fx.config, Dtype::F32, 1, 64).expect("f32");
+    let mut runner = Runner::new(model.clone(), shape);
+    runner.prefill(0, &fx.ids("prompt.64.ids")).expect("fits");
     let (mut reads, mut ids) = (Vec::new(), Vec::new());
     for step in 1..64u32 {
-        let out = model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None).expect("fits");
-        cache.sample(&out.logits.expect("asked for"), &[0], 1);
+        runner.decode(&[0], 1).expect("fits");
         if (step + 1).is_multiple_of(16) {
-            reads.push((step + 1 - 16, cache.read_state()));
+            reads.push((step + 1 - 16, runner.read()));
         }
     }
     for (from, read) in reads {
-        let words = secateur::kernels::readback::as_u32(&block_on(read).expect("readable")[0]);
-        ids.extend(cache.ids(&words, 0, from, from + 16).expect("finite"));
+        let state = block_on(read.finish()).expect("readable");
+        ids.extend(runner.cache().ids(&state, 0, from, from + 16).expect("finite"));
     }
     ids
 }
@@ -168,8 +169,7 @@ fn oracle(fx: &Fixture, model: &Decoder, words: Dtype, evict: Evict) -> Decoded 
         let before = cache.checkpoint(0);
         let probe = fx.ids(&format!("oracle.{event}.probe.ids"));
         let input = Input::Chunk { seq: 0, ids: &probe };
-        let out = model.forward(input, &mut cache, Logits::None, Some(Reduce::None)).expect("fits");
-        assert!(out.logits.is_none());
+        let out = forward(model, &mut cache, input, Some(Reduce::None)).expect("fits");
         cache.advance(0, probe.len(), 0);
         let seen: Vec<u32> = positions.iter().copied().chain(position + 1..=position + probe.len() as u32).collect();
         if evict == Evict::AsPlanned {
@@ -186,7 +186,7 @@ fn oracle(fx: &Fixture, model: &Decoder, words: Dtype, evict: Evict) -> Decoded 
         };
         let kept: Vec<usize> = (0..positions.len()).filter(|at| !gone(*at, positions[*at])).collect();
         let slots: Vec<Slot> = kept.iter().map(|at| Slot(*at as u32)).collect();
-        cache.keep(0, &|_, _| &slots, 1).expect("fits");
+        cache.keep(0, &slots, 1).expect("fits");
         positions = kept.iter().map(|at| positions[*at]).collect();
         assert_eq!(cache.len(0, 0), positions.len());
         assert_eq!(cache.sequence(0).position.0, position + 1, "positions go on counting");

@@ -95,13 +95,13 @@ fn thinned<'m>(
     fx: &Fixture,
     device: &ComputeDevice,
     model: &'m reference::Reference,
-) -> (secateur::model::decoder::Decoder, secateur::cache::KvCache, reference::Reading<'m>) {
+) -> (std::sync::Arc<secateur::model::decoder::Decoder>, secateur::cache::KvCache, reference::Reading<'m>) {
     let decoder = fx.load(device);
     let mut cache = fx.cache(device, Dtype::F32, 1, 8);
     let prompt = fx.ids("prompt.64.ids");
     prefill(&decoder, &mut cache, 0, &prompt, NEXT[0]);
     let kept: Vec<Slot> = (0..64).step_by(4).map(Slot).collect();
-    cache.keep(0, &|_, _| &kept, 1).expect("fits");
+    cache.keep(0, &kept, 1).expect("fits");
     let mut text = model.read(Positions::Original, Dtype::F32);
     prompt.iter().for_each(|id| drop(text.forward(*id)));
     text.evict(|_, _| (0..64).filter(|p| p % 4 != 0).collect());
@@ -148,8 +148,8 @@ fn a_chunk_after_an_eviction_sees_what_stands_before_it() {
     let model = reference(&fx);
     for device in two() {
         let (decoder, mut cache, mut text) = thinned(&fx, device, &model);
-        let out = decoder.forward(Input::Chunk { seq: 0, ids: &NEXT }, &mut cache, Logits::All, None).expect("fits");
-        let found = values(&out.logits.expect("asked for"));
+        let out = forward(&decoder, &mut cache, Input::Chunk { seq: 0, ids: &NEXT }, None).expect("fits");
+        let found = values(&decoder.logits(&out, Logits::All));
         for (row, (id, found)) in NEXT.iter().zip(found.chunks(fx.config.vocab_size)).enumerate() {
             let off = error(found, &narrowed(&text.forward(*id).logits));
             assert!(off <= LOGITS, "{}: row {row} is off by {off:.1e}", device.info.name);
@@ -172,7 +172,7 @@ fn what_is_evicted_takes_no_room() {
         state_words(&cache);
         let (wanted, before, on_host) = (cache.bytes(), device.bytes(), held());
         let kept: Vec<Slot> = (0..1200).step_by(10).map(Slot).collect();
-        cache.keep(0, &|_, _| &kept, 0).expect("fits");
+        cache.keep(0, &kept, 0).expect("fits");
         state_words(&cache);
         assert_eq!((cache.capacity(0, 0), cache.bytes()), (120, wanted / 10));
         // What the cache says of itself, the allocator must confirm.
@@ -247,7 +247,7 @@ fn heavy_hitters_are_heavy_over_all_queries() {
     cache.track(secateur::cache::Tracking { sums: true, queries: false }, fx.config.q_size());
     prefill(&model, &mut cache, 0, &fx.ids("prompt.64.ids"), 1);
     let probe = Input::Probe { seq: 0, ids: &[1, 2, 3] };
-    model.forward(probe, &mut cache, Logits::None, Some(Reduce::Layer)).expect("fits");
+    forward(&model, &mut cache, probe, Some(Reduce::Layer)).expect("fits");
     decode(&model, &mut cache, 0);
     let cap = cache.capacity(1, 0);
     let read = block_on(read_u32(&[&cache.sums(1, 0).expect("tracked")])).expect("readable");
@@ -336,7 +336,7 @@ fn a_probe_reads_one_row() {
         ids.chunks(64).for_each(|chunk| drop(prefill(&model, &mut cache, 0, chunk, 1)));
         peak_of(|| {
             let input = Input::Probe { seq: 0, ids: &probe };
-            let out = model.forward(input, &mut cache, Logits::None, Some(Reduce::Layer)).expect("fits");
+            let out = forward(&model, &mut cache, input, Some(Reduce::Layer)).expect("fits");
             let row = [1, cached + probe.len()];
             assert!(out.readout.len() == fx.config.num_layers && out.readout.iter().all(|r| r.dims() == row));
             out

@@ -1,14 +1,18 @@
 //! Laws of the cache and of decoding, on the CPU twin and on one GPU adapter: what must be equal is equal bit for bit.
+use std::sync::Arc;
+
 use crate::common::*;
 use proptest::prelude::*;
 use secateur::Slot;
-use secateur::cache::KvCache;
+use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
 use secateur::dtype::Dtype;
+use secateur::engine::Runner;
 use secateur::kernels::memory::poison_outputs;
 use secateur::kernels::readback::as_u32;
 use secateur::kernels::{Reduce, state};
-use secateur::model::decoder::{Decoder, Input, Logits};
+use secateur::model::decoder::{Decoder, Input};
+use secateur::sampling::Sampler;
 
 /// Few cases: each forwards a model on slow adapters. No files of past failures: a failure prints its input.
 fn few(cases: u32) -> ProptestConfig {
@@ -17,7 +21,7 @@ fn few(cases: u32) -> ProptestConfig {
 
 /// Runs `law` on every device of [`two`], for every architecture, both cache packings and quantized weights among them;
 /// fails where nothing ran.
-fn everywhere(law: impl Fn(&Fixture, &Decoder, Dtype)) {
+fn everywhere(law: impl Fn(&Fixture, &Arc<Decoder>, Dtype)) {
     const MODELS: [(&str, Dtype); 3] =
         [("qwen2-f16", Dtype::F32), ("qwen3-yarn-f16", Dtype::F16), ("gguf-llama-q4", Dtype::F16)];
     let _one = serial();
@@ -50,8 +54,7 @@ fn filled(fx: &Fixture, model: &Decoder, words: Dtype, growth: usize) -> KvCache
 /// The next logits, leaving lengths as they are.
 fn peek(model: &Decoder, cache: &mut KvCache) -> Vec<u32> {
     let seqs: Vec<usize> = (0..cache.shape().seqs).collect();
-    let out = model.forward(Input::Pending(&seqs), cache, Logits::Last, None).expect("fits");
-    bits(&values(&out.logits.expect("asked for")))
+    bits(&values(&last_logits(model, cache, Input::Pending(&seqs))))
 }
 
 #[test]
@@ -61,7 +64,7 @@ fn keeping_everything_changes_nothing() {
             let mut cache = filled(fx, model, words, 16);
             let (logits, before) = (peek(model, &mut cache), all_rows(&cache, 0));
             let all = slots(0..64);
-            cache.keep(0, &|_, _| &all, room).expect("fits");
+            cache.keep(0, &all, room).expect("fits");
             assert_mirrored(&cache);
             assert_eq!(all_rows(&cache, 0), before, "room {room}");
             assert_eq!(peek(model, &mut cache), logits, "room {room}");
@@ -80,7 +83,7 @@ fn a_probe_rolled_back_leaves_no_trace() {
             let (state_before, rows_before) = (state_words(&cache), all_rows(&cache, 0));
             let (checkpoint, mirror) = (cache.checkpoint(0), cache.sequence(0));
             let input = Input::Chunk { seq: 0, ids: &probe };
-            let out = model.forward(input, &mut cache, Logits::None, Some(Reduce::KvHead)).expect("fits");
+            let out = forward(model, &mut cache, input, Some(Reduce::KvHead)).expect("fits");
             assert_eq!(out.readout.len(), fx.config.num_layers);
             cache.advance(0, probe.len(), 0);
             assert_mirrored(&cache);
@@ -116,10 +119,10 @@ fn gather_after_gather_is_the_gather_of_the_composition() {
             let (a, b) = (sets(&once, 64), sets(&twice, once.len()));
             let composed: Vec<Vec<Slot>> = (0..2).map(|v| b[v].iter().map(|s| a[v][s.0 as usize]).collect()).collect();
             let mut stepwise = filled(fx, model, words, 16);
-            stepwise.keep(0, &|l, h| &a[pick(l, h)], 0).expect("fits");
-            stepwise.keep(0, &|l, h| &b[pick(l, h)], 1).expect("fits");
+            stepwise.keep(0, &Kept { lists: &a, pick }, 0).expect("fits");
+            stepwise.keep(0, &Kept { lists: &b, pick }, 1).expect("fits");
             let mut direct = filled(fx, model, words, 16);
-            direct.keep(0, &|l, h| &composed[pick(l, h)], 1).expect("fits");
+            direct.keep(0, &Kept { lists: &composed, pick }, 1).expect("fits");
             assert_eq!(stepwise.len(0, 0), twice.len());
             assert_eq!(all_rows(&stepwise, 0), all_rows(&direct, 0));
             assert_eq!(peek(model, &mut stepwise), peek(model, &mut direct));
@@ -153,7 +156,7 @@ fn results_do_not_depend_on_capacity() {
                 all.push(start(&decode(model, &mut cache, *id)));
                 if i == 11 {
                     let kept = slots((0..cache.len(0, 0)).filter(|s| s % 3 != 1));
-                    cache.keep(0, &|_, _| &kept, 0).expect("fits");
+                    cache.keep(0, &kept, 0).expect("fits");
                 }
             }
             poison_outputs(false);
@@ -171,9 +174,8 @@ fn results_do_not_depend_on_capacity() {
 /// Forwards the pending tokens of all sequences, advances and gives each its next token.
 fn decode_batch(model: &Decoder, cache: &mut KvCache, next: u32) -> Vec<Vec<f32>> {
     let seqs: Vec<usize> = (0..cache.shape().seqs).collect();
-    let out = model.forward(Input::Pending(&seqs), cache, Logits::Last, None).expect("fits");
+    let logits = last_logits(model, cache, Input::Pending(&seqs));
     seqs.iter().for_each(|&seq| cache.advance(seq, 1, next + seq as u32));
-    let logits = out.logits.expect("asked for");
     let vocab = logits.dims()[1];
     values(&logits).chunks(vocab).map(<[f32]>::to_vec).collect()
 }
@@ -196,7 +198,7 @@ fn sequences_side_by_side_do_not_disturb_each_other() {
                 if evict && i == 2 {
                     let others = [all_rows(&cache, 0), all_rows(&cache, 2)];
                     let kept = slots((0..cache.len(0, 1)).step_by(4));
-                    cache.keep(1, &|_, _| &kept, 1).expect("fits");
+                    cache.keep(1, &kept, 1).expect("fits");
                     assert_mirrored(&cache);
                     assert_eq!([all_rows(&cache, 0), all_rows(&cache, 2)], others);
                     assert_eq!(cache.len(0, 1), kept.len());
@@ -236,6 +238,7 @@ fn the_device_and_the_host_agree_on_lengths() {
         let mut runner = proptest::test_runner::TestRunner::new(few(4));
         let law = |ops: Vec<(u8, usize, usize)>| {
             let mut cache = fx.cache(model.device(), words, 2, 8);
+            let mut sampler = Sampler::new(fx.config.vocab_size, &mut cache, model.device());
             for seq in 0..2 {
                 prefill(model, &mut cache, seq, &fx.ids("prompt.7.ids"), 5);
             }
@@ -244,12 +247,12 @@ fn the_device_and_the_host_agree_on_lengths() {
                 match op {
                     0 => drop(prefill(model, &mut cache, seq, &fx.ids("prompt.64.ids")[..n], 9)),
                     1 => {
-                        let out = model.forward(Input::Pending(&[0, 1]), &mut cache, Logits::Last, None);
-                        cache.sample(&out.expect("fits").logits.expect("asked for"), &[0, 1], 1);
+                        let logits = last_logits(model, &mut cache, Input::Pending(&[0, 1]));
+                        sampler.sample(&logits, &mut cache, &[0, 1], 1);
                     }
                     2 => {
                         let kept = slots((0..len).filter(|s| s % (n + 1) != 0));
-                        cache.keep(seq, &|_, _| &kept, n).expect("fits");
+                        cache.keep(seq, &kept, n).expect("fits");
                     }
                     3 => {
                         let checkpoint = cache.checkpoint(seq);
@@ -284,7 +287,7 @@ fn reserved_bytes_fall_when_slots_are_evicted() {
     state_words(&cache);
     let (before, wanted) = (device.bytes(), cache.bytes());
     let kept = slots((0..2000).step_by(20));
-    cache.keep(0, &|_, _| &kept, 1).expect("fits");
+    cache.keep(0, &kept, 1).expect("fits");
     state_words(&cache);
     let after = device.bytes();
     let freed = wanted - cache.bytes();
@@ -302,27 +305,26 @@ fn reserved_bytes_fall_when_slots_are_evicted() {
 fn ids_read_late_are_the_ids_read_at_once() {
     everywhere(|fx, model, words| {
         let run = |late: bool| {
-            let mut cache = fx.cache(model.device(), words, 1, 64);
-            let logits = prefill(model, &mut cache, 0, &fx.ids("prompt.64.ids"), 0);
-            cache.sample(&logits, &[0], 0);
+            let shape = CacheShape::new(&fx.config, words, 1, 64).expect("f32 or f16");
+            let mut runner = Runner::new(model.clone(), shape);
+            runner.prefill(0, &fx.ids("prompt.64.ids")).expect("fits");
             let (mut ids, mut reads) = (Vec::new(), Vec::new());
             for step in 0..40u32 {
                 // The copy is taken here; what follows advances the state in place.
-                let read = cache.read_state();
+                let read = runner.read();
                 if late {
                     reads.push((step, read));
                 } else {
-                    let words = as_u32(&block_on(read).expect("readable")[0]);
-                    assert_eq!(words[state::STEP], step + 1);
-                    ids.extend(cache.ids(&words, 0, step, step + 1).expect("finite"));
+                    let copy = block_on(read.finish()).expect("readable");
+                    assert_eq!(copy[state::STEP], step + 1);
+                    ids.extend(runner.cache().ids(&copy, 0, step, step + 1).expect("finite"));
                 }
-                let out = model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None);
-                cache.sample(&out.expect("fits").logits.expect("asked for"), &[0], 1);
+                runner.decode(&[0], 1).expect("fits");
             }
             for (step, read) in reads {
-                let words = as_u32(&block_on(read).expect("readable")[0]);
-                assert_eq!(words[state::STEP], step + 1, "the state as it was when the read began");
-                ids.extend(cache.ids(&words, 0, step, step + 1).expect("finite"));
+                let copy = block_on(read.finish()).expect("readable");
+                assert_eq!(copy[state::STEP], step + 1, "the state as it was when the read began");
+                ids.extend(runner.cache().ids(&copy, 0, step, step + 1).expect("finite"));
             }
             ids
         };
@@ -370,7 +372,7 @@ fn a_thousand_steps_with_pruning() {
             logits = values(&decode(&twin, &mut cache, ids[step + 1]));
             if (step + 1) % PRUNE == 0 {
                 let kept = plan(cache.len(0, 0));
-                cache.keep(0, &|_, _| &kept, 1).expect("fits");
+                cache.keep(0, &kept, 1).expect("fits");
             }
         }
     }
@@ -388,6 +390,7 @@ fn a_thousand_steps_with_pruning() {
 fn free_run(fx: &Fixture, device: &ComputeDevice) -> (Vec<u32>, Vec<(usize, Vec<f32>)>) {
     let model = fx.load(device);
     let mut cache = fx.cache(device, Dtype::F16, 1, 64);
+    let mut sampler = Sampler::new(fx.config.vocab_size, &mut cache, device);
     let (mut ids, mut reads, mut sampled, mut most, mut falls) = (Vec::new(), Vec::new(), Vec::new(), 0, 0);
     let (mut first, mut last) = (0, 0);
     let mut logits = prefill(&model, &mut cache, 0, &fx.ids("oracle.prompt.ids"), 0);
@@ -395,7 +398,7 @@ fn free_run(fx: &Fixture, device: &ComputeDevice) -> (Vec<u32>, Vec<(usize, Vec<
         if step % EVERY == 0 {
             sampled.push((step, start(&logits)));
         }
-        cache.sample(&logits, &[0], (step > 0) as usize);
+        sampler.sample(&logits, &mut cache, &[0], (step > 0) as usize);
         if (step + 1) % 32 == 0 || step + 1 == STEPS {
             let from = step / 32 * 32;
             reads.push((from as u32, step as u32 + 1, cache.read_state()));
@@ -404,7 +407,7 @@ fn free_run(fx: &Fixture, device: &ComputeDevice) -> (Vec<u32>, Vec<(usize, Vec<
             let kept = plan(cache.len(0, 0));
             state_words(&cache);
             let (before, held) = (device.bytes(), cache.bytes());
-            cache.keep(0, &|_, _| &kept, 1).expect("fits");
+            cache.keep(0, &kept, 1).expect("fits");
             state_words(&cache);
             let after = device.bytes();
             if cache.bytes() < held {
@@ -420,8 +423,7 @@ fn free_run(fx: &Fixture, device: &ComputeDevice) -> (Vec<u32>, Vec<(usize, Vec<
             assert_mirrored(&cache);
         }
         most = most.max(cache.len(0, 0));
-        let out = model.forward(Input::Pending(&[0]), &mut cache, Logits::Last, None).expect("fits");
-        logits = out.logits.expect("asked for");
+        logits = last_logits(&model, &mut cache, Input::Pending(&[0]));
     }
     for (from, to, read) in reads {
         let words = as_u32(&block_on(read).expect("readable")[0]);

@@ -1,12 +1,12 @@
 //! The model inside the binary against transformers: what `models/train/export.py` recorded in `golden.json`.
 use crate::common;
 use secateur::builtin;
-use secateur::cache::{CacheShape, KvCache};
+use secateur::cache::CacheShape;
 use secateur::device::ComputeDevice;
 use secateur::dtype::Dtype;
-use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Settings};
+use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Runner, Settings};
 use secateur::model::config::ModelConfig;
-use secateur::model::decoder::{Decoder, Input, Logits};
+use secateur::model::decoder::Decoder;
 use secateur::trace::StopReason;
 use secateur::weights::Weights;
 use serde::Deserialize;
@@ -68,22 +68,20 @@ fn greedy_ids_of_all_problems_at_once_are_those_of_transformers() {
     let began = std::time::Instant::now();
     let model = Decoder::load(&config, &weights, 2048, device, &mut |_, _| ()).expect("it is in the binary");
     let seqs = problems.len();
-    let mut cache = KvCache::new(CacheShape::new(&config, Dtype::F32, seqs, 64).expect("f32 or f16"), device);
+    let mut runner = Runner::new(model.into(), CacheShape::new(&config, Dtype::F32, seqs, 64).expect("f32 or f16"));
     for (seq, problem) in problems.iter().enumerate() {
-        let logits = common::prefill(&model, &mut cache, seq, &problem.prompt_ids, 0);
-        cache.sample(&logits, &[seq], 0);
+        runner.prefill(seq, &problem.prompt_ids).expect("fits");
     }
     let all: Vec<usize> = (0..seqs).collect();
     let mut found = vec![Vec::new(); seqs];
     for step in 1..=steps {
         if step % 16 == 0 || step == steps {
-            let words = common::state_words(&cache);
+            let state = common::block_on(runner.read().finish()).expect("readable");
             for (seq, found) in found.iter_mut().enumerate() {
-                found.extend(cache.ids(&words, seq, found.len() as u32, step).expect("finite logits"));
+                found.extend(runner.cache().ids(&state, seq, found.len() as u32, step).expect("finite logits"));
             }
         }
-        let out = model.forward(Input::Pending(&all), &mut cache, Logits::Last, None).expect("fits");
-        cache.sample(&out.logits.expect("asked for"), &all, 1);
+        runner.decode(&all, 1).expect("fits");
     }
     for (i, (found, problem)) in found.iter().zip(&problems).enumerate() {
         let golden = &problem.greedy_ids;

@@ -10,7 +10,7 @@ use secateur::device::ComputeDevice;
 use secateur::kernels::readback::{as_u32, read_u32};
 
 use secateur::kernels::{self, TopKSpec};
-use secateur::sampling::Sampling;
+use secateur::sampling::{Sampler, Sampling};
 use serde_json::Value;
 
 /// Sequences that draw at once, each with a seed of its own.
@@ -44,16 +44,17 @@ fn sampling(settings: &Value) -> Sampling {
 /// How often each token is drawn in `SEQS · ROUNDS` first steps, each of another seed.
 fn draw(device: &ComputeDevice, logits: &[f32], prompt: &[u32], sampling: &Sampling) -> HashMap<u32, usize> {
     let vocab = logits.len();
-    let shape = CacheShape { layers: 1, kv_heads: 1, vocab, head_dim: 8, dtype: Dtype::F32, seqs: SEQS, growth: 1 };
+    let shape = CacheShape { layers: 1, kv_heads: 1, head_dim: 8, dtype: Dtype::F32, seqs: SEQS, growth: 1 };
     let mut cache = KvCache::new(shape, device);
+    let mut sampler = Sampler::new(vocab, &mut cache, device);
     let all: Vec<usize> = (0..SEQS).collect();
     let logits = kernels::f32_tensor(logits.repeat(SEQS), [SEQS, vocab], &device.burn);
     let mut drawn = HashMap::new();
     for round in 0..ROUNDS {
         for seq in 0..SEQS {
-            cache.set_sampler(seq, sampling, (round * SEQS + seq) as u64, prompt);
+            sampler.set(&mut cache, seq, sampling, (round * SEQS + seq) as u64, prompt);
         }
-        cache.sample(&logits, &all, 0);
+        sampler.sample(&logits, &mut cache, &all, 0);
         let words = as_u32(&block_on(cache.read_state()).expect("readable")[0]);
         for seq in 0..SEQS {
             let step = cache.sequence(seq).step;
@@ -119,8 +120,7 @@ fn candidates_are_the_first_of_a_plain_sort() {
     let _one = serial();
     for device in two() {
         for (vocab, merges) in [(8192, false), (20_011, true), (151_936, true)] {
-            let shape =
-                CacheShape { layers: 1, kv_heads: 1, vocab, head_dim: 8, dtype: Dtype::F32, seqs: 2, growth: 1 };
+            let shape = CacheShape { layers: 1, kv_heads: 1, head_dim: 8, dtype: Dtype::F32, seqs: 2, growth: 1 };
             let mut cache = KvCache::new(shape, device);
             let map = cache.select(&[1, 0]);
             // Steps of 1/64 between -16 and 16: thousands of values for hundreds of thousands of tokens.

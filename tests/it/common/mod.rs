@@ -8,16 +8,16 @@ pub mod replay;
 
 use secateur::dtype::Dtype;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use burn::tensor::Tensor;
 use secateur::Slot;
-use secateur::cache::{CacheShape, KvCache};
+use secateur::cache::{CacheShape, KeepSets, KvCache};
 use secateur::device::{self, ComputeDevice};
 use secateur::kernels::readback::{Readback, as_f32, as_u32, read_f32};
 use secateur::kernels::{Reduce, state};
 use secateur::model::config::ModelConfig;
-use secateur::model::decoder::{Decoder, Input, Logits};
+use secateur::model::decoder::{Decoder, Input, Logits, Output};
 use secateur::policy::{Scope, Sets};
 use secateur::weights::{ModelSource, Weights};
 
@@ -56,12 +56,13 @@ impl Fixture {
         }
     }
 
-    pub fn load(&self, device: &ComputeDevice) -> Decoder {
-        Decoder::load(&self.config, &self.weights, 4096, device, &mut |_, _| ()).expect("the fixture loads")
+    pub fn load(&self, device: &ComputeDevice) -> Arc<Decoder> {
+        let model = Decoder::load(&self.config, &self.weights, 4096, device, &mut |_, _| ());
+        Arc::new(model.expect("the fixture loads"))
     }
 
-    pub fn cache(&self, device: &ComputeDevice, words: Dtype, seqs: usize, growth: usize) -> KvCache {
-        KvCache::new(CacheShape::new(&self.config, words, seqs, growth).expect("f32 or f16"), device)
+    pub fn cache(&self, device: &ComputeDevice, dtype: Dtype, seqs: usize, growth: usize) -> KvCache {
+        KvCache::new(CacheShape::new(&self.config, dtype, seqs, growth).expect("f32 or f16"), device)
     }
 
     /// A tensor of ids or positions.
@@ -170,7 +171,7 @@ pub fn assert_mirrored(cache: &KvCache) {
         assert_eq!(header[state::POSITION], mirror.position.0, "position of sequence {seq}");
         assert_eq!(header[state::STEP], mirror.step, "step of sequence {seq}");
         for layer in 0..cache.shape().layers {
-            let row = &words[cache.table(layer) + seq * state::ROW..][..state::ROW];
+            let row = &words[cache.table_offset(layer) + seq * state::ROW..][..state::ROW];
             assert_eq!(row[state::LEN] as usize, cache.len(layer, seq), "length, layer {layer}, sequence {seq}");
             assert_eq!(row[state::CAP] as usize, cache.capacity(layer, seq), "capacity, layer {layer}, sequence {seq}");
         }
@@ -180,7 +181,7 @@ pub fn assert_mirrored(cache: &KvCache) {
 /// The cached rows of a sequence in a layer, keys then values, head by head: what is beyond the length left out.
 pub fn rows(cache: &KvCache, layer: usize, seq: usize) -> Vec<u32> {
     let words = state_words(cache);
-    let entry = &words[cache.table(layer) + seq * state::ROW..][..state::ROW];
+    let entry = &words[cache.table_offset(layer) + seq * state::ROW..][..state::ROW];
     let [len, base, cap] = [state::LEN, state::BASE, state::CAP].map(|i| entry[i] as usize);
     let shape = cache.shape();
     let row_words = shape.slot_bytes() / (2 * shape.kv_heads * 4);
@@ -191,18 +192,48 @@ pub fn rows(cache: &KvCache, layer: usize, seq: usize) -> Vec<u32> {
         .collect()
 }
 
+/// Plans `input` and forwards it. Lengths do not advance.
+pub fn forward(
+    model: &Decoder,
+    cache: &mut KvCache,
+    input: Input<'_>,
+    readout: Option<Reduce>,
+) -> secateur::Result<Output> {
+    let plan = model.plan(input, cache)?;
+    Ok(model.forward(&plan, cache, readout))
+}
+
+/// The last row's logits of `ids` as one chunk, or those of the pending tokens. Lengths do not advance.
+pub fn last_logits(model: &Decoder, cache: &mut KvCache, input: Input<'_>) -> Tensor<2> {
+    let out = forward(model, cache, input, None).expect("fits");
+    model.logits(&out, Logits::Last)
+}
+
 /// Forwards `ids` as one chunk and advances; `next` becomes the pending token. Returns the last row's logits.
 pub fn prefill(model: &Decoder, cache: &mut KvCache, seq: usize, ids: &[u32], next: u32) -> Tensor<2> {
-    let out = model.forward(Input::Chunk { seq, ids }, cache, Logits::Last, None).expect("fits");
+    let logits = last_logits(model, cache, Input::Chunk { seq, ids });
     cache.advance(seq, ids.len(), next);
-    out.logits.expect("asked for")
+    logits
 }
 
 /// Forwards the pending token of the one sequence and advances; `next` becomes the pending token.
 pub fn decode(model: &Decoder, cache: &mut KvCache, next: u32) -> Tensor<2> {
-    let out = model.forward(Input::Pending(&[0]), cache, Logits::Last, None).expect("fits");
+    let logits = last_logits(model, cache, Input::Pending(&[0]));
     cache.advance(0, 1, next);
-    out.logits.expect("asked for")
+    logits
+}
+
+/// A list of kept slots for each of several sets, and which of them a layer and head keep.
+pub struct Kept<'a, F> {
+    pub lists: &'a [Vec<Slot>],
+    /// The index in `lists`, of a layer and head.
+    pub pick: F,
+}
+
+impl<F: Fn(usize, usize) -> usize> KeepSets for Kept<'_, F> {
+    fn slots(&self, layer: usize, head: usize) -> &[Slot] {
+        &self.lists[(self.pick)(layer, head)]
+    }
 }
 
 /// Positions after whose forward the fixtures' schedule evicts.
@@ -231,7 +262,7 @@ pub fn schedule(
         let Some(event) = EVENTS.iter().position(|p| *p == position) else { continue };
         let before = cache.checkpoint(0);
         let probe = fx.ids(&format!("oracle.{event}.probe.ids"));
-        model.forward(Input::Probe { seq: 0, ids: &probe }, cache, Logits::None, Some(Reduce::Layer)).expect("fits");
+        forward(model, cache, Input::Probe { seq: 0, ids: &probe }, Some(Reduce::Layer)).expect("fits");
         cache.rollback(&before, next);
         let keep = |(set, positions): (usize, &Vec<u32>)| {
             let (layer, head) = sets.place(set);
@@ -240,7 +271,8 @@ pub fn schedule(
             (0..positions.len()).filter(stays).map(|slot| Slot(slot as u32)).collect()
         };
         let kept: Vec<Vec<Slot>> = cached.iter().enumerate().map(keep).collect();
-        cache.keep(0, &|layer, head| &kept[sets.of(layer, head)], 1).expect("fits");
+        let keep = Kept { lists: &kept, pick: |layer, head| sets.of(layer, head) };
+        cache.keep(0, &keep, 1).expect("fits");
         for (set, kept) in cached.iter_mut().zip(&kept) {
             *set = kept.iter().map(|slot| set[slot.0 as usize]).collect();
         }

@@ -1,0 +1,147 @@
+//! The state of all sequences on the device, and the host's mirror of it.
+//!
+//! One tensor of u32 words, which kernels read and `sample` advances ([`state`] has the offsets inside an entry):
+//!
+//! ```text
+//! headers   SEQ words a sequence: pending token, position, step, settings of the sampler
+//! tables    for each layer ROW words a sequence: length, base and capacity of its region
+//! rings     the latest RING sampled ids of each sequence
+//! row map   the sequence that each row of a step belongs to
+//! ```
+//!
+//! The host knows lengths and positions without reading them back, because every step advances them by a known number. Only the
+//! sampled ids have to be read, and the rings let the host read them several steps late. The row map lets any of the sequences be
+//! forwarded together, in any order.
+use burn::tensor::{Int, Tensor};
+
+use super::{CacheShape, RING, Region};
+use crate::Position;
+use crate::device::ComputeDevice;
+use crate::kernels::readback::{self, Readback};
+use crate::kernels::{self, InPlace, memory, state};
+
+/// The host's mirror of a sequence's header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SeqMirror {
+    /// Logical position of the next token to be forwarded.
+    pub position: Position,
+    /// Tokens sampled so far.
+    pub step: u32,
+    /// The position at the last gather. With compact positions, keys written since then stand where they were written.
+    pub position_at_last_gather: Position,
+}
+
+impl SeqMirror {
+    /// A sequence of which nothing was forwarded.
+    pub(super) const EMPTY: Self = Self { position: Position(0), step: 0, position_at_last_gather: Position(0) };
+}
+
+/// The state tensor, and what the host knows of its contents.
+pub(super) struct DeviceState {
+    layers: usize,
+    tensor: InPlace<Tensor<1, Int>>,
+    /// One for each sequence.
+    pub mirrors: Vec<SeqMirror>,
+    /// The row map as it is on the device.
+    selected: Vec<usize>,
+}
+
+impl DeviceState {
+    /// A state of zeros. The headers' sampler settings are written by the sampler.
+    pub fn new(shape: &CacheShape, device: &ComputeDevice) -> Self {
+        let words = shape.state_words().next_multiple_of(4);
+        Self {
+            layers: shape.layers,
+            tensor: InPlace::new(kernels::u32_tensor(vec![0; words], &device.burn)),
+            mirrors: vec![SeqMirror::EMPTY; shape.seqs],
+            selected: vec![0; shape.seqs],
+        }
+    }
+
+    /// The tensor, for kernels that read it.
+    pub fn tensor(&self) -> &Tensor<1, Int> {
+        &self.tensor
+    }
+
+    /// The tensor, for the kernel that writes it.
+    pub fn tensor_mut(&mut self) -> &mut InPlace<Tensor<1, Int>> {
+        &mut self.tensor
+    }
+
+    fn seqs(&self) -> usize {
+        self.mirrors.len()
+    }
+
+    /// Offset of `layer`'s table.
+    pub fn table_offset(&self, layer: usize) -> usize {
+        self.seqs() * state::SEQ + layer * self.seqs() * state::ROW
+    }
+
+    /// Offset of the ring of `seq`.
+    fn ring_offset(&self, seq: usize) -> usize {
+        self.table_offset(self.layers) + seq * RING
+    }
+
+    /// Offset of the row map.
+    pub fn row_map_offset(&self) -> usize {
+        self.ring_offset(self.seqs())
+    }
+
+    /// Makes `seqs` the sequences of the next step's rows, in this order. Returns the offset of the row map.
+    pub fn select(&mut self, seqs: &[usize]) -> usize {
+        let offset = self.row_map_offset();
+        if !self.selected.starts_with(seqs) {
+            self.selected[..seqs.len()].copy_from_slice(seqs);
+            self.write(offset, seqs.iter().map(|seq| *seq as u32).collect());
+        }
+        offset
+    }
+
+    /// Writes lengths, bases and capacities of all regions: `regions` lists them layer by layer, sequence by sequence.
+    pub fn write_tables<'r>(&mut self, regions: impl Iterator<Item = &'r Region>) {
+        let tables = regions.flat_map(|r| [r.len as u32, r.base as u32, r.cap as u32, 0]).collect();
+        self.write(self.table_offset(0), tables);
+    }
+
+    /// Writes the part of a header that changes from step to step. `token` is the pending token, or any value where there is none.
+    pub fn write_header(&mut self, seq: usize, token: u32) {
+        let SeqMirror { position, step, .. } = self.mirrors[seq];
+        let mut header = vec![0; state::MISSED];
+        header[state::TOKEN] = token;
+        header[state::POSITION] = position.0;
+        header[state::STEP] = step;
+        self.write(seq * state::SEQ, header);
+    }
+
+    /// Writes the part of a header that configures the sampler.
+    pub fn write_sampler(&mut self, seq: usize, settings: &[u32; state::SEQ - state::MISSED]) {
+        self.write(seq * state::SEQ + state::MISSED, settings.to_vec());
+    }
+
+    fn write(&mut self, offset: usize, words: Vec<u32>) {
+        self.tensor.update(|tensor| ((), memory::write_u32(tensor, offset, words)));
+    }
+
+    /// Follows the `sample` kernel: each of `seqs` has one sampled token more and has moved by `advance` positions.
+    pub fn mirror_sample(&mut self, seqs: &[usize], advance: usize) {
+        for &seq in seqs {
+            self.mirrors[seq].position.0 += advance as u32;
+            self.mirrors[seq].step += 1;
+        }
+    }
+
+    /// Starts reading the state. The copy is taken now; what is launched later does not show in it.
+    pub fn read(&self) -> Readback {
+        readback::read_u32(&[&*self.tensor])
+    }
+
+    /// The ids that `seq` sampled at steps `from .. to`, out of a copy of the state.
+    ///
+    /// # Panics
+    /// When the ring no longer holds all of them: more than [`RING`] steps.
+    pub fn ring_ids<'w>(&self, copy: &'w [u32], seq: usize, from: u32, to: u32) -> impl Iterator<Item = u32> + use<'w> {
+        assert!(to - from <= RING as u32, "read too late: the ring of sampled ids has wrapped around");
+        let ring = self.ring_offset(seq);
+        (from..to).map(move |step| copy[ring + step as usize % RING])
+    }
+}

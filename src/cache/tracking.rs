@@ -1,0 +1,133 @@
+//! What is kept up to date beside keys and values, for policies that look back: running sums of attention and the latest queries.
+use burn::tensor::{Device, Int, Tensor};
+
+use super::{KvCache, Region};
+use crate::kernels::{self, AttentionSumsSpec, GatherSpec, InPlace, QueryRingSpec, cache_gather::MOVE, memory};
+use crate::policy::Positions;
+use crate::{Error, ErrorKind, Result};
+
+/// Queries that are tracked for each sequence. No policy looks through more.
+pub const OBSERVED: usize = 32;
+
+/// What is tracked. The tokens of a probe leave no trace in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tracking {
+    /// The attention that each slot has had from all queries, per KV head.
+    pub sums: bool,
+    /// The latest [`OBSERVED`] queries.
+    pub queries: bool,
+}
+
+/// What is tracked in one layer.
+#[derive(Default)]
+pub(super) struct Tracked {
+    /// f32 bits in u32 words: for each sequence `kv_heads · capacity` of them, from half its region's `base` on.
+    sums: Option<InPlace<Tensor<1, Int>>>,
+    /// f32 `[sequences · OBSERVED, heads · head_dim]`: a ring of [`OBSERVED`] rows for each sequence.
+    queries: Option<InPlace<Tensor<2>>>,
+}
+
+impl Tracked {
+    /// Moves the sums along with the slots. `moves` and `spec` are those of the layer's keys and values.
+    pub(super) fn gather(
+        &mut self,
+        device: &Device,
+        keep: &Tensor<1, Int>,
+        moves: &[u32],
+        spec: GatherSpec,
+        kv_heads: usize,
+        out_words: usize,
+    ) {
+        let Some(sums) = &mut self.sums else { return };
+        // A slot has one word here for each KV head, where keys and values have two rows: bases (entries 0 and 2 of a move) are half.
+        let halved = |(i, v): (usize, &u32)| if matches!(i % MOVE, 0 | 2) { v / 2 } else { *v };
+        let moves = kernels::u32_tensor(moves.iter().enumerate().map(halved).collect(), device);
+        let spec = GatherSpec { row_words: 1, planes: kv_heads, out_words, ..spec };
+        sums.update(|sums| ((), memory::dedicated(device, || kernels::cache_gather(sums, keep, &moves, spec))));
+    }
+}
+
+impl KvCache {
+    /// Adds to what is tracked. It applies to all sequences until the next [`begin`](Self::begin), and must be called for a sequence
+    /// before its first token. `query_cols`: values of a token's queries, all heads together.
+    pub fn track(&mut self, tracking: Tracking, query_cols: usize) {
+        let rows = self.shape.seqs * OBSERVED;
+        for layer in &mut self.layers {
+            if tracking.sums && layer.tracked.sums.is_none() {
+                let slots: usize = layer.regions.iter().map(|r| r.cap).sum();
+                let words = (slots * self.shape.kv_heads).max(4);
+                layer.tracked.sums = Some(InPlace::new(memory::empty_u32(&self.device.burn, words)));
+            }
+            if tracking.queries && layer.tracked.queries.is_none() {
+                layer.tracked.queries = Some(InPlace::new(memory::empty_f32(&self.device.burn, [rows, query_cols])));
+            }
+        }
+        self.tracking.sums |= tracking.sums;
+        self.tracking.queries |= tracking.queries;
+    }
+
+    /// What is tracked now.
+    pub fn tracking(&self) -> Tracking {
+        self.tracking
+    }
+
+    /// Adds a chunk's attention to the running sums of its slots, if they are tracked.
+    pub(crate) fn add_sums(
+        &mut self,
+        layer: usize,
+        q: &Tensor<2>,
+        lse: &Tensor<2>,
+        rope: &Tensor<1>,
+        spec: AttentionSumsSpec,
+    ) {
+        let (state, layer) = (self.state.tensor(), &mut self.layers[layer]);
+        let Some(sums) = &mut layer.tracked.sums else { return };
+        sums.update(|sums| ((), kernels::attention_sums(q, lse, &layer.kv, state, rope, sums, spec)));
+    }
+
+    /// Stores the queries of a chunk or of a decode step, if they are tracked. The row map names their sequences.
+    pub(crate) fn store_queries(&mut self, layer: usize, q: &Tensor<2>, chunk: usize) {
+        let [n, cols] = q.dims();
+        let spec = QueryRingSpec { n, cols, chunk, row_seq_offset: self.state.row_map_offset(), width: OBSERVED };
+        let Some(ring) = &mut self.layers[layer].tracked.queries else { return };
+        ring.update(|ring| ((), kernels::store_queries(q, self.state.tensor(), ring, spec)));
+    }
+
+    /// How many of the `most` latest queries of `seq` can be looked through. With compact positions only those since the last gather:
+    /// earlier queries were rotated for slots that have moved.
+    pub fn observable(&self, seq: usize, most: usize) -> usize {
+        let mirror = self.sequence(seq);
+        let since = if self.positions == Positions::Compact { mirror.position_at_last_gather.0 } else { 0 };
+        most.min(OBSERVED).min((mirror.position.0 - since) as usize)
+    }
+
+    /// The `n` latest queries of the one sequence that is selected, oldest first: f32 `[n, heads · head_dim]`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] when queries are not tracked, and for `n` of 0.
+    pub(crate) fn latest_queries(&self, layer: usize, n: usize) -> Result<Tensor<2>> {
+        let ring = self.layers[layer].tracked.queries.as_ref().filter(|_| n > 0);
+        let ring = ring.ok_or_else(|| Error::new(ErrorKind::Internal, "no queries are tracked to look through"))?;
+        let spec = QueryRingSpec {
+            n,
+            cols: ring.dims()[1],
+            chunk: n,
+            row_seq_offset: self.state.row_map_offset(),
+            width: OBSERVED,
+        };
+        Ok(kernels::latest_queries(ring, self.state.tensor(), spec))
+    }
+
+    /// The running sums of `seq` in `layer`, f32 bits in u32 words: `[kv_heads, capacity]`. Only the first `len` of each row are
+    /// meaningful.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] when sums are not tracked.
+    pub fn sums(&self, layer: usize, seq: usize) -> Result<Tensor<1, Int>> {
+        let layer = &self.layers[layer];
+        let sums = layer.tracked.sums.as_ref();
+        let sums = sums.ok_or_else(|| Error::new(ErrorKind::Internal, "no sums of attention are tracked"))?;
+        let Region { base, cap, .. } = layer.regions[seq];
+        Ok(memory::slice(sums, base / 2, self.shape.kv_heads * cap))
+    }
+}

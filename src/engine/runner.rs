@@ -1,0 +1,338 @@
+//! The model and the cache of its sequences together: prefill, decode, hold, probe, keep, resume.
+//!
+//! The methods are the steps of the path, in its order. They launch work on the device and return without waiting for it; only the
+//! awaits on what they read back wait. Sampled ids stay on the device and feed the next step.
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+
+use crate::Result;
+use crate::cache::{CacheShape, KvCache, RegionUpdate, Tracking};
+use crate::device::ComputeDevice;
+use crate::kernels::Reduce;
+use crate::kernels::readback::{self, Readback};
+use crate::model::decoder::{Decoder, Input, Logits, Output};
+use crate::policy::{Measured, Measurement, Positions};
+use crate::sampling::{Sampler, Sampling};
+
+/// Ids of a prompt that are forwarded at once.
+pub const PREFILL_CHUNK: usize = 256;
+
+/// A model, the cache of the sequences that it runs side by side, and their samplers.
+///
+/// ```no_run
+/// # async fn example(model: std::sync::Arc<secateur::model::decoder::Decoder>) -> secateur::Result<()> {
+/// use secateur::cache::CacheShape;
+/// use secateur::dtype::Dtype;
+/// use secateur::engine::Runner;
+/// let mut runner = Runner::new(model.clone(), CacheShape::new(model.config(), Dtype::F16, 1, 64)?);
+/// runner.prefill(0, &[1, 2, 3])?;
+/// runner.decode(&[0], 15)?;
+/// let state = runner.read().finish().await?;
+/// println!("{:?}", runner.cache().ids(&state, 0, 0, 16)?);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Runner {
+    model: Arc<Decoder>,
+    cache: KvCache,
+    sampler: Sampler,
+}
+
+/// How a sequence is run.
+#[derive(Debug, Clone, Copy)]
+pub struct Admission<'a> {
+    /// How the positions of kept keys are counted. Sequences side by side must agree.
+    pub positions: Positions,
+    /// What its policy needs kept up to date.
+    pub tracking: Tracking,
+    /// How its tokens are chosen.
+    pub sampling: &'a Sampling,
+    /// What the sampler draws with.
+    pub seed: u64,
+    /// Its prompt: tokens that a repetition penalty counts as seen.
+    pub prompt: &'a [u32],
+}
+
+/// A forward of pending tokens whose logits wait until the caches are pruned: what is sampled next then does not depend on the
+/// pruning, and a pruning that keeps everything changes no token.
+pub struct PendingForward {
+    seqs: Vec<usize>,
+    /// The forwarded tokens. The state keeps them until the next ones are sampled.
+    tokens: Vec<u32>,
+    out: Output,
+    logits: Tensor<2>,
+}
+
+/// What a policy asks to be measured of a sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct MeasureRequest<'a> {
+    /// What it decides by.
+    pub measurement: Measurement,
+    /// How far attention rows are averaged on the device.
+    pub granularity: Reduce,
+    /// The ids of the probe; empty where `measurement` needs none.
+    pub probe_ids: &'a [u32],
+}
+
+/// Rows over the slots of one sequence, on their way from the device.
+pub struct PendingRows {
+    read: Readback,
+    /// Slots that each layer's rows run over.
+    slots: Vec<usize>,
+}
+
+impl PendingRows {
+    /// Waits for the rows.
+    ///
+    /// # Errors
+    /// A device that cannot be read.
+    pub async fn finish(self) -> Result<Measured> {
+        let rows: Vec<Vec<f32>> = self.read.await?.iter().map(|bytes| readback::as_f32(bytes)).collect();
+        Measured::new(&rows, &self.slots)
+    }
+}
+
+/// Measurements of one sequence on their way from the device.
+#[derive(Default)]
+pub struct PendingMeasurements {
+    attention: Option<PendingRows>,
+    similarity: Option<PendingRows>,
+}
+
+/// What a policy needs measured, read from the device.
+#[derive(Debug, Default)]
+pub struct Measurements {
+    /// The attention that slots were given.
+    pub attention: Option<Measured>,
+    /// How alike keys are to each other.
+    pub similarity: Option<Measured>,
+    /// For the trace: the probe's attention, a row for each query head.
+    pub heads: Option<Measured>,
+}
+
+impl PendingMeasurements {
+    /// Waits for the measurements.
+    ///
+    /// # Errors
+    /// A device that cannot be read.
+    pub async fn finish(self) -> Result<Measurements> {
+        let mut measured = Measurements::default();
+        for (pending, out) in [(self.attention, &mut measured.attention), (self.similarity, &mut measured.similarity)] {
+            if let Some(rows) = pending {
+                *out = Some(rows.finish().await?);
+            }
+        }
+        Ok(measured)
+    }
+}
+
+impl Runner {
+    /// A runner with an empty cache and greedy samplers. The weights may be shared with other runners.
+    pub fn new(model: Arc<Decoder>, shape: CacheShape) -> Self {
+        let device = model.device();
+        let mut cache = KvCache::new(shape, device);
+        let sampler = Sampler::new(model.config().vocab_size, &mut cache, device);
+        Self { model, cache, sampler }
+    }
+
+    /// Whether a runner of this model and shape can begin on `device`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`](crate::ErrorKind::Device) when the state or the samplers of all sequences exceed the largest buffer.
+    pub fn check(vocab: usize, shape: &CacheShape, device: &ComputeDevice) -> Result<()> {
+        shape.check(&device.info)?;
+        Sampler::check(vocab, shape.seqs, &device.info)
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Decoder> {
+        &self.model
+    }
+
+    /// The cache, to look at.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
+    /// The model and its cache for work below the path's steps: teacher-forced tests, and measurements of single kernels.
+    pub fn parts_mut(&mut self) -> (&Decoder, &mut KvCache) {
+        (&self.model, &mut self.cache)
+    }
+
+    /// Empties `seq` and prepares it for a new prompt. `first`: no other sequence runs, so that how positions are counted may change.
+    ///
+    /// # Errors
+    /// A cache beyond the device's limits; positions that sequences side by side do not share.
+    pub fn admit(&mut self, seq: usize, first: bool, with: &Admission<'_>) -> Result<()> {
+        self.cache.clear(seq)?;
+        if first {
+            self.cache.begin(with.positions)?;
+        }
+        self.cache.track(with.tracking, self.model.config().q_size());
+        self.sampler.set(&mut self.cache, seq, with.sampling, with.seed, with.prompt);
+        Ok(())
+    }
+
+    /// Makes room for `extra` more tokens of each of `seqs`.
+    ///
+    /// # Errors
+    /// A cache beyond the device's limits.
+    pub fn reserve(&mut self, seqs: &[usize], extra: usize) -> Result<()> {
+        self.cache.reserve(seqs, extra)
+    }
+
+    /// Forwards the next chunk of a prompt, of which `rest` is not forwarded yet, and samples the first token after the last chunk.
+    /// Returns the number of ids that were forwarded.
+    ///
+    /// # Errors
+    /// What [`Decoder::plan`] refuses.
+    pub fn prefill(&mut self, seq: usize, rest: &[u32]) -> Result<usize> {
+        self.cache.reserve(&[seq], rest.len())?;
+        let ids = &rest[..rest.len().min(PREFILL_CHUNK)];
+        let plan = self.model.plan(Input::Chunk { seq, ids }, &mut self.cache)?;
+        let out = self.model.forward(&plan, &mut self.cache, None);
+        if ids.len() == rest.len() {
+            let logits = self.model.logits(&out, Logits::Last);
+            self.sampler.sample(&logits, &mut self.cache, &[seq], ids.len());
+        } else {
+            self.cache.advance(seq, ids.len(), 0);
+        }
+        Ok(ids.len())
+    }
+
+    /// `steps` decode steps of all of `seqs`: forwards their pending tokens and samples the next ones.
+    ///
+    /// # Errors
+    /// What [`Decoder::plan`] refuses.
+    pub fn decode(&mut self, seqs: &[usize], steps: usize) -> Result<()> {
+        for _ in 0..steps {
+            let plan = self.model.plan(Input::Pending(seqs), &mut self.cache)?;
+            let out = self.model.forward(&plan, &mut self.cache, None);
+            let logits = self.model.logits(&out, Logits::Last);
+            self.sampler.sample(&logits, &mut self.cache, seqs, 1);
+        }
+        Ok(())
+    }
+
+    /// Forwards the pending tokens of `pending` (sequence, token) as a decode step does, but samples nothing: the logits wait for
+    /// [`resume`](Self::resume). Reads the attention of these tokens where `readout` says how.
+    ///
+    /// # Errors
+    /// What [`Decoder::plan`] refuses.
+    pub fn hold(&mut self, pending: &[(usize, u32)], readout: Option<Reduce>) -> Result<PendingForward> {
+        let (seqs, tokens): (Vec<usize>, Vec<u32>) = pending.iter().copied().unzip();
+        let plan = self.model.plan(Input::Pending(&seqs), &mut self.cache)?;
+        let out = self.model.forward(&plan, &mut self.cache, readout);
+        let logits = self.model.logits(&out, Logits::Last);
+        for &(seq, token) in pending {
+            self.cache.advance(seq, 1, token);
+        }
+        Ok(PendingForward { seqs, tokens, out, logits })
+    }
+
+    /// Starts measuring what a policy needs, of the sequence in row `row` of `held`. A probe is forwarded, read and rolled back.
+    /// Nothing changes in the cache that is not put back.
+    ///
+    /// # Errors
+    /// What [`Decoder::plan`] refuses; what the policy needs and the cache does not track.
+    pub fn measure(
+        &mut self,
+        held: &PendingForward,
+        row: usize,
+        request: &MeasureRequest<'_>,
+    ) -> Result<PendingMeasurements> {
+        let (model, cache, seq) = (&self.model, &mut self.cache, held.seqs[row]);
+        let mut pending = PendingMeasurements::default();
+        match request.measurement {
+            Measurement::Nothing => {}
+            Measurement::LastRow => pending.attention = Some(read_rows(&held.out.readout_of(row))),
+            Measurement::ProbeRow => {
+                pending.attention = Some(self.probe(held, row, request.probe_ids, Some(request.granularity))?);
+            }
+            Measurement::Sums => {
+                let layers = 0..cache.shape().layers;
+                let sums = layers.clone().map(|layer| cache.sums(layer, seq)).collect::<Result<Vec<_>>>()?;
+                let read = readback::read_u32(&sums.iter().collect::<Vec<_>>());
+                let slots = layers.map(|layer| cache.capacity(layer, seq)).collect();
+                pending.attention = Some(PendingRows { read, slots });
+            }
+            Measurement::Window { queries } | Measurement::WindowAndKeys { queries } => {
+                let means = model.observe(cache, seq, queries)?;
+                let read = readback::read_u32(&means.iter().collect::<Vec<_>>());
+                pending.attention = Some(PendingRows { read, slots: cache.lens(seq) });
+                if let Measurement::WindowAndKeys { .. } = request.measurement {
+                    let alike = model.compare_keys(cache, seq);
+                    pending.similarity = Some(read_rows(&alike.iter().collect::<Vec<_>>()));
+                }
+            }
+        }
+        Ok(pending)
+    }
+
+    /// Appends `ids` to the sequence in row `row` of `held`, forwards them once, reads the attention of the last of them where `readout`
+    /// says how, and rolls back.
+    ///
+    /// # Errors
+    /// What [`Decoder::plan`] refuses.
+    pub fn probe(
+        &mut self,
+        held: &PendingForward,
+        row: usize,
+        ids: &[u32],
+        readout: Option<Reduce>,
+    ) -> Result<PendingRows> {
+        let (seq, pending) = (held.seqs[row], held.tokens[row]);
+        let before = self.cache.checkpoint(seq);
+        let plan = self.model.plan(Input::Probe { seq, ids }, &mut self.cache)?;
+        let out = self.model.forward(&plan, &mut self.cache, readout);
+        let rows = read_rows(&out.readout_of(0));
+        self.cache.rollback(&before, pending);
+        Ok(rows)
+    }
+
+    /// Evicts the slots that the updates do not name, together where there is room for all new buffers at once, else one sequence after
+    /// the other. Returns what became of each update.
+    pub fn keep(&mut self, updates: &[RegionUpdate<'_>]) -> Vec<Result<()>> {
+        if updates.is_empty() || self.cache.keep_each(updates).is_ok() {
+            return updates.iter().map(|_| Ok(())).collect();
+        }
+        updates.iter().map(|update| self.cache.keep_each(std::slice::from_ref(update))).collect()
+    }
+
+    /// Samples the next tokens from the logits that were held.
+    pub fn resume(&mut self, held: &PendingForward) {
+        self.sampler.sample(&held.logits, &mut self.cache, &held.seqs, 0);
+    }
+
+    /// Empties `seq` and gives its memory back.
+    ///
+    /// # Errors
+    /// A cache beyond the device's limits.
+    pub fn clear(&mut self, seq: usize) -> Result<()> {
+        self.cache.clear(seq)
+    }
+
+    /// Starts reading the state of all sequences. The copy is taken now: what is launched later does not show in it.
+    pub fn read(&self) -> PendingState {
+        PendingState(self.cache.read_state())
+    }
+}
+
+/// A copy of the state of all sequences, on its way from the device.
+pub struct PendingState(Readback);
+
+impl PendingState {
+    /// Waits for the u32 words of the state; [`KvCache::ids`] and [`Sampler::missed`] read them.
+    ///
+    /// # Errors
+    /// A device that cannot be read.
+    pub async fn finish(self) -> Result<Vec<u32>> {
+        Ok(self.0.await?.first().map(|bytes| readback::as_u32(bytes)).unwrap_or_default())
+    }
+}
+
+/// Starts reading f32 rows over the slots of each layer: `[rows, slots]`.
+fn read_rows(layers: &[&Tensor<2>]) -> PendingRows {
+    PendingRows { read: readback::read_f32(layers), slots: layers.iter().map(|rows| rows.dims()[1]).collect() }
+}
