@@ -2,8 +2,8 @@
 //!
 //!     cargo bench --bench decode -- MODEL_DIR [DEVICE] [STEPS]
 //!
-//! The split runs each kernel of a step on its own, many times, and divides: launches overlap in a real step, so the parts
-//! need not add up to it.
+//! The split runs each kernel of a step on its own, many times, and divides: launches overlap in a real step, so the
+//! parts need not add up to it.
 use secateur::dtype::Dtype;
 use std::sync::Arc;
 use std::time::Instant;

@@ -1,10 +1,12 @@
-//! What pruning costs and what it saves: `tokens:512` against `full` over thousands of tokens, and one pruning's parts.
+//! What pruning costs and what it saves: `tokens:512` against `full` over thousands of tokens, and one pruning's
+//! parts.
 //!
 //!     cargo bench --bench pruning -- MODEL_DIR [DEVICE] [TOKENS] [POLICY] [PLOT.svg]
 //!     cargo bench --bench pruning -- MODEL_DIR [DEVICE] [TOKENS] all    what each policy's measuring costs, in turns with `full`
 //!
-//! Both runs go on in turns, a few steps each, so that whatever else the machine does slows both alike. Speeds are medians over
-//! the turns of 500 tokens. The prompt opens the thinking; a model that has no tokenizer runs policies that need no probe.
+//! Both runs go on in turns, a few steps each, so that whatever else the machine does slows both alike. Speeds are
+//! medians over the turns of 500 tokens. The prompt opens the thinking; a model that has no tokenizer runs policies
+//! that need no probe.
 use secateur::dtype::Dtype;
 use std::sync::Arc;
 use std::time::Instant;
@@ -29,7 +31,8 @@ const BIN: usize = 500;
 struct Course {
     /// Tokens generated before, and milliseconds a token, of each turn without a pruning in it.
     turns: Vec<(usize, f64)>,
-    /// Of each pruning: tokens so far, slots before and after, reserved bytes before and after, microseconds of probe, plan, gather.
+    /// Of each pruning: tokens so far, slots before and after, reserved bytes before and after, microseconds of
+    /// probe, plan, gather.
     prunings: Vec<(usize, usize, usize, u64, u64, [u64; 3])>,
     tokens: usize,
     peak: usize,
@@ -155,8 +158,8 @@ fn median(mut all: Vec<f64>) -> f64 {
     all.get(all.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// What each policy's measuring costs where nothing is evicted, so that both runs cache the same: at every token, and at a
-/// pruning, whose measuring includes one step's forward pass that would have been due anyway.
+/// What each policy's measuring costs where nothing is evicted, so that both runs cache the same: at every token, and
+/// at a pruning, whose measuring includes one step's forward pass that would have been due anyway.
 fn costs(pruned: &mut Engine, full: &mut Engine, prompt: &Prompt, tokens: usize) -> secateur::Result<()> {
     println!(
         "{} on {}, {tokens} tokens, nothing evicted, p = {EVERY}",

@@ -10,7 +10,7 @@
 @group(0) @binding(3) var<storage, read_write> state: array<u32>;
 @group(0) @binding(4) var<storage, read_write> rope: array<vec4<f32>>;   // [positions, D]
 @group(0) @binding(5) var<storage, read_write> sums: array<f32>;
-struct Info { rows: u32, kv_heads: u32, row_seq_offset: u32, layer_table_offset: u32, already_cached: u32, slots: u32, positions: u32, scale: f32 }
+struct Info { chunk: u32, kv_heads: u32, row_seq_offset: u32, layer_table_offset: u32, already_cached: u32, slots: u32, positions: u32, scale: f32 }
 @group(0) @binding(6) var<uniform> info: Info;
 
 var<workgroup> qs: array<vec4<f32>, QB * D / 4u>;
@@ -24,16 +24,16 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let cap = state[entry + ROW_CAP];
     let base = state[entry + ROW_BASE];
     let length = state[entry + ROW_LEN] - info.already_cached;
-    let inside = slot < min(length + info.rows, cap) && slot < info.slots;
+    let inside = slot < min(length + info.chunk, cap) && slot < info.slots;
     let row = base + kv_head * cap + slot;
-    let queries = info.rows * G;
+    let queries = info.chunk * G;
     let heads = info.kv_heads * G;
     var sum = 0.0;
     for (var first = 0u; first < queries; first += QB) {
         workgroupBarrier();
         for (var e = thread; e < QB * D / 4u; e += THREADS) {
             let t = first + e / (D / 4u);
-            let query = (group.z * info.rows + t / G) * heads + kv_head * G + t % G;
+            let query = (group.z * info.chunk + t / G) * heads + kv_head * G + t % G;
             var v = vec4<f32>(0.0);
             if (t < queries) { v = q[query * (D / 4u) + e % (D / 4u)] * info.scale; }
             qs[e] = v;

@@ -8,7 +8,7 @@
 @group(0) @binding(1) var<storage, read_write> keep: array<u32>;     // kept slots; per sequence and KV head, or shared
 @group(0) @binding(2) var<storage, read_write> moves: array<u32>;    // [seqs, 8]: old base, old cap, new base, new cap, kept, first keep, keep stride per KV head
 @group(0) @binding(3) var<storage, read_write> out: array<Unit>;
-struct Info { kv_heads: u32, planes: u32, most_kept: u32, unused: u32 }
+struct Info { kv_heads: u32, planes: u32, most_kept: u32, pad0: u32 }
 @group(0) @binding(4) var<uniform> info: Info;
 
 @compute @workgroup_size(THREADS)

@@ -1,8 +1,8 @@
-//! How fast a model runs on a device, and how near that is to what the device can do.
+//! How fast a model runs on a device, and how close that is to the device's memory bandwidth.
 //!
-//! Decoding is bound by memory: a step reads the weights and the cached keys and values once. So [`Measured`] sets the bytes
-//! that a decoded token reads against [`copy_bandwidth`], measured on the same device. Random ids serve as well as text: no
-//! tokenizer is needed.
+//! Decoding is bound by memory: a step reads the weights and the cached keys and values once. [`Measured`] therefore
+//! has the bytes that a decoded token reads, to be compared with [`copy_bandwidth`], measured on the same device. The
+//! speed does not depend on which ids are forwarded: random ids are used, and no tokenizer is needed.
 use crate::dtype::Dtype;
 use std::sync::Arc;
 
@@ -24,12 +24,12 @@ pub struct Lengths {
     pub prompt: usize,
     /// Tokens to decode after it, in each sequence.
     pub decode: usize,
-    /// Sequences side by side, each with a prompt of its own.
+    /// Sequences that run side by side, each with a prompt of its own.
     pub sequences: usize,
 }
 
 impl Lengths {
-    /// Whether `context` positions are enough for them. The last token of a run is sampled, never forwarded.
+    /// Whether `context` positions are enough for them. (The last token of a run is sampled but not forwarded.)
     ///
     /// # Errors
     /// [`ErrorKind::Input`] for lengths of 0 or beyond the context.
@@ -50,10 +50,10 @@ impl Lengths {
     }
 }
 
-/// Several measurements of one thing.
+/// The spread of several measurements of the same quantity.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
-    /// The middle one; of an even number the mean of the middle two.
+    /// The middle value; for an even number of values, the mean of the middle two.
     pub median: f64,
     /// The smallest.
     pub min: f64,
@@ -62,7 +62,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of `values`, at least one, none of them NaN.
+    /// The spread of `values`: at least one, none of them NaN.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
@@ -72,22 +72,22 @@ impl Spread {
     }
 }
 
-/// What the device's memory gives to a kernel that does nothing but copy.
+/// The memory bandwidth of a device, measured with kernels that only copy.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Copied {
-    /// Bytes of the buffer that was copied; each is read once and written once.
+    /// Bytes of the buffer that was copied. Each is read once and written once.
     pub buffer_bytes: u64,
     /// Bytes read plus bytes written, a second, by the faster kernel.
     pub bytes_per_second: Spread,
-    /// Which that was: `gather` or `add`.
+    /// The faster kernel: `gather` or `add`.
     pub kernel: &'static str,
-    /// What `gather` gave: the kernel that prunes, here keeping every row.
+    /// Bytes a second of `gather`: the kernel that prunes, here keeping every row.
     pub gather_bytes_per_second: Spread,
-    /// What `add` gave: burn's kernel that adds a number to every value.
+    /// Bytes a second of `add`: burn's kernel that adds a number to every value.
     pub add_bytes_per_second: Spread,
 }
 
-/// Speed at one pair of lengths.
+/// The speed at one prompt length and one decode length.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measured {
     /// Tokens of the prompt.
@@ -96,7 +96,7 @@ pub struct Measured {
     pub decode: usize,
     /// Sequences side by side.
     pub sequences: usize,
-    /// Seconds of the first prefill: shaders are compiled in it. Not part of the spread.
+    /// Seconds of the first prefill, in which the shaders are compiled. It is not part of the spread.
     pub first_prefill_seconds: f64,
     /// Prompt tokens a second, one sequence after the other.
     pub prefill_tokens_per_second: Spread,
@@ -115,7 +115,7 @@ impl Measured {
     }
 }
 
-/// Ids from 0 to `vocabulary` - 1, as good as random, the same at every call.
+/// Pseudo-random ids below `vocabulary`, the same at every call.
 pub fn ids(n: usize, vocabulary: usize) -> Vec<u32> {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut next = || {
@@ -125,7 +125,8 @@ pub fn ids(n: usize, vocabulary: usize) -> Vec<u32> {
     (0..n).map(|_| next() as u32).collect()
 }
 
-/// Prefills `ids` as the prompt of each sequence of `runner`, one after the other, samples a token in each, and waits for the last.
+/// Prefills `ids` as the prompt of each sequence of `runner`, one after the other, samples a token in each, and waits
+/// for the last.
 ///
 /// # Errors
 /// What [`Runner::prefill`] refuses; a device that fails.
@@ -141,8 +142,8 @@ pub async fn prefill(runner: &mut Runner, ids: &[u32]) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-/// Decodes `steps` tokens in every sequence of `runner` as the engine does: all sequences in one step, ids read one burst late. Waits
-/// for the last.
+/// Decodes `steps` tokens in every sequence of `runner` as the engine does: all sequences in one step, ids read one
+/// burst late. Waits for the last.
 ///
 /// # Errors
 /// What [`Runner::decode`] refuses; a device that fails.
@@ -159,7 +160,8 @@ pub async fn decode(runner: &mut Runner, steps: usize) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-/// Prefill and decode at `lengths`, `repeat` times after a first round that compiles the shaders. `tick` is called after every round.
+/// Prefill and decode at `lengths`, `repeat` times after a first round that compiles the shaders. `tick` is called
+/// after every round.
 ///
 /// # Errors
 /// Lengths of 0 or beyond the context; a device that fails.
@@ -201,14 +203,14 @@ pub async fn measure(
     })
 }
 
-/// Words of a row that [`copy_bandwidth`] gathers: 512 bytes, a head of 128 f32 or 256 f16 values.
+/// u32 words of a row that [`copy_bandwidth`] gathers: 512 bytes, a head of 128 f32 or 256 f16 values.
 const ROW_WORDS: usize = 128;
 
-/// The smallest buffer that [`copy_bandwidth`] copies: beyond the caches of ordinary processors.
+/// Bytes of the smallest buffer that [`copy_bandwidth`] copies: larger than the caches of ordinary processors.
 pub const SMALLEST_COPY: u64 = 64 << 20;
 
-/// Copies a buffer with two kernels, `repeat` times each after a first time that compiles, and takes the faster. The buffer
-/// has 64 MiB on software adapters and 256 MiB on GPUs, whose caches are larger, or what one binding may have.
+/// Copies a buffer with two kernels, `repeat` times each after a first time that compiles, and takes the faster. The
+/// buffer has 64 MiB on software adapters and 256 MiB on GPUs, whose caches are larger, or what one binding may have.
 ///
 /// # Errors
 /// A device whose bindings are below [`SMALLEST_COPY`], or that fails.
@@ -222,7 +224,7 @@ pub async fn copy_bandwidth(device: &ComputeDevice, repeat: usize) -> Result<Cop
             .expected(format!("{SMALLEST_COPY} bytes"))
             .found(format!("{bytes} bytes")));
     }
-    // Copies between two waits: a wait costs some 100 µs, as much as a fast GPU needs for a copy.
+    // GPUs make 32 copies between two waits: a wait costs about 100 µs, as much as one copy on a fast GPU.
     copy(device, bytes, repeat, if software { 1 } else { 32 }).await
 }
 
@@ -236,7 +238,8 @@ async fn copy(device: &ComputeDevice, bytes: u64, repeat: usize, batch: usize) -
         let moves = kernels::u32_tensor([0, rows, 0, rows, rows, 0, 0, 0].map(|v| v as u32).to_vec(), &device.burn);
         let spec =
             GatherSpec { row_words: ROW_WORDS, kv_heads: 1, planes: 2, seqs: 1, most_kept: rows, out_words: words };
-        // Written once before it is read: pages that nobody wrote are all the same page to an operating system.
+        // The buffer is written before it is read: to an operating system, all pages that were never written are one
+        // page.
         let source = kernels::cache_gather(memory::empty_u32(&device.burn, words), &keep, &moves, spec);
         let gather = || drop(kernels::cache_gather(source.clone(), &keep, &moves, spec));
         rates(&fence, words, repeat, batch, &gather).await?

@@ -1,4 +1,4 @@
-//! Does this machine compute what the twins compute? Every kernel case on a device, held against the CPU.
+//! Conformance of a device: runs every kernel case on it and compares the outputs with the CPU twins.
 use serde::Serialize;
 
 use crate::device::{ComputeDevice, DeviceInfo};
@@ -6,29 +6,29 @@ use crate::kernels::cases::{self, Bound, Case};
 use crate::kernels::memory;
 use crate::{Error, ErrorKind, Result};
 
-/// The outcome of one kernel's cases on one device.
+/// The result of one kernel's cases on one device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct KernelResult {
-    /// The kernel.
+    /// Name of the kernel.
     pub kernel: &'static str,
-    /// Cases that ran.
+    /// Number of cases that ran.
     pub cases: usize,
-    /// Outputs that were compared.
+    /// Number of outputs that were compared.
     pub outputs: usize,
-    /// The worst error of any output, as a fraction of its bound.
+    /// The largest error of any output, as a fraction of its bound.
     pub worst_of_bound: f64,
-    /// The stated bounds of its outputs, in words.
+    /// The bounds of its outputs, as text.
     pub bounds: Vec<String>,
-    /// What failed: case, output and place.
+    /// Each failure with case, output and place.
     pub failures: Vec<String>,
 }
 
-/// The outcome of all cases on one device.
+/// The results of all cases on one device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
-    /// The device.
+    /// The device that ran them.
     pub device: DeviceInfo,
-    /// One entry a kernel, in the order of the list.
+    /// One entry for each kernel, in the order of the cases.
     pub kernels: Vec<KernelResult>,
     /// Cases that passed.
     pub passed: usize,
@@ -56,8 +56,8 @@ impl Report {
     }
 }
 
-/// A bound, in words.
-fn words(bound: Bound) -> String {
+/// A bound as text.
+fn bound_text(bound: Bound) -> String {
     match bound {
         Bound::Exact => "exact".into(),
         Bound::Absolute(v) => format!("{v:.1e} absolute"),
@@ -68,10 +68,10 @@ fn words(bound: Bound) -> String {
     }
 }
 
-/// Runs `cases` on `device` and compares every output with the twin's. `progress` is told (cases done, of how many).
+/// Runs `cases` on `device` and compares every output with that of the twin. Calls `progress(cases done, cases in all)`.
 ///
 /// # Errors
-/// When the device cannot be read. A wrong result is no error: it is in the report.
+/// When the device cannot be read. A wrong result is no error: the report contains it.
 pub async fn run(device: &ComputeDevice, cases: &[Case], mut progress: impl FnMut(usize, usize)) -> Result<Report> {
     let cpu = ComputeDevice::cpu();
     let mut report = Report::new(device.info.clone());
@@ -84,7 +84,7 @@ pub async fn run(device: &ComputeDevice, cases: &[Case], mut progress: impl FnMu
         let mut failures = Vec::new();
         let (mut worst, mut bounds) = (0f64, Vec::new());
         if expected.is_empty() || expected.len() != found.len() {
-            return Err(Error::new(ErrorKind::Internal, "a conformance case looks at nothing").at(&case.name));
+            return Err(Error::new(ErrorKind::Internal, "a conformance case compares no outputs").at(&case.name));
         }
         for (want, got) in expected.iter().zip(&found) {
             let (want_words, got_words) = (want.read().await?, got.read().await?);
@@ -92,7 +92,7 @@ pub async fn run(device: &ComputeDevice, cases: &[Case], mut progress: impl FnMu
                 Ok(error) => worst = worst.max(error),
                 Err(what) => failures.push(format!("{}, {}: {what}", case.name, want.name)),
             }
-            bounds.push(format!("{} {}", want.name, words(want.bound)));
+            bounds.push(format!("{} {}", want.name, bound_text(want.bound)));
         }
         *if failures.is_empty() { &mut report.passed } else { &mut report.failed } += 1;
         let entry = report.entry(case.kernel);
@@ -110,19 +110,19 @@ pub async fn run(device: &ComputeDevice, cases: &[Case], mut progress: impl FnMu
     Ok(report)
 }
 
-/// The names of `required` that no report answers to: `cpu`, a backend, `lavapipe`, or a part of an adapter's name. A name
-/// that is missing is a failed run: nothing passes because it did not run.
+/// Those of the `required` names that match no report. A name is `cpu`, a backend, `lavapipe`, or a part of an adapter's
+/// name. A missing name means that the run has failed: a device must not pass because it did not run.
 pub fn missing<'a>(reports: &[Report], required: impl IntoIterator<Item = &'a str>) -> Vec<String> {
-    let of = |name: &str| if name == "lavapipe" { "llvmpipe" } else { name }.to_string();
-    let ran = |name: &str| reports.iter().any(|r| r.passed + r.failed > 0 && r.device.matches(&of(name)));
+    let adapter = |name: &str| if name == "lavapipe" { "llvmpipe" } else { name }.to_string();
+    let ran = |name: &str| reports.iter().any(|r| r.passed + r.failed > 0 && r.device.matches(&adapter(name)));
     required.into_iter().map(str::trim).filter(|n| !n.is_empty() && !ran(n)).map(String::from).collect()
 }
 
-/// A first, quick look: the smallest case of every kernel. For devices that do not report a kernel they failed to compile
-/// (cubecl only logs it in browsers): run it before trusting one.
+/// Runs the smallest case of every kernel. Some devices do not report that a kernel failed to compile (in browsers, cubecl
+/// only logs it): run this before you rely on one.
 ///
 /// # Errors
-/// When a kernel computes wrongly; names the kernels and the first wrong value.
+/// [`ErrorKind::Device`] when a kernel computes wrong results, with the kernels and the first wrong value.
 pub async fn self_test(device: &ComputeDevice) -> Result<()> {
     let mut cases = cases::all();
     cases.dedup_by_key(|case| case.kernel);
@@ -132,13 +132,14 @@ pub async fn self_test(device: &ComputeDevice) -> Result<()> {
         return Ok(());
     }
     let wrong: Vec<&str> = report.kernels.iter().filter(|k| !k.failures.is_empty()).map(|k| k.kernel).collect();
-    Err(Error::new(ErrorKind::Device, format!("this adapter computes {} wrongly", wrong.join(", ")))
+    Err(Error::new(ErrorKind::Device, format!("this adapter computes wrong results in {}", wrong.join(", ")))
         .at(device.info.line())
         .found(failures[0])
-        .help("update the browser or the graphics driver; a conformance run shows all that is wrong, please report it"))
+        .help("update the browser or the graphics driver; please report the output of a conformance run"))
 }
 
-/// A table for people: a row a kernel, a column a device; cases run, the worst error as a fraction of the stated bound.
+/// A table as text. Rows are kernels, columns are devices; a cell has the number of cases and the largest error as a
+/// fraction of its bound.
 pub fn table(reports: &[Report]) -> String {
     let Some(first) = reports.first() else { return String::new() };
     let mut rows = vec![vec!["kernel".to_string(), "bounds".to_string()]];
@@ -170,23 +171,23 @@ pub fn table(reports: &[Report]) -> String {
     out
 }
 
-/// Shader variants, translated for every API.
+/// Translates shader variants for every graphics API.
 #[cfg(not(target_family = "wasm"))]
 pub mod shaders {
     use serde::Serialize;
 
     use crate::kernels::variant::{Variant, launched_variants};
 
-    /// What became of the shader variants that were launched.
+    /// The result of translating the shader variants that were launched.
     #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
     pub struct Translations {
-        /// Variants that naga validated and translated to SPIR-V, MSL, HLSL and GLSL.
+        /// Number of variants that naga validated and translated to SPIR-V, MSL, HLSL and GLSL.
         pub translated: usize,
-        /// Those it refused: kernel, constants, message.
+        /// Each variant that naga refused: kernel, constants, message.
         pub failures: Vec<String>,
     }
 
-    /// Translates every variant this process has launched.
+    /// Translates every variant that this process has launched.
     pub fn translate_launched() -> Translations {
         let mut all = Translations::default();
         for variant in launched_variants() {
@@ -198,14 +199,15 @@ pub mod shaders {
         all
     }
 
-    /// What the shaders may use: core WGSL. naga files `unpack2x16float` under a capability; WebGPU has it everywhere.
+    /// The capabilities that shaders may use: core WGSL. naga requires a capability for `unpack2x16float`, which is part of
+    /// core WebGPU.
     pub const CAPABILITIES: naga::valid::Capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
 
-    /// Validates a variant with naga and translates it to SPIR-V, MSL, HLSL and GLSL (ES 3.1): what wgpu does on every
-    /// platform, checked on this one. Returns the bytes of the four.
+    /// Validates a variant with naga and translates it to SPIR-V, MSL, HLSL and GLSL (ES 3.1), as wgpu does on the
+    /// respective platforms. Returns the sizes of the four in bytes.
     ///
     /// # Errors
-    /// The message of whichever step fails.
+    /// The message of the first step that fails.
     pub fn translate(variant: &Variant) -> std::result::Result<[usize; 4], String> {
         use naga::back;
         use naga::valid::{ValidationFlags, Validator};

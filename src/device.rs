@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::{Error, ErrorKind, Result};
 
-/// What a person needs to know about a device, and what the engine needs to know of its limits.
+/// A device as people and the engine see it: names, and limits.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DeviceInfo {
     /// The adapter's name as its driver gives it; `CPU twin` for the reference backend.
@@ -16,7 +16,7 @@ pub struct DeviceInfo {
     pub kind: String,
     /// The driver and its version; empty where the platform does not say (browsers).
     pub driver: String,
-    /// Largest buffer that a shader can bind, in bytes: bounds a weight shard and a layer's cache.
+    /// The largest buffer that a shader can bind, in bytes. It bounds a weight shard and a layer's cache.
     pub max_binding_bytes: u64,
     /// Storage buffers a shader may bind.
     pub max_storage_buffers: u32,
@@ -61,7 +61,7 @@ impl DeviceInfo {
         }
     }
 
-    /// Why this adapter cannot run the kernels, if it cannot. They need the WebGPU baseline.
+    /// The reason why this adapter cannot run the kernels, which need the WebGPU baseline; `None` if it can.
     pub fn unfit(&self) -> Option<String> {
         let needs = [
             ("storage buffers a shader", self.max_storage_buffers, 6),
@@ -72,6 +72,15 @@ impl DeviceInfo {
         lacking.map(|(what, has, wants)| format!("offers {has} {what}, {wants} are needed"))
     }
 
+    /// What to tell a user who asked for a GPU (`auto`) and got a software adapter, which computes on the CPU; `None` for a GPU.
+    pub fn software_warning(&self) -> Option<String> {
+        let adapter = self.kind == "software" && self.backend != "cpu";
+        adapter.then(|| {
+            let (name, help) = (&self.name, driver_help());
+            format!("no GPU was found: {name} is a driver that computes on the CPU, which is slow; {help}")
+        })
+    }
+
     /// One line: `name (backend, kind, driver)`.
     pub fn line(&self) -> String {
         let parts = [&self.backend, &self.kind, &self.driver];
@@ -79,7 +88,7 @@ impl DeviceInfo {
         format!("{} ({})", self.name, parts.join(", "))
     }
 
-    /// With what the browser tells of the adapter: wgpu leaves that out, and most browsers have no more than this.
+    /// The same with the name that the browser gives the adapter: wgpu leaves it out, and most browsers tell no more than this.
     #[cfg(target_family = "wasm")]
     fn named_by(mut self, device: &wgpu::Device) -> Self {
         let get = |of: &js_sys::wasm_bindgen::JsValue, key: &str| js_sys::Reflect::get(of, &key.into()).ok();
@@ -95,13 +104,13 @@ impl DeviceInfo {
         self
     }
 
-    /// Best first. OpenGL comes after the APIs made for compute.
+    /// The order of preference, lowest first. OpenGL comes after the APIs made for compute.
     fn rank(&self) -> (usize, bool) {
         let kinds = ["discrete", "integrated", "virtual", "unknown", "software"];
         (kinds.iter().position(|k| *k == self.kind).unwrap_or(kinds.len()), self.backend == "gl")
     }
 
-    /// Whether `select` names it: `auto`, its backend, or a part of its name in any case.
+    /// Whether `select` names this device: `auto`, its backend, or a part of its name in any case.
     pub fn matches(&self, select: &str) -> bool {
         let part = !select.is_empty() && self.name.to_lowercase().contains(&select.to_lowercase());
         select == "auto" || self.backend == select || part
@@ -119,7 +128,7 @@ fn backend_name(backend: wgpu::Backend) -> &'static str {
     }
 }
 
-/// Bytes the device's allocator holds, measured, not computed.
+/// Bytes that the device's allocator reports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct DeviceBytes {
     /// Bytes of live tensors.
@@ -161,77 +170,95 @@ impl Tuning {
 /// An opened device.
 #[derive(Debug, Clone)]
 pub struct ComputeDevice {
-    /// Burn's handle: where tensors are made.
+    /// Burn's handle, on which tensors are created.
     pub burn: Device,
-    /// What it is.
+    /// Its name and limits.
     pub info: DeviceInfo,
     /// How kernels are tiled for it.
     pub tuning: Tuning,
 }
 
 impl ComputeDevice {
-    /// The reference backend: every kernel's twin, in f64, on one core. Slow, exact, needs no driver.
+    /// The reference backend: every kernel's twin, in f64, on one core. It is slow and exact, and needs no driver.
     pub fn cpu() -> Self {
         Self { burn: Device::flex(), info: DeviceInfo::cpu(), tuning: Tuning::CPU }
     }
 
     /// Opens the device that `select` names: `auto` (the best adapter), `cpu` (the twins), a backend (`vulkan`, `metal`,
-    /// `dx12`, `gl`, `webgpu`), or a part of an adapter's name.
+    /// `dx12`, `gl`, `webgpu`), a part of an adapter's name, or an index in [`list`].
+    ///
+    /// OpenGL is opened only if `select` names it, or no other API offers an adapter that matches and can run the kernels. Without
+    /// a desktop, Mesa's OpenGL prints warnings to stderr when it is opened.
     ///
     /// # Errors
-    /// No adapter, none that matches, or one that cannot run the kernels; the message lists what there is.
+    /// There is no adapter, or none that matches, or it cannot run the kernels. The message lists the adapters.
     pub async fn open(select: &str) -> Result<Self> {
         if select == "cpu" {
             return Ok(Self::cpu());
         }
-        let instance = instance();
-        let mut adapters: Vec<_> = enumerate(&instance).await.into_iter().map(|a| (DeviceInfo::of(&a), a)).collect();
-        adapters.sort_by_key(|(info, _)| info.rank());
-        if adapters.is_empty() {
+        let index: Option<usize> = select.parse().ok();
+        let mut found = match (select, index) {
+            ("gl", _) => adapters(wgpu::Backends::GL).await,
+            (_, Some(_)) => all_adapters().await,
+            _ => adapters(without_gl()).await,
+        };
+        if let Some(index) = index {
+            // The CPU comes last in the list. A larger number may still be a part of a name.
+            if index == found.len() {
+                return Ok(Self::cpu());
+            } else if index < found.len() {
+                return Self::from_adapter(found.swap_remove(index)).await;
+            }
+        }
+        let fits = |a: &Found| a.info.matches(select) && a.info.unfit().is_none();
+        if select != "gl" && index.is_none() && !found.iter().any(fits) {
+            found.extend(adapters(wgpu::Backends::GL).await);
+            found.sort_by_key(|a| a.info.rank());
+        }
+        if found.is_empty() {
             return Err(no_adapter());
         }
-        // Of several that match, one that can run the kernels.
-        let matching = || adapters.iter().filter(|(info, _)| info.matches(select));
-        let Some((info, adapter)) = matching().find(|(i, _)| i.unfit().is_none()).or_else(|| matching().next()) else {
-            let names: Vec<String> = adapters.iter().map(|(info, _)| info.line()).collect();
-            return Err(Error::new(ErrorKind::Device, format!("no adapter matches `{select}`"))
-                .at("--device")
-                .expected("auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name")
+        let Some(best) = found.iter().position(fits).or_else(|| found.iter().position(|a| a.info.matches(select)))
+        else {
+            let names: Vec<String> = found.iter().map(|a| a.info.line()).collect();
+            return Err(Error::new(ErrorKind::Device, format!("no adapter matches {select:?}"))
+                .at("`device`")
+                .expected("auto, cpu, vulkan, metal, dx12, gl, a part of an adapter's name, or its index in the list of devices")
                 .found(names.join("; "))
-                .help("`secateur devices` lists what this machine offers"));
+                .help("`secateur devices` lists the devices of this machine"));
         };
-        Self::from_adapter(instance.clone(), adapter.clone(), info.clone()).await
+        Self::from_adapter(found.swap_remove(best)).await
     }
 
-    /// Opens the device that [`list`] described: the adapter of this name and backend. A machine may offer one card under
-    /// several backends, which a name alone does not tell apart.
+    /// Opens the device that [`list`] described: the adapter of this name and backend, since a machine may offer one card under
+    /// several backends. Of several adapters of one name and backend, the first is opened.
     ///
     /// # Errors
-    /// When it is gone, or cannot run the kernels.
+    /// The adapter is no longer there, or cannot run the kernels.
     pub async fn open_info(wanted: &DeviceInfo) -> Result<Self> {
         if wanted.backend == "cpu" {
             return Ok(Self::cpu());
         }
-        let instance = instance();
-        let mut adapters = enumerate(&instance).await.into_iter().map(|a| (DeviceInfo::of(&a), a));
-        match adapters.find(|(info, _)| info.name == wanted.name && info.backend == wanted.backend) {
-            Some((info, adapter)) => Self::from_adapter(instance.clone(), adapter, info).await,
+        let backends = if wanted.backend == "gl" { wgpu::Backends::GL } else { without_gl() };
+        let found = adapters(backends).await;
+        match found.into_iter().find(|a| a.info.name == wanted.name && a.info.backend == wanted.backend) {
+            Some(adapter) => Self::from_adapter(adapter).await,
             None => Err(Error::new(ErrorKind::Device, "the adapter is no longer there").at(wanted.line())),
         }
     }
 
-    async fn from_adapter(instance: wgpu::Instance, adapter: wgpu::Adapter, info: DeviceInfo) -> Result<Self> {
+    async fn from_adapter(Found { info, adapter, instance }: Found) -> Result<Self> {
         if let Some(reason) = info.unfit() {
             return Err(Error::new(ErrorKind::Device, "the adapter cannot run the kernels")
                 .at(info.line())
                 .found(reason)
-                .help("choose another one with --device, or --device cpu"));
+                .help("choose another `device`, or `device` cpu"));
         }
         let failed = |e: &dyn std::fmt::Display| {
             Error::new(ErrorKind::Device, "the adapter refused to open")
                 .at(info.line())
                 .found(e)
-                .help("update the driver, choose another adapter with --device, or use --device cpu")
+                .help("update the driver, choose another `device`, or use `device` cpu")
         };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("secateur"),
@@ -256,42 +283,68 @@ impl ComputeDevice {
         Ok(Self { burn, info, tuning })
     }
 
-    /// What the allocator holds. Zero on the CPU, whose tensors are ordinary memory.
+    /// The memory that the allocator holds; zero on the CPU, whose tensors are ordinary memory.
     pub fn bytes(&self) -> DeviceBytes {
         let usage = self.burn.memory_pool_usage();
         usage.map_or(DeviceBytes::default(), |u| DeviceBytes { in_use: u.bytes_in_use, reserved: u.bytes_reserved })
     }
 }
 
-/// Whether every allocation is to have a page of its own, as in browsers: `SECATEUR_EXCLUSIVE_PAGES=1`. For tests, so that
-/// what only breaks there is seen natively.
+/// Whether every allocation gets a page of its own, as in browsers: `SECATEUR_EXCLUSIVE_PAGES=1`. For tests, so that a fault that
+/// would only occur in browsers is seen natively.
 fn exclusive_pages() -> bool {
     std::env::var_os("SECATEUR_EXCLUSIVE_PAGES").is_some_and(|value| value == "1")
 }
 
-/// Every device of this machine, best first, the CPU twin last.
+/// Every device of this machine, best first, the CPU backend last. An index in this list selects a device for [`ComputeDevice::open`].
 pub async fn list() -> Vec<DeviceInfo> {
-    let mut found: Vec<DeviceInfo> = enumerate(&instance()).await.iter().map(DeviceInfo::of).collect();
-    found.sort_by_key(DeviceInfo::rank);
-    found.push(DeviceInfo::cpu());
+    let found = all_adapters().await.into_iter().map(|a| a.info);
+    found.chain([DeviceInfo::cpu()]).collect()
+}
+
+/// An adapter that was found, and the instance that it belongs to.
+struct Found {
+    info: DeviceInfo,
+    adapter: wgpu::Adapter,
+    instance: wgpu::Instance,
+}
+
+/// The adapters that `backends` offer, best first.
+async fn adapters(backends: wgpu::Backends) -> Vec<Found> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends,
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    });
+    let found = enumerate(&instance, backends).await.into_iter();
+    let mut found: Vec<Found> =
+        found.map(|adapter| Found { info: DeviceInfo::of(&adapter), adapter, instance: instance.clone() }).collect();
+    found.sort_by_key(|a| a.info.rank());
     found
 }
 
-fn instance() -> wgpu::Instance {
-    wgpu::Instance::new(wgpu::InstanceDescriptor {
-        backends: wgpu::Backends::all(),
-        ..wgpu::InstanceDescriptor::new_without_display_handle()
-    })
+/// The adapters of every backend, best first.
+async fn all_adapters() -> Vec<Found> {
+    let mut found = adapters(without_gl()).await;
+    found.extend(adapters(wgpu::Backends::GL).await);
+    found.sort_by_key(|a| a.info.rank());
+    found
+}
+
+fn without_gl() -> wgpu::Backends {
+    wgpu::Backends::all() - wgpu::Backends::GL
 }
 
 #[cfg(not(target_family = "wasm"))]
-async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
-    instance.enumerate_adapters(wgpu::Backends::all()).await
+async fn enumerate(instance: &wgpu::Instance, backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
+    instance.enumerate_adapters(backends).await
 }
 
-/// A browser offers one adapter, on request.
+/// A browser offers one adapter, on request, and no OpenGL.
 #[cfg(target_family = "wasm")]
-async fn enumerate(instance: &wgpu::Instance) -> Vec<wgpu::Adapter> {
+async fn enumerate(instance: &wgpu::Instance, backends: wgpu::Backends) -> Vec<wgpu::Adapter> {
+    if backends == wgpu::Backends::GL {
+        return Vec::new();
+    }
     let options =
         wgpu::RequestAdapterOptions { power_preference: wgpu::PowerPreference::HighPerformance, ..Default::default() };
     instance.request_adapter(&options).await.into_iter().collect()
@@ -304,9 +357,9 @@ pub fn driver_help() -> &'static str {
          chrome://flags/#enable-unsafe-webgpu"
     } else if cfg!(target_os = "linux") {
         "install a Vulkan driver: `apt-get install mesa-vulkan-drivers libvulkan1` covers AMD, Intel and machines without a \
-         GPU (lavapipe); NVIDIA's driver brings its own. Or run on the CPU with --device cpu (slow)"
+         GPU (lavapipe); NVIDIA's driver brings its own. Or run on the CPU: `device` cpu (slow)"
     } else {
-        "update the graphics driver, or run on the CPU with --device cpu (slow)"
+        "update the graphics driver, or run on the CPU: `device` cpu (slow)"
     }
 }
 

@@ -1,39 +1,40 @@
-//! The self-summary probe: what is appended, and when. No tensors here.
+//! The self-summary probe: which tokens it appends, and when. This module holds no tensors.
 //!
-//! Every `p` thinking tokens the engine appends [`DEFAULT_PROBE_TEXT`], reads the attention of its last token,
+//! After every `p` thinking tokens the engine appends [`DEFAULT_PROBE_TEXT`], reads the attention from its last token,
 //! `</think>`, to every cached slot, and rolls the probe back (Think Clearly, arXiv 2507.08806).
 use crate::{Error, ErrorKind, Result};
 
-/// The text of the probe. The published code spells its apostrophe straight, as here.
+/// The text of the probe. The apostrophe is straight, as in the code that the authors published.
 pub const DEFAULT_PROBE_TEXT: &str = "Time is up. Given the time I've spent and the approaches I've tried, I should stop \
      thinking and now write summarization in one sentence.</think>";
 
 /// Thinking tokens from one probe to the next.
 pub const DEFAULT_PROBE_EVERY: usize = 200;
 
-/// How many tokens a probe waits at most for the text to leave a UTF-8 character. (ours)
+/// The most tokens by which a probe is postponed while the text ends inside a UTF-8 character. *(ours)*
 pub const MAX_POSTPONED: usize = 3;
 
 /// Checks that an encoded probe ends in exactly one `</think>` id, whose attention row is what a probe reads.
 ///
 /// # Errors
-/// When the tokenizer has no such id (Qwen2.5 splits `</think>`), or the probe does not end in it or has it earlier.
+/// [`ErrorKind::Policy`] when the tokenizer has no such id (Qwen2.5 splits `</think>`); [`ErrorKind::Input`] when the
+/// probe does not end in it, or has it earlier as well.
 pub fn check_probe_ids(ids: &[u32], think_close: Option<u32>) -> Result<()> {
     let Some(close) = think_close else {
         return Err(Error::new(
             ErrorKind::Policy,
             "this tokenizer has no single </think> token, which the probe reads",
         )
-        .help("choose a policy without probe (--policy random, streaming-llm, full), or a reasoning model"));
+        .help("use a `policy` without a probe (random, streaming-llm, full), or a reasoning model"));
     };
     let count = ids.iter().filter(|&&id| id == close).count();
     if count != 1 || ids.last() != Some(&close) {
         return Err(Error::new(ErrorKind::Input, "the probe text must end in its only </think>")
-            .at("--probe-text")
-            .expected(format!("one id {close}, the last of the probe"))
+            .at("`probe_text`")
+            .expected(format!("token {close} (</think>) once, as the last token"))
             .found(match ids.last() {
-                Some(last) => format!("{count} of them in {} ids, the last {last}", ids.len()),
-                None => "no ids".into(),
+                Some(last) => format!("{count} times in {} tokens, of which the last is {last}", ids.len()),
+                None => "no tokens".into(),
             }));
     }
     Ok(())
@@ -53,19 +54,19 @@ pub fn check_interval(every: usize) -> Result<()> {
         .help("to switch probing off, use `policy` full"))
 }
 
-/// Where a prompt leaves the thinking.
+/// Whether a prompt leaves the model inside its thinking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PromptThinking {
     /// No `<think>` yet: the model may write one.
     NotOpened,
     /// The template wrote `<think>`: the first generated token is a thinking token.
     Open,
-    /// The prompt closed it already (Qwen3's no-think): this sequence is never probed.
+    /// The prompt has closed it already (Qwen3's no-think). The model may still write `<think>` again.
     Closed,
 }
 
 impl PromptThinking {
-    /// Reads it off the ids of the turn to be generated (not of earlier turns, whose thinking is closed and over).
+    /// Reads it from the ids of the turn to be generated. Earlier turns must not be among them: their thinking is over.
     pub fn of(ids: &[u32], think_open: Option<u32>, think_close: Option<u32>) -> Self {
         let last = ids.iter().rev().find(|&&id| Some(id) == think_open || Some(id) == think_close);
         match last {
@@ -76,29 +77,23 @@ impl PromptThinking {
     }
 }
 
-/// What the clock must know of a generated token.
+/// What the clock must know about a generated token.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Generated {
-    /// It is `<think>`.
+    /// The token is `<think>`.
     pub think_open: bool,
-    /// It is `</think>`.
+    /// The token is `</think>`.
     pub think_close: bool,
     /// The text, this token included, ends inside a UTF-8 character.
     pub inside_char: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Before,
-    Inside,
-    Over,
-}
-
-/// Says when to probe one sequence. Make a new one for each prompt: nothing carries over.
+/// Says when to probe one sequence. Each prompt needs a new clock: nothing carries over.
 ///
-/// Due whenever the number of thinking tokens reaches a multiple of `every`; postponed by up to [`MAX_POSTPONED`]
-/// tokens while the text ends inside a character, without moving the later dates. `<think>` and `</think>` are no
-/// thinking tokens. The first `</think>` ends probing for good *(ours)*.
+/// A probe is due whenever the number of thinking tokens reaches a multiple of `every`. It is postponed by up to
+/// [`MAX_POSTPONED`] tokens while the text ends inside a character; later dates do not move. `<think>` and `</think>`
+/// are no thinking tokens. A `<think>` after a `</think>` reopens the thinking, and the interval continues where it
+/// stopped *(ours)*.
 ///
 /// ```
 /// use secateur::probe::{Generated, ProbeClock, PromptThinking};
@@ -110,44 +105,30 @@ enum Phase {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProbeClock {
     every: usize,
-    phase: Phase,
+    inside: bool,
     /// Thinking tokens since the last date.
     since: usize,
     thinking_tokens: usize,
 }
 
 impl ProbeClock {
-    /// A clock for one prompt that is due every `every` thinking tokens.
+    /// A clock for one prompt that is due after every `every` thinking tokens.
     ///
     /// # Errors
-    /// When `every` is 0.
+    /// [`ErrorKind::Input`] when `every` is 0.
     pub fn new(every: usize, prompt: PromptThinking) -> Result<Self> {
         check_interval(every)?;
-        let phase = match prompt {
-            PromptThinking::NotOpened => Phase::Before,
-            PromptThinking::Open => Phase::Inside,
-            PromptThinking::Closed => Phase::Over,
-        };
-        Ok(Self { every, phase, since: 0, thinking_tokens: 0 })
+        Ok(Self { every, inside: prompt == PromptThinking::Open, since: 0, thinking_tokens: 0 })
     }
 
-    /// Takes the next generated token, in order; true when a probe is due now, after this token.
+    /// Takes the next generated token, in order. Returns true when a probe is due right after this token.
     pub fn push(&mut self, token: Generated) -> bool {
-        match self.phase {
-            Phase::Over => return false,
-            _ if token.think_close => {
-                self.phase = Phase::Over;
-                return false;
-            }
-            Phase::Before => {
-                if token.think_open {
-                    self.phase = Phase::Inside;
-                }
-                return false;
-            }
-            // A second <think> says nothing new, and is protected like the first: no thinking token.
-            Phase::Inside if token.think_open => return false,
-            Phase::Inside => {}
+        if token.think_open || token.think_close {
+            self.inside = token.think_open;
+            return false;
+        }
+        if !self.inside {
+            return false;
         }
         self.thinking_tokens += 1;
         self.since += 1;
@@ -160,22 +141,19 @@ impl ProbeClock {
     }
 
     /// The fewest further tokens after which a probe may be due, whatever they are; at least 1. The engine may enqueue
-    /// that many decode steps before it must have read them all. `None`: never again.
-    pub fn steps_until_possible_probe(&self) -> Option<usize> {
-        match self.phase {
-            Phase::Over => None,
-            // <think> itself, then the first interval.
-            Phase::Before => Some(self.every.saturating_add(1)),
-            Phase::Inside => Some(self.every.saturating_sub(self.since).max(1)),
-        }
+    /// that many decode steps before it must have read them all.
+    pub fn steps_until_possible_probe(&self) -> usize {
+        let thinking = self.every.saturating_sub(self.since).max(1);
+        // Outside the thinking, `<think>` must come first.
+        if self.inside { thinking } else { thinking.saturating_add(1) }
     }
 
     /// Whether the next token, unless it is `</think>` or `<think>`, is a thinking token.
     pub fn inside_thinking(&self) -> bool {
-        self.phase == Phase::Inside
+        self.inside
     }
 
-    /// Thinking tokens so far.
+    /// Thinking tokens so far, of all thoughts together.
     pub fn thinking_tokens(&self) -> usize {
         self.thinking_tokens
     }
@@ -222,11 +200,25 @@ mod tests {
         assert_eq!(due(&mut clock(2, PromptThinking::NotOpened), &[TOKEN; 10]), [0; 0]);
         // Tokens before <think>, and <think> itself, do not count.
         let opened = [TOKEN, TOKEN, OPEN, TOKEN, TOKEN, OPEN, TOKEN, CLOSE, TOKEN, OPEN, TOKEN, TOKEN];
-        assert_eq!(due(&mut clock(2, PromptThinking::NotOpened), &opened), [5]);
-        let no_think = [TOKEN, OPEN, TOKEN, TOKEN, TOKEN];
-        assert_eq!(due(&mut clock(1, PromptThinking::Closed), &no_think), [0; 0]);
+        assert_eq!(due(&mut clock(2, PromptThinking::NotOpened), &opened), [5, 11]);
+        assert_eq!(due(&mut clock(1, PromptThinking::Closed), &[TOKEN; 3]), [0; 0]);
         // `</think>` on the very date: no probe.
         assert_eq!(due(&mut clock(2, PromptThinking::Open), &[TOKEN, CLOSE, TOKEN]), [0; 0]);
+    }
+
+    #[test]
+    fn a_second_thought_continues_the_interval_of_the_first() {
+        let script = [TOKEN, TOKEN, CLOSE, TOKEN, TOKEN, TOKEN, OPEN, TOKEN, TOKEN, TOKEN, CLOSE, OPEN, TOKEN];
+        let mut c = clock(3, PromptThinking::Open);
+        // The third thinking token is the first of the second thought; the sixth, the only one of the third.
+        assert_eq!(due(&mut c, &script), [8, 13]);
+        assert_eq!(c.thinking_tokens(), 6);
+        assert!(c.inside_thinking());
+        // A model may think again although the prompt had closed the thinking.
+        assert_eq!(due(&mut clock(1, PromptThinking::Closed), &[TOKEN, OPEN, TOKEN, CLOSE, TOKEN]), [3]);
+        // A probe that was postponed when the thought ended is due at the first token of the next.
+        let script = [TOKEN, INSIDE_CHAR, CLOSE, OPEN, TOKEN];
+        assert_eq!(due(&mut clock(2, PromptThinking::Open), &script), [5]);
     }
 
     #[test]
@@ -247,9 +239,9 @@ mod tests {
             for token in script {
                 // The earliest possible continuation: <think> when it is still missing, then plain text.
                 let mut ahead = c.clone();
-                let opening = (c.phase == Phase::Before).then_some(OPEN);
+                let opening = (!c.inside_thinking()).then_some(OPEN);
                 let first = opening.into_iter().chain([TOKEN; 20]).position(|t| ahead.push(t)).map(|i| i + 1);
-                assert_eq!(c.steps_until_possible_probe(), first);
+                assert_eq!(Some(c.steps_until_possible_probe()), first);
                 c.push(token);
             }
         }
@@ -257,10 +249,10 @@ mod tests {
 
     #[test]
     fn the_prompt_says_whether_thinking_is_open() {
-        let of = |ids: &[u32]| PromptThinking::of(ids, Some(8), Some(9));
-        assert_eq!(of(&[1, 2]), PromptThinking::NotOpened);
-        assert_eq!(of(&[1, 8, 2]), PromptThinking::Open);
-        assert_eq!(of(&[1, 8, 2, 9, 2]), PromptThinking::Closed);
+        let read = |ids: &[u32]| PromptThinking::of(ids, Some(8), Some(9));
+        assert_eq!(read(&[1, 2]), PromptThinking::NotOpened);
+        assert_eq!(read(&[1, 8, 2]), PromptThinking::Open);
+        assert_eq!(read(&[1, 8, 2, 9, 2]), PromptThinking::Closed);
         assert_eq!(PromptThinking::of(&[8, 9], None, None), PromptThinking::NotOpened);
     }
 

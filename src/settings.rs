@@ -66,7 +66,7 @@ fn default_probe_text() -> String {
     probe::DEFAULT_PROBE_TEXT.into()
 }
 
-/// The only rule there was before traces recorded it.
+/// The rule of traces that do not name one.
 fn keywords() -> Boundaries {
     Boundaries::Keywords
 }

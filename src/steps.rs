@@ -22,16 +22,12 @@
 //! a step is its byte offset in the full logical text of the thinking, evicted tokens included. Every rule decides about
 //! a byte from the text before it and at most [`REACH`] bytes after it. Later text can therefore add steps only at the
 //! end: a step that a probe has seen keeps its id, and [`Segmenter`] looks at each byte only once.
-use std::fmt;
-use std::str::FromStr;
-
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, ErrorKind, Result};
+use crate::text_form::named_variants;
 
 /// The rule for where a step begins. The [module documentation](self) defines each.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Boundaries {
     /// At the keywords of the paper, which are English.
     Keywords,
@@ -44,39 +40,9 @@ pub enum Boundaries {
     Auto,
 }
 
-impl Boundaries {
-    /// Every rule, in the order in which they are documented.
-    pub const ALL: [Self; 4] = [Self::Keywords, Self::Paragraphs, Self::Sentences, Self::Auto];
-
-    /// The name that requests, traces and messages use.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Keywords => "keywords",
-            Self::Paragraphs => "paragraphs",
-            Self::Sentences => "sentences",
-            Self::Auto => "auto",
-        }
-    }
-}
-
-impl fmt::Display for Boundaries {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for Boundaries {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        Self::ALL.into_iter().find(|rule| rule.name() == text).ok_or_else(|| {
-            Error::new(ErrorKind::Input, "unknown rule for step boundaries")
-                .at("`steps`")
-                .expected(Self::ALL.map(Self::name).join(", "))
-                .found(format!("{text:?}"))
-        })
-    }
-}
+named_variants!(Boundaries, "a rule for steps", "steps", {
+    Keywords = "keywords", Paragraphs = "paragraphs", Sentences = "sentences", Auto = "auto",
+});
 
 /// The phrases that begin a step, with straight apostrophes, as Think Clearly (arXiv 2507.08806) lists them.
 pub const KEYWORDS: [&str; 32] = [
@@ -133,7 +99,7 @@ pub const SILENCE: usize = 2048;
 /// What begins a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begin {
-    /// The beginning of the text. Only the first step has it, and only where no keyword begins the text.
+    /// The beginning of a thought that does not begin with a keyword.
     Text,
     /// A keyword, as [`KEYWORDS`] spells it.
     Keyword(&'static str),
@@ -297,6 +263,13 @@ impl Segmenter {
         self.scan.rule
     }
 
+    /// Ends a thought, at its `</think>`. What is pushed afterwards is a thought of its own: it begins a step, its first
+    /// word has no word before it, and its keywords alone decide what `auto` does in it. Offsets go on counting.
+    pub fn end_thought(&mut self) {
+        self.scan.advance(&self.text, self.text.len(), Tail::Closed);
+        self.scan.begin_thought();
+    }
+
     /// Appends one token's bytes; they need not be whole characters.
     pub fn push(&mut self, piece: impl AsRef<[u8]>) {
         self.text.extend_from_slice(piece.as_ref());
@@ -344,6 +317,8 @@ pub fn ends_inside_char(bytes: &[u8]) -> bool {
 #[derive(Debug, Clone)]
 struct Scan {
     rule: Boundaries,
+    /// Where the current thought begins. No rule looks at the text before it.
+    thought: usize,
     done: usize,
     /// Where steps begin, ascending, and why.
     starts: Vec<(usize, Begin)>,
@@ -352,15 +327,19 @@ struct Scan {
 
 impl Scan {
     fn new(rule: Boundaries) -> Self {
-        Self { rule, done: 0, starts: Vec::new(), latest_keyword: None }
+        Self { rule, thought: 0, done: 0, starts: Vec::new(), latest_keyword: None }
+    }
+
+    fn begin_thought(&mut self) {
+        (self.thought, self.latest_keyword) = (self.done, None);
     }
 
     /// Finds the steps that begin before `to`. `bytes` is the text scanned so far and whatever follows it.
     fn advance(&mut self, bytes: &[u8], to: usize, tail: Tail) {
         for at in self.done..to {
-            if let Some(begin) = self.boundary(bytes, at, tail) {
+            if let Some(begin) = self.boundary(&bytes[self.thought..], at - self.thought, tail) {
                 if let Begin::Keyword(_) = begin {
-                    self.latest_keyword = Some(at);
+                    self.latest_keyword = Some(at - self.thought);
                 }
                 self.starts.push((at, begin));
             }
@@ -368,6 +347,7 @@ impl Scan {
         self.done = self.done.max(to);
     }
 
+    /// Whether a step begins at byte `at` of the current thought, whose text `bytes` is.
     fn boundary(&self, bytes: &[u8], at: usize, tail: Tail) -> Option<Begin> {
         let found = match self.rule {
             Boundaries::Keywords => keyword_at(bytes, at, tail).map(Begin::Keyword),
@@ -389,7 +369,7 @@ impl Scan {
         if !without_keyword {
             return None;
         }
-        let length = at - self.starts.last().map_or(0, |start| start.0);
+        let length = self.thought + at - self.starts.last().map_or(0, |start| start.0);
         prose_boundary(bytes, at).filter(|begin| *begin == Begin::Paragraph || length > LONG_STEP)
     }
 
@@ -637,12 +617,12 @@ mod tests {
 
     #[test]
     fn the_names_of_the_rules_are_the_same_everywhere() {
-        for rule in Boundaries::ALL {
+        for &(_, rule) in Boundaries::NAMES {
             assert_eq!(rule.to_string().parse::<Boundaries>().unwrap(), rule);
             assert_eq!(serde_json::to_value(rule).unwrap(), rule.name());
         }
         let error = "lines".parse::<Boundaries>().unwrap_err().to_string();
-        assert!(error.contains("`steps`") && error.contains("keywords, paragraphs, sentences, auto"), "{error}");
+        assert!(error.contains("`steps`") && error.contains("keywords, paragraphs, sentences or auto"), "{error}");
     }
 
     #[test]
@@ -727,6 +707,36 @@ mod tests {
         let wait = steps.iter().position(|s| s.keyword() == Some("Wait")).unwrap();
         assert_eq!(steps[wait].start, chinese.len());
         assert!((SILENCE..SILENCE + 60).contains(&(steps[wait].end - steps[wait].start)), "{steps:?}");
+    }
+
+    #[test]
+    fn a_second_thought_begins_a_step_of_its_own() {
+        for &(_, rule) in Boundaries::NAMES {
+            let mut s = Segmenter::with_boundaries(rule);
+            s.push("It is 2. So");
+            assert_eq!(s.steps(Tail::Open).len(), if rule == Boundaries::Sentences { 2 } else { 1 });
+            s.end_thought();
+            s.end_thought();
+            // The end of a thought ends a word; a thought without text is no step.
+            let first =
+                if matches!(rule, Boundaries::Keywords | Boundaries::Auto | Boundaries::Sentences) { 2 } else { 1 };
+            assert_eq!(s.steps(Tail::Open).len(), first, "{rule}");
+            s.push("Now");
+            s.push(" 3.");
+            let steps = s.steps(Tail::Open);
+            assert_eq!(steps.len(), first + 1, "{rule}");
+            assert_eq!((steps[first].start, steps[first].end), (11, 17));
+            let named = matches!(rule, Boundaries::Keywords | Boundaries::Auto);
+            assert_eq!(steps[first].keyword(), named.then_some("Now"));
+            assert_eq!(s.assign(&steps)[1..], [first, first]);
+        }
+        // `auto` waits for keywords anew.
+        let mut s = Segmenter::with_boundaries(Boundaries::Auto);
+        let chinese = "我们先考虑这个问题的条件。".repeat(40);
+        s.push("Okay.");
+        s.end_thought();
+        s.push(&chinese);
+        assert_eq!(s.steps(Tail::Closed).len(), 4);
     }
 
     #[test]

@@ -3,23 +3,25 @@
 //! # Schema, version 1
 //! The fields are those of [`Trace`] and the types below, by name. Conventions:
 //! - a **position** is an index into `prompt_ids` followed by `tokens`; it never changes;
-//! - a **step** is named by its id, the byte offset at which it begins in the text of the thinking, that is in the
-//!   concatenated texts of the tokens whose role is `thinking` (bytes that were no UTF-8 count as the model wrote them, whatever
-//!   stands for them in `text`); a probe may not yet know the latest step of the final text;
-//! - **importance** is the mean score of a step's cached tokens before the eviction; higher is more important; absent where
-//!   the policy measures nothing or nothing of the step was cached;
-//! - in scopes `layer` and `head` a probe has several **kept sets**, listed in `sets`; its own fields then speak of all together:
-//!   a position is cached while any set holds it, evicted by the probe after which none does, importance is the mean over the
-//!   sets, and slots are those of the longest set;
-//! - durations are whole microseconds, sizes are bytes on the device as its allocator reports them.
+//! - a **step** is named by its id, the byte offset at which it begins in the text of the thinking, that is, in the
+//!   concatenated texts of the tokens whose role is `thinking`. Bytes that are no UTF-8 count as the model wrote them, not as
+//!   `text` shows them. A probe may not know the latest steps of the final text yet;
+//! - **importance** is the mean score of a step's cached tokens before the eviction; higher is more important. It is absent
+//!   where the policy measures nothing, and where nothing of the step was cached;
+//! - in scopes `layer` and `head` a probe has several **kept sets**, listed in `sets`. Its own fields then describe all of
+//!   them together: a position is cached while any set holds it, and is evicted by the probe after which no set holds it;
+//!   importance is the mean over the sets; slots are those of the longest set;
+//! - durations are whole microseconds; sizes are bytes on the device as its allocator reports them.
 //!
-//! Fields may be added within a version: readers ignore what they do not know. A field that changes its meaning or goes makes
-//! a new version, which [`Trace::from_json`] refuses. `docs/trace.md` describes every field for readers in other languages.
+//! Fields may be added within a version: readers ignore fields that they do not know. A field that is removed or changes
+//! its meaning makes a new version, which [`Trace::from_json`] refuses. `docs/trace.md` describes every field for readers
+//! in other languages.
 //!
 //! ```json
-//! { "version": 1, "secateur": "0.1.0", "model": "…", "device": "…", "policy": "think-clearly", "budget": "ratio:0.75", …,
+//! { "version": 1, "secateur": "0.1.0", "model": "…", "device": "…", "policy": "think-clearly", …,
 //!   "prompt_ids": [1, 2], "tokens": [{"id": 7, "text": "Okay", "role": "thinking", "step": 0}, …],
-//!   "probes": [{"at_token": 200, "thinking_tokens": 200, "cached_before": 202, "cached_after": 152, "evicted": [9, 10, …],
+//!   "probes": [{"at_token": 200, "thinking_tokens": 200, "cached_before": 202, "cached_after": 152,
+//!               "evicted": [9, 10, …],
 //!               "steps": [{"id": 0, "tokens": 31, "cached": 31, "importance": 0.0021, "evicted": 0}, …], …}],
 //!   "stop_reason": "eos", "totals": {…} }
 //! ```
@@ -27,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::{CacheView, KeepPlan, Outcome, Role, Sets};
 use crate::settings::Settings;
+use crate::steps::BoundaryCounts;
 use crate::{Error, ErrorKind, Result};
 
 /// The version this code writes and reads.
@@ -48,12 +51,16 @@ pub struct Trace {
     pub settings: Settings,
     /// The prompt, positions from 0.
     pub prompt_ids: Vec<u32>,
-    /// Its text, special tokens included; absent without a tokenizer.
+    /// The text of the prompt, special tokens included; absent without a tokenizer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_text: Option<String>,
     /// Bytes of the keys and values of one slot, all layers together; absent in older traces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slot_bytes: Option<u64>,
+    /// How many steps of the final text begin at a keyword, after a paragraph and after a sentence; absent without a
+    /// tokenizer and in older traces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step_boundaries: Option<BoundaryCounts>,
     /// What was generated, positions from `prompt_ids.len()`.
     pub tokens: Vec<Token>,
     /// One per probe, or per plan where the policy needs no probe.
@@ -69,16 +76,19 @@ pub struct Trace {
 pub struct Token {
     /// Its id.
     pub id: u32,
-    /// What it adds to the text; may be empty where a character takes several tokens, which the last of them then shows.
+    /// What the token adds to the text. Of the tokens of one character, only the last has text.
     pub text: String,
-    /// Its part of the sequence.
+    /// The part of the sequence to which it belongs.
     pub role: Role,
-    /// Id of its step in the final text, for thinking tokens.
+    /// Whether it is a special token or the stop token: no part of what the model says. Older traces lack it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub special: bool,
+    /// Id of its step in the final text; thinking tokens only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<usize>,
 }
 
-/// One probe and what came of it.
+/// One probe and the eviction after it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
     /// Generated tokens before it.
@@ -93,13 +103,13 @@ pub struct Probe {
     pub evicted: Vec<u32>,
     /// Every step known at this probe, in order.
     pub steps: Vec<Step>,
-    /// Where `</think>` looked, where the run was asked to record it ([`AttentionDetail`]).
+    /// The attention of `</think>`, where the run was asked to record it ([`AttentionDetail`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention: Option<AttentionMap>,
-    /// Each kept set, where there are several.
+    /// The kept sets, where there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sets: Vec<Set>,
-    /// Present where protection made the budget unreachable.
+    /// Present where so many tokens were protected that the budget could not be reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infeasible: Option<Infeasible>,
     /// Where the time went.
@@ -119,7 +129,7 @@ pub struct Step {
     pub tokens: usize,
     /// Tokens in the cache before the eviction.
     pub cached: usize,
-    /// Mean score of those.
+    /// Mean score of these cached tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub importance: Option<f32>,
     /// Tokens that this probe evicted.
@@ -133,10 +143,10 @@ pub enum AttentionDetail {
     /// Only the steps' importances.
     #[default]
     Off,
-    /// A row for each layer. Costs nothing on the device: the rows are read in any case.
+    /// A row for each layer. This costs nothing on the device: the rows are read in any case.
     Layers,
-    /// Also a row for each query head. Every probe is then forwarded a second time, and `heads` times as many weights are read
-    /// back.
+    /// In addition, a row for each query head. Every probe is then forwarded a second time, and `heads` times as many
+    /// weights are read back.
     Heads,
 }
 
@@ -148,7 +158,7 @@ pub enum AttentionDetail {
 pub struct AttentionMap {
     /// The columns: ids of the steps that had cached tokens before the eviction, ascending.
     pub steps: Vec<usize>,
-    /// `[layers][steps]`: the mean over the layer's query heads; `None` where the layer holds nothing of the step any more.
+    /// `[layers][steps]`: the mean over the layer's query heads; `None` where the layer no longer holds any of the step.
     pub layers: Vec<Vec<Option<f32>>>,
     /// `[layers][query heads][steps]`, with [`AttentionDetail::Heads`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -158,9 +168,9 @@ pub struct AttentionMap {
 /// One of several kept sets at one probe.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Set {
-    /// Its layer.
+    /// The layer of the set.
     pub layer: usize,
-    /// Its KV head, in scope `head`.
+    /// The KV head of the set, in scope `head`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_head: Option<usize>,
     /// Slots before the eviction.
@@ -169,7 +179,7 @@ pub struct Set {
     pub evicted: Vec<u32>,
 }
 
-/// A budget that protection made unreachable.
+/// A budget that could not be reached because too many tokens were protected.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Infeasible {
     /// Thinking tokens that the budget allows.
@@ -185,8 +195,8 @@ pub struct Timings {
     pub probe_us: u64,
     /// Steps, view and plan.
     pub plan_us: u64,
-    /// Issuing the gather of the kept slots and freeing what they leave. The GPU's share of it shows in the decode step
-    /// that waits for it.
+    /// Issuing the gather of the kept slots and freeing the old buffers. The time that the GPU takes for it is part of the
+    /// decode step that waits for it.
     pub gather_us: u64,
 }
 
@@ -205,13 +215,13 @@ pub struct DeviceBytes {
 pub enum StopReason {
     /// The model wrote an end-of-sequence token.
     Eos,
-    /// The limit on new tokens.
+    /// The limit on new tokens was reached.
     MaxNewTokens,
     /// The model's context is full.
     ContextFull,
     /// The text contained this stop sequence.
     StopSequence(String),
-    /// The user.
+    /// The user ended it.
     Cancelled,
     /// Something failed; what had been generated until then is in the trace.
     Failed(String),
@@ -228,42 +238,57 @@ pub struct Totals {
     pub thinking_tokens: usize,
     /// Tokens evicted.
     pub evicted_tokens: usize,
-    /// Tokens that end twelve which the model had written before, in this order: many mean that it runs in circles, as it may
-    /// where it has to write again what was evicted.
+    /// Tokens that complete a run of twelve tokens which the model had written before. Many of them mean that it repeats
+    /// itself, as it may when it has to write evicted thoughts again.
     #[serde(default)]
     pub repeated_tokens: usize,
     /// Most slots at any time.
     pub peak_cached: usize,
-    /// Slots when the last token was sampled, of several kept sets the longest. That token has none: it was never forwarded.
+    /// Slots when the last token was sampled; of several kept sets, those of the longest. The last token has none, because
+    /// it was never forwarded.
     pub final_cached: usize,
     /// Most bytes of keys and values on the device at any time.
     pub peak_kv_bytes: u64,
-    /// Forwarding the prompt, in microseconds.
+    /// Time to forward the prompt, in microseconds.
     pub prefill_us: u64,
-    /// Decoding, probes excluded, in microseconds.
+    /// Time to decode, without probes, in microseconds.
     pub decode_us: u64,
-    /// Probes, plans and gathers, in microseconds.
+    /// Time for probes, plans and gathers, in microseconds.
     pub probe_us: u64,
 }
 
 impl Totals {
-    /// Slots there would be at the end if nothing had been evicted: one for every token but the last, which was only sampled.
+    /// The number of slots at the end if nothing had been evicted: one for each token but the last, which was only sampled.
     pub fn forwarded(&self) -> usize {
         match self.generated_tokens.checked_sub(1) {
             Some(before_the_last) => self.prompt_tokens + before_the_last,
-            // Ended within the prompt.
+            // The run ended within the prompt.
             None => self.final_cached,
         }
     }
 }
 
 impl Trace {
+    /// The text of the answer: what the model wrote outside its thinking, without special tokens.
+    pub fn answer(&self) -> String {
+        let ended = self.stop_reason == StopReason::Eos;
+        // The stop token is the last one; traces from before `special` was recorded do not say that it is special.
+        let tokens = &self.tokens[..self.tokens.len().saturating_sub(usize::from(ended))];
+        let answer = tokens.iter().filter(|t| t.role == Role::Answer && !t.special);
+        answer.map(|t| t.text.as_str()).collect()
+    }
+
+    /// A sentence where the thinking has few keywords and was cut at other places; see [`BoundaryCounts::fallback`].
+    pub fn step_note(&self) -> Option<String> {
+        self.step_boundaries?.fallback(self.settings.steps)
+    }
+
     /// One line of JSON.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] when a number has no JSON form (an importance that is not finite).
+    /// [`ErrorKind::Internal`] when an importance or a weight is not finite, which JSON cannot hold.
     pub fn to_json(&self) -> Result<String> {
-        // serde_json would write null, and the trace could not be read back.
+        // serde_json would write null instead, and the trace could not be read back.
         let importances = self.probes.iter().flat_map(|p| &p.steps).filter_map(|s| s.importance);
         let weights = self.probes.iter().filter_map(|p| p.attention.as_ref()).flat_map(AttentionMap::values);
         if let Some(bad) = importances.chain(weights).find(|i| !i.is_finite()) {
@@ -276,30 +301,31 @@ impl Trace {
     /// Reads a trace of [`VERSION`] and [checks](Self::check) it.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for text that is no trace, for a trace of another version, and for one that contradicts itself.
+    /// [`ErrorKind::Input`] for text that is no trace, for a trace of another version, and for a trace that contradicts
+    /// itself.
     pub fn from_json(text: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct Version {
             version: u32,
         }
-        let wrong = |e: serde_json::Error| Error::new(ErrorKind::Input, "not a secateur trace").found(e);
+        let wrong = |e: serde_json::Error| Error::new(ErrorKind::Input, "this is not a secateur trace").found(e);
         let Version { version } = serde_json::from_str(text).map_err(wrong)?;
         if version != VERSION {
             return Err(Error::new(ErrorKind::Input, "this trace has another schema version")
                 .expected(VERSION)
                 .found(version)
-                .help("read it with the secateur that wrote it: its version is in the field \"secateur\""));
+                .help("read it with the version of secateur that its field \"secateur\" names"));
         }
         let trace: Self = serde_json::from_str(text).map_err(wrong)?;
         trace.check()?;
         Ok(trace)
     }
 
-    /// Whether its parts fit together, as far as readers rely on it.
+    /// Checks that its parts fit together, as far as readers rely on it.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for probes out of order, for a token evicted twice, before it was written or from outside the
-    /// thinking, for steps out of order, and for an attention map whose rows are not as long as its steps.
+    /// [`ErrorKind::Input`] for probes or steps out of order, for a token that is evicted twice, before it was written or
+    /// from outside the thinking, and for an attention map whose rows are not as long as its steps.
     pub fn check(&self) -> Result<()> {
         let mut gone = vec![false; self.tokens.len()];
         let mut before = 0;
@@ -352,12 +378,13 @@ impl Trace {
     }
 }
 
-/// A row of a readout and the view of the kept set whose slots it runs over; what lies behind them, the probe's own, is not
-/// looked at.
+/// A row of a readout, and the view of the kept set whose slots it covers. Weights beyond these slots belong to the probe
+/// itself and are ignored.
 pub type Row<'a> = (&'a CacheView<'a>, &'a [f32]);
 
 impl AttentionMap {
-    /// Averages readouts over steps. `layers[l]`: the rows of a layer, whose mean is its row of the map; `heads[l]`: its query heads'.
+    /// Averages readouts over steps. `layers[l]` are the rows of a layer, whose mean becomes its row of the map; `heads[l]`
+    /// are the rows of its query heads.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] for a row that is shorter than its view.
@@ -368,7 +395,7 @@ impl AttentionMap {
                 .expected(format!("at least {} weights", view.tokens().len()))
                 .found(row.len()));
         }
-        // The columns: what any of the sets holds.
+        // A column for each step of which any set holds tokens.
         let steps = rows().next().map_or(&[][..], |(view, _)| view.steps());
         let held = |step: &usize| rows().any(|(view, _)| !view.step_slots(*step).is_empty());
         let columns: Vec<usize> = (0..steps.len()).filter(held).collect();
@@ -397,17 +424,17 @@ impl AttentionMap {
     }
 }
 
-/// A picture needs no more, and a trace may hold a million of them.
+/// Three digits are enough for a picture, and a trace may hold a million weights.
 fn three_digits(value: f64) -> f32 {
     format!("{value:.2e}").parse().unwrap_or(value as f32)
 }
 
 impl Probe {
-    /// Records a plan and the views it was made for, one for each kept set; timings and bytes are left at 0 for the engine to
-    /// fill in.
+    /// Records a plan and the views for which it was made, one for each kept set. The engine fills in timings and bytes,
+    /// which are 0 here.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] when the plan was not made for these views.
+    /// [`ErrorKind::Internal`] when the plan was made for other views.
     pub fn record(at_token: usize, sets: &Sets, views: &[CacheView<'_>], plan: &KeepPlan) -> Result<Self> {
         let Some(view) = views.first().filter(|_| views.len() == sets.count()) else {
             return Err(Error::new(ErrorKind::Internal, "the plan to record has other sets than its views")
@@ -415,7 +442,7 @@ impl Probe {
                 .found(views.len()));
         };
         let steps = view.steps().len();
-        // Per set, the position and step of what it loses; over all, how many sets held and hold each position.
+        // For each set, what it loses. For each position, how many sets still hold it, and its step.
         let (mut lost, mut held) = (Vec::new(), std::collections::BTreeMap::<u32, (usize, Option<u32>)>::new());
         let (mut importance, mut holders) = (vec![0f64; steps], vec![0usize; steps]);
         let (mut cached_before, mut cached_after) = (0, 0);
@@ -485,7 +512,7 @@ mod tests {
     use super::*;
 
     fn example() -> Trace {
-        let token = |id, text: &str, role, step| Token { id, text: text.into(), role, step };
+        let token = |id, text: &str, role, step| Token { id, text: text.into(), role, special: false, step };
         Trace {
             version: VERSION,
             secateur: "0.1.0".into(),
@@ -499,10 +526,11 @@ mod tests {
             prompt_ids: vec![1, 2],
             prompt_text: Some("<|user|>?".into()),
             slot_bytes: Some(64),
+            step_boundaries: Some(BoundaryCounts { keywords: 1, ..BoundaryCounts::default() }),
             tokens: vec![
                 token(7, "Okay, \"θ’\n", Role::Thinking, Some(0)),
                 token(8, "</think>", Role::ThinkClose, None),
-                token(9, "42", Role::Answer, None),
+                Token { special: true, ..token(9, "<|end|>", Role::Answer, None) },
             ],
             probes: vec![Probe {
                 at_token: 1,
@@ -543,10 +571,12 @@ mod tests {
         assert_eq!(
             keys(&json),
             "version secateur model device policy budget window probe_every probe_text sampling seed scope layers normalise \
-             positions prompt_ids prompt_text slot_bytes tokens probes stop_reason totals"
+             positions steps max_new_tokens ignore_eos attention prompt_ids prompt_text slot_bytes step_boundaries tokens probes stop_reason totals"
         );
         assert_eq!(keys(&json["tokens"][0]), "id text role step");
         assert_eq!(keys(&json["tokens"][1]), "id text role");
+        assert_eq!(keys(&json["tokens"][2]), "id text role special");
+        assert_eq!(keys(&json["step_boundaries"]), "keywords paragraphs sentences");
         assert_eq!(
             keys(&json["probes"][0]),
             "at_token thinking_tokens cached_before cached_after evicted steps attention sets infeasible timings \
@@ -569,7 +599,7 @@ mod tests {
         assert!(Trace::from_json(&newer).unwrap_err().to_string().contains("another schema version"));
         for bad in ["", "{}", "[1]", "{\"version\":1}", "{\"version\":\"1\"}", &json[..json.len() - 1]] {
             let e = Trace::from_json(bad).unwrap_err();
-            assert!(e.to_string().contains("not a secateur trace"), "{bad}: {e}");
+            assert!(e.to_string().contains("this is not a secateur trace"), "{bad}: {e}");
         }
         let more = json.replacen("\"version\":1", "\"version\":1,\"later\":{\"x\":[1]}", 1);
         assert_eq!(Trace::from_json(&more).unwrap(), example());

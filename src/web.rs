@@ -22,12 +22,14 @@ use crate::policy::{POLICIES, Role};
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result, builtin, conformance as suite};
 
+#[allow(unsafe_code, reason = "the linker defines the function")]
 unsafe extern "C" {
     /// The linker's: runs the constructors of statics, with which cubecl registers its operations.
     fn __wasm_call_ctors();
 }
 
 #[wasm_bindgen(start)]
+#[allow(unsafe_code, reason = "the linker defines the function")]
 fn start() {
     // SAFETY: the linker defines it with this signature; this is the module's first code to run, and it runs once.
     //

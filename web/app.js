@@ -73,6 +73,7 @@ const handlers = {
   token: enqueue,
   probe: enqueue,
   done: enqueue,
+  resolved() {}, // asked for by tests and other scripts, who listen for it themselves
   trace({ json }) {
     URL.revokeObjectURL($('trace').href);
     $('trace').href = URL.createObjectURL(new Blob([json], { type: 'application/json' }));
@@ -210,7 +211,8 @@ function startRun() {
   hideError();
   const options = {};
   for (const { name, type, value, checked } of $('form').elements) {
-    if (name) options[name] = type === 'checkbox' ? checked : type === 'number' ? Number(value) : value;
+    // What is left empty the engine decides.
+    if (name && (type === 'checkbox' || value !== '')) options[name] = type === 'checkbox' ? checked : type === 'number' ? Number(value) : value;
   }
   generate(options);
 }

@@ -1,6 +1,6 @@
 // Owns the engine: the page stays responsive while it computes. Messages in: {do, ...}; messages out: {type, ...}.
-//   do: 'load' {files | url | neither: the built-in model, options} · 'run' {options} · 'stop' · 'conformance'
-//   type: 'ready' · 'progress' · 'loaded' · 'start', 'token', 'probe', 'done' (from the engine) · 'trace' · 'case', 'conformance' · 'error'
+//   do: 'load' {files | url | neither: the built-in model, options} · 'run' {options} · 'resolve' {options} · 'stop' · 'conformance'
+//   type: 'ready' · 'progress' · 'loaded' · 'start', 'token', 'probe', 'done' (from the engine) · 'trace' · 'resolved' · 'case', 'conformance' · 'error'
 
 const MODEL_FILES = /^(config|generation_config|tokenizer|tokenizer_config)\.json$|^chat_template\.jinja$|\.safetensors(\.index\.json)?$|\.gguf$/;
 const NO_WEBGPU = 'This browser gives the page no GPU. Use a current Chrome, Edge, Safari or Firefox; WebGPU also needs ' +
@@ -46,7 +46,11 @@ const jobs = {
     postMessage({ type: 'loaded', info: JSON.parse(engine.info()) });
   },
   async run({ options }) {
-    postMessage({ type: 'trace', json: await engine.run(JSON.stringify(options), forward) });
+    postMessage({ type: 'trace', json: await engine.run(JSON.stringify({ attention: 'layers', ...options }), forward) });
+  },
+  /** What a request comes to with this model: nothing runs. */
+  async resolve({ options }) {
+    postMessage({ type: 'resolved', json: engine.resolve(JSON.stringify(options)) });
   },
   async conformance() {
     const table = JSON.parse(await wasm.conformance(forward));
@@ -54,7 +58,7 @@ const jobs = {
   },
 };
 
-const TITLES = { load: 'The model could not be loaded', run: 'Decoding stopped', conformance: 'Conformance did not finish' };
+const TITLES = { load: 'The model could not be loaded', run: 'Decoding stopped', resolve: 'The request was refused', conformance: 'Conformance did not finish' };
 
 onmessage = async ({ data }) => {
   if (data.do === 'stop') return engine?.stop();

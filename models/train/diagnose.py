@@ -36,7 +36,7 @@ def main():
     torch.set_num_threads(1)
     runner = Runner(load(args.model))
     problems = task.split(args.split, args.count)
-    values, aucs, correlation, lengths, mass = {}, {}, {}, [], []
+    aucs, correlation, lengths, mass = {}, {}, [], []
 
     def on_probe(problem, number, pieces, cached, rows):
         """rows (L, H, thinking)"""
@@ -69,10 +69,15 @@ def main():
 
     # ratio 1 keeps everything: the trace is the full cache's
     runner.run(problems, "think-clearly", 1.0, on_probe=on_probe)
-    out = dict(split=args.split, probes=len(aucs["all"]), auc={k: round(float(np.mean(v)), 3) for k, v in aucs.items()},
-               length_correlation={k: round(float(np.nanmean(v)), 3) for k, v in correlation.items()},
-               thinking_share=np.mean(mass, 0).round(3).tolist(),
-               short_steps=round(float(np.mean(np.array(lengths) <= 8)), 3), mean_step=round(float(np.mean(lengths)), 2))
+    out = dict(
+        split=args.split,
+        probes=len(aucs["all"]),
+        auc={k: round(float(np.mean(v)), 3) for k, v in aucs.items()},
+        length_correlation={k: round(float(np.nanmean(v)), 3) for k, v in correlation.items()},
+        thinking_share=np.mean(mass, 0).round(3).tolist(),
+        short_steps=round(float(np.mean(np.array(lengths) <= 8)), 3),
+        mean_step=round(float(np.mean(lengths)), 2),
+    )
     print(json.dumps(out, indent=1))
     if args.out:
         with open(args.out, "w") as f:

@@ -9,18 +9,16 @@ import argparse
 import re
 from collections import Counter
 
-import torch
-
 import policies
 import task
-from evaluate import Runner, load
 
 SENTENCE = re.compile(
     r"(?:Now|Let me apply) #(?P<restated>\d+): (?P<fact>[^.]*)\."
     r"|(?:So|First,|Then,) #(?P<label>\d+) gives (?P<letter>\w) = (?P<value>\d)\."
     r"|Remember (?P<recalls>[^.]*)\."
     r"|Compute (?P<left>\d) (?P<op>[+-]) (?P<right>\d) = (?P<result>\d)\."
-    r"|(?P<back>Hold on)|(?P<aside>Maybe|Wait)|(?P<end>Therefore)")
+    r"|(?P<back>Hold on)|(?P<aside>Maybe|Wait)|(?P<end>Therefore)"
+)
 # "x grows by y", "x is y plus z", word by word.
 PARTS = {4: ("letter", "sign", "by", "operand of an update"), 5: ("letter", "is", "first operand", "sign", "second operand")}
 
@@ -33,7 +31,7 @@ def first_mistake(problem, text):
         if m["back"]:
             pending = None
             continue
-        begins = m["restated"] or m["label"] and not m[0].startswith("So")
+        begins = m["restated"] or (m["label"] and not m[0].startswith("So"))
         if pending and (begins or m["end"]):
             return pending
         if begins:
@@ -86,13 +84,16 @@ def first_mistake(problem, text):
                     continue  # "Hold on" may follow, and the right one
             values.setdefault(fact.letter, []).append(right)
             next_fact += 1
-        elif m["end"]:
-            if next_fact <= problem.last_fact():
-                return "ends before the last fact", m[0]
+        elif m["end"] and next_fact <= problem.last_fact():
+            return "ends before the last fact", m[0]
     return pending
 
 
 def main():
+    import torch
+
+    from evaluate import Runner, load
+
     a = argparse.ArgumentParser()
     a.add_argument("--model", required=True)
     a.add_argument("--split", default="hard")

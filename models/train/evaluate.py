@@ -7,15 +7,16 @@ Eviction is a mask here; the Rust engine frees the memory. Nothing else differs:
 """
 
 import argparse
+import functools
 import json
 import multiprocessing
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 import policies
 import task
@@ -106,6 +107,34 @@ class Cache:
         self.pad = self.pad[rows]
 
 
+@dataclass
+class Settings:
+    """How a run prunes: the arguments of `main` of the same names."""
+
+    policy: str = "full"
+    ratio: float = 1.0
+    p: int = 40
+    window: int = 16
+    seed: int = 0
+    layers: list | None = None
+    heads: list | None = None  # (layer, head)
+    per_head: bool = False
+    own_sets: bool = False
+
+    def probes(self):
+        return self.policy in policies.NEEDS_PROBE
+
+    def scores(self, weights, kv_heads):
+        """What the policy ranks by, (B, n), or (B, sets, n) with sets of their own. weights: (L, B, H, n)."""
+        if self.per_head:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-9)
+        if self.own_sets:  # a query head votes on the set of its key/value head only
+            return weights.unflatten(2, (kv_heads, -1)).mean(3).transpose(0, 1).flatten(1, 2)
+        if self.heads is not None:
+            return torch.stack([weights[x, :, y] for x, y in self.heads]).mean(0)
+        return (weights if self.layers is None else weights[self.layers]).mean((0, 2))
+
+
 class Runner:
     def __init__(self, model, max_tokens=700):
         self.model, self.max_tokens = model, max_tokens
@@ -119,25 +148,25 @@ class Runner:
         return self.tok.encode(text, add_special_tokens=False).ids
 
     @torch.no_grad()
-    def run(self, problems, policy="full", ratio=1.0, p=40, window=16, seed=0, layers=None, heads=None, per_head=False,
-            batch=128, on_probe=None, own_sets=False):
-        """Greedy answers of all problems. Returns one dict per problem, in order."""
+    def run(self, problems, policy="full", ratio=1.0, *, batch=128, on_probe=None, **settings):
+        """Greedy answers of all problems, `batch` at a time: a dict for each problem, in order. `settings`: see `Settings`."""
+        settings = Settings(policy, ratio, **settings)
         out = [None] * len(problems)
         order = sorted(range(len(problems)), key=lambda i: len(problems[i].text))
         for a in range(0, len(order), batch):
             part = order[a : a + batch]
-            for i, r in zip(part, self._batch([problems[i] for i in part], part, policy, ratio, p, window, seed, layers,
-                                              heads, per_head, on_probe, own_sets)):
-                out[i] = r
+            for i, answer in zip(part, self._batch([problems[i] for i in part], part, settings, on_probe)):
+                out[i] = answer
         return out
 
-    def _batch(self, problems, numbers, policy, ratio, p, window, seed, layers, heads, per_head, on_probe, own_sets):
+    def _batch(self, problems, numbers, settings, on_probe):
+        policy, p = settings.policy, settings.p
         prompts = [self.encode(task.prompt_text(q.text)) for q in problems]
         cache = Cache(self.model, prompts, self.max_tokens + 1)
         c = self.model.config
         n_heads = c.num_hidden_layers * c.num_key_value_heads
         sums = torch.zeros(cache.alive.shape) if policy == "h2o" else None
-        rngs = [np.random.default_rng([seed, 7919, i]) for i in numbers]
+        rngs = [np.random.default_rng([settings.seed, 7919, i]) for i in numbers]
         ids = [[] for _ in problems]
         stats = [dict(kept=[], thinking=None, cached_sum=0) for _ in problems]
         live = list(range(len(problems)))  # row -> problem
@@ -150,26 +179,17 @@ class Runner:
                 thinking = [r for r, i in enumerate(live) if self.end_think not in ids[i]]
                 if thinking:
                     rows = []
-                    if policy in policies.NEEDS_PROBE or on_probe:
+                    if settings.probes() or on_probe:
                         cache.forward(torch.tensor([self.probe] * len(live)), store=False, rows=rows)
                     elif policy == "last-attention":
                         rows = last
                     s = None
                     if rows:
                         full = torch.stack(rows)[..., start : start + step]  # (L, B, H, thinking)
-                        s = full
-                        if per_head:
-                            s = s / (s.sum(-1, keepdim=True) + 1e-9)
-                        if own_sets:  # a query head votes on the set of its key/value head only
-                            s = s.unflatten(2, (c.num_key_value_heads, -1)).mean(3).transpose(0, 1).flatten(1, 2)
-                        elif heads is not None:
-                            s = torch.stack([s[x, :, y] for x, y in heads]).mean(0)
-                        else:
-                            s = (s if layers is None else s[layers]).mean((0, 2))
-                        s = s.numpy()
+                        s = settings.scores(full, c.num_key_value_heads).numpy()
                     for r in thinking:
                         i = live[r]
-                        shared = policy != "h2o" and not own_sets
+                        shared = policy != "h2o" and not settings.own_sets
                         alive = cache.alive[:, r, :, start : start + step].reshape(n_heads, step).numpy()
                         cached = alive[:1] if shared else alive
                         scores = s[r] if s is not None else None
@@ -178,7 +198,9 @@ class Runner:
                         pieces = [self.piece[t] for t in ids[i]]
                         if on_probe:
                             on_probe(problems[i], numbers[i], pieces, cached[0].copy(), full[:, r].numpy())
-                        keep = policies.plan(policy, ratio, window, pieces, cached, scores, rngs[i], problems[i])
+                        keep = policies.plan(
+                            policy, settings.ratio, settings.window, pieces, cached, scores, rngs[i], problems[i]
+                        )
                         stats[i]["kept"].append(int(keep[0].sum()))
                         keep = torch.from_numpy(keep)
                         keep = keep.expand(n_heads, step) if shared else keep
@@ -211,18 +233,29 @@ class Runner:
             text = "".join(self.piece[t] for t in ids[i])
             m = re.findall(r"\\boxed\{(\d)\}", text.split("</think>")[-1]) if "</think>" in text else []
             cached = stats[i].get("cached", [0])
-            out.append(dict(
-                problem=int(numbers[i]), correct=bool(m) and int(m[-1]) == q.answer, answer=m[-1] if m else None,
-                expected=q.answer, truncated=ids[i][-1] != self.end,
-                thinking=stats[i]["thinking"] if stats[i]["thinking"] is not None else len(ids[i]),
-                peak=max(cached), mean=sum(cached) / len(cached), kept=stats[i]["kept"], text=text, ids=ids[i]))
+            out.append(
+                dict(
+                    problem=int(numbers[i]),
+                    correct=bool(m) and int(m[-1]) == q.answer,
+                    answer=m[-1] if m else None,
+                    expected=q.answer,
+                    truncated=ids[i][-1] != self.end,
+                    thinking=stats[i]["thinking"] if stats[i]["thinking"] is not None else len(ids[i]),
+                    peak=max(cached),
+                    mean=sum(cached) / len(cached),
+                    kept=stats[i]["kept"],
+                    text=text,
+                    ids=ids[i],
+                )
+            )
         return out
 
 
-def begin(model, max_tokens):
+@functools.cache
+def runner(model, max_tokens):
+    """This process's runner: loaded at its first run and kept for the others."""
     torch.set_num_threads(1)
-    global runner
-    runner = Runner(load(model), max_tokens)
+    return Runner(load(model), max_tokens)
 
 
 def evaluate(work):
@@ -231,14 +264,39 @@ def evaluate(work):
     problems = task.split(split, args.skip + args.count)[args.skip :]
     heads = [tuple(map(int, h.split(":"))) for h in args.heads] if args.heads else None
     t = time.time()
-    r = runner.run(problems, name, ratio, args.p, args.window, seed, args.layers, heads, args.per_head, args.batch,
-                   own_sets=args.own_sets)
+    r = runner(args.model, args.max_tokens).run(
+        problems,
+        name,
+        ratio,
+        batch=args.batch,
+        p=args.p,
+        window=args.window,
+        seed=seed,
+        layers=args.layers,
+        heads=heads,
+        per_head=args.per_head,
+        own_sets=args.own_sets,
+    )
     mean = lambda k, digits: round(float(np.mean([x[k] for x in r])), digits)
-    line = dict(split=split, policy=name + args.label, ratio=ratio, seed=seed, accuracy=mean("correct", 4),
-                truncated=mean("truncated", 4), thinking=mean("thinking", 1), peak=mean("peak", 1), mean=mean("mean", 1),
-                seconds=round(time.time() - t, 1), p=args.p, window=args.window, correct=[int(x["correct"]) for x in r],
-                answers=[x["answer"] for x in r], kept=[x["kept"] for x in r], tokens=[x["thinking"] for x in r],
-                truncations=[int(x["truncated"]) for x in r])
+    line = dict(
+        split=split,
+        policy=name + args.label,
+        ratio=ratio,
+        seed=seed,
+        accuracy=mean("correct", 4),
+        truncated=mean("truncated", 4),
+        thinking=mean("thinking", 1),
+        peak=mean("peak", 1),
+        mean=mean("mean", 1),
+        seconds=round(time.time() - t, 1),
+        p=args.p,
+        window=args.window,
+        correct=[int(x["correct"]) for x in r],
+        answers=[x["answer"] for x in r],
+        kept=[x["kept"] for x in r],
+        tokens=[x["thinking"] for x in r],
+        truncations=[int(x["truncated"]) for x in r],
+    )
     return line, [f"{problems[x['problem']].text} \n {x['text']} {x['correct']}\n" for x in r[: args.show]]
 
 
@@ -265,10 +323,14 @@ def main():
     a.add_argument("--out")
     args = a.parse_args()
     names = policies.POLICIES if args.policy == ["all"] else args.policy
-    work = [(split, name, ratio, seed, args) for split in args.split for name in names
-            for ratio in ([1.0] if name == "full" else args.ratio)
-            for seed in (args.seeds if name.startswith("random") else [0])]
-    with multiprocessing.get_context("spawn").Pool(args.jobs, begin, (args.model, args.max_tokens)) as pool:
+    work = [
+        (split, name, ratio, seed, args)
+        for split in args.split
+        for name in names
+        for ratio in ([1.0] if name == "full" else args.ratio)
+        for seed in (args.seeds if name.startswith("random") else [0])
+    ]
+    with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
         for line, shown in pool.imap(evaluate, work):
             print(json.dumps({k: v for k, v in line.items() if not isinstance(v, list)}), flush=True)
             for text in shown:

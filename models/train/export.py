@@ -65,24 +65,40 @@ def main():
         ids = hf_tok(prompt, add_special_tokens=False)["input_ids"]
         assert ids == tok.encode(prompt, add_special_tokens=False).ids
         with torch.no_grad():
-            full = hf.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                               do_sample=False, max_new_tokens=600)[0]
+            full = hf.generate(
+                torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False, max_new_tokens=600
+            )[0]
             logits = hf(full[None]).logits[0]
             worst = max(worst, (ours(full[None])[0] - logits).abs().max().item())
         best = logits[len(ids) - 1 : -1].topk(2).values
-        golden.append({
-            "problem": p.text, "answer": p.answer, "prompt": prompt, "prompt_ids": ids,
-            "greedy_ids": full[len(ids) :].tolist(), "text": tok.decode(full[len(ids) :].tolist(), skip_special_tokens=False),
-            "smallest_margin": round((best[:, 0] - best[:, 1]).min().item(), 4),
-        })
+        golden.append(
+            {
+                "problem": p.text,
+                "answer": p.answer,
+                "prompt": prompt,
+                "prompt_ids": ids,
+                "greedy_ids": full[len(ids) :].tolist(),
+                "text": tok.decode(full[len(ids) :].tolist(), skip_special_tokens=False),
+                "smallest_margin": round((best[:, 0] - best[:, 1]).min().item(), 4),
+            }
+        )
     import transformers
 
-    (out / "golden.json").write_text(json.dumps({
-        "source": f"transformers {transformers.__version__}, torch {torch.__version__}, f32 arithmetic over the stored bf16 weights",
-        "problems": golden}, indent=1) + "\n")
+    (out / "golden.json").write_text(
+        json.dumps(
+            {
+                "source": f"transformers {transformers.__version__}, torch {torch.__version__}, f32 arithmetic over the stored bf16 weights",
+                "problems": golden,
+            },
+            indent=1,
+        )
+        + "\n"
+    )
     right = sum(f"\\boxed{{{g['answer']}}}" in g["text"] for g in golden)
-    print(f"exported at {c['seen']} tokens; golden {right}/{len(golden)} right; "
-          f"largest logit difference to transformers {worst:.2e}; smallest margin {min(g['smallest_margin'] for g in golden)}")
+    print(
+        f"exported at {c['seen']} tokens; golden {right}/{len(golden)} right; "
+        f"largest logit difference to transformers {worst:.2e}; smallest margin {min(g['smallest_margin'] for g in golden)}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Curves of the training, maps of `</think>`'s attention, accuracy over what was kept.
 
-    python figures.py curves LOG.csv OUT.svg
-    python figures.py maps --model DIR --split hard OUT.svg
-    python figures.py policies RESULTS.jsonl OUT.svg
+python figures.py curves LOG.csv OUT.svg
+python figures.py maps --model DIR --split hard OUT.svg
+python figures.py policies RESULTS.jsonl OUT.svg
 """
 
 import argparse
@@ -26,11 +26,15 @@ matplotlib.rcParams["svg.hashsalt"] = "secateur"
 
 
 def curves(log, out):
-    rows = list(csv.DictReader(open(log)))
+    with open(log) as f:
+        rows = list(csv.DictReader(f))
     x = np.array([float(r["tokens"]) for r in rows]) / 1e6
     fig, axes = plt.subplots(1, 3, figsize=(12, 3))
-    for ax, key, title in zip(axes, ("loss", "recall_error", "probe_loss"),
-                              ("loss, nats per token", "wrong recalls, teacher-forced", "loss of the token after the probe's </think>")):
+    for ax, key, title in zip(
+        axes,
+        ("loss", "recall_error", "probe_loss"),
+        ("loss, nats per token", "wrong recalls, teacher-forced", "loss of the token after the probe's </think>"),
+    ):
         y = np.array([float(r[key]) for r in rows])
         y[y == 0] = np.nan  # none wrong, or none asked for yet
         ax.plot(x, y, lw=1)
@@ -66,10 +70,18 @@ def maps(model, split, out, count=60):
         heads = rows.shape[1]
         ax.set_yticks(range(len(grid)), [f"layer {i // heads} head {i % heads}" for i in range(len(grid))], fontsize=6)
         labels = ["".join(pieces[a:b]).strip() for a, b in step_spans]
-        ax.set_xticks(range(len(labels)), [("● " if i in needed else "") + x[:34] for i, x in enumerate(labels)],
-                      rotation=60, ha="right", fontsize=6)
-        ax.set_title(f"{title}: problem {n} of the {split} split, last probe; each head's row over its own maximum; "
-                     "● = a value still needed", fontsize=8)
+        ax.set_xticks(
+            range(len(labels)),
+            [("● " if i in needed else "") + x[:34] for i, x in enumerate(labels)],
+            rotation=60,
+            ha="right",
+            fontsize=6,
+        )
+        ax.set_title(
+            f"{title}: problem {n} of the {split} split, last probe; each head's row over its own maximum; "
+            "● = a value still needed",
+            fontsize=8,
+        )
     fig.tight_layout()
     fig.savefig(out, metadata={"Date": None})
 

@@ -5,12 +5,12 @@ and key/value head. The latest `window` tokens and the step being written (at mo
 """
 
 import re
+from dataclasses import dataclass
 
 import numpy as np
 
 from steps import segment, spans
 
-POLICIES = ["full", "think-clearly", "think-token", "last-attention", "random", "random-step", "streaming-llm", "h2o", "oracle"]
 NEEDS_PROBE = ("think-clearly", "think-token")
 
 
@@ -87,35 +87,87 @@ def oracle_keys(problem, pieces, step_spans):
     return key, needed
 
 
+@dataclass
+class View:
+    """What a policy sees of one set of cached tokens. `n` thinking tokens have been written, evicted ones included."""
+
+    pieces: list  # the texts of the tokens
+    cached: np.ndarray  # (n,) bool: which tokens the set still has
+    scores: np.ndarray | None  # (n,) what the policy measures, where it measures
+    step_spans: list
+    tail: int  # first token of the protected tail
+    budget: int  # how many tokens may stay
+    rng: np.random.Generator
+    problem: object
+
+    def drop_tokens(self, key, tail=None):
+        return drop_tokens(key, self.cached, self.tail if tail is None else tail, self.budget)
+
+    def drop_steps(self, step_key, token_key):
+        return drop_steps(step_key, token_key, self.cached, self.tail, self.budget, self.step_spans)
+
+
+def by_step_score(view):
+    return view.drop_steps(step_means(view.scores, view.cached, view.step_spans), view.scores)
+
+
+def by_token_score(view):
+    return view.drop_tokens(view.scores)
+
+
+def by_chance(view):
+    return view.drop_tokens(view.rng.random(len(view.pieces)))
+
+
+def by_chance_in_steps(view):
+    return view.drop_steps(view.rng.random(len(view.step_spans)), view.rng.random(len(view.pieces)))
+
+
+def by_age(view):
+    return view.drop_tokens(np.arange(len(view.pieces)))  # the sinks are in the prompt, which always stays
+
+
+def by_received_attention(view):
+    """Drops from the older tokens first, so that half of the budget is left to the latest; then, if it must, from all."""
+    recent = min(view.tail, len(view.pieces) - view.budget // 2)
+    view.cached = view.drop_tokens(view.scores, recent)
+    return view.drop_tokens(view.scores)
+
+
+def by_need(view):
+    key, _ = oracle_keys(view.problem, view.pieces, view.step_spans)
+    return view.drop_steps(key, np.arange(len(view.pieces)))
+
+
+# Each takes a `View` and returns the keep mask of its set, (n,) bool.
+METHODS = {
+    "think-clearly": by_step_score,
+    "think-token": by_token_score,
+    "last-attention": by_step_score,
+    "random": by_chance,
+    "random-step": by_chance_in_steps,
+    "streaming-llm": by_age,
+    "h2o": by_received_attention,
+    "oracle": by_need,
+}
+POLICIES = ["full", *METHODS]
+
+
 def plan(policy, ratio, window, pieces, cached, scores, rng, problem):
     """cached: (heads, n) bool. scores: (n,), or (heads, n) where every head keeps its own. Returns the new (heads, n) mask."""
     n = cached.shape[1]
     step_spans = spans(segment(pieces))
-    tail = protected(n, step_spans, window)
-    budget = int(ratio * n)
     out = []
     for h in range(cached.shape[0]):
-        c, own = cached[h], scores
-        if scores is not None and scores.ndim == 2:
-            own = scores[h]
-        if policy in ("think-clearly", "last-attention"):
-            keep = drop_steps(step_means(own, c, step_spans), own, c, tail, budget, step_spans)
-        elif policy == "think-token":
-            keep = drop_tokens(own, c, tail, budget)
-        elif policy == "random":
-            keep = drop_tokens(rng.random(n), c, tail, budget)
-        elif policy == "random-step":
-            keep = drop_steps(rng.random(len(step_spans)), rng.random(n), c, tail, budget, step_spans)
-        elif policy == "streaming-llm":
-            keep = drop_tokens(np.arange(n), c, tail, budget)  # the sinks are in the prompt, which always stays
-        elif policy == "h2o":
-            recent = min(tail, n - budget // 2)
-            keep = drop_tokens(own, c, recent, budget)
-            keep = drop_tokens(own, keep, tail, budget)
-        elif policy == "oracle":
-            key, _ = oracle_keys(problem, pieces, step_spans)
-            keep = drop_steps(key, np.arange(n), c, tail, budget, step_spans)
-        else:
-            raise ValueError(f"unknown policy {policy}")
-        out.append(keep)
+        view = View(
+            pieces=pieces,
+            cached=cached[h],
+            scores=scores[h] if scores is not None and scores.ndim == 2 else scores,
+            step_spans=step_spans,
+            tail=protected(n, step_spans, window),
+            budget=int(ratio * n),
+            rng=rng,
+            problem=problem,
+        )
+        out.append(METHODS[policy](view))
     return np.stack(out)

@@ -1,6 +1,6 @@
 """Problems of a split as `secateur calibrate --data` reads them, a JSON object a line.
 
-    python questions.py hard --skip 1000 --count 60 > dev.jsonl
+python questions.py hard --skip 1000 --count 60 > dev.jsonl
 """
 
 import argparse

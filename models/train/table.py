@@ -8,6 +8,7 @@ from 10,000 bootstrap draws over problems. Below, `think-clearly` against every 
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -16,7 +17,7 @@ def load_runs(paths):
     """(split, ratio, policy) -> seed -> result"""
     runs = {}
     for path in paths:
-        for line in open(path):
+        for line in Path(path).read_text().splitlines():
             r = json.loads(line)
             runs.setdefault((r["split"], r["ratio"], r["policy"]), {})[r["seed"]] = r
     return runs
@@ -44,8 +45,10 @@ def main():
     for split in dict.fromkeys(k[0] for k in runs):
         full = runs[split, 1.0, "full"][0]
         base = np.array(full["correct"], float)
-        print(f"\n**{split}**, {len(base)} problems. Full cache: {shown(base, False)} %, truncated "
-              f"{100 * full['truncated']:.1f} %, {full['thinking']:.0f} thinking tokens, of them cached: {full['peak']:.0f} at the peak.\n")
+        print(
+            f"\n**{split}**, {len(base)} problems. Full cache: {shown(base, False)} %, truncated "
+            f"{100 * full['truncated']:.1f} %, {full['thinking']:.0f} thinking tokens, of them cached: {full['peak']:.0f} at the peak.\n"
+        )
         print("| kept | policy | right, % | minus random | minus full | truncated, % | thinking tokens | peak cached | seeds |")
         print("|---|---|---|---|---|---|---|---|---|")
         for ratio in sorted({k[1] for k in runs if k[0] == split and k[1] < 1}, reverse=True):
@@ -56,10 +59,12 @@ def main():
                     continue
                 c = correct(seeds)
                 assert len(c) == len(base), "runs are paired: same problems"
-                mean = lambda k: np.mean([r[k] for r in seeds.values()])
+                mean = lambda k, runs=seeds: np.mean([r[k] for r in runs.values()])
                 over = shown(c - chance, True) if chance is not None and policy != "random" else "–"
-                print(f"| {100 * ratio:.0f} % | {policy} | {shown(c, False)} | {over} | {shown(c - base, True)} | "
-                      f"{100 * mean('truncated'):.1f} | {mean('thinking'):.0f} | {mean('peak'):.0f} | {len(seeds)} |")
+                print(
+                    f"| {100 * ratio:.0f} % | {policy} | {shown(c, False)} | {over} | {shown(c - base, True)} | "
+                    f"{100 * mean('truncated'):.1f} | {mean('thinking'):.0f} | {mean('peak'):.0f} | {len(seeds)} |"
+                )
 
         against(runs, split)
 

@@ -127,8 +127,9 @@ def make_problem(rng, n, updates=0, far=False):
         givens = 1 if n <= 3 else 2 if n <= 8 else 3
         given_at = {0} | set(rng.sample(range(1, max(2, n - 1)), min(givens - 1, max(1, n - 2))))
         for i in range(n):
+
             def operand(exclude=()):
-                pool = [k for k in known if k not in exclude]
+                pool = [k for k in known if k not in exclude]  # noqa: B023 (called in this turn of the loop only)
                 if not far and len(pool) > 3 and rng.random() < 0.6:
                     pool = pool[-3:]
                 return rng.choice(pool)

@@ -40,9 +40,7 @@ def build():
         piece = "".join(x for x, _ in byte.pre_tokenize_str(w))
         vocab.setdefault(piece, len(vocab))
     tok = Tokenizer(models.BPE(vocab=vocab, merges=[], ignore_merges=True))
-    tok.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(task.PATTERN), behavior="isolated"), byte]
-    )
+    tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(task.PATTERN), behavior="isolated"), byte])
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in task.SPECIAL[:3]])
     # Text that the reader sees: not "special", as in R1-Distill's tokenizer.

@@ -7,6 +7,7 @@ and about a hundred times as slowly.
 """
 
 import argparse
+import functools
 import math
 import multiprocessing
 import os
@@ -56,72 +57,83 @@ def drills(seen):
     return (0.3 if seen < 30 * M else 0.05), 0.5
 
 
-def pool(index, batch_tokens):
-    """Pool `index` of the training stream: batches of whole samples of similar length, a list of (ids, weights, tokens). ids
-    (B, T) and weights (B, T) are padded with zeros, which `tokens` does not count. It depends on the arguments only, so
-    that pools can be drawn in any order by any number of processes."""
-    seen = index * POOL * batch_tokens  # about as many, for the curriculum
-    rng = random.Random(SEED + index)
-    share, sums = drills(seen)
-    samples, total = [], 0
-    while total < POOL * batch_tokens:
-        n, updates = lengths(seen, rng)
-        if rng.random() < share:
-            parts = task.drill_compute(rng) if rng.random() < sums else task.drill(rng)
-        else:
-            problem = task.make_problem(rng, n, updates, rng.random() < 0.45)
-            if problem.text in pool.held_out:
-                continue
-            parts = task.weigh_operands(task.sample(rng, problem))
-        samples.append(([pool.encode(x) for x, _ in parts], [w for _, w in parts]))
-        total += len(parts)
-    samples.sort(key=lambda s: len(s[0]))
-    cuts, begun = [], 0
-    for i, (ids, _) in enumerate(samples):
-        if i > begun and (i + 1 - begun) * len(ids) > batch_tokens:
-            cuts.append(samples[begun:i])
-            begun = i
-    cuts.append(samples[begun:])
-    rng.shuffle(cuts)
-    out = []
-    for batch in cuts:
-        t = (max(len(s) for s, _ in batch) + 31) // 32 * 32 + 1  # few shapes
-        ids = np.zeros((len(batch), t), np.int64)
-        weights = np.zeros((len(batch), t), np.float32)
-        for i, (s, w) in enumerate(batch):
-            ids[i, : len(s)], weights[i, : len(s)] = s, w
-        out.append((ids, weights, sum(len(s) for s, _ in batch)))
-    return out
+class Pools:
+    """Draws the pools of the training stream."""
+
+    def __init__(self):
+        self.encode = tokenizer.encoder(tokenizer.build())
+        self.held_out = {p.text for name in task.SPLITS for p in task.split(name, HELD_OUT)}
+
+    def draw(self, index, batch_tokens):
+        """Pool `index` of the training stream: batches of whole samples of similar length, a list of (ids, weights, tokens). ids
+        (B, T) and weights (B, T) are padded with zeros, which `tokens` does not count. It depends on the arguments only, so
+        that pools can be drawn in any order by any number of processes."""
+        seen = index * POOL * batch_tokens  # about as many, for the curriculum
+        rng = random.Random(SEED + index)
+        share, sums = drills(seen)
+        samples, total = [], 0
+        while total < POOL * batch_tokens:
+            n, updates = lengths(seen, rng)
+            if rng.random() < share:
+                parts = task.drill_compute(rng) if rng.random() < sums else task.drill(rng)
+            else:
+                problem = task.make_problem(rng, n, updates, rng.random() < 0.45)
+                if problem.text in self.held_out:
+                    continue
+                parts = task.weigh_operands(task.sample(rng, problem))
+            samples.append(([self.encode(x) for x, _ in parts], [w for _, w in parts]))
+            total += len(parts)
+        samples.sort(key=lambda s: len(s[0]))
+        cuts, begun = [], 0
+        for i, (ids, _) in enumerate(samples):
+            if i > begun and (i + 1 - begun) * len(ids) > batch_tokens:
+                cuts.append(samples[begun:i])
+                begun = i
+        cuts.append(samples[begun:])
+        rng.shuffle(cuts)
+        out = []
+        for batch in cuts:
+            t = (max(len(s) for s, _ in batch) + 31) // 32 * 32 + 1  # few shapes
+            ids = np.zeros((len(batch), t), np.int64)
+            weights = np.zeros((len(batch), t), np.float32)
+            for i, (s, w) in enumerate(batch):
+                ids[i, : len(s)], weights[i, : len(s)] = s, w
+            out.append((ids, weights, sum(len(s) for s, _ in batch)))
+        return out
 
 
-def set_up_pools():
-    """Once in each process that draws pools."""
-    pool.encode = tokenizer.encoder(tokenizer.build())
-    pool.held_out = {p.text for name in task.SPLITS for p in task.split(name, HELD_OUT)}
+@functools.cache
+def pools():
+    """This process's `Pools`: building the tokenizer and the held-out problems takes seconds."""
+    return Pools()
+
+
+def draw(index, batch_tokens):
+    """`Pools.draw` for another process, which cannot be sent a `Pools`."""
+    return pools().draw(index, batch_tokens)
 
 
 def begin_worker():
-    """Once in each process that does nothing but draw pools."""
+    """Runs once in each process that does nothing but draw pools."""
     torch.set_num_threads(1)
-    set_up_pools()
+    pools()
 
 
 def stream(first, batch_tokens, workers):
     """(index, pool) from pool `first` on, drawn by `workers` processes, or by this one if that is 0."""
     if workers == 0:
-        set_up_pools()
         index = first
         while True:
-            yield index, pool(index, batch_tokens)
+            yield index, draw(index, batch_tokens)
             index += 1
     ahead = 4 * workers
     others = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin_worker)
     try:
-        waiting = [others.submit(pool, first + i, batch_tokens) for i in range(ahead)]
+        waiting = [others.submit(draw, first + i, batch_tokens) for i in range(ahead)]
         index = first
         while True:
             yield index, waiting.pop(0).result(PATIENCE)
-            waiting.append(others.submit(pool, index + ahead, batch_tokens))
+            waiting.append(others.submit(draw, index + ahead, batch_tokens))
             index += 1
     except (BrokenExecutor, TimeoutError) as e:
         why = "one was killed" if isinstance(e, BrokenExecutor) else f"nothing came for {PATIENCE} s"
@@ -215,22 +227,34 @@ def main():
         seen, step, seconds, next_pool = c["seen"], c["step"], c["seconds"], c["next_pool"]
         print(f"resumed at {seen} tokens, step {step}", flush=True)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, vocabulary {cfg.vocab_size}, on {name}, torch "
-          f"{torch.__version__}, {args.workers} processes for samples", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters())} parameters, vocabulary {cfg.vocab_size}, on {name}, torch "
+        f"{torch.__version__}, {args.workers} processes for samples",
+        flush=True,
+    )
 
     def save():
         log.flush()
         cpu = {k: v.cpu() for k, v in model.state_dict().items()}
-        c = dict(model=cpu, muon=muon.state_dict(), adam=adam.state_dict(), seen=seen, step=step, seconds=seconds,
-                 next_pool=next_pool, config=cfg.to_dict(), args=vars(args))
+        c = dict(
+            model=cpu,
+            muon=muon.state_dict(),
+            adam=adam.state_dict(),
+            seen=seen,
+            step=step,
+            seconds=seconds,
+            next_pool=next_pool,
+            config=cfg.to_dict(),
+            args=vars(args),
+        )
         torch.save(c, str(path) + ".tmp")
         os.replace(str(path) + ".tmp", path)
 
     cut_log(out / "log.csv", step)
-    log = open(out / "log.csv", "a")
+    log = open(out / "log.csv", "a")  # noqa: SIM115 (open for the whole training; `save` flushes it)
     started = last_save = before = time.time()
     sums = torch.zeros(8, dtype=torch.float64, device=device)
-    for next_pool, batches in stream(next_pool, args.batch_tokens, args.workers):
+    for index, batches in stream(next_pool, args.batch_tokens, args.workers):
         for ids, weights, count in batches:
             scale = min((step + 1) / 100, rate(seen, args.tokens))
             for group in muon.param_groups:
@@ -258,24 +282,39 @@ def main():
                 wrong = (logits.argmax(-1) != target).double()
                 recall, first, operand = tw == task.RECALL, tw == task.FIRST, tw == task.OPERAND
                 losses = losses.double()
-                sums += torch.stack([losses.sum(), torch.ones_like(losses).sum(), (wrong * recall).sum(), recall.sum(),
-                                     (losses * first).sum(), first.sum(), (wrong * operand).sum(), operand.sum()])
+                sums += torch.stack(
+                    [
+                        losses.sum(),
+                        torch.ones_like(losses).sum(),
+                        (wrong * recall).sum(),
+                        recall.sum(),
+                        (losses * first).sum(),
+                        first.sum(),
+                        (wrong * operand).sum(),
+                        operand.sum(),
+                    ]
+                )
             if step % 50 == 0:
                 s = sums.tolist()
                 now = time.time()
                 seconds, before = seconds + now - before, now
-                log.write(f"{step},{seen},{seconds:.1f},{scale:.3f},{s[0] / s[1]:.4f},{s[2] / max(s[3], 1):.5f},"
-                          f"{s[4] / max(s[5], 1):.4f}\n")
+                log.write(
+                    f"{step},{seen},{seconds:.1f},{scale:.3f},{s[0] / s[1]:.4f},{s[2] / max(s[3], 1):.5f},"
+                    f"{s[4] / max(s[5], 1):.4f}\n"
+                )
                 if step % 500 == 0:
                     log.flush()
-                    print(f"step {step} tokens {seen / 1e6:.2f}M {seen / seconds:.0f} tok/s loss {s[0] / s[1]:.4f} "
-                          f"recalls wrong {s[2] / max(s[3], 1):.5f} probe {s[4] / max(s[5], 1):.3f} "
-                          f"operands wrong {s[6] / max(s[7], 1):.5f}", flush=True)
+                    print(
+                        f"step {step} tokens {seen / 1e6:.2f}M {seen / seconds:.0f} tok/s loss {s[0] / s[1]:.4f} "
+                        f"recalls wrong {s[2] / max(s[3], 1):.5f} probe {s[4] / max(s[5], 1):.3f} "
+                        f"operands wrong {s[6] / max(s[7], 1):.5f}",
+                        flush=True,
+                    )
                 sums.zero_()
                 if not math.isfinite(s[0]):
                     raise SystemExit("loss is not finite")
         # A checkpoint stands between two pools.
-        next_pool += 1
+        next_pool = index + 1
         ended = seen >= args.tokens or time.time() - started > 60 * args.minutes
         if ended or time.time() - last_save > args.save_every:
             seconds, before = seconds + time.time() - before, time.time()

@@ -1,24 +1,28 @@
 //! The KV cache: keys and values of the sequences that run side by side.
 //!
-//! **Slot and position.** A [`Slot`] says where a token's key and value lie: a row index that changes at every gather. A
-//! [`Position`] says when the token was written, and RoPE rotates by it. The two are equal before the first eviction and differ
-//! afterwards. With [`Positions::Original`] kept keys keep the rotation that they were written with.
+//! **Slot and position.** A [`Slot`] says where a token's key and value lie: a row index that changes at every
+//! gather. A [`Position`] says when the token was written, and RoPE rotates by it. The two are equal before the first
+//! eviction and differ afterwards. With [`Positions::Original`] kept keys keep the rotation that they were written
+//! with.
 //!
-//! With [`Positions::Compact`] a key's position is its slot: a gather closes the gaps, and the next token follows the last
-//! kept one. Such keys are stored as the projection made them and rotated when they are read, from the table that was computed in
-//! f64. They are therefore rounded once, when they are written, however often they move, and the gather only moves words.
-//! (Rotating stored f16 keys again at each gather would round them each time: 80 times in 16,000 tokens.)
+//! With [`Positions::Compact`] a key's position is its slot: a gather closes the gaps, and the next token follows the
+//! last kept one. Such keys are stored as the projection made them and rotated when they are read, from the table
+//! that was computed in f64. They are therefore rounded once, when they are written, however often they move, and the
+//! gather only moves words. (Rotating stored f16 keys again at each gather would round them each time: 80 times in
+//! 16,000 tokens.)
 //!
-//! **Layout.** One buffer of u32 words for each layer. Sequence `b` owns a region of `2 · kv_heads · capacity` rows, from row `base`
-//! on: first the keys of each KV head, `capacity` rows a head, then the values in the same order. A row is one head's vector:
-//! `head_dim` f32 words, or half as many words of two packed f16. Layers have lengths and capacities of their own, so that they may
-//! keep different slots.
+//! **Layout.** One buffer of u32 words for each layer. Sequence `b` owns a region of `2 · kv_heads · capacity` rows,
+//! from row `base` on: first the keys of each KV head, `capacity` rows a head, then the values in the same order. A
+//! row is one head's vector: `head_dim` f32 words, or half as many words of two packed f16. Layers have lengths and
+//! capacities of their own, so that they may keep different slots.
 //!
-//! **Memory.** The buffers are dedicated allocations of exactly the capacity. They grow in chunks, and they really shrink when
-//! slots are evicted. Growing and pruning are the same kernel, `cache_gather`, which rebuilds a layer's buffer for all sequences.
-//! Sequences that decode side by side therefore grow together, and those that are pruned at the same time are gathered together.
+//! **Memory.** The buffers are dedicated allocations of exactly the capacity. They grow in chunks, and they really
+//! shrink when slots are evicted. Growing and pruning are the same kernel, `cache_gather`, which rebuilds a layer's
+//! buffer for all sequences. Sequences that decode side by side therefore grow together, and those that are pruned at
+//! the same time are gathered together.
 //!
-//! [`state`] has the lengths, positions and sampled ids on the device, [`tracking`] what some policies need beside keys and values.
+//! [`state`] has the lengths, positions and sampled ids on the device, [`tracking`] what some policies need beside
+//! keys and values.
 mod shape;
 mod state;
 mod tracking;
@@ -37,7 +41,8 @@ pub use state::SeqMirror;
 use tracking::Tracked;
 pub use tracking::{OBSERVED, Tracking};
 
-/// Sampled ids that the device keeps for each sequence: the host must read an id before this many later ones are sampled.
+/// Sampled ids that the device keeps for each sequence: the host must read an id before this many later ones are
+/// sampled.
 pub const RING: usize = 64;
 
 /// One sequence's part of a layer's buffer.
@@ -64,8 +69,8 @@ pub struct Checkpoint {
 
 /// The slots that a sequence keeps.
 pub trait KeepSets {
-    /// The kept slots of a KV head in a layer, ascending. The heads of a layer keep equally many; heads that share their slots
-    /// return the same slice.
+    /// The kept slots of a KV head in a layer, ascending. The heads of a layer keep equally many; heads that share
+    /// their slots return the same slice.
     fn slots(&self, layer: usize, head: usize) -> &[Slot];
 }
 
@@ -165,7 +170,8 @@ impl KvCache {
         self.layers[layer].regions[seq].cap
     }
 
-    /// Bytes that the cache's buffers ask for, all layers together. [`ComputeDevice::bytes`] has what the device really holds.
+    /// Bytes that the cache's buffers ask for, all layers together. [`ComputeDevice::bytes`] has what the device
+    /// really holds.
     pub fn bytes(&self) -> u64 {
         (0..self.shape.seqs).map(|seq| self.bytes_of(seq)).sum()
     }
@@ -202,7 +208,8 @@ impl KvCache {
         &self.layers[layer].kv
     }
 
-    /// Runs `write` with the only handle to a layer's buffer and with the state. `write` returns the buffer beside its result.
+    /// Runs `write` with the only handle to a layer's buffer and with the state. `write` returns the buffer beside
+    /// its result.
     pub(crate) fn write_layer<R>(
         &mut self,
         layer: usize,
@@ -212,8 +219,8 @@ impl KvCache {
         self.layers[layer].kv.update(|kv| write(kv, state))
     }
 
-    /// Makes room for `extra` more slots in every layer of `seqs`. A layer's buffer is rebuilt as a whole. So if one of several
-    /// sequences is short of room all of them grow, to half a growth of free slots beyond `extra`.
+    /// Makes room for `extra` more slots in every layer of `seqs`. A layer's buffer is rebuilt as a whole. So if one
+    /// of several sequences is short of room all of them grow, to half a growth of free slots beyond `extra`.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] when a layer's buffer would exceed what the device can bind. Nothing is changed then.
@@ -232,8 +239,8 @@ impl KvCache {
         self.rebuild(&updates)
     }
 
-    /// Evicts every slot of `seq` that `keep` does not name: the pruning. Capacities follow the kept slots plus `room`, and memory
-    /// that becomes free goes back to the driver.
+    /// Evicts every slot of `seq` that `keep` does not name: the pruning. Capacities follow the kept slots plus
+    /// `room`, and memory that becomes free goes back to the driver.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] when a layer's buffer would exceed what the device can bind. Nothing is changed then.
@@ -338,8 +345,8 @@ impl KvCache {
         layer.regions = regions;
     }
 
-    /// Advances lengths and position of `seq`, here and on the device, after the host forwarded `n` of its tokens. `token` is the
-    /// pending token from now on: it is written as well.
+    /// Advances lengths and position of `seq`, here and on the device, after the host forwarded `n` of its tokens.
+    /// `token` is the pending token from now on: it is written as well.
     pub fn advance(&mut self, seq: usize, n: usize, token: u32) {
         self.state.mirrors[seq].position.0 += n as u32;
         for layer in &mut self.layers {
@@ -354,8 +361,8 @@ impl KvCache {
         Checkpoint { seq, lens: self.lens(seq), position: self.state.mirrors[seq].position }
     }
 
-    /// Forgets what was appended since `checkpoint`: restores lengths and position. Slots beyond a length are never read. `token` is
-    /// the pending token, or any value where there is none.
+    /// Forgets what was appended since `checkpoint`: restores lengths and position. Slots beyond a length are never
+    /// read. `token` is the pending token, or any value where there is none.
     pub fn rollback(&mut self, checkpoint: &Checkpoint, token: u32) {
         let seq = checkpoint.seq;
         for (layer, len) in self.layers.iter_mut().zip(&checkpoint.lens) {
@@ -397,7 +404,8 @@ impl KvCache {
         self.state.table_offset(layer)
     }
 
-    /// Makes `seqs` the sequences of the next step's rows, in this order. Returns the offset of the row map in the state, in words.
+    /// Makes `seqs` the sequences of the next step's rows, in this order. Returns the offset of the row map in the
+    /// state, in words.
     pub fn select(&mut self, seqs: &[usize]) -> usize {
         self.state.select(seqs)
     }
@@ -412,8 +420,8 @@ impl KvCache {
         self.state.write_sampler(seq, settings);
     }
 
-    /// Runs the `sample` kernel with the only handle to the state: it samples a token for each of `seqs` and advances their lengths
-    /// and positions by `advance`. The mirror follows.
+    /// Runs the `sample` kernel with the only handle to the state: it samples a token for each of `seqs` and advances
+    /// their lengths and positions by `advance`. The mirror follows.
     pub(crate) fn write_sampled(
         &mut self,
         seqs: &[usize],
@@ -427,8 +435,8 @@ impl KvCache {
         }
     }
 
-    /// Starts reading the state. The copy is taken now: what is launched later does not show in it. [`ids`](Self::ids) finds the
-    /// sampled ids in the copy.
+    /// Starts reading the state. The copy is taken now: what is launched later does not show in it.
+    /// [`ids`](Self::ids) finds the sampled ids in the copy.
     pub fn read_state(&self) -> Readback {
         self.state.read()
     }
@@ -444,8 +452,8 @@ impl KvCache {
         self.raw_ids(copy, seq, from, to).map(|id| self.checked_id(id)).collect()
     }
 
-    /// As [`ids`](Self::ids), but gives [`BROKEN`](kernels::state::BROKEN) for a step whose logits were not finite. For readers that
-    /// use only some of the steps.
+    /// As [`ids`](Self::ids), but gives [`BROKEN`](kernels::state::BROKEN) for a step whose logits were not finite.
+    /// For readers that use only some of the steps.
     pub fn raw_ids<'w>(&self, copy: &'w [u32], seq: usize, from: u32, to: u32) -> impl Iterator<Item = u32> + use<'w> {
         self.state.ring_ids(copy, seq, from, to)
     }

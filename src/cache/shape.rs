@@ -28,8 +28,8 @@ impl CacheShape {
     /// The shape that a model of `config` needs for `seqs` sequences.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] when `dtype` is neither f32 nor f16 (no kernel writes other types), and for more sequences than a step
-    /// can have rows.
+    /// [`ErrorKind::Input`] when `dtype` is neither f32 nor f16 (no kernel writes other types), and for more
+    /// sequences than a step can have rows.
     pub fn new(config: &ModelConfig, dtype: Dtype, seqs: usize, growth: usize) -> Result<Self> {
         if !matches!(dtype, Dtype::F32 | Dtype::F16) {
             return Err(Error::new(ErrorKind::Input, format!("the KV cache cannot be {dtype}"))
@@ -72,15 +72,15 @@ impl CacheShape {
         (self.layers * self.slot_bytes()) as u64
     }
 
-    /// Bytes of the keys and values of one sequence with room for `tokens`, all layers together. `None` if the number does not fit
-    /// into 64 bits.
+    /// Bytes of the keys and values of one sequence with room for `tokens`, all layers together. `None` if the number
+    /// does not fit into 64 bits.
     pub fn bytes_for(&self, tokens: usize) -> Option<u64> {
         let slots = tokens.checked_next_multiple_of(self.growth)?;
         u64::try_from(slots.checked_mul(self.layers)?.checked_mul(self.slot_bytes())?).ok()
     }
 
-    /// Whether a cache of this many sequences can begin on a device. Whether it can grow as far as the sequences need is checked
-    /// when it grows.
+    /// Whether a cache of this many sequences can begin on a device. Whether it can grow as far as the sequences need
+    /// is checked when it grows.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] when the state of all sequences exceeds the largest buffer.

@@ -9,9 +9,9 @@
 //! row map   the sequence that each row of a step belongs to
 //! ```
 //!
-//! The host knows lengths and positions without reading them back, because every step advances them by a known number. Only the
-//! sampled ids have to be read, and the rings let the host read them several steps late. The row map lets any of the sequences be
-//! forwarded together, in any order.
+//! The host knows lengths and positions without reading them back, because every step advances them by a known
+//! number. Only the sampled ids have to be read, and the rings let the host read them several steps late. The row map
+//! lets any of the sequences be forwarded together, in any order.
 use burn::tensor::{Int, Tensor};
 
 use super::{CacheShape, RING, Region};
@@ -27,7 +27,8 @@ pub struct SeqMirror {
     pub position: Position,
     /// Tokens sampled so far.
     pub step: u32,
-    /// The position at the last gather. With compact positions, keys written since then stand where they were written.
+    /// The position at the last gather. With compact positions, keys written since then stand where they were
+    /// written.
     pub position_at_last_gather: Position,
 }
 
@@ -97,13 +98,15 @@ impl DeviceState {
         offset
     }
 
-    /// Writes lengths, bases and capacities of all regions: `regions` lists them layer by layer, sequence by sequence.
+    /// Writes lengths, bases and capacities of all regions: `regions` lists them layer by layer, sequence by
+    /// sequence.
     pub fn write_tables<'r>(&mut self, regions: impl Iterator<Item = &'r Region>) {
         let tables = regions.flat_map(|r| [r.len as u32, r.base as u32, r.cap as u32, 0]).collect();
         self.write(self.table_offset(0), tables);
     }
 
-    /// Writes the part of a header that changes from step to step. `token` is the pending token, or any value where there is none.
+    /// Writes the part of a header that changes from step to step. `token` is the pending token, or any value where
+    /// there is none.
     pub fn write_header(&mut self, seq: usize, token: u32) {
         let SeqMirror { position, step, .. } = self.mirrors[seq];
         let mut header = vec![0; state::MISSED];

@@ -1,4 +1,5 @@
-//! What is kept up to date beside keys and values, for policies that look back: running sums of attention and the latest queries.
+//! What is kept up to date beside keys and values, for policies that look back: running sums of attention and the
+//! latest queries.
 use burn::tensor::{Device, Int, Tensor};
 
 use super::{KvCache, Region};
@@ -39,7 +40,8 @@ impl Tracked {
         out_words: usize,
     ) {
         let Some(sums) = &mut self.sums else { return };
-        // A slot has one word here for each KV head, where keys and values have two rows: bases (entries 0 and 2 of a move) are half.
+        // A slot has one word here for each KV head, where keys and values have two rows: bases (entries 0 and 2 of a
+        // move) are half.
         let halved = |(i, v): (usize, &u32)| if matches!(i % MOVE, 0 | 2) { v / 2 } else { *v };
         let moves = kernels::u32_tensor(moves.iter().enumerate().map(halved).collect(), device);
         let spec = GatherSpec { row_words: 1, planes: kv_heads, out_words, ..spec };
@@ -48,8 +50,8 @@ impl Tracked {
 }
 
 impl KvCache {
-    /// Adds to what is tracked. It applies to all sequences until the next [`begin`](Self::begin), and must be called for a sequence
-    /// before its first token. `query_cols`: values of a token's queries, all heads together.
+    /// Adds to what is tracked. It applies to all sequences until the next [`begin`](Self::begin), and must be called
+    /// for a sequence before its first token. `query_cols`: values of a token's queries, all heads together.
     pub fn track(&mut self, tracking: Tracking, query_cols: usize) {
         let rows = self.shape.seqs * OBSERVED;
         for layer in &mut self.layers {
@@ -93,8 +95,8 @@ impl KvCache {
         ring.update(|ring| ((), kernels::store_queries(q, self.state.tensor(), ring, spec)));
     }
 
-    /// How many of the `most` latest queries of `seq` can be looked through. With compact positions only those since the last gather:
-    /// earlier queries were rotated for slots that have moved.
+    /// How many of the `most` latest queries of `seq` can be looked through. With compact positions only those since
+    /// the last gather: earlier queries were rotated for slots that have moved.
     pub fn observable(&self, seq: usize, most: usize) -> usize {
         let mirror = self.sequence(seq);
         let since = if self.positions == Positions::Compact { mirror.position_at_last_gather.0 } else { 0 };
@@ -118,8 +120,8 @@ impl KvCache {
         Ok(kernels::latest_queries(ring, self.state.tensor(), spec))
     }
 
-    /// The running sums of `seq` in `layer`, f32 bits in u32 words: `[kv_heads, capacity]`. Only the first `len` of each row are
-    /// meaningful.
+    /// The running sums of `seq` in `layer`, f32 bits in u32 words: `[kv_heads, capacity]`. Only the first `len` of
+    /// each row are meaningful.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] when sums are not tracked.

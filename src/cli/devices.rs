@@ -29,10 +29,10 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         super::print_json(&serde_json::json!({ "devices": devices }))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let head = ["", "device", "backend", "kind", "driver", "max binding", "runs"].map(String::from).to_vec();
+    let head = ["index", "device", "backend", "kind", "driver", "max binding", "runs"].map(String::from).to_vec();
     let row = |(i, d): (usize, &DeviceInfo)| {
         vec![
-            if i == 0 { "*" } else { "" }.into(),
+            format!("{i}{}", if i == 0 { " *" } else { "" }),
             d.name.clone(),
             d.backend.clone(),
             d.kind.clone(),

@@ -206,7 +206,11 @@ fn policy_help() -> String {
 }
 
 fn steps_help() -> String {
-    format!("Where steps of the thinking begin: {} [default: {}]", listed(&Boundaries::ALL), Boundaries::default())
+    format!(
+        "Where steps of the thinking begin: {} [default: {}]",
+        listed(&Boundaries::NAMES.iter().map(|(name, _)| *name).collect::<Vec<_>>()),
+        Boundaries::default()
+    )
 }
 
 fn listed(values: &[impl Display]) -> String {

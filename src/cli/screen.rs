@@ -295,6 +295,9 @@ impl Screen {
             ),
         );
         line("policy", format!("{}, {}", trace.settings.policy, trace.settings.budget));
+        if let Some(note) = trace.step_note() {
+            line("steps", note);
+        }
         if result.missed > 0.001 {
             let missed = 100.0 * result.missed;
             line("sampling", format!("up to {missed:.1} % of the probability asked for lay outside the candidates"));

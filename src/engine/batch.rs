@@ -16,9 +16,9 @@ use crate::sampling::Sampler;
 use crate::settings::Settings;
 use crate::trace;
 
-/// Requests that run side by side, each with its own prompt, options, policy, budget, end and trace. A result does not depend
-/// on the neighbours, beyond the order in which a shader for more rows may add (each kernel states its bound). The same batch gives
-/// the same results. A request that fails or is cancelled leaves the others alone.
+/// Requests that run side by side, each with its own prompt, options, policy, budget, end and trace. A result does
+/// not depend on the neighbours, beyond the order in which a shader for more rows may add (each kernel states its
+/// bound). The same batch gives the same results. A request that fails or is cancelled leaves the others alone.
 ///
 /// ```no_run
 /// # async fn example(engine: &mut secateur::engine::Engine) -> secateur::Result<()> {
@@ -103,8 +103,8 @@ fn places_of(rows: &[Running<'_>]) -> Vec<usize> {
     rows.iter().map(|row| row.place).collect()
 }
 
-/// Makes room for `extra` more slots of each of `rows`. Where a layer's buffer cannot grow that far, the longest sequence fails and its
-/// memory is freed, until the others fit. Returns the sequences that have room.
+/// Makes room for `extra` more slots of each of `rows`. Where a layer's buffer cannot grow that far, the longest
+/// sequence fails and its memory is freed, until the others fit. Returns the sequences that have room.
 fn with_room<'s>(runner: &mut Runner, mut rows: Vec<Running<'s>>, extra: usize) -> Vec<Running<'s>> {
     while let Err(e) = runner.reserve(&places_of(&rows), extra) {
         let longest = (0..rows.len()).max_by_key(|&row| runner.cache().longest(rows[row].place));
@@ -162,8 +162,8 @@ impl<'e> Batch<'e> {
             self.decode()?;
             self.read(on).await
         };
-        // Errors that belong to one sequence were handled where they arose. What is left are device errors: they fail every running
-        // request.
+        // Errors that belong to one sequence were handled where they arose. What is left are device errors: they fail
+        // every running request.
         if let Err(e) = turn.await {
             self.reads.clear();
             self.places.sequences().for_each(|s| s.fail(e.clone()));
@@ -171,8 +171,9 @@ impl<'e> Batch<'e> {
         self.retire()
     }
 
-    /// Gives free places to waiting requests, and looks for a stop. Sequences side by side share how positions are counted. A request
-    /// that wants it otherwise waits until the running ones are done, and so do the requests behind it.
+    /// Gives free places to waiting requests, and looks for a stop. Sequences side by side share how positions are
+    /// counted. A request that wants it otherwise waits until the running ones are done, and so do the requests
+    /// behind it.
     fn admit(&mut self, on: &mut OnEvent<'_>) {
         for place in 0..self.places.0.len() {
             if self.places.0[place].is_some() {
@@ -200,8 +201,8 @@ impl<'e> Batch<'e> {
         self.places.sequences().for_each(Sequence::finish_if_done);
     }
 
-    /// Forwards a chunk of the oldest unfinished prompt, and samples the first token after the last chunk. Every chunk is waited for
-    /// like a token, so that a stop takes effect within one chunk.
+    /// Forwards a chunk of the oldest unfinished prompt, and samples the first token after the last chunk. Every
+    /// chunk is waited for like a token, so that a stop takes effect within one chunk.
     fn prefill(&mut self) {
         let prefilling = self.places.running().filter(|r| r.sequence.prefilling());
         let Some(Running { place, sequence }) = prefilling.min_by_key(|r| r.sequence.id) else { return };
@@ -214,8 +215,9 @@ impl<'e> Batch<'e> {
         self.start_read();
     }
 
-    /// Decode steps for all sequences that have room, in bursts of [`LAG`] between two reads. Rows drop out as the room of their
-    /// sequences ends. While a prompt is being forwarded there is one step in a turn, so that a long prompt does not stop the others.
+    /// Decode steps for all sequences that have room, in bursts of [`LAG`] between two reads. Rows drop out as the
+    /// room of their sequences ends. While a prompt is being forwarded there is one step in a turn, so that a long
+    /// prompt does not stop the others.
     fn decode(&mut self) -> Result<()> {
         let prefilling = self.places.sequences().any(|s| s.prefilling());
         loop {
@@ -264,8 +266,8 @@ impl<'e> Batch<'e> {
         Ok(())
     }
 
-    /// Hold, measure, plan, keep and resume, for all sequences that are due. Their text is known by now. The steps of the other
-    /// sequences wait on the device only, behind the probes.
+    /// Hold, measure, plan, keep and resume, for all sequences that are due. Their text is known by now. The steps of
+    /// the other sequences wait on the device only, behind the probes.
     async fn prune(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
         let due = self.places.running().filter(|r| r.sequence.due().is_some()).collect();
         let mut due: Vec<Due<'_>> = with_room(self.runner, due, 1).into_iter().filter_map(Due::new).collect();
@@ -342,8 +344,8 @@ struct Planned {
     record: trace::Probe,
 }
 
-/// Forwards the pending tokens as a decode step would. Their logits wait until the caches are pruned. Reads the attention of the pending
-/// tokens if a policy decides by it, as finely as the most demanding of them needs it.
+/// Forwards the pending tokens as a decode step would. Their logits wait until the caches are pruned. Reads the
+/// attention of the pending tokens if a policy decides by it, as finely as the most demanding of them needs it.
 fn hold(runner: &mut Runner, due: &mut [Due<'_>]) -> Result<PendingForward> {
     let readouts = due.iter().filter_map(|due| due.sequence.pruner.readout_of_pending());
     let readout = readouts.min_by_key(|reduce: &Reduce| *reduce as u32);
@@ -355,7 +357,8 @@ fn hold(runner: &mut Runner, due: &mut [Due<'_>]) -> Result<PendingForward> {
     Ok(held)
 }
 
-/// What the policies need, in the order of `due`: `None` for a sequence that failed. All are launched before the first is waited for.
+/// What the policies need, in the order of `due`: `None` for a sequence that failed. All are launched before the
+/// first is waited for.
 async fn measure(runner: &mut Runner, held: &PendingForward, due: &mut [Due<'_>]) -> Vec<Option<Measurements>> {
     let mut pending = Vec::new();
     for (row, Due { place, sequence, .. }) in due.iter_mut().enumerate() {
@@ -378,8 +381,8 @@ async fn measure(runner: &mut Runner, held: &PendingForward, due: &mut [Due<'_>]
     measured
 }
 
-/// Reads the attention of every query head, for traces that show it. A forward of its own, so that what the policy decides by is
-/// measured in the same way with and without it. A sequence whose heads cannot be read fails.
+/// Reads the attention of every query head, for traces that show it. A forward of its own, so that what the policy
+/// decides by is measured in the same way with and without it. A sequence whose heads cannot be read fails.
 async fn measure_heads(
     runner: &mut Runner,
     held: &PendingForward,
@@ -433,8 +436,8 @@ mod tests {
     use crate::trace::{AttentionDetail, StopReason};
     use crate::weights::Weights;
 
-    /// Attention allocates partial results for every sequence at the length of the longest. Too many are refused before the weights are
-    /// read, and by a plan as well.
+    /// Attention allocates partial results for every sequence at the length of the longest. Too many are refused
+    /// before the weights are read, and by a plan as well.
     #[test]
     fn more_than_attention_can_put_aside_is_refused() {
         let source = crate::builtin::source();
@@ -475,8 +478,8 @@ mod tests {
         model.plan(Input::Pending(&[1]), &mut cache).expect("one fits");
     }
 
-    /// A sequence whose query heads cannot be read for the trace fails alone. (`tests/engine.rs` tests the same for what the policy
-    /// decides by.)
+    /// A sequence whose query heads cannot be read for the trace fails alone. (`tests/engine.rs` tests the same for
+    /// what the policy decides by.)
     #[test]
     fn heads_that_cannot_be_read_are_their_own_sequences_affair() {
         let load = LoadOptions { kv: Dtype::F32, context: Some(256), sequences: 3 };

@@ -1,7 +1,9 @@
 //! The choice of layers that lies beside a model, and whether it is for this model's weights.
 use std::sync::OnceLock;
 
-use crate::eval::calibrate::{self, Choice, FILE};
+use crate::eval::calibrate::{Choice, FILE};
+#[cfg(not(target_family = "wasm"))]
+use crate::eval::calibrate::{Hashed, choice_path};
 use crate::policy::{Layers, Scope};
 use crate::settings::Settings;
 use crate::weights::{ModelSource, Weights};
@@ -83,7 +85,7 @@ impl Calibrated {
 /// The text of the choice beside a model, and where it lies.
 fn read(source: &ModelSource) -> Result<Option<(String, String)>> {
     #[cfg(not(target_family = "wasm"))]
-    if let Some(path) = calibrate::choice_path(source) {
+    if let Some(path) = choice_path(source) {
         let place = path.display().to_string();
         return match std::fs::read_to_string(&path) {
             Ok(text) => Ok(Some((text, place))),
@@ -101,8 +103,8 @@ fn read(source: &ModelSource) -> Result<Option<(String, String)>> {
 fn fingerprint(source: &ModelSource) -> Result<String> {
     let weights = Weights::open(source)?;
     #[cfg(not(target_family = "wasm"))]
-    if let Some(choice) = calibrate::choice_path(source) {
-        let hashed = calibrate::Hashed::of(&weights, &choice);
+    if let Some(choice) = choice_path(source) {
+        let hashed = Hashed::of(&weights, &choice);
         hashed.keep(&choice);
         return Ok(hashed.fingerprint);
     }

@@ -12,17 +12,18 @@
 //!
 //! - [`request`](Prompt): what is asked for;
 //! - [`PreparedModel`]: a model without its weights, which turns a request into ids or refuses it;
-//! - [`Batch`]: who goes next. It has a place for each sequence that runs and a queue of those that wait. One turn of its loop admits,
-//!   forwards a chunk of a prompt, prunes the sequences that are due, decodes those that have room, and reads ids;
+//! - [`Batch`]: who goes next. It has a place for each sequence that runs and a queue of those that wait. One turn of
+//!   its loop admits, forwards a chunk of a prompt, prunes the sequences that are due, decodes those that have room,
+//!   and reads ids;
 //! - [`Runner`]: the model and the cache together: prefill, decode, hold, probe, keep, resume;
 //! - `Pruner`: what is to be measured, and which slots stay;
 //! - `Sequence`: the host's side of one request, up to its record in the [`trace`].
 //!
 //! [`Engine::run`] is a batch of one request.
 //!
-//! Everything is async: the host waits for the GPU only where it awaits a readback. Sampled tokens stay on the device and feed the
-//! next step. The host reads their ids [`LAG`] steps at a time, one burst late, and catches up only where it must know the text:
-//! before a probe. Results do not depend on how late it reads.
+//! Everything is async: the host waits for the GPU only where it awaits a readback. Sampled tokens stay on the device
+//! and feed the next step. The host reads their ids [`LAG`] steps at a time, one burst late, and catches up only
+//! where it must know the text: before a probe. Results do not depend on how late it reads.
 mod batch;
 mod calibrated;
 mod prepared;
@@ -80,7 +81,8 @@ pub enum Event<'a> {
     },
     /// A probe was made and its plan carried out.
     Probe(&'a trace::Probe),
-    /// The model seems to repeat itself: the latest 64 tokens all complete a run of 12 ids that occurred before. Reported once in a run.
+    /// The model seems to repeat itself: the latest 64 tokens all complete a run of 12 ids that occurred before.
+    /// Reported once in a run.
     Repetition {
         /// Index of the latest of these tokens among the generated ones.
         index: usize,
@@ -103,8 +105,8 @@ pub struct RunResult {
     pub thinking_unfinished: bool,
     /// Everything else, and the whole story.
     pub trace: Trace,
-    /// The largest share of the probability a draw asked for that lay outside its [candidates](crate::sampling::MOST_CANDIDATES):
-    /// 0 unless top-k is off or longer than they are.
+    /// The largest share of the probability a draw asked for that lay outside its
+    /// [candidates](crate::sampling::MOST_CANDIDATES): 0 unless top-k is off or longer than they are.
     pub missed: f32,
     /// What ended the run, if something failed after the first token.
     pub error: Option<Error>,
@@ -150,8 +152,8 @@ impl Engine {
         self.runner.cache().shape().token_bytes()
     }
 
-    /// A flag that ends the current run, or all requests of a batch, after the steps under way. It may be set from any thread. What was
-    /// generated until then is returned. Starting a run or a batch clears it.
+    /// A flag that ends the current run, or all requests of a batch, after the steps under way. It may be set from
+    /// any thread. What was generated until then is returned. Starting a run or a batch clears it.
     pub fn stop_flag(&self) -> Arc<AtomicBool> {
         self.stop.clone()
     }
@@ -180,7 +182,8 @@ impl Engine {
         self.prepared.tokenizer()
     }
 
-    /// Generates from `prompt` and prunes as `settings` say. `on` is called with every token and probe as they become known.
+    /// Generates from `prompt` and prunes as `settings` say. `on` is called with every token and probe as they become
+    /// known.
     ///
     /// # Errors
     /// A prompt longer than the context, a policy that cannot run with this model or budget, a device that fails.

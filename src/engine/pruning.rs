@@ -1,5 +1,5 @@
-//! The decisions of one sequence's pruning: what is to be measured, and, once it is, which slots stay. The [`Runner`](super::Runner)
-//! measures and carries the plan out.
+//! The decisions of one sequence's pruning: what is to be measured, and, once it is, which slots stay. The
+//! [`Runner`](super::Runner) measures and carries the plan out.
 use super::runner::{MeasureRequest, Measurements};
 use crate::cache::Tracking;
 use crate::kernels::Reduce;
@@ -62,8 +62,8 @@ impl Pruner {
         self.settings.attention == AttentionDetail::Heads && self.settings.policy.needs().probes()
     }
 
-    /// Scores every kept set and asks the policy for a plan. Returns the plan and its record, in which timings and bytes are still 0.
-    /// `at_token`: tokens generated so far; `probe`: the index of this pruning in its sequence.
+    /// Scores every kept set and asks the policy for a plan. Returns the plan and its record, in which timings and
+    /// bytes are still 0. `at_token`: tokens generated so far; `probe`: the index of this pruning in its sequence.
     ///
     /// # Errors
     /// Scores that are not finite; what the policy refuses.

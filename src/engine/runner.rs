@@ -1,7 +1,7 @@
 //! The model and the cache of its sequences together: prefill, decode, hold, probe, keep, resume.
 //!
-//! The methods are the steps of the path, in its order. They launch work on the device and return without waiting for it; only the
-//! awaits on what they read back wait. Sampled ids stay on the device and feed the next step.
+//! The methods are the steps of the path, in its order. They launch work on the device and return without waiting for
+//! it; only the awaits on what they read back wait. Sampled ids stay on the device and feed the next step.
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -54,8 +54,8 @@ pub struct Admission<'a> {
     pub prompt: &'a [u32],
 }
 
-/// A forward of pending tokens whose logits wait until the caches are pruned: what is sampled next then does not depend on the
-/// pruning, and a pruning that keeps everything changes no token.
+/// A forward of pending tokens whose logits wait until the caches are pruned: what is sampled next then does not
+/// depend on the pruning, and a pruning that keeps everything changes no token.
 pub struct PendingForward {
     seqs: Vec<usize>,
     /// The forwarded tokens. The state keeps them until the next ones are sampled.
@@ -139,7 +139,8 @@ impl Runner {
     /// Whether a runner of this model and shape can begin on `device`.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`](crate::ErrorKind::Device) when the state or the samplers of all sequences exceed the largest buffer.
+    /// [`ErrorKind::Device`](crate::ErrorKind::Device) when the state or the samplers of all sequences exceed the
+    /// largest buffer.
     pub fn check(vocab: usize, shape: &CacheShape, device: &ComputeDevice) -> Result<()> {
         shape.check(&device.info)?;
         Sampler::check(vocab, shape.seqs, &device.info)
@@ -155,12 +156,14 @@ impl Runner {
         &self.cache
     }
 
-    /// The model and its cache for work below the path's steps: teacher-forced tests, and measurements of single kernels.
+    /// The model and its cache for work below the path's steps: teacher-forced tests, and measurements of single
+    /// kernels.
     pub fn parts_mut(&mut self) -> (&Decoder, &mut KvCache) {
         (&self.model, &mut self.cache)
     }
 
-    /// Empties `seq` and prepares it for a new prompt. `first`: no other sequence runs, so that how positions are counted may change.
+    /// Empties `seq` and prepares it for a new prompt. `first`: no other sequence runs, so that how positions are
+    /// counted may change.
     ///
     /// # Errors
     /// A cache beyond the device's limits; positions that sequences side by side do not share.
@@ -182,8 +185,8 @@ impl Runner {
         self.cache.reserve(seqs, extra)
     }
 
-    /// Forwards the next chunk of a prompt, of which `rest` is not forwarded yet, and samples the first token after the last chunk.
-    /// Returns the number of ids that were forwarded.
+    /// Forwards the next chunk of a prompt, of which `rest` is not forwarded yet, and samples the first token after
+    /// the last chunk. Returns the number of ids that were forwarded.
     ///
     /// # Errors
     /// What [`Decoder::plan`] refuses.
@@ -215,8 +218,8 @@ impl Runner {
         Ok(())
     }
 
-    /// Forwards the pending tokens of `pending` (sequence, token) as a decode step does, but samples nothing: the logits wait for
-    /// [`resume`](Self::resume). Reads the attention of these tokens where `readout` says how.
+    /// Forwards the pending tokens of `pending` (sequence, token) as a decode step does, but samples nothing: the
+    /// logits wait for [`resume`](Self::resume). Reads the attention of these tokens where `readout` says how.
     ///
     /// # Errors
     /// What [`Decoder::plan`] refuses.
@@ -231,8 +234,8 @@ impl Runner {
         Ok(PendingForward { seqs, tokens, out, logits })
     }
 
-    /// Starts measuring what a policy needs, of the sequence in row `row` of `held`. A probe is forwarded, read and rolled back.
-    /// Nothing changes in the cache that is not put back.
+    /// Starts measuring what a policy needs, of the sequence in row `row` of `held`. A probe is forwarded, read and
+    /// rolled back. Nothing changes in the cache that is not put back.
     ///
     /// # Errors
     /// What [`Decoder::plan`] refuses; what the policy needs and the cache does not track.
@@ -270,8 +273,8 @@ impl Runner {
         Ok(pending)
     }
 
-    /// Appends `ids` to the sequence in row `row` of `held`, forwards them once, reads the attention of the last of them where `readout`
-    /// says how, and rolls back.
+    /// Appends `ids` to the sequence in row `row` of `held`, forwards them once, reads the attention of the last of
+    /// them where `readout` says how, and rolls back.
     ///
     /// # Errors
     /// What [`Decoder::plan`] refuses.
@@ -291,8 +294,8 @@ impl Runner {
         Ok(rows)
     }
 
-    /// Evicts the slots that the updates do not name, together where there is room for all new buffers at once, else one sequence after
-    /// the other. Returns what became of each update.
+    /// Evicts the slots that the updates do not name, together where there is room for all new buffers at once, else
+    /// one sequence after the other. Returns what became of each update.
     pub fn keep(&mut self, updates: &[RegionUpdate<'_>]) -> Vec<Result<()>> {
         if updates.is_empty() || self.cache.keep_each(updates).is_ok() {
             return updates.iter().map(|_| Ok(())).collect();

@@ -1,4 +1,5 @@
-//! The host's side of one sequence: the request, what is known of the sequence so far, and its result. No tensors here.
+//! The host's side of one sequence: the request, what is known of the sequence so far, and its result. No tensors
+//! here.
 use std::collections::HashSet;
 
 use web_time::Instant;
@@ -11,7 +12,7 @@ use crate::engine::{Event, LAG, RunResult};
 use crate::policy::{self, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
 use crate::settings::Settings;
-use crate::steps::Tail;
+use crate::steps::{BoundaryCounts, Tail};
 use crate::text::{Detokenizer, ThinkIds, Tokenizer};
 use crate::trace::{self, StopReason, Totals, Trace};
 use crate::{Error, ErrorKind, Result};
@@ -38,7 +39,6 @@ pub(crate) struct Sequence {
     tokenizer: Option<Tokenizer>,
     detokenizer: Option<Detokenizer>,
     text: String,
-    answer: String,
     clock: ProbeClock,
     pub ledger: Ledger,
     pub prompt: Vec<u32>,
@@ -108,9 +108,8 @@ impl Sequence {
             detokenizer: tokenizer.as_ref().map(|t| Detokenizer::new(t, false)),
             tokenizer,
             text: String::new(),
-            answer: String::new(),
             clock: ProbeClock::new(settings.probe_every, thinking)?,
-            ledger: Ledger::with_sets(prompt.len(), sets),
+            ledger: Ledger::with_sets(prompt.len(), sets).with_boundaries(settings.steps),
             forwarded: 0,
             context: model.context,
             tokens: Vec::new(),
@@ -167,15 +166,15 @@ impl Sequence {
         }
     }
 
-    /// Decode steps that may be issued now: never past a token after which a probe may be due, because the text must be known there,
-    /// and at most two bursts ahead of what was read. None before the first token is read, which ends the measured time of the
-    /// prefill.
+    /// Decode steps that may be issued now: never past a token after which a probe may be due, because the text must
+    /// be known there, and at most two bursts ahead of what was read. None before the first token is read, which ends
+    /// the measured time of the prefill.
     pub fn room(&self) -> usize {
         let read = self.tokens.len();
         if self.ended.is_some() || self.cancelled || self.probe_after.is_some() || read == 0 {
             return 0;
         }
-        let to_probe = self.clock.steps_until_possible_probe().map_or(usize::MAX, |steps| read.saturating_add(steps));
+        let to_probe = read.saturating_add(self.clock.steps_until_possible_probe());
         self.limit().min(to_probe).min(read + 2 * LAG).saturating_sub(self.issued)
     }
 
@@ -235,11 +234,8 @@ impl Sequence {
         let special = self.tokenizer.as_ref().is_some_and(|t| t.is_special(id));
         let shown = if special { "" } else { piece.as_str() };
         self.text.push_str(shown);
-        if role == Role::Answer {
-            self.answer.push_str(shown);
-        }
         on(self.id, Event::Token { index: self.tokens.len(), id, text: shown, role });
-        self.tokens.push(trace::Token { id, text: piece, role, step: None });
+        self.tokens.push(trace::Token { id, text: piece, role, special: special || stop, step: None });
         if self.repetition.push(&self.tokens) {
             on(self.id, Event::Repetition { index: self.tokens.len() - 1 });
         }
@@ -282,20 +278,21 @@ impl Sequence {
         self.probes.push(record);
     }
 
-    /// Notes slots and KV bytes in use, for their peaks. While a gather moves a layer, that layer has two buffers for a moment, which are not
-    /// counted.
+    /// Notes slots and KV bytes in use, for their peaks. While a gather moves a layer, that layer has two buffers for
+    /// a moment, which are not counted.
     pub fn note_peak(&mut self, slots: usize, bytes: u64) {
         self.totals.peak_cached = self.totals.peak_cached.max(slots);
         self.note_bytes(bytes);
     }
 
-    /// Notes KV bytes in use. The slots of decode steps are counted once their tokens are read: steps that run past the end are no part of
-    /// the result, and how many there are depends on the other sequences.
+    /// Notes KV bytes in use. The slots of decode steps are counted once their tokens are read: steps that run past
+    /// the end are no part of the result, and how many there are depends on the other sequences.
     pub fn note_bytes(&mut self, bytes: u64) {
         self.totals.peak_kv_bytes = self.totals.peak_kv_bytes.max(bytes);
     }
 
-    /// The result, taken while the sequence still has its place in the cache. What was generated before a failure is part of it.
+    /// The result, taken while the sequence still has its place in the cache. What was generated before a failure is
+    /// part of it.
     ///
     /// # Errors
     /// The error of a sequence that failed before its first token.
@@ -308,11 +305,7 @@ impl Sequence {
         self.totals.prefill_us = (first_token - self.began).as_micros() as u64;
         self.totals.decode_us = (first_token.elapsed().as_micros() as u64).saturating_sub(self.totals.probe_us);
         if let Some(detokenizer) = &mut self.detokenizer {
-            let tail = detokenizer.finish();
-            self.text.push_str(tail);
-            if self.tokens.last().is_some_and(|t| t.role == Role::Answer) {
-                self.answer.push_str(tail);
-            }
+            self.text.push_str(detokenizer.finish());
         }
         // Steps as the final text has them.
         let thinking = self.ledger.thinking();
@@ -336,6 +329,7 @@ impl Sequence {
             prompt_text: self.tokenizer.as_ref().and_then(|t| t.decode(&self.prompt, false).ok()),
             slot_bytes: Some(cache.shape().token_bytes()),
             prompt_ids: self.prompt,
+            step_boundaries: self.tokenizer.is_some().then(|| BoundaryCounts::new(&steps)),
             tokens: self.tokens,
             probes: self.probes,
             stop_reason: self.ended.unwrap_or(StopReason::Cancelled),
@@ -343,7 +337,7 @@ impl Sequence {
         };
         Ok(RunResult {
             text: self.text,
-            answer: self.answer.trim().to_string(),
+            answer: trace.answer().trim().to_string(),
             // Without a </think> to wait for, everything may count as thinking.
             thinking_unfinished: self.think.close.is_some() && self.clock.inside_thinking(),
             bytes: device.bytes(),
@@ -405,7 +399,7 @@ mod tests {
 
     #[test]
     fn a_loop_is_reported_once_and_its_tokens_are_counted() {
-        let token = |id| trace::Token { id, text: String::new(), role: Role::Answer, step: None };
+        let token = |id| trace::Token { id, text: String::new(), role: Role::Answer, special: false, step: None };
         let push = |repetition: &mut Repetition, tokens: &mut Vec<trace::Token>, id: u32| {
             tokens.push(token(id));
             repetition.push(tokens)

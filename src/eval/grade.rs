@@ -1,8 +1,8 @@
-//! What a model answered, and whether it is right: the last `\boxed{…}` or number after the thinking, compared exactly after
-//! normalisation. No algebra: `1/2` and `\frac{1}{2}` are the same, `x+1` and `1+x` are not.
+//! Grades the answer of a model: the last `\boxed{…}` or number after the thinking, compared exactly after normalisation.
+//! There is no algebra: `1/2` and `\frac{1}{2}` are the same, `x+1` and `1+x` are not.
 
-/// The answer in `text`, as it was written: the inside of the last `\boxed{…}` after the last `</think>`, or the last number there.
-/// Text whose thinking never closes has none.
+/// The answer in `text`, as it was written: the inside of the last `\boxed{…}` after the last `</think>`, or else the last
+/// number there. Text whose thinking never closes has no answer.
 ///
 /// ```
 /// use secateur::eval::grade::{answer, same};
@@ -25,7 +25,7 @@ fn boxed(text: &str) -> Option<&str> {
     text.match_indices(BOXED).filter_map(|(at, _)| inside(&text[at + BOXED.len()..])).last()
 }
 
-/// Up to the brace that closes what was opened before `text`.
+/// The beginning of `text` up to the closing brace of a pair that was opened before `text`.
 fn inside(text: &str) -> Option<&str> {
     let mut depth = 1;
     for (at, c) in text.char_indices() {
@@ -47,13 +47,14 @@ fn last_number(text: &str) -> Option<&str> {
     runs.rfind(|run| run.contains(|c: char| c.is_ascii_digit()))
 }
 
-/// Whether two answers are the same once spelled in the same way.
+/// Whether two answers are the same after normalisation.
 pub fn same(found: &str, expected: &str) -> bool {
     let (a, b) = (normal(found), normal(expected));
     a == b || matches!((number(&a), number(&b)), (Some(a), Some(b)) if a == b)
 }
 
-/// An answer without what does not change it: dollars, spaces, sizes of brackets and fractions, a unit in `\text{…}`, a full stop.
+/// An answer without the parts that do not change its meaning: dollar signs, spaces, sizes of brackets and fractions, a
+/// unit in `\text{…}`, a full stop at the end.
 fn normal(answer: &str) -> String {
     let mut text = answer.trim().trim_end_matches('.').trim_matches('$').trim().trim_end_matches('.').to_string();
     for (from, to) in [
@@ -74,7 +75,7 @@ fn normal(answer: &str) -> String {
     }
     while let Some(at) = text.find("\\text{") {
         let Some(word) = inside(&text[at + 6..]).map(str::to_string) else { break };
-        // A unit behind a number goes, words alone are the answer.
+        // A unit after a number is removed; words without a number are the answer.
         let kept = if at == 0 { word.trim().to_string() } else { String::new() };
         text.replace_range(at..at + 6 + word.len() + 1, &kept);
     }
@@ -95,7 +96,7 @@ fn normal(answer: &str) -> String {
     text.trim_start_matches('+').to_string()
 }
 
-/// The first `\frac{a}{b}` of `text`: a, b, where it begins and how long it is.
+/// The first `\frac{a}{b}` of `text`: a, b, its offset and its length in bytes.
 fn fraction(text: &str) -> Option<(String, String, usize, usize)> {
     let at = text.find("\\frac{")?;
     let top = inside(&text[at + 6..])?;
@@ -104,7 +105,7 @@ fn fraction(text: &str) -> Option<(String, String, usize, usize)> {
     Some((top.to_string(), bottom.to_string(), at, 6 + top.len() + 1 + 1 + bottom.len() + 1))
 }
 
-/// A decimal number or a fraction of two.
+/// The value of a decimal number or of a fraction of two.
 fn number(text: &str) -> Option<f64> {
     let decimal = |t: &str| t.parse::<f64>().ok().filter(|v| v.is_finite());
     match text.split_once('/') {

@@ -1,4 +1,4 @@
-//! Questions with answers: reading them, grading what a model wrote, and choosing layers by it.
+//! Reads questions with answers, grades the answers of a model, and chooses layers by these grades.
 pub mod calibrate;
 pub mod grade;
 #[cfg(not(target_family = "wasm"))]

@@ -1,24 +1,25 @@
-//! Two ways of answering the same questions: does one answer more of them? Only the questions on which they differ tell.
+//! Compares two ways of answering the same questions. Only the questions on which they differ count.
 
-/// Questions that only one of two ways got right.
+/// How often only one of two ways was right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Paired {
-    /// Questions.
+    /// Number of questions.
     pub of: usize,
-    /// Right by this way and wrong by the other.
+    /// Questions that this way answers right and the other wrong.
     pub gained: usize,
-    /// Wrong by this way and right by the other.
+    /// Questions that this way answers wrong and the other right.
     pub lost: usize,
 }
 
 impl Paired {
-    /// How many more are right.
+    /// How many more questions this way answers right.
     pub fn difference(self) -> i64 {
         self.gained as i64 - self.lost as i64
     }
 
-    /// A 95 % interval of the difference of the two shares of right answers, from -1 to 1: Wald's after half a question was added
-    /// to each cell of the 2 x 2 table (Agresti and Min 2005), which also holds what it promises for few questions.
+    /// A 95 % confidence interval for the difference of the two shares of right answers, within -1 and 1. It is Wald's
+    /// interval after half a question was added to each cell of the 2 x 2 table (Agresti and Min 2005), whose coverage is
+    /// right for few questions as well.
     pub fn interval(self) -> (f64, f64) {
         const Z: f64 = 1.959_963_984_540_054;
         let (of, gained, lost) = (self.of as f64 + 2.0, self.gained as f64 + 0.5, self.lost as f64 + 0.5);
@@ -27,8 +28,8 @@ impl Paired {
         ((difference - error).max(-1.0), (difference + error).min(1.0))
     }
 
-    /// How likely so unequal a split of the differing questions is if both ways are equally good: McNemar's test, exact,
-    /// two-sided. 1 where no question tells.
+    /// The p-value of McNemar's exact two-sided test: the probability of a split of the differing questions at least as
+    /// unequal as this one, if both ways are equally good. 1 where they do not differ.
     pub fn p_value(self) -> f64 {
         let (n, fewer) = (self.gained + self.lost, self.gained.min(self.lost));
         // A sum of binomial coefficients over 2^n, in logarithms: n may be thousands.
@@ -64,7 +65,7 @@ mod tests {
         assert_eq!(p(4000, 0), 0.0);
     }
 
-    /// What an interval is for: whatever the truth, about 95 of 100 hold it. Over every table there is, weighted by its probability.
+    /// Whatever the true difference, about 95 of 100 intervals contain it: summed over all tables, weighted by probability.
     #[test]
     fn the_interval_holds_the_truth_as_often_as_it_says() {
         let factorials: Vec<f64> = std::iter::once(0.0)

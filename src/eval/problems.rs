@@ -1,4 +1,4 @@
-//! Questions with answers, one JSON object a line.
+//! Reads questions with answers, one JSON object per line.
 use std::collections::HashMap;
 
 use serde_json::Value;
@@ -8,17 +8,17 @@ use crate::{Error, ErrorKind, Result};
 /// A question and its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// What is asked.
+    /// The text of the question.
     pub question: String,
     /// The right answer.
     pub answer: String,
 }
 
-/// Reads lines such as `{"question": "What is 12 + 30?", "answer": "42"}`. The question may also be called `problem` or `prompt`;
-/// the answer may be a number. Other fields and empty lines do not matter. `place` names the file in errors.
+/// Reads lines such as `{"question": "What is 12 + 30?", "answer": "42"}`. The question may also be called `problem` or
+/// `prompt`; the answer may be a number. Other fields and empty lines are ignored. `place` names the file in errors.
 ///
 /// # Errors
-/// For a line that is not so, a question that was asked before (it would count twice), and a file without any.
+/// [`ErrorKind::Input`] for a line of another form, for a question that occurs twice, and for a file without questions.
 pub fn read(text: &str, place: &str) -> Result<Vec<Problem>> {
     let mut problems = Vec::new();
     let mut asked: HashMap<String, usize> = HashMap::new();
@@ -26,7 +26,7 @@ pub fn read(text: &str, place: &str) -> Result<Vec<Problem>> {
     let text = text.trim_start_matches('\u{feff}');
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
         let wrong = |found: String| {
-            Error::new(ErrorKind::Input, "not a question with an answer")
+            Error::new(ErrorKind::Input, "this line is not a question with an answer")
                 .at(format!("{place}, line {}", index + 1))
                 .expected("{\"question\": \"...\", \"answer\": \"...\"}")
                 .found(found)
@@ -45,7 +45,7 @@ pub fn read(text: &str, place: &str) -> Result<Vec<Problem>> {
             }
             (Some(question), Some(answer)) => {
                 if let Some(first) = asked.insert(question.trim().to_string(), index + 1) {
-                    return Err(Error::new(ErrorKind::Input, "a question is asked twice, and would count twice")
+                    return Err(Error::new(ErrorKind::Input, "a question occurs twice and would count twice")
                         .at(format!("{place}, lines {first} and {}", index + 1))
                         .found(format!("{question:?}"))
                         .help("leave one of them out"));
@@ -61,7 +61,9 @@ pub fn read(text: &str, place: &str) -> Result<Vec<Problem>> {
         }
     }
     if problems.is_empty() {
-        return Err(Error::new(ErrorKind::Input, "no questions").at(place).expected("one JSON object a line"));
+        return Err(Error::new(ErrorKind::Input, "the file has no questions")
+            .at(place)
+            .expected("one JSON object per line"));
     }
     Ok(problems)
 }

@@ -1,51 +1,88 @@
 //! Causal attention of a chunk over the cached slots.
 //!
-//! Contract: for row `i` (token `i % chunk` of the sequence that `state[map + i / chunk]` names) and query head `h` over the
-//! `L = length − back + i % chunk + 1` first slots of its sequence (the chunk's own keys were appended before; `back` of them are
-//! counted in the length), with `s_j = scale · q[i, h] · K[j]`: `out[i, h, :] = Σ_j softmax(s)_j V[j]` and `lse[i, h] = ln Σ_j exp(s_j)`
-//! (what the readout and second passes need). `q` `[n, heads D]` rotated, `scale = 1/√D`, grouped queries: head `h` reads KV
-//! head `h / (heads / kv_heads)`. `chunk > 1` takes one sequence. Scores are never stored outside a workgroup.
-//! The order of summation depends on `L` and, in a chunk, on the chunk's length, never on the capacity nor on other sequences.
+//! Contract: row `i` is token `i % chunk` of the sequence that `state[row_seq_offset + i / chunk]` names. It sees the first `L =
+//! length − already_cached + i % chunk + 1` slots of its sequence: the chunk's own keys were appended before, and `already_cached` of
+//! them are counted in the length. For query head `h`, with `s_j = scale · q[i, h] · K[j]` over those slots:
+//! `out[i, h, :] = Σ_j softmax(s)_j V[j]` and `lse[i, h] = ln Σ_j exp(s_j)`, which the readout and second passes need. `q` `[n, heads D]`
+//! is rotated, `scale = 1/√D`. Grouped queries: head `h` reads KV head `h / (heads / kv_heads)`. `chunk > 1` takes one sequence.
+//! Scores are never stored outside a workgroup.
+//! The order of summation depends on `L` and, in a chunk, on the chunk's length. It never depends on the capacity or on other
+//! sequences.
 //!
 //! Bound: values 4e-6 relative to the row's largest value, log-sum-exp 4e-6 · (1 + |lse|): f32 dot products of D terms in
 //! the exponent, where scores of ordinary size (|s| < 30) carry an absolute error of ~2e-6.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
+use super::cube::launch;
+use super::kernel::{Kernel, read, run};
+use super::memory::empty;
+use super::twin::{Keys, floats, slice};
+use super::uniform::uniform;
 use super::variant::Variant;
-use super::{LayerSpec, attention as run, state};
+use super::{LayerSpec, state};
 use crate::device::Tuning;
 use crate::dtype::Dtype;
+use burn::backend::flex::FlexTensor;
+use burn::backend::wgpu::CubeTensor;
+use burn::tensor::{DType, Int, Tensor};
 
 /// Slots of a tile.
 const TILE: usize = 256;
-/// And where a GPU decodes or probes: short tiles make many workgroups.
+/// Slots of a tile when a GPU decodes or probes: short tiles make many workgroups.
 const SHORT_TILE: usize = 64;
-/// Query heads of a workgroup that decodes on a GPU: more would leave most of it idle, fewer read keys and values oftener.
+/// Query heads of a workgroup that decodes on a GPU: more would leave most of the GPU idle, fewer would read keys and values more often.
 const GPU_HEADS: usize = 2;
-/// Rows up to which a chunk's slots are split on a GPU: a probe. More rows fill it by themselves.
+/// Rows up to which a chunk's slots are split on a GPU: a probe. More rows fill the GPU without splits.
 const SPLIT_ROWS: usize = 64;
 /// Most splits of a chunk's slots: bounds the partial results.
 const CHUNK_SPLITS: usize = 16;
 /// Most queries of a workgroup.
 const MOST_QUERIES: usize = 8;
 
-/// Parameters of [`attention`](fn@super::attention).
+/// Parameters of [`attention`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionSpec {
-    /// The layer.
+    /// The layer that is read.
     pub layer: LayerSpec,
     /// Rows of the chunk, all sequences together.
     pub n: usize,
-    /// Rows per sequence; with more than one, `n == chunk`.
+    /// Rows of each sequence; with more than one, `n == chunk`.
     pub chunk: usize,
-    /// Word of the state from which on the rows' sequences are listed.
+    /// Word of the state where the list of the rows' sequences begins.
     pub row_seq_offset: usize,
     /// The largest `length − already_cached + chunk` of the sequences: bounds the splits.
     pub most_seen: usize,
-    /// Slots at the end of each sequence that are the rows' own and counted in its length already: 0, or `chunk` for a second
+    /// Slots at the end of each sequence that belong to the rows and are counted in its length already: 0, or `chunk` for a second
     /// look at the latest tokens.
     pub already_cached: usize,
-    /// The device's tiling.
+    /// Tiling for the device.
     pub tuning: Tuning,
+}
+
+/// Attention of a chunk over the cache. Returns the values `[n, heads D]` and the log-sum-exp `[n, heads]`.
+pub fn attention(
+    q: &Tensor<2>,
+    kv: &Tensor<1, Int>,
+    state: &Tensor<1, Int>,
+    rope: &Tensor<1>,
+    spec: AttentionSpec,
+) -> (Tensor<2>, Tensor<2>) {
+    let [out, lse] = run(&spec, [read(q), read(kv), read(state), read(rope)]);
+    (Tensor::from_dispatch(out), Tensor::from_dispatch(lse))
+}
+
+uniform! {
+    struct Info {
+        n: u32, heads: u32, kv_heads: u32, chunk: u32,
+        row_seq_offset: u32, layer_table_offset: u32, heads_per_group: u32, splits: u32,
+        tiles_per_split: u32, scale: f32, already_cached: u32, positions: u32,
+    }
+}
+
+uniform! {
+    struct CombineInfo {
+        n: u32, heads: u32, chunk: u32, row_seq_offset: u32,
+        layer_table_offset: u32, splits: u32, slots_per_split: u32, already_cached: u32,
+    }
 }
 
 impl AttentionSpec {
@@ -59,17 +96,17 @@ impl AttentionSpec {
         (1..=most).rev().find(|h| self.layer.group().is_multiple_of(*h)).expect("1 divides")
     }
 
-    /// Rows of one workgroup: decoding takes one, a chunk as many as fit.
+    /// Rows of one workgroup: one when decoding, as many as fit of a chunk.
     fn rows_per_group(&self) -> usize {
         if self.chunk == 1 { 1 } else { (MOST_QUERIES / self.heads_per_group()).min(self.chunk) }
     }
 
-    /// Splits of the slots.
-    pub(super) fn splits(&self) -> usize {
+    /// Parts that the slots are split into, each with workgroups of its own.
+    fn splits(&self) -> usize {
         self.most_seen.div_ceil(self.tile() * self.tiles_per_split())
     }
 
-    /// Bytes of the splits' results, which are put together by a second pass; 0 where there is one split.
+    /// Bytes of the partial results of the splits, which a second pass combines; 0 if there is one split.
     pub(crate) fn partial_bytes(&self) -> u64 {
         match self.splits() {
             1 => 0,
@@ -77,8 +114,8 @@ impl AttentionSpec {
         }
     }
 
-    /// One for decoding, so that a sequence is split the same way whatever stands beside it; for a chunk, which is alone, all
-    /// where its rows fill the device.
+    /// One when decoding, so that a sequence is split the same way whatever is beside it. A chunk is alone: one split has all its
+    /// tiles where its rows fill the device.
     fn tiles_per_split(&self) -> usize {
         let tiles = self.most_seen.div_ceil(self.tile());
         match self.chunk {
@@ -88,8 +125,8 @@ impl AttentionSpec {
         }
     }
 
-    pub(super) fn variant(&self) -> Variant {
-        let constants = vec![
+    fn variant(&self) -> Variant {
+        let constants = [
             ("THREADS", 64),
             ("TILE", self.tile() as u32),
             ("KV", self.layer.dtype.code()),
@@ -98,58 +135,78 @@ impl AttentionSpec {
             ("QB", (self.heads_per_group() * self.rows_per_group()) as u32),
             ("DIRECT", (self.splits() == 1) as u32),
         ];
-        Variant { kernel: "attention", text: include_str!("../../shaders/attention.wgsl"), constants }
+        Variant::new::<Info>("attention", include_str!("../../shaders/attention.wgsl"), constants)
     }
 
-    pub(super) fn groups(&self) -> [usize; 3] {
-        [self.splits(), self.layer.heads / self.heads_per_group(), self.n.div_ceil(self.rows_per_group())]
-    }
-
-    pub(super) fn info(&self) -> [u32; 12] {
-        let [n, heads, kv_heads, chunk] = [self.n, self.layer.heads, self.layer.kv_heads, self.chunk].map(|v| v as u32);
-        let [row_seq_offset, table, hpg, splits] =
-            [self.row_seq_offset, self.layer.layer_table_offset, self.heads_per_group(), self.splits()]
-                .map(|v| v as u32);
-        let [tiles, cached, positions] =
-            [self.tiles_per_split(), self.already_cached, self.layer.positions].map(|v| v as u32);
-        [
-            n,
-            heads,
-            kv_heads,
-            chunk,
-            row_seq_offset,
-            table,
-            hpg,
-            splits,
-            tiles,
-            self.layer.scale().to_bits(),
-            cached,
-            positions,
-        ]
-    }
-
-    pub(super) fn combine_variant(&self) -> Variant {
-        let constants = vec![("THREADS", 64), ("D", self.layer.d as u32)];
-        Variant { kernel: "attention_combine", text: include_str!("../../shaders/attention_combine.wgsl"), constants }
-    }
-
-    pub(super) fn combine_info(&self) -> [u32; 8] {
-        [
-            self.n,
-            self.layer.heads,
-            self.chunk,
-            self.row_seq_offset,
-            self.layer.layer_table_offset,
-            self.splits(),
-            self.tile() * self.tiles_per_split(),
-            self.already_cached,
-        ]
-        .map(|v| v as u32)
+    fn combine_variant(&self) -> Variant {
+        let constants = [("THREADS", 64), ("D", self.layer.d as u32)];
+        let text = include_str!("../../shaders/attention_combine.wgsl");
+        Variant::new::<CombineInfo>("attention_combine", text, constants)
     }
 }
 
-pub(super) fn twin(q: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &AttentionSpec) -> (Vec<f32>, Vec<f32>) {
-    let stored = super::twin::Keys { kv, table, layer: spec.layer };
+impl Kernel<4, 2> for AttentionSpec {
+    fn launch(&self, [q, kv, state, rope]: [CubeTensor; 4]) -> [CubeTensor; 2] {
+        let LayerSpec { d, heads, kv_heads, layer_table_offset, positions, .. } = self.layer;
+        let splits = self.splits();
+        let info = Info {
+            n: self.n as u32,
+            heads: heads as u32,
+            kv_heads: kv_heads as u32,
+            chunk: self.chunk as u32,
+            row_seq_offset: self.row_seq_offset as u32,
+            layer_table_offset: layer_table_offset as u32,
+            heads_per_group: self.heads_per_group() as u32,
+            splits: splits as u32,
+            tiles_per_split: self.tiles_per_split() as u32,
+            scale: self.layer.scale(),
+            already_cached: self.already_cached as u32,
+            positions: positions as u32,
+        };
+        let groups = [splits, heads / self.heads_per_group(), self.n.div_ceil(self.rows_per_group())];
+        let out = empty(&q, vec![self.n, heads * d], DType::F32);
+        let lse = empty(&q, vec![self.n, heads], DType::F32);
+        if splits == 1 {
+            launch(&self.variant(), groups, &[&q, &kv, &state, &out, &lse, &rope], info);
+            return [out, lse];
+        }
+        let partials = empty(&q, vec![self.n * heads * splits, d + 2], DType::F32);
+        launch(&self.variant(), groups, &[&q, &kv, &state, &partials, &lse, &rope], info);
+        let info = CombineInfo {
+            n: self.n as u32,
+            heads: heads as u32,
+            chunk: self.chunk as u32,
+            row_seq_offset: self.row_seq_offset as u32,
+            layer_table_offset: layer_table_offset as u32,
+            splits: splits as u32,
+            slots_per_split: (self.tile() * self.tiles_per_split()) as u32,
+            already_cached: self.already_cached as u32,
+        };
+        launch(&self.combine_variant(), [heads, self.n, 1], &[&partials, &state, &out, &lse], info);
+        [out, lse]
+    }
+
+    fn twin(&self, [q, kv, state, rope]: [FlexTensor; 4]) -> [FlexTensor; 2] {
+        let (out, lse) = twin(slice(&q), slice(&kv), slice(&state), slice(&rope), self);
+        [floats(out, [self.n, self.layer.heads * self.layer.d]), floats(lse, [self.n, self.layer.heads])]
+    }
+}
+
+/// Groups of one to sixteen query heads; one split and several; decoding, a probe and a prompt's chunk.
+pub(super) fn variants() -> Vec<Variant> {
+    let mut list = Vec::new();
+    for (layer, tuning) in (1..=16).flat_map(LayerSpec::usual).flat_map(|l| [(l, Tuning::CPU), (l, Tuning::GPU)]) {
+        for (n, most_seen) in [(1, 1), (1, 1000), (64, 64), (64, 1000), (200, 200)] {
+            let (row_seq_offset, already_cached) = (0, 0);
+            let spec = AttentionSpec { layer, n, chunk: n, row_seq_offset, most_seen, already_cached, tuning };
+            list.extend([spec.variant(), spec.combine_variant()]);
+        }
+    }
+    list
+}
+
+fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionSpec) -> (Vec<f32>, Vec<f32>) {
+    let stored = Keys { kv, rope, layer: spec.layer };
     let d = spec.layer.d;
     let row_words = spec.layer.dtype.row_words(d);
     let scale = 1.0 / (d as f64).sqrt();
@@ -224,7 +281,7 @@ pub(super) fn cases() -> Vec<Case> {
                     let rope = device_rope(d, positions, device);
                     let q = device_floats(noise(n * heads * d, 10, 4.0), n, heads * d, device);
                     let kv = device_words(cache_words(dtype, builder.rows(1) * d), device);
-                    let (out, lse) = run(&q, &kv, &device_words(builder.build(), device), &rope, spec);
+                    let (out, lse) = attention(&q, &kv, &device_words(builder.build(), device), &rope, spec);
                     vec![
                         Check::floats("out", out, Bound::Relative(4e-6)),
                         Check::floats("lse", lse, Bound::Mixed(4e-6)),

@@ -1,18 +1,26 @@
-//! The readout: one query row's attention weights over every slot.
+//! The readout: the attention weights of one query row over every slot.
 //!
-//! Contract: with `lse` from the [`attention`](mod@super::attention) of the same chunk, `w[h, j] = exp(scale · q[row, h] · K[j] −
-//! lse[row, h])` for every slot `j < slots` of sequence `seq` (the chunk's own slots included): the model's own softmax, one
-//! row of it, without the matrix. Reduced to `out`: per query head `[heads, slots]`, the mean over each KV head's group
-//! `[kv_heads, slots]`, or the mean over all heads `[1, slots]` ([`Reduce`]). Source: METHOD s_t(l, h) of arXiv 2507.08806.
+//! Contract: with `lse` from the [`attention`](super::attention()) of the same chunk, `w[h, j] = exp(scale · q[row, h] · K[j] −
+//! lse[row, h])` for every slot `j < slots` of sequence `seq`, the chunk's own slots included. This is the model's own softmax, one
+//! row of it, without the matrix. `out` is reduced as [`Reduce`] says: `[heads, slots]`, `[kv_heads, slots]` or `[1, slots]`. Source:
+//! Think Clearly (arXiv 2507.08806) scores tokens by the attention of `</think>`.
 //!
-//! Bound: 1e-5 relative to the row's largest weight (an f32 exponent with an absolute error of ~2e-6 on both its terms).
+//! Bound: 1e-5 relative to the row's largest weight: an f32 exponent with an absolute error of ~2e-6 in both its terms.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
+use super::cube::launch;
+use super::kernel::{Kernel, read, run};
+use super::memory::empty;
+use super::twin::{Keys, floats, slice};
+use super::uniform::uniform;
 use super::variant::Variant;
-use super::{AttentionSpec, LayerSpec, attention, attention_row as run, state};
+use super::{AttentionSpec, LayerSpec, attention, state};
 use crate::device::Tuning;
 use crate::dtype::Dtype;
+use burn::backend::flex::FlexTensor;
+use burn::backend::wgpu::CubeTensor;
+use burn::tensor::{DType, Int, Tensor};
 
-/// What is kept apart in a readout.
+/// Which rows a readout has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Reduce {
@@ -24,19 +32,38 @@ pub enum Reduce {
     Layer = 2,
 }
 
-/// Parameters of [`attention_row`](fn@super::attention_row).
+/// Parameters of [`attention_row`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionRowSpec {
-    /// The layer.
+    /// The layer that is read.
     pub layer: LayerSpec,
     /// Row of the chunk whose weights are read.
     pub row: usize,
     /// Slots to score: the layer's length plus `row + 1`.
     pub slots: usize,
-    /// The sequence.
+    /// Number of the sequence.
     pub seq: usize,
-    /// What is averaged.
+    /// Which heads are averaged.
     pub reduce: Reduce,
+}
+
+/// The attention weights of row `spec.row` over the slots: `[heads, slots]`, `[kv_heads, slots]` or `[1, slots]`.
+pub fn attention_row(
+    q: &Tensor<2>,
+    lse: &Tensor<2>,
+    kv: &Tensor<1, Int>,
+    state: &Tensor<1, Int>,
+    rope: &Tensor<1>,
+    spec: AttentionRowSpec,
+) -> Tensor<2> {
+    let [out] = run(&spec, [read(q), read(lse), read(kv), read(state), read(rope)]);
+    Tensor::from_dispatch(out)
+}
+
+uniform! {
+    struct Info {
+        row: u32, kv_heads: u32, slots: u32, seq: u32, layer_table_offset: u32, scale: f32, positions: u32, pad0: u32,
+    }
 }
 
 impl AttentionRowSpec {
@@ -49,8 +76,8 @@ impl AttentionRowSpec {
         }
     }
 
-    pub(super) fn variant(&self) -> Variant {
-        let constants = vec![
+    fn variant(&self) -> Variant {
+        let constants = [
             ("THREADS", 64),
             ("KV", self.layer.dtype.code()),
             ("D", self.layer.d as u32),
@@ -58,22 +85,43 @@ impl AttentionRowSpec {
             ("G", self.layer.group() as u32),
             ("REDUCE", self.reduce as u32),
         ];
-        Variant { kernel: "attention_row", text: include_str!("../../shaders/attention_row.wgsl"), constants }
-    }
-
-    pub(super) fn groups(&self) -> [usize; 3] {
-        [self.slots.div_ceil(64), 1, 1]
-    }
-
-    pub(super) fn info(&self) -> [u32; 8] {
-        let [row, kv_heads, slots, seq, table] =
-            [self.row, self.layer.kv_heads, self.slots, self.seq, self.layer.layer_table_offset].map(|v| v as u32);
-        [row, kv_heads, slots, seq, table, self.layer.scale().to_bits(), self.layer.positions as u32, 0]
+        Variant::new::<Info>("attention_row", include_str!("../../shaders/attention_row.wgsl"), constants)
     }
 }
 
-pub(super) fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], table: &[f32], spec: &AttentionRowSpec) -> Vec<f32> {
-    let keys = super::twin::Keys { kv, table, layer: spec.layer };
+impl Kernel<5, 1> for AttentionRowSpec {
+    fn launch(&self, [q, lse, kv, state, rope]: [CubeTensor; 5]) -> [CubeTensor; 1] {
+        let out = empty(&q, vec![self.out_rows(), self.slots], DType::F32);
+        let info = Info {
+            row: self.row as u32,
+            kv_heads: self.layer.kv_heads as u32,
+            slots: self.slots as u32,
+            seq: self.seq as u32,
+            layer_table_offset: self.layer.layer_table_offset as u32,
+            scale: self.layer.scale(),
+            positions: self.layer.positions as u32,
+            pad0: 0,
+        };
+        let groups = [self.slots.div_ceil(64), 1, 1];
+        launch(&self.variant(), groups, &[&q, &lse, &kv, &state, &out, &rope], info);
+        [out]
+    }
+
+    fn twin(&self, [q, lse, kv, state, rope]: [FlexTensor; 5]) -> [FlexTensor; 1] {
+        let out = twin(slice(&q), slice(&lse), slice(&kv), slice(&state), slice(&rope), self);
+        [floats(out, [self.out_rows(), self.slots])]
+    }
+}
+
+pub(super) fn variants() -> Vec<Variant> {
+    let reduces = [Reduce::None, Reduce::KvHead, Reduce::Layer];
+    let spec = |layer, reduce| AttentionRowSpec { layer, row: 0, slots: 1, seq: 0, reduce };
+    let layers = (1..=16).flat_map(LayerSpec::usual);
+    layers.flat_map(|layer| reduces.map(|reduce| spec(layer, reduce).variant())).collect()
+}
+
+fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionRowSpec) -> Vec<f32> {
+    let keys = Keys { kv, rope, layer: spec.layer };
     let (d, group) = (spec.layer.d, spec.layer.group());
     let entry = &st[spec.layer.layer_table_offset + spec.seq * state::ROW..];
     let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
@@ -126,7 +174,11 @@ pub(super) fn cases() -> Vec<Case> {
                     let kv = device_words(cache_words(dtype, builder.rows(1) * d), device);
                     let state = device_words(builder.build(), device);
                     let (_, lse) = attention(&q, &kv, &state, &rope, of_chunk);
-                    vec![Check::floats("weights", run(&q, &lse, &kv, &state, &rope, spec), Bound::Relative(1e-5))]
+                    vec![Check::floats(
+                        "weights",
+                        attention_row(&q, &lse, &kv, &state, &rope, spec),
+                        Bound::Relative(1e-5),
+                    )]
                 }));
             }
         }

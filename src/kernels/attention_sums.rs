@@ -1,48 +1,78 @@
-//! The second pass over the attention of a chunk: what each slot was given by all of its queries.
+//! The second pass over the attention of a chunk: the attention that each slot received from all queries of the chunk.
 //!
-//! Contract: rows `i < chunk` of each of the `seqs` sequences that the state lists from word `map` on (row `s · chunk + i` of `q` and `lse`) see the first
-//! `L_i = length − already_cached + i + 1` slots; with `w[i, h, j] = exp(scale · q[i, h] · K[j] − lse[i, h])` for `j < L_i`, else 0, the
-//! given attention of slot `j` and KV head `g` is `Σ_i mean_{h ∈ g} w[i, h, j]`, summed in ascending `i`, then `h`.
-//! `mean: false` adds it to the running sums of every slot below `length − already_cached + chunk`, which lie in `sums` as keys lie in the
-//! cache: `kv_heads · cap` words a sequence, from word `base / 2` on. Slots at or above `length − already_cached`, the chunk's own, start
-//! from 0 whatever lies there: a chunk that was rolled back leaves nothing behind. `mean: true` stores it divided by `chunk`, in
-//! `sums` `[kv_heads, slots]`, for one sequence: with `back = chunk`, the readout of the latest queries.
-//! Source: H2O (arXiv 2306.14048) needs the sums, SnapKV (arXiv 2404.14469) and R-KV (arXiv 2505.24133) the readout.
+//! Contract: rows `i < chunk` of each of the `seqs` sequences that the state lists from word `row_seq_offset` on (row `s · chunk + i` of
+//! `q` and `lse`) see the first `L_i = length − already_cached + i + 1` slots. With `w[i, h, j] = exp(scale · q[i, h] · K[j] − lse[i,
+//! h])` for `j < L_i`, else 0, slot `j` of KV head `g` received `Σ_i mean_{h ∈ g} w[i, h, j]`, summed in ascending `i`, then `h`.
+//! `mean: false` adds this to the running sums of every slot below `length − already_cached + chunk`. They lie in `sums` as keys lie in
+//! the cache: `kv_heads · cap` words for each sequence, from word `base / 2` on. The chunk's own slots, those at or above `length −
+//! already_cached`, start from 0 whatever the buffer holds there: a chunk that was rolled back leaves nothing behind. `mean: true`
+//! stores this divided by `chunk`, in `sums` `[kv_heads, slots]`, for one sequence: with `already_cached = chunk`, this is the readout of the
+//! latest queries.
+//! Source: H2O (arXiv 2306.14048) needs the sums, SnapKV (arXiv 2404.14469) and R-KV (arXiv 2505.24133) need the readout.
 //!
 //! Bound: 1e-5 of 1 + the value: each weight's error is that of `attention_row`, 1e-5 of a weight, and a sum of n of them in f32
 //! adds √n roundings of 6e-8.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
+use super::cube::launch;
+use super::kernel::{Kernel, read, run};
 use super::memory::POISON_WORD;
+use super::twin::{Keys, slice, slice_mut};
+use super::uniform::uniform;
 use super::variant::Variant;
-use super::{AttentionSpec, LayerSpec, attention, attention_sums as run, state};
+use super::{AttentionSpec, LayerSpec, attention, state};
 use crate::device::Tuning;
 use crate::dtype::Dtype;
+use burn::backend::flex::FlexTensor;
+use burn::backend::wgpu::CubeTensor;
+use burn::tensor::{Int, Tensor};
 
-/// Queries a workgroup looks at together.
+/// Queries that a workgroup processes together.
 const QUERIES: usize = 8;
 
-/// Parameters of [`attention_sums`](fn@super::attention_sums).
+/// Parameters of [`attention_sums`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionSumsSpec {
-    /// The layer.
+    /// The layer that is read.
     pub layer: LayerSpec,
-    /// Rows per sequence.
+    /// Rows of each sequence.
     pub chunk: usize,
-    /// Word of the state from which on the sequences are listed.
+    /// Word of the state where the list of the sequences begins.
     pub row_seq_offset: usize,
-    /// Sequences; 1 where `mean`.
+    /// Sequences; 1 with `mean`.
     pub seqs: usize,
-    /// Slots at the end of each sequence that are the rows' own and counted in its length already.
+    /// Slots at the end of each sequence that belong to the rows and are counted in its length already.
     pub already_cached: usize,
-    /// The largest `length − already_cached + chunk` of the sequences; where `mean`, the slots of a row of the output.
+    /// The largest `length − already_cached + chunk` of the sequences; with `mean`, the slots of a row of the output.
     pub slots: usize,
     /// Store the mean instead of adding to running sums.
     pub mean: bool,
 }
 
+/// Adds the attention that each slot received from a chunk to `sums`, in place, or stores its mean there `[kv_heads, slots]`: f32 in
+/// words.
+pub fn attention_sums(
+    q: &Tensor<2>,
+    lse: &Tensor<2>,
+    kv: &Tensor<1, Int>,
+    state: &Tensor<1, Int>,
+    rope: &Tensor<1>,
+    sums: Tensor<1, Int>,
+    spec: AttentionSumsSpec,
+) -> Tensor<1, Int> {
+    let [sums] = run(&spec, [read(q), read(lse), read(kv), read(state), read(rope), sums.into_dispatch()]);
+    Tensor::from_dispatch(sums)
+}
+
+uniform! {
+    struct Info {
+        chunk: u32, kv_heads: u32, row_seq_offset: u32, layer_table_offset: u32,
+        already_cached: u32, slots: u32, positions: u32, scale: f32,
+    }
+}
+
 impl AttentionSumsSpec {
-    pub(super) fn variant(&self) -> Variant {
-        let constants = vec![
+    fn variant(&self) -> Variant {
+        let constants = [
             ("THREADS", 64),
             ("KV", self.layer.dtype.code()),
             ("D", self.layer.d as u32),
@@ -51,32 +81,47 @@ impl AttentionSumsSpec {
             ("QB", QUERIES as u32),
             ("MEAN", self.mean as u32),
         ];
-        Variant { kernel: "attention_sums", text: include_str!("../../shaders/attention_sums.wgsl"), constants }
-    }
-
-    pub(super) fn groups(&self) -> [usize; 3] {
-        [self.slots.div_ceil(64), self.layer.kv_heads, self.seqs]
-    }
-
-    pub(super) fn info(&self) -> [u32; 8] {
-        let [chunk, kv_heads, row_seq_offset, table] =
-            [self.chunk, self.layer.kv_heads, self.row_seq_offset, self.layer.layer_table_offset].map(|v| v as u32);
-        let [cached, slots, positions] = [self.already_cached, self.slots, self.layer.positions].map(|v| v as u32);
-        [chunk, kv_heads, row_seq_offset, table, cached, slots, positions, self.layer.scale().to_bits()]
+        Variant::new::<Info>("attention_sums", include_str!("../../shaders/attention_sums.wgsl"), constants)
     }
 }
 
-pub(super) fn twin(
-    q: &[f32],
-    lse: &[f32],
-    kv: &[u32],
-    st: &[u32],
-    table: &[f32],
-    sums: &mut [u32],
-    spec: &AttentionSumsSpec,
-) {
+impl Kernel<6, 1> for AttentionSumsSpec {
+    const IN_PLACE: &'static [(usize, &'static str)] = &[(5, "the running sums")];
+
+    fn launch(&self, [q, lse, kv, state, rope, sums]: [CubeTensor; 6]) -> [CubeTensor; 1] {
+        let info = Info {
+            chunk: self.chunk as u32,
+            kv_heads: self.layer.kv_heads as u32,
+            row_seq_offset: self.row_seq_offset as u32,
+            layer_table_offset: self.layer.layer_table_offset as u32,
+            already_cached: self.already_cached as u32,
+            slots: self.slots as u32,
+            positions: self.layer.positions as u32,
+            scale: self.layer.scale(),
+        };
+        let groups = [self.slots.div_ceil(64), self.layer.kv_heads, self.seqs];
+        launch(&self.variant(), groups, &[&q, &lse, &kv, &state, &rope, &sums], info);
+        [sums]
+    }
+
+    fn twin(&self, [q, lse, kv, state, rope, mut sums]: [FlexTensor; 6]) -> [FlexTensor; 1] {
+        let into = slice_mut(&mut sums);
+        twin(slice(&q), slice(&lse), slice(&kv), slice(&state), slice(&rope), into, self);
+        [sums]
+    }
+}
+
+pub(super) fn variants() -> Vec<Variant> {
+    let (row_seq_offset, already_cached) = (0, 0);
+    let spec =
+        |layer, mean| AttentionSumsSpec { layer, chunk: 1, row_seq_offset, seqs: 1, already_cached, slots: 1, mean };
+    let layers = (1..=16).flat_map(LayerSpec::usual);
+    layers.flat_map(|layer| [false, true].map(|mean| spec(layer, mean).variant())).collect()
+}
+
+fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], rope: &[f32], sums: &mut [u32], spec: &AttentionSumsSpec) {
     let (d, group) = (spec.layer.d, spec.layer.group());
-    let keys = super::twin::Keys { kv, table, layer: spec.layer };
+    let keys = Keys { kv, rope, layer: spec.layer };
     for s in 0..spec.seqs {
         let entry = &st[spec.layer.layer_table_offset + st[spec.row_seq_offset + s] as usize * state::ROW..];
         let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
@@ -151,7 +196,7 @@ pub(super) fn cases() -> Vec<Case> {
                     if mean {
                         before.fill(POISON_WORD);
                     }
-                    let sums = run(&q, &lse, &kv, &state, &rope, device_words(before, device), spec);
+                    let sums = attention_sums(&q, &lse, &kv, &state, &rope, device_words(before, device), spec);
                     vec![Check::words("sums", sums, 1, Bound::FloatWords(1e-5))]
                 }));
             }

@@ -1,25 +1,32 @@
-//! The pruning itself: the rows of the kept slots, moved to the front of a new, tight buffer.
+//! The pruning itself: the rows of the kept slots are copied to the front of a new buffer of the exact size.
 //!
 //! Contract: for every sequence, KV head and plane (keys, then values), row `i < kept` of the new region is row
 //! `keep[first + head · stride + i]` of the old one, bit for bit. Rows beyond `kept` are not written. A sequence's region
-//! has `planes · cap` rows of `row_words` words from row `base` on; plane `p` belongs to KV head `p % kv_heads` (keys and values
-//! of each: `2 · kv_heads` planes; one running sum of each: `kv_heads`). `moves` `[seqs, 8]`: old base, old cap, new base,
+//! has `planes · cap` rows of `row_words` words from row `base` on. Plane `p` belongs to KV head `p % kv_heads`: a cache has `2 ·
+//! kv_heads` planes (keys and values of each head), running sums have `kv_heads`. `moves` `[seqs, 8]`: old base, old cap, new base,
 //! new cap, kept, first index into `keep`, stride per KV head (0: all heads keep the same slots), unused.
 //!
-//! Bound: exact. It moves u32 words, four at a time where a row has whole fours, and never looks at them.
-use super::cache_gather as run;
+//! Bound: exact. It moves u32 words, four at a time where a row is a multiple of four words, and does not interpret them.
 use super::cases::{Bound, Case, Check, device_words};
+use super::cube::launch;
+use super::kernel::{Kernel, read, run};
+use super::memory::{POISON_WORD, empty};
+use super::twin::{slice, words};
+use super::uniform::uniform;
 use super::variant::Variant;
+use burn::backend::flex::FlexTensor;
+use burn::backend::wgpu::CubeTensor;
+use burn::tensor::{DType, Int, Tensor};
 
 /// Words of one sequence's entry in `moves`.
 pub const MOVE: usize = 8;
 
-/// Parameters of [`cache_gather`](fn@super::cache_gather).
+/// Parameters of [`cache_gather`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GatherSpec {
     /// Words of a row.
     pub row_words: usize,
-    /// Key/value heads.
+    /// KV heads.
     pub kv_heads: usize,
     /// Planes of a region, a multiple of `kv_heads`.
     pub planes: usize,
@@ -31,42 +38,75 @@ pub struct GatherSpec {
     pub out_words: usize,
 }
 
-/// Invocations of a workgroup, and units that each moves.
+/// The kept rows of `kv` in a new buffer of `spec.out_words` words. The old buffer is released as soon as the copy is done, if `kv`
+/// was the only handle to it.
+pub fn cache_gather(
+    kv: Tensor<1, Int>,
+    keep: &Tensor<1, Int>,
+    moves: &Tensor<1, Int>,
+    spec: GatherSpec,
+) -> Tensor<1, Int> {
+    let [out] = run(&spec, [kv.into_dispatch(), read(keep), read(moves)]);
+    Tensor::from_dispatch(out)
+}
+
+/// Invocations of a workgroup.
 const THREADS: usize = 256;
+/// Units that an invocation moves.
 const EACH: usize = 4;
 
+uniform! {
+    struct Info { kv_heads: u32, planes: u32, most_kept: u32, pad0: u32 }
+}
+
 impl GatherSpec {
-    pub(super) fn variant(&self) -> Variant {
-        let constants = vec![
+    fn variant(&self) -> Variant {
+        let constants = [
             ("UNIT", self.unit() as u32),
             ("UNITS", self.units() as u32),
             ("THREADS", THREADS as u32),
             ("EACH", EACH as u32),
         ];
-        Variant { kernel: "cache_gather", text: include_str!("../../shaders/cache_gather.wgsl"), constants }
+        Variant::new::<Info>("cache_gather", include_str!("../../shaders/cache_gather.wgsl"), constants)
     }
 
-    /// Dtype that move at once: regions begin at whole rows, so the row decides.
+    /// Words that move at once. Regions begin at whole rows, so the length of a row decides.
     fn unit(&self) -> usize {
         if self.row_words.is_multiple_of(4) { 4 } else { 1 }
     }
 
+    /// Units of a row.
     fn units(&self) -> usize {
         self.row_words / self.unit()
     }
+}
 
-    pub(super) fn groups(&self) -> [usize; 3] {
+impl Kernel<3, 1> for GatherSpec {
+    fn launch(&self, [kv, keep, moves]: [CubeTensor; 3]) -> [CubeTensor; 1] {
+        let out = empty(&kv, vec![self.out_words], DType::U32);
         let groups = (self.most_kept * self.units()).div_ceil(THREADS * EACH);
-        [groups.min(65_535), groups.div_ceil(65_535), self.planes * self.seqs]
+        let groups = [groups.min(65_535), groups.div_ceil(65_535), self.planes * self.seqs];
+        let [kv_heads, planes, most_kept] = [self.kv_heads, self.planes, self.most_kept].map(|v| v as u32);
+        if self.most_kept > 0 {
+            let info = Info { kv_heads, planes, most_kept, pad0: 0 };
+            launch(&self.variant(), groups, &[&kv, &keep, &moves, &out], info);
+        }
+        [out]
     }
 
-    pub(super) fn info(&self) -> [u32; 4] {
-        [self.kv_heads, self.planes, self.most_kept, 0].map(|v| v as u32)
+    fn twin(&self, [kv, keep, moves]: [FlexTensor; 3]) -> [FlexTensor; 1] {
+        [words(twin(slice(&kv), slice(&keep), slice(&moves), self))]
     }
 }
 
-pub(super) fn twin(kv: &[u32], keep: &[u32], moves: &[u32], spec: &GatherSpec) -> Vec<u32> {
-    let mut out = vec![super::memory::POISON_WORD; spec.out_words];
+pub(super) fn variants() -> Vec<Variant> {
+    let spec =
+        |row_words| GatherSpec { row_words, kv_heads: 1, planes: 2, seqs: 1, most_kept: 1, out_words: row_words };
+    [1, 6, 8, 16, 32, 64, 128].map(|row_words| spec(row_words).variant()).into()
+}
+
+fn twin(kv: &[u32], keep: &[u32], moves: &[u32], spec: &GatherSpec) -> Vec<u32> {
+    let mut out = vec![POISON_WORD; spec.out_words];
     for m in moves.chunks_exact(MOVE).take(spec.seqs) {
         let [base, cap, new_base, new_cap, kept, first, stride] = std::array::from_fn(|i| m[i] as usize);
         for plane in 0..spec.planes {
@@ -127,7 +167,7 @@ pub(super) fn cases() -> Vec<Case> {
             let kv = device_words((0..base * row_words).map(hostile).collect(), device);
             let (seqs, most_kept) = (caps.len(), keeps.iter().map(Vec::len).max().unwrap_or(0));
             let spec = GatherSpec { row_words, kv_heads, planes, seqs, most_kept, out_words: new_base * row_words };
-            let out = run(kv, &device_words(flat, device), &device_words(moves, device), spec);
+            let out = cache_gather(kv, &device_words(flat, device), &device_words(moves, device), spec);
             vec![Check::words("out", out, row_words, Bound::Exact)]
         }));
     }

@@ -110,22 +110,7 @@ impl Case {
 
 /// Every case of every kernel.
 pub fn all() -> Vec<Case> {
-    let lists = [
-        super::embed::cases(),
-        super::matvec::cases(),
-        super::matmul::cases(),
-        super::rms_norm::cases(),
-        super::rope_append::cases(),
-        super::attention::cases(),
-        super::attention_row::cases(),
-        super::attention_sums::cases(),
-        super::key_similarity::cases(),
-        super::query_ring::cases(),
-        super::cache_gather::cases(),
-        super::top_k::cases(),
-        super::sample::cases(),
-    ];
-    lists.into_iter().flatten().collect()
+    super::KERNELS.iter().flat_map(|kernel| (kernel.cases)()).collect()
 }
 
 /// The worst error of `found` against `expected` in units of the bound (≤ 1 passes), or what is wrong with them. Both are

@@ -1,58 +1,97 @@
-//! Token embedding: rows of the (packed) table for a list of ids.
+//! Token embedding: the rows of a packed table for a list of ids.
 //!
-//! The ids are those of `ids` `[n]`, or, with `pending`, `ids` is the device's state and the i-th id is the pending token of
-//! the sequence that its word `pending + i` names.
+//! The ids are `ids` `[n]`. With `pending`, `ids` is the device's state instead, and the i-th id is the pending token of the
+//! sequence that word `pending + i` of the state names.
 //!
-//! Contract: `out[i, :] = table[ids[i] − shard_first_row, :]` for every `i < n` whose id lies in `shard_first_row .. shard_first_row + rows` (the table may be
-//! split by rows over several buffers: one launch a shard). An id ≥ `vocab` gives a row of zeros, written by the shard
-//! with `shard_first_row = 0`. Nothing else of `out` `[n, cols]` is written.
+//! Contract: `out[i, :] = table[ids[i] − shard_first_row, :]` for every `i < n` whose id is in `shard_first_row ..
+//! shard_first_row + rows`. The table may be split by rows over several buffers, with one launch for each shard. An id ≥ `vocab`
+//! gives a row of zeros, which the shard with `shard_first_row = 0` writes. Nothing else of `out` `[n, cols]` is written.
 //!
-//! Bound: exact for bf16, f32 and the quantized packings (a product of 19 bits at most); for f16 a driver may flush half
-//! subnormals to zero, so 6.2e-5 absolute.
+//! Bound: exact for bf16, f32 and the quantized types (a product has 19 bits at most). A driver may flush f16 subnormals to zero,
+//! so for f16 the bound is 6.2e-5 absolute.
 use super::cases::{Bound, Case, Check, StateBuilder, device_words, noise, poison_floats, whole_blocks};
+use super::cube::launch;
+use super::kernel::{Kernel, read, run};
+use super::state;
+use super::twin::{slice, slice_mut};
+use super::uniform::uniform;
 use super::variant::Variant;
-use super::{embed as run, state};
 use crate::dtype::Dtype;
 use crate::weights::PackedRows;
+use burn::backend::flex::FlexTensor;
+use burn::backend::wgpu::CubeTensor;
+use burn::tensor::{Int, Tensor};
 
-/// Parameters of [`embed`](fn@super::embed).
+/// Parameters of [`embed`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EmbedSpec {
-    /// Packing of the table.
+    /// Element type of the table.
     pub dtype: Dtype,
     /// Ids to look up.
     pub n: usize,
-    /// Values in a row.
+    /// Values of a row.
     pub cols: usize,
-    /// Vocabulary row of the shard's first row.
+    /// Row of the whole table where this shard begins.
     pub shard_first_row: usize,
     /// Rows of the shard.
     pub rows: usize,
     /// Rows of the whole table.
     pub vocab: usize,
-    /// Word of the state from which on the sequences are listed whose pending tokens are looked up.
+    /// Word of the state where the list begins of the sequences whose pending tokens are looked up.
     pub pending: Option<usize>,
 }
 
-impl EmbedSpec {
-    pub(super) fn variant(&self) -> Variant {
-        let pending = self.pending.is_some() as u32;
-        let constants = vec![("THREADS", 64), ("DTYPE", self.dtype.code()), ("PENDING", pending)];
-        Variant { kernel: "embed", text: include_str!("../../shaders/embed.wgsl"), constants }
-    }
+/// Looks up the embeddings of `spec.n` ids. `table` u32 `[rows * row_words]`; `ids` u32 `[n]`, or the state; `out` f32 `[n, cols]`, written in
+/// place.
+pub fn embed(table: &Tensor<1, Int>, ids: &Tensor<1, Int>, out: Tensor<2>, spec: EmbedSpec) -> Tensor<2> {
+    let [out] = run(&spec, [read(table), read(ids), out.into_dispatch()]);
+    Tensor::from_dispatch(out)
+}
 
-    pub(super) fn groups(&self) -> [usize; 3] {
-        [(self.cols / self.dtype.per_word()).div_ceil(64), self.n, 1]
-    }
-
-    pub(super) fn info(&self) -> [u32; 8] {
-        let row_words = self.dtype.row_words(self.cols);
-        let row_seq_offset = self.pending.unwrap_or(0);
-        [self.n, self.cols, row_words, self.shard_first_row, self.rows, self.vocab, row_seq_offset, 0].map(|v| v as u32)
+uniform! {
+    struct Info {
+        n: u32, cols: u32, row_words: u32, shard_first_row: u32, rows: u32, vocab: u32, row_seq_offset: u32, pad0: u32,
     }
 }
 
-pub(super) fn twin(table: &[u32], ids: &[u32], out: &mut [f32], spec: &EmbedSpec) {
+impl EmbedSpec {
+    fn variant(&self) -> Variant {
+        let constants = [("THREADS", 64), ("DTYPE", self.dtype.code()), ("PENDING", self.pending.is_some() as u32)];
+        Variant::new::<Info>("embed", include_str!("../../shaders/embed.wgsl"), constants)
+    }
+}
+
+impl Kernel<3, 1> for EmbedSpec {
+    const IN_PLACE: &'static [(usize, &'static str)] = &[(2, "the output of embed")];
+
+    fn launch(&self, [table, ids, out]: [CubeTensor; 3]) -> [CubeTensor; 1] {
+        let info = Info {
+            n: self.n as u32,
+            cols: self.cols as u32,
+            row_words: self.dtype.row_words(self.cols) as u32,
+            shard_first_row: self.shard_first_row as u32,
+            rows: self.rows as u32,
+            vocab: self.vocab as u32,
+            row_seq_offset: self.pending.unwrap_or(0) as u32,
+            pad0: 0,
+        };
+        let groups = [(self.cols / self.dtype.per_word()).div_ceil(64), self.n, 1];
+        launch(&self.variant(), groups, &[&table, &ids, &out], info);
+        [out]
+    }
+
+    fn twin(&self, [table, ids, mut out]: [FlexTensor; 3]) -> [FlexTensor; 1] {
+        twin(slice(&table), slice(&ids), slice_mut(&mut out), self);
+        [out]
+    }
+}
+
+pub(super) fn variants() -> Vec<Variant> {
+    let spec = |dtype, pending| EmbedSpec { dtype, n: 1, cols: 8, shard_first_row: 0, rows: 8, vocab: 8, pending };
+    Dtype::ALL.into_iter().flat_map(|dtype| [None, Some(0)].map(|pending| spec(dtype, pending).variant())).collect()
+}
+
+fn twin(table: &[u32], ids: &[u32], out: &mut [f32], spec: &EmbedSpec) {
     let row_words = spec.dtype.row_words(spec.cols);
     for (i, row) in out.chunks_exact_mut(spec.cols).take(spec.n).enumerate() {
         let at = spec.pending.map_or(i, |offset| ids[offset + i] as usize * state::SEQ + state::TOKEN);
@@ -91,7 +130,7 @@ pub(super) fn cases() -> Vec<Case> {
                     };
                     let spec = EmbedSpec { dtype, n, cols, shard_first_row, rows, vocab: 37, pending };
                     let out = poison_floats(n + 1, cols, device);
-                    let out = run(&table, &device_words(ids, device), out, spec);
+                    let out = embed(&table, &device_words(ids, device), out, spec);
                     let bound = if dtype == Dtype::F16 { Bound::Absolute(6.2e-5) } else { Bound::Exact };
                     vec![Check::floats("out", out, bound)]
                 },

@@ -3,9 +3,10 @@ use std::ops::Deref;
 
 /// A tensor that kernels overwrite in place.
 ///
-/// A kernel that writes in place takes its tensor by value and must get the only handle to the buffer (burn counts handles, and a
-/// clone counts as one). The owner of such a tensor therefore gives its own handle away for the launch and keeps the one that comes
-/// back. [`update`](Self::update) does both, so that no owner is left without its tensor. Reading goes through [`Deref`].
+/// A kernel that writes in place takes its tensor by value and must get the only handle to the buffer (burn counts
+/// handles, and a clone counts as one). The owner of such a tensor therefore gives its own handle away for the launch
+/// and keeps the one that comes back. [`update`](Self::update) does both, so that no owner is left without its
+/// tensor. Reading goes through [`Deref`].
 #[derive(Debug)]
 pub struct InPlace<T>(Option<T>);
 

@@ -1,56 +1,106 @@
-//! How alike each cached key is to the others of its KV head; keys stay on the device.
+//! How similar each cached key is to the others of its KV head. The keys stay on the device.
 //!
-//! Contract: with `c(i, j)` the cosine of the angle between the keys of slots `i` and `j` of sequence `seq` (as they stand
-//! rotated; a key of length 0 has cosine 0 to all) and `latest(i)` the last slot `j ≠ i` with `c(i, j) > 0.5`, if there is one:
+//! Contract: let `c(i, j)` be the cosine of the angle between the keys of slots `i` and `j` of sequence `seq`, rotated; a key of
+//! length 0 has cosine 0 to all others. Let `latest(i)` be the last slot `j ≠ i` with `c(i, j) > 0.5`, if there is one.
 //! `out[g, j] = 1/n · Σ_{i ≠ j, latest(i) ≠ j} c(i, j)` over the `n = slots` cached slots, for each KV head `g`. So every key
 //! spares its latest look-alike, and of a group of copies the last one counts as least redundant. Source: R-KV (arXiv
-//! 2505.24133) and its published code, whose threshold is 0.5; there a key without look-alikes spares slot 0, here nothing.
+//! 2505.24133) and its published code, whose threshold is 0.5. In that code a key without look-alikes spares slot 0; here it spares
+//! none.
 //!
-//! Bound: 4e-6 absolute, a mean of cosines each off by ~√D · 6e-8, where no cosine lies within 1e-6 of the threshold: which of two
-//! look-alikes is the latest is a jump.
+//! Bound: 4e-6 absolute, a mean of cosines that are each off by ~√D · 6e-8. It holds where no cosine is within 1e-6 of the
+//! threshold: which of two look-alikes is the latest changes by a jump.
 use super::cases::{Bound, Case, Check, StateBuilder, device_rope, device_words, noise};
+use super::cube::launch;
+use super::kernel::{Kernel, read, run};
+use super::memory::empty;
+use super::twin::{Keys, floats, slice};
+use super::uniform::uniform;
 use super::variant::Variant;
-use super::{LayerSpec, key_similarity as run, state};
+use super::{LayerSpec, state};
 use crate::dtype::Dtype;
+use burn::backend::flex::FlexTensor;
+use burn::backend::wgpu::CubeTensor;
+use burn::tensor::{DType, Int, Tensor};
 
 /// Keys are look-alikes above this cosine.
 const ALIKE: f64 = 0.5;
 
-/// Parameters of [`key_similarity`](fn@super::key_similarity).
+/// Parameters of [`key_similarity`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct KeySimilaritySpec {
-    /// The layer.
+    /// The layer that is read.
     pub layer: LayerSpec,
     /// Cached slots of the sequence.
     pub slots: usize,
-    /// The sequence.
+    /// Number of the sequence.
     pub seq: usize,
 }
 
+/// The similarity of each cached key to the others: `[kv_heads, slots]`.
+pub fn key_similarity(
+    kv: &Tensor<1, Int>,
+    state: &Tensor<1, Int>,
+    rope: &Tensor<1>,
+    spec: KeySimilaritySpec,
+) -> Tensor<2> {
+    let [out] = run(&spec, [read(kv), read(state), read(rope)]);
+    Tensor::from_dispatch(out)
+}
+
+uniform! {
+    struct Info {
+        kv_heads: u32, slots: u32, seq: u32, layer_table_offset: u32, positions: u32, pad0: u32, pad1: u32, pad2: u32,
+    }
+}
+
 impl KeySimilaritySpec {
-    pub(super) fn variant(&self, pass: u32) -> Variant {
-        let constants = vec![
+    fn variant(&self, pass: u32) -> Variant {
+        let constants = [
             ("THREADS", 64),
             ("KV", self.layer.dtype.code()),
             ("D", self.layer.d as u32),
             ("ROTATE", self.layer.compact as u32),
             ("PASS", pass),
         ];
-        Variant { kernel: "key_similarity", text: include_str!("../../shaders/key_similarity.wgsl"), constants }
-    }
-
-    pub(super) fn groups(&self) -> [usize; 3] {
-        [self.slots.div_ceil(64), self.layer.kv_heads, 1]
-    }
-
-    pub(super) fn info(&self) -> [u32; 8] {
-        [self.layer.kv_heads, self.slots, self.seq, self.layer.layer_table_offset, self.layer.positions, 0, 0, 0]
-            .map(|v| v as u32)
+        Variant::new::<Info>("key_similarity", include_str!("../../shaders/key_similarity.wgsl"), constants)
     }
 }
 
-pub(super) fn twin(kv: &[u32], st: &[u32], table: &[f32], spec: &KeySimilaritySpec) -> Vec<f32> {
-    let keys = super::twin::Keys { kv, table, layer: spec.layer };
+impl Kernel<3, 1> for KeySimilaritySpec {
+    fn launch(&self, [kv, state, rope]: [CubeTensor; 3]) -> [CubeTensor; 1] {
+        let kv_heads = self.layer.kv_heads;
+        let latest = empty(&kv, vec![kv_heads * self.slots], DType::U32);
+        let out = empty(&kv, vec![kv_heads, self.slots], DType::F32);
+        let info = Info {
+            kv_heads: kv_heads as u32,
+            slots: self.slots as u32,
+            seq: self.seq as u32,
+            layer_table_offset: self.layer.layer_table_offset as u32,
+            positions: self.layer.positions as u32,
+            pad0: 0,
+            pad1: 0,
+            pad2: 0,
+        };
+        let groups = [self.slots.div_ceil(64), kv_heads, 1];
+        for pass in [0, 1] {
+            launch(&self.variant(pass), groups, &[&kv, &state, &rope, &latest, &out], info);
+        }
+        [out]
+    }
+
+    fn twin(&self, [kv, state, rope]: [FlexTensor; 3]) -> [FlexTensor; 1] {
+        let out = twin(slice(&kv), slice(&state), slice(&rope), self);
+        [floats(out, [self.layer.kv_heads, self.slots])]
+    }
+}
+
+pub(super) fn variants() -> Vec<Variant> {
+    let passes = |layer| [0, 1].map(|pass| KeySimilaritySpec { layer, slots: 1, seq: 0 }.variant(pass));
+    LayerSpec::usual(1).flat_map(passes).collect()
+}
+
+fn twin(kv: &[u32], st: &[u32], rope: &[f32], spec: &KeySimilaritySpec) -> Vec<f32> {
+    let keys = Keys { kv, rope, layer: spec.layer };
     let entry = &st[spec.layer.layer_table_offset + spec.seq * state::ROW..];
     let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
     let n = spec.slots.min(cap);
@@ -109,7 +159,7 @@ pub(super) fn cases() -> Vec<Case> {
                     keys[..dtype.row_words(d)].fill(0);
                     let rope = device_rope(d, positions, device);
                     let (kv, state) = (device_words(keys, device), device_words(builder.build(), device));
-                    vec![Check::floats("similarity", run(&kv, &state, &rope, spec), Bound::Absolute(4e-6))]
+                    vec![Check::floats("similarity", key_similarity(&kv, &state, &rope, spec), Bound::Absolute(4e-6))]
                 }));
             }
         }

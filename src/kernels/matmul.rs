@@ -1,29 +1,35 @@
-//! Matrix times many vectors: prefill and probe chunks. Contract, twin and bound are those of [`matvec`](super::matvec);
-//! only the tiling differs. Where invocations are the threads of a GPU, `matmul.wgsl`: a tile of weights is unpacked once,
-//! into workgroup memory, for 32 or 64 vectors. Where they are the lanes of a CPU's vectors, `matmul_rows.wgsl`, for the reasons
-//! given there.
+//! Matrix times many vectors: prefill and probe chunks. Contract, twin and bound are those of [`matvec`](super::matvec); only the
+//! tiling differs. On a GPU, `matmul.wgsl` unpacks a tile of weights once, into workgroup memory, for 32 or 64 vectors. Where
+//! invocations are lanes of a CPU's vector unit, `matmul_rows.wgsl` is launched instead, for the reasons given there.
 use super::cases::{Case, whole_blocks};
-use super::matvec::{LinearSpec, Mode, case};
+use super::cube::launch;
+use super::matvec::{LinearSpec, Mode, case, usual};
+use super::uniform::uniform;
 use super::variant::Variant;
 use crate::device::Tuning;
 use crate::dtype::Dtype;
+use burn::backend::wgpu::CubeTensor;
 
-/// A tiling of `matmul.wgsl`: rows and vectors of a workgroup, columns it holds, and slices of the columns.
+/// A tiling of `matmul.wgsl`.
 #[derive(Clone, Copy)]
 struct Tiling {
+    /// Rows of a workgroup.
     rows: usize,
+    /// Vectors of a workgroup.
     n: usize,
+    /// Columns that workgroup memory holds at once.
     depth: usize,
+    /// Parts of the columns, each summed by invocations of its own.
     slices: usize,
 }
 
 /// For prompts.
 const WIDE: Tiling = Tiling { rows: 64, n: 64, depth: 16, slices: 1 };
-/// For probes and batches: a whole chunk in one column of workgroups, so that weights are read once.
+/// For probes and batches: a whole chunk fits one column of workgroups, so that weights are read once.
 const NARROW: Tiling = Tiling { rows: 32, n: 32, depth: 64, slices: 4 };
 
 impl Tiling {
-    fn of(n: usize) -> Self {
+    fn new(n: usize) -> Self {
         if n <= NARROW.n { NARROW } else { WIDE }
     }
 
@@ -32,42 +38,63 @@ impl Tiling {
     }
 }
 
-/// Invocations of a workgroup in `matmul_rows.wgsl`: the lanes of one vector.
+/// Invocations of a workgroup of `matmul_rows.wgsl`: the lanes of one vector.
 const ROWS_THREADS: usize = 8;
-/// Rows of an invocation there, and vectors of a workgroup: the fastest of 2 to 16 on lavapipe.
+/// Rows of an invocation there: the fastest of 2 to 16 on lavapipe.
 const ROWS_EACH: usize = 8;
+/// Vectors of a workgroup there.
 const ROWS_N: usize = 8;
 
+uniform! {
+    struct Info {
+        rows: u32, cols: u32, shard_first_row: u32, out_stride: u32, n: u32, pad0: u32, pad1: u32, pad2: u32,
+    }
+}
+
 impl LinearSpec {
-    pub(super) fn matmul_variant(&self) -> Variant {
+    fn matmul_variant(&self) -> Variant {
         let [dtype, mode, has_bias] = [self.dtype.code(), self.mode as u32, self.has_bias as u32];
-        let of_both = [("DTYPE", dtype), ("MODE", mode), ("HAS_BIAS", has_bias)];
-        let (kernel, text, tiles) = if self.tuning.is_cpu() {
-            let (each, n) = (ROWS_EACH as u32, ROWS_N as u32);
-            let tiles = vec![("THREADS", ROWS_THREADS as u32), ("EACH", each), ("TILE_N", n)];
-            ("matmul_rows", include_str!("../../shaders/matmul_rows.wgsl"), tiles)
-        } else {
-            let t = Tiling::of(self.n);
-            let tiles = [("TILE_ROWS", t.rows), ("TILE_N", t.n), ("DEPTH", t.depth), ("SLICES", t.slices)];
-            let tiles = [("THREADS", t.threads())].into_iter().chain(tiles).map(|(name, v)| (name, v as u32)).collect();
-            ("matmul", include_str!("../../shaders/matmul.wgsl"), tiles)
-        };
-        Variant { kernel, text, constants: tiles.into_iter().chain(of_both).collect() }
-    }
-
-    pub(super) fn matmul_groups(&self) -> [usize; 3] {
-        match self.tuning.is_cpu() {
-            true => [self.rows.div_ceil(ROWS_EACH * ROWS_THREADS), self.n.div_ceil(ROWS_N), 1],
-            false => {
-                let tiling = Tiling::of(self.n);
-                [self.rows.div_ceil(tiling.rows), self.n.div_ceil(tiling.n), 1]
-            }
+        let product = [("DTYPE", dtype), ("MODE", mode), ("HAS_BIAS", has_bias)];
+        if self.tuning.is_cpu() {
+            let tiles = [("THREADS", ROWS_THREADS as u32), ("EACH", ROWS_EACH as u32), ("TILE_N", ROWS_N as u32)];
+            let text = include_str!("../../shaders/matmul_rows.wgsl");
+            return Variant::new::<Info>("matmul_rows", text, tiles.into_iter().chain(product));
         }
+        let t = Tiling::new(self.n);
+        let tiles = [
+            ("THREADS", t.threads()),
+            ("TILE_ROWS", t.rows),
+            ("TILE_N", t.n),
+            ("DEPTH", t.depth),
+            ("SLICES", t.slices),
+        ];
+        let constants = tiles.map(|(name, value)| (name, value as u32)).into_iter().chain(product);
+        Variant::new::<Info>("matmul", include_str!("../../shaders/matmul.wgsl"), constants)
     }
 
-    pub(super) fn matmul_info(&self) -> [u32; 8] {
-        [self.rows, self.cols, self.shard_first_row, self.out_stride, self.n, 0, 0, 0].map(|v| v as u32)
+    pub(super) fn launch_matmul(&self, buffers: &[&CubeTensor]) {
+        let tiling = Tiling::new(self.n);
+        let (rows, n) = match self.tuning.is_cpu() {
+            true => (ROWS_EACH * ROWS_THREADS, ROWS_N),
+            false => (tiling.rows, tiling.n),
+        };
+        let info = Info {
+            rows: self.rows as u32,
+            cols: self.cols as u32,
+            shard_first_row: self.shard_first_row as u32,
+            out_stride: self.out_stride as u32,
+            n: self.n as u32,
+            pad0: 0,
+            pad1: 0,
+            pad2: 0,
+        };
+        launch(&self.matmul_variant(), [self.rows.div_ceil(rows), self.n.div_ceil(n), 1], buffers, info);
     }
+}
+
+pub(super) fn variants() -> Vec<Variant> {
+    let tilings = [(9, Tuning::CPU), (9, Tuning::GPU), (99, Tuning::GPU)];
+    tilings.into_iter().flat_map(|(n, tuning)| usual(n, tuning)).map(|spec| spec.matmul_variant()).collect()
 }
 
 /// Every packing and mode, in all three tilings; tiles filled, exceeded by one and far from full.

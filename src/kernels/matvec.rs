@@ -1,21 +1,28 @@
 //! Matrix times vector, for decoding: a few vectors at once.
 //!
 //! Contract: with `y[i, r] = Σ_c W[r, c] x[i, c] + bias[shard_first_row + r]` for the `rows` of this shard of `W` and the `n` rows of
-//! `x` `[n, cols]`, write at `out[i, shard_first_row + r]` of `[n, out_stride]`: `y` ([`Mode::Store`]), the old value plus `y`
-//! ([`Mode::Add`]: the residual stream), or, at `out[i, (shard_first_row + r) / 2]` for even `r`, `silu(y[r]) · y[r + 1]`
-//! ([`Mode::SwiGlu`]: gate and up rows interleaved when the weights were loaded). Nothing else of `out` is written.
-//! `cols` is a multiple of 8, of 32 for quantized weights; any `rows` (even for SwiGlu), `n` ≤ [`MOST`]. The bias covers the rows of all shards.
+//! `x` `[n, cols]`, the kernel writes `out[i, shard_first_row + r]` of `[n, out_stride]`: `y` ([`Mode::Store`]), or the old value plus `y`
+//! ([`Mode::Add`]: the residual stream). With [`Mode::SwiGlu`] it writes `silu(y[r]) · y[r + 1]` at `out[i, (shard_first_row + r) / 2]`
+//! for even `r`: gate and up rows were interleaved when the weights were loaded. Nothing else of `out` is written.
+//! `cols` is a multiple of 8, and of 32 for quantized weights; `rows` is arbitrary (even for SwiGlu), `n` ≤ [`MOST`]. The bias covers
+//! the rows of all shards.
 //!
-//! Bound: relative to the largest value of an output row, `2e-6 · √cols`: f32 sums of `cols` products in any order, with
-//! the weights exact (f16 subnormals may be flushed: below the bound for weights of ordinary size).
+//! Bound: `2e-6 · √cols`, relative to the largest value of an output row: f32 sums of `cols` products in any order, with exact
+//! weights. (f16 subnormals may be flushed; for weights of ordinary size that stays below the bound.)
 use super::cases::{Bound, Case, Check, device_floats, device_words, noise, poison_floats, whole_blocks};
-use super::linear;
+use super::cube::launch;
+use super::kernel::{Kernel, read, run};
+use super::twin::{slice, slice_mut};
+use super::uniform::uniform;
 use super::variant::{Variant, grid};
 use crate::device::Tuning;
 use crate::dtype::Dtype;
 use crate::weights::PackedRows;
+use burn::backend::flex::FlexTensor;
+use burn::backend::wgpu::CubeTensor;
+use burn::tensor::{Int, Tensor};
 
-/// Most vectors that `matvec` takes at once; more go to `matmul`.
+/// The most vectors that `matvec` takes at once; more go to `matmul`.
 pub const MOST: usize = 8;
 
 /// What a product does with its output.
@@ -30,32 +37,43 @@ pub enum Mode {
     SwiGlu = 2,
 }
 
-/// Parameters of [`linear`]: of `matvec` and of `matmul`.
+/// Parameters of [`linear`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinearSpec {
-    /// Packing of the weights.
+    /// Element type of the weights.
     pub dtype: Dtype,
-    /// What to do with the output.
+    /// What the product does with the output.
     pub mode: Mode,
-    /// Whether the bias is added; without it the bias tensor is bound but not read.
+    /// Whether the bias is added. If not, the bias tensor is bound but not read.
     pub has_bias: bool,
     /// Rows of this shard.
     pub rows: usize,
-    /// Values in a row of W and in a vector.
+    /// Values of a row of W and of a vector.
     pub cols: usize,
     /// Row of the whole matrix where this shard begins.
     pub shard_first_row: usize,
-    /// Values in a row of `out`.
+    /// Values of a row of `out`.
     pub out_stride: usize,
     /// Vectors.
     pub n: usize,
-    /// The device's tiling.
+    /// Tiling for the device.
     pub tuning: Tuning,
 }
 
+/// `out = W x + bias` in one of the [`Mode`]s for `spec.n` vectors, by `matvec` for up to [`MOST`] of them, else by `matmul`. `w` u32
+/// `[rows * row_words]`, `x` f32 `[n, cols]`, `bias` f32, `out` f32 `[n, out_stride]`, written in place.
+pub fn linear(w: &Tensor<1, Int>, x: &Tensor<2>, bias: &Tensor<1>, out: Tensor<2>, spec: LinearSpec) -> Tensor<2> {
+    let [out] = run(&spec, [read(w), read(x), read(bias), out.into_dispatch()]);
+    Tensor::from_dispatch(out)
+}
+
+uniform! {
+    struct Info { rows: u32, cols: u32, shard_first_row: u32, out_stride: u32 }
+}
+
 impl LinearSpec {
-    pub(super) fn matvec_variant(&self) -> Variant {
-        let constants = vec![
+    fn matvec_variant(&self) -> Variant {
+        let constants = [
             ("THREADS", 64),
             ("DTYPE", self.dtype.code()),
             ("LANES", self.tuning.matvec_lanes),
@@ -63,21 +81,65 @@ impl LinearSpec {
             ("MODE", self.mode as u32),
             ("HAS_BIAS", self.has_bias as u32),
         ];
-        Variant { kernel: "matvec", text: include_str!("../../shaders/matvec.wgsl"), constants }
+        Variant::new::<Info>("matvec", include_str!("../../shaders/matvec.wgsl"), constants)
     }
 
-    pub(super) fn matvec_groups(&self) -> [usize; 3] {
-        // The pair of a gate is the next row of the same workgroup: with 64 lanes there is none.
-        assert!(self.mode != Mode::SwiGlu || self.tuning.matvec_lanes < 64, "SwiGLU needs two rows a workgroup");
-        grid(self.rows.div_ceil((64 / self.tuning.matvec_lanes) as usize))
-    }
-
-    pub(super) fn matvec_info(&self) -> [u32; 4] {
-        [self.rows, self.cols, self.shard_first_row, self.out_stride].map(|v| v as u32)
+    fn launch_matvec(&self, buffers: &[&CubeTensor]) {
+        let lanes = self.tuning.matvec_lanes;
+        // The pair of a gate is the next row of the same workgroup. With 64 lanes there is no next row.
+        assert!(self.mode != Mode::SwiGlu || lanes < 64, "SwiGLU needs two rows a workgroup");
+        let info = Info {
+            rows: self.rows as u32,
+            cols: self.cols as u32,
+            shard_first_row: self.shard_first_row as u32,
+            out_stride: self.out_stride as u32,
+        };
+        launch(&self.matvec_variant(), grid(self.rows.div_ceil((64 / lanes) as usize)), buffers, info);
     }
 }
 
-pub(super) fn twin(w: &[u32], x: &[f32], bias: &[f32], out: &mut [f32], spec: &LinearSpec) {
+impl Kernel<4, 1> for LinearSpec {
+    const IN_PLACE: &'static [(usize, &'static str)] = &[(3, "the output of a product")];
+
+    fn launch(&self, [w, x, bias, out]: [CubeTensor; 4]) -> [CubeTensor; 1] {
+        match self.n <= MOST {
+            true => self.launch_matvec(&[&w, &x, &bias, &out]),
+            false => self.launch_matmul(&[&w, &x, &bias, &out]),
+        }
+        [out]
+    }
+
+    fn twin(&self, [w, x, bias, mut out]: [FlexTensor; 4]) -> [FlexTensor; 1] {
+        twin(slice(&w), slice(&x), slice(&bias), slice_mut(&mut out), self);
+        [out]
+    }
+}
+
+/// A spec of every element type and mode, with and without bias, for the lists of variants.
+pub(super) fn usual(n: usize, tuning: Tuning) -> impl Iterator<Item = LinearSpec> {
+    let modes = [Mode::Store, Mode::Add, Mode::SwiGlu].into_iter().flat_map(|mode| [(mode, false), (mode, true)]);
+    Dtype::ALL.into_iter().flat_map(move |dtype| {
+        modes.clone().map(move |(mode, has_bias)| LinearSpec {
+            dtype,
+            mode,
+            has_bias,
+            rows: 8,
+            cols: 8,
+            shard_first_row: 0,
+            out_stride: 8,
+            n,
+            tuning,
+        })
+    })
+}
+
+pub(super) fn variants() -> Vec<Variant> {
+    let lanes = [1, 8, 16, 32, 64].map(|matvec_lanes| Tuning { matvec_lanes, ..Tuning::GPU });
+    let all = [1, 2, 3, 5, MOST].into_iter().flat_map(|n| lanes.map(|tuning| usual(n, tuning)));
+    all.flatten().map(|spec| spec.matvec_variant()).collect()
+}
+
+fn twin(w: &[u32], x: &[f32], bias: &[f32], out: &mut [f32], spec: &LinearSpec) {
     let row_words = spec.dtype.row_words(spec.cols);
     let mut row = vec![0f64; spec.cols];
     let mut gate = vec![0f64; spec.n];

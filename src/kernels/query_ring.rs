@@ -1,50 +1,116 @@
 //! The rotated queries of the latest tokens, kept on the device for readouts over an observation window.
 //!
-//! Contract: the ring is `[seqs, width, heads D]`; the query of the token at position `p` of sequence `b` lies in row
-//! `p % width` of its part. Storing takes row `i` of `q` `[n, heads D]` (token `i % chunk` of the sequence that `state[map + i / chunk]` names, at the
-//! sequence's position plus `i % chunk`), of a chunk longer than the ring the latest `width` rows. Loading gives the `n ≤ width`
-//! latest queries of the sequence that `state[map]` names, oldest first, `[n, heads D]`; the position of the state is then that of the next token.
+//! Contract: the ring is `[seqs, width, heads D]`; the query of the token at position `p` of sequence `b` is in row `p % width` of
+//! the sequence's part. Storing takes row `i` of `q` `[n, heads D]`: token `i % chunk` of the sequence that
+//! `state[row_seq_offset + i / chunk]` names, at the sequence's position plus `i % chunk`. Of a chunk longer than the ring, the latest
+//! `width` rows are stored. Loading gives the `n ≤ width` latest queries of the sequence that `state[row_seq_offset]` names, oldest
+//! first, `[n, heads D]`; the position in the state is then that of the next token.
 //!
 //! Bound: exact.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise, poison_floats};
+use super::cube::launch;
+use super::kernel::{Kernel, read, run};
+use super::memory::empty;
+use super::state;
+use super::twin::{floats, slice, slice_mut};
+use super::uniform::uniform;
 use super::variant::Variant;
-use super::{latest_queries, state, store_queries};
+use burn::backend::flex::FlexTensor;
+use burn::backend::wgpu::CubeTensor;
+use burn::tensor::{DType, Int, Tensor};
 
-/// Parameters of [`store_queries`](fn@super::store_queries) and [`latest_queries`](fn@super::latest_queries).
+/// Parameters of [`store_queries`] and [`latest_queries`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QueryRingSpec {
-    /// Rows stored, all sequences together, or loaded.
+    /// Rows that are stored, all sequences together, or loaded.
     pub n: usize,
-    /// Values of a row: all query heads'. A multiple of 8.
+    /// Values of a row, those of all query heads: a multiple of 8.
     pub cols: usize,
-    /// Rows per sequence.
+    /// Rows of each sequence.
     pub chunk: usize,
-    /// Word of the state from which on the rows' sequences are listed.
+    /// Word of the state where the list of the rows' sequences begins.
     pub row_seq_offset: usize,
     /// Rows of a sequence's part of the ring.
     pub width: usize,
 }
 
+/// Stores the queries of a chunk `[n, cols]` in the ring `[seqs width, cols]`, in place.
+pub fn store_queries(q: &Tensor<2>, state: &Tensor<1, Int>, ring: Tensor<2>, spec: QueryRingSpec) -> Tensor<2> {
+    let [ring] = run(&spec, [read(q), read(state), ring.into_dispatch()]);
+    Tensor::from_dispatch(ring)
+}
+
+/// The latest queries of a sequence, from the ring, oldest first: `[n, cols]`.
+pub fn latest_queries(ring: &Tensor<2>, state: &Tensor<1, Int>, spec: QueryRingSpec) -> Tensor<2> {
+    let [queries] = run(&spec, [read(ring), read(state)]);
+    Tensor::from_dispatch(queries)
+}
+
+uniform! {
+    struct Info {
+        n: u32, quads: u32, chunk: u32, row_seq_offset: u32, width: u32, pad0: u32, pad1: u32, pad2: u32,
+    }
+}
+
 impl QueryRingSpec {
-    pub(super) fn variant(&self, load: bool) -> Variant {
-        let constants = vec![("THREADS", 64), ("LOAD", load as u32)];
-        Variant { kernel: "query_ring", text: include_str!("../../shaders/query_ring.wgsl"), constants }
+    fn variant(&self, load: bool) -> Variant {
+        let constants = [("THREADS", 64), ("LOAD", load as u32)];
+        Variant::new::<Info>("query_ring", include_str!("../../shaders/query_ring.wgsl"), constants)
     }
 
-    pub(super) fn groups(&self) -> [usize; 3] {
-        [(self.cols / 4).div_ceil(64), self.n, 1]
+    fn launch_either(&self, load: bool, buffers: [&CubeTensor; 3]) {
+        let info = Info {
+            n: self.n as u32,
+            quads: (self.cols / 4) as u32,
+            chunk: self.chunk as u32,
+            row_seq_offset: self.row_seq_offset as u32,
+            width: self.width as u32,
+            pad0: 0,
+            pad1: 0,
+            pad2: 0,
+        };
+        launch(&self.variant(load), [(self.cols / 4).div_ceil(64), self.n, 1], &buffers, info);
+    }
+}
+
+/// Storing.
+impl Kernel<3, 1> for QueryRingSpec {
+    const IN_PLACE: &'static [(usize, &'static str)] = &[(2, "the ring of queries")];
+
+    fn launch(&self, [q, state, ring]: [CubeTensor; 3]) -> [CubeTensor; 1] {
+        self.launch_either(false, [&q, &state, &ring]);
+        [ring]
     }
 
-    pub(super) fn info(&self) -> [u32; 8] {
-        [self.n, self.cols / 4, self.chunk, self.row_seq_offset, self.width, 0, 0, 0].map(|v| v as u32)
+    fn twin(&self, [q, state, mut ring]: [FlexTensor; 3]) -> [FlexTensor; 1] {
+        store_twin(slice(&q), slice(&state), slice_mut(&mut ring), self);
+        [ring]
     }
+}
+
+/// Loading.
+impl Kernel<2, 1> for QueryRingSpec {
+    fn launch(&self, [ring, state]: [CubeTensor; 2]) -> [CubeTensor; 1] {
+        let out = empty(&ring, vec![self.n, self.cols], DType::F32);
+        self.launch_either(true, [&ring, &state, &out]);
+        [out]
+    }
+
+    fn twin(&self, [ring, state]: [FlexTensor; 2]) -> [FlexTensor; 1] {
+        [floats(load_twin(slice(&ring), slice(&state), self), [self.n, self.cols])]
+    }
+}
+
+pub(super) fn variants() -> Vec<Variant> {
+    let spec = QueryRingSpec { n: 1, cols: 8, chunk: 1, row_seq_offset: 0, width: 1 };
+    vec![spec.variant(false), spec.variant(true)]
 }
 
 fn position(st: &[u32], seq: usize) -> usize {
     st[seq * state::SEQ + state::POSITION] as usize
 }
 
-pub(super) fn store_twin(q: &[f32], st: &[u32], ring: &mut [f32], spec: &QueryRingSpec) {
+fn store_twin(q: &[f32], st: &[u32], ring: &mut [f32], spec: &QueryRingSpec) {
     for (i, row) in q.chunks_exact(spec.cols).take(spec.n).enumerate() {
         let (seq, offset) = (st[spec.row_seq_offset + i / spec.chunk] as usize, i % spec.chunk);
         if offset + spec.width >= spec.chunk {
@@ -54,7 +120,7 @@ pub(super) fn store_twin(q: &[f32], st: &[u32], ring: &mut [f32], spec: &QueryRi
     }
 }
 
-pub(super) fn load_twin(ring: &[f32], st: &[u32], spec: &QueryRingSpec) -> Vec<f32> {
+fn load_twin(ring: &[f32], st: &[u32], spec: &QueryRingSpec) -> Vec<f32> {
     let row = |i: usize| {
         let seq = st[spec.row_seq_offset] as usize;
         let at = seq * spec.width + (position(st, seq) - spec.n + i) % spec.width;

@@ -72,7 +72,7 @@ pub fn read_u32(tensors: &[&Tensor<1, Int>]) -> Readback {
     Readback::ready(bytes)
 }
 
-/// Reads f32 tensors, as [`read_words`] does.
+/// Reads f32 tensors, as [`read_u32`] reads u32 tensors.
 pub fn read_f32<const D: usize>(tensors: &[&Tensor<D>]) -> Readback {
     let gpu: Vec<_> = tensors.iter().filter_map(|t| gpu_handle(t)).collect();
     if gpu.len() == tensors.len() && !gpu.is_empty() {
@@ -92,7 +92,7 @@ fn read_gpu(tensors: Vec<CubeTensor>) -> Readback {
         let bytes = client.read_async(handles).await.map_err(|e| {
             Error::new(ErrorKind::Device, "reading from the GPU failed")
                 .found(format!("{e:?}"))
-                .help("the adapter may have been lost or run out of memory; try a smaller context or --device cpu")
+                .help("the adapter may have been lost or run out of memory; try a smaller `context`, or `device` cpu")
         })?;
         Ok(bytes.iter().zip(lengths).map(|(b, n)| b[..n].to_vec()).collect())
     });

@@ -1,78 +1,115 @@
-//! Normalisation (Qwen3) and rotary position embedding of queries and keys, and the append of keys and values to the cache.
+//! Per-head normalisation (Qwen3) and RoPE of queries and keys, and the append of keys and values to the cache.
 //!
-//! Contract: row `i` of `qkv` `[n, (heads + 2 kv_heads) D]` (queries, keys, values side by side) is token `i % chunk` of
-//! the sequence that `state[map + i / chunk]` names. Its logical position is the sequence's position plus `i % chunk`, its slot the layer's
-//! length plus `i % chunk`: two numbers that part company at the first eviction. With `norm`, each head of queries and keys
-//! is first RMS-normalised over its `D` values and weighted by `norm` `[2, D]` (queries', keys'). Then they are rotated in the
-//! rotate-half form of HF Llama/Qwen weights (`rope` `[positions, D]`: cosines then sines, computed in f64, stored in f32:
-//! in-shader `cos` is off by 1.8e-3 at position 30,000). Writes `q` `[n, heads D]` and, in place, rows `slot` of the key and
-//! value planes; a slot beyond the capacity is not written.
-//! `compact`: the position is the slot, and keys are stored unrotated, to be rotated when they are read: so they close ranks at
-//! every gather without ever being rounded twice. The layout of `kv` is in `cache.rs`.
+//! Contract: row `i` of `qkv` `[n, (heads + 2 kv_heads) D]` (queries, keys, values side by side) is token `i % chunk` of the
+//! sequence that `state[row_seq_offset + i / chunk]` names. Its logical position is the sequence's position plus `i % chunk`; its slot
+//! is the layer's length plus `i % chunk`. The two numbers differ from the first eviction on. With `norm`, each head of queries and
+//! keys is first RMS-normalised over its `D` values and weighted by `norm` `[2, D]` (queries', then keys'). Then queries and keys are
+//! rotated in the rotate-half form of HF Llama and Qwen weights. `rope` `[positions, D]` holds cosines, then sines, computed in
+//! f64 and stored in f32, because `cos` in a shader is off by 1.8e-3 at position 30,000. The kernel writes `q` `[n, heads D]` and,
+//! in place, row `slot` of the key and value planes of `kv` (layout: [`cache`](crate::cache)). A slot beyond the capacity is not
+//! written.
+//! With `compact`, the position is the slot, and keys are stored unrotated. They are rotated when they are read, so a gather can
+//! change their position without rounding them again.
 //!
-//! Bound: queries 3e-7 relative to the row's largest value (two products and a sum, with or without fma), 2e-6 where they are
-//! normalised (a sum of squares and a square root more); f32 keys the same; f16 words may differ by one unit in the last place of a half where the f32 values straddle a rounding boundary;
-//! values exact.
+//! Bound: queries 3e-7 relative to the row's largest value (two products and a sum, with or without fma), or 2e-6 if they are
+//! normalised (a sum of squares and a square root more). f32 keys have the same bound. f16 keys may differ by one unit in the last
+//! place, where the f32 values straddle a rounding boundary. Values are exact.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
+use super::cube::launch;
+use super::kernel::{Kernel, read, run};
+use super::memory::empty;
+use super::twin::{floats, slice, slice_mut};
+use super::uniform::uniform;
 use super::variant::Variant;
-use super::{LayerSpec, f16_bits, f32_tensor, rope_append as run, state};
+use super::{LayerSpec, f16_bits, f32_tensor, state};
 use crate::dtype::Dtype;
 use crate::model::config::RopeScaling;
+use burn::backend::flex::FlexTensor;
+use burn::backend::wgpu::CubeTensor;
+use burn::tensor::{DType, Int, Tensor};
 
-/// Parameters of [`rope_append`](fn@super::rope_append).
+/// Parameters of [`rope_append`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RopeAppendSpec {
-    /// The layer.
+    /// The layer that is appended to.
     pub layer: LayerSpec,
     /// Rows of the chunk, all sequences together.
     pub n: usize,
-    /// Rows per sequence.
+    /// Rows of each sequence.
     pub chunk: usize,
-    /// Word of the state from which on the rows' sequences are listed.
+    /// Word of the state where the list of the rows' sequences begins.
     pub row_seq_offset: usize,
-    /// Normalise queries and keys, with this ε; without it the tensor of norms is bound but not read.
+    /// The ε that queries and keys are normalised with. Without it, the tensor of norms is bound but not read.
     pub norm: Option<f32>,
 }
 
+/// Normalises (by `norm` `[2 D]`, if the spec says so) and rotates queries and keys, and appends keys and values to `kv` in place.
+/// Returns the queries `[n, heads D]` and `kv`.
+pub fn rope_append(
+    qkv: Tensor<2>,
+    rope: &Tensor<1>,
+    state: &Tensor<1, Int>,
+    kv: Tensor<1, Int>,
+    norm: &Tensor<1>,
+    spec: RopeAppendSpec,
+) -> (Tensor<2>, Tensor<1, Int>) {
+    let [q, kv] = run(&spec, [qkv.into_dispatch(), read(rope), read(state), kv.into_dispatch(), read(norm)]);
+    (Tensor::from_dispatch(q), Tensor::from_dispatch(kv))
+}
+
+uniform! {
+    struct Info {
+        n: u32, heads: u32, kv_heads: u32, chunk: u32,
+        row_seq_offset: u32, layer_table_offset: u32, positions: u32, eps: f32,
+    }
+}
+
 impl RopeAppendSpec {
-    pub(super) fn variant(&self) -> Variant {
-        let constants = vec![
+    fn variant(&self) -> Variant {
+        let constants = [
             ("THREADS", 64),
             ("KV", self.layer.dtype.code()),
             ("D", self.layer.d as u32),
             ("NORM", self.norm.is_some() as u32),
             ("COMPACT", self.layer.compact as u32),
         ];
-        Variant { kernel: "rope_append", text: include_str!("../../shaders/rope_append.wgsl"), constants }
-    }
-
-    pub(super) fn groups(&self) -> [usize; 3] {
-        [(self.layer.heads + 2 * self.layer.kv_heads).div_ceil(64 / (self.layer.d / 4)), self.n, 1]
-    }
-
-    pub(super) fn info(&self) -> [u32; 8] {
-        let [n, heads, kv_heads, chunk, row_seq_offset, table, positions] = [
-            self.n,
-            self.layer.heads,
-            self.layer.kv_heads,
-            self.chunk,
-            self.row_seq_offset,
-            self.layer.layer_table_offset,
-            self.layer.positions,
-        ]
-        .map(|v| v as u32);
-        [n, heads, kv_heads, chunk, row_seq_offset, table, positions, self.norm.unwrap_or(0.0).to_bits()]
+        Variant::new::<Info>("rope_append", include_str!("../../shaders/rope_append.wgsl"), constants)
     }
 }
 
-pub(super) fn twin(
-    qkv: &[f32],
-    rope: &[f32],
-    st: &[u32],
-    kv: &mut [u32],
-    norm: &[f32],
-    spec: &RopeAppendSpec,
-) -> Vec<f32> {
+impl Kernel<5, 2> for RopeAppendSpec {
+    const IN_PLACE: &'static [(usize, &'static str)] = &[(3, "the KV cache")];
+
+    fn launch(&self, [qkv, rope, state, kv, norm]: [CubeTensor; 5]) -> [CubeTensor; 2] {
+        let LayerSpec { d, heads, kv_heads, layer_table_offset, positions, .. } = self.layer;
+        let q = empty(&qkv, vec![self.n, heads * d], DType::F32);
+        let info = Info {
+            n: self.n as u32,
+            heads: heads as u32,
+            kv_heads: kv_heads as u32,
+            chunk: self.chunk as u32,
+            row_seq_offset: self.row_seq_offset as u32,
+            layer_table_offset: layer_table_offset as u32,
+            positions: positions as u32,
+            eps: self.norm.unwrap_or(0.0),
+        };
+        let groups = [(heads + 2 * kv_heads).div_ceil(64 / (d / 4)), self.n, 1];
+        launch(&self.variant(), groups, &[&qkv, &rope, &state, &kv, &q, &norm], info);
+        [q, kv]
+    }
+
+    fn twin(&self, [qkv, rope, state, mut kv, norm]: [FlexTensor; 5]) -> [FlexTensor; 2] {
+        let q = twin(slice(&qkv), slice(&rope), slice(&state), slice_mut(&mut kv), slice(&norm), self);
+        [floats(q, [self.n, self.layer.heads * self.layer.d]), kv]
+    }
+}
+
+pub(super) fn variants() -> Vec<Variant> {
+    let spec = |layer, norm| RopeAppendSpec { layer, n: 1, chunk: 1, row_seq_offset: 0, norm };
+    LayerSpec::usual(1).flat_map(|layer| [None, Some(1e-6)].map(|norm| spec(layer, norm).variant())).collect()
+}
+
+fn twin(qkv: &[f32], rope: &[f32], st: &[u32], kv: &mut [u32], norm: &[f32], spec: &RopeAppendSpec) -> Vec<f32> {
     let (d, half) = (spec.layer.d, spec.layer.d / 2);
     let all_heads = spec.layer.heads + 2 * spec.layer.kv_heads;
     let row_words = spec.layer.dtype.row_words(d);
@@ -153,7 +190,7 @@ pub(super) fn cases() -> Vec<Case> {
                 let row_words = dtype.row_words(d);
                 let kv = device_words((0..rows * row_words).map(|i| 0x7000_0000 + i as u32).collect(), device);
                 let rope = f32_tensor(rope, [positions * d], device);
-                let (q, kv) = run(qkv, &rope, &device_words(builder.build(), device), kv, &weights, spec);
+                let (q, kv) = rope_append(qkv, &rope, &device_words(builder.build(), device), kv, &weights, spec);
                 let bound = match dtype {
                     Dtype::F16 => Bound::HalfUlps(1),
                     _ => Bound::FloatWords(if norm.is_some() { 4e-6 } else { 1e-6 }),

@@ -1,42 +1,50 @@
-//! The end of a step: draw each sequence's next token from its candidates and advance its state, on the device.
+//! The end of a step: draws each sequence's next token from its candidates and advances its state, on the device.
 //!
-//! Contract: row `i` of `n` belongs to the sequence that `state[map + i]` names. Its candidates are those of
-//! [`top_k`](mod@super::top_k): one list of `k` in `lists` `[n, lists, 2 k]`, or, where `k` is 1, several. With the sequence's
-//! temperature at 0 or `k` 1, `token` is the first of them, the earliest list's among equals. Otherwise it is drawn as
-//! transformers draws it, one after the other:
+//! Contract: row `i` of `n` belongs to the sequence that `state[row_seq_offset + i]` names. Its candidates are those of
+//! [`top_k`](super::top_k()): one list of `k` in `lists` `[n, lists, 2 k]`, or, if `k` is 1, several. If the sequence's
+//! temperature is 0 or `k` is 1, `token` is the first candidate, that of the earliest list among equals. Otherwise the token is
+//! drawn as transformers draws it, one filter after the other:
 //! - weights `exp((value − first) / temperature)`;
-//! - **top-k**: that many, and whoever equals the last of them; 0 or more than the list has: all of it, and of the
-//!   vocabulary's mass outside it `sums` knows;
-//! - **top-p**: the fewest whose mass reaches that share of the mass so far, the vocabulary's where top-k took all;
-//! - **min-p**: none lighter than that share of the first;
-//! - the candidate in which the lot falls, of those that are left.
+//! - **top-k**: so many candidates, and those that equal the last of them. 0, or more than the list has, keeps the whole list; the
+//!   mass of the vocabulary outside the list is then known from `sums`;
+//! - **top-p**: the fewest candidates whose mass reaches that share of the mass so far, or of the vocabulary's mass if top-k kept
+//!   the whole list;
+//! - **min-p**: no candidate lighter than that share of the first;
+//! - of the remaining candidates, the one in which the lot falls.
 //!
-//! The lot is [`lot`]: Philox of the sequence's seed at its step. Where a list of all candidates was too short, the share of the
-//! asked-for mass outside it goes to the state, if it is the largest so far ([`MISSED`](state::MISSED)), to the nearest 1/1024.
+//! The lot is [`lot`]: Philox of the sequence's seed at its step. If a list of all candidates was too short, the share of the
+//! requested mass outside it goes to the state if it is the largest so far ([`MISSED`](state::MISSED)), rounded to 1/1024.
 //!
-//! Where a logit was not finite, `token` is [`BROKEN`](super::state::BROKEN). The token becomes the pending one, enters the ring
-//! of sampled ids at `step % ring` and the sequence's row of `seen`; then `step += 1`, `position += advance` and every layer's
-//! `length += advance`. Sequences that are not named are left alone.
+//! If a logit was not finite, `token` is [`BROKEN`](super::state::BROKEN). The token becomes the pending one; it enters the ring
+//! of sampled ids at `step % ring`, and the sequence's row of `seen`. Then `step += 1`, `position += advance`, and every layer's
+//! `length += advance`. Sequences that are not named stay as they are.
 //!
-//! Bound: exact, unless the lot falls within 1e-5 of where two candidates meet, or the mass outside within 1e-5 of where 1024ths
-//! do: masses are sums of rounded exponentials. In no case here they do.
+//! Bound: exact, unless the lot falls within 1e-5 of the boundary between two candidates, or the mass outside within 1e-5 of a
+//! rounding boundary: masses are sums of rounded exponentials. The cases here avoid both.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
+use super::cube::launch;
+use super::kernel::{Kernel, read, run};
 use super::top_k::MOST;
+use super::twin::{slice, slice_mut};
+use super::uniform::uniform;
 use super::variant::Variant;
-use super::{TopKSpec, sample as run, state, top_k, top_k_merge};
+use super::{TopKSpec, state, top_k, top_k_merge};
+use burn::backend::flex::FlexTensor;
+use burn::backend::wgpu::CubeTensor;
+use burn::tensor::{Int, Tensor};
 
-/// Parameters of [`sample`](fn@super::sample).
+/// Parameters of [`sample`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SampleSpec {
-    /// Rows: sequences sampled.
+    /// Rows: sequences that are sampled.
     pub n: usize,
     /// Length of a list.
     pub k: usize,
     /// Lists of a row.
     pub lists: usize,
-    /// Chunks of a row that left sums.
+    /// Chunks of a row: as many groups of sums.
     pub chunks: usize,
-    /// Word of the state from which on the rows' sequences are listed.
+    /// Word of the state where the list of the rows' sequences begins.
     pub row_seq_offset: usize,
     /// Layers of the state.
     pub layers: usize,
@@ -44,22 +52,75 @@ pub struct SampleSpec {
     pub all_seqs: usize,
     /// Entries of the ring.
     pub ring: usize,
-    /// What lengths and positions grow by: 1 for a decode step, 0 where the host wrote them already.
+    /// What lengths and positions grow by: 1 for a decode step, 0 if the host wrote them already.
     pub advance: usize,
-    /// Words of a sequence's row in `seen`.
+    /// Words of a sequence's row of `seen`.
     pub seen_words: usize,
 }
 
+/// Draws the next tokens and writes them to `state` and `seen`, in place. Returns both.
+pub fn sample(
+    lists: &Tensor<1, Int>,
+    sums: &Tensor<2>,
+    state: Tensor<1, Int>,
+    seen: Tensor<1, Int>,
+    spec: SampleSpec,
+) -> (Tensor<1, Int>, Tensor<1, Int>) {
+    let [state, seen] = run(&spec, [read(lists), read(sums), state.into_dispatch(), seen.into_dispatch()]);
+    (Tensor::from_dispatch(state), Tensor::from_dispatch(seen))
+}
+
+uniform! {
+    struct Info {
+        lists: u32, groups: u32, layers: u32, all_seqs: u32, ring: u32, advance: u32, row_seq_offset: u32, seen_words: u32,
+    }
+}
+
 impl SampleSpec {
-    pub(super) fn variant(&self) -> Variant {
-        let constants = vec![("THREADS", MOST as u32), ("K", self.k as u32)];
-        Variant { kernel: "sample", text: include_str!("../../shaders/sample.wgsl"), constants }
+    fn variant(&self) -> Variant {
+        let constants = [("THREADS", MOST as u32), ("K", self.k as u32)];
+        Variant::new::<Info>("sample", include_str!("../../shaders/sample.wgsl"), constants)
+    }
+}
+
+impl Kernel<4, 2> for SampleSpec {
+    const IN_PLACE: &'static [(usize, &'static str)] = &[(2, "the state"), (3, "the seen tokens")];
+
+    fn launch(&self, [lists, sums, state, seen]: [CubeTensor; 4]) -> [CubeTensor; 2] {
+        let info = Info {
+            lists: self.lists as u32,
+            groups: self.chunks as u32,
+            layers: self.layers as u32,
+            all_seqs: self.all_seqs as u32,
+            ring: self.ring as u32,
+            advance: self.advance as u32,
+            row_seq_offset: self.row_seq_offset as u32,
+            seen_words: self.seen_words as u32,
+        };
+        launch(&self.variant(), [self.n, 1, 1], &[&lists, &sums, &state, &seen], info);
+        [state, seen]
     }
 
-    pub(super) fn info(&self) -> [u32; 8] {
-        let Self { lists, chunks, layers, all_seqs, ring, advance, row_seq_offset, seen_words, .. } = *self;
-        [lists, chunks, layers, all_seqs, ring, advance, row_seq_offset, seen_words].map(|v| v as u32)
+    fn twin(&self, [lists, sums, mut state, mut seen]: [FlexTensor; 4]) -> [FlexTensor; 2] {
+        twin(slice(&lists), slice(&sums), slice_mut(&mut state), slice_mut(&mut seen), self);
+        [state, seen]
     }
+}
+
+pub(super) fn variants() -> Vec<Variant> {
+    let spec = |k| SampleSpec {
+        n: 1,
+        k,
+        lists: 1,
+        chunks: 1,
+        row_seq_offset: 0,
+        layers: 1,
+        all_seqs: 1,
+        ring: 1,
+        advance: 1,
+        seen_words: 1,
+    };
+    [1, MOST].map(|k| spec(k).variant()).into()
 }
 
 /// The first word of Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3, SC 2011) with
@@ -84,7 +145,7 @@ pub fn lot(seed: u64, step: u32) -> f64 {
     (philox(seed, step) >> 8) as f64 / (1 << 24) as f64
 }
 
-pub(super) fn twin(lists: &[u32], sums: &[f32], st: &mut [u32], seen: &mut [u32], spec: &SampleSpec) {
+fn twin(lists: &[u32], sums: &[f32], st: &mut [u32], seen: &mut [u32], spec: &SampleSpec) {
     let SampleSpec { k, .. } = *spec;
     let tables = spec.all_seqs * state::SEQ;
     let rings = tables + spec.layers * spec.all_seqs * state::ROW;
@@ -235,7 +296,7 @@ pub(super) fn cases() -> Vec<Case> {
                     advance,
                     seen_words,
                 };
-                let (state, seen) = run(&lists, &sums, state, seen, spec);
+                let (state, seen) = sample(&lists, &sums, state, seen, spec);
                 vec![Check::words("state", state, 1, Bound::Exact), Check::words("seen", seen, 1, Bound::Exact)]
             }));
         }

@@ -1,33 +1,41 @@
 //! The highest values of each row of logits, in order: the candidates that a sampler chooses from.
 //!
-//! Contract: row `i` of `n` belongs to the sequence that `state[map + i]` names. Its values are its logits `[count]`, those of
-//! tokens whose bit is set in the sequence's row of `seen` `[sequences, seen_words]` times the sequence's penalty if
-//! negative, else times its inverse (repetition penalty). A chunk of [`CHUNK`] values of a row gives a list of `k` values in
-//! descending order, the lowest index first among equals, as `[values' bits, indices]` in row `i`, list `chunk` of
-//! `[n, groups, 2 k]`; what is lacking of `k` is filled with −1e30 at index `u32::MAX`. Beside it four sums
-//! `[n, groups, 4]`: the maximum `m`, `Σ exp((value − m) / temperature)` over the chunk (1 where `k` is 1; temperature 1 for
-//! 0), 1 if a value is not finite, else 0, and nothing. A list with such a value is not specified.
-//! With `merge`, the values and indices are those of a row's lists, all in one chunk. Nothing is a comparison of rounded
-//! numbers: a product by the penalty is the only arithmetic on a value.
+//! Contract: row `i` of `n` belongs to the sequence that `state[row_seq_offset + i]` names. Its values are its logits `[count]`.
+//! The logit of a token whose bit is set in the sequence's row of `seen` `[sequences, seen_words]` is multiplied by the sequence's
+//! penalty if it is negative, else by the penalty's inverse (repetition penalty). A chunk of [`CHUNK`] values of a row gives a list of
+//! `k` values in descending order, the lowest index first among equals, as `[values' bits, indices]` in row `i`, list `chunk` of
+//! `[n, groups, 2 k]`. A list of fewer values is filled up to `k` with −1e30 at index `u32::MAX`. Each chunk also gives four sums
+//! `[n, groups, 4]`: the maximum `m`; `Σ exp((value − m) / temperature)` over the chunk (1 if `k` is 1; a temperature of 0 counts as
+//! 1); 1 if a value is not finite, else 0; and 0. A list with such a value is not specified.
+//! With `merge`, the values and indices are those of a row's lists, all in one chunk. No two rounded numbers are compared: the product
+//! with the penalty is the only arithmetic on a value.
 //!
 //! Bound: lists exact; sums 1e-5 relative.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
+use super::cube::launch;
+use super::kernel::{Kernel, read, run};
+use super::memory::empty;
+use super::state;
+use super::twin::{floats, slice, words};
+use super::uniform::uniform;
 use super::variant::Variant;
-use super::{state, top_k as run, top_k_merge};
+use burn::backend::flex::FlexTensor;
+use burn::backend::wgpu::CubeTensor;
+use burn::tensor::{DType, Int, Tensor};
 
 /// Values of a row that one list is made of.
 pub const CHUNK: usize = 8192;
 /// The longest list.
 pub const MOST: usize = 128;
-/// Values of all lists of a row together: an index among them has 16 bits.
+/// Most values of all lists of a row together: an index among them has 16 bits.
 const MOST_MERGED: usize = 65_536;
-/// Stands for a value where a list is shorter than `k`.
+/// The value that fills a list of fewer than `k` values.
 const LOWEST: f32 = -1.0e30;
 
-/// Parameters of [`top_k`](fn@super::top_k) and [`top_k_merge`].
+/// Parameters of [`top_k`] and [`top_k_merge`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TopKSpec {
-    /// Values in a row; of a merge, those of all its lists.
+    /// Values of a row; of a merge, those of all its lists.
     pub count: usize,
     /// Rows.
     pub n: usize,
@@ -35,10 +43,36 @@ pub struct TopKSpec {
     pub k: usize,
     /// Whether the values are lists.
     pub merge: bool,
-    /// Word of the state from which on the rows' sequences are listed.
+    /// Word of the state where the list of the rows' sequences begins.
     pub row_seq_offset: usize,
-    /// Words of a sequence's row in `seen`.
+    /// Words of a sequence's row of `seen`.
     pub seen_words: usize,
+}
+
+/// The highest values of each row of `logits` `[n, count]`: lists `[n lists 2 k]` and sums `[n lists, 4]`.
+pub fn top_k(
+    logits: &Tensor<2>,
+    state: &Tensor<1, Int>,
+    seen: &Tensor<1, Int>,
+    spec: TopKSpec,
+) -> (Tensor<1, Int>, Tensor<2>) {
+    let [lists, sums] = run(&spec, [read(logits), read(state), read(seen)]);
+    (Tensor::from_dispatch(lists), Tensor::from_dispatch(sums))
+}
+
+/// Merges the lists of each row into one: `[n 2 k]`.
+pub fn top_k_merge(
+    lists: &Tensor<1, Int>,
+    state: &Tensor<1, Int>,
+    seen: &Tensor<1, Int>,
+    spec: TopKSpec,
+) -> Tensor<1, Int> {
+    let [merged] = run(&spec, [read(lists), read(state), read(seen)]);
+    Tensor::from_dispatch(merged)
+}
+
+uniform! {
+    struct Info { count: u32, groups: u32, row_seq_offset: u32, seen_words: u32 }
 }
 
 impl TopKSpec {
@@ -47,7 +81,7 @@ impl TopKSpec {
         if self.merge { 1 } else { self.count.div_ceil(CHUNK) }
     }
 
-    /// What makes one list a row of several, if there are several.
+    /// The spec of the merge, if a row has several lists.
     pub fn merging(&self) -> Option<Self> {
         (self.lists() > 1 && self.k > 1).then(|| Self { count: self.lists() * self.k, merge: true, ..*self })
     }
@@ -56,24 +90,59 @@ impl TopKSpec {
         if self.merge { MOST_MERGED } else { CHUNK }
     }
 
-    pub(super) fn variant(&self) -> Variant {
+    fn variant(&self) -> Variant {
         let [k, chunk, merge] = [self.k, self.chunk(), self.merge as usize].map(|v| v as u32);
-        let constants = vec![("THREADS", 256), ("K", k), ("CHUNK", chunk), ("MERGE", merge)];
-        Variant { kernel: "top_k", text: include_str!("../../shaders/top_k.wgsl"), constants }
-    }
-
-    pub(super) fn groups(&self) -> [usize; 3] {
-        assert!(!self.merge || self.count <= MOST_MERGED, "a vocabulary of more than four million tokens");
-        [self.lists(), self.n, 1]
-    }
-
-    pub(super) fn info(&self) -> [u32; 4] {
-        [self.count, self.lists(), self.row_seq_offset, self.seen_words].map(|v| v as u32)
+        let constants = [("THREADS", 256), ("K", k), ("CHUNK", chunk), ("MERGE", merge)];
+        Variant::new::<Info>("top_k", include_str!("../../shaders/top_k.wgsl"), constants)
     }
 }
 
+impl Kernel<3, 2> for TopKSpec {
+    fn launch(&self, [values, state, seen]: [CubeTensor; 3]) -> [CubeTensor; 2] {
+        assert!(!self.merge || self.count <= MOST_MERGED, "a vocabulary of more than four million tokens");
+        let lists = empty(&values, vec![self.n * self.lists() * 2 * self.k], DType::U32);
+        let sums = empty(&values, vec![self.n * self.lists(), 4], DType::F32);
+        let info = Info {
+            count: self.count as u32,
+            groups: self.lists() as u32,
+            row_seq_offset: self.row_seq_offset as u32,
+            seen_words: self.seen_words as u32,
+        };
+        let groups = [self.lists(), self.n, 1];
+        launch(&self.variant(), groups, &[&values, &state, &seen, &lists, &sums], info);
+        [lists, sums]
+    }
+
+    fn twin(&self, [values, state, seen]: [FlexTensor; 3]) -> [FlexTensor; 2] {
+        let bits: Vec<u32> = match self.merge {
+            true => slice(&values).to_vec(),
+            false => slice::<f32>(&values).iter().map(|v| v.to_bits()).collect(),
+        };
+        let (lists, sums) = twin(&bits, slice(&state), slice(&seen), self);
+        [words(lists), floats(sums, [self.n * self.lists(), 4])]
+    }
+}
+
+/// Merging: the sums are made, but not wanted.
+impl Kernel<3, 1> for TopKSpec {
+    fn launch(&self, inputs: [CubeTensor; 3]) -> [CubeTensor; 1] {
+        let [lists, _] = <Self as Kernel<3, 2>>::launch(self, inputs);
+        [lists]
+    }
+
+    fn twin(&self, inputs: [FlexTensor; 3]) -> [FlexTensor; 1] {
+        let [lists, _] = <Self as Kernel<3, 2>>::twin(self, inputs);
+        [lists]
+    }
+}
+
+pub(super) fn variants() -> Vec<Variant> {
+    let spec = |k, merge| TopKSpec { count: 8, n: 1, k, merge, row_seq_offset: 0, seen_words: 1 };
+    [1, MOST].into_iter().flat_map(|k| [false, true].map(|merge| spec(k, merge).variant())).collect()
+}
+
 /// Lists and sums, from the bits of logits or from lists.
-pub(super) fn twin(values: &[u32], st: &[u32], seen: &[u32], spec: &TopKSpec) -> (Vec<u32>, Vec<f32>) {
+fn twin(values: &[u32], st: &[u32], seen: &[u32], spec: &TopKSpec) -> (Vec<u32>, Vec<f32>) {
     let TopKSpec { count, k, .. } = *spec;
     let (mut lists, mut sums) = (Vec::new(), Vec::new());
     for row in 0..spec.n {
@@ -137,7 +206,7 @@ pub(super) fn cases() -> Vec<Case> {
             let state = StateBuilder::new(all, 1, 1).samplers(&[(0.0, 1.0), (0.7, 1.3), (1.5, 0.8)]).map(&[2, 1]);
             let spec = TopKSpec { count, n, k, merge: false, row_seq_offset: state.row_seq_offset(), seen_words };
             let (state, seen) = (device_words(state.build(), device), device_words(seen, device));
-            let (lists, sums) = run(&device_floats(logits, n, count, device), &state, &seen, spec);
+            let (lists, sums) = top_k(&device_floats(logits, n, count, device), &state, &seen, spec);
             let mut checks = Vec::new();
             if let Some(merging) = spec.merging() {
                 checks.push(Check::words("merged", top_k_merge(&lists, &state, &seen, merging), 2 * k, Bound::Exact));

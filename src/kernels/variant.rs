@@ -1,5 +1,6 @@
-//! Specialisations of shaders, their texts and the keys of their pipelines.
+//! Specialisations of shaders: their texts, and the keys of their pipelines.
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::Ordering;
 use std::sync::{OnceLock, RwLock};
 
@@ -7,24 +8,54 @@ use burn::backend::wgpu::{KernelSource, SourceTemplate};
 use burn::cubecl::ExecutionMode;
 use burn::cubecl::prelude::KernelId;
 
-use crate::fnv;
+use super::uniform::{Member, Uniform};
 
-const COMMON: &str = include_str!("../../shaders/common.wgsl");
+pub(super) const COMMON: &str = include_str!("../../shaders/common.wgsl");
 const KEYS: &str = include_str!("../../shaders/keys.wgsl");
 
-/// One specialisation of a shader: the file's text and the constants put in front of it.
-#[derive(Debug, Clone, PartialEq)]
+/// One specialisation of a shader: the text of its file, and the constants that are put in front of the text.
+#[derive(Debug, Clone)]
 pub struct Variant {
     /// Stem of the file in `shaders/`.
     pub kernel: &'static str,
-    /// The file's text.
+    /// The text of the file.
     pub text: &'static str,
     /// Constants of type u32, in the order they are written. `UNIT` (1 or 4) also makes the type `Unit`, of so many words.
     pub constants: Vec<(&'static str, u32)>,
+    /// The members of the uniform that is passed with the buffers.
+    pub uniform: &'static [Member],
+}
+
+impl PartialEq for Variant {
+    fn eq(&self, other: &Self) -> bool {
+        // Texts are compared last, and by address first: they are long, and almost always the same static string.
+        self.kernel == other.kernel
+            && self.constants == other.constants
+            && self.uniform == other.uniform
+            && (std::ptr::eq(self.text, other.text) || self.text == other.text)
+    }
+}
+
+impl Eq for Variant {}
+
+impl Hash for Variant {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // Without the text, which hardly ever differs where the name does not: it would be hashed at every launch.
+        (self.kernel, &self.constants).hash(state);
+    }
 }
 
 impl Variant {
-    /// The final text: constants, `common.wgsl`, `keys.wgsl` where the kernel says that it includes it, the kernel.
+    /// A specialisation of `shaders/{kernel}.wgsl`, whose text is `text` and whose uniform is `U`.
+    pub(super) fn new<U: Uniform>(
+        kernel: &'static str,
+        text: &'static str,
+        constants: impl IntoIterator<Item = (&'static str, u32)>,
+    ) -> Self {
+        Self { kernel, text, constants: constants.into_iter().collect(), uniform: U::MEMBERS }
+    }
+
+    /// The final text: the constants, `common.wgsl`, `keys.wgsl` if the kernel includes it, then the kernel.
     pub fn source(&self) -> String {
         let constants = self.constants.iter().map(|(name, value)| match (*name, *value) {
             ("UNIT", 1) => "alias Unit = u32;\n".into(),
@@ -40,98 +71,114 @@ impl Variant {
         threads.expect("every kernel has THREADS").1
     }
 
-    /// The text, made once, and the hash of it that keys the pipeline cache.
-    pub(super) fn wgsl(&self) -> Wgsl {
-        let made = made();
-        let mut key = fnv::more(fnv::START, self.kernel.as_bytes());
-        for (name, value) in &self.constants {
-            key = fnv::more(fnv::more(key, name.as_bytes()), &value.to_le_bytes());
-        }
+    /// The text and the key of the pipeline. Both are made at the first launch and kept.
+    pub(super) fn program(&self) -> Program {
         if hooks::ON.load(Ordering::Relaxed)
             && let Some(text) = hooks::replacement(self)
         {
-            return Wgsl { text, hash: fnv::more(fnv::START, text.as_bytes()) };
+            return Program::of(Self { text, ..self.clone() }, false);
         }
-        if let Some((_, found)) = made.read().expect("no panic while held").get(&key) {
-            return *found;
+        if let Some((program, _)) = programs().read().expect("no panic while held").get(self) {
+            return *program;
         }
-        let text: &'static str = Box::leak(self.source().into_boxed_str());
-        let wgsl = Wgsl { text, hash: fnv::more(fnv::START, text.as_bytes()) };
-        made.write().expect("no panic while held").entry(key).or_insert_with(|| (self.clone(), wgsl)).1
+        Program::of(self.clone(), true)
     }
 }
 
-type Made = RwLock<HashMap<u64, (Variant, Wgsl)>>;
+/// The programs made so far, and whether each is a kernel as it is in its file, not a test's replacement.
+type Programs = RwLock<HashMap<Variant, (Program, bool)>>;
 
-fn made() -> &'static Made {
-    static MADE: OnceLock<Made> = OnceLock::new();
-    MADE.get_or_init(Default::default)
+fn programs() -> &'static Programs {
+    static PROGRAMS: OnceLock<Programs> = OnceLock::new();
+    PROGRAMS.get_or_init(Default::default)
 }
 
-/// Every variant launched on a GPU so far, by this process: what a conformance run translates for the other APIs.
+/// Every variant that this process has launched on a GPU: what a conformance run translates for the other graphics APIs.
 pub fn launched_variants() -> Vec<Variant> {
-    let made = made().read().expect("no panic while held");
-    let mut variants: Vec<Variant> = made.values().map(|(variant, _)| variant.clone()).collect();
+    let programs = programs().read().expect("no panic while held");
+    let mut variants: Vec<Variant> =
+        programs.iter().filter(|(_, (_, own))| *own).map(|(variant, _)| variant.clone()).collect();
     variants.sort_by(|a, b| (a.kernel, &a.constants).cmp(&(b.kernel, &b.constants)));
     variants
 }
 
-#[derive(Clone, Copy)]
-pub(super) struct Wgsl {
+/// A variant's final text, under the number that keys its pipeline. The number is given out once to each variant, by a map that
+/// compares whole variants: two different texts never share one, whatever they hash to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Program {
     text: &'static str,
-    hash: u64,
+    number: usize,
 }
 
-impl KernelSource for Wgsl {
+impl Program {
+    fn of(variant: Variant, own: bool) -> Self {
+        let mut programs = programs().write().expect("no panic while held");
+        let number = programs.len();
+        let make = || (Self { text: Box::leak(variant.source().into_boxed_str()), number }, own);
+        // Another thread may have been first.
+        if let Some((program, _)) = programs.get(&variant) {
+            return *program;
+        }
+        let made = make();
+        programs.insert(variant, made);
+        made.0
+    }
+}
+
+impl KernelSource for Program {
     fn source(&self) -> SourceTemplate {
         SourceTemplate::new(self.text)
     }
-    /// Unchecked: without the counter that naga otherwise adds to every loop to end it after 2^64 turns. With it compilers do
-    /// not unroll loops, and an array indexed in a loop that is not unrolled lives in memory, not in registers. The loops of
-    /// the kernels are bounded by constants, by what the specs pass, and by a sequence's length and capacity in the state.
+
+    /// The mode is unchecked: naga then leaves out the counter that it otherwise adds to every loop, to end the loop after 2^64
+    /// turns. With the counter, compilers do not unroll loops, and an array that is indexed in a loop lives in memory, not in
+    /// registers. The loops of the kernels are bounded by constants, by what the specs pass, and by a sequence's length and
+    /// capacity in the state.
     fn id(&self) -> KernelId {
-        KernelId::new::<Self>().info(self.hash).mode(ExecutionMode::Unchecked)
+        KernelId::new::<Self>().info(self.number).mode(ExecutionMode::Unchecked)
     }
+
     fn lang(&self) -> &'static str {
         "wgsl"
     }
 }
 
-/// For the tests of the tests and of the shaders: sees every launch and may put another text in a kernel's place.
+/// For the tests of the shaders and of the conformance cases: these hooks see every launch, and may replace the text of a kernel.
 #[doc(hidden)]
 pub mod hooks {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Mutex, MutexGuard};
 
-    use super::Variant;
+    use super::{Member, Variant};
 
     pub(in crate::kernels) static ON: AtomicBool = AtomicBool::new(false);
     static HOOKS: Mutex<Hooks> = Mutex::new(Hooks { replaced: None, launches: Vec::new() });
 
     struct Hooks {
-        replaced: Option<(&'static str, String)>,
+        replaced: Option<(&'static str, &'static str)>,
         launches: Vec<Launch>,
     }
 
-    /// What was launched.
+    /// One kind of launch.
     #[derive(Debug, Clone, PartialEq)]
     pub struct Launch {
         /// The specialisation.
         pub variant: Variant,
-        /// Storage buffers passed, in the order of their bindings.
+        /// Storage buffers that were passed, in the order of their bindings.
         pub buffers: usize,
-        /// u32 words of the uniform passed after them.
-        pub info: usize,
+        /// The members of the uniform that was passed after the buffers.
+        pub uniform: &'static [Member],
     }
 
     fn hooks() -> MutexGuard<'static, Hooks> {
         HOOKS.lock().unwrap_or_else(|failed| failed.into_inner())
     }
 
-    /// Runs `f`; every launch of `kernel` meanwhile takes `text` for the text of its file. Returns also the launches, each
-    /// kind once. One caller at a time: it is a global switch.
+    /// Runs `f`; every launch of the shader `replace.0` meanwhile takes `replace.1` for the text of its file. Returns also the
+    /// launches, each kind once. This is a global switch: one caller at a time.
     pub fn with<T>(replace: Option<(&'static str, String)>, f: impl FnOnce() -> T) -> (T, Vec<Launch>) {
-        *hooks() = Hooks { replaced: replace, launches: Vec::new() };
+        let replaced = replace.map(|(kernel, text)| (kernel, &*Box::leak(text.into_boxed_str())));
+        *hooks() = Hooks { replaced, launches: Vec::new() };
         ON.store(true, Ordering::Relaxed);
         let result = f();
         ON.store(false, Ordering::Relaxed);
@@ -140,8 +187,8 @@ pub mod hooks {
         (result, std::mem::take(&mut hooks.launches))
     }
 
-    pub(in crate::kernels) fn record(variant: &Variant, buffers: usize, info: usize) {
-        let launch = Launch { variant: variant.clone(), buffers, info };
+    pub(in crate::kernels) fn record(variant: &Variant, buffers: usize, uniform: &'static [Member]) {
+        let launch = Launch { variant: variant.clone(), buffers, uniform };
         let mut hooks = hooks();
         if !hooks.launches.contains(&launch) {
             hooks.launches.push(launch);
@@ -149,18 +196,39 @@ pub mod hooks {
     }
 
     pub(super) fn replacement(variant: &Variant) -> Option<&'static str> {
-        let hooks = hooks();
-        let (kernel, text) = hooks.replaced.as_ref()?;
-        (*kernel == variant.kernel).then(|| {
-            let text: &'static str = Box::leak(text.clone().into_boxed_str());
-            &*Box::leak(Variant { text, ..variant.clone() }.source().into_boxed_str())
-        })
+        let (kernel, text) = hooks().replaced?;
+        (kernel == variant.kernel).then_some(text)
     }
 }
 
-/// A grid of at least `groups` workgroups in two dimensions; kernels that use it flatten it again and guard the rest.
-/// WebGPU allows 65,535 a dimension.
+/// A grid of at least `groups` workgroups in two dimensions, of which WebGPU allows 65,535 each. Kernels that use it compute the
+/// flat index again and guard against the surplus.
 pub fn grid(groups: usize) -> [usize; 3] {
     const MOST: usize = 32_768;
     [groups.min(MOST), groups.div_ceil(MOST), 1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn variant(text: &'static str, value: u32) -> Variant {
+        Variant { kernel: "test", text, constants: vec![("THREADS", value)], uniform: &[] }
+    }
+
+    /// The key of a pipeline is a number of the variant's own, also for variants of equal hash: those that differ in the text only.
+    #[test]
+    fn every_variant_has_a_pipeline_key_of_its_own() {
+        let hash = |v: &Variant| {
+            let mut hasher = std::collections::hash_map::DefaultHasher::new();
+            v.hash(&mut hasher);
+            hasher.finish()
+        };
+        let (a, b, c) = (variant("// a", 64), variant("// b", 64), variant("// a", 32));
+        assert_eq!(hash(&a), hash(&b), "these two collide in the map");
+        let ids = [&a, &b, &c].map(|v| Program::of(v.clone(), false).id());
+        assert!(ids[0] != ids[1] && ids[0] != ids[2] && ids[1] != ids[2]);
+        assert_eq!(Program::of(a.clone(), false).id(), ids[0]);
+        assert_eq!(Program::of(b, false).text.lines().next_back(), Some("// b"));
+    }
 }

@@ -218,7 +218,7 @@ impl ModelConfig {
             Some(positions) if (1..=most).contains(&positions) => Ok(positions),
             Some(positions) => Err(Error::new(ErrorKind::Input, "the model does not support this context length")
                 .at("`context`")
-                .expected(format!("1 to {most} positions (the model's max_position_embeddings)"))
+                .expected(format!("at least 1, at most {most} positions (its max_position_embeddings)"))
                 .found(positions)
                 .help("choose a smaller `context`, or leave it unset")),
         }

@@ -1,9 +1,10 @@
-//! The one decoder graph of Qwen2, Qwen3 and Llama: RMSNorm, QKV (with or without bias), per-head norms where there are
-//! any, RoPE, grouped-query attention, SwiGLU, tied or untied head. What an architecture has is in its [`ModelConfig`].
+//! The one decoder graph of Qwen2, Qwen3 and Llama: RMSNorm, QKV (with or without bias), norms of each head (if there
+//! are any), RoPE, grouped-query attention, SwiGLU, tied or untied head. A [`ModelConfig`] says which of them a model
+//! has.
 //!
-//! Tensors in, tensors out, no device branch: the operations of [`kernels`] run as WGSL or as their CPU twins by where the
-//! weights live. Weights stay as they are stored (f32, f16, bf16, q8_0 or q4_0, packed in u32 words); activations are f32.
-use crate::dtype::Dtype;
+//! The graph has no branch for devices: the operations of [`kernels`] run as WGSL where the weights are on a GPU, and
+//! as their CPU twins where they are on the CPU. Weights stay as they are stored (f32, f16, bf16, q8_0 or q4_0,
+//! packed in u32 words). Activations are f32.
 use burn::tensor::{Int, Tensor};
 
 use crate::cache::KvCache;
@@ -14,40 +15,73 @@ use crate::kernels::{
     MOST_ROWS, Mode, NormSpec, Reduce, RopeAppendSpec,
 };
 use crate::model::config::ModelConfig;
+pub use crate::model::limits::check_device;
+use crate::model::limits::{check_dimensions, check_partials, check_rope, usable_context};
+use crate::model::matrix::{Matrix, Uploader};
 use crate::model::rope;
 use crate::policy::Positions;
 use crate::weights::{PackedRows, Weights};
 use crate::{Error, ErrorKind, Result};
 
-/// A weight matrix `[rows, cols]` on the device, split by rows where the largest binding demands it and where the packing
-/// changes (q, k and v of a quantized mixture).
-struct Matrix {
-    shards: Vec<Shard>,
-    rows: usize,
-    cols: usize,
-}
-
-struct Shard {
-    first_row: usize,
-    rows: usize,
-    dtype: Dtype,
-    words: Tensor<1, Int>,
-}
-
 /// One decoder layer's weights.
 struct Layer {
     input_norm: Tensor<1>,
-    /// Queries, keys and values in one matrix, so that one product makes them.
+    /// The rows of the queries, then of the keys, then of the values, so that one product computes all three.
     qkv: Matrix,
     qkv_bias: Option<Tensor<1>>,
-    /// Norm weights of query heads, then of key heads, `[2 head_dim]`.
+    /// Norm weights of the query heads, then of the key heads: f32 `[2 head_dim]`.
     qk_norm: Option<Tensor<1>>,
     o: Matrix,
     o_bias: Option<Tensor<1>>,
     post_norm: Tensor<1>,
-    /// Gate and up rows interleaved: SwiGLU is finished where the product is.
+    /// The rows of gate and up in turn, so that the product can finish SwiGLU for each pair.
     gate_up: Matrix,
     down: Matrix,
+}
+
+impl Layer {
+    fn load(config: &ModelConfig, up: &Uploader<'_>, i: usize) -> Result<Self> {
+        let (h, inter) = (config.hidden_size, config.intermediate_size);
+        let (q, kv) = (config.q_size(), config.kv_size());
+        let name = |part: &str| format!("model.layers.{i}.{part}");
+        let part = |what: &str, rows| up.rows(&name(&format!("self_attn.{what}_proj.weight")), rows, h);
+        let qkv = [part("q", q)?, part("k", kv)?, part("v", kv)?];
+        let qkv_bias = match config.attention_bias {
+            false => None,
+            true => {
+                let mut bias = Vec::with_capacity(q + 2 * kv);
+                for (what, len) in [("q", q), ("k", kv), ("v", kv)] {
+                    bias.extend(up.weights.vector(&name(&format!("self_attn.{what}_proj.bias")), len)?);
+                }
+                Some(up.vector(bias))
+            }
+        };
+        let o_bias = match config.output_bias {
+            false => None,
+            true => Some(up.vector(up.weights.vector(&name("self_attn.o_proj.bias"), h)?)),
+        };
+        let qk_norm = match config.qk_norm {
+            false => None,
+            true => {
+                let norm =
+                    |what: &str| up.weights.vector(&name(&format!("self_attn.{what}_norm.weight")), config.head_dim);
+                Some(up.vector([norm("q")?, norm("k")?].concat()))
+            }
+        };
+        let gate = up.rows(&name("mlp.gate_proj.weight"), inter, h)?;
+        let up_proj = up.rows(&name("mlp.up_proj.weight"), inter, h)?;
+        Ok(Self {
+            input_norm: up.vector(up.weights.vector(&name("input_layernorm.weight"), h)?),
+            qkv: up.stacked(&qkv)?,
+            qkv_bias,
+            qk_norm,
+            o_bias,
+            o: up.matrix(&up.rows(&name("self_attn.o_proj.weight"), h, q)?)?,
+            post_norm: up.vector(up.weights.vector(&name("post_attention_layernorm.weight"), h)?),
+            gate_up: up.matrix(&PackedRows::interleave_rows(&gate, &up_proj)?)?,
+            down: up.matrix(&up.rows(&name("mlp.down_proj.weight"), h, inter)?)?,
+        })
+    }
 }
 
 /// What is forwarded.
@@ -67,7 +101,8 @@ pub enum Input<'a> {
         /// Its ids.
         ids: &'a [u32],
     },
-    /// The pending token of each of these sequences, taken from the device's state: a decode step. Rows follow this order.
+    /// The pending token of each of these sequences, taken from the device's state: a decode step. Rows follow this
+    /// order.
     Pending(&'a [usize]),
 }
 
@@ -135,21 +170,23 @@ pub struct Decoder {
     embedding: Matrix,
     layers: Vec<Layer>,
     norm: Tensor<1>,
-    /// `None`: the embedding serves as the head.
+    /// `None` for a tied head: the embedding is used.
     head: Option<Matrix>,
+    /// Cosines and sines of all positions.
     rope: Tensor<1>,
     context: usize,
-    /// Bound where a product has no bias, and heads have no norms.
+    /// Bound in place of a bias or of norms that the model does not have: every binding of a shader needs a buffer.
     unread: Tensor<1>,
     weight_bytes: u64,
 }
 
 impl Decoder {
-    /// Uploads the weights of `config` from `weights`, for contexts of up to `context` positions. `progress` is told
-    /// (matrices done, of how many).
+    /// Uploads the weights of `config` from `weights`, for contexts of up to `context` positions. `progress` is
+    /// called with the number of parts done and of all parts.
     ///
     /// # Errors
-    /// A tensor that is missing or has the wrong shape or type; dimensions no kernel takes.
+    /// What [`check_device`] refuses for one sequence, except attention; a tensor that is missing or has the wrong
+    /// shape or type.
     pub fn load(
         config: &ModelConfig,
         weights: &Weights,
@@ -160,8 +197,7 @@ impl Decoder {
         let context = usable_context(config, context);
         check_dimensions(config, device)?;
         check_rope(config, context, device)?;
-        let (h, inter) = (config.hidden_size, config.intermediate_size);
-        let (q, kv) = (config.q_size(), config.kv_size());
+        let h = config.hidden_size;
         let total = config.num_layers + 2;
         let mut done = 0;
         let mut tick = || {
@@ -173,44 +209,7 @@ impl Decoder {
         tick();
         let mut layers = Vec::with_capacity(config.num_layers);
         for i in 0..config.num_layers {
-            let name = |part: &str| format!("model.layers.{i}.{part}");
-            let part = |what: &str, rows| up.rows(&name(&format!("self_attn.{what}_proj.weight")), rows, h);
-            let qkv = [part("q", q)?, part("k", kv)?, part("v", kv)?];
-            let qkv_bias = match config.attention_bias {
-                false => None,
-                true => {
-                    let mut bias = Vec::with_capacity(q + 2 * kv);
-                    for (what, len) in [("q", q), ("k", kv), ("v", kv)] {
-                        bias.extend(weights.vector(&name(&format!("self_attn.{what}_proj.bias")), len)?);
-                    }
-                    Some(up.vector(bias))
-                }
-            };
-            let o_bias = match config.output_bias {
-                false => None,
-                true => Some(up.vector(weights.vector(&name("self_attn.o_proj.bias"), h)?)),
-            };
-            let qk_norm = match config.qk_norm {
-                false => None,
-                true => {
-                    let norm =
-                        |what: &str| weights.vector(&name(&format!("self_attn.{what}_norm.weight")), config.head_dim);
-                    Some(up.vector([norm("q")?, norm("k")?].concat()))
-                }
-            };
-            let gate = up.rows(&name("mlp.gate_proj.weight"), inter, h)?;
-            let up_proj = up.rows(&name("mlp.up_proj.weight"), inter, h)?;
-            layers.push(Layer {
-                input_norm: up.vector(weights.vector(&name("input_layernorm.weight"), h)?),
-                qkv: up.stacked(&qkv)?,
-                qkv_bias,
-                qk_norm,
-                o_bias,
-                o: up.matrix(&up.rows(&name("self_attn.o_proj.weight"), h, q)?)?,
-                post_norm: up.vector(weights.vector(&name("post_attention_layernorm.weight"), h)?),
-                gate_up: up.matrix(&PackedRows::interleave_rows(&gate, &up_proj)?)?,
-                down: up.matrix(&up.rows(&name("mlp.down_proj.weight"), h, inter)?)?,
-            });
+            layers.push(Layer::load(config, &up, i)?);
             tick();
         }
         let norm = up.vector(weights.vector("model.norm.weight", h)?);
@@ -237,7 +236,7 @@ impl Decoder {
         Ok(model)
     }
 
-    /// Its configuration.
+    /// The configuration it was loaded with.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -247,12 +246,12 @@ impl Decoder {
         self.device.info.max_binding_bytes = bytes;
     }
 
-    /// Where it lives.
+    /// The device that holds the weights.
     pub fn device(&self) -> &ComputeDevice {
         &self.device
     }
 
-    /// Positions it was loaded for.
+    /// Positions that the RoPE table was made for.
     pub fn context(&self) -> usize {
         self.context
     }
@@ -262,8 +261,8 @@ impl Decoder {
         self.weight_bytes
     }
 
-    /// Bytes of the weight matrices that a decode step reads: all but an embedding that is not also the head, of which it
-    /// reads one row.
+    /// Bytes of the weight matrices that a decode step reads: all except an embedding that is not the head as well,
+    /// of which a step reads one row.
     pub fn step_bytes(&self) -> u64 {
         self.weight_bytes - if self.head.is_some() { self.embedding.bytes() } else { 0 }
     }
@@ -272,12 +271,14 @@ impl Decoder {
         self.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]).chain([&self.embedding]).chain(&self.head)
     }
 
-    /// Prepares to forward `input` at the next positions of its sequences: checks all limits, makes room in `cache`, and selects the
-    /// rows' sequences. The cache must not change between the plan and its [`forward`](Self::forward).
+    /// Prepares to forward `input` at the next positions of its sequences: checks all limits, makes room in `cache`,
+    /// and selects the rows' sequences. The cache must not change between the plan and its
+    /// [`forward`](Self::forward).
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for a context that would be exceeded and for an id outside the vocabulary, [`ErrorKind::Device`] for a cache
-    /// or an attention beyond the device's limits. The contents of the cache have not changed then.
+    /// [`ErrorKind::Input`] for a context that would be exceeded and for an id outside the vocabulary,
+    /// [`ErrorKind::Device`] for a cache or an attention beyond the device's limits. The contents of the cache have
+    /// not changed then.
     pub fn plan<'a>(&self, input: Input<'a>, cache: &mut KvCache) -> Result<Plan<'a>> {
         let (seqs, chunk) = (input.seqs(), input.chunk());
         let n = seqs.len() * chunk;
@@ -315,9 +316,9 @@ impl Decoder {
         Ok(plan)
     }
 
-    /// The graph: forwards what `plan` says and appends keys and values to `cache`. Where `readout` says which attention rows are
-    /// returned, it reads those of each sequence's last token. Lengths and positions advance only when the caller says so
-    /// ([`KvCache::advance`], [`Sampler::sample`](crate::sampling::Sampler::sample)).
+    /// The graph: forwards what `plan` says and appends keys and values to `cache`. Where `readout` says which
+    /// attention rows are returned, it reads those of each sequence's last token. Lengths and positions advance only
+    /// when the caller says so ([`KvCache::advance`], [`Sampler::sample`](crate::sampling::Sampler::sample)).
     pub fn forward(&self, plan: &Plan<'_>, cache: &mut KvCache, readout: Option<Reduce>) -> Output {
         let norm = NormSpec { n: plan.n, first_row: 0, cols: self.config.hidden_size, eps: self.eps() };
         let mut x = self.embed(plan, cache);
@@ -414,9 +415,10 @@ impl Decoder {
         }
     }
 
-    /// The mean attention of the latest queries of `seq` (as many of `most` as are [`observable`](KvCache::observable)) over the
-    /// slots cached now, each query seeing what stands before it: for each layer `[kv_heads, slots]`, f32 in words. A second
-    /// look: nothing is appended.
+    /// The mean attention of the latest queries of `seq` (as many of `most` as are
+    /// [`observable`](KvCache::observable)) over the slots that are cached now, where each query sees the tokens
+    /// before it: for each layer `[kv_heads, slots]`, f32 bits in u32 words. The stored queries are used again;
+    /// nothing is forwarded or appended.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] when the cache does not track queries.
@@ -425,9 +427,9 @@ impl Decoder {
         let cache = &*cache;
         let layer = |layer: usize| {
             let q = cache.latest_queries(layer, n)?;
-            let (of, slots) = (self.layer_spec(cache, layer), cache.len(layer, seq));
+            let (layer_spec, slots) = (self.layer_spec(cache, layer), cache.len(layer, seq));
             let attend = AttentionSpec {
-                layer: of,
+                layer: layer_spec,
                 n,
                 chunk: n,
                 row_seq_offset,
@@ -438,7 +440,7 @@ impl Decoder {
             let (kv, state) = (cache.layer(layer), cache.state());
             let (_, lse) = kernels::attention(&q, kv, state, &self.rope, attend);
             let spec = AttentionSumsSpec {
-                layer: of,
+                layer: layer_spec,
                 chunk: n,
                 row_seq_offset,
                 seqs: 1,
@@ -446,7 +448,7 @@ impl Decoder {
                 slots,
                 mean: true,
             };
-            let out = empty_u32(&self.device.burn, of.kv_heads * slots);
+            let out = empty_u32(&self.device.burn, layer_spec.kv_heads * slots);
             Ok(kernels::attention_sums(&q, &lse, kv, state, &self.rope, out, spec))
         };
         (0..self.layers.len()).map(layer).collect()
@@ -527,141 +529,7 @@ impl Decoder {
     }
 }
 
-impl Matrix {
-    fn bytes(&self) -> u64 {
-        self.shards.iter().map(|shard| (shard.rows * shard.dtype.row_words(self.cols) * 4) as u64).sum()
-    }
-}
-
 /// The most slots that a row of `plan` sees in `layer`.
 fn most_seen(plan: &Plan<'_>, cache: &KvCache, layer: usize) -> usize {
     plan.input.seqs().iter().map(|seq| cache.len(layer, *seq)).max().unwrap_or(0) + plan.chunk
-}
-
-/// Positions that a model loaded for `context` positions has: never more than its own maximum.
-fn usable_context(config: &ModelConfig, context: usize) -> usize {
-    context.min(config.max_position_embeddings).max(1)
-}
-
-/// Whether a model of this configuration can run on `device`, with `sequences` sequences side by side of up to `context` positions.
-/// Reads no weights: a request can be refused before gigabytes are.
-///
-/// # Errors
-/// [`ErrorKind::Model`] for dimensions that no kernel takes, [`ErrorKind::Device`] when the RoPE table, or what attention puts aside for
-/// all sequences, would exceed the largest buffer.
-pub fn check_device(config: &ModelConfig, sequences: usize, context: usize, device: &ComputeDevice) -> Result<()> {
-    let context = usable_context(config, context);
-    check_dimensions(config, device)?;
-    check_rope(config, context, device)?;
-    let ModelConfig { head_dim: d, num_heads: heads, num_kv_heads: kv_heads, .. } = *config;
-    let layer =
-        LayerSpec { dtype: Dtype::F16, d, heads, kv_heads, layer_table_offset: 0, positions: context, compact: false };
-    let (n, most_seen, tuning) = (sequences, context, device.tuning);
-    check_partials(
-        AttentionSpec { layer, n, chunk: 1, row_seq_offset: 0, most_seen, already_cached: 0, tuning },
-        device,
-    )
-}
-
-fn check_rope(config: &ModelConfig, context: usize, device: &ComputeDevice) -> Result<()> {
-    let (bytes, most) = ((context * config.head_dim * 4) as u64, device.info.max_binding_bytes);
-    if bytes <= most {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Device, "the RoPE table of this context exceeds the adapter's largest buffer")
-        .at(device.info.line())
-        .expected(format!("at most {most} bytes"))
-        .found(format!("{bytes} bytes for {context} positions"))
-        .help("lower `context`"))
-}
-
-fn check_partials(spec: AttentionSpec, device: &ComputeDevice) -> Result<()> {
-    let (bytes, most) = (spec.partial_bytes(), device.info.max_binding_bytes);
-    if bytes <= most {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Device, "attention over so many slots at once exceeds the adapter's largest buffer")
-        .at(device.info.line())
-        .expected(format!("at most {most} bytes"))
-        .found(format!("{bytes} bytes for {} sequences with up to {} slots", spec.n / spec.chunk, spec.most_seen))
-        .help("run fewer `sequences`, or lower `context`"))
-}
-
-/// Dimensions the kernels are written for. Real models of the supported architectures have them.
-fn check_dimensions(c: &ModelConfig, device: &ComputeDevice) -> Result<()> {
-    let no = |what: &str, expected: &str, found: usize| {
-        Err(Error::new(ErrorKind::Model, format!("{what} is not one the kernels take"))
-            .at("config.json")
-            .expected(expected)
-            .found(found))
-    };
-    for (what, value) in [("hidden_size", c.hidden_size), ("intermediate_size", c.intermediate_size)] {
-        if !value.is_multiple_of(8) {
-            return no(what, "a multiple of 8", value);
-        }
-    }
-    if !c.head_dim.is_multiple_of(8) || c.head_dim > 128 {
-        return no("head_dim", "a multiple of 8, at most 128", c.head_dim);
-    }
-    // attention_row keeps a group's queries in workgroup memory: 16 KiB is what WebGPU guarantees.
-    if c.group_size() * c.head_dim * 4 > 16_384 {
-        return no("the number of query heads of a KV head", "at most 16 KiB of queries a group", c.group_size());
-    }
-    // Two rows are the least a shard of gate_up can hold.
-    let widest = c.hidden_size.max(c.intermediate_size).max(c.q_size()) * 8;
-    if widest as u64 > device.info.max_binding_bytes {
-        return no("a matrix row", "two rows within the adapter's largest buffer", widest);
-    }
-    Ok(())
-}
-
-struct Uploader<'a> {
-    device: &'a ComputeDevice,
-    weights: &'a Weights,
-}
-
-impl<'a> Uploader<'a> {
-    fn rows(&self, name: &str, rows: usize, cols: usize) -> Result<PackedRows<'a>> {
-        self.weights.matrix(name, rows, cols)
-    }
-
-    fn vector(&self, values: Vec<f32>) -> Tensor<1> {
-        let n = values.len();
-        kernels::f32_tensor(values, [n], &self.device.burn)
-    }
-
-    /// Uploads a matrix in shards that fit the largest binding, of an even number of rows each (SwiGLU pairs rows).
-    fn matrix(&self, m: &PackedRows<'_>) -> Result<Matrix> {
-        let most = self.device.info.max_binding_bytes;
-        let row_bytes = (m.words_per_row() * 4) as u64;
-        let per_shard = ((most / row_bytes) as usize).min(m.rows());
-        let per_shard = if per_shard < m.rows() { per_shard & !1 } else { per_shard };
-        let mut shards = Vec::new();
-        let mut first_row = 0;
-        while first_row < m.rows() {
-            let rows = per_shard.min(m.rows() - first_row);
-            let part = &m.words()[first_row * m.words_per_row()..(first_row + rows) * m.words_per_row()];
-            let words = self.device.burn.memory_persistent_allocations(part, |part: &[u32]| {
-                kernels::u32_tensor(part.to_vec(), &self.device.burn)
-            });
-            shards.push(Shard { first_row, rows, dtype: m.dtype(), words });
-            first_row += rows;
-        }
-        Ok(Matrix { shards, rows: m.rows(), cols: m.cols() })
-    }
-
-    /// Matrices of one width as one, first on top: in one buffer where their packings agree.
-    fn stacked(&self, parts: &[PackedRows<'_>]) -> Result<Matrix> {
-        if parts.iter().all(|part| part.dtype() == parts[0].dtype()) {
-            return self.matrix(&PackedRows::concat_rows(parts)?);
-        }
-        let mut all = Matrix { shards: Vec::new(), rows: 0, cols: parts[0].cols() };
-        for part in parts {
-            let matrix = self.matrix(part)?;
-            let moved = matrix.shards.into_iter().map(|shard| Shard { first_row: all.rows + shard.first_row, ..shard });
-            all.shards.extend(moved);
-            all.rows += matrix.rows;
-        }
-        Ok(all)
-    }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 /// Tokens that always end an answer. Files often name only one end token, while chats of the same model end in
 /// another.
-const ENDS: [&str; 7] = [
+const END_TOKENS: [&str; 7] = [
     "<|im_end|>",
     "<|endoftext|>",
     "<|eot_id|>",
@@ -19,7 +19,7 @@ const ENDS: [&str; 7] = [
 /// The configuration of the model in `gguf`.
 ///
 /// # Errors
-/// If metadata are missing or malformed, or secateur does not support the model.
+/// If metadata is missing or malformed, or secateur does not support the model.
 pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
     let architecture = gguf.text("general.architecture")?.ok_or_else(|| {
         gguf.error_at("general.architecture", "the GGUF file does not name the architecture of the model")
@@ -107,8 +107,8 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
 /// The metadata `general.sampling.*`: how the authors of the model want it to be sampled. A temperature above 0 means
 /// that the model samples. A setting that is out of range is ignored with a warning.
 ///
-/// `penalty_repeat` of llama.cpp looks at the last 64 tokens, while the repetition penalty here looks at all tokens, as
-/// in transformers.
+/// By default, `penalty_repeat` of llama.cpp looks at the last 64 tokens. The repetition penalty here looks at all
+/// tokens, as in transformers.
 fn sampling(gguf: &Gguf) -> Result<GenerationDefaults> {
     let setting = |name: &str, is_valid: fn(f64) -> bool| {
         let key = format!("general.sampling.{name}");
@@ -173,7 +173,7 @@ fn eos_ids(gguf: &Gguf) -> Result<Vec<u64>> {
         ids.extend(gguf.uint(&format!("tokenizer.ggml.{name}_token_id"))?);
     }
     let tokens = gguf.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
-    ids.extend((0..).zip(tokens).filter(|(_, token)| ENDS.contains(token)).map(|(id, _)| id));
+    ids.extend((0..).zip(tokens).filter(|(_, token)| END_TOKENS.contains(token)).map(|(id, _)| id));
     Ok(ids)
 }
 

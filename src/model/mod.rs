@@ -3,4 +3,6 @@ pub mod config;
 pub mod decoder;
 mod fields;
 mod gguf;
+mod limits;
+mod matrix;
 pub mod rope;

@@ -1,4 +1,4 @@
-//! How much to evict: the budgets, and the one place that applies them.
+//! The budgets, which say how much to evict, and the one place that applies them.
 use std::fmt;
 use std::str::FromStr;
 
@@ -6,49 +6,50 @@ use super::{CacheView, KeepPlan, Outcome};
 use crate::text_form::serde_as_text;
 use crate::{Error, ErrorKind, Result, Slot};
 
-/// How much a probe may evict. Applied afresh at every probe, to evictable tokens only.
+/// How much a probe may evict. A budget is applied at every probe, to evictable tokens only.
 ///
-/// Written `score-sum:K`, `share:F`, `tokens:N`, `ratio:R`; [`FromStr`] and [`Display`](fmt::Display) are inverse.
+/// Its text form is `score-sum:K`, `share:F`, `tokens:N` or `ratio:R`. [`FromStr`] and [`Display`](fmt::Display) are
+/// inverse.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Budget {
-    /// Evict the lowest steps while the sum of their importances stays ≤ K. To the letter of the paper's description:
-    /// it sums means, so it shrinks with the length and the number of steps.
+    /// Evict the lowest steps while the sum of their importances stays at most K. This follows the paper's description
+    /// literally. An importance is a mean, so the effect shrinks with the length and the number of steps.
     ScoreSum(f64),
-    /// The same with K = F × the sum over all evictable steps, 0 ≤ F ≤ 1. Compounds from probe to probe. (ours)
+    /// The same with K = F × the sum over all evictable steps, 0 ≤ F ≤ 1. Compounds from probe to probe. *(ours)*
     Share(f64),
-    /// Evict until at most N thinking tokens stay; exactly N where protection allows.
+    /// Evict until at most N thinking tokens stay; exactly N where protection allows it.
     Tokens(usize),
     /// [`Budget::Tokens`] with N = ⌊R × all thinking tokens generated so far⌋, 0 ≤ R ≤ 1.
     Ratio(f64),
 }
 
 impl Default for Budget {
-    /// `ratio:0.75`. (ours)
+    /// `ratio:0.75`. *(ours)*
     fn default() -> Self {
         Self::Ratio(0.75)
     }
 }
 
 impl Budget {
-    /// How many thinking tokens may stay, of `thinking_tokens` generated so far; `None` for budgets that count scores.
+    /// How many thinking tokens may stay of the `thinking_tokens` generated so far; `None` for budgets that add up scores.
     pub fn token_target(&self, thinking_tokens: usize) -> Option<usize> {
         match *self {
             Self::Tokens(n) => Some(n),
-            // The nudge keeps 0.29 × 100 at 29: the product is an ulp short of it.
+            // 0.29 × 100 is one ulp short of 29. The small summand keeps such products from being rounded down.
             Self::Ratio(r) => Some((r * thinking_tokens as f64 + 1e-9).floor() as usize),
             Self::ScoreSum(_) | Self::Share(_) => None,
         }
     }
 
-    /// Whether it can only be applied to scored groups.
+    /// Whether the budget adds up scores, so that the policy must measure some.
     pub fn needs_scores(&self) -> bool {
         matches!(self, Self::ScoreSum(_) | Self::Share(_))
     }
 
-    /// Rejects values that no text form can have: NaN, negative sums, fractions outside 0 to 1.
+    /// Rejects NaN, negative sums, and fractions outside 0 to 1.
     ///
     /// # Errors
-    /// Says which values are allowed.
+    /// [`ErrorKind::Input`], with the allowed values.
     pub fn check(&self) -> Result<()> {
         let (ok, expected) = match *self {
             Self::ScoreSum(k) => (k.is_finite() && k >= 0.0, "a finite sum ≥ 0"),
@@ -59,7 +60,7 @@ impl Budget {
         if ok {
             return Ok(());
         }
-        Err(Error::new(ErrorKind::Input, "budget out of range").at("`budget`").expected(expected).found(self))
+        Err(Error::new(ErrorKind::Input, "the budget is out of range").at("`budget`").expected(expected).found(self))
     }
 }
 
@@ -81,8 +82,8 @@ impl FromStr for Budget {
 
     fn from_str(text: &str) -> Result<Self> {
         let wrong = |expected: &str| {
-            let e = Error::new(ErrorKind::Input, "not a budget").at("`budget`").expected(expected);
-            e.found(format!("{text:?}")).help("for example ratio:0.75 keeps three quarters of the thinking")
+            let e = Error::new(ErrorKind::Input, "this is not a budget").at("`budget`").expected(expected);
+            e.found(format!("{text:?}")).help("ratio:0.75, for example, keeps three quarters of the thinking")
         };
         let (name, value) = text.split_once(':').unwrap_or((text, ""));
         let number = || value.parse::<f64>().map_err(|_| wrong(&format!("{name}:NUMBER")));
@@ -90,30 +91,30 @@ impl FromStr for Budget {
             "score-sum" => Self::ScoreSum(number()?),
             "share" => Self::Share(number()?),
             "ratio" => Self::Ratio(number()?),
-            "tokens" => Self::Tokens(value.parse().map_err(|_| wrong("tokens:N, N a whole number of tokens"))?),
+            "tokens" => Self::Tokens(value.parse().map_err(|_| wrong("tokens:N with a whole number N"))?),
             _ => return Err(wrong("tokens:N, ratio:R, score-sum:K or share:F")),
         };
         budget.check().map(|()| budget)
     }
 }
 
-/// Tokens that a policy gives up together, in the order in which it gives them up.
+/// Tokens that a policy evicts together.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group {
-    /// What [`Budget::ScoreSum`] and [`Budget::Share`] add up; `None` for policies without scores.
+    /// The score that [`Budget::ScoreSum`] and [`Budget::Share`] add up; `None` for policies without scores.
     pub importance: Option<f64>,
-    /// Evictable slots, the first to go first.
+    /// Evictable slots in the order of their eviction.
     pub slots: Vec<Slot>,
 }
 
-/// Evicts `groups`, first to last, as far as the view's budget goes, and keeps the rest.
+/// Evicts `groups`, first to last, until the view's budget is met, and keeps the rest.
 ///
-/// Budgets that count tokens take slot after slot and so hit their target exactly: of the last group only its first
-/// slots go. Budgets that count scores take whole groups, and stop at the first that would exceed them.
+/// Budgets that count tokens evict slot after slot and hit their target exactly: of the last group, only the first slots
+/// are evicted. Budgets that add up scores evict whole groups and stop before the first that would exceed the sum.
 ///
 /// # Errors
-/// [`ErrorKind::Policy`] when the budget counts scores and a group has none; [`ErrorKind::Internal`] when groups are not
-/// ascending in importance though the budget counts scores, and whatever [`KeepPlan::new`] rejects.
+/// [`ErrorKind::Policy`] when the budget adds up scores and a group has none; [`ErrorKind::Internal`] when the budget adds
+/// up scores and groups are not in ascending order of importance, and for what [`KeepPlan::new`] rejects.
 pub fn evict(view: &CacheView<'_>, groups: &[Group]) -> Result<KeepPlan> {
     let in_order = || groups.iter().flat_map(|g| g.slots.iter().copied());
     let (evicted, outcome): (Vec<Slot>, Outcome) = match view.budget().token_target(view.thinking_tokens()) {
@@ -138,10 +139,10 @@ pub fn evict(view: &CacheView<'_>, groups: &[Group]) -> Result<KeepPlan> {
         *flag = false;
     }
     let kept: Vec<Slot> = (0..).zip(keep).filter_map(|(slot, keep)| keep.then_some(Slot(slot))).collect();
-    Ok(KeepPlan::new(view, kept, outcome)?.giving_up(evicted))
+    Ok(KeepPlan::new(view, kept, outcome)?.with_eviction_order(evicted))
 }
 
-/// How many leading groups a budget that counts scores lets go.
+/// How many leading groups a budget that adds up scores evicts.
 fn groups_within_sum(budget: Budget, groups: &[Group]) -> Result<usize> {
     let missing = || {
         Error::new(ErrorKind::Policy, "this policy has no scores for the budget to add up")
@@ -153,7 +154,7 @@ fn groups_within_sum(budget: Budget, groups: &[Group]) -> Result<usize> {
     if !importances.is_sorted() {
         return Err(Error::new(ErrorKind::Internal, "groups are not in ascending order of importance"));
     }
-    // Summed in the same order as below, so that share:1 lets all go.
+    // Summed in the same order as below, so that share:1 evicts all groups.
     let limit = match budget {
         Budget::ScoreSum(k) => k,
         Budget::Share(f) => f * importances.iter().sum::<f64>(),

@@ -1,4 +1,4 @@
-//! `full`: the whole cache, the yardstick of every comparison.
+//! `full`: the whole cache, with which every policy is compared.
 use super::{Budget, CacheView, EvictionPolicy, KeepPlan, Measurement, Outcome};
 use crate::{Result, Slot};
 

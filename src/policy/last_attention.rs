@@ -4,9 +4,9 @@ use crate::Result;
 
 /// Evicts whole reasoning steps as `think-clearly` does, scored by the attention of the latest generated token.
 ///
-/// *Idea*: what remains of the method when the self-summary is taken away. *Paper*: the probe ablation of arXiv 2507.08806.
-/// *Direction*: the lowest steps go first. *Ours*: the token is the pending one, forwarded by the ordinary decode path before
-/// the plan; it attends to itself too, which concerns a protected slot only.
+/// *Idea*: shows what the method achieves without the self-summary. *Paper*: the ablation of the probe in arXiv 2507.08806.
+/// *Direction*: the lowest steps are evicted first. *Ours*: the scores come from the pending token, which the ordinary decode
+/// path forwards before the plan is made. It also attends to itself, but its slot is protected.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LastAttention;
 

@@ -1,12 +1,12 @@
-//! The host's account of one sequence: what was written, what is still cached, which steps it makes.
+//! The host's record of one sequence: which tokens were written, which are still cached, and which steps they form.
 use super::{Budget, CachedToken, KeepPlan, Role, Sets, StepInfo, ViewParts};
-use crate::steps::{Segmenter, Tail};
+use crate::steps::{Boundaries, Segmenter, Tail};
 use crate::{Position, Result};
 
-/// Mirrors the cache of one sequence, every kept set of it, from the prompt on, and knows its full logical text.
+/// Mirrors all kept sets of one sequence in the cache, from the prompt on, and holds the full text of its thinking.
 ///
-/// The engine pushes every token once it is forwarded, asks for a [`Snapshot`] at each probe, and hands the plan back after
-/// the gather. Holds no tensors and no ids.
+/// The engine pushes every token, asks for a [`Snapshot`] at each probe, and hands the plan back after the gather. A
+/// ledger holds no tensors and no token ids.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     sets: Sets,
@@ -20,30 +20,39 @@ pub struct Ledger {
 struct Row {
     position: Position,
     role: Role,
-    /// Which thinking token it is; meaningless for other roles.
+    /// Index among the thinking tokens; meaningless for other roles.
     nth_thinking: u32,
 }
 
 impl Ledger {
-    /// A sequence whose prompt has been forwarded, with one kept set.
+    /// A ledger of a prompt, with one kept set.
     pub fn new(prompt_tokens: usize) -> Self {
         Self::with_sets(prompt_tokens, Sets::SHARED)
     }
 
-    /// A sequence whose prompt has been forwarded.
+    /// A ledger of a prompt.
     pub fn with_sets(prompt_tokens: usize, sets: Sets) -> Self {
         let mut ledger = Self { sets, rows: vec![Vec::new(); sets.count()], next: 0, thinking: Segmenter::new() };
         (0..prompt_tokens).for_each(|_| ledger.push(Role::Prompt, ""));
         ledger
     }
 
-    /// The next token, and the bytes it adds to the text; those of [`Role::Thinking`] are kept for the steps.
+    /// Cuts the thinking by `rule` instead of at keywords. For a ledger that has seen no thinking yet.
+    #[must_use]
+    pub fn with_boundaries(mut self, rule: Boundaries) -> Self {
+        self.thinking = Segmenter::with_boundaries(rule);
+        self
+    }
+
+    /// Appends the next token. `piece` is what it adds to the text, which matters for thinking tokens only.
     pub fn push(&mut self, role: Role, piece: impl AsRef<[u8]>) {
         let row = Row { position: Position(self.next), role, nth_thinking: self.thinking.tokens() as u32 };
         self.rows.iter_mut().for_each(|rows| rows.push(row));
         self.next += 1;
-        if role == Role::Thinking {
-            self.thinking.push(piece);
+        match role {
+            Role::Thinking => self.thinking.push(piece),
+            Role::ThinkClose => self.thinking.end_thought(),
+            Role::Prompt | Role::ThinkOpen | Role::Answer => {}
         }
     }
 
@@ -52,7 +61,7 @@ impl Ledger {
         &self.sets
     }
 
-    /// Slots in the cache; of several sets the longest.
+    /// Slots in the cache; of several sets, those of the longest.
     pub fn cached(&self) -> usize {
         self.rows.iter().map(Vec::len).max().unwrap_or(0)
     }
@@ -72,7 +81,7 @@ impl Ledger {
         &self.thinking
     }
 
-    /// What a probe needs to know, with the steps as they are now.
+    /// The facts that a probe needs, with the steps as they are now.
     pub fn snapshot(&self) -> Snapshot {
         let steps = self.thinking.steps(Tail::Open);
         let token_steps = self.thinking.assign(&steps);
@@ -88,7 +97,7 @@ impl Ledger {
         }
     }
 
-    /// Follows the gather of the cache.
+    /// Does to the mirror what the gather did to the cache.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Internal`] when the plan was made for another number of slots.
@@ -101,21 +110,22 @@ impl Ledger {
     }
 }
 
-/// The facts of one probe that a [`Ledger`] knows.
+/// The facts of one probe that a [`Ledger`] holds.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
-    /// Of each kept set, one per cached slot.
+    /// For each kept set, the tokens of its slots.
     pub tokens: Vec<Vec<CachedToken>>,
     /// All steps so far.
     pub steps: Vec<StepInfo>,
-    /// The step being written.
+    /// The step that is being written.
     pub current_step: usize,
     /// Thinking tokens generated so far.
     pub thinking_tokens: usize,
 }
 
 impl Snapshot {
-    /// Of a set: with no scores, no window, seed 0 and probe 0; set what is known with `ViewParts { scores, ..parts }`.
+    /// The parts of a set's view without scores, with window, seed and probe 0. Fill in the others with
+    /// `ViewParts { scores, ..parts }`.
     pub fn parts(&self, set: usize, budget: Budget) -> ViewParts<'_> {
         ViewParts {
             tokens: &self.tokens[set],
@@ -172,6 +182,26 @@ mod tests {
         assert_eq!(snapshot.tokens[0][3], CachedToken::thinking(Position(3), 0));
         assert_eq!(snapshot.tokens[0][4], CachedToken::thinking(Position(10), 2));
         assert_eq!(snapshot.tokens[0][10], CachedToken::thinking(Position(16), 4));
+    }
+
+    #[test]
+    fn a_second_thought_has_steps_of_its_own() {
+        let mut ledger = Ledger::new(1);
+        for (role, piece) in [
+            (Role::ThinkOpen, "<think>"),
+            (Role::Thinking, "one"),
+            (Role::ThinkClose, "</think>"),
+            (Role::Answer, "1"),
+            (Role::ThinkOpen, "<think>"),
+            (Role::Thinking, "Now"),
+            (Role::Thinking, " two"),
+        ] {
+            ledger.push(role, piece);
+        }
+        let snapshot = ledger.snapshot();
+        assert_eq!(snapshot.steps, [StepInfo { id: 0, tokens: 1 }, StepInfo { id: 3, tokens: 2 }]);
+        let thinking: Vec<Option<u32>> = snapshot.tokens[0].iter().map(|t| t.step).collect();
+        assert_eq!(thinking, [None, None, Some(0), None, None, None, Some(1), Some(1)]);
     }
 
     #[test]

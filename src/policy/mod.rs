@@ -1,4 +1,4 @@
-//! Which cached tokens survive a probe: the trait, what a policy sees, and what it answers.
+//! Which cached tokens survive a probe: the trait of a policy, its input and its output.
 //!
 //! ```text
 //! CachedToken per slot ┐
@@ -7,19 +7,22 @@
 //!                          step means)
 //! ```
 //!
-//! A policy is pure: no GPU, no clock, no state from one probe to the next. What all policies share is not theirs to get
-//! wrong: [`CacheView`] works out what is protected, [`budget::evict`] applies the budget, [`KeepPlan::new`] checks.
+//! A policy is pure: it uses no GPU and no clock, and keeps no state from one probe to the next. What all policies have in
+//! common is done once, outside of them: [`CacheView`] works out which slots are protected, [`budget::evict`] applies the
+//! budget, [`KeepPlan::new`] checks the result.
 //!
-//! **Direction.** A higher score means more important. The lowest go first.
+//! **Direction.** A higher score means more important. The lowest scores are evicted first.
 //!
-//! **Ties** go to the older: of equal scores the lower slot, of equal steps the earlier one, is evicted first.
+//! **Ties.** Of equal scores, the lower slot is evicted first; of equal steps, the earlier one.
 //!
 //! # To add a policy
-//! 1. A file here, named after it, whose doc says idea, paper, deviation, direction.
-//! 2. `needs`: what the engine must measure. 3. `plan`: [`Group`]s in the order they may go, handed to [`budget::evict`].
-//! 4. `accepts`, where it cannot work with every budget. 5. A line in [`POLICIES`].
-//! 6. A test in `tests.rs` on a view small enough to check by eye. The laws in `tests/laws_host.rs` and the oracle in
-//!    `tests/policies.rs` run on it by themselves.
+//! 1. Add a file here, named after the policy. Its doc comment states idea, paper, direction and deviation.
+//! 2. `needs` says what the engine must measure.
+//! 3. `plan` hands [`Group`]s, in the order of their eviction, to [`budget::evict`].
+//! 4. `accepts` refuses the budgets with which the policy cannot work.
+//! 5. Add an entry to [`POLICIES`].
+//! 6. Add a test to `tests.rs` on a view small enough to check by eye. The laws in `tests/it/laws_host.rs` and the oracle
+//!    in `tests/it/policies.rs` cover every entry of [`POLICIES`].
 pub mod budget;
 mod full;
 mod h2o;
@@ -62,12 +65,12 @@ pub use view::{CURRENT_STEP_KEPT, CacheView, CachedToken, NO_CURRENT_STEP, StepI
 
 use crate::{Error, ErrorKind, Result};
 
-/// The latest tokens that are never evicted. (ours)
+/// How many of the latest tokens are never evicted. *(ours)*
 pub const DEFAULT_WINDOW: usize = 64;
 
-/// Chooses which slots survive. Pure: no GPU, no clock, no hidden state.
+/// Chooses which slots survive.
 pub trait EvictionPolicy: fmt::Debug + Send + Sync {
-    /// Its name: in requests, on the command line and in traces.
+    /// The policy's name in requests, on the command line and in traces.
     fn name(&self) -> &str;
 
     /// One line for lists of policies, without a full stop.
@@ -75,7 +78,7 @@ pub trait EvictionPolicy: fmt::Debug + Send + Sync {
         ""
     }
 
-    /// Whether it ever evicts anything. A sequence whose policy never does is neither probed nor pruned.
+    /// Whether the policy ever evicts anything. If not, its sequences are neither probed nor pruned.
     fn evicts(&self) -> bool {
         true
     }
@@ -88,10 +91,11 @@ pub trait EvictionPolicy: fmt::Debug + Send + Sync {
     /// What the engine must measure before it asks for a plan.
     fn needs(&self) -> Measurement;
 
-    /// Whether it can work with a budget, so that a front-end can refuse before anything is loaded.
+    /// Checks that the policy can work with a budget, so that a request can be refused before anything is loaded.
     ///
     /// # Errors
-    /// When the budget adds up scores and the policy measures none.
+    /// [`ErrorKind::Policy`] when the budget adds up scores and the policy measures none; [`ErrorKind::Input`] for a
+    /// budget out of range.
     fn accepts(&self, budget: Budget) -> Result<()> {
         budget.check()?;
         if budget.needs_scores() && !self.needs().scores() {
@@ -106,11 +110,11 @@ pub trait EvictionPolicy: fmt::Debug + Send + Sync {
         Ok(())
     }
 
-    /// The slots to keep. Same view, same plan, on every platform.
+    /// The slots to keep. The same view gives the same plan on every platform.
     ///
     /// # Errors
     /// When the view lacks what [`needs`](Self::needs) asks for, or the budget does not fit the policy. A budget that
-    /// protection makes unreachable is no error: see [`Outcome::Infeasible`].
+    /// cannot be reached because too many slots are protected is no error: see [`Outcome::Infeasible`].
     fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan>;
 }
 
@@ -118,23 +122,23 @@ pub trait EvictionPolicy: fmt::Debug + Send + Sync {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Measurement {
-    /// Nothing: no probe is forwarded, plans are made at the same dates.
+    /// Nothing. No probe is forwarded; plans are made at the same points as with one.
     Nothing,
     /// The attention of the probe's last token, `</think>`, to every cached slot.
     ProbeRow,
     /// The attention of the latest generated token; no probe is forwarded.
     LastRow,
-    /// The attention that each slot has had from all queries so far, those of the prompt included, those of probes not; a sum per
-    /// KV head, the query heads of its group averaged.
+    /// The sum of the attention that each slot received from all queries so far, including those of the prompt and
+    /// excluding those of probes. One sum per KV head, over the mean of its query heads.
     Sums,
-    /// The mean attention of the latest queries over the slots that are cached now, each query seeing what stands before it.
+    /// The mean attention of the latest queries to the slots that are cached now. Each query sees the slots before it.
     Window {
-        /// How many; they are protected as the window is.
+        /// The number of queries. Their tokens are protected like those of the window.
         queries: usize,
     },
-    /// [`Window`](Self::Window), and how alike each key is to the others: [`CacheView::similarity`].
+    /// [`Window`](Self::Window) and, in addition, [`CacheView::similarity`] of the keys.
     WindowAndKeys {
-        /// As above.
+        /// As in [`Window`](Self::Window).
         queries: usize,
     },
 }
@@ -145,7 +149,7 @@ impl Measurement {
         self == Self::ProbeRow
     }
 
-    /// How many of the latest queries it looks through.
+    /// How many of the latest queries are looked at; 0 where none are.
     pub fn queries(self) -> usize {
         match self {
             Self::Window { queries } | Self::WindowAndKeys { queries } => queries,
@@ -153,13 +157,13 @@ impl Measurement {
         }
     }
 
-    /// Whether it gives a view scores.
+    /// Whether it gives a view its scores.
     pub fn scores(self) -> bool {
         self != Self::Nothing
     }
 }
 
-/// What part of the sequence a token belongs to.
+/// The part of the sequence to which a token belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -167,7 +171,7 @@ pub enum Role {
     Prompt,
     /// A `<think>` that the model wrote.
     ThinkOpen,
-    /// The reasoning, the only part that is ever evicted.
+    /// The reasoning between `<think>` and `</think>`, the only part that is ever evicted.
     Thinking,
     /// `</think>`.
     ThinkClose,

@@ -1,15 +1,15 @@
-//! What a policy answers: the slots to keep, checked against what is protected and against the budget.
+//! The answer of a policy: the slots to keep, checked against protection and budget.
 use super::{CacheView, Role, Scope, Sets};
 use crate::{Error, ErrorKind, Result, Slot};
 
-/// How a plan stands to the budget.
+/// Whether a plan meets the budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The policy takes no notice of the budget.
+    /// The policy ignores the budget.
     Unbudgeted,
     /// Within the budget.
     Met,
-    /// So much is protected that the budget cannot be met; what could be evicted is.
+    /// So many tokens are protected that the budget cannot be met. Everything else is evicted.
     Infeasible {
         /// Thinking tokens that the budget allows.
         asked: usize,
@@ -25,49 +25,50 @@ pub enum Kept {
     Shared(Vec<Slot>),
     /// A set for each layer.
     Layers(Vec<Vec<Slot>>),
-    /// `[layer][KV head]`: as many for each head of a layer.
+    /// `[layer][KV head]`: equally many slots for each head of a layer.
     Heads(Vec<Vec<Vec<Slot>>>),
 }
 
-/// The slots that survive, checked. What reads one through [`slots`](Self::slots) works for every scope.
+/// The slots that survive, checked. Code that reads them through [`slots`](Self::slots) works for every scope.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeepPlan {
     kept: Kept,
     /// Slots that the plan was made for: one number, or one for each layer.
     before: Vec<usize>,
     outcome: Outcome,
-    /// Of a plan for one set: what goes, the first to go first.
-    gone: Vec<Slot>,
+    /// For a plan of one set: the evicted slots in the order of eviction.
+    evicted: Vec<Slot>,
 }
 
 impl KeepPlan {
-    /// The only way to a plan for one set. Slots must be ascending, unique, cached, and contain all that is protected. What
-    /// goes is taken to go in ascending order.
+    /// Makes a plan for one set; there is no other way to make one. Slots must be ascending, unique and cached, and must
+    /// contain all protected slots. The other slots are evicted, in ascending order unless the policy says otherwise.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] for slots that are not so, and for an `outcome` that does not describe them: a policy's bug,
-    /// caught before it reaches the cache.
+    /// [`ErrorKind::Internal`] for slots that break these rules, and for an `outcome` that does not describe them. Both
+    /// are bugs of a policy, which this catches before they reach the cache.
     pub fn new(view: &CacheView<'_>, slots: Vec<Slot>, outcome: Outcome) -> Result<Self> {
         check_slots(view, &slots)?;
         check_outcome(view, &slots, outcome)?;
         let mut kept = slots.iter().peekable();
         let all = (0..view.tokens().len() as u32).map(Slot);
-        let gone = all.filter(|slot| kept.next_if_eq(&slot).is_none()).collect();
-        Ok(Self { before: vec![view.tokens().len()], kept: Kept::Shared(slots), outcome, gone })
+        let evicted = all.filter(|slot| kept.next_if_eq(&slot).is_none()).collect();
+        Ok(Self { before: vec![view.tokens().len()], kept: Kept::Shared(slots), outcome, evicted })
     }
 
-    /// The same plan, with what goes in the order in which the policy gives it up.
-    pub(super) fn giving_up(mut self, order: Vec<Slot>) -> Self {
-        debug_assert_eq!(order.len(), self.gone.len(), "the same slots in another order");
-        self.gone = order;
+    /// The same plan with another order of eviction.
+    pub(super) fn with_eviction_order(mut self, order: Vec<Slot>) -> Self {
+        debug_assert_eq!(order.len(), self.evicted.len(), "the same slots in another order");
+        self.evicted = order;
         self
     }
 
-    /// The plans of all sets of a scope, in the order of [`Sets::of`], as one. Where the KV heads of a layer keep unequally
-    /// many, the shorter sets are filled with their best evicted tokens: those that their policy gave up last.
+    /// Joins the plans of all sets of a scope, in the order of [`Sets::of`]. Where the KV heads of a layer keep unequally
+    /// many tokens, the shorter sets get back their best evicted tokens, those that their policy evicted last.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] for another number of plans, heads of a layer with unequal caches, or plans already joined.
+    /// [`ErrorKind::Internal`] for a wrong number of plans, for heads of a layer with unequal caches, and for plans that
+    /// are joined already.
     pub fn join(sets: &Sets, plans: Vec<Self>) -> Result<Self> {
         let wrong = |what: &str| broken(what).at(format!("scope {}", sets.scope));
         if plans.len() != sets.count() || plans.iter().any(|p| !matches!(p.kept, Kept::Shared(_))) {
@@ -105,14 +106,14 @@ impl KeepPlan {
                 (Kept::Heads(layers), before)
             }
         };
-        Ok(Self { kept, before, outcome, gone: Vec::new() })
+        Ok(Self { kept, before, outcome, evicted: Vec::new() })
     }
 
     /// Takes back what was given up last, until `count` slots are kept.
     fn filled(mut self, count: usize) -> Self {
         let Kept::Shared(slots) = &mut self.kept else { return self };
-        let missing = count.saturating_sub(slots.len()).min(self.gone.len());
-        slots.extend(self.gone.drain(self.gone.len() - missing..));
+        let missing = count.saturating_sub(slots.len()).min(self.evicted.len());
+        slots.extend(self.evicted.drain(self.evicted.len() - missing..));
         slots.sort_unstable();
         self
     }
@@ -149,15 +150,15 @@ impl KeepPlan {
         (0..self.before.len()).all(|layer| self.cached_after(layer) == self.before[layer])
     }
 
-    /// How it stands to the budget; of several sets, the one that misses it by most.
+    /// Whether it meets the budget; of several sets, the outcome that misses it by most.
     pub fn outcome(&self) -> Outcome {
         self.outcome
     }
 
-    /// Does to a host-side list of one row per slot what the gather does to the cache of that layer and head.
+    /// Gathers a list with one row per slot as the device gathers the cache of that layer and head.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] when the list has not one row per slot.
+    /// [`ErrorKind::Internal`] when the list does not have one row per slot.
     pub fn gather<T: Copy>(&self, layer: usize, kv_head: usize, rows: &mut Vec<T>) -> Result<()> {
         if rows.len() != self.cached_before(layer) {
             return Err(Error::new(ErrorKind::Internal, "this plan was made for another number of slots")

@@ -4,22 +4,24 @@ use super::snapkv::pool;
 use super::{Budget, CacheView, EvictionPolicy, KeepPlan, Measurement};
 use crate::{Error, ErrorKind, Result, Slot};
 
-/// Weight of attention; the paper's λ.
+/// The weight of attention, λ in the paper.
 const LAMBDA: f64 = 0.1;
-/// Latest queries that vote; the paper's α.
+/// The number of latest queries whose attention counts, α in the paper.
 const QUERIES: usize = 8;
-/// Slots of the max pool over the votes; the published code's.
+/// Width of the max pool over the attention, in slots; the value of the published code.
 const KERNEL: usize = 7;
 
-/// Evicts tokens by λ · attention − (1 − λ) · redundancy, λ = 0.1: what is seldom looked at and much like other keys.
+/// Scores tokens by λ · attention − (1 − λ) · redundancy with λ = 0.1, so that tokens with little attention and with keys
+/// like those of other tokens are evicted.
 ///
-/// *Idea*: reasoning repeats itself, and attention alone keeps all copies of what it likes. *Paper*: R-KV, arXiv 2505.24133.
-/// Attention is the mean of the latest 8 queries', max-pooled over 7 slots; redundancy the softmax over all slots of a key's
-/// mean cosine similarity to the others, in which a token's latest look-alike is spared (see
-/// [`key_similarity`](mod@crate::kernels::key_similarity)). *Direction*: the lowest go first. *Deviation*: attention is the
-/// model's own softmax over all slots, the paper's leaves the window out of it; it evicts at the probes' dates instead of every
-/// 128 tokens, only from the thinking; in scope `shared`, the default, attention and similarity are averaged over all layers and
-/// heads before the softmax (`--scope head` is the paper's).
+/// *Idea*: reasoning repeats itself, and attention alone would keep all copies of an important thought.
+/// *Paper*: R-KV, arXiv 2505.24133. Attention is the mean over the latest 8 queries, max-pooled over 7 slots. Redundancy is
+/// the softmax, over all slots, of a key's mean cosine similarity to the other keys; the latest of several similar tokens
+/// is spared (see [`key_similarity`](mod@crate::kernels::key_similarity)).
+/// *Direction*: the lowest scores are evicted first.
+/// *Deviation*: attention is the model's own softmax over all slots, whereas the paper leaves out the window. It evicts
+/// when a probe is due instead of every 128 tokens, and only from the thinking. In scope `shared`, the default, attention
+/// and similarity are averaged over all layers and heads before the softmax; the paper's scope is `head`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RKv;
 
@@ -39,10 +41,13 @@ impl EvictionPolicy for RKv {
     fn accepts(&self, budget: Budget) -> Result<()> {
         budget.check()?;
         if budget.needs_scores() {
-            return Err(Error::new(ErrorKind::Policy, "r-kv scores by differences, which do not add up to a budget")
-                .at("`budget`")
-                .expected("tokens:N or ratio:R")
-                .found(budget));
+            return Err(Error::new(
+                ErrorKind::Policy,
+                "the scores of r-kv are differences, which a budget cannot add up",
+            )
+            .at("`budget`")
+            .expected("tokens:N or ratio:R")
+            .found(budget));
         }
         Ok(())
     }
@@ -53,7 +58,7 @@ impl EvictionPolicy for RKv {
         let redundancy = softmax(view.similarity()?);
         let score = |slot: &Slot| LAMBDA * attention[slot.0 as usize] - (1.0 - LAMBDA) * redundancy[slot.0 as usize];
         let mut slots: Vec<Slot> = view.evictable().collect();
-        // Stable: of equal tokens the older goes first.
+        // The sort is stable: of equal tokens, the older is evicted first.
         slots.sort_by(|a, b| score(a).total_cmp(&score(b)));
         evict(view, &[Group { importance: None, slots }])
     }

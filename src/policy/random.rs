@@ -1,12 +1,13 @@
-//! `random`: the honest control.
+//! `random`: the control.
 use super::budget::{Group, evict};
 use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
 use crate::Result;
 
-/// Evicts tokens uniformly at random among those that may go, seeded.
+/// Evicts evictable tokens uniformly at random, by a seed.
 ///
-/// *Idea*: what any scheme must beat at equal cache size; 2026 work ("Random Attention", arXiv 2609.03430) finds it close to
-/// the strongest. The question, window and current step are protected as for every policy.
+/// *Idea*: every other policy must do better than this with a cache of the same size. A paper of 2026 ("Random
+/// Attention", arXiv 2609.03430) finds it close to the strongest. Prompt, window and current step are protected, as with
+/// every policy here.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Random;
 
@@ -33,7 +34,7 @@ impl EvictionPolicy for Random {
     }
 }
 
-/// A uniform order of `items`: each draws a lot, ties (one in 2⁶⁴) to the earlier.
+/// `items` in a uniformly random order: sorted by a random number each. Of equal numbers (one in 2⁶⁴), the earlier is first.
 pub(super) fn shuffled<T>(items: Vec<T>, lot: &mut impl FnMut() -> u64) -> Vec<T> {
     let mut drawn: Vec<(u64, T)> = items.into_iter().map(|item| (lot(), item)).collect();
     drawn.sort_by_key(|(lot, _)| *lot);

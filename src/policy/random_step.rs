@@ -4,10 +4,10 @@ use super::random::shuffled;
 use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
 use crate::Result;
 
-/// Evicts whole steps uniformly at random, seeded.
+/// Evicts whole steps uniformly at random, by a seed.
 ///
-/// *Idea*: separates what the scores add from what keeping steps whole adds. Of the last step only some tokens go, at random
-/// too, so that the target is hit exactly.
+/// *Idea*: compared with `think-clearly` it shows what the scores add, and compared with `random` what whole steps add. Of
+/// the last step only some tokens are evicted, also at random, so that the target is hit exactly.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RandomStep;
 

@@ -1,5 +1,5 @@
-//! Which layers and heads share a kept set, which of them vote, and where kept keys stand: the choices of METHOD that are the
-//! engine's, not a policy's.
+//! Settings of pruning that hold for every policy: which layers and heads share a kept set, whose attention counts in its
+//! scores, and which positions kept keys have.
 use std::fmt;
 use std::str::FromStr;
 
@@ -10,15 +10,15 @@ fn unknown(what: &str, place: &str, expected: &str, found: &str) -> Error {
     Error::new(ErrorKind::Input, what).at(place).expected(expected).found(format!("{found:?}"))
 }
 
-/// Who shares a kept set.
+/// Which layers and heads share a kept set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Scope {
     /// One set for all layers and heads.
     #[default]
     Shared,
-    /// Each layer its own; counts may differ.
+    /// A set for each layer; their sizes may differ.
     Layer,
-    /// Each KV head of each layer its own, equally many within a layer; the query heads of a group are averaged.
+    /// A set for each KV head of each layer, of equal size within a layer. The query heads of a KV head are averaged.
     Head,
 }
 
@@ -27,22 +27,22 @@ named_variants!(Scope, "a scope", "scope", { Shared = "shared", Layer = "layer",
 /// Whether each head's weights are brought to one scale before they are averaged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Normalise {
-    /// The model's own softmax over all keys: a head that looks at the sinks has little to say.
+    /// The model's own softmax over all keys. A head that attends to the sinks contributes little.
     #[default]
     None,
-    /// Each head's weights over the evictable tokens sum to 1: every head has one vote. (ours)
+    /// The weights of each head over the evictable tokens sum to 1, so that every head contributes equally. *(ours)*
     PerHead,
 }
 
 named_variants!(Normalise, "a normalisation", "normalise", { None = "none", PerHead = "per-head" });
 
-/// Where kept keys stand after an eviction.
+/// The positions of kept keys after an eviction.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Positions {
-    /// They keep the rotation they were written with.
+    /// Each key keeps the position at which it was written.
     #[default]
     Original,
-    /// They close ranks: keys stand at consecutive positions, and the next token follows the last of them.
+    /// Kept keys get consecutive positions, and the next token follows the last of them.
     Compact,
 }
 
@@ -54,15 +54,15 @@ pub enum Layers {
     /// Every layer.
     #[default]
     All,
-    /// These, ascending, none twice.
+    /// These layers, ascending, none of them twice.
     Listed(Vec<usize>),
 }
 
 impl Layers {
-    /// These layers, in any order.
+    /// Makes a list of layers, given in any order.
     ///
     /// # Errors
-    /// For an empty list.
+    /// [`ErrorKind::Input`] for an empty list.
     pub fn listed(mut layers: Vec<usize>) -> Result<Self> {
         layers.sort_unstable();
         layers.dedup();
@@ -80,14 +80,14 @@ impl Layers {
         }
     }
 
-    /// Whether they fit a model of `layers` layers and the scope.
+    /// Checks that the choice fits a model of `layers` layers and the scope.
     ///
     /// # Errors
-    /// A layer the model has not; a list where every layer scores its own set.
+    /// [`ErrorKind::Input`] for a layer that the model does not have, and for a list where every layer scores its own set.
     pub fn check(&self, layers: usize, scope: Scope) -> Result<()> {
         let Self::Listed(listed) = self else { return Ok(()) };
         if scope != Scope::Shared {
-            return Err(Error::new(ErrorKind::Input, "a list of layers chooses who votes on a shared set")
+            return Err(Error::new(ErrorKind::Input, "a list of layers has an effect only on a shared set")
                 .at("`layers`")
                 .expected(format!("all, with `scope` {scope}"))
                 .found(self)
@@ -144,10 +144,10 @@ impl FromStr for Layers {
     }
 }
 
-/// The kept sets of one sequence and whose they are.
+/// The kept sets of one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sets {
-    /// Who shares one.
+    /// Which layers and heads share one.
     pub scope: Scope,
     /// Layers of the model.
     pub layers: usize,
@@ -159,7 +159,7 @@ impl Sets {
     /// One set for everything.
     pub const SHARED: Self = Self { scope: Scope::Shared, layers: 1, kv_heads: 1 };
 
-    /// How many there are.
+    /// The number of sets.
     pub fn count(&self) -> usize {
         match self.scope {
             Scope::Shared => 1,

@@ -1,34 +1,34 @@
-//! From what was measured in each layer and head to one score per slot of a kept set.
+//! Reduces the measurements of all layers and heads to one score per slot of a kept set.
 use super::{Layers, Normalise, Scope, Sets};
 use crate::{Error, ErrorKind, Result};
 
-/// Rows of one number per slot, as a readout gave them, by layer. Rows may go on beyond the cached slots (a probe sees itself);
-/// what lies there is not looked at.
+/// Rows with one number per slot, as a readout gave them, by layer. Rows may be longer than the cached slots, because a
+/// probe attends to itself; the rest is ignored.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Measured {
-    /// `[layer][row][slot]`. The rows of a layer are its query heads, its KV heads, or the mean of all: any number that is 1
-    /// or a multiple of the KV heads.
+    /// `[layer][row][slot]`. The rows of a layer are its query heads, its KV heads, or the mean of all: their number is 1 or
+    /// a multiple of the number of KV heads.
     pub layers: Vec<Vec<Vec<f32>>>,
 }
 
 impl Measured {
-    /// From one list per layer that holds its rows one after the other, `slots[layer]` values each; empty where a layer was not
-    /// measured.
+    /// Takes one list per layer, which holds the layer's rows one after the other, `slots[layer]` values each. The list of a
+    /// layer that was not measured is empty.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] for lists that are not whole rows.
+    /// [`ErrorKind::Internal`] for a list that does not consist of whole rows.
     pub fn new(rows: &[Vec<f32>], slots: &[usize]) -> Result<Self> {
         if rows.len() != slots.len() || rows.iter().zip(slots).any(|(r, n)| r.len() % (*n).max(1) != 0) {
-            return Err(Error::new(ErrorKind::Internal, "a readout is not whole rows")
+            return Err(Error::new(ErrorKind::Internal, "a readout does not consist of whole rows")
                 .expected(format!("{slots:?} values a row"))
                 .found(format!("{:?}", rows.iter().map(Vec::len).collect::<Vec<_>>())));
         }
-        let of = |(r, n): (&Vec<f32>, &usize)| r.chunks((*n).max(1)).map(<[f32]>::to_vec).collect();
-        Ok(Self { layers: rows.iter().zip(slots).map(of).collect() })
+        let split = |(r, n): (&Vec<f32>, &usize)| r.chunks((*n).max(1)).map(<[f32]>::to_vec).collect();
+        Ok(Self { layers: rows.iter().zip(slots).map(split).collect() })
     }
 
-    /// The rows that count for `set`: of the listed layers for the shared set, of its own layer, of its own KV head (whose
-    /// query heads lie side by side).
+    /// The rows that count for `set`: those of the listed layers for the shared set, otherwise those of the set's layer or
+    /// KV head. The query heads of a KV head are adjacent.
     fn rows<'a>(&'a self, sets: &Sets, layers: &Layers, set: usize) -> Vec<&'a [f32]> {
         let all = |l: usize| self.layers[l].iter().map(Vec::as_slice);
         match (sets.scope, sets.place(set)) {
@@ -41,9 +41,9 @@ impl Measured {
         }
     }
 
-    /// One score per slot of `set`: the mean over its rows of the first `evictable.len()` slots. `evictable`: which of them
-    /// may go; with [`Normalise::PerHead`] a row is first divided by its sum over those (a row that gives them nothing stays
-    /// as it is: it has no opinion either way).
+    /// One score per slot of `set`: the mean over its rows of the first `evictable.len()` slots. With
+    /// [`Normalise::PerHead`], each row is first divided by its sum over the slots that `evictable` marks. A row whose sum is
+    /// 0 stays as it is.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] when there is no row, or one with too few slots.

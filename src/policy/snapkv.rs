@@ -1,19 +1,21 @@
-//! `snapkv`: what the latest queries look at (Li et al. 2024, arXiv 2404.14469).
+//! `snapkv`: the tokens to which the latest queries attend (Li et al. 2024, arXiv 2404.14469).
 use super::budget::{Group, evict};
 use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
 use crate::{Result, Slot};
 
-/// Latest queries that vote; the paper's code has 32.
+/// The number of latest queries whose attention counts; 32 in the paper's code.
 const QUERIES: usize = 32;
-/// Slots over which the votes are averaged, so that what stands beside an important token stays with it; the paper's code has 5.
+/// Slots over which attention is averaged, so that the neighbours of an important token stay with it; 5 in the paper's
+/// code.
 const KERNEL: usize = 5;
 
-/// Evicts the tokens to which the latest 32 queries attend least on average, votes pooled over neighbouring slots.
+/// Evicts the tokens to which the latest 32 queries attend least on average, pooled over neighbouring slots.
 ///
-/// *Idea*: what the end of a text looks at is what its continuation will look at. *Paper*: SnapKV, arXiv 2404.14469.
-/// *Direction*: the lowest pooled scores go first. *Deviation*: the paper compresses a prompt once; this prunes the thinking at
-/// every probe's date. The pool runs over cached slots, which eviction has moved together. In scope `shared`, the default,
-/// all layers and heads are averaged (`--scope head` is the paper's).
+/// *Idea*: the continuation of a text attends to the same tokens as its end. *Paper*: SnapKV, arXiv 2404.14469.
+/// *Direction*: the lowest pooled scores are evicted first.
+/// *Deviation*: the paper compresses a prompt once; this prunes the thinking whenever a probe is due. The pool runs over
+/// cached slots, which eviction has moved together. In scope `shared`, the default, all layers and heads are averaged; the
+/// paper's scope is `head`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SnapKv;
 
@@ -33,14 +35,14 @@ impl EvictionPolicy for SnapKv {
     fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
         let pooled = pool(view.scores()?, KERNEL, |votes| votes.sum::<f64>() / KERNEL as f64);
         let mut slots: Vec<Slot> = view.evictable().collect();
-        // Stable: of equal tokens the older goes first.
+        // The sort is stable: of equal tokens, the older is evicted first.
         slots.sort_by(|a, b| pooled[a.0 as usize].total_cmp(&pooled[b.0 as usize]));
         let single = |slot: Slot| Group { importance: Some(pooled[slot.0 as usize]), slots: vec![slot] };
         evict(view, &slots.into_iter().map(single).collect::<Vec<_>>())
     }
 }
 
-/// `reduce` over the `kernel` slots around each slot; beyond the ends there are none.
+/// Applies `reduce` to the `kernel` slots around each slot; fewer at the ends.
 pub(super) fn pool(scores: &[f32], kernel: usize, reduce: impl Fn(&mut dyn Iterator<Item = f64>) -> f64) -> Vec<f64> {
     let around = |slot: usize| {
         let (first, end) = (slot.saturating_sub(kernel / 2), (slot + kernel / 2 + 1).min(scores.len()));

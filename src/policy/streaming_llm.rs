@@ -1,16 +1,16 @@
-//! `streaming-llm`: sinks and a recent window (Xiao et al. 2023, arXiv 2309.17453).
+//! `streaming-llm`: attention sinks and a recent window (Xiao et al. 2023, arXiv 2309.17453).
 use super::budget::{Group, evict};
 use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
 use crate::Result;
 
-/// The first tokens of the sequence, which draw attention whatever they say.
+/// How many of the first tokens of the sequence are kept: they receive attention whatever they say.
 const SINKS: u32 = 4;
 
 /// Evicts the oldest thinking tokens; the first 4 tokens of the sequence and the recent ones stay.
 ///
-/// *Paper*: Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453. *Deviation*: the whole prompt stays,
-/// as for every policy here; the recent window is whatever the budget leaves; its paper re-rotates kept keys to consecutive
-/// positions, which is the engine's option `compact`.
+/// *Paper*: Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453. *Deviation*: the whole prompt
+/// stays, as with every policy here. The recent window is as long as the budget allows. The paper rotates kept keys to
+/// consecutive positions; here this is the setting `positions` compact, for every policy.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StreamingLlm;
 

@@ -5,8 +5,9 @@ use crate::{Result, Slot};
 
 /// Evicts single tokens, the lowest-scoring first, by the same probe as `think-clearly`.
 ///
-/// *Idea*: what remains of the method when steps are taken away. *Paper*: the step ablation of arXiv 2507.08806.
-/// *Deviation*: `score-sum` and `share` add up tokens' scores instead of steps' means.
+/// *Idea*: shows what the method achieves without steps. *Paper*: the ablation of steps in arXiv 2507.08806.
+/// *Direction*: the lowest scores are evicted first. *Deviation*: `score-sum` and `share` add up the scores of tokens
+/// instead of the means of steps.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ThinkToken;
 
@@ -26,7 +27,7 @@ impl EvictionPolicy for ThinkToken {
     fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
         let scores = view.scores()?;
         let mut slots: Vec<Slot> = view.evictable().collect();
-        // Stable: of equal tokens the older goes first.
+        // The sort is stable: of equal tokens, the older is evicted first.
         slots.sort_by(|a, b| scores[a.0 as usize].total_cmp(&scores[b.0 as usize]));
         let single =
             |slot| Group { importance: Some(f64::from(scores[slot as usize])), slots: vec![crate::Slot(slot)] };

@@ -6,17 +6,17 @@ use super::{Budget, Role};
 use crate::steps::Step;
 use crate::{Error, ErrorKind, Position, Result, Slot};
 
-/// How many tokens of the step being written are never evicted, counted from its end. (ours)
+/// How many tokens of the current step are never evicted, counted from its end. *(ours)*
 pub const CURRENT_STEP_KEPT: usize = 256;
 
-/// [`ViewParts::current_step`] of a sequence without text: nobody can tell which step is being written, and only the window
-/// protects.
+/// [`ViewParts::current_step`] of a sequence without text. Its current step is unknown, so that only the window protects
+/// its latest tokens.
 pub const NO_CURRENT_STEP: usize = usize::MAX;
 
-/// What lies in one slot.
+/// The token in one slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CachedToken {
-    /// When it was written; ascending over the slots.
+    /// Its index in the logical sequence; ascending over the slots.
     pub position: Position,
     /// Its part of the sequence.
     pub role: Role,
@@ -36,12 +36,12 @@ impl CachedToken {
     }
 }
 
-/// A step as a policy sees it.
+/// A step of the reasoning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StepInfo {
     /// Byte offset in the full logical text of the thinking.
     pub id: usize,
-    /// Tokens it has, evicted ones included.
+    /// Number of its tokens, evicted ones included.
     pub tokens: usize,
 }
 
@@ -59,37 +59,37 @@ impl StepInfo {
     }
 }
 
-/// The plain facts of one probe, from which [`CacheView::new`] makes a view.
+/// The facts of one probe from which [`CacheView::new`] makes a view.
 #[derive(Debug, Clone, Copy)]
 pub struct ViewParts<'a> {
-    /// One per cached slot, in slot order. The probe's own rows are rolled back and absent.
+    /// One token per cached slot, in slot order. The probe's own rows have been rolled back.
     pub tokens: &'a [CachedToken],
     /// All steps so far, those without cached tokens included.
     pub steps: &'a [StepInfo],
-    /// The step being written, an index into `steps`.
+    /// The step that is being written, as an index into `steps`.
     pub current_step: usize,
     /// Thinking tokens generated so far, evicted ones included.
     pub thinking_tokens: usize,
-    /// One per slot, already reduced over the heads and layers in scope; higher is more important.
+    /// One score per slot, reduced over the heads and layers in scope; higher is more important.
     pub scores: Option<&'a [f32]>,
-    /// One per slot, where keys are compared: the mean cosine similarity of its key to the others.
+    /// One value per slot where keys are compared: the mean cosine similarity of the slot's key to the others.
     pub similarity: Option<&'a [f32]>,
-    /// How much may go.
+    /// How much may be evicted.
     pub budget: Budget,
     /// How many of the latest tokens are protected.
     pub window: usize,
-    /// For policies that draw lots.
+    /// Seed of the policies that evict at random.
     pub seed: u64,
-    /// Which probe of this sequence it is, from 0.
+    /// Index of the probe in its sequence, from 0.
     pub probe: u64,
-    /// Which kept set of this probe it is, from 0; always 0 in scope `shared`.
+    /// Index of the kept set, from 0; always 0 in scope `shared`.
     pub set: usize,
 }
 
-/// One kept set as a policy sees it, with what is derived from it once for all policies.
+/// One kept set as a policy sees it, with what is derived from it for all policies.
 ///
-/// In scope `shared` there is one view per probe. A scope with several sets (per layer, per KV head) has one view for each,
-/// of that set's slots and scores: policies do not see the difference.
+/// In scope `shared` there is one view per probe. A scope with several sets (per layer, per KV head) has one view for
+/// each, with the slots and scores of that set. Policies do not see the difference.
 #[derive(Debug, Clone)]
 pub struct CacheView<'a> {
     parts: ViewParts<'a>,
@@ -102,8 +102,8 @@ pub struct CacheView<'a> {
 impl<'a> CacheView<'a> {
     /// Checks the facts and derives protection and step means.
     ///
-    /// Protected: everything outside the thinking, the latest `window` tokens, and the latest [`CURRENT_STEP_KEPT`] tokens
-    /// of the current step.
+    /// Protected are all tokens outside the thinking, the latest `window` tokens, and the latest [`CURRENT_STEP_KEPT`]
+    /// tokens of the current step.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] for a score that is NaN or infinite; [`ErrorKind::Input`] for a budget out of range;
@@ -143,7 +143,7 @@ impl<'a> CacheView<'a> {
         Ok(Self { parts, protected, cached_thinking, step_slots, step_importance })
     }
 
-    /// What lies in each slot.
+    /// The token in each slot.
     pub fn tokens(&self) -> &'a [CachedToken] {
         self.parts.tokens
     }
@@ -153,7 +153,7 @@ impl<'a> CacheView<'a> {
         self.parts.steps
     }
 
-    /// The step being written.
+    /// The step that is being written.
     pub fn current_step(&self) -> usize {
         self.parts.current_step
     }
@@ -168,12 +168,12 @@ impl<'a> CacheView<'a> {
         self.cached_thinking
     }
 
-    /// How much may go.
+    /// How much may be evicted.
     pub fn budget(&self) -> Budget {
         self.parts.budget
     }
 
-    /// The index of this probe.
+    /// The index of this probe in its sequence.
     pub fn probe(&self) -> u64 {
         self.parts.probe
     }
@@ -181,18 +181,19 @@ impl<'a> CacheView<'a> {
     /// One finite score per slot.
     ///
     /// # Errors
-    /// When nothing was measured.
+    /// [`ErrorKind::Policy`] when nothing was measured.
     pub fn scores(&self) -> Result<&'a [f32]> {
-        let missing = || Error::new(ErrorKind::Policy, "this policy needs scores and none were measured");
+        let missing = || Error::new(ErrorKind::Policy, "this policy needs scores, but none were measured");
         self.parts.scores.ok_or_else(|| missing().help("run the probe before asking for a plan"))
     }
 
-    /// How alike each slot's key is to the others, finite: higher is more redundant.
+    /// The mean cosine similarity of each slot's key to the others, finite; higher is more redundant.
     ///
     /// # Errors
-    /// When keys were not compared.
+    /// [`ErrorKind::Policy`] when keys were not compared.
     pub fn similarity(&self) -> Result<&'a [f32]> {
-        let missing = || Error::new(ErrorKind::Policy, "this policy needs keys compared and they were not");
+        let missing =
+            || Error::new(ErrorKind::Policy, "this policy needs the similarity of keys, which was not measured");
         self.parts.similarity.ok_or_else(missing)
     }
 
@@ -201,7 +202,7 @@ impl<'a> CacheView<'a> {
         &self.protected
     }
 
-    /// The slots that may go, ascending.
+    /// The slots that may be evicted, ascending.
     pub fn evictable(&self) -> impl Iterator<Item = Slot> + '_ {
         (0..).map(Slot).zip(&self.protected).filter_map(|(slot, protected)| (!protected).then_some(slot))
     }
@@ -211,7 +212,7 @@ impl<'a> CacheView<'a> {
         &self.step_slots[step]
     }
 
-    /// The slots of each step that may go, for the steps that have any, in step order.
+    /// The steps that have slots which may be evicted, in order, each with these slots.
     pub fn evictable_steps(&self) -> impl Iterator<Item = (usize, Vec<Slot>)> + '_ {
         self.step_slots.iter().enumerate().filter_map(|(step, slots)| {
             let free: Vec<Slot> = slots.iter().copied().filter(|s| !self.protected[s.0 as usize]).collect();
@@ -219,13 +220,13 @@ impl<'a> CacheView<'a> {
         })
     }
 
-    /// Mean score over the cached tokens of a step, protected ones included; short steps are not corrected for. `None`
+    /// The mean score of the cached tokens of a step, protected ones included. Short steps are not corrected for. `None`
     /// where nothing was measured or nothing is cached.
     pub fn step_importance(&self, step: usize) -> Option<f64> {
         self.step_importance[step]
     }
 
-    /// Random numbers that depend on the seed, the probe's index and the set's only, the same on every platform.
+    /// Random numbers that depend only on the seed and on the indices of the probe and the set; the same on every platform.
     pub fn rng(&self) -> impl FnMut() -> u64 + use<> {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&self.parts.seed.to_le_bytes());

@@ -1,24 +1,34 @@
 //! The report: one self-contained page made from traces.
 //!
-//! The page needs no network and no fonts: style and script are in it, and a policy in its head forbids it to load anything.
-//! What a model wrote stands in it as JSON in which `<` is escaped, and reaches the document through `textContent` only; control
-//! characters and those that steer the direction of text are spelled out ([`spelled_out`]), so that a hostile trace can neither
-//! run nor disguise itself.
+//! The page needs no network and no fonts: style and script are in it, and a policy in its head forbids it to load
+//! anything. The text of a model stands in it as JSON in which `<` is escaped, and reaches the document through
+//! `textContent` only. Control characters and characters that steer the direction of text are spelled out
+//! ([`spelled_out`]), so that a hostile trace can neither run nor disguise itself.
 //!
-//! Attention maps stand in the page as bytes: the logarithm of each weight over [`DECADES`] powers of ten below the map's
-//! largest, which is what its colours show. The trace has the numbers.
+//! Attention maps are stored as bytes: the logarithm of each weight over [`DECADES`] powers of ten below the largest
+//! weight of the map, which is what the colours show. The trace has the numbers.
+//!
+//! The page's data is a list of [`TraceView`]. `js/helpers.js` declares the same types, field by field.
 use serde::Serialize;
 
 use super::sparsity::Lorenz;
 use crate::policy::{Budget, Role};
-use crate::trace::{AttentionMap, Probe, StopReason, Trace};
+use crate::trace::{AttentionMap, DeviceBytes, Infeasible, Probe, StopReason, Timings, Totals, Trace};
 use crate::{Error, ErrorKind, Result};
 
-/// Powers of ten that a map's colours span.
+/// Powers of ten that the colours of a map span.
 pub const DECADES: f64 = 4.0;
 
-/// Bytes of per-head maps that one trace may put into a page; beyond it, maps are left out evenly.
+/// Most bytes of per-head maps that one trace may put into a page. Beyond it, the maps of some probes are left out.
 const HEADS_BYTES: usize = 24 << 20;
+
+/// The modules of the page's script, each after those that it imports from.
+const MODULES: [&str; 4] = [
+    include_str!("js/helpers.js"),
+    include_str!("js/figures.js"),
+    include_str!("js/reasoning.js"),
+    include_str!("js/page.js"),
+];
 
 /// A page with the traces side by side, each with a name to tell it by.
 ///
@@ -30,20 +40,20 @@ pub fn page(traces: &[(String, Trace)]) -> Result<String> {
 
 fn page_within(traces: &[(String, Trace)], heads_bytes: usize) -> Result<String> {
     if !(1..=2).contains(&traces.len()) {
-        return Err(Error::new(ErrorKind::Input, "a report shows one trace or two").found(traces.len()));
+        return Err(Error::new(ErrorKind::Input, "a report shows one trace or two")
+            .expected("1 or 2 traces")
+            .found(traces.len()));
     }
     traces.iter().try_for_each(|(_, trace)| trace.check())?;
-    let views: Vec<View> = traces.iter().map(|(name, trace)| View::of(name, trace, heads_bytes)).collect();
-    let failed = |e| Error::new(ErrorKind::Internal, "the report's data has no JSON form").found(e);
-    let data = serde_json::to_string(&views).map_err(failed)?.replace('<', "\\u003c");
+    let views: Vec<TraceView<'_>> =
+        traces.iter().map(|(name, trace)| TraceView::new(name, trace, heads_bytes)).collect();
+    let no_json = |e| Error::new(ErrorKind::Internal, "the report's data has no JSON form").found(e);
+    let data = serde_json::to_string(&views).map_err(no_json)?.replace('<', "\\u003c");
     let title = traces.iter().map(|(name, _)| escaped(&spelled_out(name))).collect::<Vec<_>>().join(" and ");
-    let parts = [
-        ("TITLE", title.as_str()),
-        ("STYLE", include_str!("report.css")),
-        ("DATA", &data),
-        ("SCRIPT", include_str!("report.js")),
-    ];
-    // One pass over the template: what is put in is not searched for marks.
+    let script = script();
+    let parts =
+        [("TITLE", title.as_str()), ("STYLE", include_str!("report.css")), ("DATA", &data), ("SCRIPT", &script)];
+    // One pass over the template: text that was put in is not searched for marks.
     let mut page = String::with_capacity(data.len() + 65_536);
     for piece in include_str!("report.html").split_inclusive("@@") {
         match parts.iter().find(|(mark, _)| piece.strip_suffix("@@") == Some(mark)) {
@@ -54,51 +64,99 @@ fn page_within(traces: &[(String, Trace)], heads_bytes: usize) -> Result<String>
     Ok(page)
 }
 
-/// A trace as the page's script wants it.
+/// The modules as one classic script in strict mode.
+///
+/// The files are ES modules, so that editors and type checkers follow their imports. The page cannot import them: its
+/// policy forbids it to load anything, and to allow module URLs would weaken that policy. So the modules share one
+/// scope here, without their `import` lines and without the word `export`. A test holds them to that form.
+fn script() -> String {
+    let mut script = String::from("'use strict';\n");
+    for line in MODULES.into_iter().flat_map(str::lines).filter(|line| !line.starts_with("import ")) {
+        script += line.strip_prefix("export ").unwrap_or(line);
+        script.push('\n');
+    }
+    script
+}
+
+/// A trace in the form that the page's script reads.
 #[derive(Serialize)]
-struct View<'a> {
+struct TraceView<'a> {
     name: String,
     model: String,
     device: String,
+    /// Version of secateur that wrote the trace.
     secateur: String,
+    settings: SettingsView,
+    stop: String,
+    totals: &'a Totals,
+    prompt: Option<String>,
+    slot_bytes: Option<u64>,
+    steps: Vec<StepView>,
+    step_note: Option<String>,
+    answer: String,
+    probes: Vec<ProbeView<'a>>,
+}
+
+/// The settings as text.
+#[derive(Serialize)]
+struct SettingsView {
     policy: String,
     budget: String,
     window: usize,
     probe_every: usize,
     probe_text: String,
-    /// Scope, layers, normalisation, positions.
-    settings: [String; 4],
-    stop: String,
-    totals: &'a crate::trace::Totals,
-    prompt: Option<String>,
-    slot_bytes: Option<u64>,
-    /// Of each step, runs of tokens with one fate: text, tokens, and the probe that evicted them (-1: none).
-    steps: Vec<Vec<(String, usize, i32)>>,
-    answer: String,
-    probes: Vec<ProbeView>,
+    scope: String,
+    layers: String,
+    normalise: String,
+    positions: String,
+    steps: String,
+}
+
+/// The tokens of a step, cut where their fate changes.
+#[derive(Serialize)]
+struct StepView {
+    runs: Vec<RunView>,
 }
 
 #[derive(Serialize)]
-struct ProbeView {
-    at: usize,
-    thinking: usize,
-    before: usize,
-    after: usize,
+struct RunView {
+    text: String,
+    tokens: usize,
+    /// Index of the probe that evicted these tokens.
+    evicted_by: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct ProbeView<'a> {
+    at_token: usize,
+    thinking_tokens: usize,
+    cached_before: usize,
+    cached_after: usize,
+    /// How many tokens the probe evicted.
     evicted: usize,
-    /// Thinking tokens that the budget allows, where it counts tokens.
+    /// Thinking tokens that the budget allows, where the budget counts tokens.
     target: Option<usize>,
-    infeasible: Option<(usize, usize)>,
-    us: [u64; 3],
-    /// In use and reserved, before and after.
-    bytes: [u64; 4],
-    /// Steps that were known.
-    known: usize,
-    /// Of each step with cached tokens: index, importance, cached tokens, evicted tokens.
-    steps: Vec<(usize, Option<f32>, usize, usize)>,
+    infeasible: &'a Option<Infeasible>,
+    timings: Timings,
+    bytes_before: DeviceBytes,
+    bytes_after: DeviceBytes,
+    /// How many steps the text had so far.
+    known_steps: usize,
+    /// The steps that had cached tokens.
+    steps: Vec<ProbedStep>,
     map: Option<MapView>,
-    /// In scopes with several kept sets: of each layer, the share of each step known so far that it still holds after this probe,
-    /// over its KV heads; rows of bytes in base64, 255 for all. Else empty.
+    /// In scopes with several kept sets: how much of each known step each layer still holds after this probe, over its
+    /// KV heads. Rows of bytes in base64, 255 for all. Otherwise empty.
     kept: String,
+}
+
+#[derive(Serialize)]
+struct ProbedStep {
+    /// Index into [`TraceView::steps`].
+    index: usize,
+    importance: Option<f32>,
+    cached: usize,
+    evicted: usize,
 }
 
 #[derive(Serialize)]
@@ -106,7 +164,7 @@ struct MapView {
     /// Indices of the steps that are columns.
     columns: Vec<usize>,
     layers: Grid,
-    /// One for each layer; empty where heads were not recorded, or left out of the page.
+    /// A grid for each layer; empty where heads were not recorded, or left out of the page.
     heads: Vec<Grid>,
     heads_left_out: bool,
 }
@@ -116,143 +174,168 @@ struct Grid {
     largest: f32,
     /// Rows of bytes, in base64.
     cells: String,
-    /// Of each row: Gini coefficient, share of the attention that the top tenth of tokens hold.
-    spread: Vec<Option<(f32, f32)>>,
+    /// One for each row; `None` where the row has no attention.
+    spread: Vec<Option<Spread>>,
 }
 
-impl<'a> View<'a> {
-    fn of(name: &str, trace: &'a Trace, heads_bytes: usize) -> Self {
-        let mut evicted_by = vec![-1; trace.tokens.len()];
-        for (index, probe) in trace.probes.iter().enumerate() {
-            for &position in &probe.evicted {
-                evicted_by[position as usize - trace.prompt_ids.len()] = index as i32;
-            }
-        }
-        let thoughts: Vec<usize> =
-            (0..trace.tokens.len()).filter(|&i| trace.tokens[i].role == Role::Thinking).collect();
-        let (mut ids, mut steps) = (Vec::new(), Vec::new());
-        for step in thoughts.chunk_by(|&a, &b| trace.tokens[a].step == trace.tokens[b].step) {
-            ids.push(trace.tokens[step[0]].step.unwrap_or(0));
-            let runs = step.chunk_by(|&a, &b| evicted_by[a] == evicted_by[b]);
-            let run = |run: &[usize]| {
-                let text: String = run.iter().map(|&i| trace.tokens[i].text.as_str()).collect();
-                (spelled_out(&text), run.len(), evicted_by[run[0]])
-            };
-            steps.push(runs.map(run).collect());
-        }
-        let answer: String = trace.tokens.iter().filter(|t| t.role == Role::Answer).map(|t| t.text.as_str()).collect();
-        let budget = Some(trace.settings.budget);
-        let with_heads =
-            trace.probes.iter().filter(|p| p.attention.as_ref().is_some_and(|m| m.heads.is_some())).count();
-        let bytes_of = |p: &Probe| p.attention.as_ref().and_then(|m| m.heads.as_ref()).map_or(0, |h| cells(h)) * 4 / 3;
-        let bytes: usize = trace.probes.iter().map(bytes_of).sum();
-        // Every so-manieth, and always the last.
+/// How unevenly a row's attention is spread over the tokens.
+#[derive(Serialize)]
+struct Spread {
+    gini: f32,
+    /// Share of the attention that the top tenth of tokens hold.
+    top_tenth: f32,
+}
+
+impl<'a> TraceView<'a> {
+    fn new(name: &str, trace: &'a Trace, heads_bytes: usize) -> Self {
+        let (step_ids, steps) = steps(trace);
+        let has_heads = |probe: &Probe| probe.attention.as_ref().is_some_and(|map| map.heads.is_some());
+        let heads_of = |p: &Probe| p.attention.as_ref().and_then(|m| m.heads.as_ref()).map_or(0, |h| cells(h)) * 4 / 3;
+        let bytes: usize = trace.probes.iter().map(heads_of).sum();
+        // The heads of every n-th probe are shown, counted from the last, which is always shown.
         let every = bytes.div_ceil(heads_bytes).max(1);
-        let mut nth = with_heads;
-        let mut sets = Held::new(trace, &ids);
-        let mut probe = |probe: &Probe| {
-            let has_heads = probe.attention.as_ref().is_some_and(|m| m.heads.is_some());
-            nth -= usize::from(has_heads);
+        let mut probes_with_heads_left = trace.probes.iter().filter(|p| has_heads(p)).count();
+        let mut sets = KeptSets::new(trace, &step_ids);
+        let budget = trace.settings.budget;
+        let mut probes = Vec::with_capacity(trace.probes.len());
+        for probe in &trace.probes {
+            probes_with_heads_left -= usize::from(has_heads(probe));
+            let with_heads = has_heads(probe) && probes_with_heads_left % every == 0;
             let kept = sets.after(probe);
-            ProbeView { kept, ..ProbeView::of(probe, &ids, budget, has_heads && nth % every == 0) }
-        };
+            probes.push(ProbeView { kept, ..ProbeView::new(probe, &step_ids, budget, with_heads) });
+        }
         Self {
             name: spelled_out(name),
             model: spelled_out(&trace.model),
             device: spelled_out(&trace.device),
             secateur: spelled_out(&trace.secateur),
-            policy: spelled_out(trace.settings.policy.name()),
-            budget: trace.settings.budget.to_string(),
-            window: trace.settings.window,
-            probe_every: trace.settings.probe_every,
-            probe_text: spelled_out(&trace.settings.probe_text),
-            settings: [
-                trace.settings.scope.to_string(),
-                trace.settings.layers.to_string(),
-                trace.settings.normalise.to_string(),
-                trace.settings.positions.to_string(),
-            ],
+            settings: SettingsView::new(trace),
             stop: stop(&trace.stop_reason),
             totals: &trace.totals,
             prompt: trace.prompt_text.as_deref().map(spelled_out),
             slot_bytes: trace.slot_bytes,
-            answer: spelled_out(&answer),
-            probes: trace.probes.iter().map(&mut probe).collect(),
             steps,
+            step_note: trace.step_note(),
+            answer: spelled_out(&trace.answer()),
+            probes,
         }
     }
 }
 
+impl SettingsView {
+    fn new(trace: &Trace) -> Self {
+        let settings = &trace.settings;
+        Self {
+            policy: spelled_out(settings.policy.name()),
+            budget: settings.budget.to_string(),
+            window: settings.window,
+            probe_every: settings.probe_every,
+            probe_text: spelled_out(&settings.probe_text),
+            scope: settings.scope.to_string(),
+            layers: settings.layers.to_string(),
+            normalise: settings.normalise.to_string(),
+            positions: settings.positions.to_string(),
+            steps: settings.steps.to_string(),
+        }
+    }
+}
+
+/// The steps of the final text: their ids and their tokens.
+fn steps(trace: &Trace) -> (Vec<usize>, Vec<StepView>) {
+    let mut evicted_by = vec![None; trace.tokens.len()];
+    for (index, probe) in trace.probes.iter().enumerate() {
+        for &position in &probe.evicted {
+            evicted_by[position as usize - trace.prompt_ids.len()] = Some(index);
+        }
+    }
+    let is_thinking = |&token: &usize| trace.tokens[token].role == Role::Thinking;
+    let thoughts: Vec<usize> = (0..trace.tokens.len()).filter(is_thinking).collect();
+    let (mut ids, mut steps) = (Vec::new(), Vec::new());
+    for step in thoughts.chunk_by(|&a, &b| trace.tokens[a].step == trace.tokens[b].step) {
+        ids.push(trace.tokens[step[0]].step.unwrap_or(0));
+        let run = |run: &[usize]| {
+            let text: String = run.iter().map(|&token| trace.tokens[token].text.as_str()).collect();
+            RunView { text: spelled_out(&text), tokens: run.len(), evicted_by: evicted_by[run[0]] }
+        };
+        let runs = step.chunk_by(|&a, &b| evicted_by[a] == evicted_by[b]).map(run).collect();
+        steps.push(StepView { runs });
+    }
+    (ids, steps)
+}
+
+/// The number of cells in the maps of all heads of a probe.
 fn cells(heads: &[Vec<Vec<Option<f32>>>]) -> usize {
     heads.iter().flatten().map(Vec::len).sum()
 }
 
-/// The step of the final text that a step of a probe is: the last that begins no later.
+/// The index of the step of the final text in which a step of a probe lies: the last that begins no later.
 fn index_of(id: usize, ids: &[usize]) -> usize {
     ids.partition_point(|&start| start <= id).saturating_sub(1)
 }
 
-impl ProbeView {
-    fn of(probe: &Probe, ids: &[usize], budget: Option<Budget>, with_heads: bool) -> Self {
-        let cached = probe.steps.iter().filter(|s| s.cached > 0);
+impl<'a> ProbeView<'a> {
+    fn new(probe: &'a Probe, step_ids: &[usize], budget: Budget, with_heads: bool) -> Self {
+        let step = |s: &crate::trace::Step| ProbedStep {
+            index: index_of(s.id, step_ids),
+            importance: s.importance,
+            cached: s.cached,
+            evicted: s.evicted,
+        };
         Self {
-            at: probe.at_token,
-            thinking: probe.thinking_tokens,
-            before: probe.cached_before,
-            after: probe.cached_after,
+            at_token: probe.at_token,
+            thinking_tokens: probe.thinking_tokens,
+            cached_before: probe.cached_before,
+            cached_after: probe.cached_after,
             evicted: probe.evicted.len(),
-            target: budget.and_then(|b| b.token_target(probe.thinking_tokens)),
-            infeasible: probe.infeasible.as_ref().map(|i| (i.asked, i.kept)),
-            us: [probe.timings.probe_us, probe.timings.plan_us, probe.timings.gather_us],
-            bytes: [
-                probe.bytes_before.in_use,
-                probe.bytes_before.reserved,
-                probe.bytes_after.in_use,
-                probe.bytes_after.reserved,
-            ],
-            known: probe.steps.len(),
-            steps: cached.map(|s| (index_of(s.id, ids), s.importance, s.cached, s.evicted)).collect(),
-            map: probe.attention.as_ref().map(|map| MapView::of(map, probe, ids, with_heads)),
+            target: budget.token_target(probe.thinking_tokens),
+            infeasible: &probe.infeasible,
+            timings: probe.timings,
+            bytes_before: probe.bytes_before,
+            bytes_after: probe.bytes_after,
+            known_steps: probe.steps.len(),
+            steps: probe.steps.iter().filter(|s| s.cached > 0).map(step).collect(),
+            map: probe.attention.as_ref().map(|map| MapView::new(map, probe, step_ids, with_heads)),
             kept: String::new(),
         }
     }
 }
 
 /// What the kept sets still hold, followed from probe to probe.
-struct Held<'a> {
+struct KeptSets<'a> {
     trace: &'a Trace,
-    ids: &'a [usize],
-    /// By layer and KV head: of each step, the tokens that went.
-    gone: std::collections::BTreeMap<(usize, usize), Vec<usize>>,
+    step_ids: &'a [usize],
+    /// For each layer and KV head, how many tokens of each step were evicted.
+    evicted: std::collections::BTreeMap<(usize, usize), Vec<usize>>,
 }
 
-impl<'a> Held<'a> {
-    fn new(trace: &'a Trace, ids: &'a [usize]) -> Self {
+impl<'a> KeptSets<'a> {
+    fn new(trace: &'a Trace, step_ids: &'a [usize]) -> Self {
         let sets = trace.probes.iter().flat_map(|p| &p.sets);
-        let gone = sets.map(|s| ((s.layer, s.kv_head.unwrap_or(0)), vec![0; ids.len()])).collect();
-        Self { trace, ids, gone }
+        let evicted = sets.map(|s| ((s.layer, s.kv_head.unwrap_or(0)), vec![0; step_ids.len()])).collect();
+        Self { trace, step_ids, evicted }
     }
 
-    /// A row for each layer, a byte for each step that the probe knows.
+    /// The field [`ProbeView::kept`] of this probe. Must be called for each probe, in order.
     fn after(&mut self, probe: &Probe) -> String {
         for set in &probe.sets {
-            let gone = self.gone.get_mut(&(set.layer, set.kv_head.unwrap_or(0))).expect("it is in the trace");
+            let evicted = self.evicted.entry((set.layer, set.kv_head.unwrap_or(0))).or_default();
+            evicted.resize(self.step_ids.len(), 0);
             for position in &set.evicted {
                 let token = &self.trace.tokens[*position as usize - self.trace.prompt_ids.len()];
                 if let Some(step) = token.step {
-                    gone[index_of(step, self.ids)] += 1;
+                    evicted[index_of(step, self.step_ids)] += 1;
                 }
             }
         }
-        if self.ids.is_empty() {
+        if self.step_ids.is_empty() {
             return String::new();
         }
         let mut cells = Vec::new();
-        let sets: Vec<_> = self.gone.iter().collect();
+        let sets: Vec<_> = self.evicted.iter().collect();
         for layer in sets.chunk_by(|a, b| a.0.0 == b.0.0) {
             for step in &probe.steps {
-                let at = index_of(step.id, self.ids);
-                let held: usize = layer.iter().map(|(_, gone)| step.tokens.saturating_sub(gone[at])).sum();
+                let index = index_of(step.id, self.step_ids);
+                let held: usize = layer.iter().map(|(_, evicted)| step.tokens.saturating_sub(evicted[index])).sum();
                 cells.push((255 * held / (step.tokens * layer.len()).max(1)) as u8);
             }
         }
@@ -261,14 +344,14 @@ impl<'a> Held<'a> {
 }
 
 impl MapView {
-    fn of(map: &AttentionMap, probe: &Probe, ids: &[usize], with_heads: bool) -> Self {
-        let tokens = |id: &usize| probe.steps.binary_search_by_key(id, |s| s.id).map_or(0, |at| probe.steps[at].cached);
-        let tokens: Vec<usize> = map.steps.iter().map(tokens).collect();
+    fn new(map: &AttentionMap, probe: &Probe, step_ids: &[usize], with_heads: bool) -> Self {
+        let cached = |id: &usize| probe.steps.binary_search_by_key(id, |s| s.id).map_or(0, |at| probe.steps[at].cached);
+        let cached: Vec<usize> = map.steps.iter().map(cached).collect();
         Self {
-            columns: map.steps.iter().map(|&id| index_of(id, ids)).collect(),
-            layers: Grid::of(&map.layers, &tokens),
+            columns: map.steps.iter().map(|&id| index_of(id, step_ids)).collect(),
+            layers: Grid::new(&map.layers, &cached),
             heads: match &map.heads {
-                Some(heads) if with_heads => heads.iter().map(|layer| Grid::of(layer, &tokens)).collect(),
+                Some(heads) if with_heads => heads.iter().map(|layer| Grid::new(layer, &cached)).collect(),
                 _ => Vec::new(),
             },
             heads_left_out: map.heads.is_some() && !with_heads,
@@ -277,21 +360,22 @@ impl MapView {
 }
 
 impl Grid {
-    fn of(rows: &[Vec<Option<f32>>], tokens: &[usize]) -> Self {
+    /// `cached`: the cached tokens of each column.
+    fn new(rows: &[Vec<Option<f32>>], cached: &[usize]) -> Self {
         let known = rows.iter().flatten().copied().flatten();
         let largest = known.filter(|v| v.is_finite()).fold(0f32, f32::max);
         let cells: Vec<u8> = rows.iter().flatten().map(|&value| shade(value.unwrap_or(0.0), largest)).collect();
         let spread = |row: &Vec<Option<f32>>| {
-            let held = row.iter().zip(tokens).filter_map(|(value, tokens)| Some(((*value)?, *tokens)));
+            let held = row.iter().zip(cached).filter_map(|(value, tokens)| Some(((*value)?, *tokens)));
             let lorenz = Lorenz::new(held)?;
             let rounded = |v: f64| (v * 1000.0).round() as f32 / 1000.0;
-            Some((rounded(lorenz.gini()), rounded(lorenz.top(0.1))))
+            Some(Spread { gini: rounded(lorenz.gini()), top_tenth: rounded(lorenz.top(0.1)) })
         };
         Self { largest, cells: base64(&cells), spread: rows.iter().map(spread).collect() }
     }
 }
 
-/// 255 for the largest, 1 for what is [`DECADES`] powers of ten below it, 0 for less.
+/// 255 for the largest weight, 1 for a weight [`DECADES`] powers of ten below it, 0 for less.
 fn shade(value: f32, largest: f32) -> u8 {
     let down = -(f64::from(value) / f64::from(largest)).log10();
     if down.is_nan() || down > DECADES { 0 } else { (255.0 - 254.0 * (down / DECADES).max(0.0)).round() as u8 }
@@ -300,16 +384,16 @@ fn shade(value: f32, largest: f32) -> u8 {
 fn stop(reason: &StopReason) -> String {
     match reason {
         StopReason::Eos => "the model ended its answer".into(),
-        StopReason::MaxNewTokens => "the limit on new tokens".into(),
+        StopReason::MaxNewTokens => "the limit on new tokens was reached".into(),
         StopReason::ContextFull => "the context is full".into(),
-        StopReason::StopSequence(text) => spelled_out(&format!("the stop sequence {text:?}")),
-        StopReason::Cancelled => "interrupted".into(),
+        StopReason::StopSequence(text) => spelled_out(&format!("the stop sequence {text:?} occurred")),
+        StopReason::Cancelled => "the user interrupted it".into(),
         StopReason::Failed(what) => spelled_out(&format!("failed: {what}")),
     }
 }
 
-/// Text in which nothing hides: control characters but newline and tab, those that steer the direction of text, and those that
-/// cannot be seen, as `[U+202E]`.
+/// Text in which nothing hides: control characters except newline and tab, characters that steer the direction of text,
+/// and invisible characters are written as `[U+202E]`.
 pub fn spelled_out(text: &str) -> String {
     let hides = |c: char| match c {
         '\n' | '\t' => false,
@@ -370,7 +454,13 @@ mod tests {
             assert_eq!(found, 0, "{outside}");
         }
         let v = data(&page);
-        assert_eq!(v[0]["steps"], serde_json::json!([[["So 1. ", 3, 0]], [["Wait, 2.", 2, -1]]]));
+        assert_eq!(
+            v[0]["steps"],
+            serde_json::json!([
+                {"runs": [{"text": "So 1. ", "tokens": 3, "evicted_by": 0}]},
+                {"runs": [{"text": "Wait, 2.", "tokens": 2, "evicted_by": null}]},
+            ])
+        );
         let probe = &v[0]["probes"][0];
         assert_eq!((probe["target"].as_u64(), probe["evicted"].as_u64()), (Some(2), Some(3)));
         assert_eq!(probe["map"]["columns"], serde_json::json!([0, 1]));
@@ -378,6 +468,107 @@ mod tests {
         let cells = [0.032f64, 0.13, 0.03, 0.12].map(|v| (255.0 - 254.0 * ((0.13f64 / v).log10() / 4.0)).round() as u8);
         assert_eq!(probe["map"]["layers"]["cells"], base64(&cells));
         assert_eq!(v[0]["answer"], "2");
+    }
+
+    #[test]
+    fn the_answer_has_no_special_tokens() {
+        let mut trace = documented();
+        let token = |text: &str, special| crate::trace::Token {
+            id: 0,
+            text: text.into(),
+            role: Role::Answer,
+            special,
+            step: None,
+        };
+        let stop = trace.tokens.pop().unwrap();
+        assert_eq!((stop.text.as_str(), stop.special), ("<|end|>", true));
+        trace.tokens.extend([token("<|tool|>", true), token("!", false), stop]);
+        assert_eq!(data(&page(&[("x".into(), trace.clone())]).unwrap())[0]["answer"], "2!");
+        // Older traces do not say which tokens are special; the last token of a run that the model ended is.
+        trace.tokens.iter_mut().for_each(|t| t.special = false);
+        assert_eq!(data(&page(&[("x".into(), trace)]).unwrap())[0]["answer"], "2<|tool|>!");
+        assert_eq!(data(&page(&[("x".into(), fixture())]).unwrap())[0]["answer"], " 2 is c. The answer is \\boxed{2}.");
+    }
+
+    fn fixture() -> Trace {
+        Trace::from_json(include_str!("../../tests/fixtures/trace.json")).unwrap()
+    }
+
+    /// What [`script`] relies on: imports take one line each and come from an earlier module that exports the name;
+    /// nothing is exported by default or in a list; no top-level name stands in two modules.
+    #[test]
+    fn the_modules_can_share_one_scope() {
+        let names = ["helpers", "figures", "reasoning", "page"];
+        let mut declared = std::collections::BTreeMap::new();
+        let mut exported = std::collections::BTreeSet::new();
+        for (module, name) in MODULES.into_iter().zip(names) {
+            let mut own_exports = Vec::new();
+            for line in module.lines() {
+                if let Some(import) = line.strip_prefix("import ") {
+                    let (list, from) = import.split_once(" from ").expect("a named import on one line");
+                    let from = from.trim_matches(['\'', '.', '/', ';']).trim_end_matches(".js");
+                    for item in list.trim_matches(['{', '}']).split(", ") {
+                        assert!(exported.contains(&(from, item)), "{name}: {item} is not exported by {from} before it");
+                        let uses = module.match_indices(item).count();
+                        assert!(uses > 1, "{name} imports {item} without need");
+                    }
+                    continue;
+                }
+                let bare = line.strip_prefix("export ").unwrap_or(line);
+                let words: Vec<&str> = bare.splitn(3, [' ', '(']).collect();
+                if let ["const" | "let" | "function" | "class", item, ..] = words[..] {
+                    let item = item.trim_end_matches(';');
+                    if let Some(other) = declared.insert(item, name) {
+                        panic!("{item} is declared in {other} and in {name}");
+                    }
+                    if bare != line {
+                        own_exports.push((name, item));
+                    }
+                } else {
+                    assert_eq!(bare, line, "{name}: an export of another form");
+                }
+                assert!(!line.contains("</script") && !line.contains("<!--"), "{name}: {line}");
+            }
+            exported.extend(own_exports);
+        }
+        let script = script();
+        assert!(!script.lines().any(|line| line.starts_with("import ") || line.starts_with("export ")));
+        assert!(script.contains("\nfunction cacheFigure(trace) {"));
+    }
+
+    /// The page's script reads the fields that the structs have: each property that a typedef of helpers.js names is a
+    /// key of the data, and the other way round.
+    #[test]
+    fn the_types_of_the_script_are_those_of_the_data() {
+        let mut trace = fixture();
+        trace.probes[0].infeasible = Some(Infeasible { asked: 1, kept: 2 });
+        let v = data(&page(&[("x".into(), trace)]).unwrap());
+        let probe = &v[0]["probes"][0];
+        for (name, value) in [
+            ("TraceView", &v[0]),
+            ("SettingsView", &v[0]["settings"]),
+            ("StepView", &v[0]["steps"][0]),
+            ("RunView", &v[0]["steps"][0]["runs"][0]),
+            ("ProbeView", probe),
+            ("DeviceBytes", &probe["bytes_after"]),
+            ("ProbedStep", &probe["steps"][0]),
+            ("MapView", &probe["map"]),
+            ("Grid", &probe["map"]["layers"]),
+            ("Spread", &probe["map"]["layers"]["spread"][0]),
+        ] {
+            let typedef = MODULES[0].split_once(&format!("@typedef {{object}} {name}\n")).expect(name).1;
+            let properties = typedef.lines().map_while(|line| {
+                let line = line.trim_start_matches(" *").trim();
+                if line.starts_with("@typedef") || line == "/" { None } else { Some(line) }
+            });
+            let named = properties.filter_map(|line| line.strip_prefix("@property ")).map(|line| {
+                let after_type = line.rsplit_once("} ").expect("a type in braces").1;
+                after_type.split(' ').next().expect("a name").to_string()
+            });
+            let named: Vec<String> = named.collect();
+            let keys: Vec<String> = value.as_object().expect(name).keys().cloned().collect();
+            assert_eq!(named, keys, "{name}");
+        }
     }
 
     #[test]
@@ -401,14 +592,14 @@ mod tests {
         let v = data(&page);
         let shown = "</script><script>alert(1)</script><!--<img src=x onerror=alert(1)>[U+202E]evil[U+2066][U+0000][U+001B][2J@@DATA@@[U+E0041]";
         assert_eq!(v[0]["answer"], shown);
-        assert_eq!(v[0]["steps"][0][0][0], format!("{shown} 1. "));
+        assert_eq!(v[0]["steps"][0]["runs"][0]["text"], format!("{shown} 1. "));
         assert_eq!(v[0]["name"], shown);
     }
 
     #[test]
     fn one_or_two_traces_that_hold_together() {
-        let of = |n: usize| page(&vec![("x".to_string(), documented()); n]);
-        assert!(of(0).is_err() && of(1).is_ok() && of(2).is_ok() && of(3).is_err());
+        let page_of = |n: usize| page(&vec![("x".to_string(), documented()); n]);
+        assert!(page_of(0).is_err() && page_of(1).is_ok() && page_of(2).is_ok() && page_of(3).is_err());
         let mut broken = documented();
         broken.probes[0].evicted = vec![99];
         assert!(page(&[("x".into(), broken)]).unwrap_err().to_string().contains("contradicts itself"));
@@ -426,9 +617,9 @@ mod tests {
 
     #[test]
     fn base64_is_that_of_the_rfc() {
-        let of = |text: &str| base64(text.as_bytes());
+        let encoded = |text: &str| base64(text.as_bytes());
         assert_eq!(
-            ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(of),
+            ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(encoded),
             ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"]
         );
     }

@@ -1,3 +1,3 @@
-//! What a run leaves behind for people and tools to read: its trace as JSON, and a page made from traces.
+//! The report of a run: a self-contained page made from one trace or two.
 pub mod html;
 pub mod sparsity;

@@ -1,21 +1,21 @@
-//! How unevenly attention is spread.
+//! Measures of how unevenly attention is spread.
 //!
-//! Both measures are read off one Lorenz curve: tokens sorted by the attention they get, least first; how much of the attention
-//! the first so many of them hold. Steps stand for their tokens: a step of `n` cached tokens counts as `n` tokens of the step's
-//! mean. What varies inside a step is not seen, so both are lower bounds of the tokens' own.
+//! Both measures are read from one Lorenz curve. It sorts tokens by the attention that they receive, least first, and says
+//! which share of the attention the first n of them hold. A step of `n` cached tokens counts as `n` tokens with the mean
+//! of the step. Differences inside a step are not seen, so both measures are lower bounds of those of the tokens.
 
 /// The Lorenz curve of attention over the tokens of steps.
 #[derive(Debug, Clone)]
 pub struct Lorenz {
-    /// (tokens, attention) of each step, least attention a token first.
+    /// (tokens, attention) of each step, the least attention per token first.
     steps: Vec<(f64, f64)>,
     tokens: f64,
     attention: f64,
 }
 
 impl Lorenz {
-    /// From (mean attention, tokens) of each step. `None` where there is nothing to spread: no tokens, or no attention.
-    /// Negative and undefined means count as 0.
+    /// Takes (mean attention, tokens) of each step. Returns `None` without tokens, without attention, and where their sum
+    /// is not finite. Negative and undefined means count as 0.
     pub fn new(steps: impl IntoIterator<Item = (f32, usize)>) -> Option<Self> {
         let clean = |(mean, tokens): (f32, usize)| (f64::from(mean.max(0.0)), tokens as f64);
         let mut steps: Vec<(f64, f64)> = steps.into_iter().map(clean).collect();
@@ -25,8 +25,8 @@ impl Lorenz {
         (tokens > 0.0 && attention > 0.0 && attention.is_finite()).then_some(Self { steps, tokens, attention })
     }
 
-    /// The Gini coefficient: 0 where every token gets the same, towards 1 where one gets all. Twice the area between the curve
-    /// and the diagonal.
+    /// The Gini coefficient: 0 where every token receives the same attention, almost 1 where one token receives all. It is
+    /// twice the area between the curve and the diagonal.
     pub fn gini(&self) -> f64 {
         let mut below = 0.0;
         let twice_under: f64 = self
@@ -41,7 +41,7 @@ impl Lorenz {
         1.0 - twice_under / (self.tokens * self.attention)
     }
 
-    /// The share of the attention that the `share` (0 to 1) of tokens with the most of it hold.
+    /// The share of the attention that is held by the `share` (0 to 1) of tokens with the most attention.
     pub fn top(&self, share: f64) -> f64 {
         let mut left = self.tokens * share.clamp(0.0, 1.0);
         let mut held = 0.0;

@@ -1,4 +1,5 @@
-//! Sampling on the device: the most likely candidates, a draw among them, and the record of the tokens each sequence has seen.
+//! Sampling on the device: the most likely candidates, a draw among them, and the record of the tokens each sequence
+//! has seen.
 use burn::tensor::{Int, Tensor};
 
 use super::Sampling;
@@ -7,10 +8,12 @@ use crate::device::{ComputeDevice, DeviceInfo};
 use crate::kernels::{self, InPlace, SampleSpec, TopKSpec, memory, state, top_k};
 use crate::{Error, ErrorKind, Result};
 
-/// The samplers of the sequences of one [`KvCache`]. The sampled ids stay in the cache's state, where the next step finds them.
+/// The samplers of the sequences of one [`KvCache`]. The sampled ids stay in the cache's state, where the next step
+/// finds them.
 pub struct Sampler {
     settings: Vec<Sampling>,
-    /// A bit for each token of the vocabulary that is in the sequence's prompt or was generated: [`seen_words`] words a sequence.
+    /// A bit for each token of the vocabulary that is in the sequence's prompt or was generated: [`seen_words`] words
+    /// a sequence.
     seen: InPlace<Tensor<1, Int>>,
     seen_words: usize,
 }
@@ -59,8 +62,9 @@ impl Sampler {
         self.seen.update(|seen| ((), memory::write_u32(seen, offset, bits)));
     }
 
-    /// Samples the next token of each of `seqs` from its row of `logits`, f32 `[seqs, vocab]`, on the device, and advances their
-    /// lengths and positions in `cache` by `advance`: the number of tokens just forwarded, or 0 where the host has advanced them.
+    /// Samples the next token of each of `seqs` from its row of `logits`, f32 `[seqs, vocab]`, on the device, and
+    /// advances their lengths and positions in `cache` by `advance`: the number of tokens just forwarded, or 0 where
+    /// the host has advanced them.
     pub fn sample(&mut self, logits: &Tensor<2>, cache: &mut KvCache, seqs: &[usize], advance: usize) {
         let (n, seen_words) = (seqs.len(), self.seen_words);
         let row_seq_offset = cache.select(seqs);
@@ -81,8 +85,8 @@ impl Sampler {
         });
     }
 
-    /// The largest share of the probability that `seq` asked for and that lay outside its candidates, from a copy of the state
-    /// ([`KvCache::read_state`]).
+    /// The largest share of the probability that `seq` asked for and that lay outside its candidates, from a copy of
+    /// the state ([`KvCache::read_state`]).
     pub fn missed(copy: &[u32], seq: usize) -> f32 {
         f32::from_bits(copy[seq * state::SEQ + state::MISSED])
     }

@@ -1,4 +1,5 @@
-//! How the next token is chosen from the logits: greedily, or drawn, with the settings and in the order of transformers.
+//! How the next token is chosen from the logits: the most likely one, or a random draw, with the settings of
+//! transformers and in its order.
 mod device;
 
 use serde::{Deserialize, Serialize};
@@ -9,26 +10,28 @@ use crate::kernels::{state, top_k};
 use crate::model::config::GenerationDefaults;
 use crate::{Error, ErrorKind, Result};
 
-/// Candidates that are drawn from at most. A longer top-k, or none, draws from this many of the most likely tokens, and the
-/// share of the probability that was asked for and lies outside them is reported ([`RunResult::missed`](crate::engine::RunResult::missed)).
+/// The most candidates of a draw. With a larger top-k, or with none, a draw is among this many of the most likely
+/// tokens. The share of the requested probability that lies outside them is reported
+/// ([`RunResult::missed`](crate::engine::RunResult::missed)).
 pub const MOST_CANDIDATES: usize = top_k::MOST;
 
-/// Below it a temperature is none: the most likely token.
+/// A temperature below this one counts as 0: the most likely token is taken.
 const COLDEST: f32 = 1e-3;
 
-/// Applied one after the other, as transformers does: repetition penalty, temperature, top-k, top-p, min-p.
+/// Settings of a sampler, applied in the order of transformers: repetition penalty, temperature, top-k, top-p, min-p.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
-    /// Divides the logits. 0 (or below 0.001): the most likely token, and the settings below but the penalty mean nothing.
+    /// Divides the logits. With 0 (or below 0.001) the most likely token is taken; of the settings below only the
+    /// penalty applies then.
     pub temperature: f32,
-    /// So many of the most likely tokens; 0: all.
+    /// Draws from this many of the most likely tokens; 0: from all.
     pub top_k: u32,
-    /// The fewest of them that reach this share of their probability; 1: all.
+    /// Draws from the fewest of them that together reach this share of their probability; 1: from all.
     pub top_p: f32,
-    /// None that are less likely than this share of the most likely one.
+    /// Excludes tokens that are less likely than this share of the most likely one.
     pub min_p: f32,
-    /// Divides the positive logits of tokens in the prompt or generated, multiplies the negative ones; 1: none. Evicted tokens
-    /// count as well.
+    /// Divides the positive logits and multiplies the negative logits of tokens that are in the prompt or were
+    /// generated, evicted ones included; 1: no penalty.
     pub repetition_penalty: f32,
 }
 
@@ -39,11 +42,11 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// The most likely token.
+    /// Takes the most likely token, without a penalty.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 };
 
-    /// What the model's authors recommend. Without `do_sample` greedy; what they leave out is what transformers takes for it
-    /// (temperature 1, top-k 50).
+    /// What the model's authors recommend: greedy without `do_sample`. Settings that they leave out have the defaults
+    /// of transformers (temperature 1, top-k 50).
     pub fn from_defaults(defaults: &GenerationDefaults) -> Self {
         let repetition_penalty = defaults.repetition_penalty.unwrap_or(1.0);
         if defaults.do_sample != Some(true) {
@@ -58,11 +61,13 @@ impl Sampling {
         }
     }
 
-    /// Whether the most likely token is taken.
+    /// Whether the most likely token is taken, without a draw.
     pub fn is_greedy(&self) -> bool {
         self.temperature < COLDEST
     }
 
+    /// Whether all settings are in their ranges.
+    ///
     /// # Errors
     /// [`ErrorKind::Input`] for a setting out of range.
     pub fn check(&self) -> Result<()> {

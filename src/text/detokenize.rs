@@ -127,13 +127,13 @@ impl Detokenizer {
     /// are whole characters, so bytes that are still pending can never become UTF-8.
     fn push_by_difference(&mut self, id: u32) -> Result<()> {
         self.take_complete(true);
-        let alone = || self.tokenizer.decode(&[id], self.skip_special);
+        let decoded_alone = || self.tokenizer.decode(&[id], self.skip_special);
         let gained = match self.previous {
-            None => alone()?,
+            None => decoded_alone()?,
             Some(previous) => {
-                let known = self.tokenizer.decode(&[previous], self.skip_special)?;
+                let before = self.tokenizer.decode(&[previous], self.skip_special)?;
                 let whole = self.tokenizer.decode(&[previous, id], self.skip_special)?;
-                whole.strip_prefix(known.as_str()).map_or_else(alone, |gained| Ok(gained.to_string()))?
+                whole.strip_prefix(before.as_str()).map_or_else(decoded_alone, |gained| Ok(gained.to_string()))?
             }
         };
         self.text.push_str(&gained);

@@ -76,7 +76,7 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
     let gpt2 = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": true});
     // `whole_words`: whether a word that is itself a token skips the merges.
     let rule = gguf.text(PRE)?.unwrap_or_else(|| {
-        // Files of early 2024 lack the key, and GPT-2's rule is what llama.cpp takes then.
+        // Files of early 2024 lack the key.
         log::warn!(
             "{}: {PRE} is missing, so the file does not say how its tokenizer splits text. GPT-2's rule is used, \
              which may make answers worse. To avoid this, convert the model again with a current llama.cpp.",

@@ -5,7 +5,7 @@
 //!             └ *.safetensors → Weights → TensorView → PackedRows (matrices) or Vec<f32> (norms, biases) → upload
 //! ```
 //!
-//! A GGUF file holds all of this in one file: its metadata contain the configuration, the tokenizer and the template.
+//! A GGUF file holds all of this in one file: its metadata contains the configuration, the tokenizer and the template.
 use crate::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,7 +22,7 @@ pub mod tensors;
 
 pub use gguf::Gguf;
 pub use pack::PackedRows;
-pub use tensors::{Stored, TensorView, Weights};
+pub use tensors::{FileDtype, TensorView, Weights};
 
 /// JSON files larger than this are refused. The largest tokenizer.json in use has about 30 MB.
 const MAX_JSON_BYTES: usize = 512 << 20;
@@ -293,7 +293,7 @@ fn read_file(path: &Path) -> Result<Option<Bytes>> {
     let unreadable = |error: std::io::Error| {
         Error::new(ErrorKind::Io, "a file of the model cannot be read").at(path.display()).found(error)
     };
-    // The metadata are read first, because opening a pipe would block.
+    // Calling `metadata` first avoids opening a pipe, which would block.
     match std::fs::metadata(path) {
         Err(error) if error.kind() == Io::NotFound => return Ok(None),
         Err(error) => return Err(unreadable(error)),
@@ -306,6 +306,7 @@ fn read_file(path: &Path) -> Result<Option<Bytes>> {
 }
 
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
+#[allow(unsafe_code, reason = "mapping a file is unsafe, see below")]
 fn load_file(path: &Path) -> std::io::Result<Bytes> {
     let file = std::fs::File::open(path)?;
     // SAFETY: the map is read-only. If another process truncates the file while it is mapped, the operating system

@@ -5,7 +5,7 @@
 //! the tensors without holes or overlaps. The `safetensors` crate provides the element types. The header is checked
 //! here, because the crate's own checks do not say which tensor is wrong, and because a hostile range must not
 //! overflow an addition.
-use super::tensors::{DOWNLOAD_AGAIN, Entry, Stored, Weights};
+use super::tensors::{DOWNLOAD_AGAIN, Entry, FileDtype, Weights};
 use super::{Bytes, ModelSource};
 use crate::{Error, ErrorKind, Result};
 use serde::Deserialize;
@@ -137,11 +137,11 @@ struct Header {
     #[serde(rename = "__metadata__")]
     _metadata: Option<IgnoredAny>,
     #[serde(flatten)]
-    tensors: HashMap<String, Info>,
+    tensors: HashMap<String, TensorInfo>,
 }
 
 #[derive(Deserialize)]
-struct Info {
+struct TensorInfo {
     dtype: String,
     shape: Vec<u64>,
     data_offsets: (u64, u64),
@@ -223,7 +223,7 @@ fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
             name,
             Entry {
                 file: 0,
-                stored: Stored::Safetensors(dtype),
+                stored: FileDtype::Safetensors(dtype),
                 shape,
                 heads: None,
                 range: start + from as usize..start + to as usize,

@@ -12,14 +12,14 @@ pub(super) const DOWNLOAD_AGAIN: &str = "the file is damaged or incomplete: down
 
 /// The element type of a tensor as its file names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stored {
+pub enum FileDtype {
     /// In a safetensors file.
     Safetensors(safetensors::Dtype),
     /// In a GGUF file.
     Ggml(GgmlType),
 }
 
-impl Stored {
+impl FileDtype {
     /// The same type as a [`Dtype`], if secateur can compute with it.
     pub fn packed(self) -> Option<Dtype> {
         match self {
@@ -32,7 +32,7 @@ impl Stored {
     }
 }
 
-impl fmt::Display for Stored {
+impl fmt::Display for FileDtype {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Safetensors(dtype) => dtype.fmt(f),
@@ -51,7 +51,7 @@ pub struct Weights {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) file: usize,
-    pub(super) stored: Stored,
+    pub(super) stored: FileDtype,
     pub(super) shape: Vec<usize>,
     /// For a tensor whose rows are stored in pairs, the number of heads; see [`PackedRows::unpair_heads`].
     pub(super) heads: Option<usize>,
@@ -66,7 +66,7 @@ pub struct TensorView<'a> {
     /// The path of the file that holds the tensor.
     pub file: &'a str,
     /// The element type in the file.
-    pub stored: Stored,
+    pub stored: FileDtype,
     /// The size of each dimension, outermost first.
     pub shape: &'a [usize],
     /// The bytes of the elements, in the order of the file. For the query and key projections of Llama in GGUF files,
@@ -199,10 +199,10 @@ impl<'a> TensorView<'a> {
                 .at(self.place())
                 .found(self.stored);
             match self.stored {
-                Stored::Safetensors(_) => error
+                FileDtype::Safetensors(_) => error
                     .expected("F32, F16 or BF16")
                     .help("quantized safetensors are not supported: use the original weights, or a GGUF file"),
-                Stored::Ggml(_) => error
+                FileDtype::Ggml(_) => error
                     .expected("F32, F16, BF16, Q8_0 or Q4_0")
                     .help("use a file with another quantization, or make one: llama-quantize --pure IN OUT Q4_0"),
             }

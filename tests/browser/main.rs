@@ -12,8 +12,9 @@ mod server;
 use secateur::dtype::Dtype;
 use std::{
     env, fs,
+    io::Write,
     path::{Path, PathBuf},
-    process::ExitCode,
+    process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
 
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
         ("a_report_of_two_traces_has_them_side_by_side", report::a_report_of_two_traces_has_them_side_by_side),
         ("a_report_of_a_hostile_trace_stays_text", report::a_report_of_a_hostile_trace_stays_text),
         ("kernels_conform_on_webgpu", kernels_conform_on_webgpu),
+        ("a_request_is_resolved_as_on_the_command_line", a_request_is_resolved_as_on_the_command_line),
         ("greedy_ids_are_the_goldens", greedy_ids_are_the_goldens),
         ("a_model_thinks_and_is_pruned", a_model_thinks_and_is_pruned),
     ];
@@ -396,13 +398,63 @@ fn greedy_ids_are_the_goldens(site: &Site) -> Result {
         ensure!(expected.as_array().is_some_and(|ids| ids.len() == 64), "{model} has no greedy ids");
         let mut browser = real(site, &format!("/?model=/{model}/&kv=f32"))?;
         browser.wait(LOADED, "$('model').textContent", LONG)?;
-        let options = json!({"ids": prompt, "policy": "full", "max_new_tokens": 64, "ignore_eos": true});
+        let options =
+            json!({"ids": prompt, "policy": "full", "max_new_tokens": 64, "ignore_eos": true, "greedy": true});
         let trace = generate(&mut browser, &options)?;
         let ids: Vec<u32> = trace.tokens.iter().map(|token| token.id).collect();
         ensure!(json!(ids) == *expected, "{model}: {ids:?}, expected {expected}");
         browser.gpu_report()?;
     }
     Ok(())
+}
+
+/// The same JSON through the engine in the browser and through the command line comes to the same prompt and settings.
+fn a_request_is_resolved_as_on_the_command_line(site: &Site) -> Result {
+    let file = Path::new(ROOT).join("tests/fixtures/requests.json");
+    let cases = fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+    let cases: Vec<Value> = serde_json::from_str(&cases).map_err(|e| e.to_string())?;
+    let mut compared = 0;
+    for model in ["", "tests/golden/qwen2-f16", "tests/golden/qwen3-f32"] {
+        let mut browser = real(site, &if model.is_empty() { "/".into() } else { format!("/?model=/{model}/") })?;
+        if model.is_empty() {
+            browser.wait("document.body.dataset.state === 'ready'", STATE, SOON)?;
+            browser.eval("load({})")?;
+        }
+        browser.wait(LOADED, "$('model').textContent", LONG)?;
+        for case in cases.iter().filter(|case| case["model"] == model) {
+            let request = &case["request"];
+            browser.eval(&format!(
+                "new Promise((resolve) => {{
+                   worker.addEventListener('message', ({{ data }}) => resolve(data.json ?? data.text), {{ once: true }});
+                   worker.postMessage({{ do: 'resolve', options: {request} }});
+                 }}).then((answer) => {{ window.resolved = answer; }}), 0"
+            ))?;
+            browser.wait("window.resolved", "''", SOON)?;
+            let found = browser.eval("window.resolved")?;
+            browser.eval("delete window.resolved")?;
+            let found: Value =
+                serde_json::from_str(found.as_str().unwrap_or("")).map_err(|e| format!("{found}: {e}"))?;
+            let expected = on_the_command_line(model, request)?;
+            ensure!(found == expected, "{request} is\n{found} in the browser and\n{expected} on the command line");
+            compared += 1;
+        }
+    }
+    ensure!(compared == cases.len(), "{compared} of {} requests were compared", cases.len());
+    Ok(())
+}
+
+fn on_the_command_line(model: &str, request: &Value) -> Result<Value> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_secateur"));
+    command.args(["run", "--request", "-", "--dry-run", "--quiet"]).current_dir(ROOT);
+    if !model.is_empty() {
+        command.args(["--model", model]);
+    }
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|e| e.to_string())?;
+    let mut stdin = child.stdin.take().ok_or("no stdin")?;
+    stdin.write_all(request.to_string().as_bytes()).map_err(|e| e.to_string())?;
+    drop(stdin);
+    let output = child.wait_with_output().map_err(|e| e.to_string())?;
+    serde_json::from_slice(&output.stdout).map_err(|e| format!("{request}: {e}"))
 }
 
 /// Runs with options that the form does not have, and returns the trace.
@@ -436,8 +488,10 @@ fn native(options: &Settings) -> secateur::Result<Trace> {
 
 fn a_model_thinks_and_is_pruned(site: &Site) -> Result {
     ensure!(Path::new(ROOT).join(MODEL).join("config.json").exists(), "{MODEL} is missing");
-    let mut browser =
-        real(site, &format!("/?model=/{MODEL}/&kv=f32&probe_every=32&window=8&max_new_tokens=128&budget=ratio:0.5"))?;
+    let mut browser = real(
+        site,
+        &format!("/?model=/{MODEL}/&kv=f32&probe_every=32&window=8&max_new_tokens=128&budget=ratio:0.5&temperature=0"),
+    )?;
     browser.wait(LOADED, "$('model').textContent", LONG)?;
     press_start(&mut browser, PROMPT)?;
     browser.wait(&format!("!$('error').hidden || ({LOADED})"), "$('status').textContent", LONG)?;

@@ -18,7 +18,6 @@ import argparse
 import json
 import pathlib
 import platform
-import sys
 import tempfile
 
 import gguf
@@ -38,58 +37,172 @@ HERE = pathlib.Path(__file__).resolve().parent
 MODELS = {
     # Tied, group 3, three layers. Config as transformers 4 writes it.
     "qwen2-f32": dict(
-        seed=1, dtype=torch.float32, spelling=4, vocab=320, hidden=96, layers=3, heads=6, kv_heads=2, head_dim=16,
-        intermediate=152, theta=1e6, eps=1e-6, tied=True,
+        seed=1,
+        dtype=torch.float32,
+        spelling=4,
+        vocab=320,
+        hidden=96,
+        layers=3,
+        heads=6,
+        kv_heads=2,
+        head_dim=16,
+        intermediate=152,
+        theta=1e6,
+        eps=1e-6,
+        tied=True,
     ),
     # Untied, group 1 (plain multi-head), three heads of 32, four layers. Config as transformers 5 writes it.
     "qwen2-f16": dict(
-        seed=3, dtype=torch.float16, spelling=5, vocab=320, hidden=96, layers=4, heads=3, kv_heads=3, head_dim=32,
-        intermediate=136, theta=1e4, eps=1e-5, tied=False,
+        seed=3,
+        dtype=torch.float16,
+        spelling=5,
+        vocab=320,
+        hidden=96,
+        layers=4,
+        heads=3,
+        kv_heads=3,
+        head_dim=32,
+        intermediate=136,
+        theta=1e4,
+        eps=1e-5,
+        tied=False,
     ),
     # Tied, group 7 (as Qwen2.5 7B) over one KV head, and an odd vocabulary with 13 rows no token uses, as real checkpoints pad.
     # Its eps is large enough to show when it is not read from the config.
     "qwen2-bf16": dict(
-        seed=1, dtype=torch.bfloat16, spelling=4, vocab=333, hidden=112, layers=3, heads=7, kv_heads=1, head_dim=16,
-        intermediate=200, theta=1e6, eps=1e-3, tied=True,
+        seed=1,
+        dtype=torch.bfloat16,
+        spelling=4,
+        vocab=333,
+        hidden=112,
+        layers=3,
+        heads=7,
+        kv_heads=1,
+        head_dim=16,
+        intermediate=200,
+        theta=1e6,
+        eps=1e-3,
+        tied=True,
     ),
     # Qwen3: q and k normalised per head, heads wider together (96) than the residual stream (64).
     "qwen3-f32": dict(
-        arch="Qwen3", seed=3, dtype=torch.float32, spelling=5, vocab=320, hidden=64, layers=3, heads=4, kv_heads=2, head_dim=24,
-        intermediate=104, theta=1e6, eps=1e-5, tied=False,
+        arch="Qwen3",
+        seed=3,
+        dtype=torch.float32,
+        spelling=5,
+        vocab=320,
+        hidden=64,
+        layers=3,
+        heads=4,
+        kv_heads=2,
+        head_dim=24,
+        intermediate=104,
+        theta=1e6,
+        eps=1e-5,
+        tied=False,
     ),
     # R1-0528-Qwen3's YaRN, spelled as there, and run past its original context of 64. With attention_bias, which real Qwen3 lack.
     "qwen3-yarn-f16": dict(
-        arch="Qwen3", seed=22, dtype=torch.float16, spelling=4, vocab=320, hidden=80, layers=3, heads=4, kv_heads=2, head_dim=32,
-        intermediate=136, theta=1e4, eps=1e-6, tied=True, bias=True,
+        arch="Qwen3",
+        seed=22,
+        dtype=torch.float16,
+        spelling=4,
+        vocab=320,
+        hidden=80,
+        layers=3,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        intermediate=136,
+        theta=1e4,
+        eps=1e-6,
+        tied=True,
+        bias=True,
         rope=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, attn_factor=0.8782488562869419),
     ),
     # Llama 3's scaling, run past its original context of 64; weights in two shards.
     "llama3-bf16": dict(
-        arch="Llama", seed=8, dtype=torch.bfloat16, spelling=4, vocab=320, hidden=96, layers=3, heads=6, kv_heads=3, head_dim=16,
-        intermediate=152, theta=5e5, eps=1e-5, tied=True, shards=2,
+        arch="Llama",
+        seed=8,
+        dtype=torch.bfloat16,
+        spelling=4,
+        vocab=320,
+        hidden=96,
+        layers=3,
+        heads=6,
+        kv_heads=3,
+        head_dim=16,
+        intermediate=152,
+        theta=5e5,
+        eps=1e-5,
+        tied=True,
+        shards=2,
         rope=dict(
-            rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64,
+            rope_type="llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=64,
         ),
     ),
     # GGUF files as llama.cpp's converter writes them, one of each architecture. `gguf` says which type each kind of matrix has;
     # the golden is what transformers computes with what the gguf package makes of those.
     "gguf-qwen2-q8": dict(
-        seed=18, dtype=torch.float32, spelling=4, vocab=320, hidden=96, layers=2, heads=6, kv_heads=2, head_dim=16,
-        intermediate=160, theta=1e6, eps=1e-6, tied=True,
+        seed=18,
+        dtype=torch.float32,
+        spelling=4,
+        vocab=320,
+        hidden=96,
+        layers=2,
+        heads=6,
+        kv_heads=2,
+        head_dim=16,
+        intermediate=160,
+        theta=1e6,
+        eps=1e-6,
+        tied=True,
         gguf=dict(embed="Q8_0", q="Q8_0", k="Q8_0", v="Q8_0", o="Q8_0", gate="Q8_0", up="Q8_0", down="Q8_0"),
     ),
     # Q4_0 with some matrices of other types, as mixtures have them: q, k and v of three types, gate and up of two.
     "gguf-llama-q4": dict(
-        arch="Llama", seed=4, dtype=torch.float32, spelling=4, vocab=320, hidden=128, layers=2, heads=4, kv_heads=2, head_dim=32,
-        intermediate=192, theta=5e5, eps=1e-5, tied=False,
+        arch="Llama",
+        seed=4,
+        dtype=torch.float32,
+        spelling=4,
+        vocab=320,
+        hidden=128,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        intermediate=192,
+        theta=5e5,
+        eps=1e-5,
+        tied=False,
         gguf=dict(embed="Q4_0", head="Q8_0", q="Q4_0", k="Q8_0", v="F16", o="Q4_0", gate="Q4_0", up="Q8_0", down="Q4_0"),
         rope=dict(
-            rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64,
+            rope_type="llama3",
+            factor=8.0,
+            low_freq_factor=1.0,
+            high_freq_factor=4.0,
+            original_max_position_embeddings=64,
         ),
     ),
     "gguf-qwen3-f16": dict(
-        arch="Qwen3", seed=5, dtype=torch.float32, spelling=4, vocab=320, hidden=64, layers=2, heads=4, kv_heads=2, head_dim=24,
-        intermediate=104, theta=1e6, eps=1e-6, tied=False,
+        arch="Qwen3",
+        seed=5,
+        dtype=torch.float32,
+        spelling=4,
+        vocab=320,
+        hidden=64,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=24,
+        intermediate=104,
+        theta=1e6,
+        eps=1e-6,
+        tied=False,
         gguf=dict(embed="F16", head="BF16", q="F16", k="F16", v="F16", o="BF16", gate="BF16", up="BF16", down="F32"),
         rope=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64),
     ),
@@ -124,9 +237,7 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 )
 # Qwen2's own split: contractions, words, single digits, punctuation, line ends, spaces.
-SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEXTS = (
     "Wait, so the answer is that x = 12 + 3.",
     "Hmm\n\nOkay. Let me stop; then I do it step by step",
@@ -336,7 +447,7 @@ def save_weights(folder, weights, shards):
         file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         part = {name: weights[name] for name in names[len(names) * shard // shards : len(names) * (shard + 1) // shards]}
         safetensors.torch.save_file(part, folder / file, metadata={"format": "pt"})
-        weight_map |= {name: file for name in sorted(part)}
+        weight_map |= dict.fromkeys(sorted(part), file)
     size = sum(w.numel() * w.element_size() for w in weights.values())
     write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
 
@@ -366,9 +477,8 @@ def gguf_name(name):
 
 def gguf_type(m, name):
     """The type of a matrix; vectors are F32."""
-    for part, key in (("embed_tokens", "embed"), ("lm_head", "head")) + tuple(
-        (f"{c}_proj.weight", c) for c in ("q", "k", "v", "o", "gate", "up", "down")
-    ):
+    projections = ((f"{c}_proj.weight", c) for c in ("q", "k", "v", "o", "gate", "up", "down"))
+    for part, key in (("embed_tokens", "embed"), ("lm_head", "head"), *projections):
         if part in name:
             return gguf.GGMLQuantizationType[m["gguf"][key]]
     return gguf.GGMLQuantizationType.F32
@@ -614,9 +724,7 @@ class Reference:
         for layer in range(m["layers"] - (self.mutant == "last layer skipped")):
             p = f"model.layers.{layer}."
             y = self.norm(x, p + "input_layernorm.weight")
-            q, k, v = (
-                self.linear(y, p + f"self_attn.{c}_proj").reshape(n, -1, d).transpose(1, 0, 2) for c in "qkv"
-            )
+            q, k, v = (self.linear(y, p + f"self_attn.{c}_proj").reshape(n, -1, d).transpose(1, 0, 2) for c in "qkv")
             names = [p + f"self_attn.{c}_norm.weight" for c in "qk"]
             if self.mutant == "head norms after rope":
                 q, k = (self.head_norm(self.rope(x, positions), name) for x, name in zip((q, k), names))
@@ -689,7 +797,7 @@ def schedule(rng):
     gone, events = set(), []
     for after, survivors in zip(EVENTS, SURVIVORS):
         evictable = [p for p in range(QUESTION, after + 1 - WINDOW) if p not in gone]
-        kept = set(int(p) for p in rng.choice(evictable, survivors, replace=False))
+        kept = {int(p) for p in rng.choice(evictable, survivors, replace=False)}
         evicted = [p for p in evictable if p not in kept]
         gone |= set(evicted)
         events.append((after, evicted))
@@ -904,7 +1012,7 @@ def text_goldens(folder):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 12 + 3?"}]
     chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]  # noqa: E731
+    encode = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
     return {
         "chat": {"messages": messages, "text": chat, "ids": encode(chat)},
         "encodings": [{"text": text, "ids": encode(text)} for text in (*TEXTS, PROBE_TEXT)],
@@ -947,7 +1055,7 @@ def generate(name, m, seed, folder):
 
 def write_json_compact(path, value):
     """JSON with one line per entry of the two outer levels: readable, and without a line per id."""
-    line = lambda v: json.dumps(v, ensure_ascii=False)  # noqa: E731
+    line = lambda v: json.dumps(v, ensure_ascii=False)
     parts = []
     for key, entry in value.items():
         if isinstance(entry, dict):

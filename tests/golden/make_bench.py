@@ -11,8 +11,9 @@ runs until the token limit. The tokenizer covers the whole vocabulary. The same 
 import argparse
 import pathlib
 
-import make
 import torch
+
+import make
 
 MODEL = dict(
     dtype=torch.float16, spelling=4, vocab=8192, hidden=512, layers=8, heads=8, kv_heads=2, head_dim=64, intermediate=1536,

@@ -95,7 +95,8 @@ class Measured:
                         evicted = self.tensors[f"oracle.{event}.evicted"].tolist()
                     else:
                         own = layer * 8 + (head if scope == "head" else 0)
-                        free = [p for p in range(make.QUESTION, after + 1 - make.WINDOW) if p not in sum(lost, [])]
+                        gone_before = {p for positions in lost for p in positions}
+                        free = [p for p in range(make.QUESTION, after + 1 - make.WINDOW) if p not in gone_before]
                         evicted = sorted(sorted(free, key=lambda p: ((p * 7 + own * 13) % 31, p))[:count])
                     lost.append(evicted)
         return gone
@@ -139,13 +140,13 @@ class Measured:
             event = make.EVENTS.index(len(question) + i)
             kept = {k: [s for s, p in enumerate(logical[k]) if p not in set(gone[k][event])] for k in gone}
             end = max(len(slots) for slots in kept.values())
-            for l, layer in enumerate(cache.layers):
-                index = torch.tensor([kept[l, h] for h in range(self.kv_heads)])[None, :, :, None]
+            for number, layer in enumerate(cache.layers):
+                index = torch.tensor([kept[number, h] for h in range(self.kv_heads)])[None, :, :, None]
                 index = index.expand(-1, -1, -1, layer.keys.shape[-1])
                 layer.keys, layer.values = layer.keys.gather(2, index), layer.values.gather(2, index)
                 if positions == "compact":
                     count = index.shape[2]
-                    old = torch.tensor([[stands[l, h][s] for s in kept[l, h]] for h in range(self.kv_heads)])
+                    old = torch.tensor([[stands[number, h][s] for s in kept[number, h]] for h in range(self.kv_heads)])
                     angle = (torch.arange(end - count, end)[None] - old).double()[..., None] * frequencies
                     cos, sin = angle.cos()[None], angle.sin()[None]
                     a, b = layer.keys.double().chunk(2, -1)

@@ -11,7 +11,7 @@ use secateur::kernels::readback::as_u32;
 use secateur::model::config::ModelConfig;
 use secateur::model::decoder::{Decoder, Input, Logits};
 use secateur::sampling::Sampler;
-use secateur::weights::{ModelSource, Stored, Weights};
+use secateur::weights::{FileDtype, ModelSource, Weights};
 use secateur::{Error, ErrorKind, Slot};
 use serde_json::{Value, json};
 
@@ -43,7 +43,7 @@ type Tensors = BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>;
 fn tensors(weights: &Weights) -> Tensors {
     let stored = |name: &str| {
         let view = weights.tensor(name).expect("just named");
-        let Stored::Safetensors(dtype) = view.stored else { panic!("{name} is not of a safetensors file") };
+        let FileDtype::Safetensors(dtype) = view.stored else { panic!("{name} is not of a safetensors file") };
         (name.to_string(), (dtype, view.shape.to_vec(), view.bytes.to_vec()))
     };
     weights.names().map(stored).collect()

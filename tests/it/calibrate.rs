@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use crate::common::command::{Ran, fails, run, secateur};
 use secateur::eval::calibrate::{Choice, FILE};
 use secateur::trace::Trace;
 use secateur::weights::{ModelSource, Weights};
@@ -31,35 +32,6 @@ const OPTIONS: [&str; 12] = [
     "--policy",
     "think-clearly",
 ];
-
-struct Ran {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_secateur"));
-    command.args(args).stdin(Stdio::null());
-    command
-}
-
-#[track_caller]
-fn run(args: &[&str]) -> Ran {
-    let output = command(args).output().expect("the binary starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
-    let ran = Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
-    assert!(!ran.err.contains("panicked"), "{}", ran.err);
-    ran
-}
-
-#[track_caller]
-fn fails(ran: &Ran, code: i32, parts: &[&str]) {
-    assert_eq!((ran.code, ran.out.as_str()), (Some(code), ""), "{}", ran.err);
-    for part in parts {
-        assert!(ran.err.contains(part), "{part:?} is missing from:\n{}", ran.err);
-    }
-}
 
 fn questions(dir: &Path) -> PathBuf {
     let file = dir.join("dev.jsonl");
@@ -156,7 +128,7 @@ fn it_ends_with_a_table_and_a_choice_beside_the_model() {
 /// Starts a calibration and interrupts it once a set of layers is through.
 #[cfg(unix)]
 fn interrupted(args: &[&str]) -> String {
-    let mut child = command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let mut child = secateur(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
     let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map(|line| line.expect("UTF-8"));
     let mut heard = String::new();
     for line in lines.by_ref() {
@@ -409,7 +381,7 @@ fn what_cannot_be_calibrated_is_refused_at_once() {
         ),
         (write("null", b"{\"question\": \"a\", \"answer\": null}"), 2, &["null, line 1"]),
         (write("blank", b"{\"question\": \"a\", \"answer\": \"\"}"), 2, &["blank, line 1", "an empty answer"]),
-        (write("twice", format!("{line}\n{line}").as_bytes()), 2, &["asked twice", "lines 1 and 3", "What?"]),
+        (write("twice", format!("{line}\n{line}").as_bytes()), 2, &["occurs twice", "lines 1 and 3", "What?"]),
     ] {
         fails(&with(&data, &[]), code, parts);
     }

@@ -5,7 +5,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-const F16: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen2-f16");
+use crate::common::command::F16;
 
 /// A terminal with the binary on it.
 struct Terminal {

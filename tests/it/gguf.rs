@@ -1,11 +1,14 @@
-//! GGUF files: what is read from them, and every way they can lie. Files are made here by hand; those that the gguf package
-//! wrote, with goldens, are in `tests/golden`, and real tokenizers in `../shared/data` (see `tests/common/files.rs`).
+//! GGUF files: what is read from them, and every way in which a header can be wrong. Most files are built here byte
+//! by byte. Files that the gguf package wrote, with golden results, are in `tests/golden`; real tokenizers are in
+//! `../shared/data` (see `common/files.rs`).
 //!
-//! An allocator that counts holds the reader to its promise: what a header claims is never allocated before it is found.
+//! A counting allocator checks the promise of the reader: it never allocates what a header claims before it has found
+//! that the file is large enough.
 use crate::common::files::{assert_says, message, real, report, vectors};
 use crate::common::memory::largest_allocation;
 use secateur::dtype::Dtype;
-use secateur::model::config::{Architecture, ModelConfig, RopeScaling};
+use secateur::model::config::{Architecture, GenerationDefaults, ModelConfig, RopeScaling};
+use secateur::sampling::Sampling;
 use secateur::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 use secateur::weights::{ModelSource, Weights};
 use secateur::{Error, ErrorKind};
@@ -21,7 +24,7 @@ fn text(text: &str) -> Vec<u8> {
     [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
 }
 
-/// A value with its type.
+/// A metadata value, preceded by its type.
 fn u32v(value: u32) -> Vec<u8> {
     [4u32.to_le_bytes(), value.to_le_bytes()].concat()
 }
@@ -43,7 +46,7 @@ fn textsv(values: &[&str]) -> Vec<u8> {
     listv(8, &values.iter().map(|value| text(value)).collect::<Vec<_>>())
 }
 
-/// A tensor: name, sizes innermost first, type, bytes.
+/// A tensor: its name, its sizes innermost first, its type, its bytes.
 type Tensor = (String, Vec<u64>, u32, Vec<u8>);
 
 #[derive(Clone, Default)]
@@ -75,7 +78,7 @@ impl File {
         self.tensor(name, dims, 0, bytes)
     }
 
-    /// The header without padding, and the whole file.
+    /// The length of the header without padding, and the bytes of the whole file.
     fn bytes(&self) -> (usize, Vec<u8>) {
         let mut out = b"GGUF".to_vec();
         out.extend(3u32.to_le_bytes());
@@ -114,7 +117,7 @@ impl File {
     }
 }
 
-/// A Llama of one layer: hidden 16, two heads of 8, one KV head, a vocabulary of 6.
+/// A Llama with one layer, a hidden size of 16, two heads of width 8, one KV head and a vocabulary of 6 tokens.
 fn llama() -> File {
     let ramp = |from: usize| (from..).map(|i| i as f32);
     let mut file = File::default()
@@ -171,7 +174,7 @@ fn tensors_and_configuration_are_those_of_a_checkpoint() -> Outcome {
     assert_eq!(weights.vector("model.norm.weight", 16)?[15], 16.0);
     assert_eq!(weights.matrix("model.embed_tokens.weight", 6, 16)?.to_f32()[17], 17.0);
     assert_eq!(weights.matrix("model.layers.0.mlp.down_proj.weight", 16, 24)?.to_f32()[24], 24.0, "row 1");
-    // Rows of q and k come in pairs: 0 4 1 5 2 6 3 7 of each head.
+    // The file stores the rows of q and k in pairs: 0 4 1 5 2 6 3 7 of each head.
     let first = |name: &str, rows| Ok::<_, Error>(weights.matrix(name, rows, 16)?.to_f32());
     let q = first("model.layers.0.self_attn.q_proj.weight", 16)?;
     let rows: Vec<usize> = q.chunks(16).map(|row| row[0] as usize / 16).collect();
@@ -210,14 +213,14 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
     let factors = |values: &[f32]| llama().f32s("rope_freqs.weight", &[values.len() as u64], values.iter().copied());
     let long = "x".repeat(2000);
     let cases = [
-        (llama().without("general.architecture"), vec!["does not say which architecture", "general.architecture"]),
+        (llama().without("general.architecture"), vec!["does not name the architecture", "general.architecture"]),
         (
             llama().with("general.architecture", textv("gemma3")),
             vec!["architecture gemma3 is not supported", "qwen2, qwen3 or llama"],
         ),
-        (llama().with("general.architecture", u32v(1)), vec!["metadata of the wrong type", "a text", "1"]),
+        (llama().with("general.architecture", u32v(1)), vec!["a metadata value has the wrong type", "a text", "1"]),
         (llama().with("split.count", u32v(3)), vec!["several GGUF files", "3 files", "--merge"]),
-        (llama().with("llama.expert_count", u32v(8)), vec!["mixtures of experts", "8"]),
+        (llama().with("llama.expert_count", u32v(8)), vec!["mixture-of-experts", "8"]),
         (llama().without("llama.block_count"), vec!["model.gguf: num_hidden_layers", "nothing"]),
         (llama().with("llama.block_count", textv("one")), vec!["llama.block_count", "whole number", "a text"]),
         (llama().with("llama.block_count", u32v(0)), vec!["num_hidden_layers", "0"]),
@@ -226,7 +229,7 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
             vec!["head_count_kv", "a list of 1 U32"],
         ),
         (llama().with("llama.attention.value_length", u32v(4)), vec!["several widths", "value_length", "8", "4"]),
-        (llama().with("llama.rope.dimension_count", u32v(4)), vec!["rotated in part", "dimension_count", "8", "4"]),
+        (llama().with("llama.rope.dimension_count", u32v(4)), vec!["partly rotated", "dimension_count", "8", "4"]),
         (llama().with("llama.attention.sliding_window", u32v(64)), vec!["sliding attention windows", "64"]),
         (
             llama().with("llama.rope.scaling.type", textv("longrope")),
@@ -251,15 +254,18 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
     }
     assert!(llama().with("llama.attention.sliding_window", u32v(128)).config().is_ok(), "as long as the context");
     let text = [
-        (llama().without("tokenizer.ggml.model"), vec!["no tokenizer", "--ids"]),
+        (llama().without("tokenizer.ggml.model"), vec!["no tokenizer", "`ids`"]),
         (
             llama().with("tokenizer.ggml.model", textv("llama")),
-            vec!["kind llama is not read", "byte-level BPE", "--ids"],
+            vec!["type llama is not supported", "byte-level BPE", "`ids`"],
         ),
-        (llama().with("tokenizer.ggml.pre", textv("tekken")), vec!["split as tekken", "llama-bpe", "--ids"]),
+        (llama().with("tokenizer.ggml.pre", textv("tekken")), vec!["rule tekken", "llama-bpe", "`ids`"]),
         (llama().without("tokenizer.ggml.merges"), vec!["incomplete", "tokenizer.ggml.merges"]),
-        (llama().with("tokenizer.ggml.tokens", textsv(&["a", "a", "b", "ab", "c", "d"])), vec!["comes twice", "\"a\""]),
-        (llama().with("tokenizer.ggml.tokens", textsv(&["a"])), vec!["contradicts itself", "1 types", "6"]),
+        (
+            llama().with("tokenizer.ggml.tokens", textsv(&["a", "a", "b", "ab", "c", "d"])),
+            vec!["same token twice", "\"a\""],
+        ),
+        (llama().with("tokenizer.ggml.tokens", textsv(&["a"])), vec!["contradicts itself", "1 token types", "6"]),
         (
             llama().with("tokenizer.ggml.tokens", listv(8, &[[&1u64.to_le_bytes()[..], &[0xff]].concat()])),
             vec!["not UTF-8"],
@@ -270,8 +276,8 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
         assert_says(&message(file.tokenizer()), &[&["model.gguf"], &parts[..]].concat());
     }
     let bare = llama().without("tokenizer.chat_template").source().expect("a good file");
-    assert_says(&message(ChatTemplate::load(&bare)), &["no chat template", "tokenizer.chat_template", "--raw"]);
-    // A type that ggml has and secateur has not; blocks that are cut.
+    assert_says(&message(ChatTemplate::load(&bare)), &["no chat template", "tokenizer.chat_template", "`raw`"]);
+    // An element type that ggml has and secateur does not support.
     let quantized = llama().tensor("token_embd.weight", &[256, 6], 14, vec![0; 6 * 210]).source().expect("a good file");
     let refused =
         message(Weights::open(&quantized).and_then(|w| w.matrix("model.embed_tokens.weight", 6, 256).map(drop)));
@@ -288,7 +294,7 @@ fn scalings_are_read() -> Outcome {
         file.tensors.retain(|tensor| tensor.0 != "rope_freqs.weight");
         file
     };
-    let of = |attention_factor| RopeScaling::Yarn {
+    let scaling = |attention_factor| RopeScaling::Yarn {
         factor: 4.0,
         attention_factor,
         beta_fast: 32.0,
@@ -297,13 +303,50 @@ fn scalings_are_read() -> Outcome {
         truncate: true,
     };
     let own = 0.1 * 4f64.ln() + 1.0;
-    assert_eq!(plain(yarn.clone()).config()?.rope_scaling, of(own));
+    assert_eq!(plain(yarn.clone()).config()?.rope_scaling, scaling(own));
     let halved = yarn.with("llama.rope.scaling.attn_factor", f32v(0.5));
-    assert_eq!(plain(halved).config()?.rope_scaling, of(own * 0.5), "llama.cpp multiplies");
+    assert_eq!(plain(halved).config()?.rope_scaling, scaling(own * 0.5), "llama.cpp multiplies");
     let linear = llama().with("llama.rope.scaling.type", textv("linear")).with("llama.rope.scaling.factor", f32v(2.0));
     assert_eq!(plain(linear).config()?.rope_scaling, RopeScaling::Linear { factor: 2.0 });
     let none = llama().with("llama.rope.scaling.type", textv("none"));
     assert_eq!(plain(none).config()?.rope_scaling, RopeScaling::None);
+    Ok(())
+}
+
+/// `GenerationDefaults` has the sampling that the authors wrote into the file, and a run would use it.
+#[test]
+fn the_sampling_of_the_file_is_read() -> Outcome {
+    let sampling = |file: File| Ok::<_, Failure>(file.config()?.generation);
+    let set = llama()
+        .with("general.sampling.temp", f32v(0.6))
+        .with("general.sampling.top_k", u32v(20))
+        .with("general.sampling.top_p", f32v(0.95))
+        .with("general.sampling.min_p", f32v(0.05))
+        .with("general.sampling.penalty_repeat", f32v(1.1));
+    let expected = GenerationDefaults {
+        do_sample: Some(true),
+        temperature: Some(0.6),
+        top_p: Some(0.95),
+        top_k: Some(20),
+        min_p: Some(0.05),
+        repetition_penalty: Some(1.1),
+    };
+    assert_eq!(sampling(set.clone())?, expected);
+    let used = Sampling::from_defaults(&expected);
+    assert_eq!((used.temperature, used.top_k, used.top_p), (0.6, 20, 0.95));
+    assert_eq!((used.min_p, used.repetition_penalty), (0.05, 1.1));
+
+    // A temperature of 0 asks for the most likely token; without a temperature the file asks for nothing.
+    let greedy = sampling(set.clone().with("general.sampling.temp", f32v(0.0)))?;
+    assert_eq!(greedy.do_sample, Some(false));
+    assert!(Sampling::from_defaults(&greedy).is_greedy());
+    assert_eq!(sampling(set.clone().without("general.sampling.temp"))?.do_sample, None);
+    assert_eq!(sampling(llama())?, GenerationDefaults::default());
+
+    // A negative top_k means no limit; a value that is out of range is ignored.
+    let negative = [5u32.to_le_bytes(), (-1i32).to_le_bytes()].concat();
+    assert_eq!(sampling(set.clone().with("general.sampling.top_k", negative))?.top_k, Some(0));
+    assert_eq!(sampling(set.with("general.sampling.top_p", f32v(1.5)))?.top_p, None);
     Ok(())
 }
 
@@ -329,8 +372,12 @@ fn lying_headers_are_refused_by_name() {
         ("empty", vec![], vec!["not a GGUF file", "0 bytes"]),
         ("another format", b"PK\x03\x04 and more".to_vec(), vec!["not a GGUF file", "PK"]),
         ("magic alone", b"GGUF".to_vec(), vec!["reaches past the end", "4 bytes", "0 bytes", "download it again"]),
-        ("version 1", patched(4, &1u32.to_le_bytes()), vec!["version of GGUF is not read", "2 or 3", "1", "convert"]),
-        ("big-endian", patched(4, &3u32.to_be_bytes()), vec!["not read", "big-endian"]),
+        (
+            "version 1",
+            patched(4, &1u32.to_le_bytes()),
+            vec!["version of GGUF is not supported", "2 or 3", "1", "convert"],
+        ),
+        ("big-endian", patched(4, &3u32.to_be_bytes()), vec!["not supported", "big-endian"]),
         (
             "endless tensors",
             patched(8, &huge),
@@ -339,11 +386,11 @@ fn lying_headers_are_refused_by_name() {
         ("endless pairs", patched(16, &huge), vec!["announces more", "18446744073709551615 key-value pairs"]),
         ("endless key", patched(first_key, &huge), vec!["reaches past the end", "18446744073709551615 bytes"]),
         ("long key", patched(first_key, &70_000u64.to_le_bytes()), vec!["reaches past the end", "70000"]),
-        ("key that is no UTF-8", patched(first_key + 8, &[0xff]), vec!["no name", "UTF-8"]),
+        ("key that is no UTF-8", patched(first_key + 8, &[0xff]), vec!["invalid name", "UTF-8"]),
         (
             "unknown type",
             patched(first_value, &13u32.to_le_bytes()),
-            vec!["type that is not known", "0 to 12", "13", "general.architecture"],
+            vec!["unknown type", "0 to 12", "13", "general.architecture"],
         ),
         ("endless text", patched(first_value + 4, &huge), vec!["reaches past the end", "18446744073709551615"]),
         ("one pair too many", patched(16, &19u64.to_le_bytes()), vec!["GGUF"]),
@@ -365,15 +412,15 @@ fn lying_headers_are_refused_by_name() {
                 file.pairs.push(file.pairs[0].clone());
                 file.bytes().1
             },
-            vec!["comes twice", "general.architecture"],
+            vec!["same key twice", "general.architecture"],
         ),
         ("no dimensions", tensor(&[], 0), vec!["dimensions", "1 to 4", "0 for x"]),
         ("five dimensions", tensor(&[1; 5], 0), vec!["dimensions", "5 for x"]),
         ("an empty dimension", tensor(&[4, 0], 0), vec!["sizes above 0", "0 for x"]),
-        ("sizes that overflow", tensor(&[1 << 40, 1 << 40], 0), vec!["sizes make no sense", "model.gguf: x"]),
-        ("bytes that overflow", tensor(&[1 << 62, 2], 0), vec!["make no sense", "model.gguf: x"]),
+        ("sizes that overflow", tensor(&[1 << 40, 1 << 40], 0), vec!["invalid shape", "model.gguf: x"]),
+        ("bytes that overflow", tensor(&[1 << 62, 2], 0), vec!["invalid shape", "model.gguf: x"]),
         ("half a block", tensor(&[48], 8), vec!["whole blocks of 32 Q8_0", "[48]"]),
-        ("an unknown element type", tensor(&[16], 4), vec!["element type that is not known", "4 for x"]),
+        ("an unknown element type", tensor(&[16], 4), vec!["unknown element type", "4 for x"]),
         ("more than there is", tensor(&[1 << 20], 0), vec!["reaches past the end", "model.gguf: x", "4194304 bytes"]),
         ("an offset of all ones", offset(&mut good.clone(), header, u64::MAX - 31), vec!["past the end", "ffn_down"]),
         ("an offset in between", offset(&mut good.clone(), header, 8), vec!["not aligned", "a multiple of 32", "8"]),
@@ -397,8 +444,8 @@ fn lying_headers_are_refused_by_name() {
     }
 }
 
-/// Whatever happens to a header: no panic, no allocation that the file's size does not explain, and what is accepted can
-/// be read.
+/// However a header is damaged: the reader does not panic, does not allocate more than the size of the file explains,
+/// and can read every file that it accepts.
 #[test]
 fn damaged_headers_never_panic() -> Outcome {
     let (header, good) = llama().bytes();
@@ -433,7 +480,7 @@ fn damaged_headers_never_panic() -> Outcome {
             check(bytes);
         }
         check(good[..at].to_vec());
-        // Eight bytes at once: counts, lengths, sizes and offsets.
+        // Eight bytes at once, to hit counts, lengths, sizes and offsets.
         for value in [0, 1, 1 << 31, 1 << 32, 1 << 61, u64::MAX / 4, u64::MAX] {
             let mut bytes = good.clone();
             let end = (at + 8).min(header);
@@ -446,7 +493,7 @@ fn damaged_headers_never_panic() -> Outcome {
     Ok(())
 }
 
-/// The tokenizer of damaged metadata: slower, so a few positions only.
+/// Building a tokenizer from damaged metadata does not panic. This is slow, so only some positions are damaged.
 #[test]
 fn damaged_tokenizers_never_panic() -> Outcome {
     let (header, good) = llama().bytes();
@@ -518,7 +565,7 @@ fn golden_files_load_whole() -> Outcome {
 
 // ------------------------------------------------------------------------------------------------- real tokenizers
 
-/// A real `tokenizer.json` as the metadata that llama.cpp's converter makes of it.
+/// The metadata that llama.cpp's converter would make of a real `tokenizer.json`.
 fn as_gguf(json: &Value, pre: &str) -> Result<File, Failure> {
     let vocab = json["model"]["vocab"].as_object().ok_or("a vocabulary")?;
     let added = json["added_tokens"].as_array().ok_or("added tokens")?;
@@ -526,15 +573,15 @@ fn as_gguf(json: &Value, pre: &str) -> Result<File, Failure> {
         .iter()
         .map(|(token, id)| Ok((id.as_u64().ok_or("an id")?, token.as_str(), 1)))
         .collect::<Result<_, Failure>>()?;
-    let of_added: Vec<(u64, &str, i32)> = added
+    let added_tokens: Vec<(u64, &str, i32)> = added
         .iter()
         .map(|token| {
             let kind = if token["special"] == true { 3 } else { 4 };
             Ok((token["id"].as_u64().ok_or("an id")?, token["content"].as_str().ok_or("a text")?, kind))
         })
         .collect::<Result<_, Failure>>()?;
-    tokens.retain(|(id, ..)| of_added.iter().all(|(added, ..)| added != id));
-    tokens.extend(of_added);
+    tokens.retain(|(id, ..)| added_tokens.iter().all(|(added, ..)| added != id));
+    tokens.extend(added_tokens);
     tokens.sort_unstable();
     assert!(tokens.iter().enumerate().all(|(i, (id, ..))| i as u64 == *id), "ids without holes");
     let merges = json["model"]["merges"].as_array().ok_or("merges")?;

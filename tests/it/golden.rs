@@ -1,5 +1,5 @@
-//! The decoder against transformers: logits, attention rows, greedy ids and the pruning oracle of every fixture, on every
-//! device, with f32 and f16 caches. What the numbers are: `tests/golden/README.md`.
+//! Compares the decoder with transformers: logits, attention rows, greedy ids and the pruning oracle of every
+//! fixture, on every device, with f32 and f16 caches. `tests/golden/README.md` describes the numbers.
 use std::sync::Arc;
 
 use crate::common::*;
@@ -14,23 +14,26 @@ use secateur::model::decoder::{Decoder, Input, Logits};
 
 const PROMPTS: [usize; 4] = [1, 7, 64, 200];
 
-/// What is stated: errors of logits as a fraction of the largest |logit|, of attention weights absolute.
+/// The largest errors that are allowed: of logits as a fraction of the largest |logit|, of attention weights as
+/// absolute differences.
 #[derive(Clone, Copy)]
 struct Bounds {
     logits: f64,
     attention: f64,
 }
 
-/// With an f32 cache: the bound of the fixtures' README, and for weights in 0..1 ten times what float64 differs by.
+/// Bounds with an f32 cache. For logits, the bound of the fixtures' README; for attention weights, which lie in 0..1,
+/// ten times the difference from float64.
 const F32: Bounds = Bounds { logits: 1e-4, attention: 2e-5 };
-/// With an f16 cache: keys and values carry 11 bits. Twice the worst measured; far below what any wrong oracle gives.
+/// Bounds with an f16 cache, whose keys and values have 11 bits. They are twice the worst error measured, and far
+/// below the error of any wrong oracle.
 const F16: Bounds = Bounds { logits: 4e-3, attention: 4e-3 };
 
 fn bounds(words: Dtype) -> Bounds {
     if words == Dtype::F32 { F32 } else { F16 }
 }
 
-/// Counts comparisons and keeps the worst, so that the test can say what ran.
+/// Counts comparisons and keeps the worst error of each kind, so that the test can print what ran.
 #[derive(Default)]
 struct Tally(Vec<(&'static str, usize, f64, f64)>);
 
@@ -63,7 +66,7 @@ fn means(rows: &[f32], per_mean: usize, slots: usize) -> Vec<f32> {
     rows.chunks(per_mean * slots).flat_map(|group| (0..slots).map(move |s| mean(group, s) as f32)).collect()
 }
 
-/// Prompts at once, in chunks and token by token: logits and readouts.
+/// Checks logits and readouts of prompts that are forwarded at once, in chunks, and token by token.
 fn prompts(fx: &Fixture, model: &Decoder, words: Dtype, tally: &mut Tally) {
     let device = model.device();
     let (heads, kv_heads, vocab) = (fx.config.num_heads, fx.config.num_kv_heads, fx.config.vocab_size);
@@ -74,7 +77,7 @@ fn prompts(fx: &Fixture, model: &Decoder, words: Dtype, tally: &mut Tally) {
         let weights = fx.floats(&format!("prompt.{n}.attention"));
         assert_eq!((ids.len(), weights.len()), (n, fx.config.num_layers * heads * n));
         let mut cache = fx.cache(device, words, 1, 64);
-        // Lengths do not advance by themselves: the same chunk may be forwarded again.
+        // A forward pass does not advance the length of the cache, so the same chunk can be forwarded again.
         let forward = |cache: &mut KvCache, reduce| {
             let out = forward(model, cache, Input::Chunk { seq: 0, ids: &ids }, Some(reduce)).expect("fits");
             assert_eq!(out.readout.len(), fx.config.num_layers);
@@ -116,7 +119,7 @@ fn prompts(fx: &Fixture, model: &Decoder, words: Dtype, tally: &mut Tally) {
     }
 }
 
-/// 64 tokens that never leave the device before the next one is forwarded; ids are read 16 steps late.
+/// Decodes 64 tokens greedily. Each token is forwarded before the host has read it; ids are read 16 steps later.
 fn greedy(fx: &Fixture, model: &Arc<Decoder>) -> Vec<u32> {
     let shape = CacheShape::new(&fx.config, Dtype::F32, 1, 64).expect("f32");
     let mut runner = Runner::new(model.clone(), shape);
@@ -135,12 +138,12 @@ fn greedy(fx: &Fixture, model: &Arc<Decoder>) -> Vec<u32> {
     ids
 }
 
-/// How the oracle's events are carried out: as they are, or wrongly.
+/// How the evictions of the oracle are carried out: as planned, or wrongly on purpose.
 #[derive(Clone, Copy, PartialEq)]
 enum Evict {
     AsPlanned,
     Never,
-    /// Every slot one too far.
+    /// Every evicted slot is the one after the planned slot.
     OffByOne,
 }
 
@@ -152,7 +155,7 @@ struct Decoded {
     prompt: Vec<f32>,
 }
 
-/// The teacher-forced decode of the fixtures' README, with probes, rollbacks and evictions.
+/// The teacher-forced decoding that the fixtures' README describes, with probes, rollbacks and evictions.
 fn oracle(fx: &Fixture, model: &Decoder, words: Dtype, evict: Evict) -> Decoded {
     let device = model.device();
     let mut cache = fx.cache(device, words, 1, 32);
@@ -216,7 +219,8 @@ fn check_oracle(fx: &Fixture, found: &Decoded, bound: Bounds, tally: &mut Tally)
 
 fn on_device(fx: &Fixture, device: &ComputeDevice) {
     let model = fx.load(device);
-    // What an f16 cache costs is not in the weights: Qwen2 and one with norms on its heads stand for all.
+    // The error of an f16 cache does not depend on the type of the weights. Qwen2 and one model with norms on its
+    // heads represent all fixtures.
     let half = fx.name.starts_with("qwen2") || fx.name == "qwen3-yarn-f16";
     for &words in if half { &[Dtype::F32, Dtype::F16][..] } else { &[Dtype::F32] } {
         let mut tally = Tally::default();
@@ -290,7 +294,7 @@ fn gguf_qwen3_yarn_halves() {
     on_every_device("gguf-qwen3-f16");
 }
 
-/// What no kernel writes must not be read: with every fresh buffer full of NaN, nothing changes.
+/// No kernel may read what no kernel wrote: results do not change if every new buffer is full of NaN.
 #[test]
 fn the_oracle_holds_in_poisoned_memory() {
     let _one = serial();
@@ -306,7 +310,7 @@ fn the_oracle_holds_in_poisoned_memory() {
     tally.print("poisoned");
 }
 
-/// A check that accepts any of these is blind.
+/// The checks must reject each of these wrong results, or they would prove nothing.
 #[test]
 fn the_checks_reject_what_is_wrong() {
     let _one = serial();

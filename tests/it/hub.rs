@@ -3,12 +3,12 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::{Arc, Mutex};
 
+use crate::common::command::{self, F16, Ran, secateur};
 use serde_json::Value;
 
-const F16: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen2-f16");
 const NAME: &str = "some-org/Small-Model.1";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const WEIGHTS: &str = "model.safetensors";
@@ -90,8 +90,7 @@ impl Hub {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_secateur"));
-        command.args(args).stdin(Stdio::null());
+        let mut command = secateur(args);
         for (name, _) in std::env::vars().filter(|(name, _)| {
             ["HF_", "HUGGINGFACE_", "TRANSFORMERS_"].iter().any(|p| name.starts_with(p))
                 || name.to_lowercase().ends_with("_proxy")
@@ -115,34 +114,20 @@ impl Hub {
     }
 }
 
-struct Ran {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
 #[track_caller]
 fn done(command: &mut Command) -> Ran {
-    let output = command.output().expect("the binary starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
-    let ran = Ran { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) };
-    assert!(!ran.err.contains("panicked"), "{}", ran.err);
-    ran
+    command::done(command.output().expect("the binary starts"))
 }
 
 impl Ran {
     #[track_caller]
     fn json(&self) -> Value {
-        assert_eq!(self.code, Some(0), "{}", self.err);
-        serde_json::from_str(&self.out).expect("one JSON object")
+        command::json(self)
     }
 
     #[track_caller]
     fn says(&self, parts: &[&str]) {
-        assert_eq!((self.code, self.out.as_str()), (Some(1), ""), "{}", self.err);
-        for part in parts {
-            assert!(self.err.contains(part), "{part:?} is missing from:\n{}", self.err);
-        }
+        command::fails(self, 1, parts);
     }
 }
 

@@ -5,7 +5,9 @@ use secateur::policy::{
     self, Budget, CURRENT_STEP_KEPT, CacheView, CachedToken, EvictionPolicy, KeepPlan, Measurement, Outcome, POLICIES,
     Role, Scope, Sets, StepInfo, ViewParts,
 };
-use secateur::steps::{Begin, Boundaries, KEYWORDS, REACH, Segmenter, Step, Tail, assign, segment, segment_by};
+use secateur::steps::{
+    Begin, Boundaries, BoundaryCounts, KEYWORDS, REACH, Segmenter, Step, Tail, assign, segment, segment_by,
+};
 use secateur::text::{Detokenizer, Tokenizer};
 use secateur::trace;
 use secateur::{Position, Slot};
@@ -57,7 +59,7 @@ fn prose() -> impl Strategy<Value = String> {
 }
 
 fn rule() -> impl Strategy<Value = Boundaries> {
-    prop::sample::select(Boundaries::ALL.to_vec())
+    prop::sample::select(Boundaries::NAMES).prop_map(|(_, rule)| rule)
 }
 
 /// The definition, word for word and slowly: where a keyword stands alone, and something follows it, a step begins.
@@ -742,6 +744,7 @@ fn bare_trace(
         id,
         text: detokenizer.push(id).unwrap().to_string(),
         role,
+        special: tokenizer.is_special(id),
         step,
     };
     let mut tokens: Vec<_> =
@@ -760,6 +763,7 @@ fn bare_trace(
             window: 0,
             probe_every: 0,
             probe_text: String::new(),
+            steps: Boundaries::Keywords,
             ..secateur::settings::Settings::default()
         },
         totals: trace::Totals {
@@ -770,6 +774,7 @@ fn bare_trace(
         },
         prompt_text: Some(text("prompt")),
         slot_bytes: None,
+        step_boundaries: Some(BoundaryCounts::new(steps)),
         prompt_ids,
         tokens,
         probes: Vec::new(),

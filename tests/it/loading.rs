@@ -1,5 +1,8 @@
-//! Loading a model: every way its files can be wrong, with what the error says; and real tokenizers and templates.
+//! Loading a model: every way in which its files can be wrong, with the error that names it; and real tokenizers and
+//! templates.
 use crate::common::files::{assert_says, message, real, report, vectors};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 use secateur::dtype::Dtype;
 use secateur::model::config::{Architecture, ModelConfig, RopeScaling};
 use secateur::text::{ChatTemplate, Detokenizer, Message, RenderOptions, ThinkingState, Tokenizer, thinking_state};
@@ -14,12 +17,12 @@ type Outcome = Result<(), Failure>;
 
 // ---------------------------------------------------------------------------------------------------- safetensors
 
-/// A file from the text of its header and its data.
+/// A safetensors file with the given header and data.
 fn file(header: &str, data: &[u8]) -> Vec<u8> {
     [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat()
 }
 
-/// Two small tensors, as the `safetensors` crate writes them.
+/// A file with two small tensors, written by the `safetensors` crate.
 fn good_file() -> Result<Vec<u8>, Failure> {
     use safetensors::tensor::TensorView;
     let norm: Vec<u8> = [1.0f32, 2.0, 3.0].iter().flat_map(|v| v.to_le_bytes()).collect();
@@ -129,7 +132,7 @@ fn hostile_and_truncated_files_are_refused_by_name() -> Outcome {
     Ok(())
 }
 
-/// Whatever happens to the header of a good file: no panic, and what is accepted can be read.
+/// However the header of a valid file is damaged: the reader does not panic, and it can read what it accepts.
 #[test]
 fn damaged_headers_never_panic() -> Outcome {
     let good = good_file()?;
@@ -210,7 +213,7 @@ fn shards_are_read_through_their_index() -> Outcome {
     for (index, parts) in [
         (
             json!({"weight_map": {"a": "three.safetensors"}}),
-            vec!["the shard three.safetensors is missing", "one.safetensors", "incomplete"],
+            vec!["the shard three.safetensors is missing", "another version of the model", "name one.safetensors"],
         ),
         (
             json!({"weight_map": {"a": "one.safetensors"}}),
@@ -252,7 +255,7 @@ fn directories_are_read_and_wrong_ones_explained() -> Outcome {
     assert_says(&message(ModelSource::directory(path("pytorch_model.bin"))), &["not a directory", "a file"]);
     assert_says(&message(ModelSource::directory(path("nowhere"))), &["not a directory", "nowhere"]);
     assert_says(&message(ModelConfig::load(&source)), &["the model has no config.json", "model.gguf"]);
-    assert_says(&message(Tokenizer::load(&source)), &["no tokenizer.json", "--ids"]);
+    assert_says(&message(Tokenizer::load(&source)), &["no tokenizer.json", "`ids`"]);
 
     std::fs::write(path("model.safetensors"), b"")?;
     assert_says(&message(Weights::open(&source)), &["too short to hold a header"]);
@@ -263,9 +266,34 @@ fn directories_are_read_and_wrong_ones_explained() -> Outcome {
     Ok(())
 }
 
+/// Errors explain folders that a clone without Git LFS, a LoRA training or a mixed download leaves, and what to do.
+#[test]
+fn folders_that_are_no_whole_model_are_explained() -> Outcome {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 988097824\n".to_vec();
+    let cloned = ModelSource::memory([("model.safetensors", pointer.clone()), ("tokenizer.json", pointer.clone())]);
+    for said in [message(Weights::open(&cloned)), message(Tokenizer::load(&cloned))] {
+        assert_says(&said, &["only a Git LFS pointer", "git lfs pull"]);
+    }
+    assert_says(&message(Weights::open(&cloned)), &["model.safetensors"]);
+    assert_says(&message(ModelSource::gguf_file("model.gguf", pointer)), &["only a Git LFS pointer", "model.gguf"]);
+
+    let adapter = json!({"base_model_name_or_path": "Qwen/Qwen3-0.6B", "peft_type": "LORA"});
+    let adapter = ModelSource::memory([("adapter_config.json", serde_json::to_vec(&adapter)?)]);
+    assert_says(&message(ModelConfig::load(&adapter)), &["adapter (LoRA)", "merge it into Qwen/Qwen3-0.6B"]);
+
+    let without_index = ModelSource::memory([("model-00001-of-00002.safetensors", good_file()?)]);
+    assert_says(&message(Weights::open(&without_index)), &["no weights", "model.safetensors.index.json is missing"]);
+    let incomplete = ModelSource::memory([(
+        "model.safetensors.index.json",
+        serde_json::to_vec(&json!({"weight_map": {"a": "one.safetensors"}}))?,
+    )]);
+    assert_says(&message(Weights::open(&incomplete)), &["one.safetensors is missing", "download is incomplete"]);
+    Ok(())
+}
+
 // --------------------------------------------------------------------------------------------------------- config
 
-/// R1-Distill-Qwen-1.5B as transformers 4 spells it.
+/// The config of R1-Distill-Qwen-1.5B in the spelling of transformers 4.
 fn config4() -> Value {
     json!({
         "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 1536,
@@ -314,7 +342,11 @@ fn both_spellings_of_a_config_mean_the_same() -> Outcome {
     object.insert("sliding_window".into(), Value::Null);
     assert_eq!(parse(&five)?, four);
 
-    // The base must come from where it is written, not from a default that happens to agree.
+    // The same scaling in both spellings is not a contradiction.
+    let both = json!({"rope_type": "linear", "factor": 2.0});
+    let twice = parse(&with(json!({"rope_scaling": both, "rope_parameters": both})))?;
+    assert_eq!(twice.rope_scaling, RopeScaling::Linear { factor: 2.0 });
+    // The base must be read from the config; the default must not happen to agree with it.
     assert_eq!(parse(&with(json!({"rope_theta": 1e6})))?.rope_theta, 1e6);
     assert_eq!(parse(&with(json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}})))?.rope_theta, 5e5);
     assert_eq!(parse(&without("rope_theta"))?.rope_theta, 10_000.0);
@@ -326,27 +358,31 @@ fn both_spellings_of_a_config_mean_the_same() -> Outcome {
 
 #[test]
 fn what_each_architecture_has() -> Outcome {
-    let of = |class: &str, changes: Value| {
+    let config_of = |class: &str, changes: Value| {
         let mut config = with(changes);
         config["architectures"] = json!([class]);
         parse(&config)
     };
-    let qwen3 = of("Qwen3ForCausalLM", json!({"head_dim": 64, "num_key_value_heads": 4}))?;
+    let qwen3 = config_of("Qwen3ForCausalLM", json!({"head_dim": 64, "num_key_value_heads": 4}))?;
     assert_eq!((qwen3.architecture, qwen3.head_dim, qwen3.q_size()), (Architecture::Qwen3, 64, 768));
     assert!(qwen3.qk_norm && !qwen3.attention_bias && !qwen3.output_bias);
-    assert_eq!(of("Qwen3ForCausalLM", json!({}))?.head_dim, 128, "transformers' default, whatever hidden_size is");
-    let biased = of("Qwen3ForCausalLM", json!({"attention_bias": true}))?;
+    assert_eq!(
+        config_of("Qwen3ForCausalLM", json!({}))?.head_dim,
+        128,
+        "transformers' default, whatever hidden_size is"
+    );
+    let biased = config_of("Qwen3ForCausalLM", json!({"attention_bias": true}))?;
     assert!(biased.attention_bias && biased.output_bias);
-    let llama = of("LlamaForCausalLM", json!({"mlp_bias": false}))?;
+    let llama = config_of("LlamaForCausalLM", json!({"mlp_bias": false}))?;
     assert_eq!((llama.architecture, llama.head_dim), (Architecture::Llama, 128));
     assert!(!llama.qk_norm && !llama.attention_bias && !llama.output_bias);
-    assert_eq!(of("LlamaForCausalLM", json!({"head_dim": 64}))?.q_size(), 768);
-    // Qwen2 has its biases whatever the config says, and none on its output.
+    assert_eq!(config_of("LlamaForCausalLM", json!({"head_dim": 64}))?.q_size(), 768);
+    // Qwen2 always has biases on q, k and v and never on its output, whatever the config says.
     for said in [json!(false), json!(true), Value::Null] {
-        let qwen2 = of("Qwen2ForCausalLM", json!({"attention_bias": said}))?;
+        let qwen2 = config_of("Qwen2ForCausalLM", json!({"attention_bias": said}))?;
         assert!(qwen2.attention_bias && !qwen2.output_bias);
     }
-    // R1-Distill-Qwen-1.5B, as its authors count, and what a token of Qwen2.5-0.5B's cache takes.
+    // The number of parameters of R1-Distill-Qwen-1.5B, as its authors count them, and the bytes of one cached token.
     assert_eq!(parse(&config4())?.parameters(), 1_777_088_000);
     assert_eq!(parse(&config4())?.kv_bytes_per_token(Dtype::F16), 28 * 2 * 256 * 2);
     Ok(())
@@ -376,7 +412,7 @@ fn rope_scalings_are_read_in_both_spellings() -> Outcome {
     // R1-0528-Qwen3-8B: transformers reads attention_factor, not attn_factor.
     let yarn = json!({"attn_factor": 0.8782488562869419, "factor": 4.0, "original_max_position_embeddings": 32768,
         "rope_type": "yarn"});
-    let of = |attention_factor: f64, original: usize| RopeScaling::Yarn {
+    let yarn_with = |attention_factor: f64, original: usize| RopeScaling::Yarn {
         factor: 4.0,
         attention_factor,
         beta_fast: 32.0,
@@ -385,22 +421,23 @@ fn rope_scalings_are_read_in_both_spellings() -> Outcome {
         truncate: true,
     };
     let default = 0.1 * 4f64.ln() + 1.0;
-    assert_eq!(read(yarn.clone())?, of(default, 32768));
-    assert_eq!(five(yarn)?, of(default, 32768));
-    assert_eq!(read(json!({"type": "yarn", "factor": 4.0}))?, of(default, 131_072), "the model's own context");
+    assert_eq!(read(yarn.clone())?, yarn_with(default, 32768));
+    assert_eq!(five(yarn)?, yarn_with(default, 32768));
+    assert_eq!(read(json!({"type": "yarn", "factor": 4.0}))?, yarn_with(default, 131_072), "the model's own context");
     let given = json!({"type": "yarn", "factor": 4.0, "attention_factor": 0.5, "mscale": 2.0, "mscale_all_dim": 1.0});
-    assert_eq!(read(given)?, of(0.5, 131_072));
+    assert_eq!(read(given)?, yarn_with(0.5, 131_072));
     let mscale = json!({"type": "yarn", "factor": 4.0, "mscale": 2.0, "mscale_all_dim": 1.0});
-    assert_eq!(read(mscale)?, of((0.2 * 4f64.ln() + 1.0) / default, 131_072));
+    assert_eq!(read(mscale)?, yarn_with((0.2 * 4f64.ln() + 1.0) / default, 131_072));
     let ratio = json!({"type": "yarn", "original_max_position_embeddings": 32768});
-    assert_eq!(read(ratio)?, of(default, 32768), "4 = 131072 / 32768");
+    assert_eq!(read(ratio)?, yarn_with(default, 32768), "4 = 131072 / 32768");
     let mut outside = with(json!({"rope_scaling": {"type": "yarn", "factor": 4.0}}));
     outside["original_max_position_embeddings"] = json!(4096);
-    assert_eq!(parse(&outside)?.rope_scaling, of(default, 4096));
+    assert_eq!(parse(&outside)?.rope_scaling, yarn_with(default, 4096));
     Ok(())
 }
 
-/// Frequencies of scalings, worked out by hand: a head of 8 at base 10⁴ turns by 1, 0.1, 0.01 and 0.001 a position.
+/// Scaled frequencies, computed by hand. Without scaling, a head of width 8 at base 10⁴ turns by 1, 0.1, 0.01 and
+/// 0.001 radians per position.
 #[test]
 fn scaled_frequencies_are_as_defined() {
     use secateur::model::rope::{frequencies, table};
@@ -455,9 +492,9 @@ fn what_is_not_supported_is_refused_by_name() {
         (json!({"architectures": ["Qwen3MoeForCausalLM"]}), vec!["Qwen3MoeForCausalLM is not supported"]),
         (json!({"architectures": ["Qwen2VLForConditionalGeneration"]}), vec!["Qwen2VLForConditionalGeneration"]),
         (json!({"architectures": []}), vec!["architectures has a value that cannot be used"]),
-        (json!({"architectures": null, "model_type": null}), vec!["does not say which architecture"]),
-        (json!({"vision_config": {"depth": 3}}), vec!["see or hear", "vision_config"]),
-        (json!({"num_experts": 60}), vec!["mixtures of experts", "num_experts", "60"]),
+        (json!({"architectures": null, "model_type": null}), vec!["does not name the architecture"]),
+        (json!({"vision_config": {"depth": 3}}), vec!["image or audio input", "vision_config"]),
+        (json!({"num_experts": 60}), vec!["mixture-of-experts", "num_experts", "60"]),
         (
             json!({"quantization_config": {"quant_method": "gptq"}}),
             vec!["quantized checkpoints", "gptq", "original weights"],
@@ -469,15 +506,21 @@ fn what_is_not_supported_is_refused_by_name() {
         (json!({"layer_types": ["full_attention", "sliding_attention"]}), vec!["layers other than full_attention"]),
         (json!({"hidden_act": "gelu"}), vec!["hidden_act", "silu", "gelu"]),
         (json!({"mlp_bias": true}), vec!["feed-forward layers with biases", "mlp_bias"]),
-        (json!({"partial_rotary_factor": 0.5}), vec!["rotated in part", "partial_rotary_factor", "0.5"]),
+        (json!({"partial_rotary_factor": 0.5}), vec!["partly rotated", "partial_rotary_factor", "0.5"]),
         (
             json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}}),
-            vec!["rotated in part", "rope_parameters: partial_rotary_factor"],
+            vec!["partly rotated", "rope_parameters: partial_rotary_factor"],
         ),
         (
             json!({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}),
             vec!["RoPE scaling dynamic is not supported", "default, linear, llama3 or yarn", "original context"],
         ),
+        (
+            json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}}),
+            vec!["two RoPE scalings that differ", "rope_parameters: none", "rope_scaling: yarn, factor 4"],
+        ),
+        (json!({"quantization": {"group_size": 64, "bits": 4}}), vec!["MLX-quantized weights", "original weights"]),
         (json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}), vec!["RoPE scaling longrope"]),
         (json!({"rope_scaling": {"type": "yarn", "factor": 0.25}}), vec!["factor", "1 or more", "0.25"]),
         (
@@ -500,7 +543,7 @@ fn what_is_not_supported_is_refused_by_name() {
     for (change, parts) in cases {
         assert_says(&message(parse(&with(change))), &parts);
     }
-    // A window that slides in no layer is no window.
+    // A sliding window that is used in no layer is accepted.
     for inactive in [json!({"max_window_layers": 28}), json!({"sliding_window": null})] {
         let mut config = with(inactive);
         config["use_sliding_window"] = json!(true);
@@ -564,7 +607,7 @@ fn generation_config_adds_eos_ids_and_sampling() -> Outcome {
         (json!({"temperature": -0.1}), "zero or positive"),
         (json!({"top_p": 0}), "in (0, 1]"),
         (json!({"top_p": 1.1}), "in (0, 1]"),
-        (json!({"top_k": 1.5}), "a count"),
+        (json!({"top_k": 1.5}), "a whole number, or -1"),
         (json!({"min_p": 2}), "in [0, 1]"),
         (json!({"repetition_penalty": 0}), "positive"),
         (json!({"do_sample": 1}), "true or false"),
@@ -581,14 +624,14 @@ fn generation_config_adds_eos_ids_and_sampling() -> Outcome {
 
 // ----------------------------------------------------------------------------------------------- tokenizers, small
 
-/// A byte-level BPE tokenizer of single bytes, two merges and two tags; `decoder` as in tokenizer.json.
+/// A byte-level BPE tokenizer with all single bytes, two merges and two tags.
 fn byte_tokenizer() -> Result<Tokenizer, Failure> {
     let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let mut shifted = 0x100..;
     let letter = |byte: u8| if printable(byte) { u32::from(byte) } else { shifted.next().unwrap_or(0) };
     let letters: Vec<String> = (0..=255).map(letter).filter_map(char::from_u32).map(String::from).collect();
     let mut vocab: Map<String, Value> = letters.iter().enumerate().map(|(id, c)| (c.clone(), json!(id))).collect();
-    // The first two bytes of an emoji are one token: it ends inside the character.
+    // The first two bytes of an emoji are one token, which ends inside the character.
     let half = format!("{}{}", letters[0xF0], letters[0x9F]);
     vocab.insert(half, json!(256));
     let json = json!({
@@ -639,7 +682,7 @@ fn ends_before_the_character_is_whole_lie_past_the_text() -> Outcome {
 fn bytes_that_are_no_text_become_replacements_and_move_the_ends() -> Outcome {
     let tokenizer = byte_tokenizer()?;
     let mut text = Detokenizer::new(&tokenizer, false);
-    // FF is never valid; F0 9F is cut off by an 'x'; 80 continues nothing.
+    // FF is never valid, an 'x' interrupts F0 9F, and 80 continues no character.
     let ids = [0xFF, 256, u32::from(b'x'), 0x80, u32::from(b'y')];
     for id in ids {
         text.push(id)?;
@@ -664,14 +707,15 @@ fn special_tokens_are_kept_or_have_no_bytes() -> Outcome {
     }
     assert_eq!((tokenizer.think_ids().open, tokenizer.think_ids().close), (Some(257), None), "</think> is split");
     assert_eq!(tokenizer.vocab_size(), 259);
-    // A model's vocabulary may be padded beyond the tokenizer's.
+    // The vocabulary of a model may be padded beyond that of its tokenizer.
     let mut text = Detokenizer::new(&tokenizer, false);
     assert_eq!(text.push(5000)?, "");
     assert_eq!(text.token_ends(), [0]);
     Ok(())
 }
 
-/// ▁ for spaces and byte fallback, as SentencePiece models have: the text of a token depends on the one before.
+/// A tokenizer like those of SentencePiece models, with ▁ for spaces and byte fallback: the text of a token depends
+/// on the token before it.
 #[test]
 fn sentencepiece_vocabularies_go_by_difference() -> Outcome {
     let mut vocab = vec![json!(["<unk>", 0.0]), json!(["▁Hello", -1.0]), json!(["▁world", -1.0]), json!(["!", -1.0])];
@@ -738,15 +782,19 @@ fn templates_are_found_where_models_keep_them() -> Outcome {
 #[test]
 fn templates_that_fail_or_refuse_say_so() -> Outcome {
     for (config, file, parts) in [
-        (json!({}), None, vec!["no chat template", "chat_template.jinja", "--raw"]),
+        (json!({}), None, vec!["no chat template", "chat_template.jinja", "`raw`"]),
         (json!({"chat_template": null}), None, vec!["no chat template"]),
         (json!({"chat_template": 3}), None, vec!["chat template is malformed", "3"]),
         (json!({"chat_template": [{"name": "rag", "template": "x"}]}), None, vec!["malformed", "named: rag"]),
         (json!([1]), None, vec!["tokenizer_config.json is not a JSON object"]),
         (json!({}), Some("{% if %}"), vec!["chat template is malformed", "chat_template.jinja", "syntax error"]),
         (json!({}), Some("{{ x | nothing }}"), vec!["unknown filter", "nothing"]),
-        (json!({}), Some("{{ nothing.at.all }}"), vec!["the chat template fails", "undefined", "--raw"]),
-        (json!({}), Some("{{ strftime_now('%Q') }}"), vec!["the chat template fails", "does not know %Q"]),
+        (json!({}), Some("{{ nothing.at.all }}"), vec!["the chat template fails", "undefined", "`raw`"]),
+        (
+            json!({}),
+            Some("{{ strftime_now('%Q') }}"),
+            vec!["the chat template fails", "does not know the conversion %Q"],
+        ),
     ] {
         let rendered = ChatTemplate::load(&template_source(config, file)).and_then(|template| render(&template));
         assert_says(&message(rendered), &parts);
@@ -761,7 +809,7 @@ fn templates_that_fail_or_refuse_say_so() -> Outcome {
 
 #[test]
 fn jinja_behaves_as_in_transformers() -> Outcome {
-    // Each expectation is what Python's jinja2 gives with transformers' settings.
+    // The expected texts are those of Python's jinja2 with the settings of transformers.
     for (template, expected) in [
         ("{% if true %}\n  {% if true %}\na\n  {% endif %}\n{% endif %}\nb\n", "a\nb"),
         ("{% for i in [1,2,3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "13"),
@@ -792,7 +840,7 @@ fn thinking_is_open_closed_or_neither() -> Outcome {
     ] {
         assert_eq!(thinking_state(text), expected, "{text:?}");
     }
-    // What the user writes does not open the thinking.
+    // Tags in the user's message do not open the thinking.
     let template =
         "{% for m in messages %}[{{ m.content }}]{% endfor %}{% if add_generation_prompt %}A:{{ tag }}{% endif %}";
     let template = ChatTemplate::new(template, "here", Map::new())?;
@@ -808,7 +856,8 @@ fn thinking_is_open_closed_or_neither() -> Outcome {
 
 // -------------------------------------------------------------------------------------------------- golden models
 
-/// The committed models that transformers wrote: all of a directory, from config to chat.
+/// The committed models that transformers wrote: every file of their directories is read, from the config to the chat
+/// template.
 #[test]
 fn golden_models_load_whole() -> Outcome {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
@@ -920,7 +969,8 @@ fn real_tokenizers_reproduce_the_vectors_and_round_trip() -> Outcome {
     Ok(())
 }
 
-/// Pushed one by one, ids give the text that decoding them all gives, whole characters only, and consistent ends.
+/// Pushing ids one by one gives the same text as decoding them all at once, in whole characters and with consistent
+/// ends.
 fn check_detokenizer(tokenizer: &Tokenizer, ids: &[u32]) -> Outcome {
     let mut text = Detokenizer::new(tokenizer, false);
     let mut emitted = String::new();
@@ -948,15 +998,12 @@ fn random_ids_detokenize_as_a_whole_decoding_does() -> Outcome {
     for (folder, _) in TOKENIZERS {
         tokenizers.extend(real_tokenizer(folder)?.map(|tokenizer| (tokenizer, 152_000)));
     }
-    // A linear congruential generator: the same ids on every run.
-    let mut state = 1u64;
-    let mut random = |n: u64| {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        (state >> 33) % n
-    };
+    let mut generator = ChaCha8Rng::seed_from_u64(1);
+    let mut random = |n: u64| generator.next_u64() % n;
     for (tokenizer, vocab) in tokenizers {
         for _ in 0..300 {
-            // Single bytes are the low ids of these vocabularies: favour them, so that characters break.
+            // The low ids of these vocabularies are single bytes. They are drawn more often, so that characters are
+            // split.
             let id = |random: &mut dyn FnMut(u64) -> u64| if random(3) > 0 { random(256) } else { random(vocab) };
             let ids: Vec<u32> = (0..random(40)).map(|_| id(&mut random) as u32).collect();
             check_detokenizer(&tokenizer, &ids)?;
@@ -1005,8 +1052,8 @@ fn a_real_trace_round_trips() -> Outcome {
     Ok(())
 }
 
-/// Template, case, length and FNV-1a hash of what transformers 5.23 renders; zeros where Python refuses. Printed by
-/// tests/fixtures/chat_templates.py, which has the same cases.
+/// For each template and case, the length and the FNV-1a hash of the text that transformers 5.23 renders; both are 0
+/// where Python refuses. `tests/fixtures/chat_templates.py`, which has the same cases, printed these lines.
 #[rustfmt::skip]
 const RENDERED: [(&str, &str, usize, u64); 96] = [
     ("chat-templates/Qwen-QwQ-32B.jinja", "user", 72, 0xf3c1c79ad03fab86),
@@ -1117,7 +1164,7 @@ fn case(name: &str) -> Option<(Vec<Message>, RenderOptions)> {
     let say = Message::new;
     let think = |yes| RenderOptions { enable_thinking: Some(yes), ..Default::default() };
     let turns = || vec![say("user", "1"), say("assistant", "<think>\nhm\n</think>\n\none"), say("user", "2")];
-    // As a chat keeps them: earlier answers without their thinking.
+    // As in a chat, earlier answers come without their thinking.
     let chat = || {
         let (hi, sum) = (
             [say("user", "Hi\n\nthere "), say("assistant", "Hello 🦙")],
@@ -1196,7 +1243,7 @@ fn real_templates_render_as_in_transformers() -> Outcome {
         let opens = ["QwQ", "DeepSeek-R1", "r1-distill"].iter().any(|model| name.contains(model));
         let expected = match case_name {
             case if name.to_lowercase().contains("qwen3") && case.contains("no thinking") => ThinkingState::Closed,
-            // R1's templates write no generation prompt after a tool's answer.
+            // The templates of R1 write no generation prompt after the answer of a tool.
             "tool call" | "null call" if !name.contains("QwQ") => ThinkingState::None,
             _ if opens => ThinkingState::Open,
             _ => ThinkingState::None,

@@ -23,5 +23,6 @@ mod loading;
 mod oracles;
 mod policies;
 mod reasoner;
+mod request;
 mod sampling;
 mod shaders;

@@ -411,7 +411,7 @@ const WRONG: &[Mutant] = &[
         4,
     ),
     ("attention_sums", "attention_sums", "drops a query", "t < queries && slot", "t + 1u < queries && slot", 10),
-    ("attention_sums", "attention_sums", "sees the future", "length + t / G + 1u", "length + info.rows", 4),
+    ("attention_sums", "attention_sums", "sees the future", "length + t / G + 1u", "length + info.chunk", 4),
     ("attention_sums", "attention_sums", "begins anew", "select(sums[at], 0.0, slot >= length)", "0.0", 4),
     (
         "attention_sums",

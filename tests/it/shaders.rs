@@ -7,8 +7,9 @@ use std::process::Command;
 use crate::common::*;
 use naga::{AddressSpace, StorageAccess};
 use secateur::conformance::shaders::{CAPABILITIES, translate};
+use secateur::kernels::uniform::Member;
 use secateur::kernels::variant::{Variant, hooks};
-use secateur::kernels::{cases, variants};
+use secateur::kernels::{KERNELS, cases, state, variants};
 
 /// Stems of the files of `directory` that end in `.extension`.
 fn stems(directory: &str, extension: &str) -> BTreeSet<String> {
@@ -29,11 +30,12 @@ fn shaders_and_kernels_name_each_other() {
     let shaders = stems("shaders", "wgsl");
     assert!(shaders.contains("common") && shaders.contains("keys"), "the shared text is gone");
     let shared = |stem: &str| ["common", "keys"].contains(&stem);
-    let kernels = stems("src/kernels", "rs");
-    let machinery = ["mod", "cases", "cube", "memory", "readback", "twin", "variant"].map(String::from);
+    let registered = || KERNELS.iter().map(|kernel| kernel.name.to_string());
     let named: BTreeSet<String> = shaders.iter().filter(|s| !shared(s)).map(|s| of_kernel(s)).collect();
-    let own: BTreeSet<String> = kernels.into_iter().filter(|k| !machinery.contains(k)).collect();
-    assert_eq!(named, own, "shaders/*.wgsl against src/kernels/*.rs");
+    let own: BTreeSet<String> = registered().collect();
+    assert_eq!(own.len(), registered().count(), "a kernel is registered twice");
+    assert_eq!(named, own, "shaders/*.wgsl against the registry");
+    assert!(own.is_subset(&stems("src/kernels", "rs")), "a kernel without a file of its own");
     let listed: BTreeSet<String> = variants().iter().map(|v| v.kernel.to_string()).collect();
     assert_eq!(listed, shaders.into_iter().filter(|s| !shared(s)).collect(), "files against specialisations");
     let tried: BTreeSet<String> = cases::all().iter().map(|c| c.kernel.to_string()).collect();
@@ -45,10 +47,34 @@ fn shaders_and_kernels_name_each_other() {
     }
 }
 
-/// Bindings and sizes of a variant, or what is wrong with them.
+/// What a variant declares.
 struct Shape {
+    /// Storage buffers.
     storage: usize,
-    uniform_words: usize,
+    /// Members of its uniform.
+    members: usize,
+}
+
+/// Compares the uniform as naga lays it out with its Rust struct: names, types and offsets of the members, and the size.
+fn check_uniform(module: &naga::Module, ty: naga::Handle<naga::Type>, rust: &[Member]) -> Result<(), String> {
+    let naga::TypeInner::Struct { members, span } = &module.types[ty].inner else {
+        return Err("the uniform is not a struct".into());
+    };
+    if members.len() != rust.len() || *span as usize != 4 * rust.len() {
+        return Err(format!("the uniform has {} members and {span} bytes, in Rust {}", members.len(), rust.len()));
+    }
+    for (wgsl, rust) in members.iter().zip(rust) {
+        let scalar = match module.types[wgsl.ty].inner {
+            naga::TypeInner::Scalar(naga::Scalar::U32) => "u32",
+            naga::TypeInner::Scalar(naga::Scalar::F32) => "f32",
+            _ => "another type",
+        };
+        let name = wgsl.name.as_deref().unwrap_or("?");
+        if (name, scalar, wgsl.offset as usize) != (rust.name, rust.scalar, rust.offset) {
+            return Err(format!("uniform member {name}: {scalar} at {}, in Rust {rust:?}", wgsl.offset));
+        }
+    }
+    Ok(())
 }
 
 fn shape(variant: &Variant) -> Result<Shape, String> {
@@ -78,6 +104,7 @@ fn shape(variant: &Variant) -> Result<Shape, String> {
                 }
             }
             AddressSpace::Uniform => {
+                check_uniform(&module, variable.ty, variant.uniform)?;
                 uniforms.insert(variable.binding.as_ref().ok_or("no binding")?.binding, size);
             }
             AddressSpace::WorkGroup => shared += size,
@@ -101,7 +128,7 @@ fn shape(variant: &Variant) -> Result<Shape, String> {
     if constant("THREADS") != Some(invocations) || entry.workgroup_size[0] != invocations {
         return Err(format!("{invocations} invocations, THREADS says {:?}", constant("THREADS")));
     }
-    Ok(Shape { storage: storage.len(), uniform_words: uniforms.values().sum::<usize>() / 4 })
+    Ok(Shape { storage: storage.len(), members: variant.uniform.len() })
 }
 
 #[test]
@@ -137,10 +164,42 @@ fn launches_pass_what_shaders_declare() {
     for launch in &launches {
         let shape = shape(&launch.variant).unwrap_or_else(|e| panic!("{}: {e}", launch.variant.kernel));
         translate(&launch.variant).unwrap_or_else(|e| panic!("{}: {e}", launch.variant.kernel));
-        let declared = (shape.storage, shape.uniform_words);
-        assert_eq!(declared, (launch.buffers, launch.info), "{}: declared and passed", launch.variant.kernel);
+        let (declared, passed) = ((shape.storage, shape.members), (launch.buffers, launch.uniform.len()));
+        assert_eq!(declared, passed, "{}: declared and passed", launch.variant.kernel);
+        assert_eq!(launch.variant.uniform, launch.uniform, "{}: another uniform is passed", launch.variant.kernel);
     }
     println!("{} kinds of launches of {} kernels on {}", launches.len(), kernels.len(), device.info.name);
+}
+
+/// Every uniform, member by member, against naga's view of `struct Info`: name, type and offset.
+#[test]
+fn uniforms_are_laid_out_as_shaders_read_them() {
+    let mut members: BTreeMap<&str, usize> = BTreeMap::new();
+    for variant in variants() {
+        let Shape { members: n, .. } = shape(&variant).unwrap_or_else(|e| panic!("{}: {e}", variant.kernel));
+        assert_eq!(*members.entry(variant.kernel).or_insert(n), n, "{}: one uniform a shader", variant.kernel);
+    }
+    assert_eq!(members.len(), stems("shaders", "wgsl").len() - 2, "shaders but for common and keys");
+    println!("{} uniforms with {} members", members.len(), members.values().sum::<usize>());
+}
+
+/// The layout of the device's state, against the constants of `common.wgsl`: each is in both.
+#[test]
+fn the_state_is_laid_out_as_shaders_read_it() {
+    let text = variants().into_iter().find(|v| v.kernel == "rms_norm").expect("listed").source();
+    let module = naga::front::wgsl::parse_str(&text).expect("valid");
+    let mut declared = BTreeMap::new();
+    for (_, constant) in module.constants.iter() {
+        let name = constant.name.as_deref().unwrap_or_default();
+        if ["SEQ", "ROW"].contains(&name.split('_').next().expect("one part at least")) {
+            let naga::Expression::Literal(naga::Literal::U32(value)) = module.global_expressions[constant.init] else {
+                panic!("{name} is not a literal")
+            };
+            declared.insert(name, value as usize);
+        }
+    }
+    assert_eq!(declared, state::CONSTANTS.iter().copied().collect(), "common.wgsl against kernels::state");
+    println!("{} constants of the state", declared.len());
 }
 
 /// Broken texts: each must be refused by the check that is there for it.
@@ -165,6 +224,10 @@ fn broken_shaders_are_refused() {
         ("a uniform before the buffers", broken("@binding(3)", "@binding(9)")),
         ("too much shared memory", broken("array<f32, THREADS>", "array<f32, 5000>")),
         ("another workgroup size", broken("@workgroup_size(THREADS)", "@workgroup_size(32)")),
+        ("two members of one type exchanged", broken("n: u32, cols: u32", "cols: u32, n: u32")),
+        ("two members of two types exchanged", broken("eps: f32, first_row: u32", "first_row: u32, eps: f32")),
+        ("a member of another type", broken("eps: f32", "eps: u32")),
+        ("a member too many", broken("first_row: u32 }", "first_row: u32, pad0: vec4<u32> }")),
         ("a second dimension", broken("@workgroup_size(THREADS)", "@workgroup_size(32, 2)")),
     ] {
         assert!(shape(&variant).is_err(), "{what} passes");

@@ -1,14 +1,14 @@
 //! The tensors of a GGUF file, under the names that Hugging Face checkpoints use.
 use super::Gguf;
 use super::header::TensorInfo;
-use crate::weights::tensors::{Entry, Stored, Weights};
+use crate::weights::tensors::{Entry, FileDtype, Weights};
 use crate::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 
 impl TensorInfo {
     pub(super) fn entry(&self, heads: Option<usize>) -> Entry {
         let shape = self.dims.iter().rev().copied().collect();
-        Entry { file: 0, stored: Stored::Ggml(self.kind), shape, heads, range: self.range.clone() }
+        Entry { file: 0, stored: FileDtype::Ggml(self.kind), shape, heads, range: self.range.clone() }
     }
 }
 

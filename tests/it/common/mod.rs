@@ -1,6 +1,7 @@
 //! What several modules need: the golden fixtures, the devices of this machine and how to judge a difference.
 //!
 //! `SECATEUR_REQUIRE=cpu,llvmpipe,swiftshader` (parts of adapters' names) makes a missing device a failure.
+pub mod command;
 pub mod files;
 pub mod memory;
 pub mod reference;

@@ -1,0 +1,70 @@
+//! Element types as shaders and twins see them: codes, and reading and packing of u32 words.
+use crate::dtype::Dtype;
+
+impl Dtype {
+    /// The number that shaders know the type by (`common.wgsl`).
+    pub(crate) const fn code(self) -> u32 {
+        match self {
+            Dtype::F32 => 0,
+            Dtype::F16 => 1,
+            Dtype::BF16 => 2,
+            Dtype::Q8_0 => 3,
+            Dtype::Q4_0 => 4,
+        }
+    }
+
+    /// Value `column` of the weight row `words` of `cols` values, exact in f64.
+    pub(crate) fn weight(self, words: &[u32], cols: usize, column: usize) -> f64 {
+        if self.is_quantized() { self.quantized(words, cols, column) } else { self.get(words, column) }
+    }
+
+    /// Value `column` of the row that starts at `words[0]`, exact in f64. Not for quantized rows: see [`weight`](Self::weight).
+    pub(crate) fn get(self, words: &[u32], column: usize) -> f64 {
+        let half = |word: u32| if column.is_multiple_of(2) { word as u16 } else { (word >> 16) as u16 };
+        match self {
+            Dtype::F32 => f32::from_bits(words[column]) as f64,
+            Dtype::F16 => half::f16::from_bits(half(words[column / 2])).to_f64(),
+            _ => half::bf16::from_bits(half(words[column / 2])).to_f64(),
+        }
+    }
+
+    /// Packs `values`, rounding to nearest even; f16 saturates at ±65504 as it does where the cache is written. Not for quantized rows.
+    pub(crate) fn pack(self, values: &[f32]) -> Vec<u32> {
+        let half = |v: f32| match self {
+            Dtype::F16 => f16_bits(v),
+            _ => half::bf16::from_f32(v).to_bits(),
+        } as u32;
+        match self {
+            Dtype::F32 => values.iter().map(|v| v.to_bits()).collect(),
+            _ => values.chunks(2).map(|p| half(p[0]) | half(*p.get(1).unwrap_or(&0.0)) << 16).collect(),
+        }
+    }
+}
+
+/// The f16 bits of `value`, rounded to nearest even; finite overflow and infinities saturate. `f16_bits` in `common.wgsl` does the same.
+pub fn f16_bits(value: f32) -> u16 {
+    let bits = half::f16::from_f32(value).to_bits();
+    if value.is_nan() {
+        0x7e00 | (bits & 0x8000)
+    } else if bits & 0x7c00 == 0x7c00 {
+        0x7bff | (bits & 0x8000)
+    } else {
+        bits
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::BLOCK;
+    use crate::kernels::variant::COMMON;
+
+    #[test]
+    fn shaders_know_the_types_by_the_same_numbers() {
+        let numbers = Dtype::ALL.map(|dtype| (dtype.name().to_uppercase(), dtype.code() as usize));
+        for (name, number) in numbers.into_iter().chain([("BLOCK".into(), BLOCK)]) {
+            let line = format!("const {name} = {number}u;");
+            assert!(COMMON.lines().any(|l| l == line), "`{line}` is not in common.wgsl");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Layout of the sequences' state on the device. [`cache`](crate::cache) writes it, shaders read it, `sample` advances it.
+//!
+//! The state is one buffer of u32 words: a header of [`SEQ`] words for each sequence; then, for each layer and sequence, an entry of
+//! [`ROW`] words; then the ring of sampled ids of each sequence; then the list that names the sequence of each row of a step.
+
+/// Declares the words of a header or an entry, each with the constant of `common.wgsl` that must have the same value. A test compares them.
+macro_rules! layout {
+    ($($(#[$doc:meta])* $name:ident = $value:literal is $wgsl:ident;)*) => {
+        $($(#[$doc])* pub const $name: usize = $value;)*
+
+        /// Every constant of the layout: its name in `common.wgsl`, and its value.
+        pub const CONSTANTS: &[(&str, usize)] = &[$((stringify!($wgsl), $value)),*];
+    };
+}
+
+layout! {
+    /// Words of a sequence's header.
+    SEQ = 16 is SEQ;
+    /// The pending token: sampled, not yet forwarded.
+    TOKEN = 0 is SEQ_TOKEN;
+    /// Logical position of the next token to be forwarded.
+    POSITION = 1 is SEQ_POSITION;
+    /// Tokens sampled so far.
+    STEP = 2 is SEQ_STEP;
+    /// f32: the largest share of the requested probability mass that has lain outside a sampler's candidates.
+    MISSED = 3 is SEQ_MISSED;
+    /// f32; 0 takes the most likely token.
+    TEMPERATURE = 4 is SEQ_TEMPERATURE;
+    /// 0 takes all candidates.
+    TOP_K = 5 is SEQ_TOP_K;
+    /// f32.
+    TOP_P = 6 is SEQ_TOP_P;
+    /// f32.
+    MIN_P = 7 is SEQ_MIN_P;
+    /// f32: the factor of the negative logits of tokens seen before.
+    PENALTY = 8 is SEQ_PENALTY;
+    /// f32: the factor of their other logits, the inverse of the penalty.
+    RELIEF = 9 is SEQ_RELIEF;
+    /// Low half of the seed.
+    SEED_LOW = 10 is SEQ_SEED_LOW;
+    /// High half of the seed.
+    SEED_HIGH = 11 is SEQ_SEED_HIGH;
+    /// Words of a layer's entry for one sequence.
+    ROW = 4 is ROW;
+    /// Cached slots.
+    LEN = 0 is ROW_LEN;
+    /// First row of the sequence's region in the layer's buffer.
+    BASE = 1 is ROW_BASE;
+    /// Slots that the region has room for.
+    CAP = 2 is ROW_CAP;
+}
+
+/// The id that `sample` writes where a logit is not finite.
+pub const BROKEN: u32 = u32::MAX;

@@ -1,0 +1,86 @@
+//! What the kernels and a device can run: found out before any weight is read.
+use crate::device::ComputeDevice;
+use crate::dtype::Dtype;
+use crate::kernels::{AttentionSpec, LayerSpec};
+use crate::model::config::ModelConfig;
+use crate::{Error, ErrorKind, Result};
+
+/// Positions that a model loaded for `context` positions has: never more than its own maximum.
+pub(super) fn usable_context(config: &ModelConfig, context: usize) -> usize {
+    context.min(config.max_position_embeddings).max(1)
+}
+
+/// Whether a model of this configuration can run on `device`, with `sequences` sequences side by side of up to
+/// `context` positions. Reads no weights: a request can be refused before gigabytes are.
+///
+/// # Errors
+/// [`ErrorKind::Model`] for dimensions that no kernel takes, [`ErrorKind::Device`] when the RoPE table, or what
+/// attention puts aside for all sequences, would exceed the largest buffer.
+pub fn check_device(config: &ModelConfig, sequences: usize, context: usize, device: &ComputeDevice) -> Result<()> {
+    let context = usable_context(config, context);
+    check_dimensions(config, device)?;
+    check_rope(config, context, device)?;
+    let ModelConfig { head_dim: d, num_heads: heads, num_kv_heads: kv_heads, .. } = *config;
+    let layer =
+        LayerSpec { dtype: Dtype::F16, d, heads, kv_heads, layer_table_offset: 0, positions: context, compact: false };
+    let (n, most_seen, tuning) = (sequences, context, device.tuning);
+    check_partials(
+        AttentionSpec { layer, n, chunk: 1, row_seq_offset: 0, most_seen, already_cached: 0, tuning },
+        device,
+    )
+}
+
+/// Whether the RoPE table of `context` positions fits into the largest buffer.
+pub(super) fn check_rope(config: &ModelConfig, context: usize, device: &ComputeDevice) -> Result<()> {
+    let (bytes, most) = ((context * config.head_dim * 4) as u64, device.info.max_binding_bytes);
+    if bytes <= most {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Device, "the RoPE table of this context exceeds the adapter's largest buffer")
+        .at(device.info.line())
+        .expected(format!("at most {most} bytes"))
+        .found(format!("{bytes} bytes for {context} positions"))
+        .help("lower `context`"))
+}
+
+/// Whether the partial results of an attention fit into the largest buffer.
+pub(super) fn check_partials(spec: AttentionSpec, device: &ComputeDevice) -> Result<()> {
+    let (bytes, most) = (spec.partial_bytes(), device.info.max_binding_bytes);
+    if bytes <= most {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Device, "attention over so many slots at once exceeds the adapter's largest buffer")
+        .at(device.info.line())
+        .expected(format!("at most {most} bytes"))
+        .found(format!("{bytes} bytes for {} sequences with up to {} slots", spec.n / spec.chunk, spec.most_seen))
+        .help("run fewer `sequences`, or lower `context`"))
+}
+
+/// Whether the kernels can run these dimensions. All published models of the supported architectures have such
+/// dimensions.
+pub(super) fn check_dimensions(c: &ModelConfig, device: &ComputeDevice) -> Result<()> {
+    let no = |what: &str, expected: &str, found: usize| {
+        Err(Error::new(ErrorKind::Model, format!("the kernels cannot run this {what}"))
+            .at("config.json")
+            .expected(expected)
+            .found(found))
+    };
+    for (what, value) in [("hidden_size", c.hidden_size), ("intermediate_size", c.intermediate_size)] {
+        if !value.is_multiple_of(8) {
+            return no(what, "a multiple of 8", value);
+        }
+    }
+    if !c.head_dim.is_multiple_of(8) || c.head_dim > 128 {
+        return no("head_dim", "a multiple of 8, at most 128", c.head_dim);
+    }
+    // attention_row keeps a group's queries in workgroup memory: 16 KiB is what WebGPU guarantees.
+    if c.group_size() * c.head_dim * 4 > 16_384 {
+        return no("number of query heads per KV head", "at most 16 KiB of queries a group", c.group_size());
+    }
+    // Two rows are the least a shard of gate_up can hold.
+    let widest = c.hidden_size.max(c.intermediate_size).max(c.q_size()) * 8;
+    if widest as u64 > device.info.max_binding_bytes {
+        return no("size of a matrix row", "two rows within the adapter's largest buffer", widest);
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! Weight matrices on the device, and their upload.
+use burn::tensor::{Int, Tensor};
+
+use crate::Result;
+use crate::device::ComputeDevice;
+use crate::dtype::Dtype;
+use crate::kernels;
+use crate::weights::{PackedRows, Weights};
+
+/// A weight matrix `[rows, cols]` on the device, split by rows where the largest binding demands it and where the
+/// packing changes (q, k and v of a quantized mixture).
+pub(super) struct Matrix {
+    pub shards: Vec<Shard>,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+/// Some rows of a matrix, in a buffer of their own.
+pub(super) struct Shard {
+    /// The row of the matrix that is its first.
+    pub first_row: usize,
+    pub rows: usize,
+    pub dtype: Dtype,
+    /// The packed rows.
+    pub words: Tensor<1, Int>,
+}
+
+impl Matrix {
+    /// Bytes on the device.
+    pub fn bytes(&self) -> u64 {
+        self.shards.iter().map(|shard| (shard.rows * shard.dtype.row_words(self.cols) * 4) as u64).sum()
+    }
+}
+
+/// Uploads weights to a device.
+pub(super) struct Uploader<'a> {
+    pub device: &'a ComputeDevice,
+    pub weights: &'a Weights,
+}
+
+impl<'a> Uploader<'a> {
+    /// A matrix as it is stored, not uploaded yet.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has the wrong shape or type.
+    pub fn rows(&self, name: &str, rows: usize, cols: usize) -> Result<PackedRows<'a>> {
+        self.weights.matrix(name, rows, cols)
+    }
+
+    pub fn vector(&self, values: Vec<f32>) -> Tensor<1> {
+        let n = values.len();
+        kernels::f32_tensor(values, [n], &self.device.burn)
+    }
+
+    /// Uploads a matrix in shards that fit the largest binding, of an even number of rows each (SwiGLU pairs rows).
+    pub fn matrix(&self, m: &PackedRows<'_>) -> Result<Matrix> {
+        let most = self.device.info.max_binding_bytes;
+        let row_bytes = (m.words_per_row() * 4) as u64;
+        let per_shard = ((most / row_bytes) as usize).min(m.rows());
+        let per_shard = if per_shard < m.rows() { per_shard & !1 } else { per_shard };
+        let mut shards = Vec::new();
+        let mut first_row = 0;
+        while first_row < m.rows() {
+            let rows = per_shard.min(m.rows() - first_row);
+            let part = &m.words()[first_row * m.words_per_row()..(first_row + rows) * m.words_per_row()];
+            let words = self.device.burn.memory_persistent_allocations(part, |part: &[u32]| {
+                kernels::u32_tensor(part.to_vec(), &self.device.burn)
+            });
+            shards.push(Shard { first_row, rows, dtype: m.dtype(), words });
+            first_row += rows;
+        }
+        Ok(Matrix { shards, rows: m.rows(), cols: m.cols() })
+    }
+
+    /// Uploads matrices of one width as one, below each other: in one buffer if their element types agree.
+    pub fn stacked(&self, parts: &[PackedRows<'_>]) -> Result<Matrix> {
+        if parts.iter().all(|part| part.dtype() == parts[0].dtype()) {
+            return self.matrix(&PackedRows::concat_rows(parts)?);
+        }
+        let mut all = Matrix { shards: Vec::new(), rows: 0, cols: parts[0].cols() };
+        for part in parts {
+            let matrix = self.matrix(part)?;
+            let moved = matrix.shards.into_iter().map(|shard| Shard { first_row: all.rows + shard.first_row, ..shard });
+            all.shards.extend(moved);
+            all.rows += matrix.rows;
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,230 @@
+//! One request: the same JSON comes to the same prompt and settings through the library and through the command line. (The page's
+//! part is in `tests/browser`, on the same requests.)
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use secateur::engine::{LoadOptions, PreparedModel, Request, Settings};
+use secateur::policy::{Budget, Layers, Scope};
+use secateur::settings::MAX_NEW_TOKENS_THINKING;
+use secateur::weights::ModelSource;
+use secateur::{Result, builtin};
+use serde_json::{Value, json};
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+const F16: &str = "tests/golden/qwen2-f16";
+
+/// `model`: a directory below the repository; empty: the built-in model.
+fn prepared(model: &str) -> PreparedModel {
+    let source = match model {
+        "" => builtin::source(),
+        model => ModelSource::open(Path::new(ROOT).join(model)).expect("the fixture"),
+    };
+    PreparedModel::new(&source, "a model", &LoadOptions::default()).expect("a model")
+}
+
+fn resolved(model: &str, request: &Value) -> Result<Value> {
+    let resolved = prepared(model).resolve(&Request::from_json(&request.to_string())?)?;
+    Ok(serde_json::to_value(resolved).expect("JSON"))
+}
+
+/// `secateur run --dry-run` with these arguments and this on stdin.
+fn dry_run(model: &str, args: &[&str], stdin: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_secateur"));
+    command.args(["run", "--dry-run", "--quiet"]).args(args).current_dir(ROOT);
+    if !model.is_empty() {
+        command.args(["--model", model]);
+    }
+    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = pipes.spawn().expect("the binary starts");
+    // A request that is refused early may leave its stdin unread.
+    let _ = child.stdin.take().expect("a pipe").write_all(stdin.as_bytes());
+    child.wait_with_output().expect("it ends")
+}
+
+#[track_caller]
+fn printed(output: &Output) -> Value {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {errors}"))
+}
+
+#[test]
+fn the_same_json_comes_to_the_same_through_library_and_command_line() {
+    let text = std::fs::read_to_string(Path::new(ROOT).join("tests/fixtures/requests.json")).expect("the fixture");
+    let cases: Vec<Value> = serde_json::from_str(&text).expect("JSON");
+    assert!(cases.len() >= 12, "{} requests", cases.len());
+    for case in cases {
+        let (model, request) = (case["model"].as_str().expect("a model"), &case["request"]);
+        let expected = resolved(model, request).expect("a request that can run");
+        let found = printed(&dry_run(model, &["--request", "-"], &request.to_string()));
+        assert_eq!(found, expected, "{request}");
+        // A request is a value: written and read it is the same.
+        let read = Request::from_json(&request.to_string()).expect("a request");
+        let again = serde_json::to_string(&read).expect("JSON");
+        assert_eq!(Request::from_json(&again).expect("a request"), read);
+    }
+}
+
+#[test]
+fn options_are_fields_of_a_request() {
+    let options = [
+        "-5 + 3?",
+        "--system",
+        "Be brief.",
+        "--max-new-tokens",
+        "9",
+        "--seed",
+        "3",
+        "--temperature",
+        "0.5",
+        "--top-k",
+        "-1",
+        "--top-p",
+        "0.9",
+        "--min-p",
+        "0.1",
+        "--repetition-penalty",
+        "1.2",
+        "--policy",
+        "snapkv",
+        "--budget",
+        "tokens:12",
+        "--window",
+        "5",
+        "--probe-every",
+        "6",
+        "--probe-text",
+        "Enough.</think>",
+        "--scope",
+        "layer",
+        "--normalise",
+        "per-head",
+        "--positions",
+        "compact",
+        "--steps",
+        "sentences",
+        "--ignore-eos",
+    ];
+    let options: Vec<&str> = options.into_iter().skip(1).chain(["--", "-5 + 3?"]).collect();
+    let request = json!({
+        "prompt": "-5 + 3?", "system": "Be brief.", "max_new_tokens": 9, "seed": 3, "temperature": 0.5, "top_k": -1,
+        "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2, "policy": "snapkv", "budget": "tokens:12", "window": 5,
+        "probe_every": 6, "probe_text": "Enough.</think>", "scope": "layer", "normalise": "per-head",
+        "positions": "compact", "steps": "sentences", "ignore_eos": true,
+    });
+    assert_eq!(printed(&dry_run(F16, &options, "")), resolved(F16, &request).expect("a request"));
+    let ids = printed(&dry_run(F16, &["--ids", "1, 2,3", "--seed", "0", "--greedy", "--layers", "0,2-3"], ""));
+    let request = json!({"ids": [1, 2, 3], "seed": 0, "greedy": true, "layers": "0,2-3"});
+    assert_eq!(ids, resolved(F16, &request).expect("a request"));
+}
+
+#[test]
+fn options_override_a_request() {
+    let request = r#"{"prompt": "a", "seed": 1, "temperature": 0.5, "top_p": 0.9, "budget": "tokens:7"}"#;
+    let found =
+        printed(&dry_run(F16, &["--request", "-", "--greedy", "--budget", "ratio:0.5", "--ids", "4,5"], request));
+    let expected = json!({"ids": [4, 5], "seed": 1, "greedy": true, "budget": "ratio:0.5"});
+    assert_eq!(found, resolved(F16, &expected).expect("a request"));
+}
+
+#[test]
+fn what_is_not_given_is_resolved_from_the_model() {
+    let settings = |model: &str, request: Value| -> Settings {
+        let request = Request::from_json(&request.to_string()).expect("a request");
+        prepared(model).resolve(&request).expect("it can run").settings
+    };
+    let own = settings("", json!({"prompt": "x"}));
+    assert_eq!((own.window, own.probe_every), (builtin::WINDOW, builtin::PROBE_EVERY));
+    assert_eq!(own.max_new_tokens, MAX_NEW_TOKENS_THINKING, "it thinks");
+    let authors = settings("tests/golden/qwen2-bf16", json!({"prompt": "x"})).sampling;
+    assert_eq!((authors.temperature, authors.top_p, authors.top_k), (0.6, 0.95, 50));
+    // A fresh seed each time, which JSON and JavaScript keep exactly.
+    let seeds: Vec<u64> = (0..8).map(|_| settings(F16, json!({"prompt": "x"})).seed).collect();
+    assert!(seeds.windows(2).all(|pair| pair[0] != pair[1]), "{seeds:?}");
+    assert!(seeds.iter().all(|seed| *seed < 1 << 53), "{seeds:?}");
+    let given = settings(F16, json!({"prompt": "x", "budget": "share:0.5", "scope": "shared", "layers": "1"}));
+    assert_eq!((given.budget, given.scope, given.layers), (Budget::Share(0.5), Scope::Shared, Layers::Listed(vec![1])));
+}
+
+#[test]
+fn a_wrong_request_is_refused_and_says_why() {
+    for (request, parts) in [
+        (json!({}), &["no prompt"][..]),
+        (json!({"prompt": " \n"}), &["the prompt is empty"]),
+        (json!({"prompt": "x", "ids": [1]}), &["one prompt"]),
+        (json!({"ids": [1], "system": "x"}), &["`system`"]),
+        (json!({"prompt": "x", "raw": true, "think": false}), &["`think`"]),
+        (json!({"prompt": "x", "budgets": 3}), &["budgets", "budget"]),
+        (json!({"prompt": "x", "budget": "half"}), &["not a budget"]),
+        (json!({"prompt": "x", "policy": "best"}), &["unknown policy", "think-clearly"]),
+        (json!({"prompt": "x", "scope": "all"}), &["shared, layer or head"]),
+        (json!({"prompt": "x", "top_k": -2}), &["`top_k`"]),
+        (json!({"prompt": "x", "greedy": true, "top_p": 0.5}), &["`greedy`"]),
+        (json!({"prompt": "x", "temperature": -1}), &["out of range", "`temperature`"]),
+        (json!({"prompt": "x", "probe_every": 0}), &["`probe_every`"]),
+        (json!({"prompt": "x", "layers": "9"}), &["no such layer"]),
+        (json!({"prompt": "x", "policy": "random", "budget": "share:0.5"}), &["no scores"]),
+    ] {
+        let error = resolved(F16, &request).expect_err("it is refused").to_string();
+        assert!(parts.iter().all(|part| error.contains(part)), "{request}: {error}");
+    }
+    let refused = dry_run(F16, &["--request", "-"], r#"{"prompt": "x", "budgets": 3}"#);
+    let errors = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(2) && errors.contains("budgets"), "{errors}");
+}
+
+#[test]
+fn notes_say_what_a_person_would_not_expect() {
+    let notes = |model: &str, request: Value| -> String {
+        let request = Request::from_json(&request.to_string()).expect("a request");
+        prepared(model).resolve(&request).expect("it can run").notes.join("\n")
+    };
+    let many = notes(F16, json!({"prompt": "x", "temperature": 1, "top_k": 129}));
+    assert!(many.contains("`top_k` is 129") && many.contains("128"), "{many}");
+    assert!(!notes(F16, json!({"prompt": "x", "temperature": 1, "top_k": 128})).contains("top_k"));
+    let silent = notes("tests/golden/gguf-qwen3-f16/model.gguf", json!({"prompt": "x"}));
+    assert!(silent.contains("decodes greedily"), "{silent}");
+    assert_eq!(notes("tests/golden/gguf-qwen3-f16/model.gguf", json!({"prompt": "x", "temperature": 0.6})), "");
+    assert_eq!(notes("", json!({"prompt": "x"})), "", "its authors chose greedy decoding");
+}
+
+/// `secateur run` on the CPU with the built-in model.
+fn run(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_secateur"));
+    command.args(["run", "--device", "cpu"]).args(args).stdin(Stdio::null()).output().expect("the binary starts")
+}
+
+#[test]
+fn the_answer_is_given_without_the_thinking() {
+    let whole = printed(&run(&["--json"]));
+    let (text, answer) = (whole["text"].as_str().expect("text"), whole["answer"].as_str().expect("an answer"));
+    assert!(!answer.is_empty() && answer == answer.trim(), "{answer:?}");
+    assert!(text.trim_end().ends_with(answer) && text.len() > answer.len(), "{answer:?} in {text:?}");
+    assert_eq!(whole["thinking_unfinished"], false);
+    let only = run(&["--answer-only", "--quiet"]);
+    assert_eq!(String::from_utf8_lossy(&only.stdout), format!("{answer}\n"));
+}
+
+#[test]
+fn a_thought_that_was_cut_short_is_told() {
+    let cut = run(&["--json", "--max-new-tokens", "5"]);
+    let errors = String::from_utf8_lossy(&cut.stderr).into_owned();
+    let cut = printed(&cut);
+    assert_eq!((&cut["thinking_unfinished"], &cut["answer"]), (&json!(true), &json!("")));
+    assert!(errors.contains("still thinking"), "{errors}");
+}
+
+#[test]
+fn a_seed_is_drawn_and_printed_unless_it_is_given() {
+    let drawn = |args: &[&str]| {
+        let output = run(&[&["--temperature", "1", "--max-new-tokens", "12", "--json"], args].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        let json = printed(&output);
+        (json["settings"]["seed"].as_u64().expect("a seed"), json["ids"].clone(), errors)
+    };
+    let (first, second) = (drawn(&[]), drawn(&[]));
+    assert_ne!(first.0, second.0);
+    assert!(first.2.contains(&format!("seed  {}", first.0)), "{}", first.2);
+    assert_eq!(drawn(&["--seed", &first.0.to_string()]).1, first.1, "the same seed gives the same ids");
+}
