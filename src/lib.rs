@@ -62,7 +62,7 @@
 //!
 //! | feature | what it adds |
 //! |---|---|
-//! | `cli` (default) | the `secateur` command and [`hub`](https://huggingface.co) downloads; without it the library is smaller |
+//! | `cli` (default) | the `secateur` command, and module `hub`: models by name from the Hugging Face hub |
 //! | `exclusive-pages` | one GPU page for each allocation, as in browsers, chosen when compiling; for tests |
 //!
 //! On `wasm32-unknown-unknown` the crate is the engine of the browser page (module `web`); build it without default features.
