@@ -185,7 +185,7 @@ impl PreparedModel {
     /// Whether this request could run, as far as can be told without weights.
     ///
     /// # Errors
-    /// As [`Batch::add`](super::Batch::add).
+    /// As [`Batch::add`].
     pub fn check(&self, prompt: &Prompt, options: &Settings) -> Result<()> {
         self.sequence(0, prompt, options).map(|_| ())
     }

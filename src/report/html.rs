@@ -8,7 +8,7 @@
 //! Attention maps are stored as bytes: the logarithm of each weight over [`DECADES`] powers of ten below the largest
 //! weight of the map, which is what the colours show. The trace has the numbers.
 //!
-//! The page's data is a list of `TraceView`. `js/helpers.js` declares the same types, field by field.
+//! The page's data is a list of [`TraceView`]. `js/helpers.js` declares the same types, field by field.
 use serde::Serialize;
 
 use super::sparsity::Lorenz;
