@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use crate::common::command::{Ran, fails, run, secateur};
 use secateur::eval::calibrate::{Choice, FILE};
 use secateur::trace::Trace;
-use secateur::weights::{ModelSource, Weights};
+use secateur::weights::{FINGERPRINT, ModelSource, Weights};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-reasoner");
 /// Questions with answers that were worked out by hand.
@@ -255,8 +255,10 @@ fn run_uses_the_choice_beside_the_model() {
         layers == "all" && err.contains("was made for think-clearly, not for think-token: all layers vote"),
         "{err}"
     );
-    let (layers, err) = used(&choice(&|c| c.settings.weights = "0".repeat(16)), &[]);
+    let (layers, err) = used(&choice(&|c| c.settings.weights = format!("{FINGERPRINT}{}", "0".repeat(64))), &[]);
     assert!(layers == "all" && err.contains("was made for other weights: all layers vote"), "{err}");
+    let (layers, err) = used(&choice(&|c| c.settings.weights = "0".repeat(16)), &[]);
+    assert!(layers == "all" && err.contains("was made by an older version"), "{err}");
     let (layers, err) = used(&good, &["--policy", "random"]);
     assert!(layers == "all" && !err.contains(FILE), "{err}");
     let (layers, err) = used(&good, &["--scope", "layer"]);
