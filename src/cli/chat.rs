@@ -68,7 +68,7 @@ pub fn main(
                             "" => {
                                 messages.pop();
                                 let why = if result.thinking_unfinished {
-                                    "the model was still thinking"
+                                    "no answer came, because the model was still thinking"
                                 } else {
                                     "no answer came"
                                 };
