@@ -1,19 +1,22 @@
 //! One error type for people: what went wrong, where, what was expected, what was found, what to do.
+//!
+//! A library cannot know how its caller spells a setting. Messages name it by its field in backticks, such as `` `context` `` or
+//! `` `max_new_tokens` ``; the command line writes the option in its place.
 use std::fmt;
 
 /// Result with secateur's [`struct@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Which part of the outside world an error speaks about. Front-ends map it to exit codes and HTTP statuses.
+/// What an error is about. Front-ends map it to exit codes and HTTP statuses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The caller's arguments: an option, a prompt, a list of ids.
+    /// The request: a setting, a prompt, a list of ids.
     Input,
     /// The model directory: config, weights, tokenizer, chat template.
     Model,
     /// The adapter: none found, a limit exceeded, lost.
     Device,
-    /// The pruning method: a policy that cannot run here, an infeasible plan.
+    /// The pruning method: a policy that cannot run with this model or these settings, or a plan that breaks the rules.
     Policy,
     /// A file that cannot be read or written.
     Io,
@@ -21,7 +24,7 @@ pub enum ErrorKind {
     Internal,
 }
 
-/// What, where, expected, found, what to do. Only the first is compulsory.
+/// An error as a person reads it. Only what went wrong is compulsory; each further part is a line of its own when printed.
 ///
 /// ```
 /// use secateur::{Error, ErrorKind};
@@ -52,7 +55,7 @@ impl Error {
         Self(Box::new(Parts { kind, what, at: None, expected: None, found: None, help: None }))
     }
 
-    /// Where: a file, a tensor, an option.
+    /// Where it went wrong: a file, a tensor, or a setting by its field in backticks.
     #[must_use]
     pub fn at(mut self, place: impl fmt::Display) -> Self {
         self.0.at = Some(place.to_string());

@@ -1,5 +1,9 @@
 //! Models by name, from the Hugging Face hub or from its cache on disk.
 //!
+//! Why not the hf-hub crate: version 1.1 does not resume. It asks for no `Range`, and opening the `.incomplete` file truncates what an
+//! earlier attempt has fetched; a cut connection at 4 of 5 GB begins anew. It computes no SHA-256 of what it fetched, it reads no
+//! `HF_*` variables, and it needs tokio, reqwest and hf-xet.
+//!
 //! The cache is the one that `huggingface_hub` keeps, in its layout, so that both tools share what either has fetched:
 //!
 //! ```text
@@ -27,7 +31,7 @@ use serde_json::Value;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, file};
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
@@ -57,28 +61,55 @@ pub struct HubName {
 impl FromStr for HubName {
     type Err = Error;
 
+    /// Reads a name, or the address of a model's page or of a file on it, as people copy them from a browser.
     fn from_str(text: &str) -> Result<Self> {
-        let wrong = || {
-            Error::new(ErrorKind::Input, "not the name of a model on the hub")
+        let wrong = |help: &str| {
+            let error = Error::new(ErrorKind::Input, "not the name of a model on the hub")
                 .expected("ORG/NAME, ORG/NAME@REVISION, or ORG/NAME/FILE.gguf")
-                .found(format!("{text:?}"))
+                .found(format!("{text:?}"));
+            if help.is_empty() { error } else { error.help(help) }
         };
-        let (path, revision) = text.split_once('@').unwrap_or((text, "main"));
+        let name = plain_name(text);
+        let (path, revision) = name.split_once('@').unwrap_or((&name, "main"));
+        if let Some((repo, tag)) = path.split_once(':').filter(|(repo, _)| repo.contains('/')) {
+            return Err(wrong(&format!(
+                "name the file itself instead of its quantization {tag:?}: {repo}/FILE.gguf, from the page of {repo}"
+            )));
+        }
         let parts: Vec<&str> = path.split('/').collect();
         let (repo, file) = match parts[..] {
             // A file, not a repository.
-            [_, name] if name.ends_with(".gguf") => return Err(wrong()),
+            [_, name] if name.ends_with(".gguf") => return Err(wrong("")),
             [_, _] => (path.to_string(), None),
             [org, name, file] if file.ends_with(".gguf") => (format!("{org}/{name}"), Some(file.to_string())),
-            _ => return Err(wrong()),
+            _ => return Err(wrong("")),
         };
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let good = |part: &str| !part.is_empty() && part.chars().all(plain) && !part.starts_with('.');
         let good_revision = !revision.is_empty() && revision.split('/').all(good);
         match parts.iter().all(|part| good(part)) && good_revision {
             true => Ok(Self { repo, revision: revision.to_string(), file }),
-            false => Err(wrong()),
+            false => Err(wrong("")),
         }
+    }
+}
+
+/// `text` in the form of a name, if it is an address on the hub: without scheme, host and query, with the revision of a page
+/// (`/tree/REVISION`) or of a file (`/blob/REVISION/FILE`) behind an `@`.
+fn plain_name(text: &str) -> String {
+    let bare = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or(text);
+    let hosts = ["huggingface.co/", "www.huggingface.co/", "hf.co/"];
+    let Some(path) = hosts.iter().find_map(|host| bare.strip_prefix(host)) else {
+        // A name with one slash too many, as completion in a shell leaves it.
+        let name = text.strip_suffix('/').unwrap_or(text);
+        return if name.split('/').count() == 2 { name } else { text }.to_string();
+    };
+    let path = path.split(['?', '#']).next().unwrap_or_default().trim_end_matches('/');
+    let at = |revision: &str| if revision == "main" { String::new() } else { format!("@{revision}") };
+    match path.split('/').collect::<Vec<_>>()[..] {
+        [org, name, "tree", revision] => format!("{org}/{name}{}", at(revision)),
+        [org, name, "blob" | "resolve", revision, file] => format!("{org}/{name}/{file}{}", at(revision)),
+        _ => path.to_string(),
     }
 }
 
@@ -295,7 +326,9 @@ impl Hub {
         self.get_all(name, &commit, &wanted, on)?;
         // Last of all: a ref promises a snapshot.
         if !is_commit(&name.revision) {
-            write_whole(&folder.join("refs").join(&name.revision), &commit)?;
+            let branch = folder.join("refs").join(&name.revision);
+            make_parent(&branch)?;
+            file::replace(&branch, &commit).map_err(|e| io("the cache cannot be written", &branch, &e))?;
         }
         Ok(match &name.file {
             Some(file) => snapshot.join(file),
@@ -311,7 +344,7 @@ impl Hub {
         match (of(".gguf"), of(".bin")) {
             (ggufs, _) if !ggufs.is_empty() => error
                 .found(ggufs.join(", "))
-                .help(format!("name one of its GGUF files: --model {}/{}", name.repo, ggufs[0])),
+                .help(format!("name one of its GGUF files: `model` {}/{}", name.repo, ggufs[0])),
             (_, bins) if !bins.is_empty() => error
                 .found(bins.join(", "))
                 .help("pickled weights are not read: convert them to safetensors with transformers' save_pretrained"),
@@ -639,16 +672,6 @@ fn make_parent(path: &Path) -> Result<()> {
     fs::create_dir_all(parent).map_err(|e| io("the cache cannot be written", parent, &e))
 }
 
-/// Writes a small file so that no reader ever sees half of it.
-fn write_whole(path: &Path, text: &str) -> Result<()> {
-    make_parent(path)?;
-    let part =
-        path.with_file_name(format!("{}.{}", path.file_name().unwrap_or_default().display(), std::process::id()));
-    fs::write(&part, text)
-        .and_then(|()| fs::rename(&part, path))
-        .map_err(|e| io("the cache cannot be written", path, &e))
-}
-
 /// Puts the blob into the snapshot: a relative link or, where the system has none, the file itself.
 fn link(blob: &Path, path: &Path, etag: &str) -> Result<()> {
     make_parent(path)?;
@@ -685,9 +708,43 @@ mod tests {
         assert_eq!(name("Qwen/Qwen3-0.6B"), of("Qwen/Qwen3-0.6B", "main", None));
         assert_eq!(name("a/b@refs/pr/1"), of("a/b", "refs/pr/1", None));
         assert_eq!(name("a/b-GGUF/b-Q8_0.gguf"), of("a/b-GGUF", "main", Some("b-Q8_0.gguf")));
+        for pasted in [
+            "https://huggingface.co/Qwen/Qwen3-0.6B",
+            "huggingface.co/Qwen/Qwen3-0.6B/",
+            "https://huggingface.co/Qwen/Qwen3-0.6B/tree/main",
+            "https://hf.co/Qwen/Qwen3-0.6B?library=transformers#usage",
+            "Qwen/Qwen3-0.6B/",
+        ] {
+            assert_eq!(name(pasted), of("Qwen/Qwen3-0.6B", "main", None), "{pasted}");
+        }
+        assert_eq!(name("hf.co/a/b/tree/v1"), of("a/b", "v1", None));
+        for kind in ["blob", "resolve"] {
+            let pasted = format!("https://huggingface.co/a/b-GGUF/{kind}/main/b-Q8_0.gguf?download=true");
+            assert_eq!(name(&pasted), of("a/b-GGUF", "main", Some("b-Q8_0.gguf")));
+        }
+        for quantized in ["a/b-GGUF:Q8_0", "hf.co/a/b-GGUF:Q8_0"] {
+            let error = quantized.parse::<HubName>().expect_err("no file").to_string();
+            assert!(error.contains("\"Q8_0\": a/b-GGUF/FILE.gguf"), "{error}");
+        }
         for bad in [
-            "", "a", "a/", "/a", "../a", "a/..", "a/b/c", "a/b@", "a b/c", "a/b@../x", "./a/b", "~/x", "a/b.gguf",
-            "C:\\x/y", "a/b?c",
+            "https://example.org/a/b",
+            "https://huggingface.co/a",
+            "hf.co/spaces/a/b/c",
+            "",
+            "a",
+            "a/",
+            "/a",
+            "../a",
+            "a/..",
+            "a/b/c",
+            "a/b@",
+            "a b/c",
+            "a/b@../x",
+            "./a/b",
+            "~/x",
+            "a/b.gguf",
+            "C:\\x/y",
+            "a/b?c",
         ] {
             assert_eq!(name(bad), None, "{bad:?}");
         }

@@ -75,7 +75,8 @@ pub mod dtype;
 pub mod engine;
 pub mod error;
 pub mod eval;
-mod fnv;
+#[cfg(all(feature = "cli", not(target_family = "wasm")))]
+pub mod file;
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
 pub mod hub;
 pub mod kernels;

@@ -10,6 +10,7 @@ use secateur::text::Message;
 use secateur::trace::StopReason;
 use secateur::{Error, ErrorKind, Result};
 
+use super::fields;
 use super::generate::generate;
 use super::line::{Editor, Input};
 use super::screen::{self, Screen};
@@ -89,6 +90,7 @@ pub fn main(
                     // The conversation has become too long, or the template does not like it: it may be mended.
                     Err(error) if error.kind() == ErrorKind::Input => {
                         messages.pop();
+                        let error = fields::as_options(&error.to_string());
                         super::say(&format!("{error}\n      or: /reset forgets the conversation"));
                     }
                     Err(error) => return Err(error),

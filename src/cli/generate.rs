@@ -55,6 +55,12 @@ pub fn generate(
             screen.probe(probes, probe, &thoughts);
             probes += 1;
         }
+        Event::Repetition { .. } => {
+            let stop = if screen.stops_by_ctrl_c() { "Ctrl-C stops it; " } else { "" };
+            screen.note(&format!(
+                "the text has begun to repeat itself: {stop}a larger --budget, or --repetition-penalty 1.1, may help"
+            ));
+        }
         _ => {}
     };
     let result = pollster::block_on(engine.run(prompt, settings, &mut on));
@@ -67,7 +73,8 @@ pub fn generate(
     })
 }
 
-/// What `--json` prints. Durations are whole microseconds, sizes are bytes, and `bytes` are those at the end of the run.
+/// What `--json` prints. Durations are whole microseconds, sizes are bytes, and `bytes` are those at the end of the
+/// run.
 pub fn object(result: &RunResult, notes: &[String], device: &ComputeDevice, load_us: u64) -> serde_json::Value {
     let trace = &result.trace;
     let t = &trace.totals;

@@ -17,7 +17,7 @@ use super::{model, options, screen};
 pub struct Args {
     /// A model directory, a GGUF file, or a model on the hub, which is fetched first. Default: the small model inside the binary.
     #[arg(value_name = "DIR|FILE|NAME")]
-    model: Option<String>,
+    model: Option<std::ffi::OsString>,
     /// Contexts to compute the memory for, separated by commas. Default: powers of four up to the model's own.
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
     context: Vec<usize>,

@@ -4,7 +4,7 @@ mod calibrate;
 mod chat;
 mod conformance;
 mod devices;
-mod file;
+mod fields;
 mod generate;
 mod inspect;
 mod line;
@@ -17,11 +17,13 @@ mod screen;
 mod signals;
 mod stdin;
 mod text;
+mod warnings;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use secateur::{Error, ErrorKind, Result};
 
 macro_rules! exit_codes {
@@ -116,8 +118,11 @@ enum Command {
 
 /// Parses the arguments, runs the command, and turns its outcome into an exit code.
 pub fn main() -> ExitCode {
-    // clap answers bad usage itself, with exit code 2.
-    let outcome = match Args::parse().command {
+    let (args, quiet) = parse(std::env::args_os().collect());
+    if !quiet {
+        warnings::install();
+    }
+    let outcome = match args.command {
         Command::Run(args) => run::main(*args),
         Command::Report(args) => report::main(&args),
         Command::Bench(args) => bench::main(&args),
@@ -128,12 +133,44 @@ pub fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|error| {
         let red = if screen::stderr_has_colour() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-        say(&format!("{}error{}: {error}", red.0, red.1));
+        say(&format!("{}error{}: {}", red.0, red.1, fields::as_options(&error.to_string())));
         ExitCode::from(match error.kind() {
             ErrorKind::Input | ErrorKind::Policy => 2,
             ErrorKind::Model | ErrorKind::Device | ErrorKind::Io | ErrorKind::Internal => 1,
         })
     })
+}
+
+/// The arguments, and whether they ask for quiet. clap answers bad usage itself, with exit code 2.
+fn parse(mut given: Vec<OsString>) -> (Args, bool) {
+    let command = Args::command();
+    let matches = command.clone().try_get_matches_from(&given).or_else(|e| {
+        let dashed = if e.kind() == clap::error::ErrorKind::UnknownArgument { dashed_prompt(&given) } else { None };
+        let Some(at) = dashed else { return Err(e) };
+        // Behind `--` nothing is an option.
+        let prompt = given.remove(at);
+        given.extend(["--".into(), prompt]);
+        command.try_get_matches_from(&given).map_err(|_| e)
+    });
+    let matches = matches.unwrap_or_else(|e| e.exit());
+    let quiet = matches.subcommand().is_some_and(|(_, m)| matches!(m.try_get_one::<bool>("quiet"), Ok(Some(true))));
+    (Args::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()), quiet)
+}
+
+/// Where the prompt of `secateur run "-5 + 3?"` stands: the argument that begins with a dash but cannot be an option, since a blank
+/// comes before any `=`.
+fn dashed_prompt(given: &[OsString]) -> Option<usize> {
+    let is_run = given.get(1).is_some_and(|command| command == "run");
+    let no_option = |arg: &OsString| {
+        let text = arg.to_string_lossy();
+        let name = text.split('=').next().unwrap_or_default();
+        text.starts_with('-') && name.contains(char::is_whitespace)
+    };
+    let options = given.iter().take_while(|arg| *arg != "--").count();
+    if options < given.len() {
+        return None;
+    }
+    given.iter().position(no_option).filter(|_| is_run)
 }
 
 /// A line for people. Nothing can be done about a stderr that is gone.
@@ -159,4 +196,20 @@ fn stdout_failed(e: &std::io::Error) -> Result<()> {
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let failed = |e| Error::new(ErrorKind::Internal, "the result has no JSON form").found(e);
     print(&(serde_json::to_string(value).map_err(failed)? + "\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prompt_may_begin_with_a_dash() {
+        let at = |args: &[&str]| dashed_prompt(&args.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(at(&["secateur", "run", "--model", "m", "-5 + 3?"]), Some(4));
+        assert_eq!(at(&["secateur", "run", "- milk\n- eggs: what is missing?", "--quiet"]), Some(2));
+        assert_eq!(at(&["secateur", "run", "--modle", "m"]), None, "a mistyped option is no prompt");
+        assert_eq!(at(&["secateur", "run", "--system=You are terse.", "--modle", "m"]), None);
+        assert_eq!(at(&["secateur", "run", "--", "-5 + 3?"]), None);
+        assert_eq!(at(&["secateur", "bench", "-5 + 3?"]), None);
+    }
 }

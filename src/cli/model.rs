@@ -1,4 +1,5 @@
 //! `--model`: a directory, a GGUF file, or the name of a model on the hub.
+use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -13,7 +14,7 @@ pub struct ModelArgs {
     /// A model directory in Hugging Face layout, a GGUF file, or a model on the hub: ORG/NAME, ORG/NAME@REVISION, ORG/NAME/FILE.gguf. Default: the
     /// small model inside the binary.
     #[arg(long, value_name = "DIR|FILE|NAME")]
-    pub model: Option<String>,
+    pub model: Option<OsString>,
     /// Ask the hub whether a cached model has changed, and fetch what is new.
     #[arg(long, requires = "model")]
     pub update: bool,
@@ -30,30 +31,39 @@ impl ModelArgs {
 }
 
 /// What is there is taken as a path; what is not may be a name.
-pub fn open(model: &str, update: bool, quiet: bool) -> Result<(ModelSource, String)> {
+///
+/// # Errors
+/// For an empty name, a path that leads nowhere, and what the hub refuses.
+pub fn open(model: &OsStr, update: bool, quiet: bool) -> Result<(ModelSource, String)> {
     if model.is_empty() {
         return Err(Error::new(ErrorKind::Input, "no model is named")
             .expected("a directory, a GGUF file, or a model on the hub")
             .found("an empty name"));
     }
-    match model.parse::<HubName>() {
+    // The name of a file may be no Unicode; the name of a model on the hub always is.
+    let shown = model.to_string_lossy();
+    match shown.parse::<HubName>() {
         Ok(name) if !Path::new(model).exists() => {
             let mut bar = Download::new(&name, quiet);
             let fetched = Hub::from_env()?.fetch(&name, update, &mut |progress| bar.at(progress));
             drop(bar);
             let path = fetched.inspect_err(|_| {
                 if !quiet {
-                    super::say(&format!("there is no {model} here, so the hub was asked"));
+                    super::say(&format!("{shown} does not exist here, so the hub was asked"));
                 }
             })?;
             Ok((ModelSource::open(path)?, name.to_string()))
         }
-        named => {
+        // Neither a path nor a name: what is wrong with it as a name is said too, where it looks like one.
+        Err(error) if std::fs::symlink_metadata(model).is_err() => {
+            let is_address = shown.contains("://") || shown.contains("huggingface.co/") || shown.contains(':');
             let help = "a model on the hub is named ORG/NAME, ORG/NAME@REVISION or ORG/NAME/FILE.gguf";
-            let nowhere = named.is_err() && std::fs::symlink_metadata(model).is_err();
-            let opened = ModelSource::open(model).map_err(|e| if nowhere { e.help(help) } else { e });
-            Ok((opened?, model.to_string()))
+            match ModelSource::open(model) {
+                Err(_) if is_address && !cfg!(windows) => Err(error),
+                opened => Ok((opened.map_err(|e| e.help(help))?, shown.into_owned())),
+            }
         }
+        _ => Ok((ModelSource::open(model)?, shown.into_owned())),
     }
 }
 

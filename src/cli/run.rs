@@ -7,29 +7,31 @@ use secateur::device::ComputeDevice;
 use secateur::dtype::Dtype;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Resolved};
 use secateur::trace::AttentionDetail;
-use secateur::{Error, ErrorKind, Result, builtin};
+use secateur::{Error, ErrorKind, Result, builtin, file};
 use serde::Serialize;
 use web_time::Instant;
 
 use super::chat;
-use super::file;
+use super::fields;
 use super::generate::{generate, object};
 use super::model::ModelArgs;
 use super::options::{self, PromptArgs, PruningArgs};
-use super::screen::{Progress, Screen};
+use super::screen::{self, Progress, Screen};
 use super::signals::{self, Signal};
 use super::stdin;
 use super::text;
+use super::warnings;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The user's message; `-` reads it from stdin. Without it, on a terminal, you chat; without model too, an example runs.
+    /// The user's message; `-` reads it from stdin. Without it, on a terminal, you chat; without model too, an
+    /// example runs.
     #[arg(conflicts_with = "ids")]
     prompt: Option<String>,
     #[command(flatten)]
     model: ModelArgs,
-    /// Read the request from a JSON file, or from stdin (`-`): {"prompt": "...", "budget": "tokens:512"}. Options given here
-    /// override it.
+    /// Read the request from a JSON file, or from stdin (`-`): {"prompt": "...", "budget": "tokens:512"}. Options
+    /// given here override it.
     #[arg(long, value_name = "FILE")]
     request: Option<PathBuf>,
     #[command(flatten)]
@@ -46,7 +48,8 @@ pub struct Args {
     /// Write the trace (tokens, probes, what was cut) as JSON; also after Ctrl-C.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Record the attention of every head in the trace, not only of every layer: one more probe each time, and much to read back.
+    /// Record the attention of every head in the trace, not only of every layer: one more probe each time, and much
+    /// to read back.
     #[arg(long, requires = "trace")]
     trace_heads: bool,
     /// Print what the request comes to with this model, as JSON, and stop: no weights are loaded.
@@ -120,7 +123,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let mut screen = Screen::new(!args.json, !args.quiet, args.plain);
     screen.note(&format!("{} on {}, loaded in {:.2} s", engine.name(), device.info.line(), load_us as f64 / 1e6));
     for note in &notes {
-        screen.note(note);
+        screen.note(&fields::as_options(note));
     }
     let stop = engine.stop_flag();
     signals::stop_on_signal(&stop);
@@ -138,8 +141,10 @@ pub fn main(args: Args) -> Result<ExitCode> {
     if args.show_kept || args.is_example(&request) && !args.quiet {
         screen.kept_view(&result);
     }
-    if !args.quiet {
-        screen.summary(&result, load_us);
+    match args.quiet {
+        false => screen.summary(&result, load_us),
+        // It changes what was sampled, so that it is said in any case.
+        true => screen::missed(&result).iter().for_each(|missed| warnings::warn(missed)),
     }
     written?;
     match result.error {
@@ -148,7 +153,8 @@ pub fn main(args: Args) -> Result<ExitCode> {
     }
 }
 
-/// Refuses a chat that this model cannot have, before its weights are read. Returns what there is to say about its settings.
+/// Refuses a chat that this model cannot have, before its weights are read. Returns what there is to say about its
+/// settings.
 fn check_chat_model(prepared: &PreparedModel, request: &Request) -> Result<Vec<String>> {
     prepared.tokenizer()?;
     let template = prepared.template()?;
@@ -167,6 +173,9 @@ impl Args {
         let mut given = options::request(&self.options)?;
         given.prompt = match self.prompt.as_deref() {
             Some("-") => Some(stdin::read_prompt()?),
+            None if given.ids.is_none() && self.is_piped() => {
+                Some(stdin::read_prompt()?).filter(|text| !text.trim().is_empty())
+            }
             given => given.map(text::argument),
         };
         given.attention = self.trace_heads.then_some(AttentionDetail::Heads);
@@ -181,6 +190,12 @@ impl Args {
             request.prompt = Some(builtin::EXAMPLE.into());
         }
         Ok(request)
+    }
+
+    /// Whether the prompt comes on stdin although no `-` says so: a model is named, nothing else gives a prompt, and stdin is a pipe or
+    /// a file. The example of the built-in model needs none, and waits for no pipe that a script has left open.
+    fn is_piped(&self) -> bool {
+        self.model.model.is_some() && self.request.is_none() && !std::io::stdin().is_terminal()
     }
 
     /// Whether nothing was asked of the built-in model, which then solves its example.

@@ -151,6 +151,11 @@ impl Screen {
         out.flush()
     }
 
+    /// Whether somebody sits at a terminal who can press Ctrl-C.
+    pub fn stops_by_ctrl_c(&self) -> bool {
+        self.shared
+    }
+
     /// Lines beside the text.
     pub fn note(&mut self, note: &str) {
         if !self.notes {
@@ -255,7 +260,7 @@ impl Screen {
         let trace = &result.trace;
         let t = &trace.totals;
         let mut text = self.heading("what it kept");
-        let mut line = |name: &str, value: String| text += &format!("\n{name:>9}  {value}");
+        let mut line = |name: &str, value: String| text += &format!("\n{name:>10}  {value}");
         line(
             "tokens",
             format!(
@@ -266,19 +271,26 @@ impl Screen {
         line(
             "cache",
             format!(
-                "{}, {} evicted{} by {} {}; at most {} slots at a time",
+                "{}, {} evicted{} by {} {}; at most {} slots at a time{}",
                 cached(trace),
                 t.evicted_tokens,
                 trace.probes.last().map_or("", everywhere),
                 trace.probes.len(),
                 if trace.probes.len() == 1 { "probe" } else { "probes" },
-                t.peak_cached
+                t.peak_cached,
+                match slots_of_a_probe(trace) {
+                    0 => String::new(),
+                    slots => format!(", {slots} of them a probe's"),
+                }
             ),
         );
+        if let Some(why) = why_unpruned(trace) {
+            line("pruning", why);
+        }
         if t.repeated_tokens * 10 > t.generated_tokens {
             line(
-                "circles",
-                format!("{} tokens end twelve that were written before: does it evict too much?", t.repeated_tokens),
+                "repetition",
+                format!("{} tokens complete a 12-gram seen before (a common sign of over-eviction)", t.repeated_tokens),
             );
         }
         line("KV", format!("{} now, {} at its peak", bytes(result.kv_bytes), bytes(t.peak_kv_bytes)));
@@ -298,9 +310,8 @@ impl Screen {
         if let Some(note) = trace.step_note() {
             line("steps", note);
         }
-        if result.missed > 0.001 {
-            let missed = 100.0 * result.missed;
-            line("sampling", format!("up to {missed:.1} % of the probability asked for lay outside the candidates"));
+        if let Some(missed) = missed(result) {
+            line("sampling", missed);
         }
         if let Some(seed) = seed(result) {
             line("seed", seed.to_string());
@@ -335,6 +346,35 @@ pub fn cached(trace: &trace::Trace) -> String {
         // What one set has lost another may hold.
         scope => format!("{kept} of {of} tokens cached by the {scope} that has most"),
     }
+}
+
+/// How many of the slots at the peak a probe took for its own text, which is evicted right after it. The sequence itself is longest
+/// just before a probe, or at the end.
+fn slots_of_a_probe(trace: &trace::Trace) -> usize {
+    let own = trace.probes.iter().map(|probe| probe.cached_before).chain([trace.totals.final_cached]).max();
+    if trace.probes.is_empty() { 0 } else { trace.totals.peak_cached.saturating_sub(own.unwrap_or(0)) }
+}
+
+/// Why a policy that evicts has evicted nothing, where no probe was made.
+fn why_unpruned(trace: &trace::Trace) -> Option<String> {
+    let (thinking, every) = (trace.totals.thinking_tokens, trace.settings.probe_every);
+    if !trace.probes.is_empty() || !trace.settings.policy.evicts() {
+        return None;
+    }
+    match thinking {
+        0 => Some("nothing was pruned: the model did not think".into()),
+        _ if thinking <= every => Some(format!(
+            "nothing was pruned: the thinking ({thinking} tokens) was shorter than one probe interval ({every})"
+        )),
+        _ => None,
+    }
+}
+
+/// How much of the probability that was asked for could not be drawn from, if it is worth a word: a sampler has at most 128 candidates.
+pub fn missed(result: &RunResult) -> Option<String> {
+    let percent = 100.0 * result.missed;
+    (result.missed > 0.001)
+        .then(|| format!("up to {percent:.1} % of the probability asked for lay outside the candidates of sampling"))
 }
 
 /// Decoded tokens a second, probes excluded; 0 where nothing was decoded.
@@ -376,9 +416,8 @@ fn stop_reason(reason: &StopReason) -> String {
         StopReason::Eos => "the model ended its answer".into(),
         StopReason::MaxNewTokens => "--max-new-tokens reached".into(),
         StopReason::ContextFull => "the context is full".into(),
-        StopReason::StopSequence(text) => format!("at {:?}", text),
         StopReason::Cancelled => "interrupted".into(),
-        StopReason::Failed(what) => format!("failed: {what}"),
+        StopReason::Failed(what) => format!("failed: {}", super::fields::as_options(what)),
     }
 }
 

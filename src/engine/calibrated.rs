@@ -6,11 +6,11 @@ use crate::eval::calibrate::{Choice, FILE};
 use crate::eval::calibrate::{Hashed, choice_path};
 use crate::policy::{Layers, Scope};
 use crate::settings::Settings;
-use crate::weights::{ModelSource, Weights};
+use crate::weights::{FINGERPRINT, ModelSource, Weights};
 use crate::{Error, ErrorKind, Result};
 
-/// A choice of layers beside a model. It is read when the model is prepared; the weights are hashed only once the choice could
-/// be used.
+/// A choice of layers beside a model. It is read when the model is prepared; the weights are hashed only once the
+/// choice could be used.
 pub(super) struct Calibrated {
     source: ModelSource,
     choice: Result<Choice>,
@@ -41,7 +41,8 @@ impl Calibrated {
         }
     }
 
-    /// Puts the chosen layers into `settings`, where the choice is for this policy and these weights. Returns what there is to say.
+    /// Puts the chosen layers into `settings`, where the choice is for this policy and these weights. Returns what
+    /// there is to say.
     ///
     /// # Errors
     /// A file that is no choice, weights that cannot be read, layers that the model does not have.
@@ -53,6 +54,12 @@ impl Calibrated {
             return Ok(format!(
                 "{place} was made for {}, not for {}: all layers vote",
                 made.run.policy, settings.policy
+            ));
+        }
+        if !made.weights.starts_with(FINGERPRINT) {
+            return Ok(format!(
+                "{place} was made by an older version, or it was made for other weights: all layers vote (`secateur calibrate` \
+                 makes it anew)"
             ));
         }
         let fingerprint = self.fingerprint.get_or_init(|| fingerprint(&self.source)).as_ref().map_err(Error::clone)?;

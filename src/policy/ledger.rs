@@ -66,11 +66,6 @@ impl Ledger {
         self.rows.iter().map(Vec::len).max().unwrap_or(0)
     }
 
-    /// The position of the next token.
-    pub fn next_position(&self) -> Position {
-        Position(self.next)
-    }
-
     /// The positions of the cached tokens of a set, in slot order.
     pub fn positions(&self, set: usize) -> impl ExactSizeIterator<Item = Position> + '_ {
         self.rows[set].iter().map(|r| r.position)
@@ -174,9 +169,9 @@ mod tests {
         assert!(ledger.gather(&plan).is_err());
 
         // Later tokens keep counting, and later steps see the full text.
-        assert_eq!(ledger.next_position(), Position(16));
+        assert_eq!(ledger.next, 16);
         ledger.push(Role::Thinking, ". Hmm,");
-        assert_eq!(ledger.next_position(), Position(17));
+        assert_eq!(ledger.next, 17);
         let snapshot = ledger.snapshot();
         assert_eq!((ledger.cached(), snapshot.thinking_tokens, snapshot.steps.len()), (11, 14, 5));
         assert_eq!(snapshot.tokens[0][3], CachedToken::thinking(Position(3), 0));

@@ -9,6 +9,8 @@
 //! weight of the map, which is what the colours show. The trace has the numbers.
 //!
 //! The page's data is a list of [`TraceView`]. `js/helpers.js` declares the same types, field by field.
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Serialize;
 
 use super::sparsity::Lorenz;
@@ -145,8 +147,8 @@ struct ProbeView<'a> {
     /// The steps that had cached tokens.
     steps: Vec<ProbedStep>,
     map: Option<MapView>,
-    /// In scopes with several kept sets: how much of each known step each layer still holds after this probe, over its
-    /// KV heads. Rows of bytes in base64, 255 for all. Otherwise empty.
+    /// In scopes with several kept sets: how much of each known step each layer still holds after this probe, over
+    /// its KV heads. Rows of bytes in base64, 255 for all. Otherwise empty.
     kept: String,
 }
 
@@ -339,7 +341,7 @@ impl<'a> KeptSets<'a> {
                 cells.push((255 * held / (step.tokens * layer.len()).max(1)) as u8);
             }
         }
-        base64(&cells)
+        BASE64.encode(&cells)
     }
 }
 
@@ -371,7 +373,7 @@ impl Grid {
             let rounded = |v: f64| (v * 1000.0).round() as f32 / 1000.0;
             Some(Spread { gini: rounded(lorenz.gini()), top_tenth: rounded(lorenz.top(0.1)) })
         };
-        Self { largest, cells: base64(&cells), spread: rows.iter().map(spread).collect() }
+        Self { largest, cells: BASE64.encode(&cells), spread: rows.iter().map(spread).collect() }
     }
 }
 
@@ -386,19 +388,18 @@ fn stop(reason: &StopReason) -> String {
         StopReason::Eos => "the model ended its answer".into(),
         StopReason::MaxNewTokens => "the limit on new tokens was reached".into(),
         StopReason::ContextFull => "the context is full".into(),
-        StopReason::StopSequence(text) => spelled_out(&format!("the stop sequence {text:?} occurred")),
         StopReason::Cancelled => "the user interrupted it".into(),
         StopReason::Failed(what) => spelled_out(&format!("failed: {what}")),
     }
 }
 
-/// Text in which nothing hides: control characters except newline and tab, characters that steer the direction of text,
-/// and invisible characters are written as `[U+202E]`.
+/// Text in which nothing hides: control characters except newline and tab, characters that steer the direction of
+/// text, and invisible characters are written as `[U+202E]`.
 pub fn spelled_out(text: &str) -> String {
     let hides = |c: char| match c {
         '\n' | '\t' => false,
-        // Soft hyphen, Arabic letter mark, zero width and directional marks, embeddings, word joiner and isolates, BOM,
-        // interlinear annotations, tags. U+200C and U+200D shape scripts and emoji.
+        // Soft hyphen, Arabic letter mark, zero width and directional marks, embeddings, word joiner and isolates,
+        // BOM, interlinear annotations, tags. U+200C and U+200D shape scripts and emoji.
         '\u{ad}' | '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' => true,
         '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}' => true,
         c => c.is_control(),
@@ -412,20 +413,6 @@ pub fn spelled_out(text: &str) -> String {
 
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
-/// RFC 4648, with padding.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for three in bytes.chunks(3) {
-        let word = three.iter().fold(0u32, |word, &b| word << 8 | u32::from(b)) << (8 * (3 - three.len()));
-        for digit in 0..4 {
-            let at = (word >> (18 - 6 * digit)) as usize & 63;
-            text.push(if digit > three.len() { '=' } else { char::from(DIGITS[at]) });
-        }
-    }
-    text
 }
 
 #[cfg(test)]
@@ -466,7 +453,7 @@ mod tests {
         assert_eq!(probe["map"]["columns"], serde_json::json!([0, 1]));
         // 0.13 is the largest: 255; 0.03 is 0.637 of four decades below it.
         let cells = [0.032f64, 0.13, 0.03, 0.12].map(|v| (255.0 - 254.0 * ((0.13f64 / v).log10() / 4.0)).round() as u8);
-        assert_eq!(probe["map"]["layers"]["cells"], base64(&cells));
+        assert_eq!(probe["map"]["layers"]["cells"], BASE64.encode(&cells));
         assert_eq!(v[0]["answer"], "2");
     }
 
@@ -536,8 +523,8 @@ mod tests {
         assert!(script.contains("\nfunction cacheFigure(trace) {"));
     }
 
-    /// The page's script reads the fields that the structs have: each property that a typedef of helpers.js names is a
-    /// key of the data, and the other way round.
+    /// The page's script reads the fields that the structs have: each property that a typedef of helpers.js names is
+    /// a key of the data, and the other way round.
     #[test]
     fn the_types_of_the_script_are_those_of_the_data() {
         let mut trace = fixture();
@@ -616,15 +603,6 @@ mod tests {
     }
 
     #[test]
-    fn base64_is_that_of_the_rfc() {
-        let encoded = |text: &str| base64(text.as_bytes());
-        assert_eq!(
-            ["", "f", "fo", "foo", "foob", "fooba", "foobar"].map(encoded),
-            ["", "Zg==", "Zm8=", "Zm9v", "Zm9vYg==", "Zm9vYmE=", "Zm9vYmFy"]
-        );
-    }
-
-    #[test]
     fn what_each_layer_holds_is_followed_from_probe_to_probe() {
         use crate::trace::Set;
         let mut trace = documented();
@@ -642,8 +620,8 @@ mod tests {
         trace.probes = vec![probe, later];
         let v = data(&page(&[("x".into(), trace)]).unwrap());
         // Steps of 3 and 2 tokens in two heads a layer: 2 of 6, all; later none, all; 3 of 4 in the other layer.
-        assert_eq!(v[0]["probes"][0]["kept"], base64(&[85, 255, 255, 255]));
-        assert_eq!(v[0]["probes"][1]["kept"], base64(&[0, 255, 255, 191]));
+        assert_eq!(v[0]["probes"][0]["kept"], BASE64.encode(&[85, 255, 255, 255]));
+        assert_eq!(v[0]["probes"][1]["kept"], BASE64.encode(&[0, 255, 255, 191]));
         assert_eq!(data(&page(&[("x".into(), documented())]).unwrap())[0]["probes"][0]["kept"], "");
     }
 

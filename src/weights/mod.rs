@@ -22,7 +22,7 @@ pub mod tensors;
 
 pub use gguf::Gguf;
 pub use pack::PackedRows;
-pub use tensors::{FileDtype, TensorView, Weights};
+pub use tensors::{FINGERPRINT, FileDtype, TensorView, Weights};
 
 /// JSON files larger than this are refused. The largest tokenizer.json in use has about 30 MB.
 const MAX_JSON_BYTES: usize = 512 << 20;

@@ -3,12 +3,16 @@
 use super::gguf::GgmlType;
 use super::{Bytes, PackedRows, pack};
 use crate::dtype::Dtype;
-use crate::{Error, ErrorKind, Result, fnv};
+use crate::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
 pub(super) const DOWNLOAD_AGAIN: &str = "the file is damaged or incomplete: download it again";
+
+/// The prefix of every [fingerprint](Weights::fingerprint). A fingerprint without it comes from an older version, which
+/// computed another hash, so it says nothing about the weights.
+pub const FINGERPRINT: &str = "blake3:";
 
 /// The element type of a tensor as its file names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,17 +113,18 @@ impl Weights {
             .help("is config.json the one that came with these weights?"))
     }
 
-    /// A hash that identifies these weights, in hexadecimal digits. It covers the name, type, shape and all bytes of
-    /// every tensor, so it takes as long as reading all of them from memory or disk. The hash is not cryptographic:
-    /// it detects changes, not forgery.
+    /// A hash that identifies these weights: [`FINGERPRINT`] and the 64 hexadecimal digits of a BLAKE3 hash. It covers
+    /// the name, type, shape and all bytes of every tensor, so it takes as long as reading all of them from memory or
+    /// disk.
     pub fn fingerprint(&self) -> String {
-        let mut hash = fnv::START;
+        let mut hasher = blake3::Hasher::new();
         for tensor in self.tensors.keys().filter_map(|name| self.find(name)) {
             let TensorView { name, stored, shape, bytes, .. } = tensor;
-            hash = fnv::more(hash, format!("{name} {stored} {shape:?}").as_bytes());
-            hash = fnv::much_more(hash, bytes);
+            // The length, too: without it, a tensor's bytes could stand for the next one's header.
+            hasher.update(format!("{name} {stored} {shape:?} {}\n", bytes.len()).as_bytes());
+            hasher.update(bytes);
         }
-        format!("{hash:016x}")
+        format!("{FINGERPRINT}{}", hasher.finalize().to_hex())
     }
 
     /// The paths of the files; for files in memory, their names.

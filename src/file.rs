@@ -1,24 +1,32 @@
-//! Files that a command writes: whole or not at all, and found out early if they cannot be.
-use std::fs::{self, File, OpenOptions};
+//! Files that are written whole or not at all, and whose writing is refused early if it cannot work.
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use secateur::{Error, ErrorKind, Result};
+use tempfile::NamedTempFile;
 
-/// Refuses a file that cannot be written: now, not after an hour of decoding. What the file holds stays as it is.
+use crate::{Error, ErrorKind, Result};
+
+/// Refuses a file that cannot be written before the work that it is meant for begins. The file keeps its contents.
+///
+/// # Errors
+/// For a directory, a file that is protected, and a folder that is missing or takes no new files.
 pub fn check_writable(file: &Path) -> Result<()> {
     let Target::File(target) = Target::of(file)? else { return Ok(()) };
-    let there = is_there(&target).map_err(|e| failed(file, e))?;
+    let exists = exists(&target).map_err(|e| failed(file, e))?;
     match beside(&target) {
-        Ok((half, _)) => fs::remove_file(half).map_err(|e| failed(file, e)),
+        Ok(part) => part.close().map_err(|e| failed(file, e)),
         // It will be written where it stands.
-        Err(e) if there && only_in_place(&e) => Ok(()),
+        Err(e) if exists && only_in_place(&e) => Ok(()),
         Err(e) => Err(failed(file, e)),
     }
 }
 
-/// Writes a file so that nobody ever finds half of it: until all is on the disk, the name stands for what it stood for. Only where
-/// a file cannot be replaced it is written in its place.
+/// Writes a file atomically: readers see the old file or the new one, never a part. Links are followed, permissions are kept, and
+/// a pipe or a device is written to. Only a file that cannot be replaced is overwritten in its place.
+///
+/// # Errors
+/// As [`check_writable`], and when the disk fails or is full; then the old file stays.
 pub fn write_whole(file: &Path, text: &str) -> Result<()> {
     let written = match Target::of(file)? {
         Target::Stream => fs::write(file, text),
@@ -27,23 +35,33 @@ pub fn write_whole(file: &Path, text: &str) -> Result<()> {
     written.map_err(|e| failed(file, e))
 }
 
-fn replace(target: &Path, text: &str) -> io::Result<()> {
-    let there = is_there(target)?;
-    let (half, made) = match beside(target) {
-        Err(e) if there && only_in_place(&e) => return fs::write(target, text),
-        made => made?,
-    };
-    let done = fill(made, text, target).and_then(|()| match fs::rename(&half, target) {
-        Err(e) if there && only_in_place(&e) => fs::write(target, text).and_then(|()| fs::remove_file(&half)),
-        renamed => renamed,
-    });
-    done.inspect_err(|_| {
-        fs::remove_file(&half).ok();
-    })
+/// Writes the file `target`, which is no link, in the way of [`write_whole`].
+///
+/// # Errors
+/// What the system says.
+pub(crate) fn replace(target: &Path, text: &str) -> io::Result<()> {
+    replace_by(target, text, beside)
 }
 
-/// Whether there is a file. What somebody has protected is not to be replaced behind his back: it is an error.
-fn is_there(target: &Path) -> io::Result<bool> {
+fn replace_by(target: &Path, text: &str, beside: impl FnOnce(&Path) -> io::Result<NamedTempFile>) -> io::Result<()> {
+    let exists = exists(target)?;
+    let mut part = match beside(target) {
+        Err(e) if exists && only_in_place(&e) => return fs::write(target, text),
+        made => made?,
+    };
+    if exists {
+        part.as_file().set_permissions(fs::metadata(target)?.permissions())?;
+    }
+    part.write_all(text.as_bytes())?;
+    part.as_file().sync_all()?;
+    match part.persist(target) {
+        Err(e) if exists && only_in_place(&e.error) => fs::write(target, text),
+        persisted => persisted.map(drop).map_err(|e| e.error),
+    }
+}
+
+/// Whether there is a file. One that is protected is an error: replacing it would get round its protection.
+fn exists(target: &Path) -> io::Result<bool> {
     match OpenOptions::new().append(true).open(target) {
         Ok(_) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -51,8 +69,8 @@ fn is_there(target: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether it says that a file cannot be replaced, though it may be written: its folder takes no new files, or it is mounted by
-/// itself. Any other failure, such as a full disk, would lose what the file holds.
+/// Whether `e` means that a file cannot be replaced although it may be written: its folder takes no new files, or the file itself
+/// is a mount point. After any other failure, such as a full disk, writing in place would lose what the file holds.
 fn only_in_place(e: &io::Error) -> bool {
     use io::ErrorKind::{CrossesDevices, PermissionDenied, ReadOnlyFilesystem, ResourceBusy};
     matches!(e.kind(), PermissionDenied | ReadOnlyFilesystem | ResourceBusy | CrossesDevices)
@@ -95,26 +113,15 @@ fn behind_links(file: &Path) -> PathBuf {
     end
 }
 
-/// A new file in the folder of `target`.
-fn beside(target: &Path) -> io::Result<(PathBuf, File)> {
-    let mut attempt = 0;
-    loop {
-        let half = target.with_file_name(format!(".secateur-{}-{attempt}.half", std::process::id()));
-        match OpenOptions::new().write(true).create_new(true).open(&half) {
-            // Left by a process that was killed, and whose number has come round.
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists && attempt < 100 => attempt += 1,
-            made => return made.map(|file| (half, file)),
-        }
-    }
-}
-
-/// Writes `text`, with the permissions that `target` has.
-fn fill(mut file: File, text: &str, target: &Path) -> io::Result<()> {
-    if let Ok(there) = fs::metadata(target) {
-        file.set_permissions(there.permissions())?;
-    }
-    file.write_all(text.as_bytes())?;
-    file.sync_all()
+/// A new file in the folder of `target`, with the permissions that a new file has. It is removed when dropped.
+fn beside(target: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".secateur-").suffix(".part");
+    // A temporary file is private otherwise. The umask still applies.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty());
+    builder.tempfile_in(folder.unwrap_or(Path::new(".")))
 }
 
 fn failed(file: &Path, e: io::Error) -> Error {
@@ -144,11 +151,9 @@ mod tests {
         fs::write(&file, "old, and longer").unwrap();
         check_writable(&file).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "old, and longer");
-        // What a process of the same number left.
-        fs::write(dir.path().join(format!(".secateur-{}-0.half", std::process::id())), "").unwrap();
         write_whole(&file, "new").unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "new");
-        assert_eq!(names(dir.path()).len(), 2, "{:?}", names(dir.path()));
+        assert_eq!(names(dir.path()), ["a.json"]);
     }
 
     #[test]
@@ -170,14 +175,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.json");
         fs::write(&file, "old").unwrap();
-        // Like a full disk: no name is free for a new file, and it is not the folder that refuses one.
-        for attempt in 0..=100 {
-            fs::write(dir.path().join(format!(".secateur-{}-{attempt}.half", std::process::id())), "").unwrap();
-        }
-        for e in [check_writable(&file).unwrap_err(), write_whole(&file, "new").unwrap_err()] {
-            assert!(e.to_string().contains("cannot be written"), "{e}");
-        }
+        let fails = |kind: io::ErrorKind| move |_: &Path| Err::<NamedTempFile, _>(io::Error::from(kind));
+        replace_by(&file, "new", fails(io::ErrorKind::StorageFull)).unwrap_err();
         assert_eq!(fs::read_to_string(&file).unwrap(), "old");
+        replace_by(&file, "new", fails(io::ErrorKind::PermissionDenied)).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new", "its folder takes no new files");
+        replace_by(&dir.path().join("b.json"), "new", fails(io::ErrorKind::PermissionDenied)).unwrap_err();
+        assert_eq!(names(dir.path()), ["a.json"]);
         use io::ErrorKind::{Other, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, ResourceBusy, StorageFull};
         assert!([StorageFull, QuotaExceeded, Other].iter().all(|kind| !only_in_place(&(*kind).into())));
         assert!([PermissionDenied, ReadOnlyFilesystem, ResourceBusy].iter().all(|kind| only_in_place(&(*kind).into())));
@@ -222,6 +226,12 @@ mod tests {
         assert_eq!(fs::read_to_string(&file).unwrap(), "new");
         assert!(link.symlink_metadata().unwrap().is_symlink());
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+        // A new file is as public as the umask has it, not private as temporary files are.
+        let (new, ordinary) = (dir.path().join("new"), dir.path().join("ordinary"));
+        write_whole(&new, "x").unwrap();
+        fs::write(&ordinary, "x").unwrap();
+        let mode = |file: &Path| fs::metadata(file).unwrap().permissions().mode();
+        assert_eq!(mode(&new), mode(&ordinary));
         // Links to what is not there yet.
         fs::create_dir(dir.path().join("sub")).unwrap();
         symlink("sub/second", dir.path().join("first")).unwrap();
