@@ -32,7 +32,7 @@ pub fn main(
     quiet: bool,
 ) -> Result<ExitCode> {
     let failed = |e: std::io::Error| Error::new(ErrorKind::Io, "the terminal cannot be read").found(e);
-    let mut editor = Editor::default();
+    let mut editor = Editor::new().map_err(failed)?;
     let mut messages: Vec<Message> = Vec::new();
     screen.note("/help lists what you can type; Ctrl-D ends the chat");
     loop {

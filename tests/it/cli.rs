@@ -245,8 +245,9 @@ fn two_runs_write_the_same_trace_but_for_the_clock() {
 
 #[test]
 fn a_prompt_may_come_from_stdin() {
-    let feed = |bytes: &[u8]| {
-        let mut child = secateur(&["run", "--device", "cpu", "--model", F16, "--max-new-tokens", "8", "--json", "-"])
+    let with = |more: &[&str], bytes: &[u8]| {
+        let mut child = secateur(&["run", "--device", "cpu", "--model", F16, "--max-new-tokens", "8", "--json"])
+            .args(more)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -255,12 +256,22 @@ fn a_prompt_may_come_from_stdin() {
         child.stdin.take().unwrap().write_all(bytes).expect("it reads its stdin");
         done(child.wait_with_output().unwrap())
     };
+    let feed = |bytes: &[u8]| with(&["-"], bytes);
     let piped = json(&feed("Why is θ so?\n".as_bytes()));
     let given = json(&cpu(&["--max-new-tokens", "8", "--json", "Why is θ so?"]));
     assert_eq!((&piped["prompt_ids"], &piped["ids"]), (&given["prompt_ids"], &given["ids"]));
+    // Whatever wrote the text: Windows' line ends, a byte order mark, UTF-16. `-` may be left out.
+    let utf16 = "\u{feff}Why is θ so?\r\n".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>();
+    for bytes in ["Why is θ so?\r\n".as_bytes(), "\u{feff}Why is θ so?".as_bytes(), &utf16] {
+        assert_eq!(json(&feed(bytes))["prompt_ids"], given["prompt_ids"]);
+        assert_eq!(json(&with(&[], bytes))["prompt_ids"], given["prompt_ids"]);
+    }
+    fails(&with(&[], b""), 2, &["no prompt", "- for stdin"]);
+    let dashed = json(&cpu(&["--max-new-tokens", "8", "--json", "-5 + 3?"]));
+    assert_eq!(dashed["prompt_ids"], json(&feed(b"-5 + 3?"))["prompt_ids"]);
     fails(&feed(b"caf\xe9 ?"), 2, &["not UTF-8", "byte 3"]);
     fails(&feed(b"\n"), 2, &["the prompt is empty"]);
-    fails(&feed(&vec![b'a'; (64 << 20) + 1]), 2, &["has no end", "stdin", "at most 64.0 MiB"]);
+    fails(&feed(&vec![b'a'; (64 << 20) + 1]), 2, &["exceeds 64.0 MiB", "stdin", "at most 64.0 MiB"]);
 }
 
 #[test]
@@ -539,7 +550,15 @@ fn a_reader_that_leaves_is_no_failure() {
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_ends_with_the_summary_and_the_trace() {
+fn the_first_signal_ends_with_the_summary_and_the_trace() {
+    // Ctrl-C, `kill` or `timeout`, a terminal that was closed.
+    for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+        ends_in_order(signal, code);
+    }
+}
+
+#[cfg(unix)]
+fn ends_in_order(signal: &str, code: i32) {
     use std::io::Read;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace.json");
@@ -552,11 +571,11 @@ fn ctrl_c_ends_with_the_summary_and_the_trace() {
     // The first text: the run is under way.
     let mut first = [0];
     child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    let kill = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
     assert!(kill.success());
     let output = child.wait_with_output().unwrap();
     let err = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{err}");
+    assert_eq!(output.status.code(), Some(code), "{err}");
     assert!(err.contains("what it kept") && err.contains("interrupted") && !err.contains("panicked"), "{err}");
     let trace = trace_of(&file);
     assert_eq!(trace.stop_reason, StopReason::Cancelled);
