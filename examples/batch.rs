@@ -37,7 +37,7 @@ fn main() -> secateur::Result<()> {
             let result = result?;
             let totals = result.trace.totals;
             println!("question {number}: {} tokens, at most {} slots", totals.generated_tokens, totals.peak_cached);
-            println!("    {}", result.text.lines().last().unwrap_or_default());
+            println!("    {}", result.answer.trim());
         }
     }
     Ok(())

@@ -47,7 +47,7 @@ fn main() -> Result<()> {
         let mut quiet = |_event: Event<'_>| ();
         let result = pollster::block_on(engine.run(&resolved.prompt, &resolved.settings, &mut quiet))?;
         println!("{}: {} tokens evicted", resolved.settings.policy, result.trace.totals.evicted_tokens);
-        println!("    {}", result.text.lines().last().unwrap_or_default());
+        println!("    {}", result.answer.trim());
     }
     Ok(())
 }

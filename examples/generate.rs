@@ -36,7 +36,7 @@ fn main() -> secateur::Result<()> {
             let _ = std::io::stdout().flush();
         }
         Event::Probe(probe) => print!("[{} -> {} slots]", probe.cached_before, probe.cached_after),
-        _ => {}
+        _ => (),
     };
     let result = pollster::block_on(engine.run(&resolved.prompt, &resolved.settings, &mut show))?;
 

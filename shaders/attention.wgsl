@@ -1,15 +1,17 @@
-// Causal attention of a chunk over the cached slots, grouped queries, online softmax: scores never leave the workgroup.
-// A workgroup owns QB queries that share a KV head (rows_per_group rows times heads_per_group query heads) and walks its
-// tiles of slots. Query row i sees length + i % chunk + 1 slots, its own included; `back`: how many
-// of the length are the rows' own already (a second look at the latest tokens). What a query sums, and in which order,
-// depends on its length and, in a chunk, on the chunk's, never on the cache's capacity nor on other sequences.
-// DIRECT 1: out and lse get the result. DIRECT 0: out gets, per query and split, D unnormalised values, the maximum and
-// the sum; attention_combine finishes (lse is touched by it alone).
+// Causal attention of a chunk over the cached slots: grouped queries, online softmax. Scores never leave the
+// workgroup.
+// A workgroup owns QB queries that share a KV head (rows_per_group rows times heads_per_group query heads), and walks
+// the tiles of one split of the slots. Query row i sees length - already_cached + i % chunk + 1 slots, its own
+// included.
+// What a query sums, and in which order, depends on its length and, in a chunk, on the chunk's length. It never
+// depends on the cache's capacity or on other sequences.
+// DIRECT 1: out and lse get the result. DIRECT 0: out gets, for each query and split, D unnormalised values, the
+// maximum and the sum; attention_combine computes the result from them.
 // include keys.wgsl
 // Constants: THREADS (64), TILE (slots), KV (F32 or F16), D (a multiple of 8, <= 128), ROTATE, QB (queries of a
 // workgroup, <= 8), DIRECT.
 @group(0) @binding(0) var<storage, read_write> q: array<vec4<f32>>;            // [n, heads D], rotated
-@group(0) @binding(1) var<storage, read_write> kv: array<vec4<u32>>;     // rows of D values, see cache.rs
+@group(0) @binding(1) var<storage, read_write> kv: array<vec4<u32>>;     // rows of D values, see cache/
 @group(0) @binding(2) var<storage, read_write> state: array<u32>;
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;          // [n, heads D], or [n, heads, splits, D + 2]
 @group(0) @binding(4) var<storage, read_write> lse: array<f32>;          // [n, heads]: log of the sum of exp(score)
@@ -51,14 +53,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let kv_head = first_head / (info.heads / info.kv_heads);
     let seq = state[info.row_seq_offset + first_row / info.chunk];
     let entry = info.layer_table_offset + seq * ROW;
-    // The loops below hold barriers, so their bounds must be uniform in the compiler's eyes, too.
+    // The loops below contain barriers, so the compiler must be able to prove that their bounds are uniform.
     if (thread == 0u) { extent = vec2<u32>(state[entry + ROW_LEN], state[entry + ROW_CAP]); }
     let shared_extent = workgroupUniformLoad(&extent);
     let length = shared_extent.x - info.already_cached;
     let cap = shared_extent.y;
     let keys = state[entry + ROW_BASE] + kv_head * cap;
     let values = keys + info.kv_heads * cap;
-    // The last row of the group sees most; `seen` slots exist for it.
+    // The last row of the group sees the most slots: `seen`.
     let last_row = min(first_row + rows_per_group, info.n) - 1u;
     let seen = min(length + last_row % info.chunk + 1u, cap);
     let first_tile = split * info.tiles_per_split;
@@ -87,7 +89,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 
     for (var base = begin; base < end; base += TILE) {
         let count = min(TILE, end - base);
-        // Scores of the tile: an invocation a slot.
+        // Scores of the tile: each invocation computes whole slots.
         var highest: array<f32, QB>;
         for (var j = 0u; j < QB; j++) { highest[j] = LOWEST; }
         for (var s = thread; s < count; s += THREADS) {
@@ -142,7 +144,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             top[thread] = now;
         }
         workgroupBarrier();
-        // Weights; masked slots weigh exactly nothing even where a query saw no slot at all.
+        // Weights. A masked slot has weight 0 even if the query has seen no slot at all.
         for (var j = 0u; j < QB; j++) {
             var sum = 0.0;
             for (var s = thread; s < count; s += THREADS) {
@@ -164,8 +166,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
         if (thread < QB) { total[thread] = total[thread] * shrink[thread] + part[thread * THREADS]; }
-        // Values: an invocation two columns, SLICES invocations share them. The tile is summed by itself: one sum over
-        // thousands of slots would round more than the bound allows.
+        // Values: an invocation sums two columns, which SLICES invocations share. The tile has a sum of its own: one
+        // sum over thousands of slots would round more than the bound allows.
         var sums: array<vec2<f32>, QB>;
         for (var j = 0u; j < QB; j++) {
             acc[j] *= shrink[j];
@@ -199,7 +201,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
             let query = row * info.heads + head;
             if (DIRECT == 1u) {
-                // Divided as attention_combine does: a sequence must not notice that a longer one beside it is split.
+                // The same division as in attention_combine: a result must not depend on whether another sequence is
+                // split.
                 out[query * D + 2u * pair] = sum.x / total[j];
                 out[query * D + 2u * pair + 1u] = sum.y / total[j];
                 if (pair == 0u) { lse[query] = top[j] + log(total[j]); }

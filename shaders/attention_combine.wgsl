@@ -1,5 +1,5 @@
-// Second half of attention when its slots were split: merges the partial results of a query. The order of the sums depends on
-// how many splits the query's slots fill, not on how many there are for a longer sequence beside it.
+// Second pass of attention when the slots were split: combines the partial results of a query. The order of the sums
+// depends on how many splits the query's own slots fill, not on how many there are for a longer sequence beside it.
 // Constants: THREADS (a power of two), D (head dimension, at most 2 THREADS).
 @group(0) @binding(0) var<storage, read_write> partials: array<f32>;     // [n, heads, splits, D + 2]: values, maximum, sum
 @group(0) @binding(1) var<storage, read_write> state: array<u32>;
@@ -18,7 +18,7 @@ var<workgroup> filled: u32;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let head = group.x;
     let row = group.y;
-    // The loops below hold barriers, so their bounds must be uniform in the compiler's eyes, too.
+    // The loops below contain barriers, so the compiler must be able to prove that their bounds are uniform.
     if (thread == 0u) {
         let seq = state[info.row_seq_offset + row / info.chunk];
         let seen = state[info.layer_table_offset + seq * ROW + ROW_LEN] - info.already_cached + row % info.chunk + 1u;
@@ -39,7 +39,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let top = part[0];
     workgroupBarrier();
 
-    // The splits in blocks: an invocation weighs a split, then adds up its own columns.
+    // Blocks of splits: an invocation computes the weight of one split, then sums its own columns over the block.
     var total = 0.0;
     var sum = vec2<f32>(0.0);
     for (var block = 0u; block < splits; block += THREADS) {

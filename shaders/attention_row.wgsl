@@ -1,20 +1,27 @@
 // The readout: the attention weights of one query row (the probe's last token) over every slot, without the matrix.
-// softmax(q . K) = exp(q . k - lse), with the log-sum-exp that attention wrote for this row. An invocation owns a slot.
-// REDUCE 0: one row a query head. 1: one a KV head, the mean of its query heads. 2: one row, the mean of all heads.
+// softmax(q . K) = exp(q . k - lse), with the log-sum-exp that attention wrote for this row. An invocation owns a
+// slot.
+// REDUCE 0: one row for each query head. 1: one for each KV head, the mean of its query heads. 2: one row, the mean
+// of all heads.
 // include keys.wgsl
 // Constants: THREADS, KV (F32 or F16), D (head dimension), ROTATE, G (query heads of a KV head), REDUCE.
 @group(0) @binding(0) var<storage, read_write> q: array<vec4<f32>>;            // [n, heads D], rotated
 @group(0) @binding(1) var<storage, read_write> lse: array<f32>;          // [n, heads]
-@group(0) @binding(2) var<storage, read_write> kv: array<vec4<u32>>;     // rows of D values, see cache.rs
+@group(0) @binding(2) var<storage, read_write> kv: array<vec4<u32>>;     // rows of D values, see cache/
 @group(0) @binding(3) var<storage, read_write> state: array<u32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;          // [heads | kv_heads | 1, slots]
 @group(0) @binding(5) var<storage, read_write> rope: array<vec4<f32>>;   // [positions, D]
-struct Info { row: u32, kv_heads: u32, slots: u32, seq: u32, layer_table_offset: u32, scale: f32, positions: u32, pad0: u32 }
+struct Info {
+    row: u32, kv_heads: u32, slots: u32, seq: u32,
+    layer_table_offset: u32, scale: f32, positions: u32, pad0: u32,
+}
 @group(0) @binding(6) var<uniform> info: Info;
 
 var<workgroup> qs: array<vec4<f32>, G * D / 4u>;
 
-// The group's weights of one slot: writes them or their mean where asked, returns their sum. `row`: the slot's key row.
+// The weights of one slot for the query heads of a KV head. Writes them (REDUCE 0) or their mean (1), and returns
+// their sum.
+// `row`: the cache row of the slot's key.
 fn weigh(kv_head: u32, slot: u32, row: u32) -> f32 {
     var dots: array<f32, G>;
     for (var j = 0u; j < G; j++) { dots[j] = 0.0; }

@@ -1,16 +1,22 @@
-// The second pass over the attention of a chunk, key-parallel: what each slot was given by all of its queries, in a fixed order.
-// An invocation owns a slot of one KV head and walks the queries; the weights come from the log-sum-exp that attention wrote.
-// MEAN 0: adds to the running sums, which lie as the keys do (see cache.rs); slots of the chunk itself start from nothing, so
-// what a rolled-back chunk left there is never seen. 1: stores the mean over rows and heads, [kv_heads, slots].
+// The second pass over the attention of a chunk: the attention that each slot received from all queries, in a fixed
+// order.
+// An invocation owns a slot of one KV head and walks the queries. The weights come from the log-sum-exp that
+// attention wrote.
+// MEAN 0: adds to the running sums, which are laid out like the keys (see cache/). The chunk's own slots start from
+// 0, so what a rolled-back chunk left there is never read. MEAN 1: stores the mean over rows and heads, [kv_heads,
+// slots].
 // include keys.wgsl
 // Constants: THREADS, KV (F32 or F16), D, ROTATE, G (query heads of a KV head), QB (queries at a time), MEAN.
 @group(0) @binding(0) var<storage, read_write> q: array<vec4<f32>>;      // [n, heads D], rotated
 @group(0) @binding(1) var<storage, read_write> lse: array<f32>;          // [n, heads]
-@group(0) @binding(2) var<storage, read_write> kv: array<vec4<u32>>;     // rows of D values, see cache.rs
+@group(0) @binding(2) var<storage, read_write> kv: array<vec4<u32>>;     // rows of D values, see cache/
 @group(0) @binding(3) var<storage, read_write> state: array<u32>;
 @group(0) @binding(4) var<storage, read_write> rope: array<vec4<f32>>;   // [positions, D]
 @group(0) @binding(5) var<storage, read_write> sums: array<f32>;
-struct Info { chunk: u32, kv_heads: u32, row_seq_offset: u32, layer_table_offset: u32, already_cached: u32, slots: u32, positions: u32, scale: f32 }
+struct Info {
+    chunk: u32, kv_heads: u32, row_seq_offset: u32, layer_table_offset: u32,
+    already_cached: u32, slots: u32, positions: u32, scale: f32,
+}
 @group(0) @binding(6) var<uniform> info: Info;
 
 var<workgroup> qs: array<vec4<f32>, QB * D / 4u>;
@@ -66,7 +72,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (MEAN == 1u) {
         sums[kv_head * info.slots + slot] = sum / f32(queries);
     } else {
-        // Keys take 2 kv_heads cap rows of a sequence's region, sums kv_heads cap.
+        // A sequence's region has 2 kv_heads cap rows of keys and values, and kv_heads cap sums.
         let at = base / 2u + kv_head * cap + slot;
         sums[at] = select(sums[at], 0.0, slot >= length) + sum / f32(G);
     }

@@ -1,4 +1,4 @@
-// Shared by every kernel: the text of this file follows the variant's constants and precedes the kernel's own.
+// Shared by every kernel. This text stands between the constants of the variant and the text of the kernel.
 //
 // Packed words. A word is one u32 of a weight matrix or of a cache row:
 //   F32   one value, its bits
@@ -6,7 +6,7 @@
 //   BF16  two values, column 2i in the low half (the high 16 bits of an f32)
 //   Q8_0  four signed bytes, column 4i in the low one; times the f16 scale of their block of 32 columns
 //   Q4_0  eight nibbles less 8: columns 8i + j in the low, 8i + 4 + j in the high nibble of byte j; times their block's scale
-// A quantized row of `cols` values: its quants, then its scales, two a word, padded to whole vec4s.
+// A quantized row of `cols` values has its quants first, then its scales, two in a word, padded to whole vec4s.
 const F32 = 0u;
 const F16 = 1u;
 const BF16 = 2u;
@@ -14,7 +14,7 @@ const Q8_0 = 3u;
 const Q4_0 = 4u;
 const BLOCK = 32u;
 
-// Finite stand-in for minus infinity: WGSL and fast-math compilers may assume that no infinity exists.
+// A finite substitute for minus infinity: WGSL and fast-math compilers may assume that no infinity exists.
 const LOWEST = -1.0e30;
 
 // The two values of one F16 or BF16 word.
@@ -23,8 +23,8 @@ fn unpack_pair(word: u32, dtype: u32) -> vec2<f32> {
     return vec2<f32>(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
 }
 
-// The scale of a block: an f16 in the low or high half of a word. Exact for subnormals too, which unpack2x16float may flush:
-// blocks of small weights have them.
+// The scale of a block: an f16 in the low or high half of a word. It is exact for subnormals too, which blocks of
+// small weights have and which unpack2x16float may flush.
 fn block_scale(word: u32, block: u32) -> f32 {
     let bits = select(word & 0xffffu, word >> 16u, (block & 1u) == 1u);
     let normal = bitcast<f32>(((bits & 0x7fffu) << 13u) + 0x38000000u);
@@ -43,8 +43,8 @@ fn unpack_nibbles(word: u32) -> vec4<f32> {
     return vec4<f32>((vec4<u32>(word) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(15u)) - 8.0;
 }
 
-// One f32 as f16 bits, round to nearest even, by integer arithmetic: pack2x16float may round either way, and a cache
-// entry must not depend on the driver. Values beyond the f16 range saturate to +-65504; NaN stays NaN.
+// One f32 as f16 bits, rounded to nearest even by integer arithmetic: pack2x16float may round either way, and what
+// the cache holds must not depend on the driver. Values beyond the f16 range saturate to +-65504; NaN stays NaN.
 fn f16_bits(value: f32) -> u32 {
     let bits = bitcast<u32>(value);
     let sign = (bits >> 16u) & 0x8000u;
@@ -79,8 +79,9 @@ fn silu(x: f32) -> f32 {
     return x / (1.0 + exp(-x));
 }
 
-// The device-resident state of B sequences (see cache.rs): a header of SEQ words a sequence, then a table of ROW words
-// for each layer and sequence, then the ring of sampled ids, then the map: which sequence a row belongs to.
+// The state of the sequences on the device (kernels/state.rs mirrors these constants): a header of SEQ words for each
+// sequence, then an entry of ROW words for each layer and sequence, then the rings of sampled ids, then the list of
+// the rows' sequences.
 const SEQ = 16u;
 const SEQ_TOKEN = 0u;
 const SEQ_POSITION = 1u;

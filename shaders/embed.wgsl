@@ -1,12 +1,16 @@
-// out[i, :] = table[ids[i] - shard_first_row, :], for the ids that lie in this shard of rows; other rows of out stay untouched.
+// out[i, :] = table[ids[i] - shard_first_row, :] for the ids that are in this shard of rows. Other rows of out stay
+// as they are.
 // PENDING 0: the i-th id is ids[i]. PENDING 1: ids is the state, and the id is the pending token of the sequence that
-// the state lists at map + i.
-// An id outside the vocabulary gives a row of zeros (written by the shard with shard_first_row = 0).
+// the state lists at row_seq_offset + i.
+// An id outside the vocabulary gives a row of zeros, which the shard with shard_first_row = 0 writes.
 // Constants: THREADS, DTYPE, PENDING.
 @group(0) @binding(0) var<storage, read_write> table: array<u32>;    // [rows, row_words]
 @group(0) @binding(1) var<storage, read_write> ids: array<u32>;      // [n], or the state
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;      // [n, cols]
-struct Info { n: u32, cols: u32, row_words: u32, shard_first_row: u32, rows: u32, vocab: u32, row_seq_offset: u32, pad0: u32 }
+struct Info {
+    n: u32, cols: u32, row_words: u32, shard_first_row: u32,
+    rows: u32, vocab: u32, row_seq_offset: u32, pad0: u32,
+}
 @group(0) @binding(3) var<uniform> info: Info;
 
 const PER_WORD = select(select(select(2u, 1u, DTYPE == F32), 4u, DTYPE == Q8_0), 8u, DTYPE == Q4_0);

@@ -1,11 +1,11 @@
-// How alike each cached key is to the others of its KV head: the mean cosine of the angle between them, in which a key's latest
-// look-alike is spared. Two passes over all pairs; none of them is stored. An invocation owns a slot and walks the others, TILE
-// at a time, in ascending order.
+// How similar each cached key is to the others of its KV head: the mean cosine of the angle between them, without
+// each key's latest look-alike. Two passes over all pairs, of which none is stored. An invocation owns a slot and
+// walks the others, TILE at a time, in ascending order.
 // PASS 0: latest[head, i] = the last slot j != i with cosine > 0.5, or NONE.
 // PASS 1: out[head, j] = 1 / slots . sum over i != j with latest[head, i] != j of cosine(i, j).
 // include keys.wgsl
 // Constants: THREADS, KV (F32 or F16), D, ROTATE, PASS.
-@group(0) @binding(0) var<storage, read_write> kv: array<vec4<u32>>;     // rows of D values, see cache.rs
+@group(0) @binding(0) var<storage, read_write> kv: array<vec4<u32>>;     // rows of D values, see cache/
 @group(0) @binding(1) var<storage, read_write> state: array<u32>;
 @group(0) @binding(2) var<storage, read_write> rope: array<vec4<f32>>;   // [positions, D]
 @group(0) @binding(3) var<storage, read_write> latest: array<u32>;       // [kv_heads, slots]
@@ -39,7 +39,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     var last = NONE;
     var sum = 0.0;
-    // info.slots, not slots: the loop holds barriers, and its bound must be uniform in the compiler's eyes.
+    // info.slots, not slots: the loop contains barriers, so the compiler must be able to prove that its bound is
+    // uniform.
     for (var first = 0u; first < info.slots; first += TILE) {
         workgroupBarrier();
         for (var e = thread; e < TILE * D / 8u; e += THREADS) {

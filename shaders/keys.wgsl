@@ -1,8 +1,8 @@
-// Reading cached keys. This text precedes a kernel that says "include keys.wgsl"; it needs the kernel's bindings `kv` (rows of
-// D values as vectors of words, see cache.rs) and `rope` ([positions, D]: cosines, then sines), its `info.positions`, and the
-// constants KV (F32 or F16), D and ROTATE.
-// ROTATE 0: keys were rotated to their positions when they were written. 1: they lie in the cache as the projection made them
-// and stand at the position that is their slot: they are rotated as they are read, which can not drift.
+// Reading cached keys. This text precedes a kernel that says "include keys.wgsl". It needs the kernel's bindings `kv`
+// (rows of D values as vectors of words, see cache/) and `rope` ([positions, D]: cosines, then sines), its
+// `info.positions`, and the constants KV (F32 or F16), D and ROTATE.
+// ROTATE 0: keys were rotated to their positions when they were written. ROTATE 1: keys are stored unrotated, their
+// position is their slot, and they are rotated whenever they are read, so that moving them adds no rounding.
 const QUADS = select(D / 8u, D / 4u, KV == F32);    // vec4s of words in a cache row
 
 // Columns 4 c .. 4 c + 3 of a row, as stored.
@@ -15,7 +15,8 @@ fn stored(row: u32, c: u32) -> vec4<f32> {
 
 struct KeyPart { low: vec4<f32>, high: vec4<f32> }
 
-// Columns 4 c .. 4 c + 3 of the key in `row` and their partners, D / 2 further on. `slot`: where it stands.
+// Columns 4 c .. 4 c + 3 of the key in cache row `row`, and their partners, D / 2 columns further on. `slot` is the
+// key's slot.
 fn key_part(row: u32, slot: u32, c: u32) -> KeyPart {
     let a = stored(row, c);
     let b = stored(row, c + D / 8u);

@@ -1,10 +1,12 @@
-// out[i, shard_first_row + r] = W[r, :] . x[i, :] + bias[shard_first_row + r] for many x: prefill and probe chunks. The same weights, modes and
-// meaning as matvec. A workgroup computes TILE_ROWS rows of W for TILE_N vectors x, DEPTH columns at a time from workgroup
-// memory; an invocation has four rows and eight vectors, and where there are SLICES, its share of the columns only: few
-// vectors make few tiles, and a GPU is to be filled all the same.
-// The accumulators have names, not an index: an array that some compiler does not unroll would live in memory.
-// Constants: THREADS (TILE_ROWS / 4 * TILE_N / 8 * SLICES), TILE_ROWS, TILE_N, DEPTH (a multiple of 8 SLICES; with several
-// slices >= TILE_N), SLICES, DTYPE, MODE, HAS_BIAS.
+// out[i, shard_first_row + r] = W[r, :] . x[i, :] + bias[shard_first_row + r] for many x: prefill and probe chunks.
+// Weights, modes and contract are those of matvec. A workgroup computes TILE_ROWS rows of W for TILE_N vectors x,
+// DEPTH columns at a time, from workgroup memory. An invocation computes four rows and eight vectors. With several
+// SLICES it sums only its share of the columns:
+// few vectors make few tiles, and slices keep the GPU busy all the same.
+// The accumulators are variables, not an array: an array in a loop that a compiler does not unroll would live in
+// memory.
+// Constants: THREADS (TILE_ROWS / 4 * TILE_N / 8 * SLICES), TILE_ROWS, TILE_N, DEPTH (a multiple of 8 SLICES; with
+// several slices >= TILE_N), SLICES, DTYPE, MODE, HAS_BIAS.
 @group(0) @binding(0) var<storage, read_write> w: array<vec4<u32>>;      // [rows, row_words / 4]
 @group(0) @binding(1) var<storage, read_write> x: array<vec4<f32>>;      // [n, cols / 4]
 @group(0) @binding(2) var<storage, read_write> bias: array<f32>;         // [all rows of all shards], or one unused value
@@ -15,7 +17,7 @@ struct Info { rows: u32, cols: u32, shard_first_row: u32, out_stride: u32, n: u3
 const ROW_QUADS = TILE_ROWS / 4u;
 const N_QUADS = TILE_N / 4u;
 const PLANE = ROW_QUADS * TILE_N / 8u;   // invocations of a slice
-const SLICE = DEPTH / SLICES;            // columns of a tile that are one slice's
+const SLICE = DEPTH / SLICES;            // columns of a tile that belong to one slice
 var<workgroup> ws: array<vec4<f32>, DEPTH * ROW_QUADS>;   // [DEPTH, ROW_QUADS], four rows each
 var<workgroup> xs: array<vec4<f32>, DEPTH * N_QUADS>;     // [DEPTH, N_QUADS], four vectors each
 
@@ -148,7 +150,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
     }
-    // The slices add up, one after the other, in workgroup memory that the tiles no longer need.
+    // Adds the slices one after the other, in workgroup memory that the tiles no longer need.
     for (var other = 1u; other < SLICES; other++) {
         let at = place * 8u;
         if (slice == other) {

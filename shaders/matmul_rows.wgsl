@@ -1,7 +1,7 @@
-// The tiling of matmul for adapters whose invocations are the lanes of a CPU's vectors (lavapipe, SwiftShader). There every
-// load is a loop over the lanes, whatever memory it reads, and costs as much as dozens of multiplications: so an invocation
-// holds a large tile, EACH rows of W for TILE_N vectors x, in registers, and no workgroup memory.
-// Same contract, modes and meaning as matmul.
+// The tiling of matmul for adapters whose invocations are lanes of a CPU's vector unit (lavapipe, SwiftShader). There
+// every load is a loop over the lanes, whatever memory it reads, and costs as much as dozens of multiplications. So
+// an invocation holds a large tile, EACH rows of W for TILE_N vectors x, in registers, and uses no workgroup memory.
+// Contract and modes are those of matmul.
 // Constants: THREADS, EACH (rows of an invocation, even), TILE_N (vectors of a workgroup), DTYPE, MODE, HAS_BIAS.
 @group(0) @binding(0) var<storage, read_write> w: array<vec4<u32>>;      // [rows, row_words / 4]
 @group(0) @binding(1) var<storage, read_write> x: array<vec4<f32>>;      // [n, cols / 4]
@@ -20,7 +20,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var r = 0u; r < EACH; r++) { acc[i][r] = 0.0; }
     }
     for (var q = 0u; q < quads; q += 2u) {
-        // Rows and vectors are clamped, so that no load needs a branch; what is computed twice is not stored.
+        // Rows and vectors are clamped, so that no load needs a branch. Results that are computed twice are not
+        // stored.
         var a: array<vec4<f32>, EACH>;
         var b: array<vec4<f32>, EACH>;
         for (var r = 0u; r < EACH; r++) {

@@ -1,4 +1,5 @@
-// out[i, shard_first_row + r] = W[r, :] . x[i, :] + bias[shard_first_row + r], for N vectors x at once: decoding. LANES invocations share a row.
+// out[i, shard_first_row + r] = W[r, :] . x[i, :] + bias[shard_first_row + r] for N vectors x at once: decoding.
+// LANES invocations share a row.
 // MODE 0 stores; 1 adds to out (the residual stream); 2 takes rows in pairs, gate then up, and stores
 // silu(gate) * up at out[i, (shard_first_row + r) / 2] (SwiGLU).
 // Constants: THREADS, DTYPE, LANES (a power of two, <= THREADS), N, MODE, HAS_BIAS.
@@ -31,7 +32,7 @@ fn main(
                 for (var i = 0u; i < N; i++) { acc[i] += dot(v, x[i * xs + q]); }
             }
         } else if (DTYPE == Q8_0 || DTYPE == Q4_0) {
-            // A block of 32 columns a step: two vec4s of bytes or one of nibbles, and one scale.
+            // A step takes a block of 32 columns: two vec4s of bytes or one of nibbles, and one scale.
             let blocks = info.cols / BLOCK;
             let quads = select(blocks, 2u * blocks, DTYPE == Q8_0);
             let first = row * (quads + (blocks + 7u) / 8u);

@@ -1,10 +1,11 @@
-// The rotated queries of the latest tokens of each sequence, in a ring by their position.
-// LOAD 0: rows of a chunk (source) into the ring (dest), the latest `width` of each sequence. 1: the latest `rows` of one sequence from the
-// ring (source) into dest, oldest first. Moves vectors: exact.
+// The rotated queries of the latest tokens of each sequence, in a ring indexed by position.
+// LOAD 0: stores rows of a chunk (source) in the ring (dest), the latest `width` of each sequence. LOAD 1: loads the
+// latest `n` rows of one sequence from the ring (source) into dest, oldest first. The kernel only moves vectors, so
+// it is exact.
 // Constants: THREADS, LOAD.
 @group(0) @binding(0) var<storage, read_write> source: array<vec4<f32>>;    // [n, cols], or the ring: [seqs, width, cols]
 @group(0) @binding(1) var<storage, read_write> state: array<u32>;
-@group(0) @binding(2) var<storage, read_write> dest: array<vec4<f32>>;      // the ring, or [rows, cols]
+@group(0) @binding(2) var<storage, read_write> dest: array<vec4<f32>>;      // the ring, or [n, cols]
 struct Info { n: u32, quads: u32, chunk: u32, row_seq_offset: u32, width: u32, pad0: u32, pad1: u32, pad2: u32 }
 @group(0) @binding(3) var<uniform> info: Info;
 
@@ -16,7 +17,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let offset = i % info.chunk;
     let position = state[seq * SEQ + SEQ_POSITION];
     if (LOAD == 1u) {
-        // `position` is that of the next token; row i is the n - i th before it.
+        // `position` is that of the next token. Row i is the query of the token n - i positions before it.
         let at = (position - info.n + i) % info.width;
         dest[i * info.quads + id.x] = source[(seq * info.width + at) * info.quads + id.x];
     } else {

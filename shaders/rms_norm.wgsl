@@ -1,7 +1,7 @@
-// out[i, :] = v / sqrt(mean(v^2) + eps) * weight, v = x[first + i, :]. One workgroup a row. Squares are summed in f32: an f16
-// sum would overflow from activations of 256 on.
+// out[i, :] = v / sqrt(mean(v^2) + eps) * weight, v = x[first_row + i, :]. One workgroup for each row. Squares are
+// summed in f32: a sum in f16 would overflow for activations of 256 and more.
 // Constants: THREADS (a power of two).
-@group(0) @binding(0) var<storage, read_write> x: array<f32>;         // [first + n, cols]
+@group(0) @binding(0) var<storage, read_write> x: array<f32>;         // [first_row + n, cols]
 @group(0) @binding(1) var<storage, read_write> weight: array<f32>;    // [cols]
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;       // [n, cols]
 struct Info { n: u32, cols: u32, eps: f32, first_row: u32 }

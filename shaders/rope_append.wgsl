@@ -1,16 +1,21 @@
-// Normalises the heads of queries and keys where NORM says so (Qwen3), rotates them to their logical positions (rotate-half RoPE, HF
-// Llama/Qwen weights), writes the queries to q and the keys and values into their slots of the cache, in place.
-// Row i belongs to the sequence that the state lists for i / chunk and is token i % chunk of its chunk; its slot is the
-// layer's length plus that, its position the sequence's position plus that: slot and position differ once something was evicted.
+// Normalises the heads of queries and keys if NORM says so (Qwen3), rotates them to their positions (rotate-half RoPE
+// of HF Llama and Qwen weights), writes the queries to q, and writes keys and values to their slots of the cache, in
+// place.
+// Row i is token i % chunk of the sequence that the state lists for i / chunk. Its slot is the layer's length plus
+// that number, its position is the sequence's position plus that number. Slot and position differ once something was
+// evicted.
 // Constants: THREADS, KV (F32 or F16), D (head dimension, a multiple of 8, at most 4 THREADS), NORM (0 or 1),
-// COMPACT (0 or 1): tokens stand at their slot, which is the position then; keys are stored as they are, and rotated when read.
+// COMPACT (0 or 1): the position is the slot, and keys are stored unrotated, to be rotated when they are read.
 @group(0) @binding(0) var<storage, read_write> qkv: array<f32>;      // [n, (heads + 2 kv_heads) D]
 @group(0) @binding(1) var<storage, read_write> rope: array<f32>;     // [positions, D]: cosines, then sines, D / 2 each
 @group(0) @binding(2) var<storage, read_write> state: array<u32>;
-@group(0) @binding(3) var<storage, read_write> kv: array<u32>;       // rows of D values, see cache.rs
+@group(0) @binding(3) var<storage, read_write> kv: array<u32>;       // rows of D values, see cache/
 @group(0) @binding(4) var<storage, read_write> q: array<f32>;        // [n, heads D]
 @group(0) @binding(5) var<storage, read_write> norm: array<f32>;     // [2, D]: of queries, of keys; or one unused value
-struct Info { n: u32, heads: u32, kv_heads: u32, chunk: u32, row_seq_offset: u32, layer_table_offset: u32, positions: u32, eps: f32 }
+struct Info {
+    n: u32, heads: u32, kv_heads: u32, chunk: u32,
+    row_seq_offset: u32, layer_table_offset: u32, positions: u32, eps: f32,
+}
 @group(0) @binding(6) var<uniform> info: Info;
 
 const HALF = D / 2u;
@@ -27,8 +32,8 @@ fn store_pair(row: u32, column: u32, a: f32, b: f32) {
     }
 }
 
-// An invocation handles columns c, c + 1 and their partners c + D/2, c + 1 + D/2 of one head of one row; a workgroup HEADS
-// whole heads, so that a head's squares can be summed.
+// An invocation handles columns c, c + 1 and their partners c + D/2, c + 1 + D/2 of one head of one row. A workgroup
+// has HEADS whole heads, so that it can sum the squares of each.
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let all_heads = info.heads + 2u * info.kv_heads;

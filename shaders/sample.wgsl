@@ -1,7 +1,8 @@
-// The end of a step: draws each row's next token from its candidates and advances its sequence. Temperature, top-k, top-p,
-// min-p, as transformers applies them one after the other; a temperature of 0 takes the first candidate. The lot is Philox
-// 4x32-10 of the sequence's seed at its step: the same wherever the sequence runs. A row of which a logit was not finite
-// gives the id 0xffffffff. One workgroup a row of candidates; the state lists whose they are.
+// The end of a step: draws the next token of each row from its candidates and advances the sequence. Temperature,
+// top-k, top-p and min-p are applied one after the other, as transformers does; a temperature of 0 takes the first
+// candidate. The lot is Philox 4x32-10 of the sequence's seed at its step: the same wherever the sequence runs. If a
+// logit of the row was not finite, the token is 0xffffffff. One workgroup for each row of candidates; the state lists
+// the sequences of the rows.
 // Constants: THREADS (a power of two, >= K), K (candidates of a list).
 @group(0) @binding(0) var<storage, read_write> lists: array<u32>;    // [n, lists, 2 K]: values, then ids; one list if K > 1
 @group(0) @binding(1) var<storage, read_write> sums: array<f32>;     // [n, groups, 4], of top_k's first launch
@@ -42,7 +43,7 @@ fn philox(key_low: u32, key_high: u32, counter: u32) -> u32 {
     return c.x;
 }
 
-// The highest of the lists' first candidates, the earliest among equals.
+// The highest of the first candidates of all lists, that of the earliest list among equals.
 fn first(row: u32) -> u32 {
     let start = row * info.lists * 2u * K;
     var best = bitcast<f32>(lists[start]);
@@ -57,7 +58,7 @@ fn first(row: u32) -> u32 {
     return id;
 }
 
-// Draws from the candidates whose weights lie in `weights`, in descending order.
+// Draws from the candidates. Their weights are in `weights`, in descending order.
 fn draw(row: u32, header: u32) -> u32 {
     let start = row * 2u * K;
     var count = 0u;
@@ -67,13 +68,13 @@ fn draw(row: u32, header: u32) -> u32 {
     var kept = count;
     if (!whole && asked < count) {
         kept = asked;
-        // Equals of the last stay with it.
+        // Candidates that equal the last one are kept as well.
         while (kept < count && lists[start + min(kept, K - 1u)] == lists[start + kept - 1u]) { kept++; }
     }
     var total = 0.0;
     for (var j = 0u; j < kept; j++) { total += weights[j]; }
     if (whole) {
-        // The mass of the whole vocabulary: the chunks' sums, brought to the highest maximum.
+        // The mass of the whole vocabulary: the sums of the chunks, scaled to the highest maximum.
         var highest = LOWEST;
         for (var g = 0u; g < info.groups; g++) { highest = max(highest, sums[(row * info.groups + g) * 4u]); }
         let sharpness = 1.0 / bitcast<f32>(state[header + SEQ_TEMPERATURE]);
@@ -94,9 +95,9 @@ fn draw(row: u32, header: u32) -> u32 {
         mass += weight;
         chosen++;
     }
-    // What the list was too short for, as a share of what was asked for.
+    // The share of the requested mass that a longer list would have held.
     if (whole && chosen == K) {
-        // In steps that rounded sums agree on.
+        // Rounded to 1/1024: sums in different orders agree on that.
         let missed = floor(max(0.0, 1.0 - mass / (min(top_p, 1.0) * total)) * 1024.0 + 0.5) / 1024.0;
         state[header + SEQ_MISSED] = bitcast<u32>(max(missed, bitcast<f32>(state[header + SEQ_MISSED])));
     }

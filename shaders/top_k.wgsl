@@ -1,9 +1,11 @@
-// The K highest values of each row, in descending order, the lowest index first among equals: what a sampler chooses from.
-// A workgroup takes CHUNK values of one row; with several, a second launch (MERGE 1) takes the highest of their lists.
-// MERGE 0 takes logits: those of tokens seen before are penalised first, and beside its list a chunk leaves its maximum, the
-// sum of exp((value - maximum) / temperature) over all its values, and whether one was not finite.
-// K 1 is an argmax. Otherwise the K-th highest is found by a radix search on (value, index), bits made to sort as numbers,
-// and what is not below it is sorted.
+// The K highest values of each row, in descending order, the lowest index first among equals: what a sampler chooses
+// from.
+// A workgroup takes CHUNK values of one row. If a row has several chunks, a second launch (MERGE 1) takes the highest
+// of their lists.
+// MERGE 0 takes logits and first penalises those of tokens seen before. Each chunk gives its list, its maximum, the
+// sum of exp((value - maximum) / temperature) over all its values, and whether one of them was not finite.
+// K 1 is an argmax. Otherwise the K-th highest is found by a radix search on (value, index), with bits that sort as
+// numbers do, and all that is not below it is sorted.
 // Constants: THREADS (256: the bins of a digit), K (a power of two, <= THREADS), CHUNK (<= 65536), MERGE.
 @group(0) @binding(0) var<storage, read_write> values: array<u32>;   // logits [n, count], or lists [n, count / K, 2 K]
 @group(0) @binding(1) var<storage, read_write> state: array<u32>;
@@ -23,7 +25,7 @@ var<workgroup> taken: atomic<u32>;
 var<workgroup> least: vec2<u32>;     // key and place of the K-th highest
 var<workgroup> settled: u32;
 
-// f32 bits to a number that sorts as the value does; both zeros alike.
+// Maps f32 bits to a number that sorts as the value does; both zeros give the same number.
 fn order(bits: u32) -> u32 {
     if (bits == 0x80000000u) { return 0x80000000u; }
     return select(bits | 0x80000000u, ~bits, (bits >> 31u) == 1u);
@@ -66,7 +68,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let end = min(begin + CHUNK, info.count);
     let list = (row * info.groups + group.x) * 2u * K;
 
-    // The maximum, where it is, and whether all is finite.
+    // The maximum, its index, and whether all values are finite.
     var value = LOWEST;
     var index = 0xffffffffu;
     var broken = 0u;
@@ -109,7 +111,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
 
-    // The mass of the whole chunk. A temperature of zero takes the maximum, whatever this is.
+    // The mass of the whole chunk. With a temperature of zero it is not used.
     workgroupBarrier();
     let temperature = bitcast<f32>(state[seq * SEQ + SEQ_TEMPERATURE]);
     let sharpness = select(1.0, 1.0 / temperature, temperature > 0.0);
@@ -134,8 +136,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         atomicStore(&taken, 0u);
     }
 
-    // Digit by digit, from the highest: in which bin the K-th highest lies, and how many of that bin are needed. A place is
-    // what sorts the lower index higher.
+    // Digit by digit, from the highest: finds the bin of the K-th highest, and how many of that bin are needed. A
+    // place is a number that sorts the lower index higher.
     for (var turn = 0u; turn < 6u; turn++) {
         let wanted = workgroupUniformLoad(&need);
         if (workgroupUniformLoad(&settled) == 1u) { break; }
@@ -147,7 +149,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             if (agrees(key, place, turn)) { atomicAdd(&bins[digit(key, place, turn)], 1u); }
         }
         workgroupBarrier();
-        // How many lie in this bin or a higher one.
+        // How many values are in this bin or a higher one.
         let here = atomicLoad(&bins[thread]);
         at[thread] = here;
         for (var far = 1u; far < THREADS; far *= 2u) {
@@ -161,7 +163,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let rest = wanted - (at[thread] - here);
             need = rest;
             if (turn < 4u) { least.x |= thread << (24u - 8u * turn); } else { least.y |= thread << (40u - 8u * turn); }
-            // All of the bin are among the K: whatever its lower digits.
+            // All values of the bin are among the K, so its lower digits do not matter.
             if (rest == here) { settled = 1u; }
         }
     }
@@ -183,7 +185,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
     }
-    // Bitonic, descending.
+    // Bitonic sort, descending.
     for (var size = 2u; size <= K; size *= 2u) {
         for (var stride = size / 2u; stride > 0u; stride /= 2u) {
             workgroupBarrier();

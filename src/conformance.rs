@@ -68,7 +68,8 @@ fn bound_text(bound: Bound) -> String {
     }
 }
 
-/// Runs `cases` on `device` and compares every output with that of the twin. Calls `progress(cases done, cases in all)`.
+/// Runs `cases` on `device` and compares every output with that of the twin. Calls `progress(cases done, cases in
+/// all)`.
 ///
 /// # Errors
 /// When the device cannot be read. A wrong result is no error: the report contains it.
@@ -110,16 +111,16 @@ pub async fn run(device: &ComputeDevice, cases: &[Case], mut progress: impl FnMu
     Ok(report)
 }
 
-/// Those of the `required` names that match no report. A name is `cpu`, a backend, `lavapipe`, or a part of an adapter's
-/// name. A missing name means that the run has failed: a device must not pass because it did not run.
+/// Those of the `required` names that match no report. A name is `cpu`, a backend, `lavapipe`, or a part of an
+/// adapter's name. A missing name means that the run has failed: a device must not pass because it did not run.
 pub fn missing<'a>(reports: &[Report], required: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let adapter = |name: &str| if name == "lavapipe" { "llvmpipe" } else { name }.to_string();
     let ran = |name: &str| reports.iter().any(|r| r.passed + r.failed > 0 && r.device.matches(&adapter(name)));
     required.into_iter().map(str::trim).filter(|n| !n.is_empty() && !ran(n)).map(String::from).collect()
 }
 
-/// Runs the smallest case of every kernel. Some devices do not report that a kernel failed to compile (in browsers, cubecl
-/// only logs it): run this before you rely on one.
+/// Runs the smallest case of every kernel. Some devices do not report that a kernel failed to compile (in browsers,
+/// cubecl only logs it): run this before you rely on one.
 ///
 /// # Errors
 /// [`ErrorKind::Device`] when a kernel computes wrong results, with the kernels and the first wrong value.
@@ -199,8 +200,8 @@ pub mod shaders {
         all
     }
 
-    /// The capabilities that shaders may use: core WGSL. naga requires a capability for `unpack2x16float`, which is part of
-    /// core WebGPU.
+    /// The capabilities that shaders may use: core WGSL. naga requires a capability for `unpack2x16float`, which is
+    /// part of core WebGPU.
     pub const CAPABILITIES: naga::valid::Capabilities = naga::valid::Capabilities::SHADER_FLOAT16_IN_FLOAT32;
 
     /// Validates a variant with naga and translates it to SPIR-V, MSL, HLSL and GLSL (ES 3.1), as wgpu does on the

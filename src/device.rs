@@ -72,7 +72,8 @@ impl DeviceInfo {
         lacking.map(|(what, has, wants)| format!("offers {has} {what}, {wants} are needed"))
     }
 
-    /// What to tell a user who asked for a GPU (`auto`) and got a software adapter, which computes on the CPU; `None` for a GPU.
+    /// What to tell a user who asked for a GPU (`auto`) and got a software adapter, which computes on the CPU; `None`
+    /// for a GPU.
     pub fn software_warning(&self) -> Option<String> {
         let adapter = self.kind == "software" && self.backend != "cpu";
         adapter.then(|| {
@@ -88,7 +89,8 @@ impl DeviceInfo {
         format!("{} ({})", self.name, parts.join(", "))
     }
 
-    /// The same with the name that the browser gives the adapter: wgpu leaves it out, and most browsers tell no more than this.
+    /// The same with the name that the browser gives the adapter: wgpu leaves it out, and most browsers tell no more
+    /// than this.
     #[cfg(target_family = "wasm")]
     fn named_by(mut self, device: &wgpu::Device) -> Self {
         let get = |of: &js_sys::wasm_bindgen::JsValue, key: &str| js_sys::Reflect::get(of, &key.into()).ok();
@@ -184,11 +186,11 @@ impl ComputeDevice {
         Self { burn: Device::flex(), info: DeviceInfo::cpu(), tuning: Tuning::CPU }
     }
 
-    /// Opens the device that `select` names: `auto` (the best adapter), `cpu` (the twins), a backend (`vulkan`, `metal`,
-    /// `dx12`, `gl`, `webgpu`), a part of an adapter's name, or an index in [`list`].
+    /// Opens the device that `select` names: `auto` (the best adapter), `cpu` (the twins), a backend (`vulkan`,
+    /// `metal`, `dx12`, `gl`, `webgpu`), a part of an adapter's name, or an index in [`list`].
     ///
-    /// OpenGL is opened only if `select` names it, or no other API offers an adapter that matches and can run the kernels. Without
-    /// a desktop, Mesa's OpenGL prints warnings to stderr when it is opened.
+    /// OpenGL is opened only if `select` names it, or no other API offers an adapter that matches and can run the
+    /// kernels. Without a desktop, Mesa's OpenGL prints warnings to stderr when it is opened.
     ///
     /// # Errors
     /// There is no adapter, or none that matches, or it cannot run the kernels. The message lists the adapters.
@@ -230,8 +232,8 @@ impl ComputeDevice {
         Self::from_adapter(found.swap_remove(best)).await
     }
 
-    /// Opens the device that [`list`] described: the adapter of this name and backend, since a machine may offer one card under
-    /// several backends. Of several adapters of one name and backend, the first is opened.
+    /// Opens the device that [`list`] described: the adapter of this name and backend, since a machine may offer one
+    /// card under several backends. Of several adapters of one name and backend, the first is opened.
     ///
     /// # Errors
     /// The adapter is no longer there, or cannot run the kernels.
@@ -290,13 +292,14 @@ impl ComputeDevice {
     }
 }
 
-/// Whether every allocation gets a page of its own, as in browsers: `SECATEUR_EXCLUSIVE_PAGES=1`. For tests, so that a fault that
-/// would only occur in browsers is seen natively.
+/// Whether every allocation gets a page of its own, as in browsers: `SECATEUR_EXCLUSIVE_PAGES=1`. For tests, so that
+/// a fault that would only occur in browsers is seen natively.
 fn exclusive_pages() -> bool {
     std::env::var_os("SECATEUR_EXCLUSIVE_PAGES").is_some_and(|value| value == "1")
 }
 
-/// Every device of this machine, best first, the CPU backend last. An index in this list selects a device for [`ComputeDevice::open`].
+/// Every device of this machine, best first, the CPU backend last. An index in this list selects a device for
+/// [`ComputeDevice::open`].
 pub async fn list() -> Vec<DeviceInfo> {
     let found = all_adapters().await.into_iter().map(|a| a.info);
     found.chain([DeviceInfo::cpu()]).collect()

@@ -62,7 +62,7 @@
 //!
 //! | feature | what it adds |
 //! |---|---|
-//! | `cli` (default) | the `secateur` command and [`hub`](https://huggingface.co) downloads; without it the library is smaller |
+//! | `cli` (default) | the `secateur` command, and module `hub`: models by name from the Hugging Face hub |
 //! | `exclusive-pages` | one GPU page for each allocation, as in browsers, chosen when compiling; for tests |
 //!
 //! On `wasm32-unknown-unknown` the crate is the engine of the browser page (module `web`); build it without default features.
@@ -102,6 +102,46 @@ pub use policy::{Budget, EvictionPolicy, PolicyRef};
 pub use text::Message;
 pub use trace::{AttentionDetail, Trace};
 pub use weights::ModelSource;
+
+/// The engine's insides, for tests, benchmarks and those who extend it. They change without notice between versions.
+pub mod expert {
+    /// Measures prefill, decoding and the copy bandwidth of a device.
+    pub mod bench {
+        pub use crate::bench::*;
+    }
+    /// The KV cache: regions, gathers, and what lies beside the keys.
+    pub mod cache {
+        pub use crate::cache::*;
+    }
+    /// Runs every case of every kernel on a device and compares it with the CPU.
+    pub mod conformance {
+        pub use crate::conformance::*;
+    }
+    /// Element types of weights and of the KV cache.
+    pub mod dtype {
+        pub use crate::dtype::*;
+    }
+    /// The operations in WGSL, their twins on the CPU, their cases and bounds.
+    pub mod kernels {
+        pub use crate::kernels::*;
+    }
+    /// Configuration, RoPE and the decoder graph.
+    pub mod model {
+        pub use crate::model::*;
+    }
+    /// What a probe is, and when it is due.
+    pub mod probe {
+        pub use crate::probe::*;
+    }
+    /// Tokenizer, chat template, and ids back to text.
+    pub mod text {
+        pub use crate::text::*;
+    }
+    /// Reads safetensors and GGUF files and packs their tensors.
+    pub mod weights {
+        pub use crate::weights::*;
+    }
+}
 
 /// Where a token's key and value lie in the cache: an index into the kept rows. Changes at every gather.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,7 +1,7 @@
 //! The self-summary probe: which tokens it appends, and when. This module holds no tensors.
 //!
-//! After every `p` thinking tokens the engine appends [`DEFAULT_PROBE_TEXT`], reads the attention from its last token,
-//! `</think>`, to every cached slot, and rolls the probe back (Think Clearly, arXiv 2507.08806).
+//! After every `p` thinking tokens the engine appends [`DEFAULT_PROBE_TEXT`], reads the attention from its last
+//! token, `</think>`, to every cached slot, and rolls the probe back (Think Clearly, arXiv 2507.08806).
 use crate::{Error, ErrorKind, Result};
 
 /// The text of the probe. The apostrophe is straight, as in the code that the authors published.
@@ -66,7 +66,8 @@ pub enum PromptThinking {
 }
 
 impl PromptThinking {
-    /// Reads it from the ids of the turn to be generated. Earlier turns must not be among them: their thinking is over.
+    /// Reads it from the ids of the turn to be generated. Earlier turns must not be among them: their thinking is
+    /// over.
     pub fn of(ids: &[u32], think_open: Option<u32>, think_close: Option<u32>) -> Self {
         let last = ids.iter().rev().find(|&&id| Some(id) == think_open || Some(id) == think_close);
         match last {
@@ -140,8 +141,8 @@ impl ProbeClock {
         true
     }
 
-    /// The fewest further tokens after which a probe may be due, whatever they are; at least 1. The engine may enqueue
-    /// that many decode steps before it must have read them all.
+    /// The fewest further tokens after which a probe may be due, whatever they are; at least 1. The engine may
+    /// enqueue that many decode steps before it must have read them all.
     pub fn steps_until_possible_probe(&self) -> usize {
         let thinking = self.every.saturating_sub(self.since).max(1);
         // Outside the thinking, `<think>` must come first.

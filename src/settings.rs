@@ -1,6 +1,7 @@
-//! How one request is generated and pruned, with nothing left open. The engine, a sequence, its trace and a calibration all hold
-//! this one type. A front-end does not fill it in: it sends a [`Request`](crate::engine::Request), and
-//! [`PreparedModel::resolve`](crate::engine::PreparedModel::resolve) turns that into settings.
+//! How one request is generated and pruned, with nothing left open. The engine, a sequence, its trace and a
+//! calibration all hold this one type. A front-end does not fill it in: it sends a
+//! [`Request`](crate::engine::Request), and [`PreparedModel::resolve`](crate::engine::PreparedModel::resolve) turns
+//! that into settings.
 use serde::{Deserialize, Serialize};
 
 use crate::policy::{self, Budget, Layers, Normalise, PolicyRef, Positions, Scope};
@@ -12,12 +13,13 @@ use crate::trace::AttentionDetail;
 /// Tokens that are generated at most where nothing is given and the model does not think.
 pub const MAX_NEW_TOKENS: usize = 2048;
 
-/// The same for a model that thinks. Reasoning models often spend several thousand tokens on one question; a limit of 2048 ends
-/// many of them before they begin their answer. The context ends a run earlier where it is shorter than this.
+/// The same for a model that thinks. Reasoning models often spend several thousand tokens on one question; a limit of
+/// 2048 ends many of them before they begin their answer. The context ends a run earlier where it is shorter than
+/// this.
 pub const MAX_NEW_TOKENS_THINKING: usize = 8192;
 
-/// How to generate and prune. In JSON its fields stand by name, and fields that older traces lack have the value that they were
-/// made with.
+/// How to generate and prune. In JSON its fields stand by name, and fields that older traces lack have the value that
+/// they were made with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// Which tokens are evicted.

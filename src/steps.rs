@@ -4,24 +4,24 @@
 //! A [`Boundaries`] names the rule:
 //! - **keywords**: where one of the 32 [`KEYWORDS`] begins. The paper leaves some details open; here, keywords are
 //!   case-sensitive, the straight and the curly apostrophe are the same, the longest keyword names the step, and a
-//!   keyword counts only between word boundaries, so that "So" does not cut "Solve". A word is made of Unicode letters,
-//!   digits and `_`; combining marks are ignored. *(ours)*
+//!   keyword counts only between word boundaries, so that "So" does not cut "Solve". A word is made of Unicode
+//!   letters, digits and `_`; combining marks are ignored. *(ours)*
 //! - **paragraphs**: at the first character after a blank line. *(ours)*
-//! - **sentences**: there, and at the first character after a sentence. One of `。！？।؟` and their like ends a
-//!   sentence wherever it stands. One of `.!?…` ends a sentence where white space follows it and the next character is
-//!   no lowercase letter: "3.14" and "e.g. x" stay whole. A full stop after a single letter ("z. B. Wert") or after a
+//! - **sentences**: there, and at the first character after a sentence. One of `。！？।؟` and their like ends a sentence
+//!   wherever it stands. One of `.!?…` ends a sentence where white space follows it and the next character is no
+//!   lowercase letter: "3.14" and "e.g. x" stay whole. A full stop after a single letter ("z. B. Wert") or after a
 //!   number that begins its line ("1. Let x") ends none. Abbreviations of several letters ("Dr. Smith") are cut: an
 //!   extra step costs little. Closing quotes and brackets belong to the sentence that they close. *(ours)*
-//! - **auto**: at each keyword and, in a stretch without keywords, at the ends of paragraphs, and of sentences where a
-//!   step has grown past [`LONG_STEP`] bytes. Such a stretch starts [`LONG_STEP`] bytes into a text without any keyword,
-//!   and [`SILENCE`] bytes after the latest keyword. English reasoning is cut as by `keywords`; the keywords are English,
-//!   so that a thought in another language would otherwise be one single step. *(ours)*
+//! - **auto**: at each keyword and, in a stretch without keywords, at the ends of paragraphs, and of sentences where
+//!   a step has grown past [`LONG_STEP`] bytes. Such a stretch starts [`LONG_STEP`] bytes into a text without any
+//!   keyword, and [`SILENCE`] bytes after the latest keyword. English reasoning is cut as by `keywords`; the keywords
+//!   are English, so that a thought in another language would otherwise be one single step. *(ours)*
 //!
 //! # Steps keep their ids
-//! Text is bytes here, because a token may end inside a UTF-8 character and a model may write invalid UTF-8. The id of
-//! a step is its byte offset in the full logical text of the thinking, evicted tokens included. Every rule decides about
-//! a byte from the text before it and at most [`REACH`] bytes after it. Later text can therefore add steps only at the
-//! end: a step that a probe has seen keeps its id, and [`Segmenter`] looks at each byte only once.
+//! Text is bytes here, because a token may end inside a UTF-8 character and a model may write invalid UTF-8. The id
+//! of a step is its byte offset in the full logical text of the thinking, evicted tokens included. Every rule decides
+//! about a byte from the text before it and at most [`REACH`] bytes after it. Later text can therefore add steps only
+//! at the end: a step that a probe has seen keeps its id, and [`Segmenter`] looks at each byte only once.
 use serde::{Deserialize, Serialize};
 
 use crate::text_form::named_variants;
@@ -86,8 +86,8 @@ const CURLY: &[u8] = "’".as_bytes();
 /// spelling, and the character after it.
 pub const REACH: usize = 32;
 
-/// [`Boundaries::Auto`] ends a step of more bytes than this at the end of a sentence, provided that no keyword is near.
-/// Also the length up to which a text without any keyword is left whole. About 130 English words or 170 Chinese
+/// [`Boundaries::Auto`] ends a step of more bytes than this at the end of a sentence, provided that no keyword is
+/// near. Also the length up to which a text without any keyword is left whole. About 130 English words or 170 Chinese
 /// characters.
 pub const LONG_STEP: usize = 512;
 
@@ -202,8 +202,8 @@ pub fn segment(text: impl AsRef<[u8]>, tail: Tail) -> Vec<Step> {
     segment_by(Boundaries::Keywords, text, tail)
 }
 
-/// Cuts a text into steps. They partition it exactly: the first starts at 0, each ends where the next starts, the last
-/// ends with the text. There is always at least one; that of an empty text is empty.
+/// Cuts a text into steps. They partition it exactly: the first starts at 0, each ends where the next starts, the
+/// last ends with the text. There is always at least one; that of an empty text is empty.
 ///
 /// ```
 /// use secateur::steps::{Boundaries, Tail, segment_by};
@@ -221,9 +221,9 @@ pub fn segment_by(rule: Boundaries, text: impl AsRef<[u8]>, tail: Tail) -> Vec<S
 
 /// The step of each token: the one that holds its last byte.
 ///
-/// `token_ends[i]` is the byte offset just past token `i`. A token without text belongs where the byte before it does;
-/// one that ends past the text (a character still unfinished, where the caller keeps only whole ones) to the last step.
-/// `steps` must come from [`segment_by`] or [`Segmenter::steps`]; the result holds indices into it.
+/// `token_ends[i]` is the byte offset just past token `i`. A token without text belongs where the byte before it
+/// does; one that ends past the text (a character still unfinished, where the caller keeps only whole ones) to the
+/// last step. `steps` must come from [`segment_by`] or [`Segmenter::steps`]; the result holds indices into it.
 pub fn assign(token_ends: &[usize], steps: &[Step]) -> Vec<usize> {
     let step_of = |&end: &usize| steps.partition_point(|s| s.start < end).saturating_sub(1);
     token_ends.iter().map(step_of).collect()
@@ -263,8 +263,9 @@ impl Segmenter {
         self.scan.rule
     }
 
-    /// Ends a thought, at its `</think>`. What is pushed afterwards is a thought of its own: it begins a step, its first
-    /// word has no word before it, and its keywords alone decide what `auto` does in it. Offsets go on counting.
+    /// Ends a thought, at its `</think>`. What is pushed afterwards is a thought of its own: it begins a step, its
+    /// first word has no word before it, and its keywords alone decide what `auto` does in it. Offsets go on
+    /// counting.
     pub fn end_thought(&mut self) {
         self.scan.advance(&self.text, self.text.len(), Tail::Closed);
         self.scan.begin_thought();
@@ -305,7 +306,8 @@ impl Segmenter {
     }
 }
 
-/// Whether a text ends inside a UTF-8 character that further bytes could complete. Invalid bytes elsewhere do not count.
+/// Whether a text ends inside a UTF-8 character that further bytes could complete. Invalid bytes elsewhere do not
+/// count.
 pub fn ends_inside_char(bytes: &[u8]) -> bool {
     (1..=3.min(bytes.len())).any(|n| {
         let end = &bytes[bytes.len() - n..];
@@ -408,8 +410,8 @@ fn matched(text: &[u8], keyword: &str) -> Option<usize> {
 /// by that character and the text before it; an unfinished character begins nothing yet.
 fn prose_boundary(bytes: &[u8], at: usize) -> Option<Begin> {
     let next = char_at(bytes, at)?;
-    // A mark or a bracket that follows another directly still belongs to the sentence. Asked first, so that a long run
-    // of them is walked once and not once for each.
+    // A mark or a bracket that follows another directly still belongs to the sentence. Asked first, so that a long
+    // run of them is walked once and not once for each.
     let spaced = char_before(bytes, at)?.is_whitespace();
     if next.is_whitespace() || (!spaced && (is_stop(next) || is_closing(next))) {
         return None;
@@ -450,8 +452,8 @@ fn is_abbreviated(bytes: &[u8], dot: usize) -> bool {
     }
 }
 
-/// Marks that end a sentence without white space after them: in Chinese and Japanese, Hindi and its neighbours, Arabic
-/// and Urdu, Armenian, Amharic, Burmese, Khmer.
+/// Marks that end a sentence without white space after them: in Chinese and Japanese, Hindi and its neighbours,
+/// Arabic and Urdu, Armenian, Amharic, Burmese, Khmer.
 fn is_unspaced_stop(c: char) -> bool {
     matches!(c, '。' | '｡' | '！' | '？' | '।' | '॥' | '؟' | '۔' | '։' | '።' | '။' | '។')
 }
@@ -670,7 +672,8 @@ mod tests {
         ] {
             assert_eq!(cut(Boundaries::Sentences, whole), [whole]);
         }
-        // A number at the end of a sentence does end it, and so does an abbreviation of several letters before a capital.
+        // A number at the end of a sentence does end it, and so does an abbreviation of several letters before a
+        // capital.
         sentences(&["x is 3. ", "Then y is 4. ", "Ask Dr. ", "Who"]);
     }
 

@@ -18,8 +18,8 @@ macro_rules! serde_as_text {
     )+};
 }
 
-/// Gives the variants of an enum their names, and from them `Display`, `FromStr` and serde. `$field` is the field of a request
-/// that holds such a value; an error names it.
+/// Gives the variants of an enum their names, and from them `Display`, `FromStr` and serde. `$field` is the field of
+/// a request that holds such a value; an error names it.
 macro_rules! named_variants {
     ($type:ident, $what:literal, $field:literal, { $($variant:ident = $name:literal),+ $(,)? }) => {
         impl $type {

@@ -4,18 +4,18 @@
 //! The fields are those of [`Trace`] and the types below, by name. Conventions:
 //! - a **position** is an index into `prompt_ids` followed by `tokens`; it never changes;
 //! - a **step** is named by its id, the byte offset at which it begins in the text of the thinking, that is, in the
-//!   concatenated texts of the tokens whose role is `thinking`. Bytes that are no UTF-8 count as the model wrote them, not as
-//!   `text` shows them. A probe may not know the latest steps of the final text yet;
-//! - **importance** is the mean score of a step's cached tokens before the eviction; higher is more important. It is absent
-//!   where the policy measures nothing, and where nothing of the step was cached;
-//! - in scopes `layer` and `head` a probe has several **kept sets**, listed in `sets`. Its own fields then describe all of
-//!   them together: a position is cached while any set holds it, and is evicted by the probe after which no set holds it;
-//!   importance is the mean over the sets; slots are those of the longest set;
+//!   concatenated texts of the tokens whose role is `thinking`. Bytes that are no UTF-8 count as the model wrote
+//!   them, not as `text` shows them. A probe may not know the latest steps of the final text yet;
+//! - **importance** is the mean score of a step's cached tokens before the eviction; higher is more important. It is
+//!   absent where the policy measures nothing, and where nothing of the step was cached;
+//! - in scopes `layer` and `head` a probe has several **kept sets**, listed in `sets`. Its own fields then describe
+//!   all of them together: a position is cached while any set holds it, and is evicted by the probe after which no
+//!   set holds it; importance is the mean over the sets; slots are those of the longest set;
 //! - durations are whole microseconds; sizes are bytes on the device as its allocator reports them.
 //!
-//! Fields may be added within a version: readers ignore fields that they do not know. A field that is removed or changes
-//! its meaning makes a new version, which [`Trace::from_json`] refuses. `docs/trace.md` describes every field for readers
-//! in other languages.
+//! Fields may be added within a version: readers ignore fields that they do not know. A field that is removed or
+//! changes its meaning makes a new version, which [`Trace::from_json`] refuses. `docs/trace.md` describes every field
+//! for readers in other languages.
 //!
 //! ```json
 //! { "version": 1, "secateur": "0.1.0", "model": "…", "device": "…", "policy": "think-clearly", …,
@@ -150,15 +150,17 @@ pub enum AttentionDetail {
     Heads,
 }
 
-/// The attention of the probe's `</think>` to the steps: its softmax weights, averaged over each step's cached tokens.
+/// The attention of the probe's `</think>` to the steps: its softmax weights, averaged over each step's cached
+/// tokens.
 ///
-/// The weights of one row sum to 1 over all cached tokens and the probe's own, so a step's share of a row's attention is its
-/// mean times its `cached`. Values have three significant digits.
+/// The weights of one row sum to 1 over all cached tokens and the probe's own, so a step's share of a row's attention
+/// is its mean times its `cached`. Values have three significant digits.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AttentionMap {
     /// The columns: ids of the steps that had cached tokens before the eviction, ascending.
     pub steps: Vec<usize>,
-    /// `[layers][steps]`: the mean over the layer's query heads; `None` where the layer no longer holds any of the step.
+    /// `[layers][steps]`: the mean over the layer's query heads; `None` where the layer no longer holds any of the
+    /// step.
     pub layers: Vec<Vec<Option<f32>>>,
     /// `[layers][query heads][steps]`, with [`AttentionDetail::Heads`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -195,8 +197,8 @@ pub struct Timings {
     pub probe_us: u64,
     /// Steps, view and plan.
     pub plan_us: u64,
-    /// Issuing the gather of the kept slots and freeing the old buffers. The time that the GPU takes for it is part of the
-    /// decode step that waits for it.
+    /// Issuing the gather of the kept slots and freeing the old buffers. The time that the GPU takes for it is part
+    /// of the decode step that waits for it.
     pub gather_us: u64,
 }
 
@@ -236,14 +238,14 @@ pub struct Totals {
     pub thinking_tokens: usize,
     /// Tokens evicted.
     pub evicted_tokens: usize,
-    /// Tokens that complete a run of twelve tokens which the model had written before. Many of them mean that it repeats
-    /// itself, as it may when it has to write evicted thoughts again.
+    /// Tokens that complete a run of twelve tokens which the model had written before. Many of them mean that it
+    /// repeats itself, as it may when it has to write evicted thoughts again.
     #[serde(default)]
     pub repeated_tokens: usize,
     /// Most slots at any time.
     pub peak_cached: usize,
-    /// Slots when the last token was sampled; of several kept sets, those of the longest. The last token has none, because
-    /// it was never forwarded.
+    /// Slots when the last token was sampled; of several kept sets, those of the longest. The last token has none,
+    /// because it was never forwarded.
     pub final_cached: usize,
     /// Most bytes of keys and values on the device at any time.
     pub peak_kv_bytes: u64,
@@ -256,7 +258,8 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// The number of slots at the end if nothing had been evicted: one for each token but the last, which was only sampled.
+    /// The number of slots at the end if nothing had been evicted: one for each token but the last, which was only
+    /// sampled.
     pub fn forwarded(&self) -> usize {
         match self.generated_tokens.checked_sub(1) {
             Some(before_the_last) => self.prompt_tokens + before_the_last,
@@ -299,8 +302,8 @@ impl Trace {
     /// Reads a trace of [`VERSION`] and [checks](Self::check) it.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for text that is no trace, for a trace of another version, and for a trace that contradicts
-    /// itself.
+    /// [`ErrorKind::Input`] for text that is no trace, for a trace of another version, and for a trace that
+    /// contradicts itself.
     pub fn from_json(text: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct Version {
@@ -322,8 +325,8 @@ impl Trace {
     /// Checks that its parts fit together, as far as readers rely on it.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for probes or steps out of order, for a token that is evicted twice, before it was written or
-    /// from outside the thinking, and for an attention map whose rows are not as long as its steps.
+    /// [`ErrorKind::Input`] for probes or steps out of order, for a token that is evicted twice, before it was
+    /// written or from outside the thinking, and for an attention map whose rows are not as long as its steps.
     pub fn check(&self) -> Result<()> {
         let mut gone = vec![false; self.tokens.len()];
         let mut before = 0;
@@ -376,13 +379,13 @@ impl Trace {
     }
 }
 
-/// A row of a readout, and the view of the kept set whose slots it covers. Weights beyond these slots belong to the probe
-/// itself and are ignored.
+/// A row of a readout, and the view of the kept set whose slots it covers. Weights beyond these slots belong to the
+/// probe itself and are ignored.
 pub type Row<'a> = (&'a CacheView<'a>, &'a [f32]);
 
 impl AttentionMap {
-    /// Averages readouts over steps. `layers[l]` are the rows of a layer, whose mean becomes its row of the map; `heads[l]`
-    /// are the rows of its query heads.
+    /// Averages readouts over steps. `layers[l]` are the rows of a layer, whose mean becomes its row of the map;
+    /// `heads[l]` are the rows of its query heads.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] for a row that is shorter than its view.
@@ -428,8 +431,8 @@ fn three_digits(value: f64) -> f32 {
 }
 
 impl Probe {
-    /// Records a plan and the views for which it was made, one for each kept set. The engine fills in timings and bytes,
-    /// which are 0 here.
+    /// Records a plan and the views for which it was made, one for each kept set. The engine fills in timings and
+    /// bytes, which are 0 here.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] when the plan was made for other views.

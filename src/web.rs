@@ -1,7 +1,8 @@
-//! The browser's front-end: JavaScript → [`Engine`] → callbacks. `web/worker.js` is its only caller; the page draws the events.
+//! The browser's front-end: JavaScript → [`Engine`] → callbacks. `web/worker.js` calls it, and the page draws the
+//! events.
 //!
-//! Options come in and events go out as JSON text; files come in as `{name: Uint8Array}`. Whatever fails rejects with the
-//! [`Error`](crate::Error)'s own text, to be shown as it is.
+//! Requests and events are JSON text; files are `{name: Uint8Array}`. A call that fails rejects with the text of the
+//! [`Error`](crate::Error), which the page shows unchanged.
 use crate::dtype::Dtype;
 use std::cell::{OnceCell, RefCell};
 use std::future::Future;
@@ -33,23 +34,23 @@ unsafe extern "C" {
 fn start() {
     // SAFETY: the linker defines it with this signature; this is the module's first code to run, and it runs once.
     //
-    // Without a call to it somewhere, the linker takes the module for a command, which ends after one call, and has *every*
-    // call from JavaScript run all constructors first: hundreds, a hundred times a token.
+    // Without a call to it somewhere, the linker takes the module for a command, which ends after one call, and has
+    // *every* call from JavaScript run all constructors first: hundreds, a hundred times a token.
     unsafe { __wasm_call_ctors() };
     console_error_panic_hook::set_once();
-    // cubecl only logs a shader that the browser refuses: the console is where that shows.
+    // cubecl logs a shader that the browser refuses and does nothing else: the log goes to the console.
     console_log::init_with_level(log::Level::Warn).ok();
 }
 
-/// What [`Secateur::load`] may be told.
+/// The options of [`Secateur::load`].
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Load {
     /// Element type of the KV cache: `f16` (the default) or `f32`.
     kv: Option<String>,
-    /// As in [`LoadOptions`].
+    /// Positions to load for, as in [`LoadOptions`].
     context: Option<usize>,
-    /// Shown on the page.
+    /// The name of the model, for the page and the trace.
     name: Option<String>,
 }
 
@@ -60,7 +61,7 @@ fn parse<'a, T: Deserialize<'a>>(options: &'a str) -> Result<T> {
 /// A model on this browser's GPU.
 #[wasm_bindgen]
 pub struct Secateur {
-    /// Empty while a run is under way: `stop` and `info` must work meanwhile.
+    /// Empty while a run is under way, so that `stop` and `info` work meanwhile.
     engine: Rc<RefCell<Option<Engine>>>,
     info: serde_json::Value,
     stop: Arc<AtomicBool>,
@@ -68,7 +69,7 @@ pub struct Secateur {
 
 #[wasm_bindgen]
 impl Secateur {
-    /// Loads a model from its files, `{name: Uint8Array}`, which this empties: each array is let go once it was copied.
+    /// Loads a model from its files, `{name: Uint8Array}`. Each array is removed from the object once it is copied.
     pub async fn load(files: Object, options: String) -> Result<Secateur, JsError> {
         let load = async { Secateur::from_source(&take_files(&files)?, parse(&options)?, "model").await };
         load.await.map_err(|e| rejection(&e))
@@ -86,8 +87,8 @@ impl Secateur {
         Ok(loaded)
     }
 
-    /// `{model, adapter, backend, policies, suggested}`. `suggested` holds options of `run` that suit this model; it is
-    /// `{}` unless secateur knows better than its general defaults.
+    /// `{model, adapter, backend, policies, suggested}`. `suggested` holds options of `run` that suit this model; it
+    /// is `{}` unless secateur knows better than its general defaults.
     pub fn info(&self) -> String {
         self.info.to_string()
     }
@@ -103,14 +104,15 @@ impl Secateur {
         resolved.map_err(|e| rejection(&e))
     }
 
-    /// Generates what `request`, a [`Request`](crate::engine::Request) as JSON, asks for. `on_event` is called with the events `start`, `token`, `probe` and `done`, each JSON text:
-    /// - `{type: "start", prompt_tokens, notes, bytes_in_use, bytes_reserved}`, with `notes` what a person should know about how
-    ///   the request was resolved, as sentences
+    /// Generates what `request`, a [`Request`](crate::engine::Request) as JSON, asks for. `on_event` is called with
+    /// the events `start`, `token`, `probe` and `done`, each JSON text:
+    /// - `{type: "start", prompt_tokens, notes, bytes_in_use, bytes_reserved}`, with `notes` what a person should
+    ///   know about how the request was resolved, as sentences
     /// - `{type: "token", id, text, thinking}`
-    /// - `{type: "probe", evicted, cached_before, cached_after, bytes_in_use, bytes_reserved}`, with `evicted` as ranges
-    ///   `[start, end)` of bytes in the UTF-8 of all the tokens' text so far
-    /// - `{type: "done", stop_reason, thinking_unfinished, tokens_per_second, tail, bytes_in_use, bytes_reserved}`, with `tail` what an
-    ///   unfinished character left
+    /// - `{type: "probe", evicted, cached_before, cached_after, bytes_in_use, bytes_reserved}`, with `evicted` as
+    ///   ranges `[start, end)` of bytes in the UTF-8 of all the tokens' text so far
+    /// - `{type: "done", stop_reason, thinking_unfinished, tokens_per_second, tail, bytes_in_use, bytes_reserved}`,
+    ///   with `tail` what an unfinished character left
     ///
     /// Resolves to the run's trace, JSON text.
     pub fn run(&self, request: String, on_event: Function) -> Promise {
@@ -153,9 +155,9 @@ impl Secateur {
     }
 }
 
-/// Every kernel case on this browser's GPU. `on_event` is called with `{type: "case", kernel, done, total}`. Resolves to
-/// `{backend, adapter, kernels: [{kernel, cases, worst_error, bound, passed, failures}], passed, failed}`, JSON text, with
-/// `worst_error` as a fraction of the bound.
+/// Every kernel case on this browser's GPU. `on_event` is called with `{type: "case", kernel, done, total}`. Resolves
+/// to `{backend, adapter, kernels: [{kernel, cases, worst_error, bound, passed, failures}], passed, failed}`, JSON
+/// text, with `worst_error` as a fraction of the bound.
 #[wasm_bindgen]
 pub fn conformance(on_event: Function) -> Promise {
     promise(async move {
@@ -205,7 +207,7 @@ async fn device() -> Result<ComputeDevice> {
     Ok(DEVICE.with(|d| d.get_or_init(|| device).clone()))
 }
 
-/// The adapter, after it has shown once that it computes right. A shader that a browser miscompiles or refuses leaves
+/// The adapter, after a self-test has passed on it once. A shader that a browser miscompiles or refuses leaves
 /// stale data behind and no error, so without this a broken driver would just write nonsense.
 async fn trusted_device() -> Result<ComputeDevice> {
     let device = device().await?;
@@ -286,12 +288,12 @@ fn with_bytes(mut event: Value, bytes: DeviceBytes) -> Value {
     event
 }
 
-/// Calls back. What the callback throws is its own business: it must not end a run.
+/// Calls back. An exception in the callback is ignored: it must not end a run.
 fn send(on_event: &Function, event: &Value) {
     on_event.call1(&JsValue::NULL, &event.to_string().into()).ok();
 }
 
-/// A promise that runs `work` on its own, so that no borrow of a JavaScript-owned object lasts as long as it does. Resolves
+/// A promise that runs `work` independently, so that no JavaScript-owned object stays borrowed meanwhile. Resolves
 /// to JSON text, or to the text itself where `work` gives one.
 fn promise(work: impl Future<Output = Result<Value>> + 'static) -> Promise {
     future_to_promise(async move {
@@ -318,7 +320,7 @@ fn take_files(files: &Object) -> Result<ModelSource> {
         let entry: Array = entry.into();
         let name = entry.get(0).as_string().ok_or_else(|| wrong("a file without a name"))?;
         let bytes = entry.get(1).dyn_into::<Uint8Array>().map_err(|_| wrong("a file that is no array of bytes"))?;
-        // Two copies of a large model do not fit into a browser's memory.
+        // A browser's memory does not hold two copies of a large model.
         Reflect::delete_property(files, &entry.get(0)).ok();
         taken.push((name, bytes.to_vec()));
     }

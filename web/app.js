@@ -1,20 +1,34 @@
-// The screen, and nothing else: the model and the GPU live in worker.js.
+// The page. The model and the GPU belong to worker.js; messages.js declares the messages between the two.
+
+/** @typedef {import('./messages.js').ToPage} ToPage */
+/** @typedef {import('./messages.js').ToWorker} ToWorker */
+/** @typedef {import('./messages.js').EngineEvent} EngineEvent */
+/** @typedef {import('./messages.js').ConformanceTable} ConformanceTable */
 
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
 const utf8 = new TextEncoder();
 
+/** @type {Worker | undefined} */
 let worker;
-/** The run on screen: its spans in order, with the bytes of generated text each covers. */
+/**
+ * The run on the screen. `spans` are in order; each covers the bytes `start` to `end` of the generated text.
+ * @type {{spans: {span: HTMLElement, start: number, end: number}[], bytes: number, times: number[], total: number,
+ *   cached: number, probes: number, inUse?: number, reserved?: number, speed?: number | string, done?: string} |
+ *   undefined}
+ */
 let run;
-/** Events of the engine that wait for the next frame. */
+/**
+ * Events of the engine that wait for the next frame, each with the time at which it came.
+ * @type {(EngineEvent & {at: number})[]}
+ */
 let waiting = [];
-/** Start was pressed before there was a model. */
+/** Whether Start was pressed before a model was loaded. */
 let startOnceLoaded = false;
-/** What the model in use suggests for the controls. */
+/** The values that the loaded model suggests for the form. */
 let suggested = {};
 
-const NO_MODEL = 'No model is loaded: Start will use the built-in one.';
+const NO_MODEL = 'No model is loaded. Start will use the built-in model.';
 const mega = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 100 * 2 ** 20 ? 1 : 0)} MiB`;
 const setState = (state) => {
   document.body.dataset.state = state;
@@ -30,13 +44,19 @@ const setState = (state) => {
 
 // --- the worker -----------------------------------------------------------------------------------------------------
 
+/**
+ * Sends a message to the worker.
+ * @param {ToWorker} message
+ */
+const send = (message) => worker.postMessage(message);
+
 function startWorker() {
   worker?.terminate();
   delete document.body.dataset.model;
   setState('starting');
   worker = new Worker('worker.js', { type: 'module' });
   worker.onmessage = ({ data }) => handlers[data.type](data);
-  // A panic in wasm leaves an engine that cannot be trusted: begin again with a new one.
+  // After a panic in wasm the state of the engine is unknown, so a new one is started.
   worker.onerror = (event) => {
     const hadModel = document.body.dataset.model === 'loaded';
     showError('The engine crashed', `${event.message ?? 'no message'}\n${hadModel ? 'It was restarted.' : ''}`);
@@ -45,6 +65,10 @@ function startWorker() {
   };
 }
 
+/**
+ * One handler for each type of message.
+ * @type {{[Type in ToPage['type']]: (message: Extract<ToPage, {type: Type}>) => void}}
+ */
 const handlers = {
   ready({ adapter, maxBinding, maxBuffer, f16 }) {
     $('adapter').textContent =
@@ -52,7 +76,7 @@ const handlers = {
     setState('ready');
     const url = query.get('model');
     if (url) {
-      query.delete('model'); // a crash must not load it again and again
+      query.delete('model'); // so that a crash does not load it again and again
       load({ url: new URL(url.endsWith('/') ? url : `${url}/`, location.href).href });
     }
   },
@@ -73,7 +97,7 @@ const handlers = {
   token: enqueue,
   probe: enqueue,
   done: enqueue,
-  resolved() {}, // asked for by tests and other scripts, who listen for it themselves
+  resolved() {}, // only scripts ask for it, and they listen for it themselves
   trace({ json }) {
     URL.revokeObjectURL($('trace').href);
     $('trace').href = URL.createObjectURL(new Blob([json], { type: 'application/json' }));
@@ -95,7 +119,10 @@ const handlers = {
   },
 };
 
-/** Loads {files} or {url}; {} is the built-in model. */
+/**
+ * Loads a model: files, a folder on a server or, with neither, the built-in model.
+ * @param {{files?: File[], url?: string}} what
+ */
 function load(what) {
   hideError();
   delete document.body.dataset.model;
@@ -103,12 +130,16 @@ function load(what) {
   const options = {};
   if (query.has('kv')) options.kv = query.get('kv');
   if (query.has('context')) options.context = Number(query.get('context'));
-  worker.postMessage({ do: 'load', options, ...what });
+  send({ do: 'load', options, ...what });
 }
 
 // --- a run ----------------------------------------------------------------------------------------------------------
 
-/** Tokens come faster than frames: draw once per frame. A hidden page has no frames, so a timer backs them up. */
+/**
+ * Collects events and draws them once per frame, because tokens come faster than frames. A hidden page has no frames;
+ * there a timer draws them.
+ * @param {EngineEvent} event
+ */
 function enqueue(event) {
   event.at = performance.now();
   waiting.push(event);
@@ -132,7 +163,8 @@ function flush() {
 }
 
 const draw = {
-  start({ prompt_tokens, ...memory }) {
+  start({ prompt_tokens, notes = [], ...memory }) {
+    $('notes').replaceChildren(...notes.flatMap((note) => [note, document.createElement('br')]));
     run.total = run.cached = prompt_tokens;
     remember(memory);
   },
@@ -141,7 +173,7 @@ const draw = {
     run.cached += 1;
     run.times.push(at);
     if (run.times.length > 64) run.times.shift();
-    if (!text) return; // part of a character: its text comes with a later token
+    if (!text) return; // a special token, or part of a character whose text comes with a later token
     const span = document.createElement('span');
     span.textContent = text;
     if (thinking) span.className = 'thinking';
@@ -150,7 +182,6 @@ const draw = {
     run.bytes += utf8.encode(text).length;
     run.spans.push({ span, start, end: run.bytes });
   },
-  /** `evicted`: [start, end) ranges of bytes in the UTF-8 of the text so far, as lists of two numbers. */
   probe({ evicted, cached_after, ...memory }) {
     for (const [start, end] of evicted) {
       for (let i = firstSpanAfter(start); i < run.spans.length && run.spans[i].start < end; i++) {
@@ -161,8 +192,8 @@ const draw = {
     run.cached = cached_after;
     remember(memory);
   },
-  done({ stop_reason, tokens_per_second, tail, ...memory }, fragment) {
-    run.done = String(stop_reason ?? 'done').replaceAll('_', ' ');
+  done({ stop_reason, thinking_unfinished, tokens_per_second, tail, ...memory }, fragment) {
+    run.done = String(stop_reason ?? 'done').replaceAll('_', ' ') + (thinking_unfinished ? ', still thinking' : '');
     if (tail) fragment.append(tail);
     run.speed = tokens_per_second;
     remember(memory);
@@ -170,7 +201,7 @@ const draw = {
   },
 };
 
-/** Index of the first span that ends after byte `at`: spans are in order of their bytes. */
+/** The index of the first span that ends after byte `at`. */
 function firstSpanAfter(at) {
   let low = 0;
   let high = run.spans.length;
@@ -211,8 +242,9 @@ function startRun() {
   hideError();
   const options = {};
   for (const { name, type, value, checked } of $('form').elements) {
-    // What is left empty the engine decides.
-    if (name && (type === 'checkbox' || value !== '')) options[name] = type === 'checkbox' ? checked : type === 'number' ? Number(value) : value;
+    // The engine decides about fields that are left empty.
+    if (!name || (type !== 'checkbox' && value === '')) continue;
+    options[name] = type === 'checkbox' ? checked : type === 'number' ? Number(value) : value;
   }
   generate(options);
 }
@@ -221,15 +253,16 @@ function generate(options) {
   run = { spans: [], bytes: 0, times: [], total: 0, cached: 0, probes: 0 };
   waiting = [];
   $('output').replaceChildren();
+  $('notes').replaceChildren();
   $('trace').hidden = true;
   $('status').textContent = 'Reading the prompt…';
   setState('running');
-  worker.postMessage({ do: 'run', options });
+  send({ do: 'run', options });
 }
 
 $('stop').addEventListener('click', () => {
   $('stop').disabled = true;
-  worker.postMessage({ do: 'stop' });
+  send({ do: 'stop' });
 });
 
 // --- model files ----------------------------------------------------------------------------------------------------
@@ -237,10 +270,10 @@ $('stop').addEventListener('click', () => {
 $('builtin').addEventListener('click', () => load({}));
 
 $('files').addEventListener('change', ({ target }) => {
-  // Only the chosen folder itself, not folders below it.
+  // Files of the chosen folder itself, not of folders below it.
   const files = [...target.files].filter((file) => file.webkitRelativePath.split('/').length <= 2);
   if (files.length) load({ files });
-  target.value = ''; // the same folder again is a change, too
+  target.value = ''; // so that choosing the same folder again is a change
 });
 
 addEventListener('dragover', (event) => {
@@ -262,7 +295,7 @@ addEventListener('drop', async (event) => {
   }
 });
 
-/** Files that were dropped, and those in folders that were dropped. */
+/** The files that were dropped, and those in the folders that were dropped. */
 async function droppedFiles({ items }) {
   const entries = [...items].map((item) => item.webkitGetAsEntry()).filter(Boolean); // before any await: items expire
   const files = [];
@@ -290,9 +323,10 @@ $('conformance').addEventListener('click', () => {
   $('conformance-json').textContent = '';
   $('conformance-details').hidden = $('conformance-table').hidden = true;
   setState('checking');
-  worker.postMessage({ do: 'conformance' });
+  send({ do: 'conformance' });
 });
 
+/** @param {ConformanceTable} table */
 function showConformance(table) {
   const rows = table.kernels.map(({ kernel, cases, worst_error, bound, passed }) => {
     const row = document.createElement('tr');
@@ -314,7 +348,7 @@ function showPolicies(names) {
   $('policy').replaceChildren(...names.map((name) => new Option(name, name, false, name === chosen)));
 }
 
-/** What suits the model goes into the controls that nobody has touched; what suited the model before goes. */
+/** Puts the suggestions of a model into the controls that the user has not changed, and takes out those of the model before. */
 function suggest(values) {
   const controls = $('form').elements;
   for (const [name, value] of Object.entries(suggested)) {
@@ -334,7 +368,7 @@ function showError(title, text) {
 const hideError = () => ($('error').hidden = true);
 $('error-close').addEventListener('click', hideError);
 
-// Any control can be set from the address: ?prompt=…&policy=random&budget=tokens:128
+// The address can set every control: ?prompt=…&policy=random&budget=tokens:128
 showPolicies(['think-clearly', 'random', 'full']);
 for (const [name, value] of query) {
   const control = $('form').elements[name];

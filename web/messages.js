@@ -1,12 +1,13 @@
-// The messages between the page (app.js) and its worker (worker.js), as types. This file has no code and is never loaded:
-// editors and `tsc --checkJs` read it. The worker passes on the events of the engine as they come from src/web.rs.
+// The messages between the page (app.js) and its worker (worker.js), as types. This file has no code and is never
+// loaded: editors and `tsc --checkJs` read it. The worker passes on the events of the engine as they come from
+// src/web.rs.
 
 /**
  * A message to the worker.
  * @typedef {LoadMessage | RunMessage | ResolveMessage | StopMessage | ConformanceMessage} ToWorker
  *
- * Loads a model: from files, from a server, or, with neither, the built-in model. Answered by `progress`, then by `loaded`
- * or `error`.
+ * Loads a model: from files, from a server, or, with neither, the built-in model. Answered by `progress`, then by
+ * `loaded` or `error`.
  * @typedef {object} LoadMessage
  * @property {'load'} do
  * @property {File[]} [files] - the files of a model folder
@@ -18,8 +19,8 @@
  * @property {number} [context] - positions to load for; the model's maximum, at most 32,768, if absent
  * @property {string} [name] - name to show
  *
- * Starts a run with the loaded model. Answered by the events `start`, `token`, `probe` and `done`, then by `trace`, or by
- * `error`.
+ * Starts a run with the loaded model. Answered by the events `start`, `token`, `probe` and `done`, then by `trace`,
+ * or by `error`.
  * @typedef {object} RunMessage
  * @property {'run'} do
  * @property {Request} options
@@ -29,22 +30,24 @@
  * @property {'resolve'} do
  * @property {Request} options
  *
- * A request as src/engine/request.rs defines it, with the same fields. A field that is absent is decided by the engine.
+ * A request as src/engine/request.rs defines it, with the same fields. A field that is absent is decided by the
+ * engine.
  * @typedef {{prompt?: string, [field: string]: unknown}} Request
  *
  * Ends the run after the tokens that are already being computed.
  * @typedef {object} StopMessage
  * @property {'stop'} do
  *
- * Compares every kernel with its reference on the CPU. Answered by `case` for each case, then by `conformance` or `error`.
+ * Compares every kernel with its reference on the CPU. Answered by `case` for each case, then by `conformance` or
+ * `error`.
  * @typedef {object} ConformanceMessage
  * @property {'conformance'} do
  */
 
 /**
  * A message to the page.
- * @typedef {ReadyMessage | ProgressMessage | LoadedMessage | EngineEvent | TraceMessage | ResolvedMessage | CaseMessage |
- *   ConformanceResult | ErrorMessage} ToPage
+ * @typedef {ReadyMessage | ProgressMessage | LoadedMessage | EngineEvent | TraceMessage | ResolvedMessage |
+ *   CaseMessage | ConformanceResult | ErrorMessage} ToPage
  *
  * The engine is there and the browser has a GPU.
  * @typedef {object} ReadyMessage
@@ -118,13 +121,15 @@
  * @typedef {object} StartEvent
  * @property {'start'} type
  * @property {number} prompt_tokens
+ * @property {string[]} [notes] - sentences about how the request was resolved
  * @property {number} [bytes_in_use]
  * @property {number} [bytes_reserved]
  *
  * @typedef {object} TokenEvent
  * @property {'token'} type
  * @property {number} id
- * @property {string} text - empty for a special token, and for a part of a character whose text comes with a later token
+ * @property {string} text - empty for a special token, and for a part of a character whose text comes with a later
+ *   token
  * @property {boolean} thinking - whether it belongs to the thinking
  *
  * @typedef {object} ProbeEvent
@@ -138,6 +143,7 @@
  * @typedef {object} DoneEvent
  * @property {'done'} type
  * @property {string | object} stop_reason - as in a trace
+ * @property {boolean} [thinking_unfinished] - whether the run ended before the thinking did
  * @property {number | string} tokens_per_second
  * @property {string} tail - what an unfinished character at the end adds to the text
  * @property {number} [bytes_in_use]

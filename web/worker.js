@@ -1,25 +1,35 @@
-// Owns the engine: the page stays responsive while it computes. Messages in: {do, ...}; messages out: {type, ...}.
-//   do: 'load' {files | url | neither: the built-in model, options} · 'run' {options} · 'resolve' {options} · 'stop' · 'conformance'
-//   type: 'ready' · 'progress' · 'loaded' · 'start', 'token', 'probe', 'done' (from the engine) · 'trace' · 'resolved' · 'case', 'conformance' · 'error'
+// Owns the engine, so that the page stays responsive while it computes. messages.js declares every message.
 
-const MODEL_FILES = /^(config|generation_config|tokenizer|tokenizer_config)\.json$|^chat_template\.jinja$|\.safetensors(\.index\.json)?$|\.gguf$/;
-const NO_WEBGPU = 'This browser gives the page no GPU. Use a current Chrome, Edge, Safari or Firefox; WebGPU also needs ' +
-  'a secure page (https:// or localhost). On Linux, Chrome wants chrome://flags/#enable-unsafe-webgpu switched on.';
+/** @typedef {import('./messages.js').ToWorker} ToWorker */
+/** @typedef {import('./messages.js').ToPage} ToPage */
+/** @typedef {import('./messages.js').LoadMessage} LoadMessage */
+/** @typedef {import('./messages.js').RunMessage} RunMessage */
+/** @typedef {import('./messages.js').ResolveMessage} ResolveMessage */
+
+const MODEL_FILES = /^(config|generation_config|tokenizer|tokenizer_config|secateur)\.json$|^chat_template\.jinja$|\.safetensors(\.index\.json)?$|\.gguf$/;
+const NO_WEBGPU = 'This browser does not give the page a GPU. Use a current Chrome, Edge, Safari or Firefox. WebGPU also needs ' +
+  'a secure page (https:// or localhost). In Chrome on Linux, switch on chrome://flags/#enable-unsafe-webgpu.';
 
 let wasm; // the module web/pkg/secateur.js
 let engine; // the loaded model, or undefined
+
+/**
+ * Sends a message to the page.
+ * @param {ToPage} message
+ */
+const send = (message) => postMessage(message);
 
 async function start() {
   try {
     wasm = await import('./pkg/secateur.js');
     await wasm.default();
   } catch (error) {
-    return fail('The engine could not be loaded', `${error}\nWas it built? './x web' builds web/pkg and serves this page.`);
+    return fail('The engine could not be loaded', `${error}\nRun './x web': it builds web/pkg and serves this page.`);
   }
   const adapter = await navigator.gpu?.requestAdapter();
   if (!adapter) return fail('No WebGPU', NO_WEBGPU);
   const { vendor, architecture, device, description } = adapter.info;
-  postMessage({
+  send({
     type: 'ready',
     adapter: [vendor, architecture, device, description].filter(Boolean).join(' ') || 'unnamed adapter',
     maxBinding: adapter.limits.maxStorageBufferBindingSize,
@@ -29,37 +39,43 @@ async function start() {
 }
 
 function fail(title, error) {
-  postMessage({ type: 'error', title, text: String(error?.message ?? error) });
+  send({ type: 'error', title, text: String(error?.message ?? error) });
 }
 
-/** Events cross the wasm border as JSON text. */
-const forward = (json) => postMessage(JSON.parse(json));
+/** Passes an event of the engine on to the page. Events come from wasm as JSON text. */
+const forward = (json) => send(JSON.parse(json));
 
 const jobs = {
+  /** @param {LoadMessage} message */
   async load({ files, url, options }) {
     engine?.free();
     engine = undefined;
     const bytes = files ? await readFiles(files) : url ? await fetchModel(url) : undefined;
-    postMessage({ type: 'progress', what: 'Checking the GPU and uploading the model', done: 0, total: 0 });
+    send({ type: 'progress', what: 'Checking the GPU and uploading the model', done: 0, total: 0 });
     const settings = JSON.stringify(options ?? {});
     engine = bytes ? await wasm.Secateur.load(bytes, settings) : await wasm.Secateur.builtin(settings);
-    postMessage({ type: 'loaded', info: JSON.parse(engine.info()) });
+    send({ type: 'loaded', info: JSON.parse(engine.info()) });
   },
+  /** @param {RunMessage} message */
   async run({ options }) {
-    postMessage({ type: 'trace', json: await engine.run(JSON.stringify({ attention: 'layers', ...options }), forward) });
+    send({ type: 'trace', json: await engine.run(JSON.stringify({ attention: 'layers', ...options }), forward) });
   },
-  /** What a request comes to with this model: nothing runs. */
+  /**
+   * Resolves a request with this model; nothing runs.
+   * @param {ResolveMessage} message
+   */
   async resolve({ options }) {
-    postMessage({ type: 'resolved', json: engine.resolve(JSON.stringify(options)) });
+    send({ type: 'resolved', json: engine.resolve(JSON.stringify(options)) });
   },
   async conformance() {
     const table = JSON.parse(await wasm.conformance(forward));
-    postMessage({ type: 'conformance', table });
+    send({ type: 'conformance', table });
   },
 };
 
 const TITLES = { load: 'The model could not be loaded', run: 'Decoding stopped', resolve: 'The request was refused', conformance: 'Conformance did not finish' };
 
+/** @param {MessageEvent<ToWorker>} event */
 onmessage = async ({ data }) => {
   if (data.do === 'stop') return engine?.stop();
   try {
@@ -69,7 +85,7 @@ onmessage = async ({ data }) => {
   }
 };
 
-/** Files the user picked → {name: bytes}. */
+/** Reads the files that the user picked into {name: bytes}. */
 async function readFiles(files) {
   const wanted = files.filter((file) => MODEL_FILES.test(file.name));
   if (!wanted.some((file) => /\.(safetensors|gguf)$/.test(file.name))) {
@@ -84,12 +100,12 @@ async function readFiles(files) {
   return bytes;
 }
 
-/** A model directory on a server → {name: bytes}. */
+/** Fetches a model directory from a server into {name: bytes}. */
 async function fetchModel(url) {
   const bytes = {};
   const get = async (name, required) => {
     const response = await fetch(new URL(name, url));
-    // Servers of single-page sites answer a missing file with their index page.
+    // Servers of single-page sites send their index page for a missing file.
     const missing = response.status === 404 || response.headers.get('content-type')?.startsWith('text/html');
     if (missing && !required) return;
     if (missing || !response.ok) throw new Error(`${response.url}: ${missing ? 'not found' : response.status}`);
@@ -98,7 +114,7 @@ async function fetchModel(url) {
     bytes[name] = await drain(response.body, size, (n) => report(name, (done += n), size));
   };
   await get('config.json', true);
-  for (const name of ['generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja']) await get(name);
+  for (const name of ['generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja', 'secateur.json']) await get(name);
   await get('model.safetensors.index.json');
   const index = bytes['model.safetensors.index.json'];
   const weights = index ? new Set(Object.values(JSON.parse(new TextDecoder().decode(index)).weight_map)) : ['model.safetensors'];
@@ -106,7 +122,7 @@ async function fetchModel(url) {
   return bytes;
 }
 
-/** A stream → one array. `size` is a promise of the sender, and may be 0 or wrong (compression). */
+/** Reads a stream into one array. `size` is what the sender announced; it may be 0, or wrong where the file is compressed. */
 async function drain(stream, size, onBytes) {
   let all = new Uint8Array(size);
   let at = 0;
@@ -129,7 +145,7 @@ function report(what, done, total) {
   const now = performance.now();
   if (now - reported < 50 && done !== total) return;
   reported = now;
-  postMessage({ type: 'progress', what, done, total });
+  send({ type: 'progress', what, done, total });
 }
 
 start();

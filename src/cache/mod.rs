@@ -21,7 +21,7 @@
 //! buffer for all sequences. Sequences that decode side by side therefore grow together, and those that are pruned at
 //! the same time are gathered together.
 //!
-//! [`state`] has the lengths, positions and sampled ids on the device, [`tracking`] what some policies need beside
+//! `state.rs` has the lengths, positions and sampled ids on the device, `tracking.rs` what some policies need beside
 //! keys and values.
 mod shape;
 mod state;

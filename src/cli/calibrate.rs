@@ -19,14 +19,15 @@ use super::signals::{self, Signal};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in Hugging Face layout, a GGUF file, or a model on the hub. Default: the small model inside the binary.
+    /// A model directory in Hugging Face layout, a GGUF file, or a model on the hub. Default: the small model inside
+    /// the binary.
     #[arg(value_name = "DIR|FILE|NAME")]
     model: Option<std::ffi::OsString>,
     /// Questions with answers, a JSON object a line: {"question": "...", "answer": "..."}.
     #[arg(long, value_name = "FILE.jsonl")]
     data: PathBuf,
-    /// Where the choice goes. Default: secateur.json beside the model, where `run` finds it: in its directory, in its snapshot in the
-    /// hub's cache, or next to its GGUF file.
+    /// The file that the choice is written to. Default: secateur.json beside the model, where `run` finds it: in its
+    /// directory, in its snapshot in the hub's cache, or next to its GGUF file.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Use the first N questions only.
@@ -61,12 +62,12 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     };
     let beside = calibrate::choice_path(&source);
     let out = args.out.clone().or_else(|| beside.clone()).ok_or_else(|| {
-        Error::new(ErrorKind::Input, "where should the choice go?")
+        Error::new(ErrorKind::Input, "no output file for the calibration")
             .at("--out")
             .expected("a file: the model inside the binary has no place beside it")
     })?;
     check_out(&out)?;
-    // Whatever can be refused before the weights are loaded.
+    // Everything that can be refused before the weights are loaded.
     let load = LoadOptions { kv: args.kv, context: args.context, sequences: args.sequences };
     let opened = PreparedModel::new(&source, &name, &load)?;
     let layers = opened.config().num_layers;
@@ -80,7 +81,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         let place = |e: Error| e.at(format!("{}, question {}", args.data.display(), index + 1));
         check(&opened, problem).map_err(place)?;
     }
-    // Whatever is asked: any token serves to check the options.
+    // Any token serves to check the settings.
     opened.check(&Prompt::Ids(vec![0]), &options)?;
     let hashed = Hashed::of(&Weights::open(&source)?, &out);
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
@@ -107,7 +108,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 
     let say = |text: &str| {
         if !args.quiet {
-            super::say(text)
+            super::say(text);
         }
     };
     say(&format!(
@@ -167,7 +168,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 }
 
 impl Args {
-    /// The request that every question is asked with. All layers vote in it: each set of layers replaces them in turn.
+    /// The request that every question is asked with. All layers vote in it: each set of layers replaces them in
+    /// turn.
     fn request(&self) -> Result<Request> {
         let mut request = options::request(&self.pruning)?;
         request.policy.get_or_insert_default();
@@ -194,7 +196,7 @@ impl Args {
         let mut problems = problems::read(&text, &self.data.display().to_string())?;
         if let Some(wanted) = self.problems {
             if wanted > problems.len() {
-                return Err(Error::new(ErrorKind::Input, "there are not so many questions")
+                return Err(Error::new(ErrorKind::Input, "too few questions")
                     .at("--problems")
                     .expected(format!("at most {}", problems.len()))
                     .found(wanted));
@@ -215,7 +217,7 @@ fn check_out(out: &Path) -> Result<()> {
         .found(out.display()))
 }
 
-/// Refuses a question that could not be answered, before hours went by.
+/// Refuses a question that leaves no room for an answer, before the calibration begins: it takes hours.
 fn check(opened: &PreparedModel, problem: &Problem) -> Result<()> {
     let (ids, _) = opened.encode(&Prompt::Chat(problem.question.clone()))?;
     let context = opened.context();
@@ -235,7 +237,7 @@ fn row_name(row: &Row) -> String {
     }
 }
 
-/// The sets, best first, and above them what nothing evicted comes to.
+/// The sets of layers, best first; above them the full cache.
 fn table(choice: &Choice) -> String {
     let head = ["", "right", "against all layers, points", "p", "cut off", "slots at most"];
     let mut rows = vec![head.map(String::from).to_vec()];
@@ -264,7 +266,7 @@ fn p(value: f64) -> String {
     if value < 0.001 { "<0.001".into() } else { format!("{value:.3}") }
 }
 
-/// What the table comes to, in words.
+/// What the table shows, in sentences.
 fn verdict(choice: &Choice) -> String {
     let mut lines = vec![
         "Points: right answers in 100 more than all layers, with a 95 % interval. p: McNemar's exact test, of one set alone."
@@ -313,18 +315,18 @@ fn verdict(choice: &Choice) -> String {
     lines.join("\n")
 }
 
-/// Trials as they end, a line each, so that nothing is lost by an interruption.
+/// The file that each trial is appended to as it ends, a line each, so that an interruption loses nothing.
 struct Progress {
     path: PathBuf,
     file: std::fs::File,
     done: Vec<Trial>,
-    /// How many it holds.
+    /// Number of trials in the file.
     trials: usize,
 }
 
 impl Progress {
-    /// What an earlier calibration of the same settings came to, if one was interrupted. The last line may be half written, and is
-    /// then cut off.
+    /// Opens the file and reads the trials of an earlier, interrupted calibration with the same settings. A last line
+    /// that is only half written is removed.
     fn open(out: &Path, settings: &Conditions, layers: usize) -> Result<Self> {
         let path = PathBuf::from(format!("{}.progress.jsonl", out.display()));
         let failed = |e: std::io::Error| {
@@ -337,11 +339,11 @@ impl Progress {
         let mut file = std::fs::OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(failed)?;
         match file.try_lock() {
             Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(Error::new(ErrorKind::Io, "another calibration is at it")
+                return Err(Error::new(ErrorKind::Io, "another calibration is using this file")
                     .at(path.display())
                     .help("wait for it, or choose another --out"));
             }
-            // Where a file system knows no locks there is none.
+            // Some file systems have no locks.
             Ok(()) | Err(std::fs::TryLockError::Error(_)) => {}
         }
         let known = std::fs::read(&path).map_err(failed)?;
@@ -378,7 +380,7 @@ impl Progress {
             }
             done.push(trial);
         }
-        // A file that is something else stays as it is.
+        // A file with other contents is left unchanged.
         let header = line(settings)?;
         if whole == 0 && !header.as_bytes().starts_with(&known) {
             return Err(Error::new(ErrorKind::Input, "not the progress of a calibration")
@@ -392,7 +394,7 @@ impl Progress {
         Ok(Self { path, file, trials: done.len(), done })
     }
 
-    /// In one piece: an interruption leaves it whole, or not there.
+    /// One write for each line, so that an interruption leaves the line whole or absent.
     fn write(&mut self, trial: &Trial) -> Result<()> {
         self.trials += 1;
         self.file.write_all(line(trial)?.as_bytes()).map_err(|e| {
@@ -402,7 +404,7 @@ impl Progress {
 }
 
 impl Drop for Progress {
-    /// Nothing lost, nothing left behind.
+    /// A file without trials holds nothing worth keeping.
     fn drop(&mut self) {
         if self.trials == 0 {
             std::fs::remove_file(&self.path).ok();

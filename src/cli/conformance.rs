@@ -11,13 +11,14 @@ use super::screen;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// all (every adapter and the CPU reference), or one device as `run` names it.
+    /// all (every adapter and the CPU reference), or one device, named as for `run`.
     #[arg(long, default_value = "all")]
     device: String,
-    /// One JSON object on stdout.
+    /// Print one JSON object to stdout.
     #[arg(long)]
     json: bool,
-    /// Fail unless these ran: comma-separated backends or parts of adapter names, such as cpu,llvmpipe.
+    /// Fail unless these devices were checked: a comma-separated list of backends or parts of adapter names, such as
+    /// cpu,llvmpipe.
     #[arg(long, value_delimiter = ',')]
     require: Vec<String>,
 }
@@ -61,7 +62,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
                 super::say(&format!("{}: {} passed, {} failed", info.line(), report.passed, report.failed));
                 reports.push(report);
             }
-            // An adapter that cannot be opened has computed nothing wrong; with --require it is missing.
+            // An adapter that cannot be opened is not a failure of a kernel. `--require` counts it as missing.
             Err(e) if e.kind() == ErrorKind::Device && args.device == "all" => {
                 super::say(&format!("skipped {}: {e}", info.line()));
                 skipped.push(Skipped { device: info, reason: e.to_string() });
@@ -87,7 +88,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         };
         shaders.failures.iter().take(5).for_each(|f| text += &format!("FAIL {f}\n"));
         skipped.iter().for_each(|s| text += &format!("SKIPPED {}: {}\n", s.device.line(), s.reason));
-        missing.iter().for_each(|m| text += &format!("MISSING {m}: required, and did not run\n"));
+        missing.iter().for_each(|m| text += &format!("MISSING {m}: required, but it was not checked\n"));
         super::print(&text)?;
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })

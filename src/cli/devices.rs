@@ -9,7 +9,7 @@ use super::screen;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// One JSON object on stdout.
+    /// Print one JSON object to stdout.
     #[arg(long)]
     json: bool,
 }
@@ -18,7 +18,7 @@ pub struct Args {
 struct Listed {
     #[serde(flatten)]
     info: DeviceInfo,
-    /// Why it cannot run the kernels; null where it can.
+    /// Why the device cannot run the kernels; null if it can.
     unfit: Option<String>,
 }
 
@@ -43,7 +43,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     };
     let rows: Vec<Vec<String>> = std::iter::once(head).chain(devices.iter().enumerate().map(row)).collect();
     super::print(&screen::table(&rows))?;
-    // The CPU reference is always there.
+    // One device is the CPU reference, which is always listed.
     if devices.len() == 1 {
         super::say(&format!("no GPU adapter was found: {}", device::driver_help()));
     }

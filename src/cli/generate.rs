@@ -73,7 +73,8 @@ pub fn generate(
     })
 }
 
-/// What `--json` prints. Durations are whole microseconds, sizes are bytes, and `bytes` are those at the end of the run.
+/// What `--json` prints. Durations are whole microseconds, sizes are bytes, and `bytes` are those at the end of the
+/// run.
 pub fn object(result: &RunResult, notes: &[String], device: &ComputeDevice, load_us: u64) -> serde_json::Value {
     let trace = &result.trace;
     let t = &trace.totals;

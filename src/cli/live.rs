@@ -1,35 +1,38 @@
-//! The generated text on a terminal: what a probe cuts is struck through where it stands.
+//! The generated text on a terminal. Tokens that a probe evicts are struck through in place.
 //!
-//! The text is written as it would be without this: into the terminal's scrollback, wrapped by the terminal, whole when it is
-//! copied. Beside it [`Live`] keeps account of where each character lies, in rows counted up from the cursor. After a probe it
-//! goes up to the first row that changed, writes from there to the end once more in other colours, and is where it was. What has
-//! scrolled away cannot be reached and stays as it is.
+//! The text is written as ordinary output: it goes into the terminal's scrollback, the terminal wraps it, and it can
+//! be copied as a whole. At the same time, [`Live`] records the position of each character, in rows counted up from
+//! the cursor. After a probe, it moves the cursor up to the first row that changed and writes the text from there to
+//! the end again, in other colours. The cursor is then where it was before. Text that has scrolled out of the window
+//! cannot be reached and does not change.
 //!
-//! Nothing is asked of the terminal, so the account may become wrong: when the window changes its size, when the process was
-//! stopped and other programs wrote, behind a character on whose width terminals disagree. Then the account is given up, and
-//! begins anew at the next line of the text; what stands above it is left alone. A status line stands below the text and is
-//! erased before anything is written.
+//! The terminal is never queried, so the recorded positions can become wrong: when the window changes its size, when
+//! the process was stopped and other programs wrote to the terminal, and after a character whose width differs
+//! between terminals. The positions are then discarded, and recording starts again at the next line of the text; the
+//! text above that line does not change any more. A status line is shown below the text, and erased before anything
+//! else is written.
 //!
-//! All of it is strings in and strings out; [`super::screen`] writes them.
+//! The functions take strings and return strings to write; [`super::screen`] writes them.
 use std::collections::VecDeque;
 
 use unicode_width::UnicodeWidthChar;
 
-/// How a piece of text looks.
+/// The style of a piece of text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Look {
-    /// The answer.
+    /// The answer, without any style.
     Plain,
-    /// The thinking: dim.
+    /// The thinking, which is dim.
     Thinking,
-    /// Thinking that is no longer cached: struck through, and red for terminals that cannot strike.
+    /// Thinking that was evicted from the cache: struck through, and red for terminals that cannot strike text
+    /// through.
     Cut,
     /// The status line.
     Status,
 }
 
 impl Look {
-    /// From any look to this one.
+    /// The escape sequence that switches to this style from any other.
     pub fn pen(self) -> &'static str {
         match self {
             Self::Plain => "\x1b[0m",
@@ -40,7 +43,7 @@ impl Look {
     }
 }
 
-/// A character and the token it came with.
+/// A character, the token that it belongs to, and its style.
 #[derive(Debug, Clone, Copy)]
 struct Glyph {
     c: char,
@@ -48,26 +51,28 @@ struct Glyph {
     look: Look,
 }
 
-/// The text on a terminal of a known size.
+/// The text on a terminal with a known size.
 #[derive(Debug)]
 pub struct Live {
     cols: usize,
     lines: usize,
-    /// Whether `glyphs`, `rows` and `col` say what stands on the terminal.
+    /// Whether `glyphs`, `rows` and `col` describe what is on the terminal.
     known: bool,
     glyphs: VecDeque<Glyph>,
-    /// Where each row begins, as an index into `glyphs`; the last is the cursor's.
+    /// The index in `glyphs` at which each row starts. The cursor is in the last row.
     rows: VecDeque<usize>,
-    /// The cursor's column; `cols` where the row is full and the terminal waits for the next character to wrap.
+    /// The column of the cursor. It is `cols` if the row is full, in which case the terminal wraps at the next
+    /// character.
     col: usize,
     look: Look,
     status: String,
-    /// While the status line stands below the text: the character that must be written again before the text goes on.
+    /// `Some` while the status line is shown. The inner value is the character that must be written again before more
+    /// text is written, if there is one.
     standing: Option<Option<Glyph>>,
 }
 
 impl Live {
-    /// A text that begins at the start of a line.
+    /// An empty text, with the cursor at the start of a line.
     pub fn new(cols: usize, lines: usize) -> Self {
         Self {
             cols,
@@ -82,7 +87,7 @@ impl Live {
         }
     }
 
-    /// The window's size now; a change makes the account void.
+    /// Sets the current size of the window. A change discards the recorded positions.
     pub fn resize(&mut self, cols: usize, lines: usize) {
         if (cols, lines) != (self.cols, self.lines) {
             (self.cols, self.lines) = (cols, lines);
@@ -90,23 +95,24 @@ impl Live {
         }
     }
 
-    /// Somebody else may have written: the account is void.
+    /// Discards the recorded positions, for example because another program may have written to the terminal.
     pub fn forget(&mut self) {
         self.known = false;
         self.glyphs.clear();
         self.rows = VecDeque::from([0]);
     }
 
-    /// What to write so that `text` of that token stands at the end. `text` holds no control characters but newline and tab.
+    /// Returns what to write to append `text`, which belongs to `token`. Newline and tab are the only control
+    /// characters that `text` may contain.
     pub fn push(&mut self, text: &str, look: Look, token: usize) -> String {
         let mut out = self.take_status();
-        self.dip(look, &mut out);
+        self.set_style(look, &mut out);
         for c in text.chars() {
-            // A tab would leave what lies under it, and end where the terminal likes.
+            // A tab would not overwrite the text below it, and its width depends on the terminal.
             let (c, times) = if c == '\t' { (' ', 4) } else { (c, 1) };
             for _ in 0..times {
                 out.push(c);
-                self.lay(Glyph { c, token, look });
+                self.place(Glyph { c, token, look });
             }
         }
         self.trim();
@@ -114,7 +120,8 @@ impl Live {
         out
     }
 
-    /// What to write so that the tokens for which `cut` says so are struck through, as far as they are still on the screen.
+    /// Returns what to write to strike through the tokens for which `cut` is true, as far as they are still in the
+    /// window.
     pub fn strike(&mut self, cut: impl Fn(usize) -> bool) -> String {
         let mut first = None;
         for (at, glyph) in self.glyphs.iter_mut().enumerate() {
@@ -124,12 +131,13 @@ impl Live {
             }
         }
         let Some(first) = first.filter(|_| self.known) else { return String::new() };
-        // The cursor's row is the last but one at the lowest, with the status line below: so far up is surely on the screen.
+        // The cursor is at most in the last row but one, because the status line is below it. Rows up to this
+        // distance above the cursor are therefore certainly in the window.
         let here = self.rows.len() - 1;
         let row = self.rows.partition_point(|&start| start <= first) - 1;
         let row = row.max(here.saturating_sub(self.lines.saturating_sub(2)));
         let mut out = self.take_status();
-        // Terminals that know this mode show all of it at once, others ignore it.
+        // Synchronized output: terminals that support this mode show the changes all at once, others ignore it.
         out += "\x1b[?2026h";
         if here > row {
             out += &format!("\x1b[{}A", here - row);
@@ -137,7 +145,7 @@ impl Live {
         out.push('\r');
         for at in self.rows[row]..self.glyphs.len() {
             let glyph = self.glyphs[at];
-            self.dip(glyph.look, &mut out);
+            self.set_style(glyph.look, &mut out);
             out.push(glyph.c);
         }
         out += "\x1b[?2026l";
@@ -145,7 +153,7 @@ impl Live {
         out
     }
 
-    /// What to write so that this line stands below the text; an empty one takes it away.
+    /// Returns what to write to show `line` below the text. An empty line removes the status line.
     pub fn status(&mut self, line: String) -> String {
         let mut out = self.take_status();
         self.status = line;
@@ -153,11 +161,11 @@ impl Live {
         out
     }
 
-    /// What to write so that the text stands complete and the cursor on a line of its own.
+    /// Returns what to write to end the text: without a status line, and with the cursor at the start of a new line.
     pub fn end(&mut self) -> String {
         self.status.clear();
         let mut out = self.take_status();
-        self.dip(Look::Plain, &mut out);
+        self.set_style(Look::Plain, &mut out);
         if !self.known || self.col > 0 {
             out.push('\n');
         }
@@ -165,18 +173,18 @@ impl Live {
         out
     }
 
-    fn dip(&mut self, look: Look, out: &mut String) {
+    fn set_style(&mut self, look: Look, out: &mut String) {
         if look != self.look {
             self.look = look;
             *out += look.pen();
         }
     }
 
-    /// Follows one character on its way into the terminal.
-    fn lay(&mut self, glyph: Glyph) {
+    /// Records the position of a character that is being written.
+    fn place(&mut self, glyph: Glyph) {
         if glyph.c == '\n' {
             if !self.known {
-                // The start of a line, wherever it is: the account begins here.
+                // The position is known again, because this is the start of a line. Recording starts here.
                 self.known = true;
                 self.glyphs.clear();
                 self.rows = VecDeque::from([0]);
@@ -199,7 +207,7 @@ impl Live {
         self.col += width;
     }
 
-    /// Lets go of what has surely scrolled away.
+    /// Forgets text that has certainly scrolled out of the window.
     fn trim(&mut self) {
         if self.rows.len() <= 2 * self.lines.max(64) {
             return;
@@ -215,7 +223,8 @@ impl Live {
         if self.status.is_empty() || !self.known || self.cols < 16 || self.lines < 4 {
             return;
         }
-        // A full row ends in a state that moving the cursor destroys; its last character, written again, restores it.
+        // After a full row, the terminal waits to wrap. Moving the cursor ends this state; writing the last character
+        // of the row again restores it.
         let tail = self.glyphs.back().copied().filter(|_| self.col == self.cols);
         let back = tail.and_then(|glyph| glyph.c.width()).unwrap_or(0);
         let mut left = self.cols - 1;
@@ -227,7 +236,7 @@ impl Live {
         };
         let line: String = self.status.chars().take_while(fits).collect();
         out.push('\n');
-        self.dip(Look::Status, out);
+        self.set_style(Look::Status, out);
         *out += &line;
         *out += &format!("\x1b[A\x1b[{}G", self.col - back + 1);
         self.standing = Some(tail);
@@ -236,11 +245,11 @@ impl Live {
     fn take_status(&mut self) -> String {
         let mut out = String::new();
         if let Some(tail) = self.standing.take() {
-            // Not in the status line's colours: some terminals erase with them.
-            self.dip(Look::Plain, &mut out);
+            // The style is reset first, because some terminals erase with the current colours.
+            self.set_style(Look::Plain, &mut out);
             out += "\x1b[J";
             if let Some(glyph) = tail {
-                self.dip(glyph.look, &mut out);
+                self.set_style(glyph.look, &mut out);
                 out.push(glyph.c);
             }
         }
@@ -248,16 +257,16 @@ impl Live {
     }
 }
 
-/// The columns a character takes, where terminals agree about it.
+/// The number of columns of a character, or `None` if terminals disagree about it.
 fn sure_width(c: char) -> Option<usize> {
     match c as u32 {
-        // Scripts that shape, reorder or stack; conjoining Jamo.
+        // Scripts whose characters change shape, are reordered or are stacked; conjoining Jamo.
         0x0590..=0x10ff | 0x1100..=0x11ff | 0x1700..=0x18af | 0x1900..=0x1cff | 0xa800..=0xabff | 0xd7b0..=0xd7ff => {
             None
         }
-        // Zero width and directional characters, keycaps, variation selectors.
+        // Zero-width and directional characters, keycaps and variation selectors.
         0x200b..=0x200f | 0x2028..=0x202e | 0x2060..=0x206f | 0x20e3 | 0xfe00..=0xfe0f | 0xfeff => None,
-        // Private use, emoji and what else is newer than many a terminal.
+        // Private use, emoji, and other characters that many terminals do not know yet.
         0xe000..=0xf8ff | 0x1_0000..=0x1_ffff | 0xe_0000.. => None,
         _ => c.width().filter(|width| *width > 0),
     }
@@ -267,7 +276,7 @@ fn sure_width(c: char) -> Option<usize> {
 mod tests {
     use super::*;
 
-    /// A terminal as a person sees it.
+    /// A terminal emulator, to see what a person would see.
     struct Terminal(avt::Terminal);
 
     impl Terminal {
@@ -276,7 +285,7 @@ mod tests {
         }
 
         fn write(&mut self, text: &str) {
-            // What the tty's driver makes of a newline.
+            // The terminal driver turns a newline into these two characters.
             self.0.feed(text.replace('\n', "\r\n").as_str());
         }
 
@@ -284,7 +293,8 @@ mod tests {
             self.0.primary_screen().all_lines().map(|l| l.text().trim_end().to_string()).collect()
         }
 
-        /// The text with rows that the terminal itself wrapped joined, without blanks: a wide character may leave one at an edge.
+        /// The text, with rows that the terminal wrapped joined again, and without blanks, because a wide character
+        /// may leave a blank at the edge of a row.
         fn text(&self) -> String {
             let mut text = String::new();
             for line in self.0.primary_screen().all_lines() {
@@ -296,7 +306,7 @@ mod tests {
             spaceless(text.trim_end())
         }
 
-        /// The struck text on the screen and in the scrollback.
+        /// The text that is struck through, in the window and in the scrollback.
         fn struck(&self) -> String {
             let cells = |line: &avt::Line| {
                 let struck = line.cells().iter().filter(|c| c.pen().is_strikethrough() && c.width() > 0);
@@ -306,7 +316,7 @@ mod tests {
         }
     }
 
-    /// Tokens of a text: words with the blank before them.
+    /// Splits a text into tokens: words with the blank before them.
     fn tokens(text: &str) -> Vec<String> {
         let mut tokens = vec![String::new()];
         for c in text.chars() {
@@ -321,7 +331,8 @@ mod tests {
     const TEXT: &str = "Okay, so we need the sum of 12 and 30.\nFirst add the tens: 10 + 30 = 40.\n\nWait, 2 more: 42. 水水水水水水 Größe \
                         ∑ θ² ≤ 7\tand a long lastwordthatwrapsovertheedgeofeverynarrowterminalforsure. So 42. Check: é done.";
 
-    /// Streams the text with a status line after every token, and strikes every third token halfway and at the end.
+    /// Streams the text with a status line after every token, and strikes every third token through, halfway and at
+    /// the end.
     fn stream(terminal: &mut Terminal, live: &mut Live, text: &str) -> String {
         let tokens = tokens(text);
         let half = tokens.len() / 2;
@@ -373,7 +384,7 @@ mod tests {
             let struck = stream(&mut terminal, &mut live, &long);
             terminal.write(&live.end());
             assert_eq!(terminal.text(), spaceless(&long), "{lines} lines");
-            // All of it that was on the screen: the end of what should be struck.
+            // The struck text must be the end of what should be struck: the part that was in the window.
             let (all, seen) = (bare(&struck), bare(&terminal.struck()));
             assert!(
                 !seen.is_empty() && seen.len() < all.len() && all.ends_with(&seen[seen.len() / 2..]),
@@ -384,7 +395,7 @@ mod tests {
 
     #[test]
     fn a_resize_in_the_middle_loses_and_doubles_nothing() {
-        // Without wide characters: avt loses some of them when it wraps anew, whoever wrote them.
+        // This text has no wide characters, because avt loses some of them when it wraps rows again.
         let text = TEXT.repeat(2).replace('水', "ab");
         for (from, to) in [(60, 33), (33, 60), (40, 39), (24, 25)] {
             let (mut terminal, mut live) = (Terminal::new(from, 12), Live::new(from, 12));
@@ -403,7 +414,7 @@ mod tests {
             }
             terminal.write(&live.end());
             assert_eq!(terminal.text(), spaceless(&text), "{from} to {to}");
-            // The account begins again behind the next newline: later text is struck as ever.
+            // Recording starts again after the next newline, so later text is struck through as usual.
             assert!(terminal.struck().contains("lastword"), "{from} to {to}: {}", terminal.struck());
         }
     }

@@ -1,5 +1,5 @@
-//! The options that describe a request. Each has the name of its field in a [`Request`], and the request is made from them by
-//! those names: what an option does, and what holds without it, is the library's to say.
+//! The options that describe a request. Each has the name of its field in a [`Request`], and the request is made from
+//! them by those names: what an option does, and what holds without it, is the library's to say.
 use std::fmt::Display;
 use std::path::Path;
 use std::str::FromStr;
@@ -41,11 +41,12 @@ pub struct PromptArgs {
     /// Which layers and heads share a kept set: shared (all of them), layer or head [default: shared].
     #[arg(long, value_name = "SCOPE", value_parser = parsed::<Scope>)]
     scope: Option<Scope>,
-    /// The layers whose attention counts in a shared set: all, or numbers and ranges such as 0-3,7 [default: the choice of
-    /// `calibrate` for this model, else all].
+    /// The layers whose attention counts in a shared set: all, or numbers and ranges such as 0-3,7 [default: the
+    /// choice of `calibrate` for this model, else all].
     #[arg(long, value_name = "LAYERS", value_parser = parsed::<Layers>)]
     layers: Option<Layers>,
-    /// Whether each head's scores are brought to one scale before they are averaged: none or per-head [default: none].
+    /// Whether each head's scores are brought to one scale before they are averaged: none or per-head [default:
+    /// none].
     #[arg(long, value_name = "HOW", value_parser = parsed::<Normalise>)]
     normalise: Option<Normalise>,
     /// The positions of kept keys after an eviction: original, or compact (consecutive) [default: original].

@@ -8,10 +8,10 @@ use secateur::{Error, ErrorKind, Result};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Traces that `secateur run --trace FILE` or the browser's page wrote; two are shown side by side.
+    /// Traces written by `secateur run --trace FILE` or by the browser page. Two traces are shown side by side.
     #[arg(required = true, num_args = 1..=2, value_name = "FILE.json")]
     traces: Vec<PathBuf>,
-    /// The page to write: one file, which loads nothing.
+    /// The file to write: one HTML page that loads no other files.
     #[arg(long, short, value_name = "FILE", default_value = "report.html")]
     output: PathBuf,
 }
@@ -19,9 +19,9 @@ pub struct Args {
 pub fn main(args: &Args) -> Result<ExitCode> {
     let same = |a: &Path, b: &Path| a.canonicalize().is_ok_and(|a| b.canonicalize().is_ok_and(|b| a == b));
     if let Some(trace) = args.traces.iter().find(|trace| same(trace, &args.output)) {
-        return Err(Error::new(ErrorKind::Input, "the page would be written over its trace")
+        return Err(Error::new(ErrorKind::Input, "the report would overwrite a trace")
             .at("--output")
-            .expected("another file than the traces")
+            .expected("a file that is not one of the traces")
             .found(trace.display()));
     }
     let traces = args.traces.iter().map(|file| Ok((name(file), read(file)?))).collect::<Result<Vec<_>>>()?;
@@ -36,7 +36,7 @@ fn name(file: &Path) -> String {
 }
 
 fn read(file: &Path) -> Result<Trace> {
-    let failed = |e| Error::new(ErrorKind::Io, "a trace cannot be read").at(file.display()).found(e);
-    let text = std::fs::read_to_string(file).map_err(failed)?;
+    let unreadable = |e| Error::new(ErrorKind::Io, "a trace cannot be read").at(file.display()).found(e);
+    let text = std::fs::read_to_string(file).map_err(unreadable)?;
     Trace::from_json(&text).map_err(|e| e.at(file.display()))
 }

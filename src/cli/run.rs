@@ -24,13 +24,14 @@ use super::warnings;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The user's message; `-` reads it from stdin. Without it, on a terminal, you chat; without model too, an example runs.
+    /// The user's message; `-` reads it from stdin. Without it, on a terminal, you chat; without model too, an
+    /// example runs.
     #[arg(conflicts_with = "ids")]
     prompt: Option<String>,
     #[command(flatten)]
     model: ModelArgs,
-    /// Read the request from a JSON file, or from stdin (`-`): {"prompt": "...", "budget": "tokens:512"}. Options given here
-    /// override it.
+    /// Read the request from a JSON file, or from stdin (`-`): {"prompt": "...", "budget": "tokens:512"}. Options
+    /// given here override it.
     #[arg(long, value_name = "FILE")]
     request: Option<PathBuf>,
     #[command(flatten)]
@@ -47,7 +48,8 @@ pub struct Args {
     /// Write the trace (tokens, probes, what was cut) as JSON; also after Ctrl-C.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Record the attention of every head in the trace, not only of every layer: one more probe each time, and much to read back.
+    /// Record the attention of every head in the trace, not only of every layer: one more probe each time, and much
+    /// to read back.
     #[arg(long, requires = "trace")]
     trace_heads: bool,
     /// Print what the request comes to with this model, as JSON, and stop: no weights are loaded.
@@ -151,7 +153,8 @@ pub fn main(args: Args) -> Result<ExitCode> {
     }
 }
 
-/// Refuses a chat that this model cannot have, before its weights are read. Returns what there is to say about its settings.
+/// Refuses a chat that this model cannot have, before its weights are read. Returns what there is to say about its
+/// settings.
 fn check_chat_model(prepared: &PreparedModel, request: &Request) -> Result<Vec<String>> {
     prepared.tokenizer()?;
     let template = prepared.template()?;

@@ -9,8 +9,8 @@ use crate::settings::Settings;
 use crate::weights::{FINGERPRINT, ModelSource, Weights};
 use crate::{Error, ErrorKind, Result};
 
-/// A choice of layers beside a model. It is read when the model is prepared; the weights are hashed only once the choice could
-/// be used.
+/// A choice of layers beside a model. It is read when the model is prepared; the weights are hashed only once the
+/// choice could be used.
 pub(super) struct Calibrated {
     source: ModelSource,
     choice: Result<Choice>,
@@ -41,7 +41,8 @@ impl Calibrated {
         }
     }
 
-    /// Puts the chosen layers into `settings`, where the choice is for this policy and these weights. Returns what there is to say.
+    /// Puts the chosen layers into `settings`, where the choice is for this policy and these weights. Returns what
+    /// there is to say.
     ///
     /// # Errors
     /// A file that is no choice, weights that cannot be read, layers that the model does not have.

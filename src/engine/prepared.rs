@@ -15,7 +15,7 @@ use crate::weights::{ModelSource, Suggestions, Weights};
 use crate::{Error, ErrorKind, Result};
 use std::sync::Arc;
 
-/// A model without its weights: all that a request can be refused by before gigabytes are read.
+/// A model without its weights. Every request that cannot run is refused here, before gigabytes are read.
 pub struct PreparedModel {
     pub(super) name: String,
     pub(super) config: ModelConfig,
@@ -41,7 +41,8 @@ impl PreparedModel {
         Ok(Self { name: name.into(), config, context, shape, tokenizer, template, suggestions, calibrated })
     }
 
-    /// Loads the weights onto `device`. `progress` is told (parts loaded, of how many).
+    /// Loads the weights onto `device`. `progress` is called with the parts that are loaded and the number of all
+    /// parts.
     ///
     /// # Errors
     /// What [`check_device`](Self::check_device), [`Weights::open`] and [`Decoder::load`] refuse.
@@ -68,31 +69,32 @@ impl PreparedModel {
         decoder::check_device(&self.config, self.shape.seqs, self.context, device)
     }
 
-    /// Its configuration.
+    /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// Positions there will be room for.
+    /// Positions that the model is loaded for: the prompt and what is generated share them.
     pub fn context(&self) -> usize {
         self.context
     }
 
-    /// The ids of a prompt, and where it leaves the thinking.
+    /// The ids of a prompt, and whether it leaves the model inside its thinking.
     ///
     /// # Errors
-    /// No tokenizer or template where one is needed; a template that raises; an empty prompt.
+    /// [`ErrorKind::Input`] for an empty prompt; [`ErrorKind::Model`] where a tokenizer or chat template is needed
+    /// and missing, or the template raises an error.
     pub fn encode(&self, prompt: &Prompt) -> Result<(Vec<u32>, PromptThinking)> {
-        let of = |state| match state {
+        let prompt_thinking = |state| match state {
             ThinkingState::Open => PromptThinking::Open,
             ThinkingState::Closed => PromptThinking::Closed,
             ThinkingState::None => PromptThinking::NotOpened,
         };
         let rendered = |messages: &[Message], options: &RenderOptions| {
-            // First: without it, the advice to do without a template would lead nowhere.
+            // The tokenizer first: where both are missing, advice to do without a template would not help.
             let tokenizer = self.tokenizer()?;
             let rendered = self.template()?.render(messages, options)?;
-            Ok((tokenizer.encode(&rendered.text)?, of(rendered.thinking)))
+            Ok((tokenizer.encode(&rendered.text)?, prompt_thinking(rendered.thinking)))
         };
         let (ids, thinking) = match prompt {
             Prompt::Chat(text) => rendered(&[Message::user(text.as_str())], &RenderOptions::default())?,
@@ -102,10 +104,10 @@ impl PreparedModel {
                 }
                 rendered(messages, &RenderOptions { enable_thinking: *think, ..RenderOptions::default() })?
             }
-            Prompt::Raw(text) => (self.tokenizer()?.encode(text)?, of(crate::text::thinking_state(text))),
+            Prompt::Raw(text) => (self.tokenizer()?.encode(text)?, prompt_thinking(crate::text::thinking_state(text))),
             Prompt::Ids(ids) => {
                 let thinking = match &self.tokenizer {
-                    // Nobody can tell thinking from answer: all of it counts as thinking.
+                    // Thinking cannot be told from the answer, so all of it counts as thinking.
                     Err(_) => PromptThinking::Open,
                     Ok(tokenizer) => {
                         let ThinkIds { open, close } = tokenizer.think_ids();
@@ -124,7 +126,7 @@ impl PreparedModel {
     /// The tokenizer.
     ///
     /// # Errors
-    /// When the model has none, or a malformed one.
+    /// [`ErrorKind::Model`] when the model has none, or a malformed one.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().map_err(Error::clone)
     }
@@ -132,16 +134,26 @@ impl PreparedModel {
     /// The chat template.
     ///
     /// # Errors
-    /// When the model has none, or a malformed one.
+    /// [`ErrorKind::Model`] when the model has none, or a malformed one.
     pub fn template(&self) -> Result<&ChatTemplate> {
         self.template.as_ref().map_err(Error::clone)
     }
 
-    /// What a request comes to with this model: the one place where what it leaves open is decided. The order is: the request,
-    /// what the model's authors recommend for sampling (`generation_config.json`, or `general.sampling.*` of a GGUF file), the
-    /// layers that `secateur calibrate` chose for it, what is known to suit it (the built-in model), the defaults of
-    /// [`Settings`]. Where the model has no `</think>` to read, the policy is `full` unless one is named. Without a seed a fresh
-    /// one is drawn. A model that thinks may write [more tokens](crate::settings::MAX_NEW_TOKENS_THINKING).
+    /// Fills in what a request leaves open. This is the only place where that is decided, so every front-end decides
+    /// alike.
+    ///
+    /// A field has the first of these values that exists:
+    /// 1. the value in the request;
+    /// 2. for sampling, what the model's authors recommend: `generation_config.json`, or `general.sampling.*` of a
+    ///    GGUF file;
+    /// 3. for the layers, the choice of `secateur calibrate` beside the model, if it was made for this policy and
+    ///    these weights;
+    /// 4. for the window and the interval of probes, what is known to suit the model (the built-in one);
+    /// 5. the default of [`Settings`].
+    ///
+    /// Three defaults depend on more. Where the tokenizer has no `</think>` for a probe to read, the policy is
+    /// `full`. A seed is drawn. A model that thinks may generate [more
+    /// tokens](crate::settings::MAX_NEW_TOKENS_THINKING).
     ///
     /// # Errors
     /// [`ErrorKind::Input`] for a request without a prompt, and whatever [`check`](Self::check) refuses.
@@ -155,8 +167,7 @@ impl PreparedModel {
         Ok(Resolved { prompt, settings, notes })
     }
 
-    /// The settings of a request, whether it has a prompt or not, and what a person should know about them. A conversation
-    /// resolves its settings once.
+    /// The settings of a request, which needs no prompt for that, and what a person should know about them.
     ///
     /// # Errors
     /// As [`resolve`](Self::resolve).
@@ -182,15 +193,15 @@ impl PreparedModel {
         Ok((settings, notes))
     }
 
-    /// Whether this request could run, as far as can be told without weights.
+    /// Whether this request could run, as far as that can be decided without weights.
     ///
     /// # Errors
-    /// As [`Batch::add`].
-    pub fn check(&self, prompt: &Prompt, options: &Settings) -> Result<()> {
-        self.sequence(0, prompt, options).map(|_| ())
+    /// As [`Batch::add`](super::Batch::add).
+    pub fn check(&self, prompt: &Prompt, settings: &Settings) -> Result<()> {
+        self.sequence(0, prompt, settings).map(|_| ())
     }
 
-    pub(super) fn sequence(&self, id: usize, prompt: &Prompt, options: &Settings) -> Result<Sequence> {
+    pub(super) fn sequence(&self, id: usize, prompt: &Prompt, settings: &Settings) -> Result<Sequence> {
         let (ids, thinking) = self.encode(prompt)?;
         let facts = ModelFacts {
             tokenizer: &self.tokenizer,
@@ -200,6 +211,6 @@ impl PreparedModel {
             layers: self.config.num_layers,
             kv_heads: self.config.num_kv_heads,
         };
-        Sequence::new(id, ids, thinking, options, &facts)
+        Sequence::new(id, ids, thinking, settings, &facts)
     }
 }

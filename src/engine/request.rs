@@ -1,5 +1,5 @@
-//! What a front-end asks for: how a model is loaded, and one request to it. A request names only what its author chose;
-//! [`PreparedModel::resolve`](super::PreparedModel::resolve) fills in the rest from the model, in this file.
+//! What a front-end asks for: how a model is loaded, and one request to it. A request names only what its author
+//! chose; [`PreparedModel::resolve`](super::PreparedModel::resolve) fills in the rest from the model, in this file.
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -50,8 +50,8 @@ pub enum Prompt {
     Ids(Vec<u32>),
 }
 
-/// One request, as a person or a program writes it. Every field may be left out, and an unknown field is refused: in JSON,
-/// `{"prompt": "What is 12 + 30?", "budget": "tokens:512"}` is a whole request.
+/// One request, as a person or a program writes it. Every field may be left out, and an unknown field is refused: in
+/// JSON, `{"prompt": "What is 12 + 30?", "budget": "tokens:512"}` is a whole request.
 ///
 /// A field that is left out is resolved from the model where the model knows better, and else has the default of
 /// [`Settings`]. See [`PreparedModel::resolve`](super::PreparedModel::resolve).
@@ -137,8 +137,8 @@ impl Request {
         serde_json::from_str(text).map_err(not_understood)
     }
 
-    /// This request with the fields that `options` gives in the place of its own. A prompt in `options`, in whichever form,
-    /// replaces the prompt; `greedy` there replaces the settings of a draw, and the other way round.
+    /// This request with the fields that `options` gives in the place of its own. A prompt in `options`, in whichever
+    /// form, replaces the prompt; `greedy` there replaces the settings of a draw, and the other way round.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] where a request has no JSON form, which is a bug.
@@ -219,8 +219,8 @@ impl Request {
         settings.layers.check(usize::MAX, settings.scope)
     }
 
-    /// The settings: what is given, else what the model advises, else the defaults. The layers are left to the caller where the
-    /// request does not give them.
+    /// The settings: what is given, else what the model advises, else the defaults. The layers are left to the caller
+    /// where the request does not give them.
     pub(super) fn settings(&self, model: &ModelAdvice<'_>) -> Result<(Settings, Vec<String>)> {
         let default = Settings::default();
         let mut notes = Vec::new();
@@ -267,8 +267,8 @@ impl Request {
         Ok((settings, notes))
     }
 
-    /// What is given, in the place of what the model's authors recommend. A setting of a draw asks for a draw: where the authors
-    /// recommend none, its temperature is 1.
+    /// What is given, in the place of what the model's authors recommend. A setting of a draw asks for a draw: where
+    /// the authors recommend none, its temperature is 1.
     fn sampling(&self, model: &ModelAdvice<'_>, notes: &mut Vec<String>) -> Result<Sampling> {
         let authors = model.generation.map_or(Sampling::GREEDY, Sampling::from_defaults);
         let greedy = self.greedy == Some(true);
@@ -306,14 +306,13 @@ impl Request {
             ));
         }
         let silent = |g: &GenerationDefaults| g.do_sample.is_none() && g.temperature.is_none();
-        if model.thinks && sampling.is_greedy() && !greedy && self.temperature.is_none() {
-            if model.generation.is_some_and(silent) {
-                notes.push(
-                    "this model's files do not say how to sample, so it decodes greedily; the authors of models that think \
-                     advise against that: `temperature` 0.6 is common"
-                        .into(),
-                );
-            }
+        let unasked = !greedy && self.temperature.is_none() && model.generation.is_some_and(silent);
+        if model.thinks && sampling.is_greedy() && unasked {
+            notes.push(
+                "this model's files do not say how to sample, so it decodes greedily; the authors of models that think \
+                 advise against that: `temperature` 0.6 is common"
+                    .into(),
+            );
         }
         Ok(sampling)
     }

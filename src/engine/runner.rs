@@ -156,12 +156,6 @@ impl Runner {
         &self.cache
     }
 
-    /// The model and its cache for work below the path's steps: teacher-forced tests, and measurements of single
-    /// kernels.
-    pub fn parts_mut(&mut self) -> (&Decoder, &mut KvCache) {
-        (&self.model, &mut self.cache)
-    }
-
     /// Empties `seq` and prepares it for a new prompt. `first`: no other sequence runs, so that how positions are
     /// counted may change.
     ///

@@ -1,9 +1,10 @@
-//! Which layers should vote: every layer alone, then sets grown greedily, by accuracy on questions of a development split, all at
-//! the same budget (of equal memory with `tokens:N`; with `ratio:R` it follows how long each run thinks).
+//! Chooses the layers that vote on a shared set. Each layer is tried alone, then sets that grow greedily, by accuracy
+//! on the questions of a development split. All are tried at the same budget: `tokens:N` gives each the same memory,
+//! and `ratio:R` gives memory in proportion to how long a run thinks.
 //!
-//! The paper's authors are said to have picked layers this way; that its choice helps on other questions must be shown on another
-//! split. The best of many sets looks better than it is, and with few questions a difference of one or two right answers means
-//! nothing: every set is held against all layers on the same questions ([`Paired`]), and a choice says what that came to.
+//! That a choice helps on other questions must be shown on another split. The best of many sets looks better than it
+//! is, and with few questions a difference of one or two right answers means nothing. Every set is therefore compared
+//! with all layers on the same questions ([`Paired`]), and a choice records the result.
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +16,7 @@ use super::grade;
 use super::paired::Paired;
 use super::problems::Problem;
 use crate::engine::{Engine, Event, Prompt};
-use crate::policy::{Full, Layers, Role};
+use crate::policy::{Full, Layers};
 use crate::settings::Settings;
 use crate::trace::StopReason;
 use crate::{Error, ErrorKind, Result};
@@ -35,9 +36,9 @@ const FULL: &str = "full cache";
 /// How questions are answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Arm {
-    /// Nothing is evicted: what the budget costs. Never chosen.
+    /// Nothing is evicted. It shows what the budget costs and is never chosen.
     Full,
-    /// These layers vote on what goes.
+    /// These layers vote on what is evicted.
     Layers(Layers),
 }
 
@@ -58,7 +59,7 @@ impl FromStr for Arm {
     }
 }
 
-/// All that must be the same for two answers to be comparable, and for a calibration to go on where another was interrupted.
+/// Everything that must be equal for two answers to be comparable, and for an interrupted calibration to be resumed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Conditions {
     /// Version of secateur.
@@ -85,7 +86,7 @@ pub struct Conditions {
 }
 
 impl Conditions {
-    /// What differs: name, here, there.
+    /// The fields that differ: name, value here, value there.
     pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
         let fields = |settings: &Self| match serde_json::to_value(settings) {
             Ok(serde_json::Value::Object(map)) => map,
@@ -121,11 +122,11 @@ pub struct Trial {
     pub truncated: bool,
     /// Most slots at any time.
     pub peak_cached: usize,
-    /// Tokens that went.
+    /// Tokens that were evicted.
     pub evicted: usize,
 }
 
-/// What a set of layers came to.
+/// The result of a set of layers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Row {
     /// As in [`Trial`].
@@ -142,15 +143,15 @@ pub struct Row {
     pub peak_cached: f64,
 }
 
-/// The choice, and what it rests on: the file beside the model.
+/// The choice of layers and the results that it rests on: the contents of the file beside the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
     /// [`VERSION`].
     pub version: u32,
     /// The layers to use.
     pub layers: String,
-    /// Whether they answer more questions than all layers do, by more than the best of so many sets would by chance: whether
-    /// [`corrected_p`](Self::corrected_p) is below [`LEVEL`].
+    /// Whether they answer more questions than all layers do, by more than the best of so many sets would by chance:
+    /// whether [`corrected_p`](Self::corrected_p) is below [`LEVEL`].
     pub distinguishable: bool,
     /// What it was made with.
     pub settings: Conditions,
@@ -209,14 +210,15 @@ impl Choice {
         self.rows.len().saturating_sub(1)
     }
 
-    /// How likely the best of so many sets comes out so far from all layers by chance, at most (Bonferroni).
+    /// An upper bound of the probability that the best of so many sets differs this much from all layers by chance
+    /// (Bonferroni).
     pub fn corrected_p(&self) -> f64 {
         let row = self.row(&self.layers);
         row.map_or(1.0, |row| (self.paired(row).p_value() * self.rivals() as f64).min(1.0))
     }
 }
 
-/// A calibration under way: trials done so far, and what to try next.
+/// A calibration under way: the trials so far, and what to try next.
 pub struct Calibration {
     layers: usize,
     problems: usize,
@@ -239,7 +241,7 @@ impl Calibration {
         self.trials.get(&(arm.to_string(), problem))
     }
 
-    /// What an arm came to, once it and all layers are through.
+    /// The result of an arm, once all questions were answered with it and with all layers.
     pub fn row(&self, arm: &Arm) -> Option<Row> {
         let layers = arm.to_string();
         let through = |arm: &str| (0..self.problems).map(|p| self.trial(arm, p)).collect::<Option<Vec<&Trial>>>();
@@ -255,14 +257,15 @@ impl Calibration {
         })
     }
 
-    /// Better: more right answers, then fewer truncated. Of equals the earlier tried: `all`, then lower layers, then smaller sets.
+    /// Better: more right answers, then fewer truncated. Of equals the earlier tried: `all`, then lower layers, then
+    /// smaller sets.
     fn better(a: &Row, b: &Row) -> bool {
         (a.correct, b.truncated) > (b.correct, a.truncated)
     }
 
-    /// The next round of the search: what to answer, and how. They may be answered in any order and side by side. Empty once the
-    /// search is over. First all layers, the full cache and each layer alone; then the best set with each further layer, as long
-    /// as that adds a right answer.
+    /// The next round of the search: what to answer, and how. They may be answered in any order and side by side.
+    /// Empty once the search is over. First all layers, the full cache and each layer alone; then the best set with
+    /// each further layer, as long as that adds a right answer.
     pub fn round(&self) -> Vec<(Arm, usize)> {
         let open = |arms: &[Arm]| {
             let mut open = Vec::new();
@@ -302,7 +305,7 @@ impl Calibration {
         rows.reduce(|best, next| if Self::better(&next.1, &best.1) { next } else { best })
     }
 
-    /// Every set of layers that is through, best first.
+    /// Every set of layers with which all questions were answered, best first.
     pub fn rows(&self) -> Vec<Row> {
         let mut names: Vec<&String> = self.trials.keys().map(|(name, _)| name).collect();
         names.dedup();
@@ -318,7 +321,7 @@ impl Calibration {
         rows
     }
 
-    /// The choice so far; `None` before the full cache and all layers are through.
+    /// The choice so far; `None` before all questions were answered with the full cache and with all layers.
     pub fn choice(&self, settings: &Conditions) -> Option<Choice> {
         let rows = self.rows();
         let all = Layers::All.to_string();
@@ -336,8 +339,8 @@ impl Calibration {
     }
 }
 
-/// Answers what is `open`, side by side in the engine's places; `done` takes each trial as it ends. Once `stop` says so, those under
-/// way end without a trial.
+/// Answers the questions in `open`, side by side in the engine's places, and passes each trial to `done` as it ends.
+/// Once `stop` returns true, the questions under way end without a trial.
 ///
 /// # Errors
 /// What ends a run, and what `done` returns.
@@ -356,7 +359,7 @@ pub async fn answer(
         if stop() {
             flag.store(true, Ordering::Relaxed);
         } else if added == started && added < open.len() {
-            // One ahead of the free places: thousands of prompts need not wait in memory.
+            // Only one request waits for a place, so that thousands of prompts do not fill the memory.
             let (arm, problem) = &open[added];
             let options = match arm {
                 Arm::Full => Settings { policy: Full.into(), ..options.clone() },
@@ -377,11 +380,8 @@ pub async fn answer(
             if let Some(error) = result.error {
                 return Err(error);
             }
-            let tokens = &result.trace.tokens;
-            // Cut off while thinking: whatever number stands last there is no answer.
-            let thinking = tokens.last().is_some_and(|t| t.role == Role::Thinking);
-            let said: String = tokens.iter().filter(|t| t.role == Role::Answer).map(|t| t.text.as_str()).collect();
-            let found = grade::answer(&said).filter(|_| !thinking);
+            // Where the model was cut off while thinking, no number is an answer.
+            let found = grade::answer(&result.answer).filter(|_| !result.thinking_unfinished);
             done(Trial {
                 layers: arm.to_string(),
                 problem: *problem,

@@ -1,8 +1,8 @@
-//! Grades the answer of a model: the last `\boxed{…}` or number after the thinking, compared exactly after normalisation.
-//! There is no algebra: `1/2` and `\frac{1}{2}` are the same, `x+1` and `1+x` are not.
+//! Grades the answer of a model: the last `\boxed{…}` or number after the thinking, compared exactly after
+//! normalisation. There is no algebra: `1/2` and `\frac{1}{2}` are the same, `x+1` and `1+x` are not.
 
-/// The answer in `text`, as it was written: the inside of the last `\boxed{…}` after the last `</think>`, or else the last
-/// number there. Text whose thinking never closes has no answer.
+/// The answer in `text`, as it was written: the inside of the last `\boxed{…}` after the last `</think>`, or else the
+/// last number there. Text whose thinking never closes has no answer.
 ///
 /// ```
 /// use secateur::eval::grade::{answer, same};
@@ -53,8 +53,8 @@ pub fn same(found: &str, expected: &str) -> bool {
     a == b || matches!((number(&a), number(&b)), (Some(a), Some(b)) if a == b)
 }
 
-/// An answer without the parts that do not change its meaning: dollar signs, spaces, sizes of brackets and fractions, a
-/// unit in `\text{…}`, a full stop at the end.
+/// An answer without the parts that do not change its meaning: dollar signs, spaces, sizes of brackets and fractions,
+/// a unit in `\text{…}`, a full stop at the end.
 fn normal(answer: &str) -> String {
     let mut text = answer.trim().trim_end_matches('.').trim_matches('$').trim().trim_end_matches('.').to_string();
     for (from, to) in [

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use super::calibrate::FILE;
 use crate::weights::{FINGERPRINT, ModelSource, Weights};
 
-/// Where a choice of layers lies beside a model: in its directory, which of a model on the hub is its snapshot in the cache, or next
-/// to its GGUF file. `None` for a model that is held in memory.
+/// Where a choice of layers lies beside a model: in its directory, which of a model on the hub is its snapshot in the
+/// cache, or next to its GGUF file. `None` for a model that is held in memory.
 pub fn choice_path(source: &ModelSource) -> Option<PathBuf> {
     match source.gguf() {
         Some(gguf) => Some(PathBuf::from(format!("{}.{FILE}", gguf.place()))),
@@ -15,8 +15,8 @@ pub fn choice_path(source: &ModelSource) -> Option<PathBuf> {
     }
 }
 
-/// A fingerprint of weights, and their files as they were then. It lies beside the choice of layers, so that weights are hashed again
-/// only if a file has another size or time of change.
+/// A fingerprint of weights, and their files as they were then. It lies beside the choice of layers, so that weights
+/// are hashed again only if a file has another size or time of change.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Hashed {
     /// [`Weights::fingerprint`].
@@ -40,8 +40,8 @@ impl Hashed {
         }
     }
 
-    /// Puts it beside the choice at `choice`, where that is possible. Without it the weights are hashed again the next time, and
-    /// so they are where it was half written: it is not JSON then.
+    /// Puts it beside the choice at `choice`, where that is possible. Without it the weights are hashed again the
+    /// next time, and so they are where it was half written: it is not JSON then.
     pub fn keep(&self, choice: &Path) {
         let path = Self::path(choice);
         let Ok(text) = serde_json::to_string(self) else { return };

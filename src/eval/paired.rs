@@ -17,9 +17,9 @@ impl Paired {
         self.gained as i64 - self.lost as i64
     }
 
-    /// A 95 % confidence interval for the difference of the two shares of right answers, within -1 and 1. It is Wald's
-    /// interval after half a question was added to each cell of the 2 x 2 table (Agresti and Min 2005), whose coverage is
-    /// right for few questions as well.
+    /// A 95 % confidence interval for the difference of the two shares of right answers, within -1 and 1. It is
+    /// Wald's interval after half a question was added to each cell of the 2 x 2 table (Agresti and Min 2005), whose
+    /// coverage is right for few questions as well.
     pub fn interval(self) -> (f64, f64) {
         const Z: f64 = 1.959_963_984_540_054;
         let (of, gained, lost) = (self.of as f64 + 2.0, self.gained as f64 + 0.5, self.lost as f64 + 0.5);
@@ -28,8 +28,8 @@ impl Paired {
         ((difference - error).max(-1.0), (difference + error).min(1.0))
     }
 
-    /// The p-value of McNemar's exact two-sided test: the probability of a split of the differing questions at least as
-    /// unequal as this one, if both ways are equally good. 1 where they do not differ.
+    /// The p-value of McNemar's exact two-sided test: the probability of a split of the differing questions at least
+    /// as unequal as this one, if both ways are equally good. 1 where they do not differ.
     pub fn p_value(self) -> f64 {
         let (n, fewer) = (self.gained + self.lost, self.gained.min(self.lost));
         // A sum of binomial coefficients over 2^n, in logarithms: n may be thousands.
@@ -65,7 +65,8 @@ mod tests {
         assert_eq!(p(4000, 0), 0.0);
     }
 
-    /// Whatever the true difference, about 95 of 100 intervals contain it: summed over all tables, weighted by probability.
+    /// Whatever the true difference, about 95 of 100 intervals contain it: summed over all tables, weighted by
+    /// probability.
     #[test]
     fn the_interval_holds_the_truth_as_often_as_it_says() {
         let factorials: Vec<f64> = std::iter::once(0.0)

@@ -14,11 +14,13 @@ pub struct Problem {
     pub answer: String,
 }
 
-/// Reads lines such as `{"question": "What is 12 + 30?", "answer": "42"}`. The question may also be called `problem` or
-/// `prompt`; the answer may be a number. Other fields and empty lines are ignored. `place` names the file in errors.
+/// Reads lines such as `{"question": "What is 12 + 30?", "answer": "42"}`. The question may also be called `problem`
+/// or `prompt`; the answer may be a number. Other fields and empty lines are ignored. `place` names the file in
+/// errors.
 ///
 /// # Errors
-/// [`ErrorKind::Input`] for a line of another form, for a question that occurs twice, and for a file without questions.
+/// [`ErrorKind::Input`] for a line of another form, for a question that occurs twice, and for a file without
+/// questions.
 pub fn read(text: &str, place: &str) -> Result<Vec<Problem>> {
     let mut problems = Vec::new();
     let mut asked: HashMap<String, usize> = HashMap::new();

@@ -1,16 +1,18 @@
 //! Causal attention of a chunk over the cached slots.
 //!
-//! Contract: row `i` is token `i % chunk` of the sequence that `state[row_seq_offset + i / chunk]` names. It sees the first `L =
-//! length − already_cached + i % chunk + 1` slots of its sequence: the chunk's own keys were appended before, and `already_cached` of
-//! them are counted in the length. For query head `h`, with `s_j = scale · q[i, h] · K[j]` over those slots:
-//! `out[i, h, :] = Σ_j softmax(s)_j V[j]` and `lse[i, h] = ln Σ_j exp(s_j)`, which the readout and second passes need. `q` `[n, heads D]`
-//! is rotated, `scale = 1/√D`. Grouped queries: head `h` reads KV head `h / (heads / kv_heads)`. `chunk > 1` takes one sequence.
+//! Contract: row `i` is token `i % chunk` of the sequence that `state[row_seq_offset + i / chunk]` names. It sees the
+//! first `L = length − already_cached + i % chunk + 1` slots of its sequence: the chunk's own keys were appended
+//! before, and `already_cached` of them are counted in the length. For query head `h`, with `s_j = scale · q[i, h] ·
+//! K[j]` over those slots:
+//! `out[i, h, :] = Σ_j softmax(s)_j V[j]` and `lse[i, h] = ln Σ_j exp(s_j)`, which the readout and second passes
+//! need. `q` `[n, heads D]` is rotated, `scale = 1/√D`. Grouped queries: head `h` reads KV head `h / (heads /
+//! kv_heads)`. `chunk > 1` takes one sequence.
 //! Scores are never stored outside a workgroup.
-//! The order of summation depends on `L` and, in a chunk, on the chunk's length. It never depends on the capacity or on other
-//! sequences.
+//! The order of summation depends on `L` and, in a chunk, on the chunk's length. It never depends on the capacity or
+//! on other sequences.
 //!
-//! Bound: values 4e-6 relative to the row's largest value, log-sum-exp 4e-6 · (1 + |lse|): f32 dot products of D terms in
-//! the exponent, where scores of ordinary size (|s| < 30) carry an absolute error of ~2e-6.
+//! Bound: values 4e-6 relative to the row's largest value, log-sum-exp 4e-6 · (1 + |lse|): f32 dot products of D
+//! terms in the exponent, where scores of ordinary size (|s| < 30) carry an absolute error of ~2e-6.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -29,7 +31,8 @@ use burn::tensor::{DType, Int, Tensor};
 const TILE: usize = 256;
 /// Slots of a tile when a GPU decodes or probes: short tiles make many workgroups.
 const SHORT_TILE: usize = 64;
-/// Query heads of a workgroup that decodes on a GPU: more would leave most of the GPU idle, fewer would read keys and values more often.
+/// Query heads of a workgroup that decodes on a GPU: more would leave most of the GPU idle, fewer would read keys and
+/// values more often.
 const GPU_HEADS: usize = 2;
 /// Rows up to which a chunk's slots are split on a GPU: a probe. More rows fill the GPU without splits.
 const SPLIT_ROWS: usize = 64;
@@ -51,8 +54,8 @@ pub struct AttentionSpec {
     pub row_seq_offset: usize,
     /// The largest `length − already_cached + chunk` of the sequences: bounds the splits.
     pub most_seen: usize,
-    /// Slots at the end of each sequence that belong to the rows and are counted in its length already: 0, or `chunk` for a second
-    /// look at the latest tokens.
+    /// Slots at the end of each sequence that belong to the rows and are counted in its length already: 0, or `chunk`
+    /// for a second look at the latest tokens.
     pub already_cached: usize,
     /// Tiling for the device.
     pub tuning: Tuning,
@@ -90,7 +93,8 @@ impl AttentionSpec {
         if self.tuning.is_cpu() || self.chunk > SPLIT_ROWS { TILE } else { SHORT_TILE }
     }
 
-    /// Query heads of one workgroup: the largest divisor of the group that fits. It must not depend on the other sequences.
+    /// Query heads of one workgroup: the largest divisor of the group that fits. It must not depend on the other
+    /// sequences.
     fn heads_per_group(&self) -> usize {
         let most = if self.chunk > 1 || self.tuning.is_cpu() { MOST_QUERIES } else { GPU_HEADS };
         (1..=most).rev().find(|h| self.layer.group().is_multiple_of(*h)).expect("1 divides")
@@ -114,8 +118,8 @@ impl AttentionSpec {
         }
     }
 
-    /// One when decoding, so that a sequence is split the same way whatever is beside it. A chunk is alone: one split has all its
-    /// tiles where its rows fill the device.
+    /// One when decoding, so that a sequence is split the same way whatever is beside it. A chunk is alone: one split
+    /// has all its tiles where its rows fill the device.
     fn tiles_per_split(&self) -> usize {
         let tiles = self.most_seen.div_ceil(self.tile());
         match self.chunk {
@@ -238,8 +242,8 @@ fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionSpec) -
     (out, lse)
 }
 
-/// Both packings; one slot to several splits; ragged sequences; chunks that end inside a tile; groups of 1 to 12; keys stored
-/// unrotated; a second look.
+/// Both cache types; one slot to several splits; ragged sequences; chunks that end inside a tile; groups of 1 to 12;
+/// keys stored unrotated; a second look.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {

@@ -1,11 +1,13 @@
 //! The readout: the attention weights of one query row over every slot.
 //!
-//! Contract: with `lse` from the [`attention`](super::attention()) of the same chunk, `w[h, j] = exp(scale · q[row, h] · K[j] −
-//! lse[row, h])` for every slot `j < slots` of sequence `seq`, the chunk's own slots included. This is the model's own softmax, one
-//! row of it, without the matrix. `out` is reduced as [`Reduce`] says: `[heads, slots]`, `[kv_heads, slots]` or `[1, slots]`. Source:
+//! Contract: with `lse` from the [`attention`](super::attention()) of the same chunk, `w[h, j] = exp(scale · q[row,
+//! h] · K[j] − lse[row, h])` for every slot `j < slots` of sequence `seq`, the chunk's own slots included. This is
+//! the model's own softmax, one row of it, without the matrix. `out` is reduced as [`Reduce`] says: `[heads, slots]`,
+//! `[kv_heads, slots]` or `[1, slots]`. Source:
 //! Think Clearly (arXiv 2507.08806) scores tokens by the attention of `</think>`.
 //!
-//! Bound: 1e-5 relative to the row's largest weight: an f32 exponent with an absolute error of ~2e-6 in both its terms.
+//! Bound: 1e-5 relative to the row's largest weight: an f32 exponent with an absolute error of ~2e-6 in both its
+//! terms.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -138,7 +140,7 @@ fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &Att
     out.iter().map(|v| *v as f32).collect()
 }
 
-/// Both packings and every reduction, on one slot to more than a tile.
+/// Both cache types and every reduction, on one slot to more than a tile.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {

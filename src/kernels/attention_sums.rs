@@ -1,17 +1,20 @@
-//! The second pass over the attention of a chunk: the attention that each slot received from all queries of the chunk.
+//! The second pass over the attention of a chunk: the attention that each slot received from all queries of the
+//! chunk.
 //!
-//! Contract: rows `i < chunk` of each of the `seqs` sequences that the state lists from word `row_seq_offset` on (row `s · chunk + i` of
-//! `q` and `lse`) see the first `L_i = length − already_cached + i + 1` slots. With `w[i, h, j] = exp(scale · q[i, h] · K[j] − lse[i,
-//! h])` for `j < L_i`, else 0, slot `j` of KV head `g` received `Σ_i mean_{h ∈ g} w[i, h, j]`, summed in ascending `i`, then `h`.
-//! `mean: false` adds this to the running sums of every slot below `length − already_cached + chunk`. They lie in `sums` as keys lie in
-//! the cache: `kv_heads · cap` words for each sequence, from word `base / 2` on. The chunk's own slots, those at or above `length −
-//! already_cached`, start from 0 whatever the buffer holds there: a chunk that was rolled back leaves nothing behind. `mean: true`
-//! stores this divided by `chunk`, in `sums` `[kv_heads, slots]`, for one sequence: with `already_cached = chunk`, this is the readout of the
-//! latest queries.
-//! Source: H2O (arXiv 2306.14048) needs the sums, SnapKV (arXiv 2404.14469) and R-KV (arXiv 2505.24133) need the readout.
+//! Contract: rows `i < chunk` of each of the `seqs` sequences that the state lists from word `row_seq_offset` on (row
+//! `s · chunk + i` of `q` and `lse`) see the first `L_i = length − already_cached + i + 1` slots. With `w[i, h, j] =
+//! exp(scale · q[i, h] · K[j] − lse[i, h])` for `j < L_i`, else 0, slot `j` of KV head `g` received `Σ_i mean_{h ∈ g}
+//! w[i, h, j]`, summed in ascending `i`, then `h`.
+//! `mean: false` adds this to the running sums of every slot below `length − already_cached + chunk`. They lie in
+//! `sums` as keys lie in the cache: `kv_heads · cap` words for each sequence, from word `base / 2` on. The chunk's
+//! own slots, those at or above `length − already_cached`, start from 0 whatever the buffer holds there: a chunk that
+//! was rolled back leaves nothing behind. `mean: true` stores this divided by `chunk`, in `sums` `[kv_heads, slots]`,
+//! for one sequence: with `already_cached = chunk`, this is the readout of the latest queries.
+//! Source: H2O (arXiv 2306.14048) needs the sums, SnapKV (arXiv 2404.14469) and R-KV (arXiv 2505.24133) need the
+//! readout.
 //!
-//! Bound: 1e-5 of 1 + the value: each weight's error is that of `attention_row`, 1e-5 of a weight, and a sum of n of them in f32
-//! adds √n roundings of 6e-8.
+//! Bound: 1e-5 of 1 + the value: each weight's error is that of `attention_row`, 1e-5 of a weight, and a sum of n of
+//! them in f32 adds √n roundings of 6e-8.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -48,8 +51,8 @@ pub struct AttentionSumsSpec {
     pub mean: bool,
 }
 
-/// Adds the attention that each slot received from a chunk to `sums`, in place, or stores its mean there `[kv_heads, slots]`: f32 in
-/// words.
+/// Adds the attention that each slot received from a chunk to `sums`, in place, or stores its mean there `[kv_heads,
+/// slots]`: f32 in words.
 pub fn attention_sums(
     q: &Tensor<2>,
     lse: &Tensor<2>,
@@ -151,8 +154,8 @@ fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], rope: &[f32], sums: &mut
     }
 }
 
-/// Both packings, rotated keys and unrotated ones; a prompt's chunk, a decode step of three ragged sequences, the readout of the
-/// latest queries; one slot to more than a tile of slots and of queries.
+/// Both cache types, rotated keys and unrotated ones; a prompt's chunk, a decode step of three ragged sequences, the
+/// readout of the latest queries; one slot to more than a tile of slots and of queries.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {

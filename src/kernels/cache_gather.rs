@@ -1,12 +1,14 @@
 //! The pruning itself: the rows of the kept slots are copied to the front of a new buffer of the exact size.
 //!
 //! Contract: for every sequence, KV head and plane (keys, then values), row `i < kept` of the new region is row
-//! `keep[first + head · stride + i]` of the old one, bit for bit. Rows beyond `kept` are not written. A sequence's region
-//! has `planes · cap` rows of `row_words` words from row `base` on. Plane `p` belongs to KV head `p % kv_heads`: a cache has `2 ·
-//! kv_heads` planes (keys and values of each head), running sums have `kv_heads`. `moves` `[seqs, 8]`: old base, old cap, new base,
-//! new cap, kept, first index into `keep`, stride per KV head (0: all heads keep the same slots), unused.
+//! `keep[first + head · stride + i]` of the old one, bit for bit. Rows beyond `kept` are not written. A sequence's
+//! region has `planes · cap` rows of `row_words` words from row `base` on. Plane `p` belongs to KV head `p %
+//! kv_heads`: a cache has `2 · kv_heads` planes (keys and values of each head), running sums have `kv_heads`. `moves`
+//! `[seqs, 8]`: old base, old cap, new base, new cap, kept, first index into `keep`, stride per KV head (0: all heads
+//! keep the same slots), unused.
 //!
-//! Bound: exact. It moves u32 words, four at a time where a row is a multiple of four words, and does not interpret them.
+//! Bound: exact. It moves u32 words, four at a time where a row is a multiple of four words, and does not interpret
+//! them.
 use super::cases::{Bound, Case, Check, device_words};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -38,8 +40,8 @@ pub struct GatherSpec {
     pub out_words: usize,
 }
 
-/// The kept rows of `kv` in a new buffer of `spec.out_words` words. The old buffer is released as soon as the copy is done, if `kv`
-/// was the only handle to it.
+/// The kept rows of `kv` in a new buffer of `spec.out_words` words. The old buffer is released as soon as the copy is
+/// done, if `kv` was the only handle to it.
 pub fn cache_gather(
     kv: Tensor<1, Int>,
     keep: &Tensor<1, Int>,
@@ -121,8 +123,8 @@ fn twin(kv: &[u32], keep: &[u32], moves: &[u32], spec: &GatherSpec) -> Vec<u32> 
     out
 }
 
-/// One and three sequences; shared sets and a set for each head; nothing, one, some and all slots kept. Dtype that are
-/// NaN, infinite and subnormal as floats must come through.
+/// One and three sequences; shared sets and a set for each head; nothing, one, some and all slots kept. Words
+/// that are NaN, infinite and subnormal as floats must be copied unchanged.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (row_words, kv_heads, planes, per_head, caps, keeps) in [

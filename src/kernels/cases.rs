@@ -1,5 +1,6 @@
-//! The conformance cases: one list, run on every backend. A case makes its inputs, runs a kernel on the device it is given
-//! and names what to look at; run on the CPU it gives the twin's answer, which is what every GPU is held against.
+//! The conformance cases: one list for every backend. A case makes its inputs, runs a kernel on a given device and
+//! names the outputs to compare. On the CPU it gives the answer of the twin, which the answer of every GPU is compared
+//! with.
 use crate::dtype::Dtype;
 use burn::tensor::{Device, Int, Tensor};
 
@@ -9,8 +10,8 @@ use super::{f32_tensor, state, u32_tensor};
 use crate::Result;
 use crate::sampling::Sampling;
 
-/// How far a result may be from the twin's. Every comparison accepts only `error <= bound`, so NaN fails; a row is judged
-/// on its own, so that one wrong head cannot hide in an average.
+/// How far a result may be from the twin's. Every comparison accepts only `error <= bound`, so NaN fails. Each row is
+/// compared on its own, so that one wrong head cannot hide in an average.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Bound {
     /// Bit for bit.
@@ -28,14 +29,15 @@ pub enum Bound {
     },
     /// Difference relative to 1 + |value|.
     Mixed(f64),
-    /// u32 words that hold f32 values: difference relative to 1 + |value|; where the twin's word is not a number, exact.
+    /// u32 words that hold f32 values: difference relative to 1 + |value|, but exact where the twin's word is not a
+    /// number.
     FloatWords(f64),
-    /// u32 words that hold two halfs each: so many units in the last place; sentinels exact.
+    /// u32 words that hold two f16 values each: units in the last place. Sentinels are exact.
     HalfUlps(u32),
 }
 
 impl Bound {
-    /// The number in the conformance table.
+    /// The tolerance as a number, for the conformance table.
     pub fn value(&self) -> f64 {
         match *self {
             Bound::Exact => 0.0,
@@ -46,7 +48,7 @@ impl Bound {
     }
 }
 
-/// What a case looks at.
+/// An output of a case, and its bound.
 pub struct Check {
     /// Name of the output.
     pub name: &'static str,
@@ -113,8 +115,11 @@ pub fn all() -> Vec<Case> {
     super::KERNELS.iter().flat_map(|kernel| (kernel.cases)()).collect()
 }
 
-/// The worst error of `found` against `expected` in units of the bound (≤ 1 passes), or what is wrong with them. Both are
-/// words; floats as bits. A word that is poison in the twin (a sentinel) must be poison in the other.
+/// The worst error of `found` against `expected`, as a fraction of the bound (≤ 1 passes). Both are u32 words; floats
+/// are given by their bits. A word that is poison in `expected` (a sentinel) must be poison in `found`.
+///
+/// # Errors
+/// The first place where `found` is wrong.
 pub fn compare(expected: &[u32], found: &[u32], row: usize, bound: Bound) -> std::result::Result<f64, String> {
     if expected.len() != found.len() {
         return Err(format!("{} words, expected {}", found.len(), expected.len()));
@@ -159,7 +164,7 @@ fn describe(want: u32, got: u32) -> String {
     format!("{}, expected {}", show(got), show(want))
 }
 
-/// The larger distance of two packed halfs, in units in the last place; `u32::MAX` if one is not a number.
+/// The larger distance of two packed f16 values, in units in the last place; `u32::MAX` if one is not a number.
 fn half_ulps(a: u32, b: u32) -> u32 {
     let ordered = |h: u16| if h & 0x8000 != 0 { -((h & 0x7fff) as i32) } else { h as i32 };
     let distance = |a: u16, b: u16| {
@@ -179,17 +184,17 @@ pub fn noise(n: usize, seed: u32, scale: f32) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// `cols`, or the next number of columns that a row of this packing can have.
-pub(super) fn whole_blocks(packing: Dtype, cols: usize) -> usize {
-    cols.next_multiple_of(packing.stored_block().0)
+/// `cols`, rounded up to a number of columns that a row of type `dtype` can have.
+pub(super) fn whole_blocks(dtype: Dtype, cols: usize) -> usize {
+    cols.next_multiple_of(dtype.stored_block().0)
 }
 
-/// Packed noise for `n` cached values.
-pub(super) fn cache_words(packing: Dtype, n: usize) -> Vec<u32> {
-    packing.pack(&noise(n, 13, 1.5))
+/// Noise for `n` cached values, packed.
+pub(super) fn cache_words(dtype: Dtype, n: usize) -> Vec<u32> {
+    dtype.pack(&noise(n, 13, 1.5))
 }
 
-/// u32 words, padded to whole 16-byte vectors: kernels read some buffers as `vec4<u32>`.
+/// u32 words on `device`, padded to whole 16-byte vectors: kernels read some buffers as `vec4<u32>`.
 pub(super) fn device_words(mut values: Vec<u32>, device: &Device) -> Tensor<1, Int> {
     values.resize(values.len().next_multiple_of(4), POISON_WORD);
     u32_tensor(values, device)
@@ -205,12 +210,12 @@ pub(super) fn device_rope(d: usize, positions: usize, device: &Device) -> Tensor
     f32_tensor(table, [positions * d], device)
 }
 
-/// An output that an in-place kernel writes into: all sentinels.
+/// An output for a kernel that writes in place, full of sentinels.
 pub(super) fn poison_floats(rows: usize, cols: usize, device: &Device) -> Tensor<2> {
     device_floats(vec![f32::from_bits(POISON_WORD); rows * cols], rows, cols, device)
 }
 
-/// Builds a device state by hand.
+/// Builds the state of the sequences for a case.
 pub(super) struct StateBuilder {
     seqs: usize,
     kv_heads: usize,
@@ -226,7 +231,7 @@ impl StateBuilder {
         Self { seqs, kv_heads, words, layers, ring: 1, map: Vec::new() }
     }
 
-    /// Lengths and capacities of `layer`; regions lie one after the other.
+    /// Sets lengths and capacities in `layer`. Regions follow each other without gaps.
     pub(super) fn lens(mut self, layer: usize, lens: &[usize], caps: &[usize]) -> Self {
         let mut base = 0;
         for seq in 0..self.seqs {
@@ -259,7 +264,7 @@ impl StateBuilder {
         self.full_samplers(&samplers.iter().map(|(t, p)| (*t, *p, 0, 1.0, 0.0)).collect::<Vec<_>>())
     }
 
-    /// Temperature, repetition penalty, top-k, top-p, min-p; seeds follow from the place.
+    /// Temperature, repetition penalty, top-k, top-p, min-p of each sequence. Seeds follow from its number.
     pub(super) fn full_samplers(mut self, samplers: &[(f32, f32, u32, f32, f32)]) -> Self {
         for (seq, &(temperature, repetition_penalty, top_k, top_p, min_p)) in samplers.iter().enumerate() {
             let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty };
@@ -273,13 +278,13 @@ impl StateBuilder {
         self.header(state::TOKEN, tokens)
     }
 
-    /// The sequences of the rows, in this order.
+    /// Lists the sequences of the rows, in this order.
     pub(super) fn map(mut self, seqs: &[usize]) -> Self {
         self.map = seqs.iter().map(|s| *s as u32).collect();
         self
     }
 
-    /// Word where the map begins.
+    /// Word of the state where that list begins.
     pub(super) fn row_seq_offset(&self) -> usize {
         self.layer_table_offset(self.layers) + self.seqs * self.ring
     }
@@ -289,7 +294,7 @@ impl StateBuilder {
         self
     }
 
-    /// Word where the table of `layer` begins.
+    /// Word of the state where the entries of `layer` begin.
     pub(super) fn layer_table_offset(&self, layer: usize) -> usize {
         self.seqs * state::SEQ + layer * self.seqs * state::ROW
     }

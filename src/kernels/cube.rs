@@ -8,7 +8,8 @@ use burn::cubecl::{CubeCount, CubeDim};
 use super::uniform::Uniform;
 use super::variant::{Variant, hooks};
 
-/// Launches `variant` on a grid of `groups` workgroups with `buffers`, in the order of their bindings, and `uniform` after them.
+/// Launches `variant` on a grid of `groups` workgroups with `buffers`, in the order of their bindings, and `uniform`
+/// after them.
 pub(super) fn launch<U: Uniform>(variant: &Variant, groups: [usize; 3], buffers: &[&CubeTensor], uniform: U) {
     debug_assert_eq!(variant.uniform, U::MEMBERS, "{}: another shader's uniform", variant.kernel);
     if hooks::ON.load(Ordering::Relaxed) {

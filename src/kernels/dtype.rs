@@ -18,7 +18,8 @@ impl Dtype {
         if self.is_quantized() { self.quantized(words, cols, column) } else { self.get(words, column) }
     }
 
-    /// Value `column` of the row that starts at `words[0]`, exact in f64. Not for quantized rows: see [`weight`](Self::weight).
+    /// Value `column` of the row that starts at `words[0]`, exact in f64. Not for quantized rows: see
+    /// [`weight`](Self::weight).
     pub(crate) fn get(self, words: &[u32], column: usize) -> f64 {
         let half = |word: u32| if column.is_multiple_of(2) { word as u16 } else { (word >> 16) as u16 };
         match self {
@@ -28,7 +29,8 @@ impl Dtype {
         }
     }
 
-    /// Packs `values`, rounding to nearest even; f16 saturates at ±65504 as it does where the cache is written. Not for quantized rows.
+    /// Packs `values`, rounding to nearest even; f16 saturates at ±65504 as it does where the cache is written. Not
+    /// for quantized rows.
     pub(crate) fn pack(self, values: &[f32]) -> Vec<u32> {
         let half = |v: f32| match self {
             Dtype::F16 => f16_bits(v),
@@ -41,7 +43,8 @@ impl Dtype {
     }
 }
 
-/// The f16 bits of `value`, rounded to nearest even; finite overflow and infinities saturate. `f16_bits` in `common.wgsl` does the same.
+/// The f16 bits of `value`, rounded to nearest even; finite overflow and infinities saturate. `f16_bits` in
+/// `common.wgsl` does the same.
 pub fn f16_bits(value: f32) -> u16 {
     let bits = half::f16::from_f32(value).to_bits();
     if value.is_nan() {

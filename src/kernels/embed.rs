@@ -1,14 +1,15 @@
 //! Token embedding: the rows of a packed table for a list of ids.
 //!
-//! The ids are `ids` `[n]`. With `pending`, `ids` is the device's state instead, and the i-th id is the pending token of the
-//! sequence that word `pending + i` of the state names.
+//! The ids are `ids` `[n]`. With `pending`, `ids` is the device's state instead, and the i-th id is the pending token
+//! of the sequence that word `pending + i` of the state names.
 //!
 //! Contract: `out[i, :] = table[ids[i] − shard_first_row, :]` for every `i < n` whose id is in `shard_first_row ..
-//! shard_first_row + rows`. The table may be split by rows over several buffers, with one launch for each shard. An id ≥ `vocab`
-//! gives a row of zeros, which the shard with `shard_first_row = 0` writes. Nothing else of `out` `[n, cols]` is written.
+//! shard_first_row + rows`. The table may be split by rows over several buffers, with one launch for each shard. An
+//! id ≥ `vocab` gives a row of zeros, which the shard with `shard_first_row = 0` writes. Nothing else of `out` `[n,
+//! cols]` is written.
 //!
-//! Bound: exact for bf16, f32 and the quantized types (a product has 19 bits at most). A driver may flush f16 subnormals to zero,
-//! so for f16 the bound is 6.2e-5 absolute.
+//! Bound: exact for bf16, f32 and the quantized types (a product has 19 bits at most). A driver may flush f16
+//! subnormals to zero, so for f16 the bound is 6.2e-5 absolute.
 use super::cases::{Bound, Case, Check, StateBuilder, device_words, noise, poison_floats, whole_blocks};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -41,8 +42,8 @@ pub struct EmbedSpec {
     pub pending: Option<usize>,
 }
 
-/// Looks up the embeddings of `spec.n` ids. `table` u32 `[rows * row_words]`; `ids` u32 `[n]`, or the state; `out` f32 `[n, cols]`, written in
-/// place.
+/// Looks up the embeddings of `spec.n` ids. `table` u32 `[rows * row_words]`; `ids` u32 `[n]`, or the state; `out`
+/// f32 `[n, cols]`, written in place.
 pub fn embed(table: &Tensor<1, Int>, ids: &Tensor<1, Int>, out: Tensor<2>, spec: EmbedSpec) -> Tensor<2> {
     let [out] = run(&spec, [read(table), read(ids), out.into_dispatch()]);
     Tensor::from_dispatch(out)
@@ -107,7 +108,7 @@ fn twin(table: &[u32], ids: &[u32], out: &mut [f32], spec: &EmbedSpec) {
     }
 }
 
-/// Every packing; one shard and the second of two; ids outside; pending tokens in another order.
+/// Every element type; one shard and the second of two; ids outside; pending tokens in another order.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in Dtype::ALL {

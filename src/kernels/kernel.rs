@@ -1,4 +1,5 @@
-//! What a kernel is to the rest of the crate: tensors in, tensors out, as WGSL on burn's Cube backend or as a twin on its CPU backend.
+//! What a kernel is to the rest of the crate: tensors in, tensors out, as WGSL on burn's Cube backend or as a twin on
+//! its CPU backend.
 use burn::backend::flex::FlexTensor;
 use burn::backend::wgpu::{CubeTensor, into_contiguous};
 use burn::backend::{

@@ -1,14 +1,15 @@
 //! How similar each cached key is to the others of its KV head. The keys stay on the device.
 //!
-//! Contract: let `c(i, j)` be the cosine of the angle between the keys of slots `i` and `j` of sequence `seq`, rotated; a key of
-//! length 0 has cosine 0 to all others. Let `latest(i)` be the last slot `j ≠ i` with `c(i, j) > 0.5`, if there is one.
-//! `out[g, j] = 1/n · Σ_{i ≠ j, latest(i) ≠ j} c(i, j)` over the `n = slots` cached slots, for each KV head `g`. So every key
-//! spares its latest look-alike, and of a group of copies the last one counts as least redundant. Source: R-KV (arXiv
-//! 2505.24133) and its published code, whose threshold is 0.5. In that code a key without look-alikes spares slot 0; here it spares
-//! none.
+//! Contract: let `c(i, j)` be the cosine of the angle between the keys of slots `i` and `j` of sequence `seq`,
+//! rotated; a key of length 0 has cosine 0 to all others. Let `latest(i)` be the last slot `j ≠ i` with `c(i, j) >
+//! 0.5`, if there is one.
+//! `out[g, j] = 1/n · Σ_{i ≠ j, latest(i) ≠ j} c(i, j)` over the `n = slots` cached slots, for each KV head `g`. So
+//! every key spares its latest look-alike, and of a group of copies the last one counts as least redundant. Source:
+//! R-KV (arXiv 2505.24133) and its published code, whose threshold is 0.5. In that code a key without look-alikes
+//! spares slot 0; here it spares none.
 //!
-//! Bound: 4e-6 absolute, a mean of cosines that are each off by ~√D · 6e-8. It holds where no cosine is within 1e-6 of the
-//! threshold: which of two look-alikes is the latest changes by a jump.
+//! Bound: 4e-6 absolute, a mean of cosines that are each off by ~√D · 6e-8. It holds where no cosine is within 1e-6
+//! of the threshold: which of two look-alikes is the latest changes by a jump.
 use super::cases::{Bound, Case, Check, StateBuilder, device_rope, device_words, noise};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -123,14 +124,14 @@ fn twin(kv: &[u32], st: &[u32], rope: &[f32], spec: &KeySimilaritySpec) -> Vec<f
     out
 }
 
-/// Keys of which some are copies of others, with noise: groups of look-alikes in each head.
+/// Noisy copies of a few keys: each head has groups of look-alikes.
 fn alike(dtype: Dtype, rows: usize, d: usize) -> Vec<u32> {
     let (patterns, own) = (noise(5 * d, 16, 1.0), noise(rows * d, 27, 0.35));
     let value = |i: usize| own[i] + if (i / d).is_multiple_of(3) { 0.0 } else { patterns[(i / d * 7 % 5) * d + i % d] };
     dtype.pack(&(0..rows * d).map(value).collect::<Vec<f32>>())
 }
 
-/// Both packings, rotated keys and unrotated ones; one slot to several tiles; a key of zeros.
+/// Both cache types, rotated keys and unrotated ones; one slot to several tiles; a key of zeros.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {
@@ -199,7 +200,7 @@ mod tests {
         }
     }
 
-    /// The bound holds where no pair sits on the threshold: none of the cases' does.
+    /// The bound holds where no pair is at the threshold. No pair of the cases is.
     #[test]
     fn no_case_sits_on_the_threshold() {
         for dtype in [Dtype::F32, Dtype::F16] {

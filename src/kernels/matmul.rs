@@ -1,6 +1,7 @@
-//! Matrix times many vectors: prefill and probe chunks. Contract, twin and bound are those of [`matvec`](super::matvec); only the
-//! tiling differs. On a GPU, `matmul.wgsl` unpacks a tile of weights once, into workgroup memory, for 32 or 64 vectors. Where
-//! invocations are lanes of a CPU's vector unit, `matmul_rows.wgsl` is launched instead, for the reasons given there.
+//! Matrix times many vectors: prefill and probe chunks. Contract, twin and bound are those of
+//! [`matvec`](super::matvec); only the tiling differs. On a GPU, `matmul.wgsl` unpacks a tile of weights once, into
+//! workgroup memory, for 32 or 64 vectors. Where invocations are lanes of a CPU's vector unit, `matmul_rows.wgsl` is
+//! launched instead, for the reasons given there.
 use super::cases::{Case, whole_blocks};
 use super::cube::launch;
 use super::matvec::{LinearSpec, Mode, case, usual};
@@ -97,7 +98,7 @@ pub(super) fn variants() -> Vec<Variant> {
     tilings.into_iter().flat_map(|(n, tuning)| usual(n, tuning)).map(|spec| spec.matmul_variant()).collect()
 }
 
-/// Every packing and mode, in all three tilings; tiles filled, exceeded by one and far from full.
+/// Every element type and mode, in all three tilings; tiles filled, exceeded by one and far from full.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in Dtype::ALL {

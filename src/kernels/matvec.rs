@@ -1,14 +1,15 @@
 //! Matrix times vector, for decoding: a few vectors at once.
 //!
-//! Contract: with `y[i, r] = Σ_c W[r, c] x[i, c] + bias[shard_first_row + r]` for the `rows` of this shard of `W` and the `n` rows of
-//! `x` `[n, cols]`, the kernel writes `out[i, shard_first_row + r]` of `[n, out_stride]`: `y` ([`Mode::Store`]), or the old value plus `y`
-//! ([`Mode::Add`]: the residual stream). With [`Mode::SwiGlu`] it writes `silu(y[r]) · y[r + 1]` at `out[i, (shard_first_row + r) / 2]`
-//! for even `r`: gate and up rows were interleaved when the weights were loaded. Nothing else of `out` is written.
-//! `cols` is a multiple of 8, and of 32 for quantized weights; `rows` is arbitrary (even for SwiGlu), `n` ≤ [`MOST`]. The bias covers
-//! the rows of all shards.
+//! Contract: with `y[i, r] = Σ_c W[r, c] x[i, c] + bias[shard_first_row + r]` for the `rows` of this shard of `W` and
+//! the `n` rows of `x` `[n, cols]`, the kernel writes `out[i, shard_first_row + r]` of `[n, out_stride]`: `y`
+//! ([`Mode::Store`]), or the old value plus `y` ([`Mode::Add`]: the residual stream). With [`Mode::SwiGlu`] it writes
+//! `silu(y[r]) · y[r + 1]` at `out[i, (shard_first_row + r) / 2]` for even `r`: gate and up rows were interleaved
+//! when the weights were loaded. Nothing else of `out` is written.
+//! `cols` is a multiple of 8, and of 32 for quantized weights; `rows` is arbitrary (even for SwiGlu), `n` ≤ [`MOST`].
+//! The bias covers the rows of all shards.
 //!
-//! Bound: `2e-6 · √cols`, relative to the largest value of an output row: f32 sums of `cols` products in any order, with exact
-//! weights. (f16 subnormals may be flushed; for weights of ordinary size that stays below the bound.)
+//! Bound: `2e-6 · √cols`, relative to the largest value of an output row: f32 sums of `cols` products in any order,
+//! with exact weights. (f16 subnormals may be flushed; for weights of ordinary size that stays below the bound.)
 use super::cases::{Bound, Case, Check, device_floats, device_words, noise, poison_floats, whole_blocks};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -60,8 +61,9 @@ pub struct LinearSpec {
     pub tuning: Tuning,
 }
 
-/// `out = W x + bias` in one of the [`Mode`]s for `spec.n` vectors, by `matvec` for up to [`MOST`] of them, else by `matmul`. `w` u32
-/// `[rows * row_words]`, `x` f32 `[n, cols]`, `bias` f32, `out` f32 `[n, out_stride]`, written in place.
+/// `out = W x + bias` in one of the [`Mode`]s for `spec.n` vectors, by `matvec` for up to [`MOST`] of them, else by
+/// `matmul`. `w` u32 `[rows * row_words]`, `x` f32 `[n, cols]`, `bias` f32, `out` f32 `[n, out_stride]`, written in
+/// place.
 pub fn linear(w: &Tensor<1, Int>, x: &Tensor<2>, bias: &Tensor<1>, out: Tensor<2>, spec: LinearSpec) -> Tensor<2> {
     let [out] = run(&spec, [read(w), read(x), read(bias), out.into_dispatch()]);
     Tensor::from_dispatch(out)
@@ -183,7 +185,7 @@ pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
         let w = device_words(w.expect("finite, whole blocks").into_words(), device);
         let x = device_floats(noise(n * cols, 4, 1.0), n, cols, device);
         let bias = super::f32_tensor(noise(shard_first_row + rows, 5, 0.5), [shard_first_row + rows], device);
-        // A spare row and spare columns of sentinels. Add reads what it adds to, so there they are numbers.
+        // A spare row and spare columns of sentinels. Add reads the old values, so there they are numbers.
         let out = match mode {
             Mode::Add => device_floats(noise((n + 1) * out_stride, 6, 1.0), n + 1, out_stride, device),
             _ => poison_floats(n + 1, out_stride, device),
@@ -192,7 +194,7 @@ pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
     })
 }
 
-/// Every packing, mode and vector count; rows that fill no workgroup; shards; several lane counts.
+/// Every element type, mode and vector count; rows that fill no workgroup; shards; several lane counts.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in Dtype::ALL {
@@ -205,7 +207,7 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::SwiGlu, false, 66, 96, 10, 1, 8),
             (Mode::SwiGlu, false, 20, 72, 0, 5, 1),
         ];
-        // Every other shape for the quantized: what a shape tries is not in the packing.
+        // Quantized weights take every other shape: what a shape tests does not depend on the element type.
         let step = if dtype.is_quantized() { 2 } else { 1 };
         for (mode, has_bias, rows, cols, shard_first_row, n, lanes) in shapes.into_iter().step_by(step) {
             let cols = whole_blocks(dtype, cols);

@@ -8,8 +8,8 @@ use burn::tensor::{Bytes, DType, Device, Int, Tensor};
 
 static POISON: AtomicBool = AtomicBool::new(false);
 
-/// While poisoning is on, every output buffer starts as NaN words ([`POISON_WORD`]), so that an element that a kernel fails to write
-/// is seen. For conformance runs: it costs an upload per output.
+/// While poisoning is on, every output buffer starts as NaN words ([`POISON_WORD`]), so that an element that a kernel
+/// fails to write is seen. For conformance runs: it costs an upload per output.
 pub fn poison_outputs(on: bool) {
     POISON.store(on, Ordering::Relaxed);
 }
@@ -39,10 +39,11 @@ pub(super) fn empty(like: &CubeTensor, shape: Vec<usize>, dtype: DType) -> CubeT
     allocate(like.client.clone(), like.device.clone(), shape, dtype)
 }
 
-/// Checks an in-place argument: it must be the only handle to its buffer, and contiguous. A failure is a bug of the caller.
+/// Checks an in-place argument: it must be the only handle to its buffer, and contiguous. A failure is a bug of the
+/// caller.
 ///
-/// The first check runs in conformance runs and debug builds only. cubecl's thread may still hold a new buffer, and waiting for
-/// its queue at every launch would undo what the queue is for.
+/// The first check runs in conformance runs and debug builds only. cubecl's thread may still hold a new buffer, and
+/// waiting for its queue at every launch would undo what the queue is for.
 pub(super) fn owned(t: CubeTensor, what: &str) -> CubeTensor {
     if cfg!(debug_assertions) || POISON.load(Ordering::Relaxed) {
         for _ in 0..100 {
@@ -56,8 +57,9 @@ pub(super) fn owned(t: CubeTensor, what: &str) -> CubeTensor {
     t
 }
 
-/// Runs `make`; every allocation on `device` meanwhile gets a buffer of its own, outside the pools: it has the exact size and
-/// returns to the driver when it is dropped. This is what lets a pruned cache really shrink. On the CPU it just runs `make`.
+/// Runs `make`; every allocation on `device` meanwhile gets a buffer of its own, outside the pools: it has the exact
+/// size and returns to the driver when it is dropped. This is what lets a pruned cache really shrink. On the CPU it
+/// just runs `make`.
 pub fn dedicated<T: Send>(device: &Device, make: impl FnOnce() -> T + Send) -> T {
     match cube(device) {
         Some(device) => device.client().memory_dedicated_allocation((), |()| make()),
@@ -73,7 +75,8 @@ pub fn empty_u32(device: &Device, words: usize) -> Tensor<1, Int> {
     }
 }
 
-/// An uninitialised f32 tensor `[rows, cols]` on `device`, for kernels that write their output in place: zeros on the CPU.
+/// An uninitialised f32 tensor `[rows, cols]` on `device`, for kernels that write their output in place: zeros on the
+/// CPU.
 pub fn empty_f32(device: &Device, shape: [usize; 2]) -> Tensor<2> {
     match cube(device) {
         Some(cube) => Tensor::from_primitive::<Cube>(allocate(cube.client(), cube.clone(), shape.to_vec(), DType::F32)),
@@ -81,8 +84,8 @@ pub fn empty_f32(device: &Device, shape: [usize; 2]) -> Tensor<2> {
     }
 }
 
-/// Overwrites `words.len()` words of `tensor` from word `start` on, in place and without waiting. Everything that was launched
-/// before reads the old words, everything launched after reads the new ones.
+/// Overwrites `words.len()` words of `tensor` from word `start` on, in place and without waiting. Everything that was
+/// launched before reads the old words, everything launched after reads the new ones.
 pub fn write_u32(tensor: Tensor<1, Int>, start: usize, words: Vec<u32>) -> Tensor<1, Int> {
     assert!(start + words.len() <= tensor.dims()[0], "the write stays inside");
     match tensor.clone().try_into_primitive::<Cube>() {

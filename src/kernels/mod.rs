@@ -1,14 +1,15 @@
 //! The hot operations of the decoder: hand-written WGSL on a GPU, plain loops over slices on the CPU.
 //!
-//! Each kernel has a file here and one of the same stem in `shaders/`. The file holds everything about the kernel: the contract
-//! (shapes, layout, what is written), the spec (its parameters), the function to call, the launch of the shader, the **twin** (the
-//! same arithmetic over slices, accumulated in f64), and the conformance cases with their stated bounds. A graph that is written
-//! against the functions of this module runs on either backend: the tensors it is given decide.
+//! Each kernel has a file here and one of the same stem in `shaders/`. The file holds everything about the kernel:
+//! the contract (shapes, layout, what is written), the spec (its parameters), the function to call, the launch of the
+//! shader, the **twin** (the same arithmetic over slices, accumulated in f64), and the conformance cases with their
+//! stated bounds. A graph that is written against the functions of this module runs on either backend: the tensors it
+//! is given decide.
 //!
 //! # Adding a kernel
 //! 1. Write `shaders/NAME.wgsl`. Its uniform is `struct Info`.
-//! 2. Write `src/kernels/NAME.rs`: declare the uniform with `uniform!`, implement `Kernel` for the spec, and add `cases()` and
-//!    `variants()`. `rms_norm.rs` is a short example.
+//! 2. Write `src/kernels/NAME.rs`: declare the uniform with `uniform!`, implement `Kernel` for the spec, and add
+//!    `cases()` and `variants()`. `rms_norm.rs` is a short example.
 //! 3. Name it in the registry below.
 //! 4. Call it.
 //!
@@ -60,9 +61,10 @@ pub struct Registered {
     pub variants: fn() -> Vec<Variant>,
 }
 
-/// Registers kernels: a line `NAME: ITEMS;` lists the kernel of the module `NAME` in [`KERNELS`], and re-exports `ITEMS` of it. For
-/// `rms_norm: NormSpec, rms_norm;` it writes `pub use rms_norm::NormSpec; pub use rms_norm::rms_norm;` and the entry
-/// `Registered { name: "rms_norm", cases: rms_norm::cases, variants: rms_norm::variants }`.
+/// Registers kernels: a line `NAME: ITEMS;` lists the kernel of the module `NAME` in [`KERNELS`], and re-exports
+/// `ITEMS` of it. For `rms_norm: NormSpec, rms_norm;` it writes `pub use rms_norm::NormSpec; pub use
+/// rms_norm::rms_norm;` and the entry `Registered { name: "rms_norm", cases: rms_norm::cases, variants:
+/// rms_norm::variants }`.
 macro_rules! registry {
     ($($kernel:ident: $($item:ident),*;)*) => {
         $($(pub use $kernel::$item;)*)*
@@ -92,8 +94,9 @@ registry! {
     sample: SampleSpec, sample;
 }
 
-/// The specialisations that a model of a supported architecture can ask for, each once: every packing, mode, reduction and head
-/// group, the usual head dimensions, and one, some and most vectors. The shader tests validate and translate them.
+/// The specialisations that a model of a supported architecture can ask for, each once: every packing, mode,
+/// reduction and head group, the usual head dimensions, and one, some and most vectors. The shader tests validate and
+/// translate them.
 pub fn variants() -> Vec<Variant> {
     let mut seen = HashSet::new();
     let all = KERNELS.iter().flat_map(|kernel| (kernel.variants)());
@@ -133,8 +136,8 @@ impl LayerSpec {
         (1.0 / (self.d as f64).sqrt()) as f32
     }
 
-    /// Layers for [`variants`]: both cache types, the usual head dimensions, keys stored rotated and unrotated; one KV head of `group`
-    /// query heads, whose queries fit 16 KiB of workgroup memory.
+    /// Layers for [`variants`]: both cache types, the usual head dimensions, keys stored rotated and unrotated; one
+    /// KV head of `group` query heads, whose queries fit 16 KiB of workgroup memory.
     fn usual(group: usize) -> impl Iterator<Item = Self> {
         let dims = [8, 16, 32, 64, 80, 96, 128].into_iter().filter(move |d| group * d * 4 <= 16_384);
         let stored =

@@ -1,10 +1,11 @@
 //! The rotated queries of the latest tokens, kept on the device for readouts over an observation window.
 //!
-//! Contract: the ring is `[seqs, width, heads D]`; the query of the token at position `p` of sequence `b` is in row `p % width` of
-//! the sequence's part. Storing takes row `i` of `q` `[n, heads D]`: token `i % chunk` of the sequence that
-//! `state[row_seq_offset + i / chunk]` names, at the sequence's position plus `i % chunk`. Of a chunk longer than the ring, the latest
-//! `width` rows are stored. Loading gives the `n ≤ width` latest queries of the sequence that `state[row_seq_offset]` names, oldest
-//! first, `[n, heads D]`; the position in the state is then that of the next token.
+//! Contract: the ring is `[seqs, width, heads D]`; the query of the token at position `p` of sequence `b` is in row
+//! `p % width` of the sequence's part. Storing takes row `i` of `q` `[n, heads D]`: token `i % chunk` of the sequence
+//! that `state[row_seq_offset + i / chunk]` names, at the sequence's position plus `i % chunk`. Of a chunk longer
+//! than the ring, the latest `width` rows are stored. Loading gives the `n ≤ width` latest queries of the sequence
+//! that `state[row_seq_offset]` names, oldest first, `[n, heads D]`; the position in the state is then that of the
+//! next token.
 //!
 //! Bound: exact.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise, poison_floats};
@@ -129,7 +130,8 @@ fn load_twin(ring: &[f32], st: &[u32], spec: &QueryRingSpec) -> Vec<f32> {
     (0..spec.n).flat_map(row).copied().collect()
 }
 
-/// Chunks shorter and longer than the ring, a decode step of three sequences; loads that wrap around and loads of a few.
+/// Chunks shorter and longer than the ring, a decode step of three sequences; loads that wrap around and loads of a
+/// few.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (n, cols, chunk, seqs, width) in [

@@ -14,17 +14,18 @@ type Reading = Pin<Box<dyn Future<Output = Result<Vec<Vec<u8>>>> + Send>>;
 #[cfg(target_family = "wasm")]
 type Reading = Pin<Box<dyn Future<Output = Result<Vec<Vec<u8>>>>>>;
 
-/// Bytes on their way from the device, one list for each tensor read. May be dropped at any time.
+/// A read that is under way: gives the bytes of each tensor. It may be dropped at any time.
 pub struct Readback(Option<Reading>);
 
 thread_local! {
-    /// Reads that were dropped unfinished. Their staging buffers are still mapped: handed back to cubecl's pool like that,
-    /// the next read to get one would fail validation and poison the device. They are finished here instead.
+    /// Reads that were dropped before they were complete. Their staging buffers are still mapped. If such a buffer went
+    /// back to cubecl's pool, the next read to get it would fail validation and poison the device. So these reads are
+    /// completed here.
     static ORPHANS: std::cell::RefCell<Vec<Reading>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
-/// Lets go of those orphans that have finished by now.
-fn bury_orphans() {
+/// Drops the orphans that are complete by now.
+fn drop_complete_orphans() {
     let nudge = |read: &mut Reading| read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
     ORPHANS.with_borrow_mut(|orphans| orphans.retain_mut(nudge));
 }
@@ -50,7 +51,7 @@ impl Future for Readback {
 impl Drop for Readback {
     fn drop(&mut self) {
         if let Some(read) = self.0.take() {
-            // At the end of a thread there is no list left, and no next read either.
+            // When the thread ends, the list is gone already, and no further read follows.
             let _ = ORPHANS.try_with(|orphans| orphans.borrow_mut().push(read));
         }
     }
@@ -87,7 +88,7 @@ fn read_gpu(tensors: Vec<CubeTensor>) -> Readback {
     let client = tensors[0].client.clone();
     let lengths: Vec<usize> = tensors.iter().map(|t| t.meta.shape().num_elements() * 4).collect();
     let handles = tensors.into_iter().map(|t| t.handle).collect();
-    bury_orphans();
+    drop_complete_orphans();
     let mut read: Reading = Box::pin(async move {
         let bytes = client.read_async(handles).await.map_err(|e| {
             Error::new(ErrorKind::Device, "reading from the GPU failed")

@@ -1,7 +1,7 @@
 //! RMS normalisation (Zhang & Sennrich 2019, arXiv 1910.07467).
 //!
-//! Contract: with `v = x[first_row + i, :]`, `out[i, c] = v[c] / √(mean(v²) + eps) · weight[c]`; `out` `[n, cols]`, any `n` and
-//! `cols`. The product before it does the residual addition ([`Mode::Add`](super::Mode::Add)).
+//! Contract: with `v = x[first_row + i, :]`, `out[i, c] = v[c] / √(mean(v²) + eps) · weight[c]`; `out` `[n, cols]`,
+//! any `n` and `cols`. The product before it does the residual addition ([`Mode::Add`](super::Mode::Add)).
 //!
 //! Bound: 2e-6 relative to the row's largest value: one f32 sum of squares, one square root, two products.
 use super::cases::{Bound, Case, Check, device_floats, noise};

@@ -1,19 +1,19 @@
 //! Per-head normalisation (Qwen3) and RoPE of queries and keys, and the append of keys and values to the cache.
 //!
-//! Contract: row `i` of `qkv` `[n, (heads + 2 kv_heads) D]` (queries, keys, values side by side) is token `i % chunk` of the
-//! sequence that `state[row_seq_offset + i / chunk]` names. Its logical position is the sequence's position plus `i % chunk`; its slot
-//! is the layer's length plus `i % chunk`. The two numbers differ from the first eviction on. With `norm`, each head of queries and
-//! keys is first RMS-normalised over its `D` values and weighted by `norm` `[2, D]` (queries', then keys'). Then queries and keys are
-//! rotated in the rotate-half form of HF Llama and Qwen weights. `rope` `[positions, D]` holds cosines, then sines, computed in
-//! f64 and stored in f32, because `cos` in a shader is off by 1.8e-3 at position 30,000. The kernel writes `q` `[n, heads D]` and,
-//! in place, row `slot` of the key and value planes of `kv` (layout: [`cache`](crate::cache)). A slot beyond the capacity is not
-//! written.
-//! With `compact`, the position is the slot, and keys are stored unrotated. They are rotated when they are read, so a gather can
-//! change their position without rounding them again.
+//! Contract: row `i` of `qkv` `[n, (heads + 2 kv_heads) D]` (queries, keys, values side by side) is token `i % chunk`
+//! of the sequence that `state[row_seq_offset + i / chunk]` names. Its logical position is the sequence's position
+//! plus `i % chunk`; its slot is the layer's length plus `i % chunk`. The two numbers differ from the first eviction
+//! on. With `norm`, each head of queries and keys is first RMS-normalised over its `D` values and weighted by `norm`
+//! `[2, D]` (queries', then keys'). Then queries and keys are rotated in the rotate-half form of HF Llama and Qwen
+//! weights. `rope` `[positions, D]` holds cosines, then sines, computed in f64 and stored in f32, because `cos` in a
+//! shader is off by 1.8e-3 at position 30,000. The kernel writes `q` `[n, heads D]` and, in place, row `slot` of the
+//! key and value planes of `kv` (layout: [`cache`](crate::cache)). A slot beyond the capacity is not written.
+//! With `compact`, the position is the slot, and keys are stored unrotated. They are rotated when they are read, so a
+//! gather can change their position without rounding them again.
 //!
-//! Bound: queries 3e-7 relative to the row's largest value (two products and a sum, with or without fma), or 2e-6 if they are
-//! normalised (a sum of squares and a square root more). f32 keys have the same bound. f16 keys may differ by one unit in the last
-//! place, where the f32 values straddle a rounding boundary. Values are exact.
+//! Bound: queries 3e-7 relative to the row's largest value (two products and a sum, with or without fma), or 2e-6 if
+//! they are normalised (a sum of squares and a square root more). f32 keys have the same bound. f16 keys may differ
+//! by one unit in the last place, where the f32 values straddle a rounding boundary. Values are exact.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -43,7 +43,8 @@ pub struct RopeAppendSpec {
     pub norm: Option<f32>,
 }
 
-/// Normalises (by `norm` `[2 D]`, if the spec says so) and rotates queries and keys, and appends keys and values to `kv` in place.
+/// Normalises (by `norm` `[2 D]`, if the spec says so) and rotates queries and keys, and appends keys and values to
+/// `kv` in place.
 /// Returns the queries `[n, heads D]` and `kv`.
 pub fn rope_append(
     qkv: Tensor<2>,
@@ -154,8 +155,8 @@ fn twin(qkv: &[f32], rope: &[f32], st: &[u32], kv: &mut [u32], norm: &[f32], spe
     q
 }
 
-/// Both packings, with and without norms; one token of three ragged sequences; a chunk of one sequence; a slot beyond the
-/// capacity; far positions; head dimensions that fill no workgroup.
+/// Both cache types, with and without norms; one token of three ragged sequences; a chunk of one sequence; a slot beyond
+/// the capacity; far positions; head dimensions that fill no workgroup.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {

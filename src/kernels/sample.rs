@@ -1,26 +1,27 @@
 //! The end of a step: draws each sequence's next token from its candidates and advances its state, on the device.
 //!
-//! Contract: row `i` of `n` belongs to the sequence that `state[row_seq_offset + i]` names. Its candidates are those of
-//! [`top_k`](super::top_k()): one list of `k` in `lists` `[n, lists, 2 k]`, or, if `k` is 1, several. If the sequence's
-//! temperature is 0 or `k` is 1, `token` is the first candidate, that of the earliest list among equals. Otherwise the token is
-//! drawn as transformers draws it, one filter after the other:
+//! Contract: row `i` of `n` belongs to the sequence that `state[row_seq_offset + i]` names. Its candidates are those
+//! of [`top_k`](super::top_k()): one list of `k` in `lists` `[n, lists, 2 k]`, or, if `k` is 1, several. If the
+//! sequence's temperature is 0 or `k` is 1, `token` is the first candidate, that of the earliest list among equals.
+//! Otherwise the token is drawn as transformers draws it, one filter after the other:
 //! - weights `exp((value − first) / temperature)`;
-//! - **top-k**: so many candidates, and those that equal the last of them. 0, or more than the list has, keeps the whole list; the
-//!   mass of the vocabulary outside the list is then known from `sums`;
-//! - **top-p**: the fewest candidates whose mass reaches that share of the mass so far, or of the vocabulary's mass if top-k kept
-//!   the whole list;
+//! - **top-k**: so many candidates, and those that equal the last of them. 0, or more than the list has, keeps the
+//!   whole list; the mass of the vocabulary outside the list is then known from `sums`;
+//! - **top-p**: the fewest candidates whose mass reaches that share of the mass so far, or of the vocabulary's mass
+//!   if top-k kept the whole list;
 //! - **min-p**: no candidate lighter than that share of the first;
 //! - of the remaining candidates, the one in which the lot falls.
 //!
-//! The lot is [`lot`]: Philox of the sequence's seed at its step. If a list of all candidates was too short, the share of the
-//! requested mass outside it goes to the state if it is the largest so far ([`MISSED`](state::MISSED)), rounded to 1/1024.
+//! The lot is [`lot`]: Philox of the sequence's seed at its step. If a list of all candidates was too short, the
+//! share of the requested mass outside it goes to the state if it is the largest so far ([`MISSED`](state::MISSED)),
+//! rounded to 1/1024.
 //!
-//! If a logit was not finite, `token` is [`BROKEN`](super::state::BROKEN). The token becomes the pending one; it enters the ring
-//! of sampled ids at `step % ring`, and the sequence's row of `seen`. Then `step += 1`, `position += advance`, and every layer's
-//! `length += advance`. Sequences that are not named stay as they are.
+//! If a logit was not finite, `token` is [`BROKEN`](super::state::BROKEN). The token becomes the pending one; it
+//! enters the ring of sampled ids at `step % ring`, and the sequence's row of `seen`. Then `step += 1`, `position +=
+//! advance`, and every layer's `length += advance`. Sequences that are not named stay as they are.
 //!
-//! Bound: exact, unless the lot falls within 1e-5 of the boundary between two candidates, or the mass outside within 1e-5 of a
-//! rounding boundary: masses are sums of rounded exponentials. The cases here avoid both.
+//! Bound: exact, unless the lot falls within 1e-5 of the boundary between two candidates, or the mass outside within
+//! 1e-5 of a rounding boundary: masses are sums of rounded exponentials. The cases here avoid both.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -123,8 +124,8 @@ pub(super) fn variants() -> Vec<Variant> {
     [1, MOST].map(|k| spec(k).variant()).into()
 }
 
-/// The first word of Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3, SC 2011) with
-/// `seed` for its key and `step` for its counter.
+/// The first word of Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3, SC
+/// 2011) with `seed` for its key and `step` for its counter.
 pub fn philox(seed: u64, step: u32) -> u32 {
     philox_4x32([step, 0, 0, 0], [seed as u32, (seed >> 32) as u32])[0]
 }
@@ -185,7 +186,7 @@ fn twin(lists: &[u32], sums: &[f32], st: &mut [u32], seen: &mut [u32], spec: &Sa
     }
 }
 
-/// The token drawn from a list, and the share of the asked-for mass outside it.
+/// The token drawn from a list, and the share of the requested mass outside it.
 fn draw(list: &[u32], sums: &[f32], header: &[u32], k: usize) -> (u32, f32) {
     let float = |word: usize| f32::from_bits(header[word]) as f64;
     let temperature = float(state::TEMPERATURE);
@@ -224,8 +225,8 @@ fn draw(list: &[u32], sums: &[f32], header: &[u32], k: usize) -> (u32, f32) {
     (ids[drawn.unwrap_or(chosen - 1)], missed as f32)
 }
 
-/// From logits to the next state: small and large vocabularies, ties, all equal, very negative logits, NaN and infinities,
-/// a sequence that is not named; greedily, and with every setting of a sampler.
+/// From logits to the next state: small and large vocabularies, ties, all equal, very negative logits, NaN and
+/// infinities, a sequence that is not named; greedily, and with every setting of a sampler.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     let logits = [

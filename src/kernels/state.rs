@@ -1,9 +1,12 @@
-//! Layout of the sequences' state on the device. [`cache`](crate::cache) writes it, shaders read it, `sample` advances it.
+//! Layout of the sequences' state on the device. [`cache`](crate::cache) writes it, shaders read it, `sample`
+//! advances it.
 //!
-//! The state is one buffer of u32 words: a header of [`SEQ`] words for each sequence; then, for each layer and sequence, an entry of
-//! [`ROW`] words; then the ring of sampled ids of each sequence; then the list that names the sequence of each row of a step.
+//! The state is one buffer of u32 words: a header of [`SEQ`] words for each sequence; then, for each layer and
+//! sequence, an entry of [`ROW`] words; then the ring of sampled ids of each sequence; then the list that names the
+//! sequence of each row of a step.
 
-/// Declares the words of a header or an entry, each with the constant of `common.wgsl` that must have the same value. A test compares them.
+/// Declares the words of a header or an entry, each with the constant of `common.wgsl` that must have the same value.
+/// A test compares them.
 macro_rules! layout {
     ($($(#[$doc:meta])* $name:ident = $value:literal is $wgsl:ident;)*) => {
         $($(#[$doc])* pub const $name: usize = $value;)*

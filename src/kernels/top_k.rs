@@ -1,14 +1,16 @@
 //! The highest values of each row of logits, in order: the candidates that a sampler chooses from.
 //!
-//! Contract: row `i` of `n` belongs to the sequence that `state[row_seq_offset + i]` names. Its values are its logits `[count]`.
-//! The logit of a token whose bit is set in the sequence's row of `seen` `[sequences, seen_words]` is multiplied by the sequence's
-//! penalty if it is negative, else by the penalty's inverse (repetition penalty). A chunk of [`CHUNK`] values of a row gives a list of
-//! `k` values in descending order, the lowest index first among equals, as `[values' bits, indices]` in row `i`, list `chunk` of
-//! `[n, groups, 2 k]`. A list of fewer values is filled up to `k` with −1e30 at index `u32::MAX`. Each chunk also gives four sums
-//! `[n, groups, 4]`: the maximum `m`; `Σ exp((value − m) / temperature)` over the chunk (1 if `k` is 1; a temperature of 0 counts as
-//! 1); 1 if a value is not finite, else 0; and 0. A list with such a value is not specified.
-//! With `merge`, the values and indices are those of a row's lists, all in one chunk. No two rounded numbers are compared: the product
-//! with the penalty is the only arithmetic on a value.
+//! Contract: row `i` of `n` belongs to the sequence that `state[row_seq_offset + i]` names. Its values are its logits
+//! `[count]`.
+//! The logit of a token whose bit is set in the sequence's row of `seen` `[sequences, seen_words]` is multiplied by
+//! the sequence's penalty if it is negative, else by the penalty's inverse (repetition penalty). A chunk of [`CHUNK`]
+//! values of a row gives a list of `k` values in descending order, the lowest index first among equals, as `[values'
+//! bits, indices]` in row `i`, list `chunk` of `[n, groups, 2 k]`. A list of fewer values is filled up to `k` with
+//! −1e30 at index `u32::MAX`. Each chunk also gives four sums `[n, groups, 4]`: the maximum `m`; `Σ exp((value − m) /
+//! temperature)` over the chunk (1 if `k` is 1; a temperature of 0 counts as 1); 1 if a value is not finite, else 0;
+//! and 0. A list with such a value is not specified.
+//! With `merge`, the values and indices are those of a row's lists, all in one chunk. No two rounded numbers are
+//! compared: the product with the penalty is the only arithmetic on a value.
 //!
 //! Bound: lists exact; sums 1e-5 relative.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
@@ -123,7 +125,7 @@ impl Kernel<3, 2> for TopKSpec {
     }
 }
 
-/// Merging: the sums are made, but not wanted.
+/// Merging. The sums are discarded.
 impl Kernel<3, 1> for TopKSpec {
     fn launch(&self, inputs: [CubeTensor; 3]) -> [CubeTensor; 1] {
         let [lists, _] = <Self as Kernel<3, 2>>::launch(self, inputs);
@@ -176,7 +178,8 @@ fn twin(values: &[u32], st: &[u32], seen: &[u32], spec: &TopKSpec) -> (Vec<u32>,
     (lists, sums)
 }
 
-/// One value to several chunks, one beyond a chunk; both lengths; ties across chunks; penalties; rows in another order.
+/// One value to several chunks, one beyond a chunk; both lengths; ties across chunks; penalties; rows in another
+/// order.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for (count, k, kind) in [

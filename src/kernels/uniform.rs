@@ -11,7 +11,8 @@ pub struct Member {
     pub offset: usize,
 }
 
-/// A uniform that [`uniform!`](uniform) declared. The shader tests compare its members with naga's view of the shader's `struct Info`.
+/// A uniform that [`uniform!`](uniform) declared. The shader tests compare its members with naga's view of the
+/// shader's `struct Info`.
 pub trait Uniform: bytemuck::Pod {
     /// The members, in order.
     const MEMBERS: &'static [Member];
@@ -19,8 +20,8 @@ pub trait Uniform: bytemuck::Pod {
 
 /// Declares the uniform of a shader: a `#[repr(C)]` struct of `u32` and `f32` members that implements [`Uniform`].
 ///
-/// The names and the order are those of `struct Info` in the WGSL. A uniform is a whole number of 16-byte rows, so a struct that
-/// is shorter ends in `pad0`, `pad1`, …, in both languages.
+/// The names and the order are those of `struct Info` in the WGSL. A uniform is a whole number of 16-byte rows, so a
+/// struct that is shorter ends in `pad0`, `pad1`, …, in both languages.
 ///
 /// ```ignore
 /// uniform! {

@@ -20,7 +20,8 @@ pub struct Variant {
     pub kernel: &'static str,
     /// The text of the file.
     pub text: &'static str,
-    /// Constants of type u32, in the order they are written. `UNIT` (1 or 4) also makes the type `Unit`, of so many words.
+    /// Constants of type u32, in the order they are written. `UNIT` (1 or 4) also makes the type `Unit`, of so many
+    /// words.
     pub constants: Vec<(&'static str, u32)>,
     /// The members of the uniform that is passed with the buffers.
     pub uniform: &'static [Member],
@@ -93,7 +94,8 @@ fn programs() -> &'static Programs {
     PROGRAMS.get_or_init(Default::default)
 }
 
-/// Every variant that this process has launched on a GPU: what a conformance run translates for the other graphics APIs.
+/// Every variant that this process has launched on a GPU: what a conformance run translates for the other graphics
+/// APIs.
 pub fn launched_variants() -> Vec<Variant> {
     let programs = programs().read().expect("no panic while held");
     let mut variants: Vec<Variant> =
@@ -102,8 +104,8 @@ pub fn launched_variants() -> Vec<Variant> {
     variants
 }
 
-/// A variant's final text, under the number that keys its pipeline. The number is given out once to each variant, by a map that
-/// compares whole variants: two different texts never share one, whatever they hash to.
+/// A variant's final text, under the number that keys its pipeline. The number is given out once to each variant, by
+/// a map that compares whole variants: two different texts never share one, whatever they hash to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Program {
     text: &'static str,
@@ -130,10 +132,10 @@ impl KernelSource for Program {
         SourceTemplate::new(self.text)
     }
 
-    /// The mode is unchecked: naga then leaves out the counter that it otherwise adds to every loop, to end the loop after 2^64
-    /// turns. With the counter, compilers do not unroll loops, and an array that is indexed in a loop lives in memory, not in
-    /// registers. The loops of the kernels are bounded by constants, by what the specs pass, and by a sequence's length and
-    /// capacity in the state.
+    /// The mode is unchecked: naga then leaves out the counter that it otherwise adds to every loop, to end the loop
+    /// after 2^64 turns. With the counter, compilers do not unroll loops, and an array that is indexed in a loop
+    /// lives in memory, not in registers. The loops of the kernels are bounded by constants, by what the specs pass,
+    /// and by a sequence's length and capacity in the state.
     fn id(&self) -> KernelId {
         KernelId::new::<Self>().info(self.number).mode(ExecutionMode::Unchecked)
     }
@@ -143,7 +145,8 @@ impl KernelSource for Program {
     }
 }
 
-/// For the tests of the shaders and of the conformance cases: these hooks see every launch, and may replace the text of a kernel.
+/// For the tests of the shaders and of the conformance cases: these hooks see every launch, and may replace the text
+/// of a kernel.
 #[doc(hidden)]
 pub mod hooks {
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -174,8 +177,8 @@ pub mod hooks {
         HOOKS.lock().unwrap_or_else(|failed| failed.into_inner())
     }
 
-    /// Runs `f`; every launch of the shader `replace.0` meanwhile takes `replace.1` for the text of its file. Returns also the
-    /// launches, each kind once. This is a global switch: one caller at a time.
+    /// Runs `f`; every launch of the shader `replace.0` meanwhile takes `replace.1` for the text of its file. Returns
+    /// also the launches, each kind once. This is a global switch: one caller at a time.
     pub fn with<T>(replace: Option<(&'static str, String)>, f: impl FnOnce() -> T) -> (T, Vec<Launch>) {
         let replaced = replace.map(|(kernel, text)| (kernel, &*Box::leak(text.into_boxed_str())));
         *hooks() = Hooks { replaced, launches: Vec::new() };
@@ -201,8 +204,8 @@ pub mod hooks {
     }
 }
 
-/// A grid of at least `groups` workgroups in two dimensions, of which WebGPU allows 65,535 each. Kernels that use it compute the
-/// flat index again and guard against the surplus.
+/// A grid of at least `groups` workgroups in two dimensions, of which WebGPU allows 65,535 each. Kernels that use it
+/// compute the flat index again and guard against the surplus.
 pub fn grid(groups: usize) -> [usize; 3] {
     const MOST: usize = 32_768;
     [groups.min(MOST), groups.div_ceil(MOST), 1]
@@ -216,7 +219,8 @@ mod tests {
         Variant { kernel: "test", text, constants: vec![("THREADS", value)], uniform: &[] }
     }
 
-    /// The key of a pipeline is a number of the variant's own, also for variants of equal hash: those that differ in the text only.
+    /// The key of a pipeline is a number of the variant's own, also for variants of equal hash: those that differ in
+    /// the text only.
     #[test]
     fn every_variant_has_a_pipeline_key_of_its_own() {
         let hash = |v: &Variant| {

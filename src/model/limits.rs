@@ -75,7 +75,7 @@ pub(super) fn check_dimensions(c: &ModelConfig, device: &ComputeDevice) -> Resul
     }
     // attention_row keeps a group's queries in workgroup memory: 16 KiB is what WebGPU guarantees.
     if c.group_size() * c.head_dim * 4 > 16_384 {
-        return no("number of query heads per KV head", "at most 16 KiB of queries a group", c.group_size());
+        return no("number of query heads of a KV head", "at most 16 KiB of queries a group", c.group_size());
     }
     // Two rows are the least a shard of gate_up can hold.
     let widest = c.hidden_size.max(c.intermediate_size).max(c.q_size()) * 8;

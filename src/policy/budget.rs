@@ -12,8 +12,8 @@ use crate::{Error, ErrorKind, Result, Slot};
 /// inverse.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Budget {
-    /// Evict the lowest steps while the sum of their importances stays at most K. This follows the paper's description
-    /// literally. An importance is a mean, so the effect shrinks with the length and the number of steps.
+    /// Evict the lowest steps while the sum of their importances stays at most K. This follows the paper's
+    /// description literally. An importance is a mean, so the effect shrinks with the length and the number of steps.
     ScoreSum(f64),
     /// The same with K = F × the sum over all evictable steps, 0 ≤ F ≤ 1. Compounds from probe to probe. *(ours)*
     Share(f64),
@@ -31,7 +31,8 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// How many thinking tokens may stay of the `thinking_tokens` generated so far; `None` for budgets that add up scores.
+    /// How many thinking tokens may stay of the `thinking_tokens` generated so far; `None` for budgets that add up
+    /// scores.
     pub fn token_target(&self, thinking_tokens: usize) -> Option<usize> {
         match *self {
             Self::Tokens(n) => Some(n),
@@ -109,12 +110,13 @@ pub struct Group {
 
 /// Evicts `groups`, first to last, until the view's budget is met, and keeps the rest.
 ///
-/// Budgets that count tokens evict slot after slot and hit their target exactly: of the last group, only the first slots
-/// are evicted. Budgets that add up scores evict whole groups and stop before the first that would exceed the sum.
+/// Budgets that count tokens evict slot after slot and hit their target exactly: of the last group, only the first
+/// slots are evicted. Budgets that add up scores evict whole groups and stop before the first that would exceed the
+/// sum.
 ///
 /// # Errors
-/// [`ErrorKind::Policy`] when the budget adds up scores and a group has none; [`ErrorKind::Internal`] when the budget adds
-/// up scores and groups are not in ascending order of importance, and for what [`KeepPlan::new`] rejects.
+/// [`ErrorKind::Policy`] when the budget adds up scores and a group has none; [`ErrorKind::Internal`] when the budget
+/// adds up scores and groups are not in ascending order of importance, and for what [`KeepPlan::new`] rejects.
 pub fn evict(view: &CacheView<'_>, groups: &[Group]) -> Result<KeepPlan> {
     let in_order = || groups.iter().flat_map(|g| g.slots.iter().copied());
     let (evicted, outcome): (Vec<Slot>, Outcome) = match view.budget().token_target(view.thinking_tokens()) {

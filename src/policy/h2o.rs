@@ -3,15 +3,17 @@ use super::budget::{Group, evict};
 use super::{Budget, CacheView, EvictionPolicy, KeepPlan, Measurement};
 use crate::{Error, ErrorKind, Result, Slot};
 
-/// Keeps the tokens that received most attention from **all** queries so far, and the most recent tokens. Each of the two
-/// gets half of the budget.
+/// Keeps the tokens that received most attention from **all** queries so far, and the most recent tokens. Each of the
+/// two gets half of the budget.
 ///
 /// *Idea*: at every position a few tokens receive most of the attention, and they are mostly the same tokens.
 /// *Paper*: H2O: Heavy-Hitter Oracle, arXiv 2306.14048.
-/// *Direction*: tokens that are not recent are evicted first, the lowest sums first; then recent ones, the oldest first.
-/// *Deviation*: it evicts when a probe is due instead of at every token, and only from the thinking. The budget counts
-/// thinking tokens; the prompt stays, as with every policy here. With an odd budget the recent half is the smaller one. In
-/// scope `shared`, the default, the sums of all layers and KV heads are averaged; the paper's scope is `head`.
+/// *Direction*: tokens that are not recent are evicted first, the lowest sums first; then recent ones, the oldest
+/// first.
+/// *Deviation*: it evicts when a probe is due instead of at every token, and only from the thinking. The budget
+/// counts thinking tokens; the prompt stays, as with every policy here. With an odd budget the recent half is the
+/// smaller one. In scope `shared`, the default, the sums of all layers and KV heads are averaged; the paper's scope
+/// is `head`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct H2o;
 

@@ -7,9 +7,9 @@
 //!                          step means)
 //! ```
 //!
-//! A policy is pure: it uses no GPU and no clock, and keeps no state from one probe to the next. What all policies have in
-//! common is done once, outside of them: [`CacheView`] works out which slots are protected, [`budget::evict`] applies the
-//! budget, [`KeepPlan::new`] checks the result.
+//! A policy is pure: it uses no GPU and no clock, and keeps no state from one probe to the next. What all policies
+//! have in common is done once, outside of them: [`CacheView`] works out which slots are protected, [`budget::evict`]
+//! applies the budget, [`KeepPlan::new`] checks the result.
 //!
 //! **Direction.** A higher score means more important. The lowest scores are evicted first.
 //!
@@ -21,8 +21,8 @@
 //! 3. `plan` hands [`Group`]s, in the order of their eviction, to [`budget::evict`].
 //! 4. `accepts` refuses the budgets with which the policy cannot work.
 //! 5. Add an entry to [`POLICIES`].
-//! 6. Add a test to `tests.rs` on a view small enough to check by eye. The laws in `tests/it/laws_host.rs` and the oracle
-//!    in `tests/it/policies.rs` cover every entry of [`POLICIES`].
+//! 6. Add a test to `tests.rs` on a view small enough to check by eye. The laws in `tests/it/laws_host.rs` and the
+//!    oracle in `tests/it/policies.rs` cover every entry of [`POLICIES`].
 pub mod budget;
 mod full;
 mod h2o;
@@ -131,7 +131,8 @@ pub enum Measurement {
     /// The sum of the attention that each slot received from all queries so far, including those of the prompt and
     /// excluding those of probes. One sum per KV head, over the mean of its query heads.
     Sums,
-    /// The mean attention of the latest queries to the slots that are cached now. Each query sees the slots before it.
+    /// The mean attention of the latest queries to the slots that are cached now. Each query sees the slots before
+    /// it.
     Window {
         /// The number of queries. Their tokens are protected like those of the window.
         queries: usize,

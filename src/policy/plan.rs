@@ -41,12 +41,13 @@ pub struct KeepPlan {
 }
 
 impl KeepPlan {
-    /// Makes a plan for one set; there is no other way to make one. Slots must be ascending, unique and cached, and must
-    /// contain all protected slots. The other slots are evicted, in ascending order unless the policy says otherwise.
+    /// Makes a plan for one set; there is no other way to make one. Slots must be ascending, unique and cached, and
+    /// must contain all protected slots. The other slots are evicted, in ascending order unless the policy says
+    /// otherwise.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] for slots that break these rules, and for an `outcome` that does not describe them. Both
-    /// are bugs of a policy, which this catches before they reach the cache.
+    /// [`ErrorKind::Internal`] for slots that break these rules, and for an `outcome` that does not describe them.
+    /// Both are bugs of a policy, which this catches before they reach the cache.
     pub fn new(view: &CacheView<'_>, slots: Vec<Slot>, outcome: Outcome) -> Result<Self> {
         check_slots(view, &slots)?;
         check_outcome(view, &slots, outcome)?;
@@ -63,12 +64,13 @@ impl KeepPlan {
         self
     }
 
-    /// Joins the plans of all sets of a scope, in the order of [`Sets::of`]. Where the KV heads of a layer keep unequally
-    /// many tokens, the shorter sets get back their best evicted tokens, those that their policy evicted last.
+    /// Joins the plans of all sets of a scope, in the order of [`Sets::of`]. Where the KV heads of a layer keep
+    /// unequally many tokens, the shorter sets get back their best evicted tokens, those that their policy evicted
+    /// last.
     ///
     /// # Errors
-    /// [`ErrorKind::Internal`] for a wrong number of plans, for heads of a layer with unequal caches, and for plans that
-    /// are joined already.
+    /// [`ErrorKind::Internal`] for a wrong number of plans, for heads of a layer with unequal caches, and for plans
+    /// that are joined already.
     pub fn join(sets: &Sets, plans: Vec<Self>) -> Result<Self> {
         let wrong = |what: &str| broken(what).at(format!("scope {}", sets.scope));
         if plans.len() != sets.count() || plans.iter().any(|p| !matches!(p.kept, Kept::Shared(_))) {

@@ -11,17 +11,18 @@ const QUERIES: usize = 8;
 /// Width of the max pool over the attention, in slots; the value of the published code.
 const KERNEL: usize = 7;
 
-/// Scores tokens by λ · attention − (1 − λ) · redundancy with λ = 0.1, so that tokens with little attention and with keys
-/// like those of other tokens are evicted.
+/// Scores tokens by λ · attention − (1 − λ) · redundancy with λ = 0.1, so that tokens with little attention and with
+/// keys like those of other tokens are evicted.
 ///
 /// *Idea*: reasoning repeats itself, and attention alone would keep all copies of an important thought.
-/// *Paper*: R-KV, arXiv 2505.24133. Attention is the mean over the latest 8 queries, max-pooled over 7 slots. Redundancy is
-/// the softmax, over all slots, of a key's mean cosine similarity to the other keys; the latest of several similar tokens
-/// is spared (see [`key_similarity`](mod@crate::kernels::key_similarity)).
+/// *Paper*: R-KV, arXiv 2505.24133. Attention is the mean over the latest 8 queries, max-pooled over 7 slots.
+/// Redundancy is the softmax, over all slots, of a key's mean cosine similarity to the other keys; the latest of
+/// several similar tokens is spared (see [`key_similarity`](mod@crate::kernels::key_similarity)).
 /// *Direction*: the lowest scores are evicted first.
-/// *Deviation*: attention is the model's own softmax over all slots, whereas the paper leaves out the window. It evicts
-/// when a probe is due instead of every 128 tokens, and only from the thinking. In scope `shared`, the default, attention
-/// and similarity are averaged over all layers and heads before the softmax; the paper's scope is `head`.
+/// *Deviation*: attention is the model's own softmax over all slots, whereas the paper leaves out the window. It
+/// evicts when a probe is due instead of every 128 tokens, and only from the thinking. In scope `shared`, the
+/// default, attention and similarity are averaged over all layers and heads before the softmax; the paper's scope is
+/// `head`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RKv;
 

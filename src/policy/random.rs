@@ -6,8 +6,8 @@ use crate::Result;
 /// Evicts evictable tokens uniformly at random, by a seed.
 ///
 /// *Idea*: every other policy must do better than this with a cache of the same size. A paper of 2026 ("Random
-/// Attention", arXiv 2609.03430) finds it close to the strongest. Prompt, window and current step are protected, as with
-/// every policy here.
+/// Attention", arXiv 2609.03430) finds it close to the strongest. Prompt, window and current step are protected, as
+/// with every policy here.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Random;
 
@@ -34,7 +34,8 @@ impl EvictionPolicy for Random {
     }
 }
 
-/// `items` in a uniformly random order: sorted by a random number each. Of equal numbers (one in 2⁶⁴), the earlier is first.
+/// `items` in a uniformly random order: sorted by a random number each. Of equal numbers (one in 2⁶⁴), the earlier is
+/// first.
 pub(super) fn shuffled<T>(items: Vec<T>, lot: &mut impl FnMut() -> u64) -> Vec<T> {
     let mut drawn: Vec<(u64, T)> = items.into_iter().map(|item| (lot(), item)).collect();
     drawn.sort_by_key(|(lot, _)| *lot);

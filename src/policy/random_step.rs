@@ -6,8 +6,8 @@ use crate::Result;
 
 /// Evicts whole steps uniformly at random, by a seed.
 ///
-/// *Idea*: compared with `think-clearly` it shows what the scores add, and compared with `random` what whole steps add. Of
-/// the last step only some tokens are evicted, also at random, so that the target is hit exactly.
+/// *Idea*: compared with `think-clearly` it shows what the scores add, and compared with `random` what whole steps
+/// add. Of the last step only some tokens are evicted, also at random, so that the target is hit exactly.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RandomStep;
 

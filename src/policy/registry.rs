@@ -34,11 +34,12 @@ fn unknown(name: &str) -> Error {
         .found(format!("{name:?}"))
 }
 
-/// A policy as a value: one of [`POLICIES`], or one of your own. Cheap to clone. Its text form, in JSON and in traces, is
-/// its name. Two values are equal if their names are.
+/// A policy as a value: one of [`POLICIES`], or one of your own. Cheap to clone. Its text form, in JSON and in
+/// traces, is its name. Two values are equal if their names are.
 ///
-/// A name in JSON that is not listed still makes a value, so that the trace of a run with an own policy can be read. Such
-/// a value has only a name: [`accepts`](EvictionPolicy::accepts) refuses every budget with a list of the known policies.
+/// A name in JSON that is not listed still makes a value, so that the trace of a run with an own policy can be read.
+/// Such a value has only a name: [`accepts`](EvictionPolicy::accepts) refuses every budget with a list of the known
+/// policies.
 ///
 /// ```
 /// use secateur::policy::{Full, PolicyRef};

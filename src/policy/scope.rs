@@ -1,5 +1,5 @@
-//! Settings of pruning that hold for every policy: which layers and heads share a kept set, whose attention counts in its
-//! scores, and which positions kept keys have.
+//! Settings of pruning that hold for every policy: which layers and heads share a kept set, whose attention counts in
+//! its scores, and which positions kept keys have.
 use std::fmt;
 use std::str::FromStr;
 
@@ -83,7 +83,8 @@ impl Layers {
     /// Checks that the choice fits a model of `layers` layers and the scope.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for a layer that the model does not have, and for a list where every layer scores its own set.
+    /// [`ErrorKind::Input`] for a layer that the model does not have, and for a list where every layer scores its own
+    /// set.
     pub fn check(&self, layers: usize, scope: Scope) -> Result<()> {
         let Self::Listed(listed) = self else { return Ok(()) };
         if scope != Scope::Shared {

@@ -2,18 +2,18 @@
 use super::{Layers, Normalise, Scope, Sets};
 use crate::{Error, ErrorKind, Result};
 
-/// Rows with one number per slot, as a readout gave them, by layer. Rows may be longer than the cached slots, because a
-/// probe attends to itself; the rest is ignored.
+/// Rows with one number per slot, as a readout gave them, by layer. Rows may be longer than the cached slots, because
+/// a probe attends to itself; the rest is ignored.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Measured {
-    /// `[layer][row][slot]`. The rows of a layer are its query heads, its KV heads, or the mean of all: their number is 1 or
-    /// a multiple of the number of KV heads.
+    /// `[layer][row][slot]`. The rows of a layer are its query heads, its KV heads, or the mean of all: their number
+    /// is 1 or a multiple of the number of KV heads.
     pub layers: Vec<Vec<Vec<f32>>>,
 }
 
 impl Measured {
-    /// Takes one list per layer, which holds the layer's rows one after the other, `slots[layer]` values each. The list of a
-    /// layer that was not measured is empty.
+    /// Takes one list per layer, which holds the layer's rows one after the other, `slots[layer]` values each. The
+    /// list of a layer that was not measured is empty.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] for a list that does not consist of whole rows.
@@ -27,8 +27,8 @@ impl Measured {
         Ok(Self { layers: rows.iter().zip(slots).map(split).collect() })
     }
 
-    /// The rows that count for `set`: those of the listed layers for the shared set, otherwise those of the set's layer or
-    /// KV head. The query heads of a KV head are adjacent.
+    /// The rows that count for `set`: those of the listed layers for the shared set, otherwise those of the set's
+    /// layer or KV head. The query heads of a KV head are adjacent.
     fn rows<'a>(&'a self, sets: &Sets, layers: &Layers, set: usize) -> Vec<&'a [f32]> {
         let all = |l: usize| self.layers[l].iter().map(Vec::as_slice);
         match (sets.scope, sets.place(set)) {
@@ -42,8 +42,8 @@ impl Measured {
     }
 
     /// One score per slot of `set`: the mean over its rows of the first `evictable.len()` slots. With
-    /// [`Normalise::PerHead`], each row is first divided by its sum over the slots that `evictable` marks. A row whose sum is
-    /// 0 stays as it is.
+    /// [`Normalise::PerHead`], each row is first divided by its sum over the slots that `evictable` marks. A row
+    /// whose sum is 0 stays as it is.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] when there is no row, or one with too few slots.

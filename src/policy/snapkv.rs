@@ -5,17 +5,17 @@ use crate::{Result, Slot};
 
 /// The number of latest queries whose attention counts; 32 in the paper's code.
 const QUERIES: usize = 32;
-/// Slots over which attention is averaged, so that the neighbours of an important token stay with it; 5 in the paper's
-/// code.
+/// Slots over which attention is averaged, so that the neighbours of an important token stay with it; 5 in the
+/// paper's code.
 const KERNEL: usize = 5;
 
 /// Evicts the tokens to which the latest 32 queries attend least on average, pooled over neighbouring slots.
 ///
 /// *Idea*: the continuation of a text attends to the same tokens as its end. *Paper*: SnapKV, arXiv 2404.14469.
 /// *Direction*: the lowest pooled scores are evicted first.
-/// *Deviation*: the paper compresses a prompt once; this prunes the thinking whenever a probe is due. The pool runs over
-/// cached slots, which eviction has moved together. In scope `shared`, the default, all layers and heads are averaged; the
-/// paper's scope is `head`.
+/// *Deviation*: the paper compresses a prompt once; this prunes the thinking whenever a probe is due. The pool runs
+/// over cached slots, which eviction has moved together. In scope `shared`, the default, all layers and heads are
+/// averaged; the paper's scope is `head`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SnapKv;
 

@@ -9,8 +9,8 @@ const SINKS: u32 = 4;
 /// Evicts the oldest thinking tokens; the first 4 tokens of the sequence and the recent ones stay.
 ///
 /// *Paper*: Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453. *Deviation*: the whole prompt
-/// stays, as with every policy here. The recent window is as long as the budget allows. The paper rotates kept keys to
-/// consecutive positions; here this is the setting `positions` compact, for every policy.
+/// stays, as with every policy here. The recent window is as long as the budget allows. The paper rotates kept keys
+/// to consecutive positions; here this is the setting `positions` compact, for every policy.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StreamingLlm;
 

@@ -5,13 +5,13 @@ use crate::Result;
 
 /// Evicts whole reasoning steps, the least important first.
 ///
-/// *Idea*: when a model is asked to stop and summarise, its `</think>` attends to what the model still needs. Steps with
-/// little of this attention are redundant. *Paper*: Think Clearly, arXiv 2507.08806. *Direction*: the importance of a step
-/// is the mean score of its cached tokens; the lowest are evicted first.
+/// *Idea*: when a model is asked to stop and summarise, its `</think>` attends to what the model still needs. Steps
+/// with little of this attention are redundant. *Paper*: Think Clearly, arXiv 2507.08806. *Direction*: the importance
+/// of a step is the mean score of its cached tokens; the lowest are evicted first.
 ///
-/// *Ours*, where the paper's text was not available: with the budgets `tokens` and `ratio`, only the lowest tokens of the
-/// last step are evicted, so that the target is hit exactly. A step that reaches into protected tokens keeps those, and
-/// they count in its mean. The means of short steps are noisy and are not corrected for.
+/// *Ours*, where the paper's text was not available: with the budgets `tokens` and `ratio`, only the lowest tokens of
+/// the last step are evicted, so that the target is hit exactly. A step that reaches into protected tokens keeps
+/// those, and they count in its mean. The means of short steps are noisy and are not corrected for.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ThinkClearly;
 

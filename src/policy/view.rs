@@ -9,8 +9,8 @@ use crate::{Error, ErrorKind, Position, Result, Slot};
 /// How many tokens of the current step are never evicted, counted from its end. *(ours)*
 pub const CURRENT_STEP_KEPT: usize = 256;
 
-/// [`ViewParts::current_step`] of a sequence without text. Its current step is unknown, so that only the window protects
-/// its latest tokens.
+/// [`ViewParts::current_step`] of a sequence without text. Its current step is unknown, so that only the window
+/// protects its latest tokens.
 pub const NO_CURRENT_STEP: usize = usize::MAX;
 
 /// The token in one slot.
@@ -102,8 +102,8 @@ pub struct CacheView<'a> {
 impl<'a> CacheView<'a> {
     /// Checks the facts and derives protection and step means.
     ///
-    /// Protected are all tokens outside the thinking, the latest `window` tokens, and the latest [`CURRENT_STEP_KEPT`]
-    /// tokens of the current step.
+    /// Protected are all tokens outside the thinking, the latest `window` tokens, and the latest
+    /// [`CURRENT_STEP_KEPT`] tokens of the current step.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] for a score that is NaN or infinite; [`ErrorKind::Input`] for a budget out of range;
@@ -220,13 +220,14 @@ impl<'a> CacheView<'a> {
         })
     }
 
-    /// The mean score of the cached tokens of a step, protected ones included. Short steps are not corrected for. `None`
-    /// where nothing was measured or nothing is cached.
+    /// The mean score of the cached tokens of a step, protected ones included. Short steps are not corrected for.
+    /// `None` where nothing was measured or nothing is cached.
     pub fn step_importance(&self, step: usize) -> Option<f64> {
         self.step_importance[step]
     }
 
-    /// Random numbers that depend only on the seed and on the indices of the probe and the set; the same on every platform.
+    /// Random numbers that depend only on the seed and on the indices of the probe and the set; the same on every
+    /// platform.
     pub fn rng(&self) -> impl FnMut() -> u64 + use<> {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&self.parts.seed.to_le_bytes());

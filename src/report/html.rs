@@ -147,8 +147,8 @@ struct ProbeView<'a> {
     /// The steps that had cached tokens.
     steps: Vec<ProbedStep>,
     map: Option<MapView>,
-    /// In scopes with several kept sets: how much of each known step each layer still holds after this probe, over its
-    /// KV heads. Rows of bytes in base64, 255 for all. Otherwise empty.
+    /// In scopes with several kept sets: how much of each known step each layer still holds after this probe, over
+    /// its KV heads. Rows of bytes in base64, 255 for all. Otherwise empty.
     kept: String,
 }
 
@@ -393,13 +393,13 @@ fn stop(reason: &StopReason) -> String {
     }
 }
 
-/// Text in which nothing hides: control characters except newline and tab, characters that steer the direction of text,
-/// and invisible characters are written as `[U+202E]`.
+/// Text in which nothing hides: control characters except newline and tab, characters that steer the direction of
+/// text, and invisible characters are written as `[U+202E]`.
 pub fn spelled_out(text: &str) -> String {
     let hides = |c: char| match c {
         '\n' | '\t' => false,
-        // Soft hyphen, Arabic letter mark, zero width and directional marks, embeddings, word joiner and isolates, BOM,
-        // interlinear annotations, tags. U+200C and U+200D shape scripts and emoji.
+        // Soft hyphen, Arabic letter mark, zero width and directional marks, embeddings, word joiner and isolates,
+        // BOM, interlinear annotations, tags. U+200C and U+200D shape scripts and emoji.
         '\u{ad}' | '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' => true,
         '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}' => true,
         c => c.is_control(),
@@ -523,8 +523,8 @@ mod tests {
         assert!(script.contains("\nfunction cacheFigure(trace) {"));
     }
 
-    /// The page's script reads the fields that the structs have: each property that a typedef of helpers.js names is a
-    /// key of the data, and the other way round.
+    /// The page's script reads the fields that the structs have: each property that a typedef of helpers.js names is
+    /// a key of the data, and the other way round.
     #[test]
     fn the_types_of_the_script_are_those_of_the_data() {
         let mut trace = fixture();

@@ -1,8 +1,9 @@
 //! Measures of how unevenly attention is spread.
 //!
-//! Both measures are read from one Lorenz curve. It sorts tokens by the attention that they receive, least first, and says
-//! which share of the attention the first n of them hold. A step of `n` cached tokens counts as `n` tokens with the mean
-//! of the step. Differences inside a step are not seen, so both measures are lower bounds of those of the tokens.
+//! Both measures are read from one Lorenz curve. It sorts tokens by the attention that they receive, least first, and
+//! says which share of the attention the first n of them hold. A step of `n` cached tokens counts as `n` tokens with
+//! the mean of the step. Differences inside a step are not seen, so both measures are lower bounds of those of the
+//! tokens.
 
 /// The Lorenz curve of attention over the tokens of steps.
 #[derive(Debug, Clone)]
@@ -14,8 +15,8 @@ pub struct Lorenz {
 }
 
 impl Lorenz {
-    /// Takes (mean attention, tokens) of each step. Returns `None` without tokens, without attention, and where their sum
-    /// is not finite. Negative and undefined means count as 0.
+    /// Takes (mean attention, tokens) of each step. Returns `None` without tokens, without attention, and where their
+    /// sum is not finite. Negative and undefined means count as 0.
     pub fn new(steps: impl IntoIterator<Item = (f32, usize)>) -> Option<Self> {
         let clean = |(mean, tokens): (f32, usize)| (f64::from(mean.max(0.0)), tokens as f64);
         let mut steps: Vec<(f64, f64)> = steps.into_iter().map(clean).collect();
@@ -25,8 +26,8 @@ impl Lorenz {
         (tokens > 0.0 && attention > 0.0 && attention.is_finite()).then_some(Self { steps, tokens, attention })
     }
 
-    /// The Gini coefficient: 0 where every token receives the same attention, almost 1 where one token receives all. It is
-    /// twice the area between the curve and the diagonal.
+    /// The Gini coefficient: 0 where every token receives the same attention, almost 1 where one token receives all.
+    /// It is twice the area between the curve and the diagonal.
     pub fn gini(&self) -> f64 {
         let mut below = 0.0;
         let twice_under: f64 = self

@@ -290,7 +290,7 @@ fn errors_are_shown_and_survived(site: &Site) -> Result {
     press_start(&mut browser, "refuse")?;
     browser.wait("!$('error').hidden", STATE, SOON)?;
     let text = browser.eval("$('error-text').textContent")?;
-    let expected = "cannot run\n  options: {\"budget\":\"ratio:0.5\",\"probe_every\":200,\"raw\":true}";
+    let expected = "cannot run\n  options: {\"raw\":true}";
     ensure!(text == expected, "the error box: {text}");
     press_start(&mut browser, "go")?;
     browser.wait("$('status').textContent.includes('stopped: eos')", STATE, SOON)?;

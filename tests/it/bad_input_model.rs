@@ -1,5 +1,5 @@
-//! What a user can hand in at the level of model and cache: every case a clear error and no panic, and matrices that must
-//! be split give what whole ones give.
+//! Bad input at the level of model and cache gives a clear error and never a panic. Matrices that have to be split
+//! give the results of whole ones.
 use secateur::dtype::Dtype;
 use std::collections::BTreeMap;
 
@@ -116,7 +116,7 @@ fn a_cache_beyond_the_largest_buffer_is_refused() {
         );
         assert!(cache.is_empty());
         assert_mirrored(&cache);
-        // What fits goes on working; decoding into the limit is refused as well, and nothing is lost.
+        // A cache that fits still works. Decoding beyond the limit is refused as well, and loses nothing.
         prefill(&model, &mut cache, 0, &ids[..70], 5);
         let mut steps = 0;
         let error = loop {
@@ -151,7 +151,7 @@ fn weights_of_the_wrong_shape_are_refused_by_name() {
     Decoder::load(&fx.config, &weights(&good), 64, &devices()[0], &mut |_, _| ()).expect("unchanged, it loads");
     let mut tried = 0;
     for name in good.keys() {
-        // A row less; transposed where that is another shape; one dimension more; missing.
+        // One row less; transposed, if that is another shape; one dimension more; missing.
         let (dtype, shape, bytes) = &good[name];
         let row = bytes.len() / shape[0];
         let mut broken = vec![
@@ -226,7 +226,8 @@ fn split_matrices_give_what_whole_ones_give() {
                 (bits(&values(&logits)), bits(&values(&step)))
             };
             let whole = run(&load(&fx, device, 66).expect("loads"));
-            // Shards that divide the rows and shards that leave some over; an odd number of rows is rounded down.
+            // Sizes of shards that divide the rows, and sizes that leave a smaller last shard; an odd number of rows
+            // is rounded down.
             for most in [12_288, 8_500] {
                 let split = load(&fx, &limited(device, most), 66).expect("split, it fits");
                 assert!(split.weight_bytes() > 10 * most, "nothing was split");
@@ -263,14 +264,14 @@ fn logits_that_are_not_finite_are_an_error() {
             let broken = weights(&changed);
             for device in two() {
                 let model = Decoder::load(&fx.config, &broken, 128, device, &mut |_, _| ()).expect("loads");
-                // An f16 cache stores infinities as its largest value, by its contract; NaN stays NaN.
+                // By its contract, an f16 cache stores an infinity as its largest value; NaN stays NaN.
                 let packings = if value.is_nan() { &[Dtype::F32, Dtype::F16][..] } else { &[Dtype::F32] };
                 for &words in packings {
                     let mut cache = fx.cache(device, words, 1, 64);
                     let logits = prefill(&model, &mut cache, 0, &fx.ids("prompt.7.ids"), 0);
                     let mut sampler = Sampler::new(fx.config.vocab_size, &mut cache, device);
                     sampler.sample(&logits, &mut cache, &[0], 0);
-                    // The id of a broken step is forwarded before anyone looks: that must do no harm.
+                    // The id of a broken step is forwarded before the host reads it, which must do no harm.
                     let logits = last_logits(&model, &mut cache, Input::Pending(&[0]));
                     sampler.sample(&logits, &mut cache, &[0], 1);
                     let state = as_u32(&block_on(cache.read_state()).expect("readable")[0]);

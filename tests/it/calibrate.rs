@@ -1,5 +1,5 @@
-//! `secateur calibrate` as people run it, on the model in the binary and the CPU reference: to its end, interrupted, gone on with,
-//! and what `run` makes of its choice. Nothing here depends on which layers turn out best.
+//! `secateur calibrate` on the built-in model and the CPU: to its end, interrupted, resumed; and how `run` uses its
+//! choice. No test depends on which layers turn out best.
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use secateur::trace::Trace;
 use secateur::weights::{FINGERPRINT, ModelSource, Weights};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-reasoner");
-/// Answers worked out by hand.
+/// Questions with answers that were worked out by hand.
 const QUESTIONS: [(&str, u32); 3] = [
     ("We count modulo 10. #1 f is 5. #2 d starts at 7. #3 k is d minus f. #4 g is k plus d. What is g?", 9),
     ("We count modulo 10. #1 d is 0. #2 k starts at 9. #3 s is k minus 3. #4 c trails s by k. What is c?", 7),
@@ -41,7 +41,7 @@ fn questions(dir: &Path) -> PathBuf {
     file
 }
 
-/// A model directory of one's own, calibrated without interruption.
+/// A copy of the model, calibrated without interruption.
 struct Calibrated {
     dir: tempfile::TempDir,
     data: PathBuf,
@@ -94,7 +94,7 @@ fn it_ends_with_a_table_and_a_choice_beside_the_model() {
     assert!(!left.iter().any(|f| f.to_string_lossy().contains("progress")), "{left:?}");
     let of = QUESTIONS.len();
     assert_eq!((choice.settings.questions, choice.settings.run.budget), (of, secateur::policy::Budget::Tokens(32)));
-    // All layers, each of five, and the best of these with each of the others at least.
+    // At least: all layers, each of the five, and the best of these with each of the others.
     assert!(choice.rows.len() >= 1 + 5 + 4, "{:?}", choice.rows);
     let names: HashSet<&str> = choice.rows.iter().map(|r| r.layers.as_str()).collect();
     assert_eq!(names.len(), choice.rows.len());
@@ -103,7 +103,8 @@ fn it_ends_with_a_table_and_a_choice_beside_the_model() {
     for row in choice.rows.iter().chain([&choice.full]) {
         assert!(row.correct <= of && row.truncated <= of, "{row:?}");
         assert_eq!(row.correct + row.lost, all.correct + row.gained, "{row:?}");
-        // At equal memory: what the budget, the window, a prompt, a probe and the time between two come to.
+        // Settings are compared at equal memory: the budget, the window, a prompt, a probe and the tokens between
+        // two.
         let limit = if row.layers == "full cache" { 38.0 + 150.0 } else { 38.0 + 32.0 + 2.0 * 16.0 + 31.0 };
         assert!(row.peak_cached > 38.0 && row.peak_cached <= limit, "{row:?}");
     }
@@ -125,7 +126,7 @@ fn it_ends_with_a_table_and_a_choice_beside_the_model() {
     assert_eq!(made.ran.err.contains("NOT DISTINGUISHABLE"), choice.layers != "all", "{}", made.ran.err);
 }
 
-/// Starts a calibration and interrupts it once a set of layers is through.
+/// Starts a calibration and interrupts it when one set of layers has been measured.
 #[cfg(unix)]
 fn interrupted(args: &[&str]) -> String {
     let mut child = secateur(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
@@ -165,14 +166,14 @@ fn an_interrupted_calibration_goes_on_and_ends_in_the_same_choice() {
     let (first, count) = answers();
     assert!(count >= QUESTIONS.len() && !out.exists(), "{first}");
 
-    // A machine that lost its power in the middle of a line.
+    // As after a power cut in the middle of a line.
     std::fs::write(&file, first.clone() + "{\"layers\":\"3\",\"prob").unwrap();
     let heard = interrupted(&args);
     assert!(heard.contains(&format!("{count} answers are there")), "{heard}");
     let (second, more) = answers();
     assert!(second.starts_with(&first) && more > count, "it goes on where it was: {second}");
 
-    // Another calibration's progress is neither used nor touched.
+    // The progress of a calibration with other settings is neither used nor changed.
     for other in [&["--budget", "tokens:31"][..], &["--problems", "2"], &["--kv", "f32"]] {
         // `OPTIONS` has a budget already.
         let args: Vec<&str> = match other[0] {
@@ -213,7 +214,7 @@ fn run_uses_the_choice_beside_the_model() {
     let beside = dir.path().join(FILE);
     let trace = dir.path().join("trace.json");
     let [model, trace_file] = [dir.path(), &trace].map(|p| p.to_str().expect("UTF-8"));
-    // Whatever was chosen: layers 1 and 3 here, so that it shows.
+    // Replaces the choice by layers 1 and 3, so that its use can be seen.
     let choice = |change: &dyn Fn(&mut Choice)| {
         let mut choice = made.choice();
         choice.layers = "1,3".into();
@@ -248,7 +249,7 @@ fn run_uses_the_choice_beside_the_model() {
         let (layers, err) = used(&good, &["--layers", asked]);
         assert!(layers == chosen && !err.contains("calibrated"), "{layers}: {err}");
     }
-    // What it was not made for.
+    // Runs that the choice was not made for.
     let (layers, err) = used(&good, &["--policy", "think-token"]);
     assert!(
         layers == "all" && err.contains("was made for think-clearly, not for think-token: all layers vote"),
@@ -321,7 +322,7 @@ fn weights_are_hashed_again_only_when_a_file_of_theirs_has_changed() {
     assert!(calibrated());
     let first = std::fs::read_to_string(&kept).unwrap();
     assert!(first.contains(&choice.settings.weights) && first.contains("model.safetensors"), "{first}");
-    // That it is believed shows by a lie.
+    // A wrong hash shows that the stored one is used.
     let lie = first.replace(&choice.settings.weights, &"0".repeat(16));
     std::fs::write(&kept, &lie).unwrap();
     assert!(!calibrated() && std::fs::read_to_string(&kept).unwrap() == lie);
@@ -330,7 +331,7 @@ fn weights_are_hashed_again_only_when_a_file_of_theirs_has_changed() {
     assert!(calibrated(), "another time: hashed again");
     let second = std::fs::read_to_string(&kept).unwrap();
     assert!(second.contains(&choice.settings.weights) && second != first, "{second}");
-    // Other weights, of which nothing else has changed but the time.
+    // Other weights of the same size: only the time of the file tells.
     let mut other = std::fs::read(&weights).unwrap();
     *other.last_mut().unwrap() ^= 1;
     std::fs::write(&weights, other).unwrap();
@@ -344,7 +345,7 @@ fn weights_are_told_from_others() {
     let of = |bytes: &[u8]| Weights::from_files(vec![("w".into(), bytes.to_vec().into())]).unwrap().fingerprint();
     let good = std::fs::read(Path::new(MODEL).join("model.safetensors")).unwrap();
     assert_eq!(of(&good), of(&good));
-    // The last byte of all, and one in the middle of the largest tensor, far from its ends.
+    // The last byte of the file, and one in the middle of the largest tensor.
     let weights = Weights::from_files(vec![("w".into(), good.clone().into())]).unwrap();
     let largest = weights.names().map(|name| weights.tensor(name).unwrap()).max_by_key(|t| t.bytes.len()).unwrap();
     let begin = good.windows(largest.bytes.len()).position(|bytes| bytes == largest.bytes).unwrap();

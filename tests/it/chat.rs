@@ -1,4 +1,4 @@
-//! A conversation as a person has it: the binary on a pseudo-terminal, made by `script` of util-linux.
+//! A conversation with the binary on a pseudo-terminal, which `script` of util-linux makes.
 #![cfg(target_os = "linux")]
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -104,7 +104,7 @@ fn a_conversation_has_turns_commands_and_an_end() {
     chat.until("> ");
     chat.press("\r");
     chat.until("> ");
-    // A line that goes on in the next one, and is edited: the cursor goes back over a wrong letter.
+    // A line that continues in the next one and is edited: the cursor goes back over a wrong letter.
     chat.press("We count modulo 10. #1 a equals 3.\\\r");
     chat.until("3.\\\r\n");
     chat.press("What is aa\x7f?\r");
@@ -129,7 +129,7 @@ fn a_conversation_has_turns_commands_and_an_end() {
 
 #[test]
 fn ctrl_c_ends_an_answer_and_then_the_chat() {
-    // Random weights: it never stops by itself.
+    // With random weights the model never stops by itself.
     let mut chat = Terminal::new(&format!("--model {F16} --ignore-eos --max-new-tokens 4000 --policy full"));
     chat.until("> ");
     chat.press("x\r");
@@ -139,7 +139,7 @@ fn ctrl_c_ends_an_answer_and_then_the_chat() {
     let end = chat.until("interrupted");
     assert!(end.contains("no answer came"), "it was still thinking: {end:?}");
     chat.until("> ");
-    // The next turn is not interrupted by the last one's key.
+    // The Ctrl-C of the last turn does not interrupt the next one.
     chat.press("y\r");
     chat.until("\x1b[2m");
     std::thread::sleep(Duration::from_millis(300));
@@ -155,7 +155,7 @@ fn what_makes_every_turn_fail_is_said_before_the_first() {
     let mut chat = Terminal::new(&format!("--model {F16} --no-think"));
     chat.until("has no switch for thinking");
     chat.ends_with(2);
-    // One that is too long for the context can be followed by a shorter one.
+    // After a prompt that is too long for the context, a shorter one is answered.
     let mut chat = Terminal::new(&format!("--model {F16} --context 40 --ignore-eos --policy full --max-new-tokens 2"));
     chat.until("> ");
     chat.press(&format!("{}\r", "long ".repeat(60)));

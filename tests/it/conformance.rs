@@ -1,5 +1,6 @@
-//! Every kernel case on every adapter of this machine, against the twins. `SECATEUR_REQUIRE=cpu,llvmpipe,swiftshader` makes a
-//! missing adapter a failure, by its backend or a part of its name: nothing passes because it did not run.
+//! Every kernel case on every adapter of this machine, compared with the CPU twins. `SECATEUR_REQUIRE=cpu,llvmpipe`
+//! names backends or parts of names; an adapter that is named and missing is a failure, so nothing passes because it
+//! did not run.
 use secateur::conformance::{self, Report};
 use secateur::device::{self, ComputeDevice};
 use secateur::kernels::cases;
@@ -15,7 +16,8 @@ fn every_case_on_every_adapter() {
             println!("SKIPPED {}: {}", info.line(), info.unfit().unwrap());
             continue;
         }
-        // Some drivers list an adapter that they then refuse (NVIDIA's OpenGL without a display). If it is required, it is missing.
+        // Some drivers list an adapter that they refuse to open, such as NVIDIA's OpenGL without a display. If it is
+        // required, it counts as missing.
         let device = match pollster::block_on(ComputeDevice::open_info(&info)) {
             Ok(device) => device,
             Err(e) => {

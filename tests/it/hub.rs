@@ -1,4 +1,4 @@
-//! Models by name: the binary against a hub on this machine that cuts connections, refuses, lies and redirects.
+//! Models by name: the binary with a hub on this machine that cuts connections, refuses, lies and redirects.
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -18,21 +18,22 @@ const WEIGHTS: &str = "model.safetensors";
 struct Site {
     commit: &'static str,
     files: BTreeMap<String, Vec<u8>>,
-    /// Bytes after which a connection that sends weights is cut; each takes the next, the last one stays.
+    /// After how many bytes each connection that sends weights is cut: one number a connection, the last for all
+    /// others.
     cuts: Vec<usize>,
-    /// Announce less than the file has, and send that much.
+    /// Announces fewer bytes than the file has, and sends that many.
     short: bool,
-    /// A wrong beginning in Content-Range.
+    /// Sends a wrong start in Content-Range.
     shifted: bool,
-    /// Ignore Range.
+    /// Ignores Range and sends the whole file.
     whole: bool,
-    /// The status and X-Error-Code that answers everything.
+    /// Answers every request with this status and X-Error-Code.
     refuse: Option<(u16, &'static str)>,
-    /// The token without which it answers 401.
+    /// Answers 401 to a request without this token.
     token: Option<&'static str>,
 }
 
-/// A request as it came.
+/// A request that the hub received.
 #[derive(Debug, Clone)]
 struct Asked {
     method: String,
@@ -84,7 +85,7 @@ impl Hub {
         change(&mut self.site.lock().expect("the site"));
     }
 
-    /// What was asked since the last time.
+    /// The requests since the last call.
     fn asked(&self) -> Vec<Asked> {
         std::mem::take(&mut *self.log.lock().expect("the log"))
     }
@@ -131,7 +132,8 @@ impl Ran {
     }
 }
 
-/// Names files as the hub does: large ones by their SHA-256, small ones by a git hash, for which a simpler sum stands here.
+/// The ETag of a file. As on the hub, a large file has its SHA-256; for the git hash of a small one, a simpler sum
+/// will do.
 fn etag(bytes: &[u8]) -> String {
     if bytes.len() > 100_000 {
         let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
@@ -196,7 +198,7 @@ fn serve(mut stream: TcpStream, site: &Mutex<Site>, log: &Mutex<Vec<Asked>>) {
     };
     let tag = format!("\"{}\"", etag(&bytes));
     if !on_cdn && name == WEIGHTS {
-        // Large files lie on another host, which knows nothing of the hub's headers.
+        // Large files are on another host, which does not send the hub's headers.
         let target = format!("http://localhost:{}/cdn/{name}", host.rsplit(':').next().unwrap_or_default());
         let headers = [("location", target), ("X-Linked-Etag", tag), ("X-Linked-Size", bytes.len().to_string())];
         return answer("302 Found", &headers, b"", 0);
@@ -204,7 +206,7 @@ fn serve(mut stream: TcpStream, site: &Mutex<Site>, log: &Mutex<Vec<Asked>>) {
     if method == "HEAD" {
         return answer("200 OK", &[("ETag", format!("W/{tag}"))], b"", bytes.len());
     }
-    // The lies are about weights; without them it stands to its word.
+    // The hub lies about weights only.
     let site = Site {
         short: site.short && on_cdn,
         shifted: site.shifted && on_cdn,
@@ -223,7 +225,7 @@ fn serve(mut stream: TcpStream, site: &Mutex<Site>, log: &Mutex<Vec<Asked>>) {
     }
 }
 
-/// What lies in a folder, links not followed.
+/// The entries of a folder, without following links.
 fn listing(folder: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries.map(|e| e.file_name().to_string_lossy().into_owned()).collect();
@@ -258,7 +260,7 @@ fn a_fresh_model_is_fetched_once_into_the_layout_of_huggingface_hub() {
     }
     assert_eq!(listing(&hub.home.path().join("hub/.locks/models--some-org--Small-Model.1")).len(), files.len());
 
-    // From here on nobody is asked: not with a network, not without.
+    // From here on no request is made, with a network or without.
     assert!(!hub.asked().is_empty());
     hub.inspect(&[]).json();
     hub.inspect(&[("HF_HUB_OFFLINE", "1")]).json();
@@ -274,7 +276,7 @@ fn a_fresh_model_is_fetched_once_into_the_layout_of_huggingface_hub() {
 fn a_cut_connection_goes_on_where_it_broke() {
     let hub = Hub::new();
     let size = hub.bytes_of(WEIGHTS).len();
-    // Three connections break, the fourth ends.
+    // Three connections are cut, the fourth ends as it should.
     hub.set(|site| site.cuts = vec![size / 3, 1, 1000, usize::MAX]);
     let ran = hub.inspect(&[]);
     ran.json();
@@ -317,17 +319,18 @@ fn lies_about_lengths_and_ranges_are_found_out() {
         std::fs::create_dir_all(hub.folder().join("blobs")).unwrap();
         std::fs::write(hub.folder().join("blobs").join(format!("{tag}.incomplete")), bytes).unwrap();
     };
-    // An answer that is whole by its own account, but not by the hub's.
+    // An answer with the length that it announces, which is not the length of the file.
     hub.set(|site| site.short = true);
     hub.inspect(&[]).says(&["the connection to the hub broke"]);
     assert!(!hub.folder().join("blobs").join(&tag).exists());
     hub.set(|site| site.short = false);
-    // Another part than the one asked for.
+    // An answer with another range than the request asks for.
     part(&hub, &hub.bytes_of(WEIGHTS)[..100]);
     hub.set(|site| site.shifted = true);
     hub.inspect(&[]).says(&["another part", "bytes 100-", "bytes 101-"]);
     hub.set(|site| site.shifted = false);
-    // A server that knows no ranges starts over; a part that is longer than the whole is none of it.
+    // From a server without ranges the download starts again. A partial file that is longer than the whole is
+    // discarded.
     hub.set(|site| site.whole = true);
     hub.inspect(&[]).json();
     let blob = hub.folder().join("blobs").join(&tag);
@@ -336,7 +339,7 @@ fn lies_about_lengths_and_ranges_are_found_out() {
     part(&hub, &vec![7; hub.bytes_of(WEIGHTS).len() + 1]);
     hub.inspect(&[]).json();
     assert_eq!(std::fs::read(&blob).unwrap(), hub.bytes_of(WEIGHTS));
-    // As long as the whole, with a hole, as a download in parallel parts leaves it when it is killed.
+    // A partial file of the full length with a hole, as a killed download in parallel parts leaves it.
     std::fs::remove_file(&blob).unwrap();
     let mut holed = hub.bytes_of(WEIGHTS);
     holed[1000..5000].fill(0);
@@ -355,14 +358,14 @@ fn offline_and_not_cached_says_so() {
         ran.says(&["some-org/Small-Model.1 is not in the cache", "HF_HUB_OFFLINE", "models--some-org--Small-Model.1"]);
     }
     assert!(hub.asked().is_empty(), "offline asks nobody");
-    // A snapshot that somebody else began.
+    // A snapshot that another program began.
     let snapshot = hub.folder().join("snapshots").join(COMMIT);
     std::fs::create_dir_all(&snapshot).unwrap();
     std::fs::create_dir_all(hub.folder().join("refs")).unwrap();
     std::fs::write(hub.folder().join("refs/main"), COMMIT).unwrap();
     std::fs::write(snapshot.join("config.json"), hub.bytes_of("config.json")).unwrap();
     hub.inspect(&[("HF_HUB_OFFLINE", "1")]).says(&["is incomplete", "no model.safetensors"]);
-    // With a network the rest comes, and what is there stays.
+    // With a network, the missing files are fetched, and the others stay.
     hub.inspect(&[]).json();
     assert!(!hub.asked().iter().any(|a| a.path.ends_with("/config.json")));
 }
@@ -400,7 +403,7 @@ fn the_token_goes_to_the_hub_and_to_nobody_else() {
     wrong.says(&["the token in HF_TOKEN does not permit it"]);
     assert!(!wrong.err.contains("hf_wrong"), "a token is never shown");
     hub.asked();
-    // As `hf auth login` leaves it.
+    // The file that `hf auth login` writes.
     std::fs::write(hub.home.path().join("token"), "hf_secret\n").unwrap();
     hub.inspect(&[]).json();
     for asked in hub.asked() {
@@ -430,7 +433,7 @@ fn an_update_fetches_what_changed_and_only_that() {
     assert!(got[0].contains("/api/") && got[1].ends_with("generation_config.json"), "{got:?}");
     assert_eq!(std::fs::read_to_string(hub.folder().join("refs/main")).unwrap(), NEXT);
     assert_eq!(listing(&hub.folder().join("snapshots")), [COMMIT, NEXT]);
-    // A hub that is away is no reason not to run what is there.
+    // If the hub cannot be reached, a cached model still runs.
     let ran = done(hub.command(&update).env("HF_ENDPOINT", "http://127.0.0.1:9"));
     ran.json();
 }
@@ -485,7 +488,7 @@ fn a_choice_of_layers_lies_in_the_snapshot_and_run_finds_it() {
     let ran = run();
     let votes = if layers == "all" { "all layers vote".to_string() } else { format!("layers {layers} vote") };
     assert!(ran.code == Some(0) && ran.err.contains(&format!("{votes}, as calibrated ({place}")), "{}", ran.err);
-    // Offline as well, and by its commit; other weights have another snapshot, and no choice.
+    // It is used offline as well, and by the model's commit. Other weights are another snapshot without a choice.
     hub.asked();
     let offline = ["run", "--model", &format!("{NAME}@{COMMIT}"), "--device", "cpu", "--max-new-tokens", "1", "Why?"];
     let ran = done(hub.command(&offline).env("HF_HUB_OFFLINE", "1"));

@@ -1,6 +1,6 @@
-//! Bugs that other implementations of cache eviction shipped, one test each. Where a larger test covers the same
-//! ground, this one is its smallest form. A decoder without a cache to prune (`common/reference.rs`) says what would be
-//! right.
+//! Bugs that other implementations of cache eviction shipped, with one test each. Where a larger test covers the same
+//! ground, this is its smallest form. A decoder without a cache to prune (`common/reference.rs`) gives the right
+//! results.
 use crate::common::replay;
 use secateur::dtype::Dtype;
 
@@ -52,7 +52,7 @@ fn engine(sequences: usize) -> Engine {
 
 fn engine_on(device: &ComputeDevice, sequences: usize) -> Engine {
     let source = ModelSource::directory(directory("qwen2-f16")).expect("committed");
-    // No tokenizer: all of it counts as thinking, whatever the random model writes.
+    // Without a tokenizer every token counts as thinking, whatever the random model writes.
     let names = ["config.json", "generation_config.json", "model.safetensors"];
     let source = ModelSource::memory(names.map(|n| (n, source.read(n).expect("committed").to_vec())));
     let options = LoadOptions { kv: Dtype::F32, context: Some(512), sequences };
@@ -90,7 +90,7 @@ fn the_question_survives_the_first_cold_compaction() {
     });
 }
 
-/// The prompt of 64 ids with three quarters of it evicted, in the cache and in the reference.
+/// A prompt of 64 ids, three quarters of which are evicted, in the cache and in the reference.
 fn thinned<'m>(
     fx: &Fixture,
     device: &ComputeDevice,
@@ -108,11 +108,11 @@ fn thinned<'m>(
     (decoder, cache, text)
 }
 
-/// What is read after the eviction.
+/// The ids that are read after the eviction.
 const NEXT: [u32; 6] = [9, 88, 231, 17, 140, 5];
 
-/// VeloxQuant-MLX #137: after an eviction the slot is taken for the position, so that new queries and keys are rotated
-/// as if they stood where old ones do.
+/// VeloxQuant-MLX #137: after an eviction the slot is used as the position, so that new queries and keys are rotated
+/// to positions that older tokens have.
 #[test]
 fn a_slot_is_not_a_position() {
     let _one = serial();
@@ -129,7 +129,7 @@ fn a_slot_is_not_a_position() {
         println!("{}: {} steps after an eviction off by {worst:.1e}", device.info.name, NEXT.len());
         assert!(worst <= LOGITS);
     }
-    // Where they stand is seen: the same tokens that follow the kept ones closely give something else.
+    // The test can see positions: the same tokens directly behind the kept ones give other results.
     let mut close = model.read(Positions::Compact, Dtype::F32);
     let mut text = model.read(Positions::Original, Dtype::F32);
     for reading in [&mut close, &mut text] {
@@ -140,7 +140,8 @@ fn a_slot_is_not_a_position() {
     assert!(error(&close, &text) > 100.0 * LOGITS);
 }
 
-/// VeloxQuant-MLX #370: the causal mask of a chunk goes by positions where slots are meant, once they have parted.
+/// VeloxQuant-MLX #370: the causal mask of a chunk compares positions instead of slots, which differ after an
+/// eviction.
 #[test]
 fn a_chunk_after_an_eviction_sees_what_stands_before_it() {
     let _one = serial();
@@ -157,7 +158,7 @@ fn a_chunk_after_an_eviction_sees_what_stands_before_it() {
     }
 }
 
-/// kvpress' AdaKV and DMS, R-KV's first vLLM port: what is evicted is masked, and its memory stays taken.
+/// kvpress' AdaKV and DMS, R-KV's first vLLM port: evicted tokens are masked, and their memory is not freed.
 #[test]
 fn what_is_evicted_takes_no_room() {
     let _one = serial();
@@ -175,7 +176,7 @@ fn what_is_evicted_takes_no_room() {
         cache.keep(0, &kept, 0).expect("fits");
         state_words(&cache);
         assert_eq!((cache.capacity(0, 0), cache.bytes()), (120, wanted / 10));
-        // What the cache says of itself, the allocator must confirm.
+        // The allocator has to confirm what the cache reports.
         let after = device.bytes();
         let freed: Vec<i64> = match device.info.backend.as_str() {
             "cpu" => vec![(on_host - held()) as i64],
@@ -187,7 +188,7 @@ fn what_is_evicted_takes_no_room() {
     }
 }
 
-/// R-KV for transformers: the interval counter goes on from one prompt to the next.
+/// R-KV for transformers: the interval counter is not reset between prompts.
 #[test]
 fn the_interval_begins_anew_with_each_prompt() {
     let mut engine = engine(1);
@@ -198,7 +199,7 @@ fn the_interval_begins_anew_with_each_prompt() {
     }
 }
 
-/// Only element 0 of a batch is looked at.
+/// Only element 0 of a batch is considered.
 #[test]
 fn every_sequence_of_a_batch_is_pruned_by_its_own_scores() {
     let _one = serial();
@@ -209,8 +210,8 @@ fn every_sequence_of_a_batch_is_pruned_by_its_own_scores() {
             let keep = Budget::Tokens(if policy == "snapkv" { 36 } else { 12 });
             let options = Settings { budget: keep, max_new_tokens: 60, ..options(policy) };
             let mut batch = engine.batch();
-            // The first is eight tokens ahead when the second begins: so both are due in the same turn once, and cache
-            // equally many.
+            // The first sequence is eight tokens ahead when the second begins, so that both are due in the same turn
+            // once, with equally many cached tokens.
             for (prompt, probe_every) in [(0..30, 28), (100..138, 20)] {
                 let options = Settings { probe_every, ..options.clone() };
                 batch.add(&Prompt::Ids(prompt.collect()), &options).expect("taken on");
@@ -227,7 +228,7 @@ fn every_sequence_of_a_batch_is_pruned_by_its_own_scores() {
                 assert!(error.is_none(), "{policy}: {error:?}");
                 let place = format!("{policy}, request {request}, on {}", device.info.name);
                 assert!(trace.totals.evicted_tokens > 0, "{place}");
-                // What was scored is what the reference, which reads one text at a time, measures in it.
+                // The scores are those that the reference measures, which reads one text at a time.
                 let found = replay::replay(&model, Dtype::F32, &trace, &[], Evict::AsRecorded);
                 assert!(found.regret <= LOGITS && found.importance <= MEASURED, "{place}: {found:?}");
                 assert!(found.steps > 0);
@@ -237,8 +238,8 @@ fn every_sequence_of_a_batch_is_pruned_by_its_own_scores() {
     }
 }
 
-/// An `h2o` that looks at the last query only: every query gives away one whole weight, so the sums add up to their
-/// number.
+/// An `h2o` that considers the last query only. The attention weights of each query add up to 1, hence the sums of
+/// all queries add up to their number.
 #[test]
 fn heavy_hitters_are_heavy_over_all_queries() {
     let fx = Fixture::open("qwen2-f16");
@@ -257,8 +258,8 @@ fn heavy_hitters_are_heavy_over_all_queries() {
     }
 }
 
-/// The indices of a top-k are gathered unsorted: what is kept ascends, whichever policy chose it, and a plan that does
-/// not is none.
+/// The indices of a top-k are gathered unsorted. Kept slots have to ascend, whichever policy chose them; a plan in
+/// which they do not is refused.
 #[test]
 fn kept_slots_must_ascend() {
     with_view(Budget::Tokens(13), |view| {
@@ -275,7 +276,7 @@ fn kept_slots_must_ascend() {
     });
 }
 
-/// A prefix cache is used again after its slots were evicted in place.
+/// A prefix cache is reused after slots of it were evicted in place.
 #[test]
 fn nothing_of_a_pruned_cache_reaches_the_next_prompt() {
     let mut used = engine(1);
@@ -294,7 +295,7 @@ fn evicted(result: &RunResult) -> Vec<Vec<u32>> {
     result.trace.probes.iter().map(|p| p.evicted.clone()).collect()
 }
 
-/// Steps are scheduled between scoring and compaction, which then cuts other slots than were scored.
+/// Tokens are decoded between scoring and compaction, which then evicts other slots than those that were scored.
 #[test]
 fn no_step_comes_between_scores_and_gather() {
     let _one = serial();
@@ -308,7 +309,7 @@ fn no_step_comes_between_scores_and_gather() {
                 gone += probe.evicted.len();
             }
             assert!(gone > 0);
-            // Scored when the record says, cut when it says, and nothing else was cut: or texts and scores would part.
+            // Were anything scored or evicted at another time than the record says, texts and scores would differ.
             let found = replay::replay(&model, Dtype::F32, &trace, &[], Evict::AsRecorded);
             assert!(
                 found.regret <= LOGITS && found.importance <= MEASURED,
@@ -342,15 +343,16 @@ fn a_probe_reads_one_row() {
             out
         })
     };
-    // Each cached token more costs one f32 a layer: the row that is read out. One head's full attention costs 31.
+    // Each further cached token costs one f32 a layer, for the row that is read out. Full attention of one head costs
+    // 31.
     let (short, long) = (peak(256), peak(512));
     println!("a probe takes {short} bytes at 256 cached tokens, {long} at 512");
     let row = (256 * fx.config.num_layers * 4) as isize;
     assert!((row..row * 5 / 4).contains(&(long - short)), "{} bytes more, a row is {row}", long - short);
 }
 
-/// A reference that hides evicted keys from the rows that still saw them: our decoder must match the right one and fail
-/// it.
+/// A reference that hides evicted keys from rows that still saw them. The decoder has to match the right reference
+/// and to differ from this one.
 #[test]
 fn the_oracle_does_not_mask_too_early() {
     for name in FIXTURES {
@@ -390,11 +392,11 @@ fn rotations_are_exact_at_position_thirty_thousand() {
     }
 }
 
-/// So much is evicted that the model writes again what it lost, in circles: it must show in the totals.
+/// So much is evicted that the model repeats what it lost. The totals have to show that.
 #[test]
 fn loops_are_reported() {
     let mut engine = engine(1);
-    // A random model decoded greedily, with next to nothing kept, soon runs in circles.
+    // A random model that decodes greedily with nearly nothing kept soon repeats itself.
     let options =
         Settings { budget: Budget::Tokens(1), window: 1, max_new_tokens: 400, probe_every: 5, ..options("random") };
     let result = run(&mut engine, &Settings { positions: Positions::Compact, ..options });

@@ -1,4 +1,5 @@
-//! Laws of the cache and of decoding, on the CPU twin and on one GPU adapter: what must be equal is equal bit for bit.
+//! Laws of the cache and of decoding, on the CPU twin and on one GPU adapter. What has to be equal is equal bit for
+//! bit.
 use std::sync::Arc;
 
 use crate::common::*;
@@ -14,13 +15,14 @@ use secateur::kernels::{Reduce, state};
 use secateur::model::decoder::{Decoder, Input};
 use secateur::sampling::Sampler;
 
-/// Few cases: each forwards a model on slow adapters. No files of past failures: a failure prints its input.
+/// Few cases, because each forwards a model on slow adapters. No file of past failures, because a failure prints its
+/// input.
 fn few(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
-/// Runs `law` on every device of [`two`], for every architecture, both cache packings and quantized weights among them;
-/// fails where nothing ran.
+/// Runs `law` on every device of [`two`] for every architecture, with both types of cache and with quantized weights.
+/// Panics if nothing ran.
 fn everywhere(law: impl Fn(&Fixture, &Arc<Decoder>, Dtype)) {
     const MODELS: [(&str, Dtype); 3] =
         [("qwen2-f16", Dtype::F32), ("qwen3-yarn-f16", Dtype::F16), ("gguf-llama-q4", Dtype::F16)];
@@ -51,7 +53,7 @@ fn filled(fx: &Fixture, model: &Decoder, words: Dtype, growth: usize) -> KvCache
     cache
 }
 
-/// The next logits, leaving lengths as they are.
+/// The next logits. Lengths stay as they are.
 fn peek(model: &Decoder, cache: &mut KvCache) -> Vec<u32> {
     let seqs: Vec<usize> = (0..cache.shape().seqs).collect();
     bits(&values(&last_logits(model, cache, Input::Pending(&seqs))))
@@ -76,7 +78,7 @@ fn keeping_everything_changes_nothing() {
 fn a_probe_rolled_back_leaves_no_trace() {
     everywhere(|fx, model, words| {
         let probe = fx.ids("oracle.0.probe.ids");
-        // With room for the probe, and where it makes the cache grow and move.
+        // Once with room for the probe, and once where the cache has to grow and move for it.
         for room in [true, false] {
             let mut cache = filled(fx, model, words, if room { 256 } else { 64 });
             let reference = peek(model, &mut filled(fx, model, words, 64));
@@ -109,7 +111,7 @@ fn gather_after_gather_is_the_gather_of_the_composition() {
         let mask = || prop::collection::vec(any::<bool>(), 64);
         let mut runner = proptest::test_runner::TestRunner::new(few(6));
         let law = |(first, second, per_head): (Vec<bool>, Vec<bool>, bool)| {
-            // One set for all, or a set for each head and layer of equal size: mirrored, as another head would keep.
+            // One set for all, or for each head and layer a set of equal size, mirrored for every other head.
             let chosen = |mask: &[bool], n: usize| -> Vec<usize> { (0..n).filter(|i| mask[*i]).collect() };
             let once = chosen(&first, 64);
             let twice = chosen(&second, once.len());
@@ -126,7 +128,7 @@ fn gather_after_gather_is_the_gather_of_the_composition() {
             assert_eq!(stepwise.len(0, 0), twice.len());
             assert_eq!(all_rows(&stepwise, 0), all_rows(&direct, 0));
             assert_eq!(peek(model, &mut stepwise), peek(model, &mut direct));
-            // And the rows are those of the uncut cache, word for word.
+            // The rows are those of the full cache, word for word.
             let whole = all_rows(&filled(fx, model, words, 16), 0);
             let shape = *direct.shape();
             let row_words = shape.slot_bytes() / (2 * shape.kv_heads * 4);
@@ -183,7 +185,7 @@ fn decode_batch(model: &Decoder, cache: &mut KvCache, next: u32) -> Vec<Vec<f32>
 #[test]
 fn sequences_side_by_side_do_not_disturb_each_other() {
     everywhere(|fx, model, words| {
-        // The second is longer than a tile of attention, until it is evicted.
+        // The second sequence is longer than a tile of attention until some of it is evicted.
         let long: Vec<u32> = fx.ids("prompt.200.ids").into_iter().chain(fx.ids("oracle.ids")).collect();
         let prompts = [fx.ids("prompt.7.ids"), long, fx.ids("oracle.prompt.ids")];
         let batch = |evict: bool| {
@@ -224,14 +226,14 @@ fn sequences_side_by_side_do_not_disturb_each_other() {
                 }
             }
         }
-        // Another batch size is another shader: sums of another order. An f16 cache rounds them.
+        // Another batch size uses another shader, which sums in another order. An f16 cache rounds the sums.
         let bound = if words == Dtype::F32 { 2e-5 } else { 1e-3 };
         println!("{}, {words:?}: batched against alone: {worst:.1e}, bound {bound:.0e}", model.device().info.name);
         assert!(worst <= bound);
     });
 }
 
-/// After every operation there is, the device's lengths and positions are the host's.
+/// After every operation, lengths and positions on the device equal the host's.
 #[test]
 fn the_device_and_the_host_agree_on_lengths() {
     everywhere(|fx, model, words| {
@@ -310,7 +312,7 @@ fn ids_read_late_are_the_ids_read_at_once() {
             runner.prefill(0, &fx.ids("prompt.64.ids")).expect("fits");
             let (mut ids, mut reads) = (Vec::new(), Vec::new());
             for step in 0..40u32 {
-                // The copy is taken here; what follows advances the state in place.
+                // The copy is made here, because what follows changes the state in place.
                 let read = runner.read();
                 if late {
                     reads.push((step, read));
@@ -339,12 +341,12 @@ const STEPS: usize = 1000;
 const PRUNE: usize = 50;
 const EVERY: usize = 37;
 
-/// The kept slots of a deterministic plan: the question, the latest, and a third of what lies between.
+/// The kept slots of a deterministic plan: the question, the latest tokens, and a third of those between.
 fn plan(len: usize) -> Vec<Slot> {
     slots((0..len).filter(|s| *s < 40 || *s + 16 >= len || s % 3 == 0))
 }
 
-/// Decodes 1,000 steps freely on the GPU, pruning, reading ids late; the CPU twin is forced to the same ids.
+/// Decodes 1,000 steps on the GPU with pruning and late reads of ids. The CPU twin is forced to the same ids.
 #[test]
 fn a_thousand_steps_with_pruning() {
     let _one = serial();
@@ -381,7 +383,8 @@ fn a_thousand_steps_with_pruning() {
         "{equal} of {STEPS} ids are the twin's own choice, {distinct} distinct; the others cost {regret:.1e} of the largest \
          logit; {compared} steps' logits off by {worst:.1e}"
     );
-    // Keys that straddle a rounding boundary of f16 may differ by one unit; a margin may be smaller than what that does.
+    // Keys at a rounding boundary of f16 may differ by one unit, which may change a logit by more than a small
+    // margin.
     assert!(worst <= 1e-3 && regret <= 2e-3, "worst {worst:.2e}, regret {regret:.2e}");
     assert!(equal >= STEPS * 98 / 100 && distinct >= 20);
     assert_eq!(compared, STEPS.div_ceil(EVERY));

@@ -14,7 +14,7 @@ use secateur::{Position, Slot};
 
 // --- steps
 
-/// Text in which keywords, near misses, other scripts and odd spacing meet.
+/// Text that mixes keywords, near misses, other scripts and odd spacing.
 fn text() -> impl Strategy<Value = String> {
     let keyword = prop::sample::select(KEYWORDS.to_vec()).prop_map(str::to_string);
     let curly = prop::sample::select(KEYWORDS.to_vec()).prop_map(|k| k.replace('\'', "’"));
@@ -27,7 +27,8 @@ fn text() -> impl Strategy<Value = String> {
     prop::collection::vec(prop_oneof![keyword, curly, other, any], 0..24).prop_map(|parts| parts.concat())
 }
 
-/// Longer text: sentences and paragraphs of several languages, with and without keywords, long enough for the fallback.
+/// Longer text: sentences and paragraphs of several languages, with and without keywords, long enough for the
+/// fallback.
 fn prose() -> impl Strategy<Value = String> {
     let pieces = [
         "我们先考虑这个问题的条件。",
@@ -62,11 +63,11 @@ fn rule() -> impl Strategy<Value = Boundaries> {
     prop::sample::select(Boundaries::NAMES).prop_map(|(_, rule)| rule)
 }
 
-/// The definition, word for word and slowly: where a keyword stands alone, and something follows it, a step begins.
+/// The definition, written out slowly: a step begins where a keyword stands alone and text follows it.
 fn starts_by_definition(text: &str) -> Vec<usize> {
     let word = |c: char| c.is_alphanumeric() || c == '_';
     let begins = |at: usize| {
-        // Longer than any keyword and what follows it.
+        // Longer than any keyword and the character after it.
         let plain = text[at..].chars().take(30).collect::<String>().replace('’', "'");
         let free_before = !text[..at].ends_with(word);
         free_before
@@ -140,8 +141,8 @@ proptest! {
         prop_assert_eq!(whole.steps(Tail::Closed), segment_by(rule, &bytes[..at], Tail::Closed));
     }
 
-    /// A probe at any time sees steps that later text neither moves nor splits, whatever the rule and wherever tokens are
-    /// cut: all but the last [`REACH`] bytes are final.
+    /// A probe at any time sees steps that later text neither moves nor splits, whatever the rule and wherever tokens
+    /// are cut: all but the last [`REACH`] bytes are final.
     #[test]
     fn later_text_leaves_the_steps_of_earlier_text_alone(text in prose(), at in any::<prop::sample::Index>(), rule in rule()) {
         let all: Vec<usize> = segment_by(rule, &text, Tail::Open).iter().map(|s| s.start).collect();
@@ -171,7 +172,7 @@ proptest! {
 
 // --- policies
 
-/// The facts of one probe, owned.
+/// Owned input for the view of one probe.
 #[derive(Debug, Clone)]
 struct Cache {
     tokens: Vec<CachedToken>,
@@ -228,7 +229,7 @@ fn cache() -> impl Strategy<Value = Cache> {
         }
         let mut position = tokens.len() as u32;
         let mut steps: Vec<StepInfo> = Vec::new();
-        // The step being written is never holey: it was protected so far.
+        // The step that is being written has no holes, because it was protected so far.
         for (step, cached) in holes.into_iter().chain([vec![true; current]]).enumerate() {
             steps.push(StepInfo { id: position as usize * 4, tokens: cached.len() });
             for cached in cached {
@@ -244,7 +245,8 @@ fn cache() -> impl Strategy<Value = Cache> {
     })
 }
 
-/// Every policy with its plan; those that the budget does not fit are left out, and must be the unscored ones.
+/// Every policy with its plan. Policies that the budget does not fit are left out; only policies without scores may
+/// be.
 fn plans(view: &CacheView<'_>) -> Vec<(&'static dyn EvictionPolicy, KeepPlan)> {
     let all = POLICIES.iter().copied();
     all.filter_map(|policy| match policy.plan(view) {
@@ -270,7 +272,7 @@ proptest! {
     fn what_is_protected_survives_every_policy_and_budget(cache in cache()) {
         let view = cache.view();
         let n = cache.tokens.len();
-        // Worked out here once more, from the words of the method.
+        // Computed here a second time, from the definition of the method.
         let current = cache.steps.len() as u32 - 1;
         let of_current: Vec<usize> = (0..n).filter(|&s| cache.tokens[s].step == Some(current)).collect();
         let must_stay = |slot: usize| {
@@ -379,7 +381,7 @@ proptest! {
             1 => kept[at] = Slot(n as u32),
             2 if n > 1 => kept.swap(at.saturating_sub(1), at.max(1)),
             _ => {
-                // Dropping a slot is an error exactly if it is protected.
+                // It is an error to drop a slot if and only if it is protected.
                 kept.remove(at);
                 prop_assert_eq!(KeepPlan::new(&view, kept, Outcome::Unbudgeted).is_err(), view.protected()[at]);
                 return Ok(());
@@ -410,7 +412,7 @@ proptest! {
     }
 }
 
-/// Views of a cache for each set of a scope: other scores for each, the same tokens.
+/// Views of a cache for each set of a scope: the same tokens with other scores.
 fn views(cache: &Cache, sets: &Sets) -> Vec<Cache> {
     let turned = |set: usize| {
         let mut own = cache.clone();
@@ -443,7 +445,7 @@ proptest! {
                 let kept = plan.slots(layer, head);
                 prop_assert!(kept.windows(2).all(|w| w[0] < w[1]), "{}: not ascending", entry.name());
                 prop_assert!(kept.last().is_none_or(|s| (s.0 as usize) < cache.tokens.len()));
-                // A set keeps what its policy keeps, and more only to be as long as its layer's longest.
+                // A set keeps what its policy keeps. It keeps more only to be as long as the longest of its layer.
                 prop_assert!(alone.slots(0, 0).iter().all(|s| kept.binary_search(s).is_ok()), "{}", entry.name());
                 let protected = (0..).map(Slot).zip(view.protected()).filter(|(_, p)| **p);
                 for (slot, _) in protected {
@@ -452,7 +454,7 @@ proptest! {
                 let longest = (0..2).map(|h| alone_len(&sets, &views, *policy, layer, h)).max().unwrap();
                 prop_assert_eq!(kept.len(), if per_layer { alone.slots(0, 0).len() } else { longest }, "{}", entry.name());
             }
-            // The record of it adds up, and survives JSON.
+            // The record adds up, and JSON preserves it.
             let probe = trace::Probe::record(3, &sets, &views, &plan).unwrap();
             prop_assert_eq!(probe.sets.len(), sets.count());
             let everywhere = |p: &u32| probe.sets.iter().all(|s| s.evicted.contains(p));
@@ -471,7 +473,7 @@ fn alone_len(sets: &Sets, views: &[CacheView<'_>], policy: &dyn EvictionPolicy, 
     policy.plan(&views[sets.of(layer, head)]).unwrap().slots(0, 0).len()
 }
 
-/// 4,000 thinking tokens, probed every 200: what the engine does, without the model.
+/// 4,000 thinking tokens with a probe every 200: what the engine does, without a model.
 #[test]
 fn over_many_probes_the_cache_stays_within_its_bound_and_keeps_the_question() {
     const PROMPT: usize = 30;
@@ -523,7 +525,7 @@ fn over_many_probes_the_cache_stays_within_its_bound_and_keeps_the_question() {
     }
 }
 
-// --- tests of the tests: policies with bugs that others shipped, written outside the crate
+// --- tests of the tests: policies with bugs that other projects shipped, written outside the crate
 
 #[derive(Debug)]
 struct Broken(fn(&CacheView<'_>) -> Vec<Slot>);
@@ -586,7 +588,7 @@ fn shipped_bugs_do_not_pass() {
     assert!(rejected(window_evicted).contains("protected slot is evicted"));
     assert!(rejected(off_by_one).contains("not cached"));
     assert!(rejected(over_budget).contains("the plan does not do what it says"));
-    // And the sound plan of the same size passes.
+    // The correct plan of the same size passes.
     let sound = |_: &CacheView<'_>| (0..4).chain(7..14).map(Slot).collect();
     assert!(Broken(sound).plan(&view).is_ok());
 }
@@ -603,7 +605,7 @@ fn real_r1_traces_are_cut_into_plausible_steps() {
     let mut counts = Vec::new();
     for line in file.lines() {
         let item: serde_json::Value = serde_json::from_str(line).unwrap();
-        // What the model wrote up to </think>; the template wrote <think>. One trace never closes it.
+        // The text of the model up to </think>. The template wrote <think>. One trace never closes it.
         let response = item["full_response"].as_str().unwrap();
         let thinking = response.split("</think>").next().unwrap();
         let steps = segment(thinking, Tail::Closed);
@@ -638,7 +640,8 @@ fn real_r1_traces_are_cut_into_plausible_steps() {
     names.sort_unstable_by(|a, b| b.cmp(a));
     println!("{names:?}");
     assert_eq!(counts.len(), 20);
-    // The shortest is a derivation of 629 bytes with two keywords, read by eye; the longest a loop up to the length limit.
+    // The shortest is a derivation of 629 bytes with two keywords, read by eye; the longest a loop up to the length
+    // limit.
     counts.sort_unstable();
     assert!(counts[0] >= 2 && (20..200).contains(&counts[10]), "a reasoning trace has some dozens of steps");
     assert!((20..400).contains(&median), "a step is about a sentence or a few");
@@ -724,7 +727,7 @@ fn real_r1_traces_in_tokens() {
     let mut named: Vec<_> = names.into_iter().zip(KEYWORDS).collect();
     named.sort_unstable_by(|a, b| b.cmp(a));
     println!("{}", named.iter().map(|(n, k)| format!("{k} {n}")).collect::<Vec<_>>().join(" · "));
-    // Short steps have noisy means: a fifth of all, and most of those are one loop's.
+    // Short steps have noisy means. They are a fifth of all steps, and most of them are from one loop.
     let rate = |sizes: &[usize]| short(sizes) as f64 / sizes.len() as f64;
     assert!((0.15..0.25).contains(&rate(&all)) && (0.04..0.1).contains(&rate(&of_closed)));
 }

@@ -1,5 +1,5 @@
-//! Tests of the tests: the comparison and the conformance cases must notice what is wrong, and only that. Once on data,
-//! once on real kernels whose text was changed and that run on a GPU adapter.
+//! Tests of the tests: the comparison and the conformance cases have to notice wrong results, and no others. They are
+//! tried on data, and on real kernels with changed text that run on a GPU adapter.
 use crate::common::*;
 use secateur::device::ComputeDevice;
 use secateur::kernels::cases::{self, Bound, Case, compare, noise};
@@ -48,7 +48,7 @@ fn data_that_is_wrong_is_refused_by_every_bound() {
         for (what, wrong) in &wrong {
             assert!(compare(&words(&right), wrong, ROW, bound).is_err(), "{bound:?} accepts {what}");
         }
-        // The twin left it alone, the kernel wrote: refused as well.
+        // A kernel that writes where the twin does not is refused as well.
         let mut sentinel = words(&right);
         sentinel[ROW] = POISON_WORD;
         assert!(compare(&sentinel, &words(&right), ROW, bound).is_err(), "{bound:?} accepts a write outside");
@@ -86,7 +86,7 @@ fn sums_may_be_reassociated_but_not_shortened() {
         let (a, b) = (noise(cols, 3, 1.0), noise(cols, 4, 1.0));
         let products: Vec<f32> = a.iter().zip(&b).map(|(a, b)| a * b).collect();
         let exact: f64 = a.iter().zip(&b).map(|(a, b)| *a as f64 * *b as f64).sum();
-        // The bound of matvec, of a row whose largest value is 1 or more.
+        // The bound of matvec for a row whose largest value is 1 or more.
         let bound = Bound::Relative(2e-6 * (cols as f64).sqrt());
         let judge = |sum: f32| compare(&words(&[exact as f32, 1.0]), &words(&[sum, 1.0]), 2, bound);
         let lanes = (0..8).map(|lane| products.iter().skip(lane).step_by(8).sum::<f32>()).sum();
@@ -102,7 +102,7 @@ fn sums_may_be_reassociated_but_not_shortened() {
     }
 }
 
-/// A kernel's cases and the words the twin answers with, output by output.
+/// The cases of a kernel, with the words of each output of the CPU twin.
 struct Expected(Vec<(Case, Vec<Vec<u32>>)>);
 
 impl Expected {
@@ -117,7 +117,7 @@ impl Expected {
         Self(cases)
     }
 
-    /// How many of the cases notice the change, of how many.
+    /// How many of the cases notice the change, and how many there are.
     fn noticed(&self, device: &ComputeDevice, replace: Option<(&'static str, String)>) -> (usize, usize) {
         let replaced = replace.as_ref().map(|r| r.0);
         let fails = |(case, expected): &&(Case, Vec<Vec<u32>>)| {
@@ -138,7 +138,7 @@ impl Expected {
     }
 }
 
-/// `shader`'s text with `from` replaced.
+/// The text of `shader` with `from` replaced by `to`.
 #[track_caller]
 fn mutant(shader: &'static str, from: &str, to: &str) -> Option<(&'static str, String)> {
     let text = variants().into_iter().find(|v| v.kernel == shader).expect("listed").text;
@@ -513,7 +513,7 @@ fn changed_kernels_are_noticed() {
     assert!(missed.is_empty(), "{missed:#?}");
 }
 
-/// Sums in another order, and arithmetic that is equivalent: all must pass.
+/// Sums in another order and equivalent arithmetic have to pass.
 #[test]
 fn reassociated_kernels_pass() {
     let _one = serial();

@@ -1,6 +1,6 @@
-//! Policies on models: what they measure against transformers, every scope and position mode against transformers' own
-//! cache with other evictions for each set, and whole runs of every policy in every mode, replayed by a decoder that
-//! has no cache to prune. What the numbers are: `tests/golden/README.md`.
+//! Policies on models. Their measurements are compared with transformers; every scope and position mode is compared
+//! with transformers' own cache, with other evictions for each set; and whole runs of every policy in every mode are
+//! replayed by a decoder without a cache to prune. `tests/golden/README.md` explains the numbers.
 use secateur::dtype::Dtype;
 use std::collections::HashSet;
 
@@ -27,7 +27,7 @@ fn floats(weights: &Weights, name: &str) -> Vec<f32> {
     as_f32(weights.tensor(name).expect("in the file").bytes)
 }
 
-/// The twin, and the adapter for one fixture of each architecture: it is slow where it is software.
+/// The CPU twin, and for one fixture of each architecture the adapter, which is slow if it is software.
 fn devices_for(name: &str) -> Vec<&'static secateur::device::ComputeDevice> {
     let one = ["qwen2-f16", "qwen3-f32", "llama3-bf16"].contains(&name);
     two().into_iter().take(if one { 2 } else { 1 }).collect()
@@ -54,7 +54,7 @@ fn sums(cache: &KvCache) -> Vec<f32> {
     (0..shape.layers).flat_map(layer).collect()
 }
 
-/// The latest queries' mean attention, `[layers, kv_heads, slots]`.
+/// The mean attention of the latest queries, `[layers, kv_heads, slots]`.
 fn window(model: &Decoder, cache: &mut KvCache, queries: usize) -> Vec<f32> {
     let means = model.observe(cache, 0, queries).expect("tracked");
     let read = block_on(read_u32(&means.iter().collect::<Vec<_>>())).expect("readable");
@@ -67,16 +67,18 @@ fn similarity(model: &Decoder, cache: &KvCache) -> Vec<f32> {
     read.iter().flat_map(|bytes| as_f32(bytes)).collect()
 }
 
-/// Of a whole measurement: relative to its largest value. Weights carry 1e-5 of themselves, keys and queries 1e-6.
+/// Bound of a measurement, relative to its largest value. Attention weights are exact to 1e-5, keys and queries to
+/// 1e-6.
 const MEASURED: f64 = 5e-5;
-/// Logits as in `golden.rs`.
+/// Bound of logits, as in `golden.rs`.
 const LOGITS: f64 = 1e-4;
-/// The reference is f64, transformers f32: what float64 differs by, of `tests/golden/README.md`.
+/// The reference computes in f64, transformers in f32: the difference that `tests/golden/README.md` gives for
+/// float64.
 const REFERENCE: f64 = 2e-5;
-/// Of whole runs: tokens of each, and from one pruning to the next.
+/// Tokens of a whole run, and tokens between two prunings.
 const TOKENS: usize = 60;
 const EVERY: usize = 16;
-/// With an f16 cache: keys and values that straddle a rounding boundary differ by a unit of 11 bits.
+/// Bound with an f16 cache, where keys and values at a rounding boundary differ by one unit of 11 bits.
 const HALVES: f64 = 2e-3;
 
 #[track_caller]
@@ -101,7 +103,7 @@ fn what_policies_measure_is_what_transformers_computes() {
                 let off = close(&format!("{place}: {what}"), &found, &floats(&golden, golden_name), MEASURED);
                 worst = worst.max(off);
             };
-            // A prompt in two chunks, then forgotten; the second time nothing of the first is left.
+            // A prompt in two chunks, which is then cleared. The second time, nothing of the first is left.
             let mut cached = cache(&fx, &model, Dtype::F32, Positions::Original, 16);
             for ids in [fx.ids("oracle.prompt.ids"), fx.ids("prompt.64.ids")] {
                 cached.clear(0).expect("it fits");
@@ -140,8 +142,8 @@ fn planned(fx: &Fixture, measures: &Weights, scope: Scope, event: usize, layer: 
     row.iter().copied().filter(|p| *p != u32::MAX).collect()
 }
 
-/// The pruning oracle for every scope and position mode: what transformers computes when each layer or head of its own
-/// cache loses other tokens, with keys that stay where they were or close ranks.
+/// The pruning oracle for every scope and position mode: the results of transformers if each layer or head of its own
+/// cache loses other tokens, and keys keep their positions or move up.
 #[test]
 fn every_scope_and_position_mode_decodes_as_transformers_does() {
     let _one = serial();
@@ -163,7 +165,7 @@ fn every_scope_and_position_mode_decodes_as_transformers_does() {
                 let mut cached = cache(&fx, &model, Dtype::F32, positions, 32);
                 let found = schedule(&fx, &model, &mut cached, scope, &evicted);
                 let off = close(&place, &found[found.len() - expected.len()..], &expected, LOGITS);
-                // A check that accepts the other mode is blind.
+                // The check has to refuse the other mode.
                 if scope == Scope::Shared {
                     let plain = fx.floats("oracle.logits");
                     assert!(error(&plain[plain.len() - expected.len()..], &expected) > 100.0 * LOGITS, "{place}");
@@ -174,8 +176,8 @@ fn every_scope_and_position_mode_decodes_as_transformers_does() {
     }
 }
 
-/// Keys that moved 80 times against keys computed where they stand now: layer 0's, which depend on their own tokens
-/// alone.
+/// Keys that moved 80 times, compared with keys computed for their present positions. The keys are those of layer 0,
+/// which depend on their own tokens only.
 #[test]
 fn keys_that_closed_ranks_eighty_times_are_rounded_once() {
     let _one = serial();
@@ -192,7 +194,8 @@ fn keys_that_closed_ranks_eighty_times_are_rounded_once() {
                     tokens.push(next(step));
                     decode(&model, &mut compact, next(step + 1));
                 }
-                // Two go: another pair each time, so that most tokens move every time and some stay for long.
+                // Two tokens are evicted, another pair each time, so that most tokens move every time and some stay
+                // long.
                 let n = tokens.len();
                 let gone = [gather * 5 % (n - 8), (gather * 11 + 3) % (n - 8)];
                 let kept: Vec<usize> = (0..n).filter(|slot| !gone.contains(slot)).collect();
@@ -235,7 +238,7 @@ fn keys_that_closed_ranks_eighty_times_are_rounded_once() {
     }
 }
 
-/// The architectures that whole runs are made with: biases, norms of heads, scaled frequencies.
+/// The architectures of whole runs: with biases, with norms of heads, with scaled frequencies.
 const MODELS: [&str; 3] = ["qwen2-f16", "qwen3-f32", "llama3-bf16"];
 const MODES: [(Scope, Positions); 6] = [
     (Scope::Shared, Positions::Original),
@@ -246,8 +249,8 @@ const MODES: [(Scope, Positions); 6] = [
     (Scope::Head, Positions::Compact),
 ];
 
-/// The reference itself: prompts, attention, sums, windows and the pruning oracle in every mode as transformers has
-/// them.
+/// The reference itself has prompts, attention, sums, windows and the pruning oracle in every mode as transformers
+/// has them.
 #[test]
 fn the_reference_is_what_transformers_computes() {
     for name in MODELS {
@@ -302,9 +305,8 @@ fn the_reference_is_what_transformers_computes() {
     }
 }
 
-/// A fixture whose text has steps: every third of the tokens that stand for bytes above 127, which no prompt of ours
-/// has, is a keyword instead. Random weights write one of the fixtures' own six keywords once in fifty tokens, if at
-/// all.
+/// A fixture whose text has steps. Every third token for a byte above 127, which no prompt here contains, is replaced
+/// by a keyword. With random weights, the fixtures' own six keywords appear at most once in fifty tokens.
 fn talkative(fx: &Fixture) -> ModelSource {
     let committed =
         std::fs::read_dir(directory(fx.name)).expect("committed").map(|entry| entry.expect("readable").path());
@@ -334,8 +336,8 @@ fn engine(fx: &Fixture, device: &secateur::device::ComputeDevice, kv: Dtype) -> 
     Engine::load(&talkative(fx), fx.name, device, &options, &mut |_, _| ()).expect("a good model")
 }
 
-/// What holds of every pruning, whatever the policy: never the prompt; exactly the budget, or what is protected;
-/// equally many in the heads of a layer.
+/// Checks what holds for every policy: the prompt stays; the budget is met exactly unless more is protected; all
+/// heads of a layer keep equally many.
 #[track_caller]
 fn check_prunings(trace: &Trace, sets: &Sets, budget: usize, place: &str) {
     let prompt = trace.prompt_ids.len();
@@ -364,8 +366,9 @@ struct Cell {
 }
 
 impl Cell {
-    /// Architectures and KV types go round in a Latin square: policy `i` runs in mode `j` with combination `(i + j) mod
-    /// 6` of three architectures and two KV types. So each policy meets each combination once, and so does each mode.
+    /// Architectures and KV types go round in a Latin square: policy `i` runs in mode `j` with combination `(i + j)
+    /// mod 6` of three architectures and two KV types. So each policy meets each combination once, and so does each
+    /// mode.
     fn all() -> Vec<Self> {
         let kinds: Vec<(&str, Dtype)> = [Dtype::F32, Dtype::F16].map(|kv| MODELS.map(|model| (model, kv))).concat();
         let cell = |policy, mode: usize| {
@@ -393,12 +396,12 @@ impl Cell {
         POLICIES[self.policy].needs()
     }
 
-    /// Thinking tokens to keep: not so few that a policy's own window leaves it no choice.
+    /// Thinking tokens to keep: enough that a policy's own window leaves it a choice.
     fn budget(&self) -> usize {
         12.max(self.measures().queries() + 6)
     }
 
-    /// Of tokens' costs and of importances.
+    /// Bounds of the costs of tokens and of importances.
     fn bounds(&self) -> (f64, f64) {
         if self.kv == Dtype::F32 { (LOGITS, MEASURED) } else { (HALVES, HALVES) }
     }
@@ -418,14 +421,14 @@ impl Cell {
         }
     }
 
-    /// What a run with [`options`](Self::options) must have done.
+    /// Checks what a run with [`options`](Self::options) has done.
     fn check(&self, trace: &Trace, config: &ModelConfig, place: &str) {
         let sets = Sets { scope: self.scope(), layers: config.num_layers, kv_heads: config.num_kv_heads };
         check_prunings(trace, &sets, self.budget(), place);
         let settings = &trace.settings;
         assert_eq!((settings.scope, settings.positions), (self.scope(), self.positions()));
         assert_eq!(trace.tokens.len(), TOKENS, "{place}");
-        // As often as it thought long enough; the last token is never forwarded.
+        // One pruning for each full interval of thinking; the last token is never forwarded.
         let thinking = trace.tokens[..TOKENS - 1].iter().take_while(|t| t.role != Role::ThinkClose);
         let dates = thinking.filter(|t| t.role == Role::Thinking).count() / EVERY;
         let prunes = POLICIES[self.policy].name() != "full";
@@ -446,7 +449,7 @@ fn lost(trace: &Trace) -> usize {
     trace.probes.iter().map(of).sum()
 }
 
-/// What was compared on a device.
+/// Counts of the comparisons on a device.
 struct Tally {
     runs: usize,
     alone: usize,
@@ -454,7 +457,7 @@ struct Tally {
     evictions: usize,
     /// With caches of f32 and of f16.
     found: [Replay; 2],
-    /// Wrong replays: of how many runs, and how many of them were refused.
+    /// How many runs were replayed wrongly, and how many of the wrong replays were refused.
     wrong: [(Evict, usize, usize); 5],
 }
 
@@ -471,7 +474,7 @@ impl Tally {
         self.found[(cell.kv == Dtype::F16) as usize].add(&found);
     }
 
-    /// Replays a run wrongly, in every way that differs. A check that accepts any of them is blind.
+    /// Replays a run in every wrong way that differs from the right one. The check has to refuse each.
     fn replay_wrongly(&mut self, cell: &Cell, reference: &Reference, trace: &Trace) {
         let alike = trace.probes.iter().all(|p| p.sets.windows(2).all(|pair| pair[0].evicted == pair[1].evicted));
         for (wrong, tried, refused) in &mut self.wrong {
@@ -483,11 +486,12 @@ impl Tally {
     }
 }
 
-/// Every policy in every scope and with both ways to count positions, whole runs on the twin and on an adapter: it
-/// keeps to its budget; where it may keep all, its probes change nothing; and every token is what a decoder without a
-/// cache would have chosen, had it lost sight of the same tokens at the same time.
+/// Whole runs of every policy in every scope and position mode, on the CPU twin and on an adapter. The run meets its
+/// budget; if the budget allows all tokens, its probes change nothing; and every token is the one that a decoder
+/// without a cache chooses if the same tokens are hidden from it at the same time.
 ///
-/// The runs of one fixture, KV type and position mode are made side by side; on an adapter each policy also once alone.
+/// The runs of one fixture, KV type and position mode are made side by side. On an adapter, each policy also runs
+/// alone.
 #[test]
 fn every_policy_runs_in_every_scope_and_position_mode() {
     let _one = serial();
@@ -521,7 +525,7 @@ fn every_policy_runs_in_every_scope_and_position_mode() {
                     let place = format!("{cell}, on {}", device.info.name);
                     let (keeping, pruned) = (&pair[0], &pair[1]);
                     assert_eq!(lost(keeping), 0, "{place}");
-                    // On an adapter the rows of a step may be added up in another order when there are fewer of them.
+                    // On an adapter, a step with fewer rows may sum in another order.
                     if twin {
                         assert_eq!(ids_of(keeping), ids_of(&traces[0]), "{place}: probes changed what was generated");
                         tally.replay_wrongly(cell, reference, pruned);
@@ -552,7 +556,7 @@ fn every_policy_runs_in_every_scope_and_position_mode() {
         println!("  replayed, caches of f32: {singles:?}\n  replayed, caches of f16: {halves:?}");
         for (wrong, tried, refused) in wrong.into_iter().filter(|_| twin) {
             println!("  replayed {wrong:?}: {refused} of {tried} refused");
-            // One token's difference may not show in any choice.
+            // A difference of one token need not change any choice.
             let least = if wrong == Evict::Late { tried * 4 / 5 } else { tried };
             assert!(tried >= 32 && refused >= least, "{wrong:?}: {refused} of {tried} refused: the replay is blind");
         }
@@ -579,11 +583,11 @@ fn ids_of(trace: &Trace) -> Vec<u32> {
     trace.tokens.iter().map(|t| t.id).collect()
 }
 
-/// With compact positions a run is bound by what is cached, not by how much it has written.
+/// With compact positions, the limit of a run is the number of cached tokens, not of written ones.
 #[test]
 fn a_compact_run_goes_on_past_the_context() {
     let _one = serial();
-    // No tokenizer: all of it counts as thinking, whatever the random model writes.
+    // Without a tokenizer every token counts as thinking, whatever the random model writes.
     let committed = ModelSource::directory(directory("qwen2-f16")).expect("committed");
     let names = ["config.json", "generation_config.json", "model.safetensors"];
     let source = ModelSource::memory(names.map(|n| (n, committed.read(n).expect("committed").to_vec())));
@@ -609,6 +613,6 @@ fn a_compact_run_goes_on_past_the_context() {
     let original = run(&Settings { positions: Positions::Original, ..options });
     let (n, prompt) = (original.trace.tokens.len(), original.trace.prompt_ids.len());
     assert_eq!((n + prompt, original.trace.stop_reason.clone()), (161, secateur::trace::StopReason::ContextFull));
-    // Up to the first eviction they are the same run.
+    // Up to the first eviction, both runs are the same.
     assert_eq!(ids_of(&original.trace)[..40], ids_of(&compact.trace)[..40]);
 }

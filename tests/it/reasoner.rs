@@ -1,4 +1,4 @@
-//! The model inside the binary against transformers: what `models/train/export.py` recorded in `golden.json`.
+//! The built-in model compared with transformers, whose results `models/train/export.py` recorded in `golden.json`.
 use crate::common;
 use secateur::builtin;
 use secateur::cache::CacheShape;
@@ -39,7 +39,7 @@ fn run(engine: &mut Engine, problem: &str, options: &Settings) -> RunResult {
     result
 }
 
-/// From the text of the problem to the last token: template, tokenizer, decoder, end.
+/// The whole path from the text of the problem to the last token: template, tokenizer, decoder, end.
 #[test]
 fn greedy_text_is_that_of_transformers() {
     let golden = golden();
@@ -56,7 +56,7 @@ fn greedy_text_is_that_of_transformers() {
     }
 }
 
-/// All problems side by side, one step for all of them at a time, sampled on the device.
+/// All problems side by side, each step for all of them at once, sampled on the device.
 #[test]
 fn greedy_ids_of_all_problems_at_once_are_those_of_transformers() {
     let _one = common::serial();

@@ -1,5 +1,5 @@
-//! One request: the same JSON comes to the same prompt and settings through the library and through the command line. (The page's
-//! part is in `tests/browser`, on the same requests.)
+//! One request: the same JSON comes to the same prompt and settings through the library and through the command line.
+//! (The page's part is in `tests/browser`, on the same requests.)
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

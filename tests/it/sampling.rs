@@ -1,5 +1,5 @@
-//! What is drawn on the device against what transformers' logits processors allow, and how often: every token they leave, in
-//! its share, and no other. The fixture is made by `tests/golden/make_sampling.py`.
+//! Tokens that are sampled on the device, compared with transformers' logits processors: every token that these allow
+//! is drawn in its share, and no other token is. `tests/golden/make_sampling.py` makes the fixture.
 use secateur::dtype::Dtype;
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use secateur::kernels::{self, TopKSpec};
 use secateur::sampling::{Sampler, Sampling};
 use serde_json::Value;
 
-/// Sequences that draw at once, each with a seed of its own.
+/// Sequences that are sampled at once, each with its own seed.
 const SEQS: usize = 64;
 const ROUNDS: usize = 40;
 
@@ -41,7 +41,7 @@ fn sampling(settings: &Value) -> Sampling {
     }
 }
 
-/// How often each token is drawn in `SEQS · ROUNDS` first steps, each of another seed.
+/// How often each token is drawn in `SEQS · ROUNDS` first steps with different seeds.
 fn draw(device: &ComputeDevice, logits: &[f32], prompt: &[u32], sampling: &Sampling) -> HashMap<u32, usize> {
     let vocab = logits.len();
     let shape = CacheShape { layers: 1, kv_heads: 1, head_dim: 8, dtype: Dtype::F32, seqs: SEQS, growth: 1 };
@@ -65,8 +65,8 @@ fn draw(device: &ComputeDevice, logits: &[f32], prompt: &[u32], sampling: &Sampl
     drawn
 }
 
-/// Pearson's chi-square over the allowed tokens, those of fewer than five expected draws taken together, in standard
-/// deviations from its mean. Fails on a token that is not allowed.
+/// Pearson's chi-square over the allowed tokens, in standard deviations from its mean. Tokens with fewer than five
+/// expected draws are taken together. Panics on a token that is not allowed.
 fn deviation(drawn: &HashMap<u32, usize>, allowed: &[(u32, f64)]) -> Result<f64, String> {
     let total: usize = drawn.values().sum();
     if let Some(id) = drawn.keys().find(|id| allowed.iter().all(|(a, _)| a != *id)) {
@@ -101,11 +101,11 @@ fn draws_follow_transformers() {
             let drawn = draw(device, &logits, &prompt, &settings);
             let off = deviation(&drawn, &allowed).unwrap_or_else(|e| panic!("{}: {settings:?}: {e}", device.info.name));
             println!("{}: {settings:?}: {} tokens allowed, {off:+.2} deviations", device.info.name, allowed.len());
-            // The seeds are fixed: this is no bet. A wrong temperature or order is off by dozens.
+            // The seeds are fixed, so the result is too. A wrong temperature or order is off by dozens.
             assert!(off < 4.0, "{}: {settings:?} is off by {off} deviations", device.info.name);
             ran += 1;
         }
-        // The check itself: the draws of one setting are refused as those of any other.
+        // A test of the check: it refuses the draws of one setting for any other.
         let drawn = draw(device, &logits, &prompt, &sampling(&cases[0]["settings"]));
         for other in &cases[1..] {
             assert!(deviation(&drawn, &allowed(other)).map_or(true, |off| off > 10.0), "{} passes", other["settings"]);
@@ -114,7 +114,8 @@ fn draws_follow_transformers() {
     assert_eq!(ran, two().len() * cases.len());
 }
 
-/// Candidates of whole vocabularies against a plain sort: the highest first, the lowest id first among equals, which are many.
+/// Candidates of whole vocabularies, compared with a plain sort: the highest logit first, and the lowest id first
+/// among equal logits, of which there are many.
 #[test]
 fn candidates_are_the_first_of_a_plain_sort() {
     let _one = serial();

@@ -1,5 +1,5 @@
-//! Every specialisation of every shader: validated, translated for every graphics API, and within the WebGPU baseline; and
-//! the files of `shaders/` and `src/kernels/` name each other.
+//! Every specialisation of every shader is valid, can be translated for every graphics API, and is within the WebGPU
+//! baseline. The files of `shaders/` and `src/kernels/` correspond.
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
@@ -21,7 +21,7 @@ fn stems(directory: &str, extension: &str) -> BTreeSet<String> {
 
 #[test]
 fn shaders_and_kernels_name_each_other() {
-    // Shared text, a kernel of two passes and one of two tilings.
+    // Shared text, a kernel with two passes, and one with two tilings.
     let of_kernel = |stem: &str| match stem {
         "attention_combine" => "attention".to_string(),
         "matmul_rows" => "matmul".to_string(),
@@ -40,7 +40,7 @@ fn shaders_and_kernels_name_each_other() {
     assert_eq!(listed, shaders.into_iter().filter(|s| !shared(s)).collect(), "files against specialisations");
     let tried: BTreeSet<String> = cases::all().iter().map(|c| c.kernel.to_string()).collect();
     assert_eq!(tried, own, "kernels without conformance cases");
-    // The text that is launched is the file's.
+    // The text that is launched is the text of the file.
     for variant in variants() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders").join(variant.kernel).with_extension("wgsl");
         assert_eq!(variant.text, std::fs::read_to_string(path).expect("listed"), "{}", variant.kernel);
@@ -55,7 +55,8 @@ struct Shape {
     members: usize,
 }
 
-/// Compares the uniform as naga lays it out with its Rust struct: names, types and offsets of the members, and the size.
+/// Compares the uniform as naga lays it out with its Rust struct: names, types and offsets of the members, and the
+/// size.
 fn check_uniform(module: &naga::Module, ty: naga::Handle<naga::Type>, rust: &[Member]) -> Result<(), String> {
     let naga::TypeInner::Struct { members, span } = &module.types[ty].inner else {
         return Err("the uniform is not a struct".into());
@@ -151,7 +152,7 @@ fn every_specialisation_translates_for_every_api() {
     }
 }
 
-/// What the launcher really passes: every case of every kernel, watched.
+/// Watches what the launcher passes in every case of every kernel.
 #[test]
 fn launches_pass_what_shaders_declare() {
     let _one = serial();
@@ -202,7 +203,7 @@ fn the_state_is_laid_out_as_shaders_read_it() {
     println!("{} constants of the state", declared.len());
 }
 
-/// Broken texts: each must be refused by the check that is there for it.
+/// Each broken text has to be refused by the check for that kind of error.
 #[test]
 fn broken_shaders_are_refused() {
     let good = variants().into_iter().find(|v| v.kernel == "rms_norm").expect("listed");
@@ -235,7 +236,8 @@ fn broken_shaders_are_refused() {
     assert!(shape(&good).is_ok() && translate(&good).is_ok());
 }
 
-/// The compiler of Chromium and Dawn, where it is installed. (The browser test compiles the shaders with it in any case.)
+/// Tint, the compiler of Chromium and Dawn, if it is installed. (The browser test compiles the shaders with it in any
+/// case.)
 #[test]
 fn tint_takes_every_specialisation() {
     if Command::new("tint").arg("--version").output().is_err() {
@@ -253,7 +255,7 @@ fn tint_takes_every_specialisation() {
     for variant in &list {
         tint(&variant.source()).unwrap_or_else(|said| panic!("{} {:?}: {said}", variant.kernel, variant.constants));
     }
-    // What naga lets pass: a barrier that only some invocations reach.
+    // naga accepts a barrier that only some invocations reach.
     let norm = list.iter().find(|v| v.kernel == "rms_norm").expect("listed").source();
     let divergent = norm.replace("if (!inside) { return; }", "if (thread == 0u) { workgroupBarrier(); }");
     assert!(divergent != norm && tint(&divergent).is_err(), "a barrier in divergent control flow passes");

@@ -1,9 +1,9 @@
 // What every part of the report's page needs: the data, elements, numbers as text, colours.
 //
-// The four files of this folder are ES modules for editors and type checkers. The page loads nothing, so src/report/html.rs
-// puts them into one script, in the order helpers, figures, reasoning, page, and drops `import` lines and the word `export`.
-// They therefore share one scope: a top-level name may exist only once. Text from a trace only ever becomes the content of
-// a text node.
+// The four files of this folder are ES modules for editors and type checkers. The page loads nothing, so
+// src/report/html.rs puts them into one script, in the order helpers, figures, reasoning, page, and drops `import`
+// lines and the word `export`. They therefore share one scope: a top-level name may exist only once. Text from a
+// trace only ever becomes the content of a text node.
 
 /**
  * The types are those of the structs in src/report/html.rs, field by field. A `| null` is an `Option` there.
@@ -78,7 +78,8 @@
  *
  * @typedef {object} Grid
  * @property {number} largest - the largest weight
- * @property {string} cells - base64; rows of bytes, 255 for the largest weight and 1 for DECADES powers of ten below it
+ * @property {string} cells - base64; rows of bytes, 255 for the largest weight and 1 for DECADES powers of ten below
+ *   it
  * @property {(Spread | null)[]} spread - of each row; null for a row without attention
  *
  * @typedef {object} Spread

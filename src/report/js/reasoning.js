@@ -5,8 +5,8 @@ export function reasoning(trace, id) {
   const probed = trace.probes.length > 0;
   /**
    * For each step, what each probe found.
-   * @type {{probe: number, importance: number | null, rank: number | undefined, ranked: number, share: number, cached: number,
-   *   evicted: number}[][]}
+   * @type {{probe: number, importance: number | null, rank: number | undefined, ranked: number, share: number,
+   *   cached: number, evicted: number}[][]}
    */
   const seen = trace.steps.map(() => []);
   trace.probes.forEach((probe, p) => {

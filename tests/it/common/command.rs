@@ -3,7 +3,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
-/// A committed model of the f16 fixture, as an argument.
+/// The directory of the f16 fixture.
 pub const F16: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/qwen2-f16");
 
 /// How a process ended, its stdout and its stderr.
@@ -19,7 +19,7 @@ pub fn secateur(args: &[&str]) -> Command {
     command
 }
 
-/// Whatever happened, it was no panic.
+/// The result of a process that ended, which must not have panicked.
 #[track_caller]
 pub fn done(output: Output) -> Ran {
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");

@@ -1,12 +1,13 @@
-//! What the tests of files share: judging a refusal, and finding real files.
+//! Helpers for the tests of files: they check refusals and find real files.
 //!
-//! Real files lie in `../shared/data`, or where `SECATEUR_SHARED` points. Without them those tests say so and skip; where
-//! the variable is set, they must be there.
+//! Real files are in `../shared/data`, or where `SECATEUR_SHARED` points. Without them, a test prints that it skips
+//! them; if the variable is set, they have to be there.
 use std::path::{Path, PathBuf};
 
 use secateur::{Error, ErrorKind};
 
-/// A line that the test runner does not swallow: CI lists what ran with real files and what was skipped.
+/// Prints a line past the test runner, which hides the output of tests that pass. CI lists these lines: what ran with
+/// real files, and what was skipped.
 macro_rules! report {
     ($($part:tt)*) => {{
         use std::io::Write;
@@ -15,7 +16,7 @@ macro_rules! report {
 }
 pub(crate) use report;
 
-/// The message of a failure; panics when there was none.
+/// The message of the error in `result`. Panics if there is none.
 #[track_caller]
 pub fn message<T>(result: Result<T, Error>) -> String {
     match result {
@@ -34,7 +35,7 @@ pub fn assert_says(message: &str, parts: &[&str]) {
     }
 }
 
-/// `../shared/data/NAME`, or `None` and a line that says so.
+/// The path of `../shared/data/NAME`. Without such a file, prints that and returns `None`.
 pub fn real(name: &str) -> Option<PathBuf> {
     let set = std::env::var_os("SECATEUR_SHARED");
     let root = set.clone().map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);
@@ -49,7 +50,7 @@ pub fn real(name: &str) -> Option<PathBuf> {
 
 type Failure = Box<dyn std::error::Error>;
 
-/// The texts of a set of vectors with their ids.
+/// The texts of a set of tokenizer vectors, each with its ids.
 pub fn vectors(folder: &Path, name: &str) -> Result<Vec<(String, Vec<u32>)>, Failure> {
     let texts = std::fs::read_to_string(folder.join(format!("{name}.inp")))?;
     let ids = std::fs::read_to_string(folder.join(format!("{name}.out")))?;

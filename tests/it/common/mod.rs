@@ -1,6 +1,7 @@
-//! What several modules need: the golden fixtures, the devices of this machine and how to judge a difference.
+//! What several modules need: the golden fixtures, the devices of this machine, and measures of error.
 //!
-//! `SECATEUR_REQUIRE=cpu,llvmpipe,swiftshader` (parts of adapters' names) makes a missing device a failure.
+//! `SECATEUR_REQUIRE=cpu,llvmpipe,swiftshader` lists parts of names of devices. A device that is listed and missing
+//! fails the tests.
 pub mod command;
 pub mod files;
 pub mod memory;
@@ -27,7 +28,7 @@ pub use pollster::block_on;
 /// The names of the fixtures in Hugging Face layout.
 pub const FIXTURES: [&str; 6] = ["qwen2-f32", "qwen2-f16", "qwen2-bf16", "qwen3-f32", "qwen3-yarn-f16", "llama3-bf16"];
 
-/// The names of those that are GGUF files, quantized and mixed.
+/// The names of the fixtures in GGUF files, with quantized and mixed weights.
 pub const GGUF_FIXTURES: [&str; 3] = ["gguf-qwen2-q8", "gguf-llama-q4", "gguf-qwen3-f16"];
 
 /// A model and what transformers computes for it: see `tests/golden/README.md`.
@@ -76,14 +77,14 @@ impl Fixture {
     }
 }
 
-/// Held by every test that launches on an adapter, so that one of them runs at a time. They measure an adapter's memory,
-/// and some replace shaders or fill outputs with NaN for the whole process.
+/// Held by every test that launches on an adapter, so that one of them runs at a time. They measure an adapter's
+/// memory, and some replace shaders or fill outputs with NaN for the whole process.
 pub fn serial() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(|failed| failed.into_inner())
 }
 
-/// Every device of this machine, opened once: the CPU twin first. Fails where `SECATEUR_REQUIRE` names another one.
+/// Every device of this machine, opened once; the CPU twin is first. Panics if `SECATEUR_REQUIRE` names another one.
 pub fn devices() -> &'static [ComputeDevice] {
     static OPEN: OnceLock<Vec<ComputeDevice>> = OnceLock::new();
     OPEN.get_or_init(|| {
@@ -92,7 +93,7 @@ pub fn devices() -> &'static [ComputeDevice] {
             if let Some(reason) = info.unfit() {
                 println!("SKIPPED {}: {reason}", info.line());
             } else if open.iter().all(|d| d.info.name != info.name) {
-                // Some drivers list an adapter that they then refuse. If it is required, it is missing below.
+                // Some drivers list an adapter that they refuse to open. If it is required, the check below fails.
                 match block_on(ComputeDevice::open_info(&info)) {
                     Ok(device) => open.push(device),
                     Err(e) => println!("SKIPPED {}: {e}", info.line()),
@@ -109,7 +110,8 @@ pub fn devices() -> &'static [ComputeDevice] {
     })
 }
 
-/// The best GPU adapter (software ones count, SwiftShader last: it is slow), or `None` and a line that says so.
+/// The best GPU adapter. Software adapters count; SwiftShader comes last, because it is slow. Without one, prints
+/// that and returns `None`.
 pub fn gpu() -> Option<&'static ComputeDevice> {
     let gpus = devices().iter().filter(|d| d.info.backend != "cpu");
     let found = gpus.min_by_key(|d| d.info.name.contains("SwiftShader"));
@@ -124,7 +126,7 @@ pub fn two() -> Vec<&'static ComputeDevice> {
     std::iter::once(&devices()[0]).chain(gpu()).collect()
 }
 
-/// Starts reading a float tensor: the copy is taken now.
+/// Starts to read a float tensor. The values are those of now, whatever overwrites the tensor later.
 pub fn start<const D: usize>(tensor: &Tensor<D>) -> Readback {
     read_f32(&[tensor])
 }
@@ -142,14 +144,14 @@ pub fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-/// The largest difference as a fraction of the largest expected magnitude; infinite for what is not finite or of
-/// another length. A check is `error(..) <= bound`.
+/// The largest difference as a fraction of the largest expected magnitude. It is infinite if a value is not finite or
+/// the lengths differ. Checks have the form `error(..) <= bound`.
 pub fn error(found: &[f32], expected: &[f32]) -> f64 {
     let largest = expected.iter().fold(0f64, |m, v| m.max(v.abs() as f64));
     difference(found, expected) / largest
 }
 
-/// The largest absolute difference; infinite as in [`error`].
+/// The largest absolute difference, infinite in the same cases as [`error`].
 pub fn difference(found: &[f32], expected: &[f32]) -> f64 {
     if found.len() != expected.len() || found.is_empty() || found.iter().any(|v| !v.is_finite()) {
         return f64::INFINITY;
@@ -157,12 +159,12 @@ pub fn difference(found: &[f32], expected: &[f32]) -> f64 {
     found.iter().zip(expected).fold(0f64, |m, (a, b)| m.max((*a as f64 - *b as f64).abs()))
 }
 
-/// Words of the device's state.
+/// The u32 words of the device's state.
 pub fn state_words(cache: &KvCache) -> Vec<u32> {
     as_u32(&block_on(cache.read_state()).expect("readable")[0])
 }
 
-/// Asserts that lengths, capacities and headers on the device are what the host believes.
+/// Asserts that lengths, capacities and headers on the device equal the host's copies.
 #[track_caller]
 pub fn assert_mirrored(cache: &KvCache) {
     let words = state_words(cache);
@@ -179,7 +181,7 @@ pub fn assert_mirrored(cache: &KvCache) {
     }
 }
 
-/// The cached rows of a sequence in a layer, keys then values, head by head: what is beyond the length left out.
+/// The cached rows of a sequence in a layer, without what lies beyond its length: keys, then values, head by head.
 pub fn rows(cache: &KvCache, layer: usize, seq: usize) -> Vec<u32> {
     let words = state_words(cache);
     let entry = &words[cache.table_offset(layer) + seq * state::ROW..][..state::ROW];
@@ -237,7 +239,7 @@ impl<F: Fn(usize, usize) -> usize> KeepSets for Kept<'_, F> {
     }
 }
 
-/// Positions after whose forward the fixtures' schedule evicts.
+/// The fixtures' schedule evicts after the forward pass of these positions.
 pub const EVENTS: [u32; 3] = [70, 100, 130];
 
 /// The fixtures' schedule with the given evictions of each layer and KV head; probes are forwarded and rolled back at

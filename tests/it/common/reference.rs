@@ -1,9 +1,9 @@
-//! A decoder that never had a cache to prune: the oracle for whatever is evicted, by whomever.
+//! A decoder without a cache to prune: the oracle for every eviction, whichever policy chose it.
 //!
-//! Plain loops in f64 over the stored weights. Every key and value there ever was stays; beside them stands, for each
-//! layer and KV head, the list of those that may still be seen. What a query sees is settled when it is forwarded, so
-//! later evictions do not reach back into rows that still saw the evicted. No kernel, no slot, no gather, no RoPE table
-//! of the library's is used; of its code only what reads config and weight files. `tests/policies.rs` holds it against
+//! It consists of plain loops in f64 over the stored weights. It keeps every key and value, and for each layer and KV
+//! head a list of the positions that may still be seen. What a query sees is settled when it is forwarded, so that a
+//! later eviction does not change rows that still saw the evicted tokens. It uses none of the library's kernels,
+//! slots, gathers or RoPE tables, only the code that reads config and weight files. `policies.rs` compares it with
 //! transformers.
 use secateur::dtype::Dtype;
 use std::f64::consts::TAU;
@@ -69,7 +69,7 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// For texts of up to `context` tokens.
+    /// A decoder for texts of up to `context` tokens.
     pub fn new(config: &ModelConfig, weights: &Weights, context: usize) -> Self {
         let values = |name: &str| -> Vec<f64> {
             let tensor = weights.tensor(name).unwrap_or_else(|e| panic!("{e}"));
@@ -116,7 +116,7 @@ impl Reference {
         }
     }
 
-    /// Pairs `i` and `i + d / 2` turned to where `position` is.
+    /// Rotates each pair `i`, `i + d / 2` to `position` (RoPE).
     fn rotated(&self, row: &[f64], position: usize) -> Vec<f64> {
         let half = row.len() / 2;
         let mut turned = row.to_vec();
@@ -127,7 +127,7 @@ impl Reference {
         turned
     }
 
-    /// Nothing read yet. `words` is what the cache stores keys and values as.
+    /// Begins a text. `words` is the type in which the cache stores keys and values.
     pub fn read(&self, positions: Positions, words: Dtype) -> Reading<'_> {
         let sets = self.config.num_layers * self.config.num_kv_heads;
         let queries = vec![Vec::new(); self.config.num_layers];
@@ -135,7 +135,7 @@ impl Reference {
     }
 }
 
-/// The angle by which a position turns pair `i`; Llama 3's scaling as its three cases of wavelengths.
+/// The angle by which a position rotates pair `i`. Llama 3's scaling is written as its three cases of wavelengths.
 fn frequency(config: &ModelConfig, i: usize) -> f64 {
     let plain = 1.0 / config.rope_theta.powf(2.0 * i as f64 / config.head_dim as f64);
     match &config.rope_scaling {
@@ -155,19 +155,20 @@ fn frequency(config: &ModelConfig, i: usize) -> f64 {
     }
 }
 
-/// What one KV head of one layer has of a text.
+/// The keys and values of a text in one KV head of one layer.
 #[derive(Clone, Default)]
 struct Head {
-    /// As they are stored: keys rotated where positions stay the original ones, both rounded as the cache rounds.
+    /// As the cache stores them: both are rounded as the cache rounds, and keys are rotated if positions stay the
+    /// original ones.
     keys: Vec<Vec<f64>>,
     values: Vec<Vec<f64>>,
     /// The positions that may be seen, ascending.
     seen: Vec<usize>,
-    /// The attention each position has had, the query heads of the group averaged.
+    /// The attention that each position has received, averaged over the query heads of the group.
     drawn: Vec<f64>,
 }
 
-/// A text that is being read, token by token.
+/// A text that is read token by token.
 #[derive(Clone)]
 pub struct Reading<'m> {
     model: &'m Reference,
@@ -175,7 +176,7 @@ pub struct Reading<'m> {
     words: Dtype,
     /// Tokens so far.
     read: usize,
-    /// Of them, those before the latest eviction.
+    /// How many of them came before the latest eviction.
     settled: usize,
     /// `[layer][KV head]`.
     heads: Vec<Head>,
@@ -183,7 +184,7 @@ pub struct Reading<'m> {
     queries: Vec<Vec<Vec<Vec<f64>>>>,
 }
 
-/// What a token gives.
+/// The results of one token.
 pub struct Given {
     pub logits: Vec<f64>,
     /// `[layer][query head]`: its attention weights over what the head may see, itself included, in the order of
@@ -197,7 +198,7 @@ impl Reading<'_> {
         &self.heads[layer * self.model.config.num_kv_heads + head].seen
     }
 
-    /// `gone(layer, KV head)` may not be seen by any token that is read from now on.
+    /// Hides the positions `gone(layer, KV head)` from every token that is read from now on.
     pub fn evict(&mut self, gone: impl Fn(usize, usize) -> Vec<u32>) {
         let kv_heads = self.model.config.num_kv_heads;
         let mut any = false;
@@ -220,7 +221,7 @@ impl Reading<'_> {
         }
     }
 
-    /// The weights of a rotated query over what `head` sees up to position `upto`.
+    /// The attention weights of a rotated query over the positions up to `upto` that `head` sees.
     fn weights(&self, head: &Head, query: &[f64], upto: usize) -> Vec<f64> {
         let scale = 1.0 / (query.len() as f64).sqrt();
         let dot = |(rank, position): (usize, &usize)| {
@@ -255,7 +256,7 @@ impl Reading<'_> {
             let (mut mixed, mut rotated, mut rows) = (Vec::new(), Vec::new(), Vec::new());
             for (g, (key, value)) in keys.iter().zip(&values).enumerate() {
                 let mut head = std::mem::take(&mut self.heads[l * c.num_kv_heads + g]);
-                // Where it stands: at its position, or behind those that are left.
+                // The position for RoPE: the original one, or the next one after those that are left.
                 let stands = if self.positions == Positions::Compact { head.seen.len() } else { position };
                 head.keys.push(match self.positions {
                     Positions::Original => self.rounded(&model.rotated(key, position)),
@@ -291,7 +292,7 @@ impl Reading<'_> {
         Given { logits, attention }
     }
 
-    /// What the last of `ids` gives when they are read next; they are then forgotten.
+    /// The results of the last of `ids` if they were read next. The text stays as it is.
     pub fn aside(&self, ids: &[u32]) -> Given {
         let mut aside = self.clone();
         ids.iter().map(|id| aside.forward(*id)).last().expect("something is read")

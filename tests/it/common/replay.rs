@@ -40,7 +40,8 @@ pub struct Replay {
     pub importance: f64,
     pub ids: usize,
     pub steps: usize,
-    /// By how much the reference's best logit leads the second, at each token, as a fraction of the largest magnitude.
+    /// By how much the reference's best logit leads the second, at each token, as a fraction of the largest
+    /// magnitude.
     pub margins: Vec<f64>,
 }
 
@@ -51,8 +52,8 @@ impl Replay {
     }
 }
 
-/// Reads a run's text with the reference, evicting what the run evicted when it did. Each token must be the reference's
-/// own choice, and the importance of each step what it measures.
+/// Reads a run's text with the reference, evicting what the run evicted when it did. Each token must be the
+/// reference's own choice, and the importance of each step what it measures.
 pub fn replay(reference: &Reference, kv: Dtype, trace: &Trace, probe_ids: &[u32], evict: Evict) -> Replay {
     let settings = &trace.settings;
     let scope = settings.scope;

@@ -1,0 +1,210 @@
+//! The other commands: report, devices, conformance, bench, inspect, and the help texts.
+use super::{broken, edit};
+use crate::common::command::{F16, fails, json, run};
+use serde_json::Value;
+use std::path::Path;
+
+#[test]
+fn report_makes_a_page_of_one_trace_or_two_and_refuses_others() {
+    let fixture = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/trace.json");
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let page = path("report.html");
+    for traces in [&[fixture][..], &[fixture, fixture]] {
+        let ran = run(&[&["report"], traces, &["-o", &page]].concat());
+        assert!(ran.code == Some(0) && ran.out.is_empty() && ran.err.contains("report.html"), "{}", ran.err);
+        let html = std::fs::read_to_string(&page).unwrap();
+        assert!(html.starts_with("<!doctype html>") && html.matches("\"name\":\"trace.json\"").count() == traces.len());
+    }
+    let good = std::fs::read_to_string(fixture).unwrap();
+    std::fs::write(path("newer"), good.replacen("\"version\":1", "\"version\":2", 1)).unwrap();
+    std::fs::write(path("other"), "[]").unwrap();
+    std::fs::write(path("binary"), [0xff, 0xfe]).unwrap();
+    fails(&run(&["report", &path("newer"), "-o", &page]), 2, &["another schema version", "newer", "found: 2"]);
+    fails(&run(&["report", &path("other"), "-o", &page]), 2, &["not a secateur trace", "other"]);
+    fails(&run(&["report", &path("binary"), "-o", &page]), 1, &["cannot be read", "binary"]);
+    fails(&run(&["report", &path("missing"), "-o", &page]), 1, &["cannot be read", "missing"]);
+    fails(&run(&["report", fixture, "-o", "/no/such/dir/r.html"]), 1, &["cannot be written", "/no/such/dir/r.html"]);
+    std::fs::write(path("trace"), &good).unwrap();
+    let over = run(&["report", fixture, &path("trace"), "-o", &path("trace")]);
+    fails(&over, 2, &["over its trace", "--output", &path("trace")]);
+    assert_eq!(std::fs::read_to_string(path("trace")).unwrap(), good);
+    let page_before = std::fs::read_to_string(&page).unwrap();
+    fails(&run(&["report", &path("other"), "-o", &page]), 2, &["not a secateur trace"]);
+    assert_eq!(std::fs::read_to_string(&page).unwrap(), page_before, "an earlier page stays");
+    fails(&run(&["report"]), 2, &["FILE.json"]);
+    fails(&run(&["report", fixture, fixture, fixture]), 2, &["unexpected"]);
+}
+
+#[test]
+fn devices_lists_the_cpu_last() {
+    let ran = run(&["devices", "--json"]);
+    let v = json(&ran);
+    let devices = v["devices"].as_array().unwrap();
+    assert_eq!(devices.last().unwrap()["backend"], "cpu");
+    assert!(devices.iter().all(|d| d.get("unfit").is_some() && d["max_binding_bytes"].is_u64()));
+    let table = run(&["devices"]);
+    assert!(table.out.lines().count() == devices.len() + 1 && table.out.contains("CPU twin"), "{}", table.out);
+}
+
+#[test]
+fn conformance_counts_what_ran_and_fails_on_what_is_missing() {
+    let v = json(&run(&["conformance", "--device", "cpu", "--require", "cpu", "--json"]));
+    let report = &v["reports"][0];
+    let cases = secateur::kernels::cases::all().len() as u64;
+    assert_eq!((report["passed"].as_u64(), report["failed"].as_u64()), (Some(cases), Some(0)));
+    let ran = run(&["conformance", "--device", "cpu", "--require", "cpu,voodoo2"]);
+    assert_eq!(ran.code, Some(1));
+    assert!(ran.out.contains("MISSING voodoo2") && ran.out.contains("attention_row"), "{}", ran.out);
+    assert_eq!(run(&["conformance", "--device", "voodoo2"]).code, Some(1));
+}
+
+#[test]
+fn bench_measures_and_adds_up() {
+    let args = ["bench", "--device", "cpu", "--model", F16, "--prompt", "16,300", "--decode", "9", "--repeat", "2"];
+    let v = json(&run(&[&args[..], &["--json"]].concat()));
+    let runs = v["runs"].as_array().unwrap();
+    assert_eq!(runs.iter().map(|r| r["prompt"].as_u64().unwrap()).collect::<Vec<_>>(), [16, 300]);
+    let copy = v["copy"]["bytes_per_second"]["median"].as_f64().unwrap();
+    assert!(v["copy"]["buffer_bytes"].as_u64().unwrap() >= 64 << 20 && copy > 0.0);
+    for r in runs {
+        for spread in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
+            let [min, median, max] = ["min", "median", "max"].map(|key| r[spread][key].as_f64().unwrap());
+            assert!(0.0 < min && min <= median && median <= max && max.is_finite(), "{spread}: {min} {median} {max}");
+        }
+        // 4 layers, keys and values, 3 KV heads of 32 values, 2 bytes each; a step sees prompt + 5 slots on average.
+        let slot = 4 * 2 * 3 * 32 * 2;
+        assert_eq!(r["kv_bytes_per_token"].as_u64().unwrap(), (r["prompt"].as_u64().unwrap() + 5) * slot);
+        let bytes = r["weight_bytes_per_token"].as_f64().unwrap() + r["kv_bytes_per_token"].as_f64().unwrap();
+        let rate = bytes * r["decode_tokens_per_second"]["median"].as_f64().unwrap();
+        assert!((r["decode_bytes_per_second"].as_f64().unwrap() / rate - 1.0).abs() < 1e-9);
+        assert!((r["decode_bandwidth_fraction"].as_f64().unwrap() / (rate / copy) - 1.0).abs() < 1e-9);
+        // The weights are not tied, so the embedding is not read as a whole.
+        assert!(r["weight_bytes_per_token"].as_u64() < v["weight_bytes"].as_u64());
+    }
+    // Sequences side by side share the weights that a step reads, not the cache.
+    let side = ["bench", "--device", "cpu", "--model", F16, "--prompt", "4", "--decode", "3", "--sequences", "1,3"];
+    let v = json(&run(&[&side[..], &["--repeat", "1", "--json"]].concat()));
+    let of = |i: usize, key: &str| v["runs"][i][key].as_u64().unwrap();
+    assert_eq!((of(0, "sequences"), of(1, "sequences")), (1, 3));
+    assert_eq!(of(1, "weight_bytes_per_token"), of(0, "weight_bytes_per_token") / 3);
+    assert_eq!(of(1, "kv_bytes_per_token"), of(0, "kv_bytes_per_token"));
+    let table = run(&args);
+    assert!(
+        table.code == Some(0) && table.out.contains("copy bandwidth") && table.out.contains("decode tok/s"),
+        "{}",
+        table.out
+    );
+    fails(&run(&["bench", "--decode", "0"]), 2, &["nothing to measure"]);
+    // The weights are missing, which shows that the refusal comes before they are read.
+    let unread = broken(|dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
+    let huge = usize::MAX.to_string();
+    for (more, parts) in [
+        (["--prompt", &huge], ["the lengths exceed the context", &huge]),
+        (["--decode", &huge], ["the lengths exceed the context", &huge]),
+        (["--sequences", &huge], ["--sequences", "at most 16384"]),
+    ] {
+        let args = ["bench", "--device", "cpu", "--model", unread.path().to_str().unwrap()];
+        fails(&run(&[&args[..], &more].concat()), 2, &parts);
+    }
+    let long = ["bench", "--device", "cpu", "--model", F16, "--prompt", "5000", "--decode", "1"];
+    fails(&run(&long), 2, &["the lengths exceed the context", "5000 + 1"]);
+    // Neither tokenizer nor template is needed.
+    let bare = broken(|dir| {
+        for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+            std::fs::remove_file(dir.join(name)).unwrap();
+        }
+    });
+    let bare = bare.path().to_str().unwrap();
+    assert_eq!(run(&["bench", "--device", "cpu", "--model", bare, "--prompt", "4", "--decode", "2"]).code, Some(0));
+}
+
+#[test]
+fn inspect_says_what_a_model_is() {
+    let v = json(&run(&["inspect", F16, "--json", "--context", "100,4096"]));
+    assert_eq!(v["architecture"], "Qwen2ForCausalLM");
+    assert_eq!((v["sizes"]["layers"].as_u64(), v["sizes"]["hidden"].as_u64()), (Some(4), Some(96)));
+    let file = std::fs::read(Path::new(F16).join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let parameters: usize = tensors.tensors().iter().map(|(_, t)| t.shape().iter().product::<usize>()).sum();
+    let bytes: usize = tensors.tensors().iter().map(|(_, t)| t.data().len()).sum();
+    assert_eq!(v["weights"]["parameters"].as_u64(), Some(parameters as u64));
+    assert_eq!(
+        (v["weights"]["bytes"].as_u64(), v["weights"]["types"][0]["type"].as_str()),
+        (Some(bytes as u64), Some("F16"))
+    );
+    assert_eq!((&v["probe"]["feasible"], &v["text"]["thinking"]), (&true.into(), &"template_opens".into()));
+    assert_eq!(v["text"]["thinking_switch"], false);
+    // 100 positions are rounded up to 128 slots, with 4 layers, keys and values, 3 heads and 32 values.
+    let kv: Vec<u64> = v["memory"].as_array().unwrap().iter().map(|m| m["kv_bytes"].as_u64().unwrap()).collect();
+    assert_eq!(kv, [128 * 768 * 2, 128 * 768 * 4, 4096 * 768 * 2, 4096 * 768 * 4]);
+
+    let table = run(&["inspect", F16]);
+    for part in ["Qwen2ForCausalLM", "the template opens <think>", "possible: </think> is one token", "KV f16"] {
+        assert!(table.out.contains(part), "{part:?} is missing from:\n{}", table.out);
+    }
+    // Without a tokenizer a model still runs.
+    let wordless = broken(|dir| std::fs::remove_file(dir.join("tokenizer.json")).unwrap());
+    let ran = run(&["inspect", wordless.path().to_str().unwrap()]);
+    assert!(ran.code == Some(0) && ran.out.contains("problem: the model has no tokenizer.json"), "{}", ran.out);
+    // A shard that the index names is missing.
+    let sharded = broken(|dir| {
+        std::fs::remove_file(dir.join("model.safetensors")).unwrap();
+        let index = "{\"weight_map\": {\"model.norm.weight\": \"model-00001-of-00002.safetensors\"}}";
+        std::fs::write(dir.join("model.safetensors.index.json"), index).unwrap();
+    });
+    let ran = run(&["inspect", sharded.path().to_str().unwrap()]);
+    assert!(ran.code == Some(1) && ran.out.contains("Qwen2ForCausalLM"), "{}", ran.out);
+    assert!(ran.err.contains("model-00001-of-00002.safetensors"), "{}", ran.err);
+    let bare = broken(|dir| {
+        std::fs::remove_file(dir.join("tokenizer.json")).unwrap();
+        std::fs::remove_file(dir.join("model.safetensors")).unwrap();
+    });
+    let ran = run(&["inspect", bare.path().to_str().unwrap(), "--json"]);
+    assert!(ran.code == Some(1) && ran.err.contains("safetensors"), "without weights it is none: {}", ran.err);
+    let v: Value = serde_json::from_str(&ran.out).expect("all that can be said is said");
+    assert_eq!(
+        (v["problems"].as_array().unwrap().len(), &v["weights"], &v["probe"]["feasible"]),
+        (2, &Value::Null, &false.into())
+    );
+    assert_eq!(json(&run(&["inspect", "--json"]))["model"], "built-in");
+    let huge = usize::MAX.to_string();
+    for (context, parts) in [
+        ("0", &["--context", "at least 1", "found: 0", "help:"][..]),
+        (&huge, &["at most 4096", &huge, "help:"]),
+        ("64,4097", &["4097"]),
+    ] {
+        fails(&run(&["inspect", F16, "--context", context]), 2, parts);
+    }
+    // Sizes that no tensor has: the message is about the weights, and no sum overflows.
+    let wide = broken(|dir| {
+        edit(dir.join("config.json"), |text| {
+            let text = text.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 268435456");
+            let text = text.replace("\"hidden_size\": 96", "\"hidden_size\": 268435456");
+            let text = text.replace("\"num_attention_heads\": 3", "\"num_attention_heads\": 134217728");
+            text.replace("\"num_key_value_heads\": 3", "\"num_key_value_heads\": 134217728")
+        });
+    });
+    fails(&run(&["inspect", wide.path().to_str().unwrap()]), 1, &["more bytes than can be counted", "config.json"]);
+    fails(&run(&["inspect", "/no/such/dir"]), 1, &["not a directory"]);
+}
+
+#[test]
+fn help_shows_examples_and_the_exit_codes() {
+    for command in [
+        None,
+        Some("run"),
+        Some("report"),
+        Some("bench"),
+        Some("inspect"),
+        Some("calibrate"),
+        Some("devices"),
+        Some("conformance"),
+    ] {
+        let ran = run(&command.into_iter().chain(["--help"]).collect::<Vec<_>>());
+        assert!(ran.code == Some(0) && ran.out.contains("Exit codes") && ran.out.contains("130"), "{}", ran.out);
+        let example = format!("Examples:\n  {}", command.map_or("secateur run".into(), |c| format!("secateur {c}")));
+        assert!(ran.out.contains(&example), "{}", ran.out);
+    }
+    assert!(run(&["--version"]).out.contains(env!("CARGO_PKG_VERSION")));
+}
