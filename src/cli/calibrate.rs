@@ -16,6 +16,7 @@ use super::model;
 use super::options::{self, PruningArgs};
 use super::screen;
 use super::signals::{self, Signal};
+use super::text;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -191,8 +192,7 @@ impl Args {
     }
 
     fn problems(&self) -> Result<Vec<Problem>> {
-        let text = std::fs::read_to_string(&self.data)
-            .map_err(|e| Error::new(ErrorKind::Io, "the questions cannot be read").at(self.data.display()).found(e))?;
+        let text = text::read(&self.data, "the questions")?;
         let mut problems = problems::read(&text, &self.data.display().to_string())?;
         if let Some(wanted) = self.problems {
             if wanted > problems.len() {

@@ -12,7 +12,7 @@ use secateur::steps::Boundaries;
 use secateur::{Error, ErrorKind, Result, builtin, probe};
 use serde::{Serialize, Serializer};
 
-use super::text;
+use super::{fields, text};
 
 /// What `run` takes beyond what `calibrate` takes too.
 #[derive(Debug, clap::Args, Serialize)]
@@ -119,19 +119,12 @@ pub fn read_request(path: &Path) -> Result<Request> {
     if path.as_os_str() == "-" {
         return Request::from_json(&super::stdin::read_prompt()?).map_err(|e| e.at("stdin"));
     }
-    let failed = |e| Error::new(ErrorKind::Io, "the request cannot be read").at(path.display()).found(e);
-    let bytes = std::fs::read(path).map_err(failed)?;
-    let text = text::decode(bytes).map_err(|(at, found)| {
-        Error::new(ErrorKind::Input, "the request is not UTF-8")
-            .at(format!("{}, byte {at}", path.display()))
-            .found(found)
-    })?;
-    Request::from_json(&text).map_err(|e| e.at(path.display()))
+    Request::from_json(&text::read(path, "the request")?).map_err(|e| e.at(path.display()))
 }
 
 /// Element types that a KV cache may have: the parser of `--kv`.
 pub fn kv(text: &str) -> Result<Dtype, String> {
-    Dtype::for_cache(text).map_err(|e| e.to_string())
+    Dtype::for_cache(text).map_err(|e| fields::as_options(&e.to_string()))
 }
 
 /// Refuses a context without positions.
@@ -165,7 +158,7 @@ fn ids(text: &str) -> Result<Ids, String> {
 }
 
 fn parsed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|e: Error| e.to_string())
+    text.parse().map_err(|e: Error| fields::as_options(&e.to_string()))
 }
 
 /// JSON has no number for these, and no setting has a use for them.

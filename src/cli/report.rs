@@ -6,6 +6,8 @@ use secateur::report::html;
 use secateur::trace::Trace;
 use secateur::{Error, ErrorKind, Result};
 
+use super::text;
+
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Traces written by `secateur run --trace FILE` or by the browser page. Two traces are shown side by side.
@@ -36,7 +38,5 @@ fn name(file: &Path) -> String {
 }
 
 fn read(file: &Path) -> Result<Trace> {
-    let unreadable = |e| Error::new(ErrorKind::Io, "a trace cannot be read").at(file.display()).found(e);
-    let text = std::fs::read_to_string(file).map_err(unreadable)?;
-    Trace::from_json(&text).map_err(|e| e.at(file.display()))
+    Trace::from_json(&text::read(file, "a trace")?).map_err(|e| e.at(file.display()))
 }

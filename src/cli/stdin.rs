@@ -29,7 +29,7 @@ pub fn read_prompt() -> Result<String> {
     let mut prompt = text::decode(bytes).map_err(|(at, found)| {
         Error::new(ErrorKind::Input, "the prompt is not UTF-8")
             .at(format!("stdin, byte {at}"))
-            .expected("text in UTF-8, or in UTF-16 with a byte order mark")
+            .expected(text::ENCODINGS)
             .found(found)
     })?;
     if prompt.ends_with('\n') {

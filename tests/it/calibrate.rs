@@ -374,7 +374,7 @@ fn what_cannot_be_calibrated_is_refused_at_once() {
     for (data, code, parts) in [
         ("/no/such/file.jsonl".to_string(), 1, &["the questions cannot be read", "/no/such/file.jsonl"][..]),
         (dir.path().to_str().unwrap().into(), 1, &["the questions cannot be read"]),
-        (write("latin", b"caf\xe9"), 1, &["the questions cannot be read", "UTF-8"]),
+        (write("latin", b"caf\xe9"), 2, &["the questions cannot be read", "latin, byte 3", "UTF-8"]),
         (write("empty", b" \n\n"), 2, &["no questions", "empty"]),
         (write("text", b"What is 1 + 1?"), 2, &["not a question with an answer", "text, line 1", "expected:"]),
         (
