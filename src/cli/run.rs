@@ -146,6 +146,10 @@ pub fn main(args: Args) -> Result<ExitCode> {
         // It changes what was sampled, so that it is said in any case.
         true => screen::missed(&result).iter().for_each(|missed| warnings::warn(missed)),
     }
+    // Stdout is empty then, and a program that reads it would take that for the answer.
+    if args.answer_only && result.answer.is_empty() && result.error.is_none() {
+        warnings::warn(&format!("no answer came: {}", screen::ended(&result)));
+    }
     written?;
     match result.error {
         Some(e) => Err(e),

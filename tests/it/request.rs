@@ -206,6 +206,11 @@ fn the_answer_is_given_without_the_thinking() {
     assert_eq!(whole["thinking_unfinished"], false);
     let only = run(&["--answer-only", "--quiet"]);
     assert_eq!(String::from_utf8_lossy(&only.stdout), format!("{answer}\n"));
+    // An empty stdout must not pass for an answer.
+    let cut = run(&["--answer-only", "--quiet", "--max-new-tokens", "5"]);
+    let errors = String::from_utf8_lossy(&cut.stderr).into_owned();
+    assert!(cut.stdout.is_empty() && cut.status.success(), "{errors}");
+    assert!(errors.contains("warning: no answer came") && errors.contains("still thinking"), "{errors}");
 }
 
 #[test]
