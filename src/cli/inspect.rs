@@ -2,9 +2,11 @@
 use std::process::ExitCode;
 
 use secateur::cache::CacheShape;
+use secateur::device::ComputeDevice;
 use secateur::dtype::Dtype;
 use secateur::engine::GROWTH;
 use secateur::model::config::{ModelConfig, RopeScaling};
+use secateur::model::decoder;
 use secateur::probe;
 use secateur::text::{ChatTemplate, Message, RenderOptions, ThinkingState, Tokenizer};
 use secateur::weights::{ModelSource, Weights};
@@ -37,7 +39,7 @@ struct Inspection {
     text: Text,
     probe: Feasible,
     memory: Vec<Memory>,
-    /// What is missing or malformed; what needs it fails.
+    /// What is missing, malformed or not supported, one error each. Whatever needs it fails.
     problems: Vec<String>,
 }
 
@@ -144,28 +146,30 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         Some(model) => model::open(model, false, false)?,
         None => (builtin::source(), builtin::NAME.to_string()),
     };
-    let (inspection, broken) = inspect(&source, name, &args.context)?;
+    let (inspection, unfit) = inspect(&source, name, &args.context)?;
     match args.json {
         true => super::print_json(&inspection)?,
         false => super::print(&report(&inspection))?,
     }
-    // Without a tokenizer or template a model still runs (--ids, --raw); without its weights it is none.
-    broken.map_or(Ok(ExitCode::SUCCESS), Err)
+    // Without a tokenizer or a chat template a model still runs, with --ids or --raw.
+    unfit.map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
-/// What there is to say, and what is wrong with the weights.
+/// The inspection, and why `run` would refuse the model, if it would.
 fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(Inspection, Option<Error>)> {
     let config = ModelConfig::load(source)?;
     contexts.iter().try_for_each(|context| config.context(Some(*context)).map(|_| ()))?;
     let mut problems = Vec::new();
     let mut keep = |error: Error| problems.push(error.to_string());
-    let (weights, broken) = match Weights::open(source).and_then(|weights| stored(&weights)) {
-        Ok(weights) => (Some(weights), None),
-        Err(e) => {
-            keep(e.clone());
-            (None, Some(e))
-        }
+    let opened = Weights::open(source).and_then(|weights| Ok((stored(&weights)?, weights)));
+    let checked = match &opened {
+        Ok((_, weights)) => check_weights(&config, weights),
+        Err(e) => Err(e.clone()),
     };
+    let errors: Vec<Error> = [check_dimensions(&config, source), checked].into_iter().filter_map(Result::err).collect();
+    errors.iter().for_each(|error| keep(error.clone()));
+    let unfit = errors.into_iter().next();
+    let weights = opened.ok().map(|(stored, _)| stored);
     let tokenizer = Tokenizer::load(source).map_err(&mut keep).ok();
     let template = ChatTemplate::load(source).map_err(&mut keep).ok();
 
@@ -249,7 +253,25 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
         memory,
         problems,
     };
-    Ok((inspection, broken))
+    Ok((inspection, unfit))
+}
+
+/// Refuses dimensions that the kernels cannot run on any device. The CPU has no limits of its own, and one position
+/// needs the least memory, so only these dimensions can fail here.
+fn check_dimensions(config: &ModelConfig, source: &ModelSource) -> Result<()> {
+    decoder::check_device(config, 1, 1, &ComputeDevice::cpu()).map_err(|e| e.at(source.place_of("config.json")))
+}
+
+/// Refuses weights that loading would refuse, as far as names, shapes and element types show it: a missing embedding or
+/// head, and matrices of a type that secateur does not compute with. No values are read.
+fn check_weights(config: &ModelConfig, weights: &Weights) -> Result<()> {
+    let shape = [config.vocab_size, config.hidden_size];
+    weights.expect("model.embed_tokens.weight", &shape)?.packed_dtype()?;
+    if !config.tie_word_embeddings {
+        weights.expect("lm_head.weight", &shape)?.packed_dtype()?;
+    }
+    let matrices = weights.names().filter(|name| name.starts_with("model.layers.") && name.ends_with("_proj.weight"));
+    matrices.map(|name| weights.tensor(name)?.packed_dtype().map(drop)).collect()
 }
 
 /// Parameters and bytes, by element type in the order of their first tensor's name.

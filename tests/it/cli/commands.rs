@@ -178,6 +178,14 @@ fn inspect_says_what_a_model_is() {
     ] {
         fails(&run(&["inspect", F16, "--context", context]), 2, parts);
     }
+    // What `run` refuses, `inspect` refuses too.
+    let unfit = |from: &str, to: &str| broken(|dir| edit(dir.join("config.json"), |text| text.replace(from, to)));
+    let heads = unfit("\"hidden_size\": 96", "\"hidden_size\": 768");
+    let ran = run(&["inspect", heads.path().to_str().unwrap()]);
+    assert!(ran.code == Some(1) && ran.out.contains("problem: the kernels cannot run this head_dim"), "{}", ran.out);
+    fails(&ran, 1, &["the kernels cannot run this head_dim", "at most 128", "config.json"]);
+    let narrow = unfit("\"hidden_size\": 96", "\"hidden_size\": 84");
+    fails(&run(&["inspect", narrow.path().to_str().unwrap()]), 1, &["hidden_size", "a multiple of 8"]);
     // Sizes that no tensor has: the message is about the weights, and no sum overflows.
     let wide = broken(|dir| {
         edit(dir.join("config.json"), |text| {
