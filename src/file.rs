@@ -1,4 +1,4 @@
-//! Files that are written whole or not at all, and whose writing is refused early if it cannot work.
+//! Writes files atomically, and checks early whether a file can be written.
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -7,38 +7,39 @@ use tempfile::NamedTempFile;
 
 use crate::{Error, ErrorKind, Result};
 
-/// Refuses a file that cannot be written before the work that it is meant for begins. The file keeps its contents.
+/// Checks whether a file can be written, so that hours of work are not lost at the end. The file is not changed.
 ///
 /// # Errors
-/// For a directory, a file that is protected, and a folder that is missing or takes no new files.
+/// If `file` is a directory or write-protected, or if its folder is missing or does not allow new files.
 pub fn check_writable(file: &Path) -> Result<()> {
     let Target::File(target) = Target::of(file)? else { return Ok(()) };
-    let exists = exists(&target).map_err(|e| failed(file, e))?;
+    let exists = exists(&target).map_err(|e| write_error(file, e))?;
     match beside(&target) {
-        Ok(part) => part.close().map_err(|e| failed(file, e)),
-        // It will be written where it stands.
+        Ok(part) => part.close().map_err(|e| write_error(file, e)),
+        // The file will be overwritten in place.
         Err(e) if exists && only_in_place(&e) => Ok(()),
-        Err(e) => Err(failed(file, e)),
+        Err(e) => Err(write_error(file, e)),
     }
 }
 
-/// Writes a file atomically: readers see the old file or the new one, never a part. Links are followed, permissions are kept, and
-/// a pipe or a device is written to. Only a file that cannot be replaced is overwritten in its place.
+/// Writes a file atomically: readers see the old file or the new one, never a part. Links are followed, and
+/// permissions are kept. A pipe or a device is written to directly. A file that may be written but not replaced is
+/// overwritten in place, which is not atomic.
 ///
 /// # Errors
-/// As [`check_writable`], and when the disk fails or is full; then the old file stays.
+/// Those of [`check_writable`], and errors of the disk, for example if it is full. The old file is then unchanged.
 pub fn write_whole(file: &Path, text: &str) -> Result<()> {
     let written = match Target::of(file)? {
         Target::Stream => fs::write(file, text),
         Target::File(target) => replace(&target, text),
     };
-    written.map_err(|e| failed(file, e))
+    written.map_err(|e| write_error(file, e))
 }
 
-/// Writes the file `target`, which is no link, in the way of [`write_whole`].
+/// Writes the file `target`, which must not be a link, as [`write_whole`] does.
 ///
 /// # Errors
-/// What the system says.
+/// Those of the system.
 pub(crate) fn replace(target: &Path, text: &str) -> io::Result<()> {
     replace_by(target, text, beside)
 }
@@ -60,7 +61,7 @@ fn replace_by(target: &Path, text: &str, beside: impl FnOnce(&Path) -> io::Resul
     }
 }
 
-/// Whether there is a file. One that is protected is an error: replacing it would get round its protection.
+/// Whether the file exists. A write-protected file is an error, because replacing it would circumvent the protection.
 fn exists(target: &Path) -> io::Result<bool> {
     match OpenOptions::new().append(true).open(target) {
         Ok(_) => Ok(true),
@@ -69,41 +70,42 @@ fn exists(target: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether `e` means that a file cannot be replaced although it may be written: its folder takes no new files, or the file itself
-/// is a mount point. After any other failure, such as a full disk, writing in place would lose what the file holds.
+/// Whether `e` means that a file can be written but not replaced: its folder does not allow new files, or the file is
+/// a mount point. After any other error, such as a full disk, writing in place could destroy the contents of the
+/// file.
 fn only_in_place(e: &io::Error) -> bool {
     use io::ErrorKind::{CrossesDevices, PermissionDenied, ReadOnlyFilesystem, ResourceBusy};
     matches!(e.kind(), PermissionDenied | ReadOnlyFilesystem | ResourceBusy | CrossesDevices)
 }
 
-/// What a path leads to.
+/// What is at a path.
 enum Target {
-    /// A file, or the place for one, links followed.
+    /// A file, or the path of a file that can be created. Links have been followed.
     File(PathBuf),
-    /// A pipe, a terminal, /dev/null: nothing that could be replaced.
+    /// A pipe, a terminal or a device such as /dev/null, which cannot be replaced.
     Stream,
 }
 
 impl Target {
     fn of(file: &Path) -> Result<Self> {
-        let wrong = |found: &str| {
+        let invalid = |found: &str| {
             Error::new(ErrorKind::Io, "a file cannot be written")
                 .at(format!("{file:?}"))
                 .expected("a file")
                 .found(found)
         };
         match fs::metadata(file) {
-            Ok(there) if there.is_dir() => Err(wrong("a directory")),
+            Ok(there) if there.is_dir() => Err(invalid("a directory")),
             Ok(there) if !there.is_file() => Ok(Self::Stream),
-            Ok(_) => Ok(Self::File(fs::canonicalize(file).map_err(|e| failed(file, e))?)),
-            Err(_) if file.file_name().is_none() => Err(wrong("no name of a file")),
+            Ok(_) => Ok(Self::File(fs::canonicalize(file).map_err(|e| write_error(file, e))?)),
+            Err(_) if file.file_name().is_none() => Err(invalid("no file name")),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::File(behind_links(file))),
-            Err(e) => Err(failed(file, e)),
+            Err(e) => Err(write_error(file, e)),
         }
     }
 }
 
-/// Where a link that leads to nothing leads. (Links in a circle are an error before it.)
+/// The path at the end of a chain of links whose last target does not exist. (A circle of links has failed before.)
 fn behind_links(file: &Path) -> PathBuf {
     let mut end = file.to_path_buf();
     for _ in 0..40 {
@@ -113,22 +115,23 @@ fn behind_links(file: &Path) -> PathBuf {
     end
 }
 
-/// A new file in the folder of `target`, with the permissions that a new file has. It is removed when dropped.
+/// A temporary file in the folder of `target`, with the permissions of an ordinary new file. It is removed when
+/// dropped.
 fn beside(target: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(".secateur-").suffix(".part");
-    // A temporary file is private otherwise. The umask still applies.
+    // Without this, only the owner could read the file. The umask still applies.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty());
     builder.tempfile_in(folder.unwrap_or(Path::new(".")))
 }
 
-fn failed(file: &Path, e: io::Error) -> Error {
+fn write_error(file: &Path, e: io::Error) -> Error {
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     let missing = folder.is_some_and(|folder| !folder.exists());
     let error = Error::new(ErrorKind::Io, "a file cannot be written").at(file.display()).found(e);
-    if missing { error.help("make its folder first") } else { error }
+    if missing { error.help("create its folder first") } else { error }
 }
 
 #[cfg(test)]
@@ -147,7 +150,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.json");
         check_writable(&file).unwrap();
-        assert!(names(dir.path()).is_empty(), "looking leaves nothing");
+        assert!(names(dir.path()).is_empty(), "checking leaves no file");
         fs::write(&file, "old, and longer").unwrap();
         check_writable(&file).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "old, and longer");
@@ -157,11 +160,11 @@ mod tests {
     }
 
     #[test]
-    fn places_that_are_no_files_are_refused() {
+    fn paths_that_cannot_be_files_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("no/such/file");
         for (file, part) in
-            [(dir.path(), "a directory"), (&missing, "make its folder first"), (Path::new(""), "no name")]
+            [(dir.path(), "a directory"), (&missing, "create its folder first"), (Path::new(""), "no file name")]
         {
             for e in [check_writable(file).unwrap_err(), write_whole(file, "x").unwrap_err()] {
                 assert!(e.to_string().contains("cannot be written") && e.to_string().contains(part), "{e}");
@@ -171,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_written_whole_leaves_the_old_file() {
+    fn a_failed_write_leaves_the_old_file() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("a.json");
         fs::write(&file, "old").unwrap();
@@ -179,7 +182,7 @@ mod tests {
         replace_by(&file, "new", fails(io::ErrorKind::StorageFull)).unwrap_err();
         assert_eq!(fs::read_to_string(&file).unwrap(), "old");
         replace_by(&file, "new", fails(io::ErrorKind::PermissionDenied)).unwrap();
-        assert_eq!(fs::read_to_string(&file).unwrap(), "new", "its folder takes no new files");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new", "its folder does not allow new files");
         replace_by(&dir.path().join("b.json"), "new", fails(io::ErrorKind::PermissionDenied)).unwrap_err();
         assert_eq!(names(dir.path()), ["a.json"]);
         use io::ErrorKind::{Other, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, ResourceBusy, StorageFull};
@@ -189,7 +192,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn protected_files_stay_and_protected_folders_are_written_in() {
+    fn protected_files_are_kept_and_files_in_protected_folders_are_written() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let allow = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
@@ -197,7 +200,7 @@ mod tests {
         fs::write(&file, "old").unwrap();
         allow(&file, 0o444);
         if OpenOptions::new().append(true).open(&file).is_ok() {
-            return eprintln!("skipped: permissions do not bind this user (root)");
+            return eprintln!("skipped: permissions do not apply to this user (root)");
         }
         for e in [check_writable(&file).unwrap_err(), write_whole(&file, "new").unwrap_err()] {
             assert!(e.to_string().contains("cannot be written"), "{e}");
@@ -226,13 +229,13 @@ mod tests {
         assert_eq!(fs::read_to_string(&file).unwrap(), "new");
         assert!(link.symlink_metadata().unwrap().is_symlink());
         assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
-        // A new file is as public as the umask has it, not private as temporary files are.
+        // The umask decides who can read a new file, although temporary files are private.
         let (new, ordinary) = (dir.path().join("new"), dir.path().join("ordinary"));
         write_whole(&new, "x").unwrap();
         fs::write(&ordinary, "x").unwrap();
         let mode = |file: &Path| fs::metadata(file).unwrap().permissions().mode();
         assert_eq!(mode(&new), mode(&ordinary));
-        // Links to what is not there yet.
+        // Links to a file that does not exist yet.
         fs::create_dir(dir.path().join("sub")).unwrap();
         symlink("sub/second", dir.path().join("first")).unwrap();
         symlink("../third", dir.path().join("sub/second")).unwrap();

@@ -146,12 +146,12 @@ fn a_tokenizer_that_splits_think_close_is_refused_for_think_clearly() {
 #[test]
 fn files_that_cannot_be_written_are_found_out_before_the_run() {
     let ran = cpu(&["--max-new-tokens", "4", "--trace", "/no/such/dir/trace.json", "x"]);
-    fails(&ran, 1, &["cannot be written", "/no/such/dir/trace.json", "make its folder first"]);
+    fails(&ran, 1, &["cannot be written", "/no/such/dir/trace.json", "create its folder first"]);
     // Before the weights are read.
     let dir = broken(|dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
     let trace = dir.path().to_str().unwrap();
     fails(&on(dir.path(), &["--trace", trace, "x"]), 1, &["cannot be written", "a directory"]);
-    fails(&on(dir.path(), &["--trace", "/no/such/..", "x"]), 1, &["cannot be written", "no name of a file"]);
+    fails(&on(dir.path(), &["--trace", "/no/such/..", "x"]), 1, &["cannot be written", "no file name"]);
 }
 
 #[test]
