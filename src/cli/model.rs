@@ -1,4 +1,4 @@
-//! `--model`: a directory, a GGUF file, or the name of a model on the hub.
+//! Opens the model of `--model`: a directory, a GGUF file, or the name of a model on the hub.
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
@@ -11,17 +11,17 @@ use super::screen;
 
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
-    /// A model directory in Hugging Face layout, a GGUF file, or a model on the hub: ORG/NAME, ORG/NAME@REVISION, ORG/NAME/FILE.gguf. Default: the
-    /// small model inside the binary.
+    /// A model directory in Hugging Face layout, a GGUF file, or the name of a model on the hub: ORG/NAME,
+    /// ORG/NAME@REVISION or ORG/NAME/FILE.gguf [default: the small model in the binary].
     #[arg(long, value_name = "DIR|FILE|NAME")]
     pub model: Option<OsString>,
-    /// Ask the hub whether a cached model has changed, and fetch what is new.
+    /// Ask the hub whether the cached model has changed, and fetch the new files.
     #[arg(long, requires = "model")]
     pub update: bool,
 }
 
 impl ModelArgs {
-    /// The model's files and its name. `quiet`: no progress.
+    /// The model's files and its name. With `quiet`, the progress of a download is not shown.
     pub fn open(&self, quiet: bool) -> Result<(ModelSource, String)> {
         match &self.model {
             None => Ok((builtin::source(), builtin::NAME.to_string())),
@@ -30,17 +30,17 @@ impl ModelArgs {
     }
 }
 
-/// What is there is taken as a path; what is not may be a name.
+/// Opens the path `model` if it exists; otherwise fetches the model of this name from the hub.
 ///
 /// # Errors
-/// For an empty name, a path that leads nowhere, and what the hub refuses.
+/// If the name is empty, the path does not exist and is not a name, or the model cannot be fetched or opened.
 pub fn open(model: &OsStr, update: bool, quiet: bool) -> Result<(ModelSource, String)> {
     if model.is_empty() {
-        return Err(Error::new(ErrorKind::Input, "no model is named")
+        return Err(Error::new(ErrorKind::Input, "the name of the model is empty")
             .expected("a directory, a GGUF file, or a model on the hub")
             .found("an empty name"));
     }
-    // The name of a file may be no Unicode; the name of a model on the hub always is.
+    // A path need not be Unicode. The name of a model on the hub always is.
     let shown = model.to_string_lossy();
     match shown.parse::<HubName>() {
         Ok(name) if !Path::new(model).exists() => {
@@ -49,12 +49,12 @@ pub fn open(model: &OsStr, update: bool, quiet: bool) -> Result<(ModelSource, St
             drop(bar);
             let path = fetched.inspect_err(|_| {
                 if !quiet {
-                    super::say(&format!("{shown} does not exist here, so the hub was asked"));
+                    super::say(&format!("there is no file or directory {shown}, so the hub was asked"));
                 }
             })?;
             Ok((ModelSource::open(path)?, name.to_string()))
         }
-        // Neither a path nor a name: what is wrong with it as a name is said too, where it looks like one.
+        // Neither a path nor a name. If it looks like a name, the error says what is wrong with the name.
         Err(error) if std::fs::symlink_metadata(model).is_err() => {
             let is_address = shown.contains("://") || shown.contains("huggingface.co/") || shown.contains(':');
             let help = "a model on the hub is named ORG/NAME, ORG/NAME@REVISION or ORG/NAME/FILE.gguf";
@@ -67,7 +67,7 @@ pub fn open(model: &OsStr, update: bool, quiet: bool) -> Result<(ModelSource, St
     }
 }
 
-/// The bar of a download, and lines for what interrupts it.
+/// Shows a download as a progress bar, with lines for interruptions.
 struct Download {
     name: String,
     quiet: bool,
@@ -84,19 +84,19 @@ impl Download {
             return;
         }
         match progress {
-            Progress::Bytes { file, done, of } => {
+            Progress::Bytes { file, done, total } => {
                 let bar = self.bar.get_or_insert_with(|| {
-                    super::say(&format!("fetching {}: {}", self.name, screen::bytes(of)));
-                    // Hidden by indicatif itself where stderr is no terminal.
+                    super::say(&format!("fetching {}: {}", self.name, screen::bytes(total)));
+                    // indicatif hides the bar if stderr is not a terminal.
                     let style = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}";
                     let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
-                    let bar = ProgressBar::new(of).with_style(style);
-                    // What an earlier attempt left is no speed of this one.
+                    let bar = ProgressBar::new(total).with_style(style);
+                    // Bytes of an earlier attempt must not count for the speed of this one.
                     bar.set_position(done);
                     bar.reset_eta();
                     bar
                 });
-                bar.set_length(of);
+                bar.set_length(total);
                 bar.set_message(file.to_string());
                 bar.set_position(done);
             }
@@ -105,7 +105,7 @@ impl Download {
                     bar.set_message(format!("checking {file}"));
                 }
             }
-            Progress::Waiting { file } => self.say(&format!("another process is fetching {file}: waiting for it")),
+            Progress::Waiting { file } => self.say(&format!("another process is fetching {file}; waiting for it")),
             Progress::Resuming { file, cause } => self.say(&format!("{file}: {cause}; going on from there")),
         }
     }

@@ -1,4 +1,4 @@
-//! The cache on disk: what it holds, and how a file gets into it.
+//! The cache on disk: its layout, its locks, and what it holds.
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -8,11 +8,13 @@ use serde_json::Value;
 use super::{Hub, HubName, INDEX, Progress, Remote, SINGLE};
 use crate::{Error, ErrorKind, Result};
 
+/// What the cache holds of a model.
 pub(super) enum Cached {
+    /// The snapshot, or the file if the name is that of a file.
     Complete(PathBuf),
-    /// The snapshot, and the first file that is missing.
+    /// The snapshot, and the first missing file.
     Partial(PathBuf, String),
-    /// Where it would be.
+    /// The folder of the model, whether or not it exists.
     Nothing(PathBuf),
 }
 
@@ -21,7 +23,7 @@ impl Hub {
         self.cache.join(format!("models--{}", name.repo.replace('/', "--")))
     }
 
-    /// What the cache holds of `name`.
+    /// Looks `name` up in the cache.
     pub(super) fn cached(&self, name: &HubName) -> Cached {
         let folder = self.folder(name);
         let commit = match is_commit(&name.revision) {
@@ -31,7 +33,7 @@ impl Hub {
         let Some(snapshot) = commit.map(|commit| folder.join("snapshots").join(commit.trim())) else {
             return Cached::Nothing(folder);
         };
-        // Follows links: one that dangles is no file.
+        // This follows links, so a link to a missing blob does not count.
         let has = |file: &str| snapshot.join(file).is_file();
         if let Some(file) = &name.file {
             return if has(file) { Cached::Complete(snapshot.join(file)) } else { Cached::Nothing(folder) };
@@ -54,16 +56,16 @@ impl Hub {
         }
     }
 
-    /// The lock that `huggingface_hub` takes too. Freed when dropped.
-    pub(super) fn lock(&self, folder: &Path, remote: &Remote, on: &mut dyn FnMut(Progress<'_>)) -> Result<File> {
+    /// Locks a blob, with the lock that `huggingface_hub` uses. The lock is released when the file is dropped.
+    pub(super) fn lock(&self, folder: &Path, remote: &Remote, report: &mut dyn FnMut(Progress<'_>)) -> Result<File> {
         let locks = self.cache.join(".locks").join(folder.file_name().unwrap_or_default());
         let place = locks.join(format!("{}.lock", remote.etag));
         make_parent(&place)?;
-        let failed = |e: std::io::Error| io("the cache cannot be locked", &place, &e);
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&place).map_err(failed)?;
+        let lock_error = |e: std::io::Error| io("the cache cannot be locked", &place, &e);
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&place).map_err(lock_error)?;
         if let Err(fs::TryLockError::WouldBlock) = file.try_lock() {
-            on(Progress::Waiting { file: &remote.name });
-            file.lock().map_err(failed)?;
+            report(Progress::Waiting { file: &remote.name });
+            file.lock().map_err(lock_error)?;
         }
         Ok(file)
     }
@@ -77,13 +79,13 @@ pub(super) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// Whether the hub's word may name a file in the cache.
+/// Whether a name that the hub sent may be used as a file name in the cache.
 pub(super) fn is_plain(name: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ' ' | '+' | '=');
-    !name.is_empty() && name.len() <= 255 && name.chars().all(plain) && !name.starts_with('.')
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ' ' | '+' | '=');
+    !name.is_empty() && name.len() <= 255 && name.chars().all(is_allowed) && !name.starts_with('.')
 }
 
-/// The files that an index names.
+/// The files that an index of weights names.
 pub(super) fn shards(index: &[u8]) -> Result<BTreeSet<String>, ()> {
     let json: Value = serde_json::from_slice(index).map_err(|_| ())?;
     let map = json["weight_map"].as_object().filter(|map| !map.is_empty()).ok_or(())?;
@@ -95,26 +97,26 @@ pub(super) fn make_parent(path: &Path) -> Result<()> {
     fs::create_dir_all(parent).map_err(|e| io("the cache cannot be written", parent, &e))
 }
 
-/// Puts the blob into the snapshot: a relative link or, where the system has none, the file itself.
+/// Puts a blob into a snapshot, as a relative link. If the system has no links, the blob itself is moved there.
 pub(super) fn link(blob: &Path, path: &Path, etag: &str) -> Result<()> {
     make_parent(path)?;
-    let failed = |e: std::io::Error| io("the cache cannot be written", path, &e);
+    let write_error = |e: std::io::Error| io("the cache cannot be written", path, &e);
     let target = Path::new("../../blobs").join(etag);
     #[cfg(unix)]
-    let linked = |at: &Path| std::os::unix::fs::symlink(&target, at);
+    let make_link = |at: &Path| std::os::unix::fs::symlink(&target, at);
     #[cfg(windows)]
-    let linked = |at: &Path| std::os::windows::fs::symlink_file(&target, at);
+    let make_link = |at: &Path| std::os::windows::fs::symlink_file(&target, at);
     #[cfg(not(any(unix, windows)))]
-    let linked = |_: &Path| Err(std::io::Error::from(std::io::ErrorKind::Unsupported));
-    // A link that dangles is in the way.
+    let make_link = |_: &Path| Err(std::io::Error::from(std::io::ErrorKind::Unsupported));
+    // A link to a missing blob must be removed first.
     if path.symlink_metadata().is_ok() && !path.is_file() {
-        fs::remove_file(path).map_err(failed)?;
+        fs::remove_file(path).map_err(write_error)?;
     }
-    match linked(path) {
+    match make_link(path) {
         Ok(()) => Ok(()),
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
-        // Windows without the privilege for links: as huggingface_hub does there, the file goes where it is used.
-        Err(_) => fs::rename(blob, path).map_err(failed),
+        // On Windows without the privilege to make links, huggingface_hub also moves the file.
+        Err(_) => fs::rename(blob, path).map_err(write_error),
     }
 }
 
@@ -123,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_of_the_hub_name_no_file_elsewhere() {
+    fn names_from_the_hub_stay_inside_the_cache() {
         assert!(is_plain("model-00001-of-00002.safetensors") && is_plain("d41d8cd98f00b204e9800998ecf8427e"));
         for bad in ["", "..", ".hidden", "a/b", "a\\b", "a\0", "c:x", "ü"] {
             assert!(!is_plain(bad), "{bad:?}");

@@ -1,4 +1,4 @@
-//! Fetching the files of a model over HTTP, into the cache.
+//! Fetches the files of a model over HTTP into the cache.
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -12,7 +12,7 @@ use super::cache::{io, is_commit, is_plain, link, make_parent, shards};
 use super::{Failure, Hub, HubName, INDEX, Progress, Remote, SINGLE};
 use crate::{Error, ErrorKind, Result, file};
 
-/// Everything but the weights that a model may have. Only the first must be there.
+/// The files of a model besides the weights. Only the first is required.
 const FILES: [&str; 6] = [
     "config.json",
     "generation_config.json",
@@ -21,11 +21,11 @@ const FILES: [&str; 6] = [
     "chat_template.jinja",
     "special_tokens_map.json",
 ];
-/// Connections that may break, one after the other, without a byte gained in between.
+/// The number of connections in a row that may break without bringing a byte.
 const ATTEMPTS: u32 = 5;
 
 impl Hub {
-    pub(super) fn download(&self, name: &HubName, on: &mut dyn FnMut(Progress<'_>)) -> Result<PathBuf, Failure> {
+    pub(super) fn download(&self, name: &HubName, report: &mut dyn FnMut(Progress<'_>)) -> Result<PathBuf, Failure> {
         let (commit, files) = self.look_up(name)?;
         let folder = self.folder(name);
         let snapshot = folder.join("snapshots").join(&commit);
@@ -46,7 +46,7 @@ impl Hub {
             match (has(SINGLE), has(INDEX)) {
                 (true, _) => wanted.push(SINGLE.into()),
                 (false, true) => {
-                    // The index first: it names the shards.
+                    // The index names the shards, so it is fetched first.
                     self.get_all(name, &commit, &[INDEX.into()], &mut |_| ())?;
                     let place = snapshot.join(INDEX);
                     let text = fs::read(&place).map_err(|e| io("a file of the cache cannot be read", &place, &e))?;
@@ -58,8 +58,8 @@ impl Hub {
                 (false, false) => return Err(self.no_weights(name, &files).into()),
             }
         }
-        self.get_all(name, &commit, &wanted, on)?;
-        // Last of all: a ref promises a snapshot.
+        self.get_all(name, &commit, &wanted, report)?;
+        // The ref is written last, because it promises a complete snapshot.
         if !is_commit(&name.revision) {
             let branch = folder.join("refs").join(&name.revision);
             make_parent(&branch)?;
@@ -75,19 +75,19 @@ impl Hub {
         let error = Error::new(ErrorKind::Model, format!("{} has no weights in safetensors", name.repo))
             .at(format!("{}/{}", self.endpoint, name.repo))
             .expected(format!("{SINGLE}, or {INDEX} and its shards"));
-        let of = |end: &str| files.iter().map(String::as_str).filter(|f| f.ends_with(end)).collect::<Vec<_>>();
-        match (of(".gguf"), of(".bin")) {
+        let ending_in = |end: &str| files.iter().map(String::as_str).filter(|f| f.ends_with(end)).collect::<Vec<_>>();
+        match (ending_in(".gguf"), ending_in(".bin")) {
             (ggufs, _) if !ggufs.is_empty() => error
                 .found(ggufs.join(", "))
                 .help(format!("name one of its GGUF files: `model` {}/{}", name.repo, ggufs[0])),
-            (_, bins) if !bins.is_empty() => error
-                .found(bins.join(", "))
-                .help("pickled weights are not read: convert them to safetensors with transformers' save_pretrained"),
-            _ => error.found(format!("{} other files", files.len())),
+            (_, bins) if !bins.is_empty() => error.found(bins.join(", ")).help(
+                "pickled weights are not supported: convert them to safetensors with transformers' save_pretrained",
+            ),
+            _ => error.found(format!("{} files of other kinds", files.len())),
         }
     }
 
-    /// The commit that the revision means now, and the names of its files.
+    /// The current commit of the revision, and the names of its files.
     fn look_up(&self, name: &HubName) -> Result<(String, BTreeSet<String>), Failure> {
         let revision = name.revision.replace('/', "%2F");
         let url = format!("{}/api/models/{}/revision/{revision}", self.endpoint, name.repo);
@@ -95,14 +95,14 @@ impl Hub {
         if response.status() != StatusCode::OK {
             return Err(self.refused(name, &url, &response));
         }
-        let failed = |e: ureq::Error| self.broken(&url, e);
-        let text = response.body_mut().with_config().limit(64 << 20).read_to_vec().map_err(failed)?;
+        let broken = |e: ureq::Error| self.broken(&url, e);
+        let text = response.body_mut().with_config().limit(64 << 20).read_to_vec().map_err(broken)?;
         let json: Value = serde_json::from_slice(&text).unwrap_or_default();
         let commit = json["sha"].as_str().filter(|sha| is_commit(sha));
         let files = json["siblings"].as_array().map(|list| list.iter().filter_map(|f| f["rfilename"].as_str()));
         match (commit, files) {
             (Some(commit), Some(files)) => Ok((commit.to_string(), files.map(String::from).collect())),
-            _ => Err(Error::new(ErrorKind::Model, "the hub answers with something that does not describe a model")
+            _ => Err(Error::new(ErrorKind::Model, "the answer of the hub does not describe a model")
                 .at(url)
                 .found(String::from_utf8_lossy(&text).chars().take(80).collect::<String>())
                 .help("is HF_ENDPOINT right?")
@@ -110,13 +110,13 @@ impl Hub {
         }
     }
 
-    /// Brings `files` into the snapshot of `commit`.
+    /// Fetches those of `files` that the snapshot of `commit` does not have.
     fn get_all(
         &self,
         name: &HubName,
         commit: &str,
         files: &[String],
-        on: &mut dyn FnMut(Progress<'_>),
+        report: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), Failure> {
         let folder = self.folder(name);
         let snapshot = folder.join("snapshots").join(commit);
@@ -124,25 +124,25 @@ impl Hub {
         for file in files.iter().filter(|file| !snapshot.join(file).is_file()) {
             remotes.push(self.describe(name, commit, file)?);
         }
-        let of = remotes.iter().map(|r| r.bytes).sum();
+        let total = remotes.iter().map(|r| r.bytes).sum();
         let mut before = 0;
         for remote in &remotes {
             let blob = folder.join("blobs").join(&remote.etag);
-            let _lock = self.lock(&folder, remote, on)?;
+            let _lock = self.lock(&folder, remote, report)?;
             if !blob.is_file() {
                 let (url, file) = (self.address(name, commit, &remote.name), remote.name.as_str());
                 let mut barren = 0;
                 loop {
-                    let mut told = |here: Option<u64>| match here {
-                        Some(here) => on(Progress::Bytes { file, done: before + here, of }),
-                        None => on(Progress::Checking { file }),
+                    let mut arrived = |here: Option<u64>| match here {
+                        Some(here) => report(Progress::Bytes { file, done: before + here, total }),
+                        None => report(Progress::Checking { file }),
                     };
-                    let Err((gained, failure)) = self.get(name, &url, remote, &blob, &mut told) else { break };
-                    // Goes on for as long as connections bring something.
+                    let Err((gained, failure)) = self.get(name, &url, remote, &blob, &mut arrived) else { break };
+                    // Attempts continue as long as connections bring bytes.
                     barren = if gained { 1 } else { barren + 1 };
                     match failure {
                         Failure::Unreachable(error) if barren < ATTEMPTS => {
-                            on(Progress::Resuming { file, cause: error.what() });
+                            report(Progress::Resuming { file, cause: error.what() });
                             std::thread::sleep(self.pause * barren);
                         }
                         failure => return Err(failure),
@@ -159,11 +159,11 @@ impl Hub {
         format!("{}/{}/resolve/{commit}/{file}", self.endpoint, name.repo)
     }
 
-    /// Size and name of a file's blob. Large files are answered with a redirect that already says so; following it would lose
-    /// the hub's own headers.
+    /// Asks for the size of a file and the name of its blob. For large files, the hub answers with a redirect whose
+    /// headers have both. The redirect is not followed, because the other host does not send these headers.
     fn describe(&self, name: &HubName, commit: &str, file: &str) -> Result<Remote, Failure> {
         if !is_plain(file) {
-            return Err(Error::new(ErrorKind::Model, "a file name reaches outside the model")
+            return Err(Error::new(ErrorKind::Model, "the hub sends a file name that leads out of the model's folder")
                 .at(&name.repo)
                 .found(format!("{file:?}"))
                 .into());
@@ -171,7 +171,7 @@ impl Hub {
         let mut url = self.address(name, commit, file);
         for _ in 0..5 {
             let mut request = self.agent.head(&url).config().max_redirects(0).build();
-            // Compressed, a length would not be the file's.
+            // The length of a compressed answer would not be that of the file.
             request = request.header("accept-encoding", "identity");
             if let Some(token) = &self.token {
                 request = request.header("authorization", format!("Bearer {token}"));
@@ -182,12 +182,13 @@ impl Hub {
             let etag = linked.or(header("etag")).map(|e| e.trim_start_matches("W/").trim_matches('"'));
             let bytes = header("x-linked-size").or(header("content-length")).and_then(|n| n.parse().ok());
             match (response.status().as_u16(), etag, bytes, header("location")) {
-                // A renamed repository: the same question elsewhere on the hub.
+                // The repository was renamed: ask again under its new name on the same host.
                 (300..=399, _, _, Some(target)) if target.starts_with('/') && !target.starts_with("//") => {
                     url = format!("{}{target}", self.endpoint);
                 }
                 (200..=399, Some(etag), Some(bytes), _) if is_plain(etag) => {
-                    // What large files are named by. A mirror may name them otherwise: then only the length is checked.
+                    // The hub names large files by their SHA-256. A mirror may use other names; then only the length
+                    // is checked.
                     let hashed = linked.is_some() && etag.len() == 64 && etag.bytes().all(|b| b.is_ascii_hexdigit());
                     return Ok(Remote { name: file.to_string(), etag: etag.to_string(), bytes, hashed });
                 }
@@ -204,28 +205,30 @@ impl Hub {
         Err(Error::new(ErrorKind::Model, "the hub redirects in a circle").at(url).into())
     }
 
-    /// One connection: appends to the blob's `.incomplete` file and, when it has every byte and they are the right ones, gives
-    /// it its name. `on` is told of the bytes that are here, then that they are checked. On failure, whether any byte came.
+    /// Fetches a file with one connection. The bytes are appended to the blob's `.incomplete` file, which gets its
+    /// final name when it is complete and its checksum is right. `report` is called with the number of bytes that
+    /// have arrived, and with `None` before the checksum is computed. An error comes with whether any byte has
+    /// arrived.
     fn get(
         &self,
         name: &HubName,
         url: &str,
         remote: &Remote,
         blob: &Path,
-        on: &mut dyn FnMut(Option<u64>),
+        report: &mut dyn FnMut(Option<u64>),
     ) -> Result<(), (bool, Failure)> {
         let place = blob.with_file_name(format!("{}.incomplete", remote.etag));
-        let failed = |e: std::io::Error| (false, Failure::Final(io("the cache cannot be written", &place, &e)));
+        let write_error = |e: std::io::Error| (false, Failure::Final(io("the cache cannot be written", &place, &e)));
         make_parent(&place).map_err(|e| (false, e.into()))?;
         let mut file =
-            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&place).map_err(failed)?;
-        let mut here = file.seek(SeekFrom::End(0)).map_err(failed)?;
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&place).map_err(write_error)?;
+        let mut here = file.seek(SeekFrom::End(0)).map_err(write_error)?;
         if here > remote.bytes {
-            // Not a part of this file, whatever it is.
-            file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
+            // It is longer than the file, so it cannot be a part of it.
+            file.set_len(0).and_then(|()| file.rewind()).map_err(write_error)?;
             here = 0;
         }
-        let arrived = |here: u64, why: &str| format!("{why} after {here} of {} bytes", remote.bytes);
+        let broken_at = |here: u64, why: &str| format!("{why} after {here} of {} bytes", remote.bytes);
         let mut gained = false;
         if here < remote.bytes {
             let mut response = self.ask(url, Some(here)).map_err(|e| (false, e))?;
@@ -233,22 +236,22 @@ impl Hub {
             match response.status() {
                 StatusCode::PARTIAL_CONTENT if range.is_some_and(|r| r.starts_with(&format!("bytes {here}-"))) => {}
                 StatusCode::OK => {
-                    file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
+                    file.set_len(0).and_then(|()| file.rewind()).map_err(write_error)?;
                     here = 0;
                 }
                 StatusCode::PARTIAL_CONTENT => {
                     let found = range.unwrap_or("no Content-Range").to_string();
-                    let error = Error::new(ErrorKind::Model, "the hub sends another part than it was asked for");
+                    let error = Error::new(ErrorKind::Model, "the hub sends a part of the file that was not asked for");
                     return Err((false, error.at(url).expected(format!("bytes {here}-")).found(found).into()));
                 }
                 _ => return Err((false, self.refused(name, url, &response))),
             }
             let mut body = response.body_mut().with_config().limit(u64::MAX).reader();
             let mut buffer = vec![0; 256 << 10];
-            on(Some(here));
+            report(Some(here));
             loop {
                 let n =
-                    body.read(&mut buffer).map_err(|e| (gained, self.broken(url, arrived(here, &e.to_string()))))?;
+                    body.read(&mut buffer).map_err(|e| (gained, self.broken(url, broken_at(here, &e.to_string()))))?;
                 if n == 0 {
                     break;
                 }
@@ -256,32 +259,30 @@ impl Hub {
                 here += n as u64;
                 if here > remote.bytes {
                     drop(fs::remove_file(&place));
-                    let error = Error::new(ErrorKind::Model, "the hub sends more than the file has").at(url);
+                    let error = Error::new(ErrorKind::Model, "the hub sends more bytes than the file has").at(url);
                     return Err((true, error.expected(format!("{} bytes", remote.bytes)).into()));
                 }
-                file.write_all(&buffer[..n]).map_err(failed)?;
-                on(Some(here));
+                file.write_all(&buffer[..n]).map_err(write_error)?;
+                report(Some(here));
             }
         }
         if here < remote.bytes {
-            return Err((gained, self.broken(url, arrived(here, "the connection ended"))));
+            return Err((gained, self.broken(url, broken_at(here, "the connection ended"))));
         }
         if remote.hashed {
-            on(None);
-            if !file.rewind().and_then(|()| sha256(&mut file)).map_err(failed)?.eq_ignore_ascii_case(&remote.etag) {
-                // Perhaps what was there before: holes of a download in several parts, a damaged disk.
+            report(None);
+            if !file.rewind().and_then(|()| sha256(&mut file)).map_err(write_error)?.eq_ignore_ascii_case(&remote.etag)
+            {
+                // The bytes of an earlier attempt may be wrong, for example after a disk error, so all are removed.
                 drop(fs::remove_file(&place));
-                return Err((
-                    false,
-                    self.broken(url, "other bytes than the hub's checksum says; they were thrown away"),
-                ));
+                return Err((false, self.broken(url, "the bytes do not match the hub's checksum; they were removed")));
             }
         }
-        // On the disk before it may count as complete.
-        file.sync_all().and_then(|()| fs::rename(&place, blob)).map_err(failed)
+        // The bytes must be on the disk before the name says that they are complete.
+        file.sync_all().and_then(|()| fs::rename(&place, blob)).map_err(write_error)
     }
 
-    /// GET, from byte `from` on if that is not the first.
+    /// Sends a GET request, for the bytes from index `from` on.
     fn ask(&self, url: &str, from: Option<u64>) -> Result<Response<Body>, Failure> {
         let mut request = self.agent.get(url).header("accept-encoding", "identity");
         if let Some(token) = &self.token {
@@ -300,7 +301,7 @@ impl Hub {
 
     fn broken(&self, url: &str, cause: impl std::fmt::Display) -> Failure {
         let error = Error::new(ErrorKind::Io, "the connection to the hub broke").at(url).found(cause);
-        Failure::Unreachable(error.help("what has arrived is kept: run it again to go on"))
+        Failure::Unreachable(error.help("the bytes that have arrived are kept: run the same command again to continue"))
     }
 
     fn refused(&self, name: &HubName, url: &str, response: &Response<Body>) -> Failure {
@@ -310,32 +311,33 @@ impl Hub {
         let page = format!("{}/{}", self.endpoint, name.repo);
         let with_token = match self.token {
             None => "set HF_TOKEN to a token of your account (or run `hf auth login`)",
-            Some(_) => "the token in HF_TOKEN does not permit it",
+            Some(_) => "use a token with access to it, because that in HF_TOKEN has none",
         };
         let error = |what: String| Error::new(ErrorKind::Model, what).at(url).found(format!("{status} {code}").trim());
         let error = match (status.as_u16(), code) {
-            (_, "GatedRepo") => error(format!("{} is open only to those who accepted its conditions", name.repo))
-                .help(format!("accept them at {page}; then {with_token}")),
+            (_, "GatedRepo") => {
+                error(format!("{} is only available to users who have accepted its conditions", name.repo))
+                    .help(format!("accept them at {page}; then {with_token}"))
+            }
             (_, "RevisionNotFound") => error(format!("{} has no revision {}", name.repo, name.revision)),
             (401 | 403, _) => {
-                error(format!("the hub does not give {} to just anyone, or there is no such model", name.repo))
+                error(format!("the hub does not permit access to {}, or there is no such model", name.repo))
                     .help(format!("check the name; for a private or gated model {with_token}"))
             }
             (404, _) => error(format!("the hub has no model {}", name.repo))
-                .help("check the name; a directory on this machine must exist"),
-            (429, _) => {
-                error("the hub asks to slow down".into()).help("wait a while; a token (HF_TOKEN) raises the limit")
-            }
+                .help("check the name; a directory on this machine would have to exist"),
+            (429, _) => error("the hub refuses so many requests".into())
+                .help("try again later; a token in HF_TOKEN raises the limit"),
             (500..=599, _) => {
-                return Failure::Unreachable(error("the hub has a problem of its own".into()).help("try again later"));
+                return Failure::Unreachable(error("the hub reports an internal error".into()).help("try again later"));
             }
-            _ => error("the hub refuses".into()),
+            _ => error("the hub sends an unexpected status".into()),
         };
         Failure::Final(error)
     }
 }
 
-/// The SHA-256 of what `file` has from here on, in hexadecimal digits.
+/// The SHA-256 of the rest of `file`, from its current position, in hexadecimal digits.
 fn sha256(file: &mut File) -> std::io::Result<String> {
     let mut context = ring::digest::Context::new(&ring::digest::SHA256);
     let mut buffer = vec![0; 1 << 20];

@@ -1,25 +1,28 @@
-//! Models by name, from the Hugging Face hub or from its cache on disk.
+//! Fetches models by name from the Hugging Face hub, and finds them in its cache on disk.
 //!
-//! Why not the hf-hub crate: version 1.1 does not resume. It asks for no `Range`, and opening the `.incomplete` file truncates what an
-//! earlier attempt has fetched; a cut connection at 4 of 5 GB begins anew. It computes no SHA-256 of what it fetched, it reads no
-//! `HF_*` variables, and it needs tokio, reqwest and hf-xet.
+//! The crate hf-hub is not used, because its version 1.1 does not resume downloads: it sends no `Range`, and it
+//! truncates the `.incomplete` file of an earlier attempt, so a connection that breaks at 4 of 5 GB starts again. It
+//! also does not check the SHA-256 of a file, does not read the `HF_*` variables, and needs tokio, reqwest and
+//! hf-xet.
 //!
-//! The cache is the one that `huggingface_hub` keeps, in its layout, so that both tools share what either has fetched:
+//! The cache has the place and the layout of the one of `huggingface_hub`, so both tools find what the other has
+//! fetched:
 //!
 //! ```text
 //! $HF_HOME/hub/models--ORG--NAME/
-//!   blobs/ETAG                 a file's bytes; ETAG.incomplete while they arrive
-//!   refs/main                  the commit that a branch meant when it was last asked for
+//!   blobs/ETAG                 the bytes of a file; ETAG.incomplete while it is fetched
+//!   refs/main                  the commit of a branch when the hub was last asked
 //!   snapshots/COMMIT/FILE      a relative link to ../../blobs/ETAG
 //! $HF_HOME/hub/.locks/models--ORG--NAME/ETAG.lock
 //! ```
 //!
-//! A blob gets its name only once it has every byte that the hub announced and, for large files, the SHA-256 that is its name;
-//! a snapshot links only to such blobs. What a cut connection or a killed process leaves is an `.incomplete` file, from whose
-//! end the next attempt goes on.
+//! A blob gets its final name only after all bytes that the hub announced have arrived and, for large files, the
+//! SHA-256 matches the name. Snapshots link only to such blobs. A broken connection or a killed process leaves an
+//! `.incomplete` file, and the next attempt continues at its end.
 //!
-//! Environment, as `huggingface_hub` reads it: `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN` (or the file
-//! `$HF_HOME/token`), `HF_ENDPOINT`; proxies as usual.
+//! The environment variables are those of `huggingface_hub`: `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN`
+//! (or the file `$HF_HOME/token`) and `HF_ENDPOINT`. Proxies are taken from `HTTPS_PROXY`, `HTTP_PROXY` and
+//! `ALL_PROXY`.
 mod cache;
 mod download;
 mod name;
@@ -37,49 +40,50 @@ pub use name::HubName;
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
-/// What a front-end is told while files arrive.
+/// The progress of a download, for a front-end to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress<'a> {
-    /// So many bytes of all the files that are missing are here, those of an earlier attempt included.
+    /// Bytes have arrived.
     Bytes {
-        /// The file that is arriving.
+        /// The file that is being fetched.
         file: &'a str,
-        /// Bytes here.
+        /// The number of bytes that have arrived, of all missing files together. Bytes of earlier attempts are
+        /// included.
         done: u64,
-        /// Bytes of all.
-        of: u64,
+        /// The size of all missing files together, in bytes.
+        total: u64,
     },
-    /// This file is here; its checksum is computed.
+    /// All bytes of a file have arrived, and its checksum is being computed.
     Checking {
-        /// The file.
+        /// The name of the file.
         file: &'a str,
     },
-    /// Another process is fetching this file.
+    /// Another process is fetching the same file, so this one waits.
     Waiting {
-        /// The file.
+        /// The name of the file.
         file: &'a str,
     },
-    /// The connection broke; the next attempt goes on from where it broke.
+    /// The connection broke, and a new one continues where it broke.
     Resuming {
-        /// The file.
+        /// The name of the file.
         file: &'a str,
-        /// What broke.
+        /// What went wrong.
         cause: &'a str,
     },
 }
 
-/// The hub and its cache, as the environment describes them.
+/// A hub and a cache. The environment variables choose both.
 pub struct Hub {
     cache: PathBuf,
     endpoint: String,
     token: Option<String>,
     offline: bool,
     agent: Agent,
-    /// Waits this long before the second attempt, and longer before each further one.
+    /// The wait before the second attempt. It is longer before each further attempt.
     pause: Duration,
 }
 
-/// What the hub says of a file before it is fetched.
+/// What the hub says about a file before it is fetched.
 struct Remote {
     name: String,
     etag: String,
@@ -89,10 +93,10 @@ struct Remote {
 }
 
 impl Hub {
-    /// As the environment says. Nothing is asked of the network yet.
+    /// Reads the environment variables. Nothing is sent to the network yet.
     ///
     /// # Errors
-    /// When there is no home directory to keep a cache in, and none is named.
+    /// If there is no home directory for the cache, and no variable names another directory.
     pub fn from_env() -> Result<Self> {
         let var = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
         let home = match var("HF_HOME") {
@@ -116,7 +120,7 @@ impl Hub {
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .user_agent(concat!("secateur/", env!("CARGO_PKG_VERSION")))
-            // Large files lie elsewhere, under addresses that are signed themselves: the token is not for those hosts.
+            // Large files are redirected to other hosts with signed addresses. Those hosts must not get the token.
             .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
             .timeout_connect(Some(Duration::from_secs(15)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
@@ -131,33 +135,33 @@ impl Hub {
         })
     }
 
-    /// The folder that holds `name`, or the file where it names one: from the cache if all of it is there, else fetched.
-    /// The hub is asked only then, or when `update` demands to know whether a branch has moved on.
+    /// The path of the folder of the model `name`, or of its file if the name has one. A complete copy in the cache
+    /// is used without asking the hub, unless `update` is set; then new files of the branch are fetched first.
     ///
     /// # Errors
-    /// A model that is neither cached nor to be had: offline, unreachable, unknown, not permitted, without weights that
-    /// secateur reads; a disk that is full.
-    pub fn fetch(&self, name: &HubName, update: bool, on: &mut dyn FnMut(Progress<'_>)) -> Result<PathBuf> {
+    /// If the model is not in the cache and cannot be fetched: there is no connection, the hub does not have the
+    /// model or does not permit access, the model has no weights that secateur can read, or the disk is full.
+    pub fn fetch(&self, name: &HubName, update: bool, report: &mut dyn FnMut(Progress<'_>)) -> Result<PathBuf> {
         let cached = self.cached(name);
         match &cached {
             Cached::Complete(path) if !update || self.offline => return Ok(path.clone()),
-            // What is there may do: a tokenizer is not needed for everything. The loader says what it misses.
+            // Not every use needs a tokenizer. The loader reports it as missing if this one does.
             Cached::Partial(path, missing) if self.offline && missing == "tokenizer.json" => return Ok(path.clone()),
             Cached::Partial(path, missing) if self.offline => {
                 return Err(Error::new(ErrorKind::Model, format!("the cached copy of {name} is incomplete"))
                     .at(path.display())
                     .found(format!("no {missing}"))
-                    .help("HF_HUB_OFFLINE forbids to fetch the rest: unset it once"));
+                    .help("HF_HUB_OFFLINE forbids fetching the rest: unset it once"));
             }
             Cached::Nothing(path) if self.offline => {
                 return Err(Error::new(ErrorKind::Model, format!("{name} is not in the cache"))
                     .at(path.display())
-                    .help("HF_HUB_OFFLINE forbids to fetch it: unset it once, or pass the directory of a model"));
+                    .help("HF_HUB_OFFLINE forbids fetching it: unset it once, or pass the directory of a model"));
             }
             _ => {}
         }
-        match self.download(name, on) {
-            // An update that cannot be had is no reason not to run.
+        match self.download(name, report) {
+            // If an update cannot be fetched, the cached copy is used.
             Err(Failure::Unreachable(error)) => match cached {
                 Cached::Complete(path) => Ok(path),
                 _ => Err(error),
@@ -168,9 +172,11 @@ impl Hub {
     }
 }
 
-/// Why nothing came: a connection that another attempt may mend, or anything else.
+/// Why a file or an answer could not be fetched.
 enum Failure {
+    /// The connection failed, so another attempt may work.
     Unreachable(Error),
+    /// Another attempt would fail in the same way.
     Final(Error),
 }
 

@@ -376,14 +376,10 @@ fn refusals_are_explained() {
     let cases: [(u16, &str, &[&str]); 6] = [
         (404, "RepoNotFound", &["the hub has no model some-org/Small-Model.1", "404", "/api/models/"]),
         (404, "RevisionNotFound", &["has no revision main"]),
-        (
-            401,
-            "RepoNotFound",
-            &["not give some-org/Small-Model.1 to just anyone, or there is no such model", "HF_TOKEN"],
-        ),
+        (401, "RepoNotFound", &["not permit access to some-org/Small-Model.1, or there is no such model", "HF_TOKEN"]),
         (403, "GatedRepo", &["accepted its conditions", "/some-org/Small-Model.1; then set HF_TOKEN"]),
-        (429, "", &["slow down"]),
-        (503, "", &["a problem of its own", "503"]),
+        (429, "", &["so many requests"]),
+        (503, "", &["an internal error", "503"]),
     ];
     for (status, code, parts) in cases {
         hub.set(|site| site.refuse = Some((status, code)));
@@ -400,7 +396,7 @@ fn the_token_goes_to_the_hub_and_to_nobody_else() {
     hub.set(|site| site.token = Some("hf_secret"));
     hub.inspect(&[]).says(&["accepted its conditions"]);
     let wrong = hub.inspect(&[("HF_TOKEN", "hf_wrong")]);
-    wrong.says(&["the token in HF_TOKEN does not permit it"]);
+    wrong.says(&["that in HF_TOKEN has none"]);
     assert!(!wrong.err.contains("hf_wrong"), "a token is never shown");
     hub.asked();
     // The file that `hf auth login` writes.
@@ -480,7 +476,11 @@ fn a_choice_of_layers_lies_in_the_snapshot_and_run_finds_it() {
     assert_eq!(made.code, Some(0), "{}", made.err);
     let choice = hub.folder().join("snapshots").join(COMMIT).join("secateur.json");
     let place = choice.display().to_string();
-    assert!(made.err.contains(&format!("{place}: `run` uses it with think-clearly on this model")), "{}", made.err);
+    assert!(
+        made.err.contains(&format!("{place}: `run` uses this choice with think-clearly on this model")),
+        "{}",
+        made.err
+    );
     let layers = made.out.trim().to_string();
     let run = || {
         done(&mut hub.command(&[&["run", "--model", NAME], &options[..], &["--max-new-tokens", "9", "Why?"]].concat()))
