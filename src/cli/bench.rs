@@ -1,4 +1,4 @@
-//! `secateur bench`
+//! `secateur bench`: measures the speed of prefill and decoding.
 use std::process::ExitCode;
 
 use secateur::bench::{self, Copied, Lengths, Measured, Spread};
@@ -20,28 +20,30 @@ use super::screen::{self, Progress};
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name (`secateur devices` lists them).
+    /// The device: auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name, or its index, as in the list
+    /// of `secateur devices`.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Tokens of the prompt; several, separated by commas, are measured one after the other.
+    /// The number of tokens in the prompt. Several numbers, separated by commas, are measured one after the other.
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "128")]
     prompt: Vec<usize>,
-    /// Tokens to decode after the prompt, in each sequence.
+    /// The number of tokens to decode after the prompt, in each sequence.
     #[arg(long, value_name = "N", default_value_t = 64)]
     decode: usize,
-    /// Sequences decoded side by side; several, separated by commas, are measured one after the other.
+    /// The number of sequences that are decoded at the same time. Several numbers, separated by commas, are measured
+    /// one after the other.
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1")]
     sequences: Vec<usize>,
-    /// Measurements of each; the first round, which compiles the shaders, comes on top.
+    /// The number of measurements of each case. One more run before them compiles the shaders and is not counted.
     #[arg(long, value_name = "N", default_value_t = 3)]
     repeat: usize,
-    /// Element type of the KV cache: f16 or f32.
+    /// The element type of the KV cache: f16 or f32.
     #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = Dtype::F16)]
     kv: Dtype,
-    /// One JSON object on stdout.
+    /// Print one JSON object to stdout.
     #[arg(long)]
     json: bool,
-    /// No progress.
+    /// Do not show the progress.
     #[arg(long, short)]
     quiet: bool,
 }
@@ -63,19 +65,19 @@ struct Run {
     measured: Measured,
     repetitions: usize,
     decode_bytes_per_second: f64,
-    /// Of the copy bandwidth.
+    /// The bandwidth of decoding, as a fraction of the copy bandwidth.
     decode_bandwidth_fraction: f64,
 }
 
 pub fn main(args: &Args) -> Result<ExitCode> {
     if args.repeat == 0 || args.decode == 0 || args.prompt.contains(&0) || args.sequences.contains(&0) {
-        return Err(Error::new(ErrorKind::Input, "nothing to measure")
+        return Err(Error::new(ErrorKind::Input, "a number is 0, so there is nothing to measure")
             .at("--prompt, --decode, --sequences, --repeat")
             .expected("at least 1 of each"));
     }
     let (source, name) = args.model.open(args.quiet)?;
     let config = ModelConfig::load(&source)?;
-    // Whatever can be refused before the weights are loaded.
+    // Everything that can be checked without the weights is checked before they are loaded.
     let pairs = args.prompt.iter().flat_map(|&prompt| args.sequences.iter().map(move |&sequences| (prompt, sequences)));
     let all: Vec<Lengths> =
         pairs.map(|(prompt, sequences)| Lengths { prompt, decode: args.decode, sequences }).collect();
@@ -85,23 +87,23 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     }
     let weights = Weights::open(&source)?;
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
-    // Room for the longest, and no more: the RoPE table is as long as the context.
+    // The context is only as long as the longest case needs, because the RoPE table is as long as the context.
     let longest = all.iter().map(|lengths| lengths.prompt + lengths.decode).max().unwrap_or(1);
     let context = longest.next_multiple_of(GROWTH);
     for lengths in &all {
         decoder::check_device(&config, lengths.sequences, lengths.prompt + lengths.decode, &device)?;
     }
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
-    let model = Decoder::load(&config, &weights, context, &device, &mut |done, of| bar.at(done, of))?;
+    let model = Decoder::load(&config, &weights, context, &device, &mut |done, total| bar.at(done, total))?;
     let model = std::sync::Arc::new(model);
     drop(bar);
 
     let copy = pollster::block_on(bench::copy_bandwidth(&device, args.repeat))?;
     let mut bar = Progress::new("measuring", args.quiet);
-    let (mut done, of) = (0, all.len().saturating_mul(args.repeat.saturating_add(1)));
+    let (mut done, total) = (0, all.len().saturating_mul(args.repeat.saturating_add(1)));
     let mut tick = || {
         done += 1;
-        bar.at(done, of);
+        bar.at(done, total);
     };
     let mut runs = Vec::new();
     for lengths in all {
@@ -133,7 +135,7 @@ fn report(outcome: &Outcome) -> String {
     let gb = |s: Spread| spread(Spread { median: s.median / 1e9, min: s.min / 1e9, max: s.max / 1e9 });
     text += &format!("weights {}, KV cache in {kv}\n", screen::bytes(*weight_bytes));
     text += &format!(
-        "copy bandwidth, read and written, {} at a time: {} GB/s by gather, {} GB/s by add\n\n",
+        "copy bandwidth, bytes read plus bytes written, in buffers of {}: {} GB/s by gather, {} GB/s by add\n\n",
         screen::bytes(copy.buffer_bytes),
         gb(copy.gather_bytes_per_second),
         gb(copy.add_bytes_per_second)
@@ -168,7 +170,7 @@ fn report(outcome: &Outcome) -> String {
     text += &screen::table(&rows);
     let times = outcome.runs.first().map_or(0, |run| run.repetitions);
     text + &format!(
-        "median (smallest - largest) of {times}; the first round, which compiles the shaders, is left out\n"
+        "median (smallest - largest) of {times} measurements; the first run, which compiles the shaders, is not counted\n"
     )
 }
 

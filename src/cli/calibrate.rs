@@ -1,4 +1,4 @@
-//! `secateur calibrate`: which layers should vote, by accuracy on questions with answers.
+//! `secateur calibrate`: chooses the layers whose attention is used, by the accuracy on questions with known answers.
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,35 +20,37 @@ use super::text;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory in Hugging Face layout, a GGUF file, or a model on the hub. Default: the small model inside
-    /// the binary.
+    /// A model directory in Hugging Face layout, a GGUF file, or the name of a model on the hub [default: the small
+    /// model in the binary].
     #[arg(value_name = "DIR|FILE|NAME")]
     model: Option<std::ffi::OsString>,
-    /// Questions with answers, a JSON object a line: {"question": "...", "answer": "..."}.
+    /// A file with questions and their answers, one JSON object on each line: {"question": "...", "answer": "..."}.
     #[arg(long, value_name = "FILE.jsonl")]
     data: PathBuf,
-    /// The file that the choice is written to. Default: secateur.json beside the model, where `run` finds it: in its
-    /// directory, in its snapshot in the hub's cache, or next to its GGUF file.
+    /// The file to write the choice to [default: secateur.json beside the model, where `run` finds it: in its
+    /// directory, in its snapshot in the hub's cache, or next to its GGUF file].
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Use the first N questions only.
+    /// Use only the first N questions.
     #[arg(long, value_name = "N")]
     problems: Option<usize>,
     #[command(flatten)]
     pruning: PruningArgs,
-    /// Questions answered side by side.
+    /// The number of questions that are answered at the same time.
     #[arg(long, value_name = "N", default_value_t = 8)]
     sequences: usize,
-    /// auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name.
+    /// The device: auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name, or its index, as in the list
+    /// of `secateur devices`.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Element type of the KV cache: f16 or f32.
+    /// The element type of the KV cache: f16 or f32.
     #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = Dtype::F16)]
     kv: Dtype,
-    /// Positions to make room for. Default: the model's own maximum, at most 32768.
+    /// The number of positions to make room for, for a question and its answer together [default: the model's
+    /// maximum, but at most 32768].
     #[arg(long, value_name = "N")]
     context: Option<usize>,
-    /// Only errors, and the choice.
+    /// Print only errors and the choice.
     #[arg(long, short)]
     quiet: bool,
 }
@@ -65,24 +67,27 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let out = args.out.clone().or_else(|| beside.clone()).ok_or_else(|| {
         Error::new(ErrorKind::Input, "no output file for the calibration")
             .at("--out")
-            .expected("a file: the model inside the binary has no place beside it")
+            .expected("a file, because the model in the binary has no directory")
     })?;
     check_out(&out)?;
-    // Everything that can be refused before the weights are loaded.
+    // Everything that can be checked without the weights is checked before they are loaded.
     let load = LoadOptions { kv: args.kv, context: args.context, sequences: args.sequences };
     let opened = PreparedModel::new(&source, &name, &load)?;
     let layers = opened.config().num_layers;
     let (options, notes) = opened.settings(&request)?;
     if !options.policy.needs().scores() {
-        return Err(Error::new(ErrorKind::Policy, "this policy has no scores that layers could give")
-            .at("`policy`")
-            .found(&options.policy));
+        return Err(Error::new(
+            ErrorKind::Policy,
+            "this policy has no scores, so the choice of layers has no effect on it",
+        )
+        .at("`policy`")
+        .found(&options.policy));
     }
     for (index, problem) in problems.iter().enumerate() {
         let place = |e: Error| e.at(format!("{}, question {}", args.data.display(), index + 1));
         check(&opened, problem).map_err(place)?;
     }
-    // Any token serves to check the settings.
+    // The settings are checked with a prompt of one token; the token does not matter.
     opened.check(&Prompt::Ids(vec![0]), &options)?;
     let hashed = Hashed::of(&Weights::open(&source)?, &out);
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
@@ -102,7 +107,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     file::check_writable(&out)?;
 
     let mut bar = screen::Progress::new(&format!("loading {name}"), args.quiet);
-    let mut engine = opened.load(&source, &device, &mut |done, of| bar.at(done, of))?;
+    let mut engine = opened.load(&source, &device, &mut |done, total| bar.at(done, total))?;
     drop(bar);
     signals::install()?;
     signals::stop_on_signal(&engine.stop_flag());
@@ -123,7 +128,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         say(note);
     }
     if !progress.done.is_empty() {
-        say(&format!("goes on from {}: {} answers are there", progress.path.display(), progress.done.len()));
+        say(&format!("continuing with {}: {} answers are there", progress.path.display(), progress.done.len()));
     }
     let mut calibration = Calibration::new(layers, problems.len(), progress.done.drain(..));
     let interrupted = || signals::received().is_some();
@@ -154,28 +159,27 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         }
     }
     let choice = calibration.choice(&settings).ok_or_else(|| Error::new(ErrorKind::Internal, "nothing was tried"))?;
-    let text =
-        serde_json::to_string_pretty(&choice).map_err(|e| Error::new(ErrorKind::Internal, "no JSON").found(e))?;
+    let text = serde_json::to_string_pretty(&choice)
+        .map_err(|e| Error::new(ErrorKind::Internal, "the value cannot be written as JSON").found(e))?;
     file::write_whole(&out, &(text + "\n"))?;
     hashed.keep(&out);
     std::fs::remove_file(&progress.path).ok();
     say(&format!("\n{}\n{}", table(&choice), verdict(&choice)));
     say(&match beside == Some(out.clone()) {
-        true => format!("{}: `run` uses it with {} on this model", out.display(), options.policy),
-        false => format!("{}: `run --layers {}` uses it", out.display(), choice.layers),
+        true => format!("{}: `run` uses this choice with {} on this model", out.display(), options.policy),
+        false => format!("{}: to use this choice, give `run` the option --layers {}", out.display(), choice.layers),
     });
     super::print(&(choice.layers + "\n"))?;
     Ok(ExitCode::SUCCESS)
 }
 
 impl Args {
-    /// The request that every question is asked with. All layers vote in it: each set of layers replaces them in
-    /// turn.
+    /// The request for every question. It uses all layers, which each tried set of layers then replaces.
     fn request(&self) -> Result<Request> {
         let mut request = options::request(&self.pruning)?;
         request.policy.get_or_insert_default();
         request.layers = Some(Layers::All);
-        // Fixed, so that the same command goes on where an interrupted calibration was.
+        // The seed is fixed, so that the same command continues an interrupted calibration.
         request.seed.get_or_insert(0);
         request.check()?;
         options::check_context(self.context)?;
@@ -185,7 +189,7 @@ impl Args {
             ("--max-new-tokens", request.max_new_tokens.unwrap_or(1)),
         ] {
             if number == 0 {
-                return Err(Error::new(ErrorKind::Input, "nothing to do").at(name).expected("at least 1").found(0));
+                return Err(Error::new(ErrorKind::Input, "a number is 0").at(name).expected("at least 1").found(0));
             }
         }
         Ok(request)
@@ -211,13 +215,14 @@ fn check_out(out: &Path) -> Result<()> {
     if !out.is_dir() {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Input, "the choice cannot be written over a directory")
+    Err(Error::new(ErrorKind::Input, "the choice cannot be written to a directory")
         .at("--out")
         .expected("a file")
         .found(out.display()))
 }
 
-/// Refuses a question that leaves no room for an answer, before the calibration begins: it takes hours.
+/// Refuses a question that leaves no room for an answer. A calibration takes hours, so this is checked before it
+/// starts.
 fn check(opened: &PreparedModel, problem: &Problem) -> Result<()> {
     let (ids, _) = opened.encode(&Prompt::Chat(problem.question.clone()))?;
     let context = opened.context();
@@ -225,7 +230,7 @@ fn check(opened: &PreparedModel, problem: &Problem) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(ErrorKind::Input, "a question leaves no room for an answer")
-        .expected(format!("less than {context} tokens, the context"))
+        .expected(format!("fewer tokens than the context, which is {context}"))
         .found(format!("{} tokens", ids.len())))
 }
 
@@ -237,11 +242,11 @@ fn row_name(row: &Row) -> String {
     }
 }
 
-/// The sets of layers, best first; above them the full cache.
+/// A table with a row for each set of layers, the best one first, below a row for the full cache.
 fn table(choice: &Choice) -> String {
-    let head = ["", "right", "against all layers, points", "p", "cut off", "slots at most"];
+    let head = ["", "right", "points against all layers", "p", "cut off", "most slots"];
     let mut rows = vec![head.map(String::from).to_vec()];
-    let of = choice.settings.questions;
+    let questions = choice.settings.questions;
     for row in std::iter::once(&choice.full).chain(&choice.rows) {
         let paired = choice.paired(row);
         let (low, high) = paired.interval();
@@ -250,13 +255,18 @@ fn table(choice: &Choice) -> String {
         let against = match row.layers.as_str() {
             "all" => ["-", "-"].map(String::from),
             _ => [
-                format!("{} [{}, {}]", points(paired.difference() as f64 / of as f64), points(low), points(high)),
+                format!(
+                    "{} [{}, {}]",
+                    points(paired.difference() as f64 / questions as f64),
+                    points(low),
+                    points(high)
+                ),
                 p(paired.p_value()),
             ],
         };
         let [difference, p] = against;
         let cached = format!("{:.0}", row.peak_cached);
-        let right = format!("{} of {of}", row.correct);
+        let right = format!("{} of {questions}", row.correct);
         rows.push(vec![mark.to_string() + &row_name(row), right, difference, p, row.truncated.to_string(), cached]);
     }
     screen::table(&rows)
@@ -266,34 +276,35 @@ fn p(value: f64) -> String {
     if value < 0.001 { "<0.001".into() } else { format!("{value:.3}") }
 }
 
-/// What the table shows, in sentences.
+/// An explanation of the table, and its result in sentences.
 fn verdict(choice: &Choice) -> String {
     let mut lines = vec![
-        "Points: right answers in 100 more than all layers, with a 95 % interval. p: McNemar's exact test, of one set alone."
+        "Points: how many more of 100 answers are right than with all layers, with a 95 % interval. p: McNemar's exact \
+         test for one set, without a correction for the number of sets."
             .to_string(),
     ];
     let Conditions { questions, run: Settings { budget, .. }, .. } = &choice.settings;
     if let Some(row) = choice.row(&choice.layers) {
         let rivals = choice.rivals();
         let paired = choice.paired(row);
+        let corrected = p(choice.corrected_p());
         let counts = format!(
-            "questions gained {}, lost {}; p = {}, as the best of {rivals} sets {}",
+            "questions gained {}, lost {}; p = {}, or {corrected} when corrected for the choice of the best of {rivals} sets",
             row.gained,
             row.lost,
             p(paired.p_value()),
-            p(choice.corrected_p())
         );
         let name = row_name(row);
         lines.push(match (choice.layers.as_str(), choice.distinguishable) {
-            ("all", _) => format!("Chosen: all layers. Of {rivals} other sets none had more right answers."),
+            ("all", _) => format!("Chosen: all layers. None of {rivals} other sets had more right answers."),
             (_, true) => format!("Chosen: {name}, better than all layers: {counts}."),
             (_, false) => {
-                format!("Chosen: {name}, NOT DISTINGUISHABLE from all layers: {counts}. More questions may tell.")
+                format!("Chosen: {name}, NOT DISTINGUISHABLE from all layers: {counts}. With more questions, a difference may show.")
             }
         });
         if let Some(all) = choice.row("all").filter(|all| row.peak_cached > 1.05 * all.peak_cached) {
             lines.push(format!(
-                "Not at equal memory: {:.0} slots instead of {:.0}. tokens:N as budget makes it equal.",
+                "The memory differs: {:.0} slots instead of {:.0}. With --budget tokens:N, all sets use the same memory.",
                 row.peak_cached, all.peak_cached
             ));
         }
@@ -301,100 +312,104 @@ fn verdict(choice: &Choice) -> String {
     let idle = questions - choice.pruned;
     if choice.pruned == 0 {
         lines.push(format!(
-            "Nothing was ever evicted at {budget}: all sets are the same. A smaller budget, more frequent probes or longer \
-             questions would make a difference."
+            "Nothing was evicted at {budget}, so all sets gave the same answers. Use a smaller budget, more frequent probes \
+             or questions that need longer thinking."
         ));
     } else if idle > 0 {
-        lines.push(format!("In {idle} of {questions} questions nothing was evicted: they say nothing about layers."));
+        lines.push(format!(
+            "In {idle} of {questions} questions nothing was evicted, so they do not tell the sets of layers apart."
+        ));
     }
     if choice.layers != "all" {
         lines.push(
-            "The best of many looks better here than it is: judge it by questions that it was not chosen by.".into(),
+            "The best of many sets looks better on these questions than it is. Judge it by questions that were not used here."
+                .into(),
         );
     }
     lines.join("\n")
 }
 
-/// The file that each trial is appended to as it ends, a line each, so that an interruption loses nothing.
+/// The file to which every finished trial is appended as a line, so that an interruption loses none.
 struct Progress {
     path: PathBuf,
     file: std::fs::File,
     done: Vec<Trial>,
-    /// Number of trials in the file.
+    /// The number of trials in the file.
     trials: usize,
 }
 
 impl Progress {
-    /// Opens the file and reads the trials of an earlier, interrupted calibration with the same settings. A last line
-    /// that is only half written is removed.
+    /// Opens the file and reads the trials of an earlier, interrupted calibration with the same settings. An
+    /// incomplete last line is removed.
     fn open(out: &Path, settings: &Conditions, layers: usize) -> Result<Self> {
         let path = PathBuf::from(format!("{}.progress.jsonl", out.display()));
-        let failed = |e: std::io::Error| {
+        let progress_error = |e: std::io::Error| {
             Error::new(ErrorKind::Io, "the progress of the calibration cannot be kept")
                 .at(path.display())
                 .found(e)
-                .help("name another place with --out")
+                .help("name a file in another directory with --out")
         };
-        let anew = "remove the file to begin anew, or choose another --out";
-        let mut file = std::fs::OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(failed)?;
+        let help = "remove the file to start again, or choose another --out";
+        let mut file =
+            std::fs::OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(progress_error)?;
         match file.try_lock() {
             Err(std::fs::TryLockError::WouldBlock) => {
                 return Err(Error::new(ErrorKind::Io, "another calibration is using this file")
                     .at(path.display())
                     .help("wait for it, or choose another --out"));
             }
-            // Some file systems have no locks.
+            // Some file systems do not support locks.
             Ok(()) | Err(std::fs::TryLockError::Error(_)) => {}
         }
-        let known = std::fs::read(&path).map_err(failed)?;
+        let known = std::fs::read(&path).map_err(progress_error)?;
         let whole = known.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         let text = String::from_utf8_lossy(&known[..whole]);
         let mut lines = text.lines().enumerate();
         if let Some((_, line)) = lines.next() {
             let other = Error::new(ErrorKind::Input, "this is the progress of another calibration");
-            let other = other.at(path.display()).help(anew);
+            let other = other.at(path.display()).help(help);
             let Ok(there) = serde_json::from_str::<Conditions>(line) else { return Err(other.found(line)) };
             let differences = settings.differences(&there);
             if !differences.is_empty() {
-                let side = |of: fn(&(String, String, String)) -> String| {
-                    differences.iter().map(of).collect::<Vec<_>>().join(", ")
+                let listed = |text: fn(&(String, String, String)) -> String| {
+                    differences.iter().map(text).collect::<Vec<_>>().join(", ")
                 };
                 return Err(other
-                    .expected(side(|(name, here, _)| format!("{name} {here}")))
-                    .found(side(|(name, _, there)| format!("{name} {there}"))));
+                    .expected(listed(|(name, here, _)| format!("{name} {here}")))
+                    .found(listed(|(name, _, there)| format!("{name} {there}"))));
             }
         }
         let mut done = Vec::new();
         for (index, line) in lines {
-            let wrong = |found: String| {
+            let malformed = |found: String| {
                 let e = Error::new(ErrorKind::Input, "not the progress of a calibration");
-                e.at(format!("{}, line {}", path.display(), index + 1)).found(found).help(anew)
+                e.at(format!("{}, line {}", path.display(), index + 1)).found(found).help(help)
             };
-            let trial: Trial = serde_json::from_str(line).map_err(|e| wrong(e.to_string()))?;
+            let trial: Trial = serde_json::from_str(line).map_err(|e| malformed(e.to_string()))?;
             let fits = match trial.layers.parse()? {
                 Arm::Full => true,
                 Arm::Layers(listed) => listed.check(layers, Scope::Shared).is_ok(),
             };
             if !fits || trial.problem >= settings.questions {
-                return Err(wrong(line.to_string()));
+                return Err(malformed(line.to_string()));
             }
             done.push(trial);
         }
-        // A file with other contents is left unchanged.
+        // Any other file is left unchanged.
         let header = line(settings)?;
         if whole == 0 && !header.as_bytes().starts_with(&known) {
             return Err(Error::new(ErrorKind::Input, "not the progress of a calibration")
                 .at(path.display())
-                .help(anew));
+                .help(help));
         }
-        file.set_len(whole as u64).map_err(failed)?;
+        file.set_len(whole as u64).map_err(progress_error)?;
         if whole == 0 {
-            file.write_all(header.as_bytes()).map_err(failed)?;
+            file.write_all(header.as_bytes()).map_err(progress_error)?;
         }
         Ok(Self { path, file, trials: done.len(), done })
     }
 
-    /// One write for each line, so that an interruption leaves the line whole or absent.
+    /// Appends a trial. Each line is one write, so that an interruption leaves it complete or absent.
     fn write(&mut self, trial: &Trial) -> Result<()> {
         self.trials += 1;
         self.file.write_all(line(trial)?.as_bytes()).map_err(|e| {
@@ -404,7 +419,7 @@ impl Progress {
 }
 
 impl Drop for Progress {
-    /// A file without trials holds nothing worth keeping.
+    /// Removes the file if it holds no trials.
     fn drop(&mut self) {
         if self.trials == 0 {
             std::fs::remove_file(&self.path).ok();
@@ -413,6 +428,7 @@ impl Drop for Progress {
 }
 
 fn line(value: &impl serde::Serialize) -> Result<String> {
-    let json = serde_json::to_string(value).map_err(|e| Error::new(ErrorKind::Internal, "no JSON").found(e))?;
+    let json = serde_json::to_string(value)
+        .map_err(|e| Error::new(ErrorKind::Internal, "the value cannot be written as JSON").found(e))?;
     Ok(json + "\n")
 }

@@ -1,7 +1,8 @@
 //! `secateur run` without a prompt on a terminal: a conversation.
 //!
-//! Every turn forwards the whole conversation anew, without what was thought in earlier turns: a pruned cache has lost
-//! tokens of the prompt to come, and templates leave earlier thinking out.
+//! Every turn runs the prefill of the whole conversation again, without the thinking of earlier turns. The cache of
+//! the turn before cannot be reused: pruning may have evicted tokens that the next prompt contains, and chat
+//! templates leave earlier thinking out.
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 
@@ -17,13 +18,14 @@ use super::screen::{self, Screen};
 use super::signals::{self, Signal};
 
 const HELP: &str = "\
-/help    this list
+/help    show this list
 /reset   forget the conversation
-/exit    end the chat (also /quit, Ctrl-D, or Ctrl-C at the prompt)
-Ctrl-C while the model writes ends its answer. A message goes on in another line after \\ at its end, Ctrl-J or Alt-Enter;
-Up and Down recall earlier ones, Ctrl-R searches them.";
+/exit    leave the chat (also /quit, Ctrl-D, or Ctrl-C at the prompt)
+Press Ctrl-C while the model writes to stop its answer. To continue a message on another line, end the line with \\, or
+press Ctrl-J or Alt-Enter. Up and Down recall earlier messages, and Ctrl-R searches them.
+Unless secateur was started with --seed, each answer is drawn with a new random seed, which is shown after it.";
 
-/// Talks until the user has enough. Each turn is `request` with the conversation so far.
+/// Runs the chat until the user leaves it. Each turn is `request` with the conversation so far.
 pub fn main(
     engine: &mut Engine,
     request: &Request,
@@ -31,12 +33,12 @@ pub fn main(
     stop: &AtomicBool,
     quiet: bool,
 ) -> Result<ExitCode> {
-    let failed = |e: std::io::Error| Error::new(ErrorKind::Io, "the terminal cannot be read").found(e);
-    let mut editor = Editor::new().map_err(failed)?;
+    let terminal_error = |e: std::io::Error| Error::new(ErrorKind::Io, "the terminal cannot be read").found(e);
+    let mut editor = Editor::new().map_err(terminal_error)?;
     let mut messages: Vec<Message> = Vec::new();
-    screen.note("/help lists what you can type; Ctrl-D ends the chat");
+    screen.note("type /help for a list of commands; press Ctrl-D to leave the chat");
     loop {
-        let text = match editor.read("> ").map_err(failed)? {
+        let text = match editor.read("> ").map_err(terminal_error)? {
             Input::Text(text) => text,
             Input::Ended | Input::Interrupted => return Ok(ExitCode::SUCCESS),
         };
@@ -50,15 +52,15 @@ pub fn main(
             "/exit" | "/quit" => return Ok(ExitCode::SUCCESS),
             "/reset" => {
                 messages.clear();
-                super::say("the conversation starts anew");
+                super::say("the conversation was forgotten");
             }
-            // A path or a question that begins with one has blanks, or more slashes.
-            command if is_command(command) => super::say(&format!("there is no {command}; /help lists what there is")),
+            // Paths, and questions that begin with a path, have blanks or more slashes, so they are not commands.
+            command if is_command(command) => super::say(&format!("there is no {command}; /help lists the commands")),
             text => {
                 messages.push(Message::user(text));
                 signals::begin_turn();
                 let asked = Request { messages: Some(messages.clone()), ..request.clone() };
-                // Resolved anew: each turn draws a seed of its own, unless one is given.
+                // This draws a new seed for each turn unless --seed is given.
                 let ran = engine.resolve(&asked).and_then(|Resolved { prompt, settings, .. }| {
                     generate(engine, &prompt, &settings, screen, stop, false)
                 });
@@ -82,16 +84,16 @@ pub fn main(
                         if let Some(error) = result.error {
                             return Err(error);
                         }
-                        // Ctrl-C ends the answer; every other signal ends the chat.
+                        // Ctrl-C ends only the answer. Every other signal ends the chat.
                         if let Some(signal) = signals::received().filter(|signal| *signal != Signal::INTERRUPT) {
                             return Ok(signal.exit_code());
                         }
                     }
-                    // The conversation has become too long, or the template does not like it: it may be mended.
+                    // The conversation is too long, or the template refuses it. The user can still change it.
                     Err(error) if error.kind() == ErrorKind::Input => {
                         messages.pop();
                         let error = fields::as_options(&error.to_string());
-                        super::say(&format!("{error}\n      or: /reset forgets the conversation"));
+                        super::say(&format!("{error}\n      or: forget the conversation with /reset"));
                     }
                     Err(error) => return Err(error),
                 }
@@ -104,7 +106,7 @@ fn is_command(text: &str) -> bool {
     text.strip_prefix('/').is_some_and(|word| !word.is_empty() && word.chars().all(|c| c.is_ascii_alphabetic()))
 }
 
-/// One line: tokens, speed, what is cached, what the device holds.
+/// One line about a turn: tokens, speed, cached tokens, memory, seed.
 fn summary(result: &RunResult) -> String {
     let t = &result.trace.totals;
     let ended = match &result.trace.stop_reason {
@@ -127,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_lone_word_is_a_command() {
+    fn a_command_is_a_single_word_after_a_slash() {
         assert!(is_command("/help") && is_command("/nonsense"));
         assert!(!is_command("/etc/passwd") && !is_command("/help me") && !is_command("/") && !is_command("2/3"));
     }

@@ -1,4 +1,4 @@
-//! `secateur conformance`
+//! `secateur conformance`: checks the kernels of every device against the CPU reference.
 use std::process::ExitCode;
 
 use secateur::conformance::{self, Report, shaders};
@@ -11,7 +11,7 @@ use super::screen;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// all (every adapter and the CPU reference), or one device, named as for `run`.
+    /// The devices to check: all (every adapter and the CPU reference), or one device, named as for `run`.
     #[arg(long, default_value = "all")]
     device: String,
     /// Print one JSON object to stdout.
@@ -54,7 +54,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         let mut bar = screen::Progress::new(&info.line(), false);
         let checked = pollster::block_on(async {
             let device = ComputeDevice::open_info(&info).await?;
-            conformance::run(&device, &cases, |done, of| bar.at(done, of)).await
+            conformance::run(&device, &cases, |done, total| bar.at(done, total)).await
         });
         drop(bar);
         match checked {

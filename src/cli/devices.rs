@@ -1,4 +1,4 @@
-//! `secateur devices`
+//! `secateur devices`: lists the devices of this machine.
 use std::process::ExitCode;
 
 use secateur::Result;

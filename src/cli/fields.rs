@@ -1,9 +1,9 @@
-//! Settings as the command line spells them.
+//! Rewrites the names of settings in the library's messages to command-line options.
 //!
-//! The library names a setting by its field, in backticks (`` `max_new_tokens` ``), because a page and a server have no
-//! options. What it says is rewritten here before a person sees it.
+//! The library names a setting by its request field in backticks (`` `max_new_tokens` ``), because the browser page
+//! and other programs have no options. The command line rewrites every message before it prints it.
 
-/// Fields of a request, and of what a model is loaded with, that have an option of the same name.
+/// The fields of a request, and the settings for loading a model, that have an option of the same name.
 const FIELDS: [&str; 27] = [
     "budget",
     "context",
@@ -34,7 +34,7 @@ const FIELDS: [&str; 27] = [
     "window",
 ];
 
-/// `text` with the option in place of each field of a request in backticks. Everything else stays, other words in backticks too.
+/// `text` with each field name in backticks replaced by its option. Other words in backticks are not changed.
 pub fn as_options(text: &str) -> String {
     let mut rewritten = String::with_capacity(text.len());
     let mut rest = text;
@@ -46,7 +46,7 @@ pub fn as_options(text: &str) -> String {
                 rewritten += &option;
                 rest = behind;
             }
-            // The second backtick may open the next word.
+            // This is not a field. Its closing backtick may really be the opening one of a field.
             None => {
                 rewritten += &rest[..before.len() + 1 + word.len()];
                 rest = &rest[before.len() + 1 + word.len()..];
@@ -68,7 +68,7 @@ fn is_word(text: &str) -> bool {
 fn option(field: &str) -> Option<String> {
     match field {
         "think" => Some("--no-think".into()),
-        // It has no option.
+        // The prompt is an argument without a name.
         "prompt" => Some("the prompt".into()),
         field if FIELDS.contains(&field) => Some(format!("--{}", field.replace('_', "-"))),
         _ => None,

@@ -1,4 +1,4 @@
-//! Runs one request and shows what comes of it; what `run --json` prints.
+//! Runs one request and shows the text as it is generated. Also makes the JSON object of `run --json`.
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use secateur::Result;
@@ -11,10 +11,10 @@ use serde_json::json;
 use super::screen::{self, Screen};
 use super::signals;
 
-/// Runs the prompt and shows what comes. `answer_only`: of the text only the answer is shown.
+/// Runs a prompt and shows its tokens and probes on `screen`. With `answer_only`, only the answer is shown.
 ///
 /// # Errors
-/// What [`Engine::run`] refuses. What fails after the first token is in the result.
+/// Those of [`Engine::run`]. An error after the first token is returned in the result instead.
 pub fn generate(
     engine: &mut Engine,
     prompt: &Prompt,
@@ -25,10 +25,11 @@ pub fn generate(
 ) -> Result<RunResult> {
     let (mut thoughts, mut probes, mut broken, mut begun) = (Vec::new(), 0, None, false);
     let slot_bytes = engine.slot_bytes();
-    let mut on = |event: Event<'_>| match event {
+    let mut show = |event: Event<'_>| match event {
         Event::Start { prompt_ids } => {
             screen.start(prompt_ids.len(), slot_bytes);
-            // A run clears the flag. A signal that came just before it must still count.
+            // The engine clears the flag when a run starts. A signal that arrived just before must still stop the
+            // run.
             if signals::received().is_some() {
                 stop.store(true, Ordering::Relaxed);
             }
@@ -39,14 +40,14 @@ pub fn generate(
             }
             let shown = match role {
                 _ if !answer_only => text,
-                // Blank space before its first word is no part of an answer.
+                // Blanks before the first word of the answer are left out.
                 Role::Answer if !begun => text.trim_start(),
                 Role::Answer => text,
                 _ => "",
             };
             begun |= answer_only && !shown.is_empty();
             if let Err(e) = screen.token(shown, role) {
-                // The reader of stdout is gone, so further tokens serve nothing.
+                // Stdout cannot be written, so there is no use for further tokens.
                 broken.get_or_insert(e);
                 stop.store(true, Ordering::Relaxed);
             }
@@ -56,16 +57,16 @@ pub fn generate(
             probes += 1;
         }
         Event::Repetition { .. } => {
-            let stop = if screen.stops_by_ctrl_c() { "Ctrl-C stops it; " } else { "" };
+            let stop = if screen.stops_by_ctrl_c() { "press Ctrl-C to stop; " } else { "" };
             screen.note(&format!(
                 "the text has begun to repeat itself: {stop}a larger --budget, or --repetition-penalty 1.1, may help"
             ));
         }
         _ => {}
     };
-    let result = pollster::block_on(engine.run(prompt, settings, &mut on));
+    let result = pollster::block_on(engine.run(prompt, settings, &mut show));
     let ended = screen.end_text();
-    // What was generated until then is not lost with it.
+    // The text so far is returned together with the error.
     result.map(|mut result| {
         let failed = broken.or(ended.err()).and_then(|e| super::stdout_failed(&e).err());
         result.error = result.error.or(failed);
@@ -73,8 +74,8 @@ pub fn generate(
     })
 }
 
-/// What `--json` prints. Durations are whole microseconds, sizes are bytes, and `bytes` are those at the end of the
-/// run.
+/// The JSON object of `--json`. Durations are in whole microseconds and sizes in bytes. `bytes` describes the end of
+/// the run.
 pub fn object(result: &RunResult, notes: &[String], device: &ComputeDevice, load_us: u64) -> serde_json::Value {
     let trace = &result.trace;
     let t = &trace.totals;

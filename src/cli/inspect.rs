@@ -1,4 +1,4 @@
-//! `secateur inspect`
+//! `secateur inspect`: describes a model, and tells whether it can be run, without loading it.
 use std::process::ExitCode;
 
 use secateur::cache::CacheShape;
@@ -17,13 +17,15 @@ use super::{model, options, screen};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A model directory, a GGUF file, or a model on the hub, which is fetched first. Default: the small model inside the binary.
+    /// A model directory, a GGUF file, or the name of a model on the hub, which is fetched first [default: the small
+    /// model in the binary].
     #[arg(value_name = "DIR|FILE|NAME")]
     model: Option<std::ffi::OsString>,
-    /// Contexts to compute the memory for, separated by commas. Default: powers of four up to the model's own.
+    /// The contexts to compute the memory for, separated by commas [default: 2048, 8192, 32768 and so on, up to the
+    /// model's maximum].
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
     context: Vec<usize>,
-    /// One JSON object on stdout.
+    /// Print one JSON object to stdout.
     #[arg(long)]
     json: bool,
 }
@@ -79,7 +81,7 @@ struct StoredType {
 #[derive(Serialize)]
 struct Generation {
     stop_ids: Vec<u32>,
-    /// Spelled out, where there is a tokenizer.
+    /// The text of the stop tokens; empty without a tokenizer.
     stop_tokens: Vec<String>,
     do_sample: Option<bool>,
     temperature: Option<f32>,
@@ -96,21 +98,21 @@ struct Text {
     think_open: Option<u32>,
     think_close: Option<u32>,
     thinking: Thinking,
-    /// Whether `--no-think` works.
+    /// Whether the chat template can switch thinking off, so that `--no-think` works.
     thinking_switch: bool,
 }
 
-/// Who begins the thinking.
+/// How the thinking begins.
 #[derive(Serialize, Clone, Copy)]
 #[serde(rename_all = "snake_case")]
 enum Thinking {
-    /// R1-Distill, QwQ: the prompt ends in `<think>`.
+    /// The prompt ends with `<think>` (R1-Distill, QwQ).
     TemplateOpens,
-    /// Qwen3: the model writes `<think>` itself, if it thinks.
+    /// The model writes `<think>` itself, if it thinks (Qwen3).
     ModelOpens,
-    /// The prompt ends in `</think>`.
+    /// The prompt ends with `</think>`.
     Closed,
-    /// No tag anywhere.
+    /// Neither the tokenizer nor the template has a tag for thinking.
     None,
 }
 
@@ -119,8 +121,8 @@ impl Thinking {
         match self {
             Self::TemplateOpens => "the template opens <think>",
             Self::ModelOpens => "the model writes <think> itself",
-            Self::Closed => "the template closes it at once",
-            Self::None => "none that the tokenizer or the template knows of",
+            Self::Closed => "the template ends it at once",
+            Self::None => "neither the tokenizer nor the template has tags for it",
         }
     }
 }
@@ -136,7 +138,7 @@ struct Memory {
     context: usize,
     kv: String,
     kv_bytes: u64,
-    /// Weights, cache and rotary table; nothing where there are no weights.
+    /// The weights, the cache and the RoPE table; `None` without weights.
     total_bytes: Option<u64>,
 }
 
@@ -262,19 +264,20 @@ fn check_dimensions(config: &ModelConfig, source: &ModelSource) -> Result<()> {
     decoder::check_device(config, 1, 1, &ComputeDevice::cpu()).map_err(|e| e.at(source.place_of("config.json")))
 }
 
-/// Refuses weights that loading would refuse, as far as names, shapes and element types show it: a missing embedding or
-/// head, and matrices of a type that secateur does not compute with. No values are read.
+/// Refuses weights that loading would refuse, as far as names, shapes and element types show it: a missing embedding
+/// or head, and matrices of a type that secateur does not compute with. No values are read.
 fn check_weights(config: &ModelConfig, weights: &Weights) -> Result<()> {
     let shape = [config.vocab_size, config.hidden_size];
     weights.expect("model.embed_tokens.weight", &shape)?.packed_dtype()?;
     if !config.tie_word_embeddings {
         weights.expect("lm_head.weight", &shape)?.packed_dtype()?;
     }
-    let matrices = weights.names().filter(|name| name.starts_with("model.layers.") && name.ends_with("_proj.weight"));
-    matrices.map(|name| weights.tensor(name)?.packed_dtype().map(drop)).collect()
+    let mut matrices =
+        weights.names().filter(|name| name.starts_with("model.layers.") && name.ends_with("_proj.weight"));
+    matrices.try_for_each(|name| weights.tensor(name)?.packed_dtype().map(drop))
 }
 
-/// Parameters and bytes, by element type in the order of their first tensor's name.
+/// Counts parameters and bytes by element type. The types are in the order of the first tensor's name.
 fn stored(weights: &Weights) -> Result<Stored> {
     let mut types: Vec<StoredType> = Vec::new();
     for name in weights.names() {
@@ -288,14 +291,14 @@ fn stored(weights: &Weights) -> Result<Stored> {
         types[at].parameters += parameters;
         types[at].bytes += tensor.bytes.len() as u64;
     }
-    let sum = |of: fn(&StoredType) -> u64| types.iter().map(of).sum();
+    let sum = |number: fn(&StoredType) -> u64| types.iter().map(number).sum();
     Ok(Stored { parameters: sum(|t| t.parameters), bytes: sum(|t| t.bytes), types })
 }
 
-/// 2048, 8192, 32768, … and the model's own maximum.
-fn usual_contexts(most: usize) -> Vec<usize> {
-    let powers = std::iter::successors(Some(2048usize), |n| n.checked_mul(4)).take_while(|n| *n < most);
-    powers.chain([most]).collect()
+/// 2048, 8192, 32768 and so on, and the model's maximum.
+fn usual_contexts(maximum: usize) -> Vec<usize> {
+    let powers = std::iter::successors(Some(2048usize), |n| n.checked_mul(4)).take_while(|n| *n < maximum);
+    powers.chain([maximum]).collect()
 }
 
 fn report(i: &Inspection) -> String {
@@ -326,7 +329,7 @@ fn report(i: &Inspection) -> String {
         match (g.stop_tokens.is_empty(), g.stop_ids.is_empty()) {
             (false, _) => g.stop_tokens.join(" "),
             (true, false) => format!("ids {:?}", g.stop_ids),
-            (true, true) => "nothing: neither config names a stop token".into(),
+            (true, true) => "no token: neither config.json nor generation_config.json names one".into(),
         },
     ));
     let number = |name: &str, value: Option<f32>| value.map(|v| format!("{name} {v}"));
@@ -345,7 +348,8 @@ fn report(i: &Inspection) -> String {
         rows.push(("tokenizer", format!("{tokens} tokens")));
     }
     rows.push(("thinking", {
-        let switch = if i.text.thinking_switch { "; --no-think switches it off" } else { "; no switch for it" };
+        let switch =
+            if i.text.thinking_switch { "; --no-think switches it off" } else { "; it cannot be switched off" };
         i.text.thinking.words().to_string() + if i.text.template { switch } else { "" }
     }));
     rows.push((
@@ -358,7 +362,7 @@ fn report(i: &Inspection) -> String {
     let mut text = screen::table(&rows.into_iter().map(|(name, value)| vec![name.into(), value]).collect::<Vec<_>>());
 
     text += "\nMemory on the device, unpruned, one sequence:\n";
-    let mut table = vec![["context", "KV f16", "in all", "KV f32", "in all"].map(String::from).to_vec()];
+    let mut table = vec![["context", "KV f16", "total", "KV f32", "total"].map(String::from).to_vec()];
     for pair in i.memory.chunks(2) {
         let mut row = vec![pair[0].context.to_string()];
         for m in pair {
@@ -374,7 +378,7 @@ fn report(i: &Inspection) -> String {
     text
 }
 
-/// A count as people say it.
+/// A large number in millions or billions; a smaller one with all its digits.
 fn count(n: u64) -> String {
     match n {
         0..1_000_000 => n.to_string(),
@@ -388,14 +392,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn contexts_end_in_the_models_own() {
+    fn contexts_end_with_the_models_maximum() {
         assert_eq!(usual_contexts(4096), [2048, 4096]);
         assert_eq!(usual_contexts(131_072), [2048, 8192, 32_768, 131_072]);
         assert_eq!(usual_contexts(512), [512]);
     }
 
     #[test]
-    fn parameters_as_people_say_them() {
+    fn large_counts_have_units() {
         assert_eq!([count(999), count(1_500_000), count(7_620_000_000)], ["999", "1.5 M", "7.62 B"]);
     }
 }

@@ -1,4 +1,4 @@
-//! Reading a message at the prompt of a chat: rustyline, with a history that is kept between chats.
+//! Reads a message at the prompt of a chat, with rustyline and a history that is kept between chats.
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use rustyline::{
 
 use super::signals;
 
-/// What a person did at the prompt.
+/// What the user did at the prompt.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Input {
     /// Entered a message.
@@ -23,27 +23,27 @@ pub enum Input {
     Ended,
 }
 
-/// Messages that the history keeps.
+/// The number of messages in the history.
 const HISTORY: usize = 1000;
 
 /// Reads messages and remembers them.
 pub struct Editor {
     editor: rustyline::Editor<(), FileHistory>,
     continued: Continued,
-    /// Where the history is kept.
+    /// The file of the history.
     file: Option<PathBuf>,
 }
 
 impl Editor {
-    /// An editor with the history of earlier chats, where the system has a place for one.
+    /// An editor with the history of earlier chats, if there is a [file](history_file) for it.
     ///
     /// # Errors
-    /// When the terminal cannot be used.
+    /// If the terminal cannot be used.
     pub fn new() -> io::Result<Self> {
-        // A pasted paragraph is one message, whatever line ends it has.
+        // With bracketed paste, a pasted text with several lines is one message.
         let config = Config::builder().bracketed_paste(true).tab_stop(4).build();
-        let mut editor = rustyline::Editor::with_config(config).map_err(failed)?;
-        editor.set_max_history_size(HISTORY).map_err(failed)?;
+        let mut editor = rustyline::Editor::with_config(config).map_err(io_error)?;
+        editor.set_max_history_size(HISTORY).map_err(io_error)?;
         let continued = Continued::default();
         let key = |code, modifiers| Event::from(KeyEvent(code, modifiers));
         editor.bind_sequence(
@@ -56,7 +56,7 @@ impl Editor {
         // Without completion, Tab would do nothing.
         editor.bind_sequence(key(KeyCode::Tab, Modifiers::NONE), Cmd::Insert(1, "    ".into()));
         let file = history_file();
-        // A history that is missing or damaged is no reason not to chat.
+        // The chat works without a history, so a missing or damaged file is ignored.
         file.as_ref().map(|file| editor.load_history(file));
         Ok(Self { editor, continued, file })
     }
@@ -64,7 +64,7 @@ impl Editor {
     /// Shows `prompt` and reads a message.
     ///
     /// # Errors
-    /// When the terminal cannot be read.
+    /// If the terminal cannot be read.
     pub fn read(&mut self, prompt: &str) -> io::Result<Input> {
         let _prompting = signals::prompting(terminal::restore_at_exit());
         let read = self.editor.readline(prompt);
@@ -73,31 +73,31 @@ impl Editor {
             Ok(text) => Ok(Input::Text(without_continuations(&text, &continued))),
             Err(ReadlineError::Interrupted) => Ok(Input::Interrupted),
             Err(ReadlineError::Eof) => Ok(Input::Ended),
-            Err(e) => Err(failed(e)),
+            Err(e) => Err(io_error(e)),
         }
     }
 
-    /// Adds a message to the history, for Up and Ctrl-R to recall.
+    /// Adds a message to the history, so that Up and Ctrl-R find it.
     pub fn remember(&mut self, text: &str) {
         let added = self.editor.add_history_entry(text).unwrap_or(false);
-        // Written at once: a chat may end by a signal.
+        // The file is written after each message, because a signal may end the chat.
         if let Some(file) = self.file.as_ref().filter(|_| added) {
             let _ = self.editor.append_history(file);
         }
     }
 }
 
-fn failed(e: ReadlineError) -> io::Error {
+fn io_error(e: ReadlineError) -> io::Error {
     match e {
         ReadlineError::Io(e) => e,
         e => io::Error::other(e),
     }
 }
 
-/// Lines of the message that were ended by a backslash and Enter, in order.
+/// The lines of the message that were ended with a backslash and Enter, in order.
 type Continued = Arc<Mutex<Vec<String>>>;
 
-/// Enter behind a backslash begins another line.
+/// Makes Enter after a backslash start another line of the message.
 struct Continuation(Continued);
 
 impl ConditionalEventHandler for Continuation {
@@ -106,13 +106,14 @@ impl ConditionalEventHandler for Continuation {
         let goes_on = at.pos() == at.line().len() && line.ends_with('\\');
         goes_on.then(|| {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line.to_string());
-            // An editor's command cannot both delete the backslash and leave the cursor behind the new line: it goes later.
+            // One editor command cannot delete the backslash and add a line, so the backslash is removed from the
+            // result.
             Cmd::Newline
         })
     }
 }
 
-/// `text` without the backslashes that only continued a line. Those of a pasted text stay.
+/// `text` without the backslashes that continued a line. Backslashes in pasted text are kept.
 fn without_continuations(text: &str, continued: &[String]) -> String {
     let mut continued = continued.iter().peekable();
     let lines = text.split('\n').map(|line| match continued.next_if(|known| *known == line) {
@@ -122,8 +123,8 @@ fn without_continuations(text: &str, continued: &[String]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The file of the history: `$SECATEUR_HISTORY`, else `secateur/history` in the folder for the state of programs, if there is
-/// such a folder. `SECATEUR_HISTORY=` (empty) keeps none.
+/// The file of the history: `$SECATEUR_HISTORY`, or `secateur/history` in the user's folder for application state if
+/// that folder exists. If `SECATEUR_HISTORY` is empty, no history is kept.
 fn history_file() -> Option<PathBuf> {
     let var = |name: &str| std::env::var_os(name);
     if let Some(file) = var("SECATEUR_HISTORY") {
@@ -149,21 +150,22 @@ fn in_state_folder(state: &Path) -> Option<PathBuf> {
     (state.is_dir() && (folder.is_dir() || std::fs::create_dir(&folder).is_ok())).then(|| folder.join("history"))
 }
 
-/// A signal may end the process at the prompt, while the terminal sends single keys and echoes none.
+/// Restores the terminal if a signal ends the process at the prompt, where rustyline has switched off line editing
+/// and echo.
 #[cfg(unix)]
 mod terminal {
     use std::io::{Write, stdin, stdout};
 
     use nix::sys::termios::{SetArg, tcgetattr, tcsetattr};
 
-    /// What brings the terminal back into the state that it is in now.
+    /// Returns a function that restores the current state of the terminal.
     pub fn restore_at_exit() -> impl FnOnce() + Send + 'static {
         let state = tcgetattr(stdin()).ok();
         move || {
-            // Nothing is to be done where the terminal edits lines by itself (TERM=dumb).
+            // With TERM=dumb, rustyline does not change the state, so there is nothing to restore.
             if let Some(state) = state.filter(|state| tcgetattr(stdin()).is_ok_and(|now| now != *state)) {
                 let _ = tcsetattr(stdin(), SetArg::TCSANOW, &state);
-                // The end of bracketed paste, and a line of its own for the shell.
+                // Switch bracketed paste off, and start a new line for the shell.
                 let _ = stdout().write_all(b"\x1b[?2004l\r\n").and_then(|()| stdout().flush());
             }
         }
@@ -172,7 +174,7 @@ mod terminal {
 
 #[cfg(not(unix))]
 mod terminal {
-    /// Ctrl-C is a key there, and no other signal is handled.
+    /// Does nothing: on these systems, rustyline reads Ctrl-C as a key, and no other signal is handled.
     pub fn restore_at_exit() -> impl FnOnce() + Send + 'static {
         || ()
     }
@@ -183,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_backslash_that_continues_a_line_is_no_part_of_it() {
+    fn a_backslash_that_continues_a_line_is_removed() {
         let joined = |text: &str, continued: &[&str]| {
             without_continuations(text, &continued.iter().map(|line| line.to_string()).collect::<Vec<_>>())
         };
@@ -195,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_history_is_kept_where_the_system_has_a_place_for_it() {
+    fn a_history_is_kept_if_there_is_a_state_folder() {
         let home = tempfile::tempdir().expect("a folder");
         assert_eq!(in_state_folder(&home.path().join("none")), None, "no folder is made for others");
         let file = in_state_folder(home.path()).expect("a place");

@@ -1,4 +1,4 @@
-//! Commands, exit codes, and how errors reach a person.
+//! The commands, their exit codes, and how errors are printed.
 mod bench;
 mod calibrate;
 mod chat;
@@ -31,14 +31,14 @@ macro_rules! exit_codes {
         "\
 Exit codes:
   0    done
-  1    a model, device or file failed; conformance: a case failed or a required device is missing
+  1    a model, device or file json_error; conformance: a case json_error or a required device is missing
   2    the arguments or the prompt are wrong
   130  interrupted by Ctrl-C (once: the run stops and writes its summary and trace; twice: it quits immediately)
   143  ended by SIGTERM, in the same way (129: by SIGHUP)"
     };
 }
 
-/// What a command's help ends in: examples, then the exit codes.
+/// The end of a command's help: examples, then the exit codes.
 macro_rules! after_help {
     ($($line:literal)*) => {
         concat!("Examples:\n", $("  ", $line, "\n",)* "\n", exit_codes!())
@@ -48,12 +48,12 @@ macro_rules! after_help {
 /// Runs reasoning language models on any GPU and prunes redundant thoughts from their KV cache while they think.
 #[derive(Debug, Parser)]
 #[command(version, after_help = after_help!(
-    "secateur run                              what it does, on the model in the binary"
+    "secateur run                              an example, with the model in the binary"
     "secateur run --model deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"
     "secateur run --model DIR \"How many primes are below 50?\""
-    "secateur inspect DIR                      will it fit?"
+    "secateur inspect DIR                      can it run, and does it fit into memory?"
     "secateur bench --model DIR                how fast is it here?"
-    "secateur conformance                      does this machine compute what it should?"
+    "secateur conformance                      does this machine compute correctly?"
 ))]
 struct Args {
     #[command(subcommand)]
@@ -62,61 +62,65 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Generate from a prompt, or chat, pruning thoughts on the way. Text goes to stdout, everything else to stderr.
+    /// Generate text from a prompt, or chat, and prune thoughts meanwhile. The text goes to stdout, everything else
+    /// to stderr.
     #[command(args_override_self = true, allow_negative_numbers = true, after_help = after_help!(
-        "secateur run --model DIR                            chat (/help there)"
+        "secateur run --model DIR                            a chat (type /help in it)"
         "secateur run --model Qwen/Qwen3-0.6B \"Why is the sky blue?\""
         "git diff | secateur run --model DIR --system \"You review code.\" -"
-        "secateur run --model DIR --no-think \"17 * 23?\"     answer at once (Qwen3)"
+        "secateur run --model DIR --no-think \"17 * 23?\"     without thinking (Qwen3)"
         "secateur run --model DIR --policy random --budget tokens:1024 --show-kept \"...\""
         "secateur run --model DIR --trace trace.json \"...\"   every token, step, importance and eviction"
         "secateur run --model DIR --ids 1,2,3 --json         no tokenizer needed"
     ))]
     Run(Box<run::Args>),
-    /// Make a page from the trace of a run, or from two side by side.
+    /// Make an HTML page from the trace of a run, or from the traces of two runs to compare.
     #[command(after_help = after_help!(
         "secateur report trace.json -o report.html"
         "secateur report pruned.json full.json -o both.html  two runs side by side"
     ))]
     Report(report::Args),
-    /// Measure prefill and decoding, and how much of the device's memory bandwidth decoding reaches. Needs no tokenizer.
+    /// Measure the speed of prefill and decoding, and the share of the device's memory bandwidth that decoding
+    /// reaches. No tokenizer is needed.
     #[command(allow_negative_numbers = true, after_help = after_help!(
         "secateur bench --model DIR"
         "secateur bench --model DIR --prompt 128,1024,4096 --decode 64 --repeat 5"
-        "secateur bench --model DIR --sequences 1,4,16       decoded side by side"
+        "secateur bench --model DIR --sequences 1,4,16       decoded at the same time"
         "secateur bench --model DIR --device vulkan --json > bench.json"
     ))]
     Bench(bench::Args),
-    /// Say what a model is, whether its thoughts can be pruned, and how much memory it needs.
+    /// Describe a model: whether it can be run, whether its thoughts can be pruned, and how much memory it needs.
     #[command(allow_negative_numbers = true, after_help = after_help!(
         "secateur inspect DIR"
         "secateur inspect Qwen/Qwen3-0.6B --context 4096,32768"
         "secateur inspect DIR --json"
     ))]
     Inspect(inspect::Args),
-    /// Choose the layers whose attention decides what is pruned, by accuracy on questions with answers; `run` then uses them.
+    /// Choose the layers whose attention decides what is pruned, by the accuracy on questions with known answers.
+    /// `run` uses the choice.
     #[command(allow_negative_numbers = true, after_help = after_help!(
-        "secateur calibrate DIR --data dev.jsonl             the choice goes to DIR/secateur.json"
-        "secateur calibrate Qwen/Qwen3-0.6B --data dev.jsonl   ... beside the model in the hub's cache"
+        "secateur calibrate DIR --data dev.jsonl             writes the choice to DIR/secateur.json"
+        "secateur calibrate Qwen/Qwen3-0.6B --data dev.jsonl   writes it beside the model in the hub's cache"
         "secateur calibrate DIR --data dev.jsonl --budget tokens:512 --problems 50 --out choice.json"
     ))]
     Calibrate(calibrate::Args),
-    /// List the devices of this machine, best first.
+    /// List the devices of this machine, the best one first.
     #[command(after_help = after_help!(
         "secateur devices"
         "secateur devices --json"
     ))]
     Devices(devices::Args),
-    /// Check that the devices of this machine compute what the CPU reference computes: every kernel case on each.
+    /// Check that every device of this machine computes the same as the CPU reference, with a test case for each
+    /// kernel and dtype.
     #[command(after_help = after_help!(
-        "secateur conformance                                every device"
+        "secateur conformance                                checks every device"
         "secateur conformance --device metal --json > report.json"
-        "secateur conformance --require cpu,llvmpipe         fail unless these ran"
+        "secateur conformance --require cpu,llvmpipe         fails unless these were checked"
     ))]
     Conformance(conformance::Args),
 }
 
-/// Parses the arguments, runs the command, and turns its outcome into an exit code.
+/// Parses the arguments, runs the command, prints its error, and returns the exit code.
 pub fn main() -> ExitCode {
     let (args, quiet) = parse(std::env::args_os().collect());
     if !quiet {
@@ -141,14 +145,14 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// The arguments, and whether they ask for quiet. clap answers bad usage itself, with exit code 2.
+/// The arguments, and whether `--quiet` is among them. For wrong usage, clap prints an error and exits with code 2.
 fn parse(mut given: Vec<OsString>) -> (Args, bool) {
     let command = Args::command();
     let matches = command.clone().try_get_matches_from(&given).or_else(|e| {
         let dashed = if e.kind() == clap::error::ErrorKind::UnknownArgument { dashed_prompt(&given) } else { None };
-        let Some(at) = dashed else { return Err(e) };
-        // Behind `--` nothing is an option.
-        let prompt = given.remove(at);
+        let Some(index) = dashed else { return Err(e) };
+        // After `--`, no argument is an option.
+        let prompt = given.remove(index);
         given.extend(["--".into(), prompt]);
         command.try_get_matches_from(&given).map_err(|_| e)
     });
@@ -157,11 +161,11 @@ fn parse(mut given: Vec<OsString>) -> (Args, bool) {
     (Args::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()), quiet)
 }
 
-/// Where the prompt of `secateur run "-5 + 3?"` stands: the argument that begins with a dash but cannot be an option, since a blank
-/// comes before any `=`.
+/// The index of the prompt in `secateur run "-5 + 3?"`: of the first argument that begins with a dash but cannot be
+/// an option, because a blank comes before any `=`.
 fn dashed_prompt(given: &[OsString]) -> Option<usize> {
     let is_run = given.get(1).is_some_and(|command| command == "run");
-    let no_option = |arg: &OsString| {
+    let is_text = |arg: &OsString| {
         let text = arg.to_string_lossy();
         let name = text.split('=').next().unwrap_or_default();
         text.starts_with('-') && name.contains(char::is_whitespace)
@@ -170,21 +174,21 @@ fn dashed_prompt(given: &[OsString]) -> Option<usize> {
     if options < given.len() {
         return None;
     }
-    given.iter().position(no_option).filter(|_| is_run)
+    given.iter().position(is_text).filter(|_| is_run)
 }
 
-/// A line for people. Nothing can be done about a stderr that is gone.
+/// Prints a line to stderr. Errors are ignored, because there is no other place to report them.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// What a command was asked for, on stdout.
+/// Prints the result of a command to stdout.
 fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).or_else(|e| stdout_failed(&e))
 }
 
-/// A reader that has seen enough (`| head`) is no failure; a full disk is.
+/// Returns an error unless the reader of stdout has closed it (`| head`), which is not a failure.
 fn stdout_failed(e: &std::io::Error) -> Result<()> {
     if e.kind() == std::io::ErrorKind::BrokenPipe {
         return Ok(());
@@ -192,10 +196,10 @@ fn stdout_failed(e: &std::io::Error) -> Result<()> {
     Err(Error::new(ErrorKind::Io, "stdout cannot be written").found(e))
 }
 
-/// A value as one line of JSON on stdout.
+/// Prints a value to stdout as one line of JSON.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    let failed = |e| Error::new(ErrorKind::Internal, "the result has no JSON form").found(e);
-    print(&(serde_json::to_string(value).map_err(failed)? + "\n"))
+    let json_error = |e| Error::new(ErrorKind::Internal, "the result cannot be written as JSON").found(e);
+    print(&(serde_json::to_string(value).map_err(json_error)? + "\n"))
 }
 
 #[cfg(test)]
@@ -204,12 +208,12 @@ mod tests {
 
     #[test]
     fn a_prompt_may_begin_with_a_dash() {
-        let at = |args: &[&str]| dashed_prompt(&args.iter().map(OsString::from).collect::<Vec<_>>());
-        assert_eq!(at(&["secateur", "run", "--model", "m", "-5 + 3?"]), Some(4));
-        assert_eq!(at(&["secateur", "run", "- milk\n- eggs: what is missing?", "--quiet"]), Some(2));
-        assert_eq!(at(&["secateur", "run", "--modle", "m"]), None, "a mistyped option is no prompt");
-        assert_eq!(at(&["secateur", "run", "--system=You are terse.", "--modle", "m"]), None);
-        assert_eq!(at(&["secateur", "run", "--", "-5 + 3?"]), None);
-        assert_eq!(at(&["secateur", "bench", "-5 + 3?"]), None);
+        let prompt_index = |args: &[&str]| dashed_prompt(&args.iter().map(OsString::from).collect::<Vec<_>>());
+        assert_eq!(prompt_index(&["secateur", "run", "--model", "m", "-5 + 3?"]), Some(4));
+        assert_eq!(prompt_index(&["secateur", "run", "- milk\n- eggs: what is missing?", "--quiet"]), Some(2));
+        assert_eq!(prompt_index(&["secateur", "run", "--modle", "m"]), None, "a mistyped option is not a prompt");
+        assert_eq!(prompt_index(&["secateur", "run", "--system=You are terse.", "--modle", "m"]), None);
+        assert_eq!(prompt_index(&["secateur", "run", "--", "-5 + 3?"]), None);
+        assert_eq!(prompt_index(&["secateur", "bench", "-5 + 3?"]), None);
     }
 }

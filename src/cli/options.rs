@@ -1,5 +1,5 @@
-//! The options that describe a request. Each has the name of its field in a [`Request`], and the request is made from
-//! them by those names: what an option does, and what holds without it, is the library's to say.
+//! The options that describe a request. Each option has the name of a field of [`Request`], and [`request`] converts
+//! them by name. The library decides what a field means and what its default is.
 use std::fmt::Display;
 use std::path::Path;
 use std::str::FromStr;
@@ -14,49 +14,50 @@ use serde::{Serialize, Serializer};
 
 use super::{fields, text};
 
-/// What `run` takes beyond what `calibrate` takes too.
+/// The request options of `run` that `calibrate` does not have.
 #[derive(Debug, clap::Args, Serialize)]
 pub struct PromptArgs {
-    /// A system prompt: what the model is told before the conversation.
+    /// The system prompt: instructions to the model that precede the conversation.
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["ids", "raw"], allow_hyphen_values = true, value_parser = argument)]
     system: Option<String>,
-    /// Answer without thinking, for models whose chat template can switch thinking off (Qwen3).
+    /// Answer without thinking. This works with models whose chat template can switch thinking off (Qwen3).
     #[arg(long, conflicts_with_all = ["ids", "raw"])]
     #[serde(rename = "think", skip_serializing_if = "is_off", serialize_with = "negated")]
     no_think: bool,
-    /// The prompt as token ids, separated by commas or blanks; needs no tokenizer.
+    /// The prompt as token ids, separated by commas or blanks. No tokenizer is needed.
     #[arg(long, value_name = "IDS", value_parser = ids)]
     ids: Option<Ids>,
-    /// Take the prompt as it is, without the chat template.
+    /// Use the prompt as it is, without the chat template.
     #[arg(long, conflicts_with = "ids")]
     #[serde(skip_serializing_if = "is_off")]
     raw: bool,
-    /// Go on past the end-of-sequence token, for measurements.
+    /// Continue after the end-of-sequence token, for measurements.
     #[arg(long)]
     #[serde(skip_serializing_if = "is_off")]
     ignore_eos: bool,
-    /// The text that a probe appends; it ends in </think>.
+    /// The text that a probe appends. It must end in </think>.
     #[arg(long, value_name = "TEXT")]
     probe_text: Option<String>,
-    /// Which layers and heads share a kept set: shared (all of them), layer or head [default: shared].
+    /// Which parts of the model share one set of kept tokens: shared (all layers and heads share one), layer (each
+    /// layer has its own) or head (each KV head has its own) [default: shared].
     #[arg(long, value_name = "SCOPE", value_parser = parsed::<Scope>)]
     scope: Option<Scope>,
-    /// The layers whose attention counts in a shared set: all, or numbers and ranges such as 0-3,7 [default: the
-    /// choice of `calibrate` for this model, else all].
+    /// The layers whose attention counts with scope `shared`: all, or numbers and ranges such as 0-3,7 [default: the
+    /// choice of `secateur calibrate` for this model if there is one, otherwise all].
     #[arg(long, value_name = "LAYERS", value_parser = parsed::<Layers>)]
     layers: Option<Layers>,
-    /// Whether each head's scores are brought to one scale before they are averaged: none or per-head [default:
-    /// none].
+    /// How the scores of each head are scaled before they are averaged: none or per-head [default: none].
     #[arg(long, value_name = "HOW", value_parser = parsed::<Normalise>)]
     normalise: Option<Normalise>,
-    /// The positions of kept keys after an eviction: original, or compact (consecutive) [default: original].
+    /// The positions of the kept keys after an eviction: original, or compact (renumbered without gaps) [default:
+    /// original].
     #[arg(long, value_name = "WHERE", value_parser = parsed::<Positions>)]
     positions: Option<Positions>,
     #[arg(long, value_name = "RULE", value_parser = parsed::<Boundaries>, help = steps_help())]
     steps: Option<Boundaries>,
 }
 
-/// What `run` and `calibrate` take.
+/// The request options that `run` and `calibrate` share.
 #[derive(Debug, clap::Args, Serialize)]
 pub struct PruningArgs {
     #[arg(long, value_name = "N", help = max_new_tokens_help())]
@@ -69,7 +70,7 @@ pub struct PruningArgs {
     window: Option<usize>,
     #[arg(long, value_name = "P", help = probe_every_help())]
     probe_every: Option<usize>,
-    /// The seed of sampling and of the policies that evict at random [default: drawn anew, and shown].
+    /// The seed of sampling and of the policies that evict at random [default: a random seed, which is shown].
     #[arg(long)]
     seed: Option<u64>,
     #[command(flatten)]
@@ -79,42 +80,42 @@ pub struct PruningArgs {
 
 /// How tokens are chosen.
 #[derive(Debug, clap::Args, Serialize)]
-#[command(next_help_heading = "Sampling (default: as the model's files recommend; greedy where they do not)")]
+#[command(next_help_heading = "Sampling (default: what the model's files recommend, otherwise greedy)")]
 struct SamplingArgs {
-    /// Always the most likely token.
+    /// Always choose the most likely token.
     #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
     #[serde(skip_serializing_if = "is_off")]
     greedy: bool,
-    /// Divides the logits; 0 is --greedy.
+    /// Divide the logits by T before sampling; 0 means --greedy.
     #[arg(long, value_name = "T", value_parser = finite)]
     temperature: Option<f32>,
-    /// Only the K most likely tokens, at most 128; 0 or -1: all.
+    /// Sample from the K most likely tokens only, at most 128; 0 or -1 sets no limit.
     #[arg(long, value_name = "K")]
     top_k: Option<i64>,
-    /// Only the fewest tokens that reach this probability together.
+    /// Sample from the smallest set of likely tokens whose probabilities add up to P.
     #[arg(long, value_name = "P", value_parser = finite)]
     top_p: Option<f32>,
-    /// Only tokens at least this share as likely as the most likely one.
+    /// Sample only from tokens whose probability is at least P times that of the most likely token.
     #[arg(long, value_name = "P", value_parser = finite)]
     min_p: Option<f32>,
-    /// Above 1, tokens of the prompt and of the text so far become less likely.
+    /// Make tokens that are already in the prompt or in the text less likely, if R is above 1.
     #[arg(long, value_name = "R", value_parser = finite)]
     repetition_penalty: Option<f32>,
 }
 
-/// The request that a group of options describes.
+/// Converts a group of options to a request.
 ///
 /// # Errors
-/// [`ErrorKind::Internal`] for an option that is no field of a request.
+/// [`ErrorKind::Internal`] for an option that is not a field of a request.
 pub fn request(options: &impl Serialize) -> Result<Request> {
-    let failed = |e| Error::new(ErrorKind::Internal, "the options make no request").found(e);
-    serde_json::from_value(serde_json::to_value(options).map_err(failed)?).map_err(failed)
+    let conversion_error = |e| Error::new(ErrorKind::Internal, "the options cannot be converted to a request").found(e);
+    serde_json::from_value(serde_json::to_value(options).map_err(conversion_error)?).map_err(conversion_error)
 }
 
-/// The request in a file, or on stdin for `-`.
+/// Reads a request from a JSON file, or from stdin for `-`.
 ///
 /// # Errors
-/// When it cannot be read, or is no request.
+/// If the file cannot be read or does not hold a request.
 pub fn read_request(path: &Path) -> Result<Request> {
     if path.as_os_str() == "-" {
         return Request::from_json(&super::stdin::read_prompt()?).map_err(|e| e.at("stdin"));
@@ -122,15 +123,12 @@ pub fn read_request(path: &Path) -> Result<Request> {
     Request::from_json(&text::read(path, "the request")?).map_err(|e| e.at(path.display()))
 }
 
-/// Element types that a KV cache may have: the parser of `--kv`.
+/// Parses the value of `--kv`.
 pub fn kv(text: &str) -> Result<Dtype, String> {
     Dtype::for_cache(text).map_err(|e| fields::as_options(&e.to_string()))
 }
 
-/// Refuses a context without positions.
-///
-/// # Errors
-/// For 0.
+/// Refuses a `--context` of 0.
 pub fn check_context(context: Option<usize>) -> Result<()> {
     if context != Some(0) {
         return Ok(());
@@ -142,7 +140,7 @@ pub fn check_context(context: Option<usize>) -> Result<()> {
         .help("leave --context out for the model's own maximum"))
 }
 
-/// Token ids. A type of its own: clap takes a list for an option that is given several times.
+/// Token ids. This is not a plain `Vec`, because clap takes a `Vec` for an option that may be given several times.
 #[derive(Debug, Clone, Serialize)]
 #[serde(transparent)]
 struct Ids(Vec<u32>);
@@ -161,10 +159,10 @@ fn parsed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|e: Error| fields::as_options(&e.to_string()))
 }
 
-/// JSON has no number for these, and no setting has a use for them.
+/// Parses a finite number. Options become JSON, which cannot express infinity and NaN.
 fn finite(text: &str) -> Result<f32, String> {
     let number: f32 = text.parse().map_err(|e: std::num::ParseFloatError| e.to_string())?;
-    if number.is_finite() { Ok(number) } else { Err("a finite number is expected: this is out of range".into()) }
+    if number.is_finite() { Ok(number) } else { Err("it is not finite: a finite number is expected".into()) }
 }
 
 fn argument(given: &str) -> Result<String, std::convert::Infallible> {
@@ -181,15 +179,15 @@ fn negated<S: Serializer>(flag: &bool, serializer: S) -> Result<S::Ok, S::Error>
 
 fn max_new_tokens_help() -> String {
     format!(
-        "Generate at most so many tokens [default: {MAX_NEW_TOKENS_THINKING} with a model that thinks, else {MAX_NEW_TOKENS}]"
+        "Generate at most N tokens [default: {MAX_NEW_TOKENS_THINKING} with a model that thinks, otherwise {MAX_NEW_TOKENS}]"
     )
 }
 
 fn budget_help() -> String {
     let default = Budget::default();
     format!(
-        "How much to keep: tokens:N or ratio:R (of the thinking); how much to evict: score-sum:K or share:F (of its importance) \
-         [default: {default}]"
+        "How much of the thinking to keep, as tokens:N or ratio:R (a share of its tokens); or how much to evict, as \
+         score-sum:K or share:F (a share of its importance) [default: {default}]"
     )
 }
 
@@ -201,7 +199,7 @@ fn policy_help() -> String {
 
 fn steps_help() -> String {
     format!(
-        "Where steps of the thinking begin: {} [default: {}]",
+        "The rule that tells where a step of the thinking begins: {} [default: {}]",
         listed(&Boundaries::NAMES.iter().map(|(name, _)| *name).collect::<Vec<_>>()),
         Boundaries::default()
     )
@@ -213,10 +211,10 @@ fn listed(values: &[impl Display]) -> String {
 
 fn window_help() -> String {
     let (general, own) = (policy::DEFAULT_WINDOW, builtin::WINDOW);
-    format!("Latest tokens that are never evicted [default: {general}; {own} with the built-in model]")
+    format!("Never evict the latest N tokens [default: {general}; {own} with the built-in model]")
 }
 
 fn probe_every_help() -> String {
     let (general, own) = (probe::DEFAULT_PROBE_EVERY, builtin::PROBE_EVERY);
-    format!("Thinking tokens from one probe to the next [default: {general}; {own} with the built-in model]")
+    format!("Probe after every P thinking tokens [default: {general}; {own} with the built-in model]")
 }

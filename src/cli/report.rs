@@ -1,4 +1,4 @@
-//! `secateur report`
+//! `secateur report`: makes an HTML page from traces.
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `secateur run`
+//! `secateur run`: generates from a prompt, or starts a chat.
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,50 +24,53 @@ use super::warnings;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The user's message; `-` reads it from stdin. Without it, on a terminal, you chat; without model too, an
-    /// example runs.
+    /// The user's message; `-` reads it from stdin. Without a prompt, a chat starts on a terminal; without a model as
+    /// well, the built-in model solves an example.
     #[arg(conflicts_with = "ids")]
     prompt: Option<String>,
     #[command(flatten)]
     model: ModelArgs,
-    /// Read the request from a JSON file, or from stdin (`-`): {"prompt": "...", "budget": "tokens:512"}. Options
-    /// given here override it.
+    /// Read the request from a JSON file, or from stdin (`-`): {"prompt": "...", "budget": "tokens:512"}. Options on
+    /// the command line override its fields.
     #[arg(long, value_name = "FILE")]
     request: Option<PathBuf>,
     #[command(flatten)]
     options: RequestArgs,
-    /// auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name (`secateur devices` lists them).
+    /// The device: auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name, or its index, as in the list
+    /// of `secateur devices`.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Element type of the KV cache: f16 or f32.
+    /// The element type of the KV cache: f16 or f32.
     #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = Dtype::F16)]
     kv: Dtype,
-    /// Positions to make room for. Default: the model's own maximum, at most 32768.
+    /// The number of positions to make room for, for the prompt and the text together [default: the model's maximum,
+    /// but at most 32768].
     #[arg(long, value_name = "N")]
     context: Option<usize>,
-    /// Write the trace (tokens, probes, what was cut) as JSON; also after Ctrl-C.
+    /// Write a trace of the run to a JSON file: the tokens, the probes and the evictions. It is also written after
+    /// Ctrl-C.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
-    /// Record the attention of every head in the trace, not only of every layer: one more probe each time, and much
-    /// to read back.
+    /// Record the attention of every head in the trace, not only of every layer. This takes a second forward pass at
+    /// each probe, and makes the trace large.
     #[arg(long, requires = "trace")]
     trace_heads: bool,
-    /// Print what the request comes to with this model, as JSON, and stop: no weights are loaded.
+    /// Print the prompt and all settings that this run would use, as JSON, and stop. No weights are loaded.
     #[arg(long)]
     dry_run: bool,
-    /// Only the answer on stdout, without the thinking.
+    /// Print only the answer to stdout, without the thinking.
     #[arg(long, conflicts_with = "json")]
     answer_only: bool,
-    /// One JSON object on stdout instead of the text.
+    /// Print one JSON object to stdout instead of the text.
     #[arg(long)]
     json: bool,
-    /// At the end, show the thinking with the evicted parts struck through.
+    /// Show the thinking again at the end, with the evicted parts struck through.
     #[arg(long)]
     show_kept: bool,
-    /// Stream the text and never repaint it: for screen readers, recordings and terminals that garble it.
+    /// Print the text without ever repainting it, for screen readers, recordings, and terminals that show it wrongly.
     #[arg(long)]
     plain: bool,
-    /// Only the text (or the JSON) and errors.
+    /// Print only the text (or the JSON), errors, and warnings about the result.
     #[arg(long, short)]
     quiet: bool,
 }
@@ -84,7 +87,7 @@ struct RequestArgs {
 }
 
 pub fn main(args: Args) -> Result<ExitCode> {
-    // First, everything that can be refused before anything is loaded.
+    // The request is checked before any file of the model is read, or fetched.
     let request = args.request()?;
     request.check()?;
     let prompted = request.prompt()?.is_some();
@@ -96,7 +99,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
         file::check_writable(file)?;
     }
     let (source, name) = args.model.open(args.quiet)?;
-    // Next, everything that can be refused before gigabytes are read.
+    // The rest is checked before gigabytes of weights are read.
     let began = Instant::now();
     let load = LoadOptions { kv: args.kv, context: args.context, sequences: 1 };
     let prepared = PreparedModel::new(&source, &name, &load)?;
@@ -116,7 +119,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
 
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
-    let mut engine = prepared.load(&source, &device, &mut |done, of| bar.at(done, of))?;
+    let mut engine = prepared.load(&source, &device, &mut |done, total| bar.at(done, total))?;
     drop(bar);
     let load_us = began.elapsed().as_micros() as u64;
 
@@ -132,7 +135,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
         return chat::main(&mut engine, &request, &mut screen, &stop, args.quiet);
     };
     let result = generate(&mut engine, &prompt, &settings, &mut screen, &stop, args.answer_only)?;
-    // A trace that cannot be written after all is no reason to keep the rest back.
+    // If the trace cannot be written, the result is printed all the same, before the error.
     let write = |file: &PathBuf| file::write_whole(file, &(result.trace.to_json()? + "\n"));
     let written = args.trace.as_ref().map_or(Ok(()), write);
     if args.json {
@@ -143,10 +146,10 @@ pub fn main(args: Args) -> Result<ExitCode> {
     }
     match args.quiet {
         false => screen.summary(&result, load_us),
-        // It changes what was sampled, so that it is said in any case.
+        // This changed what was sampled, so it is reported even with --quiet.
         true => screen::missed(&result).iter().for_each(|missed| warnings::warn(missed)),
     }
-    // Stdout is empty then, and a program that reads it would take that for the answer.
+    // A program that reads the empty stdout must be able to tell why, even with --quiet.
     if args.answer_only && result.answer.is_empty() && result.error.is_none() {
         warnings::warn(&format!("no answer came: {}", screen::ended(&result)));
     }
@@ -157,8 +160,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     }
 }
 
-/// Refuses a chat that this model cannot have, before its weights are read. Returns what there is to say about its
-/// settings.
+/// Refuses a chat that is impossible with this model, before its weights are read. Returns the notes on its settings.
 fn check_chat_model(prepared: &PreparedModel, request: &Request) -> Result<Vec<String>> {
     prepared.tokenizer()?;
     let template = prepared.template()?;
@@ -166,13 +168,13 @@ fn check_chat_model(prepared: &PreparedModel, request: &Request) -> Result<Vec<S
         template.check_thinking_switch()?;
     }
     let (settings, notes) = prepared.settings(request)?;
-    // What will be said is not known yet: any token serves to check the settings.
+    // There is no message yet, but any prompt serves to check the settings.
     prepared.check(&Prompt::Ids(vec![0]), &settings)?;
     Ok(notes)
 }
 
 impl Args {
-    /// The request: the file's, with what the options give in the place of its own.
+    /// The request of `--request`, overridden by the options.
     fn request(&self) -> Result<Request> {
         let mut given = options::request(&self.options)?;
         given.prompt = match self.prompt.as_deref() {
@@ -196,33 +198,34 @@ impl Args {
         Ok(request)
     }
 
-    /// Whether the prompt comes on stdin although no `-` says so: a model is named, nothing else gives a prompt, and stdin is a pipe or
-    /// a file. The example of the built-in model needs none, and waits for no pipe that a script has left open.
+    /// Whether to read the prompt from stdin although there is no `-`: a model is named, no other option gives a
+    /// prompt, and stdin is a pipe or a file. Without a named model, stdin is not read: the example needs no prompt,
+    /// and must not wait for a pipe that a script has left open.
     fn is_piped(&self) -> bool {
         self.model.model.is_some() && self.request.is_none() && !std::io::stdin().is_terminal()
     }
 
-    /// Whether nothing was asked of the built-in model, which then solves its example.
+    /// Whether there is neither a model nor a prompt, so that the built-in model solves its example.
     fn is_example(&self, request: &Request) -> bool {
         let asked = |prompt: &Option<String>| prompt.as_deref().is_some_and(|text| text != builtin::EXAMPLE);
         self.model.model.is_none() && !asked(&request.prompt) && request.messages.is_none() && request.ids.is_none()
     }
 
-    /// Refuses a chat that cannot be held: for want of a terminal, or with options that it has no use for.
+    /// Refuses a chat without a terminal, or with options that have no effect in a chat.
     fn check_chat(&self, raw: bool) -> Result<()> {
         let no_prompt = |why: &str| {
             Error::new(ErrorKind::Input, format!("no prompt{why}"))
                 .expected("a prompt, - for stdin, or --ids \"1,2,3\"; on a terminal, none of them to chat")
                 .help("secateur run --model DIR \"What is 12 + 30?\"")
         };
-        let alone = [
+        let without_chat = [
             ("--json", self.json),
             ("--trace", self.trace.is_some()),
             ("--raw", raw),
             ("--dry-run", self.dry_run),
             ("--answer-only", self.answer_only),
         ];
-        if let Some((option, _)) = alone.iter().find(|(_, given)| *given) {
+        if let Some((option, _)) = without_chat.iter().find(|(_, given)| *given) {
             return Err(no_prompt(&format!(", and a chat has no {option}")));
         }
         if !std::io::stdin().is_terminal() {

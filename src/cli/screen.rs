@@ -1,4 +1,4 @@
-//! What a person sees: streamed text, notes beside it, progress, the view of what was kept.
+//! Output for people: the streamed text, notes, progress bars, the view of the kept thinking, and the summary.
 use std::collections::HashSet;
 use std::io::{IsTerminal, Write};
 use std::ops::Range;
@@ -16,7 +16,7 @@ const BOLD: &str = "\x1b[1m";
 const PLAIN: &str = "\x1b[0m";
 
 fn colour_wanted() -> bool {
-    // https://no-color.org: any value but the empty one.
+    // https://no-color.org: any value except the empty one switches colours off.
     std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
 }
 
@@ -25,15 +25,16 @@ pub fn stderr_has_colour() -> bool {
     std::io::stderr().is_terminal() && colour_wanted()
 }
 
-/// Columns and lines of the terminal that stdout is, if it can be steered.
+/// The columns and lines of the terminal on stdout, or `None` if it is not a terminal that moves the cursor on
+/// request.
 fn window() -> Option<(usize, usize)> {
-    // Where TERM says nothing, nothing is known of the terminal. Windows does not set it.
-    let steerable = cfg!(windows) || std::env::var_os("TERM").is_some();
-    let (Width(cols), Height(lines)) = terminal_size::terminal_size_of(std::io::stdout()).filter(|_| steerable)?;
+    // Without TERM, nothing is known about the terminal, except on Windows, which does not set it.
+    let known = cfg!(windows) || std::env::var_os("TERM").is_some();
+    let (Width(cols), Height(lines)) = terminal_size::terminal_size_of(std::io::stdout()).filter(|_| known)?;
     (cols >= 16 && lines >= 4).then_some((cols.into(), lines.into()))
 }
 
-/// What the status line tells.
+/// The numbers in the status line.
 #[derive(Default)]
 struct Tally {
     prompt: usize,
@@ -53,8 +54,9 @@ impl Tally {
 
 /// Streams text to stdout and notes to stderr, which may be the same terminal.
 ///
-/// On a terminal that can be steered the text is [live](Live): a probe strikes through what it cuts, where it stands, and a status
-/// line takes the place of the notes. Anywhere else (pipes, files, `TERM=dumb`, `NO_COLOR`, `--plain`) text and notes are streamed.
+/// On a terminal that can move its cursor, the text is [live](Live): the tokens that a probe evicts are struck
+/// through in place, and a status line replaces the notes. Elsewhere (pipes, files, `TERM=dumb`, `NO_COLOR`,
+/// `--plain`), text and notes are only appended.
 pub struct Screen {
     text: bool,
     notes: bool,
@@ -69,7 +71,7 @@ pub struct Screen {
 }
 
 impl Screen {
-    /// `text`: stream the tokens; `notes`: tell of probes; `plain`: never repaint.
+    /// `text`: stream the tokens. `notes`: write notes, such as those on probes. `plain`: never repaint the text.
     pub fn new(text: bool, notes: bool, plain: bool) -> Self {
         let (out_terminal, err_terminal) = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
         Self {
@@ -88,12 +90,13 @@ impl Screen {
         }
     }
 
-    /// A run begins: tokens of its prompt, and bytes of a cached token.
+    /// Prepares for a run whose prompt has `prompt_tokens` tokens, and whose cache needs `slot_bytes` bytes for each
+    /// token.
     pub fn start(&mut self, prompt_tokens: usize, slot_bytes: u64) {
         self.tally = Tally { prompt: prompt_tokens, cached: prompt_tokens, slot_bytes, ..Tally::default() };
     }
 
-    /// The live text, brought up to date with what happened to its terminal.
+    /// The live text, if there is one, adapted to the current size and state of the terminal.
     fn live(&mut self) -> Option<&mut Live> {
         let live = self.live.as_mut()?;
         if super::signals::take_terminal_disturbed() {
@@ -106,9 +109,10 @@ impl Screen {
         self.live.as_mut()
     }
 
-    /// A piece of generated text: thinking dimmed, answer plain. To a file or a pipe it goes unchanged.
+    /// Writes the text of one token: dimmed if it is thinking, plain if it is the answer. To a file or a pipe, the
+    /// text is written unchanged.
     pub fn token(&mut self, text: &str, role: Role) -> std::io::Result<()> {
-        // What was cached when it was sampled: it is not yet.
+        // A sampled token is not cached yet, so the status line shows the numbers from before it.
         let status = if self.notes && self.shared { self.tally.line() } else { String::new() };
         let index = self.tally.generated;
         self.tally.generated += 1;
@@ -137,7 +141,7 @@ impl Screen {
         out.flush()
     }
 
-    /// The text is complete: colours off, and a line of its own for what follows.
+    /// Ends the text: switches colours off, and moves to a new line.
     pub fn end_text(&mut self) -> std::io::Result<()> {
         let ended = self.live().map(Live::end);
         let mut out = std::io::stdout().lock();
@@ -151,18 +155,19 @@ impl Screen {
         out.flush()
     }
 
-    /// Whether somebody sits at a terminal who can press Ctrl-C.
+    /// Whether the output goes to a terminal, so that a person can press Ctrl-C.
     pub fn stops_by_ctrl_c(&self) -> bool {
         self.shared
     }
 
-    /// Lines beside the text.
+    /// Writes a note of one or more lines to stderr.
     pub fn note(&mut self, note: &str) {
         if !self.notes {
             return;
         }
         let mut err = std::io::stderr().lock();
-        // On one terminal a note stands on lines of its own; a stdout that fails is noticed by the next token.
+        // If text and notes share a terminal, the note starts on a new line. An error of stdout is reported when the
+        // next token is written.
         if self.shared {
             let _ = self.end_text();
         }
@@ -172,13 +177,14 @@ impl Screen {
         };
     }
 
-    /// What a probe cut: a line, and one with the steps it cut from. `thoughts`: the text of each thinking token so far.
+    /// Shows what a probe evicted: a line with numbers, and a line for each of the first steps that lost tokens.
+    /// `thoughts` holds the text of each thinking token so far.
     pub fn probe(&mut self, index: usize, probe: &trace::Probe, thoughts: &[String]) {
         let time = probe.timings.probe_us + probe.timings.plan_us + probe.timings.gather_us;
         self.tally.cached = probe.cached_after;
         if self.live.is_some() {
             let status = self.live_probe(index, probe, time);
-            // Where stderr goes elsewhere, its notes do too.
+            // If stderr goes elsewhere, the note is written there as well.
             if status && self.shared {
                 return;
             }
@@ -200,7 +206,7 @@ impl Screen {
         const SHOWN: usize = 3;
         let ranges = step_ranges(&probe.steps);
         let mut cut: Vec<_> = probe.steps.iter().zip(ranges).filter(|(step, _)| step.evicted > 0).collect();
-        // The least important first: the order in which they go.
+        // The least important step comes first, because its tokens are evicted first.
         cut.sort_by(|a, b| a.0.importance.partial_cmp(&b.0.importance).unwrap_or(std::cmp::Ordering::Equal));
         for (step, range) in cut.iter().take(SHOWN) {
             let words = first_words(&thoughts.get(range.clone()).unwrap_or_default().concat(), 36);
@@ -213,7 +219,8 @@ impl Screen {
         self.note(&note);
     }
 
-    /// Strikes through what a probe cut. A stdout that fails is noticed by the next token.
+    /// Strikes through what a probe evicted, and returns whether the text is live. An error of stdout is reported
+    /// when the next token is written.
     fn live_probe(&mut self, index: usize, probe: &trace::Probe, time: u64) -> bool {
         let (cut, ms) = (probe.evicted.len(), time as f64 / 1e3);
         let mut last = format!(" · probe {} cut {cut}{} in {ms:.1} ms", index + 1, everywhere(probe));
@@ -234,28 +241,29 @@ impl Screen {
         true
     }
 
-    /// The thinking, a paragraph a step, with what was evicted struck through (`[-so-]` without colours).
+    /// Prints the thinking with a paragraph for each step, and evicted text struck through (`[-like this-]` without
+    /// colours).
     pub fn kept_view(&mut self, result: &RunResult) {
         let trace = &result.trace;
         let evicted: HashSet<usize> = trace.probes.iter().flat_map(|p| &p.evicted).map(|&p| p as usize).collect();
-        let gone = |i: usize| evicted.contains(&(trace.prompt_ids.len() + i));
-        let (on, off) = if self.colour { (Look::Cut.pen(), PLAIN) } else { ("[-", "-]") };
+        let is_evicted = |i: usize| evicted.contains(&(trace.prompt_ids.len() + i));
+        let (open, close) = if self.colour { (Look::Cut.pen(), PLAIN) } else { ("[-", "-]") };
         let thoughts: Vec<usize> =
             (0..trace.tokens.len()).filter(|&i| trace.tokens[i].role == Role::Thinking).collect();
         let mut view = self.heading("what was kept of the thinking");
         for step in thoughts.chunk_by(|&a, &b| trace.tokens[a].step == trace.tokens[b].step) {
-            let kept = step.iter().filter(|&&i| !gone(i)).count();
+            let kept = step.iter().filter(|&&i| !is_evicted(i)).count();
             view += &format!("\n{:>9} ", format!("{kept}/{}", step.len()));
-            for run in step.chunk_by(|&a, &b| gone(a) == gone(b)) {
+            for run in step.chunk_by(|&a, &b| is_evicted(a) == is_evicted(b)) {
                 let text: String = run.iter().map(|&i| trace.tokens[i].text.as_str()).collect();
                 let text = visible(&text.split_inclusive('\n').map(|l| l.replace('\n', " ")).collect::<String>());
-                view += &if gone(run[0]) { format!("{on}{text}{off}") } else { text };
+                view += &if is_evicted(run[0]) { format!("{open}{text}{close}") } else { text };
             }
         }
         super::say(&view);
     }
 
-    /// The numbers of a run.
+    /// Prints the summary of a run.
     pub fn summary(&mut self, result: &RunResult, load_us: u64) {
         let trace = &result.trace;
         let t = &trace.totals;
@@ -280,7 +288,7 @@ impl Screen {
                 t.peak_cached,
                 match slots_of_a_probe(trace) {
                     0 => String::new(),
-                    slots => format!(", {slots} of them a probe's"),
+                    slots => format!(", {slots} of them for the text of a probe"),
                 }
             ),
         );
@@ -328,7 +336,8 @@ impl Screen {
     }
 }
 
-/// What one of several kept sets loses another may hold: only what all have lost counts as evicted.
+/// What to add to a number of evicted tokens. With one kept set for each layer or head, only tokens that all sets
+/// have lost count as evicted.
 fn everywhere(probe: &trace::Probe) -> &'static str {
     match probe.sets.first().map(|set| set.kv_head) {
         None => "",
@@ -337,25 +346,25 @@ fn everywhere(probe: &trace::Probe) -> &'static str {
     }
 }
 
-/// How many tokens the cache held in the end, of how many.
+/// How many tokens are cached at the end, and how many were forwarded.
 pub fn cached(trace: &trace::Trace) -> String {
     let t = &trace.totals;
     let (kept, of) = (t.final_cached, t.forwarded());
     match trace.settings.scope {
         Scope::Shared => format!("{kept} of {of} tokens cached"),
-        // What one set has lost another may hold.
-        scope => format!("{kept} of {of} tokens cached by the {scope} that has most"),
+        // The sets hold different numbers of tokens.
+        scope => format!("{kept} of {of} tokens cached by the {scope} that has the most"),
     }
 }
 
-/// How many of the slots at the peak a probe took for its own text, which is evicted right after it. The sequence itself is longest
-/// just before a probe, or at the end.
+/// The number of slots at the peak that held the text of a probe, which is evicted right after the probe. Without
+/// that text, the sequence is longest just before a probe, or at the end.
 fn slots_of_a_probe(trace: &trace::Trace) -> usize {
     let own = trace.probes.iter().map(|probe| probe.cached_before).chain([trace.totals.final_cached]).max();
     if trace.probes.is_empty() { 0 } else { trace.totals.peak_cached.saturating_sub(own.unwrap_or(0)) }
 }
 
-/// Why a policy that evicts has evicted nothing, where no probe was made.
+/// Why nothing was evicted, if the policy evicts but no probe was made.
 fn why_unpruned(trace: &trace::Trace) -> Option<String> {
     let (thinking, every) = (trace.totals.thinking_tokens, trace.settings.probe_every);
     if !trace.probes.is_empty() || !trace.settings.policy.evicts() {
@@ -370,16 +379,17 @@ fn why_unpruned(trace: &trace::Trace) -> Option<String> {
     }
 }
 
-/// How much of the probability that was asked for could not be drawn from, if it is worth a word: a sampler has at most 128 candidates.
+/// A note if tokens with a noticeable share of the probability could not be sampled, because they were not among the
+/// 128 candidates of the sampler.
 pub fn missed(result: &RunResult) -> Option<String> {
     let percent = 100.0 * result.missed;
     (result.missed > 0.001)
-        .then(|| format!("up to {percent:.1} % of the probability asked for lay outside the candidates of sampling"))
+        .then(|| format!("up to {percent:.1} % of the probability that the settings allow lay outside the 128 candidates of the sampler"))
 }
 
-/// Decoded tokens a second, probes excluded; 0 where nothing was decoded.
+/// Decoded tokens per second, without the time of probes; 0 if nothing was decoded.
 pub fn tokens_per_second(t: &trace::Totals) -> f64 {
-    // The first token comes with the prompt.
+    // The first token is sampled from the logits of the prefill.
     let decoded = t.generated_tokens.saturating_sub(1);
     if t.decode_us == 0 { 0.0 } else { decoded as f64 / (t.decode_us as f64 / 1e6) }
 }
@@ -388,13 +398,13 @@ fn percent(part: u64, of: u64) -> f64 {
     if of == 0 { 0.0 } else { 100.0 * part as f64 / of as f64 }
 }
 
-/// The seed, where the result depends on it.
+/// The seed, if the result depends on it.
 pub fn seed(result: &RunResult) -> Option<u64> {
     let settings = &result.trace.settings;
     (!settings.sampling.is_greedy() || settings.policy.draws_lots()).then_some(settings.seed)
 }
 
-/// Why a run ended, in words, and whether that was before the answer.
+/// Why a run ended, in words. If it ended before the answer, also how to get one.
 pub fn ended(result: &RunResult) -> String {
     let reason = stop_reason(&result.trace.stop_reason);
     if !result.thinking_unfinished {
@@ -421,7 +431,7 @@ fn stop_reason(reason: &StopReason) -> String {
     }
 }
 
-/// The thinking tokens of each step: steps partition them in order.
+/// The range of thinking tokens of each step. The steps follow each other without gaps.
 fn step_ranges(steps: &[trace::Step]) -> impl Iterator<Item = Range<usize>> {
     steps.iter().scan(0, |from, step| {
         let range = *from..*from + step.tokens;
@@ -430,7 +440,7 @@ fn step_ranges(steps: &[trace::Step]) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// The beginning of a text on one line, in at most `most` characters.
+/// The beginning of a text on one line, with at most `most` characters.
 fn first_words(text: &str, most: usize) -> String {
     let text = visible(&text.split_whitespace().collect::<Vec<_>>().join(" "));
     match text.char_indices().nth(most) {
@@ -439,7 +449,8 @@ fn first_words(text: &str, most: usize) -> String {
     }
 }
 
-/// Text that cannot steer a terminal: control characters but newline and tab as their pictures. A model may write any.
+/// `text` with all control characters but newline and tab replaced by visible symbols. A model may write any
+/// character, and its text must not control the terminal.
 fn visible(text: &str) -> String {
     let picture = |c: char| match c {
         '\n' | '\t' => c,
@@ -450,7 +461,7 @@ fn visible(text: &str) -> String {
     text.chars().map(picture).collect()
 }
 
-/// What the device's allocator holds, in words.
+/// The memory that the device's allocator holds, in words.
 pub fn device_bytes(in_use: u64, reserved: u64) -> String {
     if reserved == 0 {
         return "device memory not measured on the CPU".into();
@@ -458,7 +469,7 @@ pub fn device_bytes(in_use: u64, reserved: u64) -> String {
     format!("device {} in use, {} reserved", bytes(in_use), bytes(reserved))
 }
 
-/// Bytes with a binary unit.
+/// A number of bytes with a binary unit.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
     let (mut value, mut unit) = (n as f64, 0);
@@ -468,7 +479,7 @@ pub fn bytes(n: u64) -> String {
     if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
-/// Rows with their columns aligned.
+/// Lays rows out as a table with aligned columns.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
@@ -480,29 +491,29 @@ pub fn table(rows: &[Vec<String>]) -> String {
     rows.iter().map(line).collect()
 }
 
-/// A progress bar on stderr, only where that is a terminal. Gone when dropped.
+/// A progress bar on stderr, shown only if stderr is a terminal. It is removed when dropped.
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// A bar with `title` in front.
+    /// A bar after `title`.
     pub fn new(title: &str, hidden: bool) -> Self {
         if hidden {
             return Self(ProgressBar::hidden());
         }
-        // Hidden by indicatif itself where stderr is no terminal.
+        // indicatif hides the bar if stderr is not a terminal.
         let bar = ProgressBar::new(0).with_message(title.to_string());
         let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}");
         Self(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
     }
 
-    /// A line above the bar.
+    /// Prints a line above the bar.
     pub fn say(&self, line: &str) {
         self.0.suspend(|| super::say(line));
     }
 
-    /// `done` of `of` parts.
-    pub fn at(&mut self, done: usize, of: usize) {
-        self.0.set_length(of as u64);
+    /// Shows that `done` of `total` parts are done.
+    pub fn at(&mut self, done: usize, total: usize) {
+        self.0.set_length(total as u64);
         self.0.set_position(done as u64);
     }
 }
@@ -518,7 +529,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_cannot_steer_a_terminal() {
+    fn text_cannot_control_a_terminal() {
         assert_eq!(visible("a\x1b[2Jb\x07\n\tc\u{9b}\x7f"), "a␛[2Jb␇\n\tc\u{fffd}\u{fffd}");
         assert_eq!(first_words("Wait,\n  maybe  θ = 3\x08", 12), "Wait, maybe...");
         assert_eq!(first_words("ééé", 3), "ééé");
@@ -539,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_decoded_is_no_division_by_zero() {
+    fn speeds_and_shares_of_nothing_are_0() {
         assert_eq!((tokens_per_second(&trace::Totals::default()), percent(1, 0)), (0.0, 0.0));
     }
 }

@@ -1,7 +1,8 @@
-//! Requests to stop: Ctrl-C (SIGINT), `kill` and `timeout` (SIGTERM), a terminal that is closed (SIGHUP).
+//! Handles the signals that ask the process to end: SIGINT (Ctrl-C), SIGTERM (`kill`, `timeout`), and SIGHUP (the
+//! terminal was closed).
 //!
-//! The first request stops a run in order: its summary and trace are still written. The second ends the process immediately,
-//! and so does the first while nothing is running that would be worth ending in order.
+//! The first signal stops a run in an orderly way: its summary and trace are still written. The second signal ends
+//! the process immediately, as the first one does while no run is in progress.
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -16,7 +17,7 @@ impl Signal {
     /// Ctrl-C.
     pub const INTERRUPT: Self = Self(signal_hook::consts::SIGINT);
 
-    /// What shells report for a process that this signal has ended: 128 plus its number.
+    /// The exit code that shells report for a process that was ended by this signal: 128 plus its number.
     fn code(self) -> u8 {
         u8::try_from(128 + self.0).unwrap_or(u8::MAX)
     }
@@ -27,25 +28,25 @@ impl Signal {
     }
 }
 
-/// The first signal of this run, or of this turn of a chat; 0 before it comes.
+/// The number of the first signal since the start, or since this turn of a chat began; 0 before there is one.
 static RECEIVED: AtomicI32 = AtomicI32::new(0);
-/// The running engine's stop flag; unset while there is nothing worth ending in order.
+/// The stop flag of the engine; unset until an engine is loaded.
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
-/// The process was stopped (Ctrl-Z) and goes on.
+/// Whether the process was stopped (Ctrl-Z) and continued.
 static CONTINUED: AtomicBool = AtomicBool::new(false);
-/// While a line is being read: what to do before the process ends.
+/// While a line is read from the terminal: what must be done before the process ends.
 static AT_PROMPT: Mutex<Option<Box<dyn FnOnce() + Send>>> = Mutex::new(None);
 
-/// Handles the signals from here on. Until [`stop_on_signal`] the first one ends the process.
+/// Installs the handlers. Until [`stop_on_signal`] is called, the first signal ends the process.
 ///
 /// # Errors
-/// When the system refuses a handler.
+/// If the system refuses to install a handler.
 pub fn install() -> Result<()> {
     static INSTALLED: OnceLock<Result<()>> = OnceLock::new();
     INSTALLED.get_or_init(platform::install).clone()
 }
 
-/// From here on the first signal sets `stop` instead of ending the process. Only the first call has an effect.
+/// After this call, the first signal sets `stop` instead of ending the process. Only the first call has an effect.
 pub fn stop_on_signal(stop: &Arc<AtomicBool>) {
     let _ = STOP.set(stop.clone());
 }
@@ -58,15 +59,16 @@ pub fn received() -> Option<Signal> {
     }
 }
 
-/// A turn of a chat begins: a signal that ended the last answer does not end this one.
+/// Starts a turn of a chat: forgets the signal that stopped the answer before.
 pub fn begin_turn() {
     RECEIVED.store(0, Ordering::SeqCst);
 }
 
-/// A line is being read until this is dropped.
+/// Shows that a line is being read, until this value is dropped.
 pub struct Prompting(());
 
-/// From here on a signal ends the process at once, after `restore`. Ctrl-C is an ordinary way out of a chat: exit code 0.
+/// Until the returned value is dropped, a signal calls `restore` and ends the process. For Ctrl-C, the exit code is
+/// then 0, because it is an ordinary way to leave a chat.
 pub fn prompting(restore: impl FnOnce() + Send + 'static) -> Prompting {
     set_prompt(Some(Box::new(restore)));
     Prompting(())
@@ -82,13 +84,13 @@ fn set_prompt(restore: Option<Box<dyn FnOnce() + Send>>) {
     *AT_PROMPT.lock().unwrap_or_else(PoisonError::into_inner) = restore;
 }
 
-/// Whether the terminal shows what this process did not write: the echo of a Ctrl-C, or whatever another program wrote while
-/// this one was stopped. A stop is reported once.
+/// Whether the terminal may show text that this process did not write: the echo of Ctrl-C, or output of other
+/// programs while this process was stopped. A stop is reported only once.
 pub fn take_terminal_disturbed() -> bool {
     CONTINUED.swap(false, Ordering::Relaxed) || RECEIVED.load(Ordering::Relaxed) != 0
 }
 
-/// A signal has come. Runs in the thread that listens for them.
+/// Acts on a signal. This runs in the thread that waits for signals.
 fn handle(signal: i32) {
     let restore = AT_PROMPT.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some(restore) = restore {
@@ -112,14 +114,14 @@ mod platform {
     use signal_hook::iterator::Signals;
 
     pub fn install() -> Result<()> {
-        let failed = |e: std::io::Error| {
+        let handler_error = |e: std::io::Error| {
             Error::new(ErrorKind::Internal, "the signals that end a run cannot be handled").found(e)
         };
         let mut wanted = vec![SIGINT, SIGTERM, SIGCONT];
         if !hangup_is_ignored() {
             wanted.push(SIGHUP);
         }
-        let mut signals = Signals::new(wanted).map_err(failed)?;
+        let mut signals = Signals::new(wanted).map_err(handler_error)?;
         let listen = move || {
             for signal in signals.forever() {
                 match signal {
@@ -128,15 +130,15 @@ mod platform {
                 }
             }
         };
-        std::thread::Builder::new().name("signals".into()).spawn(listen).map_err(failed)?;
+        std::thread::Builder::new().name("signals".into()).spawn(listen).map_err(handler_error)?;
         Ok(())
     }
 
-    /// Whether the process was started to outlive its terminal, as `nohup` does.
+    /// Whether the process was started with SIGHUP ignored, as by `nohup`, so that it survives its terminal.
     fn hangup_is_ignored() -> bool {
         match std::fs::read_to_string("/proc/self/status") {
             Ok(status) => is_ignored(&status, SIGHUP),
-            // Without /proc: nohup redirects every stream that is a terminal.
+            // Without /proc, this is guessed: `nohup` redirects all streams that are terminals.
             Err(_) => {
                 use std::io::{IsTerminal, stderr, stdin, stdout};
                 !(stdin().is_terminal() || stdout().is_terminal() || stderr().is_terminal())
@@ -144,7 +146,8 @@ mod platform {
         }
     }
 
-    /// What Linux says in /proc/PID/status: a bit for each ignored signal, as a hexadecimal number.
+    /// Whether `status`, the text of /proc/PID/status on Linux, lists the signal as ignored. `SigIgn` is a
+    /// hexadecimal number with one bit for each signal.
     fn is_ignored(status: &str, signal: i32) -> bool {
         let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
         mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
@@ -168,11 +171,12 @@ mod platform {
     use secateur::{Error, ErrorKind, Result};
     use signal_hook::consts::SIGINT;
 
-    /// Ctrl-C sets a flag, which a thread watches: what a handler itself may do is limited.
+    /// Installs a handler for Ctrl-C that only sets a flag, because little else is safe in a handler. A thread
+    /// watches the flag.
     pub fn install() -> Result<()> {
-        let failed = |e: std::io::Error| Error::new(ErrorKind::Internal, "Ctrl-C cannot be handled").found(e);
+        let handler_error = |e: std::io::Error| Error::new(ErrorKind::Internal, "Ctrl-C cannot be handled").found(e);
         let pressed = Arc::new(AtomicBool::new(false));
-        signal_hook::flag::register(SIGINT, pressed.clone()).map_err(failed)?;
+        signal_hook::flag::register(SIGINT, pressed.clone()).map_err(handler_error)?;
         let watch = move || {
             loop {
                 if pressed.swap(false, Ordering::SeqCst) {
@@ -181,7 +185,7 @@ mod platform {
                 std::thread::sleep(std::time::Duration::from_millis(50));
             }
         };
-        std::thread::Builder::new().name("signals".into()).spawn(watch).map_err(failed)?;
+        std::thread::Builder::new().name("signals".into()).spawn(watch).map_err(handler_error)?;
         Ok(())
     }
 }

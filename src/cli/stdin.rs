@@ -1,30 +1,31 @@
-//! A prompt on stdin.
+//! Reads a prompt from stdin.
 use std::io::{IsTerminal, Read};
 
 use secateur::{Error, ErrorKind, Result};
 
 use super::{screen, text};
 
-/// A longer prompt fits into no model's context. What is on stdin was meant for something else, or never ends.
+/// The largest prompt. A longer one would not fit into the context of any model; stdin is then probably the wrong
+/// file, or a stream without an end.
 const MAX_BYTES: u64 = 64 << 20;
 
-/// Reads stdin to its end. The final line end is dropped: it is `echo`'s, not part of the question.
+/// Reads stdin to its end. The final line end is removed, because `echo` and editors add one to every text.
 ///
 /// # Errors
-/// When stdin cannot be read, holds more than 64 MiB, or is no text.
+/// If stdin cannot be read, holds more than 64 MiB, or is not text.
 pub fn read_prompt() -> Result<String> {
     if std::io::stdin().is_terminal() {
-        super::say("reading the prompt from the terminal; Ctrl-D ends it");
+        super::say("reading the prompt from the terminal; press Ctrl-D to end it");
     }
     let mut bytes = Vec::new();
-    let failed = |e| Error::new(ErrorKind::Io, "stdin cannot be read").found(e);
-    std::io::stdin().lock().take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    let read_error = |e| Error::new(ErrorKind::Io, "stdin cannot be read").found(e);
+    std::io::stdin().lock().take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(read_error)?;
     if bytes.len() as u64 > MAX_BYTES {
         let most = screen::bytes(MAX_BYTES);
         return Err(Error::new(ErrorKind::Input, format!("the prompt on stdin exceeds {most}"))
             .at("stdin")
             .expected(format!("at most {most}"))
-            .help("a shorter prompt, or is this the right file?"));
+            .help("shorten the prompt, and check that this is the right file"));
     }
     let mut prompt = text::decode(bytes).map_err(|(at, found)| {
         Error::new(ErrorKind::Input, "the prompt is not UTF-8")

@@ -45,8 +45,8 @@ pub fn unix_lines(mut text: String) -> String {
     if text.contains("\r\n") { text.replace("\r\n", "\n") } else { text }
 }
 
-/// Text that was given as an argument. A final CR is removed as well, because `$(cat FILE)` removes only the LF of the
-/// last line end of a file.
+/// Text that was given as an argument. A final CR is removed as well, because `$(cat FILE)` removes only the LF of
+/// the last line end of a file.
 pub fn argument(text: &str) -> String {
     unix_lines(text.strip_suffix('\r').unwrap_or(text).to_string())
 }

@@ -1,4 +1,4 @@
-//! Warnings of the library, such as a key of a config that is ignored, as lines on stderr. Each is told once.
+//! Prints the library's warnings, for example about an ignored key of a config, to stderr. Each text is printed once.
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
@@ -8,23 +8,24 @@ use super::{fields, screen};
 
 struct Warnings;
 
-static TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+static PRINTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// From here on warnings are told. Without this call (`--quiet`) they are dropped.
+/// Starts to print warnings. With `--quiet` this is not called, and warnings are dropped.
 pub fn install() {
     if log::set_logger(&Warnings).is_ok() {
         log::set_max_level(LevelFilter::Warn);
     }
 }
 
-/// A line that begins as all warnings do.
+/// Prints one warning.
 pub fn warn(text: &str) {
     let yellow = if screen::stderr_has_colour() { ("\x1b[1;33m", "\x1b[0m") } else { ("", "") };
     super::say(&format!("{}warning{}: {}", yellow.0, yellow.1, fields::as_options(text)));
 }
 
 impl Log for Warnings {
-    /// Drivers and graphics libraries warn of much that no user can change. ureq tells of proxies that it does not use.
+    /// Only warnings of secateur and of ureq, which reports proxies that it cannot use. Drivers and graphics
+    /// libraries log many warnings that a user can do nothing about.
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         let source = metadata.target().split("::").next().unwrap_or_default();
         metadata.level() <= Level::Warn && matches!(source, "secateur" | "ureq")
@@ -35,7 +36,7 @@ impl Log for Warnings {
             return;
         }
         let text = record.args().to_string();
-        if TOLD.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()) {
+        if PRINTED.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()) {
             warn(&text);
         }
     }
@@ -48,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_a_user_can_act_on_is_told() {
+    fn only_warnings_that_a_user_can_act_on_are_printed() {
         let enabled = |target: &str, level| Warnings.enabled(&Metadata::builder().target(target).level(level).build());
         assert!(enabled("secateur::model::config", Level::Warn) && enabled("secateur", Level::Error));
         assert!(enabled("ureq::transport", Level::Warn));

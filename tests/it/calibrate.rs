@@ -114,9 +114,13 @@ fn it_ends_with_a_table_and_a_choice_beside_the_model() {
     // Sorted, and the first is the choice.
     assert!(choice.rows.is_sorted_by_key(|row| (of - row.correct, row.truncated)));
     assert_eq!((choice.rows[0].layers.as_str(), choice.distinguishable), (choice.layers.as_str(), false));
-    for part in
-        ["against all layers, points", "  all layers", "slots at most", "Chosen: ", "`run` uses it with think-clearly"]
-    {
+    for part in [
+        "points against all layers",
+        "  all layers",
+        "most slots",
+        "Chosen: ",
+        "`run` uses this choice with think-clearly",
+    ] {
         assert!(made.ran.err.contains(part), "{part:?} is missing from:\n{}", made.ran.err);
     }
     // However wide the column is.

@@ -94,7 +94,7 @@ impl Terminal {
 fn a_conversation_has_turns_commands_and_an_end() {
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-reasoner");
     let mut chat = Terminal::new(&format!("--model {model} --max-new-tokens 300 --policy full"));
-    chat.until("/help lists what you can type");
+    chat.until("type /help for a list of commands");
     chat.until("> ");
     chat.press("/help\r");
     chat.until("/reset");
@@ -116,7 +116,7 @@ fn a_conversation_has_turns_commands_and_an_end() {
     chat.until("tok/s");
     chat.until("> ");
     chat.press("/reset\r");
-    chat.until("starts anew");
+    chat.until("the conversation was forgotten");
     chat.until("> ");
     // Up recalls what was typed.
     chat.press("\x1b[A\x1b[A\r");

@@ -167,7 +167,7 @@ fn the_summary_the_trace_and_the_totals_agree() {
         assert!(err.contains(&said) && err.contains(&format!("at most {} slots", t.peak_cached)), "{said}:\n{err}");
     }
     let (err, trace) = run(&["--budget", "ratio:0.6", "--scope", "layer"]);
-    assert!(trace.totals.evicted_tokens > 0 && err.contains("tokens cached by the layer that has most"), "{err}");
+    assert!(trace.totals.evicted_tokens > 0 && err.contains("tokens cached by the layer that has the most"), "{err}");
     // A probe may evict from one layer what another layer keeps.
     let said = format!("{} evicted from every layer by {} probes", trace.totals.evicted_tokens, trace.probes.len());
     assert!(err.contains(&said) && err.contains("thinking tokens from every layer; cached "), "{said}:\n{err}");
