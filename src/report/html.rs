@@ -8,7 +8,7 @@
 //! Attention maps are stored as bytes: the logarithm of each weight over [`DECADES`] powers of ten below the largest
 //! weight of the map, which is what the colours show. The trace has the numbers.
 //!
-//! The page's data is a list of [`TraceView`]. `js/helpers.js` declares the same types, field by field.
+//! The page's data is a list of `TraceView`. `js/helpers.js` declares the same types, field by field.
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Serialize;
@@ -453,7 +453,7 @@ mod tests {
         assert_eq!(probe["map"]["columns"], serde_json::json!([0, 1]));
         // 0.13 is the largest: 255; 0.03 is 0.637 of four decades below it.
         let cells = [0.032f64, 0.13, 0.03, 0.12].map(|v| (255.0 - 254.0 * ((0.13f64 / v).log10() / 4.0)).round() as u8);
-        assert_eq!(probe["map"]["layers"]["cells"], BASE64.encode(&cells));
+        assert_eq!(probe["map"]["layers"]["cells"], BASE64.encode(cells));
         assert_eq!(v[0]["answer"], "2");
     }
 
@@ -620,8 +620,8 @@ mod tests {
         trace.probes = vec![probe, later];
         let v = data(&page(&[("x".into(), trace)]).unwrap());
         // Steps of 3 and 2 tokens in two heads a layer: 2 of 6, all; later none, all; 3 of 4 in the other layer.
-        assert_eq!(v[0]["probes"][0]["kept"], BASE64.encode(&[85, 255, 255, 255]));
-        assert_eq!(v[0]["probes"][1]["kept"], BASE64.encode(&[0, 255, 255, 191]));
+        assert_eq!(v[0]["probes"][0]["kept"], BASE64.encode([85, 255, 255, 255]));
+        assert_eq!(v[0]["probes"][1]["kept"], BASE64.encode([0, 255, 255, 191]));
         assert_eq!(data(&page(&[("x".into(), documented())]).unwrap())[0]["probes"][0]["kept"], "");
     }
 
