@@ -11,7 +11,7 @@ pub struct Member {
     pub offset: usize,
 }
 
-/// A uniform that [`uniform!`](uniform) declared. The shader tests compare its members with naga's view of the
+/// A uniform that `uniform!` declared. The shader tests compare its members with naga's view of the
 /// shader's `struct Info`.
 pub trait Uniform: bytemuck::Pod {
     /// The members, in order.
