@@ -229,7 +229,13 @@ impl ComputeDevice {
                 .found(names.join("; "))
                 .help("`secateur devices` lists the devices of this machine"));
         };
-        Self::from_adapter(found.swap_remove(best)).await
+        let best = found.swap_remove(best);
+        if select == "auto"
+            && let Some(warning) = best.info.software_warning()
+        {
+            log::warn!("{warning}");
+        }
+        Self::from_adapter(best).await
     }
 
     /// Opens the device that [`list`] described: the adapter of this name and backend, since a machine may offer one

@@ -3,6 +3,7 @@
 //!
 //! Requests and events are JSON text; files are `{name: Uint8Array}`. A call that fails rejects with the text of the
 //! [`Error`](crate::Error), which the page shows unchanged.
+#![allow(unsafe_code, reason = "the linker defines one function, and wasm_bindgen writes code of its own")]
 use crate::dtype::Dtype;
 use std::cell::{OnceCell, RefCell};
 use std::future::Future;
@@ -23,14 +24,12 @@ use crate::policy::{POLICIES, Role};
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result, builtin, conformance as suite};
 
-#[allow(unsafe_code, reason = "the linker defines the function")]
 unsafe extern "C" {
     /// The linker's: runs the constructors of statics, with which cubecl registers its operations.
     fn __wasm_call_ctors();
 }
 
 #[wasm_bindgen(start)]
-#[allow(unsafe_code, reason = "the linker defines the function")]
 fn start() {
     // SAFETY: the linker defines it with this signature; this is the module's first code to run, and it runs once.
     //

@@ -21,7 +21,7 @@ const HELP: &str = "\
 /reset   forget the conversation
 /exit    end the chat (also /quit, Ctrl-D, or Ctrl-C at the prompt)
 Ctrl-C while the model writes ends its answer. A message goes on in another line after \\ at its end, Ctrl-J or Alt-Enter;
-Up and Down recall earlier ones.";
+Up and Down recall earlier ones, Ctrl-R searches them.";
 
 /// Talks until the user has enough. Each turn is `request` with the conversation so far.
 pub fn main(
@@ -32,7 +32,7 @@ pub fn main(
     quiet: bool,
 ) -> Result<ExitCode> {
     let failed = |e: std::io::Error| Error::new(ErrorKind::Io, "the terminal cannot be read").found(e);
-    let mut editor = Editor::default();
+    let mut editor = Editor::new().map_err(failed)?;
     let mut messages: Vec<Message> = Vec::new();
     screen.note("/help lists what you can type; Ctrl-D ends the chat");
     loop {
@@ -68,7 +68,7 @@ pub fn main(
                             "" => {
                                 messages.pop();
                                 let why = if result.thinking_unfinished {
-                                    "the model was still thinking"
+                                    "no answer came, because the model was still thinking"
                                 } else {
                                     "no answer came"
                                 };

@@ -45,7 +45,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     super::print(&screen::table(&rows))?;
     // One device is the CPU reference, which is always listed.
     if devices.len() == 1 {
-        super::say(&format!("no GPU adapter was found: {}", device::driver_help()));
+        super::say(&format!("no GPU adapter was found: {}", super::fields::as_options(device::driver_help())));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -23,6 +23,7 @@ pub fn read_prompt() -> Result<String> {
         let most = screen::bytes(MAX_BYTES);
         return Err(Error::new(ErrorKind::Input, format!("the prompt on stdin exceeds {most}"))
             .at("stdin")
+            .expected(format!("at most {most}"))
             .help("a shorter prompt, or is this the right file?"));
     }
     let mut prompt = text::decode(bytes).map_err(|(at, found)| {

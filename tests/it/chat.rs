@@ -20,10 +20,21 @@ struct Terminal {
 
 impl Terminal {
     fn new(args: &str) -> Self {
-        let command = format!("exec {} run --device cpu {args}", env!("CARGO_BIN_EXE_secateur"));
+        Self::with_history(args, "")
+    }
+
+    /// `history`: the file that keeps it, if any.
+    fn with_history(args: &str, history: &str) -> Self {
+        Self::running(&format!("exec {} run --device cpu {args}", env!("CARGO_BIN_EXE_secateur")), history)
+    }
+
+    /// A terminal that runs a command of the shell.
+    fn running(command: &str, history: &str) -> Self {
         let mut child = Command::new("script")
-            .args(["-q", "-e", "-c", &command, "/dev/null"])
+            .args(["-q", "-e", "-c", command, "/dev/null"])
             .env("TERM", "xterm-256color")
+            // No history of earlier chats, and none for later ones.
+            .env("SECATEUR_HISTORY", history)
             .env_remove("NO_COLOR")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -95,7 +106,7 @@ fn a_conversation_has_turns_commands_and_an_end() {
     chat.until("> ");
     // A line that continues in the next one and is edited: the cursor goes back over a wrong letter.
     chat.press("We count modulo 10. #1 a equals 3.\\\r");
-    chat.until(". ");
+    chat.until("3.\\\r\n");
     chat.press("What is aa\x7f?\r");
     let turn = chat.until("tok/s");
     assert!(turn.contains("\x1b[2m"), "the thinking is dimmed: {turn:?}");
@@ -152,5 +163,74 @@ fn what_makes_every_turn_fail_is_said_before_the_first() {
     chat.until("/reset forgets");
     chat.until("> ");
     chat.press("/exit\r");
+    chat.ends_with(0);
+}
+
+#[test]
+fn earlier_chats_are_recalled_where_their_history_is_kept() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("history");
+    let chat = || Terminal::with_history(&format!("--model {F16}"), file.to_str().expect("UTF-8"));
+    let mut first = chat();
+    first.until("> ");
+    first.press("/nonsense\r");
+    first.until("there is no /nonsense");
+    first.until("> ");
+    first.press("\x04");
+    first.ends_with(0);
+    let mut second = chat();
+    second.until("> ");
+    second.press("\x1b[A\r");
+    second.until("there is no /nonsense");
+    second.until("> ");
+    second.press("/exit\r");
+    second.ends_with(0);
+    use std::os::unix::fs::PermissionsExt;
+    let mode = std::fs::metadata(&file).expect("it is kept").permissions().mode();
+    assert_eq!(mode & 0o077, 0, "what was asked is private");
+}
+
+#[test]
+fn sigterm_at_the_prompt_leaves_the_terminal_in_order() {
+    // `stty` tells whether the terminal echoes and edits lines, once the chat has ended.
+    let folder = tempfile::tempdir().expect("a folder");
+    let pid = folder.path().join("pid");
+    let script = format!(
+        "sh -c 'echo $$ > {}; exec {} run --device cpu --model {F16}'; echo code $?; stty -a",
+        pid.display(),
+        env!("CARGO_BIN_EXE_secateur"),
+    );
+    let mut chat = Terminal::running(&script, "");
+    chat.until("> ");
+    chat.press("half a mess");
+    chat.until("half a mess");
+    let pid = std::fs::read_to_string(pid).expect("it runs");
+    let kill = Command::new("kill").args(["-TERM", pid.trim()]).status().expect("kill");
+    assert!(kill.success());
+    chat.until("code 143");
+    let shown = chat.ends_with(0);
+    let modes: Vec<&str> = shown.split_whitespace().map(|word| word.trim_end_matches(';')).collect();
+    assert!(modes.contains(&"echo") && modes.contains(&"icanon"), "{shown}");
+}
+
+#[test]
+fn sigterm_in_an_answer_ends_the_chat_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pid = folder.path().join("pid");
+    let script = format!(
+        "sh -c 'echo $$ > {}; exec {} run --device cpu --model {F16} --ignore-eos --max-new-tokens 4000 --policy full'; echo code $?",
+        pid.display(),
+        env!("CARGO_BIN_EXE_secateur"),
+    );
+    let mut chat = Terminal::running(&script, "");
+    chat.until("> ");
+    chat.press("x\r");
+    chat.until("\x1b[2m");
+    std::thread::sleep(Duration::from_millis(300));
+    let pid = std::fs::read_to_string(pid).expect("it runs");
+    let kill = Command::new("kill").args(["-TERM", pid.trim()]).status().expect("kill");
+    assert!(kill.success());
+    chat.until("interrupted");
+    chat.until("code 143");
     chat.ends_with(0);
 }

@@ -165,7 +165,9 @@ fn tensors_and_configuration_are_those_of_a_checkpoint() -> Outcome {
     assert_eq!((config.architecture, config.hidden_size, config.head_dim), (Architecture::Llama, 16, 8));
     assert_eq!((config.rope_theta, config.rms_norm_eps), (500_000.0, 1e-5), "as a person would write them");
     assert_eq!(config.rope_scaling, RopeScaling::Factors(vec![1.0, 2.0, 3.0, 4.0]));
-    assert!(config.tie_word_embeddings && !config.attention_bias && !config.qk_norm);
+    assert!(config.tie_word_embeddings, "the file has no output matrix");
+    assert!(!config.attention_bias, "the file has no biases");
+    assert!(!config.qk_norm, "a Llama has no norms of heads");
     assert_eq!(config.eos_token_ids, [1, 4], "the one that is named, and <|eot_id|>");
     assert_eq!((config.vocab_size, config.max_position_embeddings), (6, 128));
 

@@ -25,7 +25,9 @@ fn prepared(model: &str) -> PreparedModel {
 
 fn resolved(model: &str, request: &Value) -> Result<Value> {
     let resolved = prepared(model).resolve(&Request::from_json(&request.to_string())?)?;
-    Ok(serde_json::to_value(resolved).expect("JSON"))
+    // Through text, as the command line's is: there an f32 has its shortest spelling.
+    let text = serde_json::to_string(&resolved).expect("JSON");
+    Ok(serde_json::from_str(&text).expect("JSON"))
 }
 
 /// `secateur run --dry-run` with these arguments and this on stdin.

@@ -12,7 +12,8 @@ fn report_makes_a_page_of_one_trace_or_two_and_refuses_others() {
     let page = path("report.html");
     for traces in [&[fixture][..], &[fixture, fixture]] {
         let ran = run(&[&["report"], traces, &["-o", &page]].concat());
-        assert!(ran.code == Some(0) && ran.out.is_empty() && ran.err.contains("report.html"), "{}", ran.err);
+        assert_eq!((ran.code, ran.out.as_str()), (Some(0), ""), "{}", ran.err);
+        assert!(ran.err.contains("report.html"), "the page is not named:\n{}", ran.err);
         let html = std::fs::read_to_string(&page).unwrap();
         assert!(html.starts_with("<!doctype html>") && html.matches("\"name\":\"trace.json\"").count() == traces.len());
     }
@@ -70,7 +71,9 @@ fn bench_measures_and_adds_up() {
     for r in runs {
         for spread in ["prefill_tokens_per_second", "decode_tokens_per_second"] {
             let [min, median, max] = ["min", "median", "max"].map(|key| r[spread][key].as_f64().unwrap());
-            assert!(0.0 < min && min <= median && median <= max && max.is_finite(), "{spread}: {min} {median} {max}");
+            assert!(0.0 < min, "{spread}: {min} is no rate");
+            assert!(min <= median && median <= max, "{spread} is not in order: {min} {median} {max}");
+            assert!(max.is_finite(), "{spread}: {max} is no rate");
         }
         // 4 layers, keys and values, 3 KV heads of 32 values, 2 bytes each; a step sees prompt + 5 slots on average.
         let slot = 4 * 2 * 3 * 32 * 2;
@@ -90,11 +93,10 @@ fn bench_measures_and_adds_up() {
     assert_eq!(of(1, "weight_bytes_per_token"), of(0, "weight_bytes_per_token") / 3);
     assert_eq!(of(1, "kv_bytes_per_token"), of(0, "kv_bytes_per_token"));
     let table = run(&args);
-    assert!(
-        table.code == Some(0) && table.out.contains("copy bandwidth") && table.out.contains("decode tok/s"),
-        "{}",
-        table.out
-    );
+    assert_eq!(table.code, Some(0), "{}", table.err);
+    for part in ["copy bandwidth", "decode tok/s"] {
+        assert!(table.out.contains(part), "{part:?} is missing from:\n{}", table.out);
+    }
     fails(&run(&["bench", "--decode", "0"]), 2, &["nothing to measure"]);
     // The weights are missing, which shows that the refusal comes before they are read.
     let unread = broken(|dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
@@ -202,7 +204,9 @@ fn help_shows_examples_and_the_exit_codes() {
         Some("conformance"),
     ] {
         let ran = run(&command.into_iter().chain(["--help"]).collect::<Vec<_>>());
-        assert!(ran.code == Some(0) && ran.out.contains("Exit codes") && ran.out.contains("130"), "{}", ran.out);
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        assert!(ran.out.contains("Exit codes"), "{}", ran.out);
+        assert!(ran.out.contains("130"), "the exit code of an interruption is missing:\n{}", ran.out);
         let example = format!("Examples:\n  {}", command.map_or("secateur run".into(), |c| format!("secateur {c}")));
         assert!(ran.out.contains(&example), "{}", ran.out);
     }

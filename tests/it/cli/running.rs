@@ -17,7 +17,8 @@ fn golden_ids_on_the_cpu_and_the_shape_of_json() {
     let keys: Vec<&String> = v.as_object().unwrap().keys().collect();
     assert_eq!(
         keys.into_iter().map(String::as_str).collect::<Vec<_>>().join(" "),
-        "secateur model device settings prompt_ids ids text stop_reason timings bytes totals probes probability_missed"
+        "secateur model device settings notes prompt_ids ids text answer thinking_unfinished stop_reason timings bytes \
+         totals probes probability_missed"
     );
     assert_eq!(v["stop_reason"], "max_new_tokens");
     assert_eq!((v["device"]["backend"].as_str(), v["probes"].as_u64()), (Some("cpu"), Some(0)));
@@ -192,8 +193,9 @@ fn two_runs_write_the_same_trace_but_for_the_clock() {
 
 #[test]
 fn a_prompt_may_come_from_stdin() {
-    let feed = |bytes: &[u8]| {
-        let mut child = secateur(&["run", "--device", "cpu", "--model", F16, "--max-new-tokens", "8", "--json", "-"])
+    let with = |more: &[&str], bytes: &[u8]| {
+        let mut child = secateur(&["run", "--device", "cpu", "--model", F16, "--max-new-tokens", "8", "--json"])
+            .args(more)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -202,12 +204,22 @@ fn a_prompt_may_come_from_stdin() {
         child.stdin.take().unwrap().write_all(bytes).expect("it reads its stdin");
         done(child.wait_with_output().unwrap())
     };
+    let feed = |bytes: &[u8]| with(&["-"], bytes);
     let piped = json(&feed("Why is θ so?\n".as_bytes()));
     let given = json(&cpu(&["--max-new-tokens", "8", "--json", "Why is θ so?"]));
     assert_eq!((&piped["prompt_ids"], &piped["ids"]), (&given["prompt_ids"], &given["ids"]));
+    // Whatever wrote the text: Windows' line ends, a byte order mark, UTF-16. `-` may be left out.
+    let utf16 = "\u{feff}Why is θ so?\r\n".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>();
+    for bytes in ["Why is θ so?\r\n".as_bytes(), "\u{feff}Why is θ so?".as_bytes(), &utf16] {
+        assert_eq!(json(&feed(bytes))["prompt_ids"], given["prompt_ids"]);
+        assert_eq!(json(&with(&[], bytes))["prompt_ids"], given["prompt_ids"]);
+    }
+    fails(&with(&[], b""), 2, &["no prompt", "- for stdin"]);
+    let dashed = json(&cpu(&["--max-new-tokens", "8", "--json", "-5 + 3?"]));
+    assert_eq!(dashed["prompt_ids"], json(&feed(b"-5 + 3?"))["prompt_ids"]);
     fails(&feed(b"caf\xe9 ?"), 2, &["not UTF-8", "byte 3"]);
     fails(&feed(b"\n"), 2, &["the prompt is empty"]);
-    fails(&feed(&vec![b'a'; (64 << 20) + 1]), 2, &["has no end", "stdin", "at most 64.0 MiB"]);
+    fails(&feed(&vec![b'a'; (64 << 20) + 1]), 2, &["exceeds 64.0 MiB", "stdin", "at most 64.0 MiB"]);
 }
 
 #[test]

@@ -6,7 +6,15 @@ use std::process::{Command, Stdio};
 
 #[cfg(unix)]
 #[test]
-fn ctrl_c_ends_with_the_summary_and_the_trace() {
+fn the_first_signal_ends_with_the_summary_and_the_trace() {
+    // Ctrl-C, `kill` or `timeout`, a terminal that was closed.
+    for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+        ends_in_order(signal, code);
+    }
+}
+
+#[cfg(unix)]
+fn ends_in_order(signal: &str, code: i32) {
     use std::io::Read;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace.json");
@@ -16,14 +24,14 @@ fn ctrl_c_ends_with_the_summary_and_the_trace() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // After the first text, the run is under way.
+    // The first text: the run is under way.
     let mut first = [0];
     child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("kill");
+    let kill = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
     assert!(kill.success());
     let output = child.wait_with_output().unwrap();
     let err = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{err}");
+    assert_eq!(output.status.code(), Some(code), "{err}");
     assert!(err.contains("what it kept") && err.contains("interrupted") && !err.contains("panicked"), "{err}");
     let trace = trace_of(&file);
     assert_eq!(trace.stop_reason, StopReason::Cancelled);

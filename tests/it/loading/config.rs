@@ -44,7 +44,9 @@ fn both_spellings_of_a_config_mean_the_same() -> Outcome {
     assert_eq!((four.head_dim, four.group_size(), four.q_size(), four.kv_size()), (128, 6, 1536, 256));
     assert_eq!((four.rope_theta, &four.rope_scaling), (10_000.0, &RopeScaling::None));
     assert_eq!((four.rms_norm_eps, four.num_layers, four.vocab_size), (1e-6, 28, 151_936));
-    assert!(four.attention_bias && !four.qk_norm && !four.tie_word_embeddings);
+    assert!(four.attention_bias, "Qwen2 has biases");
+    assert!(!four.qk_norm, "Qwen2 has no norms of heads");
+    assert!(!four.tie_word_embeddings, "as the config says");
     assert_eq!(four.eos_token_ids, [151_643]);
 
     let mut five = without("rope_theta");
@@ -80,7 +82,9 @@ fn what_each_architecture_has() -> Outcome {
     };
     let qwen3 = config_of("Qwen3ForCausalLM", json!({"head_dim": 64, "num_key_value_heads": 4}))?;
     assert_eq!((qwen3.architecture, qwen3.head_dim, qwen3.q_size()), (Architecture::Qwen3, 64, 768));
-    assert!(qwen3.qk_norm && !qwen3.attention_bias && !qwen3.output_bias);
+    assert!(qwen3.qk_norm, "Qwen3 has norms of heads");
+    assert!(!qwen3.attention_bias, "Qwen3 has no biases");
+    assert!(!qwen3.output_bias, "Qwen3 has no biases");
     assert_eq!(
         config_of("Qwen3ForCausalLM", json!({}))?.head_dim,
         128,
@@ -90,7 +94,9 @@ fn what_each_architecture_has() -> Outcome {
     assert!(biased.attention_bias && biased.output_bias);
     let llama = config_of("LlamaForCausalLM", json!({"mlp_bias": false}))?;
     assert_eq!((llama.architecture, llama.head_dim), (Architecture::Llama, 128));
-    assert!(!llama.qk_norm && !llama.attention_bias && !llama.output_bias);
+    assert!(!llama.qk_norm, "Llama has no norms of heads");
+    assert!(!llama.attention_bias, "this Llama has no biases");
+    assert!(!llama.output_bias, "this Llama has no biases");
     assert_eq!(config_of("LlamaForCausalLM", json!({"head_dim": 64}))?.q_size(), 768);
     // Qwen2 always has biases on q, k and v and never on its output, whatever the config says.
     for said in [json!(false), json!(true), Value::Null] {
