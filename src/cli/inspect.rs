@@ -1,16 +1,15 @@
 //! `secateur inspect`: describes a model, and tells whether it can be run, without loading it.
 use std::process::ExitCode;
 
-use secateur::cache::CacheShape;
-use secateur::device::ComputeDevice;
-use secateur::dtype::Dtype;
+use secateur::Dtype;
 use secateur::engine::GROWTH;
-use secateur::model::config::{ModelConfig, RopeScaling};
-use secateur::model::decoder;
-use secateur::probe;
-use secateur::text::{ChatTemplate, Message, RenderOptions, ThinkingState, Tokenizer};
-use secateur::weights::{ModelSource, Weights};
-use secateur::{Error, ErrorKind, Result, builtin};
+use secateur::expert::cache::CacheShape;
+use secateur::expert::model::config::{ModelConfig, RopeScaling};
+use secateur::expert::model::decoder;
+use secateur::expert::probe;
+use secateur::expert::text::{ChatTemplate, Message, RenderOptions, ThinkingState, Tokenizer};
+use secateur::expert::weights::{ModelSource, Weights};
+use secateur::{ComputeDevice, Error, ErrorKind, Result, builtin};
 use serde::Serialize;
 
 use super::{model, options, screen};

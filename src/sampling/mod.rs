@@ -1,10 +1,10 @@
 //! How the next token is chosen from the logits: the most likely one, or a random draw, with the settings of
 //! transformers and in its order.
-mod device;
+pub(crate) mod device;
 
 use serde::{Deserialize, Serialize};
 
-pub use device::Sampler;
+pub(crate) use device::Sampler;
 
 use crate::kernels::{state, top_k};
 use crate::model::config::GenerationDefaults;

@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 
 use crate::common::command::{Ran, fails, run, secateur};
 use secateur::eval::calibrate::{Choice, FILE};
+use secateur::expert::weights::{FINGERPRINT, ModelSource, Weights};
 use secateur::trace::Trace;
-use secateur::weights::{FINGERPRINT, ModelSource, Weights};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-reasoner");
 /// Questions with answers that were worked out by hand.
@@ -412,7 +412,7 @@ fn what_cannot_be_calibrated_is_refused_at_once() {
     fails(&run(&built_in), 2, &["where should the choice go?", "--out"]);
     let to = |out: &str| run(&[&built_in[..], &["--out", out]].concat());
     fails(&to("/no/such/dir/choice.json"), 1, &["progress", "cannot be kept", "/no/such/dir"]);
-    fails(&to(dir.path().to_str().unwrap()), 2, &["over a directory"]);
+    fails(&to(dir.path().to_str().unwrap()), 2, &["written to a directory"]);
     let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|f| f.unwrap().file_name()).collect();
     assert!(
         left.iter().all(|name| !name.to_string_lossy().starts_with("out.json")),

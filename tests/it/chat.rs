@@ -160,7 +160,7 @@ fn what_makes_every_turn_fail_is_said_before_the_first() {
     chat.until("> ");
     chat.press(&format!("{}\r", "long ".repeat(60)));
     chat.until("longer than the context");
-    chat.until("/reset forgets");
+    chat.until("conversation with /reset");
     chat.until("> ");
     chat.press("/exit\r");
     chat.ends_with(0);

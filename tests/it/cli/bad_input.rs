@@ -27,7 +27,7 @@ fn bad_arguments_are_refused_before_anything_is_loaded() {
         (&["--ids", "1,320"], &["outside the vocabulary", "320"]),
         (&["--probe-text", "no end", "x"], &["</think>", "--probe-text"]),
         (&["--probe-text", "", "x"], &["</think>", "--probe-text", "found: no ids"]),
-        (&["--model", "", "x"], &["no model is named"]),
+        (&["--model", "", "x"], &["the name of the model is empty"]),
         (&["--layers", "0-", "x"], &["not a list of layers", "\"0-\""]),
         (&["--temperature", "NaN", "x"], &["--temperature", "found: NaN"]),
         (&[""], &["the prompt is empty"]),
