@@ -12,6 +12,7 @@ use secateur::expert::weights::Weights;
 use secateur::policy::{Layers, Scope};
 use secateur::{Error, ErrorKind, Result, builtin, file};
 
+use super::fields;
 use super::model;
 use super::options::{self, PruningArgs};
 use super::screen;
@@ -125,7 +126,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         device.info.line()
     ));
     for note in &notes {
-        say(note);
+        say(&fields::as_options(note));
     }
     if !progress.done.is_empty() {
         say(&format!("continuing with {}: {} answers are there", progress.path.display(), progress.done.len()));

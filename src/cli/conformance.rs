@@ -7,7 +7,7 @@ use secateur::expert::kernels::cases;
 use secateur::{Error, ErrorKind, Result};
 use serde::Serialize;
 
-use super::screen;
+use super::{fields, screen};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -64,7 +64,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
             }
             // An adapter that cannot be opened is not a failure of a kernel. `--require` counts it as missing.
             Err(e) if e.kind() == ErrorKind::Device && args.device == "all" => {
-                super::say(&format!("skipped {}: {e}", info.line()));
+                super::say(&format!("skipped {}: {}", info.line(), fields::as_options(&e.to_string())));
                 skipped.push(Skipped { device: info, reason: e.to_string() });
             }
             Err(e) => return Err(e),
@@ -87,7 +87,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
             n => format!("shaders: {} of {n} variants translated to SPIR-V, MSL, HLSL and GLSL\n", shaders.translated),
         };
         shaders.failures.iter().take(5).for_each(|f| text += &format!("FAIL {f}\n"));
-        skipped.iter().for_each(|s| text += &format!("SKIPPED {}: {}\n", s.device.line(), s.reason));
+        skipped
+            .iter()
+            .for_each(|s| text += &format!("SKIPPED {}: {}\n", s.device.line(), fields::as_options(&s.reason)));
         missing.iter().for_each(|m| text += &format!("MISSING {m}: required, but it was not checked\n"));
         super::print(&text)?;
     }

@@ -12,7 +12,7 @@ use secateur::expert::weights::{ModelSource, Weights};
 use secateur::{ComputeDevice, Error, ErrorKind, Result, builtin};
 use serde::Serialize;
 
-use super::{model, options, screen};
+use super::{fields, model, options, screen};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -372,7 +372,7 @@ fn report(i: &Inspection) -> String {
     }
     text += &screen::table(&table);
     for problem in &i.problems {
-        text += &format!("\nproblem: {problem}\n");
+        text += &format!("\nproblem: {}\n", fields::as_options(problem));
     }
     text
 }

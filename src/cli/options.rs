@@ -219,3 +219,16 @@ fn probe_every_help() -> String {
     let (general, own) = (probe::DEFAULT_PROBE_EVERY, builtin::PROBE_EVERY);
     format!("Probe after every P thinking tokens [default: {general}; {own} with the built-in model]")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_in_values_name_options() {
+        let budget = parsed::<Budget>("ratio:1.5").expect_err("more than everything");
+        assert!(budget.contains("at: --budget") && !budget.contains('`'), "{budget}");
+        let layers = parsed::<Layers>("first").expect_err("not a number");
+        assert!(layers.contains("at: --layers") && !layers.contains('`'), "{layers}");
+    }
+}
