@@ -93,7 +93,7 @@ struct SamplingArgs {
     /// Sample from the K most likely tokens only, at most 128; 0 or -1 sets no limit.
     #[arg(long, value_name = "K")]
     top_k: Option<i64>,
-    /// Sample from the smallest set of likely tokens whose probabilities add up to P.
+    /// Sample from the smallest set of likely tokens whose probabilities add up to at least P.
     #[arg(long, value_name = "P", value_parser = finite)]
     top_p: Option<f32>,
     /// Sample only from tokens whose probability is at least P times that of the most likely token.
