@@ -69,6 +69,7 @@
 pub mod bench;
 pub mod builtin;
 pub mod cache;
+mod calibration;
 pub mod conformance;
 pub mod device;
 pub mod dtype;

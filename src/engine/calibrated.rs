@@ -1,9 +1,9 @@
 //! The choice of layers that lies beside a model, and whether it is for this model's weights.
 use std::sync::OnceLock;
 
-use crate::eval::calibrate::{Choice, FILE};
+use crate::calibration::{Choice, FILE};
 #[cfg(not(target_family = "wasm"))]
-use crate::eval::calibrate::{Hashed, choice_path};
+use crate::calibration::{Hashed, choice_path};
 use crate::policy::{Layers, Scope};
 use crate::settings::Settings;
 use crate::weights::{FINGERPRINT, ModelSource, Weights};

@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::calibrate::FILE;
+use super::FILE;
 use crate::weights::{FINGERPRINT, ModelSource, Weights};
 
 /// Where a choice of layers lies beside a model: in its directory, which of a model on the hub is its snapshot in the
