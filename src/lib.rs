@@ -100,8 +100,9 @@ pub use dtype::Dtype;
 pub use engine::{Batch, Engine, Event, LoadOptions, PreparedModel, Prompt, Request, Resolved, RunResult, Settings};
 pub use error::{Error, ErrorKind, Result};
 pub use policy::{Budget, EvictionPolicy, PolicyRef};
+pub use settings::AttentionDetail;
 pub use text::Message;
-pub use trace::{AttentionDetail, Trace};
+pub use trace::Trace;
 pub use weights::ModelSource;
 
 /// The engine's insides, for tests, benchmarks and those who extend it. They change without notice between versions.

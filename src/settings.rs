@@ -8,7 +8,6 @@ use crate::policy::{self, Budget, Layers, Normalise, PolicyRef, Positions, Scope
 use crate::probe;
 use crate::sampling::Sampling;
 use crate::steps::Boundaries;
-use crate::trace::AttentionDetail;
 
 /// Tokens that are generated at most where nothing is given and the model does not think.
 pub const MAX_NEW_TOKENS: usize = 2048;
@@ -17,6 +16,20 @@ pub const MAX_NEW_TOKENS: usize = 2048;
 /// 2048 ends many of them before they begin their answer. The context ends a run earlier where it is shorter than
 /// this.
 pub const MAX_NEW_TOKENS_THINKING: usize = 8192;
+
+/// How much of the probe's attention a trace records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttentionDetail {
+    /// Only the steps' importances.
+    #[default]
+    Off,
+    /// A row for each layer. This costs nothing on the device: the rows are read in any case.
+    Layers,
+    /// In addition, a row for each query head. Every probe is then forwarded a second time, and `heads` times as many
+    /// weights are read back.
+    Heads,
+}
 
 /// How to generate and prune. In JSON its fields stand by name, and fields that older traces lack have the value that
 /// they were made with.

@@ -103,7 +103,8 @@ pub struct Probe {
     pub evicted: Vec<u32>,
     /// Every step known at this probe, in order.
     pub steps: Vec<Step>,
-    /// The attention of `</think>`, where the run was asked to record it ([`AttentionDetail`]).
+    /// The attention of `</think>`, where the run was asked to record it
+    /// ([`AttentionDetail`](crate::settings::AttentionDetail)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention: Option<AttentionMap>,
     /// The kept sets, where there are several.
@@ -136,20 +137,6 @@ pub struct Step {
     pub evicted: usize,
 }
 
-/// How much of the probe's attention a trace records.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttentionDetail {
-    /// Only the steps' importances.
-    #[default]
-    Off,
-    /// A row for each layer. This costs nothing on the device: the rows are read in any case.
-    Layers,
-    /// In addition, a row for each query head. Every probe is then forwarded a second time, and `heads` times as many
-    /// weights are read back.
-    Heads,
-}
-
 /// The attention of the probe's `</think>` to the steps: its softmax weights, averaged over each step's cached
 /// tokens.
 ///
@@ -162,7 +149,7 @@ pub struct AttentionMap {
     /// `[layers][steps]`: the mean over the layer's query heads; `None` where the layer no longer holds any of the
     /// step.
     pub layers: Vec<Vec<Option<f32>>>,
-    /// `[layers][query heads][steps]`, with [`AttentionDetail::Heads`].
+    /// `[layers][query heads][steps]`, with [`AttentionDetail::Heads`](crate::settings::AttentionDetail::Heads).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heads: Option<Vec<Vec<Vec<Option<f32>>>>>,
 }

@@ -433,7 +433,8 @@ mod tests {
     use crate::dtype::Dtype;
     use crate::engine::{Engine, LoadOptions};
     use crate::model::decoder::{self, Decoder, Input};
-    use crate::trace::{AttentionDetail, StopReason};
+    use crate::settings::AttentionDetail;
+    use crate::trace::StopReason;
     use crate::weights::Weights;
 
     /// Attention allocates partial results for every sequence at the length of the longest. Too many are refused

@@ -5,8 +5,8 @@ use crate::cache::Tracking;
 use crate::kernels::Reduce;
 use crate::policy::scores::{Granularity, readout_granularity};
 use crate::policy::{CacheView, KeepPlan, Measured, Measurement, Normalise, Sets, Snapshot, ViewParts};
-use crate::settings::Settings;
-use crate::trace::{self, AttentionDetail, AttentionMap, Row};
+use crate::settings::{AttentionDetail, Settings};
+use crate::trace::{self, AttentionMap, Row};
 use crate::{Error, ErrorKind, Result};
 
 /// The pruning configuration of one sequence.

@@ -7,10 +7,9 @@ use crate::dtype::Dtype;
 use crate::model::config::GenerationDefaults;
 use crate::policy::{Budget, Full, Layers, Normalise, PolicyRef, Positions, Scope};
 use crate::sampling::{MOST_CANDIDATES, Sampling};
-use crate::settings::{self, Settings};
+use crate::settings::{self, AttentionDetail, Settings};
 use crate::steps::Boundaries;
 use crate::text::Message;
-use crate::trace::AttentionDetail;
 use crate::weights::Suggestions;
 use crate::{Error, ErrorKind, Result};
 

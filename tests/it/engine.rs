@@ -7,7 +7,8 @@ use secateur::dtype::Dtype;
 use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Settings};
 use secateur::policy::Role;
 use secateur::sampling::Sampling;
-use secateur::trace::{AttentionDetail, StopReason};
+use secateur::settings::AttentionDetail;
+use secateur::trace::StopReason;
 use secateur::weights::ModelSource;
 
 fn engine(device: &secateur::device::ComputeDevice, with_text: bool) -> Engine {
