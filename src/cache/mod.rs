@@ -31,6 +31,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::device::ComputeDevice;
 use crate::kernels::readback::Readback;
+use crate::kernels::state::SamplerHeader;
 use crate::kernels::{self, GatherSpec, InPlace, cache_gather::MOVE, memory};
 use crate::policy::{KeepPlan, Positions};
 use crate::{Error, ErrorKind, Position, Result, Slot};
@@ -416,7 +417,7 @@ impl KvCache {
     }
 
     /// Writes the words of a sequence's header that configure the sampler.
-    pub(crate) fn write_sampler(&mut self, seq: usize, settings: &[u32; kernels::state::SEQ - kernels::state::MISSED]) {
+    pub(crate) fn write_sampler(&mut self, seq: usize, settings: SamplerHeader) {
         self.state.write_sampler(seq, settings);
     }
 

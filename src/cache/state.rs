@@ -117,8 +117,8 @@ impl DeviceState {
     }
 
     /// Writes the part of a header that configures the sampler.
-    pub fn write_sampler(&mut self, seq: usize, settings: &[u32; state::SEQ - state::MISSED]) {
-        self.write(seq * state::SEQ + state::MISSED, settings.to_vec());
+    pub fn write_sampler(&mut self, seq: usize, settings: state::SamplerHeader) {
+        self.write(seq * state::SEQ + state::MISSED, settings.words().to_vec());
     }
 
     fn write(&mut self, offset: usize, words: Vec<u32>) {

@@ -8,7 +8,6 @@ use super::memory::POISON_WORD;
 use super::readback::{as_f32, as_u32, read_f32, read_u32};
 use super::{f32_tensor, state, u32_tensor};
 use crate::Result;
-use crate::sampling::Sampling;
 
 /// How far a result may be from the twin's. Every comparison accepts only `error <= bound`, so NaN fails. Each row is
 /// compared on its own, so that one wrong head cannot hide in an average.
@@ -267,9 +266,9 @@ impl StateBuilder {
     /// Temperature, repetition penalty, top-k, top-p, min-p of each sequence. Seeds follow from its number.
     pub(super) fn full_samplers(mut self, samplers: &[(f32, f32, u32, f32, f32)]) -> Self {
         for (seq, &(temperature, repetition_penalty, top_k, top_p, min_p)) in samplers.iter().enumerate() {
-            let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty };
-            let words = sampling.header(0x1_0000_0007 * (seq as u64 + 1));
-            self.words[seq * state::SEQ + state::MISSED..(seq + 1) * state::SEQ].copy_from_slice(&words);
+            let seed = 0x1_0000_0007 * (seq as u64 + 1);
+            let header = state::SamplerHeader { temperature, top_k, top_p, min_p, repetition_penalty, seed };
+            self.words[seq * state::SEQ + state::MISSED..(seq + 1) * state::SEQ].copy_from_slice(&header.words());
         }
         self
     }

@@ -55,3 +55,36 @@ layout! {
 
 /// The id that `sample` writes where a logit is not finite.
 pub const BROKEN: u32 = u32::MAX;
+
+/// The settings of one sequence's sampler: the words of its header from [`MISSED`] on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SamplerHeader {
+    /// Divides the logits; 0 takes the most likely token.
+    pub temperature: f32,
+    /// The number of candidates; 0 takes all.
+    pub top_k: u32,
+    /// The share of the probability that the candidates reach together.
+    pub top_p: f32,
+    /// The least probability of a candidate, as a share of that of the most likely one.
+    pub min_p: f32,
+    /// The factor of the negative logits of tokens seen before. The others are divided by it.
+    pub repetition_penalty: f32,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+impl SamplerHeader {
+    /// The words, with [`MISSED`] reset to 0.
+    pub fn words(&self) -> [u32; SEQ - MISSED] {
+        let mut header = [0; SEQ];
+        header[TEMPERATURE] = self.temperature.to_bits();
+        header[TOP_K] = self.top_k;
+        header[TOP_P] = self.top_p.to_bits();
+        header[MIN_P] = self.min_p.to_bits();
+        header[PENALTY] = self.repetition_penalty.to_bits();
+        header[RELIEF] = (1.0 / self.repetition_penalty).to_bits();
+        header[SEED_LOW] = self.seed as u32;
+        header[SEED_HIGH] = (self.seed >> 32) as u32;
+        std::array::from_fn(|i| header[MISSED + i])
+    }
+}

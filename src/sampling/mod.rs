@@ -4,16 +4,10 @@ mod device;
 
 use serde::{Deserialize, Serialize};
 
-pub use device::Sampler;
+pub use device::{MOST_CANDIDATES, Sampler};
 
-use crate::kernels::{state, top_k};
 use crate::model::config::GenerationDefaults;
 use crate::{Error, ErrorKind, Result};
-
-/// The most candidates of a draw. With a larger top-k, or with none, a draw is among this many of the most likely
-/// tokens. The share of the requested probability that lies outside them is reported
-/// ([`RunResult::missed`](crate::engine::RunResult::missed)).
-pub const MOST_CANDIDATES: usize = top_k::MOST;
 
 /// A temperature below this one counts as 0: the most likely token is taken.
 const COLDEST: f32 = 1e-3;
@@ -85,21 +79,6 @@ impl Sampling {
             }
         }
         Ok(())
-    }
-
-    /// The part of a sequence's header that configures the sampler: the words from [`state::MISSED`] on.
-    pub(crate) fn header(&self, seed: u64) -> [u32; state::SEQ - state::MISSED] {
-        let temperature = if self.is_greedy() { 0.0 } else { self.temperature };
-        let mut header = [0; state::SEQ];
-        header[state::TEMPERATURE] = temperature.to_bits();
-        header[state::TOP_K] = self.top_k;
-        header[state::TOP_P] = self.top_p.to_bits();
-        header[state::MIN_P] = self.min_p.to_bits();
-        header[state::PENALTY] = self.repetition_penalty.to_bits();
-        header[state::RELIEF] = (1.0 / self.repetition_penalty).to_bits();
-        header[state::SEED_LOW] = seed as u32;
-        header[state::SEED_HIGH] = (seed >> 32) as u32;
-        std::array::from_fn(|i| header[state::MISSED + i])
     }
 }
 
