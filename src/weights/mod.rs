@@ -14,6 +14,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod ggml_type;
 pub mod gguf;
 pub mod pack;
 mod quant;
@@ -23,6 +24,9 @@ pub mod tensors;
 pub use gguf::Gguf;
 pub use pack::PackedRows;
 pub use tensors::{FINGERPRINT, FileDtype, TensorView, Weights};
+
+/// The help of errors about files that do not follow their format.
+const DOWNLOAD_AGAIN: &str = "the file is damaged or incomplete: download it again";
 
 /// JSON files larger than this are refused. The largest tokenizer.json in use has about 30 MB.
 const MAX_JSON_BYTES: usize = 512 << 20;

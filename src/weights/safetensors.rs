@@ -5,8 +5,8 @@
 //! the tensors without holes or overlaps. The `safetensors` crate provides the element types. The header is checked
 //! here, because the crate's own checks do not say which tensor is wrong, and because a hostile range must not
 //! overflow an addition.
-use super::tensors::{DOWNLOAD_AGAIN, Entry, FileDtype, Weights};
-use super::{Bytes, ModelSource};
+use super::tensors::{Entry, FileDtype, Weights};
+use super::{Bytes, DOWNLOAD_AGAIN, ModelSource};
 use crate::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde::de::{IgnoredAny, IntoDeserializer};

@@ -1,14 +1,12 @@
 //! The tensors of a model, independent of the file format. Names are those of Hugging Face checkpoints, and the
 //! outermost dimension of a shape comes first.
-use super::gguf::GgmlType;
+use super::ggml_type::GgmlType;
 use super::{Bytes, PackedRows, pack};
 use crate::dtype::Dtype;
 use crate::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
-
-pub(super) const DOWNLOAD_AGAIN: &str = "the file is damaged or incomplete: download it again";
 
 /// The prefix of every [fingerprint](Weights::fingerprint). A fingerprint without it comes from an older version, which
 /// computed another hash, so it says nothing about the weights.
