@@ -295,12 +295,16 @@ impl Sequence {
     /// part of it.
     ///
     /// # Errors
-    /// The error of a sequence that failed before its first token.
+    /// The error of a sequence that failed before its first token. [`ErrorKind::Internal`] if the sequence has not
+    /// ended.
     pub fn finish(mut self, model: &str, device: &ComputeDevice, cache: &KvCache, place: usize) -> Result<RunResult> {
         match self.error {
             Some(error) if self.tokens.is_empty() => return Err(error),
             _ => {}
         }
+        let Some(stop_reason) = self.ended else {
+            return Err(Error::new(ErrorKind::Internal, "a sequence was finished before it had ended"));
+        };
         let first_token = self.first_token.unwrap_or_else(Instant::now);
         self.totals.prefill_us = (first_token - self.began).as_micros() as u64;
         self.totals.decode_us = (first_token.elapsed().as_micros() as u64).saturating_sub(self.totals.probe_us);
@@ -332,7 +336,7 @@ impl Sequence {
             step_boundaries: self.tokenizer.is_some().then(|| BoundaryCounts::new(&steps)),
             tokens: self.tokens,
             probes: self.probes,
-            stop_reason: self.ended.unwrap_or(StopReason::Cancelled),
+            stop_reason,
             totals: self.totals,
         };
         Ok(RunResult {
