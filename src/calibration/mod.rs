@@ -30,9 +30,9 @@ pub struct Conditions {
     pub device: String,
     /// Element type of the KV cache.
     pub kv: String,
-    /// Positions, if limited.
+    /// The context, if it was limited.
     pub context: Option<usize>,
-    /// Sequences side by side. Beyond eight, sums are taken in another order: see [`Batch`](crate::engine::Batch).
+    /// Sequences side by side. Beyond eight, sums are added in another order: see [`Batch`](crate::engine::Batch).
     pub sequences: usize,
     /// How each question is generated and pruned; the layers are those of each [`Arm`](crate::eval::Arm).
     #[serde(flatten)]
@@ -65,9 +65,9 @@ pub struct Row {
     pub layers: String,
     /// Right answers.
     pub correct: usize,
-    /// Questions that it got right and all layers wrong.
+    /// Questions that this set answers right and all layers answer wrong.
     pub gained: usize,
-    /// Questions that it got wrong and all layers right.
+    /// Questions that this set answers wrong and all layers answer right.
     pub lost: usize,
     /// Questions that hit the limit on new tokens.
     pub truncated: usize,
@@ -86,11 +86,11 @@ pub struct Choice {
     /// whether [`corrected_p`](Self::corrected_p) is below
     /// [`LEVEL`](crate::eval::calibrate::LEVEL).
     pub distinguishable: bool,
-    /// What it was made with.
+    /// The conditions of the calibration.
     pub settings: Conditions,
-    /// Questions of which all layers evicted something. The others say nothing about layers.
+    /// Questions in which the run with all layers evicted something. The others say nothing about layers.
     pub pruned: usize,
-    /// Without eviction.
+    /// The result without eviction.
     pub full: Row,
     /// Every set that was tried, best first.
     pub rows: Vec<Row>,
@@ -100,13 +100,13 @@ impl Choice {
     /// Reads a choice.
     ///
     /// # Errors
-    /// For text that is none, or of another version.
+    /// If the text is not a choice, or one of another version.
     pub fn from_json(text: &str, place: &str) -> Result<Self> {
         let wrong = |found: String| {
             let e = Error::new(ErrorKind::Input, "not a choice of layers").at(place).found(found);
-            e.help("remove the file, or write it anew with `secateur calibrate`; --layers overrides it")
+            e.help("remove the file, or make a new one with `secateur calibrate`; `layers` overrides it")
         };
-        // First: another version has other fields.
+        // The version is checked first, because another version has other fields.
         let value: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
         match value.get("version").and_then(serde_json::Value::as_u64) {
             Some(version) if version == u64::from(VERSION) => {}
@@ -123,7 +123,7 @@ impl Choice {
     /// The layers to use.
     ///
     /// # Errors
-    /// When they are no list of layers.
+    /// If the text is not a list of layers.
     pub fn layers(&self) -> Result<Layers> {
         self.layers.parse()
     }

@@ -47,7 +47,7 @@ impl Sampler {
         Self { settings: vec![Sampling::GREEDY; seqs], seen: InPlace::new(seen), seen_words }
     }
 
-    /// Whether the samplers of `seqs` sequences fit on a device.
+    /// Checks that the samplers of `seqs` sequences fit on a device.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] when the bits of the seen tokens exceed the largest buffer.
@@ -63,7 +63,7 @@ impl Sampler {
             .help("run fewer `sequences`"))
     }
 
-    /// From now on `seq` samples as `sampling` says, draws with `seed`, and has seen the tokens of `prompt`.
+    /// Sets up `seq`: the settings of its sampler, the seed of its draws, and the tokens of `prompt` as seen.
     pub fn set(&mut self, cache: &mut KvCache, seq: usize, sampling: &Sampling, seed: u64, prompt: &[u32]) {
         self.settings[seq] = *sampling;
         cache.write_sampler(seq, header(sampling, seed));
@@ -98,8 +98,8 @@ impl Sampler {
         });
     }
 
-    /// The largest share of the probability that `seq` asked for and that lay outside its candidates, from a copy of
-    /// the state ([`KvCache::read_state`]).
+    /// The largest share of the requested probability that lay outside the candidates of `seq`, from a copy of the
+    /// state ([`KvCache::read_state`]).
     pub fn missed(copy: &[u32], seq: usize) -> f32 {
         f32::from_bits(copy[seq * state::SEQ + state::MISSED])
     }

@@ -39,8 +39,8 @@ impl Sampling {
     /// Takes the most likely token, without a penalty.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 };
 
-    /// What the model's authors recommend: greedy without `do_sample`. Settings that they leave out have the defaults
-    /// of transformers (temperature 1, top-k 50).
+    /// The settings that the model's authors recommend. Without `do_sample` they are greedy; settings that are left
+    /// out have the defaults of transformers (temperature 1, top-k 50).
     pub fn from_defaults(defaults: &GenerationDefaults) -> Self {
         let repetition_penalty = defaults.repetition_penalty.unwrap_or(1.0);
         if defaults.do_sample != Some(true) {
@@ -60,7 +60,7 @@ impl Sampling {
         self.temperature < COLDEST
     }
 
-    /// Whether all settings are in their ranges.
+    /// Checks that all settings are in their ranges.
     ///
     /// # Errors
     /// [`ErrorKind::Input`] for a setting out of range.
