@@ -1,4 +1,4 @@
-//! Files that are written whole or not at all, and whose writing is refused early if it cannot work.
+//! Writes files atomically, and checks early whether a file can be written.
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use tempfile::NamedTempFile;
 
 use crate::{Error, ErrorKind, Result};
 
-/// Refuses a file that cannot be written before the work that it is meant for begins. The file keeps its contents.
+/// Checks that a file can be written, so that this is known before long work begins. The file keeps its contents.
 ///
 /// # Errors
 /// For a directory, a file that is protected, and a folder that is missing or takes no new files.
@@ -16,14 +16,14 @@ pub fn check_writable(file: &Path) -> Result<()> {
     let exists = exists(&target).map_err(|e| failed(file, e))?;
     match beside(&target) {
         Ok(part) => part.close().map_err(|e| failed(file, e)),
-        // It will be written where it stands.
+        // It will be written in place.
         Err(e) if exists && only_in_place(&e) => Ok(()),
         Err(e) => Err(failed(file, e)),
     }
 }
 
-/// Writes a file atomically: readers see the old file or the new one, never a part. Links are followed, permissions are kept, and
-/// a pipe or a device is written to. Only a file that cannot be replaced is overwritten in its place.
+/// Writes a file atomically: readers see the old file or the new one, never a part. Links are followed, permissions
+/// are kept, and a pipe or a device is written to. Only a file that cannot be replaced is overwritten in its place.
 ///
 /// # Errors
 /// As [`check_writable`], and when the disk fails or is full; then the old file stays.
@@ -38,7 +38,7 @@ pub fn write_whole(file: &Path, text: &str) -> Result<()> {
 /// Writes the file `target`, which is no link, in the way of [`write_whole`].
 ///
 /// # Errors
-/// What the system says.
+/// The error of the operating system.
 pub(crate) fn replace(target: &Path, text: &str) -> io::Result<()> {
     replace_by(target, text, beside)
 }
@@ -60,7 +60,7 @@ fn replace_by(target: &Path, text: &str, beside: impl FnOnce(&Path) -> io::Resul
     }
 }
 
-/// Whether there is a file. One that is protected is an error: replacing it would get round its protection.
+/// Whether the file exists. A write-protected file is an error, because replacing it would bypass the protection.
 fn exists(target: &Path) -> io::Result<bool> {
     match OpenOptions::new().append(true).open(target) {
         Ok(_) => Ok(true),
@@ -69,8 +69,9 @@ fn exists(target: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether `e` means that a file cannot be replaced although it may be written: its folder takes no new files, or the file itself
-/// is a mount point. After any other failure, such as a full disk, writing in place would lose what the file holds.
+/// Whether `e` means that a file cannot be replaced although it may be written: its folder takes no new files, or the
+/// file itself is a mount point. After any other failure, such as a full disk, writing in place would lose what the
+/// file holds.
 fn only_in_place(e: &io::Error) -> bool {
     use io::ErrorKind::{CrossesDevices, PermissionDenied, ReadOnlyFilesystem, ResourceBusy};
     matches!(e.kind(), PermissionDenied | ReadOnlyFilesystem | ResourceBusy | CrossesDevices)

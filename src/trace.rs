@@ -1,4 +1,4 @@
-//! The trace of a run: one JSON object that says what was generated, what each probe saw and what was cut.
+//! The trace of a run: one JSON object that says what was generated, what each probe measured, and what was evicted.
 //!
 //! # Schema, version 1
 //! The fields are those of [`Trace`] and the types below, by name. Conventions:
@@ -208,9 +208,9 @@ pub enum StopReason {
     MaxNewTokens,
     /// The model's context is full.
     ContextFull,
-    /// The user ended it.
+    /// The user cancelled the run.
     Cancelled,
-    /// Something failed; what had been generated until then is in the trace.
+    /// The run failed. What had been generated until then is in the trace.
     Failed(String),
 }
 
@@ -225,8 +225,8 @@ pub struct Totals {
     pub thinking_tokens: usize,
     /// Tokens evicted.
     pub evicted_tokens: usize,
-    /// Tokens that complete a run of twelve tokens which the model had written before. Many of them mean that it
-    /// repeats itself, as it may when it has to write evicted thoughts again.
+    /// Tokens that complete a run of twelve tokens which the model had written before. Many of them mean that the
+    /// model repeats itself, as it may when it has to write evicted thoughts again.
     #[serde(default)]
     pub repeated_tokens: usize,
     /// Most slots at any time.
@@ -309,7 +309,7 @@ impl Trace {
         Ok(trace)
     }
 
-    /// Checks that its parts fit together, as far as readers rely on it.
+    /// Checks that the parts of the trace fit together, as far as readers rely on it.
     ///
     /// # Errors
     /// [`ErrorKind::Input`] for probes or steps out of order, for a token that is evicted twice, before it was
@@ -323,7 +323,7 @@ impl Trace {
                 Err(e.found(format!("probes[{index}]: {what}")))
             };
             if probe.at_token < before || probe.at_token > self.tokens.len() {
-                return wrong("at_token goes back, or past the tokens");
+                return wrong("at_token decreases, or exceeds the number of tokens");
             }
             before = probe.at_token;
             if probe.cached_before.checked_sub(probe.cached_after).is_none() {

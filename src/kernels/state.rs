@@ -27,13 +27,13 @@ layout! {
     STEP = 2 is SEQ_STEP;
     /// f32: the largest share of the requested probability mass that has lain outside a sampler's candidates.
     MISSED = 3 is SEQ_MISSED;
-    /// f32; 0 takes the most likely token.
+    /// f32: divides the logits; 0 takes the most likely token.
     TEMPERATURE = 4 is SEQ_TEMPERATURE;
-    /// 0 takes all candidates.
+    /// The number of candidates of a draw; 0 takes all.
     TOP_K = 5 is SEQ_TOP_K;
-    /// f32.
+    /// f32: the share of the probability that the candidates of a draw reach together.
     TOP_P = 6 is SEQ_TOP_P;
-    /// f32.
+    /// f32: the least probability of a candidate, as a share of that of the most likely one.
     MIN_P = 7 is SEQ_MIN_P;
     /// f32: the factor of the negative logits of tokens seen before.
     PENALTY = 8 is SEQ_PENALTY;
