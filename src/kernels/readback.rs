@@ -19,8 +19,8 @@ pub struct Readback(Option<Reading>);
 
 thread_local! {
     /// Reads that were dropped before they were complete. Their staging buffers are still mapped. If such a buffer
-    /// went back to cubecl's pool, the next read that uses it would fail validation and make the device
-/// unusable. These reads are therefore completed here.
+    /// went back to cubecl's pool, the next read that uses it would fail validation and make the device unusable.
+    /// These reads are therefore completed here.
     static ORPHANS: std::cell::RefCell<Vec<Reading>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
