@@ -4,21 +4,22 @@
 //!
 //! The split runs each kernel of a step on its own, many times, and divides: launches overlap in a real step, so the
 //! parts need not add up to it.
-use secateur::dtype::Dtype;
+use secateur::Dtype;
 use std::sync::Arc;
 use std::time::Instant;
 
 use pollster::block_on;
-use secateur::bench;
-use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
-use secateur::kernels::{
+use secateur::expert::bench;
+use secateur::expert::cache::{CacheShape, KvCache};
+use secateur::expert::kernels::{
     self, AttentionSpec, InPlace, LayerSpec, LinearSpec, Mode, NormSpec, RopeAppendSpec, readback,
 };
-use secateur::model::config::ModelConfig;
-use secateur::model::decoder::Decoder;
-use secateur::sampling::{Sampler, Sampling};
-use secateur::weights::{ModelSource, Weights};
+use secateur::expert::model::config::ModelConfig;
+use secateur::expert::model::decoder::Decoder;
+use secateur::expert::sampling::Sampler;
+use secateur::expert::weights::{ModelSource, Weights};
+use secateur::sampling::Sampling;
 
 const PROMPT: usize = 128;
 

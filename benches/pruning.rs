@@ -7,19 +7,21 @@
 //! Both runs go on in turns, a few steps each, so that whatever else the machine does slows both alike. Speeds are
 //! medians over the turns of 500 tokens. The prompt opens the thinking; a model that has no tokenizer runs policies
 //! that need no probe.
-use secateur::dtype::Dtype;
+use secateur::Dtype;
 use std::sync::Arc;
 use std::time::Instant;
 
 use pollster::block_on;
-use secateur::bench;
-use secateur::cache::{CacheShape, RegionUpdate};
+use secateur::ModelSource;
 use secateur::device::ComputeDevice;
-use secateur::engine::{Engine, Event, GROWTH, LoadOptions, Prompt, Runner, Settings};
-use secateur::kernels::Reduce;
-use secateur::model::decoder::Decoder;
-use secateur::policy::{self, Budget, CacheView, Ledger, PolicyRef, Role, ViewParts};
-use secateur::weights::ModelSource;
+use secateur::engine::{Engine, Event, GROWTH, LoadOptions, Prompt, Settings};
+use secateur::expert::bench;
+use secateur::expert::cache::{CacheShape, RegionUpdate};
+use secateur::expert::kernels::Reduce;
+use secateur::expert::ledger::Ledger;
+use secateur::expert::model::decoder::Decoder;
+use secateur::expert::runner::Runner;
+use secateur::policy::{self, Budget, CacheView, PolicyRef, Role, ViewParts};
 
 const PROMPT: usize = 30;
 const EVERY: usize = 200;

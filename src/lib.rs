@@ -66,13 +66,13 @@
 //! | `exclusive-pages` | one GPU page for each allocation, as in browsers, chosen when compiling; for tests |
 //!
 //! On `wasm32-unknown-unknown` the crate is the engine of the browser page (module `web`); build it without default features.
-pub mod bench;
+mod bench;
 pub mod builtin;
-pub mod cache;
+mod cache;
 mod calibration;
-pub mod conformance;
+mod conformance;
 pub mod device;
-pub mod dtype;
+mod dtype;
 pub mod engine;
 pub mod error;
 pub mod eval;
@@ -80,20 +80,20 @@ pub mod eval;
 pub mod file;
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
 pub mod hub;
-pub mod kernels;
-pub mod model;
+mod kernels;
+mod model;
 pub mod policy;
-pub mod probe;
+mod probe;
 pub mod report;
 pub mod sampling;
 pub mod settings;
 pub mod steps;
-pub mod text;
+mod text;
 mod text_form;
 pub mod trace;
 #[cfg(target_family = "wasm")]
 pub mod web;
-pub mod weights;
+mod weights;
 
 pub use device::ComputeDevice;
 pub use dtype::Dtype;
@@ -138,6 +138,18 @@ pub mod expert {
     /// Tokenizer, chat template, and ids back to text.
     pub mod text {
         pub use crate::text::*;
+    }
+    /// Model, cache and samplers together: prefill, decode, hold, probe, keep, read.
+    pub mod runner {
+        pub use crate::engine::runner::*;
+    }
+    /// The sampler on the device.
+    pub mod sampling {
+        pub use crate::sampling::device::*;
+    }
+    /// What lies in which slot of a sequence, and the view of it that a policy sees.
+    pub mod ledger {
+        pub use crate::policy::ledger::*;
     }
     /// Reads safetensors and GGUF files and packs their tensors.
     pub mod weights {

@@ -97,7 +97,7 @@ pub struct Generated {
 /// stopped *(ours)*.
 ///
 /// ```
-/// use secateur::probe::{Generated, ProbeClock, PromptThinking};
+/// use secateur::expert::probe::{Generated, ProbeClock, PromptThinking};
 /// let mut clock = ProbeClock::new(2, PromptThinking::Open)?;
 /// let token = Generated::default();
 /// assert_eq!([clock.push(token), clock.push(token), clock.push(token)], [false, true, false]);

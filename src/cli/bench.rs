@@ -1,14 +1,14 @@
 //! `secateur bench`
 use std::process::ExitCode;
 
-use secateur::bench::{self, Copied, Lengths, Measured, Spread};
-use secateur::cache::CacheShape;
+use secateur::Dtype;
 use secateur::device::{ComputeDevice, DeviceInfo};
-use secateur::dtype::Dtype;
 use secateur::engine::GROWTH;
-use secateur::model::config::ModelConfig;
-use secateur::model::decoder::{self, Decoder};
-use secateur::weights::Weights;
+use secateur::expert::bench::{self, Copied, Lengths, Measured, Spread};
+use secateur::expert::cache::CacheShape;
+use secateur::expert::model::config::ModelConfig;
+use secateur::expert::model::decoder::{self, Decoder};
+use secateur::expert::weights::Weights;
 use secateur::{Error, ErrorKind, Result};
 use serde::Serialize;
 

@@ -3,13 +3,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use secateur::Dtype;
 use secateur::device::ComputeDevice;
-use secateur::dtype::Dtype;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Settings};
 use secateur::eval::calibrate::{self, Arm, Calibration, Choice, Conditions, Hashed, Row};
 use secateur::eval::{Problem, Trial, problems};
+use secateur::expert::weights::Weights;
 use secateur::policy::{Layers, Scope};
-use secateur::weights::Weights;
 use secateur::{Error, ErrorKind, Result, builtin, file};
 
 use super::model;

@@ -5,8 +5,8 @@
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 
+use secateur::Message;
 use secateur::engine::{Engine, Request, Resolved, RunResult};
-use secateur::text::Message;
 use secateur::trace::StopReason;
 use secateur::{Error, ErrorKind, Result};
 

@@ -1,9 +1,9 @@
 //! `secateur conformance`
 use std::process::ExitCode;
 
-use secateur::conformance::{self, Report, shaders};
 use secateur::device::{self, ComputeDevice, DeviceInfo};
-use secateur::kernels::cases;
+use secateur::expert::conformance::{self, Report, shaders};
+use secateur::expert::kernels::cases;
 use secateur::{Error, ErrorKind, Result};
 use serde::Serialize;
 

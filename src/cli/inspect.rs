@@ -1,13 +1,13 @@
 //! `secateur inspect`
 use std::process::ExitCode;
 
-use secateur::cache::CacheShape;
-use secateur::dtype::Dtype;
+use secateur::Dtype;
 use secateur::engine::GROWTH;
-use secateur::model::config::{ModelConfig, RopeScaling};
-use secateur::probe;
-use secateur::text::{ChatTemplate, Message, RenderOptions, ThinkingState, Tokenizer};
-use secateur::weights::{ModelSource, Weights};
+use secateur::expert::cache::CacheShape;
+use secateur::expert::model::config::{ModelConfig, RopeScaling};
+use secateur::expert::probe;
+use secateur::expert::text::{ChatTemplate, Message, RenderOptions, ThinkingState, Tokenizer};
+use secateur::expert::weights::{ModelSource, Weights};
 use secateur::{Error, ErrorKind, Result, builtin};
 use serde::Serialize;
 

@@ -3,8 +3,8 @@ use std::ffi::{OsStr, OsString};
 use std::path::Path;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use secateur::ModelSource;
 use secateur::hub::{Hub, HubName, Progress};
-use secateur::weights::ModelSource;
 use secateur::{Error, ErrorKind, Result, builtin};
 
 use super::screen;

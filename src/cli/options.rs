@@ -4,12 +4,13 @@ use std::fmt::Display;
 use std::path::Path;
 use std::str::FromStr;
 
-use secateur::dtype::Dtype;
+use secateur::Dtype;
 use secateur::engine::Request;
+use secateur::expert::probe;
 use secateur::policy::{self, Budget, Layers, Normalise, PolicyRef, Positions, Scope};
 use secateur::settings::{MAX_NEW_TOKENS, MAX_NEW_TOKENS_THINKING};
 use secateur::steps::Boundaries;
-use secateur::{Error, ErrorKind, Result, builtin, probe};
+use secateur::{Error, ErrorKind, Result, builtin};
 use serde::{Serialize, Serializer};
 
 use super::text;

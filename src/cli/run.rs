@@ -3,8 +3,8 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use secateur::Dtype;
 use secateur::device::ComputeDevice;
-use secateur::dtype::Dtype;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Resolved};
 use secateur::settings::AttentionDetail;
 use secateur::{Error, ErrorKind, Result, builtin, file};

@@ -50,9 +50,9 @@ mod tests {
     #[test]
     fn only_what_a_user_can_act_on_is_told() {
         let enabled = |target: &str, level| Warnings.enabled(&Metadata::builder().target(target).level(level).build());
-        assert!(enabled("secateur::model::config", Level::Warn) && enabled("secateur", Level::Error));
+        assert!(enabled("secateur::expert::model::config", Level::Warn) && enabled("secateur", Level::Error));
         assert!(enabled("ureq::transport", Level::Warn));
-        assert!(!enabled("secateur::model::config", Level::Info));
+        assert!(!enabled("secateur::expert::model::config", Level::Info));
         assert!(!enabled("wgpu_hal::vulkan", Level::Warn) && !enabled("secateurs", Level::Warn));
     }
 }

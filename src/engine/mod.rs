@@ -29,7 +29,7 @@ mod calibrated;
 mod prepared;
 pub(crate) mod pruning;
 mod request;
-mod runner;
+pub(crate) mod runner;
 mod sequence;
 
 use std::sync::Arc;
@@ -39,10 +39,7 @@ pub use crate::settings::Settings;
 pub use batch::Batch;
 pub use prepared::PreparedModel;
 pub use request::{LoadOptions, Prompt, Request, Resolved};
-pub use runner::{
-    Admission, MeasureRequest, Measurements, PREFILL_CHUNK, PendingForward, PendingMeasurements, PendingRows,
-    PendingState, Runner,
-};
+pub(crate) use runner::Runner;
 
 use crate::device::ComputeDevice;
 use crate::model::decoder::Decoder;

@@ -21,10 +21,10 @@ pub const PREFILL_CHUNK: usize = 256;
 /// A model, the cache of the sequences that it runs side by side, and their samplers.
 ///
 /// ```no_run
-/// # async fn example(model: std::sync::Arc<secateur::model::decoder::Decoder>) -> secateur::Result<()> {
-/// use secateur::cache::CacheShape;
-/// use secateur::dtype::Dtype;
-/// use secateur::engine::Runner;
+/// # async fn example(model: std::sync::Arc<secateur::expert::model::decoder::Decoder>) -> secateur::Result<()> {
+/// use secateur::expert::cache::CacheShape;
+/// use secateur::Dtype;
+/// use secateur::expert::runner::Runner;
 /// let mut runner = Runner::new(model.clone(), CacheShape::new(model.config(), Dtype::F16, 1, 64)?);
 /// runner.prefill(0, &[1, 2, 3])?;
 /// runner.decode(&[0], 15)?;

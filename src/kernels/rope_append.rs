@@ -7,7 +7,7 @@
 //! `[2, D]` (queries', then keys'). Then queries and keys are rotated in the rotate-half form of HF Llama and Qwen
 //! weights. `rope` `[positions, D]` holds cosines, then sines, computed in f64 and stored in f32, because `cos` in a
 //! shader is off by 1.8e-3 at position 30,000. The kernel writes `q` `[n, heads D]` and, in place, row `slot` of the
-//! key and value planes of `kv` (layout: [`cache`](crate::cache)). A slot beyond the capacity is not written.
+//! key and value planes of `kv` (layout: [`cache`](crate::expert::cache)). A slot beyond the capacity is not written.
 //! With `compact`, the position is the slot, and keys are stored unrotated. They are rotated when they are read, so a
 //! gather can change their position without rounding them again.
 //!

@@ -1,4 +1,4 @@
-//! Layout of the sequences' state on the device. [`cache`](crate::cache) writes it, shaders read it, `sample`
+//! Layout of the sequences' state on the device. [`cache`](crate::expert::cache) writes it, shaders read it, `sample`
 //! advances it.
 //!
 //! The state is one buffer of u32 words: a header of [`SEQ`] words for each sequence; then, for each layer and

@@ -2,7 +2,7 @@
 //! are any), RoPE, grouped-query attention, SwiGLU, tied or untied head. A [`ModelConfig`] says which of them a model
 //! has.
 //!
-//! The graph has no branch for devices: the operations of [`kernels`] run as WGSL where the weights are on a GPU, and
+//! The graph has no branch for devices: the operations of [`kernels`](crate::expert::kernels) run as WGSL where the weights are on a GPU, and
 //! as their CPU twins where they are on the CPU. Weights stay as they are stored (f32, f16, bf16, q8_0 or q4_0,
 //! packed in u32 words). Activations are f32.
 use burn::tensor::{Int, Tensor};

@@ -1,10 +1,11 @@
 //! How the next token is chosen from the logits: the most likely one, or a random draw, with the settings of
 //! transformers and in its order.
-mod device;
+pub(crate) mod device;
 
 use serde::{Deserialize, Serialize};
 
-pub use device::{MOST_CANDIDATES, Sampler};
+pub use device::MOST_CANDIDATES;
+pub(crate) use device::Sampler;
 
 use crate::model::config::GenerationDefaults;
 use crate::{Error, ErrorKind, Result};

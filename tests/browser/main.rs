@@ -9,7 +9,7 @@ mod ensure;
 mod report;
 mod server;
 
-use secateur::dtype::Dtype;
+use secateur::Dtype;
 use std::{
     env, fs,
     io::Write,
@@ -19,11 +19,11 @@ use std::{
 };
 
 use devtools::Browser;
+use secateur::ModelSource;
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, LoadOptions, Prompt, Settings};
 use secateur::policy::Budget;
 use secateur::trace::Trace;
-use secateur::weights::ModelSource;
 use serde_json::{Value, json};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");

@@ -1,17 +1,17 @@
 //! Bad input at the level of model and cache gives a clear error and never a panic. Matrices that have to be split
 //! give the results of whole ones.
-use secateur::dtype::Dtype;
+use secateur::Dtype;
 use std::collections::BTreeMap;
 
 use crate::common::*;
 use safetensors::tensor::TensorView;
-use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
-use secateur::kernels::readback::as_u32;
-use secateur::model::config::ModelConfig;
-use secateur::model::decoder::{Decoder, Input, Logits};
-use secateur::sampling::Sampler;
-use secateur::weights::{FileDtype, ModelSource, Weights};
+use secateur::expert::cache::{CacheShape, KvCache};
+use secateur::expert::kernels::readback::as_u32;
+use secateur::expert::model::config::ModelConfig;
+use secateur::expert::model::decoder::{Decoder, Input, Logits};
+use secateur::expert::sampling::Sampler;
+use secateur::expert::weights::{FileDtype, ModelSource, Weights};
 use secateur::{Error, ErrorKind, Slot};
 use serde_json::{Value, json};
 

@@ -8,8 +8,8 @@ use std::sync::OnceLock;
 
 use crate::common::command::{Ran, fails, run, secateur};
 use secateur::eval::calibrate::{Choice, FILE};
+use secateur::expert::weights::{FINGERPRINT, ModelSource, Weights};
 use secateur::trace::Trace;
-use secateur::weights::{FINGERPRINT, ModelSource, Weights};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-reasoner");
 /// Questions with answers that were worked out by hand.

@@ -1,9 +1,9 @@
 //! Every kernel case on every adapter of this machine, compared with the CPU twins. `SECATEUR_REQUIRE=cpu,llvmpipe`
 //! names backends or parts of names; an adapter that is named and missing is a failure, so nothing passes because it
 //! did not run.
-use secateur::conformance::{self, Report};
 use secateur::device::{self, ComputeDevice};
-use secateur::kernels::cases;
+use secateur::expert::conformance::{self, Report};
+use secateur::expert::kernels::cases;
 
 #[test]
 fn every_case_on_every_adapter() {

@@ -3,13 +3,13 @@
 use crate::common;
 use crate::common::replay;
 use crate::common::replay::Evict;
-use secateur::dtype::Dtype;
+use secateur::Dtype;
+use secateur::ModelSource;
 use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Settings};
 use secateur::policy::Role;
 use secateur::sampling::Sampling;
 use secateur::settings::AttentionDetail;
 use secateur::trace::StopReason;
-use secateur::weights::ModelSource;
 
 fn engine(device: &secateur::device::ComputeDevice, with_text: bool) -> Engine {
     engine_of(device, with_text, 1)
@@ -156,7 +156,7 @@ fn a_second_thought_is_thinking_again() {
         let thinking = trace.tokens.iter().filter(|t| t.role == Role::Thinking).count();
         assert_eq!(trace.totals.thinking_tokens, thinking);
         // The interval runs on through all thoughts; the last probe may be postponed past the end.
-        let probes = (thinking - secateur::probe::MAX_POSTPONED.min(thinking)) / 10..=thinking / 10;
+        let probes = (thinking - secateur::expert::probe::MAX_POSTPONED.min(thinking)) / 10..=thinking / 10;
         assert!(probes.contains(&trace.probes.len()), "{} probes of {thinking} tokens", trace.probes.len());
         trace.check().expect("only thinking is evicted");
         trace.probes.iter().any(|p| !p.evicted.is_empty() && thought_of[p.at_token - 1] >= 2)

@@ -6,11 +6,11 @@
 //! that the file is large enough.
 use crate::common::files::{assert_says, message, real, report, vectors};
 use crate::common::memory::largest_allocation;
-use secateur::dtype::Dtype;
-use secateur::model::config::{Architecture, GenerationDefaults, ModelConfig, RopeScaling};
+use secateur::Dtype;
+use secateur::expert::model::config::{Architecture, GenerationDefaults, ModelConfig, RopeScaling};
+use secateur::expert::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
+use secateur::expert::weights::{ModelSource, Weights};
 use secateur::sampling::Sampling;
-use secateur::text::{ChatTemplate, Message, RenderOptions, Tokenizer};
-use secateur::weights::{ModelSource, Weights};
 use secateur::{Error, ErrorKind};
 use serde_json::Value;
 use std::path::{Path, PathBuf};

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use crate::common::*;
+use secateur::Dtype;
 use secateur::Slot;
-use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
-use secateur::dtype::Dtype;
-use secateur::engine::Runner;
-use secateur::kernels::Reduce;
-use secateur::kernels::memory::poison_outputs;
-use secateur::model::decoder::{Decoder, Input, Logits};
+use secateur::expert::cache::{CacheShape, KvCache};
+use secateur::expert::kernels::Reduce;
+use secateur::expert::kernels::memory::poison_outputs;
+use secateur::expert::model::decoder::{Decoder, Input, Logits};
+use secateur::expert::runner::Runner;
 
 const PROMPTS: [usize; 4] = [1, 7, 64, 200];
 

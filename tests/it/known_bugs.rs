@@ -2,22 +2,22 @@
 //! ground, this is its smallest form. A decoder without a cache to prune (`common/reference.rs`) gives the right
 //! results.
 use crate::common::replay;
-use secateur::dtype::Dtype;
+use secateur::Dtype;
 
 use crate::common::memory::{held, peak_of};
 use crate::common::replay::{Evict, narrowed, reference};
 use crate::common::*;
+use secateur::ModelSource;
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, Event, LoadOptions, Prompt, RunResult, Settings};
-use secateur::kernels::readback::{as_f32, read_u32};
-use secateur::kernels::{self, NormSpec, Reduce};
-use secateur::model::config::RopeScaling;
-use secateur::model::decoder::{Input, Logits};
-use secateur::model::rope;
+use secateur::expert::kernels::readback::{as_f32, read_u32};
+use secateur::expert::kernels::{self, NormSpec, Reduce};
+use secateur::expert::model::config::RopeScaling;
+use secateur::expert::model::decoder::{Input, Logits};
+use secateur::expert::model::rope;
 use secateur::policy::{
     Budget, CacheView, CachedToken, KeepPlan, Outcome, POLICIES, Positions, Role, Scope, StepInfo, ViewParts,
 };
-use secateur::weights::ModelSource;
 use secateur::{Position, Slot};
 
 /// A cache of a prompt of 6 and two steps of 10, the second being written.
@@ -95,7 +95,8 @@ fn thinned<'m>(
     fx: &Fixture,
     device: &ComputeDevice,
     model: &'m reference::Reference,
-) -> (std::sync::Arc<secateur::model::decoder::Decoder>, secateur::cache::KvCache, reference::Reading<'m>) {
+) -> (std::sync::Arc<secateur::expert::model::decoder::Decoder>, secateur::expert::cache::KvCache, reference::Reading<'m>)
+{
     let decoder = fx.load(device);
     let mut cache = fx.cache(device, Dtype::F32, 1, 8);
     let prompt = fx.ids("prompt.64.ids");
@@ -245,7 +246,7 @@ fn heavy_hitters_are_heavy_over_all_queries() {
     let fx = Fixture::open("qwen2-f16");
     let model = fx.load(&devices()[0]);
     let mut cache = fx.cache(&devices()[0], Dtype::F32, 1, 8);
-    cache.track(secateur::cache::Tracking { sums: true, queries: false }, fx.config.q_size());
+    cache.track(secateur::expert::cache::Tracking { sums: true, queries: false }, fx.config.q_size());
     prefill(&model, &mut cache, 0, &fx.ids("prompt.64.ids"), 1);
     let probe = Input::Probe { seq: 0, ids: &[1, 2, 3] };
     forward(&model, &mut cache, probe, Some(Reduce::Layer)).expect("fits");

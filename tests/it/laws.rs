@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use crate::common::*;
 use proptest::prelude::*;
+use secateur::Dtype;
 use secateur::Slot;
-use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
-use secateur::dtype::Dtype;
-use secateur::engine::Runner;
-use secateur::kernels::memory::poison_outputs;
-use secateur::kernels::readback::as_u32;
-use secateur::kernels::{Reduce, state};
-use secateur::model::decoder::{Decoder, Input};
-use secateur::sampling::Sampler;
+use secateur::expert::cache::{CacheShape, KvCache};
+use secateur::expert::kernels::memory::poison_outputs;
+use secateur::expert::kernels::readback::as_u32;
+use secateur::expert::kernels::{Reduce, state};
+use secateur::expert::model::decoder::{Decoder, Input};
+use secateur::expert::runner::Runner;
+use secateur::expert::sampling::Sampler;
 
 /// Few cases, because each forwards a model on slow adapters. No file of past failures, because a failure prints its
 /// input.

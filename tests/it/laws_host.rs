@@ -1,6 +1,7 @@
 //! Laws of the host side of the method: steps, protection, budgets, policies, trace. No GPU, no model.
 use crate::common::files::{real, report};
 use proptest::prelude::*;
+use secateur::expert::text::{Detokenizer, Tokenizer};
 use secateur::policy::{
     self, Budget, CURRENT_STEP_KEPT, CacheView, CachedToken, EvictionPolicy, KeepPlan, Measurement, Outcome, POLICIES,
     Role, Scope, Sets, StepInfo, ViewParts,
@@ -8,7 +9,6 @@ use secateur::policy::{
 use secateur::steps::{
     Begin, Boundaries, BoundaryCounts, KEYWORDS, REACH, Segmenter, Step, Tail, assign, segment, segment_by,
 };
-use secateur::text::{Detokenizer, Tokenizer};
 use secateur::trace;
 use secateur::{Position, Slot};
 

@@ -2,10 +2,10 @@
 //! tried on data, and on real kernels with changed text that run on a GPU adapter.
 use crate::common::*;
 use secateur::device::ComputeDevice;
-use secateur::kernels::cases::{self, Bound, Case, compare, noise};
-use secateur::kernels::memory::{POISON_WORD, poison_outputs};
-use secateur::kernels::variant::hooks;
-use secateur::kernels::variants;
+use secateur::expert::kernels::cases::{self, Bound, Case, compare, noise};
+use secateur::expert::kernels::memory::{POISON_WORD, poison_outputs};
+use secateur::expert::kernels::variant::hooks;
+use secateur::expert::kernels::variants;
 
 fn words(values: &[f32]) -> Vec<u32> {
     bits(values)

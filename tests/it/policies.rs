@@ -1,22 +1,22 @@
 //! Policies on models. Their measurements are compared with transformers; every scope and position mode is compared
 //! with transformers' own cache, with other evictions for each set; and whole runs of every policy in every mode are
 //! replayed by a decoder without a cache to prune. `tests/golden/README.md` explains the numbers.
-use secateur::dtype::Dtype;
+use secateur::Dtype;
 use std::collections::HashSet;
 
 use crate::common::reference::{Given, Reference};
 use crate::common::replay::{Evict, Replay, narrowed, reference, replay};
 use crate::common::*;
 use secateur::Slot;
-use secateur::cache::{KvCache, Tracking};
 use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Settings};
-use secateur::kernels::readback::{as_f32, as_u32, read_f32, read_u32};
-use secateur::model::config::ModelConfig;
-use secateur::model::decoder::Decoder;
-use secateur::model::rope;
+use secateur::expert::cache::{KvCache, Tracking};
+use secateur::expert::kernels::readback::{as_f32, as_u32, read_f32, read_u32};
+use secateur::expert::model::config::ModelConfig;
+use secateur::expert::model::decoder::Decoder;
+use secateur::expert::model::rope;
+use secateur::expert::weights::{ModelSource, Weights};
 use secateur::policy::{Budget, Measurement, POLICIES, Positions, Role, Scope, Sets};
 use secateur::trace::{Probe, Set, Trace};
-use secateur::weights::{ModelSource, Weights};
 
 fn measures(fx: &Fixture) -> Weights {
     let file = std::fs::read(directory(fx.name).join("measure.safetensors")).expect("a committed fixture");

@@ -1,14 +1,15 @@
 //! The built-in model compared with transformers, whose results `models/train/export.py` recorded in `golden.json`.
 use crate::common;
+use secateur::Dtype;
 use secateur::builtin;
-use secateur::cache::CacheShape;
 use secateur::device::ComputeDevice;
-use secateur::dtype::Dtype;
-use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Runner, Settings};
-use secateur::model::config::ModelConfig;
-use secateur::model::decoder::Decoder;
+use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Settings};
+use secateur::expert::cache::CacheShape;
+use secateur::expert::model::config::ModelConfig;
+use secateur::expert::model::decoder::Decoder;
+use secateur::expert::runner::Runner;
+use secateur::expert::weights::Weights;
 use secateur::trace::StopReason;
-use secateur::weights::Weights;
 use serde::Deserialize;
 
 #[derive(Deserialize)]

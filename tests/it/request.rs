@@ -4,10 +4,10 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use secateur::ModelSource;
 use secateur::engine::{LoadOptions, PreparedModel, Request, Settings};
 use secateur::policy::{Budget, Layers, Scope};
 use secateur::settings::MAX_NEW_TOKENS_THINKING;
-use secateur::weights::ModelSource;
 use secateur::{Result, builtin};
 use serde_json::{Value, json};
 

@@ -1,16 +1,17 @@
 //! Tokens that are sampled on the device, compared with transformers' logits processors: every token that these allow
 //! is drawn in its share, and no other token is. `tests/golden/make_sampling.py` makes the fixture.
-use secateur::dtype::Dtype;
+use secateur::Dtype;
 use std::collections::HashMap;
 
 use crate::common::*;
 use pollster::block_on;
-use secateur::cache::{CacheShape, KvCache};
 use secateur::device::ComputeDevice;
-use secateur::kernels::readback::{as_u32, read_u32};
+use secateur::expert::cache::{CacheShape, KvCache};
+use secateur::expert::kernels::readback::{as_u32, read_u32};
 
-use secateur::kernels::{self, TopKSpec};
-use secateur::sampling::{Sampler, Sampling};
+use secateur::expert::kernels::{self, TopKSpec};
+use secateur::expert::sampling::Sampler;
+use secateur::sampling::Sampling;
 use serde_json::Value;
 
 /// Sequences that are sampled at once, each with its own seed.

@@ -6,10 +6,10 @@ use std::process::Command;
 
 use crate::common::*;
 use naga::{AddressSpace, StorageAccess};
-use secateur::conformance::shaders::{CAPABILITIES, translate};
-use secateur::kernels::uniform::Member;
-use secateur::kernels::variant::{Variant, hooks};
-use secateur::kernels::{KERNELS, cases, state, variants};
+use secateur::expert::conformance::shaders::{CAPABILITIES, translate};
+use secateur::expert::kernels::uniform::Member;
+use secateur::expert::kernels::variant::{Variant, hooks};
+use secateur::expert::kernels::{KERNELS, cases, state, variants};
 
 /// Stems of the files of `directory` that end in `.extension`.
 fn stems(directory: &str, extension: &str) -> BTreeSet<String> {

@@ -52,7 +52,7 @@ fn devices_lists_the_cpu_last() {
 fn conformance_counts_what_ran_and_fails_on_what_is_missing() {
     let v = json(&run(&["conformance", "--device", "cpu", "--require", "cpu", "--json"]));
     let report = &v["reports"][0];
-    let cases = secateur::kernels::cases::all().len() as u64;
+    let cases = secateur::expert::kernels::cases::all().len() as u64;
     assert_eq!((report["passed"].as_u64(), report["failed"].as_u64()), (Some(cases), Some(0)));
     let ran = run(&["conformance", "--device", "cpu", "--require", "cpu,voodoo2"]);
     assert_eq!(ran.code, Some(1));

@@ -8,20 +8,20 @@ pub mod memory;
 pub mod reference;
 pub mod replay;
 
-use secateur::dtype::Dtype;
+use secateur::Dtype;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use burn::tensor::Tensor;
 use secateur::Slot;
-use secateur::cache::{CacheShape, KeepSets, KvCache};
 use secateur::device::{self, ComputeDevice};
-use secateur::kernels::readback::{Readback, as_f32, as_u32, read_f32};
-use secateur::kernels::{Reduce, state};
-use secateur::model::config::ModelConfig;
-use secateur::model::decoder::{Decoder, Input, Logits, Output};
+use secateur::expert::cache::{CacheShape, KeepSets, KvCache};
+use secateur::expert::kernels::readback::{Readback, as_f32, as_u32, read_f32};
+use secateur::expert::kernels::{Reduce, state};
+use secateur::expert::model::config::ModelConfig;
+use secateur::expert::model::decoder::{Decoder, Input, Logits, Output};
+use secateur::expert::weights::{ModelSource, Weights};
 use secateur::policy::{Scope, Sets};
-use secateur::weights::{ModelSource, Weights};
 
 pub use pollster::block_on;
 
@@ -188,7 +188,7 @@ pub fn rows(cache: &KvCache, layer: usize, seq: usize) -> Vec<u32> {
     let [len, base, cap] = [state::LEN, state::BASE, state::CAP].map(|i| entry[i] as usize);
     let shape = cache.shape();
     let row_words = shape.slot_bytes() / (2 * shape.kv_heads * 4);
-    let read = secateur::kernels::readback::read_u32(&[cache.layer(layer)]);
+    let read = secateur::expert::kernels::readback::read_u32(&[cache.layer(layer)]);
     let all = as_u32(&block_on(read).expect("readable")[0]);
     (0..2 * shape.kv_heads)
         .flat_map(|plane| all[(base + plane * cap) * row_words..][..len * row_words].to_vec())

@@ -5,12 +5,12 @@
 //! later eviction does not change rows that still saw the evicted tokens. It uses none of the library's kernels,
 //! slots, gathers or RoPE tables, only the code that reads config and weight files. `policies.rs` compares it with
 //! transformers.
-use secateur::dtype::Dtype;
+use secateur::Dtype;
 use std::f64::consts::TAU;
 
-use secateur::model::config::{ModelConfig, RopeScaling};
+use secateur::expert::model::config::{ModelConfig, RopeScaling};
+use secateur::expert::weights::Weights;
 use secateur::policy::Positions;
-use secateur::weights::Weights;
 
 struct Matrix {
     cols: usize,
@@ -75,7 +75,9 @@ impl Reference {
             let tensor = weights.tensor(name).unwrap_or_else(|e| panic!("{e}"));
             let pairs = || tensor.bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
             match tensor.stored.to_string().as_str() {
-                "F32" => secateur::kernels::readback::as_f32(tensor.bytes).iter().map(|v| f64::from(*v)).collect(),
+                "F32" => {
+                    secateur::expert::kernels::readback::as_f32(tensor.bytes).iter().map(|v| f64::from(*v)).collect()
+                }
                 "F16" => pairs().map(|bits| half::f16::from_bits(bits).to_f64()).collect(),
                 "BF16" => pairs().map(|bits| half::bf16::from_bits(bits).to_f64()).collect(),
                 other => panic!("{name} is {other}"),

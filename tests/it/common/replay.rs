@@ -1,6 +1,6 @@
 //! Replays of whole runs: the oracle for evictions that policies chose.
 use super::reference::{Given, Reading, Reference};
-use secateur::dtype::Dtype;
+use secateur::Dtype;
 use secateur::policy::{Measurement, Positions, Role, Scope, Sets};
 use secateur::settings::Settings;
 use secateur::trace::{Probe, Step, Trace};

@@ -1,11 +1,11 @@
 //! config.json and generation_config.json: what is read, what is refused, and real ones.
 use super::Outcome;
 use crate::common::files::{assert_says, message, real, report};
+use secateur::Dtype;
 use secateur::Error;
-use secateur::dtype::Dtype;
-use secateur::model::config::{Architecture, ModelConfig, RopeScaling};
-use secateur::text::{ChatTemplate, Message, RenderOptions};
-use secateur::weights::ModelSource;
+use secateur::ModelSource;
+use secateur::expert::model::config::{Architecture, ModelConfig, RopeScaling};
+use secateur::expert::text::{ChatTemplate, Message, RenderOptions};
 use serde_json::{Value, json};
 
 /// The config of R1-Distill-Qwen-1.5B in the spelling of transformers 4.
@@ -161,7 +161,7 @@ fn rope_scalings_are_read_in_both_spellings() -> Outcome {
 /// 0.001 radians per position.
 #[test]
 fn scaled_frequencies_are_as_defined() {
-    use secateur::model::rope::{frequencies, table};
+    use secateur::expert::model::rope::{frequencies, table};
     let close = |scaling: &RopeScaling, expected: [f64; 4], magnitude: f64| {
         let (found, factor) = frequencies(8, 1e4, scaling);
         let near = |(a, b): (&f64, f64)| (a / b - 1.0).abs() < 1e-12;

@@ -1,10 +1,10 @@
 //! The committed fixtures load whole.
 use super::{Outcome, check_detokenizer};
+use secateur::Dtype;
 use secateur::Error;
-use secateur::dtype::Dtype;
-use secateur::model::config::ModelConfig;
-use secateur::text::{ChatTemplate, Message, RenderOptions, ThinkingState, Tokenizer};
-use secateur::weights::{ModelSource, Weights};
+use secateur::expert::model::config::ModelConfig;
+use secateur::expert::text::{ChatTemplate, Message, RenderOptions, ThinkingState, Tokenizer};
+use secateur::expert::weights::{ModelSource, Weights};
 use std::path::Path;
 
 /// The committed models that transformers wrote: every file of their directories is read, from the config to the chat

@@ -1,6 +1,6 @@
 //! Loading a model: every way in which its files can be wrong, with the error that names it; and real tokenizers and
 //! templates.
-use secateur::text::{Detokenizer, Tokenizer};
+use secateur::expert::text::{Detokenizer, Tokenizer};
 
 mod config;
 mod golden;

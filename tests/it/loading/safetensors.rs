@@ -1,10 +1,10 @@
 //! Safetensors files and directories of them: what is read, and every way they can lie.
 use super::{Failure, Outcome};
 use crate::common::files::{assert_says, message};
-use secateur::dtype::Dtype;
-use secateur::model::config::ModelConfig;
-use secateur::text::Tokenizer;
-use secateur::weights::{ModelSource, Weights};
+use secateur::Dtype;
+use secateur::expert::model::config::ModelConfig;
+use secateur::expert::text::Tokenizer;
+use secateur::expert::weights::{ModelSource, Weights};
 use secateur::{Error, ErrorKind};
 use serde_json::{Value, json};
 

@@ -1,8 +1,8 @@
 //! Chat templates: small ones made here, and real ones against transformers.
 use super::Outcome;
 use crate::common::files::{assert_says, message, real, report};
-use secateur::text::{ChatTemplate, Message, RenderOptions, ThinkingState, thinking_state};
-use secateur::weights::ModelSource;
+use secateur::ModelSource;
+use secateur::expert::text::{ChatTemplate, Message, RenderOptions, ThinkingState, thinking_state};
 use secateur::{Error, ErrorKind};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;

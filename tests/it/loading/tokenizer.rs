@@ -4,8 +4,8 @@ use crate::common::files::{assert_says, message, real, report, vectors};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use secateur::Error;
-use secateur::text::{Detokenizer, Tokenizer};
-use secateur::weights::ModelSource;
+use secateur::ModelSource;
+use secateur::expert::text::{Detokenizer, Tokenizer};
 use serde_json::{Map, Value, json};
 
 /// A byte-level BPE tokenizer with all single bytes, two merges and two tags.
