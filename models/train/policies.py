@@ -155,7 +155,7 @@ POLICIES = ["full", *METHODS]
 
 
 def plan(policy, ratio, window, pieces, cached, scores, rng, problem):
-    """cached: (heads, n) bool. scores: (n,), or (heads, n) if every head keeps its own tokens. Returns the new (heads, n) mask."""
+    """cached: (heads, n) bool. scores: (n,), or (heads, n) if every head keeps its own. Returns the new (heads, n) mask."""
     n = cached.shape[1]
     step_spans = spans(segment(pieces))
     out = []
