@@ -10,7 +10,7 @@ use crate::{Error, ErrorKind, Result};
 /// Checks that a file can be written, so that this is known before long work begins. The file keeps its contents.
 ///
 /// # Errors
-/// For a directory, a file that is protected, and a folder that is missing or takes no new files.
+/// For a directory, a write-protected file, and a folder that is missing or in which no file can be created.
 pub fn check_writable(file: &Path) -> Result<()> {
     let Target::File(target) = Target::of(file)? else { return Ok(()) };
     let exists = exists(&target).map_err(|e| failed(file, e))?;
@@ -35,7 +35,7 @@ pub fn write_whole(file: &Path, text: &str) -> Result<()> {
     written.map_err(|e| failed(file, e))
 }
 
-/// Writes the file `target`, which is no link, in the way of [`write_whole`].
+/// Writes the file `target`, which is not a link, as [`write_whole`] does.
 ///
 /// # Errors
 /// The error of the operating system.
@@ -69,9 +69,9 @@ fn exists(target: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether `e` means that a file cannot be replaced although it may be written: its folder takes no new files, or the
-/// file itself is a mount point. After any other failure, such as a full disk, writing in place would lose what the
-/// file holds.
+/// Whether `e` means that a file cannot be replaced although it may be written: no file can be created in its folder,
+/// or the file itself is a mount point. After any other failure, such as a full disk, writing in place would lose
+/// what the file holds.
 fn only_in_place(e: &io::Error) -> bool {
     use io::ErrorKind::{CrossesDevices, PermissionDenied, ReadOnlyFilesystem, ResourceBusy};
     matches!(e.kind(), PermissionDenied | ReadOnlyFilesystem | ResourceBusy | CrossesDevices)
@@ -97,14 +97,14 @@ impl Target {
             Ok(there) if there.is_dir() => Err(wrong("a directory")),
             Ok(there) if !there.is_file() => Ok(Self::Stream),
             Ok(_) => Ok(Self::File(fs::canonicalize(file).map_err(|e| failed(file, e))?)),
-            Err(_) if file.file_name().is_none() => Err(wrong("no name of a file")),
+            Err(_) if file.file_name().is_none() => Err(wrong("no file name")),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Self::File(behind_links(file))),
             Err(e) => Err(failed(file, e)),
         }
     }
 }
 
-/// Where a link that leads to nothing leads. (Links in a circle are an error before it.)
+/// The path to which a dangling link leads. (Links in a circle have caused an error before.)
 fn behind_links(file: &Path) -> PathBuf {
     let mut end = file.to_path_buf();
     for _ in 0..40 {
@@ -162,7 +162,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let missing = dir.path().join("no/such/file");
         for (file, part) in
-            [(dir.path(), "a directory"), (&missing, "make its folder first"), (Path::new(""), "no name")]
+            [(dir.path(), "a directory"), (&missing, "make its folder first"), (Path::new(""), "no file name")]
         {
             for e in [check_writable(file).unwrap_err(), write_whole(file, "x").unwrap_err()] {
                 assert!(e.to_string().contains("cannot be written") && e.to_string().contains(part), "{e}");

@@ -263,9 +263,8 @@ impl Segmenter {
         self.scan.rule
     }
 
-    /// Ends a thought, at its `</think>`. What is pushed afterwards is a thought of its own: it begins a step, its
-    /// first word has no word before it, and its keywords alone decide what `auto` does in it. Offsets go on
-    /// counting.
+    /// Ends a thought at its `</think>`. What is pushed afterwards is a new thought: it begins a step, its first word
+    /// has no word before it, and its keywords alone decide what `auto` does in it. Offsets go on counting.
     pub fn end_thought(&mut self) {
         self.scan.advance(&self.text, self.text.len(), Tail::Closed);
         self.scan.begin_thought();

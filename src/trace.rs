@@ -46,7 +46,7 @@ pub struct Trace {
     pub model: String,
     /// Adapter and backend, or `cpu`.
     pub device: String,
-    /// How it was generated and pruned. The fields stand directly in the trace.
+    /// The settings of the run. Their fields are fields of the trace itself.
     #[serde(flatten)]
     pub settings: Settings,
     /// The prompt, positions from 0.
@@ -65,7 +65,7 @@ pub struct Trace {
     pub tokens: Vec<Token>,
     /// One per probe, or per plan where the policy needs no probe.
     pub probes: Vec<Probe>,
-    /// Why it ended.
+    /// Why the run ended.
     pub stop_reason: StopReason,
     /// Sums over the run.
     pub totals: Totals,
@@ -74,7 +74,7 @@ pub struct Trace {
 /// A generated token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token {
-    /// Its id.
+    /// The id of the token.
     pub id: u32,
     /// What the token adds to the text. Of the tokens of one character, only the last has text.
     pub text: String,
@@ -103,14 +103,13 @@ pub struct Probe {
     pub evicted: Vec<u32>,
     /// Every step known at this probe, in order.
     pub steps: Vec<Step>,
-    /// The attention of `</think>`, where the run was asked to record it
-    /// ([`AttentionDetail`](crate::settings::AttentionDetail)).
+    /// The attention of `</think>`, if the run recorded it ([`AttentionDetail`](crate::settings::AttentionDetail)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention: Option<AttentionMap>,
-    /// The kept sets, where there are several.
+    /// The kept sets, if there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sets: Vec<Set>,
-    /// Present where so many tokens were protected that the budget could not be reached.
+    /// Present if so many tokens were protected that the budget could not be reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infeasible: Option<Infeasible>,
     /// Where the time went.

@@ -119,8 +119,8 @@ impl AttentionSpec {
         }
     }
 
-    /// One when decoding, so that the other sequences do not change how a sequence is split. A chunk has no other
-    /// sequences beside it; if its rows fill the device, a single split has all its tiles.
+    /// Tiles of a split: one when decoding, so that the other sequences do not change how a sequence is split. A
+    /// chunk has no other sequences beside it; if its rows fill the device, a single split has all its tiles.
     fn tiles_per_split(&self) -> usize {
         let tiles = self.most_seen.div_ceil(self.tile());
         match self.chunk {

@@ -151,7 +151,7 @@ fn files_that_cannot_be_written_are_found_out_before_the_run() {
     let dir = broken(|dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
     let trace = dir.path().to_str().unwrap();
     fails(&on(dir.path(), &["--trace", trace, "x"]), 1, &["cannot be written", "a directory"]);
-    fails(&on(dir.path(), &["--trace", "/no/such/..", "x"]), 1, &["cannot be written", "no name of a file"]);
+    fails(&on(dir.path(), &["--trace", "/no/such/..", "x"]), 1, &["cannot be written", "no file name"]);
 }
 
 #[test]
