@@ -1,5 +1,5 @@
 // Second pass of attention when the slots were split: combines the partial results of a query. The order of the sums
-// depends on how many splits the query's own slots fill, not on how many there are for a longer sequence beside it.
+// depends on how many splits the query's own slots fill, not on the splits of a longer sequence in the same dispatch.
 // Constants: THREADS (a power of two), D (head dimension, at most 2 THREADS).
 @group(0) @binding(0) var<storage, read_write> partials: array<f32>;     // [n, heads, splits, D + 2]: values, maximum, sum
 @group(0) @binding(1) var<storage, read_write> state: array<u32>;

@@ -1,6 +1,6 @@
 // The pruning: copies the rows of the kept slots, in the given (ascending) order, to the front of a new buffer. One
 // dispatch copies the planes of every sequence: keys and values of every KV head, or running sums. The kernel moves
-// u32 words, four at a time where a row is a multiple of four words, so it is exact whatever they hold. Growing a
+// u32 words, four at a time where a row is a multiple of four words, so it is exact for any contents. Growing a
 // cache is the same kernel with every slot kept.
 // Rows after the kept ones are not written.
 // Constants: UNIT (words that move at once, 1 or 4; it makes Unit u32 or vec4<u32>), UNITS (units of a row), THREADS,

@@ -17,7 +17,7 @@ const PER_WORD = select(select(select(2u, 1u, DTYPE == F32), 4u, DTYPE == Q8_0),
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
-    let word = id.x;    // of quants, where there are scales besides
+    let word = id.x;    // a word of values or quants; scales are not counted
     let i = id.y;
     if (word >= info.cols / PER_WORD || i >= info.n) { return; }
     var place = i;

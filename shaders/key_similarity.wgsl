@@ -1,5 +1,5 @@
 // How similar each cached key is to the others of its KV head: the mean cosine of the angle between them, without
-// each key's latest look-alike. Two passes over all pairs, of which none is stored. An invocation owns a slot and
+// each key's latest look-alike. Two passes run over all pairs; no pair is stored. An invocation owns a slot and
 // walks the others, TILE at a time, in ascending order.
 // PASS 0: latest[head, i] = the last slot j != i with cosine > 0.5, or NONE.
 // PASS 1: out[head, j] = 1 / slots . sum over i != j with latest[head, i] != j of cosine(i, j).
@@ -17,7 +17,7 @@ const TILE = 16u;
 const NONE = 0xffffffffu;
 const ALIKE = 0.5;
 var<workgroup> keys: array<vec4<f32>, TILE * D / 4u>;
-var<workgroup> shrink: array<f32, TILE>;    // one over the length of each key of the tile
+var<workgroup> shrink: array<f32, TILE>;    // the inverse length of each key of the tile
 var<workgroup> spared: array<u32, TILE>;
 
 @compute @workgroup_size(THREADS)

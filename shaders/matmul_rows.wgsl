@@ -1,5 +1,5 @@
 // The tiling of matmul for adapters whose invocations are lanes of a CPU's vector unit (lavapipe, SwiftShader). There
-// every load is a loop over the lanes, whatever memory it reads, and costs as much as dozens of multiplications. So
+// every load is a loop over the lanes, from any kind of memory, and costs as much as dozens of multiplications. So
 // an invocation holds a large tile, EACH rows of W for TILE_N vectors x, in registers, and uses no workgroup memory.
 // Contract and modes are those of matmul.
 // Constants: THREADS, EACH (rows of an invocation, even), TILE_N (vectors of a workgroup), DTYPE, MODE, HAS_BIAS.

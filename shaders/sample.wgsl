@@ -1,6 +1,7 @@
 // The end of a step: draws the next token of each row from its candidates and advances the sequence. Temperature,
 // top-k, top-p and min-p are applied one after the other, as transformers does; a temperature of 0 takes the first
-// candidate. The lot is Philox 4x32-10 of the sequence's seed at its step: the same wherever the sequence runs. If a
+// candidate. The lot is Philox 4x32-10 of the sequence's seed at its step, so it does not depend on the device or the
+// batch. If a
 // logit of the row was not finite, the token is 0xffffffff. One workgroup for each row of candidates; the state lists
 // the sequences of the rows.
 // Constants: THREADS (a power of two, >= K), K (candidates of a list).

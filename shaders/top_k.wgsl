@@ -5,7 +5,7 @@
 // MERGE 0 takes logits and first penalises those of tokens seen before. Each chunk gives its list, its maximum, the
 // sum of exp((value - maximum) / temperature) over all its values, and whether one of them was not finite.
 // K 1 is an argmax. Otherwise the K-th highest is found by a radix search on (value, index), with bits that sort as
-// numbers do, and all that is not below it is sorted.
+// the numbers do; then the values that are not below it are sorted.
 // Constants: THREADS (256: the bins of a digit), K (a power of two, <= THREADS), CHUNK (<= 65536), MERGE.
 @group(0) @binding(0) var<storage, read_write> values: array<u32>;   // logits [n, count], or lists [n, count / K, 2 K]
 @group(0) @binding(1) var<storage, read_write> state: array<u32>;

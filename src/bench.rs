@@ -1,8 +1,8 @@
 //! How fast a model runs on a device, and how close that is to the device's memory bandwidth.
 //!
 //! Decoding is bound by memory: a step reads the weights and the cached keys and values once. [`Measured`] therefore
-//! has the bytes that a decoded token reads, to be compared with [`copy_bandwidth`], measured on the same device. The
-//! speed does not depend on which ids are forwarded: random ids are used, and no tokenizer is needed.
+//! gives the bytes that decoding reads, for comparison with the [`copy_bandwidth`] of the same device. The speed does
+//! not depend on which ids are forwarded: random ids are used, and no tokenizer is needed.
 use crate::dtype::Dtype;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::kernels::{self, GatherSpec, memory, readback};
 use crate::model::decoder::Decoder;
 use crate::{Error, ErrorKind, Result};
 
-/// What to measure.
+/// The lengths at which to measure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lengths {
     /// Tokens of the prompt.
@@ -29,7 +29,8 @@ pub struct Lengths {
 }
 
 impl Lengths {
-    /// Whether `context` positions are enough for them. (The last token of a run is sampled but not forwarded.)
+    /// Checks that `context` positions are enough for these lengths. (The last token of a run is sampled but not
+    /// forwarded.)
     ///
     /// # Errors
     /// [`ErrorKind::Input`] for lengths of 0 or beyond the context.
@@ -129,7 +130,7 @@ pub fn ids(n: usize, vocabulary: usize) -> Vec<u32> {
 /// for the last.
 ///
 /// # Errors
-/// What [`Runner::prefill`] refuses; a device that fails.
+/// The errors of [`Runner::prefill`], and a device that fails.
 pub async fn prefill(runner: &mut Runner, ids: &[u32]) -> Result<Duration> {
     let begun = Instant::now();
     for seq in 0..runner.cache().shape().seqs {
@@ -146,7 +147,7 @@ pub async fn prefill(runner: &mut Runner, ids: &[u32]) -> Result<Duration> {
 /// burst late. Waits for the last.
 ///
 /// # Errors
-/// What [`Runner::decode`] refuses; a device that fails.
+/// The errors of [`Runner::decode`], and a device that fails.
 pub async fn decode(runner: &mut Runner, steps: usize) -> Result<Duration> {
     let seqs: Vec<usize> = (0..runner.cache().shape().seqs).collect();
     let begun = Instant::now();
@@ -209,8 +210,10 @@ const ROW_WORDS: usize = 128;
 /// Bytes of the smallest buffer that [`copy_bandwidth`] copies: larger than the caches of ordinary processors.
 pub const SMALLEST_COPY: u64 = 64 << 20;
 
-/// Copies a buffer with two kernels, `repeat` times each after a first time that compiles, and takes the faster. The
-/// buffer has 64 MiB on software adapters and 256 MiB on GPUs, whose caches are larger, or what one binding may have.
+/// Copies a buffer with two kernels, `repeat` times each after a first run that compiles them, and takes the faster
+/// one.
+/// The buffer has 64 MiB on software adapters and 256 MiB on GPUs, whose caches are larger, but not more than one
+/// binding allows.
 ///
 /// # Errors
 /// A device whose bindings are below [`SMALLEST_COPY`], or that fails.
@@ -238,8 +241,9 @@ async fn copy(device: &ComputeDevice, bytes: u64, repeat: usize, batch: usize) -
         let moves = kernels::u32_tensor([0, rows, 0, rows, rows, 0, 0, 0].map(|v| v as u32).to_vec(), &device.burn);
         let spec =
             GatherSpec { row_words: ROW_WORDS, kv_heads: 1, planes: 2, seqs: 1, most_kept: rows, out_words: words };
-        // The buffer is written before it is read: to an operating system, all pages that were never written are one
-        // page.
+        // The buffer is written before it is read, because an operating system maps all pages that were never written
+        // to
+        // one page.
         let source = kernels::cache_gather(memory::empty_u32(&device.burn, words), &keep, &moves, spec);
         let gather = || drop(kernels::cache_gather(source.clone(), &keep, &moves, spec));
         rates(&fence, words, repeat, batch, &gather).await?
@@ -258,7 +262,7 @@ async fn copy(device: &ComputeDevice, bytes: u64, repeat: usize, batch: usize) -
     })
 }
 
-/// Bytes a second, of a kernel that reads and writes `words` words, run `batch` times between two waits.
+/// The bytes per second of a kernel that reads and writes `words` words and runs `batch` times between two waits.
 async fn rates(fence: &Tensor<1, Int>, words: usize, repeat: usize, batch: usize, copy: &dyn Fn()) -> Result<Spread> {
     let mut times = Vec::new();
     for _ in 0..=repeat {
@@ -292,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_copy_is_counted_twice() {
-        // A megabyte on the twin: what matters is that the bytes add up.
+        // One megabyte on the twin is enough to check that the bytes add up.
         let device = ComputeDevice::cpu();
         let copied = pollster::block_on(copy(&device, 1 << 20, 3, 2)).expect("it runs");
         assert_eq!(copied.buffer_bytes, 1 << 20);

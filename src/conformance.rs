@@ -111,8 +111,8 @@ pub async fn run(device: &ComputeDevice, cases: &[Case], mut progress: impl FnMu
     Ok(report)
 }
 
-/// Those of the `required` names that match no report. A name is `cpu`, a backend, `lavapipe`, or a part of an
-/// adapter's name. A missing name means that the run has failed: a device must not pass because it did not run.
+/// The `required` names that match no report. A name is `cpu`, a backend, `lavapipe`, or a part of an adapter's name.
+/// A missing name means that the run has failed: a device must not pass because it did not run.
 pub fn missing<'a>(reports: &[Report], required: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let adapter = |name: &str| if name == "lavapipe" { "llvmpipe" } else { name }.to_string();
     let ran = |name: &str| reports.iter().any(|r| r.passed + r.failed > 0 && r.device.matches(&adapter(name)));
@@ -120,7 +120,7 @@ pub fn missing<'a>(reports: &[Report], required: impl IntoIterator<Item = &'a st
 }
 
 /// Runs the smallest case of every kernel. Some devices do not report that a kernel failed to compile (in browsers,
-/// cubecl only logs it): run this before you rely on one.
+/// cubecl only logs it), so this should run before a device is relied on.
 ///
 /// # Errors
 /// [`ErrorKind::Device`] when a kernel computes wrong results, with the kernels and the first wrong value.

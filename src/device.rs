@@ -14,7 +14,7 @@ pub struct DeviceInfo {
     pub backend: String,
     /// `discrete`, `integrated`, `virtual`, `software` or `unknown`.
     pub kind: String,
-    /// The driver and its version; empty where the platform does not say (browsers).
+    /// The driver and its version; empty if the platform does not tell them, as in browsers.
     pub driver: String,
     /// The largest buffer that a shader can bind, in bytes. It bounds a weight shard and a layer's cache.
     pub max_binding_bytes: u64,
@@ -72,8 +72,8 @@ impl DeviceInfo {
         lacking.map(|(what, has, wants)| format!("offers {has} {what}, {wants} are needed"))
     }
 
-    /// What to tell a user who asked for a GPU (`auto`) and got a software adapter, which computes on the CPU; `None`
-    /// for a GPU.
+    /// A warning for a user who asked for a GPU (`auto`) and got a software adapter, which computes on the CPU.
+    /// `None` for a GPU.
     pub fn software_warning(&self) -> Option<String> {
         let adapter = self.kind == "software" && self.backend != "cpu";
         adapter.then(|| {
@@ -89,8 +89,8 @@ impl DeviceInfo {
         format!("{} ({})", self.name, parts.join(", "))
     }
 
-    /// The same with the name that the browser gives the adapter: wgpu leaves it out, and most browsers tell no more
-    /// than this.
+    /// The same description with the browser's name of the adapter. wgpu leaves that name out, and most browsers tell
+    /// nothing else.
     #[cfg(target_family = "wasm")]
     fn named_by(mut self, device: &wgpu::Device) -> Self {
         let get = |of: &js_sys::wasm_bindgen::JsValue, key: &str| js_sys::Reflect::get(of, &key.into()).ok();
@@ -148,7 +148,7 @@ pub enum ProcessorKind {
     Gpu,
 }
 
-/// How kernels are tiled for a device. It never changes what a kernel computes but for the order of sums.
+/// How kernels are tiled for a device. It changes nothing in the results of a kernel except the order of sums.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
     /// Chooses between tilings made for CPUs and for GPUs.
@@ -193,7 +193,7 @@ impl ComputeDevice {
     /// kernels. Without a desktop, Mesa's OpenGL prints warnings to stderr when it is opened.
     ///
     /// # Errors
-    /// There is no adapter, or none that matches, or it cannot run the kernels. The message lists the adapters.
+    /// If there is no adapter, none matches, or the adapter cannot run the kernels. The message lists the adapters.
     pub async fn open(select: &str) -> Result<Self> {
         if select == "cpu" {
             return Ok(Self::cpu());
@@ -242,7 +242,7 @@ impl ComputeDevice {
     /// card under several backends. Of several adapters of one name and backend, the first is opened.
     ///
     /// # Errors
-    /// The adapter is no longer there, or cannot run the kernels.
+    /// If the adapter is no longer present, or cannot run the kernels.
     pub async fn open_info(wanted: &DeviceInfo) -> Result<Self> {
         if wanted.backend == "cpu" {
             return Ok(Self::cpu());
@@ -251,7 +251,7 @@ impl ComputeDevice {
         let found = adapters(backends).await;
         match found.into_iter().find(|a| a.info.name == wanted.name && a.info.backend == wanted.backend) {
             Some(adapter) => Self::from_adapter(adapter).await,
-            None => Err(Error::new(ErrorKind::Device, "the adapter is no longer there").at(wanted.line())),
+            None => Err(Error::new(ErrorKind::Device, "the adapter is no longer present").at(wanted.line())),
         }
     }
 
@@ -263,7 +263,7 @@ impl ComputeDevice {
                 .help("choose another `device`, or `device` cpu"));
         }
         let failed = |e: &dyn std::fmt::Display| {
-            Error::new(ErrorKind::Device, "the adapter refused to open")
+            Error::new(ErrorKind::Device, "the adapter could not be opened")
                 .at(info.line())
                 .found(e)
                 .help("update the driver, choose another `device`, or use `device` cpu")
@@ -299,7 +299,7 @@ impl ComputeDevice {
 }
 
 /// Whether every allocation gets a page of its own, as in browsers: `SECATEUR_EXCLUSIVE_PAGES=1`. For tests, so that
-/// a fault that would only occur in browsers is seen natively.
+/// faults that would otherwise occur only in browsers are found natively.
 fn exclusive_pages() -> bool {
     std::env::var_os("SECATEUR_EXCLUSIVE_PAGES").is_some_and(|value| value == "1")
 }

@@ -1,7 +1,7 @@
 //! One error type for people: what went wrong, where, what was expected, what was found, what to do.
 //!
-//! A library cannot know how its caller spells a setting. Messages name it by its field in backticks, such as `` `context` `` or
-//! `` `max_new_tokens` ``; the command line writes the option in its place.
+//! A library cannot know how its caller spells a setting. Messages name it by its field in backticks, such as ``
+//! `context` `` or `` `max_new_tokens` ``; the command line writes the option in its place.
 use std::fmt;
 
 /// Result with secateur's [`struct@Error`].
@@ -16,15 +16,17 @@ pub enum ErrorKind {
     Model,
     /// The adapter: none found, a limit exceeded, lost.
     Device,
-    /// The pruning method: a policy that cannot run with this model or these settings, or a plan that breaks the rules.
+    /// The pruning method: a policy that cannot run with this model or these settings, or a plan that breaks the
+    /// rules.
     Policy,
     /// A file that cannot be read or written.
     Io,
-    /// A broken invariant of secateur itself. Worth a bug report.
+    /// A broken invariant of secateur itself. Please report it as a bug.
     Internal,
 }
 
-/// An error as a person reads it. Only what went wrong is compulsory; each further part is a line of its own when printed.
+/// An error as a person reads it. Only the statement of what went wrong is required; each further part is printed on
+/// a line of its own.
 ///
 /// ```
 /// use secateur::{Error, ErrorKind};
@@ -83,7 +85,7 @@ impl Error {
         self
     }
 
-    /// Which part of the world this is about.
+    /// What the error is about.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }

@@ -1,13 +1,15 @@
-//! secateur runs reasoning language models on any GPU and prunes redundant thoughts from their KV cache while they think.
+//! secateur runs reasoning language models on any GPU and prunes redundant thoughts from their KV cache while
+//! they think.
 //!
-//! Every 200 thinking tokens the engine asks the model to stop and summarise, reads how much `</think>` attends to every
-//! cached token, takes that probe back, and evicts the reasoning steps that the model would not use: the method of *Think
-//! Clearly* (Choi et al., [arXiv 2507.08806](https://arxiv.org/abs/2507.08806)). Evicted rows are given back to the device.
+//! Every 200 thinking tokens the engine asks the model to stop and summarise, reads how much `</think>` attends to
+//! every cached token, takes that probe back, and evicts the reasoning steps that the model would not use: the method
+//! of *Think Clearly* (Choi et al., [arXiv 2507.08806](https://arxiv.org/abs/2507.08806)). Evicted rows are given
+//! back to the device.
 //!
 //! # Quick start
 //!
-//! The crate holds a tiny model, so this runs as it stands, on the CPU. [`ModelSource::open`] reads yours, and
-//! [`ComputeDevice::open`] takes `auto`, `vulkan`, `metal`, `dx12`, `gl` or a part of an adapter's name.
+//! The crate contains a tiny model, so this example runs unchanged, on the CPU. [`ModelSource::open`] reads yours,
+//! and [`ComputeDevice::open`] takes `auto`, `vulkan`, `metal`, `dx12`, `gl` or a part of an adapter's name.
 //!
 //! ```
 //! use secateur::{ComputeDevice, Engine, Event, LoadOptions, Request, builtin};
@@ -34,8 +36,9 @@
 //! # }
 //! ```
 //!
-//! The four programs in `examples/` go on from here: `generate` (a model and a device of your choice), `batch` (several
-//! requests side by side), `custom_policy` (your own rule for what goes) and `trace_to_report` (a page that shows a run).
+//! The four programs in `examples/` continue from here: `generate` (a model and a device of your choice), `batch`
+//! (several requests side by side), `custom_policy` (your own rule for what is evicted) and `trace_to_report` (a page
+//! that shows a run).
 //!
 //! # Where things are
 //!
@@ -53,10 +56,10 @@
 //!
 //! # Errors
 //!
-//! Whatever comes from outside (arguments, prompts, files, devices) can fail with an [`Error`] that says what happened, where,
-//! what was expected, what was found and what to do; its [`ErrorKind`] tells front-ends which part of the outside is at
-//! fault. A panic is a bug. Messages name a setting by its field of [`Request`], in backticks; a front-end may put its own
-//! name for it there.
+//! Everything that comes from outside (arguments, prompts, files, devices) can fail with an [`Error`] that says what
+//! happened, where, what was expected, what was found and what to do; its [`ErrorKind`] tells front-ends which input
+//! is at fault. A panic is a bug. Messages name a setting by its field of [`Request`], in backticks; a front-end may
+//! put its own name for it there.
 //!
 //! # Features
 //!
@@ -65,10 +68,12 @@
 //! | `cli` (default) | the `secateur` command, and module `hub`: models by name from the Hugging Face hub |
 //! | `exclusive-pages` | one GPU page for each allocation, as in browsers, chosen when compiling; for tests |
 //!
-//! On `wasm32-unknown-unknown` the crate is the engine of the browser page (module `web`); build it without default features.
+//! On `wasm32-unknown-unknown` the crate is the engine of the browser page (module `web`). Build it
+//! without default features.
 mod bench;
 pub mod builtin;
 mod cache;
+mod calibration;
 mod conformance;
 pub mod device;
 mod dtype;
@@ -99,8 +104,9 @@ pub use dtype::Dtype;
 pub use engine::{Batch, Engine, Event, LoadOptions, PreparedModel, Prompt, Request, Resolved, RunResult, Settings};
 pub use error::{Error, ErrorKind, Result};
 pub use policy::{Budget, EvictionPolicy, PolicyRef};
+pub use settings::AttentionDetail;
 pub use text::Message;
-pub use trace::{AttentionDetail, Trace};
+pub use trace::Trace;
 pub use weights::ModelSource;
 
 /// The engine's insides, for tests, benchmarks and those who extend it. They change without notice between versions.
@@ -109,7 +115,7 @@ pub mod expert {
     pub mod bench {
         pub use crate::bench::*;
     }
-    /// The KV cache: regions, gathers, and what lies beside the keys.
+    /// The KV cache: regions, gathers, and what is tracked besides keys and values.
     pub mod cache {
         pub use crate::cache::*;
     }
@@ -145,7 +151,7 @@ pub mod expert {
     pub mod sampling {
         pub use crate::sampling::device::*;
     }
-    /// What lies in which slot of a sequence, and the view of it that a policy sees.
+    /// The host's record of a sequence: which token is in which slot.
     pub mod ledger {
         pub use crate::policy::ledger::*;
     }
@@ -155,10 +161,11 @@ pub mod expert {
     }
 }
 
-/// Where a token's key and value lie in the cache: an index into the kept rows. Changes at every gather.
+/// Where a token's key and value are in the cache: an index into the kept rows. It changes at every gather.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot(pub u32);
 
-/// When a token was written: its index in the logical sequence, evicted tokens counted. RoPE uses it; it never changes.
+/// When a token was written: its index in the logical sequence, in which evicted tokens count. RoPE rotates by it,
+/// and it never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position(pub u32);

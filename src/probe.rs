@@ -66,8 +66,8 @@ pub enum PromptThinking {
 }
 
 impl PromptThinking {
-    /// Reads it from the ids of the turn to be generated. Earlier turns must not be among them: their thinking is
-    /// over.
+    /// Derives the state from the ids of the turn to be generated. Ids of earlier turns must not be included, because
+    /// their thinking is over.
     pub fn of(ids: &[u32], think_open: Option<u32>, think_close: Option<u32>) -> Self {
         let last = ids.iter().rev().find(|&&id| Some(id) == think_open || Some(id) == think_close);
         match last {
@@ -89,7 +89,7 @@ pub struct Generated {
     pub inside_char: bool,
 }
 
-/// Says when to probe one sequence. Each prompt needs a new clock: nothing carries over.
+/// Determines when one sequence is probed. Each prompt needs a new clock.
 ///
 /// A probe is due whenever the number of thinking tokens reaches a multiple of `every`. It is postponed by up to
 /// [`MAX_POSTPONED`] tokens while the text ends inside a character; later dates do not move. `<think>` and `</think>`

@@ -8,18 +8,30 @@ use crate::policy::{self, Budget, Layers, Normalise, PolicyRef, Positions, Scope
 use crate::probe;
 use crate::sampling::Sampling;
 use crate::steps::Boundaries;
-use crate::trace::AttentionDetail;
 
-/// Tokens that are generated at most where nothing is given and the model does not think.
+/// The default of the most tokens to generate, for a model that does not think.
 pub const MAX_NEW_TOKENS: usize = 2048;
 
-/// The same for a model that thinks. Reasoning models often spend several thousand tokens on one question; a limit of
-/// 2048 ends many of them before they begin their answer. The context ends a run earlier where it is shorter than
-/// this.
+/// The same default for a model that thinks. Reasoning models often spend several thousand tokens on one question,
+/// and a limit of 2048 would end many runs before the answer begins. A shorter context ends a run earlier.
 pub const MAX_NEW_TOKENS_THINKING: usize = 8192;
 
-/// How to generate and prune. In JSON its fields stand by name, and fields that older traces lack have the value that
-/// they were made with.
+/// How much of the probe's attention a trace records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttentionDetail {
+    /// Only the steps' importances.
+    #[default]
+    Off,
+    /// A row for each layer. This costs nothing on the device: the rows are read in any case.
+    Layers,
+    /// In addition, a row for each query head. Every probe is then forwarded a second time, and `heads` times as many
+    /// weights are read back.
+    Heads,
+}
+
+/// How to generate and prune. In JSON the fields have their names. A field that an older trace lacks has the value
+/// that was fixed when that trace was written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// Which tokens are evicted.
@@ -53,7 +65,7 @@ pub struct Settings {
     /// Where steps of the thinking begin.
     #[serde(default = "keywords")]
     pub steps: Boundaries,
-    /// Tokens to generate at most; 0 in a trace that was written before traces recorded it.
+    /// The most tokens to generate; 0 in a trace that was written before traces recorded this limit.
     #[serde(default)]
     pub max_new_tokens: usize,
     /// Whether generation goes on past the model's end-of-sequence tokens, for measurements.
@@ -74,7 +86,7 @@ fn keywords() -> Boundaries {
 }
 
 impl Default for Settings {
-    /// What holds where neither the request nor the model says anything: greedy, seed 0.
+    /// The settings when neither the request nor the model says anything: greedy, seed 0.
     fn default() -> Self {
         Self {
             policy: PolicyRef::default(),

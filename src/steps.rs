@@ -92,8 +92,8 @@ pub const REACH: usize = 32;
 pub const LONG_STEP: usize = 512;
 
 /// Bytes after a keyword in which [`Boundaries::Auto`] relies on further keywords. In 20 real traces of
-/// R1-Distill-Qwen-7B, the longest of the 3039 steps takes 1056 bytes: twice that is no English reasoning as the
-/// keywords expect it.
+/// R1-Distill-Qwen-7B, the longest of the 3039 steps takes 1056 bytes: twice that length is not English reasoning of
+/// the kind that the keywords expect.
 pub const SILENCE: usize = 2048;
 
 /// What begins a step.
@@ -258,14 +258,13 @@ impl Segmenter {
         Self { text: Vec::new(), ends: Vec::new(), scan: Scan::new(rule) }
     }
 
-    /// The rule it cuts by.
+    /// The rule by which it cuts.
     pub fn boundaries(&self) -> Boundaries {
         self.scan.rule
     }
 
-    /// Ends a thought, at its `</think>`. What is pushed afterwards is a thought of its own: it begins a step, its
-    /// first word has no word before it, and its keywords alone decide what `auto` does in it. Offsets go on
-    /// counting.
+    /// Ends a thought at its `</think>`. What is pushed afterwards is a new thought: it begins a step, its first word
+    /// has no word before it, and its keywords alone decide what `auto` does in it. Offsets go on counting.
     pub fn end_thought(&mut self) {
         self.scan.advance(&self.text, self.text.len(), Tail::Closed);
         self.scan.begin_thought();
@@ -410,8 +409,8 @@ fn matched(text: &[u8], keyword: &str) -> Option<usize> {
 /// by that character and the text before it; an unfinished character begins nothing yet.
 fn prose_boundary(bytes: &[u8], at: usize) -> Option<Begin> {
     let next = char_at(bytes, at)?;
-    // A mark or a bracket that follows another directly still belongs to the sentence. Asked first, so that a long
-    // run of them is walked once and not once for each.
+    // A mark or a bracket that follows another directly still belongs to the sentence. This is checked first, so that
+    // a long run of them is scanned once, not once for each.
     let spaced = char_before(bytes, at)?.is_whitespace();
     if next.is_whitespace() || (!spaced && (is_stop(next) || is_closing(next))) {
         return None;
@@ -493,7 +492,9 @@ fn boundary_after(bytes: &[u8], at: usize, tail: Tail) -> bool {
     match char_at(bytes, at) {
         Some(c) => !is_word(c),
         None if next.is_empty() => tail == Tail::Closed,
-        // What could still become a letter is undecided, as the end of the text is; an invalid byte is a boundary.
+        // An incomplete character may still become a letter, so it is undecided, like the end of the text. An invalid
+        // byte
+        // is a boundary.
         None => {
             let unfinished = matches!(std::str::from_utf8(next), Err(e) if e.error_len().is_none());
             !unfinished || tail == Tail::Closed

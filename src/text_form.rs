@@ -1,4 +1,4 @@
-//! Values with one written form: what a person types, what JSON holds and what a trace shows are the same text.
+//! Values that have one text form, used on the command line, in JSON and in traces.
 
 /// Implements serde by `Display` and `FromStr`.
 macro_rules! serde_as_text {

@@ -1,4 +1,4 @@
-//! The trace of a run: one JSON object that says what was generated, what each probe saw and what was cut.
+//! The trace of a run: one JSON object that says what was generated, what each probe measured, and what was evicted.
 //!
 //! # Schema, version 1
 //! The fields are those of [`Trace`] and the types below, by name. Conventions:
@@ -46,7 +46,7 @@ pub struct Trace {
     pub model: String,
     /// Adapter and backend, or `cpu`.
     pub device: String,
-    /// How it was generated and pruned. The fields stand directly in the trace.
+    /// The settings of the run. Their fields are fields of the trace itself.
     #[serde(flatten)]
     pub settings: Settings,
     /// The prompt, positions from 0.
@@ -65,7 +65,7 @@ pub struct Trace {
     pub tokens: Vec<Token>,
     /// One per probe, or per plan where the policy needs no probe.
     pub probes: Vec<Probe>,
-    /// Why it ended.
+    /// Why the run ended.
     pub stop_reason: StopReason,
     /// Sums over the run.
     pub totals: Totals,
@@ -74,7 +74,7 @@ pub struct Trace {
 /// A generated token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Token {
-    /// Its id.
+    /// The id of the token.
     pub id: u32,
     /// What the token adds to the text. Of the tokens of one character, only the last has text.
     pub text: String,
@@ -103,13 +103,13 @@ pub struct Probe {
     pub evicted: Vec<u32>,
     /// Every step known at this probe, in order.
     pub steps: Vec<Step>,
-    /// The attention of `</think>`, where the run was asked to record it ([`AttentionDetail`]).
+    /// The attention of `</think>`, if the run recorded it ([`AttentionDetail`](crate::settings::AttentionDetail)).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attention: Option<AttentionMap>,
-    /// The kept sets, where there are several.
+    /// The kept sets, if there are several.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sets: Vec<Set>,
-    /// Present where so many tokens were protected that the budget could not be reached.
+    /// Present if so many tokens were protected that the budget could not be reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub infeasible: Option<Infeasible>,
     /// Where the time went.
@@ -136,20 +136,6 @@ pub struct Step {
     pub evicted: usize,
 }
 
-/// How much of the probe's attention a trace records.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AttentionDetail {
-    /// Only the steps' importances.
-    #[default]
-    Off,
-    /// A row for each layer. This costs nothing on the device: the rows are read in any case.
-    Layers,
-    /// In addition, a row for each query head. Every probe is then forwarded a second time, and `heads` times as many
-    /// weights are read back.
-    Heads,
-}
-
 /// The attention of the probe's `</think>` to the steps: its softmax weights, averaged over each step's cached
 /// tokens.
 ///
@@ -162,7 +148,7 @@ pub struct AttentionMap {
     /// `[layers][steps]`: the mean over the layer's query heads; `None` where the layer no longer holds any of the
     /// step.
     pub layers: Vec<Vec<Option<f32>>>,
-    /// `[layers][query heads][steps]`, with [`AttentionDetail::Heads`].
+    /// `[layers][query heads][steps]`, with [`AttentionDetail::Heads`](crate::settings::AttentionDetail::Heads).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heads: Option<Vec<Vec<Vec<Option<f32>>>>>,
 }
@@ -221,9 +207,9 @@ pub enum StopReason {
     MaxNewTokens,
     /// The model's context is full.
     ContextFull,
-    /// The user ended it.
+    /// The user cancelled the run.
     Cancelled,
-    /// Something failed; what had been generated until then is in the trace.
+    /// The run failed. What had been generated until then is in the trace.
     Failed(String),
 }
 
@@ -238,8 +224,8 @@ pub struct Totals {
     pub thinking_tokens: usize,
     /// Tokens evicted.
     pub evicted_tokens: usize,
-    /// Tokens that complete a run of twelve tokens which the model had written before. Many of them mean that it
-    /// repeats itself, as it may when it has to write evicted thoughts again.
+    /// Tokens that complete a run of twelve tokens which the model had written before. Many of them mean that the
+    /// model repeats itself, as it may when it has to write evicted thoughts again.
     #[serde(default)]
     pub repeated_tokens: usize,
     /// Most slots at any time.
@@ -322,7 +308,7 @@ impl Trace {
         Ok(trace)
     }
 
-    /// Checks that its parts fit together, as far as readers rely on it.
+    /// Checks that the parts of the trace fit together, as far as readers rely on it.
     ///
     /// # Errors
     /// [`ErrorKind::Input`] for probes or steps out of order, for a token that is evicted twice, before it was
@@ -336,7 +322,7 @@ impl Trace {
                 Err(e.found(format!("probes[{index}]: {what}")))
             };
             if probe.at_token < before || probe.at_token > self.tokens.len() {
-                return wrong("at_token goes back, or past the tokens");
+                return wrong("at_token decreases, or exceeds the number of tokens");
             }
             before = probe.at_token;
             if probe.cached_before.checked_sub(probe.cached_after).is_none() {

@@ -25,7 +25,7 @@ use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result, builtin, conformance as suite};
 
 unsafe extern "C" {
-    /// The linker's: runs the constructors of statics, with which cubecl registers its operations.
+    /// Defined by the linker. It runs the constructors of statics, by which cubecl registers its operations.
     fn __wasm_call_ctors();
 }
 
@@ -60,7 +60,7 @@ fn parse<'a, T: Deserialize<'a>>(options: &'a str) -> Result<T> {
 /// A model on this browser's GPU.
 #[wasm_bindgen]
 pub struct Secateur {
-    /// Empty while a run is under way, so that `stop` and `info` work meanwhile.
+    /// `None` while a run is under way, so that `stop` and `info` still work.
     engine: Rc<RefCell<Option<Engine>>>,
     info: serde_json::Value,
     stop: Arc<AtomicBool>,
@@ -87,13 +87,13 @@ impl Secateur {
     }
 
     /// `{model, adapter, backend, policies, suggested}`. `suggested` holds options of `run` that suit this model; it
-    /// is `{}` unless secateur knows better than its general defaults.
+    /// is `{}` unless the model has better values than the general defaults.
     pub fn info(&self) -> String {
         self.info.to_string()
     }
 
-    /// What a request comes to with this model: `{prompt, settings, notes}`, JSON text. `request` is a
-    /// [`Request`](crate::engine::Request) as JSON. Nothing runs.
+    /// Resolves a request for this model, without running it: `{prompt, settings, notes}` as JSON text. `request` is
+    /// a [`Request`](crate::engine::Request) as JSON.
     pub fn resolve(&self, request: String) -> Result<String, JsError> {
         let engine = self.engine.borrow();
         let resolved = engine.as_ref().ok_or_else(under_way).and_then(|engine| {
@@ -119,7 +119,7 @@ impl Secateur {
         promise(async move {
             let request = Request::from_json(&request)?;
             let mut engine = slot.borrow_mut().take().ok_or_else(under_way)?;
-            // A request that is refused leaves the engine in its place.
+            // A refused request leaves the engine unchanged.
             let result = match engine.resolve(&request) {
                 Ok(resolved) => run(&mut engine, &resolved, &on_event).await,
                 Err(e) => Err(e),
@@ -206,8 +206,8 @@ async fn device() -> Result<ComputeDevice> {
     Ok(DEVICE.with(|d| d.get_or_init(|| device).clone()))
 }
 
-/// The adapter, after a self-test has passed on it once. A shader that a browser miscompiles or refuses leaves
-/// stale data behind and no error, so without this a broken driver would just write nonsense.
+/// The adapter, after a self-test has passed on it once. If a browser miscompiles or refuses a shader, the result is
+/// stale data without an error. Without this test, a broken driver would produce nonsense.
 async fn trusted_device() -> Result<ComputeDevice> {
     let device = device().await?;
     if TRUSTED.with(|t| t.get().is_none()) {
@@ -287,7 +287,7 @@ fn with_bytes(mut event: Value, bytes: DeviceBytes) -> Value {
     event
 }
 
-/// Calls back. An exception in the callback is ignored: it must not end a run.
+/// Calls `on_event`. An exception in the callback is ignored, because it must not end a run.
 fn send(on_event: &Function, event: &Value) {
     on_event.call1(&JsValue::NULL, &event.to_string().into()).ok();
 }
@@ -319,7 +319,7 @@ fn take_files(files: &Object) -> Result<ModelSource> {
         let entry: Array = entry.into();
         let name = entry.get(0).as_string().ok_or_else(|| wrong("a file without a name"))?;
         let bytes = entry.get(1).dyn_into::<Uint8Array>().map_err(|_| wrong("a file that is no array of bytes"))?;
-        // A browser's memory does not hold two copies of a large model.
+        // A browser has no memory for two copies of a large model.
         Reflect::delete_property(files, &entry.get(0)).ok();
         taken.push((name, bytes.to_vec()));
     }

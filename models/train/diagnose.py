@@ -1,4 +1,4 @@
-"""What does `</think>` look at? Reads every head's row at every probe of unpruned traces.
+"""Measures what `</think>` attends to: reads the attention row of every head at every probe of unpruned traces.
 
     python diagnose.py --model DIR --split hard --count 100 --out attention.json --figure maps.svg
 

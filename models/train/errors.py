@@ -1,8 +1,9 @@
-"""What goes wrong first in the thoughts that lead to a wrong answer.
+"""Finds the first mistake in the thoughts that lead to a wrong answer.
 
     python errors.py --model ../tiny-reasoner --split hard --skip 1000 --count 100
 
-Thoughts are read sentence by sentence beside the problem. A mistake that the thoughts take back ("Hold on, …") is none.
+The thoughts are compared with the problem sentence by sentence. A mistake that they correct ("Hold on, …") does
+not count.
 """
 
 import argparse
@@ -24,7 +25,7 @@ PARTS = {4: ("letter", "sign", "by", "operand of an update"), 5: ("letter", "is"
 
 
 def first_mistake(problem, text):
-    """(kind, the sentence), or None if every fact was worked through rightly."""
+    """(kind, the sentence), or None if every fact was worked through correctly."""
     values, next_fact, pending, aside = {}, 0, None, False
     recalled = {}
     for m in SENTENCE.finditer(text):

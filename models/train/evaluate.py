@@ -36,7 +36,7 @@ def load(path):
         raw = json.loads((path / "config.json").read_text())
         cfg = Config(**{k: raw[k] for k in Config().to_dict() if k in raw})
         state = {k: v.float() for k, v in load_file(path / "model.safetensors").items()}
-    # What is stored, and so what is judged, is bf16; arithmetic is f32.
+    # The stored weights are bf16, and they are what is evaluated; arithmetic is f32.
     state = {k: v.to(torch.bfloat16).float() for k, v in state.items()}
     model = Qwen2(cfg)
     model.load_state_dict(state)

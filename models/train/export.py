@@ -54,7 +54,7 @@ def main():
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     hf = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
-    # Not AutoTokenizer: transformers 5 replaces any qwen2 tokenizer by its own splitting, whatever tokenizer.json says.
+    # Not AutoTokenizer: transformers 5 gives every qwen2 tokenizer its own splitting and ignores that of tokenizer.json.
     hf_tok = PreTrainedTokenizerFast.from_pretrained(out)
     ours = load(out)
     golden, worst = [], 0.0

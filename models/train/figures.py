@@ -1,4 +1,4 @@
-"""Curves of the training, maps of `</think>`'s attention, accuracy over what was kept.
+"""Draws curves of the training, maps of the attention of `</think>`, and accuracy over the kept share.
 
 python figures.py curves LOG.csv OUT.svg
 python figures.py maps --model DIR --split hard OUT.svg
@@ -36,7 +36,7 @@ def curves(log, out):
         ("loss, nats per token", "wrong recalls, teacher-forced", "loss of the token after the probe's </think>"),
     ):
         y = np.array([float(r[key]) for r in rows])
-        y[y == 0] = np.nan  # none wrong, or none asked for yet
+        y[y == 0] = np.nan  # no wrong answer, or no question yet
         ax.plot(x, y, lw=1)
         ax.set_yscale("log")
         ax.set_xlabel("million tokens")

@@ -1,4 +1,5 @@
-"""Who stays. A policy gives every evictable thinking token a rank key; the plan drops the lowest keys until the budget holds.
+"""The policies: which thinking tokens stay. A policy gives every evictable token a rank key; the plan drops the tokens
+with the lowest keys until the budget is met.
 
 `plan` returns keep masks over the thinking tokens, (heads, tokens): heads is 1 for a shared set or L*G for sets per layer
 and key/value head. The latest `window` tokens and the step being written (at most 256 of its tokens) always stay.
@@ -128,7 +129,7 @@ def by_age(view):
 
 
 def by_received_attention(view):
-    """Drops from the older tokens first, so that half of the budget is left to the latest; then, if it must, from all."""
+    """Drops from the older tokens first, so that half of the budget is left to the latest; then, if necessary, from all."""
     recent = min(view.tail, len(view.pieces) - view.budget // 2)
     view.cached = view.drop_tokens(view.scores, recent)
     return view.drop_tokens(view.scores)
@@ -154,7 +155,7 @@ POLICIES = ["full", *METHODS]
 
 
 def plan(policy, ratio, window, pieces, cached, scores, rng, problem):
-    """cached: (heads, n) bool. scores: (n,), or (heads, n) where every head keeps its own. Returns the new (heads, n) mask."""
+    """cached: (heads, n) bool. scores: (n,), or (heads, n) if every head keeps its own. Returns the new (heads, n) mask."""
     n = cached.shape[1]
     step_spans = spans(segment(pieces))
     out = []

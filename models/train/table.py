@@ -1,4 +1,4 @@
-"""Tables with paired intervals from `evaluate.py --out`.
+"""Prints tables with paired intervals from the results of `evaluate.py --out`.
 
     python table.py results.jsonl [...]
 

@@ -7,7 +7,7 @@ the values that earlier thoughts found, and nothing but thoughts holds those val
 The thoughts carry redundancy on purpose, most of it on visible triggers, so that greedy decoding writes it too:
   a sum past 9 or a difference below 0   -> "Wait, let me double-check ..."
   a result of 3 or 8 without a wrap      -> a slip, one too high, noticed at once: "Hold on, ..."
-  a result of 0 or 5                     -> a detour into a sum that nobody asks for
+  a result of 0 or 5                     -> a detour into a sum that is not needed
   after fact 3 and fact 6                -> "Looking back, ..." restates the latest values
   a few random mistakes                  -> noticed and corrected; the wrong digit itself carries no loss
 Facts that the question does not depend on are worked through as well.
@@ -26,8 +26,8 @@ PROBE = (
 )
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<think>", "</think>"]
 END, USER, ASSISTANT, THINK, END_THINK = range(5)
-RECALL = 3.0  # loss weight of a recalled value: the lookup is what is hard to learn
-OPERAND = 2.0  # of an operand of a fact that the thoughts restate, late in the training: see `weigh_operands`
+RECALL = 3.0  # loss weight of a recalled value, because the lookup is hard to learn
+OPERAND = 2.0  # loss weight, late in the training, of the operands of a restated fact: see `weigh_operands`
 FIRST = 4.0  # loss weight of what `</think>` itself predicts after the probe
 INTRO = "We count modulo 10."
 
@@ -82,7 +82,7 @@ class Problem:
         return max(i for i, f in enumerate(self.facts) if f.letter == self.target)
 
     def needed(self, done):
-        """Letters whose value after `done` facts a later fact that matters reads, or that are the target."""
+        """Letters whose value after `done` facts is read by a later fact that matters, and the target."""
         need = {self.target}
         for f in reversed(self.facts[done : self.last_fact() + 1]):
             if f.letter in need:
@@ -92,7 +92,7 @@ class Problem:
         return need & known
 
     def read_later(self, done):
-        """Letters whose value after `done` facts any later fact reads, whether that fact matters or not."""
+        """Letters whose value after `done` facts is read by any later fact, whether it matters or not."""
         need = {self.target}
         for f in reversed(self.facts[done : self.last_fact() + 1]):
             need.discard(f.letter)
@@ -102,7 +102,7 @@ class Problem:
 
 
 def wording(rng, f):
-    """Where the parts of a fact stand does not depend on its wording: letter, one word, operand, one word, operand."""
+    """The parts of a fact have the same places in every wording: letter, one word, operand, one word, operand."""
     x, y, z, up = f.letter, f.left, f.right, f.op == "+"
     if f.left is None:
         return rng.choice([f"{x} is {z}.", f"{x} starts at {z}.", f"{x} equals {z}."])
@@ -320,7 +320,7 @@ def drill(rng):
 
 
 def drill_compute(rng):
-    """Sums and differences, closer together than thoughts have them."""
+    """Sums and differences, more densely than in thoughts."""
     out = [(x, 0.0) for x in pieces(prompt_text(INTRO))]
     for _ in range(40):
         x, y, op = rng.randrange(10), rng.randrange(10), rng.choice("+-")
@@ -330,8 +330,8 @@ def drill_compute(rng):
 
 
 def drill_restate(rng):
-    """A problem's facts, asked for in any order, in the words of the thoughts: finding a fact by its label, and in it
-    what comes next. Without it the first operand stayed a guess for 7 million tokens."""
+    """The facts of a problem, asked for in any order, in the words of the thoughts. It trains the model to find a fact by
+    its label, and in the fact what comes next. Without this drill, the first operand stayed a guess for 7 million tokens."""
     n = rng.randint(3, 9)
     p = make_problem(rng, n, rng.randint(0, 2) if n > 3 else 0, rng.random() < 0.5)
     out = [(x, 0.0) for x in pieces(prompt_text(p.text))]
@@ -348,9 +348,9 @@ def drill_restate(rng):
 
 
 def drill_recall(rng):
-    """Recall and nothing else: letters get values, now and then a new one, and are asked for again and again.
+    """Recall only: letters get values, sometimes a new one, and their values are asked for again and again.
 
-    Whole samples ask for a value once in fifty tokens, and the lookup is then learned very late; here it is every third."""
+    Whole samples ask for a value once in fifty tokens, so the lookup is learned very late; here every third token asks."""
     letters = rng.sample(LETTERS, rng.randint(2, 8))
     values, told = {}, {}
     out = [(x, 0.0) for x in pieces(prompt_text(INTRO))]
@@ -383,8 +383,9 @@ SPLITS = {
 
 
 def split(name, count):
-    """The first `count` problems of a split. "n12" has 12 facts and is the hard split in everything else: what a model
-    does at each length. Training holds out the problems of SPLITS, not those: that it never saw one is likely, not certain."""
+    """The first `count` problems of a split. "n12" has 12 facts and is otherwise like the hard split; it shows what
+    a model does at each length. Training holds out only the problems of SPLITS: that it never saw one of "n12" is likely, but
+    not certain."""
     s = SPLITS[name] if name in SPLITS else dict(SPLITS["hard"], n=(int(name[1:]), int(name[1:])))
     out = []
     for i in range(count):

@@ -20,7 +20,7 @@ def test_steps_partition_and_boundaries():
 def test_the_first_mistake_is_found():
     for name in task.SPLITS:
         for p in task.split(name, 50):
-            # Its own thoughts have slips, which they take back.
+            # The thoughts themselves have slips, which they correct.
             assert errors.first_mistake(p, "".join(x for x, _ in task.think(random.Random(0), p).parts)) is None
     p = task.split("normal", 1)[0]  # #1 f is 5. #2 d starts at 7. #3 k is d minus f. #4 g is k plus d.
     begin = "Okay, I need g. First, #1 gives f = 5. Then, #2 gives d = 7."

@@ -2,7 +2,7 @@
 
     python train.py --out DIR
 
-Made for one GPU and the cores beside it: other processes write the samples. Without a GPU it runs on the CPU, the same way
+Made for one GPU and several CPU cores, on which other processes draw the samples. Without a GPU it runs on the CPU, the same way
 and about a hundred times as slowly.
 """
 
@@ -175,13 +175,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def changed(before, now):
-    """What would make a resumed training another one: a line for each argument that differs."""
+    """The arguments that differ from those of the training that is resumed, a line each."""
     differ = sorted(k for k in now if k not in FREE and before.get(k) != now[k])
     return [f"--{k.replace('_', '-')} was {before.get(k)}, is {now[k]}" for k in differ]
 
 
 def cut_log(path, step):
-    """Leaves the rows up to `step` and one header: what came after the checkpoint will come again."""
+    """Keeps the header and the rows up to `step`: the rows after the checkpoint will be written again."""
     rows = []
     for line in path.read_text().splitlines() if path.exists() else []:
         n = line.split(",")
@@ -261,7 +261,7 @@ def main():
                 group["lr"] = args.muon_lr * scale
             for group in adam.param_groups:
                 group["lr"] = args.lr * scale
-            # What carries no loss gets no logits; chosen here, since the GPU would have to be waited for.
+            # Tokens without loss get no logits. They are chosen here, because on the GPU this would cost a wait.
             take = np.flatnonzero(weights[:, 1:])
             host = [ids[:, :-1], take, ids[:, 1:].reshape(-1)[take], weights[:, 1:].reshape(-1)[take]]
             inputs, take, target, tw = [torch.from_numpy(np.ascontiguousarray(x)).to(device, non_blocking=True) for x in host]
@@ -313,7 +313,7 @@ def main():
                 sums.zero_()
                 if not math.isfinite(s[0]):
                     raise SystemExit("loss is not finite")
-        # A checkpoint stands between two pools.
+        # A checkpoint is written between two pools.
         next_pool = index + 1
         ended = seen >= args.tokens or time.time() - started > 60 * args.minutes
         if ended or time.time() - last_save > args.save_every:

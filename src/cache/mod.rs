@@ -21,8 +21,8 @@
 //! buffer for all sequences. Sequences that decode side by side therefore grow together, and those that are pruned at
 //! the same time are gathered together.
 //!
-//! `state.rs` has the lengths, positions and sampled ids on the device, `tracking.rs` what some policies need beside
-//! keys and values.
+//! `state.rs` holds the lengths, positions and sampled ids on the device; `tracking.rs` holds what some policies need
+//! besides keys and values.
 mod shape;
 mod state;
 mod tracking;
@@ -31,6 +31,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::device::ComputeDevice;
 use crate::kernels::readback::Readback;
+use crate::kernels::state::SamplerHeader;
 use crate::kernels::{self, GatherSpec, InPlace, cache_gather::MOVE, memory};
 use crate::policy::{KeepPlan, Positions};
 use crate::{Error, ErrorKind, Position, Result, Slot};
@@ -59,7 +60,7 @@ struct Layer {
     tracked: Tracked,
 }
 
-/// Lengths and position of a sequence, to go back to after a probe.
+/// The lengths and the position of a sequence, which a rollback restores after a probe.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
     seq: usize,
@@ -87,9 +88,10 @@ impl KeepSets for Vec<Slot> {
     }
 }
 
-/// Keeps the first so many slots of each layer: with a sequence's lengths, all of them.
+/// Keeps the first slots of each layer, as many as `lens` says. With the lengths of a sequence, these are all its
+/// slots.
 struct KeepFirst<'a> {
-    /// As many slots as the longest layer has, or more.
+    /// Slots from 0 on, at least as many as the longest layer has.
     ascending: &'a [Slot],
     /// Slots to keep in each layer.
     lens: Vec<usize>,
@@ -101,14 +103,14 @@ impl KeepSets for KeepFirst<'_> {
     }
 }
 
-/// What becomes of a sequence's region when the buffers are rebuilt.
+/// How a sequence's region changes when the buffers are rebuilt.
 #[derive(Clone, Copy)]
 pub struct RegionUpdate<'a> {
     /// The sequence.
     pub seq: usize,
     /// The slots that stay.
     pub keep: &'a dyn KeepSets,
-    /// Free slots to have behind them.
+    /// Free slots behind them.
     pub room: usize,
 }
 
@@ -140,7 +142,7 @@ impl KvCache {
         }
     }
 
-    /// The sizes it was made with.
+    /// The sizes that the cache was made with.
     pub fn shape(&self) -> &CacheShape {
         &self.shape
     }
@@ -155,12 +157,12 @@ impl KvCache {
         self.layers.iter().map(|l| l.regions[seq].len).collect()
     }
 
-    /// Cached slots of a sequence in the layer that has most.
+    /// Cached slots of a sequence in the layer that has the most.
     pub fn longest(&self, seq: usize) -> usize {
         self.layers.iter().map(|l| l.regions[seq].len).max().unwrap_or(0)
     }
 
-    /// Whether nothing is cached, of any sequence.
+    /// Whether no sequence has a cached slot.
     pub fn is_empty(&self) -> bool {
         self.layers.iter().all(|l| l.regions.iter().all(|r| r.len == 0))
     }
@@ -170,7 +172,7 @@ impl KvCache {
         self.layers[layer].regions[seq].cap
     }
 
-    /// Bytes that the cache's buffers ask for, all layers together. [`ComputeDevice::bytes`] has what the device
+    /// The size of the cache's buffers in bytes, all layers together. [`ComputeDevice::bytes`] gives what the device
     /// really holds.
     pub fn bytes(&self) -> u64 {
         (0..self.shape.seqs).map(|seq| self.bytes_of(seq)).sum()
@@ -192,9 +194,12 @@ impl KvCache {
     /// [`ErrorKind::Internal`] when something is cached: it was written with the old positions.
     pub fn begin(&mut self, positions: Positions) -> Result<()> {
         if !self.is_empty() {
-            return Err(Error::new(ErrorKind::Internal, "sequences side by side share how positions are counted")
-                .expected(format!("an empty cache, or {} positions", self.positions))
-                .found(format!("{positions} positions")));
+            return Err(Error::new(
+                ErrorKind::Internal,
+                "all sequences of a cache must count positions in the same way",
+            )
+            .expected(format!("an empty cache, or {} positions", self.positions))
+            .found(format!("{positions} positions")));
         }
         (self.positions, self.tracking) = (positions, Tracking::default());
         for layer in &mut self.layers {
@@ -220,10 +225,10 @@ impl KvCache {
     }
 
     /// Makes room for `extra` more slots in every layer of `seqs`. A layer's buffer is rebuilt as a whole. So if one
-    /// of several sequences is short of room all of them grow, to half a growth of free slots beyond `extra`.
+    /// of several sequences is short of room, all of them grow, by `extra` and half a growth step of free slots.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`] when a layer's buffer would exceed what the device can bind. Nothing is changed then.
+    /// [`ErrorKind::Device`] when a layer's buffer would exceed what the device can bind. Then nothing is changed.
     pub fn reserve(&mut self, seqs: &[usize], extra: usize) -> Result<()> {
         let fits = |l: &Layer| seqs.iter().all(|seq| l.regions[*seq].len + extra <= l.regions[*seq].cap);
         if self.layers.iter().all(fits) {
@@ -239,19 +244,19 @@ impl KvCache {
         self.rebuild(&updates)
     }
 
-    /// Evicts every slot of `seq` that `keep` does not name: the pruning. Capacities follow the kept slots plus
-    /// `room`, and memory that becomes free goes back to the driver.
+    /// Evicts every slot of `seq` that `keep` does not name. Capacities become the kept slots plus `room`, rounded
+    /// up, and freed memory goes back to the driver.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`] when a layer's buffer would exceed what the device can bind. Nothing is changed then.
+    /// [`ErrorKind::Device`] when a layer's buffer would exceed what the device can bind. Then nothing is changed.
     pub fn keep(&mut self, seq: usize, keep: &dyn KeepSets, room: usize) -> Result<()> {
         self.keep_each(&[RegionUpdate { seq, keep, room }])
     }
 
-    /// As [`keep`](Self::keep), for several sequences at the cost of one.
+    /// [`keep`](Self::keep) for several sequences, at the cost of one.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`] when a layer's buffer would exceed what the device can bind. Nothing is changed then.
+    /// [`ErrorKind::Device`] when a layer's buffer would exceed what the device can bind. Then nothing is changed.
     pub fn keep_each(&mut self, updates: &[RegionUpdate<'_>]) -> Result<()> {
         self.rebuild(updates)?;
         for update in updates {
@@ -316,7 +321,7 @@ impl KvCache {
                     let kept = sets[0].len();
                     (kept, self.capacity_for(kept + room), if shared { 0 } else { kept })
                 }
-                // Sequences without an update move as they are.
+                // Sequences without an update are moved unchanged.
                 None => {
                     kept_slots.extend(0..region.len as u32);
                     (region.len, region.cap, 0)
@@ -345,8 +350,9 @@ impl KvCache {
         layer.regions = regions;
     }
 
-    /// Advances lengths and position of `seq`, here and on the device, after the host forwarded `n` of its tokens.
-    /// `token` is the pending token from now on: it is written as well.
+    /// Advances the lengths and the position of `seq`, here and on the device, after `n` of its tokens were
+    /// forwarded.
+    /// Also writes `token`, which is the pending token from now on.
     pub fn advance(&mut self, seq: usize, n: usize, token: u32) {
         self.state.mirrors[seq].position.0 += n as u32;
         for layer in &mut self.layers {
@@ -356,13 +362,13 @@ impl KvCache {
         self.write_tables();
     }
 
-    /// What [`rollback`](Self::rollback) goes back to.
+    /// The lengths and the position that [`rollback`](Self::rollback) restores.
     pub fn checkpoint(&self, seq: usize) -> Checkpoint {
         Checkpoint { seq, lens: self.lens(seq), position: self.state.mirrors[seq].position }
     }
 
-    /// Forgets what was appended since `checkpoint`: restores lengths and position. Slots beyond a length are never
-    /// read. `token` is the pending token, or any value where there is none.
+    /// Removes what was appended since `checkpoint`, by restoring the lengths and the position. Slots beyond a length
+    /// are never read. `token` is the pending token, or any value where there is none.
     pub fn rollback(&mut self, checkpoint: &Checkpoint, token: u32) {
         let seq = checkpoint.seq;
         for (layer, len) in self.layers.iter_mut().zip(&checkpoint.lens) {
@@ -377,7 +383,7 @@ impl KvCache {
     /// Empties `seq` for a new prompt and gives its memory back.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`] when a layer's buffer would exceed what the device can bind (it becomes smaller).
+    /// Those of [`keep`](Self::keep). They are not expected, since the buffers become smaller.
     pub fn clear(&mut self, seq: usize) -> Result<()> {
         self.state.mirrors[seq] = SeqMirror::EMPTY;
         if self.layers.iter().any(|l| l.regions[seq].cap > 0) {
@@ -416,7 +422,7 @@ impl KvCache {
     }
 
     /// Writes the words of a sequence's header that configure the sampler.
-    pub(crate) fn write_sampler(&mut self, seq: usize, settings: &[u32; kernels::state::SEQ - kernels::state::MISSED]) {
+    pub(crate) fn write_sampler(&mut self, seq: usize, settings: SamplerHeader) {
         self.state.write_sampler(seq, settings);
     }
 
@@ -435,7 +441,7 @@ impl KvCache {
         }
     }
 
-    /// Starts reading the state. The copy is taken now: what is launched later does not show in it.
+    /// Starts reading the state. The copy is taken now: it does not contain what is launched later.
     /// [`ids`](Self::ids) finds the sampled ids in the copy.
     pub fn read_state(&self) -> Readback {
         self.state.read()
@@ -452,16 +458,16 @@ impl KvCache {
         self.raw_ids(copy, seq, from, to).map(|id| self.checked_id(id)).collect()
     }
 
-    /// As [`ids`](Self::ids), but gives [`BROKEN`](kernels::state::BROKEN) for a step whose logits were not finite.
-    /// For readers that use only some of the steps.
+    /// The same ids as [`ids`](Self::ids), with [`BROKEN`](kernels::state::BROKEN) for a step whose logits were not
+    /// finite, for callers that use only some of the steps.
     pub fn raw_ids<'w>(&self, copy: &'w [u32], seq: usize, from: u32, to: u32) -> impl Iterator<Item = u32> + use<'w> {
         self.state.ring_ids(copy, seq, from, to)
     }
 
-    /// `id`, unless it is the mark of logits that were not finite.
+    /// Returns `id`, unless it is [`BROKEN`](kernels::state::BROKEN), the mark of logits that were not finite.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`] if it is.
+    /// [`ErrorKind::Device`] for that mark.
     pub fn checked_id(&self, id: u32) -> Result<u32> {
         match id {
             kernels::state::BROKEN => Err(Error::new(ErrorKind::Device, "the logits are not finite")

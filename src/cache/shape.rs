@@ -1,4 +1,4 @@
-//! The sizes of a cache.
+//! The sizes of a KV cache, and the bytes that follow from them.
 use crate::device::DeviceInfo;
 use crate::dtype::Dtype;
 use crate::kernels::{MOST_ROWS, state};
@@ -7,7 +7,7 @@ use crate::{Error, ErrorKind, Result};
 
 use super::RING;
 
-/// The sizes of a cache.
+/// The sizes of a KV cache.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CacheShape {
     /// Decoder layers, each with a buffer of its own.
@@ -18,7 +18,7 @@ pub struct CacheShape {
     pub head_dim: usize,
     /// Element type of the stored keys and values: `F32` or `F16`.
     pub dtype: Dtype,
-    /// Sequences that run side by side at most.
+    /// The most sequences that run side by side.
     pub seqs: usize,
     /// Capacities are rounded up to a multiple of this many slots.
     pub growth: usize,
@@ -79,8 +79,8 @@ impl CacheShape {
         u64::try_from(slots.checked_mul(self.layers)?.checked_mul(self.slot_bytes())?).ok()
     }
 
-    /// Whether a cache of this many sequences can begin on a device. Whether it can grow as far as the sequences need
-    /// is checked when it grows.
+    /// Checks that the state of this many sequences fits on a device. Whether the buffers can grow as far as the
+    /// sequences need is checked when they grow.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] when the state of all sequences exceeds the largest buffer.

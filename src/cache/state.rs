@@ -27,13 +27,13 @@ pub struct SeqMirror {
     pub position: Position,
     /// Tokens sampled so far.
     pub step: u32,
-    /// The position at the last gather. With compact positions, keys written since then stand where they were
+    /// The position at the last gather. With compact positions, keys written since then are still where they were
     /// written.
     pub position_at_last_gather: Position,
 }
 
 impl SeqMirror {
-    /// A sequence of which nothing was forwarded.
+    /// A sequence that has forwarded nothing.
     pub(super) const EMPTY: Self = Self { position: Position(0), step: 0, position_at_last_gather: Position(0) };
 }
 
@@ -59,12 +59,12 @@ impl DeviceState {
         }
     }
 
-    /// The tensor, for kernels that read it.
+    /// The state tensor, for kernels that read it.
     pub fn tensor(&self) -> &Tensor<1, Int> {
         &self.tensor
     }
 
-    /// The tensor, for the kernel that writes it.
+    /// The state tensor, for the kernel that writes it.
     pub fn tensor_mut(&mut self) -> &mut InPlace<Tensor<1, Int>> {
         &mut self.tensor
     }
@@ -117,15 +117,16 @@ impl DeviceState {
     }
 
     /// Writes the part of a header that configures the sampler.
-    pub fn write_sampler(&mut self, seq: usize, settings: &[u32; state::SEQ - state::MISSED]) {
-        self.write(seq * state::SEQ + state::MISSED, settings.to_vec());
+    pub fn write_sampler(&mut self, seq: usize, settings: state::SamplerHeader) {
+        self.write(seq * state::SEQ + state::MISSED, settings.words().to_vec());
     }
 
     fn write(&mut self, offset: usize, words: Vec<u32>) {
         self.tensor.update(|tensor| ((), memory::write_u32(tensor, offset, words)));
     }
 
-    /// Follows the `sample` kernel: each of `seqs` has one sampled token more and has moved by `advance` positions.
+    /// Repeats in the mirror what the `sample` kernel did: each of `seqs` has sampled one more token and moved by
+    /// `advance` positions.
     pub fn mirror_sample(&mut self, seqs: &[usize], advance: usize) {
         for &seq in seqs {
             self.mirrors[seq].position.0 += advance as u32;
@@ -133,12 +134,12 @@ impl DeviceState {
         }
     }
 
-    /// Starts reading the state. The copy is taken now; what is launched later does not show in it.
+    /// Starts reading the state. The copy is taken now; it does not contain what is launched later.
     pub fn read(&self) -> Readback {
         readback::read_u32(&[&*self.tensor])
     }
 
-    /// The ids that `seq` sampled at steps `from .. to`, out of a copy of the state.
+    /// The ids that `seq` sampled at steps `from .. to`, from a copy of the state.
     ///
     /// # Panics
     /// When the ring no longer holds all of them: more than [`RING`] steps.

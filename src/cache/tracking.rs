@@ -1,4 +1,4 @@
-//! What is kept up to date beside keys and values, for policies that look back: running sums of attention and the
+//! What is tracked besides keys and values, for policies that need past attention: running sums of attention and the
 //! latest queries.
 use burn::tensor::{Device, Int, Tensor};
 
@@ -7,13 +7,13 @@ use crate::kernels::{self, AttentionSumsSpec, GatherSpec, InPlace, QueryRingSpec
 use crate::policy::Positions;
 use crate::{Error, ErrorKind, Result};
 
-/// Queries that are tracked for each sequence. No policy looks through more.
+/// Queries that are tracked for each sequence. No policy needs more.
 pub const OBSERVED: usize = 32;
 
-/// What is tracked. The tokens of a probe leave no trace in it.
+/// What is tracked. The tokens of a probe are not counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tracking {
-    /// The attention that each slot has had from all queries, per KV head.
+    /// The attention that each slot has received from all queries, for each KV head.
     pub sums: bool,
     /// The latest [`OBSERVED`] queries.
     pub queries: bool,
@@ -40,8 +40,8 @@ impl Tracked {
         out_words: usize,
     ) {
         let Some(sums) = &mut self.sums else { return };
-        // A slot has one word here for each KV head, where keys and values have two rows: bases (entries 0 and 2 of a
-        // move) are half.
+        // A slot has one word here for each KV head, where the cache has two rows: the bases (entries 0 and 2 of a
+        // move) are therefore halved.
         let halved = |(i, v): (usize, &u32)| if matches!(i % MOVE, 0 | 2) { v / 2 } else { *v };
         let moves = kernels::u32_tensor(moves.iter().enumerate().map(halved).collect(), device);
         let spec = GatherSpec { row_words: 1, planes: kv_heads, out_words, ..spec };
@@ -50,8 +50,9 @@ impl Tracked {
 }
 
 impl KvCache {
-    /// Adds to what is tracked. It applies to all sequences until the next [`begin`](Self::begin), and must be called
-    /// for a sequence before its first token. `query_cols`: values of a token's queries, all heads together.
+    /// Adds to what is tracked. The setting applies to all sequences until the next [`begin`](Self::begin); it must
+    /// be made before the first token of a sequence that needs it. `query_cols`: values of a token's queries, all
+    /// heads together.
     pub fn track(&mut self, tracking: Tracking, query_cols: usize) {
         let rows = self.shape.seqs * OBSERVED;
         for layer in &mut self.layers {
@@ -95,8 +96,8 @@ impl KvCache {
         ring.update(|ring| ((), kernels::store_queries(q, self.state.tensor(), ring, spec)));
     }
 
-    /// How many of the `most` latest queries of `seq` can be looked through. With compact positions only those since
-    /// the last gather: earlier queries were rotated for slots that have moved.
+    /// How many of the `most` latest queries of `seq` can be used. With compact positions these are only the queries
+    /// since the last gather: earlier ones were rotated for slots that have moved.
     pub fn observable(&self, seq: usize, most: usize) -> usize {
         let mirror = self.sequence(seq);
         let since = if self.positions == Positions::Compact { mirror.position_at_last_gather.0 } else { 0 };
@@ -109,7 +110,7 @@ impl KvCache {
     /// [`ErrorKind::Internal`] when queries are not tracked, and for `n` of 0.
     pub(crate) fn latest_queries(&self, layer: usize, n: usize) -> Result<Tensor<2>> {
         let ring = self.layers[layer].tracked.queries.as_ref().filter(|_| n > 0);
-        let ring = ring.ok_or_else(|| Error::new(ErrorKind::Internal, "no queries are tracked to look through"))?;
+        let ring = ring.ok_or_else(|| Error::new(ErrorKind::Internal, "the cache does not track queries"))?;
         let spec = QueryRingSpec {
             n,
             cols: ring.dims()[1],
@@ -128,7 +129,7 @@ impl KvCache {
     pub fn sums(&self, layer: usize, seq: usize) -> Result<Tensor<1, Int>> {
         let layer = &self.layers[layer];
         let sums = layer.tracked.sums.as_ref();
-        let sums = sums.ok_or_else(|| Error::new(ErrorKind::Internal, "no sums of attention are tracked"))?;
+        let sums = sums.ok_or_else(|| Error::new(ErrorKind::Internal, "the cache does not track sums of attention"))?;
         let Region { base, cap, .. } = layer.regions[seq];
         Ok(memory::slice(sums, base / 2, self.shape.kv_heads * cap))
     }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use secateur::Dtype;
 use secateur::device::ComputeDevice;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Resolved};
-use secateur::trace::AttentionDetail;
+use secateur::settings::AttentionDetail;
 use secateur::{Error, ErrorKind, Result, builtin, file};
 use serde::Serialize;
 use web_time::Instant;

@@ -1,4 +1,4 @@
-//! Who goes next: requests that run side by side, and the turns of their loop.
+//! The scheduler: requests that run side by side, and the turns of the loop that serves them.
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -66,7 +66,7 @@ struct Due<'s> {
     pending: u32,
 }
 
-/// A copy of the device's state on its way.
+/// A copy of the device's state that is being read.
 struct PendingIds {
     /// The sequences that had sampled any token when the copy was taken.
     sampled: Vec<Sampled>,
@@ -111,7 +111,7 @@ fn with_room<'s>(runner: &mut Runner, mut rows: Vec<Running<'s>>, extra: usize) 
         let Some(longest) = longest else { break };
         let Running { place, sequence } = rows.remove(longest);
         sequence.fail(e);
-        // A cache that becomes smaller exceeds no limit.
+        // A cache that becomes smaller cannot exceed a limit.
         runner.clear(place).ok();
     }
     rows
@@ -123,7 +123,7 @@ impl<'e> Batch<'e> {
         Self { prepared, runner, stop, requests: 0, waiting: VecDeque::new(), places, reads: VecDeque::new() }
     }
 
-    /// Takes a request on. It runs as soon as a place is free. Returns its number, counted from 0.
+    /// Adds a request, which runs as soon as a place is free. Returns its number, counted from 0.
     ///
     /// # Errors
     /// A prompt that is empty or longer than the context, a policy that cannot run with this model or budget.
@@ -133,7 +133,7 @@ impl<'e> Batch<'e> {
         Ok(self.requests - 1)
     }
 
-    /// Ends a request after the steps under way. What was generated until then is its result.
+    /// Ends a request after the steps that are already under way. Its result is what was generated until then.
     pub fn cancel(&mut self, request: usize) {
         self.waiting.iter_mut().chain(self.places.sequences()).filter(|s| s.id == request).for_each(Sequence::cancel);
     }
@@ -171,9 +171,9 @@ impl<'e> Batch<'e> {
         self.retire()
     }
 
-    /// Gives free places to waiting requests, and looks for a stop. Sequences side by side share how positions are
-    /// counted. A request that wants it otherwise waits until the running ones are done, and so do the requests
-    /// behind it.
+    /// Gives free places to waiting requests, and checks the stop flag. Sequences that run side by side count
+    /// positions in the same way. A request with another way waits until the running ones have ended, and so do the
+    /// requests behind it.
     fn admit(&mut self, on: &mut OnEvent<'_>) {
         for place in 0..self.places.0.len() {
             if self.places.0[place].is_some() {
@@ -202,7 +202,7 @@ impl<'e> Batch<'e> {
     }
 
     /// Forwards a chunk of the oldest unfinished prompt, and samples the first token after the last chunk. Every
-    /// chunk is waited for like a token, so that a stop takes effect within one chunk.
+    /// chunk is awaited like a token, so that a stop takes effect within one chunk.
     fn prefill(&mut self) {
         let prefilling = self.places.running().filter(|r| r.sequence.prefilling());
         let Some(Running { place, sequence }) = prefilling.min_by_key(|r| r.sequence.id) else { return };
@@ -215,9 +215,9 @@ impl<'e> Batch<'e> {
         self.start_read();
     }
 
-    /// Decode steps for all sequences that have room, in bursts of [`LAG`] between two reads. Rows drop out as the
-    /// room of their sequences ends. While a prompt is being forwarded there is one step in a turn, so that a long
-    /// prompt does not stop the others.
+    /// Decode steps for all sequences that have room, in bursts of [`LAG`] between two reads. A sequence drops out
+    /// when it has no room left. While a prompt is being forwarded, a turn has one decode step, so that a long prompt
+    /// does not stall the others.
     fn decode(&mut self) -> Result<()> {
         let prefilling = self.places.sequences().any(|s| s.prefilling());
         loop {
@@ -240,7 +240,7 @@ impl<'e> Batch<'e> {
         }
     }
 
-    /// Waits for the oldest read and takes in its tokens. Goes on while more than one read is under way.
+    /// Waits for the oldest read and adds its tokens. Repeats this while more than one read is under way.
     async fn read(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
         while let Some(PendingIds { sampled, state }) = self.reads.pop_front() {
             let state = state.finish().await?;
@@ -266,8 +266,8 @@ impl<'e> Batch<'e> {
         Ok(())
     }
 
-    /// Hold, measure, plan, keep and resume, for all sequences that are due. Their text is known by now. The steps of
-    /// the other sequences wait on the device only, behind the probes.
+    /// Prunes all sequences that are due: hold, measure, plan, keep, resume. Their text is known by now. The steps of
+    /// the other sequences wait only on the device, behind the probes.
     async fn prune(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
         let due = self.places.running().filter(|r| r.sequence.due().is_some()).collect();
         let mut due: Vec<Due<'_>> = with_room(self.runner, due, 1).into_iter().filter_map(Due::new).collect();
@@ -313,7 +313,7 @@ impl<'e> Batch<'e> {
         Ok(())
     }
 
-    /// Takes out the sequences that have ended, and gives their memory back.
+    /// Removes the sequences that have ended, and frees their memory.
     fn retire(&mut self) -> Vec<(usize, Result<RunResult>)> {
         let mut ended = Vec::new();
         for (place, slot) in self.places.0.iter_mut().enumerate() {
@@ -337,15 +337,15 @@ impl<'e> Batch<'e> {
     }
 }
 
-/// What is to be kept of the sequence in row `row` of a pruning, and the record of it.
+/// The plan for the sequence in row `row` of a pruning, and its record.
 struct Planned {
     row: usize,
     plan: KeepPlan,
     record: trace::Probe,
 }
 
-/// Forwards the pending tokens as a decode step would. Their logits wait until the caches are pruned. Reads the
-/// attention of the pending tokens if a policy decides by it, as finely as the most demanding of them needs it.
+/// Forwards the pending tokens as a decode step would. Their logits wait until the caches are pruned. If a policy
+/// decides by the attention of the pending tokens, reads it as finely as the most demanding policy needs.
 fn hold(runner: &mut Runner, due: &mut [Due<'_>]) -> Result<PendingForward> {
     let readouts = due.iter().filter_map(|due| due.sequence.pruner.readout_of_pending());
     let readout = readouts.min_by_key(|reduce: &Reduce| *reduce as u32);
@@ -357,8 +357,8 @@ fn hold(runner: &mut Runner, due: &mut [Due<'_>]) -> Result<PendingForward> {
     Ok(held)
 }
 
-/// What the policies need, in the order of `due`: `None` for a sequence that failed. All are launched before the
-/// first is waited for.
+/// Measures what the policies need, in the order of `due`: `None` for a sequence that failed. All measurements are
+/// launched before the first is awaited.
 async fn measure(runner: &mut Runner, held: &PendingForward, due: &mut [Due<'_>]) -> Vec<Option<Measurements>> {
     let mut pending = Vec::new();
     for (row, Due { place, sequence, .. }) in due.iter_mut().enumerate() {
@@ -381,8 +381,8 @@ async fn measure(runner: &mut Runner, held: &PendingForward, due: &mut [Due<'_>]
     measured
 }
 
-/// Reads the attention of every query head, for traces that show it. A forward of its own, so that what the policy
-/// decides by is measured in the same way with and without it. A sequence whose heads cannot be read fails.
+/// Reads the attention of every query head, for traces that show it. This is a separate forward, so that the policy's
+/// measurement is the same whether or not the trace shows heads. A sequence whose heads cannot be read fails.
 async fn measure_heads(
     runner: &mut Runner,
     held: &PendingForward,
@@ -405,7 +405,7 @@ async fn measure_heads(
     }
 }
 
-/// Carries the plans out, on the device and in the ledgers.
+/// Carries out the plans, on the device and in the ledgers.
 fn keep(runner: &mut Runner, due: &mut [Due<'_>], plans: &[Planned]) {
     let evicting: Vec<&Planned> = plans.iter().filter(|planned| !planned.plan.keeps_all()).collect();
     let mut updates = Vec::new();
@@ -433,7 +433,8 @@ mod tests {
     use crate::dtype::Dtype;
     use crate::engine::{Engine, LoadOptions};
     use crate::model::decoder::{self, Decoder, Input};
-    use crate::trace::{AttentionDetail, StopReason};
+    use crate::settings::AttentionDetail;
+    use crate::trace::StopReason;
     use crate::weights::Weights;
 
     /// Attention allocates partial results for every sequence at the length of the longest. Too many are refused
@@ -478,8 +479,8 @@ mod tests {
         model.plan(Input::Pending(&[1]), &mut cache).expect("one fits");
     }
 
-    /// A sequence whose query heads cannot be read for the trace fails alone. (`tests/engine.rs` tests the same for
-    /// what the policy decides by.)
+    /// A sequence whose query heads cannot be read for the trace fails alone. (`tests/it/engine.rs` tests the same
+    /// for what the policy decides by.)
     #[test]
     fn heads_that_cannot_be_read_are_their_own_sequences_affair() {
         let load = LoadOptions { kv: Dtype::F32, context: Some(256), sequences: 3 };

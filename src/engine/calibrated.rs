@@ -1,9 +1,9 @@
 //! The choice of layers that lies beside a model, and whether it is for this model's weights.
 use std::sync::OnceLock;
 
-use crate::eval::calibrate::{Choice, FILE};
+use crate::calibration::{Choice, FILE};
 #[cfg(not(target_family = "wasm"))]
-use crate::eval::calibrate::{Hashed, choice_path};
+use crate::calibration::{Hashed, choice_path};
 use crate::policy::{Layers, Scope};
 use crate::settings::Settings;
 use crate::weights::{FINGERPRINT, ModelSource, Weights};
@@ -33,7 +33,7 @@ impl Calibrated {
         Self { source: source.clone(), choice, place, fingerprint: OnceLock::new() }
     }
 
-    /// Hashes the weights now if they are held in memory, and lets go of them: a browser has no room for them twice.
+    /// If the weights are held in memory, hashes them now and releases them: a browser has no room for a second copy.
     pub fn release_memory(&mut self) {
         if self.source.is_in_memory() {
             self.fingerprint.get_or_init(|| fingerprint(&self.source));
@@ -41,15 +41,15 @@ impl Calibrated {
         }
     }
 
-    /// Puts the chosen layers into `settings`, where the choice is for this policy and these weights. Returns what
-    /// there is to say.
+    /// Puts the chosen layers into `settings` if the choice was made for this policy and these weights. Returns a
+    /// note for people.
     ///
     /// # Errors
-    /// A file that is no choice, weights that cannot be read, layers that the model does not have.
+    /// If the file is not a choice, the weights cannot be read, or the model does not have the layers.
     pub fn apply(&self, settings: &mut Settings, layers: usize) -> Result<String> {
         let choice = self.choice.as_ref().map_err(Error::clone)?;
         let (place, made) = (&self.place, &choice.settings);
-        // What suits one policy says nothing about another, nor do layers about those of other weights.
+        // A choice for one policy says nothing about another, and a choice for other weights nothing about these.
         if made.run.policy != settings.policy {
             return Ok(format!(
                 "{place} was made for {}, not for {}: all layers vote",
@@ -89,7 +89,7 @@ impl Calibrated {
     }
 }
 
-/// The text of the choice beside a model, and where it lies.
+/// The text of the choice beside a model, and its place.
 fn read(source: &ModelSource) -> Result<Option<(String, String)>> {
     #[cfg(not(target_family = "wasm"))]
     if let Some(path) = choice_path(source) {

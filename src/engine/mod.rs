@@ -1,4 +1,4 @@
-//! The straight path, of any number of sequences side by side:
+//! The path of a request. Any number of sequences run side by side:
 //!
 //! ```text
 //! prompt → chat template → tokens → [ decoder graph → logits → sample → token ]* → text
@@ -8,15 +8,15 @@
 //!            → scores → steps → plan (which slots stay) → gather on the GPU → resume
 //! ```
 //!
-//! The rooms, in the order of the path:
+//! The modules, in the order of the path:
 //!
-//! - [`request`](Prompt): what is asked for;
+//! - [`Request`]: what a front-end asks for;
 //! - [`PreparedModel`]: a model without its weights, which turns a request into ids or refuses it;
-//! - [`Batch`]: who goes next. It has a place for each sequence that runs and a queue of those that wait. One turn of
-//!   its loop admits, forwards a chunk of a prompt, prunes the sequences that are due, decodes those that have room,
-//!   and reads ids;
+//! - [`Batch`]: the scheduler. It has a place for each running sequence and a queue of waiting requests. One turn of
+//!   its loop admits requests, forwards a chunk of a prompt, prunes the sequences that are due, decodes those that
+//!   have room, and reads ids;
 //! - [`Runner`]: the model and the cache together: prefill, decode, hold, probe, keep, resume;
-//! - `Pruner`: what is to be measured, and which slots stay;
+//! - `Pruner`: decides what is measured and which slots stay;
 //! - `Sequence`: the host's side of one request, up to its record in the [`trace`].
 //!
 //! [`Engine::run`] is a batch of one request.
@@ -56,7 +56,7 @@ pub const LAG: usize = 8;
 /// The cache's capacities are rounded up to a multiple of this many slots.
 pub const GROWTH: usize = 64;
 
-/// What is reported while a run goes on.
+/// What a run reports while it is under way.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -86,7 +86,7 @@ pub enum Event<'a> {
     },
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Debug, Clone)]
 pub struct RunResult {
     /// The generated text, special tokens left out; empty without a tokenizer.
@@ -95,21 +95,21 @@ pub struct RunResult {
     pub bytes: crate::device::DeviceBytes,
     /// Of them, bytes of the KV cache's buffers.
     pub kv_bytes: u64,
-    /// What the model wrote outside its thinking, without special tokens and without blank space around it; empty without a
-    /// tokenizer.
+    /// What the model wrote outside its thinking, without special tokens and without blank space around it; empty
+    /// without a tokenizer.
     pub answer: String,
     /// Whether the run ended while the model was still thinking, so that its answer is missing.
     pub thinking_unfinished: bool,
-    /// Everything else, and the whole story.
+    /// The record of the run: settings, tokens, probes and totals.
     pub trace: Trace,
-    /// The largest share of the probability a draw asked for that lay outside its
-    /// [candidates](crate::sampling::MOST_CANDIDATES): 0 unless top-k is off or longer than they are.
+    /// The largest share of the requested probability that lay outside the candidates of a draw. It is 0 unless top-k
+    /// is off or exceeds [`MOST_CANDIDATES`](crate::sampling::MOST_CANDIDATES).
     pub missed: f32,
-    /// What ended the run, if something failed after the first token.
+    /// The error that ended the run, if it failed after its first token.
     pub error: Option<Error>,
 }
 
-/// Event callback: is called with the number of the request and the event.
+/// Event callback. It is called with the number of the request and the event.
 pub type OnEvent<'a> = dyn FnMut(usize, Event<'_>) + 'a;
 
 /// A model on a device, ready to run prompts.
@@ -123,7 +123,7 @@ impl Engine {
     /// Loads a model onto `device`: [`PreparedModel::new`], then [`PreparedModel::load`].
     ///
     /// # Errors
-    /// What they refuse.
+    /// The errors of both.
     pub fn load(
         source: &ModelSource,
         name: impl Into<String>,
@@ -155,23 +155,23 @@ impl Engine {
         self.stop.clone()
     }
 
-    /// As [`PreparedModel::encode`].
+    /// Calls [`PreparedModel::encode`].
     ///
     /// # Errors
-    /// What it refuses.
+    /// The errors of that method.
     pub fn encode(&self, prompt: &Prompt) -> Result<(Vec<u32>, PromptThinking)> {
         self.prepared.encode(prompt)
     }
 
-    /// As [`PreparedModel::resolve`].
+    /// Calls [`PreparedModel::resolve`].
     ///
     /// # Errors
-    /// What it refuses.
+    /// The errors of that method.
     pub fn resolve(&self, request: &Request) -> Result<Resolved> {
         self.prepared.resolve(request)
     }
 
-    /// As [`PreparedModel::tokenizer`].
+    /// The tokenizer; see [`PreparedModel::tokenizer`].
     ///
     /// # Errors
     /// When the model has no tokenizer, or a malformed one.

@@ -31,7 +31,7 @@ impl PreparedModel {
     /// Reads everything but the weights. A missing tokenizer or chat template is an error only once text needs it.
     ///
     /// # Errors
-    /// What [`ModelConfig::load`], [`ModelConfig::context`] and [`CacheShape::new`] refuse.
+    /// The errors of [`ModelConfig::load`], [`ModelConfig::context`] and [`CacheShape::new`].
     pub fn new(source: &ModelSource, name: impl Into<String>, options: &LoadOptions) -> Result<Self> {
         let config = ModelConfig::load(source)?;
         let context = config.context(options.context)?;
@@ -41,11 +41,11 @@ impl PreparedModel {
         Ok(Self { name: name.into(), config, context, shape, tokenizer, template, suggestions, calibrated })
     }
 
-    /// Loads the weights onto `device`. `progress` is called with the parts that are loaded and the number of all
+    /// Loads the weights onto `device`. `progress` is called with the number of loaded parts and the number of all
     /// parts.
     ///
     /// # Errors
-    /// What [`check_device`](Self::check_device), [`Weights::open`] and [`Decoder::load`] refuse.
+    /// The errors of [`check_device`](Self::check_device), [`Weights::open`] and [`Decoder::load`].
     pub fn load(
         mut self,
         source: &ModelSource,
@@ -63,7 +63,7 @@ impl PreparedModel {
     /// Whether this model, context and number of sequences can run on `device`. Reads no weights.
     ///
     /// # Errors
-    /// What [`decoder::check_device`] and [`Runner::check`] refuse.
+    /// The errors of [`decoder::check_device`] and [`Runner::check`].
     pub fn check_device(&self, device: &ComputeDevice) -> Result<()> {
         Runner::check(self.config.vocab_size, &self.shape, device)?;
         decoder::check_device(&self.config, self.shape.seqs, self.context, device)
@@ -91,7 +91,7 @@ impl PreparedModel {
             ThinkingState::None => PromptThinking::NotOpened,
         };
         let rendered = |messages: &[Message], options: &RenderOptions| {
-            // The tokenizer first: where both are missing, advice to do without a template would not help.
+            // The tokenizer comes first: if both are missing, advice to go without a template would not help.
             let tokenizer = self.tokenizer()?;
             let rendered = self.template()?.render(messages, options)?;
             Ok((tokenizer.encode(&rendered.text)?, prompt_thinking(rendered.thinking)))
@@ -107,7 +107,7 @@ impl PreparedModel {
             Prompt::Raw(text) => (self.tokenizer()?.encode(text)?, prompt_thinking(crate::text::thinking_state(text))),
             Prompt::Ids(ids) => {
                 let thinking = match &self.tokenizer {
-                    // Thinking cannot be told from the answer, so all of it counts as thinking.
+                    // Thinking cannot be told from the answer, so everything counts as thinking.
                     Err(_) => PromptThinking::Open,
                     Ok(tokenizer) => {
                         let ThinkIds { open, close } = tokenizer.think_ids();
@@ -156,7 +156,7 @@ impl PreparedModel {
     /// tokens](crate::settings::MAX_NEW_TOKENS_THINKING).
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for a request without a prompt, and whatever [`check`](Self::check) refuses.
+    /// [`ErrorKind::Input`] for a request without a prompt, and the errors of [`check`](Self::check).
     pub fn resolve(&self, request: &Request) -> Result<Resolved> {
         let prompt = request.prompt()?.ok_or_else(|| {
             let e = Error::new(ErrorKind::Input, "this request has no prompt");
@@ -167,7 +167,7 @@ impl PreparedModel {
         Ok(Resolved { prompt, settings, notes })
     }
 
-    /// The settings of a request, which needs no prompt for that, and what a person should know about them.
+    /// The settings of a request, and notes about them for people. The request needs no prompt for this.
     ///
     /// # Errors
     /// As [`resolve`](Self::resolve).

@@ -1,28 +1,28 @@
-//! The decisions of one sequence's pruning: what is to be measured, and, once it is, which slots stay. The
-//! [`Runner`](super::Runner) measures and carries the plan out.
+//! Decides, for one sequence, what is measured for a pruning and which slots stay. The [`Runner`](super::Runner)
+//! takes the measurements and carries out the plan.
 use super::runner::{MeasureRequest, Measurements};
 use crate::cache::Tracking;
 use crate::kernels::Reduce;
 use crate::policy::scores::{Granularity, readout_granularity};
 use crate::policy::{CacheView, KeepPlan, Measured, Measurement, Normalise, Sets, Snapshot, ViewParts};
-use crate::settings::Settings;
-use crate::trace::{self, AttentionDetail, AttentionMap, Row};
+use crate::settings::{AttentionDetail, Settings};
+use crate::trace::{self, AttentionMap, Row};
 use crate::{Error, ErrorKind, Result};
 
 /// The pruning configuration of one sequence.
 #[derive(Debug)]
 pub struct Pruner {
-    /// How to prune. A policy with an observation window protects that as well as the window of the settings.
+    /// How to prune. The longer of its window and the policy's observation window is protected.
     pub settings: Settings,
     /// Which layers and heads share a kept set.
     pub sets: Sets,
 }
 
 impl Pruner {
-    /// Checks, before anything is computed, that the policy's settings fit each other and the model.
+    /// Checks, before anything is computed, that the settings fit each other and the model.
     ///
     /// # Errors
-    /// A budget that the policy does not accept; layers that the model or the scope does not have.
+    /// If the policy does not accept the budget, or the model or the scope does not have the layers.
     pub fn new(settings: Settings, sets: Sets) -> Result<Self> {
         settings.policy.accepts(settings.budget)?;
         settings.layers.check(sets.layers, sets.scope)?;
@@ -32,18 +32,19 @@ impl Pruner {
         Ok(Self { settings, sets })
     }
 
-    /// What must be kept up to date on the device for the policy.
+    /// What the cache must track for the policy.
     pub fn tracking(&self) -> Tracking {
         let needs = self.settings.policy.needs();
         Tracking { sums: needs == Measurement::Sums, queries: needs.queries() > 0 }
     }
 
-    /// What the forward of the pending token must read out, for a policy that decides by it.
+    /// The attention rows that the forward of the pending token must read out; `None` if the policy does not use
+    /// them.
     pub fn readout_of_pending(&self) -> Option<Reduce> {
         (self.settings.policy.needs() == Measurement::LastRow).then(|| self.reduce())
     }
 
-    /// What the attention kernel averages on the device, for the rows that the scope and the normalisation need.
+    /// How far the attention kernel averages rows on the device, given the scope and the normalisation.
     fn reduce(&self) -> Reduce {
         match readout_granularity(self.sets.scope, self.settings.normalise) {
             Granularity::QueryHead => Reduce::None,
@@ -57,7 +58,7 @@ impl Pruner {
         MeasureRequest { measurement: self.settings.policy.needs(), granularity: self.reduce(), probe_ids }
     }
 
-    /// Whether the trace is to show the probe's attention of every query head.
+    /// Whether the trace records the probe's attention for every query head.
     pub fn shows_heads(&self) -> bool {
         self.settings.attention == AttentionDetail::Heads && self.settings.policy.needs().probes()
     }
@@ -66,7 +67,7 @@ impl Pruner {
     /// bytes are still 0. `at_token`: tokens generated so far; `probe`: the index of this pruning in its sequence.
     ///
     /// # Errors
-    /// Scores that are not finite; what the policy refuses.
+    /// If a score is not finite, or the policy returns an error.
     pub fn plan(
         &self,
         snapshot: &Snapshot,
@@ -111,7 +112,7 @@ impl Pruner {
         Ok((plan, record))
     }
 
-    /// Each row with the view of the kept set whose slots it runs over. A KV head's query heads lie side by side.
+    /// Pairs each row with the view of the kept set whose slots it covers. The query heads of a KV head are adjacent.
     fn rows<'a>(&self, views: &'a [CacheView<'a>], measured: &'a Measured) -> Vec<Vec<Row<'a>>> {
         let of_layer = |(layer, rows): (usize, &'a Vec<Vec<f32>>)| {
             let view = |row: usize| &views[self.sets.of(layer, row * self.sets.kv_heads / rows.len())];

@@ -7,10 +7,9 @@ use crate::dtype::Dtype;
 use crate::model::config::GenerationDefaults;
 use crate::policy::{Budget, Full, Layers, Normalise, PolicyRef, Positions, Scope};
 use crate::sampling::{MOST_CANDIDATES, Sampling};
-use crate::settings::{self, Settings};
+use crate::settings::{self, AttentionDetail, Settings};
 use crate::steps::Boundaries;
 use crate::text::Message;
-use crate::trace::AttentionDetail;
 use crate::weights::Suggestions;
 use crate::{Error, ErrorKind, Result};
 
@@ -21,7 +20,7 @@ pub struct LoadOptions {
     pub kv: Dtype,
     /// Positions to load for; `None`: the model's own maximum, at most 32,768.
     pub context: Option<usize>,
-    /// Sequences that run side by side at most.
+    /// The most sequences that run side by side.
     pub sequences: usize,
 }
 
@@ -64,13 +63,13 @@ pub struct Request {
     pub messages: Option<Vec<Message>>,
     /// Token ids to continue. They need no tokenizer.
     pub ids: Option<Vec<u32>>,
-    /// What the model is told before the conversation.
+    /// The system prompt, which precedes the conversation.
     pub system: Option<String>,
     /// Whether `prompt` is taken as it is, without the chat template.
     pub raw: Option<bool>,
     /// Whether the model thinks before it answers, where its chat template has such a switch.
     pub think: Option<bool>,
-    /// Tokens to generate at most.
+    /// The most tokens to generate.
     pub max_new_tokens: Option<usize>,
     /// Whether generation goes on past the end-of-sequence tokens.
     pub ignore_eos: Option<bool>,
@@ -137,8 +136,8 @@ impl Request {
         serde_json::from_str(text).map_err(not_understood)
     }
 
-    /// This request with the fields that `options` gives in the place of its own. A prompt in `options`, in whichever
-    /// form, replaces the prompt; `greedy` there replaces the settings of a draw, and the other way round.
+    /// This request, with its fields replaced by those that `options` gives. A prompt in `options`, in whichever
+    /// form, replaces the prompt; `greedy` there replaces the settings of a draw, and vice versa.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] where a request has no JSON form, which is a bug.
@@ -164,7 +163,7 @@ impl Request {
         }
     }
 
-    /// What is to be continued; `None` for a request without a prompt, which only has settings.
+    /// The prompt to continue; `None` for a request that only has settings.
     ///
     /// # Errors
     /// [`ErrorKind::Input`] for an empty prompt, for two prompts, and for fields that exclude each other.
@@ -207,7 +206,7 @@ impl Request {
         self.system.as_ref().map(|text| Message::new("system", text.as_str()))
     }
 
-    /// Refuses what no model could run, before a model is looked for.
+    /// Refuses a request that no model could run, before a model is looked for.
     ///
     /// # Errors
     /// As [`PreparedModel::resolve`](super::PreparedModel::resolve), as far as it does not depend on the model.
@@ -215,12 +214,12 @@ impl Request {
         self.prompt()?;
         let (settings, _) = self.settings(&ModelAdvice::default())?;
         settings.policy.accepts(settings.budget)?;
-        // How many layers there are is not known yet; whether a list of them makes sense is.
+        // The number of layers is not known yet, but the form of a list can be checked.
         settings.layers.check(usize::MAX, settings.scope)
     }
 
-    /// The settings: what is given, else what the model advises, else the defaults. The layers are left to the caller
-    /// where the request does not give them.
+    /// The settings: those of the request, else the model's advice, else the defaults. If the request does not give
+    /// layers, they are left to the caller.
     pub(super) fn settings(&self, model: &ModelAdvice<'_>) -> Result<(Settings, Vec<String>)> {
         let default = Settings::default();
         let mut notes = Vec::new();
@@ -267,14 +266,14 @@ impl Request {
         Ok((settings, notes))
     }
 
-    /// What is given, in the place of what the model's authors recommend. A setting of a draw asks for a draw: where
-    /// the authors recommend none, its temperature is 1.
+    /// The sampling settings: those of the request in place of those that the model's authors recommend. A request
+    /// for top-k, top-p or min-p implies a draw: if the authors recommend greedy decoding, the temperature is then 1.
     fn sampling(&self, model: &ModelAdvice<'_>, notes: &mut Vec<String>) -> Result<Sampling> {
         let authors = model.generation.map_or(Sampling::GREEDY, Sampling::from_defaults);
         let greedy = self.greedy == Some(true);
         let draws = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
         if greedy && (draws || self.temperature.is_some_and(|t| t > 0.0)) {
-            return Err(Error::new(ErrorKind::Input, "greedy decoding has no settings of a draw")
+            return Err(Error::new(ErrorKind::Input, "greedy decoding excludes the settings of a random draw")
                 .at("`greedy`")
                 .help("leave out `temperature`, `top_k`, `top_p` and `min_p`, or `greedy`"));
         }
@@ -288,7 +287,7 @@ impl Request {
         sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
         sampling.top_k = match self.top_k {
             None => sampling.top_k,
-            // Other engines write -1 where none is wanted.
+            // Other engines write -1 for no limit.
             Some(-1) => 0,
             Some(k) => u32::try_from(k).map_err(|_| {
                 let e = Error::new(ErrorKind::Input, "a sampling setting is out of range").at("`top_k`");
@@ -301,7 +300,7 @@ impl Request {
         sampling.check()?;
         if sampling.top_k as usize > MOST_CANDIDATES && !sampling.is_greedy() {
             notes.push(format!(
-                "`top_k` is {}: the {MOST_CANDIDATES} most likely tokens are drawn from, which is the most there are",
+                "`top_k` is {}: only the {MOST_CANDIDATES} most likely tokens are considered, which is the maximum",
                 sampling.top_k
             ));
         }
@@ -309,7 +308,7 @@ impl Request {
         let unasked = !greedy && self.temperature.is_none() && model.generation.is_some_and(silent);
         if model.thinks && sampling.is_greedy() && unasked {
             notes.push(
-                "this model's files do not say how to sample, so it decodes greedily; the authors of models that think \
+                "this model's files do not say how to sample, so it decodes greedily; the authors of reasoning models \
                  advise against that: `temperature` 0.6 is common"
                     .into(),
             );
@@ -318,16 +317,17 @@ impl Request {
     }
 }
 
-/// What a model has to say about how it is run. Without one (the default) it has nothing to say.
+/// What a model contributes to the fields that a request leaves open. The default stands for an unknown model.
 #[derive(Clone, Copy, Default)]
 pub(super) struct ModelAdvice<'a> {
     /// What its authors recommend.
     pub generation: Option<&'a GenerationDefaults>,
-    /// What is known to suit it.
+    /// Settings that are known to suit it.
     pub suggestions: Option<Suggestions>,
-    /// Whether its tokenizer can tell that it thinks.
+    /// Whether its tokenizer has a `</think>`, by which thinking is recognised.
     pub thinks: bool,
-    /// Why the default policy has nothing to go by, if so. A policy that is asked for by name says so itself.
+    /// Why the default policy cannot prune this model, if it cannot. A policy that the request names reports this
+    /// itself.
     pub unprunable: Option<&'static str>,
 }
 
@@ -341,6 +341,7 @@ fn not_understood(error: serde_json::Error) -> Error {
 
 /// A random seed below 2^53, which JSON and JavaScript keep exactly.
 fn drawn_seed() -> Result<u64> {
-    let failed = |e| Error::new(ErrorKind::Io, "this machine gives no random numbers").found(e).help("give a `seed`");
+    let failed =
+        |e| Error::new(ErrorKind::Io, "the system's random number generator failed").found(e).help("give a `seed`");
     Ok(getrandom::u64().map_err(failed)? >> 11)
 }

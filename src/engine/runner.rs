@@ -1,7 +1,7 @@
 //! The model and the cache of its sequences together: prefill, decode, hold, probe, keep, resume.
 //!
 //! The methods are the steps of the path, in its order. They launch work on the device and return without waiting for
-//! it; only the awaits on what they read back wait. Sampled ids stay on the device and feed the next step.
+//! it; only awaiting a readback waits. Sampled ids stay on the device and feed the next step.
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -44,13 +44,13 @@ pub struct Runner {
 pub struct Admission<'a> {
     /// How the positions of kept keys are counted. Sequences side by side must agree.
     pub positions: Positions,
-    /// What its policy needs kept up to date.
+    /// What the cache tracks for its policy.
     pub tracking: Tracking,
     /// How its tokens are chosen.
     pub sampling: &'a Sampling,
-    /// What the sampler draws with.
+    /// Seed of the draws.
     pub seed: u64,
-    /// Its prompt: tokens that a repetition penalty counts as seen.
+    /// Its prompt, whose tokens a repetition penalty counts as seen.
     pub prompt: &'a [u32],
 }
 
@@ -64,10 +64,10 @@ pub struct PendingForward {
     logits: Tensor<2>,
 }
 
-/// What a policy asks to be measured of a sequence.
+/// What is to be measured of a sequence for its policy.
 #[derive(Debug, Clone, Copy)]
 pub struct MeasureRequest<'a> {
-    /// What it decides by.
+    /// What the policy decides by.
     pub measurement: Measurement,
     /// How far attention rows are averaged on the device.
     pub granularity: Reduce,
@@ -86,7 +86,7 @@ impl PendingRows {
     /// Waits for the rows.
     ///
     /// # Errors
-    /// A device that cannot be read.
+    /// If the device cannot be read.
     pub async fn finish(self) -> Result<Measured> {
         let rows: Vec<Vec<f32>> = self.read.await?.iter().map(|bytes| readback::as_f32(bytes)).collect();
         Measured::new(&rows, &self.slots)
@@ -100,12 +100,12 @@ pub struct PendingMeasurements {
     similarity: Option<PendingRows>,
 }
 
-/// What a policy needs measured, read from the device.
+/// The measurements for a policy, read from the device.
 #[derive(Debug, Default)]
 pub struct Measurements {
-    /// The attention that slots were given.
+    /// The attention that the slots received.
     pub attention: Option<Measured>,
-    /// How alike keys are to each other.
+    /// How similar the keys are to each other.
     pub similarity: Option<Measured>,
     /// For the trace: the probe's attention, a row for each query head.
     pub heads: Option<Measured>,
@@ -115,7 +115,7 @@ impl PendingMeasurements {
     /// Waits for the measurements.
     ///
     /// # Errors
-    /// A device that cannot be read.
+    /// If the device cannot be read.
     pub async fn finish(self) -> Result<Measurements> {
         let mut measured = Measurements::default();
         for (pending, out) in [(self.attention, &mut measured.attention), (self.similarity, &mut measured.similarity)] {
@@ -151,16 +151,16 @@ impl Runner {
         &self.model
     }
 
-    /// The cache, to look at.
+    /// The cache, for reading.
     pub fn cache(&self) -> &KvCache {
         &self.cache
     }
 
-    /// Empties `seq` and prepares it for a new prompt. `first`: no other sequence runs, so that how positions are
-    /// counted may change.
+    /// Empties `seq` and prepares it for a new prompt. `first`: no other sequence is running, so the way positions
+    /// are counted may change.
     ///
     /// # Errors
-    /// A cache beyond the device's limits; positions that sequences side by side do not share.
+    /// If the cache would exceed the device's limits, or the running sequences count positions in another way.
     pub fn admit(&mut self, seq: usize, first: bool, with: &Admission<'_>) -> Result<()> {
         self.cache.clear(seq)?;
         if first {
@@ -174,16 +174,16 @@ impl Runner {
     /// Makes room for `extra` more tokens of each of `seqs`.
     ///
     /// # Errors
-    /// A cache beyond the device's limits.
+    /// If the cache would exceed the device's limits.
     pub fn reserve(&mut self, seqs: &[usize], extra: usize) -> Result<()> {
         self.cache.reserve(seqs, extra)
     }
 
-    /// Forwards the next chunk of a prompt, of which `rest` is not forwarded yet, and samples the first token after
-    /// the last chunk. Returns the number of ids that were forwarded.
+    /// Forwards the next chunk of `rest`, the part of a prompt that was not forwarded yet. Samples the first token
+    /// after the last chunk. Returns the number of ids that were forwarded.
     ///
     /// # Errors
-    /// What [`Decoder::plan`] refuses.
+    /// The errors of [`Decoder::plan`].
     pub fn prefill(&mut self, seq: usize, rest: &[u32]) -> Result<usize> {
         self.cache.reserve(&[seq], rest.len())?;
         let ids = &rest[..rest.len().min(PREFILL_CHUNK)];
@@ -201,7 +201,7 @@ impl Runner {
     /// `steps` decode steps of all of `seqs`: forwards their pending tokens and samples the next ones.
     ///
     /// # Errors
-    /// What [`Decoder::plan`] refuses.
+    /// The errors of [`Decoder::plan`].
     pub fn decode(&mut self, seqs: &[usize], steps: usize) -> Result<()> {
         for _ in 0..steps {
             let plan = self.model.plan(Input::Pending(seqs), &mut self.cache)?;
@@ -213,10 +213,10 @@ impl Runner {
     }
 
     /// Forwards the pending tokens of `pending` (sequence, token) as a decode step does, but samples nothing: the
-    /// logits wait for [`resume`](Self::resume). Reads the attention of these tokens where `readout` says how.
+    /// logits wait for [`resume`](Self::resume). Reads the attention of these tokens if `readout` is given.
     ///
     /// # Errors
-    /// What [`Decoder::plan`] refuses.
+    /// The errors of [`Decoder::plan`].
     pub fn hold(&mut self, pending: &[(usize, u32)], readout: Option<Reduce>) -> Result<PendingForward> {
         let (seqs, tokens): (Vec<usize>, Vec<u32>) = pending.iter().copied().unzip();
         let plan = self.model.plan(Input::Pending(&seqs), &mut self.cache)?;
@@ -228,11 +228,11 @@ impl Runner {
         Ok(PendingForward { seqs, tokens, out, logits })
     }
 
-    /// Starts measuring what a policy needs, of the sequence in row `row` of `held`. A probe is forwarded, read and
-    /// rolled back. Nothing changes in the cache that is not put back.
+    /// Starts the measurements that `request` names, for the sequence in row `row` of `held`. A probe is forwarded,
+    /// read and rolled back. Afterwards the cache is as it was before.
     ///
     /// # Errors
-    /// What [`Decoder::plan`] refuses; what the policy needs and the cache does not track.
+    /// The errors of [`Decoder::plan`], and a measurement that the cache does not track.
     pub fn measure(
         &mut self,
         held: &PendingForward,
@@ -268,10 +268,10 @@ impl Runner {
     }
 
     /// Appends `ids` to the sequence in row `row` of `held`, forwards them once, reads the attention of the last of
-    /// them where `readout` says how, and rolls back.
+    /// them if `readout` is given, and rolls back.
     ///
     /// # Errors
-    /// What [`Decoder::plan`] refuses.
+    /// The errors of [`Decoder::plan`].
     pub fn probe(
         &mut self,
         held: &PendingForward,
@@ -288,8 +288,8 @@ impl Runner {
         Ok(rows)
     }
 
-    /// Evicts the slots that the updates do not name, together where there is room for all new buffers at once, else
-    /// one sequence after the other. Returns what became of each update.
+    /// Evicts the slots that the updates do not name: all at once if the device has room for all new buffers, else
+    /// one sequence after the other. Returns the result of each update.
     pub fn keep(&mut self, updates: &[RegionUpdate<'_>]) -> Vec<Result<()>> {
         if updates.is_empty() || self.cache.keep_each(updates).is_ok() {
             return updates.iter().map(|_| Ok(())).collect();
@@ -305,12 +305,12 @@ impl Runner {
     /// Empties `seq` and gives its memory back.
     ///
     /// # Errors
-    /// A cache beyond the device's limits.
+    /// If the cache would exceed the device's limits.
     pub fn clear(&mut self, seq: usize) -> Result<()> {
         self.cache.clear(seq)
     }
 
-    /// Starts reading the state of all sequences. The copy is taken now: what is launched later does not show in it.
+    /// Starts reading the state of all sequences. The copy is taken now: it does not contain what is launched later.
     pub fn read(&self) -> PendingState {
         PendingState(self.cache.read_state())
     }
@@ -323,7 +323,7 @@ impl PendingState {
     /// Waits for the u32 words of the state; [`KvCache::ids`] and [`Sampler::missed`] read them.
     ///
     /// # Errors
-    /// A device that cannot be read.
+    /// If the device cannot be read.
     pub async fn finish(self) -> Result<Vec<u32>> {
         Ok(self.0.await?.first().map(|bytes| readback::as_u32(bytes)).unwrap_or_default())
     }

@@ -1,5 +1,5 @@
-//! The host's side of one sequence: the request, what is known of the sequence so far, and its result. No tensors
-//! here.
+//! The host's side of one sequence: the request, what is known of the sequence so far, and its result. It holds no
+//! tensors.
 use std::collections::HashSet;
 
 use web_time::Instant;
@@ -67,7 +67,7 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    /// Checks a request: what can be refused before anything is computed is refused here.
+    /// Checks a request. Everything that can be refused before anything is computed is refused here.
     pub fn new(
         id: usize,
         prompt: Vec<u32>,
@@ -153,7 +153,8 @@ impl Sequence {
         self.issued == self.tokens.len()
     }
 
-    /// The most tokens it may generate: one more can be sampled as long as its predecessor can be forwarded.
+    /// The most tokens that the sequence may generate. A token can be sampled as long as its predecessor can be
+    /// forwarded.
     fn limit(&self) -> usize {
         self.settings().max_new_tokens.min((self.tokens.len() + self.context + 1).saturating_sub(self.reached()))
     }
@@ -166,9 +167,9 @@ impl Sequence {
         }
     }
 
-    /// Decode steps that may be issued now: never past a token after which a probe may be due, because the text must
-    /// be known there, and at most two bursts ahead of what was read. None before the first token is read, which ends
-    /// the measured time of the prefill.
+    /// Decode steps that may be issued now. They never go past a token after which a probe may be due, because the
+    /// text must be known there, and they run at most two bursts ahead of what was read. Before the first token is
+    /// read there are none, because that read ends the measured time of the prefill.
     pub fn room(&self) -> usize {
         let read = self.tokens.len();
         if self.ended.is_some() || self.cancelled || self.probe_after.is_some() || read == 0 {
@@ -210,7 +211,8 @@ impl Sequence {
         }
     }
 
-    /// Takes in a token that was read: its text, its role, the clock of the probes, a stop.
+    /// Adds a token that was read: its text and its role. Advances the probe clock, and ends the sequence at a stop
+    /// token.
     pub fn take_in(&mut self, id: u32, on: &mut dyn FnMut(usize, Event<'_>)) -> Result<()> {
         self.first_token.get_or_insert_with(Instant::now);
         let stop = self.eos.contains(&id) && !self.settings().ignore_eos;
@@ -256,7 +258,7 @@ impl Sequence {
         self.settings().policy.evicts()
     }
 
-    /// Which slots stay, and the record of the pruning.
+    /// Plans a pruning: which slots stay. Also returns the record of it.
     pub fn plan(&self, measured: &Measurements) -> Result<(KeepPlan, trace::Probe)> {
         let mut snapshot = self.ledger.snapshot();
         if self.tokenizer.is_none() {
@@ -295,12 +297,16 @@ impl Sequence {
     /// part of it.
     ///
     /// # Errors
-    /// The error of a sequence that failed before its first token.
+    /// The error of a sequence that failed before its first token. [`ErrorKind::Internal`] if the sequence has not
+    /// ended.
     pub fn finish(mut self, model: &str, device: &ComputeDevice, cache: &KvCache, place: usize) -> Result<RunResult> {
         match self.error {
             Some(error) if self.tokens.is_empty() => return Err(error),
             _ => {}
         }
+        let Some(stop_reason) = self.ended else {
+            return Err(Error::new(ErrorKind::Internal, "a sequence was finished before it had ended"));
+        };
         let first_token = self.first_token.unwrap_or_else(Instant::now);
         self.totals.prefill_us = (first_token - self.began).as_micros() as u64;
         self.totals.decode_us = (first_token.elapsed().as_micros() as u64).saturating_sub(self.totals.probe_us);
@@ -325,14 +331,14 @@ impl Sequence {
             model: model.into(),
             device: device.info.line(),
             settings: self.pruner.settings,
-            // Only for people to read: a prompt that cannot be decoded must not lose the trace.
+            // This text is only for people to read, so a prompt that cannot be decoded must not cost the trace.
             prompt_text: self.tokenizer.as_ref().and_then(|t| t.decode(&self.prompt, false).ok()),
             slot_bytes: Some(cache.shape().token_bytes()),
             prompt_ids: self.prompt,
             step_boundaries: self.tokenizer.is_some().then(|| BoundaryCounts::new(&steps)),
             tokens: self.tokens,
             probes: self.probes,
-            stop_reason: self.ended.unwrap_or(StopReason::Cancelled),
+            stop_reason,
             totals: self.totals,
         };
         Ok(RunResult {

@@ -2,9 +2,9 @@
 //! on the questions of a development split. All are tried at the same budget: `tokens:N` gives each the same memory,
 //! and `ratio:R` gives memory in proportion to how long a run thinks.
 //!
-//! That a choice helps on other questions must be shown on another split. The best of many sets looks better than it
-//! is, and with few questions a difference of one or two right answers means nothing. Every set is therefore compared
-//! with all layers on the same questions ([`Paired`]), and a choice records the result.
+//! Whether a choice helps on other questions must be shown on another split. The best of many sets looks better than
+//! it is, and with few questions a difference of one or two right answers means nothing. Every set is therefore
+//! compared with all layers on the same questions ([`Paired`]), and a choice records the result.
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -19,16 +19,13 @@ use crate::engine::{Engine, Event, Prompt};
 use crate::policy::{Full, Layers};
 use crate::settings::Settings;
 use crate::trace::StopReason;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, Result};
 
+pub use crate::calibration::{Choice, Conditions, FILE, Row, VERSION};
 #[cfg(not(target_family = "wasm"))]
-pub use super::hashed::{Hashed, choice_path};
+pub use crate::calibration::{Hashed, choice_path};
 
-/// Name of the file that holds a choice, beside the model.
-pub const FILE: &str = "secateur.json";
-/// The version this code writes and reads.
-pub const VERSION: u32 = 3;
-/// A choice is told from all layers below this [corrected](Choice::corrected_p) probability.
+/// A choice counts as better than all layers if its [corrected](Choice::corrected_p) probability is below this level.
 pub const LEVEL: f64 = 0.05;
 
 const FULL: &str = "full cache";
@@ -59,47 +56,6 @@ impl FromStr for Arm {
     }
 }
 
-/// Everything that must be equal for two answers to be comparable, and for an interrupted calibration to be resumed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Conditions {
-    /// Version of secateur.
-    pub secateur: String,
-    /// Name of the model.
-    pub model: String,
-    /// [`Weights::fingerprint`](crate::weights::Weights::fingerprint) of it.
-    pub weights: String,
-    /// The device, as people read it.
-    pub device: String,
-    /// Element type of the KV cache.
-    pub kv: String,
-    /// Positions, if limited.
-    pub context: Option<usize>,
-    /// Sequences side by side. Beyond eight, sums are taken in another order: see [`Batch`](crate::engine::Batch).
-    pub sequences: usize,
-    /// How each question is generated and pruned; the layers are those of each [`Arm`].
-    #[serde(flatten)]
-    pub run: Settings,
-    /// Questions.
-    pub questions: usize,
-    /// [`hash`] of the questions and answers, in hexadecimal digits.
-    pub questions_hash: String,
-}
-
-impl Conditions {
-    /// The fields that differ: name, value here, value there.
-    pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
-        let fields = |settings: &Self| match serde_json::to_value(settings) {
-            Ok(serde_json::Value::Object(map)) => map,
-            _ => serde_json::Map::new(),
-        };
-        let (here, there) = (fields(self), fields(other));
-        here.iter()
-            .filter(|(name, value)| there.get(*name) != Some(value))
-            .map(|(name, value)| (name.clone(), value.to_string(), there[name].to_string()))
-            .collect()
-    }
-}
-
 /// The BLAKE3 hash of the questions and answers, in hexadecimal digits.
 pub fn hash(problems: &[Problem]) -> String {
     let mut hasher = blake3::Hasher::new();
@@ -116,9 +72,9 @@ pub struct Trial {
     pub layers: String,
     /// Index of the question.
     pub problem: usize,
-    /// The answer was right.
+    /// Whether the answer was right.
     pub correct: bool,
-    /// It hit the limit on new tokens, or the context.
+    /// Whether the run hit the limit on new tokens or the end of the context.
     pub truncated: bool,
     /// Most slots at any time.
     pub peak_cached: usize,
@@ -126,86 +82,14 @@ pub struct Trial {
     pub evicted: usize,
 }
 
-/// The result of a set of layers.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Row {
-    /// As in [`Trial`].
-    pub layers: String,
-    /// Right answers.
-    pub correct: usize,
-    /// Questions that it got right and all layers wrong.
-    pub gained: usize,
-    /// Questions that it got wrong and all layers right.
-    pub lost: usize,
-    /// Questions that hit the limit on new tokens.
-    pub truncated: usize,
-    /// Mean over the questions of the most slots at any time.
-    pub peak_cached: f64,
-}
-
-/// The choice of layers and the results that it rests on: the contents of the file beside the model.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Choice {
-    /// [`VERSION`].
-    pub version: u32,
-    /// The layers to use.
-    pub layers: String,
-    /// Whether they answer more questions than all layers do, by more than the best of so many sets would by chance:
-    /// whether [`corrected_p`](Self::corrected_p) is below [`LEVEL`].
-    pub distinguishable: bool,
-    /// What it was made with.
-    pub settings: Conditions,
-    /// Questions of which all layers evicted something. The others say nothing about layers.
-    pub pruned: usize,
-    /// Without eviction.
-    pub full: Row,
-    /// Every set that was tried, best first.
-    pub rows: Vec<Row>,
-}
-
+/// The statistics of a choice against all layers.
 impl Choice {
-    /// Reads a choice.
-    ///
-    /// # Errors
-    /// For text that is none, or of another version.
-    pub fn from_json(text: &str, place: &str) -> Result<Self> {
-        let wrong = |found: String| {
-            let e = Error::new(ErrorKind::Input, "not a choice of layers").at(place).found(found);
-            e.help("remove the file, or write it anew with `secateur calibrate`; --layers overrides it")
-        };
-        // First: another version has other fields.
-        let value: serde_json::Value = serde_json::from_str(text).map_err(|e| wrong(e.to_string()))?;
-        match value.get("version").and_then(serde_json::Value::as_u64) {
-            Some(version) if version == u64::from(VERSION) => {}
-            Some(version) => {
-                return Err(wrong(format!("version {version}")).expected(format!("version {VERSION}")));
-            }
-            None => return Err(wrong("no version".into())),
-        }
-        let choice: Self = serde_json::from_value(value).map_err(|e| wrong(e.to_string()))?;
-        choice.layers().map_err(|_| wrong(format!("layers {:?}", choice.layers)))?;
-        Ok(choice)
-    }
-
-    /// The layers to use.
-    ///
-    /// # Errors
-    /// When they are no list of layers.
-    pub fn layers(&self) -> Result<Layers> {
-        self.layers.parse()
-    }
-
-    /// The row of these layers, or of all layers.
-    pub fn row(&self, layers: &str) -> Option<&Row> {
-        self.rows.iter().find(|row| row.layers == layers)
-    }
-
-    /// A row against all layers.
+    /// A row compared with all layers, on the same questions.
     pub fn paired(&self, row: &Row) -> Paired {
         Paired { of: self.settings.questions, gained: row.gained, lost: row.lost }
     }
 
-    /// Sets that were held against all layers.
+    /// The number of sets that were compared with all layers.
     pub fn rivals(&self) -> usize {
         self.rows.len().saturating_sub(1)
     }
@@ -226,13 +110,14 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Of a model with `layers` layers, on so many questions. `done`: trials of an earlier, interrupted calibration.
+    /// A calibration of a model with `layers` layers on `problems` questions. `done`: the trials of an earlier
+    /// calibration that was interrupted.
     pub fn new(layers: usize, problems: usize, done: impl IntoIterator<Item = Trial>) -> Self {
         let trials = done.into_iter().map(|t| ((t.layers.clone(), t.problem), t)).collect();
         Self { layers, problems, trials }
     }
 
-    /// Takes a trial in.
+    /// Adds a trial.
     pub fn add(&mut self, trial: Trial) {
         self.trials.insert((trial.layers.clone(), trial.problem), trial);
     }
@@ -257,15 +142,16 @@ impl Calibration {
         })
     }
 
-    /// Better: more right answers, then fewer truncated. Of equals the earlier tried: `all`, then lower layers, then
-    /// smaller sets.
+    /// Whether `a` is better than `b`: more right answers, then fewer truncated ones. Among equals the one tried
+    /// first stands: `all`, then lower layers, then smaller sets.
     fn better(a: &Row, b: &Row) -> bool {
         (a.correct, b.truncated) > (b.correct, a.truncated)
     }
 
-    /// The next round of the search: what to answer, and how. They may be answered in any order and side by side.
-    /// Empty once the search is over. First all layers, the full cache and each layer alone; then the best set with
-    /// each further layer, as long as that adds a right answer.
+    /// The next round of the search: the questions to answer, each with its arm. They may be answered in any order
+    /// and side by side. The first round has all layers, the full cache and each layer alone. Each later round adds
+    /// every further layer to the best set, as long as that gives one more right answer. The round is empty once the
+    /// search is over.
     pub fn round(&self) -> Vec<(Arm, usize)> {
         let open = |arms: &[Arm]| {
             let mut open = Vec::new();
@@ -316,7 +202,7 @@ impl Calibration {
         };
         sets.sort_by_key(size);
         let mut rows: Vec<Row> = sets.into_iter().filter_map(|layers| self.row(&Arm::Layers(layers))).collect();
-        // Stable: equals stay in the order they were tried.
+        // The sort is stable: equals stay in the order in which they were tried.
         rows.sort_by(|a, b| (b.correct, a.truncated).cmp(&(a.correct, b.truncated)));
         rows
     }
@@ -343,7 +229,7 @@ impl Calibration {
 /// Once `stop` returns true, the questions under way end without a trial.
 ///
 /// # Errors
-/// What ends a run, and what `done` returns.
+/// The errors of a run, and those of `done`.
 pub async fn answer(
     engine: &mut Engine,
     problems: &[Problem],
@@ -359,7 +245,7 @@ pub async fn answer(
         if stop() {
             flag.store(true, Ordering::Relaxed);
         } else if added == started && added < open.len() {
-            // Only one request waits for a place, so that thousands of prompts do not fill the memory.
+            // At most one request waits for a place, so that thousands of prompts do not fill the memory.
             let (arm, problem) = &open[added];
             let options = match arm {
                 Arm::Full => Settings { policy: Full.into(), ..options.clone() },
@@ -380,7 +266,7 @@ pub async fn answer(
             if let Some(error) = result.error {
                 return Err(error);
             }
-            // Where the model was cut off while thinking, no number is an answer.
+            // If the model was cut off while thinking, no number in the text is an answer.
             let found = grade::answer(&result.answer).filter(|_| !result.thinking_unfinished);
             done(Trial {
                 layers: arm.to_string(),
@@ -418,7 +304,7 @@ mod tests {
         Trial { layers: arm.to_string(), problem, correct, truncated: false, peak_cached: 9, evicted: 1 }
     }
 
-    /// Answers as a model would whose right answers for a set of layers are known.
+    /// Answers as a model would that has `right(set)` right answers for a set of layers.
     fn search(layers: usize, problems: usize, right: impl Fn(&str) -> usize) -> (Vec<String>, Choice) {
         let mut calibration = Calibration::new(layers, problems, []);
         let mut tried: Vec<String> = Vec::new();
@@ -477,7 +363,7 @@ mod tests {
         let all = Arm::Layers(Layers::All);
         let calibration = Calibration::new(3, 4, [0, 2].map(|p| trial(&all, p, true)));
         assert_eq!(calibration.round()[..3], [(all.clone(), 1), (all, 3), (Arm::Full, 0)]);
-        assert!(calibration.choice(&settings(4)).is_none(), "nothing is through");
+        assert!(calibration.choice(&settings(4)).is_none(), "no arm is complete");
     }
 
     #[test]

@@ -1,8 +1,6 @@
 //! Reads questions with answers, grades the answers of a model, and chooses layers by these grades.
 pub mod calibrate;
 pub mod grade;
-#[cfg(not(target_family = "wasm"))]
-mod hashed;
 pub mod paired;
 pub mod problems;
 

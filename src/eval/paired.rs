@@ -29,7 +29,7 @@ impl Paired {
     }
 
     /// The p-value of McNemar's exact two-sided test: the probability of a split of the differing questions at least
-    /// as unequal as this one, if both ways are equally good. 1 where they do not differ.
+    /// as unequal as this one, if both ways are equally good. It is 1 if no question differs.
     pub fn p_value(self) -> f64 {
         let (n, fewer) = (self.gained + self.lost, self.gained.min(self.lost));
         // A sum of binomial coefficients over 2^n, in logarithms: n may be thousands.
@@ -65,8 +65,8 @@ mod tests {
         assert_eq!(p(4000, 0), 0.0);
     }
 
-    /// Whatever the true difference, about 95 of 100 intervals contain it: summed over all tables, weighted by
-    /// probability.
+    /// For every true difference, about 95 of 100 intervals contain it: the coverage is summed over all tables,
+    /// weighted by their probability.
     #[test]
     fn the_interval_holds_the_truth_as_often_as_it_says() {
         let factorials: Vec<f64> = std::iter::once(0.0)

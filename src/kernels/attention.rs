@@ -31,14 +31,15 @@ use burn::tensor::{DType, Int, Tensor};
 const TILE: usize = 256;
 /// Slots of a tile when a GPU decodes or probes: short tiles make many workgroups.
 const SHORT_TILE: usize = 64;
-/// Query heads of a workgroup that decodes on a GPU: more would leave most of the GPU idle, fewer would read keys and
-/// values more often.
+/// Query heads of a workgroup that decodes on a GPU. More heads would leave most of the GPU idle; with fewer, keys
+/// and values would be read more often.
 const GPU_HEADS: usize = 2;
-/// Rows up to which a chunk's slots are split on a GPU: a probe. More rows fill the GPU without splits.
+/// The most rows for which a chunk's slots are split on a GPU: the size of a probe. More rows fill the GPU without
+/// splits.
 const SPLIT_ROWS: usize = 64;
-/// Most splits of a chunk's slots: bounds the partial results.
+/// The most splits of a chunk's slots. It bounds the size of the partial results.
 const CHUNK_SPLITS: usize = 16;
-/// Most queries of a workgroup.
+/// The most queries of a workgroup.
 const MOST_QUERIES: usize = 8;
 
 /// Parameters of [`attention`].
@@ -50,12 +51,12 @@ pub struct AttentionSpec {
     pub n: usize,
     /// Rows of each sequence; with more than one, `n == chunk`.
     pub chunk: usize,
-    /// Word of the state where the list of the rows' sequences begins.
+    /// Offset in the state, in words, of the list of the rows' sequences.
     pub row_seq_offset: usize,
-    /// The largest `length − already_cached + chunk` of the sequences: bounds the splits.
+    /// The largest `length − already_cached + chunk` of the sequences. It bounds the number of splits.
     pub most_seen: usize,
-    /// Slots at the end of each sequence that belong to the rows and are counted in its length already: 0, or `chunk`
-    /// for a second look at the latest tokens.
+    /// Slots at the end of each sequence that belong to the rows and are already counted in its length: 0, or `chunk`
+    /// for a second pass over the latest tokens.
     pub already_cached: usize,
     /// Tiling for the device.
     pub tuning: Tuning,
@@ -100,7 +101,7 @@ impl AttentionSpec {
         (1..=most).rev().find(|h| self.layer.group().is_multiple_of(*h)).expect("1 divides")
     }
 
-    /// Rows of one workgroup: one when decoding, as many as fit of a chunk.
+    /// Rows of one workgroup: one when decoding, and as many rows of a chunk as fit.
     fn rows_per_group(&self) -> usize {
         if self.chunk == 1 { 1 } else { (MOST_QUERIES / self.heads_per_group()).min(self.chunk) }
     }
@@ -118,8 +119,8 @@ impl AttentionSpec {
         }
     }
 
-    /// One when decoding, so that a sequence is split the same way whatever is beside it. A chunk is alone: one split
-    /// has all its tiles where its rows fill the device.
+    /// Tiles of a split: one when decoding, so that the other sequences do not change how a sequence is split. A
+    /// chunk has no other sequences beside it; if its rows fill the device, a single split has all its tiles.
     fn tiles_per_split(&self) -> usize {
         let tiles = self.most_seen.div_ceil(self.tile());
         match self.chunk {
@@ -243,7 +244,7 @@ fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionSpec) -
 }
 
 /// Both cache types; one slot to several splits; ragged sequences; chunks that end inside a tile; groups of 1 to 12;
-/// keys stored unrotated; a second look.
+/// keys stored unrotated; a second pass.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {
@@ -260,7 +261,7 @@ pub(super) fn cases() -> Vec<Case> {
             (64, 7, 7, 31, 31, vec![0], 0, false, [0, 1, 1], [31, 2, 2]),
             (128, 4, 2, 5, 5, vec![2], 0, false, [1, 1, 510], [2, 2, 640]),
             (8, 2, 1, 70, 70, vec![1], 0, false, [1, 513, 1], [2, 600, 2]),
-            // Keys rotated as they are read; a second look at the latest tokens.
+            // Keys rotated as they are read; a second pass over the latest tokens.
             (16, 6, 2, 3, 1, vec![0, 2, 1], 0, true, [0, 7, 300], [4, 8, 301]),
             (128, 4, 2, 5, 5, vec![2], 0, true, [1, 1, 510], [2, 2, 640]),
             (24, 4, 2, 8, 8, vec![1], 8, true, [1, 300, 1], [2, 320, 2]),

@@ -2,9 +2,9 @@
 //!
 //! Contract: with `lse` from the [`attention`](super::attention()) of the same chunk, `w[h, j] = exp(scale · q[row,
 //! h] · K[j] − lse[row, h])` for every slot `j < slots` of sequence `seq`, the chunk's own slots included. This is
-//! the model's own softmax, one row of it, without the matrix. `out` is reduced as [`Reduce`] says: `[heads, slots]`,
-//! `[kv_heads, slots]` or `[1, slots]`. Source:
-//! Think Clearly (arXiv 2507.08806) scores tokens by the attention of `</think>`.
+//! one row of the model's own softmax; the matrix is never computed. `out` is reduced as [`Reduce`] says: `[heads,
+//! slots]`, `[kv_heads, slots]` or `[1, slots]`. Source: Think Clearly (arXiv 2507.08806) scores tokens by the
+//! attention of `</think>`.
 //!
 //! Bound: 1e-5 relative to the row's largest weight: an f32 exponent with an absolute error of ~2e-6 in both its
 //! terms.

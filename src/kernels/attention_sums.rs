@@ -7,8 +7,9 @@
 //! w[i, h, j]`, summed in ascending `i`, then `h`.
 //! `mean: false` adds this to the running sums of every slot below `length − already_cached + chunk`. They lie in
 //! `sums` as keys lie in the cache: `kv_heads · cap` words for each sequence, from word `base / 2` on. The chunk's
-//! own slots, those at or above `length − already_cached`, start from 0 whatever the buffer holds there: a chunk that
-//! was rolled back leaves nothing behind. `mean: true` stores this divided by `chunk`, in `sums` `[kv_heads, slots]`,
+//! own slots, those at or above `length − already_cached`, start from 0, not from what the buffer holds there, so a
+//! chunk that was rolled back has no effect. `mean: true` stores this divided by `chunk`, in `sums` `[kv_heads,
+//! slots]`,
 //! for one sequence: with `already_cached = chunk`, this is the readout of the latest queries.
 //! Source: H2O (arXiv 2306.14048) needs the sums, SnapKV (arXiv 2404.14469) and R-KV (arXiv 2505.24133) need the
 //! readout.
@@ -39,15 +40,15 @@ pub struct AttentionSumsSpec {
     pub layer: LayerSpec,
     /// Rows of each sequence.
     pub chunk: usize,
-    /// Word of the state where the list of the sequences begins.
+    /// Offset in the state, in words, of the list of the sequences.
     pub row_seq_offset: usize,
     /// Sequences; 1 with `mean`.
     pub seqs: usize,
-    /// Slots at the end of each sequence that belong to the rows and are counted in its length already.
+    /// Slots at the end of each sequence that belong to the rows and are already counted in its length.
     pub already_cached: usize,
     /// The largest `length − already_cached + chunk` of the sequences; with `mean`, the slots of a row of the output.
     pub slots: usize,
-    /// Store the mean instead of adding to running sums.
+    /// Whether the mean is stored instead of being added to running sums.
     pub mean: bool,
 }
 
@@ -193,7 +194,7 @@ pub(super) fn cases() -> Vec<Case> {
                     let state = device_words(builder.build(), device);
                     let rope = device_rope(d, positions, device);
                     let (_, lse) = attention(&q, &kv, &state, &rope, attend);
-                    // Running sums of other sequences, and what lies beyond the lengths, must stay as they are.
+                    // The running sums of other sequences and those beyond the lengths must not change.
                     let len = if mean { kv_heads * slots } else { builder.rows(1) / 2 };
                     let mut before: Vec<u32> = noise(len, 15, 3.0).iter().map(|v| v.abs().to_bits()).collect();
                     if mean {

@@ -1,4 +1,4 @@
-//! The pruning itself: the rows of the kept slots are copied to the front of a new buffer of the exact size.
+//! The kernel that prunes: it copies the rows of the kept slots to the front of a new buffer of the exact size.
 //!
 //! Contract: for every sequence, KV head and plane (keys, then values), row `i < kept` of the new region is row
 //! `keep[first + head · stride + i]` of the old one, bit for bit. Rows beyond `kept` are not written. A sequence's
@@ -72,7 +72,7 @@ impl GatherSpec {
         Variant::new::<Info>("cache_gather", include_str!("../../shaders/cache_gather.wgsl"), constants)
     }
 
-    /// Words that move at once. Regions begin at whole rows, so the length of a row decides.
+    /// Words that an invocation moves at once. Regions begin at whole rows, so this follows from the length of a row.
     fn unit(&self) -> usize {
         if self.row_words.is_multiple_of(4) { 4 } else { 1 }
     }
@@ -151,7 +151,7 @@ pub(super) fn cases() -> Vec<Case> {
                 let entry = [base, *cap, new_base, new_cap, keep.len(), flat.len(), stride, 0];
                 moves.extend(entry.map(|v| v as u32));
                 for head in 0..if per_head { kv_heads } else { 1 } {
-                    // Another head keeps other slots: mirrored, ascending again.
+                    // The other heads keep other slots: the mirrored ones, in ascending order.
                     let mirrored = keep.iter().rev().map(|s| *cap as u32 - 1 - s);
                     flat.extend(if head % 2 == 0 { keep.clone() } else { mirrored.collect() });
                 }

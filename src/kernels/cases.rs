@@ -1,6 +1,6 @@
 //! The conformance cases: one list for every backend. A case makes its inputs, runs a kernel on a given device and
-//! names the outputs to compare. On the CPU it gives the answer of the twin, which the answer of every GPU is compared
-//! with.
+//! names the outputs to compare. On the CPU it gives the answer of the twin, with which the answers of GPUs are
+//! compared.
 use crate::dtype::Dtype;
 use burn::tensor::{Device, Int, Tensor};
 
@@ -8,7 +8,6 @@ use super::memory::POISON_WORD;
 use super::readback::{as_f32, as_u32, read_f32, read_u32};
 use super::{f32_tensor, state, u32_tensor};
 use crate::Result;
-use crate::sampling::Sampling;
 
 /// How far a result may be from the twin's. Every comparison accepts only `error <= bound`, so NaN fails. Each row is
 /// compared on its own, so that one wrong head cannot hide in an average.
@@ -54,7 +53,7 @@ pub struct Check {
     pub name: &'static str,
     /// Values in a row.
     pub row: usize,
-    /// The stated bound.
+    /// The bound of the comparison.
     pub bound: Bound,
     data: Data,
 }
@@ -88,9 +87,9 @@ type Run = Box<dyn Fn(&Device) -> Vec<Check> + Send + Sync>;
 
 /// One run of one kernel.
 pub struct Case {
-    /// Stem of the kernel.
+    /// The name of the kernel: the stem of its files.
     pub kernel: &'static str,
-    /// Its parameters, for people.
+    /// The parameters of the run, for people.
     pub name: String,
     run: Run,
 }
@@ -104,7 +103,7 @@ impl Case {
         Self { kernel, name, run: Box::new(run) }
     }
 
-    /// Runs it on `device`.
+    /// Runs the case on `device`.
     pub fn run(&self, device: &Device) -> Vec<Check> {
         (self.run)(device)
     }
@@ -134,7 +133,9 @@ pub fn compare(expected: &[u32], found: &[u32], row: usize, bound: Bound) -> std
             }
             let place = || format!("row {r} column {c}: {}", describe(w, g));
             let error = match bound {
-                _ if w == POISON_WORD => return Err(format!("{}: written where nothing was to be written", place())),
+                _ if w == POISON_WORD => {
+                    return Err(format!("{}: written, although the kernel must not write there", place()));
+                }
                 Bound::Exact => return Err(place()),
                 Bound::HalfUlps(most) => half_ulps(w, g) as f64 / most as f64,
                 _ => {
@@ -259,17 +260,18 @@ impl StateBuilder {
         self.header(state::STEP, steps)
     }
 
-    /// Temperature and repetition penalty.
+    /// Sets the temperature and the repetition penalty of each sequence.
     pub(super) fn samplers(self, samplers: &[(f32, f32)]) -> Self {
         self.full_samplers(&samplers.iter().map(|(t, p)| (*t, *p, 0, 1.0, 0.0)).collect::<Vec<_>>())
     }
 
-    /// Temperature, repetition penalty, top-k, top-p, min-p of each sequence. Seeds follow from its number.
+    /// Sets temperature, repetition penalty, top-k, top-p and min-p of each sequence. The seed follows from its
+    /// number.
     pub(super) fn full_samplers(mut self, samplers: &[(f32, f32, u32, f32, f32)]) -> Self {
         for (seq, &(temperature, repetition_penalty, top_k, top_p, min_p)) in samplers.iter().enumerate() {
-            let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty };
-            let words = sampling.header(0x1_0000_0007 * (seq as u64 + 1));
-            self.words[seq * state::SEQ + state::MISSED..(seq + 1) * state::SEQ].copy_from_slice(&words);
+            let seed = 0x1_0000_0007 * (seq as u64 + 1);
+            let header = state::SamplerHeader { temperature, top_k, top_p, min_p, repetition_penalty, seed };
+            self.words[seq * state::SEQ + state::MISSED..(seq + 1) * state::SEQ].copy_from_slice(&header.words());
         }
         self
     }
@@ -278,13 +280,13 @@ impl StateBuilder {
         self.header(state::TOKEN, tokens)
     }
 
-    /// Lists the sequences of the rows, in this order.
+    /// Sets the list of the rows' sequences.
     pub(super) fn map(mut self, seqs: &[usize]) -> Self {
         self.map = seqs.iter().map(|s| *s as u32).collect();
         self
     }
 
-    /// Word of the state where that list begins.
+    /// Offset of that list in the state, in words.
     pub(super) fn row_seq_offset(&self) -> usize {
         self.layer_table_offset(self.layers) + self.seqs * self.ring
     }
@@ -294,7 +296,7 @@ impl StateBuilder {
         self
     }
 
-    /// Word of the state where the entries of `layer` begin.
+    /// Offset of the entries of `layer` in the state, in words.
     pub(super) fn layer_table_offset(&self, layer: usize) -> usize {
         self.seqs * state::SEQ + layer * self.seqs * state::ROW
     }

@@ -2,7 +2,7 @@
 use crate::dtype::Dtype;
 
 impl Dtype {
-    /// The number that shaders know the type by (`common.wgsl`).
+    /// The number of the type in shaders (`common.wgsl`).
     pub(crate) const fn code(self) -> u32 {
         match self {
             Dtype::F32 => 0,

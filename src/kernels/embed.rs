@@ -38,7 +38,7 @@ pub struct EmbedSpec {
     pub rows: usize,
     /// Rows of the whole table.
     pub vocab: usize,
-    /// Word of the state where the list begins of the sequences whose pending tokens are looked up.
+    /// Offset in the state, in words, of the list of sequences whose pending tokens are looked up.
     pub pending: Option<usize>,
 }
 

@@ -10,7 +10,7 @@ use std::ops::Deref;
 #[derive(Debug)]
 pub struct InPlace<T>(Option<T>);
 
-/// Only a panic inside [`InPlace::update`] can have lost the value.
+/// The value is missing only after a panic inside [`InPlace::update`].
 const LOST: &str = "an in-place launch panicked before it returned its tensor";
 
 impl<T> InPlace<T> {
@@ -19,7 +19,7 @@ impl<T> InPlace<T> {
         Self(Some(value))
     }
 
-    /// Gives the only handle to `write` and keeps the handle that `write` returns beside its result.
+    /// Passes the only handle to `write`, and keeps the handle that `write` returns with its result.
     ///
     /// # Panics
     /// When an earlier `write` panicked: its tensor is lost.

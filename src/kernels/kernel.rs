@@ -1,5 +1,5 @@
-//! What a kernel is to the rest of the crate: tensors in, tensors out, as WGSL on burn's Cube backend or as a twin on
-//! its CPU backend.
+//! The interface of a kernel: tensors in, tensors out. It runs as WGSL on burn's Cube backend, and as a twin on the
+//! CPU backend.
 use burn::backend::flex::FlexTensor;
 use burn::backend::wgpu::{CubeTensor, into_contiguous};
 use burn::backend::{
@@ -10,7 +10,7 @@ use burn::tensor::{DType, Tensor};
 
 use super::memory::owned;
 
-/// An operation on `IN` tensors that gives `OUT`, implemented by its spec.
+/// An operation with `IN` input tensors and `OUT` output tensors, implemented by its spec.
 ///
 /// Float tensors are f32, integer tensors hold u32 words. Inputs arrive contiguous. An input that is named in
 /// [`IN_PLACE`](Self::IN_PLACE) is the only handle to its buffer, and is among the outputs as the same buffer.

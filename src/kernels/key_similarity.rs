@@ -4,9 +4,10 @@
 //! rotated; a key of length 0 has cosine 0 to all others. Let `latest(i)` be the last slot `j ≠ i` with `c(i, j) >
 //! 0.5`, if there is one.
 //! `out[g, j] = 1/n · Σ_{i ≠ j, latest(i) ≠ j} c(i, j)` over the `n = slots` cached slots, for each KV head `g`. So
-//! every key spares its latest look-alike, and of a group of copies the last one counts as least redundant. Source:
+//! every key leaves its latest look-alike out of the sum, and the last of a group of copies counts as the least
+//! redundant. Source:
 //! R-KV (arXiv 2505.24133) and its published code, whose threshold is 0.5. In that code a key without look-alikes
-//! spares slot 0; here it spares none.
+//! leaves out slot 0; here it leaves out none.
 //!
 //! Bound: 4e-6 absolute, a mean of cosines that are each off by ~√D · 6e-8. It holds where no cosine is within 1e-6
 //! of the threshold: which of two look-alikes is the latest changes by a jump.
@@ -172,7 +173,7 @@ pub(super) fn cases() -> Vec<Case> {
 mod tests {
     use super::*;
 
-    /// Three keys alike, one across, by hand.
+    /// Three similar keys and an orthogonal one, computed by hand.
     #[test]
     fn of_copies_the_latest_is_spared() {
         let rows: [[f32; 8]; 4] = [
@@ -194,13 +195,13 @@ mod tests {
         };
         let spec = KeySimilaritySpec { layer, slots: 4, seq: 0 };
         let found = twin(&kv, &st, &[0.0; 8], &spec);
-        // 0 and 2 spare 3, which spares 2: slot 0 counts twice, 2 once (from 0), 3 not at all.
+        // 0 and 2 leave out 3, and 3 leaves out 2: slot 0 counts twice, 2 once (from 0), 3 not at all.
         for (found, want) in found.iter().zip([0.5, 0.0, 0.25, 0.0]) {
             assert!((found - want).abs() < 1e-6, "{found} {want}");
         }
     }
 
-    /// The bound holds where no pair is at the threshold. No pair of the cases is.
+    /// The bound holds if no pair is at the threshold. No pair of the cases is.
     #[test]
     fn no_case_sits_on_the_threshold() {
         for dtype in [Dtype::F32, Dtype::F16] {
@@ -216,7 +217,7 @@ mod tests {
                     })
                     .collect();
                 let mut alike = 0;
-                // Every pair of the buffer: more than any head has.
+                // These are all pairs of the buffer, more than any head has.
                 for (i, a) in keys.iter().enumerate() {
                     for b in &keys[..i] {
                         let cosine: f64 = a.iter().zip(b).map(|(a, b)| a * b).sum();

@@ -23,10 +23,10 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::wgpu::CubeTensor;
 use burn::tensor::{Int, Tensor};
 
-/// The most vectors that `matvec` takes at once; more go to `matmul`.
+/// The most vectors that `matvec` multiplies at once; more are passed to `matmul`.
 pub const MOST: usize = 8;
 
-/// What a product does with its output.
+/// How a product writes its output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Mode {
@@ -43,7 +43,7 @@ pub enum Mode {
 pub struct LinearSpec {
     /// Element type of the weights.
     pub dtype: Dtype,
-    /// What the product does with the output.
+    /// How the output is written.
     pub mode: Mode,
     /// Whether the bias is added. If not, the bias tensor is bound but not read.
     pub has_bias: bool,
@@ -88,7 +88,7 @@ impl LinearSpec {
 
     fn launch_matvec(&self, buffers: &[&CubeTensor]) {
         let lanes = self.tuning.matvec_lanes;
-        // The pair of a gate is the next row of the same workgroup. With 64 lanes there is no next row.
+        // The partner of a gate row is the next row of the same workgroup. With 64 lanes there is no next row.
         assert!(self.mode != Mode::SwiGlu || lanes < 64, "SwiGLU needs two rows a workgroup");
         let info = Info {
             rows: self.rows as u32,
@@ -207,7 +207,7 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::SwiGlu, false, 66, 96, 10, 1, 8),
             (Mode::SwiGlu, false, 20, 72, 0, 5, 1),
         ];
-        // Quantized weights take every other shape: what a shape tests does not depend on the element type.
+        // Quantized weights use every other shape, since what a shape tests does not depend on the element type.
         let step = if dtype.is_quantized() { 2 } else { 1 };
         for (mode, has_bias, rows, cols, shard_first_row, n, lanes) in shapes.into_iter().step_by(step) {
             let cols = whole_blocks(dtype, cols);

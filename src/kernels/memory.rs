@@ -8,8 +8,8 @@ use burn::tensor::{Bytes, DType, Device, Int, Tensor};
 
 static POISON: AtomicBool = AtomicBool::new(false);
 
-/// While poisoning is on, every output buffer starts as NaN words ([`POISON_WORD`]), so that an element that a kernel
-/// fails to write is seen. For conformance runs: it costs an upload per output.
+/// While poisoning is on, every output buffer starts as NaN words ([`POISON_WORD`]), which shows an element that a
+/// kernel fails to write. It is meant for conformance runs, since it costs an upload per output.
 pub fn poison_outputs(on: bool) {
     POISON.store(on, Ordering::Relaxed);
 }
@@ -42,8 +42,8 @@ pub(super) fn empty(like: &CubeTensor, shape: Vec<usize>, dtype: DType) -> CubeT
 /// Checks an in-place argument: it must be the only handle to its buffer, and contiguous. A failure is a bug of the
 /// caller.
 ///
-/// The first check runs in conformance runs and debug builds only. cubecl's thread may still hold a new buffer, and
-/// waiting for its queue at every launch would undo what the queue is for.
+/// The first check runs in conformance runs and debug builds only. Otherwise cubecl's thread may still hold a new
+/// buffer, and waiting for its queue at every launch would defeat the purpose of the queue.
 pub(super) fn owned(t: CubeTensor, what: &str) -> CubeTensor {
     if cfg!(debug_assertions) || POISON.load(Ordering::Relaxed) {
         for _ in 0..100 {
@@ -57,9 +57,9 @@ pub(super) fn owned(t: CubeTensor, what: &str) -> CubeTensor {
     t
 }
 
-/// Runs `make`; every allocation on `device` meanwhile gets a buffer of its own, outside the pools: it has the exact
-/// size and returns to the driver when it is dropped. This is what lets a pruned cache really shrink. On the CPU it
-/// just runs `make`.
+/// Runs `make`. Meanwhile every allocation on `device` gets its own buffer outside the pools, which has the exact
+/// size and is returned to the driver when it is dropped. This is how a pruned cache really shrinks. On the CPU, only
+/// runs `make`.
 pub fn dedicated<T: Send>(device: &Device, make: impl FnOnce() -> T + Send) -> T {
     match cube(device) {
         Some(device) => device.client().memory_dedicated_allocation((), |()| make()),

@@ -3,17 +3,16 @@
 //! Each kernel has a file here and one of the same stem in `shaders/`. The file holds everything about the kernel:
 //! the contract (shapes, layout, what is written), the spec (its parameters), the function to call, the launch of the
 //! shader, the **twin** (the same arithmetic over slices, accumulated in f64), and the conformance cases with their
-//! stated bounds. A graph that is written against the functions of this module runs on either backend: the tensors it
-//! is given decide.
+//! stated bounds. A graph that is written against the functions of this module runs on either backend: the tensors
+//! that it is given decide which.
 //!
 //! # Adding a kernel
 //! 1. Write `shaders/NAME.wgsl`. Its uniform is `struct Info`.
 //! 2. Write `src/kernels/NAME.rs`: declare the uniform with `uniform!`, implement `Kernel` for the spec, and add
 //!    `cases()` and `variants()`. `rms_norm.rs` is a short example.
-//! 3. Name it in the registry below.
-//! 4. Call it.
+//! 3. Add it to the registry below.
 //!
-//! The shader tests and the conformance runs find it in the registry.
+//! The shader tests and the conformance runs find the kernel in the registry.
 pub mod attention;
 pub mod attention_row;
 pub mod attention_sums;
@@ -57,7 +56,7 @@ pub struct Registered {
     pub name: &'static str,
     /// Its conformance cases.
     pub cases: fn() -> Vec<Case>,
-    /// The specialisations that a supported model can ask for. They may repeat.
+    /// The specialisations that a supported model can need. They may repeat.
     pub variants: fn() -> Vec<Variant>,
 }
 
@@ -94,9 +93,9 @@ registry! {
     sample: SampleSpec, sample;
 }
 
-/// The specialisations that a model of a supported architecture can ask for, each once: every packing, mode,
-/// reduction and head group, the usual head dimensions, and one, some and most vectors. The shader tests validate and
-/// translate them.
+/// The specialisations that a model of a supported architecture can need, each once: every packing, mode, reduction
+/// and head group, the usual head dimensions, and one, some and most vectors. The shader tests validate and translate
+/// them.
 pub fn variants() -> Vec<Variant> {
     let mut seen = HashSet::new();
     let all = KERNELS.iter().flat_map(|kernel| (kernel.variants)());
@@ -117,7 +116,7 @@ pub struct LayerSpec {
     pub heads: usize,
     /// KV heads.
     pub kv_heads: usize,
-    /// Word of the state where the layer's entries begin, one for each sequence.
+    /// Offset in the state, in words, of the layer's entries, one for each sequence.
     pub layer_table_offset: usize,
     /// Rows of the RoPE table.
     pub positions: usize,

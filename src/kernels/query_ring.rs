@@ -29,7 +29,7 @@ pub struct QueryRingSpec {
     pub cols: usize,
     /// Rows of each sequence.
     pub chunk: usize,
-    /// Word of the state where the list of the rows' sequences begins.
+    /// Offset in the state, in words, of the list of the rows' sequences.
     pub row_seq_offset: usize,
     /// Rows of a sequence's part of the ring.
     pub width: usize,

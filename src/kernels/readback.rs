@@ -14,13 +14,13 @@ type Reading = Pin<Box<dyn Future<Output = Result<Vec<Vec<u8>>>> + Send>>;
 #[cfg(target_family = "wasm")]
 type Reading = Pin<Box<dyn Future<Output = Result<Vec<Vec<u8>>>>>>;
 
-/// A read that is under way: gives the bytes of each tensor. It may be dropped at any time.
+/// A read that is under way. It resolves to the bytes of each tensor, and may be dropped at any time.
 pub struct Readback(Option<Reading>);
 
 thread_local! {
-    /// Reads that were dropped before they were complete. Their staging buffers are still mapped. If such a buffer went
-    /// back to cubecl's pool, the next read to get it would fail validation and poison the device. So these reads are
-    /// completed here.
+    /// Reads that were dropped before they were complete. Their staging buffers are still mapped. If such a buffer
+    /// went back to cubecl's pool, the next read that uses it would fail validation and make the device unusable.
+    /// These reads are therefore completed here.
     static ORPHANS: std::cell::RefCell<Vec<Reading>> = const { std::cell::RefCell::new(Vec::new()) };
 }
 
@@ -51,7 +51,7 @@ impl Future for Readback {
 impl Drop for Readback {
     fn drop(&mut self) {
         if let Some(read) = self.0.take() {
-            // When the thread ends, the list is gone already, and no further read follows.
+            // When the thread ends, the list no longer exists, and no further read follows.
             let _ = ORPHANS.try_with(|orphans| orphans.borrow_mut().push(read));
         }
     }
@@ -61,8 +61,8 @@ fn gpu_handle<const D: usize>(t: &Tensor<D>) -> Option<CubeTensor> {
     t.clone().try_into_primitive::<Cube>().ok().map(into_contiguous)
 }
 
-/// Reads u32 tensors. The copies are enqueued by this call, before it returns: what is launched later does not show,
-/// even where it writes in place (`Tensor::into_data_async` copies when the bytes are first looked at).
+/// Reads u32 tensors. The copies are enqueued by this call, before it returns: they do not contain what is launched
+/// later, even if it writes in place (`Tensor::into_data_async` copies when the bytes are first looked at).
 pub fn read_u32(tensors: &[&Tensor<1, Int>]) -> Readback {
     let gpu: Vec<_> = tensors.iter().filter_map(|t| (*t).clone().try_into_primitive::<Cube>().ok()).collect();
     if gpu.len() == tensors.len() && !gpu.is_empty() {

@@ -1,7 +1,7 @@
 //! RMS normalisation (Zhang & Sennrich 2019, arXiv 1910.07467).
 //!
 //! Contract: with `v = x[first_row + i, :]`, `out[i, c] = v[c] / √(mean(v²) + eps) · weight[c]`; `out` `[n, cols]`,
-//! any `n` and `cols`. The product before it does the residual addition ([`Mode::Add`](super::Mode::Add)).
+//! any `n` and `cols`. The preceding product does the residual addition ([`Mode::Add`](super::Mode::Add)).
 //!
 //! Bound: 2e-6 relative to the row's largest value: one f32 sum of squares, one square root, two products.
 use super::cases::{Bound, Case, Check, device_floats, noise};
@@ -21,11 +21,11 @@ use burn::tensor::{DType, Tensor};
 pub struct NormSpec {
     /// Rows of the output.
     pub n: usize,
-    /// Row of `x` where they begin.
+    /// Row of `x` where the input begins.
     pub first_row: usize,
     /// Values of a row.
     pub cols: usize,
-    /// Added to the mean square.
+    /// The ε that is added to the mean square.
     pub eps: f32,
 }
 

@@ -37,7 +37,7 @@ pub struct RopeAppendSpec {
     pub n: usize,
     /// Rows of each sequence.
     pub chunk: usize,
-    /// Word of the state where the list of the rows' sequences begins.
+    /// Offset in the state, in words, of the list of the rows' sequences.
     pub row_seq_offset: usize,
     /// The ε that queries and keys are normalised with. Without it, the tensor of norms is bound but not read.
     pub norm: Option<f32>,
@@ -155,8 +155,8 @@ fn twin(qkv: &[f32], rope: &[f32], st: &[u32], kv: &mut [u32], norm: &[f32], spe
     q
 }
 
-/// Both cache types, with and without norms; one token of three ragged sequences; a chunk of one sequence; a slot beyond
-/// the capacity; far positions; head dimensions that fill no workgroup.
+/// Both cache types, with and without norms; one token of three ragged sequences; a chunk of one sequence; a slot
+/// beyond the capacity; far positions; head dimensions that fill no workgroup.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {

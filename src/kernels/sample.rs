@@ -5,16 +5,16 @@
 //! sequence's temperature is 0 or `k` is 1, `token` is the first candidate, that of the earliest list among equals.
 //! Otherwise the token is drawn as transformers draws it, one filter after the other:
 //! - weights `exp((value − first) / temperature)`;
-//! - **top-k**: so many candidates, and those that equal the last of them. 0, or more than the list has, keeps the
-//!   whole list; the mass of the vocabulary outside the list is then known from `sums`;
-//! - **top-p**: the fewest candidates whose mass reaches that share of the mass so far, or of the vocabulary's mass
-//!   if top-k kept the whole list;
-//! - **min-p**: no candidate lighter than that share of the first;
-//! - of the remaining candidates, the one in which the lot falls.
+//! - **top-k**: the first k candidates, and those that equal the last of them. A k of 0, or above the list's length,
+//!   keeps the whole list; the mass of the vocabulary outside the list is then known from `sums`;
+//! - **top-p**: the fewest candidates whose mass reaches this share of the mass that is left, or of the vocabulary's
+//!   mass if top-k kept the whole list;
+//! - **min-p**: no candidate whose weight is below this share of the first one's;
+//! - of the remaining candidates, the one in whose part of the mass the lot falls.
 //!
-//! The lot is [`lot`]: Philox of the sequence's seed at its step. If a list of all candidates was too short, the
-//! share of the requested mass outside it goes to the state if it is the largest so far ([`MISSED`](state::MISSED)),
-//! rounded to 1/1024.
+//! The lot is [`lot`]: Philox of the sequence's seed at its step. If the list was too short for the request, the
+//! share of the requested mass outside it is stored in the state if it is the largest so far
+//! ([`MISSED`](state::MISSED)), rounded to 1/1024.
 //!
 //! If a logit was not finite, `token` is [`BROKEN`](super::state::BROKEN). The token becomes the pending one; it
 //! enters the ring of sampled ids at `step % ring`, and the sequence's row of `seen`. Then `step += 1`, `position +=
@@ -45,7 +45,7 @@ pub struct SampleSpec {
     pub lists: usize,
     /// Chunks of a row: as many groups of sums.
     pub chunks: usize,
-    /// Word of the state where the list of the rows' sequences begins.
+    /// Offset in the state, in words, of the list of the rows' sequences.
     pub row_seq_offset: usize,
     /// Layers of the state.
     pub layers: usize,
@@ -53,7 +53,7 @@ pub struct SampleSpec {
     pub all_seqs: usize,
     /// Entries of the ring.
     pub ring: usize,
-    /// What lengths and positions grow by: 1 for a decode step, 0 if the host wrote them already.
+    /// By how much lengths and positions grow: 1 for a decode step, 0 if the host has written them already.
     pub advance: usize,
     /// Words of a sequence's row of `seen`.
     pub seen_words: usize,

@@ -27,13 +27,13 @@ layout! {
     STEP = 2 is SEQ_STEP;
     /// f32: the largest share of the requested probability mass that has lain outside a sampler's candidates.
     MISSED = 3 is SEQ_MISSED;
-    /// f32; 0 takes the most likely token.
+    /// f32: divides the logits; 0 takes the most likely token.
     TEMPERATURE = 4 is SEQ_TEMPERATURE;
-    /// 0 takes all candidates.
+    /// The number of candidates of a draw; 0 takes all.
     TOP_K = 5 is SEQ_TOP_K;
-    /// f32.
+    /// f32: the share of the probability that the candidates of a draw reach together.
     TOP_P = 6 is SEQ_TOP_P;
-    /// f32.
+    /// f32: the least probability of a candidate, as a share of that of the most likely one.
     MIN_P = 7 is SEQ_MIN_P;
     /// f32: the factor of the negative logits of tokens seen before.
     PENALTY = 8 is SEQ_PENALTY;
@@ -55,3 +55,36 @@ layout! {
 
 /// The id that `sample` writes where a logit is not finite.
 pub const BROKEN: u32 = u32::MAX;
+
+/// The settings of one sequence's sampler: the words of its header from [`MISSED`] on.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SamplerHeader {
+    /// Divides the logits; 0 takes the most likely token.
+    pub temperature: f32,
+    /// The number of candidates; 0 takes all.
+    pub top_k: u32,
+    /// The share of the probability that the candidates reach together.
+    pub top_p: f32,
+    /// The least probability of a candidate, as a share of that of the most likely one.
+    pub min_p: f32,
+    /// The factor of the negative logits of tokens seen before. The others are divided by it.
+    pub repetition_penalty: f32,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+impl SamplerHeader {
+    /// The words, with [`MISSED`] reset to 0.
+    pub fn words(&self) -> [u32; SEQ - MISSED] {
+        let mut header = [0; SEQ];
+        header[TEMPERATURE] = self.temperature.to_bits();
+        header[TOP_K] = self.top_k;
+        header[TOP_P] = self.top_p.to_bits();
+        header[MIN_P] = self.min_p.to_bits();
+        header[PENALTY] = self.repetition_penalty.to_bits();
+        header[RELIEF] = (1.0 / self.repetition_penalty).to_bits();
+        header[SEED_LOW] = self.seed as u32;
+        header[SEED_HIGH] = (self.seed >> 32) as u32;
+        std::array::from_fn(|i| header[MISSED + i])
+    }
+}

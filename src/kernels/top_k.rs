@@ -29,9 +29,9 @@ use burn::tensor::{DType, Int, Tensor};
 pub const CHUNK: usize = 8192;
 /// The longest list.
 pub const MOST: usize = 128;
-/// Most values of all lists of a row together: an index among them has 16 bits.
+/// The most values of all lists of a row together: an index among them has 16 bits.
 const MOST_MERGED: usize = 65_536;
-/// The value that fills a list of fewer than `k` values.
+/// The filler of a list that has fewer than `k` values.
 const LOWEST: f32 = -1.0e30;
 
 /// Parameters of [`top_k`] and [`top_k_merge`].
@@ -45,7 +45,7 @@ pub struct TopKSpec {
     pub k: usize,
     /// Whether the values are lists.
     pub merge: bool,
-    /// Word of the state where the list of the rows' sequences begins.
+    /// Offset in the state, in words, of the list of the rows' sequences.
     pub row_seq_offset: usize,
     /// Words of a sequence's row of `seen`.
     pub seen_words: usize,

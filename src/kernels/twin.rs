@@ -1,4 +1,4 @@
-//! What the twins share: slices of CPU tensors, and cached keys as kernels see them.
+//! Helpers of the twins: slices of CPU tensors, and cached keys as kernels see them.
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Element, Shape, TensorData};
 
@@ -29,7 +29,7 @@ impl Keys<'_> {
         (0..d).map(turned).collect()
     }
 
-    /// The product of that key with `query`.
+    /// The dot product of that key with `query`.
     pub(super) fn dot(&self, query: &[f32], row: usize, slot: usize) -> f64 {
         if self.layer.compact {
             return query.iter().zip(self.get(row, slot)).map(|(q, k)| *q as f64 * k).sum();

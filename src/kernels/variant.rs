@@ -20,8 +20,8 @@ pub struct Variant {
     pub kernel: &'static str,
     /// The text of the file.
     pub text: &'static str,
-    /// Constants of type u32, in the order they are written. `UNIT` (1 or 4) also makes the type `Unit`, of so many
-    /// words.
+    /// Constants of type u32, in the order they are written. `UNIT` (1 or 4) also declares the type `Unit`, which has
+    /// this number of words.
     pub constants: Vec<(&'static str, u32)>,
     /// The members of the uniform that is passed with the buffers.
     pub uniform: &'static [Member],
@@ -41,7 +41,7 @@ impl Eq for Variant {}
 
 impl Hash for Variant {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        // Without the text, which hardly ever differs where the name does not: it would be hashed at every launch.
+        // The text is left out, because it would be hashed at every launch and hardly ever differs for equal names.
         (self.kernel, &self.constants).hash(state);
     }
 }
@@ -86,7 +86,7 @@ impl Variant {
     }
 }
 
-/// The programs made so far, and whether each is a kernel as it is in its file, not a test's replacement.
+/// The programs made so far. The flag says whether the program is the kernel's file and not a test's replacement.
 type Programs = RwLock<HashMap<Variant, (Program, bool)>>;
 
 fn programs() -> &'static Programs {
@@ -105,7 +105,7 @@ pub fn launched_variants() -> Vec<Variant> {
 }
 
 /// A variant's final text, under the number that keys its pipeline. The number is given out once to each variant, by
-/// a map that compares whole variants: two different texts never share one, whatever they hash to.
+/// a map that compares whole variants: two different texts never share one, even if their hashes are equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Program {
     text: &'static str,
@@ -117,7 +117,7 @@ impl Program {
         let mut programs = programs().write().expect("no panic while held");
         let number = programs.len();
         let make = || (Self { text: Box::leak(variant.source().into_boxed_str()), number }, own);
-        // Another thread may have been first.
+        // Another thread may have added it in the meantime.
         if let Some((program, _)) = programs.get(&variant) {
             return *program;
         }
@@ -177,8 +177,8 @@ pub mod hooks {
         HOOKS.lock().unwrap_or_else(|failed| failed.into_inner())
     }
 
-    /// Runs `f`; every launch of the shader `replace.0` meanwhile takes `replace.1` for the text of its file. Returns
-    /// also the launches, each kind once. This is a global switch: one caller at a time.
+    /// Runs `f`. Meanwhile every launch of the shader `replace.0` uses `replace.1` as the text of its file. Also
+    /// returns the launches, each kind once. This is a global switch, so only one caller may use it at a time.
     pub fn with<T>(replace: Option<(&'static str, String)>, f: impl FnOnce() -> T) -> (T, Vec<Launch>) {
         let replaced = replace.map(|(kernel, text)| (kernel, &*Box::leak(text.into_boxed_str())));
         *hooks() = Hooks { replaced, launches: Vec::new() };
@@ -205,7 +205,7 @@ pub mod hooks {
 }
 
 /// A grid of at least `groups` workgroups in two dimensions, of which WebGPU allows 65,535 each. Kernels that use it
-/// compute the flat index again and guard against the surplus.
+/// compute the flat index from both and ignore indices that are too large.
 pub fn grid(groups: usize) -> [usize; 3] {
     const MOST: usize = 32_768;
     [groups.min(MOST), groups.div_ceil(MOST), 1]
@@ -219,8 +219,8 @@ mod tests {
         Variant { kernel: "test", text, constants: vec![("THREADS", value)], uniform: &[] }
     }
 
-    /// The key of a pipeline is a number of the variant's own, also for variants of equal hash: those that differ in
-    /// the text only.
+    /// Each variant has its own pipeline key, even if its hash equals that of another: variants that differ only in
+    /// their text.
     #[test]
     fn every_variant_has_a_pipeline_key_of_its_own() {
         let hash = |v: &Variant| {

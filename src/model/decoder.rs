@@ -94,7 +94,8 @@ pub enum Input<'a> {
         /// Its ids.
         ids: &'a [u32],
     },
-    /// A chunk that will be rolled back: as [`Chunk`](Self::Chunk), but it leaves no trace in what the cache tracks.
+    /// A chunk that will be rolled back: like [`Chunk`](Self::Chunk), but the cache does not track its attention and
+    /// queries.
     Probe {
         /// The sequence.
         seq: usize,
@@ -145,7 +146,7 @@ pub enum Logits {
     All,
 }
 
-/// What a forward gives.
+/// The result of a forward.
 pub struct Output {
     /// The activations after the last layer, f32 `[rows, hidden_size]`: input of [`Decoder::logits`].
     hidden: Tensor<2>,
@@ -185,8 +186,8 @@ impl Decoder {
     /// called with the number of parts done and of all parts.
     ///
     /// # Errors
-    /// What [`check_device`] refuses for one sequence, except attention; a tensor that is missing or has the wrong
-    /// shape or type.
+    /// The errors of [`check_device`] for one sequence, except that of attention; a tensor that is missing or has the
+    /// wrong shape or type.
     pub fn load(
         config: &ModelConfig,
         weights: &Weights,
@@ -454,7 +455,7 @@ impl Decoder {
         (0..self.layers.len()).map(layer).collect()
     }
 
-    /// How alike the cached keys of `seq` are to each other: for each layer `[kv_heads, slots]`, see
+    /// How similar the cached keys of `seq` are to each other: for each layer `[kv_heads, slots]`, see
     /// [`key_similarity`](mod@kernels::key_similarity).
     pub fn compare_keys(&self, cache: &KvCache, seq: usize) -> Vec<Tensor<2>> {
         let layer = |layer: usize| {

@@ -1,4 +1,4 @@
-//! What the kernels and a device can run: found out before any weight is read.
+//! Checks of what the kernels and a device can run, made before any weight is read.
 use crate::device::ComputeDevice;
 use crate::dtype::Dtype;
 use crate::kernels::{AttentionSpec, LayerSpec};
@@ -10,12 +10,12 @@ pub(super) fn usable_context(config: &ModelConfig, context: usize) -> usize {
     context.min(config.max_position_embeddings).max(1)
 }
 
-/// Whether a model of this configuration can run on `device`, with `sequences` sequences side by side of up to
-/// `context` positions. Reads no weights: a request can be refused before gigabytes are.
+/// Checks that a model of this configuration can run on `device`, with `sequences` sequences side by side of up to
+/// `context` positions. Reads no weights, so a request can be refused before gigabytes are read.
 ///
 /// # Errors
-/// [`ErrorKind::Model`] for dimensions that no kernel takes, [`ErrorKind::Device`] when the RoPE table, or what
-/// attention puts aside for all sequences, would exceed the largest buffer.
+/// [`ErrorKind::Model`] for dimensions that no kernel takes, [`ErrorKind::Device`] when the RoPE table, or the
+/// partial results of attention for all sequences, would exceed the largest buffer.
 pub fn check_device(config: &ModelConfig, sequences: usize, context: usize, device: &ComputeDevice) -> Result<()> {
     let context = usable_context(config, context);
     check_dimensions(config, device)?;
@@ -49,7 +49,7 @@ pub(super) fn check_partials(spec: AttentionSpec, device: &ComputeDevice) -> Res
     if bytes <= most {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Device, "attention over so many slots at once exceeds the adapter's largest buffer")
+    Err(Error::new(ErrorKind::Device, "attention over this many slots at once exceeds the adapter's largest buffer")
         .at(device.info.line())
         .expected(format!("at most {most} bytes"))
         .found(format!("{bytes} bytes for {} sequences with up to {} slots", spec.n / spec.chunk, spec.most_seen))
@@ -77,7 +77,7 @@ pub(super) fn check_dimensions(c: &ModelConfig, device: &ComputeDevice) -> Resul
     if c.group_size() * c.head_dim * 4 > 16_384 {
         return no("number of query heads of a KV head", "at most 16 KiB of queries a group", c.group_size());
     }
-    // Two rows are the least a shard of gate_up can hold.
+    // A shard of gate_up holds at least two rows.
     let widest = c.hidden_size.max(c.intermediate_size).max(c.q_size()) * 8;
     if widest as u64 > device.info.max_binding_bytes {
         return no("size of a matrix row", "two rows within the adapter's largest buffer", widest);

@@ -92,7 +92,7 @@ impl Ledger {
         }
     }
 
-    /// Does to the mirror what the gather did to the cache.
+    /// Repeats in the ledger what the gather did to the cache.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Internal`] when the plan was made for another number of slots.

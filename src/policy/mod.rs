@@ -118,7 +118,7 @@ pub trait EvictionPolicy: fmt::Debug + Send + Sync {
     fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan>;
 }
 
-/// What a policy wants measured on the GPU.
+/// What a policy needs to have measured on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Measurement {
@@ -158,7 +158,7 @@ impl Measurement {
         }
     }
 
-    /// Whether it gives a view its scores.
+    /// Whether the measurement provides a view's scores.
     pub fn scores(self) -> bool {
         self != Self::Nothing
     }

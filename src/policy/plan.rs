@@ -111,7 +111,7 @@ impl KeepPlan {
         Ok(Self { kept, before, outcome, evicted: Vec::new() })
     }
 
-    /// Takes back what was given up last, until `count` slots are kept.
+    /// Restores the slots that were evicted last, until `count` slots are kept.
     fn filled(mut self, count: usize) -> Self {
         let Kept::Shared(slots) = &mut self.kept else { return self };
         let missing = count.saturating_sub(slots.len()).min(self.evicted.len());

@@ -278,5 +278,5 @@ fn check_scores(scores: &[f32], slots: usize) -> Result<()> {
         .at(format!("slot {slot} of {slots}"))
         .expected("a finite score for every slot")
         .found(format!("{} ({bad} such slots)", scores[slot]))
-        .help("an overflow in the model's arithmetic or a driver fault; compare with --device cpu"))
+        .help("an overflow in the model's arithmetic or a driver fault; compare with `device` cpu"))
 }

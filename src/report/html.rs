@@ -1,8 +1,8 @@
 //! The report: one self-contained page made from traces.
 //!
 //! The page needs no network and no fonts: style and script are in it, and a policy in its head forbids it to load
-//! anything. The text of a model stands in it as JSON in which `<` is escaped, and reaches the document through
-//! `textContent` only. Control characters and characters that steer the direction of text are spelled out
+//! anything. The text of a model is embedded as JSON in which `<` is escaped, and reaches the document only through
+//! `textContent`. Control characters and characters that steer the direction of text are spelled out
 //! ([`spelled_out`]), so that a hostile trace can neither run nor disguise itself.
 //!
 //! Attention maps are stored as bytes: the logarithm of each weight over [`DECADES`] powers of ten below the largest
@@ -32,7 +32,7 @@ const MODULES: [&str; 4] = [
     include_str!("js/page.js"),
 ];
 
-/// A page with the traces side by side, each with a name to tell it by.
+/// A page with the traces side by side, each under its name.
 ///
 /// # Errors
 /// [`ErrorKind::Input`] for no trace, for more than two, and for one that [contradicts itself](Trace::check).
@@ -482,7 +482,7 @@ mod tests {
     }
 
     /// What [`script`] relies on: imports take one line each and come from an earlier module that exports the name;
-    /// nothing is exported by default or in a list; no top-level name stands in two modules.
+    /// nothing is exported by default or in a list; no top-level name is declared in two modules.
     #[test]
     fn the_modules_can_share_one_scope() {
         let names = ["helpers", "figures", "reasoning", "page"];
@@ -524,7 +524,7 @@ mod tests {
     }
 
     /// The page's script reads the fields that the structs have: each property that a typedef of helpers.js names is
-    /// a key of the data, and the other way round.
+    /// a key of the data, and vice versa.
     #[test]
     fn the_types_of_the_script_are_those_of_the_data() {
         let mut trace = fixture();

@@ -5,8 +5,14 @@ use burn::tensor::{Int, Tensor};
 use super::Sampling;
 use crate::cache::{KvCache, RING};
 use crate::device::{ComputeDevice, DeviceInfo};
-use crate::kernels::{self, InPlace, SampleSpec, TopKSpec, memory, state, top_k};
+use crate::kernels::state::{self, SamplerHeader};
+use crate::kernels::{self, InPlace, SampleSpec, TopKSpec, memory, top_k};
 use crate::{Error, ErrorKind, Result};
+
+/// The most candidates of a draw. With a larger top-k, or with none, a draw is among this many of the most likely
+/// tokens. The share of the requested probability that lies outside them is reported
+/// ([`RunResult::missed`](crate::engine::RunResult::missed)).
+pub const MOST_CANDIDATES: usize = top_k::MOST;
 
 /// The samplers of the sequences of one [`KvCache`]. The sampled ids stay in the cache's state, where the next step
 /// finds them.
@@ -23,18 +29,25 @@ fn seen_words(vocab: usize) -> usize {
     vocab.div_ceil(32)
 }
 
+/// The settings of a sampler as the kernels read them.
+fn header(sampling: &Sampling, seed: u64) -> SamplerHeader {
+    let Sampling { temperature, top_k, top_p, min_p, repetition_penalty } = *sampling;
+    let temperature = if sampling.is_greedy() { 0.0 } else { temperature };
+    SamplerHeader { temperature, top_k, top_p, min_p, repetition_penalty, seed }
+}
+
 impl Sampler {
     /// Greedy samplers for all sequences of `cache`, for a vocabulary of `vocab` tokens.
     pub fn new(vocab: usize, cache: &mut KvCache, device: &ComputeDevice) -> Self {
         let (seqs, seen_words) = (cache.shape().seqs, seen_words(vocab));
         for seq in 0..seqs {
-            cache.write_sampler(seq, &Sampling::GREEDY.header(0));
+            cache.write_sampler(seq, header(&Sampling::GREEDY, 0));
         }
         let seen = kernels::u32_tensor(vec![0; (seqs * seen_words).next_multiple_of(4)], &device.burn);
         Self { settings: vec![Sampling::GREEDY; seqs], seen: InPlace::new(seen), seen_words }
     }
 
-    /// Whether the samplers of `seqs` sequences fit on a device.
+    /// Checks that the samplers of `seqs` sequences fit on a device.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] when the bits of the seen tokens exceed the largest buffer.
@@ -50,10 +63,10 @@ impl Sampler {
             .help("run fewer `sequences`"))
     }
 
-    /// From now on `seq` samples as `sampling` says, draws with `seed`, and has seen the tokens of `prompt`.
+    /// Sets up `seq`: the settings of its sampler, the seed of its draws, and the tokens of `prompt` as seen.
     pub fn set(&mut self, cache: &mut KvCache, seq: usize, sampling: &Sampling, seed: u64, prompt: &[u32]) {
         self.settings[seq] = *sampling;
-        cache.write_sampler(seq, &sampling.header(seed));
+        cache.write_sampler(seq, header(sampling, seed));
         let mut bits = vec![0u32; self.seen_words];
         for id in prompt {
             bits[*id as usize / 32] |= 1 << (id % 32);
@@ -69,7 +82,7 @@ impl Sampler {
         let (n, seen_words) = (seqs.len(), self.seen_words);
         let row_seq_offset = cache.select(seqs);
         // Greedy sampling needs only the first candidate.
-        let k = if seqs.iter().all(|seq| self.settings[*seq].is_greedy()) { 1 } else { top_k::MOST };
+        let k = if seqs.iter().all(|seq| self.settings[*seq].is_greedy()) { 1 } else { MOST_CANDIDATES };
         let spec = TopKSpec { count: logits.dims()[1], n, k, merge: false, row_seq_offset, seen_words };
         let (mut candidates, sums) = kernels::top_k(logits, cache.state(), &self.seen, spec);
         let (mut lists, chunks) = (spec.lists(), spec.lists());
@@ -85,8 +98,8 @@ impl Sampler {
         });
     }
 
-    /// The largest share of the probability that `seq` asked for and that lay outside its candidates, from a copy of
-    /// the state ([`KvCache::read_state`]).
+    /// The largest share of the requested probability that lay outside the candidates of `seq`, from a copy of the
+    /// state ([`KvCache::read_state`]).
     pub fn missed(copy: &[u32], seq: usize) -> f32 {
         f32::from_bits(copy[seq * state::SEQ + state::MISSED])
     }

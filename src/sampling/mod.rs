@@ -4,16 +4,11 @@ pub(crate) mod device;
 
 use serde::{Deserialize, Serialize};
 
+pub use device::MOST_CANDIDATES;
 pub(crate) use device::Sampler;
 
-use crate::kernels::{state, top_k};
 use crate::model::config::GenerationDefaults;
 use crate::{Error, ErrorKind, Result};
-
-/// The most candidates of a draw. With a larger top-k, or with none, a draw is among this many of the most likely
-/// tokens. The share of the requested probability that lies outside them is reported
-/// ([`RunResult::missed`](crate::engine::RunResult::missed)).
-pub const MOST_CANDIDATES: usize = top_k::MOST;
 
 /// A temperature below this one counts as 0: the most likely token is taken.
 const COLDEST: f32 = 1e-3;
@@ -45,8 +40,8 @@ impl Sampling {
     /// Takes the most likely token, without a penalty.
     pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 };
 
-    /// What the model's authors recommend: greedy without `do_sample`. Settings that they leave out have the defaults
-    /// of transformers (temperature 1, top-k 50).
+    /// The settings that the model's authors recommend. Without `do_sample` they are greedy; settings that are left
+    /// out have the defaults of transformers (temperature 1, top-k 50).
     pub fn from_defaults(defaults: &GenerationDefaults) -> Self {
         let repetition_penalty = defaults.repetition_penalty.unwrap_or(1.0);
         if defaults.do_sample != Some(true) {
@@ -66,7 +61,7 @@ impl Sampling {
         self.temperature < COLDEST
     }
 
-    /// Whether all settings are in their ranges.
+    /// Checks that all settings are in their ranges.
     ///
     /// # Errors
     /// [`ErrorKind::Input`] for a setting out of range.
@@ -85,21 +80,6 @@ impl Sampling {
             }
         }
         Ok(())
-    }
-
-    /// The part of a sequence's header that configures the sampler: the words from [`state::MISSED`] on.
-    pub(crate) fn header(&self, seed: u64) -> [u32; state::SEQ - state::MISSED] {
-        let temperature = if self.is_greedy() { 0.0 } else { self.temperature };
-        let mut header = [0; state::SEQ];
-        header[state::TEMPERATURE] = temperature.to_bits();
-        header[state::TOP_K] = self.top_k;
-        header[state::TOP_P] = self.top_p.to_bits();
-        header[state::MIN_P] = self.min_p.to_bits();
-        header[state::PENALTY] = self.repetition_penalty.to_bits();
-        header[state::RELIEF] = (1.0 / self.repetition_penalty).to_bits();
-        header[state::SEED_LOW] = seed as u32;
-        header[state::SEED_HIGH] = (seed >> 32) as u32;
-        std::array::from_fn(|i| header[state::MISSED + i])
     }
 }
 

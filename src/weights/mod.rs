@@ -5,7 +5,8 @@
 //!             └ *.safetensors → Weights → TensorView → PackedRows (matrices) or Vec<f32> (norms, biases) → upload
 //! ```
 //!
-//! A GGUF file holds all of this in one file: its metadata contains the configuration, the tokenizer and the template.
+//! A GGUF file holds all of this in one file: its metadata contains the configuration, the tokenizer and the
+//! template.
 use crate::{Error, ErrorKind, Result};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +15,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+mod ggml_type;
 pub mod gguf;
 pub mod pack;
 mod quant;
@@ -23,6 +25,9 @@ pub mod tensors;
 pub use gguf::Gguf;
 pub use pack::PackedRows;
 pub use tensors::{FINGERPRINT, FileDtype, TensorView, Weights};
+
+/// The help of errors about files that do not follow their format.
+const DOWNLOAD_AGAIN: &str = "the file is damaged or incomplete: download it again";
 
 /// JSON files larger than this are refused. The largest tokenizer.json in use has about 30 MB.
 const MAX_JSON_BYTES: usize = 512 << 20;
@@ -69,7 +74,7 @@ impl fmt::Debug for Bytes {
 #[derive(Debug, Clone)]
 pub struct ModelSource(Place, Option<Suggestions>);
 
-/// What is known to suit a model and stands in none of its files.
+/// Settings that are known to suit a model and are in none of its files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Suggestions {
     /// Latest tokens that are never evicted.
@@ -157,13 +162,13 @@ impl ModelSource {
         Self(Place::Memory(files.into_iter().map(|(name, bytes)| (name.into(), bytes.into())).collect()), None)
     }
 
-    /// The same model, with what is known to suit it.
+    /// The same model, with settings that are known to suit it.
     #[must_use]
     pub fn suggesting(self, suggestions: Suggestions) -> Self {
         Self(self.0, Some(suggestions))
     }
 
-    /// What is known to suit the model.
+    /// The settings that are known to suit the model.
     pub fn suggestions(&self) -> Option<Suggestions> {
         self.1
     }
@@ -176,8 +181,8 @@ impl ModelSource {
     /// The bytes of the file `name`, or `None` if the model has no such file.
     ///
     /// # Errors
-    /// If the file exists but cannot be read, if it is a Git LFS pointer, or if `name` is not a plain file name. Names of
-    /// shards are written in the model's own index, which must not be able to reach files outside the model.
+    /// If the file exists but cannot be read, if it is a Git LFS pointer, or if `name` is not a plain file name.
+    /// Names of shards are written in the model's own index, which must not be able to reach files outside the model.
     pub fn find(&self, name: &str) -> Result<Option<Bytes>> {
         if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\\', '\0', ':']) {
             return Err(Error::new(ErrorKind::Model, "a file name reaches outside the model")

@@ -2,8 +2,8 @@
 //! support for 16-bit types.
 //!
 //! **Layout.** Matrices are row-major. An f32 element takes one word; two f16 or bf16 elements share a word, the even
-//! column in its low half. Each row starts at a new word: if a 16-bit matrix has an odd number of columns, the high half
-//! of the last word of each row is zero padding, and [`PackedRows::words_per_row`] is ⌈cols / 2⌉.
+//! column in its low half. Each row starts at a new word: if a 16-bit matrix has an odd number of columns, the high
+//! half of the last word of each row is zero padding, and [`PackedRows::words_per_row`] is ⌈cols / 2⌉.
 //!
 //! **Quantized matrices** (GGUF's Q8_0 and Q4_0) keep their values and scales unchanged. A row is first its quantized
 //! values (quants), then its scales, so that quants form whole vectors of 4 words, and rows can be moved, stacked and
@@ -31,12 +31,12 @@ pub struct PackedRows<'a> {
 }
 
 impl<'a> PackedRows<'a> {
-    /// Packs row-major little-endian elements, or the quantized blocks of GGUF. The bytes are copied only if they are not
-    /// aligned, if rows need padding, or if the elements are quantized.
+    /// Packs row-major little-endian elements, or the quantized blocks of GGUF. The bytes are copied only if they are
+    /// not aligned, if rows need padding, or if the elements are quantized.
     ///
     /// # Errors
-    /// If `bytes` does not hold exactly `rows × cols` elements, or the matrix is empty. For quantized types, also if rows
-    /// are not a whole number of blocks, or a scale is not finite.
+    /// If `bytes` does not hold exactly `rows × cols` elements, or the matrix is empty. For quantized types, also if
+    /// rows are not a whole number of blocks, or a scale is not finite.
     pub fn from_le_bytes(dtype: Dtype, rows: usize, cols: usize, bytes: &'a [u8]) -> Result<Self> {
         check_size(rows, cols)?;
         quant::check_blocks(dtype, cols)?;
@@ -150,8 +150,9 @@ impl<'a> PackedRows<'a> {
         Ok(PackedRows { dtype: first.dtype, rows, cols: first.cols, words: Cow::Owned(words) })
     }
 
-    /// Interleaves the rows of `a` and `b`: `a[0], b[0], a[1], …`, for the fused product of gate and up. The result has the
-    /// element type of `a`. If the types differ and one of them is quantized, the result is f32, so that no value changes.
+    /// Interleaves the rows of `a` and `b`: `a[0], b[0], a[1], …`, for the fused product of gate and up. The result
+    /// has the element type of `a`. If the types differ and one of them is quantized, the result is f32, so that no
+    /// value changes.
     ///
     /// # Errors
     /// If the shapes differ, or a value of `b` overflows the type of `a`.
@@ -170,9 +171,9 @@ impl<'a> PackedRows<'a> {
         Ok(PackedRows { dtype, rows: 2 * a.rows, cols: a.cols, words: Cow::Owned(words) })
     }
 
-    /// Reorders the rows of each head from pairs to halves: row `2 j + i` of a head with `d` rows becomes row `i d / 2 + j`.
-    /// GGUF stores the query and key projections of Llama in the order of Meta's rotation, which rotates neighbouring rows
-    /// together.
+    /// Reorders the rows of each head from pairs to halves: row `2 j + i` of a head with `d` rows becomes row
+    /// `i d / 2 + j`. GGUF stores the query and key projections of Llama in the order of Meta's rotation, which
+    /// rotates neighbouring rows together.
     ///
     /// # Errors
     /// If the rows are not `heads` heads with the same, even number of rows.
@@ -236,8 +237,8 @@ pub(crate) fn unpaired(rows: usize, heads: usize) -> Result<impl Iterator<Item =
     }))
 }
 
-/// Converts little-endian elements to f32; the conversion is exact. Bytes after the last whole element are ignored. The
-/// result is empty for quantized types, which vectors never have.
+/// Converts little-endian elements to f32; the conversion is exact. Bytes after the last whole element are ignored.
+/// The result is empty for quantized types, which vectors never have.
 pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
     let halves = |convert: fn(u16) -> f32| {
         bytes.as_chunks::<2>().0.iter().map(|&pair| convert(u16::from_le_bytes(pair))).collect()

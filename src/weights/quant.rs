@@ -1,7 +1,7 @@
 //! The quantized blocks Q8_0 and Q4_0 of GGUF: repacking for the shaders, quantizing from f32, and reading values.
 //!
 //! The [module `pack`](super::pack) describes the layout of packed rows for all element types.
-use super::tensors::DOWNLOAD_AGAIN;
+use super::DOWNLOAD_AGAIN;
 use crate::dtype::{BLOCK, Dtype};
 use crate::{Error, ErrorKind, Result};
 use half::f16;

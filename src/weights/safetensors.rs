@@ -5,8 +5,8 @@
 //! the tensors without holes or overlaps. The `safetensors` crate provides the element types. The header is checked
 //! here, because the crate's own checks do not say which tensor is wrong, and because a hostile range must not
 //! overflow an addition.
-use super::tensors::{DOWNLOAD_AGAIN, Entry, FileDtype, Weights};
-use super::{Bytes, ModelSource};
+use super::tensors::{Entry, FileDtype, Weights};
+use super::{Bytes, DOWNLOAD_AGAIN, ModelSource};
 use crate::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde::de::{IgnoredAny, IntoDeserializer};
@@ -18,12 +18,12 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 impl Weights {
-    /// Opens the weights of a model: `model.safetensors`, or the shards that `model.safetensors.index.json` names, or a
-    /// GGUF file.
+    /// Opens the weights of a model: `model.safetensors`, or the shards that `model.safetensors.index.json` names, or
+    /// a GGUF file.
     ///
     /// # Errors
-    /// If the model has no weights, a shard is missing, a tensor is not in the shard that the index names, or a file does
-    /// not follow its format.
+    /// If the model has no weights, a shard is missing, a tensor is not in the shard that the index names, or a file
+    /// does not follow its format.
     pub fn open(source: &ModelSource) -> Result<Self> {
         if let Some(gguf) = source.gguf() {
             return Self::from_gguf(gguf);

@@ -1,6 +1,6 @@
 //! The tensors of a model, independent of the file format. Names are those of Hugging Face checkpoints, and the
 //! outermost dimension of a shape comes first.
-use super::gguf::GgmlType;
+use super::ggml_type::GgmlType;
 use super::{Bytes, PackedRows, pack};
 use crate::dtype::Dtype;
 use crate::{Error, ErrorKind, Result};
@@ -8,10 +8,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
-pub(super) const DOWNLOAD_AGAIN: &str = "the file is damaged or incomplete: download it again";
-
-/// The prefix of every [fingerprint](Weights::fingerprint). A fingerprint without it comes from an older version, which
-/// computed another hash, so it says nothing about the weights.
+/// The prefix of every [fingerprint](Weights::fingerprint). A fingerprint without it comes from an older version,
+/// which computed another hash, so it says nothing about the weights.
 pub const FINGERPRINT: &str = "blake3:";
 
 /// The element type of a tensor as its file names it.
@@ -113,9 +111,9 @@ impl Weights {
             .help("is config.json the one that came with these weights?"))
     }
 
-    /// A hash that identifies these weights: [`FINGERPRINT`] and the 64 hexadecimal digits of a BLAKE3 hash. It covers
-    /// the name, type, shape and all bytes of every tensor, so it takes as long as reading all of them from memory or
-    /// disk.
+    /// A hash that identifies these weights: [`FINGERPRINT`] and the 64 hexadecimal digits of a BLAKE3 hash. It
+    /// covers the name, type, shape and all bytes of every tensor, so it takes as long as reading all of them from
+    /// memory or disk.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         for tensor in self.tensors.keys().filter_map(|name| self.find(name)) {

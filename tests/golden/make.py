@@ -6,7 +6,7 @@
     python make.py --search N    looks for seeds (N candidates per model) under which every assertion holds
     python make.py --only NAME   one model
 
-What the goldens are, tensor by tensor, is in README.md. The arithmetic of a golden is float32 over the stored weights (f32, f16
+README.md describes the goldens, tensor by tensor. The arithmetic of a golden is float32 over the stored weights (f32, f16
 or bf16), by transformers with eager attention, on one thread.
 
 A golden that cannot tell right from wrong is worse than none, so `examine` asserts that these can: attention peaks, heads differ,
@@ -208,7 +208,7 @@ MODELS = {
     ),
 }
 
-BOUND = 1e-4  # what an implementation in f32 may be off, as a fraction of the largest |logit|
+BOUND = 1e-4  # the error that an f32 implementation may have, as a fraction of the largest |logit|
 MARGIN = 10 * BOUND  # a greedy id counts only where the runner-up is this far below, same unit
 PEAK = 8.0  # in every layer some head's largest weight is at least PEAK / n
 DISTINCT = 24  # distinct ids among the GREEDY ones
@@ -822,7 +822,7 @@ def oracle_goldens(golden, m, rng):
     tensors["oracle.logits"] = logits[QUESTION:]
     tensors["wrong.masked_too_early.logits"] = golden(ids, hidden=hidden_rows(n, events, too_early=True))[0][QUESTION:]
     for e, (after, evicted) in enumerate(events):
-        # The probe is forwarded where the cache holds everything up to `after` that earlier events left, and leaves no trace.
+        # The probe is forwarded where the cache holds everything up to `after` that earlier events left, and is then rolled back.
         probe, length = random_ids(rng, m, PROBE), after + 1 + PROBE
         gone = {k for _, earlier in events[:e] for k in earlier}
         positions = [k for k in range(length) if k not in gone]
@@ -857,11 +857,11 @@ def reference_oracle(reference, tensors):
     return np.stack(rows), probes
 
 
-# ------------------------------------------------------------------------------------------------------- do the goldens mean it?
+# ------------------------------------------------------------------------------------------------------- checks of the goldens
 
 
 class Unmet(Exception):
-    """A seed under which a golden would not mean what it should."""
+    """A seed whose goldens do not meet a requirement."""
 
 
 def require(condition, what):
@@ -910,7 +910,7 @@ def relative(found, expected):
 
 
 def examine(folder, m, tensors):
-    """Asserts that the goldens mean something; returns what it measured."""
+    """Asserts that the goldens can tell right from wrong; returns the measurements."""
     report = examine_greedy(tensors) | examine_attention(tensors) | examine_echo(tensors)
     longest = max(PROMPTS)
 
@@ -964,7 +964,7 @@ def examine(folder, m, tensors):
 
 
 def reference_compact(reference, tensors):
-    """How far the logits are when slots are taken for positions after an eviction."""
+    """How far the logits are off if slots are used as positions after an eviction."""
     prompt, ids = tensors["oracle.prompt.ids"], tensors["oracle.ids"]
     reference(prompt, range(QUESTION))
     cached, rows = list(range(QUESTION)), []
@@ -1020,7 +1020,7 @@ def text_goldens(folder):
 
 
 def generate(name, m, seed, folder):
-    """One model directory with its goldens; raises Unmet when the seed will not do."""
+    """One model directory with its goldens; raises Unmet if the seed is not suitable."""
     tokenizer = build_tokenizer(TOKENIZER_SIZE)
     with tempfile.TemporaryDirectory() as scratch:
         hf = pathlib.Path(scratch) if "gguf" in m else folder

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What policies measure, by transformers: `measure.safetensors` of every fixture of this folder. README.md says what is in it.
+"""Writes what policies measure, as computed by transformers: `measure.safetensors` of every fixture in this folder.
+README.md describes its contents.
 
     python make_measure.py            writes the files, from the committed weights and goldens
     python make_measure.py --check    recomputes them and compares, writes nothing
@@ -30,7 +31,7 @@ def grouped(weights, kv_heads):
 
 
 def similarity(keys):
-    """[layers, kv_heads, n, d] → [layers, kv_heads, n]: the mean cosine to the others, each key's latest look-alike spared."""
+    """[layers, kv_heads, n, d] → [layers, kv_heads, n]: the mean cosine to the others, without each key's latest look-alike."""
     keys = keys.astype(np.float64)
     unit = keys / np.linalg.norm(keys, axis=-1, keepdims=True)
     cosine = unit @ unit.swapaxes(-1, -2)

@@ -8,7 +8,8 @@ use secateur::ModelSource;
 use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Settings};
 use secateur::policy::Role;
 use secateur::sampling::Sampling;
-use secateur::trace::{AttentionDetail, StopReason};
+use secateur::settings::AttentionDetail;
+use secateur::trace::StopReason;
 
 fn engine(device: &secateur::device::ComputeDevice, with_text: bool) -> Engine {
     engine_of(device, with_text, 1)

@@ -1,6 +1,6 @@
 //! Reads the header of a GGUF file. Every count and every length is checked before it is used.
-use super::ggml_type::GgmlType;
-use crate::weights::tensors::DOWNLOAD_AGAIN;
+use crate::weights::DOWNLOAD_AGAIN;
+use crate::weights::ggml_type::GgmlType;
 use crate::{Error, ErrorKind, Result};
 use std::ops::Range;
 

@@ -6,18 +6,18 @@
 //! with the number of remaining bytes before anything is allocated, and allocations are bounded by the size of the
 //! header.
 use super::Bytes;
-use super::tensors::{DOWNLOAD_AGAIN, Weights};
+use super::DOWNLOAD_AGAIN;
+use super::tensors::Weights;
 use crate::{Error, ErrorKind, Result};
 use header::{Reader, TensorInfo, Value, ValueType};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Range;
 
-mod ggml_type;
 mod header;
 mod names;
 
-pub use ggml_type::GgmlType;
+pub use super::ggml_type::GgmlType;
 
 /// An opened GGUF file. Its header is checked against the size of the file; its tensors stay where they are.
 #[derive(Debug)]

@@ -1,13 +1,13 @@
-//! Where a choice of layers lies on disk, and the fingerprint of weights beside it.
+//! The path of a choice of layers, and the fingerprint of weights that is stored beside it.
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::calibrate::FILE;
+use super::FILE;
 use crate::weights::{FINGERPRINT, ModelSource, Weights};
 
-/// Where a choice of layers lies beside a model: in its directory, which of a model on the hub is its snapshot in the
-/// cache, or next to its GGUF file. `None` for a model that is held in memory.
+/// The path of the choice of layers beside a model: in its directory (for a model from the hub, its snapshot in the
+/// cache), or next to its GGUF file. `None` for a model that is held in memory.
 pub fn choice_path(source: &ModelSource) -> Option<PathBuf> {
     match source.gguf() {
         Some(gguf) => Some(PathBuf::from(format!("{}.{FILE}", gguf.place()))),
@@ -15,20 +15,21 @@ pub fn choice_path(source: &ModelSource) -> Option<PathBuf> {
     }
 }
 
-/// A fingerprint of weights, and their files as they were then. It lies beside the choice of layers, so that weights
-/// are hashed again only if a file has another size or time of change.
+/// The fingerprint of weights, and the state of their files when it was computed. It is stored beside the choice of
+/// layers, so that weights are hashed again only if the size or the modification time of a file has changed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Hashed {
     /// [`Weights::fingerprint`].
     pub fingerprint: String,
-    /// Name, bytes, nanoseconds since 1970. Empty where that cannot be told: then the fingerprint serves once.
+    /// Name, size in bytes, and modification time in nanoseconds since 1970. Empty if a file's state cannot be read;
+    /// the fingerprint is then not stored.
     files: Vec<(String, u64, u64)>,
 }
 
 impl Hashed {
-    /// Of `weights`, from beside the choice at `choice` if that is still true.
+    /// The fingerprint of `weights`: the stored one beside `choice` if the files have not changed, else a new one.
     pub fn of(weights: &Weights, choice: &Path) -> Self {
-        // The files are looked at before they are hashed, so that a change meanwhile shows.
+        // The state is read before the files are hashed, so that a change in between is noticed.
         let files = weights.places().map(state_of_file).collect::<Option<Vec<_>>>().unwrap_or_default();
         let text = std::fs::read_to_string(Self::path(choice)).unwrap_or_default();
         match serde_json::from_str::<Self>(&text) {
@@ -40,8 +41,8 @@ impl Hashed {
         }
     }
 
-    /// Puts it beside the choice at `choice`, where that is possible. Without it the weights are hashed again the
-    /// next time, and so they are where it was half written: it is not JSON then.
+    /// Stores the fingerprint beside the choice at `choice`, if possible. If it is missing, or was written only in
+    /// part and is not valid JSON, the weights are hashed again the next time.
     pub fn keep(&self, choice: &Path) {
         let path = Self::path(choice);
         let Ok(text) = serde_json::to_string(self) else { return };
