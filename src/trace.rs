@@ -606,7 +606,7 @@ mod tests {
         refused(|t| t.probes[0].evicted = vec![2, 2], "evicted twice");
         refused(|t| t.probes.push(t.probes[0].clone()), "evicted twice");
         refused(|t| t.tokens[0].role = Role::Answer, "from outside the thinking");
-        refused(|t| t.probes[0].at_token = 4, "past the tokens");
+        refused(|t| t.probes[0].at_token = 4, "exceeds the number of tokens");
         refused(|t| t.probes[0].cached_after = 4, "more slots after");
         refused(|t| t.probes[0].sets[0].evicted = vec![3], "from a set");
         refused(|t| t.probes[0].steps.reverse(), "not in order");

@@ -423,4 +423,55 @@ mod tests {
         assert_eq!(reports, [12 + 5 + LOOP - 2]);
         assert_eq!(repetition.tokens, 9 + 200 - 16);
     }
+    /// The model closes its thinking, writes something else and thinks again: the second thought has the role of a
+    /// thought, the probe interval continues through it, and its pruning evicts nothing outside the thoughts.
+    #[test]
+    fn a_second_thought_is_thinking_that_is_probed_and_pruned() {
+        let load = crate::engine::LoadOptions::default();
+        let prepared = crate::engine::PreparedModel::new(&crate::builtin::source(), "built-in", &load).unwrap();
+        let ThinkIds { open: Some(open), close: Some(close) } = prepared.tokenizer().unwrap().think_ids() else {
+            panic!("the built-in model has both tags")
+        };
+        let word = prepared.tokenizer().unwrap().encode("a").unwrap()[0];
+        let settings = Settings {
+            policy: "streaming-llm".into(),
+            budget: policy::Budget::Tokens(2),
+            window: 1,
+            probe_every: 4,
+            ..Settings::default()
+        };
+        let mut sequence = prepared.sequence(0, &crate::engine::Prompt::Ids(vec![word]), &settings).unwrap();
+        let (mut roles, mut prunings) = (Vec::new(), Vec::new());
+        let thought = |words| std::iter::once(open).chain(std::iter::repeat_n(word, words)).chain([close]);
+        for id in thought(5).chain([word; 6]).chain(thought(4)).chain([word; 6]) {
+            sequence.take_in(id, &mut |_, _| ()).unwrap();
+            sequence.issued = sequence.tokens.len();
+            roles.push(sequence.tokens.last().unwrap().role);
+            if sequence.due() == Some(id) {
+                let (plan, record) = sequence.plan(&Measurements::default()).unwrap();
+                sequence.ledger.gather(&plan).unwrap();
+                prunings.push((sequence.tokens.len(), record.evicted.clone()));
+                sequence.pruned(record, &mut |_, _| ());
+            }
+        }
+        let expected: Vec<Role> = [
+            &[Role::ThinkOpen][..],
+            &[Role::Thinking; 5],
+            &[Role::ThinkClose],
+            &[Role::Answer; 6],
+            &[Role::ThinkOpen],
+            &[Role::Thinking; 4],
+            &[Role::ThinkClose],
+            &[Role::Answer; 6],
+        ]
+        .concat();
+        assert_eq!(roles, expected);
+        // The fourth and the eighth thinking token. Positions count from the prompt's one token.
+        let [(first, _), (second, evicted)] = &prunings[..] else { panic!("{prunings:?}") };
+        assert_eq!((*first, *second), (5, 17));
+        assert!(!evicted.is_empty(), "the second pruning keeps everything");
+        for position in evicted {
+            assert_eq!(roles[*position as usize - 1], Role::Thinking, "position {position}");
+        }
+    }
 }

@@ -191,7 +191,9 @@ fn an_interrupted_calibration_goes_on_and_ends_in_the_same_choice() {
         );
         assert_eq!(answers().0, second);
     }
-    let damaged = second.replacen("\"layers\"", "\"lawyers\"", 1);
+    // The first line tells what is calibrated; the answers follow.
+    let (head, rest) = second.split_once('\n').expect("several lines");
+    let damaged = format!("{head}\n{}", rest.replacen("\"layers\"", "\"lawyers\"", 1));
     for (text, parts) in [
         (damaged.as_str(), &["not the progress of a calibration", "line 2", "missing field `layers`"][..]),
         ("a diary", &["not the progress of a calibration"]),
@@ -327,7 +329,7 @@ fn weights_are_hashed_again_only_when_a_file_of_theirs_has_changed() {
     let first = std::fs::read_to_string(&kept).unwrap();
     assert!(first.contains(&choice.settings.weights) && first.contains("model.safetensors"), "{first}");
     // A wrong hash shows that the stored one is used.
-    let lie = first.replace(&choice.settings.weights, &"0".repeat(16));
+    let lie = first.replace(&choice.settings.weights, &format!("blake3:{}", "0".repeat(64)));
     std::fs::write(&kept, &lie).unwrap();
     assert!(!calibrated() && std::fs::read_to_string(&kept).unwrap() == lie);
     let later = std::fs::metadata(&weights).unwrap().modified().unwrap() + std::time::Duration::from_millis(1);
@@ -409,7 +411,7 @@ fn what_cannot_be_calibrated_is_refused_at_once() {
         fails(&with(data, more), 2, parts);
     }
     let built_in = ["calibrate", "--device", "cpu", "--data", data];
-    fails(&run(&built_in), 2, &["where should the choice go?", "--out"]);
+    fails(&run(&built_in), 2, &["no output file for the calibration", "--out"]);
     let to = |out: &str| run(&[&built_in[..], &["--out", out]].concat());
     fails(&to("/no/such/dir/choice.json"), 1, &["progress", "cannot be kept", "/no/such/dir"]);
     fails(&to(dir.path().to_str().unwrap()), 2, &["written to a directory"]);

@@ -119,51 +119,6 @@ fn probes_that_keep_all_change_no_id() {
     }
 }
 
-/// A model that opens its thinking again is probed and pruned again: every token between the tags is thinking, and no
-/// other. Hot sampling from a small vocabulary writes the tags by chance; some seed of a few does so often enough.
-#[test]
-fn a_second_thought_is_thinking_again() {
-    let _one = common::serial();
-    let mut engine = engine(&secateur::device::ComputeDevice::cpu(), true);
-    let think = engine.tokenizer().expect("it has one").think_ids();
-    let options = |seed| Settings {
-        max_new_tokens: 1200,
-        budget: "tokens:20".parse().expect("a budget"),
-        window: 4,
-        probe_every: 10,
-        sampling: Sampling { temperature: 1000.0, ..Sampling::GREEDY },
-        seed,
-        ignore_eos: true,
-        ..Settings::default()
-    };
-    let pruned_twice = (0..8).any(|seed| {
-        let trace = run(&mut engine, &Prompt::Raw("a".into()), &options(seed)).trace;
-        let (mut thoughts, mut inside) = (0, false);
-        let mut thought_of = Vec::new();
-        for token in &trace.tokens {
-            // By id: a token's text may begin with the bytes of an earlier character that never ended.
-            let expected = match Some(token.id) {
-                id if id == think.open => Role::ThinkOpen,
-                id if id == think.close => Role::ThinkClose,
-                _ if inside => Role::Thinking,
-                _ => Role::Answer,
-            };
-            assert_eq!(token.role, expected, "seed {seed}");
-            thoughts += usize::from(token.role == Role::ThinkOpen && !inside);
-            inside = token.role == Role::ThinkOpen || inside && token.role != Role::ThinkClose;
-            thought_of.push(thoughts);
-        }
-        let thinking = trace.tokens.iter().filter(|t| t.role == Role::Thinking).count();
-        assert_eq!(trace.totals.thinking_tokens, thinking);
-        // The interval runs on through all thoughts; the last probe may be postponed past the end.
-        let probes = (thinking - secateur::expert::probe::MAX_POSTPONED.min(thinking)) / 10..=thinking / 10;
-        assert!(probes.contains(&trace.probes.len()), "{} probes of {thinking} tokens", trace.probes.len());
-        trace.check().expect("only thinking is evicted");
-        trace.probes.iter().any(|p| !p.evicted.is_empty() && thought_of[p.at_token - 1] >= 2)
-    });
-    assert!(pruned_twice, "no run pruned a second thought");
-}
-
 /// Without a tokenizer there are no steps. `random` still prunes down to the budget, and a policy with a probe is
 /// refused.
 #[test]

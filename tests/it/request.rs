@@ -108,7 +108,6 @@ fn options_are_fields_of_a_request() {
         "sentences",
         "--ignore-eos",
     ];
-    let options: Vec<&str> = options.into_iter().skip(1).chain(["--", "-5 + 3?"]).collect();
     let request = json!({
         "prompt": "-5 + 3?", "system": "Be brief.", "max_new_tokens": 9, "seed": 3, "temperature": 0.5, "top_k": -1,
         "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2, "policy": "snapkv", "budget": "tokens:12", "window": 5,
@@ -187,7 +186,10 @@ fn notes_say_what_a_person_would_not_expect() {
     assert!(!notes(F16, json!({"prompt": "x", "temperature": 1, "top_k": 128})).contains("top_k"));
     let silent = notes("tests/golden/gguf-qwen3-f16/model.gguf", json!({"prompt": "x"}));
     assert!(silent.contains("decodes greedily"), "{silent}");
-    assert_eq!(notes("tests/golden/gguf-qwen3-f16/model.gguf", json!({"prompt": "x", "temperature": 0.6})), "");
+    let drawn = notes("tests/golden/gguf-qwen3-f16/model.gguf", json!({"prompt": "x", "temperature": 0.6}));
+    assert!(drawn.starts_with("seed ") && !drawn.contains("greedily"), "{drawn}");
+    let request = json!({"prompt": "x", "temperature": 0.6, "seed": 1});
+    assert_eq!(notes("tests/golden/gguf-qwen3-f16/model.gguf", request), "");
     assert_eq!(notes("", json!({"prompt": "x"})), "", "its authors chose greedy decoding");
 }
 

@@ -26,7 +26,7 @@ fn bad_arguments_are_refused_before_anything_is_loaded() {
         (&["--ids", "1", "text"], &["cannot be used with"]),
         (&["--ids", "1,320"], &["outside the vocabulary", "320"]),
         (&["--probe-text", "no end", "x"], &["</think>", "--probe-text"]),
-        (&["--probe-text", "", "x"], &["</think>", "--probe-text", "found: no ids"]),
+        (&["--probe-text", "", "x"], &["</think>", "--probe-text", "found: no tokens"]),
         (&["--model", "", "x"], &["the name of the model is empty"]),
         (&["--layers", "0-", "x"], &["not a list of layers", "\"0-\""]),
         (&["--temperature", "NaN", "x"], &["--temperature", "found: NaN"]),
@@ -136,7 +136,7 @@ fn ids_need_no_tokenizer_and_text_does() {
 fn a_tokenizer_that_splits_think_close_is_refused_for_think_clearly() {
     let dir = broken(|dir| edit(dir.join("tokenizer.json"), |text| text.replace("</think>", "</thonk>")));
     let asked = on(dir.path(), &["--policy", "think-clearly", "x"]);
-    fails(&asked, 2, &["no single </think>", "--policy random"]);
+    fails(&asked, 2, &["no single </think>", "--policy without a probe"]);
     // By default the model runs without pruning, and a note says so.
     let ran = on(dir.path(), &["x"]);
     assert!(ran.code == Some(0) && ran.err.contains("no single </think>: nothing is pruned"), "{}", ran.err);
