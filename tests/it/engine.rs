@@ -6,7 +6,6 @@ use crate::common::replay::Evict;
 use secateur::Dtype;
 use secateur::ModelSource;
 use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Settings};
-use secateur::policy::Role;
 use secateur::sampling::Sampling;
 use secateur::settings::AttentionDetail;
 use secateur::trace::StopReason;
