@@ -85,6 +85,16 @@ impl Error {
         self
     }
 
+    /// This error with the parts that secateur wrote changed by `rewrite`: all but what was found, which may quote a
+    /// file. A front-end translates the names of settings with it.
+    #[must_use]
+    pub fn rewritten(&self, rewrite: impl Fn(&str) -> String) -> Self {
+        let Parts { kind, what, at, expected, found, help } = &*self.0;
+        let all = |text: &Option<String>| text.as_deref().map(&rewrite);
+        let (at, expected, help) = (all(at), all(expected), all(help));
+        Self(Box::new(Parts { kind: *kind, what: rewrite(what), at, expected, found: found.clone(), help }))
+    }
+
     /// What the error is about.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

@@ -92,7 +92,7 @@ pub fn main(
                     // The conversation is too long, or the template refuses it. The user can still change it.
                     Err(error) if error.kind() == ErrorKind::Input => {
                         messages.pop();
-                        let error = fields::as_options(&error.to_string());
+                        let error = fields::error(&error);
                         super::say(&format!("{error}\n      or: forget the conversation with /reset"));
                     }
                     Err(error) => return Err(error),

@@ -64,7 +64,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
             }
             // An adapter that cannot be opened is not a failure of a kernel. `--require` counts it as missing.
             Err(e) if e.kind() == ErrorKind::Device && args.device == "all" => {
-                super::say(&format!("skipped {}: {}", info.line(), fields::as_options(&e.to_string())));
+                super::say(&format!("skipped {}: {}", info.line(), fields::error(&e)));
                 skipped.push(Skipped { device: info, reason: e.to_string() });
             }
             Err(e) => return Err(e),

@@ -61,6 +61,12 @@ pub fn as_options(text: &str) -> String {
     rewritten + rest
 }
 
+/// An error as the command line prints it. What was found stays as it is, because it may quote a file whose own fields
+/// have these names.
+pub fn error(error: &secateur::Error) -> String {
+    error.rewritten(as_options).to_string()
+}
+
 fn is_word(text: &str) -> bool {
     !text.is_empty() && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
@@ -100,6 +106,13 @@ mod tests {
         ] {
             assert_eq!(as_options(library), here);
         }
+    }
+
+    #[test]
+    fn what_was_found_is_not_rewritten() {
+        let e =
+            secateur::Error::new(secateur::ErrorKind::Input, "bad `seed`").at("`layers`").found("no `layers` there");
+        assert_eq!(error(&e), "bad --seed\n        at: --layers\n     found: no `layers` there");
     }
 
     #[test]

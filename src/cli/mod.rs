@@ -137,7 +137,7 @@ pub fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|error| {
         let red = if screen::stderr_has_colour() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
-        say(&format!("{}error{}: {}", red.0, red.1, fields::as_options(&error.to_string())));
+        say(&format!("{}error{}: {}", red.0, red.1, fields::error(&error)));
         ExitCode::from(match error.kind() {
             ErrorKind::Input | ErrorKind::Policy => 2,
             ErrorKind::Model | ErrorKind::Device | ErrorKind::Io | ErrorKind::Internal => 1,

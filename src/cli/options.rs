@@ -126,7 +126,7 @@ pub fn read_request(path: &Path) -> Result<Request> {
 
 /// Parses the value of `--kv`.
 pub fn kv(text: &str) -> Result<Dtype, String> {
-    Dtype::for_cache(text).map_err(|e| fields::as_options(&e.to_string()))
+    Dtype::for_cache(text).map_err(|e| fields::error(&e))
 }
 
 /// Refuses a `--context` of 0.
@@ -157,7 +157,7 @@ fn ids(text: &str) -> Result<Ids, String> {
 }
 
 fn parsed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|e: Error| fields::as_options(&e.to_string()))
+    text.parse().map_err(|e: Error| fields::error(&e))
 }
 
 /// Parses a finite number. Options become JSON, which cannot express infinity and NaN.

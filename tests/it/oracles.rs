@@ -263,7 +263,7 @@ const WRONG: &[Mutant] = &[
         "c + 1u < info.cols; c += THREADS) {\n            let v",
         4,
     ),
-    ("rms_norm", "rms_norm", "ignores the first row", "(info.first + row)", "(row + 0u * info.first)", 2),
+    ("rms_norm", "rms_norm", "ignores the first row", "(info.first_row + row)", "(row + 0u * info.first_row)", 2),
     ("rope_append", "rope_append", "turns the other way", "b * cosines + a * sines", "b * cosines - a * sines", 6),
     (
         "rope_append",

@@ -29,7 +29,7 @@ fn bad_arguments_are_refused_before_anything_is_loaded() {
         (&["--probe-text", "", "x"], &["</think>", "--probe-text", "found: no tokens"]),
         (&["--model", "", "x"], &["the name of the model is empty"]),
         (&["--layers", "0-", "x"], &["not a list of layers", "\"0-\""]),
-        (&["--temperature", "NaN", "x"], &["--temperature", "found: NaN"]),
+        (&["--temperature", "NaN", "x"], &["--temperature", "NaN", "a finite number is expected"]),
         (&[""], &["the prompt is empty"]),
         (&["  \n"], &["the prompt is empty"]),
         (&[], &["no prompt, and stdin is not a terminal to chat on", "--ids"]),

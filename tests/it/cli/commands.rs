@@ -28,7 +28,7 @@ fn report_makes_a_page_of_one_trace_or_two_and_refuses_others() {
     fails(&run(&["report", fixture, "-o", "/no/such/dir/r.html"]), 1, &["cannot be written", "/no/such/dir/r.html"]);
     std::fs::write(path("trace"), &good).unwrap();
     let over = run(&["report", fixture, &path("trace"), "-o", &path("trace")]);
-    fails(&over, 2, &["over its trace", "--output", &path("trace")]);
+    fails(&over, 2, &["would overwrite a trace", "--output", &path("trace")]);
     assert_eq!(std::fs::read_to_string(path("trace")).unwrap(), good);
     let page_before = std::fs::read_to_string(&page).unwrap();
     fails(&run(&["report", &path("other"), "-o", &page]), 2, &["not a secateur trace"]);
