@@ -169,7 +169,7 @@ fn costs(pruned: &mut Engine, full: &mut Engine, prompt: &Prompt, tokens: usize)
         pruned.model().device().info.line()
     );
     println!("policy, a token of its own in tokens of full (medians), ms to measure, ms to plan, prunings");
-    for entry in policy::POLICIES.iter().filter(|p| p.name() != "full") {
+    for entry in policy::POLICIES.iter().filter(|p| p.evicts()) {
         let [own, of_full] = in_turns(pruned, full, prompt, &options(tokens, entry.name(), tokens))?;
         // Turn by turn: both cached the same, and whatever else ran slowed both.
         let ratio = |(at, own): &(usize, f64)| {

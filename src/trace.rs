@@ -593,6 +593,15 @@ mod tests {
     }
 
     #[test]
+    fn every_field_of_a_trace_is_a_row_of_its_documentation() {
+        let documented = include_str!("../docs/trace.md");
+        let trace = serde_json::to_value(example()).unwrap();
+        for field in trace.as_object().unwrap().keys() {
+            assert!(documented.contains(&format!("| `{field}` |")), "docs/trace.md has no row for `{field}`");
+        }
+    }
+
+    #[test]
     fn traces_that_contradict_themselves_are_refused() {
         let refused = |change: fn(&mut Trace), part: &str| {
             let mut trace = example();

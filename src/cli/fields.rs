@@ -3,36 +3,28 @@
 //! The library names a setting by its request field in backticks (`` `max_new_tokens` ``), because the browser page
 //! and other programs have no options. The command line rewrites every message before it prints it.
 
-/// The fields of a request, and the settings for loading a model, that have an option of the same name.
-const FIELDS: [&str; 27] = [
-    "budget",
-    "context",
-    "device",
-    "ids",
-    "ignore_eos",
-    "kv",
-    "layers",
-    "max_new_tokens",
-    "min_p",
-    "model",
-    "normalise",
-    "policy",
-    "positions",
-    "probe_every",
-    "probe_text",
-    "raw",
-    "repetition_penalty",
-    "scope",
-    "seed",
-    "sequences",
-    "steps",
-    "system",
-    "temperature",
-    "top_k",
-    "top_p",
-    "trace",
-    "window",
-];
+use std::collections::HashSet;
+use std::sync::OnceLock;
+
+use clap::CommandFactory;
+use secateur::Request;
+
+/// Settings that messages name although they are no field of a request.
+const OF_LOADING: [&str; 6] = ["context", "device", "kv", "model", "sequences", "trace"];
+
+/// The settings that have an option of the same name: fields of a request, and those for loading a model.
+fn with_option() -> &'static HashSet<String> {
+    static NAMES: OnceLock<HashSet<String>> = OnceLock::new();
+    NAMES.get_or_init(|| {
+        let request = serde_json::to_value(Request::default()).unwrap_or_default();
+        let fields = request.as_object().into_iter().flatten().map(|(name, _)| name.clone());
+        let command = super::Args::command();
+        let arguments = command.get_subcommands().flat_map(|c| c.get_arguments());
+        let options: HashSet<&str> = arguments.filter_map(|a| a.get_long()).collect();
+        let names = fields.chain(OF_LOADING.map(String::from));
+        names.filter(|name| options.contains(&*name.replace('_', "-"))).collect()
+    })
+}
 
 /// `text` with each field name in backticks replaced by its option. Other words in backticks are not changed.
 pub fn as_options(text: &str) -> String {
@@ -76,7 +68,7 @@ fn option(field: &str) -> Option<String> {
         "think" => Some("--no-think".into()),
         // The prompt is an argument without a name.
         "prompt" => Some("the prompt".into()),
-        field if FIELDS.contains(&field) => Some(format!("--{}", field.replace('_', "-"))),
+        field if with_option().contains(field) => Some(format!("--{}", field.replace('_', "-"))),
         _ => None,
     }
 }
@@ -84,7 +76,6 @@ fn option(field: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn only_settings_are_rewritten() {
@@ -116,12 +107,13 @@ mod tests {
     }
 
     #[test]
-    fn every_field_has_an_option() {
-        let command = crate::cli::Args::command();
-        let longs: Vec<_> =
-            command.get_subcommands().flat_map(|c| c.get_arguments()).filter_map(|a| a.get_long()).collect();
-        for field in FIELDS.iter().filter(|field| **field != "steps") {
-            assert!(longs.contains(&field.replace('_', "-").as_str()), "{field}");
+    fn every_setting_of_loading_and_most_fields_of_a_request_have_an_option() {
+        for name in OF_LOADING {
+            assert!(with_option().contains(name), "{name}");
         }
+        let request = serde_json::to_value(Request::default()).unwrap();
+        let without = request.as_object().unwrap().keys().filter(|name| !with_option().contains(*name));
+        // These are an argument, a switch of another name, a conversation, and what `--trace` implies.
+        assert_eq!(without.collect::<Vec<_>>(), ["prompt", "messages", "think", "attention"]);
     }
 }

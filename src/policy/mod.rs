@@ -15,14 +15,7 @@
 //!
 //! **Ties.** Of equal scores, the lower slot is evicted first; of equal steps, the earlier one.
 //!
-//! # To add a policy
-//! 1. Add a file here, named after the policy. Its doc comment states idea, paper, direction and deviation.
-//! 2. `needs` says what the engine must measure.
-//! 3. `plan` hands [`Group`]s, in the order of their eviction, to [`budget::evict`].
-//! 4. `accepts` refuses the budgets with which the policy cannot work.
-//! 5. Add an entry to [`POLICIES`].
-//! 6. Add a test to `tests.rs` on a view small enough to check by eye. The laws in `tests/it/laws_host.rs` and the
-//!    oracle in `tests/it/policies.rs` cover every entry of [`POLICIES`].
+//! CONTRIBUTING.md says, step by step, how a policy is added.
 pub mod budget;
 mod full;
 mod h2o;
@@ -126,7 +119,8 @@ pub enum Measurement {
     Nothing,
     /// The attention of the probe's last token, `</think>`, to every cached slot.
     ProbeRow,
-    /// The attention of the latest generated token; no probe is forwarded.
+    /// The attention of the latest generated token to every cached slot, averaged over heads and layers as the scope
+    /// says. No probe is forwarded.
     LastRow,
     /// The sum of the attention that each slot received from all queries so far, including those of the prompt and
     /// excluding those of probes. One sum per KV head, over the mean of its query heads.

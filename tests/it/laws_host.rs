@@ -479,7 +479,7 @@ fn over_many_probes_the_cache_stays_within_its_bound_and_keeps_the_question() {
     const PROMPT: usize = 30;
     const EVERY: usize = 200;
     const TARGET: usize = 512;
-    for entry in POLICIES.iter().filter(|e| e.name() != "full") {
+    for entry in POLICIES.iter().filter(|e| e.evicts()) {
         let policy = entry;
         let mut tokens: Vec<CachedToken> =
             (0..PROMPT).map(|p| CachedToken::other(Position(p as u32), Role::Prompt)).collect();

@@ -431,7 +431,7 @@ impl Cell {
         // One pruning for each full interval of thinking; the last token is never forwarded.
         let thinking = trace.tokens[..TOKENS - 1].iter().take_while(|t| t.role != Role::ThinkClose);
         let dates = thinking.filter(|t| t.role == Role::Thinking).count() / EVERY;
-        let prunes = POLICIES[self.policy].name() != "full";
+        let prunes = POLICIES[self.policy].evicts();
         assert_eq!((trace.probes.len(), lost(trace) > 0), (dates * prunes as usize, prunes), "{place}");
     }
 }
