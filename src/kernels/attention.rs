@@ -283,7 +283,7 @@ pub(super) fn cases() -> Vec<Case> {
                         (builder.row_seq_offset(), builder.layer_table_offset(1), 800);
                     let layer = LayerSpec { dtype, d, heads, kv_heads, layer_table_offset, positions, compact: rotate };
                     let spec = AttentionSpec { layer, n, chunk, row_seq_offset, most_seen, already_cached, tuning };
-                    let rope = device_rope(d, positions, device);
+                    let rope = device_rope(d, 1e4, positions, device);
                     let q = device_floats(noise(n * heads * d, 10, 4.0), n, heads * d, device);
                     let kv = device_words(cache_words(dtype, builder.rows(1) * d), device);
                     let (out, lse) = attention(&q, &kv, &device_words(builder.build(), device), &rope, spec);

@@ -171,7 +171,7 @@ pub(super) fn cases() -> Vec<Case> {
                     };
                     let (row, slots) = (chunk - 1, most_seen);
                     let spec = AttentionRowSpec { layer, row, slots, seq, reduce };
-                    let rope = device_rope(d, positions, device);
+                    let rope = device_rope(d, 1e4, positions, device);
                     let q = device_floats(noise(chunk * heads * d, 11, 4.0), chunk, heads * d, device);
                     let kv = device_words(cache_words(dtype, builder.rows(1) * d), device);
                     let state = device_words(builder.build(), device);

@@ -170,7 +170,7 @@ pub(super) fn cases() -> Vec<Case> {
             let (seqs, most_kept) = (caps.len(), keeps.iter().map(Vec::len).max().unwrap_or(0));
             let spec = GatherSpec { row_words, kv_heads, planes, seqs, most_kept, out_words: new_base * row_words };
             let out = cache_gather(kv, &device_words(flat, device), &device_words(moves, device), spec);
-            vec![Check::words("out", out, row_words, Bound::Exact)]
+            vec![Check::u32("out", out, row_words, Bound::Exact)]
         }));
     }
     cases

@@ -60,7 +60,7 @@ pub struct Check {
 
 enum Data {
     Floats(Tensor<2>),
-    Words(Tensor<1, Int>),
+    U32(Tensor<1, Int>),
 }
 
 impl Check {
@@ -70,15 +70,15 @@ impl Check {
     }
 
     /// A u32 output with `row` words a row.
-    pub fn words(name: &'static str, tensor: Tensor<1, Int>, row: usize, bound: Bound) -> Self {
-        Self { name, row, bound, data: Data::Words(tensor) }
+    pub fn u32(name: &'static str, tensor: Tensor<1, Int>, row: usize, bound: Bound) -> Self {
+        Self { name, row, bound, data: Data::U32(tensor) }
     }
 
     /// The output's words, floats as their bits.
     pub async fn read(&self) -> Result<Vec<u32>> {
         Ok(match &self.data {
             Data::Floats(t) => as_f32(&read_f32(&[t]).await?[0]).iter().map(|v| v.to_bits()).collect(),
-            Data::Words(t) => as_u32(&read_u32(&[t]).await?[0]),
+            Data::U32(t) => as_u32(&read_u32(&[t]).await?[0]),
         })
     }
 }
@@ -205,9 +205,15 @@ pub(super) fn device_floats(values: Vec<f32>, rows: usize, cols: usize, device: 
     f32_tensor(values, [rows, cols], device)
 }
 
-/// A RoPE table `[positions, d]`.
-pub(super) fn device_rope(d: usize, positions: usize, device: &Device) -> Tensor<1> {
-    let table = crate::model::rope::table(d, 1e4, &crate::model::config::RopeScaling::None, positions);
+/// A RoPE table `[positions, d]` of the frequencies `theta^(-2 i / d)`: in each row, `d / 2` cosines, then the sines
+/// of the same angles, computed in f64.
+pub(super) fn device_rope(d: usize, theta: f64, positions: usize, device: &Device) -> Tensor<1> {
+    let frequencies: Vec<f64> = (0..d / 2).map(|i| theta.powf(-((2 * i) as f64) / d as f64)).collect();
+    let mut table = Vec::with_capacity(positions * d);
+    for p in 0..positions {
+        table.extend(frequencies.iter().map(|f| (p as f64 * f).cos() as f32));
+        table.extend(frequencies.iter().map(|f| (p as f64 * f).sin() as f32));
+    }
     f32_tensor(table, [positions * d], device)
 }
 

@@ -159,7 +159,7 @@ pub(super) fn cases() -> Vec<Case> {
                     let spec = KeySimilaritySpec { layer, slots: lens[seq], seq };
                     let mut keys = alike(dtype, builder.rows(1), d);
                     keys[..dtype.row_words(d)].fill(0);
-                    let rope = device_rope(d, positions, device);
+                    let rope = device_rope(d, 1e4, positions, device);
                     let (kv, state) = (device_words(keys, device), device_words(builder.build(), device));
                     vec![Check::floats("similarity", key_similarity(&kv, &state, &rope, spec), Bound::Absolute(4e-6))]
                 }));

@@ -298,7 +298,7 @@ pub(super) fn cases() -> Vec<Case> {
                     seen_words,
                 };
                 let (state, seen) = sample(&lists, &sums, state, seen, spec);
-                vec![Check::words("state", state, 1, Bound::Exact), Check::words("seen", seen, 1, Bound::Exact)]
+                vec![Check::u32("state", state, 1, Bound::Exact), Check::u32("seen", seen, 1, Bound::Exact)]
             }));
         }
     }

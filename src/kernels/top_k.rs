@@ -212,9 +212,9 @@ pub(super) fn cases() -> Vec<Case> {
             let (lists, sums) = top_k(&device_floats(logits, n, count, device), &state, &seen, spec);
             let mut checks = Vec::new();
             if let Some(merging) = spec.merging() {
-                checks.push(Check::words("merged", top_k_merge(&lists, &state, &seen, merging), 2 * k, Bound::Exact));
+                checks.push(Check::u32("merged", top_k_merge(&lists, &state, &seen, merging), 2 * k, Bound::Exact));
             }
-            checks.push(Check::words("lists", lists, 2 * k, Bound::Exact));
+            checks.push(Check::u32("lists", lists, 2 * k, Bound::Exact));
             checks.push(Check::floats("sums", sums, Bound::Relative(1e-5)));
             checks
         }));
