@@ -71,9 +71,10 @@ fn main() -> secateur::Result<()> {
     if policy == "all" {
         return costs(&mut pruned, &mut full, &prompt, tokens);
     }
-    let probes = policy::by_name(&policy)?.needs().probes();
+    let policy = policy::by_name(&policy)?;
+    let probes = policy.needs().probes();
     println!("{dir} on {}, {tokens} tokens, {policy}, tokens:512, p = {EVERY}", device.info.line());
-    let options = options(tokens, &policy, 512);
+    let options = options(tokens, policy, 512);
     let probe = if probes { 31 } else { 0 };
     split(pruned.model(), &options, probe)?;
 
@@ -105,10 +106,10 @@ fn main() -> secateur::Result<()> {
     Ok(())
 }
 
-fn options(tokens: usize, policy: &str, budget: usize) -> Settings {
+fn options(tokens: usize, policy: PolicyRef, budget: usize) -> Settings {
     Settings {
         max_new_tokens: tokens,
-        policy: policy.into(),
+        policy,
         budget: Budget::Tokens(budget),
         window: WINDOW,
         probe_every: EVERY,
@@ -127,7 +128,7 @@ fn in_turns(
     let mut courses = [Course::default(), Course::default()];
     let mut batches = [pruned.batch(), full.batch()];
     batches[0].add(prompt, options)?;
-    batches[1].add(prompt, &Settings { policy: "full".into(), ..options.clone() })?;
+    batches[1].add(prompt, &Settings { policy: policy::Full.into(), ..options.clone() })?;
     while batches.iter().any(|b| !b.is_idle()) {
         for (batch, course) in batches.iter_mut().zip(&mut courses).filter(|(b, _)| !b.is_idle()) {
             let (mut read, mut prunings) = (0, Vec::new());
@@ -170,7 +171,7 @@ fn costs(pruned: &mut Engine, full: &mut Engine, prompt: &Prompt, tokens: usize)
     );
     println!("policy, a token of its own in tokens of full (medians), ms to measure, ms to plan, prunings");
     for entry in policy::POLICIES.iter().filter(|p| p.evicts()) {
-        let [own, of_full] = in_turns(pruned, full, prompt, &options(tokens, entry.name(), tokens))?;
+        let [own, of_full] = in_turns(pruned, full, prompt, &options(tokens, policy::by_name(entry.name())?, tokens))?;
         // Turn by turn: both cached the same, and whatever else ran slowed both.
         let ratio = |(at, own): &(usize, f64)| {
             let near = of_full.turns.iter().min_by_key(|(other, _)| other.abs_diff(*at)).expect("as many turns");

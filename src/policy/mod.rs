@@ -25,15 +25,16 @@ mod plan;
 mod r_kv;
 mod random;
 mod random_step;
-pub mod registry;
-pub mod scope;
-pub mod scores;
+mod registry;
+mod scope;
+pub(crate) mod scores;
 mod snapkv;
 mod streaming_llm;
 mod think_clearly;
 mod think_token;
 mod view;
 
+use std::any::Any;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -62,7 +63,7 @@ use crate::{Error, ErrorKind, Result};
 pub const DEFAULT_WINDOW: usize = 64;
 
 /// Chooses which slots survive.
-pub trait EvictionPolicy: fmt::Debug + Send + Sync {
+pub trait EvictionPolicy: Any + fmt::Debug + Send + Sync {
     /// The policy's name in requests, on the command line and in traces.
     fn name(&self) -> &str;
 

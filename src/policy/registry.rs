@@ -1,4 +1,5 @@
 //! The list of policies, and a policy as a value that has a text form.
+use std::any::{Any, TypeId};
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Deref;
@@ -14,8 +15,18 @@ use super::{
 use crate::{Error, ErrorKind, Result};
 
 /// Every policy that comes with secateur, the default first.
-pub static POLICIES: &[&dyn EvictionPolicy] =
-    &[&ThinkClearly, &ThinkToken, &Full, &Random, &RandomStep, &LastAttention, &H2o, &SnapKv, &RKv, &StreamingLlm];
+pub static POLICIES: &[&dyn EvictionPolicy] = &[
+    &ThinkClearly, // the default
+    &ThinkToken,
+    &Full,
+    &Random,
+    &RandomStep,
+    &LastAttention,
+    &H2o,
+    &SnapKv,
+    &RKv,
+    &StreamingLlm,
+];
 
 /// The policy of that name among [`POLICIES`].
 ///
@@ -35,7 +46,8 @@ fn unknown(name: &str) -> Error {
 }
 
 /// A policy as a value: one of [`POLICIES`], or one of your own. Cheap to clone. Its text form, in JSON and in
-/// traces, is its name. Two values are equal if their names are.
+/// traces, is its name. Listed policies are equal if their names are; an own policy, which may have parameters,
+/// equals only its clones.
 ///
 /// A name in JSON that is not listed still makes a value, so that the trace of a run with an own policy can be read.
 /// Such a value has only a name: [`accepts`](EvictionPolicy::accepts) refuses every budget with a list of the known
@@ -54,12 +66,16 @@ pub struct PolicyRef(Source);
 enum Source {
     Listed(&'static dyn EvictionPolicy),
     Own(Arc<dyn EvictionPolicy>),
+    /// A name that was read.
+    Unlisted(Arc<Unlisted>),
 }
 
 impl PolicyRef {
-    /// An own policy.
-    pub fn new(policy: impl EvictionPolicy + 'static) -> Self {
-        Self(Source::Own(Arc::new(policy)))
+    /// An own policy. A value of a listed type, such as [`Full`], gives the listed policy.
+    pub fn new<P: EvictionPolicy>(policy: P) -> Self {
+        // The types of listed policies have no parameters.
+        let listed = POLICIES.iter().find(|listed| Any::type_id(**listed) == TypeId::of::<P>());
+        Self(listed.map_or_else(|| Source::Own(Arc::new(policy)), |listed| Source::Listed(*listed)))
     }
 }
 
@@ -70,6 +86,7 @@ impl Deref for PolicyRef {
         match &self.0 {
             Source::Listed(policy) => *policy,
             Source::Own(policy) => &**policy,
+            Source::Unlisted(policy) => &**policy,
         }
     }
 }
@@ -82,20 +99,17 @@ impl Default for PolicyRef {
 
 impl PartialEq for PolicyRef {
     fn eq(&self, other: &Self) -> bool {
-        self.name() == other.name()
+        match (&self.0, &other.0) {
+            (Source::Own(own), Source::Own(other)) => Arc::ptr_eq(own, other),
+            (Source::Own(_), _) | (_, Source::Own(_)) => false,
+            _ => self.name() == other.name(),
+        }
     }
 }
 
-impl<P: EvictionPolicy + 'static> From<P> for PolicyRef {
+impl<P: EvictionPolicy> From<P> for PolicyRef {
     fn from(policy: P) -> Self {
         Self::new(policy)
-    }
-}
-
-impl From<&str> for PolicyRef {
-    /// As [`by_name`]; a name that is not listed becomes a value that cannot run.
-    fn from(name: &str) -> Self {
-        by_name(name).unwrap_or_else(|_| Self::new(Unlisted(name.into())))
     }
 }
 
@@ -121,7 +135,9 @@ impl Serialize for PolicyRef {
 
 impl<'de> Deserialize<'de> for PolicyRef {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self::from(&*Cow::<'_, str>::deserialize(deserializer)?))
+        let name = Cow::<'_, str>::deserialize(deserializer)?;
+        // The trace of a run with an own policy can be read, so a name that is not listed is no error here.
+        Ok(by_name(&name).unwrap_or_else(|_| Self(Source::Unlisted(Arc::new(Unlisted(name.into_owned()))))))
     }
 }
 

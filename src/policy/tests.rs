@@ -507,7 +507,7 @@ fn every_policy_is_found_by_its_own_name() {
         assert_eq!(by_name(policy.name()).unwrap().name(), policy.name());
         assert!(!policy.summary().is_empty() && policy.summary().len() < 90);
     }
-    let named = |name: &str| PolicyRef::from(name);
+    let named = |name: &str| name.parse::<PolicyRef>().unwrap();
     assert_eq!((PolicyRef::default(), named("full")), (ThinkClearly.into(), Full.into()));
     assert_eq!(serde_json::to_string(&named("r-kv")).unwrap(), "\"r-kv\"");
     // The trace of a run with an own policy can be read; the name alone cannot run.
@@ -517,6 +517,29 @@ fn every_policy_is_found_by_its_own_name() {
     assert!("mine".parse::<PolicyRef>().is_err());
     let e = by_name("h3o").unwrap_err().to_string();
     assert!(POLICIES.iter().all(|p| e.contains(p.name())), "{e}");
+}
+
+/// An own policy may have parameters that its name does not tell.
+#[test]
+fn own_policies_are_equal_only_to_their_clones() {
+    #[derive(Debug)]
+    struct Own(&'static str);
+    impl EvictionPolicy for Own {
+        fn name(&self) -> &str {
+            self.0
+        }
+        fn needs(&self) -> Measurement {
+            Measurement::Nothing
+        }
+        fn plan(&self, _: &CacheView<'_>) -> crate::Result<KeepPlan> {
+            unreachable!("only compared")
+        }
+    }
+    let read = |name: &str| serde_json::from_value::<PolicyRef>(name.into()).unwrap();
+    let own = PolicyRef::new(Own("mine"));
+    assert_eq!(own, own.clone());
+    assert!(own != PolicyRef::new(Own("mine")) && own != read("mine") && PolicyRef::new(Own("full")) != Full.into());
+    assert!(read("mine") == read("mine") && read("mine") != read("yours") && read("full") == Full.into());
 }
 
 #[test]

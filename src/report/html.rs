@@ -567,7 +567,7 @@ mod tests {
         trace.prompt_text = Some(hostile.into());
         trace.model = hostile.into();
         trace.device = hostile.into();
-        trace.settings.policy = hostile.into();
+        trace.settings.policy = serde_json::from_value(hostile.into()).unwrap();
         trace.settings.probe_text = hostile.into();
         trace.stop_reason = StopReason::Failed(hostile.into());
         let plain = page(&[("a".into(), documented())]).unwrap();

@@ -62,7 +62,7 @@ fn pruning_on_every_adapter_is_what_it_is_on_the_twins() {
     for policy in ["think-clearly", "random"] {
         let options = Settings {
             max_new_tokens: 340,
-            policy: policy.into(),
+            policy: policy.parse().expect("a listed policy"),
             budget: "tokens:60".parse().expect("a budget"),
             window: 16,
             probe_every: 60,
@@ -101,9 +101,10 @@ fn pruning_on_every_adapter_is_what_it_is_on_the_twins() {
 fn probes_that_keep_all_change_no_id() {
     let _one = common::serial();
     let prompt = Prompt::Chat("Count to ten.".into());
-    let full = Settings { max_new_tokens: 60, policy: "full".into(), ignore_eos: true, ..Settings::default() };
+    let full =
+        Settings { max_new_tokens: 60, policy: secateur::policy::Full.into(), ignore_eos: true, ..Settings::default() };
     let probed = Settings {
-        policy: "think-clearly".into(),
+        policy: secateur::policy::ThinkClearly.into(),
         budget: "ratio:1.0".parse().expect("a budget"),
         probe_every: 7,
         ..full.clone()
@@ -126,7 +127,7 @@ fn ids_without_a_tokenizer() {
     let mut engine = engine(&device, false);
     let options = Settings {
         max_new_tokens: 200,
-        policy: "random".into(),
+        policy: secateur::policy::Random.into(),
         budget: "tokens:32".parse().expect("a budget"),
         window: 16,
         probe_every: 50,
@@ -146,7 +147,7 @@ fn a_stop_is_heard_while_the_prompt_is_forwarded() {
     let mut engine = engine(&device, true);
     let stop = engine.stop_flag();
     let long = Prompt::Ids((0..1500).map(|i| i % 300).collect());
-    let options = Settings { max_new_tokens: 4, policy: "full".into(), ..Settings::default() };
+    let options = Settings { max_new_tokens: 4, policy: secateur::policy::Full.into(), ..Settings::default() };
     let mut on = |_: secateur::engine::Event<'_>| stop.store(true, std::sync::atomic::Ordering::Relaxed);
     let stopped = pollster::block_on(engine.run(&long, &options, &mut on)).expect("a stop is no error");
     assert_eq!((stopped.trace.stop_reason, stopped.trace.tokens.len()), (StopReason::Cancelled, 0));
@@ -156,9 +157,10 @@ fn a_stop_is_heard_while_the_prompt_is_forwarded() {
 
 /// Requests that differ in prompt, length, policy, budget and end. One of them samples with a temperature.
 fn ragged() -> Vec<(Prompt, Settings)> {
-    let base = Settings { max_new_tokens: 70, policy: "full".into(), ignore_eos: true, ..Settings::default() };
+    let base =
+        Settings { max_new_tokens: 70, policy: secateur::policy::Full.into(), ignore_eos: true, ..Settings::default() };
     let pruned = |policy: &str, budget: &str, probe_every| Settings {
-        policy: policy.into(),
+        policy: policy.parse().expect("a listed policy"),
         budget: budget.parse().expect("a budget"),
         window: 8,
         probe_every,
@@ -288,7 +290,8 @@ fn the_same_batch_gives_the_same_ids() {
 fn a_request_that_ends_badly_ends_alone() {
     let device = secateur::device::ComputeDevice::cpu();
     let mut engine = engine_of(&device, true, 2);
-    let options = Settings { max_new_tokens: 40, policy: "full".into(), ignore_eos: true, ..Settings::default() };
+    let options =
+        Settings { max_new_tokens: 40, policy: secateur::policy::Full.into(), ignore_eos: true, ..Settings::default() };
     let want = ids(&run(&mut engine, &Prompt::Ids(vec![1, 2, 3]), &options));
     let mut batch = engine.batch();
     let good = batch.add(&Prompt::Ids(vec![1, 2, 3]), &options).expect("good");

@@ -62,7 +62,7 @@ fn engine_on(device: &ComputeDevice, sequences: usize) -> Engine {
 fn options(policy: &str) -> Settings {
     Settings {
         max_new_tokens: 50,
-        policy: policy.into(),
+        policy: policy.parse().expect("a listed policy"),
         budget: Budget::Tokens(12),
         window: 8,
         probe_every: 20,

@@ -762,7 +762,7 @@ fn bare_trace(
         model: "DeepSeek-R1-Distill-Qwen-7B".into(),
         device: "text generated elsewhere".into(),
         settings: secateur::settings::Settings {
-            policy: "full".into(),
+            policy: secateur::policy::Full.into(),
             window: 0,
             probe_every: 0,
             probe_text: String::new(),

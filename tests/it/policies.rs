@@ -408,7 +408,7 @@ impl Cell {
 
     fn options(&self) -> Settings {
         Settings {
-            policy: POLICIES[self.policy].name().into(),
+            policy: POLICIES[self.policy].name().parse().expect("a listed policy"),
             budget: Budget::Tokens(self.budget()),
             max_new_tokens: TOKENS,
             window: 8,
@@ -515,7 +515,7 @@ fn every_policy_runs_in_every_scope_and_position_mode() {
                 let its: Vec<&Cell> = cells.iter().filter(its).collect();
                 let keep = Settings { max_new_tokens: 2 * EVERY + 6, budget: Budget::Ratio(1.0), ..its[0].options() };
                 let probe_ids = engine.tokenizer().expect("it has one").encode(&keep.probe_text).expect("text");
-                let mut requests = vec![Settings { policy: "full".into(), ..keep.clone() }];
+                let mut requests = vec![Settings { policy: secateur::policy::Full.into(), ..keep.clone() }];
                 for cell in &its {
                     let Settings { policy, scope, .. } = cell.options();
                     requests.extend([Settings { policy, scope, ..keep.clone() }, cell.options()]);
@@ -595,7 +595,7 @@ fn a_compact_run_goes_on_past_the_context() {
     let mut engine = Engine::load(&source, "qwen2-f16", &devices()[0], &load, &mut |_, _| ()).expect("a good model");
     let options = Settings {
         max_new_tokens: 300,
-        policy: "streaming-llm".into(),
+        policy: secateur::policy::StreamingLlm.into(),
         budget: "tokens:40".parse().expect("a budget"),
         window: 16,
         probe_every: 40,

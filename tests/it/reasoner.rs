@@ -45,7 +45,7 @@ fn run(engine: &mut Engine, problem: &str, options: &Settings) -> RunResult {
 fn greedy_text_is_that_of_transformers() {
     let golden = golden();
     assert_eq!(golden.problems.len(), 20);
-    let options = Settings { policy: "full".into(), ..Settings::default() };
+    let options = Settings { policy: secateur::policy::Full.into(), ..Settings::default() };
     let mut engine = engine(&common::devices()[0]);
     for (i, golden) in golden.problems.iter().enumerate() {
         let result = run(&mut engine, &golden.problem, &options);
