@@ -137,15 +137,17 @@ impl Request {
     }
 
     /// This request, with its fields replaced by those that `options` gives. A prompt in `options`, in whichever
-    /// form, replaces the prompt; `greedy` there replaces the settings of a draw, and vice versa.
+    /// form, replaces the prompt; `ids` there also removes `raw`, `system` and `think`, which ids exclude; `greedy`
+    /// there replaces the settings of a draw, and vice versa.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] where a request has no JSON form, which is a bug.
     pub fn overridden_by(&self, options: &Self) -> Result<Self> {
         const PROMPTS: &[&str] = &["prompt", "messages", "ids"];
+        const TEMPLATE: &[&str] = &["raw", "system", "think"];
         const DRAW: &[&str] = &["temperature", "top_k", "top_p", "min_p"];
         let (mut base, over) = (self.given()?, options.given()?);
-        for (these, those) in [(PROMPTS, PROMPTS), (&["greedy"], DRAW), (DRAW, &["greedy"])] {
+        for (these, those) in [(PROMPTS, PROMPTS), (&["ids"], TEMPLATE), (&["greedy"], DRAW), (DRAW, &["greedy"])] {
             if these.iter().any(|name| over.contains_key(*name)) {
                 those.iter().for_each(|name| drop(base.remove(*name)));
             }

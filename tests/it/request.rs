@@ -127,6 +127,11 @@ fn options_override_a_request() {
         printed(&dry_run(F16, &["--request", "-", "--greedy", "--budget", "ratio:0.5", "--ids", "4,5"], request));
     let expected = json!({"ids": [4, 5], "seed": 1, "greedy": true, "budget": "ratio:0.5"});
     assert_eq!(found, resolved(F16, &expected).expect("a request"));
+    // Ids exclude what belongs to a prompt of text.
+    let base = Request::from_json(r#"{"prompt": "a", "raw": true, "system": "b", "think": false, "seed": 1}"#);
+    let ids = Request { ids: Some(vec![4, 5]), ..Request::default() };
+    let over = base.and_then(|base| base.overridden_by(&ids)).expect("two good requests");
+    assert_eq!(over, Request { seed: Some(1), ..ids });
 }
 
 #[test]
