@@ -27,6 +27,7 @@
 //! ```
 use serde::{Deserialize, Serialize};
 
+pub use crate::device::DeviceBytes;
 use crate::policy::{CacheView, KeepPlan, Outcome, Role, Sets};
 use crate::settings::Settings;
 use crate::steps::BoundaryCounts;
@@ -188,15 +189,6 @@ pub struct Timings {
     pub gather_us: u64,
 }
 
-/// Device memory as the allocator reports it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceBytes {
-    /// Held by live tensors.
-    pub in_use: u64,
-    /// Taken from the device.
-    pub reserved: u64,
-}
-
 /// Why a run ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -252,6 +244,13 @@ impl Totals {
             // The run ended within the prompt.
             None => self.final_cached,
         }
+    }
+
+    /// Decoded tokens per second, without the time of probes; 0 if nothing was decoded.
+    pub fn tokens_per_second(&self) -> f64 {
+        // The first token is sampled from the logits of the prefill.
+        let decoded = self.generated_tokens.saturating_sub(1);
+        if self.decode_us == 0 { 0.0 } else { decoded as f64 / (self.decode_us as f64 / 1e6) }
     }
 }
 

@@ -249,13 +249,11 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
     };
     let result = engine.run(&resolved.prompt, &resolved.settings, &mut on).await?;
     let totals = &result.trace.totals;
-    // The first token comes with the prompt.
-    let decoded = totals.generated_tokens.saturating_sub(1) as f64;
     let done = json!({
         "type": "done",
         "stop_reason": result.trace.stop_reason,
         "thinking_unfinished": result.thinking_unfinished,
-        "tokens_per_second": number(decoded * 1e6 / totals.decode_us.max(1) as f64),
+        "tokens_per_second": number(totals.tokens_per_second()),
         "tail": result.text.get(end..).unwrap_or(""),
     });
     send(on_event, &with_bytes(done, result.bytes));

@@ -117,7 +117,7 @@ fn summary(result: &RunResult) -> String {
     format!(
         "[{} tokens, {:.1} tok/s; {}; KV {}; {}{seed}{ended}]",
         t.generated_tokens,
-        screen::tokens_per_second(t),
+        t.tokens_per_second(),
         screen::cached(&result.trace),
         screen::bytes(result.kv_bytes),
         screen::device_bytes(result.bytes.in_use, result.bytes.reserved),

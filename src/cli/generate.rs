@@ -8,7 +8,7 @@ use secateur::policy::Role;
 use secateur::settings::Settings;
 use serde_json::json;
 
-use super::screen::{self, Screen};
+use super::screen::Screen;
 use super::signals;
 
 /// Runs a prompt and shows its tokens and probes on `screen`. With `answer_only`, only the answer is shown.
@@ -96,7 +96,7 @@ pub fn object(result: &RunResult, notes: &[String], device: &ComputeDevice, load
             "prefill_us": t.prefill_us,
             "decode_us": t.decode_us,
             "probe_us": t.probe_us,
-            "tokens_per_second": screen::tokens_per_second(t),
+            "tokens_per_second": t.tokens_per_second(),
         },
         "bytes": {
             "in_use": result.bytes.in_use,

@@ -308,7 +308,7 @@ impl Screen {
             "time",
             format!(
                 "{:.1} tok/s; probes {:.1} % of decoding; prompt {:.2} s, loading {:.2} s",
-                tokens_per_second(t),
+                t.tokens_per_second(),
                 percent(t.probe_us, t.decode_us),
                 t.prefill_us as f64 / 1e6,
                 load_us as f64 / 1e6
@@ -385,13 +385,6 @@ pub fn missed(result: &RunResult) -> Option<String> {
     let percent = 100.0 * result.missed;
     (result.missed > 0.001)
         .then(|| format!("up to {percent:.1} % of the probability that the settings allow lay outside the 128 candidates of the sampler"))
-}
-
-/// Decoded tokens per second, without the time of probes; 0 if nothing was decoded.
-pub fn tokens_per_second(t: &trace::Totals) -> f64 {
-    // The first token is sampled from the logits of the prefill.
-    let decoded = t.generated_tokens.saturating_sub(1);
-    if t.decode_us == 0 { 0.0 } else { decoded as f64 / (t.decode_us as f64 / 1e6) }
 }
 
 fn percent(part: u64, of: u64) -> f64 {
@@ -551,6 +544,6 @@ mod tests {
 
     #[test]
     fn speeds_and_shares_of_nothing_are_0() {
-        assert_eq!((tokens_per_second(&trace::Totals::default()), percent(1, 0)), (0.0, 0.0));
+        assert_eq!((trace::Totals::default().tokens_per_second(), percent(1, 0)), (0.0, 0.0));
     }
 }

@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use web_time::Instant;
 
+use super::PreparedModel;
+use super::record::{Event, LAG, OnEvent, RunResult};
 use super::request::Prompt;
 use super::runner::{Admission, Measurements, PendingForward, PendingState, Runner};
 use super::sequence::Sequence;
-use super::{Event, LAG, OnEvent, PreparedModel, RunResult};
 use crate::Result;
 use crate::cache::RegionUpdate;
 use crate::kernels::Reduce;
@@ -22,10 +23,14 @@ use crate::trace;
 ///
 /// ```no_run
 /// # async fn example(engine: &mut secateur::engine::Engine) -> secateur::Result<()> {
-/// use secateur::engine::{Prompt, Settings};
-/// let mut batch = engine.batch();
+/// use secateur::Request;
+/// let mut resolved = Vec::new();
 /// for question in ["What is 12 + 30?", "How many primes are below 50?"] {
-///     batch.add(&Prompt::Chat(question.into()), &Settings::default())?;
+///     resolved.push(engine.resolve(&Request::prompting(question))?);
+/// }
+/// let mut batch = engine.batch();
+/// for one in &resolved {
+///     batch.add(&one.prompt, &one.settings)?;
 /// }
 /// while !batch.is_idle() {
 ///     // Requests may be added here at any time: they take the places of requests that have ended.
@@ -185,10 +190,8 @@ impl<'e> Batch<'e> {
             sequence.begin();
             on(sequence.id, Event::Start { prompt_ids: &sequence.prompt });
             let admission = Admission {
-                positions: sequence.settings().positions,
+                settings: sequence.settings(),
                 tracking: sequence.pruner.tracking(),
-                sampling: &sequence.settings().sampling,
-                seed: sequence.settings().seed,
                 prompt: &sequence.prompt,
             };
             let admitted = self.runner.admit(place, running.is_none(), &admission);
@@ -290,9 +293,9 @@ impl<'e> Batch<'e> {
         }
         let planned = Instant::now();
 
-        let bytes_before = device_bytes(self.runner);
+        let bytes_before = self.runner.model().device().bytes();
         keep(self.runner, &mut due, &plans);
-        let bytes_after = device_bytes(self.runner);
+        let bytes_after = self.runner.model().device().bytes();
         let gathered = Instant::now();
         let timings = trace::Timings {
             probe_us: (probed - begun).as_micros() as u64,
@@ -418,11 +421,6 @@ fn keep(runner: &mut Runner, due: &mut [Due<'_>], plans: &[Planned]) {
         let gathered = kept.and_then(|()| sequence.ledger.gather(&planned.plan));
         sequence.or_fail(gathered);
     }
-}
-
-fn device_bytes(runner: &Runner) -> trace::DeviceBytes {
-    let bytes = runner.model().device().bytes();
-    trace::DeviceBytes { in_use: bytes.in_use, reserved: bytes.reserved }
 }
 
 #[cfg(test)]

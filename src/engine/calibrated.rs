@@ -50,7 +50,7 @@ impl Calibrated {
         let choice = self.choice.as_ref().map_err(Error::clone)?;
         let (place, made) = (&self.place, &choice.settings);
         // A choice for one policy says nothing about another, and a choice for other weights nothing about these.
-        if made.run.policy != settings.policy {
+        if made.run.policy.name() != settings.policy.name() {
             return Ok(format!(
                 "{place} was made for {}, not for {}: all layers vote",
                 made.run.policy, settings.policy
@@ -58,15 +58,13 @@ impl Calibrated {
         }
         if !made.weights.starts_with(FINGERPRINT) {
             return Ok(format!(
-                "{place} was made by an older version, or it was made for other weights: all layers vote (`secateur calibrate` \
-                 makes it anew)"
+                "{place} was made by an older version, or it was made for other weights: all layers vote (run \
+                 `secateur calibrate` again)"
             ));
         }
         let fingerprint = self.fingerprint.get_or_init(|| fingerprint(&self.source)).as_ref().map_err(Error::clone)?;
         if made.weights != *fingerprint {
-            return Ok(format!(
-                "{place} was made for other weights: all layers vote (`secateur calibrate` makes it anew)"
-            ));
+            return Ok(format!("{place} was made for other weights: all layers vote (run `secateur calibrate` again)"));
         }
         let chosen = choice.layers()?;
         chosen.check(layers, Scope::Shared).map_err(|e| e.at(place))?;

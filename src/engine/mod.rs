@@ -17,7 +17,8 @@
 //!   have room, and reads ids;
 //! - [`Runner`]: the model and the cache together: prefill, decode, hold, probe, keep, resume;
 //! - `Pruner`: decides what is measured and which slots stay;
-//! - `Sequence`: the host's side of one request, up to its record in the [`trace`].
+//! - `Sequence`: the host's side of one request, up to its record in the [`trace`](crate::trace);
+//! - [`Event`] and [`RunResult`]: what a run reports.
 //!
 //! [`Engine::run`] is a batch of one request.
 //!
@@ -28,6 +29,7 @@ mod batch;
 mod calibrated;
 mod prepared;
 pub(crate) mod pruning;
+mod record;
 mod request;
 pub(crate) mod runner;
 mod sequence;
@@ -38,79 +40,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use crate::settings::Settings;
 pub use batch::Batch;
 pub use prepared::PreparedModel;
+pub use record::{Event, GROWTH, LAG, OnEvent, RunResult};
 pub use request::{LoadOptions, Prompt, Request, Resolved};
 pub(crate) use runner::Runner;
 
+use crate::Result;
 use crate::device::ComputeDevice;
 use crate::model::decoder::Decoder;
-use crate::policy::Role;
 use crate::probe::PromptThinking;
 use crate::text::Tokenizer;
-use crate::trace::{self, Trace};
 use crate::weights::ModelSource;
-use crate::{Error, Result};
-
-/// Decode steps in a burst: between two reads of sampled ids. Up to two bursts are on their way at once.
-pub const LAG: usize = 8;
-
-/// The cache's capacities are rounded up to a multiple of this many slots.
-pub const GROWTH: usize = 64;
-
-/// What a run reports while it is under way.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Event<'a> {
-    /// The prompt was encoded; prefill begins.
-    Start {
-        /// Its ids.
-        prompt_ids: &'a [u32],
-    },
-    /// A token was read.
-    Token {
-        /// Its index among the generated tokens.
-        index: usize,
-        /// Its id.
-        id: u32,
-        /// The text that is complete with it; often empty inside a character.
-        text: &'a str,
-        /// Its part of the sequence.
-        role: Role,
-    },
-    /// A probe was made and its plan carried out.
-    Probe(&'a trace::Probe),
-    /// The model seems to repeat itself: the latest 64 tokens all complete a run of 12 ids that occurred before.
-    /// Reported once in a run.
-    Repetition {
-        /// Index of the latest of these tokens among the generated ones.
-        index: usize,
-    },
-}
-
-/// The result of a run.
-#[derive(Debug, Clone)]
-pub struct RunResult {
-    /// The generated text, special tokens left out; empty without a tokenizer.
-    pub text: String,
-    /// Bytes on the device at the end.
-    pub bytes: crate::device::DeviceBytes,
-    /// Of them, bytes of the KV cache's buffers.
-    pub kv_bytes: u64,
-    /// What the model wrote outside its thinking, without special tokens and without blank space around it; empty
-    /// without a tokenizer.
-    pub answer: String,
-    /// Whether the run ended while the model was still thinking, so that its answer is missing.
-    pub thinking_unfinished: bool,
-    /// The record of the run: settings, tokens, probes and totals.
-    pub trace: Trace,
-    /// The largest share of the requested probability that lay outside the candidates of a draw. It is 0 unless top-k
-    /// is off or exceeds [`MOST_CANDIDATES`](crate::sampling::MOST_CANDIDATES).
-    pub missed: f32,
-    /// The error that ended the run, if it failed after its first token.
-    pub error: Option<Error>,
-}
-
-/// Event callback. It is called with the number of the request and the event.
-pub type OnEvent<'a> = dyn FnMut(usize, Event<'_>) + 'a;
 
 /// A model on a device, ready to run prompts.
 pub struct Engine {

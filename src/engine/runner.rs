@@ -12,8 +12,9 @@ use crate::device::ComputeDevice;
 use crate::kernels::Reduce;
 use crate::kernels::readback::{self, Readback};
 use crate::model::decoder::{Decoder, Input, Logits, Output};
-use crate::policy::{Measured, Measurement, Positions};
-use crate::sampling::{Sampler, Sampling};
+use crate::policy::{Measured, Measurement};
+use crate::sampling::Sampler;
+use crate::settings::Settings;
 
 /// Ids of a prompt that are forwarded at once.
 pub const PREFILL_CHUNK: usize = 256;
@@ -42,14 +43,11 @@ pub struct Runner {
 /// How a sequence is run.
 #[derive(Debug, Clone, Copy)]
 pub struct Admission<'a> {
-    /// How the positions of kept keys are counted. Sequences side by side must agree.
-    pub positions: Positions,
+    /// How its tokens are chosen (`sampling`, `seed`), and how the positions of kept keys are counted (`positions`):
+    /// sequences side by side must agree in the latter.
+    pub settings: &'a Settings,
     /// What the cache tracks for its policy.
     pub tracking: Tracking,
-    /// How its tokens are chosen.
-    pub sampling: &'a Sampling,
-    /// Seed of the draws.
-    pub seed: u64,
     /// Its prompt, whose tokens a repetition penalty counts as seen.
     pub prompt: &'a [u32],
 }
@@ -164,10 +162,10 @@ impl Runner {
     pub fn admit(&mut self, seq: usize, first: bool, with: &Admission<'_>) -> Result<()> {
         self.cache.clear(seq)?;
         if first {
-            self.cache.begin(with.positions)?;
+            self.cache.begin(with.settings.positions)?;
         }
         self.cache.track(with.tracking, self.model.config().q_size());
-        self.sampler.set(&mut self.cache, seq, with.sampling, with.seed, with.prompt);
+        self.sampler.set(&mut self.cache, seq, &with.settings.sampling, with.settings.seed, with.prompt);
         Ok(())
     }
 

@@ -7,8 +7,8 @@ use web_time::Instant;
 use crate::cache::KvCache;
 use crate::device::ComputeDevice;
 use crate::engine::pruning::Pruner;
+use crate::engine::record::{Event, LAG, RunResult};
 use crate::engine::runner::Measurements;
-use crate::engine::{Event, LAG, RunResult};
 use crate::policy::{self, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
 use crate::settings::Settings;
@@ -434,7 +434,7 @@ mod tests {
         };
         let word = prepared.tokenizer().unwrap().encode("a").unwrap()[0];
         let settings = Settings {
-            policy: "streaming-llm".into(),
+            policy: policy::StreamingLlm.into(),
             budget: policy::Budget::Tokens(2),
             window: 1,
             probe_every: 4,
