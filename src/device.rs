@@ -1,7 +1,7 @@
 //! Finding and opening a compute device: a GPU through wgpu, or burn's CPU backend with the twins.
 use burn::tensor::Device;
 use burn::tensor::wgpu::{MemoryConfiguration, WgpuSetup, wgpu};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -131,7 +131,7 @@ fn backend_name(backend: wgpu::Backend) -> &'static str {
 }
 
 /// Bytes that the device's allocator reports.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceBytes {
     /// Bytes of live tensors.
     pub in_use: u64,
@@ -189,8 +189,11 @@ impl ComputeDevice {
     /// Opens the device that `select` names: `auto` (the best adapter), `cpu` (the twins), a backend (`vulkan`,
     /// `metal`, `dx12`, `gl`, `webgpu`), a part of an adapter's name, or an index in [`list`].
     ///
-    /// OpenGL is opened only if `select` names it, or no other API offers an adapter that matches and can run the
-    /// kernels. Without a desktop, Mesa's OpenGL prints warnings to stderr when it is opened.
+    /// OpenGL is opened if `select` names it or is an index, or if no other API offers an adapter that matches and
+    /// can run the kernels. For `auto` it is opened only where the best such adapter is a software one or missing,
+    /// and the machine has a GPU (on Linux: where `/dev/dri` or `/dev/dxg` exists; elsewhere this is assumed). So
+    /// `auto` finds a GPU whose only driver is OpenGL, and a machine without a GPU is spared the warnings that Mesa's
+    /// OpenGL prints to stderr when it is opened without a desktop.
     ///
     /// # Errors
     /// If there is no adapter, none matches, or the adapter cannot run the kernels. The message lists the adapters.
@@ -213,7 +216,8 @@ impl ComputeDevice {
             }
         }
         let fits = |a: &Found| a.info.matches(select) && a.info.unfit().is_none();
-        if select != "gl" && index.is_none() && !found.iter().any(fits) {
+        let best = found.iter().find(|a| fits(a)).map(|a| &a.info);
+        if select != "gl" && index.is_none() && wants_gl(select, best, gpu_node()) {
             found.extend(adapters(wgpu::Backends::GL).await);
             found.sort_by_key(|a| a.info.rank());
         }
@@ -304,6 +308,21 @@ fn exclusive_pages() -> bool {
     std::env::var_os("SECATEUR_EXCLUSIVE_PAGES").is_some_and(|value| value == "1")
 }
 
+/// Whether [`ComputeDevice::open`] looks for adapters of OpenGL as well. `best` is the best adapter of the other APIs
+/// that matches `select` and can run the kernels; `gpu_node` says whether the machine may have a GPU.
+fn wants_gl(select: &str, best: Option<&DeviceInfo>, gpu_node: bool) -> bool {
+    match select {
+        "auto" => gpu_node && best.is_none_or(|best| best.kind == "software"),
+        _ => best.is_none(),
+    }
+}
+
+/// Whether the system shows a GPU to its drivers. Only Linux says so without a driver.
+fn gpu_node() -> bool {
+    let nodes = ["/dev/dri", "/dev/dxg"];
+    !cfg!(target_os = "linux") || nodes.iter().any(|node| std::path::Path::new(node).exists())
+}
+
 /// Every device of this machine, best first, the CPU backend last. An index in this list selects a device for
 /// [`ComputeDevice::open`].
 pub async fn list() -> Vec<DeviceInfo> {
@@ -377,4 +396,26 @@ fn no_adapter() -> Error {
         .expected("a Vulkan, Metal, DX12, GL or WebGPU adapter")
         .found("none")
         .help(driver_help())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_looks_for_opengl_only_where_it_may_be_better() {
+        let of = |kind: &str| DeviceInfo { kind: kind.into(), backend: "vulkan".into(), ..DeviceInfo::cpu() };
+        let (gpu, software) = (of("integrated"), of("software"));
+        for gpu_node in [false, true] {
+            assert!(!wants_gl("auto", Some(&gpu), gpu_node));
+            assert_eq!(wants_gl("auto", Some(&software), gpu_node), gpu_node);
+            assert_eq!(wants_gl("auto", None, gpu_node), gpu_node);
+            // By name, an adapter of another API is enough, and OpenGL is the last resort.
+            assert!(!wants_gl("llvmpipe", Some(&software), gpu_node));
+            assert!(wants_gl("llvmpipe", None, gpu_node));
+        }
+        // If OpenGL then offers a GPU, it goes before the software adapter.
+        let gl = DeviceInfo { backend: "gl".into(), ..of("unknown") };
+        assert!(gl.rank() < software.rank() && gpu.rank() < gl.rank());
+    }
 }
