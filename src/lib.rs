@@ -66,7 +66,6 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `cli` (default) | the `secateur` command, and module `hub`: models by name from the Hugging Face hub |
-//! | `exclusive-pages` | one GPU page for each allocation, as in browsers, chosen when compiling; for tests |
 //!
 //! On `wasm32-unknown-unknown` the crate is the engine of the browser page (module `web`). Build it
 //! without default features.
@@ -81,7 +80,7 @@ pub mod engine;
 pub mod error;
 pub mod eval;
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
-pub mod file;
+mod file;
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
 pub mod hub;
 mod kernels;
@@ -126,6 +125,11 @@ pub mod expert {
     /// Element types of weights and of the KV cache.
     pub mod dtype {
         pub use crate::dtype::*;
+    }
+    /// Writes files whole or not at all.
+    #[cfg(all(feature = "cli", not(target_family = "wasm")))]
+    pub mod file {
+        pub use crate::file::*;
     }
     /// The operations in WGSL, their twins on the CPU, their cases and bounds.
     pub mod kernels {

@@ -8,9 +8,10 @@ use secateur::device::ComputeDevice;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Settings};
 use secateur::eval::calibrate::{self, Arm, Calibration, Choice, Conditions, Hashed, Row};
 use secateur::eval::{Problem, Trial, problems};
+use secateur::expert::file;
 use secateur::expert::weights::Weights;
 use secateur::policy::{Layers, Scope};
-use secateur::{Error, ErrorKind, Result, builtin, file};
+use secateur::{Error, ErrorKind, Result, builtin};
 
 use super::fields;
 use super::model;

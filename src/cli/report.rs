@@ -28,7 +28,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     }
     let traces = args.traces.iter().map(|file| Ok((name(file), read(file)?))).collect::<Result<Vec<_>>>()?;
     let page = html::page(&traces)?;
-    secateur::file::write_whole(&args.output, &page)?;
+    secateur::expert::file::write_whole(&args.output, &page)?;
     super::say(&format!("{}: {}", args.output.display(), super::screen::bytes(page.len() as u64)));
     Ok(ExitCode::SUCCESS)
 }

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use secateur::Dtype;
 use secateur::device::ComputeDevice;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Resolved};
+use secateur::expert::file;
 use secateur::settings::AttentionDetail;
-use secateur::{Error, ErrorKind, Result, builtin, file};
+use secateur::{Error, ErrorKind, Result, builtin};
 use serde::Serialize;
 use web_time::Instant;
 
