@@ -1,9 +1,8 @@
 // The end of a step: draws the next token of each row from its candidates and advances the sequence. Temperature,
 // top-k, top-p and min-p are applied one after the other, as transformers does; a temperature of 0 takes the first
 // candidate. The lot is Philox 4x32-10 of the sequence's seed at its step, so it does not depend on the device or the
-// batch. If a
-// logit of the row was not finite, the token is 0xffffffff. One workgroup for each row of candidates; the state lists
-// the sequences of the rows.
+// batch. If a logit of the row was not finite, the token is 0xffffffff. One workgroup for each row of candidates; the
+// state lists the sequences of the rows.
 // Constants: THREADS (a power of two, >= K), K (candidates of a list).
 @group(0) @binding(0) var<storage, read_write> lists: array<u32>;    // [n, lists, 2 K]: values, then ids; one list if K > 1
 @group(0) @binding(1) var<storage, read_write> sums: array<f32>;     // [n, groups, 4], of top_k's first launch

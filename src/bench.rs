@@ -211,9 +211,8 @@ const ROW_WORDS: usize = 128;
 pub const SMALLEST_COPY: u64 = 64 << 20;
 
 /// Copies a buffer with two kernels, `repeat` times each after a first run that compiles them, and takes the faster
-/// one.
-/// The buffer has 64 MiB on software adapters and 256 MiB on GPUs, whose caches are larger, but not more than one
-/// binding allows.
+/// one. The buffer has 64 MiB on software adapters and 256 MiB on GPUs, whose caches are larger, but not more than
+/// one binding allows.
 ///
 /// # Errors
 /// A device whose bindings are below [`SMALLEST_COPY`], or that fails.
@@ -241,9 +240,8 @@ async fn copy(device: &ComputeDevice, bytes: u64, repeat: usize, batch: usize) -
         let moves = kernels::u32_tensor([0, rows, 0, rows, rows, 0, 0, 0].map(|v| v as u32).to_vec(), &device.burn);
         let spec =
             GatherSpec { row_words: ROW_WORDS, kv_heads: 1, planes: 2, seqs: 1, most_kept: rows, out_words: words };
-        // The buffer is written before it is read, because an operating system maps all pages that were never written
-        // to
-        // one page.
+        // The buffer is written before it is read, because an operating system maps all pages that were never
+        // written to one page.
         let source = kernels::cache_gather(memory::empty_u32(&device.burn, words), &keep, &moves, spec);
         let gather = || drop(kernels::cache_gather(source.clone(), &keep, &moves, spec));
         rates(&fence, words, repeat, batch, &gather).await?

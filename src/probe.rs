@@ -92,9 +92,9 @@ pub struct Generated {
 /// Determines when one sequence is probed. Each prompt needs a new clock.
 ///
 /// A probe is due whenever the number of thinking tokens reaches a multiple of `every`. It is postponed by up to
-/// [`MAX_POSTPONED`] tokens while the text ends inside a character; later dates do not move. `<think>` and `</think>`
-/// are no thinking tokens. A `<think>` after a `</think>` reopens the thinking, and the interval continues where it
-/// stopped *(ours)*.
+/// [`MAX_POSTPONED`] tokens while the text ends inside a character; the later points at
+/// which a probe is due do not move. `<think>` and `</think>` are no thinking tokens. A `<think>` after a `</think>`
+/// reopens the thinking, and the interval continues where it stopped *(ours)*.
 ///
 /// ```
 /// use secateur::expert::probe::{Generated, ProbeClock, PromptThinking};
@@ -107,7 +107,7 @@ pub struct Generated {
 pub struct ProbeClock {
     every: usize,
     inside: bool,
-    /// Thinking tokens since the last date.
+    /// Thinking tokens since the last point at which a probe was due.
     since: usize,
     thinking_tokens: usize,
 }
@@ -203,7 +203,7 @@ mod tests {
         let opened = [TOKEN, TOKEN, OPEN, TOKEN, TOKEN, OPEN, TOKEN, CLOSE, TOKEN, OPEN, TOKEN, TOKEN];
         assert_eq!(due(&mut clock(2, PromptThinking::NotOpened), &opened), [5, 11]);
         assert_eq!(due(&mut clock(1, PromptThinking::Closed), &[TOKEN; 3]), [0; 0]);
-        // `</think>` on the very date: no probe.
+        // `</think>` at the very point at which a probe is due: no probe.
         assert_eq!(due(&mut clock(2, PromptThinking::Open), &[TOKEN, CLOSE, TOKEN]), [0; 0]);
     }
 
@@ -226,7 +226,7 @@ mod tests {
     fn postponed_inside_a_character_by_at_most_three_tokens() {
         let mut c = clock(4, PromptThinking::Open);
         let tokens = [TOKEN, TOKEN, TOKEN, INSIDE_CHAR, INSIDE_CHAR, TOKEN, TOKEN, TOKEN, TOKEN];
-        // The date after the postponed one does not move.
+        // The point after the postponed one does not move.
         assert_eq!(due(&mut c, &tokens), [6, 8]);
         assert_eq!(due(&mut clock(4, PromptThinking::Open), &[INSIDE_CHAR; 16]), [7, 11, 15]);
         assert_eq!(due(&mut clock(1, PromptThinking::Open), &[INSIDE_CHAR; 8]), [4, 8]);

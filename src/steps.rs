@@ -493,8 +493,7 @@ fn boundary_after(bytes: &[u8], at: usize, tail: Tail) -> bool {
         Some(c) => !is_word(c),
         None if next.is_empty() => tail == Tail::Closed,
         // An incomplete character may still become a letter, so it is undecided, like the end of the text. An invalid
-        // byte
-        // is a boundary.
+        // byte is a boundary.
         None => {
             let unfinished = matches!(std::str::from_utf8(next), Err(e) if e.error_len().is_none());
             !unfinished || tail == Tail::Closed

@@ -351,8 +351,7 @@ impl KvCache {
     }
 
     /// Advances the lengths and the position of `seq`, here and on the device, after `n` of its tokens were
-    /// forwarded.
-    /// Also writes `token`, which is the pending token from now on.
+    /// forwarded. Also writes `token`, which is the pending token from now on.
     pub fn advance(&mut self, seq: usize, n: usize, token: u32) {
         self.state.mirrors[seq].position.0 += n as u32;
         for layer in &mut self.layers {

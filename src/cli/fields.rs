@@ -86,8 +86,8 @@ mod tests {
             ("leave out `think`", "leave out --no-think"),
             ("`prompt` is empty", "the prompt is empty"),
             (
-                "`secateur calibrate` makes it anew; `layers` overrides",
-                "`secateur calibrate` makes it anew; --layers overrides",
+                "run `secateur calibrate` again; `layers` overrides",
+                "run `secateur calibrate` again; --layers overrides",
             ),
             ("`hub.rs`, `context`", "`hub.rs`, --context"),
             ("found: \"`\" and `seed`", "found: \"`\" and --seed"),
