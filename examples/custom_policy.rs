@@ -18,7 +18,7 @@ impl EvictionPolicy for LongestStep {
     }
 
     fn needs(&self) -> Measurement {
-        // No probe is forwarded; plans are made at the same dates.
+        // No probe is forwarded. A plan is made at each point at which a probe is due.
         Measurement::Nothing
     }
 

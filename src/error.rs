@@ -104,6 +104,17 @@ impl Error {
     pub fn what(&self) -> &str {
         &self.0.what
     }
+
+    /// What went wrong, what was expected and what was found, on one line, for use within the message of another error
+    /// that says where.
+    pub(crate) fn on_one_line(&self) -> String {
+        let Parts { what, expected, found, .. } = &*self.0;
+        let parts: Vec<String> = [("expected", expected), ("found", found)]
+            .into_iter()
+            .filter_map(|(label, value)| value.as_ref().map(|value| format!("{label} {value}")))
+            .collect();
+        if parts.is_empty() { what.clone() } else { format!("{what}: {}", parts.join(", ")) }
+    }
 }
 
 impl fmt::Display for Error {

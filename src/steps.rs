@@ -14,8 +14,9 @@
 //!   extra step costs little. Closing quotes and brackets belong to the sentence that they close. *(ours)*
 //! - **auto**: at each keyword and, in a stretch without keywords, at the ends of paragraphs, and of sentences where
 //!   a step has grown past [`LONG_STEP`] bytes. Such a stretch starts [`LONG_STEP`] bytes into a text without any
-//!   keyword, and [`SILENCE`] bytes after the latest keyword. English reasoning is cut as by `keywords`; the keywords
-//!   are English, so that a thought in another language would otherwise be one single step. *(ours)*
+//!   keyword, and [`SILENCE`] bytes after the latest keyword. A text without such a stretch is cut as by
+//!   `keywords`; English reasoning rarely has one. The keywords are English, so that a thought in another language
+//!   would otherwise be one single step. *(ours)*
 //!
 //! # Steps keep their ids
 //! Text is bytes here, because a token may end inside a UTF-8 character and a model may write invalid UTF-8. The id

@@ -78,16 +78,12 @@ impl Secateur {
     pub async fn builtin(options: String) -> Result<Secateur, JsError> {
         let load = async { Secateur::from_source(&builtin::source(), parse(&options)?, builtin::NAME).await };
         let mut loaded = load.await.map_err(|e| rejection(&e))?;
-        loaded.info["suggested"] = json!({
-            "prompt": builtin::EXAMPLE,
-            "probe_every": builtin::PROBE_EVERY,
-            "window": builtin::WINDOW,
-        });
+        loaded.info["suggested"] = json!({"prompt": builtin::EXAMPLE});
         Ok(loaded)
     }
 
-    /// `{model, adapter, backend, policies, suggested}`. `suggested` holds options of `run` that suit this model; it
-    /// is `{}` unless the model has better values than the general defaults.
+    /// `{model, adapter, backend, policies, suggested}`. `suggested` is `{prompt}`, a prompt that the model can answer,
+    /// or `{}`. [`resolve`](Self::resolve) tells the model's settings.
     pub fn info(&self) -> String {
         self.info.to_string()
     }
@@ -104,12 +100,13 @@ impl Secateur {
     }
 
     /// Generates what `request`, a [`Request`](crate::engine::Request) as JSON, asks for. `on_event` is called with
-    /// the events `start`, `token`, `probe` and `done`, each JSON text:
+    /// the events `start`, `token`, `probe`, `note` and `done`, each JSON text:
     /// - `{type: "start", prompt_tokens, notes, bytes_in_use, bytes_reserved}`, with `notes` what a person should
     ///   know about how the request was resolved, as sentences
     /// - `{type: "token", id, text, thinking}`
     /// - `{type: "probe", evicted, cached_before, cached_after, bytes_in_use, bytes_reserved}`, with `evicted` as
     ///   ranges `[start, end)` of bytes in the UTF-8 of all the tokens' text so far
+    /// - `{type: "note", text}`, with a sentence about the run for a person
     /// - `{type: "done", stop_reason, thinking_unfinished, tokens_per_second, tail, bytes_in_use, bytes_reserved}`,
     ///   with `tail` what an unfinished character left
     ///
@@ -235,7 +232,10 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
             let thinking = matches!(role, Role::Thinking | Role::ThinkOpen | Role::ThinkClose);
             send(on_event, &json!({"type": "token", "id": id, "text": text, "thinking": thinking}));
         }
-        Event::Repetition { .. } => {}
+        Event::Repetition { .. } => {
+            let text = "the text has begun to repeat itself; if tokens were evicted, a larger `budget` may help";
+            send(on_event, &json!({"type": "note", "text": text}));
+        }
         Event::Probe(probe) => {
             let tokens = probe.evicted.iter().map(|position| *position as usize - prompt_tokens);
             let probe = json!({

@@ -25,8 +25,8 @@ let run;
 let waiting = [];
 /** Whether Start was pressed before a model was loaded. */
 let startOnceLoaded = false;
-/** The values that the loaded model suggests for the form. */
-let suggested = {};
+/** The prompt that the loaded model suggests. */
+let suggested;
 
 const NO_MODEL = 'No model is loaded. Start will use the built-in model.';
 const mega = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 100 * 2 ** 20 ? 1 : 0)} MiB`;
@@ -88,16 +88,22 @@ const handlers = {
   loaded({ info }) {
     document.body.dataset.model = 'loaded';
     $('model').textContent = [info.model, info.adapter, info.backend].filter(Boolean).join(' · ');
-    if (info.policies) showPolicies(info.policies);
-    suggest(info.suggested ?? {});
-    setState('loaded');
-    if (startOnceLoaded) startRun();
+    showPolicies(info.policies ?? []);
+    suggest(info.suggested?.prompt);
+    // Asks which settings an empty form comes to. They do not depend on the prompt, and ids need no tokenizer.
+    send({ do: 'resolve', options: { ids: [0] } });
   },
   start: enqueue,
   token: enqueue,
   probe: enqueue,
   done: enqueue,
-  resolved() {}, // only scripts ask for it, and they listen for it themselves
+  note: enqueue,
+  resolved({ json }) {
+    if (document.body.dataset.state !== 'loading') return; // a script asked, and listens itself
+    showDefaults(JSON.parse(json).settings);
+    setState('loaded');
+    if (startOnceLoaded) startRun();
+  },
   trace({ json }) {
     URL.revokeObjectURL($('trace').href);
     $('trace').href = URL.createObjectURL(new Blob([json], { type: 'application/json' }));
@@ -114,7 +120,7 @@ const handlers = {
     startOnceLoaded = false;
     showError(title, text);
     flush();
-    if (document.body.dataset.state === 'loading') $('model').textContent = NO_MODEL;
+    if (document.body.dataset.state === 'loading' && !document.body.dataset.model) $('model').textContent = NO_MODEL;
     setState(document.body.dataset.state === 'starting' ? 'no-engine' : (document.body.dataset.model ?? 'ready'));
   },
 };
@@ -126,6 +132,7 @@ const handlers = {
 function load(what) {
   hideError();
   delete document.body.dataset.model;
+  showDefaults();
   setState('loading');
   const options = {};
   if (query.has('kv')) options.kv = query.get('kv');
@@ -164,7 +171,7 @@ function flush() {
 
 const draw = {
   start({ prompt_tokens, notes = [], ...memory }) {
-    $('notes').replaceChildren(...notes.flatMap((note) => [note, document.createElement('br')]));
+    notes.forEach(showNote);
     run.total = run.cached = prompt_tokens;
     remember(memory);
   },
@@ -192,6 +199,9 @@ const draw = {
     run.cached = cached_after;
     remember(memory);
   },
+  note({ text }) {
+    showNote(text);
+  },
   done({ stop_reason, thinking_unfinished, tokens_per_second, tail, ...memory }, fragment) {
     run.done = String(stop_reason ?? 'done').replaceAll('_', ' ') + (thinking_unfinished ? ', still thinking' : '');
     if (tail) fragment.append(tail);
@@ -212,6 +222,8 @@ function firstSpanAfter(at) {
   }
   return low;
 }
+
+const showNote = (text) => $('notes').append(text, document.createElement('br'));
 
 function remember({ bytes_in_use, bytes_reserved }) {
   if (bytes_in_use !== undefined) run.inUse = bytes_in_use;
@@ -316,7 +328,7 @@ async function listFolder(folder) {
   }
 }
 
-// --- conformance, policies, errors ----------------------------------------------------------------------------------
+// --- conformance, the form, errors -----------------------------------------------------------------------------------
 
 $('conformance').addEventListener('click', () => {
   hideError();
@@ -343,21 +355,27 @@ function showConformance(table) {
   $('conformance-status').textContent = `${table.adapter} (${table.backend}): ${table.passed} cases passed, ${table.failed} failed`;
 }
 
+/** Offers these policies after the engine's choice, which is the first option. The chosen one stays, listed or not. */
 function showPolicies(names) {
   const chosen = $('policy').value;
-  $('policy').replaceChildren(...names.map((name) => new Option(name, name, false, name === chosen)));
+  const all = new Set(chosen ? [...names, chosen] : names);
+  $('policy').replaceChildren($('policy').options[0], ...[...all].map((name) => new Option(name, name)));
+  $('policy').value = chosen;
 }
 
-/** Puts the suggestions of a model into the controls that the user has not changed, and takes out those of the model before. */
-function suggest(values) {
-  const controls = $('form').elements;
-  for (const [name, value] of Object.entries(suggested)) {
-    if (controls[name].value === String(value)) controls[name].value = controls[name].defaultValue;
+/** Puts the prompt that a model suggests in the place of one that the user has not changed. */
+function suggest(text) {
+  const prompt = $('prompt');
+  if (prompt.value === suggested) prompt.value = prompt.defaultValue;
+  if (text !== undefined && prompt.value === prompt.defaultValue) prompt.value = text;
+  suggested = text;
+}
+
+/** Shows in the empty fields which values the engine takes for them; without settings, nothing. */
+function showDefaults(settings) {
+  for (const name of ['budget', 'window', 'probe_every', 'max_new_tokens', 'temperature']) {
+    $('form').elements[name].placeholder = settings?.[name] ?? settings?.sampling[name] ?? '';
   }
-  for (const [name, value] of Object.entries(values)) {
-    if (controls[name].value === controls[name].defaultValue) controls[name].value = value;
-  }
-  suggested = values;
 }
 
 function showError(title, text) {
@@ -369,9 +387,9 @@ const hideError = () => ($('error').hidden = true);
 $('error-close').addEventListener('click', hideError);
 
 // The address can set every control: ?prompt=…&policy=random&budget=tokens:128
-showPolicies(['think-clearly', 'random', 'full']);
 for (const [name, value] of query) {
   const control = $('form').elements[name];
+  if (control === $('policy') && value) control.add(new Option(value, value)); // the list comes with a model
   if (control?.type === 'checkbox') control.checked = value !== 'false';
   else if (control) control.value = value;
 }

@@ -19,8 +19,8 @@
  * @property {number} [context] - positions to load for; the model's maximum, at most 32,768, if absent
  * @property {string} [name] - name to show
  *
- * Starts a run with the loaded model. Answered by the events `start`, `token`, `probe` and `done`, then by `trace`,
- * or by `error`.
+ * Starts a run with the loaded model. Answered by the events `start`, `token`, `probe`, `note` and `done`, then by
+ * `trace`, or by `error`.
  * @typedef {object} RunMessage
  * @property {'run'} do
  * @property {Request} options
@@ -72,7 +72,7 @@
  * @property {string} adapter
  * @property {string} backend
  * @property {string[]} [policies] - names of all policies
- * @property {Record<string, string | number>} [suggested] - fields of a request that suit this model
+ * @property {{prompt?: string}} [suggested] - a prompt that this model can answer
  *
  * @typedef {object} TraceMessage
  * @property {'trace'} type
@@ -80,7 +80,7 @@
  *
  * @typedef {object} ResolvedMessage
  * @property {'resolved'} type
- * @property {string} json - the resolved request
+ * @property {string} json - the resolved request, `{prompt, settings, notes}`
  *
  * @typedef {object} CaseMessage
  * @property {'case'} type
@@ -116,7 +116,7 @@
 
 /**
  * An event of a run. Events that measure memory have its size in bytes.
- * @typedef {StartEvent | TokenEvent | ProbeEvent | DoneEvent} EngineEvent
+ * @typedef {StartEvent | TokenEvent | ProbeEvent | NoteEvent | DoneEvent} EngineEvent
  *
  * @typedef {object} StartEvent
  * @property {'start'} type
@@ -139,6 +139,10 @@
  * @property {number} cached_after - slots after it
  * @property {number} [bytes_in_use]
  * @property {number} [bytes_reserved]
+ *
+ * @typedef {object} NoteEvent
+ * @property {'note'} type
+ * @property {string} text - a sentence about the run, for example that its text repeats itself
  *
  * @typedef {object} DoneEvent
  * @property {'done'} type

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 
 use secateur::Dtype;
 use secateur::device::{ComputeDevice, DeviceInfo};
-use secateur::engine::GROWTH;
+use secateur::engine::{GROWTH, LoadOptions};
 use secateur::expert::bench::{self, Copied, Lengths, Measured, Spread};
 use secateur::expert::cache::CacheShape;
 use secateur::expert::model::config::ModelConfig;
@@ -38,7 +38,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 3)]
     repeat: usize,
     /// The element type of the KV cache: f16 or f32.
-    #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = Dtype::F16)]
+    #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = LoadOptions::default().kv)]
     kv: Dtype,
     /// Print one JSON object to stdout.
     #[arg(long)]

@@ -38,6 +38,10 @@ pub struct Args {
     problems: Option<usize>,
     #[command(flatten)]
     pruning: PruningArgs,
+    /// The seed of sampling and of the policies that evict at random [default: 0, so that an interrupted calibration
+    /// continues].
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    seed: u64,
     /// The number of questions that are answered at the same time.
     #[arg(long, value_name = "N", default_value_t = 8)]
     sequences: usize,
@@ -46,7 +50,7 @@ pub struct Args {
     #[arg(long, default_value = "auto")]
     device: String,
     /// The element type of the KV cache: f16 or f32.
-    #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = Dtype::F16)]
+    #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = LoadOptions::default().kv)]
     kv: Dtype,
     /// The number of positions to make room for, for a question and its answer together [default: the model's
     /// maximum, but at most 32768].
@@ -74,26 +78,26 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     check_out(&out)?;
     // Everything that can be checked without the weights is checked before they are loaded.
     let load = LoadOptions { kv: args.kv, context: args.context, sequences: args.sequences };
-    let opened = PreparedModel::new(&source, &name, &load)?;
-    let layers = opened.config().num_layers;
-    let (options, notes) = opened.settings(&request)?;
-    if !options.policy.needs().scores() {
+    let prepared = PreparedModel::new(&source, &name, &load)?;
+    let layers = prepared.config().num_layers;
+    let (settings, notes) = prepared.settings(&request)?;
+    if !settings.policy.needs().scores() {
         return Err(Error::new(
             ErrorKind::Policy,
             "this policy has no scores, so the choice of layers has no effect on it",
         )
         .at("`policy`")
-        .found(&options.policy));
+        .found(&settings.policy));
     }
     for (index, problem) in problems.iter().enumerate() {
         let place = |e: Error| e.at(format!("{}, question {}", args.data.display(), index + 1));
-        check(&opened, problem).map_err(place)?;
+        check(&prepared, problem).map_err(place)?;
     }
     // The settings are checked with a prompt of one token; the token does not matter.
-    opened.check(&Prompt::Ids(vec![0]), &options)?;
+    prepared.check(&Prompt::Ids(vec![0]), &settings)?;
     let hashed = Hashed::of(&Weights::open(&source)?, &out);
     let device = pollster::block_on(ComputeDevice::open(&args.device))?;
-    let settings = Conditions {
+    let conditions = Conditions {
         secateur: env!("CARGO_PKG_VERSION").into(),
         model: name.clone(),
         weights: hashed.fingerprint.clone(),
@@ -101,15 +105,15 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         kv: args.kv.to_string(),
         context: args.context,
         sequences: args.sequences,
-        run: options.clone(),
+        run: settings.clone(),
         questions: problems.len(),
         questions_hash: calibrate::hash(&problems),
     };
-    let mut progress = Progress::open(&out, &settings, layers)?;
+    let mut progress = Progress::open(&out, &conditions, layers)?;
     file::check_writable(&out)?;
 
     let mut bar = screen::Progress::new(&format!("loading {name}"), args.quiet);
-    let mut engine = opened.load(&source, &device, &mut |done, total| bar.at(done, total))?;
+    let mut engine = prepared.load(&source, &device, &mut |done, total| bar.at(done, total))?;
     drop(bar);
     signals::install()?;
     signals::stop_on_signal(&engine.stop_flag());
@@ -122,8 +126,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     say(&format!(
         "{layers} layers, {} questions, {} at {} on {}",
         problems.len(),
-        options.policy,
-        options.budget,
+        settings.policy,
+        settings.budget,
         device.info.line()
     ));
     for note in &notes {
@@ -153,14 +157,14 @@ pub fn main(args: &Args) -> Result<ExitCode> {
             bar.at(done, open.len());
             Ok(())
         };
-        pollster::block_on(calibrate::answer(&mut engine, &problems, &open, &options, &interrupted, &mut take))?;
+        pollster::block_on(calibrate::answer(&mut engine, &problems, &open, &settings, &interrupted, &mut take))?;
         drop(bar);
         if interrupted() {
-            say(&format!("interrupted; the same command goes on from {}", progress.path.display()));
+            say(&format!("interrupted; run the same command again to continue from {}", progress.path.display()));
             return Ok(signals::received().map_or(ExitCode::SUCCESS, Signal::exit_code));
         }
     }
-    let choice = calibration.choice(&settings).ok_or_else(|| Error::new(ErrorKind::Internal, "nothing was tried"))?;
+    let choice = calibration.choice(&conditions).ok_or_else(|| Error::new(ErrorKind::Internal, "nothing was tried"))?;
     let text = serde_json::to_string_pretty(&choice)
         .map_err(|e| Error::new(ErrorKind::Internal, "the value cannot be written as JSON").found(e))?;
     file::write_whole(&out, &(text + "\n"))?;
@@ -168,7 +172,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     std::fs::remove_file(&progress.path).ok();
     say(&format!("\n{}\n{}", table(&choice), verdict(&choice)));
     say(&match beside == Some(out.clone()) {
-        true => format!("{}: `run` uses this choice with {} on this model", out.display(), options.policy),
+        true => format!("{}: `run` uses this choice with {} on this model", out.display(), settings.policy),
         false => format!("{}: to use this choice, give `run` the option --layers {}", out.display(), choice.layers),
     });
     super::print(&(choice.layers + "\n"))?;
@@ -181,8 +185,7 @@ impl Args {
         let mut request = options::request(&self.pruning)?;
         request.policy.get_or_insert_default();
         request.layers = Some(Layers::All);
-        // The seed is fixed, so that the same command continues an interrupted calibration.
-        request.seed.get_or_insert(0);
+        request.seed = Some(self.seed);
         request.check()?;
         options::check_context(self.context)?;
         for (name, number) in [
@@ -225,9 +228,9 @@ fn check_out(out: &Path) -> Result<()> {
 
 /// Refuses a question that leaves no room for an answer. A calibration takes hours, so this is checked before it
 /// starts.
-fn check(opened: &PreparedModel, problem: &Problem) -> Result<()> {
-    let (ids, _) = opened.encode(&Prompt::Chat(problem.question.clone()))?;
-    let context = opened.context();
+fn check(prepared: &PreparedModel, problem: &Problem) -> Result<()> {
+    let (ids, _) = prepared.encode(&Prompt::Chat(problem.question.clone()))?;
+    let context = prepared.context();
     if ids.len() < context {
         return Ok(());
     }

@@ -12,17 +12,21 @@ use secateur::Request;
 /// Settings that messages name although they are no field of a request.
 const OF_LOADING: [&str; 6] = ["context", "device", "kv", "model", "sequences", "trace"];
 
-/// The settings that have an option of the same name: fields of a request, and those for loading a model.
+/// The names of all settings: the fields of a request, and those for loading a model.
+pub fn names() -> Vec<String> {
+    let request = serde_json::to_value(Request::default()).unwrap_or_default();
+    let fields = request.as_object().into_iter().flatten().map(|(name, _)| name.clone());
+    fields.chain(OF_LOADING.map(String::from)).collect()
+}
+
+/// The settings that have an option of the same name.
 fn with_option() -> &'static HashSet<String> {
     static NAMES: OnceLock<HashSet<String>> = OnceLock::new();
     NAMES.get_or_init(|| {
-        let request = serde_json::to_value(Request::default()).unwrap_or_default();
-        let fields = request.as_object().into_iter().flatten().map(|(name, _)| name.clone());
         let command = super::Args::command();
         let arguments = command.get_subcommands().flat_map(|c| c.get_arguments());
         let options: HashSet<&str> = arguments.filter_map(|a| a.get_long()).collect();
-        let names = fields.chain(OF_LOADING.map(String::from));
-        names.filter(|name| options.contains(&*name.replace('_', "-"))).collect()
+        names().into_iter().filter(|name| options.contains(&*name.replace('_', "-"))).collect()
     })
 }
 
@@ -65,7 +69,8 @@ fn is_word(text: &str) -> bool {
 
 fn option(field: &str) -> Option<String> {
     match field {
-        "think" => Some("--no-think".into()),
+        // The option can only switch thinking off. A request from a file can also switch it on.
+        "think" => Some("--no-think (or \"think\" in a request)".into()),
         // The prompt is an argument without a name.
         "prompt" => Some("the prompt".into()),
         field if with_option().contains(field) => Some(format!("--{}", field.replace('_', "-"))),
@@ -83,7 +88,7 @@ mod tests {
             ("lower `context`, or run fewer `sequences`", "lower --context, or run fewer --sequences"),
             ("at: `max_new_tokens`", "at: --max-new-tokens"),
             ("use `device` cpu", "use --device cpu"),
-            ("leave out `think`", "leave out --no-think"),
+            ("leave out `think`", "leave out --no-think (or \"think\" in a request)"),
             ("`prompt` is empty", "the prompt is empty"),
             (
                 "run `secateur calibrate` again; `layers` overrides",

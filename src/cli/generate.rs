@@ -56,12 +56,7 @@ pub fn generate(
             screen.probe(probes, probe, &thoughts);
             probes += 1;
         }
-        Event::Repetition { .. } => {
-            let stop = if screen.stops_by_ctrl_c() { "press Ctrl-C to stop; " } else { "" };
-            screen.note(&format!(
-                "the text has begun to repeat itself: {stop}a larger --budget, or --repetition-penalty 1.1, may help"
-            ));
-        }
+        Event::Repetition { .. } => screen.repetition(),
         _ => {}
     };
     let result = pollster::block_on(engine.run(prompt, settings, &mut show));

@@ -116,7 +116,7 @@ enum Thinking {
 }
 
 impl Thinking {
-    fn words(self) -> &'static str {
+    fn description(self) -> &'static str {
         match self {
             Self::TemplateOpens => "the template opens <think>",
             Self::ModelOpens => "the model writes <think> itself",
@@ -349,7 +349,7 @@ fn report(i: &Inspection) -> String {
     rows.push(("thinking", {
         let switch =
             if i.text.thinking_switch { "; --no-think switches it off" } else { "; it cannot be switched off" };
-        i.text.thinking.words().to_string() + if i.text.template { switch } else { "" }
+        i.text.thinking.description().to_string() + if i.text.template { switch } else { "" }
     }));
     rows.push((
         "probe",

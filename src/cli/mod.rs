@@ -31,7 +31,7 @@ macro_rules! exit_codes {
         "\
 Exit codes:
   0    done
-  1    a model, device or file json_error; conformance: a case json_error or a required device is missing
+  1    a model, device or file failed; conformance: a case failed or a required device is missing
   2    the arguments or the prompt are wrong
   130  interrupted by Ctrl-C (once: the run stops and writes its summary and trace; twice: it quits immediately)
   143  ended by SIGTERM, in the same way (129: by SIGHUP)"
@@ -205,6 +205,46 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The name of each command with its `--help`; the empty name stands for that of the program.
+    fn helps() -> Vec<(String, String)> {
+        // Before the program is built, because that adds the command `help`. A width of 0 means that no line is broken.
+        let program = Args::command();
+        let render = |c: &clap::Command| c.clone().term_width(0).render_long_help().to_string();
+        let commands = program.get_subcommands().map(|c| (c.get_name().to_string(), render(c)));
+        commands.chain([(String::new(), render(&program))]).collect()
+    }
+
+    #[test]
+    fn help_is_for_people() {
+        let helps = helps();
+        assert_eq!(helps.len(), 8);
+        for (name, help) in helps {
+            assert!(help.contains("failed; conformance: a case failed"), "{name}: {help}");
+            for internal in ["json_error", "_error"] {
+                assert!(!help.contains(internal), "{name}: {internal} in {help}");
+            }
+            // An option is named as it is typed, and not as the field of a request.
+            for field in fields::names() {
+                assert!(!help.contains(&format!("`{field}`")), "{name}: `{field}` in {help}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_options_of_sampling_are_below_its_heading() {
+        for (name, help) in helps() {
+            let Some((above, below)) = help.split_once("\nSampling (") else {
+                assert!(!["run", "calibrate"].contains(&&*name), "{name} samples: {help}");
+                continue;
+            };
+            let (below, _) = below.split_once("\nExamples:").expect("examples");
+            for option in ["--device", "--kv", "--context", "--quiet", "--seed"] {
+                assert!(above.contains(option) && !below.contains(option), "{name}: {option} in {help}");
+            }
+            assert!(below.contains("--greedy") && below.contains("--repetition-penalty"), "{name}: {help}");
+        }
+    }
 
     #[test]
     fn a_prompt_may_begin_with_a_dash() {

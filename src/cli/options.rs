@@ -15,7 +15,7 @@ use serde::{Serialize, Serializer};
 
 use super::{fields, text};
 
-/// The request options of `run` that `calibrate` does not have.
+/// The request options of `run` that `calibrate` does not have, or has with another default.
 #[derive(Debug, clap::Args, Serialize)]
 pub struct PromptArgs {
     /// The system prompt: instructions to the model that precede the conversation.
@@ -56,6 +56,9 @@ pub struct PromptArgs {
     positions: Option<Positions>,
     #[arg(long, value_name = "RULE", value_parser = parsed::<Boundaries>, help = steps_help())]
     steps: Option<Boundaries>,
+    /// The seed of sampling and of the policies that evict at random [default: a random seed, which is shown].
+    #[arg(long)]
+    seed: Option<u64>,
 }
 
 /// The request options that `run` and `calibrate` share.
@@ -71,36 +74,36 @@ pub struct PruningArgs {
     window: Option<usize>,
     #[arg(long, value_name = "P", help = probe_every_help())]
     probe_every: Option<usize>,
-    /// The seed of sampling and of the policies that evict at random [default: a random seed, which is shown].
-    #[arg(long)]
-    seed: Option<u64>,
     #[command(flatten)]
     #[serde(flatten)]
     sampling: SamplingArgs,
 }
 
+/// The heading in the help above [`SamplingArgs`]. Each of them names it, because a `next_help_heading` would also hold
+/// for the options that follow.
+const SAMPLING: &str = "Sampling (default: what the model's files recommend, otherwise greedy)";
+
 /// How tokens are chosen.
 #[derive(Debug, clap::Args, Serialize)]
-#[command(next_help_heading = "Sampling (default: what the model's files recommend, otherwise greedy)")]
 struct SamplingArgs {
     /// Always choose the most likely token.
-    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
+    #[arg(long, help_heading = SAMPLING, conflicts_with_all = ["temperature", "top_k", "top_p", "min_p"])]
     #[serde(skip_serializing_if = "is_off")]
     greedy: bool,
     /// Divide the logits by T before sampling; 0 means --greedy.
-    #[arg(long, value_name = "T", value_parser = finite)]
+    #[arg(long, help_heading = SAMPLING, value_name = "T", value_parser = finite)]
     temperature: Option<f32>,
     /// Sample from the K most likely tokens only, at most 128; 0 or -1 sets no limit.
-    #[arg(long, value_name = "K")]
+    #[arg(long, help_heading = SAMPLING, value_name = "K")]
     top_k: Option<i64>,
     /// Sample from the smallest set of likely tokens whose probabilities add up to at least P.
-    #[arg(long, value_name = "P", value_parser = finite)]
+    #[arg(long, help_heading = SAMPLING, value_name = "P", value_parser = finite)]
     top_p: Option<f32>,
     /// Sample only from tokens whose probability is at least P times that of the most likely token.
-    #[arg(long, value_name = "P", value_parser = finite)]
+    #[arg(long, help_heading = SAMPLING, value_name = "P", value_parser = finite)]
     min_p: Option<f32>,
     /// Make tokens that are already in the prompt or in the text less likely, if R is above 1.
-    #[arg(long, value_name = "R", value_parser = finite)]
+    #[arg(long, help_heading = SAMPLING, value_name = "R", value_parser = finite)]
     repetition_penalty: Option<f32>,
 }
 

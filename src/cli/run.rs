@@ -8,6 +8,7 @@ use secateur::device::ComputeDevice;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Resolved};
 use secateur::expert::file;
 use secateur::settings::AttentionDetail;
+use secateur::trace::StopReason;
 use secateur::{Error, ErrorKind, Result, builtin};
 use serde::Serialize;
 use web_time::Instant;
@@ -42,7 +43,7 @@ pub struct Args {
     #[arg(long, default_value = "auto")]
     device: String,
     /// The element type of the KV cache: f16 or f32.
-    #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = Dtype::F16)]
+    #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = LoadOptions::default().kv)]
     kv: Dtype,
     /// The number of positions to make room for, for the prompt and the text together [default: the model's maximum,
     /// but at most 32768].
@@ -147,11 +148,13 @@ pub fn main(args: Args) -> Result<ExitCode> {
     }
     match args.quiet {
         false => screen.summary(&result, load_us),
-        // This changed what was sampled, so it is reported even with --quiet.
-        true => screen::missed(&result).iter().for_each(|missed| warnings::warn(missed)),
+        true => screen.warn_about(&result),
     }
-    // A program that reads the empty stdout must be able to tell why, even with --quiet.
-    if args.answer_only && result.answer.is_empty() && result.error.is_none() {
+    // A program that reads an empty stdout, or with --quiet a thought that breaks off, must be able to tell why. After
+    // an interruption the reason is known, so that --quiet alone does not bring the warning.
+    let interrupted = result.trace.stop_reason == StopReason::Cancelled;
+    let empty = args.answer_only && result.answer.is_empty();
+    if result.error.is_none() && (empty || args.quiet && result.thinking_unfinished && !interrupted) {
         warnings::warn(&format!("no answer came: {}", screen::ended(&result)));
     }
     written?;

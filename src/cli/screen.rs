@@ -6,10 +6,13 @@ use std::ops::Range;
 use indicatif::{ProgressBar, ProgressStyle};
 use secateur::engine::RunResult;
 use secateur::policy::{Role, Scope};
+use secateur::settings::MAX_NEW_TOKENS_THINKING;
 use secateur::trace::{self, StopReason};
 use terminal_size::{Height, Width};
+use unicode_width::UnicodeWidthStr;
 
 use super::live::{Live, Look};
+use super::warnings;
 
 const DIM: &str = "\x1b[2m";
 const BOLD: &str = "\x1b[1m";
@@ -68,6 +71,8 @@ pub struct Screen {
     mid_line: bool,
     live: Option<Live>,
     tally: Tally,
+    /// Whether this run was reported to repeat itself.
+    repetition_reported: bool,
 }
 
 impl Screen {
@@ -87,6 +92,7 @@ impl Screen {
                 .filter(|_| text && !plain && out_terminal && colour_wanted())
                 .map(|(cols, lines)| Live::new(cols, lines)),
             tally: Tally::default(),
+            repetition_reported: false,
         }
     }
 
@@ -94,6 +100,7 @@ impl Screen {
     /// token.
     pub fn start(&mut self, prompt_tokens: usize, slot_bytes: u64) {
         self.tally = Tally { prompt: prompt_tokens, cached: prompt_tokens, slot_bytes, ..Tally::default() };
+        self.repetition_reported = false;
     }
 
     /// The live text, if there is one, adapted to the current size and state of the terminal.
@@ -155,11 +162,6 @@ impl Screen {
         out.flush()
     }
 
-    /// Whether the output goes to a terminal, so that a person can press Ctrl-C.
-    pub fn stops_by_ctrl_c(&self) -> bool {
-        self.shared
-    }
-
     /// Writes a note of one or more lines to stderr.
     pub fn note(&mut self, note: &str) {
         if !self.notes {
@@ -175,6 +177,29 @@ impl Screen {
             true => writeln!(err, "{PLAIN}\x1b[36m{note}{PLAIN}"),
             false => writeln!(err, "{note}"),
         };
+    }
+
+    /// Reports during the run that its text repeats itself: as a note, or with `--quiet` as a warning.
+    pub fn repetition(&mut self) {
+        self.repetition_reported = true;
+        // Only where the output goes to a terminal, a person can press Ctrl-C.
+        let stop = if self.shared { "press Ctrl-C to stop; " } else { "" };
+        let text = format!(
+            "the text has begun to repeat itself: {stop}a larger --budget, or --repetition-penalty 1.1, may help"
+        );
+        if self.notes {
+            return self.note(&text);
+        }
+        if self.shared {
+            let _ = self.end_text();
+        }
+        warnings::warn(&text);
+    }
+
+    /// Prints what stands for the summary with `--quiet`: warnings about what makes the result worse.
+    pub fn warn_about(&self, result: &RunResult) {
+        let repetition = repetition(&result.trace.totals).filter(|_| !self.repetition_reported);
+        missed(result).into_iter().chain(repetition).for_each(|text| warnings::warn(&text));
     }
 
     /// Shows what a probe evicted: a line with numbers, and a line for each of the first steps that lost tokens.
@@ -267,8 +292,9 @@ impl Screen {
     pub fn summary(&mut self, result: &RunResult, load_us: u64) {
         let trace = &result.trace;
         let t = &trace.totals;
-        let mut text = self.heading("what it kept");
-        let mut line = |name: &str, value: String| text += &format!("\n{name:>10}  {value}");
+        let mut text = self.heading("summary");
+        let columns = terminal_size::terminal_size_of(std::io::stderr()).map(|(Width(columns), _)| columns.into());
+        let mut line = |name: &str, value: String| text += &format!("\n{name:>10}  {}", hanging(&value, 12, columns));
         line(
             "tokens",
             format!(
@@ -295,11 +321,8 @@ impl Screen {
         if let Some(why) = why_unpruned(trace) {
             line("pruning", why);
         }
-        if t.repeated_tokens * 10 > t.generated_tokens {
-            line(
-                "repetition",
-                format!("{} tokens complete a 12-gram seen before (a common sign of over-eviction)", t.repeated_tokens),
-            );
+        if let Some(repetition) = repetition(t) {
+            line("repetition", repetition);
         }
         line("KV", format!("{} now, {} at its peak", bytes(result.kv_bytes), bytes(t.peak_kv_bytes)));
         line("memory", device_bytes(result.bytes.in_use, result.bytes.reserved));
@@ -379,9 +402,16 @@ fn why_unpruned(trace: &trace::Trace) -> Option<String> {
     }
 }
 
+/// A note if more than a tenth of the generated tokens are repetition.
+fn repetition(t: &trace::Totals) -> Option<String> {
+    (t.repeated_tokens * 10 > t.generated_tokens).then(|| {
+        format!("{} tokens complete a 12-gram seen before (a common sign of over-eviction)", t.repeated_tokens)
+    })
+}
+
 /// A note if tokens with a noticeable share of the probability could not be sampled, because they were not among the
 /// 128 candidates of the sampler.
-pub fn missed(result: &RunResult) -> Option<String> {
+fn missed(result: &RunResult) -> Option<String> {
     let percent = 100.0 * result.missed;
     (result.missed > 0.001)
         .then(|| format!("up to {percent:.1} % of the probability that the settings allow lay outside the 128 candidates of the sampler"))
@@ -403,14 +433,21 @@ pub fn ended(result: &RunResult) -> String {
     if !result.thinking_unfinished {
         return reason;
     }
-    let help = match &result.trace.stop_reason {
-        StopReason::MaxNewTokens => {
-            format!(": --max-new-tokens {}", 4 * result.trace.settings.max_new_tokens.max(1024))
-        }
-        StopReason::ContextFull => ": a larger --context, where the model allows it".into(),
-        _ => String::new(),
-    };
+    let help = help_to_answer(&result.trace.stop_reason, result.trace.settings.max_new_tokens);
     format!("{reason}; the model was still thinking and gave no answer{help}")
+}
+
+/// What helps a run to its answer if it ended within the thinking for `reason`, with at most `limit` new tokens.
+fn help_to_answer(reason: &StopReason, limit: usize) -> String {
+    match reason {
+        // The model thinks, so without the option the limit is that of models that think.
+        StopReason::MaxNewTokens if limit < MAX_NEW_TOKENS_THINKING => {
+            "; raise --max-new-tokens, or leave it out".into()
+        }
+        StopReason::MaxNewTokens => format!("; try --max-new-tokens {}", limit.saturating_mul(2)),
+        StopReason::ContextFull => "; try a larger --context, if the model allows it".into(),
+        _ => String::new(),
+    }
 }
 
 /// Why a run ended, in words.
@@ -472,6 +509,29 @@ pub fn bytes(n: u64) -> String {
     if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", UNITS[unit]) }
 }
 
+/// `text` with line breaks between words, so that it fits into a terminal of `columns` columns. The first line begins
+/// at column `indent`, to which the other lines are indented. A word that is longer than a line is not broken. Outside
+/// a terminal, or in a very narrow one, the text stays on one line.
+fn hanging(text: &str, indent: usize, columns: Option<usize>) -> String {
+    let Some(room) = columns.and_then(|columns| columns.checked_sub(indent)).filter(|room| *room >= 20) else {
+        return text.to_string();
+    };
+    let (mut broken, mut used) = (String::new(), 0);
+    for word in text.split(' ') {
+        let width = word.width();
+        if used > 0 && used + 1 + width > room {
+            broken += &format!("\n{:indent$}", "");
+            used = 0;
+        } else if used > 0 {
+            broken.push(' ');
+            used += 1;
+        }
+        broken += word;
+        used += width;
+    }
+    broken
+}
+
 /// Lays rows out as a table with aligned columns.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -526,6 +586,37 @@ mod tests {
         assert_eq!(visible("a\x1b[2Jb\x07\n\tc\u{9b}\x7f"), "a␛[2Jb␇\n\tc\u{fffd}\u{fffd}");
         assert_eq!(first_words("Wait,\n  maybe  θ = 3\x08", 12), "Wait, maybe...");
         assert_eq!(first_words("ééé", 3), "ééé");
+    }
+
+    #[test]
+    fn lines_break_between_words() {
+        let text = "60 of 130 tokens cached, 70 evicted by 3 probes; at most 95 slots at a time";
+        assert_eq!(hanging(text, 12, None), text);
+        assert_eq!(hanging(text, 12, Some(16)), text, "there is no room");
+        assert_eq!(hanging(text, 12, Some(12 + text.len())), text);
+        let broken = hanging(text, 12, Some(80));
+        assert_eq!(broken, text.replace(" a time", "\n            a time"));
+        let device = format!("{} (vulkan)", "x".repeat(100));
+        assert_eq!(hanging(&device, 12, Some(80)), device.replace(' ', "\n            "));
+        assert_eq!(hanging(&"思考 ".repeat(10), 0, Some(25)).lines().next(), Some("思考 思考 思考 思考 思考"));
+    }
+
+    #[test]
+    fn the_help_to_an_answer_never_suggests_less() {
+        let help = |limit| help_to_answer(&StopReason::MaxNewTokens, limit);
+        assert_eq!(help(5), "; raise --max-new-tokens, or leave it out");
+        assert_eq!(help(MAX_NEW_TOKENS_THINKING), "; try --max-new-tokens 16384");
+        assert_eq!(help(usize::MAX), format!("; try --max-new-tokens {}", usize::MAX));
+        assert_eq!(help_to_answer(&StopReason::Cancelled, 5), "");
+    }
+
+    #[test]
+    fn repetition_is_reported_from_a_tenth_of_the_text() {
+        let of = |repeated_tokens, generated_tokens| {
+            repetition(&trace::Totals { repeated_tokens, generated_tokens, ..trace::Totals::default() })
+        };
+        assert_eq!((of(0, 0), of(10, 100)), (None, None));
+        assert!(of(11, 100).is_some_and(|text| text.starts_with("11 tokens")));
     }
 
     #[test]

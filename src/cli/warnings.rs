@@ -10,7 +10,8 @@ struct Warnings;
 
 static PRINTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// Starts to print warnings. With `--quiet` this is not called, and warnings are dropped.
+/// Starts to print the library's warnings. With `--quiet` this is not called, and they are dropped; [`warn`] still
+/// prints.
 pub fn install() {
     if log::set_logger(&Warnings).is_ok() {
         log::set_max_level(LevelFilter::Warn);

@@ -10,7 +10,8 @@
 //! 1. Write `shaders/NAME.wgsl`. Its uniform is `struct Info`.
 //! 2. Write `src/kernels/NAME.rs`: declare the uniform with `uniform!`, implement `Kernel` for the spec, and add
 //!    `cases()` and `variants()`. `rms_norm.rs` is a short example.
-//! 3. Add it to the registry below.
+//! 3. Add two lines to this file: `pub mod NAME;`, and the line of the kernel in the registry below.
+//! 4. Call it.
 //!
 //! The shader tests and the conformance runs find the kernel in the registry.
 pub mod attention;

@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::sparsity::Lorenz;
 use crate::policy::{Budget, Role};
+use crate::settings::Settings;
 use crate::trace::{AttentionMap, DeviceBytes, Infeasible, Probe, StopReason, Timings, Totals, Trace};
 use crate::{Error, ErrorKind, Result};
 
@@ -112,6 +113,8 @@ struct SettingsView {
     normalise: String,
     positions: String,
     steps: String,
+    /// The names of the settings that differ from the default.
+    changed: Vec<String>,
 }
 
 /// The tokens of a step, cut where their fate changes.
@@ -227,6 +230,8 @@ impl<'a> TraceView<'a> {
 impl SettingsView {
     fn new(trace: &Trace) -> Self {
         let settings = &trace.settings;
+        let [own, default] = [settings, &Settings::default()].map(|s| serde_json::to_value(s).unwrap_or_default());
+        let fields = own.as_object().into_iter().flatten();
         Self {
             policy: spelled_out(settings.policy.name()),
             budget: settings.budget.to_string(),
@@ -238,6 +243,7 @@ impl SettingsView {
             normalise: settings.normalise.to_string(),
             positions: settings.positions.to_string(),
             steps: settings.steps.to_string(),
+            changed: fields.filter(|(name, value)| default[*name] != **value).map(|(name, _)| name.clone()).collect(),
         }
     }
 }
@@ -455,6 +461,16 @@ mod tests {
         let cells = [0.032f64, 0.13, 0.03, 0.12].map(|v| (255.0 - 254.0 * ((0.13f64 / v).log10() / 4.0)).round() as u8);
         assert_eq!(probe["map"]["layers"]["cells"], BASE64.encode(cells));
         assert_eq!(v[0]["answer"], "2");
+    }
+
+    #[test]
+    fn settings_that_differ_from_the_default_are_named() {
+        let mut trace = documented();
+        trace.settings = Settings::default();
+        assert!(SettingsView::new(&trace).changed.is_empty());
+        trace.settings.window += 1;
+        trace.settings.scope = crate::policy::Scope::Layer;
+        assert_eq!(SettingsView::new(&trace).changed, ["window", "scope"]);
     }
 
     #[test]

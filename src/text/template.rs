@@ -209,7 +209,7 @@ impl ChatTemplate {
         Err(Error::new(ErrorKind::Input, "this model's chat template has no switch for thinking")
             .at(&self.place)
             .expected("a chat template that reads enable_thinking, as Qwen3's does")
-            .help("leave `think` unset, so that the model decides by itself"))
+            .help("leave out `think`, so that the model decides by itself"))
     }
 
     /// Renders `messages` to text, with or without the generation prompt that starts the answer.

@@ -1,6 +1,6 @@
 //! The page and the kernels in a real browser: headless Chromium with WebGPU, driven over its DevTools protocol.
 //!
-//! `./x test` builds web/pkg and runs this; by hand: `cargo test --release --test browser [-- PART-OF-A-NAME]`.
+//! `./x test` builds web/pkg and runs this; by hand: `cargo test --profile quick --test browser [-- PART-OF-A-NAME]`.
 //! `CHROMIUM` names the browser, `SECATEUR_SCREENSHOTS` a folder for pictures of the page.
 //! `-- --serve PORT` serves the page and nothing else (`./x web`).
 mod devtools;
@@ -84,7 +84,8 @@ fn main() -> ExitCode {
         ("events_become_text_and_strikes", events_become_text_and_strikes),
         ("stop_ends_a_run", stop_ends_a_run),
         ("errors_are_shown_and_survived", errors_are_shown_and_survived),
-        ("a_model_suggests_what_nobody_chose", a_model_suggests_what_nobody_chose),
+        ("a_model_suggests_a_prompt", a_model_suggests_a_prompt),
+        ("the_engine_decides_what_the_form_leaves_open", the_engine_decides_what_the_form_leaves_open),
         ("a_browser_without_webgpu_is_told_what_to_do", a_browser_without_webgpu_is_told_what_to_do),
         ("a_failed_case_shows", a_failed_case_shows),
         ("a_report_shows_what_was_cut_and_why", report::a_report_shows_what_was_cut_and_why),
@@ -225,11 +226,20 @@ const STATE: &str = "document.body.dataset.state";
 fn scripted(site: &Site) -> Result<Browser> {
     let mut browser = site.open("/scripted/?policy=random&raw=true")?;
     browser.wait("document.body.dataset.state === 'ready'", STATE, SOON)?;
+    load_files(&mut browser)?;
+    Ok(browser)
+}
+
+fn load_files(browser: &mut Browser) -> Result {
     browser.eval(
         "load({files: [new File(['{}'], 'config.json'), new File(['x'], 'model.safetensors'), new File(['x'], 'notes.txt')]})",
     )?;
-    browser.wait(LOADED, STATE, SOON)?;
-    Ok(browser)
+    browser.wait(LOADED, STATE, SOON)
+}
+
+fn load_builtin(browser: &mut Browser) -> Result {
+    browser.eval("load({})")?;
+    browser.wait(LOADED, STATE, SOON)
 }
 
 fn press_start(browser: &mut Browser, prompt: &str) -> Result {
@@ -257,6 +267,8 @@ fn events_become_text_and_strikes(site: &Site) -> Result {
     let expected =
         "cache: 8 of 11 tokens · 1 probe · GPU memory: 0.5 MiB in use, 1.0 MiB reserved · 12.5 tokens/s · stopped: eos";
     ensure!(status == expected, "the status line: {status}");
+    let notes = browser.eval("$('notes').innerText.trim()")?;
+    ensure!(notes == "it begins\nit goes on", "the notes: {notes}");
     ensure!(browser.eval("$('policy').value")? == "random", "the address did not choose the policy");
     let strike = browser.eval("getComputedStyle($('output').firstChild).textDecorationLine")?;
     ensure!(strike == "line-through", "pruned text is not struck through: {strike}");
@@ -290,7 +302,8 @@ fn errors_are_shown_and_survived(site: &Site) -> Result {
     press_start(&mut browser, "refuse")?;
     browser.wait("!$('error').hidden", STATE, SOON)?;
     let text = browser.eval("$('error-text').textContent")?;
-    let expected = "cannot run\n  options: {\"raw\":true}";
+    let expected =
+        "cannot run\n  options: {\"attention\":\"layers\",\"prompt\":\"refuse\",\"policy\":\"random\",\"raw\":true}";
     ensure!(text == expected, "the error box: {text}");
     press_start(&mut browser, "go")?;
     browser.wait("$('status').textContent.includes('stopped: eos')", STATE, SOON)?;
@@ -313,19 +326,55 @@ fn errors_are_shown_and_survived(site: &Site) -> Result {
     clean(&mut browser)
 }
 
-fn a_model_suggests_what_nobody_chose(site: &Site) -> Result {
-    let mut browser = site.open("/scripted/?window=7")?;
+fn a_model_suggests_a_prompt(site: &Site) -> Result {
+    let mut browser = site.open("/scripted/")?;
     browser.wait("document.body.dataset.state === 'ready'", STATE, SOON)?;
-    let controls = "['prompt', 'probe_every', 'window'].map((name) => $('form').elements[name].value)";
-    let general = browser.eval(controls)?;
-    browser.eval("load({})")?;
-    browser.wait(LOADED, STATE, SOON)?;
-    let found = browser.eval(controls)?;
-    ensure!(found == json!(["suggested", "40", "7"]), "with the built-in model: {found}");
-    browser.eval("load({files: [new File(['{}'], 'config.json'), new File(['x'], 'model.safetensors')]})")?;
-    browser.wait(LOADED, STATE, SOON)?;
-    let found = browser.eval(controls)?;
+    let general = browser.eval("$('prompt').value")?;
+    load_builtin(&mut browser)?;
+    let found = browser.eval("$('prompt').value")?;
+    ensure!(found == "suggested", "with the built-in model: {found}");
+    load_files(&mut browser)?;
+    let found = browser.eval("$('prompt').value")?;
     ensure!(found == general, "with a model that suggests nothing: {found}, before: {general}");
+    browser.eval("$('prompt').value = 'my own'")?;
+    load_builtin(&mut browser)?;
+    let found = browser.eval("$('prompt').value")?;
+    ensure!(found == "my own", "the prompt of the user became {found}");
+    clean(&mut browser)
+}
+
+/// Fields that the user has not filled in are not sent. The page shows what the engine takes for them.
+fn the_engine_decides_what_the_form_leaves_open(site: &Site) -> Result {
+    const PLACEHOLDERS: &str = "['budget', 'window', 'probe_every', 'max_new_tokens', 'temperature']
+        .map((name) => $('form').elements[name].placeholder)";
+    const POLICIES: &str = "[$('policy').value, ...[...$('policy').options].map((option) => option.value)]";
+    let mut browser = site.open("/scripted/")?;
+    browser.wait("document.body.dataset.state === 'ready'", STATE, SOON)?;
+    let found = browser.eval(PLACEHOLDERS)?;
+    ensure!(found == json!(["", "", "", "", ""]), "without a model the fields show {found}");
+    for (window, load) in [("16", load_builtin as fn(&mut Browser) -> Result), ("64", load_files)] {
+        load(&mut browser)?;
+        let found = browser.eval(PLACEHOLDERS)?;
+        ensure!(found == json!(["share:0.5", window, "7", "9", "0.6"]), "the fields show {found}");
+    }
+    let found = browser.eval(POLICIES)?;
+    ensure!(found == json!(["", "", "think-clearly", "random", "full"]), "the policies: {found}");
+    let refused = |browser: &mut Browser| {
+        press_start(browser, "refuse")?;
+        browser.wait("!$('error').hidden", STATE, SOON)?;
+        browser.eval("$('error-text').textContent.split('options: ')[1]")
+    };
+    let sent = refused(&mut browser)?;
+    ensure!(sent == r#"{"attention":"layers","prompt":"refuse","raw":false}"#, "the untouched form sent {sent}");
+    // Whether a value is good is for the engine to say.
+    browser.open(&site.url("/scripted/?policy=my-own&budget=score-sum:x"))?;
+    browser.wait("document.body.dataset.state === 'ready'", STATE, SOON)?;
+    load_builtin(&mut browser)?;
+    let found = browser.eval(POLICIES)?;
+    ensure!(found == json!(["my-own", "", "think-clearly", "random", "full", "my-own"]), "the policies: {found}");
+    let sent = refused(&mut browser)?;
+    let expected = r#"{"attention":"layers","prompt":"refuse","policy":"my-own","budget":"score-sum:x","raw":false}"#;
+    ensure!(sent == expected, "the form sent {sent}");
     clean(&mut browser)
 }
 
@@ -421,19 +470,13 @@ fn a_request_is_resolved_as_on_the_command_line(site: &Site) -> Result {
             browser.eval("load({})")?;
         }
         browser.wait(LOADED, "$('model').textContent", LONG)?;
+        let defaults = resolve(&mut browser, &json!({"prompt": "x"}))?;
+        let shown = browser.eval("$('form').elements.window.placeholder")?;
+        let window = &defaults["settings"]["window"];
+        ensure!(shown == window.to_string(), "{model}: the page shows the window {shown}, not {window}");
         for case in cases.iter().filter(|case| case["model"] == model) {
             let request = &case["request"];
-            browser.eval(&format!(
-                "new Promise((resolve) => {{
-                   worker.addEventListener('message', ({{ data }}) => resolve(data.json ?? data.text), {{ once: true }});
-                   worker.postMessage({{ do: 'resolve', options: {request} }});
-                 }}).then((answer) => {{ window.resolved = answer; }}), 0"
-            ))?;
-            browser.wait("window.resolved", "''", SOON)?;
-            let found = browser.eval("window.resolved")?;
-            browser.eval("delete window.resolved")?;
-            let found: Value =
-                serde_json::from_str(found.as_str().unwrap_or("")).map_err(|e| format!("{found}: {e}"))?;
+            let found = resolve(&mut browser, request)?;
             let expected = on_the_command_line(model, request)?;
             ensure!(found == expected, "{request} is\n{found} in the browser and\n{expected} on the command line");
             compared += 1;
@@ -441,6 +484,20 @@ fn a_request_is_resolved_as_on_the_command_line(site: &Site) -> Result {
     }
     ensure!(compared == cases.len(), "{compared} of {} requests were compared", cases.len());
     Ok(())
+}
+
+/// What the worker makes of a request.
+fn resolve(browser: &mut Browser, request: &Value) -> Result<Value> {
+    browser.eval(&format!(
+        "new Promise((resolve) => {{
+           worker.addEventListener('message', ({{ data }}) => resolve(data.json ?? data.text), {{ once: true }});
+           worker.postMessage({{ do: 'resolve', options: {request} }});
+         }}).then((answer) => {{ window.resolved = answer; }}), 0"
+    ))?;
+    browser.wait("window.resolved", "''", SOON)?;
+    let found = browser.eval("window.resolved")?;
+    browser.eval("delete window.resolved")?;
+    serde_json::from_str(found.as_str().unwrap_or("")).map_err(|e| format!("{found}: {e}"))
 }
 
 fn on_the_command_line(model: &str, request: &Value) -> Result<Value> {

@@ -13,7 +13,8 @@ export class Secateur {
 
   static async builtin(_options) {
     const engine = new Secateur();
-    engine.suggested = { prompt: 'suggested', probe_every: 40, window: 16 };
+    engine.suggested = { prompt: 'suggested' };
+    engine.window = 16;
     return engine;
   }
 
@@ -22,19 +23,26 @@ export class Secateur {
     return JSON.stringify({ model: 'scripted', adapter: 'none', backend: 'script', policies: ['think-clearly', 'random', 'full'], suggested });
   }
 
+  resolve(_request) {
+    const { window = 64 } = this;
+    const settings = { policy: 'full', budget: 'share:0.5', window, probe_every: 7, max_new_tokens: 9, sampling: { temperature: 0.6 } };
+    return JSON.stringify({ prompt: {}, settings, notes: [] });
+  }
+
   async run(options, onEvent) {
-    const { prompt, budget, probe_every, raw } = JSON.parse(options);
+    const { prompt } = JSON.parse(options);
     const send = (event) => onEvent(JSON.stringify(event));
-    if (prompt === 'refuse') throw new Error(`cannot run\n  options: ${JSON.stringify({ budget, probe_every, raw })}`);
+    if (prompt === 'refuse') throw new Error(`cannot run\n  options: ${options}`);
     if (prompt === 'crash') {
       setTimeout(() => { throw new Error('unreachable executed'); });
       return new Promise(() => {});
     }
     this.stopped = false;
-    send({ type: 'start', prompt_tokens: 5, bytes_in_use: 2 ** 20, bytes_reserved: 2 ** 21 });
+    send({ type: 'start', prompt_tokens: 5, notes: ['it begins'], bytes_in_use: 2 ** 20, bytes_reserved: 2 ** 21 });
     // Ranges are bytes, not characters: these words are longer in UTF-8 than in JavaScript.
     for (const [i, text] of ['Größe ', 'or ', '', '水', '? '].entries()) send({ type: 'token', id: i, text, thinking: true });
     send({ type: 'probe', evicted: [[0, 8], [11, 14]], cached_before: 10, cached_after: 7, bytes_in_use: 2 ** 19, bytes_reserved: 2 ** 20 });
+    send({ type: 'note', text: 'it goes on' });
     let extra = 0;
     while (prompt === 'endless' && !this.stopped) {
       send({ type: 'token', id: 9, text: '.', thinking: true });

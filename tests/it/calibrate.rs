@@ -146,7 +146,7 @@ fn interrupted(args: &[&str]) -> String {
     assert!(kill.success());
     lines.for_each(|line| heard += &(line + "\n"));
     assert_eq!(child.wait().expect("it ends").code(), Some(130), "{heard}");
-    assert!(heard.contains("the same command goes on from") && !heard.contains("panicked"), "{heard}");
+    assert!(heard.contains("run the same command again to continue from") && !heard.contains("panicked"), "{heard}");
     heard
 }
 

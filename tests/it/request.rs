@@ -175,6 +175,10 @@ fn a_wrong_request_is_refused_and_says_why() {
         let error = resolved(F16, &request).expect_err("it is refused").to_string();
         assert!(parts.iter().all(|part| error.contains(part)), "{request}: {error}");
     }
+    // What is wrong with a value is one sentence, and not an error within an error.
+    let nested = Request::from_json(r#"{"steps": "words"}"#).expect_err("no such rule").to_string();
+    let found = "keywords, paragraphs, sentences or auto, found \"words\" at line 1";
+    assert!(nested.contains(found) && !nested.contains("at: "), "{nested}");
     let refused = dry_run(F16, &["--request", "-"], r#"{"prompt": "x", "budgets": 3}"#);
     let errors = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(2) && errors.contains("budgets"), "{errors}");

@@ -34,6 +34,7 @@
  * @property {string} normalise - none or per-head
  * @property {string} positions - original or compact
  * @property {string} steps - keywords, paragraphs, sentences or auto
+ * @property {string[]} changed - the names of the settings that differ from the default
  *
  * @typedef {object} StepView
  * @property {RunView[]} runs - the tokens of the step in order, cut where their fate changes

@@ -36,12 +36,11 @@ function table(trace, jump) {
   return {node, show: (k) => rows.forEach((r, i) => r.classList.toggle('current', i === k - 1))};
 }
 
-/** The settings that differ from the defaults, as text. */
-function unusual({scope, layers, normalise, positions, steps}) {
-  const all = [scope !== 'shared' && `a kept set for each ${scope}`, layers !== 'all' && `layers ${layers}`,
-    normalise !== 'none' && `normalised ${normalise}`, positions !== 'original' && `${positions} positions`,
-    ['paragraphs', 'sentences'].includes(steps) && `steps are ${steps}`];
-  return all.filter(Boolean).map((text) => `${text}; `).join('');
+/** Those settings in words that few runs change, where they differ from the default. */
+function unusual({scope, layers, normalise, positions, steps, changed}) {
+  const words = {scope: `a kept set for each ${scope}`, layers: `layers ${layers}`, normalise: `normalised ${normalise}`,
+    positions: `${positions} positions`, steps: `steps are cut at ${steps}`};
+  return Object.keys(words).filter((name) => changed.includes(name)).map((name) => `${words[name]}; `).join('');
 }
 
 function section(trace, index, jump) {

@@ -65,7 +65,7 @@ fn text_goes_to_stdout_and_the_rest_to_stderr() {
     let v = json(&cpu(&["--max-new-tokens", "30", "--json", "Wait, why?"]));
     assert_eq!(ran.out.trim_end_matches('\n'), v["text"].as_str().unwrap().trim_end_matches('\n'));
     for part in [
-        "what it kept",
+        "-- summary --",
         "30 generated, 30 of them thinking",
         "tokens cached, 0 evicted",
         "tok/s",
@@ -75,7 +75,27 @@ fn text_goes_to_stdout_and_the_rest_to_stderr() {
     }
     assert!(!ran.err.contains('\x1b') && !ran.out.contains("\x1b[2m"), "no colours outside a terminal");
     let quiet = cpu(&["--max-new-tokens", "30", "--quiet", "Wait, why?"]);
-    assert_eq!((quiet.code, quiet.err.as_str(), quiet.out), (Some(0), "", ran.out));
+    assert_eq!((quiet.code, quiet.out), (Some(0), ran.out));
+    assert!(quiet.err.contains("no answer came"), "{}", quiet.err);
+    assert!(quiet.err.lines().all(|line| line.starts_with("warning: ")), "{}", quiet.err);
+}
+
+#[test]
+fn quiet_warns_of_a_thought_that_was_cut_short() {
+    let args = ["run", "--device", "cpu", "--max-new-tokens", "5"];
+    let text = json(&run(&[&args[..], &["--json"]].concat()))["text"].as_str().expect("text").to_string();
+    let quiet = run(&[&args[..], &["--quiet"]].concat());
+    assert_eq!((quiet.code, quiet.out.trim_end()), (Some(0), text.trim_end()), "{}", quiet.err);
+    assert!(!text.trim().is_empty());
+    let warning = quiet.err.strip_prefix("warning: no answer came: ").unwrap_or_else(|| panic!("{}", quiet.err));
+    assert!(
+        warning.contains("still thinking") && warning.contains("raise --max-new-tokens, or leave it out"),
+        "{warning}"
+    );
+    // With --answer-only it is the same warning, and it comes once.
+    for err in [&quiet.err, &run(&[&args[..], &["--quiet", "--answer-only"]].concat()).err] {
+        assert_eq!((err.lines().count(), err), (1, &quiet.err));
+    }
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn ends_in_order(signal: &str, code: i32) {
     let output = child.wait_with_output().unwrap();
     let err = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(code), "{err}");
-    assert!(err.contains("what it kept") && err.contains("interrupted") && !err.contains("panicked"), "{err}");
+    assert!(err.contains("-- summary --") && err.contains("interrupted") && !err.contains("panicked"), "{err}");
     let trace = trace_of(&file);
     assert_eq!(trace.stop_reason, StopReason::Cancelled);
     assert!(!trace.tokens.is_empty() && trace.tokens.len() < 4000);
