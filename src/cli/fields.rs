@@ -60,7 +60,8 @@ pub fn as_options(text: &str) -> String {
 /// An error as the command line prints it. What was found stays as it is, because it may quote a file whose own fields
 /// have these names.
 pub fn error(error: &secateur::Error) -> String {
-    error.rewritten(as_options).to_string()
+    // It may quote a file or an answer of the hub.
+    super::screen::visible(&error.rewritten(as_options).to_string())
 }
 
 fn is_word(text: &str) -> bool {
@@ -102,6 +103,12 @@ mod tests {
         ] {
             assert_eq!(as_options(library), here);
         }
+    }
+
+    #[test]
+    fn an_error_cannot_control_the_terminal() {
+        let e = secateur::Error::new(secateur::ErrorKind::Model, "a\x1b[2Jb").found("\x07c\u{9b}2J\nd");
+        assert_eq!(error(&e), "a\u{241b}[2Jb\n     found: \u{2407}c\u{fffd}2J\nd");
     }
 
     #[test]

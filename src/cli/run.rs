@@ -130,6 +130,9 @@ pub fn main(args: Args) -> Result<ExitCode> {
     for note in &notes {
         screen.note(&fields::as_options(note));
     }
+    if args.is_example(&request) {
+        screen.note(&format!("the example: {}", builtin::EXAMPLE));
+    }
     let stop = engine.stop_flag();
     signals::stop_on_signal(&stop);
 
@@ -171,7 +174,8 @@ fn check_chat_model(prepared: &PreparedModel, request: &Request) -> Result<Vec<S
     if request.think.is_some() {
         template.check_thinking_switch()?;
     }
-    let (settings, notes) = prepared.settings(request)?;
+    // Each turn draws a seed of its own, so that one drawn here is nothing to report.
+    let (settings, notes) = prepared.settings(&Request { seed: request.seed.or(Some(0)), ..request.clone() })?;
     // There is no message yet, but any prompt serves to check the settings.
     prepared.check(&Prompt::Ids(vec![0]), &settings)?;
     Ok(notes)
@@ -202,11 +206,10 @@ impl Args {
         Ok(request)
     }
 
-    /// Whether to read the prompt from stdin although there is no `-`: a model is named, no other option gives a
-    /// prompt, and stdin is a pipe or a file. Without a named model, stdin is not read: the example needs no prompt,
-    /// and must not wait for a pipe that a script has left open.
+    /// Whether to read the prompt from stdin although there is no `-`: no other option gives a prompt, and stdin is
+    /// a pipe or a file.
     fn is_piped(&self) -> bool {
-        self.model.model.is_some() && self.request.is_none() && !std::io::stdin().is_terminal()
+        self.request.is_none() && stdin::is_pipe_or_file()
     }
 
     /// Whether there is neither a model nor a prompt, so that the built-in model solves its example.

@@ -405,7 +405,8 @@ fn why_unpruned(trace: &trace::Trace) -> Option<String> {
 /// A note if more than a tenth of the generated tokens are repetition.
 fn repetition(t: &trace::Totals) -> Option<String> {
     (t.repeated_tokens * 10 > t.generated_tokens).then(|| {
-        format!("{} tokens complete a 12-gram seen before (a common sign of over-eviction)", t.repeated_tokens)
+        let sign = if t.evicted_tokens > 0 { " (a common sign that too much was evicted)" } else { "" };
+        format!("{} tokens complete a run of 12 tokens that occurred before{sign}", t.repeated_tokens)
     })
 }
 
@@ -481,7 +482,7 @@ fn first_words(text: &str, most: usize) -> String {
 
 /// `text` with all control characters but newline and tab replaced by visible symbols. A model may write any
 /// character, and its text must not control the terminal.
-fn visible(text: &str) -> String {
+pub fn visible(text: &str) -> String {
     let picture = |c: char| match c {
         '\n' | '\t' => c,
         '\0'..='\x1f' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),

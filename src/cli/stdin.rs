@@ -9,6 +9,19 @@ use super::{screen, text};
 /// file, or a stream without an end.
 const MAX_BYTES: u64 = 64 << 20;
 
+/// Whether stdin is a pipe, a socket or a file: something that was given to be read. It is none of them on a terminal
+/// and under most service managers, which give `/dev/null`.
+pub fn is_pipe_or_file() -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kind = std::fs::metadata("/dev/stdin").map(|stdin| stdin.file_type());
+        kind.is_ok_and(|kind| kind.is_fifo() || kind.is_socket() || kind.is_file())
+    }
+    #[cfg(not(unix))]
+    !std::io::stdin().is_terminal()
+}
+
 /// Reads stdin to its end. The final line end is removed, because `echo` and editors add one to every text.
 ///
 /// # Errors

@@ -21,7 +21,7 @@ pub fn install() {
 /// Prints one warning.
 pub fn warn(text: &str) {
     let yellow = if screen::stderr_has_colour() { ("\x1b[1;33m", "\x1b[0m") } else { ("", "") };
-    super::say(&format!("{}warning{}: {}", yellow.0, yellow.1, fields::as_options(text)));
+    super::say(&format!("{}warning{}: {}", yellow.0, yellow.1, screen::visible(&fields::as_options(text))));
 }
 
 impl Log for Warnings {

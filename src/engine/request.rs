@@ -133,6 +133,10 @@ impl Request {
     /// # Errors
     /// [`ErrorKind::Input`] for text that is no JSON object, an unknown field, and a value that a field cannot have.
     pub fn from_json(text: &str) -> Result<Self> {
+        // serde would take a list as the fields in their order.
+        let fields: Map<String, Value> = serde_json::from_str(text).map_err(not_understood)?;
+        drop(fields);
+        // The text is read again, because its errors have lines and columns.
         serde_json::from_str(text).map_err(not_understood)
     }
 
