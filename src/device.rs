@@ -77,8 +77,10 @@ impl DeviceInfo {
     pub fn software_warning(&self) -> Option<String> {
         let adapter = self.kind == "software" && self.backend != "cpu";
         adapter.then(|| {
-            let (name, help) = (&self.name, driver_help());
-            format!("no GPU was found: {name} is a driver that computes on the CPU, which is slow; {help}")
+            let name = self.name.split(" (").next().unwrap_or(&self.name);
+            format!(
+                "no GPU was found; {name} computes on the CPU, which is slow. If there is a GPU, install its driver."
+            )
         })
     }
 
