@@ -194,8 +194,7 @@ impl ComputeDevice {
     /// OpenGL is opened if `select` names it or is an index, or if no other API offers an adapter that matches and
     /// can run the kernels. For `auto` it is opened only where the best such adapter is a software one or missing,
     /// and the machine has a GPU (on Linux: where `/dev/dri` or `/dev/dxg` exists; elsewhere this is assumed). So
-    /// `auto` finds a GPU whose only driver is OpenGL, and a machine without a GPU is spared the warnings that Mesa's
-    /// OpenGL prints to stderr when it is opened without a desktop.
+    /// `auto` finds a GPU whose only driver is OpenGL, and opens no second driver where that can find nothing better.
     ///
     /// # Errors
     /// If there is no adapter, none matches, or the adapter cannot run the kernels. The message lists the adapters.

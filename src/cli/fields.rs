@@ -125,7 +125,7 @@ mod tests {
         }
         let request = serde_json::to_value(Request::default()).unwrap();
         let without = request.as_object().unwrap().keys().filter(|name| !with_option().contains(*name));
-        // These are an argument, a switch of another name, a conversation, and what `--trace` implies.
-        assert_eq!(without.collect::<Vec<_>>(), ["prompt", "messages", "think", "attention"]);
+        // These are a conversation, a switch of another name, and what `--trace` implies.
+        assert_eq!(without.collect::<Vec<_>>(), ["messages", "think", "attention"]);
     }
 }
