@@ -148,18 +148,10 @@ mod platform {
 
     /// Whether `status`, the text of /proc/PID/status on Linux, lists the signal as ignored. `SigIgn` is a
     /// hexadecimal number with one bit for each signal.
-    fn is_ignored(status: &str, signal: i32) -> bool {
+    pub fn is_ignored(status: &str, signal: i32) -> bool {
         let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
         mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
             .is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
-    }
-
-    #[cfg(test)]
-    #[test]
-    fn ignored_signals_are_read_from_proc() {
-        let status = "Name:\tsecateur\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0\n";
-        assert!(is_ignored(status, SIGHUP) && is_ignored(status, 13));
-        assert!(!is_ignored(status, SIGINT) && !is_ignored(status, SIGTERM) && !is_ignored("", SIGHUP));
     }
 }
 
@@ -193,6 +185,16 @@ mod platform {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn ignored_signals_are_read_from_proc() {
+        use super::platform::is_ignored;
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        let status = "Name:\tsecateur\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0\n";
+        assert!(is_ignored(status, SIGHUP) && is_ignored(status, 13));
+        assert!(!is_ignored(status, SIGINT) && !is_ignored(status, SIGTERM) && !is_ignored("", SIGHUP));
+    }
 
     #[test]
     fn exit_codes_are_those_of_shells() {
