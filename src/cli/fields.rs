@@ -61,7 +61,7 @@ pub fn as_options(text: &str) -> String {
 /// have these names.
 pub fn error(error: &secateur::Error) -> String {
     // It may quote a file or an answer of the hub.
-    super::screen::visible(&error.rewritten(as_options).to_string())
+    super::text::visible(&error.rewritten(as_options).to_string())
 }
 
 fn is_word(text: &str) -> bool {

@@ -2,6 +2,7 @@
 mod bench;
 mod calibrate;
 mod chat;
+mod colour;
 mod conformance;
 mod devices;
 mod fields;
@@ -136,7 +137,7 @@ pub fn main() -> ExitCode {
         Command::Conformance(args) => conformance::main(&args),
     };
     outcome.unwrap_or_else(|error| {
-        let red = if screen::stderr_has_colour() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+        let red = if colour::on_stderr() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
         say(&format!("{}error{}: {}", red.0, red.1, fields::error(&error)));
         ExitCode::from(match error.kind() {
             ErrorKind::Input | ErrorKind::Policy => 2,

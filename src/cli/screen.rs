@@ -12,21 +12,12 @@ use terminal_size::{Height, Width};
 use unicode_width::UnicodeWidthStr;
 
 use super::live::{Live, Look};
-use super::warnings;
+use super::text::visible;
+use super::{colour, warnings};
 
 const DIM: &str = "\x1b[2m";
 const BOLD: &str = "\x1b[1m";
 const PLAIN: &str = "\x1b[0m";
-
-fn colour_wanted() -> bool {
-    // https://no-color.org: any value except the empty one switches colours off.
-    std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()) && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
-}
-
-/// Whether stderr is a terminal that may be coloured.
-pub fn stderr_has_colour() -> bool {
-    std::io::stderr().is_terminal() && colour_wanted()
-}
 
 /// The columns and lines of the terminal on stdout, or `None` if it is not a terminal that moves the cursor on
 /// request.
@@ -84,12 +75,12 @@ impl Screen {
             notes,
             out_terminal,
             shared: out_terminal && err_terminal,
-            dim_thinking: out_terminal && colour_wanted(),
-            colour: stderr_has_colour(),
+            dim_thinking: out_terminal && colour::is_wanted(),
+            colour: colour::on_stderr(),
             dimmed: false,
             mid_line: false,
             live: window()
-                .filter(|_| text && !plain && out_terminal && colour_wanted())
+                .filter(|_| text && !plain && out_terminal && colour::is_wanted())
                 .map(|(cols, lines)| Live::new(cols, lines)),
             tally: Tally::default(),
             repetition_reported: false,
@@ -478,18 +469,6 @@ fn first_words(text: &str, most: usize) -> String {
         Some((end, _)) => format!("{}...", text[..end].trim_end()),
         None => text,
     }
-}
-
-/// `text` with all control characters but newline and tab replaced by visible symbols. A model may write any
-/// character, and its text must not control the terminal.
-pub fn visible(text: &str) -> String {
-    let picture = |c: char| match c {
-        '\n' | '\t' => c,
-        '\0'..='\x1f' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),
-        c if c.is_control() => '\u{fffd}',
-        c => c,
-    };
-    text.chars().map(picture).collect()
 }
 
 /// The memory that the device's allocator holds, in words.

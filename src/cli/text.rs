@@ -51,6 +51,18 @@ pub fn argument(text: &str) -> String {
     unix_lines(text.strip_suffix('\r').unwrap_or(text).to_string())
 }
 
+/// `text` with all control characters but newline and tab replaced by visible symbols. A model may write any
+/// character, and its text must not control the terminal.
+pub fn visible(text: &str) -> String {
+    let picture = |c: char| match c {
+        '\n' | '\t' => c,
+        '\0'..='\x1f' => char::from_u32(0x2400 + c as u32).unwrap_or('\u{fffd}'),
+        c if c.is_control() => '\u{fffd}',
+        c => c,
+    };
+    text.chars().map(picture).collect()
+}
+
 fn utf16(bytes: &[u8], word: fn([u8; 2]) -> u16) -> Result<String, (usize, &'static str)> {
     let (pairs, rest) = bytes.as_chunks::<2>();
     let mut text = String::with_capacity(pairs.len());

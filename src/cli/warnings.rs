@@ -4,7 +4,8 @@ use std::sync::{Mutex, PoisonError};
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 
-use super::{fields, screen};
+use super::text::visible;
+use super::{colour, fields};
 
 struct Warnings;
 
@@ -20,8 +21,8 @@ pub fn install() {
 
 /// Prints one warning.
 pub fn warn(text: &str) {
-    let yellow = if screen::stderr_has_colour() { ("\x1b[1;33m", "\x1b[0m") } else { ("", "") };
-    super::say(&format!("{}warning{}: {}", yellow.0, yellow.1, screen::visible(&fields::as_options(text))));
+    let yellow = if colour::on_stderr() { ("\x1b[1;33m", "\x1b[0m") } else { ("", "") };
+    super::say(&format!("{}warning{}: {}", yellow.0, yellow.1, visible(&fields::as_options(text))));
 }
 
 impl Log for Warnings {
