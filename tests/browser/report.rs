@@ -202,7 +202,8 @@ pub fn a_report_of_a_hostile_trace_stays_text(site: &Site) -> Result {
     for field in [&mut trace.model, &mut trace.device, &mut trace.settings.probe_text] {
         *field = hostile.into();
     }
-    trace.settings.policy = hostile.into();
+    // Only a file can name a policy that does not exist.
+    trace.settings.policy = serde_json::from_value(hostile.into()).expect("any name is read");
     trace.prompt_text = Some(hostile.into());
     let (mut browser, _folder) = open(site, &[(hostile.into(), trace)])?;
     ensure!(browser.eval("typeof window.hacked")? == "undefined", "text of a trace was run");
