@@ -253,7 +253,7 @@ impl Browser {
                 self.problems.push(format!("console: {}", words.join(" ")));
             }
             "Runtime.exceptionThrown" => {
-                self.problems.push(format!("exception: {}", describe(&params["exceptionDetails"])))
+                self.problems.push(format!("exception: {}", describe(&params["exceptionDetails"])));
             }
             // A model directory need not have every file: 404 is an answer there.
             "Log.entryAdded" if params["entry"]["level"] == "error" && params["entry"]["source"] != "network" => {

@@ -133,6 +133,8 @@ fn serve_for_people(port: &str) -> ExitCode {
     match result {
         Ok(port) => {
             println!("http://127.0.0.1:{port}/  (Ctrl-C ends it)");
+            // It serves until the process is ended.
+            #[allow(clippy::infinite_loop, reason = "a server has no end of its own")]
             loop {
                 std::thread::park();
             }
@@ -473,7 +475,10 @@ fn a_request_is_resolved_as_on_the_command_line(site: &Site) -> Result {
         let defaults = resolve(&mut browser, &json!({"prompt": "x"}))?;
         let shown = browser.eval("$('form').elements.window.placeholder")?;
         let window = &defaults["settings"]["window"];
-        ensure!(shown == window.to_string(), "{model}: the page shows the window {shown}, not {window}");
+        ensure!(
+            shown.as_str() == Some(&window.to_string()),
+            "{model}: the page shows the window {shown}, not {window}"
+        );
         for case in cases.iter().filter(|case| case["model"] == model) {
             let request = &case["request"];
             let found = resolve(&mut browser, request)?;
