@@ -1,6 +1,5 @@
 //! The options that describe a request. Each option has the name of a field of [`Request`], and [`request`] converts
 //! them by name. The library decides what a field means and what its default is.
-use std::fmt::Display;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -202,15 +201,8 @@ fn policy_help() -> String {
 }
 
 fn steps_help() -> String {
-    format!(
-        "The rule that tells where a step of the thinking begins: {} [default: {}]",
-        listed(&Boundaries::NAMES.iter().map(|(name, _)| *name).collect::<Vec<_>>()),
-        Boundaries::default()
-    )
-}
-
-fn listed(values: &[impl Display]) -> String {
-    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    let rules = Boundaries::NAMES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    format!("The rule that tells where a step of the thinking begins: {rules} [default: {}]", Boundaries::default())
 }
 
 fn window_help() -> String {
