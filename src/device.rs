@@ -192,9 +192,8 @@ impl ComputeDevice {
     /// `metal`, `dx12`, `gl`, `webgpu`), a part of an adapter's name, or an index in [`list`].
     ///
     /// OpenGL is opened if `select` names it or is an index, or if no other API offers an adapter that matches and
-    /// can run the kernels. For `auto` it is opened only where the best such adapter is a software one or missing,
-    /// and the machine has a GPU (on Linux: where `/dev/dri` or `/dev/dxg` exists; elsewhere this is assumed). So
-    /// `auto` finds a GPU whose only driver is OpenGL, and opens no second driver where that can find nothing better.
+    /// can run the kernels. For `auto` it is also opened where the best such adapter is a software one, so that `auto`
+    /// finds a GPU whose only driver is OpenGL.
     ///
     /// # Errors
     /// If there is no adapter, none matches, or the adapter cannot run the kernels. The message lists the adapters.
@@ -218,7 +217,7 @@ impl ComputeDevice {
         }
         let fits = |a: &Found| a.info.matches(select) && a.info.unfit().is_none();
         let best = found.iter().find(|a| fits(a)).map(|a| &a.info);
-        if select != "gl" && index.is_none() && wants_gl(select, best, gpu_node()) {
+        if select != "gl" && index.is_none() && wants_gl(select, best) {
             found.extend(adapters(wgpu::Backends::GL).await);
             found.sort_by_key(|a| a.info.rank());
         }
@@ -310,18 +309,12 @@ fn exclusive_pages() -> bool {
 }
 
 /// Whether [`ComputeDevice::open`] looks for adapters of OpenGL as well. `best` is the best adapter of the other APIs
-/// that matches `select` and can run the kernels; `gpu_node` says whether the machine may have a GPU.
-fn wants_gl(select: &str, best: Option<&DeviceInfo>, gpu_node: bool) -> bool {
+/// that matches `select` and can run the kernels.
+fn wants_gl(select: &str, best: Option<&DeviceInfo>) -> bool {
     match select {
-        "auto" => gpu_node && best.is_none_or(|best| best.kind == "software"),
+        "auto" => best.is_none_or(|best| best.kind == "software"),
         _ => best.is_none(),
     }
-}
-
-/// Whether the system shows a GPU to its drivers. Only Linux says so without a driver.
-fn gpu_node() -> bool {
-    let nodes = ["/dev/dri", "/dev/dxg"];
-    !cfg!(target_os = "linux") || nodes.iter().any(|node| std::path::Path::new(node).exists())
 }
 
 /// Every device of this machine, best first, the CPU backend last. An index in this list selects a device for
@@ -407,14 +400,10 @@ mod tests {
     fn auto_looks_for_opengl_only_where_it_may_be_better() {
         let of = |kind: &str| DeviceInfo { kind: kind.into(), backend: "vulkan".into(), ..DeviceInfo::cpu() };
         let (gpu, software) = (of("integrated"), of("software"));
-        for gpu_node in [false, true] {
-            assert!(!wants_gl("auto", Some(&gpu), gpu_node));
-            assert_eq!(wants_gl("auto", Some(&software), gpu_node), gpu_node);
-            assert_eq!(wants_gl("auto", None, gpu_node), gpu_node);
-            // By name, an adapter of another API is enough, and OpenGL is the last resort.
-            assert!(!wants_gl("llvmpipe", Some(&software), gpu_node));
-            assert!(wants_gl("llvmpipe", None, gpu_node));
-        }
+        assert!(!wants_gl("auto", Some(&gpu)));
+        assert!(wants_gl("auto", Some(&software)) && wants_gl("auto", None));
+        // By name, an adapter of another API is enough, and OpenGL is the last resort.
+        assert!(!wants_gl("llvmpipe", Some(&software)) && wants_gl("llvmpipe", None));
         // If OpenGL then offers a GPU, it goes before the software adapter.
         let gl = DeviceInfo { backend: "gl".into(), ..of("unknown") };
         assert!(gl.rank() < software.rank() && gpu.rank() < gl.rank());
