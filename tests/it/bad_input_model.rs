@@ -59,7 +59,7 @@ fn weights(tensors: &Tensors) -> Weights {
 
 #[test]
 fn ids_outside_the_vocabulary_are_refused() {
-    let _one = serial();
+    let _one = beside_others();
     for name in FIXTURES {
         let fx = Fixture::open(name);
         let model = fx.load(&devices()[0]);
@@ -79,7 +79,7 @@ fn ids_outside_the_vocabulary_are_refused() {
 
 #[test]
 fn a_prompt_over_the_context_is_refused() {
-    let _one = serial();
+    let _one = beside_others();
     let fx = Fixture::open("qwen2-f32");
     for device in two() {
         let model = load(&fx, device, 16).expect("loads");
@@ -100,7 +100,7 @@ fn a_prompt_over_the_context_is_refused() {
 
 #[test]
 fn a_cache_beyond_the_largest_buffer_is_refused() {
-    let _one = serial();
+    let _one = beside_others();
     let fx = Fixture::open("qwen2-f32");
     for device in two() {
         let model = fx.load(device);
@@ -212,7 +212,7 @@ fn dimensions_no_kernel_takes_are_refused() {
 
 #[test]
 fn split_matrices_give_what_whole_ones_give() {
-    let _one = serial();
+    let _one = beside_others();
     for name in FIXTURES.into_iter().chain(GGUF_FIXTURES) {
         let fx = Fixture::open(name);
         for device in two() {
@@ -239,7 +239,7 @@ fn split_matrices_give_what_whole_ones_give() {
 
 #[test]
 fn logits_that_are_not_finite_are_an_error() {
-    let _one = serial();
+    let _one = beside_others();
     for name in FIXTURES {
         let fx = Fixture::open(name);
         for (tensor, value) in [

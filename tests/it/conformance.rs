@@ -7,7 +7,7 @@ use secateur::expert::kernels::cases;
 
 #[test]
 fn every_case_on_every_adapter() {
-    let _one = crate::common::serial();
+    let _one = crate::common::alone();
     let cases = cases::all();
     assert!(cases.len() >= 90, "only {} cases", cases.len());
     let mut reports: Vec<Report> = Vec::new();

@@ -57,7 +57,7 @@ fn ids(result: &RunResult) -> Vec<u32> {
 /// evictions are.
 #[test]
 fn pruning_on_every_adapter_is_what_it_is_on_the_twins() {
-    let _one = common::serial();
+    let _one = common::beside_others();
     let prompt = Prompt::Chat("What is 12 + 30?".into());
     for policy in ["think-clearly", "random"] {
         let options = Settings {
@@ -99,7 +99,7 @@ fn pruning_on_every_adapter_is_what_it_is_on_the_twins() {
 /// With a plan that keeps all tokens, the ids are those of `full`, through every probe.
 #[test]
 fn probes_that_keep_all_change_no_id() {
-    let _one = common::serial();
+    let _one = common::beside_others();
     let prompt = Prompt::Chat("Count to ten.".into());
     let full =
         Settings { max_new_tokens: 60, policy: secateur::policy::Full.into(), ignore_eos: true, ..Settings::default() };
@@ -209,7 +209,7 @@ const MEASURED: f64 = 5e-5;
 /// place.
 #[test]
 fn a_sequence_does_not_notice_its_neighbours() {
-    let _one = common::serial();
+    let _one = common::beside_others();
     let fx = common::Fixture::open("qwen2-f16");
     let (requests, reference) = (ragged(), replay::reference(&fx));
     for device in common::two() {
@@ -266,7 +266,7 @@ fn a_sequence_does_not_notice_its_neighbours() {
 /// adapter as well.
 #[test]
 fn the_same_batch_gives_the_same_ids() {
-    let _one = common::serial();
+    let _one = common::beside_others();
     let requests = ragged();
     for device in common::two() {
         let mut used = engine_of(device, true, 3);

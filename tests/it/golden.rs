@@ -240,7 +240,7 @@ fn on_device(fx: &Fixture, device: &ComputeDevice) {
 }
 
 fn on_every_device(name: &'static str) {
-    let _one = serial();
+    let _one = beside_others();
     let fx = Fixture::open(name);
     for device in devices() {
         let began = std::time::Instant::now();
@@ -297,7 +297,7 @@ fn gguf_qwen3_yarn_halves() {
 /// No kernel may read what no kernel wrote: results do not change if every new buffer is full of NaN.
 #[test]
 fn the_oracle_holds_in_poisoned_memory() {
-    let _one = serial();
+    let _one = alone();
     let Some(device) = gpu() else { return };
     let fx = Fixture::open("qwen2-f32");
     let model = fx.load(device);
@@ -313,7 +313,7 @@ fn the_oracle_holds_in_poisoned_memory() {
 /// The checks must reject each of these wrong results, or they would prove nothing.
 #[test]
 fn the_checks_reject_what_is_wrong() {
-    let _one = serial();
+    let _one = beside_others();
     for name in FIXTURES.into_iter().chain(GGUF_FIXTURES) {
         let fx = Fixture::open(name);
         let model = fx.load(&devices()[0]);

@@ -116,7 +116,7 @@ const NEXT: [u32; 6] = [9, 88, 231, 17, 140, 5];
 /// to positions that older tokens have.
 #[test]
 fn a_slot_is_not_a_position() {
-    let _one = serial();
+    let _one = beside_others();
     let fx = Fixture::open("qwen2-f16");
     let model = reference(&fx);
     for device in two() {
@@ -145,7 +145,7 @@ fn a_slot_is_not_a_position() {
 /// eviction.
 #[test]
 fn a_chunk_after_an_eviction_sees_what_stands_before_it() {
-    let _one = serial();
+    let _one = beside_others();
     let fx = Fixture::open("qwen2-f16");
     let model = reference(&fx);
     for device in two() {
@@ -162,7 +162,7 @@ fn a_chunk_after_an_eviction_sees_what_stands_before_it() {
 /// kvpress' AdaKV and DMS, R-KV's first vLLM port: evicted tokens are masked, and their memory is not freed.
 #[test]
 fn what_is_evicted_takes_no_room() {
-    let _one = serial();
+    let _one = alone();
     let fx = Fixture::open("qwen2-f16");
     for device in two() {
         let model = fx.load(device);
@@ -203,7 +203,7 @@ fn the_interval_begins_anew_with_each_prompt() {
 /// Only element 0 of a batch is considered.
 #[test]
 fn every_sequence_of_a_batch_is_pruned_by_its_own_scores() {
-    let _one = serial();
+    let _one = beside_others();
     let model = reference(&Fixture::open("qwen2-f16"));
     for device in two() {
         let mut engine = engine_on(device, 2);
@@ -299,7 +299,7 @@ fn evicted(result: &RunResult) -> Vec<Vec<u32>> {
 /// Tokens are decoded between scoring and compaction, which then evicts other slots than those that were scored.
 #[test]
 fn no_step_comes_between_scores_and_gather() {
-    let _one = serial();
+    let _one = beside_others();
     let model = reference(&Fixture::open("qwen2-f16"));
     for device in two() {
         for policy in ["last-attention", "h2o", "r-kv"] {
@@ -372,7 +372,7 @@ fn the_oracle_does_not_mask_too_early() {
 /// Squares of activations overflow f16 from 256 on.
 #[test]
 fn squares_do_not_overflow() {
-    let _one = serial();
+    let _one = beside_others();
     for device in two() {
         let x = kernels::f32_tensor(vec![3e4f32; 64], [1, 64], &device.burn);
         let weight = kernels::f32_tensor(vec![1.0; 64], [64], &device.burn);

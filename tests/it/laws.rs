@@ -22,11 +22,10 @@ fn few(cases: u32) -> ProptestConfig {
 }
 
 /// Runs `law` on every device of [`two`] for every architecture, with both types of cache and with quantized weights.
-/// Panics if nothing ran.
-fn everywhere(law: impl Fn(&Fixture, &Arc<Decoder>, Dtype)) {
+/// Panics if nothing ran. `_held` is what the test holds of the adapters meanwhile.
+fn everywhere<Guard>(_held: Guard, law: impl Fn(&Fixture, &Arc<Decoder>, Dtype)) {
     const MODELS: [(&str, Dtype); 3] =
         [("qwen2-f16", Dtype::F32), ("qwen3-yarn-f16", Dtype::F16), ("gguf-llama-q4", Dtype::F16)];
-    let _one = serial();
     let mut ran = 0;
     for (name, words) in MODELS {
         let fx = Fixture::open(name);
@@ -61,7 +60,7 @@ fn peek(model: &Decoder, cache: &mut KvCache) -> Vec<u32> {
 
 #[test]
 fn keeping_everything_changes_nothing() {
-    everywhere(|fx, model, words| {
+    everywhere(beside_others(), |fx, model, words| {
         for room in [0, 1, 300] {
             let mut cache = filled(fx, model, words, 16);
             let (logits, before) = (peek(model, &mut cache), all_rows(&cache, 0));
@@ -76,7 +75,7 @@ fn keeping_everything_changes_nothing() {
 
 #[test]
 fn a_probe_rolled_back_leaves_no_trace() {
-    everywhere(|fx, model, words| {
+    everywhere(beside_others(), |fx, model, words| {
         let probe = fx.ids("oracle.0.probe.ids");
         // Once with room for the probe, and once where the cache has to grow and move for it.
         for room in [true, false] {
@@ -107,7 +106,7 @@ fn a_probe_rolled_back_leaves_no_trace() {
 
 #[test]
 fn gather_after_gather_is_the_gather_of_the_composition() {
-    everywhere(|fx, model, words| {
+    everywhere(beside_others(), |fx, model, words| {
         let mask = || prop::collection::vec(any::<bool>(), 64);
         let mut runner = proptest::test_runner::TestRunner::new(few(6));
         let law = |(first, second, per_head): (Vec<bool>, Vec<bool>, bool)| {
@@ -148,7 +147,7 @@ fn gather_after_gather_is_the_gather_of_the_composition() {
 /// Decodes with an eviction on the way; capacities differ, results may not.
 #[test]
 fn results_do_not_depend_on_capacity() {
-    everywhere(|fx, model, words| {
+    everywhere(alone(), |fx, model, words| {
         let run = |growth: usize, poison: bool| {
             poison_outputs(poison);
             let mut cache = filled(fx, model, words, growth);
@@ -184,7 +183,7 @@ fn decode_batch(model: &Decoder, cache: &mut KvCache, next: u32) -> Vec<Vec<f32>
 
 #[test]
 fn sequences_side_by_side_do_not_disturb_each_other() {
-    everywhere(|fx, model, words| {
+    everywhere(beside_others(), |fx, model, words| {
         // The second sequence is longer than a tile of attention until some of it is evicted.
         let long: Vec<u32> = fx.ids("prompt.200.ids").into_iter().chain(fx.ids("oracle.ids")).collect();
         let prompts = [fx.ids("prompt.7.ids"), long, fx.ids("oracle.prompt.ids")];
@@ -236,7 +235,7 @@ fn sequences_side_by_side_do_not_disturb_each_other() {
 /// After every operation, lengths and positions on the device equal the host's.
 #[test]
 fn the_device_and_the_host_agree_on_lengths() {
-    everywhere(|fx, model, words| {
+    everywhere(beside_others(), |fx, model, words| {
         let mut runner = proptest::test_runner::TestRunner::new(few(4));
         let law = |ops: Vec<(u8, usize, usize)>| {
             let mut cache = fx.cache(model.device(), words, 2, 8);
@@ -276,7 +275,7 @@ fn the_device_and_the_host_agree_on_lengths() {
 
 #[test]
 fn reserved_bytes_fall_when_slots_are_evicted() {
-    let _one = serial();
+    let _one = alone();
     let Some(device) = gpu() else { return };
     let fx = Fixture::open("qwen2-f32");
     let model = fx.load(device);
@@ -305,7 +304,7 @@ fn reserved_bytes_fall_when_slots_are_evicted() {
 
 #[test]
 fn ids_read_late_are_the_ids_read_at_once() {
-    everywhere(|fx, model, words| {
+    everywhere(beside_others(), |fx, model, words| {
         let run = |late: bool| {
             let shape = CacheShape::new(&fx.config, words, 1, 64).expect("f32 or f16");
             let mut runner = Runner::new(model.clone(), shape);
@@ -349,7 +348,7 @@ fn plan(len: usize) -> Vec<Slot> {
 /// Decodes 1,000 steps on the GPU with pruning and late reads of ids. The CPU twin is forced to the same ids.
 #[test]
 fn a_thousand_steps_with_pruning() {
-    let _one = serial();
+    let _one = alone();
     let Some(device) = gpu() else { return };
     let fx = Fixture::open("qwen2-f16");
     let began = std::time::Instant::now();

@@ -4,7 +4,7 @@
 //!
 //! Tests that could disturb each other in one process do not: allocations are counted per thread
 //! (`common/memory.rs`), environment variables are set for child processes only, and a test that launches on an
-//! adapter holds `common::serial` meanwhile. Only the test in a browser is a binary of its own: it has its own
+//! adapter holds `common::beside_others` or `common::alone` meanwhile. Only the test in a browser is a binary of its own: it has its own
 //! `main`, and it needs `web/pkg` and Chromium, which plain `cargo test` does not.
 mod common;
 

@@ -490,7 +490,7 @@ const WRONG: &[Mutant] = &[
 
 #[test]
 fn changed_kernels_are_noticed() {
-    let _one = serial();
+    let _one = alone();
     let Some(device) = gpu() else { return };
     let mut expected = std::collections::BTreeMap::new();
     for kernel in WRONG.iter().map(|m| m.0) {
@@ -516,7 +516,7 @@ fn changed_kernels_are_noticed() {
 /// Sums in another order and equivalent arithmetic have to pass.
 #[test]
 fn reassociated_kernels_pass() {
-    let _one = serial();
+    let _one = alone();
     let Some(device) = gpu() else { return };
     let equivalent = [
         (

@@ -91,7 +91,7 @@ fn close(what: &str, found: &[f32], expected: &[f32], bound: f64) -> f64 {
 /// Sums, windows and similarities of a prompt and of a decode with evictions, probes and rollbacks, on every fixture.
 #[test]
 fn what_policies_measure_is_what_transformers_computes() {
-    let _one = serial();
+    let _one = beside_others();
     for name in FIXTURES {
         let fx = Fixture::open(name);
         let golden = measures(&fx);
@@ -146,7 +146,7 @@ fn planned(fx: &Fixture, measures: &Weights, scope: Scope, event: usize, layer: 
 /// cache loses other tokens, and keys keep their positions or move up.
 #[test]
 fn every_scope_and_position_mode_decodes_as_transformers_does() {
-    let _one = serial();
+    let _one = beside_others();
     for name in FIXTURES {
         let fx = Fixture::open(name);
         let golden = measures(&fx);
@@ -180,7 +180,7 @@ fn every_scope_and_position_mode_decodes_as_transformers_does() {
 /// which depend on their own tokens only.
 #[test]
 fn keys_that_closed_ranks_eighty_times_are_rounded_once() {
-    let _one = serial();
+    let _one = beside_others();
     let fx = Fixture::open("qwen2-f16");
     for device in two() {
         let model = fx.load(device);
@@ -494,7 +494,7 @@ impl Tally {
 /// alone.
 #[test]
 fn every_policy_runs_in_every_scope_and_position_mode() {
-    let _one = serial();
+    let _one = beside_others();
     let models = MODELS.map(Fixture::open).map(|fx| (reference(&fx), fx));
     let cells = Cell::all();
     for device in two() {
@@ -586,7 +586,7 @@ fn ids_of(trace: &Trace) -> Vec<u32> {
 /// With compact positions, the limit of a run is the number of cached tokens, not of written ones.
 #[test]
 fn a_compact_run_goes_on_past_the_context() {
-    let _one = serial();
+    let _one = beside_others();
     // Without a tokenizer every token counts as thinking, whatever the random model writes.
     let committed = ModelSource::directory(directory("qwen2-f16")).expect("committed");
     let names = ["config.json", "generation_config.json", "model.safetensors"];

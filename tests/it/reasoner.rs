@@ -60,7 +60,7 @@ fn greedy_text_is_that_of_transformers() {
 /// All problems side by side, each step for all of them at once, sampled on the device.
 #[test]
 fn greedy_ids_of_all_problems_at_once_are_those_of_transformers() {
-    let _one = common::serial();
+    let _one = common::beside_others();
     let Some(device) = common::gpu() else { return };
     let problems = golden().problems;
     let source = builtin::source();

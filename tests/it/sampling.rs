@@ -89,7 +89,7 @@ fn deviation(drawn: &HashMap<u32, usize>, allowed: &[(u32, f64)]) -> Result<f64,
 
 #[test]
 fn draws_follow_transformers() {
-    let _one = serial();
+    let _one = beside_others();
     let fixture = fixture();
     let logits: Vec<f32> = numbers(&fixture["logits"]).iter().map(|v| *v as f32).collect();
     let prompt: Vec<u32> = numbers(&fixture["prompt"]).iter().map(|v| *v as u32).collect();
@@ -119,7 +119,7 @@ fn draws_follow_transformers() {
 /// among equal logits, of which there are many.
 #[test]
 fn candidates_are_the_first_of_a_plain_sort() {
-    let _one = serial();
+    let _one = beside_others();
     for device in two() {
         for (vocab, merges) in [(8192, false), (20_011, true), (151_936, true)] {
             let shape = CacheShape { layers: 1, kv_heads: 1, head_dim: 8, dtype: Dtype::F32, seqs: 2, growth: 1 };

@@ -10,7 +10,7 @@ pub mod replay;
 
 use secateur::Dtype;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use burn::tensor::Tensor;
 use secateur::Slot;
@@ -77,11 +77,19 @@ impl Fixture {
     }
 }
 
-/// Held by every test that launches on an adapter, so that one of them runs at a time. They measure an adapter's
-/// memory, and some replace shaders or fill outputs with NaN for the whole process.
-pub fn serial() -> MutexGuard<'static, ()> {
-    static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(|failed| failed.into_inner())
+/// The adapters are shared by the tests, which run side by side. See [`beside_others`] and [`alone`].
+static ADAPTERS: RwLock<()> = RwLock::new(());
+
+/// Held by a test that launches on an adapter and neither measures what is outside its own tensors nor changes what
+/// other tests would notice. Such tests run at the same time.
+pub fn beside_others() -> RwLockReadGuard<'static, ()> {
+    ADAPTERS.read().unwrap_or_else(|failed| failed.into_inner())
+}
+
+/// Held by a test that measures an adapter's memory, replaces or records launches, or fills outputs with NaN, all of
+/// which concern the whole process. No other test that launches on an adapter runs meanwhile.
+pub fn alone() -> RwLockWriteGuard<'static, ()> {
+    ADAPTERS.write().unwrap_or_else(|failed| failed.into_inner())
 }
 
 /// Every device of this machine, opened once; the CPU twin is first. Panics if `SECATEUR_REQUIRE` names another one.
