@@ -33,7 +33,7 @@ fn main() -> secateur::Result<()> {
     let steps: usize = args.get(2).and_then(|s| s.parse().ok()).unwrap_or(64);
     let source = ModelSource::directory(dir)?;
     let config = ModelConfig::load(&source)?;
-    let model = Arc::new(Decoder::load(&config, &Weights::open(&source)?, 4096, &device, &mut |_, _| ())?);
+    let model = Arc::new(Decoder::load(&config, &Weights::open(&source)?, 4096, None, &device, &mut |_, _| ())?);
     let copied = block_on(bench::copy_bandwidth(&device, 3))?.bytes_per_second.median;
     println!("{}; weights {:.1} MB", device.info.line(), model.weight_bytes() as f64 / 1e6);
     let lengths = bench::Lengths { prompt: PROMPT, decode: steps, sequences: 1 };

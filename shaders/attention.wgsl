@@ -8,7 +8,7 @@
 // DIRECT 1: out and lse get the result. DIRECT 0: out gets, for each query and split, D unnormalised values, the
 // maximum and the sum; attention_combine computes the result from them.
 // include keys.wgsl
-// Constants: THREADS (64), TILE (slots), KV (F32 or F16), D (a multiple of 8, <= 128), ROTATE, QB (queries of a
+// Constants: THREADS (at least D / 2), TILE (slots), KV (F32 or F16), D (a multiple of 8), ROTATE, QB (queries of a
 // workgroup, <= 8), DIRECT.
 @group(0) @binding(0) var<storage, read_write> q: array<vec4<f32>>;            // [n, heads D], rotated
 @group(0) @binding(1) var<storage, read_write> kv: array<vec4<u32>>;     // rows of D values, see cache/

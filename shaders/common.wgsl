@@ -4,15 +4,11 @@
 //   F32   one value, its bits
 //   F16   two values, column 2i in the low half (IEEE binary16); unpack2x16float is core WGSL, no device feature needed
 //   BF16  two values, column 2i in the low half (the high 16 bits of an f32)
-//   Q8_0  four signed bytes, column 4i in the low one; times the f16 scale of their block of 32 columns
-//   Q4_0  eight nibbles less 8: columns 8i + j in the low, 8i + 4 + j in the high nibble of byte j; times their block's scale
-// A quantized row of `cols` values has its quants first, then its scales, two in a word, padded to whole vec4s.
+// The words of quantized rows are described in weights.wgsl.
 const F32 = 0u;
 const F16 = 1u;
 const BF16 = 2u;
 const Q8_0 = 3u;
-const Q4_0 = 4u;
-const BLOCK = 32u;
 
 // A finite substitute for minus infinity: WGSL and fast-math compilers may assume that no infinity exists.
 const LOWEST = -1.0e30;
@@ -21,26 +17,6 @@ const LOWEST = -1.0e30;
 fn unpack_pair(word: u32, dtype: u32) -> vec2<f32> {
     if (dtype == F16) { return unpack2x16float(word); }
     return vec2<f32>(bitcast<f32>(word << 16u), bitcast<f32>(word & 0xffff0000u));
-}
-
-// The scale of a block: an f16 in the low or high half of a word. It is exact for subnormals too, which blocks of
-// small weights have and which unpack2x16float may flush.
-fn block_scale(word: u32, block: u32) -> f32 {
-    let bits = select(word & 0xffffu, word >> 16u, (block & 1u) == 1u);
-    let normal = bitcast<f32>(((bits & 0x7fffu) << 13u) + 0x38000000u);
-    let size = select(normal, f32(bits & 0x3ffu) * 5.9604644775390625e-8, (bits & 0x7c00u) == 0u);
-    return select(size, -size, (bits & 0x8000u) != 0u);
-}
-
-// The four values of a Q8_0 word, without their scale.
-fn unpack_bytes(word: u32) -> vec4<f32> {
-    let high = vec4<i32>(vec4<u32>(word) << vec4<u32>(24u, 16u, 8u, 0u));
-    return vec4<f32>(high >> vec4<u32>(24u));
-}
-
-// Four of the eight values of a Q4_0 word, without their scale: columns 0 to 3, or of word >> 4, columns 4 to 7.
-fn unpack_nibbles(word: u32) -> vec4<f32> {
-    return vec4<f32>((vec4<u32>(word) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(15u)) - 8.0;
 }
 
 // One f32 as f16 bits, rounded to nearest even by integer arithmetic: pack2x16float may round either way, and what

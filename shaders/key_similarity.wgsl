@@ -13,7 +13,7 @@
 struct Info { kv_heads: u32, slots: u32, seq: u32, layer_table_offset: u32, positions: u32, pad0: u32, pad1: u32, pad2: u32 }
 @group(0) @binding(5) var<uniform> info: Info;
 
-const TILE = 16u;
+const TILE = select(16u, 8u, D > 128u);    // whose keys fit 16 KiB of workgroup memory
 const NONE = 0xffffffffu;
 const ALIKE = 0.5;
 var<workgroup> keys: array<vec4<f32>, TILE * D / 4u>;

@@ -21,38 +21,12 @@ const SLICE = DEPTH / SLICES;            // columns of a tile that belong to one
 var<workgroup> ws: array<vec4<f32>, DEPTH * ROW_QUADS>;   // [DEPTH, ROW_QUADS], four rows each
 var<workgroup> xs: array<vec4<f32>, DEPTH * N_QUADS>;     // [DEPTH, N_QUADS], four vectors each
 
-struct Octet { a: vec4<f32>, b: vec4<f32> }
+// include weights.wgsl
 
 // Columns k to k + 7 of a row, zeros outside the matrix.
-fn octet(row: u32, k: u32) -> Octet {
-    var o = Octet(vec4<f32>(0.0), vec4<f32>(0.0));
-    if (row >= info.rows || k >= info.cols) { return o; }
-    if (DTYPE == F32) {
-        let at = (row * info.cols + k) / 4u;
-        o.a = bitcast<vec4<f32>>(w[at]);
-        if (k + 4u < info.cols) { o.b = bitcast<vec4<f32>>(w[at + 1u]); }
-    } else if (DTYPE == Q8_0 || DTYPE == Q4_0) {
-        let blocks = info.cols / BLOCK;
-        let quads = select(blocks, 2u * blocks, DTYPE == Q8_0);
-        let first = row * (quads + (blocks + 7u) / 8u);
-        let block = k / BLOCK;
-        let scale = block_scale(w[first + quads + block / 8u][(block / 2u) % 4u], block);
-        if (DTYPE == Q8_0) {
-            let words = w[first + k / 16u];
-            let pair = select(words.xy, words.zw, (k & 8u) != 0u);
-            o.a = scale * unpack_bytes(pair.x);
-            o.b = scale * unpack_bytes(pair.y);
-        } else {
-            let word = w[first + block][(k % BLOCK) / 8u];
-            o.a = scale * unpack_nibbles(word);
-            o.b = scale * unpack_nibbles(word >> 4u);
-        }
-    } else {
-        let words = w[(row * info.cols + k) / 8u];
-        o.a = vec4<f32>(unpack_pair(words.x, DTYPE), unpack_pair(words.y, DTYPE));
-        o.b = vec4<f32>(unpack_pair(words.z, DTYPE), unpack_pair(words.w, DTYPE));
-    }
-    return o;
+fn row_octet(p: Planes, row: u32, k: u32) -> Octet {
+    if (row >= info.rows || k >= info.cols) { return Octet(vec4<f32>(0.0), vec4<f32>(0.0)); }
+    return octet(p, row * p.size, k, info.cols);
 }
 
 // Columns k to k + 3 of a vector, zeros outside.
@@ -81,11 +55,13 @@ fn put(line: u32, at: u32, row: u32, sum: f32) {
     var y = sum;
     if (HAS_BIAS != 0u) { y += bias[at]; }
     if (MODE == 1u) { y += out[line + at]; }
+    if (MODE == 3u) { y *= silu(out[line + at]); }
     out[line + at] = y;
 }
 
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let p = planes(info.cols);
     let first_row = group.x * TILE_ROWS;
     let first_n = group.y * TILE_N;
     let place = thread % PLANE;
@@ -105,10 +81,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let r = step % ROW_QUADS;
             let k = (step / ROW_QUADS) * 8u;
             let row = first_row + 4u * r;
-            let e = octet(row, k0 + k);
-            let f = octet(row + 1u, k0 + k);
-            let g = octet(row + 2u, k0 + k);
-            let h = octet(row + 3u, k0 + k);
+            let e = row_octet(p, row, k0 + k);
+            let f = row_octet(p, row + 1u, k0 + k);
+            let g = row_octet(p, row + 2u, k0 + k);
+            let h = row_octet(p, row + 3u, k0 + k);
             let at = k * ROW_QUADS + r;
             ws[at] = vec4<f32>(e.a.x, f.a.x, g.a.x, h.a.x);
             ws[at + ROW_QUADS] = vec4<f32>(e.a.y, f.a.y, g.a.y, h.a.y);

@@ -10,10 +10,13 @@
 struct Info { rows: u32, cols: u32, shard_first_row: u32, out_stride: u32, n: u32, pad0: u32, pad1: u32, pad2: u32 }
 @group(0) @binding(4) var<uniform> info: Info;
 
+// include weights.wgsl
+
 @compute @workgroup_size(THREADS)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = (group.x * THREADS + thread) * EACH;
     let first_n = group.y * TILE_N;
+    let p = planes(info.cols);
     let quads = info.cols / 4u;
     var acc: array<array<f32, EACH>, TILE_N>;
     for (var i = 0u; i < TILE_N; i++) {
@@ -25,31 +28,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var a: array<vec4<f32>, EACH>;
         var b: array<vec4<f32>, EACH>;
         for (var r = 0u; r < EACH; r++) {
-            let at = min(row + r, info.rows - 1u) * quads + q;
-            if (DTYPE == F32) {
-                a[r] = bitcast<vec4<f32>>(w[at]);
-                b[r] = bitcast<vec4<f32>>(w[at + 1u]);
-            } else if (DTYPE == Q8_0 || DTYPE == Q4_0) {
-                let blocks = info.cols / BLOCK;
-                let quants = select(blocks, 2u * blocks, DTYPE == Q8_0);
-                let first = min(row + r, info.rows - 1u) * (quants + (blocks + 7u) / 8u);
-                let block = 4u * q / BLOCK;
-                let scale = block_scale(w[first + quants + block / 8u][(block / 2u) % 4u], block);
-                if (DTYPE == Q8_0) {
-                    let words = w[first + q / 4u];
-                    let pair = select(words.xy, words.zw, (q & 2u) != 0u);
-                    a[r] = scale * unpack_bytes(pair.x);
-                    b[r] = scale * unpack_bytes(pair.y);
-                } else {
-                    let word = w[first + block][(q / 2u) % 4u];
-                    a[r] = scale * unpack_nibbles(word);
-                    b[r] = scale * unpack_nibbles(word >> 4u);
-                }
-            } else {
-                let words = w[at / 2u];
-                a[r] = vec4<f32>(unpack_pair(words.x, DTYPE), unpack_pair(words.y, DTYPE));
-                b[r] = vec4<f32>(unpack_pair(words.z, DTYPE), unpack_pair(words.w, DTYPE));
-            }
+            let o = octet(p, min(row + r, info.rows - 1u) * p.size, 4u * q, info.cols);
+            a[r] = o.a;
+            b[r] = o.b;
         }
         for (var i = 0u; i < TILE_N; i++) {
             let at = min(first_n + i, info.n - 1u) * quads + q;
@@ -69,6 +50,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 out[line + at] = y;
             } else if (MODE == 1u) {
                 out[line + at] += y;
+            } else if (MODE == 3u) {
+                out[line + at] = silu(out[line + at]) * y;
             } else if (r % 2u == 0u) {
                 out[line + at / 2u] = silu(y) * acc[i][r + 1u];
             }

@@ -1,7 +1,8 @@
 // out[i, shard_first_row + r] = W[r, :] . x[i, :] + bias[shard_first_row + r] for N vectors x at once: decoding.
 // LANES invocations share a row.
 // MODE 0 stores; 1 adds to out (the residual stream); 2 takes rows in pairs, gate then up, and stores
-// silu(gate) * up at out[i, (shard_first_row + r) / 2] (SwiGLU).
+// silu(gate) * up at out[i, (shard_first_row + r) / 2] (SwiGLU); 3 finds the gate in out and multiplies silu(gate) by
+// the sum.
 // Constants: THREADS, DTYPE, LANES (a power of two, <= THREADS), N, MODE, HAS_BIAS.
 @group(0) @binding(0) var<storage, read_write> w: array<vec4<u32>>;      // [rows, row_words / 4]
 @group(0) @binding(1) var<storage, read_write> x: array<vec4<f32>>;      // [n, cols / 4]
@@ -10,8 +11,16 @@
 struct Info { rows: u32, cols: u32, shard_first_row: u32, out_stride: u32 }
 @group(0) @binding(4) var<uniform> info: Info;
 
+// include weights.wgsl
+
 const ROWS = THREADS / LANES;
 var<workgroup> part: array<f32, THREADS * N>;
+
+// The word of the low plane with four `t` of a block, of the vec4 (or two) that holds the block.
+fn low_word(low: vec4<u32>, low_next: vec4<u32>, t: u32) -> u32 {
+    if (LOW_BITS == 8u && t >= 4u) { return low_next[t % 4u]; }
+    return low[(t / LOW_FOURS) % 4u];
+}
 
 @compute @workgroup_size(THREADS)
 fn main(
@@ -24,59 +33,56 @@ fn main(
     var acc: array<f32, N>;
     for (var i = 0u; i < N; i++) { acc[i] = 0.0; }
     if (row < info.rows) {
+        let p = planes(info.cols);
+        let start = row * p.size;
         let xs = info.cols / 4u;
-        if (DTYPE == F32) {
-            let quads = info.cols / 4u;
-            for (var q = lane; q < quads; q += LANES) {
-                let v = bitcast<vec4<f32>>(w[row * quads + q]);
-                for (var i = 0u; i < N; i++) { acc[i] += dot(v, x[i * xs + q]); }
-            }
-        } else if (DTYPE == Q8_0 || DTYPE == Q4_0) {
-            // A step takes a block of 32 columns: two vec4s of bytes or one of nibbles, and one scale.
-            let blocks = info.cols / BLOCK;
-            let quads = select(blocks, 2u * blocks, DTYPE == Q8_0);
-            let first = row * (quads + (blocks + 7u) / 8u);
-            for (var b = lane; b < blocks; b += LANES) {
-                let scale = block_scale(w[first + quads + b / 8u][(b / 2u) % 4u], b);
-                // Unpacked once for all vectors.
-                var v: array<vec4<f32>, 8>;
-                if (DTYPE == Q8_0) {
-                    let low = w[first + 2u * b];
-                    let high = w[first + 2u * b + 1u];
-                    v[0] = unpack_bytes(low.x);
-                    v[1] = unpack_bytes(low.y);
-                    v[2] = unpack_bytes(low.z);
-                    v[3] = unpack_bytes(low.w);
-                    v[4] = unpack_bytes(high.x);
-                    v[5] = unpack_bytes(high.y);
-                    v[6] = unpack_bytes(high.z);
-                    v[7] = unpack_bytes(high.w);
-                } else {
-                    let words = w[first + b];
-                    v[0] = unpack_nibbles(words.x);
-                    v[1] = unpack_nibbles(words.x >> 4u);
-                    v[2] = unpack_nibbles(words.y);
-                    v[3] = unpack_nibbles(words.y >> 4u);
-                    v[4] = unpack_nibbles(words.z);
-                    v[5] = unpack_nibbles(words.z >> 4u);
-                    v[6] = unpack_nibbles(words.w);
-                    v[7] = unpack_nibbles(words.w >> 4u);
-                }
+        if (!QUANTIZED) {
+            for (var k = 8u * lane; k < info.cols; k += 8u * LANES) {
+                let o = octet(p, start, k, info.cols);
                 for (var i = 0u; i < N; i++) {
-                    let at = i * xs + 8u * b;
-                    let low = dot(v[0], x[at]) + dot(v[1], x[at + 1u]) + dot(v[2], x[at + 2u]) + dot(v[3], x[at + 3u]);
-                    let high = dot(v[4], x[at + 4u]) + dot(v[5], x[at + 5u]) + dot(v[6], x[at + 6u]) + dot(v[7], x[at + 7u]);
-                    acc[i] += scale * (low + high);
+                    acc[i] += dot(o.a, x[i * xs + k / 4u]) + dot(o.b, x[i * xs + k / 4u + 1u]);
                 }
             }
         } else {
-            let quads = info.cols / 8u;
-            for (var q = lane; q < quads; q += LANES) {
-                let words = w[row * quads + q];
-                let a = vec4<f32>(unpack_pair(words.x, DTYPE), unpack_pair(words.y, DTYPE));
-                let b = vec4<f32>(unpack_pair(words.z, DTYPE), unpack_pair(words.w, DTYPE));
+            // A step takes a block of 32 columns, whose quants are unpacked once for all vectors.
+            for (var b = lane; b < info.cols / 32u; b += LANES) {
+                let s = block_scales(p, start, b);
+                var low = w[start + b * LOW_BITS / 4u];
+                var low_next = low;
+                if (LOW_BITS == 8u) { low_next = w[start + 2u * b + 1u]; }
+                if (LOW_BITS == 2u && (b & 1u) != 0u) { low = low.zwzw; }
+                var high = vec2<u32>(0u);
+                if (HIGH_BITS == 1u) { high = vec2<u32>(word_at(start + p.high, b)); }
+                if (HIGH_BITS == 2u) {
+                    let both = w[start + p.high + b / 2u];
+                    high = select(both.xy, both.zw, (b & 1u) != 0u);
+                }
+                var v: array<vec4<f32>, 8>;
+                v[0] = quants(low_word(low, low_next, 0u), high.x, 0u);
+                v[1] = quants(low_word(low, low_next, 1u), high.x, 1u);
+                v[2] = quants(low_word(low, low_next, 2u), high.x, 2u);
+                v[3] = quants(low_word(low, low_next, 3u), high.x, 3u);
+                v[4] = quants(low_word(low, low_next, 4u), high.y, 4u);
+                v[5] = quants(low_word(low, low_next, 5u), high.y, 5u);
+                v[6] = quants(low_word(low, low_next, 6u), high.y, 6u);
+                v[7] = quants(low_word(low, low_next, 7u), high.y, 7u);
+                if (HAS_MINIMUM) {
+                    for (var j = 0u; j < 4u; j++) {
+                        v[j] = s.scale.x * v[j] + s.plus.x;
+                        v[j + 4u] = s.scale.y * v[j + 4u] + s.plus.y;
+                    }
+                }
                 for (var i = 0u; i < N; i++) {
-                    acc[i] += dot(a, x[i * xs + 2u * q]) + dot(b, x[i * xs + 2u * q + 1u]);
+                    let at = i * xs + 8u * b;
+                    let first = dot(v[0], x[at]) + dot(v[1], x[at + 1u]) + dot(v[2], x[at + 2u]) + dot(v[3], x[at + 3u]);
+                    let second = dot(v[4], x[at + 4u]) + dot(v[5], x[at + 5u]) + dot(v[6], x[at + 6u]) + dot(v[7], x[at + 7u]);
+                    if (HAS_MINIMUM) {
+                        acc[i] += first + second;
+                    } else if (SHARE == 32u) {
+                        acc[i] += s.scale.x * (first + second);
+                    } else {
+                        acc[i] += s.scale.x * first + s.scale.y * second;
+                    }
                 }
             }
         }
@@ -98,6 +104,8 @@ fn main(
             out[i * info.out_stride + at] = y;
         } else if (MODE == 1u) {
             out[i * info.out_stride + at] += y;
+        } else if (MODE == 3u) {
+            out[i * info.out_stride + at] = silu(out[i * info.out_stride + at]) * y;
         } else if (row % 2u == 0u) {
             out[i * info.out_stride + at / 2u] = silu(y) * part[i * THREADS + thread + LANES];
         }

@@ -9,6 +9,7 @@ use secateur::expert::cache::CacheShape;
 use secateur::expert::model::config::ModelConfig;
 use secateur::expert::model::decoder::{self, Decoder};
 use secateur::expert::weights::Weights;
+use secateur::expert::weights::precision::Precision;
 use secateur::{Error, ErrorKind, Result};
 use serde::Serialize;
 
@@ -37,6 +38,10 @@ pub struct Args {
     /// The number of measurements of each case. One more run before them compiles the shaders and is not counted.
     #[arg(long, value_name = "N", default_value_t = 3)]
     repeat: usize,
+    /// Quantize the weights as they are loaded, to about 8, 6 or 4 bits: q8, q6 or q4. Weights that are quantized in
+    /// the file stay as they are [default: the types of the file].
+    #[arg(long, value_name = "PRECISION", value_parser = options::parsed::<Precision>)]
+    weights: Option<Precision>,
     /// The element type of the KV cache: f16 or f32.
     #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = LoadOptions::default().kv)]
     kv: Dtype,
@@ -94,7 +99,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         decoder::check_device(&config, lengths.sequences, lengths.prompt + lengths.decode, &device)?;
     }
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
-    let model = Decoder::load(&config, &weights, context, &device, &mut |done, total| bar.at(done, total))?;
+    let model =
+        Decoder::load(&config, &weights, context, args.weights, &device, &mut |done, total| bar.at(done, total))?;
     let model = std::sync::Arc::new(model);
     drop(bar);
 

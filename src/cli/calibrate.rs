@@ -10,6 +10,7 @@ use secateur::eval::calibrate::{self, Arm, Calibration, Choice, Conditions, Hash
 use secateur::eval::{Problem, Trial, problems};
 use secateur::expert::file;
 use secateur::expert::weights::Weights;
+use secateur::expert::weights::precision::Precision;
 use secateur::policy::{Layers, Scope};
 use secateur::{Error, ErrorKind, Result, builtin};
 
@@ -49,6 +50,10 @@ pub struct Args {
     /// of `secateur devices`.
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Quantize the weights as they are loaded, to about 8, 6 or 4 bits: q8, q6 or q4. Weights that are quantized in
+    /// the file stay as they are [default: the types of the file].
+    #[arg(long, value_name = "PRECISION", value_parser = options::parsed::<Precision>)]
+    weights: Option<Precision>,
     /// The element type of the KV cache: f16 or f32.
     #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = LoadOptions::default().kv)]
     kv: Dtype,
@@ -77,7 +82,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     })?;
     check_out(&out)?;
     // Everything that can be checked without the weights is checked before they are loaded.
-    let load = LoadOptions { kv: args.kv, context: args.context, sequences: args.sequences };
+    let load = LoadOptions { kv: args.kv, context: args.context, sequences: args.sequences, weights: args.weights };
     let prepared = PreparedModel::new(&source, &name, &load)?;
     let layers = prepared.config().num_layers;
     let (settings, notes) = prepared.settings(&request)?;

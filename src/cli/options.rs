@@ -158,7 +158,7 @@ fn ids(text: &str) -> Result<Ids, String> {
     words.map(id).collect::<Result<_, _>>().map(Ids)
 }
 
-fn parsed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
+pub fn parsed<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|e: Error| fields::error(&e))
 }
 

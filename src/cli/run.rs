@@ -7,6 +7,7 @@ use secateur::Dtype;
 use secateur::device::ComputeDevice;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Resolved};
 use secateur::expert::file;
+use secateur::expert::weights::precision::Precision;
 use secateur::settings::AttentionDetail;
 use secateur::trace::StopReason;
 use secateur::{Error, ErrorKind, Result, builtin};
@@ -42,6 +43,10 @@ pub struct Args {
     /// of `secateur devices`.
     #[arg(long, default_value = "auto")]
     device: String,
+    /// Quantize the weights as they are loaded, to about 8, 6 or 4 bits: q8, q6 or q4. Weights that are quantized in
+    /// the file stay as they are [default: the types of the file].
+    #[arg(long, value_name = "PRECISION", value_parser = options::parsed::<Precision>)]
+    weights: Option<Precision>,
     /// The element type of the KV cache: f16 or f32.
     #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = LoadOptions::default().kv)]
     kv: Dtype,
@@ -103,7 +108,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let (source, name) = args.model.open(args.quiet)?;
     // The rest is checked before gigabytes of weights are read.
     let began = Instant::now();
-    let load = LoadOptions { kv: args.kv, context: args.context, sequences: 1 };
+    let load = LoadOptions { kv: args.kv, context: args.context, sequences: 1, weights: args.weights };
     let prepared = PreparedModel::new(&source, &name, &load)?;
     let (resolved, notes) = match prompted {
         true => {

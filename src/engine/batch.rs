@@ -442,7 +442,7 @@ mod tests {
         let source = crate::builtin::source();
         let mut device = ComputeDevice { tuning: crate::device::Tuning::GPU, ..ComputeDevice::cpu() };
         let open = |sequences, context| {
-            let load = LoadOptions { kv: Dtype::F32, context: Some(context), sequences };
+            let load = LoadOptions { kv: Dtype::F32, context: Some(context), sequences, weights: None };
             PreparedModel::new(&source, "built-in", &load).expect("it is in the binary")
         };
         let config = open(1, 64).config.clone();
@@ -462,7 +462,8 @@ mod tests {
 
         device.info.max_binding_bytes = u64::MAX;
         let weights = Weights::open(&source).expect("it is in the binary");
-        let mut model = Decoder::load(&config, &weights, 256, &device, &mut |_, _| ()).expect("it is in the binary");
+        let mut model =
+            Decoder::load(&config, &weights, 256, None, &device, &mut |_, _| ()).expect("it is in the binary");
         let shape = CacheShape::new(&config, Dtype::F32, 2, 64).expect("f32");
         let mut cache = KvCache::new(shape, &device);
         let ids = [5; 70];
@@ -481,7 +482,7 @@ mod tests {
     /// for what the policy decides by.)
     #[test]
     fn heads_that_cannot_be_read_are_their_own_sequences_affair() {
-        let load = LoadOptions { kv: Dtype::F32, context: Some(256), sequences: 3 };
+        let load = LoadOptions { kv: Dtype::F32, context: Some(256), sequences: 3, weights: None };
         let device = ComputeDevice::cpu();
         let source = crate::builtin::source();
         let mut engine =

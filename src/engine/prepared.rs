@@ -11,6 +11,7 @@ use crate::policy::Scope;
 use crate::probe::PromptThinking;
 use crate::settings::Settings;
 use crate::text::{ChatTemplate, Message, RenderOptions, ThinkIds, ThinkingState, Tokenizer};
+use crate::weights::precision::Precision;
 use crate::weights::{ModelSource, Suggestions, Weights};
 use crate::{Error, ErrorKind, Result};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub struct PreparedModel {
     pub(super) config: ModelConfig,
     context: usize,
     shape: CacheShape,
+    precision: Option<Precision>,
     tokenizer: Result<Tokenizer>,
     template: Result<ChatTemplate>,
     suggestions: Option<Suggestions>,
@@ -38,7 +40,17 @@ impl PreparedModel {
         let shape = CacheShape::new(&config, options.kv, options.sequences.max(1), GROWTH)?;
         let (tokenizer, template) = (Tokenizer::load(source), ChatTemplate::load(source));
         let (suggestions, calibrated) = (source.suggestions(), Calibrated::beside(source));
-        Ok(Self { name: name.into(), config, context, shape, tokenizer, template, suggestions, calibrated })
+        Ok(Self {
+            name: name.into(),
+            config,
+            context,
+            shape,
+            precision: options.weights,
+            tokenizer,
+            template,
+            suggestions,
+            calibrated,
+        })
     }
 
     /// Loads the weights onto `device`. `progress` is called with the number of loaded parts and the number of all
@@ -55,7 +67,7 @@ impl PreparedModel {
         self.check_device(device)?;
         let weights = Weights::open(source)?;
         self.calibrated.iter_mut().for_each(Calibrated::release_memory);
-        let model = Arc::new(Decoder::load(&self.config, &weights, self.context, device, progress)?);
+        let model = Arc::new(Decoder::load(&self.config, &weights, self.context, self.precision, device, progress)?);
         let runner = Runner::new(model, self.shape);
         Ok(Engine { prepared: self, runner, stop: Arc::default() })
     }

@@ -11,6 +11,7 @@ use crate::settings::{self, AttentionDetail, Settings};
 use crate::steps::Boundaries;
 use crate::text::Message;
 use crate::weights::Suggestions;
+use crate::weights::precision::Precision;
 use crate::{Error, ErrorKind, Result};
 
 /// How a model is loaded.
@@ -22,11 +23,13 @@ pub struct LoadOptions {
     pub context: Option<usize>,
     /// The most sequences that run side by side.
     pub sequences: usize,
+    /// Quantizes the weights as they are loaded; `None`: they keep the element types of the file.
+    pub weights: Option<Precision>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { kv: Dtype::F16, context: None, sequences: 1 }
+        Self { kv: Dtype::F16, context: None, sequences: 1, weights: None }
     }
 }
 

@@ -39,8 +39,6 @@ const GPU_HEADS: usize = 2;
 const SPLIT_ROWS: usize = 64;
 /// The most splits of a chunk's slots. It bounds the size of the partial results.
 const CHUNK_SPLITS: usize = 16;
-/// The most queries of a workgroup.
-const MOST_QUERIES: usize = 8;
 
 /// Parameters of [`attention`].
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -94,16 +92,26 @@ impl AttentionSpec {
         if self.tuning.is_cpu() || self.chunk > SPLIT_ROWS { TILE } else { SHORT_TILE }
     }
 
+    /// Invocations of a workgroup: each sums two columns of the values.
+    fn threads(&self) -> usize {
+        if self.layer.d > 128 { 128 } else { 64 }
+    }
+
+    /// The most queries of a workgroup, whose memory must hold them.
+    fn most_queries(&self) -> usize {
+        if self.layer.d > 128 { 4 } else { 8 }
+    }
+
     /// Query heads of one workgroup: the largest divisor of the group that fits. It must not depend on the other
     /// sequences.
     fn heads_per_group(&self) -> usize {
-        let most = if self.chunk > 1 || self.tuning.is_cpu() { MOST_QUERIES } else { GPU_HEADS };
+        let most = if self.chunk > 1 || self.tuning.is_cpu() { self.most_queries() } else { GPU_HEADS };
         (1..=most).rev().find(|h| self.layer.group().is_multiple_of(*h)).expect("1 divides")
     }
 
     /// Rows of one workgroup: one when decoding, and as many rows of a chunk as fit.
     fn rows_per_group(&self) -> usize {
-        if self.chunk == 1 { 1 } else { (MOST_QUERIES / self.heads_per_group()).min(self.chunk) }
+        if self.chunk == 1 { 1 } else { (self.most_queries() / self.heads_per_group()).min(self.chunk) }
     }
 
     /// Parts that the slots are split into, each with workgroups of its own.
@@ -132,7 +140,7 @@ impl AttentionSpec {
 
     fn variant(&self) -> Variant {
         let constants = [
-            ("THREADS", 64),
+            ("THREADS", self.threads() as u32),
             ("TILE", self.tile() as u32),
             ("KV", self.layer.dtype.code()),
             ("D", self.layer.d as u32),
@@ -144,7 +152,7 @@ impl AttentionSpec {
     }
 
     fn combine_variant(&self) -> Variant {
-        let constants = [("THREADS", 64), ("D", self.layer.d as u32)];
+        let constants = [("THREADS", self.threads() as u32), ("D", self.layer.d as u32)];
         let text = include_str!("../../shaders/attention_combine.wgsl");
         Variant::new::<CombineInfo>("attention_combine", text, constants)
     }
@@ -267,6 +275,10 @@ pub(super) fn cases() -> Vec<Case> {
             (24, 4, 2, 8, 8, vec![1], 8, true, [1, 300, 1], [2, 320, 2]),
             (64, 7, 7, 32, 32, vec![0], 32, false, [32, 1, 1], [33, 2, 2]),
             (64, 8, 2, 1, 1, vec![1], 1, false, [9, 258, 9], [16, 320, 16]),
+            // Wide heads.
+            (256, 8, 1, 2, 1, vec![1, 2], 0, false, [3, 600, 511], [4, 601, 700]),
+            (192, 6, 2, 9, 9, vec![1], 0, true, [1, 250, 1], [2, 270, 2]),
+            (256, 5, 5, 70, 70, vec![0], 0, false, [290, 1, 1], [400, 2, 2]),
         ] {
             for tuning in [Tuning::CPU, Tuning::GPU] {
                 let (seqs, name) = (

@@ -150,6 +150,7 @@ pub(super) fn cases() -> Vec<Case> {
                 (64, 7, 7, 1, 0, false, [0, 1, 1], [1, 2, 2]),
                 (128, 14, 2, 3, 2, false, [4, 4, 97], [9, 9, 128]),
                 (24, 6, 2, 9, 1, true, [1, 150, 1], [2, 270, 2]),
+                (256, 16, 1, 2, 1, true, [1, 90, 1], [2, 100, 2]),
             ] {
                 let name = format!(
                     "{dtype:?} {reduce:?} d {d} heads {heads}/{kv_heads} chunk {chunk} lens {lens:?} rotate {rotate}"

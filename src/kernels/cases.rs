@@ -8,6 +8,7 @@ use super::memory::POISON_WORD;
 use super::readback::{as_f32, as_u32, read_f32, read_u32};
 use super::{f32_tensor, state, u32_tensor};
 use crate::Result;
+use crate::weights::{PackedRows, blocks};
 
 /// How far a result may be from the twin's. Every comparison accepts only `error <= bound`, so NaN fails. Each row is
 /// compared on its own, so that one wrong head cannot hide in an average.
@@ -188,6 +189,18 @@ pub fn noise(n: usize, seed: u32, scale: f32) -> Vec<f32> {
 /// `cols`, rounded up to a number of columns that a row of type `dtype` can have.
 pub(super) fn whole_blocks(dtype: Dtype, cols: usize) -> usize {
     cols.next_multiple_of(dtype.stored_block().0)
+}
+
+/// A packed matrix with values in about ±`size`: noise, or quantized blocks of arbitrary bits.
+pub(super) fn weights(dtype: Dtype, rows: usize, cols: usize, seed: u32, size: f32) -> Vec<u32> {
+    let packed = match dtype.is_quantized() {
+        false => PackedRows::from_f32(dtype, rows, cols, &noise(rows * cols, seed, size)),
+        true => {
+            let blocks = blocks::arbitrary(dtype, rows, cols, seed, size);
+            PackedRows::from_le_bytes(dtype, rows, cols, &blocks).map(PackedRows::into_owned)
+        }
+    };
+    packed.expect("finite, whole blocks").into_words()
 }
 
 /// Noise for `n` cached values, packed.

@@ -1,16 +1,33 @@
 //! Element types as shaders and twins see them: codes, and reading and packing of u32 words.
-use crate::dtype::Dtype;
+use crate::dtype::{Dtype, Format, Scales};
 
 impl Dtype {
-    /// The number of the type in shaders (`common.wgsl`).
+    /// The number of the type in shaders (`common.wgsl`): its place in [`Dtype::ALL`].
     pub(crate) const fn code(self) -> u32 {
-        match self {
-            Dtype::F32 => 0,
-            Dtype::F16 => 1,
-            Dtype::BF16 => 2,
-            Dtype::Q8_0 => 3,
-            Dtype::Q4_0 => 4,
-        }
+        self as u32
+    }
+
+    /// The constants that describe the packing of a type, as `weights.wgsl` needs them.
+    pub(super) fn constants(self) -> String {
+        // The types that are not quantized never use them.
+        let format = self.format().unwrap_or(Format {
+            block: 1,
+            block_bytes: 0,
+            low_bits: 8,
+            high_bits: 0,
+            offset: 0,
+            scales: Scales::One,
+            share: 32,
+        });
+        let values = [
+            ("LOW_BITS", format.low_bits as u32),
+            ("HIGH_BITS", format.high_bits as u32),
+            ("OFFSET", format.offset as u32),
+            ("SCALES", format.scales as u32),
+            ("SHARE", format.share as u32),
+            ("LEVELS", self.has_levels() as u32),
+        ];
+        values.iter().map(|(name, value)| format!("const {name} = {value}u;\n")).collect()
     }
 
     /// Value `column` of the weight row `words` of `cols` values, exact in f64.
@@ -59,15 +76,26 @@ pub fn f16_bits(value: f32) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dtype::BLOCK;
+    use crate::dtype::LEVELS;
     use crate::kernels::variant::COMMON;
 
     #[test]
     fn shaders_know_the_types_by_the_same_numbers() {
-        let numbers = Dtype::ALL.map(|dtype| (dtype.name().to_uppercase(), dtype.code() as usize));
-        for (name, number) in numbers.into_iter().chain([("BLOCK".into(), BLOCK)]) {
-            let line = format!("const {name} = {number}u;");
+        for (place, dtype) in Dtype::ALL.into_iter().enumerate() {
+            assert_eq!(dtype.code() as usize, place);
+        }
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0] {
+            let line = format!("const {} = {}u;", dtype.name().to_uppercase(), dtype.code());
             assert!(COMMON.lines().any(|l| l == line), "`{line}` is not in common.wgsl");
+        }
+    }
+
+    #[test]
+    fn shaders_have_the_same_levels() {
+        let text = include_str!("../../shaders/weights.wgsl");
+        for four in LEVELS.as_chunks::<4>().0 {
+            let word = format!("0x{:08x}u", u32::from_le_bytes(four.map(|level| level as u8)));
+            assert!(text.contains(&word), "{word} is not in weights.wgsl");
         }
     }
 }

@@ -141,6 +141,7 @@ pub(super) fn cases() -> Vec<Case> {
             (128, 1, 0, [67, 1, 1], [67, 2, 2]),
             (8, 3, 2, [4, 4, 33], [9, 9, 40]),
             (24, 1, 0, [1, 1, 1], [1, 1, 1]),
+            (256, 1, 0, [35, 1, 1], [36, 2, 2]),
         ] {
             for rotate in [false, true] {
                 let name = format!("{dtype:?} d {d} KV heads {kv_heads} lens {lens:?} rotate {rotate}");
@@ -205,7 +206,7 @@ mod tests {
     #[test]
     fn no_case_sits_on_the_threshold() {
         for dtype in [Dtype::F32, Dtype::F16] {
-            for (d, kv_heads, rows) in [(64, 2, 2 * 2 * 174), (128, 1, 2 * 71), (8, 3, 6 * 58)] {
+            for (d, kv_heads, rows) in [(64, 2, 2 * 2 * 174), (128, 1, 2 * 71), (8, 3, 6 * 58), (256, 1, 2 * 36)] {
                 let packed = alike(dtype, rows, d);
                 let row_words = dtype.row_words(d);
                 let keys: Vec<Vec<f64>> = packed

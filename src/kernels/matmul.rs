@@ -110,6 +110,7 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::SwiGlu, false, 70, 96, 2, 31),
             (Mode::SwiGlu, false, 70, 96, 2, 33),
             (Mode::Add, true, 131, 160, 3, 97),
+            (Mode::Gated, false, 34, 768, 1, 12),
         ];
         for (mode, has_bias, rows, cols, shard_first_row, n) in shapes {
             let cols = whole_blocks(dtype, cols);

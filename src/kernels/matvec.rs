@@ -4,13 +4,14 @@
 //! the `n` rows of `x` `[n, cols]`, the kernel writes `out[i, shard_first_row + r]` of `[n, out_stride]`: `y`
 //! ([`Mode::Store`]), or the old value plus `y` ([`Mode::Add`]: the residual stream). With [`Mode::SwiGlu`] it writes
 //! `silu(y[r]) · y[r + 1]` at `out[i, (shard_first_row + r) / 2]` for even `r`: gate and up rows were interleaved
-//! when the weights were loaded. Nothing else of `out` is written.
+//! when the weights were loaded. With [`Mode::Gated`] it writes `silu(old) · y`, where the old value is the gate. Nothing
+//! else of `out` is written.
 //! `cols` is a multiple of 8, and of 32 for quantized weights; `rows` is arbitrary (even for SwiGlu), `n` ≤ [`MOST`].
 //! The bias covers the rows of all shards.
 //!
 //! Bound: `2e-6 · √cols`, relative to the largest value of an output row: f32 sums of `cols` products in any order,
 //! with exact weights. (f16 subnormals may be flushed; for weights of ordinary size that stays below the bound.)
-use super::cases::{Bound, Case, Check, device_floats, device_words, noise, poison_floats, whole_blocks};
+use super::cases::{Bound, Case, Check, device_floats, device_words, noise, poison_floats, weights, whole_blocks};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
 use super::twin::{slice, slice_mut};
@@ -18,7 +19,6 @@ use super::uniform::uniform;
 use super::variant::{Variant, grid};
 use crate::device::Tuning;
 use crate::dtype::Dtype;
-use crate::weights::PackedRows;
 use burn::backend::flex::FlexTensor;
 use burn::backend::wgpu::CubeTensor;
 use burn::tensor::{Int, Tensor};
@@ -36,6 +36,8 @@ pub enum Mode {
     Add = 1,
     /// `out = silu(gate) · up`, for interleaved rows.
     SwiGlu = 2,
+    /// `out = silu(out) · y`, where the gate has been stored in `out` before: for gate and up of different types.
+    Gated = 3,
 }
 
 /// Parameters of [`linear`].
@@ -117,28 +119,39 @@ impl Kernel<4, 1> for LinearSpec {
     }
 }
 
+/// Whether the lists of variants have this type in few modes and tilings. What they do to a sum does not depend on how
+/// the weights were unpacked.
+fn few_modes(dtype: Dtype) -> bool {
+    dtype.code() > Dtype::Q8_0.code()
+}
+
 /// A spec of every element type and mode, with and without bias, for the lists of variants.
 pub(super) fn usual(n: usize, tuning: Tuning) -> impl Iterator<Item = LinearSpec> {
-    let modes = [Mode::Store, Mode::Add, Mode::SwiGlu].into_iter().flat_map(|mode| [(mode, false), (mode, true)]);
+    let modes = [Mode::Store, Mode::Add, Mode::SwiGlu, Mode::Gated];
+    let all = modes.into_iter().flat_map(|mode| [(mode, false), (mode, true)]);
     Dtype::ALL.into_iter().flat_map(move |dtype| {
-        modes.clone().map(move |(mode, has_bias)| LinearSpec {
-            dtype,
-            mode,
-            has_bias,
-            rows: 8,
-            cols: 8,
-            shard_first_row: 0,
-            out_stride: 8,
-            n,
-            tuning,
-        })
+        let few = few_modes(dtype);
+        all.clone().filter(move |(_, has_bias)| !few || *has_bias).step_by(if few { 3 } else { 1 }).map(
+            move |(mode, has_bias)| LinearSpec {
+                dtype,
+                mode,
+                has_bias,
+                rows: 8,
+                cols: 256,
+                shard_first_row: 0,
+                out_stride: 8,
+                n,
+                tuning,
+            },
+        )
     })
 }
 
 pub(super) fn variants() -> Vec<Variant> {
-    let lanes = [1, 8, 16, 32, 64].map(|matvec_lanes| Tuning { matvec_lanes, ..Tuning::GPU });
-    let all = [1, 2, 3, 5, MOST].into_iter().flat_map(|n| lanes.map(|tuning| usual(n, tuning)));
-    all.flatten().map(|spec| spec.matvec_variant()).collect()
+    let lanes = [1, 8, 32, 64].map(|matvec_lanes| Tuning { matvec_lanes, ..Tuning::GPU });
+    let all = [1, 3, MOST].into_iter().flat_map(|n| lanes.map(|tuning| usual(n, tuning)));
+    let specs = all.flatten().filter(|spec| !few_modes(spec.dtype) || (spec.n == 3 && spec.tuning.matvec_lanes == 8));
+    specs.map(|spec| spec.matvec_variant()).collect()
 }
 
 fn twin(w: &[u32], x: &[f32], bias: &[f32], out: &mut [f32], spec: &LinearSpec) {
@@ -161,6 +174,10 @@ fn twin(w: &[u32], x: &[f32], bias: &[f32], out: &mut [f32], spec: &LinearSpec) 
             match spec.mode {
                 Mode::Store => out[line + at] = y as f32,
                 Mode::Add => out[line + at] = (out[line + at] as f64 + y) as f32,
+                Mode::Gated => {
+                    let gate = f64::from(out[line + at]);
+                    out[line + at] = (gate / (1.0 + (-gate).exp()) * y) as f32;
+                }
                 Mode::SwiGlu if r % 2 == 0 => gate[i] = y,
                 Mode::SwiGlu => out[line + at / 2] = (gate[i] / (1.0 + (-gate[i]).exp()) * y) as f32,
             }
@@ -181,13 +198,12 @@ pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
         spec.has_bias, tuning.matvec_lanes
     );
     Case::new(kernel, name, move |device| {
-        let w = PackedRows::from_f32(dtype, rows, cols, &noise(rows * cols, 3, 1.0 / (cols as f32).sqrt()));
-        let w = device_words(w.expect("finite, whole blocks").into_words(), device);
+        let w = device_words(weights(dtype, rows, cols, 3, 1.0 / (cols as f32).sqrt()), device);
         let x = device_floats(noise(n * cols, 4, 1.0), n, cols, device);
         let bias = super::f32_tensor(noise(shard_first_row + rows, 5, 0.5), [shard_first_row + rows], device);
-        // A spare row and spare columns of sentinels. Add reads the old values, so there they are numbers.
+        // A spare row and spare columns of sentinels. Add and Gated read the old values, so there they are numbers.
         let out = match mode {
-            Mode::Add => device_floats(noise((n + 1) * out_stride, 6, 1.0), n + 1, out_stride, device),
+            Mode::Add | Mode::Gated => device_floats(noise((n + 1) * out_stride, 6, 1.0), n + 1, out_stride, device),
             _ => poison_floats(n + 1, out_stride, device),
         };
         vec![Check::floats("out", linear(&w, &x, &bias, out, spec), bound(cols))]
@@ -206,10 +222,13 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::Add, true, 65, 24, 7, 8, 64),
             (Mode::SwiGlu, false, 66, 96, 10, 1, 8),
             (Mode::SwiGlu, false, 20, 72, 0, 5, 1),
+            (Mode::Gated, false, 33, 288, 2, 3, 8),
         ];
-        // Quantized weights use every other shape, since what a shape tests does not depend on the element type.
-        let step = if dtype.is_quantized() { 2 } else { 1 };
-        for (mode, has_bias, rows, cols, shard_first_row, n, lanes) in shapes.into_iter().step_by(step) {
+        // Quantized weights use every other shape, since what a shape tests does not depend on the element type. The
+        // last one has more than one block of 256 columns in a row, and is no whole number of vectors of scales.
+        let (step, rest) = if dtype.is_quantized() { (2, &shapes[7..]) } else { (1, &[][..]) };
+        let shapes = shapes.into_iter().step_by(step).chain(rest.iter().copied());
+        for (mode, has_bias, rows, cols, shard_first_row, n, lanes) in shapes {
             let cols = whole_blocks(dtype, cols);
             let out_stride = shard_first_row + rows + 3;
             let tuning = Tuning { matvec_lanes: lanes, ..Tuning::GPU };

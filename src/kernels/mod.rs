@@ -111,7 +111,7 @@ pub const MOST_ROWS: usize = 16_384;
 pub struct LayerSpec {
     /// Element type of the cache: `F32` or `F16`.
     pub dtype: Dtype,
-    /// Head dimension: a multiple of 8, at most 128.
+    /// Head dimension: a multiple of 8, at most 256.
     pub d: usize,
     /// Query heads.
     pub heads: usize,
@@ -139,7 +139,7 @@ impl LayerSpec {
     /// Layers for [`variants`]: both cache types, the usual head dimensions, keys stored rotated and unrotated; one
     /// KV head of `group` query heads, whose queries fit 16 KiB of workgroup memory.
     fn usual(group: usize) -> impl Iterator<Item = Self> {
-        let dims = [8, 16, 32, 64, 80, 96, 128].into_iter().filter(move |d| group * d * 4 <= 16_384);
+        let dims = [8, 16, 32, 64, 80, 96, 128, 256].into_iter().filter(move |d| group * d * 4 <= 16_384);
         let stored =
             [Dtype::F32, Dtype::F16].into_iter().flat_map(|dtype| [false, true].map(|compact| (dtype, compact)));
         dims.flat_map(move |d| {

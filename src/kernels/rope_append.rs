@@ -168,6 +168,7 @@ pub(super) fn cases() -> Vec<Case> {
             (24, 9, 3, 2, 2, vec![0], [0, 4, 4], [1, 9, 4], Some(1e-6), false),
             (64, 2, 1, 7, 7, vec![1], [3, 2, 0], [8, 16, 1], None, true),
             (16, 6, 2, 3, 1, vec![0, 1, 2], [5, 0, 9], [7, 4, 10], Some(1e-6), true),
+            (256, 3, 1, 2, 2, vec![0], [3, 4, 4], [9, 9, 4], Some(1e-6), false),
         ] {
             let name = format!(
                 "{dtype:?} d {d} heads {heads}/{kv_heads} n {n} chunk {chunk} of {seqs:?} norm {} compact {compact}",

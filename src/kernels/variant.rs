@@ -9,9 +9,14 @@ use burn::cubecl::ExecutionMode;
 use burn::cubecl::prelude::KernelId;
 
 use super::uniform::{Member, Uniform};
+use crate::dtype::Dtype;
 
 pub(super) const COMMON: &str = include_str!("../../shaders/common.wgsl");
-const KEYS: &str = include_str!("../../shaders/keys.wgsl");
+/// Texts that a kernel includes by a line `// include NAME`.
+const INCLUDED: [(&str, &str); 2] = [
+    ("// include keys.wgsl", include_str!("../../shaders/keys.wgsl")),
+    ("// include weights.wgsl", include_str!("../../shaders/weights.wgsl")),
+];
 
 /// One specialisation of a shader: the text of its file, and the constants that are put in front of the text.
 #[derive(Debug, Clone)]
@@ -20,8 +25,8 @@ pub struct Variant {
     pub kernel: &'static str,
     /// The text of the file.
     pub text: &'static str,
-    /// Constants of type u32, in the order they are written. `UNIT` (1 or 4) also declares the type `Unit`, which has
-    /// this number of words.
+    /// Constants of type u32, in the order they are written. `UNIT` (1 or 4) is written as the type `Unit`, which has
+    /// this number of words; `DTYPE` is followed by the constants of its format.
     pub constants: Vec<(&'static str, u32)>,
     /// The members of the uniform that is passed with the buffers.
     pub uniform: &'static [Member],
@@ -56,15 +61,16 @@ impl Variant {
         Self { kernel, text, constants: constants.into_iter().collect(), uniform: U::MEMBERS }
     }
 
-    /// The final text: the constants, `common.wgsl`, `keys.wgsl` if the kernel includes it, then the kernel.
+    /// The final text: the constants, `common.wgsl`, the texts that the kernel includes, then the kernel.
     pub fn source(&self) -> String {
         let constants = self.constants.iter().map(|(name, value)| match (*name, *value) {
             ("UNIT", 1) => "alias Unit = u32;\n".into(),
             ("UNIT", 4) => "alias Unit = vec4<u32>;\n".into(),
+            ("DTYPE", code) => format!("const DTYPE = {code}u;\n{}", Dtype::ALL[code as usize].constants()),
             (name, value) => format!("const {name} = {value}u;\n"),
         });
-        let keys = if self.text.contains("// include keys.wgsl") { KEYS } else { "" };
-        constants.chain([COMMON.to_string(), keys.to_string(), self.text.to_string()]).collect()
+        let included = INCLUDED.iter().filter(|(line, _)| self.text.contains(line)).map(|(_, text)| text.to_string());
+        constants.chain([COMMON.to_string()]).chain(included).chain([self.text.to_string()]).collect()
     }
 
     pub(super) fn threads(&self) -> u32 {

@@ -3,8 +3,8 @@
 //! has.
 //!
 //! The graph has no branch for devices: the operations of [`kernels`](crate::expert::kernels) run as WGSL where the weights are on a GPU, and
-//! as their CPU twins where they are on the CPU. Weights stay as they are stored (f32, f16, bf16, q8_0 or q4_0,
-//! packed in u32 words). Activations are f32.
+//! as their CPU twins where they are on the CPU. Weights stay as they are stored, packed in u32 words, unless a
+//! precision is chosen. Activations are f32.
 use burn::tensor::{Int, Tensor};
 
 use crate::cache::KvCache;
@@ -20,6 +20,7 @@ use crate::model::limits::{check_dimensions, check_partials, check_rope, usable_
 use crate::model::matrix::{Matrix, Uploader};
 use crate::model::rope;
 use crate::policy::Positions;
+use crate::weights::precision::{Precision, Role};
 use crate::weights::{PackedRows, Weights};
 use crate::{Error, ErrorKind, Result};
 
@@ -34,8 +35,9 @@ struct Layer {
     o: Matrix,
     o_bias: Option<Tensor<1>>,
     post_norm: Tensor<1>,
-    /// The rows of gate and up in turn, so that the product can finish SwiGLU for each pair.
-    gate_up: Matrix,
+    /// The products of SwiGLU, in order: one matrix with the rows of gate and up in turn, so that the product can
+    /// finish each pair; or, if their types differ, gate and then up.
+    gate_up: Vec<(Matrix, Mode)>,
     down: Matrix,
 }
 
@@ -44,8 +46,8 @@ impl Layer {
         let (h, inter) = (config.hidden_size, config.intermediate_size);
         let (q, kv) = (config.q_size(), config.kv_size());
         let name = |part: &str| format!("model.layers.{i}.{part}");
-        let part = |what: &str, rows| up.rows(&name(&format!("self_attn.{what}_proj.weight")), rows, h);
-        let qkv = [part("q", q)?, part("k", kv)?, part("v", kv)?];
+        let part = |what: &str, role, rows| up.rows(&name(&format!("self_attn.{what}_proj.weight")), role, rows, h);
+        let qkv = [part("q", Role::Inner, q)?, part("k", Role::Inner, kv)?, part("v", Role::Values, kv)?];
         let qkv_bias = match config.attention_bias {
             false => None,
             true => {
@@ -68,19 +70,36 @@ impl Layer {
                 Some(up.vector([norm("q")?, norm("k")?].concat()))
             }
         };
-        let gate = up.rows(&name("mlp.gate_proj.weight"), inter, h)?;
-        let up_proj = up.rows(&name("mlp.up_proj.weight"), inter, h)?;
         Ok(Self {
-            input_norm: up.vector(up.weights.vector(&name("input_layernorm.weight"), h)?),
+            input_norm: up.norm(up.weights.vector(&name("input_layernorm.weight"), h)?),
             qkv: up.stacked(&qkv)?,
             qkv_bias,
             qk_norm,
             o_bias,
-            o: up.matrix(&up.rows(&name("self_attn.o_proj.weight"), h, q)?)?,
-            post_norm: up.vector(up.weights.vector(&name("post_attention_layernorm.weight"), h)?),
-            gate_up: up.matrix(&PackedRows::interleave_rows(&gate, &up_proj)?)?,
-            down: up.matrix(&up.rows(&name("mlp.down_proj.weight"), h, inter)?)?,
+            o: up.matrix(&up.rows(&name("self_attn.o_proj.weight"), Role::Inner, h, q)?)?,
+            post_norm: up.norm(up.weights.vector(&name("post_attention_layernorm.weight"), h)?),
+            gate_up: Self::load_gate_up(config, up, &name)?,
+            down: up.matrix(&up.rows(&name("mlp.down_proj.weight"), Role::Inner, h, inter)?)?,
         })
+    }
+
+    fn load_gate_up(
+        config: &ModelConfig,
+        up: &Uploader<'_>,
+        name: &impl Fn(&str) -> String,
+    ) -> Result<Vec<(Matrix, Mode)>> {
+        let inter = config.intermediate_size;
+        let part = |what: &str| {
+            let rows = up.rows(&name(&format!("mlp.{what}_proj.weight")), Role::Inner, inter, config.hidden_size)?;
+            // Rows of zeros make zeros where the next product reads padded values.
+            let (width, cols) = (up.width(inter), rows.cols());
+            rows.padded(width, cols)
+        };
+        let (gate, raise) = (part("gate")?, part("up")?);
+        if gate.dtype() == raise.dtype() {
+            return Ok(vec![(up.matrix(&PackedRows::interleave_rows(&gate, &raise)?)?, Mode::SwiGlu)]);
+        }
+        Ok(vec![(up.matrix(&gate)?, Mode::Store), (up.matrix(&raise)?, Mode::Gated)])
     }
 }
 
@@ -148,7 +167,7 @@ pub enum Logits {
 
 /// The result of a forward.
 pub struct Output {
-    /// The activations after the last layer, f32 `[rows, hidden_size]`: input of [`Decoder::logits`].
+    /// The activations after the last layer, f32 `[rows, hidden_size]`, padded: input of [`Decoder::logits`].
     hidden: Tensor<2>,
     /// Sequences in it.
     seqs: usize,
@@ -175,6 +194,10 @@ pub struct Decoder {
     head: Option<Matrix>,
     /// Cosines and sines of all positions.
     rope: Tensor<1>,
+    /// The ε of the norms over the residual stream.
+    eps: f32,
+    /// Values of a row between SwiGLU and the product with down.
+    gated: usize,
     context: usize,
     /// Bound in place of a bias or of norms that the model does not have: every binding of a shader needs a buffer.
     unread: Tensor<1>,
@@ -182,8 +205,9 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Uploads the weights of `config` from `weights`, for contexts of up to `context` positions. `progress` is
-    /// called with the number of parts done and of all parts.
+    /// Uploads the weights of `config` from `weights`, for contexts of up to `context` positions. With a `precision`,
+    /// weights that are not quantized yet are quantized as they are read. `progress` is called with the number of
+    /// parts done and of all parts.
     ///
     /// # Errors
     /// The errors of [`check_device`] for one sequence, except that of attention; a tensor that is missing or has the
@@ -192,6 +216,7 @@ impl Decoder {
         config: &ModelConfig,
         weights: &Weights,
         context: usize,
+        precision: Option<Precision>,
         device: &ComputeDevice,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self> {
@@ -205,18 +230,19 @@ impl Decoder {
             done += 1;
             progress(done, total);
         };
-        let up = Uploader { device, weights };
-        let embedding = up.matrix(&up.rows("model.embed_tokens.weight", config.vocab_size, h)?)?;
+        let up = Uploader { device, weights, precision };
+        let vocabulary = |name: &str| up.matrix(&up.rows(name, Role::Vocabulary, config.vocab_size, h)?);
+        let embedding = vocabulary("model.embed_tokens.weight")?;
         tick();
         let mut layers = Vec::with_capacity(config.num_layers);
         for i in 0..config.num_layers {
             layers.push(Layer::load(config, &up, i)?);
             tick();
         }
-        let norm = up.vector(weights.vector("model.norm.weight", h)?);
+        let norm = up.norm(weights.vector("model.norm.weight", h)?);
         let head = match config.tie_word_embeddings {
             true => None,
-            false => Some(up.matrix(&up.rows("lm_head.weight", config.vocab_size, h)?)?),
+            false => Some(vocabulary("lm_head.weight")?),
         };
         tick();
         let rope = up.vector(rope::table(config.head_dim, config.rope_theta, &config.rope_scaling, context));
@@ -229,6 +255,8 @@ impl Decoder {
             norm,
             head,
             rope,
+            eps: up.padded_eps(config.rms_norm_eps, h),
+            gated: up.width(config.intermediate_size),
             context,
             unread,
             weight_bytes: 0,
@@ -269,7 +297,11 @@ impl Decoder {
     }
 
     fn matrices(&self) -> impl Iterator<Item = &Matrix> {
-        self.layers.iter().flat_map(|l| [&l.qkv, &l.o, &l.gate_up, &l.down]).chain([&self.embedding]).chain(&self.head)
+        self.layers
+            .iter()
+            .flat_map(|l| [&l.qkv, &l.o, &l.down].into_iter().chain(l.gate_up.iter().map(|(m, _)| m)))
+            .chain([&self.embedding])
+            .chain(&self.head)
     }
 
     /// Prepares to forward `input` at the next positions of its sequences: checks all limits, makes room in `cache`,
@@ -321,7 +353,7 @@ impl Decoder {
     /// attention rows are returned, it reads those of each sequence's last token. Lengths and positions advance only
     /// when the caller says so ([`KvCache::advance`], [`Sampler::sample`](crate::sampling::Sampler::sample)).
     pub fn forward(&self, plan: &Plan<'_>, cache: &mut KvCache, readout: Option<Reduce>) -> Output {
-        let norm = NormSpec { n: plan.n, first_row: 0, cols: self.config.hidden_size, eps: self.eps() };
+        let norm = NormSpec { n: plan.n, first_row: 0, cols: self.embedding.cols, eps: self.eps };
         let mut x = self.embed(plan, cache);
         let mut rows = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
@@ -336,8 +368,9 @@ impl Decoder {
             self.track(i, &q, &lse, plan, cache);
             x = self.linear(&layer.o, &values, layer.o_bias.as_ref(), x, Mode::Add);
             let normed = kernels::rms_norm(&x, &layer.post_norm, norm);
-            let gated = self.empty(plan.n, self.config.intermediate_size);
-            let gated = self.linear(&layer.gate_up, &normed, None, gated, Mode::SwiGlu);
+            let gated = self.empty(plan.n, self.gated);
+            let product = |out, (w, mode): &(Matrix, Mode)| self.linear(w, &normed, None, out, *mode);
+            let gated = layer.gate_up.iter().fold(gated, product);
             x = self.linear(&layer.down, &gated, None, x, Mode::Add);
         }
         Output { hidden: x, seqs: plan.input.seqs().len(), readout: rows }
@@ -351,7 +384,7 @@ impl Decoder {
             Logits::Last if out.seqs == 1 => (n - 1, 1),
             Logits::Last | Logits::All => (0, n),
         };
-        let normed = kernels::rms_norm(&out.hidden, &self.norm, NormSpec { n: rows, first_row, cols, eps: self.eps() });
+        let normed = kernels::rms_norm(&out.hidden, &self.norm, NormSpec { n: rows, first_row, cols, eps: self.eps });
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         self.linear(head, &normed, None, self.empty(rows, self.config.vocab_size), Mode::Store)
     }
@@ -364,7 +397,7 @@ impl Decoder {
             n: plan.n,
             chunk: plan.chunk,
             row_seq_offset: plan.row_seq_offset,
-            norm: qk_norm.map(|_| self.eps()),
+            norm: qk_norm.map(|_| self.config.rms_norm_eps as f32),
         };
         let norm = qk_norm.unwrap_or(&self.unread);
         cache.write_layer(layer, |kv, state| kernels::rope_append(qkv, &self.rope, state, kv, norm, spec))
@@ -483,10 +516,6 @@ impl Decoder {
         let Plan { n, chunk, row_seq_offset, .. } = *plan;
         let layer = self.layer_spec(cache, layer);
         AttentionSpec { layer, n, chunk, row_seq_offset, most_seen, already_cached: 0, tuning: self.device.tuning }
-    }
-
-    fn eps(&self) -> f32 {
-        self.config.rms_norm_eps as f32
     }
 
     /// An uninitialised output of `[rows, cols]`.

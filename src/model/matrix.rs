@@ -5,6 +5,7 @@ use crate::Result;
 use crate::device::ComputeDevice;
 use crate::dtype::Dtype;
 use crate::kernels;
+use crate::weights::precision::{Precision, Role};
 use crate::weights::{PackedRows, Weights};
 
 /// A weight matrix `[rows, cols]` on the device, split by rows where the largest binding demands it and where the
@@ -36,15 +37,51 @@ impl Matrix {
 pub(super) struct Uploader<'a> {
     pub device: &'a ComputeDevice,
     pub weights: &'a Weights,
+    /// `None`: every matrix keeps the element type of its file.
+    pub precision: Option<Precision>,
 }
 
 impl<'a> Uploader<'a> {
-    /// A matrix as it is stored, not uploaded yet.
+    /// The number of values with which a vector of `n` values is stored on the device: kernels read 8 columns of a
+    /// matrix at a time, and blocks of 32 if it is quantized. The additional values are zero.
+    pub fn width(&self, n: usize) -> usize {
+        let whole = if self.precision.is_some() { 32 } else { 8 };
+        if n.is_multiple_of(whole) { n } else { n.next_multiple_of(32) }
+    }
+
+    /// A matrix in its own element type or, where a precision was chosen, in the type that its role gets. Its columns
+    /// are padded to their [`width`](Self::width). It is not uploaded yet.
     ///
     /// # Errors
-    /// A tensor that is missing or has the wrong shape or type.
-    pub fn rows(&self, name: &str, rows: usize, cols: usize) -> Result<PackedRows<'a>> {
-        self.weights.matrix(name, rows, cols)
+    /// A tensor that is missing or has the wrong shape or type, or a value that cannot be quantized.
+    pub fn rows(&self, name: &str, role: Role, rows: usize, cols: usize) -> Result<PackedRows<'a>> {
+        let stored = self.weights.matrix(name, rows, cols)?;
+        let width = if stored.dtype().is_quantized() { cols } else { self.width(cols) };
+        let stored = stored.padded(rows, width)?;
+        let dtype = self.precision.map_or(stored.dtype(), |p| p.dtype(stored.dtype(), role, width));
+        if dtype == stored.dtype() {
+            return Ok(stored);
+        }
+        let quantized = stored.convert(dtype).map_err(|e| match self.weights.tensor(name) {
+            Ok(tensor) => e.at(tensor.place()),
+            Err(_) => e,
+        })?;
+        Ok(quantized.into_owned())
+    }
+
+    /// The weights of an RMS norm over a padded vector. The kernel divides the sum of squares by the padded width, so
+    /// the weights make up for it (and [`padded_eps`](Self::padded_eps)).
+    pub fn norm(&self, values: Vec<f32>) -> Tensor<1> {
+        let (n, width) = (values.len() as f64, self.width(values.len()) as f64);
+        let factor = (n / width).sqrt();
+        let mut values: Vec<f32> = values.into_iter().map(|v| (f64::from(v) * factor) as f32).collect();
+        values.resize(width as usize, 0.0);
+        self.vector(values)
+    }
+
+    /// The ε of an RMS norm over a vector of `n` values that is padded.
+    pub fn padded_eps(&self, eps: f64, n: usize) -> f32 {
+        (eps * n as f64 / self.width(n) as f64) as f32
     }
 
     pub fn vector(&self, values: Vec<f32>) -> Tensor<1> {

@@ -15,10 +15,12 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub mod blocks;
 mod ggml_type;
 pub mod gguf;
 pub mod pack;
-mod quant;
+pub mod precision;
+mod quantize;
 pub mod safetensors;
 pub mod tensors;
 

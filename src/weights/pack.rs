@@ -5,15 +5,19 @@
 //! column in its low half. Each row starts at a new word: if a 16-bit matrix has an odd number of columns, the high
 //! half of the last word of each row is zero padding, and [`PackedRows::words_per_row`] is ⌈cols / 2⌉.
 //!
-//! **Quantized matrices** (GGUF's Q8_0 and Q4_0) keep their values and scales unchanged. A row is first its quantized
-//! values (quants), then its scales, so that quants form whole vectors of 4 words, and rows can be moved, stacked and
-//! sliced like those of other types. The value of column `c` is `scale[c / 32] · quant[c]`, which is exact in f32.
+//! **Quantized matrices** (the types of GGUF, in [`blocks`](super::blocks)) keep their values exactly. A row is taken
+//! apart into planes, each of which is a whole number of vectors of 4 words, so that the parts of a value load as whole
+//! vectors, and rows can be moved, stacked and sliced like those of other types:
 //!
-//! | | quants, from word 0 of the row | scales, from word `cols / per_word` |
-//! |---|---|---|
-//! | Q8_0 | i8, four per word, column `4 i` in the low byte | f16, two per word, that of the even block in the low half; |
-//! | Q4_0 | u4 minus 8, eight per word: column `8 i + j` in the low, `8 i + 4 + j` in the high nibble of byte `j` | zero padding to a whole vector of 4 words |
-use super::quant;
+//! | plane | content |
+//! |---|---|
+//! | low | the low 8, 4 or 2 bits of each quant. Four quants lie in the four bytes of a word; a word has 1, 2 or 4 such fours, the later ones further up in the bytes |
+//! | high | the remaining 1 or 2 bits, in the same manner; nothing if there are none |
+//! | shared | a byte for each 16 or 32 columns that share a scale within a block of 256; with a minimum, 16 bytes for each 256 columns ([`Scales`](crate::dtype::Scales)) |
+//! | scales | an f16 for each block, two per word; with a minimum, a word for each block: the scale in its low half, the minimum in its high half |
+//!
+//! Scales of 6 bits become bytes, so that a Q4_K row takes 4.63 bits a value instead of 4.5.
+use super::{blocks, quantize};
 use crate::dtype::Dtype;
 use crate::{Error, ErrorKind, Result};
 use half::{bf16, f16};
@@ -39,7 +43,7 @@ impl<'a> PackedRows<'a> {
     /// rows are not a whole number of blocks, or a scale is not finite.
     pub fn from_le_bytes(dtype: Dtype, rows: usize, cols: usize, bytes: &'a [u8]) -> Result<Self> {
         check_size(rows, cols)?;
-        quant::check_blocks(dtype, cols)?;
+        blocks::check_blocks(dtype, cols)?;
         let expected = rows.checked_mul(cols).and_then(|n| dtype.stored_bytes(n));
         if expected != Some(bytes.len()) {
             return Err(Error::new(ErrorKind::Model, "a matrix has the wrong number of bytes")
@@ -47,7 +51,7 @@ impl<'a> PackedRows<'a> {
                 .found(format!("{} bytes", bytes.len())));
         }
         if dtype.is_quantized() {
-            let words = Cow::Owned(quant::repack(dtype, rows, cols, bytes)?);
+            let words = Cow::Owned(blocks::repack(dtype, rows, cols, bytes)?);
             return Ok(Self { dtype, rows, cols, words });
         }
         let row_bytes = cols * 4 / dtype.per_word();
@@ -150,25 +154,43 @@ impl<'a> PackedRows<'a> {
         Ok(PackedRows { dtype: first.dtype, rows, cols: first.cols, words: Cow::Owned(words) })
     }
 
-    /// Interleaves the rows of `a` and `b`: `a[0], b[0], a[1], …`, for the fused product of gate and up. The result
-    /// has the element type of `a`. If the types differ and one of them is quantized, the result is f32, so that no
-    /// value changes.
+    /// Interleaves the rows of `a` and `b`: `a[0], b[0], a[1], …`, for the fused product of gate and up.
     ///
     /// # Errors
-    /// If the shapes differ, or a value of `b` overflows the type of `a`.
+    /// If the shapes or the element types differ.
     pub fn interleave_rows(a: &PackedRows<'_>, b: &PackedRows<'_>) -> Result<PackedRows<'static>> {
-        if (a.rows, a.cols) != (b.rows, b.cols) {
-            return Err(Error::new(ErrorKind::Internal, "matrices to interleave differ in shape")
-                .expected(format!("{} × {}", a.rows, a.cols))
-                .found(format!("{} × {}", b.rows, b.cols)));
+        if (a.rows, a.cols, a.dtype) != (b.rows, b.cols, b.dtype) {
+            return Err(Error::new(ErrorKind::Internal, "matrices to interleave differ in shape or element type")
+                .expected(format!("{} × {} {}", a.rows, a.cols, a.dtype))
+                .found(format!("{} × {} {}", b.rows, b.cols, b.dtype)));
         }
-        let exact = a.dtype != b.dtype && (a.dtype.is_quantized() || b.dtype.is_quantized());
-        let dtype = if exact { Dtype::F32 } else { a.dtype };
-        let (a, b) = (a.convert(dtype)?, b.convert(dtype)?);
+        let dtype = a.dtype;
         let n = a.words_per_row();
         let rows = a.words.chunks_exact(n).zip(b.words.chunks_exact(n));
         let words = rows.flat_map(|(a, b)| a.iter().chain(b).copied()).collect();
         Ok(PackedRows { dtype, rows: 2 * a.rows, cols: a.cols, words: Cow::Owned(words) })
+    }
+
+    /// The same matrix with zeros below and to the right, so that it has `rows` rows and `cols` columns. Borrows the
+    /// words if nothing is added.
+    ///
+    /// # Errors
+    /// If the matrix is larger than that, or if columns are added to a quantized matrix.
+    pub fn padded(self, rows: usize, cols: usize) -> Result<Self> {
+        if (rows, cols) == (self.rows, self.cols) {
+            return Ok(self);
+        }
+        if rows < self.rows || cols < self.cols || (cols > self.cols && self.dtype.is_quantized()) {
+            return Err(Error::new(ErrorKind::Internal, "a matrix cannot be padded to this shape")
+                .expected(format!("at least {} × {} {}", self.rows, self.cols, self.dtype))
+                .found(format!("{rows} × {cols}")));
+        }
+        let (from, to) = (self.words_per_row(), self.dtype.row_words(cols));
+        let mut words = vec![0; rows * to];
+        for (padded, row) in words.chunks_exact_mut(to).zip(self.words.chunks_exact(from)) {
+            padded[..from].copy_from_slice(row);
+        }
+        Ok(Self { dtype: self.dtype, rows, cols, words: Cow::Owned(words) })
     }
 
     /// Reorders the rows of each head from pairs to halves: row `2 j + i` of a head with `d` rows becomes row
@@ -213,7 +235,7 @@ impl<'a> PackedRows<'a> {
             Dtype::F32 => out.iter_mut().zip(words).for_each(|(out, &word)| *out = f32::from_bits(word)),
             Dtype::F16 => unpack_halves(words, out, |bits| f16::from_bits(bits).to_f32()),
             Dtype::BF16 => unpack_halves(words, out, |bits| bf16::from_bits(bits).to_f32()),
-            Dtype::Q8_0 | Dtype::Q4_0 => {
+            _ => {
                 out.iter_mut().enumerate().for_each(|(c, out)| *out = self.dtype.quantized(words, self.cols, c) as f32);
             }
         }
@@ -247,7 +269,7 @@ pub fn to_f32(dtype: Dtype, bytes: &[u8]) -> Vec<f32> {
         Dtype::F32 => bytes.as_chunks::<4>().0.iter().map(|&four| f32::from_le_bytes(four)).collect(),
         Dtype::F16 => halves(|bits| f16::from_bits(bits).to_f32()),
         Dtype::BF16 => halves(|bits| bf16::from_bits(bits).to_f32()),
-        Dtype::Q8_0 | Dtype::Q4_0 => Vec::new(),
+        _ => Vec::new(),
     }
 }
 
@@ -276,17 +298,49 @@ fn unpack_halves(words: &[u32], out: &mut [f32], convert: impl Fn(u16) -> f32) {
     }
 }
 
-/// Packs a matrix row by row. `fill` writes the f32 values of the row with the given index.
+/// Packs a matrix row by row. `fill` writes the f32 values of the row with the given index. Rows are quantized on all
+/// cores, because the search for the best scales takes long.
 fn pack_rows(
     dtype: Dtype,
     rows: usize,
     cols: usize,
-    mut fill: impl FnMut(usize, &mut [f32]),
+    fill: impl Fn(usize, &mut [f32]) + Sync,
 ) -> Result<PackedRows<'static>> {
-    quant::check_blocks(dtype, cols)?;
-    let mut words = Vec::with_capacity(rows * dtype.row_words(cols));
+    blocks::check_blocks(dtype, cols)?;
+    if dtype.is_quantized() && !dtype.can_quantize() {
+        return Err(Error::new(ErrorKind::Internal, format!("values cannot be quantized to {dtype}")));
+    }
+    let cores = match cfg!(target_family = "wasm") {
+        true => 1,
+        false => std::thread::available_parallelism().map_or(1, usize::from),
+    };
+    // A thread is worth its start for a million values or so.
+    let threads = if dtype.is_quantized() { cores.min(rows * cols / (1 << 20)).max(1) } else { 1 };
+    if threads == 1 {
+        let words = Cow::Owned(pack_range(dtype, 0..rows, cols, &fill)?);
+        return Ok(PackedRows { dtype, rows, cols, words });
+    }
+    let each = rows.div_ceil(threads);
+    let fill = &fill;
+    let parts = std::thread::scope(|scope| {
+        let start = |thread: usize| {
+            let range = (thread * each).min(rows)..((thread + 1) * each).min(rows);
+            scope.spawn(move || pack_range(dtype, range, cols, fill))
+        };
+        let running: Vec<_> = (0..threads).map(start).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Vec<u32>>>| {
+            thread.join().map_err(|_| Error::new(ErrorKind::Internal, "a thread that quantizes rows has panicked"))?
+        };
+        running.into_iter().map(join).collect::<Result<Vec<_>>>()
+    })?;
+    Ok(PackedRows { dtype, rows, cols, words: Cow::Owned(parts.concat()) })
+}
+
+/// The packed words of some rows.
+fn pack_range(dtype: Dtype, rows: Range<usize>, cols: usize, fill: &impl Fn(usize, &mut [f32])) -> Result<Vec<u32>> {
+    let mut words = Vec::with_capacity(rows.len() * dtype.row_words(cols));
     let mut values = vec![0.0f32; cols];
-    for row in 0..rows {
+    for row in rows {
         fill(row, &mut values);
         let finite = match dtype {
             Dtype::F32 => {
@@ -301,7 +355,7 @@ fn pack_rows(
                 let half = bf16::from_f32(value);
                 (half.to_bits(), half.is_infinite())
             }),
-            Dtype::Q8_0 | Dtype::Q4_0 => quant::quantize(dtype, &values, &mut words),
+            _ => quantize::quantize(dtype, &values, &mut words),
         };
         if !finite {
             let largest = values.iter().filter(|value| value.is_finite()).fold(0.0f32, |max, v| max.max(v.abs()));
@@ -311,7 +365,7 @@ fn pack_rows(
                 .help("keep these weights in the element type of the file"));
         }
     }
-    Ok(PackedRows { dtype, rows, cols, words: Cow::Owned(words) })
+    Ok(words)
 }
 
 /// Packs one row with two elements per word. Returns false if a finite value became infinite.

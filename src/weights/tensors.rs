@@ -206,8 +206,8 @@ impl<'a> TensorView<'a> {
                     .expected("F32, F16 or BF16")
                     .help("quantized safetensors are not supported: use the original weights, or a GGUF file"),
                 FileDtype::Ggml(_) => error
-                    .expected("F32, F16, BF16, Q8_0 or Q4_0")
-                    .help("use a file with another quantization, or make one: llama-quantize --pure IN OUT Q4_0"),
+                    .expected("F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q2_K to Q6_K, IQ4_NL or IQ4_XS")
+                    .help("use a file with another quantization, such as Q4_K_M"),
             }
         })
     }

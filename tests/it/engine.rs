@@ -39,7 +39,7 @@ fn engine_with(
         (name, bytes)
     };
     let source = ModelSource::memory(names.into_iter().map(file));
-    let options = LoadOptions { kv: Dtype::F32, context: Some(2048), sequences };
+    let options = LoadOptions { kv: Dtype::F32, context: Some(2048), sequences, weights: None };
     Engine::load(&source, "qwen2-f16", device, &options, &mut |_, _| ()).expect("a good model")
 }
 

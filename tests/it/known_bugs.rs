@@ -55,7 +55,7 @@ fn engine_on(device: &ComputeDevice, sequences: usize) -> Engine {
     // Without a tokenizer every token counts as thinking, whatever the random model writes.
     let names = ["config.json", "generation_config.json", "model.safetensors"];
     let source = ModelSource::memory(names.map(|n| (n, source.read(n).expect("committed").to_vec())));
-    let options = LoadOptions { kv: Dtype::F32, context: Some(512), sequences };
+    let options = LoadOptions { kv: Dtype::F32, context: Some(512), sequences, weights: None };
     Engine::load(&source, "qwen2-f16", device, &options, &mut |_, _| ()).expect("a good model")
 }
 

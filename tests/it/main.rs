@@ -27,3 +27,4 @@ mod reasoner;
 mod request;
 mod sampling;
 mod shaders;
+mod weights;

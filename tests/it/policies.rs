@@ -332,7 +332,7 @@ fn talkative(fx: &Fixture) -> ModelSource {
 }
 
 fn engine(fx: &Fixture, device: &secateur::device::ComputeDevice, kv: Dtype) -> Engine {
-    let options = LoadOptions { kv, context: Some(512), sequences: 11 };
+    let options = LoadOptions { kv, context: Some(512), sequences: 11, weights: None };
     Engine::load(&talkative(fx), fx.name, device, &options, &mut |_, _| ()).expect("a good model")
 }
 
@@ -591,7 +591,7 @@ fn a_compact_run_goes_on_past_the_context() {
     let committed = ModelSource::directory(directory("qwen2-f16")).expect("committed");
     let names = ["config.json", "generation_config.json", "model.safetensors"];
     let source = ModelSource::memory(names.map(|n| (n, committed.read(n).expect("committed").to_vec())));
-    let load = LoadOptions { kv: Dtype::F16, context: Some(160), sequences: 1 };
+    let load = LoadOptions { kv: Dtype::F16, context: Some(160), sequences: 1, weights: None };
     let mut engine = Engine::load(&source, "qwen2-f16", &devices()[0], &load, &mut |_, _| ()).expect("a good model");
     let options = Settings {
         max_new_tokens: 300,

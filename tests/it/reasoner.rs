@@ -67,7 +67,7 @@ fn greedy_ids_of_all_problems_at_once_are_those_of_transformers() {
     let (config, weights) = (ModelConfig::load(&source).expect("good"), Weights::open(&source).expect("good"));
     let steps = problems.iter().map(|p| p.greedy_ids.len()).max().expect("20") as u32;
     let began = std::time::Instant::now();
-    let model = Decoder::load(&config, &weights, 2048, device, &mut |_, _| ()).expect("it is in the binary");
+    let model = Decoder::load(&config, &weights, 2048, None, device, &mut |_, _| ()).expect("it is in the binary");
     let seqs = problems.len();
     let mut runner = Runner::new(model.into(), CacheShape::new(&config, Dtype::F32, seqs, 64).expect("f32 or f16"));
     for (seq, problem) in problems.iter().enumerate() {

@@ -19,6 +19,9 @@ fn stems(directory: &str, extension: &str) -> BTreeSet<String> {
     named.map(|f| f.file_stem().expect("a name").to_string_lossy().into_owned()).collect()
 }
 
+/// Texts that kernels share.
+const SHARED: [&str; 3] = ["common", "keys", "weights"];
+
 #[test]
 fn shaders_and_kernels_name_each_other() {
     // Shared text, a kernel with two passes, and one with two tilings.
@@ -28,8 +31,8 @@ fn shaders_and_kernels_name_each_other() {
         other => other.to_string(),
     };
     let shaders = stems("shaders", "wgsl");
-    assert!(shaders.contains("common") && shaders.contains("keys"), "the shared text is gone");
-    let shared = |stem: &str| ["common", "keys"].contains(&stem);
+    let shared = |stem: &str| SHARED.contains(&stem);
+    assert!(SHARED.iter().all(|stem| shaders.contains(*stem)), "a shared text is gone");
     let registered = || KERNELS.iter().map(|kernel| kernel.name.to_string());
     let named: BTreeSet<String> = shaders.iter().filter(|s| !shared(s)).map(|s| of_kernel(s)).collect();
     let own: BTreeSet<String> = registered().collect();
@@ -180,7 +183,7 @@ fn uniforms_are_laid_out_as_shaders_read_them() {
         let Shape { members: n, .. } = shape(&variant).unwrap_or_else(|e| panic!("{}: {e}", variant.kernel));
         assert_eq!(*members.entry(variant.kernel).or_insert(n), n, "{}: one uniform a shader", variant.kernel);
     }
-    assert_eq!(members.len(), stems("shaders", "wgsl").len() - 2, "shaders but for common and keys");
+    assert_eq!(members.len(), stems("shaders", "wgsl").len() - SHARED.len(), "shaders but for shared texts");
     println!("{} uniforms with {} members", members.len(), members.values().sum::<usize>());
 }
 

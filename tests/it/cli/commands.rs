@@ -180,19 +180,15 @@ fn inspect_says_what_a_model_is() {
     }
     // What `run` refuses, `inspect` refuses too.
     let unfit = |from: &str, to: &str| broken(|dir| edit(dir.join("config.json"), |text| text.replace(from, to)));
-    let heads = unfit("\"hidden_size\": 96", "\"hidden_size\": 768");
+    let heads = unfit("\"hidden_size\": 96", "\"hidden_size\": 1536");
     let ran = run(&["inspect", heads.path().to_str().unwrap()]);
     assert!(ran.code == Some(1) && ran.out.contains("problem: the kernels cannot run this head_dim"), "{}", ran.out);
-    for part in ["at most 128", "config.json", "found: 256"] {
+    for part in ["at most 256", "config.json", "found: 512"] {
         assert!(ran.out.contains(part), "{part:?} is missing from:\n{}", ran.out);
     }
     let narrow = unfit("\"hidden_size\": 96", "\"hidden_size\": 84");
     let ran = run(&["inspect", narrow.path().to_str().unwrap()]);
-    assert!(
-        ran.code == Some(1) && ran.out.contains("hidden_size") && ran.out.contains("a multiple of 8"),
-        "{}",
-        ran.out
-    );
+    assert!(ran.code == Some(1) && ran.out.contains("head_dim") && ran.out.contains("a multiple of 8"), "{}", ran.out);
     // Sizes that no tensor has: the message is about the weights, and no sum overflows.
     let wide = broken(|dir| {
         edit(dir.join("config.json"), |text| {

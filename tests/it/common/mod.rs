@@ -59,7 +59,7 @@ impl Fixture {
     }
 
     pub fn load(&self, device: &ComputeDevice) -> Arc<Decoder> {
-        let model = Decoder::load(&self.config, &self.weights, 4096, device, &mut |_, _| ());
+        let model = Decoder::load(&self.config, &self.weights, 4096, None, device, &mut |_, _| ());
         Arc::new(model.expect("the fixture loads"))
     }
 
