@@ -87,6 +87,7 @@ mod kernels;
 mod model;
 pub mod policy;
 mod probe;
+mod quality;
 pub mod report;
 pub mod sampling;
 pub mod settings;
@@ -142,6 +143,10 @@ pub mod expert {
     /// What a probe is, and when it is due.
     pub mod probe {
         pub use crate::probe::*;
+    }
+    /// Compares the predictions of two models on a text.
+    pub mod quality {
+        pub use crate::quality::*;
     }
     /// Tokenizer, chat template, and ids back to text.
     pub mod text {

@@ -12,6 +12,7 @@ use secateur::expert::weights::{ModelSource, Weights};
 use secateur::{ComputeDevice, Error, ErrorKind, Result, builtin};
 use serde::Serialize;
 
+use super::quality::{self, Compared, QualityArgs};
 use super::{fields, model, options, screen};
 
 #[derive(Debug, clap::Args)]
@@ -24,6 +25,8 @@ pub struct Args {
     /// model's maximum].
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
     context: Vec<usize>,
+    #[command(flatten)]
+    quality: QualityArgs,
     /// Print one JSON object to stdout.
     #[arg(long)]
     json: bool,
@@ -40,6 +43,9 @@ struct Inspection {
     text: Text,
     probe: Feasible,
     memory: Vec<Memory>,
+    /// What quantized weights cost, if it was measured.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    quality: Vec<Compared>,
     /// What is missing, malformed or not supported, one error each. Whatever needs it fails.
     problems: Vec<String>,
 }
@@ -147,7 +153,10 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         Some(model) => model::open(model, false, false)?,
         None => (builtin::source(), builtin::NAME.to_string()),
     };
-    let (inspection, unfit) = inspect(&source, name, &args.context)?;
+    let (mut inspection, unfit) = inspect(&source, name.clone(), &args.context)?;
+    if unfit.is_none() {
+        inspection.quality = quality::measure(&args.quality, &source, &name)?;
+    }
     match args.json {
         true => super::print_json(&inspection)?,
         false => super::print(&report(&inspection))?,
@@ -252,6 +261,7 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
         },
         probe: Feasible { feasible: why_not.is_none(), why_not },
         memory,
+        quality: Vec::new(),
         problems,
     };
     Ok((inspection, unfit))
@@ -371,6 +381,7 @@ fn report(i: &Inspection) -> String {
         table.push(row);
     }
     text += &screen::table(&table);
+    text += &quality::table(&i.quality);
     for problem in &i.problems {
         text += &format!("\nproblem: {}\n", fields::as_options(problem));
     }

@@ -12,6 +12,7 @@ mod line;
 mod live;
 mod model;
 mod options;
+mod quality;
 mod report;
 mod run;
 mod screen;

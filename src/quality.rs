@@ -1,0 +1,173 @@
+//! How much a model's predictions change if its weights are stored less finely: perplexity, and the divergence of the
+//! predicted distributions, on a text.
+use serde::Serialize;
+
+use crate::cache::{CacheShape, KvCache};
+use crate::dtype::Dtype;
+use crate::engine::GROWTH;
+use crate::kernels::readback::{as_f32, read_f32};
+use crate::model::decoder::{Decoder, Input, Logits};
+use crate::{Error, ErrorKind, Result};
+
+/// Tokens that are read as one text. A longer text is cut into several such windows, each without the one before.
+pub const WINDOW: usize = 512;
+/// Tokens that are forwarded at once. Their logits are read together.
+const CHUNK: usize = 32;
+
+/// The difference between a model and a reference with the same vocabulary, on the same text.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Quality {
+    /// Predictions that were compared: one for each token of a window but its first.
+    pub predictions: usize,
+    /// The exponential of the mean negative log-likelihood of the text's tokens: of the model,
+    pub perplexity: f64,
+    /// and of the reference.
+    pub reference_perplexity: f64,
+    /// The mean Kullback-Leibler divergence of the model's distribution from the reference's, in nats: the mean of
+    /// `Σ p ln(p / q)`, where `p` is the reference's.
+    pub mean_divergence: f64,
+    /// The largest of these divergences.
+    pub largest_divergence: f64,
+    /// The fraction of predictions whose most likely token is the same.
+    pub same_choice: f64,
+}
+
+/// Sums over the predictions.
+#[derive(Default)]
+struct Sums {
+    predictions: usize,
+    loss: f64,
+    reference_loss: f64,
+    divergence: f64,
+    largest: f64,
+    same: usize,
+}
+
+impl Sums {
+    /// Adds a prediction: the logits of both, and the token that follows in the text.
+    fn add(&mut self, reference: &[f32], logits: &[f32], next: usize) {
+        let (p, q) = (log_softmax(reference), log_softmax(logits));
+        let divergence: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
+        self.predictions += 1;
+        self.loss -= q[next];
+        self.reference_loss -= p[next];
+        self.divergence += divergence;
+        self.largest = self.largest.max(divergence);
+        self.same += usize::from(most_likely(reference) == most_likely(logits));
+    }
+
+    fn finish(&self) -> Quality {
+        let n = self.predictions as f64;
+        Quality {
+            predictions: self.predictions,
+            perplexity: (self.loss / n).exp(),
+            reference_perplexity: (self.reference_loss / n).exp(),
+            mean_divergence: self.divergence / n,
+            largest_divergence: self.largest,
+            same_choice: self.same as f64 / n,
+        }
+    }
+}
+
+fn log_softmax(logits: &[f32]) -> Vec<f64> {
+    let most = logits.iter().copied().fold(f32::MIN, f32::max);
+    let total: f64 = logits.iter().map(|v| f64::from(v - most).exp()).sum();
+    logits.iter().map(|v| f64::from(v - most) - total.ln()).collect()
+}
+
+fn most_likely(logits: &[f32]) -> usize {
+    (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
+}
+
+/// The tokens in front of a window, and its end.
+fn windows(tokens: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    (0..tokens).step_by(WINDOW).map(move |first| first..(first + WINDOW).min(tokens)).filter(|w| w.len() > 1)
+}
+
+/// Compares the predictions of `model` with those of `reference` for the tokens `ids` of a text. `progress` is called
+/// with the number of tokens done and of all tokens.
+///
+/// # Errors
+/// [`ErrorKind::Input`] for a text of fewer than two tokens, for vocabularies of different sizes, and for a model whose
+/// context is shorter than a window; [`ErrorKind::Device`] where the device cannot be read; [`ErrorKind::Model`] where
+/// logits are not finite.
+pub async fn compare(
+    reference: &Decoder,
+    model: &Decoder,
+    ids: &[u32],
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Quality> {
+    let (vocab, other) = (reference.config().vocab_size, model.config().vocab_size);
+    if vocab != other {
+        return Err(Error::new(ErrorKind::Input, "the vocabularies of the two models differ in size")
+            .expected(format!("{vocab} tokens"))
+            .found(other));
+    }
+    if ids.len() < 2 {
+        return Err(Error::new(ErrorKind::Input, "the text is too short to predict anything")
+            .expected("at least 2 tokens")
+            .found(ids.len()));
+    }
+    let mut sums = Sums::default();
+    for window in windows(ids.len()) {
+        let mut caches = [reference, model].map(|model| {
+            CacheShape::new(model.config(), Dtype::F32, 1, GROWTH).map(|shape| KvCache::new(shape, model.device()))
+        });
+        // The last token predicts nothing that is known.
+        let read = window.start..window.end - 1;
+        for first in read.clone().step_by(CHUNK) {
+            let chunk = &ids[first..(first + CHUNK).min(read.end)];
+            let mut rows = Vec::new();
+            for (model, cache) in [reference, model].into_iter().zip(&mut caches) {
+                let cache = cache.as_mut().map_err(|e| e.clone())?;
+                let plan = model.plan(Input::Chunk { seq: 0, ids: chunk }, cache)?;
+                let out = model.forward(&plan, cache, None);
+                rows.push(read_f32(&[&model.logits(&out, Logits::All)]));
+                cache.advance(0, chunk.len(), chunk[0]);
+            }
+            let mut read = Vec::new();
+            for row in rows {
+                read.push(as_f32(&row.await?[0]));
+            }
+            for (i, (p, q)) in read[0].chunks(vocab).zip(read[1].chunks(vocab)).enumerate() {
+                if p.iter().chain(q).any(|v| !v.is_finite()) {
+                    return Err(Error::new(ErrorKind::Model, "the logits are not finite")
+                        .at(format!("token {}", first + i))
+                        .help("are the weights intact?"));
+                }
+                sums.add(p, q, ids[first + i + 1] as usize);
+            }
+            progress(first + chunk.len(), ids.len());
+        }
+    }
+    Ok(sums.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_cover_the_text() {
+        let ranges = |n| windows(n).map(|w| (w.start, w.end)).collect::<Vec<_>>();
+        assert_eq!(ranges(2), [(0, 2)]);
+        assert_eq!(ranges(WINDOW), [(0, WINDOW)]);
+        assert_eq!(ranges(WINDOW + 1), [(0, WINDOW)], "a window of one token predicts nothing");
+        assert_eq!(ranges(WINDOW + 2), [(0, WINDOW), (WINDOW, WINDOW + 2)]);
+    }
+
+    /// Two distributions whose divergence is computed by hand.
+    #[test]
+    fn divergence_and_perplexity_are_those_of_the_definition() {
+        let ln = |p: [f64; 2]| p.map(|p| p.ln() as f32);
+        let mut sums = Sums::default();
+        sums.add(&ln([0.5, 0.5]), &ln([0.25, 0.75]), 0);
+        sums.add(&ln([0.1, 0.9]), &ln([0.1, 0.9]), 1);
+        let q = sums.finish();
+        let by_hand = 0.5 * (0.5f64 / 0.25).ln() + 0.5 * (0.5f64 / 0.75).ln();
+        assert!((q.largest_divergence - by_hand).abs() < 1e-6 && (q.mean_divergence - by_hand / 2.0).abs() < 1e-6);
+        assert!((q.perplexity - (1.0 / (0.25 * 0.9f64)).sqrt()).abs() < 1e-6);
+        assert!((q.reference_perplexity - (1.0 / (0.5 * 0.9f64)).sqrt()).abs() < 1e-6);
+        assert_eq!((q.predictions, q.same_choice), (2, 0.5));
+    }
+}
