@@ -36,6 +36,7 @@ fn main(
         let p = planes(info.cols);
         let start = row * p.size;
         let xs = info.cols / 4u;
+        // only plain weights
         if (!QUANTIZED) {
             for (var k = 8u * lane; k < info.cols; k += 8u * LANES) {
                 let o = octet(p, start, k, info.cols);
@@ -43,7 +44,10 @@ fn main(
                     acc[i] += dot(o.a, x[i * xs + k / 4u]) + dot(o.b, x[i * xs + k / 4u + 1u]);
                 }
             }
-        } else {
+        }
+        // end
+        // only quantized weights
+        if (QUANTIZED) {
             // A step takes a block of 32 columns, whose quants are unpacked once for all vectors.
             for (var b = lane; b < info.cols / 32u; b += LANES) {
                 let s = block_scales(p, start, b);
@@ -86,6 +90,7 @@ fn main(
                 }
             }
         }
+        // end
     }
     for (var i = 0u; i < N; i++) { part[i * THREADS + thread] = acc[i]; }
     for (var half = LANES / 2u; half > 0u; half /= 2u) {

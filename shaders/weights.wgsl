@@ -1,6 +1,8 @@
-// Reads packed weights, of which weights/pack.rs describes the layout. A kernel that includes this text declares
-// `w: array<vec4<u32>>`, the packed rows. DTYPE is followed by these constants, which are those of Format in dtype.rs:
-// LOW_BITS, HIGH_BITS (0 for no high plane), OFFSET, SCALES, SHARE, and LEVELS (1 for the levels of IQ4).
+// Reads packed weights, whose layout weights/pack.rs describes. A kernel that includes this text declares the packed
+// rows as `w: array<vec4<u32>>`. What follows a line `// only plain weights` (f32, f16 and bf16) or `// only quantized
+// weights`, up to `// end`, is left out for the other types (kernels/variant.rs).
+// DTYPE is followed by these constants of its Format (dtype.rs): LOW_BITS, HIGH_BITS (0 for no high plane), OFFSET,
+// SCALES, SHARE, and LEVELS (1 for the levels of IQ4).
 const ONE = 0u;
 const ONE_WITH_MINIMUM = 1u;
 const NESTED = 2u;
@@ -17,6 +19,7 @@ struct Planes { high: u32, shared_scales: u32, scales: u32, size: u32 }
 
 fn planes(cols: u32) -> Planes {
     var p = Planes(0u, 0u, 0u, cols / select(8u, 4u, DTYPE == F32));
+    // only quantized weights
     if (QUANTIZED) {
         p.high = (cols * LOW_BITS + 127u) / 128u;
         p.shared_scales = p.high + (cols * HIGH_BITS + 127u) / 128u;
@@ -28,9 +31,11 @@ fn planes(cols: u32) -> Planes {
         if (SCALES == NESTED) { p.size = p.scales + (cols / 256u + 7u) / 8u; }
         if (SCALES == NESTED_WITH_MINIMUM) { p.size = p.scales + (cols / 256u + 3u) / 4u; }
     }
+    // end
     return p;
 }
 
+// only quantized weights
 // An f16 scale. It is exact for subnormals too, which blocks of small weights have and which unpack2x16float may
 // flush.
 fn scale_of(bits: u32) -> f32 {
@@ -105,35 +110,39 @@ fn quants(low: u32, high: u32, t: u32) -> vec4<f32> {
     return vec4<f32>(vec4<i32>(level << (vec4<u32>(24u) - 8u * (q & vec4<u32>(3u)))) >> vec4<u32>(24u));
 }
 
+// end
 struct Octet { a: vec4<f32>, b: vec4<f32> }
 
 // Columns k to k + 7 of the row that starts at `row_start`; k is a multiple of 8. Columns from `cols` are zero.
 fn octet(p: Planes, row_start: u32, k: u32, cols: u32) -> Octet {
     var o = Octet(vec4<f32>(0.0), vec4<f32>(0.0));
+    // only plain weights
     if (DTYPE == F32) {
         o.a = bitcast<vec4<f32>>(w[row_start + k / 4u]);
         if (k + 4u < cols) { o.b = bitcast<vec4<f32>>(w[row_start + k / 4u + 1u]); }
-    } else if (!QUANTIZED) {
+    } else {
         let words = w[row_start + k / 8u];
         o.a = vec4<f32>(unpack_pair(words.x, DTYPE), unpack_pair(words.y, DTYPE));
         o.b = vec4<f32>(unpack_pair(words.z, DTYPE), unpack_pair(words.w, DTYPE));
-    } else {
-        let t = k / 4u;
-        let s = block_scales(p, row_start, k / 32u);
-        let second = (k & 16u) != 0u;
-        let scale = select(s.scale.x, s.scale.y, second);
-        let plus = select(s.plus.x, s.plus.y, second);
-        let low = word_at(row_start, t / LOW_FOURS);
-        var low_next = low;
-        if (LOW_FOURS == 1u) { low_next = word_at(row_start, t + 1u); }
-        var high = 0u;
-        if (HIGH_BITS > 0u) { high = word_at(row_start + p.high, t / HIGH_FOURS); }
-        o.a = scale * quants(low, high, t);
-        o.b = scale * quants(low_next, high, t + 1u);
-        if (HAS_MINIMUM) {
-            o.a += plus;
-            o.b += plus;
-        }
     }
+    // end
+    // only quantized weights
+    let t = k / 4u;
+    let s = block_scales(p, row_start, k / 32u);
+    let second = (k & 16u) != 0u;
+    let scale = select(s.scale.x, s.scale.y, second);
+    let plus = select(s.plus.x, s.plus.y, second);
+    let low = word_at(row_start, t / LOW_FOURS);
+    var low_next = low;
+    if (LOW_FOURS == 1u) { low_next = word_at(row_start, t + 1u); }
+    var high = 0u;
+    if (HIGH_BITS > 0u) { high = word_at(row_start + p.high, t / HIGH_FOURS); }
+    o.a = scale * quants(low, high, t);
+    o.b = scale * quants(low_next, high, t + 1u);
+    if (HAS_MINIMUM) {
+        o.a += plus;
+        o.b += plus;
+    }
+    // end
     return o;
 }

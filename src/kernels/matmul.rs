@@ -110,9 +110,16 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::SwiGlu, false, 70, 96, 2, 31),
             (Mode::SwiGlu, false, 70, 96, 2, 33),
             (Mode::Add, true, 131, 160, 3, 97),
-            (Mode::Gated, false, 34, 768, 1, 12),
+            (Mode::Gated, false, 34, 288, 1, 12),
         ];
-        for (mode, has_bias, rows, cols, shard_first_row, n) in shapes {
+        // What a shape tests does not depend on the element type: few and small ones for the quantized types.
+        let quantized = [
+            (Mode::Store, false, 65, 40, 3, 33),
+            (Mode::Add, false, 31, 160, 0, 9),
+            (Mode::Gated, false, 34, 288, 1, 12),
+        ];
+        let shapes = if dtype.is_quantized() { &quantized[..] } else { &shapes[..] };
+        for &(mode, has_bias, rows, cols, shard_first_row, n) in shapes {
             let cols = whole_blocks(dtype, cols);
             let out_stride = shard_first_row + rows + 5;
             for tuning in [Tuning::CPU, Tuning::GPU] {

@@ -61,7 +61,8 @@ impl Variant {
         Self { kernel, text, constants: constants.into_iter().collect(), uniform: U::MEMBERS }
     }
 
-    /// The final text: the constants, `common.wgsl`, the texts that the kernel includes, then the kernel.
+    /// The final text: the constants, `common.wgsl`, the texts that the kernel includes, then the kernel; without what
+    /// the text marks as only for quantized weights, or only for plain ones.
     pub fn source(&self) -> String {
         let constants = self.constants.iter().map(|(name, value)| match (*name, *value) {
             ("UNIT", 1) => "alias Unit = u32;\n".into(),
@@ -69,8 +70,12 @@ impl Variant {
             ("DTYPE", code) => format!("const DTYPE = {code}u;\n{}", Dtype::ALL[code as usize].constants()),
             (name, value) => format!("const {name} = {value}u;\n"),
         });
+        let plain = |(name, code): &(&str, u32)| *name == "DTYPE" && !Dtype::ALL[*code as usize].is_quantized();
+        let absent = if self.constants.iter().any(plain) { "quantized" } else { "plain" };
         let included = INCLUDED.iter().filter(|(line, _)| self.text.contains(line)).map(|(_, text)| text.to_string());
-        constants.chain([COMMON.to_string()]).chain(included).chain([self.text.to_string()]).collect()
+        let text: String =
+            constants.chain([COMMON.to_string()]).chain(included).chain([self.text.to_string()]).collect();
+        without(&text, absent)
     }
 
     pub(super) fn threads(&self) -> u32 {
@@ -90,6 +95,23 @@ impl Variant {
         }
         Program::of(self.clone(), true)
     }
+}
+
+/// `text` without the lines from each `// only WHAT weights` to the next `// end`. A compiler would leave them out, too,
+/// but only after it has unrolled and inlined them.
+fn without(text: &str, what: &str) -> String {
+    let begin = format!("// only {what} weights");
+    let mut inside = false;
+    let mut kept = String::with_capacity(text.len());
+    for line in text.lines() {
+        inside |= line.trim() == begin;
+        if !inside {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+        inside &= line.trim() != "// end";
+    }
+    kept
 }
 
 /// The programs made so far. The flag says whether the program is the kernel's file and not a test's replacement.
@@ -223,6 +245,13 @@ mod tests {
 
     fn variant(text: &'static str, value: u32) -> Variant {
         Variant { kernel: "test", text, constants: vec![("THREADS", value)], uniform: &[] }
+    }
+
+    #[test]
+    fn what_is_for_other_weights_is_left_out() {
+        let text = "a\n// only plain weights\nb\n// end\n  // only quantized weights\nc\n  // end\nd\n";
+        assert_eq!(without(text, "quantized"), "a\n// only plain weights\nb\n// end\nd\n");
+        assert_eq!(without(text, "plain"), "a\n  // only quantized weights\nc\n  // end\nd\n");
     }
 
     /// Each variant has its own pipeline key, even if its hash equals that of another: variants that differ only in

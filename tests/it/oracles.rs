@@ -106,13 +106,16 @@ fn sums_may_be_reassociated_but_not_shortened() {
 struct Expected(Vec<(Case, Vec<Vec<u32>>)>);
 
 impl Expected {
-    fn of(kernel: &str) -> Self {
+    /// With `unpacking`, only the cases whose weights are quantized, else only the others: every mutant recompiles the
+    /// kernel for each element type that it runs with.
+    fn of(kernel: &str, unpacking: bool) -> Self {
         let answer = |case: Case| {
             let outputs = case.run(&devices()[0].burn);
             let words = outputs.iter().map(|check| block_on(check.read()).expect("readable")).collect();
             (case, words)
         };
-        let cases: Vec<_> = cases::all().into_iter().filter(|c| c.kernel == kernel).map(answer).collect();
+        let wanted = |case: &Case| case.kernel == kernel && case.name.starts_with(['Q', 'I']) == unpacking;
+        let cases: Vec<_> = cases::all().into_iter().filter(wanted).map(answer).collect();
         assert!(!cases.is_empty(), "{kernel} has no cases");
         Self(cases)
     }
@@ -161,28 +164,7 @@ const WRONG: &[Mutant] = &[
         "if (HAS_BIAS != 0u) { y += 0.0 * bias[at]; }",
         9,
     ),
-    ("matvec", "matvec", "takes the next row", "let start = row * p.size;", "let start = (row + 1u) * p.size;", 60),
-    ("matvec", "matvec", "the next block's scale", "block_scales(p, start, b)", "block_scales(p, start, b + 1u)", 55),
-    ("matvec", "matvec", "drops the last block", "b < info.cols / 32u;", "b + 1u < info.cols / 32u;", 55),
-    (
-        "matvec",
-        "matvec",
-        "forgets the high bits",
-        "if (HIGH_BITS > 0u) { bytes |=",
-        "if (HIGH_BITS > 2u) { bytes |=",
-        20,
-    ),
-    ("matvec", "matvec", "the high bits of the next four", "% HIGH_FOURS))) & HIGH", "% HIGH_FOURS + 1u))) & HIGH", 20),
-    ("matvec", "matvec", "forgets the offset", "- f32(OFFSET)", "- 0.0 * f32(OFFSET)", 16),
-    ("matvec", "matvec", "forgets the minimum", "+ s.plus.y;", "+ 0.0 * s.plus.y;", 20),
-    ("matvec", "matvec", "one scale for both halves", "s.scale.y * second", "s.scale.x * second", 8),
-    ("matvec", "matvec", "levels by another order", "q >= vec4<u32>(8u)", "q < vec4<u32>(8u)", 8),
-    ("matvec", "matvec", "minima in the place of scales", "bytes.xz, bytes.yw", "bytes.zx, bytes.wy", 8),
-    ("matmul", "matmul", "the next block's scale", "row_start, k / 32u)", "row_start, k / 32u + 1u)", 20),
-    ("matmul", "matmul_rows", "the next block's scale", "row_start, k / 32u)", "row_start, k / 32u + 1u)", 20),
-    ("matmul", "matmul_rows", "the first half's scale", "s.scale.y, second)", "s.scale.x, second)", 4),
-    ("embed", "embed", "the low quants twice", "quants(low_next, high, t + 1u)", "quants(low_next, high, t)", 30),
-    ("embed", "embed", "forgets the minimum", "o.b += plus;", "o.b += 0.0 * plus;", 8),
+    ("matvec", "matvec", "takes the next row", "let start = row * p.size;", "let start = (row + 1u) * p.size;", 20),
     ("matvec", "matvec", "ignores the shard's first row", "let at = info.shard_first_row + row;", "let at = row;", 9),
     (
         "matvec",
@@ -229,14 +211,6 @@ const WRONG: &[Mutant] = &[
         "if (MODE == 2u) {",
         "if (MODE == 2u && TILE_N > 32u) { out[0] = 0.0; return; }\n if (MODE == 2u) {",
         3,
-    ),
-    (
-        "matmul",
-        "matmul",
-        "wrong quants where vectors are many",
-        "o.a = scale * quants(low, high, t);",
-        "o.a = scale * quants(low, high, t); if (TILE_N > 32u) { o.a = vec4<f32>(scale); }",
-        10,
     ),
     ("matmul", "matmul_rows", "skips the last step", "q < quads;", "q + 2u < quads;", 14),
     (
@@ -450,8 +424,8 @@ const WRONG: &[Mutant] = &[
         "embed",
         "embed",
         "junk for unknown ids",
-        "let bits = select(0u, table[at], inside);",
-        "let bits = table[at] | 1u;",
+        "var o = Octet(vec4<f32>(0.0), vec4<f32>(0.0));\n    if (inside)",
+        "var o = Octet(vec4<f32>(1.0), vec4<f32>(1.0));\n    if (inside)",
         3,
     ),
     (
@@ -491,28 +465,62 @@ const WRONG: &[Mutant] = &[
     ("sample", "sample", "sees nothing", "|= 1u << (token % 32u)", "|= 0u << (token % 32u)", 10),
 ];
 
+/// Mistakes in unpacking, which only the cases of quantized weights notice.
+const WRONG_UNPACKING: &[Mutant] = &[
+    ("matvec", "matvec", "the next block's scale", "block_scales(p, start, b)", "block_scales(p, start, b + 1u)", 36),
+    ("matvec", "matvec", "drops the last block", "b < info.cols / 32u;", "b + 1u < info.cols / 32u;", 40),
+    (
+        "matvec",
+        "matvec",
+        "forgets the high bits",
+        "if (HIGH_BITS > 0u) { bytes |=",
+        "if (HIGH_BITS > 2u) { bytes |=",
+        16,
+    ),
+    ("matvec", "matvec", "the high bits of the next four", "% HIGH_FOURS))) & HIGH", "% HIGH_FOURS + 1u))) & HIGH", 16),
+    ("matvec", "matvec", "forgets the offset", "- f32(OFFSET)", "- 0.0 * f32(OFFSET)", 12),
+    ("matvec", "matvec", "forgets the minimum", "+ s.plus.y;", "+ 0.0 * s.plus.y;", 16),
+    ("matvec", "matvec", "one scale for both halves", "s.scale.y * second", "s.scale.x * second", 6),
+    ("matvec", "matvec", "levels by another order", "q >= vec4<u32>(8u)", "q < vec4<u32>(8u)", 6),
+    ("matvec", "matvec", "minima in the place of scales", "bytes.xz, bytes.yw", "bytes.zx, bytes.wy", 6),
+    ("matmul", "matmul", "the next block's scale", "row_start, k / 32u)", "row_start, k / 32u + 1u)", 20),
+    ("matmul", "matmul_rows", "the next block's scale", "row_start, k / 32u)", "row_start, k / 32u + 1u)", 20),
+    ("matmul", "matmul_rows", "the first half's scale", "s.scale.y, second)", "s.scale.x, second)", 4),
+    ("embed", "embed", "the low quants twice", "quants(low_next, high, t + 1u)", "quants(low_next, high, t)", 24),
+    ("embed", "embed", "forgets the minimum", "o.b += plus;", "o.b += 0.0 * plus;", 8),
+    (
+        "matmul",
+        "matmul",
+        "wrong quants where vectors are many",
+        "o.a = scale * quants(low, high, t);",
+        "o.a = scale * quants(low, high, t); if (TILE_N > 32u) { o.a = vec4<f32>(scale); }",
+        10,
+    ),
+];
+
 #[test]
 fn changed_kernels_are_noticed() {
     let _one = alone();
     let Some(device) = gpu() else { return };
     let mut expected = std::collections::BTreeMap::new();
-    for kernel in WRONG.iter().map(|m| m.0) {
-        expected.entry(kernel).or_insert_with(|| Expected::of(kernel));
+    let all = || WRONG.iter().map(|m| (m, false)).chain(WRONG_UNPACKING.iter().map(|m| (m, true)));
+    for (mutant, unpacking) in all() {
+        expected.entry((mutant.0, unpacking)).or_insert_with(|| Expected::of(mutant.0, unpacking));
     }
-    for (kernel, cases) in &expected {
+    for ((kernel, _), cases) in &expected {
         let (failed, of) = cases.noticed(device, None);
         assert_eq!(failed, 0, "{kernel} as it is: {failed} of {of} cases fail");
     }
     let mut missed = Vec::new();
-    for (kernel, shader, what, from, to, least) in WRONG {
+    for ((kernel, shader, what, from, to, least), unpacking) in all() {
         let began = std::time::Instant::now();
-        let (failed, of) = expected[kernel].noticed(device, mutant(shader, from, to));
+        let (failed, of) = expected[&(*kernel, unpacking)].noticed(device, mutant(shader, from, to));
         println!("{shader} {what}: {failed} of {of} cases notice ({:.1} s)", began.elapsed().as_secs_f64());
         if failed < *least {
             missed.push(format!("{shader} {what}: {failed} of {of} cases notice, {least} must"));
         }
     }
-    println!("{} mutants on {}", WRONG.len(), device.info.name);
+    println!("{} mutants on {}", all().count(), device.info.name);
     assert!(missed.is_empty(), "{missed:#?}");
 }
 
@@ -554,7 +562,7 @@ fn reassociated_kernels_pass() {
     ];
     for (kernel, shader, what, from, to) in equivalent {
         let replace = mutant(shader, from, to);
-        let (failed, of) = Expected::of(kernel).noticed(device, replace);
+        let (failed, of) = Expected::of(kernel, false).noticed(device, replace);
         assert_eq!(failed, 0, "{shader} {what}: {failed} of {of} cases fail");
         println!("{shader} {what}: all {of} cases pass");
     }
