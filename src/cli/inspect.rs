@@ -193,7 +193,7 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
     let spell = |id: &u32| tokenizer.as_ref().and_then(|t| t.spelling(*id));
     let defaults = &config.generation;
     let weight_bytes = weights.as_ref().map(|w| w.bytes);
-    let contexts = if contexts.is_empty() { usual_contexts(config.max_position_embeddings) } else { contexts.to_vec() };
+    let contexts = if contexts.is_empty() { usual_contexts(config.longest_context()) } else { contexts.to_vec() };
     let mut memory = Vec::new();
     for context in contexts {
         for kv in [Dtype::F16, Dtype::F32] {
@@ -204,7 +204,8 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
                     .found(format!("{} layers, {} KV heads of {} values", shape.layers, shape.kv_heads, shape.head_dim))
             };
             let kv_bytes = shape.bytes_for(context).ok_or_else(too_much)?;
-            let rope = context as u64 * config.head_dim as u64 * 4;
+            let tables = if config.rotated_layers.has_all(config.num_layers) { 1 } else { 2 };
+            let rope = tables * context as u64 * config.head_dim as u64 * 4;
             let total = |weights: u64| {
                 weights.checked_add(kv_bytes).and_then(|bytes| bytes.checked_add(rope)).ok_or_else(too_much)
             };
@@ -224,7 +225,7 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
             kv_heads: config.num_kv_heads,
             head_dim: config.head_dim,
             vocabulary: config.vocab_size,
-            context: config.max_position_embeddings,
+            context: config.longest_context(),
             tied_embeddings: config.tie_word_embeddings,
             qk_norm: config.qk_norm,
             attention_bias: config.attention_bias,

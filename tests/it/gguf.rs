@@ -218,7 +218,7 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
         (llama().without("general.architecture"), vec!["does not name the architecture", "general.architecture"]),
         (
             llama().with("general.architecture", textv("gemma3")),
-            vec!["architecture gemma3 is not supported", "qwen2, qwen3 or llama"],
+            vec!["architecture gemma3 is not supported", "qwen2, qwen3, llama, smollm3 or phi3"],
         ),
         (llama().with("general.architecture", u32v(1)), vec!["a metadata value has the wrong type", "a text", "1"]),
         (llama().with("split.count", u32v(3)), vec!["several GGUF files", "3 files", "--merge"]),
@@ -232,11 +232,12 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
         ),
         (llama().with("llama.attention.value_length", u32v(4)), vec!["several widths", "value_length", "8", "4"]),
         (llama().with("llama.rope.dimension_count", u32v(4)), vec!["partly rotated", "dimension_count", "8", "4"]),
-        (llama().with("llama.attention.sliding_window", u32v(64)), vec!["sliding attention windows", "64"]),
+        (llama().with("llama.rope.scaling.type", textv("longrope")), vec!["short_factor", "4 positive numbers"]),
         (
-            llama().with("llama.rope.scaling.type", textv("longrope")),
-            vec!["RoPE scaling longrope", "linear, llama3 or yarn"],
+            llama().f32s("rope_factors_long.weight", &[4], [1.0; 4].into_iter()),
+            vec!["only one of the two lists", "rope_factors_short.weight and", "rope_factors_long.weight"],
         ),
+        (llama().f32s("blk.0.ffn_up.bias", &[24], [1.0; 24].into_iter()), vec!["biases", "blk.0.ffn_up.bias"]),
         (
             llama().with("llama.rope.scaling.type", textv("yarn")).with("llama.rope.scaling.factor", f32v(0.5)),
             vec!["factor", "0.5"],
@@ -254,7 +255,9 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
     for (file, parts) in cases {
         assert_says(&message(file.config()), &[&["model.gguf"], &parts[..]].concat());
     }
-    assert!(llama().with("llama.attention.sliding_window", u32v(128)).config().is_ok(), "as long as the context");
+    let window = |width| llama().with("llama.attention.sliding_window", u32v(width)).config().expect("a good file");
+    assert_eq!([0, 128, 64].map(|width| window(width).sliding_window), [None, None, Some(64)]);
+    assert_says(&message(window(64).context(Some(65))), &["sliding attention windows", "at most 64", "65"]);
     let text = [
         (llama().without("tokenizer.ggml.model"), vec!["no tokenizer", "`ids`"]),
         (
