@@ -7,7 +7,7 @@ use secateur::expert::cache::CacheShape;
 use secateur::expert::model::config::{ModelConfig, RopeScaling};
 use secateur::expert::model::decoder;
 use secateur::expert::probe;
-use secateur::expert::text::{ChatTemplate, Message, RenderOptions, ThinkingState, Tokenizer};
+use secateur::expert::text::{ChatTemplate, Message, RenderOptions, ThinkTags, ThinkingState, Tokenizer};
 use secateur::expert::weights::{ModelSource, Weights};
 use secateur::{ComputeDevice, Error, ErrorKind, Result, builtin};
 use serde::Serialize;
@@ -96,6 +96,9 @@ struct Text {
     template: bool,
     think_open: Option<u32>,
     think_close: Option<u32>,
+    /// The tags of these two ids.
+    #[serde(skip)]
+    tags: ThinkTags,
     thinking: Thinking,
     /// Whether the chat template can switch thinking off, so that `--no-think` works.
     thinking_switch: bool,
@@ -116,12 +119,12 @@ enum Thinking {
 }
 
 impl Thinking {
-    fn description(self) -> &'static str {
+    fn description(self, tags: ThinkTags) -> String {
         match self {
-            Self::TemplateOpens => "the template opens <think>",
-            Self::ModelOpens => "the model writes <think> itself",
-            Self::Closed => "the template ends it at once",
-            Self::None => "neither the tokenizer nor the template has tags for it",
+            Self::TemplateOpens => format!("the template opens {}", tags.open),
+            Self::ModelOpens => format!("the model writes {} itself", tags.open),
+            Self::Closed => "the template ends it at once".into(),
+            Self::None => "neither the tokenizer nor the template has tags for it".into(),
         }
     }
 }
@@ -186,7 +189,7 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
     let why_not = match &tokenizer {
         None => Some("no tokenizer".to_string()),
         Some(tokenizer) => {
-            let ids = tokenizer.encode(probe::DEFAULT_PROBE_TEXT)?;
+            let ids = tokenizer.encode(&probe::default_text(tokenizer.think_tags().close))?;
             probe::check_probe_ids(&ids, tokenizer.think_ids().close).err().map(|e| e.what().to_string())
         }
     };
@@ -248,6 +251,7 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
             template: template.is_some(),
             think_open: think.and_then(|ids| ids.open),
             think_close: think.and_then(|ids| ids.close),
+            tags: tokenizer.as_ref().map_or(ThinkTags::COMMON, Tokenizer::think_tags),
             thinking,
             thinking_switch: template.as_ref().is_some_and(ChatTemplate::has_thinking_switch),
         },
@@ -350,12 +354,12 @@ fn report(i: &Inspection) -> String {
     rows.push(("thinking", {
         let switch =
             if i.text.thinking_switch { "; --no-think switches it off" } else { "; it cannot be switched off" };
-        i.text.thinking.description().to_string() + if i.text.template { switch } else { "" }
+        i.text.thinking.description(i.text.tags) + if i.text.template { switch } else { "" }
     }));
     rows.push((
         "probe",
         match &i.probe.why_not {
-            None => "possible: </think> is one token".into(),
+            None => format!("possible: {} is one token", i.text.tags.close),
             Some(why) => format!("not possible: {why}"),
         },
     ));

@@ -210,6 +210,42 @@ fn tokenizer_and_template_are_rebuilt() -> Outcome {
     Ok(())
 }
 
+/// Whether merges may cross from a small to a capital letter, and from digit to digit: by the rules of transformers.
+#[test]
+fn rules_split_words_and_digits() -> Outcome {
+    let tokens = ["a", "B", "1", "aB", "11", "111", "a1"];
+    for (rule, camel, digits) in [
+        ("llama-bpe", &[3][..], &[5, 2][..]),
+        ("qwen2", &[3], &[2, 2, 2, 2]),
+        ("tekken", &[0, 1], &[2, 2, 2, 2]),
+        ("gpt-4o", &[0, 1], &[5, 2]),
+    ] {
+        let tokenizer = llama()
+            .with("tokenizer.ggml.pre", textv(rule))
+            .with("tokenizer.ggml.tokens", textsv(&tokens))
+            .with("tokenizer.ggml.token_type", listv(5, &[1i32; 7].map(|t| t.to_le_bytes().to_vec())))
+            .with("tokenizer.ggml.merges", textsv(&["a B", "1 1", "11 1", "a 1"]))
+            .tokenizer()?;
+        assert_eq!(tokenizer.encode("aB")?, camel, "{rule}");
+        assert_eq!(tokenizer.encode("1111")?, digits, "{rule}");
+        assert_eq!(tokenizer.encode("a1")?, [0, 2], "{rule}");
+    }
+    Ok(())
+}
+
+/// A Mistral model in a file of llama.cpp, where it has the name of Llama: heads narrower together than the stream.
+#[test]
+fn heads_may_be_narrower_than_the_stream() -> Outcome {
+    let config = llama()
+        .with("llama.attention.key_length", u32v(4))
+        .with("llama.attention.value_length", u32v(4))
+        .with("llama.rope.dimension_count", u32v(4))
+        .f32s("rope_freqs.weight", &[2], [1.0, 1.0].into_iter())
+        .config()?;
+    assert_eq!((config.head_dim, config.q_size(), config.hidden_size), (4, 8, 16));
+    Ok(())
+}
+
 #[test]
 fn what_the_metadata_cannot_mean_is_refused_by_name() {
     let factors = |values: &[f32]| llama().f32s("rope_freqs.weight", &[values.len() as u64], values.iter().copied());
@@ -264,7 +300,7 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
             llama().with("tokenizer.ggml.model", textv("llama")),
             vec!["type llama is not supported", "byte-level BPE", "`ids`"],
         ),
-        (llama().with("tokenizer.ggml.pre", textv("tekken")), vec!["rule tekken", "llama-bpe", "`ids`"]),
+        (llama().with("tokenizer.ggml.pre", textv("chatglm-bpe")), vec!["rule chatglm-bpe", "llama-bpe", "`ids`"]),
         (llama().without("tokenizer.ggml.merges"), vec!["incomplete", "tokenizer.ggml.merges"]),
         (
             llama().with("tokenizer.ggml.tokens", textsv(&["a", "a", "b", "ab", "c", "d"])),

@@ -1,10 +1,13 @@
 //! What the configs of SmolLM3, Mistral and Phi-3 say. The sizes are those of published models, and the numbers of
 //! parameters those that their authors count.
 use super::Outcome;
+use crate::common::directory;
 use crate::common::files::{assert_says, message};
-use secateur::Error;
+use secateur::engine::{LoadOptions, PreparedModel, Request};
 use secateur::expert::model::config::{Architecture, ModelConfig, RopeScaling};
 use secateur::expert::model::rope::{frequencies, table};
+use secateur::expert::text::{Detokenizer, ThinkTags, ThinkingState, Tokenizer, thinking_state};
+use secateur::{Error, ModelSource};
 use serde_json::{Value, json};
 
 fn parse(config: &Value) -> Result<ModelConfig, Error> {
@@ -166,4 +169,40 @@ fn long_contexts_have_the_long_factors() {
     assert_eq!(row, [cos[0], cos[1], 1.0, 1.0, sin[0], sin[1], 0.0, 0.0]);
     // A layer without RoPE.
     assert_eq!(table(4, 0, 1e4, &scaling, 2), [1.0, 1.0, 0.0, 0.0].repeat(2));
+}
+
+/// Magistral's tags are special tokens. They are recognised as `<think>` and `</think>` are, stay in the text, and end
+/// the probe.
+#[test]
+fn magistral_has_tags_of_its_own() -> Outcome {
+    let folder = directory("mistral-f16");
+    let json = std::fs::read_to_string(folder.join("tokenizer.json"))?;
+    let mut json: Value = serde_json::from_str(&json.replace("<think>", "[THINK]").replace("</think>", "[/THINK]"))?;
+    for token in json["added_tokens"].as_array_mut().ok_or("a list")? {
+        token["special"] = json!(true);
+    }
+    let json = serde_json::to_vec(&json)?;
+    let tokenizer = Tokenizer::from_bytes(&json, "magistral")?;
+    assert_eq!(tokenizer.think_tags(), ThinkTags { open: "[THINK]", close: "[/THINK]" });
+    let ids = tokenizer.encode("[THINK]So[/THINK]x<|im_end|>")?;
+    assert_eq!((tokenizer.think_ids().open, tokenizer.think_ids().close), (Some(318), Some(319)));
+    assert_eq!((ids[0], ids[2], ids[4]), (318, 319, 317));
+    assert!(tokenizer.is_special(317) && !tokenizer.is_special(318) && !tokenizer.is_special(319));
+    assert_eq!(tokenizer.decode(&ids, true)?, "[THINK]So[/THINK]x");
+    let mut text = Detokenizer::new(&tokenizer, true);
+    ids.iter().try_for_each(|&id| text.push(id).map(drop))?;
+    assert_eq!(text.text(), "[THINK]So[/THINK]x");
+    assert_eq!(thinking_state("[THINK]\n"), ThinkingState::Open);
+    assert_eq!(thinking_state("[THINK]\n[/THINK]"), ThinkingState::Closed);
+
+    let file = |name: &str| Ok::<_, std::io::Error>((name.to_string(), std::fs::read(folder.join(name))?));
+    let mut files = vec![("tokenizer.json".to_string(), json)];
+    files.extend([file("config.json")?, file("tokenizer_config.json")?]);
+    let prepared = PreparedModel::new(&ModelSource::memory(files), "magistral", &LoadOptions::default())?;
+    let (settings, _) = prepared.settings(&Request::default())?;
+    assert!(settings.probe_text.ends_with("in one sentence.[/THINK]"), "{}", settings.probe_text);
+    assert_eq!(settings.policy.name(), "think-clearly", "it can be probed");
+    let plain = PreparedModel::new(&ModelSource::directory(&folder)?, "plain", &LoadOptions::default())?;
+    assert!(plain.settings(&Request::default())?.0.probe_text.ends_with("in one sentence.</think>"));
+    Ok(())
 }
