@@ -14,8 +14,11 @@ pub enum Architecture {
     Qwen3,
     /// Llama, R1-Distill-Llama and SmolLM: no normalisation, and no biases unless the config sets `attention_bias`.
     Llama,
-    /// Mistral, Magistral and Ministral: like Llama without biases, and the attention may have a sliding window.
+    /// Mistral, Magistral and Ministral 8B: like Llama without biases, and the attention may have a sliding window.
     Mistral,
+    /// Ministral 3: like Mistral, but from some position on, attention scores are multiplied by a factor that grows
+    /// with the position of the query.
+    Ministral3,
     /// SmolLM3: like Llama, but some layers do not rotate their queries and keys.
     SmolLM3,
     /// Phi-3 and Phi-4-mini: one tensor has the rows of q, k and v, another those of gate and up, and RoPE may rotate
@@ -37,7 +40,8 @@ pub(super) struct Defaults {
 
 impl Architecture {
     /// Every architecture.
-    pub const ALL: [Self; 6] = [Self::Qwen2, Self::Qwen3, Self::Llama, Self::Mistral, Self::SmolLM3, Self::Phi3];
+    pub const ALL: [Self; 7] =
+        [Self::Qwen2, Self::Qwen3, Self::Llama, Self::Mistral, Self::Ministral3, Self::SmolLM3, Self::Phi3];
 
     /// The class name that transformers writes in `architectures`.
     pub const fn class_name(self) -> &'static str {
@@ -46,6 +50,7 @@ impl Architecture {
             Self::Qwen3 => "Qwen3ForCausalLM",
             Self::Llama => "LlamaForCausalLM",
             Self::Mistral => "MistralForCausalLM",
+            Self::Ministral3 => "Ministral3ForCausalLM",
             Self::SmolLM3 => "SmolLM3ForCausalLM",
             Self::Phi3 => "Phi3ForCausalLM",
         }
@@ -58,6 +63,7 @@ impl Architecture {
             Self::Qwen3 => "qwen3",
             Self::Llama => "llama",
             Self::Mistral => "mistral",
+            Self::Ministral3 => "ministral3",
             Self::SmolLM3 => "smollm3",
             Self::Phi3 => "phi3",
         }
@@ -76,6 +82,7 @@ impl Architecture {
             Self::Qwen2 | Self::Llama => common,
             Self::Qwen3 => Defaults { head_dim: Some(128), ..common },
             Self::Mistral => Defaults { num_kv_heads: Some(8), sliding_window: Some(4096), ..common },
+            Self::Ministral3 => Defaults { rms_norm_eps: 1e-5, head_dim: Some(128), num_kv_heads: Some(8), ..common },
             Self::SmolLM3 => Defaults { rope_theta: 2e6, tie_word_embeddings: true, num_kv_heads: Some(4), ..common },
             Self::Phi3 => Defaults { rms_norm_eps: 1e-5, ..common },
         }

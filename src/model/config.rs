@@ -44,6 +44,8 @@ pub struct ModelConfig {
     /// Width of the sliding window of the attention, if it is shorter than the longest context. Up to this many
     /// tokens, attention with the window is the same as without; longer contexts are refused.
     pub sliding_window: Option<usize>,
+    /// The position from which on queries are scaled by their position (Ministral 3). Longer contexts are refused.
+    pub queries_scaled_from: Option<usize>,
     /// ε of every RMSNorm.
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
@@ -157,7 +159,7 @@ impl ModelConfig {
         let vocab_size = fields.size("vocab_size")?;
         let num_layers = fields.size("num_hidden_layers")?;
         let max_position_embeddings = fields.size("max_position_embeddings")?;
-        let rope::Parsed { theta: rope_theta, scaling: rope_scaling, rotary_dim } =
+        let rope::Parsed { theta: rope_theta, scaling: rope_scaling, rotary_dim, queries_scaled_from } =
             rope::parse(&fields, architecture, head_dim)?;
         let rms_norm_eps = fields.number("rms_norm_eps")?.unwrap_or(absent.rms_norm_eps);
         if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
@@ -173,9 +175,9 @@ impl ModelConfig {
         }
         fields.add_eos_ids(&mut eos_token_ids, vocab_size)?;
 
-        // Qwen2 always has biases, Mistral and Phi-3 never; their configs have no field for them.
+        // Qwen2 always has biases, Mistral, Ministral 3 and Phi-3 never; their configs have no field for them.
         let says_bias = match architecture {
-            Architecture::Qwen2 | Architecture::Mistral | Architecture::Phi3 => false,
+            Architecture::Qwen2 | Architecture::Mistral | Architecture::Ministral3 | Architecture::Phi3 => false,
             _ => fields.flag("attention_bias")?.unwrap_or(false),
         };
         Ok(Self {
@@ -191,6 +193,7 @@ impl ModelConfig {
             rotated_layers: RotatedLayers::parse(&fields, architecture, num_layers)?,
             max_position_embeddings,
             sliding_window: sliding_window(&fields, architecture)?.filter(|window| *window < max_position_embeddings),
+            queries_scaled_from,
             rms_norm_eps,
             rope_theta,
             rope_scaling,
@@ -205,9 +208,12 @@ impl ModelConfig {
     }
 
     /// The longest context that can be used, in tokens: that of the model, or less if its attention has a sliding
-    /// window.
+    /// window or scales queries by their position.
     pub fn longest_context(&self) -> usize {
-        self.sliding_window.map_or(self.max_position_embeddings, |window| window.min(self.max_position_embeddings))
+        [self.sliding_window, self.queries_scaled_from]
+            .into_iter()
+            .flatten()
+            .fold(self.max_position_embeddings, usize::min)
     }
 
     /// The number of positions to make room for: the requested number, or else the [longest
@@ -220,12 +226,16 @@ impl ModelConfig {
         match requested {
             None => Ok(most.min(32_768)),
             Some(positions) if (1..=most).contains(&positions) => Ok(positions),
-            Some(positions) if positions > most && self.sliding_window.is_some() => {
-                Err(Error::new(ErrorKind::Input, "sliding attention windows are not supported")
+            Some(positions) if (most + 1..=self.max_position_embeddings).contains(&positions) => {
+                let (what, limit) = match self.sliding_window {
+                    Some(window) if window == most => ("sliding attention windows are", "the model's sliding_window"),
+                    _ => ("queries that are scaled by their position are", "from which on the model scales queries"),
+                };
+                Err(Error::new(ErrorKind::Input, format!("{what} not supported"))
                     .at("`context`")
-                    .expected(format!("at most {most} positions, the model's sliding_window"))
+                    .expected(format!("at most {most} positions, {limit}"))
                     .found(positions)
-                    .help("choose a smaller `context`, or leave it unset: within the window, attention is the same"))
+                    .help("choose a smaller `context`, or leave it unset: up to there, attention is the same"))
             }
             Some(positions) => Err(Error::new(ErrorKind::Input, "the model does not support this context length")
                 .at("`context`")

@@ -29,12 +29,13 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
         "qwen3" => Architecture::Qwen3,
         // Mistral's models are written as Llama's, whose graph is the same.
         "llama" => Architecture::Llama,
+        "mistral3" => Architecture::Ministral3,
         "smollm3" => Architecture::SmolLM3,
         "phi3" => Architecture::Phi3,
         other => {
             return Err(gguf
                 .error_at("general.architecture", format!("the architecture {other} is not supported"))
-                .expected("qwen2, qwen3, llama, smollm3 or phi3"));
+                .expected("qwen2, qwen3, llama, mistral3, smollm3 or phi3"));
         }
     };
     if let Some(parts) = gguf.uint("split.count")?.filter(|parts| *parts > 1) {
@@ -84,7 +85,14 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
         // The share is rounded down to whole components.
         config.insert("partial_rotary_factor".into(), json!((rotated as f64 + 0.5).min(d as f64) / d as f64));
     }
-    if let Some(scaling) = rope_scaling(gguf, &key)? {
+    let mut scaling = rope_scaling(gguf, &key)?;
+    if known == Architecture::Ministral3 {
+        let scaling = scaling.get_or_insert_with(|| json!({"rope_type": "default"}));
+        if let Some(beta) = gguf.number(&key("attention.temperature_scale"))? {
+            scaling["llama_4_scaling_beta"] = json!(shortest(beta));
+        }
+    }
+    if let Some(scaling) = scaling {
         config.insert("rope_scaling".into(), scaling);
     }
     config.insert("eos_token_id".into(), json!(eos_ids(gguf)?));
@@ -174,6 +182,11 @@ fn rope_scaling(gguf: &Gguf, key: &dyn Fn(&str) -> String) -> Result<Option<Valu
         if let Some(value) = gguf.number(&key(&format!("rope.scaling.{gguf_name}")))? {
             scaling.insert(name.into(), json!(shortest(value)));
         }
+    }
+    // llama.cpp takes mscale to be 1.
+    if let Some(all) = gguf.number(&key("rope.scaling.yarn_log_multiplier"))? {
+        scaling.insert("mscale".into(), json!(1.0));
+        scaling.insert("mscale_all_dim".into(), json!(shortest(all)));
     }
     // In llama.cpp, attn_factor multiplies the magnitude of YaRN; attention_factor of transformers is the product.
     if let (Some(own), Some(factor)) = (gguf.number(&key("rope.scaling.attn_factor"))?, factor) {

@@ -221,6 +221,8 @@ pub(super) struct Parsed {
     pub scaling: RopeScaling,
     /// Components of a head that are rotated.
     pub rotary_dim: usize,
+    /// The position from which on queries are scaled by their position.
+    pub queries_scaled_from: Option<usize>,
 }
 
 /// RoPE in a config: from `rope_parameters` (transformers 5), or from `rope_theta` and `rope_scaling` (transformers 4).
@@ -281,7 +283,16 @@ pub(super) fn parse(fields: &Fields<'_>, architecture: Architecture, head_dim: u
                 .help(format!("move the scaling that should apply into {NEW}, and remove {OLD}")));
         }
     }
-    Ok(Parsed { theta, scaling, rotary_dim })
+    // The factor is 1 + β ln(1 + ⌊position / original context⌋), so 1 within the original context.
+    let queries_scaled_from = match (&nested, architecture) {
+        (Some(nested), Architecture::Ministral3) => match nested.number("llama_4_scaling_beta")? {
+            Some(beta) if beta != 0.0 => Some(nested.size(ORIGINAL)?),
+            _ => None,
+        },
+        (None, Architecture::Ministral3) => return Err(fields.invalid(NEW, "the RoPE scaling of this architecture")),
+        _ => None,
+    };
+    Ok(Parsed { theta, scaling, rotary_dim, queries_scaled_from })
 }
 
 const ORIGINAL: &str = "original_max_position_embeddings";

@@ -315,6 +315,35 @@ MODELS = {
         no_rope_layers=[1, 1, 1, 0],
         gguf=dict(embed="Q8_0", q="Q8_0", k="Q8_0", v="Q8_0", o="Q8_0", gate="Q8_0", up="Q8_0", down="Q8_0"),
     ),
+    # Ministral 3: YaRN without an attention factor. From its original context on, queries are scaled; all positions are below it.
+    "gguf-ministral3-q8": dict(
+        arch="Ministral3",
+        seed=13,
+        dtype=torch.float32,
+        spelling=5,
+        vocab=320,
+        hidden=64,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        intermediate=96,
+        theta=1e6,
+        eps=1e-5,
+        tied=False,
+        context=1024,
+        gguf=dict(
+            embed="Q8_0", head="Q8_0", q="Q8_0", k="Q8_0", v="F16", o="Q8_0", gate="Q8_0", up="Q8_0", down="Q8_0"
+        ),
+        rope=dict(
+            rope_type="yarn",
+            factor=4.0,
+            original_max_position_embeddings=256,
+            mscale=1.0,
+            mscale_all_dim=1.0,
+            llama_4_scaling_beta=0.1,
+        ),
+    ),
 }
 
 BOUND = 1e-4  # the error that an f32 implementation may have, as a fraction of the largest |logit|
@@ -476,9 +505,9 @@ def config_json(m, ids):
         config |= {"attention_bias": m.get("bias", False), "head_dim": m["head_dim"]}
     if arch == "Llama":
         config |= {"mlp_bias": False, "pretraining_tp": 1}
-    if arch == "Mistral":
+    if arch in ("Mistral", "Ministral3"):
         config["head_dim"] = m["head_dim"]
-    if arch in ("SmolLM3", "Phi3"):
+    if arch in ("SmolLM3", "Phi3", "Ministral3"):
         config["pad_token_id"] = ids["<|endoftext|>"]
     if arch == "SmolLM3":
         config |= {"attention_bias": False, "mlp_bias": False, "no_rope_layers": m["no_rope_layers"], "no_rope_layer_interval": 4}
@@ -491,6 +520,7 @@ def config_json(m, ids):
         "Llama": ("max_window_layers", "sliding_window", "use_sliding_window"),
         "SmolLM3": ("max_window_layers", "sliding_window"),
         "Mistral": ("max_window_layers", "use_sliding_window", "layer_types"),
+        "Ministral3": ("max_window_layers", "use_sliding_window", "layer_types"),
         "Phi3": ("max_window_layers", "use_sliding_window", "layer_types"),
     }
     for name in unknown.get(arch, ()):
@@ -633,14 +663,14 @@ def unpair_rows(x, heads):
 
 
 def paired_heads(m, name):
-    if m.get("arch") not in ("Llama", "SmolLM3"):
+    if m.get("arch") not in ("Llama", "SmolLM3", "Ministral3"):
         return None
     return m["heads"] if ".q_proj." in name else m["kv_heads"] if ".k_proj." in name else None
 
 
 def write_gguf(path, m, weights, tokenizer):
     """The model as llama.cpp's converter and quantizer would write it."""
-    arch = m.get("arch", "Qwen2").lower()
+    arch = {"Ministral3": "mistral3"}.get(m.get("arch"), m.get("arch", "Qwen2").lower())
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name(path.parent.name)
     writer.add_context_length(m.get("context", 4096))
@@ -651,10 +681,10 @@ def write_gguf(path, m, weights, tokenizer):
     writer.add_head_count_kv(m["kv_heads"])
     writer.add_layer_norm_rms_eps(m["eps"])
     writer.add_rope_freq_base(m["theta"])
-    if arch == "qwen3":
+    if arch in ("qwen3", "mistral3"):
         writer.add_key_length(m["head_dim"])
         writer.add_value_length(m["head_dim"])
-    if arch in ("llama", "smollm3"):
+    if arch in ("llama", "smollm3", "mistral3"):
         writer.add_rope_dimension_count(m["head_dim"])
         writer.add_vocab_size(m["vocab"])
     rope = m.get("rope")
@@ -670,6 +700,9 @@ def write_gguf(path, m, weights, tokenizer):
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if arch == "mistral3":
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
     if rope and rope["rope_type"] == "llama3":
         plain = m["theta"] ** (-np.arange(0, m["head_dim"], 2) / m["head_dim"])
         writer.add_tensor("rope_freqs.weight", (plain / llama3_frequencies(plain, rope)).astype(np.float32))
@@ -783,7 +816,7 @@ MUTANTS = (
     "no 1/sqrt(d)", "uniform attention", "not causal in a chunk", "norm weights = 1", "eps = 1e-6", "no silu", "last layer skipped",
     "no o bias", "no q norm", "no k norm", "head norms after rope", "no rope scaling", "all frequencies scaled",
     "no attention factor", "rope in every layer", "rope in the other layers", "whole heads rotated", "rotated from the end",
-    "factors of the other context", "gate and up swapped",
+    "factors of the other context", "gate and up swapped", "attention factor of plain yarn",
 )  # fmt: skip
 
 
@@ -806,7 +839,9 @@ def applies(mutant, m):
         case "all frequencies scaled":
             return rope is not None and arch != "Phi3"
         case "no attention factor":
-            return rope is not None and (arch == "Phi3" or rope["rope_type"] == "yarn")
+            return rope is not None and (arch == "Phi3" or rope["rope_type"] == "yarn") and arch != "Ministral3"
+        case "attention factor of plain yarn":
+            return arch == "Ministral3"
         case "rope in every layer" | "rope in the other layers":
             return "no_rope_layers" in m
         case "whole heads rotated" | "rotated from the end":
@@ -883,7 +918,8 @@ class Reference:
             low, high = max(np.floor(at[0]), 0), min(np.ceil(at[1]), d - 1)
             keep = 1 - np.clip((np.arange(d // 2) - low) / (high - low), 0, 1)
         magnitude = 1.0
-        if rope["rope_type"] == "yarn" and self.mutant != "no attention factor":
+        plain_yarn = "mscale" not in rope or self.mutant == "attention factor of plain yarn"
+        if rope["rope_type"] == "yarn" and plain_yarn and self.mutant != "no attention factor":
             magnitude = 0.1 * np.log(factor) + 1
         return plain * (keep + (1 - keep) / factor), magnitude
 

@@ -254,7 +254,7 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
         (llama().without("general.architecture"), vec!["does not name the architecture", "general.architecture"]),
         (
             llama().with("general.architecture", textv("gemma3")),
-            vec!["architecture gemma3 is not supported", "qwen2, qwen3, llama, smollm3 or phi3"],
+            vec!["architecture gemma3 is not supported", "qwen2, qwen3, llama, mistral3, smollm3 or phi3"],
         ),
         (llama().with("general.architecture", u32v(1)), vec!["a metadata value has the wrong type", "a text", "1"]),
         (llama().with("split.count", u32v(3)), vec!["several GGUF files", "3 files", "--merge"]),

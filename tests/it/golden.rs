@@ -305,6 +305,11 @@ fn gguf_smollm3() {
 }
 
 #[test]
+fn gguf_ministral3_yarn_without_magnitude() {
+    on_every_device("gguf-ministral3-q8");
+}
+
+#[test]
 fn gguf_qwen2_q8() {
     on_every_device("gguf-qwen2-q8");
 }

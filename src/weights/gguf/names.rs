@@ -45,7 +45,7 @@ impl Weights {
 }
 
 /// The architectures in whose files the rows of q and k are in the order of llama.cpp's own rotation.
-const PAIRED: [&str; 2] = ["llama", "smollm3"];
+const PAIRED: [&str; 3] = ["llama", "mistral3", "smollm3"];
 
 /// The name of a tensor in the Hugging Face checkpoints of an architecture. Unknown names are returned unchanged.
 fn hf_name(architecture: &str, name: &str) -> String {

@@ -39,8 +39,8 @@ pub const FIXTURES: [&str; 9] = [
 ];
 
 /// The names of the fixtures in GGUF files, with quantized and mixed weights.
-pub const GGUF_FIXTURES: [&str; 5] =
-    ["gguf-qwen2-q8", "gguf-llama-q4", "gguf-qwen3-f16", "gguf-phi3-q8", "gguf-smollm3-q8"];
+pub const GGUF_FIXTURES: [&str; 6] =
+    ["gguf-qwen2-q8", "gguf-llama-q4", "gguf-qwen3-f16", "gguf-phi3-q8", "gguf-smollm3-q8", "gguf-ministral3-q8"];
 
 /// A model and what transformers computes for it: see `tests/golden/README.md`.
 pub struct Fixture {

@@ -108,6 +108,29 @@ fn mistral_takes_contexts_within_its_window() -> Outcome {
     Ok(())
 }
 
+/// Ministral 3 8B, text only.
+#[test]
+fn ministral3_takes_contexts_within_which_queries_are_not_scaled() -> Outcome {
+    let scaling = json!({"type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384,
+        "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1});
+    let mut json = without(without(magistral(), "rope_theta"), "sliding_window");
+    json["architectures"] = json!(["Ministral3ForCausalLM"]);
+    json["max_position_embeddings"] = json!(262_144);
+    assert_says(&message(parse(&json)), &["rope_parameters", "the RoPE scaling"]);
+    json["rope_parameters"] = scaling;
+    let config = parse(&json)?;
+    assert_eq!((config.architecture, config.rope_theta, config.sliding_window), (Architecture::Ministral3, 1e6, None));
+    let RopeScaling::Yarn { attention_factor, factor, .. } = config.rope_scaling else { panic!("yarn") };
+    assert_eq!((attention_factor, factor), (1.0, 16.0), "the two magnitudes cancel out");
+    assert_eq!((config.queries_scaled_from, config.context(None)?), (Some(16_384), 16_384));
+    let error = message(config.context(Some(16_385)));
+    assert_says(&error, &["queries that are scaled by their position", "`context`", "at most 16384", "16385"]);
+    assert_says(&message(config.context(Some(262_145))), &["does not support this context length", "262145"]);
+    json["rope_parameters"]["llama_4_scaling_beta"] = json!(0);
+    assert_eq!(parse(&json)?.longest_context(), 262_144, "no query is scaled");
+    Ok(())
+}
+
 #[test]
 fn phi3_rotates_a_part_of_each_head_by_two_lists() -> Outcome {
     let config = parse(&phi4_mini())?;
