@@ -6,9 +6,11 @@ use crate::common::files::{assert_says, message};
 use secateur::engine::{LoadOptions, PreparedModel, Request};
 use secateur::expert::model::config::{Architecture, ModelConfig, RopeScaling};
 use secateur::expert::model::rope::{frequencies, table};
-use secateur::expert::text::{Detokenizer, ThinkTags, ThinkingState, Tokenizer, thinking_state};
+use secateur::expert::text::{
+    ChatTemplate, Detokenizer, Message, RenderOptions, ThinkTags, ThinkingState, Tokenizer, thinking_state,
+};
 use secateur::{Error, ModelSource};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 fn parse(config: &Value) -> Result<ModelConfig, Error> {
     ModelConfig::parse(config, "config.json", None)
@@ -227,5 +229,38 @@ fn magistral_has_tags_of_its_own() -> Outcome {
     assert_eq!(settings.policy.name(), "think-clearly", "it can be probed");
     let plain = PreparedModel::new(&ModelSource::directory(&folder)?, "plain", &LoadOptions::default())?;
     assert!(plain.settings(&Request::default())?.0.probe_text.ends_with("in one sentence.</think>"));
+    Ok(())
+}
+
+/// Short templates with what those of SmolLM3, Magistral and Phi-4-mini use, and what transformers 5.23 rendered from
+/// them on 28 November 2026.
+#[test]
+fn their_kinds_of_templates_render_as_in_transformers() -> Outcome {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/templates");
+    let expected: Map<String, Value> = serde_json::from_slice(&std::fs::read(format!("{folder}/expected.json"))?)?;
+    let (user, assistant) = (|text: &str| Message::user(text), Message::new("assistant", "\n\nHello"));
+    let chats = [
+        ("user", vec![user("Hi")]),
+        ("system", vec![Message::new("system", "Be brief. /no_think "), user("Hi")]),
+        ("turns", vec![user("Hi"), assistant, user("Bye")]),
+    ];
+    let tokens = Map::from_iter([("bos_token".into(), json!("<s>")), ("eos_token".into(), json!("</s>"))]);
+    let mut rendered = Map::new();
+    for (name, has_switch) in [("smollm3", true), ("magistral", false), ("phi4", false)] {
+        let text = std::fs::read_to_string(format!("{folder}/{name}.jinja"))?;
+        let template = ChatTemplate::new(&text, name, tokens.clone())?;
+        assert_eq!(template.has_thinking_switch(), has_switch, "{name}");
+        for (chat, messages) in &chats {
+            for (think, enable_thinking) in [("None", None), ("False", Some(false))] {
+                let options = RenderOptions { enable_thinking, now: Some(1_795_867_200), ..RenderOptions::default() };
+                let prompt = template.render(messages, &options)?;
+                let closed = prompt.text.ends_with("</think>\n");
+                assert_eq!(prompt.thinking == ThinkingState::Closed, closed, "{name}, {chat}, {think}");
+                assert!(prompt.thinking != ThinkingState::Open, "the model opens its thinking itself");
+                rendered.insert(format!("{name}/{chat}/{think}"), json!(prompt.text));
+            }
+        }
+    }
+    assert_eq!(rendered, expected);
     Ok(())
 }
