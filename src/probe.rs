@@ -2,11 +2,17 @@
 //!
 //! After every `p` thinking tokens the engine appends [`DEFAULT_PROBE_TEXT`], reads the attention from its last
 //! token, `</think>`, to every cached slot, and rolls the probe back (Think Clearly, arXiv 2507.08806).
+use crate::text::ThinkTags;
 use crate::{Error, ErrorKind, Result};
 
 /// The text of the probe. The apostrophe is straight, as in the code that the authors published.
 pub const DEFAULT_PROBE_TEXT: &str = "Time is up. Given the time I've spent and the approaches I've tried, I should stop \
      thinking and now write summarization in one sentence.</think>";
+
+/// The text of the probe for a model that ends its thinking with `close`.
+pub fn default_text(close: &str) -> String {
+    DEFAULT_PROBE_TEXT.replace(ThinkTags::COMMON.close, close)
+}
 
 /// Thinking tokens from one probe to the next.
 pub const DEFAULT_PROBE_EVERY: usize = 200;
@@ -187,6 +193,8 @@ mod tests {
         );
         assert!(!DEFAULT_PROBE_TEXT.contains("  "));
         assert_eq!(DEFAULT_PROBE_TEXT.matches("</think>").count(), 1);
+        assert_eq!(default_text("</think>"), DEFAULT_PROBE_TEXT);
+        assert!(default_text("[/THINK]").ends_with("in one sentence.[/THINK]"));
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub struct Settings {
     pub window: usize,
     /// Thinking tokens from one probe to the next.
     pub probe_every: usize,
-    /// What is appended at a probe; it ends in `</think>`.
+    /// What is appended at a probe; it ends in `</think>`, or in the model's own closing tag.
     #[serde(default = "default_probe_text")]
     pub probe_text: String,
     /// How the next token is chosen.

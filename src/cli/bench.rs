@@ -87,7 +87,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let all: Vec<Lengths> =
         pairs.map(|(prompt, sequences)| Lengths { prompt, decode: args.decode, sequences }).collect();
     for lengths in &all {
-        lengths.check(config.max_position_embeddings)?;
+        lengths.check(config.longest_context())?;
         CacheShape::new(&config, args.kv, lengths.sequences, GROWTH)?;
     }
     let weights = Weights::open(&source)?;

@@ -7,7 +7,7 @@ use secateur::expert::cache::CacheShape;
 use secateur::expert::model::config::{ModelConfig, RopeScaling};
 use secateur::expert::model::decoder;
 use secateur::expert::probe;
-use secateur::expert::text::{ChatTemplate, Message, RenderOptions, ThinkingState, Tokenizer};
+use secateur::expert::text::{ChatTemplate, Message, RenderOptions, ThinkTags, ThinkingState, Tokenizer};
 use secateur::expert::weights::{ModelSource, Weights};
 use secateur::{ComputeDevice, Error, ErrorKind, Result, builtin};
 use serde::Serialize;
@@ -102,6 +102,9 @@ struct Text {
     template: bool,
     think_open: Option<u32>,
     think_close: Option<u32>,
+    /// The tags of these two ids.
+    #[serde(skip)]
+    tags: ThinkTags,
     thinking: Thinking,
     /// Whether the chat template can switch thinking off, so that `--no-think` works.
     thinking_switch: bool,
@@ -122,12 +125,12 @@ enum Thinking {
 }
 
 impl Thinking {
-    fn description(self) -> &'static str {
+    fn description(self, tags: ThinkTags) -> String {
         match self {
-            Self::TemplateOpens => "the template opens <think>",
-            Self::ModelOpens => "the model writes <think> itself",
-            Self::Closed => "the template ends it at once",
-            Self::None => "neither the tokenizer nor the template has tags for it",
+            Self::TemplateOpens => format!("the template opens {}", tags.open),
+            Self::ModelOpens => format!("the model writes {} itself", tags.open),
+            Self::Closed => "the template ends it at once".into(),
+            Self::None => "neither the tokenizer nor the template has tags for it".into(),
         }
     }
 }
@@ -195,14 +198,14 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
     let why_not = match &tokenizer {
         None => Some("no tokenizer".to_string()),
         Some(tokenizer) => {
-            let ids = tokenizer.encode(probe::DEFAULT_PROBE_TEXT)?;
+            let ids = tokenizer.encode(&probe::default_text(tokenizer.think_tags().close))?;
             probe::check_probe_ids(&ids, tokenizer.think_ids().close).err().map(|e| e.what().to_string())
         }
     };
     let spell = |id: &u32| tokenizer.as_ref().and_then(|t| t.spelling(*id));
     let defaults = &config.generation;
     let weight_bytes = weights.as_ref().map(|w| w.bytes);
-    let contexts = if contexts.is_empty() { usual_contexts(config.max_position_embeddings) } else { contexts.to_vec() };
+    let contexts = if contexts.is_empty() { usual_contexts(config.longest_context()) } else { contexts.to_vec() };
     let mut memory = Vec::new();
     for context in contexts {
         for kv in [Dtype::F16, Dtype::F32] {
@@ -213,7 +216,8 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
                     .found(format!("{} layers, {} KV heads of {} values", shape.layers, shape.kv_heads, shape.head_dim))
             };
             let kv_bytes = shape.bytes_for(context).ok_or_else(too_much)?;
-            let rope = context as u64 * config.head_dim as u64 * 4;
+            let tables = if config.rotated_layers.has_all(config.num_layers) { 1 } else { 2 };
+            let rope = tables * context as u64 * config.head_dim as u64 * 4;
             let total = |weights: u64| {
                 weights.checked_add(kv_bytes).and_then(|bytes| bytes.checked_add(rope)).ok_or_else(too_much)
             };
@@ -233,7 +237,7 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
             kv_heads: config.num_kv_heads,
             head_dim: config.head_dim,
             vocabulary: config.vocab_size,
-            context: config.max_position_embeddings,
+            context: config.longest_context(),
             tied_embeddings: config.tie_word_embeddings,
             qk_norm: config.qk_norm,
             attention_bias: config.attention_bias,
@@ -256,6 +260,7 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
             template: template.is_some(),
             think_open: think.and_then(|ids| ids.open),
             think_close: think.and_then(|ids| ids.close),
+            tags: tokenizer.as_ref().map_or(ThinkTags::COMMON, Tokenizer::think_tags),
             thinking,
             thinking_switch: template.as_ref().is_some_and(ChatTemplate::has_thinking_switch),
         },
@@ -359,12 +364,12 @@ fn report(i: &Inspection) -> String {
     rows.push(("thinking", {
         let switch =
             if i.text.thinking_switch { "; --no-think switches it off" } else { "; it cannot be switched off" };
-        i.text.thinking.description().to_string() + if i.text.template { switch } else { "" }
+        i.text.thinking.description(i.text.tags) + if i.text.template { switch } else { "" }
     }));
     rows.push((
         "probe",
         match &i.probe.why_not {
-            None => "possible: </think> is one token".into(),
+            None => format!("possible: {} is one token", i.text.tags.close),
             Some(why) => format!("not possible: {why}"),
         },
     ));

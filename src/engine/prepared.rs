@@ -186,7 +186,9 @@ impl PreparedModel {
     pub fn settings(&self, request: &Request) -> Result<(Settings, Vec<String>)> {
         let closes = |tokenizer: &Tokenizer| tokenizer.think_ids().close.is_some();
         let thinks = self.tokenizer.as_ref().is_ok_and(closes);
+        let tags = self.tokenizer.as_ref().ok().filter(|_| thinks).map(Tokenizer::think_tags);
         let (mut settings, mut notes) = request.settings(&ModelAdvice {
+            think_close: tags.map(|tags| tags.close),
             generation: Some(&self.config.generation),
             suggestions: self.suggestions,
             thinks,

@@ -98,7 +98,7 @@ pub struct Request {
     pub window: Option<usize>,
     /// Thinking tokens from one probe to the next.
     pub probe_every: Option<usize>,
-    /// What is appended at a probe; it ends in `</think>`.
+    /// What is appended at a probe; it ends in `</think>`, or in the model's own closing tag.
     pub probe_text: Option<String>,
     /// Which layers and heads share a kept set.
     pub scope: Option<Scope>,
@@ -260,7 +260,10 @@ impl Request {
             budget: self.budget.unwrap_or(default.budget),
             window: self.window.or(model.suggestions.map(|s| s.window)).unwrap_or(default.window),
             probe_every,
-            probe_text: self.probe_text.clone().unwrap_or(default.probe_text),
+            probe_text: self.probe_text.clone().unwrap_or_else(|| match model.think_close {
+                Some(close) => crate::probe::default_text(close),
+                None => default.probe_text,
+            }),
             sampling,
             seed,
             scope: self.scope.unwrap_or(default.scope),
@@ -335,6 +338,8 @@ pub(super) struct ModelAdvice<'a> {
     pub suggestions: Option<Suggestions>,
     /// Whether its tokenizer has a `</think>`, by which thinking is recognised.
     pub thinks: bool,
+    /// The tag that ends its thinking, if it has one.
+    pub think_close: Option<&'static str>,
     /// Why the default policy cannot prune this model, if it cannot. A policy that the request names reports this
     /// itself.
     pub unprunable: Option<&'static str>,

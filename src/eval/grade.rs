@@ -1,5 +1,6 @@
 //! Grades the answer of a model: the last `\boxed{…}` or number after the thinking, compared exactly after
 //! normalisation. There is no algebra: `1/2` and `\frac{1}{2}` are the same, `x+1` and `1+x` are not.
+use crate::text::ThinkTags;
 
 /// The answer in `text`, as it was written: the inside of the last `\boxed{…}` after the last `</think>`, or else the
 /// last number there. Text whose thinking never closes has no answer.
@@ -10,10 +11,9 @@
 /// assert!(same(answer(text).unwrap(), "1/2"));
 /// ```
 pub fn answer(text: &str) -> Option<&str> {
-    let open = text.rfind("<think>");
-    let said = match text.rfind("</think>") {
-        Some(at) => &text[at + "</think>".len()..],
-        None if open.is_some() => return None,
+    let said = match ThinkTags::last_close(text) {
+        Some(end) => &text[end..],
+        None if ThinkTags::last_open(text).is_some() => return None,
         None => text,
     };
     boxed(said).or_else(|| last_number(said))
@@ -120,6 +120,8 @@ mod tests {
 
     #[test]
     fn the_last_box_after_the_thinking_counts() {
+        assert_eq!(answer("[THINK]\\boxed{1}[/THINK]so \\boxed{2}"), Some("2"));
+        assert_eq!(answer("[THINK]\\boxed{1}"), None, "the thinking never closes");
         assert_eq!(answer("<think>\\boxed{1}</think>so \\boxed{2}, no: \\boxed{\\frac{3}{4}}"), Some("\\frac{3}{4}"));
         assert_eq!(answer("\\boxed{5"), Some("5"), "a box that never closes is only a number");
         assert_eq!(answer("<think>it is 7, surely"), None, "cut off while thinking");

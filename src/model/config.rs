@@ -3,9 +3,10 @@
 //! The spelling of transformers 4 (`rope_theta`, `rope_scaling`, `torch_dtype`) and that of transformers 5
 //! (`rope_parameters`, `dtype`) are both read. Features that secateur does not support are never ignored: they are
 //! errors that name the feature.
+pub use super::architecture::Architecture;
 use super::fields::Fields;
 use super::rope;
-pub use super::rope::RopeScaling;
+pub use super::rope::{RopeScaling, RotatedLayers};
 use crate::dtype::Dtype;
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result};
@@ -14,32 +15,6 @@ use serde_json::Value;
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
 const ADAPTER: &str = "adapter_config.json";
-/// A family of decoders. Families differ in the defaults of their config and in the attention fields of
-/// [`ModelConfig`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Architecture {
-    /// Qwen2, Qwen2.5, R1-Distill-Qwen and QwQ: q, k and v have biases.
-    Qwen2,
-    /// Qwen3 and R1-0528-Qwen3: q and k are RMS-normalised per head, and the head width is independent of the hidden
-    /// size.
-    Qwen3,
-    /// Llama, R1-Distill-Llama and SmolLM: no normalisation, and no biases unless the config sets `attention_bias`.
-    Llama,
-}
-
-impl Architecture {
-    /// The class name that transformers writes in `architectures`.
-    pub const fn class_name(self) -> &'static str {
-        match self {
-            Self::Qwen2 => "Qwen2ForCausalLM",
-            Self::Qwen3 => "Qwen3ForCausalLM",
-            Self::Llama => "LlamaForCausalLM",
-        }
-    }
-
-    /// Every architecture.
-    pub const ALL: [Self; 3] = [Self::Qwen2, Self::Qwen3, Self::Llama];
-}
 
 /// The shape of a decoder. Every size is positive, and every division that the sizes imply is exact.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,8 +35,17 @@ pub struct ModelConfig {
     pub num_kv_heads: usize,
     /// Width of one head; even, because RoPE rotates pairs.
     pub head_dim: usize,
+    /// Number of components of a head that RoPE rotates, the first ones; even, at most `head_dim`.
+    pub rotary_dim: usize,
+    /// The layers whose queries and keys RoPE rotates.
+    pub rotated_layers: RotatedLayers,
     /// Longest context that the model supports, in tokens.
     pub max_position_embeddings: usize,
+    /// Width of the sliding window of the attention, if it is shorter than the longest context. Up to this many
+    /// tokens, attention with the window is the same as without; longer contexts are refused.
+    pub sliding_window: Option<usize>,
+    /// The position from which on queries are scaled by their position (Ministral 3). Longer contexts are refused.
+    pub queries_scaled_from: Option<usize>,
     /// ε of every RMSNorm.
     pub rms_norm_eps: f64,
     /// Base of the rotary frequencies.
@@ -74,6 +58,8 @@ pub struct ModelConfig {
     pub output_bias: bool,
     /// Whether q and k are RMS-normalised per head.
     pub qk_norm: bool,
+    /// Whether one tensor has the rows of q, k and v, and another those of gate and up.
+    pub fused_projections: bool,
     /// Whether the output head uses the weights of the embedding.
     pub tie_word_embeddings: bool,
     /// The token ids that end an answer: first those of generation_config.json, then those of config.json, without
@@ -136,16 +122,20 @@ impl ModelConfig {
     /// If one of them is malformed, or secateur does not support the model.
     pub fn parse(config: &Value, place: &str, generation: Option<(&Value, &str)>) -> Result<Self> {
         let fields = Fields::new(config, place)?;
-        let architecture = architecture(&fields)?;
+        let architecture = Architecture::of(&fields)?;
+        let absent = architecture.defaults();
         refuse_unsupported(&fields)?;
 
         let hidden_size = fields.size("hidden_size")?;
         let num_heads = fields.size("num_attention_heads")?;
-        let num_kv_heads = fields.optional_size("num_key_value_heads")?.unwrap_or(num_heads);
-        let head_dim = match fields.optional_size("head_dim")? {
+        let num_kv_heads = match fields.optional_size("num_key_value_heads")? {
+            Some(heads) => heads,
+            // `null` means as many as query heads.
+            None if fields.map.contains_key("num_key_value_heads") => num_heads,
+            None => absent.num_kv_heads.unwrap_or(num_heads),
+        };
+        let head_dim = match fields.optional_size("head_dim")?.or(absent.head_dim) {
             Some(head_dim) => head_dim,
-            // The default of transformers.
-            None if architecture == Architecture::Qwen3 => 128,
             None if hidden_size % num_heads == 0 => hidden_size / num_heads,
             None => {
                 return Err(fields.invalid("hidden_size", format!("a multiple of num_attention_heads, {num_heads}")));
@@ -167,8 +157,11 @@ impl ModelConfig {
             return Err(fields.invalid("num_key_value_heads", format!("a divisor of num_attention_heads, {num_heads}")));
         }
         let vocab_size = fields.size("vocab_size")?;
-        let (rope_theta, rope_scaling) = rope::parse(&fields)?;
-        let rms_norm_eps = fields.number("rms_norm_eps")?.unwrap_or(1e-6);
+        let num_layers = fields.size("num_hidden_layers")?;
+        let max_position_embeddings = fields.size("max_position_embeddings")?;
+        let rope::Parsed { theta: rope_theta, scaling: rope_scaling, rotary_dim, queries_scaled_from } =
+            rope::parse(&fields, architecture, head_dim)?;
+        let rms_norm_eps = fields.number("rms_norm_eps")?.unwrap_or(absent.rms_norm_eps);
         if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
             return Err(fields.invalid("rms_norm_eps", "between 0 and 1"));
         }
@@ -182,40 +175,68 @@ impl ModelConfig {
         }
         fields.add_eos_ids(&mut eos_token_ids, vocab_size)?;
 
-        // Qwen2 always has biases; its config has no field for them.
-        let says_bias = architecture != Architecture::Qwen2 && fields.flag("attention_bias")?.unwrap_or(false);
+        // Qwen2 always has biases, Mistral, Ministral 3 and Phi-3 never; their configs have no field for them.
+        let says_bias = match architecture {
+            Architecture::Qwen2 | Architecture::Mistral | Architecture::Ministral3 | Architecture::Phi3 => false,
+            _ => fields.flag("attention_bias")?.unwrap_or(false),
+        };
         Ok(Self {
             architecture,
             vocab_size,
             hidden_size,
             intermediate_size: fields.size("intermediate_size")?,
-            num_layers: fields.size("num_hidden_layers")?,
+            num_layers,
             num_heads,
             num_kv_heads,
             head_dim,
-            max_position_embeddings: fields.size("max_position_embeddings")?,
+            rotary_dim,
+            rotated_layers: RotatedLayers::parse(&fields, architecture, num_layers)?,
+            max_position_embeddings,
+            sliding_window: sliding_window(&fields, architecture)?.filter(|window| *window < max_position_embeddings),
+            queries_scaled_from,
             rms_norm_eps,
             rope_theta,
             rope_scaling,
             attention_bias: says_bias || architecture == Architecture::Qwen2,
             output_bias: says_bias,
             qk_norm: architecture == Architecture::Qwen3,
-            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
+            fused_projections: architecture == Architecture::Phi3,
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(absent.tie_word_embeddings),
             eos_token_ids,
             generation: defaults,
         })
     }
 
-    /// The number of positions to make room for: the requested number, or else the maximum of the model, limited to
-    /// 32,768.
+    /// The longest context that can be used, in tokens: that of the model, or less if its attention has a sliding
+    /// window or scales queries by their position.
+    pub fn longest_context(&self) -> usize {
+        [self.sliding_window, self.queries_scaled_from]
+            .into_iter()
+            .flatten()
+            .fold(self.max_position_embeddings, usize::min)
+    }
+
+    /// The number of positions to make room for: the requested number, or else the [longest
+    /// context](Self::longest_context), limited to 32,768.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] if the requested number is 0, or larger than the maximum of the model.
+    /// [`ErrorKind::Input`] if the requested number is 0, or larger than the longest context.
     pub fn context(&self, requested: Option<usize>) -> Result<usize> {
-        let most = self.max_position_embeddings;
+        let most = self.longest_context();
         match requested {
             None => Ok(most.min(32_768)),
             Some(positions) if (1..=most).contains(&positions) => Ok(positions),
+            Some(positions) if (most + 1..=self.max_position_embeddings).contains(&positions) => {
+                let (what, limit) = match self.sliding_window {
+                    Some(window) if window == most => ("sliding attention windows are", "the model's sliding_window"),
+                    _ => ("queries that are scaled by their position are", "from which on the model scales queries"),
+                };
+                Err(Error::new(ErrorKind::Input, format!("{what} not supported"))
+                    .at("`context`")
+                    .expected(format!("at most {most} positions, {limit}"))
+                    .found(positions)
+                    .help("choose a smaller `context`, or leave it unset: up to there, attention is the same"))
+            }
             Some(positions) => Err(Error::new(ErrorKind::Input, "the model does not support this context length")
                 .at("`context`")
                 .expected(format!("at least 1, at most {most} positions (its max_position_embeddings)"))
@@ -304,30 +325,13 @@ impl Fields<'_> {
     }
 }
 
-fn architecture(fields: &Fields<'_>) -> Result<Architecture> {
-    let named = match fields.get("architectures") {
-        None => None,
-        Some(Value::Array(list)) if !list.is_empty() => {
-            Some(list[0].as_str().ok_or_else(|| fields.invalid("architectures", "a list of class names"))?)
-        }
-        Some(_) => return Err(fields.invalid("architectures", "a list of class names")),
-    };
-    let name = match named {
-        Some(name) => name,
-        None => fields.text("model_type")?.ok_or_else(|| {
-            Error::new(ErrorKind::Model, "config.json does not name the architecture of the model")
-                .at(fields.place)
-                .expected("the field architectures or model_type")
-                .found("neither")
-        })?,
-    };
-    match name {
-        "Qwen2ForCausalLM" | "qwen2" => Ok(Architecture::Qwen2),
-        "Qwen3ForCausalLM" | "qwen3" => Ok(Architecture::Qwen3),
-        "LlamaForCausalLM" | "llama" => Ok(Architecture::Llama),
-        other => Err(Error::new(ErrorKind::Model, format!("the architecture {other} is not supported"))
-            .at(fields.place)
-            .expected(Architecture::ALL.map(Architecture::class_name).join(", "))),
+/// The width of the window that the attention of all layers has. In Mistral and Phi-3, the field alone decides; that
+/// of Qwen2 and others is in [`refuse_unsupported`].
+fn sliding_window(fields: &Fields<'_>, architecture: Architecture) -> Result<Option<usize>> {
+    const NAME: &str = "sliding_window";
+    match architecture {
+        Architecture::Mistral | Architecture::Phi3 if fields.map.contains_key(NAME) => fields.optional_size(NAME),
+        _ => Ok(architecture.defaults().sliding_window),
     }
 }
 

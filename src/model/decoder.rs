@@ -1,6 +1,6 @@
-//! The one decoder graph of Qwen2, Qwen3 and Llama: RMSNorm, QKV (with or without bias), norms of each head (if there
-//! are any), RoPE, grouped-query attention, SwiGLU, tied or untied head. A [`ModelConfig`] says which of them a model
-//! has.
+//! The one decoder graph of all [architectures](crate::expert::model::config::Architecture): RMSNorm, QKV (with or
+//! without bias), norms of each head (if there are any), RoPE (in all layers or some, of whole heads or their first
+//! components), grouped-query attention, SwiGLU, tied or untied head. A [`ModelConfig`] says which of them a model has.
 //!
 //! The graph has no branch for devices: the operations of [`kernels`](crate::expert::kernels) run as WGSL where the weights are on a GPU, and
 //! as their CPU twins where they are on the CPU. Weights stay as they are stored, packed in u32 words, unless a
@@ -18,7 +18,7 @@ use crate::model::config::ModelConfig;
 pub use crate::model::limits::check_device;
 use crate::model::limits::{check_dimensions, check_partials, check_rope, usable_context};
 use crate::model::matrix::{Matrix, Uploader};
-use crate::model::rope;
+use crate::model::{rope, tensors};
 use crate::policy::Positions;
 use crate::weights::precision::{Precision, Role};
 use crate::weights::{PackedRows, Weights};
@@ -46,8 +46,7 @@ impl Layer {
         let (h, inter) = (config.hidden_size, config.intermediate_size);
         let (q, kv) = (config.q_size(), config.kv_size());
         let name = |part: &str| format!("model.layers.{i}.{part}");
-        let part = |what: &str, role, rows| up.rows(&name(&format!("self_attn.{what}_proj.weight")), role, rows, h);
-        let qkv = [part("q", Role::Inner, q)?, part("k", Role::Inner, kv)?, part("v", Role::Values, kv)?];
+        let qkv = tensors::qkv(config, up, i)?;
         let qkv_bias = match config.attention_bias {
             false => None,
             true => {
@@ -78,24 +77,21 @@ impl Layer {
             o_bias,
             o: up.matrix(&up.rows(&name("self_attn.o_proj.weight"), Role::Inner, h, q)?)?,
             post_norm: up.norm(up.weights.vector(&name("post_attention_layernorm.weight"), h)?),
-            gate_up: Self::load_gate_up(config, up, &name)?,
+            gate_up: Self::load_gate_up(config, up, i)?,
             down: up.matrix(&up.rows(&name("mlp.down_proj.weight"), Role::Inner, h, inter)?)?,
         })
     }
 
-    fn load_gate_up(
-        config: &ModelConfig,
-        up: &Uploader<'_>,
-        name: &impl Fn(&str) -> String,
-    ) -> Result<Vec<(Matrix, Mode)>> {
-        let inter = config.intermediate_size;
-        let part = |what: &str| {
-            let rows = up.rows(&name(&format!("mlp.{what}_proj.weight")), Role::Inner, inter, config.hidden_size)?;
-            // Rows of zeros make zeros where the next product reads padded values.
-            let (width, cols) = (up.width(inter), rows.cols());
-            rows.padded(width, cols)
+    /// The products of SwiGLU, for the field of the same name.
+    fn load_gate_up(config: &ModelConfig, up: &Uploader<'_>, layer: usize) -> Result<Vec<(Matrix, Mode)>> {
+        // Rows of zeros make zeros where the next product reads padded values.
+        let width = up.width(config.intermediate_size);
+        let padded = |rows: PackedRows<'_>| {
+            let cols = rows.cols();
+            Ok(rows.padded(width, cols)?.into_owned())
         };
-        let (gate, raise) = (part("gate")?, part("up")?);
+        let [gate, raise] = tensors::gate_up(config, up, layer)?;
+        let (gate, raise) = (padded(gate)?, padded(raise)?);
         if gate.dtype() == raise.dtype() {
             return Ok(vec![(up.matrix(&PackedRows::interleave_rows(&gate, &raise)?)?, Mode::SwiGlu)]);
         }
@@ -198,6 +194,8 @@ pub struct Decoder {
     eps: f32,
     /// Values of a row between SwiGLU and the product with down.
     gated: usize,
+    /// The table of the layers without RoPE, if there are any: cosines of 1 and sines of 0.
+    unrotated: Option<Tensor<1>>,
     context: usize,
     /// Bound in place of a bias or of norms that the model does not have: every binding of a shader needs a buffer.
     unread: Tensor<1>,
@@ -245,7 +243,10 @@ impl Decoder {
             false => Some(vocabulary("lm_head.weight")?),
         };
         tick();
-        let rope = up.vector(rope::table(config.head_dim, config.rope_theta, &config.rope_scaling, context));
+        let table =
+            |rotary| up.vector(rope::table(config.head_dim, rotary, config.rope_theta, &config.rope_scaling, context));
+        let rope = table(config.rotary_dim);
+        let unrotated = (!config.rotated_layers.has_all(config.num_layers)).then(|| table(0));
         let unread = up.vector(vec![0.0; 4]);
         let mut model = Self {
             config: config.clone(),
@@ -257,6 +258,7 @@ impl Decoder {
             rope,
             eps: up.padded_eps(config.rms_norm_eps, h),
             gated: up.width(config.intermediate_size),
+            unrotated,
             context,
             unread,
             weight_bytes: 0,
@@ -389,6 +391,14 @@ impl Decoder {
         self.linear(head, &normed, None, self.empty(rows, self.config.vocab_size), Mode::Store)
     }
 
+    /// The RoPE table of a layer.
+    fn rope(&self, layer: usize) -> &Tensor<1> {
+        match &self.unrotated {
+            Some(unrotated) if !self.config.rotated_layers.contains(layer) => unrotated,
+            _ => &self.rope,
+        }
+    }
+
     /// Normalises and rotates queries and keys, and appends keys and values to the cache. Returns the queries.
     fn append(&self, layer: usize, qkv: Tensor<2>, plan: &Plan<'_>, cache: &mut KvCache) -> Tensor<2> {
         let qk_norm = self.layers[layer].qk_norm.as_ref();
@@ -400,13 +410,13 @@ impl Decoder {
             norm: qk_norm.map(|_| self.config.rms_norm_eps as f32),
         };
         let norm = qk_norm.unwrap_or(&self.unread);
-        cache.write_layer(layer, |kv, state| kernels::rope_append(qkv, &self.rope, state, kv, norm, spec))
+        cache.write_layer(layer, |kv, state| kernels::rope_append(qkv, self.rope(layer), state, kv, norm, spec))
     }
 
     /// Attention over the cached slots. Returns the values and the log-sum-exp of each row and head.
     fn attend(&self, layer: usize, q: &Tensor<2>, plan: &Plan<'_>, cache: &KvCache) -> (Tensor<2>, Tensor<2>) {
         let spec = self.attention_spec(plan, cache, layer, most_seen(plan, cache, layer));
-        kernels::attention(q, cache.layer(layer), cache.state(), &self.rope, spec)
+        kernels::attention(q, cache.layer(layer), cache.state(), self.rope(layer), spec)
     }
 
     /// The attention weights of each sequence's last row.
@@ -422,7 +432,7 @@ impl Decoder {
         let read = |(i, &seq): (usize, &usize)| {
             let (row, slots) = (i + plan.chunk - 1, cache.len(layer, seq) + plan.chunk);
             let spec = AttentionRowSpec { layer: self.layer_spec(cache, layer), row, slots, seq, reduce };
-            kernels::attention_row(q, lse, cache.layer(layer), cache.state(), &self.rope, spec)
+            kernels::attention_row(q, lse, cache.layer(layer), cache.state(), self.rope(layer), spec)
         };
         plan.input.seqs().iter().enumerate().map(read).collect()
     }
@@ -442,7 +452,7 @@ impl Decoder {
                 slots: most_seen(plan, cache, layer),
                 mean: false,
             };
-            cache.add_sums(layer, q, lse, &self.rope, spec);
+            cache.add_sums(layer, q, lse, self.rope(layer), spec);
         }
         if cache.tracking().queries {
             cache.store_queries(layer, q, plan.chunk);
@@ -472,7 +482,7 @@ impl Decoder {
                 tuning: self.device.tuning,
             };
             let (kv, state) = (cache.layer(layer), cache.state());
-            let (_, lse) = kernels::attention(&q, kv, state, &self.rope, attend);
+            let (_, lse) = kernels::attention(&q, kv, state, self.rope(layer), attend);
             let spec = AttentionSumsSpec {
                 layer: layer_spec,
                 chunk: n,
@@ -483,7 +493,7 @@ impl Decoder {
                 mean: true,
             };
             let out = empty_u32(&self.device.burn, layer_spec.kv_heads * slots);
-            Ok(kernels::attention_sums(&q, &lse, kv, state, &self.rope, out, spec))
+            Ok(kernels::attention_sums(&q, &lse, kv, state, self.rope(layer), out, spec))
         };
         (0..self.layers.len()).map(layer).collect()
     }
@@ -494,7 +504,7 @@ impl Decoder {
         let layer = |layer: usize| {
             let slots = cache.len(layer, seq);
             let spec = KeySimilaritySpec { layer: self.layer_spec(cache, layer), slots, seq };
-            kernels::key_similarity(cache.layer(layer), cache.state(), &self.rope, spec)
+            kernels::key_similarity(cache.layer(layer), cache.state(), self.rope(layer), spec)
         };
         (0..self.layers.len()).map(layer).collect()
     }

@@ -1,5 +1,5 @@
 //! Translates the metadata of a GGUF file into a `config.json`, which is then checked like any other.
-use crate::model::config::{GenerationDefaults, ModelConfig, RopeScaling};
+use crate::model::config::{Architecture, GenerationDefaults, ModelConfig, RopeScaling};
 use crate::weights::gguf::Gguf;
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Map, Value, json};
@@ -24,14 +24,18 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
     let architecture = gguf.text("general.architecture")?.ok_or_else(|| {
         gguf.error_at("general.architecture", "the GGUF file does not name the architecture of the model")
     })?;
-    let class = match architecture {
-        "qwen2" => "Qwen2ForCausalLM",
-        "qwen3" => "Qwen3ForCausalLM",
-        "llama" => "LlamaForCausalLM",
+    let known = match architecture {
+        "qwen2" => Architecture::Qwen2,
+        "qwen3" => Architecture::Qwen3,
+        // Mistral's models are written as Llama's, whose graph is the same.
+        "llama" => Architecture::Llama,
+        "mistral3" => Architecture::Ministral3,
+        "smollm3" => Architecture::SmolLM3,
+        "phi3" => Architecture::Phi3,
         other => {
             return Err(gguf
                 .error_at("general.architecture", format!("the architecture {other} is not supported"))
-                .expected("qwen2, qwen3 or llama"));
+                .expected("qwen2, qwen3, llama, mistral3, smollm3 or phi3"));
         }
     };
     if let Some(parts) = gguf.uint("split.count")?.filter(|parts| *parts > 1) {
@@ -41,7 +45,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
             .help("merge the files: llama-gguf-split --merge FIRST-FILE MERGED-FILE"));
     }
     let key = |name: &str| format!("{architecture}.{name}");
-    let mut config = Map::from_iter([("architectures".to_string(), json!([class]))]);
+    let mut config = Map::from_iter([("architectures".to_string(), json!([known.class_name()]))]);
     for (name, gguf_name) in [
         ("hidden_size", "embedding_length"),
         ("intermediate_size", "feed_forward_length"),
@@ -51,6 +55,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
         ("max_position_embeddings", "context_length"),
         ("num_experts", "expert_count"),
         ("head_dim", "attention.key_length"),
+        ("original_max_position_embeddings", "rope.scaling.original_context_length"),
     ] {
         if let Some(value) = gguf.uint(&key(gguf_name))? {
             config.insert(name.to_string(), json!(value));
@@ -67,14 +72,27 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
     })?;
     config.insert("vocab_size".into(), json!(embedding[0]));
     config.insert("tie_word_embeddings".into(), json!(gguf.shape_of("output.weight").is_none()));
-    if class == "Qwen3ForCausalLM" && !config.contains_key("head_dim") {
-        // The default of llama.cpp, which differs from that of transformers.
-        let sizes = [gguf.uint(&key("embedding_length"))?, gguf.uint(&key("attention.head_count"))?];
-        if let [Some(hidden), Some(heads)] = sizes {
-            config.insert("head_dim".into(), json!(hidden / heads.max(1)));
+    // The defaults of llama.cpp, which differ from those of transformers.
+    config.entry("rope_theta").or_insert(json!(10_000.0));
+    let sizes = [gguf.uint(&key("embedding_length"))?, gguf.uint(&key("attention.head_count"))?];
+    if let [Some(hidden), Some(heads)] = sizes {
+        config.entry("head_dim").or_insert(json!(hidden / heads.max(1)));
+        config.entry("num_key_value_heads").or_insert(json!(heads));
+    }
+    if let (Architecture::Phi3, Some(rotated), Some(d)) =
+        (known, gguf.uint(&key("rope.dimension_count"))?, config.get("head_dim").and_then(Value::as_u64))
+    {
+        // The share is rounded down to whole components.
+        config.insert("partial_rotary_factor".into(), json!((rotated as f64 + 0.5).min(d as f64) / d as f64));
+    }
+    let mut scaling = rope_scaling(gguf, &key)?;
+    if known == Architecture::Ministral3 {
+        let scaling = scaling.get_or_insert_with(|| json!({"rope_type": "default"}));
+        if let Some(beta) = gguf.number(&key("attention.temperature_scale"))? {
+            scaling["llama_4_scaling_beta"] = json!(shortest(beta));
         }
     }
-    if let Some(scaling) = rope_scaling(gguf, &key)? {
+    if let Some(scaling) = scaling {
         config.insert("rope_scaling".into(), scaling);
     }
     config.insert("eos_token_id".into(), json!(eos_ids(gguf)?));
@@ -85,6 +103,9 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
     let has_tensor = |name: &str| gguf.shape_of(&format!("blk.0.{name}")).is_some();
     config.attention_bias = has_tensor("attn_q.bias");
     config.output_bias = has_tensor("attn_output.bias");
+    // In most files, the window of 0 stands for none.
+    let window = gguf.uint(&key("attention.sliding_window"))?.and_then(|window| usize::try_from(window).ok());
+    config.sliding_window = window.filter(|window| (1..config.max_position_embeddings).contains(window));
     if let Some(factors) = gguf.values_of("rope_freqs.weight")? {
         if factors.len() != config.head_dim / 2 || !factors.iter().all(|f| f.is_finite() && *f > 0.0) {
             return Err(Error::new(ErrorKind::Model, "the RoPE factors are not valid")
@@ -137,6 +158,9 @@ fn shortest(value: f64) -> f64 {
 
 /// The metadata `rope.scaling.*`, translated to the spelling of transformers.
 fn rope_scaling(gguf: &Gguf, key: &dyn Fn(&str) -> String) -> Result<Option<Value>> {
+    if let Some(scaling) = longrope(gguf, key)? {
+        return Ok(Some(scaling));
+    }
     let mut scaling = Map::new();
     let kind = match gguf.text(&key("rope.scaling.type"))? {
         Some("none") => return Ok(None),
@@ -159,12 +183,42 @@ fn rope_scaling(gguf: &Gguf, key: &dyn Fn(&str) -> String) -> Result<Option<Valu
             scaling.insert(name.into(), json!(shortest(value)));
         }
     }
+    // llama.cpp takes mscale to be 1.
+    if let Some(all) = gguf.number(&key("rope.scaling.yarn_log_multiplier"))? {
+        scaling.insert("mscale".into(), json!(1.0));
+        scaling.insert("mscale_all_dim".into(), json!(shortest(all)));
+    }
     // In llama.cpp, attn_factor multiplies the magnitude of YaRN; attention_factor of transformers is the product.
     if let (Some(own), Some(factor)) = (gguf.number(&key("rope.scaling.attn_factor"))?, factor) {
         let magnitude = if factor > 1.0 { 0.1 * factor.ln() + 1.0 } else { 1.0 };
         scaling.insert("attention_factor".into(), json!(shortest(own) * magnitude));
     }
     Ok(Some(Value::Object(scaling)))
+}
+
+/// The scaling of Phi-3: the factors are tensors, and llama.cpp's converter writes the attention factor as
+/// `attn_factor`.
+fn longrope(gguf: &Gguf, key: &dyn Fn(&str) -> String) -> Result<Option<Value>> {
+    const NAMES: [&str; 2] = ["rope_factors_short.weight", "rope_factors_long.weight"];
+    let [short, long] = [gguf.values_of(NAMES[0])?, gguf.values_of(NAMES[1])?];
+    let (short, long) = match (short, long) {
+        (None, None) => return Ok(None),
+        (Some(short), Some(long)) => (short, long),
+        (short, _) => {
+            return Err(Error::new(ErrorKind::Model, "the GGUF file has only one of the two lists of RoPE factors")
+                .at(gguf.place())
+                .expected(NAMES.join(" and "))
+                .found(NAMES[usize::from(short.is_none())]));
+        }
+    };
+    let mut scaling = json!({"rope_type": "longrope", "short_factor": short, "long_factor": long});
+    if let Some(original) = gguf.uint(&key("rope.scaling.original_context_length"))? {
+        scaling["original_max_position_embeddings"] = json!(original);
+    }
+    if let Some(factor) = gguf.number(&key("rope.scaling.attn_factor"))? {
+        scaling["attention_factor"] = json!(shortest(factor));
+    }
+    Ok(Some(scaling))
 }
 
 fn eos_ids(gguf: &Gguf) -> Result<Vec<u64>> {
@@ -179,23 +233,18 @@ fn eos_ids(gguf: &Gguf) -> Result<Vec<u64>> {
 
 /// Refuses unsupported features that only GGUF metadata can describe.
 fn refuse_unsupported(gguf: &Gguf, key: &dyn Fn(&str) -> String, config: &ModelConfig) -> Result<()> {
-    for name in ["attention.value_length", "rope.dimension_count"] {
-        if let Some(found) = gguf.uint(&key(name))?.filter(|found| *found != config.head_dim as u64) {
+    for (name, supported) in [("attention.value_length", config.head_dim), ("rope.dimension_count", config.rotary_dim)]
+    {
+        if let Some(found) = gguf.uint(&key(name))?.filter(|found| *found != supported as u64) {
             return Err(gguf
                 .error_at(&key(name), "heads of several widths, or only partly rotated heads, are not supported")
                 .expected(format!("the head dimension, {}", config.head_dim))
                 .found(found));
         }
     }
-    let context = config.max_position_embeddings as u64;
-    if let Some(window) = gguf.uint(&key("attention.sliding_window"))?.filter(|w| *w > 0 && *w < context) {
-        return Err(gguf
-            .error_at(&key("attention.sliding_window"), "sliding attention windows are not supported")
-            .found(window));
-    }
-    for name in ["rope_factors_long.weight", "rope_factors_short.weight"] {
+    for name in ["blk.0.attn_qkv.bias", "blk.0.ffn_up.bias", "blk.0.ffn_gate.bias", "blk.0.ffn_down.bias"] {
         if gguf.shape_of(name).is_some() {
-            return Err(gguf.error_at(name, "the RoPE scaling longrope is not supported"));
+            return Err(gguf.error_at(name, "biases of fused projections and of feed-forward layers are not supported"));
         }
     }
     Ok(())

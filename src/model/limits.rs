@@ -5,9 +5,9 @@ use crate::kernels::{AttentionSpec, LayerSpec};
 use crate::model::config::ModelConfig;
 use crate::{Error, ErrorKind, Result};
 
-/// Positions that a model loaded for `context` positions has: never more than its own maximum.
+/// Positions that a model loaded for `context` positions has: never more than its longest context.
 pub(super) fn usable_context(config: &ModelConfig, context: usize) -> usize {
-    context.min(config.max_position_embeddings).max(1)
+    context.min(config.longest_context()).max(1)
 }
 
 /// Checks that a model of this configuration can run on `device`, with `sequences` sequences side by side of up to

@@ -49,24 +49,37 @@ impl<'a> Uploader<'a> {
         if n.is_multiple_of(whole) { n } else { n.next_multiple_of(32) }
     }
 
-    /// A matrix in its own element type or, where a precision was chosen, in the type that its role gets. Its columns
-    /// are padded to their [`width`](Self::width). It is not uploaded yet.
+    /// A matrix in its own element type, its columns padded to their [`width`](Self::width). It is not uploaded yet.
     ///
     /// # Errors
-    /// A tensor that is missing or has the wrong shape or type, or a value that cannot be quantized.
-    pub fn rows(&self, name: &str, role: Role, rows: usize, cols: usize) -> Result<PackedRows<'a>> {
+    /// A tensor that is missing or has the wrong shape or type.
+    pub fn stored(&self, name: &str, rows: usize, cols: usize) -> Result<PackedRows<'a>> {
         let stored = self.weights.matrix(name, rows, cols)?;
         let width = if stored.dtype().is_quantized() { cols } else { self.width(cols) };
-        let stored = stored.padded(rows, width)?;
-        let dtype = self.precision.map_or(stored.dtype(), |p| p.dtype(stored.dtype(), role, width));
-        if dtype == stored.dtype() {
-            return Ok(stored);
+        stored.padded(rows, width)
+    }
+
+    /// The same matrix in the element type that its role gets, where a precision was chosen.
+    ///
+    /// # Errors
+    /// A value that cannot be quantized.
+    pub fn precise<'m>(&self, rows: PackedRows<'m>, role: Role) -> Result<PackedRows<'m>> {
+        let dtype = self.precision.map_or(rows.dtype(), |p| p.dtype(rows.dtype(), role, rows.cols()));
+        if dtype == rows.dtype() {
+            return Ok(rows);
         }
-        let quantized = stored.convert(dtype).map_err(|e| match self.weights.tensor(name) {
+        Ok(rows.convert(dtype)?.into_owned())
+    }
+
+    /// A matrix as it is used: [`stored`](Self::stored), then [`precise`](Self::precise).
+    ///
+    /// # Errors
+    /// Those of both; they name the tensor.
+    pub fn rows(&self, name: &str, role: Role, rows: usize, cols: usize) -> Result<PackedRows<'a>> {
+        self.precise(self.stored(name, rows, cols)?, role).map_err(|e| match self.weights.tensor(name) {
             Ok(tensor) => e.at(tensor.place()),
             Err(_) => e,
-        })?;
-        Ok(quantized.into_owned())
+        })
     }
 
     /// The weights of an RMS norm over a padded vector. The kernel divides the sum of squares by the padded width, so

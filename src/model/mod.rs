@@ -1,4 +1,5 @@
 //! The model: its configuration, the decoder graph that all architectures share, and RoPE.
+mod architecture;
 pub mod config;
 pub mod decoder;
 mod fields;
@@ -6,3 +7,4 @@ mod gguf;
 mod limits;
 mod matrix;
 pub mod rope;
+mod tensors;

@@ -1,8 +1,10 @@
 //! Rotary position embedding (RoPE): its scalings, how a config describes them, and the table of cosines and sines.
 //!
 //! The formulas are those of transformers' `modeling_rope_utils.py`, computed in f64.
+use super::architecture::Architecture;
 use super::fields::Fields;
 use crate::{Error, ErrorKind, Result};
+use serde_json::Value;
 use std::f64::consts::TAU;
 
 /// How the rotary frequencies are changed for contexts longer than the training context.
@@ -42,6 +44,22 @@ pub enum RopeScaling {
         /// Whether the interpolated range is extended to whole dimensions.
         truncate: bool,
     },
+    /// LongRoPE (Ding et al. 2024), as Phi-3 uses it: frequency `i` is divided by the `i`-th of the short or of the
+    /// long factors. Cosines and sines are multiplied by `attention_factor`, with either.
+    ///
+    /// transformers takes the long factors once the sequence is longer than the original context, and computes its
+    /// cache anew then. Here keys are cached for the whole run, so the choice is made once: the long factors if the
+    /// model is loaded for a context longer than the original one.
+    LongRope {
+        /// The factors for contexts up to the original one.
+        short_factor: Vec<f32>,
+        /// The factors for longer contexts.
+        long_factor: Vec<f32>,
+        /// The training context, in tokens.
+        original_max_position_embeddings: usize,
+        /// Multiplies the rotated components of queries and keys.
+        attention_factor: f64,
+    },
     /// Frequency `i` is divided by the `i`-th of `head_dim / 2` factors. GGUF files store the scaling of Llama 3 this
     /// way.
     Factors(Vec<f32>),
@@ -58,6 +76,9 @@ impl std::fmt::Display for RopeScaling {
             Self::Yarn { factor, attention_factor, original_max_position_embeddings: original, .. } => {
                 write!(f, "yarn, factor {factor} over {original}, attention factor {attention_factor:.4}")
             }
+            Self::LongRope { original_max_position_embeddings: original, attention_factor, .. } => {
+                write!(f, "longrope over {original}, attention factor {attention_factor:.4}")
+            }
             Self::Factors(factors) => {
                 let most = factors.iter().fold(1.0f32, |most, factor| most.max(*factor));
                 write!(f, "{} factors of the file, up to {most}", factors.len())
@@ -66,32 +87,91 @@ impl std::fmt::Display for RopeScaling {
     }
 }
 
+/// The layers whose queries and keys are rotated.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RotatedLayers {
+    /// All layers: every architecture but SmolLM3.
+    All,
+    /// All but every `n`-th: with 4, the layers of index 3, 7, 11 and so on are not rotated.
+    AllButEvery(usize),
+    /// For each layer, whether it is rotated.
+    Listed(Vec<bool>),
+}
+
+impl RotatedLayers {
+    /// Whether the layer of index `layer` is rotated.
+    pub fn contains(&self, layer: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::AllButEvery(n) => !(layer + 1).is_multiple_of(*n),
+            Self::Listed(layers) => layers.get(layer).copied().unwrap_or(true),
+        }
+    }
+
+    /// Whether all of the first `layers` layers are rotated.
+    pub fn has_all(&self, layers: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::AllButEvery(n) => layers < *n,
+            Self::Listed(listed) => !listed.contains(&false),
+        }
+    }
+
+    /// Those of SmolLM3: the layers with a 1 in `no_rope_layers`, or all but every `no_rope_layer_interval`-th.
+    ///
+    /// # Errors
+    /// If one of the two fields is malformed.
+    pub(super) fn parse(fields: &Fields<'_>, architecture: Architecture, layers: usize) -> Result<Self> {
+        const LIST: &str = "no_rope_layers";
+        if architecture != Architecture::SmolLM3 {
+            return Ok(Self::All);
+        }
+        let Some(list) = fields.get(LIST) else {
+            return Ok(Self::AllButEvery(fields.optional_size("no_rope_layer_interval")?.unwrap_or(4)));
+        };
+        let flag = |value: &Value| value.as_u64().filter(|flag| *flag <= 1).map(|flag| flag == 1);
+        let flags: Option<Vec<bool>> = list.as_array().and_then(|list| list.iter().take(layers).map(flag).collect());
+        flags.filter(|flags| flags.len() == layers).map(Self::Listed).ok_or_else(|| {
+            fields.invalid(LIST, format!("a list of {layers} numbers, one for each layer: 1 with RoPE, 0 without"))
+        })
+    }
+}
+
 /// The table of shape `[positions, d]` for rotate-half RoPE (Su et al. 2021, in the layout of Hugging Face). Row `p`
-/// holds `a cos(p · θ_i)` for the `d / 2` [`frequencies`] `θ_i`, then the same sines. The factor `a` is 1 for all
-/// scalings but YaRN.
+/// holds `a cos(p · θ_i)` for the `rotary / 2` [`frequencies`] `θ_i`, then 1 for the pairs of components that are not
+/// rotated, up to `d / 2`; then the same sines, 0 for those pairs. The factor `a` is 1 for all scalings but YaRN and
+/// LongRoPE. `rotary` is `d` in all architectures but Phi-3, and 0 for a layer without RoPE.
 ///
 /// The table is computed in f64 and stored in f32. Computing it in f32 would give cosines that are off by 1.8e-3 at
 /// position 30,000, and a table in bf16 would be exact only up to position 256.
-pub fn table(d: usize, theta: f64, scaling: &RopeScaling, positions: usize) -> Vec<f32> {
-    let (frequencies, magnitude) = frequencies(d, theta, scaling);
+pub fn table(d: usize, rotary: usize, theta: f64, scaling: &RopeScaling, positions: usize) -> Vec<f32> {
+    let (frequencies, magnitude) = frequencies(rotary, theta, scaling, positions);
+    let still = (d - rotary) / 2;
     let mut table = Vec::with_capacity(positions * d);
     for p in 0..positions {
         table.extend(frequencies.iter().map(|f| (magnitude * (p as f64 * f).cos()) as f32));
+        table.extend(std::iter::repeat_n(1.0, still));
         table.extend(frequencies.iter().map(|f| (magnitude * (p as f64 * f).sin()) as f32));
+        table.extend(std::iter::repeat_n(0.0, still));
     }
     table
 }
 
-/// The `d / 2` frequencies (the angles in radians by which one position rotates each pair), and the factor by which
-/// cosines and sines are multiplied.
-pub fn frequencies(d: usize, theta: f64, scaling: &RopeScaling) -> (Vec<f64>, f64) {
+/// The frequencies of the `d / 2` pairs of components that are rotated (the angles in radians by which one position
+/// rotates each pair), and the factor by which cosines and sines are multiplied. `positions` is the context that the
+/// model is loaded for, which matters for [`RopeScaling::LongRope`] only.
+pub fn frequencies(d: usize, theta: f64, scaling: &RopeScaling, positions: usize) -> (Vec<f64>, f64) {
     let plain: Vec<f64> = (0..d / 2).map(|i| theta.powf(-((2 * i) as f64) / d as f64)).collect();
     match scaling {
         RopeScaling::None => (plain, 1.0),
         RopeScaling::Linear { factor } => (plain.into_iter().map(|f| f / factor).collect(), 1.0),
-        RopeScaling::Factors(factors) => {
-            (plain.into_iter().zip(factors).map(|(f, factor)| f / f64::from(*factor)).collect(), 1.0)
-        }
+        RopeScaling::Factors(factors) => (divided(&plain, factors), 1.0),
+        RopeScaling::LongRope {
+            short_factor,
+            long_factor,
+            original_max_position_embeddings: original,
+            attention_factor,
+        } => (divided(&plain, if positions > *original { long_factor } else { short_factor }), *attention_factor),
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
             let scaled = plain.into_iter().map(|f| {
                 // Rotations over the training context. Frequencies with few rotations are divided, those with many
@@ -131,12 +211,25 @@ pub fn frequencies(d: usize, theta: f64, scaling: &RopeScaling) -> (Vec<f64>, f6
     }
 }
 
-/// The base and the scaling in a config: from `rope_parameters` (transformers 5), or from `rope_theta` and
-/// `rope_scaling` (transformers 4).
+fn divided(frequencies: &[f64], factors: &[f32]) -> Vec<f64> {
+    frequencies.iter().zip(factors).map(|(f, factor)| f / f64::from(*factor)).collect()
+}
+
+/// What a config says about RoPE.
+pub(super) struct Parsed {
+    pub theta: f64,
+    pub scaling: RopeScaling,
+    /// Components of a head that are rotated.
+    pub rotary_dim: usize,
+    /// The position from which on queries are scaled by their position.
+    pub queries_scaled_from: Option<usize>,
+}
+
+/// RoPE in a config: from `rope_parameters` (transformers 5), or from `rope_theta` and `rope_scaling` (transformers 4).
 ///
 /// # Errors
 /// If a field is malformed, the scaling is not supported, or the two spellings contradict each other.
-pub(super) fn parse(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
+pub(super) fn parse(fields: &Fields<'_>, architecture: Architecture, head_dim: usize) -> Result<Parsed> {
     const NEW: &str = "rope_parameters";
     const OLD: &str = "rope_scaling";
     let name = if fields.get(NEW).is_some() { NEW } else { OLD };
@@ -151,8 +244,7 @@ pub(super) fn parse(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
     };
     let theta = match nested_theta {
         Some(theta) => theta,
-        // The default of transformers for every architecture.
-        None => fields.number("rope_theta")?.unwrap_or(10_000.0),
+        None => fields.number("rope_theta")?.unwrap_or(architecture.defaults().rope_theta),
     };
     if theta <= 1.0 {
         return Err(Error::new(ErrorKind::Model, "rope_theta has a value that cannot be used")
@@ -160,20 +252,29 @@ pub(super) fn parse(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
             .expected("a number above 1")
             .found(theta));
     }
+    const SHARE: &str = "partial_rotary_factor";
+    let mut rotary_dim = head_dim;
+    // As in transformers: first inside the scaling, then next to it.
     for fields in [Some(fields), nested.as_ref()].into_iter().flatten() {
-        if fields.number("partial_rotary_factor")?.is_some_and(|share| share != 1.0) {
-            return Err(fields.unsupported("partial_rotary_factor", "heads that are only partly rotated"));
+        let Some(share) = fields.number(SHARE)? else { continue };
+        rotary_dim = (head_dim as f64 * share).max(0.0) as usize;
+        if architecture != Architecture::Phi3 && share != 1.0 {
+            return Err(fields.unsupported(SHARE, "partly rotated heads of this architecture"));
+        }
+        if !(2..=head_dim).contains(&rotary_dim) || !rotary_dim.is_multiple_of(2) {
+            return Err(fields.invalid(SHARE, format!("a share of the {head_dim} components that is an even number")));
         }
     }
+    let read = |nested: &Fields<'_>| parse_scaling(nested, fields, architecture, rotary_dim);
     let scaling = match &nested {
-        Some(nested) => parse_scaling(nested, fields)?,
+        Some(nested) => read(nested)?,
         None => RopeScaling::None,
     };
     if name == NEW
         && let Some(old) = fields.get(OLD)
     {
         let place = format!("{}: {OLD}", fields.place);
-        let old = parse_scaling(&Fields::new(old, &place)?, fields)?;
+        let old = read(&Fields::new(old, &place)?)?;
         if old != scaling {
             return Err(Error::new(ErrorKind::Model, "the configuration has two RoPE scalings that differ")
                 .at(format!("{}: {NEW} and {OLD}", fields.place))
@@ -182,16 +283,36 @@ pub(super) fn parse(fields: &Fields<'_>) -> Result<(f64, RopeScaling)> {
                 .help(format!("move the scaling that should apply into {NEW}, and remove {OLD}")));
         }
     }
-    Ok((theta, scaling))
+    // The factor is 1 + β ln(1 + ⌊position / original context⌋), so 1 within the original context.
+    let queries_scaled_from = match (&nested, architecture) {
+        (Some(nested), Architecture::Ministral3) => match nested.number("llama_4_scaling_beta")? {
+            Some(beta) if beta != 0.0 => Some(nested.size(ORIGINAL)?),
+            _ => None,
+        },
+        (None, Architecture::Ministral3) => return Err(fields.invalid(NEW, "the RoPE scaling of this architecture")),
+        _ => None,
+    };
+    Ok(Parsed { theta, scaling, rotary_dim, queries_scaled_from })
 }
+
+const ORIGINAL: &str = "original_max_position_embeddings";
 
 /// Reads a scaling. `fields` are those of the scaling, `outer` those of the whole config, where some scalings find
 /// their defaults.
-fn parse_scaling(fields: &Fields<'_>, outer: &Fields<'_>) -> Result<RopeScaling> {
-    const ORIGINAL: &str = "original_max_position_embeddings";
+fn parse_scaling(
+    fields: &Fields<'_>,
+    outer: &Fields<'_>,
+    architecture: Architecture,
+    rotary_dim: usize,
+) -> Result<RopeScaling> {
     let kind = match fields.text("rope_type")? {
         Some(kind) => Some(kind),
         None => fields.text("type")?,
+    };
+    let kind = match kind {
+        // Older names in configs of Phi-3.
+        Some("su" | "yarn") if architecture == Architecture::Phi3 => Some("longrope"),
+        kind => kind,
     };
     let factor = || match fields.required_number("factor")? {
         factor if factor >= 1.0 => Ok(factor),
@@ -203,8 +324,18 @@ fn parse_scaling(fields: &Fields<'_>, outer: &Fields<'_>) -> Result<RopeScaling>
         (None, None) => outer.size("max_position_embeddings"),
     };
     match kind {
-        None if fields.map.keys().any(|key| key != "rope_theta") => Err(fields.invalid("rope_type", "a string")),
+        None if fields.map.keys().any(|key| key != "rope_theta" && key != "partial_rotary_factor") => {
+            Err(fields.invalid("rope_type", "a string"))
+        }
         None | Some("default") => Ok(RopeScaling::None),
+        Some("longrope") => {
+            let original = match architecture {
+                // Phi-3 has a field for it, whose default counts before the scaling's own field.
+                Architecture::Phi3 => outer.optional_size(ORIGINAL)?.unwrap_or(4096),
+                _ => original()?,
+            };
+            parse_longrope(fields, outer, original, rotary_dim / 2)
+        }
         Some("linear") => Ok(RopeScaling::Linear { factor: factor()? }),
         Some("llama3") => {
             let low_freq_factor = fields.required_number("low_freq_factor")?;
@@ -262,8 +393,37 @@ fn parse_scaling(fields: &Fields<'_>, outer: &Fields<'_>) -> Result<RopeScaling>
         }
         Some(other) => Err(Error::new(ErrorKind::Model, format!("the RoPE scaling {other} is not supported"))
             .at(fields.place)
-            .expected("default, linear, llama3 or yarn")
+            .expected("default, linear, llama3, yarn or longrope")
             .found(other)
             .help("remove it from config.json to run the model within its original context")),
     }
+}
+
+/// Reads LongRoPE over the context `original`: `pairs` factors for short contexts and as many for long ones.
+fn parse_longrope(fields: &Fields<'_>, outer: &Fields<'_>, original: usize, pairs: usize) -> Result<RopeScaling> {
+    let factors = |name: &str| {
+        let list = fields.get(name).and_then(Value::as_array);
+        let factors: Option<Vec<f32>> =
+            list.and_then(|list| list.iter().map(|factor| factor.as_f64().map(|factor| factor as f32)).collect());
+        let valid = |factors: &Vec<f32>| factors.len() == pairs && factors.iter().all(|f| f.is_finite() && *f > 0.0);
+        factors.filter(valid).ok_or_else(|| fields.invalid(name, format!("a list of {pairs} positive numbers")))
+    };
+    let factor = match fields.number("factor")? {
+        Some(factor) => factor,
+        None => outer.size("max_position_embeddings")? as f64 / original as f64,
+    };
+    let attention_factor = match fields.number("attention_factor")? {
+        Some(given) => given,
+        None if factor <= 1.0 => 1.0,
+        None => (1.0 + factor.ln() / (original as f64).ln()).sqrt(),
+    };
+    if !(attention_factor.is_finite() && attention_factor > 0.0) {
+        return Err(fields.invalid("attention_factor", "a number above 0"));
+    }
+    Ok(RopeScaling::LongRope {
+        short_factor: factors("short_factor")?,
+        long_factor: factors("long_factor")?,
+        original_max_position_embeddings: original,
+        attention_factor,
+    })
 }

@@ -28,8 +28,8 @@ pub struct Detokenizer {
 
 impl Detokenizer {
     /// Starts an empty text. With `skip_special`, special tokens (end of turn and the like) add no bytes to the text,
-    /// which is what an answer needs. `<think>` and `</think>` always stay, because the tokenizers of reasoning
-    /// models treat them as ordinary tokens.
+    /// which is what an answer needs. `<think>` and `</think>` always stay: they are not
+    /// [special](Tokenizer::is_special).
     pub fn new(tokenizer: &Tokenizer, skip_special: bool) -> Self {
         Self {
             tokenizer: tokenizer.clone(),

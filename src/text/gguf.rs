@@ -14,11 +14,14 @@ const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const UNUSED: i64 = 5;
 
-/// Regular expressions that split text into contractions, words, digits, punctuation, line ends and spaces. QWEN2
-/// takes one digit at a time, LLAMA3 up to three.
+/// Regular expressions that split text into contractions, words, digits, punctuation, line ends and spaces. QWEN2 and
+/// TEKKEN (Mistral) take one digit at a time, LLAMA3 and GPT4O (Phi-4) up to three. TEKKEN and GPT4O also split a word
+/// before a capital letter that follows a small one.
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// Builds the `tokenizer.json` of the tokenizer in `gguf`.
 ///
@@ -87,6 +90,8 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
     let (pre, normalizer, whole_words) = match rule {
         "qwen2" | "deepseek-r1-qwen" => (split(QWEN2), json!({"type": "NFC"}), false),
         "llama-bpe" | "llama3" | "llama-v3" => (split(LLAMA3), Value::Null, true),
+        "tekken" => (split(TEKKEN), Value::Null, true),
+        "gpt-4o" => (split(GPT4O), Value::Null, false),
         "smollm" => {
             let digits = json!({"type": "Digits", "individual_digits": true});
             (json!({"type": "Sequence", "pretokenizers": [digits, gpt2]}), Value::Null, false)
@@ -95,7 +100,7 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
         other => {
             return Err(gguf
                 .error_at(PRE, format!("the splitting rule {other} is not known"))
-                .expected("qwen2, deepseek-r1-qwen, llama-bpe, smollm or gpt-2")
+                .expected("qwen2, deepseek-r1-qwen, llama-bpe, tekken, gpt-4o, smollm or gpt-2")
                 .help("pass token `ids`, or use the directory of the original model"));
         }
     };

@@ -6,9 +6,11 @@
 pub mod detokenize;
 mod gguf;
 mod jinja;
+pub mod tags;
 pub mod template;
 pub mod tokenizer;
 
 pub use detokenize::Detokenizer;
+pub use tags::ThinkTags;
 pub use template::{ChatTemplate, Message, RenderOptions, RenderedPrompt, ThinkingState, thinking_state};
 pub use tokenizer::{ThinkIds, Tokenizer};

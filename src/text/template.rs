@@ -3,6 +3,7 @@
 //! Templates are rendered as in transformers: blocks are trimmed, Python's string methods work, and so do `tojson`
 //! (in Python's spelling), `raise_exception`, `strftime_now`, `{% break %}` and `{% continue %}`. One difference: the
 //! date is UTC, while transformers takes local time.
+use super::ThinkTags;
 use super::jinja::{RAISED, clock, describe, strftime, tojson, without_generation_tags};
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result};
@@ -87,7 +88,7 @@ pub struct RenderedPrompt {
 /// The thinking state at the end of `text`, for raw prompts. Rendered messages have [`RenderedPrompt::thinking`],
 /// which counts only the tags that the template wrote.
 pub fn thinking_state(text: &str) -> ThinkingState {
-    match (text.rfind("<think>"), text.rfind("</think>")) {
+    match (ThinkTags::last_open(text), ThinkTags::last_close(text)) {
         (None, None) => ThinkingState::None,
         (Some(open), Some(close)) if open > close => ThinkingState::Open,
         (Some(_), None) => ThinkingState::Open,

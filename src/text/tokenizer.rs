@@ -1,4 +1,5 @@
 //! The tokenizer: reads `tokenizer.json` with the `tokenizers` crate and knows the bytes of each token.
+use super::ThinkTags;
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result};
 use std::sync::{Arc, LazyLock};
@@ -22,9 +23,9 @@ struct Inner {
 /// tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ThinkIds {
-    /// The id of `<think>`.
+    /// The id of `<think>`, or of the model's own opening tag.
     pub open: Option<u32>,
-    /// The id of `</think>`.
+    /// The id of `</think>`, or of the model's own closing tag.
     pub close: Option<u32>,
 }
 
@@ -85,9 +86,10 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer's decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        let kept: Vec<u32> = ids.iter().copied().filter(|id| !(skip_special && self.is_special(*id))).collect();
         self.0
             .hf
-            .decode(ids, skip_special)
+            .decode(&kept, false)
             .map_err(|error| Error::new(ErrorKind::Internal, "the token ids cannot be decoded").found(error))
     }
 
@@ -121,19 +123,28 @@ impl Tokenizer {
         }
     }
 
-    /// The ids of `<think>` and `</think>`.
+    /// The tags around the model's thinking: the first pair whose closing tag is one token, or `<think>` and
+    /// `</think>` if there is none.
+    pub fn think_tags(&self) -> ThinkTags {
+        let known = ThinkTags::ALL.into_iter().find(|tags| self.single_id(tags.close).is_some());
+        known.unwrap_or(ThinkTags::COMMON)
+    }
+
+    /// The ids of the [tags](Self::think_tags).
     pub fn think_ids(&self) -> ThinkIds {
-        ThinkIds { open: self.single_id("<think>"), close: self.single_id("</think>") }
+        let tags = self.think_tags();
+        ThinkIds { open: self.single_id(tags.open), close: self.single_id(tags.close) }
     }
 
     /// Whether `id` is a special token, such as `<|im_end|>` or `<|endoftext|>`. Special tokens control the
     /// conversation; they are no part of an answer, and [`Self::decode`] can leave them out.
     ///
-    /// `<think>` and `</think>` are not special in the tokenizers of reasoning models: they are ordinary added tokens
-    /// and stay in the text.
+    /// The tags around the thinking are never special: they stay in the text. In the tokenizers of most reasoning
+    /// models, they are ordinary added tokens; `[THINK]` and `[/THINK]` of Magistral are special there.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.0.hf.get_added_vocabulary();
-        added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+        let token = added.get_added_tokens_decoder().get(&id);
+        token.is_some_and(|token| token.special && !ThinkTags::contain(&token.content))
     }
 
     /// The largest token id plus one. The `vocab_size` of a model may be larger, because models pad their vocabulary.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the golden fixtures of this folder: tiny Qwen2, Qwen3 and Llama models and what transformers computes with them.
+"""Makes the golden fixtures of this folder: tiny models of every architecture and what transformers computes with them.
 
     python make.py               writes every fixture from the seeds in MODELS, and prints what the assertions measured
     python make.py --check       recomputes the goldens from the committed weights and compares, writes nothing
@@ -33,6 +33,18 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 HERE = pathlib.Path(__file__).resolve().parent
 
 # ---------------------------------------------------------------------------------------------------------------- what is made
+
+
+def longrope(pairs, original):
+    """A scaling of Phi-3's kind over an original context; short and long factors far apart."""
+    factors = lambda low, high: [round(float(f), 4) for f in np.geomspace(low, high, pairs)]
+    return dict(
+        type="longrope",
+        short_factor=factors(1.0, 1.6),
+        long_factor=factors(1.2, 40.0),
+        original_max_position_embeddings=original,
+    )
+
 
 MODELS = {
     # Tied, group 3, three layers. Config as transformers 4 writes it.
@@ -206,6 +218,132 @@ MODELS = {
         gguf=dict(embed="F16", head="BF16", q="F16", k="F16", v="F16", o="BF16", gate="BF16", up="BF16", down="F32"),
         rope=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64),
     ),
+    # SmolLM3: a layer without RoPE in the middle, group 4 over one KV head.
+    "smollm3-bf16": dict(
+        arch="SmolLM3",
+        seed=1,
+        dtype=torch.bfloat16,
+        spelling=4,
+        vocab=320,
+        hidden=96,
+        layers=3,
+        heads=4,
+        kv_heads=1,
+        head_dim=24,
+        intermediate=136,
+        theta=5e6,
+        eps=1e-6,
+        tied=True,
+        no_rope_layers=[1, 0, 1],
+    ),
+    # Mistral: heads narrower together (64) than the residual stream (88), as in Magistral, and its base of 1e9.
+    "mistral-f16": dict(
+        arch="Mistral",
+        seed=7,
+        dtype=torch.float16,
+        spelling=5,
+        vocab=320,
+        hidden=88,
+        layers=3,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        intermediate=104,
+        theta=1e9,
+        eps=1e-5,
+        tied=False,
+    ),
+    # Phi-3: fused q, k, v and gate, up; three quarters of a head rotated. The original context is so short that every prompt has
+    # the long factors (a single token, at position 0, has no angles).
+    "phi3-long-f16": dict(
+        arch="Phi3",
+        seed=28,
+        dtype=torch.float16,
+        spelling=4,
+        vocab=320,
+        hidden=96,
+        layers=3,
+        heads=3,
+        kv_heads=1,
+        head_dim=32,
+        intermediate=136,
+        theta=1e4,
+        eps=1e-5,
+        tied=True,
+        context=512,
+        partial=0.75,
+        gain=1.0,  # the attention factor, 1.87, makes scores larger
+        rope=longrope(12, 6),
+    ),
+    # The same with the short factors: the original context is longer than every prompt.
+    "gguf-phi3-q8": dict(
+        arch="Phi3",
+        seed=8,
+        dtype=torch.float32,
+        spelling=4,
+        vocab=320,
+        hidden=96,
+        layers=2,
+        heads=3,
+        kv_heads=1,
+        head_dim=32,
+        intermediate=160,
+        theta=1e4,
+        eps=1e-5,
+        tied=True,
+        context=8192,
+        partial=0.75,
+        gguf=dict(embed="Q8_0", v="Q8_0", o="Q4_0", up="Q8_0", down="Q8_0"),
+        rope=longrope(12, 4096),
+    ),
+    # llama.cpp knows SmolLM3's layers without RoPE by their number: every fourth.
+    "gguf-smollm3-q8": dict(
+        arch="SmolLM3",
+        seed=4,
+        dtype=torch.float32,
+        spelling=5,
+        vocab=320,
+        hidden=64,
+        layers=4,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        intermediate=96,
+        theta=5e6,
+        eps=1e-6,
+        tied=True,
+        no_rope_layers=[1, 1, 1, 0],
+        gguf=dict(embed="Q8_0", q="Q8_0", k="Q8_0", v="Q8_0", o="Q8_0", gate="Q8_0", up="Q8_0", down="Q8_0"),
+    ),
+    # Ministral 3: YaRN without an attention factor. From its original context on, queries are scaled; all positions are below it.
+    "gguf-ministral3-q8": dict(
+        arch="Ministral3",
+        seed=13,
+        dtype=torch.float32,
+        spelling=5,
+        vocab=320,
+        hidden=64,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_dim=32,
+        intermediate=96,
+        theta=1e6,
+        eps=1e-5,
+        tied=False,
+        context=1024,
+        gguf=dict(
+            embed="Q8_0", head="Q8_0", q="Q8_0", k="Q8_0", v="F16", o="Q8_0", gate="Q8_0", up="Q8_0", down="Q8_0"
+        ),
+        rope=dict(
+            rope_type="yarn",
+            factor=4.0,
+            original_max_position_embeddings=256,
+            mscale=1.0,
+            mscale_all_dim=1.0,
+            llama_4_scaling_beta=0.1,
+        ),
+    ),
 }
 
 BOUND = 1e-4  # the error that an f32 implementation may have, as a fraction of the largest |logit|
@@ -363,13 +501,38 @@ def config_json(m, ids):
             "sliding_window": None,
             "transformers_version": "5.0.0",
         }
-    if arch != "Qwen2":
+    if arch in ("Qwen3", "Llama"):
         config |= {"attention_bias": m.get("bias", False), "head_dim": m["head_dim"]}
     if arch == "Llama":
         config |= {"mlp_bias": False, "pretraining_tp": 1}
-        for name in ("max_window_layers", "sliding_window", "use_sliding_window"):
-            del config[name]
+    if arch in ("Mistral", "Ministral3"):
+        config["head_dim"] = m["head_dim"]
+    if arch in ("SmolLM3", "Phi3", "Ministral3"):
+        config["pad_token_id"] = ids["<|endoftext|>"]
+    if arch == "SmolLM3":
+        config |= {"attention_bias": False, "mlp_bias": False, "no_rope_layers": m["no_rope_layers"], "no_rope_layer_interval": 4}
+    if arch == "Phi3":
+        # The original context stands beside the scaling, as in Phi-4-mini.
+        scaling = config["rope_scaling"] = dict(m["rope"])
+        config["original_max_position_embeddings"] = scaling.pop("original_max_position_embeddings")
+        config["partial_rotary_factor"] = m["partial"]
+    unknown = {
+        "Llama": ("max_window_layers", "sliding_window", "use_sliding_window"),
+        "SmolLM3": ("max_window_layers", "sliding_window"),
+        "Mistral": ("max_window_layers", "use_sliding_window", "layer_types"),
+        "Ministral3": ("max_window_layers", "use_sliding_window", "layer_types"),
+        "Phi3": ("max_window_layers", "use_sliding_window", "layer_types"),
+    }
+    for name in unknown.get(arch, ()):
+        config.pop(name, None)
     return config
+
+
+# The projections that Phi-3 stores in one matrix, below each other.
+FUSED = {
+    "self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
 
 
 def random_weights(m, seed, quiet_ids=()):
@@ -391,7 +554,7 @@ def random_weights(m, seed, quiet_ids=()):
     arch = m.get("arch", "Qwen2")
     biases = {"q": q, "k": kv, "v": kv, "o": h} if m.get("bias") else {"q": q, "k": kv, "v": kv} if arch == "Qwen2" else {}
     # Without biases or norms of its own, a head needs larger scores for its attention to peak.
-    gain = 1.3 if arch == "Qwen2" else 1.7
+    gain = m.get("gain", 1.3 if arch == "Qwen2" else 1.7)
 
     embedding = rng.standard_normal((m["vocab"], h)) * 0.3
     embedding[list(quiet_ids)] *= 0.02
@@ -416,6 +579,11 @@ def random_weights(m, seed, quiet_ids=()):
     w["model.norm.weight"] = norm()
     if not m["tied"]:
         w["lm_head.weight"] = matrix(m["vocab"], h, 3.0)
+    if arch == "Phi3":
+        for layer in range(m["layers"]):
+            for fused, parts in FUSED.items():
+                names = [f"model.layers.{layer}.{part}.weight" for part in parts]
+                w[f"model.layers.{layer}.{fused}.weight"] = np.concatenate([w.pop(name) for name in names])
     return {name: torch.from_numpy(value).to(m["dtype"]).contiguous() for name, value in w.items()}
 
 
@@ -464,6 +632,7 @@ GGUF_NAMES = {
     "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
 }  # fmt: skip
 
 
@@ -476,7 +645,7 @@ def gguf_name(name):
 
 
 def gguf_type(m, name):
-    """The type of a matrix; vectors are F32."""
+    """The type of a matrix; vectors are F32. Fused matrices have the type of their last part, v or up."""
     projections = ((f"{c}_proj.weight", c) for c in ("q", "k", "v", "o", "gate", "up", "down"))
     for part, key in (("embed_tokens", "embed"), ("lm_head", "head"), *projections):
         if part in name:
@@ -494,14 +663,14 @@ def unpair_rows(x, heads):
 
 
 def paired_heads(m, name):
-    if m.get("arch") != "Llama":
+    if m.get("arch") not in ("Llama", "SmolLM3", "Ministral3"):
         return None
     return m["heads"] if ".q_proj." in name else m["kv_heads"] if ".k_proj." in name else None
 
 
 def write_gguf(path, m, weights, tokenizer):
     """The model as llama.cpp's converter and quantizer would write it."""
-    arch = m.get("arch", "Qwen2").lower()
+    arch = {"Ministral3": "mistral3"}.get(m.get("arch"), m.get("arch", "Qwen2").lower())
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name(path.parent.name)
     writer.add_context_length(m.get("context", 4096))
@@ -512,17 +681,28 @@ def write_gguf(path, m, weights, tokenizer):
     writer.add_head_count_kv(m["kv_heads"])
     writer.add_layer_norm_rms_eps(m["eps"])
     writer.add_rope_freq_base(m["theta"])
-    if arch == "qwen3":
+    if arch in ("qwen3", "mistral3"):
         writer.add_key_length(m["head_dim"])
         writer.add_value_length(m["head_dim"])
-    if arch == "llama":
+    if arch in ("llama", "smollm3", "mistral3"):
         writer.add_rope_dimension_count(m["head_dim"])
         writer.add_vocab_size(m["vocab"])
     rope = m.get("rope")
+    if arch == "phi3":
+        writer.add_rope_dimension_count(rotary(m))
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+        writer.add_rope_scaling_attn_factors(longrope_magnitude(m))
+        writer.add_sliding_window(0)
+        for which in ("long", "short"):
+            writer.add_tensor(f"rope_factors_{which}.weight", np.array(rope[f"{which}_factor"], np.float32))
+        rope = None
     if rope and rope["rope_type"] == "yarn":
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(rope["factor"])
         writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    if arch == "mistral3":
+        writer.add_rope_scaling_yarn_log_mul(rope["mscale_all_dim"])
+        writer.add_attn_temperature_scale(rope["llama_4_scaling_beta"])
     if rope and rope["rope_type"] == "llama3":
         plain = m["theta"] ** (-np.arange(0, m["head_dim"], 2) / m["head_dim"])
         writer.add_tensor("rope_freqs.weight", (plain / llama3_frequencies(plain, rope)).astype(np.float32))
@@ -551,6 +731,17 @@ def write_gguf(path, m, weights, tokenizer):
     writer.close()
 
 
+def rotary(m):
+    """Components of a head that RoPE rotates, the first ones."""
+    return int(m["head_dim"] * m.get("partial", 1.0))
+
+
+def longrope_magnitude(m):
+    """The factor of cosines and sines of Phi-3's scaling."""
+    original = m["rope"]["original_max_position_embeddings"]
+    return float(np.sqrt(1 + np.log(m["context"] / original) / np.log(original)))
+
+
 def llama3_frequencies(plain, rope):
     turns = rope["original_max_position_embeddings"] * plain / (2 * np.pi)
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
@@ -569,7 +760,7 @@ def read_gguf(path, m, names):
         value = value.reshape(tuple(int(n) for n in reversed(tensor.shape)))
         heads = paired_heads(m, name)
         weights[name] = torch.from_numpy(np.array(unpair_rows(value, heads) if heads else value, order="C"))
-    assert not set(tensors) - {"rope_freqs.weight"}, list(tensors)
+    assert not set(tensors) - {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}, list(tensors)
     return weights
 
 
@@ -624,7 +815,8 @@ MUTANTS = (
     "no rope", "interleaved rope", "rope theta / 2", "no q bias", "no k bias", "no v bias", "kv head = h mod kv", "heads swapped",
     "no 1/sqrt(d)", "uniform attention", "not causal in a chunk", "norm weights = 1", "eps = 1e-6", "no silu", "last layer skipped",
     "no o bias", "no q norm", "no k norm", "head norms after rope", "no rope scaling", "all frequencies scaled",
-    "no attention factor",
+    "no attention factor", "rope in every layer", "rope in the other layers", "whole heads rotated", "rotated from the end",
+    "factors of the other context", "gate and up swapped", "attention factor of plain yarn",
 )  # fmt: skip
 
 
@@ -642,10 +834,20 @@ def applies(mutant, m):
             return m.get("bias", False)
         case "no q norm" | "no k norm" | "head norms after rope":
             return arch == "Qwen3"
-        case "no rope scaling" | "all frequencies scaled":
+        case "no rope scaling":
             return rope is not None
+        case "all frequencies scaled":
+            return rope is not None and arch != "Phi3"
         case "no attention factor":
-            return rope is not None and rope["rope_type"] == "yarn"
+            return rope is not None and (arch == "Phi3" or rope["rope_type"] == "yarn") and arch != "Ministral3"
+        case "attention factor of plain yarn":
+            return arch == "Ministral3"
+        case "rope in every layer" | "rope in the other layers":
+            return "no_rope_layers" in m
+        case "whole heads rotated" | "rotated from the end":
+            return "partial" in m
+        case "factors of the other context" | "gate and up swapped":
+            return arch == "Phi3"
     return True
 
 
@@ -658,9 +860,18 @@ class Reference:
     def __init__(self, folder, m, mutant=None, round_kv=None):
         self.w = {k: v.double().numpy() for k, v in load_weights(folder).items()}
         self.m, self.mutant, self.round_kv = m, mutant, round_kv
+        self.split(m["heads"] * m["head_dim"], m["kv_heads"] * m["head_dim"], m["intermediate"])
         assert mutant is None or mutant in MUTANTS
         empty = np.zeros((m["kv_heads"], 0, m["head_dim"]))
         self.keys, self.values = [empty] * m["layers"], [empty] * m["layers"]
+
+    def split(self, q, kv, inter):
+        """Fused matrices become their parts."""
+        for name in [name for name in self.w if "qkv_proj" in name or "gate_up_proj" in name]:
+            whole = self.w.pop(name)
+            rows = np.split(whole, [q, q + kv] if "qkv" in name else [inter])
+            for part, value in zip(FUSED[name.split(".", 3)[3].removesuffix(".weight")], rows):
+                self.w[".".join(name.split(".", 3)[:3]) + f".{part}.weight"] = value
 
     def norm(self, x, name):
         weight = 1.0 if self.mutant == "norm weights = 1" else self.w[name]
@@ -681,11 +892,19 @@ class Reference:
 
     def frequencies(self):
         """Angle per position of each pair, and the factor of cosines and sines."""
-        d, rope = self.m["head_dim"], self.m.get("rope")
+        d, rope = rotary(self.m), self.m.get("rope")
+        if self.mutant == "whole heads rotated":
+            d = self.m["head_dim"]
         theta = self.m["theta"] / (2 if self.mutant == "rope theta / 2" else 1)
         plain = theta ** (-np.arange(0, d, 2) / d)
         if rope is None or self.mutant == "no rope scaling":
             return plain, 1.0
+        if rope.get("type") == "longrope":
+            # The longest forward of the goldens is the prompt of 200.
+            long = (max(PROMPTS) > rope["original_max_position_embeddings"]) != (self.mutant == "factors of the other context")
+            factors = np.array(rope["long_factor" if long else "short_factor"], np.float32).astype(float)
+            factors = np.concatenate([factors, np.ones(d // 2 - len(factors))])
+            return plain / factors, 1.0 if self.mutant == "no attention factor" else longrope_magnitude(self.m)
         factor, turns = rope["factor"], rope["original_max_position_embeddings"] * plain / (2 * np.pi)
         if self.mutant == "all frequencies scaled":
             keep = np.zeros(d // 2)
@@ -699,23 +918,38 @@ class Reference:
             low, high = max(np.floor(at[0]), 0), min(np.ceil(at[1]), d - 1)
             keep = 1 - np.clip((np.arange(d // 2) - low) / (high - low), 0, 1)
         magnitude = 1.0
-        if rope["rope_type"] == "yarn" and self.mutant != "no attention factor":
+        plain_yarn = "mscale" not in rope or self.mutant == "attention factor of plain yarn"
+        if rope["rope_type"] == "yarn" and plain_yarn and self.mutant != "no attention factor":
             magnitude = 0.1 * np.log(factor) + 1
         return plain * (keep + (1 - keep) / factor), magnitude
 
     def rope(self, x, positions):
         """x [heads, n, head_dim], rotated in halves: component i pairs with i + head_dim/2."""
-        d = self.m["head_dim"]
         frequencies, magnitude = self.frequencies()
+        d = 2 * len(frequencies)
+        if self.mutant == "rotated from the end":
+            x, rest = x[..., -d:], x[..., :-d]
+        else:
+            x, rest = x[..., :d], x[..., d:]
         angle = np.asarray(positions, float)[:, None] * frequencies[None]
         cos, sin = magnitude * np.cos(angle), magnitude * np.sin(angle)
-        if self.mutant == "no rope":
-            return x
         if self.mutant == "interleaved rope":
             a, b = x[..., 0::2], x[..., 1::2]
-            return np.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(x.shape)
+            return np.concatenate([np.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(x.shape), rest], -1)
         a, b = x[..., : d // 2], x[..., d // 2 :]
-        return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+        return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], -1)
+
+    def rotates(self, layer):
+        """Whether RoPE rotates the queries and keys of a layer."""
+        layers = self.m.get("no_rope_layers", [1] * self.m["layers"])
+        match self.mutant:
+            case "no rope":
+                return False
+            case "rope in every layer":
+                return True
+            case "rope in the other layers":
+                return not layers[layer]
+        return bool(layers[layer])
 
     def __call__(self, ids, positions):
         """Appends ids at the logical positions. Logits [n, vocab], attention row of the last one [layers, heads, slots]."""
@@ -726,7 +960,9 @@ class Reference:
             y = self.norm(x, p + "input_layernorm.weight")
             q, k, v = (self.linear(y, p + f"self_attn.{c}_proj").reshape(n, -1, d).transpose(1, 0, 2) for c in "qkv")
             names = [p + f"self_attn.{c}_norm.weight" for c in "qk"]
-            if self.mutant == "head norms after rope":
+            if not self.rotates(layer):
+                q, k = (self.head_norm(x, name) for x, name in zip((q, k), names))
+            elif self.mutant == "head norms after rope":
                 q, k = (self.head_norm(self.rope(x, positions), name) for x, name in zip((q, k), names))
             else:
                 q, k = (self.rope(self.head_norm(x, name), positions) for x, name in zip((q, k), names))
@@ -751,9 +987,10 @@ class Reference:
             out = out[:, ::-1] if self.mutant == "heads swapped" else out
             x = x + self.linear(out.reshape(n, -1), p + "self_attn.o_proj")
             y = self.norm(x, p + "post_attention_layernorm.weight")
-            gate = self.linear(y, p + "mlp.gate_proj")
+            gate, up = self.linear(y, p + "mlp.gate_proj"), self.linear(y, p + "mlp.up_proj")
+            gate, up = (up, gate) if self.mutant == "gate and up swapped" else (gate, up)
             gate = gate if self.mutant == "no silu" else gate / (1 + np.exp(-gate))
-            x = x + self.linear(gate * self.linear(y, p + "mlp.up_proj"), p + "mlp.down_proj")
+            x = x + self.linear(gate * up, p + "mlp.down_proj")
         x = self.norm(x, "model.norm.weight")
         return self.linear(x, "model.embed_tokens" if m["tied"] else "lm_head"), np.stack(rows)
 

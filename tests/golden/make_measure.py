@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Writes what policies measure, as computed by transformers: `measure.safetensors` of every fixture in this folder.
+"""Writes what policies measure, as computed by transformers: `measure.safetensors` of every fixture in Hugging Face layout.
 README.md describes its contents.
 
-    python make_measure.py            writes the files, from the committed weights and goldens
-    python make_measure.py --check    recomputes them and compares, writes nothing
+    python make_measure.py [NAME …]            writes the files, from the committed weights and goldens
+    python make_measure.py --check [NAME …]    recomputes them and compares, writes nothing
 
 Float32 arithmetic over the stored weights, eager attention, one thread, as `make.py`. Sums and means are taken in float64.
 """
@@ -110,7 +110,6 @@ class Measured:
         question, ids = self.tensors["oracle.prompt.ids"].tolist(), self.tensors["oracle.ids"].tolist()
         gone = self.evictions(scope)
         cache = transformers.DynamicCache(config=self.model.config)
-        frequencies = self.model.model.rotary_emb.inv_freq.double()
         logical = {key: list(range(len(question))) for key in gone}  # of each set, the positions it caches
         stands = {key: list(range(len(question))) for key in gone}  # and where their keys stand
         after, rows = len(question), []
@@ -145,13 +144,17 @@ class Measured:
                 index = torch.tensor([kept[number, h] for h in range(self.kv_heads)])[None, :, :, None]
                 index = index.expand(-1, -1, -1, layer.keys.shape[-1])
                 layer.keys, layer.values = layer.keys.gather(2, index), layer.values.gather(2, index)
-                if positions == "compact":
+                rotates = getattr(self.model.config, "no_rope_layers", None)
+                if positions == "compact" and (rotates is None or rotates[number]):
+                    # Read after a forward: some scalings choose their frequencies by its length.
+                    frequencies = self.model.model.rotary_emb.inv_freq.double()
                     count = index.shape[2]
                     old = torch.tensor([[stands[number, h][s] for s in kept[number, h]] for h in range(self.kv_heads)])
                     angle = (torch.arange(end - count, end)[None] - old).double()[..., None] * frequencies
                     cos, sin = angle.cos()[None], angle.sin()[None]
-                    a, b = layer.keys.double().chunk(2, -1)
-                    layer.keys = torch.cat([a * cos - b * sin, b * cos + a * sin], -1).float()
+                    rotated, rest = layer.keys.double().tensor_split([2 * len(frequencies)], -1)
+                    a, b = rotated.chunk(2, -1)
+                    layer.keys = torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1).float()
             for key, slots in kept.items():
                 logical[key] = [logical[key][s] for s in slots]
                 compacted = list(range(end - len(slots), end))
@@ -190,7 +193,10 @@ class Measured:
 
 def main():
     torch.set_num_threads(1)
-    for name in make.MODELS:
+    chosen = [argument for argument in sys.argv[1:] if argument != "--check"]
+    for name, model in make.MODELS.items():
+        if "gguf" in model or (chosen and name not in chosen):
+            continue
         found, path = Measured(HERE / name)(), HERE / name / "measure.safetensors"
         if "--check" in sys.argv:
             stored = safetensors.numpy.load_file(path)

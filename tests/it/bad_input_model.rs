@@ -243,10 +243,10 @@ fn logits_that_are_not_finite_are_an_error() {
         for (tensor, value) in [
             ("model.norm.weight", f32::NAN),
             (
-                if fx.config.attention_bias {
-                    "model.layers.1.self_attn.v_proj.bias"
-                } else {
-                    "model.layers.1.self_attn.v_proj.weight"
+                match () {
+                    () if fx.config.fused_projections => "model.layers.1.self_attn.qkv_proj.weight",
+                    () if fx.config.attention_bias => "model.layers.1.self_attn.v_proj.bias",
+                    () => "model.layers.1.self_attn.v_proj.weight",
                 },
                 f32::INFINITY,
             ),

@@ -210,6 +210,42 @@ fn tokenizer_and_template_are_rebuilt() -> Outcome {
     Ok(())
 }
 
+/// Whether merges may cross from a small to a capital letter, and from digit to digit: by the rules of transformers.
+#[test]
+fn rules_split_words_and_digits() -> Outcome {
+    let tokens = ["a", "B", "1", "aB", "11", "111", "a1"];
+    for (rule, camel, digits) in [
+        ("llama-bpe", &[3][..], &[5, 2][..]),
+        ("qwen2", &[3], &[2, 2, 2, 2]),
+        ("tekken", &[0, 1], &[2, 2, 2, 2]),
+        ("gpt-4o", &[0, 1], &[5, 2]),
+    ] {
+        let tokenizer = llama()
+            .with("tokenizer.ggml.pre", textv(rule))
+            .with("tokenizer.ggml.tokens", textsv(&tokens))
+            .with("tokenizer.ggml.token_type", listv(5, &[1i32; 7].map(|t| t.to_le_bytes().to_vec())))
+            .with("tokenizer.ggml.merges", textsv(&["a B", "1 1", "11 1", "a 1"]))
+            .tokenizer()?;
+        assert_eq!(tokenizer.encode("aB")?, camel, "{rule}");
+        assert_eq!(tokenizer.encode("1111")?, digits, "{rule}");
+        assert_eq!(tokenizer.encode("a1")?, [0, 2], "{rule}");
+    }
+    Ok(())
+}
+
+/// A Mistral model in a file of llama.cpp, where it has the name of Llama: heads narrower together than the stream.
+#[test]
+fn heads_may_be_narrower_than_the_stream() -> Outcome {
+    let config = llama()
+        .with("llama.attention.key_length", u32v(4))
+        .with("llama.attention.value_length", u32v(4))
+        .with("llama.rope.dimension_count", u32v(4))
+        .f32s("rope_freqs.weight", &[2], [1.0, 1.0].into_iter())
+        .config()?;
+    assert_eq!((config.head_dim, config.q_size(), config.hidden_size), (4, 8, 16));
+    Ok(())
+}
+
 #[test]
 fn what_the_metadata_cannot_mean_is_refused_by_name() {
     let factors = |values: &[f32]| llama().f32s("rope_freqs.weight", &[values.len() as u64], values.iter().copied());
@@ -218,7 +254,7 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
         (llama().without("general.architecture"), vec!["does not name the architecture", "general.architecture"]),
         (
             llama().with("general.architecture", textv("gemma3")),
-            vec!["architecture gemma3 is not supported", "qwen2, qwen3 or llama"],
+            vec!["architecture gemma3 is not supported", "qwen2, qwen3, llama, mistral3, smollm3 or phi3"],
         ),
         (llama().with("general.architecture", u32v(1)), vec!["a metadata value has the wrong type", "a text", "1"]),
         (llama().with("split.count", u32v(3)), vec!["several GGUF files", "3 files", "--merge"]),
@@ -232,11 +268,12 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
         ),
         (llama().with("llama.attention.value_length", u32v(4)), vec!["several widths", "value_length", "8", "4"]),
         (llama().with("llama.rope.dimension_count", u32v(4)), vec!["partly rotated", "dimension_count", "8", "4"]),
-        (llama().with("llama.attention.sliding_window", u32v(64)), vec!["sliding attention windows", "64"]),
+        (llama().with("llama.rope.scaling.type", textv("longrope")), vec!["short_factor", "4 positive numbers"]),
         (
-            llama().with("llama.rope.scaling.type", textv("longrope")),
-            vec!["RoPE scaling longrope", "linear, llama3 or yarn"],
+            llama().f32s("rope_factors_long.weight", &[4], [1.0; 4].into_iter()),
+            vec!["only one of the two lists", "rope_factors_short.weight and", "rope_factors_long.weight"],
         ),
+        (llama().f32s("blk.0.ffn_up.bias", &[24], [1.0; 24].into_iter()), vec!["biases", "blk.0.ffn_up.bias"]),
         (
             llama().with("llama.rope.scaling.type", textv("yarn")).with("llama.rope.scaling.factor", f32v(0.5)),
             vec!["factor", "0.5"],
@@ -254,14 +291,16 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
     for (file, parts) in cases {
         assert_says(&message(file.config()), &[&["model.gguf"], &parts[..]].concat());
     }
-    assert!(llama().with("llama.attention.sliding_window", u32v(128)).config().is_ok(), "as long as the context");
+    let window = |width| llama().with("llama.attention.sliding_window", u32v(width)).config().expect("a good file");
+    assert_eq!([0, 128, 64].map(|width| window(width).sliding_window), [None, None, Some(64)]);
+    assert_says(&message(window(64).context(Some(65))), &["sliding attention windows", "at most 64", "65"]);
     let text = [
         (llama().without("tokenizer.ggml.model"), vec!["no tokenizer", "`ids`"]),
         (
             llama().with("tokenizer.ggml.model", textv("llama")),
             vec!["type llama is not supported", "byte-level BPE", "`ids`"],
         ),
-        (llama().with("tokenizer.ggml.pre", textv("tekken")), vec!["rule tekken", "llama-bpe", "`ids`"]),
+        (llama().with("tokenizer.ggml.pre", textv("chatglm-bpe")), vec!["rule chatglm-bpe", "llama-bpe", "`ids`"]),
         (llama().without("tokenizer.ggml.merges"), vec!["incomplete", "tokenizer.ggml.merges"]),
         (
             llama().with("tokenizer.ggml.tokens", textsv(&["a", "a", "b", "ab", "c", "d"])),

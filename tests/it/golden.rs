@@ -280,6 +280,36 @@ fn llama3_bf16_in_shards() {
 }
 
 #[test]
+fn smollm3_layers_without_rope() {
+    on_every_device("smollm3-bf16");
+}
+
+#[test]
+fn mistral_f16() {
+    on_every_device("mistral-f16");
+}
+
+#[test]
+fn phi3_fused_partly_rotated_long() {
+    on_every_device("phi3-long-f16");
+}
+
+#[test]
+fn gguf_phi3_short() {
+    on_every_device("gguf-phi3-q8");
+}
+
+#[test]
+fn gguf_smollm3() {
+    on_every_device("gguf-smollm3-q8");
+}
+
+#[test]
+fn gguf_ministral3_yarn_without_magnitude() {
+    on_every_device("gguf-ministral3-q8");
+}
+
+#[test]
 fn gguf_qwen2_q8() {
     on_every_device("gguf-qwen2-q8");
 }

@@ -385,7 +385,7 @@ fn squares_do_not_overflow() {
 #[test]
 fn rotations_are_exact_at_position_thirty_thousand() {
     let (d, p) = (128, 30_000);
-    let table = rope::table(d, 1e6, &RopeScaling::None, p + 1);
+    let table = rope::table(d, d, 1e6, &RopeScaling::None, p + 1);
     for i in 0..d / 2 {
         let angle = p as f64 * 1e6f64.powf(-((2 * i) as f64) / d as f64);
         let (cos, sin) = (table[p * d + i] as f64, table[p * d + d / 2 + i] as f64);

@@ -29,7 +29,7 @@ fn floats(weights: &Weights, name: &str) -> Vec<f32> {
 
 /// The CPU twin, and for one fixture of each architecture the adapter, which is slow if it is software.
 fn devices_for(name: &str) -> Vec<&'static secateur::device::ComputeDevice> {
-    let one = ["qwen2-f16", "qwen3-f32", "llama3-bf16"].contains(&name);
+    let one = ["qwen2-f16", "qwen3-f32", "llama3-bf16", "smollm3-bf16", "phi3-long-f16"].contains(&name);
     two().into_iter().take(if one { 2 } else { 1 }).collect()
 }
 
@@ -208,7 +208,7 @@ fn keys_that_closed_ranks_eighty_times_are_rounded_once() {
             let mut fresh = fx.cache(device, Dtype::F32, 1, 32);
             prefill(&model, &mut fresh, 0, &tokens, 0);
             let (d, heads) = (fx.config.head_dim, fx.config.num_kv_heads);
-            let table = rope::table(d, fx.config.rope_theta, &fx.config.rope_scaling, n);
+            let table = rope::table(d, d, fx.config.rope_theta, &fx.config.rope_scaling, n);
             let value = |rows: &[u32], words: Dtype, row: usize, c: usize| match words {
                 Dtype::F32 => f32::from_bits(rows[row * d + c]) as f64,
                 _ => half::f16::from_bits((rows[(row * d + c) / 2] >> (c % 2 * 16)) as u16).to_f64(),

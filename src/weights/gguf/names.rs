@@ -30,12 +30,12 @@ impl Weights {
             // llama.cpp's converter reorders these rows for its own rotation, which rotates neighbouring rows
             // together.
             let paired = match info.name.rsplit('.').nth(1) {
-                Some("attn_q") if architecture == "llama" => q,
-                Some("attn_k") if architecture == "llama" => k,
+                Some("attn_q") if PAIRED.contains(&architecture) => q,
+                Some("attn_k") if PAIRED.contains(&architecture) => k,
                 _ => None,
             };
             let paired = paired.map(|heads| usize::try_from(heads).unwrap_or(usize::MAX));
-            if tensors.insert(hf_name(&info.name), info.entry(paired)).is_some() {
+            if tensors.insert(hf_name(architecture, &info.name), info.entry(paired)).is_some() {
                 return Err(Error::new(ErrorKind::Model, "the GGUF file has the same tensor twice")
                     .at(format!("{}: {}", gguf.place, info.name)));
             }
@@ -44,8 +44,11 @@ impl Weights {
     }
 }
 
-/// The name of a tensor in Hugging Face checkpoints of Qwen2, Qwen3 and Llama. Unknown names are returned unchanged.
-fn hf_name(name: &str) -> String {
+/// The architectures in whose files the rows of q and k are in the order of llama.cpp's own rotation.
+const PAIRED: [&str; 3] = ["llama", "mistral3", "smollm3"];
+
+/// The name of a tensor in the Hugging Face checkpoints of an architecture. Unknown names are returned unchanged.
+fn hf_name(architecture: &str, name: &str) -> String {
     let whole = match name {
         "token_embd.weight" => "model.embed_tokens.weight",
         "output_norm.weight" => "model.norm.weight",
@@ -66,11 +69,14 @@ fn hf_name(name: &str) -> String {
         "attn_q" => "self_attn.q_proj",
         "attn_k" => "self_attn.k_proj",
         "attn_v" => "self_attn.v_proj",
+        "attn_qkv" => "self_attn.qkv_proj",
         "attn_output" => "self_attn.o_proj",
         "attn_q_norm" => "self_attn.q_norm",
         "attn_k_norm" => "self_attn.k_norm",
         "ffn_norm" => "post_attention_layernorm",
         "ffn_gate" => "mlp.gate_proj",
+        // The rows of gate, then those of up.
+        "ffn_up" if architecture == "phi3" => "mlp.gate_up_proj",
         "ffn_up" => "mlp.up_proj",
         "ffn_down" => "mlp.down_proj",
         _ => return name.to_string(),

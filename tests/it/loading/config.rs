@@ -163,12 +163,12 @@ fn rope_scalings_are_read_in_both_spellings() -> Outcome {
 fn scaled_frequencies_are_as_defined() {
     use secateur::expert::model::rope::{frequencies, table};
     let close = |scaling: &RopeScaling, expected: [f64; 4], magnitude: f64| {
-        let (found, factor) = frequencies(8, 1e4, scaling);
+        let (found, factor) = frequencies(8, 1e4, scaling, 4);
         let near = |(a, b): (&f64, f64)| (a / b - 1.0).abs() < 1e-12;
         assert!(found.iter().zip(expected).all(near), "{scaling:?}: {found:?}, expected {expected:?}");
         assert_eq!(factor, magnitude, "{scaling:?}");
         // Row 3 of the table: cosines, then sines.
-        let row = &table(8, 1e4, scaling, 4)[24..];
+        let row = &table(8, 8, 1e4, scaling, 4)[24..];
         for i in 0..4 {
             assert_eq!(row[i], (magnitude * (3.0 * found[i]).cos()) as f32);
             assert_eq!(row[4 + i], (magnitude * (3.0 * found[i]).sin()) as f32);
@@ -206,8 +206,8 @@ fn scaled_frequencies_are_as_defined() {
 fn what_is_not_supported_is_refused_by_name() {
     let cases = [
         (
-            json!({"architectures": ["MistralForCausalLM"]}),
-            vec!["MistralForCausalLM is not supported", "Qwen2ForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM"],
+            json!({"architectures": ["GemmaForCausalLM"]}),
+            vec!["GemmaForCausalLM is not supported", "Qwen2ForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM"],
         ),
         (json!({"architectures": ["Qwen2MoeForCausalLM"]}), vec!["Qwen2MoeForCausalLM is not supported"]),
         (json!({"architectures": ["Qwen3MoeForCausalLM"]}), vec!["Qwen3MoeForCausalLM is not supported"]),
@@ -234,7 +234,11 @@ fn what_is_not_supported_is_refused_by_name() {
         ),
         (
             json!({"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}),
-            vec!["RoPE scaling dynamic is not supported", "default, linear, llama3 or yarn", "original context"],
+            vec![
+                "RoPE scaling dynamic is not supported",
+                "default, linear, llama3, yarn or longrope",
+                "original context",
+            ],
         ),
         (
             json!({"rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
@@ -242,7 +246,7 @@ fn what_is_not_supported_is_refused_by_name() {
             vec!["two RoPE scalings that differ", "rope_parameters: none", "rope_scaling: yarn, factor 4"],
         ),
         (json!({"quantization": {"group_size": 64, "bits": 4}}), vec!["MLX-quantized weights", "original weights"]),
-        (json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}), vec!["RoPE scaling longrope"]),
+        (json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}), vec!["short_factor", "64 positive"]),
         (json!({"rope_scaling": {"type": "yarn", "factor": 0.25}}), vec!["factor", "1 or more", "0.25"]),
         (
             json!({"rope_scaling": {"type": "yarn", "factor": 4, "beta_fast": 1, "beta_slow": 2}}),

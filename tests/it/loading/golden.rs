@@ -19,6 +19,9 @@ fn golden_models_load_whole() -> Outcome {
         ("qwen3-f32", Dtype::F32, false, 1e-5, 1e6),
         ("qwen3-yarn-f16", Dtype::F16, true, 1e-6, 1e4),
         ("llama3-bf16", Dtype::BF16, true, 1e-5, 5e5),
+        ("smollm3-bf16", Dtype::BF16, true, 1e-6, 5e6),
+        ("mistral-f16", Dtype::F16, false, 1e-5, 1e9),
+        ("phi3-long-f16", Dtype::F16, true, 1e-5, 1e4),
     ] {
         let source = ModelSource::directory(folder.join(name))?;
         let config = ModelConfig::load(&source)?;
@@ -42,15 +45,19 @@ fn golden_models_load_whole() -> Outcome {
             matrix("lm_head.weight".into(), config.vocab_size, hidden)?;
         }
         for layer in 0..config.num_layers {
-            for (part, rows, cols) in [
-                ("self_attn.q_proj", q, hidden),
-                ("self_attn.k_proj", kv, hidden),
-                ("self_attn.v_proj", kv, hidden),
-                ("self_attn.o_proj", hidden, q),
-                ("mlp.gate_proj", config.intermediate_size, hidden),
-                ("mlp.up_proj", config.intermediate_size, hidden),
-                ("mlp.down_proj", hidden, config.intermediate_size),
-            ] {
+            let inter = config.intermediate_size;
+            let projections: &[(&str, usize)] = match config.fused_projections {
+                true => &[("self_attn.qkv_proj", q + 2 * kv), ("mlp.gate_up_proj", 2 * inter)],
+                false => &[
+                    ("self_attn.q_proj", q),
+                    ("self_attn.k_proj", kv),
+                    ("self_attn.v_proj", kv),
+                    ("mlp.gate_proj", inter),
+                    ("mlp.up_proj", inter),
+                ],
+            };
+            let outputs = [("self_attn.o_proj", hidden, q), ("mlp.down_proj", hidden, inter)];
+            for (part, rows, cols) in projections.iter().map(|(part, rows)| (*part, *rows, hidden)).chain(outputs) {
                 matrix(format!("model.layers.{layer}.{part}.weight"), rows, cols)?;
             }
             let biases = [("self_attn.q_proj.bias", q), ("self_attn.k_proj.bias", kv), ("self_attn.v_proj.bias", kv)];

@@ -2,6 +2,7 @@
 //! templates.
 use secateur::expert::text::{Detokenizer, Tokenizer};
 
+mod architectures;
 mod config;
 mod golden;
 mod safetensors;

@@ -1,0 +1,86 @@
+//! The matrices of a layer as the one graph multiplies them, whichever way the checkpoint stores them.
+//!
+//! Some checkpoints (Phi-3) have the rows of q, k and v below each other in one tensor, and those of gate and up in
+//! another.
+//!
+//! **Heads that are rotated in part.** The kernels rotate component `i` of a head with component `i + d / 2`. Of a
+//! head of which only the first `r` components are rotated, transformers rotates `i` with `i + r / 2`. Moving the rows
+//! of q and k brings each pair to the components that the kernels rotate together. Attention scores, the norms of keys
+//! and their similarities are sums over the components, so that their order does not matter. The RoPE table does not
+//! rotate the other pairs ([`rope::table`](super::rope::table)).
+use super::config::ModelConfig;
+use super::matrix::Uploader;
+use crate::Result;
+use crate::weights::PackedRows;
+use crate::weights::precision::Role;
+use std::ops::Range;
+
+/// The rows of the queries, of the keys and of the values of a layer, each `[rows, hidden_size]`.
+///
+/// # Errors
+/// A tensor that is missing or has the wrong shape or type.
+pub(super) fn qkv<'a>(config: &ModelConfig, up: &Uploader<'a>, layer: usize) -> Result<[PackedRows<'a>; 3]> {
+    let (h, q, kv) = (config.hidden_size, config.q_size(), config.kv_size());
+    let name = |what: &str| format!("model.layers.{layer}.self_attn.{what}_proj.weight");
+    let [queries, keys, values] = match config.fused_projections {
+        true => {
+            let all = up.stored(&name("qkv"), q + 2 * kv, h)?;
+            [rows(&all, 0..q)?, rows(&all, q..q + kv)?, rows(&all, q + kv..q + 2 * kv)?]
+        }
+        false => [up.stored(&name("q"), q, h)?, up.stored(&name("k"), kv, h)?, up.stored(&name("v"), kv, h)?],
+    };
+    let (queries, keys) = (up.precise(queries, Role::Inner)?, up.precise(keys, Role::Inner)?);
+    let values = up.precise(values, Role::Values)?;
+    let (d, rotated) = (config.head_dim, config.rotary_dim);
+    Ok([pair_halves(queries, d, rotated)?, pair_halves(keys, d, rotated)?, values])
+}
+
+/// The rows of gate and of up of a layer, each `[intermediate_size, hidden_size]`.
+///
+/// # Errors
+/// A tensor that is missing or has the wrong shape or type.
+pub(super) fn gate_up<'a>(config: &ModelConfig, up: &Uploader<'a>, layer: usize) -> Result<[PackedRows<'a>; 2]> {
+    let (h, inter) = (config.hidden_size, config.intermediate_size);
+    let name = |what: &str| format!("model.layers.{layer}.mlp.{what}_proj.weight");
+    match config.fused_projections {
+        true => {
+            let both = up.rows(&name("gate_up"), Role::Inner, 2 * inter, h)?;
+            Ok([rows(&both, 0..inter)?, rows(&both, inter..2 * inter)?])
+        }
+        false => Ok([up.rows(&name("gate"), Role::Inner, inter, h)?, up.rows(&name("up"), Role::Inner, inter, h)?]),
+    }
+}
+
+fn rows(all: &PackedRows<'_>, range: Range<usize>) -> Result<PackedRows<'static>> {
+    Ok(all.slice_rows(range)?.into_owned())
+}
+
+/// Moves the rows of each head of `d` so that component `i` is rotated with `i + d / 2`, where the checkpoint rotates
+/// it with `i + rotated / 2`, for `i < rotated / 2`. Nothing moves if whole heads are rotated.
+fn pair_halves(rows: PackedRows<'_>, d: usize, rotated: usize) -> Result<PackedRows<'_>> {
+    if rotated == d {
+        return Ok(rows);
+    }
+    let (half, rest) = (rotated / 2, (d - rotated) / 2);
+    let parts = [0..half, rotated..rotated + rest, half..rotated, rotated + rest..d];
+    let heads = (0..rows.rows()).step_by(d);
+    let moved = heads.flat_map(|head| parts.clone().map(|part| rows.slice_rows(head + part.start..head + part.end)));
+    PackedRows::concat_rows(&moved.collect::<Result<Vec<_>>>()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dtype::Dtype;
+
+    #[test]
+    fn rotated_pairs_are_half_a_head_apart() -> Result<()> {
+        // Two heads of eight, of which the first six components are rotated: 0 with 3, 1 with 4, 2 with 5.
+        let values: Vec<f32> = (0..16).map(|i| i as f32).collect();
+        let rows = PackedRows::from_f32(Dtype::F32, 16, 1, &values)?;
+        let moved = pair_halves(rows.clone(), 8, 6)?.to_f32();
+        assert_eq!(moved, [0., 1., 2., 6., 3., 4., 5., 7., 8., 9., 10., 14., 11., 12., 13., 15.]);
+        assert_eq!(pair_halves(rows.clone(), 8, 8)?, rows, "whole heads stay as they are");
+        Ok(())
+    }
+}
