@@ -60,11 +60,25 @@ struct Sizes {
     head_dim: usize,
     vocabulary: usize,
     context: usize,
+    /// The longest context of the model itself, where only a shorter one can be used.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unusable_context: Option<usize>,
     tied_embeddings: bool,
     qk_norm: bool,
     attention_bias: bool,
     rope_theta: f64,
     rope_scaling: Option<String>,
+    /// Values of a head that are rotated, if not all of them are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rotary_dim: Option<usize>,
+    /// Layers without RoPE.
+    #[serde(skip_serializing_if = "is_zero")]
+    unrotated_layers: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_zero(n: &usize) -> bool {
+    *n == 0
 }
 
 #[derive(Serialize)]
@@ -216,7 +230,7 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
                     .found(format!("{} layers, {} KV heads of {} values", shape.layers, shape.kv_heads, shape.head_dim))
             };
             let kv_bytes = shape.bytes_for(context).ok_or_else(too_much)?;
-            let tables = if config.rotated_layers.has_all(config.num_layers) { 1 } else { 2 };
+            let tables = if config.rotated_layers.unrotated(config.num_layers) == 0 { 1 } else { 2 };
             let rope = tables * context as u64 * config.head_dim as u64 * 4;
             let total = |weights: u64| {
                 weights.checked_add(kv_bytes).and_then(|bytes| bytes.checked_add(rope)).ok_or_else(too_much)
@@ -238,11 +252,14 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
             head_dim: config.head_dim,
             vocabulary: config.vocab_size,
             context: config.longest_context(),
+            unusable_context: Some(config.max_position_embeddings).filter(|most| *most > config.longest_context()),
             tied_embeddings: config.tie_word_embeddings,
             qk_norm: config.qk_norm,
             attention_bias: config.attention_bias,
             rope_theta: config.rope_theta,
             rope_scaling: (config.rope_scaling != RopeScaling::None).then(|| config.rope_scaling.to_string()),
+            rotary_dim: Some(config.rotary_dim).filter(|rotated| *rotated < config.head_dim),
+            unrotated_layers: config.rotated_layers.unrotated(config.num_layers),
         },
         weights,
         generation: Generation {
@@ -329,7 +346,13 @@ fn report(i: &Inspection) -> String {
         ("vocabulary", format!("{}{}", s.vocabulary, if s.tied_embeddings { ", embedding and head tied" } else { "" })),
         ("positions", {
             let scaling = s.rope_scaling.as_ref().map_or(String::new(), |scaling| format!(", {scaling}"));
-            format!("{} with RoPE base {}{scaling}", s.context, s.rope_theta)
+            let unusable = s.unusable_context.map_or(String::new(), |most| format!(" of {most}"));
+            let part = s.rotary_dim.map_or(String::new(), |part| format!(", {part} values of a head rotated"));
+            let layers = match s.unrotated_layers {
+                0 => String::new(),
+                layers => format!(", none in {layers} of {} layers", s.layers),
+            };
+            format!("{}{unusable} with RoPE base {}{scaling}{part}{layers}", s.context, s.rope_theta)
         }),
     ];
     if let Some(w) = &i.weights {

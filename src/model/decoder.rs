@@ -246,7 +246,7 @@ impl Decoder {
         let table =
             |rotary| up.vector(rope::table(config.head_dim, rotary, config.rope_theta, &config.rope_scaling, context));
         let rope = table(config.rotary_dim);
-        let unrotated = (!config.rotated_layers.has_all(config.num_layers)).then(|| table(0));
+        let unrotated = (config.rotated_layers.unrotated(config.num_layers) > 0).then(|| table(0));
         let unread = up.vector(vec![0.0; 4]);
         let mut model = Self {
             config: config.clone(),

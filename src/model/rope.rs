@@ -108,12 +108,12 @@ impl RotatedLayers {
         }
     }
 
-    /// Whether all of the first `layers` layers are rotated.
-    pub fn has_all(&self, layers: usize) -> bool {
+    /// How many of the first `layers` layers are not rotated.
+    pub fn unrotated(&self, layers: usize) -> usize {
         match self {
-            Self::All => true,
-            Self::AllButEvery(n) => layers < *n,
-            Self::Listed(listed) => !listed.contains(&false),
+            Self::All => 0,
+            Self::AllButEvery(n) => layers / n,
+            Self::Listed(listed) => listed.iter().take(layers).filter(|rotated| !**rotated).count(),
         }
     }
 

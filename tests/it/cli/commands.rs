@@ -203,6 +203,24 @@ fn inspect_says_what_a_model_is() {
 }
 
 #[test]
+fn inspect_says_what_rope_rotates_and_which_contexts_can_be_used() {
+    let golden = |name: &str| format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    let ministral = golden("gguf-ministral3-q8/model.gguf");
+    for (model, part) in [
+        (golden("smollm3-bf16"), "4096 with RoPE base 5000000, none in 1 of 3 layers\n"),
+        (golden("phi3-long-f16"), "longrope over 6, attention factor 1.8659, 24 values of a head rotated\n"),
+        (golden("mistral-f16"), "4096 with RoPE base 1000000000\n"),
+        (ministral.clone(), "256 of 1024 with RoPE base 1000000, yarn, factor 4 over 256, attention factor 1.0000\n"),
+    ] {
+        let ran = run(&["inspect", &model]);
+        assert!(ran.code == Some(0) && ran.out.contains(part), "{part:?} is missing from:\n{}", ran.out);
+    }
+    let error = ["queries that are scaled by their position", "--context", "at most 256", "found: 300"];
+    fails(&run(&["inspect", &ministral, "--context", "300"]), 2, &error);
+    fails(&run(&["run", "--device", "cpu", "--model", &ministral, "--context", "300", "Hi"]), 2, &error);
+}
+
+#[test]
 fn help_shows_examples_and_the_exit_codes() {
     for command in [
         None,
