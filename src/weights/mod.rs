@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 mod ggml_type;
 pub mod gguf;
+#[cfg(not(target_family = "wasm"))]
+mod open;
 pub mod pack;
 mod quant;
 pub mod safetensors;
@@ -70,7 +72,7 @@ impl fmt::Debug for Bytes {
 }
 
 /// Where the files of a model are: in a directory with Hugging Face layout (natively), in memory (in the browser and
-/// in tests), or in one GGUF file.
+/// in tests), or in a GGUF file, which may be split.
 #[derive(Debug, Clone)]
 pub struct ModelSource(Place, Option<Suggestions>);
 
@@ -92,23 +94,6 @@ enum Place {
 }
 
 impl ModelSource {
-    /// Opens a model by its path: a directory in Hugging Face layout, or a GGUF file.
-    ///
-    /// # Errors
-    /// If `path` is neither of the two, or a GGUF file with an invalid header.
-    #[cfg(not(target_family = "wasm"))]
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-        match is_gguf && !path.is_dir() {
-            false => Self::directory(path),
-            true => {
-                let missing = || Error::new(ErrorKind::Model, "the GGUF file does not exist").at(path.display());
-                Self::gguf_file(path.display().to_string(), read_file(path)?.ok_or_else(missing)?)
-            }
-        }
-    }
-
     /// Opens a GGUF file from its bytes. Error messages call the file `place`.
     ///
     /// # Errors
@@ -117,6 +102,24 @@ impl ModelSource {
         let (place, bytes) = (place.into(), bytes.into());
         refuse_lfs_pointer(&place, &bytes)?;
         Ok(Self(Place::Gguf(Arc::new(Gguf::new(place, bytes)?)), None))
+    }
+
+    /// Opens a model that is split into several GGUF files, from pairs of a name and bytes in the order of the parts.
+    ///
+    /// # Errors
+    /// If a header is invalid, or the files are not the parts of one model.
+    pub fn gguf_parts<N: Into<String>, B: Into<Bytes>>(files: impl IntoIterator<Item = (N, B)>) -> Result<Self> {
+        let parts = files.into_iter().map(|(place, bytes)| {
+            let (place, bytes) = (place.into(), bytes.into());
+            refuse_lfs_pointer(&place, &bytes)?;
+            Gguf::new(place, bytes)
+        });
+        Ok(Self(Place::Gguf(Arc::new(Gguf::join(parts.collect::<Result<_>>()?)?)), None))
+    }
+
+    #[cfg(all(feature = "cli", not(target_family = "wasm")))]
+    pub(crate) fn of_gguf(gguf: Gguf) -> Self {
+        Self(Place::Gguf(Arc::new(gguf)), None)
     }
 
     /// The GGUF file, if the model is a GGUF file.

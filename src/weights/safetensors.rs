@@ -5,12 +5,13 @@
 //! the tensors without holes or overlaps. The `safetensors` crate provides the element types. The header is checked
 //! here, because the crate's own checks do not say which tensor is wrong, and because a hostile range must not
 //! overflow an addition.
+use super::gguf::SplitName;
 use super::tensors::{Entry, FileDtype, Weights};
 use super::{Bytes, DOWNLOAD_AGAIN, ModelSource};
 use crate::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde::de::{IgnoredAny, IntoDeserializer};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The largest header that the format allows.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -19,15 +20,20 @@ const INDEX: &str = "model.safetensors.index.json";
 
 impl Weights {
     /// Opens the weights of a model: `model.safetensors`, or the shards that `model.safetensors.index.json` names, or
-    /// a GGUF file.
+    /// a GGUF file. Without an index, shards whose names say that they are complete are all read. Tensors of a bare
+    /// decoder get the prefix `model.` that those of a whole model have.
     ///
     /// # Errors
-    /// If the model has no weights, a shard is missing, a tensor is not in the shard that the index names, or a file
+    /// If the model has no weights, a shard is missing, a tensor is in another shard than the index says, or a file
     /// does not follow its format.
     pub fn open(source: &ModelSource) -> Result<Self> {
-        if let Some(gguf) = source.gguf() {
-            return Self::from_gguf(gguf);
+        match source.gguf() {
+            Some(gguf) => Self::from_gguf(gguf),
+            None => Self::open_safetensors(source).map(Self::with_prefix),
         }
+    }
+
+    fn open_safetensors(source: &ModelSource) -> Result<Self> {
         if let Some(bytes) = source.find(SINGLE)? {
             if source.find(INDEX)?.is_some() {
                 log::warn!("{source}: {INDEX} is ignored, because the model has a {SINGLE} as well");
@@ -35,6 +41,11 @@ impl Weights {
             return Self::from_files(vec![(source.place_of(SINGLE), bytes)]);
         }
         let Some(index) = source.find_json(INDEX)? else {
+            if let Some(shards) = complete_shards(&source.names()) {
+                log::warn!("{source}: {INDEX} is missing, so all {} shards are read", shards.len());
+                let files = shards.into_iter().map(|name| Ok((source.place_of(&name), source.read(&name)?)));
+                return Self::from_files(files.collect::<Result<_>>()?);
+            }
             let error = Error::new(ErrorKind::Model, "the model has no weights")
                 .at(source)
                 .expected(format!("{SINGLE}, or {INDEX} and the shards that it names"))
@@ -74,7 +85,9 @@ impl Weights {
             return Err(malformed("an empty weight_map".into()));
         }
         let mut files: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut weights = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut weights = Self::default();
+        // The tensors that are in another shard than the index says.
+        let mut misplaced = BTreeSet::new();
         for &name in shard_of.values() {
             if files.contains_key(name) {
                 continue;
@@ -94,16 +107,33 @@ impl Weights {
             })?;
             files.insert(name, weights.files.len());
             weights.add_safetensors(source.place_of(name), bytes, |tensor| {
-                shard_of.get(tensor).is_none_or(|&shard| shard == name)
+                let wanted = shard_of.get(tensor).is_none_or(|&shard| shard == name);
+                if !wanted {
+                    misplaced.insert(tensor.to_string());
+                }
+                wanted
             })?;
         }
         for (tensor, file) in shard_of {
-            if weights.tensors.get(tensor).is_none_or(|entry| entry.file != files[file]) {
+            if weights.tensors.contains_key(tensor) {
+                continue;
+            }
+            if misplaced.contains(tensor) {
                 return Err(Error::new(ErrorKind::Model, "a tensor is not in the shard that the index names")
                     .at(format!("{place}: {tensor}"))
                     .expected(format!("in {file}"))
                     .help("the index does not belong to these shards: download both again"));
             }
+            // Usually a head that is tied, or a block that was dropped. If the model needs the tensor, it is missed
+            // later.
+            weights.lost.insert(tensor.to_string());
+        }
+        if let Some(first) = weights.lost.first() {
+            let others = match weights.lost.len() {
+                1 => String::new(),
+                n => format!(" and {} other tensors", n - 1),
+            };
+            log::warn!("{place} names {first}{others}, which no shard has; this matters only if the model needs them");
         }
         Ok(weights)
     }
@@ -113,14 +143,33 @@ impl Weights {
     /// # Errors
     /// If a file does not follow the format.
     pub fn from_files(files: Vec<(String, Bytes)>) -> Result<Self> {
-        let mut weights = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut weights = Self::default();
         for (name, bytes) in files {
             weights.add_safetensors(name, bytes, |_| true)?;
         }
         Ok(weights)
     }
 
-    fn add_safetensors(&mut self, name: String, bytes: Bytes, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    /// Adds the prefix `model.` to all names but that of the head, if the weights are those of a bare decoder.
+    fn with_prefix(mut self) -> Self {
+        const PREFIX: &str = "model.";
+        let is_bare = self.tensors.contains_key("embed_tokens.weight")
+            && self.tensors.keys().any(|name| name.starts_with("layers."))
+            && !self.tensors.keys().any(|name| name.starts_with(PREFIX));
+        if is_bare {
+            let named = std::mem::take(&mut self.tensors).into_iter().map(|(name, entry)| {
+                if name.starts_with("lm_head.") {
+                    return (name, entry);
+                }
+                let longer = format!("{PREFIX}{name}");
+                (longer, Entry { own_name: Some(name), ..entry })
+            });
+            self.tensors = named.collect();
+        }
+        self
+    }
+
+    fn add_safetensors(&mut self, name: String, bytes: Bytes, mut wanted: impl FnMut(&str) -> bool) -> Result<()> {
         let file = self.files.len();
         for (tensor, info) in read_header(&name, &bytes)? {
             if wanted(&tensor) {
@@ -130,6 +179,15 @@ impl Weights {
         self.files.push((name, bytes));
         Ok(())
     }
+}
+
+/// The shards among `names`, if they are all shards of one model: `model-00001-of-00002.safetensors` and so on.
+fn complete_shards(names: &[String]) -> Option<Vec<String>> {
+    let weights: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
+    let first = SplitName::parse(weights.first()?)?;
+    (first.count == weights.len())
+        .then(|| first.parts().collect::<Vec<_>>())
+        .filter(|parts| weights.iter().copied().eq(parts))
 }
 
 #[derive(Deserialize)]
@@ -226,6 +284,7 @@ fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
                 stored: FileDtype::Safetensors(dtype),
                 shape,
                 heads: None,
+                own_name: None,
                 range: start + from as usize..start + to as usize,
             },
         ));

@@ -15,6 +15,9 @@ use secateur::{Error, ErrorKind};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
+mod sentencepiece;
+mod split;
+
 type Failure = Box<dyn std::error::Error>;
 type Outcome = Result<(), Failure>;
 
@@ -184,10 +187,7 @@ fn tensors_and_configuration_are_those_of_a_checkpoint() -> Outcome {
     assert_eq!(first("model.layers.0.self_attn.k_proj.weight", 8)?[16], 32.0);
     assert_eq!(first("model.layers.0.self_attn.v_proj.weight", 8)?[16], 16.0, "values are not rotated");
     let message = message(weights.matrix("model.layers.0.self_attn.q_proj.weight", 8, 32));
-    assert_says(
-        &message,
-        &["wrong shape", "model.gguf: model.layers.0.self_attn.q_proj.weight", "[8, 32]", "[16, 16]"],
-    );
+    assert_says(&message, &["wrong shape", "model.gguf: blk.0.attn_q.weight", "[8, 32]", "[16, 16]"]);
 
     let biased = llama().f32s("blk.0.attn_q.bias", &[16], (0..).map(|i| i as f32));
     let weights = Weights::open(&biased.source()?)?;
@@ -221,7 +221,7 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
             vec!["architecture gemma3 is not supported", "qwen2, qwen3 or llama"],
         ),
         (llama().with("general.architecture", u32v(1)), vec!["a metadata value has the wrong type", "a text", "1"]),
-        (llama().with("split.count", u32v(3)), vec!["several GGUF files", "3 files", "--merge"]),
+        (llama().with("split.count", u32v(3)), vec!["only a part", "3 files", "part 1 of 3", "--merge"]),
         (llama().with("llama.expert_count", u32v(8)), vec!["mixture-of-experts", "8"]),
         (llama().without("llama.block_count"), vec!["model.gguf: num_hidden_layers", "nothing"]),
         (llama().with("llama.block_count", textv("one")), vec!["llama.block_count", "whole number", "a text"]),
@@ -258,8 +258,8 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
     let text = [
         (llama().without("tokenizer.ggml.model"), vec!["no tokenizer", "`ids`"]),
         (
-            llama().with("tokenizer.ggml.model", textv("llama")),
-            vec!["type llama is not supported", "byte-level BPE", "`ids`"],
+            llama().with("tokenizer.ggml.model", textv("bert")),
+            vec!["type bert is not supported", "byte-level BPE", "SentencePiece", "`ids`"],
         ),
         (llama().with("tokenizer.ggml.pre", textv("tekken")), vec!["rule tekken", "llama-bpe", "`ids`"]),
         (llama().without("tokenizer.ggml.merges"), vec!["incomplete", "tokenizer.ggml.merges"]),
@@ -283,7 +283,7 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
     let quantized = llama().tensor("token_embd.weight", &[256, 6], 14, vec![0; 6 * 210]).source().expect("a good file");
     let refused =
         message(Weights::open(&quantized).and_then(|w| w.matrix("model.embed_tokens.weight", 6, 256).map(drop)));
-    assert_says(&refused, &["not supported", "model.embed_tokens.weight", "Q8_0 or Q4_0", "Q6_K", "llama-quantize"]);
+    assert_says(&refused, &["not supported", "token_embd.weight", "Q8_0 or Q4_0", "Q6_K", "llama-quantize"]);
 }
 
 #[test]
