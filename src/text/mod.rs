@@ -6,9 +6,13 @@
 pub mod detokenize;
 mod gguf;
 mod jinja;
+mod python;
+mod sentencepiece;
 pub mod template;
 pub mod tokenizer;
+mod turn;
 
 pub use detokenize::Detokenizer;
 pub use template::{ChatTemplate, Message, RenderOptions, RenderedPrompt, ThinkingState, thinking_state};
 pub use tokenizer::{ThinkIds, Tokenizer};
+pub use turn::turn_end;

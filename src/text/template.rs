@@ -78,7 +78,8 @@ pub struct RenderedPrompt {
     /// The whole text of the prompt.
     pub text: String,
     /// The byte offset in `text` at which the generation prompt begins: the part that the template adds after all
-    /// messages to start the answer.
+    /// messages to start the answer. If the template adds it whether or not it is asked to, the offset is the end of
+    /// the last message's content.
     pub generation_start: usize,
     /// The thinking state at the end of the generation prompt. Tags that users wrote do not count.
     pub thinking: ThinkingState,
@@ -159,7 +160,7 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(|error| Error::new(ErrorKind::Internal, error).at(place))?);
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_unknown_method_callback(super::python::call_method);
         env.set_fuel(Some(FUEL));
         env.add_filter("tojson", tojson);
         env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
@@ -181,6 +182,8 @@ impl ChatTemplate {
         // that is not a prefix, no such part can be told apart, and the thinking state is that of the whole text.
         let without = self.render_text(messages, options, false).ok();
         let generation_start = match without {
+            // The template always starts the answer: what it does so with follows the last message.
+            Some(without) if text == without => messages.last().map_or(0, |last| end_of(last, &text)),
             Some(without) if text.starts_with(&without) => without.len(),
             _ => 0,
         };
@@ -249,6 +252,12 @@ impl ChatTemplate {
             }
         })
     }
+}
+
+/// Where the content of `message` ends in the rendered `text`; its beginning if the content is not found.
+fn end_of(message: &Message, text: &str) -> usize {
+    let content = message.content.as_str().unwrap_or_default().trim();
+    text.rfind(content).map_or(0, |at| at + content.len())
 }
 
 /// Picks the template from the value of `chat_template`: a string, or a list of `{name, template}` objects.

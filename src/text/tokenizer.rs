@@ -14,6 +14,8 @@ struct Inner {
     hf: tokenizers::Tokenizer,
     /// The vocabulary is spelled in the GPT-2 byte alphabet, so the bytes of a token do not depend on its neighbours.
     byte_level: bool,
+    /// The special tokens with which every text begins that no chat template wrote, such as `<s>`.
+    begin: Vec<u32>,
     /// The tokens `<0x00>` to `<0xFF>` stand for single bytes; all other tokens stand for whole characters.
     byte_fallback: bool,
 }
@@ -65,7 +67,8 @@ impl Tokenizer {
         };
         let byte_level = matches!(decoders, [DecoderWrapper::ByteLevel(_)]);
         let byte_fallback = decoders.iter().any(|decoder| matches!(decoder, DecoderWrapper::ByteFallback(_)));
-        Ok(Self(Arc::new(Inner { hf, byte_level, byte_fallback })))
+        let begin = beginning(&hf).unwrap_or_default();
+        Ok(Self(Arc::new(Inner { hf, byte_level, begin, byte_fallback })))
     }
 
     /// Encodes `text`. Tags such as `<|im_start|>` in the text become their special tokens. No token is added before
@@ -78,6 +81,18 @@ impl Tokenizer {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
             Err(error) => Err(Error::new(ErrorKind::Input, "the text cannot be encoded").found(error)),
         }
+    }
+
+    /// Encodes a whole text that no chat template wrote. The special tokens with which the tokenizer begins every text
+    /// come first, unless the text begins with them already. Tokens that the tokenizer puts behind a text are left
+    /// out, because the model continues the text.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot encode the text.
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode(text)?;
+        let begin = &self.0.begin;
+        Ok(if ids.is_empty() || ids.starts_with(begin) { ids } else { [&begin[..], &ids].concat() })
     }
 
     /// Decodes `ids` to text, with or without the special tokens. Invalid UTF-8 becomes U+FFFD.
@@ -140,6 +155,19 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.0.hf.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
     }
+}
+
+/// The ids that the tokenizer puts before a text.
+fn beginning(hf: &tokenizers::Tokenizer) -> Option<Vec<u32>> {
+    const TEXT: &str = "a";
+    let [plain, whole] = [false, true].map(|special| hf.encode_fast(TEXT, special).ok());
+    let (plain, whole) = (plain?, whole?);
+    let (plain, whole) = (plain.get_ids(), whole.get_ids());
+    if plain.is_empty() {
+        return None;
+    }
+    let at = whole.windows(plain.len()).position(|ids| ids == plain)?;
+    Some(whole[..at].to_vec())
 }
 
 impl std::fmt::Debug for Tokenizer {
