@@ -5,7 +5,7 @@ use secateur::Dtype;
 use secateur::engine::GROWTH;
 use secateur::expert::cache::CacheShape;
 use secateur::expert::model::config::{ModelConfig, RopeScaling};
-use secateur::expert::model::decoder;
+use secateur::expert::model::{decoder, required};
 use secateur::expert::probe;
 use secateur::expert::text::{ChatTemplate, Message, RenderOptions, ThinkingState, Tokenizer};
 use secateur::expert::weights::{ModelSource, Weights};
@@ -158,13 +158,13 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 
 /// The inspection, and why `run` would refuse the model, if it would.
 fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(Inspection, Option<Error>)> {
-    let config = ModelConfig::load(source)?;
+    let mut config = ModelConfig::load(source)?;
     contexts.iter().try_for_each(|context| config.context(Some(*context)).map(|_| ()))?;
     let mut problems = Vec::new();
     let mut keep = |error: Error| problems.push(error.to_string());
     let opened = Weights::open(source).and_then(|weights| Ok((stored(&weights)?, weights)));
     let checked = match &opened {
-        Ok((_, weights)) => check_weights(&config, weights),
+        Ok((_, weights)) => required::check(&config, weights),
         Err(e) => Err(e.clone()),
     };
     let errors: Vec<Error> = [check_dimensions(&config, source), checked].into_iter().filter_map(Result::err).collect();
@@ -174,6 +174,9 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
     let tokenizer = Tokenizer::load(source).map_err(&mut keep).ok();
     let template = ChatTemplate::load(source).map_err(&mut keep).ok();
 
+    if let (Some(tokenizer), Some(template)) = (&tokenizer, &template) {
+        config.add_turn_end(tokenizer, template);
+    }
     let think = tokenizer.as_ref().map(Tokenizer::think_ids);
     let rendered = template.as_ref().map(|t| t.render(&[Message::user("Hi")], &RenderOptions::default()));
     let rendered = rendered.and_then(|r| r.map_err(&mut keep).ok());
@@ -261,19 +264,6 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
 /// needs the least memory, so only these dimensions can fail here.
 fn check_dimensions(config: &ModelConfig, source: &ModelSource) -> Result<()> {
     decoder::check_device(config, 1, 1, &ComputeDevice::cpu()).map_err(|e| e.at(source.place_of("config.json")))
-}
-
-/// Refuses weights that loading would refuse, as far as names, shapes and element types show it: a missing embedding
-/// or head, and matrices of a type that secateur does not compute with. No values are read.
-fn check_weights(config: &ModelConfig, weights: &Weights) -> Result<()> {
-    let shape = [config.vocab_size, config.hidden_size];
-    weights.expect("model.embed_tokens.weight", &shape)?.packed_dtype()?;
-    if !config.tie_word_embeddings {
-        weights.expect("lm_head.weight", &shape)?.packed_dtype()?;
-    }
-    let mut matrices =
-        weights.names().filter(|name| name.starts_with("model.layers.") && name.ends_with("_proj.weight"));
-    matrices.try_for_each(|name| weights.tensor(name)?.packed_dtype().map(drop))
 }
 
 /// Counts parameters and bytes by element type. The types are in the order of the first tensor's name.

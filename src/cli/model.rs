@@ -106,6 +106,9 @@ impl Download {
                 }
             }
             Progress::Waiting { file } => self.say(&format!("another process is fetching {file}; waiting for it")),
+            Progress::Pausing { cause, wait } => {
+                self.say(&format!("{cause}; trying again in {:.1} s", wait.as_secs_f64()));
+            }
             Progress::Resuming { file, cause } => self.say(&format!("{file}: {cause}; going on from there")),
         }
     }

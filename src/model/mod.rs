@@ -5,4 +5,5 @@ mod fields;
 mod gguf;
 mod limits;
 mod matrix;
+pub mod required;
 pub mod rope;
