@@ -183,12 +183,25 @@ impl ChatTemplate {
         let without = self.render_text(messages, options, false).ok();
         let generation_start = match without {
             // The template always starts the answer: what it does so with follows the last message.
-            Some(without) if text == without => messages.last().map_or(0, |last| end_of(last, &text)),
+            Some(without) if text == without => text.len() - self.after_last(messages, options, &text),
             Some(without) if text.starts_with(&without) => without.len(),
             _ => 0,
         };
         let thinking = thinking_state(&text[generation_start..]);
         Ok(RenderedPrompt { text, generation_start, thinking })
+    }
+
+    /// The number of bytes at the end of the rendered `text` that do not depend on the content of the last message,
+    /// because the template writes them after it.
+    fn after_last(&self, messages: &[Message], options: &RenderOptions, text: &str) -> usize {
+        const CONTENT: &str = "the content of the last message";
+        let mut messages = messages.to_vec();
+        if let Some(last) = messages.last_mut() {
+            last.content = Json::String(CONTENT.into());
+        }
+        let other = self.render_text(&messages, options, true).unwrap_or_default();
+        let after = other.rsplit_once(CONTENT).map_or("", |(_, after)| after);
+        if text.ends_with(after) { after.len() } else { 0 }
     }
 
     /// Whether `enable_thinking` has an effect: whether true and false give different prompts.
@@ -252,12 +265,6 @@ impl ChatTemplate {
             }
         })
     }
-}
-
-/// Where the content of `message` ends in the rendered `text`; its beginning if the content is not found.
-fn end_of(message: &Message, text: &str) -> usize {
-    let content = message.content.as_str().unwrap_or_default().trim();
-    text.rfind(content).map_or(0, |at| at + content.len())
 }
 
 /// Picks the template from the value of `chat_template`: a string, or a list of `{name, template}` objects.

@@ -16,7 +16,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 mod sentencepiece;
-mod split;
+pub(crate) mod split;
 
 type Failure = Box<dyn std::error::Error>;
 type Outcome = Result<(), Failure>;
@@ -118,6 +118,12 @@ impl File {
     fn tokenizer(&self) -> Result<Tokenizer, Error> {
         Tokenizer::load(&self.source()?)
     }
+}
+
+/// A file of this architecture with so many bytes of weights, which nothing can run.
+pub(crate) fn of_architecture(name: &str, bytes: usize) -> Vec<u8> {
+    let file = llama().with("general.architecture", textv(name));
+    file.tensor("filler", &[bytes as u64], 24, vec![0; bytes]).bytes().1
 }
 
 /// A Llama with one layer, a hidden size of 16, two heads of width 8, one KV head and a vocabulary of 6 tokens.

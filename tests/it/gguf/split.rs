@@ -27,6 +27,12 @@ fn parts(whole: &File, tensors: &[Range<usize>]) -> Vec<File> {
     tensors.iter().enumerate().map(part).collect()
 }
 
+/// A small model in two parts, with their names.
+pub(crate) fn two_parts() -> Vec<(String, Vec<u8>)> {
+    let parts = parts(&llama(), &[0..5, 5..12]);
+    parts.iter().enumerate().map(|(i, part)| (name(i + 1, 2), part.bytes().1)).collect()
+}
+
 fn name(number: usize, count: usize) -> String {
     format!("small-{number:05}-of-{count:05}.gguf")
 }
