@@ -76,9 +76,9 @@ impl Start {
         let weights = Weights::open(&source)?;
         if self.is_part {
             // The other parts have the rest of the metadata and of the tensors.
-            let matrices =
+            let mut matrices =
                 weights.names().filter_map(|name| weights.find(name)).filter(|tensor| tensor.shape.len() == 2);
-            return matrices.map(|tensor| tensor.packed_dtype().map(drop)).collect();
+            return matrices.try_for_each(|tensor| tensor.packed_dtype().map(drop));
         }
         let config = ModelConfig::load(&source)?;
         decoder::check_device(&config, 1, 1, &ComputeDevice::cpu())?;

@@ -84,7 +84,7 @@ fn string(s: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error>
         }
         "isdecimal" => {
             let () = from_args(args)?;
-            Value::from(!s.is_empty() && s.chars().all(|c| c.is_numeric() && c.to_digit(10).is_some()))
+            Value::from(!s.is_empty() && s.chars().all(|c| c.is_ascii_digit()))
         }
         "istitle" => {
             let () = from_args(args)?;

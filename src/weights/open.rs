@@ -106,7 +106,7 @@ fn gguf_in(dir: &Path) -> Result<Option<PathBuf>> {
     let shown = names.join(", ");
     // Parts of one model count as one file. The first of them that exists finds the others, or says what is missing.
     names.dedup_by(|later, earlier| match (SplitName::parse(later), SplitName::parse(earlier)) {
-        (Some(later), Some(earlier)) => (later.stem, later.count) == (earlier.stem, earlier.count),
+        (Some(later), Some(earlier)) => later.is_of(&earlier),
         _ => false,
     });
     match &names[..] {

@@ -183,11 +183,12 @@ impl Weights {
 
 /// The shards among `names`, if they are all shards of one model: `model-00001-of-00002.safetensors` and so on.
 fn complete_shards(names: &[String]) -> Option<Vec<String>> {
-    let weights: Vec<&String> = names.iter().filter(|name| name.ends_with(".safetensors")).collect();
-    let first = SplitName::parse(weights.first()?)?;
-    (first.count == weights.len())
-        .then(|| first.parts().collect::<Vec<_>>())
-        .filter(|parts| weights.iter().copied().eq(parts))
+    let files = names.iter().filter(|name| name.ends_with(".safetensors"));
+    let mut shards = files.map(|name| SplitName::parse(name)).collect::<Option<Vec<_>>>()?;
+    shards.sort_unstable_by_key(|shard| shard.number);
+    let first = *shards.first()?;
+    let is_whole = shards.len() == first.count && (1..).zip(&shards).all(|(i, shard)| shard.number == i);
+    (is_whole && shards.iter().all(|shard| shard.is_of(&first))).then(|| first.parts().collect())
 }
 
 #[derive(Deserialize)]

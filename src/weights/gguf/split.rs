@@ -37,6 +37,11 @@ impl<'a> SplitName<'a> {
         (number <= count).then_some(Self { stem, number, count, extension })
     }
 
+    /// Whether both are parts of the same model.
+    pub fn is_of(&self, other: &Self) -> bool {
+        (self.stem, self.count, self.extension) == (other.stem, other.count, other.extension)
+    }
+
     /// The name of part `number` of the same model.
     pub fn part(&self, number: usize) -> String {
         format!("{}-{number:05}-of-{:05}.{}", self.stem, self.count, self.extension)

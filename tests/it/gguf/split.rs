@@ -100,7 +100,7 @@ fn parts_that_do_not_belong_together_are_refused_by_name() -> Outcome {
     let changed = |change: &dyn Fn(&mut Vec<File>)| {
         let mut parts = good();
         change(&mut parts);
-        folder(&parts).and_then(|dir| Ok(message(ModelSource::open(at(&dir, 1)).and_then(|s| Weights::open(&s)))))
+        folder(&parts).map(|dir| message(ModelSource::open(at(&dir, 1)).and_then(|s| Weights::open(&s))))
     };
     let again = "download all parts again";
     let set = |part: usize, key: &'static str, value: Vec<u8>| {
