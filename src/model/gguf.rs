@@ -16,6 +16,10 @@ const END_TOKENS: [&str; 7] = [
     "<|end▁of▁sentence|>",
 ];
 
+/// The metadata, without the architecture in front, that every model has.
+const REQUIRED: [&str; 5] =
+    ["embedding_length", "feed_forward_length", "block_count", "attention.head_count", "context_length"];
+
 /// The configuration of the model in `gguf`.
 ///
 /// # Errors
@@ -48,8 +52,13 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
         ("num_experts", "expert_count"),
         ("head_dim", "attention.key_length"),
     ] {
-        if let Some(value) = gguf.uint(&key(gguf_name))? {
-            config.insert(name.to_string(), json!(value));
+        match gguf.uint(&key(gguf_name))? {
+            Some(value) => drop(config.insert(name.to_string(), json!(value))),
+            None if REQUIRED.contains(&gguf_name) => {
+                let error = gguf.error_at(&key(gguf_name), "the GGUF file lacks a part of the model's configuration");
+                return Err(error.found("no such metadata").help("convert the model again with a current llama.cpp"));
+            }
+            None => {}
         }
     }
     for (name, gguf_name) in [("rms_norm_eps", "attention.layer_norm_rms_epsilon"), ("rope_theta", "rope.freq_base")] {

@@ -43,8 +43,7 @@ impl Weights {
         let Some(index) = source.find_json(INDEX)? else {
             if let Some(shards) = complete_shards(&source.names()) {
                 log::warn!("{source}: {INDEX} is missing, so all {} shards are read", shards.len());
-                let files = shards.into_iter().map(|name| Ok((source.place_of(&name), source.read(&name)?)));
-                return Self::from_files(files.collect::<Result<_>>()?);
+                return Self::from_shards(source, &shards);
             }
             let error = Error::new(ErrorKind::Model, "the model has no weights")
                 .at(source)
@@ -62,6 +61,11 @@ impl Weights {
             });
         };
         Self::from_index(source, &index)
+    }
+
+    fn from_shards(source: &ModelSource, names: &[String]) -> Result<Self> {
+        let files = names.iter().map(|name| Ok((source.place_of(name), source.read(name)?)));
+        Self::from_files(files.collect::<Result<_>>()?)
     }
 
     fn from_index(source: &ModelSource, index: &serde_json::Value) -> Result<Self> {
@@ -84,6 +88,16 @@ impl Weights {
         if shard_of.is_empty() {
             return Err(malformed("an empty weight_map".into()));
         }
+        if let Some(missing) = missing_shard(source, shard_of.values().copied())?
+            && let Some(shards) = complete_shards(&source.names())
+        {
+            log::warn!(
+                "{place} is from another version of the model, because it names {missing}: instead, all {} shards \
+                 that are here are read",
+                shards.len()
+            );
+            return Self::from_shards(source, &shards);
+        }
         let mut files: BTreeMap<&str, usize> = BTreeMap::new();
         let mut weights = Self::default();
         // The tensors that are in another shard than the index says.
@@ -97,7 +111,10 @@ impl Weights {
                 let error = Error::new(ErrorKind::Model, format!("the shard {name} is missing"))
                     .at(&place)
                     .found(source.listing());
-                match source.names().into_iter().find(is_stray) {
+                let mut strays: Vec<String> = source.names().into_iter().filter(is_stray).collect();
+                // A file with the name of a shard says the most.
+                strays.sort_by_key(|name| SplitName::parse(name).is_none());
+                match strays.first() {
                     Some(stray) => error.help(format!(
                         "the index is probably from another version of the model, because it does not name {stray}: \
                          download the index and the shards of the same version"
@@ -181,10 +198,21 @@ impl Weights {
     }
 }
 
-/// The shards among `names`, if they are all shards of one model: `model-00001-of-00002.safetensors` and so on.
+/// The first shard that an index names and the model does not have.
+fn missing_shard<'a>(source: &ModelSource, names: impl Iterator<Item = &'a str>) -> Result<Option<&'a str>> {
+    for name in names.collect::<BTreeSet<_>>() {
+        if source.find(name)?.is_none() {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
+/// The shards among `names`, if they are those of one model and none is missing: `model-00001-of-00002.safetensors`
+/// and so on.
 fn complete_shards(names: &[String]) -> Option<Vec<String>> {
     let files = names.iter().filter(|name| name.ends_with(".safetensors"));
-    let mut shards = files.map(|name| SplitName::parse(name)).collect::<Option<Vec<_>>>()?;
+    let mut shards: Vec<SplitName<'_>> = files.filter_map(|name| SplitName::parse(name)).collect();
     shards.sort_unstable_by_key(|shard| shard.number);
     let first = *shards.first()?;
     let is_whole = shards.len() == first.count && (1..).zip(&shards).all(|(i, shard)| shard.number == i);

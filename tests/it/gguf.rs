@@ -229,7 +229,7 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
         (llama().with("general.architecture", u32v(1)), vec!["a metadata value has the wrong type", "a text", "1"]),
         (llama().with("split.count", u32v(3)), vec!["only a part", "3 files", "part 1 of 3", "--merge"]),
         (llama().with("llama.expert_count", u32v(8)), vec!["mixture-of-experts", "8"]),
-        (llama().without("llama.block_count"), vec!["model.gguf: num_hidden_layers", "nothing"]),
+        (llama().without("llama.block_count"), vec!["model.gguf: llama.block_count", "no such metadata"]),
         (llama().with("llama.block_count", textv("one")), vec!["llama.block_count", "whole number", "a text"]),
         (llama().with("llama.block_count", u32v(0)), vec!["num_hidden_layers", "0"]),
         (

@@ -319,7 +319,16 @@ fn folders_that_are_no_whole_model_are_explained() -> Outcome {
     let without_index = ModelSource::memory([("model-00001-of-00002.safetensors", good_file()?)]);
     assert_says(&message(Weights::open(&without_index)), &["no weights", "model.safetensors.index.json is missing"]);
     let both = [("model-00001-of-00002.safetensors", good_file()?), ("model-00002-of-00002.safetensors", head()?)];
-    assert_eq!(Weights::open(&ModelSource::memory(both))?.names().len(), 3, "the names say that no shard is missing");
+    assert_eq!(
+        Weights::open(&ModelSource::memory(both.clone()))?.names().len(),
+        3,
+        "the names say that none is missing"
+    );
+    // The index of another version, and files that are no shards.
+    let index = json!({"weight_map": {"lm_head.weight": "model-00001-of-00003.safetensors"}});
+    let other = [("model.safetensors.index.json", serde_json::to_vec(&index)?), ("golden.safetensors", b"x".to_vec())];
+    let mixed = ModelSource::memory(both.into_iter().chain(other));
+    assert_eq!(Weights::open(&mixed)?.names().len(), 3);
     let incomplete = ModelSource::memory([(
         "model.safetensors.index.json",
         serde_json::to_vec(&json!({"weight_map": {"a": "one.safetensors"}}))?,
