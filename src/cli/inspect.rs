@@ -24,6 +24,9 @@ pub struct Args {
     /// model's maximum].
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
     context: Vec<usize>,
+    /// Describe a model on the hub from the beginnings of its files, without fetching its weights.
+    #[arg(long)]
+    no_fetch: bool,
     /// Print one JSON object to stdout.
     #[arg(long)]
     json: bool,
@@ -40,6 +43,8 @@ struct Inspection {
     text: Text,
     probe: Feasible,
     memory: Vec<Memory>,
+    /// Whether `run` can run the model, on a device with enough memory.
+    runs: bool,
     /// What is missing, malformed or not supported, one error each. Whatever needs it fails.
     problems: Vec<String>,
 }
@@ -144,6 +149,7 @@ struct Memory {
 pub fn main(args: &Args) -> Result<ExitCode> {
     args.context.iter().try_for_each(|context| options::check_context(Some(*context)))?;
     let (source, name) = match &args.model {
+        Some(model) if args.no_fetch => model::peek(model)?,
         Some(model) => model::open(model, false, false)?,
         None => (builtin::source(), builtin::NAME.to_string()),
     };
@@ -255,6 +261,7 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
         },
         probe: Feasible { feasible: why_not.is_none(), why_not },
         memory,
+        runs: unfit.is_none(),
         problems,
     };
     Ok((inspection, unfit))
@@ -278,7 +285,7 @@ fn stored(weights: &Weights) -> Result<Stored> {
         });
         types[at].tensors += 1;
         types[at].parameters += parameters;
-        types[at].bytes += tensor.bytes.len() as u64;
+        types[at].bytes += tensor.size();
     }
     let sum = |number: fn(&StoredType) -> u64| types.iter().map(number).sum();
     Ok(Stored { parameters: sum(|t| t.parameters), bytes: sum(|t| t.bytes), types })
@@ -348,6 +355,7 @@ fn report(i: &Inspection) -> String {
             Some(why) => format!("not possible: {why}"),
         },
     ));
+    rows.push(("runs", if i.runs { "yes, on a device with enough memory" } else { "no, see below" }.into()));
     let mut text = screen::table(&rows.into_iter().map(|(name, value)| vec![name.into(), value]).collect::<Vec<_>>());
 
     text += "\nMemory on the device, unpruned, one sequence:\n";

@@ -20,6 +20,8 @@ use std::sync::Arc;
 pub struct PreparedModel {
     pub(super) name: String,
     pub(super) config: ModelConfig,
+    /// The file that has the configuration, for messages.
+    place: String,
     context: usize,
     shape: CacheShape,
     tokenizer: Result<Tokenizer>,
@@ -42,7 +44,8 @@ impl PreparedModel {
             config.add_turn_end(tokenizer, template);
         }
         let (suggestions, calibrated) = (source.suggestions(), Calibrated::beside(source));
-        Ok(Self { name: name.into(), config, context, shape, tokenizer, template, suggestions, calibrated })
+        let place = source.place_of("config.json");
+        Ok(Self { name: name.into(), config, place, context, shape, tokenizer, template, suggestions, calibrated })
     }
 
     /// Loads the weights onto `device`. `progress` is called with the number of loaded parts and the number of all
@@ -73,7 +76,10 @@ impl PreparedModel {
     /// The errors of [`decoder::check_device`] and [`Runner::check`].
     pub fn check_device(&self, device: &ComputeDevice) -> Result<()> {
         Runner::check(self.config.vocab_size, &self.shape, device)?;
-        decoder::check_device(&self.config, self.shape.seqs, self.context, device)
+        decoder::check_device(&self.config, self.shape.seqs, self.context, device).map_err(|error| match error.kind() {
+            ErrorKind::Model => error.at(&self.place),
+            _ => error,
+        })
     }
 
     /// The model's configuration.

@@ -7,17 +7,17 @@ use crate::Result;
 use crate::device::ComputeDevice;
 use crate::model::config::ModelConfig;
 use crate::model::{decoder, required};
-use crate::weights::gguf::{Gguf, SplitName};
-use crate::weights::{ModelSource, Weights};
+use crate::weights::gguf::SplitName;
+use crate::weights::{Bytes, ModelSource, Weights};
 
 /// The kinds of GGUF files in the order in which they are recommended: the finest, then the usual ones.
 const PREFERRED: [&str; 12] =
     ["Q8_0", "BF16", "F16", "Q4_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q5_K_S", "Q4_K_S", "Q4_1", "Q5_0", "F32"];
 
 /// The number of bytes after which the beginning of a GGUF file is examined first, and then after each doubling.
-const FIRST: u64 = 256 << 10;
+pub(super) const FIRST: u64 = 256 << 10;
 /// No header is longer. The largest vocabularies take some 20 MB.
-const LAST: u64 = 64 << 20;
+pub(super) const LAST: u64 = 64 << 20;
 
 /// Refuses a model whose configuration in `snapshot` is not supported.
 ///
@@ -66,13 +66,15 @@ impl Start {
     /// If the header has arrived and shows that the model cannot be run.
     pub fn check(&mut self, place: &Path, here: u64) -> Result<()> {
         let Some(next) = self.next.filter(|next| here >= *next && here < self.total) else { return Ok(()) };
-        self.next = (next < LAST).then_some((here * 2).max(next * 2));
+        // Of a download that goes on, gigabytes may be here already.
+        self.next = (here < LAST).then_some((here * 2).max(next * 2));
         let mut bytes = Vec::new();
-        let read = File::open(place).and_then(|file| file.take(here).read_to_end(&mut bytes));
+        let read = File::open(place).and_then(|file| file.take(here.min(LAST)).read_to_end(&mut bytes));
         let name = place.display().to_string();
-        let Some(gguf) = read.ok().and_then(|_| Gguf::from_start(name, bytes, self.total)) else { return Ok(()) };
+        let source = read.ok().and_then(|_| ModelSource::gguf_file(name, Bytes::start(bytes, self.total)).ok());
+        // An error may only mean that the header has not arrived as a whole.
+        let Some(source) = source else { return Ok(()) };
         self.next = None;
-        let source = ModelSource::of_gguf(gguf);
         let weights = Weights::open(&source)?;
         if self.is_part {
             // The other parts have the rest of the metadata and of the tensors.

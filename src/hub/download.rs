@@ -17,7 +17,7 @@ use crate::{Error, ErrorKind, Result, file};
 
 const CONFIG: &str = "config.json";
 /// The files of a model besides the weights. Only the first is required.
-const FILES: [&str; 6] = [
+pub(super) const FILES: [&str; 6] = [
     CONFIG,
     "generation_config.json",
     "tokenizer.json",
@@ -41,48 +41,18 @@ impl Hub {
         let snapshot = folder.join("snapshots").join(&commit);
         let has = |file: &str| files.contains(file);
 
-        let mut wanted: Vec<String> = match &name.file {
-            Some(file) if has(file) => {
-                let parts = parts_of(file);
-                if let Some(missing) = parts.iter().find(|part| !has(part)) {
-                    return Err(Error::new(ErrorKind::Model, "a part of a split GGUF file is not on the hub")
-                        .at(format!("{}/{}", self.endpoint, name.repo))
-                        .expected(format!("all {} parts of {file}", parts.len()))
-                        .found(format!("no {missing}"))
-                        .into());
+        let wanted = match &name.file {
+            Some(file) => self.parts_on_hub(name, file, &files)?,
+            None => {
+                if has(CONFIG) && (has(SINGLE) || has(INDEX)) {
+                    // A model that cannot be run is refused before its weights are fetched.
+                    self.get_all(name, &commit, &[CONFIG.into()], &mut |_| ())?;
+                    check::config(&snapshot)?;
                 }
-                parts
+                let weights = self.weight_files(name, &commit, &files)?;
+                FILES.into_iter().filter(|file| has(file)).map(String::from).chain(weights).collect()
             }
-            Some(file) => {
-                let ggufs: Vec<&str> = files.iter().map(String::as_str).filter(|f| f.ends_with(".gguf")).collect();
-                return Err(Error::new(ErrorKind::Model, format!("{} has no {file}", name.repo))
-                    .at(&self.endpoint)
-                    .found(if ggufs.is_empty() { "no GGUF files".into() } else { ggufs.join(", ") })
-                    .into());
-            }
-            None => FILES.into_iter().filter(|file| has(file)).map(String::from).collect(),
         };
-        if name.file.is_none() {
-            if has(CONFIG) && (has(SINGLE) || has(INDEX)) {
-                // A model that cannot be run is refused before its weights are fetched.
-                self.get_all(name, &commit, &[CONFIG.into()], &mut |_| ())?;
-                check::config(&snapshot)?;
-            }
-            match (has(SINGLE), has(INDEX)) {
-                (true, _) => wanted.push(SINGLE.into()),
-                (false, true) => {
-                    // The index names the shards, so it is fetched first.
-                    self.get_all(name, &commit, &[INDEX.into()], &mut |_| ())?;
-                    let place = snapshot.join(INDEX);
-                    let text = fs::read(&place).map_err(|e| io("a file of the cache cannot be read", &place, &e))?;
-                    let shards = shards(&text).map_err(|()| {
-                        Error::new(ErrorKind::Model, "the index of the weights is malformed").at(place.display())
-                    })?;
-                    wanted.extend(shards);
-                }
-                (false, false) => return Err(self.no_weights(name, &files).into()),
-            }
-        }
         self.get_all(name, &commit, &wanted, report)?;
         if name.file.is_none() {
             for file in OPTIONAL.into_iter().filter(|file| !has(file)) {
@@ -101,6 +71,49 @@ impl Hub {
             Some(file) => snapshot.join(file),
             None => snapshot,
         })
+    }
+
+    /// The files of the GGUF file `file`: itself, or all parts of the split model to which it belongs.
+    ///
+    /// # Errors
+    /// If `files`, those of the repository, lack one.
+    pub(super) fn parts_on_hub(&self, name: &HubName, file: &str, files: &BTreeSet<String>) -> Result<Vec<String>> {
+        if !files.contains(file) {
+            let ggufs: Vec<&str> = files.iter().map(String::as_str).filter(|f| f.ends_with(".gguf")).collect();
+            return Err(Error::new(ErrorKind::Model, format!("{} has no {file}", name.repo))
+                .at(&self.endpoint)
+                .found(if ggufs.is_empty() { "no GGUF files".into() } else { ggufs.join(", ") }));
+        }
+        let parts = parts_of(file);
+        match parts.iter().find(|part| !files.contains(*part)) {
+            None => Ok(parts),
+            Some(missing) => Err(Error::new(ErrorKind::Model, "a part of a split GGUF file is not on the hub")
+                .at(format!("{}/{}", self.endpoint, name.repo))
+                .expected(format!("all {} parts of {file}", parts.len()))
+                .found(format!("no {missing}"))),
+        }
+    }
+
+    /// The safetensors files of a model. An index of shards is fetched to read their names.
+    pub(super) fn weight_files(
+        &self,
+        name: &HubName,
+        commit: &str,
+        files: &BTreeSet<String>,
+    ) -> Result<Vec<String>, Failure> {
+        match (files.contains(SINGLE), files.contains(INDEX)) {
+            (true, _) => Ok(vec![SINGLE.into()]),
+            (false, true) => {
+                self.get_all(name, commit, &[INDEX.into()], &mut |_| ())?;
+                let place = self.folder(name).join("snapshots").join(commit).join(INDEX);
+                let text = fs::read(&place).map_err(|e| io("a file of the cache cannot be read", &place, &e))?;
+                let shards = shards(&text).map_err(|()| {
+                    Error::new(ErrorKind::Model, "the index of the weights is malformed").at(place.display())
+                })?;
+                Ok(shards.into_iter().collect())
+            }
+            (false, false) => Err(self.no_weights(name, files).into()),
+        }
     }
 
     fn no_weights(&self, name: &HubName, files: &BTreeSet<String>) -> Error {
@@ -122,7 +135,7 @@ impl Hub {
     }
 
     /// The current commit of the revision, and the names of its files.
-    fn look_up(&self, name: &HubName) -> Result<(String, BTreeSet<String>), Failure> {
+    pub(super) fn look_up(&self, name: &HubName) -> Result<(String, BTreeSet<String>), Failure> {
         let revision = name.revision.replace('/', "%2F");
         let url = format!("{}/api/models/{}/revision/{revision}", self.endpoint, name.repo);
         let mut response = self.ask(&url, None)?;
@@ -145,7 +158,7 @@ impl Hub {
     }
 
     /// Fetches those of `files` that the snapshot of `commit` does not have.
-    fn get_all(
+    pub(super) fn get_all(
         &self,
         name: &HubName,
         commit: &str,
@@ -199,7 +212,7 @@ impl Hub {
     }
 
     /// Repeats a request while the hub says that it is busy.
-    fn patiently<T>(
+    pub(super) fn patiently<T>(
         &self,
         report: &mut dyn FnMut(Progress<'_>),
         mut request: impl FnMut() -> Result<T, Failure>,
@@ -233,13 +246,13 @@ impl Hub {
         Ok(())
     }
 
-    fn address(&self, name: &HubName, commit: &str, file: &str) -> String {
+    pub(super) fn address(&self, name: &HubName, commit: &str, file: &str) -> String {
         format!("{}/{}/resolve/{commit}/{file}", self.endpoint, name.repo)
     }
 
     /// Asks for the size of a file and the name of its blob. For large files, the hub answers with a redirect whose
     /// headers have both. The redirect is not followed, because the other host does not send these headers.
-    fn describe(&self, name: &HubName, commit: &str, file: &str) -> Result<Remote, Failure> {
+    pub(super) fn describe(&self, name: &HubName, commit: &str, file: &str) -> Result<Remote, Failure> {
         if !is_plain_path(file) {
             return Err(Error::new(ErrorKind::Model, "the hub sends a file name that leads out of the model's folder")
                 .at(&name.repo)
@@ -381,7 +394,7 @@ impl Hub {
     }
 
     /// Sends a GET request, for the bytes from index `from` on.
-    fn ask(&self, url: &str, from: Option<u64>) -> Result<Response<Body>, Failure> {
+    pub(super) fn ask(&self, url: &str, from: Option<u64>) -> Result<Response<Body>, Failure> {
         let mut request = self.agent()?.get(url).header("accept-encoding", "identity");
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {}", token.value));
@@ -408,7 +421,7 @@ impl Hub {
         })
     }
 
-    fn broken(&self, url: &str, cause: impl std::fmt::Display) -> Failure {
+    pub(super) fn broken(&self, url: &str, cause: impl std::fmt::Display) -> Failure {
         let error = Error::new(ErrorKind::Io, "the connection to the hub broke").at(url).found(cause);
         Failure::Unreachable(error.help("the bytes that have arrived are kept: run the same command again to continue"))
     }

@@ -29,6 +29,7 @@ mod connection;
 mod disk;
 mod download;
 mod name;
+mod peek;
 mod refused;
 
 use std::fs;

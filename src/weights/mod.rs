@@ -44,6 +44,9 @@ pub struct Bytes(Storage);
 #[derive(Clone)]
 enum Storage {
     Owned(Arc<Vec<u8>>),
+    /// The beginning of a file of so many bytes.
+    #[cfg(all(feature = "cli", not(target_family = "wasm")))]
+    Start(Arc<Vec<u8>>, u64),
     #[cfg(all(feature = "cli", not(target_family = "wasm")))]
     Mapped(Arc<memmap2::Mmap>),
 }
@@ -54,7 +57,26 @@ impl Deref for Bytes {
         match &self.0 {
             Storage::Owned(bytes) => bytes,
             #[cfg(all(feature = "cli", not(target_family = "wasm")))]
+            Storage::Start(bytes, _) => bytes,
+            #[cfg(all(feature = "cli", not(target_family = "wasm")))]
             Storage::Mapped(map) => map,
+        }
+    }
+}
+
+impl Bytes {
+    /// The beginning of a file of `total` bytes. Its header can be read; tensors that are not here have no values.
+    #[cfg(all(feature = "cli", not(target_family = "wasm")))]
+    pub(crate) fn start(beginning: Vec<u8>, total: u64) -> Self {
+        Self(Storage::Start(Arc::new(beginning), total))
+    }
+
+    /// The size of the file in bytes.
+    pub(crate) fn total(&self) -> u64 {
+        match &self.0 {
+            #[cfg(all(feature = "cli", not(target_family = "wasm")))]
+            Storage::Start(bytes, total) => (*total).max(bytes.len() as u64),
+            _ => self.len() as u64,
         }
     }
 }
@@ -115,11 +137,6 @@ impl ModelSource {
             Gguf::new(place, bytes)
         });
         Ok(Self(Place::Gguf(Arc::new(Gguf::join(parts.collect::<Result<_>>()?)?)), None))
-    }
-
-    #[cfg(all(feature = "cli", not(target_family = "wasm")))]
-    pub(crate) fn of_gguf(gguf: Gguf) -> Self {
-        Self(Place::Gguf(Arc::new(gguf)), None)
     }
 
     /// The GGUF file, if the model is a GGUF file.

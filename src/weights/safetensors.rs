@@ -88,8 +88,9 @@ impl Weights {
         if shard_of.is_empty() {
             return Err(malformed("an empty weight_map".into()));
         }
-        if let Some(missing) = missing_shard(source, shard_of.values().copied())?
-            && let Some(shards) = complete_shards(&source.names())
+        let here = source.names();
+        if let Some(missing) = shard_of.values().find(|name| !here.iter().any(|file| file == *name))
+            && let Some(shards) = complete_shards(&here)
         {
             log::warn!(
                 "{place} is from another version of the model, because it names {missing}: instead, all {} shards \
@@ -198,16 +199,6 @@ impl Weights {
     }
 }
 
-/// The first shard that an index names and the model does not have.
-fn missing_shard<'a>(source: &ModelSource, names: impl Iterator<Item = &'a str>) -> Result<Option<&'a str>> {
-    for name in names.collect::<BTreeSet<_>>() {
-        if source.find(name)?.is_none() {
-            return Ok(Some(name));
-        }
-    }
-    Ok(None)
-}
-
 /// The shards among `names`, if they are those of one model and none is missing: `model-00001-of-00002.safetensors`
 /// and so on.
 fn complete_shards(names: &[String]) -> Option<Vec<String>> {
@@ -235,7 +226,7 @@ struct TensorInfo {
 }
 
 /// Checks a whole file and returns its tensors. Their byte ranges are counted from the start of the file.
-fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
+fn read_header(file: &str, bytes: &Bytes) -> Result<Vec<(String, Entry)>> {
     let file_error = |what: &str| Error::new(ErrorKind::Model, what).at(file);
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(file_error("the safetensors file is too short to hold a header")
@@ -257,8 +248,9 @@ fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
             .help(DOWNLOAD_AGAIN));
     }
     // The cast is exact, because `length` is at most `rest.len()`.
-    let (header, data) = rest.split_at(length as usize);
+    let header = &rest[..length as usize];
     let start = 8 + header.len();
+    let data = bytes.total() - start as u64;
     let header = std::str::from_utf8(header).map_err(|e| file_error("the safetensors header is not UTF-8").found(e))?;
     let header: Header = serde_json::from_str(header)
         .map_err(|e| file_error("the safetensors header is not a valid description of tensors").found(e))?;
@@ -280,10 +272,10 @@ fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
                 .expected(format!("bytes from {end}"))
                 .found(format!("bytes {from} to {to}")));
         }
-        if to > data.len() as u64 {
+        if to > data {
             return Err(tensor_error("a tensor reaches past the end of the file")
                 .expected(format!("{to} bytes of data"))
-                .found(format!("{} bytes", data.len()))
+                .found(format!("{data} bytes"))
                 .help(DOWNLOAD_AGAIN));
         }
         let elements = info.shape.iter().try_fold(1u64, |product, &size| product.checked_mul(size));
@@ -318,10 +310,10 @@ fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
             },
         ));
     }
-    if end != data.len() as u64 {
+    if end != data {
         return Err(file_error("the tensors of a safetensors file do not cover it")
             .expected(format!("{end} bytes of data"))
-            .found(format!("{} bytes", data.len())));
+            .found(format!("{data} bytes")));
     }
     Ok(entries)
 }

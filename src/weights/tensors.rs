@@ -81,6 +81,7 @@ pub struct TensorView<'a> {
     pub bytes: &'a [u8],
     heads: Option<usize>,
     own_name: Option<&'a str>,
+    size: usize,
 }
 
 impl Weights {
@@ -99,7 +100,7 @@ impl Weights {
         let Entry { stored, heads, range, shape, .. } = entry;
         // Of a file that is still being fetched, the bytes may be missing.
         let (bytes, own_name) = (bytes.get(range.clone()).unwrap_or_default(), entry.own_name.as_deref());
-        Some(TensorView { name, file, stored: *stored, shape, bytes, heads: *heads, own_name })
+        Some(TensorView { name, file, stored: *stored, shape, bytes, heads: *heads, own_name, size: range.len() })
     }
 
     /// The tensor `name`, which must have exactly this shape.
@@ -213,6 +214,11 @@ impl<'a> TensorView<'a> {
     /// The file and the name that the tensor has there, for messages.
     pub fn place(&self) -> String {
         format!("{}: {}", self.file, self.own_name.unwrap_or(self.name))
+    }
+
+    /// The size in bytes, as stored in the file.
+    pub fn size(&self) -> u64 {
+        self.size as u64
     }
 
     /// The element type as a [`Dtype`].

@@ -39,19 +39,7 @@ impl Gguf {
     /// # Errors
     /// If `bytes` is not a GGUF file of version 2 or 3, or its header does not fit its size.
     pub fn new(place: impl Into<String>, bytes: impl Into<Bytes>) -> Result<Self> {
-        let bytes = bytes.into();
-        let total = bytes.len() as u64;
-        Self::read(place.into(), bytes, total)
-    }
-
-    /// Reads the header of a file of `total` bytes, of which only the beginning is here. `None` if the header is not
-    /// whole, or not valid. Tensors outside `bytes` have no values.
-    #[cfg(all(feature = "cli", not(target_family = "wasm")))]
-    pub(crate) fn from_start(place: String, bytes: Vec<u8>, total: u64) -> Option<Self> {
-        Self::read(place, bytes.into(), total).ok()
-    }
-
-    fn read(place: String, bytes: Bytes, total: u64) -> Result<Self> {
+        let (place, bytes) = (place.into(), bytes.into());
         let mut gguf = Self { place, bytes, metadata: HashMap::new(), tensors: Vec::new(), others: Vec::new() };
         let bytes = gguf.bytes.clone();
         let mut reader = Reader { bytes: &bytes, offset: 0, place: &gguf.place };
@@ -65,7 +53,7 @@ impl Gguf {
         }
         let infos = reader.infos(tensors)?;
         let header = reader.offset;
-        gguf.tensors = gguf.lay_out(infos, header, total)?;
+        gguf.tensors = gguf.lay_out(infos, header)?;
         Ok(gguf)
     }
 
@@ -239,10 +227,9 @@ impl Gguf {
         Reader { bytes: &self.bytes[..range.end], offset: range.start, place: &self.place }
     }
 
-    /// Computes the byte ranges of the tensors in a file of `total` bytes from their offsets, and sorts the tensors by
-    /// position. Tensors must
+    /// Computes the byte ranges of the tensors from their offsets, and sorts the tensors by position. Tensors must
     /// not overlap. Gaps are allowed, because the format aligns tensors.
-    fn lay_out(&self, infos: Vec<(TensorInfo, u64)>, header: usize, total: u64) -> Result<Vec<TensorInfo>> {
+    fn lay_out(&self, infos: Vec<(TensorInfo, u64)>, header: usize) -> Result<Vec<TensorInfo>> {
         let alignment = self.uint("general.alignment")?.unwrap_or(32);
         if !alignment.is_power_of_two() || alignment > 1 << 20 {
             return Err(self
@@ -250,6 +237,7 @@ impl Gguf {
                 .expected("a power of two up to 1048576")
                 .found(alignment));
         }
+        let total = self.bytes.total();
         let mut placed = Vec::with_capacity(infos.len());
         let start = (header as u64).next_multiple_of(alignment);
         for (info, offset) in infos {

@@ -40,6 +40,7 @@ fn a_missing_tensor_is_refused_by_both_before_anything_is_uploaded() {
         let inspected = inspect(dir.path());
         assert_eq!(inspected.code, Some(1));
         assert!(inspected.out.contains(&format!("problem: {said}")), "{}", inspected.out);
+        assert!(inspected.out.contains("no, see below"), "{}", inspected.out);
         fails(&on(dir.path(), &["--ids", "1"]), 1, &[&said, help]);
     }
 }
@@ -47,7 +48,8 @@ fn a_missing_tensor_is_refused_by_both_before_anything_is_uploaded() {
 #[test]
 fn a_bare_decoder_is_the_same_model() {
     let dir = broken(|dir| rename(dir, |name| Some(name.strip_prefix("model.").unwrap_or(name).to_string())));
-    assert_eq!(inspect(dir.path()).code, Some(0));
+    let inspected = inspect(dir.path());
+    assert!(inspected.code == Some(0) && inspected.out.contains("yes, on a device"), "{}", inspected.out);
     let args = ["--ids", "1,2,3", "--json"];
     assert_eq!(ids(&json(&on(dir.path(), &args))), ids(&json(&on(Path::new(F16), &args))));
 }

@@ -58,6 +58,31 @@ fn a_model_that_cannot_be_run_is_refused_before_its_weights_are_fetched() {
 }
 
 #[test]
+fn a_model_is_described_without_its_weights() {
+    let hub = Hub::new();
+    let inspect =
+        |model: &str, more: &[&str]| done(&mut hub.command(&[&["inspect", model, "--json"], more].concat())).json();
+    let peeked = inspect(NAME, &["--no-fetch"]);
+    let snapshot = hub.folder().join("snapshots").join(COMMIT);
+    assert!(!snapshot.join(WEIGHTS).exists() && !hub.folder().join("refs/main").exists());
+    assert_eq!(peeked, inspect(NAME, &[]), "the same as of the whole model");
+    assert_eq!((&peeked["runs"], peeked["weights"]["parameters"].as_u64()), (&true.into(), Some(367_584)));
+
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/gguf-qwen2-q8/model.gguf");
+    let mut large = std::fs::read(path).expect("the fixture");
+    large.resize(8 << 20, 0);
+    hub.set(|site| {
+        site.files = gguf::split::two_parts().into_iter().collect();
+        site.files.insert("large.gguf".into(), large.clone());
+    });
+    let file = format!("{NAME}/large.gguf");
+    assert_eq!(inspect(&file, &["--no-fetch"])["weights"], inspect(path, &[])["weights"]);
+    let parts = format!("{NAME}/{}", gguf::split::two_parts()[1].0);
+    assert_eq!(inspect(&parts, &["--no-fetch"])["architecture"], "LlamaForCausalLM");
+    assert!(!snapshot.join("large.gguf").exists());
+}
+
+#[test]
 fn a_busy_hub_is_waited_for_as_long_as_it_says() {
     for status in [429, 503] {
         let hub = Hub::new();
