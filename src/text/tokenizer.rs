@@ -5,6 +5,9 @@ use std::sync::{Arc, LazyLock};
 use tokenizers::decoders::DecoderWrapper;
 
 const FILE: &str = "tokenizer.json";
+/// The longest run of white space in a text. The engine of the regular expressions that split text keeps a stack of a
+/// million entries; where a longer run overflows it, the rest of the text is silently left unsplit.
+const LONGEST_BLANK: usize = 900_000;
 
 /// Converts text to token ids and back. Cloning is cheap: clones share the vocabulary.
 #[derive(Clone)]
@@ -75,8 +78,17 @@ impl Tokenizer {
     /// or after the text, because the chat template already writes what the model expects.
     ///
     /// # Errors
-    /// If the tokenizer cannot encode the text.
+    /// If the tokenizer cannot encode the text, or the text has a run of more than 900,000 white space characters.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if text.len() > LONGEST_BLANK {
+            let runs = text.split(|c: char| !c.is_whitespace()).filter(|run| run.len() > LONGEST_BLANK);
+            if let Some(longest) = runs.map(|run| run.chars().count()).max().filter(|run| *run > LONGEST_BLANK) {
+                return Err(Error::new(ErrorKind::Input, "the text has a run of white space that cannot be encoded")
+                    .expected(format!("at most {LONGEST_BLANK} characters"))
+                    .found(longest)
+                    .help("shorten the run"));
+            }
+        }
         match self.0.hf.encode_fast(text, false) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
             Err(error) => Err(Error::new(ErrorKind::Input, "the text cannot be encoded").found(error)),
