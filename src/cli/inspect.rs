@@ -5,7 +5,7 @@ use secateur::Dtype;
 use secateur::engine::GROWTH;
 use secateur::expert::cache::CacheShape;
 use secateur::expert::model::config::{ModelConfig, RopeScaling};
-use secateur::expert::model::decoder;
+use secateur::expert::model::{decoder, required};
 use secateur::expert::probe;
 use secateur::expert::text::{ChatTemplate, Message, RenderOptions, ThinkTags, ThinkingState, Tokenizer};
 use secateur::expert::weights::{ModelSource, Weights};
@@ -27,6 +27,9 @@ pub struct Args {
     context: Vec<usize>,
     #[command(flatten)]
     quality: QualityArgs,
+    /// Describe a model on the hub from the beginnings of its files, without fetching its weights.
+    #[arg(long)]
+    no_fetch: bool,
     /// Print one JSON object to stdout.
     #[arg(long)]
     json: bool,
@@ -46,6 +49,8 @@ struct Inspection {
     /// What quantized weights cost, if it was measured.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     quality: Vec<Compared>,
+    /// Whether `run` can run the model, on a device with enough memory.
+    runs: bool,
     /// What is missing, malformed or not supported, one error each. Whatever needs it fails.
     problems: Vec<String>,
 }
@@ -167,6 +172,7 @@ struct Memory {
 pub fn main(args: &Args) -> Result<ExitCode> {
     args.context.iter().try_for_each(|context| options::check_context(Some(*context)))?;
     let (source, name) = match &args.model {
+        Some(model) if args.no_fetch => model::peek(model)?,
         Some(model) => model::open(model, false, false)?,
         None => (builtin::source(), builtin::NAME.to_string()),
     };
@@ -184,13 +190,13 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 
 /// The inspection, and why `run` would refuse the model, if it would.
 fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(Inspection, Option<Error>)> {
-    let config = ModelConfig::load(source)?;
+    let mut config = ModelConfig::load(source)?;
     contexts.iter().try_for_each(|context| config.context(Some(*context)).map(|_| ()))?;
     let mut problems = Vec::new();
     let mut keep = |error: Error| problems.push(error.to_string());
     let opened = Weights::open(source).and_then(|weights| Ok((stored(&weights)?, weights)));
     let checked = match &opened {
-        Ok((_, weights)) => check_weights(&config, weights),
+        Ok((_, weights)) => required::check(&config, weights),
         Err(e) => Err(e.clone()),
     };
     let errors: Vec<Error> = [check_dimensions(&config, source), checked].into_iter().filter_map(Result::err).collect();
@@ -200,6 +206,9 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
     let tokenizer = Tokenizer::load(source).map_err(&mut keep).ok();
     let template = ChatTemplate::load(source).map_err(&mut keep).ok();
 
+    if let (Some(tokenizer), Some(template)) = (&tokenizer, &template) {
+        config.add_turn_end(tokenizer, template);
+    }
     let think = tokenizer.as_ref().map(Tokenizer::think_ids);
     let rendered = template.as_ref().map(|t| t.render(&[Message::user("Hi")], &RenderOptions::default()));
     let rendered = rendered.and_then(|r| r.map_err(&mut keep).ok());
@@ -284,6 +293,7 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
         probe: Feasible { feasible: why_not.is_none(), why_not },
         memory,
         quality: Vec::new(),
+        runs: unfit.is_none(),
         problems,
     };
     Ok((inspection, unfit))
@@ -293,19 +303,6 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
 /// needs the least memory, so only these dimensions can fail here.
 fn check_dimensions(config: &ModelConfig, source: &ModelSource) -> Result<()> {
     decoder::check_device(config, 1, 1, &ComputeDevice::cpu()).map_err(|e| e.at(source.place_of("config.json")))
-}
-
-/// Refuses weights that loading would refuse, as far as names, shapes and element types show it: a missing embedding
-/// or head, and matrices of a type that secateur does not compute with. No values are read.
-fn check_weights(config: &ModelConfig, weights: &Weights) -> Result<()> {
-    let shape = [config.vocab_size, config.hidden_size];
-    weights.expect("model.embed_tokens.weight", &shape)?.packed_dtype()?;
-    if !config.tie_word_embeddings {
-        weights.expect("lm_head.weight", &shape)?.packed_dtype()?;
-    }
-    let mut matrices =
-        weights.names().filter(|name| name.starts_with("model.layers.") && name.ends_with("_proj.weight"));
-    matrices.try_for_each(|name| weights.tensor(name)?.packed_dtype().map(drop))
 }
 
 /// Counts parameters and bytes by element type. The types are in the order of the first tensor's name.
@@ -320,7 +317,7 @@ fn stored(weights: &Weights) -> Result<Stored> {
         });
         types[at].tensors += 1;
         types[at].parameters += parameters;
-        types[at].bytes += tensor.bytes.len() as u64;
+        types[at].bytes += tensor.size();
     }
     let sum = |number: fn(&StoredType) -> u64| types.iter().map(number).sum();
     Ok(Stored { parameters: sum(|t| t.parameters), bytes: sum(|t| t.bytes), types })
@@ -396,6 +393,7 @@ fn report(i: &Inspection) -> String {
             Some(why) => format!("not possible: {why}"),
         },
     ));
+    rows.push(("runs", if i.runs { "yes, on a device with enough memory" } else { "no, see below" }.into()));
     let mut text = screen::table(&rows.into_iter().map(|(name, value)| vec![name.into(), value]).collect::<Vec<_>>());
 
     text += "\nMemory on the device, unpruned, one sequence:\n";

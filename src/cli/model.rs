@@ -67,6 +67,18 @@ pub fn open(model: &OsStr, update: bool, quiet: bool) -> Result<(ModelSource, St
     }
 }
 
+/// Opens the path `model` if it exists; otherwise reads the beginnings of the files that the model of this name has on
+/// the hub.
+///
+/// # Errors
+/// If the path does not exist and is not a name, or the hub does not have the model.
+pub fn peek(model: &OsStr) -> Result<(ModelSource, String)> {
+    match model.to_string_lossy().parse::<HubName>() {
+        Ok(name) if !Path::new(model).exists() => Ok((Hub::from_env()?.peek(&name)?, name.to_string())),
+        _ => open(model, false, false),
+    }
+}
+
 /// Shows a download as a progress bar, with lines for interruptions.
 struct Download {
     name: String,
@@ -106,6 +118,9 @@ impl Download {
                 }
             }
             Progress::Waiting { file } => self.say(&format!("another process is fetching {file}; waiting for it")),
+            Progress::Pausing { cause, wait } => {
+                self.say(&format!("{cause}; trying again in {:.1} s", wait.as_secs_f64()));
+            }
             Progress::Resuming { file, cause } => self.say(&format!("{file}: {cause}; going on from there")),
         }
     }

@@ -7,6 +7,7 @@ use crate::cache::CacheShape;
 use crate::device::ComputeDevice;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{self, Decoder};
+use crate::model::required;
 use crate::policy::Scope;
 use crate::probe::PromptThinking;
 use crate::settings::Settings;
@@ -20,6 +21,8 @@ use std::sync::Arc;
 pub struct PreparedModel {
     pub(super) name: String,
     pub(super) config: ModelConfig,
+    /// The file that has the configuration, for messages.
+    place: String,
     context: usize,
     shape: CacheShape,
     precision: Option<Precision>,
@@ -35,14 +38,18 @@ impl PreparedModel {
     /// # Errors
     /// The errors of [`ModelConfig::load`], [`ModelConfig::context`] and [`CacheShape::new`].
     pub fn new(source: &ModelSource, name: impl Into<String>, options: &LoadOptions) -> Result<Self> {
-        let config = ModelConfig::load(source)?;
+        let mut config = ModelConfig::load(source)?;
         let context = config.context(options.context)?;
         let shape = CacheShape::new(&config, options.kv, options.sequences.max(1), GROWTH)?;
         let (tokenizer, template) = (Tokenizer::load(source), ChatTemplate::load(source));
+        if let (Ok(tokenizer), Ok(template)) = (&tokenizer, &template) {
+            config.add_turn_end(tokenizer, template);
+        }
         let (suggestions, calibrated) = (source.suggestions(), Calibrated::beside(source));
         Ok(Self {
             name: name.into(),
             config,
+            place: source.place_of("config.json"),
             context,
             shape,
             precision: options.weights,
@@ -57,7 +64,8 @@ impl PreparedModel {
     /// parts.
     ///
     /// # Errors
-    /// The errors of [`check_device`](Self::check_device), [`Weights::open`] and [`Decoder::load`].
+    /// The errors of [`check_device`](Self::check_device), [`Weights::open`], [`required::check`] and
+    /// [`Decoder::load`].
     pub fn load(
         mut self,
         source: &ModelSource,
@@ -66,6 +74,8 @@ impl PreparedModel {
     ) -> Result<Engine> {
         self.check_device(device)?;
         let weights = Weights::open(source)?;
+        // Otherwise a tensor that is missing would be noticed only after others have been uploaded.
+        required::check(&self.config, &weights)?;
         self.calibrated.iter_mut().for_each(Calibrated::release_memory);
         let model = Arc::new(Decoder::load(&self.config, &weights, self.context, self.precision, device, progress)?);
         let runner = Runner::new(model, self.shape);
@@ -78,7 +88,10 @@ impl PreparedModel {
     /// The errors of [`decoder::check_device`] and [`Runner::check`].
     pub fn check_device(&self, device: &ComputeDevice) -> Result<()> {
         Runner::check(self.config.vocab_size, &self.shape, device)?;
-        decoder::check_device(&self.config, self.shape.seqs, self.context, device)
+        decoder::check_device(&self.config, self.shape.seqs, self.context, device).map_err(|error| match error.kind() {
+            ErrorKind::Model => error.at(&self.place),
+            _ => error,
+        })
     }
 
     /// The model's configuration.
@@ -106,6 +119,7 @@ impl PreparedModel {
             // The tokenizer comes first: if both are missing, advice to go without a template would not help.
             let tokenizer = self.tokenizer()?;
             let rendered = self.template()?.render(messages, options)?;
+            self.refuse_far_too_long(&rendered.text)?;
             Ok((tokenizer.encode(&rendered.text)?, prompt_thinking(rendered.thinking)))
         };
         let (ids, thinking) = match prompt {
@@ -116,7 +130,11 @@ impl PreparedModel {
                 }
                 rendered(messages, &RenderOptions { enable_thinking: *think, ..RenderOptions::default() })?
             }
-            Prompt::Raw(text) => (self.tokenizer()?.encode(text)?, prompt_thinking(crate::text::thinking_state(text))),
+            Prompt::Raw(text) => {
+                let tokenizer = self.tokenizer()?;
+                self.refuse_far_too_long(text)?;
+                (tokenizer.encode_whole(text)?, prompt_thinking(crate::text::thinking_state(text)))
+            }
             Prompt::Ids(ids) => {
                 let thinking = match &self.tokenizer {
                     // Thinking cannot be told from the answer, so everything counts as thinking.
@@ -133,6 +151,27 @@ impl PreparedModel {
             return Err(Error::new(ErrorKind::Input, "the prompt is empty").expected("at least one token"));
         }
         Ok((ids, thinking))
+    }
+
+    /// Refuses a text that is far longer than the context after encoding only its beginning, because encoding takes
+    /// seconds and gigabytes for a text of some megabytes.
+    fn refuse_far_too_long(&self, text: &str) -> Result<()> {
+        let tokenizer = self.tokenizer()?;
+        // Few texts have tokens of 16 bytes on average. Of a text that has, twice as much is tried.
+        let mut bytes = self.context.saturating_mul(16).max(1 << 16);
+        while bytes < text.len() {
+            let beginning = &text[..text.floor_char_boundary(bytes)];
+            let tokens = tokenizer.encode(beginning)?.len();
+            // The text may be cut inside a word, so the beginning may have a few more tokens than its share.
+            if tokens / 2 > self.context {
+                return Err(super::sequence::too_long(
+                    self.context,
+                    format!("{} bytes, of which the first {} are {tokens} tokens", text.len(), beginning.len()),
+                ));
+            }
+            bytes = bytes.saturating_mul(2);
+        }
+        Ok(())
     }
 
     /// The tokenizer.

@@ -28,6 +28,14 @@ pub(crate) struct ModelFacts<'a> {
     pub kv_heads: usize,
 }
 
+/// The error for a prompt that is longer than the context.
+pub(super) fn too_long(context: usize, found: String) -> Error {
+    Error::new(ErrorKind::Input, "the prompt is longer than the context")
+        .expected(format!("at most {context} tokens"))
+        .found(found)
+        .help("shorten it, or raise `context` up to the model's max_position_embeddings")
+}
+
 /// One request and its state.
 pub(crate) struct Sequence {
     /// Number of the request.
@@ -76,10 +84,7 @@ impl Sequence {
         model: &ModelFacts<'_>,
     ) -> Result<Self> {
         if prompt.len() > model.context {
-            return Err(Error::new(ErrorKind::Input, "the prompt is longer than the context")
-                .expected(format!("at most {} tokens", model.context))
-                .found(format!("{} tokens", prompt.len()))
-                .help("shorten it, or raise `context` up to the model's max_position_embeddings"));
+            return Err(too_long(model.context, format!("{} tokens", prompt.len())));
         }
         check_ids(&prompt, model.vocab_size, "the prompt")?;
         settings.sampling.check()?;

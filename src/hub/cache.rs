@@ -5,13 +5,17 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Hub, HubName, INDEX, Progress, Remote, SINGLE};
+use super::{Hub, HubName, INDEX, OPTIONAL, Progress, Remote, SINGLE};
+use crate::weights::gguf::SplitName;
 use crate::{Error, ErrorKind, Result};
 
 /// What the cache holds of a model.
 pub(super) enum Cached {
     /// The snapshot, or the file if the name is that of a file.
     Complete(PathBuf),
+    /// The snapshot, which has all that a model needs. Whether the hub has further files, such as a chat template, is
+    /// not known: another tool that does not use these files has fetched it.
+    Sufficient(PathBuf),
     /// The snapshot, and the first missing file.
     Partial(PathBuf, String),
     /// The folder of the model, whether or not it exists.
@@ -36,7 +40,8 @@ impl Hub {
         // This follows links, so a link to a missing blob does not count.
         let has = |file: &str| snapshot.join(file).is_file();
         if let Some(file) = &name.file {
-            return if has(file) { Cached::Complete(snapshot.join(file)) } else { Cached::Nothing(folder) };
+            let has_all = parts_of(file).iter().all(|part| has(part));
+            return if has_all { Cached::Complete(snapshot.join(file)) } else { Cached::Nothing(folder) };
         }
         if !snapshot.is_dir() {
             return Cached::Nothing(folder);
@@ -50,8 +55,11 @@ impl Hub {
             (false, false) => vec![SINGLE.to_string()],
         };
         let needed = ["config.json".to_string()].into_iter().chain(weights).chain(["tokenizer.json".to_string()]);
+        let commit = snapshot.file_name().unwrap_or_default();
+        let known = |file: &str| has(file) || absent(&folder, commit.as_ref(), file).exists();
         match needed.into_iter().find(|file| !has(file)) {
-            None => Cached::Complete(snapshot),
+            None if OPTIONAL.into_iter().all(known) => Cached::Complete(snapshot),
+            None => Cached::Sufficient(snapshot),
             Some(missing) => Cached::Partial(snapshot, missing),
         }
     }
@@ -79,6 +87,26 @@ pub(super) fn is_commit(revision: &str) -> bool {
     revision.len() == 40 && revision.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
+/// The marker for a file that the repository does not have at this commit, as `huggingface_hub` keeps it.
+pub(super) fn absent(folder: &Path, commit: &Path, file: &str) -> PathBuf {
+    folder.join(".no_exist").join(commit).join(file)
+}
+
+/// The files that belong together with `file`: all parts of a split GGUF file in its folder, or the file alone.
+pub(super) fn parts_of(file: &str) -> Vec<String> {
+    let (folder, name) = file.rsplit_once('/').map_or(("", file), |(folder, name)| (folder, name));
+    match SplitName::parse(name) {
+        Some(split) if folder.is_empty() => split.parts().collect(),
+        Some(split) => split.parts().map(|part| format!("{folder}/{part}")).collect(),
+        None => vec![file.to_string()],
+    }
+}
+
+/// Whether a path that the hub sent stays inside the cache.
+pub(super) fn is_plain_path(path: &str) -> bool {
+    path.split('/').all(is_plain)
+}
+
 /// Whether a name that the hub sent may be used as a file name in the cache.
 pub(super) fn is_plain(name: &str) -> bool {
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ' ' | '+' | '=');
@@ -97,11 +125,13 @@ pub(super) fn make_parent(path: &Path) -> Result<()> {
     fs::create_dir_all(parent).map_err(|e| io("the cache cannot be written", parent, &e))
 }
 
-/// Puts a blob into a snapshot, as a relative link. If the system has no links, the blob itself is moved there.
-pub(super) fn link(blob: &Path, path: &Path, etag: &str) -> Result<()> {
+/// Puts a blob into a snapshot as the file `name`, as a relative link. If the system has no links, the blob itself is
+/// moved there.
+pub(super) fn link(blob: &Path, snapshot: &Path, name: &str, etag: &str) -> Result<()> {
+    let path = &snapshot.join(name);
     make_parent(path)?;
     let write_error = |e: std::io::Error| io("the cache cannot be written", path, &e);
-    let target = Path::new("../../blobs").join(etag);
+    let target = Path::new(&"../".repeat(2 + name.matches('/').count())).join("blobs").join(etag);
     #[cfg(unix)]
     let make_link = |at: &Path| std::os::unix::fs::symlink(&target, at);
     #[cfg(windows)]
@@ -127,6 +157,8 @@ mod tests {
     #[test]
     fn names_from_the_hub_stay_inside_the_cache() {
         assert!(is_plain("model-00001-of-00002.safetensors") && is_plain("d41d8cd98f00b204e9800998ecf8427e"));
+        assert!(is_plain_path("Q8_0/model.gguf"));
+        assert!(!["a//b", "/a", "../a", "a/..", "a/"].into_iter().any(is_plain_path));
         for bad in ["", "..", ".hidden", "a/b", "a\\b", "a\0", "c:x", "ü"] {
             assert!(!is_plain(bad), "{bad:?}");
         }

@@ -3,18 +3,22 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
-use ureq::Body;
 use ureq::http::{Response, StatusCode};
+use ureq::{Agent, Body};
 
-use super::cache::{io, is_commit, is_plain, link, make_parent, shards};
-use super::{Failure, Hub, HubName, INDEX, Progress, Remote, SINGLE};
+use super::cache::{absent, io, is_commit, is_plain, is_plain_path, link, make_parent, parts_of, shards};
+use super::check::{self, Start};
+use super::disk::check_space;
+use super::{Failure, Hub, HubName, INDEX, OPTIONAL, Progress, Remote, SINGLE};
 use crate::{Error, ErrorKind, Result, file};
 
+const CONFIG: &str = "config.json";
 /// The files of a model besides the weights. Only the first is required.
-const FILES: [&str; 6] = [
-    "config.json",
+pub(super) const FILES: [&str; 6] = [
+    CONFIG,
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -23,42 +27,40 @@ const FILES: [&str; 6] = [
 ];
 /// The number of connections in a row that may break without bringing a byte.
 const ATTEMPTS: u32 = 5;
+/// The number of requests for which a busy hub may ask to come back.
+const BUSY_ATTEMPTS: u32 = 4;
+/// The longest time for which a busy hub is waited for.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// Files of which the hub does not tell the length are read twice. Larger ones are refused.
+const UNKNOWN_LENGTH_LIMIT: u64 = 256 << 20;
 
 impl Hub {
     pub(super) fn download(&self, name: &HubName, report: &mut dyn FnMut(Progress<'_>)) -> Result<PathBuf, Failure> {
-        let (commit, files) = self.look_up(name)?;
+        let (commit, files) = self.patiently(report, || self.look_up(name))?;
         let folder = self.folder(name);
         let snapshot = folder.join("snapshots").join(&commit);
         let has = |file: &str| files.contains(file);
 
-        let mut wanted: Vec<String> = match &name.file {
-            Some(file) if has(file) => vec![file.clone()],
-            Some(file) => {
-                let ggufs: Vec<&str> = files.iter().map(String::as_str).filter(|f| f.ends_with(".gguf")).collect();
-                return Err(Error::new(ErrorKind::Model, format!("{} has no {file}", name.repo))
-                    .at(&self.endpoint)
-                    .found(if ggufs.is_empty() { "no GGUF files".into() } else { ggufs.join(", ") })
-                    .into());
-            }
-            None => FILES.into_iter().filter(|file| has(file)).map(String::from).collect(),
-        };
-        if name.file.is_none() {
-            match (has(SINGLE), has(INDEX)) {
-                (true, _) => wanted.push(SINGLE.into()),
-                (false, true) => {
-                    // The index names the shards, so it is fetched first.
-                    self.get_all(name, &commit, &[INDEX.into()], &mut |_| ())?;
-                    let place = snapshot.join(INDEX);
-                    let text = fs::read(&place).map_err(|e| io("a file of the cache cannot be read", &place, &e))?;
-                    let shards = shards(&text).map_err(|()| {
-                        Error::new(ErrorKind::Model, "the index of the weights is malformed").at(place.display())
-                    })?;
-                    wanted.extend(shards);
+        let wanted = match &name.file {
+            Some(file) => self.parts_on_hub(name, file, &files)?,
+            None => {
+                if has(CONFIG) && (has(SINGLE) || has(INDEX)) {
+                    // A model that cannot be run is refused before its weights are fetched.
+                    self.get_all(name, &commit, &[CONFIG.into()], &mut |_| ())?;
+                    check::config(&snapshot)?;
                 }
-                (false, false) => return Err(self.no_weights(name, &files).into()),
+                let weights = self.weight_files(name, &commit, &files)?;
+                FILES.into_iter().filter(|file| has(file)).map(String::from).chain(weights).collect()
+            }
+        };
+        self.get_all(name, &commit, &wanted, report)?;
+        if name.file.is_none() {
+            for file in OPTIONAL.into_iter().filter(|file| !has(file)) {
+                // The marker only saves requests, so it does not matter if it cannot be written.
+                let marker = absent(&folder, Path::new(&commit), file);
+                drop(make_parent(&marker).map(|()| fs::write(&marker, [])));
             }
         }
-        self.get_all(name, &commit, &wanted, report)?;
         // The ref is written last, because it promises a complete snapshot.
         if !is_commit(&name.revision) {
             let branch = folder.join("refs").join(&name.revision);
@@ -71,15 +73,60 @@ impl Hub {
         })
     }
 
+    /// The files of the GGUF file `file`: itself, or all parts of the split model to which it belongs.
+    ///
+    /// # Errors
+    /// If `files`, those of the repository, lack one.
+    pub(super) fn parts_on_hub(&self, name: &HubName, file: &str, files: &BTreeSet<String>) -> Result<Vec<String>> {
+        if !files.contains(file) {
+            let ggufs: Vec<&str> = files.iter().map(String::as_str).filter(|f| f.ends_with(".gguf")).collect();
+            return Err(Error::new(ErrorKind::Model, format!("{} has no {file}", name.repo))
+                .at(&self.endpoint)
+                .found(if ggufs.is_empty() { "no GGUF files".into() } else { ggufs.join(", ") }));
+        }
+        let parts = parts_of(file);
+        match parts.iter().find(|part| !files.contains(*part)) {
+            None => Ok(parts),
+            Some(missing) => Err(Error::new(ErrorKind::Model, "a part of a split GGUF file is not on the hub")
+                .at(format!("{}/{}", self.endpoint, name.repo))
+                .expected(format!("all {} parts of {file}", parts.len()))
+                .found(format!("no {missing}"))),
+        }
+    }
+
+    /// The safetensors files of a model. An index of shards is fetched to read their names.
+    pub(super) fn weight_files(
+        &self,
+        name: &HubName,
+        commit: &str,
+        files: &BTreeSet<String>,
+    ) -> Result<Vec<String>, Failure> {
+        match (files.contains(SINGLE), files.contains(INDEX)) {
+            (true, _) => Ok(vec![SINGLE.into()]),
+            (false, true) => {
+                self.get_all(name, commit, &[INDEX.into()], &mut |_| ())?;
+                let place = self.folder(name).join("snapshots").join(commit).join(INDEX);
+                let text = fs::read(&place).map_err(|e| io("a file of the cache cannot be read", &place, &e))?;
+                let shards = shards(&text).map_err(|()| {
+                    Error::new(ErrorKind::Model, "the index of the weights is malformed").at(place.display())
+                })?;
+                Ok(shards.into_iter().collect())
+            }
+            (false, false) => Err(self.no_weights(name, files).into()),
+        }
+    }
+
     fn no_weights(&self, name: &HubName, files: &BTreeSet<String>) -> Error {
         let error = Error::new(ErrorKind::Model, format!("{} has no weights in safetensors", name.repo))
             .at(format!("{}/{}", self.endpoint, name.repo))
             .expected(format!("{SINGLE}, or {INDEX} and its shards"));
         let ending_in = |end: &str| files.iter().map(String::as_str).filter(|f| f.ends_with(end)).collect::<Vec<_>>();
         match (ending_in(".gguf"), ending_in(".bin")) {
-            (ggufs, _) if !ggufs.is_empty() => error
-                .found(ggufs.join(", "))
-                .help(format!("name one of its GGUF files: `model` {}/{}", name.repo, ggufs[0])),
+            (ggufs, _) if !ggufs.is_empty() => error.found(ggufs.join(", ")).help(format!(
+                "name one of its GGUF files: `model` {}/{}",
+                name.repo,
+                check::preferred(&ggufs)
+            )),
             (_, bins) if !bins.is_empty() => error.found(bins.join(", ")).help(
                 "pickled weights are not supported: convert them to safetensors with transformers' save_pretrained",
             ),
@@ -88,7 +135,7 @@ impl Hub {
     }
 
     /// The current commit of the revision, and the names of its files.
-    fn look_up(&self, name: &HubName) -> Result<(String, BTreeSet<String>), Failure> {
+    pub(super) fn look_up(&self, name: &HubName) -> Result<(String, BTreeSet<String>), Failure> {
         let revision = name.revision.replace('/', "%2F");
         let url = format!("{}/api/models/{}/revision/{revision}", self.endpoint, name.repo);
         let mut response = self.ask(&url, None)?;
@@ -111,7 +158,7 @@ impl Hub {
     }
 
     /// Fetches those of `files` that the snapshot of `commit` does not have.
-    fn get_all(
+    pub(super) fn get_all(
         &self,
         name: &HubName,
         commit: &str,
@@ -122,12 +169,18 @@ impl Hub {
         let snapshot = folder.join("snapshots").join(commit);
         let mut remotes = Vec::new();
         for file in files.iter().filter(|file| !snapshot.join(file).is_file()) {
-            remotes.push(self.describe(name, commit, file)?);
+            remotes.push(self.patiently(report, || self.describe(name, commit, file))?);
         }
         let total = remotes.iter().map(|r| r.bytes).sum();
+        let blobs = folder.join("blobs");
+        let here = |remote: &Remote| {
+            let size = |name: &str| fs::metadata(blobs.join(name)).ok().map(|file| file.len());
+            size(&remote.etag).or_else(|| size(&format!("{}.incomplete", remote.etag))).unwrap_or(0)
+        };
+        check_space(&blobs, remotes.iter().map(|remote| remote.bytes.saturating_sub(here(remote))).sum())?;
         let mut before = 0;
         for remote in &remotes {
-            let blob = folder.join("blobs").join(&remote.etag);
+            let blob = blobs.join(&remote.etag);
             let _lock = self.lock(&folder, remote, report)?;
             if !blob.is_file() {
                 let (url, file) = (self.address(name, commit, &remote.name), remote.name.as_str());
@@ -141,6 +194,9 @@ impl Hub {
                     // Attempts continue as long as connections bring bytes.
                     barren = if gained { 1 } else { barren + 1 };
                     match failure {
+                        Failure::Busy(error, wait) if barren < ATTEMPTS => {
+                            self.pause_for(error, wait, barren, report)?;
+                        }
                         Failure::Unreachable(error) if barren < ATTEMPTS => {
                             report(Progress::Resuming { file, cause: error.what() });
                             std::thread::sleep(self.pause * barren);
@@ -150,19 +206,54 @@ impl Hub {
                 }
             }
             before += remote.bytes;
-            link(&blob, &snapshot.join(&remote.name), &remote.etag)?;
+            link(&blob, &snapshot, &remote.name, &remote.etag)?;
         }
         Ok(())
     }
 
-    fn address(&self, name: &HubName, commit: &str, file: &str) -> String {
+    /// Repeats a request while the hub says that it is busy.
+    pub(super) fn patiently<T>(
+        &self,
+        report: &mut dyn FnMut(Progress<'_>),
+        mut request: impl FnMut() -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        for attempt in 1..BUSY_ATTEMPTS {
+            match request() {
+                Err(Failure::Busy(error, wait)) => self.pause_for(error, wait, attempt, report)?,
+                other => return other,
+            }
+        }
+        request()
+    }
+
+    /// Waits for a busy hub, as long as the hub says, or longer before each attempt.
+    ///
+    /// # Errors
+    /// If the hub asks for a longer wait than [`LONGEST_WAIT`].
+    fn pause_for(
+        &self,
+        error: Error,
+        wait: Option<Duration>,
+        attempt: u32,
+        report: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), Failure> {
+        let wait = wait.unwrap_or(self.pause * attempt);
+        if wait > LONGEST_WAIT {
+            return Err(error.help(format!("the hub asks to try again in {} seconds", wait.as_secs())).into());
+        }
+        report(Progress::Pausing { cause: error.what(), wait });
+        std::thread::sleep(wait);
+        Ok(())
+    }
+
+    pub(super) fn address(&self, name: &HubName, commit: &str, file: &str) -> String {
         format!("{}/{}/resolve/{commit}/{file}", self.endpoint, name.repo)
     }
 
     /// Asks for the size of a file and the name of its blob. For large files, the hub answers with a redirect whose
     /// headers have both. The redirect is not followed, because the other host does not send these headers.
-    fn describe(&self, name: &HubName, commit: &str, file: &str) -> Result<Remote, Failure> {
-        if !is_plain(file) {
+    pub(super) fn describe(&self, name: &HubName, commit: &str, file: &str) -> Result<Remote, Failure> {
+        if !is_plain_path(file) {
             return Err(Error::new(ErrorKind::Model, "the hub sends a file name that leads out of the model's folder")
                 .at(&name.repo)
                 .found(format!("{file:?}"))
@@ -170,17 +261,21 @@ impl Hub {
         }
         let mut url = self.address(name, commit, file);
         for _ in 0..5 {
-            let mut request = self.agent.head(&url).config().max_redirects(0).build();
+            let mut request = self.agent()?.head(&url).config().max_redirects(0).build();
             // The length of a compressed answer would not be that of the file.
             request = request.header("accept-encoding", "identity");
             if let Some(token) = &self.token {
-                request = request.header("authorization", format!("Bearer {token}"));
+                request = request.header("authorization", format!("Bearer {}", token.value));
             }
             let response = request.call().map_err(|e| self.unreachable(&url, &e))?;
             let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
             let linked = header("x-linked-etag");
             let etag = linked.or(header("etag")).map(|e| e.trim_start_matches("W/").trim_matches('"'));
             let bytes = header("x-linked-size").or(header("content-length")).and_then(|n| n.parse().ok());
+            let bytes = match (response.status().as_u16(), etag, bytes) {
+                (200, Some(_), None) => self.measure(&url)?,
+                _ => bytes,
+            };
             match (response.status().as_u16(), etag, bytes, header("location")) {
                 // The repository was renamed: ask again under its new name on the same host.
                 (300..=399, _, _, Some(target)) if target.starts_with('/') && !target.starts_with("//") => {
@@ -203,6 +298,17 @@ impl Hub {
             }
         }
         Err(Error::new(ErrorKind::Model, "the hub redirects in a circle").at(url).into())
+    }
+
+    /// Reads a small file to its end and returns its length, for mirrors that do not send it.
+    fn measure(&self, url: &str) -> Result<Option<u64>, Failure> {
+        let mut response = self.ask(url, None)?;
+        if response.status() != StatusCode::OK {
+            return Ok(None);
+        }
+        let mut body = response.body_mut().with_config().limit(u64::MAX).reader().take(UNKNOWN_LENGTH_LIMIT + 1);
+        let bytes = std::io::copy(&mut body, &mut std::io::sink()).map_err(|e| self.broken(url, e))?;
+        Ok(Some(bytes).filter(|bytes| *bytes <= UNKNOWN_LENGTH_LIMIT))
     }
 
     /// Fetches a file with one connection. The bytes are appended to the blob's `.incomplete` file, which gets its
@@ -249,6 +355,7 @@ impl Hub {
             let mut body = response.body_mut().with_config().limit(u64::MAX).reader();
             let mut buffer = vec![0; 256 << 10];
             report(Some(here));
+            let mut start = Start::of(&remote.name, remote.bytes);
             loop {
                 let n =
                     body.read(&mut buffer).map_err(|e| (gained, self.broken(url, broken_at(here, &e.to_string()))))?;
@@ -264,6 +371,10 @@ impl Hub {
                 }
                 file.write_all(&buffer[..n]).map_err(write_error)?;
                 report(Some(here));
+                if let Err(error) = start.check(&place, here) {
+                    drop(fs::remove_file(&place));
+                    return Err((true, error.into()));
+                }
             }
         }
         if here < remote.bytes {
@@ -283,10 +394,10 @@ impl Hub {
     }
 
     /// Sends a GET request, for the bytes from index `from` on.
-    fn ask(&self, url: &str, from: Option<u64>) -> Result<Response<Body>, Failure> {
-        let mut request = self.agent.get(url).header("accept-encoding", "identity");
+    pub(super) fn ask(&self, url: &str, from: Option<u64>) -> Result<Response<Body>, Failure> {
+        let mut request = self.agent()?.get(url).header("accept-encoding", "identity");
         if let Some(token) = &self.token {
-            request = request.header("authorization", format!("Bearer {token}"));
+            request = request.header("authorization", format!("Bearer {}", token.value));
         }
         if let Some(from) = from.filter(|from| *from > 0) {
             request = request.header("range", format!("bytes={from}-"));
@@ -294,46 +405,25 @@ impl Hub {
         request.call().map_err(|e| self.unreachable(url, &e))
     }
 
+    fn agent(&self) -> Result<&Agent, Failure> {
+        self.agent.as_ref().map_err(|error| Failure::Unreachable(error.clone()))
+    }
+
     fn unreachable(&self, url: &str, cause: &ureq::Error) -> Failure {
         let error = Error::new(ErrorKind::Io, "the hub cannot be reached").at(url).found(cause);
-        Failure::Unreachable(error.help("check the network and HF_ENDPOINT, or pass the directory of a model"))
+        let text = cause.to_string().to_lowercase();
+        Failure::Unreachable(match ["certificate", "unknownissuer"].iter().any(|word| text.contains(word)) {
+            true => error.help(
+                "if a proxy of your network signs connections with a certificate of its own, name the file of that \
+                 certificate (PEM) in SSL_CERT_FILE",
+            ),
+            false => error.help("check the network and HF_ENDPOINT, or pass the directory of a model"),
+        })
     }
 
-    fn broken(&self, url: &str, cause: impl std::fmt::Display) -> Failure {
+    pub(super) fn broken(&self, url: &str, cause: impl std::fmt::Display) -> Failure {
         let error = Error::new(ErrorKind::Io, "the connection to the hub broke").at(url).found(cause);
         Failure::Unreachable(error.help("the bytes that have arrived are kept: run the same command again to continue"))
-    }
-
-    fn refused(&self, name: &HubName, url: &str, response: &Response<Body>) -> Failure {
-        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
-        let code = header("x-error-code");
-        let status = response.status();
-        let page = format!("{}/{}", self.endpoint, name.repo);
-        let with_token = match self.token {
-            None => "set HF_TOKEN to a token of your account (or run `hf auth login`)",
-            Some(_) => "use a token with access to it, because that in HF_TOKEN has none",
-        };
-        let error = |what: String| Error::new(ErrorKind::Model, what).at(url).found(format!("{status} {code}").trim());
-        let error = match (status.as_u16(), code) {
-            (_, "GatedRepo") => {
-                error(format!("{} is only available to users who have accepted its conditions", name.repo))
-                    .help(format!("accept them at {page}; then {with_token}"))
-            }
-            (_, "RevisionNotFound") => error(format!("{} has no revision {}", name.repo, name.revision)),
-            (401 | 403, _) => {
-                error(format!("the hub does not permit access to {}, or there is no such model", name.repo))
-                    .help(format!("check the name; for a private or gated model {with_token}"))
-            }
-            (404, _) => error(format!("the hub has no model {}", name.repo))
-                .help("check the name; a directory on this machine would have to exist"),
-            (429, _) => error("the hub refuses so many requests".into())
-                .help("try again later; a token in HF_TOKEN raises the limit"),
-            (500..=599, _) => {
-                return Failure::Unreachable(error("the hub reports an internal error".into()).help("try again later"));
-            }
-            _ => error("the hub sends an unexpected status".into()),
-        };
-        Failure::Final(error)
     }
 }
 

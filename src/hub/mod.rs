@@ -21,11 +21,16 @@
 //! `.incomplete` file, and the next attempt continues at its end.
 //!
 //! The environment variables are those of `huggingface_hub`: `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN`
-//! (or the file `$HF_HOME/token`) and `HF_ENDPOINT`. Proxies are taken from `HTTPS_PROXY`, `HTTP_PROXY` and
-//! `ALL_PROXY`.
+//! (or the file `$HF_HOME/token`) and `HF_ENDPOINT`. Proxies are taken from `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`
+//! and `NO_PROXY`, root certificates from `SSL_CERT_FILE`.
 mod cache;
+mod check;
+mod connection;
+mod disk;
 mod download;
 mod name;
+mod peek;
+mod refused;
 
 use std::fs;
 use std::path::PathBuf;
@@ -39,6 +44,9 @@ pub use name::HubName;
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
+/// The files that a model can do without but is worse without: the cache of a tool that does not read them may lack
+/// them although the hub has them.
+const OPTIONAL: [&str; 3] = ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"];
 
 /// The progress of a download, for a front-end to show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,6 +71,13 @@ pub enum Progress<'a> {
         /// The name of the file.
         file: &'a str,
     },
+    /// The hub is busy, and asks to come back later.
+    Pausing {
+        /// What the hub says.
+        cause: &'a str,
+        /// The wait before the next attempt.
+        wait: Duration,
+    },
     /// The connection broke, and a new one continues where it broke.
     Resuming {
         /// The name of the file.
@@ -76,11 +91,19 @@ pub enum Progress<'a> {
 pub struct Hub {
     cache: PathBuf,
     endpoint: String,
-    token: Option<String>,
+    token: Option<Token>,
     offline: bool,
-    agent: Agent,
+    /// The client, or why there is none. A cached model needs none.
+    agent: Result<Agent>,
     /// The wait before the second attempt. It is longer before each further attempt.
     pause: Duration,
+}
+
+/// The token of an account.
+struct Token {
+    value: String,
+    /// Where it was found, for messages: the name of a variable or of a file.
+    place: String,
 }
 
 /// What the hub says about a file before it is fetched.
@@ -114,23 +137,17 @@ impl Hub {
         let cache = var("HF_HUB_CACHE").or_else(|| var("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
         let yes = |value: String| matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
         let token_file = var("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
-        let token = var("HF_TOKEN").or_else(|| fs::read_to_string(token_file).ok());
-        let token = token.map(|token| token.trim().to_string()).filter(|token| !token.is_empty());
+        let in_file = || Some((fs::read_to_string(&token_file).ok()?, token_file.display().to_string()));
+        let token = var("HF_TOKEN").map(|token| (token, "HF_TOKEN".to_string())).or_else(in_file);
+        let token = token.map(|(value, place)| Token { value: value.trim().to_string(), place });
         let endpoint = var("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            .user_agent(concat!("secateur/", env!("CARGO_PKG_VERSION")))
-            // Large files are redirected to other hosts with signed addresses. Those hosts must not get the token.
-            .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
-            .timeout_connect(Some(Duration::from_secs(15)))
-            .timeout_recv_response(Some(Duration::from_secs(60)))
-            .timeout_per_read(Some(Duration::from_secs(60)));
+        let endpoint = endpoint.trim_end_matches('/').to_string();
         Ok(Self {
             cache: cache.unwrap_or_else(|| home.join("hub")),
-            endpoint: endpoint.trim_end_matches('/').to_string(),
-            token,
+            agent: connection::agent(&endpoint),
+            endpoint,
+            token: token.filter(|token| !token.value.is_empty()),
             offline: var("HF_HUB_OFFLINE").or_else(|| var("TRANSFORMERS_OFFLINE")).is_some_and(yes),
-            agent: config.build().into(),
             pause: Duration::from_millis(500),
         })
     }
@@ -145,6 +162,7 @@ impl Hub {
         let cached = self.cached(name);
         match &cached {
             Cached::Complete(path) if !update || self.offline => return Ok(path.clone()),
+            Cached::Sufficient(path) if self.offline => return Ok(path.clone()),
             // Not every use needs a tokenizer. The loader reports it as missing if this one does.
             Cached::Partial(path, missing) if self.offline && missing == "tokenizer.json" => return Ok(path.clone()),
             Cached::Partial(path, missing) if self.offline => {
@@ -160,14 +178,13 @@ impl Hub {
             }
             _ => {}
         }
-        match self.download(name, report) {
-            // If an update cannot be fetched, the cached copy is used.
-            Err(Failure::Unreachable(error)) => match cached {
-                Cached::Complete(path) => Ok(path),
-                _ => Err(error),
-            },
-            Err(Failure::Final(error)) => Err(error),
-            Ok(path) => Ok(path),
+        match (self.download(name, report), cached) {
+            (Ok(path), _) => Ok(path),
+            // If an update or a further file cannot be fetched, the cached copy is used.
+            (Err(Failure::Unreachable(_) | Failure::Busy(..)), Cached::Complete(path)) => Ok(path),
+            (Err(_), Cached::Sufficient(path)) if !update => Ok(path),
+            (Err(Failure::Unreachable(_) | Failure::Busy(..)), Cached::Sufficient(path)) => Ok(path),
+            (Err(Failure::Unreachable(error) | Failure::Busy(error, _) | Failure::Final(error)), _) => Err(error),
         }
     }
 }
@@ -176,6 +193,8 @@ impl Hub {
 enum Failure {
     /// The connection failed, so another attempt may work.
     Unreachable(Error),
+    /// The hub is busy: another attempt may work after this time, if the hub says how long.
+    Busy(Error, Option<Duration>),
     /// Another attempt would fail in the same way.
     Final(Error),
 }

@@ -3,14 +3,15 @@ use std::str::FromStr;
 
 use crate::{Error, ErrorKind, Result};
 
-/// `ORG/NAME`, `ORG/NAME@REVISION` or, for a GGUF file, `ORG/NAME/FILE.gguf`.
+/// `ORG/NAME`, `ORG/NAME@REVISION` or, for a GGUF file, `ORG/NAME/FILE.gguf`, where FILE may lie in folders.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubName {
     /// The repository, as `ORG/NAME`.
     pub repo: String,
     /// A branch, a tag or a commit.
     pub revision: String,
-    /// The file, if the name is that of a single file.
+    /// The file, if the name is that of a single file; with its folders in the repository. It may be any part of a
+    /// split GGUF file.
     pub file: Option<String>,
 }
 
@@ -37,7 +38,7 @@ impl FromStr for HubName {
             // This looks like a file, not like a repository.
             [_, name] if name.ends_with(".gguf") => return Err(malformed("")),
             [_, _] => (path.to_string(), None),
-            [org, name, file] if file.ends_with(".gguf") => (format!("{org}/{name}"), Some(file.to_string())),
+            [org, name, .., file] if file.ends_with(".gguf") => (format!("{org}/{name}"), Some(parts[2..].join("/"))),
             _ => return Err(malformed("")),
         };
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -64,7 +65,9 @@ fn plain_name(text: &str) -> String {
     let suffix = |revision: &str| if revision == "main" { String::new() } else { format!("@{revision}") };
     match path.split('/').collect::<Vec<_>>()[..] {
         [org, name, "tree", revision] => format!("{org}/{name}{}", suffix(revision)),
-        [org, name, "blob" | "resolve", revision, file] => format!("{org}/{name}/{file}{}", suffix(revision)),
+        [org, name, "blob" | "resolve", revision, ref file @ ..] if !file.is_empty() => {
+            format!("{org}/{name}/{}{}", file.join("/"), suffix(revision))
+        }
         _ => path.to_string(),
     }
 }
@@ -101,6 +104,9 @@ mod tests {
         ] {
             assert_eq!(name(pasted), parts("Qwen/Qwen3-0.6B", "main", None), "{pasted}");
         }
+        assert_eq!(name("a/b-GGUF/BF16/deep/b.gguf"), parts("a/b-GGUF", "main", Some("BF16/deep/b.gguf")));
+        let pasted = "https://huggingface.co/a/b-GGUF/blob/main/BF16/b-00001-of-00002.gguf";
+        assert_eq!(name(pasted), parts("a/b-GGUF", "main", Some("BF16/b-00001-of-00002.gguf")));
         assert_eq!(name("hf.co/a/b/tree/v1"), parts("a/b", "v1", None));
         for kind in ["blob", "resolve"] {
             let pasted = format!("https://huggingface.co/a/b-GGUF/{kind}/main/b-Q8_0.gguf?download=true");
@@ -127,6 +133,9 @@ mod tests {
             "./a/b",
             "~/x",
             "a/b.gguf",
+            "a/b/../c.gguf",
+            "a/b//c.gguf",
+            "a/b/c/d",
             "C:\\x/y",
             "a/b?c",
         ] {

@@ -8,6 +8,7 @@ use super::fields::Fields;
 use super::rope;
 pub use super::rope::{RopeScaling, RotatedLayers};
 use crate::dtype::Dtype;
+use crate::text::{ChatTemplate, Tokenizer, turn_end};
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result};
 use serde_json::Value;
@@ -245,6 +246,17 @@ impl ModelConfig {
         }
     }
 
+    /// Adds the special token with which the chat template ends a turn to the end tokens. The files of models that
+    /// were tuned for chats often name only the end token of the base model.
+    pub fn add_turn_end(&mut self, tokenizer: &Tokenizer, template: &ChatTemplate) {
+        if let Some(id) = turn_end(tokenizer, template)
+            && (id as usize) < self.vocab_size
+            && !self.eos_token_ids.contains(&id)
+        {
+            self.eos_token_ids.push(id);
+        }
+    }
+
     /// Number of query heads that share one key/value head.
     pub fn group_size(&self) -> usize {
         self.num_heads / self.num_kv_heads
@@ -349,10 +361,17 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
     if fields.get("quantization").is_some_and(Value::is_object) {
         return Err(fields.unsupported("quantization", "MLX-quantized weights").help("use the original weights"));
     }
-    if fields.get("quantization_config").is_some() {
+    if let Some(quantization) = fields.get("quantization_config") {
+        let what = match quantization.get("quant_method").and_then(Value::as_str) {
+            Some(method @ ("gptq" | "awq" | "fp8" | "mxfp4" | "hqq")) => {
+                format!("{}-quantized weights", method.to_uppercase())
+            }
+            Some(method) => format!("weights quantized by {method}"),
+            None => "quantized checkpoints".to_string(),
+        };
         return Err(fields
-            .unsupported("quantization_config", "quantized checkpoints")
-            .help("use the original weights"));
+            .unsupported("quantization_config", &what)
+            .help("use the original weights, or a GGUF file of the model"));
     }
     // Many configs contain a sliding window that is not used. It is used only if `use_sliding_window` is true, the
     // window has a width (absent means the default of transformers, null means none), and the model has more layers

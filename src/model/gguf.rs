@@ -16,11 +16,17 @@ const END_TOKENS: [&str; 7] = [
     "<|end▁of▁sentence|>",
 ];
 
+/// The metadata, without the architecture in front, that every model has.
+const REQUIRED: [&str; 5] =
+    ["embedding_length", "feed_forward_length", "block_count", "attention.head_count", "context_length"];
+
 /// The configuration of the model in `gguf`.
 ///
 /// # Errors
 /// If metadata is missing or malformed, or secateur does not support the model.
 pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
+    refuse_parts(gguf)?;
+    refuse_other_kinds(gguf)?;
     let architecture = gguf.text("general.architecture")?.ok_or_else(|| {
         gguf.error_at("general.architecture", "the GGUF file does not name the architecture of the model")
     })?;
@@ -38,12 +44,6 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
                 .expected("qwen2, qwen3, llama, mistral3, smollm3 or phi3"));
         }
     };
-    if let Some(parts) = gguf.uint("split.count")?.filter(|parts| *parts > 1) {
-        return Err(gguf
-            .error_at("split.count", "models in several GGUF files are not supported")
-            .found(format!("{parts} files"))
-            .help("merge the files: llama-gguf-split --merge FIRST-FILE MERGED-FILE"));
-    }
     let key = |name: &str| format!("{architecture}.{name}");
     let mut config = Map::from_iter([("architectures".to_string(), json!([known.class_name()]))]);
     for (name, gguf_name) in [
@@ -57,8 +57,13 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
         ("head_dim", "attention.key_length"),
         ("original_max_position_embeddings", "rope.scaling.original_context_length"),
     ] {
-        if let Some(value) = gguf.uint(&key(gguf_name))? {
-            config.insert(name.to_string(), json!(value));
+        match gguf.uint(&key(gguf_name))? {
+            Some(value) => drop(config.insert(name.to_string(), json!(value))),
+            None if REQUIRED.contains(&gguf_name) => {
+                let error = gguf.error_at(&key(gguf_name), "the GGUF file lacks a part of the model's configuration");
+                return Err(error.found("no such metadata").help("convert the model again with a current llama.cpp"));
+            }
+            None => {}
         }
     }
     for (name, gguf_name) in [("rms_norm_eps", "attention.layer_norm_rms_epsilon"), ("rope_theta", "rope.freq_base")] {
@@ -123,6 +128,36 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
     }
     config.generation = sampling(gguf)?;
     Ok(config)
+}
+
+/// Refuses a part of a split model that was opened without the others.
+fn refuse_parts(gguf: &Gguf) -> Result<()> {
+    let announced = gguf.announced_parts()?;
+    if announced == gguf.parts() as u64 {
+        return Ok(());
+    }
+    Err(gguf
+        .error_at("split.count", "the file is only a part of a model that is split into several GGUF files")
+        .expected(format!("{announced} files named NAME-00001-of-{announced:05}.gguf and so on, in one folder"))
+        .found(format!("part {} of {announced}, alone", gguf.uint("split.no")?.unwrap_or(0) + 1))
+        .help("give all parts their original names, or merge them: llama-gguf-split --merge FIRST-FILE MERGED-FILE"))
+}
+
+/// Refuses GGUF files that hold something else than a model.
+fn refuse_other_kinds(gguf: &Gguf) -> Result<()> {
+    let key = "general.type";
+    let what = match gguf.text(key)? {
+        Some("adapter") => "the GGUF file is an adapter (LoRA), not a whole model",
+        Some("mmproj") => "the GGUF file is the image or audio part of a model, not the language model",
+        Some("imatrix") => "the GGUF file is an importance matrix, not a model",
+        Some("vocab") => "the GGUF file is a vocabulary without a model",
+        _ => return Ok(()),
+    };
+    let error = gguf.error_at(key, what);
+    Err(match gguf.text("general.base_model.0.name")? {
+        Some(base) => error.help(format!("pass a GGUF file of the model, {base}")),
+        None => error.help("pass a GGUF file of the model"),
+    })
 }
 
 /// The metadata `general.sampling.*`: how the authors of the model want it to be sampled. A temperature above 0 means

@@ -6,5 +6,6 @@ mod fields;
 mod gguf;
 mod limits;
 mod matrix;
+pub mod required;
 pub mod rope;
 mod tensors;

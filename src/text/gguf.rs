@@ -1,18 +1,23 @@
 //! Rebuilds the tokenizer and the chat template of a GGUF file from its metadata.
 //!
-//! A GGUF file stores the tokens, their types, the merges and the *name* of the rule that splits text before merging.
-//! The rules themselves are in the source of llama.cpp. This file spells out the rules that the supported models use,
-//! as the `tokenizer.json` of those models does. The result is a `tokenizer.json`, which is then read like any other.
+//! A GGUF file stores the tokens, their types and, for byte-level BPE, the merges and the *name* of the rule that splits
+//! text before merging. The rules themselves are in the source of llama.cpp. This file spells out the rules that the
+//! supported models use, as the `tokenizer.json` of those models does; `sentencepiece.rs` has the other kind of
+//! tokenizer. The result is a `tokenizer.json`, which is then read like any other.
 use crate::weights::gguf::Gguf;
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Map, Value, json};
 
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const PRE: &str = "tokenizer.ggml.pre";
+const MERGES: &str = "tokenizer.ggml.merges";
 /// Token types in `tokenizer.ggml.token_type`.
+pub(super) const NORMAL: i64 = 1;
+pub(super) const UNKNOWN: i64 = 2;
 const CONTROL: i64 = 3;
 const USER_DEFINED: i64 = 4;
 const UNUSED: i64 = 5;
+pub(super) const BYTE: i64 = 6;
 
 /// Regular expressions that split text into contractions, words, digits, punctuation, line ends and spaces. QWEN2 and
 /// TEKKEN (Mistral) take one digit at a time, LLAMA3 and GPT4O (Phi-4) up to three. TEKKEN and GPT4O also split a word
@@ -23,14 +28,79 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// The tokens of a GGUF file.
+pub(super) struct Vocabulary<'a> {
+    pub tokens: Vec<&'a str>,
+    /// The type of each token.
+    pub types: Vec<i64>,
+    /// The ids of all tokens that are in use.
+    ids: Map<String, Value>,
+    /// The tokens that are found in text before it is split, as `tokenizer.json` describes them.
+    added: Vec<Value>,
+}
+
+impl<'a> Vocabulary<'a> {
+    fn read(gguf: &'a Gguf) -> Result<Self> {
+        let tokens = gguf.texts(TOKENS)?.ok_or_else(|| incomplete(gguf, TOKENS))?;
+        let key = "tokenizer.ggml.token_type";
+        let types = gguf.ints(key)?.unwrap_or_else(|| vec![NORMAL; tokens.len()]);
+        if types.len() != tokens.len() {
+            return Err(gguf
+                .error_at(key, "the GGUF file's tokenizer contradicts itself")
+                .expected(format!("{} token types, one for each token", tokens.len()))
+                .found(types.len()));
+        }
+        let (mut ids, mut added) = (Map::new(), Vec::new());
+        for (id, (token, &kind)) in tokens.iter().zip(&types).enumerate() {
+            if kind == UNUSED {
+                continue;
+            }
+            if matches!(kind, UNKNOWN | CONTROL | USER_DEFINED) {
+                let special = kind != USER_DEFINED;
+                added.push(json!({"id": id, "content": token, "special": special, "single_word": false,
+                    "lstrip": false, "rstrip": false, "normalized": false}));
+            }
+            if ids.insert(token.to_string(), json!(id)).is_some() {
+                return Err(gguf
+                    .error_at(TOKENS, "the GGUF file's tokenizer has the same token twice")
+                    .found(format!("{token:?}")));
+            }
+        }
+        Ok(Self { tokens, types, ids, added })
+    }
+
+    /// The token whose id is the value of `key`.
+    pub fn named(&self, gguf: &Gguf, key: &str) -> Result<Option<&'a str>> {
+        let id = gguf.uint(key)?;
+        Ok(id.and_then(|id| self.tokens.get(usize::try_from(id).ok()?)).copied())
+    }
+}
+
+/// The error for a tokenizer without `key`.
+pub(super) fn incomplete(gguf: &Gguf, key: &str) -> Error {
+    gguf.error_at(key, "the GGUF file's tokenizer is incomplete")
+}
+
+/// What differs between the kinds of tokenizers, as in `tokenizer.json`.
+pub(super) struct Parts {
+    pub normalizer: Value,
+    pub pre_tokenizer: Value,
+    pub decoder: Value,
+    /// The model without its vocabulary.
+    pub model: Value,
+    /// Whether a text begins with a special token if the file does not say.
+    pub begins: bool,
+}
+
 /// Builds the `tokenizer.json` of the tokenizer in `gguf`.
 ///
 /// # Errors
 /// If the file has no tokenizer, the tokenizer is malformed, or its kind or its splitting rule is not supported.
 pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
     let key = "tokenizer.ggml.model";
-    match gguf.text(key)? {
-        Some("gpt2") => {}
+    let kind = gguf.text(key)?;
+    let mut vocabulary = match kind {
+        Some("gpt2" | "llama") => Vocabulary::read(gguf)?,
         None => {
             return Err(gguf
                 .error_at(key, "the GGUF file has no tokenizer, which is needed to read text")
@@ -39,38 +109,36 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
         Some(other) => {
             return Err(gguf
                 .error_at(key, format!("the tokenizer type {other} is not supported in GGUF files"))
-                .expected("gpt2, which is byte-level BPE")
+                .expected("gpt2 (byte-level BPE) or llama (SentencePiece)")
                 .help("pass token `ids`, or use the directory of the original model"));
         }
-    }
-    let missing = |key: &str| gguf.error_at(key, "the GGUF file's tokenizer is incomplete");
-    let tokens = gguf.texts(TOKENS)?.ok_or_else(|| missing(TOKENS))?;
-    let merges = gguf.texts("tokenizer.ggml.merges")?.ok_or_else(|| missing("tokenizer.ggml.merges"))?;
-    let key = "tokenizer.ggml.token_type";
-    let types = gguf.ints(key)?.unwrap_or_else(|| vec![1; tokens.len()]);
-    if types.len() != tokens.len() {
-        return Err(gguf
-            .error_at(key, "the GGUF file's tokenizer contradicts itself")
-            .expected(format!("{} token types, one for each token", tokens.len()))
-            .found(types.len()));
-    }
-    let (mut vocab, mut added) = (Map::new(), Vec::new());
-    for (id, (token, kind)) in tokens.iter().zip(types).enumerate() {
-        if kind == UNUSED {
-            continue;
-        }
-        if kind == CONTROL || kind == USER_DEFINED {
-            added.push(
-                json!({"id": id, "content": token, "special": kind == CONTROL, "single_word": false, "lstrip": false,
-                "rstrip": false, "normalized": false}),
-            );
-        }
-        if vocab.insert(token.to_string(), json!(id)).is_some() {
-            return Err(gguf
-                .error_at(TOKENS, "the GGUF file's tokenizer has the same token twice")
-                .found(format!("{token:?}")));
-        }
-    }
+    };
+    let mut parts = match kind {
+        Some("llama") => super::sentencepiece::parts(gguf, &vocabulary)?,
+        _ => byte_level(gguf)?,
+    };
+    let begin = match gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(parts.begins) {
+        true => vocabulary.named(gguf, "tokenizer.ggml.bos_token_id")?,
+        false => None,
+    };
+    let begin = begin.and_then(|token| Some((token, vocabulary.ids.get(token)?.clone())));
+    let post_processor = begin.map(|(token, id)| {
+        json!({"type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {token: {"id": token, "ids": [id], "tokens": [token]}}})
+    });
+    parts.model["vocab"] = Value::Object(std::mem::take(&mut vocabulary.ids));
+    Ok(json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": vocabulary.added,
+        "normalizer": parts.normalizer, "pre_tokenizer": parts.pre_tokenizer, "post_processor": post_processor,
+        "decoder": parts.decoder, "model": parts.model,
+    }))
+}
+
+/// Byte-level BPE, whose splitting rule the file names.
+fn byte_level(gguf: &Gguf) -> Result<Parts> {
+    let merges = gguf.texts(MERGES)?.ok_or_else(|| incomplete(gguf, MERGES))?;
     let split = |pattern: &str| {
         json!({"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false},
@@ -87,7 +155,7 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
         );
         "default"
     });
-    let (pre, normalizer, whole_words) = match rule {
+    let (pre_tokenizer, normalizer, whole_words) = match rule {
         "qwen2" | "deepseek-r1-qwen" => (split(QWEN2), json!({"type": "NFC"}), false),
         "llama-bpe" | "llama3" | "llama-v3" => (split(LLAMA3), Value::Null, true),
         "tekken" => (split(TEKKEN), Value::Null, true),
@@ -104,14 +172,12 @@ pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
                 .help("pass token `ids`, or use the directory of the original model"));
         }
     };
-    Ok(json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added, "normalizer": normalizer,
-        "pre_tokenizer": pre, "post_processor": null,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole_words,
-            "vocab": vocab, "merges": merges},
-    }))
+    let model = json!({"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": whole_words,
+        "merges": merges});
+    let decoder = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});
+    // As in llama.cpp, a text for the tokenizer of Llama 3 begins with its beginning-of-text token.
+    Ok(Parts { normalizer, pre_tokenizer, decoder, model, begins: whole_words })
 }
 
 /// The chat template in `gguf`, and the texts of the special tokens under the names that templates use, such as

@@ -124,33 +124,64 @@ pub(super) fn strftime(format: &str, now: i64) -> Result<String, minijinja::Erro
             out.push(c);
             continue;
         }
-        out.push_str(&match chars.next() {
+        // As in the C library, "-" leaves out the zeros and blanks that pad a number.
+        let bare = chars.as_str().starts_with('-');
+        let conversion = if bare { chars.nth(1) } else { chars.next() };
+        let written = match conversion {
             Some('Y') => year.to_string(),
+            Some('C') => format!("{:02}", year.div_euclid(100)),
             Some('y') => format!("{:02}", year.rem_euclid(100)),
             Some('m') => format!("{month:02}"),
             Some('d') => format!("{day:02}"),
             Some('e') => format!("{day:2}"),
+            Some('j') => format!("{:03}", days - days_before(year) + 1),
             Some('B') => month_name.to_string(),
-            Some('b') => month_name[..3].to_string(),
+            Some('b' | 'h') => month_name[..3].to_string(),
             Some('A') => day_name.to_string(),
             Some('a') => day_name[..3].to_string(),
+            Some('u') => ((days + 3).rem_euclid(7) + 1).to_string(),
+            Some('w') => (days + 4).rem_euclid(7).to_string(),
             Some('H') => format!("{hour:02}"),
+            Some('k') => format!("{hour:2}"),
             Some('I') => format!("{:02}", (hour + 11) % 12 + 1),
+            Some('l') => format!("{:2}", (hour + 11) % 12 + 1),
             Some('p') => if hour < 12 { "AM" } else { "PM" }.to_string(),
             Some('M') => format!("{minute:02}"),
             Some('S') => format!("{second:02}"),
+            Some('s') => now.to_string(),
             Some('F') => format!("{year}-{month:02}-{day:02}"),
+            Some('D') => format!("{month:02}/{day:02}/{:02}", year.rem_euclid(100)),
             Some('T') => format!("{hour:02}:{minute:02}:{second:02}"),
+            Some('R') => format!("{hour:02}:{minute:02}"),
+            Some('c') => {
+                format!("{} {} {day:2} {hour:02}:{minute:02}:{second:02} {year}", &day_name[..3], &month_name[..3])
+            }
             Some('Z') => "UTC".to_string(),
+            Some('z') => "+0000".to_string(),
+            Some('n') => "\n".to_string(),
+            Some('t') => "\t".to_string(),
             Some('%') => "%".to_string(),
             other => {
-                let other = other.map_or("%".to_string(), |c| format!("%{c}"));
+                let other = other.map_or("%".to_string(), |c| format!("%{}{c}", if bare { "-" } else { "" }));
                 let message = format!("strftime_now does not know the conversion {other}");
                 return Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, message));
             }
-        });
+        };
+        match bare && conversion.is_some_and(|c| "CymdejHkIlMS".contains(c)) {
+            true => out.push_str(match written.trim_start_matches(['0', ' ']) {
+                "" => "0",
+                digits => digits,
+            }),
+            false => out.push_str(&written),
+        }
     }
     Ok(out)
+}
+
+/// The number of days from 1970-01-01 to the first day of `year`.
+fn days_before(year: i64) -> i64 {
+    let past = year - 1;
+    past * 365 + past.div_euclid(4) - past.div_euclid(100) + past.div_euclid(400) - 719_162
 }
 
 /// Year, month (1 to 12) and day of the month in the Gregorian calendar, for a number of days since 1970-01-01.
@@ -185,6 +216,12 @@ mod tests {
             assert_eq!(strftime("%F %A %T", now).ok().as_deref(), Some(expected));
         }
         assert_eq!(strftime("%d %b %Y, %I %p", 1_709_251_199).ok().as_deref(), Some("29 Feb 2024, 11 PM"));
+        assert_eq!(
+            strftime("%-d %b %Y %-H:%M %j", 1_709_251_199 - 28 * 86_400).ok().as_deref(),
+            Some("1 Feb 2024 23:59 032")
+        );
+        assert_eq!(strftime("%-m/%-d/%y %u %w %D %R", 0).ok().as_deref(), Some("1/1/70 4 4 01/01/70 00:00"));
+        assert_eq!(strftime("%-j %j", 1_735_603_200).ok().as_deref(), Some("366 366"));
         assert!(strftime("%Q", 0).is_err_and(|e| e.to_string().contains("does not know the conversion %Q")));
     }
 

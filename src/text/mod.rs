@@ -6,11 +6,15 @@
 pub mod detokenize;
 mod gguf;
 mod jinja;
+mod python;
+mod sentencepiece;
 pub mod tags;
 pub mod template;
 pub mod tokenizer;
+mod turn;
 
 pub use detokenize::Detokenizer;
 pub use tags::ThinkTags;
 pub use template::{ChatTemplate, Message, RenderOptions, RenderedPrompt, ThinkingState, thinking_state};
 pub use tokenizer::{ThinkIds, Tokenizer};
+pub use turn::turn_end;

@@ -79,7 +79,8 @@ pub struct RenderedPrompt {
     /// The whole text of the prompt.
     pub text: String,
     /// The byte offset in `text` at which the generation prompt begins: the part that the template adds after all
-    /// messages to start the answer.
+    /// messages to start the answer. If the template adds it whether or not it is asked to, the offset is the end of
+    /// the last message's content.
     pub generation_start: usize,
     /// The thinking state at the end of the generation prompt. Tags that users wrote do not count.
     pub thinking: ThinkingState,
@@ -160,7 +161,7 @@ impl ChatTemplate {
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         env.set_syntax(syntax.map_err(|error| Error::new(ErrorKind::Internal, error).at(place))?);
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        env.set_unknown_method_callback(super::python::call_method);
         env.set_fuel(Some(FUEL));
         env.add_filter("tojson", tojson);
         env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
@@ -182,11 +183,26 @@ impl ChatTemplate {
         // that is not a prefix, no such part can be told apart, and the thinking state is that of the whole text.
         let without = self.render_text(messages, options, false).ok();
         let generation_start = match without {
+            // The template always starts the answer: what it does so with follows the last message.
+            Some(without) if text == without => text.len() - self.after_last(messages, options, &text),
             Some(without) if text.starts_with(&without) => without.len(),
             _ => 0,
         };
         let thinking = thinking_state(&text[generation_start..]);
         Ok(RenderedPrompt { text, generation_start, thinking })
+    }
+
+    /// The number of bytes at the end of the rendered `text` that do not depend on the content of the last message,
+    /// because the template writes them after it.
+    fn after_last(&self, messages: &[Message], options: &RenderOptions, text: &str) -> usize {
+        const CONTENT: &str = "the content of the last message";
+        let mut messages = messages.to_vec();
+        if let Some(last) = messages.last_mut() {
+            last.content = Json::String(CONTENT.into());
+        }
+        let other = self.render_text(&messages, options, true).unwrap_or_default();
+        let after = other.rsplit_once(CONTENT).map_or("", |(_, after)| after);
+        if text.ends_with(after) { after.len() } else { 0 }
     }
 
     /// Whether `enable_thinking` has an effect: whether true and false give different prompts.

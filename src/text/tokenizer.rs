@@ -6,6 +6,9 @@ use std::sync::{Arc, LazyLock};
 use tokenizers::decoders::DecoderWrapper;
 
 const FILE: &str = "tokenizer.json";
+/// The longest run of white space in a text. The engine of the regular expressions that split text keeps a stack of a
+/// million entries; where a longer run overflows it, the rest of the text is silently left unsplit.
+const LONGEST_BLANK: usize = 900_000;
 
 /// Converts text to token ids and back. Cloning is cheap: clones share the vocabulary.
 #[derive(Clone)]
@@ -15,6 +18,8 @@ struct Inner {
     hf: tokenizers::Tokenizer,
     /// The vocabulary is spelled in the GPT-2 byte alphabet, so the bytes of a token do not depend on its neighbours.
     byte_level: bool,
+    /// The special tokens with which every text begins that no chat template wrote, such as `<s>`.
+    begin: Vec<u32>,
     /// The tokens `<0x00>` to `<0xFF>` stand for single bytes; all other tokens stand for whole characters.
     byte_fallback: bool,
 }
@@ -66,19 +71,41 @@ impl Tokenizer {
         };
         let byte_level = matches!(decoders, [DecoderWrapper::ByteLevel(_)]);
         let byte_fallback = decoders.iter().any(|decoder| matches!(decoder, DecoderWrapper::ByteFallback(_)));
-        Ok(Self(Arc::new(Inner { hf, byte_level, byte_fallback })))
+        let begin = beginning(&hf).unwrap_or_default();
+        Ok(Self(Arc::new(Inner { hf, byte_level, begin, byte_fallback })))
     }
 
     /// Encodes `text`. Tags such as `<|im_start|>` in the text become their special tokens. No token is added before
     /// or after the text, because the chat template already writes what the model expects.
     ///
     /// # Errors
-    /// If the tokenizer cannot encode the text.
+    /// If the tokenizer cannot encode the text, or the text has a run of more than 900,000 white space characters.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        if text.len() > LONGEST_BLANK {
+            let runs = text.split(|c: char| !c.is_whitespace()).filter(|run| run.len() > LONGEST_BLANK);
+            if let Some(longest) = runs.map(|run| run.chars().count()).max().filter(|run| *run > LONGEST_BLANK) {
+                return Err(Error::new(ErrorKind::Input, "the text has a run of white space that cannot be encoded")
+                    .expected(format!("at most {LONGEST_BLANK} characters"))
+                    .found(longest)
+                    .help("shorten the run"));
+            }
+        }
         match self.0.hf.encode_fast(text, false) {
             Ok(encoding) => Ok(encoding.get_ids().to_vec()),
             Err(error) => Err(Error::new(ErrorKind::Input, "the text cannot be encoded").found(error)),
         }
+    }
+
+    /// Encodes a whole text that no chat template wrote. The special tokens with which the tokenizer begins every text
+    /// come first, unless the text begins with them already. Tokens that the tokenizer puts behind a text are left
+    /// out, because the model continues the text.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot encode the text.
+    pub fn encode_whole(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = self.encode(text)?;
+        let begin = &self.0.begin;
+        Ok(if ids.is_empty() || ids.starts_with(begin) { ids } else { [&begin[..], &ids].concat() })
     }
 
     /// Decodes `ids` to text, with or without the special tokens. Invalid UTF-8 becomes U+FFFD.
@@ -151,6 +178,14 @@ impl Tokenizer {
     pub fn vocab_size(&self) -> usize {
         self.0.hf.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
     }
+}
+
+/// The ids that the tokenizer puts before a text.
+fn beginning(hf: &tokenizers::Tokenizer) -> Option<Vec<u32>> {
+    let text = hf.encode("a", true).ok()?;
+    let added = text.get_special_tokens_mask().iter().take_while(|added| **added == 1).count();
+    // A text of which no token is its own says nothing.
+    (added < text.len()).then(|| text.get_ids()[..added].to_vec())
 }
 
 impl std::fmt::Debug for Tokenizer {

@@ -18,6 +18,8 @@ use std::sync::Arc;
 pub mod blocks;
 mod ggml_type;
 pub mod gguf;
+#[cfg(not(target_family = "wasm"))]
+mod open;
 pub mod pack;
 pub mod precision;
 mod quantize;
@@ -44,6 +46,9 @@ pub struct Bytes(Storage);
 #[derive(Clone)]
 enum Storage {
     Owned(Arc<Vec<u8>>),
+    /// The beginning of a file of so many bytes.
+    #[cfg(all(feature = "cli", not(target_family = "wasm")))]
+    Start(Arc<Vec<u8>>, u64),
     #[cfg(all(feature = "cli", not(target_family = "wasm")))]
     Mapped(Arc<memmap2::Mmap>),
 }
@@ -54,7 +59,26 @@ impl Deref for Bytes {
         match &self.0 {
             Storage::Owned(bytes) => bytes,
             #[cfg(all(feature = "cli", not(target_family = "wasm")))]
+            Storage::Start(bytes, _) => bytes,
+            #[cfg(all(feature = "cli", not(target_family = "wasm")))]
             Storage::Mapped(map) => map,
+        }
+    }
+}
+
+impl Bytes {
+    /// The beginning of a file of `total` bytes. Its header can be read; tensors that are not here have no values.
+    #[cfg(all(feature = "cli", not(target_family = "wasm")))]
+    pub(crate) fn start(beginning: Vec<u8>, total: u64) -> Self {
+        Self(Storage::Start(Arc::new(beginning), total))
+    }
+
+    /// The size of the file in bytes.
+    pub(crate) fn total(&self) -> u64 {
+        match &self.0 {
+            #[cfg(all(feature = "cli", not(target_family = "wasm")))]
+            Storage::Start(bytes, total) => (*total).max(bytes.len() as u64),
+            _ => self.len() as u64,
         }
     }
 }
@@ -72,7 +96,7 @@ impl fmt::Debug for Bytes {
 }
 
 /// Where the files of a model are: in a directory with Hugging Face layout (natively), in memory (in the browser and
-/// in tests), or in one GGUF file.
+/// in tests), or in a GGUF file, which may be split.
 #[derive(Debug, Clone)]
 pub struct ModelSource(Place, Option<Suggestions>);
 
@@ -94,23 +118,6 @@ enum Place {
 }
 
 impl ModelSource {
-    /// Opens a model by its path: a directory in Hugging Face layout, or a GGUF file.
-    ///
-    /// # Errors
-    /// If `path` is neither of the two, or a GGUF file with an invalid header.
-    #[cfg(not(target_family = "wasm"))]
-    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
-        match is_gguf && !path.is_dir() {
-            false => Self::directory(path),
-            true => {
-                let missing = || Error::new(ErrorKind::Model, "the GGUF file does not exist").at(path.display());
-                Self::gguf_file(path.display().to_string(), read_file(path)?.ok_or_else(missing)?)
-            }
-        }
-    }
-
     /// Opens a GGUF file from its bytes. Error messages call the file `place`.
     ///
     /// # Errors
@@ -119,6 +126,19 @@ impl ModelSource {
         let (place, bytes) = (place.into(), bytes.into());
         refuse_lfs_pointer(&place, &bytes)?;
         Ok(Self(Place::Gguf(Arc::new(Gguf::new(place, bytes)?)), None))
+    }
+
+    /// Opens a model that is split into several GGUF files, from pairs of a name and bytes in the order of the parts.
+    ///
+    /// # Errors
+    /// If a header is invalid, or the files are not the parts of one model.
+    pub fn gguf_parts<N: Into<String>, B: Into<Bytes>>(files: impl IntoIterator<Item = (N, B)>) -> Result<Self> {
+        let parts = files.into_iter().map(|(place, bytes)| {
+            let (place, bytes) = (place.into(), bytes.into());
+            refuse_lfs_pointer(&place, &bytes)?;
+            Gguf::new(place, bytes)
+        });
+        Ok(Self(Place::Gguf(Arc::new(Gguf::join(parts.collect::<Result<_>>()?)?)), None))
     }
 
     /// The GGUF file, if the model is a GGUF file.

@@ -5,12 +5,13 @@
 //! the tensors without holes or overlaps. The `safetensors` crate provides the element types. The header is checked
 //! here, because the crate's own checks do not say which tensor is wrong, and because a hostile range must not
 //! overflow an addition.
+use super::gguf::SplitName;
 use super::tensors::{Entry, FileDtype, Weights};
 use super::{Bytes, DOWNLOAD_AGAIN, ModelSource};
 use crate::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde::de::{IgnoredAny, IntoDeserializer};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// The largest header that the format allows.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -19,15 +20,20 @@ const INDEX: &str = "model.safetensors.index.json";
 
 impl Weights {
     /// Opens the weights of a model: `model.safetensors`, or the shards that `model.safetensors.index.json` names, or
-    /// a GGUF file.
+    /// a GGUF file. Without an index, shards whose names say that they are complete are all read. Tensors of a bare
+    /// decoder get the prefix `model.` that those of a whole model have.
     ///
     /// # Errors
-    /// If the model has no weights, a shard is missing, a tensor is not in the shard that the index names, or a file
+    /// If the model has no weights, a shard is missing, a tensor is in another shard than the index says, or a file
     /// does not follow its format.
     pub fn open(source: &ModelSource) -> Result<Self> {
-        if let Some(gguf) = source.gguf() {
-            return Self::from_gguf(gguf);
+        match source.gguf() {
+            Some(gguf) => Self::from_gguf(gguf),
+            None => Self::open_safetensors(source).map(Self::with_prefix),
         }
+    }
+
+    fn open_safetensors(source: &ModelSource) -> Result<Self> {
         if let Some(bytes) = source.find(SINGLE)? {
             if source.find(INDEX)?.is_some() {
                 log::warn!("{source}: {INDEX} is ignored, because the model has a {SINGLE} as well");
@@ -35,6 +41,10 @@ impl Weights {
             return Self::from_files(vec![(source.place_of(SINGLE), bytes)]);
         }
         let Some(index) = source.find_json(INDEX)? else {
+            if let Some(shards) = complete_shards(&source.names()) {
+                log::warn!("{source}: {INDEX} is missing, so all {} shards are read", shards.len());
+                return Self::from_shards(source, &shards);
+            }
             let error = Error::new(ErrorKind::Model, "the model has no weights")
                 .at(source)
                 .expected(format!("{SINGLE}, or {INDEX} and the shards that it names"))
@@ -51,6 +61,11 @@ impl Weights {
             });
         };
         Self::from_index(source, &index)
+    }
+
+    fn from_shards(source: &ModelSource, names: &[String]) -> Result<Self> {
+        let files = names.iter().map(|name| Ok((source.place_of(name), source.read(name)?)));
+        Self::from_files(files.collect::<Result<_>>()?)
     }
 
     fn from_index(source: &ModelSource, index: &serde_json::Value) -> Result<Self> {
@@ -73,8 +88,21 @@ impl Weights {
         if shard_of.is_empty() {
             return Err(malformed("an empty weight_map".into()));
         }
+        let here = source.names();
+        if let Some(missing) = shard_of.values().find(|name| !here.iter().any(|file| file == *name))
+            && let Some(shards) = complete_shards(&here)
+        {
+            log::warn!(
+                "{place} is from another version of the model, because it names {missing}: instead, all {} shards \
+                 that are here are read",
+                shards.len()
+            );
+            return Self::from_shards(source, &shards);
+        }
         let mut files: BTreeMap<&str, usize> = BTreeMap::new();
-        let mut weights = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut weights = Self::default();
+        // The tensors that are in another shard than the index says.
+        let mut misplaced = BTreeSet::new();
         for &name in shard_of.values() {
             if files.contains_key(name) {
                 continue;
@@ -84,7 +112,10 @@ impl Weights {
                 let error = Error::new(ErrorKind::Model, format!("the shard {name} is missing"))
                     .at(&place)
                     .found(source.listing());
-                match source.names().into_iter().find(is_stray) {
+                let mut strays: Vec<String> = source.names().into_iter().filter(is_stray).collect();
+                // A file with the name of a shard says the most.
+                strays.sort_by_key(|name| SplitName::parse(name).is_none());
+                match strays.first() {
                     Some(stray) => error.help(format!(
                         "the index is probably from another version of the model, because it does not name {stray}: \
                          download the index and the shards of the same version"
@@ -94,16 +125,33 @@ impl Weights {
             })?;
             files.insert(name, weights.files.len());
             weights.add_safetensors(source.place_of(name), bytes, |tensor| {
-                shard_of.get(tensor).is_none_or(|&shard| shard == name)
+                let wanted = shard_of.get(tensor).is_none_or(|&shard| shard == name);
+                if !wanted {
+                    misplaced.insert(tensor.to_string());
+                }
+                wanted
             })?;
         }
         for (tensor, file) in shard_of {
-            if weights.tensors.get(tensor).is_none_or(|entry| entry.file != files[file]) {
+            if weights.tensors.contains_key(tensor) {
+                continue;
+            }
+            if misplaced.contains(tensor) {
                 return Err(Error::new(ErrorKind::Model, "a tensor is not in the shard that the index names")
                     .at(format!("{place}: {tensor}"))
                     .expected(format!("in {file}"))
                     .help("the index does not belong to these shards: download both again"));
             }
+            // Usually a head that is tied, or a block that was dropped. If the model needs the tensor, it is missed
+            // later.
+            weights.lost.insert(tensor.to_string());
+        }
+        if let Some(first) = weights.lost.first() {
+            let others = match weights.lost.len() {
+                1 => String::new(),
+                n => format!(" and {} other tensors", n - 1),
+            };
+            log::warn!("{place} names {first}{others}, which no shard has; this matters only if the model needs them");
         }
         Ok(weights)
     }
@@ -113,14 +161,33 @@ impl Weights {
     /// # Errors
     /// If a file does not follow the format.
     pub fn from_files(files: Vec<(String, Bytes)>) -> Result<Self> {
-        let mut weights = Self { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut weights = Self::default();
         for (name, bytes) in files {
             weights.add_safetensors(name, bytes, |_| true)?;
         }
         Ok(weights)
     }
 
-    fn add_safetensors(&mut self, name: String, bytes: Bytes, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    /// Adds the prefix `model.` to all names but that of the head, if the weights are those of a bare decoder.
+    fn with_prefix(mut self) -> Self {
+        const PREFIX: &str = "model.";
+        let is_bare = self.tensors.contains_key("embed_tokens.weight")
+            && self.tensors.keys().any(|name| name.starts_with("layers."))
+            && !self.tensors.keys().any(|name| name.starts_with(PREFIX));
+        if is_bare {
+            let named = std::mem::take(&mut self.tensors).into_iter().map(|(name, entry)| {
+                if name.starts_with("lm_head.") {
+                    return (name, entry);
+                }
+                let longer = format!("{PREFIX}{name}");
+                (longer, Entry { own_name: Some(name), ..entry })
+            });
+            self.tensors = named.collect();
+        }
+        self
+    }
+
+    fn add_safetensors(&mut self, name: String, bytes: Bytes, mut wanted: impl FnMut(&str) -> bool) -> Result<()> {
         let file = self.files.len();
         for (tensor, info) in read_header(&name, &bytes)? {
             if wanted(&tensor) {
@@ -130,6 +197,17 @@ impl Weights {
         self.files.push((name, bytes));
         Ok(())
     }
+}
+
+/// The shards among `names`, if they are those of one model and none is missing: `model-00001-of-00002.safetensors`
+/// and so on.
+fn complete_shards(names: &[String]) -> Option<Vec<String>> {
+    let files = names.iter().filter(|name| name.ends_with(".safetensors"));
+    let mut shards: Vec<SplitName<'_>> = files.filter_map(|name| SplitName::parse(name)).collect();
+    shards.sort_unstable_by_key(|shard| shard.number);
+    let first = *shards.first()?;
+    let is_whole = shards.len() == first.count && (1..).zip(&shards).all(|(i, shard)| shard.number == i);
+    (is_whole && shards.iter().all(|shard| shard.is_of(&first))).then(|| first.parts().collect())
 }
 
 #[derive(Deserialize)]
@@ -148,7 +226,7 @@ struct TensorInfo {
 }
 
 /// Checks a whole file and returns its tensors. Their byte ranges are counted from the start of the file.
-fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
+fn read_header(file: &str, bytes: &Bytes) -> Result<Vec<(String, Entry)>> {
     let file_error = |what: &str| Error::new(ErrorKind::Model, what).at(file);
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else {
         return Err(file_error("the safetensors file is too short to hold a header")
@@ -170,8 +248,9 @@ fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
             .help(DOWNLOAD_AGAIN));
     }
     // The cast is exact, because `length` is at most `rest.len()`.
-    let (header, data) = rest.split_at(length as usize);
+    let header = &rest[..length as usize];
     let start = 8 + header.len();
+    let data = bytes.total() - start as u64;
     let header = std::str::from_utf8(header).map_err(|e| file_error("the safetensors header is not UTF-8").found(e))?;
     let header: Header = serde_json::from_str(header)
         .map_err(|e| file_error("the safetensors header is not a valid description of tensors").found(e))?;
@@ -193,10 +272,10 @@ fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
                 .expected(format!("bytes from {end}"))
                 .found(format!("bytes {from} to {to}")));
         }
-        if to > data.len() as u64 {
+        if to > data {
             return Err(tensor_error("a tensor reaches past the end of the file")
                 .expected(format!("{to} bytes of data"))
-                .found(format!("{} bytes", data.len()))
+                .found(format!("{data} bytes"))
                 .help(DOWNLOAD_AGAIN));
         }
         let elements = info.shape.iter().try_fold(1u64, |product, &size| product.checked_mul(size));
@@ -226,14 +305,15 @@ fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<(String, Entry)>> {
                 stored: FileDtype::Safetensors(dtype),
                 shape,
                 heads: None,
+                own_name: None,
                 range: start + from as usize..start + to as usize,
             },
         ));
     }
-    if end != data.len() as u64 {
+    if end != data {
         return Err(file_error("the tensors of a safetensors file do not cover it")
             .expected(format!("{end} bytes of data"))
-            .found(format!("{} bytes", data.len())));
+            .found(format!("{data} bytes")));
     }
     Ok(entries)
 }

@@ -4,7 +4,7 @@ use super::ggml_type::GgmlType;
 use super::{Bytes, PackedRows, pack};
 use crate::dtype::Dtype;
 use crate::{Error, ErrorKind, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
@@ -44,10 +44,12 @@ impl fmt::Display for FileDtype {
 }
 
 /// The tensors of a model, by name.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Weights {
     pub(super) files: Vec<(String, Bytes)>,
     pub(super) tensors: BTreeMap<String, Entry>,
+    /// The tensors that the index of the weights names and no shard has. Nothing may need them.
+    pub(super) lost: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -58,6 +60,8 @@ pub(super) struct Entry {
     /// For a tensor whose rows are stored in pairs, the number of heads; see [`PackedRows::unpair_heads`].
     pub(super) heads: Option<usize>,
     pub(super) range: Range<usize>,
+    /// The name in the file, if it differs from the one that Hugging Face checkpoints use.
+    pub(super) own_name: Option<String>,
 }
 
 /// One tensor: row-major, little-endian elements, borrowed from the bytes of the file.
@@ -76,6 +80,8 @@ pub struct TensorView<'a> {
     /// [`to_f32`](Self::to_f32) return.
     pub bytes: &'a [u8],
     heads: Option<usize>,
+    own_name: Option<&'a str>,
+    size: usize,
 }
 
 impl Weights {
@@ -92,7 +98,9 @@ impl Weights {
         let (name, entry) = self.tensors.get_key_value(name)?;
         let (file, bytes) = &self.files[entry.file];
         let Entry { stored, heads, range, shape, .. } = entry;
-        Some(TensorView { name, file, stored: *stored, shape, bytes: &bytes[range.clone()], heads: *heads })
+        // Of a file that is still being fetched, the bytes may be missing.
+        let (bytes, own_name) = (bytes.get(range.clone()).unwrap_or_default(), entry.own_name.as_deref());
+        Some(TensorView { name, file, stored: *stored, shape, bytes, heads: *heads, own_name, size: range.len() })
     }
 
     /// The tensor `name`, which must have exactly this shape.
@@ -103,6 +111,10 @@ impl Weights {
         let tensor = self.tensor(name)?;
         if tensor.shape == shape {
             return Ok(tensor);
+        }
+        // Packed integers of a quantized checkpoint have another shape as well; their type says more.
+        if shape.len() > 1 {
+            tensor.packed_dtype()?;
         }
         Err(Error::new(ErrorKind::Model, "a tensor has the wrong shape")
             .at(tensor.place())
@@ -164,6 +176,18 @@ impl Weights {
     fn missing(&self, name: &str) -> Error {
         let files: Vec<_> = self.files.iter().map(|(file, _)| file.as_str()).take(3).collect();
         let error = Error::new(ErrorKind::Model, format!("the weights have no tensor {name}")).at(files.join(", "));
+        if self.lost.contains(name) {
+            return error
+                .found("the index names it, but the shards do not have it")
+                .help("the index does not belong to these shards: download both again");
+        }
+        if let Some(packed) = name.strip_suffix(".weight").map(|stem| format!("{stem}.qweight"))
+            && self.contains(&packed)
+        {
+            return error
+                .found(format!("{packed}: the weights are quantized by GPTQ or AWQ, which is not supported"))
+                .help("use the original weights, or a GGUF file");
+        }
         // Checkpoints of the bare decoder lack the prefix `model.`; checkpoints of a wrapped model have a further
         // prefix.
         let same_tail = |known: &str| {
@@ -187,9 +211,14 @@ impl Weights {
 }
 
 impl<'a> TensorView<'a> {
-    /// The file and the name of the tensor, for messages.
+    /// The file and the name that the tensor has there, for messages.
     pub fn place(&self) -> String {
-        format!("{}: {}", self.file, self.name)
+        format!("{}: {}", self.file, self.own_name.unwrap_or(self.name))
+    }
+
+    /// The size in bytes, as stored in the file.
+    pub fn size(&self) -> u64 {
+        self.size as u64
     }
 
     /// The element type as a [`Dtype`].
@@ -202,6 +231,9 @@ impl<'a> TensorView<'a> {
                 .at(self.place())
                 .found(self.stored);
             match self.stored {
+                FileDtype::Safetensors(safetensors::Dtype::U32) => error
+                    .expected("F32, F16 or BF16")
+                    .help("packed integers are weights that were quantized, for example by MLX: use the original weights, or a GGUF file"),
                 FileDtype::Safetensors(_) => error
                     .expected("F32, F16 or BF16")
                     .help("quantized safetensors are not supported: use the original weights, or a GGUF file"),

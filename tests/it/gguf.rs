@@ -15,6 +15,9 @@ use secateur::{Error, ErrorKind};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
+mod sentencepiece;
+pub(crate) mod split;
+
 type Failure = Box<dyn std::error::Error>;
 type Outcome = Result<(), Failure>;
 
@@ -117,6 +120,12 @@ impl File {
     }
 }
 
+/// A file of this architecture with so many bytes of weights, which nothing can run.
+pub(crate) fn of_architecture(name: &str, bytes: usize) -> Vec<u8> {
+    let file = llama().with("general.architecture", textv(name));
+    file.tensor("filler", &[bytes as u64], 24, vec![0; bytes]).bytes().1
+}
+
 /// A Llama with one layer, a hidden size of 16, two heads of width 8, one KV head and a vocabulary of 6 tokens.
 fn llama() -> File {
     let ramp = |from: usize| (from..).map(|i| i as f32);
@@ -184,10 +193,7 @@ fn tensors_and_configuration_are_those_of_a_checkpoint() -> Outcome {
     assert_eq!(first("model.layers.0.self_attn.k_proj.weight", 8)?[16], 32.0);
     assert_eq!(first("model.layers.0.self_attn.v_proj.weight", 8)?[16], 16.0, "values are not rotated");
     let message = message(weights.matrix("model.layers.0.self_attn.q_proj.weight", 8, 32));
-    assert_says(
-        &message,
-        &["wrong shape", "model.gguf: model.layers.0.self_attn.q_proj.weight", "[8, 32]", "[16, 16]"],
-    );
+    assert_says(&message, &["wrong shape", "model.gguf: blk.0.attn_q.weight", "[8, 32]", "[16, 16]"]);
 
     let biased = llama().f32s("blk.0.attn_q.bias", &[16], (0..).map(|i| i as f32));
     let weights = Weights::open(&biased.source()?)?;
@@ -257,9 +263,9 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
             vec!["architecture gemma3 is not supported", "qwen2, qwen3, llama, mistral3, smollm3 or phi3"],
         ),
         (llama().with("general.architecture", u32v(1)), vec!["a metadata value has the wrong type", "a text", "1"]),
-        (llama().with("split.count", u32v(3)), vec!["several GGUF files", "3 files", "--merge"]),
+        (llama().with("split.count", u32v(3)), vec!["only a part", "3 files", "part 1 of 3", "--merge"]),
         (llama().with("llama.expert_count", u32v(8)), vec!["mixture-of-experts", "8"]),
-        (llama().without("llama.block_count"), vec!["model.gguf: num_hidden_layers", "nothing"]),
+        (llama().without("llama.block_count"), vec!["model.gguf: llama.block_count", "no such metadata"]),
         (llama().with("llama.block_count", textv("one")), vec!["llama.block_count", "whole number", "a text"]),
         (llama().with("llama.block_count", u32v(0)), vec!["num_hidden_layers", "0"]),
         (
@@ -297,8 +303,8 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
     let text = [
         (llama().without("tokenizer.ggml.model"), vec!["no tokenizer", "`ids`"]),
         (
-            llama().with("tokenizer.ggml.model", textv("llama")),
-            vec!["type llama is not supported", "byte-level BPE", "`ids`"],
+            llama().with("tokenizer.ggml.model", textv("bert")),
+            vec!["type bert is not supported", "byte-level BPE", "SentencePiece", "`ids`"],
         ),
         (llama().with("tokenizer.ggml.pre", textv("chatglm-bpe")), vec!["rule chatglm-bpe", "llama-bpe", "`ids`"]),
         (llama().without("tokenizer.ggml.merges"), vec!["incomplete", "tokenizer.ggml.merges"]),
@@ -322,7 +328,7 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
     let quantized = llama().tensor("token_embd.weight", &[256, 6], 17, vec![0; 6 * 74]).source().expect("a good file");
     let refused =
         message(Weights::open(&quantized).and_then(|w| w.matrix("model.embed_tokens.weight", 6, 256).map(drop)));
-    assert_says(&refused, &["not supported", "model.embed_tokens.weight", "Q2_K to Q6_K", "IQ2_XS", "Q4_K_M"]);
+    assert_says(&refused, &["not supported", "token_embd.weight", "Q2_K to Q6_K", "IQ2_XS", "Q4_K_M"]);
 }
 
 #[test]

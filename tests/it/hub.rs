@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex};
 use crate::common::command::{self, F16, Ran, secateur};
 use serde_json::Value;
 
+mod troubles;
+
 const NAME: &str = "some-org/Small-Model.1";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const WEIGHTS: &str = "model.safetensors";
@@ -31,6 +33,12 @@ struct Site {
     refuse: Option<(u16, &'static str)>,
     /// Answers 401 to a request without this token.
     token: Option<&'static str>,
+    /// Answers the first request for each address with this status, and with Retry-After in seconds.
+    busy: Option<(u16, u64)>,
+    /// Sends no Content-Length.
+    endless: bool,
+    /// Sends this X-Error-Message with a refusal.
+    message: &'static str,
 }
 
 /// A request that the hub received.
@@ -67,6 +75,9 @@ impl Hub {
             whole: false,
             refuse: None,
             token: None,
+            busy: None,
+            endless: false,
+            message: "",
         };
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
@@ -164,6 +175,8 @@ fn serve(mut stream: TcpStream, site: &Mutex<Site>, log: &Mutex<Vec<Asked>>) {
         token: token.clone(),
     });
 
+    let asked = |a: &&Asked| a.path == path && a.method == method;
+    let is_first = log.lock().expect("the log").iter().filter(asked).count() == 1;
     let (site, cut) = {
         let mut site = site.lock().expect("the site");
         let sends_weights = method == "GET" && path.starts_with("/cdn/");
@@ -175,13 +188,20 @@ fn serve(mut stream: TcpStream, site: &Mutex<Site>, log: &Mutex<Vec<Asked>>) {
         (site.clone(), cut)
     };
     let mut answer = |status: &str, headers: &[(&str, String)], body: &[u8], announced: usize| {
-        let mut head = format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {announced}\r\n");
+        let mut head = format!("HTTP/1.1 {status}\r\nconnection: close\r\n");
+        if !site.endless {
+            head += &format!("content-length: {announced}\r\n");
+        }
         headers.iter().for_each(|(name, value)| head += &format!("{name}: {value}\r\n"));
         let _ = stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| stream.write_all(body));
     };
     let on_cdn = path.starts_with("/cdn/");
     if let Some((status, code)) = site.refuse {
-        return answer(&format!("{status} Refused"), &[("X-Error-Code", code.into())], b"no", 2);
+        let headers = [("X-Error-Code", code.into()), ("X-Error-Message", site.message.into())];
+        return answer(&format!("{status} Refused"), &headers, b"no", 2);
+    }
+    if let Some((status, seconds)) = site.busy.filter(|_| is_first) {
+        return answer(&format!("{status} Busy"), &[("Retry-After", seconds.to_string())], b"", 0);
     }
     if !on_cdn && site.token.is_some() && site.token != token.as_deref() {
         return answer("401 Unauthorized", &[("X-Error-Code", "GatedRepo".into())], b"", 0);
@@ -191,9 +211,9 @@ fn serve(mut stream: TcpStream, site: &Mutex<Site>, log: &Mutex<Vec<Asked>>) {
         let body = serde_json::json!({ "sha": site.commit, "siblings": siblings }).to_string();
         return answer("200 OK", &[], body.as_bytes(), body.len());
     }
-    let name = path.rsplit('/').next().unwrap_or_default().to_string();
-    let known = [format!("/{NAME}/resolve/{}/{name}", site.commit), format!("/cdn/{name}")].contains(&path);
-    let Some(bytes) = site.files.get(&name).filter(|_| known).cloned() else {
+    let resolved = format!("/{NAME}/resolve/{}/", site.commit);
+    let name = path.strip_prefix(&resolved).or_else(|| path.strip_prefix("/cdn/")).unwrap_or_default().to_string();
+    let Some(bytes) = site.files.get(&name).cloned() else {
         return answer("404 Not Found", &[("X-Error-Code", "RepoNotFound".into())], b"", 0);
     };
     let tag = format!("\"{}\"", etag(&bytes));

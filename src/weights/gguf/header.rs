@@ -75,6 +75,8 @@ pub(super) struct TensorInfo {
     pub(super) kind: GgmlType,
     /// The size of each dimension, innermost first as in the file.
     pub(super) dims: Vec<usize>,
+    /// Which of the files holds it; 0 unless the model is split.
+    pub(super) file: usize,
     pub(super) range: Range<usize>,
 }
 
@@ -270,7 +272,7 @@ impl<'a> Reader<'a> {
                 self.error_here("a tensor has an unknown element type").found(format!("{number} for {name}"))
             })?;
             let offset = self.u64()?;
-            infos.push((TensorInfo { name, kind, dims, range: 0..0 }, offset));
+            infos.push((TensorInfo { name, kind, dims, file: 0, range: 0..0 }, offset));
         }
         Ok(infos)
     }

@@ -1,5 +1,5 @@
 //! Reads GGUF files of versions 2 and 3. One file contains the metadata, the tokenizer and the tensors, which are
-//! views.
+//! views. A large model may be split into several files.
 //!
 //! The format (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>) is little-endian: magic, version, counts,
 //! key-value pairs, tensor descriptions, padding, data. The header may be hostile. Every count and length is compared
@@ -16,16 +16,21 @@ use std::ops::Range;
 
 mod header;
 mod names;
+mod split;
 
 pub use super::ggml_type::GgmlType;
+pub(crate) use split::SplitName;
 
-/// An opened GGUF file. Its header is checked against the size of the file; its tensors stay where they are.
+/// An opened GGUF file, or all parts of a split one. Its header is checked against the size of the file; its tensors
+/// stay where they are.
 #[derive(Debug)]
 pub struct Gguf {
     place: String,
     bytes: Bytes,
     metadata: HashMap<String, Value>,
     tensors: Vec<TensorInfo>,
+    /// The paths and the bytes of the parts after the first.
+    others: Vec<(String, Bytes)>,
 }
 
 impl Gguf {
@@ -34,7 +39,8 @@ impl Gguf {
     /// # Errors
     /// If `bytes` is not a GGUF file of version 2 or 3, or its header does not fit its size.
     pub fn new(place: impl Into<String>, bytes: impl Into<Bytes>) -> Result<Self> {
-        let mut gguf = Self { place: place.into(), bytes: bytes.into(), metadata: HashMap::new(), tensors: Vec::new() };
+        let (place, bytes) = (place.into(), bytes.into());
+        let mut gguf = Self { place, bytes, metadata: HashMap::new(), tensors: Vec::new(), others: Vec::new() };
         let bytes = gguf.bytes.clone();
         let mut reader = Reader { bytes: &bytes, offset: 0, place: &gguf.place };
         let (pairs, tensors) = reader.start()?;
@@ -51,9 +57,19 @@ impl Gguf {
         Ok(gguf)
     }
 
-    /// The path of the file, for messages.
+    /// The path of the file, for messages; of a split model, that of its first part.
     pub fn place(&self) -> &str {
         &self.place
+    }
+
+    /// The number of files that are open: 1, or the parts of a split model.
+    pub fn parts(&self) -> usize {
+        1 + self.others.len()
+    }
+
+    /// The paths and the bytes of all files.
+    fn files(&self) -> Vec<(String, Bytes)> {
+        std::iter::once((self.place.clone(), self.bytes.clone())).chain(self.others.iter().cloned()).collect()
     }
 
     /// The metadata value of `key` as text, or `None` if the file does not have the key.
@@ -142,6 +158,21 @@ impl Gguf {
         ints.collect::<Result<_>>().map(Some)
     }
 
+    /// The metadata value of `key` as a list of numbers, or `None` if the file does not have the key.
+    ///
+    /// # Errors
+    /// If the value is something else, or a number is not finite.
+    pub fn floats(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        let Some(value) = self.metadata.get(key) else { return Ok(None) };
+        let Value::List { kind, len, range } = value else { return Err(self.mistyped(key, "a list of numbers")) };
+        let mut reader = self.reader(range);
+        let floats = (0..*len).map(|_| match reader.scalar(*kind)? {
+            Value::Float(value) if value.is_finite() => Ok(value),
+            _ => Err(self.mistyped(key, "a list of finite numbers")),
+        });
+        floats.collect::<Result<_>>().map(Some)
+    }
+
     /// Whether the metadata value of `key` is a list.
     pub fn is_list(&self, key: &str) -> bool {
         matches!(self.metadata.get(key), Some(Value::List { .. }))
@@ -158,10 +189,14 @@ impl Gguf {
     /// # Errors
     /// If the element type is not supported.
     pub fn values_of(&self, name: &str) -> Result<Option<Vec<f32>>> {
-        let Some(info) = self.tensors.iter().find(|info| info.name == name) else { return Ok(None) };
+        let info = self.tensors.iter().find(|info| info.name == name);
+        // Of a file that is not here as a whole, only the tensors that are here have values.
+        let is_here = |info: &&TensorInfo| info.file > 0 || info.range.end <= self.bytes.len();
+        let Some(info) = info.filter(is_here) else { return Ok(None) };
         let weights = Weights {
-            files: vec![(self.place.clone(), self.bytes.clone())],
+            files: self.files(),
             tensors: BTreeMap::from([(name.to_string(), info.entry(None))]),
+            ..Weights::default()
         };
         weights.tensor(name)?.to_f32().map(Some)
     }
@@ -202,6 +237,7 @@ impl Gguf {
                 .expected("a power of two up to 1048576")
                 .found(alignment));
         }
+        let total = self.bytes.total();
         let mut placed = Vec::with_capacity(infos.len());
         let start = (header as u64).next_multiple_of(alignment);
         for (info, offset) in infos {
@@ -223,15 +259,14 @@ impl Gguf {
             };
             let end = start.checked_add(offset).and_then(|from| from.checked_add(size as u64));
             match end {
-                Some(end) if end <= self.bytes.len() as u64 => {
-                    // The casts are exact, because `end` is at most the length of the file.
+                Some(end) if end <= total && usize::try_from(end).is_ok() => {
                     let from = (end - size as u64) as usize;
                     placed.push(TensorInfo { range: from..from + size, ..info });
                 }
                 _ => {
                     return Err(tensor_error("a tensor reaches past the end of the file")
                         .expected(format!("{size} bytes from offset {offset} of the data"))
-                        .found(format!("a file of {} bytes with a header of {header} bytes", self.bytes.len()))
+                        .found(format!("a file of {total} bytes with a header of {header} bytes"))
                         .help(DOWNLOAD_AGAIN));
                 }
             }

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 impl TensorInfo {
     pub(super) fn entry(&self, heads: Option<usize>) -> Entry {
         let shape = self.dims.iter().rev().copied().collect();
-        Entry { file: 0, stored: FileDtype::Ggml(self.kind), shape, heads, range: self.range.clone() }
+        let own_name = Some(self.name.clone());
+        Entry { file: self.file, stored: FileDtype::Ggml(self.kind), shape, heads, range: self.range.clone(), own_name }
     }
 }
 
@@ -36,11 +37,12 @@ impl Weights {
             };
             let paired = paired.map(|heads| usize::try_from(heads).unwrap_or(usize::MAX));
             if tensors.insert(hf_name(architecture, &info.name), info.entry(paired)).is_some() {
+                let places = gguf.files();
                 return Err(Error::new(ErrorKind::Model, "the GGUF file has the same tensor twice")
-                    .at(format!("{}: {}", gguf.place, info.name)));
+                    .at(format!("{}: {}", places[info.file].0, info.name)));
             }
         }
-        Ok(Self { files: vec![(gguf.place.clone(), gguf.bytes.clone())], tensors })
+        Ok(Self { files: gguf.files(), tensors, ..Self::default() })
     }
 }
 

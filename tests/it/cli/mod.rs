@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 mod bad_input;
 mod commands;
+mod files;
 mod running;
 mod terminal;
 

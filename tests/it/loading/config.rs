@@ -218,7 +218,7 @@ fn what_is_not_supported_is_refused_by_name() {
         (json!({"num_experts": 60}), vec!["mixture-of-experts", "num_experts", "60"]),
         (
             json!({"quantization_config": {"quant_method": "gptq"}}),
-            vec!["quantized checkpoints", "gptq", "original weights"],
+            vec!["GPTQ-quantized weights", "gptq", "original weights", "GGUF"],
         ),
         (
             json!({"use_sliding_window": true}),

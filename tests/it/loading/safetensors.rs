@@ -183,8 +183,49 @@ fn wrong_tensors_are_named_with_a_hint() -> Outcome {
     Ok(())
 }
 
+/// Checkpoints of the bare decoder have no prefix, and quantized ones have other types and names.
+#[test]
+fn names_and_types_of_other_tools_are_understood_or_explained() -> Outcome {
+    let tensors = |entries: &[(&str, &str, &str)]| {
+        let mut at = 0;
+        let entries: Vec<String> = entries
+            .iter()
+            .map(|(name, dtype, shape)| {
+                at += 16;
+                format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{},{at}]}}"#, at - 16)
+            })
+            .collect();
+        open(file(&format!("{{{}}}", entries.join(",")), &vec![0; at]))
+    };
+    let bare = tensors(&[
+        ("embed_tokens.weight", "F32", "[2,2]"),
+        ("layers.0.mlp.up_proj.weight", "F32", "[2,2]"),
+        ("lm_head.weight", "F32", "[2,2]"),
+        ("norm.weight", "F32", "[4]"),
+    ])?;
+    let names: Vec<_> = bare.names().collect();
+    let whole =
+        ["lm_head.weight", "model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight"];
+    assert_eq!(names, whole);
+    let wrong = message(bare.expect("model.norm.weight", &[3]));
+    assert_says(&wrong, &["model.safetensors: norm.weight", "[3]", "[4]"]);
+
+    let name = "model.layers.0.mlp.up_proj";
+    let mlx = tensors(&[(&format!("{name}.weight"), "U32", "[2,2]"), (&format!("{name}.scales"), "F16", "[8,1]")])?;
+    let said = message(mlx.matrix(&format!("{name}.weight"), 2, 16));
+    assert_says(&said, &["not supported", "U32", "MLX", "original weights"]);
+    let gptq = tensors(&[(&format!("{name}.qweight"), "I32", "[2,2]")])?;
+    assert_says(&message(gptq.tensor(&format!("{name}.weight"))), &["GPTQ or AWQ", "qweight", "original weights"]);
+    Ok(())
+}
+
+/// A file with an output head.
+fn head() -> Result<Vec<u8>, Failure> {
+    Ok(file(r#"{"lm_head.weight":{"dtype":"BF16","shape":[2,2],"data_offsets":[0,8]}}"#, &[0; 8]))
+}
+
 fn shards(index: Value) -> Result<ModelSource, Failure> {
-    let other = file(r#"{"lm_head.weight":{"dtype":"BF16","shape":[2,2],"data_offsets":[0,8]}}"#, &[0; 8]);
+    let other = head()?;
     Ok(ModelSource::memory([
         ("model.safetensors.index.json", serde_json::to_vec(&index)?),
         ("one.safetensors", good_file()?),
@@ -196,7 +237,7 @@ fn shards(index: Value) -> Result<ModelSource, Failure> {
 fn shards_are_read_through_their_index() -> Outcome {
     let map = json!({"model.norm.weight": "one.safetensors", "model.embed_tokens.weight": "one.safetensors",
         "lm_head.weight": "two.safetensors"});
-    let weights = Weights::open(&shards(json!({"metadata": {"total_size": 32}, "weight_map": map}))?)?;
+    let weights = Weights::open(&shards(json!({"metadata": {"total_size": 32}, "weight_map": map.clone()}))?)?;
     assert_eq!(weights.names().len(), 3);
     assert_eq!(weights.tensor("lm_head.weight")?.file, "two.safetensors");
     assert_eq!(weights.total_bytes(), 32);
@@ -205,10 +246,6 @@ fn shards_are_read_through_their_index() -> Outcome {
         (
             json!({"weight_map": {"a": "three.safetensors"}}),
             vec!["the shard three.safetensors is missing", "another version of the model", "name one.safetensors"],
-        ),
-        (
-            json!({"weight_map": {"a": "one.safetensors"}}),
-            vec!["not in the shard that the index names", ": a", "in one.safetensors"],
         ),
         (
             json!({"weight_map": {"lm_head.weight": "one.safetensors", "model.norm.weight": "two.safetensors"}}),
@@ -225,6 +262,13 @@ fn shards_are_read_through_their_index() -> Outcome {
     ] {
         assert_says(&message(Weights::open(&shards(index)?)), &parts);
     }
+    // What the index names and no shard has is missed only where it is needed.
+    let mut with_lost = map.clone();
+    with_lost["model.layers.7.mlp.up_proj.weight"] = json!("two.safetensors");
+    let weights = Weights::open(&shards(json!({"weight_map": with_lost}))?)?;
+    assert_eq!(weights.names().len(), 3);
+    let missed = message(weights.tensor("model.layers.7.mlp.up_proj.weight"));
+    assert_says(&missed, &["the index names it, but the shards do not have it", "download both again"]);
     let garbled = ModelSource::memory([("model.safetensors.index.json", b"{".to_vec())]);
     assert_says(&message(Weights::open(&garbled)), &["model.safetensors.index.json is not valid JSON"]);
     Ok(())
@@ -274,6 +318,17 @@ fn folders_that_are_no_whole_model_are_explained() -> Outcome {
 
     let without_index = ModelSource::memory([("model-00001-of-00002.safetensors", good_file()?)]);
     assert_says(&message(Weights::open(&without_index)), &["no weights", "model.safetensors.index.json is missing"]);
+    let both = [("model-00001-of-00002.safetensors", good_file()?), ("model-00002-of-00002.safetensors", head()?)];
+    assert_eq!(
+        Weights::open(&ModelSource::memory(both.clone()))?.names().len(),
+        3,
+        "the names say that none is missing"
+    );
+    // The index of another version, and files that are no shards.
+    let index = json!({"weight_map": {"lm_head.weight": "model-00001-of-00003.safetensors"}});
+    let other = [("model.safetensors.index.json", serde_json::to_vec(&index)?), ("golden.safetensors", b"x".to_vec())];
+    let mixed = ModelSource::memory(both.into_iter().chain(other));
+    assert_eq!(Weights::open(&mixed)?.names().len(), 3);
     let incomplete = ModelSource::memory([(
         "model.safetensors.index.json",
         serde_json::to_vec(&json!({"weight_map": {"a": "one.safetensors"}}))?,

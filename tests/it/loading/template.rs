@@ -80,9 +80,43 @@ fn jinja_behaves_as_in_transformers() -> Outcome {
         ("{{ missing }}{{ missing is defined }}{{ tools is none }}", "FalseTrue"),
         ("{{ messages[0].content is string }}{{ messages is iterable }}{{ messages[0] is mapping }}", "TrueTrueTrue"),
         ("{{ 'a\\nb' | trim | replace('a', 'c') }}{{ 'x' | capitalize }}", "c\nbX"),
+        (
+            "{{ 'user: hi'.removeprefix('user: ') }}{{ 'a.txt'.removesuffix('.txt') }}{{ 'a'.removesuffix('b') }}",
+            "hiaa",
+        ),
+        ("{{ 'a/b/c'.rsplit('/', 1) | join('|') }}{{ ' a  b c '.rsplit(none, 1) | join('|') }}", "a/b|c a  b|c"),
+        ("{{ 'a b'.rsplit() | join('+') }}{{ '</think>x'.split('</think>', 1)[1] }}", "a+bx"),
+        ("{{ 'k=v=w'.partition('=') | join('|') }} {{ 'k=v=w'.rpartition('=') | join('|') }}", "k|=|v=w k=v|=|w"),
+        ("{{ 'none'.partition('=')[0] }}{{ 'none'.rpartition('=')[2] }}", "nonenone"),
+        ("{{ 'héllo'.index('l') }}{{ 'hello'.rindex('l') }}{{ [4, 5].index(5) }}", "231"),
+        (
+            "{{ '7'.zfill(3) }} {{ '-7'.zfill(4) }} [{{ 'ab'.center(5, '*') }}] [{{ 'a'.ljust(3) }}{{ 'b'.rjust(3) }}]",
+            "007 -007 [**ab*] [a    b]",
+        ),
+        (
+            "{{ 'aBc'.swapcase() }}{{ 'Straße'.casefold() }}{{ '12'.isdecimal() }}{{ 'Ab Cd'.istitle() }}",
+            "AbCstrasseTrueTrue",
+        ),
+        ("[{{ 'a\\tb\\n\\tc'.expandtabs(4) }}]", "[a   b\n    c]"),
     ] {
         assert_eq!(render(&ChatTemplate::new(template, "here", Map::new())?)?, expected, "{template}");
     }
+    Ok(())
+}
+
+/// Some templates open the thinking whether or not they are asked for a generation prompt.
+#[test]
+fn thinking_that_is_always_open_is_seen() -> Outcome {
+    let always = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}A:<think>\n";
+    let template = ChatTemplate::new(always, "here", Map::new())?;
+    for text in ["hi", " what is </think>? ", "<think>"] {
+        let prompt = template.render(&[Message::user(text)], &RenderOptions::default())?;
+        assert_eq!(prompt.thinking, ThinkingState::Open, "{text}");
+        assert_eq!(&prompt.text[prompt.generation_start..].trim_start(), &"</user>A:<think>", "{text}");
+    }
+    let never = ChatTemplate::new("{{ messages[0].content }}:", "here", Map::new())?;
+    let prompt = never.render(&[Message::user("what is <think>?")], &RenderOptions::default())?;
+    assert_eq!(prompt.thinking, ThinkingState::None);
     Ok(())
 }
 

@@ -47,6 +47,16 @@ fn an_emoji_split_over_tokens_appears_whole() -> Outcome {
     Ok(())
 }
 
+/// The splitting rules of real tokenizers give up silently on a million blanks, so the ids would be wrong.
+#[test]
+fn an_endless_run_of_blanks_is_refused() -> Outcome {
+    let tokenizer = byte_tokenizer()?;
+    let said = message(tokenizer.encode(&format!("a{}b", " ".repeat(900_001))));
+    assert_says(&said, &["a run of white space", "at most 900000", "900001"]);
+    assert_eq!(tokenizer.encode(&"a b ".repeat(300_000))?.len(), 1_200_000);
+    Ok(())
+}
+
 #[test]
 fn ends_before_the_character_is_whole_lie_past_the_text() -> Outcome {
     let mut text = Detokenizer::new(&byte_tokenizer()?, false);

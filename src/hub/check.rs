@@ -1,0 +1,105 @@
+//! Refuses a model that cannot be run as early as its files allow, before gigabytes are fetched.
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use crate::Result;
+use crate::device::ComputeDevice;
+use crate::model::config::ModelConfig;
+use crate::model::{decoder, required};
+use crate::weights::gguf::SplitName;
+use crate::weights::{Bytes, ModelSource, Weights};
+
+/// The kinds of GGUF files in the order in which they are recommended: the finest, then the usual ones.
+const PREFERRED: [&str; 12] =
+    ["Q8_0", "BF16", "F16", "Q4_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q5_K_S", "Q4_K_S", "Q4_1", "Q5_0", "F32"];
+
+/// The number of bytes after which the beginning of a GGUF file is examined first, and then after each doubling.
+pub(super) const FIRST: u64 = 256 << 10;
+/// No header is longer. The largest vocabularies take some 20 MB.
+pub(super) const LAST: u64 = 64 << 20;
+
+/// Refuses a model whose configuration in `snapshot` is not supported.
+///
+/// # Errors
+/// Those of [`ModelConfig::load`] and [`decoder::check_device`] on the CPU.
+pub(super) fn config(snapshot: &Path) -> Result<()> {
+    let source = ModelSource::directory(snapshot)?;
+    let config = ModelConfig::load(&source)?;
+    decoder::check_device(&config, 1, 1, &ComputeDevice::cpu())
+}
+
+/// The GGUF file among `files` to recommend. Of a split one, the first part.
+pub(super) fn preferred<'a>(files: &[&'a str]) -> &'a str {
+    let is_model = |file: &str| {
+        let name = file.rsplit('/').next().unwrap_or(file);
+        !name.starts_with("mmproj") && SplitName::parse(name).is_none_or(|part| part.number == 1)
+    };
+    let is_kind = |file: &str, kind: &str| {
+        let words = file.split(['-', '.', '/']);
+        words.clone().any(|word| word.eq_ignore_ascii_case(kind))
+    };
+    let models: Vec<&str> = files.iter().copied().filter(|file| is_model(file)).collect();
+    let best = PREFERRED.iter().find_map(|kind| models.iter().copied().find(|file| is_kind(file, kind)));
+    best.or(models.first().copied()).unwrap_or(files[0])
+}
+
+/// The beginning of a file that is being fetched.
+pub(super) struct Start {
+    /// Where it is examined next; `None` once it is known, and for files that are not GGUF.
+    next: Option<u64>,
+    total: u64,
+    is_part: bool,
+}
+
+impl Start {
+    /// The file `name` of `total` bytes.
+    pub fn of(name: &str, total: u64) -> Self {
+        let file = name.rsplit('/').next().unwrap_or(name);
+        let next = name.ends_with(".gguf").then_some(FIRST);
+        Self { next, total, is_part: SplitName::parse(file).is_some_and(|part| part.count > 1) }
+    }
+
+    /// Examines the file at `place`, of which `here` bytes have arrived.
+    ///
+    /// # Errors
+    /// If the header has arrived and shows that the model cannot be run.
+    pub fn check(&mut self, place: &Path, here: u64) -> Result<()> {
+        let Some(next) = self.next.filter(|next| here >= *next && here < self.total) else { return Ok(()) };
+        // Of a download that goes on, gigabytes may be here already.
+        self.next = (here < LAST).then_some((here * 2).max(next * 2));
+        let mut bytes = Vec::new();
+        let read = File::open(place).and_then(|file| file.take(here.min(LAST)).read_to_end(&mut bytes));
+        let name = place.display().to_string();
+        let source = read.ok().and_then(|_| ModelSource::gguf_file(name, Bytes::start(bytes, self.total)).ok());
+        // An error may only mean that the header has not arrived as a whole.
+        let Some(source) = source else { return Ok(()) };
+        self.next = None;
+        let weights = Weights::open(&source)?;
+        if self.is_part {
+            // The other parts have the rest of the metadata and of the tensors.
+            let mut matrices =
+                weights.names().filter_map(|name| weights.find(name)).filter(|tensor| tensor.shape.len() == 2);
+            return matrices.try_for_each(|tensor| tensor.packed_dtype().map(drop));
+        }
+        let config = ModelConfig::load(&source)?;
+        decoder::check_device(&config, 1, 1, &ComputeDevice::cpu())?;
+        required::check(&config, &weights)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_finest_kind_that_can_be_run_is_recommended() {
+        let some = ["BF16/x-BF16.gguf", "mmproj-Q8_0.gguf", "x-IQ2_M.gguf", "x-Q8_0.gguf"];
+        assert_eq!(preferred(&some), "x-Q8_0.gguf");
+        assert_eq!(preferred(&some[..3]), "BF16/x-BF16.gguf");
+        let split = ["x-q4_k_m-00002-of-00002.gguf", "x-iq2_m.gguf", "x-q4_k_m-00001-of-00002.gguf"];
+        assert_eq!(preferred(&split), "x-q4_k_m-00001-of-00002.gguf");
+        assert_eq!(preferred(&["x-BF16.gguf", "x-F16.gguf"]), "x-BF16.gguf");
+        assert_eq!(preferred(&["mmproj.gguf"]), "mmproj.gguf");
+    }
+}

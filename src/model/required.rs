@@ -1,0 +1,50 @@
+//! The tensors that a model needs, so that weights can be checked before any of them is read.
+use crate::Result;
+use crate::model::config::ModelConfig;
+use crate::weights::Weights;
+
+/// Checks that `weights` have every tensor that the decoder of `config` loads, with the right shape and an element
+/// type that secateur computes with. Reads no values.
+///
+/// # Errors
+/// The first tensor that is missing, or has another shape or an element type that is not supported.
+pub fn check(config: &ModelConfig, weights: &Weights) -> Result<()> {
+    let (h, inter) = (config.hidden_size, config.intermediate_size);
+    let (q, kv, d) = (config.q_size(), config.kv_size(), config.head_dim);
+    let expect = |name: &str, shape: &[usize]| weights.expect(name, shape)?.packed_dtype().map(drop);
+    expect("model.embed_tokens.weight", &[config.vocab_size, h])?;
+    if !config.tie_word_embeddings {
+        expect("lm_head.weight", &[config.vocab_size, h])?;
+    }
+    expect("model.norm.weight", &[h])?;
+    for i in 0..config.num_layers {
+        let part = |name: &str, shape: &[usize]| expect(&format!("model.layers.{i}.{name}"), shape);
+        part("input_layernorm.weight", &[h])?;
+        part("post_attention_layernorm.weight", &[h])?;
+        if config.fused_projections {
+            part("self_attn.qkv_proj.weight", &[q + 2 * kv, h])?;
+            part("mlp.gate_up_proj.weight", &[2 * inter, h])?;
+        } else {
+            for (what, rows) in [("q", q), ("k", kv), ("v", kv)] {
+                part(&format!("self_attn.{what}_proj.weight"), &[rows, h])?;
+            }
+            part("mlp.gate_proj.weight", &[inter, h])?;
+            part("mlp.up_proj.weight", &[inter, h])?;
+        }
+        for (what, rows) in [("q", q), ("k", kv), ("v", kv)] {
+            if config.attention_bias {
+                part(&format!("self_attn.{what}_proj.bias"), &[rows])?;
+            }
+        }
+        part("self_attn.o_proj.weight", &[h, q])?;
+        if config.output_bias {
+            part("self_attn.o_proj.bias", &[h])?;
+        }
+        if config.qk_norm {
+            part("self_attn.q_norm.weight", &[d])?;
+            part("self_attn.k_norm.weight", &[d])?;
+        }
+        part("mlp.down_proj.weight", &[h, inter])?;
+    }
+    Ok(())
+}
