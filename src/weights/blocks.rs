@@ -141,8 +141,7 @@ pub(super) fn put(format: &Format, block: &Block, i: usize, cols: usize, words: 
         let (t, four) = (first + t, u32::from_le_bytes(four));
         let each = 8 / format.low_bits;
         low[t / each] |= (four & mask) << (format.low_bits * (t % each));
-        if format.high_bits > 0 {
-            let each = 8 / format.high_bits;
+        if let Some(each) = 8usize.checked_div(format.high_bits) {
             let bits = four >> format.low_bits & every(format.high_bits);
             high[t / each] |= bits << (format.high_bits * (t % each));
         }

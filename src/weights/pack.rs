@@ -13,7 +13,7 @@
 //! |---|---|
 //! | low | the low 8, 4 or 2 bits of each quant. Four quants lie in the four bytes of a word; a word has 1, 2 or 4 such fours, the later ones further up in the bytes |
 //! | high | the remaining 1 or 2 bits, in the same manner; nothing if there are none |
-//! | shared | a byte for each 16 or 32 columns that share a scale within a block of 256; with a minimum, 16 bytes for each 256 columns ([`Scales`](crate::dtype::Scales)) |
+//! | shared | a byte for each 16 or 32 columns that share a scale within a block of 256; with a minimum, 16 bytes for each 256 columns (`Scales` in `dtype.rs`) |
 //! | scales | an f16 for each block, two per word; with a minimum, a word for each block: the scale in its low half, the minimum in its high half |
 //!
 //! Scales of 6 bits become bytes, so that a Q4_K row takes 4.63 bits a value instead of 4.5.
