@@ -1,4 +1,6 @@
 //! Conformance of a device: runs every kernel case on it and compares the outputs with the CPU twins.
+use std::collections::HashSet;
+
 use serde::Serialize;
 
 use crate::device::{ComputeDevice, DeviceInfo};
@@ -119,15 +121,33 @@ pub fn missing<'a>(reports: &[Report], required: impl IntoIterator<Item = &'a st
     required.into_iter().map(str::trim).filter(|n| !n.is_empty() && !ran(n)).map(String::from).collect()
 }
 
-/// Runs the smallest case of every kernel. Some devices do not report that a kernel failed to compile (in browsers,
-/// cubecl only logs it), so this should run before a device is relied on.
+/// What a [`self_test`] runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SelfTest {
+    /// One case of each kernel.
+    Kernels,
+    /// One case of each kernel and element type.
+    ElementTypes,
+}
+
+/// Runs a small part of the cases. Some devices do not report that a kernel failed to compile (in browsers, cubecl only
+/// logs it), and some drivers compile wrongly, so this should run before a device is relied on. `progress` is called
+/// with the number of cases done and of all cases.
 ///
 /// # Errors
 /// [`ErrorKind::Device`] when a kernel computes wrong results, with the kernels and the first wrong value.
-pub async fn self_test(device: &ComputeDevice) -> Result<()> {
+pub async fn self_test(device: &ComputeDevice, what: SelfTest, progress: impl FnMut(usize, usize)) -> Result<()> {
     let mut cases = cases::all();
-    cases.dedup_by_key(|case| case.kernel);
-    let report = run(device, &cases, |_, _| ()).await?;
+    match what {
+        SelfTest::Kernels => cases.dedup_by_key(|case| case.kernel),
+        // The name of a case begins with its element type, if it has one.
+        SelfTest::ElementTypes => {
+            let mut seen = HashSet::new();
+            cases
+                .retain(|case| seen.insert((case.kernel, case.name.split(' ').next().unwrap_or_default().to_string())));
+        }
+    }
+    let report = run(device, &cases, progress).await?;
     let failures: Vec<&str> = report.kernels.iter().flat_map(|k| &k.failures).map(String::as_str).collect();
     if failures.is_empty() {
         return Ok(());
@@ -136,7 +156,7 @@ pub async fn self_test(device: &ComputeDevice) -> Result<()> {
     Err(Error::new(ErrorKind::Device, format!("this adapter computes wrong results in {}", wrong.join(", ")))
         .at(device.info.line())
         .found(failures[0])
-        .help("update the browser or the graphics driver; please report the output of a conformance run"))
+        .help("update the graphics driver or the browser; please report the output of a conformance run"))
 }
 
 /// A table as text. Rows are kernels, columns are devices; a cell has the number of cases and the largest error as a

@@ -1,6 +1,6 @@
 //! Reads a message at the prompt of a chat, with rustyline and a history that is kept between chats.
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustyline::config::Configurer;
@@ -10,7 +10,7 @@ use rustyline::{
     Cmd, ConditionalEventHandler, Config, Event, EventContext, EventHandler, KeyCode, KeyEvent, Modifiers, RepeatCount,
 };
 
-use super::signals;
+use super::{signals, state};
 
 /// What the user did at the prompt.
 #[derive(Debug, PartialEq, Eq)]
@@ -123,31 +123,13 @@ fn without_continuations(text: &str, continued: &[String]) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The file of the history: `$SECATEUR_HISTORY`, or `secateur/history` in the user's folder for application state if
-/// that folder exists. If `SECATEUR_HISTORY` is empty, no history is kept.
+/// The file of the history: `$SECATEUR_HISTORY`, or `history` in the [folder for state](state::file). If
+/// `SECATEUR_HISTORY` is empty, no history is kept.
 fn history_file() -> Option<PathBuf> {
-    let var = |name: &str| std::env::var_os(name);
-    if let Some(file) = var("SECATEUR_HISTORY") {
-        return Some(PathBuf::from(file)).filter(|file| !file.as_os_str().is_empty());
+    match std::env::var_os("SECATEUR_HISTORY") {
+        Some(file) => Some(PathBuf::from(file)).filter(|file| !file.as_os_str().is_empty()),
+        None => state::file("history"),
     }
-    let state = if cfg!(windows) {
-        PathBuf::from(var("LOCALAPPDATA")?)
-    } else {
-        match var("XDG_STATE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute()) {
-            Some(state) => state,
-            None => std::env::home_dir()?.join(if cfg!(target_os = "macos") {
-                "Library/Application Support"
-            } else {
-                ".local/state"
-            }),
-        }
-    };
-    in_state_folder(&state)
-}
-
-fn in_state_folder(state: &Path) -> Option<PathBuf> {
-    let folder = state.join("secateur");
-    (state.is_dir() && (folder.is_dir() || std::fs::create_dir(&folder).is_ok())).then(|| folder.join("history"))
 }
 
 /// Restores the terminal if a signal ends the process at the prompt, where rustyline has switched off line editing
@@ -194,13 +176,5 @@ mod tests {
         assert_eq!(joined("a\\\nb", &[]), "a\\\nb", "it was pasted");
         assert_eq!(joined("x\\\ny\\\nz", &["y\\"]), "x\\\ny\nz");
         assert_eq!(joined("a", &["a\\"]), "a", "it was deleted again");
-    }
-
-    #[test]
-    fn a_history_is_kept_if_there_is_a_state_folder() {
-        let home = tempfile::tempdir().expect("a folder");
-        assert_eq!(in_state_folder(&home.path().join("none")), None, "no folder is made for others");
-        let file = in_state_folder(home.path()).expect("a place");
-        assert!(file.parent().is_some_and(Path::is_dir) && file.ends_with("secateur/history"));
     }
 }

@@ -43,6 +43,30 @@ fn adapters() -> Vec<String> {
     names
 }
 
+/// An adapter is tested the first time, and again if what is remembered was of other shaders.
+#[test]
+fn an_adapter_is_tested_once() {
+    let Some(adapter) = adapters().into_iter().find(|name| !name.contains("SwiftShader")) else {
+        println!("SKIPPED: no adapter");
+        return;
+    };
+    let state = tempfile::tempdir().expect("a folder");
+    let file = state.path().join("secateur/tested-adapters");
+    let run = || {
+        let args = ["run", "--model", F16, "--device", &adapter, "--ids", "1,2,3", "--max-new-tokens", "1"];
+        let ran = done(secateur(&args).env("XDG_STATE_HOME", state.path()).output().expect("it starts"));
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        std::fs::read_to_string(&file).expect("it is remembered")
+    };
+    let first = run();
+    assert!(first.lines().count() == 1 && first.contains(&adapter), "{first}");
+    let changed = || std::fs::metadata(&file).and_then(|meta| meta.modified()).expect("a time");
+    let before = changed();
+    assert_eq!((run(), changed()), (first.clone(), before), "the second run has nothing to test");
+    std::fs::write(&file, first.replacen(|c: char| c.is_ascii_hexdigit(), "x", 1)).expect("writable");
+    assert_eq!(run(), first, "other shaders are forgotten");
+}
+
 #[test]
 fn greedy_ids_on_every_adapter_are_the_goldens() {
     let prompt = listed(&golden("prompt.64.ids"));

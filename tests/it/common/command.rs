@@ -15,7 +15,10 @@ pub struct Ran {
 
 pub fn secateur(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_secateur"));
-    command.args(args).stdin(Stdio::null()).env_remove("NO_COLOR");
+    // A folder for the state of all tests, so that each adapter is tested once.
+    let state = env!("CARGO_TARGET_TMPDIR");
+    command.args(args).stdin(Stdio::null()).env_remove("NO_COLOR").env("XDG_STATE_HOME", state);
+    command.env("SECATEUR_HISTORY", "");
     command
 }
 

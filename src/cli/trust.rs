@@ -1,0 +1,50 @@
+//! Opens the device of a command, after a short test of its kernels. A driver that miscompiles a shader gives fluent
+//! nonsense without any error, so an adapter is not relied on before it was tested.
+use std::collections::BTreeSet;
+
+use secateur::expert::conformance::{self, SelfTest};
+use secateur::expert::{file, kernels};
+use secateur::{ComputeDevice, Result};
+
+use super::screen::Progress;
+use super::state;
+
+/// The most adapters that are remembered. A driver's update adds one.
+const MOST: usize = 64;
+
+/// Opens the device that `select` names. An adapter is tested when it is opened for the first time with its driver and
+/// these shaders. That it passed is remembered if there is a [folder](state::file) for it.
+///
+/// # Errors
+/// Those of [`ComputeDevice::open`] and of [`conformance::self_test`].
+pub fn open(select: &str, quiet: bool) -> Result<ComputeDevice> {
+    let device = pollster::block_on(ComputeDevice::open(select))?;
+    if device.info.backend == "cpu" {
+        return Ok(device);
+    }
+    let shaders = kernels::shader_fingerprint();
+    let key = format!("{shaders} {}", device.info.line());
+    let memory = state::file("tested-adapters");
+    let known = memory.as_ref().and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+    let mut known: BTreeSet<&str> = known.lines().collect();
+    if known.contains(key.as_str()) {
+        return Ok(device);
+    }
+    let mut bar = Progress::new(&format!("testing {} for the first time", device.info.name), quiet);
+    let mut progress = |done, total| bar.at(done, total);
+    pollster::block_on(conformance::self_test(&device, SelfTest::ElementTypes, &mut progress))?;
+    if let Some(file) = memory {
+        // What passed with other shaders has to be tested again, should they return.
+        known.retain(|line| line.starts_with(&shaders));
+        if known.len() >= MOST {
+            known.clear();
+        }
+        known.insert(&key);
+        let lines: String = known.iter().map(|line| format!("{line}\n")).collect();
+        // Without the memory, the adapter is tested again, which is no reason to stop.
+        if let Err(e) = file::write_whole(&file, &lines) {
+            log::debug!("{e}");
+        }
+    }
+    Ok(device)
+}
