@@ -1,4 +1,7 @@
 //! Finding and opening a compute device: a GPU through wgpu, or burn's CPU backend with the twins.
+#[cfg(not(target_family = "wasm"))]
+use std::sync::{Arc, OnceLock};
+
 use burn::tensor::Device;
 use burn::tensor::wgpu::{MemoryConfiguration, WgpuSetup, wgpu};
 use serde::{Deserialize, Serialize};
@@ -180,12 +183,22 @@ pub struct ComputeDevice {
     pub info: DeviceInfo,
     /// How kernels are tiled for it.
     pub tuning: Tuning,
+    /// The first error of the graphics library, such as a lack of memory. It comes from another thread, long after the
+    /// call that led to it.
+    #[cfg(not(target_family = "wasm"))]
+    fault: Arc<OnceLock<String>>,
 }
 
 impl ComputeDevice {
     /// The reference backend: every kernel's twin, in f64, on one core. It is slow and exact, and needs no driver.
     pub fn cpu() -> Self {
-        Self { burn: Device::flex(), info: DeviceInfo::cpu(), tuning: Tuning::CPU }
+        Self {
+            burn: Device::flex(),
+            info: DeviceInfo::cpu(),
+            tuning: Tuning::CPU,
+            #[cfg(not(target_family = "wasm"))]
+            fault: Arc::default(),
+        }
     }
 
     /// Opens the device that `select` names: `auto` (the best adapter), `cpu` (the twins), a backend (`vulkan`,
@@ -283,6 +296,8 @@ impl ComputeDevice {
         #[cfg(target_family = "wasm")]
         let named = info.clone().named_by(&device);
         let backend = adapter.get_info().backend;
+        #[cfg(not(target_family = "wasm"))]
+        let watched = device.clone();
         let setup = WgpuSetup { instance, adapter, device, queue, backend };
         let mut options = Device::wgpu_options().setup(setup).tasks_max(512);
         if exclusive_pages() {
@@ -292,7 +307,57 @@ impl ComputeDevice {
         #[cfg(target_family = "wasm")]
         let info = named;
         let tuning = if info.kind == "software" { Tuning::CPU } else { Tuning::GPU };
-        Ok(Self { burn, info, tuning })
+        #[cfg(not(target_family = "wasm"))]
+        let fault: Arc<OnceLock<String>> = {
+            // It takes the place of cubecl's handler, which panics in a thread of its own.
+            let fault = Arc::new(OnceLock::new());
+            let told = fault.clone();
+            watched.on_uncaptured_error(Arc::new(move |error| {
+                if let Err(later) = told.set(error.to_string()) {
+                    log::debug!("after the first error of the device: {later}");
+                }
+            }));
+            fault
+        };
+        Ok(Self {
+            burn,
+            info,
+            tuning,
+            #[cfg(not(target_family = "wasm"))]
+            fault,
+        })
+    }
+
+    /// Waits until the device has done all that was asked of it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] if it has run out of memory or failed otherwise.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn settle(&self) -> Result<()> {
+        let synced = self.burn.sync().map_err(|e| Error::new(ErrorKind::Device, "the device has failed").found(e));
+        match self.fault.get() {
+            Some(_) => Err(self.explained(Error::new(ErrorKind::Device, "the device has failed"))),
+            None => synced.map_err(|e| e.at(self.info.line())),
+        }
+    }
+
+    /// `error`, or what the graphics library said before it and what led to it.
+    pub fn explained(&self, error: Error) -> Error {
+        #[cfg(not(target_family = "wasm"))]
+        if let Some(fault) = self.fault.get() {
+            let first = fault.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or(fault);
+            return match fault.to_lowercase().contains("out of memory") {
+                true => Error::new(ErrorKind::Device, "the device is out of memory").help(
+                    "`secateur inspect` tells how much memory a model takes; `weights` q4, a smaller `context` or \
+                     `device` cpu need less",
+                ),
+                false => Error::new(ErrorKind::Device, "the device has failed")
+                    .help("update the driver, choose another `device`, or use `device` cpu"),
+            }
+            .at(self.info.line())
+            .found(first);
+        }
+        error
     }
 
     /// The memory that the allocator holds; zero on the CPU, whose tensors are ordinary memory.
