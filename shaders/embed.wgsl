@@ -29,11 +29,11 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     var o = Octet(vec4<f32>(0.0), vec4<f32>(0.0));
     if (inside) {
         let p = planes(info.cols);
-        o = octet(p, (token - info.shard_first_row) * p.size, k, info.cols);
+        o = octet(p, (token - info.shard_first_row) * p.size, k);
     }
     let first = i * info.cols + k;
     for (var j = 0u; j < 4u; j++) {
         out[first + j] = o.a[j];
-        if (k + 4u + j < info.cols) { out[first + 4u + j] = o.b[j]; }
+        out[first + 4u + j] = o.b[j];
     }
 }

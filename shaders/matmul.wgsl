@@ -26,7 +26,7 @@ var<workgroup> xs: array<vec4<f32>, DEPTH * N_QUADS>;     // [DEPTH, N_QUADS], f
 // Columns k to k + 7 of a row, zeros outside the matrix.
 fn row_octet(p: Planes, row: u32, k: u32) -> Octet {
     if (row >= info.rows || k >= info.cols) { return Octet(vec4<f32>(0.0), vec4<f32>(0.0)); }
-    return octet(p, row * p.size, k, info.cols);
+    return octet(p, row * p.size, k);
 }
 
 // Columns k to k + 3 of a vector, zeros outside.

@@ -28,7 +28,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var a: array<vec4<f32>, EACH>;
         var b: array<vec4<f32>, EACH>;
         for (var r = 0u; r < EACH; r++) {
-            let o = octet(p, min(row + r, info.rows - 1u) * p.size, 4u * q, info.cols);
+            let o = octet(p, min(row + r, info.rows - 1u) * p.size, 4u * q);
             a[r] = o.a;
             b[r] = o.b;
         }

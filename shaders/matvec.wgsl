@@ -39,7 +39,7 @@ fn main(
         // only plain weights
         if (!QUANTIZED) {
             for (var k = 8u * lane; k < info.cols; k += 8u * LANES) {
-                let o = octet(p, start, k, info.cols);
+                let o = octet(p, start, k);
                 for (var i = 0u; i < N; i++) {
                     acc[i] += dot(o.a, x[i * xs + k / 4u]) + dot(o.b, x[i * xs + k / 4u + 1u]);
                 }

@@ -113,13 +113,13 @@ fn quants(low: u32, high: u32, t: u32) -> vec4<f32> {
 // end
 struct Octet { a: vec4<f32>, b: vec4<f32> }
 
-// Columns k to k + 7 of the row that starts at `row_start`; k is a multiple of 8. Columns from `cols` are zero.
-fn octet(p: Planes, row_start: u32, k: u32, cols: u32) -> Octet {
+// Columns k to k + 7 of the row that starts at `row_start`; k is a multiple of 8.
+fn octet(p: Planes, row_start: u32, k: u32) -> Octet {
     var o = Octet(vec4<f32>(0.0), vec4<f32>(0.0));
     // only plain weights
     if (DTYPE == F32) {
         o.a = bitcast<vec4<f32>>(w[row_start + k / 4u]);
-        if (k + 4u < cols) { o.b = bitcast<vec4<f32>>(w[row_start + k / 4u + 1u]); }
+        o.b = bitcast<vec4<f32>>(w[row_start + k / 4u + 1u]);
     } else {
         let words = w[row_start + k / 8u];
         o.a = vec4<f32>(unpack_pair(words.x, DTYPE), unpack_pair(words.y, DTYPE));

@@ -6,10 +6,12 @@ use crate::cache::{CacheShape, KvCache};
 use crate::dtype::Dtype;
 use crate::engine::GROWTH;
 use crate::kernels::readback::{as_f32, read_f32};
+use crate::model::config::ModelConfig;
 use crate::model::decoder::{Decoder, Input, Logits};
 use crate::{Error, ErrorKind, Result};
 
-/// Tokens that are read as one text. A longer text is cut into several such windows, each without the one before.
+/// Tokens of the text that are read together. A longer text is cut into several such windows, each of which is read
+/// without the one before.
 pub const WINDOW: usize = 512;
 /// Tokens that are forwarded at once. Their logits are read together.
 const CHUNK: usize = 32;
@@ -19,9 +21,9 @@ const CHUNK: usize = 32;
 pub struct Quality {
     /// Predictions that were compared: one for each token of a window but its first.
     pub predictions: usize,
-    /// The exponential of the mean negative log-likelihood of the text's tokens: of the model,
+    /// The perplexity of the text for the model: the exponential of the mean negative log-likelihood of its tokens.
     pub perplexity: f64,
-    /// and of the reference.
+    /// The perplexity of the text for the reference.
     pub reference_perplexity: f64,
     /// The mean Kullback-Leibler divergence of the model's distribution from the reference's, in nats: the mean of
     /// `Σ p ln(p / q)`, where `p` is the reference's.
@@ -79,40 +81,67 @@ fn most_likely(logits: &[f32]) -> usize {
     (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
 }
 
-/// The tokens in front of a window, and its end.
+/// The ranges of the windows of a text.
 fn windows(tokens: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
     (0..tokens).step_by(WINDOW).map(move |first| first..(first + WINDOW).min(tokens)).filter(|w| w.len() > 1)
 }
 
-/// Compares the predictions of `model` with those of `reference` for the tokens `ids` of a text. `progress` is called
-/// with the number of tokens done and of all tokens.
+/// Checks what [`compare`] needs, before models are loaded.
 ///
 /// # Errors
-/// [`ErrorKind::Input`] for a text of fewer than two tokens, for vocabularies of different sizes, and for a model whose
-/// context is shorter than a window; [`ErrorKind::Device`] where the device cannot be read; [`ErrorKind::Model`] where
-/// logits are not finite.
-pub async fn compare(
-    reference: &Decoder,
-    model: &Decoder,
-    ids: &[u32],
-    progress: &mut dyn FnMut(usize, usize),
-) -> Result<Quality> {
-    let (vocab, other) = (reference.config().vocab_size, model.config().vocab_size);
+/// [`ErrorKind::Input`] for a text of fewer than two tokens, an id outside the vocabulary, and vocabularies of different
+/// sizes.
+pub fn check(reference: &ModelConfig, model: &ModelConfig, begin: &[u32], ids: &[u32]) -> Result<()> {
+    let (vocab, other) = (reference.vocab_size, model.vocab_size);
     if vocab != other {
-        return Err(Error::new(ErrorKind::Input, "the vocabularies of the two models differ in size")
-            .expected(format!("{vocab} tokens"))
-            .found(other));
+        return Err(Error::new(ErrorKind::Input, "the two models have different vocabularies")
+            .expected(format!("{vocab} tokens, as the reference has"))
+            .found(other)
+            .help("a model is compared with the one that it was made of"));
     }
     if ids.len() < 2 {
         return Err(Error::new(ErrorKind::Input, "the text is too short to predict anything")
             .expected("at least 2 tokens")
             .found(ids.len()));
     }
+    match ids.iter().chain(begin).find(|id| **id as usize >= vocab) {
+        None => Ok(()),
+        Some(id) => Err(Error::new(ErrorKind::Input, "a token id is outside the vocabulary")
+            .expected(format!("ids below {vocab}"))
+            .found(id)),
+    }
+}
+
+/// Compares the predictions of `model` with those of `reference` for the tokens `ids` of a text. Each window is read
+/// after the tokens `begin`, with which the model expects a text to begin. `progress` is called with the number of tokens
+/// done and of all tokens.
+///
+/// # Errors
+/// Those of [`check`]; [`ErrorKind::Input`] for a context that is shorter than a window with its beginning;
+/// [`ErrorKind::Device`] where the device cannot be read; [`ErrorKind::Model`] where
+/// logits are not finite.
+pub async fn compare(
+    reference: &Decoder,
+    model: &Decoder,
+    begin: &[u32],
+    ids: &[u32],
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<Quality> {
+    check(reference.config(), model.config(), begin, ids)?;
+    let vocab = reference.config().vocab_size;
     let mut sums = Sums::default();
     for window in windows(ids.len()) {
         let mut caches = [reference, model].map(|model| {
             CacheShape::new(model.config(), Dtype::F32, 1, GROWTH).map(|shape| KvCache::new(shape, model.device()))
         });
+        if !begin.is_empty() {
+            for (model, cache) in [reference, model].into_iter().zip(&mut caches) {
+                let cache = cache.as_mut().map_err(|e| e.clone())?;
+                let plan = model.plan(Input::Chunk { seq: 0, ids: begin }, cache)?;
+                model.forward(&plan, cache, None);
+                cache.advance(0, begin.len(), ids[window.start]);
+            }
+        }
         // The last token predicts nothing that is known.
         let read = window.start..window.end - 1;
         for first in read.clone().step_by(CHUNK) {

@@ -31,6 +31,7 @@ pub use crate::device::DeviceBytes;
 use crate::policy::{CacheView, KeepPlan, Outcome, Role, Sets};
 use crate::settings::Settings;
 use crate::steps::BoundaryCounts;
+use crate::weights::precision::Precision;
 use crate::{Error, ErrorKind, Result};
 
 /// The version this code writes and reads.
@@ -47,6 +48,9 @@ pub struct Trace {
     pub model: String,
     /// Adapter and backend, or `cpu`.
     pub device: String,
+    /// The precision to which the weights were quantized as they were loaded; absent if they had the types of the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights: Option<Precision>,
     /// The settings of the run. Their fields are fields of the trace itself.
     #[serde(flatten)]
     pub settings: Settings,
@@ -504,6 +508,7 @@ mod tests {
             secateur: "0.1.0".into(),
             model: "tiny".into(),
             device: "cpu".into(),
+            weights: Some(Precision::Q4),
             settings: Settings {
                 sampling: crate::sampling::Sampling { temperature: 0.6, ..Default::default() },
                 seed: u64::MAX,
@@ -556,7 +561,7 @@ mod tests {
         let keys = |v: &serde_json::Value| v.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
         assert_eq!(
             keys(&json),
-            "version secateur model device policy budget window probe_every probe_text sampling seed scope layers normalise \
+            "version secateur model device weights policy budget window probe_every probe_text sampling seed scope layers normalise \
              positions steps max_new_tokens ignore_eos attention prompt_ids prompt_text slot_bytes step_boundaries tokens probes stop_reason totals"
         );
         assert_eq!(keys(&json["tokens"][0]), "id text role step");

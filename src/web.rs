@@ -22,6 +22,7 @@ use crate::engine::{Engine, Event, LoadOptions, Request, Resolved};
 use crate::kernels::cases;
 use crate::policy::{POLICIES, Role};
 use crate::weights::ModelSource;
+use crate::weights::precision::Precision;
 use crate::{Error, ErrorKind, Result, builtin, conformance as suite};
 
 unsafe extern "C" {
@@ -49,6 +50,9 @@ struct Load {
     kv: Option<String>,
     /// Positions to load for, as in [`LoadOptions`].
     context: Option<usize>,
+    /// The precision to which weights are quantized as they are loaded: `q8`, `q6` or `q4`; by default the element types
+    /// of the files.
+    weights: Option<Precision>,
     /// The name of the model, for the page and the trace.
     name: Option<String>,
 }
@@ -137,7 +141,7 @@ impl Secateur {
         let kv = options.kv.as_deref().map_or(Ok(LoadOptions::default().kv), Dtype::for_cache)?;
         let device = trusted_device().await?;
         let name = options.name.as_deref().unwrap_or(name);
-        let options = LoadOptions { kv, context: options.context, ..LoadOptions::default() };
+        let options = LoadOptions { kv, context: options.context, weights: options.weights, ..LoadOptions::default() };
         let engine = Engine::load(source, name, &device, &options, &mut |_, _| ())?;
         let info = json!({
             "model": name,
@@ -208,7 +212,7 @@ async fn device() -> Result<ComputeDevice> {
 async fn trusted_device() -> Result<ComputeDevice> {
     let device = device().await?;
     if TRUSTED.with(|t| t.get().is_none()) {
-        suite::self_test(&device).await?;
+        suite::self_test(&device, suite::SelfTest::Kernels, |_, _| ()).await?;
         TRUSTED.with(|t| t.set(()).ok());
     }
     Ok(device)

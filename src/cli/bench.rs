@@ -2,7 +2,7 @@
 use std::process::ExitCode;
 
 use secateur::Dtype;
-use secateur::device::{ComputeDevice, DeviceInfo};
+use secateur::device::DeviceInfo;
 use secateur::engine::{GROWTH, LoadOptions};
 use secateur::expert::bench::{self, Copied, Lengths, Measured, Spread};
 use secateur::expert::cache::CacheShape;
@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::model::ModelArgs;
 use super::options;
 use super::screen::{self, Progress};
+use super::trust;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -59,6 +60,8 @@ struct Outcome {
     model: String,
     device: DeviceInfo,
     kv: String,
+    /// The precision to which the weights were quantized; `None` if they have the types of the file.
+    weights: Option<Precision>,
     weight_bytes: u64,
     copy: Copied,
     runs: Vec<Run>,
@@ -91,7 +94,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         CacheShape::new(&config, args.kv, lengths.sequences, GROWTH)?;
     }
     let weights = Weights::open(&source)?;
-    let device = pollster::block_on(ComputeDevice::open(&args.device))?;
+    let device = trust::open(&args.device, args.quiet)?;
     // The context is only as long as the longest case needs, because the RoPE table is as long as the context.
     let longest = all.iter().map(|lengths| lengths.prompt + lengths.decode).max().unwrap_or(1);
     let context = longest.next_multiple_of(GROWTH);
@@ -124,6 +127,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         model: name,
         device: device.info.clone(),
         kv: args.kv.to_string(),
+        weights: args.weights,
         weight_bytes: model.weight_bytes(),
         copy,
         runs,
@@ -139,7 +143,8 @@ fn report(outcome: &Outcome) -> String {
     let Outcome { model, device, kv, weight_bytes, copy, .. } = outcome;
     let mut text = format!("{model} on {}\n", device.line());
     let gb = |s: Spread| spread(Spread { median: s.median / 1e9, min: s.min / 1e9, max: s.max / 1e9 });
-    text += &format!("weights {}, KV cache in {kv}\n", screen::bytes(*weight_bytes));
+    let precision = outcome.weights.map_or(String::new(), |precision| format!(" in {precision}"));
+    text += &format!("weights {}{precision}, KV cache in {kv}\n", screen::bytes(*weight_bytes));
     text += &format!(
         "copy bandwidth, bytes read plus bytes written, in buffers of {}: {} GB/s by gather, {} GB/s by add\n\n",
         screen::bytes(copy.buffer_bytes),

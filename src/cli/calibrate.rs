@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use secateur::Dtype;
-use secateur::device::ComputeDevice;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Settings};
 use secateur::eval::calibrate::{self, Arm, Calibration, Choice, Conditions, Hashed, Row};
 use secateur::eval::{Problem, Trial, problems};
 use secateur::expert::file;
 use secateur::expert::weights::Weights;
-use secateur::expert::weights::precision::Precision;
+use secateur::expert::weights::precision::{Precision, identity};
 use secateur::policy::{Layers, Scope};
 use secateur::{Error, ErrorKind, Result, builtin};
 
@@ -20,6 +19,7 @@ use super::options::{self, PruningArgs};
 use super::screen;
 use super::signals::{self, Signal};
 use super::text;
+use super::trust;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -101,11 +101,11 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     // The settings are checked with a prompt of one token; the token does not matter.
     prepared.check(&Prompt::Ids(vec![0]), &settings)?;
     let hashed = Hashed::of(&Weights::open(&source)?, &out);
-    let device = pollster::block_on(ComputeDevice::open(&args.device))?;
+    let device = trust::open(&args.device, args.quiet)?;
     let conditions = Conditions {
         secateur: env!("CARGO_PKG_VERSION").into(),
         model: name.clone(),
-        weights: hashed.fingerprint.clone(),
+        weights: identity(&hashed.fingerprint, args.weights),
         device: device.info.line(),
         kv: args.kv.to_string(),
         context: args.context,

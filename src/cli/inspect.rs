@@ -8,6 +8,7 @@ use secateur::expert::model::config::{ModelConfig, RopeScaling};
 use secateur::expert::model::{decoder, required};
 use secateur::expert::probe;
 use secateur::expert::text::{ChatTemplate, Message, RenderOptions, ThinkTags, ThinkingState, Tokenizer};
+use secateur::expert::weights::precision::Precision;
 use secateur::expert::weights::{ModelSource, Weights};
 use secateur::{ComputeDevice, Error, ErrorKind, Result, builtin};
 use serde::Serialize;
@@ -25,6 +26,10 @@ pub struct Args {
     /// model's maximum].
     #[arg(long, value_name = "N,...", value_delimiter = ',')]
     context: Vec<usize>,
+    /// Compute the memory, and with --quality the quality, for weights of this precision: q8, q6 or q4 [default: the
+    /// types of the file].
+    #[arg(long, value_name = "PRECISION", value_parser = options::parsed::<Precision>)]
+    weights: Option<Precision>,
     #[command(flatten)]
     quality: QualityArgs,
     /// Describe a model on the hub from the beginnings of its files, without fetching its weights.
@@ -176,9 +181,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         Some(model) => model::open(model, false, false)?,
         None => (builtin::source(), builtin::NAME.to_string()),
     };
-    let (mut inspection, unfit) = inspect(&source, name.clone(), &args.context)?;
+    let (mut inspection, unfit) = inspect(&source, name.clone(), &args.context, args.weights)?;
     if unfit.is_none() {
-        inspection.quality = quality::measure(&args.quality, &source, &name)?;
+        inspection.quality = quality::measure(&args.quality, args.weights, &source, &name)?;
     }
     match args.json {
         true => super::print_json(&inspection)?,
@@ -189,7 +194,12 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 }
 
 /// The inspection, and why `run` would refuse the model, if it would.
-fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(Inspection, Option<Error>)> {
+fn inspect(
+    source: &ModelSource,
+    model: String,
+    contexts: &[usize],
+    precision: Option<Precision>,
+) -> Result<(Inspection, Option<Error>)> {
     let mut config = ModelConfig::load(source)?;
     contexts.iter().try_for_each(|context| config.context(Some(*context)).map(|_| ()))?;
     let mut problems = Vec::new();
@@ -202,6 +212,10 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
     let errors: Vec<Error> = [check_dimensions(&config, source), checked].into_iter().filter_map(Result::err).collect();
     errors.iter().for_each(|error| keep(error.clone()));
     let unfit = errors.into_iter().next();
+    let weight_bytes = match &opened {
+        Ok((_, weights)) => Some(required::device_bytes(weights, precision)?),
+        Err(_) => None,
+    };
     let weights = opened.ok().map(|(stored, _)| stored);
     let tokenizer = Tokenizer::load(source).map_err(&mut keep).ok();
     let template = ChatTemplate::load(source).map_err(&mut keep).ok();
@@ -227,7 +241,6 @@ fn inspect(source: &ModelSource, model: String, contexts: &[usize]) -> Result<(I
     };
     let spell = |id: &u32| tokenizer.as_ref().and_then(|t| t.spelling(*id));
     let defaults = &config.generation;
-    let weight_bytes = weights.as_ref().map(|w| w.bytes);
     let contexts = if contexts.is_empty() { usual_contexts(config.longest_context()) } else { contexts.to_vec() };
     let mut memory = Vec::new();
     for context in contexts {

@@ -17,8 +17,10 @@ mod report;
 mod run;
 mod screen;
 mod signals;
+mod state;
 mod stdin;
 mod text;
+mod trust;
 mod warnings;
 
 use std::ffi::OsString;
@@ -158,9 +160,24 @@ fn parse(mut given: Vec<OsString>) -> (Args, bool) {
         given.extend(["--".into(), prompt]);
         command.try_get_matches_from(&given).map_err(|_| e)
     });
-    let matches = matches.unwrap_or_else(|e| e.exit());
+    let matches = matches.unwrap_or_else(|e| refuse(&e));
     let quiet = matches.subcommand().is_some_and(|(_, m)| matches!(m.try_get_one::<bool>("quiet"), Ok(Some(true))));
-    (Args::from_arg_matches(&matches).unwrap_or_else(|e| e.exit()), quiet)
+    (Args::from_arg_matches(&matches).unwrap_or_else(|e| refuse(&e)), quiet)
+}
+
+/// Prints an error of clap, or the help or version that was asked for, and exits. What Rust says of numbers that cannot
+/// be parsed is put into words for people.
+fn refuse(error: &clap::Error) -> ! {
+    const WORDS: [(&str, &str); 3] = [
+        ("invalid digit found in string", "not a whole number of at least 0"),
+        ("number too large to fit in target type", "the number is too large"),
+        ("cannot parse integer from empty string", "a number is missing"),
+    ];
+    let rendered = error.render();
+    let said = if colour::on_stderr() { rendered.ansi().to_string() } else { rendered.to_string() };
+    let Some((theirs, ours)) = WORDS.into_iter().find(|(theirs, _)| said.contains(theirs)) else { error.exit() };
+    let _ = write!(std::io::stderr(), "{}", said.replace(theirs, ours));
+    std::process::exit(2);
 }
 
 /// The index of the prompt in `secateur run "-5 + 3?"`: of the first argument that begins with a dash but cannot be

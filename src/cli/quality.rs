@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use secateur::expert::model::config::ModelConfig;
 use secateur::expert::model::decoder::Decoder;
+use secateur::expert::model::required;
 use secateur::expert::quality::{self, Quality};
 use secateur::expert::text::Tokenizer;
 use secateur::expert::weights::precision::Precision;
@@ -11,17 +12,14 @@ use secateur::{ComputeDevice, Error, ErrorKind, Result};
 use serde::Serialize;
 
 use super::screen::Progress;
-use super::{model, options, screen, text};
+use super::{model, screen, text, trust};
 
 #[derive(Debug, clap::Args)]
 pub struct QualityArgs {
     /// Measure on the text in FILE what quantized weights cost: perplexity, and how far the predictions are from those
     /// of the model as it is stored. Without --weights, q8, q6 and q4 are measured.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "no_fetch")]
     quality: Option<PathBuf>,
-    /// With --quality: quantize the weights to this precision (q8, q6 or q4).
-    #[arg(long, value_name = "PRECISION", requires = "quality", value_parser = options::parsed::<Precision>)]
-    weights: Option<Precision>,
     /// With --quality: compare with this model, such as the unquantized one that a GGUF file was made of.
     #[arg(long, value_name = "DIR|FILE|NAME", requires = "quality")]
     against: Option<std::ffi::OsString>,
@@ -30,6 +28,9 @@ pub struct QualityArgs {
     device: String,
 }
 
+/// Fewer predictions than this say little.
+const FEW: usize = 200;
+
 /// A row of the table.
 #[derive(Serialize)]
 pub struct Compared {
@@ -37,23 +38,47 @@ pub struct Compared {
     weights: Option<Precision>,
     /// Bytes of the weights on the device.
     weight_bytes: u64,
+    /// The model that it was compared with, as it is stored.
+    reference: String,
+    /// Bytes of the weights of the reference on the device.
+    reference_bytes: u64,
     #[serde(flatten)]
     quality: Quality,
 }
 
 /// What was asked for, measured; empty without `--quality`.
-pub fn measure(args: &QualityArgs, source: &ModelSource, name: &str) -> Result<Vec<Compared>> {
+pub fn measure(
+    args: &QualityArgs,
+    weights: Option<Precision>,
+    source: &ModelSource,
+    name: &str,
+) -> Result<Vec<Compared>> {
     let Some(file) = &args.quality else { return Ok(Vec::new()) };
     let text = text::read(file, "the text")?;
-    let ids = Tokenizer::load(source)?.encode(&text)?;
+    let tokenizer = Tokenizer::load(source)?;
+    let (begin, ids) = (tokenizer.beginning(), tokenizer.encode(&text)?);
     let against = match &args.against {
         Some(other) => Some(model::open(other, false, false)?),
         None => None,
     };
     let (other, other_name) = against.as_ref().map_or((source, name), |(source, name)| (source, name.as_str()));
-    let device = pollster::block_on(ComputeDevice::open(&args.device))?;
+    // What can be refused is refused before gigabytes are read.
+    let at_text = |e: Error| e.at(format!("{}, {name} against {other_name}", file.display()));
+    quality::check(&ModelConfig::load(other)?, &ModelConfig::load(source)?, begin, &ids).map_err(at_text)?;
+    if against.is_some() && Tokenizer::load(other)?.encode(&text)? != ids {
+        return Err(at_text(
+            Error::new(ErrorKind::Input, "the two models have different tokens for the text")
+                .help("a model is compared with the one that it was made of"),
+        ));
+    }
+    if against.is_none() && required::is_quantized(&Weights::open(source)?) {
+        return Err(Error::new(ErrorKind::Input, "the weights of this model are quantized already")
+            .at(name)
+            .expected("a model to compare with: --against DIR, where DIR is the one that this file was made of"));
+    }
+    let device = trust::open(&args.device, false)?;
     let reference = load(other, other_name, None, &device)?;
-    let precisions = match (args.weights, &args.against) {
+    let precisions = match (weights, &args.against) {
         (Some(precision), _) => vec![Some(precision)],
         (None, Some(_)) => vec![None],
         (None, None) => Precision::ALL.map(Some).to_vec(),
@@ -64,32 +89,47 @@ pub fn measure(args: &QualityArgs, source: &ModelSource, name: &str) -> Result<V
         let what = precision.map_or(name.to_string(), |p| format!("{name} in {p}"));
         let mut bar = Progress::new(&format!("reading the text with {what}"), false);
         let mut progress = |done, total| bar.at(done, total);
-        let quality = pollster::block_on(quality::compare(&reference, &model, &ids, &mut progress))?;
-        rows.push(Compared { weights: precision, weight_bytes: model.weight_bytes(), quality });
+        let quality = pollster::block_on(quality::compare(&reference, &model, begin, &ids, &mut progress))?;
+        rows.push(Compared {
+            weights: precision,
+            weight_bytes: model.weight_bytes(),
+            reference: other_name.to_string(),
+            reference_bytes: reference.weight_bytes(),
+            quality,
+        });
     }
     Ok(rows)
 }
 
 fn load(source: &ModelSource, name: &str, precision: Option<Precision>, device: &ComputeDevice) -> Result<Decoder> {
     let config = ModelConfig::load(source)?;
-    if config.max_position_embeddings < quality::WINDOW {
+    // The context that a run has by default, because the RoPE of some models depends on it.
+    let context = config.context(None)?;
+    if context < 2 * quality::WINDOW {
         return Err(Error::new(ErrorKind::Model, "the context of the model is too short to measure its quality")
-            .expected(format!("at least {} positions", quality::WINDOW))
-            .found(config.max_position_embeddings));
+            .at(name)
+            .expected(format!("at least {} positions", 2 * quality::WINDOW))
+            .found(context));
     }
     let what = precision.map_or(name.to_string(), |p| format!("{name} in {p}"));
     let mut bar = Progress::new(&format!("loading {what}"), false);
     let weights = Weights::open(source)?;
-    Decoder::load(&config, &weights, quality::WINDOW, precision, device, &mut |done, total| bar.at(done, total))
+    Decoder::load(&config, &weights, context, precision, device, &mut |done, total| bar.at(done, total))
 }
 
 /// The rows as a table for people.
 pub fn table(rows: &[Compared]) -> String {
     let Some(first) = rows.first() else { return String::new() };
-    let mut table =
-        vec![["weights", "size", "perplexity", "mean KL", "largest KL", "same choice"].map(String::from).to_vec()];
-    let reference = first.quality.reference_perplexity;
-    table.push(vec!["reference".into(), "-".into(), format!("{reference:.3}"), "0".into(), "0".into(), "100 %".into()]);
+    let head = ["weights", "size", "perplexity", "mean KL (nats)", "largest KL", "same choice"];
+    let mut table = vec![head.map(String::from).to_vec()];
+    table.push(vec![
+        "reference".into(),
+        screen::bytes(first.reference_bytes),
+        format!("{:.3}", first.quality.reference_perplexity),
+        String::new(),
+        String::new(),
+        String::new(),
+    ]);
     for row in rows {
         let q = &row.quality;
         table.push(vec![
@@ -101,5 +141,11 @@ pub fn table(rows: &[Compared]) -> String {
             format!("{:.1} %", 100.0 * q.same_choice),
         ]);
     }
-    format!("\nQuality on {} predicted tokens:\n{}", first.quality.predictions, screen::table(&table))
+    let n = first.quality.predictions;
+    let few = if n < FEW { ", too few to tell small differences" } else { "" };
+    let reference = &first.reference;
+    format!(
+        "\nQuality on {n} predicted tokens{few}; the reference is {reference} as stored:\n{}",
+        screen::table(&table)
+    )
 }

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use secateur::Dtype;
-use secateur::device::ComputeDevice;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Resolved};
 use secateur::expert::file;
 use secateur::expert::weights::precision::Precision;
@@ -23,6 +22,7 @@ use super::screen::{self, Progress, Screen};
 use super::signals::{self, Signal};
 use super::stdin;
 use super::text;
+use super::trust;
 use super::warnings;
 
 #[derive(Debug, clap::Args)]
@@ -124,14 +124,16 @@ pub fn main(args: Args) -> Result<ExitCode> {
     }
     signals::install()?;
 
-    let device = pollster::block_on(ComputeDevice::open(&args.device))?;
-    let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
+    let device = trust::open(&args.device, args.quiet)?;
+    let precision = args.weights.map_or(String::new(), |precision| format!(" in {precision}"));
+    let mut bar = Progress::new(&format!("loading {name}{precision}"), args.quiet);
     let mut engine = prepared.load(&source, &device, &mut |done, total| bar.at(done, total))?;
     drop(bar);
     let load_us = began.elapsed().as_micros() as u64;
 
     let mut screen = Screen::new(!args.json, !args.quiet, args.plain);
-    screen.note(&format!("{} on {}, loaded in {:.2} s", engine.name(), device.info.line(), load_us as f64 / 1e6));
+    let (name, seconds) = (engine.name(), load_us as f64 / 1e6);
+    screen.note(&format!("{name}{precision} on {}, loaded in {seconds:.2} s", device.info.line()));
     for note in &notes {
         screen.note(&fields::as_options(note));
     }
@@ -144,7 +146,8 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let Some((prompt, settings)) = resolved else {
         return chat::main(&mut engine, &request, &mut screen, &stop, args.quiet);
     };
-    let result = generate(&mut engine, &prompt, &settings, &mut screen, &stop, args.answer_only)?;
+    let result = generate(&mut engine, &prompt, &settings, &mut screen, &stop, args.answer_only)
+        .map_err(|e| device.explained(e))?;
     // If the trace cannot be written, the result is printed all the same, before the error.
     let write = |file: &PathBuf| file::write_whole(file, &(result.trace.to_json()? + "\n"));
     let written = args.trace.as_ref().map_or(Ok(()), write);

@@ -440,7 +440,8 @@ mod tests {
     #[test]
     fn more_than_attention_can_put_aside_is_refused() {
         let source = crate::builtin::source();
-        let mut device = ComputeDevice { tuning: crate::device::Tuning::GPU, ..ComputeDevice::cpu() };
+        let mut device = ComputeDevice::cpu();
+        device.tuning = crate::device::Tuning::GPU;
         let open = |sequences, context| {
             let load = LoadOptions { kv: Dtype::F32, context: Some(context), sequences, weights: None };
             PreparedModel::new(&source, "built-in", &load).expect("it is in the binary")

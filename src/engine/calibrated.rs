@@ -6,6 +6,7 @@ use crate::calibration::{Choice, FILE};
 use crate::calibration::{Hashed, choice_path};
 use crate::policy::{Layers, Scope};
 use crate::settings::Settings;
+use crate::weights::precision::{Precision, identity};
 use crate::weights::{FINGERPRINT, ModelSource, Weights};
 use crate::{Error, ErrorKind, Result};
 
@@ -41,12 +42,12 @@ impl Calibrated {
         }
     }
 
-    /// Puts the chosen layers into `settings` if the choice was made for this policy and these weights. Returns a
+    /// Puts the chosen layers into `settings` if the choice was made for this policy and these weights, in this precision. Returns a
     /// note for people.
     ///
     /// # Errors
     /// If the file is not a choice, the weights cannot be read, or the model does not have the layers.
-    pub fn apply(&self, settings: &mut Settings, layers: usize) -> Result<String> {
+    pub fn apply(&self, settings: &mut Settings, layers: usize, precision: Option<Precision>) -> Result<String> {
         let choice = self.choice.as_ref().map_err(Error::clone)?;
         let (place, made) = (&self.place, &choice.settings);
         // A choice for one policy says nothing about another, and a choice for other weights nothing about these.
@@ -63,7 +64,8 @@ impl Calibrated {
             ));
         }
         let fingerprint = self.fingerprint.get_or_init(|| fingerprint(&self.source)).as_ref().map_err(Error::clone)?;
-        if made.weights != *fingerprint {
+        if made.weights != identity(fingerprint, precision) {
+            // Quantized as they are loaded, weights are others.
             return Ok(format!("{place} was made for other weights: all layers vote (run `secateur calibrate` again)"));
         }
         let chosen = choice.layers()?;

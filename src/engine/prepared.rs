@@ -7,7 +7,6 @@ use crate::cache::CacheShape;
 use crate::device::ComputeDevice;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{self, Decoder};
-use crate::model::required;
 use crate::policy::Scope;
 use crate::probe::PromptThinking;
 use crate::settings::Settings;
@@ -74,8 +73,6 @@ impl PreparedModel {
     ) -> Result<Engine> {
         self.check_device(device)?;
         let weights = Weights::open(source)?;
-        // Otherwise a tensor that is missing would be noticed only after others have been uploaded.
-        required::check(&self.config, &weights)?;
         self.calibrated.iter_mut().for_each(Calibrated::release_memory);
         let model = Arc::new(Decoder::load(&self.config, &weights, self.context, self.precision, device, progress)?);
         let runner = Runner::new(model, self.shape);
@@ -239,7 +236,7 @@ impl PreparedModel {
         })?;
         let votes = settings.scope == Scope::Shared && settings.policy.needs().scores();
         if let Some(calibrated) = self.calibrated.as_ref().filter(|_| votes && request.layers.is_none()) {
-            notes.push(calibrated.apply(&mut settings, self.config.num_layers)?);
+            notes.push(calibrated.apply(&mut settings, self.config.num_layers, self.precision)?);
         }
         settings.layers.check(self.config.num_layers, settings.scope)?;
         settings.policy.accepts(settings.budget)?;
@@ -261,6 +258,7 @@ impl PreparedModel {
             vocab_size: self.config.vocab_size,
             eos: &self.config.eos_token_ids,
             context: self.context,
+            precision: self.precision,
             layers: self.config.num_layers,
             kv_heads: self.config.num_kv_heads,
         };

@@ -15,6 +15,7 @@ use crate::settings::Settings;
 use crate::steps::{BoundaryCounts, Tail};
 use crate::text::{Detokenizer, ThinkIds, Tokenizer};
 use crate::trace::{self, StopReason, Totals, Trace};
+use crate::weights::precision::Precision;
 use crate::{Error, ErrorKind, Result};
 
 /// What a sequence needs to know about the model.
@@ -24,6 +25,7 @@ pub(crate) struct ModelFacts<'a> {
     pub eos: &'a [u32],
     /// Positions the model was loaded for.
     pub context: usize,
+    pub precision: Option<Precision>,
     pub layers: usize,
     pub kv_heads: usize,
 }
@@ -41,6 +43,7 @@ pub(crate) struct Sequence {
     /// Number of the request.
     pub id: usize,
     pub pruner: Pruner,
+    precision: Option<Precision>,
     pub probe_ids: Vec<u32>,
     think: ThinkIds,
     eos: Vec<u32>,
@@ -107,6 +110,7 @@ impl Sequence {
         Ok(Self {
             id,
             pruner,
+            precision: model.precision,
             probe_ids,
             think,
             eos: model.eos.to_vec(),
@@ -335,6 +339,7 @@ impl Sequence {
             secateur: env!("CARGO_PKG_VERSION").into(),
             model: model.into(),
             device: device.info.line(),
+            weights: self.precision,
             settings: self.pruner.settings,
             // This text is only for people to read, so a prompt that cannot be decoded must not cost the trace.
             prompt_text: self.tokenizer.as_ref().and_then(|t| t.decode(&self.prompt, false).ok()),

@@ -94,6 +94,16 @@ registry! {
     sample: SampleSpec, sample;
 }
 
+/// A hash of the texts of all shaders: 16 hexadecimal digits.
+pub fn shader_fingerprint() -> String {
+    let mut hasher = blake3::Hasher::new();
+    let mut seen = HashSet::new();
+    for variant in variants().iter().filter(|variant| seen.insert(variant.text)) {
+        hasher.update(variant.source().as_bytes());
+    }
+    hasher.finalize().to_hex()[..16].to_string()
+}
+
 /// The specialisations that a model of a supported architecture can need, each once: every packing, mode, reduction
 /// and head group, the usual head dimensions, and one, some and most vectors. The shader tests validate and translate
 /// them.

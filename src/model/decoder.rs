@@ -18,7 +18,7 @@ use crate::model::config::ModelConfig;
 pub use crate::model::limits::check_device;
 use crate::model::limits::{check_dimensions, check_partials, check_rope, usable_context};
 use crate::model::matrix::{Matrix, Uploader};
-use crate::model::{rope, tensors};
+use crate::model::{required, rope, tensors};
 use crate::policy::Positions;
 use crate::weights::precision::{Precision, Role};
 use crate::weights::{PackedRows, Weights};
@@ -75,7 +75,7 @@ impl Layer {
             qkv_bias,
             qk_norm,
             o_bias,
-            o: up.matrix(&up.rows(&name("self_attn.o_proj.weight"), Role::Inner, h, q)?)?,
+            o: up.matrix(&up.unpadded(&name("self_attn.o_proj.weight"), Role::Inner, h, q)?)?,
             post_norm: up.norm(up.weights.vector(&name("post_attention_layernorm.weight"), h)?),
             gate_up: Self::load_gate_up(config, up, i)?,
             down: up.matrix(&up.rows(&name("mlp.down_proj.weight"), Role::Inner, h, inter)?)?,
@@ -83,19 +83,16 @@ impl Layer {
     }
 
     /// The products of SwiGLU, for the field of the same name.
-    fn load_gate_up(config: &ModelConfig, up: &Uploader<'_>, layer: usize) -> Result<Vec<(Matrix, Mode)>> {
+    fn load_gate_up(config: &ModelConfig, uploader: &Uploader<'_>, layer: usize) -> Result<Vec<(Matrix, Mode)>> {
         // Rows of zeros make zeros where the next product reads padded values.
-        let width = up.width(config.intermediate_size);
-        let padded = |rows: PackedRows<'_>| {
-            let cols = rows.cols();
-            Ok(rows.padded(width, cols)?.into_owned())
-        };
-        let [gate, raise] = tensors::gate_up(config, up, layer)?;
-        let (gate, raise) = (padded(gate)?, padded(raise)?);
-        if gate.dtype() == raise.dtype() {
-            return Ok(vec![(up.matrix(&PackedRows::interleave_rows(&gate, &raise)?)?, Mode::SwiGlu)]);
+        let width = uploader.width(config.intermediate_size);
+        let [gate, up] = tensors::gate_up(config, uploader, layer)?;
+        let cols = gate.cols();
+        let (gate, up) = (gate.padded(width, cols)?, up.padded(width, cols)?);
+        if gate.dtype() == up.dtype() {
+            return Ok(vec![(uploader.matrix(&PackedRows::interleave_rows(&gate, &up)?)?, Mode::SwiGlu)]);
         }
-        Ok(vec![(up.matrix(&gate)?, Mode::Store), (up.matrix(&raise)?, Mode::Gated)])
+        Ok(vec![(uploader.matrix(&gate)?, Mode::Store), (uploader.matrix(&up)?, Mode::Gated)])
     }
 }
 
@@ -225,9 +222,14 @@ impl Decoder {
         let total = config.num_layers + 2;
         let mut done = 0;
         let mut tick = || {
+            // The pages that were read are not needed again. Without this, the whole file would stay in memory beside
+            // the copy on the device.
+            weights.release_memory();
             done += 1;
             progress(done, total);
         };
+        // Otherwise a tensor that is missing would be noticed only after others have been uploaded.
+        required::check(config, weights)?;
         let up = Uploader { device, weights, precision };
         let vocabulary = |name: &str| up.matrix(&up.rows(name, Role::Vocabulary, config.vocab_size, h)?);
         let embedding = vocabulary("model.embed_tokens.weight")?;
@@ -264,6 +266,14 @@ impl Decoder {
             weight_bytes: 0,
         };
         model.weight_bytes = model.matrices().map(Matrix::bytes).sum();
+        if let Some(precision) = precision
+            && required::is_quantized(weights)
+        {
+            log::warn!("the file has quantized weights, which `weights` {precision} does not change");
+        }
+        // A lack of memory shows only when the device gets to the weights. It has to show before a model counts as loaded.
+        #[cfg(not(target_family = "wasm"))]
+        device.settle().map_err(|e| e.expected(format!("room for {} bytes of weights", model.weight_bytes)))?;
         Ok(model)
     }
 
@@ -341,7 +351,7 @@ impl Decoder {
                 return Err(Error::new(ErrorKind::Input, "the context is full")
                     .expected(format!("at most {} positions", self.context))
                     .found(next + chunk)
-                    .help("raise `context` (up to the model's max_position_embeddings) or lower `max_new_tokens`"));
+                    .help("raise `context` (up to the model's own maximum) or lower `max_new_tokens`"));
             }
         }
         cache.reserve(seqs, chunk)?;
@@ -550,8 +560,9 @@ impl Decoder {
     }
 
     fn linear(&self, w: &Matrix, x: &Tensor<2>, bias: Option<&Tensor<1>>, out: Tensor<2>, mode: Mode) -> Tensor<2> {
-        let [n, _] = x.dims();
+        let [n, cols] = x.dims();
         let [_, out_stride] = out.dims();
+        assert_eq!(cols, w.cols, "a matrix takes vectors of its own width");
         w.shards.iter().fold(out, |out, shard| {
             let spec = LinearSpec {
                 dtype: shard.dtype,

@@ -56,8 +56,8 @@ pub(super) fn check_partials(spec: AttentionSpec, device: &ComputeDevice) -> Res
         .help("run fewer `sequences`, or lower `context`"))
 }
 
-/// Whether the kernels can run these dimensions. All published models of the supported architectures have such
-/// dimensions.
+/// Whether the kernels can run these dimensions. Nearly all published models of the supported architectures have such
+/// dimensions; OpenLLaMA 3B, with heads of 100, is an exception.
 pub(super) fn check_dimensions(c: &ModelConfig, device: &ComputeDevice) -> Result<()> {
     let no = |what: &str, expected: &str, found: usize| {
         Err(Error::new(ErrorKind::Model, format!("the kernels cannot run this {what}"))

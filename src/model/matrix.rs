@@ -33,6 +33,12 @@ impl Matrix {
     }
 }
 
+/// See [`Uploader::width`].
+pub(super) fn padded_width(n: usize, precision: Option<Precision>) -> usize {
+    let whole = if precision.is_some() { 32 } else { 8 };
+    if n.is_multiple_of(whole) { n } else { n.next_multiple_of(32) }
+}
+
 /// Uploads weights to a device.
 pub(super) struct Uploader<'a> {
     pub device: &'a ComputeDevice,
@@ -45,8 +51,7 @@ impl<'a> Uploader<'a> {
     /// The number of values with which a vector of `n` values is stored on the device: kernels read 8 columns of a
     /// matrix at a time, and blocks of 32 if it is quantized. The additional values are zero.
     pub fn width(&self, n: usize) -> usize {
-        let whole = if self.precision.is_some() { 32 } else { 8 };
-        if n.is_multiple_of(whole) { n } else { n.next_multiple_of(32) }
+        padded_width(n, self.precision)
     }
 
     /// A matrix in its own element type, its columns padded to their [`width`](Self::width). It is not uploaded yet.
@@ -59,27 +64,36 @@ impl<'a> Uploader<'a> {
         stored.padded(rows, width)
     }
 
+    /// A matrix that multiplies the results of attention, which are not padded, in the element type that its role gets.
+    ///
+    /// # Errors
+    /// Those of [`rows`](Self::rows).
+    pub fn unpadded(&self, name: &str, role: Role, rows: usize, cols: usize) -> Result<PackedRows<'a>> {
+        self.precise(name, self.weights.matrix(name, rows, cols)?, role)
+    }
+
     /// The same matrix in the element type that its role gets, where a precision was chosen.
     ///
     /// # Errors
-    /// A value that cannot be quantized.
-    pub fn precise<'m>(&self, rows: PackedRows<'m>, role: Role) -> Result<PackedRows<'m>> {
+    /// A value that cannot be quantized; the error says that it is of the tensor `name`.
+    pub fn precise<'m>(&self, name: &str, rows: PackedRows<'m>, role: Role) -> Result<PackedRows<'m>> {
         let dtype = self.precision.map_or(rows.dtype(), |p| p.dtype(rows.dtype(), role, rows.cols()));
         if dtype == rows.dtype() {
             return Ok(rows);
         }
-        Ok(rows.convert(dtype)?.into_owned())
+        let quantized = rows.convert(dtype).map_err(|e| match self.weights.tensor(name) {
+            Ok(tensor) => e.at(tensor.place()),
+            Err(_) => e,
+        })?;
+        Ok(quantized.into_owned())
     }
 
     /// A matrix as it is used: [`stored`](Self::stored), then [`precise`](Self::precise).
     ///
     /// # Errors
-    /// Those of both; they name the tensor.
+    /// Those of both.
     pub fn rows(&self, name: &str, role: Role, rows: usize, cols: usize) -> Result<PackedRows<'a>> {
-        self.precise(self.stored(name, rows, cols)?, role).map_err(|e| match self.weights.tensor(name) {
-            Ok(tensor) => e.at(tensor.place()),
-            Err(_) => e,
-        })
+        self.precise(name, self.stored(name, rows, cols)?, role)
     }
 
     /// The weights of an RMS norm over a padded vector. The kernel divides the sum of squares by the padded width, so

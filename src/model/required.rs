@@ -1,7 +1,10 @@
 //! The tensors that a model needs, so that weights can be checked before any of them is read.
 use crate::Result;
+use crate::dtype::Dtype;
 use crate::model::config::ModelConfig;
+use crate::model::matrix::padded_width;
 use crate::weights::Weights;
+use crate::weights::precision::{Precision, Role};
 
 /// Checks that `weights` have every tensor that the decoder of `config` loads, with the right shape and an element
 /// type that secateur computes with. Reads no values.
@@ -47,4 +50,35 @@ pub fn check(config: &ModelConfig, weights: &Weights) -> Result<()> {
         part("mlp.down_proj.weight", &[h, inter])?;
     }
     Ok(())
+}
+
+/// The bytes of all weights on the device, for weights of this precision: the types that
+/// [`Decoder::load`](super::decoder::Decoder::load) gives the matrices, but for those of a fused q, k and v, which count as
+/// one. Tensors that it does not load count as well, with their bytes in the file.
+pub fn device_bytes(weights: &Weights, precision: Option<Precision>) -> Result<u64> {
+    let mut bytes = 0u64;
+    for name in weights.names() {
+        let tensor = weights.tensor(name)?;
+        let (&[rows, cols], Some(stored)) = (tensor.shape, tensor.stored.packed()) else {
+            bytes = bytes.saturating_add(tensor.size());
+            continue;
+        };
+        let role = match name {
+            _ if name.contains("embed_tokens") || name.starts_with("lm_head") => Role::Vocabulary,
+            _ if name.contains(".v_proj.") => Role::Values,
+            _ => Role::Inner,
+        };
+        let padded = !stored.is_quantized() && !name.contains(".o_proj.");
+        let cols = if padded { padded_width(cols, precision) } else { cols };
+        let dtype = precision.map_or(stored, |precision| precision.dtype(stored, role, cols));
+        bytes = bytes.saturating_add((rows as u64).saturating_mul(dtype.row_words(cols) as u64 * 4));
+    }
+    Ok(bytes)
+}
+
+/// Whether every matrix is quantized in the file, so that a precision changes none of them.
+pub fn is_quantized(weights: &Weights) -> bool {
+    let matrices = weights.names().filter_map(|name| weights.find(name)).filter(|tensor| tensor.shape.len() == 2);
+    let mut types = matrices.map(|tensor| tensor.stored.packed()).peekable();
+    types.peek().is_some() && types.all(|dtype| dtype.is_some_and(Dtype::is_quantized))
 }

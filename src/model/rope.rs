@@ -161,6 +161,9 @@ pub fn table(d: usize, rotary: usize, theta: f64, scaling: &RopeScaling, positio
 /// rotates each pair), and the factor by which cosines and sines are multiplied. `positions` is the context that the
 /// model is loaded for, which matters for [`RopeScaling::LongRope`] only.
 pub fn frequencies(d: usize, theta: f64, scaling: &RopeScaling, positions: usize) -> (Vec<f64>, f64) {
+    if d == 0 {
+        return (Vec::new(), 1.0); // a layer without RoPE
+    }
     let plain: Vec<f64> = (0..d / 2).map(|i| theta.powf(-((2 * i) as f64) / d as f64)).collect();
     match scaling {
         RopeScaling::None => (plain, 1.0),
@@ -426,4 +429,25 @@ fn parse_longrope(fields: &Fields<'_>, outer: &Fields<'_>, original: usize, pair
         original_max_position_embeddings: original,
         attention_factor,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A layer without RoPE in a model with YaRN, as the long contexts of SmolLM3 need it.
+    #[test]
+    fn nothing_is_rotated_by_any_scaling() {
+        let yarn = RopeScaling::Yarn {
+            factor: 4.0,
+            attention_factor: 1.1,
+            beta_fast: 32.0,
+            beta_slow: 1.0,
+            original_max_position_embeddings: 64,
+            truncate: true,
+        };
+        for scaling in [RopeScaling::None, yarn] {
+            assert_eq!(table(8, 0, 1e4, &scaling, 2), [1., 1., 1., 1., 0., 0., 0., 0.].repeat(2), "{scaling}");
+        }
+    }
 }

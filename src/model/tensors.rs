@@ -24,13 +24,17 @@ pub(super) fn qkv<'a>(config: &ModelConfig, up: &Uploader<'a>, layer: usize) -> 
     let name = |what: &str| format!("model.layers.{layer}.self_attn.{what}_proj.weight");
     let [queries, keys, values] = match config.fused_projections {
         true => {
-            let all = up.stored(&name("qkv"), q + 2 * kv, h)?;
-            [rows(&all, 0..q)?, rows(&all, q..q + kv)?, rows(&all, q + kv..q + 2 * kv)?]
+            let name = name("qkv");
+            let all = up.stored(&name, q + 2 * kv, h)?;
+            let part = |range, role| up.precise(&name, rows(&all, range)?, role);
+            [part(0..q, Role::Inner)?, part(q..q + kv, Role::Inner)?, part(q + kv..q + 2 * kv, Role::Values)?]
         }
-        false => [up.stored(&name("q"), q, h)?, up.stored(&name("k"), kv, h)?, up.stored(&name("v"), kv, h)?],
+        false => [
+            up.rows(&name("q"), Role::Inner, q, h)?,
+            up.rows(&name("k"), Role::Inner, kv, h)?,
+            up.rows(&name("v"), Role::Values, kv, h)?,
+        ],
     };
-    let (queries, keys) = (up.precise(queries, Role::Inner)?, up.precise(keys, Role::Inner)?);
-    let values = up.precise(values, Role::Values)?;
     let (d, rotated) = (config.head_dim, config.rotary_dim);
     Ok([pair_halves(queries, d, rotated)?, pair_halves(keys, d, rotated)?, values])
 }

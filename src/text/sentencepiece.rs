@@ -5,8 +5,8 @@
 //! their bytes. A GGUF file has the score of each token instead of merges. A merge is a way to cut a token into two
 //! others; the token with the highest score is merged first.
 use super::gguf::{BYTE, NORMAL, Parts, UNKNOWN, Vocabulary, incomplete};
-use crate::Result;
 use crate::weights::gguf::Gguf;
+use crate::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 
@@ -15,6 +15,8 @@ const SPACE: &str = "▁";
 /// Longer tokens are never the result of merges, so that a hostile file cannot make this slow. SentencePiece's own
 /// limit is 16 characters by default.
 const LONGEST: usize = 256;
+/// The most merges for each token, on average: twice to four times what a trained vocabulary has.
+const MOST_MERGES: usize = 16;
 
 /// The parts of the tokenizer in `gguf`.
 ///
@@ -48,13 +50,16 @@ pub(super) fn parts(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Parts> {
     }
     let model = json!({"type": "BPE", "dropout": null, "unk_token": unknown, "continuing_subword_prefix": null,
         "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": vocabulary.types.contains(&BYTE),
-        "ignore_merges": false, "merges": merges(vocabulary, &scores)});
+        "ignore_merges": false, "merges": merges(vocabulary, &scores)?});
     let decoder = json!({"type": "Sequence", "decoders": decoders});
     Ok(Parts { normalizer, pre_tokenizer: Value::Null, decoder, model, begins: true })
 }
 
 /// The merges, the first to be applied first.
-fn merges<'a>(vocabulary: &Vocabulary<'a>, scores: &[f64]) -> Vec<[&'a str; 2]> {
+///
+/// # Errors
+/// If there are more than [`MOST_MERGES`] for each token on average: only a vocabulary that was made for it has so many.
+fn merges<'a>(vocabulary: &Vocabulary<'a>, scores: &[f64]) -> Result<Vec<[&'a str; 2]>> {
     // Tags and single bytes are never made of other tokens.
     let mut normal: Vec<(usize, &'a str)> = vocabulary.tokens.iter().copied().enumerate().collect();
     normal.retain(|(id, _)| vocabulary.types[*id] == NORMAL);
@@ -73,10 +78,18 @@ fn merges<'a>(vocabulary: &Vocabulary<'a>, scores: &[f64]) -> Vec<[&'a str; 2]> 
             }
         }
         cuts.sort_unstable_by_key(|(first, second, ..)| (*first, *second));
+        if merges.len() + cuts.len() > MOST_MERGES * vocabulary.tokens.len() {
+            return Err(Error::new(
+                ErrorKind::Model,
+                "the tokens of the tokenizer can be made of others in too many ways",
+            )
+            .at("tokenizer.ggml.tokens")
+            .expected(format!("at most {MOST_MERGES} ways a token on average")));
+        }
         merges.extend(cuts.into_iter().map(|(_, _, left_length, pair)| (scores[id], left_length, length, pair)));
     }
     // The highest score first, then the longest left part, then the longest token. As in transformers, others stay in
     // the order of the tokens.
     merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(b.2.cmp(&a.2)));
-    merges.into_iter().map(|(.., pair)| pair).collect()
+    Ok(merges.into_iter().map(|(.., pair)| pair).collect())
 }

@@ -71,6 +71,12 @@ impl Tokenizer {
         };
         let byte_level = matches!(decoders, [DecoderWrapper::ByteLevel(_)]);
         let byte_fallback = decoders.iter().any(|decoder| matches!(decoder, DecoderWrapper::ByteFallback(_)));
+        let processor = serde_json::to_value(hf.get_post_processor()).unwrap_or_default();
+        if let Some(damage) = damage(&processor) {
+            return Err(Error::new(ErrorKind::Model, "the post-processor of the tokenizer is damaged")
+                .at(place)
+                .found(damage));
+        }
         let begin = beginning(&hf).unwrap_or_default();
         Ok(Self(Arc::new(Inner { hf, byte_level, begin, byte_fallback })))
     }
@@ -106,6 +112,11 @@ impl Tokenizer {
         let ids = self.encode(text)?;
         let begin = &self.0.begin;
         Ok(if ids.is_empty() || ids.starts_with(begin) { ids } else { [&begin[..], &ids].concat() })
+    }
+
+    /// The tokens with which the tokenizer begins every text; often none.
+    pub fn beginning(&self) -> &[u32] {
+        &self.0.begin
     }
 
     /// Decodes `ids` to text, with or without the special tokens. Invalid UTF-8 becomes U+FFFD.
@@ -188,6 +199,21 @@ fn beginning(hf: &tokenizers::Tokenizer) -> Option<Vec<u32>> {
     (added < text.len()).then(|| text.get_ids()[..added].to_vec())
 }
 
+/// What is wrong with the templates of a post-processor, given as JSON. The crate `tokenizers` checks templates that it
+/// builds, but not those that it reads, and panics when it applies a damaged one.
+fn damage(processor: &serde_json::Value) -> Option<String> {
+    if let Some(several) = processor["processors"].as_array() {
+        return several.iter().find_map(damage);
+    }
+    let pieces = processor["single"].as_array()?;
+    pieces.iter().find_map(|piece| {
+        if let Some(id) = piece["SpecialToken"]["id"].as_str() {
+            return processor["special_tokens"].get(id).is_none().then(|| format!("the undefined token {id:?}"));
+        }
+        (piece["Sequence"]["id"] != "A").then(|| format!("the piece {piece}"))
+    })
+}
+
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer").field("byte_level", &self.0.byte_level).finish_non_exhaustive()
@@ -211,6 +237,23 @@ fn is_printable(byte: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn damaged_templates_of_a_post_processor_are_found() {
+        let good = serde_json::json!({"type": "TemplateProcessing", "single": [
+            {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}});
+        assert_eq!(damage(&good), None);
+        let mut undefined = good.clone();
+        undefined["special_tokens"] = serde_json::json!({});
+        let mut second = good.clone();
+        second["single"][1]["Sequence"]["id"] = "B".into();
+        for damaged in [undefined, second] {
+            assert!(damage(&damaged).is_some());
+            assert!(damage(&serde_json::json!({"type": "Sequence", "processors": [good, damaged]})).is_some());
+        }
+        assert_eq!(damage(&serde_json::Value::Null), None, "no post-processor");
+    }
 
     #[test]
     fn the_byte_alphabet_is_a_bijection() {

@@ -67,6 +67,18 @@ impl Deref for Bytes {
 }
 
 impl Bytes {
+    /// Gives back the memory of a mapped file. The system reads the file again where it is used later.
+    #[allow(unsafe_code, reason = "this advice could change what is read in maps of other kinds, see below")]
+    pub(crate) fn release_memory(&self) {
+        #[cfg(all(feature = "cli", unix))]
+        if let Storage::Mapped(map) = &self.0 {
+            // SAFETY: the map is read-only and is not private, so its pages are those of the file: what is read after
+            // the advice is what was read before it.
+            // It is advice, and without it only more memory is used.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+
     /// The beginning of a file of `total` bytes. Its header can be read; tensors that are not here have no values.
     #[cfg(all(feature = "cli", not(target_family = "wasm")))]
     pub(crate) fn start(beginning: Vec<u8>, total: u64) -> Self {

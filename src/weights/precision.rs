@@ -1,12 +1,12 @@
 //! Which element type a matrix gets when a model is quantized as it is loaded.
 use crate::dtype::Dtype;
 use crate::{Error, ErrorKind, Result};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// How finely the weights of a model are stored on the device. Matrices of f32, f16 and bf16 are quantized as they are
 /// loaded; matrices that are quantized in the file stay as they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 8 bits a weight: Q8_0.
@@ -43,8 +43,8 @@ impl Precision {
     }
 
     /// The element type of a matrix that is stored as `stored` with rows of `cols` columns. Rows that are not whole
-    /// blocks of 256 get the next finer type with blocks of 32, as in llama.cpp's files; rows that are not whole blocks
-    /// of 32 keep their type.
+    /// blocks of 256 get the next finer type with blocks of 32, as in llama.cpp's files. Rows that are not whole blocks of
+    /// 32 keep their type, which happens to the output projection of attention alone, since the others are padded.
     pub fn dtype(self, stored: Dtype, role: Role, cols: usize) -> Dtype {
         let (large, small) = match (self, role) {
             (Self::Q8, _) | (Self::Q6, Role::Vocabulary) => (Dtype::Q8_0, Dtype::Q8_0),
@@ -58,6 +58,12 @@ impl Precision {
             () => stored,
         }
     }
+}
+
+/// What identifies weights on the device: the [fingerprint](super::Weights::fingerprint) of the file, and the precision to
+/// which they were quantized, if they were.
+pub fn identity(fingerprint: &str, precision: Option<Precision>) -> String {
+    precision.map_or(fingerprint.to_string(), |precision| format!("{fingerprint} in {precision}"))
 }
 
 impl fmt::Display for Precision {

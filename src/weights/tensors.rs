@@ -137,6 +137,11 @@ impl Weights {
         format!("{FINGERPRINT}{}", hasher.finalize().to_hex())
     }
 
+    /// Gives back the memory of mapped files. Reading a tensor later reads its file again.
+    pub(crate) fn release_memory(&self) {
+        self.files.iter().for_each(|(_, bytes)| bytes.release_memory());
+    }
+
     /// The paths of the files; for files in memory, their names.
     pub fn places(&self) -> impl ExactSizeIterator<Item = &str> {
         self.files.iter().map(|(place, _)| place.as_str())

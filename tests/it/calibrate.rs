@@ -256,6 +256,8 @@ fn run_uses_the_choice_beside_the_model() {
         assert!(layers == chosen && !err.contains("calibrated"), "{layers}: {err}");
     }
     // Runs that the choice was not made for.
+    let (layers, err) = used(&good, &["--weights", "q8"]);
+    assert!(layers == "all" && err.contains("was made for other weights: all layers vote"), "{layers}: {err}");
     let (layers, err) = used(&good, &["--policy", "think-token"]);
     assert!(
         layers == "all" && err.contains("was made for think-clearly, not for think-token: all layers vote"),

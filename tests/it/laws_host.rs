@@ -776,6 +776,7 @@ fn bare_trace(
             ..Default::default()
         },
         prompt_text: Some(text("prompt")),
+        weights: None,
         slot_bytes: None,
         step_boundaries: Some(BoundaryCounts::new(steps)),
         prompt_ids,

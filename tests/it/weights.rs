@@ -218,7 +218,8 @@ fn files_mix_all_types() {
 /// Weights that are quantized as they are loaded, against the values of the same quantization.
 #[test]
 fn weights_are_quantized_as_they_are_loaded() {
-    let narrow = Sizes { hidden: 44, intermediate: 96, head_dim: 32, vocab: 50, tied: true, ..USUAL };
+    // The results of attention are 72 wide here: no whole blocks, and not padded.
+    let narrow = Sizes { hidden: 44, intermediate: 96, heads: 3, kv_heads: 1, head_dim: 24, vocab: 50, tied: true };
     for (what, sizes) in [("whole blocks", USUAL), ("widths that are no whole blocks", narrow)] {
         let (config, tensors) = (sizes.config(), random(sizes));
         let weights = safetensors(&tensors, safetensors::Dtype::F32);
@@ -232,11 +233,11 @@ fn weights_are_quantized_as_they_are_loaded() {
                     n if n.contains("v_proj") => Role::Values,
                     _ => Role::Inner,
                 };
-                let width = cols.next_multiple_of(32);
+                let width = if name.contains("o_proj") { cols } else { cols.next_multiple_of(32) };
                 let padded = PackedRows::from_f32(Dtype::F32, rows, cols, values).expect("f32");
                 let padded = padded.padded(rows, width).expect("wider");
                 let dtype = precision.dtype(Dtype::F32, role, width);
-                assert!(dtype.is_quantized(), "{name}");
+                assert_eq!(dtype.is_quantized(), width.is_multiple_of(32), "{name}");
                 let rounded = padded.convert(dtype).expect("finite").to_f32();
                 let values = rounded.chunks(width).flat_map(|row| row[..cols].to_vec()).collect();
                 (name.clone(), (shape.clone(), values))

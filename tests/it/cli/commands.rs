@@ -241,3 +241,51 @@ fn help_shows_examples_and_the_exit_codes() {
     }
     assert!(run(&["--version"]).out.contains(env!("CARGO_PKG_VERSION")));
 }
+
+/// The quality of quantized weights on a text, and what cannot be measured.
+#[test]
+fn inspect_measures_what_quantized_weights_cost() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_string()
+    };
+    let good = text("good.txt", "Wait, the answer is 42. Then we add 1, and the answer is 43.");
+    let cpu = ["--device", "cpu", "--json"];
+    let v = json(&run(&[&["inspect", F16, "--quality", &good], &cpu[..]].concat()));
+    let rows = v["quality"].as_array().expect("rows");
+    assert_eq!(rows.iter().map(|row| row["weights"].as_str().unwrap()).collect::<Vec<_>>(), ["q8", "q6", "q4"]);
+    let of = |row: &Value, key: &str| row[key].as_f64().unwrap();
+    for row in rows {
+        assert!(of(row, "mean_divergence") > 0.0 && of(row, "predictions") > 20.0, "{row}");
+        assert!(of(row, "weight_bytes") < of(row, "reference_bytes"), "{row}");
+        assert_eq!(row["reference"], F16);
+    }
+    assert!(of(&rows[0], "mean_divergence") < of(&rows[2], "mean_divergence"));
+    assert_eq!(of(&rows[0], "reference_perplexity"), of(&rows[2], "reference_perplexity"));
+    // The same model is no further away from itself than rounding.
+    let v = json(&run(&[&["inspect", F16, "--quality", &good, "--against", F16], &cpu[..]].concat()));
+    assert!(v["quality"].as_array().unwrap().len() == 1 && of(&v["quality"][0], "largest_divergence") < 1e-9);
+    // The memory follows the precision, and each precision takes less than the one before.
+    let total = |more: &[&str]| {
+        json(&run(&[&["inspect", F16, "--json"], more].concat()))["memory"][0]["total_bytes"].as_u64().unwrap()
+    };
+    let totals = [total(&[]), total(&["--weights", "q8"]), total(&["--weights", "q4"])];
+    assert!(totals.is_sorted_by(|a, b| a > b), "{totals:?}");
+
+    let golden = |name: &str| format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR"));
+    let (quantized, other) = (golden("gguf-qwen2-q8/model.gguf"), golden("qwen2-bf16"));
+    let short = text("short.txt", "W");
+    for (args, parts) in [
+        (vec![F16, "--quality", &short], vec!["too short", "short.txt", "at least 2 tokens"]),
+        (vec![&quantized, "--quality", &good], vec!["quantized already", "--against"]),
+        (vec![F16, "--quality", &good, "--against", &other], vec!["different vocabularies", "320", "333"]),
+        (vec![F16, "--against", &other], vec!["--quality"]),
+        (vec![F16, "--quality", &good, "--no-fetch"], vec!["--no-fetch"]),
+        (vec![F16, "--weights", "q5"], vec!["q8, q6 or q4"]),
+    ] {
+        fails(&run(&[&["inspect"], &args[..]].concat()), 2, &parts);
+    }
+    fails(&run(&["inspect", F16, "--quality", "/no/such/text"]), 1, &["the text cannot be read", "/no/such/text"]);
+}
