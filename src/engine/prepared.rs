@@ -63,8 +63,7 @@ impl PreparedModel {
     /// parts.
     ///
     /// # Errors
-    /// The errors of [`check_device`](Self::check_device), [`Weights::open`], [`required::check`] and
-    /// [`Decoder::load`].
+    /// The errors of [`check_device`](Self::check_device), [`Weights::open`] and [`Decoder::load`].
     pub fn load(
         mut self,
         source: &ModelSource,

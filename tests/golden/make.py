@@ -332,9 +332,7 @@ MODELS = {
         eps=1e-5,
         tied=False,
         context=1024,
-        gguf=dict(
-            embed="Q8_0", head="Q8_0", q="Q8_0", k="Q8_0", v="F16", o="Q8_0", gate="Q8_0", up="Q8_0", down="Q8_0"
-        ),
+        gguf=dict(embed="Q8_0", head="Q8_0", q="Q8_0", k="Q8_0", v="F16", o="Q8_0", gate="Q8_0", up="Q8_0", down="Q8_0"),
         rope=dict(
             rope_type="yarn",
             factor=4.0,
