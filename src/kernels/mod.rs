@@ -39,13 +39,13 @@ mod twin;
 pub mod uniform;
 pub mod variant;
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::dtype::Dtype;
 use cases::Case;
-use variant::Variant;
+use variant::{Variant, shared_texts};
 
 pub use dtype::f16_bits;
 pub use in_place::InPlace;
@@ -94,12 +94,14 @@ registry! {
     sample: SampleSpec, sample;
 }
 
-/// A hash of the texts of all shaders: 16 hexadecimal digits.
+/// A hash of the files of all shaders: 16 hexadecimal digits.
 pub fn shader_fingerprint() -> String {
+    // All variants of a shader have the text of its file.
+    let variants = KERNELS.iter().flat_map(|kernel| (kernel.variants)());
+    let texts: BTreeMap<&str, &str> = variants.map(|variant| (variant.kernel, variant.text)).collect();
     let mut hasher = blake3::Hasher::new();
-    let mut seen = HashSet::new();
-    for variant in variants().iter().filter(|variant| seen.insert(variant.text)) {
-        hasher.update(variant.source().as_bytes());
+    for text in shared_texts().chain(texts.into_values()) {
+        hasher.update(text.as_bytes());
     }
     hasher.finalize().to_hex()[..16].to_string()
 }

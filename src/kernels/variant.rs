@@ -18,6 +18,11 @@ const INCLUDED: [(&str, &str); 2] = [
     ("// include weights.wgsl", include_str!("../../shaders/weights.wgsl")),
 ];
 
+/// The texts that stand in front of those of the kernels.
+pub(super) fn shared_texts() -> impl Iterator<Item = &'static str> {
+    std::iter::once(COMMON).chain(INCLUDED.map(|(_, text)| text))
+}
+
 /// One specialisation of a shader: the text of its file, and the constants that are put in front of the text.
 #[derive(Debug, Clone)]
 pub struct Variant {
