@@ -26,10 +26,8 @@ fn planes(cols: u32) -> Planes {
         p.scales = p.shared_scales;
         if (SCALES == NESTED) { p.scales += (cols / SHARE + 15u) / 16u; }
         if (SCALES == NESTED_WITH_MINIMUM) { p.scales += cols / 256u; }
-        if (SCALES == ONE) { p.size = p.scales + (cols / 32u + 7u) / 8u; }
-        if (SCALES == ONE_WITH_MINIMUM) { p.size = p.scales + (cols / 32u + 3u) / 4u; }
-        if (SCALES == NESTED) { p.size = p.scales + (cols / 256u + 7u) / 8u; }
-        if (SCALES == NESTED_WITH_MINIMUM) { p.size = p.scales + (cols / 256u + 3u) / 4u; }
+        let blocks = cols / select(32u, 256u, SCALES >= NESTED);
+        p.size = p.scales + (blocks * select(16u, 32u, HAS_MINIMUM) + 127u) / 128u;
     }
     // end
     return p;

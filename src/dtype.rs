@@ -108,17 +108,17 @@ impl Format {
         Parts {
             low: (cols * self.low_bits).div_ceil(128) * 4,
             high: (cols * self.high_bits).div_ceil(128) * 4,
-            shared: match self.scales {
-                Scales::One | Scales::OneWithMinimum => 0,
-                Scales::Nested => (cols / self.share * 8).div_ceil(128) * 4,
-                Scales::NestedWithMinimum => cols / 256 * 4,
-            },
-            scales: match self.scales {
-                Scales::One => (cols / 32 * 16).div_ceil(128) * 4,
-                Scales::OneWithMinimum => (cols / 32 * 32).div_ceil(128) * 4,
-                Scales::Nested => (cols / 256 * 16).div_ceil(128) * 4,
-                Scales::NestedWithMinimum => (cols / 256 * 32).div_ceil(128) * 4,
-            },
+            shared: (cols / self.block * self.shared_bytes() * 8).div_ceil(128) * 4,
+            scales: (cols / self.block * if self.scales.has_minimum() { 32 } else { 16 }).div_ceil(128) * 4,
+        }
+    }
+
+    /// The bytes of a block in which columns share scales and minima.
+    pub const fn shared_bytes(&self) -> usize {
+        match self.scales {
+            Scales::One | Scales::OneWithMinimum => 0,
+            Scales::Nested => self.block / self.share,
+            Scales::NestedWithMinimum => 16,
         }
     }
 }

@@ -146,11 +146,7 @@ pub(super) fn put(format: &Format, block: &Block, i: usize, cols: usize, words: 
             high[t / each] |= bits << (format.high_bits * (t % each));
         }
     }
-    let bytes = match format.scales {
-        Scales::One | Scales::OneWithMinimum => 0,
-        Scales::Nested => format.block / format.share,
-        Scales::NestedWithMinimum => 16,
-    };
+    let bytes = format.shared_bytes();
     for (j, byte) in block.shared[..bytes].iter().enumerate() {
         let at = i * bytes + j;
         shared[at / 4] |= u32::from(*byte) << (8 * (at % 4));
