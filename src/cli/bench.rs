@@ -1,9 +1,8 @@
 //! `secateur bench`: measures the speed of prefill and decoding.
 use std::process::ExitCode;
 
-use secateur::Dtype;
 use secateur::device::DeviceInfo;
-use secateur::engine::{GROWTH, LoadOptions};
+use secateur::engine::GROWTH;
 use secateur::expert::bench::{self, Copied, Lengths, Measured, Spread};
 use secateur::expert::cache::CacheShape;
 use secateur::expert::model::config::ModelConfig;
@@ -14,7 +13,7 @@ use secateur::{Error, ErrorKind, Result};
 use serde::Serialize;
 
 use super::model::ModelArgs;
-use super::options;
+use super::options::{self, StorageArgs};
 use super::screen::{self, Progress};
 use super::trust;
 
@@ -39,13 +38,8 @@ pub struct Args {
     /// The number of measurements of each case. One more run before them compiles the shaders and is not counted.
     #[arg(long, value_name = "N", default_value_t = 3)]
     repeat: usize,
-    /// Quantize the weights as they are loaded, to about 8, 6 or 4 bits: q8, q6 or q4. Weights that are quantized in
-    /// the file stay as they are [default: the types of the file].
-    #[arg(long, value_name = "PRECISION", value_parser = options::parsed::<Precision>)]
-    weights: Option<Precision>,
-    /// The element type of the KV cache: f16 or f32.
-    #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = LoadOptions::default().kv)]
-    kv: Dtype,
+    #[command(flatten)]
+    stored: StorageArgs,
     /// Print one JSON object to stdout.
     #[arg(long)]
     json: bool,
@@ -91,7 +85,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         pairs.map(|(prompt, sequences)| Lengths { prompt, decode: args.decode, sequences }).collect();
     for lengths in &all {
         lengths.check(config.longest_context())?;
-        CacheShape::new(&config, args.kv, lengths.sequences, GROWTH)?;
+        CacheShape::new(&config, args.stored.kv, lengths.sequences, GROWTH)?;
     }
     let weights = Weights::open(&source)?;
     let device = trust::open(&args.device, args.quiet)?;
@@ -102,8 +96,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         decoder::check_device(&config, lengths.sequences, lengths.prompt + lengths.decode, &device)?;
     }
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
-    let model =
-        Decoder::load(&config, &weights, context, args.weights, &device, &mut |done, total| bar.at(done, total))?;
+    let model = Decoder::load(&config, &weights, context, args.stored.weights, &device, &mut |done, total| {
+        bar.at(done, total);
+    })?;
     let model = std::sync::Arc::new(model);
     drop(bar);
 
@@ -116,7 +111,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     };
     let mut runs = Vec::new();
     for lengths in all {
-        let measured = pollster::block_on(bench::measure(&model, args.kv, lengths, args.repeat, &mut tick))?;
+        let measured = pollster::block_on(bench::measure(&model, args.stored.kv, lengths, args.repeat, &mut tick))?;
         let decode_bytes_per_second = measured.decode_bytes_per_second();
         let decode_bandwidth_fraction = decode_bytes_per_second / copy.bytes_per_second.median;
         runs.push(Run { measured, repetitions: args.repeat, decode_bytes_per_second, decode_bandwidth_fraction });
@@ -126,8 +121,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         secateur: env!("CARGO_PKG_VERSION"),
         model: name,
         device: device.info.clone(),
-        kv: args.kv.to_string(),
-        weights: args.weights,
+        kv: args.stored.kv.to_string(),
+        weights: args.stored.weights,
         weight_bytes: model.weight_bytes(),
         copy,
         runs,
@@ -143,8 +138,8 @@ fn report(outcome: &Outcome) -> String {
     let Outcome { model, device, kv, weight_bytes, copy, .. } = outcome;
     let mut text = format!("{model} on {}\n", device.line());
     let gb = |s: Spread| spread(Spread { median: s.median / 1e9, min: s.min / 1e9, max: s.max / 1e9 });
-    let precision = outcome.weights.map_or(String::new(), |precision| format!(" in {precision}"));
-    text += &format!("weights {}{precision}, KV cache in {kv}\n", screen::bytes(*weight_bytes));
+    let weights = options::in_precision(&screen::bytes(*weight_bytes), outcome.weights);
+    text += &format!("weights {weights}, KV cache in {kv}\n");
     text += &format!(
         "copy bandwidth, bytes read plus bytes written, in buffers of {}: {} GB/s by gather, {} GB/s by add\n\n",
         screen::bytes(copy.buffer_bytes),

@@ -3,19 +3,18 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use secateur::Dtype;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Settings};
 use secateur::eval::calibrate::{self, Arm, Calibration, Choice, Conditions, Hashed, Row};
 use secateur::eval::{Problem, Trial, problems};
 use secateur::expert::file;
 use secateur::expert::weights::Weights;
-use secateur::expert::weights::precision::{Precision, identity};
+use secateur::expert::weights::precision::identity;
 use secateur::policy::{Layers, Scope};
 use secateur::{Error, ErrorKind, Result, builtin};
 
 use super::fields;
 use super::model;
-use super::options::{self, PruningArgs};
+use super::options::{self, PruningArgs, StorageArgs};
 use super::screen;
 use super::signals::{self, Signal};
 use super::text;
@@ -50,13 +49,8 @@ pub struct Args {
     /// of `secateur devices`.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Quantize the weights as they are loaded, to about 8, 6 or 4 bits: q8, q6 or q4. Weights that are quantized in
-    /// the file stay as they are [default: the types of the file].
-    #[arg(long, value_name = "PRECISION", value_parser = options::parsed::<Precision>)]
-    weights: Option<Precision>,
-    /// The element type of the KV cache: f16 or f32.
-    #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = LoadOptions::default().kv)]
-    kv: Dtype,
+    #[command(flatten)]
+    stored: StorageArgs,
     /// The number of positions to make room for, for a question and its answer together [default: the model's
     /// maximum, but at most 32768].
     #[arg(long, value_name = "N")]
@@ -82,7 +76,12 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     })?;
     check_out(&out)?;
     // Everything that can be checked without the weights is checked before they are loaded.
-    let load = LoadOptions { kv: args.kv, context: args.context, sequences: args.sequences, weights: args.weights };
+    let load = LoadOptions {
+        kv: args.stored.kv,
+        context: args.context,
+        sequences: args.sequences,
+        weights: args.stored.weights,
+    };
     let prepared = PreparedModel::new(&source, &name, &load)?;
     let layers = prepared.config().num_layers;
     let (settings, notes) = prepared.settings(&request)?;
@@ -105,9 +104,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let conditions = Conditions {
         secateur: env!("CARGO_PKG_VERSION").into(),
         model: name.clone(),
-        weights: identity(&hashed.fingerprint, args.weights),
+        weights: identity(&hashed.fingerprint, args.stored.weights),
         device: device.info.line(),
-        kv: args.kv.to_string(),
+        kv: args.stored.kv.to_string(),
         context: args.context,
         sequences: args.sequences,
         run: settings.clone(),

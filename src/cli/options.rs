@@ -4,8 +4,9 @@ use std::path::Path;
 use std::str::FromStr;
 
 use secateur::Dtype;
-use secateur::engine::Request;
+use secateur::engine::{LoadOptions, Request};
 use secateur::expert::probe;
+use secateur::expert::weights::precision::Precision;
 use secateur::policy::{self, Budget, Layers, Normalise, PolicyRef, Positions, Scope};
 use secateur::settings::{MAX_NEW_TOKENS, MAX_NEW_TOKENS_THINKING};
 use secateur::steps::Boundaries;
@@ -106,6 +107,23 @@ struct SamplingArgs {
     repetition_penalty: Option<f32>,
 }
 
+/// How weights and cache are stored on the device.
+#[derive(Debug, clap::Args)]
+pub struct StorageArgs {
+    /// Quantize the weights as they are loaded, to about 8, 6 or 4 bits: q8, q6 or q4. Weights that are quantized in
+    /// the file stay as they are [default: the types of the file].
+    #[arg(long, value_name = "PRECISION", value_parser = parsed::<Precision>)]
+    pub weights: Option<Precision>,
+    /// The element type of the KV cache: f16 or f32.
+    #[arg(long, value_name = "TYPE", value_parser = kv, default_value_t = LoadOptions::default().kv)]
+    pub kv: Dtype,
+}
+
+/// `what`, and the precision to which its weights are quantized, if they are.
+pub fn in_precision(what: &str, precision: Option<Precision>) -> String {
+    precision.map_or(what.to_string(), |precision| format!("{what} in {precision}"))
+}
+
 /// Converts a group of options to a request.
 ///
 /// # Errors
@@ -127,7 +145,7 @@ pub fn read_request(path: &Path) -> Result<Request> {
 }
 
 /// Parses the value of `--kv`.
-pub fn kv(text: &str) -> Result<Dtype, String> {
+fn kv(text: &str) -> Result<Dtype, String> {
     Dtype::for_cache(text).map_err(|e| fields::error(&e))
 }
 

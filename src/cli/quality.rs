@@ -12,7 +12,7 @@ use secateur::{ComputeDevice, Error, ErrorKind, Result};
 use serde::Serialize;
 
 use super::screen::Progress;
-use super::{model, screen, text, trust};
+use super::{model, options, screen, text, trust};
 
 #[derive(Debug, clap::Args)]
 pub struct QualityArgs {
@@ -86,7 +86,7 @@ pub fn measure(
     let mut rows = Vec::new();
     for precision in precisions {
         let model = load(source, name, precision, &device)?;
-        let what = precision.map_or(name.to_string(), |p| format!("{name} in {p}"));
+        let what = options::in_precision(name, precision);
         let mut bar = Progress::new(&format!("reading the text with {what}"), false);
         let mut progress = |done, total| bar.at(done, total);
         let quality = pollster::block_on(quality::compare(&reference, &model, begin, &ids, &mut progress))?;
@@ -111,7 +111,7 @@ fn load(source: &ModelSource, name: &str, precision: Option<Precision>, device: 
             .expected(format!("at least {} positions", 2 * quality::WINDOW))
             .found(context));
     }
-    let what = precision.map_or(name.to_string(), |p| format!("{name} in {p}"));
+    let what = options::in_precision(name, precision);
     let mut bar = Progress::new(&format!("loading {what}"), false);
     let weights = Weights::open(source)?;
     Decoder::load(&config, &weights, context, precision, device, &mut |done, total| bar.at(done, total))

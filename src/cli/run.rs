@@ -3,10 +3,8 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use secateur::Dtype;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Resolved};
 use secateur::expert::file;
-use secateur::expert::weights::precision::Precision;
 use secateur::settings::AttentionDetail;
 use secateur::trace::StopReason;
 use secateur::{Error, ErrorKind, Result, builtin};
@@ -17,7 +15,7 @@ use super::chat;
 use super::fields;
 use super::generate::{generate, object};
 use super::model::ModelArgs;
-use super::options::{self, PromptArgs, PruningArgs};
+use super::options::{self, PromptArgs, PruningArgs, StorageArgs};
 use super::screen::{self, Progress, Screen};
 use super::signals::{self, Signal};
 use super::stdin;
@@ -43,13 +41,8 @@ pub struct Args {
     /// of `secateur devices`.
     #[arg(long, default_value = "auto")]
     device: String,
-    /// Quantize the weights as they are loaded, to about 8, 6 or 4 bits: q8, q6 or q4. Weights that are quantized in
-    /// the file stay as they are [default: the types of the file].
-    #[arg(long, value_name = "PRECISION", value_parser = options::parsed::<Precision>)]
-    weights: Option<Precision>,
-    /// The element type of the KV cache: f16 or f32.
-    #[arg(long, value_name = "TYPE", value_parser = options::kv, default_value_t = LoadOptions::default().kv)]
-    kv: Dtype,
+    #[command(flatten)]
+    stored: StorageArgs,
     /// The number of positions to make room for, for the prompt and the text together [default: the model's maximum,
     /// but at most 32768].
     #[arg(long, value_name = "N")]
@@ -108,7 +101,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let (source, name) = args.model.open(args.quiet)?;
     // The rest is checked before gigabytes of weights are read.
     let began = Instant::now();
-    let load = LoadOptions { kv: args.kv, context: args.context, sequences: 1, weights: args.weights };
+    let load = LoadOptions { kv: args.stored.kv, context: args.context, sequences: 1, weights: args.stored.weights };
     let prepared = PreparedModel::new(&source, &name, &load)?;
     let (resolved, notes) = match prompted {
         true => {
@@ -125,15 +118,14 @@ pub fn main(args: Args) -> Result<ExitCode> {
     signals::install()?;
 
     let device = trust::open(&args.device, args.quiet)?;
-    let precision = args.weights.map_or(String::new(), |precision| format!(" in {precision}"));
-    let mut bar = Progress::new(&format!("loading {name}{precision}"), args.quiet);
+    let name = options::in_precision(&name, args.stored.weights);
+    let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
     let mut engine = prepared.load(&source, &device, &mut |done, total| bar.at(done, total))?;
     drop(bar);
     let load_us = began.elapsed().as_micros() as u64;
 
     let mut screen = Screen::new(!args.json, !args.quiet, args.plain);
-    let (name, seconds) = (engine.name(), load_us as f64 / 1e6);
-    screen.note(&format!("{name}{precision} on {}, loaded in {seconds:.2} s", device.info.line()));
+    screen.note(&format!("{name} on {}, loaded in {:.2} s", device.info.line(), load_us as f64 / 1e6));
     for note in &notes {
         screen.note(&fields::as_options(note));
     }
