@@ -86,13 +86,36 @@ fn with_minimum(most: u16, values: &[f32], block: &mut Block) {
     }
 }
 
+/// One value for each group of a block. The searches below handle all groups of a block at once, because the compiler
+/// turns loops over `Lanes` into vector instructions, which it does not do with sums within a group: the order of their
+/// additions is given.
+type Lanes<const GROUPS: usize> = [f32; GROUPS];
+
+/// The columns of a block's groups: element `c` holds column `c` of every group.
+fn columns<const GROUPS: usize, const WIDTH: usize>(values: &[f32]) -> [Lanes<GROUPS>; WIDTH] {
+    std::array::from_fn(|column| std::array::from_fn(|group| values[group * WIDTH + column]))
+}
+
+fn lanes<const GROUPS: usize>(value: impl Fn(usize) -> f32) -> Lanes<GROUPS> {
+    std::array::from_fn(value)
+}
+
+/// `a` or `b`. Unlike a branch, it does not keep the loop around it from becoming vector instructions.
+fn select(condition: bool, a: f32, b: f32) -> f32 {
+    if condition { a } else { b }
+}
+
+/// The nearest whole number between `least` and `most`.
+fn quant(value: f32, least: f32, most: f32) -> f32 {
+    let nearest = nearest(value);
+    let nearest = select(nearest < most, nearest, most);
+    select(nearest > least, nearest, least)
+}
+
 /// Q6_K: 16 groups of 16 columns, quants of -32 to 31, scales of -128 to 127.
 fn nested(values: &[f32], block: &mut Block) {
     *block = Block::EMPTY;
-    let mut scales = [0f32; 16];
-    for (scale, group) in scales.iter_mut().zip(values.chunks_exact(16)) {
-        *scale = best_scale(group);
-    }
+    let scales = best_scales(values);
     let most = largest(&scales);
     // Quants of -32 to 31 are stored with an offset of 32: an empty block is one of scale 0.
     if most.abs() < 1e-15 {
@@ -110,44 +133,46 @@ fn nested(values: &[f32], block: &mut Block) {
     }
 }
 
-/// The scale with which quants of -32 to 31 come nearest to `values`, by squared errors that count more for large
-/// values (ggml's `make_qx_quants`).
-fn best_scale(values: &[f32]) -> f32 {
-    let most = largest(values);
-    if most.abs() < 1e-15 {
-        return 0.0;
-    }
-    let (mut scale, mut best) = (0.0, 0.0);
+/// The scale of each group of 16 with which quants of -32 to 31 come nearest to its values, by squared errors that
+/// count more for large values (ggml's `make_qx_quants`). `values` are a block of 256.
+fn best_scales(values: &[f32]) -> Lanes<16> {
+    let columns = columns::<16, 16>(values);
+    let most: Lanes<16> = lanes(|group| largest(&values[16 * group..][..16]));
+    let (mut scale, mut best) = ([0f32; 16], [0f32; 16]);
     for step in -9i8..=9 {
-        let inverse = -(32.0 + 0.1 * f32::from(step)) / most;
-        let (mut with_values, mut with_itself) = (0f32, 0f32);
-        for v in values {
-            let q = nearest(v * inverse).clamp(-32.0, 31.0);
-            with_values += v * v * v * q;
-            with_itself += v * v * q * q;
+        let steps = -(32.0 + 0.1 * f32::from(step));
+        let inverse: Lanes<16> = lanes(|group| steps / most[group]);
+        let (mut with_values, mut with_itself) = ([0f32; 16], [0f32; 16]);
+        for column in &columns {
+            for group in 0..16 {
+                let v = column[group];
+                let q = quant(v * inverse[group], -32.0, 31.0);
+                with_values[group] += v * v * v * q;
+                with_itself[group] += v * v * q * q;
+            }
         }
-        if with_itself > 0.0 && with_values * with_values > best * with_itself {
-            scale = with_values / with_itself;
-            best = scale * with_values;
+        for group in 0..16 {
+            let (values, itself) = (with_values[group], with_itself[group]);
+            let found = values / itself;
+            let better = (itself > 0.0) & (values * values > best[group] * itself);
+            scale[group] = select(better, found, scale[group]);
+            best[group] = select(better, found * values, best[group]);
         }
     }
-    scale
+    lanes(|group| select(most[group].abs() < 1e-15, 0.0, scale[group]))
 }
 
 /// Q4_K and Q5_K: 8 groups of 32 columns, quants of 0 to `most`, scales and minima of 0 to 63.
 fn nested_with_minimum(most: u16, values: &[f32], block: &mut Block) {
     *block = Block::EMPTY;
-    let mut fits = [(0f32, 0f32); 8];
-    for (fit, group) in fits.iter_mut().zip(values.chunks_exact(32)) {
-        *fit = best_scale_and_minimum(f32::from(most), group);
-    }
-    let (scale, minimum) = fits.iter().fold((0f32, 0f32), |(s, m), fit| (s.max(fit.0), m.max(fit.1)));
+    let (scales, minima) = best_scales_and_minima(f32::from(most), values);
+    let (scale, minimum) = (0..8).fold((0f32, 0f32), |(s, m), j| (s.max(scales[j]), m.max(minima[j])));
     let (d, m);
     (block.d, d) = half(scale / 63.0);
     (block.m, m) = half(minimum / 63.0);
     for (j, group) in values.chunks_exact(32).enumerate() {
-        let share = (fits[j].0 * inverse(scale / 63.0)).round().min(63.0);
-        let below = (fits[j].1 * inverse(minimum / 63.0)).round().min(63.0);
+        let share = (scales[j] * inverse(scale / 63.0)).round().min(63.0);
+        let below = (minima[j] * inverse(minimum / 63.0)).round().min(63.0);
         (block.shared[j], block.shared[8 + j]) = (share as u8, below as u8);
         let (inverse, below) = (inverse(d * share), m * below);
         for (q, v) in block.quants[32 * j..].iter_mut().zip(group) {
@@ -156,47 +181,84 @@ fn nested_with_minimum(most: u16, values: &[f32], block: &mut Block) {
     }
 }
 
-/// The scale and the minimum, by its magnitude, with which quants of 0 to `most` come nearest to `values`, by squared
-/// errors that count more for large values (ggml's `make_qkx2_quants`). The minimum is never above zero.
-fn best_scale_and_minimum(most: f32, values: &[f32]) -> (f32, f32) {
-    let (min, max) = values.iter().fold((0f32, f32::MIN), |(min, max), v| (min.min(*v), max.max(*v)));
-    if max <= min {
-        return (0.0, -min);
+/// The scale and the minimum, by its magnitude, of each group of 32 with which quants of 0 to `most` come nearest to its
+/// values, by squared errors that count more for large values (ggml's `make_qkx2_quants`). The minimum is never above
+/// zero. `values` are a block of 256.
+fn best_scales_and_minima(most: f32, values: &[f32]) -> (Lanes<8>, Lanes<8>) {
+    let columns = columns::<8, 32>(values);
+    let (mut min, mut max, mut squares) = ([0f32; 8], [f32::MIN; 8], [0f32; 8]);
+    for column in &columns {
+        for group in 0..8 {
+            let v = column[group];
+            min[group] = select(v < min[group], v, min[group]);
+            max[group] = select(v > max[group], v, max[group]);
+            squares[group] += v * v;
+        }
     }
-    let typical = (values.iter().map(|v| v * v).sum::<f32>() / values.len() as f32).sqrt();
-    let weight = |v: f32| typical + v.abs();
-    let (mut sum_w, mut sum_x) = (0f32, 0f32);
-    values.iter().for_each(|&v| {
-        sum_w += weight(v);
-        sum_x += weight(v) * v;
-    });
-    let error = |scale: f32, min: f32, inverse: f32, from: f32| {
-        let off = |v: f32| scale * nearest((v - from) * inverse).clamp(0.0, most) + min - v;
-        values.iter().map(|&v| weight(v) * off(v) * off(v)).sum::<f32>()
+    let typical = squares.map(|sum| (sum / 32.0).sqrt());
+    let mut weights = [[0f32; 8]; 32];
+    let (mut sum_w, mut sum_x) = ([0f32; 8], [0f32; 8]);
+    for (weight, column) in weights.iter_mut().zip(&columns) {
+        for group in 0..8 {
+            let w = typical[group] + column[group].abs();
+            weight[group] = w;
+            sum_w[group] += w;
+            sum_x[group] += w * column[group];
+        }
+    }
+    let mut quants = [[0f32; 8]; 32];
+    let quantize = |quants: &mut [Lanes<8>; 32], steps: f32| {
+        let inverse: Lanes<8> = lanes(|group| steps / (max[group] - min[group]));
+        for (quants, column) in quants.iter_mut().zip(&columns) {
+            for group in 0..8 {
+                quants[group] = quant((column[group] - min[group]) * inverse[group], 0.0, most);
+            }
+        }
     };
-    let mut best = ((max - min) / most, min);
-    let mut least = error(best.0, best.1, most / (max - min), min);
+    let error = |quants: &[Lanes<8>; 32], scale: &Lanes<8>, low: &Lanes<8>| {
+        let mut sum = [0f32; 8];
+        for ((quants, weights), column) in quants.iter().zip(&weights).zip(&columns) {
+            for group in 0..8 {
+                let off = scale[group] * quants[group] + low[group] - column[group];
+                sum[group] += weights[group] * off * off;
+            }
+        }
+        sum
+    };
+    let mut scale: Lanes<8> = lanes(|group| (max[group] - min[group]) / most);
+    let mut low = min;
+    quantize(&mut quants, most);
+    let mut least = error(&quants, &scale, &low);
     for step in 0i8..=20 {
-        let inverse = (f32::from(step) * 0.1 - 1.0 + most) / (max - min);
-        let (mut sum_l, mut sum_l2, mut sum_xl) = (0f32, 0f32, 0f32);
-        for &v in values {
-            let (w, l) = (weight(v), nearest((v - min) * inverse).clamp(0.0, most));
-            sum_l += w * l;
-            sum_l2 += w * l * l;
-            sum_xl += w * l * v;
+        quantize(&mut quants, f32::from(step) * 0.1 - 1.0 + most);
+        let (mut sum_l, mut sum_l2, mut sum_xl) = ([0f32; 8], [0f32; 8], [0f32; 8]);
+        for ((quants, weights), column) in quants.iter().zip(&weights).zip(&columns) {
+            for group in 0..8 {
+                let (w, l) = (weights[group], quants[group]);
+                sum_l[group] += w * l;
+                sum_l2[group] += w * l * l;
+                sum_xl[group] += w * l * column[group];
+            }
         }
-        let determinant = sum_w * sum_l2 - sum_l * sum_l;
-        if determinant <= 0.0 {
-            continue;
+        let (mut fit, mut below, mut limit) = ([0f32; 8], [0f32; 8], [0f32; 8]);
+        for group in 0..8 {
+            let (w, x, l, l2, xl) = (sum_w[group], sum_x[group], sum_l[group], sum_l2[group], sum_xl[group]);
+            let determinant = w * l2 - l * l;
+            let minimum = (l2 * x - l * xl) / determinant;
+            fit[group] = select(minimum > 0.0, xl / l2, (w * xl - x * l) / determinant);
+            below[group] = select(minimum > 0.0, 0.0, minimum);
+            // Nothing is better than this where there is no such fit.
+            limit[group] = select(determinant > 0.0, least[group], f32::MIN);
         }
-        let mut fit = ((sum_w * sum_xl - sum_x * sum_l) / determinant, (sum_l2 * sum_x - sum_l * sum_xl) / determinant);
-        if fit.1 > 0.0 {
-            fit = (sum_xl / sum_l2, 0.0);
-        }
-        let found = error(fit.0, fit.1, inverse, min);
-        if found < least {
-            (least, best) = (found, fit);
+        let found = error(&quants, &fit, &below);
+        for group in 0..8 {
+            let better = found[group] < limit[group];
+            least[group] = select(better, found[group], least[group]);
+            scale[group] = select(better, fit[group], scale[group]);
+            low[group] = select(better, below[group], low[group]);
         }
     }
-    (best.0, -best.1)
+    // A group of equal values has no range to divide.
+    let flat = |group: usize| max[group] <= min[group];
+    (lanes(|group| select(flat(group), 0.0, scale[group])), lanes(|group| -select(flat(group), min[group], low[group])))
 }
