@@ -17,7 +17,7 @@ use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats,
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
 use super::memory::empty;
-use super::twin::{Keys, floats, slice};
+use super::twin::{Keys, dot, floats, slice, widened};
 use super::uniform::uniform;
 use super::variant::Variant;
 use super::{LayerSpec, state};
@@ -221,28 +221,37 @@ pub(super) fn variants() -> Vec<Variant> {
 fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionSpec) -> (Vec<f32>, Vec<f32>) {
     let stored = Keys { kv, rope, layer: spec.layer };
     let d = spec.layer.d;
-    let row_words = spec.layer.dtype.row_words(d);
     let scale = 1.0 / (d as f64).sqrt();
     let (mut out, mut lse) = (Vec::with_capacity(q.len()), Vec::with_capacity(spec.n * spec.layer.heads));
+    let q = widened(q);
+    // The keys and the values of each KV head, read once for all queries of a sequence's chunk.
+    let mut keys: Vec<Vec<Vec<f64>>> = Vec::new();
+    let mut values = keys.clone();
     for i in 0..spec.n {
         let (seq, offset) = (st[spec.row_seq_offset + i / spec.chunk] as usize, i % spec.chunk);
         let entry = &st[spec.layer.layer_table_offset + seq * state::ROW..];
         let cap = entry[state::CAP] as usize;
-        let seen = (entry[state::LEN] as usize - spec.already_cached + offset + 1).min(cap);
+        let seen_from = |offset: usize| (entry[state::LEN] as usize - spec.already_cached + offset + 1).min(cap);
+        let seen = seen_from(offset);
+        if offset == 0 {
+            let most = seen_from(spec.chunk - 1);
+            let base = |head: usize| entry[state::BASE] as usize + head * cap;
+            let heads = 0..spec.layer.kv_heads;
+            keys = heads.clone().map(|h| (0..most).map(|j| stored.get(base(h) + j, j)).collect()).collect();
+            let value = |h: usize, j: usize| stored.stored(base(spec.layer.kv_heads + h) + j);
+            values = heads.map(|h| (0..most).map(|j| value(h, j)).collect()).collect();
+        }
         for head in 0..spec.layer.heads {
-            let keys = entry[state::BASE] as usize + head / spec.layer.group() * cap;
-            let values = keys + spec.layer.kv_heads * cap;
-            let row = |r: usize| &kv[r * row_words..(r + 1) * row_words];
+            let (keys, values) = (&keys[head / spec.layer.group()], &values[head / spec.layer.group()]);
             let query = &q[(i * spec.layer.heads + head) * d..][..d];
-            let scores: Vec<f64> = (0..seen).map(|j| stored.dot(query, keys + j, j) * scale).collect();
+            let scores: Vec<f64> = keys[..seen].iter().map(|key| dot(query, key) * scale).collect();
             let top = scores.iter().copied().fold(f64::MIN, f64::max);
-            let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
+            let powers: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
+            let total: f64 = powers.iter().sum();
             let mut sum = vec![0f64; d];
-            for (j, s) in scores.iter().enumerate() {
-                let weight = (s - top).exp() / total;
-                for (c, v) in sum.iter_mut().enumerate() {
-                    *v += weight * spec.layer.dtype.get(row(values + j), c);
-                }
+            for (power, value) in powers.iter().zip(values) {
+                let weight = power / total;
+                sum.iter_mut().zip(value).for_each(|(sum, v)| *sum += weight * v);
             }
             out.extend(sum.iter().map(|v| *v as f32));
             lse.push((top + total.ln()) as f32);

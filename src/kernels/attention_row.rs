@@ -12,7 +12,7 @@ use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats,
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
 use super::memory::empty;
-use super::twin::{Keys, floats, slice};
+use super::twin::{Keys, dot, floats, slice, widened};
 use super::uniform::uniform;
 use super::variant::Variant;
 use super::{AttentionSpec, LayerSpec, attention, state};
@@ -129,11 +129,11 @@ fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &Att
     let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
     let per_out = spec.layer.heads / spec.out_rows();
     let mut out = vec![0f64; spec.out_rows() * spec.slots];
-    for head in 0..spec.layer.heads {
-        let query = &q[(spec.row * spec.layer.heads + head) * d..][..d];
-        let lse = lse[spec.row * spec.layer.heads + head] as f64;
-        for slot in 0..spec.slots.min(cap) {
-            let dot = keys.dot(query, base + head / group * cap + slot, slot);
+    let queries = widened(&q[spec.row * spec.layer.heads * d..][..spec.layer.heads * d]);
+    for (kv_head, slot) in (0..spec.layer.kv_heads).flat_map(|h| (0..spec.slots.min(cap)).map(move |s| (h, s))) {
+        let key = keys.get(base + kv_head * cap + slot, slot);
+        for head in kv_head * group..(kv_head + 1) * group {
+            let (dot, lse) = (dot(&queries[head * d..][..d], &key), f64::from(lse[spec.row * spec.layer.heads + head]));
             out[head / per_out * spec.slots + slot] += (dot / (d as f64).sqrt() - lse).exp() / per_out as f64;
         }
     }

@@ -20,7 +20,7 @@ use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats,
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
 use super::memory::POISON_WORD;
-use super::twin::{Keys, slice, slice_mut};
+use super::twin::{Keys, dot, slice, slice_mut, widened};
 use super::uniform::uniform;
 use super::variant::Variant;
 use super::{AttentionSpec, LayerSpec, attention, state};
@@ -126,6 +126,7 @@ pub(super) fn variants() -> Vec<Variant> {
 fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], rope: &[f32], sums: &mut [u32], spec: &AttentionSumsSpec) {
     let (d, group) = (spec.layer.d, spec.layer.group());
     let keys = Keys { kv, rope, layer: spec.layer };
+    let q = widened(q);
     for s in 0..spec.seqs {
         let entry = &st[spec.layer.layer_table_offset + st[spec.row_seq_offset + s] as usize * state::ROW..];
         let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
@@ -139,7 +140,7 @@ fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], rope: &[f32], sums: &mut
             for i in (0..spec.chunk).filter(|i| slot < length + i + 1) {
                 for head in kv_head * group..(kv_head + 1) * group {
                     let query = (s * spec.chunk + i) * spec.layer.heads + head;
-                    let dot: f64 = q[query * d..][..d].iter().zip(&key).map(|(a, b)| *a as f64 * b).sum();
+                    let dot = dot(&q[query * d..][..d], &key);
                     sum += (dot / (d as f64).sqrt() - lse[query] as f64).exp();
                 }
             }

@@ -1,5 +1,6 @@
 //! Element types as shaders and twins see them: codes, and reading and packing of u32 words.
 use crate::dtype::{Dtype, Format, Scales};
+use half::slice::HalfFloatSliceExt;
 
 impl Dtype {
     /// The number of the type in shaders (`common.wgsl`): its place in [`Dtype::ALL`].
@@ -31,18 +32,43 @@ impl Dtype {
     }
 
     /// Value `column` of the weight row `words` of `cols` values, exact in f64.
+    #[cfg(test)]
     pub(crate) fn weight(self, words: &[u32], cols: usize, column: usize) -> f64 {
         if self.is_quantized() { self.quantized(words, cols, column) } else { self.get(words, column) }
     }
 
     /// Value `column` of the row that starts at `words[0]`, exact in f64. Not for quantized rows: see
     /// [`weight`](Self::weight).
+    #[cfg(test)]
     pub(crate) fn get(self, words: &[u32], column: usize) -> f64 {
         let half = |word: u32| if column.is_multiple_of(2) { word as u16 } else { (word >> 16) as u16 };
         match self {
             Dtype::F32 => f32::from_bits(words[column]) as f64,
             Dtype::F16 => half::f16::from_bits(half(words[column / 2])).to_f64(),
             _ => half::bf16::from_bits(half(words[column / 2])).to_f64(),
+        }
+    }
+
+    /// All values of the row `words`, exact in f64; of a quantized row as well.
+    pub(crate) fn read_row(self, words: &[u32], out: &mut [f64]) {
+        match self {
+            Dtype::F32 => out.iter_mut().zip(words).for_each(|(out, word)| *out = f32::from_bits(*word).into()),
+            Dtype::F16 => {
+                let halves = words.iter().flat_map(|word| [*word as u16, (word >> 16) as u16]);
+                // A slice is converted by the processor's own instructions, four values or more at a time.
+                let halves: Vec<half::f16> = halves.take(out.len()).map(half::f16::from_bits).collect();
+                halves[..].convert_to_f64_slice(out);
+            }
+            Dtype::BF16 => {
+                for (pair, word) in out.chunks_mut(2).zip(words) {
+                    let halves = [word << 16, word & 0xffff_0000];
+                    pair.iter_mut().zip(halves).for_each(|(out, bits)| *out = f32::from_bits(bits).into());
+                }
+            }
+            _ => {
+                let cols = out.len();
+                out.iter_mut().enumerate().for_each(|(column, out)| *out = self.quantized(words, cols, column));
+            }
         }
     }
 
@@ -87,6 +113,24 @@ mod tests {
         for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0] {
             let line = format!("const {} = {}u;", dtype.name().to_uppercase(), dtype.code());
             assert!(COMMON.lines().any(|l| l == line), "`{line}` is not in common.wgsl");
+        }
+    }
+
+    #[test]
+    fn rows_are_read_as_their_values_are() {
+        // Every pattern of bits, in an odd number of columns.
+        let words: Vec<u32> = (0..=0xffffu32).map(|bits| bits << 16 | bits ^ 0x5a5a).collect();
+        for (dtype, cols) in
+            [(Dtype::F32, words.len()), (Dtype::F16, 131_071), (Dtype::BF16, 131_071), (Dtype::Q4K, 512)]
+        {
+            let words = &words[..dtype.row_words(cols)];
+            let mut row = vec![0.0; cols];
+            dtype.read_row(words, &mut row);
+            let wrong = (0..cols).find(|column| {
+                let (found, expected) = (row[*column], dtype.weight(words, cols, *column));
+                found.to_bits() != expected.to_bits() && !(found.is_nan() && expected.is_nan())
+            });
+            assert_eq!(wrong, None, "{dtype}");
         }
     }
 

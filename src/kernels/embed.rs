@@ -93,6 +93,7 @@ pub(super) fn variants() -> Vec<Variant> {
 
 fn twin(table: &[u32], ids: &[u32], out: &mut [f32], spec: &EmbedSpec) {
     let row_words = spec.dtype.row_words(spec.cols);
+    let mut values = vec![0f64; spec.cols];
     for (i, row) in out.chunks_exact_mut(spec.cols).take(spec.n).enumerate() {
         let at = spec.pending.map_or(i, |offset| ids[offset + i] as usize * state::SEQ + state::TOKEN);
         let id = ids[at] as usize;
@@ -100,9 +101,8 @@ fn twin(table: &[u32], ids: &[u32], out: &mut [f32], spec: &EmbedSpec) {
             row.fill(0.0);
         } else if let Some(r) = id.checked_sub(spec.shard_first_row).filter(|r| *r < spec.rows) {
             let from = &table[r * row_words..(r + 1) * row_words];
-            for (c, v) in row.iter_mut().enumerate() {
-                *v = spec.dtype.weight(from, spec.cols, c) as f32;
-            }
+            spec.dtype.read_row(from, &mut values);
+            row.iter_mut().zip(&values).for_each(|(out, v)| *out = *v as f32);
         }
     }
 }

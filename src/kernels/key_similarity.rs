@@ -15,7 +15,7 @@ use super::cases::{Bound, Case, Check, StateBuilder, device_rope, device_words, 
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
 use super::memory::empty;
-use super::twin::{Keys, floats, slice};
+use super::twin::{Keys, dot, floats, slice};
 use super::uniform::uniform;
 use super::variant::Variant;
 use super::{LayerSpec, state};
@@ -114,7 +114,8 @@ fn twin(kv: &[u32], st: &[u32], rope: &[f32], spec: &KeySimilaritySpec) -> Vec<f
             key.into_iter().map(|v| v * shrink).collect::<Vec<f64>>()
         };
         let units: Vec<Vec<f64>> = (0..n).map(unit).collect();
-        let cosine = |i: usize, j: usize| units[i].iter().zip(&units[j]).map(|(a, b)| a * b).sum::<f64>();
+        let cosines: Vec<Vec<f64>> = units.iter().map(|a| units.iter().map(|b| dot(a, b)).collect()).collect();
+        let cosine = |i: usize, j: usize| cosines[i][j];
         let latest: Vec<Option<usize>> =
             (0..n).map(|i| (0..n).rev().find(|j| *j != i && cosine(i, *j) > ALIKE)).collect();
         for j in 0..n {

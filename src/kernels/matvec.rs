@@ -14,7 +14,7 @@
 use super::cases::{Bound, Case, Check, device_floats, device_words, noise, poison_floats, weights, whole_blocks};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
-use super::twin::{slice, slice_mut};
+use super::twin::{dot, slice, slice_mut, widened};
 use super::uniform::uniform;
 use super::variant::{Variant, grid};
 use crate::device::Tuning;
@@ -156,17 +156,15 @@ pub(super) fn variants() -> Vec<Variant> {
 
 fn twin(w: &[u32], x: &[f32], bias: &[f32], out: &mut [f32], spec: &LinearSpec) {
     let row_words = spec.dtype.row_words(spec.cols);
+    let x = widened(&x[..spec.n * spec.cols]);
     let mut row = vec![0f64; spec.cols];
     let mut gate = vec![0f64; spec.n];
     for r in 0..spec.rows {
         let from = &w[r * row_words..(r + 1) * row_words];
-        for (c, v) in row.iter_mut().enumerate() {
-            *v = spec.dtype.weight(from, spec.cols, c);
-        }
+        spec.dtype.read_row(from, &mut row);
         let at = spec.shard_first_row + r;
         for i in 0..spec.n {
-            let x = &x[i * spec.cols..(i + 1) * spec.cols];
-            let mut y: f64 = row.iter().zip(x).map(|(w, x)| w * *x as f64).sum();
+            let mut y = dot(&row, &x[i * spec.cols..(i + 1) * spec.cols]);
             if spec.has_bias {
                 y += bias[at] as f64;
             }
