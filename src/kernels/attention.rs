@@ -224,9 +224,9 @@ fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionSpec) -
     let scale = 1.0 / (d as f64).sqrt();
     let (mut out, mut lse) = (Vec::with_capacity(q.len()), Vec::with_capacity(spec.n * spec.layer.heads));
     let q = widened(q);
-    // The keys and the values of each KV head, read once for all queries of a sequence's chunk.
-    let mut keys: Vec<Vec<Vec<f64>>> = Vec::new();
-    let mut values = keys.clone();
+    // The keys and the values of the KV heads, `[head][slot][component]`, read once for all queries of a sequence's chunk.
+    let (mut keys, mut values) = (Vec::new(), Vec::new());
+    let mut most = 0;
     for i in 0..spec.n {
         let (seq, offset) = (st[spec.row_seq_offset + i / spec.chunk] as usize, i % spec.chunk);
         let entry = &st[spec.layer.layer_table_offset + seq * state::ROW..];
@@ -234,22 +234,26 @@ fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionSpec) -
         let seen_from = |offset: usize| (entry[state::LEN] as usize - spec.already_cached + offset + 1).min(cap);
         let seen = seen_from(offset);
         if offset == 0 {
-            let most = seen_from(spec.chunk - 1);
+            most = seen_from(spec.chunk - 1);
             let base = |head: usize| entry[state::BASE] as usize + head * cap;
-            let heads = 0..spec.layer.kv_heads;
-            keys = heads.clone().map(|h| (0..most).map(|j| stored.get(base(h) + j, j)).collect()).collect();
-            let value = |h: usize, j: usize| stored.stored(base(spec.layer.kv_heads + h) + j);
-            values = heads.map(|h| (0..most).map(|j| value(h, j)).collect()).collect();
+            let slots = (0..spec.layer.kv_heads).flat_map(|head| (0..most).map(move |slot| (head, slot)));
+            keys.clear();
+            keys.reserve_exact(spec.layer.kv_heads * most * d);
+            slots.clone().for_each(|(head, slot)| keys.extend(stored.get(base(head) + slot, slot)));
+            values.clear();
+            values.reserve_exact(spec.layer.kv_heads * most * d);
+            slots.for_each(|(head, slot)| values.extend(stored.stored(base(spec.layer.kv_heads + head) + slot)));
         }
         for head in 0..spec.layer.heads {
-            let (keys, values) = (&keys[head / spec.layer.group()], &values[head / spec.layer.group()]);
+            let first = head / spec.layer.group() * most * d;
+            let (keys, values) = (&keys[first..][..seen * d], &values[first..][..seen * d]);
             let query = &q[(i * spec.layer.heads + head) * d..][..d];
-            let scores: Vec<f64> = keys[..seen].iter().map(|key| dot(query, key) * scale).collect();
+            let scores: Vec<f64> = keys.chunks_exact(d).map(|key| dot(query, key) * scale).collect();
             let top = scores.iter().copied().fold(f64::MIN, f64::max);
             let powers: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
             let total: f64 = powers.iter().sum();
             let mut sum = vec![0f64; d];
-            for (power, value) in powers.iter().zip(values) {
+            for (power, value) in powers.iter().zip(values.chunks_exact(d)) {
                 let weight = power / total;
                 sum.iter_mut().zip(value).for_each(|(sum, v)| *sum += weight * v);
             }

@@ -291,7 +291,7 @@ fn a_gguf_file_has_its_choice_beside_it() {
     std::fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/gguf-qwen2-q8/model.gguf"), &file).unwrap();
     let mut choice = calibrated().choice();
     choice.layers = "0".into();
-    choice.settings.weights = Weights::open(&ModelSource::open(&file).unwrap()).unwrap().fingerprint();
+    choice.settings.weights = Weights::open(&ModelSource::open(&file).unwrap()).unwrap().fingerprint().unwrap();
     let beside = dir.path().join(format!("model.gguf.{FILE}"));
     std::fs::write(&beside, serde_json::to_string(&choice).unwrap()).unwrap();
     let model = file.to_str().unwrap();
@@ -350,7 +350,8 @@ fn weights_are_hashed_again_only_when_a_file_of_theirs_has_changed() {
 
 #[test]
 fn weights_are_told_from_others() {
-    let of = |bytes: &[u8]| Weights::from_files(vec![("w".into(), bytes.to_vec().into())]).unwrap().fingerprint();
+    let of =
+        |bytes: &[u8]| Weights::from_files(vec![("w".into(), bytes.to_vec().into())]).unwrap().fingerprint().unwrap();
     let good = std::fs::read(Path::new(MODEL).join("model.safetensors")).unwrap();
     assert_eq!(of(&good), of(&good));
     // The last byte of the file, and one in the middle of the largest tensor.
