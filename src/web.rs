@@ -1,8 +1,8 @@
 //! The browser's front-end: JavaScript → [`Engine`] → callbacks. `web/worker.js` calls it, and the page draws the
 //! events.
 //!
-//! Requests and events are JSON text; files are `{name: Uint8Array}`. A call that fails rejects with the text of the
-//! [`Error`](crate::Error), which the page shows unchanged.
+//! Requests and events are JSON text; [files](files) are in memory or read in pieces. A call that fails rejects with the
+//! text of the [`Error`](crate::Error), which the page shows unchanged.
 #![allow(unsafe_code, reason = "the linker defines one function, and wasm_bindgen writes code of its own")]
 use crate::dtype::Dtype;
 use std::cell::{OnceCell, RefCell};
@@ -11,19 +11,24 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use js_sys::{Array, Function, Object, Promise, Reflect, Uint8Array};
+use js_sys::{Function, Object, Promise};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 
+use crate::cache::CacheShape;
 use crate::device::{ComputeDevice, DeviceBytes};
 use crate::engine::{Engine, Event, LoadOptions, Request, Resolved};
 use crate::kernels::cases;
+use crate::model::config::ModelConfig;
+use crate::model::{decoder, required};
 use crate::policy::{POLICIES, Role};
-use crate::weights::ModelSource;
 use crate::weights::precision::Precision;
+use crate::weights::{ModelSource, Weights};
 use crate::{Error, ErrorKind, Result, builtin, conformance as suite};
+
+mod files;
 
 unsafe extern "C" {
     /// Defined by the linker. It runs the constructors of statics, by which cubecl registers its operations.
@@ -57,6 +62,29 @@ struct Load {
     name: Option<String>,
 }
 
+impl Load {
+    fn options(&self) -> Result<LoadOptions> {
+        let kv = self.kv.as_deref().map_or(Ok(LoadOptions::default().kv), Dtype::for_cache)?;
+        Ok(LoadOptions { kv, context: self.context, weights: self.weights, ..LoadOptions::default() })
+    }
+}
+
+/// See [`Secateur::check`].
+async fn check(source: &ModelSource, options: &Load) -> Result<Value> {
+    let load = options.options()?;
+    let config = ModelConfig::load(source)?;
+    let context = config.context(load.context)?;
+    decoder::check_device(&config, 1, context, &device().await?)?;
+    let weights = Weights::open(source)?;
+    required::check(&config, &weights)?;
+    Ok(json!({
+        "weights_bytes": required::device_bytes(&weights, load.weights)?,
+        "cache_bytes": CacheShape::new(&config, load.kv, 1, 1)?.bytes_for(context),
+        "context": context,
+        "architecture": config.architecture.class_name(),
+    }))
+}
+
 fn parse<'a, T: Deserialize<'a>>(options: &'a str) -> Result<T> {
     serde_json::from_str(options).map_err(|e| Error::new(ErrorKind::Input, "these options are not understood").found(e))
 }
@@ -72,15 +100,27 @@ pub struct Secateur {
 
 #[wasm_bindgen]
 impl Secateur {
-    /// Loads a model from its files, `{name: Uint8Array}`. Each array is removed from the object once it is copied.
-    pub async fn load(files: Object, options: String) -> Result<Secateur, JsError> {
-        let load = async { Secateur::from_source(&take_files(&files)?, parse(&options)?, "model").await };
+    /// Loads a model from its [files](files::source). `on_event` is called with `{type: "progress", what, done, total}`,
+    /// with the parts of the model that are on the device, of all parts.
+    pub async fn load(files: Object, options: String, on_event: Function) -> Result<Secateur, JsError> {
+        let load = async { Secateur::from_source(&files::source(&files)?, parse(&options)?, "model", &on_event).await };
         load.await.map_err(|e| rejection(&e))
+    }
+
+    /// What loading a model would take, for a decision before its weights are read: `{weights_bytes, cache_bytes,
+    /// context, architecture}` as JSON text. Reads the small files and the headers of the weights. `cache_bytes` are those
+    /// of a full cache of all positions.
+    ///
+    /// Rejects for a model that cannot be run on this browser's GPU, as [`load`](Self::load) would.
+    pub async fn check(files: Object, options: String) -> Result<String, JsError> {
+        let check = async { check(&files::source(&files)?, &parse(&options)?).await };
+        Ok(check.await.map_err(|e| rejection(&e))?.to_string())
     }
 
     /// Loads the model that comes with secateur.
     pub async fn builtin(options: String) -> Result<Secateur, JsError> {
-        let load = async { Secateur::from_source(&builtin::source(), parse(&options)?, builtin::NAME).await };
+        let quiet = Function::new_no_args("");
+        let load = async { Secateur::from_source(&builtin::source(), parse(&options)?, builtin::NAME, &quiet).await };
         let mut loaded = load.await.map_err(|e| rejection(&e))?;
         loaded.info["suggested"] = json!({"prompt": builtin::EXAMPLE});
         Ok(loaded)
@@ -137,12 +177,15 @@ impl Secateur {
 }
 
 impl Secateur {
-    async fn from_source(source: &ModelSource, options: Load, name: &str) -> Result<Self> {
-        let kv = options.kv.as_deref().map_or(Ok(LoadOptions::default().kv), Dtype::for_cache)?;
+    async fn from_source(source: &ModelSource, options: Load, name: &str, on_event: &Function) -> Result<Self> {
+        let load = options.options()?;
         let device = trusted_device().await?;
         let name = options.name.as_deref().unwrap_or(name);
-        let options = LoadOptions { kv, context: options.context, weights: options.weights, ..LoadOptions::default() };
-        let engine = Engine::load(source, name, &device, &options, &mut |_, _| ())?;
+        let mut progress = |done: usize, total: usize| {
+            let what = "Uploading the model to the GPU";
+            send(on_event, &json!({"type": "progress", "what": what, "done": done, "total": total}));
+        };
+        let engine = Engine::load(source, name, &device, &load, &mut progress)?;
         let info = json!({
             "model": name,
             "adapter": device.info.name,
@@ -312,18 +355,4 @@ fn under_way() -> Error {
 
 fn rejection(error: &Error) -> JsError {
     JsError::new(&error.to_string())
-}
-
-fn take_files(files: &Object) -> Result<ModelSource> {
-    let wrong = |what: &str| Error::new(ErrorKind::Input, what).expected("{name: Uint8Array}");
-    let mut taken = Vec::new();
-    for entry in Object::entries(files) {
-        let entry: Array = entry.into();
-        let name = entry.get(0).as_string().ok_or_else(|| wrong("a file without a name"))?;
-        let bytes = entry.get(1).dyn_into::<Uint8Array>().map_err(|_| wrong("a file that is no array of bytes"))?;
-        // A browser has no memory for two copies of a large model.
-        Reflect::delete_property(files, &entry.get(0)).ok();
-        taken.push((name, bytes.to_vec()));
-    }
-    Ok(ModelSource::memory(taken))
 }

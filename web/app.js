@@ -77,7 +77,7 @@ const handlers = {
     const url = query.get('model');
     if (url) {
       query.delete('model'); // so that a crash does not load it again and again
-      load({ url: new URL(url.endsWith('/') ? url : `${url}/`, location.href).href });
+      load({ url: new URL(url, location.href).href });
     }
   },
   progress({ what, done, total }) {
@@ -97,7 +97,10 @@ const handlers = {
   token: enqueue,
   probe: enqueue,
   done: enqueue,
-  note: enqueue,
+  note(note) {
+    if (document.body.dataset.state === 'loading') showNote(note.text);
+    else enqueue(note);
+  },
   resolved({ json }) {
     if (document.body.dataset.state !== 'loading') return; // a script asked, and listens itself
     showDefaults(JSON.parse(json).settings);
@@ -136,6 +139,7 @@ function load(what) {
   setState('loading');
   const options = {};
   if (query.has('kv')) options.kv = query.get('kv');
+  if (query.has('weights')) options.weights = query.get('weights');
   if (query.has('context')) options.context = Number(query.get('context'));
   send({ do: 'load', options, ...what });
 }

@@ -1,12 +1,15 @@
 // Owns the engine, so that the page stays responsive while it computes. messages.js declares every message.
 
+import { fetchModel, fileSize, fromFiles, hasRoom, hubAddress } from './files.js';
+
 /** @typedef {import('./messages.js').ToWorker} ToWorker */
 /** @typedef {import('./messages.js').ToPage} ToPage */
 /** @typedef {import('./messages.js').LoadMessage} LoadMessage */
 /** @typedef {import('./messages.js').RunMessage} RunMessage */
 /** @typedef {import('./messages.js').ResolveMessage} ResolveMessage */
 
-const MODEL_FILES = /^(config|generation_config|tokenizer|tokenizer_config|secateur)\.json$|^chat_template\.jinja$|\.safetensors(\.index\.json)?$|\.gguf$/;
+/** Bytes of the cache for which there has to be room beside the weights; it grows while the model runs. */
+const CACHE = 64e6;
 const NO_WEBGPU = 'This browser does not give the page a GPU. Use a current Chrome, Edge, Safari or Firefox. WebGPU also needs ' +
   'a secure page (https:// or localhost). In Chrome on Linux, switch on chrome://flags/#enable-unsafe-webgpu.';
 
@@ -47,13 +50,36 @@ const forward = (json) => send(JSON.parse(json));
 
 const jobs = {
   /** @param {LoadMessage} message */
-  async load({ files, url, options }) {
+  async load({ files, url, hub, options }) {
     engine?.free();
     engine = undefined;
-    const bytes = files ? await readFiles(files) : url ? await fetchModel(url) : undefined;
-    send({ type: 'progress', what: 'Checking the GPU and uploading the model', done: 0, total: 0 });
     const settings = JSON.stringify(options ?? {});
-    engine = bytes ? await wasm.Secateur.load(bytes, settings) : await wasm.Secateur.builtin(settings);
+    let need; // of the model on the GPU
+    /** Refuses a model that this GPU cannot run or has no room for, before its weights are read. */
+    const check = async (files) => {
+      need = JSON.parse(await wasm.Secateur.check(files, settings));
+      const bytes = need.weights_bytes + Math.min(need.cache_bytes, CACHE);
+      if (await hasRoom(bytes)) return;
+      throw new Error(
+        `the GPU has no room for this model\n  expected: ${fileSize(bytes)}, of which the weights take ${fileSize(need.weights_bytes)}\n` +
+          '  what to do: load it with smaller weights (q4), choose a smaller model, or close other tabs',
+      );
+    };
+    let sources;
+    if (files) {
+      sources = fromFiles(files);
+      await check({ ...sources });
+    } else if (url || hub) {
+      sources = await fetchModel(url ?? (await hubAddress(hub)), { report, check, note: (text) => send({ type: 'note', text }) });
+      if (!need) await check({ ...sources });
+    }
+    send({ type: 'progress', what: 'Checking the GPU and uploading the model', done: 0, total: 0 });
+    /** The engine counts parts of the model; the page shows bytes. */
+    const uploaded = (json) => {
+      const { what, done, total } = JSON.parse(json);
+      report(what, (done / total) * need.weights_bytes, need.weights_bytes);
+    };
+    engine = sources ? await wasm.Secateur.load(sources, settings, uploaded) : await wasm.Secateur.builtin(settings);
     send({ type: 'loaded', info: JSON.parse(engine.info()) });
   },
   /** @param {RunMessage} message */
@@ -84,61 +110,6 @@ onmessage = async ({ data }) => {
     fail(TITLES[data.do], error);
   }
 };
-
-/** Reads the files that the user picked into {name: bytes}. */
-async function readFiles(files) {
-  const wanted = files.filter((file) => MODEL_FILES.test(file.name));
-  if (!wanted.some((file) => /\.(safetensors|gguf)$/.test(file.name))) {
-    throw new Error('No weights among these files: expected .safetensors or .gguf');
-  }
-  const total = wanted.reduce((sum, file) => sum + file.size, 0);
-  const bytes = {};
-  let done = 0;
-  for (const file of wanted) {
-    bytes[file.name] = await drain(file.stream(), file.size, (n) => report(file.name, (done += n), total));
-  }
-  return bytes;
-}
-
-/** Fetches a model directory from a server into {name: bytes}. */
-async function fetchModel(url) {
-  const bytes = {};
-  const get = async (name, required) => {
-    const response = await fetch(new URL(name, url));
-    // Servers of single-page sites send their index page for a missing file.
-    const missing = response.status === 404 || response.headers.get('content-type')?.startsWith('text/html');
-    if (missing && !required) return;
-    if (missing || !response.ok) throw new Error(`${response.url}: ${missing ? 'not found' : response.status}`);
-    const size = Number(response.headers.get('content-length')) || 0;
-    let done = 0;
-    bytes[name] = await drain(response.body, size, (n) => report(name, (done += n), size));
-  };
-  await get('config.json', true);
-  for (const name of ['generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja', 'secateur.json']) await get(name);
-  await get('model.safetensors.index.json');
-  const index = bytes['model.safetensors.index.json'];
-  const weights = index ? new Set(Object.values(JSON.parse(new TextDecoder().decode(index)).weight_map)) : ['model.safetensors'];
-  for (const name of weights) await get(name, true);
-  return bytes;
-}
-
-/** Reads a stream into one array. `size` is what the sender announced; it may be 0, or wrong where the file is compressed. */
-async function drain(stream, size, onBytes) {
-  let all = new Uint8Array(size);
-  let at = 0;
-  for (const reader = stream.getReader(); ; ) {
-    const { done, value } = await reader.read();
-    if (done) return at === all.length ? all : all.slice(0, at);
-    if (at + value.length > all.length) {
-      const grown = new Uint8Array(Math.max(2 * all.length, at + value.length));
-      grown.set(all.subarray(0, at));
-      all = grown;
-    }
-    all.set(value, at);
-    at += value.length;
-    onBytes(value.length);
-  }
-}
 
 let reported = 0;
 function report(what, done, total) {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::FILE;
+use crate::Result;
 use crate::weights::{FINGERPRINT, ModelSource, Weights};
 
 /// The path of the choice of layers beside a model: in its directory (for a model from the hub, its snapshot in the
@@ -28,17 +29,20 @@ pub struct Hashed {
 
 impl Hashed {
     /// The fingerprint of `weights`: the stored one beside `choice` if the files have not changed, else a new one.
-    pub fn of(weights: &Weights, choice: &Path) -> Self {
+    ///
+    /// # Errors
+    /// If the files cannot be read.
+    pub fn of(weights: &Weights, choice: &Path) -> Result<Self> {
         // The state is read before the files are hashed, so that a change in between is noticed.
         let files = weights.places().map(state_of_file).collect::<Option<Vec<_>>>().unwrap_or_default();
         let text = std::fs::read_to_string(Self::path(choice)).unwrap_or_default();
-        match serde_json::from_str::<Self>(&text) {
+        Ok(match serde_json::from_str::<Self>(&text) {
             // Earlier versions computed another hash.
             Ok(known) if known.files == files && !files.is_empty() && known.fingerprint.starts_with(FINGERPRINT) => {
                 known
             }
-            _ => Self { fingerprint: weights.fingerprint(), files },
-        }
+            _ => Self { fingerprint: weights.fingerprint()?, files },
+        })
     }
 
     /// Stores the fingerprint beside the choice at `choice`, if possible. If it is missing, or was written only in

@@ -99,7 +99,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     }
     // The settings are checked with a prompt of one token; the token does not matter.
     prepared.check(&Prompt::Ids(vec![0]), &settings)?;
-    let hashed = Hashed::of(&Weights::open(&source)?, &out);
+    let hashed = Hashed::of(&Weights::open(&source)?, &out)?;
     let device = trust::open(&args.device, args.quiet)?;
     let conditions = Conditions {
         secateur: env!("CARGO_PKG_VERSION").into(),

@@ -75,10 +75,11 @@ impl Layer {
             qkv_bias,
             qk_norm,
             o_bias,
-            o: up.matrix(&up.unpadded(&name("self_attn.o_proj.weight"), Role::Inner, h, q)?)?,
+            // The results of attention, which it multiplies, are not padded.
+            o: up.load(&name("self_attn.o_proj.weight"), Role::Inner, [h, q], false)?,
             post_norm: up.norm(up.weights.vector(&name("post_attention_layernorm.weight"), h)?),
             gate_up: Self::load_gate_up(config, up, i)?,
-            down: up.matrix(&up.rows(&name("mlp.down_proj.weight"), Role::Inner, h, inter)?)?,
+            down: up.load(&name("mlp.down_proj.weight"), Role::Inner, [h, inter], true)?,
         })
     }
 
@@ -231,7 +232,7 @@ impl Decoder {
         // Otherwise a tensor that is missing would be noticed only after others have been uploaded.
         required::check(config, weights)?;
         let up = Uploader { device, weights, precision };
-        let vocabulary = |name: &str| up.matrix(&up.rows(name, Role::Vocabulary, config.vocab_size, h)?);
+        let vocabulary = |name: &str| up.load(name, Role::Vocabulary, [config.vocab_size, h], true);
         let embedding = vocabulary("model.embed_tokens.weight")?;
         tick();
         let mut layers = Vec::with_capacity(config.num_layers);

@@ -5,8 +5,13 @@ use crate::Result;
 use crate::device::ComputeDevice;
 use crate::dtype::Dtype;
 use crate::kernels;
+use crate::kernels::memory::{empty_u32, write_u32};
 use crate::weights::precision::{Precision, Role};
 use crate::weights::{PackedRows, Weights};
+use std::ops::Range;
+
+/// Values of a matrix that the host holds at a time while it is uploaded.
+const BLOCK_VALUES: usize = 8 << 20;
 
 /// A weight matrix `[rows, cols]` on the device, split by rows where the largest binding demands it and where the
 /// packing changes (q, k and v of a quantized mixture).
@@ -64,14 +69,6 @@ impl<'a> Uploader<'a> {
         stored.padded(rows, width)
     }
 
-    /// A matrix that multiplies the results of attention, which are not padded, in the element type that its role gets.
-    ///
-    /// # Errors
-    /// Those of [`rows`](Self::rows).
-    pub fn unpadded(&self, name: &str, role: Role, rows: usize, cols: usize) -> Result<PackedRows<'a>> {
-        self.precise(name, self.weights.matrix(name, rows, cols)?, role)
-    }
-
     /// The same matrix in the element type that its role gets, where a precision was chosen.
     ///
     /// # Errors
@@ -116,24 +113,61 @@ impl<'a> Uploader<'a> {
         kernels::f32_tensor(values, [n], &self.device.burn)
     }
 
-    /// Uploads a matrix in shards that fit the largest binding, of an even number of rows each (SwiGLU pairs rows).
+    /// Uploads a matrix.
     pub fn matrix(&self, m: &PackedRows<'_>) -> Result<Matrix> {
+        self.in_blocks(m.dtype(), [m.rows(), m.cols()], |range| m.slice_rows(range))
+    }
+
+    /// Reads a matrix, in the element type that its role gets, and uploads it. The host holds a block of its rows at a
+    /// time. With `padded`, columns are padded to their [`width`](Self::width), except those of a matrix that is quantized in
+    /// the file.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has the wrong shape or type; a value that cannot be quantized.
+    pub fn load(&self, name: &str, role: Role, [rows, cols]: [usize; 2], padded: bool) -> Result<Matrix> {
+        let tensor = self.weights.expect(name, &[rows, cols])?;
+        let stored = tensor.packed_dtype()?;
+        let width = if padded && !stored.is_quantized() { self.width(cols) } else { cols };
+        let dtype = self.precision.map_or(stored, |precision| precision.dtype(stored, role, width));
+        self.in_blocks(dtype, [rows, width], |range| {
+            let rows = range.len();
+            self.precise(name, tensor.some_rows(range)?.padded(rows, width)?, role)
+        })
+    }
+
+    /// Uploads a matrix in shards that fit the largest binding, of an even number of rows each (SwiGLU pairs rows). `read`
+    /// gives the rows of a range; it is called for each row once, in order.
+    fn in_blocks<'m>(
+        &self,
+        dtype: Dtype,
+        [rows, cols]: [usize; 2],
+        mut read: impl FnMut(Range<usize>) -> Result<PackedRows<'m>>,
+    ) -> Result<Matrix> {
         let most = self.device.info.max_binding_bytes;
-        let row_bytes = (m.words_per_row() * 4) as u64;
-        let per_shard = ((most / row_bytes) as usize).min(m.rows());
-        let per_shard = if per_shard < m.rows() { per_shard & !1 } else { per_shard };
+        let row_words = dtype.row_words(cols);
+        let per_shard = usize::try_from(most / (row_words as u64 * 4)).unwrap_or(rows).min(rows);
+        let per_shard = if per_shard < rows { (per_shard & !1).max(1) } else { per_shard };
+        let block = (BLOCK_VALUES / cols).max(1);
+        let burn = &self.device.burn;
         let mut shards = Vec::new();
-        let mut first_row = 0;
-        while first_row < m.rows() {
-            let rows = per_shard.min(m.rows() - first_row);
-            let part = &m.words()[first_row * m.words_per_row()..(first_row + rows) * m.words_per_row()];
-            let words = self.device.burn.memory_persistent_allocations(part, |part: &[u32]| {
-                kernels::u32_tensor(part.to_vec(), &self.device.burn)
-            });
-            shards.push(Shard { first_row, rows, dtype: m.dtype(), words });
-            first_row += rows;
+        for first_row in (0..rows).step_by(per_shard) {
+            let last_row = (first_row + per_shard).min(rows);
+            let shard_rows = last_row - first_row;
+            let words = if shard_rows <= block {
+                let words = read(first_row..last_row)?.into_words();
+                burn.memory_persistent_allocations(words, |words| kernels::u32_tensor(words, burn))
+            } else {
+                let size = shard_rows * row_words;
+                let mut words = burn.memory_persistent_allocations((), |()| empty_u32(burn, size));
+                for start in (first_row..last_row).step_by(block) {
+                    let part = read(start..(start + block).min(last_row))?.into_words();
+                    words = write_u32(words, (start - first_row) * row_words, part);
+                }
+                words
+            };
+            shards.push(Shard { first_row, rows: shard_rows, dtype, words });
         }
-        Ok(Matrix { shards, rows: m.rows(), cols: m.cols() })
+        Ok(Matrix { shards, rows, cols })
     }
 
     /// Uploads matrices of one width as one, below each other: in one buffer if their element types agree.

@@ -21,6 +21,7 @@ pub mod gguf;
 #[cfg(not(target_family = "wasm"))]
 mod open;
 pub mod pack;
+mod pieces;
 pub mod precision;
 mod quantize;
 pub mod safetensors;
@@ -28,6 +29,7 @@ pub mod tensors;
 
 pub use gguf::Gguf;
 pub use pack::PackedRows;
+pub use pieces::ReadAt;
 pub use tensors::{FINGERPRINT, FileDtype, TensorView, Weights};
 
 /// The help of errors about files that do not follow their format.
@@ -39,16 +41,16 @@ const MAX_JSON_BYTES: usize = 512 << 20;
 /// The beginning of a Git LFS pointer: the text that a clone without Git LFS has in place of a large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
-/// The bytes of one file, either memory-mapped or in shared memory. Cloning is cheap: clones share the bytes.
+/// The bytes of one file: memory-mapped, in shared memory, or read in pieces. Of a file that is read in pieces, the
+/// slice has only the beginning. Cloning is cheap: clones share the bytes.
 #[derive(Clone)]
 pub struct Bytes(Storage);
 
 #[derive(Clone)]
 enum Storage {
     Owned(Arc<Vec<u8>>),
-    /// The beginning of a file of so many bytes.
-    #[cfg(all(feature = "cli", not(target_family = "wasm")))]
-    Start(Arc<Vec<u8>>, u64),
+    /// The beginning of a file of so many bytes, and what reads the rest, if anything does.
+    Start(Arc<Vec<u8>>, u64, Option<Arc<dyn ReadAt>>),
     #[cfg(all(feature = "cli", not(target_family = "wasm")))]
     Mapped(Arc<memmap2::Mmap>),
 }
@@ -57,9 +59,7 @@ impl Deref for Bytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            Storage::Owned(bytes) => bytes,
-            #[cfg(all(feature = "cli", not(target_family = "wasm")))]
-            Storage::Start(bytes, _) => bytes,
+            Storage::Owned(bytes) | Storage::Start(bytes, ..) => bytes,
             #[cfg(all(feature = "cli", not(target_family = "wasm")))]
             Storage::Mapped(map) => map,
         }
@@ -82,15 +82,22 @@ impl Bytes {
     /// The beginning of a file of `total` bytes. Its header can be read; tensors that are not here have no values.
     #[cfg(all(feature = "cli", not(target_family = "wasm")))]
     pub(crate) fn start(beginning: Vec<u8>, total: u64) -> Self {
-        Self(Storage::Start(Arc::new(beginning), total))
+        Self(Storage::Start(Arc::new(beginning), total, None))
     }
 
     /// The size of the file in bytes.
     pub(crate) fn total(&self) -> u64 {
         match &self.0 {
-            #[cfg(all(feature = "cli", not(target_family = "wasm")))]
-            Storage::Start(bytes, total) => (*total).max(bytes.len() as u64),
+            Storage::Start(bytes, total, _) => (*total).max(bytes.len() as u64),
             _ => self.len() as u64,
+        }
+    }
+
+    /// What reads the bytes that are not in memory, if anything does.
+    fn reader(&self) -> Option<&dyn ReadAt> {
+        match &self.0 {
+            Storage::Start(.., reader) => reader.as_deref(),
+            _ => None,
         }
     }
 }

@@ -66,6 +66,17 @@ impl<'a> PackedRows<'a> {
         Ok(Self { dtype, rows, cols, words })
     }
 
+    /// [`from_le_bytes`](Self::from_le_bytes) of bytes that were read for this matrix alone, or that it may borrow.
+    ///
+    /// # Errors
+    /// Those of [`from_le_bytes`](Self::from_le_bytes).
+    pub(crate) fn from_le_cow(dtype: Dtype, rows: usize, cols: usize, bytes: Cow<'a, [u8]>) -> Result<Self> {
+        match bytes {
+            Cow::Borrowed(bytes) => Self::from_le_bytes(dtype, rows, cols, bytes),
+            Cow::Owned(bytes) => Ok(PackedRows::from_le_bytes(dtype, rows, cols, &bytes)?.into_owned()),
+        }
+    }
+
     /// Converts row-major f32 values to `dtype`, rounding to nearest with ties to even. Quantization follows ggml's
     /// reference implementation.
     ///

@@ -306,7 +306,7 @@ fn read_header(file: &str, bytes: &Bytes) -> Result<Vec<(String, Entry)>> {
                 shape,
                 heads: None,
                 own_name: None,
-                range: start + from as usize..start + to as usize,
+                range: start as u64 + from..start as u64 + to,
             },
         ));
     }

@@ -1,9 +1,11 @@
 //! The tensors of a model, independent of the file format. Names are those of Hugging Face checkpoints, and the
 //! outermost dimension of a shape comes first.
 use super::ggml_type::GgmlType;
-use super::{Bytes, PackedRows, pack};
+use super::pieces::unreadable;
+use super::{Bytes, PackedRows, ReadAt, pack};
 use crate::dtype::Dtype;
 use crate::{Error, ErrorKind, Result};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
@@ -11,6 +13,9 @@ use std::ops::Range;
 /// The prefix of every [fingerprint](Weights::fingerprint). A fingerprint without it comes from an older version,
 /// which computed another hash, so it says nothing about the weights.
 pub const FINGERPRINT: &str = "blake3:";
+
+/// The bytes that are hashed at a time.
+const PIECE: usize = 16 << 20;
 
 /// The element type of a tensor as its file names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +64,8 @@ pub(super) struct Entry {
     pub(super) shape: Vec<usize>,
     /// For a tensor whose rows are stored in pairs, the number of heads; see [`PackedRows::unpair_heads`].
     pub(super) heads: Option<usize>,
-    pub(super) range: Range<usize>,
+    /// Where the bytes lie in the file.
+    pub(super) range: Range<u64>,
     /// The name in the file, if it differs from the one that Hugging Face checkpoints use.
     pub(super) own_name: Option<String>,
 }
@@ -77,11 +83,13 @@ pub struct TensorView<'a> {
     pub shape: &'a [usize],
     /// The bytes of the elements, in the order of the file. For the query and key projections of Llama in GGUF files,
     /// this order differs from that of Hugging Face checkpoints, which [`to_rows`](Self::to_rows) and
-    /// [`to_f32`](Self::to_f32) return.
+    /// [`to_f32`](Self::to_f32) return. Empty if the file is read in pieces.
     pub bytes: &'a [u8],
     heads: Option<usize>,
     own_name: Option<&'a str>,
-    size: usize,
+    /// What reads the bytes if they are not in memory.
+    reader: Option<&'a dyn ReadAt>,
+    range: &'a Range<u64>,
 }
 
 impl Weights {
@@ -98,9 +106,13 @@ impl Weights {
         let (name, entry) = self.tensors.get_key_value(name)?;
         let (file, bytes) = &self.files[entry.file];
         let Entry { stored, heads, range, shape, .. } = entry;
+        let own_name = entry.own_name.as_deref();
+        let here = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
+        let here = here.and_then(|(start, end)| bytes.get(start..end));
         // Of a file that is still being fetched, the bytes may be missing.
-        let (bytes, own_name) = (bytes.get(range.clone()).unwrap_or_default(), entry.own_name.as_deref());
-        Some(TensorView { name, file, stored: *stored, shape, bytes, heads: *heads, own_name, size: range.len() })
+        let reader = if here.is_none() { bytes.reader() } else { None };
+        let bytes = here.unwrap_or_default();
+        Some(TensorView { name, file, stored: *stored, shape, bytes, heads: *heads, own_name, reader, range })
     }
 
     /// The tensor `name`, which must have exactly this shape.
@@ -126,15 +138,21 @@ impl Weights {
     /// A hash that identifies these weights: [`FINGERPRINT`] and the 64 hexadecimal digits of a BLAKE3 hash. It
     /// covers the name, type, shape and all bytes of every tensor, so it takes as long as reading all of them from
     /// memory or disk.
-    pub fn fingerprint(&self) -> String {
+    ///
+    /// # Errors
+    /// If a file that is read in pieces cannot be read.
+    pub fn fingerprint(&self) -> Result<String> {
         let mut hasher = blake3::Hasher::new();
         for tensor in self.tensors.keys().filter_map(|name| self.find(name)) {
-            let TensorView { name, stored, shape, bytes, .. } = tensor;
+            let TensorView { name, stored, shape, .. } = tensor;
+            let size = tensor.size();
             // The length, too: without it, a tensor's bytes could stand for the next one's header.
-            hasher.update(format!("{name} {stored} {shape:?} {}\n", bytes.len()).as_bytes());
-            hasher.update(bytes);
+            hasher.update(format!("{name} {stored} {shape:?} {size}\n").as_bytes());
+            for start in (0..size).step_by(PIECE) {
+                hasher.update(&tensor.piece(start, PIECE.min((size - start) as usize))?);
+            }
         }
-        format!("{FINGERPRINT}{}", hasher.finalize().to_hex())
+        Ok(format!("{FINGERPRINT}{}", hasher.finalize().to_hex()))
     }
 
     /// Gives back the memory of mapped files. Reading a tensor later reads its file again.
@@ -175,7 +193,7 @@ impl Weights {
 
     /// The size of all tensors together, in bytes as stored in the files.
     pub fn total_bytes(&self) -> u64 {
-        self.tensors.values().map(|entry| entry.range.len() as u64).sum()
+        self.tensors.values().map(|entry| entry.range.end - entry.range.start).sum()
     }
 
     fn missing(&self, name: &str) -> Error {
@@ -223,7 +241,29 @@ impl<'a> TensorView<'a> {
 
     /// The size in bytes, as stored in the file.
     pub fn size(&self) -> u64 {
-        self.size as u64
+        self.range.end - self.range.start
+    }
+
+    /// `len` bytes from byte `start` of the tensor on; fewer if the file does not have them.
+    fn piece(&self, start: u64, len: usize) -> Result<Cow<'a, [u8]>> {
+        let Some(reader) = self.reader else {
+            let (start, end) = (start as usize, (start as usize).saturating_add(len).min(self.bytes.len()));
+            return Ok(Cow::Borrowed(self.bytes.get(start..end).unwrap_or_default()));
+        };
+        let mut bytes = vec![0; len];
+        let read = reader.read_at(self.range.start + start, &mut bytes);
+        read.map_err(|e| unreadable(&self.place(), e))?;
+        Ok(Cow::Owned(bytes))
+    }
+
+    /// All bytes of the elements.
+    fn all(&self) -> Result<Cow<'a, [u8]>> {
+        let too_large = |_| {
+            Error::new(ErrorKind::Model, "a tensor is too large to be read as a whole")
+                .at(self.place())
+                .found(format!("{} bytes", self.size()))
+        };
+        self.piece(0, usize::try_from(self.size()).map_err(too_large)?)
     }
 
     /// The element type as a [`Dtype`].
@@ -262,11 +302,30 @@ impl<'a> TensorView<'a> {
                 .found(format!("{:?}", self.shape)));
         };
         let at_tensor = |error: Error| error.at(self.place());
-        let packed = PackedRows::from_le_bytes(dtype, rows, cols, self.bytes).map_err(at_tensor)?;
+        let packed = PackedRows::from_le_cow(dtype, rows, cols, self.all()?).map_err(at_tensor)?;
         match self.heads {
             None => Ok(packed),
             Some(heads) => packed.unpair_heads(heads).map_err(at_tensor),
         }
+    }
+
+    /// The rows of a matrix in `range` as packed rows. Of a file that is read in pieces, only these rows are read, unless
+    /// the file has the rows of heads in another order.
+    ///
+    /// # Errors
+    /// Those of [`to_rows`](Self::to_rows), and a range that is empty or does not lie within the matrix.
+    pub fn some_rows(&self, range: Range<usize>) -> Result<PackedRows<'a>> {
+        let (dtype, &[rows, cols]) = (self.packed_dtype()?, self.shape) else { return self.to_rows() };
+        if self.heads.is_some() {
+            return Ok(self.to_rows()?.slice_rows(range)?.into_owned());
+        }
+        let row = dtype.stored_bytes(cols).unwrap_or(0);
+        if range.is_empty() || range.end > rows || row as u64 * rows as u64 != self.size() {
+            // It is refused for what is wrong with it.
+            return Ok(self.to_rows()?.slice_rows(range)?.into_owned());
+        }
+        let bytes = self.piece((row as u64) * range.start as u64, row * range.len())?;
+        PackedRows::from_le_cow(dtype, range.len(), cols, bytes).map_err(|error| error.at(self.place()))
     }
 
     /// All elements as f32. The conversion is exact.
@@ -276,10 +335,11 @@ impl<'a> TensorView<'a> {
     pub fn to_f32(&self) -> Result<Vec<f32>> {
         let dtype = self.packed_dtype()?;
         let at_tensor = |error: Error| error.at(self.place());
+        let bytes = self.all()?;
         let values = match (dtype.is_quantized(), self.shape) {
-            (false, _) => pack::to_f32(dtype, self.bytes),
+            (false, _) => pack::to_f32(dtype, &bytes),
             (true, [outer @ .., cols]) => {
-                PackedRows::from_le_bytes(dtype, outer.iter().product(), *cols, self.bytes).map_err(at_tensor)?.to_f32()
+                PackedRows::from_le_bytes(dtype, outer.iter().product(), *cols, &bytes).map_err(at_tensor)?.to_f32()
             }
             (true, []) => Vec::new(),
         };

@@ -77,7 +77,7 @@ pub(super) struct TensorInfo {
     pub(super) dims: Vec<usize>,
     /// Which of the files holds it; 0 unless the model is split.
     pub(super) file: usize,
-    pub(super) range: Range<usize>,
+    pub(super) range: Range<u64>,
 }
 
 /// Reads a header from the start. Every read checks that enough bytes are left.

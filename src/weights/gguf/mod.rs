@@ -191,7 +191,9 @@ impl Gguf {
     pub fn values_of(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let info = self.tensors.iter().find(|info| info.name == name);
         // Of a file that is not here as a whole, only the tensors that are here have values.
-        let is_here = |info: &&TensorInfo| info.file > 0 || info.range.end <= self.bytes.len();
+        let is_here = |info: &&TensorInfo| {
+            info.file > 0 || self.bytes.reader().is_some() || info.range.end <= self.bytes.len() as u64
+        };
         let Some(info) = info.filter(is_here) else { return Ok(None) };
         let weights = Weights {
             files: self.files(),
@@ -259,9 +261,8 @@ impl Gguf {
             };
             let end = start.checked_add(offset).and_then(|from| from.checked_add(size as u64));
             match end {
-                Some(end) if end <= total && usize::try_from(end).is_ok() => {
-                    let from = (end - size as u64) as usize;
-                    placed.push(TensorInfo { range: from..from + size, ..info });
+                Some(end) if end <= total => {
+                    placed.push(TensorInfo { range: end - size as u64..end, ..info });
                 }
                 _ => {
                     return Err(tensor_error("a tensor reaches past the end of the file")
