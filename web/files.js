@@ -26,6 +26,12 @@ const LIST = 'secateur-files.json';
 /** A number of bytes for a person. */
 export const fileSize = (bytes) => (bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`);
 
+/** How often a broken connection is opened again, if nothing arrives. */
+const ATTEMPTS = 3;
+
+/** An error that another attempt would meet again. */
+class Refused extends Error {}
+
 /** @param {Blob} blob @returns {Source} */
 function sourceOf(blob) {
   // @ts-ignore FileReaderSync exists in workers only
@@ -248,25 +254,40 @@ async function fetchInto(folder, remote, record, arrived, signal) {
     // Bytes of another version, or more than there are, are of no use.
     if (at > 0 && (!remote.ranges || !remote.etag || record?.etag !== remote.etag || at > remote.size)) handle.truncate((at = 0));
     arrived(at);
-    if (at < remote.size || remote.size === undefined) {
-      const response = await get(remote.url, { signal, headers: at ? { Range: `bytes=${at}-` } : {} });
-      if (!response.ok) throw new Error(`the server refused a file of the model\n  at: ${remote.url}\n  found: status ${response.status}`);
-      if (at && response.status !== 206) {
-        arrived(-at);
-        handle.truncate((at = 0));
-      }
-      for (const reader = response.body.getReader(); ; ) {
-        const { done, value } = await reader.read();
-        if (done) break;
-        if (handle.write(value, { at }) !== value.length) throw new Error('the browser has no room for more of the model');
-        at += value.length;
-        arrived(value.length);
+    for (let attempt = 0; ; attempt++) {
+      const before = at;
+      try {
+        if (remote.size !== undefined && at >= remote.size) break;
+        const response = await get(remote.url, { signal, headers: at ? { Range: `bytes=${at}-` } : {} });
+        if (!response.ok) throw new Refused(`the server refused a file of the model\n  at: ${remote.url}\n  found: status ${response.status}`);
+        if (at && response.status !== 206) {
+          arrived(-at);
+          handle.truncate((at = 0));
+        }
+        for (const reader = response.body.getReader(); ; ) {
+          const { done, value } = await reader.read();
+          if (done) break;
+          if (handle.write(value, { at }) !== value.length) throw new Refused('the browser has no room for more of the model');
+          at += value.length;
+          arrived(value.length);
+        }
+        if (remote.size === undefined || at === remote.size) break;
+        throw new Error('the connection was closed');
+      } catch (error) {
+        handle.flush();
+        if (error.name === 'AbortError' || error instanceof Refused) throw error;
+        // A connection that brought something gets its attempts again.
+        if (at > before) attempt = 0;
+        if (attempt === ATTEMPTS || !remote.ranges) {
+          throw new Error(
+            `the download was interrupted\n  at: ${remote.url}\n  found: ${error.message}, after ${at} of ${remote.size ?? 'unknown'} bytes\n` +
+              '  what to do: load the model again; the download goes on where it ended',
+          );
+        }
+        await new Promise((resolve) => setTimeout(resolve, 500 * 2 ** attempt));
       }
     }
     handle.flush();
-    if (remote.size !== undefined && at !== remote.size) {
-      throw new Error(`the download ended early\n  at: ${remote.url}\n  expected: ${remote.size} bytes\n  found: ${at} bytes\n  what to do: load the model again; the download goes on where it ended`);
-    }
     return at;
   } finally {
     handle.close();

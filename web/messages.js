@@ -11,11 +11,13 @@
  * @typedef {object} LoadMessage
  * @property {'load'} do
  * @property {File[]} [files] - the files of a model folder
- * @property {string} [url] - a model folder on a server; ends in a slash
+ * @property {string} [url] - a model on a server: a folder in Hugging Face layout, or a GGUF file
+ * @property {string} [hub] - a model by its name on huggingface.co: `ORG/NAME` or `ORG/NAME/FILE.gguf`
  * @property {LoadOptions} options
  *
  * @typedef {object} LoadOptions
  * @property {'f16' | 'f32'} [kv] - element type of the KV cache; f16 if absent
+ * @property {'q8' | 'q6' | 'q4'} [weights] - precision to which weights are quantized; that of the files if absent
  * @property {number} [context] - positions to load for; the model's maximum, at most 32,768, if absent
  * @property {string} [name] - name to show
  *
@@ -65,6 +67,7 @@
  *
  * @typedef {object} LoadedMessage
  * @property {'loaded'} type
+ * @property {number} [memory] - bytes of the engine's own memory, beside that of the GPU
  * @property {ModelInfo} info
  *
  * @typedef {object} ModelInfo

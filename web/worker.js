@@ -14,6 +14,7 @@ const NO_WEBGPU = 'This browser does not give the page a GPU. Use a current Chro
   'a secure page (https:// or localhost). In Chrome on Linux, switch on chrome://flags/#enable-unsafe-webgpu.';
 
 let wasm; // the module web/pkg/secateur.js
+let memory; // of that module; it only grows, hence its size is the most that was ever used
 let engine; // the loaded model, or undefined
 
 /**
@@ -25,7 +26,7 @@ const send = (message) => postMessage(message);
 async function start() {
   try {
     wasm = await import('./pkg/secateur.js');
-    await wasm.default();
+    memory = (await wasm.default())?.memory;
   } catch (error) {
     return fail('The engine could not be loaded', `${error}\nRun './x web': it builds web/pkg and serves this page.`);
   }
@@ -80,7 +81,7 @@ const jobs = {
       report(what, (done / total) * need.weights_bytes, need.weights_bytes);
     };
     engine = sources ? await wasm.Secateur.load(sources, settings, uploaded) : await wasm.Secateur.builtin(settings);
-    send({ type: 'loaded', info: JSON.parse(engine.info()) });
+    send({ type: 'loaded', info: JSON.parse(engine.info()), memory: memory?.buffer.byteLength });
   },
   /** @param {RunMessage} message */
   async run({ options }) {

@@ -6,6 +6,7 @@
 mod devtools;
 #[macro_use]
 mod ensure;
+mod loading;
 mod report;
 mod server;
 
@@ -94,6 +95,13 @@ fn main() -> ExitCode {
         ("kernels_conform_on_webgpu", kernels_conform_on_webgpu),
         ("a_request_is_resolved_as_on_the_command_line", a_request_is_resolved_as_on_the_command_line),
         ("greedy_ids_are_the_goldens", greedy_ids_are_the_goldens),
+        ("a_fetched_model_is_kept", loading::a_fetched_model_is_kept),
+        ("an_interrupted_download_goes_on", loading::an_interrupted_download_goes_on),
+        ("picked_files_are_read_in_pieces", loading::picked_files_are_read_in_pieces),
+        (
+            "what_cannot_run_is_refused_before_its_weights_are_read",
+            loading::what_cannot_run_is_refused_before_its_weights_are_read,
+        ),
         ("a_model_thinks_and_is_pruned", a_model_thinks_and_is_pruned),
     ];
     let site = match server::serve(0, route_for_tests) {
@@ -318,9 +326,9 @@ fn errors_are_shown_and_survived(site: &Site) -> Result {
     ensure!(text.as_str().is_some_and(|t| t.contains("unreachable executed")), "the error box: {text}");
 
     browser.eval("load({files: [new File(['x'], 'notes.txt')]})")?;
-    browser.wait("$('error-text').textContent.includes('No weights among these files')", STATE, SOON)?;
+    browser.wait("$('error-text').textContent.includes('these files have no weights')", STATE, SOON)?;
     browser.eval("load({url: location.origin + '/nowhere/'})")?;
-    browser.wait("$('error-text').textContent.includes('/nowhere/config.json: not found')", STATE, SOON)?;
+    browser.wait("$('error-text').textContent.includes('the model has no config.json')", STATE, SOON)?;
     ensure!(browser.eval("document.body.dataset.model ?? 'none'")? == "none", "a model that failed to load is in use");
     press_start(&mut browser, "go")?;
     browser.wait("$('status').textContent.includes('stopped: eos')", STATE, SOON)?;

@@ -1,16 +1,32 @@
 //! A static file server for localhost: enough HTTP for one page and its model.
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, Write},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
     net::{TcpListener, TcpStream},
     path::{Component, Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     thread,
     time::Duration,
 };
 
 /// Maps a path of the site, beginning with `/`, to the files whose contents are sent, one after the other.
 pub type Router = dyn Fn(&str) -> Vec<PathBuf> + Send + Sync;
+
+/// A request that came.
+#[derive(Debug, Clone)]
+pub struct Request {
+    pub method: String,
+    pub path: String,
+    /// The first byte that was asked for, if a part of a file was.
+    pub start: Option<u64>,
+}
+
+static REQUESTS: Mutex<Vec<Request>> = Mutex::new(Vec::new());
+
+/// The requests since the last call.
+pub fn requests() -> Vec<Request> {
+    std::mem::take(&mut *REQUESTS.lock().expect("no test panics"))
+}
 
 /// Serves until the process ends. `port` 0 takes a free one; the one taken is returned.
 pub fn serve(port: u16, router: impl Fn(&str) -> Vec<PathBuf> + Send + Sync + 'static) -> io::Result<u16> {
@@ -31,10 +47,19 @@ fn answer(stream: TcpStream, router: &Router) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(30)))?;
     let mut lines = BufReader::new(stream.try_clone()?).lines();
     let request = lines.next().unwrap_or(Ok(String::new()))?;
-    // The other headers do not matter here, yet a connection closed over unread ones is reset.
+    // A connection closed over headers that were not read is reset.
+    let mut start = None;
+    let mut end = None;
     for line in lines {
-        if line?.is_empty() {
+        let line = line?;
+        if line.is_empty() {
             break;
+        }
+        if let Some((name, value)) = line.split_once(": ")
+            && name.eq_ignore_ascii_case("range")
+            && let Some((first, last)) = value.strip_prefix("bytes=").and_then(|range| range.split_once('-'))
+        {
+            (start, end) = (first.parse().ok(), last.parse::<u64>().ok());
         }
     }
     let mut stream = stream;
@@ -43,17 +68,39 @@ fn answer(stream: TcpStream, router: &Router) -> io::Result<()> {
     let path = target.split(['?', '#']).next().unwrap_or("/");
     // Nothing here has an escaped name, and no path may climb out of its folder.
     let safe = !path.contains('%') && Path::new(path).components().all(|c| !matches!(c, Component::ParentDir));
-    if method != "GET" || !safe {
+    REQUESTS.lock().expect("no test panics").push(Request { method: method.into(), path: path.into(), start });
+    if !["GET", "HEAD"].contains(&method) || !safe {
         return write!(stream, "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     }
+    // Below this folder, connections break in the middle of a file; a part of a file is sent as a whole.
+    let breaks = path.starts_with("/broken/");
+    let path = path.strip_prefix("/broken").unwrap_or(path);
     match open_all(router(path)) {
-        Ok((kind, length, contents)) => {
+        Ok((kind, length, mut contents)) => {
+            let (first, last) = (start.unwrap_or(0), end.unwrap_or(length - 1).min(length - 1));
+            let status = match start {
+                Some(_) => format!("206 Partial Content\r\nContent-Range: bytes {first}-{last}/{length}"),
+                None => "200 OK".into(),
+            };
+            let sent = last + 1 - first;
             write!(
                 stream,
-                "HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\
-                 Cache-Control: no-store\r\nConnection: close\r\n\r\n"
+                "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {sent}\r\nAccept-Ranges: bytes\r\n\
+                 ETag: \"{length}\"\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
             )?;
-            contents.into_iter().try_for_each(|mut content| io::copy(&mut content, &mut stream).map(drop))
+            if method == "HEAD" {
+                return Ok(());
+            }
+            let mut left = if breaks && start.is_none() { sent / 2 } else { sent };
+            let mut skip = first;
+            for content in &mut contents {
+                let here = content.metadata()?.len();
+                let from = skip.min(here);
+                skip -= from;
+                content.seek(SeekFrom::Start(from))?;
+                left -= io::copy(&mut content.take(left), &mut stream)?;
+            }
+            Ok(())
         }
         Err(_) => write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
     }
