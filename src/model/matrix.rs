@@ -10,8 +10,9 @@ use crate::weights::precision::{Precision, Role};
 use crate::weights::{PackedRows, Weights};
 use std::ops::Range;
 
-/// Values of a matrix that the host holds at a time while it is uploaded.
-const BLOCK_VALUES: usize = 8 << 20;
+/// Values of a matrix that the host holds at a time while it is uploaded. Several cores share them where they are
+/// quantized. A page has one core, and little memory, which never shrinks.
+const BLOCK_VALUES: usize = if cfg!(target_family = "wasm") { 1 << 20 } else { 8 << 20 };
 
 /// A weight matrix `[rows, cols]` on the device, split by rows where the largest binding demands it and where the
 /// packing changes (q, k and v of a quantized mixture).
