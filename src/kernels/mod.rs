@@ -22,6 +22,9 @@ pub mod cases;
 mod cube;
 mod dtype;
 pub mod embed;
+pub mod expert_sum;
+pub mod expert_tiles;
+pub mod experts;
 mod in_place;
 mod kernel;
 pub mod key_similarity;
@@ -32,6 +35,7 @@ pub mod query_ring;
 pub mod readback;
 pub mod rms_norm;
 pub mod rope_append;
+pub mod router;
 pub mod sample;
 pub mod state;
 pub mod top_k;
@@ -82,6 +86,10 @@ registry! {
     embed: EmbedSpec, embed;
     matvec: LinearSpec, Mode, linear;
     matmul: ;
+    router: RouterSpec, router;
+    expert_tiles: TilesSpec, expert_tiles;
+    experts: Choices, ExpertsSpec, experts;
+    expert_sum: ExpertSumSpec, expert_sum;
     rms_norm: NormSpec, rms_norm;
     rope_append: RopeAppendSpec, rope_append;
     attention: AttentionSpec, attention;
@@ -117,6 +125,9 @@ pub fn variants() -> Vec<Variant> {
 
 /// The most rows that are forwarded at once: WebGPU limits a grid dimension to 65,535 workgroups.
 pub const MOST_ROWS: usize = 16_384;
+
+/// The most rows whose products do not depend, bit for bit, on how many they are: a decode step.
+pub const MOST_TOGETHER: usize = matvec::MOST;
 
 /// The layer, for kernels that read or write its keys and values.
 #[derive(Debug, Clone, Copy, PartialEq)]

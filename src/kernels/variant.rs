@@ -13,9 +13,10 @@ use crate::dtype::Dtype;
 
 pub(super) const COMMON: &str = include_str!("../../shaders/common.wgsl");
 /// Texts that a kernel includes by a line `// include NAME`.
-const INCLUDED: [(&str, &str); 2] = [
+const INCLUDED: [(&str, &str); 3] = [
     ("// include keys.wgsl", include_str!("../../shaders/keys.wgsl")),
     ("// include weights.wgsl", include_str!("../../shaders/weights.wgsl")),
+    ("// include dots.wgsl", include_str!("../../shaders/dots.wgsl")),
 ];
 
 /// The texts that stand in front of those of the kernels.

@@ -20,14 +20,15 @@ fn stems(directory: &str, extension: &str) -> BTreeSet<String> {
 }
 
 /// Texts that kernels share.
-const SHARED: [&str; 3] = ["common", "keys", "weights"];
+const SHARED: [&str; 4] = ["common", "dots", "keys", "weights"];
 
 #[test]
 fn shaders_and_kernels_name_each_other() {
-    // Shared text, a kernel with two passes, and one with two tilings.
+    // Shared text, a kernel with two passes, and two with two tilings.
     let of_kernel = |stem: &str| match stem {
         "attention_combine" => "attention".to_string(),
         "matmul_rows" => "matmul".to_string(),
+        "experts_rows" => "experts".to_string(),
         other => other.to_string(),
     };
     let shaders = stems("shaders", "wgsl");
