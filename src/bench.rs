@@ -199,7 +199,7 @@ pub async fn measure(
         first_prefill_seconds,
         prefill_tokens_per_second: Spread::of(rounds.iter().map(|r| rate(prompt * sequences, r.0))),
         decode_tokens_per_second: Spread::of(rounds.iter().map(|r| rate(steps * sequences, r.1))),
-        weight_bytes_per_token: model.step_bytes() / sequences as u64,
+        weight_bytes_per_token: model.step_bytes(sequences) / sequences as u64,
         kv_bytes_per_token: (slots * shape.token_bytes() as f64) as u64,
     })
 }

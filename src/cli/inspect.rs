@@ -84,6 +84,25 @@ struct Sizes {
     /// Layers without RoPE.
     #[serde(skip_serializing_if = "is_zero")]
     unrotated_layers: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    experts: Option<Experts>,
+}
+
+/// The experts of a mixture of experts.
+#[derive(Serialize)]
+struct Experts {
+    /// Experts of a layer.
+    count: usize,
+    /// Experts that are computed for a token.
+    per_token: usize,
+    /// Width of the feed-forward layer of an expert.
+    intermediate: usize,
+    /// Layers without experts.
+    dense_layers: usize,
+    /// Parameters that are used for a token.
+    active_parameters: u64,
+    /// Bytes of weights that a decode step of one sequence reads; `None` without weights.
+    step_bytes: Option<u64>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
@@ -216,6 +235,20 @@ fn inspect(
         Ok((_, weights)) => Some(required::device_bytes(weights, precision)?),
         Err(_) => None,
     };
+    let experts = match &config.experts {
+        None => None,
+        Some(mixture) => {
+            let step = |(_, weights): &(Stored, Weights)| required::step_bytes(&config, weights, precision);
+            Some(Experts {
+                count: mixture.experts,
+                per_token: mixture.experts_per_token,
+                intermediate: mixture.intermediate_size,
+                dense_layers: mixture.dense(config.num_layers),
+                active_parameters: config.active_parameters(),
+                step_bytes: opened.as_ref().ok().map(step).transpose()?,
+            })
+        }
+    };
     let weights = opened.ok().map(|(stored, _)| stored);
     let tokenizer = Tokenizer::load(source).map_err(&mut keep).ok();
     let template = ChatTemplate::load(source).map_err(&mut keep).ok();
@@ -282,6 +315,7 @@ fn inspect(
             rope_scaling: (config.rope_scaling != RopeScaling::None).then(|| config.rope_scaling.to_string()),
             rotary_dim: Some(config.rotary_dim).filter(|rotated| *rotated < config.head_dim),
             unrotated_layers: config.rotated_layers.unrotated(config.num_layers),
+            experts,
         },
         weights,
         generation: Generation {
@@ -365,6 +399,19 @@ fn report(i: &Inspection) -> String {
             format!("{}{unusable} with RoPE base {}{scaling}{part}{layers}", s.context, s.rope_theta)
         }),
     ];
+    if let Some(e) = &s.experts {
+        let dense = if e.dense_layers > 0 { format!(" in all but {} layers", e.dense_layers) } else { String::new() };
+        let read = e.step_bytes.map_or(String::new(), |bytes| format!("; a step reads {}", screen::bytes(bytes)));
+        let active = count(e.active_parameters);
+        let width = e.intermediate;
+        rows.push((
+            "experts",
+            format!(
+                "{} of {}{dense}, feed-forward {width}; {active} parameters for a token{read}",
+                e.per_token, e.count
+            ),
+        ));
+    }
     if let Some(w) = &i.weights {
         let types = w.types.iter().map(|t| format!("{} {} in {} tensors", screen::bytes(t.bytes), t.name, t.tensors));
         let types = types.collect::<Vec<_>>().join(", ");

@@ -12,6 +12,8 @@ pub enum Architecture {
     /// Qwen3 and R1-0528-Qwen3: q and k are RMS-normalised per head, and the head width is independent of the hidden
     /// size.
     Qwen3,
+    /// Qwen3-30B-A3B, Qwen3-235B-A22B and their like: Qwen3 with experts in all layers or some.
+    Qwen3Moe,
     /// Llama, R1-Distill-Llama and SmolLM: no normalisation, and no biases unless the config sets `attention_bias`.
     Llama,
     /// Mistral, Magistral and Ministral 8B: like Llama without biases, and the attention may have a sliding window.
@@ -40,14 +42,23 @@ pub(super) struct Defaults {
 
 impl Architecture {
     /// Every architecture.
-    pub const ALL: [Self; 7] =
-        [Self::Qwen2, Self::Qwen3, Self::Llama, Self::Mistral, Self::Ministral3, Self::SmolLM3, Self::Phi3];
+    pub const ALL: [Self; 8] = [
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Qwen3Moe,
+        Self::Llama,
+        Self::Mistral,
+        Self::Ministral3,
+        Self::SmolLM3,
+        Self::Phi3,
+    ];
 
     /// The class name that transformers writes in `architectures`.
     pub const fn class_name(self) -> &'static str {
         match self {
             Self::Qwen2 => "Qwen2ForCausalLM",
             Self::Qwen3 => "Qwen3ForCausalLM",
+            Self::Qwen3Moe => "Qwen3MoeForCausalLM",
             Self::Llama => "LlamaForCausalLM",
             Self::Mistral => "MistralForCausalLM",
             Self::Ministral3 => "Ministral3ForCausalLM",
@@ -61,6 +72,7 @@ impl Architecture {
         match self {
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Qwen3Moe => "qwen3_moe",
             Self::Llama => "llama",
             Self::Mistral => "mistral",
             Self::Ministral3 => "ministral3",
@@ -81,6 +93,7 @@ impl Architecture {
         match self {
             Self::Qwen2 | Self::Llama => common,
             Self::Qwen3 => Defaults { head_dim: Some(128), ..common },
+            Self::Qwen3Moe => Defaults { num_kv_heads: Some(4), ..common },
             Self::Mistral => Defaults { num_kv_heads: Some(8), sliding_window: Some(4096), ..common },
             Self::Ministral3 => Defaults { rms_norm_eps: 1e-5, head_dim: Some(128), num_kv_heads: Some(8), ..common },
             Self::SmolLM3 => Defaults { rope_theta: 2e6, tie_word_embeddings: true, num_kv_heads: Some(4), ..common },

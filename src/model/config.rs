@@ -4,6 +4,7 @@
 //! (`rope_parameters`, `dtype`) are both read. Features that secateur does not support are never ignored: they are
 //! errors that name the feature.
 pub use super::architecture::Architecture;
+pub use super::experts::MixtureOfExperts;
 use super::fields::Fields;
 use super::rope;
 pub use super::rope::{RopeScaling, RotatedLayers};
@@ -26,8 +27,10 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the feed-forward layer.
+    /// Width of the feed-forward layer, in layers that have no experts.
     pub intermediate_size: usize,
+    /// The experts, if the model has any.
+    pub experts: Option<MixtureOfExperts>,
     /// Number of decoder layers.
     pub num_layers: usize,
     /// Query heads per layer.
@@ -125,7 +128,7 @@ impl ModelConfig {
         let fields = Fields::new(config, place)?;
         let architecture = Architecture::of(&fields)?;
         let absent = architecture.defaults();
-        refuse_unsupported(&fields)?;
+        refuse_unsupported(&fields, architecture)?;
 
         let hidden_size = fields.size("hidden_size")?;
         let num_heads = fields.size("num_attention_heads")?;
@@ -186,6 +189,7 @@ impl ModelConfig {
             vocab_size,
             hidden_size,
             intermediate_size: fields.size("intermediate_size")?,
+            experts: MixtureOfExperts::parse(&fields, architecture, num_layers)?,
             num_layers,
             num_heads,
             num_kv_heads,
@@ -200,7 +204,7 @@ impl ModelConfig {
             rope_scaling,
             attention_bias: says_bias || architecture == Architecture::Qwen2,
             output_bias: says_bias,
-            qk_norm: architecture == Architecture::Qwen3,
+            qk_norm: matches!(architecture, Architecture::Qwen3 | Architecture::Qwen3Moe),
             fused_projections: architecture == Architecture::Phi3,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(absent.tie_word_embeddings),
             eos_token_ids,
@@ -274,13 +278,31 @@ impl ModelConfig {
 
     /// Number of parameters, including norms and biases. A tied embedding counts once.
     pub fn parameters(&self) -> u64 {
-        let [h, inter, q, kv] = [self.hidden_size, self.intermediate_size, self.q_size(), self.kv_size()];
+        self.parameters_of(self.experts.as_ref().map_or(0, |experts| experts.experts))
+    }
+
+    /// Number of parameters that are used for a token: like [`parameters`](Self::parameters), but of the experts only
+    /// those that are computed.
+    pub fn active_parameters(&self) -> u64 {
+        self.parameters_of(self.experts.as_ref().map_or(0, |experts| experts.experts_per_token))
+    }
+
+    /// The parameters, if a layer had `count` experts.
+    fn parameters_of(&self, count: usize) -> u64 {
+        let [h, q, kv, d] = [self.hidden_size, self.q_size(), self.kv_size(), self.head_dim].map(|n| n as u128);
         let biases = if self.attention_bias { q + 2 * kv } else { 0 } + if self.output_bias { h } else { 0 };
-        let norms = 2 * h + if self.qk_norm { 2 * self.head_dim } else { 0 };
+        let norms = 2 * h + if self.qk_norm { 2 * d } else { 0 };
         let heads = if self.tie_word_embeddings { 1 } else { 2 };
-        let [h64, attention] = [h as u64, (2 * q + 2 * kv) as u64];
-        let layer = h64 * (attention + 3 * inter as u64) + (biases + norms) as u64;
-        self.num_layers as u64 * layer + heads * self.vocab_size as u64 * h64 + h64
+        let (dense, experts) = match &self.experts {
+            None => (self.num_layers, 0),
+            Some(mixture) => {
+                (mixture.dense(self.num_layers), (mixture.experts + 3 * count * mixture.intermediate_size) as u128)
+            }
+        };
+        let attention = self.num_layers as u128 * (h * (2 * q + 2 * kv) + biases + norms);
+        let dense_rows = dense as u128 * 3 * self.intermediate_size as u128;
+        let rows = dense_rows + (self.num_layers - dense) as u128 * experts + heads * self.vocab_size as u128;
+        u64::try_from(attention + h * rows + h).unwrap_or(u64::MAX)
     }
 
     /// Size in bytes of one cached token: its keys and values in all layers, with the element type `kv` (f32 or f16).
@@ -347,15 +369,10 @@ fn sliding_window(fields: &Fields<'_>, architecture: Architecture) -> Result<Opt
     }
 }
 
-fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
+fn refuse_unsupported(fields: &Fields<'_>, architecture: Architecture) -> Result<()> {
     for name in ["vision_config", "audio_config", "text_config"] {
         if fields.get(name).is_some() {
             return Err(fields.unsupported(name, "models with image or audio input"));
-        }
-    }
-    for name in ["num_experts", "num_local_experts", "n_routed_experts", "moe_intermediate_size"] {
-        if fields.get(name).is_some_and(|value| value.as_u64() != Some(0)) {
-            return Err(fields.unsupported(name, "mixture-of-experts models"));
         }
     }
     if fields.get("quantization").is_some_and(Value::is_object) {
@@ -375,10 +392,11 @@ fn refuse_unsupported(fields: &Fields<'_>) -> Result<()> {
     }
     // Many configs contain a sliding window that is not used. It is used only if `use_sliding_window` is true, the
     // window has a width (absent means the default of transformers, null means none), and the model has more layers
-    // than `max_window_layers` (28 by default).
+    // than `max_window_layers` (28 by default; Qwen3-MoE does not read it).
     let slides = fields.flag("use_sliding_window")?.unwrap_or(false)
         && fields.map.get("sliding_window") != Some(&Value::Null)
-        && fields.optional_size("max_window_layers")?.unwrap_or(28) < fields.size("num_hidden_layers")?;
+        && (architecture == Architecture::Qwen3Moe
+            || fields.optional_size("max_window_layers")?.unwrap_or(28) < fields.size("num_hidden_layers")?);
     if slides {
         return Err(fields.unsupported("use_sliding_window", "sliding attention windows"));
     }

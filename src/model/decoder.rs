@@ -15,13 +15,14 @@ use crate::kernels::{
     MOST_ROWS, Mode, NormSpec, Reduce, RopeAppendSpec,
 };
 use crate::model::config::ModelConfig;
+use crate::model::feed_forward::FeedForward;
 pub use crate::model::limits::check_device;
 use crate::model::limits::{check_dimensions, check_partials, check_rope, usable_context};
 use crate::model::matrix::{Matrix, Uploader};
 use crate::model::{required, rope, tensors};
 use crate::policy::Positions;
+use crate::weights::Weights;
 use crate::weights::precision::{Precision, Role};
-use crate::weights::{PackedRows, Weights};
 use crate::{Error, ErrorKind, Result};
 
 /// One decoder layer's weights.
@@ -35,15 +36,12 @@ struct Layer {
     o: Matrix,
     o_bias: Option<Tensor<1>>,
     post_norm: Tensor<1>,
-    /// The products of SwiGLU, in order: one matrix with the rows of gate and up in turn, so that the product can
-    /// finish each pair; or, if their types differ, gate and then up.
-    gate_up: Vec<(Matrix, Mode)>,
-    down: Matrix,
+    feed_forward: FeedForward,
 }
 
 impl Layer {
     fn load(config: &ModelConfig, up: &Uploader<'_>, i: usize) -> Result<Self> {
-        let (h, inter) = (config.hidden_size, config.intermediate_size);
+        let h = config.hidden_size;
         let (q, kv) = (config.q_size(), config.kv_size());
         let name = |part: &str| format!("model.layers.{i}.{part}");
         let qkv = tensors::qkv(config, up, i)?;
@@ -78,22 +76,8 @@ impl Layer {
             // The results of attention, which it multiplies, are not padded.
             o: up.load(&name("self_attn.o_proj.weight"), Role::Inner, [h, q], false)?,
             post_norm: up.norm(up.weights.vector(&name("post_attention_layernorm.weight"), h)?),
-            gate_up: Self::load_gate_up(config, up, i)?,
-            down: up.load(&name("mlp.down_proj.weight"), Role::Inner, [h, inter], true)?,
+            feed_forward: FeedForward::load(config, up, i)?,
         })
-    }
-
-    /// The products of SwiGLU, for the field of the same name.
-    fn load_gate_up(config: &ModelConfig, uploader: &Uploader<'_>, layer: usize) -> Result<Vec<(Matrix, Mode)>> {
-        // Rows of zeros make zeros where the next product reads padded values.
-        let width = uploader.width(config.intermediate_size);
-        let [gate, up] = tensors::gate_up(config, uploader, layer)?;
-        let cols = gate.cols();
-        let (gate, up) = (gate.padded(width, cols)?, up.padded(width, cols)?);
-        if gate.dtype() == up.dtype() {
-            return Ok(vec![(uploader.matrix(&PackedRows::interleave_rows(&gate, &up)?)?, Mode::SwiGlu)]);
-        }
-        Ok(vec![(uploader.matrix(&gate)?, Mode::Store), (uploader.matrix(&up)?, Mode::Gated)])
     }
 }
 
@@ -179,8 +163,8 @@ impl Output {
 
 /// The model on a device.
 pub struct Decoder {
-    config: ModelConfig,
-    device: ComputeDevice,
+    pub(super) config: ModelConfig,
+    pub(super) device: ComputeDevice,
     embedding: Matrix,
     layers: Vec<Layer>,
     norm: Tensor<1>,
@@ -190,8 +174,8 @@ pub struct Decoder {
     rope: Tensor<1>,
     /// The ε of the norms over the residual stream.
     eps: f32,
-    /// Values of a row between SwiGLU and the product with down.
-    gated: usize,
+    /// Values of a row between SwiGLU and the product with down, in layers that have no experts.
+    pub(super) gated: usize,
     /// The table of the layers without RoPE, if there are any: cosines of 1 and sines of 0.
     unrotated: Option<Tensor<1>>,
     context: usize,
@@ -266,7 +250,7 @@ impl Decoder {
             unread,
             weight_bytes: 0,
         };
-        model.weight_bytes = model.matrices().map(Matrix::bytes).sum();
+        model.weight_bytes = model.matrices().map(Matrix::bytes).sum::<u64>() + model.expert_bytes();
         if let Some(precision) = precision
             && required::is_quantized(weights)
         {
@@ -303,18 +287,27 @@ impl Decoder {
         self.weight_bytes
     }
 
-    /// Bytes of the weight matrices that a decode step reads: all except an embedding that is not the head as well,
-    /// of which a step reads one row.
-    pub fn step_bytes(&self) -> u64 {
-        self.weight_bytes - if self.head.is_some() { self.embedding.bytes() } else { 0 }
+    /// Bytes of the weight matrices that a decode step of `sequences` sequences reads: all except an embedding that is
+    /// not the head as well, of which a step reads a few rows, and except the experts that are not chosen. If several
+    /// sequences choose different experts, all of those are read.
+    pub fn step_bytes(&self, sequences: usize) -> u64 {
+        let unread = if self.head.is_some() { self.embedding.bytes() } else { 0 };
+        let experts = self.expert_bytes();
+        let share = self.config.experts.as_ref().map_or(0.0, |mixture| mixture.share_read(sequences));
+        self.weight_bytes - unread - experts + (experts as f64 * share) as u64
     }
 
+    /// The matrices that every token multiplies, the embedding included.
     fn matrices(&self) -> impl Iterator<Item = &Matrix> {
         self.layers
             .iter()
-            .flat_map(|l| [&l.qkv, &l.o, &l.down].into_iter().chain(l.gate_up.iter().map(|(m, _)| m)))
+            .flat_map(|l| [&l.qkv, &l.o].into_iter().chain(l.feed_forward.matrices()))
             .chain([&self.embedding])
             .chain(&self.head)
+    }
+
+    fn expert_bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.feed_forward.expert_bytes()).sum()
     }
 
     /// Prepares to forward `input` at the next positions of its sequences: checks all limits, makes room in `cache`,
@@ -381,10 +374,7 @@ impl Decoder {
             self.track(i, &q, &lse, plan, cache);
             x = self.linear(&layer.o, &values, layer.o_bias.as_ref(), x, Mode::Add);
             let normed = kernels::rms_norm(&x, &layer.post_norm, norm);
-            let gated = self.empty(plan.n, self.gated);
-            let product = |out, (w, mode): &(Matrix, Mode)| self.linear(w, &normed, None, out, *mode);
-            let gated = layer.gate_up.iter().fold(gated, product);
-            x = self.linear(&layer.down, &gated, None, x, Mode::Add);
+            x = self.feed_forward(&layer.feed_forward, &normed, x);
         }
         Output { hidden: x, seqs: plan.input.seqs().len(), readout: rows }
     }
@@ -540,7 +530,7 @@ impl Decoder {
     }
 
     /// An uninitialised output of `[rows, cols]`.
-    fn empty(&self, rows: usize, cols: usize) -> Tensor<2> {
+    pub(super) fn empty(&self, rows: usize, cols: usize) -> Tensor<2> {
         empty_f32(&self.device.burn, [rows, cols])
     }
 
@@ -560,7 +550,14 @@ impl Decoder {
         })
     }
 
-    fn linear(&self, w: &Matrix, x: &Tensor<2>, bias: Option<&Tensor<1>>, out: Tensor<2>, mode: Mode) -> Tensor<2> {
+    pub(super) fn linear(
+        &self,
+        w: &Matrix,
+        x: &Tensor<2>,
+        bias: Option<&Tensor<1>>,
+        out: Tensor<2>,
+        mode: Mode,
+    ) -> Tensor<2> {
         let [n, cols] = x.dims();
         let [_, out_stride] = out.dims();
         assert_eq!(cols, w.cols, "a matrix takes vectors of its own width");

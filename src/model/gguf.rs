@@ -3,6 +3,7 @@ use crate::model::config::{Architecture, GenerationDefaults, ModelConfig, RopeSc
 use crate::weights::gguf::Gguf;
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 /// Tokens that always end an answer. Files often name only one end token, while chats of the same model end in
 /// another.
@@ -20,6 +21,9 @@ const END_TOKENS: [&str; 7] = [
 const REQUIRED: [&str; 5] =
     ["embedding_length", "feed_forward_length", "block_count", "attention.head_count", "context_length"];
 
+/// The metadata that every model with experts has.
+const EXPERTS: [&str; 3] = ["expert_count", "expert_used_count", "expert_feed_forward_length"];
+
 /// The configuration of the model in `gguf`.
 ///
 /// # Errors
@@ -33,6 +37,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
     let known = match architecture {
         "qwen2" => Architecture::Qwen2,
         "qwen3" => Architecture::Qwen3,
+        "qwen3moe" => Architecture::Qwen3Moe,
         // Mistral's models are written as Llama's, whose graph is the same.
         "llama" => Architecture::Llama,
         "mistral3" => Architecture::Ministral3,
@@ -41,7 +46,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
         other => {
             return Err(gguf
                 .error_at("general.architecture", format!("the architecture {other} is not supported"))
-                .expected("qwen2, qwen3, llama, mistral3, smollm3 or phi3"));
+                .expected("qwen2, qwen3, qwen3moe, llama, mistral3, smollm3 or phi3"));
         }
     };
     let key = |name: &str| format!("{architecture}.{name}");
@@ -54,12 +59,18 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
         ("num_key_value_heads", "attention.head_count_kv"),
         ("max_position_embeddings", "context_length"),
         ("num_experts", "expert_count"),
+        ("num_experts_per_tok", "expert_used_count"),
+        ("moe_intermediate_size", "expert_feed_forward_length"),
+        ("n_shared_experts", "expert_shared_count"),
+        ("n_group", "expert_group_count"),
         ("head_dim", "attention.key_length"),
         ("original_max_position_embeddings", "rope.scaling.original_context_length"),
     ] {
         match gguf.uint(&key(gguf_name))? {
             Some(value) => drop(config.insert(name.to_string(), json!(value))),
-            None if REQUIRED.contains(&gguf_name) => {
+            None if REQUIRED.contains(&gguf_name)
+                || (known == Architecture::Qwen3Moe && EXPERTS.contains(&gguf_name)) =>
+            {
                 let error = gguf.error_at(&key(gguf_name), "the GGUF file lacks a part of the model's configuration");
                 return Err(error.found("no such metadata").help("convert the model again with a current llama.cpp"));
             }
@@ -100,6 +111,9 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
     if let Some(scaling) = scaling {
         config.insert("rope_scaling".into(), scaling);
     }
+    if known == Architecture::Qwen3Moe {
+        experts(gguf, &key, &mut config)?;
+    }
     config.insert("eos_token_id".into(), json!(eos_ids(gguf)?));
 
     let mut config = ModelConfig::parse(&Value::Object(config), gguf.place(), None)?;
@@ -128,6 +142,28 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
     }
     config.generation = sampling(gguf)?;
     Ok(config)
+}
+
+/// What metadata says of experts apart from sizes. llama.cpp normalises the weights of the experts of this architecture,
+/// unless the file says something else.
+fn experts(gguf: &Gguf, key: &dyn Fn(&str) -> String, config: &mut Map<String, Value>) -> Result<()> {
+    let normalised = gguf.flag(&key("expert_weights_norm"))?.unwrap_or(true);
+    config.insert("norm_topk_prob".into(), json!(normalised));
+    if let Some(scale) = gguf.number(&key("expert_weights_scale"))?.filter(|scale| *scale != 0.0) {
+        config.insert("routed_scaling_factor".into(), json!(scale));
+    }
+    match gguf.uint(&key("expert_gating_func"))? {
+        None | Some(0 | 1) => {}
+        Some(_) => drop(config.insert("scoring_func".into(), json!("another function"))),
+    }
+    // The format has no metadata about layers without experts: they have no router.
+    let layers_with = |part: &str| -> BTreeSet<u64> {
+        let layer = |name: &str| name.strip_prefix("blk.")?.strip_suffix(part)?.parse().ok();
+        gguf.names().filter_map(layer).collect()
+    };
+    let dense = &layers_with(".ffn_gate.weight") - &layers_with(".ffn_gate_inp.weight");
+    config.insert("mlp_only_layers".into(), json!(dense));
+    Ok(())
 }
 
 /// Refuses a part of a split model that was opened without the others.

@@ -14,12 +14,13 @@ pub(super) fn usable_context(config: &ModelConfig, context: usize) -> usize {
 /// `context` positions. Reads no weights, so a request can be refused before gigabytes are read.
 ///
 /// # Errors
-/// [`ErrorKind::Model`] for dimensions that no kernel takes, [`ErrorKind::Device`] when the RoPE table, or the
-/// partial results of attention for all sequences, would exceed the largest buffer.
+/// [`ErrorKind::Model`] for dimensions that no kernel takes, [`ErrorKind::Device`] when the RoPE table, the results of
+/// the experts of all sequences, or the partial results of their attention would exceed the largest buffer.
 pub fn check_device(config: &ModelConfig, sequences: usize, context: usize, device: &ComputeDevice) -> Result<()> {
     let context = usable_context(config, context);
     check_dimensions(config, device)?;
     check_rope(config, context, device)?;
+    check_choices(config, sequences, device)?;
     let ModelConfig { head_dim: d, num_heads: heads, num_kv_heads: kv_heads, .. } = *config;
     let layer =
         LayerSpec { dtype: Dtype::F16, d, heads, kv_heads, layer_table_offset: 0, positions: context, compact: false };
@@ -54,6 +55,21 @@ pub(super) fn check_partials(spec: AttentionSpec, device: &ComputeDevice) -> Res
         .expected(format!("at most {most} bytes"))
         .found(format!("{bytes} bytes for {} sequences with up to {} slots", spec.n / spec.chunk, spec.most_seen))
         .help("run fewer `sequences`, or lower `context`"))
+}
+
+/// Whether the results of the experts of `n` rows fit into the largest buffer.
+fn check_choices(config: &ModelConfig, n: usize, device: &ComputeDevice) -> Result<()> {
+    let Some(mixture) = &config.experts else { return Ok(()) };
+    let widest = config.hidden_size.max(mixture.intermediate_size).next_multiple_of(32);
+    let (bytes, most) = ((n * mixture.experts_per_token * widest * 4) as u64, device.info.max_binding_bytes);
+    if bytes <= most {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Device, "the results of the experts exceed the adapter's largest buffer")
+        .at(device.info.line())
+        .expected(format!("at most {most} bytes"))
+        .found(format!("{bytes} bytes for {n} rows at once, of {} experts each", mixture.experts_per_token))
+        .help("run fewer `sequences`, or use another device"))
 }
 
 /// Whether the kernels can run these dimensions. Nearly all published models of the supported architectures have such

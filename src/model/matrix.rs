@@ -1,13 +1,14 @@
 //! Weight matrices on the device, and their upload.
 use burn::tensor::{Int, Tensor};
 
-use crate::Result;
+use super::experts::too_large;
 use crate::device::ComputeDevice;
 use crate::dtype::Dtype;
 use crate::kernels;
 use crate::kernels::memory::{empty_u32, write_u32};
 use crate::weights::precision::{Precision, Role};
 use crate::weights::{PackedRows, Weights};
+use crate::{Error, ErrorKind, Result};
 use std::ops::Range;
 
 /// Values of a matrix that the host holds at a time while it is uploaded. Several cores share them where they are
@@ -36,6 +37,31 @@ impl Matrix {
     /// Bytes on the device.
     pub fn bytes(&self) -> u64 {
         self.shards.iter().map(|shard| (shard.rows * shard.dtype.row_words(self.cols) * 4) as u64).sum()
+    }
+}
+
+/// The matrices `[rows, cols]` of all experts of a layer on the device, split between experts where the largest binding
+/// demands it.
+pub(super) struct ExpertMatrices {
+    pub shards: Vec<ExpertShard>,
+    pub rows: usize,
+    pub cols: usize,
+    pub dtype: Dtype,
+}
+
+/// The matrices of some experts, in a buffer of their own.
+pub(super) struct ExpertShard {
+    pub first_expert: usize,
+    pub experts: usize,
+    /// The packed rows.
+    pub words: Tensor<1, Int>,
+}
+
+impl ExpertMatrices {
+    /// Bytes on the device.
+    pub fn bytes(&self) -> u64 {
+        let row = self.dtype.row_words(self.cols) * 4;
+        self.shards.iter().map(|shard| (shard.experts * self.rows * row) as u64).sum()
     }
 }
 
@@ -149,17 +175,15 @@ impl<'a> Uploader<'a> {
         let per_shard = usize::try_from(most / (row_words as u64 * 4)).unwrap_or(rows).min(rows);
         let per_shard = if per_shard < rows { (per_shard & !1).max(1) } else { per_shard };
         let block = (BLOCK_VALUES / cols).max(1);
-        let burn = &self.device.burn;
         let mut shards = Vec::new();
         for first_row in (0..rows).step_by(per_shard) {
             let last_row = (first_row + per_shard).min(rows);
             let shard_rows = last_row - first_row;
             let words = if shard_rows <= block {
-                let words = read(first_row..last_row)?.into_words();
-                burn.memory_persistent_allocations(words, |words| kernels::u32_tensor(words, burn))
+                self.words(read(first_row..last_row)?.into_words())
             } else {
                 let size = shard_rows * row_words;
-                let mut words = burn.memory_persistent_allocations((), |()| empty_u32(burn, size));
+                let mut words = self.empty(size);
                 for start in (first_row..last_row).step_by(block) {
                     let part = read(start..(start + block).min(last_row))?.into_words();
                     words = write_u32(words, (start - first_row) * row_words, part);
@@ -169,6 +193,69 @@ impl<'a> Uploader<'a> {
             shards.push(Shard { first_row, rows: shard_rows, dtype, words });
         }
         Ok(Matrix { shards, rows, cols })
+    }
+
+    /// Uploads the matrices of `count` experts, which `matrix` reads one after the other. The host holds a block of them
+    /// at a time.
+    ///
+    /// # Errors
+    /// Those of `matrix`; an expert that is larger than the largest binding.
+    pub fn experts(
+        &self,
+        count: usize,
+        mut matrix: impl FnMut(usize) -> Result<PackedRows<'static>>,
+    ) -> Result<ExpertMatrices> {
+        let most = self.device.info.max_binding_bytes;
+        let mut next = matrix(0)?;
+        let (rows, cols, dtype, size) = (next.rows(), next.cols(), next.dtype(), next.words().len());
+        let per_shard = usize::try_from(most / (size as u64 * 4)).unwrap_or(usize::MAX).min(count);
+        if per_shard == 0 {
+            return Err(too_large(size as u64 * 4, most).at(self.device.info.line()));
+        }
+        let mut read = |experts: Range<usize>| {
+            let mut words = Vec::with_capacity(experts.len() * size);
+            for expert in experts {
+                if expert > 0 {
+                    next = matrix(expert)?;
+                }
+                if (next.rows(), next.cols(), next.dtype()) != (rows, cols, dtype) {
+                    return Err(Error::new(ErrorKind::Model, "the experts of a layer differ in element type")
+                        .expected(format!("{dtype}, as the first"))
+                        .found(format!("{} in expert {expert}", next.dtype())));
+                }
+                words.extend_from_slice(next.words());
+            }
+            Ok(words)
+        };
+        let block = (BLOCK_VALUES / (rows * cols)).max(1);
+        let mut shards = Vec::new();
+        for first_expert in (0..count).step_by(per_shard) {
+            let last = (first_expert + per_shard).min(count);
+            let experts = last - first_expert;
+            let words = if experts <= block {
+                self.words(read(first_expert..last)?)
+            } else {
+                let mut words = self.empty(experts * size);
+                for start in (first_expert..last).step_by(block) {
+                    words = write_u32(words, (start - first_expert) * size, read(start..(start + block).min(last))?);
+                }
+                words
+            };
+            shards.push(ExpertShard { first_expert, experts, words });
+        }
+        Ok(ExpertMatrices { shards, rows, cols, dtype })
+    }
+
+    /// Uploads packed words, for as long as the model is loaded.
+    fn words(&self, words: Vec<u32>) -> Tensor<1, Int> {
+        let burn = &self.device.burn;
+        burn.memory_persistent_allocations(words, |words| kernels::u32_tensor(words, burn))
+    }
+
+    /// A buffer for packed words, for as long as the model is loaded.
+    fn empty(&self, words: usize) -> Tensor<1, Int> {
+        let burn = &self.device.burn;
+        burn.memory_persistent_allocations((), |()| empty_u32(burn, words))
     }
 
     /// Uploads matrices of one width as one, below each other: in one buffer if their element types agree.

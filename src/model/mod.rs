@@ -2,6 +2,8 @@
 mod architecture;
 pub mod config;
 pub mod decoder;
+pub mod experts;
+mod feed_forward;
 mod fields;
 mod gguf;
 mod limits;

@@ -1,8 +1,9 @@
 //! The tensors that a model needs, so that weights can be checked before any of them is read.
 use crate::Result;
 use crate::dtype::Dtype;
-use crate::model::config::ModelConfig;
+use crate::model::config::{MixtureOfExperts, ModelConfig};
 use crate::model::matrix::padded_width;
+use crate::model::tensors::{ExpertNames, StoredExperts};
 use crate::weights::Weights;
 use crate::weights::precision::{Precision, Role};
 
@@ -26,13 +27,10 @@ pub fn check(config: &ModelConfig, weights: &Weights) -> Result<()> {
         part("post_attention_layernorm.weight", &[h])?;
         if config.fused_projections {
             part("self_attn.qkv_proj.weight", &[q + 2 * kv, h])?;
-            part("mlp.gate_up_proj.weight", &[2 * inter, h])?;
         } else {
             for (what, rows) in [("q", q), ("k", kv), ("v", kv)] {
                 part(&format!("self_attn.{what}_proj.weight"), &[rows, h])?;
             }
-            part("mlp.gate_proj.weight", &[inter, h])?;
-            part("mlp.up_proj.weight", &[inter, h])?;
         }
         for (what, rows) in [("q", q), ("k", kv), ("v", kv)] {
             if config.attention_bias {
@@ -47,38 +45,98 @@ pub fn check(config: &ModelConfig, weights: &Weights) -> Result<()> {
             part("self_attn.q_norm.weight", &[d])?;
             part("self_attn.k_norm.weight", &[d])?;
         }
+        if let Some(mixture) = config.experts.as_ref().filter(|mixture| mixture.has_experts(i)) {
+            check_experts(config, mixture, weights, i)?;
+            continue;
+        }
+        if config.fused_projections {
+            part("mlp.gate_up_proj.weight", &[2 * inter, h])?;
+        } else {
+            part("mlp.gate_proj.weight", &[inter, h])?;
+            part("mlp.up_proj.weight", &[inter, h])?;
+        }
         part("mlp.down_proj.weight", &[h, inter])?;
     }
     Ok(())
+}
+
+/// Checks the router and the experts of a layer.
+fn check_experts(config: &ModelConfig, mixture: &MixtureOfExperts, weights: &Weights, layer: usize) -> Result<()> {
+    let (h, inter, count) = (config.hidden_size, mixture.intermediate_size, mixture.experts);
+    let expect = |name: &str, shape: &[usize]| weights.expect(name, shape)?.packed_dtype().map(drop);
+    expect(&format!("model.layers.{layer}.mlp.gate.weight"), &[count, h])?;
+    let names = ExpertNames::of(weights, layer);
+    let [gate, up, down] = names.expert(0);
+    match names.stored {
+        StoredExperts::Fused => expect(&gate, &[count, 2 * inter, h])?,
+        StoredExperts::Stacked => {
+            expect(&gate, &[count, inter, h])?;
+            expect(&up, &[count, inter, h])?;
+        }
+        StoredExperts::Each => {
+            for [gate, up, down] in (0..count).map(|expert| names.expert(expert)) {
+                expect(&gate, &[inter, h])?;
+                expect(&up, &[inter, h])?;
+                expect(&down, &[h, inter])?;
+            }
+            return Ok(());
+        }
+    }
+    expect(&down, &[count, h, inter])
 }
 
 /// The bytes of all weights on the device, for weights of this precision: the types that
 /// [`Decoder::load`](super::decoder::Decoder::load) gives the matrices, but for those of a fused q, k and v, which count as
 /// one. Tensors that it does not load count as well, with their bytes in the file.
 pub fn device_bytes(weights: &Weights, precision: Option<Precision>) -> Result<u64> {
+    bytes_of(weights, precision, |_| 1.0)
+}
+
+/// The bytes of weights that one decode step of one sequence reads: those of [`device_bytes`] without an embedding that
+/// is not the head as well, and without the experts that are not chosen.
+pub fn step_bytes(config: &ModelConfig, weights: &Weights, precision: Option<Precision>) -> Result<u64> {
+    let experts = config.experts.as_ref().map_or(1.0, |mixture| mixture.share_read(1));
+    bytes_of(weights, precision, |name| match name {
+        "model.embed_tokens.weight" if !config.tie_word_embeddings => 0.0,
+        _ if name.contains(".mlp.experts.") => experts,
+        _ => 1.0,
+    })
+}
+
+/// The bytes of the tensors on the device, each multiplied by `share(name)`.
+fn bytes_of(weights: &Weights, precision: Option<Precision>, share: impl Fn(&str) -> f64) -> Result<u64> {
     let mut bytes = 0u64;
     for name in weights.names() {
         let tensor = weights.tensor(name)?;
-        let (&[rows, cols], Some(stored)) = (tensor.shape, tensor.stored.packed()) else {
-            bytes = bytes.saturating_add(tensor.size());
+        let mut add = |size: u64| bytes = bytes.saturating_add((size as f64 * share(name)) as u64);
+        let (&[ref outer @ .., rows, cols], Some(stored)) = (tensor.shape, tensor.stored.packed()) else {
+            add(tensor.size());
             continue;
         };
-        let role = match name {
-            _ if name.contains("embed_tokens") || name.starts_with("lm_head") => Role::Vocabulary,
-            _ if name.contains(".v_proj.") => Role::Values,
-            _ => Role::Inner,
-        };
+        let rows = outer.iter().fold(rows as u64, |rows, count| rows.saturating_mul(*count as u64));
+        let role = role_of(name);
         let padded = !stored.is_quantized() && !name.contains(".o_proj.");
         let cols = if padded { padded_width(cols, precision) } else { cols };
         let dtype = precision.map_or(stored, |precision| precision.dtype(stored, role, cols));
-        bytes = bytes.saturating_add((rows as u64).saturating_mul(dtype.row_words(cols) as u64 * 4));
+        add(rows.saturating_mul(dtype.row_words(cols) as u64 * 4));
     }
     Ok(bytes)
 }
 
-/// Whether every matrix is quantized in the file, so that a precision changes none of them.
+/// What the matrix `name` is used for.
+fn role_of(name: &str) -> Role {
+    match name {
+        _ if name.contains("embed_tokens") || name.starts_with("lm_head") => Role::Vocabulary,
+        _ if name.contains(".v_proj.") => Role::Values,
+        _ if name.ends_with(".mlp.gate.weight") => Role::Router,
+        _ => Role::Inner,
+    }
+}
+
+/// Whether every matrix but the routers is quantized in the file, so that a precision changes none of them.
 pub fn is_quantized(weights: &Weights) -> bool {
-    let matrices = weights.names().filter_map(|name| weights.find(name)).filter(|tensor| tensor.shape.len() == 2);
+    let names = weights.names().filter(|name| role_of(name) != Role::Router);
+    let matrices = names.filter_map(|name| weights.find(name)).filter(|tensor| tensor.shape.len() >= 2);
     let mut types = matrices.map(|tensor| tensor.stored.packed()).peekable();
     types.peek().is_some() && types.all(|dtype| dtype.is_some_and(Dtype::is_quantized))
 }

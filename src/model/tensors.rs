@@ -8,11 +8,11 @@
 //! of q and k brings each pair to the components that the kernels rotate together. Attention scores, the norms of keys
 //! and their similarities are sums over the components, so that their order does not matter. The RoPE table does not
 //! rotate the other pairs ([`rope::table`](super::rope::table)).
-use super::config::ModelConfig;
+use super::config::{MixtureOfExperts, ModelConfig};
 use super::matrix::Uploader;
 use crate::Result;
-use crate::weights::PackedRows;
 use crate::weights::precision::Role;
+use crate::weights::{PackedRows, Weights};
 use std::ops::Range;
 
 /// The rows of the queries, of the keys and of the values of a layer, each `[rows, hidden_size]`.
@@ -52,6 +52,106 @@ pub(super) fn gate_up<'a>(config: &ModelConfig, up: &Uploader<'a>, layer: usize)
             Ok([rows(&both, 0..inter)?, rows(&both, inter..2 * inter)?])
         }
         false => Ok([up.rows(&name("gate"), Role::Inner, inter, h)?, up.rows(&name("up"), Role::Inner, inter, h)?]),
+    }
+}
+
+/// How a checkpoint stores the experts of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StoredExperts {
+    /// Three matrices of each expert.
+    Each,
+    /// One tensor of the gates of all experts, one of their ups and one of their downs, as in GGUF files.
+    Stacked,
+    /// One tensor of the gates and ups of all experts, the rows of gate first, and one of their downs, as in the memory
+    /// of transformers 5.
+    Fused,
+}
+
+/// The names of the tensors of the experts of a layer.
+pub(super) struct ExpertNames {
+    pub stored: StoredExperts,
+    /// Of the gates, of the ups and of the downs; the first two are the same if they are fused. `{}` stands for the
+    /// number of an expert.
+    names: [String; 3],
+}
+
+impl ExpertNames {
+    pub fn of(weights: &Weights, layer: usize) -> Self {
+        let name = |part: &str| format!("model.layers.{layer}.mlp.experts.{part}");
+        let (stored, names) = if weights.contains(&name("gate_up_proj")) {
+            (StoredExperts::Fused, ["gate_up_proj", "gate_up_proj", "down_proj"])
+        } else if weights.contains(&name("gate_proj.weight")) {
+            (StoredExperts::Stacked, ["gate_proj.weight", "up_proj.weight", "down_proj.weight"])
+        } else {
+            (StoredExperts::Each, ["{}.gate_proj.weight", "{}.up_proj.weight", "{}.down_proj.weight"])
+        };
+        Self { stored, names: names.map(name) }
+    }
+
+    /// The names of an expert's gate, up and down.
+    pub fn expert(&self, expert: usize) -> [String; 3] {
+        self.names.each_ref().map(|name| name.replace("{}", &expert.to_string()))
+    }
+
+    /// The rows of gate, up or down (`part` 0, 1 or 2) of an expert, `[rows, width of cols]`, in the element type that
+    /// they get.
+    fn read<'a>(
+        &self,
+        up: &Uploader<'a>,
+        part: usize,
+        [count, rows, cols]: [usize; 3],
+        expert: usize,
+    ) -> Result<PackedRows<'a>> {
+        let name = &self.expert(expert)[part];
+        let matrix = match self.stored {
+            StoredExperts::Each => up.weights.matrix(name, rows, cols)?,
+            StoredExperts::Fused if part < 2 => {
+                let both = up.weights.matrix_of(name, [count, 2 * rows, cols], expert)?;
+                self::rows(&both, part * rows..(part + 1) * rows)?
+            }
+            _ => up.weights.matrix_of(name, [count, rows, cols], expert)?,
+        };
+        let width = if matrix.dtype().is_quantized() { cols } else { up.width(cols) };
+        up.precise(name, matrix.padded(rows, width)?, Role::Inner)
+    }
+
+    /// The rows of gate and of up of an expert, each `[width of the expert, hidden_size]`: rows of zeros make zeros where
+    /// the product with down reads padded values.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has the wrong shape or type.
+    pub fn gate_up<'a>(
+        &self,
+        config: &ModelConfig,
+        mixture: &MixtureOfExperts,
+        up: &Uploader<'a>,
+        expert: usize,
+    ) -> Result<[PackedRows<'a>; 2]> {
+        let shape = [mixture.experts, mixture.intermediate_size, config.hidden_size];
+        let part = |part: usize| {
+            let rows = self.read(up, part, shape, expert)?;
+            let cols = rows.cols();
+            rows.padded(up.width(mixture.intermediate_size), cols)
+        };
+        Ok([part(0)?, part(1)?])
+    }
+
+    /// The rows of down of an expert, `[width of the residual stream, width of the expert]`: rows of zeros make zeros
+    /// where the residual stream is padded.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has the wrong shape or type.
+    pub fn down<'a>(
+        &self,
+        config: &ModelConfig,
+        mixture: &MixtureOfExperts,
+        up: &Uploader<'a>,
+        expert: usize,
+    ) -> Result<PackedRows<'a>> {
+        let shape = [mixture.experts, config.hidden_size, mixture.intermediate_size];
+        let rows = self.read(up, 2, shape, expert)?;
+        let cols = rows.cols();
+        rows.padded(up.width(config.hidden_size), cols)
     }
 }
 

@@ -25,6 +25,9 @@ pub enum Role {
     Vocabulary,
     /// The projection to the values of attention.
     Values,
+    /// The projection to the logits by which experts are chosen. It keeps its element type: it is small, and an error
+    /// can change which experts are computed.
+    Router,
     /// Every other matrix.
     Inner,
 }
@@ -47,6 +50,7 @@ impl Precision {
     /// 32 keep their type, which happens to the output projection of attention alone, since the others are padded.
     pub fn dtype(self, stored: Dtype, role: Role, cols: usize) -> Dtype {
         let (large, small) = match (self, role) {
+            (_, Role::Router) => (stored, stored),
             (Self::Q8, _) | (Self::Q6, Role::Vocabulary) => (Dtype::Q8_0, Dtype::Q8_0),
             (Self::Q6, _) | (Self::Q4, Role::Vocabulary | Role::Values) => (Dtype::Q6K, Dtype::Q8_0),
             (Self::Q4, Role::Inner) => (Dtype::Q4K, Dtype::Q5_0),
@@ -102,6 +106,7 @@ mod tests {
             (Precision::Q4, Role::Values, 1536, Q6K),
             (Precision::Q4, Role::Vocabulary, 576, Q8_0),
             (Precision::Q4, Role::Inner, 72, BF16),
+            (Precision::Q4, Role::Router, 2048, BF16),
         ] {
             assert_eq!(precision.dtype(BF16, role, cols), expected, "{precision} {role:?} {cols}");
         }

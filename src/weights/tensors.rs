@@ -173,6 +173,17 @@ impl Weights {
         self.expect(name, &[rows, cols])?.to_rows()
     }
 
+    /// Matrix `index` of the tensor `name` of shape `[count, rows, cols]` as packed rows, in its own element type.
+    ///
+    /// # Errors
+    /// If the tensor is missing, has another shape, or has an element type that is not supported.
+    pub fn matrix_of(&self, name: &str, [count, rows, cols]: [usize; 3], index: usize) -> Result<PackedRows<'_>> {
+        let tensor = self.expect(name, &[count, rows, cols])?;
+        let size = tensor.size() / count as u64;
+        let bytes = tensor.piece(index as u64 * size, usize::try_from(size).unwrap_or(usize::MAX))?;
+        PackedRows::from_le_cow(tensor.packed_dtype()?, rows, cols, bytes).map_err(|e| e.at(tensor.place()))
+    }
+
     /// The vector `name` of `len` elements, converted to f32.
     ///
     /// # Errors

@@ -260,7 +260,7 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
         (llama().without("general.architecture"), vec!["does not name the architecture", "general.architecture"]),
         (
             llama().with("general.architecture", textv("gemma3")),
-            vec!["architecture gemma3 is not supported", "qwen2, qwen3, llama, mistral3, smollm3 or phi3"],
+            vec!["architecture gemma3 is not supported", "qwen2, qwen3, qwen3moe, llama, mistral3, smollm3 or phi3"],
         ),
         (llama().with("general.architecture", u32v(1)), vec!["a metadata value has the wrong type", "a text", "1"]),
         (llama().with("split.count", u32v(3)), vec!["only a part", "3 files", "part 1 of 3", "--merge"]),
@@ -673,5 +673,43 @@ fn real_tokenizers_survive_the_way_through_gguf() -> Outcome {
         }
         report!("ran: {folder} through GGUF, {ran} texts");
     }
+    Ok(())
+}
+
+/// The metadata of Qwen3-MoE, and its layers without a router, of which the format says nothing else.
+#[test]
+fn experts_are_read_from_the_metadata() -> Outcome {
+    let file = |pairs: &[(&str, Vec<u8>)]| {
+        let mut file = llama().with("general.architecture", textv("qwen3moe"));
+        for (key, value) in llama().pairs.iter().filter_map(|(key, value)| Some((key.strip_prefix("llama.")?, value))) {
+            file = file.with(&format!("qwen3moe.{key}"), value.clone());
+        }
+        for (key, value) in [("expert_count", 4), ("expert_used_count", 2), ("expert_feed_forward_length", 8)] {
+            file = file.with(&format!("qwen3moe.{key}"), u32v(value));
+        }
+        file = file.with("qwen3moe.block_count", u32v(2)).f32s(
+            "blk.1.ffn_gate_inp.weight",
+            &[16, 4],
+            (0..).map(|i| i as f32),
+        );
+        pairs.iter().fold(file, |file, (key, value)| file.with(&format!("qwen3moe.{key}"), value.clone()))
+    };
+    let mixture = file(&[]).config()?.experts.ok_or("experts")?;
+    assert_eq!((mixture.experts, mixture.experts_per_token, mixture.intermediate_size), (4, 2, 8));
+    assert!(mixture.normalised, "as llama.cpp does");
+    assert_eq!([mixture.has_experts(0), mixture.has_experts(1)], [false, true], "the first layer has no router");
+    let shares = file(&[("expert_weights_norm", [7u32.to_le_bytes().to_vec(), vec![0]].concat())]);
+    assert!(!shares.config()?.experts.ok_or("experts")?.normalised);
+    for (key, value, parts) in [
+        ("expert_shared_count", u32v(1), vec!["experts that every token shares", "1"]),
+        ("expert_group_count", u32v(4), vec!["groups of experts", "4"]),
+        ("expert_weights_scale", f32v(2.5), vec!["scaled results", "2.5"]),
+        ("expert_gating_func", u32v(2), vec!["scoring_func", "softmax"]),
+        ("expert_used_count", u32v(5), vec!["num_experts_per_tok", "at most num_experts, 4", "5"]),
+    ] {
+        assert_says(&message(file(&[(key, value)]).config()), &parts);
+    }
+    let without = file(&[]).without("qwen3moe.expert_used_count");
+    assert_says(&message(without.config()), &["qwen3moe.expert_used_count", "no such metadata"]);
     Ok(())
 }

@@ -178,6 +178,11 @@ impl Gguf {
         matches!(self.metadata.get(key), Some(Value::List { .. }))
     }
 
+    /// The names of all tensors, as the file has them.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.tensors.iter().map(|info| info.name.as_str())
+    }
+
     /// The shape of the tensor `name`, outermost dimension first, or `None` if the file has no such tensor.
     pub fn shape_of(&self, name: &str) -> Option<Vec<usize>> {
         let info = self.tensors.iter().find(|info| info.name == name)?;

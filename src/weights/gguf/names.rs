@@ -81,6 +81,11 @@ fn hf_name(architecture: &str, name: &str) -> String {
         "ffn_up" if architecture == "phi3" => "mlp.gate_up_proj",
         "ffn_up" => "mlp.up_proj",
         "ffn_down" => "mlp.down_proj",
+        "ffn_gate_inp" => "mlp.gate",
+        // The matrices of all experts in one tensor. Hugging Face checkpoints have one tensor for each expert.
+        "ffn_gate_exps" => "mlp.experts.gate_proj",
+        "ffn_up_exps" => "mlp.experts.up_proj",
+        "ffn_down_exps" => "mlp.experts.down_proj",
         _ => return name.to_string(),
     };
     format!("model.layers.{layer}.{part}.{what}")

@@ -210,6 +210,7 @@ fn inspect_says_what_rope_rotates_and_which_contexts_can_be_used() {
         (golden("smollm3-bf16"), "4096 with RoPE base 5000000, none in 1 of 3 layers\n"),
         (golden("phi3-long-f16"), "longrope over 6, attention factor 1.8659, 24 values of a head rotated\n"),
         (golden("mistral-f16"), "4096 with RoPE base 1000000000\n"),
+        (golden("qwen3moe-bf16"), "experts       3 of 9 in all but 1 layers, feed-forward 24; "),
         (ministral.clone(), "256 of 1024 with RoPE base 1000000, yarn, factor 4 over 256, attention factor 1.0000\n"),
     ] {
         let ran = run(&["inspect", &model]);

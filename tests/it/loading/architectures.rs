@@ -1,4 +1,4 @@
-//! What the configs of SmolLM3, Mistral and Phi-3 say. The sizes are those of published models, and the numbers of
+//! What the configs of SmolLM3, Mistral, Phi-3 and Qwen3-MoE say. The sizes are those of published models, and the numbers of
 //! parameters those that their authors count.
 use super::Outcome;
 use crate::common::directory;
@@ -263,4 +263,73 @@ fn their_kinds_of_templates_render_as_in_transformers() -> Outcome {
     }
     assert_eq!(rendered, expected);
     Ok(())
+}
+
+/// Qwen3-30B-A3B.
+fn qwen3_moe() -> Value {
+    json!({
+        "architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "hidden_act": "silu", "hidden_size": 2048,
+        "intermediate_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 32, "num_key_value_heads": 4,
+        "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960, "max_window_layers": 48,
+        "rms_norm_eps": 1e-6, "rope_theta": 1e6, "rope_scaling": null, "sliding_window": null,
+        "use_sliding_window": false, "attention_bias": false, "tie_word_embeddings": false, "eos_token_id": 151645,
+        "decoder_sparse_step": 1, "mlp_only_layers": [], "moe_intermediate_size": 768, "norm_topk_prob": true,
+        "num_experts": 128, "num_experts_per_tok": 8, "output_router_logits": false, "router_aux_loss_coef": 0.001,
+    })
+}
+
+#[test]
+fn qwen3_moe_has_experts_in_all_layers_or_some() -> Outcome {
+    let config = parse(&qwen3_moe())?;
+    assert_eq!(config.architecture, Architecture::Qwen3Moe);
+    assert_eq!((config.parameters(), config.active_parameters()), (30_532_122_624, 3_353_032_704));
+    assert!(config.qk_norm && !config.attention_bias);
+    let mixture = config.experts.ok_or("experts")?;
+    assert_eq!((mixture.experts, mixture.experts_per_token, mixture.intermediate_size), (128, 8, 768));
+    assert!(mixture.normalised && (0..48).all(|layer| mixture.has_experts(layer)) && mixture.dense(48) == 0);
+
+    let changed = |changes: Value| Ok::<_, Error>(parse(&with(qwen3_moe(), changes))?.experts);
+    let some = changed(json!({"decoder_sparse_step": 3, "mlp_only_layers": [0, 5, 47]}))?.ok_or("experts")?;
+    let with_experts: Vec<usize> = (0..48).filter(|layer| some.has_experts(*layer)).collect();
+    assert_eq!(with_experts, [2, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35, 38, 41, 44]);
+    assert_eq!(some.dense(48), 34);
+    // transformers 5 spells the number of experts in another way, and has defaults for all of them.
+    let renamed = with(without(qwen3_moe(), "num_experts"), json!({"num_local_experts": 16}));
+    assert_eq!(parse(&renamed)?.experts.map(|mixture| mixture.experts), Some(16));
+    let mut absent = qwen3_moe();
+    for name in ["num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "mlp_only_layers"] {
+        absent = without(absent, name);
+    }
+    let defaults = parse(&without(absent, "decoder_sparse_step"))?.experts.ok_or("experts")?;
+    assert!(!defaults.normalised);
+    assert_eq!(defaults, secateur::expert::model::config::MixtureOfExperts { normalised: false, ..mixture });
+    // No layer is left that has experts.
+    assert_eq!(changed(json!({"num_experts": 0}))?, None);
+    assert_eq!(changed(json!({"decoder_sparse_step": 49}))?, None);
+    assert_eq!(changed(json!({"mlp_only_layers": (0..48).collect::<Vec<_>>()}))?, None);
+    Ok(())
+}
+
+#[test]
+fn experts_of_other_kinds_are_refused_by_name() {
+    for (changes, parts) in [
+        (json!({"n_shared_experts": 1}), vec!["experts that every token shares", "n_shared_experts", "1"]),
+        (json!({"shared_expert_intermediate_size": 512}), vec!["every token shares", "512"]),
+        (json!({"n_group": 8}), vec!["groups of experts", "n_group", "8"]),
+        (json!({"routed_scaling_factor": 2.5}), vec!["scaled results", "2.5"]),
+        (json!({"scoring_func": "sigmoid"}), vec!["scoring_func", "softmax", "sigmoid"]),
+        (json!({"num_experts": 1024}), vec!["num_experts", "at most 512", "1024"]),
+        (json!({"num_local_experts": 64}), vec!["num_local_experts", "128, as num_experts says", "64"]),
+        (json!({"num_experts_per_tok": 129}), vec!["num_experts_per_tok", "at most num_experts, 128", "129"]),
+        (json!({"num_experts_per_tok": 0}), vec!["num_experts_per_tok", "0"]),
+        (json!({"decoder_sparse_step": 0}), vec!["decoder_sparse_step", "0"]),
+        (json!({"mlp_only_layers": [48]}), vec!["mlp_only_layers", "layers from 0 to 47", "48"]),
+        (json!({"mlp_only_layers": 3}), vec!["mlp_only_layers", "a list", "3"]),
+        (json!({"moe_intermediate_size": -1}), vec!["moe_intermediate_size", "-1"]),
+        // This architecture has no layers that are exempt from the window.
+        (json!({"use_sliding_window": true, "sliding_window": 4096}), vec!["sliding attention windows"]),
+        (json!({"architectures": ["Qwen3ForCausalLM"]}), vec!["mixture-of-experts models of this architecture"]),
+    ] {
+        assert_says(&message(parse(&with(qwen3_moe(), changes))), &parts);
+    }
 }

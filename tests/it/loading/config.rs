@@ -207,10 +207,12 @@ fn what_is_not_supported_is_refused_by_name() {
     let cases = [
         (
             json!({"architectures": ["GemmaForCausalLM"]}),
-            vec!["GemmaForCausalLM is not supported", "Qwen2ForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM"],
+            vec![
+                "GemmaForCausalLM is not supported",
+                "Qwen2ForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM, LlamaForCausalLM",
+            ],
         ),
         (json!({"architectures": ["Qwen2MoeForCausalLM"]}), vec!["Qwen2MoeForCausalLM is not supported"]),
-        (json!({"architectures": ["Qwen3MoeForCausalLM"]}), vec!["Qwen3MoeForCausalLM is not supported"]),
         (json!({"architectures": ["Qwen2VLForConditionalGeneration"]}), vec!["Qwen2VLForConditionalGeneration"]),
         (json!({"architectures": []}), vec!["architectures has a value that cannot be used"]),
         (json!({"architectures": null, "model_type": null}), vec!["does not name the architecture"]),
