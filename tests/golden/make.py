@@ -315,6 +315,51 @@ MODELS = {
         no_rope_layers=[1, 1, 1, 0],
         gguf=dict(embed="Q8_0", q="Q8_0", k="Q8_0", v="Q8_0", o="Q8_0", gate="Q8_0", up="Q8_0", down="Q8_0"),
     ),
+    # Qwen3-MoE: the layer in the middle is dense; the weights of the chosen experts do not add up to 1.
+    "qwen3moe-bf16": dict(
+        arch="Qwen3Moe",
+        seed=11,
+        dtype=torch.bfloat16,
+        spelling=4,
+        vocab=320,
+        hidden=56,
+        layers=3,
+        heads=4,
+        kv_heads=2,
+        head_dim=16,
+        intermediate=88,
+        theta=1e6,
+        eps=1e-6,
+        tied=True,
+        experts=9,
+        chosen=3,
+        expert_intermediate=24,
+        normalised=False,
+        dense=[1],
+    ),
+    # All layers have experts, as llama.cpp expects, whose weights add up to 1. Gate and up are of two types.
+    "gguf-qwen3moe-q8": dict(
+        arch="Qwen3Moe",
+        seed=11,
+        dtype=torch.float32,
+        spelling=5,
+        vocab=320,
+        hidden=64,
+        layers=2,
+        heads=4,
+        kv_heads=1,
+        head_dim=24,
+        intermediate=96,
+        theta=1e6,
+        eps=1e-6,
+        tied=False,
+        experts=12,
+        chosen=4,
+        expert_intermediate=32,
+        normalised=True,
+        dense=[],
+        gguf=dict(embed="Q8_0", head="Q8_0", q="Q8_0", k="Q8_0", v="F16", o="F16", gate="Q8_0", up="Q4_0", down="Q5_0"),
+    ),
     # Ministral 3: YaRN without an attention factor. From its original context on, queries are scaled; all positions are below it.
     "gguf-ministral3-q8": dict(
         arch="Ministral3",
@@ -349,6 +394,7 @@ MARGIN = 10 * BOUND  # a greedy id counts only where the runner-up is this far b
 PEAK = 8.0  # in every layer some head's largest weight is at least PEAK / n
 DISTINCT = 24  # distinct ids among the GREEDY ones
 GREEDY = 64
+ROUTED = BOUND  # the last expert that is chosen is so far above the next, as a fraction of the largest |router logit|
 ECHO = 0.25  # at most this share of positions may predict its own input
 PROMPTS = (1, 7, 64, 200)
 TAIL = 16  # of the longest prompt only the last TAIL positions' logits are kept
@@ -462,7 +508,7 @@ def config_json(m, ids):
     arch = m.get("arch", "Qwen2")
     config = {
         "architectures": [f"{arch}ForCausalLM"],
-        "model_type": arch.lower(),
+        "model_type": {"Qwen3Moe": "qwen3_moe"}.get(arch, arch.lower()),
         "attention_dropout": 0.0,
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
@@ -499,12 +545,23 @@ def config_json(m, ids):
             "sliding_window": None,
             "transformers_version": "5.0.0",
         }
-    if arch in ("Qwen3", "Llama"):
+    if arch in ("Qwen3", "Qwen3Moe", "Llama"):
         config |= {"attention_bias": m.get("bias", False), "head_dim": m["head_dim"]}
     if arch == "Llama":
         config |= {"mlp_bias": False, "pretraining_tp": 1}
     if arch in ("Mistral", "Ministral3"):
         config["head_dim"] = m["head_dim"]
+    if arch == "Qwen3Moe":
+        config |= {
+            "num_experts" if m["spelling"] == 4 else "num_local_experts": m["experts"],
+            "num_experts_per_tok": m["chosen"],
+            "moe_intermediate_size": m["expert_intermediate"],
+            "norm_topk_prob": m["normalised"],
+            "mlp_only_layers": m["dense"],
+            "decoder_sparse_step": 1,
+            "output_router_logits": False,
+            "router_aux_loss_coef": 0.001,
+        }
     if arch in ("SmolLM3", "Phi3", "Ministral3"):
         config["pad_token_id"] = ids["<|endoftext|>"]
     if arch == "SmolLM3":
@@ -520,6 +577,7 @@ def config_json(m, ids):
         "Mistral": ("max_window_layers", "use_sliding_window", "layer_types"),
         "Ministral3": ("max_window_layers", "use_sliding_window", "layer_types"),
         "Phi3": ("max_window_layers", "use_sliding_window", "layer_types"),
+        "Qwen3Moe": ("layer_types",),
     }
     for name in unknown.get(arch, ()):
         config.pop(name, None)
@@ -533,6 +591,18 @@ FUSED = {
 }
 
 
+def routed(m, layer):
+    """Whether a layer has experts."""
+    return "experts" in m and layer not in m["dense"]
+
+
+def feed_forwards(m, layer):
+    """The feed-forward parts of a layer: their names, their widths and the gains of their down."""
+    if not routed(m, layer):
+        return [("mlp", m["intermediate"], 1.2)]
+    return [(f"mlp.experts.{e}", m["expert_intermediate"], 2.4) for e in range(m["experts"])]
+
+
 def random_weights(m, seed, quiet_ids=()):
     """State dict of a random model, in the stored dtype.
 
@@ -541,7 +611,7 @@ def random_weights(m, seed, quiet_ids=()):
     embeddings near zero, so that a tied head never chooses them.
     """
     rng = np.random.default_rng(seed)
-    h, q, kv, inter = m["hidden"], m["heads"] * m["head_dim"], m["kv_heads"] * m["head_dim"], m["intermediate"]
+    h, q, kv = m["hidden"], m["heads"] * m["head_dim"], m["kv_heads"] * m["head_dim"]
 
     def matrix(rows, columns, gain):
         return rng.standard_normal((rows, columns)) * gain / np.sqrt(columns)
@@ -567,13 +637,16 @@ def random_weights(m, seed, quiet_ids=()):
         w[p + "self_attn.o_proj.weight"] = matrix(h, q, 1.2)
         if "o" in biases:
             w[p + "self_attn.o_proj.bias"] = 0.4 * rng.standard_normal(h)
-        if arch == "Qwen3":
+        if arch in ("Qwen3", "Qwen3Moe"):
             w[p + "self_attn.q_norm.weight"] = norm(m["head_dim"], 1.7)
             w[p + "self_attn.k_norm.weight"] = norm(m["head_dim"], 1.7)
         w[p + "post_attention_layernorm.weight"] = norm()
-        w[p + "mlp.gate_proj.weight"] = matrix(inter, h, 1.5)
-        w[p + "mlp.up_proj.weight"] = matrix(inter, h, 1.2)
-        w[p + "mlp.down_proj.weight"] = matrix(h, inter, 1.2)
+        if routed(m, layer):
+            w[p + "mlp.gate.weight"] = matrix(m["experts"], h, 2.0)
+        for mlp, inter, gain_down in feed_forwards(m, layer):
+            w[p + f"{mlp}.gate_proj.weight"] = matrix(inter, h, 1.5)
+            w[p + f"{mlp}.up_proj.weight"] = matrix(inter, h, 1.2)
+            w[p + f"{mlp}.down_proj.weight"] = matrix(h, inter, gain_down)
     w["model.norm.weight"] = norm()
     if not m["tied"]:
         w["lm_head.weight"] = matrix(m["vocab"], h, 3.0)
@@ -630,7 +703,8 @@ GGUF_NAMES = {
     "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
+    "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up", "mlp.gate": "ffn_gate_inp",
+    "mlp.experts.gate_proj": "ffn_gate_exps", "mlp.experts.up_proj": "ffn_up_exps", "mlp.experts.down_proj": "ffn_down_exps",
 }  # fmt: skip
 
 
@@ -651,6 +725,15 @@ def gguf_type(m, name):
     return gguf.GGMLQuantizationType.F32
 
 
+def stacked(weights):
+    """The matrices of the experts of a layer in one tensor, as llama.cpp's converter stacks them."""
+    stacks = {}
+    for name, value in weights.items():
+        stem, dot, rest = name.partition(".experts.")
+        stacks.setdefault(stem + dot + rest.split(".", 1)[1] if dot else name, []).append(value)
+    return {name: torch.stack(values) if ".experts." in name else values[0] for name, values in stacks.items()}
+
+
 def pair_rows(x, heads):
     """Rows of q or k in the order of llama.cpp's rotation, as its converter's `permute` does."""
     return x.reshape(heads, 2, x.shape[0] // heads // 2, *x.shape[1:]).swapaxes(1, 2).reshape(x.shape)
@@ -668,6 +751,7 @@ def paired_heads(m, name):
 
 def write_gguf(path, m, weights, tokenizer):
     """The model as llama.cpp's converter and quantizer would write it."""
+    weights = stacked(weights)
     arch = {"Ministral3": "mistral3"}.get(m.get("arch"), m.get("arch", "Qwen2").lower())
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name(path.parent.name)
@@ -679,12 +763,16 @@ def write_gguf(path, m, weights, tokenizer):
     writer.add_head_count_kv(m["kv_heads"])
     writer.add_layer_norm_rms_eps(m["eps"])
     writer.add_rope_freq_base(m["theta"])
-    if arch in ("qwen3", "mistral3"):
+    if arch in ("qwen3", "qwen3moe", "mistral3"):
         writer.add_key_length(m["head_dim"])
         writer.add_value_length(m["head_dim"])
     if arch in ("llama", "smollm3", "mistral3"):
         writer.add_rope_dimension_count(m["head_dim"])
         writer.add_vocab_size(m["vocab"])
+    if arch == "qwen3moe":
+        writer.add_expert_count(m["experts"])
+        writer.add_expert_used_count(m["chosen"])
+        writer.add_expert_feed_forward_length(m["expert_intermediate"])
     rope = m.get("rope")
     if arch == "phi3":
         writer.add_rope_dimension_count(rotary(m))
@@ -751,13 +839,18 @@ def read_gguf(path, m, names):
     """The weights of a GGUF file under the given names, dequantized by the gguf package, in Hugging Face order."""
     tensors = {t.name: t for t in gguf.GGUFReader(path).tensors}
     weights = {}
-    for name in names:
+    for name in stacked(names):
         tensor = tensors.pop(gguf_name(name))
         assert tensor.tensor_type == gguf_type(m, name), name
         value = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         value = value.reshape(tuple(int(n) for n in reversed(tensor.shape)))
         heads = paired_heads(m, name)
-        weights[name] = torch.from_numpy(np.array(unpair_rows(value, heads) if heads else value, order="C"))
+        value = torch.from_numpy(np.array(unpair_rows(value, heads) if heads else value, order="C"))
+        if ".experts." in name:
+            stem, what = name.split(".experts.")
+            weights |= {f"{stem}.experts.{e}.{what}": matrix.contiguous() for e, matrix in enumerate(value)}
+        else:
+            weights[name] = value
     assert not set(tensors) - {"rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"}, list(tensors)
     return weights
 
@@ -814,7 +907,8 @@ MUTANTS = (
     "no 1/sqrt(d)", "uniform attention", "not causal in a chunk", "norm weights = 1", "eps = 1e-6", "no silu", "last layer skipped",
     "no o bias", "no q norm", "no k norm", "head norms after rope", "no rope scaling", "all frequencies scaled",
     "no attention factor", "rope in every layer", "rope in the other layers", "whole heads rotated", "rotated from the end",
-    "factors of the other context", "gate and up swapped", "attention factor of plain yarn",
+    "factors of the other context", "gate and up swapped", "attention factor of plain yarn", "an expert fewer",
+    "experts weighted alike", "the other normalisation of experts", "each expert's neighbour", "the least experts",
 )  # fmt: skip
 
 
@@ -831,7 +925,9 @@ def applies(mutant, m):
         case "no o bias":
             return m.get("bias", False)
         case "no q norm" | "no k norm" | "head norms after rope":
-            return arch == "Qwen3"
+            return arch in ("Qwen3", "Qwen3Moe")
+        case _ if "expert" in mutant:
+            return "experts" in m
         case "no rope scaling":
             return rope is not None
         case "all frequencies scaled":
@@ -859,6 +955,7 @@ class Reference:
         self.w = {k: v.double().numpy() for k, v in load_weights(folder).items()}
         self.m, self.mutant, self.round_kv = m, mutant, round_kv
         self.split(m["heads"] * m["head_dim"], m["kv_heads"] * m["head_dim"], m["intermediate"])
+        self.routed_margin = np.inf  # see ROUTED
         assert mutant is None or mutant in MUTANTS
         empty = np.zeros((m["kv_heads"], 0, m["head_dim"]))
         self.keys, self.values = [empty] * m["layers"], [empty] * m["layers"]
@@ -949,6 +1046,31 @@ class Reference:
                 return not layers[layer]
         return bool(layers[layer])
 
+    def swiglu(self, y, name):
+        gate, up = self.linear(y, name + ".gate_proj"), self.linear(y, name + ".up_proj")
+        gate, up = (up, gate) if self.mutant == "gate and up swapped" else (gate, up)
+        gate = gate if self.mutant == "no silu" else gate / (1 + np.exp(-gate))
+        return self.linear(gate * up, name + ".down_proj")
+
+    def experts(self, y, name):
+        """The weighted sum over the experts that are chosen for each row; every expert is computed for all rows."""
+        m, logits = self.m, self.linear(y, name + ".gate")
+        order = np.argsort(logits if self.mutant == "the least experts" else -logits, -1, kind="stable")
+        ordered = np.take_along_axis(logits, order, -1)
+        margin = np.abs(ordered[:, m["chosen"] - 1] - ordered[:, m["chosen"]]) / np.abs(logits).max()
+        self.routed_margin = min(self.routed_margin, float(margin.min()))
+        chosen = m["chosen"] - (self.mutant == "an expert fewer")
+        gains = np.exp(logits - logits.max(-1, keepdims=True))
+        gains /= gains.sum(-1, keepdims=True)
+        used = np.zeros_like(gains)
+        np.put_along_axis(used, order[:, :chosen], 1.0, -1)
+        used = used if self.mutant == "experts weighted alike" else used * gains
+        if m["normalised"] != (self.mutant == "the other normalisation of experts"):
+            used /= used.sum(-1, keepdims=True)
+        shift = self.mutant == "each expert's neighbour"
+        outs = [self.swiglu(y, f"{name}.experts.{(e + shift) % m['experts']}") for e in range(m["experts"])]
+        return sum(used[:, e, None] * out for e, out in enumerate(outs))
+
     def __call__(self, ids, positions):
         """Appends ids at the logical positions. Logits [n, vocab], attention row of the last one [layers, heads, slots]."""
         m, n, d = self.m, len(ids), self.m["head_dim"]
@@ -985,10 +1107,7 @@ class Reference:
             out = out[:, ::-1] if self.mutant == "heads swapped" else out
             x = x + self.linear(out.reshape(n, -1), p + "self_attn.o_proj")
             y = self.norm(x, p + "post_attention_layernorm.weight")
-            gate, up = self.linear(y, p + "mlp.gate_proj"), self.linear(y, p + "mlp.up_proj")
-            gate, up = (up, gate) if self.mutant == "gate and up swapped" else (gate, up)
-            gate = gate if self.mutant == "no silu" else gate / (1 + np.exp(-gate))
-            x = x + self.linear(gate * up, p + "mlp.down_proj")
+            x = x + (self.experts(y, p + "mlp") if routed(m, layer) else self.swiglu(y, p + "mlp"))
         x = self.norm(x, "model.norm.weight")
         return self.linear(x, "model.embed_tokens" if m["tied"] else "lm_head"), np.stack(rows)
 
@@ -1163,7 +1282,18 @@ def examine(folder, m, tensors):
         logits, row = by_reference(n=n)
         worst = max(worst, relative(logits, tensors[f"prompt.{n}.logits"]))
         worst_row = max(worst_row, float(np.abs(row - tensors[f"prompt.{n}.attention"]).max()))
-    logits, probes = reference_oracle(Reference(folder, m), tensors)
+    pruned = Reference(folder, m)
+    logits, probes = reference_oracle(pruned, tensors)
+    if "experts" in m:
+        # An expert that is chosen by a hair is another one after the least rounding, and logits jump.
+        whole = Reference(folder, m)
+        text = [*tensors["prompt.64.ids"].tolist(), *tensors["greedy.ids"].tolist()]
+        for ids in (text, *(tensors[f"prompt.{n}.ids"].tolist() for n in PROMPTS)):
+            whole.keep([])
+            whole(ids, range(len(ids)))
+        margin = min(pruned.routed_margin, whole.routed_margin)
+        report["least margin of a chosen expert / max |router logit|"] = margin
+        require(margin >= ROUTED, f"an expert is chosen by {margin:.1e} only")
     oracle = relative(logits, tensors["oracle.logits"])
     for e, row in enumerate(probes):
         worst_row = max(worst_row, float(np.abs(row - tensors[f"oracle.{e}.probe.attention"]).max()))

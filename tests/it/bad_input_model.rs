@@ -250,7 +250,13 @@ fn logits_that_are_not_finite_are_an_error() {
                 },
                 f32::INFINITY,
             ),
-            ("model.layers.0.mlp.down_proj.weight", f32::NAN),
+            (
+                match fx.config.experts {
+                    Some(_) => "model.layers.0.mlp.gate.weight",
+                    None => "model.layers.0.mlp.down_proj.weight",
+                },
+                f32::NAN,
+            ),
         ] {
             let mut changed = tensors(&fx.weights);
             let (dtype, _, bytes) = changed.get_mut(tensor).expect("in every fixture");

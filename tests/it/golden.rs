@@ -295,6 +295,16 @@ fn phi3_fused_partly_rotated_long() {
 }
 
 #[test]
+fn qwen3moe_with_a_dense_layer() {
+    on_every_device("qwen3moe-bf16");
+}
+
+#[test]
+fn gguf_qwen3moe_mixed_experts() {
+    on_every_device("gguf-qwen3moe-q8");
+}
+
+#[test]
 fn gguf_phi3_short() {
     on_every_device("gguf-phi3-q8");
 }

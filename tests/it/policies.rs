@@ -29,7 +29,8 @@ fn floats(weights: &Weights, name: &str) -> Vec<f32> {
 
 /// The CPU twin, and for one fixture of each architecture the adapter, which is slow if it is software.
 fn devices_for(name: &str) -> Vec<&'static secateur::device::ComputeDevice> {
-    let one = ["qwen2-f16", "qwen3-f32", "llama3-bf16", "smollm3-bf16", "phi3-long-f16"].contains(&name);
+    let one =
+        ["qwen2-f16", "qwen3-f32", "llama3-bf16", "smollm3-bf16", "phi3-long-f16", "qwen3moe-bf16"].contains(&name);
     two().into_iter().take(if one { 2 } else { 1 }).collect()
 }
 
@@ -253,7 +254,7 @@ const MODES: [(Scope, Positions); 6] = [
 /// has them.
 #[test]
 fn the_reference_is_what_transformers_computes() {
-    for name in MODELS {
+    for name in MODELS.into_iter().chain(["qwen3moe-bf16"]) {
         let (fx, began) = (Fixture::open(name), std::time::Instant::now());
         let (golden, model) = (measures(&fx), reference(&fx));
         let mut worst = 0f64;

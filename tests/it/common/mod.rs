@@ -26,7 +26,7 @@ use secateur::policy::{Scope, Sets};
 pub use pollster::block_on;
 
 /// The names of the fixtures in Hugging Face layout.
-pub const FIXTURES: [&str; 9] = [
+pub const FIXTURES: [&str; 10] = [
     "qwen2-f32",
     "qwen2-f16",
     "qwen2-bf16",
@@ -36,11 +36,19 @@ pub const FIXTURES: [&str; 9] = [
     "smollm3-bf16",
     "mistral-f16",
     "phi3-long-f16",
+    "qwen3moe-bf16",
 ];
 
 /// The names of the fixtures in GGUF files, with quantized and mixed weights.
-pub const GGUF_FIXTURES: [&str; 6] =
-    ["gguf-qwen2-q8", "gguf-llama-q4", "gguf-qwen3-f16", "gguf-phi3-q8", "gguf-smollm3-q8", "gguf-ministral3-q8"];
+pub const GGUF_FIXTURES: [&str; 7] = [
+    "gguf-qwen2-q8",
+    "gguf-llama-q4",
+    "gguf-qwen3-f16",
+    "gguf-phi3-q8",
+    "gguf-smollm3-q8",
+    "gguf-ministral3-q8",
+    "gguf-qwen3moe-q8",
+];
 
 /// A model and what transformers computes for it: see `tests/golden/README.md`.
 pub struct Fixture {

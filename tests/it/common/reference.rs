@@ -57,9 +57,38 @@ struct Layer {
     projections: [(Matrix, Option<Vec<f64>>); 3],
     head_norms: Option<[Vec<f64>; 2]>,
     o: Matrix,
-    gate: Matrix,
-    up: Matrix,
-    down: Matrix,
+    /// A row for each expert, if there are experts.
+    router: Option<Matrix>,
+    /// Gate, up and down: of the layer, or of each expert.
+    feed_forward: Vec<[Matrix; 3]>,
+}
+
+fn swiglu([gate, up, down]: &[Matrix; 3], x: &[f64]) -> Vec<f64> {
+    let gate = gate.times(x).into_iter().map(|v| v / (1.0 + (-v).exp()));
+    down.times(&gate.zip(up.times(x)).map(|(gate, up)| gate * up).collect::<Vec<_>>())
+}
+
+impl Layer {
+    /// The result of the feed-forward part. Experts are taken one at a time: the likeliest of those that are left.
+    fn feed_forward(&self, config: &ModelConfig, x: &[f64]) -> Vec<f64> {
+        let (Some(router), Some(mixture)) = (&self.router, &config.experts) else {
+            return swiglu(&self.feed_forward[0], x);
+        };
+        let shares = softmax(&router.times(x));
+        let mut left: Vec<usize> = (0..shares.len()).collect();
+        let mut chosen = Vec::new();
+        while chosen.len() < mixture.experts_per_token {
+            let best = left.iter().copied().reduce(|best, e| if shares[e] > shares[best] { e } else { best });
+            chosen.push(best.expect("no more than there are"));
+            left.retain(|e| Some(*e) != best);
+        }
+        let all = if mixture.normalised { chosen.iter().map(|e| shares[*e]).sum() } else { 1.0 };
+        let mut sum = vec![0.0; x.len()];
+        for e in chosen {
+            sum.iter_mut().zip(swiglu(&self.feed_forward[e], x)).for_each(|(sum, v)| *sum += shares[e] / all * v);
+        }
+        sum
+    }
 }
 
 /// The weights.
@@ -101,6 +130,10 @@ impl Reference {
                 let bias = config.attention_bias.then(|| values(&name(&format!("self_attn.{what}_proj.bias"))));
                 (matrix(&name(&format!("self_attn.{what}_proj.weight"))), bias)
             };
+            let experts =
+                config.experts.as_ref().filter(|mixture| mixture.has_experts(i)).map(|mixture| mixture.experts);
+            let swiglu =
+                |mlp: &str| ["gate", "up", "down"].map(|what| matrix(&name(&format!("{mlp}.{what}_proj.weight"))));
             let head_norm = |what: &str| values(&name(&format!("self_attn.{what}_norm.weight")));
             Layer {
                 input_norm: values(&name("input_layernorm.weight")),
@@ -108,9 +141,11 @@ impl Reference {
                 projections: ["q", "k", "v"].map(projection),
                 head_norms: config.qk_norm.then(|| ["q", "k"].map(head_norm)),
                 o: matrix(&name("self_attn.o_proj.weight")),
-                gate: matrix(&name("mlp.gate_proj.weight")),
-                up: matrix(&name("mlp.up_proj.weight")),
-                down: matrix(&name("mlp.down_proj.weight")),
+                router: experts.map(|_| matrix(&name("mlp.gate.weight"))),
+                feed_forward: match experts {
+                    None => vec![swiglu("mlp")],
+                    Some(count) => (0..count).map(|expert| swiglu(&format!("mlp.experts.{expert}"))).collect(),
+                },
             }
         };
         let frequencies: Vec<f64> = (0..config.head_dim / 2).map(|i| frequency(config, i)).collect();
@@ -292,9 +327,7 @@ impl Reading<'_> {
             attention.push(rows);
             add(&mut x, &layer.o.times(&mixed));
             let normed = norm(&x, &layer.post_norm, c.rms_norm_eps);
-            let gate = layer.gate.times(&normed).into_iter().map(|v| v / (1.0 + (-v).exp()));
-            let gated: Vec<f64> = gate.zip(layer.up.times(&normed)).map(|(gate, up)| gate * up).collect();
-            add(&mut x, &layer.down.times(&gated));
+            add(&mut x, &layer.feed_forward(c, &normed));
         }
         self.read += 1;
         let logits = model.head.as_ref().unwrap_or(&model.embedding).times(&norm(&x, &model.norm, c.rms_norm_eps));

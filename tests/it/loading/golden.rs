@@ -22,6 +22,7 @@ fn golden_models_load_whole() -> Outcome {
         ("smollm3-bf16", Dtype::BF16, true, 1e-6, 5e6),
         ("mistral-f16", Dtype::F16, false, 1e-5, 1e9),
         ("phi3-long-f16", Dtype::F16, true, 1e-5, 1e4),
+        ("qwen3moe-bf16", Dtype::BF16, true, 1e-6, 1e6),
     ] {
         let source = ModelSource::directory(folder.join(name))?;
         let config = ModelConfig::load(&source)?;
@@ -46,18 +47,32 @@ fn golden_models_load_whole() -> Outcome {
         }
         for layer in 0..config.num_layers {
             let inter = config.intermediate_size;
-            let projections: &[(&str, usize)] = match config.fused_projections {
-                true => &[("self_attn.qkv_proj", q + 2 * kv), ("mlp.gate_up_proj", 2 * inter)],
-                false => &[
-                    ("self_attn.q_proj", q),
-                    ("self_attn.k_proj", kv),
-                    ("self_attn.v_proj", kv),
-                    ("mlp.gate_proj", inter),
-                    ("mlp.up_proj", inter),
-                ],
+            let named =
+                |parts: &[(&str, usize)]| parts.iter().map(|(part, n)| (part.to_string(), *n)).collect::<Vec<_>>();
+            let mut projections = match config.fused_projections {
+                true => named(&[("self_attn.qkv_proj", q + 2 * kv)]),
+                false => named(&[("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)]),
             };
-            let outputs = [("self_attn.o_proj", hidden, q), ("mlp.down_proj", hidden, inter)];
-            for (part, rows, cols) in projections.iter().map(|(part, rows)| (*part, *rows, hidden)).chain(outputs) {
+            let mut outputs = named(&[("self_attn.o_proj", q)]);
+            match config.experts.as_ref().filter(|mixture| mixture.has_experts(layer)) {
+                Some(mixture) => {
+                    projections.extend(named(&[("mlp.gate", mixture.experts)]));
+                    for expert in 0..mixture.experts {
+                        let name = |what: &str| (format!("mlp.experts.{expert}.{what}"), mixture.intermediate_size);
+                        projections.extend([name("gate_proj"), name("up_proj")]);
+                        outputs.push(name("down_proj"));
+                    }
+                }
+                None => {
+                    projections.extend(match config.fused_projections {
+                        true => named(&[("mlp.gate_up_proj", 2 * inter)]),
+                        false => named(&[("mlp.gate_proj", inter), ("mlp.up_proj", inter)]),
+                    });
+                    outputs.extend(named(&[("mlp.down_proj", inter)]));
+                }
+            }
+            let outputs = outputs.into_iter().map(|(part, cols)| (part, hidden, cols));
+            for (part, rows, cols) in projections.into_iter().map(|(part, rows)| (part, rows, hidden)).chain(outputs) {
                 matrix(format!("model.layers.{layer}.{part}.weight"), rows, cols)?;
             }
             let biases = [("self_attn.q_proj.bias", q), ("self_attn.k_proj.bias", kv), ("self_attn.v_proj.bias", kv)];
