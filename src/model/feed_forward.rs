@@ -46,13 +46,12 @@ impl FeedForward {
     fn load_gate_up(config: &ModelConfig, uploader: &Uploader<'_>, layer: usize) -> Result<Vec<(Matrix, Mode)>> {
         // Rows of zeros make zeros where the next product reads padded values.
         let width = uploader.width(config.intermediate_size);
-        let [gate, up] = tensors::gate_up(config, uploader, layer)?;
-        let cols = gate.cols();
-        let (gate, up) = (gate.padded(width, cols)?, up.padded(width, cols)?);
-        if gate.dtype() == up.dtype() {
-            return Ok(vec![(uploader.matrix(&PackedRows::interleave_rows(&gate, &up)?)?, Mode::SwiGlu)]);
+        let both = tensors::gate_up(config, uploader, layer)?;
+        if both[0].dtype == both[1].dtype {
+            return Ok(vec![(uploader.interleaved(&both, width)?, Mode::SwiGlu)]);
         }
-        Ok(vec![(uploader.matrix(&gate)?, Mode::Store), (uploader.matrix(&up)?, Mode::Gated)])
+        let [gate, up] = &both;
+        Ok(vec![(uploader.with_zeros(gate, width)?, Mode::Store), (uploader.with_zeros(up, width)?, Mode::Gated)])
     }
 
     fn load_experts(

@@ -7,7 +7,7 @@ use crate::dtype::Dtype;
 use crate::kernels;
 use crate::kernels::memory::{empty_u32, write_u32};
 use crate::weights::precision::{Precision, Role};
-use crate::weights::{PackedRows, Weights};
+use crate::weights::{PackedRows, TensorView, Weights};
 use crate::{Error, ErrorKind, Result};
 use std::ops::Range;
 
@@ -62,6 +62,43 @@ impl ExpertMatrices {
     pub fn bytes(&self) -> u64 {
         let row = self.dtype.row_words(self.cols) * 4;
         self.shards.iter().map(|shard| (shard.experts * self.rows * row) as u64).sum()
+    }
+}
+
+/// Rows of a tensor that are read when they are uploaded.
+pub(super) struct Unread<'a> {
+    tensor: TensorView<'a>,
+    /// Which rows of the tensor they are.
+    pub rows: Range<usize>,
+    /// Columns, padded ones included.
+    pub cols: usize,
+    /// The element type that they get.
+    pub dtype: Dtype,
+}
+
+impl<'a> Unread<'a> {
+    /// Only some of the rows.
+    pub fn part(&self, rows: Range<usize>) -> Self {
+        Self { tensor: self.tensor, rows: self.rows.start + rows.start..self.rows.start + rows.end, ..*self }
+    }
+
+    /// The rows of a range.
+    fn read(&self, range: Range<usize>) -> Result<PackedRows<'a>> {
+        let rows = self.tensor.some_rows(self.rows.start + range.start..self.rows.start + range.end)?;
+        let rows = rows.padded(range.len(), self.cols)?;
+        if rows.dtype() == self.dtype {
+            return Ok(rows);
+        }
+        Ok(rows.convert(self.dtype).map_err(|e| e.at(self.tensor.place()))?.into_owned())
+    }
+
+    /// The rows of a range, which may reach past the end, where all rows are zero.
+    fn read_padded(&self, range: Range<usize>) -> Result<PackedRows<'a>> {
+        let there = range.end.min(self.rows.len());
+        if range.start >= there {
+            return Ok(PackedRows::zeros(self.dtype, range.len(), self.cols));
+        }
+        self.read(range.start..there)?.padded(range.len(), self.cols)
     }
 }
 
@@ -152,14 +189,40 @@ impl<'a> Uploader<'a> {
     /// # Errors
     /// A tensor that is missing or has the wrong shape or type; a value that cannot be quantized.
     pub fn load(&self, name: &str, role: Role, [rows, cols]: [usize; 2], padded: bool) -> Result<Matrix> {
+        let matrix = self.unread(name, role, [rows, cols], padded)?;
+        self.in_blocks(matrix.dtype, [rows, matrix.cols], |range| matrix.read(range))
+    }
+
+    /// The same matrix, not read yet.
+    ///
+    /// # Errors
+    /// A tensor that is missing or has the wrong shape or type.
+    pub fn unread(&self, name: &str, role: Role, [rows, cols]: [usize; 2], padded: bool) -> Result<Unread<'a>> {
         let tensor = self.weights.expect(name, &[rows, cols])?;
         let stored = tensor.packed_dtype()?;
-        let width = if padded && !stored.is_quantized() { self.width(cols) } else { cols };
-        let dtype = self.precision.map_or(stored, |precision| precision.dtype(stored, role, width));
-        self.in_blocks(dtype, [rows, width], |range| {
-            let rows = range.len();
-            self.precise(name, tensor.some_rows(range)?.padded(rows, width)?, role)
+        let cols = if padded && !stored.is_quantized() { self.width(cols) } else { cols };
+        let dtype = self.precision.map_or(stored, |precision| precision.dtype(stored, role, cols));
+        Ok(Unread { tensor, rows: 0..rows, cols, dtype })
+    }
+
+    /// Reads two matrices of one type and uploads their rows in turn: the first of `a`, the first of `b`, and so on. Rows of
+    /// zeros follow, so that there are `width` of each.
+    ///
+    /// # Errors
+    /// A value that cannot be quantized.
+    pub fn interleaved(&self, [a, b]: &[Unread<'_>; 2], width: usize) -> Result<Matrix> {
+        self.in_blocks(a.dtype, [2 * width, a.cols], |range| {
+            let pairs = range.start / 2..range.end / 2;
+            PackedRows::interleave_rows(&a.read_padded(pairs.clone())?, &b.read_padded(pairs)?)
         })
+    }
+
+    /// Reads a matrix and uploads it with rows of zeros below, so that it has `width` rows.
+    ///
+    /// # Errors
+    /// A value that cannot be quantized.
+    pub fn with_zeros(&self, matrix: &Unread<'_>, width: usize) -> Result<Matrix> {
+        self.in_blocks(matrix.dtype, [width, matrix.cols], |range| matrix.read_padded(range))
     }
 
     /// Uploads a matrix in shards that fit the largest binding, of an even number of rows each (SwiGLU pairs rows). `read`
@@ -174,7 +237,8 @@ impl<'a> Uploader<'a> {
         let row_words = dtype.row_words(cols);
         let per_shard = usize::try_from(most / (row_words as u64 * 4)).unwrap_or(rows).min(rows);
         let per_shard = if per_shard < rows { (per_shard & !1).max(1) } else { per_shard };
-        let block = (BLOCK_VALUES / cols).max(1);
+        // Even as well, as shards are.
+        let block = (BLOCK_VALUES / cols).max(2) & !1;
         let mut shards = Vec::new();
         for first_row in (0..rows).step_by(per_shard) {
             let last_row = (first_row + per_shard).min(rows);

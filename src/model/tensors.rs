@@ -9,7 +9,7 @@
 //! and their similarities are sums over the components, so that their order does not matter. The RoPE table does not
 //! rotate the other pairs ([`rope::table`](super::rope::table)).
 use super::config::{MixtureOfExperts, ModelConfig};
-use super::matrix::Uploader;
+use super::matrix::{Unread, Uploader};
 use crate::Result;
 use crate::weights::precision::Role;
 use crate::weights::{PackedRows, Weights};
@@ -43,15 +43,17 @@ pub(super) fn qkv<'a>(config: &ModelConfig, up: &Uploader<'a>, layer: usize) -> 
 ///
 /// # Errors
 /// A tensor that is missing or has the wrong shape or type.
-pub(super) fn gate_up<'a>(config: &ModelConfig, up: &Uploader<'a>, layer: usize) -> Result<[PackedRows<'a>; 2]> {
+pub(super) fn gate_up<'a>(config: &ModelConfig, up: &Uploader<'a>, layer: usize) -> Result<[Unread<'a>; 2]> {
     let (h, inter) = (config.hidden_size, config.intermediate_size);
-    let name = |what: &str| format!("model.layers.{layer}.mlp.{what}_proj.weight");
+    let unread = |what: &str, rows: usize| {
+        up.unread(&format!("model.layers.{layer}.mlp.{what}_proj.weight"), Role::Inner, [rows, h], true)
+    };
     match config.fused_projections {
         true => {
-            let both = up.rows(&name("gate_up"), Role::Inner, 2 * inter, h)?;
-            Ok([rows(&both, 0..inter)?, rows(&both, inter..2 * inter)?])
+            let both = unread("gate_up", 2 * inter)?;
+            Ok([both.part(0..inter), both.part(inter..2 * inter)])
         }
-        false => Ok([up.rows(&name("gate"), Role::Inner, inter, h)?, up.rows(&name("up"), Role::Inner, inter, h)?]),
+        false => Ok([unread("gate", inter)?, unread("up", inter)?]),
     }
 }
 

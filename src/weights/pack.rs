@@ -93,6 +93,11 @@ impl<'a> PackedRows<'a> {
         pack_rows(dtype, rows, cols, |row, out| out.copy_from_slice(&values[row * cols..][..cols]))
     }
 
+    /// A matrix of zeros.
+    pub(crate) fn zeros(dtype: Dtype, rows: usize, cols: usize) -> PackedRows<'static> {
+        PackedRows { dtype, rows, cols, words: Cow::Owned(vec![0; rows * dtype.row_words(cols)]) }
+    }
+
     /// The element type.
     pub fn dtype(&self) -> Dtype {
         self.dtype
