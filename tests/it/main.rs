@@ -14,6 +14,7 @@ mod chat;
 mod cli;
 mod conformance;
 mod engine;
+mod fuzz;
 mod gguf;
 mod golden;
 mod hub;
