@@ -1,10 +1,11 @@
 //! The tensors that a model needs, so that weights can be checked before any of them is read.
-use crate::Result;
+use crate::device::ComputeDevice;
 use crate::dtype::Dtype;
 use crate::model::config::ModelConfig;
 use crate::model::matrix::padded_width;
 use crate::weights::Weights;
 use crate::weights::precision::{Precision, Role};
+use crate::{Error, ErrorKind, Result};
 
 /// Checks that `weights` have every tensor that the decoder of `config` loads, with the right shape and an element
 /// type that secateur computes with. Reads no values.
@@ -56,8 +57,36 @@ pub fn check(config: &ModelConfig, weights: &Weights) -> Result<()> {
 /// [`Decoder::load`](super::decoder::Decoder::load) gives the matrices, but for those of a fused q, k and v, which count as
 /// one. Tensors that it does not load count as well, with their bytes in the file.
 pub fn device_bytes(weights: &Weights, precision: Option<Precision>) -> Result<u64> {
+    bytes_of(weights, precision, |_| true)
+}
+
+/// Refuses weights that exceed the memory of a device, before they are read.
+///
+/// # Errors
+/// [`ErrorKind::Device`] if the tensors of the decoder alone have more bytes than the device.
+pub(crate) fn check_memory(
+    config: &ModelConfig,
+    weights: &Weights,
+    precision: Option<Precision>,
+    device: &ComputeDevice,
+) -> Result<()> {
+    let Some(most) = device.info.memory_bytes else { return Ok(()) };
+    let is_loaded =
+        |name: &str| name.starts_with("model.") || name.starts_with("lm_head.") && !config.tie_word_embeddings;
+    let bytes = bytes_of(weights, precision, is_loaded)?;
+    if bytes <= most {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Device, "the weights do not fit into the memory of the device")
+        .at(device.info.line())
+        .expected(format!("at most {most} bytes"))
+        .found(format!("{bytes} bytes of weights"))
+        .help("use a smaller model, a quantized one or `weights` q4, or `device` cpu"))
+}
+
+fn bytes_of(weights: &Weights, precision: Option<Precision>, counts: impl Fn(&str) -> bool) -> Result<u64> {
     let mut bytes = 0u64;
-    for name in weights.names() {
+    for name in weights.names().filter(|name| counts(name)) {
         let tensor = weights.tensor(name)?;
         let (&[rows, cols], Some(stored)) = (tensor.shape, tensor.stored.packed()) else {
             bytes = bytes.saturating_add(tensor.size());
