@@ -137,7 +137,7 @@ impl Runner {
     /// Whether a runner of this model and shape can begin on `device`.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`](crate::ErrorKind::Device) when the state or the samplers of all sequences exceed the
+    /// [`ErrorKind::Device`] when the state or the samplers of all sequences exceed the
     /// largest buffer.
     pub fn check(vocab: usize, shape: &CacheShape, device: &ComputeDevice) -> Result<()> {
         shape.check(&device.info)?;
@@ -147,7 +147,7 @@ impl Runner {
     /// Whether the cache can hold a prompt of so many tokens, if no other sequence is cached.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`](crate::ErrorKind::Device) if a layer's buffer would exceed what the device can bind.
+    /// [`ErrorKind::Device`] if a layer's buffer would exceed what the device can bind.
     pub fn check_prompt(&self, tokens: usize) -> Result<()> {
         let (shape, info) = (self.cache.shape(), &self.model.device().info);
         let most = shape.most_slots(info);
