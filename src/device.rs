@@ -1,5 +1,7 @@
 //! Finding and opening a compute device: a GPU through wgpu, or burn's CPU backend with the twins.
 #[cfg(not(target_family = "wasm"))]
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+#[cfg(not(target_family = "wasm"))]
 use std::sync::{Arc, OnceLock};
 
 use burn::tensor::Device;
@@ -21,6 +23,10 @@ pub struct DeviceInfo {
     pub driver: String,
     /// The largest buffer that a shader can bind, in bytes. It bounds a weight shard and a layer's cache.
     pub max_binding_bytes: u64,
+    /// Bytes of the memory of a GPU, of all its heaps together; absent where the graphics API does not tell them (all but
+    /// Vulkan). Less may be free.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
     /// Storage buffers a shader may bind.
     pub max_storage_buffers: u32,
     /// Workgroup memory in bytes.
@@ -37,6 +43,7 @@ impl DeviceInfo {
             kind: "software".into(),
             driver: "burn-flex".into(),
             max_binding_bytes: u64::MAX,
+            memory_bytes: None,
             max_storage_buffers: u32::MAX,
             workgroup_memory: u32::MAX,
             max_invocations: u32::MAX,
@@ -58,6 +65,8 @@ impl DeviceInfo {
             .into(),
             driver: [info.driver, info.driver_info].join(" ").trim().into(),
             max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+            // A software adapter uses the memory of the machine. What it says of its own is not a limit.
+            memory_bytes: heap_bytes(adapter).filter(|_| info.device_type != wgpu::DeviceType::Cpu),
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             max_invocations: limits.max_compute_invocations_per_workgroup,
@@ -124,6 +133,29 @@ impl DeviceInfo {
     }
 }
 
+/// The bytes of the memory that belongs to the device, as Vulkan counts it.
+#[cfg(any(target_os = "linux", target_os = "windows", target_os = "android", target_os = "freebsd"))]
+#[allow(unsafe_code, reason = "wgpu does not tell the sizes of the heaps, so Vulkan is asked")]
+fn heap_bytes(adapter: &wgpu::Adapter) -> Option<u64> {
+    /// `VK_MEMORY_HEAP_DEVICE_LOCAL_BIT`.
+    const DEVICE_LOCAL: u32 = 1;
+    // SAFETY: the adapter is only asked for a property, and the guard outlives the question.
+    let heaps = unsafe {
+        let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
+        let instance = vulkan.shared_instance().raw_instance();
+        instance.get_physical_device_memory_properties(vulkan.raw_physical_device())
+    };
+    let count = (heaps.memory_heap_count as usize).min(heaps.memory_heaps.len());
+    let own = heaps.memory_heaps[..count].iter().filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0);
+    Some(own.map(|heap| heap.size).sum()).filter(|bytes| *bytes > 0)
+}
+
+/// Other graphics APIs do not tell it.
+#[cfg(not(any(target_os = "linux", target_os = "windows", target_os = "android", target_os = "freebsd")))]
+fn heap_bytes(_: &wgpu::Adapter) -> Option<u64> {
+    None
+}
+
 fn backend_name(backend: wgpu::Backend) -> &'static str {
     match backend {
         wgpu::Backend::Vulkan => "vulkan",
@@ -187,6 +219,30 @@ pub struct ComputeDevice {
     /// call that led to it.
     #[cfg(not(target_family = "wasm"))]
     fault: Arc<OnceLock<String>>,
+    /// For tests: loses the device while it is at work.
+    #[cfg(not(target_family = "wasm"))]
+    loss: Option<Arc<Loss>>,
+}
+
+/// Destroys a device after so many steps of decoding: `SECATEUR_LOSE_DEVICE=N`. For tests of what happens when a driver
+/// restarts or a card is removed. Only the first device of a process is lost, so that the next one can be used.
+#[cfg(not(target_family = "wasm"))]
+#[derive(Debug)]
+struct Loss {
+    device: wgpu::Device,
+    steps: AtomicU64,
+}
+
+#[cfg(not(target_family = "wasm"))]
+impl Loss {
+    fn from_env(device: &wgpu::Device) -> Option<Arc<Self>> {
+        static FIRST: AtomicBool = AtomicBool::new(true);
+        let steps = std::env::var("SECATEUR_LOSE_DEVICE").ok()?.parse().ok()?;
+        if !FIRST.swap(false, Ordering::Relaxed) {
+            return None;
+        }
+        Some(Arc::new(Self { device: device.clone(), steps: AtomicU64::new(steps) }))
+    }
 }
 
 impl ComputeDevice {
@@ -198,6 +254,8 @@ impl ComputeDevice {
             tuning: Tuning::CPU,
             #[cfg(not(target_family = "wasm"))]
             fault: Arc::default(),
+            #[cfg(not(target_family = "wasm"))]
+            loss: None,
         }
     }
 
@@ -297,7 +355,7 @@ impl ComputeDevice {
         let named = info.clone().named_by(&device);
         let backend = adapter.get_info().backend;
         #[cfg(not(target_family = "wasm"))]
-        let watched = device.clone();
+        let (watched, loss) = (device.clone(), Loss::from_env(&device));
         let setup = WgpuSetup { instance, adapter, device, queue, backend };
         let mut options = Device::wgpu_options().setup(setup).tasks_max(512);
         if exclusive_pages() {
@@ -325,7 +383,19 @@ impl ComputeDevice {
             tuning,
             #[cfg(not(target_family = "wasm"))]
             fault,
+            #[cfg(not(target_family = "wasm"))]
+            loss,
         })
+    }
+
+    /// Counts a step of decoding, for the tests that lose the device after some.
+    pub(crate) fn note_step(&self) {
+        #[cfg(not(target_family = "wasm"))]
+        if let Some(loss) = &self.loss
+            && loss.steps.fetch_sub(1, Ordering::Relaxed) == 1
+        {
+            loss.device.destroy();
+        }
     }
 
     /// Waits until the device has done all that was asked of it.
@@ -334,30 +404,29 @@ impl ComputeDevice {
     /// [`ErrorKind::Device`] if it has run out of memory or failed otherwise.
     #[cfg(not(target_family = "wasm"))]
     pub fn settle(&self) -> Result<()> {
-        let synced = self.burn.sync().map_err(|e| Error::new(ErrorKind::Device, "the device has failed").found(e));
-        match self.fault.get() {
-            Some(_) => Err(self.explained(Error::new(ErrorKind::Device, "the device has failed"))),
-            None => synced.map_err(|e| e.at(self.info.line())),
-        }
+        let synced = self.burn.sync().map_err(|e| failure(&format!("{e:?}")).at(self.info.line()));
+        self.fault().map_or(synced, Err)
     }
 
-    /// `error`, or what the graphics library said before it and what led to it.
+    /// Why the device failed, if it did. That it was lost is said first, because every later call then has an error of
+    /// its own.
+    #[cfg(not(target_family = "wasm"))]
+    fn fault(&self) -> Option<Error> {
+        let lost = self.burn.sync().err().map(|e| format!("{e:?}")).filter(|said| is_loss(said));
+        Some(failure(lost.as_ref().or_else(|| self.fault.get())?).at(self.info.line()))
+    }
+
+    /// `error` with the name of the device; or, if the graphics library said something before it, what led to it. An
+    /// error that is not about the device stays as it is.
     pub fn explained(&self, error: Error) -> Error {
-        #[cfg(not(target_family = "wasm"))]
-        if let Some(fault) = self.fault.get() {
-            let first = fault.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or(fault);
-            return match fault.to_lowercase().contains("out of memory") {
-                true => Error::new(ErrorKind::Device, "the device is out of memory").help(
-                    "`secateur inspect` tells how much memory a model takes; `weights` q4, a smaller `context` or \
-                     `device` cpu need less",
-                ),
-                false => Error::new(ErrorKind::Device, "the device has failed")
-                    .help("update the driver, choose another `device`, or use `device` cpu"),
-            }
-            .at(self.info.line())
-            .found(first);
+        if error.kind() != ErrorKind::Device {
+            return error;
         }
-        error
+        #[cfg(not(target_family = "wasm"))]
+        if let Some(fault) = self.fault() {
+            return fault;
+        }
+        error.or_at(self.info.line())
     }
 
     /// The memory that the allocator holds; zero on the CPU, whose tensors are ordinary memory.
@@ -367,10 +436,49 @@ impl ComputeDevice {
     }
 }
 
+/// The error for a device that failed at its work, from what the graphics library said.
+pub(crate) fn failure(said: &str) -> Error {
+    let error = if said.to_lowercase().contains("out of memory") {
+        Error::new(ErrorKind::Device, "the device is out of memory").help(
+            "`secateur inspect` tells how much memory a model takes; `weights` q4, a smaller `context` or `device` cpu \
+             need less",
+        )
+    } else if is_loss(said) {
+        Error::new(ErrorKind::Device, "the device was lost").help(
+            "its driver was restarted, or it was removed or switched off: run the same again; if that does not help, \
+             update the driver, choose another `device`, or use `device` cpu",
+        )
+    } else {
+        Error::new(ErrorKind::Device, "the device has failed")
+            .help("update the driver, choose another `device`, or use `device` cpu")
+    };
+    error.found(causes(said))
+}
+
+/// Whether the graphics library says that the device no longer exists.
+fn is_loss(said: &str) -> bool {
+    let said = said.to_lowercase();
+    ["is lost", "poisoned", "device lost"].iter().any(|words| said.contains(words))
+}
+
+/// What the graphics library said, on one line, without headings and without the backtrace.
+fn causes(said: &str) -> String {
+    let lines = said.lines().map(str::trim).take_while(|line| !line.starts_with("Backtrace"));
+    let lines = lines.map(|line| line.trim_end_matches([':', ' ']));
+    let headings = ["", "Validation Error", "Caused by"];
+    lines.filter(|line| !headings.contains(line)).collect::<Vec<_>>().join(": ")
+}
+
 /// Whether every allocation gets a page of its own, as in browsers: `SECATEUR_EXCLUSIVE_PAGES=1`. For tests, so that
 /// faults that would otherwise occur only in browsers are found natively.
 fn exclusive_pages() -> bool {
     std::env::var_os("SECATEUR_EXCLUSIVE_PAGES").is_some_and(|value| value == "1")
+}
+
+/// The percentage of the free memory that may be used: `SECATEUR_MEMORY_SHARE=P`, where the driver tells how much is free
+/// (`VK_EXT_memory_budget`, DX12). For tests of a device that is out of memory, or to leave memory to others.
+fn memory_share() -> Option<u8> {
+    std::env::var("SECATEUR_MEMORY_SHARE").ok()?.parse().ok()
 }
 
 /// Whether [`ComputeDevice::open`] looks for adapters of OpenGL as well. `best` is the best adapter of the other APIs
@@ -400,6 +508,10 @@ struct Found {
 async fn adapters(backends: wgpu::Backends) -> Vec<Found> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends,
+        memory_budget_thresholds: wgpu::MemoryBudgetThresholds {
+            for_resource_creation: memory_share(),
+            ..Default::default()
+        },
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
     let found = enumerate(&instance, backends).await.into_iter();
@@ -460,6 +572,24 @@ fn no_adapter() -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_the_graphics_library_says_becomes_one_line() {
+        let lost = "Validation Error\n\nCaused by:\n  In Device::create_buffer\n    Parent device is lost\n";
+        let poisoned = "The device is poisoned\nCaused by:\n  Destroyed: \nBacktrace:\nNo backtrace available";
+        let memory =
+            "Out of Memory\n\nCaused by:\n  In Device::create_buffer, label = 'x'\n    Not enough memory left.\n";
+        for (said, what, found) in [
+            (lost, "the device was lost", "In Device::create_buffer: Parent device is lost"),
+            (poisoned, "the device was lost", "The device is poisoned: Destroyed"),
+            (memory, "the device is out of memory", "Out of Memory: In Device::create_buffer, label = 'x': Not enough"),
+            ("Buffer is too small", "the device has failed", "Buffer is too small"),
+        ] {
+            let error = failure(said);
+            assert_eq!((error.kind(), error.what()), (ErrorKind::Device, what));
+            assert!(error.to_string().contains(found), "{error}");
+        }
+    }
 
     #[test]
     fn auto_looks_for_opengl_only_where_it_may_be_better() {

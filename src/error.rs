@@ -95,6 +95,12 @@ impl Error {
         Self(Box::new(Parts { kind: *kind, what: rewrite(what), at, expected, found: found.clone(), help }))
     }
 
+    /// The same error; where it has no place, `place` becomes its place.
+    pub(crate) fn or_at(mut self, place: impl fmt::Display) -> Self {
+        self.0.at.get_or_insert_with(|| place.to_string());
+        self
+    }
+
     /// What the error is about.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind

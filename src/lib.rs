@@ -136,6 +136,11 @@ pub mod expert {
     pub mod kernels {
         pub use crate::kernels::*;
     }
+    /// What the answers of a hub say.
+    #[cfg(all(feature = "cli", not(target_family = "wasm")))]
+    pub mod answers {
+        pub use crate::hub::answers::*;
+    }
     /// Configuration, RoPE and the decoder graph.
     pub mod model {
         pub use crate::model::*;

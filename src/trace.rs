@@ -279,9 +279,7 @@ impl Trace {
     /// [`ErrorKind::Internal`] when an importance or a weight is not finite, which JSON cannot hold.
     pub fn to_json(&self) -> Result<String> {
         // serde_json would write null instead, and the trace could not be read back.
-        let importances = self.probes.iter().flat_map(|p| &p.steps).filter_map(|s| s.importance);
-        let weights = self.probes.iter().filter_map(|p| p.attention.as_ref()).flat_map(AttentionMap::values);
-        if let Some(bad) = importances.chain(weights).find(|i| !i.is_finite()) {
+        if let Some(bad) = self.probes.iter().find_map(Probe::infinite) {
             return Err(Error::new(ErrorKind::Internal, "an importance is not a finite number").at("trace").found(bad));
         }
         let failed = |e| Error::new(ErrorKind::Internal, "the trace has no JSON form").found(e);
@@ -315,8 +313,10 @@ impl Trace {
     ///
     /// # Errors
     /// [`ErrorKind::Input`] for probes or steps out of order, for a token that is evicted twice, before it was
-    /// written or from outside the thinking, and for an attention map whose rows are not as long as its steps.
+    /// written or from outside the thinking, for an attention map whose rows are not as long as its steps, and for
+    /// numbers that are too large or out of range.
     pub fn check(&self) -> Result<()> {
+        self.settings.sampling.check()?;
         let mut gone = vec![false; self.tokens.len()];
         let mut before = 0;
         for (index, probe) in self.probes.iter().enumerate() {
@@ -328,6 +328,9 @@ impl Trace {
                 return wrong("at_token decreases, or exceeds the number of tokens");
             }
             before = probe.at_token;
+            if probe.infinite().is_some() {
+                return wrong("an importance or a weight that is too large");
+            }
             if probe.cached_before.checked_sub(probe.cached_after).is_none() {
                 return wrong("more slots after the eviction than before it");
             }
@@ -365,6 +368,15 @@ impl Trace {
             return Err(e.found("tokens: their steps are not in order"));
         }
         Ok(())
+    }
+}
+
+impl Probe {
+    /// An importance or a weight that is not finite.
+    fn infinite(&self) -> Option<f32> {
+        let importances = self.steps.iter().filter_map(|step| step.importance);
+        let weights = self.attention.iter().flat_map(AttentionMap::values);
+        importances.chain(weights).find(|value| !value.is_finite())
     }
 }
 

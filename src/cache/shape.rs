@@ -79,6 +79,12 @@ impl CacheShape {
         u64::try_from(slots.checked_mul(self.layers)?.checked_mul(self.slot_bytes())?).ok()
     }
 
+    /// The most slots that a layer's buffer can have on a device, those of all sequences together.
+    pub fn most_slots(&self, info: &DeviceInfo) -> usize {
+        let slots = usize::try_from(info.max_binding_bytes / self.slot_bytes() as u64).unwrap_or(usize::MAX);
+        slots / self.growth * self.growth
+    }
+
     /// Checks that the state of this many sequences fits on a device. Whether the buffers can grow as far as the
     /// sequences need is checked when they grow.
     ///

@@ -102,16 +102,26 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let model = std::sync::Arc::new(model);
     drop(bar);
 
-    let copy = pollster::block_on(bench::copy_bandwidth(&device, args.repeat))?;
+    let explained = |e| device.explained(e);
+    let copy = pollster::block_on(bench::copy_bandwidth(&device, args.repeat)).map_err(explained)?;
     let mut bar = Progress::new("measuring", args.quiet);
     let (mut done, total) = (0, all.len().saturating_mul(args.repeat.saturating_add(1)));
     let mut tick = || {
         done += 1;
         bar.at(done, total);
     };
-    let mut runs = Vec::new();
+    let (mut runs, mut failed) = (Vec::new(), None);
     for lengths in all {
-        let measured = pollster::block_on(bench::measure(&model, args.stored.kv, lengths, args.repeat, &mut tick))?;
+        let measured = pollster::block_on(bench::measure(&model, args.stored.kv, lengths, args.repeat, &mut tick));
+        let measured = match measured.map_err(explained) {
+            Ok(measured) => measured,
+            // What was measured before is still printed.
+            Err(e) if !runs.is_empty() => {
+                failed = Some(e);
+                break;
+            }
+            Err(e) => return Err(e),
+        };
         let decode_bytes_per_second = measured.decode_bytes_per_second();
         let decode_bandwidth_fraction = decode_bytes_per_second / copy.bytes_per_second.median;
         runs.push(Run { measured, repetitions: args.repeat, decode_bytes_per_second, decode_bandwidth_fraction });
@@ -131,7 +141,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         true => super::print_json(&outcome)?,
         false => super::print(&report(&outcome))?,
     }
-    Ok(ExitCode::SUCCESS)
+    failed.map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
 fn report(outcome: &Outcome) -> String {

@@ -161,8 +161,18 @@ pub fn main(args: &Args) -> Result<ExitCode> {
             bar.at(done, open.len());
             Ok(())
         };
-        pollster::block_on(calibrate::answer(&mut engine, &problems, &open, &settings, &interrupted, &mut take))?;
+        let answered =
+            pollster::block_on(calibrate::answer(&mut engine, &problems, &open, &settings, &interrupted, &mut take));
         drop(bar);
+        if let Err(error) = answered {
+            if progress.trials > 0 && error.kind() == ErrorKind::Device {
+                say(&format!(
+                    "what was answered is kept in {}: the same command continues there",
+                    progress.path.display()
+                ));
+            }
+            return Err(error);
+        }
         if interrupted() {
             say(&format!("interrupted; run the same command again to continue from {}", progress.path.display()));
             return Ok(signals::received().map_or(ExitCode::SUCCESS, Signal::exit_code));

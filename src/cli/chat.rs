@@ -4,7 +4,6 @@
 //! the turn before cannot be reused: pruning may have evicted tokens that the next prompt contains, and chat
 //! templates leave earlier thinking out.
 use std::process::ExitCode;
-use std::sync::atomic::AtomicBool;
 
 use secateur::Message;
 use secateur::engine::{Engine, Request, Resolved, RunResult};
@@ -25,14 +24,21 @@ Press Ctrl-C while the model writes to stop its answer. To continue a message on
 press Ctrl-J or Alt-Enter. Up and Down recall earlier messages, and Ctrl-R searches them.
 Unless secateur was started with --seed, each answer is drawn with a new random seed, which is shown after it.";
 
-/// Runs the chat until the user leaves it. Each turn is `request` with the conversation so far.
+/// Runs the chat until the user leaves it. Each turn is `request` with the conversation so far. If the device fails, the
+/// model is loaded `again`, and the conversation continues.
+///
+/// # Errors
+/// A terminal that cannot be read, stdout that cannot be written, and a device that fails twice without an answer in
+/// between.
 pub fn main(
-    engine: &mut Engine,
+    mut engine: Engine,
     request: &Request,
     screen: &mut Screen,
-    stop: &AtomicBool,
+    again: &mut dyn FnMut() -> Result<Engine>,
     quiet: bool,
 ) -> Result<ExitCode> {
+    let mut stop = engine.stop_flag();
+    let mut failed_before = false;
     let terminal_error = |e: std::io::Error| Error::new(ErrorKind::Io, "the terminal cannot be read").found(e);
     let mut editor = Editor::new().map_err(terminal_error)?;
     let mut messages: Vec<Message> = Vec::new();
@@ -62,8 +68,23 @@ pub fn main(
                 let asked = Request { messages: Some(messages.clone()), ..request.clone() };
                 // This draws a new seed for each turn unless --seed is given.
                 let ran = engine.resolve(&asked).and_then(|Resolved { prompt, settings, .. }| {
-                    generate(engine, &prompt, &settings, screen, stop, false)
+                    generate(&mut engine, &prompt, &settings, screen, &stop, false)
                 });
+                let failure = match &ran {
+                    Ok(result) => result.error.as_ref(),
+                    Err(error) => Some(error),
+                };
+                if let Some(error) = failure.filter(|error| error.kind() == ErrorKind::Device && !failed_before) {
+                    failed_before = true;
+                    messages.pop();
+                    super::say(&format!("error: {}", fields::error(error)));
+                    super::say("the model is loaded again; the conversation before this question is kept");
+                    engine = again()?;
+                    stop = engine.stop_flag();
+                    signals::stop_on_signal(&stop);
+                    continue;
+                }
+                failed_before = false;
                 match ran {
                     Ok(result) => {
                         match result.answer.as_str() {

@@ -189,9 +189,14 @@ struct Memory {
     context: usize,
     kv: String,
     kv_bytes: u64,
+    /// The cache of one layer: a device must be able to bind so many bytes at once.
+    layer_bytes: u64,
     /// The weights, the cache and the RoPE table; `None` without weights.
     total_bytes: Option<u64>,
 }
+
+/// The largest binding that every device of WebGPU has to offer, in bytes.
+const COMMON_BINDING: u64 = 128 << 20;
 
 pub fn main(args: &Args) -> Result<ExitCode> {
     args.context.iter().try_for_each(|context| options::check_context(Some(*context)))?;
@@ -291,7 +296,8 @@ fn inspect(
                 weights.checked_add(kv_bytes).and_then(|bytes| bytes.checked_add(rope)).ok_or_else(too_much)
             };
             let total_bytes = weight_bytes.map(total).transpose()?;
-            memory.push(Memory { context, kv: kv.to_string(), kv_bytes, total_bytes });
+            let layer_bytes = kv_bytes / config.num_layers.max(1) as u64;
+            memory.push(Memory { context, kv: kv.to_string(), kv_bytes, layer_bytes, total_bytes });
         }
     }
     let inspection = Inspection {
@@ -467,6 +473,16 @@ fn report(i: &Inspection) -> String {
         table.push(row);
     }
     text += &screen::table(&table);
+    if let Some(large) = i.memory.iter().find(|m| m.layer_bytes > COMMON_BINDING) {
+        text += &format!(
+            "From {} tokens with KV {}, the cache of a layer takes {}. Some devices bind only {} at once (see `secateur devices \
+             --json`); on them, pruning has to keep it smaller.\n",
+            large.context,
+            large.kv,
+            screen::bytes(large.layer_bytes),
+            screen::bytes(COMMON_BINDING)
+        );
+    }
     text += &quality::table(&i.quality);
     for problem in &i.problems {
         text += &format!("\nproblem: {}\n", fields::as_options(problem));

@@ -126,6 +126,13 @@ enum Command {
 
 /// Parses the arguments, runs the command, prints its error, and returns the exit code.
 pub fn main() -> ExitCode {
+    let print_panic = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        // A loss of the device inside a read becomes an error.
+        if !secateur::expert::kernels::readback::is_guarded() {
+            print_panic(panic);
+        }
+    }));
     let (args, quiet) = parse(std::env::args_os().collect());
     if !quiet {
         warnings::install();

@@ -12,11 +12,11 @@ use secateur::{ComputeDevice, Error, ErrorKind, Result};
 use serde::Serialize;
 
 use super::screen::Progress;
-use super::{model, options, screen, text, trust};
+use super::{model, options, screen, stdin, text, trust};
 
 #[derive(Debug, clap::Args)]
 pub struct QualityArgs {
-    /// Measure on the text in FILE what quantized weights cost: perplexity, and how far the predictions are from those
+    /// Measure on the text in FILE, or on stdin for `-`, what quantized weights cost: perplexity, and how far the predictions are from those
     /// of the model as it is stored. Without --weights, q8, q6 and q4 are measured.
     #[arg(long, value_name = "FILE", conflicts_with = "no_fetch")]
     quality: Option<PathBuf>,
@@ -54,7 +54,10 @@ pub fn measure(
     name: &str,
 ) -> Result<Vec<Compared>> {
     let Some(file) = &args.quality else { return Ok(Vec::new()) };
-    let text = text::read(file, "the text")?;
+    let text = match file.as_os_str() == "-" {
+        true => stdin::read("the text")?,
+        false => text::read(file, "the text")?,
+    };
     let tokenizer = Tokenizer::load(source)?;
     let (begin, ids) = (tokenizer.beginning(), tokenizer.encode(&text)?);
     let against = match &args.against {
@@ -89,7 +92,8 @@ pub fn measure(
         let what = options::in_precision(name, precision);
         let mut bar = Progress::new(&format!("reading the text with {what}"), false);
         let mut progress = |done, total| bar.at(done, total);
-        let quality = pollster::block_on(quality::compare(&reference, &model, begin, &ids, &mut progress))?;
+        let quality = pollster::block_on(quality::compare(&reference, &model, begin, &ids, &mut progress))
+            .map_err(|e| device.explained(e))?;
         rows.push(Compared {
             weights: precision,
             weight_bytes: model.weight_bytes(),

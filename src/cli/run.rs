@@ -103,7 +103,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let began = Instant::now();
     let load = LoadOptions { kv: args.stored.kv, context: args.context, sequences: 1, weights: args.stored.weights };
     let prepared = PreparedModel::new(&source, &name, &load)?;
-    let (resolved, notes) = match prompted {
+    let (resolved, mut notes) = match prompted {
         true => {
             let Resolved { prompt, settings, notes } = prepared.resolve(&request)?;
             (Some((prompt, settings)), notes)
@@ -117,15 +117,21 @@ pub fn main(args: Args) -> Result<ExitCode> {
     }
     signals::install()?;
 
-    let device = trust::open(&args.device, args.quiet)?;
-    let name = options::in_precision(&name, args.stored.weights);
-    let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
-    let mut engine = prepared.load(&source, &device, &mut |done, total| bar.at(done, total))?;
-    drop(bar);
+    let shown_name = options::in_precision(&name, args.stored.weights);
+    let open = |prepared: PreparedModel| {
+        let device = trust::open(&args.device, args.quiet)?;
+        let mut bar = Progress::new(&format!("loading {shown_name}"), args.quiet);
+        let engine = prepared.load(&source, &device, &mut |done, total| bar.at(done, total))?;
+        Ok((engine, device))
+    };
+    let (mut engine, device) = open(prepared)?;
     let load_us = began.elapsed().as_micros() as u64;
+    if let Some((prompt, settings)) = &resolved {
+        notes.extend(engine.cache_note(prompt, settings)?);
+    }
 
     let mut screen = Screen::new(!args.json, !args.quiet, args.plain);
-    screen.note(&format!("{name} on {}, loaded in {:.2} s", device.info.line(), load_us as f64 / 1e6));
+    screen.note(&format!("{shown_name} on {}, loaded in {:.2} s", device.info.line(), load_us as f64 / 1e6));
     for note in &notes {
         screen.note(&fields::as_options(note));
     }
@@ -136,10 +142,11 @@ pub fn main(args: Args) -> Result<ExitCode> {
     signals::stop_on_signal(&stop);
 
     let Some((prompt, settings)) = resolved else {
-        return chat::main(&mut engine, &request, &mut screen, &stop, args.quiet);
+        // After a loss of the device, the chat continues on a new one.
+        let mut again = || Ok(open(PreparedModel::new(&source, &name, &load)?)?.0);
+        return chat::main(engine, &request, &mut screen, &mut again, args.quiet);
     };
-    let result = generate(&mut engine, &prompt, &settings, &mut screen, &stop, args.answer_only)
-        .map_err(|e| device.explained(e))?;
+    let result = generate(&mut engine, &prompt, &settings, &mut screen, &stop, args.answer_only)?;
     // If the trace cannot be written, the result is printed all the same, before the error.
     let write = |file: &PathBuf| file::write_whole(file, &(result.trace.to_json()? + "\n"));
     let written = args.trace.as_ref().map_or(Ok(()), write);

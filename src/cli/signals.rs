@@ -30,8 +30,8 @@ impl Signal {
 
 /// The number of the first signal since the start, or since this turn of a chat began; 0 before there is one.
 static RECEIVED: AtomicI32 = AtomicI32::new(0);
-/// The stop flag of the engine; unset until an engine is loaded.
-static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+/// The stop flag of the engine; `None` until an engine is loaded.
+static STOP: Mutex<Option<Arc<AtomicBool>>> = Mutex::new(None);
 /// Whether the process was stopped (Ctrl-Z) and continued.
 static CONTINUED: AtomicBool = AtomicBool::new(false);
 /// While a line is read from the terminal: what must be done before the process ends.
@@ -46,9 +46,9 @@ pub fn install() -> Result<()> {
     INSTALLED.get_or_init(platform::install).clone()
 }
 
-/// After this call, the first signal sets `stop` instead of ending the process. Only the first call has an effect.
+/// After this call, the first signal sets `stop` instead of ending the process. A later call replaces the flag.
 pub fn stop_on_signal(stop: &Arc<AtomicBool>) {
-    let _ = STOP.set(stop.clone());
+    *STOP.lock().unwrap_or_else(PoisonError::into_inner) = Some(stop.clone());
 }
 
 /// The first signal since the start, or since [`begin_turn`].
@@ -99,7 +99,7 @@ fn handle(signal: i32) {
         std::process::exit(code.into());
     }
     let first = RECEIVED.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-    match STOP.get() {
+    match &*STOP.lock().unwrap_or_else(PoisonError::into_inner) {
         Some(stop) if first => stop.store(true, Ordering::Relaxed),
         _ => std::process::exit(Signal(signal).code().into()),
     }

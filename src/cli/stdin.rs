@@ -1,11 +1,11 @@
-//! Reads a prompt from stdin.
+//! Reads text from stdin.
 use std::io::{IsTerminal, Read};
 
 use secateur::{Error, ErrorKind, Result};
 
 use super::{screen, text};
 
-/// The largest prompt. A longer one would not fit into the context of any model; stdin is then probably the wrong
+/// The largest text. A longer prompt would not fit into the context of any model; stdin is then probably the wrong
 /// file, or a stream without an end.
 const MAX_BYTES: u64 = 64 << 20;
 
@@ -22,32 +22,40 @@ pub fn is_pipe_or_file() -> bool {
     !std::io::stdin().is_terminal()
 }
 
-/// Reads stdin to its end. The final line end is removed, because `echo` and editors add one to every text.
+/// Reads a prompt from stdin. The final line end is removed, because `echo` and editors add one to every text.
+///
+/// # Errors
+/// Those of [`read`].
+pub fn read_prompt() -> Result<String> {
+    let mut prompt = read("the prompt")?;
+    if prompt.ends_with('\n') {
+        prompt.pop();
+    }
+    Ok(prompt)
+}
+
+/// Reads stdin to its end. `what` names the content in messages, such as "the prompt".
 ///
 /// # Errors
 /// If stdin cannot be read, holds more than 64 MiB, or is not text.
-pub fn read_prompt() -> Result<String> {
+pub fn read(what: &str) -> Result<String> {
     if std::io::stdin().is_terminal() {
-        super::say("reading the prompt from the terminal; press Ctrl-D to end it");
+        super::say(&format!("reading {what} from the terminal; press Ctrl-D to end it"));
     }
     let mut bytes = Vec::new();
     let read_error = |e| Error::new(ErrorKind::Io, "stdin cannot be read").found(e);
     std::io::stdin().lock().take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(read_error)?;
     if bytes.len() as u64 > MAX_BYTES {
         let most = screen::bytes(MAX_BYTES);
-        return Err(Error::new(ErrorKind::Input, format!("the prompt on stdin exceeds {most}"))
+        return Err(Error::new(ErrorKind::Input, format!("{what} on stdin exceeds {most}"))
             .at("stdin")
             .expected(format!("at most {most}"))
-            .help("shorten the prompt, and check that this is the right file"));
+            .help(format!("shorten {what}, and check that this is the right file")));
     }
-    let mut prompt = text::decode(bytes).map_err(|(at, found)| {
-        Error::new(ErrorKind::Input, "the prompt is not UTF-8")
+    text::decode(bytes).map_err(|(at, found)| {
+        Error::new(ErrorKind::Input, format!("{what} is not UTF-8"))
             .at(format!("stdin, byte {at}"))
             .expected(text::ENCODINGS)
             .found(found)
-    })?;
-    if prompt.ends_with('\n') {
-        prompt.pop();
-    }
-    Ok(prompt)
+    })
 }

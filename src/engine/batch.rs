@@ -131,9 +131,12 @@ impl<'e> Batch<'e> {
     /// Adds a request, which runs as soon as a place is free. Returns its number, counted from 0.
     ///
     /// # Errors
-    /// A prompt that is empty or longer than the context, a policy that cannot run with this model or budget.
+    /// A prompt that is empty, longer than the context or larger than the device's buffers, a policy that cannot run
+    /// with this model or budget.
     pub fn add(&mut self, prompt: &Prompt, settings: &Settings) -> Result<usize> {
-        self.waiting.push_back(self.prepared.sequence(self.requests, prompt, settings)?);
+        let sequence = self.prepared.sequence(self.requests, prompt, settings)?;
+        self.runner.check_prompt(sequence.prompt.len())?;
+        self.waiting.push_back(sequence);
         self.requests += 1;
         Ok(self.requests - 1)
     }
@@ -170,6 +173,7 @@ impl<'e> Batch<'e> {
         // Errors that belong to one sequence were handled where they arose. What is left are device errors: they fail
         // every running request.
         if let Err(e) = turn.await {
+            let e = self.runner.model().device().explained(e);
             self.reads.clear();
             self.places.sequences().for_each(|s| s.fail(e.clone()));
         }
@@ -323,9 +327,14 @@ impl<'e> Batch<'e> {
             slot.iter_mut().for_each(Sequence::finish_if_done);
             if let Some(sequence) = slot.take_if(|s| s.ended.is_some()) {
                 let request = sequence.id;
-                let (device, cache) = (self.runner.model().device(), self.runner.cache());
-                let result = sequence.finish(&self.prepared.name, device, cache, place);
-                let result = result.and_then(|result| self.runner.clear(place).map(|()| result));
+                let device = self.runner.model().device().clone();
+                let result = sequence.finish(&self.prepared.name, &device, self.runner.cache(), place);
+                // What was generated is not lost with a device that cannot even be cleared.
+                let cleared = self.runner.clear(place).map_err(|e| device.explained(e)).err();
+                let result = result.map(|mut result| {
+                    result.error = result.error.or(cleared);
+                    result
+                });
                 ended.push((request, result));
             }
         }

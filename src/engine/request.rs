@@ -1,6 +1,6 @@
 //! What a front-end asks for: how a model is loaded, and one request to it. A request names only what its author
 //! chose; [`PreparedModel::resolve`](super::PreparedModel::resolve) fills in the rest from the model, in this file.
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use crate::dtype::Dtype;
@@ -81,14 +81,18 @@ pub struct Request {
     /// Whether the most likely token is always taken.
     pub greedy: Option<bool>,
     /// Divides the logits; 0 means greedy.
+    #[serde(deserialize_with = "finite")]
     pub temperature: Option<f32>,
     /// Draw from this many of the most likely tokens; 0 or -1 means from all.
     pub top_k: Option<i64>,
     /// Draw from the fewest tokens that reach this probability together.
+    #[serde(deserialize_with = "finite")]
     pub top_p: Option<f32>,
     /// Draw from tokens that are at least this share as likely as the most likely one.
+    #[serde(deserialize_with = "finite")]
     pub min_p: Option<f32>,
     /// Above 1, tokens that occurred before become less likely.
+    #[serde(deserialize_with = "finite")]
     pub repetition_penalty: Option<f32>,
     /// Which tokens are evicted.
     pub policy: Option<PolicyRef>,
@@ -112,6 +116,14 @@ pub struct Request {
     pub steps: Option<Boundaries>,
     /// How much of each probe's attention the trace records.
     pub attention: Option<AttentionDetail>,
+}
+
+/// Reads a number that f32 can hold. JSON has numbers that it cannot hold, and no infinity to write them back.
+fn finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f32>, D::Error> {
+    match Option::<f32>::deserialize(deserializer)? {
+        Some(number) if !number.is_finite() => Err(serde::de::Error::custom("the number is too large")),
+        number => Ok(number),
+    }
 }
 
 /// A request with nothing left open.

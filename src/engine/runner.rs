@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use burn::tensor::Tensor;
 
-use crate::Result;
 use crate::cache::{CacheShape, KvCache, RegionUpdate, Tracking};
 use crate::device::ComputeDevice;
 use crate::kernels::Reduce;
@@ -15,6 +14,7 @@ use crate::model::decoder::{Decoder, Input, Logits, Output};
 use crate::policy::{Measured, Measurement};
 use crate::sampling::Sampler;
 use crate::settings::Settings;
+use crate::{Error, ErrorKind, Result};
 
 /// Ids of a prompt that are forwarded at once.
 pub const PREFILL_CHUNK: usize = 256;
@@ -137,11 +137,29 @@ impl Runner {
     /// Whether a runner of this model and shape can begin on `device`.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`](crate::ErrorKind::Device) when the state or the samplers of all sequences exceed the
+    /// [`ErrorKind::Device`] when the state or the samplers of all sequences exceed the
     /// largest buffer.
     pub fn check(vocab: usize, shape: &CacheShape, device: &ComputeDevice) -> Result<()> {
         shape.check(&device.info)?;
         Sampler::check(vocab, shape.seqs, &device.info)
+    }
+
+    /// Whether the cache can hold a prompt of so many tokens, if no other sequence is cached.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] if a layer's buffer would exceed what the device can bind.
+    pub fn check_prompt(&self, tokens: usize) -> Result<()> {
+        let (shape, info) = (self.cache.shape(), &self.model.device().info);
+        let most = shape.most_slots(info);
+        if tokens <= most {
+            return Ok(());
+        }
+        let e = Error::new(ErrorKind::Device, "the prompt does not fit into the KV cache of this device");
+        Err(e
+            .at(info.line())
+            .expected(format!("at most {most} tokens, because the largest buffer has {} bytes", info.max_binding_bytes))
+            .found(format!("{tokens} tokens"))
+            .help("shorten the prompt, use `kv` f16, or choose another `device`"))
     }
 
     /// The model.
@@ -202,6 +220,7 @@ impl Runner {
     /// The errors of [`Decoder::plan`].
     pub fn decode(&mut self, seqs: &[usize], steps: usize) -> Result<()> {
         for _ in 0..steps {
+            self.model.device().note_step();
             let plan = self.model.plan(Input::Pending(seqs), &mut self.cache)?;
             let out = self.model.forward(&plan, &mut self.cache, None);
             let logits = self.model.logits(&out, Logits::Last);

@@ -9,7 +9,7 @@ use crate::device::ComputeDevice;
 use crate::engine::pruning::Pruner;
 use crate::engine::record::{Event, LAG, RunResult};
 use crate::engine::runner::Measurements;
-use crate::policy::{self, KeepPlan, Ledger, Positions, Role, Sets};
+use crate::policy::{self, Budget, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
 use crate::settings::Settings;
 use crate::steps::{BoundaryCounts, Tail};
@@ -166,6 +166,26 @@ impl Sequence {
     /// forwarded.
     fn limit(&self) -> usize {
         self.settings().max_new_tokens.min((self.tokens.len() + self.context + 1).saturating_sub(self.reached()))
+    }
+
+    /// The most slots that the sequence can need, if its whole text is thinking. For budgets that bound no number of
+    /// tokens, this is as if nothing were evicted.
+    pub fn most_slots(&self) -> usize {
+        let settings = self.settings();
+        let generated = settings.max_new_tokens.min(self.context.saturating_sub(self.prompt.len()));
+        if !self.prunes() {
+            return self.prompt.len() + generated;
+        }
+        let kept = match settings.budget {
+            Budget::Tokens(tokens) => tokens,
+            Budget::Ratio(ratio) => (ratio * generated as f64).ceil() as usize,
+            Budget::ScoreSum(_) | Budget::Share(_) => generated,
+        };
+        // These stay whatever the budget says. Until the next pruning come as many tokens as a probe waits for.
+        let protected = settings.window.saturating_add(policy::CURRENT_STEP_KEPT);
+        let until_next = settings.probe_every.saturating_add(probe::MAX_POSTPONED);
+        let thinking = kept.max(protected).saturating_add(until_next).min(generated);
+        self.prompt.len() + thinking + self.probe_ids.len()
     }
 
     /// Positions in use, the pending token's included. With compact positions those of evicted tokens are free again.

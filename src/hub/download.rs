@@ -5,14 +5,15 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::Value;
 use ureq::http::{Response, StatusCode};
 use ureq::{Agent, Body};
 
-use super::cache::{absent, io, is_commit, is_plain, is_plain_path, link, make_parent, parts_of, shards};
+use super::answers;
+use super::cache::{absent, io, is_commit, is_plain_path, link, make_parent, parts_of, shards};
 use super::check::{self, Start};
 use super::disk::check_space;
 use super::{Failure, Hub, HubName, INDEX, OPTIONAL, Progress, Remote, SINGLE};
+use crate::weights::gguf::SplitName;
 use crate::{Error, ErrorKind, Result, file};
 
 const CONFIG: &str = "config.json";
@@ -80,9 +81,12 @@ impl Hub {
     pub(super) fn parts_on_hub(&self, name: &HubName, file: &str, files: &BTreeSet<String>) -> Result<Vec<String>> {
         if !files.contains(file) {
             let ggufs: Vec<&str> = files.iter().map(String::as_str).filter(|f| f.ends_with(".gguf")).collect();
-            return Err(Error::new(ErrorKind::Model, format!("{} has no {file}", name.repo))
-                .at(&self.endpoint)
-                .found(if ggufs.is_empty() { "no GGUF files".into() } else { ggufs.join(", ") }));
+            let error = Error::new(ErrorKind::Model, format!("{} has no {file}", name.repo)).at(&self.endpoint);
+            let error = match SplitName::parse(file.rsplit('/').next().unwrap_or(file)) {
+                Some(part) => error.expected(format!("part {} of {} of a split file", part.number, part.count)),
+                None => error,
+            };
+            return Err(error.found(if ggufs.is_empty() { "no GGUF files".into() } else { ggufs.join(", ") }));
         }
         let parts = parts_of(file);
         match parts.iter().find(|part| !files.contains(*part)) {
@@ -144,17 +148,7 @@ impl Hub {
         }
         let broken = |e: ureq::Error| self.broken(&url, e);
         let text = response.body_mut().with_config().limit(64 << 20).read_to_vec().map_err(broken)?;
-        let json: Value = serde_json::from_slice(&text).unwrap_or_default();
-        let commit = json["sha"].as_str().filter(|sha| is_commit(sha));
-        let files = json["siblings"].as_array().map(|list| list.iter().filter_map(|f| f["rfilename"].as_str()));
-        match (commit, files) {
-            (Some(commit), Some(files)) => Ok((commit.to_string(), files.map(String::from).collect())),
-            _ => Err(Error::new(ErrorKind::Model, "the answer of the hub does not describe a model")
-                .at(url)
-                .found(String::from_utf8_lossy(&text).chars().take(80).collect::<String>())
-                .help("is HF_ENDPOINT right?")
-                .into()),
-        }
+        Ok(answers::model(&url, &text)?)
     }
 
     /// Fetches those of `files` that the snapshot of `commit` does not have.
@@ -268,33 +262,25 @@ impl Hub {
                 request = request.header("authorization", format!("Bearer {}", token.value));
             }
             let response = request.call().map_err(|e| self.unreachable(&url, &e))?;
-            let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
-            let linked = header("x-linked-etag");
-            let etag = linked.or(header("etag")).map(|e| e.trim_start_matches("W/").trim_matches('"'));
-            let bytes = header("x-linked-size").or(header("content-length")).and_then(|n| n.parse().ok());
-            let bytes = match (response.status().as_u16(), etag, bytes) {
-                (200, Some(_), None) => self.measure(&url)?,
-                _ => bytes,
-            };
-            match (response.status().as_u16(), etag, bytes, header("location")) {
-                // The repository was renamed: ask again under its new name on the same host.
-                (300..=399, _, _, Some(target)) if target.starts_with('/') && !target.starts_with("//") => {
-                    url = format!("{}{target}", self.endpoint);
+            let status = response.status().as_u16();
+            let mut said = answers::file(status, response.headers(), None);
+            if said == answers::File::Unmeasured {
+                said = answers::file(status, response.headers(), self.measure(&url)?);
+            }
+            match said {
+                answers::File::Known { etag, bytes, hashed } => {
+                    return Ok(Remote { name: file.to_string(), etag, bytes, hashed });
                 }
-                (200..=399, Some(etag), Some(bytes), _) if is_plain(etag) => {
-                    // The hub names large files by their SHA-256. A mirror may use other names; then only the length
-                    // is checked.
-                    let hashed = linked.is_some() && etag.len() == 64 && etag.bytes().all(|b| b.is_ascii_hexdigit());
-                    return Ok(Remote { name: file.to_string(), etag: etag.to_string(), bytes, hashed });
-                }
-                (200..=399, ..) => {
+                // Ask again under the new name of the repository, on the same host.
+                answers::File::Moved(target) => url = format!("{}{target}", self.endpoint),
+                answers::File::Refused => return Err(self.refused(name, &url, &response)),
+                answers::File::Unmeasured | answers::File::Unnamed => {
                     return Err(Error::new(ErrorKind::Model, "the hub does not say what this file is")
                         .at(url)
                         .expected("an ETag and a length")
                         .help("is HF_ENDPOINT right?")
                         .into());
                 }
-                _ => return Err(self.refused(name, &url, &response)),
             }
         }
         Err(Error::new(ErrorKind::Model, "the hub redirects in a circle").at(url).into())

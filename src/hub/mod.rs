@@ -23,6 +23,7 @@
 //! The environment variables are those of `huggingface_hub`: `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN`
 //! (or the file `$HF_HOME/token`) and `HF_ENDPOINT`. Proxies are taken from `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`
 //! and `NO_PROXY`, root certificates from `SSL_CERT_FILE`.
+pub(crate) mod answers;
 mod cache;
 mod check;
 mod connection;
@@ -152,6 +153,18 @@ impl Hub {
         })
     }
 
+    /// A hub at which nothing can be asked, and whose cache is empty: it only reads answers.
+    fn without_network(token: Option<Token>) -> Self {
+        Self {
+            cache: PathBuf::new(),
+            endpoint: "https://huggingface.co".into(),
+            token,
+            offline: true,
+            agent: Err(Error::new(ErrorKind::Internal, "this hub cannot be asked")),
+            pause: Duration::ZERO,
+        }
+    }
+
     /// The path of the folder of the model `name`, or of its file if the name has one. A complete copy in the cache
     /// is used without asking the hub, unless `update` is set; then new files of the branch are fetched first.
     ///
@@ -184,7 +197,7 @@ impl Hub {
             (Err(Failure::Unreachable(_) | Failure::Busy(..)), Cached::Complete(path)) => Ok(path),
             (Err(_), Cached::Sufficient(path)) if !update => Ok(path),
             (Err(Failure::Unreachable(_) | Failure::Busy(..)), Cached::Sufficient(path)) => Ok(path),
-            (Err(Failure::Unreachable(error) | Failure::Busy(error, _) | Failure::Final(error)), _) => Err(error),
+            (Err(failure), _) => Err(failure.into_error()),
         }
     }
 }
@@ -197,6 +210,14 @@ enum Failure {
     Busy(Error, Option<Duration>),
     /// Another attempt would fail in the same way.
     Final(Error),
+}
+
+impl Failure {
+    fn into_error(self) -> Error {
+        match self {
+            Self::Unreachable(error) | Self::Busy(error, _) | Self::Final(error) => error,
+        }
+    }
 }
 
 impl From<Error> for Failure {

@@ -24,9 +24,7 @@ impl Hub {
             _ if self.offline => return ModelSource::open(self.fetch(name, false, &mut |_| ())?),
             _ => {}
         }
-        self.look_at(name).map_err(|failure| match failure {
-            Failure::Unreachable(error) | Failure::Busy(error, _) | Failure::Final(error) => error,
-        })
+        self.look_at(name).map_err(Failure::into_error)
     }
 
     fn look_at(&self, name: &HubName) -> Result<ModelSource, Failure> {

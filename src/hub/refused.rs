@@ -1,7 +1,6 @@
 //! What it means that the hub refuses a request.
 use std::time::Duration;
 
-use ureq::Body;
 use ureq::http::Response;
 
 use super::{Failure, Hub, HubName};
@@ -9,7 +8,7 @@ use crate::{Error, ErrorKind};
 
 impl Hub {
     /// The failure that a refusing answer of the hub means.
-    pub(super) fn refused(&self, name: &HubName, url: &str, response: &Response<Body>) -> Failure {
+    pub(super) fn refused<B>(&self, name: &HubName, url: &str, response: &Response<B>) -> Failure {
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
         let (code, message) = (header("x-error-code"), header("x-error-message"));
         let status = response.status();

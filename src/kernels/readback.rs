@@ -7,7 +7,7 @@ use burn::backend::wgpu::{CubeTensor, into_contiguous};
 use burn::backend::{Cube, Flex};
 use burn::tensor::{Int, Tensor};
 
-use crate::{Error, ErrorKind, Result};
+use crate::Result;
 
 #[cfg(not(target_family = "wasm"))]
 type Reading = Pin<Box<dyn Future<Output = Result<Vec<Vec<u8>>>> + Send>>;
@@ -26,8 +26,26 @@ thread_local! {
 
 /// Drops the orphans that are complete by now.
 fn drop_complete_orphans() {
-    let nudge = |read: &mut Reading| read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending();
+    let nudge = |read: &mut Reading| poll_guarded(read, &mut Context::from_waker(Waker::noop())).is_pending();
     ORPHANS.with_borrow_mut(|orphans| orphans.retain_mut(nudge));
+}
+
+thread_local! {
+    static GUARDED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether this thread polls a read. A panic is then caught and becomes an error, so that a panic hook need not print it.
+pub fn is_guarded() -> bool {
+    GUARDED.get()
+}
+
+/// Polls a read. If the device is lost between the mapping of a staging buffer and the copy from it, cubecl panics.
+fn poll_guarded(read: &mut Reading, cx: &mut Context<'_>) -> Poll<Result<Vec<Vec<u8>>>> {
+    GUARDED.set(true);
+    let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| read.as_mut().poll(cx)));
+    GUARDED.set(false);
+    polled
+        .unwrap_or_else(|_| Poll::Ready(Err(crate::device::failure("what was read from the device no longer exists"))))
 }
 
 impl Readback {
@@ -40,7 +58,7 @@ impl Future for Readback {
     type Output = Result<Vec<Vec<u8>>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let done = self.0.as_mut().expect("not polled after it was ready").as_mut().poll(cx);
+        let done = poll_guarded(self.0.as_mut().expect("not polled after it was ready"), cx);
         if done.is_ready() {
             self.0 = None;
         }
@@ -90,15 +108,11 @@ fn read_gpu(tensors: Vec<CubeTensor>) -> Readback {
     let handles = tensors.into_iter().map(|t| t.handle).collect();
     drop_complete_orphans();
     let mut read: Reading = Box::pin(async move {
-        let bytes = client.read_async(handles).await.map_err(|e| {
-            Error::new(ErrorKind::Device, "reading from the GPU failed")
-                .found(format!("{e:?}"))
-                .help("the adapter may have been lost or run out of memory; try a smaller `context`, or `device` cpu")
-        })?;
+        let bytes = client.read_async(handles).await.map_err(|e| crate::device::failure(&format!("{e:?}")))?;
         Ok(bytes.iter().zip(lengths).map(|(b, n)| b[..n].to_vec()).collect())
     });
     // The first poll makes cubecl enqueue the copies; a later one, with the caller's waker, waits for them.
-    match read.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+    match poll_guarded(&mut read, &mut Context::from_waker(Waker::noop())) {
         Poll::Ready(done) => Readback(Some(Box::pin(std::future::ready(done)))),
         Poll::Pending => Readback(Some(read)),
     }

@@ -215,6 +215,7 @@ impl Decoder {
         };
         // Otherwise a tensor that is missing would be noticed only after others have been uploaded.
         required::check(config, weights)?;
+        required::check_memory(config, weights, precision, device)?;
         let up = Uploader { device, weights, precision };
         let vocabulary = |name: &str| up.load(name, Role::Vocabulary, [config.vocab_size, h], true);
         let embedding = vocabulary("model.embed_tokens.weight")?;

@@ -1,11 +1,12 @@
 //! The tensors that a model needs, so that weights can be checked before any of them is read.
-use crate::Result;
+use crate::device::ComputeDevice;
 use crate::dtype::Dtype;
 use crate::model::config::{MixtureOfExperts, ModelConfig};
 use crate::model::matrix::padded_width;
 use crate::model::tensors::{ExpertNames, StoredExperts};
 use crate::weights::Weights;
 use crate::weights::precision::{Precision, Role};
+use crate::{Error, ErrorKind, Result};
 
 /// Checks that `weights` have every tensor that the decoder of `config` loads, with the right shape and an element
 /// type that secateur computes with. Reads no values.
@@ -101,6 +102,30 @@ pub fn step_bytes(config: &ModelConfig, weights: &Weights, precision: Option<Pre
         _ if name.contains(".mlp.experts.") => experts,
         _ => 1.0,
     })
+}
+
+/// Refuses weights that exceed the memory of a device, before they are read.
+///
+/// # Errors
+/// [`ErrorKind::Device`] if the tensors of the decoder alone have more bytes than the device.
+pub(crate) fn check_memory(
+    config: &ModelConfig,
+    weights: &Weights,
+    precision: Option<Precision>,
+    device: &ComputeDevice,
+) -> Result<()> {
+    let Some(most) = device.info.memory_bytes else { return Ok(()) };
+    let is_loaded =
+        |name: &str| name.starts_with("model.") || name.starts_with("lm_head.") && !config.tie_word_embeddings;
+    let bytes = bytes_of(weights, precision, |name| if is_loaded(name) { 1.0 } else { 0.0 })?;
+    if bytes <= most {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Device, "the weights do not fit into the memory of the device")
+        .at(device.info.line())
+        .expected(format!("at most {most} bytes"))
+        .found(format!("{bytes} bytes of weights"))
+        .help("use a smaller model, a quantized one or `weights` q4, or `device` cpu"))
 }
 
 /// The bytes of the tensors on the device, each multiplied by `share(name)`.

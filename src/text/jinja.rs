@@ -25,7 +25,8 @@ pub(super) fn without_generation_tags(template: &str) -> String {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
-        let Some(len) = tag.find("%}") else {
+        // The two ends of a tag share no character: `{%}` does not end here.
+        let Some(len) = tag[2..].find("%}").map(|at| at + 2) else {
             rest = tag;
             break;
         };

@@ -18,9 +18,10 @@ const FILE: &str = "chat_template.jinja";
 /// Older models store the texts of their special tokens in this file.
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const NAME: &str = "chat_template";
-/// The most steps that a template may take. Real templates need thousands of times fewer, and this many take less
-/// than a minute.
-const FUEL: u64 = 50_000_000;
+/// The most steps that a template may take. Real templates need hundreds of times fewer for a conversation.
+const FUEL: u64 = 1_000_000;
+/// The most bytes that a template may write beyond the messages themselves.
+const LONGEST_OUTPUT: usize = 16 << 20;
 
 /// One message of a conversation. Fields other than the role and the content that a template may read (`tool_calls`,
 /// `reasoning_content`) are in `extra`.
@@ -252,8 +253,12 @@ impl ChatTemplate {
         let now = options.now;
         let strftime_now = Value::from_function(move |format: &str| strftime(format, now.unwrap_or_else(clock)));
         let context = context! { strftime_now, ..Value::from(Serde(&variables)) };
+        // A message may occur twice, and its characters may be written as escapes.
+        let spoken: usize = messages.iter().map(|message| message.content.to_string().len()).sum();
+        let mut text = Bounded { text: Vec::new(), most: LONGEST_OUTPUT.saturating_add(spoken.saturating_mul(6)) };
         let template = self.env.get_template(NAME);
-        template.and_then(|template| template.render(context)).map_err(|error| {
+        let rendered = template.and_then(|template| template.render_captured_to(context, &mut text).map(drop));
+        rendered.map_err(|error| {
             let found = describe(&error);
             match found.split_once(RAISED) {
                 Some((_, message)) => Error::new(ErrorKind::Input, "the chat template refuses these messages")
@@ -264,7 +269,29 @@ impl ChatTemplate {
                     .found(found)
                     .help("use `raw` to send the prompt without the template"),
             }
-        })
+        })?;
+        String::from_utf8(text.text)
+            .map_err(|error| Error::new(ErrorKind::Internal, "a template wrote no text").at(&self.place).found(error))
+    }
+}
+
+/// Text that is refused once it is too long, so that a template cannot fill the memory.
+struct Bounded {
+    text: Vec<u8>,
+    most: usize,
+}
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.len() > self.most.saturating_sub(self.text.len()) {
+            return Err(std::io::Error::other(format!("the text exceeds {} bytes", self.most)));
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -344,6 +371,13 @@ mod tests {
             Some(false)
         );
         assert_eq!(has_switch("{{ raise_exception('no') }}"), Some(false));
+    }
+
+    #[test]
+    fn a_template_that_writes_too_much_stops() {
+        let much = "{% for a in range(9000) %}{{ 'x' * 9999 }}{% endfor %}";
+        let error = render(much, &RenderOptions::default()).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(error.contains("the chat template fails") && error.contains("the text exceeds"), "{error}");
     }
 
     #[test]

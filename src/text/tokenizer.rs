@@ -2,6 +2,7 @@
 use super::ThinkTags;
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result};
+use serde::Deserialize;
 use std::sync::{Arc, LazyLock};
 use tokenizers::decoders::DecoderWrapper;
 
@@ -59,8 +60,16 @@ impl Tokenizer {
     /// # Errors
     /// If the bytes are not a valid tokenizer.
     pub fn from_bytes(bytes: &[u8], place: &str) -> Result<Self> {
-        let mut hf = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|error| Error::new(ErrorKind::Model, "the tokenizer cannot be read").at(place).found(error))?;
+        let unreadable =
+            |error: String| Error::new(ErrorKind::Model, "the tokenizer cannot be read").at(place).found(error);
+        let unchecked: Unchecked = serde_json::from_slice(bytes).map_err(|error| unreadable(error.to_string()))?;
+        if let Some(kind) = unchecked.unsupported() {
+            return Err(Error::new(ErrorKind::Model, "the normalizer of the tokenizer is not supported")
+                .at(place)
+                .found(kind)
+                .help("no model of a supported architecture has one: is this the tokenizer of the model?"));
+        }
+        let mut hf = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| unreadable(error.to_string()))?;
         // Files often keep the padding and truncation of the training run; a prompt must be neither padded nor cut.
         hf.with_padding(None);
         hf.with_truncation(None).map_err(|error| Error::new(ErrorKind::Internal, error).at(place))?;
@@ -188,6 +197,36 @@ impl Tokenizer {
     /// The largest token id plus one. The `vocab_size` of a model may be larger, because models pad their vocabulary.
     pub fn vocab_size(&self) -> usize {
         self.0.hf.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+    }
+}
+
+/// The parts of a tokenizer for which the crate `tokenizers` panics where they are no valid JSON. They are read before,
+/// which costs little, because the vocabulary is skipped.
+#[derive(Deserialize)]
+struct Unchecked {
+    #[serde(default)]
+    normalizer: serde_json::Value,
+    #[serde(default, rename = "decoder")]
+    _decoder: serde_json::Value,
+}
+
+impl Unchecked {
+    /// A kind of normalizer that is refused. The table of a precompiled one is not checked by the crate that reads it,
+    /// which panics when it applies a damaged one.
+    fn unsupported(&self) -> Option<&'static str> {
+        const KIND: &str = "Precompiled";
+        fn is_precompiled(value: &serde_json::Value) -> bool {
+            match value {
+                serde_json::Value::Object(map) => {
+                    map.get("type").is_some_and(|kind| kind == KIND)
+                        || map.contains_key("precompiled_charsmap")
+                        || map.values().any(is_precompiled)
+                }
+                serde_json::Value::Array(list) => list.iter().any(is_precompiled),
+                _ => false,
+            }
+        }
+        is_precompiled(&self.normalizer).then_some(KIND)
     }
 }
 

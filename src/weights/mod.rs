@@ -143,7 +143,7 @@ impl ModelSource {
     /// If the header is invalid; see [`Gguf::new`].
     pub fn gguf_file(place: impl Into<String>, bytes: impl Into<Bytes>) -> Result<Self> {
         let (place, bytes) = (place.into(), bytes.into());
-        refuse_lfs_pointer(&place, &bytes)?;
+        refuse_substitute(&place, &bytes)?;
         Ok(Self(Place::Gguf(Arc::new(Gguf::new(place, bytes)?)), None))
     }
 
@@ -154,7 +154,7 @@ impl ModelSource {
     pub fn gguf_parts<N: Into<String>, B: Into<Bytes>>(files: impl IntoIterator<Item = (N, B)>) -> Result<Self> {
         let parts = files.into_iter().map(|(place, bytes)| {
             let (place, bytes) = (place.into(), bytes.into());
-            refuse_lfs_pointer(&place, &bytes)?;
+            refuse_substitute(&place, &bytes)?;
             Gguf::new(place, bytes)
         });
         Ok(Self(Place::Gguf(Arc::new(Gguf::join(parts.collect::<Result<_>>()?)?)), None))
@@ -238,7 +238,7 @@ impl ModelSource {
             Place::Directory(dir) => read_file(&dir.join(name))?,
         };
         if let Some(bytes) = &bytes {
-            refuse_lfs_pointer(&self.place_of(name), bytes)?;
+            refuse_substitute(&self.place_of(name), bytes)?;
         }
         Ok(bytes)
     }
@@ -322,15 +322,56 @@ impl fmt::Display for ModelSource {
     }
 }
 
-fn refuse_lfs_pointer(place: &str, bytes: &[u8]) -> Result<()> {
-    if !bytes.starts_with(LFS_POINTER) {
+/// The longest answer of a server that is quoted.
+const LONGEST_ANSWER: usize = 1024;
+
+/// Refuses what stands in place of a file after a failed download: a Git LFS pointer, a web page, the words of an error,
+/// or nothing.
+fn refuse_substitute(place: &str, bytes: &Bytes) -> Result<()> {
+    let substitute = |what: &str, found: String| Error::new(ErrorKind::Model, what).at(place).found(found);
+    if bytes.starts_with(LFS_POINTER) {
+        return Err(substitute(
+            "a file of the model is only a Git LFS pointer",
+            format!("a pointer of {} bytes", bytes.len()),
+        )
+        .expected("the file itself")
+        .help("the model was cloned without Git LFS: install it and run \"git lfs pull\" in the clone"));
+    }
+    let is_kind = |kinds: &[&str]| kinds.iter().any(|kind| place.to_ascii_lowercase().ends_with(kind));
+    let (has_tensors, is_json) = (is_kind(&[".safetensors", ".gguf"]), is_kind(&[".json"]));
+    if !has_tensors && !is_json {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::Model, "a file of the model is only a Git LFS pointer")
-        .at(place)
-        .expected("the file itself")
-        .found(format!("a pointer of {} bytes", bytes.len()))
-        .help("the model was cloned without Git LFS: install it and run \"git lfs pull\" in the clone"))
+    const AGAIN: &str = "the download failed: download the file again; a gated or private model needs an account and its \
+        token";
+    if bytes.is_empty() {
+        return Err(substitute("a file of the model is empty", "0 bytes".into()).help(AGAIN));
+    }
+    let beginning = String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST_ANSWER)]);
+    let begins = beginning.trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
+    if ["<!doctype", "<html", "<head", "<?xml"].iter().any(|tag| begins.starts_with(tag)) {
+        let title = title(&beginning).map_or(String::new(), |title| format!(" with the title {title:?}"));
+        return Err(substitute("a file of the model is a web page", format!("a page{title}"))
+            .expected("the file itself")
+            .help(AGAIN));
+    }
+    // A header of safetensors begins with a length, whose bytes are not all printable, and one of GGUF has bytes of zero.
+    let is_text =
+        bytes.len() <= LONGEST_ANSWER && bytes.iter().all(|b| matches!(b, b'\t' | b'\n' | b'\r' | b' '..=b'~'));
+    if has_tensors && is_text && bytes.len() >= 8 {
+        let said: String = beginning.split_whitespace().collect::<Vec<_>>().join(" ").chars().take(80).collect();
+        return Err(substitute("a file of the model is only a short text", format!("{said:?}"))
+            .expected("the file itself")
+            .help(AGAIN));
+    }
+    Ok(())
+}
+
+/// The title of a web page.
+fn title(page: &str) -> Option<String> {
+    let start = page.to_ascii_lowercase().find("<title>")? + "<title>".len();
+    let title = page[start..].split('<').next()?.split_whitespace().collect::<Vec<_>>().join(" ");
+    Some(title.chars().take(80).collect())
 }
 
 #[cfg(not(target_family = "wasm"))]

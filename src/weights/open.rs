@@ -1,7 +1,7 @@
 //! Finds out what a path on disk is: a directory in Hugging Face layout, a GGUF file, a part of a split one, or a
 //! directory that holds one.
 use super::gguf::{Gguf, SplitName};
-use super::{Bytes, LFS_POINTER, ModelSource, Place, read_file, refuse_lfs_pointer};
+use super::{Bytes, LFS_POINTER, ModelSource, Place, read_file, refuse_substitute};
 use crate::{Error, ErrorKind, Result};
 use std::fs::File;
 use std::io::Read;
@@ -52,9 +52,8 @@ fn begins_like_gguf(path: &Path) -> bool {
 fn open_gguf(path: &Path) -> Result<ModelSource> {
     let open = |path: &Path| {
         let place = path.display().to_string();
-        let missing = || Error::new(ErrorKind::Model, "the GGUF file does not exist").at(&place);
-        let bytes: Bytes = read_file(path)?.ok_or_else(missing)?;
-        refuse_lfs_pointer(&place, &bytes)?;
+        let bytes: Bytes = read_file(path)?.ok_or_else(|| absent(path))?;
+        refuse_substitute(&place, &bytes)?;
         Gguf::new(place, bytes)
     };
     let named = open(path)?;
@@ -88,6 +87,22 @@ fn open_gguf(path: &Path) -> Result<ModelSource> {
     });
     let whole = Gguf::join(parts.collect::<Result<_>>()?)?;
     Ok(ModelSource(Place::Gguf(Arc::new(whole)), None))
+}
+
+/// The error for a GGUF file that does not exist. Of a part, it says which one and what is there of the others.
+fn absent(path: &Path) -> Error {
+    let file_name = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some(name) = SplitName::parse(&file_name) else {
+        return Error::new(ErrorKind::Model, "the GGUF file does not exist").at(path.display());
+    };
+    let here: Vec<String> = name.parts().filter(|part| path.with_file_name(part).is_file()).collect();
+    let error = Error::new(ErrorKind::Model, "a part of a split GGUF file is missing")
+        .at(path.display())
+        .expected(format!("part {} of {}", name.number, name.count));
+    match here.is_empty() {
+        true => error.found("no part of this model in the folder"),
+        false => error.found(here.join(", ")).help("download the missing parts into the same folder"),
+    }
 }
 
 /// The GGUF file in a directory without a model in Hugging Face layout; of a split one, its first part.

@@ -287,3 +287,20 @@ fn logits_that_are_not_finite_are_an_error() {
         }
     }
 }
+
+#[test]
+fn weights_that_exceed_the_memory_of_a_device_are_refused_before_they_are_read() {
+    let fx = Fixture::open("qwen2-f32");
+    let bytes = secateur::expert::model::required::device_bytes(&fx.weights, None).expect("countable");
+    let mut device = ComputeDevice::cpu();
+    let mut load = |memory: u64| {
+        device.info.memory_bytes = Some(memory);
+        let mut told = 0;
+        (Decoder::load(&fx.config, &fx.weights, 64, None, &device, &mut |_, _| told += 1), told)
+    };
+    let (refusal, told) = load(bytes / 2);
+    let parts = ["the weights do not fit into the memory", &format!("at most {} bytes", bytes / 2), "`weights` q4"];
+    refused(refusal, ErrorKind::Device, &parts);
+    assert_eq!(told, 0, "nothing is read");
+    assert!(load(bytes).0.is_ok());
+}

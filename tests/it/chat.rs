@@ -166,6 +166,36 @@ fn what_makes_every_turn_fail_is_said_before_the_first() {
     chat.ends_with(0);
 }
 
+/// A chat goes on after a loss of its device: the model is loaded again, and the conversation before is kept.
+#[test]
+fn a_chat_survives_the_loss_of_its_device() {
+    let Some(adapter) = crate::cli::adapters().into_iter().next() else {
+        println!("SKIPPED: no adapter");
+        return;
+    };
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-reasoner");
+    let state = env!("CARGO_TARGET_TMPDIR");
+    let command = format!(
+        "SECATEUR_LOSE_DEVICE=60 XDG_STATE_HOME={state} exec {} run --device '{adapter}' --model {model} --policy full \
+         --max-new-tokens 40 --ignore-eos",
+        env!("CARGO_BIN_EXE_secateur")
+    );
+    let mut chat = Terminal::running(&command, "");
+    chat.until("> ");
+    chat.press("What is c?\r");
+    chat.until("[40 tokens");
+    chat.until("> ");
+    chat.press("And d?\r");
+    chat.until("error: the device was lost");
+    chat.until("is kept");
+    chat.until("> ");
+    chat.press("And d?\r");
+    chat.until("[40 tokens");
+    chat.until("> ");
+    chat.press("/exit\r");
+    chat.ends_with(0);
+}
+
 #[test]
 fn earlier_chats_are_recalled_where_their_history_is_kept() {
     let folder = tempfile::tempdir().expect("a folder");

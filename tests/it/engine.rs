@@ -369,3 +369,53 @@ fn a_probe_that_fails_ends_only_its_own_sequence() {
         }
     }
 }
+
+/// A device whose buffers are too small for the cache is told of before the run, and a prompt that does not fit by
+/// itself is refused.
+#[test]
+fn a_cache_that_becomes_too_large_is_told_before_the_run() {
+    use secateur::policy::{Budget, Full, StreamingLlm};
+    use secateur::{ErrorKind, builtin};
+    let mut device = secateur::ComputeDevice::cpu();
+    let load = LoadOptions { kv: Dtype::F32, ..LoadOptions::default() };
+    let load =
+        |device: &_| Engine::load(&builtin::source(), "built-in", device, &load, &mut |_, _| ()).expect("it loads");
+    let ids = |n: usize| Prompt::Ids(vec![5; n]);
+    let full = Settings { policy: Full.into(), max_new_tokens: 1000, ..Settings::default() };
+    assert_eq!(load(&device).cache_note(&ids(70), &full).expect("it fits"), None, "the CPU has no limit");
+
+    let model = load(&device);
+    let layer_slot = model.slot_bytes() / model.model().config().num_layers as u64;
+    // Room for 699 slots, of which the buffers, which grow by 64, have 640.
+    device.info.max_binding_bytes = 700 * layer_slot - 1;
+    let mut engine = load(&device);
+    let note = engine.cache_note(&ids(70), &full).expect("the prompt fits").expect("the rest does not");
+    for part in ["640 slots", "after about 570 tokens", &device.info.max_binding_bytes.to_string(), "`budget` tokens:N"]
+    {
+        assert!(note.contains(part), "{part:?} is missing from: {note}");
+    }
+    // What is told is what happens.
+    let result = pollster::block_on(engine.run(&ids(70), &Settings { ignore_eos: true, ..full.clone() }, &mut |_| ()));
+    let result = result.expect("the text until then");
+    let generated = result.trace.totals.generated_tokens;
+    assert!((560..=571).contains(&generated), "{generated} tokens");
+    assert_eq!(result.error.map(|e| e.kind()), Some(ErrorKind::Device));
+
+    let short = Settings { max_new_tokens: 570, ..full.clone() };
+    assert_eq!(engine.cache_note(&ids(70), &short).expect("it fits"), None);
+    let pruned = |tokens| Settings {
+        policy: StreamingLlm.into(),
+        budget: Budget::Tokens(tokens),
+        window: 16,
+        probe_every: 64,
+        ..full.clone()
+    };
+    assert_eq!(engine.cache_note(&ids(70), &pruned(400)).expect("it fits"), None, "a bound that fits");
+    let kept = engine.cache_note(&ids(70), &pruned(600)).expect("the prompt fits").expect("a bound that does not");
+    assert!(kept.contains("if more is kept"), "{kept}");
+
+    let refused = engine.cache_note(&ids(641), &full).expect_err("it does not fit").to_string();
+    assert!(refused.contains("at most 640 tokens") && refused.contains("641 tokens"), "{refused}");
+    let added = engine.batch().add(&ids(641), &full).expect_err("it does not fit");
+    assert_eq!(added.kind(), ErrorKind::Device);
+}

@@ -15,6 +15,7 @@ mod cli;
 mod conformance;
 mod engine;
 mod experts;
+mod fuzz;
 mod gguf;
 mod golden;
 mod hub;

@@ -9,9 +9,12 @@ use std::path::{Path, PathBuf};
 
 mod bad_input;
 mod commands;
+mod devices;
 mod files;
 mod running;
 mod terminal;
+
+pub use running::adapters;
 
 /// `secateur run` on the CPU with the f16 fixture.
 #[track_caller]

@@ -28,7 +28,7 @@ fn golden_ids_on_the_cpu_and_the_shape_of_json() {
 }
 
 /// The names of all adapters of this machine, without the CPU.
-fn adapters() -> Vec<String> {
+pub fn adapters() -> Vec<String> {
     let v: Value = serde_json::from_str(&run(&["devices", "--json"]).out).expect("JSON");
     let of = |d: &Value| (d["backend"] != "cpu").then(|| d["name"].as_str().unwrap().to_string());
     let mut names: Vec<String> = v["devices"].as_array().unwrap().iter().filter_map(of).collect();

@@ -56,7 +56,7 @@ fn hostile_and_truncated_files_are_refused_by_name() -> Outcome {
     let with_length = |length: u64| [&length.to_le_bytes()[..], b"{}"].concat();
     let again = "download it again";
     let cases: Vec<(&str, Vec<u8>, Vec<&str>)> = vec![
-        ("empty", vec![], vec!["too short to hold a header", "0 bytes", again]),
+        ("empty", vec![], vec!["is empty", "0 bytes", "download the file again"]),
         ("seven bytes", vec![0; 7], vec!["too short to hold a header", "7 bytes"]),
         (
             "header length beyond the file",
@@ -292,8 +292,28 @@ fn directories_are_read_and_wrong_ones_explained() -> Outcome {
     assert_says(&message(ModelConfig::load(&source)), &["the model has no config.json", "model.gguf"]);
     assert_says(&message(Tokenizer::load(&source)), &["no tokenizer.json", "`ids`"]);
 
-    std::fs::write(path("model.safetensors"), b"")?;
-    assert_says(&message(Weights::open(&source)), &["too short to hold a header"]);
+    // What a failed download may leave behind.
+    let page = "<!DOCTYPE html><html><head><title>Log in to\n the hub</title>";
+    let substitutes: [(&[u8], &[&str]); 5] = [
+        (b"", &["is empty", "0 bytes", "download the file again"]),
+        (b"1234567", &["too short to hold a header"]),
+        (page.as_bytes(), &["is a web page", "\"Log in to the hub\"", "its token"]),
+        (b"\n<html>", &["is a web page", "found: a page\n"]),
+        (b"Entry not found\n", &["only a short text", "\"Entry not found\"", "download the file again"]),
+    ];
+    for (substitute, parts) in substitutes {
+        std::fs::write(path("model.safetensors"), substitute)?;
+        assert_says(&message(Weights::open(&source)), parts);
+        if substitute.len() != 7 {
+            std::fs::write(path("other.gguf"), substitute)?;
+            assert_says(&message(ModelSource::open(path("other.gguf"))), parts);
+            assert_says(&message(ModelSource::gguf_file("other.gguf", substitute.to_vec())), parts);
+        }
+    }
+    std::fs::remove_file(path("other.gguf"))?;
+    std::fs::write(path("tokenizer.json"), page)?;
+    assert_says(&message(Tokenizer::load(&source)), &["is a web page", "tokenizer.json"]);
+    std::fs::remove_file(path("tokenizer.json"))?;
     std::fs::write(path("model.safetensors"), good_file()?)?;
     assert_eq!(Weights::open(&source)?.vector("model.norm.weight", 3)?, [1.0, 2.0, 3.0]);
     std::fs::create_dir(path("config.json"))?;

@@ -1,0 +1,187 @@
+//! Where fuzzing begins: inputs for each target, made from the fixtures of the repository, and the inputs that once
+//! failed (`regressions/TARGET/`).
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The inputs to begin with for the target `name`, in a fixed order. `root` is the folder of the repository.
+///
+/// # Panics
+/// If a fixture is missing.
+pub fn seeds(root: &Path, name: &str) -> Vec<Vec<u8>> {
+    let seeds = match name {
+        "safetensors" => safetensors(),
+        "gguf" | "tokenizer" => gguf(root, name),
+        "config" => configs(root),
+        "template" => templates(root),
+        "trace" => traces(root),
+        "hub" => HUB.iter().map(|answer| answer.as_bytes().to_vec()).collect(),
+        "values" => VALUES.iter().map(|values| values.as_bytes().to_vec()).collect(),
+        "request" => requests(root),
+        other => panic!("there are no seeds for {other}"),
+    };
+    assert!(!seeds.is_empty(), "{name} begins with nothing");
+    seeds.into_iter().chain(regressions(root, name)).collect()
+}
+
+/// The inputs that once failed.
+fn regressions(root: &Path, name: &str) -> Vec<Vec<u8>> {
+    let folder = root.join("fuzz/regressions").join(name);
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths.iter().map(|path| read(path)).collect()
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// The folders of models below `tests/golden`, and the built-in model.
+fn folders(root: &Path) -> Vec<PathBuf> {
+    let names =
+        ["llama3-bf16", "mistral-f16", "phi3-long-f16", "qwen2-f16", "qwen3-f32", "qwen3-yarn-f16", "smollm3-bf16"];
+    let golden = names.iter().map(|name| root.join("tests/golden").join(name));
+    golden.chain([root.join("models/tiny-reasoner")]).collect()
+}
+
+fn joined(parts: &[&[u8]]) -> Vec<u8> {
+    parts.join(&0)
+}
+
+fn safetensors() -> Vec<Vec<u8>> {
+    let headers: [(u8, &str); 5] = [
+        (1, r#"{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]}}"#),
+        (
+            4,
+            r#"{"__metadata__":{"format":"pt"},"model.embed_tokens.weight":{"dtype":"BF16","shape":[4,4],"data_offsets":[0,32]},"model.layers.0.input_layernorm.weight":{"dtype":"F16","shape":[16],"data_offsets":[32,64]}}"#,
+        ),
+        (
+            1,
+            r#"{"e":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},"x":{"dtype":"I64","shape":[2],"data_offsets":[0,16]}}"#,
+        ),
+        (
+            2,
+            r#"{"embed_tokens.weight":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"layers.0.mlp.down_proj.weight":{"dtype":"F8_E4M3","shape":[16],"data_offsets":[16,32]}}"#,
+        ),
+        (1, r#"{"metadata":{"total_size":16},"weight_map":{"a":"a.safetensors","b":"b-00001-of-00002.safetensors"}}"#),
+    ];
+    let whole = |(mode, header): &(u8, &str)| {
+        let length = (header.len() as u64).to_le_bytes();
+        [&[0][..], &length, header.as_bytes(), &vec![0; usize::from(*mode) * 16]].concat()
+    };
+    let made = |(mode, header): &(u8, &str)| [&[*mode][..], header.as_bytes()].concat();
+    headers.iter().flat_map(|header| [whole(header), made(header)]).collect()
+}
+
+/// The headers of the GGUF fixtures; for the tokenizer also the files of the other fixtures.
+fn gguf(root: &Path, name: &str) -> Vec<Vec<u8>> {
+    let fixtures = ["gguf-llama-q4", "gguf-ministral3-q8", "gguf-phi3-q8", "gguf-qwen2-q8", "gguf-qwen3-f16"];
+    let header = |fixture: &str| {
+        let file = read(&root.join("tests/golden").join(fixture).join("model.gguf"));
+        // As many bytes of zeros are added to it as a byte can say: more than the tensors of the fixtures have.
+        [&[u8::MAX][..], &file[..header_bytes(&file)]].concat()
+    };
+    let headers = fixtures.iter().map(|fixture| header(fixture));
+    match name {
+        "gguf" => headers.collect(),
+        _ => {
+            let files = |folder: PathBuf| {
+                let file = |name: &str| fs::read(folder.join(name)).unwrap_or_default();
+                joined(&[&file("tokenizer.json"), &file("tokenizer_config.json"), b"{\"bos_token\": \"<s>\"}"])
+            };
+            let few = folders(root).into_iter().filter(|f| f.ends_with("tiny-reasoner") || f.ends_with("qwen2-f16"));
+            headers.take(2).chain(few.map(files)).chain([SMALL_TOKENIZER.as_bytes().to_vec()]).collect()
+        }
+    }
+}
+
+/// The length of the header of a GGUF file: up to the end of the description of its last tensor.
+fn header_bytes(file: &[u8]) -> usize {
+    // The data begin at the first multiple of 32 after the header, and every fixture has a tensor with this name last or
+    // near the end. Behind the name are the number of dimensions, the dimensions, the type and the offset.
+    let mut last = 0;
+    for name in
+        [&b"output.weight"[..], b"output_norm.weight", b"ffn_norm.weight", b"ffn_down.weight", b"token_embd.weight"]
+    {
+        let Some(at) = file.windows(name.len()).rposition(|window| window == name) else { continue };
+        let dimensions = file[at + name.len()..][0];
+        last = last.max(at + name.len() + 4 + usize::from(dimensions) * 8 + 4 + 8);
+    }
+    last
+}
+
+fn configs(root: &Path) -> Vec<Vec<u8>> {
+    let choice = choice(root).to_string().into_bytes();
+    let files = |folder: PathBuf| {
+        let file = |name: &str| fs::read(folder.join(name)).unwrap_or_default();
+        joined(&[&file("config.json"), &file("generation_config.json"), &choice])
+    };
+    folders(root).into_iter().map(files).collect()
+}
+
+/// A choice of layers with the settings of the trace among the fixtures.
+fn choice(root: &Path) -> serde_json::Value {
+    let trace = read(&root.join("tests/fixtures/trace.json"));
+    let serde_json::Value::Object(mut conditions) = serde_json::from_slice(&trace).expect("JSON") else {
+        panic!("a trace")
+    };
+    conditions.retain(|_, value| !value.is_array() && !value.is_object() || value.get("temperature").is_some());
+    let more = serde_json::json!({
+        "weights": "blake3 00", "kv": "f16", "context": null, "sequences": 1, "questions": 2, "questions_hash": "00",
+    });
+    conditions.extend(more.as_object().expect("an object").clone());
+    let row = serde_json::json!({
+        "layers": "0-1", "correct": 2, "gained": 1, "lost": 0, "truncated": 0, "peak_cached": 63.5,
+    });
+    serde_json::json!({
+        "version": 3, "layers": "0-1", "distinguishable": true, "settings": conditions, "pruned": 1, "full": row, "rows": [row],
+    })
+}
+
+fn templates(root: &Path) -> Vec<Vec<u8>> {
+    let named =
+        ["magistral.jinja", "phi4.jinja", "smollm3.jinja"].map(|name| root.join("tests/fixtures/templates").join(name));
+    let files = named.iter().map(|path| joined(&[&read(path), "What is 12 + 30?".as_bytes()]));
+    files.chain(TEMPLATES.iter().map(|text| text.as_bytes().to_vec())).collect()
+}
+
+fn traces(root: &Path) -> Vec<Vec<u8>> {
+    let page = String::from_utf8(read(&root.join("docs/trace.md"))).expect("a document");
+    let example = page.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+    vec![example.as_bytes().to_vec(), read(&root.join("tests/fixtures/trace.json"))]
+}
+
+fn requests(root: &Path) -> Vec<Vec<u8>> {
+    let text = read(&root.join("tests/fixtures/requests.json"));
+    let json: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let requests: Vec<String> =
+        json.as_array().expect("a list").iter().map(|case| case["request"].to_string()).collect();
+    let pairs = requests.windows(2).map(|pair| joined(&[pair[0].as_bytes(), pair[1].as_bytes()]));
+    requests.iter().map(|request| request.as_bytes().to_vec()).chain(pairs).collect()
+}
+
+const TEMPLATES: [&str; 5] = [
+    "{% for a in range(9000) %}{% for b in range(9000) %}{% for c in range(9000) %}{% endfor %}{% endfor %}{% endfor %}",
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
+    "{{ bos_token }}{% set ns = namespace(n=0) %}{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.n = ns.n + 1 %}[{{ ns.n }}] {{ m['content'] | trim }}{% endif %}{% endfor %}{{ strftime_now('%d %b %Y') }}",
+    "{{ messages[-1].content.split('</think>')[-1].lstrip('\\n').rsplit(' ', 1)[0].removeprefix('a').replace('b', 'c', 1).title() }}{% generation %}{{ 'x' * 3 }}{% endgeneration %}",
+    "{% macro f(x) %}{% if x %}{{ x | tojson(indent=2) }}{% else %}{{ raise_exception('no') }}{% endif %}{% endmacro %}{{ f({'a': [1, 2.5, none, true]}) }}{{ range(10) | list | length }}",
+];
+
+const SMALL_TOKENIZER: &str = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{"id":3,"content":"</think>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],"normalizer":{"type":"NFC"},"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":"\\p{N}|\\s+"},"behavior":"Isolated","invert":false},{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":false}]},"post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"</think>","type_id":0}},{"Sequence":{"id":"A","type_id":0}}],"pair":[],"special_tokens":{"</think>":{"id":"</think>","ids":[3],"tokens":["</think>"]}}},"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},"model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":false,"byte_fallback":false,"vocab":{"a":0,"b":1,"ab":2},"merges":["a b"]}}"#;
+
+const HUB: [&str; 7] = [
+    "200\n\n{\"sha\": \"0123456789012345678901234567890123456789\", \"siblings\": [{\"rfilename\": \"config.json\"}, {\"rfilename\": \"x-Q8_0-00001-of-00002.gguf\"}, {\"rfilename\": \"a/x-Q4_K_M.gguf\"}]}",
+    "302\nx-linked-etag: \"0123456789012345678901234567890123456789012345678901234567890123\"\nx-linked-size: 123\nlocation: https://cdn.example/x\n\n",
+    "200\netag: W/\"abc\"\ncontent-length: 12\n\n{\"weight_map\": {\"a\": \"model-00001-of-00002.safetensors\"}}",
+    "307\nlocation: /api/models/new/name\n\n",
+    "401\nx-error-code: GatedRepo\nx-error-message: Invalid credentials in Authorization header\n\n",
+    "429\nretry-after: 5\n\n",
+    "503\nretry-after: Wed, 21 Oct 2015 07:28:00 GMT\ncontent-range: bytes 5-\n\n<html>",
+];
+
+const VALUES: [&str; 3] = [
+    "tokens:512\nratio:0.5\nscore-sum:0.02\nshare:0.25\nthink-clearly\nshared\n0-3,7\nall\nper-head\ncompact\nkeywords\nheads\nq4\nf16",
+    "Qwen/Qwen3-0.6B\nhttps://huggingface.co/a/b-GGUF/blob/main/BF16/b-00001-of-00002.gguf\na/b@refs/pr/1\nhf.co/a/b:Q8_0\nratio:1e-9\ntokens:18446744073709551616\n0-18446744073709551615",
+    "{\"question\": \"What is 12 + 30?\", \"answer\": \"42\"}\n{\"problem\": \"x\", \"answer\": 1}\nWait, so x = 2.\n\nAlternatively: 设 x = 3.5。那么 x 大于 3！",
+];

@@ -1,0 +1,303 @@
+//! What is fuzzed: each target reads bytes as secateur reads a file, an answer or an argument of a stranger. The targets
+//! of cargo-fuzz (`fuzz_targets/`) and a test of the ordinary suite (`tests/it/fuzz.rs`) share this file.
+//!
+//! A target may answer anything but must not panic, must not take a second, and must not hold more than 64 MiB, or ten
+//! times its input if that is more. An error of kind `Internal` is a bug as well.
+//!
+//! Where a reader takes several files, a zero byte separates them.
+use std::time::{Duration, Instant};
+
+use secateur::engine::{LoadOptions, PreparedModel, Prompt};
+use secateur::expert::answers;
+use secateur::expert::cache::CacheShape;
+use secateur::expert::model::config::ModelConfig;
+use secateur::expert::model::{decoder, required};
+use secateur::expert::text::{ChatTemplate, Detokenizer, Message, RenderOptions, Tokenizer, thinking_state, turn_end};
+use secateur::expert::weights::precision::Precision;
+use secateur::expert::weights::{ModelSource, Weights};
+use secateur::hub::HubName;
+use secateur::policy::{Budget, Layers, Normalise, PolicyRef, Positions, Scope};
+use secateur::steps::Boundaries;
+use secateur::{ComputeDevice, Dtype, Error, ErrorKind, Request, Trace, eval, report};
+
+/// Reads the bytes of an input.
+pub type Target = fn(&[u8]);
+
+/// Bytes that a chat template may hold. One string of up to 100 MB may be repeated from a shorter one, which the template
+/// engine permits and which steps and output do not bound; it is copied when it is written or compared.
+pub const TEMPLATE_BYTES: usize = 512 << 20;
+
+/// Every target with its name.
+pub const TARGETS: [(&str, Target); 9] = [
+    ("safetensors", safetensors),
+    ("gguf", gguf),
+    ("config", config),
+    ("tokenizer", tokenizer),
+    ("template", template),
+    ("trace", trace),
+    ("hub", hub),
+    ("values", values),
+    ("request", request),
+];
+
+/// The longest time for one input.
+const LONGEST: Duration = Duration::from_secs(1);
+/// Bytes that a reader may hold, however small its input is. The built-in parts (regular expressions, the device of the
+/// CPU) take some.
+const FREE_BYTES: usize = 64 << 20;
+/// Bytes that a reader may hold for each byte of its input.
+const BYTES_PER_BYTE: usize = 10;
+
+/// Gives `data` to `target` and checks time and memory. `peak_of` returns the most bytes that a call held at one time.
+///
+/// # Panics
+/// If the target panics, or needs too much time or memory.
+pub fn check(target: Target, data: &[u8], peak_of: fn(&mut dyn FnMut()) -> usize) {
+    let mut fastest = Duration::MAX;
+    // On a busy machine a call may take long for other reasons, so a slow one is repeated.
+    for _ in 0..3 {
+        let began = Instant::now();
+        let peak = peak_of(&mut || target(data));
+        let free = if std::ptr::fn_addr_eq(target, template as Target) { TEMPLATE_BYTES } else { FREE_BYTES };
+        let most = free.max(BYTES_PER_BYTE * data.len());
+        assert!(peak <= most, "{peak} bytes are held for an input of {} bytes", data.len());
+        fastest = fastest.min(began.elapsed());
+        if fastest <= LONGEST {
+            return;
+        }
+    }
+    panic!("{fastest:?} are taken for an input of {} bytes", data.len());
+}
+
+/// The value, if there is one. An error that calls itself a bug is one.
+fn ok<T>(result: Result<T, Error>) -> Option<T> {
+    match result {
+        Ok(value) => Some(value),
+        Err(error) => {
+            assert_ne!(error.kind(), ErrorKind::Internal, "bad input is not a bug of secateur: {error}");
+            // The message itself must not fail.
+            assert!(!error.to_string().is_empty());
+            None
+        }
+    }
+}
+
+/// The files in `data`, at most `n`.
+fn files(data: &[u8], n: usize) -> Vec<&[u8]> {
+    data.splitn(n, |byte| *byte == 0).collect()
+}
+
+/// The files of a model. Empty ones are left out.
+fn model(names: &[&str], data: &[u8]) -> ModelSource {
+    let files = names.iter().zip(files(data, names.len())).filter(|(_, file)| !file.is_empty());
+    ModelSource::memory(files.map(|(name, file)| (*name, file.to_vec())))
+}
+
+/// Headers and indices of safetensors. After a first byte 0 follows a whole file; otherwise the JSON of a header, to
+/// which the length and some data are added, so that a changed header is still one.
+fn safetensors(data: &[u8]) {
+    let Some((&mode, data)) = data.split_first() else { return };
+    let file = match mode {
+        0 => data.to_vec(),
+        _ => {
+            let data_bytes = usize::from(mode) * 16;
+            [&(data.len() as u64).to_le_bytes()[..], data, &vec![0; data_bytes]].concat()
+        }
+    };
+    for source in [
+        ModelSource::memory([("model.safetensors", file.clone())]),
+        ModelSource::memory([("model.safetensors.index.json", data.to_vec()), ("a.safetensors", file)]),
+    ] {
+        if let Some(weights) = ok(Weights::open(&source)) {
+            tensors(&weights);
+        }
+    }
+}
+
+/// Everything that is read of tensors before they are uploaded.
+fn tensors(weights: &Weights) {
+    for precision in [None, Some(Precision::Q4)] {
+        ok(required::device_bytes(weights, precision));
+    }
+    let names: Vec<&str> = weights.names().take(64).collect();
+    for name in names {
+        if let Some(tensor) = ok(weights.tensor(name)) {
+            let _ = ok(tensor.packed_dtype());
+            if tensor.bytes.len() < 1 << 16 {
+                let _ = ok(tensor.to_f32());
+            }
+        }
+    }
+}
+
+/// GGUF files. After a first byte 0 follows a whole file; otherwise the beginning of one, to which data are added.
+fn gguf(data: &[u8]) {
+    let Some(source) = gguf_source(data) else { return };
+    if let Some(weights) = ok(Weights::open(&source)) {
+        tensors(&weights);
+        if let Some(config) = ok(ModelConfig::load(&source)) {
+            let _ = ok(required::check(&config, &weights));
+        }
+    }
+    sizes(&source);
+}
+
+fn gguf_source(data: &[u8]) -> Option<ModelSource> {
+    let (&mode, data) = data.split_first()?;
+    let mut file = data.to_vec();
+    file.resize(file.len() + usize::from(mode) * 2048, 0);
+    ok(ModelSource::gguf_file("x.gguf", file))
+}
+
+/// What is computed from a configuration before a model is loaded.
+fn sizes(source: &ModelSource) {
+    let Some(config) = ok(ModelConfig::load(source)) else { return };
+    for context in [None, Some(1), Some(1 << 20), Some(usize::MAX)] {
+        let Some(context) = ok(config.context(context)) else { continue };
+        let _ = ok(decoder::check_device(&config, 1, context, &ComputeDevice::cpu()));
+        for dtype in [Dtype::F16, Dtype::F32] {
+            if let Some(shape) = ok(CacheShape::new(&config, dtype, 4, 64)) {
+                let _ = (shape.bytes_for(context), shape.slot_bytes(), shape.token_bytes());
+            }
+        }
+    }
+    let _ = (config.parameters(), config.longest_context(), config.kv_size(), config.q_size(), config.group_size());
+    let _ = config.rope_scaling.to_string();
+}
+
+/// config.json, generation_config.json and the choice of `calibrate`.
+fn config(data: &[u8]) {
+    let source = model(&["config.json", "generation_config.json", "secateur.json"], data);
+    sizes(&source);
+    if let Some(prepared) = ok(PreparedModel::new(&source, "fuzzed", &LoadOptions::default())) {
+        let request = Request { ids: Some(vec![0]), seed: Some(0), ..Request::default() };
+        let _ = ok(prepared.resolve(&request));
+    }
+}
+
+/// tokenizer.json, tokenizer_config.json and special_tokens_map.json; or the metadata of a GGUF file, after its magic.
+fn tokenizer(data: &[u8]) {
+    let source = match data.get(1..5) {
+        Some(b"GGUF") => gguf_source(data),
+        _ => Some(model(&["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"], data)),
+    };
+    let Some(source) = source else { return };
+    let template = ok(ChatTemplate::load(&source));
+    let Some(tokenizer) = ok(Tokenizer::load(&source)) else { return };
+    if let Some(template) = &template {
+        let _ = turn_end(&tokenizer, template);
+    }
+    let _ = (tokenizer.think_tags(), tokenizer.think_ids(), tokenizer.beginning());
+    let mut detokenizer = Detokenizer::new(&tokenizer, false);
+    for text in ["", "Wait, 12 + 30 = 42.\n\n</think>", "Größe: 水 🙂\u{0}\u{fffd}"] {
+        for ids in [ok(tokenizer.encode(text)), ok(tokenizer.encode_whole(text))].into_iter().flatten() {
+            let _ = ok(tokenizer.decode(&ids, false));
+            for id in ids {
+                let _ = ok(detokenizer.push(id).map(str::len));
+            }
+        }
+    }
+    for id in [0, 1, 255, u32::MAX] {
+        let _ = (tokenizer.token_bytes(id), tokenizer.spelling(id), tokenizer.is_special(id));
+        let _ = ok(detokenizer.push(id).map(str::len));
+    }
+    detokenizer.finish();
+}
+
+/// A chat template and the text of a message.
+fn template(data: &[u8]) {
+    let parts = files(data, 2);
+    let (Ok(template), Ok(message)) =
+        (std::str::from_utf8(parts[0]), std::str::from_utf8(parts.get(1).unwrap_or(&&b"hi"[..])))
+    else {
+        return;
+    };
+    let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
+    let tokens = tokens.into_iter().map(|(name, text)| (name.to_string(), text.into())).collect();
+    let Some(template) = ok(ChatTemplate::new(template, "fuzzed", tokens)) else { return };
+    let messages = [Message::new("system", "S"), Message::user(message), Message::new("assistant", "A")];
+    let options = RenderOptions { now: Some(0), ..RenderOptions::default() };
+    let _ = ok(template.render(&messages[..2], &options));
+    let _ = ok(template.render(&messages, &options));
+    let _ = template.has_thinking_switch();
+    let _ = thinking_state(message);
+}
+
+/// A trace, which is read and shown.
+fn trace(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Some(trace) = ok(Trace::from_json(text)) else { return };
+    let _ = (trace.totals.forwarded(), trace.totals.tokens_per_second(), trace.answer(), trace.step_note());
+    // What was read can be written, and is read as the same.
+    let written = ok(trace.to_json()).expect("a trace has a JSON form");
+    let again = ok(Trace::from_json(&written)).expect("what is written can be read");
+    assert_eq!(again.tokens, trace.tokens, "a trace is another after it was written and read");
+    let _ = ok(report::html::page(&[("fuzzed".into(), trace.clone())]));
+    let _ = ok(report::html::page(&[("a".into(), trace), ("b".into(), again)]));
+}
+
+/// An answer of a hub: a line with its status, lines of headers, an empty line, and the body.
+fn hub(data: &[u8]) {
+    let end = data.windows(2).position(|pair| pair == b"\n\n").unwrap_or(data.len());
+    let (head, body) = (String::from_utf8_lossy(&data[..end]), data.get(end + 2..).unwrap_or_default());
+    let mut lines = head.lines();
+    let status = lines.next().and_then(|line| line.trim().parse().ok()).unwrap_or(200);
+    let headers: Vec<(String, String)> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.trim().to_string(), value.trim().to_string()))
+        .collect();
+    for said in answers::read_all(status, &headers, body) {
+        let _ = ok(said);
+    }
+}
+
+/// Values of the command line: one on each line, read as every kind of value.
+fn values(data: &[u8]) {
+    fn value<T: std::str::FromStr<Err = Error> + std::fmt::Display>(text: &str) {
+        if let Some(value) = ok(text.parse::<T>()) {
+            let written = value.to_string();
+            let again = ok(written.parse::<T>()).expect("a value reads what it writes");
+            assert_eq!(again.to_string(), written, "a value is another after it was written and read: {text:?}");
+        }
+    }
+    for text in String::from_utf8_lossy(data).lines() {
+        value::<Budget>(text);
+        value::<PolicyRef>(text);
+        value::<Scope>(text);
+        value::<Layers>(text);
+        value::<Normalise>(text);
+        value::<Positions>(text);
+        value::<Boundaries>(text);
+        value::<Precision>(text);
+        value::<HubName>(text);
+        let _ = ok(Dtype::for_cache(text));
+        if let Some(layers) = ok(text.parse::<Layers>()) {
+            let _ = ok(layers.check(36, Scope::Shared));
+        }
+    }
+    let text = String::from_utf8_lossy(data);
+    let _ = ok(eval::problems::read(&text, "fuzzed"));
+    for (_, rule) in Boundaries::NAMES {
+        let _ = secateur::steps::segment_by(*rule, &*text, secateur::steps::Tail::Closed);
+    }
+}
+
+/// A request in JSON, and another one that overrides it.
+fn request(data: &[u8]) {
+    let requests: Vec<Request> = files(data, 2)
+        .into_iter()
+        .filter_map(|text| std::str::from_utf8(text).ok())
+        .filter_map(|text| ok(Request::from_json(text)))
+        .collect();
+    for request in &requests {
+        let _ = ok(request.check());
+        if let Some(Some(prompt)) = ok(request.prompt()) {
+            assert!(!matches!(prompt, Prompt::Ids(ids) if ids.is_empty()));
+        }
+    }
+    if let [base, over] = &requests[..]
+        && let Some(both) = ok(base.overridden_by(over))
+    {
+        let _ = ok(both.check());
+    }
+}

@@ -1,0 +1,129 @@
+//! What the answers of a hub say. The functions here send nothing and write nothing, so that answers which no test
+//! server sends can be tried as well.
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use ureq::http::{HeaderMap, Response};
+
+use super::cache::{is_commit, is_plain, is_plain_path, shards};
+use super::check;
+use super::{Hub, HubName, Token};
+use crate::{Error, ErrorKind, Result};
+
+/// The current commit of a revision, and the names of its files, from the JSON that `url` answered.
+///
+/// # Errors
+/// If the answer does not describe a model.
+pub(super) fn model(url: &str, text: &[u8]) -> Result<(String, BTreeSet<String>)> {
+    let json: Value = serde_json::from_slice(text).unwrap_or_default();
+    let commit = json["sha"].as_str().filter(|sha| is_commit(sha));
+    let files = json["siblings"].as_array().map(|list| list.iter().filter_map(|f| f["rfilename"].as_str()));
+    match (commit, files) {
+        (Some(commit), Some(files)) => Ok((commit.to_string(), files.map(String::from).collect())),
+        _ => Err(Error::new(ErrorKind::Model, "the answer of the hub does not describe a model")
+            .at(url)
+            .found(String::from_utf8_lossy(&text[..text.len().min(320)]).chars().take(80).collect::<String>())
+            .help("is HF_ENDPOINT right?")),
+    }
+}
+
+/// What a hub says of a file before the file is fetched.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum File {
+    /// The name of the blob, its length in bytes, and whether the name is the SHA-256 of the file.
+    Known { etag: String, bytes: u64, hashed: bool },
+    /// The repository was renamed: the file has this path on the same host.
+    Moved(String),
+    /// The answer has a name but no length.
+    Unmeasured,
+    /// The answer lacks a name that can be used as a file name.
+    Unnamed,
+    /// The hub refuses the request.
+    Refused,
+}
+
+/// What the status and the headers of an answer say of a file. `measured` is the length in bytes where it was found in
+/// another way.
+pub(super) fn file(status: u16, headers: &HeaderMap, measured: Option<u64>) -> File {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let linked = header("x-linked-etag");
+    let etag = linked.or(header("etag")).map(|e| e.trim_start_matches("W/").trim_matches('"'));
+    let told = header("x-linked-size").or(header("content-length")).and_then(|n| n.parse().ok());
+    match (status, etag, told.or(measured), header("location")) {
+        (200, Some(_), None, _) => File::Unmeasured,
+        (300..=399, _, _, Some(target)) if target.starts_with('/') && !target.starts_with("//") => {
+            File::Moved(target.to_string())
+        }
+        (200..=399, Some(etag), Some(bytes), _) if is_plain(etag) => {
+            // The hub names large files by their SHA-256. A mirror may use other names; then only the length is
+            // checked.
+            let hashed = linked.is_some() && etag.len() == 64 && etag.bytes().all(|b| b.is_ascii_hexdigit());
+            File::Known { etag: etag.to_string(), bytes, hashed }
+        }
+        (200..=399, ..) => File::Unnamed,
+        _ => File::Refused,
+    }
+}
+
+/// Reads one answer in every way in which the client reads an answer. Returns what the client would say if it got this
+/// answer to each of its requests. For fuzzing.
+pub fn read_all(status: u16, headers: &[(String, String)], body: &[u8]) -> Vec<Result<String>> {
+    let mut response = Response::builder().status(status);
+    for (name, value) in headers {
+        response = response.header(name, value);
+    }
+    let Ok(response) = response.body(()) else { return Vec::new() };
+    let name = HubName { repo: "org/name".into(), revision: "main".into(), file: None };
+    let token = Some(Token { value: "hf_token".into(), place: "HF_TOKEN".into() });
+    let refused = [None, token].map(|token| {
+        let hub = Hub::without_network(token);
+        Err(hub.refused(&name, "URL", &response).into_error())
+    });
+    let listed = model("URL", body).map(|(commit, files)| {
+        let plain = files.iter().filter(|file| is_plain_path(file)).count();
+        let ggufs: Vec<&str> = files.iter().map(String::as_str).filter(|file| file.ends_with(".gguf")).collect();
+        let preferred = if ggufs.is_empty() { "" } else { check::preferred(&ggufs) };
+        format!("{commit}: {plain} of {} files, {preferred}", files.len())
+    });
+    let hub = Hub::without_network(None);
+    let parts = model("URL", body).and_then(|(_, files)| {
+        let parts: Result<Vec<usize>> =
+            files.iter().map(|file| Ok(hub.parts_on_hub(&name, file, &files)?.len())).collect();
+        parts.map(|parts| format!("{} parts", parts.iter().sum::<usize>()))
+    });
+    let index = shards(body)
+        .map(|shards| format!("{} shards", shards.len()))
+        .map_err(|()| Error::new(ErrorKind::Model, "the index of the weights is malformed"));
+    let described = [None, Some(1)].map(|measured| Ok(format!("{:?}", file(status, response.headers(), measured))));
+    refused.into_iter().chain([listed, parts, index]).chain(described).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(status: u16, headers: &[(&'static str, &str)], measured: Option<u64>) -> File {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(*name, value.parse().expect("a value"));
+        }
+        file(status, &map, measured)
+    }
+
+    #[test]
+    fn what_the_hub_says_of_a_file() {
+        let known = |etag: &str, bytes, hashed| File::Known { etag: etag.into(), bytes, hashed };
+        let sha = "0123456789abcdef".repeat(4);
+        let large = [("x-linked-etag", &*format!("\"{sha}\"")), ("x-linked-size", "7"), ("content-length", "1")];
+        assert_eq!(said(302, &large, None), known(&sha, 7, true));
+        assert_eq!(said(200, &[("etag", "W/\"abc\""), ("content-length", "3")], None), known("abc", 3, false));
+        assert_eq!(said(200, &[("etag", "abc")], None), File::Unmeasured);
+        assert_eq!(said(200, &[("etag", "abc")], Some(5)), known("abc", 5, false));
+        assert_eq!(said(307, &[("location", "/other/name")], None), File::Moved("/other/name".into()));
+        for unnamed in ["", "..", "a/b", ".hidden"] {
+            assert_eq!(said(200, &[("etag", unnamed), ("content-length", "3")], None), File::Unnamed, "{unnamed:?}");
+        }
+        assert_eq!(said(302, &[("location", "//other.host/x")], None), File::Unnamed);
+        assert_eq!(said(404, &[("etag", "abc"), ("content-length", "3")], None), File::Refused);
+    }
+}

@@ -1,0 +1,146 @@
+//! The targets of `fuzz/`, without a fuzzer: every seed, every input that once failed, and a short run of changed ones.
+//! The changes are drawn from a fixed seed, so that a failure can be repeated. With `SECATEUR_FUZZ_CORPUS=fuzz/corpus`
+//! the seeds are also written there, for cargo-fuzz.
+use std::path::Path;
+
+use crate::common::files::report;
+use crate::common::memory;
+
+#[path = "../../fuzz/corpus.rs"]
+mod corpus;
+#[path = "../../fuzz/mutate.rs"]
+mod mutate;
+#[path = "../../fuzz/targets.rs"]
+mod targets;
+
+use mutate::Mutator;
+
+/// The number of changed inputs for each target.
+const CHANGED: [(&str, usize); 9] = [
+    ("safetensors", 4000),
+    ("gguf", 400),
+    ("config", 1000),
+    ("tokenizer", 300),
+    ("template", 800),
+    ("trace", 300),
+    ("hub", 4000),
+    ("values", 2000),
+    ("request", 4000),
+];
+
+fn peak_of(call: &mut dyn FnMut()) -> usize {
+    memory::peak_of(call).max(0) as usize
+}
+
+/// Tries the seeds of the target `name` and changed ones.
+#[track_caller]
+fn try_inputs(name: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let (_, target) = targets::TARGETS.into_iter().find(|(known, _)| *known == name).expect("a target");
+    let (_, changed) = CHANGED.into_iter().find(|(known, _)| *known == name).expect("a number");
+    let seeds = corpus::seeds(root, name);
+    if let Some(corpus) = std::env::var_os("SECATEUR_FUZZ_CORPUS") {
+        let folder = root.join(corpus).join(name);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        for (number, seed) in seeds.iter().enumerate() {
+            std::fs::write(folder.join(format!("seed-{number:02}")), seed).expect("written");
+        }
+    }
+    let mut mutator = Mutator::new(2026);
+    let inputs = seeds.iter().cloned().chain((0..changed).map(|_| mutator.changed(&seeds)));
+    for (number, input) in inputs.enumerate() {
+        let tried = std::panic::catch_unwind(|| targets::check(target, &input, peak_of));
+        if let Err(panic) = tried {
+            let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{number}"));
+            std::fs::write(&place, &input).expect("written");
+            report!("{name}: input {number} fails and is now {}; copy it to fuzz/regressions/{name}/", place.display());
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+#[test]
+fn headers_of_safetensors() {
+    try_inputs("safetensors");
+}
+
+#[test]
+fn headers_of_gguf_files() {
+    try_inputs("gguf");
+}
+
+#[test]
+fn configurations() {
+    try_inputs("config");
+}
+
+#[test]
+fn tokenizers() {
+    try_inputs("tokenizer");
+}
+
+#[test]
+fn chat_templates() {
+    try_inputs("template");
+}
+
+#[test]
+fn traces() {
+    try_inputs("trace");
+}
+
+#[test]
+fn answers_of_a_hub() {
+    try_inputs("hub");
+}
+
+#[test]
+fn values_of_the_command_line() {
+    try_inputs("values");
+}
+
+#[test]
+fn requests() {
+    try_inputs("request");
+}
+
+/// The seeds are inputs that are understood: a target whose seeds were all refused would test the refusal alone.
+#[test]
+fn the_seeds_are_understood() {
+    use secateur::expert::model::config::ModelConfig;
+    use secateur::expert::weights::{ModelSource, Weights};
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let of = |name: &str| corpus::seeds(root, name).into_iter();
+    let text = |seed: Vec<u8>| String::from_utf8(seed).expect("text");
+    let mut configured = 0;
+    for mut seed in of("gguf").take(5) {
+        let zeros = usize::from(seed.remove(0)) * 2048;
+        seed.resize(seed.len() + zeros, 0);
+        let source = ModelSource::gguf_file("seed", seed).expect("a header");
+        Weights::open(&source).expect("tensors");
+        configured += usize::from(ModelConfig::load(&source).is_ok());
+    }
+    // Two of them have factors of RoPE among their tensors, which are zeros here.
+    assert_eq!(configured, 3);
+    let parsed = of("request").filter(|seed| !seed.contains(&0)).take(12);
+    assert!(parsed.map(text).all(|seed| secateur::Request::from_json(&seed).is_ok()));
+    for seed in of("config").take(8) {
+        let files = ["config.json", "generation_config.json", "secateur.json"].into_iter();
+        let files = files.zip(seed.split(|byte| *byte == 0)).filter(|(_, file)| !file.is_empty());
+        let source = ModelSource::memory(files.map(|(name, file)| (name, file.to_vec())));
+        ModelConfig::load(&source).expect("a configuration");
+        let choice = source.read("secateur.json").expect("a choice").to_vec();
+        secateur::eval::Choice::from_json(&text(choice), "seed").expect("a choice");
+    }
+    assert!(of("trace").take(2).map(text).all(|seed| secateur::Trace::from_json(&seed).is_ok()));
+}
+
+/// A target that panics, takes too long or holds too much is noticed.
+#[test]
+fn the_checks_notice_what_they_look_for() {
+    let fails = |target: targets::Target| std::panic::catch_unwind(|| targets::check(target, b"x", peak_of)).is_err();
+    assert!(!fails(|_| ()));
+    assert!(fails(|_| panic!("expected by this test")));
+    assert!(fails(|_| drop(vec![0u8; 65 << 20])));
+    assert!(fails(|_| std::thread::sleep(std::time::Duration::from_millis(1100))));
+}
