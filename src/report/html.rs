@@ -25,18 +25,19 @@ pub const DECADES: f64 = 4.0;
 /// Most bytes of per-head maps that one trace may put into a page. Beyond it, the maps of some probes are left out.
 const HEADS_BYTES: usize = 24 << 20;
 
-/// The modules of the page's script, each after those that it imports from.
+/// The modules of the page's script, each after those that it imports from. The page of the browser draws with the first
+/// three too.
 const MODULES: [&str; 7] = [
-    include_str!("js/draw.js"),
-    include_str!("js/chart.js"),
-    include_str!("js/grid.js"),
+    include_str!("../../web/draw/draw.js"),
+    include_str!("../../web/draw/chart.js"),
+    include_str!("../../web/draw/grid.js"),
     include_str!("js/helpers.js"),
     include_str!("js/figures.js"),
     include_str!("js/reasoning.js"),
     include_str!("js/page.js"),
 ];
 
-const STYLE: &str = concat!(include_str!("figures.css"), include_str!("report.css"));
+const STYLE: &str = concat!(include_str!("../../web/draw/figures.css"), include_str!("report.css"));
 
 /// A page with the traces side by side, each under its name.
 ///
@@ -530,7 +531,8 @@ mod tests {
             for line in module.lines() {
                 if let Some(import) = line.strip_prefix("import ") {
                     let (list, from) = import.split_once(" from ").expect("a named import on one line");
-                    let from = from.trim_matches(['\'', '.', '/', ';']).trim_end_matches(".js");
+                    let from = from.trim_matches(['\'', ';']).rsplit('/').next().expect("a path");
+                    let from = from.trim_end_matches(".js");
                     for item in list.trim_matches(['{', '}']).split(", ") {
                         assert!(exported.contains(&(from, item)), "{name}: {item} is not exported by {from} before it");
                         let uses = module.match_indices(item).count();

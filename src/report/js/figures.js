@@ -1,7 +1,7 @@
 // The figures: the cache over time, the steps, device memory, attention maps, what each layer kept.
-import {chart} from './chart.js';
-import {bytes, count, el, excerpt, percent, plural, svg, ticks} from './draw.js';
-import {gridView, scale, weight} from './grid.js';
+import {chart} from '../../../web/draw/chart.js';
+import {bytes, count, el, excerpt, percent, plural, svg, ticks} from '../../../web/draw/draw.js';
+import {gridView, scale, weight} from '../../../web/draw/grid.js';
 import {textOf, tokensOf, traces} from './helpers.js';
 
 // Traces that stand side by side share their axes.

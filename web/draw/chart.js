@@ -9,14 +9,16 @@ import {count, svg, ticks} from './draw.js';
 /**
  * A line chart over generated tokens.
  * @param {object} options
+ * @param {number} [options.width]
+ * @param {number} [options.height]
  * @param {number} options.most - generated tokens at the right end
  * @param {number} options.highest - value at the top
  * @param {{kind: string, points: Point[]}[]} options.lines - each with its CSS class; the area below `held` is filled
  * @param {((value: number) => string) | undefined} options.unit - what stands at the right of each line of the grid
  * @param {string} options.label - the chart in words
  */
-export function chart({most, highest, lines, unit, label}) {
-  const [width, height, left, right, top, bottom] = [560, 210, 46, unit ? 58 : 12, 14, 34];
+export function chart({width = 560, height = 210, most, highest, lines, unit, label}) {
+  const [left, right, top, bottom] = [46, unit ? 58 : 12, 14, 34];
   const x = (v) => left + (v / Math.max(1, most)) * (width - left - right);
   const y = (v) => height - bottom - (v / Math.max(1, highest)) * (height - top - bottom);
   const picture = svg('svg', {viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': label});
