@@ -151,7 +151,7 @@ impl Secateur {
     /// the events `start`, `token`, `probe`, `note` and `done`, each JSON text:
     /// - `{type: "start", prompt_tokens, notes, bytes_in_use, bytes_reserved}`, with `notes` what a person should
     ///   know about how the request was resolved, as sentences
-    /// - `{type: "token", id, text, thinking}`
+    /// - `{type: "token", id, text, thinking, role}`, with `role` as in a trace; its tags belong to the thinking
     /// - `{type: "probe", at_token, thinking_tokens, evicted, cached_before, cached_after, steps, map, budget_missed,
     ///   probe_us, bytes_in_use, bytes_reserved}`, with `evicted` as ranges `[start, end)` of bytes in the UTF-8 of all
     ///   the tokens' text so far. `steps` are `{start, end, tokens, cached, importance, evicted}`, with the same kind of
@@ -305,7 +305,7 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
             end += text.len();
             ends.push(end);
             let thinking = matches!(role, Role::Thinking | Role::ThinkOpen | Role::ThinkClose);
-            send(on_event, &json!({"type": "token", "id": id, "text": text, "thinking": thinking}));
+            send(on_event, &json!({"type": "token", "id": id, "text": text, "thinking": thinking, "role": role}));
         }
         Event::Repetition { .. } => {
             let text = "the text has begun to repeat itself; if tokens were evicted, a larger `budget` may help";

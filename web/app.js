@@ -231,7 +231,7 @@ async function ask(question, settings, other = '') {
   replies.classList.toggle('two', runs.length > 1);
   let answer;
   for (const [i, run] of runs.entries()) {
-    if (i && (stopped || !model)) break;
+    if (i && (stopped || !model || current[0].failed)) break;
     const { policy, budget } = i ? { ...resolved.settings, policy: other } : resolved.settings;
     const reply = new Reply({
       title: policy === 'full' ? 'full cache' : `${policy}, ${budget}`,

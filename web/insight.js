@@ -59,7 +59,7 @@ export class Insight {
     const total = reply.promptTokens + reply.generated;
     const fact = (name, value, more) => el('div', {}, el('dt', {}, name), el('dd', {}, value, el('small', {}, more)));
     const { speed } = reply;
-    return el('div', {}, named && el('h3', {}, reply.title), el('dl', { class: 'facts' },
+    return el('div', { class: 'numbers' }, named ? el('h3', {}, reply.title) : undefined, el('dl', { class: 'facts' },
       fact('cached', count(reply.cached), `of ${plural(total, 'token')}`),
       slot ? fact('KV cache', bytes(reply.cached * slot), `full: ${bytes(total * slot)}`) : undefined,
       fact('cut', percent(reply.evicted, reply.thinkingTokens), `${count(reply.evicted)} in ${plural(reply.probes, 'probe')}`),
@@ -94,7 +94,7 @@ export class Insight {
     this.picture.replaceChildren(picture);
     const key = (kind, text) => el('span', {}, el('i', { class: `key ${kind}`, 'aria-hidden': 'true' }), text);
     this.legend.replaceChildren(
-      ...replies.map((reply, i) => key(KINDS[i], replies.length > 1 ? reply.title : 'cached')), key('full', 'full cache'),
+      ...replies.map((reply, i) => key(KINDS[i], replies.length > 1 ? reply.title : 'cached')), key('full', 'if nothing were cut'),
       ...near.map(({ kind, name, value }) => key(kind, `${name}: ${count(value)}`)));
     const far = limits.filter((limit) => !near.includes(limit));
     this.limits.replaceChildren(far.length ? `Far above: ${far.map(({ name, value }) => `${name} ${count(value)} tokens`).join(', ')}.` : '');

@@ -198,6 +198,7 @@
  * @property {string} text - empty for a special token, and for a part of a character whose text comes with a later
  *   token
  * @property {boolean} thinking - whether it belongs to the thinking
+ * @property {'thinking' | 'think_open' | 'think_close' | 'answer'} [role] - its part of the text
  *
  * @typedef {object} ProbeEvent
  * @property {'probe'} type

@@ -75,7 +75,7 @@ export class Reply {
     notes.forEach((text) => this.note({ text }));
   }
 
-  token({ text, thinking, at }) {
+  token({ text, thinking, role, at }) {
     this.generated += 1;
     this.cached += 1;
     this.thinkingTokens += thinking ? 1 : 0;
@@ -84,6 +84,7 @@ export class Reply {
     if (!text) return; // a special token, or part of a character whose text comes with a later token
     const start = this.bytes;
     this.bytes += utf8.encode(text).length;
+    if (role === 'think_open' || role === 'think_close') return; // the page has its own marks
     if (thinking) this.pieces.push({ text, start, end: this.bytes, evictedBy: undefined });
     else this.answerText += text;
   }
@@ -92,6 +93,7 @@ export class Reply {
   probe({ evicted, cached_before, cached_after, steps = [], map, budget_missed: missed }) {
     const k = this.probes;
     this.probes += 1;
+    for (const cut of this.thoughts.querySelectorAll('.fresh')) cut.classList.remove('fresh');
     for (const [start, end] of evicted) {
       for (let i = this.#pieceAt(start); i < this.pieces.length && this.pieces[i].start < end; i++) {
         this.pieces[i].evictedBy ??= k;

@@ -13,7 +13,7 @@ let loaded;
 
 function libraries() {
   loaded ??= Promise.all([import('./vendor/marked.js'), import('./vendor/purify.js'), import('./vendor/katex.js')]).then(
-    ([{ marked }, { default: purify }, { default: katex }]) => {
+    ([marked, { default: purify }, { default: katex }]) => {
       const style = document.createElement('link');
       style.rel = 'stylesheet';
       style.href = new URL('./vendor/katex.css', import.meta.url).href;
@@ -42,7 +42,10 @@ export async function rich(text) {
     formulas.push({ tex: d1 ?? d2 ?? i1 ?? i2 ?? boxed, display: d1 !== undefined || d2 !== undefined });
     return `${OPEN}${formulas.length - 1}${CLOSE}`;
   });
-  const html = marked.parse(source, { gfm: true, breaks: true });
+  // HTML in an answer is text: a model that writes <b> is explaining it.
+  const renderer = new marked.Renderer();
+  renderer.html = ({ text }) => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
+  const html = marked.parse(source, { gfm: true, breaks: true, renderer });
   const nodes = purify.sanitize(html, {
     RETURN_DOM_FRAGMENT: true,
     // An answer may not load anything, and has no controls.

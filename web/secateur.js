@@ -21,6 +21,7 @@
 /** @typedef {import('./messages.js').Request} Request */
 /** @typedef {import('./messages.js').Resolved} Resolved */
 /** @typedef {import('./messages.js').RunEvent} RunEvent */
+/** @typedef {import('./messages.js').TokenEvent} TokenEvent */
 /** @typedef {import('./messages.js').ToPage} ToPage */
 
 /**
@@ -451,6 +452,9 @@ const usageOf = ({ totals }) => ({
   completion_tokens_details: { reasoning_tokens: totals.thinking_tokens },
 });
 
+/** Whether a token is `<think>` or `</think>`. @param {TokenEvent} event */
+const isTag = ({ role }) => role === 'think_open' || role === 'think_close';
+
 class Completions {
   #model;
 
@@ -488,7 +492,7 @@ class Completions {
     /** @type {DoneEvent | undefined} */
     let done;
     for await (const event of events) {
-      if (event.type === 'token' && event.thinking) reasoning += event.text;
+      if (event.type === 'token' && event.thinking) reasoning += isTag(event) ? '' : event.text;
       else if (event.type === 'token') content += event.text;
       else if (event.type === 'done') done = event;
     }
@@ -518,7 +522,7 @@ async function* chunks(head, events, withUsage) {
   const chunk = (delta, reason = null) => ({ ...head, object: 'chat.completion.chunk', choices: [{ index: 0, delta, finish_reason: reason }] });
   for await (const event of events) {
     if (event.type === 'start') yield chunk({ role: 'assistant', content: '' });
-    if (event.type === 'token' && event.text) yield chunk(event.thinking ? { reasoning_content: event.text } : { content: event.text });
+    if (event.type === 'token' && event.text && !isTag(event)) yield chunk(event.thinking ? { reasoning_content: event.text } : { content: event.text });
     if (event.type === 'done') {
       if (event.tail) yield chunk({ content: event.tail });
       yield chunk({}, finishReason(event));

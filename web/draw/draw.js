@@ -31,7 +31,7 @@ export function bytes(n) {
     n /= 1024;
     unit += 1;
   }
-  return `${unit === 0 ? n : n.toFixed(n < 10 ? 2 : 1)} ${units[unit]}`;
+  return `${unit === 0 ? n : n.toFixed(n < 10 ? 2 : n < 100 ? 1 : 0)} ${units[unit]}`;
 }
 
 /** Round steps that give about `wanted` ticks from 0 to `most`. */
