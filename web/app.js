@@ -38,7 +38,7 @@ function setState(state) {
   document.body.dataset.state = state;
   const busy = ['starting', 'loading', 'running', 'checking'].includes(state);
   const idle = !busy && state !== 'no-engine';
-  for (const id of ['files', 'builtin', 'conformance', 'start']) $(id).disabled = !idle;
+  for (const id of ['files', 'builtin', 'fetch', 'conformance', 'start']) $(id).disabled = !idle;
   for (const card of $('examples').children) card.disabled = !idle;
   $('reset').disabled = busy;
   $('reset').hidden = !$('turns').children.length;
@@ -83,8 +83,8 @@ async function restart(error) {
 }
 
 /**
- * Loads a model: files, a folder on a server or, with neither, the built-in model.
- * @param {{files?: File[], url?: string, kv?: string, weights?: string, context?: number}} what
+ * Loads a model: files, a folder on a server, a name on the hub or, with none of these, the built-in model.
+ * @param {{files?: File[], url?: string, hub?: string, kv?: string, weights?: string, context?: number}} what
  * @returns {Promise<boolean>}
  */
 async function load(what) {
@@ -94,6 +94,7 @@ async function load(what) {
   showDefaults();
   setState('loading');
   $('loading-text').textContent = 'Loading…';
+  $('model-notes').replaceChildren();
   const using = engine;
   try {
     const loaded = await using.load({ ...what, onProgress: showProgress });
@@ -131,10 +132,17 @@ function loadOptions() {
   return options;
 }
 
-function showProgress({ what, done, total }) {
+function showProgress({ type, text, what, done, total }) {
+  if (type === 'note') return announceLoad(text);
   if (total) $('progress').value = done / total;
   else $('progress').removeAttribute('value');
   $('loading-text').textContent = total ? `${what}: ${bytes(done)} of ${bytes(total)}` : `${what}…`;
+}
+
+/** What a person should know about how the model was fetched. */
+function announceLoad(text) {
+  $('model-notes').append(el('li', {}, text));
+  announce(text);
 }
 
 /** Offers these policies after the engine's choice, which is the first option. The chosen one stays, listed or not. */
@@ -400,6 +408,15 @@ $('model-button').addEventListener('click', () => $('model-dialog').showModal())
 $('model-close').addEventListener('click', () => $('model-dialog').close());
 $('builtin').addEventListener('click', () => load(loadOptions()));
 
+$('remote').addEventListener('submit', (event) => {
+  event.preventDefault();
+  const where = $('address').value.trim();
+  if (!where || $('builtin').disabled) return;
+  // A name has one slash and no scheme: ORG/NAME, or ORG/NAME/FILE.gguf.
+  const isName = /^[\w.-]+\/[\w.-]+(\/[\w.-]+\.gguf)?$/.test(where);
+  load({ ...(isName ? { hub: where } : { url: new URL(where, location.href).href }), ...loadOptions() });
+});
+
 $('files').addEventListener('change', ({ target }) => {
   // Files of the chosen folder itself, not of folders below it.
   const files = [...target.files].filter((file) => file.webkitRelativePath.split('/').length <= 2);
@@ -436,7 +453,7 @@ async function tryExample({ prompt, fields = {}, context, compare = '' }) {
   choose($('compare'), compare);
   $('context').value = context ?? '';
   const needs = { context };
-  const has = loadedFrom && !loadedFrom.files && !loadedFrom.url && loadedFrom.context === context;
+  const has = loadedFrom && !loadedFrom.files && !loadedFrom.url && !loadedFrom.hub && loadedFrom.context === context;
   if ((!model || !has) && !(await load(context ? needs : {}))) return;
   const { prompt: _, ...rest } = formRequest();
   $('prompt').value = '';

@@ -3,7 +3,7 @@ import js from '@eslint/js';
 const browser = Object.fromEntries([
   'AbortController', 'Blob', 'GPUAdapter', 'NodeFilter', 'Option', 'TextDecoder', 'TextEncoder', 'URL', 'URLSearchParams', 'Worker', 'addEventListener',
   'atob', 'console', 'document', 'fetch', 'innerHeight', 'innerWidth', 'location', 'matchMedia', 'navigator', 'onmessage', 'parent', 'performance',
-  'postMessage', 'requestAnimationFrame', 'scrollTo', 'scrollY', 'setTimeout', 'window', 'DataTransferItemList', 'ReadableStream', 'self',
+  'postMessage', 'requestAnimationFrame', 'scrollTo', 'FileReaderSync', 'TransformStream', 'XMLHttpRequest', 'crypto', 'GPUBufferUsage', 'Response', 'scrollY', 'setTimeout', 'window', 'DataTransferItemList', 'ReadableStream', 'self',
 ].map((name) => [name, 'readonly']));
 
 export default [
@@ -15,6 +15,8 @@ export default [
       'no-unused-vars': ['error', { argsIgnorePattern: '^_', varsIgnorePattern: '^_' }],
       eqeqeq: 'error',
       'no-var': 'error',
+      'preserve-caught-error': 'off', // the messages tell the whole story
+
       'prefer-const': ['error', { destructuring: 'all' }],
     },
   },

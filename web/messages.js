@@ -8,13 +8,14 @@
  * A message to the worker.
  * @typedef {LoadMessage | RunMessage | ResolveMessage | ReportMessage | StopMessage | ConformanceMessage} ToWorker
  *
- * Loads a model: from files, from a server, or, with neither, the built-in model. Answered by `progress`, then by
- * `loaded` or `error`.
+ * Loads a model: from files, from a server or from the hub, or, with none of these, the built-in model. Answered by
+ * `progress` and `note`, then by `loaded` or `error`.
  * @typedef {ModelSource & {do: 'load', call: number, options: LoadOptions}} LoadMessage
  *
  * @typedef {object} ModelSource
  * @property {File[]} [files] - the files of a model folder
- * @property {string} [url] - a model folder on a server; ends in a slash
+ * @property {string} [url] - a model folder on a server, or a .gguf file
+ * @property {string} [hub] - the name of a model on the Hugging Face Hub: ORG/NAME, or ORG/NAME/FILE.gguf
  *
  * @typedef {object} LoadOptions
  * @property {'f16' | 'f32'} [kv] - element type of the KV cache; f16 if absent

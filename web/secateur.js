@@ -17,6 +17,7 @@
 /** @typedef {import('./messages.js').ModelInfo} ModelInfo */
 /** @typedef {import('./messages.js').ModelSource} ModelSource */
 /** @typedef {import('./messages.js').LoadOptions} LoadOptions */
+/** @typedef {import('./messages.js').NoteEvent} NoteEvent */
 /** @typedef {import('./messages.js').ProgressMessage} ProgressMessage */
 /** @typedef {import('./messages.js').Request} Request */
 /** @typedef {import('./messages.js').Resolved} Resolved */
@@ -27,7 +28,7 @@
 /**
  * How a model is loaded.
  * @typedef {ModelSource & LoadOptions & {
- *   onProgress?: (progress: ProgressMessage) => void,
+ *   onProgress?: (progress: ProgressMessage | NoteEvent) => void,
  *   signal?: AbortSignal,
  * }} Load
  */
@@ -79,8 +80,8 @@ export async function open({ worker = new URL('./worker.js', import.meta.url) } 
 }
 
 /**
- * Starts an engine and loads a model: from files, from a server or, with neither, the built-in model. Closing the model
- * closes the engine.
+ * Starts an engine and loads a model: from files, from a server or from the hub; with none of these, the built-in model.
+ * Closing the model closes the engine.
  * @param {Load & {worker?: string | URL}} [options]
  * @returns {Promise<Model>}
  * @throws {SecateurError}
@@ -216,12 +217,12 @@ export class Engine {
    * @returns {Promise<Model>}
    * @throws {SecateurError}
    */
-  async load({ files, url, onProgress, signal, ...options } = {}) {
+  async load({ files, url, hub, onProgress, signal, ...options } = {}) {
     signal?.throwIfAborted();
     const abort = () => this.close();
     signal?.addEventListener('abort', abort);
     try {
-      const { info } = await this.#answer({ do: 'load', files, url, options }, 'loaded', onProgress);
+      const { info } = await this.#answer({ do: 'load', files, url, hub, options }, 'loaded', onProgress);
       return new Model(this, info);
     } catch (error) {
       signal?.throwIfAborted();

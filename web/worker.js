@@ -30,7 +30,10 @@ function watchDevices() {
   const { requestDevice } = GPUAdapter.prototype;
   GPUAdapter.prototype.requestDevice = async function (...options) {
     const device = await requestDevice.apply(this, options);
-    device.lost.then(({ reason, message }) => send({ type: 'lost', text: message || `The browser gave no reason (${reason}).` }));
+    device.lost.then(({ reason, message }) => {
+      // What this worker destroys itself is not lost: `hasRoom` opens a device to try allocations on it.
+      if (reason !== 'destroyed') send({ type: 'lost', text: message || 'The browser gave no reason.' });
+    });
     return device;
   };
 }

@@ -118,6 +118,11 @@ impl Browser {
         self.eval_in(&tab, script)
     }
 
+    /// Ends the browser's GPU process, as a driver's crash would: every device is lost. The browser starts another one.
+    pub fn crash_gpu(&mut self) -> Result<()> {
+        self.send(None, "Browser.crashGpuProcess", json!({})).map(drop)
+    }
+
     /// Evaluates JavaScript in the latest frame that has a process of its own: a sandboxed one.
     pub fn eval_in_frame(&mut self, script: &str) -> Result<Value> {
         let frame = self.frames.last().cloned().ok_or("the page has no frame")?;

@@ -6,8 +6,12 @@ export default async function init() {}
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 export class Secateur {
-  static async load(files, options) {
-    if (!(files['config.json'] instanceof Uint8Array)) throw new Error('config.json is missing');
+  static async check(files, _options) {
+    if (!files['config.json']?.size) throw new Error('config.json is missing');
+    return JSON.stringify({ weights_bytes: 1000, cache_bytes: 1000, context: 12, architecture: 'Scripted' });
+  }
+
+  static async load(_files, options, _onEvent) {
     const engine = new Secateur();
     engine.options = options;
     return engine;
@@ -46,8 +50,8 @@ export class Secateur {
       return new Promise(() => {});
     }
     if (prompt === 'lose') {
-      const device = await (await navigator.gpu.requestAdapter()).requestDevice();
-      device.destroy();
+      this.device = await (await navigator.gpu.requestAdapter()).requestDevice();
+      onEvent(JSON.stringify({ type: 'note', text: 'a device is open' }));
       return new Promise(() => {});
     }
     this.stopped = false;
