@@ -130,7 +130,7 @@ impl Secateur {
 
     /// `{model, adapter, backend, policies, context, slot_bytes, most_slots, suggested}`. `context` is the number of
     /// positions that the model is loaded for; `slot_bytes` are the bytes of one cached token, and `most_slots` are the
-    /// cached tokens for which the device has room. `suggested` is `{prompt}`, a prompt that the model can answer, or
+    /// cached tokens of which one buffer of the device can hold a layer. `suggested` is `{prompt}`, a prompt that the model can answer, or
     /// `{}`. [`resolve`](Self::resolve) tells the model's settings.
     pub fn info(&self) -> String {
         self.info.to_string()

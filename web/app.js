@@ -38,7 +38,7 @@ function setState(state) {
   document.body.dataset.state = state;
   const busy = ['starting', 'loading', 'running', 'checking'].includes(state);
   const idle = !busy && state !== 'no-engine';
-  for (const id of ['files', 'builtin', 'fetch', 'conformance', 'start']) $(id).disabled = !idle;
+  for (const id of ['files', 'gguf', 'builtin', 'fetch', 'conformance', 'start']) $(id).disabled = !idle;
   for (const card of $('examples').children) card.disabled = !idle;
   $('reset').disabled = busy;
   $('reset').hidden = !$('turns').children.length;
@@ -417,7 +417,7 @@ $('remote').addEventListener('submit', (event) => {
   load({ ...(isName ? { hub: where } : { url: new URL(where, location.href).href }), ...loadOptions() });
 });
 
-$('files').addEventListener('change', ({ target }) => {
+for (const id of ['files', 'gguf']) $(id).addEventListener('change', ({ target }) => {
   // Files of the chosen folder itself, not of folders below it.
   const files = [...target.files].filter((file) => file.webkitRelativePath.split('/').length <= 2);
   if (files.length) load({ files, ...loadOptions() });

@@ -36,9 +36,9 @@ export const EXAMPLES = [
   },
   {
     title: 'When it hurts',
-    text: 'Half of the thoughts have to go, also those that the answer needs.',
+    text: 'Three quarters of the thoughts have to go, also those that the answer needs. It becomes wrong.',
     prompt: PROBLEM,
-    fields: { budget: 'ratio:0.5' },
+    fields: { budget: 'ratio:0.25' },
     compare: 'full',
   },
 ];

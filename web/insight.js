@@ -77,7 +77,7 @@ export class Insight {
     // A limit is drawn where it is near enough to mean something, and told in words where it is far away.
     const limits = [
       { name: 'context window', value: context, kind: 'limit context' },
-      { name: 'room on this device', value: room, kind: 'limit device' },
+      { name: 'limit of this device\'s buffers', value: room, kind: 'limit device' },
     ].filter(({ value }) => value);
     const near = limits.filter(({ value }) => value <= highest * 1.4);
     highest = Math.max(highest, ...near.map(({ value }) => value));

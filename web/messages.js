@@ -65,7 +65,7 @@
  * @property {'none' | 'per-head'} [normalise] - whether heads are brought to one scale before they are averaged
  * @property {'original' | 'compact'} [positions] - the positions of kept keys after an eviction
  * @property {'keywords' | 'paragraphs' | 'sentences' | 'auto'} [steps] - where steps of the thinking begin
- * @property {'none' | 'layers' | 'heads'} [attention] - how much of each probe's attention the trace records
+ * @property {'off' | 'layers' | 'heads'} [attention] - how much of each probe's attention the trace records
  *
  * @typedef {object} Message
  * @property {string} role - `system`, `user`, `assistant` or `tool`
@@ -131,7 +131,7 @@
  * @property {string[]} [policies] - names of all policies
  * @property {number} [context] - positions that the model is loaded for
  * @property {number} [slot_bytes] - bytes of one cached token, all layers together
- * @property {number} [most_slots] - cached tokens for which the device has room
+ * @property {number} [most_slots] - cached tokens of which one buffer of the device can hold a layer
  * @property {{prompt?: string}} [suggested] - a prompt that this model can answer
  *
  * @typedef {object} TraceMessage

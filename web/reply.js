@@ -78,13 +78,14 @@ export class Reply {
   token({ text, thinking, role, at }) {
     this.generated += 1;
     this.cached += 1;
-    this.thinkingTokens += thinking ? 1 : 0;
+    const tag = role === 'think_open' || role === 'think_close';
+    this.thinkingTokens += thinking && !tag ? 1 : 0;
     this.times.push(at);
     if (this.times.length > 64) this.times.shift();
     if (!text) return; // a special token, or part of a character whose text comes with a later token
     const start = this.bytes;
     this.bytes += utf8.encode(text).length;
-    if (role === 'think_open' || role === 'think_close') return; // the page has its own marks
+    if (tag) return; // the page has its own marks
     if (thinking) this.pieces.push({ text, start, end: this.bytes, evictedBy: undefined });
     else this.answerText += text;
   }

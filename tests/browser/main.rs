@@ -338,12 +338,24 @@ fn a_request_is_resolved_as_on_the_command_line(site: &Site) -> Result {
             let request = &case["request"];
             let found = resolve(&mut browser, request)?;
             let expected = on_the_command_line(model, request)?;
+            // JavaScript writes 1.0 as 1.
+            let (found, expected) = (as_doubles(found), as_doubles(expected));
             ensure!(found == expected, "{request} is\n{found} in the browser and\n{expected} on the command line");
             compared += 1;
         }
     }
     ensure!(compared == cases.len(), "{compared} of {} requests were compared", cases.len());
     Ok(())
+}
+
+/// The same JSON with every number as a double, which is what JavaScript keeps. All numbers of a request are exact so.
+fn as_doubles(value: Value) -> Value {
+    match value {
+        Value::Number(number) => number.as_f64().map_or(Value::Null, Value::from),
+        Value::Array(items) => items.into_iter().map(as_doubles).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, as_doubles(value))).collect(),
+        other => other,
+    }
 }
 
 /// What the engine makes of a request.

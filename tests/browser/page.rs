@@ -80,13 +80,13 @@ pub fn events_become_text_and_strikes(site: &Site) -> Result {
     let answer = browser.eval("document.querySelector('.answer').textContent")?;
     ensure!(answer == "<b>42</b>\u{fffd}", "the answer: {answer}");
     let texts = [
-        (".thinking summary", "Thought: 6 tokens, 1 probe, 3 cut"),
+        (".thinking summary", "Thought: 5 tokens, 1 probe, 3 cut"),
         (".reply h3", "random, share:0.5"),
         (".state", "7 tokens · 12.5 tokens/s"),
         (".notes", "it beginsit goes on"),
-        (".facts", "cached9of 12 tokensKV cache9.00 KiBfull: 12.0 KiBcut50.0 %3 in 1 probespeed12.5tokens/s"),
+        (".facts", "cached9of 12 tokensKV cache9.00 KiBfull: 12.0 KiBcut60.0 %3 in 1 probespeed12.5tokens/s"),
         ("#chart .legend", "cachedif nothing were cutcontext window: 12"),
-        ("#chart > p:last-child", "Far above: room on this device 1,000,000 tokens."),
+        ("#chart > p:last-child", "Far above: limit of this device's buffers 1,000,000 tokens."),
     ];
     for (what, expected) in texts {
         let found = browser.eval(&format!("document.querySelector('{what}').textContent"))?;
