@@ -122,6 +122,7 @@
  *
  * @typedef {object} LoadedMessage
  * @property {'loaded'} type
+ * @property {number} [memory] - bytes of the engine's own memory, beside that of the GPU
  * @property {ModelInfo} info
  *
  * @typedef {object} ModelInfo
