@@ -196,9 +196,10 @@ fn the_watch_rejects_broken_gpu_work(site: &Site) -> Result {
         ),
         ("a rejected promise", "Promise.reject(new Error('lost'));".into(), Some("unhandled rejection: Error: lost")),
     ];
-    let mut browser = site.open("/scripted/")?;
+    // A document without the page's policy, which forbids workers of this kind.
+    let mut browser = site.open("/watch.js")?;
     for (what, work, expected) in cases {
-        browser.open(&site.url("/scripted/"))?;
+        browser.open(&site.url("/watch.js"))?;
         let worker = format!(
             "importScripts('{}');
              (async () => {{
