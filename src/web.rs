@@ -24,6 +24,8 @@ use crate::kernels::cases;
 use crate::model::config::ModelConfig;
 use crate::model::{decoder, required};
 use crate::policy::{POLICIES, Role};
+use crate::report::html;
+use crate::trace::{Step, Trace};
 use crate::weights::precision::Precision;
 use crate::weights::{ModelSource, Weights};
 use crate::{Error, ErrorKind, Result, builtin, conformance as suite};
@@ -126,8 +128,10 @@ impl Secateur {
         Ok(loaded)
     }
 
-    /// `{model, adapter, backend, policies, suggested}`. `suggested` is `{prompt}`, a prompt that the model can answer,
-    /// or `{}`. [`resolve`](Self::resolve) tells the model's settings.
+    /// `{model, adapter, backend, policies, context, slot_bytes, most_slots, suggested}`. `context` is the number of
+    /// positions that the model is loaded for; `slot_bytes` are the bytes of one cached token, and `most_slots` are the
+    /// cached tokens of which one buffer of the device can hold a layer. `suggested` is `{prompt}`, a prompt that the model can answer, or
+    /// `{}`. [`resolve`](Self::resolve) tells the model's settings.
     pub fn info(&self) -> String {
         self.info.to_string()
     }
@@ -147,12 +151,16 @@ impl Secateur {
     /// the events `start`, `token`, `probe`, `note` and `done`, each JSON text:
     /// - `{type: "start", prompt_tokens, notes, bytes_in_use, bytes_reserved}`, with `notes` what a person should
     ///   know about how the request was resolved, as sentences
-    /// - `{type: "token", id, text, thinking}`
-    /// - `{type: "probe", evicted, cached_before, cached_after, bytes_in_use, bytes_reserved}`, with `evicted` as
-    ///   ranges `[start, end)` of bytes in the UTF-8 of all the tokens' text so far
+    /// - `{type: "token", id, text, thinking, role}`, with `role` as in a trace; its tags belong to the thinking
+    /// - `{type: "probe", at_token, thinking_tokens, evicted, cached_before, cached_after, steps, map, budget_missed,
+    ///   probe_us, bytes_in_use, bytes_reserved}`, with `evicted` as ranges `[start, end)` of bytes in the UTF-8 of all
+    ///   the tokens' text so far. `steps` are `{start, end, tokens, cached, importance, evicted}`, with the same kind of
+    ///   range, and with `importance` `null` where the policy measures none. `map` is the attention of `</think>` in
+    ///   the form that the report draws, or `null`; `budget_missed` is `{asked, kept}` or `null`
     /// - `{type: "note", text}`, with a sentence about the run for a person
-    /// - `{type: "done", stop_reason, thinking_unfinished, tokens_per_second, tail, bytes_in_use, bytes_reserved}`,
-    ///   with `tail` what an unfinished character left
+    /// - `{type: "done", stop_reason, thinking_unfinished, tokens_per_second, tail, message, totals, bytes_in_use,
+    ///   bytes_reserved}`, with `tail` what an unfinished character left, `message` how a conversation continues with
+    ///   this answer ([`RunResult::message`](crate::RunResult::message)), and `totals` those of the trace
     ///
     /// Resolves to the run's trace, JSON text.
     pub fn run(&self, request: String, on_event: Function) -> Promise {
@@ -191,11 +199,26 @@ impl Secateur {
             "adapter": device.info.name,
             "backend": device.info.backend,
             "policies": POLICIES.iter().map(|p| p.name()).collect::<Vec<_>>(),
+            "context": engine.context(),
+            "slot_bytes": engine.slot_bytes(),
+            "most_slots": engine.most_slots(),
             "suggested": {},
         });
         let stop = engine.stop_flag();
         Ok(Self { engine: Rc::new(RefCell::new(Some(engine))), info, stop })
     }
+}
+
+/// The report of one trace or two, as a page of its own. `traces` are pairs of a name and the text of a trace, as JSON:
+/// `[["run", "{…}"]]`.
+#[wasm_bindgen]
+pub fn report(traces: String) -> Result<String, JsError> {
+    let read = || {
+        let traces: Vec<(String, String)> = parse(&traces)?;
+        let traces = traces.into_iter().map(|(name, text)| Ok((name, Trace::from_json(&text)?)));
+        html::page(&traces.collect::<Result<Vec<_>>>()?)
+    };
+    read().map_err(|e| rejection(&e))
 }
 
 /// Every kernel case on this browser's GPU. `on_event` is called with `{type: "case", kernel, done, total}`. Resolves
@@ -265,6 +288,8 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
     let device = engine.model().device().clone();
     // Where each token's text ends, in bytes of the text so far.
     let mut ends = Vec::new();
+    // The tokens of the thinking, of which steps are made.
+    let mut thoughts = Vec::new();
     let mut end = 0;
     let mut prompt_tokens = 0;
     let mut on = |event: Event<'_>| match event {
@@ -274,10 +299,13 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
             send(on_event, &with_bytes(start, device.bytes()));
         }
         Event::Token { index: _, id, text, role } => {
+            if role == Role::Thinking {
+                thoughts.push(ends.len());
+            }
             end += text.len();
             ends.push(end);
             let thinking = matches!(role, Role::Thinking | Role::ThinkOpen | Role::ThinkClose);
-            send(on_event, &json!({"type": "token", "id": id, "text": text, "thinking": thinking}));
+            send(on_event, &json!({"type": "token", "id": id, "text": text, "thinking": thinking, "role": role}));
         }
         Event::Repetition { .. } => {
             let text = "the text has begun to repeat itself; if tokens were evicted, a larger `budget` may help";
@@ -287,9 +315,15 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
             let tokens = probe.evicted.iter().map(|position| *position as usize - prompt_tokens);
             let probe = json!({
                 "type": "probe",
+                "at_token": probe.at_token,
+                "thinking_tokens": probe.thinking_tokens,
                 "evicted": byte_ranges(tokens, &ends),
                 "cached_before": probe.cached_before,
                 "cached_after": probe.cached_after,
+                "steps": steps(&probe.steps, &thoughts, &ends),
+                "map": html::map(probe),
+                "budget_missed": probe.infeasible,
+                "probe_us": probe.timings.probe_us + probe.timings.plan_us + probe.timings.gather_us,
             });
             send(on_event, &with_bytes(probe, device.bytes()));
         }
@@ -302,6 +336,8 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
         "thinking_unfinished": result.thinking_unfinished,
         "tokens_per_second": number(totals.tokens_per_second()),
         "tail": result.text.get(end..).unwrap_or(""),
+        "message": result.message(),
+        "totals": totals,
     });
     send(on_event, &with_bytes(done, result.bytes));
     if let Some(e) = result.error {
@@ -309,6 +345,25 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
     }
     let trace = result.trace.to_json()?;
     Ok(Value::String(trace))
+}
+
+/// The steps with the bytes of their text. They divide the tokens of the thinking, `thoughts`, among themselves, in order.
+fn steps(steps: &[Step], thoughts: &[usize], ends: &[usize]) -> Vec<Value> {
+    let mut from = 0;
+    let with_range = |step: &Step| {
+        let tokens = thoughts.get(from..from + step.tokens)?;
+        from += step.tokens;
+        let (first, last) = (*tokens.first()?, *tokens.last()?);
+        Some(json!({
+            "start": if first == 0 { 0 } else { ends[first - 1] },
+            "end": ends[last],
+            "tokens": step.tokens,
+            "cached": step.cached,
+            "importance": step.importance,
+            "evicted": step.evicted,
+        }))
+    };
+    steps.iter().filter_map(with_range).collect()
 }
 
 /// Bytes `[start, end)` that the given tokens, ascending, contributed, neighbours joined and empty ones left out.

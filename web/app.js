@@ -1,294 +1,426 @@
-// The page. The model and the GPU belong to worker.js; messages.js declares the messages between the two.
+// The page: a conversation with a model that prunes its thoughts. It uses secateur.js as any page would.
+import { droppedFiles } from './drop.js';
+import { bytes, count, dark, el, plural, repaint } from './draw/draw.js';
+import { EXAMPLES } from './examples.js';
+import { Insight } from './insight.js';
+import { Reply } from './reply.js';
+import { open } from './secateur.js';
 
-/** @typedef {import('./messages.js').ToPage} ToPage */
-/** @typedef {import('./messages.js').ToWorker} ToWorker */
-/** @typedef {import('./messages.js').EngineEvent} EngineEvent */
-/** @typedef {import('./messages.js').ConformanceTable} ConformanceTable */
+/** @typedef {import('./secateur.js').Engine} Engine */
+/** @typedef {import('./secateur.js').Model} Model */
+/** @typedef {import('./messages.js').Message} Message */
+/** @typedef {import('./messages.js').Request} Request */
 
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
-const utf8 = new TextEncoder();
+const form = $('form');
+const field = (name) => form.elements.namedItem(name);
 
-/** @type {Worker | undefined} */
-let worker;
-/**
- * The run on the screen. `spans` are in order; each covers the bytes `start` to `end` of the generated text.
- * @type {{spans: {span: HTMLElement, start: number, end: number}[], bytes: number, times: number[], total: number,
- *   cached: number, probes: number, inUse?: number, reserved?: number, speed?: number | string, done?: string} |
- *   undefined}
- */
-let run;
-/**
- * Events of the engine that wait for the next frame, each with the time at which it came.
- * @type {(EngineEvent & {at: number})[]}
- */
-let waiting = [];
-/** Whether Start was pressed before a model was loaded. */
-let startOnceLoaded = false;
+/** @type {Engine | undefined} */
+let engine;
+/** @type {Model | undefined} */
+let model;
+/** How the model was loaded, so that it can be loaded again. */
+let loadedFrom;
+/** The conversation, as templates see it: without thoughts. @type {Message[]} */
+let history = [];
+/** The answers being written. @type {Reply[]} */
+let current = [];
 /** The prompt that the loaded model suggests. */
 let suggested;
+let stopped = false;
+/** How often the engine failed since an answer came; a model that always crashes it is not loaded for ever. */
+let failures = 0;
 
-const NO_MODEL = 'No model is loaded. Start will use the built-in model.';
-const mega = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 100 * 2 ** 20 ? 1 : 0)} MiB`;
-const setState = (state) => {
+const insight = new Insight($('figures'));
+
+function setState(state) {
   document.body.dataset.state = state;
   const busy = ['starting', 'loading', 'running', 'checking'].includes(state);
   const idle = !busy && state !== 'no-engine';
-  $('files').disabled = !idle;
-  $('builtin').disabled = !idle;
-  $('conformance').disabled = !idle;
-  $('start').disabled = !idle;
+  for (const id of ['files', 'gguf', 'builtin', 'fetch', 'conformance', 'start']) $(id).disabled = !idle;
+  for (const card of $('examples').children) card.disabled = !idle;
+  $('reset').disabled = busy;
+  $('reset').hidden = !$('turns').children.length;
   $('stop').disabled = state !== 'running';
-  $('progress').hidden = state !== 'loading';
-};
+  $('stop').hidden = state !== 'running';
+  $('start').hidden = state === 'running';
+  $('loading').hidden = state !== 'loading';
+}
+const settled = () => setState(!engine ? 'no-engine' : model ? 'loaded' : 'ready');
 
-// --- the worker -----------------------------------------------------------------------------------------------------
+// --- the engine and its model ---------------------------------------------------------------------------------------
 
-/**
- * Sends a message to the worker.
- * @param {ToWorker} message
- */
-const send = (message) => worker.postMessage(message);
-
-function startWorker() {
-  worker?.terminate();
-  delete document.body.dataset.model;
+async function start() {
+  engine = model = undefined;
   setState('starting');
-  worker = new Worker('worker.js', { type: 'module' });
-  worker.onmessage = ({ data }) => handlers[data.type](data);
-  // After a panic in wasm the state of the engine is unknown, so a new one is started.
-  worker.onerror = (event) => {
-    const hadModel = document.body.dataset.model === 'loaded';
-    showError('The engine crashed', `${event.message ?? 'no message'}\n${hadModel ? 'It was restarted.' : ''}`);
-    if (hadModel) startWorker();
-    else setState('no-engine');
-  };
+  try {
+    engine = await open();
+  } catch (error) {
+    setState('no-engine');
+    $('adapter').textContent = '';
+    return fail(error);
+  }
+  engine.onfailure = restart;
+  const { adapter, maxBinding, maxBuffer, f16 } = engine.adapter;
+  $('adapter').textContent = `GPU: ${adapter} · largest binding ${bytes(maxBinding)} · largest buffer ${bytes(maxBuffer)} · f16 arithmetic: ${f16 ? 'yes' : 'no'}`;
+  setState('ready');
+}
+
+/** Starts a new engine after a crash or the loss of the GPU, with the model that was loaded. */
+async function restart(error) {
+  const again = model && loadedFrom;
+  const hadModel = !!model;
+  failures += 1;
+  current.filter((reply) => reply.running).forEach((reply) => reply.fail(error.title));
+  await start();
+  if (!engine) return;
+  const tired = failures > 2;
+  const loading = again && !tired ? load(again) : undefined;
+  showError(error.title, `${error.message}\n${!hadModel ? 'It was restarted.' : tired
+    ? 'It was restarted. The model was not loaded again, because this happened several times.' : 'It was restarted, and the model is loaded again.'}`);
+  await loading;
 }
 
 /**
- * One handler for each type of message.
- * @type {{[Type in ToPage['type']]: (message: Extract<ToPage, {type: Type}>) => void}}
+ * Loads a model: files, a folder on a server, a name on the hub or, with none of these, the built-in model.
+ * @param {{files?: File[], url?: string, hub?: string, kv?: string, weights?: string, context?: number}} what
+ * @returns {Promise<boolean>}
  */
-const handlers = {
-  ready({ adapter, maxBinding, maxBuffer, f16 }) {
-    $('adapter').textContent =
-      `GPU: ${adapter} · largest binding ${mega(maxBinding)} · largest buffer ${mega(maxBuffer)} · f16 arithmetic: ${f16 ? 'yes' : 'no'}`;
-    setState('ready');
-    const url = query.get('model');
-    if (url) {
-      query.delete('model'); // so that a crash does not load it again and again
-      load({ url: new URL(url, location.href).href });
-    }
-  },
-  progress({ what, done, total }) {
-    if (total) $('progress').value = done / total;
-    else $('progress').removeAttribute('value');
-    $('model').textContent = total ? `${what}: ${mega(done)} of ${mega(total)}` : `${what}…`;
-  },
-  loaded({ info }) {
-    document.body.dataset.model = 'loaded';
-    $('model').textContent = [info.model, info.adapter, info.backend].filter(Boolean).join(' · ');
-    showPolicies(info.policies ?? []);
-    suggest(info.suggested?.prompt);
-    // Asks which settings an empty form comes to. They do not depend on the prompt, and ids need no tokenizer.
-    send({ do: 'resolve', options: { ids: [0] } });
-  },
-  start: enqueue,
-  token: enqueue,
-  probe: enqueue,
-  done: enqueue,
-  note(note) {
-    if (document.body.dataset.state === 'loading') showNote(note.text);
-    else enqueue(note);
-  },
-  resolved({ json }) {
-    if (document.body.dataset.state !== 'loading') return; // a script asked, and listens itself
-    showDefaults(JSON.parse(json).settings);
-    setState('loaded');
-    if (startOnceLoaded) startRun();
-  },
-  trace({ json }) {
-    URL.revokeObjectURL($('trace').href);
-    $('trace').href = URL.createObjectURL(new Blob([json], { type: 'application/json' }));
-    $('trace').hidden = false;
-  },
-  case({ kernel, done, total }) {
-    $('conformance-status').textContent = `${kernel}: case ${done} of ${total}`;
-  },
-  conformance({ table }) {
-    showConformance(table);
-    setState(document.body.dataset.model ?? 'ready');
-  },
-  error({ title, text }) {
-    startOnceLoaded = false;
-    showError(title, text);
-    flush();
-    if (document.body.dataset.state === 'loading' && !document.body.dataset.model) $('model').textContent = NO_MODEL;
-    setState(document.body.dataset.state === 'starting' ? 'no-engine' : (document.body.dataset.model ?? 'ready'));
-  },
-};
-
-/**
- * Loads a model: files, a folder on a server or, with neither, the built-in model.
- * @param {{files?: File[], url?: string}} what
- */
-function load(what) {
+async function load(what) {
   hideError();
-  delete document.body.dataset.model;
+  $('model-dialog').close();
+  model = undefined;
   showDefaults();
   setState('loading');
-  const options = {};
-  if (query.has('kv')) options.kv = query.get('kv');
-  if (query.has('weights')) options.weights = query.get('weights');
-  if (query.has('context')) options.context = Number(query.get('context'));
-  send({ do: 'load', options, ...what });
+  $('loading-text').textContent = 'Loading…';
+  $('model-notes').replaceChildren();
+  const using = engine;
+  try {
+    const loaded = await using.load({ ...what, onProgress: showProgress });
+    if (using !== engine) return false;
+    model = loaded;
+    loadedFrom = what;
+  } catch (error) {
+    if (using !== engine || error.kind === 'crashed' || error.kind === 'lost') return false;
+    $('model').textContent = 'No model';
+    settled();
+    fail(error);
+    return false;
+  }
+  const { info } = model;
+  $('model').textContent = [info.model, info.context && `window ${count(info.context)}`].filter(Boolean).join(' · ');
+  $('model-button').title = [info.adapter, info.backend].filter(Boolean).join(' · ');
+  showPolicies(info.policies ?? []);
+  suggest(info.suggested?.prompt);
+  try {
+    // Asks which settings an empty form comes to. They do not depend on the prompt, and ids need no tokenizer.
+    showDefaults((await model.resolve({ ids: [0] })).settings);
+  } catch (error) {
+    fail(error);
+  }
+  settled();
+  return true;
 }
 
-// --- a run ----------------------------------------------------------------------------------------------------------
+/** What the dialog says about how a model is loaded. */
+function loadOptions() {
+  const options = {};
+  if ($('kv').value) options.kv = $('kv').value;
+  if ($('weights').value) options.weights = $('weights').value;
+  if ($('context').value) options.context = Number($('context').value);
+  return options;
+}
+
+function showProgress({ type, text, what, done, total }) {
+  if (type === 'note') return announceLoad(text);
+  if (total) $('progress').value = done / total;
+  else $('progress').removeAttribute('value');
+  $('loading-text').textContent = total ? `${what}: ${bytes(done)} of ${bytes(total)}` : `${what}…`;
+}
+
+/** What a person should know about how the model was fetched. */
+function announceLoad(text) {
+  $('model-notes').append(el('li', {}, text));
+  announce(text);
+}
+
+/** Offers these policies after the engine's choice, which is the first option. The chosen one stays, listed or not. */
+function showPolicies(names) {
+  for (const select of [$('policy'), $('compare')]) {
+    const chosen = select.value;
+    const all = new Set(chosen ? [...names, chosen] : names);
+    select.replaceChildren(select.options[0], ...[...all].map((name) => new Option(name, name)));
+    select.value = chosen;
+  }
+}
+
+/** Puts the prompt that a model suggests in the place of one that the user has not changed. */
+function suggest(text) {
+  const prompt = $('prompt');
+  if (prompt.value === suggested) prompt.value = '';
+  if (text !== undefined && prompt.value === '' && !history.length) prompt.value = text;
+  suggested = text;
+}
+
+/** Shows in the empty fields which values the engine takes for them; without settings, nothing. */
+function showDefaults(settings) {
+  for (const control of form.elements) {
+    const { name, type, tagName } = control;
+    const value = settings?.[name] ?? settings?.sampling?.[name];
+    if (tagName === 'SELECT' && name) control.options[0].textContent = value === undefined ? "the engine's choice" : `${value} (default)`;
+    else if (tagName === 'INPUT' && type !== 'checkbox' && name !== 'seed') control.placeholder = value === undefined ? '' : String(round(value));
+  }
+}
+/** Without the digits that a 32-bit number gains in JavaScript. */
+const round = (value) => (typeof value === 'number' && !Number.isInteger(value) ? Number(value.toPrecision(6)) : value);
+
+// --- a turn ---------------------------------------------------------------------------------------------------------
+
+/** The request of the form. The engine decides about fields that are left empty. @returns {Request} */
+function formRequest() {
+  const request = {};
+  for (const { name, type, value, checked } of form.elements) {
+    if (!name || value === '' || (type === 'checkbox' && !checked)) continue;
+    request[name] = type === 'checkbox' ? checked : type === 'number' ? Number(value) : value;
+  }
+  return request;
+}
+
+form.addEventListener('submit', async (event) => {
+  event.preventDefault();
+  if ($('start').disabled) return;
+  const { prompt, ...rest } = formRequest();
+  if (!prompt?.trim()) return;
+  if (!model && !(await load(loadOptions()))) return;
+  $('prompt').value = '';
+  suggested = undefined;
+  await ask(prompt, rest, $('compare').value);
+});
+
+$('prompt').addEventListener('keydown', (event) => {
+  if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  form.requestSubmit();
+});
 
 /**
- * Collects events and draws them once per frame, because tokens come faster than frames. A hidden page has no frames;
- * there a timer draws them.
- * @param {EngineEvent} event
+ * One question, and its answer by each policy.
+ * @param {string} question
+ * @param {Request} settings
+ * @param {string} other - another policy to compare with; empty: none
  */
-function enqueue(event) {
-  event.at = performance.now();
-  waiting.push(event);
-  if (waiting.length === 1) {
-    if (document.hidden) setTimeout(flush, 250);
-    else requestAnimationFrame(flush);
-  }
-}
-
-function flush() {
-  if (!waiting.length) return;
-  const output = $('output');
-  const follow = output.scrollTop + output.clientHeight > output.scrollHeight - 40;
-  const fragment = document.createDocumentFragment();
-  const events = waiting;
-  waiting = [];
-  for (const event of events) draw[event.type](event, fragment);
-  output.append(fragment);
-  if (follow) output.scrollTop = output.scrollHeight;
-  showStatus();
-}
-
-const draw = {
-  start({ prompt_tokens, notes = [], ...memory }) {
-    notes.forEach(showNote);
-    run.total = run.cached = prompt_tokens;
-    remember(memory);
-  },
-  token({ text, thinking, at }, fragment) {
-    run.total += 1;
-    run.cached += 1;
-    run.times.push(at);
-    if (run.times.length > 64) run.times.shift();
-    if (!text) return; // a special token, or part of a character whose text comes with a later token
-    const span = document.createElement('span');
-    span.textContent = text;
-    if (thinking) span.className = 'thinking';
-    fragment.append(span);
-    const start = run.bytes;
-    run.bytes += utf8.encode(text).length;
-    run.spans.push({ span, start, end: run.bytes });
-  },
-  probe({ evicted, cached_after, ...memory }) {
-    for (const [start, end] of evicted) {
-      for (let i = firstSpanAfter(start); i < run.spans.length && run.spans[i].start < end; i++) {
-        run.spans[i].span.classList.add('evicted');
-      }
-    }
-    run.probes += 1;
-    run.cached = cached_after;
-    remember(memory);
-  },
-  note({ text }) {
-    showNote(text);
-  },
-  done({ stop_reason, thinking_unfinished, tokens_per_second, tail, ...memory }, fragment) {
-    run.done = String(stop_reason ?? 'done').replaceAll('_', ' ') + (thinking_unfinished ? ', still thinking' : '');
-    if (tail) fragment.append(tail);
-    run.speed = tokens_per_second;
-    remember(memory);
-    setState('loaded');
-  },
-};
-
-/** The index of the first span that ends after byte `at`. */
-function firstSpanAfter(at) {
-  let low = 0;
-  let high = run.spans.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (run.spans[middle].end <= at) low = middle + 1;
-    else high = middle;
-  }
-  return low;
-}
-
-const showNote = (text) => $('notes').append(text, document.createElement('br'));
-
-function remember({ bytes_in_use, bytes_reserved }) {
-  if (bytes_in_use !== undefined) run.inUse = bytes_in_use;
-  if (bytes_reserved !== undefined) run.reserved = bytes_reserved;
-}
-
-function showStatus() {
-  const [first, last] = [run.times[0], run.times.at(-1)];
-  const speed = run.speed ?? (last > first ? ((run.times.length - 1) * 1000) / (last - first) : undefined);
-  $('status').textContent = [
-    `cache: ${run.cached} of ${run.total} tokens`,
-    `${run.probes} ${run.probes === 1 ? 'probe' : 'probes'}`,
-    run.inUse !== undefined && `GPU memory: ${mega(run.inUse)} in use, ${mega(run.reserved)} reserved`,
-    speed !== undefined && `${speed.toFixed(1)} tokens/s`,
-    run.done && `stopped: ${run.done}`,
-  ].filter(Boolean).join(' · ');
-}
-
-$('form').addEventListener('submit', (event) => {
-  event.preventDefault();
-  if (document.body.dataset.model === 'loaded') return startRun();
-  startOnceLoaded = true;
-  load({});
-});
-
-function startRun() {
-  startOnceLoaded = false;
+async function ask(question, settings, other = '') {
   hideError();
-  const options = {};
-  for (const { name, type, value, checked } of $('form').elements) {
-    // The engine decides about fields that are left empty.
-    if (!name || (type !== 'checkbox' && value === '')) continue;
-    options[name] = type === 'checkbox' ? checked : type === 'number' ? Number(value) : value;
+  $('welcome').hidden = true;
+  $('insight').hidden = false;
+  // What came before is folded: its thoughts are no part of the conversation.
+  for (const thinking of $('turns').querySelectorAll('.thinking')) thinking.open = false;
+  const raw = settings.raw === true;
+  const request = raw ? { ...settings, prompt: question } : { ...settings, messages: [...history, { role: 'user', content: question }] };
+  const replies = el('div', { class: 'replies' });
+  const turn = el('li', { class: 'turn' }, el('p', { class: 'question' }, question), replies);
+  $('turns').append(turn);
+  setState('running');
+  stopped = false;
+  current = [];
+  let resolved;
+  try {
+    resolved = await model.resolve(request);
+  } catch (error) {
+    turn.remove();
+    $('prompt').value = question;
+    settled();
+    return fail(error);
   }
-  generate(options);
+  const { seed } = resolved.settings;
+  const runs = [{ ...request, seed }];
+  if (other) runs.push({ ...request, seed, policy: other });
+  replies.classList.toggle('two', runs.length > 1);
+  let answer;
+  for (const [i, run] of runs.entries()) {
+    if (i && (stopped || !model || current[0].failed)) break;
+    const { policy, budget } = i ? { ...resolved.settings, policy: other } : resolved.settings;
+    const reply = new Reply({
+      title: policy === 'full' ? 'full cache' : `${policy}, ${budget}`,
+      note: i ? '' : runs.length > 1 ? `The run with ${other} comes after this one: there is one engine and one model.` : '',
+      settings: { policy, budget }, onSave: saveTrace, onReport: (one) => showReport(replies.replies.length > 1 ? replies.replies : [one]),
+    });
+    current.push(reply);
+    replies.replies = current;
+    replies.append(reply.node);
+    insight.show(current, model.info);
+    if (!i) turn.scrollIntoView({ block: 'start', behavior: 'instant' });
+    announce(`${reply.title}: thinking`);
+    // A seed that the form leaves open was drawn for this turn, and both runs use it.
+    const message = await generate(reply, i || settings.seed !== undefined || runs.length > 1 ? run : request);
+    answer = i ? answer : message;
+  }
+  if (answer) {
+    history.push({ role: 'user', content: question }, answer);
+    failures = 0;
+  } else if (current[0]?.result) {
+    current[0].note({ text: 'No answer came: this question is left out of the conversation.' });
+  }
+  if (document.body.dataset.state === 'running') settled();
 }
 
-function generate(options) {
-  run = { spans: [], bytes: 0, times: [], total: 0, cached: 0, probes: 0 };
-  waiting = [];
-  $('output').replaceChildren();
-  $('notes').replaceChildren();
-  $('trace').hidden = true;
-  $('status').textContent = 'Reading the prompt…';
-  setState('running');
-  send({ do: 'run', options });
+/**
+ * Runs a request into a reply.
+ * @param {Reply} reply
+ * @param {Request} request
+ * @returns {Promise<Message | null | undefined>}
+ */
+async function generate(reply, request) {
+  try {
+    for await (const event of model.generate(request)) {
+      event.at = performance.now();
+      reply.take(event);
+      // Drawn once per frame, because tokens come faster than frames.
+      schedule(reply);
+    }
+  } catch (error) {
+    if (error.kind === 'crashed' || error.kind === 'lost') return undefined; // `restart` says so
+    reply.fail(error.title ?? 'failed');
+    fail(error);
+    return undefined;
+  } finally {
+    draw();
+  }
+  const { result } = reply;
+  announce(`${reply.title}: ${plural(reply.generated, 'token')}, ${result?.thinking_unfinished ? 'no answer' : 'done'}`);
+  return result?.message;
 }
+
+/** @type {Set<Reply>} */
+const waiting = new Set();
+function schedule(reply) {
+  waiting.add(reply);
+  if (waiting.size > 1) return;
+  // A hidden page has no frames; there a timer draws.
+  if (document.hidden) setTimeout(draw, 250);
+  else requestAnimationFrame(draw);
+}
+function draw() {
+  if (!waiting.size) return;
+  const follow = innerHeight + scrollY > document.documentElement.scrollHeight - 80;
+  for (const reply of waiting) reply.draw();
+  waiting.clear();
+  insight.draw();
+  if (follow) scrollTo({ top: document.documentElement.scrollHeight, behavior: 'instant' });
+}
+// What was waiting for a frame when the page was hidden would wait until it is shown.
+document.addEventListener('visibilitychange', draw);
+
+/** Said once for each change of state, so that screen readers are not flooded with tokens. */
+const announce = (text) => ($('status').textContent = text);
 
 $('stop').addEventListener('click', () => {
+  stopped = true;
   $('stop').disabled = true;
-  send({ do: 'stop' });
+  model?.stop();
 });
 
-// --- model files ----------------------------------------------------------------------------------------------------
+$('reset').addEventListener('click', () => {
+  history = [];
+  current = [];
+  $('turns').replaceChildren();
+  $('insight').hidden = true;
+  $('welcome').hidden = false;
+  announce('');
+  settled();
+  $('prompt').focus();
+});
 
-$('builtin').addEventListener('click', () => load({}));
+// --- steps: why each was kept or cut --------------------------------------------------------------------------------
 
-$('files').addEventListener('change', ({ target }) => {
+const tip = $('tip');
+let tipped;
+function showTip(node) {
+  if (!node) {
+    tip.hidden = true;
+    tipped?.removeAttribute('aria-describedby');
+    tipped = undefined;
+    return;
+  }
+  const { step } = node;
+  tipped?.removeAttribute('aria-describedby');
+  tipped = node;
+  node.setAttribute('aria-describedby', 'tip');
+  tip.textContent = step.of.why(step);
+  tip.hidden = false;
+  const box = node.getClientRects()[0];
+  const { width, height } = tip.getBoundingClientRect();
+  tip.style.left = `${Math.max(8, Math.min(box.left, innerWidth - width - 8))}px`;
+  tip.style.top = `${box.top > height + 12 ? box.top - height - 6 : box.bottom + 6}px`;
+}
+const stepOf = (target) => target.closest?.('.step');
+$('turns').addEventListener('pointerover', ({ target }) => showTip(stepOf(target)));
+$('turns').addEventListener('pointerleave', () => showTip());
+$('turns').addEventListener('focusin', ({ target }) => showTip(stepOf(target)));
+$('turns').addEventListener('focusout', () => showTip());
+$('turns').addEventListener('keydown', (event) => {
+  const { key, target } = event;
+  if (key === 'Escape') return showTip();
+  const box = target.closest?.('.thoughts');
+  const move = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[key];
+  if (!box || !move) return;
+  const steps = [...box.querySelectorAll('.step')];
+  if (!steps.length) return;
+  const at = steps.indexOf(target);
+  steps[Math.max(0, Math.min(steps.length - 1, at < 0 ? (move > 0 ? 0 : steps.length - 1) : at + move))].focus();
+  event.preventDefault();
+});
+addEventListener('scroll', () => tip.hidden || showTip(), { passive: true, capture: true });
+
+// --- trace and report -----------------------------------------------------------------------------------------------
+
+function download(name, type, text) {
+  const link = el('a', { download: name, href: URL.createObjectURL(new Blob([text], { type })) });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+const saveTrace = (reply) => download('trace.json', 'application/json', reply.json);
+
+async function showReport(replies) {
+  const traces = replies.filter((reply) => reply.json).map((reply) => ({ name: reply.title, trace: reply.json }));
+  try {
+    const html = await engine.report(traces);
+    URL.revokeObjectURL($('report-save').href);
+    $('report-save').href = URL.createObjectURL(new Blob([html], { type: 'text/html' }));
+    const frame = $('report');
+    addEventListener('message', ({ source }) => {
+      if (source === frame.contentWindow) frame.contentWindow.postMessage(html, '*');
+    }, { once: true });
+    frame.src = 'report.html';
+    $('report-dialog').showModal();
+  } catch (error) {
+    fail(error);
+  }
+}
+$('report-close').addEventListener('click', () => $('report-dialog').close());
+$('report-dialog').addEventListener('close', () => $('report').removeAttribute('src'));
+
+// --- choosing a model -----------------------------------------------------------------------------------------------
+
+$('model-button').addEventListener('click', () => $('model-dialog').showModal());
+$('model-close').addEventListener('click', () => $('model-dialog').close());
+$('builtin').addEventListener('click', () => load(loadOptions()));
+
+$('remote').addEventListener('submit', (event) => {
+  event.preventDefault();
+  const where = $('address').value.trim();
+  if (!where || $('builtin').disabled) return;
+  // A name has one slash and no scheme: ORG/NAME, or ORG/NAME/FILE.gguf.
+  const isName = /^[\w.-]+\/[\w.-]+(\/[\w.-]+\.gguf)?$/.test(where);
+  load({ ...(isName ? { hub: where } : { url: new URL(where, location.href).href }), ...loadOptions() });
+});
+
+for (const id of ['files', 'gguf']) $(id).addEventListener('change', ({ target }) => {
   // Files of the chosen folder itself, not of folders below it.
   const files = [...target.files].filter((file) => file.webkitRelativePath.split('/').length <= 2);
-  if (files.length) load({ files });
+  if (files.length) load({ files, ...loadOptions() });
   target.value = ''; // so that choosing the same folder again is a change
 });
 
@@ -305,44 +437,56 @@ addEventListener('drop', async (event) => {
   if ($('files').disabled) return;
   try {
     const files = await droppedFiles(event.dataTransfer);
-    if (files.length) load({ files });
+    if (files.length) load({ files, ...loadOptions() });
   } catch (error) {
     showError('These files cannot be read', String(error));
   }
 });
 
-/** The files that were dropped, and those in the folders that were dropped. */
-async function droppedFiles({ items }) {
-  const entries = [...items].map((item) => item.webkitGetAsEntry()).filter(Boolean); // before any await: items expire
-  const files = [];
-  for (const entry of entries) {
-    if (entry.isFile) files.push(entry);
-    else files.push(...(await listFolder(entry)).filter((inner) => inner.isFile));
+// --- examples -------------------------------------------------------------------------------------------------------
+
+async function tryExample({ prompt, fields = {}, context, compare = '' }) {
+  for (const control of form.elements) {
+    if (control.name && control.name !== 'prompt' && control.type !== 'checkbox') control.value = '';
   }
-  return Promise.all(files.map((entry) => new Promise((resolve, reject) => entry.file(resolve, reject))));
+  for (const [name, value] of Object.entries(fields)) choose(field(name), String(value));
+  choose($('compare'), compare);
+  $('context').value = context ?? '';
+  const needs = { context };
+  const has = loadedFrom && !loadedFrom.files && !loadedFrom.url && !loadedFrom.hub && loadedFrom.context === context;
+  if ((!model || !has) && !(await load(context ? needs : {}))) return;
+  const { prompt: _, ...rest } = formRequest();
+  $('prompt').value = '';
+  suggested = undefined;
+  await ask(prompt, rest, compare);
+}
+$('examples').append(...EXAMPLES.map((example) => el('button', { type: 'button', class: 'card', onclick: () => tryExample(example) },
+  el('strong', {}, example.title), el('span', {}, example.text))));
+
+/** Sets a control. A choice that is not offered yet is added: the list of policies comes with a model. */
+function choose(control, value) {
+  if (control.tagName === 'SELECT' && value && ![...control.options].some((option) => option.value === value)) control.add(new Option(value, value));
+  control.value = value;
 }
 
-async function listFolder(folder) {
-  const reader = folder.createReader();
-  const all = [];
-  for (;;) {
-    const some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject)); // at most 100 at a time
-    if (!some.length) return all;
-    all.push(...some);
-  }
-}
+// --- conformance, errors --------------------------------------------------------------------------------------------
 
-// --- conformance, the form, errors -----------------------------------------------------------------------------------
-
-$('conformance').addEventListener('click', () => {
+$('conformance').addEventListener('click', async () => {
   hideError();
   $('conformance-json').textContent = '';
   $('conformance-details').hidden = $('conformance-table').hidden = true;
   setState('checking');
-  send({ do: 'conformance' });
+  try {
+    showConformance(await engine.conformance(({ kernel, done, total }) => {
+      $('conformance-status').textContent = `${kernel}: case ${done} of ${total}`;
+    }));
+  } catch (error) {
+    fail(error);
+  }
+  if (document.body.dataset.state === 'checking') settled();
 });
 
-/** @param {ConformanceTable} table */
+/** @param {import('./messages.js').ConformanceTable} table */
 function showConformance(table) {
   const rows = table.kernels.map(({ kernel, cases, worst_error, bound, passed }) => {
     const row = document.createElement('tr');
@@ -359,42 +503,42 @@ function showConformance(table) {
   $('conformance-status').textContent = `${table.adapter} (${table.backend}): ${table.passed} cases passed, ${table.failed} failed`;
 }
 
-/** Offers these policies after the engine's choice, which is the first option. The chosen one stays, listed or not. */
-function showPolicies(names) {
-  const chosen = $('policy').value;
-  const all = new Set(chosen ? [...names, chosen] : names);
-  $('policy').replaceChildren($('policy').options[0], ...[...all].map((name) => new Option(name, name)));
-  $('policy').value = chosen;
+function fail(error) {
+  if (error?.kind === 'closed') return;
+  showError(error?.title ?? 'Something failed', error?.message ?? String(error));
 }
-
-/** Puts the prompt that a model suggests in the place of one that the user has not changed. */
-function suggest(text) {
-  const prompt = $('prompt');
-  if (prompt.value === suggested) prompt.value = prompt.defaultValue;
-  if (text !== undefined && prompt.value === prompt.defaultValue) prompt.value = text;
-  suggested = text;
-}
-
-/** Shows in the empty fields which values the engine takes for them; without settings, nothing. */
-function showDefaults(settings) {
-  for (const name of ['budget', 'window', 'probe_every', 'max_new_tokens', 'temperature']) {
-    $('form').elements[name].placeholder = settings?.[name] ?? settings?.sampling[name] ?? '';
-  }
-}
-
 function showError(title, text) {
   $('error-title').textContent = title;
-  $('error-text').textContent = text;
+  $('error-text').textContent = text.trim();
   $('error').hidden = false;
+  if (matchMedia('(prefers-reduced-motion: no-preference)').matches) $('error').scrollIntoView({ block: 'nearest' });
 }
 const hideError = () => ($('error').hidden = true);
 $('error-close').addEventListener('click', hideError);
 
-// The address can set every control: ?prompt=…&policy=random&budget=tokens:128
+dark.addEventListener('change', () => repaint());
+addEventListener('beforeprint', () => repaint(true));
+addEventListener('afterprint', () => repaint(false));
+// Back and forward: a page that the browser kept may have lost its GPU, which the engine reports; its worker goes on.
+addEventListener('pageshow', ({ persisted }) => persisted && draw());
+
+// The address can set every control: ?prompt=…&policy=random&budget=tokens:128&kv=f32&compare=full
 for (const [name, value] of query) {
-  const control = $('form').elements[name];
-  if (control === $('policy') && value) control.add(new Option(value, value)); // the list comes with a model
+  const control = field(name) ?? (['kv', 'weights', 'context', 'compare'].includes(name) ? $(name) : undefined);
   if (control?.type === 'checkbox') control.checked = value !== 'false';
-  else if (control) control.value = value;
+  else if (control) choose(control, value);
 }
-startWorker();
+
+// For the console: `secateur.model.generate({prompt: '…'})`.
+Object.defineProperty(window, 'secateur', {
+  value: {
+    get engine() { return engine; },
+    get model() { return model; },
+    get history() { return history; },
+    get replies() { return current; },
+  },
+});
+
+await start();
+const url = query.get('model');
+if (engine && url) await load({ url: new URL(url, location.href).href, ...loadOptions() });

@@ -1,40 +1,88 @@
-// The messages between the page (app.js) and its worker (worker.js), as types. This file has no code and is never
-// loaded: editors and `tsc --checkJs` read it. The worker passes on the events of the engine as they come from
-// src/web.rs.
+// The messages between secateur.js and its worker (worker.js), as types. This file has no code and is never loaded:
+// editors and `tsc` read it. The worker passes on the events of the engine as they come from src/web.rs.
+//
+// Every message to the worker but `stop` has a number, `call`, which its answers repeat. The answers to `load`, and the
+// first message of all, have none.
 
 /**
  * A message to the worker.
- * @typedef {LoadMessage | RunMessage | ResolveMessage | StopMessage | ConformanceMessage} ToWorker
+ * @typedef {LoadMessage | RunMessage | ResolveMessage | ReportMessage | StopMessage | ConformanceMessage} ToWorker
  *
- * Loads a model: from files, from a server, or, with neither, the built-in model. Answered by `progress`, then by
- * `loaded` or `error`.
- * @typedef {object} LoadMessage
- * @property {'load'} do
+ * Loads a model: from files, from a server or from the hub, or, with none of these, the built-in model. Answered by
+ * `progress` and `note`, then by `loaded` or `error`.
+ * @typedef {ModelSource & {do: 'load', call: number, options: LoadOptions}} LoadMessage
+ *
+ * @typedef {object} ModelSource
  * @property {File[]} [files] - the files of a model folder
- * @property {string} [url] - a model on a server: a folder in Hugging Face layout, or a GGUF file
- * @property {string} [hub] - a model by its name on huggingface.co: `ORG/NAME` or `ORG/NAME/FILE.gguf`
- * @property {LoadOptions} options
+ * @property {string} [url] - a model folder on a server, or a .gguf file
+ * @property {string} [hub] - the name of a model on the Hugging Face Hub: ORG/NAME, or ORG/NAME/FILE.gguf
  *
  * @typedef {object} LoadOptions
  * @property {'f16' | 'f32'} [kv] - element type of the KV cache; f16 if absent
- * @property {'q8' | 'q6' | 'q4'} [weights] - precision to which weights are quantized; that of the files if absent
  * @property {number} [context] - positions to load for; the model's maximum, at most 32,768, if absent
+ * @property {'q8' | 'q6' | 'q4'} [weights] - the precision to which weights are quantized as they are loaded; if absent,
+ *   they keep the types of the files
  * @property {string} [name] - name to show
  *
  * Starts a run with the loaded model. Answered by the events `start`, `token`, `probe`, `note` and `done`, then by
  * `trace`, or by `error`.
  * @typedef {object} RunMessage
  * @property {'run'} do
+ * @property {number} call
  * @property {Request} options
  *
  * Asks which settings a request comes to, without running it. Answered by `resolved` or `error`.
  * @typedef {object} ResolveMessage
  * @property {'resolve'} do
+ * @property {number} call
  * @property {Request} options
  *
  * A request as src/engine/request.rs defines it, with the same fields. A field that is absent is decided by the
  * engine.
- * @typedef {{prompt?: string, [field: string]: unknown}} Request
+ * @typedef {object} Request
+ * @property {string} [prompt] - the user's message. A request has one of `prompt`, `messages` and `ids`
+ * @property {Message[]} [messages] - a conversation, whose last message is the user's
+ * @property {number[]} [ids] - token ids to continue
+ * @property {string} [system] - the system prompt, which precedes the conversation
+ * @property {boolean} [raw] - whether `prompt` is taken as it is, without the chat template
+ * @property {boolean} [think] - whether the model thinks before it answers, where its chat template has such a switch
+ * @property {number} [max_new_tokens]
+ * @property {boolean} [ignore_eos] - whether generation goes on past the end-of-sequence tokens
+ * @property {number} [seed] - of sampling, and of policies that evict at random; if absent, a new one
+ * @property {boolean} [greedy] - whether the most likely token is always taken
+ * @property {number} [temperature] - divides the logits; 0 means greedy
+ * @property {number} [top_k] - draw from this many of the most likely tokens; 0 or -1: from all
+ * @property {number} [top_p] - draw from the fewest tokens that reach this probability together
+ * @property {number} [min_p] - draw from tokens that are at least this share as likely as the most likely one
+ * @property {number} [repetition_penalty] - above 1, tokens that occurred before become less likely
+ * @property {string} [policy] - which tokens are evicted: `think-clearly`, `full`, …
+ * @property {string} [budget] - how much stays: `tokens:512`, `ratio:0.5`, …
+ * @property {number} [window] - the latest tokens that are never evicted
+ * @property {number} [probe_every] - thinking tokens from one probe to the next
+ * @property {string} [probe_text] - what is appended at a probe
+ * @property {'shared' | 'layer' | 'head'} [scope] - which layers and heads share a kept set
+ * @property {string} [layers] - the layers whose attention counts in a shared set
+ * @property {'none' | 'per-head'} [normalise] - whether heads are brought to one scale before they are averaged
+ * @property {'original' | 'compact'} [positions] - the positions of kept keys after an eviction
+ * @property {'keywords' | 'paragraphs' | 'sentences' | 'auto'} [steps] - where steps of the thinking begin
+ * @property {'off' | 'layers' | 'heads'} [attention] - how much of each probe's attention the trace records
+ *
+ * @typedef {object} Message
+ * @property {string} role - `system`, `user`, `assistant` or `tool`
+ * @property {string} content
+ *
+ * A request with nothing left open.
+ * @typedef {object} Resolved
+ * @property {object} prompt
+ * @property {{[name: string]: any, policy: string, budget: string, window: number, seed: number,
+ *   sampling: {[name: string]: number}}} settings
+ * @property {string[]} notes - sentences about how the request was resolved
+ *
+ * Makes the report of one trace or two. Answered by `report` or `error`.
+ * @typedef {object} ReportMessage
+ * @property {'report'} do
+ * @property {number} call
+ * @property {[name: string, trace: string][]} traces
  *
  * Ends the run after the tokens that are already being computed.
  * @typedef {object} StopMessage
@@ -44,20 +92,27 @@
  * `error`.
  * @typedef {object} ConformanceMessage
  * @property {'conformance'} do
+ * @property {number} call
  */
 
 /**
- * A message to the page.
- * @typedef {ReadyMessage | ProgressMessage | LoadedMessage | EngineEvent | TraceMessage | ResolvedMessage |
- *   CaseMessage | ConformanceResult | ErrorMessage} ToPage
+ * A message to the page. `call` is that of the message which it answers.
+ * @typedef {(ReadyMessage | LostMessage | ProgressMessage | LoadedMessage | RunEvent | ResolvedMessage | ReportResult |
+ *   CaseMessage | ConformanceResult | ErrorMessage) & {call?: number}} ToPage
  *
  * The engine is there and the browser has a GPU.
- * @typedef {object} ReadyMessage
- * @property {'ready'} type
+ * @typedef {Adapter & {type: 'ready'}} ReadyMessage
+ *
+ * @typedef {object} Adapter
  * @property {string} adapter - name of the adapter
  * @property {number} maxBinding - largest storage buffer binding, in bytes
  * @property {number} maxBuffer - largest buffer, in bytes
  * @property {boolean} f16 - whether shaders can compute in f16
+ *
+ * The browser took the GPU away. Nothing of this engine works any longer.
+ * @typedef {object} LostMessage
+ * @property {'lost'} type
+ * @property {string} text
  *
  * @typedef {object} ProgressMessage
  * @property {'progress'} type
@@ -75,6 +130,9 @@
  * @property {string} adapter
  * @property {string} backend
  * @property {string[]} [policies] - names of all policies
+ * @property {number} [context] - positions that the model is loaded for
+ * @property {number} [slot_bytes] - bytes of one cached token, all layers together
+ * @property {number} [most_slots] - cached tokens of which one buffer of the device can hold a layer
  * @property {{prompt?: string}} [suggested] - a prompt that this model can answer
  *
  * @typedef {object} TraceMessage
@@ -84,6 +142,10 @@
  * @typedef {object} ResolvedMessage
  * @property {'resolved'} type
  * @property {string} json - the resolved request, `{prompt, settings, notes}`
+ *
+ * @typedef {object} ReportResult
+ * @property {'report'} type
+ * @property {string} html - a page that needs nothing else
  *
  * @typedef {object} CaseMessage
  * @property {'case'} type
@@ -113,11 +175,15 @@
  * Something failed. The model stays loaded unless loading it failed.
  * @typedef {object} ErrorMessage
  * @property {'error'} type
+ * @property {'no-webgpu' | 'crashed'} [kind] - what kind of failure, if it is a particular one
  * @property {string} title
  * @property {string} text
  */
 
 /**
+ * What a run reports: its events, then its trace.
+ * @typedef {EngineEvent | TraceMessage} RunEvent
+ *
  * An event of a run. Events that measure memory have its size in bytes.
  * @typedef {StartEvent | TokenEvent | ProbeEvent | NoteEvent | DoneEvent} EngineEvent
  *
@@ -134,14 +200,34 @@
  * @property {string} text - empty for a special token, and for a part of a character whose text comes with a later
  *   token
  * @property {boolean} thinking - whether it belongs to the thinking
+ * @property {'thinking' | 'think_open' | 'think_close' | 'answer'} [role] - its part of the text
  *
  * @typedef {object} ProbeEvent
  * @property {'probe'} type
+ * @property {number} [at_token] - generated tokens before the probe
+ * @property {number} [thinking_tokens] - thinking tokens before the probe
  * @property {[start: number, end: number][]} evicted - ranges of bytes in the UTF-8 of the text so far
  * @property {number} cached_before - slots before the eviction
  * @property {number} cached_after - slots after it
+ * @property {ProbedStep[]} [steps] - the steps of the thinking so far, in order
+ * @property {AttentionMap | null} [map] - how much `</think>` attends to each step
+ * @property {{asked: number, kept: number} | null} [budget_missed] - tokens, where protection made the budget unreachable
+ * @property {number} [probe_us] - time that it took, in microseconds
  * @property {number} [bytes_in_use]
  * @property {number} [bytes_reserved]
+ *
+ * @typedef {object} ProbedStep
+ * @property {number} start - where it begins, in bytes of the text
+ * @property {number} end
+ * @property {number} tokens
+ * @property {number} cached - of them, tokens in the cache before the eviction
+ * @property {number | null} importance - mean score of the cached tokens; null if the policy measures none
+ * @property {number} evicted - tokens that this probe evicted
+ *
+ * A map as draw/grid.js draws it.
+ * @typedef {object} AttentionMap
+ * @property {number[]} columns - indices into the probe's steps
+ * @property {{largest: number, cells: string, spread: ({gini: number, top_tenth: number} | null)[]}} layers
  *
  * @typedef {object} NoteEvent
  * @property {'note'} type
@@ -153,8 +239,22 @@
  * @property {boolean} [thinking_unfinished] - whether the run ended before the thinking did
  * @property {number | string} tokens_per_second
  * @property {string} tail - what an unfinished character at the end adds to the text
+ * @property {Message | null} message - the answer as the next message of the conversation; null if none came, and then
+ *   the conversation continues without the question too
+ * @property {Totals} totals
  * @property {number} [bytes_in_use]
  * @property {number} [bytes_reserved]
+ */
+
+/**
+ * Sums over a run, as in a trace.
+ * @typedef {object} Totals
+ * @property {number} prompt_tokens
+ * @property {number} generated_tokens
+ * @property {number} thinking_tokens
+ * @property {number} evicted_tokens
+ * @property {number} peak_cached - most slots at any time
+ * @property {number} peak_kv_bytes
  */
 
 export {};

@@ -7,6 +7,7 @@ import { fetchModel, fileSize, fromFiles, hasRoom, hubAddress } from './files.js
 /** @typedef {import('./messages.js').LoadMessage} LoadMessage */
 /** @typedef {import('./messages.js').RunMessage} RunMessage */
 /** @typedef {import('./messages.js').ResolveMessage} ResolveMessage */
+/** @typedef {import('./messages.js').ReportMessage} ReportMessage */
 
 /** Bytes of the cache for which there has to be room beside the weights; it grows while the model runs. */
 const CACHE = 64e6;
@@ -23,7 +24,22 @@ let engine; // the loaded model, or undefined
  */
 const send = (message) => postMessage(message);
 
+/** Reports that the GPU was lost, whichever part of the engine opened it. */
+function watchDevices() {
+  if (!globalThis.GPUAdapter) return;
+  const { requestDevice } = GPUAdapter.prototype;
+  GPUAdapter.prototype.requestDevice = async function (...options) {
+    const device = await requestDevice.apply(this, options);
+    device.lost.then(({ reason, message }) => {
+      // What this worker destroys itself is not lost: `hasRoom` opens a device to try allocations on it.
+      if (reason !== 'destroyed') send({ type: 'lost', text: message || 'The browser gave no reason.' });
+    });
+    return device;
+  };
+}
+
 async function start() {
+  watchDevices();
   try {
     wasm = await import('./pkg/secateur.js');
     memory = (await wasm.default())?.memory;
@@ -31,7 +47,7 @@ async function start() {
     return fail('The engine could not be loaded', `${error}\nRun './x web': it builds web/pkg and serves this page.`);
   }
   const adapter = await navigator.gpu?.requestAdapter();
-  if (!adapter) return fail('No WebGPU', NO_WEBGPU);
+  if (!adapter) return send({ type: 'error', kind: 'no-webgpu', title: 'No WebGPU', text: NO_WEBGPU });
   const { vendor, architecture, device, description } = adapter.info;
   send({
     type: 'ready',
@@ -42,12 +58,12 @@ async function start() {
   });
 }
 
-function fail(title, error) {
-  send({ type: 'error', title, text: String(error?.message ?? error) });
+function fail(title, error, call) {
+  send({ type: 'error', call, title, text: String(error?.message ?? error) });
 }
 
-/** Passes an event of the engine on to the page. Events come from wasm as JSON text. */
-const forward = (json) => send(JSON.parse(json));
+/** Passes events of the engine on to the page, as answers to that call. Events come from wasm as JSON text. */
+const forward = (call) => (json) => send({ call, ...JSON.parse(json) });
 
 const jobs = {
   /** @param {LoadMessage} message */
@@ -84,23 +100,38 @@ const jobs = {
     send({ type: 'loaded', info: JSON.parse(engine.info()), memory: memory?.buffer.byteLength });
   },
   /** @param {RunMessage} message */
-  async run({ options }) {
-    send({ type: 'trace', json: await engine.run(JSON.stringify({ attention: 'layers', ...options }), forward) });
+  async run({ call, options }) {
+    needModel();
+    send({ call, type: 'trace', json: await engine.run(JSON.stringify({ attention: 'layers', ...options }), forward(call)) });
   },
   /**
    * Resolves a request with this model; nothing runs.
    * @param {ResolveMessage} message
    */
-  async resolve({ options }) {
-    send({ type: 'resolved', json: engine.resolve(JSON.stringify(options)) });
+  async resolve({ call, options }) {
+    needModel();
+    send({ call, type: 'resolved', json: engine.resolve(JSON.stringify(options)) });
   },
-  async conformance() {
-    const table = JSON.parse(await wasm.conformance(forward));
-    send({ type: 'conformance', table });
+  /** @param {ReportMessage} message */
+  async report({ call, traces }) {
+    send({ call, type: 'report', html: wasm.report(JSON.stringify(traces)) });
+  },
+  async conformance({ call }) {
+    send({ call, type: 'conformance', table: JSON.parse(await wasm.conformance(forward(call))) });
   },
 };
 
-const TITLES = { load: 'The model could not be loaded', run: 'Decoding stopped', resolve: 'The request was refused', conformance: 'Conformance did not finish' };
+function needModel() {
+  if (!engine) throw new Error('no model is loaded\n  what to do: load one first');
+}
+
+const TITLES = {
+  load: 'The model could not be loaded',
+  run: 'Decoding stopped',
+  resolve: 'The request was refused',
+  report: 'The report could not be made',
+  conformance: 'Conformance did not finish',
+};
 
 /** @param {MessageEvent<ToWorker>} event */
 onmessage = async ({ data }) => {
@@ -108,7 +139,7 @@ onmessage = async ({ data }) => {
   try {
     await jobs[data.do](data);
   } catch (error) {
-    fail(TITLES[data.do], error);
+    fail(TITLES[data.do], error, data.call);
   }
 };
 

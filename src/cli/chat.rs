@@ -87,8 +87,8 @@ pub fn main(
                 failed_before = false;
                 match ran {
                     Ok(result) => {
-                        match result.answer.as_str() {
-                            "" => {
+                        match result.message() {
+                            None => {
                                 messages.pop();
                                 let why = if result.thinking_unfinished {
                                     "no answer came, because the model was still thinking"
@@ -97,7 +97,7 @@ pub fn main(
                                 };
                                 super::say(&format!("{why}: this question is left out of the conversation"));
                             }
-                            answer => messages.push(Message::new("assistant", answer)),
+                            Some(answer) => messages.push(answer),
                         }
                         if !quiet {
                             screen.note(&summary(&result));

@@ -88,6 +88,17 @@ impl Engine {
         self.runner.cache().shape().token_bytes()
     }
 
+    /// Calls [`PreparedModel::context`].
+    pub fn context(&self) -> usize {
+        self.prepared.context()
+    }
+
+    /// The most slots that a sequence's cache can have on this device: each layer is one buffer, and shaders bind it
+    /// whole.
+    pub fn most_slots(&self) -> u64 {
+        self.model().device().info.max_binding_bytes / self.runner.cache().shape().slot_bytes() as u64
+    }
+
     /// A flag that ends the current run, or all requests of a batch, after the steps under way. It may be set from
     /// any thread. What was generated until then is returned. Starting a run or a batch clears it.
     pub fn stop_flag(&self) -> Arc<AtomicBool> {

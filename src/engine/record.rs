@@ -2,6 +2,7 @@
 use crate::Error;
 use crate::device::DeviceBytes;
 use crate::policy::Role;
+use crate::text::Message;
 use crate::trace::{self, Trace};
 
 /// Decode steps in a burst: between two reads of sampled ids. Up to two bursts are on their way at once.
@@ -61,6 +62,14 @@ pub struct RunResult {
     pub missed: f32,
     /// The error that ended the run, if it failed after its first token.
     pub error: Option<Error>,
+}
+
+impl RunResult {
+    /// The answer as the next message of a conversation, without the thinking, as chat templates expect it. `None` if
+    /// no answer came; the conversation then continues without the question too.
+    pub fn message(&self) -> Option<Message> {
+        (!self.answer.is_empty()).then(|| Message::new("assistant", self.answer.as_str()))
+    }
 }
 
 /// Event callback. It is called with the number of the request and the event.

@@ -25,13 +25,19 @@ pub const DECADES: f64 = 4.0;
 /// Most bytes of per-head maps that one trace may put into a page. Beyond it, the maps of some probes are left out.
 const HEADS_BYTES: usize = 24 << 20;
 
-/// The modules of the page's script, each after those that it imports from.
-const MODULES: [&str; 4] = [
+/// The modules of the page's script, each after those that it imports from. The page of the browser draws with the first
+/// three too.
+const MODULES: [&str; 7] = [
+    include_str!("../../web/draw/draw.js"),
+    include_str!("../../web/draw/chart.js"),
+    include_str!("../../web/draw/grid.js"),
     include_str!("js/helpers.js"),
     include_str!("js/figures.js"),
     include_str!("js/reasoning.js"),
     include_str!("js/page.js"),
 ];
+
+const STYLE: &str = concat!(include_str!("../../web/draw/figures.css"), include_str!("report.css"));
 
 /// A page with the traces side by side, each under its name.
 ///
@@ -54,8 +60,7 @@ fn page_within(traces: &[(String, Trace)], heads_bytes: usize) -> Result<String>
     let data = serde_json::to_string(&views).map_err(no_json)?.replace('<', "\\u003c");
     let title = traces.iter().map(|(name, _)| escaped(&spelled_out(name))).collect::<Vec<_>>().join(" and ");
     let script = script();
-    let parts =
-        [("TITLE", title.as_str()), ("STYLE", include_str!("report.css")), ("DATA", &data), ("SCRIPT", &script)];
+    let parts = [("TITLE", title.as_str()), ("STYLE", STYLE), ("DATA", &data), ("SCRIPT", &script)];
     // One pass over the template: text that was put in is not searched for marks.
     let mut page = String::with_capacity(data.len() + 65_536);
     for piece in include_str!("report.html").split_inclusive("@@") {
@@ -79,6 +84,13 @@ fn script() -> String {
         script.push('\n');
     }
     script
+}
+
+/// The attention map of a probe alone, in the form that the report's script draws: a `MapView`. Its columns are indices
+/// into the steps of the probe. `None` if the run did not record attention.
+pub fn map(probe: &Probe) -> Option<serde_json::Value> {
+    let ids: Vec<usize> = probe.steps.iter().map(|step| step.id).collect();
+    serde_json::to_value(MapView::new(probe.attention.as_ref()?, probe, &ids, false)).ok()
 }
 
 /// A trace in the form that the page's script reads.
@@ -464,6 +476,16 @@ mod tests {
     }
 
     #[test]
+    fn the_map_of_a_probe_alone_is_that_of_the_page() {
+        let trace = documented();
+        let shown = data(&page(&[("x".into(), trace.clone())]).unwrap());
+        let (alone, whole) = (map(&trace.probes[0]).unwrap(), &shown[0]["probes"][0]["map"]);
+        assert_eq!((&alone["columns"], &alone["layers"]["cells"]), (&whole["columns"], &whole["layers"]["cells"]));
+        let unrecorded = Probe { attention: None, ..trace.probes[0].clone() };
+        assert_eq!(map(&unrecorded), None);
+    }
+
+    #[test]
     fn settings_that_differ_from_the_default_are_named() {
         let mut trace = documented();
         trace.settings = Settings::default();
@@ -501,7 +523,7 @@ mod tests {
     /// nothing is exported by default or in a list; no top-level name is declared in two modules.
     #[test]
     fn the_modules_can_share_one_scope() {
-        let names = ["helpers", "figures", "reasoning", "page"];
+        let names = ["draw", "chart", "grid", "helpers", "figures", "reasoning", "page"];
         let mut declared = std::collections::BTreeMap::new();
         let mut exported = std::collections::BTreeSet::new();
         for (module, name) in MODULES.into_iter().zip(names) {
@@ -509,7 +531,8 @@ mod tests {
             for line in module.lines() {
                 if let Some(import) = line.strip_prefix("import ") {
                     let (list, from) = import.split_once(" from ").expect("a named import on one line");
-                    let from = from.trim_matches(['\'', '.', '/', ';']).trim_end_matches(".js");
+                    let from = from.trim_matches(['\'', ';']).rsplit('/').next().expect("a path");
+                    let from = from.trim_end_matches(".js");
                     for item in list.trim_matches(['{', '}']).split(", ") {
                         assert!(exported.contains(&(from, item)), "{name}: {item} is not exported by {from} before it");
                         let uses = module.match_indices(item).count();
@@ -559,7 +582,7 @@ mod tests {
             ("Grid", &probe["map"]["layers"]),
             ("Spread", &probe["map"]["layers"]["spread"][0]),
         ] {
-            let typedef = MODULES[0].split_once(&format!("@typedef {{object}} {name}\n")).expect(name).1;
+            let typedef = MODULES[3].split_once(&format!("@typedef {{object}} {name}\n")).expect(name).1;
             let properties = typedef.lines().map_while(|line| {
                 let line = line.trim_start_matches(" *").trim();
                 if line.starts_with("@typedef") || line == "/" { None } else { Some(line) }

@@ -29,6 +29,8 @@ pub struct Browser {
     tab: String,
     /// Sessions of the tab's workers, alive or not.
     workers: Vec<String>,
+    /// Sessions of frames that run in a process of their own.
+    frames: Vec<String>,
     problems: Vec<String>,
     /// The browser's profile: fresh, and gone with it.
     _profile: TempDir,
@@ -73,6 +75,7 @@ impl Browser {
             last_id: 0,
             tab: String::new(),
             workers: Vec::new(),
+            frames: Vec::new(),
             problems: Vec::new(),
             _profile: profile,
         };
@@ -84,6 +87,9 @@ impl Browser {
         for domain in ["Page.enable", "Runtime.enable", "Log.enable"] {
             browser.call(Some(&tab), domain, json!({}))?;
         }
+        // The tests' shorthand; the page itself has no such name.
+        let shorthand = json!({"source": "globalThis.$ = (id) => document.getElementById(id);"});
+        browser.call(Some(&tab), "Page.addScriptToEvaluateOnNewDocument", shorthand)?;
         // Workers wait for us before their first line, so that nothing they do goes unseen.
         let auto = json!({"autoAttach": true, "waitForDebuggerOnStart": true, "flatten": true});
         browser.call(Some(&tab), "Target.setAutoAttach", auto)?;
@@ -100,6 +106,7 @@ impl Browser {
     pub fn open(&mut self, url: &str) -> Result<()> {
         self.pump(Duration::ZERO)?;
         self.workers.clear();
+        self.frames.clear();
         self.problems.clear();
         let tab = self.tab.clone();
         self.call(Some(&tab), "Page.navigate", json!({"url": url})).map(drop)
@@ -109,6 +116,17 @@ impl Browser {
     pub fn eval(&mut self, script: &str) -> Result<Value> {
         let tab = self.tab.clone();
         self.eval_in(&tab, script)
+    }
+
+    /// Ends the browser's GPU process, as a driver's crash would: every device is lost. The browser starts another one.
+    pub fn crash_gpu(&mut self) -> Result<()> {
+        self.send(None, "Browser.crashGpuProcess", json!({})).map(drop)
+    }
+
+    /// Evaluates JavaScript in the latest frame that has a process of its own: a sandboxed one.
+    pub fn eval_in_frame(&mut self, script: &str) -> Result<Value> {
+        let frame = self.frames.last().cloned().ok_or("the page has no frame")?;
+        self.eval_in(&frame, script)
     }
 
     /// Polls a condition in the page until it holds, and prints `progress`, another expression, when its value changes.
@@ -246,7 +264,10 @@ impl Browser {
                 // Not awaited: the answers come once the worker runs.
                 self.send(Some(&session), "Runtime.enable", json!({}))?;
                 self.send(Some(&session), "Runtime.runIfWaitingForDebugger", json!({}))?;
-                self.workers.push(session);
+                match params["targetInfo"]["type"].as_str() {
+                    Some("iframe") => self.frames.push(session),
+                    _ => self.workers.push(session),
+                }
             }
             "Runtime.consoleAPICalled" if matches!(params["type"].as_str(), Some("error" | "assert")) => {
                 let words: Vec<_> = params["args"].as_array().into_iter().flatten().map(plain).collect();

@@ -7,6 +7,7 @@ mod devtools;
 #[macro_use]
 mod ensure;
 mod loading;
+mod page;
 mod report;
 mod server;
 
@@ -82,12 +83,20 @@ fn main() -> ExitCode {
     }
     let tests: &[Test] = &[
         ("the_watch_rejects_broken_gpu_work", the_watch_rejects_broken_gpu_work),
-        ("events_become_text_and_strikes", events_become_text_and_strikes),
-        ("stop_ends_a_run", stop_ends_a_run),
-        ("errors_are_shown_and_survived", errors_are_shown_and_survived),
-        ("a_model_suggests_a_prompt", a_model_suggests_a_prompt),
-        ("the_engine_decides_what_the_form_leaves_open", the_engine_decides_what_the_form_leaves_open),
-        ("a_browser_without_webgpu_is_told_what_to_do", a_browser_without_webgpu_is_told_what_to_do),
+        ("the_package_has_the_version_of_the_crate", page::the_package_has_the_version_of_the_crate),
+        ("events_become_text_and_strikes", page::events_become_text_and_strikes),
+        ("a_chat_continues_without_thoughts", page::a_chat_continues_without_thoughts),
+        ("two_policies_stand_side_by_side", page::two_policies_stand_side_by_side),
+        ("stop_ends_a_run", page::stop_ends_a_run),
+        ("errors_are_shown_and_survived", page::errors_are_shown_and_survived),
+        ("an_engine_that_fails_is_replaced", page::an_engine_that_fails_is_replaced),
+        ("a_report_opens_in_a_sandbox", page::a_report_opens_in_a_sandbox),
+        ("markdown_is_set_and_loads_nothing", page::markdown_is_set_and_loads_nothing),
+        ("the_module_does_as_it_documents", page::the_module_does_as_it_documents),
+        ("a_model_suggests_a_prompt", page::a_model_suggests_a_prompt),
+        ("the_engine_decides_what_the_form_leaves_open", page::the_engine_decides_what_the_form_leaves_open),
+        ("everybody_can_use_the_page", page::everybody_can_use_the_page),
+        ("a_browser_without_webgpu_is_told_what_to_do", page::a_browser_without_webgpu_is_told_what_to_do),
         ("a_failed_case_shows", a_failed_case_shows),
         ("a_report_shows_what_was_cut_and_why", report::a_report_shows_what_was_cut_and_why),
         ("a_report_of_two_traces_has_them_side_by_side", report::a_report_of_two_traces_has_them_side_by_side),
@@ -103,6 +112,7 @@ fn main() -> ExitCode {
             loading::what_cannot_run_is_refused_before_its_weights_are_read,
         ),
         ("a_model_thinks_and_is_pruned", a_model_thinks_and_is_pruned),
+        ("the_example_runs", the_example_runs),
     ];
     let site = match server::serve(0, route_for_tests) {
         Ok(port) => Site { port, chromium: env::var("CHROMIUM").unwrap_or_else(|_| "chromium".into()) },
@@ -186,9 +196,10 @@ fn the_watch_rejects_broken_gpu_work(site: &Site) -> Result {
         ),
         ("a rejected promise", "Promise.reject(new Error('lost'));".into(), Some("unhandled rejection: Error: lost")),
     ];
-    let mut browser = site.open("/scripted/")?;
+    // A document without the page's policy, which forbids workers of this kind.
+    let mut browser = site.open("/watch.js")?;
     for (what, work, expected) in cases {
-        browser.open(&site.url("/scripted/"))?;
+        browser.open(&site.url("/watch.js"))?;
         let worker = format!(
             "importScripts('{}');
              (async () => {{
@@ -227,175 +238,12 @@ fn the_watch_rejects_broken_gpu_work(site: &Site) -> Result {
     Ok(())
 }
 
-// --- the page, with a scripted engine -------------------------------------------------------------------------------
-
 const LOADED: &str = "document.body.dataset.state === 'loaded'";
+const READY: &str = "document.body.dataset.state === 'ready'";
 const STATE: &str = "document.body.dataset.state";
-
-/// The scripted page with its model loaded. The "model" only needs a config and weights that exist.
-fn scripted(site: &Site) -> Result<Browser> {
-    let mut browser = site.open("/scripted/?policy=random&raw=true")?;
-    browser.wait("document.body.dataset.state === 'ready'", STATE, SOON)?;
-    load_files(&mut browser)?;
-    Ok(browser)
-}
-
-fn load_files(browser: &mut Browser) -> Result {
-    browser.eval(
-        "load({files: [new File(['{}'], 'config.json'), new File(['x'], 'model.safetensors'), new File(['x'], 'notes.txt')]})",
-    )?;
-    browser.wait(LOADED, STATE, SOON)
-}
-
-fn load_builtin(browser: &mut Browser) -> Result {
-    browser.eval("load({})")?;
-    browser.wait(LOADED, STATE, SOON)
-}
 
 fn press_start(browser: &mut Browser, prompt: &str) -> Result {
     browser.eval(&format!("$('prompt').value = {}; $('start').click()", json!(prompt))).map(drop)
-}
-
-fn events_become_text_and_strikes(site: &Site) -> Result {
-    let mut browser = scripted(site)?;
-    press_start(&mut browser, "go")?;
-    browser.wait("$('status').textContent.includes('stopped: ')", STATE, SOON)?;
-    let spans = browser.eval("[...$('output').children].map((s) => [s.textContent, s.className])")?;
-    let expected = json!([
-        ["Größe ", "thinking evicted"],
-        ["or ", "thinking"],
-        ["水", "thinking evicted"],
-        ["? ", "thinking"],
-        ["<b>42</b>", ""]
-    ]);
-    ensure!(spans == expected, "the output: {spans}");
-    let tail = browser.eval("$('output').lastChild.textContent")?;
-    ensure!(tail == "\u{fffd}", "the unfinished character at the end: {tail}");
-    let trace = browser.eval("$('trace').hidden ? 'none' : fetch($('trace').href).then((r) => r.text())")?;
-    ensure!(trace == r#"{"trace": 1}"#, "the trace to save: {trace}");
-    let status = browser.eval("$('status').textContent")?;
-    let expected =
-        "cache: 8 of 11 tokens · 1 probe · GPU memory: 0.5 MiB in use, 1.0 MiB reserved · 12.5 tokens/s · stopped: eos";
-    ensure!(status == expected, "the status line: {status}");
-    let notes = browser.eval("$('notes').innerText.trim()")?;
-    ensure!(notes == "it begins\nit goes on", "the notes: {notes}");
-    ensure!(browser.eval("$('policy').value")? == "random", "the address did not choose the policy");
-    let strike = browser.eval("getComputedStyle($('output').firstChild).textDecorationLine")?;
-    ensure!(strike == "line-through", "pruned text is not struck through: {strike}");
-    for scheme in ["light", "dark"] {
-        screenshot(&mut browser, "scripted", scheme, 1000)?;
-    }
-    screenshot(&mut browser, "scripted-narrow", "light", 390)?;
-    let width = browser.eval("document.documentElement.scrollWidth")?;
-    ensure!(width.as_u64().is_some_and(|w| w <= 390), "a phone would scroll sideways: {width} px wide");
-    clean(&mut browser)
-}
-
-fn stop_ends_a_run(site: &Site) -> Result {
-    let mut browser = scripted(site)?;
-    press_start(&mut browser, "endless")?;
-    browser.wait("$('output').textContent.includes('.....')", STATE, SOON)?;
-    ensure!(
-        browser.eval("$('start').disabled && !$('stop').disabled")? == true,
-        "while it runs, only Stop can be pressed"
-    );
-    browser.eval("$('stop').click()")?;
-    browser.wait(LOADED, STATE, SOON)?;
-    let status = browser.eval("$('status').textContent")?;
-    ensure!(status.as_str().unwrap_or("").ends_with("stopped: stopped"), "the status line: {status}");
-    ensure!(browser.eval("!$('start').disabled && $('stop').disabled")? == true, "after it, only Start can be pressed");
-    clean(&mut browser)
-}
-
-fn errors_are_shown_and_survived(site: &Site) -> Result {
-    let mut browser = scripted(site)?;
-    press_start(&mut browser, "refuse")?;
-    browser.wait("!$('error').hidden", STATE, SOON)?;
-    let text = browser.eval("$('error-text').textContent")?;
-    let expected =
-        "cannot run\n  options: {\"attention\":\"layers\",\"prompt\":\"refuse\",\"policy\":\"random\",\"raw\":true}";
-    ensure!(text == expected, "the error box: {text}");
-    press_start(&mut browser, "go")?;
-    browser.wait("$('status').textContent.includes('stopped: eos')", STATE, SOON)?;
-    ensure!(browser.eval("$('error').hidden")? == true, "a good run leaves the old error standing");
-    clean(&mut browser)?;
-
-    press_start(&mut browser, "crash")?;
-    browser.wait("!$('error').hidden && document.body.dataset.state === 'ready'", STATE, SOON)?;
-    let text = browser.eval("$('error').innerText")?;
-    ensure!(text.as_str().is_some_and(|t| t.contains("unreachable executed")), "the error box: {text}");
-
-    browser.eval("load({files: [new File(['x'], 'notes.txt')]})")?;
-    browser.wait("$('error-text').textContent.includes('these files have no weights')", STATE, SOON)?;
-    browser.eval("load({url: location.origin + '/nowhere/'})")?;
-    browser.wait("$('error-text').textContent.includes('the model has no config.json')", STATE, SOON)?;
-    ensure!(browser.eval("document.body.dataset.model ?? 'none'")? == "none", "a model that failed to load is in use");
-    press_start(&mut browser, "go")?;
-    browser.wait("$('status').textContent.includes('stopped: eos')", STATE, SOON)?;
-    ensure!(browser.eval("$('error').hidden")? == true, "Start without a model must use the built-in one");
-    clean(&mut browser)
-}
-
-fn a_model_suggests_a_prompt(site: &Site) -> Result {
-    let mut browser = site.open("/scripted/")?;
-    browser.wait("document.body.dataset.state === 'ready'", STATE, SOON)?;
-    let general = browser.eval("$('prompt').value")?;
-    load_builtin(&mut browser)?;
-    let found = browser.eval("$('prompt').value")?;
-    ensure!(found == "suggested", "with the built-in model: {found}");
-    load_files(&mut browser)?;
-    let found = browser.eval("$('prompt').value")?;
-    ensure!(found == general, "with a model that suggests nothing: {found}, before: {general}");
-    browser.eval("$('prompt').value = 'my own'")?;
-    load_builtin(&mut browser)?;
-    let found = browser.eval("$('prompt').value")?;
-    ensure!(found == "my own", "the prompt of the user became {found}");
-    clean(&mut browser)
-}
-
-/// Fields that the user has not filled in are not sent. The page shows what the engine takes for them.
-fn the_engine_decides_what_the_form_leaves_open(site: &Site) -> Result {
-    const PLACEHOLDERS: &str = "['budget', 'window', 'probe_every', 'max_new_tokens', 'temperature']
-        .map((name) => $('form').elements[name].placeholder)";
-    const POLICIES: &str = "[$('policy').value, ...[...$('policy').options].map((option) => option.value)]";
-    let mut browser = site.open("/scripted/")?;
-    browser.wait("document.body.dataset.state === 'ready'", STATE, SOON)?;
-    let found = browser.eval(PLACEHOLDERS)?;
-    ensure!(found == json!(["", "", "", "", ""]), "without a model the fields show {found}");
-    for (window, load) in [("16", load_builtin as fn(&mut Browser) -> Result), ("64", load_files)] {
-        load(&mut browser)?;
-        let found = browser.eval(PLACEHOLDERS)?;
-        ensure!(found == json!(["share:0.5", window, "7", "9", "0.6"]), "the fields show {found}");
-    }
-    let found = browser.eval(POLICIES)?;
-    ensure!(found == json!(["", "", "think-clearly", "random", "full"]), "the policies: {found}");
-    let refused = |browser: &mut Browser| {
-        press_start(browser, "refuse")?;
-        browser.wait("!$('error').hidden", STATE, SOON)?;
-        browser.eval("$('error-text').textContent.split('options: ')[1]")
-    };
-    let sent = refused(&mut browser)?;
-    ensure!(sent == r#"{"attention":"layers","prompt":"refuse","raw":false}"#, "the untouched form sent {sent}");
-    // Whether a value is good is for the engine to say.
-    browser.open(&site.url("/scripted/?policy=my-own&budget=score-sum:x"))?;
-    browser.wait("document.body.dataset.state === 'ready'", STATE, SOON)?;
-    load_builtin(&mut browser)?;
-    let found = browser.eval(POLICIES)?;
-    ensure!(found == json!(["my-own", "", "think-clearly", "random", "full", "my-own"]), "the policies: {found}");
-    let sent = refused(&mut browser)?;
-    let expected = r#"{"attention":"layers","prompt":"refuse","policy":"my-own","budget":"score-sum:x","raw":false}"#;
-    ensure!(sent == expected, "the form sent {sent}");
-    clean(&mut browser)
-}
-
-fn a_browser_without_webgpu_is_told_what_to_do(site: &Site) -> Result {
-    let mut browser = Browser::launch(&site.chromium, false)?;
-    browser.open(&site.url("/scripted/"))?;
-    browser.wait("document.body.dataset.state === 'no-engine'", STATE, SOON)?;
-    let text = browser.eval("$('error').innerText")?;
-    ensure!(text.as_str().is_some_and(|t| t.contains("No WebGPU") && t.contains("Use a current Chrome")), "{text}");
-    ensure!(browser.eval("$('start').disabled && $('conformance').disabled")? == true, "nothing can run here");
-    screenshot(&mut browser, "no-webgpu", "light", 1000)
 }
 
 fn a_failed_case_shows(site: &Site) -> Result {
@@ -476,12 +324,12 @@ fn a_request_is_resolved_as_on_the_command_line(site: &Site) -> Result {
     for model in ["", "tests/golden/qwen2-f16", "tests/golden/qwen3-f32"] {
         let mut browser = real(site, &if model.is_empty() { "/".into() } else { format!("/?model=/{model}/") })?;
         if model.is_empty() {
-            browser.wait("document.body.dataset.state === 'ready'", STATE, SOON)?;
-            browser.eval("load({})")?;
+            browser.wait(READY, STATE, SOON)?;
+            browser.eval("$('builtin').click()")?;
         }
         browser.wait(LOADED, "$('model').textContent", LONG)?;
         let defaults = resolve(&mut browser, &json!({"prompt": "x"}))?;
-        let shown = browser.eval("$('form').elements.window.placeholder")?;
+        let shown = browser.eval("$('form').elements.namedItem('window').placeholder")?;
         let window = &defaults["settings"]["window"];
         ensure!(
             shown.as_str() == Some(&window.to_string()),
@@ -491,6 +339,8 @@ fn a_request_is_resolved_as_on_the_command_line(site: &Site) -> Result {
             let request = &case["request"];
             let found = resolve(&mut browser, request)?;
             let expected = on_the_command_line(model, request)?;
+            // JavaScript writes 1.0 as 1.
+            let (found, expected) = (as_doubles(found), as_doubles(expected));
             ensure!(found == expected, "{request} is\n{found} in the browser and\n{expected} on the command line");
             compared += 1;
         }
@@ -499,17 +349,19 @@ fn a_request_is_resolved_as_on_the_command_line(site: &Site) -> Result {
     Ok(())
 }
 
-/// What the worker makes of a request.
+/// The same JSON with every number as a double, which is what JavaScript keeps. All numbers of a request are exact so.
+fn as_doubles(value: Value) -> Value {
+    match value {
+        Value::Number(number) => number.as_f64().map_or(Value::Null, Value::from),
+        Value::Array(items) => items.into_iter().map(as_doubles).collect(),
+        Value::Object(fields) => fields.into_iter().map(|(name, value)| (name, as_doubles(value))).collect(),
+        other => other,
+    }
+}
+
+/// What the engine makes of a request.
 fn resolve(browser: &mut Browser, request: &Value) -> Result<Value> {
-    browser.eval(&format!(
-        "new Promise((resolve) => {{
-           worker.addEventListener('message', ({{ data }}) => resolve(data.json ?? data.text), {{ once: true }});
-           worker.postMessage({{ do: 'resolve', options: {request} }});
-         }}).then((answer) => {{ window.resolved = answer; }}), 0"
-    ))?;
-    browser.wait("window.resolved", "''", SOON)?;
-    let found = browser.eval("window.resolved")?;
-    browser.eval("delete window.resolved")?;
+    let found = browser.eval(&format!("secateur.model.resolve({request}).then(JSON.stringify, String)"))?;
     serde_json::from_str(found.as_str().unwrap_or("")).map_err(|e| format!("{found}: {e}"))
 }
 
@@ -529,16 +381,20 @@ fn on_the_command_line(model: &str, request: &Value) -> Result<Value> {
 
 /// Runs with options that the form does not have, and returns the trace.
 fn generate(browser: &mut Browser, options: &Value) -> Result<Trace> {
-    browser.eval(&format!("generate({options})"))?;
-    browser.wait(&format!("!$('error').hidden || ({LOADED})"), "$('status').textContent", LONG)?;
-    trace(browser)
+    browser.eval(&format!(
+        "(async () => {{
+            for await (const event of secateur.model.generate({options})) window.last = event;
+            window.ended = last.json;
+        }})().catch((error) => {{ window.ended = String(error); }}), 0"
+    ))?;
+    browser.wait("window.ended", "''", LONG)?;
+    let text = browser.eval("window.ended")?;
+    Trace::from_json(text.as_str().unwrap_or("")).map_err(|e| format!("{e}: {text}"))
 }
 
 /// The trace that the page offers to save.
 fn trace(browser: &mut Browser) -> Result<Trace> {
-    browser.wait("!$('error').hidden || !$('trace').hidden", "''", SOON)?;
-    ensure!(browser.eval("$('error').hidden")? == true, "{}", browser.eval("$('error').innerText")?);
-    let text = browser.eval("fetch($('trace').href).then((r) => r.text())")?;
+    let text = browser.eval("secateur.replies[0].json")?;
     Trace::from_json(text.as_str().unwrap_or("")).map_err(|e| e.to_string())
 }
 
@@ -564,21 +420,24 @@ fn a_model_thinks_and_is_pruned(site: &Site) -> Result {
     )?;
     browser.wait(LOADED, "$('model').textContent", LONG)?;
     press_start(&mut browser, PROMPT)?;
-    browser.wait(&format!("!$('error').hidden || ({LOADED})"), "$('status').textContent", LONG)?;
+    const THOUGHT: &str = "document.querySelector('.thinking summary')?.textContent";
+    browser.wait(&format!("!$('error').hidden || ({LOADED} && secateur.replies[0]?.json)"), THOUGHT, LONG)?;
     ensure!(browser.eval("$('error').hidden")? == true, "{}", browser.eval("$('error').innerText")?);
-    let status = browser.eval("$('status').textContent")?;
-    println!("{}\n{}", browser.eval("$('model').textContent")?, status);
-    let [all, evicted, probes] =
-        ["$('output').children.length", "document.querySelectorAll('#output .evicted').length", "run.probes"]
-            .map(|script| browser.eval(script));
-    let (all, evicted, probes) = (all?, evicted?, probes?);
-    ensure!(all.as_u64() > Some(32), "it wrote {all} pieces of text");
-    ensure!(
-        probes.as_u64() > Some(0) && evicted.as_u64() > Some(0),
-        "{probes} probes struck out {evicted} pieces of text"
-    );
-    ensure!(evicted.as_u64() < all.as_u64(), "everything was pruned");
-    ensure!(browser.eval("run.cached < run.total && run.inUse > 0 && run.reserved >= run.inUse")? == true, "{status}");
+    println!("{}", browser.eval(THOUGHT)?);
+    let numbers = browser.eval(
+        "(([r]) => [r.pieces.length, r.pieces.filter((p) => p.evictedBy !== undefined).length, r.probes, r.steps.length,
+          document.querySelectorAll('.step').length])(secateur.replies)",
+    )?;
+    let [pieces, evicted, probes, steps, drawn] = [0, 1, 2, 3, 4].map(|i| numbers[i].as_u64().unwrap_or(0));
+    ensure!(pieces > 32, "it wrote {pieces} pieces of text");
+    ensure!(probes > 0 && evicted > 0, "{probes} probes struck out {evicted} pieces of text");
+    ensure!(evicted < pieces, "everything was pruned");
+    ensure!(steps > 1 && steps == drawn, "{steps} steps, of which {drawn} are drawn");
+    let cuts = browser.eval("[...document.querySelectorAll('del.cut')].map((cut) => cut.textContent).join('')")?;
+    let picture = browser.eval("(({width, height}) => [width, height])(document.querySelector('#map canvas'))")?;
+    ensure!(picture[0].as_u64() > Some(1) && picture[1].as_u64() > Some(1), "the map is {picture}");
+    let line = browser.eval("document.querySelector('#chart path.held').getAttribute('d').split('L').length")?;
+    ensure!(line.as_u64() > Some(2 * probes), "the line of the cache has {line} points");
     let options =
         Settings { probe_every: 32, window: 8, max_new_tokens: 128, budget: Budget::Ratio(0.5), ..Default::default() };
     let expected = native(&options).map_err(|e| e.to_string())?;
@@ -589,12 +448,34 @@ fn a_model_thinks_and_is_pruned(site: &Site) -> Result {
     for (found, expected) in found.probes.iter().zip(&expected.probes) {
         ensure!(found.evicted == expected.evicted, "evicted {:?}, natively {:?}", found.evicted, expected.evicted);
     }
+    // What is struck through is what the trace says was evicted.
+    let first = found.prompt_ids.len();
+    let mut gone: Vec<usize> = found.probes.iter().flat_map(|p| &p.evicted).map(|p| *p as usize - first).collect();
+    gone.sort_unstable();
+    let evicted: String = gone.iter().map(|i| found.tokens[*i].text.as_str()).collect();
+    ensure!(cuts == evicted.as_str(), "struck through is {cuts}, evicted was {evicted:?}");
+    let report = browser.eval("secateur.model.report([{name: 'x', trace: secateur.replies[0].json}])")?;
+    ensure!(
+        report.as_str().is_some_and(|r| r.starts_with("<!doctype html>") && r.contains("think-clearly")),
+        "{report}"
+    );
     let [_, modules, pipelines, submits] = browser.gpu_report()?;
     println!("{modules} shader modules, {pipelines} pipelines, {submits} submits");
     ensure!(modules > 0 && submits > 32, "{modules} shader modules and {submits} submits cannot be a whole run");
     for scheme in ["light", "dark"] {
         screenshot(&mut browser, "run", scheme, 1000)?;
     }
+    Ok(())
+}
+
+/// The example of the package, as a user would run it.
+fn the_example_runs(site: &Site) -> Result {
+    let mut browser = site.open("/example.html")?;
+    browser.wait("document.body.dataset.done", "document.querySelector('pre')?.textContent", LONG)?;
+    let text = browser.eval("document.querySelector('pre').textContent")?;
+    ensure!(text.as_str().is_some_and(|t| t.contains("Okay, I need") && t.contains("tokens are cached")), "{text}");
+    let problems = browser.take_problems()?;
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(())
 }
 
@@ -617,7 +498,7 @@ fn real(site: &Site, path: &str) -> Result<Browser> {
 /// Presses the button, waits for the table, returns it.
 fn run_conformance(browser: &mut Browser) -> Result<Value> {
     browser.wait("!$('conformance').disabled", STATE, SOON)?;
-    browser.eval("$('conformance').click()")?;
+    browser.eval("$('check').open = true; $('conformance').click()")?;
     browser.wait(
         "$('conformance-json').textContent || !$('error').hidden",
         "$('conformance-status').textContent",

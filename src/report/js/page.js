@@ -1,6 +1,7 @@
 // The page: a section for each trace, and the bar that moves all of them from probe to probe.
+import {bytes, count, dark, el, percent, plural, repaint} from '../../../web/draw/draw.js';
 import {cacheFigure, keptFigure, mapFigure, memoryFigure, stepsFigure} from './figures.js';
-import {bytes, count, dark, el, percent, plural, repaint, traces} from './helpers.js';
+import {traces} from './helpers.js';
 import {reasoning} from './reasoning.js';
 
 function facts(trace) {

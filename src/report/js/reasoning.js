@@ -1,5 +1,6 @@
 // The list of steps: what each says, how important each probe found it, which probe evicted it and why.
-import {count, el, number, ordinal, plural, tokensOf} from './helpers.js';
+import {count, el, number, ordinal, plural} from '../../../web/draw/draw.js';
+import {tokensOf} from './helpers.js';
 
 export function reasoning(trace, id) {
   const probed = trace.probes.length > 0;
