@@ -475,12 +475,6 @@ fn exclusive_pages() -> bool {
     std::env::var_os("SECATEUR_EXCLUSIVE_PAGES").is_some_and(|value| value == "1")
 }
 
-/// The percentage of the free memory that may be used: `SECATEUR_MEMORY_SHARE=P`, where the driver tells how much is free
-/// (`VK_EXT_memory_budget`, DX12). For tests of a device that is out of memory, or to leave memory to others.
-fn memory_share() -> Option<u8> {
-    std::env::var("SECATEUR_MEMORY_SHARE").ok()?.parse().ok()
-}
-
 /// Whether [`ComputeDevice::open`] looks for adapters of OpenGL as well. `best` is the best adapter of the other APIs
 /// that matches `select` and can run the kernels.
 fn wants_gl(select: &str, best: Option<&DeviceInfo>) -> bool {
@@ -508,10 +502,6 @@ struct Found {
 async fn adapters(backends: wgpu::Backends) -> Vec<Found> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends,
-        memory_budget_thresholds: wgpu::MemoryBudgetThresholds {
-            for_resource_creation: memory_share(),
-            ..Default::default()
-        },
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
     let found = enumerate(&instance, backends).await.into_iter();
