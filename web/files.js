@@ -129,6 +129,8 @@ async function listing(url) {
   const index = await must(INDEX, at(INDEX));
   const map = (await (await get(index.url)).json()).weight_map ?? {};
   const shards = [...new Set(Object.values(map))];
+  const stray = shards.find((name) => !/^[\w.-]+\.safetensors$/.test(String(name)));
+  if (stray !== undefined) throw new Error(`the index of the weights names a file that is none of the model's\n  at: ${index.url}\n  found: ${stray}`);
   if (!shards.length) throw new Error(`the index of the weights names no files\n  at: ${index.url}`);
   return [...small.filter(Boolean), index, ...(await Promise.all(shards.map((name) => must(name, at(name)))))];
 }

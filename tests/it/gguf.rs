@@ -416,7 +416,7 @@ fn lying_headers_are_refused_by_name() {
     let first_key = 24;
     let first_value = first_key + text("general.architecture").len();
     let cases: Vec<(&str, Vec<u8>, Vec<&str>)> = vec![
-        ("empty", vec![], vec!["not a GGUF file", "0 bytes"]),
+        ("empty", vec![], vec!["a file of the model is empty", "0 bytes"]),
         ("another format", b"PK\x03\x04 and more".to_vec(), vec!["not a GGUF file", "PK"]),
         ("magic alone", b"GGUF".to_vec(), vec!["reaches past the end", "4 bytes", "0 bytes", "download it again"]),
         (
