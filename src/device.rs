@@ -65,8 +65,8 @@ impl DeviceInfo {
             .into(),
             driver: [info.driver, info.driver_info].join(" ").trim().into(),
             max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
-            // A software adapter uses the memory of the machine. What it says of its own is not a limit.
-            memory_bytes: heap_bytes(adapter).filter(|_| info.device_type != wgpu::DeviceType::Cpu),
+            // Other adapters use the memory of the machine as well. What they say of their own is not a limit.
+            memory_bytes: heap_bytes(adapter).filter(|_| info.device_type == wgpu::DeviceType::DiscreteGpu),
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
             max_invocations: limits.max_compute_invocations_per_workgroup,
@@ -406,6 +406,12 @@ impl ComputeDevice {
     pub fn settle(&self) -> Result<()> {
         let synced = self.burn.sync().map_err(|e| failure(&format!("{e:?}")).at(self.info.line()));
         self.fault().map_or(synced, Err)
+    }
+
+    /// Whether the device was lost or has failed otherwise, so that nothing can be computed on it any more.
+    #[cfg(not(target_family = "wasm"))]
+    pub fn has_failed(&self) -> bool {
+        self.fault().is_some()
     }
 
     /// Why the device failed, if it did. That it was lost is said first, because every later call then has an error of

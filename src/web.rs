@@ -19,10 +19,9 @@ use wasm_bindgen_futures::future_to_promise;
 
 use crate::cache::CacheShape;
 use crate::device::{ComputeDevice, DeviceBytes};
-use crate::engine::{Engine, Event, LoadOptions, Request, Resolved};
+use crate::engine::{Engine, Event, LoadOptions, PreparedModel, Request, Resolved};
 use crate::kernels::cases;
-use crate::model::config::ModelConfig;
-use crate::model::{decoder, required};
+use crate::model::required;
 use crate::policy::{POLICIES, Role};
 use crate::report::html;
 use crate::trace::{Step, Trace};
@@ -74,14 +73,18 @@ impl Load {
 /// See [`Secateur::check`].
 async fn check(source: &ModelSource, options: &Load) -> Result<Value> {
     let load = options.options()?;
-    let config = ModelConfig::load(source)?;
-    let context = config.context(load.context)?;
-    decoder::check_device(&config, 1, context, &device().await?)?;
+    let model = PreparedModel::new(source, "model", &load)?;
+    model.tokenizer()?;
+    let device = device().await?;
+    // What an earlier model has left would count against this one.
+    device.burn.memory_cleanup();
+    model.check_device(&device)?;
+    let (config, context) = (model.config(), model.context());
     let weights = Weights::open(source)?;
-    required::check(&config, &weights)?;
+    required::check(config, &weights)?;
     Ok(json!({
         "weights_bytes": required::device_bytes(&weights, load.weights)?,
-        "cache_bytes": CacheShape::new(&config, load.kv, 1, 1)?.bytes_for(context),
+        "cache_bytes": CacheShape::new(config, load.kv, 1, 1)?.bytes_for(context),
         "context": context,
         "architecture": config.architecture.class_name(),
     }))
@@ -188,6 +191,7 @@ impl Secateur {
     async fn from_source(source: &ModelSource, options: Load, name: &str, on_event: &Function) -> Result<Self> {
         let load = options.options()?;
         let device = trusted_device().await?;
+        device.burn.memory_cleanup();
         let name = options.name.as_deref().unwrap_or(name);
         let mut progress = |done: usize, total: usize| {
             let what = "Uploading the model to the GPU";

@@ -1,5 +1,6 @@
 // The page: a conversation with a model that prunes its thoughts. It uses secateur.js as any page would.
 import { droppedFiles } from './drop.js';
+import { fileSize, forget, kept } from './files.js';
 import { bytes, count, dark, el, plural, repaint } from './draw/draw.js';
 import { EXAMPLES } from './examples.js';
 import { Insight } from './insight.js';
@@ -312,6 +313,7 @@ function draw() {
 // What was waiting for a frame when the page was hidden would wait until it is shown.
 document.addEventListener('visibilitychange', draw);
 
+let reportOpened; // ends the wait of an earlier report
 /** Said once for each change of state, so that screen readers are not flooded with tokens. */
 const announce = (text) => ($('status').textContent = text);
 
@@ -390,9 +392,13 @@ async function showReport(replies) {
     URL.revokeObjectURL($('report-save').href);
     $('report-save').href = URL.createObjectURL(new Blob([html], { type: 'text/html' }));
     const frame = $('report');
+    reportOpened?.abort();
+    const opened = (reportOpened = new AbortController());
     addEventListener('message', ({ source }) => {
-      if (source === frame.contentWindow) frame.contentWindow.postMessage(html, '*');
-    }, { once: true });
+      if (source !== frame.contentWindow) return;
+      frame.contentWindow.postMessage(html, '*');
+      opened.abort();
+    }, { signal: opened.signal });
     frame.src = 'report.html';
     $('report-dialog').showModal();
   } catch (error) {
@@ -404,7 +410,33 @@ $('report-dialog').addEventListener('close', () => $('report').removeAttribute('
 
 // --- choosing a model -----------------------------------------------------------------------------------------------
 
-$('model-button').addEventListener('click', () => $('model-dialog').showModal());
+$('model-button').addEventListener('click', () => {
+  $('model-dialog').showModal();
+  showKept();
+});
+
+/** Lists the fetched models that are kept in this browser, each with a way to load it and to remove it. */
+async function showKept() {
+  const models = await kept();
+  $('kept').hidden = !models.length;
+  $('kept-list').replaceChildren(
+    ...models.map(({ url, bytes, size, complete }) => {
+      const button = (text, action) => Object.assign(document.createElement('button'), { type: 'button', textContent: text, onclick: action, ariaLabel: `${text} ${url}` });
+      const item = document.createElement('li');
+      const text = document.createElement('span');
+      text.textContent = `${url.replace(/^https?:\/\//, '')}: ${complete ? fileSize(bytes) : `${fileSize(bytes)} of ${fileSize(size)}`}`;
+      const open = button(complete ? 'Load' : 'Go on', () => load({ url, ...loadOptions() }));
+      open.disabled = $('builtin').disabled;
+      const remove = button('Remove', async () => {
+        remove.disabled = true;
+        await forget(url).catch(fail);
+        await showKept();
+      });
+      item.append(text, ' ', open, ' ', remove);
+      return item;
+    }),
+  );
+}
 $('model-close').addEventListener('click', () => $('model-dialog').close());
 $('builtin').addEventListener('click', () => load(loadOptions()));
 

@@ -17,9 +17,12 @@ const WEIGHTS = /\.(safetensors|gguf)$/;
 const SMALL = ['config.json', 'generation_config.json', 'tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja', 'secateur.json'];
 const SINGLE = 'model.safetensors';
 const INDEX = 'model.safetensors.index.json';
+const MOST_PARTS = 999;
 const PART = /-(\d{5})-of-(\d{5})\.gguf$/;
 /** The folder of all models in the browser's file system. */
 const FOLDER = 'models';
+/** The label of a device that only tries how much memory there is. */
+export const TRIAL = 'trial';
 /** What is known about the files of a model, in its folder. */
 const LIST = 'secateur-files.json';
 
@@ -65,7 +68,7 @@ export function fromFiles(files) {
 
 // --- what a server has ----------------------------------------------------------------------------------------------
 
-/** @typedef {{name: string, url: string, size?: number, etag: string, ranges: boolean}} Remote */
+/** @typedef {{name: string, url: string, size?: number, etag: string, version?: string, ranges: boolean}} Remote */
 
 /**
  * What a server says about a file; undefined if it has no such file.
@@ -87,6 +90,7 @@ async function ask(name, url) {
     // The length of a compressed body is not that of the file.
     size: length && !encoded ? Number(length) : undefined,
     etag: response.headers.get('x-linked-etag') ?? response.headers.get('etag') ?? response.headers.get('last-modified') ?? '',
+    version: response.headers.get('etag') ?? undefined,
     ranges: response.headers.get('accept-ranges') === 'bytes',
   };
 }
@@ -117,8 +121,10 @@ async function listing(url) {
     const name = decodeURIComponent(pathname.split('/').at(-1));
     const part = PART.exec(name);
     const count = part ? Number(part[2]) : 1;
+    if (count < 1 || count > MOST_PARTS) throw new Error(`a split model has 1 to ${MOST_PARTS} parts\n  at: ${url}\n  found: ${count}`);
+    const beside = (each) => Object.assign(new URL(encodeURIComponent(each), url), { search: new URL(url).search }).href;
     const names = Array.from({ length: count }, (_, i) => (part ? name.replace(PART, `-${String(i + 1).padStart(5, '0')}-of-${part[2]}.gguf`) : name));
-    return Promise.all(names.map((each) => must(each, url.replace(encodeURIComponent(name), encodeURIComponent(each)))));
+    return Promise.all(names.map((each) => must(each, beside(each))));
   }
   const folder = url.endsWith('/') ? url : `${url}/`;
   const at = (name) => new URL(name, folder).href;
@@ -145,11 +151,20 @@ export async function hubAddress(name, hub = 'https://huggingface.co') {
   if (!owner || !model) throw new Error(`this is no name of a model on the hub\n  expected: ORG/NAME or ORG/NAME/FILE.gguf\n  found: ${name}`);
   const base = `${hub.replace(/\/$/, '')}/${owner}/${model}/resolve/main/`;
   if (path.length) return base + path.join('/');
-  const response = await get(`${hub.replace(/\/$/, '')}/api/models/${owner}/${model}`);
+  let response;
+  try {
+    response = await get(`${hub.replace(/\/$/, '')}/api/models/${owner}/${model}`);
+  } catch (error) {
+    // Without a network, a kept model still loads.
+    const here = (await kept()).find(({ url, complete }) => complete && url.startsWith(base));
+    if (!here) throw error;
+    return here.url;
+  }
   if (!response.ok) throw new Error(`the hub does not give this model to everybody, or has no such model\n  at: ${owner}/${model}\n  found: status ${response.status}`);
   const files = ((await response.json()).siblings ?? []).map((file) => file.rfilename);
-  if (files.includes('config.json')) return base;
-  const ggufs = files.filter((file) => file.endsWith('.gguf'));
+  // Repositories of GGUF files may have a config.json as well.
+  if (files.includes('config.json') && files.some((file) => file.endsWith('.safetensors'))) return base;
+  const ggufs = files.filter((file) => file.endsWith('.gguf') && !file.includes('mmproj')).sort();
   const best = ['Q4_K_M', 'Q4_0', 'Q8_0', 'Q6_K', 'Q5_K_M'].map((kind) => ggufs.find((file) => file.toUpperCase().includes(kind))).find(Boolean) ?? ggufs[0];
   if (!best) throw new Error(`the model has neither config.json nor a GGUF file\n  at: ${owner}/${model}`);
   return base + best;
@@ -225,10 +240,7 @@ export async function kept() {
     if (folder.kind !== 'directory') continue;
     const files = await readList(folder);
     const entries = Object.values(files);
-    if (!entries.length) {
-      await all.removeEntry(folder.name, { recursive: true }).catch(() => undefined);
-      continue;
-    }
+    if (!entries.length) continue; // another tab may be writing the list
     let bytes = 0;
     for await (const file of folder.values()) if (file.name !== LIST) bytes += (await file.getFile()).size;
     const { url } = JSON.parse(await (await (await folder.getFileHandle(LIST)).getFile()).text());
@@ -250,18 +262,30 @@ export async function forget(url) {
  * @param {(n: number) => void} arrived
  */
 async function fetchInto(folder, remote, record, arrived, signal) {
-  const handle = await (await folder.getFileHandle(remote.name, { create: true })).createSyncAccessHandle();
+  const { name, size, etag, ranges } = remote;
+  const handle = await (await folder.getFileHandle(name, { create: true })).createSyncAccessHandle().catch((error) => {
+    throw new Error(`a file of the model is in use\n  at: ${name}\n  found: ${error.message}\n  what to do: close the other tab that loads this model`);
+  });
   try {
     let at = handle.getSize();
-    // Bytes of another version, or more than there are, are of no use.
-    if (at > 0 && (!remote.ranges || !remote.etag || record?.etag !== remote.etag || at > remote.size)) handle.truncate((at = 0));
+    // A part can be continued only if it is of the version that the server has now, and if its end is known.
+    if (at > 0 && (!ranges || !etag || record?.etag !== etag || size === undefined || at > size)) handle.truncate((at = 0));
     arrived(at);
     for (let attempt = 0; ; attempt++) {
       const before = at;
       try {
         if (remote.size !== undefined && at >= remote.size) break;
         const response = await get(remote.url, { signal, headers: at ? { Range: `bytes=${at}-` } : {} });
+        if (at && response.status === 416) {
+          arrived(-at);
+          handle.truncate((at = 0));
+          throw new Error('the server has no more of this file');
+        }
         if (!response.ok) throw new Refused(`the server refused a file of the model\n  at: ${remote.url}\n  found: status ${response.status}`);
+        const version = response.headers.get('etag');
+        if (version && remote.version && version !== remote.version) {
+          throw new Refused(`a file changed while it was fetched\n  at: ${remote.url}\n  what to do: load the model again`);
+        }
         if (at && response.status !== 206) {
           arrived(-at);
           handle.truncate((at = 0));
@@ -278,12 +302,14 @@ async function fetchInto(folder, remote, record, arrived, signal) {
       } catch (error) {
         handle.flush();
         if (error.name === 'AbortError' || error instanceof Refused) throw error;
+        if (error.name === 'QuotaExceededError') throw new Refused(`the browser has no room for more of the model\n  found: ${error.message}\n  what to do: remove a model that is kept here, or free space on the disk`);
         // A connection that brought something gets its attempts again.
         if (at > before) attempt = 0;
-        if (attempt === ATTEMPTS || !remote.ranges) {
+        if (attempt === ATTEMPTS || !ranges) {
+          const next = ranges && etag ? 'the download goes on where it ended' : 'this server gives no parts of files, so it begins anew';
           throw new Error(
-            `the download was interrupted\n  at: ${remote.url}\n  found: ${error.message}, after ${at} of ${remote.size ?? 'unknown'} bytes\n` +
-              '  what to do: load the model again; the download goes on where it ended',
+            `the download was interrupted\n  at: ${remote.url}\n  found: ${error.message}, after ${at} of ${size ?? 'unknown'} bytes\n` +
+              `  what to do: load the model again; ${next}`,
           );
         }
         await new Promise((resolve) => setTimeout(resolve, 500 * 2 ** attempt));
@@ -311,7 +337,7 @@ export async function fetchModel(url, { report, check, signal, note }) {
     // Without a network, a kept model still loads.
     const here = await complete(url);
     if (!here) throw error;
-    note?.(`The server did not answer, so the copy in this browser is used.`);
+    note?.(`The copy in this browser is used, because the server failed: ${error.message.split('\n')[0]}.`);
     return here;
   }
   const total = remotes.reduce((sum, file) => sum + (file.size ?? 0), 0);
@@ -319,9 +345,7 @@ export async function fetchModel(url, { report, check, signal, note }) {
     report('Reading the header of the model', 0, 0);
     const files = {};
     for (const remote of remotes) {
-      files[remote.name] = WEIGHTS.test(remote.name)
-        ? distant(remote)
-        : new Uint8Array(await (await get(remote.url, { signal })).arrayBuffer());
+      files[remote.name] = WEIGHTS.test(remote.name) ? distant(remote) : new Uint8Array(await (await drain(remote, () => undefined, signal)).arrayBuffer());
     }
     await check(files);
   }
@@ -351,8 +375,11 @@ export async function fetchModel(url, { report, check, signal, note }) {
     await folder.removeEntry(name).catch(() => undefined);
   }
   for (const { name, url: address, size = 0, etag } of remotes) {
-    const whole = old[name]?.complete && old[name].etag === etag && old[name].size === size;
+    const same = old[name] && old[name].etag === etag && (etag || size > 0);
+    const whole = same && old[name].complete && (size === 0 || old[name].size === size);
     records[name] = whole ? old[name] : { name, url: address, size, etag, complete: false };
+    // Before the list says that the new version is here in part.
+    if (!same) await folder.removeEntry(name).catch(() => undefined);
   }
   await writeList(folder, url, records);
   const files = {};
@@ -406,7 +433,7 @@ export async function hasRoom(bytes) {
   const adapter = await navigator.gpu?.requestAdapter({ powerPreference: 'high-performance' });
   if (!adapter) return false;
   const { maxBufferSize } = adapter.limits;
-  const device = await adapter.requestDevice({ requiredLimits: { maxBufferSize } });
+  const device = await adapter.requestDevice({ label: TRIAL, requiredLimits: { maxBufferSize } });
   const buffers = [];
   device.pushErrorScope('out-of-memory');
   try {

@@ -116,12 +116,14 @@
  *
  * @typedef {object} ProgressMessage
  * @property {'progress'} type
+ * @property {number} [call]
  * @property {string} what - what is being done or read
  * @property {number} done - bytes read
  * @property {number} total - bytes in all; 0 if unknown
  *
  * @typedef {object} LoadedMessage
  * @property {'loaded'} type
+ * @property {number} [call]
  * @property {number} [memory] - bytes of the engine's own memory, beside that of the GPU
  * @property {ModelInfo} info
  *

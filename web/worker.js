@@ -1,6 +1,6 @@
 // Owns the engine, so that the page stays responsive while it computes. messages.js declares every message.
 
-import { fetchModel, fileSize, fromFiles, hasRoom, hubAddress } from './files.js';
+import { TRIAL, fetchModel, fileSize, fromFiles, hasRoom, hubAddress } from './files.js';
 
 /** @typedef {import('./messages.js').ToWorker} ToWorker */
 /** @typedef {import('./messages.js').ToPage} ToPage */
@@ -17,6 +17,7 @@ const NO_WEBGPU = 'This browser does not give the page a GPU. Use a current Chro
 let wasm; // the module web/pkg/secateur.js
 let memory; // of that module; it only grows, hence its size is the most that was ever used
 let engine; // the loaded model, or undefined
+let loading = Promise.resolve(); // of the latest model
 
 /**
  * Sends a message to the page.
@@ -30,8 +31,9 @@ function watchDevices() {
   const { requestDevice } = GPUAdapter.prototype;
   GPUAdapter.prototype.requestDevice = async function (...options) {
     const device = await requestDevice.apply(this, options);
+    // If a trial of the memory loses its device, there is no room, and that is all.
+    if (options[0]?.label === TRIAL) return device;
     device.lost.then(({ reason, message }) => {
-      // What this worker destroys itself is not lost: `hasRoom` opens a device to try allocations on it.
       if (reason !== 'destroyed') send({ type: 'lost', text: message || 'The browser gave no reason.' });
     });
     return device;
@@ -65,39 +67,50 @@ function fail(title, error, call) {
 /** Passes events of the engine on to the page, as answers to that call. Events come from wasm as JSON text. */
 const forward = (call) => (json) => send({ call, ...JSON.parse(json) });
 
+/** @param {LoadMessage} message */
+async function load({ call, files, url, hub, options }) {
+  engine?.stop();
+  engine?.free();
+  engine = undefined;
+  const report = progress(call);
+  const settings = JSON.stringify(options ?? {});
+  let need; // of the model on the GPU
+  /** Refuses a model that this GPU cannot run or has no room for, before its weights are read. */
+  const check = async (files) => {
+    need = JSON.parse(await wasm.Secateur.check(files, settings));
+    const bytes = need.weights_bytes + Math.min(need.cache_bytes, CACHE);
+    if (await hasRoom(bytes)) return;
+    throw new Error(
+      `the GPU has no room for this model\n  expected: ${fileSize(bytes)}, of which the weights take ${fileSize(need.weights_bytes)}\n` +
+        '  what to do: load it with smaller weights (q4), choose a smaller model, or close other tabs',
+    );
+  };
+  let sources;
+  if (files) {
+    sources = fromFiles(files);
+    await check({ ...sources });
+  } else if (url || hub) {
+    sources = await fetchModel(url ?? (await hubAddress(hub)), { report, check, note: (text) => send({ call, type: 'note', text }) });
+    if (!need) await check({ ...sources });
+  }
+  send({ call, type: 'progress', what: 'Checking the GPU and uploading the model', done: 0, total: 0 });
+  /** The engine counts parts of the model; the page shows bytes. */
+  const uploaded = (json) => {
+    const { what, done, total } = JSON.parse(json);
+    report(what, (done / total) * need.weights_bytes, need.weights_bytes);
+  };
+  engine = sources ? await wasm.Secateur.load(sources, settings, uploaded) : await wasm.Secateur.builtin(settings);
+  send({ call, type: 'loaded', info: JSON.parse(engine.info()), memory: memory?.buffer.byteLength });
+}
+
 const jobs = {
   /** @param {LoadMessage} message */
-  async load({ files, url, hub, options }) {
-    engine?.free();
-    engine = undefined;
-    const settings = JSON.stringify(options ?? {});
-    let need; // of the model on the GPU
-    /** Refuses a model that this GPU cannot run or has no room for, before its weights are read. */
-    const check = async (files) => {
-      need = JSON.parse(await wasm.Secateur.check(files, settings));
-      const bytes = need.weights_bytes + Math.min(need.cache_bytes, CACHE);
-      if (await hasRoom(bytes)) return;
-      throw new Error(
-        `the GPU has no room for this model\n  expected: ${fileSize(bytes)}, of which the weights take ${fileSize(need.weights_bytes)}\n` +
-          '  what to do: load it with smaller weights (q4), choose a smaller model, or close other tabs',
-      );
-    };
-    let sources;
-    if (files) {
-      sources = fromFiles(files);
-      await check({ ...sources });
-    } else if (url || hub) {
-      sources = await fetchModel(url ?? (await hubAddress(hub)), { report, check, note: (text) => send({ type: 'note', text }) });
-      if (!need) await check({ ...sources });
-    }
-    send({ type: 'progress', what: 'Checking the GPU and uploading the model', done: 0, total: 0 });
-    /** The engine counts parts of the model; the page shows bytes. */
-    const uploaded = (json) => {
-      const { what, done, total } = JSON.parse(json);
-      report(what, (done / total) * need.weights_bytes, need.weights_bytes);
-    };
-    engine = sources ? await wasm.Secateur.load(sources, settings, uploaded) : await wasm.Secateur.builtin(settings);
-    send({ type: 'loaded', info: JSON.parse(engine.info()), memory: memory?.buffer.byteLength });
+  async load(message) {
+    // One after the other: a second model must not take the memory that the first is about to get.
+    const before = loading;
+    const own = before.then(() => load(message));
+    loading = own.catch(() => undefined);
+    await own;
   },
   /** @param {RunMessage} message */
   async run({ call, options }) {
@@ -143,12 +156,15 @@ onmessage = async ({ data }) => {
   }
 };
 
-let reported = 0;
-function report(what, done, total) {
-  const now = performance.now();
-  if (now - reported < 50 && done !== total) return;
-  reported = now;
-  send({ type: 'progress', what, done, total });
+/** Reports progress to that call, a few times a second. */
+function progress(call) {
+  let reported = 0;
+  return (what, done, total) => {
+    const now = performance.now();
+    if (now - reported < 50 && done !== total) return;
+    reported = now;
+    send({ call, type: 'progress', what, done, total });
+  };
 }
 
 start();

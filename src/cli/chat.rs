@@ -74,11 +74,16 @@ pub fn main(
                     Ok(result) => result.error.as_ref(),
                     Err(error) => Some(error),
                 };
-                if let Some(error) = failure.filter(|error| error.kind() == ErrorKind::Device && !failed_before) {
+                // An error of the kind `Device` may also be a limit, which a new device has as well.
+                let device = engine.model().device().clone();
+                let is_gone = |error: &&Error| error.kind() == ErrorKind::Device && device.has_failed();
+                if let Some(error) = failure.filter(|error| is_gone(error) && !failed_before) {
                     failed_before = true;
                     messages.pop();
                     super::say(&format!("error: {}", fields::error(error)));
                     super::say("the model is loaded again; the conversation before this question is kept");
+                    // Otherwise the old weights would take the memory that the new ones need.
+                    drop(engine);
                     engine = again()?;
                     stop = engine.stop_flag();
                     signals::stop_on_signal(&stop);
@@ -103,7 +108,10 @@ pub fn main(
                             screen.note(&summary(&result));
                         }
                         if let Some(error) = result.error {
-                            return Err(error);
+                            if error.kind() != ErrorKind::Device || device.has_failed() {
+                                return Err(error);
+                            }
+                            super::say(&too_long(&error));
                         }
                         // Ctrl-C ends only the answer. Every other signal ends the chat.
                         if let Some(signal) = signals::received().filter(|signal| *signal != Signal::INTERRUPT) {
@@ -111,16 +119,23 @@ pub fn main(
                         }
                     }
                     // The conversation is too long, or the template refuses it. The user can still change it.
-                    Err(error) if error.kind() == ErrorKind::Input => {
+                    Err(error)
+                        if error.kind() == ErrorKind::Input
+                            || error.kind() == ErrorKind::Device && !device.has_failed() =>
+                    {
                         messages.pop();
-                        let error = fields::error(&error);
-                        super::say(&format!("{error}\n      or: forget the conversation with /reset"));
+                        super::say(&too_long(&error));
                     }
                     Err(error) => return Err(error),
                 }
             }
         }
     }
+}
+
+/// An error after which a shorter conversation may go on.
+fn too_long(error: &Error) -> String {
+    format!("{}\n      or: forget the conversation with /reset", fields::error(error))
 }
 
 fn is_command(text: &str) -> bool {

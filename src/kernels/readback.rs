@@ -44,8 +44,11 @@ fn poll_guarded(read: &mut Reading, cx: &mut Context<'_>) -> Poll<Result<Vec<Vec
     GUARDED.set(true);
     let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| read.as_mut().poll(cx)));
     GUARDED.set(false);
-    polled
-        .unwrap_or_else(|_| Poll::Ready(Err(crate::device::failure("what was read from the device no longer exists"))))
+    polled.unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let said = said.unwrap_or("a panic without a message");
+        Poll::Ready(Err(crate::device::failure(&format!("what was read from the device no longer exists: {said}"))))
+    })
 }
 
 impl Readback {

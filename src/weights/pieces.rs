@@ -38,7 +38,10 @@ impl Bytes {
             loop {
                 let start = read(next.min(total))?;
                 let is_whole = next >= total.min(MAX_HEADER);
-                if is_whole || Gguf::new(place, Self(Storage::Start(Arc::new(start.clone()), total, None))).is_ok() {
+                let parsed = Gguf::new(place, Self(Storage::Start(Arc::new(start.clone()), total, None)));
+                // More bytes mend no other error.
+                let is_short = parsed.is_err_and(|e| e.to_string().contains("the GGUF header"));
+                if is_whole || !is_short {
                     break start;
                 }
                 next *= 2;
@@ -47,6 +50,12 @@ impl Bytes {
             let header = magic.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
             // A header that is longer than any is refused by the parser, which sees a short file then.
             read(header.saturating_add(8).min(total).min(MAX_HEADER))?
+        } else if place.ends_with(".gguf") {
+            return Err(Error::new(ErrorKind::Model, "this is not a GGUF file")
+                .at(place)
+                .expected("\"GGUF\" at the beginning of the file")
+                .found(format!("{:?}", String::from_utf8_lossy(&magic)))
+                .help(DOWNLOAD_AGAIN));
         } else {
             return Ok(Self::from(read(total)?));
         };

@@ -68,6 +68,12 @@ pub fn a_fetched_model_is_kept(site: &Site) -> Result {
         let second = ids(&mut browser)?;
         ensure!(first == second, "{first}, and from the browser's store {second}");
     }
+    // Files of another version are fetched anew, even if they have the same size.
+    server::new_version();
+    bodies("");
+    loaded(&load(&mut browser, &url(FOLDER))?)?;
+    let asked = bodies("model.safetensors");
+    ensure!(asked.iter().filter(|r| r.start.is_none()).count() == 1, "after a new version: {asked:?}");
     let kept = "import('/files.js').then((files) => files.kept())";
     let models = browser.eval(kept)?;
     let whole = |model: &Value| model["complete"] == true && model["bytes"] == model["size"];

@@ -262,7 +262,23 @@ pub fn a_report_opens_in_a_sandbox(site: &Site) -> Result {
     ensure!(origin == "null", "the report has the origin {origin}");
     browser.eval("$('report-close').click()")?;
     ensure!(browser.eval("$('report-dialog').open")? == false, "the report stays open");
-    clean(&mut browser)
+    clean(&mut browser)?;
+    // In a frame without a sandbox, a report would have the rights of the page. Another site may make such a frame.
+    browser.eval(
+        "globalThis.taken = false;
+         const frame = document.createElement('iframe');
+         frame.src = '/report.html';
+         frame.onload = () => {
+           frame.contentWindow.postMessage('<script>parent.taken = true</script>', '*');
+           setTimeout(() => { globalThis.tried = true; }, 500);
+         };
+         document.body.append(frame);",
+    )?;
+    browser.wait("globalThis.tried === true", "''", SOON)?;
+    ensure!(browser.eval("taken")? == false, "a report ran with the rights of the page");
+    let problems = browser.take_problems()?;
+    ensure!(problems.iter().all(|p| p.contains("sandboxed frame only")), "{problems:?}");
+    Ok(())
 }
 
 /// Whether the libraries of npm are there; a reason is printed where they are not. CI must have them.

@@ -4,6 +4,7 @@ use std::{
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
     net::{TcpListener, TcpStream},
     path::{Component, Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     sync::{Arc, Mutex},
     thread,
     time::Duration,
@@ -19,6 +20,13 @@ pub struct Request {
     pub path: String,
     /// The first byte that was asked for, if a part of a file was.
     pub start: Option<u64>,
+}
+
+static VERSION: AtomicU32 = AtomicU32::new(0);
+
+/// From now on, all files are of another version.
+pub fn new_version() {
+    VERSION.fetch_add(1, Ordering::Relaxed);
 }
 
 static REQUESTS: Mutex<Vec<Request>> = Mutex::new(Vec::new());
@@ -83,10 +91,11 @@ fn answer(stream: TcpStream, router: &Router) -> io::Result<()> {
                 None => "200 OK".into(),
             };
             let sent = last + 1 - first;
+            let version = VERSION.load(Ordering::Relaxed);
             write!(
                 stream,
                 "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {sent}\r\nAccept-Ranges: bytes\r\n\
-                 ETag: \"{length}\"\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+                 ETag: \"{length}-{version}\"\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
             )?;
             if method == "HEAD" {
                 return Ok(());
