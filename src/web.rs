@@ -74,7 +74,6 @@ impl Load {
 async fn check(source: &ModelSource, options: &Load) -> Result<Value> {
     let load = options.options()?;
     let model = PreparedModel::new(source, "model", &load)?;
-    model.tokenizer()?;
     let device = device().await?;
     // What an earlier model has left would count against this one.
     device.burn.memory_cleanup();

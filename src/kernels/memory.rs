@@ -67,6 +67,15 @@ pub fn dedicated<T: Send>(device: &Device, make: impl FnOnce() -> T + Send) -> T
     }
 }
 
+/// Hands everything that was asked of the device on to it. Until then, what is written waits in the memory of the host.
+/// An error shows at the next read.
+#[cfg(target_family = "wasm")]
+pub(crate) fn flush(device: &Device) {
+    if let Some(device) = cube(device) {
+        device.client().flush().ok();
+    }
+}
+
 /// An uninitialised u32 tensor `[words]` on `device`: zeros on the CPU.
 pub fn empty_u32(device: &Device, words: usize) -> Tensor<1, Int> {
     match cube(device) {

@@ -251,9 +251,14 @@ impl<'a> Uploader<'a> {
                 for start in (first_row..last_row).step_by(block) {
                     let part = read(start..(start + block).min(last_row))?.into_words();
                     words = write_u32(words, (start - first_row) * row_words, part);
+                    #[cfg(target_family = "wasm")]
+                    crate::kernels::memory::flush(&self.device.burn);
                 }
                 words
             };
+            // The memory of a page never shrinks again.
+            #[cfg(target_family = "wasm")]
+            crate::kernels::memory::flush(&self.device.burn);
             shards.push(Shard { first_row, rows: shard_rows, dtype, words });
         }
         Ok(Matrix { shards, rows, cols })

@@ -138,7 +138,7 @@ pub fn what_cannot_run_is_refused_before_its_weights_are_read(site: &Site) -> Re
     refused(&mut browser, &[file("a.gguf", GGUF), file("b.gguf", GGUF)], "several models")?;
     refused(&mut browser, std::slice::from_ref(&config), "no weights")?;
     refused(&mut browser, &["new File(['GGUF'], 'model.gguf')".into()], "past the end of the file")?;
-    refused(&mut browser, &["new File(['<html>'], 'model.gguf')".into()], "config.json")?;
+    refused(&mut browser, &["new File(['<html>'], 'model.gguf')".into()], "not a GGUF file")?;
     // The weights of another model.
     let other = file("model.safetensors", "/tests/golden/qwen3-f32/model.safetensors");
     refused(&mut browser, &[config, other], "model.embed_tokens.weight")?;
