@@ -242,24 +242,8 @@ impl<'a> Uploader<'a> {
         let mut shards = Vec::new();
         for first_row in (0..rows).step_by(per_shard) {
             let last_row = (first_row + per_shard).min(rows);
-            let shard_rows = last_row - first_row;
-            let words = if shard_rows <= block {
-                self.words(read(first_row..last_row)?.into_words())
-            } else {
-                let size = shard_rows * row_words;
-                let mut words = self.empty(size);
-                for start in (first_row..last_row).step_by(block) {
-                    let part = read(start..(start + block).min(last_row))?.into_words();
-                    words = write_u32(words, (start - first_row) * row_words, part);
-                    #[cfg(target_family = "wasm")]
-                    crate::kernels::memory::flush(&self.device.burn);
-                }
-                words
-            };
-            // The memory of a page never shrinks again.
-            #[cfg(target_family = "wasm")]
-            crate::kernels::memory::flush(&self.device.burn);
-            shards.push(Shard { first_row, rows: shard_rows, dtype, words });
+            let words = self.shard(first_row..last_row, row_words, block, |rows| Ok(read(rows)?.into_words()))?;
+            shards.push(Shard { first_row, rows: last_row - first_row, dtype, words });
         }
         Ok(Matrix { shards, rows, cols })
     }
@@ -300,19 +284,38 @@ impl<'a> Uploader<'a> {
         let mut shards = Vec::new();
         for first_expert in (0..count).step_by(per_shard) {
             let last = (first_expert + per_shard).min(count);
-            let experts = last - first_expert;
-            let words = if experts <= block {
-                self.words(read(first_expert..last)?)
-            } else {
-                let mut words = self.empty(experts * size);
-                for start in (first_expert..last).step_by(block) {
-                    words = write_u32(words, (start - first_expert) * size, read(start..(start + block).min(last))?);
-                }
-                words
-            };
-            shards.push(ExpertShard { first_expert, experts, words });
+            let words = self.shard(first_expert..last, size, block, &mut read)?;
+            shards.push(ExpertShard { first_expert, experts: last - first_expert, words });
         }
         Ok(ExpertMatrices { shards, rows, cols, dtype })
+    }
+
+    /// Uploads the items of a range, of `size` words each, to a buffer of their own, `block` of them at a time. `read` gives
+    /// the words of a part of the range; it is called for each item once, in order.
+    fn shard(
+        &self,
+        items: Range<usize>,
+        size: usize,
+        block: usize,
+        mut read: impl FnMut(Range<usize>) -> Result<Vec<u32>>,
+    ) -> Result<Tensor<1, Int>> {
+        // The memory of a page never shrinks again.
+        #[cfg(target_family = "wasm")]
+        let flush = || kernels::memory::flush(&self.device.burn);
+        #[cfg(not(target_family = "wasm"))]
+        let flush = || ();
+        if items.len() <= block {
+            let words = self.words(read(items)?);
+            flush();
+            return Ok(words);
+        }
+        let mut words = self.empty(items.len() * size);
+        for start in items.clone().step_by(block) {
+            let part = read(start..(start + block).min(items.end))?;
+            words = write_u32(words, (start - items.start) * size, part);
+            flush();
+        }
+        Ok(words)
     }
 
     /// Uploads packed words, for as long as the model is loaded.
