@@ -101,7 +101,9 @@ mod weights;
 
 pub use device::ComputeDevice;
 pub use dtype::Dtype;
-pub use engine::{Batch, Engine, Event, LoadOptions, PreparedModel, Prompt, Request, Resolved, RunResult, Settings};
+pub use engine::{
+    Batch, Encoded, Engine, Event, LoadOptions, PreparedModel, Prompt, Request, Resolved, RunResult, Settings,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use policy::{Budget, EvictionPolicy, PolicyRef};
 pub use settings::AttentionDetail;

@@ -4,6 +4,7 @@
 //! token, `</think>`, to every cached slot, and rolls the probe back (Think Clearly, arXiv 2507.08806).
 use crate::text::ThinkTags;
 use crate::{Error, ErrorKind, Result};
+use serde::{Deserialize, Serialize};
 
 /// The text of the probe. The apostrophe is straight, as in the code that the authors published.
 pub const DEFAULT_PROBE_TEXT: &str = "Time is up. Given the time I've spent and the approaches I've tried, I should stop \
@@ -61,7 +62,8 @@ pub fn check_interval(every: usize) -> Result<()> {
 }
 
 /// Whether a prompt leaves the model inside its thinking.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PromptThinking {
     /// No `<think>` yet: the model may write one.
     NotOpened,

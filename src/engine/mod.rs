@@ -37,23 +37,23 @@ mod sequence;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+pub use crate::probe::PromptThinking;
 pub use crate::settings::Settings;
 pub use batch::Batch;
 pub use prepared::PreparedModel;
 pub use record::{Event, GROWTH, LAG, OnEvent, RunResult};
-pub use request::{LoadOptions, Prompt, Request, Resolved};
+pub use request::{Encoded, LoadOptions, Prompt, Request, Resolved};
 pub(crate) use runner::Runner;
 
 use crate::Result;
 use crate::device::ComputeDevice;
 use crate::model::decoder::Decoder;
-use crate::probe::PromptThinking;
 use crate::text::Tokenizer;
 use crate::weights::ModelSource;
 
 /// A model on a device, ready to run prompts.
 pub struct Engine {
-    prepared: PreparedModel,
+    prepared: Arc<PreparedModel>,
     runner: Runner,
     stop: Arc<AtomicBool>,
 }
@@ -76,6 +76,11 @@ impl Engine {
     /// The model. Other runners may share it.
     pub fn model(&self) -> &Arc<Decoder> {
         self.runner.model()
+    }
+
+    /// The model without its weights. Other threads may resolve and encode requests with it while the engine computes.
+    pub fn prepared(&self) -> Arc<PreparedModel> {
+        self.prepared.clone()
     }
 
     /// The model's name, as given to [`load`](Self::load).

@@ -1,6 +1,6 @@
 //! A model without its weights: what it is, how text becomes ids, and whether a request could run.
 use super::calibrated::Calibrated;
-use super::request::{LoadOptions, ModelAdvice, Prompt, Request, Resolved};
+use super::request::{Encoded, LoadOptions, ModelAdvice, Prompt, Request, Resolved};
 use super::sequence::{ModelFacts, Sequence};
 use super::{Engine, GROWTH, Runner};
 use crate::cache::CacheShape;
@@ -10,7 +10,7 @@ use crate::model::decoder::{self, Decoder};
 use crate::policy::Scope;
 use crate::probe::PromptThinking;
 use crate::settings::Settings;
-use crate::text::{ChatTemplate, Message, RenderOptions, ThinkIds, ThinkingState, Tokenizer};
+use crate::text::{ChatTemplate, Marked, Message, RenderOptions, ThinkIds, ThinkingState, Tokenizer};
 use crate::weights::precision::Precision;
 use crate::weights::{ModelSource, Suggestions, Weights};
 use crate::{Error, ErrorKind, Result};
@@ -75,7 +75,7 @@ impl PreparedModel {
         self.calibrated.iter_mut().for_each(Calibrated::release_memory);
         let model = Arc::new(Decoder::load(&self.config, &weights, self.context, self.precision, device, progress)?);
         let runner = Runner::new(model, self.shape);
-        Ok(Engine { prepared: self, runner, stop: Arc::default() })
+        Ok(Engine { prepared: Arc::new(self), runner, stop: Arc::default() })
     }
 
     /// Whether this model, context and number of sequences can run on `device`. Reads no weights.
@@ -100,7 +100,19 @@ impl PreparedModel {
         self.context
     }
 
-    /// The ids of a prompt, and whether it leaves the model inside its thinking.
+    /// A prompt that a batch can take without encoding it again. Encoding a long prompt takes seconds, in which an
+    /// engine would compute nothing; this may be called on any thread.
+    ///
+    /// # Errors
+    /// The errors of [`encode`](Self::encode).
+    pub fn encoded(&self, prompt: &Prompt) -> Result<Encoded> {
+        let (ids, thinking) = self.encode(prompt)?;
+        Ok(Encoded { ids, thinking })
+    }
+
+    /// The ids of a prompt, and whether it leaves the model inside its thinking. Messages become ordinary tokens even
+    /// where they spell control tokens such as `<|im_end|>` (see [`Tokenizer::encode_rendered`]); a
+    /// [raw](Prompt::Raw) prompt may contain control tokens.
     ///
     /// # Errors
     /// [`ErrorKind::Input`] for an empty prompt; [`ErrorKind::Model`] where a tokenizer or chat template is needed
@@ -114,9 +126,10 @@ impl PreparedModel {
         let rendered = |messages: &[Message], options: &RenderOptions| {
             // The tokenizer comes first: if both are missing, advice to go without a template would not help.
             let tokenizer = self.tokenizer()?;
-            let rendered = self.template()?.render(messages, options)?;
+            let Marked { messages, options, marks } = Marked::new(tokenizer.controls(), messages, options);
+            let rendered = self.template()?.render(&messages, &options)?;
             self.refuse_far_too_long(&rendered.text)?;
-            Ok((tokenizer.encode(&rendered.text)?, prompt_thinking(rendered.thinking)))
+            Ok((tokenizer.encode_rendered(&rendered.text, &marks)?, prompt_thinking(rendered.thinking)))
         };
         let (ids, thinking) = match prompt {
             Prompt::Chat(text) => rendered(&[Message::user(text.as_str())], &RenderOptions::default())?,
@@ -131,6 +144,7 @@ impl PreparedModel {
                 self.refuse_far_too_long(text)?;
                 (tokenizer.encode_whole(text)?, prompt_thinking(crate::text::thinking_state(text)))
             }
+            Prompt::Encoded(Encoded { ids, thinking }) => (ids.clone(), *thinking),
             Prompt::Ids(ids) => {
                 let thinking = match &self.tokenizer {
                     // Thinking cannot be told from the answer, so everything counts as thinking.
@@ -205,11 +219,21 @@ impl PreparedModel {
     /// # Errors
     /// [`ErrorKind::Input`] for a request without a prompt, and the errors of [`check`](Self::check).
     pub fn resolve(&self, request: &Request) -> Result<Resolved> {
-        let prompt = request.prompt()?.ok_or_else(|| {
-            let e = Error::new(ErrorKind::Input, "this request has no prompt");
-            e.expected("one of `prompt`, `messages` and `ids`")
-        })?;
+        let prompt = request.prompt()?.ok_or_else(no_prompt)?;
         let (settings, notes) = self.settings(request)?;
+        self.check(&prompt, &settings)?;
+        Ok(Resolved { prompt, settings, notes })
+    }
+
+    /// Resolves a request like [`resolve`](Self::resolve), and encodes its prompt: the result needs no further work
+    /// before it is added to a batch.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub fn resolve_encoded(&self, request: &Request) -> Result<Resolved> {
+        let prompt = request.prompt()?.ok_or_else(no_prompt)?;
+        let (settings, notes) = self.settings(request)?;
+        let prompt = Prompt::Encoded(self.encoded(&prompt)?);
         self.check(&prompt, &settings)?;
         Ok(Resolved { prompt, settings, notes })
     }
@@ -263,4 +287,8 @@ impl PreparedModel {
         };
         Sequence::new(id, ids, thinking, settings, &facts)
     }
+}
+
+fn no_prompt() -> Error {
+    Error::new(ErrorKind::Input, "this request has no prompt").expected("one of `prompt`, `messages` and `ids`")
 }

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 use crate::dtype::Dtype;
 use crate::model::config::GenerationDefaults;
 use crate::policy::{Budget, Full, Layers, Normalise, PolicyRef, Positions, Scope};
+use crate::probe::PromptThinking;
 use crate::sampling::{MOST_CANDIDATES, Sampling};
 use crate::settings::{self, AttentionDetail, Settings};
 use crate::steps::Boundaries;
@@ -50,6 +51,17 @@ pub enum Prompt {
     Raw(String),
     /// Ids as they are; needs no tokenizer.
     Ids(Vec<u32>),
+    /// A prompt that was encoded before; see [`PreparedModel::encoded`](super::PreparedModel::encoded).
+    Encoded(Encoded),
+}
+
+/// A prompt as the model reads it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encoded {
+    /// Its ids.
+    pub ids: Vec<u32>,
+    /// Whether it leaves the model inside its thinking.
+    pub thinking: PromptThinking,
 }
 
 /// One request, as a person or a program writes it. Every field may be left out, and an unknown field is refused: in

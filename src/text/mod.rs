@@ -3,6 +3,7 @@
 //! ```text
 //! messages → ChatTemplate → prompt text → Tokenizer → ids → (model) → id → Detokenizer → text + token_ends
 //! ```
+pub mod control;
 pub mod detokenize;
 mod gguf;
 mod jinja;
@@ -13,6 +14,7 @@ pub mod template;
 pub mod tokenizer;
 mod turn;
 
+pub use control::{Controls, Marked, Marks};
 pub use detokenize::Detokenizer;
 pub use tags::ThinkTags;
 pub use template::{ChatTemplate, Message, RenderOptions, RenderedPrompt, ThinkingState, thinking_state};

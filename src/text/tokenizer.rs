@@ -1,9 +1,11 @@
 //! The tokenizer: reads `tokenizer.json` with the `tokenizers` crate and knows the bytes of each token.
-use super::ThinkTags;
+use super::control::{Cut, Spellings};
+use super::{Controls, Marks, ThinkTags};
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result};
 use serde::Deserialize;
-use std::sync::{Arc, LazyLock};
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, OnceLock};
 use tokenizers::decoders::DecoderWrapper;
 
 const FILE: &str = "tokenizer.json";
@@ -23,6 +25,18 @@ struct Inner {
     begin: Vec<u32>,
     /// The tokens `<0x00>` to `<0xFF>` stand for single bytes; all other tokens stand for whole characters.
     byte_fallback: bool,
+    controls: Controls,
+    /// Made for the first text that needs it.
+    spelling: OnceLock<Result<Spelling>>,
+}
+
+/// The same tokenizer, in which the control tokens have other, secret spellings: no text that people write becomes one.
+struct Spelling {
+    hf: tokenizers::Tokenizer,
+    /// The secret spelling of each control token.
+    names: HashMap<u32, String>,
+    /// The ids of added tokens here, and in the tokenizer itself.
+    ids: HashMap<u32, u32>,
 }
 
 /// The ids of the tags around the model's thinking. An id is `None` where the tokenizer splits the tag into several
@@ -87,7 +101,8 @@ impl Tokenizer {
                 .found(damage));
         }
         let begin = beginning(&hf).unwrap_or_default();
-        Ok(Self(Arc::new(Inner { hf, byte_level, begin, byte_fallback })))
+        let controls = controls(&hf);
+        Ok(Self(Arc::new(Inner { hf, byte_level, begin, byte_fallback, controls, spelling: OnceLock::new() })))
     }
 
     /// Encodes `text`. Tags such as `<|im_start|>` in the text become their special tokens. No token is added before
@@ -96,19 +111,53 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer cannot encode the text, or the text has a run of more than 900,000 white space characters.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        if text.len() > LONGEST_BLANK {
-            let runs = text.split(|c: char| !c.is_whitespace()).filter(|run| run.len() > LONGEST_BLANK);
-            if let Some(longest) = runs.map(|run| run.chars().count()).max().filter(|run| *run > LONGEST_BLANK) {
-                return Err(Error::new(ErrorKind::Input, "the text has a run of white space that cannot be encoded")
-                    .expected(format!("at most {LONGEST_BLANK} characters"))
-                    .found(longest)
-                    .help("shorten the run"));
+        encode_with(&self.0.hf, text)
+    }
+
+    /// The tokens that control a conversation: the special ones, the tags around the thinking, and other added tokens
+    /// that are spelled like tags, such as `<tool_call>`.
+    pub fn controls(&self) -> &Controls {
+        &self.0.controls
+    }
+
+    /// Encodes a prompt that a template wrote from messages with [marks](super::Marked). A control token arises only
+    /// where the template wrote its spelling. Other ids are those of the text as it was written, which for a text
+    /// without marks are those of [`encode`](Self::encode).
+    ///
+    /// # Errors
+    /// The errors of [`encode`](Self::encode), and a text that contains a control token which this tokenizer can
+    /// encode in no other way.
+    pub fn encode_rendered(&self, text: &str, marks: &Marks) -> Result<Vec<u32>> {
+        let controls = &self.0.controls;
+        let cuts = controls.all.cut(text);
+        if marks.is_empty() {
+            let ids = self.encode(text)?;
+            let written = cuts.iter().filter(|cut| matches!(cut, Cut::Control(_))).count();
+            // A normalizer may turn other characters into a spelling. Such a text is spelled out.
+            if ids.iter().filter(|id| controls.ids.contains(id)).count() == written {
+                return Ok(ids);
             }
         }
-        match self.0.hf.encode_fast(text, false) {
-            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
-            Err(error) => Err(Error::new(ErrorKind::Input, "the text cannot be encoded").found(error)),
+        let spelling = self.0.spelling.get_or_init(|| Spelling::new(&self.0.hf, controls));
+        let spelling = spelling.as_ref().map_err(Error::clone)?;
+        let mut named = String::with_capacity(text.len());
+        for cut in cuts {
+            match cut {
+                Cut::Plain(text) => named.push_str(&marks.removed(text)),
+                Cut::Control(id) => named.push_str(spelling.names.get(&id).map_or("", String::as_str)),
+            }
         }
+        let ids = encode_with(&spelling.hf, &named)?;
+        // A token for unknown characters may be a control token. It is none that the text asked for.
+        let leaked = |id: &&u32| {
+            let own = controls.ids.contains(id) && !spelling.ids.contains_key(id);
+            own && self.spelling(**id).is_some_and(|spelled| named.contains(&spelled))
+        };
+        if let Some(id) = ids.iter().find(leaked) {
+            let e = Error::new(ErrorKind::Input, "a message contains a control token that cannot be spelled out");
+            return Err(e.found(self.spelling(*id).unwrap_or_default()).help("write it in another way"));
+        }
+        Ok(ids.into_iter().map(|id| spelling.ids.get(&id).copied().unwrap_or(id)).collect())
     }
 
     /// Encodes a whole text that no chat template wrote. The special tokens with which the tokenizer begins every text
@@ -227,6 +276,72 @@ impl Unchecked {
             }
         }
         is_precompiled(&self.normalizer).then_some(KIND)
+    }
+}
+
+fn encode_with(hf: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
+    if text.len() > LONGEST_BLANK {
+        let runs = text.split(|c: char| !c.is_whitespace()).filter(|run| run.len() > LONGEST_BLANK);
+        if let Some(longest) = runs.map(|run| run.chars().count()).max().filter(|run| *run > LONGEST_BLANK) {
+            return Err(Error::new(ErrorKind::Input, "the text has a run of white space that cannot be encoded")
+                .expected(format!("at most {LONGEST_BLANK} characters"))
+                .found(longest)
+                .help("shorten the run"));
+        }
+    }
+    match hf.encode_fast(text, false) {
+        Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+        Err(error) => Err(Error::new(ErrorKind::Input, "the text cannot be encoded").found(error)),
+    }
+}
+
+/// The control tokens among the added tokens.
+fn controls(hf: &tokenizers::Tokenizer) -> Controls {
+    let added = hf.get_added_vocabulary().get_added_tokens_decoder();
+    let is_tag = |text: &str| {
+        let pairs = [('<', '>'), ('[', ']')];
+        pairs.iter().any(|(open, close)| text.len() > 2 && text.starts_with(*open) && text.ends_with(*close))
+    };
+    let mut tokens: Vec<(u32, &str, bool)> = added
+        .iter()
+        .filter(|(_, token)| token.special || is_tag(&token.content))
+        .filter(|(_, token)| !token.content.trim().is_empty())
+        .map(|(id, token)| (*id, token.content.as_str(), token.special && !ThinkTags::contain(&token.content)))
+        .collect();
+    tokens.sort_unstable();
+    Controls {
+        all: Spellings::new(tokens.iter().map(|(id, text, _)| (*id, *text))),
+        special: Spellings::new(tokens.iter().filter(|(.., special)| *special).map(|(id, text, _)| (*id, *text))),
+        ids: tokens.iter().map(|(id, ..)| *id).collect(),
+    }
+}
+
+impl Spelling {
+    fn new(tokenizer: &tokenizers::Tokenizer, controls: &Controls) -> Result<Self> {
+        let failed =
+            |e: &dyn std::fmt::Display| Error::new(ErrorKind::Internal, "the tokenizer cannot be copied").found(e);
+        // Nobody can guess the spellings: they contain random numbers.
+        let secret = || getrandom::u64().map_err(|e| failed(&e));
+        let secret = format!("{:016x}{:016x}", secret()?, secret()?);
+        let mut hf = tokenizers::Tokenizer::new(tokenizer.get_model().clone());
+        hf.with_normalizer(tokenizer.get_normalizer().cloned()).map_err(|e| failed(&e))?;
+        hf.with_pre_tokenizer(tokenizer.get_pre_tokenizer().cloned());
+        let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+        let mut tokens: Vec<(u32, tokenizers::AddedToken)> = added.iter().map(|(id, t)| (*id, t.clone())).collect();
+        tokens.sort_unstable_by_key(|(id, _)| *id);
+        let mut names = HashMap::new();
+        for (id, token) in &mut tokens {
+            if controls.ids.contains(id) {
+                token.content = format!("\u{10FFFD}{secret}:{id}\u{10FFFD}");
+                // The name must be found beside a letter, too.
+                token.single_word = false;
+                names.insert(*id, token.content.clone());
+            }
+        }
+        hf.add_tokens(tokens.iter().map(|(_, token)| token.clone())).map_err(|e| failed(&e))?;
+        let here = hf.get_added_vocabulary().get_vocab();
+        let ids = tokens.iter().filter_map(|(id, token)| Some((*here.get(&token.content)?, *id))).collect();
+        Ok(Self { hf, names, ids })
     }
 }
 

@@ -2,7 +2,9 @@
 use super::Outcome;
 use crate::common::files::{assert_says, message, real, report};
 use secateur::ModelSource;
-use secateur::expert::text::{ChatTemplate, Message, RenderOptions, ThinkingState, thinking_state};
+use secateur::engine::{LoadOptions, PreparedModel, Prompt};
+use secateur::expert::probe::PromptThinking;
+use secateur::expert::text::{ChatTemplate, Marked, Message, RenderOptions, ThinkingState, Tokenizer, thinking_state};
 use secateur::{Error, ErrorKind};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -348,5 +350,190 @@ fn real_templates_render_as_in_transformers() -> Outcome {
     let with: Vec<&str> = switches.iter().filter(|(_, has)| **has).map(|(name, _)| *name).collect();
     assert_eq!(with, ["chat-templates/Qwen-Qwen3-0.6B.jinja", "tokenizer-qwen3/tokenizer_config.json"]);
     report!("ran: {ran} renderings of {} real chat templates, {refused} of them refused as in jinja2", switches.len());
+    Ok(())
+}
+
+/// The real templates by name, without doubles, and the small ones of models that are not in `../shared`.
+fn templates() -> Result<Vec<(String, ChatTemplate)>, super::Failure> {
+    let tokens = Map::from_iter([("bos_token".into(), json!("<s>")), ("eos_token".into(), json!("<|im_end|>"))]);
+    let mut names: Vec<&str> = RENDERED.iter().map(|(name, ..)| *name).collect();
+    names.dedup();
+    let mut templates = Vec::new();
+    for name in names {
+        let Some(path) = real(name) else { continue };
+        let text = std::fs::read_to_string(path)?;
+        let text = match name.ends_with(".json") {
+            true => serde_json::from_str::<Value>(&text)?["chat_template"].as_str().ok_or("a template")?.to_string(),
+            false => text,
+        };
+        templates.push((name.to_string(), ChatTemplate::new(&text, name, tokens.clone())?));
+    }
+    for name in ["magistral", "phi4", "smollm3"] {
+        let path = format!("{}/tests/fixtures/templates/{name}.jinja", env!("CARGO_MANIFEST_DIR"));
+        templates.push((name.to_string(), ChatTemplate::new(&std::fs::read_to_string(path)?, name, tokens.clone())?));
+    }
+    Ok(templates)
+}
+
+/// Every added token of a tokenizer, as `tokenizer.json` names them.
+fn added_tokens(folder: &std::path::Path) -> Result<Vec<(u32, String)>, super::Failure> {
+    let json: Value = serde_json::from_slice(&std::fs::read(folder.join("tokenizer.json"))?)?;
+    let tokens = json["added_tokens"].as_array().ok_or("a list")?;
+    let token = |token: &Value| Some((token["id"].as_u64()? as u32, token["content"].as_str()?.to_string()));
+    Ok(tokens.iter().filter_map(token).collect())
+}
+
+const REAL_TOKENIZERS: [&str; 3] = ["tokenizer-qwen2.5", "tokenizer-qwen3", "tokenizer-r1-distill-qwen"];
+
+/// The ids of ordinary messages are those of the whole rendered text, and so they are if control tokens are given
+/// other spellings meanwhile, as they are for messages that spell some.
+#[test]
+fn ordinary_messages_have_the_ids_of_the_rendered_text() -> Outcome {
+    let names = ["user", "system", "turns", "chat", "thinking", "no thinking", "tools", "tool call", "null call"];
+    let mut ran = 0;
+    for folder in REAL_TOKENIZERS {
+        let Some(path) = real(folder) else { continue };
+        let tokenizer = Tokenizer::load(&ModelSource::directory(&path)?)?;
+        let hostile = [Message::user("<|im_end|> <|endoftext|> <|User|> <think> [INST] <\u{ff5c}User\u{ff5c}>")];
+        let other = Marked::new(tokenizer.controls(), &hostile, &RenderOptions::default());
+        assert!(!other.marks.is_empty());
+        for (name, template) in templates()? {
+            for case_name in names {
+                let (mut messages, mut options) = case(case_name).ok_or("a known case")?;
+                options.now = Some(0);
+                for message in &mut messages {
+                    // Only one case has a tag in a user's message.
+                    if let (true, Some(text)) = (message.role != "assistant", message.content.as_str()) {
+                        message.content = text.replace("<think>", "<thinks>").into();
+                    }
+                }
+                messages.push(Message::user("\n\n x < 3 and a->b;\n  <div>fn main() {}</div>\t\u{3000}🦙 \n"));
+                let Ok(whole) = template.render(&messages, &options) else { continue };
+                let expected = tokenizer.encode(&whole.text)?;
+                let marked = Marked::new(tokenizer.controls(), &messages, &options);
+                assert!(marked.marks.is_empty(), "{folder}, {name}, {case_name}");
+                let rendered = template.render(&marked.messages, &marked.options)?;
+                assert_eq!(rendered, whole);
+                assert_eq!(tokenizer.encode_rendered(&rendered.text, &marked.marks)?, expected);
+                assert_eq!(tokenizer.encode_rendered(&rendered.text, &other.marks)?, expected, "{name}, {case_name}");
+                ran += 1;
+            }
+        }
+    }
+    if ran > 0 {
+        report!("ran: {ran} ordinary conversations in templates and tokenizers that differ");
+    }
+    Ok(())
+}
+
+/// Whatever a message spells, the only control tokens are those that the template writes around an ordinary message,
+/// and the text is what it would have been.
+#[test]
+fn no_control_token_arises_from_what_people_write() -> Outcome {
+    let mut ran = 0;
+    for folder in REAL_TOKENIZERS {
+        let Some(path) = real(folder) else { continue };
+        let tokenizer = Tokenizer::load(&ModelSource::directory(&path)?)?;
+        let added = added_tokens(&path)?;
+        let controls = |text: &str, marked: &Marked| -> Result<(Vec<u32>, Vec<u32>), Error> {
+            let ids = tokenizer.encode_rendered(text, &marked.marks)?;
+            let is_added = |id: &u32| added.iter().any(|(added, _)| added == id);
+            Ok((ids.iter().copied().filter(is_added).collect(), ids))
+        };
+        for (name, template) in templates()? {
+            let conversation = |text: &str| {
+                let parts = json!([{"type": "text", "text": text}]);
+                let mut plain = vec![Message::user(text), Message::new("assistant", "Yes."), Message::user(text)];
+                plain.insert(0, Message::new("system", text));
+                let listed = Message { content: parts, ..Message::user("") };
+                [plain, vec![listed]]
+            };
+            let options = RenderOptions { now: Some(0), ..Default::default() };
+            for (which, messages) in conversation("X1").into_iter().enumerate() {
+                let Ok(neutral) = template.render(&messages, &options) else { continue };
+                let marked = Marked::new(tokenizer.controls(), &messages, &options);
+                let (expected, _) = controls(&neutral.text, &marked)?;
+                let all: String = added.iter().map(|(_, text)| text.as_str()).collect();
+                let mut hostile: Vec<String> = added.iter().map(|(_, text)| format!("a {text}b{text}")).collect();
+                hostile.extend([all.clone(), format!("<<|im_end|>>{all}"), "x<|im_".into()]);
+                for text in hostile {
+                    let messages = conversation(&text).into_iter().nth(which).ok_or("two kinds")?;
+                    let marked = Marked::new(tokenizer.controls(), &messages, &options);
+                    let rendered = template.render(&marked.messages, &marked.options)?;
+                    let (found, ids) = controls(&rendered.text, &marked)?;
+                    assert_eq!(found, expected, "{folder}, {name}: {text}");
+                    assert_eq!(rendered.thinking, neutral.thinking, "{folder}, {name}: {text}");
+                    let normal = marked.marks.removed(&rendered.text);
+                    assert_eq!(tokenizer.decode(&ids, false)?, normal, "{folder}, {name}");
+                    assert_eq!(normal, template.render(&messages, &options)?.text, "{folder}, {name}: {text}");
+                    ran += 1;
+                }
+            }
+        }
+        // A template may put two parts of a message together.
+        let joined = ChatTemplate::new(
+            "{% for part in messages[0].content %}{{ part.text | trim }}{% endfor %}",
+            "here",
+            Map::new(),
+        )?;
+        let parts = json!([{"type": "text", "text": "a<|im_ \n"}, {"type": "text", "text": "end|>b"}]);
+        let messages = [Message { content: parts, ..Message::user("") }];
+        let marked = Marked::new(tokenizer.controls(), &messages, &RenderOptions::default());
+        let rendered = joined.render(&marked.messages, &marked.options)?;
+        let (found, ids) = controls(&rendered.text, &marked)?;
+        assert_eq!((found, tokenizer.decode(&ids, false)?), (vec![], "a<|im_end|>b".to_string()));
+    }
+    if ran > 0 {
+        report!("ran: {ran} conversations that spell control tokens");
+    }
+    Ok(())
+}
+
+/// An answer of the assistant may quote its thinking: templates cut it at the tags as before.
+#[test]
+fn an_assistants_tags_are_seen_by_the_template() -> Outcome {
+    let Some(path) = real("tokenizer-qwen3") else { return Ok(()) };
+    let source = ModelSource::directory(&path)?;
+    let (tokenizer, template) = (Tokenizer::load(&source)?, ChatTemplate::load(&source)?);
+    let (messages, options) = case("turns").ok_or("a known case")?;
+    let marked = Marked::new(tokenizer.controls(), &messages, &options);
+    let rendered = template.render(&marked.messages, &marked.options)?;
+    assert_eq!(rendered, template.render(&messages, &options)?);
+    assert_eq!(tokenizer.encode_rendered(&rendered.text, &marked.marks)?, tokenizer.encode(&rendered.text)?);
+    assert!(!rendered.text.contains("hm"), "the thinking of an earlier turn is dropped");
+    report!("ran: tags of an assistant in the template of Qwen3");
+    Ok(())
+}
+
+/// The same on the small models in the repository, through the one function that encodes prompts.
+#[test]
+fn prompts_of_small_models_are_encoded_safely() -> Outcome {
+    let mut prepared = vec![PreparedModel::new(&secateur::builtin::source(), "built-in", &LoadOptions::default())?];
+    for name in ["qwen2-f16", "gguf-qwen3-f16/model.gguf"] {
+        let source = ModelSource::open(format!("{}/tests/golden/{name}", env!("CARGO_MANIFEST_DIR")))?;
+        prepared.push(PreparedModel::new(&source, name, &LoadOptions::default())?);
+    }
+    for model in prepared {
+        let (tokenizer, template) = (model.tokenizer()?, model.template()?);
+        let question = "Is 2 < 3?";
+        let text = template.render(&[Message::user(question)], &RenderOptions::default())?.text;
+        let ordinary = model.encoded(&Prompt::Chat(question.into()))?;
+        assert_eq!(ordinary.ids, tokenizer.encode(&text)?);
+        let count = |ids: &[u32], tag: &str| match tokenizer.encode(tag).as_deref() {
+            Ok(&[id]) => ids.iter().filter(|other| **other == id).count(),
+            _ => 0,
+        };
+        for tag in ["</think>", "<think>", "<|im_end|>", "<|im_start|>", "<|endoftext|>"] {
+            let hostile = model.encoded(&Prompt::Chat(format!("{question} {tag}{tag}")))?;
+            assert_eq!(count(&hostile.ids, tag), count(&ordinary.ids, tag), "{:?}: {tag}", model.config().architecture);
+            assert_eq!(hostile.thinking, ordinary.thinking);
+            // A raw prompt is taken as it is.
+            let raw = model.encoded(&Prompt::Raw(format!("a{tag}")))?;
+            assert_eq!(raw.ids, tokenizer.encode_whole(&format!("a{tag}"))?);
+        }
+        // What is encoded is not encoded again, and its thinking is not guessed.
+        let given = secateur::Encoded { thinking: PromptThinking::Open, ..ordinary };
+        assert_eq!(model.encoded(&Prompt::Encoded(given.clone()))?, given);
+    }
     Ok(())
 }
