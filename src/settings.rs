@@ -74,6 +74,22 @@ pub struct Settings {
     /// How much of each probe's attention the trace records. What is generated does not depend on it.
     #[serde(default)]
     pub attention: AttentionDetail,
+    /// Texts that end the answer, and are no part of it. They have no effect on the thinking.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop: Vec<String>,
+    /// Ids of tokens that end the answer, and are no part of it. They have no effect on the thinking.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stop_ids: Vec<u32>,
+    /// Whether the text or the token that ended the answer is part of it after all.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub include_stop: bool,
+    /// Thinking tokens after which the engine ends the thinking, by writing `</think>` in place of the next token. A
+    /// thought that the model begins later is ended after [`LAG`](crate::engine::LAG) tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_thinking_tokens: Option<usize>,
+    /// The most tokens outside the thinking.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_answer_tokens: Option<usize>,
 }
 
 fn default_probe_text() -> String {
@@ -104,6 +120,11 @@ impl Default for Settings {
             max_new_tokens: MAX_NEW_TOKENS,
             ignore_eos: false,
             attention: AttentionDetail::Off,
+            stop: Vec::new(),
+            stop_ids: Vec::new(),
+            include_stop: false,
+            max_thinking_tokens: None,
+            max_answer_tokens: None,
         }
     }
 }

@@ -28,6 +28,7 @@
 use serde::{Deserialize, Serialize};
 
 pub use crate::device::DeviceBytes;
+use crate::engine::Stops;
 use crate::policy::{CacheView, KeepPlan, Outcome, Role, Sets};
 use crate::settings::Settings;
 use crate::steps::BoundaryCounts;
@@ -91,6 +92,9 @@ pub struct Token {
     /// Id of its step in the final text; thinking tokens only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<usize>,
+    /// Whether the engine wrote it in place of the model, to end the thinking.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forced: bool,
 }
 
 /// One probe and the eviction after it.
@@ -199,8 +203,14 @@ pub struct Timings {
 pub enum StopReason {
     /// The model wrote an end-of-sequence token.
     Eos,
+    /// A text that the request names ended the answer.
+    StopString,
+    /// A token that the request names ended the answer.
+    StopToken,
     /// The limit on new tokens was reached.
     MaxNewTokens,
+    /// The limit on tokens outside the thinking was reached.
+    MaxAnswerTokens,
     /// The model's context is full.
     ContextFull,
     /// The user cancelled the run.
@@ -259,13 +269,22 @@ impl Totals {
 }
 
 impl Trace {
-    /// The text of the answer: what the model wrote outside its thinking, without special tokens.
+    /// The text of the answer: what the model wrote outside its thinking, without special tokens and without the text
+    /// that ended it.
     pub fn answer(&self) -> String {
         let ended = self.stop_reason == StopReason::Eos;
         // The stop token is the last one; traces from before `special` was recorded do not say that it is special.
         let tokens = &self.tokens[..self.tokens.len().saturating_sub(usize::from(ended))];
-        let answer = tokens.iter().filter(|t| t.role == Role::Answer && !t.special);
-        answer.map(|t| t.text.as_str()).collect()
+        let mut stops = Stops::new(&self.settings.stop, self.settings.include_stop);
+        let mut answer = String::new();
+        for token in tokens {
+            match token.role {
+                Role::Answer if !token.special => answer += &stops.push(&token.text),
+                Role::Answer => (),
+                _ => answer += &stops.rest(),
+            }
+        }
+        answer + &stops.rest()
     }
 
     /// A sentence where the thinking has few keywords and was cut at other places; see [`BoundaryCounts::fallback`].
@@ -514,7 +533,8 @@ mod tests {
     use super::*;
 
     fn example() -> Trace {
-        let token = |id, text: &str, role, step| Token { id, text: text.into(), role, special: false, step };
+        let token =
+            |id, text: &str, role, step| Token { id, text: text.into(), role, special: false, step, forced: false };
         Trace {
             version: VERSION,
             secateur: "0.1.0".into(),

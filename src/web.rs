@@ -294,6 +294,7 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
     // The tokens of the thinking, of which steps are made.
     let mut thoughts = Vec::new();
     let mut end = 0;
+    let mut rest = String::new();
     let mut prompt_tokens = 0;
     let mut on = |event: Event<'_>| match event {
         Event::Start { prompt_ids } => {
@@ -301,7 +302,10 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
             let start = json!({"type": "start", "prompt_tokens": prompt_tokens, "notes": resolved.notes});
             send(on_event, &with_bytes(start, device.bytes()));
         }
+        // The page gets it with the next token, or at the end with the tail.
+        Event::Rest { text, .. } => rest.push_str(text),
         Event::Token { index: _, id, text, role } => {
+            let text = std::mem::take(&mut rest) + text;
             if role == Role::Thinking {
                 thoughts.push(ends.len());
             }

@@ -65,6 +65,11 @@
  * @property {'none' | 'per-head'} [normalise] - whether heads are brought to one scale before they are averaged
  * @property {'original' | 'compact'} [positions] - the positions of kept keys after an eviction
  * @property {'keywords' | 'paragraphs' | 'sentences' | 'auto'} [steps] - where steps of the thinking begin
+ * @property {string[]} [stop] - texts that end the answer, and are no part of it; they have no effect on the thinking
+ * @property {number[]} [stop_ids] - ids of tokens that end the answer
+ * @property {boolean} [include_stop] - whether the text or the token that ended the answer is part of it after all
+ * @property {number} [max_thinking_tokens] - thinking tokens after which the engine ends the thinking
+ * @property {number} [max_answer_tokens] - the most tokens outside the thinking
  * @property {'off' | 'layers' | 'heads'} [attention] - how much of each probe's attention the trace records
  *
  * @typedef {object} Message

@@ -443,7 +443,7 @@ export class Model {
 let completions = 0;
 
 /** @param {DoneEvent} done @returns {'stop' | 'length'} */
-const finishReason = ({ stop_reason: reason }) => (reason === 'max_new_tokens' || reason === 'context_full' ? 'length' : 'stop');
+const finishReason = ({ stop_reason: reason }) => (['max_new_tokens', 'max_answer_tokens', 'context_full'].includes(reason) ? 'length' : 'stop');
 
 /** @param {DoneEvent} done @returns {Usage} */
 const usageOf = ({ totals }) => ({

@@ -34,8 +34,9 @@ pub fn generate(
                 stop.store(true, Ordering::Relaxed);
             }
         }
-        Event::Token { text, role, .. } => {
-            if role == Role::Thinking {
+        Event::Token { text, role, .. } | Event::Rest { text, role } => {
+            // A rest is no token of its own.
+            if role == Role::Thinking && matches!(event, Event::Token { .. }) {
                 thoughts.push(text.to_string());
             }
             let shown = match role {

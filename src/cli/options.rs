@@ -56,6 +56,16 @@ pub struct PromptArgs {
     positions: Option<Positions>,
     #[arg(long, value_name = "RULE", value_parser = parsed::<Boundaries>, help = steps_help())]
     steps: Option<Boundaries>,
+    /// End the answer before this text. May be given several times. The thinking is not affected.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop: Option<Vec<String>>,
+    /// End the thinking after N tokens: the engine writes </think> in place of the model.
+    #[arg(long, value_name = "N")]
+    max_thinking_tokens: Option<usize>,
+    /// Generate at most N tokens outside the thinking.
+    #[arg(long, value_name = "N")]
+    max_answer_tokens: Option<usize>,
     /// The seed of sampling and of the policies that evict at random [default: a random seed, which is shown].
     #[arg(long)]
     seed: Option<u64>,

@@ -446,6 +446,9 @@ fn help_to_answer(reason: &StopReason, limit: usize) -> String {
 fn stop_reason(reason: &StopReason) -> String {
     match reason {
         StopReason::Eos => "the model ended its answer".into(),
+        StopReason::StopString => "a text of --stop ended the answer".into(),
+        StopReason::StopToken => "a stop token ended the answer".into(),
+        StopReason::MaxAnswerTokens => "--max-answer-tokens reached".into(),
         StopReason::MaxNewTokens => "--max-new-tokens reached".into(),
         StopReason::ContextFull => "the context is full".into(),
         StopReason::Cancelled => "interrupted".into(),

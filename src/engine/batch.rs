@@ -146,6 +146,14 @@ impl<'e> Batch<'e> {
         self.waiting.iter_mut().chain(self.places.sequences()).filter(|s| s.id == request).for_each(Sequence::cancel);
     }
 
+    /// Ends the thinking of a request as soon as possible: the engine writes `</think>` in place of the next token, and
+    /// the model goes on with its answer. Before the first token this ends the thought to come. It has no effect on a
+    /// request that writes its answer.
+    pub fn end_thinking(&mut self, request: usize) {
+        let all = self.waiting.iter_mut().chain(self.places.sequences());
+        all.filter(|s| s.id == request).for_each(Sequence::end_thinking);
+    }
+
     /// Whether nothing runs or waits.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.places.0.iter().all(Option::is_none)
@@ -167,6 +175,7 @@ impl<'e> Batch<'e> {
             self.admit(on);
             self.prefill();
             self.prune(on).await?;
+            self.force()?;
             self.decode()?;
             self.read(on).await
         };
@@ -177,7 +186,7 @@ impl<'e> Batch<'e> {
             self.reads.clear();
             self.places.sequences().for_each(|s| s.fail(e.clone()));
         }
-        self.retire()
+        self.retire(on)
     }
 
     /// Gives free places to waiting requests, and checks the stop flag. Sequences that run side by side count
@@ -214,12 +223,36 @@ impl<'e> Batch<'e> {
         let prefilling = self.places.running().filter(|r| r.sequence.prefilling());
         let Some(Running { place, sequence }) = prefilling.min_by_key(|r| r.sequence.id) else { return };
         let rest = &sequence.prompt[sequence.forwarded..];
-        let (left, forwarded) = (rest.len(), self.runner.prefill(place, rest));
+        let (left, forced) = (rest.len(), sequence.forced_first());
+        let forwarded = self.runner.prefill_then(place, rest, forced);
         let Some(forwarded) = sequence.or_fail(forwarded) else { return };
         sequence.forwarded += forwarded;
         sequence.issued = usize::from(forwarded == left);
+        if forced.is_some() && forwarded == left {
+            sequence.wrote_forced();
+        }
         sequence.note_peak(self.runner.cache().longest(place), self.runner.cache().bytes_of(place));
         self.start_read();
+    }
+
+    /// Writes the tokens that end the thinking of sequences whose model may think no longer.
+    fn force(&mut self) -> Result<()> {
+        loop {
+            let rows = self.places.running().filter(|r| r.sequence.is_forced()).collect();
+            let rows = with_room(self.runner, rows, 1);
+            let tokens: Vec<(usize, u32)> =
+                rows.iter().filter_map(|row| Some((row.place, row.sequence.forced()?))).collect();
+            if tokens.is_empty() {
+                return Ok(());
+            }
+            self.runner.force(&tokens)?;
+            for Running { place, sequence } in rows {
+                sequence.issued += 1;
+                sequence.wrote_forced();
+                sequence.note_bytes(self.runner.cache().bytes_of(place));
+            }
+            self.start_read();
+        }
     }
 
     /// Decode steps for all sequences that have room, in bursts of [`LAG`] between two reads. A sequence drops out
@@ -310,9 +343,13 @@ impl<'e> Batch<'e> {
             due[row].sequence.pruned(trace::Probe { timings, bytes_before, bytes_after, ..record }, on);
         }
 
-        self.runner.resume(&held);
-        for Due { sequence, .. } in due {
+        let forced: Vec<Option<u32>> = due.iter().map(|due| due.sequence.forced()).collect();
+        self.runner.resume_then(&held, &forced);
+        for (Due { sequence, .. }, forced) in due.into_iter().zip(forced) {
             sequence.issued += 1;
+            if forced.is_some() {
+                sequence.wrote_forced();
+            }
             // Reading the heads serves the trace alone and is no part of what a probe costs.
             sequence.totals.probe_us += (begun.elapsed() - (traced - probed)).as_micros() as u64;
         }
@@ -321,11 +358,12 @@ impl<'e> Batch<'e> {
     }
 
     /// Removes the sequences that have ended, and frees their memory.
-    fn retire(&mut self) -> Vec<(usize, Result<RunResult>)> {
+    fn retire(&mut self, on: &mut OnEvent<'_>) -> Vec<(usize, Result<RunResult>)> {
         let mut ended = Vec::new();
         for (place, slot) in self.places.0.iter_mut().enumerate() {
             slot.iter_mut().for_each(Sequence::finish_if_done);
-            if let Some(sequence) = slot.take_if(|s| s.ended.is_some()) {
+            if let Some(mut sequence) = slot.take_if(|s| s.ended.is_some()) {
+                sequence.release(on);
                 let request = sequence.id;
                 let device = self.runner.model().device().clone();
                 let result = sequence.finish(&self.prepared.name, &device, self.runner.cache(), place);

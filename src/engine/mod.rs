@@ -33,6 +33,7 @@ mod record;
 mod request;
 pub(crate) mod runner;
 mod sequence;
+mod stops;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,6 +45,7 @@ pub use prepared::PreparedModel;
 pub use record::{Event, GROWTH, LAG, OnEvent, RunResult};
 pub use request::{Encoded, LoadOptions, Prompt, Request, Resolved};
 pub(crate) use runner::Runner;
+pub(crate) use stops::Stops;
 
 use crate::Result;
 use crate::device::ComputeDevice;

@@ -26,7 +26,16 @@ pub enum Event<'a> {
         index: usize,
         /// Its id.
         id: u32,
-        /// The text that is complete with it; often empty inside a character.
+        /// The text that is released with it: whole characters that cannot become a stop string. Often empty inside a
+        /// character.
+        text: &'a str,
+        /// Its part of the sequence.
+        role: Role,
+    },
+    /// Text that waited for a stop string that did not come, or for the end of a character. The texts of all events
+    /// together are [`RunResult::text`].
+    Rest {
+        /// The text.
         text: &'a str,
         /// Its part of the sequence.
         role: Role,

@@ -128,6 +128,16 @@ pub struct Request {
     pub steps: Option<Boundaries>,
     /// How much of each probe's attention the trace records.
     pub attention: Option<AttentionDetail>,
+    /// Texts that end the answer, and are no part of it. They have no effect on the thinking.
+    pub stop: Option<Vec<String>>,
+    /// Ids of tokens that end the answer, and are no part of it.
+    pub stop_ids: Option<Vec<u32>>,
+    /// Whether the text or the token that ended the answer is part of it after all.
+    pub include_stop: Option<bool>,
+    /// Thinking tokens after which the engine ends the thinking.
+    pub max_thinking_tokens: Option<usize>,
+    /// The most tokens outside the thinking.
+    pub max_answer_tokens: Option<usize>,
 }
 
 /// Reads a number that f32 can hold. JSON has numbers that it cannot hold, and no infinity to write them back.
@@ -298,7 +308,20 @@ impl Request {
             max_new_tokens: self.max_new_tokens.unwrap_or(most),
             ignore_eos: self.ignore_eos.unwrap_or(default.ignore_eos),
             attention: self.attention.unwrap_or(default.attention),
+            stop: self.stop.clone().unwrap_or(default.stop),
+            stop_ids: self.stop_ids.clone().unwrap_or(default.stop_ids),
+            include_stop: self.include_stop.unwrap_or(default.include_stop),
+            max_thinking_tokens: self.max_thinking_tokens,
+            max_answer_tokens: self.max_answer_tokens,
         };
+        if settings.max_answer_tokens == Some(0) {
+            let e = Error::new(ErrorKind::Input, "an answer cannot have 0 tokens").at("`max_answer_tokens`");
+            return Err(e.expected("at least 1"));
+        }
+        if settings.stop.iter().any(String::is_empty) {
+            let e = Error::new(ErrorKind::Input, "an empty text would end every answer").at("`stop`");
+            return Err(e.expected("texts of at least one character"));
+        }
         Ok((settings, notes))
     }
 

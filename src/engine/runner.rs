@@ -8,8 +8,8 @@ use burn::tensor::Tensor;
 
 use crate::cache::{CacheShape, KvCache, RegionUpdate, Tracking};
 use crate::device::ComputeDevice;
-use crate::kernels::Reduce;
 use crate::kernels::readback::{self, Readback};
+use crate::kernels::{self, Reduce};
 use crate::model::decoder::{Decoder, Input, Logits, Output};
 use crate::policy::{Measured, Measurement};
 use crate::sampling::Sampler;
@@ -201,12 +201,20 @@ impl Runner {
     /// # Errors
     /// The errors of [`Decoder::plan`].
     pub fn prefill(&mut self, seq: usize, rest: &[u32]) -> Result<usize> {
+        self.prefill_then(seq, rest, None)
+    }
+
+    /// Like [`prefill`](Self::prefill), but the first token is `forced`, if it is given.
+    pub(crate) fn prefill_then(&mut self, seq: usize, rest: &[u32], forced: Option<u32>) -> Result<usize> {
         self.cache.reserve(&[seq], rest.len())?;
         let ids = &rest[..rest.len().min(PREFILL_CHUNK)];
         let plan = self.model.plan(Input::Chunk { seq, ids }, &mut self.cache)?;
         let out = self.model.forward(&plan, &mut self.cache, None);
         if ids.len() == rest.len() {
-            let logits = self.model.logits(&out, Logits::Last);
+            let logits = match forced {
+                Some(token) => self.certain(&[token]),
+                None => self.model.logits(&out, Logits::Last),
+            };
             self.sampler.sample(&logits, &mut self.cache, &[seq], ids.len());
         } else {
             self.cache.advance(seq, ids.len(), 0);
@@ -317,6 +325,45 @@ impl Runner {
     /// Samples the next tokens from the logits that were held.
     pub fn resume(&mut self, held: &PendingForward) {
         self.sampler.sample(&held.logits, &mut self.cache, &held.seqs, 0);
+    }
+
+    /// Like [`resume`](Self::resume), but the next token of a row is the one in `forced`, if there is one.
+    pub(crate) fn resume_then(&mut self, held: &PendingForward, forced: &[Option<u32>]) {
+        if forced.iter().all(Option::is_none) {
+            return self.resume(held);
+        }
+        let row = |(row, token): (usize, &Option<u32>)| match token {
+            Some(token) => self.certain(&[*token]),
+            None => held.logits.clone().narrow(0, row, 1),
+        };
+        let logits = Tensor::cat(forced.iter().enumerate().map(row).collect(), 0);
+        self.sampler.sample(&logits, &mut self.cache, &held.seqs, 0);
+    }
+
+    /// A decode step of each sequence of `tokens` (sequence, token) in which this token is written in place of one that
+    /// the model chooses. Everything else is as if the model had chosen it.
+    ///
+    /// # Errors
+    /// The errors of [`Decoder::plan`].
+    pub(crate) fn force(&mut self, tokens: &[(usize, u32)]) -> Result<()> {
+        let (seqs, tokens): (Vec<usize>, Vec<u32>) = tokens.iter().copied().unzip();
+        self.model.device().note_step();
+        let plan = self.model.plan(Input::Pending(&seqs), &mut self.cache)?;
+        self.model.forward(&plan, &mut self.cache, None);
+        self.sampler.sample(&self.certain(&tokens), &mut self.cache, &seqs, 1);
+        Ok(())
+    }
+
+    /// Logits of which every sampler chooses these tokens.
+    fn certain(&self, tokens: &[u32]) -> Tensor<2> {
+        // So much larger than the others that no temperature and no penalty matters.
+        const CERTAIN: f32 = 1e30;
+        let vocab = self.model.config().vocab_size;
+        let mut logits = vec![0.0; tokens.len() * vocab];
+        for (row, token) in tokens.iter().enumerate() {
+            logits[row * vocab + *token as usize] = CERTAIN;
+        }
+        kernels::f32_tensor(logits, [tokens.len(), vocab], &self.model.device().burn)
     }
 
     /// Empties `seq` and gives its memory back.

@@ -9,6 +9,7 @@ use crate::device::ComputeDevice;
 use crate::engine::pruning::Pruner;
 use crate::engine::record::{Event, LAG, RunResult};
 use crate::engine::runner::Measurements;
+use crate::engine::stops::Stops;
 use crate::policy::{self, Budget, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
 use crate::settings::Settings;
@@ -50,7 +51,11 @@ pub(crate) struct Sequence {
     tokenizer: Option<Tokenizer>,
     detokenizer: Option<Detokenizer>,
     text: String,
+    stops: Stops,
     clock: ProbeClock,
+    closing: Closing,
+    /// Tokens outside the thinking.
+    answered: usize,
     pub ledger: Ledger,
     pub prompt: Vec<u32>,
     /// Tokens of the prompt that were forwarded.
@@ -94,6 +99,10 @@ impl Sequence {
         let sets = Sets { scope: settings.scope, layers: model.layers, kv_heads: model.kv_heads };
         let pruner = Pruner::new(settings.clone(), sets)?;
         let tokenizer = model.tokenizer.as_ref().ok().cloned();
+        check_ids(&settings.stop_ids, model.vocab_size, "`stop_ids`")?;
+        if let (false, Err(e)) = (settings.stop.is_empty(), model.tokenizer) {
+            return Err(e.clone().at("`stop`"));
+        }
         let think = tokenizer.as_ref().map_or(ThinkIds { open: None, close: None }, Tokenizer::think_ids);
         let probe_ids = match settings.policy.needs().probes() {
             false => Vec::new(),
@@ -115,9 +124,11 @@ impl Sequence {
             think,
             eos: model.eos.to_vec(),
             detokenizer: tokenizer.as_ref().map(|t| Detokenizer::new(t, false)),
-            tokenizer,
             text: String::new(),
+            stops: Stops::new(&settings.stop, settings.include_stop),
             clock: ProbeClock::new(settings.probe_every, thinking)?,
+            closing: Closing::new(tokenizer.as_ref(), &think, settings.max_thinking_tokens, thinking)?,
+            answered: 0,
             ledger: Ledger::with_sets(prompt.len(), sets).with_boundaries(settings.steps),
             forwarded: 0,
             context: model.context,
@@ -134,6 +145,7 @@ impl Sequence {
             began: Instant::now(),
             first_token: None,
             prompt,
+            tokenizer,
         })
     }
 
@@ -205,7 +217,42 @@ impl Sequence {
             return 0;
         }
         let to_probe = read.saturating_add(self.clock.steps_until_possible_probe());
-        self.limit().min(to_probe).min(read + 2 * LAG).saturating_sub(self.issued)
+        let to_close = match self.closing.steps_until(&self.clock, read) {
+            Some(0) => return 0,
+            steps => steps.map_or(usize::MAX, |steps| read.saturating_add(steps)),
+        };
+        // A thought that is open must be closed before the answer goes on.
+        let answer = self.settings().max_answer_tokens.map(|most| most.saturating_sub(self.answered));
+        let to_end = answer.map_or(usize::MAX, |left| read + left + usize::from(self.clock.inside_thinking()));
+        self.limit().min(to_probe).min(to_close).min(to_end).min(read + 2 * LAG).saturating_sub(self.issued)
+    }
+
+    /// The token that the engine must write next in place of the model, to end the thinking. `None` where the model
+    /// writes the next token.
+    pub fn forced(&self) -> Option<u32> {
+        let free = self.ended.is_none() && !self.cancelled && self.issued < self.limit();
+        let ready = self.closing.begun() || self.caught_up() && self.issued > 0;
+        if free && ready { self.closing.next(&self.clock) } else { None }
+    }
+
+    /// The same for the first token, which follows the prompt.
+    pub fn forced_first(&self) -> Option<u32> {
+        self.closing.next(&self.clock)
+    }
+
+    /// Whether a forced token may be written now, without a probe before it.
+    pub fn is_forced(&self) -> bool {
+        self.probe_after.is_none() && self.forced().is_some()
+    }
+
+    /// Notes that the token which [`forced`](Self::forced) named is written.
+    pub fn wrote_forced(&mut self) {
+        self.closing.issued += 1;
+    }
+
+    /// Ends the thinking as soon as possible: that which is under way, or, before the first token, the one to come.
+    pub fn end_thinking(&mut self) {
+        self.closing.asked |= self.tokens.is_empty() || self.clock.inside_thinking();
     }
 
     /// The pending token, if the sequence is to be probed and pruned now.
@@ -220,6 +267,12 @@ impl Sequence {
         }
         if self.cancelled && self.caught_up() {
             self.ended = Some(StopReason::Cancelled);
+        } else if self
+            .settings()
+            .max_answer_tokens
+            .is_some_and(|most| self.answered >= most && !self.clock.inside_thinking())
+        {
+            self.ended = Some(StopReason::MaxAnswerTokens);
         } else if self.tokens.len() >= self.limit() {
             let most = self.settings().max_new_tokens;
             let full = self.tokens.len() < most;
@@ -246,7 +299,8 @@ impl Sequence {
         self.first_token.get_or_insert_with(Instant::now);
         let stop = self.eos.contains(&id) && !self.settings().ignore_eos;
         let inside = self.clock.inside_thinking();
-        let (think_open, think_close) = (Some(id) == self.think.open, Some(id) == self.think.close);
+        let forced = self.closing.issued > 0;
+        let (think_open, think_close) = (Some(id) == self.think.open, forced || Some(id) == self.think.close);
         let role = match inside {
             _ if stop => Role::Answer,
             _ if think_close => Role::ThinkClose,
@@ -263,19 +317,43 @@ impl Sequence {
         self.totals.peak_cached = self.totals.peak_cached.max(self.ledger.cached());
         self.ledger.push(role, bytes.as_deref().unwrap_or(piece.as_bytes()));
         let special = self.tokenizer.as_ref().is_some_and(|t| t.is_special(id));
-        let shown = if special { "" } else { piece.as_str() };
-        self.text.push_str(shown);
-        on(self.id, Event::Token { index: self.tokens.len(), id, text: shown, role });
-        self.tokens.push(trace::Token { id, text: piece, role, special: special || stop, step: None });
+        // Without a tag to wait for, a thought never ends: then everything may be the answer.
+        let answers = role == Role::Answer || self.think.close.is_none() && !forced;
+        let stops_here = answers && !stop && self.settings().stop_ids.contains(&id);
+        let left_out = special || stops_here && !self.settings().include_stop;
+        let shown = if left_out { "" } else { piece.as_str() };
+        let released = match answers {
+            true => self.stops.push(shown),
+            false => {
+                let rest = self.stops.rest();
+                if !rest.is_empty() {
+                    self.text.push_str(&rest);
+                    on(self.id, Event::Rest { text: &rest, role: Role::Answer });
+                }
+                shown.to_string()
+            }
+        };
+        self.text.push_str(&released);
+        self.answered += usize::from(role == Role::Answer);
+        on(self.id, Event::Token { index: self.tokens.len(), id, text: &released, role });
+        let special = left_out || stop;
+        self.tokens.push(trace::Token { id, text: piece, role, special, step: None, forced });
         if self.repetition.push(&self.tokens) {
             on(self.id, Event::Repetition { index: self.tokens.len() - 1 });
         }
         if stop {
             self.ended = Some(StopReason::Eos);
+        } else if self.stops.matched() {
+            self.ended = Some(StopReason::StopString);
+        } else if stops_here {
+            self.ended = Some(StopReason::StopToken);
+        }
+        if self.ended.is_some() {
             return Ok(());
         }
         let inside_char = self.detokenizer.as_ref().is_some_and(Detokenizer::ends_inside_char);
         let due = self.clock.push(Generated { think_open, think_close, inside_char }) && self.prunes();
+        self.closing.push(think_open, &self.clock, self.tokens.len());
         // Near the end of the context no positions are left for a probe, and pruning would save nothing.
         let due = due && self.reached() + self.probe_ids.len() <= self.context;
         self.probe_after = due.then_some(id);
@@ -322,6 +400,23 @@ impl Sequence {
         self.totals.peak_kv_bytes = self.totals.peak_kv_bytes.max(bytes);
     }
 
+    /// Releases the text that waited: for a stop string, or for the rest of a character. What follows a stop string is
+    /// no part of the text.
+    pub fn release(&mut self, on: &mut dyn FnMut(usize, Event<'_>)) {
+        let held = self.stops.rest();
+        let unfinished = match &mut self.detokenizer {
+            Some(detokenizer) if !self.stops.matched() => detokenizer.finish(),
+            _ => "",
+        };
+        let role = self.tokens.last().map_or(Role::Answer, |token| token.role);
+        for (text, role) in [(held.as_str(), Role::Answer), (unfinished, role)] {
+            if !text.is_empty() {
+                self.text.push_str(text);
+                on(self.id, Event::Rest { text, role });
+            }
+        }
+    }
+
     /// The result, taken while the sequence still has its place in the cache. What was generated before a failure is
     /// part of it.
     ///
@@ -339,9 +434,6 @@ impl Sequence {
         let first_token = self.first_token.unwrap_or_else(Instant::now);
         self.totals.prefill_us = (first_token - self.began).as_micros() as u64;
         self.totals.decode_us = (first_token.elapsed().as_micros() as u64).saturating_sub(self.totals.probe_us);
-        if let Some(detokenizer) = &mut self.detokenizer {
-            self.text.push_str(detokenizer.finish());
-        }
         // Steps as the final text has them.
         let thinking = self.ledger.thinking();
         let steps = thinking.steps(Tail::Closed);
@@ -382,6 +474,109 @@ impl Sequence {
             trace,
             error: self.error,
         })
+    }
+}
+
+/// Ends the thinking in place of the model: after a number of tokens, or when it is told to.
+#[derive(Debug)]
+struct Closing {
+    /// The ids of `</think>`, or of the model's own closing tag: several where the tokenizer splits it.
+    tag: Vec<u32>,
+    /// The most thinking tokens of the request.
+    most: Option<usize>,
+    /// Thinking tokens, of all thoughts together, after which the thought is ended that is under way.
+    end: Option<usize>,
+    /// Whether a caller wants the thinking to end.
+    asked: bool,
+    /// Whether a thought came to its end before, in the prompt or later.
+    closed: bool,
+    /// Tokens of the tag that were written and not read back yet; those that were read are not counted.
+    issued: usize,
+    /// Tokens of the tag that were read back.
+    read: usize,
+}
+
+impl Closing {
+    /// A thought that begins later than this is not the first one of a model that thinks.
+    const FIRST: usize = 2 * LAG;
+
+    fn new(
+        tokenizer: Option<&Tokenizer>,
+        think: &ThinkIds,
+        most: Option<usize>,
+        prompt: PromptThinking,
+    ) -> Result<Self> {
+        let tag = match (think.close, tokenizer) {
+            (Some(id), _) => vec![id],
+            (None, Some(tokenizer)) => tokenizer.encode(tokenizer.think_tags().close)?,
+            (None, None) if most.is_some() => {
+                let e = Error::new(ErrorKind::Input, "without a tokenizer, thinking cannot be ended");
+                return Err(e.at("`max_thinking_tokens`"));
+            }
+            (None, None) => Vec::new(),
+        };
+        let closed = prompt == PromptThinking::Closed;
+        Ok(Self { tag, most, end: most, asked: false, closed, issued: 0, read: 0 })
+    }
+
+    /// Whether the tag is being written.
+    fn begun(&self) -> bool {
+        self.issued + self.read > 0
+    }
+
+    /// Whether the thinking must end now.
+    fn due(&self, clock: &ProbeClock) -> bool {
+        let over = self.end.is_some_and(|end| clock.thinking_tokens() >= end);
+        !self.tag.is_empty() && clock.inside_thinking() && (self.asked || over)
+    }
+
+    /// The next token of the tag, if one must be written.
+    fn next(&self, clock: &ProbeClock) -> Option<u32> {
+        match self.begun() {
+            true => self.tag.get(self.issued + self.read).copied(),
+            false if self.due(clock) => self.tag.first().copied(),
+            false => None,
+        }
+    }
+
+    /// The most steps that may be taken before the thinking may have to end, after `read` tokens; `None` if it never
+    /// has to.
+    fn steps_until(&self, clock: &ProbeClock, read: usize) -> Option<usize> {
+        if self.begun() && self.next(clock).is_some() || self.due(clock) {
+            return Some(0);
+        }
+        let most = self.most?;
+        if clock.inside_thinking() {
+            return self.end.map(|end| end.saturating_sub(clock.thinking_tokens()));
+        }
+        // `<think>` must come first.
+        Some(self.end_of_new(most, clock, read) - clock.thinking_tokens() + 1)
+    }
+
+    /// Where a thought ends that begins after `read` tokens. Only the first one ends exactly: for a later one, every
+    /// token of the answer would have to be awaited before the next step.
+    fn end_of_new(&self, most: usize, clock: &ProbeClock, read: usize) -> usize {
+        let exact = !self.closed && read < Self::FIRST;
+        most.max(clock.thinking_tokens() + if exact { 0 } else { LAG })
+    }
+
+    /// Notes a token that was read: the last of `read`.
+    fn push(&mut self, opened: bool, clock: &ProbeClock, read: usize) {
+        if self.issued > 0 {
+            (self.issued, self.read) = (self.issued - 1, self.read + 1);
+        }
+        if opened {
+            self.end = self.most.map(|most| self.end_of_new(most, clock, read - 1));
+        }
+        if self.begun() && self.read == self.tag.len() {
+            (self.issued, self.read) = (0, 0);
+        }
+        if !clock.inside_thinking() && clock.thinking_tokens() > 0 || self.read > 0 {
+            self.closed = true;
+        }
+        if !clock.inside_thinking() && self.closed {
+            self.asked = false;
+        }
     }
 }
 
@@ -435,7 +630,14 @@ mod tests {
 
     #[test]
     fn a_loop_is_reported_once_and_its_tokens_are_counted() {
-        let token = |id| trace::Token { id, text: String::new(), role: Role::Answer, special: false, step: None };
+        let token = |id| trace::Token {
+            id,
+            text: String::new(),
+            role: Role::Answer,
+            special: false,
+            step: None,
+            forced: false,
+        };
         let push = |repetition: &mut Repetition, tokens: &mut Vec<trace::Token>, id: u32| {
             tokens.push(token(id));
             repetition.push(tokens)

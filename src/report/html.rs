@@ -404,6 +404,9 @@ fn shade(value: f32, largest: f32) -> u8 {
 fn stop(reason: &StopReason) -> String {
     match reason {
         StopReason::Eos => "the model ended its answer".into(),
+        StopReason::StopString => "a stop text ended the answer".into(),
+        StopReason::StopToken => "a stop token ended the answer".into(),
+        StopReason::MaxAnswerTokens => "the limit on tokens of the answer was reached".into(),
         StopReason::MaxNewTokens => "the limit on new tokens was reached".into(),
         StopReason::ContextFull => "the context is full".into(),
         StopReason::Cancelled => "the user interrupted it".into(),
@@ -504,6 +507,7 @@ mod tests {
             role: Role::Answer,
             special,
             step: None,
+            forced: false,
         };
         let stop = trace.tokens.pop().unwrap();
         assert_eq!((stop.text.as_str(), stop.special), ("<|end|>", true));

@@ -749,6 +749,7 @@ fn bare_trace(
         role,
         special: tokenizer.is_special(id),
         step,
+        forced: false,
     };
     let mut tokens: Vec<_> =
         ids.iter().zip(step_of).map(|(id, step)| token(*id, Role::Thinking, Some(steps[*step].start))).collect();

@@ -28,5 +28,6 @@ mod policies;
 mod reasoner;
 mod request;
 mod sampling;
+mod serving;
 mod shaders;
 mod weights;

@@ -107,12 +107,21 @@ fn options_are_fields_of_a_request() {
         "--steps",
         "sentences",
         "--ignore-eos",
+        "--stop",
+        "\n\n",
+        "--stop",
+        "-",
+        "--max-thinking-tokens",
+        "7",
+        "--max-answer-tokens",
+        "8",
     ];
     let request = json!({
         "prompt": "-5 + 3?", "system": "Be brief.", "max_new_tokens": 9, "seed": 3, "temperature": 0.5, "top_k": -1,
         "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2, "policy": "snapkv", "budget": "tokens:12", "window": 5,
         "probe_every": 6, "probe_text": "Enough.</think>", "scope": "layer", "normalise": "per-head",
         "positions": "compact", "steps": "sentences", "ignore_eos": true,
+        "stop": ["\n\n", "-"], "max_thinking_tokens": 7, "max_answer_tokens": 8,
     });
     assert_eq!(printed(&dry_run(F16, &options, "")), resolved(F16, &request).expect("a request"));
     let ids = printed(&dry_run(F16, &["--ids", "1, 2,3", "--seed", "0", "--greedy", "--layers", "0,2-3"], ""));
@@ -170,6 +179,9 @@ fn a_wrong_request_is_refused_and_says_why() {
         (json!({"prompt": "x", "temperature": -1}), &["out of range", "`temperature`"]),
         (json!({"prompt": "x", "probe_every": 0}), &["`probe_every`"]),
         (json!({"prompt": "x", "layers": "9"}), &["no such layer"]),
+        (json!({"prompt": "x", "stop": ["a", ""]}), &["`stop`", "empty"]),
+        (json!({"prompt": "x", "stop_ids": [4_000_000]}), &["`stop_ids`", "outside the vocabulary"]),
+        (json!({"prompt": "x", "max_answer_tokens": 0}), &["`max_answer_tokens`"]),
         (json!({"prompt": "x", "policy": "random", "budget": "share:0.5"}), &["no scores"]),
     ] {
         let error = resolved(F16, &request).expect_err("it is refused").to_string();
