@@ -66,6 +66,7 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `cli` (default) | the `secateur` command, and module `hub`: models by name from the Hugging Face hub |
+//! | `serve` (default) | `secateur serve` and module `serve`: an HTTP server with OpenAI's interface |
 //!
 //! On `wasm32-unknown-unknown` the crate is the engine of the browser page (module `web`). Build it
 //! without default features.
@@ -90,6 +91,8 @@ mod probe;
 mod quality;
 pub mod report;
 pub mod sampling;
+#[cfg(all(feature = "serve", not(target_family = "wasm")))]
+pub mod serve;
 pub mod settings;
 pub mod steps;
 mod text;

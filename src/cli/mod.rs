@@ -16,12 +16,16 @@ mod quality;
 mod report;
 mod run;
 mod screen;
+#[cfg(feature = "serve")]
+mod serve;
 mod signals;
 mod state;
 mod stdin;
 mod text;
 mod trust;
 mod warnings;
+#[cfg(feature = "serve")]
+mod web;
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -108,6 +112,23 @@ enum Command {
         "secateur calibrate DIR --data dev.jsonl --budget tokens:512 --problems 50 --out choice.json"
     ))]
     Calibrate(calibrate::Args),
+    /// Answer HTTP requests with OpenAI's interface. Every request's memory is bounded before it starts.
+    #[cfg(feature = "serve")]
+    #[command(allow_negative_numbers = true, after_help = after_help!(
+        "secateur serve                                      the built-in model, on http://127.0.0.1:8080"
+        "secateur serve --model Qwen/Qwen3-0.6B --sequences 8 --budget tokens:1024"
+        "secateur serve --model DIR --host 0.0.0.0 --api-key-file keys.txt"
+        "curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' -d '{\"messages\": [{\"role\": \"user\", \"content\": \"...\"}]}'"
+    ))]
+    Serve(Box<serve::Args>),
+    /// Serve the browser's page, and open it: the model then runs in the browser, on the GPU of whoever opens the page.
+    #[cfg(feature = "serve")]
+    #[command(after_help = after_help!(
+        "secateur web                                        the page with the built-in model"
+        "secateur web --model model.gguf                     the page loads this file from here"
+        "secateur web --port 8001 --no-open"
+    ))]
+    Web(web::Args),
     /// List the devices of this machine, the best one first.
     #[command(after_help = after_help!(
         "secateur devices"
@@ -143,6 +164,10 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::main(&args),
         Command::Inspect(args) => inspect::main(&args),
         Command::Calibrate(args) => calibrate::main(&args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::main(*args),
+        #[cfg(feature = "serve")]
+        Command::Web(args) => web::main(&args),
         Command::Devices(args) => devices::main(&args),
         Command::Conformance(args) => conformance::main(&args),
     };

@@ -1,6 +1,6 @@
 //! Opens the model of `--model`: a directory, a GGUF file, or the name of a model on the hub.
 use std::ffi::{OsStr, OsString};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use secateur::ModelSource;
@@ -28,6 +28,11 @@ impl ModelArgs {
             Some(model) => open(model, self.update, quiet),
         }
     }
+
+    /// The path of the model, fetched from the hub if it is named; `None` for the built-in model.
+    pub fn path(&self, quiet: bool) -> Result<Option<PathBuf>> {
+        self.model.as_ref().map(|model| Ok(fetched(model, self.update, quiet)?.0)).transpose()
+    }
 }
 
 /// Opens the path `model` if it exists; otherwise fetches the model of this name from the hub.
@@ -35,6 +40,12 @@ impl ModelArgs {
 /// # Errors
 /// If the name is empty, the path does not exist and is not a name, or the model cannot be fetched or opened.
 pub fn open(model: &OsStr, update: bool, quiet: bool) -> Result<(ModelSource, String)> {
+    let (path, name) = fetched(model, update, quiet)?;
+    Ok((ModelSource::open(path)?, name))
+}
+
+/// The path of the model and its name, fetched from the hub if `model` is the name of one there.
+fn fetched(model: &OsStr, update: bool, quiet: bool) -> Result<(PathBuf, String)> {
     if model.is_empty() {
         return Err(Error::new(ErrorKind::Input, "the name of the model is empty")
             .expected("a directory, a GGUF file, or a model on the hub")
@@ -52,7 +63,7 @@ pub fn open(model: &OsStr, update: bool, quiet: bool) -> Result<(ModelSource, St
                     super::say(&format!("there is no file or directory {shown}, so the hub was asked"));
                 }
             })?;
-            Ok((ModelSource::open(path)?, name.to_string()))
+            Ok((path, name.to_string()))
         }
         // Neither a path nor a name. If it looks like a name, the error says what is wrong with the name.
         Err(error) if std::fs::symlink_metadata(model).is_err() => {
@@ -60,10 +71,10 @@ pub fn open(model: &OsStr, update: bool, quiet: bool) -> Result<(ModelSource, St
             let help = "a model on the hub is named ORG/NAME, ORG/NAME@REVISION or ORG/NAME/FILE.gguf";
             match ModelSource::open(model) {
                 Err(_) if is_address && !cfg!(windows) => Err(error),
-                opened => Ok((opened.map_err(|e| e.help(help))?, shown.into_owned())),
+                opened => Ok((opened.map(|_| model.into()).map_err(|e| e.help(help))?, shown.into_owned())),
             }
         }
-        _ => Ok((ModelSource::open(model)?, shown.into_owned())),
+        _ => Ok((model.into(), shown.into_owned())),
     }
 }
 

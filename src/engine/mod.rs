@@ -45,6 +45,8 @@ pub use prepared::PreparedModel;
 pub use record::{Event, GROWTH, LAG, OnEvent, RunResult};
 pub use request::{Encoded, LoadOptions, Prompt, Request, Resolved};
 pub(crate) use runner::Runner;
+#[cfg(all(feature = "serve", not(target_family = "wasm")))]
+pub(crate) use sequence::TOO_LONG;
 pub(crate) use stops::Stops;
 
 use crate::Result;

@@ -31,9 +31,13 @@ pub(crate) struct ModelFacts<'a> {
     pub kv_heads: usize,
 }
 
+/// What the error says of a prompt that is longer than the context. Front-ends recognise it by these words, because programs
+/// shorten a conversation then.
+pub(crate) const TOO_LONG: &str = "the prompt is longer than the context";
+
 /// The error for a prompt that is longer than the context.
 pub(super) fn too_long(context: usize, found: String) -> Error {
-    Error::new(ErrorKind::Input, "the prompt is longer than the context")
+    Error::new(ErrorKind::Input, TOO_LONG)
         .expected(format!("at most {context} tokens"))
         .found(found)
         .help("shorten it, or raise `context` up to the model's max_position_embeddings")

@@ -28,6 +28,7 @@ mod policies;
 mod reasoner;
 mod request;
 mod sampling;
+mod serve;
 mod serving;
 mod shaders;
 mod weights;

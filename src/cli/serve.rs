@@ -1,0 +1,225 @@
+//! `secateur serve`: an HTTP server with OpenAI's interface.
+use std::io::ErrorKind as IoKind;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use secateur::engine::{Engine, LoadOptions, PreparedModel};
+use secateur::policy::Budget;
+use secateur::serve::{self, Options, ThinkingField};
+use secateur::{Error, ErrorKind, ModelSource, Result};
+
+use super::model::ModelArgs;
+use super::options::{self, PruningArgs, StorageArgs};
+use super::screen::{self, Progress};
+use super::signals;
+use super::text;
+use super::trust;
+
+/// The budget of requests that name none: one that bounds their memory.
+const DEFAULT_BUDGET: Budget = Budget::Tokens(1024);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The address to listen on. On another address than this machine's own, clients need a key (--api-key-file).
+    #[arg(long, value_name = "ADDRESS", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    host: IpAddr,
+    /// The port to listen on; 0 takes a free one, which is printed.
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    port: u16,
+    /// The key that clients have to send. It can be seen in the list of processes: a file is safer.
+    #[arg(long, value_name = "KEY", env = "SECATEUR_API_KEY", hide_env_values = true)]
+    api_key: Option<String>,
+    /// A file with the keys that clients may send, one on each line.
+    #[arg(long, value_name = "FILE", conflicts_with = "api_key")]
+    api_key_file: Option<PathBuf>,
+    /// The origins of web pages that may use the server, separated by commas; `*` for all [default: none].
+    #[arg(long, value_name = "ORIGIN,...", value_delimiter = ',')]
+    cors: Vec<String>,
+    /// Further names by which clients may call this server, separated by commas; `*` for all.
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    allow_host: Vec<String>,
+    /// The name of the model for clients [default: its own].
+    #[arg(long, value_name = "NAME")]
+    served_name: Option<String>,
+    /// Answer requests that name another model too, for clients with fixed names.
+    #[arg(long)]
+    any_model: bool,
+    /// The number of requests that run side by side.
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
+    sequences: u16,
+    /// The number of requests that may wait for a place. Further ones are refused with status 503.
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    queue: u16,
+    /// The most tokens that a request may generate, thinking included.
+    #[arg(long, value_name = "N", default_value_t = secateur::settings::MAX_NEW_TOKENS_THINKING)]
+    max_new_tokens: usize,
+    /// The field of responses that has the thinking: reasoning_content, reasoning, or none to leave it in the content.
+    #[arg(long, value_name = "FIELD", default_value = "reasoning_content", value_parser = thinking_field)]
+    reasoning_field: ThinkingField,
+    #[command(flatten)]
+    defaults: PruningArgs,
+    /// The device: auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name, or its index, as in the list
+    /// of `secateur devices`.
+    #[arg(long, default_value = "auto")]
+    device: String,
+    #[command(flatten)]
+    stored: StorageArgs,
+    /// The number of positions to make room for in each request, for the prompt and the text together [default: the
+    /// model's maximum, but at most 32768].
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// How long a client may leave text unread before its request is ended, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    client_timeout: u64,
+    /// After how many seconds of silence a stream gets a comment, which keeps proxies from closing it; 0: never.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    ping: u64,
+    /// How long running requests may go on after the server was told to stop, in seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    drain: u64,
+    /// Do not show the progress.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub fn main(args: Args) -> Result<ExitCode> {
+    options::check_context(args.context)?;
+    let mut defaults = options::request(&args.defaults)?;
+    defaults.budget.get_or_insert(DEFAULT_BUDGET);
+    defaults.check()?;
+    let places = usize::from(args.sequences);
+    let mut options = Options {
+        name: String::new(),
+        defaults,
+        places,
+        queue: args.queue.into(),
+        most_new_tokens: args.max_new_tokens,
+        keys: args.keys()?,
+        origins: args.cors.clone(),
+        hosts: args.allow_host.clone(),
+        address: args.host,
+        any_model: args.any_model,
+        thinking_field: args.reasoning_field,
+        most_body_bytes: 16 << 20,
+        ping: (args.ping > 0).then(|| Duration::from_secs(args.ping)),
+        patience: Duration::from_secs(args.client_timeout),
+        drain: Duration::from_secs(args.drain),
+        trace_bytes: 64 << 20,
+    };
+    options.check()?;
+    // The port is taken before gigabytes are read.
+    let listener = listen(SocketAddr::new(args.host, args.port))?;
+    let (source, name) = args.model.open(args.quiet)?;
+    options.name = args.served_name.clone().unwrap_or_else(|| short_name(&name));
+    let load =
+        LoadOptions { kv: args.stored.kv, context: args.context, sequences: places, weights: args.stored.weights };
+    // What cannot run is refused before the weights are read.
+    PreparedModel::new(&source, &name, &load)?.settings(&options.defaults)?;
+    signals::install()?;
+    let stop = Arc::new(AtomicBool::new(false));
+    signals::stop_on_signal(&stop);
+    let address = address_of(&listener)?;
+    let open = opener(source, name, load, args.device, address, args.quiet);
+    serve::run(listener, options, open, stop)?;
+    // A server that was told to stop, and did, has done its work.
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Loads the model, and says where it is served.
+fn opener(
+    source: ModelSource,
+    name: String,
+    load: LoadOptions,
+    device: String,
+    address: SocketAddr,
+    quiet: bool,
+) -> serve::Open {
+    let shown = options::in_precision(&name, load.weights);
+    Box::new(move || -> Result<Engine> {
+        let prepared = PreparedModel::new(&source, &name, &load)?;
+        let device = trust::open(&device, quiet)?;
+        let mut bar = Progress::new(&format!("loading {shown}"), quiet);
+        let engine = prepared.load(&source, &device, &mut |done, total| bar.at(done, total))?;
+        drop(bar);
+        if !quiet {
+            let (places, slots) = (load.sequences, engine.most_slots());
+            let bytes = screen::bytes(slots * engine.slot_bytes());
+            super::say(&format!("{shown} on {}", device.info.line()));
+            super::say(&format!("{places} requests side by side, in a cache of at most {slots} tokens ({bytes})"));
+        }
+        super::say(&format!("listening on http://{address}"));
+        Ok(engine)
+    })
+}
+
+/// The last part of a path, or the whole name of a model on the hub, without what follows a file's dot.
+fn short_name(name: &str) -> String {
+    let path = Path::new(name);
+    match path.exists() {
+        true => path.file_stem().map_or_else(|| name.to_string(), |stem| stem.to_string_lossy().into_owned()),
+        false => name.to_string(),
+    }
+}
+
+/// Takes a port.
+///
+/// # Errors
+/// If it is taken, or not allowed.
+pub fn listen(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).map_err(|e| {
+        let error = Error::new(ErrorKind::Io, "this address cannot be listened on").at(address);
+        match e.kind() {
+            IoKind::AddrInUse => error.found("another program listens there").help("choose another --port"),
+            IoKind::PermissionDenied => {
+                error.found(e).help("ports below 1024 belong to the system: choose another --port")
+            }
+            _ => error.found(e),
+        }
+    })
+}
+
+/// The address at which a listener listens, with the port that it was given.
+///
+/// # Errors
+/// If the system does not know it.
+pub fn address_of(listener: &TcpListener) -> Result<SocketAddr> {
+    listener.local_addr().map_err(|e| Error::new(ErrorKind::Io, "the port is not known").found(e))
+}
+
+fn thinking_field(name: &str) -> Result<ThinkingField, String> {
+    match name {
+        "reasoning_content" => Ok(ThinkingField::ReasoningContent),
+        "reasoning" => Ok(ThinkingField::Reasoning),
+        "none" => Ok(ThinkingField::None),
+        _ => Err("reasoning_content, reasoning or none is expected".into()),
+    }
+}
+
+impl Args {
+    /// The keys that clients may send.
+    fn keys(&self) -> Result<Vec<String>> {
+        let keys: Vec<String> = match &self.api_key_file {
+            None => self.api_key.iter().cloned().collect(),
+            Some(file) => {
+                let text = text::read(file, "the keys")?;
+                let keys = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_string);
+                let keys: Vec<String> = keys.collect();
+                if keys.is_empty() {
+                    let error = Error::new(ErrorKind::Input, "the file has no key").at(file.display());
+                    return Err(error.expected("a key on each line"));
+                }
+                keys
+            }
+        };
+        match keys.iter().any(|key| key.is_empty()) {
+            true => Err(Error::new(ErrorKind::Input, "the key is empty").at("--api-key").expected("some text")),
+            false => Ok(keys),
+        }
+    }
+}

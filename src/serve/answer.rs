@@ -1,0 +1,445 @@
+//! From the pieces of a mailbox to a response: one JSON object, or a stream of chunks. Both are made from the same texts in
+//! the same order, so that the texts of a stream put together are the text of the object.
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::body::{Body, Bytes};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Map, Value, json};
+use tokio::time::Instant;
+
+use super::body::Events;
+use super::mailbox::{Client, Ending, Mailbox, Part, Piece};
+use super::refusal::Refusal;
+use super::traces::Traces;
+use super::worker::{self, Worker};
+use crate::trace::StopReason;
+use crate::{Error, Result};
+
+/// What a response needs besides its pieces.
+pub(super) struct Frame {
+    /// Its id, which is also the id of its traces.
+    pub id: String,
+    /// Whether it answers a chat or a completion.
+    pub form: Form,
+    /// Seconds since 1970 at which it was made.
+    pub created: u64,
+    /// The model's name.
+    pub model: String,
+    /// The number of choices.
+    pub choices: usize,
+    /// The name of the field that has the thinking; `None`: it is part of the content.
+    pub thinking_field: Option<&'static str>,
+    /// Whether the thinking is left out.
+    pub without_thinking: bool,
+    /// How probes are sent.
+    pub events: Events,
+    /// Whether the last chunk of a stream has the usage.
+    pub include_usage: bool,
+    /// After how much silence a comment is sent; `None`: never.
+    pub ping: Option<Duration>,
+    /// Who asked, for the store of traces.
+    pub owner: Option<blake3::Hash>,
+    /// The texts with which the choices begin: those of their prompts, if the client asked for them; else none.
+    pub beginnings: Vec<String>,
+}
+
+/// The form of a response.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `/v1/chat/completions`.
+    Chat,
+    /// `/v1/completions`.
+    Completion,
+}
+
+impl Frame {
+    /// Seconds since 1970.
+    pub fn now() -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    }
+
+    fn object(&self, streamed: bool) -> &'static str {
+        match (self.form, streamed) {
+            (Form::Chat, false) => "chat.completion",
+            (Form::Chat, true) => "chat.completion.chunk",
+            (Form::Completion, _) => "text_completion",
+        }
+    }
+
+    /// A response without its choices.
+    fn head(&self, streamed: bool) -> Map<String, Value> {
+        let mut head = Map::new();
+        head.insert("id".into(), self.id.as_str().into());
+        head.insert("object".into(), self.object(streamed).into());
+        head.insert("created".into(), self.created.into());
+        head.insert("model".into(), self.model.as_str().into());
+        head.insert("system_fingerprint".into(), concat!("secateur-", env!("CARGO_PKG_VERSION")).into());
+        head
+    }
+
+    /// The text of a piece, as `delta` or as the text of a completion.
+    fn delta(&self, part: Part, text: &str) -> Value {
+        match (self.form, part, self.thinking_field) {
+            (Form::Chat, Part::Thinking, Some(field)) => json!({ field: text }),
+            (Form::Chat, _, _) => json!({"content": text}),
+            (Form::Completion, _, _) => text.into(),
+        }
+    }
+
+    fn chunk(&self, choice: usize, delta: Value, finish: Option<&str>) -> Value {
+        let mut chunk = self.head(true);
+        let entry = match self.form {
+            Form::Chat => json!({"index": choice, "delta": delta, "logprobs": null, "finish_reason": finish}),
+            Form::Completion => json!({"index": choice, "text": delta, "logprobs": null, "finish_reason": finish}),
+        };
+        chunk.insert("choices".into(), json!([entry]));
+        chunk.into()
+    }
+}
+
+/// The text of one choice on its way out: without the white space around the thinking, and without that between the
+/// thinking and the answer, which belongs to neither.
+#[derive(Debug, Default)]
+struct Trimmed {
+    /// The part of the latest text.
+    part: Option<Part>,
+    /// Whether anything of the part was sent.
+    begun: bool,
+    /// White space that is sent only if more of the same part follows.
+    held: String,
+    /// Whether the choice has thinking.
+    thought: bool,
+}
+
+impl Trimmed {
+    /// The text to send now for a text that has come.
+    fn push(&mut self, part: Part, text: &str) -> String {
+        if self.part != Some(part) {
+            self.held.clear();
+            self.begun = false;
+            self.thought |= part == Part::Thinking;
+            self.part = Some(part);
+        }
+        // An answer without thinking before it is the model's own text, and stays as it is.
+        if part == Part::Answer && !self.thought {
+            return text.into();
+        }
+        let text = if self.begun { text } else { text.trim_start() };
+        if text.is_empty() {
+            return String::new();
+        }
+        self.begun = true;
+        let mut out = std::mem::take(&mut self.held) + text;
+        if part == Part::Thinking {
+            self.held = out.split_off(out.trim_end().len());
+        }
+        out
+    }
+}
+
+/// OpenAI's name for the end of a choice; `None` for an end that is an error.
+fn finish_reason(reason: &StopReason) -> Option<&'static str> {
+    Some(worker::end(reason)).filter(|end| ["stop", "length"].contains(end))
+}
+
+/// The error by which a choice ended, if it did not end well.
+fn failure(ending: &Result<Box<Ending>, Error>) -> Option<Refusal> {
+    match ending {
+        Err(error) => Some(error.clone().into()),
+        Ok(ending) => match (&ending.error, finish_reason(&ending.reason)) {
+            (Some(error), _) => Some(error.clone().into()),
+            (None, Some(_)) => None,
+            (None, None) => Some(Refusal::busy("the request was ended before its answer was complete", 1)),
+        },
+    }
+}
+
+/// The usage of a request, over its choices.
+fn usage(endings: &[Box<Ending>]) -> Value {
+    let sum = |of: fn(&Ending) -> u64| endings.iter().map(|ending| of(ending)).sum::<u64>();
+    let most = |of: fn(&Ending) -> u64| endings.iter().map(|ending| of(ending)).max().unwrap_or(0);
+    // Choices share their prompt.
+    let prompt = most(|e| e.totals.prompt_tokens as u64);
+    let generated = sum(|e| e.totals.generated_tokens as u64);
+    json!({
+        "prompt_tokens": prompt,
+        "completion_tokens": generated,
+        "total_tokens": prompt + generated,
+        "completion_tokens_details": {"reasoning_tokens": sum(|e| e.totals.thinking_tokens as u64)},
+        "secateur": {
+            "cached_tokens": sum(|e| e.totals.final_cached as u64),
+            "peak_tokens": sum(|e| e.totals.peak_cached as u64),
+            "evicted_tokens": sum(|e| e.totals.evicted_tokens as u64),
+            "peak_kv_bytes": sum(|e| e.totals.peak_kv_bytes),
+            "probes": sum(|e| e.probes as u64),
+            "prune_ms": sum(|e| e.totals.probe_us) / 1000,
+            "seed": endings.first().map(|e| e.seed),
+        },
+    })
+}
+
+/// The choices of a response while their pieces come.
+struct Collected {
+    trimmed: Vec<Trimmed>,
+    thinking: Vec<String>,
+    content: Vec<String>,
+    endings: Vec<Option<Box<Ending>>>,
+}
+
+impl Collected {
+    fn new(choices: usize) -> Self {
+        Self {
+            trimmed: (0..choices).map(|_| Trimmed::default()).collect(),
+            thinking: vec![String::new(); choices],
+            content: vec![String::new(); choices],
+            endings: (0..choices).map(|_| None).collect(),
+        }
+    }
+
+    /// The text to send for a text that has come, in the part in which it is shown; `None` for one that is not.
+    fn text(&mut self, frame: &Frame, choice: usize, part: Part, text: &str) -> Option<(Part, String)> {
+        if frame.form == Form::Completion || frame.thinking_field.is_none() && !frame.without_thinking {
+            return Some((Part::Answer, text.to_string()));
+        }
+        let text = self.trimmed[choice].push(part, text);
+        let hidden = text.is_empty() || part == Part::Thinking && frame.without_thinking;
+        (!hidden).then_some((part, text))
+    }
+}
+
+/// Waits for all choices and answers with one object.
+pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> Result<Response, Refusal> {
+    let mut collected = Collected::new(frame.choices);
+    collected.content.iter_mut().zip(&frame.beginnings).for_each(|(content, beginning)| content.push_str(beginning));
+    while collected.endings.iter().any(Option::is_none) {
+        for (choice, piece) in client.0.take().await {
+            match piece {
+                Piece::Text { part, text, .. } => match collected.text(&frame, choice, part, &text) {
+                    Some((Part::Thinking, text)) => collected.thinking[choice].push_str(&text),
+                    Some((Part::Answer, text)) => collected.content[choice].push_str(&text),
+                    None => (),
+                },
+                Piece::Probe(_) => (),
+                Piece::End(ending) => {
+                    if let Some(refusal) = failure(&ending) {
+                        return Err(refusal);
+                    }
+                    if let Ok(mut ending) = ending {
+                        traces.keep(&frame, choice, ending.trace.take());
+                        collected.endings[choice] = Some(ending);
+                    }
+                }
+            }
+        }
+    }
+    let endings: Vec<Box<Ending>> = collected.endings.into_iter().flatten().collect();
+    let choices: Vec<Value> = endings
+        .iter()
+        .zip(collected.thinking.iter().zip(&collected.content))
+        .enumerate()
+        .map(|(index, (ending, (thinking, content)))| {
+            let finish = finish_reason(&ending.reason);
+            match frame.form {
+                Form::Completion => {
+                    json!({"index": index, "text": content, "logprobs": null, "finish_reason": finish})
+                }
+                Form::Chat => {
+                    let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+                    if let Some(field) = frame.thinking_field.filter(|_| !thinking.is_empty()) {
+                        message[field] = thinking.as_str().into();
+                    }
+                    json!({"index": index, "message": message, "logprobs": null, "finish_reason": finish})
+                }
+            }
+        })
+        .collect();
+    let mut body = frame.head(false);
+    body.insert("choices".into(), choices.into());
+    body.insert("usage".into(), usage(&endings));
+    Ok(axum::Json(Value::Object(body)).into_response())
+}
+
+/// Answers with a stream of server-sent events. It has no names and no ids of events, because clients of OpenAI stumble
+/// over them; silence is filled with comments, so that proxies keep the connection.
+pub(super) fn stream(frame: Frame, client: Client, traces: Arc<Traces>, worker: Arc<Worker>) -> Response {
+    let collected = Collected::new(frame.choices);
+    let begun = Instant::now();
+    let mut state = Stream {
+        frame,
+        client,
+        traces,
+        worker,
+        collected,
+        ready: VecDeque::new(),
+        turns: 0,
+        spoke: begun,
+        over: false,
+    };
+    if state.frame.form == Form::Chat {
+        for choice in 0..state.frame.choices {
+            let first = state.frame.chunk(choice, json!({"role": "assistant", "content": ""}), None);
+            state.send(&first);
+        }
+    }
+    for (choice, beginning) in std::mem::take(&mut state.frame.beginnings).into_iter().enumerate() {
+        let first = state.frame.chunk(choice, beginning.into(), None);
+        state.send(&first);
+    }
+    let frames = futures_util::stream::unfold(state, |mut state| async move {
+        let bytes = state.next().await?;
+        Some((Ok::<_, std::convert::Infallible>(bytes), state))
+    });
+    let headers = [
+        (CONTENT_TYPE, "text/event-stream"),
+        (CACHE_CONTROL, "no-cache"),
+        (axum::http::HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, Body::from_stream(frames)).into_response()
+}
+
+/// The state of a stream.
+struct Stream {
+    frame: Frame,
+    client: Client,
+    traces: Arc<Traces>,
+    worker: Arc<Worker>,
+    collected: Collected,
+    /// Bytes that are ready to be sent.
+    ready: VecDeque<Bytes>,
+    /// Turns of the engine at the last comment.
+    turns: u64,
+    /// When the last bytes were sent.
+    spoke: Instant,
+    /// Whether nothing follows what is ready.
+    over: bool,
+}
+
+impl Stream {
+    fn send(&mut self, data: &Value) {
+        self.ready.push_back(format!("data: {data}\n\n").into());
+    }
+
+    /// The next bytes; `None` at the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(bytes) = self.ready.pop_front() {
+                self.spoke = Instant::now();
+                return Some(bytes);
+            }
+            if self.over {
+                return None;
+            }
+            let mailbox: Arc<Mailbox> = self.client.0.clone();
+            let pieces = match self.frame.ping {
+                None => mailbox.take().await,
+                Some(ping) => match tokio::time::timeout_at(self.spoke + ping, mailbox.take()).await {
+                    Ok(pieces) => pieces,
+                    Err(_) => {
+                        self.comment();
+                        continue;
+                    }
+                },
+            };
+            for (choice, piece) in pieces {
+                self.piece(choice, piece);
+            }
+        }
+    }
+
+    /// Breaks the silence, unless the engine stands still: then the client's own timeout should see it.
+    fn comment(&mut self) {
+        self.spoke = Instant::now();
+        let turns = self.worker.shared().turns.load(std::sync::atomic::Ordering::Relaxed);
+        if turns != self.turns {
+            self.turns = turns;
+            self.ready.push_back(Bytes::from_static(b": working\n\n"));
+        }
+    }
+
+    fn piece(&mut self, choice: usize, piece: Piece) {
+        if self.over {
+            return;
+        }
+        match piece {
+            Piece::Text { part, text, .. } => {
+                if let Some((part, text)) = self.collected.text(&self.frame, choice, part, &text) {
+                    let chunk = self.frame.chunk(choice, self.frame.delta(part, &text), None);
+                    self.send(&chunk);
+                }
+            }
+            Piece::Probe(probe) => match self.frame.events {
+                Events::None => (),
+                Events::Comments => {
+                    self.ready.push_back(format!(": secateur {}\n\n", json!({"choice": choice, "probe": probe})).into())
+                }
+                Events::Chunks => {
+                    let mut chunk = self.frame.head(true);
+                    chunk.insert("choices".into(), json!([]));
+                    chunk.insert("secateur".into(), json!({"choice": choice, "probe": probe}));
+                    self.send(&chunk.into());
+                }
+            },
+            Piece::End(ending) => self.end(choice, ending),
+        }
+    }
+
+    fn end(&mut self, choice: usize, ending: Result<Box<Ending>, Error>) {
+        if let Some(refusal) = failure(&ending) {
+            self.send(&refusal.body());
+            self.over = true;
+            return;
+        }
+        let Ok(mut ending) = ending else { return };
+        self.traces.keep(&self.frame, choice, ending.trace.take());
+        let nothing = match self.frame.form {
+            Form::Chat => json!({}),
+            Form::Completion => "".into(),
+        };
+        let last = self.frame.chunk(choice, nothing, finish_reason(&ending.reason));
+        self.send(&last);
+        self.collected.endings[choice] = Some(ending);
+        if self.collected.endings.iter().all(Option::is_some) {
+            let endings: Vec<Box<Ending>> = self.collected.endings.iter_mut().filter_map(Option::take).collect();
+            if self.frame.include_usage {
+                let mut chunk = self.frame.head(true);
+                chunk.insert("choices".into(), json!([]));
+                chunk.insert("usage".into(), usage(&endings));
+                self.send(&chunk.into());
+            }
+            self.ready.push_back(Bytes::from_static(b"data: [DONE]\n\n"));
+            self.over = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn white_space_around_the_thinking_belongs_to_no_part() {
+        let mut trimmed = Trimmed::default();
+        let sent: Vec<String> = [
+            (Part::Thinking, "\n"),
+            (Part::Thinking, " So 2\n"),
+            (Part::Thinking, "\nand 3.\n\n"),
+            (Part::Answer, "\n\n"),
+            (Part::Answer, "Five. "),
+            (Part::Answer, " Yes.\n"),
+        ]
+        .into_iter()
+        .map(|(part, text)| trimmed.push(part, text))
+        .collect();
+        assert_eq!(sent, ["", "So 2", "\n\nand 3.", "", "Five. ", " Yes.\n"]);
+    }
+
+    #[test]
+    fn an_answer_without_thinking_is_untouched() {
+        let mut trimmed = Trimmed::default();
+        assert_eq!(trimmed.push(Part::Answer, "\n  x "), "\n  x ");
+        assert_eq!(trimmed.push(Part::Answer, " \n"), " \n");
+    }
+}

@@ -1,0 +1,495 @@
+//! The bodies that clients send, in OpenAI's form, and how they become a [`Request`].
+//!
+//! A field that is not known is ignored, because clients send many. A field that is known, would change the answer and is
+//! not supported is refused by name: an answer that silently lacks what was asked for is worse than none.
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::refusal::Refusal;
+use crate::engine::Request;
+use crate::policy::{Budget, Layers, Normalise, PolicyRef, Positions, Scope};
+use crate::steps::Boundaries;
+use crate::text::Message;
+
+/// The most stop strings that a request may have, as with OpenAI.
+const MOST_STOPS: usize = 4;
+/// The most messages of a conversation.
+const MOST_MESSAGES: usize = 4096;
+/// The most choices of a request.
+pub(super) const MOST_CHOICES: usize = 64;
+
+/// What chat and completions have in common.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+pub(super) struct Common {
+    /// The model's name, as in `/v1/models`.
+    pub model: Option<String>,
+    /// Whether the answer comes as server-sent events.
+    pub stream: Option<bool>,
+    /// How the stream is sent.
+    pub stream_options: Option<StreamOptions>,
+    /// The most tokens to generate, thinking included.
+    pub max_tokens: Option<usize>,
+    /// The number of answers.
+    pub n: Option<usize>,
+    /// Texts that end the answer. They are not part of it.
+    pub stop: Option<OneOrMany>,
+    /// Token ids that end the answer.
+    pub stop_token_ids: Option<Vec<u32>>,
+    /// Whether the text that ended the answer is part of it.
+    pub include_stop_str_in_output: Option<bool>,
+    /// Whether generation goes on past the end-of-sequence tokens.
+    pub ignore_eos: Option<bool>,
+    /// Divides the logits; 0 means greedy decoding.
+    pub temperature: Option<f32>,
+    /// Draw from the fewest tokens that reach this probability together.
+    pub top_p: Option<f32>,
+    /// Draw from this many of the most likely tokens.
+    pub top_k: Option<i64>,
+    /// Draw from tokens that are at least this share as likely as the most likely one.
+    pub min_p: Option<f32>,
+    /// Above 1, tokens that occurred before become less likely.
+    pub repetition_penalty: Option<f32>,
+    /// Makes tokens less likely by how often they were generated.
+    pub frequency_penalty: Option<f32>,
+    /// Makes tokens less likely that were generated.
+    pub presence_penalty: Option<f32>,
+    /// The same seed gives the same answer.
+    #[schema(minimum = 0)]
+    pub seed: Option<i64>,
+    /// How the cache is pruned.
+    pub secateur: Option<Extension>,
+    #[schema(value_type = Option<Object>)]
+    logit_bias: Option<Map<String, Value>>,
+    #[schema(value_type = Option<Object>)]
+    response_format: Option<Value>,
+    guided_json: Option<Value>,
+    guided_regex: Option<Value>,
+    guided_choice: Option<Value>,
+    guided_grammar: Option<Value>,
+    grammar: Option<Value>,
+    json_schema: Option<Value>,
+    structured_outputs: Option<Value>,
+}
+
+/// One value or a list.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub(super) enum OneOrMany {
+    /// One.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
+}
+
+/// How a stream is sent.
+#[derive(Debug, Clone, Copy, Default, Deserialize, ToSchema)]
+pub(super) struct StreamOptions {
+    /// Whether the last chunk has the usage.
+    pub include_usage: Option<bool>,
+}
+
+/// What secateur adds to a request: how its cache is pruned, and what the client wants to see of it. Fields that are not
+/// known are refused here.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Extension {
+    /// Which tokens are evicted.
+    #[schema(value_type = Option<String>, example = "think-clearly")]
+    policy: Option<PolicyRef>,
+    /// How much may be evicted.
+    #[schema(value_type = Option<String>, example = "tokens:512")]
+    budget: Option<Budget>,
+    /// Latest tokens that are never evicted.
+    window: Option<usize>,
+    /// Thinking tokens from one probe to the next.
+    probe_every: Option<usize>,
+    /// Which layers and heads share a kept set.
+    #[schema(value_type = Option<String>)]
+    scope: Option<Scope>,
+    /// The layers whose attention counts.
+    #[schema(value_type = Option<String>)]
+    layers: Option<Layers>,
+    /// Whether heads are brought to one scale before they are averaged.
+    #[schema(value_type = Option<String>)]
+    normalise: Option<Normalise>,
+    /// The positions of kept keys after an eviction.
+    #[schema(value_type = Option<String>)]
+    positions: Option<Positions>,
+    /// Where steps of the thinking begin.
+    #[schema(value_type = Option<String>)]
+    steps: Option<Boundaries>,
+    /// The most tokens of the answer after the thinking.
+    max_answer_tokens: Option<usize>,
+    /// Whether probes are sent while the answer is streamed.
+    pub events: Option<Events>,
+    /// Whether the trace of the run is kept for `/v1/secateur/traces/{id}`.
+    pub trace: Option<bool>,
+}
+
+/// How probes are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Events {
+    /// Not at all.
+    None,
+    /// As comments of the stream, which every client ignores.
+    Comments,
+    /// As chunks without choices.
+    Chunks,
+}
+
+/// The body of `/v1/chat/completions`.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct ChatBody {
+    /// The conversation.
+    pub messages: Vec<ChatMessage>,
+    #[serde(flatten)]
+    pub common: Common,
+    /// The most tokens to generate, thinking included; OpenAI's newer name.
+    pub max_completion_tokens: Option<usize>,
+    /// Variables of the chat template. `enable_thinking` switches the thinking.
+    #[schema(value_type = Option<Object>)]
+    pub chat_template_kwargs: Option<Map<String, Value>>,
+    /// Whether the model thinks.
+    pub enable_thinking: Option<bool>,
+    /// How long the model thinks: `none` switches the thinking off; all else goes to the chat template.
+    pub reasoning_effort: Option<String>,
+    /// OpenRouter's form of the settings of thinking.
+    pub reasoning: Option<Reasoning>,
+    /// `none`: the thinking is part of the answer's content.
+    pub reasoning_format: Option<String>,
+    /// The most tokens of thinking.
+    pub thinking_token_budget: Option<usize>,
+    /// The most tokens of thinking, as llama-server calls it.
+    pub thinking_budget_tokens: Option<usize>,
+    /// Whether the probabilities of tokens are returned.
+    pub logprobs: Option<bool>,
+    /// How many likely tokens are listed at each place.
+    pub top_logprobs: Option<usize>,
+    #[schema(value_type = Option<Vec<Object>>)]
+    tools: Option<Vec<Value>>,
+    tool_choice: Option<Value>,
+    functions: Option<Vec<Value>>,
+    function_call: Option<Value>,
+    modalities: Option<Vec<String>>,
+    audio: Option<Value>,
+    web_search_options: Option<Value>,
+}
+
+/// OpenRouter's form of the settings of thinking.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+pub(super) struct Reasoning {
+    effort: Option<String>,
+    max_tokens: Option<usize>,
+    enabled: Option<bool>,
+    /// Whether the thinking is left out of the response.
+    pub exclude: Option<bool>,
+}
+
+/// One message of a conversation.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+pub(super) struct ChatMessage {
+    role: String,
+    #[serde(default)]
+    content: Content,
+    /// The thinking of an earlier answer. The chat template decides whether the model sees it.
+    #[serde(alias = "reasoning")]
+    reasoning_content: Option<String>,
+    tool_calls: Option<Vec<Value>>,
+    name: Option<String>,
+}
+
+/// The content of a message.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(untagged)]
+enum Content {
+    /// Nothing.
+    #[default]
+    None,
+    /// Text.
+    Text(String),
+    /// Parts, all of which have to be text.
+    Parts(Vec<ContentPart>),
+}
+
+/// A part of the content of a message.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+struct ContentPart {
+    #[serde(rename = "type")]
+    kind: String,
+    text: Option<String>,
+}
+
+/// The body of `/v1/completions`.
+#[derive(Debug, Deserialize, ToSchema)]
+pub(super) struct CompletionBody {
+    /// What is continued: a text, several texts, token ids, or several lists of them.
+    #[schema(value_type = Object)]
+    pub prompt: PromptForm,
+    #[serde(flatten)]
+    pub common: Common,
+    /// Whether the prompt is part of the text.
+    pub echo: Option<bool>,
+    /// How many likely tokens are listed at each place.
+    pub logprobs: Option<usize>,
+    suffix: Option<String>,
+    best_of: Option<usize>,
+}
+
+/// The prompts of a completion.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub(super) enum PromptForm {
+    /// One text.
+    Text(String),
+    /// The ids of one prompt.
+    Ids(Vec<u32>),
+    /// Several texts.
+    Texts(Vec<String>),
+    /// The ids of several prompts.
+    ManyIds(Vec<Vec<u32>>),
+}
+
+impl Common {
+    /// The number of answers.
+    pub fn choices(&self) -> Result<usize, Refusal> {
+        match self.n.unwrap_or(1) {
+            n @ 1..=MOST_CHOICES => Ok(n),
+            n => Err(Refusal::bad(format!("n is {n}: a number from 1 to {MOST_CHOICES} is expected")).at("n")),
+        }
+    }
+
+    /// Whether probes are sent, and how.
+    pub fn events(&self) -> Events {
+        self.secateur.as_ref().and_then(|extension| extension.events).unwrap_or(Events::None)
+    }
+
+    /// Whether the trace is kept.
+    pub fn trace(&self) -> bool {
+        self.secateur.as_ref().and_then(|extension| extension.trace) == Some(true)
+    }
+
+    /// The stop strings. An empty one is refused: it would end every answer at once.
+    fn stops(&self) -> Result<Option<Vec<String>>, Refusal> {
+        let stops = match self.stop.clone() {
+            None => return Ok(None),
+            Some(OneOrMany::One(stop)) => vec![stop],
+            Some(OneOrMany::Many(stops)) => stops,
+        };
+        if stops.iter().any(String::is_empty) {
+            return Err(Refusal::bad("stop has an empty text: some text is expected").at("stop"));
+        }
+        if stops.len() > MOST_STOPS {
+            let found = stops.len();
+            return Err(Refusal::bad(format!("stop has {found} texts: at most {MOST_STOPS} are expected")).at("stop"));
+        }
+        Ok((!stops.is_empty()).then_some(stops))
+    }
+
+    /// The request, as far as both forms have it in common.
+    fn request(&self) -> Result<Request, Refusal> {
+        let penalised = |penalty: Option<f32>| penalty.is_some_and(|penalty| penalty != 0.0);
+        let unsupported = [
+            ("frequency_penalty", "a penalty on how often tokens occur", penalised(self.frequency_penalty)),
+            ("presence_penalty", "a penalty on tokens that occur", penalised(self.presence_penalty)),
+            ("logit_bias", "a bias on tokens", self.logit_bias.as_ref().is_some_and(|bias| !bias.is_empty())),
+            ("response_format", "a grammar for the answer", self.response_format.as_ref().is_some_and(wants_grammar)),
+            ("guided_json", "a grammar for the answer", self.guided_json.is_some()),
+            ("guided_regex", "a grammar for the answer", self.guided_regex.is_some()),
+            ("guided_choice", "a grammar for the answer", self.guided_choice.is_some()),
+            ("guided_grammar", "a grammar for the answer", self.guided_grammar.is_some()),
+            ("grammar", "a grammar for the answer", self.grammar.is_some()),
+            ("json_schema", "a grammar for the answer", self.json_schema.is_some()),
+            ("structured_outputs", "a grammar for the answer", self.structured_outputs.is_some()),
+        ];
+        if let Some((field, what, _)) = unsupported.into_iter().find(|(_, _, asked)| *asked) {
+            return Err(Refusal::unsupported(field, what));
+        }
+        let seed = match self.seed {
+            None => None,
+            Some(seed) => {
+                let expected = "a whole number of at least 0 is expected";
+                let seed = u64::try_from(seed).map_err(|_| Refusal::bad(format!("seed is {seed}: {expected}")));
+                Some(seed.map_err(|refusal| refusal.at("seed"))?)
+            }
+        };
+        let Extension {
+            policy,
+            budget,
+            window,
+            probe_every,
+            scope,
+            layers,
+            normalise,
+            positions,
+            steps,
+            max_answer_tokens,
+            events: _,
+            trace: _,
+        } = self.secateur.clone().unwrap_or_default();
+        Ok(Request {
+            stop: self.stops()?,
+            stop_ids: self.stop_token_ids.clone(),
+            include_stop: self.include_stop_str_in_output,
+            max_new_tokens: self.max_tokens,
+            max_answer_tokens,
+            ignore_eos: self.ignore_eos,
+            seed,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            policy,
+            budget,
+            window,
+            probe_every,
+            scope,
+            layers,
+            normalise,
+            positions,
+            steps,
+            ..Request::default()
+        })
+    }
+}
+
+/// Whether a `response_format` asks for more than text.
+fn wants_grammar(format: &Value) -> bool {
+    format.get("type").is_none_or(|kind| kind != "text") && !format.is_null()
+}
+
+impl ChatBody {
+    /// The request that this body describes.
+    pub fn request(&self) -> Result<Request, Refusal> {
+        let asked = |value: &Option<Value>| value.as_ref().is_some_and(|value| !value.is_null());
+        let chosen =
+            |value: &Option<Value>| asked(value) && *value != Some("none".into()) && *value != Some("auto".into());
+        let tools = self.tools.as_ref().is_some_and(|tools| !tools.is_empty());
+        let unsupported = [
+            ("tools", "calling tools", tools && self.tool_choice != Some("none".into())),
+            ("tool_choice", "calling tools", chosen(&self.tool_choice)),
+            ("functions", "calling functions", self.functions.as_ref().is_some_and(|functions| !functions.is_empty())),
+            ("function_call", "calling functions", chosen(&self.function_call)),
+            ("logprobs", "the probabilities of tokens", self.logprobs == Some(true)),
+            ("top_logprobs", "the probabilities of tokens", self.top_logprobs.is_some_and(|top| top > 0)),
+            ("audio", "audio", asked(&self.audio)),
+            (
+                "modalities",
+                "any output but text",
+                self.modalities.as_ref().is_some_and(|m| m.iter().any(|m| m != "text")),
+            ),
+            ("web_search_options", "a search of the web", asked(&self.web_search_options)),
+        ];
+        if let Some((field, what, _)) = unsupported.into_iter().find(|(_, _, asked)| *asked) {
+            return Err(Refusal::unsupported(field, what));
+        }
+        if self.messages.is_empty() {
+            return Err(Refusal::bad("messages is empty: at least one message is expected").at("messages"));
+        }
+        if self.messages.len() > MOST_MESSAGES {
+            let found = self.messages.len();
+            return Err(Refusal::bad(format!("there are {found} messages: at most {MOST_MESSAGES} are expected"))
+                .at("messages"));
+        }
+        let messages = self.messages.iter().enumerate().map(|(index, message)| message.message(index));
+        let mut request = self.common.request()?;
+        request.messages = Some(messages.collect::<Result<_, _>>()?);
+        request.max_new_tokens = self.max_completion_tokens.or(request.max_new_tokens);
+        request.think = self.think();
+        request.max_thinking_tokens = self
+            .thinking_token_budget
+            .or(self.thinking_budget_tokens)
+            .or(self.reasoning.as_ref().and_then(|reasoning| reasoning.max_tokens));
+        Ok(request)
+    }
+
+    /// Whether the model is to think, if the request says so.
+    fn think(&self) -> Option<bool> {
+        let of_template = self.chat_template_kwargs.as_ref().and_then(|kwargs| kwargs.get("enable_thinking"));
+        let of_template = of_template.and_then(Value::as_bool);
+        let reasoning = self.reasoning.as_ref();
+        let effort = self.reasoning_effort.as_ref().or(reasoning.and_then(|reasoning| reasoning.effort.as_ref()));
+        let off = effort.is_some_and(|effort| effort == "none").then_some(false);
+        of_template.or(self.enable_thinking).or(off).or(reasoning.and_then(|reasoning| reasoning.enabled))
+    }
+
+    /// Whether the thinking is left out of the response.
+    pub fn excludes_thinking(&self) -> bool {
+        self.reasoning.as_ref().and_then(|reasoning| reasoning.exclude) == Some(true)
+    }
+}
+
+impl ChatMessage {
+    /// The message as the chat template gets it.
+    pub fn message(&self, index: usize) -> Result<Message, Refusal> {
+        let place = format!("messages[{index}]");
+        let role = match self.role.as_str() {
+            // OpenAI's newer name of the system's role.
+            "developer" => "system",
+            role @ ("system" | "user" | "assistant") => role,
+            "tool" | "function" => return Err(Refusal::unsupported(&place, "the result of a tool")),
+            other => {
+                let expected = "system, developer, user or assistant is expected";
+                return Err(Refusal::bad(format!("{place}.role is {other:?}: {expected}")).at(place));
+            }
+        };
+        if self.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty()) {
+            return Err(Refusal::unsupported(&place, "a call of a tool"));
+        }
+        let text = match &self.content {
+            Content::None => String::new(),
+            Content::Text(text) => text.clone(),
+            Content::Parts(parts) => {
+                let mut texts = Vec::new();
+                for part in parts {
+                    match (part.kind.as_str(), &part.text) {
+                        ("text" | "input_text" | "output_text", Some(text)) => texts.push(text.as_str()),
+                        (kind, _) => return Err(Refusal::unsupported(&place, &format!("a part of type {kind:?}"))),
+                    }
+                }
+                texts.join("\n")
+            }
+        };
+        let mut message = Message::new(role, text);
+        if let Some(thinking) = &self.reasoning_content {
+            message.extra.insert("reasoning_content".into(), thinking.as_str().into());
+        }
+        if let Some(name) = &self.name {
+            message.extra.insert("name".into(), name.as_str().into());
+        }
+        Ok(message)
+    }
+}
+
+impl CompletionBody {
+    /// The requests that this body describes, one for each prompt.
+    pub fn requests(&self) -> Result<Vec<Request>, Refusal> {
+        if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
+            return Err(Refusal::unsupported("suffix", "filling a gap"));
+        }
+        if self.logprobs.is_some() {
+            return Err(Refusal::unsupported("logprobs", "the probabilities of tokens"));
+        }
+        if self.best_of.is_some_and(|best| best > self.common.n.unwrap_or(1)) {
+            return Err(Refusal::unsupported("best_of", "choosing among more answers than are returned"));
+        }
+        let mut common = self.common.request()?;
+        // OpenAI's own default for completions.
+        common.max_new_tokens = common.max_new_tokens.or(Some(16));
+        let text = |text: &String| Request { prompt: Some(text.clone()), raw: Some(true), ..common.clone() };
+        let ids = |ids: &Vec<u32>| Request { ids: Some(ids.clone()), ..common.clone() };
+        let requests: Vec<Request> = match &self.prompt {
+            PromptForm::Text(one) => vec![text(one)],
+            PromptForm::Texts(several) => several.iter().map(text).collect(),
+            PromptForm::Ids(one) => vec![ids(one)],
+            PromptForm::ManyIds(several) => several.iter().map(ids).collect(),
+        };
+        match requests.len() * self.common.choices()? {
+            0 => Err(Refusal::bad("prompt is empty: at least one is expected").at("prompt")),
+            1..=MOST_CHOICES => Ok(requests),
+            found => Err(Refusal::bad(format!("{found} answers are asked for: at most {MOST_CHOICES} are expected"))),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! The accept loop. hyper serves each connection; what `axum::serve` lacks is here: a limit on connections, and one on the
+//! time that a client may take for its headers.
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1::Builder;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, oneshot};
+
+/// The time that a client may take to send the head of a request. It is also how long an idle connection is kept, which is
+/// longer than proxies keep theirs, so that none of them sends a request into a connection that is being closed.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
+/// The most connections at one time. Others wait in the system's queue.
+const MOST_CONNECTIONS: usize = 4096;
+/// The most bytes of the head of a request.
+const HEAD_BYTES: usize = 64 << 10;
+
+/// Accepts connections until `stop`, then closes the idle ones, and waits for the busy ones until `closed` is over.
+pub(super) async fn accept(listener: TcpListener, app: Router, stop: oneshot::Receiver<()>, closed: Duration) {
+    let connections = Arc::new(Semaphore::new(MOST_CONNECTIONS));
+    let graceful = GracefulShutdown::new();
+    let mut builder = Builder::new();
+    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_BYTES);
+    let mut stop = std::pin::pin!(stop);
+    loop {
+        let Ok(permit) = connections.clone().acquire_owned().await else { break };
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = &mut stop => break,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(e) => {
+                // Too many open files, for example: the loop must not spin until some are closed.
+                log::warn!("a connection cannot be accepted: {e}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        // Small pieces of a stream are to be sent at once.
+        stream.set_nodelay(true).ok();
+        let service = TowerToHyperService::new(app.clone());
+        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(async move {
+            // What goes wrong with a connection concerns its client alone, who knows it already.
+            connection.await.ok();
+            drop(permit);
+        });
+    }
+    drop(listener);
+    tokio::time::timeout(closed, graceful.shutdown()).await.ok();
+}

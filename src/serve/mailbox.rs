@@ -1,0 +1,200 @@
+//! What the engine's thread hands over to the task that answers a client.
+//!
+//! The engine never waits for a client. It puts text into the mailbox of the request, and the task takes all that is
+//! there, so the text of a slow client comes in larger pieces. What a mailbox can hold is bounded by the request's own
+//! limit on new tokens.
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tokio::sync::Notify;
+
+use crate::Error;
+use crate::trace::{StopReason, Totals, Trace};
+
+/// The part of an answer to which a text belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The model's thinking.
+    Thinking,
+    /// What it says outside its thinking.
+    Answer,
+}
+
+/// Something that happened to one choice of a request.
+#[derive(Debug)]
+pub(super) enum Piece {
+    /// Text that is final. Consecutive texts of the same part are joined.
+    Text {
+        /// The part to which it belongs.
+        part: Part,
+        /// The text.
+        text: String,
+        /// Its tokens, if the client asked for their probabilities.
+        tokens: Vec<Token>,
+    },
+    /// A probe was made and its plan carried out.
+    Probe(Value),
+    /// The choice has ended. Nothing follows.
+    End(Result<Box<Ending>, Error>),
+}
+
+/// A token with its probabilities.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Token {
+    /// Its id.
+    pub id: u32,
+    /// The logarithm of its probability.
+    pub logprob: f32,
+    /// The most likely tokens at its place, with the logarithms of their probabilities.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// How a choice ended.
+#[derive(Debug)]
+pub(super) struct Ending {
+    /// Why it ended.
+    pub reason: StopReason,
+    /// Sums over the run.
+    pub totals: Totals,
+    /// Probes that were made.
+    pub probes: usize,
+    /// The seed of the run.
+    pub seed: u64,
+    /// The record of the run, if the client asked for it.
+    pub trace: Option<Trace>,
+    /// The error that ended the run, if it failed after its first token.
+    pub error: Option<Error>,
+}
+
+/// A mailbox for the choices of one HTTP request.
+#[derive(Debug)]
+pub(super) struct Mailbox {
+    letters: Mutex<Letters>,
+    arrived: Notify,
+    /// Whether the client has gone.
+    abandoned: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Letters {
+    /// Pieces with the numbers of their choices, the oldest first.
+    pieces: Vec<(usize, Piece)>,
+    /// When they were last taken, or when the oldest of them came.
+    waiting_since: Instant,
+}
+
+impl Mailbox {
+    /// An empty mailbox.
+    pub fn new() -> Arc<Self> {
+        let letters = Mutex::new(Letters { pieces: Vec::new(), waiting_since: Instant::now() });
+        Arc::new(Self { letters, arrived: Notify::new(), abandoned: AtomicBool::new(false) })
+    }
+
+    fn letters(&self) -> MutexGuard<'_, Letters> {
+        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a piece for a choice. This never waits for the client.
+    pub fn put(&self, choice: usize, piece: Piece) {
+        let mut letters = self.letters();
+        if letters.pieces.is_empty() {
+            letters.waiting_since = Instant::now();
+        }
+        let piece = match piece {
+            Piece::Text { part, text, tokens } => match letters.pieces.iter_mut().rev().find(|(of, _)| *of == choice) {
+                Some((_, Piece::Text { part: last, text: before, tokens: earlier })) if *last == part => {
+                    before.push_str(&text);
+                    earlier.extend(tokens);
+                    None
+                }
+                _ => Some(Piece::Text { part, text, tokens }),
+            },
+            piece => Some(piece),
+        };
+        letters.pieces.extend(piece.map(|piece| (choice, piece)));
+        drop(letters);
+        self.arrived.notify_one();
+    }
+
+    /// Waits for pieces and takes all that are there, with the numbers of their choices.
+    pub async fn take(&self) -> Vec<(usize, Piece)> {
+        loop {
+            let pieces = std::mem::take(&mut self.letters().pieces);
+            if !pieces.is_empty() {
+                return pieces;
+            }
+            self.arrived.notified().await;
+        }
+    }
+
+    /// Tells the engine that nobody waits for this answer any more.
+    pub fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+    }
+
+    /// Whether the engine should stop: the client has gone, or has taken nothing for `patience`.
+    pub fn is_abandoned(&self, patience: Duration) -> bool {
+        if self.abandoned.load(Ordering::Acquire) {
+            return true;
+        }
+        let letters = self.letters();
+        !letters.pieces.is_empty() && letters.waiting_since.elapsed() > patience
+    }
+}
+
+/// The client's end of a mailbox. When it is dropped, the engine ends the request: hyper drops it with the handler or
+/// with the body as soon as the connection closes.
+#[derive(Debug)]
+pub(super) struct Client(pub Arc<Mailbox>);
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(part: Part, text: &str) -> Piece {
+        Piece::Text { part, text: text.into(), tokens: Vec::new() }
+    }
+
+    #[test]
+    fn texts_of_one_part_are_joined_and_choices_are_kept_apart() {
+        let mailbox = Mailbox::new();
+        for (choice, part, piece) in [
+            (0, Part::Thinking, "a"),
+            (1, Part::Thinking, "x"),
+            (0, Part::Thinking, "b"),
+            (0, Part::Answer, "c"),
+            (1, Part::Thinking, "y"),
+        ] {
+            mailbox.put(choice, text(part, piece));
+        }
+        let taken = pollster::block_on(mailbox.take());
+        let seen: Vec<_> = taken
+            .iter()
+            .map(|(choice, piece)| match piece {
+                Piece::Text { part, text, .. } => (*choice, *part, text.as_str()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(seen, [(0, Part::Thinking, "ab"), (1, Part::Thinking, "xy"), (0, Part::Answer, "c")]);
+    }
+
+    #[test]
+    fn a_client_that_goes_or_never_reads_is_noticed() {
+        let mailbox = Mailbox::new();
+        assert!(!mailbox.is_abandoned(Duration::ZERO), "nothing waits to be read");
+        mailbox.put(0, text(Part::Answer, "a"));
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(mailbox.is_abandoned(Duration::ZERO));
+        assert!(!mailbox.is_abandoned(Duration::from_secs(60)));
+        drop(Client(mailbox.clone()));
+        assert!(mailbox.is_abandoned(Duration::from_secs(60)));
+    }
+}

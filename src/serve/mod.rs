@@ -1,0 +1,248 @@
+//! `secateur serve`: an HTTP server with OpenAI's interface, whose requests have a known size.
+//!
+//! ```text
+//! connection → admit (host, key, type) → body → Request → resolve, encode → job ──▶ inbox ──▶ engine's thread
+//!                                                                                                │
+//!            stream of chunks, or one object ◀── trimmed parts ◀── mailbox ◀─────────────────────┘
+//! ```
+//!
+//! - `http`: the accept loop;
+//! - `routes`: what is answered, address by address;
+//! - `body`: what clients send, and the [`Request`] that it becomes;
+//! - `worker`: the engine's own thread, with one long-lived [`Batch`](crate::Batch);
+//! - `mailbox`: what the thread hands over to the task that answers a client;
+//! - `answer`: from these pieces to a response;
+//! - `traces`, `metrics`, `refusal`: what they say;
+//! - [`page`]: the browser's page, for `secateur web`.
+//!
+//! The thread never waits for a client, and no handler waits for the thread but those that wait for an answer. A client
+//! that goes away drops its handler or its body, and with it the guard that lets the engine end the request within one step.
+mod answer;
+mod body;
+mod http;
+mod mailbox;
+mod metrics;
+pub mod page;
+mod refusal;
+mod routes;
+mod traces;
+mod worker;
+
+use std::net::{IpAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::engine::Request;
+use crate::{Error, ErrorKind, Result};
+
+pub use worker::Open;
+
+/// How a server is set up.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The model's name in `/v1/models` and in responses.
+    pub name: String,
+    /// What requests leave open: a request's own fields take precedence.
+    pub defaults: Request,
+    /// Requests that run side by side.
+    pub places: usize,
+    /// Requests that may wait for a place.
+    pub queue: usize,
+    /// The most tokens that a request may generate, thinking included. Requests that ask for more get so many.
+    pub most_new_tokens: usize,
+    /// The keys of which a client needs one; none: no key is needed.
+    pub keys: Vec<String>,
+    /// The origins of web pages that may use the server; `*` for all.
+    pub origins: Vec<String>,
+    /// Names by which the server may be called, besides its address and `localhost`; `*` for all.
+    pub hosts: Vec<String>,
+    /// The address on which it listens.
+    pub address: IpAddr,
+    /// Whether a request may name any model and gets this one.
+    pub any_model: bool,
+    /// The field of a response that has the thinking.
+    pub thinking_field: ThinkingField,
+    /// The most bytes of a request's body.
+    pub most_body_bytes: usize,
+    /// After how much silence a comment is sent in a stream; `None`: never.
+    pub ping: Option<Duration>,
+    /// How long a client may leave text unread before its request is ended.
+    pub patience: Duration,
+    /// How long running requests may go on after the server was told to stop.
+    pub drain: Duration,
+    /// The most bytes of traces that are kept.
+    pub trace_bytes: usize,
+}
+
+/// The field of a response that has the thinking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ThinkingField {
+    /// `reasoning_content`, as DeepSeek, SGLang and llama-server have it.
+    #[default]
+    ReasoningContent,
+    /// `reasoning`, as newer versions of vLLM have it.
+    Reasoning,
+    /// None: the thinking is part of the content.
+    None,
+}
+
+/// The names by which a server may be called.
+///
+/// A web page of somebody else can let its own name point to this machine, and its requests then look like those of a page of
+/// this server; but they have that name.
+#[derive(Debug, Clone)]
+pub struct Names {
+    /// The address on which it listens.
+    pub address: IpAddr,
+    /// Further names; `*` for all.
+    pub further: Vec<String>,
+}
+
+impl Names {
+    /// Whether `host`, the value of a request's header of this name, is one of them.
+    fn allow(&self, host: Option<&str>) -> bool {
+        if self.further.iter().any(|allowed| allowed == "*") {
+            return true;
+        }
+        let Some(host) = host else { return false };
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !name.ends_with(':') => name,
+            _ => host,
+        };
+        let name = name.trim_start_matches('[').trim_end_matches(']');
+        let is_own = match name.parse::<IpAddr>() {
+            Ok(address) => address.is_loopback() || address == self.address,
+            Err(_) => name.eq_ignore_ascii_case("localhost"),
+        };
+        is_own
+            || self
+                .further
+                .iter()
+                .any(|allowed| allowed.eq_ignore_ascii_case(name) || allowed.eq_ignore_ascii_case(host))
+    }
+}
+
+impl Options {
+    /// The names by which the server may be called.
+    fn names(&self) -> Names {
+        // A page that a stranger let point to this machine has no key.
+        let all = (!self.keys.is_empty()).then(|| "*".to_string());
+        Names { address: self.address, further: self.hosts.iter().cloned().chain(all).collect() }
+    }
+
+    /// Refuses a server that anybody in the network could use.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] if it has no key and listens on another address than the machine's own.
+    pub fn check(&self) -> Result<()> {
+        if self.keys.is_empty() && !self.address.is_loopback() {
+            return Err(Error::new(ErrorKind::Input, "without a key, everybody in the network could use this server")
+                .at("`host`")
+                .expected("an address of this machine alone, such as 127.0.0.1")
+                .found(self.address)
+                .help("give an `api_key`"));
+        }
+        Ok(())
+    }
+}
+
+/// Serves until `stop` is set. Then new requests are refused, running ones may go on for a while ([`Options::drain`]), and
+/// the rest is ended. The model is loaded by `open`, also again after its device was lost.
+///
+/// # Errors
+/// The errors of [`Options::check`], those of `open`, and [`ErrorKind::Io`] where the system gives no threads or sockets.
+pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<AtomicBool>) -> Result<()> {
+    options.check()?;
+    listener.set_nonblocking(true).map_err(io_failed)?;
+    let most = options.places + options.queue;
+    let worker = Arc::new(worker::Worker::start(open, most, options.patience, stop.clone())?);
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(io_failed)?;
+    let drain = options.drain;
+    let app = Arc::new(routes::App {
+        keys: options.keys.iter().map(|key| blake3::hash(key.as_bytes())).collect(),
+        traces: Arc::new(traces::Traces::new(options.trace_bytes)),
+        started: answer::Frame::now(),
+        worker: worker.clone(),
+        options,
+    });
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(io_failed)?;
+        let (close, closed) = tokio::sync::oneshot::channel();
+        let accepting = tokio::spawn(http::accept(listener, routes::router(app), closed, Duration::from_secs(3)));
+        wait_until(|| stop.load(Ordering::Acquire)).await;
+        worker.drain();
+        tokio::time::timeout(drain, wait_until(|| worker.is_idle())).await.ok();
+        worker.stop();
+        close.send(()).ok();
+        accepting.await.ok();
+        Ok(())
+    })?;
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    worker.join()
+}
+
+fn io_failed(error: std::io::Error) -> Error {
+    Error::new(ErrorKind::Io, "the server cannot be started").found(error)
+}
+
+/// Waits until `condition` holds.
+async fn wait_until(condition: impl Fn() -> bool) {
+    while !condition() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(address: &str, hosts: &[&str], keys: &[&str]) -> Options {
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_string()).collect();
+        Options {
+            name: "m".into(),
+            defaults: Request::default(),
+            places: 1,
+            queue: 1,
+            most_new_tokens: 1,
+            keys: owned(keys),
+            origins: Vec::new(),
+            hosts: owned(hosts),
+            address: address.parse().expect("an address"),
+            any_model: false,
+            thinking_field: ThinkingField::default(),
+            most_body_bytes: 1,
+            ping: None,
+            patience: Duration::ZERO,
+            drain: Duration::ZERO,
+            trace_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn names_that_a_stranger_may_have_given_to_this_machine_are_refused() {
+        let local = options("127.0.0.1", &["box.lan"], &[]);
+        for host in ["127.0.0.1", "127.0.0.1:8080", "localhost:8080", "LOCALHOST", "[::1]:8080", "[::1]", "box.lan:80"]
+        {
+            assert!(local.names().allow(Some(host)), "{host}");
+        }
+        for host in
+            ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "192.168.1.5", "localhost.evil.example", ""]
+        {
+            assert!(!local.names().allow(Some(host)), "{host}");
+        }
+        assert!(!local.names().allow(None));
+        assert!(options("192.168.1.5", &[], &[]).names().allow(Some("192.168.1.5:80")));
+        assert!(options("0.0.0.0", &[], &["key"]).names().allow(Some("anything")), "the key protects it");
+        assert!(options("127.0.0.1", &["*"], &[]).names().allow(Some("anything")));
+    }
+
+    #[test]
+    fn a_server_for_the_network_needs_a_key() {
+        assert!(options("127.0.0.1", &[], &[]).check().is_ok() && options("::1", &[], &[]).check().is_ok());
+        assert!(options("0.0.0.0", &[], &["key"]).check().is_ok());
+        let open = options("0.0.0.0", &["*"], &[]).check().expect_err("anybody could use it");
+        assert!(open.to_string().contains("api_key"), "{open}");
+    }
+}

@@ -1,0 +1,98 @@
+//! Errors in OpenAI's form, with the HTTP status that makes clients do the right thing: they give up on a 4xx, and try a
+//! 429 or a 5xx again.
+use axum::Json;
+use axum::http::header::RETRY_AFTER;
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::{Value, json};
+
+use crate::{Error, ErrorKind};
+
+/// A request that is not answered, and why.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Refusal {
+    /// The status of the response.
+    pub status: StatusCode,
+    /// What went wrong, for people.
+    message: String,
+    /// The field of the request that is at fault.
+    param: Option<String>,
+    /// A name for programs.
+    code: Option<&'static str>,
+    /// After how many seconds it is worth trying again.
+    retry_after: Option<u64>,
+}
+
+impl Refusal {
+    /// A refusal with a status and a message.
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self { status, message: message.into(), param: None, code: None, retry_after: None }
+    }
+
+    /// A request that cannot be understood or carried out.
+    pub fn bad(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// A field that would change the answer and is not supported. Leaving it out silently would give an answer that the
+    /// client takes for something else.
+    pub fn unsupported(field: &str, what: &str) -> Self {
+        Self::bad(format!("{field}: {what} is not supported by this server")).at(field).coded("unsupported_parameter")
+    }
+
+    /// The server cannot take the request now.
+    pub fn busy(message: impl Into<String>, seconds: u64) -> Self {
+        Self { retry_after: Some(seconds), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
+    }
+
+    /// Names the field at fault.
+    pub fn at(mut self, field: impl Into<String>) -> Self {
+        self.param = Some(field.into());
+        self
+    }
+
+    /// Adds a name for programs.
+    pub fn coded(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// The body, as OpenAI's clients expect it.
+    pub fn body(&self) -> Value {
+        let kind = match self.status.as_u16() {
+            401 => "authentication_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            429 => "rate_limit_error",
+            503 => "service_unavailable_error",
+            400..500 => "invalid_request_error",
+            _ => "server_error",
+        };
+        json!({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        let status = match error.kind() {
+            ErrorKind::Input | ErrorKind::Policy | ErrorKind::Model => StatusCode::BAD_REQUEST,
+            ErrorKind::Device | ErrorKind::Io | ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        let refusal = Self::new(status, error.to_string());
+        match error.what() == crate::engine::TOO_LONG {
+            // Agents that see this code shorten their conversation and try again.
+            true => refusal.at("messages").coded("context_length_exceeded"),
+            false => refusal,
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(self.body())).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}

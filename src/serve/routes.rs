@@ -1,0 +1,536 @@
+//! What the server answers, address by address.
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{Path, Request as HttpRequest, State};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use utoipa::{OpenApi, ToSchema};
+
+use super::answer::{self, Form, Frame};
+use super::body::{ChatBody, ChatMessage, CompletionBody, Events};
+use super::mailbox::{Client, Mailbox};
+use super::refusal::Refusal;
+use super::traces::Traces;
+use super::worker::{Job, Worker};
+use super::{Options, ThinkingField};
+use crate::engine::{Encoded, PreparedModel, Prompt, Request, Resolved, Settings};
+use crate::report;
+use crate::trace::Trace;
+
+/// What every handler knows.
+pub(super) struct App {
+    pub options: Options,
+    pub worker: Arc<Worker>,
+    pub traces: Arc<Traces>,
+    /// The time at which the server was started, in seconds since 1970.
+    pub started: u64,
+    /// The hashes of the keys. Hashes are compared, because that takes the same time wherever two keys differ.
+    pub keys: Vec<blake3::Hash>,
+}
+
+/// The time that a client may take to send a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// All routes.
+pub(super) fn router(app: Arc<App>) -> Router {
+    let cors = (!app.options.origins.is_empty()).then(|| {
+        let origins = match app.options.origins.iter().any(|origin| origin == "*") {
+            true => AllowOrigin::any(),
+            false => AllowOrigin::list(app.options.origins.iter().filter_map(|origin| origin.parse().ok())),
+        };
+        CorsLayer::new().allow_origin(origins).allow_methods(Any).allow_headers(Any).max_age(Duration::from_secs(600))
+    });
+    let routes = Router::new()
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/chat/completions/input_tokens", post(input_tokens))
+        .route("/v1/completions", post(completions))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+        .route("/tokenizer_info", get(tokenizer_info))
+        .route("/props", get(props))
+        .route("/slots", get(slots))
+        .route("/metrics", get(metrics))
+        .route("/health", get(health))
+        .route("/v1/health", get(health))
+        .route("/openapi.json", get(openapi))
+        .route("/v1/secateur/traces/{id}", get(trace).delete(forget_trace))
+        .route("/v1/secateur/traces/{id}/report", get(trace_report))
+        .fallback(|uri: Uri| async move {
+            Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()))
+        })
+        .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
+            Refusal::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
+        })
+        .layer(from_fn_with_state(app.clone(), admit))
+        .layer(CatchPanicLayer::custom(|_| {
+            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this is a bug of the server; the request was not answered")
+                .into_response()
+        }))
+        .with_state(app);
+    match cors {
+        // Outside of all else, so that a browser can read refusals too.
+        Some(cors) => routes.layer(cors),
+        None => routes,
+    }
+}
+
+/// Refuses requests that may come from a page in somebody's browser, and those without a key.
+async fn admit(State(app): State<Arc<App>>, request: HttpRequest, next: Next) -> Result<Response, Refusal> {
+    let headers = request.headers();
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).or(request.uri().authority().map(|a| a.as_str()));
+    if !app.options.names().allow(host) {
+        // A page can make its own name point to this machine. The browser then sends that name.
+        let message = format!("this server is not called {}: see --allow-host", host.unwrap_or("nothing"));
+        return Err(Refusal::new(StatusCode::FORBIDDEN, message));
+    }
+    if request.method() == Method::POST {
+        let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or("");
+        if kind.split(';').next().is_none_or(|kind| !kind.trim().eq_ignore_ascii_case("application/json")) {
+            // A form of any page can be posted here without asking, but not with this type.
+            let message = format!("content-type is {kind:?}: application/json is expected");
+            return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
+        }
+    }
+    let open = matches!(request.uri().path(), "/health" | "/v1/health");
+    if !open && !app.keys.is_empty() && !owner(&app, headers).is_some_and(|key| app.keys.contains(&key)) {
+        let message = "the API key is missing or wrong: it is expected as Authorization: Bearer KEY";
+        return Err(Refusal::new(StatusCode::UNAUTHORIZED, message).coded("invalid_api_key"));
+    }
+    Ok(next.run(request).await)
+}
+
+/// The hash of the key that a request has, where keys are used.
+fn owner(app: &App, headers: &HeaderMap) -> Option<blake3::Hash> {
+    if app.keys.is_empty() {
+        return None;
+    }
+    let bearer = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
+    let bearer = bearer.and_then(|value| value.split_once(' ')).filter(|(kind, _)| kind.eq_ignore_ascii_case("bearer"));
+    let key = bearer.map(|(_, key)| key.trim());
+    let other = headers.get("x-api-key").and_then(|value| value.to_str().ok());
+    Some(blake3::hash(key.or(other)?.as_bytes()))
+}
+
+impl App {
+    /// The model, or the refusal of a server that is still loading.
+    fn model(&self) -> Result<Arc<PreparedModel>, Refusal> {
+        self.worker.model().ok_or_else(|| Refusal::busy("the model is still loading", 2).coded("loading"))
+    }
+
+    /// Refuses a request for another model.
+    fn check_name(&self, name: Option<&str>) -> Result<(), Refusal> {
+        match name {
+            Some(name) if !self.options.any_model && name != self.options.name => {
+                let message = format!("there is no model {name:?} here, but {:?}", self.options.name);
+                Err(Refusal::new(StatusCode::NOT_FOUND, message).at("model").coded("model_not_found"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The JSON body of a request.
+    async fn read<T: DeserializeOwned>(&self, body: Body) -> Result<T, Refusal> {
+        let most = self.options.most_body_bytes;
+        let bytes = match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, most)).await {
+            Err(_) => return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")),
+            Ok(Ok(bytes)) => bytes,
+            Ok(Err(e)) if is_too_large(&e) => {
+                let message = format!("the body is too large: at most {most} bytes are expected");
+                return Err(Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message));
+            }
+            Ok(Err(e)) => return Err(Refusal::bad(format!("the body cannot be read: {e}"))),
+        };
+        serde_json::from_slice(&bytes).map_err(|e| Refusal::bad(format!("the body is not understood: {e}")))
+    }
+
+    /// Resolves a request and encodes its prompt, on a thread that may take its time.
+    async fn prepare(self: &Arc<Self>, request: Request) -> Result<Ready, Refusal> {
+        let (app, model) = (self.clone(), self.model()?);
+        let task = tokio::task::spawn_blocking(move || {
+            let request = app.options.defaults.overridden_by(&request)?;
+            let Resolved { prompt, mut settings, notes: _ } = model.resolve_encoded(&request)?;
+            settings.max_new_tokens = settings.max_new_tokens.min(app.options.most_new_tokens);
+            Ok(Ready { prompt, settings })
+        });
+        task.await.map_err(|_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this is a bug of the server"))?
+    }
+}
+
+/// Whether a body was refused for its length.
+fn is_too_large(error: &axum::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if error.is::<http_body_util::LengthLimitError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// A request that can be given to the engine.
+struct Ready {
+    prompt: Prompt,
+    settings: Settings,
+}
+
+impl Ready {
+    /// The ids of the prompt.
+    fn ids(&self) -> Result<&[u32], Refusal> {
+        match &self.prompt {
+            Prompt::Encoded(Encoded { ids, .. }) => Ok(ids),
+            _ => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this is a bug of the server")),
+        }
+    }
+}
+
+/// Random ids of responses.
+fn id(prefix: &str) -> String {
+    let number = getrandom::u64().unwrap_or_default() as u128 | (getrandom::u64().unwrap_or_default() as u128) << 64;
+    format!("{prefix}-{number:032x}")
+}
+
+async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
+    let arrived = Instant::now();
+    let body: ChatBody = app.read(body).await?;
+    app.check_name(body.common.model.as_deref())?;
+    let choices = body.common.choices()?;
+    // Before the template is rendered: a server that is full has no time for that.
+    let tickets = app.worker.tickets(choices)?;
+    let request = body.request()?;
+    let ready = app.prepare(request).await?;
+    let none = body.reasoning_format.as_deref() == Some("none");
+    let frame = Frame {
+        id: id("chatcmpl"),
+        form: Form::Chat,
+        created: Frame::now(),
+        model: app.options.name.clone(),
+        choices,
+        thinking_field: app.options.thinking_field.name().filter(|_| !none),
+        without_thinking: body.excludes_thinking(),
+        events: body.common.events(),
+        include_usage: body.common.stream_options.is_some_and(|options| options.include_usage == Some(true)),
+        ping: app.options.ping,
+        owner: owner(&app, &headers),
+        beginnings: Vec::new(),
+    };
+    answer(&app, frame, vec![ready], tickets, &body.common, arrived).await
+}
+
+async fn completions(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
+    let arrived = Instant::now();
+    let body: CompletionBody = app.read(body).await?;
+    app.check_name(body.common.model.as_deref())?;
+    let requests = body.requests()?;
+    let choices = requests.len() * body.common.choices()?;
+    let tickets = app.worker.tickets(choices)?;
+    let mut ready = Vec::new();
+    for request in requests {
+        ready.push(app.prepare(request).await?);
+    }
+    let beginnings = match body.echo {
+        Some(true) => {
+            let (model, each) = (app.model()?, choices / ready.len());
+            let text = |ready: &Ready| model.tokenizer()?.decode(ready.ids()?, false).map_err(Refusal::from);
+            let texts: Vec<String> = ready.iter().map(text).collect::<Result<_, _>>()?;
+            texts.iter().flat_map(|text| std::iter::repeat_n(text.clone(), each)).collect()
+        }
+        _ => Vec::new(),
+    };
+    let frame = Frame {
+        id: id("cmpl"),
+        form: Form::Completion,
+        created: Frame::now(),
+        model: app.options.name.clone(),
+        choices,
+        thinking_field: None,
+        without_thinking: false,
+        events: body.common.events(),
+        include_usage: body.common.stream_options.is_some_and(|options| options.include_usage == Some(true)),
+        ping: app.options.ping,
+        owner: owner(&app, &headers),
+        beginnings,
+    };
+    answer(&app, frame, ready, tickets, &body.common, arrived).await
+}
+
+/// Gives the choices of a request to the engine and answers with what comes back.
+async fn answer(
+    app: &Arc<App>,
+    frame: Frame,
+    ready: Vec<Ready>,
+    tickets: Vec<super::worker::Ticket>,
+    common: &super::body::Common,
+    arrived: Instant,
+) -> Result<Response, Refusal> {
+    // From here on, the engine ends the request as soon as this guard is dropped.
+    let client = Client(Mailbox::new());
+    let each = frame.choices / ready.len();
+    for (choice, ticket) in tickets.into_iter().enumerate() {
+        let Ready { prompt, settings } = &ready[choice / each];
+        let mut settings = settings.clone();
+        settings.seed = settings.seed.wrapping_add((choice % each) as u64);
+        app.worker.submit(Job {
+            prompt: prompt.clone(),
+            settings,
+            mailbox: client.0.clone(),
+            choice,
+            events: frame.events != Events::None,
+            trace: common.trace(),
+            arrived,
+            ticket,
+        })?;
+    }
+    match common.stream {
+        Some(true) => Ok(answer::stream(frame, client, app.traces.clone(), app.worker.clone())),
+        _ => answer::whole(frame, client, app.traces.clone()).await,
+    }
+}
+
+/// The tokens of a prompt, counted as a chat would count them.
+async fn input_tokens(State(app): State<Arc<App>>, body: Body) -> Result<Json<Value>, Refusal> {
+    let body: ChatBody = app.read(body).await?;
+    let ready = app.prepare(body.request()?).await?;
+    Ok(Json(json!({"object": "response.input_tokens", "input_tokens": ready.ids()?.len()})))
+}
+
+fn described(app: &App) -> Value {
+    let model = app.worker.model();
+    json!({
+        "id": app.options.name,
+        "object": "model",
+        "created": app.started,
+        "owned_by": "secateur",
+        "max_model_len": model.as_ref().map(|model| model.context()),
+        "meta": model.as_ref().map(|model| json!({
+            "n_vocab": model.config().vocab_size,
+            "n_ctx": model.context(),
+            "n_layer": model.config().num_layers,
+        })),
+    })
+}
+
+async fn models(State(app): State<Arc<App>>) -> Json<Value> {
+    Json(json!({"object": "list", "data": [described(&app)]}))
+}
+
+async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<Value>, Refusal> {
+    match id == app.options.name {
+        true => Ok(Json(described(&app))),
+        false => {
+            Err(Refusal::new(StatusCode::NOT_FOUND, format!("there is no model {id:?} here")).coded("model_not_found"))
+        }
+    }
+}
+
+/// The body of `/tokenize`, as vLLM and llama-server have it.
+#[derive(Debug, Deserialize, ToSchema)]
+struct TokenizeBody {
+    /// The text.
+    #[serde(alias = "content")]
+    prompt: Option<String>,
+    /// A conversation, put through the chat template.
+    messages: Option<Vec<ChatMessage>>,
+    /// Whether the tokens with which every text begins come first.
+    #[serde(alias = "add_special")]
+    add_special_tokens: Option<bool>,
+    /// Whether the text of each token is returned too.
+    with_pieces: Option<bool>,
+}
+
+async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<Value>, Refusal> {
+    let TokenizeBody { prompt, messages, add_special_tokens, with_pieces } = app.read(body).await?;
+    let model = app.model()?;
+    let context = model.context();
+    let task = tokio::task::spawn_blocking(move || {
+        let tokenizer = model.tokenizer()?;
+        let ids = match (prompt, messages) {
+            (Some(text), None) if add_special_tokens == Some(true) => tokenizer.encode_whole(&text)?,
+            (Some(text), None) => tokenizer.encode(&text)?,
+            (None, Some(messages)) => {
+                let messages = messages.iter().enumerate().map(|(index, message)| message.message(index));
+                let messages = messages.collect::<Result<_, Refusal>>()?;
+                model.encode(&Prompt::Messages { messages, think: None })?.0
+            }
+            _ => return Err(Refusal::bad("either prompt (or content) or messages is expected")),
+        };
+        let piece = |id: u32| match tokenizer.token_bytes(id).map(String::from_utf8) {
+            Some(Ok(text)) => json!({"id": id, "piece": text}),
+            Some(Err(bytes)) => json!({"id": id, "piece": bytes.into_bytes()}),
+            None => json!({"id": id, "piece": tokenizer.spelling(id)}),
+        };
+        let tokens = match with_pieces {
+            Some(true) => ids.iter().map(|id| piece(*id)).collect(),
+            _ => json!(ids),
+        };
+        Ok(json!({"tokens": tokens, "count": ids.len(), "max_model_len": context}))
+    });
+    let bug = |_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this is a bug of the server");
+    task.await.map_err(bug)?.map(Json)
+}
+
+/// The body of `/detokenize`.
+#[derive(Debug, Deserialize, ToSchema)]
+struct DetokenizeBody {
+    /// Token ids.
+    tokens: Vec<u32>,
+}
+
+async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<Value>, Refusal> {
+    let DetokenizeBody { tokens } = app.read(body).await?;
+    let model = app.model()?;
+    let most = model.config().vocab_size;
+    if let Some(id) = tokens.iter().find(|id| **id as usize >= most) {
+        return Err(Refusal::bad(format!("token {id} does not exist: ids are below {most}")).at("tokens"));
+    }
+    let text = model.tokenizer()?.decode(&tokens, false)?;
+    Ok(Json(json!({"prompt": text, "content": text})))
+}
+
+async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Json<Value>, Refusal> {
+    let model = app.model()?;
+    let tokenizer = model.tokenizer()?;
+    let spelling = |ids: &[u32]| ids.first().and_then(|id| tokenizer.spelling(*id));
+    Ok(Json(json!({
+        "tokenizer_class": "secateur",
+        "bos_token": spelling(tokenizer.beginning()),
+        "eos_token": spelling(&model.config().eos_token_ids),
+        "model_max_length": model.context(),
+        "vocab_size": tokenizer.vocab_size(),
+    })))
+}
+
+async fn props(State(app): State<Arc<App>>) -> Result<Json<Value>, Refusal> {
+    let model = app.model()?;
+    Ok(Json(json!({
+        "model_alias": app.options.name,
+        "total_slots": app.options.places,
+        "default_generation_settings": {"n_ctx": model.context()},
+        "build_info": concat!("secateur ", env!("CARGO_PKG_VERSION")),
+    })))
+}
+
+async fn slots(State(app): State<Arc<App>>) -> Json<Value> {
+    let now = app.worker.gauges();
+    Json(json!({
+        "running": now.running,
+        "waiting": now.waiting,
+        "total": app.options.places,
+        "reserved_bytes": now.reserved_bytes,
+        "used_bytes": now.used_bytes,
+        "capacity_bytes": now.capacity_bytes,
+    }))
+}
+
+async fn metrics(State(app): State<Arc<App>>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], app.worker.shared().metrics.text(app.worker.gauges()))
+}
+
+async fn health(State(app): State<Arc<App>>) -> Result<Json<Value>, Refusal> {
+    if app.worker.shared().draining.load(std::sync::atomic::Ordering::Acquire) {
+        return Err(Refusal::busy("the server is shutting down", 5));
+    }
+    app.model().map(|_| Json(json!({"status": "ok"})))
+}
+
+async fn trace(State(app): State<Arc<App>>, headers: HeaderMap, Path(id): Path<String>) -> Result<Response, Refusal> {
+    let json = app.traces.get(&id, owner(&app, &headers)).ok_or_else(no_trace)?;
+    Ok(([(CONTENT_TYPE, "application/json")], json).into_response())
+}
+
+async fn forget_trace(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    match app.traces.remove(&id, owner(&app, &headers)) {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(no_trace()),
+    }
+}
+
+async fn trace_report(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Result<Response, Refusal> {
+    let json = app.traces.get(&id, owner(&app, &headers)).ok_or_else(no_trace)?;
+    let page = tokio::task::spawn_blocking(move || report::html::page(&[(id, Trace::from_json(&json)?)]));
+    let bug = |_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this is a bug of the server");
+    let page = page.await.map_err(bug)??;
+    // The report is a page of its own: nothing in it reaches this server or any other.
+    let policy = "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:";
+    let headers =
+        [(CONTENT_TYPE, "text/html; charset=utf-8"), (HeaderName::from_static("content-security-policy"), policy)];
+    Ok((headers, page).into_response())
+}
+
+fn no_trace() -> Refusal {
+    let message = "there is no such trace: it was not asked for (secateur.trace), or newer ones have taken its place";
+    Refusal::new(StatusCode::NOT_FOUND, message)
+}
+
+/// The description of the interface. The schemas are those that the server reads.
+#[derive(OpenApi)]
+#[openapi(components(schemas(ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)))]
+struct Schemas;
+
+async fn openapi() -> Json<Value> {
+    let mut document = serde_json::to_value(Schemas::openapi()).unwrap_or_default();
+    let body = |schema: &str| json!({"required": true, "content": {"application/json": {"schema": {"$ref": format!("#/components/schemas/{schema}")}}}});
+    let answers = |what: &str| json!({"200": {"description": what}, "400": {"description": "A request that cannot be carried out; the error says why."}});
+    let posts = [
+        ("/v1/chat/completions", "ChatBody", "An answer, or a stream of chunks."),
+        ("/v1/completions", "CompletionBody", "A continuation, or a stream of chunks."),
+        ("/v1/chat/completions/input_tokens", "ChatBody", "The number of tokens of the prompt."),
+        ("/tokenize", "TokenizeBody", "Token ids."),
+        ("/detokenize", "DetokenizeBody", "Text."),
+    ];
+    let gets = [
+        ("/v1/models", "The model."),
+        ("/health", "Whether the server can answer."),
+        ("/metrics", "Counters in the format of Prometheus."),
+        ("/tokenizer_info", "Facts about the tokenizer."),
+        ("/props", "Facts about the server."),
+        ("/slots", "What runs at this moment."),
+        ("/v1/secateur/traces/{id}", "The trace of a request."),
+        ("/v1/secateur/traces/{id}/report", "The trace as a page."),
+    ];
+    document["info"] = json!({"title": "secateur", "version": env!("CARGO_PKG_VERSION")});
+    for (path, schema, what) in posts {
+        document["paths"][path] =
+            json!({"post": {"summary": what, "requestBody": body(schema), "responses": answers(what)}});
+    }
+    for (path, what) in gets {
+        document["paths"][path] = json!({"get": {"summary": what, "responses": {"200": {"description": what}}}});
+        if path.contains("{id}") {
+            document["paths"][path]["get"]["parameters"] =
+                json!([{"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}]);
+        }
+    }
+    Json(document)
+}
+
+impl ThinkingField {
+    /// The name of the field, if the thinking has one.
+    fn name(self) -> Option<&'static str> {
+        match self {
+            Self::ReasoningContent => Some("reasoning_content"),
+            Self::Reasoning => Some("reasoning"),
+            Self::None => None,
+        }
+    }
+}

@@ -1,0 +1,410 @@
+//! The engine's own thread. It owns the engine and one batch that lives as long as the device does. Handlers put jobs into
+//! its inbox and read their mailboxes; nothing of HTTP ever waits for it.
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use super::mailbox::{Ending, Mailbox, Part, Piece};
+use super::metrics::{Gauges, Metrics};
+use super::refusal::Refusal;
+use crate::engine::{Batch, Engine, Event, PreparedModel, Prompt, RunResult, Settings};
+use crate::policy::Role;
+use crate::trace::{self, StopReason};
+use crate::{Error, ErrorKind, Result};
+
+/// Loads the model, at the start and again after the device was lost.
+pub type Open = Box<dyn FnMut() -> Result<Engine> + Send>;
+
+/// How long an idle engine waits before it looks whether it should end.
+const IDLE: Duration = Duration::from_millis(100);
+
+/// One choice of a request, ready to run.
+pub(super) struct Job {
+    /// The ids of the prompt.
+    pub prompt: Prompt,
+    /// How it is generated and pruned.
+    pub settings: Settings,
+    /// Where its pieces go.
+    pub mailbox: Arc<Mailbox>,
+    /// The number of the choice.
+    pub choice: usize,
+    /// Whether the client wants to see probes.
+    pub events: bool,
+    /// Whether the client wants the trace.
+    pub trace: bool,
+    /// When the request arrived.
+    pub arrived: Instant,
+    /// Its place in the count of requests under way.
+    pub ticket: Ticket,
+}
+
+/// Counts a request as long as it exists.
+pub(super) struct Ticket(Arc<AtomicUsize>);
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// What handlers know of the engine's thread.
+pub(super) struct Worker {
+    inbox: SyncSender<Job>,
+    shared: Arc<Shared>,
+    /// Jobs that were accepted and have not ended.
+    under_way: Arc<AtomicUsize>,
+    /// The most of them.
+    most: usize,
+    thread: Mutex<Option<JoinHandle<Result<()>>>>,
+}
+
+/// What both sides see.
+pub(super) struct Shared {
+    model: RwLock<Option<Arc<PreparedModel>>>,
+    /// Turns of the loop, so that others can tell work from a standstill.
+    pub turns: AtomicU64,
+    gauges: Mutex<Gauges>,
+    /// The thread takes no more jobs, and ends when those it has are done.
+    pub draining: AtomicBool,
+    /// Everything that runs is to end now.
+    pub stopping: AtomicBool,
+    /// Set from outside to end all requests of the batch.
+    stop: Mutex<Option<Arc<AtomicBool>>>,
+    pub metrics: Metrics,
+    /// How long a client may leave its text unread.
+    patience: Duration,
+}
+
+impl Worker {
+    /// Starts the thread, which loads the model first.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] if the system starts no thread.
+    pub fn start(open: Open, most: usize, patience: Duration, stop: Arc<AtomicBool>) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            model: RwLock::new(None),
+            turns: AtomicU64::new(0),
+            gauges: Mutex::default(),
+            draining: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            stop: Mutex::new(None),
+            metrics: Metrics::default(),
+            patience,
+        });
+        let (inbox, jobs) = sync_channel(most);
+        let of_thread = shared.clone();
+        let body = move || {
+            // The server ends with its engine, also with one that panics: a supervisor starts it again.
+            let _stops = Stops(stop);
+            serve(open, &jobs, &of_thread)
+        };
+        let thread = std::thread::Builder::new().name("engine".into()).spawn(body);
+        let thread = thread.map_err(|e| Error::new(ErrorKind::Io, "no thread can be started").found(e))?;
+        Ok(Self { inbox, shared, under_way: Arc::default(), most, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// The model, once it is loaded.
+    pub fn model(&self) -> Option<Arc<PreparedModel>> {
+        self.shared.model.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes `count` places in the queue, or refuses at once: before anything of a prompt is computed.
+    pub fn tickets(&self, count: usize) -> Result<Vec<Ticket>, Refusal> {
+        if self.shared.draining.load(Ordering::Acquire) {
+            return Err(Refusal::busy("the server is shutting down", 5));
+        }
+        let tickets: Vec<Ticket> = (0..count)
+            .map(|_| {
+                self.under_way.fetch_add(1, Ordering::AcqRel);
+                Ticket(self.under_way.clone())
+            })
+            .collect();
+        if self.under_way.load(Ordering::Acquire) > self.most {
+            self.shared.metrics.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(Refusal::busy("the queue is full", 1).coded("queue_full"));
+        }
+        Ok(tickets)
+    }
+
+    /// Hands a job to the engine's thread.
+    pub fn submit(&self, job: Job) -> Result<(), Refusal> {
+        self.inbox.try_send(job).map_err(|e| match e {
+            TrySendError::Full(_) => Refusal::busy("the queue is full", 1).coded("queue_full"),
+            TrySendError::Disconnected(_) => Refusal::busy("the engine has ended", 5),
+        })
+    }
+
+    /// What both sides see.
+    pub fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// What is true at this moment.
+    pub fn gauges(&self) -> Gauges {
+        let gauges = *self.shared.gauges.lock().unwrap_or_else(PoisonError::into_inner);
+        let under_way = self.under_way.load(Ordering::Acquire);
+        Gauges { waiting: under_way.saturating_sub(gauges.running), ..gauges }
+    }
+
+    /// Whether no job is under way.
+    pub fn is_idle(&self) -> bool {
+        self.under_way.load(Ordering::Acquire) == 0
+    }
+
+    /// Takes no more jobs. The thread ends when those it has are done.
+    pub fn drain(&self) {
+        self.shared.draining.store(true, Ordering::Release);
+    }
+
+    /// Ends all jobs after the steps under way.
+    pub fn stop(&self) {
+        self.drain();
+        self.shared.stopping.store(true, Ordering::Release);
+        if let Some(stop) = &*self.shared.stop.lock().unwrap_or_else(PoisonError::into_inner) {
+            stop.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits for the thread's end.
+    ///
+    /// # Errors
+    /// Why it ended, if not because it was drained.
+    pub fn join(&self) -> Result<()> {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match thread.map(JoinHandle::join) {
+            Some(Ok(ended)) => ended,
+            Some(Err(_)) => Err(Error::new(ErrorKind::Internal, "the engine's thread panicked")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Sets a flag when it is dropped.
+struct Stops(Arc<AtomicBool>);
+
+impl Drop for Stops {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// A job that the batch runs.
+struct Running {
+    mailbox: Arc<Mailbox>,
+    choice: usize,
+    events: bool,
+    trace: bool,
+    seed: u64,
+    arrived: Instant,
+    started: bool,
+    /// When the latest token came.
+    latest: Option<Instant>,
+    /// Whether its client was told how it ended.
+    finished: bool,
+    _ticket: Ticket,
+}
+
+impl Drop for Running {
+    /// A job that is dropped in another way than by [`finish`] was lost in a panic.
+    fn drop(&mut self) {
+        if !self.finished {
+            let error = Error::new(ErrorKind::Internal, "the engine failed: this is a bug");
+            self.mailbox.put(self.choice, Piece::End(Err(error)));
+        }
+    }
+}
+
+/// The body of the thread: opens an engine and serves with it, again and again while devices are lost.
+fn serve(mut open: Open, jobs: &Receiver<Job>, shared: &Shared) -> Result<()> {
+    loop {
+        let mut engine = open()?;
+        let model = engine.prepared();
+        *shared.model.write().unwrap_or_else(PoisonError::into_inner) = Some(model);
+        *shared.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine.stop_flag());
+        let lost = run(&mut engine, jobs, shared);
+        *shared.stop.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let Some(error) = lost else { return Ok(()) };
+        // Meanwhile, /health says that the model is loading.
+        *shared.model.write().unwrap_or_else(PoisonError::into_inner) = None;
+        shared.metrics.reopened.fetch_add(1, Ordering::Relaxed);
+        log::warn!("the device failed, so it is opened again: {error}");
+    }
+}
+
+/// Serves jobs until there are no more, or until the device fails: then returns its error.
+fn run(engine: &mut Engine, jobs: &Receiver<Job>, shared: &Shared) -> Option<Error> {
+    let device = engine.model().device().clone();
+    let mut batch = engine.batch();
+    let mut running: HashMap<usize, Running> = HashMap::new();
+    loop {
+        shared.turns.fetch_add(1, Ordering::Relaxed);
+        if batch.is_idle() {
+            match jobs.recv_timeout(IDLE) {
+                Ok(job) => add(&mut batch, &mut running, job, shared),
+                Err(RecvTimeoutError::Timeout) if shared.draining.load(Ordering::Acquire) => return None,
+                Err(RecvTimeoutError::Timeout) => continue,
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        while let Ok(job) = jobs.try_recv() {
+            add(&mut batch, &mut running, job, shared);
+        }
+        let stopping = shared.stopping.load(Ordering::Acquire);
+        for (request, job) in &running {
+            if stopping || job.mailbox.is_abandoned(shared.patience) {
+                batch.cancel(*request);
+            }
+        }
+        let mut on = |request, event: Event<'_>| {
+            if let Some(job) = running.get_mut(&request) {
+                deliver(job, &event, shared);
+            }
+        };
+        let ended = pollster::block_on(batch.step(&mut on));
+        let mut lost = None;
+        for (request, result) in ended {
+            if let Some(error) = result.as_ref().map_or_else(|e| Some(e), |result| result.error.as_ref()) {
+                if error.kind() == ErrorKind::Device {
+                    lost = Some(error.clone());
+                }
+            }
+            if let Some(job) = running.remove(&request) {
+                finish(job, result, shared);
+            }
+        }
+        let started = running.values().filter(|job| job.started).count();
+        *shared.gauges.lock().unwrap_or_else(PoisonError::into_inner) =
+            Gauges { running: started, ..Gauges::default() };
+        if let Some(error) = lost.filter(|_| device.has_failed()) {
+            for job in running.into_values() {
+                finish(job, Err(error.clone()), shared);
+            }
+            return Some(error);
+        }
+    }
+}
+
+/// Gives a job to the batch. A job that cannot run gets its error at once.
+fn add(batch: &mut Batch<'_>, running: &mut HashMap<usize, Running>, job: Job, shared: &Shared) {
+    let Job { prompt, settings, mailbox, choice, events, trace, arrived, ticket } = job;
+    let seed = settings.seed;
+    let mut job = Running {
+        mailbox,
+        choice,
+        events,
+        trace,
+        seed,
+        arrived,
+        started: false,
+        latest: None,
+        finished: false,
+        _ticket: ticket,
+    };
+    // A client that left while its job was in the inbox costs nothing.
+    if job.mailbox.is_abandoned(shared.patience) {
+        shared.metrics.count_end("abort");
+        job.finished = true;
+        return;
+    }
+    match batch.add(&prompt, &settings) {
+        Ok(request) => drop(running.insert(request, job)),
+        Err(error) => finish(job, Err(error), shared),
+    }
+}
+
+/// Puts an event of a running job into its mailbox.
+fn deliver(job: &mut Running, event: &Event<'_>, shared: &Shared) {
+    let metrics = &shared.metrics;
+    match event {
+        Event::Start { prompt_ids } => {
+            job.started = true;
+            metrics.queue.observe(job.arrived.elapsed(), 1);
+            metrics.prompt_tokens.fetch_add(prompt_ids.len() as u64, Ordering::Relaxed);
+        }
+        Event::Rest { text, role } => put_text(job, text, *role),
+        Event::Token { text, role, .. } => {
+            let now = Instant::now();
+            match job.latest.replace(now) {
+                None => metrics.time_to_first_token.observe(job.arrived.elapsed(), 1),
+                Some(before) => metrics.inter_token.observe(now - before, 1),
+            }
+            metrics.generation_tokens.fetch_add(1, Ordering::Relaxed);
+            put_text(job, text, *role);
+        }
+        Event::Probe(probe) => {
+            metrics.probes.fetch_add(1, Ordering::Relaxed);
+            metrics.evicted_slots.fetch_add(probe.evicted.len() as u64, Ordering::Relaxed);
+            let timings = probe.timings;
+            let spent = timings.probe_us + timings.plan_us + timings.gather_us;
+            metrics.prune_us.fetch_add(spent, Ordering::Relaxed);
+            if job.events {
+                job.mailbox.put(job.choice, Piece::Probe(shown(probe)));
+            }
+        }
+        _ => (),
+    }
+}
+
+fn put_text(job: &Running, text: &str, role: Role) {
+    let part = match role {
+        Role::Thinking => Part::Thinking,
+        Role::Answer => Part::Answer,
+        // The tags around the thinking are the border between the two parts, and no part of either.
+        _ => return,
+    };
+    if !text.is_empty() {
+        job.mailbox.put(job.choice, Piece::Text { part, text: text.into(), tokens: Vec::new() });
+    }
+}
+
+/// A probe, as clients see it.
+fn shown(probe: &trace::Probe) -> Value {
+    json!({
+        "at_token": probe.at_token,
+        "thinking_tokens": probe.thinking_tokens,
+        "cached_before": probe.cached_before,
+        "cached_after": probe.cached_after,
+        "evicted": probe.evicted.len(),
+    })
+}
+
+/// One of [`REASONS`](super::metrics::REASONS) for the end of a run.
+pub(super) fn end(reason: &StopReason) -> &'static str {
+    match reason {
+        StopReason::Eos | StopReason::StopString | StopReason::StopToken => "stop",
+        StopReason::MaxNewTokens | StopReason::MaxAnswerTokens | StopReason::ContextFull => "length",
+        StopReason::Cancelled => "abort",
+        StopReason::Failed(_) => "error",
+    }
+}
+
+/// Tells a job's client how it ended.
+fn finish(mut job: Running, result: Result<RunResult>, shared: &Shared) {
+    let metrics = &shared.metrics;
+    let ending = match result {
+        Err(error) => {
+            metrics.count_end("error");
+            Err(error)
+        }
+        Ok(result) => {
+            let RunResult { trace, error, .. } = result;
+            metrics.count_end(end(&trace.stop_reason));
+            Ok(Box::new(Ending {
+                reason: trace.stop_reason.clone(),
+                totals: trace.totals,
+                probes: trace.probes.len(),
+                seed: job.seed,
+                trace: job.trace.then_some(trace),
+                error,
+            }))
+        }
+    };
+    metrics.request.observe(job.arrived.elapsed(), 1);
+    job.mailbox.put(job.choice, Piece::End(ending));
+    job.finished = true;
+}

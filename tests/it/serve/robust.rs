@@ -1,0 +1,218 @@
+//! What went wrong in other servers, and strangers.
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use secateur::builtin;
+use serde_json::json;
+
+use super::client::{chat, events, texts};
+use super::{Server, options};
+
+/// A request that runs until its limit, and so for some seconds.
+fn long(fields: serde_json::Value) -> serde_json::Value {
+    let mut body =
+        chat(builtin::EXAMPLE, json!({"ignore_eos": true, "max_tokens": 1500, "secateur": {"policy": "full"}}));
+    for (name, value) in fields.as_object().expect("fields") {
+        body[name] = value.clone();
+    }
+    body
+}
+
+#[test]
+fn a_client_that_leaves_frees_its_place() {
+    let mut options = options();
+    (options.places, options.queue) = (1, 2);
+    let server = Server::start(options);
+    // In decoding, streamed and not, and with several answers.
+    for fields in [json!({"stream": true}), json!({}), json!({"n": 3, "stream": true})] {
+        let mut stream = server.connect();
+        let body = long(fields.clone()).to_string();
+        let (host, length) = (server.address, body.len());
+        write!(stream, "POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")
+            .expect("it is sent");
+        server.wait_for("it runs", |server| server.metric("num_requests_running") == 1.0);
+        drop(stream);
+        let left = Instant::now();
+        server.wait_for("its place is free", |server| {
+            server.metric("num_requests_running") == 0.0 && server.metric("num_requests_waiting") == 0.0
+        });
+        assert!(left.elapsed() < Duration::from_secs(10), "{fields}");
+    }
+    assert_eq!(server.chat(&chat("a is 3. What is a?", json!({"max_tokens": 3})))["usage"]["completion_tokens"], 3);
+}
+
+#[test]
+fn a_client_that_leaves_the_queue_costs_nothing() {
+    let mut options = options();
+    (options.places, options.queue) = (1, 2);
+    let server = Server::start(options);
+    let running = server.streamed(&long(json!({})));
+    server.wait_for("it runs", |server| server.metric("num_requests_running") == 1.0);
+    let waiting = server.streamed(&long(json!({})));
+    server.wait_for("one waits", |server| server.metric("num_requests_waiting") == 1.0);
+    let before = server.metric("prompt_tokens_total");
+    drop(waiting);
+    server.wait_for("none waits", |server| server.metric("num_requests_waiting") == 0.0);
+    assert_eq!(server.metric("prompt_tokens_total"), before, "its prompt was not forwarded");
+    drop(running);
+}
+
+#[test]
+fn a_full_queue_refuses_at_once() {
+    let mut options = options();
+    (options.places, options.queue) = (1, 1);
+    let server = Server::start(options);
+    let streams: Vec<_> = (0..2).map(|_| server.streamed(&long(json!({})))).collect();
+    let begun = Instant::now();
+    let reply = server.post("/v1/chat/completions", &long(json!({})));
+    assert!(reply.refusal(503).contains("queue") && reply.head.contains("retry-after"), "{reply:?}");
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert_eq!(server.metric("requests_refused_total"), 1.0);
+    drop(streams);
+    server.wait_for("they are gone", |server| {
+        server.metric("num_requests_running") == 0.0 && server.metric("num_requests_waiting") == 0.0
+    });
+    server.chat(&chat("a is 3. What is a?", json!({"max_tokens": 3})));
+}
+
+#[test]
+fn a_reader_that_stops_reading_is_ended_and_holds_nobody_up() {
+    let mut options = options();
+    options.patience = Duration::from_millis(300);
+    let server = Server::start(options);
+    let slow = server.streamed(&long(json!({})));
+    let other = server.chat(&chat(builtin::EXAMPLE, json!({})));
+    assert_eq!(other["choices"][0]["finish_reason"], "stop");
+    // The socket's own buffers take the first hundred kilobytes, more than this answer has. What is tested is that the
+    // server's side ends, one way or the other, although nothing is read.
+    server.wait_for("it has ended", |server| server.metric("num_requests_running") == 0.0);
+    drop(slow);
+}
+
+#[test]
+fn health_and_metrics_answer_while_hundreds_of_connections_are_open() {
+    let server = Server::start(options());
+    let idle: Vec<_> = (0..300).map(|_| server.connect()).collect();
+    let streams: Vec<_> = (0..4).map(|_| server.streamed(&long(json!({})))).collect();
+    for path in ["/health", "/metrics", "/slots", "/v1/models"] {
+        let begun = Instant::now();
+        assert_eq!(server.get(path).status, 200, "{path}");
+        assert!(begun.elapsed() < Duration::from_secs(2), "{path}: {:?}", begun.elapsed());
+    }
+    drop((idle, streams));
+}
+
+#[test]
+fn silence_is_filled_with_comments() {
+    let mut slow = options();
+    (slow.places, slow.queue, slow.ping) = (1, 4, Some(Duration::from_millis(50)));
+    let server = Server::start(slow);
+    let running = server.streamed(&long(json!({"max_tokens": 400})));
+    // This one waits for its place.
+    let text = server.streamed(&chat("a is 3. What is a?", json!({"max_tokens": 3}))).rest();
+    let (chunks, comments) = events(&text);
+    assert!(comments.iter().any(|comment| *comment == "working"), "{text}");
+    assert_eq!(texts(&chunks, 0).2.as_deref(), Some("length"));
+    drop(running);
+}
+
+#[test]
+fn strangers_are_refused() {
+    let mut guarded = options();
+    guarded.keys = vec!["right".into()];
+    guarded.origins = vec!["https://app.example".into()];
+    let server = Server::start(guarded);
+    let body = chat("a is 3. What is a?", json!({"max_tokens": 2})).to_string();
+    for (headers, status) in [
+        ("", 401),
+        ("authorization: Bearer wrong\r\n", 401),
+        ("authorization: Basic right\r\n", 401),
+        ("x-api-key: wrong\r\n", 401),
+        ("authorization: Bearer right\r\n", 200),
+        ("authorization: bearer right\r\n", 200),
+        ("x-api-key: right\r\n", 200),
+    ] {
+        let reply = server.request("POST", "/v1/chat/completions", headers, &body);
+        assert_eq!(reply.status, status, "{headers}: {reply:?}");
+    }
+    assert_eq!(server.get("/metrics").status, 401);
+    assert_eq!(server.get("/health").status, 200, "probes have no key");
+    let origin = |origin: &str| {
+        server.request(
+            "OPTIONS",
+            "/v1/chat/completions",
+            &format!("origin: {origin}\r\naccess-control-request-method: POST\r\n"),
+            "",
+        )
+    };
+    assert!(
+        origin("https://app.example").head.to_lowercase().contains("access-control-allow-origin: https://app.example")
+    );
+    assert!(!origin("https://evil.example").head.to_lowercase().contains("access-control-allow-origin"));
+}
+
+#[test]
+fn a_page_in_a_browser_cannot_use_a_server_without_a_key() {
+    let server = Server::start(options());
+    let body = chat("a is 3. What is a?", json!({"max_tokens": 2})).to_string();
+    // Another name for this machine.
+    let mut stream = server.connect();
+    write!(stream, "GET /v1/models HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n").expect("it is sent");
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).expect("a reply");
+    assert!(reply.starts_with("HTTP/1.1 403"), "{reply}");
+    // A form, which needs nobody's leave.
+    let mut stream = server.connect();
+    let (host, length) = (server.address, body.len());
+    write!(stream, "POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\n\r\n{body}")
+        .expect("it is sent");
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).expect("a reply");
+    assert!(reply.starts_with("HTTP/1.1 415"), "{reply}");
+}
+
+#[test]
+fn bodies_are_bounded_and_broken_ones_are_explained() {
+    let server = Server::start(options());
+    let fill = |bytes: usize| chat(&"a is 3. ".repeat(bytes / 8), json!({"max_tokens": 2}));
+    server.post("/v1/chat/completions", &fill(5 << 20)).refusal(413);
+    let long = server.post("/v1/chat/completions", &fill(3 << 20));
+    let message = long.refusal(400);
+    assert_eq!(long.json()["error"]["code"], "context_length_exceeded", "{message}");
+    for body in ["", "{", "[]", "null", "\"a\"", "{\"messages\": 5}", "{\"messages\": [{\"content\": \"a\"}]}"] {
+        let reply = server.request("POST", "/v1/chat/completions", "content-type: application/json\r\n", body);
+        reply.refusal(400);
+    }
+    let nested = format!("{{\"messages\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    server.request("POST", "/v1/chat/completions", "", &nested).refusal(400);
+}
+
+#[test]
+fn a_server_that_is_told_to_stop_lets_answers_end() {
+    let mut patient = options();
+    patient.drain = Duration::from_secs(30);
+    let server = Server::start(patient);
+    let stream = server.streamed(&chat(builtin::EXAMPLE, json!({})));
+    server.wait_for("it runs", |server| server.metric("num_requests_running") == 1.0);
+    let ended = std::thread::spawn(move || server.stop());
+    let text = stream.rest();
+    assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+    ended.join().expect("no panic").expect("it ends well");
+}
+
+#[test]
+fn what_is_not_done_in_time_ends_with_an_error() {
+    let mut hasty = options();
+    hasty.drain = Duration::from_millis(100);
+    let server = Server::start(hasty);
+    let stream = server.streamed(&long(json!({})));
+    server.wait_for("it runs", |server| server.metric("num_requests_running") == 1.0);
+    let begun = Instant::now();
+    let ended = std::thread::spawn(move || server.stop());
+    let text = stream.rest();
+    let (chunks, _) = events(&text);
+    assert!(chunks.last().is_some_and(|last| last["error"]["message"].is_string()), "{text}");
+    assert!(!text.contains("[DONE]"), "{text}");
+    ended.join().expect("no panic").expect("it ends well");
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+}

@@ -1,0 +1,311 @@
+//! What is said on the wire.
+use secateur::builtin;
+use serde_json::{Value, json};
+
+use super::client::{chat, events, texts};
+use super::{Server, options};
+
+#[test]
+fn a_chat_is_answered_with_thinking_and_content_apart() {
+    let server = Server::start(options());
+    let body = server.chat(&chat(builtin::EXAMPLE, json!({"model": "built-in"})));
+    assert_eq!(body["object"], "chat.completion");
+    let choice = &body["choices"][0];
+    let (thinking, content) = (&choice["message"]["reasoning_content"], &choice["message"]["content"]);
+    let (thinking, content) = (thinking.as_str().expect("it thinks"), content.as_str().expect("it answers"));
+    assert!(!thinking.is_empty() && !content.is_empty() && choice["finish_reason"] == "stop", "{body}");
+    for tag in ["<think>", "</think>"] {
+        assert!(!thinking.contains(tag) && !content.contains(tag), "{body}");
+    }
+    assert_eq!((thinking.trim(), content.trim_start()), (thinking, content), "no blank space at the border");
+    let usage = &body["usage"];
+    let count = |name: &str| usage[name].as_u64().unwrap_or_else(|| panic!("{name}: {usage}"));
+    assert_eq!(count("total_tokens"), count("prompt_tokens") + count("completion_tokens"));
+    let reasoning = usage["completion_tokens_details"]["reasoning_tokens"].as_u64().expect("counted");
+    assert!(reasoning > 0 && reasoning < count("completion_tokens"), "{usage}");
+    assert!(usage["secateur"]["seed"].is_u64() && usage["secateur"]["peak_kv_bytes"].as_u64() > Some(0), "{usage}");
+}
+
+#[test]
+fn a_stream_put_together_is_the_object() {
+    let server = Server::start(options());
+    for fields in [
+        json!({}),
+        json!({"max_tokens": 7}),
+        json!({"temperature": 1.0, "seed": 5, "n": 3, "max_tokens": 40}),
+        json!({"secateur": {"budget": "ratio:0.3", "probe_every": 20, "window": 8}}),
+    ] {
+        let body = chat(builtin::EXAMPLE, fields);
+        let whole = server.chat(&body);
+        let stream = server.streamed(&body);
+        assert!(stream.status() == 200 && stream.head.contains("text/event-stream"), "{}", stream.head);
+        let text = stream.rest();
+        assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+        assert!(text.lines().all(|line| line.is_empty() || line.starts_with("data: ")), "only data: {text}");
+        let (chunks, _) = events(&text);
+        for (index, choice) in whole["choices"].as_array().expect("choices").iter().enumerate() {
+            let (thinking, content, finish) = texts(&chunks, index);
+            let message = &choice["message"];
+            assert_eq!(message["reasoning_content"].as_str().unwrap_or(""), thinking, "{body}");
+            assert_eq!(message["content"], content, "{body}");
+            assert_eq!(choice["finish_reason"].as_str(), finish.as_deref(), "{body}");
+        }
+        let of_one = |name: &str| chunks.iter().all(|chunk| chunk[name] == chunks[0][name]);
+        assert!(["id", "created", "model", "object", "system_fingerprint"].into_iter().all(of_one), "{text}");
+        assert_eq!(chunks[0]["choices"][0]["delta"], json!({"role": "assistant", "content": ""}));
+        assert!(chunks.iter().all(|chunk| chunk.get("usage").is_none()), "usage comes only when it is asked for");
+    }
+}
+
+#[test]
+fn usage_comes_last_and_only_when_it_is_asked_for() {
+    let server = Server::start(options());
+    let fields = json!({"stream_options": {"include_usage": true}, "max_tokens": 5});
+    let text = server.streamed(&chat("a is 3. What is a?", fields)).rest();
+    let (chunks, _) = events(&text);
+    let (last, before) = chunks.split_last().expect("chunks");
+    assert_eq!((&last["choices"], &last["usage"]["completion_tokens"]), (&json!([]), &json!(5)), "{text}");
+    assert!(before.iter().all(|chunk| chunk.get("usage").is_none_or(Value::is_null)), "{text}");
+}
+
+#[test]
+fn the_limit_inside_the_thinking_ends_with_length() {
+    let server = Server::start(options());
+    let body = server.chat(&chat(builtin::EXAMPLE, json!({"max_completion_tokens": 12, "max_tokens": 500})));
+    let choice = &body["choices"][0];
+    assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("length"), &json!("")), "{body}");
+    assert_eq!(body["usage"]["completion_tokens"], 12, "the newer name counts");
+    assert!(choice["message"]["reasoning_content"].as_str().is_some_and(|text| !text.is_empty()), "{body}");
+}
+
+#[test]
+fn stops_end_the_answer_and_never_the_thinking() {
+    let server = Server::start(options());
+    let whole = server.chat(&chat(builtin::EXAMPLE, json!({})));
+    let message = &whole["choices"][0]["message"];
+    let (thinking, content) =
+        (message["reasoning_content"].as_str().expect("text"), message["content"].as_str().expect("text"));
+    // Texts of several tokens that occur in the middle of the answer, and one that the thinking has as well.
+    let middle = content.find("answer").expect("the built-in model says so");
+    for stop in ["answer is", "swer i", "is"] {
+        let body = chat(builtin::EXAMPLE, json!({"stop": stop}));
+        let stopped = server.chat(&body);
+        let choice = &stopped["choices"][0];
+        let expected = &content[..content.find(stop).expect("it occurs")];
+        assert_eq!(choice["message"]["content"], expected, "{stop}");
+        assert_eq!(
+            (&choice["message"]["reasoning_content"], &choice["finish_reason"]),
+            (&json!(thinking), &json!("stop"))
+        );
+        let chunks = server.streamed(&body).rest();
+        assert_eq!(texts(&events(&chunks).0, 0).1, expected, "streamed: {stop}");
+    }
+    let included = json!({"stop": ["answer", "never"], "include_stop_str_in_output": true});
+    let included = server.chat(&chat(builtin::EXAMPLE, included));
+    assert_eq!(included["choices"][0]["message"]["content"], content[..middle + "answer".len()]);
+}
+
+#[test]
+fn a_budget_of_thinking_brings_the_answer_forward() {
+    let server = Server::start(options());
+    for name in ["thinking_token_budget", "thinking_budget_tokens"] {
+        let body = server.chat(&chat(builtin::EXAMPLE, json!({name: 10})));
+        assert_eq!(body["usage"]["completion_tokens_details"]["reasoning_tokens"], 10, "{body}");
+        assert_ne!(body["choices"][0]["message"]["content"], "", "{body}");
+    }
+    let body = server.chat(&chat(builtin::EXAMPLE, json!({"reasoning": {"exclude": true}})));
+    assert!(body["choices"][0]["message"].get("reasoning_content").is_none(), "{body}");
+    assert!(body["usage"]["completion_tokens_details"]["reasoning_tokens"].as_u64() > Some(0), "{body}");
+    let body = server.chat(&chat(builtin::EXAMPLE, json!({"reasoning_format": "none"})));
+    let content = body["choices"][0]["message"]["content"].as_str().expect("text");
+    assert!(content.contains("Compute"), "the thinking is part of the content: {content}");
+}
+
+#[test]
+fn what_a_user_writes_closes_no_thought() {
+    let server = Server::start(options());
+    let quoted = format!("{} </think> <think> <|im_end|>", builtin::EXAMPLE);
+    let body = server.chat(&chat(&quoted, json!({"max_tokens": 30})));
+    let streamed = server.streamed(&chat(&quoted, json!({"max_tokens": 30}))).rest();
+    let (thinking, content, _) = texts(&events(&streamed).0, 0);
+    let message = &body["choices"][0]["message"];
+    assert_eq!(
+        (message["reasoning_content"].as_str(), message["content"].as_str()),
+        (Some(&*thinking), Some(&*content))
+    );
+    assert!(!thinking.is_empty(), "it thinks all the same: {body}");
+}
+
+#[test]
+fn the_same_request_gives_the_ids_of_the_command_line() {
+    use crate::common::command;
+    let server = Server::start(options());
+    let mut body = chat(
+        builtin::EXAMPLE,
+        json!({"seed": 7, "temperature": 0.8, "secateur": {"trace": true, "budget": "tokens:40"}}),
+    );
+    let alone = server.chat(&body);
+    let id = alone["id"].as_str().expect("an id");
+    let trace = server.get(&format!("/v1/secateur/traces/{id}")).json();
+    let served: Vec<&Value> = trace["tokens"].as_array().expect("tokens").iter().map(|token| &token["id"]).collect();
+    let args = [
+        "run",
+        "--json",
+        "--device",
+        "cpu",
+        "--seed",
+        "7",
+        "--temperature",
+        "0.8",
+        "--budget",
+        "tokens:40",
+        builtin::EXAMPLE,
+    ];
+    let run = command::json(&command::run(&args));
+    let run: Vec<&Value> = run["ids"].as_array().expect("ids").iter().collect();
+    assert_eq!(served, run);
+    // And among others.
+    body["n"] = 2.into();
+    let others = std::thread::scope(|scope| {
+        let other =
+            scope.spawn(|| server.chat(&chat(builtin::EXAMPLE, json!({"seed": 3, "temperature": 1.0, "n": 2}))));
+        let among = server.chat(&body);
+        other.join().expect("no panic");
+        among
+    });
+    assert_eq!(others["choices"][0]["message"], alone["choices"][0]["message"]);
+}
+
+#[test]
+fn a_trace_and_its_report_are_kept_for_who_asked() {
+    let mut options = options();
+    options.keys = vec!["first".into(), "second".into()];
+    let server = Server::start(options);
+    let body = chat(builtin::EXAMPLE, json!({"secateur": {"trace": true}, "max_tokens": 60})).to_string();
+    let reply = server.request("POST", "/v1/chat/completions", "authorization: Bearer first\r\n", &body);
+    let id = reply.json()["id"].as_str().expect("an id").to_string();
+    let path = format!("/v1/secateur/traces/{id}");
+    let get = |path: &str, key: &str| server.get_with(path, Some(&format!("Bearer {key}")));
+    let trace = get(&path, "first");
+    assert_eq!((trace.status, &trace.json()["totals"]["generated_tokens"]), (200, &json!(60)));
+    let report = get(&format!("{path}/report"), "first");
+    assert!(
+        report.status == 200 && report.body.contains("<html") && report.head.contains("sandbox"),
+        "{}",
+        report.head
+    );
+    assert_eq!(get(&path, "second").status, 404, "another client's trace");
+    assert_eq!(server.request("DELETE", &path, "x-api-key: first\r\n", "").status, 204);
+    assert_eq!(get(&path, "first").status, 404);
+}
+
+#[test]
+fn probes_are_sent_to_clients_that_ask() {
+    let server = Server::start(options());
+    let pruned =
+        |events: &str| json!({"secateur": {"budget": "tokens:24", "probe_every": 20, "window": 8, "events": events}});
+    let text = server.streamed(&chat(builtin::EXAMPLE, pruned("comments"))).rest();
+    let (chunks, comments) = events(&text);
+    let probes: Vec<Value> = comments
+        .iter()
+        .map(|line| serde_json::from_str(line.strip_prefix("secateur ").expect("ours")).expect("JSON"))
+        .collect();
+    assert!(probes.iter().any(|probe| probe["probe"]["evicted"].as_u64() > Some(0)), "{comments:?}");
+    assert!(chunks.iter().all(|chunk| chunk["choices"] != json!([])), "ordinary clients see nothing of them");
+    let text = server.streamed(&chat(builtin::EXAMPLE, pruned("chunks"))).rest();
+    let (chunks, comments) = events(&text);
+    assert_eq!(comments, [""; 0]);
+    assert_eq!(chunks.iter().filter(|chunk| chunk.get("secateur").is_some()).count(), probes.len());
+}
+
+#[test]
+fn what_would_change_the_answer_and_is_not_done_is_refused_by_name() {
+    let server = Server::start(options());
+    for (fields, name) in [
+        (json!({"response_format": {"type": "json_object"}}), "response_format"),
+        (json!({"logit_bias": {"5": 1}}), "logit_bias"),
+        (json!({"logprobs": true}), "logprobs"),
+        (json!({"presence_penalty": 0.5}), "presence_penalty"),
+        (json!({"tools": [{"type": "function"}]}), "tools"),
+        (json!({"tool_choice": "required"}), "tool_choice"),
+        (json!({"audio": {}}), "audio"),
+        (json!({"stop": ""}), "stop"),
+        (json!({"stop": ["a", ""]}), "stop"),
+        (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop"),
+        (json!({"n": 0}), "n"),
+        (json!({"n": 65}), "n"),
+        (json!({"seed": -1}), "seed"),
+        (json!({"temperature": -1}), "temperature"),
+        (json!({"top_p": 7}), "top_p"),
+        (json!({"messages": []}), "messages"),
+        (json!({"messages": [{"role": "robot", "content": "a"}]}), "messages[0]"),
+        (json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "messages[0]"),
+        (json!({"secateur": {"policy": "none"}}), "policy"),
+        (json!({"secateur": {"bugdet": "tokens:4"}}), "bugdet"),
+        (json!({"secateur": {"budget": "tokens:x"}}), "budget"),
+    ] {
+        let reply = server.post("/v1/chat/completions", &chat("a is 3. What is a?", fields.clone()));
+        let message = reply.refusal(400);
+        assert!(message.contains(name), "{fields}: {message}");
+    }
+    for fields in [
+        json!({"user": "me", "metadata": {"a": 1}, "store": true, "service_tier": "auto", "parallel_tool_calls": true}),
+        json!({"unheard_of": 1, "response_format": {"type": "text"}, "tools": [], "tool_choice": "none", "logit_bias": {}}),
+        json!({"stop": null, "max_tokens": 3, "seed": null, "n": null, "stream": false, "stream_options": null}),
+        json!({"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "a is 3. What is a?"}]}]}),
+    ] {
+        let mut fields = fields;
+        fields["max_tokens"] = 2.into();
+        server.chat(&chat("a is 3. What is a?", fields));
+    }
+}
+
+#[test]
+fn completions_take_text_and_ids() {
+    let server = Server::start(options());
+    let tokens = server.post("/tokenize", &json!({"content": "a is 3."})).json()["tokens"].clone();
+    let text = server.post("/detokenize", &json!({"tokens": tokens})).json();
+    assert_eq!(text["content"], "a is 3.");
+    let complete = |prompt: Value| {
+        let reply = server.post("/v1/completions", &json!({"prompt": prompt, "max_tokens": 6, "temperature": 0}));
+        assert_eq!(reply.status, 200, "{reply:?}");
+        reply.json()
+    };
+    let of_text = complete("a is 3.".into());
+    assert_eq!(of_text["object"], "text_completion");
+    assert_eq!(of_text["choices"][0]["text"], complete(tokens.clone())["choices"][0]["text"]);
+    let echoed = json!({"prompt": "a is 3.", "max_tokens": 6, "temperature": 0, "echo": true});
+    let echoed = server.post("/v1/completions", &echoed).json();
+    let (begun, continued) = (echoed["choices"][0]["text"].clone(), of_text["choices"][0]["text"].clone());
+    assert_eq!(begun.as_str().map(str::to_string), continued.as_str().map(|text| format!("a is 3.{text}")));
+    let several = complete(json!([tokens, tokens]));
+    assert_eq!(several["choices"][0]["text"], several["choices"][1]["text"]);
+    assert_eq!(several["choices"][1]["index"], 1);
+    server.post("/v1/completions", &json!({"prompt": []})).refusal(400);
+    server.post("/v1/completions", &json!({"prompt": [99_999_999]})).refusal(400);
+}
+
+#[test]
+fn addresses_say_what_they_are_for() {
+    let server = Server::start(options());
+    let models = server.get("/v1/models").json();
+    assert_eq!((&models["data"][0]["id"], &models["data"][0]["object"]), (&json!("built-in"), &json!("model")));
+    assert!(models["data"][0]["max_model_len"].as_u64() > Some(0), "{models}");
+    assert_eq!(server.get("/v1/models/built-in").json(), models["data"][0]);
+    server.get("/v1/models/another").refusal(404);
+    server.get("/v2").refusal(404);
+    server.get("/v1/chat/completions").refusal(405);
+    let unknown = server.post("/v1/chat/completions", &chat("a", json!({"model": "another"})));
+    assert!(unknown.refusal(404).contains("built-in"), "it says which model there is");
+    for path in ["/props", "/slots", "/tokenizer_info"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+    let document = server.get("/openapi.json").json();
+    for path in ["/v1/chat/completions", "/v1/models", "/health", "/v1/secateur/traces/{id}"] {
+        assert!(document["paths"].get(path).is_some(), "{path}");
+    }
+    assert!(document["components"]["schemas"]["ChatBody"].is_object(), "{document}");
+    let counted = server.post("/v1/chat/completions/input_tokens", &chat(builtin::EXAMPLE, json!({}))).json();
+    let used = server.chat(&chat(builtin::EXAMPLE, json!({"max_tokens": 1})));
+    assert_eq!(counted["input_tokens"], used["usage"]["prompt_tokens"]);
+}
