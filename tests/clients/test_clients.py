@@ -1,0 +1,117 @@
+"""Clients that people have, against the server with the built-in model on the CPU: OpenAI's own package, and the `llm` command.
+
+    SECATEUR=target/quick/secateur python -m pytest tests/clients
+
+They are installed by the group `clients` of pyproject.toml; a client that is missing skips its tests.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+openai = pytest.importorskip("openai", reason="the package openai is not installed")
+
+EXAMPLE = (
+    "We count modulo 10. #1 d is 3. #2 r exceeds d by 9. #3 e equals r plus 7. #4 r drops by d. #5 c is r minus e. "
+    "#6 h is 4. #7 c rises by 2. What is c?"
+)
+MESSAGES = [{"role": "user", "content": EXAMPLE}]
+
+
+@pytest.fixture(scope="session")
+def address():
+    """The address of a server of our own."""
+    binary = os.environ.get("SECATEUR", "target/quick/secateur")
+    command = [binary, "serve", "--port", "0", "--device", "cpu", "--sequences", "2", "--api-key", "a key", "--quiet"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    line = server.stderr.readline()
+    assert "listening on " in line, line + server.stderr.read()
+    yield line.split()[-1]
+    server.terminate()
+    assert server.wait(timeout=60) == 0, "SIGTERM ends a server well"
+
+
+@pytest.fixture
+def client(address):
+    return openai.OpenAI(base_url=f"{address}/v1", api_key="a key", max_retries=0, timeout=300)
+
+
+def chat(client, **options):
+    return client.chat.completions.create(model="built-in", messages=MESSAGES, temperature=0, **options)
+
+
+def test_an_answer_has_the_form_that_the_package_declares(client):
+    raw = client.chat.completions.with_raw_response.create(model="built-in", messages=MESSAGES, temperature=0)
+    body = json.loads(raw.text)
+    answer = openai.types.chat.ChatCompletion.model_validate(body, strict=True)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.content
+    assert answer.choices[0].message.reasoning_content
+    assert answer.usage.completion_tokens_details.reasoning_tokens > 0
+    assert answer.usage.secateur["evicted_tokens"] >= 0
+
+
+def test_a_stream_is_the_answer_in_pieces(client):
+    whole = chat(client)
+    pieces = {"content": "", "reasoning_content": ""}
+    for chunk in chat(client, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            for name in pieces:
+                pieces[name] += getattr(choice.delta, name, None) or ""
+        usage = chunk.usage
+    assert pieces["content"] == whole.choices[0].message.content
+    assert pieces["reasoning_content"] == whole.choices[0].message.reasoning_content
+    assert usage.total_tokens == whole.usage.total_tokens
+
+
+def test_pruning_goes_through_extra_body(client):
+    extra = {"secateur": {"budget": "tokens:24", "probe_every": 20, "window": 8, "events": "chunks"}}
+    probes = [chunk.secateur for chunk in chat(client, stream=True, extra_body=extra) if not chunk.choices]
+    assert any(probe["probe"]["evicted"] > 0 for probe in probes)
+    assert chat(client, extra_body=extra).usage.secateur["evicted_tokens"] > 0
+
+
+def test_errors_are_the_packages_own(client, address):
+    with pytest.raises(openai.BadRequestError, match="response_format"):
+        chat(client, response_format={"type": "json_object"})
+    with pytest.raises(openai.BadRequestError) as error:
+        long = [{"role": "user", "content": EXAMPLE * 200}]
+        client.chat.completions.create(model="built-in", messages=long)
+    assert error.value.code == "context_length_exceeded"
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="another", messages=MESSAGES)
+    with pytest.raises(openai.AuthenticationError):
+        chat(openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0))
+
+
+def test_models_are_listed(client):
+    assert [model.id for model in client.models.list().data] == ["built-in"]
+    assert client.models.retrieve("built-in").owned_by == "secateur"
+
+
+def test_completions_continue_a_text(client):
+    further = {"ignore_eos": True}
+    answer = client.completions.create(model="built-in", prompt="a is 3.", max_tokens=4, temperature=0, extra_body=further)
+    assert answer.choices[0].finish_reason == "length" and answer.usage.completion_tokens == 4
+
+
+def test_metrics_can_be_read(address):
+    call = urllib.request.Request(f"{address}/metrics", headers={"x-api-key": "a key"})
+    with urllib.request.urlopen(call) as reply:
+        assert b"secateur:num_requests_running 0" in reply.read()
+
+
+def test_the_llm_command_answers(address, tmp_path):
+    pytest.importorskip("llm", reason="the package llm is not installed")
+    models = f"- model_id: secateur\n  model_name: built-in\n  api_base: {address}/v1\n  api_key_name: secateur\n"
+    (tmp_path / "extra-openai-models.yaml").write_text(models)
+    (tmp_path / "keys.json").write_text(json.dumps({"secateur": "a key"}))
+    command = [pathlib.Path(sys.executable).with_name("llm"), "-m", "secateur", "-o", "temperature", "0", "-u", EXAMPLE]
+    environment = {**os.environ, "LLM_USER_PATH": str(tmp_path)}
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert ran.returncode == 0 and ran.stdout.strip(), ran.stderr
