@@ -373,7 +373,8 @@ impl Stream {
             Piece::Probe(probe) => match self.frame.events {
                 Events::None => (),
                 Events::Comments => {
-                    self.ready.push_back(format!(": secateur {}\n\n", json!({"choice": choice, "probe": probe})).into())
+                    let probe = json!({"choice": choice, "probe": probe});
+                    self.ready.push_back(format!(": secateur {probe}\n\n").into());
                 }
                 Events::Chunks => {
                     let mut chunk = self.frame.head(true);

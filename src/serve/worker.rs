@@ -268,11 +268,8 @@ fn run(engine: &mut Engine, jobs: &Receiver<Job>, shared: &Shared) -> Option<Err
         let ended = pollster::block_on(batch.step(&mut on));
         let mut lost = None;
         for (request, result) in ended {
-            if let Some(error) = result.as_ref().map_or_else(|e| Some(e), |result| result.error.as_ref()) {
-                if error.kind() == ErrorKind::Device {
-                    lost = Some(error.clone());
-                }
-            }
+            let error = result.as_ref().map_or_else(Some, |result| result.error.as_ref());
+            lost = error.filter(|error| error.kind() == ErrorKind::Device).cloned().or(lost);
             if let Some(job) = running.remove(&request) {
                 finish(job, result, shared);
             }

@@ -72,7 +72,7 @@ pub fn events(body: &str) -> (Vec<Value>, Vec<&str>) {
             Some("[DONE]") => (),
             Some(json) => data.push(serde_json::from_str(json).unwrap_or_else(|e| panic!("{e}: {json}"))),
             None => {
-                comments.push(line.strip_prefix(": ").unwrap_or_else(|| panic!("neither data nor comment: {line:?}")))
+                comments.push(line.strip_prefix(": ").unwrap_or_else(|| panic!("neither data nor comment: {line:?}")));
             }
         }
     }

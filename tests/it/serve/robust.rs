@@ -111,7 +111,7 @@ fn silence_is_filled_with_comments() {
     // This one waits for its place.
     let text = server.streamed(&chat("a is 3. What is a?", json!({"max_tokens": 3}))).rest();
     let (chunks, comments) = events(&text);
-    assert!(comments.iter().any(|comment| *comment == "working"), "{text}");
+    assert!(comments.contains(&"working"), "{text}");
     assert_eq!(texts(&chunks, 0).2.as_deref(), Some("length"));
     drop(running);
 }
