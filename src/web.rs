@@ -121,10 +121,13 @@ impl Secateur {
         Ok(check.await.map_err(|e| rejection(&e))?.to_string())
     }
 
-    /// Loads the model that comes with secateur.
-    pub async fn builtin(options: String) -> Result<Secateur, JsError> {
+    /// Loads the model that comes with secateur, from its [files](files::source).
+    pub async fn builtin(files: Object, options: String) -> Result<Secateur, JsError> {
         let quiet = Function::new_no_args("");
-        let load = async { Secateur::from_source(&builtin::source(), parse(&options)?, builtin::NAME, &quiet).await };
+        let load = async {
+            let source = builtin::with_suggestions(files::source(&files)?);
+            Secateur::from_source(&source, parse(&options)?, builtin::NAME, &quiet).await
+        };
         let mut loaded = load.await.map_err(|e| rejection(&e))?;
         loaded.info["suggested"] = json!({"prompt": builtin::EXAMPLE});
         Ok(loaded)
@@ -210,6 +213,18 @@ impl Secateur {
         let stop = engine.stop_flag();
         Ok(Self { engine: Rc::new(RefCell::new(Some(engine))), info, stop })
     }
+}
+
+/// Opens the GPU. Everything else does so too, but two calls that open it at one time would open two devices.
+#[wasm_bindgen]
+pub async fn open_gpu() -> Result<(), JsError> {
+    device().await.map(drop).map_err(|e| rejection(&e))
+}
+
+/// Tests every kernel on the GPU, once: models are loaded after it. It may run while a model is fetched.
+#[wasm_bindgen]
+pub async fn test_kernels() -> Result<(), JsError> {
+    trusted_device().await.map(drop).map_err(|e| rejection(&e))
 }
 
 /// The report of one trace or two, as a page of its own. `traces` are pairs of a name and the text of a trace, as JSON:

@@ -573,4 +573,6 @@ Object.defineProperty(window, 'secateur', {
 
 await start();
 const url = query.get('model');
+// The welcome offers the built-in model. A failure shows when that model is loaded.
+if (engine && !url) engine.prepare().catch(() => undefined);
 if (engine && url) await load({ url: new URL(url, location.href).href, ...loadOptions() });

@@ -55,11 +55,10 @@ impl Site {
     }
 }
 
-/// The repository's models, test fixtures, or the page.
+/// The page, or a model of the tests.
 fn route(path: &str) -> PathBuf {
     let below = path.trim_start_matches('/');
-    let whole = ["models/", "tests/golden/"].iter().any(|folder| below.starts_with(folder));
-    Path::new(ROOT).join(if whole { "" } else { "web" }).join(below)
+    Path::new(ROOT).join(if below.starts_with("tests/golden/") { "" } else { "web" }).join(below)
 }
 
 /// The same, with the watch in the worker; `/scripted/…` is the page with a scripted engine.

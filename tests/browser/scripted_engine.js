@@ -17,7 +17,8 @@ export class Secateur {
     return engine;
   }
 
-  static async builtin(options) {
+  static async builtin(files, options) {
+    if (!files['config.json']?.length) throw new Error('the built-in model has no config.json');
     const engine = new Secateur();
     engine.options = options;
     engine.suggested = { prompt: 'suggested' };
@@ -94,6 +95,10 @@ export class Secateur {
 
   free() {}
 }
+
+export async function open_gpu() {}
+
+export async function test_kernels() {}
 
 export function report(traces) {
   const names = JSON.parse(traces).map(([name]) => name);
