@@ -166,6 +166,7 @@ impl Secateur {
     /// - `{type: "done", stop_reason, thinking_unfinished, tokens_per_second, tail, message, totals, bytes_in_use,
     ///   bytes_reserved}`, with `tail` what an unfinished character left, `message` how a conversation continues with
     ///   this answer ([`RunResult::message`](crate::RunResult::message)), and `totals` those of the trace
+    /// - `{type: "partial", json}`, with the trace of a run that failed after it had begun; the promise then rejects
     ///
     /// Resolves to the run's trace, JSON text.
     pub fn run(&self, request: String, on_event: Function) -> Promise {
@@ -358,11 +359,14 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
         "totals": totals,
     });
     send(on_event, &with_bytes(done, result.bytes));
+    let trace = result.trace.to_json();
     if let Some(e) = result.error {
+        if let Ok(trace) = trace {
+            send(on_event, &json!({"type": "partial", "json": trace}));
+        }
         return Err(e);
     }
-    let trace = result.trace.to_json()?;
-    Ok(Value::String(trace))
+    trace.map(Value::String)
 }
 
 /// The steps with the bytes of their text. They divide the tokens of the thinking, `thoughts`, among themselves, in order.

@@ -196,7 +196,7 @@
  * @typedef {EngineEvent | TraceMessage} RunEvent
  *
  * An event of a run. Events that measure memory have its size in bytes.
- * @typedef {StartEvent | TokenEvent | ProbeEvent | NoteEvent | DoneEvent} EngineEvent
+ * @typedef {StartEvent | TokenEvent | ProbeEvent | NoteEvent | DoneEvent | PartialEvent} EngineEvent
  *
  * @typedef {object} StartEvent
  * @property {'start'} type
@@ -255,6 +255,13 @@
  * @property {Totals} totals
  * @property {number} [bytes_in_use]
  * @property {number} [bytes_reserved]
+ */
+
+/**
+ * A run failed after it had begun: its trace until then. The error follows.
+ * @typedef {object} PartialEvent
+ * @property {'partial'} type
+ * @property {string} json - the trace
  */
 
 /**
