@@ -1,5 +1,6 @@
-//! The model that is embedded in the binary, so that a first run needs no download. It is the tiny reasoner that
-//! `models/README.md` describes.
+//! The model that comes with secateur, so that a first run needs no download. It is the tiny reasoner that
+//! `models/README.md` describes. It is embedded in the binary; in browsers its files lie beside the page, so that a visitor
+//! with another model does not fetch it.
 use crate::weights::{ModelSource, Suggestions};
 
 /// The name of the built-in model in traces and messages.
@@ -17,6 +18,7 @@ pub const PROBE_EVERY: usize = 40;
 pub const WINDOW: usize = 16;
 
 /// The name and the bytes of an embedded file.
+#[cfg(not(target_family = "wasm"))]
 macro_rules! embedded {
     ($name:literal) => {
         ($name, include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/models/tiny-reasoner/", $name)).to_vec())
@@ -24,13 +26,19 @@ macro_rules! embedded {
 }
 
 /// The files of the built-in model, in Hugging Face layout.
+#[cfg(not(target_family = "wasm"))]
 pub fn source() -> ModelSource {
-    ModelSource::memory([
+    let files = ModelSource::memory([
         embedded!("config.json"),
         embedded!("generation_config.json"),
         embedded!("model.safetensors"),
         embedded!("tokenizer.json"),
         embedded!("tokenizer_config.json"),
-    ])
-    .suggesting(Suggestions { window: WINDOW, probe_every: PROBE_EVERY })
+    ]);
+    with_suggestions(files)
+}
+
+/// The built-in model from its files, with the settings that suit it.
+pub(crate) fn with_suggestions(files: ModelSource) -> ModelSource {
+    files.suggesting(Suggestions { window: WINDOW, probe_every: PROBE_EVERY })
 }

@@ -121,10 +121,13 @@ impl Secateur {
         Ok(check.await.map_err(|e| rejection(&e))?.to_string())
     }
 
-    /// Loads the model that comes with secateur.
-    pub async fn builtin(options: String) -> Result<Secateur, JsError> {
+    /// Loads the model that comes with secateur, from its [files](files::source).
+    pub async fn builtin(files: Object, options: String) -> Result<Secateur, JsError> {
         let quiet = Function::new_no_args("");
-        let load = async { Secateur::from_source(&builtin::source(), parse(&options)?, builtin::NAME, &quiet).await };
+        let load = async {
+            let source = builtin::with_suggestions(files::source(&files)?);
+            Secateur::from_source(&source, parse(&options)?, builtin::NAME, &quiet).await
+        };
         let mut loaded = load.await.map_err(|e| rejection(&e))?;
         loaded.info["suggested"] = json!({"prompt": builtin::EXAMPLE});
         Ok(loaded)
@@ -163,6 +166,7 @@ impl Secateur {
     /// - `{type: "done", stop_reason, thinking_unfinished, tokens_per_second, tail, message, totals, bytes_in_use,
     ///   bytes_reserved}`, with `tail` what an unfinished character left, `message` how a conversation continues with
     ///   this answer ([`RunResult::message`](crate::RunResult::message)), and `totals` those of the trace
+    /// - `{type: "partial", json}`, with the trace of a run that failed after it had begun; the promise then rejects
     ///
     /// Resolves to the run's trace, JSON text.
     pub fn run(&self, request: String, on_event: Function) -> Promise {
@@ -210,6 +214,18 @@ impl Secateur {
         let stop = engine.stop_flag();
         Ok(Self { engine: Rc::new(RefCell::new(Some(engine))), info, stop })
     }
+}
+
+/// Opens the GPU. Everything else does so too, but two calls that open it at one time would open two devices.
+#[wasm_bindgen]
+pub async fn open_gpu() -> Result<(), JsError> {
+    device().await.map(drop).map_err(|e| rejection(&e))
+}
+
+/// Tests every kernel on the GPU, once: models are loaded after it. It may run while a model is fetched.
+#[wasm_bindgen]
+pub async fn test_kernels() -> Result<(), JsError> {
+    trusted_device().await.map(drop).map_err(|e| rejection(&e))
 }
 
 /// The report of one trace or two, as a page of its own. `traces` are pairs of a name and the text of a trace, as JSON:
@@ -347,11 +363,14 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
         "totals": totals,
     });
     send(on_event, &with_bytes(done, result.bytes));
+    let trace = result.trace.to_json();
     if let Some(e) = result.error {
+        if let Ok(trace) = trace {
+            send(on_event, &json!({"type": "partial", "json": trace}));
+        }
         return Err(e);
     }
-    let trace = result.trace.to_json()?;
-    Ok(Value::String(trace))
+    trace.map(Value::String)
 }
 
 /// The steps with the bytes of their text. They divide the tokens of the thinking, `thoughts`, among themselves, in order.

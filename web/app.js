@@ -4,6 +4,7 @@ import { fileSize, forget, kept } from './files.js';
 import { bytes, count, dark, el, plural, repaint } from './draw/draw.js';
 import { EXAMPLES } from './examples.js';
 import { Insight } from './insight.js';
+import { clearConversation, keepConversation, keptConversation } from './keep.js';
 import { Reply } from './reply.js';
 import { open } from './secateur.js';
 
@@ -25,6 +26,8 @@ let model;
 let loadedFrom;
 /** The conversation, as templates see it: without thoughts. @type {Message[]} */
 let history = [];
+/** What stands on the page. @type {{question: string, replies: Reply[]}[]} */
+let turns = [];
 /** The answers being written. @type {Reply[]} */
 let current = [];
 /** The prompt that the loaded model suggests. */
@@ -193,7 +196,9 @@ form.addEventListener('submit', async (event) => {
   if ($('start').disabled) return;
   const { prompt, ...rest } = formRequest();
   if (!prompt?.trim()) return;
-  if (!model && !(await load(loadOptions()))) return;
+  // A conversation that was kept goes on with its model.
+  const again = turns.length && (loadedFrom?.url || loadedFrom?.hub) ? loadedFrom : loadOptions();
+  if (!model && !(await load(again))) return;
   $('prompt').value = '';
   suggested = undefined;
   await ask(prompt, rest, $('compare').value);
@@ -219,9 +224,7 @@ async function ask(question, settings, other = '') {
   for (const thinking of $('turns').querySelectorAll('.thinking')) thinking.open = false;
   const raw = settings.raw === true;
   const request = raw ? { ...settings, prompt: question } : { ...settings, messages: [...history, { role: 'user', content: question }] };
-  const replies = el('div', { class: 'replies' });
-  const turn = el('li', { class: 'turn' }, el('p', { class: 'question' }, question), replies);
-  $('turns').append(turn);
+  const { turn, replies } = showTurn(question);
   setState('running');
   stopped = false;
   current = [];
@@ -242,13 +245,8 @@ async function ask(question, settings, other = '') {
   for (const [i, run] of runs.entries()) {
     if (i && (stopped || !model || current[0].failed)) break;
     const { policy, budget } = i ? { ...resolved.settings, policy: other } : resolved.settings;
-    const reply = new Reply({
-      title: policy === 'full' ? 'full cache' : `${policy}, ${budget}`,
-      note: i ? '' : runs.length > 1 ? `The run with ${other} comes after this one: there is one engine and one model.` : '',
-      settings: { policy, budget }, onSave: saveTrace, onReport: (one) => showReport(replies.replies.length > 1 ? replies.replies : [one]),
-    });
-    current.push(reply);
-    replies.replies = current;
+    const note = i ? '' : runs.length > 1 ? `The run with ${other} comes after this one: there is one engine and one model.` : '';
+    const reply = newReply(current, { title: policy === 'full' ? 'full cache' : `${policy}, ${budget}`, note, settings: { policy, budget } });
     replies.append(reply.node);
     insight.show(current, model.info);
     if (!i) turn.scrollIntoView({ block: 'start', behavior: 'instant' });
@@ -263,7 +261,50 @@ async function ask(question, settings, other = '') {
   } else if (current[0]?.result) {
     current[0].note({ text: 'No answer came: this question is left out of the conversation.' });
   }
+  turns.push({ question, replies: current });
+  keep();
   if (document.body.dataset.state === 'running') settled();
+}
+
+/** A question on the page, with a place for its replies. */
+function showTurn(question) {
+  const replies = el('div', { class: 'replies' });
+  const turn = el('li', { class: 'turn' }, el('p', { class: 'question' }, question), replies);
+  $('turns').append(turn);
+  return { turn, replies };
+}
+
+/** One more reply among those of a turn. Its report is that of all of them. */
+function newReply(among, options) {
+  const onReport = () => showReport(among);
+  const reply = new Reply({ ...options, onSave: saveTrace, onReport });
+  among.push(reply);
+  return reply;
+}
+
+function keep() {
+  const { files, ...from } = loadedFrom ?? {};
+  keepConversation({ history, from: files ? undefined : from, turns: turns.map(({ question, replies }) => ({ question, replies: replies.map((reply) => reply.save()) })) });
+}
+
+/** Shows the conversation that an earlier visit left. */
+function resume() {
+  const kept = keptConversation();
+  if (!kept?.turns.length) return;
+  ({ history } = kept);
+  loadedFrom = kept.from;
+  for (const { question, replies: saved } of kept.turns) {
+    const replies = [];
+    const place = showTurn(question).replies;
+    place.classList.toggle('two', saved.length > 1);
+    for (const one of saved) {
+      const reply = newReply(replies, { title: one.title, settings: one.settings });
+      reply.show(one);
+      place.append(reply.node);
+    }
+    turns.push({ question, replies });
+  }
+  $('welcome').hidden = true;
 }
 
 /**
@@ -325,7 +366,9 @@ $('stop').addEventListener('click', () => {
 
 $('reset').addEventListener('click', () => {
   history = [];
+  turns = [];
   current = [];
+  clearConversation();
   $('turns').replaceChildren();
   $('insight').hidden = true;
   $('welcome').hidden = false;
@@ -571,6 +614,9 @@ Object.defineProperty(window, 'secateur', {
   },
 });
 
+resume();
 await start();
 const url = query.get('model');
+// The welcome offers the built-in model. A failure shows when that model is loaded.
+if (engine && !url && !loadedFrom?.url && !loadedFrom?.hub) engine.prepare().catch(() => undefined);
 if (engine && url) await load({ url: new URL(url, location.href).href, ...loadOptions() });

@@ -2,7 +2,7 @@ import js from '@eslint/js';
 
 const browser = Object.fromEntries([
   'AbortController', 'Blob', 'GPUAdapter', 'NodeFilter', 'Option', 'TextDecoder', 'TextEncoder', 'URL', 'URLSearchParams', 'Worker', 'addEventListener',
-  'atob', 'console', 'document', 'fetch', 'innerHeight', 'innerWidth', 'location', 'matchMedia', 'navigator', 'onmessage', 'parent', 'performance',
+  'atob', 'console', 'document', 'fetch', 'innerHeight', 'innerWidth', 'localStorage', 'location', 'matchMedia', 'navigator', 'onmessage', 'parent', 'performance',
   'postMessage', 'requestAnimationFrame', 'scrollTo', 'FileReaderSync', 'TransformStream', 'XMLHttpRequest', 'crypto', 'GPUBufferUsage', 'Response', 'scrollY', 'setTimeout', 'window', 'DataTransferItemList', 'ReadableStream', 'self',
 ].map((name) => [name, 'readonly']));
 

@@ -237,16 +237,22 @@ export async function kept() {
   const all = await root();
   if (!all) return models;
   for await (const folder of all.values()) {
-    if (folder.kind !== 'directory') continue;
-    const files = await readList(folder);
-    const entries = Object.values(files);
-    if (!entries.length) continue; // another tab may be writing the list
-    let bytes = 0;
-    for await (const file of folder.values()) if (file.name !== LIST) bytes += (await file.getFile()).size;
-    const { url } = JSON.parse(await (await (await folder.getFileHandle(LIST)).getFile()).text());
-    models.push({ url, bytes, size: entries.reduce((sum, file) => sum + file.size, 0), complete: entries.every((file) => file.complete) });
+    // A model may be removed meanwhile, here or in another tab.
+    const model = folder.kind === 'directory' && (await describe(folder).catch(() => undefined));
+    if (model) models.push(model);
   }
   return models;
+}
+
+/** The model in that folder; undefined if nothing of it is here. */
+async function describe(folder) {
+  const files = await readList(folder);
+  const entries = Object.values(files);
+  if (!entries.length) return undefined; // another tab may be writing the list
+  let bytes = 0;
+  for await (const file of folder.values()) if (file.name !== LIST) bytes += (await file.getFile()).size;
+  const { url } = JSON.parse(await (await (await folder.getFileHandle(LIST)).getFile()).text());
+  return { url, bytes, size: entries.reduce((sum, file) => sum + file.size, 0), complete: entries.every((file) => file.complete) };
 }
 
 /**

@@ -6,7 +6,7 @@
 
 /**
  * A message to the worker.
- * @typedef {LoadMessage | RunMessage | ResolveMessage | ReportMessage | StopMessage | ConformanceMessage} ToWorker
+ * @typedef {LoadMessage | PrepareMessage | RunMessage | ResolveMessage | ReportMessage | StopMessage | ConformanceMessage} ToWorker
  *
  * Loads a model: from files, from a server or from the hub, or, with none of these, the built-in model. Answered by
  * `progress` and `note`, then by `loaded` or `error`.
@@ -23,6 +23,12 @@
  * @property {'q8' | 'q6' | 'q4'} [weights] - the precision to which weights are quantized as they are loaded; if absent,
  *   they keep the types of the files
  * @property {string} [name] - name to show
+ *
+ * Tests the kernels and compiles the shaders of the built-in model, while nothing else is asked for. Answered by
+ * `prepared` or `error`.
+ * @typedef {object} PrepareMessage
+ * @property {'prepare'} do
+ * @property {number} call
  *
  * Starts a run with the loaded model. Answered by the events `start`, `token`, `probe`, `note` and `done`, then by
  * `trace`, or by `error`.
@@ -102,7 +108,7 @@
 
 /**
  * A message to the page. `call` is that of the message which it answers.
- * @typedef {(ReadyMessage | LostMessage | ProgressMessage | LoadedMessage | RunEvent | ResolvedMessage | ReportResult |
+ * @typedef {(ReadyMessage | LostMessage | ProgressMessage | LoadedMessage | PreparedMessage | RunEvent | ResolvedMessage | ReportResult |
  *   CaseMessage | ConformanceResult | ErrorMessage) & {call?: number}} ToPage
  *
  * The engine is there and the browser has a GPU.
@@ -131,6 +137,9 @@
  * @property {number} [call]
  * @property {number} [memory] - bytes of the engine's own memory, beside that of the GPU
  * @property {ModelInfo} info
+ *
+ * @typedef {object} PreparedMessage
+ * @property {'prepared'} type
  *
  * @typedef {object} ModelInfo
  * @property {string} model
@@ -192,7 +201,7 @@
  * @typedef {EngineEvent | TraceMessage} RunEvent
  *
  * An event of a run. Events that measure memory have its size in bytes.
- * @typedef {StartEvent | TokenEvent | ProbeEvent | NoteEvent | DoneEvent} EngineEvent
+ * @typedef {StartEvent | TokenEvent | ProbeEvent | NoteEvent | DoneEvent | PartialEvent} EngineEvent
  *
  * @typedef {object} StartEvent
  * @property {'start'} type
@@ -251,6 +260,13 @@
  * @property {Totals} totals
  * @property {number} [bytes_in_use]
  * @property {number} [bytes_reserved]
+ */
+
+/**
+ * A run failed after it had begun: its trace until then. The error follows.
+ * @typedef {object} PartialEvent
+ * @property {'partial'} type
+ * @property {string} json - the trace
  */
 
 /**

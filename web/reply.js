@@ -12,6 +12,19 @@ const utf8 = new TextEncoder();
  * @typedef {{probe: number, importance: number | null, rank: number, ranked: number, cached: number, evicted: number}} Seen
  */
 
+/**
+ * A reply that has ended, to be shown again.
+ * @typedef {object} Saved
+ * @property {string} title
+ * @property {{policy: string, budget: string}} settings
+ * @property {string} summary - of the thinking
+ * @property {[text: string, cut: boolean][]} thoughts
+ * @property {string} answer
+ * @property {string} state
+ * @property {string[]} notes
+ * @property {string} [json] - the trace
+ */
+
 export class Reply {
   /**
    * @param {object} options
@@ -125,6 +138,11 @@ export class Reply {
   trace({ json }) {
     this.json = json;
     this.actions.hidden = false;
+  }
+
+  /** The last event of a run that failed. */
+  partial(event) {
+    this.trace(event);
   }
 
   /** The index of the first piece that ends after byte `at`. */
@@ -256,6 +274,39 @@ export class Reply {
   #corner(a, b, c) {
     if (a.x === b.x || b.x === c.x) return true;
     return Math.abs((b.y - a.y) / (b.x - a.x) - (c.y - b.y) / (c.x - b.x)) > 1e-9;
+  }
+
+  /** What `show` needs. @returns {Saved} */
+  save() {
+    const thoughts = [];
+    for (const { text, evictedBy } of this.pieces) {
+      const cut = evictedBy !== undefined;
+      if (thoughts.at(-1)?.[1] === cut) thoughts.at(-1)[0] += text;
+      else thoughts.push([text, cut]);
+    }
+    return {
+      title: this.title, settings: this.settings, summary: this.thinkingSummary.textContent, thoughts, answer: this.answerText,
+      state: this.state.textContent, notes: [...this.notes.children].map((note) => note.textContent), json: this.json,
+    };
+  }
+
+  /**
+   * Shows a reply that was saved. Its steps are gone; its trace has them.
+   * @param {Saved} saved
+   */
+  show({ summary, thoughts, answer, state, notes, json }) {
+    this.thinking.hidden = !thoughts.length;
+    this.thinking.open = false;
+    this.thinkingSummary.replaceChildren(summary);
+    this.thoughts.replaceChildren(...thoughts.map(([text, cut]) => (cut ? el('del', { class: 'cut' }, text) : text)));
+    this.pieces = thoughts.map(([text, cut]) => ({ text, evictedBy: cut ? 0 : undefined }));
+    this.answerText = answer;
+    this.answer.textContent = answer.trimStart();
+    rich(answer.trimStart()).then((nodes) => nodes && this.answer.replaceChildren(nodes), () => {});
+    this.state.replaceChildren(state);
+    notes.forEach((text) => this.note({ text }));
+    if (json !== undefined) this.trace({ json });
+    this.failed = true; // it does not run any longer
   }
 
   /** Puts an end to it from outside. */

@@ -233,6 +233,15 @@ export class Engine {
   }
 
   /**
+   * Prepares for the built-in model while nobody waits: tests the kernels, and compiles the shaders that the model needs. For
+   * a page that has just been opened and is likely to load that model. Whatever is asked for meanwhile comes first.
+   * @returns {Promise<void>}
+   */
+  async prepare() {
+    await this.#answer({ do: 'prepare' }, 'prepared');
+  }
+
+  /**
    * Compares every kernel with its reference on the CPU.
    * @param {(progress: CaseMessage) => void} [onCase]
    * @returns {Promise<ConformanceTable>}

@@ -11,6 +11,12 @@ import { TRIAL, fetchModel, fileSize, fromFiles, hasRoom, hubAddress } from './f
 
 /** Bytes of the cache for which there has to be room beside the weights; it grows while the model runs. */
 const CACHE = 64e6;
+/** How long nobody asks the engine for anything before a model is rehearsed, in milliseconds. */
+const IDLE = 200;
+/** A short run with probes, and thus with every kernel of a usual run. */
+const REHEARSAL = { max_new_tokens: 8, probe_every: 4, window: 1, seed: 0 };
+/** The files of the built-in model. */
+const BUILTIN = ['config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json'];
 const NO_WEBGPU = 'This browser does not give the page a GPU. Use a current Chrome, Edge, Safari or Firefox. WebGPU also needs ' +
   'a secure page (https:// or localhost). In Chrome on Linux, switch on chrome://flags/#enable-unsafe-webgpu.';
 
@@ -18,6 +24,12 @@ let wasm; // the module web/pkg/secateur.js
 let memory; // of that module; it only grows, hence its size is the most that was ever used
 let engine; // the loaded model, or undefined
 let loading = Promise.resolve(); // of the latest model
+let opened; // the GPU, once
+let tested; // its kernels, once
+let asked = 0; // how often the engine was asked for something
+let rehearsing; // the model that is rehearsed, or undefined
+let rehearsal = Promise.resolve(); // the latest one
+let stopped = false; // whether the latest run was to be stopped
 
 /**
  * Sends a message to the page.
@@ -67,16 +79,86 @@ function fail(title, error, call) {
 /** Passes events of the engine on to the page, as answers to that call. Events come from wasm as JSON text. */
 const forward = (call) => (json) => send({ call, ...JSON.parse(json) });
 
+const openGpu = () => (opened ??= wasm.open_gpu());
+
+/** Tests the kernels on this GPU. Later calls share the test; after a failure, the next one repeats it. */
+function testKernels() {
+  tested ??= openGpu().then(() => wasm.test_kernels());
+  tested.catch(() => (opened = tested = undefined));
+  return tested;
+}
+
+/** The files of the built-in model, which lie beside this one. */
+async function builtinFiles() {
+  const fetched = BUILTIN.map(async (name) => {
+    const url = new URL(`./models/tiny-reasoner/${name}`, import.meta.url).href;
+    const response = await fetch(url);
+    if (!response.ok) throw new Error(`the built-in model is missing\n  at: ${url}\n  found: status ${response.status}\n  what to do: copy the folder models/ beside worker.js`);
+    return [name, new Uint8Array(await response.arrayBuffer())];
+  });
+  return Object.fromEntries(await Promise.all(fetched));
+}
+
+// --- rehearsals -----------------------------------------------------------------------------------------------------
+//
+// A browser compiles a shader when it is first used, and that takes much longer than running it. So a model is run for a
+// few tokens while nobody waits for the engine: its shaders are compiled then, and not at the first question.
+
+/** Runs a model for a few tokens. It may fail: what is wrong with the model shows at the first question. */
+async function rehearse(model) {
+  rehearsing = model;
+  const run = (prompt) => model.run(JSON.stringify({ ...prompt, ...REHEARSAL }), () => undefined);
+  try {
+    await run({ messages: [{ role: 'user', content: '1' }] }).catch(() => run({ ids: [0, 1, 2, 3], ignore_eos: true }));
+  } catch {
+    // see above
+  } finally {
+    rehearsing = undefined;
+  }
+}
+
+/** Rehearses the loaded model as soon as nobody asks for anything. */
+function rehearseSoon() {
+  const before = asked;
+  setTimeout(() => {
+    if (asked === before) rehearsal = rehearse(engine);
+  }, IDLE);
+}
+
+/** Ends the rehearsal under way, and keeps the next one from beginning. Resolves when it has ended. */
+function interrupt() {
+  asked += 1;
+  rehearsing?.stop();
+  return rehearsal;
+}
+
+/** Tests the kernels and rehearses the built-in model, unless something is asked for meanwhile. */
+async function prepare() {
+  const before = asked;
+  const files = builtinFiles();
+  files.catch(() => undefined); // loading it says so
+  await testKernels();
+  if (asked !== before) return;
+  const model = await wasm.Secateur.builtin(await files, '{}');
+  if (asked === before) await (rehearsal = rehearse(model));
+  model.free();
+}
+
 /** @param {LoadMessage} message */
 async function load({ call, files, url, hub, options }) {
+  interrupt();
   engine?.stop();
   engine?.free();
   engine = undefined;
   const report = progress(call);
+  // The kernels are tested while the model is fetched.
+  const trusted = testKernels();
+  trusted.catch(() => undefined); // awaited below
   const settings = JSON.stringify(options ?? {});
   let need; // of the model on the GPU
   /** Refuses a model that this GPU cannot run or has no room for, before its weights are read. */
   const check = async (files) => {
+    await openGpu();
     need = JSON.parse(await wasm.Secateur.check(files, settings));
     const bytes = need.weights_bytes + Math.min(need.cache_bytes, CACHE);
     if (await hasRoom(bytes)) return;
@@ -93,14 +175,18 @@ async function load({ call, files, url, hub, options }) {
     sources = await fetchModel(url ?? (await hubAddress(hub)), { report, check, note: (text) => send({ call, type: 'note', text }) });
     if (!need) await check({ ...sources });
   }
+  const own = sources ? undefined : builtinFiles();
+  own?.catch(() => undefined); // awaited below
   send({ call, type: 'progress', what: 'Checking the GPU and uploading the model', done: 0, total: 0 });
+  await trusted;
   /** The engine counts parts of the model; the page shows bytes. */
   const uploaded = (json) => {
     const { what, done, total } = JSON.parse(json);
     report(what, (done / total) * need.weights_bytes, need.weights_bytes);
   };
-  engine = sources ? await wasm.Secateur.load(sources, settings, uploaded) : await wasm.Secateur.builtin(settings);
+  engine = sources ? await wasm.Secateur.load(sources, settings, uploaded) : await wasm.Secateur.builtin(await own, settings);
   send({ call, type: 'loaded', info: JSON.parse(engine.info()), memory: memory?.buffer.byteLength });
+  rehearseSoon();
 }
 
 const jobs = {
@@ -112,16 +198,26 @@ const jobs = {
     loading = own.catch(() => undefined);
     await own;
   },
+  async prepare({ call }) {
+    await prepare();
+    send({ call, type: 'prepared' });
+  },
   /** @param {RunMessage} message */
   async run({ call, options }) {
+    stopped = false;
+    await interrupt();
     needModel();
-    send({ call, type: 'trace', json: await engine.run(JSON.stringify({ attention: 'layers', ...options }), forward(call)) });
+    const running = engine.run(JSON.stringify({ attention: 'layers', ...options }), forward(call));
+    // A stop during the rehearsal came before the run had begun.
+    if (stopped) setTimeout(() => engine?.stop());
+    send({ call, type: 'trace', json: await running });
   },
   /**
    * Resolves a request with this model; nothing runs.
    * @param {ResolveMessage} message
    */
   async resolve({ call, options }) {
+    await interrupt();
     needModel();
     send({ call, type: 'resolved', json: engine.resolve(JSON.stringify(options)) });
   },
@@ -130,6 +226,8 @@ const jobs = {
     send({ call, type: 'report', html: wasm.report(JSON.stringify(traces)) });
   },
   async conformance({ call }) {
+    await interrupt();
+    await openGpu();
     send({ call, type: 'conformance', table: JSON.parse(await wasm.conformance(forward(call))) });
   },
 };
@@ -140,6 +238,7 @@ function needModel() {
 
 const TITLES = {
   load: 'The model could not be loaded',
+  prepare: 'The GPU could not be prepared',
   run: 'Decoding stopped',
   resolve: 'The request was refused',
   report: 'The report could not be made',
@@ -148,7 +247,10 @@ const TITLES = {
 
 /** @param {MessageEvent<ToWorker>} event */
 onmessage = async ({ data }) => {
-  if (data.do === 'stop') return engine?.stop();
+  if (data.do === 'stop') {
+    stopped = true;
+    return engine?.stop();
+  }
   try {
     await jobs[data.do](data);
   } catch (error) {

@@ -1,7 +1,7 @@
 //! The interface of a kernel: tensors in, tensors out. It runs as WGSL on burn's Cube backend, and as a twin on the
 //! CPU backend.
 use burn::backend::flex::FlexTensor;
-use burn::backend::wgpu::{CubeTensor, into_contiguous};
+use burn::backend::wgpu::CubeTensor;
 use burn::backend::{
     BackendTensor, BackendTypes, Cube, DispatchAutodiffContext, DispatchTensor, DispatchTensorKind, Flex,
 };
@@ -12,7 +12,7 @@ use super::memory::owned;
 
 /// An operation with `IN` input tensors and `OUT` output tensors, implemented by its spec.
 ///
-/// Float tensors are f32, integer tensors hold u32 words. Inputs arrive contiguous. An input that is named in
+/// Float tensors are f32, integer tensors hold u32 words. Inputs are contiguous. An input that is named in
 /// [`IN_PLACE`](Self::IN_PLACE) is the only handle to its buffer, and is among the outputs as the same buffer.
 pub(super) trait Kernel<const IN: usize, const OUT: usize> {
     /// The inputs that are written in place: their index, and what they are called in messages.
@@ -42,19 +42,39 @@ pub(super) fn run<K: Kernel<IN, OUT>, const IN: usize, const OUT: usize>(
         DispatchTensorKind::Cube(_) => {
             let prepared = |input: DispatchTensor| match next() {
                 Some(name) => owned(cube(input), name),
-                None => into_contiguous(cube(input)),
+                None => contiguous(cube(input)),
             };
-            kernel.launch(inputs.map(prepared)).map(|t| DispatchTensorKind::Cube(typed::<Cube, _>(t.dtype, t)))
+            kernel.launch(inputs.map(prepared)).map(from_cube)
         }
         DispatchTensorKind::Flex(_) => {
             let prepared = |input: DispatchTensor| match next() {
                 Some(_) => flex(input),
                 None => flex(input).to_contiguous(),
             };
-            kernel.twin(inputs.map(prepared)).map(|t| DispatchTensorKind::Flex(typed::<Flex, _>(t.dtype(), t)))
+            kernel.twin(inputs.map(prepared)).map(from_flex)
         }
     }
-    .map(|kind| DispatchTensor { kind, autodiff: DispatchAutodiffContext::Disabled })
+}
+
+/// A tensor on a GPU.
+pub(super) fn from_cube(t: CubeTensor) -> DispatchTensor {
+    dispatched(DispatchTensorKind::Cube(typed::<Cube, _>(t.dtype, t)))
+}
+
+/// A tensor on the CPU.
+pub(super) fn from_flex(t: FlexTensor) -> DispatchTensor {
+    dispatched(DispatchTensorKind::Flex(typed::<Flex, _>(t.dtype(), t)))
+}
+
+fn dispatched(kind: DispatchTensorKind) -> DispatchTensor {
+    DispatchTensor { kind, autodiff: DispatchAutodiffContext::Disabled }
+}
+
+/// The tensor, which has to be contiguous. No tensor of secateur is a view, because only its kernels compute; burn's kernel
+/// that would copy a view is a large part of a program.
+pub(super) fn contiguous(t: CubeTensor) -> CubeTensor {
+    assert!(t.is_contiguous(), "a view is read");
+    t
 }
 
 fn cube(tensor: DispatchTensor) -> CubeTensor {

@@ -45,7 +45,7 @@ pub mod variant;
 
 use std::collections::{BTreeMap, HashSet};
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::dtype::Dtype;
 use cases::Case;
@@ -179,13 +179,13 @@ impl LayerSpec {
     }
 }
 
-/// A u32 tensor of `words` on `device`. Without the dtype, burn would convert them to the device's default, i32.
+/// A u32 tensor of `words` on `device`.
 pub fn u32_tensor(words: Vec<u32>, device: &Device) -> Tensor<1, Int> {
-    let n = words.len();
-    Tensor::from_data(TensorData::new(words, [n]), (device, DType::U32))
+    let shape = [words.len()];
+    memory::filled(words, shape, device, DType::U32)
 }
 
 /// An f32 tensor of `values` on `device`.
 pub fn f32_tensor<const D: usize>(values: Vec<f32>, shape: [usize; D], device: &Device) -> Tensor<D> {
-    Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
+    memory::filled(values, shape, device, DType::F32)
 }

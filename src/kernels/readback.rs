@@ -3,10 +3,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use burn::backend::wgpu::{CubeTensor, into_contiguous};
+use burn::backend::wgpu::CubeTensor;
 use burn::backend::{Cube, Flex};
 use burn::tensor::{Int, Tensor};
 
+use super::kernel::contiguous;
 use crate::Result;
 
 #[cfg(not(target_family = "wasm"))]
@@ -79,7 +80,7 @@ impl Drop for Readback {
 }
 
 fn gpu_handle<const D: usize>(t: &Tensor<D>) -> Option<CubeTensor> {
-    t.clone().try_into_primitive::<Cube>().ok().map(into_contiguous)
+    t.clone().try_into_primitive::<Cube>().ok().map(contiguous)
 }
 
 /// Reads u32 tensors. The copies are enqueued by this call, before it returns: they do not contain what is launched

