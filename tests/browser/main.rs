@@ -1,14 +1,15 @@
 //! The page and the kernels in a real browser: headless Chromium with WebGPU, driven over its DevTools protocol.
 //!
-//! `./x test` builds web/pkg and runs this; by hand: `cargo test --profile quick --test browser [-- PART-OF-A-NAME]`.
+//! `./x test` builds web/pkg and runs this; by hand: `cargo test --profile quick --features page --test browser
+//! [-- PART-OF-A-NAME]`.
 //! `CHROMIUM` names the browser, `SECATEUR_SCREENSHOTS` a folder for pictures of the page.
-//! `-- --serve PORT` serves the page and nothing else (`./x web`).
 mod devtools;
 #[macro_use]
 mod ensure;
 mod loading;
 mod page;
 mod report;
+mod served;
 mod server;
 
 use secateur::Dtype;
@@ -75,11 +76,6 @@ fn route_for_tests(path: &str) -> Vec<PathBuf> {
 
 fn main() -> ExitCode {
     let args: Vec<String> = env::args().skip(1).collect();
-    if let [flag, port] = args.as_slice()
-        && flag == "--serve"
-    {
-        return serve_for_people(port);
-    }
     let tests: &[Test] = &[
         ("the_watch_rejects_broken_gpu_work", the_watch_rejects_broken_gpu_work),
         ("the_package_has_the_version_of_the_crate", page::the_package_has_the_version_of_the_crate),
@@ -115,6 +111,7 @@ fn main() -> ExitCode {
             "what_cannot_run_is_refused_before_its_weights_are_read",
             loading::what_cannot_run_is_refused_before_its_weights_are_read,
         ),
+        ("the_page_comes_from_the_executable", served::the_page_comes_from_the_executable),
         ("a_model_thinks_and_is_pruned", a_model_thinks_and_is_pruned),
         ("the_example_runs", the_example_runs),
     ];
@@ -146,26 +143,6 @@ fn main() -> ExitCode {
     let out = tests.len() - chosen.len();
     println!("\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {out} filtered out\n");
     if verdict == "ok" { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-fn serve_for_people(port: &str) -> ExitCode {
-    let result = port.parse().map_err(|e| format!("{port}: {e}")).and_then(|port| {
-        server::serve(port, |path| vec![route(path)]).map_err(|e| format!("port {port}: {e}; name another one"))
-    });
-    match result {
-        Ok(port) => {
-            println!("http://127.0.0.1:{port}/  (Ctrl-C ends it)");
-            // It serves until the process is ended.
-            #[allow(clippy::infinite_loop, reason = "a server has no end of its own")]
-            loop {
-                std::thread::park();
-            }
-        }
-        Err(error) => {
-            eprintln!("{error}");
-            ExitCode::FAILURE
-        }
-    }
 }
 
 // --- the tests of the tests -----------------------------------------------------------------------------------------
