@@ -90,6 +90,13 @@ pub struct Settings {
     /// The most tokens outside the thinking.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_answer_tokens: Option<usize>,
+    /// Reports the probability of each generated token, and those of so many of the most likely ones, at most
+    /// [`MOST_LOGPROBS`](crate::engine::MOST_LOGPROBS). They are not part of the trace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logprobs: Option<usize>,
+    /// The same for the tokens of the prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<usize>,
 }
 
 fn default_probe_text() -> String {
@@ -125,6 +132,8 @@ impl Default for Settings {
             include_stop: false,
             max_thinking_tokens: None,
             max_answer_tokens: None,
+            logprobs: None,
+            prompt_logprobs: None,
         }
     }
 }

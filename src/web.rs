@@ -320,7 +320,7 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
         }
         // The page gets it with the next token, or at the end with the tail.
         Event::Rest { text, .. } => rest.push_str(text),
-        Event::Token { index: _, id, text, role } => {
+        Event::Token { id, text, role, .. } => {
             let text = std::mem::take(&mut rest) + text;
             if role == Role::Thinking {
                 thoughts.push(ends.len());

@@ -1,21 +1,23 @@
 //! The scheduler: requests that run side by side, and the turns of the loop that serves them.
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use web_time::Instant;
 
 use super::PreparedModel;
+use super::bound::Bound;
+use super::logprobs::{Of, PendingLogprobs, Row};
 use super::record::{Event, LAG, OnEvent, RunResult};
 use super::request::Prompt;
-use super::runner::{Admission, Measurements, PendingForward, PendingState, Runner};
+use super::runner::{Admission, Measurements, PREFILL_CHUNK, PendingForward, PendingState, Runner};
 use super::sequence::Sequence;
-use crate::Result;
 use crate::cache::RegionUpdate;
 use crate::kernels::Reduce;
 use crate::policy::KeepPlan;
 use crate::sampling::Sampler;
 use crate::settings::Settings;
 use crate::trace;
+use crate::{Error, ErrorKind, Result};
 
 /// Requests that run side by side, each with its own prompt, options, policy, budget, end and trace. A result does
 /// not depend on the neighbours, beyond the order in which a shader for more rows may add (each kernel states its
@@ -50,8 +52,61 @@ pub struct Batch<'e> {
     requests: usize,
     waiting: VecDeque<Sequence>,
     places: Places,
+    /// Bytes for the caches of all requests that run; `None`: no limit.
+    memory: Option<u64>,
+    /// Requests that were admitted before the one that has waited longest, which did not fit.
+    overtaken: usize,
     /// Copies of the state that were begun and not waited for, the oldest first.
     reads: VecDeque<PendingIds>,
+}
+
+/// What a batch is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status {
+    /// Requests that have a place.
+    pub running: usize,
+    /// Requests that wait for one.
+    pub waiting: usize,
+    /// The most bytes that the caches of the running requests can need.
+    pub reserved_bytes: u64,
+    /// The bytes that their keys and values have now.
+    pub used_bytes: u64,
+}
+
+/// Requests that may overtake one that does not fit.
+const MOST_OVERTAKING: usize = 16;
+
+/// Probabilities that were read, by place.
+#[derive(Default)]
+struct Rows {
+    sampled: HashMap<usize, Vec<Row>>,
+    prompts: HashMap<usize, Vec<Row>>,
+}
+
+impl Rows {
+    fn new(groups: Vec<(Of, Vec<Row>)>) -> Self {
+        let mut rows = Self::default();
+        for (of, group) in groups {
+            match of {
+                Of::Step(places) => places
+                    .into_iter()
+                    .zip(group)
+                    .for_each(|(place, row)| rows.sampled.entry(place).or_default().push(row)),
+                Of::Prompt(place) => rows.prompts.entry(place).or_default().extend(group),
+            }
+        }
+        rows
+    }
+
+    /// The rows of the tokens of a sequence, in order.
+    fn of_place(&mut self, place: usize) -> impl Iterator<Item = Row> + use<> {
+        self.sampled.remove(&place).unwrap_or_default().into_iter()
+    }
+
+    /// The rows of the prompt of a sequence, in order.
+    fn of_prompt(&mut self, place: usize) -> impl Iterator<Item = Row> + use<> {
+        self.prompts.remove(&place).unwrap_or_default().into_iter()
+    }
 }
 
 /// The sequences that run. A sequence's index here is its number in the cache.
@@ -76,6 +131,7 @@ struct PendingIds {
     /// The sequences that had sampled any token when the copy was taken.
     sampled: Vec<Sampled>,
     state: PendingState,
+    logprobs: Option<PendingLogprobs>,
 }
 
 struct Sampled {
@@ -125,17 +181,98 @@ fn with_room<'s>(runner: &mut Runner, mut rows: Vec<Running<'s>>, extra: usize) 
 impl<'e> Batch<'e> {
     pub(super) fn new(prepared: &'e PreparedModel, runner: &'e mut Runner, stop: &'e AtomicBool) -> Self {
         let places = Places((0..runner.cache().shape().seqs).map(|_| None).collect());
-        Self { prepared, runner, stop, requests: 0, waiting: VecDeque::new(), places, reads: VecDeque::new() }
+        Self {
+            prepared,
+            runner,
+            stop,
+            requests: 0,
+            waiting: VecDeque::new(),
+            places,
+            memory: None,
+            overtaken: 0,
+            reads: VecDeque::new(),
+        }
+    }
+
+    /// Limits the memory of the caches. From now on a request gets a place only if the most memory that it can need
+    /// ([`PreparedModel::bound`]) fits beside that of the requests that run, so that none of them fails for want of
+    /// memory. Up to 16 later requests that fit may overtake one that does not.
+    pub fn set_memory(&mut self, bytes: u64) {
+        self.memory = Some(bytes);
+    }
+
+    /// How many requests run and wait, and the memory of those that run.
+    pub fn status(&self) -> Status {
+        let running = || self.places.0.iter().flatten();
+        Status {
+            running: running().count(),
+            waiting: self.waiting.len(),
+            reserved_bytes: running().map(|s| s.bound.bytes).sum(),
+            used_bytes: self.runner.cache().bytes(),
+        }
+    }
+
+    /// Whether a request fits beside others that need at most these slots and bytes.
+    fn fits(&self, bound: &Bound, beside: Bound) -> bool {
+        let most_slots = self.runner.cache().shape().most_slots(&self.runner.model().device().info);
+        let slots = bound.slots.saturating_add(beside.slots);
+        self.memory.is_none_or(|memory| bound.bytes.saturating_add(beside.bytes) <= memory && slots <= most_slots)
+    }
+
+    /// The most slots and bytes of the requests that run.
+    fn reserved(&self) -> Bound {
+        let add =
+            |sum: Bound, s: &Sequence| Bound { slots: sum.slots + s.bound.slots, bytes: sum.bytes + s.bound.bytes };
+        self.places.0.iter().flatten().fold(Bound::default(), add)
+    }
+
+    /// The error for a request that fits not even alone.
+    fn too_large(&self, bound: &Bound) -> Error {
+        let memory = self.memory.unwrap_or(u64::MAX);
+        let most_slots = self.runner.cache().shape().most_slots(&self.runner.model().device().info);
+        Error::new(ErrorKind::Input, "the request can need more memory than there is for all requests")
+            .expected(format!("at most {memory} bytes and {most_slots} slots"))
+            .found(format!("{} bytes for {} slots", bound.bytes, bound.slots))
+            .help("lower `max_new_tokens`, or use `budget` tokens:N with `max_answer_tokens`, which bound the cache")
+    }
+
+    /// Takes the next request that may have a place out of the queue.
+    fn next_waiting(&mut self) -> Option<Sequence> {
+        let positions = self.places.sequences().map(|s| s.settings().positions).next();
+        let reserved = self.reserved();
+        for i in 0..self.waiting.len() {
+            let waiting = &self.waiting[i];
+            if waiting.cancelled() {
+                continue;
+            }
+            if positions.is_some_and(|positions| positions != waiting.settings().positions) {
+                return None;
+            }
+            // A request that never fits was added before the limit was set. It fails as soon as it is alone.
+            if self.fits(&waiting.bound, reserved)
+                || positions.is_none() && !self.fits(&waiting.bound, Bound::default())
+            {
+                self.overtaken = if i == 0 { 0 } else { self.overtaken + 1 };
+                return self.waiting.remove(i);
+            }
+            if self.overtaken >= MOST_OVERTAKING {
+                return None;
+            }
+        }
+        None
     }
 
     /// Adds a request, which runs as soon as a place is free. Returns its number, counted from 0.
     ///
     /// # Errors
     /// A prompt that is empty, longer than the context or larger than the device's buffers, a policy that cannot run
-    /// with this model or budget.
+    /// with this model or budget, and a request that can need more memory than [`set_memory`](Self::set_memory) allows.
     pub fn add(&mut self, prompt: &Prompt, settings: &Settings) -> Result<usize> {
         let sequence = self.prepared.sequence(self.requests, prompt, settings)?;
         self.runner.check_prompt(sequence.prompt.len())?;
+        if !self.fits(&sequence.bound, Bound::default()) {
+            return Err(self.too_large(&sequence.bound));
+        }
         self.waiting.push_back(sequence);
         self.requests += 1;
         Ok(self.requests - 1)
@@ -184,6 +321,7 @@ impl<'e> Batch<'e> {
         if let Err(e) = turn.await {
             let e = self.runner.model().device().explained(e);
             self.reads.clear();
+            self.runner.forget_logprobs();
             self.places.sequences().for_each(|s| s.fail(e.clone()));
         }
         self.retire(on)
@@ -193,35 +331,52 @@ impl<'e> Batch<'e> {
     /// positions in the same way. A request with another way waits until the running ones have ended, and so do the
     /// requests behind it.
     fn admit(&mut self, on: &mut OnEvent<'_>) {
+        if self.stop.load(Ordering::Relaxed) {
+            self.waiting.iter_mut().chain(self.places.sequences()).for_each(Sequence::cancel);
+        }
         for place in 0..self.places.0.len() {
             if self.places.0[place].is_some() {
                 continue;
             }
-            let running = self.places.sequences().map(|s| s.settings().positions).next();
-            let joins = |s: &mut Sequence| running.is_none_or(|positions| positions == s.settings().positions);
-            let Some(mut sequence) = self.waiting.pop_front_if(joins) else { break };
+            let first = self.places.0.iter().all(Option::is_none);
+            let Some(mut sequence) = self.next_waiting() else { break };
             sequence.begin();
+            if !self.fits(&sequence.bound, Bound::default()) {
+                let error = self.too_large(&sequence.bound);
+                sequence.fail(error);
+            }
             on(sequence.id, Event::Start { prompt_ids: &sequence.prompt });
             let admission = Admission {
                 settings: sequence.settings(),
                 tracking: sequence.pruner.tracking(),
                 prompt: &sequence.prompt,
             };
-            let admitted = self.runner.admit(place, running.is_none(), &admission);
+            let admitted = self.runner.admit(place, first, &admission);
             sequence.or_fail(admitted);
             self.places.0[place] = Some(sequence);
         }
+        // The event that a request starts may have set the flag.
         if self.stop.load(Ordering::Relaxed) {
             self.waiting.iter_mut().chain(self.places.sequences()).for_each(Sequence::cancel);
         }
         self.places.sequences().for_each(Sequence::finish_if_done);
     }
 
-    /// Forwards a chunk of the oldest unfinished prompt, and samples the first token after the last chunk. Every
-    /// chunk is awaited like a token, so that a stop takes effect within one chunk.
+    /// Forwards a chunk of an unfinished prompt, and samples the first token after the last chunk. Every chunk is awaited
+    /// like a token, so that a stop takes effect within one chunk.
+    ///
+    /// The prompt with the fewest chunks left comes first, so that a short one does not wait for a long one. Each turn in
+    /// which a prompt is passed over counts as four chunks less, so that short ones cannot keep a long one waiting.
     fn prefill(&mut self) {
-        let prefilling = self.places.running().filter(|r| r.sequence.prefilling());
-        let Some(Running { place, sequence }) = prefilling.min_by_key(|r| r.sequence.id) else { return };
+        let mut prefilling: Vec<Running<'_>> = self.places.running().filter(|r| r.sequence.prefilling()).collect();
+        let urgency = |r: &Running<'_>| {
+            let chunks = (r.sequence.prompt.len() - r.sequence.forwarded).div_ceil(PREFILL_CHUNK);
+            (chunks.saturating_sub(4 * r.sequence.passed_over), r.sequence.id)
+        };
+        let Some(next) = (0..prefilling.len()).min_by_key(|i| urgency(&prefilling[*i])) else { return };
+        let Running { place, sequence } = prefilling.swap_remove(next);
+        sequence.passed_over = 0;
+        prefilling.into_iter().for_each(|other| other.sequence.passed_over += 1);
         let rest = &sequence.prompt[sequence.forwarded..];
         let (left, forced) = (rest.len(), sequence.forced_first());
         let forwarded = self.runner.prefill_then(place, rest, forced);
@@ -282,20 +437,28 @@ impl<'e> Batch<'e> {
 
     /// Waits for the oldest read and adds its tokens. Repeats this while more than one read is under way.
     async fn read(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
-        while let Some(PendingIds { sampled, state }) = self.reads.pop_front() {
+        while let Some(PendingIds { sampled, state, logprobs }) = self.reads.pop_front() {
             let state = state.finish().await?;
+            let mut logprobs = Rows::new(match logprobs {
+                Some(logprobs) => logprobs.finish().await?,
+                None => Vec::new(),
+            });
             let cache = self.runner.cache();
             for Sampled { place, request, issued } in sampled {
                 // The request may have ended meanwhile, and another may have its place.
                 let sequence = self.places.0[place].as_mut().filter(|s| s.id == request);
                 let Some(sequence) = sequence else { continue };
                 sequence.missed = Sampler::missed(&state, place);
+                let noted = logprobs.of_prompt(place).try_for_each(|row| sequence.note_prompt(&row));
+                sequence.or_fail(noted);
+                let mut rows = logprobs.of_place(place);
                 for id in cache.raw_ids(&state, place, sequence.tokens.len() as u32, issued as u32) {
                     // Tokens sampled after the last one were already under way: they are discarded.
                     if sequence.ended.is_some() {
                         break;
                     }
-                    let taken = cache.checked_id(id).and_then(|id| sequence.take_in(id, on));
+                    let row = rows.next();
+                    let taken = cache.checked_id(id).and_then(|id| sequence.take_in(id, row.as_ref(), on));
                     sequence.or_fail(taken);
                 }
             }
@@ -323,7 +486,7 @@ impl<'e> Batch<'e> {
 
         let mut plans = Vec::new();
         for (row, (due, measured)) in due.iter_mut().zip(measured).enumerate() {
-            let plan = measured.map(|measured| due.sequence.plan(&measured));
+            let plan = measured.map(|measured| guarded(|| due.sequence.plan(&measured)));
             if let Some((plan, record)) = plan.and_then(|plan| due.sequence.or_fail(plan)) {
                 plans.push(Planned { row, plan, record });
             }
@@ -360,13 +523,20 @@ impl<'e> Batch<'e> {
     /// Removes the sequences that have ended, and frees their memory.
     fn retire(&mut self, on: &mut OnEvent<'_>) -> Vec<(usize, Result<RunResult>)> {
         let mut ended = Vec::new();
+        let device = self.runner.model().device().clone();
+        // A request that is cancelled in the queue needs no place to end.
+        let (cancelled, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(Sequence::cancelled);
+        self.waiting = waiting;
+        for mut sequence in Vec::from(cancelled) {
+            sequence.finish_if_done();
+            ended.push((sequence.id, sequence.finish(&self.prepared.name, &device, self.runner.cache(), None)));
+        }
         for (place, slot) in self.places.0.iter_mut().enumerate() {
             slot.iter_mut().for_each(Sequence::finish_if_done);
             if let Some(mut sequence) = slot.take_if(|s| s.ended.is_some()) {
                 sequence.release(on);
                 let request = sequence.id;
-                let device = self.runner.model().device().clone();
-                let result = sequence.finish(&self.prepared.name, &device, self.runner.cache(), place);
+                let result = sequence.finish(&self.prepared.name, &device, self.runner.cache(), Some(place));
                 // What was generated is not lost with a device that cannot even be cleared.
                 let cleared = self.runner.clear(place).map_err(|e| device.explained(e)).err();
                 let result = result.map(|mut result| {
@@ -383,8 +553,19 @@ impl<'e> Batch<'e> {
     fn start_read(&mut self) {
         let sampled = |r: Running<'_>| Sampled { place: r.place, request: r.sequence.id, issued: r.sequence.issued };
         let sampled = self.places.running().map(sampled).collect();
-        self.reads.push_back(PendingIds { sampled, state: self.runner.read() });
+        let (state, logprobs) = (self.runner.read(), self.runner.read_logprobs());
+        self.reads.push_back(PendingIds { sampled, state, logprobs });
     }
+}
+
+/// Runs a part of one request. If it panics, as a policy from outside the crate may, only this request fails.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().cloned();
+        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| said.to_string()));
+        let e = Error::new(ErrorKind::Internal, "the request has failed by a panic");
+        Err(e.found(said.unwrap_or_else(|| "no message".into())))
+    })
 }
 
 /// The plan for the sequence in row `row` of a pruning, and its record.

@@ -26,7 +26,9 @@
 //! and feed the next step. The host reads their ids [`LAG`] steps at a time, one burst late, and catches up only
 //! where it must know the text: before a probe. Results do not depend on how late it reads.
 mod batch;
+mod bound;
 mod calibrated;
+mod logprobs;
 mod prepared;
 pub(crate) mod pruning;
 mod record;
@@ -40,7 +42,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub use crate::probe::PromptThinking;
 pub use crate::settings::Settings;
-pub use batch::Batch;
+pub use batch::{Batch, Status};
+pub use bound::Bound;
+pub use logprobs::{Logprobs, MOST_LOGPROBS};
 pub use prepared::PreparedModel;
 pub use record::{Event, GROWTH, LAG, OnEvent, RunResult};
 pub use request::{Encoded, LoadOptions, Prompt, Request, Resolved};

@@ -1,4 +1,5 @@
 //! A model without its weights: what it is, how text becomes ids, and whether a request could run.
+use super::bound::{Bound, Slots};
 use super::calibrated::Calibrated;
 use super::request::{Encoded, LoadOptions, ModelAdvice, Prompt, Request, Resolved};
 use super::sequence::{ModelFacts, Sequence};
@@ -274,6 +275,22 @@ impl PreparedModel {
         self.sequence(0, prompt, settings).map(|_| ())
     }
 
+    /// The most memory that a request with a prompt of so many tokens can need while it runs. This is what
+    /// [`Batch::set_memory`](super::Batch::set_memory) goes by.
+    ///
+    /// Only a budget of `tokens:N` together with [`max_answer_tokens`](Settings::max_answer_tokens) bounds the cache below
+    /// the tokens that may be generated: other budgets keep more of a longer thought, and an answer is never pruned.
+    pub fn bound(&self, prompt: usize, settings: &Settings) -> Bound {
+        let probe = match (settings.policy.needs().probes(), &self.tokenizer) {
+            // A probe that cannot be encoded is refused elsewhere. No token is shorter than a byte.
+            (true, Ok(tokenizer)) => {
+                tokenizer.encode(&settings.probe_text).map_or(settings.probe_text.len(), |ids| ids.len())
+            }
+            _ => 0,
+        };
+        Slots { prompt, probe, context: self.context, settings }.bound(&self.shape, self.config.q_size())
+    }
+
     pub(super) fn sequence(&self, id: usize, prompt: &Prompt, settings: &Settings) -> Result<Sequence> {
         let (ids, thinking) = self.encode(prompt)?;
         let facts = ModelFacts {
@@ -284,6 +301,8 @@ impl PreparedModel {
             precision: self.precision,
             layers: self.config.num_layers,
             kv_heads: self.config.num_kv_heads,
+            shape: &self.shape,
+            query_cols: self.config.q_size(),
         };
         Sequence::new(id, ids, thinking, settings, &facts)
     }

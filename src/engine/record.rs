@@ -1,4 +1,5 @@
 //! What a run reports: its events and its result, and the step sizes in which it advances.
+use super::Logprobs;
 use crate::Error;
 use crate::device::DeviceBytes;
 use crate::policy::Role;
@@ -31,6 +32,8 @@ pub enum Event<'a> {
         text: &'a str,
         /// Its part of the sequence.
         role: Role,
+        /// The probabilities at its place, if the request has [`logprobs`](crate::Settings::logprobs).
+        logprobs: Option<&'a Logprobs>,
     },
     /// Text that waited for a stop string that did not come, or for the end of a character. The texts of all events
     /// together are [`RunResult::text`].
@@ -69,6 +72,9 @@ pub struct RunResult {
     /// The largest share of the requested probability that lay outside the candidates of a draw. It is 0 unless top-k
     /// is off or exceeds [`MOST_CANDIDATES`](crate::sampling::MOST_CANDIDATES).
     pub missed: f32,
+    /// The probabilities of the tokens of the prompt from the second on, each given those before it, if the request has
+    /// [`prompt_logprobs`](crate::Settings::prompt_logprobs); else empty.
+    pub prompt_logprobs: Vec<Logprobs>,
     /// The error that ended the run, if it failed after its first token.
     pub error: Option<Error>,
 }

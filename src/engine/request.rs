@@ -3,6 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use super::MOST_LOGPROBS;
 use crate::dtype::Dtype;
 use crate::model::config::GenerationDefaults;
 use crate::policy::{Budget, Full, Layers, Normalise, PolicyRef, Positions, Scope};
@@ -138,6 +139,10 @@ pub struct Request {
     pub max_thinking_tokens: Option<usize>,
     /// The most tokens outside the thinking.
     pub max_answer_tokens: Option<usize>,
+    /// Reports the probability of each generated token, and those of so many of the most likely ones, at most 20.
+    pub logprobs: Option<usize>,
+    /// The same for the tokens of the prompt.
+    pub prompt_logprobs: Option<usize>,
 }
 
 /// Reads a number that f32 can hold. JSON has numbers that it cannot hold, and no infinity to write them back.
@@ -313,7 +318,15 @@ impl Request {
             include_stop: self.include_stop.unwrap_or(default.include_stop),
             max_thinking_tokens: self.max_thinking_tokens,
             max_answer_tokens: self.max_answer_tokens,
+            logprobs: self.logprobs,
+            prompt_logprobs: self.prompt_logprobs,
         };
+        for (place, most) in [("`logprobs`", self.logprobs), ("`prompt_logprobs`", self.prompt_logprobs)] {
+            if most.is_some_and(|most| most > MOST_LOGPROBS) {
+                let e = Error::new(ErrorKind::Input, "so many probabilities cannot be reported").at(place);
+                return Err(e.expected(format!("at most {MOST_LOGPROBS}")).found(most.unwrap_or(0)));
+            }
+        }
         if settings.max_answer_tokens == Some(0) {
             let e = Error::new(ErrorKind::Input, "an answer cannot have 0 tokens").at("`max_answer_tokens`");
             return Err(e.expected("at least 1"));

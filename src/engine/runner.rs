@@ -8,11 +8,13 @@ use burn::tensor::Tensor;
 
 use crate::cache::{CacheShape, KvCache, RegionUpdate, Tracking};
 use crate::device::ComputeDevice;
+use crate::engine::logprobs::{Of, PendingLogprobs};
 use crate::kernels::readback::{self, Readback};
 use crate::kernels::{self, Reduce};
 use crate::model::decoder::{Decoder, Input, Logits, Output};
 use crate::policy::{Measured, Measurement};
 use crate::sampling::Sampler;
+use crate::sampling::device::{MOST_OBSERVED, Observed, Tokens};
 use crate::settings::Settings;
 use crate::{Error, ErrorKind, Result};
 
@@ -38,6 +40,10 @@ pub struct Runner {
     model: Arc<Decoder>,
     cache: KvCache,
     sampler: Sampler,
+    /// Of each sequence, whether the probabilities of its tokens are reported, and those of its prompt.
+    reported: Vec<(bool, bool)>,
+    /// Probabilities that were not read yet.
+    observed: Vec<(Of, Observed)>,
 }
 
 /// How a sequence is run.
@@ -131,7 +137,7 @@ impl Runner {
         let device = model.device();
         let mut cache = KvCache::new(shape, device);
         let sampler = Sampler::new(model.config().vocab_size, &mut cache, device);
-        Self { model, cache, sampler }
+        Self { model, cache, sampler, reported: vec![(false, false); shape.seqs], observed: Vec::new() }
     }
 
     /// Whether a runner of this model and shape can begin on `device`.
@@ -182,6 +188,7 @@ impl Runner {
         if first {
             self.cache.begin(with.settings.positions)?;
         }
+        self.reported[seq] = (with.settings.logprobs.is_some(), with.settings.prompt_logprobs.is_some());
         self.cache.track(with.tracking, self.model.config().q_size());
         self.sampler.set(&mut self.cache, seq, &with.settings.sampling, with.settings.seed, with.prompt);
         Ok(())
@@ -210,12 +217,20 @@ impl Runner {
         let ids = &rest[..rest.len().min(PREFILL_CHUNK)];
         let plan = self.model.plan(Input::Chunk { seq, ids }, &mut self.cache)?;
         let out = self.model.forward(&plan, &mut self.cache, None);
+        if self.reported[seq].1 {
+            // The last token of the prompt predicts one that is not known yet.
+            let next = &rest[1..rest.len().min(ids.len() + 1)];
+            for (i, next) in next.chunks(MOST_OBSERVED).enumerate() {
+                let logits = self.model.logits(&out, Logits::Rows(i * MOST_OBSERVED, next.len()));
+                let observed = self.sampler.observe(&logits, Tokens::Listed(next), self.model.device());
+                self.observed.push((Of::Prompt(seq), observed));
+            }
+        }
         if ids.len() == rest.len() {
-            let logits = match forced {
-                Some(token) => self.certain(&[token]),
-                None => self.model.logits(&out, Logits::Last),
-            };
-            self.sampler.sample(&logits, &mut self.cache, &[seq], ids.len());
+            let logits = self.model.logits(&out, Logits::Last);
+            let chosen = forced.map(|token| self.certain(&[token]));
+            self.sampler.sample(chosen.as_ref().unwrap_or(&logits), &mut self.cache, &[seq], ids.len());
+            self.observe(&logits, &[seq]);
         } else {
             self.cache.advance(seq, ids.len(), 0);
         }
@@ -233,8 +248,19 @@ impl Runner {
             let out = self.model.forward(&plan, &mut self.cache, None);
             let logits = self.model.logits(&out, Logits::Last);
             self.sampler.sample(&logits, &mut self.cache, seqs, 1);
+            self.observe(&logits, seqs);
         }
         Ok(())
+    }
+
+    /// Finds the probabilities of the tokens that were just sampled, if any of `seqs` reports them. `logits` are those
+    /// of the model.
+    fn observe(&mut self, logits: &Tensor<2>, seqs: &[usize]) {
+        if seqs.iter().any(|seq| self.reported[*seq].0) {
+            let sampled = Tokens::Sampled(&mut self.cache, seqs);
+            let observed = self.sampler.observe(logits, sampled, self.model.device());
+            self.observed.push((Of::Step(seqs.to_vec()), observed));
+        }
     }
 
     /// Forwards the pending tokens of `pending` (sequence, token) as a decode step does, but samples nothing: the
@@ -325,6 +351,7 @@ impl Runner {
     /// Samples the next tokens from the logits that were held.
     pub fn resume(&mut self, held: &PendingForward) {
         self.sampler.sample(&held.logits, &mut self.cache, &held.seqs, 0);
+        self.observe(&held.logits, &held.seqs);
     }
 
     /// Like [`resume`](Self::resume), but the next token of a row is the one in `forced`, if there is one.
@@ -338,6 +365,7 @@ impl Runner {
         };
         let logits = Tensor::cat(forced.iter().enumerate().map(row).collect(), 0);
         self.sampler.sample(&logits, &mut self.cache, &held.seqs, 0);
+        self.observe(&held.logits, &held.seqs);
     }
 
     /// A decode step of each sequence of `tokens` (sequence, token) in which this token is written in place of one that
@@ -349,8 +377,11 @@ impl Runner {
         let (seqs, tokens): (Vec<usize>, Vec<u32>) = tokens.iter().copied().unzip();
         self.model.device().note_step();
         let plan = self.model.plan(Input::Pending(&seqs), &mut self.cache)?;
-        self.model.forward(&plan, &mut self.cache, None);
+        let out = self.model.forward(&plan, &mut self.cache, None);
         self.sampler.sample(&self.certain(&tokens), &mut self.cache, &seqs, 1);
+        if seqs.iter().any(|seq| self.reported[*seq].0) {
+            self.observe(&self.model.logits(&out, Logits::Last), &seqs);
+        }
         Ok(())
     }
 
@@ -377,6 +408,17 @@ impl Runner {
     /// Starts reading the state of all sequences. The copy is taken now: it does not contain what is launched later.
     pub fn read(&self) -> PendingState {
         PendingState(self.cache.read_state())
+    }
+
+    /// Drops probabilities that nobody will read.
+    pub(crate) fn forget_logprobs(&mut self) {
+        self.observed.clear();
+    }
+
+    /// Starts reading the probabilities of the tokens that were sampled since the last call, and of the prompts that
+    /// were forwarded. `None` if no sequence reports them.
+    pub(crate) fn read_logprobs(&mut self) -> Option<PendingLogprobs> {
+        PendingLogprobs::new(std::mem::take(&mut self.observed))
     }
 }
 

@@ -4,13 +4,15 @@ use std::collections::HashSet;
 
 use web_time::Instant;
 
-use crate::cache::KvCache;
+use crate::cache::{CacheShape, KvCache};
 use crate::device::ComputeDevice;
+use crate::engine::bound::{Bound, Slots};
+use crate::engine::logprobs::{Logprobs, Row};
 use crate::engine::pruning::Pruner;
 use crate::engine::record::{Event, LAG, RunResult};
 use crate::engine::runner::Measurements;
 use crate::engine::stops::Stops;
-use crate::policy::{self, Budget, KeepPlan, Ledger, Positions, Role, Sets};
+use crate::policy::{self, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
 use crate::settings::Settings;
 use crate::steps::{BoundaryCounts, Tail};
@@ -29,6 +31,9 @@ pub(crate) struct ModelFacts<'a> {
     pub precision: Option<Precision>,
     pub layers: usize,
     pub kv_heads: usize,
+    pub shape: &'a CacheShape,
+    /// Values of a token's queries, all heads of a layer together.
+    pub query_cols: usize,
 }
 
 /// What the error says of a prompt that is longer than the context. Front-ends recognise it by these words, because programs
@@ -47,6 +52,10 @@ pub(super) fn too_long(context: usize, found: String) -> Error {
 pub(crate) struct Sequence {
     /// Number of the request.
     pub id: usize,
+    /// The most memory that it can need.
+    pub bound: Bound,
+    /// Turns in which another prompt was forwarded while this one waited for its next chunk.
+    pub passed_over: usize,
     pub pruner: Pruner,
     precision: Option<Precision>,
     pub probe_ids: Vec<u32>,
@@ -80,6 +89,7 @@ pub(crate) struct Sequence {
     error: Option<Error>,
     pub totals: Totals,
     repetition: Repetition,
+    prompt_logprobs: Vec<Logprobs>,
     /// See [`RunResult::missed`].
     pub missed: f32,
     began: Instant,
@@ -120,8 +130,11 @@ impl Sequence {
                 probe_ids
             }
         };
+        let slots = Slots { prompt: prompt.len(), probe: probe_ids.len(), context: model.context, settings };
         Ok(Self {
             id,
+            bound: slots.bound(model.shape, model.query_cols),
+            passed_over: 0,
             pruner,
             precision: model.precision,
             probe_ids,
@@ -144,6 +157,7 @@ impl Sequence {
             ended: None,
             error: None,
             repetition: Repetition::default(),
+            prompt_logprobs: Vec::new(),
             totals: Totals { prompt_tokens: prompt.len(), ..Totals::default() },
             missed: 0.0,
             began: Instant::now(),
@@ -173,6 +187,11 @@ impl Sequence {
         self.cancelled = true;
     }
 
+    /// Whether it was cancelled before it had a place.
+    pub fn cancelled(&self) -> bool {
+        self.cancelled
+    }
+
     /// Whether every sampled token has been read.
     fn caught_up(&self) -> bool {
         self.issued == self.tokens.len()
@@ -184,24 +203,16 @@ impl Sequence {
         self.settings().max_new_tokens.min((self.tokens.len() + self.context + 1).saturating_sub(self.reached()))
     }
 
+    /// What the slots of this request depend on.
+    pub fn slots(&self) -> Slots<'_> {
+        let (prompt, probe) = (self.prompt.len(), self.probe_ids.len());
+        Slots { prompt, probe, context: self.context, settings: self.settings() }
+    }
+
     /// The most slots that the sequence can need, if its whole text is thinking. For budgets that bound no number of
     /// tokens, this is as if nothing were evicted.
     pub fn most_slots(&self) -> usize {
-        let settings = self.settings();
-        let generated = settings.max_new_tokens.min(self.context.saturating_sub(self.prompt.len()));
-        if !self.prunes() {
-            return self.prompt.len() + generated;
-        }
-        let kept = match settings.budget {
-            Budget::Tokens(tokens) => tokens,
-            Budget::Ratio(ratio) => (ratio * generated as f64).ceil() as usize,
-            Budget::ScoreSum(_) | Budget::Share(_) => generated,
-        };
-        // These stay whatever the budget says. Until the next pruning come as many tokens as a probe waits for.
-        let protected = settings.window.saturating_add(policy::CURRENT_STEP_KEPT);
-        let until_next = settings.probe_every.saturating_add(probe::MAX_POSTPONED);
-        let thinking = kept.max(protected).saturating_add(until_next).min(generated);
-        self.prompt.len() + thinking + self.probe_ids.len()
+        self.slots().of_thinking()
     }
 
     /// Positions in use, the pending token's included. With compact positions those of evicted tokens are free again.
@@ -299,7 +310,11 @@ impl Sequence {
 
     /// Adds a token that was read: its text and its role. Advances the probe clock, and ends the sequence at a stop
     /// token.
-    pub fn take_in(&mut self, id: u32, on: &mut dyn FnMut(usize, Event<'_>)) -> Result<()> {
+    ///
+    /// `row`: what its logits say, if the request reports it.
+    pub fn take_in(&mut self, id: u32, row: Option<&Row>, on: &mut dyn FnMut(usize, Event<'_>)) -> Result<()> {
+        let most = self.settings().logprobs;
+        let logprobs = most.zip(row).map(|(most, row)| row.logprobs(most)).transpose()?;
         self.first_token.get_or_insert_with(Instant::now);
         let stop = self.eos.contains(&id) && !self.settings().ignore_eos;
         let inside = self.clock.inside_thinking();
@@ -338,8 +353,11 @@ impl Sequence {
             }
         };
         self.text.push_str(&released);
-        self.answered += usize::from(role == Role::Answer);
-        on(self.id, Event::Token { index: self.tokens.len(), id, text: &released, role });
+        // The tags of the first thought are part of the thinking, those of later ones are not.
+        let later = matches!(role, Role::ThinkOpen | Role::ThinkClose) && self.closing.closed;
+        self.answered += usize::from(role == Role::Answer || later);
+        let (index, logprobs) = (self.tokens.len(), logprobs.as_ref());
+        on(self.id, Event::Token { index, id, text: &released, role, logprobs });
         let special = left_out || stop;
         self.tokens.push(trace::Token { id, text: piece, role, special, step: None, forced });
         if self.repetition.push(&self.tokens) {
@@ -364,6 +382,13 @@ impl Sequence {
         Ok(())
     }
 
+    /// Notes what the logits say of the next token of the prompt.
+    pub fn note_prompt(&mut self, row: &Row) -> Result<()> {
+        let most = self.settings().prompt_logprobs.unwrap_or(0);
+        self.prompt_logprobs.push(row.logprobs(most)?);
+        Ok(())
+    }
+
     /// A policy that keeps everything needs no probe.
     fn prunes(&self) -> bool {
         self.settings().policy.evicts()
@@ -380,7 +405,7 @@ impl Sequence {
 
     /// Free slots to have after a gather, so that the buffers are allocated once from one pruning to the next.
     pub fn room_after_gather(&self) -> usize {
-        self.settings().probe_every.min(1024) + self.probe_ids.len() + probe::MAX_POSTPONED + 1
+        self.slots().room_after_gather()
     }
 
     /// Records a plan that was carried out.
@@ -421,13 +446,19 @@ impl Sequence {
         }
     }
 
-    /// The result, taken while the sequence still has its place in the cache. What was generated before a failure is
-    /// part of it.
+    /// The result, taken while the sequence still has its place in the cache: `None` if it never had one. What was
+    /// generated before a failure is part of it.
     ///
     /// # Errors
     /// The error of a sequence that failed before its first token. [`ErrorKind::Internal`] if the sequence has not
     /// ended.
-    pub fn finish(mut self, model: &str, device: &ComputeDevice, cache: &KvCache, place: usize) -> Result<RunResult> {
+    pub fn finish(
+        mut self,
+        model: &str,
+        device: &ComputeDevice,
+        cache: &KvCache,
+        place: Option<usize>,
+    ) -> Result<RunResult> {
         match self.error {
             Some(error) if self.tokens.is_empty() => return Err(error),
             _ => {}
@@ -449,7 +480,7 @@ impl Sequence {
         self.totals.thinking_tokens = self.ledger.thinking().tokens();
         // Without the last token, which was not forwarded, and without the steps that ran past it.
         let before_the_last = self.ledger.cached() - usize::from(!self.tokens.is_empty());
-        self.totals.final_cached = cache.longest(place).min(before_the_last);
+        self.totals.final_cached = place.map_or(0, |place| cache.longest(place)).min(before_the_last);
         let trace = Trace {
             version: trace::VERSION,
             secateur: env!("CARGO_PKG_VERSION").into(),
@@ -473,8 +504,9 @@ impl Sequence {
             // Without a </think> to wait for, everything may count as thinking.
             thinking_unfinished: self.think.close.is_some() && self.clock.inside_thinking(),
             bytes: device.bytes(),
-            kv_bytes: cache.bytes_of(place),
+            kv_bytes: place.map_or(0, |place| cache.bytes_of(place)),
             missed: self.missed,
+            prompt_logprobs: self.prompt_logprobs,
             trace,
             error: self.error,
         })
@@ -680,7 +712,7 @@ mod tests {
         let (mut roles, mut prunings) = (Vec::new(), Vec::new());
         let thought = |words| std::iter::once(open).chain(std::iter::repeat_n(word, words)).chain([close]);
         for id in thought(5).chain([word; 6]).chain(thought(4)).chain([word; 6]) {
-            sequence.take_in(id, &mut |_, _| ()).unwrap();
+            sequence.take_in(id, None, &mut |_, _| ()).unwrap();
             sequence.issued = sequence.tokens.len();
             roles.push(sequence.tokens.last().unwrap().role);
             if sequence.due() == Some(id) {

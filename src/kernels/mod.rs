@@ -38,6 +38,7 @@ pub mod rope_append;
 pub mod router;
 pub mod sample;
 pub mod state;
+pub mod token_logit;
 pub mod top_k;
 mod twin;
 pub mod uniform;
@@ -100,6 +101,7 @@ registry! {
     cache_gather: GatherSpec, cache_gather;
     top_k: TopKSpec, top_k, top_k_merge;
     sample: SampleSpec, sample;
+    token_logit: TokenLogitSpec, token_logit;
 }
 
 /// A hash of the files of all shaders: 16 hexadecimal digits.

@@ -32,7 +32,7 @@ pub const MOST: usize = 128;
 /// The most values of all lists of a row together: an index among them has 16 bits.
 const MOST_MERGED: usize = 65_536;
 /// The filler of a list that has fewer than `k` values.
-const LOWEST: f32 = -1.0e30;
+pub(super) const LOWEST: f32 = -1.0e30;
 
 /// Parameters of [`top_k`] and [`top_k_merge`].
 #[derive(Debug, Clone, Copy, PartialEq)]

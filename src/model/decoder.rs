@@ -141,6 +141,8 @@ pub enum Logits {
     Last,
     /// Every row.
     All,
+    /// So many rows of a chunk, from the given one on.
+    Rows(usize, usize),
 }
 
 /// The result of a forward.
@@ -387,6 +389,7 @@ impl Decoder {
             // A decode step has one row for each sequence; a chunk has several rows for its only one.
             Logits::Last if out.seqs == 1 => (n - 1, 1),
             Logits::Last | Logits::All => (0, n),
+            Logits::Rows(first, rows) => (first, rows),
         };
         let normed = kernels::rms_norm(&out.hidden, &self.norm, NormSpec { n: rows, first_row, cols, eps: self.eps });
         let head = self.head.as_ref().unwrap_or(&self.embedding);

@@ -1,12 +1,14 @@
 //! Sampling on the device: the most likely candidates, a draw among them, and the record of the tokens each sequence
 //! has seen.
+use std::sync::OnceLock;
+
 use burn::tensor::{Int, Tensor};
 
 use super::Sampling;
 use crate::cache::{KvCache, RING};
 use crate::device::{ComputeDevice, DeviceInfo};
 use crate::kernels::state::{self, SamplerHeader};
-use crate::kernels::{self, InPlace, SampleSpec, TopKSpec, memory, top_k};
+use crate::kernels::{self, InPlace, SampleSpec, TokenLogitSpec, TopKSpec, memory, top_k};
 use crate::{Error, ErrorKind, Result};
 
 /// The most candidates of a draw. With a larger top-k, or with none, a draw is among this many of the most likely
@@ -22,7 +24,33 @@ pub struct Sampler {
     /// a sequence.
     seen: InPlace<Tensor<1, Int>>,
     seen_words: usize,
+    /// A state and seen tokens of one sequence without temperature and penalty, for [`observe`](Self::observe).
+    neutral: OnceLock<(Tensor<1, Int>, Tensor<1, Int>)>,
 }
+
+/// Tokens whose logits are looked at.
+pub(crate) enum Tokens<'a> {
+    /// Those that were just sampled for these sequences, the selected ones of the cache.
+    Sampled(&'a mut KvCache, &'a [usize]),
+    /// These.
+    Listed(&'a [u32]),
+}
+
+/// What the logits of some rows say of a token each, on the device.
+pub(crate) struct Observed {
+    /// Rows.
+    pub rows: usize,
+    /// The highest logits of each row and their ids, in order: u32 `[rows, 2 k]`.
+    pub highest: Tensor<1, Int>,
+    /// f32 `[rows · chunks, 4]`: of each part of a row its maximum, the sum of `exp(value − maximum)`, and whether a
+    /// value is not finite.
+    pub sums: Tensor<2>,
+    /// f32 `[rows, 1]`: the logits of the tokens.
+    pub chosen: Tensor<2>,
+}
+
+/// The most rows that are observed at once.
+pub(crate) const MOST_OBSERVED: usize = 32;
 
 /// u32 words that hold a bit for each token of the vocabulary.
 fn seen_words(vocab: usize) -> usize {
@@ -44,7 +72,7 @@ impl Sampler {
             cache.write_sampler(seq, header(&Sampling::GREEDY, 0));
         }
         let seen = kernels::u32_tensor(vec![0; (seqs * seen_words).next_multiple_of(4)], &device.burn);
-        Self { settings: vec![Sampling::GREEDY; seqs], seen: InPlace::new(seen), seen_words }
+        Self { settings: vec![Sampling::GREEDY; seqs], seen: InPlace::new(seen), seen_words, neutral: OnceLock::new() }
     }
 
     /// Checks that the samplers of `seqs` sequences fit on a device.
@@ -96,6 +124,37 @@ impl Sampler {
         cache.write_sampled(seqs, advance, |state| {
             seen.update(|seen| kernels::sample(&candidates, &sums, state, seen, spec))
         });
+    }
+
+    /// Finds what a report of probabilities needs in `logits`, f32 `[rows, vocab]`, as the model gave them: neither
+    /// temperature nor penalties are applied. Nothing is waited for.
+    pub(crate) fn observe(&self, logits: &Tensor<2>, tokens: Tokens<'_>, device: &ComputeDevice) -> Observed {
+        let [n, count] = logits.dims();
+        let (sampled, ids) = match tokens {
+            Tokens::Sampled(cache, seqs) => (Some(cache.select(seqs)), cache.state().clone()),
+            Tokens::Listed(ids) => {
+                let mut words = ids.to_vec();
+                words.resize(words.len().next_multiple_of(4), 0);
+                (None, kernels::u32_tensor(words, &device.burn))
+            }
+        };
+        let spec = TokenLogitSpec { n, count, sampled };
+        let chosen = kernels::token_logit(logits, &ids, spec);
+        let (state, seen) = self.neutral.get_or_init(|| {
+            let mut words = vec![0; state::MISSED];
+            words.extend(header(&Sampling::GREEDY, 0).words());
+            // Every row belongs to this sequence.
+            words.resize(state::SEQ + MOST_OBSERVED.max(self.settings.len()).next_multiple_of(4), 0);
+            let seen = vec![0; self.seen_words.next_multiple_of(4)];
+            (kernels::u32_tensor(words, &device.burn), kernels::u32_tensor(seen, &device.burn))
+        });
+        let (row_seq_offset, seen_words) = (state::SEQ, self.seen_words);
+        let spec = TopKSpec { count, n, k: MOST_CANDIDATES, merge: false, row_seq_offset, seen_words };
+        let (mut highest, sums) = kernels::top_k(logits, state, seen, spec);
+        if let Some(merging) = spec.merging() {
+            highest = kernels::top_k_merge(&highest, state, seen, merging);
+        }
+        Observed { rows: n, highest, sums, chosen }
     }
 
     /// The largest share of the requested probability that lay outside the candidates of `seq`, from a copy of the

@@ -571,6 +571,10 @@ const WRONG: &[Mutant] = &[
     ("sample", "sample", "no top-p", "top_p < 1.0 && mass", "top_p < 0.0 && mass", 4),
     ("sample", "sample", "no min-p", "weight < min_p ||", "weight < 0.0 ||", 2),
     ("sample", "sample", "sees nothing", "|= 1u << (token % 32u)", "|= 0u << (token % 32u)", 10),
+    ("token_logit", "token_logit", "the next token", "info.count + token]", "info.count + token / 2u * 2u]", 4),
+    ("token_logit", "token_logit", "the first row for all", "row * info.count", "0u * info.count", 6),
+    ("token_logit", "token_logit", "the sequences in order", "ids[info.row_seq_offset + row] * SEQ", "row * SEQ", 3),
+    ("token_logit", "token_logit", "takes unknown tokens", "if (token < info.count)", "if (token <= info.count)", 4),
 ];
 
 /// Mistakes in unpacking, which only the cases of quantized weights notice.

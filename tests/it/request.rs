@@ -182,6 +182,8 @@ fn a_wrong_request_is_refused_and_says_why() {
         (json!({"prompt": "x", "stop": ["a", ""]}), &["`stop`", "empty"]),
         (json!({"prompt": "x", "stop_ids": [4_000_000]}), &["`stop_ids`", "outside the vocabulary"]),
         (json!({"prompt": "x", "max_answer_tokens": 0}), &["`max_answer_tokens`"]),
+        (json!({"prompt": "x", "logprobs": 21}), &["`logprobs`", "at most 20"]),
+        (json!({"prompt": "x", "prompt_logprobs": 21}), &["`prompt_logprobs`", "at most 20"]),
         (json!({"prompt": "x", "policy": "random", "budget": "share:0.5"}), &["no scores"]),
     ] {
         let error = resolved(F16, &request).expect_err("it is refused").to_string();

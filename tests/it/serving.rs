@@ -1,10 +1,14 @@
 //! What a server needs of the engine: answers that end at texts, thinking that ends when it must, streams that say all
 //! of a text and nothing twice.
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
 use secateur::device::ComputeDevice;
+use secateur::engine::Bound;
 use secateur::engine::{Batch, Engine, Event, LoadOptions, Prompt, RunResult, Settings};
 use secateur::policy::Role;
+use secateur::policy::{CacheView, EvictionPolicy, KeepPlan, Measurement, POLICIES, Positions, Scope};
 use secateur::trace::StopReason;
-use secateur::{Dtype, ModelSource, builtin};
+use secateur::{Dtype, ErrorKind, ModelSource, PolicyRef, builtin};
 
 /// The built-in model, which thinks and answers, on the CPU.
 fn reasoner(sequences: usize) -> Engine {
@@ -219,10 +223,304 @@ fn an_answer_is_limited_without_its_thinking() {
     let prompt = Prompt::Chat(builtin::EXAMPLE.into());
     let (whole, _) = streamed(&mut engine, &prompt, &full(400));
     let answer = |result: &RunResult| result.trace.tokens.iter().filter(|t| t.role == Role::Answer).count();
-    for most in 1..answer(&whole) {
+    for most in (1..answer(&whole)).step_by(7) {
         let settings = Settings { max_answer_tokens: Some(most), ..full(400) };
         let (result, _) = streamed(&mut engine, &prompt, &settings);
         assert_eq!((answer(&result), &result.trace.stop_reason), (most, &StopReason::MaxAnswerTokens));
         assert!(ids(&whole).starts_with(&ids(&result)));
+    }
+}
+
+/// Random requests of every policy, three side by side: neither the slots nor the bytes in use ever exceed the bound by
+/// which a request is admitted.
+#[test]
+fn nothing_exceeds_the_bound_by_which_it_was_admitted() {
+    let mut engine = reasoner(3);
+    let prepared = engine.prepared();
+    let mut generator = ChaCha8Rng::seed_from_u64(4);
+    let mut random = move |n: usize| (generator.next_u64() % n as u64) as usize;
+    let (mut tightest, mut runs) = (f64::MAX, 0);
+    for round in 0..16 {
+        let positions = [Positions::Original, Positions::Compact][round % 2];
+        let mut requests = Vec::new();
+        for i in 0..4 {
+            let policy = POLICIES[(4 * round + i) % POLICIES.len()];
+            let ratio = ["ratio:0.3", "ratio:0.8"][random(2)];
+            let budget = if random(3) == 0 { ratio.to_string() } else { format!("tokens:{}", random(40)) };
+            let thinks = random(3) > 0;
+            let settings = Settings {
+                policy: policy.name().parse().expect("a listed policy"),
+                budget: budget.parse().expect("a budget"),
+                window: random(12),
+                probe_every: 1 + random(30),
+                positions,
+                scope: [Scope::Shared, Scope::Layer, Scope::Head][random(3)],
+                max_new_tokens: 1 + random(110),
+                max_answer_tokens: (random(2) == 0).then(|| 1 + random(30)),
+                max_thinking_tokens: (random(2) == 0).then(|| random(70)),
+                ignore_eos: random(3) > 0,
+                seed: random(1000) as u64,
+                ..Settings::default()
+            };
+            let text = if thinks { "a<think>" } else { "a" }.to_string() + &"b".repeat(random(150));
+            requests.push((prepared.encoded(&Prompt::Raw(text)).expect("text"), settings));
+        }
+        let bounds: Vec<Bound> = requests.iter().map(|(p, settings)| prepared.bound(p.ids.len(), settings)).collect();
+        let mut batch = engine.batch();
+        // Room for the largest, and for some of the others beside it.
+        let largest = bounds.iter().map(|bound| bound.bytes).max().expect("some");
+        let memory = largest + random(largest as usize) as u64;
+        batch.set_memory(memory);
+        for (prompt, settings) in &requests {
+            batch.add(&Prompt::Encoded(prompt.clone()), settings).expect("it fits alone");
+        }
+        while !batch.is_idle() {
+            let ended = pollster::block_on(batch.step(&mut |_, _| ()));
+            let status = batch.status();
+            assert!(status.used_bytes <= status.reserved_bytes && status.reserved_bytes <= memory, "{status:?}");
+            for (request, result) in ended {
+                let (bound, result) = (bounds[request], result.expect("it runs"));
+                let (totals, settings) = (&result.trace.totals, &result.trace.settings);
+                assert!(result.error.is_none(), "{:?}", result.error);
+                let what = format!("{bound:?}, {totals:?}, {settings:?}");
+                assert!(totals.peak_cached <= bound.slots && totals.peak_kv_bytes <= bound.bytes, "{what}");
+                tightest = tightest.min(bound.bytes as f64 / totals.peak_kv_bytes as f64);
+                runs += 1;
+            }
+        }
+    }
+    println!("{runs} runs; the tightest bound is {tightest:.2} of what was used");
+    assert!(runs == 64 && tightest < 2.0, "{runs} runs, {tightest}: the bound says nothing");
+}
+
+/// With a budget in tokens and a limited answer the bound does not grow with the length of the thought.
+#[test]
+fn the_bound_of_a_pruned_request_does_not_grow() {
+    let options = LoadOptions { context: Some(4096), ..LoadOptions::default() };
+    let source = ModelSource::directory(format!("{}/tests/golden/qwen2-f16", env!("CARGO_MANIFEST_DIR")));
+    let source = source.expect("committed");
+    let prepared = secateur::PreparedModel::new(&source, "a model", &options).expect("a good model");
+    let settings = |max_new_tokens| Settings {
+        budget: "tokens:256".parse().expect("a budget"),
+        max_answer_tokens: Some(200),
+        ..full(max_new_tokens)
+    };
+    let pruned = |most| Settings { policy: secateur::policy::Random.into(), ..settings(most) };
+    let bound = |settings: &Settings| prepared.bound(100, settings);
+    assert_eq!(bound(&pruned(2000)), bound(&pruned(3900)));
+    assert!(bound(&pruned(3900)).bytes * 3 < bound(&settings(3900)).bytes);
+    let unlimited = Settings { max_answer_tokens: None, ..pruned(3900) };
+    assert!(bound(&unlimited).slots >= 3900, "an answer is never pruned");
+}
+
+#[test]
+fn a_request_waits_until_it_fits_and_is_overtaken_for_a_while() {
+    let mut engine = random(4);
+    let prepared = engine.prepared();
+    let settings = |tokens| Settings { ignore_eos: true, ..full(tokens) };
+    let bound = |tokens: usize| prepared.bound(3, &settings(tokens)).bytes;
+    let (small, large) = (bound(10), bound(400));
+    let mut batch = engine.batch();
+    batch.set_memory(large + small);
+    let refused = batch.add(&Prompt::Ids(vec![1, 2, 3]), &settings(900)).expect_err("it never fits");
+    let parts = [format!("{} bytes", large + small), format!("{} bytes", bound(900)), "`max_new_tokens`".into()];
+    let said = refused.to_string();
+    assert!(refused.kind() == ErrorKind::Input && parts.iter().all(|part| said.contains(part)), "{said}");
+    // One runs, a second of its size waits, and small ones overtake it for a while.
+    let mut started = Vec::new();
+    for tokens in [100, 400].into_iter().chain([10; 24]) {
+        batch.add(&Prompt::Ids(vec![1, 2, 3]), &settings(tokens)).expect("it fits alone");
+    }
+    assert_eq!((batch.status().running, batch.status().waiting), (0, 26));
+    let mut ended = 0;
+    while !batch.is_idle() {
+        let mut on = |request, event: Event<'_>| {
+            if matches!(event, Event::Start { .. }) {
+                started.push(request);
+            }
+        };
+        ended += pollster::block_on(batch.step(&mut on)).len();
+        let status = batch.status();
+        assert!(status.reserved_bytes <= large + small && status.used_bytes <= status.reserved_bytes, "{status:?}");
+    }
+    assert_eq!((ended, started[0]), (26, 0));
+    let at = started.iter().position(|request| *request == 1).expect("it ran");
+    assert!((2..=17).contains(&at), "it came {at}th");
+}
+
+/// A short prompt does not wait for a long one, and a long one not for ever for short ones. Ids do not change.
+#[test]
+fn prompts_take_turns() {
+    let mut engine = random(3);
+    let settings = Settings { ignore_eos: true, ..full(40) };
+    let long = Prompt::Ids((0..900).map(|i| i * 7 % 300).collect());
+    let short = Prompt::Ids((0..30).map(|i| i * 5 % 300).collect());
+    let alone: Vec<Vec<u32>> = [&long, &short].map(|prompt| ids(&streamed(&mut engine, prompt, &settings).0)).into();
+    let mut batch = engine.batch();
+    batch.add(&long, &settings).expect("a good request");
+    let mut first = Vec::new();
+    let (mut results, mut added) = (Vec::new(), 1);
+    while !batch.is_idle() {
+        let mut on = |request, event: Event<'_>| {
+            if matches!(event, Event::Token { index: 0, .. }) {
+                first.push(request);
+            }
+        };
+        results.extend(pollster::block_on(batch.step(&mut on)));
+        if added < 6 {
+            batch.add(&short, &settings).expect("a good request");
+            added += 1;
+        }
+    }
+    assert_eq!(first[0], 1, "the short prompt is first");
+    assert!(first.iter().position(|request| *request == 0) < Some(4), "{first:?}");
+    for (request, result) in results {
+        assert_eq!(ids(&result.expect("it runs")), alone[usize::from(request > 0)], "request {request}");
+    }
+}
+
+#[derive(Debug)]
+struct Panics;
+
+impl EvictionPolicy for Panics {
+    fn name(&self) -> &'static str {
+        "panics"
+    }
+
+    fn needs(&self) -> Measurement {
+        Measurement::Nothing
+    }
+
+    fn plan(&self, _: &CacheView<'_>) -> secateur::Result<KeepPlan> {
+        panic!("a bug in a policy")
+    }
+}
+
+/// A policy that panics ends its own request, and a request that is cancelled ends at once.
+#[test]
+fn a_batch_survives_what_happens_to_its_requests() {
+    let mut engine = random(2);
+    let settings = Settings { ignore_eos: true, ..full(30) };
+    let prompt = Prompt::Raw("a<think>".into());
+    let alone = ids(&streamed(&mut engine, &prompt, &settings).0);
+    let mut batch = engine.batch();
+    let broken = Settings { policy: PolicyRef::new(Panics), probe_every: 5, ..settings.clone() };
+    let numbers: Vec<usize> =
+        [&settings, &broken, &settings].map(|settings| batch.add(&prompt, settings).expect("a good request")).into();
+    let cancelled = batch.add(&prompt, &settings).expect("a good request");
+    let mut started = Vec::new();
+    let mut on = |request, event: Event<'_>| {
+        if matches!(event, Event::Start { .. }) {
+            started.push(request);
+        }
+    };
+    let early = pollster::block_on(batch.step(&mut on));
+    assert!(early.is_empty() && batch.status().waiting == 2);
+    batch.cancel(cancelled);
+    let ended = pollster::block_on(batch.step(&mut on));
+    assert_eq!(ended.iter().map(|(request, _)| *request).collect::<Vec<_>>(), [cancelled], "it ends in the queue");
+    assert_eq!(ended[0].1.as_ref().expect("no error").trace.stop_reason, StopReason::Cancelled);
+    let results = pollster::block_on(batch.run(&mut on));
+    assert!(!started.contains(&cancelled));
+    for (request, result) in results {
+        let result = result.expect("it began");
+        if request == numbers[1] {
+            let error = result.error.as_ref().expect("its policy panics").to_string();
+            assert!(error.contains("a bug in a policy"), "{error}");
+            assert_eq!(ids(&result), alone[..5]);
+        } else {
+            assert_eq!(ids(&result), alone, "request {request}");
+        }
+    }
+    // A long prompt is given up within a chunk, and its place is free.
+    let long = batch.add(&Prompt::Ids((0..900).map(|i| i % 300).collect()), &settings).expect("a good request");
+    pollster::block_on(batch.step(&mut |_, _| ()));
+    batch.cancel(long);
+    let ended = pollster::block_on(batch.step(&mut |_, _| ()));
+    assert_eq!((ended.len(), batch.status().running, batch.status().used_bytes), (1, 0, 0));
+}
+
+/// The logarithms of the probabilities of every next token after each of `ids`, from the logits of the model.
+fn reference(engine: &Engine, ids: &[u32]) -> Vec<Vec<f64>> {
+    use secateur::expert::cache::{CacheShape, KvCache};
+    use secateur::expert::kernels::readback::{as_f32, read_f32};
+    use secateur::expert::model::decoder::{Input, Logits};
+    let model = engine.model();
+    let shape = CacheShape::new(model.config(), Dtype::F32, 1, 64).expect("f32");
+    let mut cache = KvCache::new(shape, model.device());
+    let mut rows = Vec::new();
+    for chunk in ids.chunks(50) {
+        let plan = model.plan(Input::Chunk { seq: 0, ids: chunk }, &mut cache).expect("it fits");
+        let out = model.forward(&plan, &mut cache, None);
+        let logits = pollster::block_on(read_f32(&[&model.logits(&out, Logits::All)])).expect("readable");
+        cache.advance(0, chunk.len(), 0);
+        for row in as_f32(&logits[0]).chunks(model.config().vocab_size) {
+            let highest = row.iter().copied().fold(f32::MIN, f32::max);
+            let mass: f64 = row.iter().map(|v| f64::from(v - highest).exp()).sum();
+            rows.push(row.iter().map(|v| f64::from(v - highest) - mass.ln()).collect());
+        }
+    }
+    rows
+}
+
+#[test]
+fn probabilities_are_those_of_the_model() {
+    let mut engine = random(2);
+    let prompt: Vec<u32> = (0..300).map(|i| i * 7 % 300).collect();
+    let sampling = secateur::sampling::Sampling {
+        temperature: 1.7,
+        top_k: 40,
+        repetition_penalty: 1.3,
+        ..secateur::sampling::Sampling::GREEDY
+    };
+    let drawn = Settings { sampling, seed: 3, ignore_eos: true, ..full(40) };
+    let pruned = Settings {
+        policy: secateur::policy::Random.into(),
+        budget: "ratio:1.0".parse().expect("a budget"),
+        probe_every: 7,
+        max_thinking_tokens: Some(20),
+        ..Settings { sampling: secateur::sampling::Sampling::GREEDY, ..drawn.clone() }
+    };
+    for plain in [drawn, pruned] {
+        let open = secateur::Encoded { ids: prompt.clone(), thinking: secateur::engine::PromptThinking::Open };
+        let open = Prompt::Encoded(open);
+        let settings = Settings { logprobs: Some(4), prompt_logprobs: Some(2), ..plain.clone() };
+        let unreported = ids(&streamed(&mut engine, &open, &plain).0);
+        let mut batch = engine.batch();
+        batch.add(&open, &settings).expect("a good request");
+        // A neighbour that reports nothing.
+        batch.add(&Prompt::Ids(vec![5, 6]), &Settings { ignore_eos: true, ..full(9) }).expect("a good request");
+        let mut reported = Vec::new();
+        let mut on = |request, event: Event<'_>| {
+            if let Event::Token { id, logprobs, .. } = event {
+                assert_eq!(logprobs.is_some(), request == 0);
+                reported.extend(logprobs.map(|logprobs| (id, logprobs.clone())));
+            }
+        };
+        let results = pollster::block_on(batch.run(&mut on));
+        let result = results.into_iter().next().expect("two").1.expect("it runs");
+        assert_eq!(ids(&result), unreported, "what is reported changes nothing");
+        assert_eq!((reported.len(), result.prompt_logprobs.len()), (40, 299));
+        let all: Vec<u32> = prompt.iter().copied().chain(ids(&result)).collect();
+        let expected = reference(&engine, &all);
+        let prompt_tokens = prompt.iter().copied().skip(1).zip(result.prompt_logprobs.iter().cloned());
+        let mut first = 0;
+        for (at, (id, found)) in prompt_tokens.chain(reported).enumerate() {
+            let expected = &expected[at];
+            assert_eq!(all[at + 1], id);
+            let close = |found: f32, id: u32| (f64::from(found) - expected[id as usize]).abs() < 2e-4;
+            assert!(close(found.chosen, id), "{at}: {} against {}", found.chosen, expected[id as usize]);
+            assert_eq!(found.top.len(), if at < 299 { 2 } else { 4 });
+            assert!(found.top.iter().all(|(id, logprob)| close(*logprob, *id)), "{at}: {found:?}");
+            assert!(found.top.is_sorted_by(|a, b| a.1 >= b.1));
+            let above = expected.iter().filter(|v| **v > f64::from(found.top[0].1) + 2e-4).count();
+            assert_eq!(above, 0, "{at}: the first is the most likely");
+            let listed = found.top.iter().find(|(other, _)| *other == id);
+            assert!(listed.is_none_or(|(_, logprob)| *logprob == found.chosen), "the same number twice");
+            first += usize::from(found.top[0].0 == id);
+        }
+        // Of greedy decoding all are, but for those that the engine wrote.
+        let least = if plain.sampling.is_greedy() { 35 } else { 1 };
+        assert!(first >= least, "only {first} tokens are the most likely");
     }
 }
