@@ -56,6 +56,10 @@ pub struct Args {
     /// The number of requests that may wait for a place. Further ones are refused with status 503.
     #[arg(long, value_name = "N", default_value_t = 64)]
     queue: u16,
+    /// The memory for the caches of all requests, in MiB. A request gets a place only if the most that it can need fits beside
+    /// the others [default: what the device's largest buffers allow].
+    #[arg(long, value_name = "MIB")]
+    cache_memory: Option<u64>,
     /// The most tokens that a request may generate, thinking included.
     #[arg(long, value_name = "N", default_value_t = secateur::settings::MAX_NEW_TOKENS_THINKING)]
     max_new_tokens: usize,
@@ -99,6 +103,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
         defaults,
         places,
         queue: args.queue.into(),
+        memory: args.cache_memory.map(|mib| mib << 20),
         most_new_tokens: args.max_new_tokens,
         keys: args.keys()?,
         origins: args.cors.clone(),
@@ -125,37 +130,64 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let stop = Arc::new(AtomicBool::new(false));
     signals::stop_on_signal(&stop);
     let address = address_of(&listener)?;
-    let open = opener(source, name, load, args.device, address, args.quiet);
+    let opening =
+        Opening { source, name, load, device: args.device, address, quiet: args.quiet, options: options.clone() };
+    let open = opening.opener();
     serve::run(listener, options, open, stop)?;
     // A server that was told to stop, and did, has done its work.
     Ok(ExitCode::SUCCESS)
 }
 
-/// Loads the model, and says where it is served.
-fn opener(
+/// What it takes to load the model, now and after its device was lost.
+struct Opening {
     source: ModelSource,
     name: String,
     load: LoadOptions,
     device: String,
     address: SocketAddr,
     quiet: bool,
-) -> serve::Open {
-    let shown = options::in_precision(&name, load.weights);
-    Box::new(move || -> Result<Engine> {
-        let prepared = PreparedModel::new(&source, &name, &load)?;
-        let device = trust::open(&device, quiet)?;
-        let mut bar = Progress::new(&format!("loading {shown}"), quiet);
-        let engine = prepared.load(&source, &device, &mut |done, total| bar.at(done, total))?;
-        drop(bar);
-        if !quiet {
-            let (places, slots) = (load.sequences, engine.most_slots());
-            let bytes = screen::bytes(slots * engine.slot_bytes());
-            super::say(&format!("{shown} on {}", device.info.line()));
-            super::say(&format!("{places} requests side by side, in a cache of at most {slots} tokens ({bytes})"));
-        }
-        super::say(&format!("listening on http://{address}"));
-        Ok(engine)
-    })
+    options: Options,
+}
+
+/// The prompt for which the start of a server tells the memory of a request.
+const USUAL_PROMPT: usize = 1000;
+
+impl Opening {
+    /// Loads the model, and says where it is served.
+    fn opener(self) -> serve::Open {
+        Box::new(move || -> Result<Engine> {
+            let Self { source, name, load, device, address, quiet, options } = &self;
+            let shown = options::in_precision(name, load.weights);
+            let prepared = PreparedModel::new(source, name, load)?;
+            let device = trust::open(device, *quiet)?;
+            let mut bar = Progress::new(&format!("loading {shown}"), *quiet);
+            let engine = prepared.load(source, &device, &mut |done, total| bar.at(done, total))?;
+            drop(bar);
+            if !quiet {
+                super::say(&format!("{shown} on {}", device.info.line()));
+                super::say(&room(&engine, options)?);
+            }
+            super::say(&format!("listening on http://{address}"));
+            Ok(engine)
+        })
+    }
+}
+
+/// A sentence on how many requests run at once, by the bound of a usual one.
+fn room(engine: &Engine, options: &Options) -> Result<String> {
+    let prepared = engine.prepared();
+    let (mut settings, _) = prepared.settings(&options.defaults)?;
+    settings.max_new_tokens = settings.max_new_tokens.min(options.most_new_tokens);
+    let prompt = USUAL_PROMPT.min(prepared.context() / 2);
+    let bound = prepared.bound(prompt, &settings);
+    let most = engine.most_slots().saturating_mul(engine.slot_bytes());
+    let memory = options.memory.unwrap_or(most).min(most);
+    let fit = (memory / bound.bytes.max(1)).min(options.places as u64);
+    Ok(format!(
+        "a request with a prompt of {prompt} tokens needs at most {} of cache; {fit} of them run side by side in {}",
+        screen::bytes(bound.bytes),
+        screen::bytes(memory),
+    ))
 }
 
 /// The last part of a path, or the whole name of a model on the hub, without what follows a file's dot.

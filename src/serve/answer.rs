@@ -11,10 +11,12 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::body::Events;
-use super::mailbox::{Client, Ending, Mailbox, Part, Piece};
+use super::mailbox::{Client, Ending, Mailbox, Part, Piece, Token};
 use super::refusal::Refusal;
 use super::traces::Traces;
 use super::worker::{self, Worker};
+use crate::engine::Logprobs;
+use crate::text::Tokenizer;
 use crate::trace::StopReason;
 use crate::{Error, Result};
 
@@ -42,8 +44,21 @@ pub(super) struct Frame {
     pub ping: Option<Duration>,
     /// Who asked, for the store of traces.
     pub owner: Option<blake3::Hash>,
-    /// The texts with which the choices begin: those of their prompts, if the client asked for them; else none.
-    pub beginnings: Vec<String>,
+    /// The prompts with which the choices begin, if the client asked for them; else none.
+    pub beginnings: Vec<Beginning>,
+    /// The model, for the texts of tokens.
+    pub tokenizer: Option<Tokenizer>,
+    /// Whether the probabilities of tokens are part of the response.
+    pub logprobs: bool,
+}
+
+/// A prompt that is part of the response.
+#[derive(Debug, Clone)]
+pub(super) struct Beginning {
+    /// Its text.
+    pub text: String,
+    /// Its tokens.
+    pub ids: Vec<u32>,
 }
 
 /// The form of a response.
@@ -89,14 +104,64 @@ impl Frame {
         }
     }
 
-    fn chunk(&self, choice: usize, delta: Value, finish: Option<&str>) -> Value {
+    fn chunk(&self, choice: usize, delta: Value, logprobs: Value, finish: Option<&str>) -> Value {
         let mut chunk = self.head(true);
         let entry = match self.form {
-            Form::Chat => json!({"index": choice, "delta": delta, "logprobs": null, "finish_reason": finish}),
-            Form::Completion => json!({"index": choice, "text": delta, "logprobs": null, "finish_reason": finish}),
+            Form::Chat => json!({"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}),
+            Form::Completion => json!({"index": choice, "text": delta, "logprobs": logprobs, "finish_reason": finish}),
         };
         chunk.insert("choices".into(), json!([entry]));
         chunk.into()
+    }
+
+    /// The bytes of a token; those of its spelling where it has no bytes of its own.
+    fn bytes(&self, id: u32) -> Vec<u8> {
+        let Some(tokenizer) = &self.tokenizer else { return Vec::new() };
+        tokenizer.token_bytes(id).unwrap_or_else(|| tokenizer.spelling(id).unwrap_or_default().into_bytes())
+    }
+
+    /// A token with its probability, in the form of chat.
+    fn with_logprob(&self, id: u32, logprob: f32) -> Value {
+        let bytes = self.bytes(id);
+        json!({"token": String::from_utf8_lossy(&bytes), "logprob": finite(logprob), "bytes": bytes})
+    }
+
+    /// The probabilities of tokens, as the response has them; null if the client did not ask. `before`: bytes of the text
+    /// before the first of them.
+    fn logprobs(&self, tokens: &[Token], before: usize) -> Value {
+        if !self.logprobs {
+            return Value::Null;
+        }
+        if self.form == Form::Chat {
+            let entry = |token: &Token| {
+                let Logprobs { chosen, top } = &token.logprobs;
+                let mut entry = self.with_logprob(token.id, *chosen);
+                entry["top_logprobs"] = top.iter().map(|(id, logprob)| self.with_logprob(*id, *logprob)).collect();
+                entry
+            };
+            return json!({"content": tokens.iter().map(entry).collect::<Vec<_>>(), "refusal": null});
+        }
+        self.columns(tokens.iter().map(|token| (token.id, Some(&token.logprobs))), before)
+    }
+
+    /// Tokens and their probabilities in the form of completions: a list for each property.
+    fn columns<'a>(&self, tokens: impl Iterator<Item = (u32, Option<&'a Logprobs>)>, before: usize) -> Value {
+        let (mut texts, mut chosen, mut top, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut offset = before;
+        for (id, logprobs) in tokens {
+            let bytes = self.bytes(id);
+            offsets.push(offset);
+            offset += bytes.len();
+            texts.push(String::from_utf8_lossy(&bytes).into_owned());
+            chosen.push(logprobs.map(|logprobs| finite(logprobs.chosen)));
+            top.push(logprobs.map(|logprobs| {
+                let entry = |(id, logprob): &(u32, f32)| {
+                    (String::from_utf8_lossy(&self.bytes(*id)).into_owned(), json!(finite(*logprob)))
+                };
+                logprobs.top.iter().map(entry).collect::<Map<String, Value>>()
+            }));
+        }
+        json!({"tokens": texts, "token_logprobs": chosen, "top_logprobs": top, "text_offset": offsets})
     }
 }
 
@@ -138,6 +203,11 @@ impl Trimmed {
         }
         out
     }
+}
+
+/// A logarithm that JSON can hold: it has no infinity.
+fn finite(logprob: f32) -> f32 {
+    logprob.max(-9999.0)
 }
 
 /// OpenAI's name for the end of a choice; `None` for an end that is an error.
@@ -186,6 +256,8 @@ struct Collected {
     trimmed: Vec<Trimmed>,
     thinking: Vec<String>,
     content: Vec<String>,
+    /// The tokens of the content, if the client asked for their probabilities.
+    tokens: Vec<Vec<Token>>,
     endings: Vec<Option<Box<Ending>>>,
 }
 
@@ -195,14 +267,22 @@ impl Collected {
             trimmed: (0..choices).map(|_| Trimmed::default()).collect(),
             thinking: vec![String::new(); choices],
             content: vec![String::new(); choices],
+            tokens: vec![Vec::new(); choices],
             endings: (0..choices).map(|_| None).collect(),
         }
     }
 
+    /// Whether texts of a part are content in this response.
+    fn is_content(&self, frame: &Frame, part: Part) -> bool {
+        part == Part::Answer
+            || frame.form == Form::Completion
+            || frame.thinking_field.is_none() && !frame.without_thinking
+    }
+
     /// The text to send for a text that has come, in the part in which it is shown; `None` for one that is not.
     fn text(&mut self, frame: &Frame, choice: usize, part: Part, text: &str) -> Option<(Part, String)> {
-        if frame.form == Form::Completion || frame.thinking_field.is_none() && !frame.without_thinking {
-            return Some((Part::Answer, text.to_string()));
+        if part == Part::Thinking && self.is_content(frame, part) || frame.form == Form::Completion {
+            return (!text.is_empty()).then(|| (Part::Answer, text.to_string()));
         }
         let text = self.trimmed[choice].push(part, text);
         let hidden = text.is_empty() || part == Part::Thinking && frame.without_thinking;
@@ -213,15 +293,21 @@ impl Collected {
 /// Waits for all choices and answers with one object.
 pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> Result<Response, Refusal> {
     let mut collected = Collected::new(frame.choices);
-    collected.content.iter_mut().zip(&frame.beginnings).for_each(|(content, beginning)| content.push_str(beginning));
+    let beginnings = collected.content.iter_mut().zip(&frame.beginnings);
+    beginnings.for_each(|(content, beginning)| content.push_str(&beginning.text));
     while collected.endings.iter().any(Option::is_none) {
         for (choice, piece) in client.0.take().await {
             match piece {
-                Piece::Text { part, text, .. } => match collected.text(&frame, choice, part, &text) {
-                    Some((Part::Thinking, text)) => collected.thinking[choice].push_str(&text),
-                    Some((Part::Answer, text)) => collected.content[choice].push_str(&text),
-                    None => (),
-                },
+                Piece::Text { part, text, tokens } => {
+                    if collected.is_content(&frame, part) {
+                        collected.tokens[choice].extend(tokens);
+                    }
+                    match collected.text(&frame, choice, part, &text) {
+                        Some((Part::Thinking, text)) => collected.thinking[choice].push_str(&text),
+                        Some((Part::Answer, text)) => collected.content[choice].push_str(&text),
+                        None => (),
+                    }
+                }
                 Piece::Probe(_) => (),
                 Piece::End(ending) => {
                     if let Some(refusal) = failure(&ending) {
@@ -235,23 +321,33 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
             }
         }
     }
-    let endings: Vec<Box<Ending>> = collected.endings.into_iter().flatten().collect();
+    let endings: Vec<Box<Ending>> = std::mem::take(&mut collected.endings).into_iter().flatten().collect();
     let choices: Vec<Value> = endings
         .iter()
         .zip(collected.thinking.iter().zip(&collected.content))
         .enumerate()
         .map(|(index, (ending, (thinking, content)))| {
             let finish = finish_reason(&ending.reason);
+            let tokens = &collected.tokens[index];
+            let logprobs = match frame.beginnings.get(index) {
+                Some(Beginning { ids, .. }) if frame.logprobs => {
+                    // Nothing comes before the first token, so it has no probability.
+                    let of_prompt = std::iter::once(None).chain(ending.prompt_logprobs.iter().map(Some));
+                    let written = tokens.iter().map(|token| (token.id, Some(&token.logprobs)));
+                    frame.columns(ids.iter().copied().zip(of_prompt).chain(written), 0)
+                }
+                _ => frame.logprobs(tokens, 0),
+            };
             match frame.form {
                 Form::Completion => {
-                    json!({"index": index, "text": content, "logprobs": null, "finish_reason": finish})
+                    json!({"index": index, "text": content, "logprobs": logprobs, "finish_reason": finish})
                 }
                 Form::Chat => {
                     let mut message = json!({"role": "assistant", "content": content, "refusal": null});
                     if let Some(field) = frame.thinking_field.filter(|_| !thinking.is_empty()) {
                         message[field] = thinking.as_str().into();
                     }
-                    json!({"index": index, "message": message, "logprobs": null, "finish_reason": finish})
+                    json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish})
                 }
             }
         })
@@ -280,12 +376,12 @@ pub(super) fn stream(frame: Frame, client: Client, traces: Arc<Traces>, worker: 
     };
     if state.frame.form == Form::Chat {
         for choice in 0..state.frame.choices {
-            let first = state.frame.chunk(choice, json!({"role": "assistant", "content": ""}), None);
+            let first = state.frame.chunk(choice, json!({"role": "assistant", "content": ""}), Value::Null, None);
             state.send(&first);
         }
     }
     for (choice, beginning) in std::mem::take(&mut state.frame.beginnings).into_iter().enumerate() {
-        let first = state.frame.chunk(choice, beginning.into(), None);
+        let first = state.frame.chunk(choice, beginning.text.into(), Value::Null, None);
         state.send(&first);
     }
     let frames = futures_util::stream::unfold(state, |mut state| async move {
@@ -364,9 +460,20 @@ impl Stream {
             return;
         }
         match piece {
-            Piece::Text { part, text, .. } => {
-                if let Some((part, text)) = self.collected.text(&self.frame, choice, part, &text) {
-                    let chunk = self.frame.chunk(choice, self.frame.delta(part, &text), None);
+            Piece::Text { part, text, tokens } => {
+                let tokens = if self.collected.is_content(&self.frame, part) { tokens } else { Vec::new() };
+                let sent = self.collected.text(&self.frame, choice, part, &text);
+                if sent.is_some() || !tokens.is_empty() {
+                    let (part, text) = sent.unwrap_or((Part::Answer, String::new()));
+                    let before = self.collected.content[choice].len();
+                    if part == Part::Answer {
+                        self.collected.content[choice].push_str(&text);
+                    }
+                    let logprobs = match part {
+                        Part::Answer => self.frame.logprobs(&tokens, before),
+                        Part::Thinking => Value::Null,
+                    };
+                    let chunk = self.frame.chunk(choice, self.frame.delta(part, &text), logprobs, None);
                     self.send(&chunk);
                 }
             }
@@ -399,7 +506,7 @@ impl Stream {
             Form::Chat => json!({}),
             Form::Completion => "".into(),
         };
-        let last = self.frame.chunk(choice, nothing, finish_reason(&ending.reason));
+        let last = self.frame.chunk(choice, nothing, Value::Null, finish_reason(&ending.reason));
         self.send(&last);
         self.collected.endings[choice] = Some(ending);
         if self.collected.endings.iter().all(Option::is_some) {

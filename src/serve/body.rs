@@ -372,8 +372,6 @@ impl ChatBody {
             ("tool_choice", "calling tools", chosen(&self.tool_choice)),
             ("functions", "calling functions", self.functions.as_ref().is_some_and(|functions| !functions.is_empty())),
             ("function_call", "calling functions", chosen(&self.function_call)),
-            ("logprobs", "the probabilities of tokens", self.logprobs == Some(true)),
-            ("top_logprobs", "the probabilities of tokens", self.top_logprobs.is_some_and(|top| top > 0)),
             ("audio", "audio", asked(&self.audio)),
             (
                 "modalities",
@@ -402,6 +400,13 @@ impl ChatBody {
             .thinking_token_budget
             .or(self.thinking_budget_tokens)
             .or(self.reasoning.as_ref().and_then(|reasoning| reasoning.max_tokens));
+        request.logprobs = match (self.logprobs, self.top_logprobs) {
+            (Some(true), top) => Some(top.unwrap_or(0)),
+            (_, Some(top)) if top > 0 => {
+                return Err(Refusal::bad("top_logprobs is given without logprobs: true").at("top_logprobs"));
+            }
+            _ => None,
+        };
         Ok(request)
     }
 
@@ -469,8 +474,9 @@ impl CompletionBody {
         if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
             return Err(Refusal::unsupported("suffix", "filling a gap"));
         }
-        if self.logprobs.is_some() {
-            return Err(Refusal::unsupported("logprobs", "the probabilities of tokens"));
+        let echoes = self.echo == Some(true);
+        if echoes && self.logprobs.is_some() && self.common.stream == Some(true) {
+            return Err(Refusal::unsupported("echo", "a stream with the probabilities of the prompt's tokens"));
         }
         if self.best_of.is_some_and(|best| best > self.common.n.unwrap_or(1)) {
             return Err(Refusal::unsupported("best_of", "choosing among more answers than are returned"));
@@ -478,6 +484,8 @@ impl CompletionBody {
         let mut common = self.common.request()?;
         // OpenAI's own default for completions.
         common.max_new_tokens = common.max_new_tokens.or(Some(16));
+        common.logprobs = self.logprobs;
+        common.prompt_logprobs = self.logprobs.filter(|_| echoes);
         let text = |text: &String| Request { prompt: Some(text.clone()), raw: Some(true), ..common.clone() };
         let ids = |ids: &Vec<u32>| Request { ids: Some(ids.clone()), ..common.clone() };
         let requests: Vec<Request> = match &self.prompt {

@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::sync::Notify;
 
 use crate::Error;
+use crate::engine::Logprobs;
 use crate::trace::{StopReason, Totals, Trace};
 
 /// The part of an answer to which a text belongs.
@@ -45,10 +46,8 @@ pub(super) enum Piece {
 pub(super) struct Token {
     /// Its id.
     pub id: u32,
-    /// The logarithm of its probability.
-    pub logprob: f32,
-    /// The most likely tokens at its place, with the logarithms of their probabilities.
-    pub top: Vec<(u32, f32)>,
+    /// Its probability and those of the most likely tokens at its place.
+    pub logprobs: Logprobs,
 }
 
 /// How a choice ended.
@@ -66,6 +65,8 @@ pub(super) struct Ending {
     pub trace: Option<Trace>,
     /// The error that ended the run, if it failed after its first token.
     pub error: Option<Error>,
+    /// The probabilities of the prompt's tokens from the second on, if the client asked for them.
+    pub prompt_logprobs: Vec<Logprobs>,
 }
 
 /// A mailbox for the choices of one HTTP request.

@@ -49,6 +49,9 @@ pub struct Options {
     pub places: usize,
     /// Requests that may wait for a place.
     pub queue: usize,
+    /// Bytes for the caches of all requests that run; `None`: what the device's largest buffers allow. A request gets a place
+    /// only if the most that it can need fits beside the others.
+    pub memory: Option<u64>,
     /// The most tokens that a request may generate, thinking included. Requests that ask for more get so many.
     pub most_new_tokens: usize,
     /// The keys of which a client needs one; none: no key is needed.
@@ -155,8 +158,7 @@ impl Options {
 pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<AtomicBool>) -> Result<()> {
     options.check()?;
     listener.set_nonblocking(true).map_err(io_failed)?;
-    let most = options.places + options.queue;
-    let worker = Arc::new(worker::Worker::start(open, most, options.patience, stop.clone())?);
+    let worker = Arc::new(worker::Worker::start(open, &options, stop.clone())?);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(io_failed)?;
     let drain = options.drain;
@@ -205,6 +207,7 @@ mod tests {
             defaults: Request::default(),
             places: 1,
             queue: 1,
+            memory: None,
             most_new_tokens: 1,
             keys: owned(keys),
             origins: Vec::new(),

@@ -17,7 +17,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 use utoipa::{OpenApi, ToSchema};
 
-use super::answer::{self, Form, Frame};
+use super::answer::{self, Beginning, Form, Frame};
 use super::body::{ChatBody, ChatMessage, CompletionBody, Events};
 use super::mailbox::{Client, Mailbox};
 use super::refusal::Refusal;
@@ -226,6 +226,8 @@ async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Re
         ping: app.options.ping,
         owner: owner(&app, &headers),
         beginnings: Vec::new(),
+        tokenizer: app.model()?.tokenizer().ok().cloned(),
+        logprobs: body.logprobs == Some(true),
     };
     answer(&app, frame, vec![ready], tickets, &body.common, arrived).await
 }
@@ -244,9 +246,12 @@ async fn completions(State(app): State<Arc<App>>, headers: HeaderMap, body: Body
     let beginnings = match body.echo {
         Some(true) => {
             let (model, each) = (app.model()?, choices / ready.len());
-            let text = |ready: &Ready| model.tokenizer()?.decode(ready.ids()?, false).map_err(Refusal::from);
-            let texts: Vec<String> = ready.iter().map(text).collect::<Result<_, _>>()?;
-            texts.iter().flat_map(|text| std::iter::repeat_n(text.clone(), each)).collect()
+            let beginning = |ready: &Ready| -> Result<Beginning, Refusal> {
+                let ids = ready.ids()?.to_vec();
+                Ok(Beginning { text: model.tokenizer()?.decode(&ids, false)?, ids })
+            };
+            let all: Vec<Beginning> = ready.iter().map(beginning).collect::<Result<_, _>>()?;
+            all.iter().flat_map(|beginning| std::iter::repeat_n(beginning.clone(), each)).collect()
         }
         _ => Vec::new(),
     };
@@ -263,6 +268,8 @@ async fn completions(State(app): State<Arc<App>>, headers: HeaderMap, body: Body
         ping: app.options.ping,
         owner: owner(&app, &headers),
         beginnings,
+        tokenizer: app.model()?.tokenizer().ok().cloned(),
+        logprobs: body.logprobs.is_some(),
     };
     answer(&app, frame, ready, tickets, &body.common, arrived).await
 }

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::mailbox::{Ending, Mailbox, Part, Piece};
+use super::Options;
+use super::mailbox::{Ending, Mailbox, Part, Piece, Token};
 use super::metrics::{Gauges, Metrics};
 use super::refusal::Refusal;
 use crate::engine::{Batch, Engine, Event, PreparedModel, Prompt, RunResult, Settings};
@@ -78,6 +79,8 @@ pub(super) struct Shared {
     pub metrics: Metrics,
     /// How long a client may leave its text unread.
     patience: Duration,
+    /// Bytes for the caches of all requests; `None`: what the device's largest buffers allow.
+    memory: Option<u64>,
 }
 
 impl Worker {
@@ -85,7 +88,8 @@ impl Worker {
     ///
     /// # Errors
     /// [`ErrorKind::Io`] if the system starts no thread.
-    pub fn start(open: Open, most: usize, patience: Duration, stop: Arc<AtomicBool>) -> Result<Self> {
+    pub fn start(open: Open, options: &Options, stop: Arc<AtomicBool>) -> Result<Self> {
+        let most = options.places + options.queue;
         let shared = Arc::new(Shared {
             model: RwLock::new(None),
             turns: AtomicU64::new(0),
@@ -94,7 +98,8 @@ impl Worker {
             stopping: AtomicBool::new(false),
             stop: Mutex::new(None),
             metrics: Metrics::default(),
-            patience,
+            patience: options.patience,
+            memory: options.memory,
         });
         let (inbox, jobs) = sync_channel(most);
         let of_thread = shared.clone();
@@ -239,7 +244,10 @@ fn serve(mut open: Open, jobs: &Receiver<Job>, shared: &Shared) -> Result<()> {
 /// Serves jobs until there are no more, or until the device fails: then returns its error.
 fn run(engine: &mut Engine, jobs: &Receiver<Job>, shared: &Shared) -> Option<Error> {
     let device = engine.model().device().clone();
+    let most = engine.most_slots().saturating_mul(engine.slot_bytes());
+    let memory = shared.memory.unwrap_or(most).min(most);
     let mut batch = engine.batch();
+    batch.set_memory(memory);
     let mut running: HashMap<usize, Running> = HashMap::new();
     loop {
         shared.turns.fetch_add(1, Ordering::Relaxed);
@@ -274,9 +282,14 @@ fn run(engine: &mut Engine, jobs: &Receiver<Job>, shared: &Shared) -> Option<Err
                 finish(job, result, shared);
             }
         }
-        let started = running.values().filter(|job| job.started).count();
-        *shared.gauges.lock().unwrap_or_else(PoisonError::into_inner) =
-            Gauges { running: started, ..Gauges::default() };
+        let status = batch.status();
+        *shared.gauges.lock().unwrap_or_else(PoisonError::into_inner) = Gauges {
+            running: status.running,
+            waiting: status.waiting,
+            reserved_bytes: status.reserved_bytes,
+            used_bytes: status.used_bytes,
+            capacity_bytes: memory,
+        };
         if let Some(error) = lost.filter(|_| device.has_failed()) {
             for job in running.into_values() {
                 finish(job, Err(error.clone()), shared);
@@ -323,15 +336,16 @@ fn deliver(job: &mut Running, event: &Event<'_>, shared: &Shared) {
             metrics.queue.observe(job.arrived.elapsed(), 1);
             metrics.prompt_tokens.fetch_add(prompt_ids.len() as u64, Ordering::Relaxed);
         }
-        Event::Rest { text, role } => put_text(job, text, *role),
-        Event::Token { text, role, .. } => {
+        Event::Rest { text, role } => put_text(job, text, *role, None),
+        Event::Token { id, text, role, logprobs, .. } => {
             let now = Instant::now();
             match job.latest.replace(now) {
                 None => metrics.time_to_first_token.observe(job.arrived.elapsed(), 1),
                 Some(before) => metrics.inter_token.observe(now - before, 1),
             }
             metrics.generation_tokens.fetch_add(1, Ordering::Relaxed);
-            put_text(job, text, *role);
+            let token = logprobs.map(|logprobs| Token { id: *id, logprobs: logprobs.clone() });
+            put_text(job, text, *role, token);
         }
         Event::Probe(probe) => {
             metrics.probes.fetch_add(1, Ordering::Relaxed);
@@ -347,15 +361,17 @@ fn deliver(job: &mut Running, event: &Event<'_>, shared: &Shared) {
     }
 }
 
-fn put_text(job: &Running, text: &str, role: Role) {
+/// Puts released text into a mailbox, with the token that it came with if the client asked for its probability.
+fn put_text(job: &Running, text: &str, role: Role, token: Option<Token>) {
     let part = match role {
         Role::Thinking => Part::Thinking,
         Role::Answer => Part::Answer,
         // The tags around the thinking are the border between the two parts, and no part of either.
         _ => return,
     };
-    if !text.is_empty() {
-        job.mailbox.put(job.choice, Piece::Text { part, text: text.into(), tokens: Vec::new() });
+    if !text.is_empty() || token.is_some() {
+        let tokens = token.into_iter().collect();
+        job.mailbox.put(job.choice, Piece::Text { part, text: text.into(), tokens });
     }
 }
 
@@ -389,7 +405,7 @@ fn finish(mut job: Running, result: Result<RunResult>, shared: &Shared) {
             Err(error)
         }
         Ok(result) => {
-            let RunResult { trace, error, .. } = result;
+            let RunResult { trace, error, prompt_logprobs, .. } = result;
             metrics.count_end(end(&trace.stop_reason));
             Ok(Box::new(Ending {
                 reason: trace.stop_reason.clone(),
@@ -398,6 +414,7 @@ fn finish(mut job: Running, result: Result<RunResult>, shared: &Shared) {
                 seed: job.seed,
                 trace: job.trace.then_some(trace),
                 error,
+                prompt_logprobs,
             }))
         }
     };

@@ -28,6 +28,7 @@ pub fn options() -> Options {
         defaults: Request::default(),
         places: 2,
         queue: 16,
+        memory: None,
         most_new_tokens: 4096,
         keys: Vec::new(),
         origins: Vec::new(),

@@ -106,6 +106,68 @@ fn stops_end_the_answer_and_never_the_thinking() {
 }
 
 #[test]
+fn probabilities_come_with_the_tokens_of_the_answer() {
+    let server = Server::start(options());
+    let asked = json!({"logprobs": true, "top_logprobs": 3});
+    let body = server.chat(&chat(builtin::EXAMPLE, asked.clone()));
+    let entries = body["choices"][0]["logprobs"]["content"].as_array().expect("a list").clone();
+    let mut text = Vec::new();
+    for entry in &entries {
+        let (top, logprob) =
+            (entry["top_logprobs"].as_array().expect("a list"), entry["logprob"].as_f64().expect("a number"));
+        assert_eq!(top.len(), 3);
+        // Decoding is greedy, so the token is the most likely one: the same number to the last bit.
+        assert_eq!((&top[0]["token"], &top[0]["logprob"]), (&entry["token"], &entry["logprob"]));
+        let sum: f64 = top.iter().map(|token| token["logprob"].as_f64().expect("a number").exp()).sum();
+        assert!(logprob <= 0.0 && sum <= 1.0 + 1e-5, "{entry}");
+        text.extend(entry["bytes"].as_array().expect("bytes").iter().map(|byte| byte.as_u64().expect("a byte") as u8));
+    }
+    let text = String::from_utf8(text).expect("whole characters");
+    let content = body["choices"][0]["message"]["content"].as_str().expect("text");
+    assert!(text.contains(content), "{text:?} has {content:?}");
+    let stream = server.streamed(&chat(builtin::EXAMPLE, asked)).rest();
+    let chunks = events(&stream).0;
+    let of = |chunk: &Value| chunk["choices"][0]["logprobs"]["content"].as_array().cloned().unwrap_or_default();
+    assert_eq!(chunks.iter().flat_map(of).collect::<Vec<_>>(), entries, "streamed");
+}
+
+#[test]
+fn the_probabilities_of_a_prompt_are_those_that_a_measurement_needs() {
+    let server = Server::start(options());
+    let ids = server.post("/tokenize", &json!({"content": builtin::EXAMPLE})).json()["tokens"].clone();
+    let body = json!({"prompt": [ids], "echo": true, "logprobs": 1, "max_tokens": 1, "temperature": 0});
+    let reply = server.post("/v1/completions", &body).json();
+    let logprobs = &reply["choices"][0]["logprobs"];
+    let count = ids.as_array().expect("ids").len() + 1;
+    for column in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+        assert_eq!(logprobs[column].as_array().map(Vec::len), Some(count), "{column}: {reply}");
+    }
+    assert_eq!((&logprobs["token_logprobs"][0], &logprobs["top_logprobs"][0]), (&Value::Null, &Value::Null));
+    for index in 1..count {
+        let (chosen, top) =
+            (&logprobs["token_logprobs"][index], logprobs["top_logprobs"][index].as_object().expect("a map"));
+        let best = top.values().next().expect("one").as_f64().expect("a number");
+        assert!(chosen.as_f64().expect("a number") <= best, "{index}: {reply}");
+    }
+    // The last one is generated greedily.
+    let last = logprobs["top_logprobs"][count - 1].as_object().expect("a map");
+    assert_eq!(Some(&logprobs["token_logprobs"][count - 1]), last.values().next());
+}
+
+#[test]
+fn a_request_that_can_never_fit_is_refused_with_the_numbers() {
+    let mut small = options();
+    small.memory = Some(1 << 20);
+    let server = Server::start(small);
+    let large = json!({"max_tokens": 3000, "secateur": {"policy": "full"}});
+    let message = server.post("/v1/chat/completions", &chat(builtin::EXAMPLE, large)).refusal(400);
+    assert!(message.contains("1048576 bytes"), "{message}");
+    let bounded = json!({"max_tokens": 3000, "secateur": {"budget": "tokens:64", "max_answer_tokens": 60}});
+    let body = server.chat(&chat(builtin::EXAMPLE, bounded));
+    assert!(body["usage"]["secateur"]["peak_kv_bytes"].as_u64() < Some(1 << 20), "{body}");
+}
+
+#[test]
 fn a_budget_of_thinking_brings_the_answer_forward() {
     let server = Server::start(options());
     for name in ["thinking_token_budget", "thinking_budget_tokens"] {
@@ -224,7 +286,8 @@ fn what_would_change_the_answer_and_is_not_done_is_refused_by_name() {
     for (fields, name) in [
         (json!({"response_format": {"type": "json_object"}}), "response_format"),
         (json!({"logit_bias": {"5": 1}}), "logit_bias"),
-        (json!({"logprobs": true}), "logprobs"),
+        (json!({"logprobs": true, "top_logprobs": 21}), "logprobs"),
+        (json!({"top_logprobs": 2}), "top_logprobs"),
         (json!({"presence_penalty": 0.5}), "presence_penalty"),
         (json!({"tools": [{"type": "function"}]}), "tools"),
         (json!({"tool_choice": "required"}), "tool_choice"),
