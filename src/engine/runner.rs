@@ -359,12 +359,15 @@ impl Runner {
         if forced.iter().all(Option::is_none) {
             return self.resume(held);
         }
-        let row = |(row, token): (usize, &Option<u32>)| match token {
-            Some(token) => self.certain(&[*token]),
-            None => held.logits.clone().narrow(0, row, 1),
-        };
-        let logits = Tensor::cat(forced.iter().enumerate().map(row).collect(), 0);
-        self.sampler.sample(&logits, &mut self.cache, &held.seqs, 0);
+        // Forced rows are rare, so the others are computed once more, each by itself. Rows of `held.logits` cannot be taken out
+        // by secateur's kernels, and those of burn that could would be a third of the page's engine.
+        for (row, (seq, token)) in held.seqs.iter().zip(forced).enumerate() {
+            let logits = match token {
+                Some(token) => self.certain(&[*token]),
+                None => self.model.logits(&held.out, Logits::Rows(row, 1)),
+            };
+            self.sampler.sample(&logits, &mut self.cache, &[*seq], 0);
+        }
         self.observe(&held.logits, &held.seqs);
     }
 
