@@ -61,6 +61,8 @@
  * @property {number} [top_p] - draw from the fewest tokens that reach this probability together
  * @property {number} [min_p] - draw from tokens that are at least this share as likely as the most likely one
  * @property {number} [repetition_penalty] - above 1, tokens that occurred before become less likely
+ * @property {number} [frequency_penalty] - taken off the logit of a token for each time that it was generated
+ * @property {number} [presence_penalty] - taken off the logit of a token that was generated, once
  * @property {string} [policy] - which tokens are evicted: `think-clearly`, `full`, …
  * @property {string} [budget] - how much stays: `tokens:512`, `ratio:0.5`, …
  * @property {number} [window] - the latest tokens that are never evicted

@@ -115,6 +115,12 @@ struct SamplingArgs {
     /// Make tokens that are already in the prompt or in the text less likely, if R is above 1.
     #[arg(long, help_heading = SAMPLING, value_name = "R", value_parser = finite)]
     repetition_penalty: Option<f32>,
+    /// Take F off the logit of a token for each time that it is already in the text, not in the prompt (-2 to 2).
+    #[arg(long, help_heading = SAMPLING, value_name = "F", value_parser = finite, allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// Take F off the logit of a token that is already in the text, once (-2 to 2).
+    #[arg(long, help_heading = SAMPLING, value_name = "F", value_parser = finite, allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
 }
 
 /// How weights and cache are stored on the device.

@@ -107,6 +107,12 @@ pub struct Request {
     /// Above 1, tokens that occurred before become less likely.
     #[serde(deserialize_with = "finite")]
     pub repetition_penalty: Option<f32>,
+    /// Taken off the logit of a token for each time that it was generated, from -2 to 2.
+    #[serde(deserialize_with = "finite")]
+    pub frequency_penalty: Option<f32>,
+    /// Taken off the logit of a token that was generated, once, from -2 to 2.
+    #[serde(deserialize_with = "finite")]
+    pub presence_penalty: Option<f32>,
     /// Which tokens are evicted.
     pub policy: Option<PolicyRef>,
     /// How much may be evicted.
@@ -369,6 +375,8 @@ impl Request {
         sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
         sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
         sampling.repetition_penalty = self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
+        sampling.frequency_penalty = self.frequency_penalty.unwrap_or(sampling.frequency_penalty);
+        sampling.presence_penalty = self.presence_penalty.unwrap_or(sampling.presence_penalty);
         sampling.check()?;
         if sampling.top_k as usize > MOST_CANDIDATES && !sampling.is_greedy() {
             notes.push(format!(

@@ -189,6 +189,7 @@ impl Runner {
             self.cache.begin(with.settings.positions)?;
         }
         self.reported[seq] = (with.settings.logprobs.is_some(), with.settings.prompt_logprobs.is_some());
+        self.sampler.check_counts(&with.settings.sampling, &self.model.device().info)?;
         self.cache.track(with.tracking, self.model.config().q_size());
         self.sampler.set(&mut self.cache, seq, &with.settings.sampling, with.settings.seed, with.prompt);
         Ok(())

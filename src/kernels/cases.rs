@@ -289,10 +289,26 @@ impl StateBuilder {
     pub(super) fn full_samplers(mut self, samplers: &[(f32, f32, u32, f32, f32)]) -> Self {
         for (seq, &(temperature, repetition_penalty, top_k, top_p, min_p)) in samplers.iter().enumerate() {
             let seed = 0x1_0000_0007 * (seq as u64 + 1);
-            let header = state::SamplerHeader { temperature, top_k, top_p, min_p, repetition_penalty, seed };
+            let header = state::SamplerHeader {
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                repetition_penalty,
+                frequency_penalty: 0.0,
+                presence_penalty: 0.0,
+                seed,
+            };
             self.words[seq * state::SEQ + state::MISSED..(seq + 1) * state::SEQ].copy_from_slice(&header.words());
         }
         self
+    }
+
+    /// Sets the frequency penalty and the presence penalty of each sequence.
+    pub(super) fn penalties(self, penalties: &[(f32, f32)]) -> Self {
+        let (frequency, presence): (Vec<u32>, Vec<u32>) =
+            penalties.iter().map(|(frequency, presence)| (frequency.to_bits(), presence.to_bits())).unzip();
+        self.header(state::FREQUENCY, &frequency).header(state::PRESENCE, &presence)
     }
 
     pub(super) fn tokens(self, tokens: &[u32]) -> Self {

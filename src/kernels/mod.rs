@@ -31,6 +31,7 @@ pub mod key_similarity;
 pub mod matmul;
 pub mod matvec;
 pub mod memory;
+pub mod penalty;
 pub mod query_ring;
 pub mod readback;
 pub mod rms_norm;
@@ -102,6 +103,7 @@ registry! {
     top_k: TopKSpec, top_k, top_k_merge;
     sample: SampleSpec, sample;
     token_logit: TokenLogitSpec, token_logit;
+    penalty: PenaltySpec, penalty;
 }
 
 /// A hash of the files of all shaders: 16 hexadecimal digits.

@@ -43,6 +43,10 @@ layout! {
     SEED_LOW = 10 is SEQ_SEED_LOW;
     /// High half of the seed.
     SEED_HIGH = 11 is SEQ_SEED_HIGH;
+    /// f32: what each time that a token was generated takes off its logit.
+    FREQUENCY = 12 is SEQ_FREQUENCY;
+    /// f32: what the first time takes off in addition.
+    PRESENCE = 13 is SEQ_PRESENCE;
     /// Words of a layer's entry for one sequence.
     ROW = 4 is ROW;
     /// Cached slots.
@@ -69,6 +73,10 @@ pub struct SamplerHeader {
     pub min_p: f32,
     /// The factor of the negative logits of tokens seen before. The others are divided by it.
     pub repetition_penalty: f32,
+    /// What each time that a token was generated takes off its logit.
+    pub frequency_penalty: f32,
+    /// What the first time takes off in addition.
+    pub presence_penalty: f32,
     /// Seed of the draws.
     pub seed: u64,
 }
@@ -83,6 +91,8 @@ impl SamplerHeader {
         header[MIN_P] = self.min_p.to_bits();
         header[PENALTY] = self.repetition_penalty.to_bits();
         header[RELIEF] = (1.0 / self.repetition_penalty).to_bits();
+        header[FREQUENCY] = self.frequency_penalty.to_bits();
+        header[PRESENCE] = self.presence_penalty.to_bits();
         header[SEED_LOW] = self.seed as u32;
         header[SEED_HIGH] = (self.seed >> 32) as u32;
         std::array::from_fn(|i| header[MISSED + i])

@@ -8,7 +8,7 @@ use super::Sampling;
 use crate::cache::{KvCache, RING};
 use crate::device::{ComputeDevice, DeviceInfo};
 use crate::kernels::state::{self, SamplerHeader};
-use crate::kernels::{self, InPlace, SampleSpec, TokenLogitSpec, TopKSpec, memory, top_k};
+use crate::kernels::{self, InPlace, PenaltySpec, SampleSpec, TokenLogitSpec, TopKSpec, memory, top_k};
 use crate::{Error, ErrorKind, Result};
 
 /// The most candidates of a draw. With a larger top-k, or with none, a draw is among this many of the most likely
@@ -24,6 +24,10 @@ pub struct Sampler {
     /// a sequence.
     seen: InPlace<Tensor<1, Int>>,
     seen_words: usize,
+    vocab: usize,
+    /// How often each sequence has generated each token, `[sequences, vocab]`. Allocated for the first request that needs
+    /// it; only the rows of sequences with such penalties are meaningful.
+    counts: Option<InPlace<Tensor<1, Int>>>,
     /// A state and seen tokens of one sequence without temperature and penalty, for [`observe`](Self::observe).
     neutral: OnceLock<(Tensor<1, Int>, Tensor<1, Int>)>,
 }
@@ -59,9 +63,10 @@ fn seen_words(vocab: usize) -> usize {
 
 /// The settings of a sampler as the kernels read them.
 fn header(sampling: &Sampling, seed: u64) -> SamplerHeader {
-    let Sampling { temperature, top_k, top_p, min_p, repetition_penalty } = *sampling;
+    let Sampling { temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty } =
+        *sampling;
     let temperature = if sampling.is_greedy() { 0.0 } else { temperature };
-    SamplerHeader { temperature, top_k, top_p, min_p, repetition_penalty, seed }
+    SamplerHeader { temperature, top_k, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, seed }
 }
 
 impl Sampler {
@@ -72,7 +77,14 @@ impl Sampler {
             cache.write_sampler(seq, header(&Sampling::GREEDY, 0));
         }
         let seen = kernels::u32_tensor(vec![0; (seqs * seen_words).next_multiple_of(4)], &device.burn);
-        Self { settings: vec![Sampling::GREEDY; seqs], seen: InPlace::new(seen), seen_words, neutral: OnceLock::new() }
+        Self {
+            settings: vec![Sampling::GREEDY; seqs],
+            seen: InPlace::new(seen),
+            seen_words,
+            vocab,
+            counts: None,
+            neutral: OnceLock::new(),
+        }
     }
 
     /// Checks that the samplers of `seqs` sequences fit on a device.
@@ -101,6 +113,38 @@ impl Sampler {
         }
         let offset = seq * self.seen_words;
         self.seen.update(|seen| ((), memory::write_u32(seen, offset, bits)));
+        if sampling.counts() {
+            let (device, words) = (self.seen.device(), (self.settings.len() * self.vocab).next_multiple_of(4));
+            let counts = self.counts.get_or_insert_with(|| InPlace::new(kernels::u32_tensor(vec![0; words], &device)));
+            let (offset, none) = (seq * self.vocab, vec![0; self.vocab]);
+            counts.update(|counts| ((), memory::write_u32(counts, offset, none)));
+        }
+    }
+
+    /// Checks that a sequence with these settings can be set up.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] when the counts of the tokens of all sequences exceed the largest buffer.
+    pub(crate) fn check_counts(&self, sampling: &Sampling, info: &DeviceInfo) -> Result<()> {
+        let bytes = 4 * (self.settings.len() * self.vocab) as u64;
+        if !sampling.counts() || bytes <= info.max_binding_bytes {
+            return Ok(());
+        }
+        let e = Error::new(ErrorKind::Device, "the counts of generated tokens exceed the adapter's largest buffer");
+        Err(e
+            .at(info.line())
+            .expected(format!("at most {} bytes", info.max_binding_bytes))
+            .found(format!("{bytes} bytes for {} sequences", self.settings.len()))
+            .help("run fewer `sequences`, or leave out `frequency_penalty` and `presence_penalty`"))
+    }
+
+    /// Counts the tokens that `seqs` have generated last, and penalises `logits` accordingly. `None` if none of them has
+    /// such penalties.
+    fn penalise(&mut self, logits: &Tensor<2>, cache: &mut KvCache, seqs: &[usize]) -> Option<Tensor<2>> {
+        let counts = self.counts.as_mut().filter(|_| seqs.iter().any(|seq| self.settings[*seq].counts()))?;
+        let [n, count] = logits.dims();
+        let spec = PenaltySpec { n, count, row_seq_offset: cache.select(seqs) };
+        Some(counts.update(|counts| kernels::penalty(logits, cache.state(), counts, spec)))
     }
 
     /// Samples the next token of each of `seqs` from its row of `logits`, f32 `[seqs, vocab]`, on the device, and
@@ -108,6 +152,8 @@ impl Sampler {
     /// the host has advanced them.
     pub fn sample(&mut self, logits: &Tensor<2>, cache: &mut KvCache, seqs: &[usize], advance: usize) {
         let (n, seen_words) = (seqs.len(), self.seen_words);
+        let penalised = self.penalise(logits, cache, seqs);
+        let logits = penalised.as_ref().unwrap_or(logits);
         let row_seq_offset = cache.select(seqs);
         // Greedy sampling needs only the first candidate.
         let k = if seqs.iter().all(|seq| self.settings[*seq].is_greedy()) { 1 } else { MOST_CANDIDATES };

@@ -14,6 +14,7 @@ use crate::{Error, ErrorKind, Result};
 const COLDEST: f32 = 1e-3;
 
 /// Settings of a sampler, applied in the order of transformers: repetition penalty, temperature, top-k, top-p, min-p.
+/// The two penalties of OpenAI's interface come before them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// Divides the logits. With 0 (or below 0.001) the most likely token is taken; of the settings below only the
@@ -28,6 +29,17 @@ pub struct Sampling {
     /// Divides the positive logits and multiplies the negative logits of tokens that are in the prompt or were
     /// generated, evicted ones included; 1: no penalty.
     pub repetition_penalty: f32,
+    /// Subtracted from the logit of a token for each time that it was generated, from −2 to 2; 0: no penalty. The prompt
+    /// does not count. Applied before the other settings.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub frequency_penalty: f32,
+    /// Subtracted once from the logit of a token that was generated, from −2 to 2; 0: no penalty.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub presence_penalty: f32,
+}
+
+fn is_zero(penalty: &f32) -> bool {
+    *penalty == 0.0
 }
 
 impl Default for Sampling {
@@ -38,7 +50,15 @@ impl Default for Sampling {
 
 impl Sampling {
     /// Takes the most likely token, without a penalty.
-    pub const GREEDY: Self = Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 };
+    pub const GREEDY: Self = Self {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        frequency_penalty: 0.0,
+        presence_penalty: 0.0,
+    };
 
     /// The settings that the model's authors recommend. Without `do_sample` they are greedy; settings that are left
     /// out have the defaults of transformers (temperature 1, top-k 50).
@@ -53,7 +73,13 @@ impl Sampling {
             top_p: defaults.top_p.unwrap_or(1.0),
             min_p: defaults.min_p.unwrap_or(0.0),
             repetition_penalty,
+            ..Self::GREEDY
         }
+    }
+
+    /// Whether tokens that were generated have to be counted.
+    pub(crate) fn counts(&self) -> bool {
+        self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
     }
 
     /// Whether the most likely token is taken, without a draw.
@@ -66,13 +92,15 @@ impl Sampling {
     /// # Errors
     /// [`ErrorKind::Input`] for a setting out of range.
     pub fn check(&self) -> Result<()> {
-        let Self { temperature, top_p, min_p, repetition_penalty, .. } = *self;
-        let penalties = 0.01..=100.0;
+        let Self { temperature, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty, .. } = *self;
+        let (penalties, subtracted) = (0.01..=100.0, -2.0..=2.0);
         for (name, value, good, expected) in [
             ("`temperature`", temperature, (0.0..=1000.0).contains(&temperature), "from 0 to 1000"),
             ("`top_p`", top_p, top_p > 0.0 && top_p <= 1.0, "above 0, at most 1"),
             ("`min_p`", min_p, (0.0..=1.0).contains(&min_p), "from 0 to 1"),
             ("`repetition_penalty`", repetition_penalty, penalties.contains(&repetition_penalty), "from 0.01 to 100"),
+            ("`frequency_penalty`", frequency_penalty, subtracted.contains(&frequency_penalty), "from -2 to 2"),
+            ("`presence_penalty`", presence_penalty, subtracted.contains(&presence_penalty), "from -2 to 2"),
         ] {
             if !good {
                 let e = Error::new(ErrorKind::Input, "a sampling setting is out of range").at(name);
@@ -111,6 +139,8 @@ mod tests {
             Sampling { top_p: 0.0, ..Sampling::GREEDY },
             Sampling { min_p: 1.5, ..Sampling::GREEDY },
             Sampling { repetition_penalty: 0.0, ..Sampling::GREEDY },
+            Sampling { frequency_penalty: 2.1, ..Sampling::GREEDY },
+            Sampling { presence_penalty: f32::NAN, ..Sampling::GREEDY },
         ] {
             assert!(wrong.check().unwrap_err().to_string().contains("out of range"), "{wrong:?}");
         }

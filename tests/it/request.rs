@@ -107,6 +107,10 @@ fn options_are_fields_of_a_request() {
         "--steps",
         "sentences",
         "--ignore-eos",
+        "--frequency-penalty",
+        "0.5",
+        "--presence-penalty",
+        "-0.25",
         "--stop",
         "\n\n",
         "--stop",
@@ -121,7 +125,7 @@ fn options_are_fields_of_a_request() {
         "top_p": 0.9, "min_p": 0.1, "repetition_penalty": 1.2, "policy": "snapkv", "budget": "tokens:12", "window": 5,
         "probe_every": 6, "probe_text": "Enough.</think>", "scope": "layer", "normalise": "per-head",
         "positions": "compact", "steps": "sentences", "ignore_eos": true,
-        "stop": ["\n\n", "-"], "max_thinking_tokens": 7, "max_answer_tokens": 8,
+        "frequency_penalty": 0.5, "presence_penalty": -0.25, "stop": ["\n\n", "-"], "max_thinking_tokens": 7, "max_answer_tokens": 8,
     });
     assert_eq!(printed(&dry_run(F16, &options, "")), resolved(F16, &request).expect("a request"));
     let ids = printed(&dry_run(F16, &["--ids", "1, 2,3", "--seed", "0", "--greedy", "--layers", "0,2-3"], ""));
@@ -176,6 +180,7 @@ fn a_wrong_request_is_refused_and_says_why() {
         (json!({"prompt": "x", "scope": "all"}), &["shared, layer or head"]),
         (json!({"prompt": "x", "top_k": -2}), &["`top_k`"]),
         (json!({"prompt": "x", "greedy": true, "top_p": 0.5}), &["`greedy`"]),
+        (json!({"prompt": "x", "frequency_penalty": 3}), &["out of range", "`frequency_penalty`"]),
         (json!({"prompt": "x", "temperature": -1}), &["out of range", "`temperature`"]),
         (json!({"prompt": "x", "probe_every": 0}), &["`probe_every`"]),
         (json!({"prompt": "x", "layers": "9"}), &["no such layer"]),

@@ -39,6 +39,7 @@ fn sampling(settings: &Value) -> Sampling {
         top_p: of("top_p", 1.0) as f32,
         min_p: of("min_p", 0.0) as f32,
         repetition_penalty: of("repetition_penalty", 1.0) as f32,
+        ..Sampling::GREEDY
     }
 }
 

@@ -524,3 +524,63 @@ fn probabilities_are_those_of_the_model() {
         assert!(first >= least, "only {first} tokens are the most likely");
     }
 }
+
+/// The penalties are OpenAI's: the logit of a token loses `frequency` for each time that it was generated, and `presence`
+/// if it was. Tokens of the prompt do not count, and tokens that the engine writes do.
+#[test]
+fn penalties_are_those_of_openais_interface() {
+    let mut engine = random(3);
+    let prompt: Vec<u32> = (0..40).map(|i| i * 7 % 300).collect();
+    let given = secateur::Encoded { ids: prompt.clone(), thinking: secateur::engine::PromptThinking::Open };
+    let given = Prompt::Encoded(given);
+    let greedy = secateur::sampling::Sampling::GREEDY;
+    let mut differ = 0;
+    let mut requests = Vec::new();
+    for (frequency_penalty, presence_penalty) in [(0.0, 0.0), (0.7, 0.0), (0.0, 1.5), (1.1, 0.4), (-0.6, 0.2)] {
+        requests.push(Settings {
+            sampling: secateur::sampling::Sampling { frequency_penalty, presence_penalty, ..greedy },
+            policy: secateur::policy::ThinkClearly.into(),
+            // Probes come, and change nothing.
+            budget: "ratio:1.0".parse().expect("a budget"),
+            probe_every: 7,
+            max_thinking_tokens: Some(25),
+            ignore_eos: true,
+            ..full(60)
+        });
+    }
+    let mut alone = Vec::new();
+    for settings in &requests {
+        let result = streamed(&mut engine, &given, settings).0;
+        assert!(!result.trace.probes.is_empty());
+        let generated = ids(&result);
+        let all: Vec<u32> = prompt.iter().copied().chain(generated.iter().copied()).collect();
+        let logits = reference(&engine, &all);
+        let mut counts = std::collections::HashMap::<u32, usize>::new();
+        for (at, token) in result.trace.tokens.iter().enumerate() {
+            let penalised = |id: usize| {
+                let times = counts.get(&(id as u32)).copied().unwrap_or(0);
+                let off = times as f64 * f64::from(settings.sampling.frequency_penalty);
+                let once = if times > 0 { f64::from(settings.sampling.presence_penalty) } else { 0.0 };
+                logits[prompt.len() - 1 + at][id] - off - once
+            };
+            let best = (0..logits[0].len()).map(penalised).fold(f64::MIN, f64::max);
+            if !token.forced {
+                assert!(penalised(token.id as usize) > best - 1e-4, "token {at} of {:?}", settings.sampling);
+            }
+            *counts.entry(token.id).or_default() += 1;
+        }
+        differ += usize::from(!alone.contains(&generated));
+        alone.push(generated);
+    }
+    assert!(differ > 3, "only {differ} of the penalties change anything");
+    // Side by side, and in places where others counted before.
+    for _ in 0..2 {
+        let mut batch = engine.batch();
+        for settings in &requests {
+            batch.add(&given, settings).expect("a good request");
+        }
+        let results = pollster::block_on(batch.run(&mut |_, _| ()));
+        let together: Vec<Vec<u32>> = results.into_iter().map(|(_, result)| ids(&result.expect("it runs"))).collect();
+        assert_eq!(together, alone);
+    }
+}
