@@ -112,6 +112,24 @@ pub fn check(reference: &ModelConfig, model: &ModelConfig, begin: &[u32], ids: &
     }
 }
 
+/// The logits that `model` gives after each of the tokens `ids`, `[tokens, vocabulary]`, with an f32 cache: what two devices
+/// have to agree on.
+///
+/// # Errors
+/// [`ErrorKind::Input`] for an id outside the vocabulary, or for more tokens than the context; [`ErrorKind::Device`] where
+/// the device cannot be read.
+pub async fn logits(model: &Decoder, ids: &[u32]) -> Result<Vec<f32>> {
+    let mut cache = KvCache::new(CacheShape::new(model.config(), Dtype::F32, 1, GROWTH)?, model.device());
+    let mut all = Vec::new();
+    for chunk in ids.chunks(CHUNK) {
+        let plan = model.plan(Input::Chunk { seq: 0, ids: chunk }, &mut cache)?;
+        let out = model.forward(&plan, &mut cache, None);
+        all.extend(as_f32(&read_f32(&[&model.logits(&out, Logits::All)]).await?[0]));
+        cache.advance(0, chunk.len(), chunk[0]);
+    }
+    Ok(all)
+}
+
 /// Compares the predictions of `model` with those of `reference` for the tokens `ids` of a text. Each window is read
 /// after the tokens `begin`, with which the model expects a text to begin. `progress` is called with the number of tokens
 /// done and of all tokens.

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use js_sys::{Function, Object, Promise};
+use js_sys::{Float32Array, Function, Object, Promise};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use wasm_bindgen::prelude::*;
@@ -27,7 +27,7 @@ use crate::report::html;
 use crate::trace::{Step, Trace};
 use crate::weights::precision::Precision;
 use crate::weights::{ModelSource, Weights};
-use crate::{Error, ErrorKind, Result, builtin, conformance as suite};
+use crate::{Error, ErrorKind, Result, builtin, conformance as suite, quality};
 
 mod files;
 
@@ -121,12 +121,11 @@ impl Secateur {
         Ok(check.await.map_err(|e| rejection(&e))?.to_string())
     }
 
-    /// Loads the model that comes with secateur, from its [files](files::source).
-    pub async fn builtin(files: Object, options: String) -> Result<Secateur, JsError> {
-        let quiet = Function::new_no_args("");
+    /// Loads the model that comes with secateur, from its files as in [`load`](Self::load).
+    pub async fn builtin(files: Object, options: String, on_event: Function) -> Result<Secateur, JsError> {
         let load = async {
             let source = builtin::with_suggestions(files::source(&files)?);
-            Secateur::from_source(&source, parse(&options)?, builtin::NAME, &quiet).await
+            Secateur::from_source(&source, parse(&options)?, builtin::NAME, &on_event).await
         };
         let mut loaded = load.await.map_err(|e| rejection(&e))?;
         loaded.info["suggested"] = json!({"prompt": builtin::EXAMPLE});
@@ -181,6 +180,17 @@ impl Secateur {
             };
             *slot.borrow_mut() = Some(engine);
             result
+        })
+    }
+
+    /// The logits after each of the tokens `ids`, one row for each token: what this device is compared with another by.
+    pub fn logits(&self, ids: Vec<u32>) -> Promise {
+        let slot = self.engine.clone();
+        future_to_promise(async move {
+            let engine = slot.borrow_mut().take().ok_or_else(|| rejection(&under_way()))?;
+            let logits = quality::logits(engine.model(), &ids).await;
+            *slot.borrow_mut() = Some(engine);
+            logits.map(|values| Float32Array::from(&values[..]).into()).map_err(|e| rejection(&e).into())
         })
     }
 

@@ -6,7 +6,7 @@
 
 /**
  * A message to the worker.
- * @typedef {LoadMessage | PrepareMessage | RunMessage | ResolveMessage | ReportMessage | StopMessage | ConformanceMessage} ToWorker
+ * @typedef {LoadMessage | PrepareMessage | RunMessage | ResolveMessage | LogitsMessage | ReportMessage | StopMessage | ConformanceMessage} ToWorker
  *
  * Loads a model: from files, from a server or from the hub, or, with none of these, the built-in model. Answered by
  * `progress` and `note`, then by `loaded` or `error`.
@@ -42,6 +42,12 @@
  * @property {'resolve'} do
  * @property {number} call
  * @property {Request} options
+ *
+ * Asks for the logits after each of these tokens. Answered by `logits` or `error`.
+ * @typedef {object} LogitsMessage
+ * @property {'logits'} do
+ * @property {number} call
+ * @property {Uint32Array} ids
  *
  * A request as src/engine/request.rs defines it, with the same fields. A field that is absent is decided by the
  * engine.
@@ -112,7 +118,7 @@
 
 /**
  * A message to the page. `call` is that of the message which it answers.
- * @typedef {(ReadyMessage | LostMessage | ProgressMessage | LoadedMessage | PreparedMessage | RunEvent | ResolvedMessage | ReportResult |
+ * @typedef {(ReadyMessage | LostMessage | ProgressMessage | LoadedMessage | PreparedMessage | RunEvent | ResolvedMessage | LogitsResult | ReportResult |
  *   CaseMessage | ConformanceResult | ErrorMessage) & {call?: number}} ToPage
  *
  * The engine is there and the browser has a GPU.
@@ -162,6 +168,10 @@
  * @typedef {object} ResolvedMessage
  * @property {'resolved'} type
  * @property {string} json - the resolved request, `{prompt, settings, notes}`
+ *
+ * @typedef {object} LogitsResult
+ * @property {'logits'} type
+ * @property {Float32Array} values - a row for each token, with as many values as the vocabulary has tokens
  *
  * @typedef {object} ReportResult
  * @property {'report'} type

@@ -267,6 +267,14 @@ export class Engine {
     return JSON.parse((await this.#answer({ do: 'resolve', options: request }, 'resolved')).json);
   }
 
+  /**
+   * @param {Iterable<number>} ids
+   * @returns {Promise<Float32Array>}
+   */
+  async logits(ids) {
+    return (await this.#answer({ do: 'logits', ids: Uint32Array.from(ids) }, 'logits')).values;
+  }
+
   /** Ends the run under way after the tokens that are already being computed. */
   stop() {
     if (!this.#ended) this.#worker.postMessage({ do: 'stop' });
@@ -383,6 +391,15 @@ export class Model {
    */
   resolve(request) {
     return this.engine.resolve(request);
+  }
+
+  /**
+   * The logits after each of these tokens, one row for each token: by them this device can be compared with another.
+   * @param {Iterable<number>} ids
+   * @returns {Promise<Float32Array>}
+   */
+  logits(ids) {
+    return this.engine.logits(ids);
   }
 
   /** Ends the run under way after the tokens that are already being computed; its last events still come. */

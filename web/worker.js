@@ -7,6 +7,7 @@ import { TRIAL, fetchModel, fileSize, fromFiles, hasRoom, hubAddress } from './f
 /** @typedef {import('./messages.js').LoadMessage} LoadMessage */
 /** @typedef {import('./messages.js').RunMessage} RunMessage */
 /** @typedef {import('./messages.js').ResolveMessage} ResolveMessage */
+/** @typedef {import('./messages.js').LogitsMessage} LogitsMessage */
 /** @typedef {import('./messages.js').ReportMessage} ReportMessage */
 
 /** Bytes of the cache for which there has to be room beside the weights; it grows while the model runs. */
@@ -139,7 +140,7 @@ async function prepare() {
   files.catch(() => undefined); // loading it says so
   await testKernels();
   if (asked !== before) return;
-  const model = await wasm.Secateur.builtin(await files, '{}');
+  const model = await wasm.Secateur.builtin(await files, '{}', () => undefined);
   if (asked === before) await (rehearsal = rehearse(model));
   model.free();
 }
@@ -184,7 +185,7 @@ async function load({ call, files, url, hub, options }) {
     const { what, done, total } = JSON.parse(json);
     report(what, (done / total) * need.weights_bytes, need.weights_bytes);
   };
-  engine = sources ? await wasm.Secateur.load(sources, settings, uploaded) : await wasm.Secateur.builtin(await own, settings);
+  engine = sources ? await wasm.Secateur.load(sources, settings, uploaded) : await wasm.Secateur.builtin(await own, settings, () => undefined);
   send({ call, type: 'loaded', info: JSON.parse(engine.info()), memory: memory?.buffer.byteLength });
   rehearseSoon();
 }
@@ -221,6 +222,12 @@ const jobs = {
     needModel();
     send({ call, type: 'resolved', json: engine.resolve(JSON.stringify(options)) });
   },
+  /** @param {LogitsMessage} message */
+  async logits({ call, ids }) {
+    await interrupt();
+    needModel();
+    send({ call, type: 'logits', values: await engine.logits(ids) });
+  },
   /** @param {ReportMessage} message */
   async report({ call, traces }) {
     send({ call, type: 'report', html: wasm.report(JSON.stringify(traces)) });
@@ -241,6 +248,7 @@ const TITLES = {
   prepare: 'The GPU could not be prepared',
   run: 'Decoding stopped',
   resolve: 'The request was refused',
+  logits: 'The logits could not be computed',
   report: 'The report could not be made',
   conformance: 'Conformance did not finish',
 };

@@ -21,10 +21,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use devtools::Browser;
 use secateur::ModelSource;
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, LoadOptions, Prompt, Settings};
+use secateur::expert::quality;
 use secateur::policy::Budget;
 use secateur::trace::Trace;
 use serde_json::{Value, json};
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
         ("kernels_conform_on_webgpu", kernels_conform_on_webgpu),
         ("a_request_is_resolved_as_on_the_command_line", a_request_is_resolved_as_on_the_command_line),
         ("greedy_ids_are_the_goldens", greedy_ids_are_the_goldens),
+        ("logits_are_those_of_the_cpu", logits_are_those_of_the_cpu),
         ("a_fetched_model_is_kept", loading::a_fetched_model_is_kept),
         ("an_interrupted_download_goes_on", loading::an_interrupted_download_goes_on),
         ("picked_files_are_read_in_pieces", loading::picked_files_are_read_in_pieces),
@@ -294,6 +298,50 @@ fn greedy_ids_are_the_goldens(site: &Site) -> Result {
         browser.gpu_report()?;
     }
     Ok(())
+}
+
+/// The page gives the tokens of known answers the same probabilities as the CPU does: the logits of the built-in model's
+/// problems with their answers, within the bound of tests/it/golden.rs. All 20 problems with `SECATEUR_PROBLEMS=20`.
+fn logits_are_those_of_the_cpu(site: &Site) -> Result {
+    const BOUND: f64 = 1e-4;
+    let some =
+        env::var("SECATEUR_PROBLEMS").map_or(Ok(3), |n| n.parse()).map_err(|e| format!("SECATEUR_PROBLEMS: {e}"))?;
+    let golden: Value = serde_json::from_str(include_str!("../../models/tiny-reasoner/golden.json")).expect("JSON");
+    let (source, cpu) = (secateur::builtin::source(), ComputeDevice::cpu());
+    let twin = Engine::load(&source, "", &cpu, &LoadOptions::default(), &mut |_, _| ()).map_err(|e| e.to_string())?;
+    let mut browser = real(site, "/")?;
+    browser.eval("$('builtin').click()")?;
+    browser.wait(LOADED, "$('model').textContent", LONG)?;
+    let mut worst = 0f64;
+    for (i, problem) in golden["problems"].as_array().into_iter().flatten().take(some).enumerate() {
+        let ids = ["prompt_ids", "greedy_ids"].map(|key| problem[key].as_array().cloned().unwrap_or_default()).concat();
+        let ids: Vec<u32> = ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect();
+        browser.eval(&format!(
+            "secateur.model.logits({ids:?}).then((values) => new Response(values).blob()).then((blob) => new Promise((resolve) => {{
+               const reader = new FileReader();
+               reader.onload = () => resolve(reader.result.split(',')[1]);
+               reader.readAsDataURL(blob);
+             }})).then((text) => {{ window.logits{i} = text; }}, (error) => {{ window.logits{i} = `failed: ${{error}}`; }}), 0"
+        ))?;
+        browser.wait(&format!("window.logits{i}"), "''", LONG)?;
+        let text = browser.eval(&format!("window.logits{i}"))?;
+        let bytes = BASE64_STANDARD.decode(text.as_str().unwrap_or("")).map_err(|e| format!("{e}: {text}"))?;
+        let found: Vec<f64> =
+            bytes.as_chunks::<4>().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect();
+        let expected = pollster::block_on(quality::logits(twin.model(), &ids)).map_err(|e| e.to_string())?;
+        ensure!(found.len() == expected.len() && found.len() > ids.len(), "problem {i}: {} logits", found.len());
+        let largest = expected.iter().fold(0f64, |most, v| most.max(f64::from(v.abs())));
+        let differences = found.iter().zip(&expected).map(|(a, b)| (a - f64::from(*b)).abs());
+        // NaN has to fail, and `max` would drop it.
+        let error = differences.fold(0f64, |most, d| if d <= most { most } else { d }) / largest;
+        ensure!(largest > 1.0, "problem {i}: flat logits");
+        ensure!(error <= BOUND, "problem {i}: the logits differ by {error:.1e} of the largest");
+        worst = worst.max(error);
+    }
+    println!(
+        "{some} problems: the logits differ by at most {worst:.1e} of the largest, of {BOUND:.0e} that are allowed"
+    );
+    browser.gpu_report().map(drop)
 }
 
 /// The same JSON through the engine in the browser and through the command line comes to the same prompt and settings.
