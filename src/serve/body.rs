@@ -289,10 +289,7 @@ impl Common {
 
     /// The request, as far as both forms have it in common.
     fn request(&self) -> Result<Request, Refusal> {
-        let penalised = |penalty: Option<f32>| penalty.is_some_and(|penalty| penalty != 0.0);
         let unsupported = [
-            ("frequency_penalty", "a penalty on how often tokens occur", penalised(self.frequency_penalty)),
-            ("presence_penalty", "a penalty on tokens that occur", penalised(self.presence_penalty)),
             ("logit_bias", "a bias on tokens", self.logit_bias.as_ref().is_some_and(|bias| !bias.is_empty())),
             ("response_format", "a grammar for the answer", self.response_format.as_ref().is_some_and(wants_grammar)),
             ("guided_json", "a grammar for the answer", self.guided_json.is_some()),
@@ -341,6 +338,8 @@ impl Common {
             top_k: self.top_k,
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
+            frequency_penalty: self.frequency_penalty,
+            presence_penalty: self.presence_penalty,
             policy,
             budget,
             window,

@@ -288,7 +288,7 @@ fn what_would_change_the_answer_and_is_not_done_is_refused_by_name() {
         (json!({"logit_bias": {"5": 1}}), "logit_bias"),
         (json!({"logprobs": true, "top_logprobs": 21}), "logprobs"),
         (json!({"top_logprobs": 2}), "top_logprobs"),
-        (json!({"presence_penalty": 0.5}), "presence_penalty"),
+        (json!({"presence_penalty": 2.5}), "presence_penalty"),
         (json!({"tools": [{"type": "function"}]}), "tools"),
         (json!({"tool_choice": "required"}), "tool_choice"),
         (json!({"audio": {}}), "audio"),
