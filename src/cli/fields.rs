@@ -10,7 +10,8 @@ use clap::CommandFactory;
 use secateur::Request;
 
 /// Settings that messages name although they are no field of a request.
-const OF_LOADING: [&str; 9] = ["api_key", "context", "device", "host", "kv", "model", "sequences", "trace", "weights"];
+const OF_LOADING: [&str; 10] =
+    ["api_key", "context", "cors", "device", "host", "kv", "model", "sequences", "trace", "weights"];
 
 /// The names of all settings: the fields of a request, and those for loading a model.
 pub fn names() -> Vec<String> {

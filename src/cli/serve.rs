@@ -10,6 +10,7 @@ use std::time::Duration;
 use secateur::engine::{Engine, LoadOptions, PreparedModel};
 use secateur::policy::Budget;
 use secateur::serve::{self, Options, ThinkingField};
+use secateur::settings::MAX_NEW_TOKENS_THINKING;
 use secateur::{Error, ErrorKind, ModelSource, Result};
 
 use super::model::ModelArgs;
@@ -19,7 +20,7 @@ use super::signals;
 use super::text;
 use super::trust;
 
-/// The budget of requests that name none: one that bounds their memory.
+/// The budget of requests that name none: together with a limit on the answer, it bounds their memory.
 const DEFAULT_BUDGET: Budget = Budget::Tokens(1024);
 
 #[derive(Debug, clap::Args)]
@@ -60,9 +61,9 @@ pub struct Args {
     /// the others [default: what the device's largest buffers allow].
     #[arg(long, value_name = "MIB")]
     cache_memory: Option<u64>,
-    /// The most tokens that a request may generate, thinking included.
-    #[arg(long, value_name = "N", default_value_t = secateur::settings::MAX_NEW_TOKENS_THINKING)]
-    max_new_tokens: usize,
+    /// The most tokens after the thinking, which is never pruned, in requests that name no limit.
+    #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
+    max_answer_tokens: u32,
     /// The field of responses that has the thinking: reasoning_content, reasoning, or none to leave it in the content.
     #[arg(long, value_name = "FIELD", default_value = "reasoning_content", value_parser = thinking_field)]
     reasoning_field: ThinkingField,
@@ -96,7 +97,9 @@ pub fn main(args: Args) -> Result<ExitCode> {
     options::check_context(args.context)?;
     let mut defaults = options::request(&args.defaults)?;
     defaults.budget.get_or_insert(DEFAULT_BUDGET);
+    defaults.max_answer_tokens = Some(args.max_answer_tokens as usize);
     defaults.check()?;
+    let most_new_tokens = defaults.max_new_tokens.unwrap_or(MAX_NEW_TOKENS_THINKING);
     let places = usize::from(args.sequences);
     let mut options = Options {
         name: String::new(),
@@ -104,7 +107,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
         places,
         queue: args.queue.into(),
         memory: args.cache_memory.map(|mib| mib << 20),
-        most_new_tokens: args.max_new_tokens,
+        most_new_tokens,
         keys: args.keys()?,
         origins: args.cors.clone(),
         hosts: args.allow_host.clone(),

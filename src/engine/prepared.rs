@@ -166,7 +166,7 @@ impl PreparedModel {
 
     /// Refuses a text that is far longer than the context after encoding only its beginning, because encoding takes
     /// seconds and gigabytes for a text of some megabytes.
-    fn refuse_far_too_long(&self, text: &str) -> Result<()> {
+    pub(crate) fn refuse_far_too_long(&self, text: &str) -> Result<()> {
         let tokenizer = self.tokenizer()?;
         // Few texts have tokens of 16 bytes on average. Of a text that has, twice as much is tried.
         let mut bytes = self.context.saturating_mul(16).max(1 << 16);

@@ -238,7 +238,8 @@ impl Sequence {
         };
         // A thought that is open must be closed before the answer goes on.
         let answer = self.settings().max_answer_tokens.map(|most| most.saturating_sub(self.answered));
-        let to_end = answer.map_or(usize::MAX, |left| read + left + usize::from(self.clock.inside_thinking()));
+        let inside = usize::from(self.clock.inside_thinking());
+        let to_end = answer.map_or(usize::MAX, |left| read.saturating_add(left).saturating_add(inside));
         self.limit().min(to_probe).min(to_close).min(to_end).min(read + 2 * LAG).saturating_sub(self.issued)
     }
 
@@ -586,7 +587,7 @@ impl Closing {
             return self.end.map(|end| end.saturating_sub(clock.thinking_tokens()));
         }
         // `<think>` must come first.
-        Some(self.end_of_new(most, clock, read) - clock.thinking_tokens() + 1)
+        Some((self.end_of_new(most, clock, read) - clock.thinking_tokens()).saturating_add(1))
     }
 
     /// Where a thought ends that begins after `read` tokens. Only the first one ends exactly: for a later one, every

@@ -140,6 +140,10 @@ impl FromStr for Layers {
                 return Err(wrong());
             }
             layers.extend(first..=last);
+            // Repeated ranges are as long as the text that names them, times a thousand.
+            if layers.len() > 10_000 {
+                return Err(wrong());
+            }
         }
         Self::listed(layers)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
+use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
@@ -32,6 +33,8 @@ pub(super) struct Frame {
     pub model: String,
     /// The number of choices.
     pub choices: usize,
+    /// The number of choices for each prompt.
+    pub each: usize,
     /// The name of the field that has the thinking; `None`: it is part of the content.
     pub thinking_field: Option<&'static str>,
     /// Whether the thinking is left out.
@@ -74,6 +77,11 @@ impl Frame {
     /// Seconds since 1970.
     pub fn now() -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    }
+
+    /// Whether thinking, tags and answer are one text.
+    fn undivided(&self) -> bool {
+        self.form == Form::Completion || self.thinking_field.is_none() && !self.without_thinking
     }
 
     fn object(&self, streamed: bool) -> &'static str {
@@ -126,8 +134,8 @@ impl Frame {
         json!({"token": String::from_utf8_lossy(&bytes), "logprob": finite(logprob), "bytes": bytes})
     }
 
-    /// The probabilities of tokens, as the response has them; null if the client did not ask. `before`: bytes of the text
-    /// before the first of them.
+    /// The probabilities of tokens, as the response has them; null if the client did not ask. `before`: characters of the
+    /// text before the first of them.
     fn logprobs(&self, tokens: &[Token], before: usize) -> Value {
         if !self.logprobs {
             return Value::Null;
@@ -151,8 +159,9 @@ impl Frame {
         for (id, logprobs) in tokens {
             let bytes = self.bytes(id);
             offsets.push(offset);
-            offset += bytes.len();
-            texts.push(String::from_utf8_lossy(&bytes).into_owned());
+            let text = String::from_utf8_lossy(&bytes);
+            offset += text.chars().count();
+            texts.push(text.into_owned());
             chosen.push(logprobs.map(|logprobs| finite(logprobs.chosen)));
             top.push(logprobs.map(|logprobs| {
                 let entry = |(id, logprob): &(u32, f32)| {
@@ -222,17 +231,18 @@ fn failure(ending: &Result<Box<Ending>, Error>) -> Option<Refusal> {
         Ok(ending) => match (&ending.error, finish_reason(&ending.reason)) {
             (Some(error), _) => Some(error.clone().into()),
             (None, Some(_)) => None,
-            (None, None) => Some(Refusal::busy("the request was ended before its answer was complete", 1)),
+            (None, None) => {
+                let message = "the request was ended before its answer was complete";
+                Some(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, message).coded("cancelled"))
+            }
         },
     }
 }
 
-/// The usage of a request, over its choices.
-fn usage(endings: &[Box<Ending>]) -> Value {
+/// The usage of a request, over its choices, of which so many share a prompt.
+fn usage(endings: &[Box<Ending>], each: usize) -> Value {
     let sum = |of: fn(&Ending) -> u64| endings.iter().map(|ending| of(ending)).sum::<u64>();
-    let most = |of: fn(&Ending) -> u64| endings.iter().map(|ending| of(ending)).max().unwrap_or(0);
-    // Choices share their prompt.
-    let prompt = most(|e| e.totals.prompt_tokens as u64);
+    let prompt: u64 = endings.iter().step_by(each).map(|ending| ending.totals.prompt_tokens as u64).sum();
     let generated = sum(|e| e.totals.generated_tokens as u64);
     json!({
         "prompt_tokens": prompt,
@@ -274,15 +284,16 @@ impl Collected {
 
     /// Whether texts of a part are content in this response.
     fn is_content(&self, frame: &Frame, part: Part) -> bool {
-        part == Part::Answer
-            || frame.form == Form::Completion
-            || frame.thinking_field.is_none() && !frame.without_thinking
+        part == Part::Answer || frame.undivided()
     }
 
     /// The text to send for a text that has come, in the part in which it is shown; `None` for one that is not.
     fn text(&mut self, frame: &Frame, choice: usize, part: Part, text: &str) -> Option<(Part, String)> {
-        if part == Part::Thinking && self.is_content(frame, part) || frame.form == Form::Completion {
+        if frame.undivided() {
             return (!text.is_empty()).then(|| (Part::Answer, text.to_string()));
+        }
+        if part == Part::Tag {
+            return None;
         }
         let text = self.trimmed[choice].push(part, text);
         let hidden = text.is_empty() || part == Part::Thinking && frame.without_thinking;
@@ -304,7 +315,7 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
                     }
                     match collected.text(&frame, choice, part, &text) {
                         Some((Part::Thinking, text)) => collected.thinking[choice].push_str(&text),
-                        Some((Part::Answer, text)) => collected.content[choice].push_str(&text),
+                        Some((_, text)) => collected.content[choice].push_str(&text),
                         None => (),
                     }
                 }
@@ -354,7 +365,7 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
         .collect();
     let mut body = frame.head(false);
     body.insert("choices".into(), choices.into());
-    body.insert("usage".into(), usage(&endings));
+    body.insert("usage".into(), usage(&endings, frame.each));
     Ok(axum::Json(Value::Object(body)).into_response())
 }
 
@@ -363,17 +374,9 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
 pub(super) fn stream(frame: Frame, client: Client, traces: Arc<Traces>, worker: Arc<Worker>) -> Response {
     let collected = Collected::new(frame.choices);
     let begun = Instant::now();
-    let mut state = Stream {
-        frame,
-        client,
-        traces,
-        worker,
-        collected,
-        ready: VecDeque::new(),
-        turns: 0,
-        spoke: begun,
-        over: false,
-    };
+    let turns = worker.shared().turns.load(std::sync::atomic::Ordering::Relaxed);
+    let mut state =
+        Stream { frame, client, traces, worker, collected, ready: VecDeque::new(), turns, spoke: begun, over: false };
     if state.frame.form == Form::Chat {
         for choice in 0..state.frame.choices {
             let first = state.frame.chunk(choice, json!({"role": "assistant", "content": ""}), Value::Null, None);
@@ -465,13 +468,13 @@ impl Stream {
                 let sent = self.collected.text(&self.frame, choice, part, &text);
                 if sent.is_some() || !tokens.is_empty() {
                     let (part, text) = sent.unwrap_or((Part::Answer, String::new()));
-                    let before = self.collected.content[choice].len();
+                    let before = self.collected.content[choice].chars().count();
                     if part == Part::Answer {
                         self.collected.content[choice].push_str(&text);
                     }
                     let logprobs = match part {
-                        Part::Answer => self.frame.logprobs(&tokens, before),
                         Part::Thinking => Value::Null,
+                        _ => self.frame.logprobs(&tokens, before),
                     };
                     let chunk = self.frame.chunk(choice, self.frame.delta(part, &text), logprobs, None);
                     self.send(&chunk);
@@ -514,7 +517,7 @@ impl Stream {
             if self.frame.include_usage {
                 let mut chunk = self.frame.head(true);
                 chunk.insert("choices".into(), json!([]));
-                chunk.insert("usage".into(), usage(&endings));
+                chunk.insert("usage".into(), usage(&endings, self.frame.each));
                 self.send(&chunk.into());
             }
             self.ready.push_back(Bytes::from_static(b"data: [DONE]\n\n"));

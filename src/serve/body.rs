@@ -12,8 +12,8 @@ use crate::policy::{Budget, Layers, Normalise, PolicyRef, Positions, Scope};
 use crate::steps::Boundaries;
 use crate::text::Message;
 
-/// The most stop strings that a request may have, as with OpenAI.
-const MOST_STOPS: usize = 4;
+/// The most stop strings, and the most stop tokens, that a request may have. OpenAI takes 4 strings; measurements send more.
+const MOST_STOPS: usize = 64;
 /// The most messages of a conversation.
 const MOST_MESSAGES: usize = 4096;
 /// The most choices of a request.
@@ -55,7 +55,6 @@ pub(super) struct Common {
     /// Makes tokens less likely that were generated.
     pub presence_penalty: Option<f32>,
     /// The same seed gives the same answer.
-    #[schema(minimum = 0)]
     pub seed: Option<i64>,
     /// How the cache is pruned.
     pub secateur: Option<Extension>,
@@ -153,7 +152,7 @@ pub(super) struct ChatBody {
     pub chat_template_kwargs: Option<Map<String, Value>>,
     /// Whether the model thinks.
     pub enable_thinking: Option<bool>,
-    /// How long the model thinks: `none` switches the thinking off; all else goes to the chat template.
+    /// `none` switches the thinking off. Everything else has no effect: `thinking_token_budget` bounds the thinking.
     pub reasoning_effort: Option<String>,
     /// OpenRouter's form of the settings of thinking.
     pub reasoning: Option<Reasoning>,
@@ -194,8 +193,9 @@ pub(super) struct ChatMessage {
     #[serde(default)]
     content: Content,
     /// The thinking of an earlier answer. The chat template decides whether the model sees it.
-    #[serde(alias = "reasoning")]
     reasoning_content: Option<String>,
+    /// The same, as newer versions of vLLM call it.
+    reasoning: Option<String>,
     tool_calls: Option<Vec<Value>>,
     name: Option<String>,
 }
@@ -303,14 +303,14 @@ impl Common {
         if let Some((field, what, _)) = unsupported.into_iter().find(|(_, _, asked)| *asked) {
             return Err(Refusal::unsupported(field, what));
         }
-        let seed = match self.seed {
-            None => None,
-            Some(seed) => {
-                let expected = "a whole number of at least 0 is expected";
-                let seed = u64::try_from(seed).map_err(|_| Refusal::bad(format!("seed is {seed}: {expected}")));
-                Some(seed.map_err(|refusal| refusal.at("seed"))?)
-            }
-        };
+        if self.stop_token_ids.as_ref().is_some_and(|ids| ids.len() > MOST_STOPS) {
+            let message = format!("stop_token_ids has too many ids: at most {MOST_STOPS} are expected");
+            return Err(Refusal::bad(message).at("stop_token_ids"));
+        }
+        // OpenAI's seeds may be negative. Traces keep seeds below 2^53 exactly.
+        let seed = self.seed.map(|seed| if seed < 0 { seed.cast_unsigned() >> 11 } else { seed.cast_unsigned() });
+        // No probability is enough for nothing: what is left of it is the most likely token.
+        let greedy = self.top_p == Some(0.0);
         let Extension {
             policy,
             budget,
@@ -333,8 +333,8 @@ impl Common {
             max_answer_tokens,
             ignore_eos: self.ignore_eos,
             seed,
-            temperature: self.temperature,
-            top_p: self.top_p,
+            temperature: if greedy { Some(0.0) } else { self.temperature },
+            top_p: self.top_p.filter(|_| !greedy),
             top_k: self.top_k,
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
@@ -381,6 +381,10 @@ impl ChatBody {
         ];
         if let Some((field, what, _)) = unsupported.into_iter().find(|(_, _, asked)| *asked) {
             return Err(Refusal::unsupported(field, what));
+        }
+        let unknown = self.chat_template_kwargs.iter().flatten().find(|(name, _)| *name != "enable_thinking");
+        if let Some((name, _)) = unknown {
+            return Err(Refusal::unsupported("chat_template_kwargs", &format!("the variable {name:?}")));
         }
         if self.messages.is_empty() {
             return Err(Refusal::bad("messages is empty: at least one message is expected").at("messages"));
@@ -457,7 +461,7 @@ impl ChatMessage {
             }
         };
         let mut message = Message::new(role, text);
-        if let Some(thinking) = &self.reasoning_content {
+        if let Some(thinking) = self.reasoning_content.as_ref().or(self.reasoning.as_ref()) {
             message.extra.insert("reasoning_content".into(), thinking.as_str().into());
         }
         if let Some(name) = &self.name {
@@ -476,6 +480,9 @@ impl CompletionBody {
         let echoes = self.echo == Some(true);
         if echoes && self.logprobs.is_some() && self.common.stream == Some(true) {
             return Err(Refusal::unsupported("echo", "a stream with the probabilities of the prompt's tokens"));
+        }
+        if echoes && self.logprobs.is_some() && self.common.max_tokens == Some(0) {
+            return Err(Refusal::bad("max_tokens is 0: at least 1 is expected").at("max_tokens"));
         }
         if self.best_of.is_some_and(|best| best > self.common.n.unwrap_or(1)) {
             return Err(Refusal::unsupported("best_of", "choosing among more answers than are returned"));

@@ -21,6 +21,8 @@ pub(super) enum Part {
     Thinking,
     /// What it says outside its thinking.
     Answer,
+    /// The tag between them, which only responses have that do not tell them apart.
+    Tag,
 }
 
 /// Something that happened to one choice of a request.

@@ -38,6 +38,9 @@ use crate::{Error, ErrorKind, Result};
 
 pub use worker::Open;
 
+/// The least time in which what was said last reaches the clients of a server that ends.
+const CLOSING: Duration = Duration::from_secs(3);
+
 /// How a server is set up.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -134,11 +137,26 @@ impl Options {
         Names { address: self.address, further: self.hosts.iter().cloned().chain(all).collect() }
     }
 
-    /// Refuses a server that anybody in the network could use.
+    /// Whether a page of this origin may use a server without a key: one of the server's own, or one that was named.
+    fn allows_origin(&self, origin: &str, host: Option<&str>) -> bool {
+        let own = origin.split_once("://").is_some_and(|(_, name)| Some(name) == host);
+        own || self.origins.iter().any(|allowed| allowed == "*" || allowed == origin)
+    }
+
+    /// Refuses a server that anybody in the network could use, and origins that no browser sends.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] if it has no key and listens on another address than the machine's own.
+    /// [`ErrorKind::Input`] if it has no key and listens on another address than the machine's own, or for an origin that is
+    /// not of the form `https://name` or `https://name:port`.
     pub fn check(&self) -> Result<()> {
+        let is_origin = |origin: &str| {
+            let name = origin.split_once("://").map(|(_, name)| name);
+            origin == "*" || name.is_some_and(|name| !name.is_empty() && !name.contains(['/', ' ', ',']))
+        };
+        if let Some(wrong) = self.origins.iter().find(|origin| !is_origin(origin)) {
+            let e = Error::new(ErrorKind::Input, "this is no origin of web pages").at("`cors`");
+            return Err(e.expected("https://NAME or https://NAME:PORT, without a path").found(wrong));
+        }
         if self.keys.is_empty() && !self.address.is_loopback() {
             return Err(Error::new(ErrorKind::Input, "without a key, everybody in the network could use this server")
                 .at("`host`")
@@ -166,19 +184,24 @@ pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<Atomic
         keys: options.keys.iter().map(|key| blake3::hash(key.as_bytes())).collect(),
         traces: Arc::new(traces::Traces::new(options.trace_bytes)),
         started: answer::Frame::now(),
+        reading: Arc::new(tokio::sync::Semaphore::new(routes::READING_KIB)),
+        encoding: Arc::new(tokio::sync::Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from))),
         worker: worker.clone(),
         options,
     });
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(io_failed)?;
         let (close, closed) = tokio::sync::oneshot::channel();
-        let accepting = tokio::spawn(http::accept(listener, routes::router(app), closed, Duration::from_secs(3)));
+        let accepting = tokio::spawn(http::accept(listener, routes::router(app), closed, drain.max(CLOSING)));
         wait_until(|| stop.load(Ordering::Acquire)).await;
+        let told = std::time::Instant::now();
         worker.drain();
         tokio::time::timeout(drain, wait_until(|| worker.is_idle())).await.ok();
         worker.stop();
         close.send(()).ok();
-        accepting.await.ok();
+        // What slow readers have not taken yet may still go out, within the same time.
+        let left = drain.saturating_sub(told.elapsed()).max(CLOSING);
+        tokio::time::timeout(left, accepting).await.ok();
         Ok(())
     })?;
     runtime.shutdown_timeout(Duration::from_secs(1));

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{Path, Request as HttpRequest, State};
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIGIN, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -13,8 +13,9 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 use utoipa::{OpenApi, ToSchema};
 
 use super::answer::{self, Beginning, Form, Frame};
@@ -22,7 +23,7 @@ use super::body::{ChatBody, ChatMessage, CompletionBody, Events};
 use super::mailbox::{Client, Mailbox};
 use super::refusal::Refusal;
 use super::traces::Traces;
-use super::worker::{Job, Worker};
+use super::worker::{Job, Recipient, Worker};
 use super::{Options, ThinkingField};
 use crate::engine::{Encoded, PreparedModel, Prompt, Request, Resolved, Settings};
 use crate::report;
@@ -37,7 +38,14 @@ pub(super) struct App {
     pub started: u64,
     /// The hashes of the keys. Hashes are compared, because that takes the same time wherever two keys differ.
     pub keys: Vec<blake3::Hash>,
+    /// KiB of bodies that may be read and parsed at one time.
+    pub reading: Arc<Semaphore>,
+    /// Prompts that may be encoded at one time: one for each core. Others wait, and hold no thread meanwhile.
+    pub encoding: Arc<Semaphore>,
 }
+
+/// KiB of bodies that may be read and parsed at one time.
+pub(super) const READING_KIB: usize = 64 << 10;
 
 /// The time that a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -49,7 +57,10 @@ pub(super) fn router(app: Arc<App>) -> Router {
             true => AllowOrigin::any(),
             false => AllowOrigin::list(app.options.origins.iter().filter_map(|origin| origin.parse().ok())),
         };
-        CorsLayer::new().allow_origin(origins).allow_methods(Any).allow_headers(Any).max_age(Duration::from_secs(600))
+        // A star would not stand for `Authorization`.
+        let headers = AllowHeaders::mirror_request();
+        let cors = CorsLayer::new().allow_origin(origins).allow_methods(Any).allow_headers(headers);
+        cors.expose_headers([RETRY_AFTER]).max_age(Duration::from_secs(600))
     });
     let routes = Router::new()
         .route("/v1/chat/completions", post(chat))
@@ -94,6 +105,13 @@ async fn admit(State(app): State<Arc<App>>, request: HttpRequest, next: Next) ->
     if !app.options.names().allow(host) {
         // A page can make its own name point to this machine. The browser then sends that name.
         let message = format!("this server is not called {}: see --allow-host", host.unwrap_or("nothing"));
+        return Err(Refusal::new(StatusCode::FORBIDDEN, message));
+    }
+    if let Some(origin) = headers.get(ORIGIN).and_then(|origin| origin.to_str().ok())
+        && app.keys.is_empty()
+        && !app.options.allows_origin(origin, host)
+    {
+        let message = format!("pages of {origin} may not use this server: see --cors");
         return Err(Refusal::new(StatusCode::FORBIDDEN, message));
     }
     if request.method() == Method::POST {
@@ -142,8 +160,11 @@ impl App {
     }
 
     /// The JSON body of a request.
-    async fn read<T: DeserializeOwned>(&self, body: Body) -> Result<T, Refusal> {
+    async fn read<T: DeserializeOwned + Send + 'static>(&self, headers: &HeaderMap, body: Body) -> Result<T, Refusal> {
         let most = self.options.most_body_bytes;
+        let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok()).unwrap_or(most);
+        let kib = (length.min(most) / 1024 + 1).min(READING_KIB);
+        let _permit = self.reading.acquire_many(kib as u32).await;
         let bytes = match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, most)).await {
             Err(_) => return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time")),
             Ok(Ok(bytes)) => bytes,
@@ -153,20 +174,68 @@ impl App {
             }
             Ok(Err(e)) => return Err(Refusal::bad(format!("the body cannot be read: {e}"))),
         };
-        serde_json::from_slice(&bytes).map_err(|e| Refusal::bad(format!("the body is not understood: {e}")))
+        let parsed = if bytes.len() < 64 << 10 {
+            serde_json::from_slice(&bytes)
+        } else {
+            // A large body takes its time, in which others wait for this thread.
+            tokio::task::spawn_blocking(move || serde_json::from_slice(&bytes)).await.map_err(bug)?
+        };
+        parsed.map_err(|e| Refusal::bad(format!("the body is not understood: {e}")))
+    }
+
+    /// Does something that takes its time on a thread of its own: as many things at once as there are cores. What is `held`
+    /// is held until the work is done, also when the client has gone.
+    async fn work<T: Send + 'static, H: Send + 'static>(
+        &self,
+        held: H,
+        work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+    ) -> Result<(T, H), Refusal> {
+        let permit = self.encoding.clone().acquire_owned().await;
+        let task = tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(permit);
+            done.map(|done| (done, held))
+        });
+        task.await.map_err(bug)?
     }
 
     /// Resolves a request and encodes its prompt, on a thread that may take its time.
-    async fn prepare(self: &Arc<Self>, request: Request) -> Result<Ready, Refusal> {
+    async fn prepare<H: Send + 'static>(
+        self: &Arc<Self>,
+        requests: Vec<Request>,
+        held: H,
+    ) -> Result<(Vec<Ready>, H), Refusal> {
         let (app, model) = (self.clone(), self.model()?);
-        let task = tokio::task::spawn_blocking(move || {
+        let capacity = self.worker.gauges().capacity_bytes;
+        let prepare = move |request: Request| {
+            let own = app.options.defaults.positions.unwrap_or_default();
+            if request.positions.is_some_and(|positions| positions != own) {
+                // Requests that count positions in another way cannot run beside the others, and would wait for all of them.
+                let message = format!("positions: this server runs all requests with {own}");
+                return Err(Refusal::bad(message).at("secateur.positions"));
+            }
             let request = app.options.defaults.overridden_by(&request)?;
             let Resolved { prompt, mut settings, notes: _ } = model.resolve_encoded(&request)?;
             settings.max_new_tokens = settings.max_new_tokens.min(app.options.most_new_tokens);
-            Ok(Ready { prompt, settings })
-        });
-        task.await.map_err(|_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this is a bug of the server"))?
+            let ready = Ready { prompt, settings };
+            let bound = model.bound(ready.ids()?.len(), &ready.settings);
+            if bound.bytes > capacity {
+                let message = format!(
+                    "the request can need {} bytes of cache, and there are {capacity}: lower max_tokens, or use a budget of \
+                     tokens:N with max_answer_tokens",
+                    bound.bytes
+                );
+                return Err(Refusal::bad(message).at("max_tokens"));
+            }
+            Ok(ready)
+        };
+        self.work(held, move || requests.into_iter().map(prepare).collect()).await
     }
+}
+
+/// What is said when a task panicked.
+fn bug(_: tokio::task::JoinError) -> Refusal {
+    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this is a bug of the server; the request was not answered")
 }
 
 /// Whether a body was refused for its length.
@@ -205,13 +274,13 @@ fn id(prefix: &str) -> String {
 
 async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
     let arrived = Instant::now();
-    let body: ChatBody = app.read(body).await?;
+    let body: ChatBody = app.read(&headers, body).await?;
     app.check_name(body.common.model.as_deref())?;
     let choices = body.common.choices()?;
     // Before the template is rendered: a server that is full has no time for that.
     let tickets = app.worker.tickets(choices)?;
     let request = body.request()?;
-    let ready = app.prepare(request).await?;
+    let (ready, tickets) = app.prepare(vec![request], tickets).await?;
     let none = body.reasoning_format.as_deref() == Some("none");
     let frame = Frame {
         id: id("chatcmpl"),
@@ -219,6 +288,7 @@ async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Re
         created: Frame::now(),
         model: app.options.name.clone(),
         choices,
+        each: choices,
         thinking_field: app.options.thinking_field.name().filter(|_| !none),
         without_thinking: body.excludes_thinking(),
         events: body.common.events(),
@@ -229,20 +299,17 @@ async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Re
         tokenizer: app.model()?.tokenizer().ok().cloned(),
         logprobs: body.logprobs == Some(true),
     };
-    answer(&app, frame, vec![ready], tickets, &body.common, arrived).await
+    answer(&app, frame, ready, tickets, &body.common, arrived).await
 }
 
 async fn completions(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
     let arrived = Instant::now();
-    let body: CompletionBody = app.read(body).await?;
+    let body: CompletionBody = app.read(&headers, body).await?;
     app.check_name(body.common.model.as_deref())?;
     let requests = body.requests()?;
     let choices = requests.len() * body.common.choices()?;
     let tickets = app.worker.tickets(choices)?;
-    let mut ready = Vec::new();
-    for request in requests {
-        ready.push(app.prepare(request).await?);
-    }
+    let (ready, tickets) = app.prepare(requests, tickets).await?;
     let beginnings = match body.echo {
         Some(true) => {
             let (model, each) = (app.model()?, choices / ready.len());
@@ -261,6 +328,7 @@ async fn completions(State(app): State<Arc<App>>, headers: HeaderMap, body: Body
         created: Frame::now(),
         model: app.options.name.clone(),
         choices,
+        each: choices / ready.len(),
         thinking_field: None,
         without_thinking: false,
         events: body.common.events(),
@@ -285,21 +353,14 @@ async fn answer(
 ) -> Result<Response, Refusal> {
     // From here on, the engine ends the request as soon as this guard is dropped.
     let client = Client(Mailbox::new());
-    let each = frame.choices / ready.len();
+    let each = frame.each;
     for (choice, ticket) in tickets.into_iter().enumerate() {
         let Ready { prompt, settings } = &ready[choice / each];
         let mut settings = settings.clone();
         settings.seed = settings.seed.wrapping_add((choice % each) as u64);
-        app.worker.submit(Job {
-            prompt: prompt.clone(),
-            settings,
-            mailbox: client.0.clone(),
-            choice,
-            events: frame.events != Events::None,
-            trace: common.trace(),
-            arrived,
-            ticket,
-        })?;
+        let mut recipient = Recipient::new(client.0.clone(), choice, settings.seed, arrived, ticket);
+        (recipient.events, recipient.trace) = (frame.events != Events::None, common.trace());
+        app.worker.submit(Job { prompt: prompt.clone(), settings, client: recipient })?;
     }
     match common.stream {
         Some(true) => Ok(answer::stream(frame, client, app.traces.clone(), app.worker.clone())),
@@ -308,10 +369,11 @@ async fn answer(
 }
 
 /// The tokens of a prompt, counted as a chat would count them.
-async fn input_tokens(State(app): State<Arc<App>>, body: Body) -> Result<Json<Value>, Refusal> {
-    let body: ChatBody = app.read(body).await?;
-    let ready = app.prepare(body.request()?).await?;
-    Ok(Json(json!({"object": "response.input_tokens", "input_tokens": ready.ids()?.len()})))
+async fn input_tokens(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Refusal> {
+    let body: ChatBody = app.read(&headers, body).await?;
+    let (ready, ()) = app.prepare(vec![body.request()?], ()).await?;
+    let tokens = ready.first().map_or(Ok(0), |ready| ready.ids().map(<[u32]>::len))?;
+    Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens})))
 }
 
 fn described(app: &App) -> Value {
@@ -347,8 +409,9 @@ async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Js
 #[derive(Debug, Deserialize, ToSchema)]
 struct TokenizeBody {
     /// The text.
-    #[serde(alias = "content")]
     prompt: Option<String>,
+    /// The text, as llama-server calls it.
+    content: Option<String>,
     /// A conversation, put through the chat template.
     messages: Option<Vec<ChatMessage>>,
     /// Whether the tokens with which every text begins come first.
@@ -358,12 +421,16 @@ struct TokenizeBody {
     with_pieces: Option<bool>,
 }
 
-async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<Value>, Refusal> {
-    let TokenizeBody { prompt, messages, add_special_tokens, with_pieces } = app.read(body).await?;
+async fn tokenize(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Refusal> {
+    let TokenizeBody { prompt, content, messages, add_special_tokens, with_pieces } = app.read(&headers, body).await?;
+    let prompt = prompt.or(content);
     let model = app.model()?;
     let context = model.context();
-    let task = tokio::task::spawn_blocking(move || {
+    let work = move || {
         let tokenizer = model.tokenizer()?;
+        if let Some(text) = &prompt {
+            model.refuse_far_too_long(text)?;
+        }
         let ids = match (prompt, messages) {
             (Some(text), None) if add_special_tokens == Some(true) => tokenizer.encode_whole(&text)?,
             (Some(text), None) => tokenizer.encode(&text)?,
@@ -384,9 +451,9 @@ async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<Value>
             _ => json!(ids),
         };
         Ok(json!({"tokens": tokens, "count": ids.len(), "max_model_len": context}))
-    });
-    let bug = |_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this is a bug of the server");
-    task.await.map_err(bug)?.map(Json)
+    };
+    let (answer, ()) = app.work((), work).await?;
+    Ok(Json(answer))
 }
 
 /// The body of `/detokenize`.
@@ -396,14 +463,14 @@ struct DetokenizeBody {
     tokens: Vec<u32>,
 }
 
-async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<Value>, Refusal> {
-    let DetokenizeBody { tokens } = app.read(body).await?;
+async fn detokenize(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Refusal> {
+    let DetokenizeBody { tokens } = app.read(&headers, body).await?;
     let model = app.model()?;
     let most = model.config().vocab_size;
     if let Some(id) = tokens.iter().find(|id| **id as usize >= most) {
         return Err(Refusal::bad(format!("token {id} does not exist: ids are below {most}")).at("tokens"));
     }
-    let text = model.tokenizer()?.decode(&tokens, false)?;
+    let (text, ()) = app.work((), move || Ok(model.tokenizer()?.decode(&tokens, false)?)).await?;
     Ok(Json(json!({"prompt": text, "content": text})))
 }
 
@@ -475,9 +542,7 @@ async fn trace_report(
     Path(id): Path<String>,
 ) -> Result<Response, Refusal> {
     let json = app.traces.get(&id, owner(&app, &headers)).ok_or_else(no_trace)?;
-    let page = tokio::task::spawn_blocking(move || report::html::page(&[(id, Trace::from_json(&json)?)]));
-    let bug = |_| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this is a bug of the server");
-    let page = page.await.map_err(bug)??;
+    let (page, ()) = app.work((), move || Ok(report::html::page(&[(id, Trace::from_json(&json)?)])?)).await?;
     // The report is a page of its own: nothing in it reaches this server or any other.
     let policy = "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:";
     let headers =

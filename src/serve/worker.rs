@@ -30,18 +30,8 @@ pub(super) struct Job {
     pub prompt: Prompt,
     /// How it is generated and pruned.
     pub settings: Settings,
-    /// Where its pieces go.
-    pub mailbox: Arc<Mailbox>,
-    /// The number of the choice.
-    pub choice: usize,
-    /// Whether the client wants to see probes.
-    pub events: bool,
-    /// Whether the client wants the trace.
-    pub trace: bool,
-    /// When the request arrived.
-    pub arrived: Instant,
-    /// Its place in the count of requests under way.
-    pub ticket: Ticket,
+    /// Whose it is.
+    pub client: Recipient,
 }
 
 /// Counts a request as long as it exists.
@@ -129,6 +119,10 @@ impl Worker {
                 Ticket(self.under_way.clone())
             })
             .collect();
+        if count > self.most {
+            let message = format!("{count} answers are asked for: at most {} run and wait here", self.most);
+            return Err(Refusal::bad(message).at("n"));
+        }
         if self.under_way.load(Ordering::Acquire) > self.most {
             self.shared.metrics.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Refusal::busy("the queue is full", 1).coded("queue_full"));
@@ -198,15 +192,20 @@ impl Drop for Stops {
     }
 }
 
-/// A job that the batch runs.
-struct Running {
-    mailbox: Arc<Mailbox>,
-    choice: usize,
-    events: bool,
-    trace: bool,
-    seed: u64,
-    arrived: Instant,
-    started: bool,
+/// Who waits for a choice. Whatever becomes of it, they are told of its end.
+pub(super) struct Recipient {
+    /// Where its pieces go.
+    pub mailbox: Arc<Mailbox>,
+    /// The number of the choice.
+    pub choice: usize,
+    /// Whether the client wants to see probes.
+    pub events: bool,
+    /// Whether the client wants the trace.
+    pub trace: bool,
+    /// The seed of its draws.
+    pub seed: u64,
+    /// When the request arrived.
+    pub arrived: Instant,
     /// When the latest token came.
     latest: Option<Instant>,
     /// Whether its client was told how it ended.
@@ -214,11 +213,19 @@ struct Running {
     _ticket: Ticket,
 }
 
-impl Drop for Running {
-    /// A job that is dropped in another way than by [`finish`] was lost in a panic.
+impl Recipient {
+    /// The client of a choice, of which nothing has come yet.
+    pub fn new(mailbox: Arc<Mailbox>, choice: usize, seed: u64, arrived: Instant, ticket: Ticket) -> Self {
+        let (events, trace, latest, finished) = (false, false, None, false);
+        Self { mailbox, choice, events, trace, seed, arrived, latest, finished, _ticket: ticket }
+    }
+}
+
+impl Drop for Recipient {
+    /// One that is dropped in another way than by [`finish`] was lost with the engine.
     fn drop(&mut self) {
         if !self.finished {
-            let error = Error::new(ErrorKind::Internal, "the engine failed: this is a bug");
+            let error = Error::new(ErrorKind::Internal, "the engine has ended before the request");
             self.mailbox.put(self.choice, Piece::End(Err(error)));
         }
     }
@@ -248,7 +255,9 @@ fn run(engine: &mut Engine, jobs: &Receiver<Job>, shared: &Shared) -> Option<Err
     let memory = shared.memory.unwrap_or(most).min(most);
     let mut batch = engine.batch();
     batch.set_memory(memory);
-    let mut running: HashMap<usize, Running> = HashMap::new();
+    *shared.gauges.lock().unwrap_or_else(PoisonError::into_inner) =
+        Gauges { capacity_bytes: memory, ..Gauges::default() };
+    let mut running: HashMap<usize, Recipient> = HashMap::new();
     loop {
         shared.turns.fetch_add(1, Ordering::Relaxed);
         if batch.is_idle() {
@@ -300,21 +309,8 @@ fn run(engine: &mut Engine, jobs: &Receiver<Job>, shared: &Shared) -> Option<Err
 }
 
 /// Gives a job to the batch. A job that cannot run gets its error at once.
-fn add(batch: &mut Batch<'_>, running: &mut HashMap<usize, Running>, job: Job, shared: &Shared) {
-    let Job { prompt, settings, mailbox, choice, events, trace, arrived, ticket } = job;
-    let seed = settings.seed;
-    let mut job = Running {
-        mailbox,
-        choice,
-        events,
-        trace,
-        seed,
-        arrived,
-        started: false,
-        latest: None,
-        finished: false,
-        _ticket: ticket,
-    };
+fn add(batch: &mut Batch<'_>, running: &mut HashMap<usize, Recipient>, job: Job, shared: &Shared) {
+    let Job { prompt, settings, client: mut job } = job;
     // A client that left while its job was in the inbox costs nothing.
     if job.mailbox.is_abandoned(shared.patience) {
         shared.metrics.count_end("abort");
@@ -328,11 +324,10 @@ fn add(batch: &mut Batch<'_>, running: &mut HashMap<usize, Running>, job: Job, s
 }
 
 /// Puts an event of a running job into its mailbox.
-fn deliver(job: &mut Running, event: &Event<'_>, shared: &Shared) {
+fn deliver(job: &mut Recipient, event: &Event<'_>, shared: &Shared) {
     let metrics = &shared.metrics;
     match event {
         Event::Start { prompt_ids } => {
-            job.started = true;
             metrics.queue.observe(job.arrived.elapsed(), 1);
             metrics.prompt_tokens.fetch_add(prompt_ids.len() as u64, Ordering::Relaxed);
         }
@@ -362,12 +357,11 @@ fn deliver(job: &mut Running, event: &Event<'_>, shared: &Shared) {
 }
 
 /// Puts released text into a mailbox, with the token that it came with if the client asked for its probability.
-fn put_text(job: &Running, text: &str, role: Role, token: Option<Token>) {
+fn put_text(job: &Recipient, text: &str, role: Role, token: Option<Token>) {
     let part = match role {
         Role::Thinking => Part::Thinking,
         Role::Answer => Part::Answer,
-        // The tags around the thinking are the border between the two parts, and no part of either.
-        _ => return,
+        _ => Part::Tag,
     };
     if !text.is_empty() || token.is_some() {
         let tokens = token.into_iter().collect();
@@ -397,7 +391,7 @@ pub(super) fn end(reason: &StopReason) -> &'static str {
 }
 
 /// Tells a job's client how it ended.
-fn finish(mut job: Running, result: Result<RunResult>, shared: &Shared) {
+fn finish(mut job: Recipient, result: Result<RunResult>, shared: &Shared) {
     let metrics = &shared.metrics;
     let ending = match result {
         Err(error) => {

@@ -7,7 +7,7 @@
 Each client sends one request after the other and reads its stream. For every number of clients there is one line: the
 time to the first token and between tokens (median and 99 %), tokens a second of all clients together, and how each
 request ended. A request has ended well if it was answered to its end, was refused with a status and a reason, or was
-left by this client itself. Anything else is lost, and the exit code is then 1. Only the standard library is needed.
+left by this client itself. Anything else (an error of the server, a stream that broke off) is lost, and the exit code is then 1. Only the standard library is needed.
 """
 
 import argparse
@@ -62,7 +62,7 @@ async def read_stream(reader, options, tally, began, leaves, slow):
             return finish or "lost: no reason of the end"
         data = json.loads(line[6:])
         if "error" in data:
-            return "error: " + data["error"]["message"].split("\n")[0]
+            return "lost: " + data["error"]["message"].split("\n")[0]
         if data.get("usage"):
             tally.tokens += data["usage"]["completion_tokens"]
         for choice in data["choices"]:
@@ -100,7 +100,8 @@ async def client(address, options, tally, number, until):
                 tally.end(await asyncio.wait_for(read_stream(reader, options, tally, began, leaves, slow), 600))
             else:
                 refusal = json.loads(await reader.read())["error"]
-                tally.end(f"{status}" + ("" if broken else f": {refusal['message'].splitlines()[0]}"))
+                lost = "lost: " if status >= 500 and status != 503 else ""
+                tally.end(f"{lost}{status}" + ("" if broken else f": {refusal['message'].splitlines()[0]}"))
                 if status == 503:
                     await asyncio.sleep(0.5)
         except (TimeoutError, OSError, asyncio.IncompleteReadError, ValueError, KeyError) as error:

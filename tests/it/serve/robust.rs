@@ -38,6 +38,8 @@ fn a_client_that_leaves_frees_its_place() {
         });
         assert!(left.elapsed() < Duration::from_secs(10), "{fields}");
     }
+    let metrics = server.get("/metrics").body;
+    assert!(metrics.contains("request_success_total{finished_reason=\"abort\"} 5"), "all were ended early: {metrics}");
     assert_eq!(server.chat(&chat("a is 3. What is a?", json!({"max_tokens": 3})))["usage"]["completion_tokens"], 3);
 }
 
@@ -141,7 +143,7 @@ fn strangers_are_refused() {
         server.request(
             "OPTIONS",
             "/v1/chat/completions",
-            &format!("origin: {origin}\r\naccess-control-request-method: POST\r\n"),
+            &format!("origin: {origin}\r\naccess-control-request-method: POST\r\naccess-control-request-headers: authorization\r\n"),
             "",
         )
     };
@@ -149,6 +151,34 @@ fn strangers_are_refused() {
         origin("https://app.example").head.to_lowercase().contains("access-control-allow-origin: https://app.example")
     );
     assert!(!origin("https://evil.example").head.to_lowercase().contains("access-control-allow-origin"));
+}
+
+#[test]
+fn extreme_numbers_and_long_lists_hurt_nobody() {
+    let server = Server::start(options());
+    let most = u64::MAX;
+    for fields in [
+        json!({"secateur": {"max_answer_tokens": most}}),
+        json!({"thinking_token_budget": most}),
+        json!({"max_tokens": most, "secateur": {"window": most, "budget": "tokens:64"}}),
+        json!({"top_k": i64::MAX, "seed": i64::MIN}),
+        json!({"secateur": {"probe_every": most}}),
+    ] {
+        let mut fields = fields;
+        if fields.get("max_tokens").is_none() {
+            fields["max_tokens"] = 5.into();
+        }
+        let reply = server.post("/v1/chat/completions", &chat(builtin::EXAMPLE, fields.clone()));
+        assert!([200, 400].contains(&reply.status), "{fields}: {reply:?}");
+    }
+    let layers = vec!["0-9999"; 10_000].join(",");
+    let reply = server.post("/v1/chat/completions", &chat(builtin::EXAMPLE, json!({"secateur": {"layers": layers}})));
+    assert!(reply.refusal(400).contains("layers"));
+    let ids: Vec<u32> = (0..100).collect();
+    server.post("/v1/chat/completions", &chat(builtin::EXAMPLE, json!({"stop_token_ids": ids}))).refusal(400);
+    let many = server.post("/v1/chat/completions", &chat(builtin::EXAMPLE, json!({"n": 60})));
+    assert!(many.refusal(400).contains("18"), "more than can ever run and wait");
+    assert_eq!(server.get("/health").status, 200);
 }
 
 #[test]
@@ -161,6 +191,11 @@ fn a_page_in_a_browser_cannot_use_a_server_without_a_key() {
     let mut reply = String::new();
     stream.read_to_string(&mut reply).expect("a reply");
     assert!(reply.starts_with("HTTP/1.1 403"), "{reply}");
+    // A page of somebody else, by the right name.
+    let evil = server.request("GET", "/slots", "origin: https://evil.example\r\n", "");
+    evil.refusal(403);
+    let own = format!("origin: http://{}\r\n", server.address);
+    assert_eq!(server.request("GET", "/slots", &own, "").status, 200);
     // A form, which needs nobody's leave.
     let mut stream = server.connect();
     let (host, length) = (server.address, body.len());
