@@ -469,7 +469,7 @@ export class Model {
 let completions = 0;
 
 /** @param {DoneEvent} done @returns {'stop' | 'length'} */
-const finishReason = ({ stop_reason: reason }) => (['max_new_tokens', 'max_answer_tokens', 'context_full'].includes(reason) ? 'length' : 'stop');
+const finishReason = ({ stop_reason: reason }) => (['max_new_tokens', 'max_answer_tokens', 'context_full'].includes(String(reason)) ? 'length' : 'stop');
 
 /** @param {DoneEvent} done @returns {Usage} */
 const usageOf = ({ totals }) => ({
