@@ -87,7 +87,7 @@ pub(super) fn cases() -> Vec<Case> {
         for sampled in [false, true] {
             cases.push(Case::new("token_logit", format!("{n}x{count} sampled {sampled}"), move |device| {
                 let last = count as u32 - 1;
-                let odd = (last / 2 | 1).min(last);
+                let odd = ((last / 2) | 1).min(last);
                 let token = |i: usize| [0, last, last + 1, u32::MAX, odd, last / 3][i * 5 % 6];
                 let tokens: Vec<u32> = (0..n).map(token).collect();
                 let order: Vec<usize> = (0..n).map(|i| (i * 7 + 2) % n).collect();
