@@ -126,7 +126,8 @@ mod tests {
         }
         let request = serde_json::to_value(Request::default()).unwrap();
         let without = request.as_object().unwrap().keys().filter(|name| !with_option().contains(*name));
-        // These are a conversation, a switch of another name, and what `--trace` implies.
-        assert_eq!(without.collect::<Vec<_>>(), ["messages", "think", "attention"]);
+        // These are a conversation, a switch of another name, what `--trace` implies, and what programs ask for.
+        let programs = ["stop_ids", "include_stop", "logprobs", "prompt_logprobs"];
+        assert_eq!(without.collect::<Vec<_>>(), [&["messages", "think", "attention"][..], &programs].concat());
     }
 }

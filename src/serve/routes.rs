@@ -219,7 +219,8 @@ impl App {
             settings.max_new_tokens = settings.max_new_tokens.min(app.options.most_new_tokens);
             let ready = Ready { prompt, settings };
             let bound = model.bound(ready.ids()?.len(), &ready.settings);
-            if bound.bytes > capacity {
+            // Until the engine has told its capacity, the batch refuses what cannot fit.
+            if capacity > 0 && bound.bytes > capacity {
                 let message = format!(
                     "the request can need {} bytes of cache, and there are {capacity}: lower max_tokens, or use a budget of \
                      tokens:N with max_answer_tokens",

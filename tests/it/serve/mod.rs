@@ -70,6 +70,11 @@ impl Server {
         server
     }
 
+    /// A server that runs elsewhere.
+    pub fn at(address: SocketAddr) -> Self {
+        Self { address, stop: Arc::default(), thread: None }
+    }
+
     /// Waits until `condition` holds, for at most a minute.
     #[track_caller]
     pub fn wait_for(&self, what: &str, condition: impl Fn(&Self) -> bool) {

@@ -251,3 +251,36 @@ fn what_is_not_done_in_time_ends_with_an_error() {
     ended.join().expect("no panic").expect("it ends well");
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
 }
+
+/// The running request ends with an error in its stream, and the next one is answered by a device that was opened anew.
+#[test]
+fn a_lost_device_is_opened_again() {
+    use crate::common::{command, gpu};
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+    let Some(adapter) = gpu().map(|device| device.info.name.clone()) else {
+        println!("SKIPPED: no adapter");
+        return;
+    };
+    let args = ["serve", "--port", "0", "--device", &adapter, "--sequences", "1", "--quiet"];
+    let mut server = command::secateur(&args);
+    server.env("SECATEUR_LOSE_DEVICE", "40").stderr(Stdio::piped());
+    let mut server = server.spawn().expect("it starts");
+    let mut said = BufReader::new(server.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    said.read_line(&mut line).expect("a line");
+    let address = line.trim().strip_prefix("listening on http://").expect("the address").parse().expect("an address");
+    let client = Server::at(address);
+    let body = chat(builtin::EXAMPLE, json!({"max_tokens": 100, "ignore_eos": true}));
+    let text = client.streamed(&body).rest();
+    let (chunks, _) = events(&text);
+    let error = chunks.last().expect("chunks")["error"]["message"].to_string();
+    assert!(error.contains("the device was lost") && !text.contains("[DONE]"), "{text}");
+    assert!(!texts(&chunks, 0).0.is_empty(), "what was said before the loss: {text}");
+    client.wait_for("it answers again", |client| client.get("/health").status == 200);
+    let whole = client.chat(&chat(builtin::EXAMPLE, json!({"max_tokens": 50, "ignore_eos": true})));
+    assert_eq!(whole["usage"]["completion_tokens"], 50);
+    assert_eq!(client.metric("device_reopened_total"), 1.0);
+    server.kill().expect("it runs");
+    server.wait().expect("it ends");
+}
