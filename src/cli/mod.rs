@@ -112,7 +112,8 @@ enum Command {
         "secateur calibrate DIR --data dev.jsonl --budget tokens:512 --problems 50 --out choice.json"
     ))]
     Calibrate(calibrate::Args),
-    /// Answer HTTP requests with OpenAI's interface. Every request's memory is bounded before it starts.
+    /// Answer HTTP requests with OpenAI's interface. Every request's memory is bounded before it starts: the budget is
+    /// tokens:1024 unless --budget or the request names another.
     #[cfg(feature = "serve")]
     #[command(allow_negative_numbers = true, after_help = after_help!(
         "secateur serve                                      the built-in model, on http://127.0.0.1:8080"
