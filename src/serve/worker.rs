@@ -73,6 +73,13 @@ pub(super) struct Shared {
     memory: Option<u64>,
 }
 
+impl Shared {
+    /// Says which model answers; `None` while it is loaded.
+    fn set_model(&self, model: Option<Arc<PreparedModel>>) {
+        *self.model.write().unwrap_or_else(PoisonError::into_inner) = model;
+    }
+}
+
 impl Worker {
     /// Starts the thread, which loads the model first.
     ///
@@ -236,13 +243,11 @@ fn serve(mut open: Open, jobs: &Receiver<Job>, shared: &Shared) -> Result<()> {
     loop {
         let mut engine = open()?;
         let model = engine.prepared();
-        *shared.model.write().unwrap_or_else(PoisonError::into_inner) = Some(model);
+        shared.set_model(Some(model));
         *shared.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine.stop_flag());
         let lost = run(&mut engine, jobs, shared);
         *shared.stop.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let Some(error) = lost else { return Ok(()) };
-        // Meanwhile, /health says that the model is loading.
-        *shared.model.write().unwrap_or_else(PoisonError::into_inner) = None;
         shared.metrics.reopened.fetch_add(1, Ordering::Relaxed);
         log::warn!("the device failed, so it is opened again: {error}");
     }
@@ -283,10 +288,17 @@ fn run(engine: &mut Engine, jobs: &Receiver<Job>, shared: &Shared) -> Option<Err
             }
         };
         let ended = pollster::block_on(batch.step(&mut on));
-        let mut lost = None;
+        let error_of = |(_, result): &(usize, Result<RunResult>)| match result {
+            Ok(result) => result.error.clone(),
+            Err(error) => Some(error.clone()),
+        };
+        let lost = ended.iter().filter_map(error_of).find(|error| error.kind() == ErrorKind::Device);
+        let lost = lost.filter(|_| device.has_failed());
+        if lost.is_some() {
+            // Before the clients hear of it: who asks again at once learns that the model is loading.
+            shared.set_model(None);
+        }
         for (request, result) in ended {
-            let error = result.as_ref().map_or_else(Some, |result| result.error.as_ref());
-            lost = error.filter(|error| error.kind() == ErrorKind::Device).cloned().or(lost);
             if let Some(job) = running.remove(&request) {
                 finish(job, result, shared);
             }
@@ -299,7 +311,7 @@ fn run(engine: &mut Engine, jobs: &Receiver<Job>, shared: &Shared) -> Option<Err
             used_bytes: status.used_bytes,
             capacity_bytes: memory,
         };
-        if let Some(error) = lost.filter(|_| device.has_failed()) {
+        if let Some(error) = lost {
             for job in running.into_values() {
                 finish(job, Err(error.clone()), shared);
             }
