@@ -84,6 +84,11 @@ impl Frame {
         self.form == Form::Completion || self.thinking_field.is_none() && !self.without_thinking
     }
 
+    /// Whether texts of a part are content in this response.
+    fn is_content(&self, part: Part) -> bool {
+        part == Part::Answer || self.undivided()
+    }
+
     fn object(&self, streamed: bool) -> &'static str {
         match (self.form, streamed) {
             (Form::Chat, false) => "chat.completion",
@@ -282,11 +287,6 @@ impl Collected {
         }
     }
 
-    /// Whether texts of a part are content in this response.
-    fn is_content(&self, frame: &Frame, part: Part) -> bool {
-        part == Part::Answer || frame.undivided()
-    }
-
     /// The text to send for a text that has come, in the part in which it is shown; `None` for one that is not.
     fn text(&mut self, frame: &Frame, choice: usize, part: Part, text: &str) -> Option<(Part, String)> {
         if frame.undivided() {
@@ -310,7 +310,7 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
         for (choice, piece) in client.0.take().await {
             match piece {
                 Piece::Text { part, text, tokens } => {
-                    if collected.is_content(&frame, part) {
+                    if frame.is_content(part) {
                         collected.tokens[choice].extend(tokens);
                     }
                     match collected.text(&frame, choice, part, &text) {
@@ -464,7 +464,7 @@ impl Stream {
         }
         match piece {
             Piece::Text { part, text, tokens } => {
-                let tokens = if self.collected.is_content(&self.frame, part) { tokens } else { Vec::new() };
+                let tokens = if self.frame.is_content(part) { tokens } else { Vec::new() };
                 let sent = self.collected.text(&self.frame, choice, part, &text);
                 if sent.is_some() || !tokens.is_empty() {
                     let (part, text) = sent.unwrap_or((Part::Answer, String::new()));

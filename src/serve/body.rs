@@ -289,7 +289,7 @@ impl Common {
 
     /// The request, as far as both forms have it in common.
     fn request(&self) -> Result<Request, Refusal> {
-        let unsupported = [
+        Refusal::unless_supported(&[
             ("logit_bias", "a bias on tokens", self.logit_bias.as_ref().is_some_and(|bias| !bias.is_empty())),
             ("response_format", "a grammar for the answer", self.response_format.as_ref().is_some_and(wants_grammar)),
             ("guided_json", "a grammar for the answer", self.guided_json.is_some()),
@@ -299,10 +299,7 @@ impl Common {
             ("grammar", "a grammar for the answer", self.grammar.is_some()),
             ("json_schema", "a grammar for the answer", self.json_schema.is_some()),
             ("structured_outputs", "a grammar for the answer", self.structured_outputs.is_some()),
-        ];
-        if let Some((field, what, _)) = unsupported.into_iter().find(|(_, _, asked)| *asked) {
-            return Err(Refusal::unsupported(field, what));
-        }
+        ])?;
         if self.stop_token_ids.as_ref().is_some_and(|ids| ids.len() > MOST_STOPS) {
             let message = format!("stop_token_ids has too many ids: at most {MOST_STOPS} are expected");
             return Err(Refusal::bad(message).at("stop_token_ids"));
@@ -366,7 +363,7 @@ impl ChatBody {
         let chosen =
             |value: &Option<Value>| asked(value) && *value != Some("none".into()) && *value != Some("auto".into());
         let tools = self.tools.as_ref().is_some_and(|tools| !tools.is_empty());
-        let unsupported = [
+        Refusal::unless_supported(&[
             ("tools", "calling tools", tools && self.tool_choice != Some("none".into())),
             ("tool_choice", "calling tools", chosen(&self.tool_choice)),
             ("functions", "calling functions", self.functions.as_ref().is_some_and(|functions| !functions.is_empty())),
@@ -378,10 +375,7 @@ impl ChatBody {
                 self.modalities.as_ref().is_some_and(|m| m.iter().any(|m| m != "text")),
             ),
             ("web_search_options", "a search of the web", asked(&self.web_search_options)),
-        ];
-        if let Some((field, what, _)) = unsupported.into_iter().find(|(_, _, asked)| *asked) {
-            return Err(Refusal::unsupported(field, what));
-        }
+        ])?;
         let unknown = self.chat_template_kwargs.iter().flatten().find(|(name, _)| *name != "enable_thinking");
         if let Some((name, _)) = unknown {
             return Err(Refusal::unsupported("chat_template_kwargs", &format!("the variable {name:?}")));

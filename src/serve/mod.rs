@@ -175,15 +175,14 @@ impl Options {
 /// The errors of [`Options::check`], those of `open`, and [`ErrorKind::Io`] where the system gives no threads or sockets.
 pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<AtomicBool>) -> Result<()> {
     options.check()?;
-    listener.set_nonblocking(true).map_err(io_failed)?;
     let worker = Arc::new(worker::Worker::start(open, &options, stop.clone())?);
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(io_failed)?;
+    let runtime = runtime(&listener)?;
     let drain = options.drain;
     let app = Arc::new(routes::App {
         keys: options.keys.iter().map(|key| blake3::hash(key.as_bytes())).collect(),
         traces: Arc::new(traces::Traces::new(options.trace_bytes)),
         started: answer::Frame::now(),
+        names: options.names(),
         reading: Arc::new(tokio::sync::Semaphore::new(routes::READING_KIB)),
         encoding: Arc::new(tokio::sync::Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from))),
         worker: worker.clone(),
@@ -206,6 +205,12 @@ pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<Atomic
     })?;
     runtime.shutdown_timeout(Duration::from_secs(1));
     worker.join()
+}
+
+/// The runtime of a server, for a listener whose connections it accepts.
+fn runtime(listener: &TcpListener) -> Result<tokio::runtime::Runtime> {
+    listener.set_nonblocking(true).map_err(io_failed)?;
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(io_failed)
 }
 
 fn io_failed(error: std::io::Error) -> Error {

@@ -159,18 +159,24 @@ pub(super) fn response_of(files: &[PageFile], path: &str, asked: &HeaderMap) -> 
     Some(response)
 }
 
-/// The headers that `_headers` gives to a path: a line with a path, or with `/*` for all of them, and below it the headers.
-fn headers_for(files: &[PageFile], path: &str) -> Vec<(HeaderName, HeaderValue)> {
-    let text = files.iter().find(|(name, _)| *name == HEADERS).map_or(&[][..], |(_, bytes)| *bytes);
+/// The headers that `_headers` gives to a path.
+fn headers_for(files: &[PageFile], path: &str) -> HeaderMap {
+    let rules = files.iter().find(|(name, _)| *name == HEADERS).map_or(&[][..], |(_, bytes)| *bytes);
+    let rules = String::from_utf8_lossy(rules);
+    let parsed = |line: &str| {
+        let (name, value) = line.split_once(": ")?;
+        Some((name.parse::<HeaderName>().ok()?, value.parse().ok()?))
+    };
+    header_lines(&rules, path).into_iter().filter_map(parsed).collect()
+}
+
+/// The headers that rules in the form of static hosts give to a path, each as a line: a rule is a path, or `/*` for all of
+/// them, and below it the headers.
+pub fn header_lines<'r>(rules: &'r str, path: &str) -> Vec<&'r str> {
     let (mut applies, mut headers) = (false, Vec::new());
-    for line in String::from_utf8_lossy(text).lines().filter(|line| !line.starts_with('#')) {
+    for line in rules.lines().filter(|line| !line.starts_with('#')) {
         match line.strip_prefix("  ") {
-            Some(header) if applies => {
-                let parts = header.split_once(": ").map(|(name, value)| (name.parse(), value.parse()));
-                if let Some((Ok(name), Ok(value))) = parts {
-                    headers.push((name, value));
-                }
-            }
+            Some(header) if applies => headers.push(header),
             Some(_) => (),
             None => applies = line == path || line == "/*",
         }
@@ -288,9 +294,7 @@ pub fn run(
     names: Names,
     stop: Arc<std::sync::atomic::AtomicBool>,
 ) -> Result<()> {
-    listener.set_nonblocking(true).map_err(io_failed)?;
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(io_failed)?;
+    let runtime = super::runtime(&listener)?;
     runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(io_failed)?;
         let (close, closed) = tokio::sync::oneshot::channel();

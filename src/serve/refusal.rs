@@ -40,6 +40,20 @@ impl Refusal {
         Self::bad(format!("{field}: {what} is not supported by this server")).at(field).coded("unsupported_parameter")
     }
 
+    /// A panic, or a state that cannot be.
+    pub fn bug() -> Self {
+        let message = "this is a bug of the server; the request was not answered";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
+    /// Refuses the first of these fields that was asked for; each has its name and what it would need.
+    pub fn unless_supported(fields: &[(&str, &str, bool)]) -> Result<(), Self> {
+        match fields.iter().find(|(_, _, asked)| *asked) {
+            Some((field, what, _)) => Err(Self::unsupported(field, what)),
+            None => Ok(()),
+        }
+    }
+
     /// The server cannot take the request now.
     pub fn busy(message: impl Into<String>, seconds: u64) -> Self {
         Self { retry_after: Some(seconds), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }

@@ -19,12 +19,12 @@ use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 use utoipa::{OpenApi, ToSchema};
 
 use super::answer::{self, Beginning, Form, Frame};
-use super::body::{ChatBody, ChatMessage, CompletionBody, Events};
+use super::body::{ChatBody, ChatMessage, Common, CompletionBody, Events};
 use super::mailbox::{Client, Mailbox};
 use super::refusal::Refusal;
 use super::traces::Traces;
-use super::worker::{Job, Recipient, Worker};
-use super::{Options, ThinkingField};
+use super::worker::{Job, Recipient, Ticket, Worker};
+use super::{Names, Options, ThinkingField};
 use crate::engine::{Encoded, PreparedModel, Prompt, Request, Resolved, Settings};
 use crate::report;
 use crate::trace::Trace;
@@ -38,6 +38,8 @@ pub(super) struct App {
     pub started: u64,
     /// The hashes of the keys. Hashes are compared, because that takes the same time wherever two keys differ.
     pub keys: Vec<blake3::Hash>,
+    /// The names by which the server may be called.
+    pub names: Names,
     /// KiB of bodies that may be read and parsed at one time.
     pub reading: Arc<Semaphore>,
     /// Prompts that may be encoded at one time: one for each core. Others wait, and hold no thread meanwhile.
@@ -86,10 +88,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
         })
         .layer(from_fn_with_state(app.clone(), admit))
-        .layer(CatchPanicLayer::custom(|_| {
-            Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this is a bug of the server; the request was not answered")
-                .into_response()
-        }))
+        .layer(CatchPanicLayer::custom(|_| Refusal::bug().into_response()))
         .with_state(app);
     match cors {
         // Outside of all else, so that a browser can read refusals too.
@@ -102,7 +101,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
 async fn admit(State(app): State<Arc<App>>, request: HttpRequest, next: Next) -> Result<Response, Refusal> {
     let headers = request.headers();
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).or(request.uri().authority().map(|a| a.as_str()));
-    if !app.options.names().allow(host) {
+    if !app.names.allow(host) {
         // A page can make its own name point to this machine. The browser then sends that name.
         let message = format!("this server is not called {}: see --allow-host", host.unwrap_or("nothing"));
         return Err(Refusal::new(StatusCode::FORBIDDEN, message));
@@ -159,6 +158,30 @@ impl App {
         }
     }
 
+    /// What the responses to chats and completions have in common.
+    fn frame(&self, form: Form, choices: usize, common: &Common, headers: &HeaderMap) -> Result<Frame, Refusal> {
+        Ok(Frame {
+            id: id(match form {
+                Form::Chat => "chatcmpl",
+                Form::Completion => "cmpl",
+            }),
+            form,
+            created: Frame::now(),
+            model: self.options.name.clone(),
+            choices,
+            each: 1,
+            thinking_field: None,
+            without_thinking: false,
+            events: common.events(),
+            include_usage: common.stream_options.is_some_and(|options| options.include_usage == Some(true)),
+            ping: self.options.ping,
+            owner: owner(self, headers),
+            beginnings: Vec::new(),
+            tokenizer: self.model()?.tokenizer().ok().cloned(),
+            logprobs: false,
+        })
+    }
+
     /// The JSON body of a request.
     async fn read<T: DeserializeOwned + Send + 'static>(&self, headers: &HeaderMap, body: Body) -> Result<T, Refusal> {
         let most = self.options.most_body_bytes;
@@ -178,7 +201,7 @@ impl App {
             serde_json::from_slice(&bytes)
         } else {
             // A large body takes its time, in which others wait for this thread.
-            tokio::task::spawn_blocking(move || serde_json::from_slice(&bytes)).await.map_err(bug)?
+            tokio::task::spawn_blocking(move || serde_json::from_slice(&bytes)).await.map_err(|_| Refusal::bug())?
         };
         parsed.map_err(|e| Refusal::bad(format!("the body is not understood: {e}")))
     }
@@ -196,7 +219,7 @@ impl App {
             drop(permit);
             done.map(|done| (done, held))
         });
-        task.await.map_err(bug)?
+        task.await.map_err(|_| Refusal::bug())?
     }
 
     /// Resolves a request and encodes its prompt, on a thread that may take its time.
@@ -215,10 +238,12 @@ impl App {
                 return Err(Refusal::bad(message).at("secateur.positions"));
             }
             let request = app.options.defaults.overridden_by(&request)?;
-            let Resolved { prompt, mut settings, notes: _ } = model.resolve_encoded(&request)?;
+            let Resolved { prompt: Prompt::Encoded(prompt), mut settings, .. } = model.resolve_encoded(&request)?
+            else {
+                return Err(Refusal::bug());
+            };
             settings.max_new_tokens = settings.max_new_tokens.min(app.options.most_new_tokens);
-            let ready = Ready { prompt, settings };
-            let bound = model.bound(ready.ids()?.len(), &ready.settings);
+            let bound = model.bound(prompt.ids.len(), &settings);
             // Until the engine has told its capacity, the batch refuses what cannot fit.
             if capacity > 0 && bound.bytes > capacity {
                 let message = format!(
@@ -228,15 +253,10 @@ impl App {
                 );
                 return Err(Refusal::bad(message).at("max_tokens"));
             }
-            Ok(ready)
+            Ok(Ready { prompt, settings })
         };
         self.work(held, move || requests.into_iter().map(prepare).collect()).await
     }
-}
-
-/// What is said when a task panicked.
-fn bug(_: tokio::task::JoinError) -> Refusal {
-    Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this is a bug of the server; the request was not answered")
 }
 
 /// Whether a body was refused for its length.
@@ -253,18 +273,8 @@ fn is_too_large(error: &axum::Error) -> bool {
 
 /// A request that can be given to the engine.
 struct Ready {
-    prompt: Prompt,
+    prompt: Encoded,
     settings: Settings,
-}
-
-impl Ready {
-    /// The ids of the prompt.
-    fn ids(&self) -> Result<&[u32], Refusal> {
-        match &self.prompt {
-            Prompt::Encoded(Encoded { ids, .. }) => Ok(ids),
-            _ => Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "this is a bug of the server")),
-        }
-    }
 }
 
 /// Random ids of responses.
@@ -284,21 +294,11 @@ async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Re
     let (ready, tickets) = app.prepare(vec![request], tickets).await?;
     let none = body.reasoning_format.as_deref() == Some("none");
     let frame = Frame {
-        id: id("chatcmpl"),
-        form: Form::Chat,
-        created: Frame::now(),
-        model: app.options.name.clone(),
-        choices,
         each: choices,
         thinking_field: app.options.thinking_field.name().filter(|_| !none),
         without_thinking: body.excludes_thinking(),
-        events: body.common.events(),
-        include_usage: body.common.stream_options.is_some_and(|options| options.include_usage == Some(true)),
-        ping: app.options.ping,
-        owner: owner(&app, &headers),
-        beginnings: Vec::new(),
-        tokenizer: app.model()?.tokenizer().ok().cloned(),
         logprobs: body.logprobs == Some(true),
+        ..app.frame(Form::Chat, choices, &body.common, &headers)?
     };
     answer(&app, frame, ready, tickets, &body.common, arrived).await
 }
@@ -315,7 +315,7 @@ async fn completions(State(app): State<Arc<App>>, headers: HeaderMap, body: Body
         Some(true) => {
             let (model, each) = (app.model()?, choices / ready.len());
             let beginning = |ready: &Ready| -> Result<Beginning, Refusal> {
-                let ids = ready.ids()?.to_vec();
+                let ids = ready.prompt.ids.clone();
                 Ok(Beginning { text: model.tokenizer()?.decode(&ids, false)?, ids })
             };
             let all: Vec<Beginning> = ready.iter().map(beginning).collect::<Result<_, _>>()?;
@@ -324,21 +324,10 @@ async fn completions(State(app): State<Arc<App>>, headers: HeaderMap, body: Body
         _ => Vec::new(),
     };
     let frame = Frame {
-        id: id("cmpl"),
-        form: Form::Completion,
-        created: Frame::now(),
-        model: app.options.name.clone(),
-        choices,
         each: choices / ready.len(),
-        thinking_field: None,
-        without_thinking: false,
-        events: body.common.events(),
-        include_usage: body.common.stream_options.is_some_and(|options| options.include_usage == Some(true)),
-        ping: app.options.ping,
-        owner: owner(&app, &headers),
         beginnings,
-        tokenizer: app.model()?.tokenizer().ok().cloned(),
         logprobs: body.logprobs.is_some(),
+        ..app.frame(Form::Completion, choices, &body.common, &headers)?
     };
     answer(&app, frame, ready, tickets, &body.common, arrived).await
 }
@@ -348,8 +337,8 @@ async fn answer(
     app: &Arc<App>,
     frame: Frame,
     ready: Vec<Ready>,
-    tickets: Vec<super::worker::Ticket>,
-    common: &super::body::Common,
+    tickets: Vec<Ticket>,
+    common: &Common,
     arrived: Instant,
 ) -> Result<Response, Refusal> {
     // From here on, the engine ends the request as soon as this guard is dropped.
@@ -361,7 +350,7 @@ async fn answer(
         settings.seed = settings.seed.wrapping_add((choice % each) as u64);
         let mut recipient = Recipient::new(client.0.clone(), choice, settings.seed, arrived, ticket);
         (recipient.events, recipient.trace) = (frame.events != Events::None, common.trace());
-        app.worker.submit(Job { prompt: prompt.clone(), settings, client: recipient })?;
+        app.worker.submit(Job { prompt: Prompt::Encoded(prompt.clone()), settings, client: recipient })?;
     }
     match common.stream {
         Some(true) => Ok(answer::stream(frame, client, app.traces.clone(), app.worker.clone())),
@@ -373,7 +362,7 @@ async fn answer(
 async fn input_tokens(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Refusal> {
     let body: ChatBody = app.read(&headers, body).await?;
     let (ready, ()) = app.prepare(vec![body.request()?], ()).await?;
-    let tokens = ready.first().map_or(Ok(0), |ready| ready.ids().map(<[u32]>::len))?;
+    let tokens: usize = ready.iter().map(|ready| ready.prompt.ids.len()).sum();
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens})))
 }
 

@@ -10,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+use secateur::serve::page::header_lines;
+
 /// Maps a path of the site, beginning with `/`, to the files whose contents are sent, one after the other.
 pub type Router = dyn Fn(&str) -> Vec<PathBuf> + Send + Sync;
 
@@ -22,20 +24,11 @@ pub struct Request {
     pub start: Option<u64>,
 }
 
-/// The headers that a static host is told to send for a path, from `web/_headers`: a line with a path, or with `/*` for all of
-/// them, and below it the headers.
+/// The headers that a static host is told to send for a path, from `web/_headers`.
 fn headers_of(path: &str) -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("web/_headers");
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    let (mut applies, mut headers) = (false, String::new());
-    for line in text.lines().filter(|line| !line.starts_with('#')) {
-        match line.strip_prefix("  ") {
-            Some(header) if applies => headers.push_str(&format!("{header}\r\n")),
-            Some(_) => {}
-            None => applies = line == path || line == "/*",
-        }
-    }
-    headers
+    let rules = std::fs::read_to_string(file).unwrap_or_default();
+    header_lines(&rules, path).iter().map(|line| format!("{line}\r\n")).collect()
 }
 
 static VERSION: AtomicU32 = AtomicU32::new(0);
