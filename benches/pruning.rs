@@ -228,10 +228,7 @@ fn split(model: &Arc<Decoder>, options: &Settings, probe: usize) -> secateur::Re
         let plan = PolicyRef::default().plan(&view)?;
         times[3] = begun.elapsed().as_secs_f64();
         let begun = Instant::now();
-        runner
-            .keep(&[RegionUpdate { seq: 0, keep: &plan, room: EVERY }])
-            .into_iter()
-            .collect::<secateur::Result<()>>()?;
+        runner.keep(&[RegionUpdate::new(0, &plan, EVERY)]).into_iter().collect::<secateur::Result<()>>()?;
         wait(&runner)?;
         times[4] = begun.elapsed().as_secs_f64();
         rounds.push(times);

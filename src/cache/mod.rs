@@ -112,6 +112,15 @@ pub struct RegionUpdate<'a> {
     pub keep: &'a dyn KeepSets,
     /// Free slots behind them.
     pub room: usize,
+    /// The sequence whose slots they are: usually the same.
+    from: usize,
+}
+
+impl<'a> RegionUpdate<'a> {
+    /// `seq` keeps the slots `keep` of its own, and gets `room` free ones behind them.
+    pub fn new(seq: usize, keep: &'a dyn KeepSets, room: usize) -> Self {
+        Self { seq, keep, room, from: seq }
+    }
 }
 
 /// The cache of several sequences and their state on the device.
@@ -240,7 +249,7 @@ impl KvCache {
         let all: Vec<KeepFirst<'_>> =
             seqs.iter().map(|seq| KeepFirst { ascending: &ascending, lens: self.lens(*seq) }).collect();
         let updates: Vec<RegionUpdate<'_>> =
-            seqs.iter().zip(&all).map(|(seq, keep)| RegionUpdate { seq: *seq, keep, room }).collect();
+            seqs.iter().zip(&all).map(|(seq, keep)| RegionUpdate::new(*seq, keep, room)).collect();
         self.rebuild(&updates)
     }
 
@@ -250,7 +259,7 @@ impl KvCache {
     /// # Errors
     /// [`ErrorKind::Device`] when a layer's buffer would exceed what the device can bind. Then nothing is changed.
     pub fn keep(&mut self, seq: usize, keep: &dyn KeepSets, room: usize) -> Result<()> {
-        self.keep_each(&[RegionUpdate { seq, keep, room }])
+        self.keep_each(&[RegionUpdate::new(seq, keep, room)])
     }
 
     /// [`keep`](Self::keep) for several sequences, at the cost of one.
@@ -264,6 +273,21 @@ impl KvCache {
             mirror.position_at_last_gather = mirror.position;
         }
         self.device.burn.memory_cleanup();
+        Ok(())
+    }
+
+    /// Replaces what `seq` has by the first `tokens` slots of `from`, which may be `seq` itself, with room for `room` more.
+    /// Both sequences begin with the same tokens, none of which was evicted: so these slots hold them, and the position of
+    /// each is its slot.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] when a layer's buffer would exceed what the device can bind. Then nothing is changed.
+    pub fn copy_beginning(&mut self, seq: usize, from: usize, tokens: usize, room: usize) -> Result<()> {
+        debug_assert!(self.lens(from).iter().all(|len| *len >= tokens), "the other sequence is shorter");
+        let keep: Vec<Slot> = (0..tokens as u32).map(Slot).collect();
+        self.rebuild(&[RegionUpdate { seq, keep: &keep, room, from }])?;
+        self.state.mirrors[seq] = SeqMirror { position: Position(tokens as u32), ..SeqMirror::EMPTY };
+        self.state.write_header(seq, 0);
         Ok(())
     }
 
@@ -310,8 +334,8 @@ impl KvCache {
         for (seq, region) in self.layers[layer].regions.iter().enumerate() {
             let first = kept_slots.len();
             // `stride` is the distance between the kept slots of two heads in the list: 0 where they share them.
-            let (len, cap, stride) = match updates.iter().find(|u| u.seq == seq) {
-                Some(RegionUpdate { keep, room, .. }) => {
+            let (source, len, cap, stride) = match updates.iter().find(|u| u.seq == seq) {
+                Some(RegionUpdate { keep, room, from, .. }) => {
                     let sets: Vec<&[Slot]> = (0..shape.kv_heads).map(|head| keep.slots(layer, head)).collect();
                     let shared = sets.iter().all(|s| s.as_ptr() == sets[0].as_ptr() && s.len() == sets[0].len());
                     for set in &sets[..if shared { 1 } else { sets.len() }] {
@@ -319,15 +343,16 @@ impl KvCache {
                         kept_slots.extend(set.iter().map(|s| s.0));
                     }
                     let kept = sets[0].len();
-                    (kept, self.capacity_for(kept + room), if shared { 0 } else { kept })
+                    let stride = if shared { 0 } else { kept };
+                    (&self.layers[layer].regions[*from], kept, self.capacity_for(kept + room), stride)
                 }
                 // Sequences without an update are moved unchanged.
                 None => {
                     kept_slots.extend(0..region.len as u32);
-                    (region.len, region.cap, 0)
+                    (region, region.len, region.cap, 0)
                 }
             };
-            let entry: [usize; MOVE] = [region.base, region.cap, base, cap, len, first, stride, 0];
+            let entry: [usize; MOVE] = [source.base, source.cap, base, cap, len, first, stride, 0];
             moves.extend(entry.map(|v| v as u32));
             regions.push(Region { len, base, cap });
             base += planes * cap;

@@ -9,7 +9,7 @@ use super::bound::Bound;
 use super::logprobs::{Of, PendingLogprobs, Row};
 use super::record::{Event, LAG, OnEvent, RunResult};
 use super::request::Prompt;
-use super::runner::{Admission, Measurements, PREFILL_CHUNK, PendingForward, PendingState, Runner};
+use super::runner::{Measurements, PREFILL_CHUNK, PendingForward, PendingState, Runner};
 use super::sequence::Sequence;
 use crate::cache::RegionUpdate;
 use crate::kernels::Reduce;
@@ -71,6 +71,8 @@ pub struct Status {
     pub reserved_bytes: u64,
     /// The bytes that their keys and values have now.
     pub used_bytes: u64,
+    /// The bytes of prompts that are kept of requests that have ended.
+    pub kept_bytes: u64,
 }
 
 /// Requests that may overtake one that does not fit.
@@ -168,6 +170,9 @@ fn places_of(rows: &[Running<'_>]) -> Vec<usize> {
 /// sequence fails and its memory is freed, until the others fit. Returns the sequences that have room.
 fn with_room<'s>(runner: &mut Runner, mut rows: Vec<Running<'s>>, extra: usize) -> Vec<Running<'s>> {
     while let Err(e) = runner.reserve(&places_of(&rows), extra) {
+        if runner.forget_idle() {
+            continue;
+        }
         let longest = (0..rows.len()).max_by_key(|&row| runner.cache().longest(rows[row].place));
         let Some(longest) = longest else { break };
         let Running { place, sequence } = rows.remove(longest);
@@ -208,7 +213,35 @@ impl<'e> Batch<'e> {
             running: running().count(),
             waiting: self.waiting.len(),
             reserved_bytes: running().map(|s| s.bound.bytes).sum(),
-            used_bytes: self.runner.cache().bytes(),
+            used_bytes: self.runner.cache().bytes() - self.kept_bytes(),
+            kept_bytes: self.kept_bytes(),
+        }
+    }
+
+    fn kept_bytes(&self) -> u64 {
+        self.runner.idle().iter().map(|seq| self.runner.cache().bytes_of(*seq)).sum()
+    }
+
+    /// The slots and bytes of a prompt that is kept, with the second buffer that one layer has while it is moved.
+    fn kept(&self, seq: usize) -> Bound {
+        let (cache, slots) = (self.runner.cache(), self.runner.cache().capacity(0, seq));
+        let bytes = cache.bytes_of(seq) + (slots * cache.shape().slot_bytes()) as u64;
+        Bound { slots, bytes }
+    }
+
+    /// Forgets prompts that are kept, those that were used least recently first, until a request with this bound fits
+    /// beside the others in `place`.
+    fn make_room(&mut self, place: usize, bound: &Bound) {
+        for seq in self.runner.idle() {
+            let kept = self.runner.idle().into_iter().filter(|idle| *idle != place).map(|idle| self.kept(idle));
+            let add = |sum: Bound, b: Bound| Bound { slots: sum.slots + b.slots, bytes: sum.bytes + b.bytes };
+            if self.fits(bound, kept.fold(self.reserved(), add)) {
+                return;
+            }
+            if seq != place {
+                // A cache that becomes smaller cannot exceed a limit.
+                self.runner.clear(seq).ok();
+            }
         }
     }
 
@@ -268,7 +301,18 @@ impl<'e> Batch<'e> {
     /// A prompt that is empty, longer than the context or larger than the device's buffers, a policy that cannot run
     /// with this model or budget, and a request that can need more memory than [`set_memory`](Self::set_memory) allows.
     pub fn add(&mut self, prompt: &Prompt, settings: &Settings) -> Result<usize> {
-        let sequence = self.prepared.sequence(self.requests, prompt, settings)?;
+        self.add_of(0, prompt, settings)
+    }
+
+    /// Like [`add`](Self::add), for a request of a group, such as those of one user. The beginning of a prompt is shared
+    /// only inside a group, because the time until the first token tells whether it was. [`add`](Self::add) adds to group
+    /// 0.
+    ///
+    /// # Errors
+    /// Those of [`add`](Self::add).
+    pub fn add_of(&mut self, group: u64, prompt: &Prompt, settings: &Settings) -> Result<usize> {
+        let mut sequence = self.prepared.sequence(self.requests, prompt, settings)?;
+        sequence.group = group;
         self.runner.check_prompt(sequence.prompt.len())?;
         if !self.fits(&sequence.bound, Bound::default()) {
             return Err(self.too_large(&sequence.bound));
@@ -322,6 +366,7 @@ impl<'e> Batch<'e> {
             let e = self.runner.model().device().explained(e);
             self.reads.clear();
             self.runner.forget_logprobs();
+            self.runner.forget_idle();
             self.places.sequences().for_each(|s| s.fail(e.clone()));
         }
         self.retire(on)
@@ -334,25 +379,25 @@ impl<'e> Batch<'e> {
         if self.stop.load(Ordering::Relaxed) {
             self.waiting.iter_mut().chain(self.places.sequences()).for_each(Sequence::cancel);
         }
-        for place in 0..self.places.0.len() {
-            if self.places.0[place].is_some() {
-                continue;
+        loop {
+            let free: Vec<usize> = (0..self.places.0.len()).filter(|place| self.places.0[*place].is_none()).collect();
+            if free.is_empty() {
+                break;
             }
-            let first = self.places.0.iter().all(Option::is_none);
+            let first = free.len() == self.places.0.len();
             let Some(mut sequence) = self.next_waiting() else { break };
+            let place = self.runner.place_for(&free, &sequence.prompt, Some(sequence.group)).unwrap_or(free[0]);
+            self.make_room(place, &sequence.bound);
             sequence.begin();
             if !self.fits(&sequence.bound, Bound::default()) {
                 let error = self.too_large(&sequence.bound);
                 sequence.fail(error);
             }
             on(sequence.id, Event::Start { prompt_ids: &sequence.prompt });
-            let admission = Admission {
-                settings: sequence.settings(),
-                tracking: sequence.pruner.tracking(),
-                prompt: &sequence.prompt,
-            };
-            let admitted = self.runner.admit(place, first, &admission);
-            sequence.or_fail(admitted);
+            let admitted = self.runner.admit(place, first, &sequence.admission());
+            if let Some(shared) = sequence.or_fail(admitted) {
+                (sequence.forwarded, sequence.shared) = (shared, shared);
+            }
             self.places.0[place] = Some(sequence);
         }
         // The event that a request starts may have set the flag.
@@ -369,6 +414,15 @@ impl<'e> Batch<'e> {
     /// which a prompt is passed over counts as four chunks less, so that short ones cannot keep a long one waiting.
     fn prefill(&mut self) {
         let mut prefilling: Vec<Running<'_>> = self.places.running().filter(|r| r.sequence.prefilling()).collect();
+        // Who can copy from a prompt that is still being forwarded waits for it: for one that has begun or came earlier,
+        // so that not everybody waits.
+        let ahead: Vec<(usize, usize, bool)> =
+            prefilling.iter().map(|r| (r.place, r.sequence.id, r.sequence.has_begun())).collect();
+        prefilling.retain(|Running { place, sequence }| {
+            let others = ahead.iter().filter(|(_, id, begun)| *begun || *id < sequence.id);
+            let others: Vec<usize> = others.map(|(other, ..)| *other).filter(|other| other != place).collect();
+            sequence.has_begun() || !self.runner.gains_by(&others, *place, sequence.forwarded, &sequence.admission())
+        });
         let urgency = |r: &Running<'_>| {
             let chunks = (r.sequence.prompt.len() - r.sequence.forwarded).div_ceil(PREFILL_CHUNK);
             (chunks.saturating_sub(4 * r.sequence.passed_over), r.sequence.id)
@@ -377,9 +431,16 @@ impl<'e> Batch<'e> {
         let Running { place, sequence } = prefilling.swap_remove(next);
         sequence.passed_over = 0;
         prefilling.into_iter().for_each(|other| other.sequence.passed_over += 1);
+        if !sequence.has_begun() {
+            let copied = self.runner.catch_up(place, sequence.forwarded, &sequence.admission());
+            (sequence.forwarded, sequence.shared) = (copied, copied);
+        }
         let rest = &sequence.prompt[sequence.forwarded..];
         let (left, forced) = (rest.len(), sequence.forced_first());
-        let forwarded = self.runner.prefill_then(place, rest, forced);
+        let forwarded = match self.runner.prefill_then(place, rest, forced) {
+            Err(_) if self.runner.forget_idle() => self.runner.prefill_then(place, rest, forced),
+            forwarded => forwarded,
+        };
         let Some(forwarded) = sequence.or_fail(forwarded) else { return };
         sequence.forwarded += forwarded;
         sequence.issued = usize::from(forwarded == left);
@@ -538,7 +599,12 @@ impl<'e> Batch<'e> {
                 let request = sequence.id;
                 let result = sequence.finish(&self.prepared.name, &device, self.runner.cache(), Some(place));
                 // What was generated is not lost with a device that cannot even be cleared.
-                let cleared = self.runner.clear(place).map_err(|e| device.explained(e)).err();
+                let cleared = match result.as_ref().map(|result| &result.error) {
+                    Ok(None) => self.runner.release(place),
+                    // What a failed request has in the cache may be anything.
+                    _ => self.runner.clear(place),
+                };
+                let cleared = cleared.map_err(|e| device.explained(e)).err();
                 let result = result.map(|mut result| {
                     result.error = result.error.or(cleared);
                     result
@@ -642,7 +708,7 @@ fn keep(runner: &mut Runner, due: &mut [Due<'_>], plans: &[Planned]) {
     let mut updates = Vec::new();
     for planned in &evicting {
         let Due { place, sequence, .. } = &due[planned.row];
-        updates.push(RegionUpdate { seq: *place, keep: &planned.plan, room: sequence.room_after_gather() });
+        updates.push(RegionUpdate::new(*place, &planned.plan, sequence.room_after_gather()));
     }
     for (planned, kept) in evicting.into_iter().zip(runner.keep(&updates)) {
         let sequence = &mut due[planned.row].sequence;

@@ -30,6 +30,7 @@ mod bound;
 mod calibrated;
 mod logprobs;
 mod prepared;
+mod prompts;
 pub(crate) mod pruning;
 mod record;
 mod request;
@@ -187,6 +188,14 @@ impl Engine {
                 return result;
             }
         }
+    }
+
+    /// Keeps the beginning of the cache of requests that have ended, which holds their prompts, in up to `bytes` of memory. A
+    /// later request that begins with the same tokens, such as the next message of a conversation, copies them, and its
+    /// result has the same bits as without. What is kept yields to requests that need its place or its memory. Nothing is
+    /// kept with 0, the default.
+    pub fn keep_prompts(&mut self, bytes: u64) {
+        self.runner.keep_prompts(bytes);
     }
 
     /// An empty batch, with as many places as the engine was loaded for ([`LoadOptions::sequences`]).

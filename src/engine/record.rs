@@ -75,6 +75,9 @@ pub struct RunResult {
     /// The probabilities of the tokens of the prompt from the second on, each given those before it, if the request has
     /// [`prompt_logprobs`](crate::Settings::prompt_logprobs); else empty.
     pub prompt_logprobs: Vec<Logprobs>,
+    /// Tokens of the prompt that were copied from the cache of another request with the same beginning, and not computed
+    /// again.
+    pub shared_tokens: usize,
     /// The error that ended the run, if it failed after its first token.
     pub error: Option<Error>,
 }

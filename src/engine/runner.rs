@@ -9,6 +9,7 @@ use burn::tensor::Tensor;
 use crate::cache::{CacheShape, KvCache, RegionUpdate, Tracking};
 use crate::device::ComputeDevice;
 use crate::engine::logprobs::{Of, PendingLogprobs};
+use crate::engine::prompts::{CachedPrompts, Shared};
 use crate::kernels::readback::{self, Readback};
 use crate::kernels::{self, Reduce};
 use crate::model::decoder::{Decoder, Input, Logits, Output};
@@ -44,6 +45,7 @@ pub struct Runner {
     reported: Vec<(bool, bool)>,
     /// Probabilities that were not read yet.
     observed: Vec<(Of, Observed)>,
+    prompts: CachedPrompts,
 }
 
 /// How a sequence is run.
@@ -56,6 +58,16 @@ pub struct Admission<'a> {
     pub tracking: Tracking,
     /// Its prompt, whose tokens a repetition penalty counts as seen.
     pub prompt: &'a [u32],
+    /// The group of requests that it may share the beginning of its prompt with; `None`: it shares nothing.
+    pub group: Option<u64>,
+}
+
+impl Admission<'_> {
+    /// The group that it may copy from. What a policy tracks and what is reported of a prompt needs the forward of all
+    /// its tokens.
+    fn copies_from(&self) -> Option<u64> {
+        self.group.filter(|_| self.tracking == Tracking::default() && self.settings.prompt_logprobs.is_none())
+    }
 }
 
 /// A forward of pending tokens whose logits wait until the caches are pruned: what is sampled next then does not
@@ -137,7 +149,8 @@ impl Runner {
         let device = model.device();
         let mut cache = KvCache::new(shape, device);
         let sampler = Sampler::new(model.config().vocab_size, &mut cache, device);
-        Self { model, cache, sampler, reported: vec![(false, false); shape.seqs], observed: Vec::new() }
+        let prompts = CachedPrompts::new(shape.seqs);
+        Self { model, cache, sampler, reported: vec![(false, false); shape.seqs], observed: Vec::new(), prompts }
     }
 
     /// Whether a runner of this model and shape can begin on `device`.
@@ -179,20 +192,121 @@ impl Runner {
     }
 
     /// Empties `seq` and prepares it for a new prompt. `first`: no other sequence is running, so the way positions
-    /// are counted may change.
+    /// are counted may change. Returns the number of tokens of the prompt that were copied from another one with the same
+    /// beginning: only those behind them have to be forwarded.
     ///
     /// # Errors
     /// If the cache would exceed the device's limits, or the running sequences count positions in another way.
-    pub fn admit(&mut self, seq: usize, first: bool, with: &Admission<'_>) -> Result<()> {
-        self.cache.clear(seq)?;
-        if first {
+    pub fn admit(&mut self, seq: usize, first: bool, with: &Admission<'_>) -> Result<usize> {
+        if first && (self.cache.positions() != with.settings.positions || self.cache.tracking() != Tracking::default())
+        {
+            for seq in 0..self.cache.shape().seqs {
+                self.clear(seq)?;
+            }
             self.cache.begin(with.settings.positions)?;
+        }
+        let found = with.copies_from().and_then(|group| self.prompts.find(with.prompt, group, None));
+        let room = |tokens: usize| with.prompt.len() - tokens;
+        let copied = found.filter(|f| self.cache.copy_beginning(seq, f.seq, f.tokens, room(f.tokens)).is_ok());
+        let shared = copied.map_or(0, |copied| copied.tokens);
+        if shared == 0 {
+            self.cache.clear(seq)?;
+        }
+        self.prompts.forget(seq);
+        if let Some(group) = with.group {
+            self.prompts.begin(seq, with.prompt, group);
+            self.prompts.advance(seq, shared);
         }
         self.reported[seq] = (with.settings.logprobs.is_some(), with.settings.prompt_logprobs.is_some());
         self.sampler.check_counts(&with.settings.sampling, &self.model.device().info)?;
         self.cache.track(with.tracking, self.model.config().q_size());
         self.sampler.set(&mut self.cache, seq, &with.settings.sampling, with.settings.seed, with.prompt);
+        Ok(shared)
+    }
+
+    /// Keeps prompts of sequences that have ended, in up to `bytes`; see [`Engine::keep_prompts`](crate::Engine::keep_prompts).
+    pub fn keep_prompts(&mut self, bytes: u64) {
+        self.prompts.most_bytes = bytes;
+        self.limit_idle();
+    }
+
+    /// The place for a request with this prompt, among the free ones: one that has most of what it can copy and would
+    /// otherwise be copied from, else an empty one, else the one whose prompt was used least recently.
+    pub(crate) fn place_for(&mut self, free: &[usize], prompt: &[u32], group: Option<u64>) -> Option<usize> {
+        let shared = group.and_then(|group| self.prompts.find(prompt, group, None));
+        if let Some(Shared { seq, tokens }) = shared
+            && free.contains(&seq)
+            && 2 * tokens >= self.prompts.tokens(seq)
+        {
+            return Some(seq);
+        }
+        let idle = self.prompts.idle();
+        let empty = free.iter().find(|seq| !idle.contains(seq));
+        empty.or_else(|| idle.iter().find(|seq| free.contains(seq))).copied()
+    }
+
+    /// Copies what another sequence has of the beginning of the prompt of `seq`, if it is more than the `forwarded`
+    /// tokens that `seq` has itself. Returns the tokens that `seq` has then.
+    pub(crate) fn catch_up(&mut self, seq: usize, forwarded: usize, with: &Admission<'_>) -> usize {
+        let shared = with.copies_from().and_then(|group| self.prompts.find(with.prompt, group, Some(seq)));
+        let Some(Shared { seq: from, tokens }) = shared.filter(|shared| shared.tokens > forwarded) else {
+            return forwarded;
+        };
+        match self.cache.copy_beginning(seq, from, tokens, with.prompt.len() - tokens) {
+            Ok(()) => {
+                self.prompts.advance(seq, tokens - forwarded);
+                tokens
+            }
+            // Whether the prompt fits shows when it is forwarded.
+            Err(_) => forwarded,
+        }
+    }
+
+    /// Whether `seq`, which has `forwarded` tokens of its prompt, can copy more of it once one of `others` has forwarded its
+    /// own, than it can copy now.
+    pub(crate) fn gains_by(&mut self, others: &[usize], seq: usize, forwarded: usize, with: &Admission<'_>) -> bool {
+        let Some(group) = with.copies_from() else { return false };
+        let now = self.prompts.find(with.prompt, group, Some(seq)).map_or(0, |shared| shared.tokens).max(forwarded);
+        self.prompts.promised(with.prompt, group, others) > now
+    }
+
+    /// Gives the memory of a sequence that has ended back, except that of its prompt if that is to be kept.
+    ///
+    /// # Errors
+    /// If the cache would exceed the device's limits.
+    pub(crate) fn release(&mut self, seq: usize) -> Result<()> {
+        let kept = if self.prompts.most_bytes > 0 { self.prompts.end(seq) } else { None };
+        let Some(tokens) = kept else { return self.clear(seq) };
+        self.cache.copy_beginning(seq, seq, tokens, 0)?;
+        self.model.device().burn.memory_cleanup();
+        self.limit_idle();
         Ok(())
+    }
+
+    /// Sequences that have ended and whose prompts are kept, the one that was used last at the end.
+    pub(crate) fn idle(&self) -> Vec<usize> {
+        self.prompts.idle()
+    }
+
+    /// Empties the sequences whose prompts were used least recently, until the others need no more than their limit.
+    fn limit_idle(&mut self) {
+        let idle = self.prompts.idle();
+        let mut bytes: u64 = idle.iter().map(|seq| self.cache.bytes_of(*seq)).sum();
+        for seq in idle {
+            if bytes <= self.prompts.most_bytes {
+                return;
+            }
+            bytes -= self.cache.bytes_of(seq);
+            // A cache that becomes smaller cannot exceed a limit.
+            self.clear(seq).ok();
+        }
+    }
+
+    /// Empties all sequences that have ended. Returns whether there were any.
+    pub(crate) fn forget_idle(&mut self) -> bool {
+        let idle = self.prompts.idle();
+        idle.iter().for_each(|seq| drop(self.clear(*seq)));
+        !idle.is_empty()
     }
 
     /// Makes room for `extra` more tokens of each of `seqs`.
@@ -215,7 +329,9 @@ impl Runner {
     /// Like [`prefill`](Self::prefill), but the first token is `forced`, if it is given.
     pub(crate) fn prefill_then(&mut self, seq: usize, rest: &[u32], forced: Option<u32>) -> Result<usize> {
         self.cache.reserve(&[seq], rest.len())?;
-        let ids = &rest[..rest.len().min(PREFILL_CHUNK)];
+        // Chunks end where they would if nothing had been copied.
+        let begun = self.cache.sequence(seq).position.0 as usize % PREFILL_CHUNK;
+        let ids = &rest[..rest.len().min(PREFILL_CHUNK - begun)];
         let plan = self.model.plan(Input::Chunk { seq, ids }, &mut self.cache)?;
         let out = self.model.forward(&plan, &mut self.cache, None);
         if self.reported[seq].1 {
@@ -235,6 +351,7 @@ impl Runner {
         } else {
             self.cache.advance(seq, ids.len(), 0);
         }
+        self.prompts.advance(seq, ids.len());
         Ok(ids.len())
     }
 
@@ -406,6 +523,7 @@ impl Runner {
     /// # Errors
     /// If the cache would exceed the device's limits.
     pub fn clear(&mut self, seq: usize) -> Result<()> {
+        self.prompts.forget(seq);
         self.cache.clear(seq)
     }
 

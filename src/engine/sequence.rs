@@ -10,7 +10,7 @@ use crate::engine::bound::{Bound, Slots};
 use crate::engine::logprobs::{Logprobs, Row};
 use crate::engine::pruning::Pruner;
 use crate::engine::record::{Event, LAG, RunResult};
-use crate::engine::runner::Measurements;
+use crate::engine::runner::{Admission, Measurements};
 use crate::engine::stops::Stops;
 use crate::policy::{self, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
@@ -71,8 +71,12 @@ pub(crate) struct Sequence {
     answered: usize,
     pub ledger: Ledger,
     pub prompt: Vec<u32>,
-    /// Tokens of the prompt that were forwarded.
+    /// Tokens of the prompt that were forwarded or copied.
     pub forwarded: usize,
+    /// Of them, those that were copied from another sequence.
+    pub shared: usize,
+    /// The group of requests that share the beginnings of their prompts.
+    pub group: u64,
     /// Positions the model was loaded for.
     context: usize,
     /// Generated tokens that were read back.
@@ -148,6 +152,8 @@ impl Sequence {
             answered: 0,
             ledger: Ledger::with_sets(prompt.len(), sets).with_boundaries(settings.steps),
             forwarded: 0,
+            shared: 0,
+            group: 0,
             context: model.context,
             tokens: Vec::new(),
             issued: 0,
@@ -180,6 +186,21 @@ impl Sequence {
     /// Whether any of the prompt is still to be forwarded.
     pub fn prefilling(&self) -> bool {
         self.ended.is_none() && !self.cancelled && self.issued == 0
+    }
+
+    /// Whether any of the prompt was forwarded, and not copied.
+    pub fn has_begun(&self) -> bool {
+        self.forwarded > self.shared
+    }
+
+    /// How it is run.
+    pub fn admission(&self) -> Admission<'_> {
+        Admission {
+            settings: self.settings(),
+            tracking: self.pruner.tracking(),
+            prompt: &self.prompt,
+            group: Some(self.group),
+        }
     }
 
     /// Issues no further steps. The sequence ends once all sampled tokens are read.
@@ -508,6 +529,7 @@ impl Sequence {
             kv_bytes: place.map_or(0, |place| cache.bytes_of(place)),
             missed: self.missed,
             prompt_logprobs: self.prompt_logprobs,
+            shared_tokens: self.shared,
             trace,
             error: self.error,
         })

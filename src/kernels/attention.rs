@@ -36,7 +36,7 @@ const SHORT_TILE: usize = 64;
 const GPU_HEADS: usize = 2;
 /// The most rows for which a chunk's slots are split on a GPU: the size of a probe. More rows fill the GPU without
 /// splits.
-const SPLIT_ROWS: usize = 64;
+pub(super) const SPLIT_ROWS: usize = 64;
 /// The most splits of a chunk's slots. It bounds the size of the partial results.
 const CHUNK_SPLITS: usize = 16;
 

@@ -13,11 +13,11 @@ use burn::backend::wgpu::CubeTensor;
 
 /// A tiling of `matmul.wgsl`.
 #[derive(Clone, Copy)]
-struct Tiling {
+pub(super) struct Tiling {
     /// Rows of a workgroup.
     rows: usize,
     /// Vectors of a workgroup.
-    n: usize,
+    pub n: usize,
     /// Columns that workgroup memory holds at once.
     depth: usize,
     /// Parts of the columns, each summed by invocations of its own.
@@ -27,7 +27,7 @@ struct Tiling {
 /// For prompts.
 const WIDE: Tiling = Tiling { rows: 64, n: 64, depth: 16, slices: 1 };
 /// For probes and batches: a whole chunk fits one column of workgroups, so that weights are read once.
-const NARROW: Tiling = Tiling { rows: 32, n: 32, depth: 64, slices: 4 };
+pub(super) const NARROW: Tiling = Tiling { rows: 32, n: 32, depth: 64, slices: 4 };
 
 impl Tiling {
     fn new(n: usize) -> Self {

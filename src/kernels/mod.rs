@@ -133,6 +133,12 @@ pub const MOST_ROWS: usize = 16_384;
 /// The most rows whose products do not depend, bit for bit, on how many they are: a decode step.
 pub const MOST_TOGETHER: usize = matvec::MOST;
 
+/// In chunks of at least so many rows of one sequence, what is computed of a row does not depend, bit for bit, on how
+/// many rows there are: each kernel has one way of adding for all of them.
+pub const ALIKE_ROWS: usize = attention::SPLIT_ROWS + 1;
+// The tilings of `matmul` have to agree by then too.
+const _: () = assert!(ALIKE_ROWS > matmul::NARROW.n && ALIKE_ROWS > MOST_TOGETHER);
+
 /// The layer, for kernels that read or write its keys and values.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerSpec {

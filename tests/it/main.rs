@@ -25,6 +25,7 @@ mod laws_host;
 mod loading;
 mod oracles;
 mod policies;
+mod prompts;
 mod reasoner;
 mod request;
 mod sampling;
