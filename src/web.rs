@@ -210,7 +210,9 @@ impl Secateur {
             let what = "Uploading the model to the GPU";
             send(on_event, &json!({"type": "progress", "what": what, "done": done, "total": total}));
         };
-        let engine = Engine::load(source, name, &device, &load, &mut progress)?;
+        let mut engine = Engine::load(source, name, &device, &load, &mut progress)?;
+        // The next message of a conversation repeats the earlier ones.
+        engine.keep_prompts(256 << 20);
         let info = json!({
             "model": name,
             "adapter": device.info.name,

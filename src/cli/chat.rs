@@ -24,6 +24,9 @@ Press Ctrl-C while the model writes to stop its answer. To continue a message on
 press Ctrl-J or Alt-Enter. Up and Down recall earlier messages, and Ctrl-R searches them.
 Unless secateur was started with --seed, each answer is drawn with a new random seed, which is shown after it.";
 
+/// Bytes of the cache that stay between two messages: a message's prompt begins with the one before.
+const KEPT: u64 = 1 << 30;
+
 /// Runs the chat until the user leaves it. Each turn is `request` with the conversation so far. If the device fails, the
 /// model is loaded `again`, and the conversation continues.
 ///
@@ -37,6 +40,7 @@ pub fn main(
     again: &mut dyn FnMut() -> Result<Engine>,
     quiet: bool,
 ) -> Result<ExitCode> {
+    engine.keep_prompts(KEPT);
     let mut stop = engine.stop_flag();
     let mut failed_before = false;
     let terminal_error = |e: std::io::Error| Error::new(ErrorKind::Io, "the terminal cannot be read").found(e);
@@ -85,6 +89,7 @@ pub fn main(
                     // Otherwise the old weights would take the memory that the new ones need.
                     drop(engine);
                     engine = again()?;
+                    engine.keep_prompts(KEPT);
                     stop = engine.stop_flag();
                     signals::stop_on_signal(&stop);
                     continue;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use secateur::engine::{Engine, LoadOptions, PreparedModel};
+use secateur::device::ComputeDevice;
+use secateur::engine::{Engine, LoadOptions, PreparedModel, Settings};
 use secateur::policy::Budget;
 use secateur::serve::{self, Options, ThinkingField};
 use secateur::settings::MAX_NEW_TOKENS_THINKING;
@@ -22,6 +23,26 @@ use super::trust;
 
 /// The budget of requests that name none: together with a limit on the answer, it bounds their memory.
 const DEFAULT_BUDGET: Budget = Budget::Tokens(1024);
+
+/// The most requests that run side by side.
+const MOST_SEQUENCES: usize = 64;
+/// The most places of `--sequences auto` without `--cache-memory`.
+const MOST_UNTOLD: usize = 16;
+
+/// How many requests run side by side.
+#[derive(Debug, Clone, Copy)]
+enum Sequences {
+    Auto,
+    Number(usize),
+}
+
+fn sequences(text: &str) -> Result<Sequences, String> {
+    match text.parse() {
+        _ if text == "auto" => Ok(Sequences::Auto),
+        Ok(number) if (1..=MOST_SEQUENCES).contains(&number) => Ok(Sequences::Number(number)),
+        _ => Err(format!("auto or a number from 1 to {MOST_SEQUENCES} is expected")),
+    }
+}
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -51,9 +72,10 @@ pub struct Args {
     /// Answer requests that name another model too, for clients with fixed names.
     #[arg(long)]
     any_model: bool,
-    /// The number of requests that run side by side.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=64))]
-    sequences: u16,
+    /// The number of requests that run side by side, or auto: as many usual ones as fit into --cache-memory, at most 64, or at
+    /// most 16 where that is not given.
+    #[arg(long, value_name = "N|auto", default_value = "4", value_parser = sequences)]
+    sequences: Sequences,
     /// The number of requests that may wait for a place. Further ones are refused with status 503.
     #[arg(long, value_name = "N", default_value_t = 64)]
     queue: u16,
@@ -61,6 +83,10 @@ pub struct Args {
     /// the others [default: what the device's largest buffers allow].
     #[arg(long, value_name = "MIB")]
     cache_memory: Option<u64>,
+    /// The memory for prompts of requests that have ended, in MiB, as a part of that of the caches. Requests that begin alike
+    /// copy them, such as the next message of a conversation; 0: none is kept [default: a quarter of the caches' memory].
+    #[arg(long, value_name = "MIB")]
+    prompt_cache: Option<u64>,
     /// The most tokens after the thinking, which is never pruned, in requests that name no limit.
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
     max_answer_tokens: u32,
@@ -100,13 +126,13 @@ pub fn main(args: Args) -> Result<ExitCode> {
     defaults.max_answer_tokens = Some(args.max_answer_tokens as usize);
     defaults.check()?;
     let most_new_tokens = defaults.max_new_tokens.unwrap_or(MAX_NEW_TOKENS_THINKING);
-    let places = usize::from(args.sequences);
     let mut options = Options {
         name: String::new(),
         defaults,
-        places,
+        places: 1,
         queue: args.queue.into(),
         memory: args.cache_memory.map(|mib| mib << 20),
+        kept_prompts: args.prompt_cache.map(|mib| mib << 20),
         most_new_tokens,
         keys: args.keys()?,
         origins: args.cors.clone(),
@@ -125,16 +151,36 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let listener = listen(SocketAddr::new(args.host, args.port))?;
     let (source, name) = args.model.open(args.quiet)?;
     options.name = args.served_name.clone().unwrap_or_else(|| short_name(&name));
-    let load =
-        LoadOptions { kv: args.stored.kv, context: args.context, sequences: places, weights: args.stored.weights };
+    let load = LoadOptions { kv: args.stored.kv, context: args.context, sequences: 1, weights: args.stored.weights };
     // What cannot run is refused before the weights are read.
-    PreparedModel::new(&source, &name, &load)?.settings(&options.defaults)?;
+    let prepared = PreparedModel::new(&source, &name, &load)?;
+    prepared.settings(&options.defaults)?;
+    let opened = match args.sequences {
+        Sequences::Number(places) => {
+            options.places = places;
+            None
+        }
+        Sequences::Auto => {
+            let device = trust::open(&args.device, args.quiet)?;
+            options.places = places_on(&device, &prepared, &options)?;
+            Some(device)
+        }
+    };
+    let load = LoadOptions { sequences: options.places, ..load };
     signals::install()?;
     let stop = Arc::new(AtomicBool::new(false));
     signals::stop_on_signal(&stop);
     let address = address_of(&listener)?;
-    let opening =
-        Opening { source, name, load, device: args.device, address, quiet: args.quiet, options: options.clone() };
+    let opening = Opening {
+        source,
+        name,
+        load,
+        device: args.device,
+        opened,
+        address,
+        quiet: args.quiet,
+        options: options.clone(),
+    };
     let open = opening.opener();
     serve::run(listener, options, open, stop)?;
     // A server that was told to stop, and did, has done its work.
@@ -147,6 +193,8 @@ struct Opening {
     name: String,
     load: LoadOptions,
     device: String,
+    /// The device, if it is open already.
+    opened: Option<ComputeDevice>,
     address: SocketAddr,
     quiet: bool,
     options: Options,
@@ -157,12 +205,16 @@ const USUAL_PROMPT: usize = 1000;
 
 impl Opening {
     /// Loads the model, and says where it is served.
-    fn opener(self) -> serve::Open {
+    fn opener(mut self) -> serve::Open {
         Box::new(move || -> Result<Engine> {
-            let Self { source, name, load, device, address, quiet, options } = &self;
+            let opened = self.opened.take();
+            let Self { source, name, load, device, address, quiet, options, .. } = &self;
             let shown = options::in_precision(name, load.weights);
             let prepared = PreparedModel::new(source, name, load)?;
-            let device = trust::open(device, *quiet)?;
+            let device = match opened {
+                Some(device) => device,
+                None => trust::open(device, *quiet)?,
+            };
             let mut bar = Progress::new(&format!("loading {shown}"), *quiet);
             let engine = prepared.load(source, &device, &mut |done, total| bar.at(done, total))?;
             drop(bar);
@@ -178,19 +230,32 @@ impl Opening {
 
 /// A sentence on how many requests run at once, by the bound of a usual one.
 fn room(engine: &Engine, options: &Options) -> Result<String> {
-    let prepared = engine.prepared();
-    let (mut settings, _) = prepared.settings(&options.defaults)?;
-    settings.max_new_tokens = settings.max_new_tokens.min(options.most_new_tokens);
-    let prompt = USUAL_PROMPT.min(prepared.context() / 2);
-    let bound = prepared.bound(prompt, &settings);
-    let most = engine.most_slots().saturating_mul(engine.slot_bytes());
+    let (prepared, device) = (engine.prepared(), engine.model().device());
+    let (prompt, settings) = usual(&prepared, options)?;
+    let most = prepared.cache_limit(device);
     let memory = options.memory.unwrap_or(most).min(most);
-    let fit = (memory / bound.bytes.max(1)).min(options.places as u64);
+    let fit = prepared.side_by_side(prompt, &settings, memory, options.places, device);
     Ok(format!(
         "a request with a prompt of {prompt} tokens needs at most {} of cache; {fit} of them run side by side in {}",
-        screen::bytes(bound.bytes),
+        screen::bytes(prepared.bound(prompt, &settings).bytes),
         screen::bytes(memory),
     ))
+}
+
+/// The prompt's length and the settings of a usual request.
+fn usual(prepared: &PreparedModel, options: &Options) -> Result<(usize, Settings)> {
+    let (mut settings, _) = prepared.settings(&options.defaults)?;
+    settings.max_new_tokens = settings.max_new_tokens.min(options.most_new_tokens);
+    Ok((USUAL_PROMPT.min(prepared.context() / 2), settings))
+}
+
+/// The number of places for usual requests on a device.
+fn places_on(device: &ComputeDevice, prepared: &PreparedModel, options: &Options) -> Result<usize> {
+    let (prompt, settings) = usual(prepared, options)?;
+    let most = prepared.cache_limit(device);
+    // Where nobody says how much memory there is, the largest buffers do not tell either.
+    let most_places = if options.memory.is_some() { MOST_SEQUENCES } else { MOST_UNTOLD };
+    Ok(prepared.side_by_side(prompt, &settings, options.memory.unwrap_or(most).min(most), most_places, device))
 }
 
 /// The last part of a path, or the whole name of a model on the hub, without what follows a file's dot.

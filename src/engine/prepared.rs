@@ -281,6 +281,10 @@ impl PreparedModel {
     /// Only a budget of `tokens:N` together with [`max_answer_tokens`](Settings::max_answer_tokens) bounds the cache below
     /// the tokens that may be generated: other budgets keep more of a longer thought, and an answer is never pruned.
     pub fn bound(&self, prompt: usize, settings: &Settings) -> Bound {
+        self.bound_in(&self.shape, prompt, settings)
+    }
+
+    fn bound_in(&self, shape: &CacheShape, prompt: usize, settings: &Settings) -> Bound {
         let probe = match (settings.policy.needs().probes(), &self.tokenizer) {
             // A probe that cannot be encoded is refused elsewhere. No token is shorter than a byte.
             (true, Ok(tokenizer)) => {
@@ -288,7 +292,36 @@ impl PreparedModel {
             }
             _ => 0,
         };
-        Slots { prompt, probe, context: self.context, settings }.bound(&self.shape, self.config.q_size())
+        Slots { prompt, probe, context: self.context, settings }.bound(shape, self.config.q_size())
+    }
+
+    /// The most bytes that the caches of all sequences can take on `device`: each layer is one buffer, and shaders bind it
+    /// whole. A GPU can have less memory than that.
+    pub fn cache_limit(&self, device: &ComputeDevice) -> u64 {
+        (device.info.max_binding_bytes / self.shape.slot_bytes() as u64).saturating_mul(self.shape.token_bytes())
+    }
+
+    /// How many requests with a prompt of so many tokens and these settings run side by side on `device` if their caches may
+    /// take `memory` bytes: at least 1 and at most `most`. It also counts what the device's largest buffers allow.
+    pub fn side_by_side(
+        &self,
+        prompt: usize,
+        settings: &Settings,
+        memory: u64,
+        most: usize,
+        device: &ComputeDevice,
+    ) -> usize {
+        let most_slots = self.shape.most_slots(&device.info);
+        let fits = |seqs: &usize| {
+            let shape = CacheShape { seqs: *seqs, ..self.shape };
+            let bound = self.bound_in(&shape, prompt, settings);
+            let together =
+                bound.bytes.saturating_mul(*seqs as u64) <= memory && bound.slots.saturating_mul(*seqs) <= most_slots;
+            together
+                && Runner::check(self.config.vocab_size, &shape, device).is_ok()
+                && decoder::check_device(&self.config, *seqs, self.context, device).is_ok()
+        };
+        (1..=most).rev().find(fits).unwrap_or(1)
     }
 
     pub(super) fn sequence(&self, id: usize, prompt: &Prompt, settings: &Settings) -> Result<Sequence> {

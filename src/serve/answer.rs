@@ -253,6 +253,7 @@ fn usage(endings: &[Box<Ending>], each: usize) -> Value {
         "prompt_tokens": prompt,
         "completion_tokens": generated,
         "total_tokens": prompt + generated,
+        "prompt_tokens_details": {"cached_tokens": endings.iter().step_by(each).map(|e| e.shared_tokens).sum::<usize>()},
         "completion_tokens_details": {"reasoning_tokens": sum(|e| e.totals.thinking_tokens as u64)},
         "secateur": {
             "cached_tokens": sum(|e| e.totals.final_cached as u64),

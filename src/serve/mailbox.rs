@@ -61,6 +61,8 @@ pub(super) struct Ending {
     pub totals: Totals,
     /// Probes that were made.
     pub probes: usize,
+    /// Tokens of the prompt that were copied from another request's.
+    pub shared_tokens: usize,
     /// The seed of the run.
     pub seed: u64,
     /// The record of the run, if the client asked for it.

@@ -8,8 +8,10 @@ use std::time::Duration;
 /// The counters of a server. They only grow, and reading them changes nothing.
 #[derive(Debug, Default)]
 pub(super) struct Metrics {
-    /// Tokens of prompts that were forwarded.
+    /// Tokens of prompts of requests that were given a place.
     pub prompt_tokens: AtomicU64,
+    /// Of them, tokens that were copied from another request's prompt.
+    pub shared_tokens: AtomicU64,
     /// Tokens that were generated.
     pub generation_tokens: AtomicU64,
     /// Tokens evicted from the cache.
@@ -82,6 +84,8 @@ pub(super) struct Gauges {
     pub reserved_bytes: u64,
     /// Bytes of the cache in use.
     pub used_bytes: u64,
+    /// Bytes of the prompts of requests that have ended.
+    pub kept_bytes: u64,
     /// Bytes of the cache that may be reserved.
     pub capacity_bytes: u64,
 }
@@ -115,9 +119,13 @@ impl Metrics {
             &one(now.reserved_bytes as f64),
         );
         write("kv_cache_used_bytes", "gauge", "Bytes of the cache in use.", &one(now.used_bytes as f64));
+        let help = "Bytes of the prompts of requests that have ended, kept for requests that begin alike.";
+        write("kv_cache_kept_bytes", "gauge", help, &one(now.kept_bytes as f64));
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         for (name, help, counter) in [
-            ("prompt_tokens_total", "Tokens of prompts that were forwarded.", &self.prompt_tokens),
+            ("prompt_tokens_total", "Tokens of prompts of requests that were given a place.", &self.prompt_tokens),
+            ("prefix_cache_queries_total", "Tokens of prompts that were looked for in the cache.", &self.prompt_tokens),
+            ("prefix_cache_hits_total", "Tokens of prompts that were copied inside the cache.", &self.shared_tokens),
             ("generation_tokens_total", "Tokens that were generated.", &self.generation_tokens),
             ("evicted_slots_total", "Tokens evicted from the cache.", &self.evicted_slots),
             ("probes_total", "Probes made.", &self.probes),

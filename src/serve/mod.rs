@@ -55,6 +55,9 @@ pub struct Options {
     /// Bytes for the caches of all requests that run; `None`: what the device's largest buffers allow. A request gets a place
     /// only if the most that it can need fits beside the others.
     pub memory: Option<u64>,
+    /// Bytes for the prompts of requests that have ended, which later requests with the same beginning copy; `None`: a
+    /// quarter of the memory for caches. They yield to requests that run.
+    pub kept_prompts: Option<u64>,
     /// The most tokens that a request may generate, thinking included. Requests that ask for more get so many.
     pub most_new_tokens: usize,
     /// The keys of which a client needs one; none: no key is needed.
@@ -236,6 +239,7 @@ mod tests {
             places: 1,
             queue: 1,
             memory: None,
+            kept_prompts: None,
             most_new_tokens: 1,
             keys: owned(keys),
             origins: Vec::new(),

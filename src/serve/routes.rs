@@ -141,6 +141,13 @@ fn owner(app: &App, headers: &HeaderMap) -> Option<blake3::Hash> {
     Some(blake3::hash(key.or(other)?.as_bytes()))
 }
 
+/// The number of the group of requests that a key makes. Only they share the beginnings of their prompts, because the time
+/// until the first token tells whether a prompt was known.
+fn group(key: blake3::Hash) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *key.as_bytes();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
 impl App {
     /// The model, or the refusal of a server that is still loading.
     fn model(&self) -> Result<Arc<PreparedModel>, Refusal> {
@@ -350,7 +357,8 @@ async fn answer(
         settings.seed = settings.seed.wrapping_add((choice % each) as u64);
         let mut recipient = Recipient::new(client.0.clone(), choice, settings.seed, arrived, ticket);
         (recipient.events, recipient.trace) = (frame.events != Events::None, common.trace());
-        app.worker.submit(Job { prompt: Prompt::Encoded(prompt.clone()), settings, client: recipient })?;
+        let group = frame.owner.map_or(0, group);
+        app.worker.submit(Job { prompt: Prompt::Encoded(prompt.clone()), settings, group, client: recipient })?;
     }
     match common.stream {
         Some(true) => Ok(answer::stream(frame, client, app.traces.clone(), app.worker.clone())),

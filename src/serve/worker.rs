@@ -30,6 +30,8 @@ pub(super) struct Job {
     pub prompt: Prompt,
     /// How it is generated and pruned.
     pub settings: Settings,
+    /// The group of requests that share the beginnings of their prompts: those of one key.
+    pub group: u64,
     /// Whose it is.
     pub client: Recipient,
 }
@@ -71,6 +73,8 @@ pub(super) struct Shared {
     patience: Duration,
     /// Bytes for the caches of all requests; `None`: what the device's largest buffers allow.
     memory: Option<u64>,
+    /// Bytes of them for the prompts of requests that have ended.
+    kept_prompts: Option<u64>,
 }
 
 impl Shared {
@@ -97,6 +101,7 @@ impl Worker {
             metrics: Metrics::default(),
             patience: options.patience,
             memory: options.memory,
+            kept_prompts: options.kept_prompts,
         });
         let (inbox, jobs) = sync_channel(most);
         let of_thread = shared.clone();
@@ -256,8 +261,9 @@ fn serve(mut open: Open, jobs: &Receiver<Job>, shared: &Shared) -> Result<()> {
 /// Serves jobs until there are no more, or until the device fails: then returns its error.
 fn run(engine: &mut Engine, jobs: &Receiver<Job>, shared: &Shared) -> Option<Error> {
     let device = engine.model().device().clone();
-    let most = engine.most_slots().saturating_mul(engine.slot_bytes());
+    let most = engine.prepared().cache_limit(&device);
     let memory = shared.memory.unwrap_or(most).min(most);
+    engine.keep_prompts(shared.kept_prompts.unwrap_or(memory / 4));
     let mut batch = engine.batch();
     batch.set_memory(memory);
     *shared.gauges.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -309,6 +315,7 @@ fn run(engine: &mut Engine, jobs: &Receiver<Job>, shared: &Shared) -> Option<Err
             waiting: status.waiting,
             reserved_bytes: status.reserved_bytes,
             used_bytes: status.used_bytes,
+            kept_bytes: status.kept_bytes,
             capacity_bytes: memory,
         };
         if let Some(error) = lost {
@@ -322,14 +329,14 @@ fn run(engine: &mut Engine, jobs: &Receiver<Job>, shared: &Shared) -> Option<Err
 
 /// Gives a job to the batch. A job that cannot run gets its error at once.
 fn add(batch: &mut Batch<'_>, running: &mut HashMap<usize, Recipient>, job: Job, shared: &Shared) {
-    let Job { prompt, settings, client: mut job } = job;
+    let Job { prompt, settings, group, client: mut job } = job;
     // A client that left while its job was in the inbox costs nothing.
     if job.mailbox.is_abandoned(shared.patience) {
         shared.metrics.count_end("abort");
         job.finished = true;
         return;
     }
-    match batch.add(&prompt, &settings) {
+    match batch.add_of(group, &prompt, &settings) {
         Ok(request) => drop(running.insert(request, job)),
         Err(error) => finish(job, Err(error), shared),
     }
@@ -411,12 +418,14 @@ fn finish(mut job: Recipient, result: Result<RunResult>, shared: &Shared) {
             Err(error)
         }
         Ok(result) => {
-            let RunResult { trace, error, prompt_logprobs, .. } = result;
+            let RunResult { trace, error, prompt_logprobs, shared_tokens, .. } = result;
+            metrics.shared_tokens.fetch_add(shared_tokens as u64, Ordering::Relaxed);
             metrics.count_end(end(&trace.stop_reason));
             Ok(Box::new(Ending {
                 reason: trace.stop_reason.clone(),
                 totals: trace.totals,
                 probes: trace.probes.len(),
+                shared_tokens,
                 seed: job.seed,
                 trace: job.trace.then_some(trace),
                 error,

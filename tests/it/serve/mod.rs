@@ -1,6 +1,7 @@
 //! The HTTP server, over loopback, with the built-in model on the CPU: what clients of OpenAI's interface see, and what
 //! went wrong in other servers.
 mod client;
+mod prompts;
 mod robust;
 mod wire;
 
@@ -29,6 +30,7 @@ pub fn options() -> Options {
         places: 2,
         queue: 16,
         memory: None,
+        kept_prompts: None,
         most_new_tokens: 4096,
         keys: Vec::new(),
         origins: Vec::new(),
