@@ -60,15 +60,16 @@ impl Dtype {
                 halves[..].convert_to_f64_slice(out);
             }
             Dtype::BF16 => {
-                for (pair, word) in out.chunks_mut(2).zip(words) {
-                    let halves = [word << 16, word & 0xffff_0000];
-                    pair.iter_mut().zip(halves).for_each(|(out, bits)| *out = f32::from_bits(bits).into());
+                let (pairs, rest) = out.as_chunks_mut::<2>();
+                for ([first, second], word) in pairs.iter_mut().zip(words) {
+                    *first = f32::from_bits(word << 16).into();
+                    *second = f32::from_bits(word & 0xffff_0000).into();
+                }
+                if let ([last], Some(word)) = (rest, words.get(pairs.len())) {
+                    *last = f32::from_bits(word << 16).into();
                 }
             }
-            _ => {
-                let cols = out.len();
-                out.iter_mut().enumerate().for_each(|(column, out)| *out = self.quantized(words, cols, column));
-            }
+            _ => self.read_quantized(words, out),
         }
     }
 
@@ -120,9 +121,12 @@ mod tests {
     fn rows_are_read_as_their_values_are() {
         // Every pattern of bits, in an odd number of columns.
         let words: Vec<u32> = (0..=0xffffu32).map(|bits| bits << 16 | bits ^ 0x5a5a).collect();
-        for (dtype, cols) in
-            [(Dtype::F32, words.len()), (Dtype::F16, 131_071), (Dtype::BF16, 131_071), (Dtype::Q4K, 512)]
-        {
+        for dtype in Dtype::ALL {
+            let cols = match dtype {
+                Dtype::F32 => words.len(),
+                Dtype::F16 | Dtype::BF16 => 131_071,
+                _ => 9 * 256,
+            };
             let words = &words[..dtype.row_words(cols)];
             let mut row = vec![0.0; cols];
             dtype.read_row(words, &mut row);

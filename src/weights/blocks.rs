@@ -158,13 +158,39 @@ pub(super) fn put(format: &Format, block: &Block, i: usize, cols: usize, words: 
 }
 
 impl Dtype {
-    /// The exact value in column `column` of a quantized row, given its `words` and its number of columns `cols`.
+    /// The exact values of a quantized row, given its `words`.
+    pub(crate) fn read_quantized(self, words: &[u32], out: &mut [f64]) {
+        let format = self.format().expect("a quantized type");
+        let Planes { low, high, shared, scales } = Planes::new(&format, words, out.len());
+        let (low_bits, high_bits) = (format.low_bits, format.high_bits);
+        let quant = |bits: u32| match self {
+            Self::Q8_0 => i32::from(bits as u8 as i8),
+            _ if self.has_levels() => i32::from(LEVELS[bits as usize]),
+            _ => bits as i32 - format.offset,
+        };
+        // The quants of four columns are in the four bytes of a word.
+        let word = |plane: &[u32], bits: usize, four: usize| plane[four * bits / 8] >> (four * bits % 8);
+        for (share, values) in out.chunks_mut(format.share).enumerate() {
+            let (scale, minimum) = format.scales_of(shared, scales, share);
+            for (i, values) in values.chunks_mut(4).enumerate() {
+                let four = share * format.share / 4 + i;
+                let mut bits = word(low, low_bits, four) & (0x0101_0101 * ((1 << low_bits) - 1));
+                if high_bits > 0 {
+                    let above = word(high, high_bits, four) & (0x0101_0101 * ((1 << high_bits) - 1));
+                    bits |= above << low_bits;
+                }
+                for (byte, value) in values.iter_mut().enumerate() {
+                    *value = scale * f64::from(quant(bits >> (8 * byte) & 0xff)) - minimum;
+                }
+            }
+        }
+    }
+
+    /// The exact value in column `column` of a quantized row of `cols` columns, found by itself.
+    #[cfg(test)]
     pub(crate) fn quantized(self, words: &[u32], cols: usize, column: usize) -> f64 {
         let format = self.format().expect("a quantized type");
-        let parts = format.parts(cols);
-        let (low, rest) = words.split_at(parts.low);
-        let (high, rest) = rest.split_at(parts.high);
-        let (shared, scales) = rest.split_at(parts.shared);
+        let Planes { low, high, shared, scales } = Planes::new(&format, words, cols);
         let part = |plane: &[u32], bits: usize| {
             let (four, byte) = (column / 4, column % 4);
             let each = 8 / bits;
@@ -179,26 +205,50 @@ impl Dtype {
             _ if self.has_levels() => i32::from(LEVELS[quant as usize]),
             _ => quant as i32 - format.offset,
         };
+        let (scale, minimum) = format.scales_of(shared, scales, column / format.share);
+        scale * f64::from(quant) - minimum
+    }
+}
+
+/// The parts of a quantized row.
+struct Planes<'w> {
+    low: &'w [u32],
+    high: &'w [u32],
+    shared: &'w [u32],
+    scales: &'w [u32],
+}
+
+impl<'w> Planes<'w> {
+    fn new(format: &Format, words: &'w [u32], cols: usize) -> Self {
+        let parts = format.parts(cols);
+        let (low, rest) = words.split_at(parts.low);
+        let (high, rest) = rest.split_at(parts.high);
+        let (shared, scales) = rest.split_at(parts.shared);
+        Self { low, high, shared, scales }
+    }
+}
+
+impl Format {
+    /// The scale and the minimum of the columns that share them: those of number `share`.
+    fn scales_of(&self, shared: &[u32], scales: &[u32], share: usize) -> (f64, f64) {
         let half = |bits: u32| f16::from_bits(bits as u16).to_f64();
         let byte = |at: usize| (shared[at / 4] >> (8 * (at % 4))) as u8;
-        let (block, share) = (column / format.block, column / format.share);
-        let (d, m) = match format.scales.has_minimum() {
+        let block = share * self.share / self.block;
+        let (d, m) = match self.scales.has_minimum() {
             true => (half(scales[block]), half(scales[block] >> 16)),
             false => (half(scales[block / 2] >> (16 * (block % 2))), 0.0),
         };
-        let (s, t) = match format.scales {
+        let (s, t) = match self.scales {
             Scales::One => (1, 0),
             Scales::OneWithMinimum => (1, -1),
             Scales::Nested => (i32::from(byte(share) as i8), 0),
-            Scales::NestedWithMinimum if format.share == 16 => {
-                (i32::from(byte(share) & 15), i32::from(byte(share) >> 4))
-            }
+            Scales::NestedWithMinimum if self.share == 16 => (i32::from(byte(share) & 15), i32::from(byte(share) >> 4)),
             Scales::NestedWithMinimum => {
                 let at = 16 * block + share % 8;
                 (i32::from(byte(at)), i32::from(byte(at + 8)))
             }
         };
-        d * f64::from(s) * f64::from(quant) - m * f64::from(t)
+        (d * f64::from(s), m * f64::from(t))
     }
 }
 

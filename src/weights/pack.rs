@@ -252,7 +252,9 @@ impl<'a> PackedRows<'a> {
             Dtype::F16 => unpack_halves(words, out, |bits| f16::from_bits(bits).to_f32()),
             Dtype::BF16 => unpack_halves(words, out, |bits| bf16::from_bits(bits).to_f32()),
             _ => {
-                out.iter_mut().enumerate().for_each(|(c, out)| *out = self.dtype.quantized(words, self.cols, c) as f32);
+                let mut values = vec![0.0; self.cols];
+                self.dtype.read_quantized(words, &mut values);
+                out.iter_mut().zip(values).for_each(|(out, value)| *out = value as f32);
             }
         }
     }
