@@ -1,6 +1,5 @@
 //! Element types as shaders and twins see them: codes, and reading and packing of u32 words.
 use crate::dtype::{Dtype, Format, Scales};
-use half::slice::HalfFloatSliceExt;
 
 impl Dtype {
     /// The number of the type in shaders (`common.wgsl`): its place in [`Dtype::ALL`].
@@ -54,21 +53,9 @@ impl Dtype {
         match self {
             Dtype::F32 => out.iter_mut().zip(words).for_each(|(out, word)| *out = f32::from_bits(*word).into()),
             Dtype::F16 => {
-                let halves = words.iter().flat_map(|word| [*word as u16, (word >> 16) as u16]);
-                // A slice is converted by the processor's own instructions, four values or more at a time.
-                let halves: Vec<half::f16> = halves.take(out.len()).map(half::f16::from_bits).collect();
-                halves[..].convert_to_f64_slice(out);
+                read_halves(words, out, widened_f16);
             }
-            Dtype::BF16 => {
-                let (pairs, rest) = out.as_chunks_mut::<2>();
-                for ([first, second], word) in pairs.iter_mut().zip(words) {
-                    *first = f32::from_bits(word << 16).into();
-                    *second = f32::from_bits(word & 0xffff_0000).into();
-                }
-                if let ([last], Some(word)) = (rest, words.get(pairs.len())) {
-                    *last = f32::from_bits(word << 16).into();
-                }
-            }
+            Dtype::BF16 => read_halves(words, out, |bits| f32::from_bits(bits << 16)),
             _ => self.read_quantized(words, out),
         }
     }
@@ -85,6 +72,30 @@ impl Dtype {
             _ => values.chunks(2).map(|p| half(p[0]) | half(*p.get(1).unwrap_or(&0.0)) << 16).collect(),
         }
     }
+}
+
+/// Reads two values from each word, the lower half first, with `value` of the bits of a half.
+#[inline(always)]
+fn read_halves(words: &[u32], out: &mut [f64], value: impl Fn(u32) -> f32) {
+    let (pairs, rest) = out.as_chunks_mut::<2>();
+    for ([first, second], word) in pairs.iter_mut().zip(words) {
+        *first = value(word & 0xffff).into();
+        *second = value(word >> 16).into();
+    }
+    if let ([last], Some(word)) = (rest, words.get(pairs.len())) {
+        *last = value(word & 0xffff).into();
+    }
+}
+
+/// The value of f16 bits. Unlike a call of the processor's own conversion, which not every processor has, it can be computed
+/// for several values at once.
+fn widened_f16(bits: u32) -> f32 {
+    let magnitude = (bits & 0x7fff) << 13;
+    // The exponents of f32 begin 112 lower. Subnormal values become normal by the product, exactly.
+    let finite = f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23);
+    let special = f32::from_bits(magnitude | 0x7f80_0000);
+    let value = if bits & 0x7c00 == 0x7c00 { special } else { finite };
+    f32::from_bits(value.to_bits() | (bits & 0x8000) << 16)
 }
 
 /// The f16 bits of `value`, rounded to nearest even; finite overflow and infinities saturate. `f16_bits` in
