@@ -167,6 +167,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
         }
     };
     let load = LoadOptions { sequences: options.places, ..load };
+    raise_limit_of_files();
     signals::install()?;
     let stop = Arc::new(AtomicBool::new(false));
     signals::stop_on_signal(&stop);
@@ -257,6 +258,23 @@ fn places_on(device: &ComputeDevice, prepared: &PreparedModel, options: &Options
     let most_places = if options.memory.is_some() { MOST_SEQUENCES } else { MOST_UNTOLD };
     Ok(prepared.side_by_side(prompt, &settings, options.memory.unwrap_or(most).min(most), most_places, device))
 }
+
+/// Lets this process open as many files as the system allows: each connection is one, and the usual limit of 256 or 1,024
+/// is meant for programs that cannot count further.
+#[cfg(unix)]
+fn raise_limit_of_files() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    // macOS has no limit of this name but refuses more than so many.
+    const MOST: u64 = 10_240;
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard.min(MOST).max(soft), hard)
+    {
+        log::debug!("the limit of open files stays {soft}: {error}");
+    }
+}
+
+#[cfg(not(unix))]
+fn raise_limit_of_files() {}
 
 /// The last part of a path, or the whole name of a model on the hub, without what follows a file's dot.
 fn short_name(name: &str) -> String {

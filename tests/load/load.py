@@ -159,6 +159,7 @@ async def main():
     parser.add_argument("--leave", type=float, default=0.0, help="share of requests that this client leaves")
     parser.add_argument("--slow", type=float, default=0.0, help="share of streams that are read slowly")
     parser.add_argument("--broken", type=float, default=0.0, help="share of requests that are malformed")
+    parser.add_argument("--idle", type=int, default=0, help="connections that are opened and say nothing")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     address = urllib.parse.urlparse(options.url)
@@ -175,8 +176,11 @@ async def main():
                 await asyncio.sleep(0.5)
 
         watching = asyncio.create_task(watch())
+        idle = [await asyncio.open_connection(address.hostname, address.port or 80) for _ in range(options.idle)]
         await asyncio.gather(*(client(address, options, tally, number, until) for number in range(clients)))
         watching.cancel()
+        for _, writer in idle:
+            writer.close()
         seconds = time.monotonic() - began
         print(
             f"{clients} clients, {seconds:.1f} s: first token {percent(tally.first, 0.5)} (99 %: "
