@@ -12,7 +12,7 @@ use super::screen;
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
     /// A model directory in Hugging Face layout, a GGUF file, or the name of a model on the hub: ORG/NAME,
-    /// ORG/NAME@REVISION or ORG/NAME/FILE.gguf [default: the small model in the binary].
+    /// ORG/NAME@REVISION, ORG/NAME/FILE.gguf or ORG/NAME:Q4_K_M [default: the small model in the binary].
     #[arg(long, value_name = "DIR|FILE|NAME")]
     pub model: Option<OsString>,
     /// Ask the hub whether the cached model has changed, and fetch the new files.
@@ -68,7 +68,7 @@ fn fetched(model: &OsStr, update: bool, quiet: bool) -> Result<(PathBuf, String)
         // Neither a path nor a name. If it looks like a name, the error says what is wrong with the name.
         Err(error) if std::fs::symlink_metadata(model).is_err() => {
             let is_address = shown.contains("://") || shown.contains("huggingface.co/") || shown.contains(':');
-            let help = "a model on the hub is named ORG/NAME, ORG/NAME@REVISION or ORG/NAME/FILE.gguf";
+            let help = "a model on the hub is named ORG/NAME, ORG/NAME@REVISION, ORG/NAME/FILE.gguf or ORG/NAME:Q4_K_M";
             match ModelSource::open(model) {
                 Err(_) if is_address && !cfg!(windows) => Err(error),
                 opened => Ok((opened.map(|_| model.into()).map_err(|e| e.help(help))?, shown.into_owned())),

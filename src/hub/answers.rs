@@ -73,7 +73,7 @@ pub fn read_all(status: u16, headers: &[(String, String)], body: &[u8]) -> Vec<R
         response = response.header(name, value);
     }
     let Ok(response) = response.body(()) else { return Vec::new() };
-    let name = HubName { repo: "org/name".into(), revision: "main".into(), file: None };
+    let name = HubName { repo: "org/name".into(), revision: "main".into(), file: None, kind: None };
     let token = Some(Token { value: "hf_token".into(), place: "HF_TOKEN".into() });
     let refused = [None, token].map(|token| {
         let hub = Hub::without_network(token);

@@ -30,13 +30,7 @@ impl Hub {
     /// Looks `name` up in the cache.
     pub(super) fn cached(&self, name: &HubName) -> Cached {
         let folder = self.folder(name);
-        let commit = match is_commit(&name.revision) {
-            true => Some(name.revision.clone()),
-            false => fs::read_to_string(folder.join("refs").join(&name.revision)).ok(),
-        };
-        let Some(snapshot) = commit.map(|commit| folder.join("snapshots").join(commit.trim())) else {
-            return Cached::Nothing(folder);
-        };
+        let Some(snapshot) = self.snapshot(name) else { return Cached::Nothing(folder) };
         // This follows links, so a link to a missing blob does not count.
         let has = |file: &str| snapshot.join(file).is_file();
         if let Some(file) = &name.file {
@@ -62,6 +56,32 @@ impl Hub {
             None => Cached::Sufficient(snapshot),
             Some(missing) => Cached::Partial(snapshot, missing),
         }
+    }
+
+    /// The folder of the commit that was fetched last of the revision of `name`, whether or not it exists.
+    fn snapshot(&self, name: &HubName) -> Option<PathBuf> {
+        let folder = self.folder(name);
+        let commit = match is_commit(&name.revision) {
+            true => Some(name.revision.clone()),
+            false => fs::read_to_string(folder.join("refs").join(&name.revision)).ok(),
+        };
+        commit.map(|commit| folder.join("snapshots").join(commit.trim()))
+    }
+
+    /// The files of the snapshot of `name`, with their folders in the repository.
+    pub(super) fn cached_files(&self, name: &HubName) -> Vec<String> {
+        let Some(snapshot) = self.snapshot(name) else { return Vec::new() };
+        let (mut files, mut folders) = (Vec::new(), vec![snapshot.clone()]);
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let path = entry.path();
+                match entry.file_type() {
+                    Ok(kind) if kind.is_dir() => folders.push(path),
+                    _ => files.extend(path.strip_prefix(&snapshot).ok().and_then(Path::to_str).map(String::from)),
+                }
+            }
+        }
+        files
     }
 
     /// Locks a blob, with the lock that `huggingface_hub` uses. The lock is released when the file is dropped.

@@ -29,12 +29,33 @@ pub(super) fn config(snapshot: &Path) -> Result<()> {
     decoder::check_device(&config, 1, 1, &ComputeDevice::cpu())
 }
 
+/// Whether a GGUF file has the weights of a language model, or the first part of them.
+fn is_model(file: &str) -> bool {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    !name.starts_with("mmproj") && SplitName::parse(name).is_none_or(|part| part.number == 1)
+}
+
+/// The GGUF file among `files` with this quantization in its name, in any case: between `-`, `.` and `/`, or behind a `_`.
+/// Several are left where a kind is a part of another one, such as `Q4_K_XL` of `UD-Q4_K_XL`: then the shortest name.
+pub(super) fn of_kind<'a>(files: impl Iterator<Item = &'a str>, kind: &str) -> Option<&'a str> {
+    let kind = kind.to_lowercase();
+    let has = |file: &str, before: &[char]| {
+        let file = file.to_lowercase();
+        file.match_indices(&kind).any(|(at, _)| {
+            let (left, right) = (&file[..at], &file[at + kind.len()..]);
+            (left.is_empty() || left.ends_with(before)) && (right.is_empty() || right.starts_with(['-', '.', '/']))
+        })
+    };
+    let models: Vec<&str> = files.filter(|file| is_model(file)).collect();
+    let of = |before: &[char]| {
+        let found = models.iter().copied().filter(|file| has(file, before));
+        found.min_by_key(|file| (file.len(), *file))
+    };
+    of(&['-', '.', '/']).or_else(|| of(&['_']))
+}
+
 /// The GGUF file among `files` to recommend. Of a split one, the first part.
 pub(super) fn preferred<'a>(files: &[&'a str]) -> &'a str {
-    let is_model = |file: &str| {
-        let name = file.rsplit('/').next().unwrap_or(file);
-        !name.starts_with("mmproj") && SplitName::parse(name).is_none_or(|part| part.number == 1)
-    };
     let is_kind = |file: &str, kind: &str| {
         let words = file.split(['-', '.', '/']);
         words.clone().any(|word| word.eq_ignore_ascii_case(kind))
@@ -94,6 +115,21 @@ mod tests {
 
     #[test]
     fn the_finest_kind_that_can_be_run_is_recommended() {
+        let all = [
+            "BF16/x-BF16-00001-of-00002.gguf",
+            "BF16/x-BF16-00002-of-00002.gguf",
+            "mmproj-x-Q8_0.gguf",
+            "x-Q4_K_M.gguf",
+            "x-UD-Q4_K_XL.gguf",
+            "x-q8_0.gguf",
+            "y_Q5_0.gguf",
+        ];
+        let kind = |kind: &str| of_kind(all.iter().copied(), kind);
+        assert_eq!(kind("bf16"), Some(all[0]));
+        assert_eq!([kind("Q4_K_M"), kind("q4_k_m")], [Some(all[3]); 2]);
+        assert_eq!([kind("Q4_K_XL"), kind("UD-Q4_K_XL")], [Some(all[4]); 2]);
+        assert_eq!([kind("Q8_0"), kind("Q5_0")], [Some(all[5]), Some(all[6])]);
+        assert_eq!([kind("Q4_K"), kind("F16"), kind("8_0"), kind("gguf_")], [None; 4]);
         let some = ["BF16/x-BF16.gguf", "mmproj-Q8_0.gguf", "x-IQ2_M.gguf", "x-Q8_0.gguf"];
         assert_eq!(preferred(&some), "x-Q8_0.gguf");
         assert_eq!(preferred(&some[..3]), "BF16/x-BF16.gguf");

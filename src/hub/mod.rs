@@ -165,6 +165,39 @@ impl Hub {
         }
     }
 
+    /// `name` with the GGUF file of its quantization, if it names one: a file of the cache, or of the hub where the cache has
+    /// none or `update` is set.
+    ///
+    /// # Errors
+    /// If the hub cannot be asked, or has no such file.
+    fn with_file(&self, name: &HubName, update: bool, report: &mut dyn FnMut(Progress<'_>)) -> Result<HubName> {
+        let Some(kind) = &name.kind else { return Ok(name.clone()) };
+        let with = |file: &str| HubName { file: Some(file.to_string()), kind: None, ..name.clone() };
+        let cached = self.cached_files(name);
+        let known = check::of_kind(cached.iter().map(String::as_str), kind).map(with);
+        let known = known.filter(|name| matches!(self.cached(name), Cached::Complete(_)));
+        match known {
+            Some(known) if !update || self.offline => return Ok(known),
+            None if self.offline => {
+                return Err(Error::new(ErrorKind::Model, format!("{name} is not in the cache"))
+                    .at(self.folder(name).display())
+                    .help("HF_HUB_OFFLINE forbids fetching it: unset it once, or pass the directory of a model"));
+            }
+            _ => {}
+        }
+        let files = match (self.patiently(report, || self.look_up(name)), known) {
+            (Ok((_, files)), _) => files,
+            (Err(Failure::Unreachable(_) | Failure::Busy(..)), Some(known)) => return Ok(known),
+            (Err(failure), _) => return Err(failure.into_error()),
+        };
+        let ggufs: Vec<&str> = files.iter().map(String::as_str).filter(|file| file.ends_with(".gguf")).collect();
+        check::of_kind(ggufs.iter().copied(), kind).map(with).ok_or_else(|| {
+            Error::new(ErrorKind::Model, format!("{} has no GGUF file of the kind {kind}", name.repo))
+                .at(format!("{}/{}", self.endpoint, name.repo))
+                .found(if ggufs.is_empty() { "no GGUF files".into() } else { ggufs.join(", ") })
+        })
+    }
+
     /// The path of the folder of the model `name`, or of its file if the name has one. A complete copy in the cache
     /// is used without asking the hub, unless `update` is set; then new files of the branch are fetched first.
     ///
@@ -172,6 +205,7 @@ impl Hub {
     /// If the model is not in the cache and cannot be fetched: there is no connection, the hub does not have the
     /// model or does not permit access, the model has no weights that secateur can read, or the disk is full.
     pub fn fetch(&self, name: &HubName, update: bool, report: &mut dyn FnMut(Progress<'_>)) -> Result<PathBuf> {
+        let name = &self.with_file(name, update, report)?;
         let cached = self.cached(name);
         match &cached {
             Cached::Complete(path) if !update || self.offline => return Ok(path.clone()),

@@ -3,7 +3,8 @@ use std::str::FromStr;
 
 use crate::{Error, ErrorKind, Result};
 
-/// `ORG/NAME`, `ORG/NAME@REVISION` or, for a GGUF file, `ORG/NAME/FILE.gguf`, where FILE may lie in folders.
+/// `ORG/NAME`, `ORG/NAME@REVISION` or, for a GGUF file, `ORG/NAME/FILE.gguf`, where FILE may lie in folders, or
+/// `ORG/NAME:KIND` with its quantization, such as `Q4_K_M`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubName {
     /// The repository, as `ORG/NAME`.
@@ -13,6 +14,8 @@ pub struct HubName {
     /// The file, if the name is that of a single file; with its folders in the repository. It may be any part of a
     /// split GGUF file.
     pub file: Option<String>,
+    /// The quantization of a GGUF file, if the name has that in place of a file.
+    pub kind: Option<String>,
 }
 
 impl FromStr for HubName {
@@ -22,17 +25,16 @@ impl FromStr for HubName {
     fn from_str(text: &str) -> Result<Self> {
         let malformed = |help: &str| {
             let error = Error::new(ErrorKind::Input, "not the name of a model on the hub")
-                .expected("ORG/NAME, ORG/NAME@REVISION, or ORG/NAME/FILE.gguf")
+                .expected("ORG/NAME, ORG/NAME@REVISION, ORG/NAME/FILE.gguf, or ORG/NAME:KIND such as Q4_K_M")
                 .found(format!("{text:?}"));
             if help.is_empty() { error } else { error.help(help) }
         };
         let name = plain_name(text);
         let (path, revision) = name.split_once('@').unwrap_or((&name, "main"));
-        if let Some((repo, tag)) = path.split_once(':').filter(|(repo, _)| repo.contains('/')) {
-            return Err(malformed(&format!(
-                "name the file itself instead of its quantization {tag:?}: {repo}/FILE.gguf, as listed on the page of {repo}"
-            )));
-        }
+        let (path, kind) = match path.split_once(':') {
+            Some((path, kind)) => (path, Some(kind)),
+            None => (path, None),
+        };
         let parts: Vec<&str> = path.split('/').collect();
         let (repo, file) = match parts[..] {
             // This looks like a file, not like a repository.
@@ -44,8 +46,9 @@ impl FromStr for HubName {
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let is_good = |part: &str| !part.is_empty() && part.chars().all(is_allowed) && !part.starts_with('.');
         let is_good_revision = !revision.is_empty() && revision.split('/').all(is_good);
-        match parts.iter().all(|part| is_good(part)) && is_good_revision {
-            true => Ok(Self { repo, revision: revision.to_string(), file }),
+        let is_good_kind = kind.is_none_or(|kind| is_good(kind) && file.is_none());
+        match parts.iter().all(|part| is_good(part)) && is_good_revision && is_good_kind {
+            true => Ok(Self { repo, revision: revision.to_string(), file, kind: kind.map(String::from) }),
             false => Err(malformed("")),
         }
     }
@@ -77,6 +80,9 @@ impl std::fmt::Display for HubName {
         write!(f, "{}", self.repo)?;
         if let Some(file) = &self.file {
             write!(f, "/{file}")?;
+        }
+        if let Some(kind) = &self.kind {
+            write!(f, ":{kind}")?;
         }
         if self.revision != "main" { write!(f, "@{}", self.revision) } else { Ok(()) }
     }
@@ -112,9 +118,13 @@ mod tests {
             let pasted = format!("https://huggingface.co/a/b-GGUF/{kind}/main/b-Q8_0.gguf?download=true");
             assert_eq!(name(&pasted), parts("a/b-GGUF", "main", Some("b-Q8_0.gguf")));
         }
-        for quantized in ["a/b-GGUF:Q8_0", "hf.co/a/b-GGUF:Q8_0"] {
-            let error = quantized.parse::<HubName>().expect_err("no file").to_string();
-            assert!(error.contains("\"Q8_0\": a/b-GGUF/FILE.gguf"), "{error}");
+        for (quantized, shown) in [
+            ("a/b-GGUF:Q8_0", "a/b-GGUF:Q8_0"),
+            ("hf.co/a/b-GGUF:Q8_0", "a/b-GGUF:Q8_0"),
+            ("a/b:q4_k_m@v1", "a/b:q4_k_m@v1"),
+        ] {
+            let name: HubName = quantized.parse().expect("a name");
+            assert_eq!((name.file.as_ref(), name.to_string().as_str()), (None, shown));
         }
         for bad in [
             "https://example.org/a/b",
@@ -137,6 +147,11 @@ mod tests {
             "a/b//c.gguf",
             "a/b/c/d",
             "C:\\x/y",
+            "a/b:",
+            "a/b:Q8/0",
+            "a/b:Q8_0:x",
+            "a/b/c.gguf:Q8_0",
+            "a:Q8_0",
             "a/b?c",
         ] {
             assert_eq!(name(bad), None, "{bad:?}");

@@ -19,6 +19,7 @@ impl Hub {
     /// # Errors
     /// If the hub cannot be reached, or does not have the model.
     pub fn peek(&self, name: &HubName) -> Result<ModelSource> {
+        let name = &self.with_file(name, false, &mut |_| ())?;
         match self.cached(name) {
             Cached::Complete(path) | Cached::Sufficient(path) => return ModelSource::open(path),
             _ if self.offline => return ModelSource::open(self.fetch(name, false, &mut |_| ())?),

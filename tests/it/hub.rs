@@ -489,6 +489,36 @@ fn shards_are_fetched_through_their_index_and_other_weights_refused() {
     assert_eq!(named(&format!("{NAME}/small-q8_0.gguf")), named(gguf));
 }
 
+/// A file by its quantization: looked for on the hub at first, and in the cache afterwards.
+#[test]
+fn a_quantization_names_a_file() {
+    let hub = Hub::new();
+    let gguf = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/gguf-qwen2-q8/model.gguf"));
+    let gguf = gguf.expect("the fixture");
+    hub.set(|site| {
+        let names = ["small-Q8_0.gguf", "mmproj-small-Q8_0.gguf", "small-Q4_K_M.gguf"];
+        site.files = names.map(|name| (name.to_string(), gguf.clone())).into();
+    });
+    let inspect = |kind: &str, offline: &str| {
+        let model = format!("{NAME}:{kind}");
+        done(hub.command(&["inspect", &model, "--json"]).env("HF_HUB_OFFLINE", offline))
+    };
+    inspect("q8_0", "1").says(&["some-org/Small-Model.1:q8_0 is not in the cache", "HF_HUB_OFFLINE"]);
+    inspect("Q6_K", "0")
+        .says(&["no GGUF file of the kind Q6_K", "mmproj-small-Q8_0.gguf, small-Q4_K_M.gguf, small-Q8_0.gguf"]);
+    inspect("q8_0", "0").json();
+    assert_eq!(
+        hub.asked().iter().filter(|asked| asked.path.ends_with("/small-Q8_0.gguf") && asked.method == "GET").count(),
+        1
+    );
+    inspect("q8_0", "0").json();
+    inspect("Q8_0", "1").json();
+    assert!(hub.asked().is_empty(), "what is cached is not asked for");
+    inspect("Q4_K_M", "1").says(&["is not in the cache"]);
+    let peeked = done(&mut hub.command(&["inspect", &format!("{NAME}:Q4_K_M"), "--no-fetch", "--json"])).json();
+    assert_eq!(peeked["weights"], inspect("Q8_0", "1").json()["weights"]);
+}
+
 #[test]
 fn a_choice_of_layers_lies_in_the_snapshot_and_run_finds_it() {
     let hub = Hub::new();
