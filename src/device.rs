@@ -2,7 +2,7 @@
 #[cfg(not(target_family = "wasm"))]
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 #[cfg(not(target_family = "wasm"))]
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use burn::tensor::Device;
 use burn::tensor::wgpu::{MemoryConfiguration, WgpuSetup, wgpu};
@@ -375,6 +375,9 @@ impl ComputeDevice {
                     log::debug!("after the first error of the device: {later}");
                 }
             }));
+            let mut faults = FAULTS.lock().unwrap_or_else(PoisonError::into_inner);
+            faults.retain(|(_, fault)| fault.strong_count() > 0);
+            faults.push((burn.clone(), Arc::downgrade(&fault)));
             fault
         };
         Ok(Self {
@@ -440,6 +443,28 @@ impl ComputeDevice {
         let usage = self.burn.memory_pool_usage();
         usage.map_or(DeviceBytes::default(), |u| DeviceBytes { in_use: u.bytes_in_use, reserved: u.bytes_reserved })
     }
+}
+
+/// What the graphics library said of the open devices, for those who know only a tensor.
+#[cfg(not(target_family = "wasm"))]
+static FAULTS: Mutex<Vec<(Device, Weak<OnceLock<String>>)>> = Mutex::new(Vec::new());
+
+/// The error of a device that has failed. What was computed since, such as by a kernel whose output could not be allocated,
+/// is worth nothing, although it can still be read.
+#[cfg(not(target_family = "wasm"))]
+pub(crate) fn check(device: &Device) -> Result<()> {
+    let faults = FAULTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let fault = faults.iter().find(|(open, _)| open == device).and_then(|(_, fault)| fault.upgrade());
+    match fault.as_deref().and_then(OnceLock::get) {
+        Some(said) => Err(failure(said)),
+        None => Ok(()),
+    }
+}
+
+/// In a browser nothing is known of errors that no call returned.
+#[cfg(target_family = "wasm")]
+pub(crate) fn check(_: &Device) -> Result<()> {
+    Ok(())
 }
 
 /// The error for a device that failed at its work, from what the graphics library said.
@@ -585,6 +610,28 @@ mod tests {
             assert_eq!((error.kind(), error.what()), (ErrorKind::Device, what));
             assert!(error.to_string().contains(found), "{error}");
         }
+    }
+
+    /// A kernel whose output could not be allocated leaves what it should have written as it was, and no call fails.
+    #[cfg(not(target_family = "wasm"))]
+    #[test]
+    fn nothing_is_read_from_a_device_that_has_failed() {
+        let fit: Vec<DeviceInfo> = pollster::block_on(list()).into_iter().filter(|i| i.unfit().is_none()).collect();
+        let Some(info) = fit.iter().find(|info| info.backend != "cpu") else {
+            assert!(std::env::var_os("SECATEUR_REQUIRE").is_none(), "an adapter is required, and there is none");
+            println!("SKIPPED: there is no adapter");
+            return;
+        };
+        let [failed, other] =
+            [(), ()].map(|()| pollster::block_on(ComputeDevice::open_info(info)).expect("it is listed"));
+        let read = |device: &ComputeDevice| {
+            let tensor = crate::kernels::u32_tensor(vec![7; 4], &device.burn);
+            pollster::block_on(crate::kernels::readback::read_u32(&[&tensor]))
+        };
+        assert!(read(&failed).is_ok());
+        failed.fault.set("Out of Memory".into()).expect("the first fault");
+        assert_eq!(read(&failed).expect_err("it has failed").what(), "the device is out of memory");
+        assert!(read(&other).is_ok(), "another device of the same adapter has not failed");
     }
 
     #[test]

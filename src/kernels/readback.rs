@@ -5,7 +5,7 @@ use std::task::{Context, Poll, Waker};
 
 use burn::backend::wgpu::CubeTensor;
 use burn::backend::{Cube, Flex};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 use super::kernel::contiguous;
 use crate::Result;
@@ -88,7 +88,7 @@ fn gpu_handle<const D: usize>(t: &Tensor<D>) -> Option<CubeTensor> {
 pub fn read_u32(tensors: &[&Tensor<1, Int>]) -> Readback {
     let gpu: Vec<_> = tensors.iter().filter_map(|t| (*t).clone().try_into_primitive::<Cube>().ok()).collect();
     if gpu.len() == tensors.len() && !gpu.is_empty() {
-        return read_gpu(gpu);
+        return read_gpu(gpu, tensors[0].device());
     }
     let cpu = tensors.iter().map(|t| (*t).clone().try_into_primitive::<Flex>().expect("Cube or Flex"));
     let bytes = cpu.map(|t| t.to_contiguous().bytes().to_vec()).collect();
@@ -99,20 +99,22 @@ pub fn read_u32(tensors: &[&Tensor<1, Int>]) -> Readback {
 pub fn read_f32<const D: usize>(tensors: &[&Tensor<D>]) -> Readback {
     let gpu: Vec<_> = tensors.iter().filter_map(|t| gpu_handle(t)).collect();
     if gpu.len() == tensors.len() && !gpu.is_empty() {
-        return read_gpu(gpu);
+        return read_gpu(gpu, tensors[0].device());
     }
     let cpu = tensors.iter().map(|t| (*t).clone().try_into_primitive::<Flex>().expect("Cube or Flex"));
     let bytes = cpu.map(|t| t.to_contiguous().bytes().to_vec()).collect();
     Readback::ready(bytes)
 }
 
-fn read_gpu(tensors: Vec<CubeTensor>) -> Readback {
+fn read_gpu(tensors: Vec<CubeTensor>, device: Device) -> Readback {
     let client = tensors[0].client.clone();
     let lengths: Vec<usize> = tensors.iter().map(|t| t.meta.shape().num_elements() * 4).collect();
     let handles = tensors.into_iter().map(|t| t.handle).collect();
     drop_complete_orphans();
     let mut read: Reading = Box::pin(async move {
         let bytes = client.read_async(handles).await.map_err(|e| crate::device::failure(&format!("{e:?}")))?;
+        // Reading works on a device that has failed at something else, such as at an allocation.
+        crate::device::check(&device)?;
         Ok(bytes.iter().zip(lengths).map(|(b, n)| b[..n].to_vec()).collect())
     });
     // The first poll makes cubecl enqueue the copies; a later one, with the caller's waker, waits for them.
