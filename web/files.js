@@ -142,13 +142,15 @@ async function listing(url) {
 }
 
 /**
- * The address of a model on a hub with the interface of huggingface.co, from `ORG/NAME` or `ORG/NAME/FILE.gguf`.
+ * The address of a model on a hub with the interface of huggingface.co, from `ORG/NAME`, `ORG/NAME/FILE.gguf`, or
+ * `ORG/NAME:KIND` with the quantization of a GGUF file.
  * @param {string} name
  * @param {string} [hub]
  */
 export async function hubAddress(name, hub = 'https://huggingface.co') {
-  const [owner, model, ...path] = name.split('/');
-  if (!owner || !model) throw new Error(`this is no name of a model on the hub\n  expected: ORG/NAME or ORG/NAME/FILE.gguf\n  found: ${name}`);
+  const [plain, kind] = name.split(':');
+  const [owner, model, ...path] = plain.split('/');
+  if (!owner || !model) throw new Error(`this is no name of a model on the hub\n  expected: ORG/NAME, ORG/NAME/FILE.gguf or ORG/NAME:Q4_K_M\n  found: ${name}`);
   const base = `${hub.replace(/\/$/, '')}/${owner}/${model}/resolve/main/`;
   if (path.length) return base + path.join('/');
   let response;
@@ -156,18 +158,34 @@ export async function hubAddress(name, hub = 'https://huggingface.co') {
     response = await get(`${hub.replace(/\/$/, '')}/api/models/${owner}/${model}`);
   } catch (error) {
     // Without a network, a kept model still loads.
-    const here = (await kept()).find(({ url, complete }) => complete && url.startsWith(base));
+    const here = (await kept()).find(({ url, complete }) => complete && url.startsWith(base) && (!kind || isOf(url, kind)));
     if (!here) throw error;
     return here.url;
   }
   if (!response.ok) throw new Error(`the hub does not give this model to everybody, or has no such model\n  at: ${owner}/${model}\n  found: status ${response.status}`);
   const files = ((await response.json()).siblings ?? []).map((file) => file.rfilename);
   // Repositories of GGUF files may have a config.json as well.
-  if (files.includes('config.json') && files.some((file) => file.endsWith('.safetensors'))) return base;
+  if (!kind && files.includes('config.json') && files.some((file) => file.endsWith('.safetensors'))) return base;
   const ggufs = files.filter((file) => file.endsWith('.gguf') && !file.includes('mmproj')).sort();
+  if (kind) {
+    const file = ggufs.find((file) => isOf(file, kind));
+    if (!file) throw new Error(`the model has no GGUF file of the kind ${kind}\n  at: ${owner}/${model}\n  found: ${ggufs.join(', ') || 'no GGUF files'}`);
+    return base + file;
+  }
   const best = ['Q4_K_M', 'Q4_0', 'Q8_0', 'Q6_K', 'Q5_K_M'].map((kind) => ggufs.find((file) => file.toUpperCase().includes(kind))).find(Boolean) ?? ggufs[0];
   if (!best) throw new Error(`the model has neither config.json nor a GGUF file\n  at: ${owner}/${model}`);
   return base + best;
+}
+
+/**
+ * Whether a GGUF file has this quantization in its name, in any case.
+ * @param {string} file
+ * @param {string} kind
+ */
+function isOf(file, kind) {
+  const name = file.toLowerCase();
+  const at = name.lastIndexOf(kind.toLowerCase());
+  return at >= 0 && /^$|[-./_]$/.test(name.slice(0, at)) && /^$|^[-./]/.test(name.slice(at + kind.length));
 }
 
 /**

@@ -15,7 +15,7 @@
  * @typedef {object} ModelSource
  * @property {File[]} [files] - the files of a model folder
  * @property {string} [url] - a model folder on a server, or a .gguf file
- * @property {string} [hub] - the name of a model on the Hugging Face Hub: ORG/NAME, or ORG/NAME/FILE.gguf
+ * @property {string} [hub] - the name of a model on the Hugging Face Hub: ORG/NAME, ORG/NAME/FILE.gguf or ORG/NAME:Q4_K_M
  *
  * @typedef {object} LoadOptions
  * @property {'f16' | 'f32'} [kv] - element type of the KV cache; f16 if absent
