@@ -16,6 +16,7 @@
 //!   its loop admits requests, forwards a chunk of a prompt, prunes the sequences that are due, decodes those that
 //!   have room, and reads ids;
 //! - [`Runner`]: the model and the cache together: prefill, decode, hold, probe, keep, resume;
+//! - `CachedPrompts`: which sequences begin with which prompt, so that others can copy it;
 //! - `Pruner`: decides what is measured and which slots stay;
 //! - `Sequence`: the host's side of one request, up to its record in the [`trace`](crate::trace);
 //! - [`Event`] and [`RunResult`]: what a run reports.
