@@ -18,13 +18,13 @@ use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::future_to_promise;
 
 use crate::cache::CacheShape;
-use crate::device::{ComputeDevice, DeviceBytes};
+use crate::device::ComputeDevice;
 use crate::engine::{Engine, Event, LoadOptions, PreparedModel, Request, Resolved};
 use crate::kernels::cases;
 use crate::model::required;
-use crate::policy::{POLICIES, Role};
+use crate::report::events::{RunEvents, model_info, number};
 use crate::report::html;
-use crate::trace::{Step, Trace};
+use crate::trace::Trace;
 use crate::weights::precision::Precision;
 use crate::weights::{ModelSource, Weights};
 use crate::{Error, ErrorKind, Result, builtin, conformance as suite, quality};
@@ -132,10 +132,8 @@ impl Secateur {
         Ok(loaded)
     }
 
-    /// `{model, adapter, backend, policies, context, slot_bytes, most_slots, suggested}`. `context` is the number of
-    /// positions that the model is loaded for; `slot_bytes` are the bytes of one cached token, and `most_slots` are the
-    /// cached tokens of which one buffer of the device can hold a layer. `suggested` is `{prompt}`, a prompt that the model can answer, or
-    /// `{}`. [`resolve`](Self::resolve) tells the model's settings.
+    /// What the page knows of the model, as `model_info` in `src/report/events.rs` describes it, as JSON text.
+    /// [`resolve`](Self::resolve) tells the model's settings.
     pub fn info(&self) -> String {
         self.info.to_string()
     }
@@ -152,20 +150,8 @@ impl Secateur {
     }
 
     /// Generates what `request`, a [`Request`](crate::engine::Request) as JSON, asks for. `on_event` is called with
-    /// the events `start`, `token`, `probe`, `note` and `done`, each JSON text:
-    /// - `{type: "start", prompt_tokens, notes, bytes_in_use, bytes_reserved}`, with `notes` what a person should
-    ///   know about how the request was resolved, as sentences
-    /// - `{type: "token", id, text, thinking, role}`, with `role` as in a trace; its tags belong to the thinking
-    /// - `{type: "probe", at_token, thinking_tokens, evicted, cached_before, cached_after, steps, map, budget_missed,
-    ///   probe_us, bytes_in_use, bytes_reserved}`, with `evicted` as ranges `[start, end)` of bytes in the UTF-8 of all
-    ///   the tokens' text so far. `steps` are `{start, end, tokens, cached, importance, evicted}`, with the same kind of
-    ///   range, and with `importance` `null` where the policy measures none. `map` is the attention of `</think>` in
-    ///   the form that the report draws, or `null`; `budget_missed` is `{asked, kept}` or `null`
-    /// - `{type: "note", text}`, with a sentence about the run for a person
-    /// - `{type: "done", stop_reason, thinking_unfinished, tokens_per_second, tail, message, totals, bytes_in_use,
-    ///   bytes_reserved}`, with `tail` what an unfinished character left, `message` how a conversation continues with
-    ///   this answer ([`RunResult::message`](crate::RunResult::message)), and `totals` those of the trace
-    /// - `{type: "partial", json}`, with the trace of a run that failed after it had begun; the promise then rejects
+    /// the events that `src/report/events.rs` describes, each JSON text. Of a run that fails after it had begun, the last one is `partial`, and the
+    /// promise then rejects.
     ///
     /// Resolves to the run's trace, JSON text.
     pub fn run(&self, request: String, on_event: Function) -> Promise {
@@ -213,16 +199,7 @@ impl Secateur {
         let mut engine = Engine::load(source, name, &device, &load, &mut progress)?;
         // The next message of a conversation repeats the earlier ones.
         engine.keep_prompts(256 << 20);
-        let info = json!({
-            "model": name,
-            "adapter": device.info.name,
-            "backend": device.info.backend,
-            "policies": POLICIES.iter().map(|p| p.name()).collect::<Vec<_>>(),
-            "context": engine.context(),
-            "slot_bytes": engine.slot_bytes(),
-            "most_slots": engine.most_slots(),
-            "suggested": {},
-        });
+        let info = model_info(&engine, name, None);
         let stop = engine.stop_flag();
         Ok(Self { engine: Rc::new(RefCell::new(Some(engine))), info, stop })
     }
@@ -285,11 +262,6 @@ pub fn conformance(on_event: Function) -> Promise {
     })
 }
 
-/// JSON has no NaN.
-fn number(value: f64) -> Value {
-    if value.is_finite() { json!(value) } else { json!(value.to_string()) }
-}
-
 thread_local! {
     static DEVICE: OnceCell<ComputeDevice> = const { OnceCell::new() };
     static TRUSTED: OnceCell<()> = const { OnceCell::new() };
@@ -317,112 +289,20 @@ async fn trusted_device() -> Result<ComputeDevice> {
 
 async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> Result<Value> {
     let device = engine.model().device().clone();
-    // Where each token's text ends, in bytes of the text so far.
-    let mut ends = Vec::new();
-    // The tokens of the thinking, of which steps are made.
-    let mut thoughts = Vec::new();
-    let mut end = 0;
-    let mut rest = String::new();
-    let mut prompt_tokens = 0;
-    let mut on = |event: Event<'_>| match event {
-        Event::Start { prompt_ids } => {
-            prompt_tokens = prompt_ids.len();
-            let start = json!({"type": "start", "prompt_tokens": prompt_tokens, "notes": resolved.notes});
-            send(on_event, &with_bytes(start, device.bytes()));
-        }
-        // The page gets it with the next token, or at the end with the tail.
-        Event::Rest { text, .. } => rest.push_str(text),
-        Event::Token { id, text, role, .. } => {
-            let text = std::mem::take(&mut rest) + text;
-            if role == Role::Thinking {
-                thoughts.push(ends.len());
-            }
-            end += text.len();
-            ends.push(end);
-            let thinking = matches!(role, Role::Thinking | Role::ThinkOpen | Role::ThinkClose);
-            send(on_event, &json!({"type": "token", "id": id, "text": text, "thinking": thinking, "role": role}));
-        }
-        Event::Repetition { .. } => {
-            let text = "the text has begun to repeat itself; if tokens were evicted, a larger `budget` may help";
-            send(on_event, &json!({"type": "note", "text": text}));
-        }
-        Event::Probe(probe) => {
-            let tokens = probe.evicted.iter().map(|position| *position as usize - prompt_tokens);
-            let probe = json!({
-                "type": "probe",
-                "at_token": probe.at_token,
-                "thinking_tokens": probe.thinking_tokens,
-                "evicted": byte_ranges(tokens, &ends),
-                "cached_before": probe.cached_before,
-                "cached_after": probe.cached_after,
-                "steps": steps(&probe.steps, &thoughts, &ends),
-                "map": html::map(probe),
-                "budget_missed": probe.infeasible,
-                "probe_us": probe.timings.probe_us + probe.timings.plan_us + probe.timings.gather_us,
-            });
-            send(on_event, &with_bytes(probe, device.bytes()));
+    let mut events = RunEvents::new(resolved.notes.clone());
+    let mut on = |event: Event<'_>| {
+        if let Some(event) = events.event(&event, &device) {
+            send(on_event, &event);
         }
     };
     let result = engine.run(&resolved.prompt, &resolved.settings, &mut on).await?;
-    let totals = &result.trace.totals;
-    let done = json!({
-        "type": "done",
-        "stop_reason": result.trace.stop_reason,
-        "thinking_unfinished": result.thinking_unfinished,
-        "tokens_per_second": number(totals.tokens_per_second()),
-        "tail": result.text.get(end..).unwrap_or(""),
-        "message": result.message(),
-        "totals": totals,
-    });
-    send(on_event, &with_bytes(done, result.bytes));
-    let trace = result.trace.to_json();
-    if let Some(e) = result.error {
-        if let Ok(trace) = trace {
-            send(on_event, &json!({"type": "partial", "json": trace}));
-        }
-        return Err(e);
+    for event in events.ending(&result) {
+        send(on_event, &event);
     }
-    trace.map(Value::String)
-}
-
-/// The steps with the bytes of their text. They divide the tokens of the thinking, `thoughts`, among themselves, in order.
-fn steps(steps: &[Step], thoughts: &[usize], ends: &[usize]) -> Vec<Value> {
-    let mut from = 0;
-    let with_range = |step: &Step| {
-        let tokens = thoughts.get(from..from + step.tokens)?;
-        from += step.tokens;
-        let (first, last) = (*tokens.first()?, *tokens.last()?);
-        Some(json!({
-            "start": if first == 0 { 0 } else { ends[first - 1] },
-            "end": ends[last],
-            "tokens": step.tokens,
-            "cached": step.cached,
-            "importance": step.importance,
-            "evicted": step.evicted,
-        }))
-    };
-    steps.iter().filter_map(with_range).collect()
-}
-
-/// Bytes `[start, end)` that the given tokens, ascending, contributed, neighbours joined and empty ones left out.
-fn byte_ranges(tokens: impl Iterator<Item = usize>, ends: &[usize]) -> Vec<[usize; 2]> {
-    let mut ranges: Vec<[usize; 2]> = Vec::new();
-    for token in tokens {
-        let start = if token == 0 { 0 } else { ends[token - 1] };
-        let end = ends[token];
-        match ranges.last_mut() {
-            _ if start == end => {}
-            Some(last) if last[1] == start => last[1] = end,
-            _ => ranges.push([start, end]),
-        }
+    match result.error {
+        Some(e) => Err(e),
+        None => result.trace.to_json().map(Value::String),
     }
-    ranges
-}
-
-fn with_bytes(mut event: Value, bytes: DeviceBytes) -> Value {
-    event["bytes_in_use"] = bytes.in_use.into();
-    event["bytes_reserved"] = bytes.reserved.into();
-    event
 }
 
 /// Calls `on_event`. An exception in the callback is ignored, because it must not end a run.

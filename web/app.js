@@ -1,14 +1,16 @@
-// The page: a conversation with a model that prunes its thoughts. It uses secateur.js as any page would.
+// The page: a conversation with a model that prunes its thoughts. It uses secateur.js as any page would; or, where a server
+// serves it that runs the model (`secateur serve`), remote.js, which has the same interface.
 import { droppedFiles } from './drop.js';
 import { fileSize, forget, kept } from './files.js';
 import { bytes, count, dark, el, plural, repaint } from './draw/draw.js';
 import { EXAMPLES } from './examples.js';
 import { Insight } from './insight.js';
 import { clearConversation, keepConversation, keptConversation } from './keep.js';
+import * as remote from './remote.js';
 import { Reply } from './reply.js';
-import { open } from './secateur.js';
+import * as local from './secateur.js';
 
-/** @typedef {import('./secateur.js').Engine} Engine */
+/** @typedef {import('./secateur.js').Engine | import('./remote.js').RemoteEngine} Engine */
 /** @typedef {import('./secateur.js').Model} Model */
 /** @typedef {import('./messages.js').Message} Message */
 /** @typedef {import('./messages.js').Request} Request */
@@ -18,6 +20,29 @@ const query = new URLSearchParams(location.search);
 const form = $('form');
 const field = (name) => form.elements.namedItem(name);
 
+/**
+ * The engines that the page can have. `place` says where the model runs, and `starting` what is done until that is known;
+ * `models` says whether the page chooses the model. The stylesheet hides what an engine has not.
+ */
+const ENGINES = {
+  browser: {
+    open: () => local.open(),
+    starting: 'Looking for a GPU…',
+    place: ({ adapter: { adapter, maxBinding, maxBuffer, f16 } }) => `GPU: ${adapter} · largest binding ${bytes(maxBinding)} · largest buffer ${bytes(maxBuffer)} · f16 arithmetic: ${f16 ? 'yes' : 'no'}`,
+    models: true,
+  },
+  server: {
+    open: () => remote.open({ askKey }),
+    starting: 'Asking the server…',
+    place: ({ server, info }) => `The model runs on the server at ${server.host}` + (info ? `: ${info.model}, ${info.adapter}${info.backend === 'cpu' ? '' : ` (${info.backend})`}` : ''),
+    models: false,
+  },
+};
+/** Whoever serves the page says in it which engine it has. */
+const kind = document.querySelector('meta[name="secateur-engine"]').content;
+const chosen = ENGINES[kind];
+document.body.dataset.engine = kind;
+
 /** @type {Engine | undefined} */
 let engine;
 /** @type {Model | undefined} */
@@ -26,7 +51,7 @@ let model;
 let loadedFrom;
 /** The conversation, as templates see it: without thoughts. @type {Message[]} */
 let history = [];
-/** What stands on the page. @type {{question: string, replies: Reply[]}[]} */
+/** What stands on the page. @type {{question: string, replies: Reply[], turn: HTMLElement}[]} */
 let turns = [];
 /** The answers being written. @type {Reply[]} */
 let current = [];
@@ -42,7 +67,8 @@ function setState(state) {
   document.body.dataset.state = state;
   const busy = ['starting', 'loading', 'running', 'checking'].includes(state);
   const idle = !busy && state !== 'no-engine';
-  for (const id of ['files', 'gguf', 'builtin', 'fetch', 'conformance', 'start']) $(id).disabled = !idle;
+  for (const id of ['files', 'gguf', 'builtin', 'fetch', 'conformance']) $(id).disabled = !idle || !chosen.models;
+  $('start').disabled = !idle;
   for (const card of $('examples').children) card.disabled = !idle;
   $('reset').disabled = busy;
   $('reset').hidden = !$('turns').children.length;
@@ -58,17 +84,22 @@ const settled = () => setState(!engine ? 'no-engine' : model ? 'loaded' : 'ready
 async function start() {
   engine = model = undefined;
   setState('starting');
+  $('adapter').textContent = chosen.starting;
   try {
-    engine = await open();
+    engine = await chosen.open();
   } catch (error) {
     setState('no-engine');
     $('adapter').textContent = '';
     return fail(error);
   }
   engine.onfailure = restart;
-  const { adapter, maxBinding, maxBuffer, f16 } = engine.adapter;
-  $('adapter').textContent = `GPU: ${adapter} · largest binding ${bytes(maxBinding)} · largest buffer ${bytes(maxBuffer)} · f16 arithmetic: ${f16 ? 'yes' : 'no'}`;
+  showPlace();
   setState('ready');
+}
+
+/** Says where the model runs. */
+function showPlace() {
+  for (const place of [$('adapter'), $('place')]) place.textContent = chosen.place(engine);
 }
 
 /** Starts a new engine after a crash or the loss of the GPU, with the model that was loaded. */
@@ -89,9 +120,10 @@ async function restart(error) {
 /**
  * Loads a model: files, a folder on a server, a name on the hub or, with none of these, the built-in model.
  * @param {{files?: File[], url?: string, hub?: string, kv?: string, weights?: string, context?: number}} what
+ * @param {() => void} [then] - what to do if it has to be tried again, and is loaded at last
  * @returns {Promise<boolean>}
  */
-async function load(what) {
+async function load(what, then) {
   hideError();
   $('model-dialog').close();
   model = undefined;
@@ -109,10 +141,13 @@ async function load(what) {
     if (using !== engine || error.kind === 'crashed' || error.kind === 'lost') return false;
     $('model').textContent = 'No model';
     settled();
-    fail(error);
+    fail(error, RETRY.includes(error.kind) ? async () => (await load(what, then)) && then?.() : undefined);
     return false;
   }
   const { info } = model;
+  showPlace();
+  // Other models than the built-in one have not learned what the examples ask for.
+  $('try').hidden = !chosen.models && info.suggested?.prompt === undefined;
   $('model').textContent = [info.model, info.context && `window ${count(info.context)}`].filter(Boolean).join(' · ');
   $('model-button').title = [info.adapter, info.backend].filter(Boolean).join(' · ');
   showPolicies(info.policies ?? []);
@@ -228,14 +263,21 @@ async function ask(question, settings, other = '') {
   setState('running');
   stopped = false;
   current = [];
+  const entry = { question, replies: current, turn };
+  const again = async () => {
+    if (!model && !(await load(loadedFrom ?? {}, again))) return;
+    turn.remove();
+    turns = turns.filter((each) => each !== entry);
+    if ($('prompt').value === question) $('prompt').value = '';
+    await ask(question, settings, other);
+  };
   let resolved;
   try {
     resolved = await model.resolve(request);
   } catch (error) {
     turn.remove();
     $('prompt').value = question;
-    settled();
-    return fail(error);
+    return failTurn(error, again);
   }
   const { seed } = resolved.settings;
   const runs = [{ ...request, seed }];
@@ -252,7 +294,7 @@ async function ask(question, settings, other = '') {
     if (!i) turn.scrollIntoView({ block: 'start', behavior: 'instant' });
     announce(`${reply.title}: thinking`);
     // A seed that the form leaves open was drawn for this turn, and both runs use it.
-    const message = await generate(reply, i || settings.seed !== undefined || runs.length > 1 ? run : request);
+    const message = await generate(reply, i || settings.seed !== undefined || runs.length > 1 ? run : request, again);
     answer = i ? answer : message;
   }
   if (answer) {
@@ -261,7 +303,7 @@ async function ask(question, settings, other = '') {
   } else if (current[0]?.result) {
     current[0].note({ text: 'No answer came: this question is left out of the conversation.' });
   }
-  turns.push({ question, replies: current });
+  turns.push(entry);
   keep();
   if (document.body.dataset.state === 'running') settled();
 }
@@ -295,14 +337,14 @@ function resume() {
   loadedFrom = kept.from;
   for (const { question, replies: saved } of kept.turns) {
     const replies = [];
-    const place = showTurn(question).replies;
+    const { turn, replies: place } = showTurn(question);
     place.classList.toggle('two', saved.length > 1);
     for (const one of saved) {
       const reply = newReply(replies, { title: one.title, settings: one.settings });
       reply.show(one);
       place.append(reply.node);
     }
-    turns.push({ question, replies });
+    turns.push({ question, replies, turn });
   }
   $('welcome').hidden = true;
 }
@@ -311,9 +353,10 @@ function resume() {
  * Runs a request into a reply.
  * @param {Reply} reply
  * @param {Request} request
+ * @param {() => void} again - asks the question again
  * @returns {Promise<Message | null | undefined>}
  */
-async function generate(reply, request) {
+async function generate(reply, request, again) {
   try {
     for await (const event of model.generate(request)) {
       event.at = performance.now();
@@ -324,12 +367,14 @@ async function generate(reply, request) {
   } catch (error) {
     if (error.kind === 'crashed' || error.kind === 'lost') return undefined; // `restart` says so
     reply.fail(error.title ?? 'failed');
-    fail(error);
+    failTurn(error, again);
     return undefined;
   } finally {
     draw();
   }
   const { result } = reply;
+  // A run that a server had not begun yet has no events.
+  if (!result) reply.fail('you stopped it');
   announce(`${reply.title}: ${plural(reply.generated, 'token')}, ${result?.thinking_unfinished ? 'no answer' : 'done'}`);
   return result?.message;
 }
@@ -455,8 +500,26 @@ $('report-dialog').addEventListener('close', () => $('report').removeAttribute('
 
 $('model-button').addEventListener('click', () => {
   $('model-dialog').showModal();
-  showKept();
+  if (chosen.models) showKept();
 });
+
+/** Asks for the key of the server; nothing if none is given. @type {import('./remote.js').AskKey} */
+function askKey(wrong) {
+  $('key-wrong').hidden = !wrong;
+  $('key').value = '';
+  $('key-dialog').showModal();
+  return new Promise((resolve) => {
+    $('key-dialog').addEventListener('close', () => {
+      resolve($('key-dialog').returnValue === 'key' ? $('key').value.trim() || undefined : undefined);
+      $('key').value = $('key-dialog').returnValue = '';
+    }, { once: true });
+  });
+}
+$('key-form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  $('key-dialog').close('key');
+});
+$('key-cancel').addEventListener('click', () => $('key-dialog').close());
 
 /** Lists the fetched models that are kept in this browser, each with a way to load it and to remove it. */
 async function showKept() {
@@ -501,7 +564,7 @@ for (const id of ['files', 'gguf']) $(id).addEventListener('change', ({ target }
 
 addEventListener('dragover', (event) => {
   event.preventDefault();
-  document.body.classList.add('dragging');
+  if (chosen.models) document.body.classList.add('dragging');
 });
 addEventListener('dragleave', (event) => {
   if (!event.relatedTarget) document.body.classList.remove('dragging');
@@ -535,7 +598,7 @@ async function tryExample({ prompt, fields = {}, context, compare = '' }) {
   suggested = undefined;
   await ask(prompt, rest, compare);
 }
-$('examples').append(...EXAMPLES.map((example) => el('button', { type: 'button', class: 'card', onclick: () => tryExample(example) },
+$('examples').append(...EXAMPLES.filter(({ context }) => chosen.models || !context).map((example) => el('button', { type: 'button', class: 'card', onclick: () => tryExample(example) },
   el('strong', {}, example.title), el('span', {}, example.text))));
 
 /** Sets a control. A choice that is not offered yet is added: the list of policies comes with a model. */
@@ -578,13 +641,31 @@ function showConformance(table) {
   $('conformance-status').textContent = `${table.adapter} (${table.backend}): ${table.passed} cases passed, ${table.failed} failed`;
 }
 
-function fail(error) {
+/** Failures after which the same may work. */
+const RETRY = ['unreachable', 'busy', 'key'];
+
+/**
+ * @param {Error} error
+ * @param {() => void} [again] - tries again what failed
+ */
+function fail(error, again) {
   if (error?.kind === 'closed') return;
-  showError(error?.title ?? 'Something failed', error?.message ?? String(error));
+  showError(error?.title ?? 'Something failed', error?.message ?? String(error), again);
 }
-function showError(title, text) {
+/** A question failed. A server that did not answer may have another model when it comes back. */
+function failTurn(error, again) {
+  if (error.kind === 'unreachable') model = undefined;
+  settled();
+  fail(error, RETRY.includes(error.kind) ? again : undefined);
+}
+function showError(title, text, again) {
   $('error-title').textContent = title;
   $('error-text').textContent = text.trim();
+  $('error-retry').hidden = !again;
+  $('error-retry').onclick = () => {
+    hideError();
+    again();
+  };
   $('error').hidden = false;
   if (matchMedia('(prefers-reduced-motion: no-preference)').matches) $('error').scrollIntoView({ block: 'nearest' });
 }
@@ -616,7 +697,8 @@ Object.defineProperty(window, 'secateur', {
 
 resume();
 await start();
-const url = query.get('model');
+const url = chosen.models ? query.get('model') : undefined;
+if (!chosen.models) await load({});
 // The welcome offers the built-in model. A failure shows when that model is loaded.
-if (engine && !url && !loadedFrom?.url && !loadedFrom?.hub) engine.prepare().catch(() => undefined);
+else if (engine && !url && !loadedFrom?.url && !loadedFrom?.hub) engine.prepare().catch(() => undefined);
 if (engine && url) await load({ url: new URL(url, location.href).href, ...loadOptions() });

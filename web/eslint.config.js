@@ -1,9 +1,9 @@
 import js from '@eslint/js';
 
 const browser = Object.fromEntries([
-  'AbortController', 'Blob', 'GPUAdapter', 'NodeFilter', 'Option', 'TextDecoder', 'TextEncoder', 'URL', 'URLSearchParams', 'Worker', 'addEventListener',
+  'AbortController', 'AbortSignal', 'Blob', 'GPUAdapter', 'NodeFilter', 'Option', 'TextDecoder', 'TextEncoder', 'URL', 'URLSearchParams', 'Worker', 'addEventListener',
   'atob', 'console', 'document', 'fetch', 'innerHeight', 'innerWidth', 'localStorage', 'location', 'matchMedia', 'navigator', 'onmessage', 'parent', 'performance',
-  'postMessage', 'requestAnimationFrame', 'scrollTo', 'FileReaderSync', 'TransformStream', 'XMLHttpRequest', 'crypto', 'GPUBufferUsage', 'Response', 'scrollY', 'setTimeout', 'window', 'DataTransferItemList', 'ReadableStream', 'self',
+  'postMessage', 'requestAnimationFrame', 'scrollTo', 'sessionStorage', 'FileReaderSync', 'TransformStream', 'XMLHttpRequest', 'crypto', 'GPUBufferUsage', 'Response', 'scrollY', 'setTimeout', 'window', 'DataTransferItemList', 'ReadableStream', 'self',
 ].map((name) => [name, 'readonly']));
 
 export default [

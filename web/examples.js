@@ -20,6 +20,7 @@ export const EXAMPLES = [
     title: 'Watch it cut',
     text: 'Every 40 tokens a probe cuts a quarter of the thoughts. The answer is still right: 2.',
     prompt: PROBLEM,
+    fields: { budget: 'ratio:0.75' },
   },
   {
     title: 'Past the context window',
@@ -32,6 +33,7 @@ export const EXAMPLES = [
     title: 'Side by side',
     text: 'The same prompt and seed with the full cache, one run after the other.',
     prompt: PROBLEM,
+    fields: { budget: 'ratio:0.75' },
     compare: 'full',
   },
   {

@@ -38,8 +38,15 @@
  * - `engine`: the engine refused it, or failed at it. What was loaded stays loaded, unless loading it failed;
  * - `no-webgpu`: this browser gives the page no GPU;
  * - `crashed`, `lost`: the engine crashed, or the GPU was lost. This engine is closed: open another one;
- * - `closed`: the engine was closed.
- * @typedef {'engine' | 'no-webgpu' | 'crashed' | 'lost' | 'closed'} FailureKind
+ * - `closed`: the engine was closed;
+ * - `unreachable`, `busy`, `key`: of an engine that is a server (remote.js): it does not answer, cannot take the request now,
+ *   or needs a key.
+ * @typedef {'engine' | 'no-webgpu' | 'crashed' | 'lost' | 'closed' | 'unreachable' | 'busy' | 'key'} FailureKind
+ */
+
+/**
+ * What a model needs of its engine.
+ * @typedef {Pick<Engine, 'run' | 'resolve' | 'logits' | 'stop' | 'conformance' | 'report' | 'close'>} AnyEngine
  */
 
 /** An error of the engine. The message says what failed, where, and what to do. */
@@ -358,10 +365,10 @@ export class Engine {
   }
 }
 
-/** A model on this browser's GPU. */
+/** A model that is loaded: on this browser's GPU, or on a server. */
 export class Model {
   /**
-   * @param {Engine} engine
+   * @param {AnyEngine} engine
    * @param {ModelInfo} info
    */
   constructor(engine, info) {

@@ -12,7 +12,7 @@ use secateur::engine::{Engine, LoadOptions, PreparedModel, Settings};
 use secateur::policy::Budget;
 use secateur::serve::{self, Options, ThinkingField};
 use secateur::settings::MAX_NEW_TOKENS_THINKING;
-use secateur::{Error, ErrorKind, ModelSource, Result};
+use secateur::{Error, ErrorKind, ModelSource, Result, builtin};
 
 use super::model::ModelArgs;
 use super::options::{self, PruningArgs, StorageArgs};
@@ -128,6 +128,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let most_new_tokens = defaults.max_new_tokens.unwrap_or(MAX_NEW_TOKENS_THINKING);
     let mut options = Options {
         name: String::new(),
+        example: args.model.model.is_none().then(|| builtin::EXAMPLE.to_string()),
         defaults,
         places: 1,
         queue: args.queue.into(),

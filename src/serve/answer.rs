@@ -39,7 +39,7 @@ pub(super) struct Frame {
     pub thinking_field: Option<&'static str>,
     /// Whether the thinking is left out.
     pub without_thinking: bool,
-    /// How probes are sent.
+    /// What is sent besides the text.
     pub events: Events,
     /// Whether the last chunk of a stream has the usage.
     pub include_usage: bool,
@@ -320,7 +320,7 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
                         None => (),
                     }
                 }
-                Piece::Probe(_) => (),
+                Piece::Probe(_) | Piece::Events(_) => (),
                 Piece::End(ending) => {
                     if let Some(refusal) = failure(&ending) {
                         return Err(refusal);
@@ -388,6 +388,10 @@ pub(super) fn stream(frame: Frame, client: Client, traces: Arc<Traces>, worker: 
         let first = state.frame.chunk(choice, beginning.text.into(), Value::Null, None);
         state.send(&first);
     }
+    if state.frame.events == Events::Run {
+        // At once, so that the client knows the id by which it can end the run.
+        (0..state.frame.choices).for_each(|choice| state.send_own(json!({"choice": choice, "events": []})));
+    }
     let frames = futures_util::stream::unfold(state, |mut state| async move {
         let bytes = state.next().await?;
         Some((Ok::<_, std::convert::Infallible>(bytes), state))
@@ -420,6 +424,14 @@ struct Stream {
 impl Stream {
     fn send(&mut self, data: &Value) {
         self.ready.push_back(format!("data: {data}\n\n").into());
+    }
+
+    /// Sends a chunk without choices, which has something of secateur's own.
+    fn send_own(&mut self, value: Value) {
+        let mut chunk = self.frame.head(true);
+        chunk.insert("choices".into(), json!([]));
+        chunk.insert("secateur".into(), value);
+        self.send(&chunk.into());
     }
 
     /// The next bytes; `None` at the end.
@@ -482,18 +494,14 @@ impl Stream {
                 }
             }
             Piece::Probe(probe) => match self.frame.events {
-                Events::None => (),
+                Events::None | Events::Run => (),
                 Events::Comments => {
                     let probe = json!({"choice": choice, "probe": probe});
                     self.ready.push_back(format!(": secateur {probe}\n\n").into());
                 }
-                Events::Chunks => {
-                    let mut chunk = self.frame.head(true);
-                    chunk.insert("choices".into(), json!([]));
-                    chunk.insert("secateur".into(), json!({"choice": choice, "probe": probe}));
-                    self.send(&chunk.into());
-                }
+                Events::Chunks => self.send_own(json!({"choice": choice, "probe": probe})),
             },
+            Piece::Events(events) => self.send_own(json!({"choice": choice, "events": events})),
             Piece::End(ending) => self.end(choice, ending),
         }
     }

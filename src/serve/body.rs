@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use super::refusal::Refusal;
 use crate::engine::Request;
 use crate::policy::{Budget, Layers, Normalise, PolicyRef, Positions, Scope};
+use crate::settings::AttentionDetail;
 use crate::steps::Boundaries;
 use crate::text::Message;
 
@@ -120,22 +121,27 @@ pub(super) struct Extension {
     steps: Option<Boundaries>,
     /// The most tokens of the answer after the thinking.
     max_answer_tokens: Option<usize>,
-    /// Whether probes are sent while the answer is streamed.
+    /// How much of each probe's attention the trace and the events have.
+    #[schema(value_type = Option<String>, example = "layers")]
+    attention: Option<AttentionDetail>,
+    /// What is sent while the answer is streamed, besides its text.
     pub events: Option<Events>,
     /// Whether the trace of the run is kept for `/v1/secateur/traces/{id}`.
     pub trace: Option<bool>,
 }
 
-/// How probes are sent.
+/// What is sent while an answer is streamed, besides its text, and how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Events {
-    /// Not at all.
+    /// Nothing.
     None,
-    /// As comments of the stream, which every client ignores.
+    /// Probes, as comments of the stream, which every client ignores.
     Comments,
-    /// As chunks without choices.
+    /// Probes, as chunks without choices.
     Chunks,
+    /// Everything that the page shows, as chunks without choices.
+    Run,
 }
 
 /// The body of `/v1/chat/completions`.
@@ -260,7 +266,7 @@ impl Common {
         }
     }
 
-    /// Whether probes are sent, and how.
+    /// What is sent besides the text, and how.
     pub fn events(&self) -> Events {
         self.secateur.as_ref().and_then(|extension| extension.events).unwrap_or(Events::None)
     }
@@ -319,6 +325,7 @@ impl Common {
             positions,
             steps,
             max_answer_tokens,
+            attention,
             events: _,
             trace: _,
         } = self.secateur.clone().unwrap_or_default();
@@ -346,6 +353,7 @@ impl Common {
             normalise,
             positions,
             steps,
+            attention,
             ..Request::default()
         })
     }

@@ -39,6 +39,8 @@ pub(super) enum Piece {
     },
     /// A probe was made and its plan carried out.
     Probe(Value),
+    /// Events of the run, as the page sees them. They are joined too; between texts and events there is no order.
+    Events(Vec<Value>),
     /// The choice has ended. Nothing follows.
     End(Result<Box<Ending>, Error>),
 }
@@ -80,6 +82,8 @@ pub(super) struct Mailbox {
     arrived: Notify,
     /// Whether the client has gone.
     abandoned: AtomicBool,
+    /// Whether the client wants no more of the answer, but still wants to know how it ended.
+    cancelled: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -94,7 +98,12 @@ impl Mailbox {
     /// An empty mailbox.
     pub fn new() -> Arc<Self> {
         let letters = Mutex::new(Letters { pieces: Vec::new(), waiting_since: Instant::now() });
-        Arc::new(Self { letters, arrived: Notify::new(), abandoned: AtomicBool::new(false) })
+        Arc::new(Self {
+            letters,
+            arrived: Notify::new(),
+            abandoned: AtomicBool::default(),
+            cancelled: AtomicBool::default(),
+        })
     }
 
     fn letters(&self) -> MutexGuard<'_, Letters> {
@@ -107,14 +116,22 @@ impl Mailbox {
         if letters.pieces.is_empty() {
             letters.waiting_since = Instant::now();
         }
+        let mut earlier = letters.pieces.iter_mut().rev().filter(|(of, _)| *of == choice).map(|(_, piece)| piece);
         let piece = match piece {
-            Piece::Text { part, text, tokens } => match letters.pieces.iter_mut().rev().find(|(of, _)| *of == choice) {
-                Some((_, Piece::Text { part: last, text: before, tokens: earlier })) if *last == part => {
+            Piece::Text { part, text, tokens } => match earlier.find(|piece| !matches!(piece, Piece::Events(_))) {
+                Some(Piece::Text { part: last, text: before, tokens: earlier }) if *last == part => {
                     before.push_str(&text);
                     earlier.extend(tokens);
                     None
                 }
                 _ => Some(Piece::Text { part, text, tokens }),
+            },
+            Piece::Events(events) => match earlier.find(|piece| matches!(piece, Piece::Events(_))) {
+                Some(Piece::Events(before)) => {
+                    before.extend(events);
+                    None
+                }
+                _ => Some(Piece::Events(events)),
             },
             piece => Some(piece),
         };
@@ -137,6 +154,16 @@ impl Mailbox {
     /// Tells the engine that nobody waits for this answer any more.
     pub fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
+    }
+
+    /// Asks the engine to end this answer early. What it has to say about the end still comes.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+    }
+
+    /// Whether the client asked for an early end.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
     }
 
     /// Whether the engine should stop: the client has gone, or has taken nothing for `patience`.
@@ -189,6 +216,26 @@ mod tests {
             })
             .collect();
         assert_eq!(seen, [(0, Part::Thinking, "ab"), (1, Part::Thinking, "xy"), (0, Part::Answer, "c")]);
+    }
+
+    #[test]
+    fn texts_and_events_are_joined_past_each_other() {
+        let mailbox = Mailbox::new();
+        for number in 0..3 {
+            mailbox.put(0, text(Part::Thinking, &number.to_string()));
+            mailbox.put(0, Piece::Events(vec![number.into()]));
+            mailbox.put(1, Piece::Events(vec![(number + 10).into()]));
+        }
+        mailbox.put(0, text(Part::Answer, "a"));
+        let seen: Vec<String> = pollster::block_on(mailbox.take())
+            .iter()
+            .map(|(choice, piece)| match piece {
+                Piece::Text { text, .. } => format!("{choice} {text}"),
+                Piece::Events(events) => format!("{choice} {}", Value::from(events.clone())),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(seen, ["0 012", "0 [0,1,2]", "1 [10,11,12]", "0 a"]);
     }
 
     #[test]

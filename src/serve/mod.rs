@@ -13,7 +13,7 @@
 //! - `mailbox`: what the thread hands over to the task that answers a client;
 //! - `answer`: from these pieces to a response;
 //! - `traces`, `metrics`, `refusal`: what they say;
-//! - [`page`]: the browser's page, for `secateur web`.
+//! - [`page`]: the browser's page, for `secateur web` and, with this server as its engine, for `/` here.
 //!
 //! The thread never waits for a client, and no handler waits for the thread but those that wait for an answer. A client
 //! that goes away drops its handler or its body, and with it the guard that lets the engine end the request within one step.
@@ -46,6 +46,8 @@ const CLOSING: Duration = Duration::from_secs(3);
 pub struct Options {
     /// The model's name in `/v1/models` and in responses.
     pub name: String,
+    /// A prompt that the model can answer, which the page suggests.
+    pub example: Option<String>,
     /// What requests leave open: a request's own fields take precedence.
     pub defaults: Request,
     /// Requests that run side by side.
@@ -186,6 +188,8 @@ pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<Atomic
         traces: Arc::new(traces::Traces::new(options.trace_bytes)),
         started: answer::Frame::now(),
         names: options.names(),
+        page: page::files().map(page::Page::with_server),
+        running: routes::Running::default(),
         reading: Arc::new(tokio::sync::Semaphore::new(routes::READING_KIB)),
         encoding: Arc::new(tokio::sync::Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from))),
         worker: worker.clone(),
@@ -235,6 +239,7 @@ mod tests {
         let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_string()).collect();
         Options {
             name: "m".into(),
+            example: None,
             defaults: Request::default(),
             places: 1,
             queue: 1,

@@ -1,4 +1,5 @@
-//! The browser's page, from the executable, and the files of a model for it, with ranges.
+//! The browser's page, from the executable, and the files of a model for it, with ranges. The page has two engines: the one that
+//! the browser runs, and a server; whoever serves the page says which of them it has.
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -34,8 +35,76 @@ pub fn files() -> Option<&'static [PageFile]> {
 
 /// The file that says which headers the others need, in the form of static hosts.
 const HEADERS: &str = "_headers";
+/// The file at the address of the page.
+const INDEX: &str = "index.html";
 /// Bytes that are read from a model's file at once.
 const PIECE: u64 = 1 << 20;
+
+/// What says in `index.html` which engine the page has, and what says so of a page whose engine is the server.
+const ENGINE: [&str; 2] =
+    [r#"<meta name="secateur-engine" content="browser">"#, r#"<meta name="secateur-engine" content="server">"#];
+
+/// The files of the page as they are served.
+#[derive(Debug, Clone)]
+pub(super) struct Page(Vec<(&'static str, Bytes)>);
+
+impl Page {
+    /// The page whose engine runs in the browser.
+    fn with_browser(files: &'static [PageFile]) -> Self {
+        Self(files.iter().map(|(name, bytes)| (*name, Bytes::from_static(bytes))).collect())
+    }
+
+    /// The page whose engine is the server that serves it.
+    pub fn with_server(files: &'static [PageFile]) -> Self {
+        let mut page = Self::with_browser(files);
+        for (_, bytes) in page.0.iter_mut().filter(|(name, _)| *name == INDEX) {
+            *bytes = String::from_utf8_lossy(bytes).replacen(ENGINE[0], ENGINE[1], 1).into();
+        }
+        page
+    }
+
+    fn find(&self, path: &str) -> Option<&(&'static str, Bytes)> {
+        let name = match path.trim_start_matches('/') {
+            "" => INDEX,
+            name => name,
+        };
+        self.0.iter().find(|(known, _)| *known == name && *known != HEADERS)
+    }
+
+    /// Whether there is a file at this path.
+    pub fn has(&self, path: &str) -> bool {
+        self.find(path).is_some()
+    }
+
+    /// The response with a file of the page; `None` if there is none at this path.
+    pub fn response(&self, path: &str, asked: &HeaderMap) -> Option<Response> {
+        let (name, bytes) = self.find(path)?;
+        let tag = format!("\"{}\"", &blake3::hash(bytes).to_hex()[..16]);
+        let known = asked.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes());
+        let mut response = match known {
+            true => StatusCode::NOT_MODIFIED.into_response(),
+            false => Body::from(bytes.clone()).into_response(),
+        };
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type(name)));
+        // The browser asks each time and gets the bytes only when they have changed.
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.extend(HeaderValue::from_str(&tag).map(|tag| (ETAG, tag)));
+        headers.extend(self.headers(path));
+        Some(response)
+    }
+
+    /// The headers that `_headers` gives to a path.
+    fn headers(&self, path: &str) -> HeaderMap {
+        let rules = self.0.iter().find(|(name, _)| *name == HEADERS).map_or(&[][..], |(_, bytes)| bytes);
+        let rules = String::from_utf8_lossy(rules);
+        let parsed = |line: &str| {
+            let (name, value) = line.split_once(": ")?;
+            Some((name.parse::<HeaderName>().ok()?, value.parse().ok()?))
+        };
+        header_lines(&rules, path).into_iter().filter_map(parsed).collect()
+    }
+}
 
 /// What the page is given to run.
 #[derive(Debug, Clone)]
@@ -103,14 +172,14 @@ fn parts_of_one(a: &str, b: &str) -> bool {
 
 /// What a server of the page knows.
 struct Site {
-    files: &'static [PageFile],
+    page: Page,
     model: Option<ModelFiles>,
     names: Names,
 }
 
 /// The routes of a server of the page alone.
 pub(super) fn router(files: &'static [PageFile], model: Option<ModelFiles>, names: Names) -> Router {
-    let site = Arc::new(Site { files, model, names });
+    let site = Arc::new(Site { page: Page::with_browser(files), model, names });
     Router::new()
         .route("/model/", get(|| async { StatusCode::NOT_FOUND }))
         .route("/model/{name}", get(model_file))
@@ -132,42 +201,9 @@ async fn page_file(State(site): State<Arc<Site>>, method: Method, uri: Uri, head
     if method != Method::GET && method != Method::HEAD {
         return StatusCode::METHOD_NOT_ALLOWED.into_response();
     }
-    response_of(site.files, uri.path(), &headers).unwrap_or_else(|| {
+    site.page.response(uri.path(), &headers).unwrap_or_else(|| {
         Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path())).into_response()
     })
-}
-
-/// The response with a file of the page; `None` if there is none at this path.
-pub(super) fn response_of(files: &[PageFile], path: &str, asked: &HeaderMap) -> Option<Response> {
-    let name = match path.trim_start_matches('/') {
-        "" => "index.html",
-        name => name,
-    };
-    let (_, bytes) = files.iter().find(|(known, _)| *known == name && *known != HEADERS)?;
-    let tag = format!("\"{}\"", &blake3::hash(bytes).to_hex()[..16]);
-    let known = asked.get(IF_NONE_MATCH).is_some_and(|known| known.as_bytes() == tag.as_bytes());
-    let mut response = match known {
-        true => StatusCode::NOT_MODIFIED.into_response(),
-        false => Body::from(Bytes::from_static(bytes)).into_response(),
-    };
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type(name)));
-    // The browser asks each time and gets the bytes only when they have changed.
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.extend(HeaderValue::from_str(&tag).map(|tag| (ETAG, tag)));
-    headers.extend(headers_for(files, path));
-    Some(response)
-}
-
-/// The headers that `_headers` gives to a path.
-fn headers_for(files: &[PageFile], path: &str) -> HeaderMap {
-    let rules = files.iter().find(|(name, _)| *name == HEADERS).map_or(&[][..], |(_, bytes)| *bytes);
-    let rules = String::from_utf8_lossy(rules);
-    let parsed = |line: &str| {
-        let (name, value) = line.split_once(": ")?;
-        Some((name.parse::<HeaderName>().ok()?, value.parse().ok()?))
-    };
-    header_lines(&rules, path).into_iter().filter_map(parsed).collect()
 }
 
 /// The headers that rules in the form of static hosts give to a path, each as a line: a rule is a path, or `/*` for all of
@@ -352,20 +388,36 @@ mod tests {
         assert!(directory.find("config.json").is_some() && directory.find("secret.txt").is_none());
     }
 
+    const FILES: &[PageFile] = &[
+        ("index.html", b"page <meta name=\"secateur-engine\" content=\"browser\">"),
+        ("_headers", b"# all\n/*\n  A: 1\n/worker.js\n  B: 2\n"),
+        ("worker.js", b"code"),
+    ];
+
     #[test]
     fn headers_are_given_to_their_paths() {
-        let files: &[PageFile] = &[
-            ("index.html", b"page"),
-            ("_headers", b"# all\n/*\n  A: 1\n/worker.js\n  B: 2\n"),
-            ("worker.js", b"code"),
-        ];
-        let headers = |path: &str| response_of(files, path, &HeaderMap::new()).expect("a file").headers().clone();
+        let page = Page::with_browser(FILES);
+        let response = |path: &str, headers: &HeaderMap| page.response(path, headers);
+        let headers = |path: &str| response(path, &HeaderMap::new()).expect("a file").headers().clone();
         assert!(headers("/").contains_key("a") && !headers("/").contains_key("b"));
         assert!(headers("/worker.js").contains_key("a") && headers("/worker.js").contains_key("b"));
         assert_eq!(headers("/worker.js")[CONTENT_TYPE], "text/javascript; charset=utf-8");
-        assert!(response_of(files, "/_headers", &HeaderMap::new()).is_none());
+        assert!(response("/_headers", &HeaderMap::new()).is_none() && !page.has("/_headers") && page.has("/"));
         let mut known = HeaderMap::new();
         known.insert(IF_NONE_MATCH, headers("/")[ETAG].clone());
-        assert_eq!(response_of(files, "/", &known).expect("a file").status(), StatusCode::NOT_MODIFIED);
+        assert_eq!(response("/", &known).expect("a file").status(), StatusCode::NOT_MODIFIED);
+        // The same file with the other engine is another version of it.
+        let served = Page::with_server(FILES).response("/", &known).expect("a file");
+        assert_eq!(served.status(), StatusCode::OK);
+    }
+
+    #[test]
+    fn the_page_says_which_engine_it_has() {
+        let index = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("web/index.html"));
+        let index = index.expect("the page lies in the repository");
+        assert_eq!(index.matches(ENGINE[0]).count(), 1, "index.html names its engine once, in this form");
+        let of = |page: &Page| String::from_utf8_lossy(&page.find("/").expect("it is there").1).into_owned();
+        assert!(of(&Page::with_browser(FILES)).ends_with(ENGINE[0]));
+        assert!(of(&Page::with_server(FILES)).ends_with(ENGINE[1]));
     }
 }

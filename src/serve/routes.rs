@@ -1,5 +1,5 @@
 //! What the server answers, address by address.
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -8,7 +8,7 @@ use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, ORIG
 use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -21,12 +21,13 @@ use utoipa::{OpenApi, ToSchema};
 use super::answer::{self, Beginning, Form, Frame};
 use super::body::{ChatBody, ChatMessage, Common, CompletionBody, Events};
 use super::mailbox::{Client, Mailbox};
+use super::page::Page;
 use super::refusal::Refusal;
 use super::traces::Traces;
-use super::worker::{Job, Recipient, Ticket, Worker};
+use super::worker::{Job, Loaded, Recipient, Ticket, Watch, Worker};
 use super::{Names, Options, ThinkingField};
 use crate::engine::{Encoded, PreparedModel, Prompt, Request, Resolved, Settings};
-use crate::report;
+use crate::report::{self, events::RunEvents};
 use crate::trace::Trace;
 
 /// What every handler knows.
@@ -42,8 +43,40 @@ pub(super) struct App {
     pub names: Names,
     /// KiB of bodies that may be read and parsed at one time.
     pub reading: Arc<Semaphore>,
+    /// The page, whose engine this server is, if this build has it.
+    pub page: Option<Page>,
+    /// The requests that clients may end early.
+    pub running: Running,
     /// Prompts that may be encoded at one time: one for each core. Others wait, and hold no thread meanwhile.
     pub encoding: Arc<Semaphore>,
+}
+
+/// The requests that run or wait, each with its id and who made it, so that a client can end its own early.
+#[derive(Default)]
+pub(super) struct Running(Mutex<Vec<Listed>>);
+
+struct Listed {
+    id: String,
+    owner: Option<blake3::Hash>,
+    mailbox: Weak<Mailbox>,
+}
+
+impl Running {
+    fn listed(&self) -> MutexGuard<'_, Vec<Listed>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lists a request. Those that have ended are forgotten.
+    fn add(&self, frame: &Frame, mailbox: &Arc<Mailbox>) {
+        let mut listed = self.listed();
+        listed.retain(|request| request.mailbox.strong_count() > 0);
+        listed.push(Listed { id: frame.id.clone(), owner: frame.owner, mailbox: Arc::downgrade(mailbox) });
+    }
+
+    /// The request of this id, if it has not ended and this owner made it.
+    fn find(&self, id: &str, owner: Option<blake3::Hash>) -> Option<Arc<Mailbox>> {
+        self.listed().iter().find(|request| request.id == id && request.owner == owner)?.mailbox.upgrade()
+    }
 }
 
 /// KiB of bodies that may be read and parsed at one time.
@@ -79,11 +112,12 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/health", get(health))
         .route("/v1/health", get(health))
         .route("/openapi.json", get(openapi))
+        .route("/v1/secateur/resolve", post(resolve))
+        .route("/v1/secateur/report", post(report_of))
+        .route("/v1/secateur/runs/{id}", delete(end_run))
         .route("/v1/secateur/traces/{id}", get(trace).delete(forget_trace))
         .route("/v1/secateur/traces/{id}/report", get(trace_report))
-        .fallback(|uri: Uri| async move {
-            Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()))
-        })
+        .fallback(page_file)
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             Refusal::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} does not take {method}", uri.path()))
         })
@@ -121,13 +155,41 @@ async fn admit(State(app): State<Arc<App>>, request: HttpRequest, next: Next) ->
             return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
         }
     }
-    let open = matches!(request.uri().path(), "/health" | "/v1/health");
+    let path = request.uri().path();
+    let open = matches!(path, "/health" | "/v1/health") || reads(request.method()) && app.has_file(path);
     if !open && !app.keys.is_empty() && !owner(&app, headers).is_some_and(|key| app.keys.contains(&key)) {
         let message = "the API key is missing or wrong: it is expected as Authorization: Bearer KEY";
         return Err(Refusal::new(StatusCode::UNAUTHORIZED, message).coded("invalid_api_key"));
     }
     Ok(next.run(request).await)
 }
+
+/// Whether a method only reads.
+fn reads(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
+}
+
+/// A file of the page, or in a build without the page a text in its place.
+async fn page_file(State(app): State<Arc<App>>, method: Method, uri: Uri, headers: HeaderMap) -> Response {
+    let path = uri.path();
+    let nothing = || Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}")).into_response();
+    match &app.page {
+        _ if !reads(&method) => nothing(),
+        Some(page) => page.response(path, &headers).unwrap_or_else(nothing),
+        None if path == "/" => WITHOUT_PAGE.into_response(),
+        None => nothing(),
+    }
+}
+
+/// What `/` says in a build without the page.
+const WITHOUT_PAGE: &str = concat!(
+    "secateur ",
+    env!("CARGO_PKG_VERSION"),
+    ": a server for reasoning models, with OpenAI's interface.\n\n",
+    "The interface is below /v1, and /openapi.json describes it. A client needs this address with /v1 behind it.\n\n",
+    "Built with the feature `page`, this program shows a page for chats here: in secateur's repository, run `./x wasm` and \
+     then `cargo build --release --features page`.\n",
+);
 
 /// The hash of the key that a request has, where keys are used.
 fn owner(app: &App, headers: &HeaderMap) -> Option<blake3::Hash> {
@@ -149,9 +211,19 @@ fn group(key: blake3::Hash) -> u64 {
 }
 
 impl App {
+    /// The model with what the page knows of it, or the refusal of a server that is still loading.
+    fn loaded(&self) -> Result<Loaded, Refusal> {
+        self.worker.loaded().ok_or_else(|| Refusal::busy("the model is still loading", 2).coded("loading"))
+    }
+
     /// The model, or the refusal of a server that is still loading.
     fn model(&self) -> Result<Arc<PreparedModel>, Refusal> {
-        self.worker.model().ok_or_else(|| Refusal::busy("the model is still loading", 2).coded("loading"))
+        Ok(self.loaded()?.model)
+    }
+
+    /// Whether this path is a file of the page, or the text in its place.
+    fn has_file(&self, path: &str) -> bool {
+        self.page.as_ref().map_or(path == "/", |page| page.has(path))
     }
 
     /// Refuses a request for another model.
@@ -245,7 +317,7 @@ impl App {
                 return Err(Refusal::bad(message).at("secateur.positions"));
             }
             let request = app.options.defaults.overridden_by(&request)?;
-            let Resolved { prompt: Prompt::Encoded(prompt), mut settings, .. } = model.resolve_encoded(&request)?
+            let Resolved { prompt: Prompt::Encoded(prompt), mut settings, notes } = model.resolve_encoded(&request)?
             else {
                 return Err(Refusal::bug());
             };
@@ -260,7 +332,7 @@ impl App {
                 );
                 return Err(Refusal::bad(message).at("max_tokens"));
             }
-            Ok(Ready { prompt, settings })
+            Ok(Ready { prompt, settings, notes })
         };
         self.work(held, move || requests.into_iter().map(prepare).collect()).await
     }
@@ -282,6 +354,8 @@ fn is_too_large(error: &axum::Error) -> bool {
 struct Ready {
     prompt: Encoded,
     settings: Settings,
+    /// What a person should know about how it was resolved.
+    notes: Vec<String>,
 }
 
 /// Random ids of responses.
@@ -350,19 +424,26 @@ async fn answer(
 ) -> Result<Response, Refusal> {
     // From here on, the engine ends the request as soon as this guard is dropped.
     let client = Client(Mailbox::new());
+    app.running.add(&frame, &client.0);
+    let streamed = common.stream == Some(true);
     let each = frame.each;
     for (choice, ticket) in tickets.into_iter().enumerate() {
-        let Ready { prompt, settings } = &ready[choice / each];
+        let Ready { prompt, settings, notes } = &ready[choice / each];
         let mut settings = settings.clone();
         settings.seed = settings.seed.wrapping_add((choice % each) as u64);
         let mut recipient = Recipient::new(client.0.clone(), choice, settings.seed, arrived, ticket);
-        (recipient.events, recipient.trace) = (frame.events != Events::None, common.trace());
+        recipient.trace = common.trace();
+        recipient.watch = match frame.events {
+            Events::Comments | Events::Chunks if streamed => Watch::Probes,
+            Events::Run if streamed => Watch::Run(RunEvents::new(notes.clone())),
+            _ => Watch::Nothing,
+        };
         let group = frame.owner.map_or(0, group);
         app.worker.submit(Job { prompt: Prompt::Encoded(prompt.clone()), settings, group, client: recipient })?;
     }
-    match common.stream {
-        Some(true) => Ok(answer::stream(frame, client, app.traces.clone(), app.worker.clone())),
-        _ => answer::whole(frame, client, app.traces.clone()).await,
+    match streamed {
+        true => Ok(answer::stream(frame, client, app.traces.clone(), app.worker.clone())),
+        false => answer::whole(frame, client, app.traces.clone()).await,
     }
 }
 
@@ -372,6 +453,39 @@ async fn input_tokens(State(app): State<Arc<App>>, headers: HeaderMap, body: Bod
     let (ready, ()) = app.prepare(vec![body.request()?], ()).await?;
     let tokens: usize = ready.iter().map(|ready| ready.prompt.ids.len()).sum();
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens})))
+}
+
+/// What a request comes to, without running it: the same bodies as for a chat or a completion. The prompt is told in ids.
+async fn resolve(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Resolved>, Refusal> {
+    let body: Value = app.read(&headers, body).await?;
+    let not_understood = |e| Refusal::bad(format!("the body is not understood: {e}"));
+    let (name, requests) = if body.get("messages").is_some() {
+        let body: ChatBody = serde_json::from_value(body).map_err(not_understood)?;
+        let request = body.request()?;
+        (body.common.model, vec![request])
+    } else {
+        let body: CompletionBody = serde_json::from_value(body).map_err(not_understood)?;
+        let requests = body.requests()?;
+        (body.common.model, requests)
+    };
+    app.check_name(name.as_deref())?;
+    if requests.len() > 1 {
+        return Err(Refusal::bad("there are several prompts: one is expected").at("prompt"));
+    }
+    let (mut ready, ()) = app.prepare(requests, ()).await?;
+    let Ready { prompt, settings, notes } = ready.pop().ok_or_else(Refusal::bug)?;
+    Ok(Json(Resolved { prompt: Prompt::Encoded(prompt), settings, notes }))
+}
+
+/// Ends a request early. What it has to say about its end still comes in its stream.
+async fn end_run(
+    State(app): State<Arc<App>>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Result<StatusCode, Refusal> {
+    let missing = || Refusal::new(StatusCode::NOT_FOUND, "there is no such request, or it has ended");
+    app.running.find(&id, owner(&app, &headers)).ok_or_else(missing)?.cancel();
+    Ok(StatusCode::NO_CONTENT)
 }
 
 fn described(app: &App) -> Value {
@@ -486,12 +600,17 @@ async fn tokenizer_info(State(app): State<Arc<App>>) -> Result<Json<Value>, Refu
 }
 
 async fn props(State(app): State<Arc<App>>) -> Result<Json<Value>, Refusal> {
-    let model = app.model()?;
+    let Loaded { model, info } = app.loaded()?;
+    let (mut settings, _) = model.settings(&app.options.defaults)?;
+    settings.max_new_tokens = settings.max_new_tokens.min(app.options.most_new_tokens);
+    let mut info = info.as_ref().clone();
+    info["settings"] = serde_json::to_value(settings).map_err(|_| Refusal::bug())?;
     Ok(Json(json!({
         "model_alias": app.options.name,
         "total_slots": app.options.places,
         "default_generation_settings": {"n_ctx": model.context()},
         "build_info": concat!("secateur ", env!("CARGO_PKG_VERSION")),
+        "secateur": info,
     })))
 }
 
@@ -540,7 +659,29 @@ async fn trace_report(
     Path(id): Path<String>,
 ) -> Result<Response, Refusal> {
     let json = app.traces.get(&id, owner(&app, &headers)).ok_or_else(no_trace)?;
-    let (page, ()) = app.work((), move || Ok(report::html::page(&[(id, Trace::from_json(&json)?)])?)).await?;
+    report_page(&app, vec![(id, json)]).await
+}
+
+/// The body of `/v1/secateur/report`.
+#[derive(Debug, Deserialize, ToSchema)]
+struct ReportBody {
+    /// One trace or two, each with its name and its text.
+    traces: Vec<(String, String)>,
+}
+
+/// The report of traces that the client has, one or two side by side.
+async fn report_of(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
+    let ReportBody { traces } = app.read(&headers, body).await?;
+    report_page(&app, traces).await
+}
+
+/// A response with the report of traces, each with its name and its text.
+async fn report_page(app: &App, traces: Vec<(String, String)>) -> Result<Response, Refusal> {
+    let work = move || {
+        let traces = traces.into_iter().map(|(name, json)| Ok((name, Trace::from_json(&json)?)));
+        Ok(report::html::page(&traces.collect::<crate::Result<Vec<_>>>()?)?)
+    };
+    let (page, ()) = app.work((), work).await?;
     // The report is a page of its own: nothing in it reaches this server or any other.
     let policy = "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:";
     let headers =
@@ -555,7 +696,7 @@ fn no_trace() -> Refusal {
 
 /// The description of the interface. The schemas are those that the server reads.
 #[derive(OpenApi)]
-#[openapi(components(schemas(ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)))]
+#[openapi(components(schemas(ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, ReportBody)))]
 struct Schemas;
 
 async fn openapi() -> Json<Value> {
@@ -565,6 +706,12 @@ async fn openapi() -> Json<Value> {
     let posts = [
         ("/v1/chat/completions", "ChatBody", "An answer, or a stream of chunks."),
         ("/v1/completions", "CompletionBody", "A continuation, or a stream of chunks."),
+        (
+            "/v1/secateur/resolve",
+            "ChatBody",
+            "The settings that a request comes to, without running it; completions too.",
+        ),
+        ("/v1/secateur/report", "ReportBody", "A page that shows one trace or two."),
         ("/v1/chat/completions/input_tokens", "ChatBody", "The number of tokens of the prompt."),
         ("/tokenize", "TokenizeBody", "Token ids."),
         ("/detokenize", "DetokenizeBody", "Text."),
@@ -591,6 +738,11 @@ async fn openapi() -> Json<Value> {
                 json!([{"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}]);
         }
     }
+    document["paths"]["/v1/secateur/runs/{id}"]["delete"] = json!({
+        "summary": "Ends a request early, by the id of its response.",
+        "parameters": [{"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}],
+        "responses": {"204": {"description": "It ends."}, "404": {"description": "There is no such request."}},
+    });
     Json(document)
 }
 

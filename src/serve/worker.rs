@@ -13,8 +13,10 @@ use super::Options;
 use super::mailbox::{Ending, Mailbox, Part, Piece, Token};
 use super::metrics::{Gauges, Metrics};
 use super::refusal::Refusal;
+use crate::device::ComputeDevice;
 use crate::engine::{Batch, Engine, Event, PreparedModel, Prompt, RunResult, Settings};
 use crate::policy::Role;
+use crate::report::events::{RunEvents, model_info};
 use crate::trace::{self, StopReason};
 use crate::{Error, ErrorKind, Result};
 
@@ -56,9 +58,18 @@ pub(super) struct Worker {
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
 }
 
+/// A model that answers.
+#[derive(Clone)]
+pub(super) struct Loaded {
+    /// The model.
+    pub model: Arc<PreparedModel>,
+    /// What the page knows of it.
+    pub info: Arc<Value>,
+}
+
 /// What both sides see.
 pub(super) struct Shared {
-    model: RwLock<Option<Arc<PreparedModel>>>,
+    model: RwLock<Option<Loaded>>,
     /// Turns of the loop, so that others can tell work from a standstill.
     pub turns: AtomicU64,
     gauges: Mutex<Gauges>,
@@ -75,11 +86,15 @@ pub(super) struct Shared {
     memory: Option<u64>,
     /// Bytes of them for the prompts of requests that have ended.
     kept_prompts: Option<u64>,
+    /// The model's name for clients.
+    name: String,
+    /// A prompt that the model can answer, if one is known.
+    example: Option<String>,
 }
 
 impl Shared {
     /// Says which model answers; `None` while it is loaded.
-    fn set_model(&self, model: Option<Arc<PreparedModel>>) {
+    fn set_model(&self, model: Option<Loaded>) {
         *self.model.write().unwrap_or_else(PoisonError::into_inner) = model;
     }
 }
@@ -102,6 +117,8 @@ impl Worker {
             patience: options.patience,
             memory: options.memory,
             kept_prompts: options.kept_prompts,
+            name: options.name.clone(),
+            example: options.example.clone(),
         });
         let (inbox, jobs) = sync_channel(most);
         let of_thread = shared.clone();
@@ -115,9 +132,14 @@ impl Worker {
         Ok(Self { inbox, shared, under_way: Arc::default(), most, thread: Mutex::new(Some(thread)) })
     }
 
+    /// The model with what the page knows of it, once it is loaded.
+    pub fn loaded(&self) -> Option<Loaded> {
+        self.shared.model.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The model, once it is loaded.
     pub fn model(&self) -> Option<Arc<PreparedModel>> {
-        self.shared.model.read().unwrap_or_else(PoisonError::into_inner).clone()
+        Some(self.loaded()?.model)
     }
 
     /// Takes `count` places in the queue, or refuses at once: before anything of a prompt is computed.
@@ -204,14 +226,25 @@ impl Drop for Stops {
     }
 }
 
+/// What a client wants to see of a run, besides its text.
+#[derive(Debug)]
+pub(super) enum Watch {
+    /// Nothing.
+    Nothing,
+    /// Its probes.
+    Probes,
+    /// Everything that the page shows.
+    Run(RunEvents),
+}
+
 /// Who waits for a choice. Whatever becomes of it, they are told of its end.
 pub(super) struct Recipient {
     /// Where its pieces go.
     pub mailbox: Arc<Mailbox>,
     /// The number of the choice.
     pub choice: usize,
-    /// Whether the client wants to see probes.
-    pub events: bool,
+    /// What the client wants to see of the run, besides its text.
+    pub watch: Watch,
     /// Whether the client wants the trace.
     pub trace: bool,
     /// The seed of its draws.
@@ -228,8 +261,8 @@ pub(super) struct Recipient {
 impl Recipient {
     /// The client of a choice, of which nothing has come yet.
     pub fn new(mailbox: Arc<Mailbox>, choice: usize, seed: u64, arrived: Instant, ticket: Ticket) -> Self {
-        let (events, trace, latest, finished) = (false, false, None, false);
-        Self { mailbox, choice, events, trace, seed, arrived, latest, finished, _ticket: ticket }
+        let (watch, trace, latest, finished) = (Watch::Nothing, false, None, false);
+        Self { mailbox, choice, watch, trace, seed, arrived, latest, finished, _ticket: ticket }
     }
 }
 
@@ -247,8 +280,8 @@ impl Drop for Recipient {
 fn serve(mut open: Open, jobs: &Receiver<Job>, shared: &Shared) -> Result<()> {
     loop {
         let mut engine = open()?;
-        let model = engine.prepared();
-        shared.set_model(Some(model));
+        let info = Arc::new(model_info(&engine, &shared.name, shared.example.as_deref()));
+        shared.set_model(Some(Loaded { model: engine.prepared(), info }));
         *shared.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine.stop_flag());
         let lost = run(&mut engine, jobs, shared);
         *shared.stop.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -284,13 +317,13 @@ fn run(engine: &mut Engine, jobs: &Receiver<Job>, shared: &Shared) -> Option<Err
         }
         let stopping = shared.stopping.load(Ordering::Acquire);
         for (request, job) in &running {
-            if stopping || job.mailbox.is_abandoned(shared.patience) {
+            if stopping || job.mailbox.is_cancelled() || job.mailbox.is_abandoned(shared.patience) {
                 batch.cancel(*request);
             }
         }
         let mut on = |request, event: Event<'_>| {
             if let Some(job) = running.get_mut(&request) {
-                deliver(job, &event, shared);
+                deliver(job, &event, &device, shared);
             }
         };
         let ended = pollster::block_on(batch.step(&mut on));
@@ -343,7 +376,12 @@ fn add(batch: &mut Batch<'_>, running: &mut HashMap<usize, Recipient>, job: Job,
 }
 
 /// Puts an event of a running job into its mailbox.
-fn deliver(job: &mut Recipient, event: &Event<'_>, shared: &Shared) {
+fn deliver(job: &mut Recipient, event: &Event<'_>, device: &ComputeDevice, shared: &Shared) {
+    if let Watch::Run(events) = &mut job.watch
+        && let Some(event) = events.event(event, device)
+    {
+        job.mailbox.put(job.choice, Piece::Events(vec![event]));
+    }
     let metrics = &shared.metrics;
     match event {
         Event::Start { prompt_ids } => {
@@ -367,7 +405,7 @@ fn deliver(job: &mut Recipient, event: &Event<'_>, shared: &Shared) {
             let timings = probe.timings;
             let spent = timings.probe_us + timings.plan_us + timings.gather_us;
             metrics.prune_us.fetch_add(spent, Ordering::Relaxed);
-            if job.events {
+            if matches!(job.watch, Watch::Probes) {
                 job.mailbox.put(job.choice, Piece::Probe(shown(probe)));
             }
         }
@@ -409,6 +447,17 @@ pub(super) fn end(reason: &StopReason) -> &'static str {
     }
 }
 
+/// The events at the end of a run. Like the page's own engine, the server ends one that did not fail with its trace.
+fn last_events(events: &RunEvents, result: &RunResult) -> Vec<Value> {
+    let mut last = events.ending(result);
+    if result.error.is_none()
+        && let Ok(trace) = result.trace.to_json()
+    {
+        last.push(json!({"type": "trace", "json": trace}));
+    }
+    last
+}
+
 /// Tells a job's client how it ended.
 fn finish(mut job: Recipient, result: Result<RunResult>, shared: &Shared) {
     let metrics = &shared.metrics;
@@ -418,6 +467,9 @@ fn finish(mut job: Recipient, result: Result<RunResult>, shared: &Shared) {
             Err(error)
         }
         Ok(result) => {
+            if let Watch::Run(events) = &job.watch {
+                job.mailbox.put(job.choice, Piece::Events(last_events(events, &result)));
+            }
             let RunResult { trace, error, prompt_logprobs, shared_tokens, .. } = result;
             metrics.shared_tokens.fetch_add(shared_tokens as u64, Ordering::Relaxed);
             metrics.count_end(end(&trace.stop_reason));

@@ -2,6 +2,7 @@
 //! went wrong in other servers.
 mod client;
 mod prompts;
+mod page;
 mod robust;
 mod wire;
 
@@ -26,6 +27,7 @@ pub struct Server {
 pub fn options() -> Options {
     Options {
         name: "built-in".into(),
+        example: Some(builtin::EXAMPLE.into()),
         defaults: Request::default(),
         places: 2,
         queue: 16,

@@ -1,0 +1,344 @@
+// The page's other engine: the server that serves the page (`secateur serve`). It has the interface of the engine in
+// secateur.js and gives the same events, because the server makes them with the code that the engine in the browser has.
+// It needs neither WebGPU nor WebAssembly.
+//
+// docs/server.md describes what is asked here. A run is a chat completion, or for a raw prompt a completion, whose stream
+// has the events of the run (`secateur: {events: "run"}`).
+
+import { Model, SecateurError } from './secateur.js';
+
+/** @typedef {import('./messages.js').Message} Message */
+/** @typedef {import('./messages.js').ModelInfo} ModelInfo */
+/** @typedef {import('./messages.js').ProgressMessage} ProgressMessage */
+/** @typedef {import('./messages.js').Request} Request */
+/** @typedef {import('./messages.js').Resolved} Resolved */
+/** @typedef {import('./messages.js').RunEvent} RunEvent */
+
+/** Where the key is kept: until the tab is closed, and for this server alone. */
+const KEY = 'secateur-api-key';
+/** How long a server that loads its model is left alone if it does not say for how long, in seconds. */
+const PAUSE = 2;
+
+/** Fields of a request that OpenAI's interface, or other servers with it, call the same. */
+const SAME = ['ignore_eos', 'seed', 'temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty', 'frequency_penalty', 'presence_penalty', 'stop'];
+/** Those that have other names there. */
+const RENAMED = {
+  max_new_tokens: 'max_tokens', think: 'enable_thinking', max_thinking_tokens: 'thinking_token_budget', stop_ids: 'stop_token_ids',
+  include_stop: 'include_stop_str_in_output',
+};
+/** Those that only secateur has. */
+const OWN = ['policy', 'budget', 'window', 'probe_every', 'scope', 'layers', 'normalise', 'positions', 'steps', 'attention', 'max_answer_tokens'];
+/** Those that are put into other words below. */
+const PROMPT = ['prompt', 'messages', 'ids', 'system', 'raw', 'greedy'];
+
+/**
+ * Asks for a key of the server.
+ * @callback AskKey
+ * @param {boolean} wrong - whether the server refused the last one
+ * @returns {Promise<string | undefined>} nothing: there is none
+ */
+
+/**
+ * The engine of a server. Nothing is asked of it yet.
+ * @param {object} [options]
+ * @param {string | URL} [options.server] - the address of the server; by default the one that serves the page
+ * @param {AskKey} [options.askKey]
+ * @returns {Promise<RemoteEngine>}
+ */
+export async function open(options) {
+  return new RemoteEngine(options);
+}
+
+/** A server with a model. */
+export class RemoteEngine {
+  /** @type {AskKey | undefined} */
+  #askKey;
+  /** @type {ModelInfo & {settings: Resolved['settings']} | undefined} */
+  #info;
+  /** What ends the runs under way. @type {Set<() => void>} */
+  #stops = new Set();
+  #closed = new AbortController();
+
+  /** @param {{server?: string | URL, askKey?: AskKey}} [options] */
+  constructor({ server = new URL('./', location.href), askKey } = {}) {
+    /** @readonly */
+    this.server = new URL(server);
+    this.#askKey = askKey;
+    this.ready = Promise.resolve();
+    /** Of the interface; a server that fails says so where it is asked. */
+    this.onfailure = undefined;
+  }
+
+  /** What is known of the server's model, once it is loaded. */
+  get info() {
+    return this.#info;
+  }
+
+  /** What the engine of the browser tells of its GPU. Of the server's, the model tells it. */
+  get adapter() {
+    return undefined;
+  }
+
+  /**
+   * Waits until the server has loaded its model. What to load is the server's choice.
+   * @param {{onProgress?: (progress: ProgressMessage) => void, signal?: AbortSignal}} [options]
+   * @returns {Promise<Model>}
+   * @throws {SecateurError}
+   */
+  async load({ onProgress, signal } = {}) {
+    for (;;) {
+      try {
+        const { secateur: info } = await (await this.#ask('The model could not be loaded', 'props', { signal })).json();
+        this.#info = info;
+        return new Model(this, info);
+      } catch (error) {
+        if (!(error instanceof ServerError) || error.code !== 'loading') throw error;
+        onProgress?.({ type: 'progress', what: 'The server loads its model', done: 0, total: 0 });
+        await new Promise((resolve) => setTimeout(resolve, (error.retryAfter ?? PAUSE) * 1000));
+      }
+    }
+  }
+
+  /** The server prepares itself. */
+  async prepare() {}
+
+  /**
+   * @param {Request} request
+   * @returns {Promise<Resolved>}
+   */
+  async resolve(request) {
+    const { body } = this.#form(request);
+    return (await this.#ask('The request was refused', 'v1/secateur/resolve', { body })).json();
+  }
+
+  /**
+   * The report of one trace, or of two side by side: a page of HTML that needs nothing else.
+   * @param {{name: string, trace: string}[]} traces
+   * @returns {Promise<string>}
+   */
+  async report(traces) {
+    const body = { traces: traces.map(({ name, trace }) => [name, trace]) };
+    return (await this.#ask('The report could not be made', 'v1/secateur/report', { body })).text();
+  }
+
+  /** @returns {Promise<never>} */
+  async conformance() {
+    throw new SecateurError('engine', 'Conformance did not finish', "a server's kernels are compared where it runs\n  what to do: run `secateur conformance` there");
+  }
+
+  /** @returns {Promise<never>} */
+  async logits() {
+    throw new SecateurError('engine', 'The logits could not be computed', 'a server gives no logits\n  what to do: run the model in the browser');
+  }
+
+  /** Ends the runs under way after the tokens that are already being computed. */
+  stop() {
+    for (const stop of this.#stops) stop();
+  }
+
+  /**
+   * @param {Request} request
+   * @param {AbortSignal} [signal]
+   * @returns {AsyncGenerator<RunEvent, void, undefined>}
+   */
+  async *run(request, signal) {
+    const title = 'Decoding stopped';
+    signal?.throwIfAborted();
+    const connection = new AbortController();
+    const abort = () => connection.abort();
+    /** @type {string | undefined} */
+    let id;
+    let stopped = false;
+    const stop = () => {
+      stopped = true;
+      // Before the server has told the id of the run, only the end of the connection ends it.
+      if (id === undefined) abort();
+      else this.#ask(title, `v1/secateur/runs/${id}`, { method: 'DELETE' }).catch(({ kind }) => kind === 'unreachable' && abort());
+    };
+    this.#stops.add(stop);
+    signal?.addEventListener('abort', abort);
+    let ended = false;
+    try {
+      const { path, body } = this.#form({ attention: 'layers', ...request });
+      const asked = { ...body, stream: true, secateur: { ...body.secateur, events: 'run' } };
+      const response = await this.#ask(title, path, { body: asked, signal: connection.signal });
+      for await (const data of serverSent(response, title)) {
+        if (data === '[DONE]') break;
+        const { id: own, error, secateur } = JSON.parse(data);
+        id ??= own;
+        // A run that was stopped has ended before its answer was complete, as it should.
+        if (error && !ended) throw new SecateurError('engine', title, error.message);
+        for (const event of secateur?.events ?? []) {
+          ended ||= event.type === 'trace';
+          yield event;
+          signal?.throwIfAborted();
+        }
+      }
+      if (!ended) throw new SecateurError('unreachable', title, BROKEN);
+    } catch (error) {
+      signal?.throwIfAborted();
+      if (!stopped || !connection.signal.aborted) throw error;
+    } finally {
+      this.#stops.delete(stop);
+      signal?.removeEventListener('abort', abort);
+      // Whoever leaves the loop early ends the run with it: the server sees that nobody reads.
+      if (!ended) abort();
+    }
+  }
+
+  /** Ends the runs under way. Nothing more is asked of the server. */
+  close() {
+    this.#closed.abort();
+  }
+
+  /**
+   * A request in OpenAI's form, and where it is sent.
+   * @param {Request} request
+   * @returns {{path: string, body: {[name: string]: any}}}
+   */
+  #form(request) {
+    const given = Object.entries(request).filter(([, value]) => value !== undefined && value !== null);
+    /** @type {{[name: string]: any}} */
+    const body = { model: this.#info?.model, secateur: {} };
+    for (const [name, value] of given) {
+      if (SAME.includes(name)) body[name] = value;
+      else if (name in RENAMED) body[RENAMED[/** @type {keyof typeof RENAMED} */ (name)]] = value;
+      else if (OWN.includes(name)) body.secateur[name] = value;
+      else if (!PROMPT.includes(name)) throw new SecateurError('engine', 'The request was refused', `a request to a server has no field \`${name}\``);
+    }
+    if (request.greedy) body.temperature = 0;
+    if (request.ids || request.raw) {
+      // Completions have a limit of 16 tokens if they name none.
+      body.max_tokens ??= this.#info?.settings.max_new_tokens;
+      return { path: 'v1/completions', body: { ...body, prompt: request.ids ?? request.prompt } };
+    }
+    /** @type {Message[]} */
+    const spoken = request.messages ?? [{ role: 'user', content: request.prompt ?? '' }];
+    const messages = request.system === undefined ? spoken : [{ role: 'system', content: request.system }, ...spoken];
+    return { path: 'v1/chat/completions', body: { ...body, messages } };
+  }
+
+  /**
+   * Asks the server for something. If it needs a key, the key is asked for first.
+   * @param {string} title - what has failed if this fails
+   * @param {string} path
+   * @param {{method?: string, body?: object, signal?: AbortSignal}} [options]
+   * @returns {Promise<Response>}
+   * @throws {SecateurError}
+   */
+  async #ask(title, path, { method, body, signal } = {}) {
+    const signals = [this.#closed.signal, ...(signal ? [signal] : [])];
+    for (let wrong = false; ; wrong = true) {
+      const key = keptKey();
+      /** @type {Response} */
+      let response;
+      try {
+        response = await fetch(new URL(path, this.server), {
+          method: method ?? (body ? 'POST' : 'GET'),
+          headers: { ...(body ? { 'content-type': 'application/json' } : {}), ...(key ? { authorization: `Bearer ${key}` } : {}) },
+          body: body && JSON.stringify(body),
+          signal: AbortSignal.any(signals),
+        });
+      } catch (error) {
+        signal?.throwIfAborted();
+        if (this.#closed.signal.aborted) throw new SecateurError('closed', 'The engine was closed', 'This engine was closed: open another one.');
+        const found = error instanceof Error ? error.message : String(error);
+        throw new SecateurError('unreachable', 'The server cannot be reached',
+          `the server does not answer\n  at: ${this.server.host}\n  found: ${found}\n  what to do: start \`secateur serve\` there again, then try again here`);
+      }
+      if (response.ok) return response;
+      if (response.status === 401) {
+        const entered = await this.#askKey?.(wrong || key !== undefined);
+        if (entered) {
+          keepKey(entered);
+          continue;
+        }
+      }
+      throw await refusal(response, title);
+    }
+  }
+}
+
+const BROKEN = 'the connection to the server broke off before the answer was whole\n  what to do: look whether the server still runs, then try again';
+
+/** A refusal of the server. */
+class ServerError extends SecateurError {
+  /**
+   * @param {import('./secateur.js').FailureKind} kind
+   * @param {string} title
+   * @param {string} text
+   * @param {{code?: string, retryAfter?: number}} told
+   */
+  constructor(kind, title, text, { code, retryAfter }) {
+    super(kind, title, text);
+    /** Its name for programs. */
+    this.code = code;
+    /** After how many seconds it is worth trying again. */
+    this.retryAfter = retryAfter;
+  }
+}
+
+/**
+ * What a response that is no answer says.
+ * @param {Response} response
+ * @param {string} title
+ */
+async function refusal(response, title) {
+  const { status } = response;
+  const { error } = await response.json().catch(() => ({}));
+  const retryAfter = Number(response.headers.get('retry-after')) || undefined;
+  const text = error?.message ?? `the server answered with status ${status}`;
+  const told = { code: error?.code ?? undefined, retryAfter };
+  if (status === 401) return new ServerError('key', 'The server needs a key', text, told);
+  if (status !== 503) return new ServerError('engine', title, text, told);
+  const when = retryAfter === undefined ? 'try again later' : `try again in ${retryAfter} ${retryAfter === 1 ? 'second' : 'seconds'}`;
+  return new ServerError('busy', 'The server is busy', `${text}\n  what to do: ${when}`, told);
+}
+
+/**
+ * The data of the events of a stream.
+ * @param {Response} response
+ * @param {string} title - what has failed if the stream breaks
+ * @returns {AsyncGenerator<string, void, undefined>}
+ */
+async function* serverSent(response, title) {
+  const decoder = new TextDecoder();
+  const reader = /** @type {ReadableStream<Uint8Array>} */ (response.body).getReader();
+  let rest = '';
+  try {
+    for (;;) {
+      const { done, value } = await reader.read().catch(() => {
+        throw new SecateurError('unreachable', title, BROKEN);
+      });
+      if (done) return;
+      const lines = (rest + decoder.decode(value, { stream: true })).split('\n');
+      rest = lines.pop() ?? '';
+      // Other lines are empty, or comments that keep the connection open.
+      for (const line of lines) if (line.startsWith('data: ')) yield line.slice('data: '.length);
+    }
+  } finally {
+    reader.cancel().catch(() => undefined);
+  }
+}
+
+/** @returns {string | undefined} */
+function keptKey() {
+  try {
+    return sessionStorage.getItem(KEY) ?? undefined;
+  } catch {
+    return lastKey; // a browser that keeps nothing
+  }
+}
+
+/** @type {string | undefined} */
+let lastKey;
+
+/** @param {string} key */
+function keepKey(key) {
+  lastKey = key;
+  try {
+    sessionStorage.setItem(KEY, key);
+  } catch {
+    // a browser that keeps nothing
+  }
+}
