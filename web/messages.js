@@ -158,7 +158,8 @@
  * @property {string[]} [policies] - names of all policies
  * @property {number} [context] - positions that the model is loaded for
  * @property {number} [slot_bytes] - bytes of one cached token, all layers together
- * @property {number} [most_slots] - cached tokens of which one buffer of the device can hold a layer
+ * @property {number | null} [most_slots] - cached tokens of which one buffer of the device can hold a layer; null if there is no such
+ *   limit
  * @property {{prompt?: string}} [suggested] - a prompt that this model can answer
  *
  * @typedef {object} TraceMessage

@@ -116,7 +116,8 @@ impl RunEvents {
 
 /// What the page knows of a model: `{model, adapter, backend, policies, context, slot_bytes, most_slots, suggested}`. `context`
 /// is the number of positions that the model is loaded for; `slot_bytes` are the bytes of one cached token, and `most_slots`
-/// are the cached tokens of which one buffer of the device can hold a layer. `suggested` is `{prompt}`, a prompt that the model
+/// are the cached tokens of which one buffer of the device can hold a layer, or `null` on the CPU, which has no such limit.
+/// `suggested` is `{prompt}`, a prompt that the model
 /// can answer, or `{}`.
 pub(crate) fn model_info(engine: &Engine, name: &str, suggested: Option<&str>) -> Value {
     let device = &engine.model().device().info;
@@ -127,7 +128,7 @@ pub(crate) fn model_info(engine: &Engine, name: &str, suggested: Option<&str>) -
         "policies": POLICIES.iter().map(|p| p.name()).collect::<Vec<_>>(),
         "context": engine.context(),
         "slot_bytes": engine.slot_bytes(),
-        "most_slots": engine.most_slots(),
+        "most_slots": (device.max_binding_bytes < u64::MAX).then(|| engine.most_slots()),
         "suggested": suggested.map_or_else(|| json!({}), |prompt| json!({"prompt": prompt})),
     })
 }

@@ -7,6 +7,7 @@ mod devtools;
 #[macro_use]
 mod ensure;
 mod loading;
+mod over_api;
 mod page;
 mod report;
 mod served;
@@ -116,6 +117,13 @@ fn main() -> ExitCode {
             loading::what_cannot_run_is_refused_before_its_weights_are_read,
         ),
         ("the_page_comes_from_the_executable", served::the_page_comes_from_the_executable),
+        ("a_server_can_be_the_engine_of_the_page", over_api::a_server_can_be_the_engine_of_the_page),
+        ("a_server_and_a_browser_write_the_same", over_api::a_server_and_a_browser_write_the_same),
+        ("a_run_on_a_server_is_stopped", over_api::a_run_on_a_server_is_stopped),
+        ("a_server_with_a_key_asks_for_it", over_api::a_server_with_a_key_asks_for_it),
+        ("a_server_that_fails_is_tried_again", over_api::a_server_that_fails_is_tried_again),
+        ("a_server_that_refuses_says_why", over_api::a_server_that_refuses_says_why),
+        ("everybody_can_use_the_page_of_a_server", over_api::everybody_can_use_the_page_of_a_server),
         ("a_model_thinks_and_is_pruned", a_model_thinks_and_is_pruned),
         ("the_example_runs", the_example_runs),
     ];

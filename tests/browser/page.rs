@@ -620,26 +620,34 @@ pub fn the_engine_decides_what_the_form_leaves_open(site: &Site) -> Result {
 }
 
 /// No finding of axe-core in any state of the page, in light and in dark.
-pub fn everybody_can_use_the_page(site: &Site) -> Result {
+/// The rules of axe-core for a page that everybody can use; `None` where npm is not installed, with the reason printed.
+pub fn rules_for_everybody() -> Result<Option<String>> {
     const AXE: &str = "node_modules/axe-core/axe.min.js";
     if !has_npm(AXE)? {
-        return Ok(());
+        return Ok(None);
     }
-    let axe = fs::read_to_string(Path::new(ROOT).join("web").join(AXE)).map_err(|e| e.to_string())?;
+    fs::read_to_string(Path::new(ROOT).join("web").join(AXE)).map(Some).map_err(|e| e.to_string())
+}
+
+/// Checks the page, as it is now, by these rules.
+pub fn check_for_everybody(browser: &mut Browser, rules: &str, what: &str) -> Result {
+    browser.eval(&format!("if (!window.axe) {{ {rules} }} 0"))?;
+    for scheme in ["light", "dark"] {
+        browser.media(scheme, false)?;
+        let found = browser.eval(
+            "axe.run(document, {resultTypes: ['violations']}).then(({violations}) =>
+               violations.map(({id, help, nodes}) => `${id}: ${help}: ${nodes.map((n) => n.html.slice(0, 120)).join(' | ')}`).join('\\n'))",
+        )?;
+        ensure!(found == "", "{what}, {scheme}:\n{}", found.as_str().unwrap_or(""));
+    }
+    Ok(())
+}
+
+pub fn everybody_can_use_the_page(site: &Site) -> Result {
+    let Some(rules) = rules_for_everybody()? else { return Ok(()) };
     let mut browser = site.open("/scripted/?policy=random")?;
     browser.wait(READY, STATE, SOON)?;
-    browser.eval(&format!("{axe}; 0"))?;
-    let check = |browser: &mut Browser, what: &str| -> Result {
-        for scheme in ["light", "dark"] {
-            browser.media(scheme, false)?;
-            let found = browser.eval(
-                "axe.run(document, {resultTypes: ['violations']}).then(({violations}) =>
-                   violations.map(({id, help, nodes}) => `${id}: ${help}: ${nodes.map((n) => n.html.slice(0, 120)).join(' | ')}`).join('\\n'))",
-            )?;
-            ensure!(found == "", "{what}, {scheme}:\n{}", found.as_str().unwrap_or(""));
-        }
-        Ok(())
-    };
+    let check = |browser: &mut Browser, what: &str| check_for_everybody(browser, &rules, what);
     check(&mut browser, "before a model is loaded")?;
     browser.eval("$('model-button').click()")?;
     check(&mut browser, "the choice of a model")?;

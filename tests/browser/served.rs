@@ -6,7 +6,30 @@ use crate::devtools::Browser;
 use crate::{LOADED, LONG, ROOT, Result, Site, clean};
 
 /// A program that is ended with the test.
-struct Server(Child);
+pub struct Server(Child);
+
+impl Server {
+    /// Starts secateur and waits for the line on stderr that begins like this; returns what follows in it.
+    pub fn start(args: &[&str], beginning: &str) -> Result<(Self, String)> {
+        let mut program = Command::new(env!("CARGO_BIN_EXE_secateur"));
+        let child = program.args(args).stderr(Stdio::piped()).spawn().map_err(|e| e.to_string())?;
+        let mut server = Self(child);
+        let mut stderr = BufReader::new(server.0.stderr.take().ok_or("no stderr")?);
+        let mut said = String::new();
+        loop {
+            let mut line = String::new();
+            if stderr.read_line(&mut line).map_err(|e| e.to_string())? == 0 {
+                return Err(format!("{args:?} ended without `{beginning}`: {said}"));
+            }
+            if let Some(rest) = line.trim().strip_prefix(beginning) {
+                // What it says later is nobody's concern, but it must not block.
+                std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+                return Ok((server, rest.to_string()));
+            }
+            said += &line;
+        }
+    }
+}
 
 impl Drop for Server {
     fn drop(&mut self) {
@@ -20,17 +43,11 @@ impl Drop for Server {
 pub fn the_page_comes_from_the_executable(site: &Site) -> Result {
     let model = format!("{ROOT}/tests/golden/gguf-qwen2-q8/model.gguf");
     let args = ["web", "--port", "0", "--no-open", "--model", &model];
-    let mut server = Command::new(env!("CARGO_BIN_EXE_secateur"));
-    let child = server.args(args).stderr(Stdio::piped()).spawn().map_err(|e| e.to_string())?;
-    let mut server = Server(child);
-    let stderr = server.0.stderr.take().ok_or("no stderr")?;
-    let mut line = String::new();
-    BufReader::new(stderr).read_line(&mut line).map_err(|e| e.to_string())?;
-    let address = line.trim().strip_prefix("the page is at ").ok_or(format!("no address: {line}"))?;
+    let (_server, address) = Server::start(&args, "the page is at ")?;
     ensure!(address.ends_with("/?model=model/model.gguf"), "{address}");
 
     let mut browser = Browser::launch(&site.chromium, true)?;
-    browser.open(address)?;
+    browser.open(&address)?;
     browser.wait(LOADED, "$('model').textContent", LONG)?;
     clean(&mut browser)?;
 

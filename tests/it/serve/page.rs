@@ -146,8 +146,8 @@ fn a_request_is_resolved_as_it_will_run() {
     );
     let stream = server.streamed(&body).rest();
     let all = run_events(&events(&stream).0);
-    let trace: Value = serde_json::from_str(all.last().expect("events")["json"].as_str().expect("text")).expect("JSON");
-    assert_eq!(&trace["settings"], settings);
+    let trace = Trace::from_json(all.last().expect("events")["json"].as_str().expect("text")).expect("a trace");
+    assert_eq!(&json!(trace.settings), settings);
     // What the page shows in empty fields are the settings of a request that leaves everything open.
     let info = server.get("/props").json()["secateur"].clone();
     let open = server.post("/v1/secateur/resolve", &json!({"prompt": [0], "max_tokens": 300})).json();

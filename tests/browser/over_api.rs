@@ -1,0 +1,371 @@
+//! The page with a server as its engine: `secateur serve`, which serves the page at `/`.
+use secateur::builtin;
+use secateur::trace::Trace;
+use serde_json::{Value, json};
+
+use super::page::{check_for_everybody, rules_for_everybody};
+use super::{
+    LOADED, LONG, MODEL, PROMPT, ROOT, Result, SOON, STATE, Site, clean, first_difference, press_start, real,
+    screenshot, trace,
+};
+use crate::devtools::Browser;
+use crate::served::Server;
+
+/// The answer of the page's latest reply has come.
+const ANSWERED: &str = "document.body.dataset.state === 'loaded' && secateur.replies.at(-1)?.json";
+/// Nothing on the page has failed.
+const WELL: &str = "$('error').hidden";
+/// Presses Stop as soon as the model thinks.
+const STOP_SOON: &str = "window.stopping = setInterval(() => {
+    if (!document.querySelector('.turn:last-child .thoughts')?.textContent) return;
+    clearInterval(stopping);
+    $('stop').click();
+  }, 5)";
+
+/// A server with the built-in model on the CPU, and the address of its page.
+fn serve(more: &[&str]) -> Result<(Server, String)> {
+    let args: Vec<&str> = ["serve", "--device", "cpu", "--port", "0"].iter().chain(more).copied().collect();
+    Server::start(&args, "listening on ")
+}
+
+/// The page of a server, in a browser without WebGPU.
+fn open(site: &Site, address: &str, query: &str) -> Result<Browser> {
+    let mut browser = Browser::launch(&site.chromium, false)?;
+    browser.open(&format!("{address}/{query}"))?;
+    browser.wait(&format!("{LOADED} || !{WELL} || $('key-dialog').open"), STATE, SOON)?;
+    Ok(browser)
+}
+
+fn ask(browser: &mut Browser, prompt: &str) -> Result {
+    press_start(browser, prompt)?;
+    browser.wait("document.body.dataset.state === 'running' || secateur.replies.at(-1)?.json", STATE, SOON)?;
+    browser.wait(&format!("!{WELL} || ({ANSWERED})"), STATE, LONG)?;
+    let error = browser.eval("$('error').hidden ? '' : $('error').innerText")?;
+    ensure!(error == "", "{error}");
+    Ok(())
+}
+
+/// The text of the error on the page, once there is one; and whether it can be tried again.
+fn failed(browser: &mut Browser) -> Result<(String, bool)> {
+    browser.wait(&format!("!{WELL}"), STATE, SOON)?;
+    let found = browser.eval("[$('error').innerText, !$('error-retry').hidden]")?;
+    Ok((found[0].as_str().unwrap_or("").to_string(), found[1] == true))
+}
+
+/// Everything that the page shows comes from the server: text, cuts, shades, the chart, the map, the report. The browser needs
+/// neither WebGPU nor WebAssembly.
+pub fn a_server_can_be_the_engine_of_the_page(site: &Site) -> Result {
+    let (_server, address) = serve(&[])?;
+    let mut browser = open(site, &address, "?budget=ratio:0.5&seed=3")?;
+    let place = browser.eval("$('adapter').textContent")?;
+    let host = address.trim_start_matches("http://");
+    let expected = format!("The model runs on the server at {host}: built-in, ");
+    ensure!(place.as_str().is_some_and(|place| place.starts_with(&expected)), "{place}");
+    let hidden = browser.eval(
+        "['files', 'builtin', 'remote', 'conformance'].map((id) => $(id).closest('.of-browser') !== null
+             && getComputedStyle($(id).closest('.of-browser')).display)",
+    )?;
+    ensure!(hidden == json!(vec!["none"; 4]), "of what a server has not, this is shown: {hidden}");
+    ensure!(browser.eval("$('prompt').value")? == builtin::EXAMPLE, "the model's own prompt is not suggested");
+    let default = browser.eval("$('form').elements.namedItem('window').placeholder")?;
+    ensure!(default == builtin::WINDOW.to_string().as_str(), "the form shows the window {default}");
+    for (width, name) in [(1360, "server-welcome"), (390, "server-welcome-narrow")] {
+        for scheme in ["light", "dark"] {
+            screenshot(&mut browser, name, scheme, width)?;
+        }
+    }
+    browser.eval("$('model-button').click()")?;
+    screenshot(&mut browser, "server-model", "light", 1360)?;
+    browser.eval("$('model-close').click()")?;
+
+    ask(&mut browser, builtin::EXAMPLE)?;
+    let numbers = browser.eval(
+        "(([r]) => [r.pieces.length, r.pieces.filter((p) => p.evictedBy !== undefined).length, r.probes, r.steps.length,
+          document.querySelectorAll('.step').length])(secateur.replies)",
+    )?;
+    let [pieces, evicted, probes, steps, drawn] = [0, 1, 2, 3, 4].map(|i| numbers[i].as_u64().unwrap_or(0));
+    ensure!(pieces > 32 && probes > 1 && evicted > 0 && evicted < pieces, "{probes} probes cut {evicted} of {pieces}");
+    ensure!(steps > 1 && steps == drawn, "{steps} steps, of which {drawn} are drawn");
+    let found = trace(&mut browser)?;
+    ensure!(found.probes.len() as u64 == probes, "{probes} probes, in the trace {}", found.probes.len());
+    let first = found.prompt_ids.len();
+    let mut gone: Vec<usize> = found.probes.iter().flat_map(|p| &p.evicted).map(|p| *p as usize - first).collect();
+    gone.sort_unstable();
+    let evicted: String = gone.iter().map(|i| found.tokens[*i].text.as_str()).collect();
+    let cuts = browser.eval("[...document.querySelectorAll('del.cut')].map((cut) => cut.textContent).join('')")?;
+    ensure!(cuts == evicted.as_str(), "struck through is {cuts}, evicted was {evicted:?}");
+    let shades = browser.eval(
+        "new Set([...document.querySelectorAll('.step')].map((s) => s.style.getPropertyValue('--shade'))).size",
+    )?;
+    ensure!(shades.as_u64() > Some(2), "the steps have {shades} shades");
+    let line = browser.eval("document.querySelector('#chart path.held').getAttribute('d').split('L').length")?;
+    ensure!(line.as_u64() > Some(2 * probes), "the line of the cache has {line} points");
+    let map = browser.eval("(({width, height}) => [width, height])(document.querySelector('#map canvas'))")?;
+    ensure!(map[0].as_u64() > Some(1) && map[1].as_u64() > Some(1), "the map is {map}");
+    let facts = browser.eval("document.querySelector('.facts').innerText")?;
+    ensure!(facts.as_str().is_some_and(|f| f.contains("KV cache") && f.contains("tokens/s")), "{facts}");
+    let answer = browser.eval("secateur.history.at(-1).content")?;
+    ensure!(answer.as_str().is_some_and(|a| a.contains("answer is")), "the answer: {answer}");
+    for (width, name) in [(1360, "server-run"), (390, "server-run-narrow")] {
+        for scheme in ["light", "dark"] {
+            screenshot(&mut browser, name, scheme, width)?;
+            let found = browser.eval("document.documentElement.scrollWidth")?;
+            ensure!(found.as_u64().is_some_and(|w| w <= u64::from(width)), "{width} px would scroll: {found} px wide");
+        }
+    }
+
+    // The report, by the server.
+    browser.eval("document.querySelector('.actions button').click()")?;
+    browser.wait("$('report-dialog').open", STATE, SOON)?;
+    let mut report = String::new();
+    for _ in 0..100 {
+        browser.wait("true", "''", SOON)?;
+        let text = browser.eval_in_frame("document.body?.innerText ?? ''").unwrap_or_default();
+        report = text.as_str().unwrap_or("").to_string();
+        if report.contains("think-clearly") {
+            break;
+        }
+    }
+    ensure!(report.contains("think-clearly") && report.contains("built-in"), "the report: {report}");
+    screenshot(&mut browser, "server-report", "light", 1360)?;
+    browser.eval("$('report-close').click()")?;
+
+    // A second turn, which is a comparison, has the first one before it.
+    browser.eval("$('compare').value = 'full'")?;
+    press_start(&mut browser, "And what is h?")?;
+    browser.wait(&format!("!{WELL} || secateur.replies.length === 2 && ({ANSWERED})"), STATE, LONG)?;
+    let found = browser
+        .eval("[$('error').hidden, document.querySelectorAll('.turn').length, secateur.replies.map((r) => r.title)]")?;
+    ensure!(found == json!([true, 2, ["think-clearly, ratio:0.5", "full cache"]]), "the comparison: {found}");
+    let second: Trace =
+        serde_json::from_value(browser.eval("JSON.parse(secateur.replies[1].json)")?).map_err(|e| e.to_string())?;
+    let prompt = second.prompt_text.unwrap_or_default();
+    ensure!(prompt.contains("What is c?") && prompt.contains("And what is h?"), "the second turn asked {prompt:?}");
+    ensure!(second.settings.seed == 3, "the seed of the comparison is {}", second.settings.seed);
+    for scheme in ["light", "dark"] {
+        screenshot(&mut browser, "server-compare", scheme, 1360)?;
+    }
+
+    let loaded = browser.eval("performance.getEntriesByType('resource').map((r) => new URL(r.name)).filter((url) =>
+        url.origin !== origin || /worker\\.js$|^\\/pkg\\/|^\\/models\\//.test(url.pathname)).map((url) => url.pathname)")?;
+    ensure!(loaded == json!([]), "the page of a server loaded {loaded}");
+    clean(&mut browser)
+}
+
+/// One page, two engines: with the same prompt, seed and settings both write the same and cut the same.
+pub fn a_server_and_a_browser_write_the_same(site: &Site) -> Result {
+    let query = "budget=ratio:0.5&seed=11&temperature=0.7&top_p=0.9&probe_every=32&window=8&max_new_tokens=96";
+    let (_server, address) = serve(&["--model", &format!("{ROOT}/{MODEL}"), "--kv", "f32"])?;
+    let mut there = open(site, &address, &format!("?{query}"))?;
+    ask(&mut there, PROMPT)?;
+    let of_server = trace(&mut there)?;
+    clean(&mut there)?;
+    let mut here = real(site, &format!("/?model=/{MODEL}/&kv=f32&{query}"))?;
+    here.wait(LOADED, "$('model').textContent", LONG)?;
+    press_start(&mut here, PROMPT)?;
+    here.wait(&format!("!{WELL} || ({ANSWERED})"), "document.querySelector('.thinking summary')?.textContent", LONG)?;
+    ensure!(here.eval(WELL)? == true, "{}", here.eval("$('error').innerText")?);
+    let of_browser = trace(&mut here)?;
+    ensure!(of_server.tokens == of_browser.tokens, "other tokens: {}", first_difference(&of_server, &of_browser));
+    let cuts = |trace: &Trace| trace.probes.iter().map(|probe| probe.evicted.clone()).collect::<Vec<_>>();
+    ensure!(!cuts(&of_server).concat().is_empty(), "nothing was cut");
+    ensure!(cuts(&of_server) == cuts(&of_browser), "{:?} and {:?}", cuts(&of_server), cuts(&of_browser));
+    // The server leaves its own limit on the answer; all else is the same.
+    let settings = |trace: &Trace| {
+        let mut settings = json!(trace.settings);
+        settings["max_answer_tokens"] = Value::Null;
+        settings
+    };
+    ensure!(settings(&of_server) == settings(&of_browser), "{} and {}", settings(&of_server), settings(&of_browser));
+    let shown = "[...document.querySelectorAll('.thoughts .step')].map((step) => [step.innerHTML, step.style.getPropertyValue('--shade')])";
+    let (one, other) = (there.eval(shown)?, here.eval(shown)?);
+    ensure!(one == other, "the page shows {one} and {other}");
+    Ok(())
+}
+
+/// A run that is stopped still tells its end, and the next one begins.
+pub fn a_run_on_a_server_is_stopped(site: &Site) -> Result {
+    let (_server, address) = serve(&[])?;
+    // Without a template the model never ends its text.
+    let mut browser = open(site, &address, "?raw=true&policy=full&max_new_tokens=4000")?;
+    browser.eval(STOP_SOON)?;
+    ask(&mut browser, "<think>\n")?;
+    let found =
+        browser.eval("[document.querySelector('.state').textContent, secateur.replies[0].result.stop_reason]")?;
+    ensure!(found[0].as_str().is_some_and(|s| s.contains("you stopped it")), "the reply says {found}");
+    ensure!(found[1] == "cancelled", "the run ended as {found}");
+    // A program leaves the loop, or aborts.
+    let ended = browser.eval(
+        "(async () => {
+           let text = '';
+           for await (const event of secateur.model.generate({ prompt: 'x', raw: true })) if ((text += event.text ?? '').length > 4) break;
+           const abort = new AbortController();
+           try {
+             for await (const event of secateur.model.generate({ prompt: 'x', raw: true }, { signal: abort.signal })) if (event.type === 'token') abort.abort();
+           } catch (error) {
+             text = error.name;
+           }
+           for (let i = 0; i < 100; i++) {
+             const { running, waiting } = await (await fetch('/slots')).json();
+             if (running + waiting === 0) return text;
+             await new Promise((resolve) => setTimeout(resolve, 50));
+           }
+           return 'something still runs';
+         })()",
+    )?;
+    ensure!(ended == "AbortError", "after leaving: {ended}");
+    browser.eval("$('form').elements.namedItem('raw').checked = false")?;
+    ask(&mut browser, builtin::EXAMPLE)?;
+    clean(&mut browser)
+}
+
+pub fn a_server_with_a_key_asks_for_it(site: &Site) -> Result {
+    const ASKED: &str = "$('key-dialog').open";
+    let enter = |browser: &mut Browser, key: &str| {
+        browser.eval(&format!("$('key').value = {}; $('key-form').querySelector('[type=submit]').click()", json!(key)))
+    };
+    let (_server, address) = serve(&["--api-key", "secret"])?;
+    let mut browser = open(site, &address, "")?;
+    ensure!(
+        browser.eval(&format!("{ASKED} && $('key-wrong').hidden && $('key').type"))? == "password",
+        "no key is asked for"
+    );
+    for scheme in ["light", "dark"] {
+        screenshot(&mut browser, "server-key", scheme, 390)?;
+    }
+    enter(&mut browser, "wrong")?;
+    browser.wait(&format!("{ASKED} && !$('key-wrong').hidden"), STATE, SOON)?;
+    // Whoever has none sees why nothing works, and may try again.
+    browser.eval("$('key-cancel').click()")?;
+    let (text, again) = failed(&mut browser)?;
+    ensure!(text.contains("The server needs a key") && again, "without a key: {text}");
+    browser.eval("$('error-retry').click()")?;
+    browser.wait(ASKED, STATE, SOON)?;
+    enter(&mut browser, "secret")?;
+    browser.wait(LOADED, STATE, SOON)?;
+    ask(&mut browser, builtin::EXAMPLE)?;
+    ensure!(browser.eval("JSON.stringify({...localStorage}).includes('secret')")? == false, "the key outlives the tab");
+    // The tab keeps it for a reload.
+    browser.open(&address)?;
+    browser.wait(&format!("{LOADED} && !{ASKED}"), STATE, SOON)?;
+    clean(&mut browser)
+}
+
+/// A server that was killed, before a question or in the middle of an answer: the conversation stays, and goes on once the server
+/// is back.
+pub fn a_server_that_fails_is_tried_again(site: &Site) -> Result {
+    let (server, address) = serve(&[])?;
+    let port = address.rsplit(':').next().unwrap_or("").to_string();
+    let back = || Server::start(&["serve", "--device", "cpu", "--port", &port], "listening on ");
+    let mut browser = open(site, &address, "?budget=ratio:0.5")?;
+    ask(&mut browser, builtin::EXAMPLE)?;
+    drop(server);
+    press_start(&mut browser, builtin::EXAMPLE)?;
+    let (text, again) = failed(&mut browser)?;
+    ensure!(text.contains("The server cannot be reached") && text.contains("secateur serve") && again, "{text}");
+    for scheme in ["light", "dark"] {
+        screenshot(&mut browser, "server-gone", scheme, 1000)?;
+    }
+    let found = browser.eval("[document.querySelectorAll('.turn').length, secateur.history.length]")?;
+    ensure!(found == json!([1, 2]), "after the loss of the server: {found}");
+    // It is still away.
+    browser.eval("$('error-retry').click()")?;
+    failed(&mut browser)?;
+    let (server, _) = back()?;
+    browser.eval("$('error-retry').click()")?;
+    browser.wait(&format!("secateur.history.length === 4 && ({ANSWERED})"), STATE, LONG)?;
+    let prompt = trace(&mut browser)?.prompt_text.unwrap_or_default();
+    ensure!(prompt.matches("What is c?").count() == 2, "the conversation went on with {prompt:?}");
+
+    // In the middle of an answer.
+    browser.eval(
+        "$('form').elements.namedItem('policy').value = 'full'; $('form').elements.namedItem('raw').checked = true",
+    )?;
+    press_start(&mut browser, "<think>\n")?;
+    browser.wait("document.querySelector('.turn:last-child .thoughts')?.textContent", STATE, SOON)?;
+    drop(server);
+    let (text, again) = failed(&mut browser)?;
+    ensure!(text.contains("Decoding stopped") && text.contains("broke off") && again, "in the middle: {text}");
+    let found = browser.eval(
+        "[document.querySelectorAll('.turn').length, document.querySelector('.turn:last-child .thoughts').textContent.length > 0, secateur.history.length]",
+    )?;
+    ensure!(found == json!([3, true, 4]), "after the loss in the middle: {found}");
+    let (_server, _) = back()?;
+    browser.eval("$('form').elements.namedItem('max_new_tokens').value = '9'")?;
+    browser.eval(&format!("{STOP_SOON}; $('error-retry').click()"))?;
+    browser.wait(&format!("{WELL} && ({ANSWERED})"), STATE, LONG)?;
+    ensure!(
+        browser.eval("document.querySelectorAll('.turn').length")? == 3,
+        "what failed stands beside its second try"
+    );
+    clean(&mut browser)
+}
+
+/// What a server refuses is shown with its reason: a setting that it cannot have, a full queue, a model that is still loading.
+pub fn a_server_that_refuses_says_why(site: &Site) -> Result {
+    let (_server, address) = serve(&["--sequences", "1", "--queue", "0"])?;
+    let mut browser = open(site, &address, "")?;
+    browser.eval("$('form').elements.namedItem('positions').value = 'compact'")?;
+    press_start(&mut browser, builtin::EXAMPLE)?;
+    let (text, again) = failed(&mut browser)?;
+    ensure!(text.contains("this server runs all requests with original") && !again, "a setting: {text}");
+    ensure!(browser.eval("$('prompt').value")? == builtin::EXAMPLE, "the question is lost");
+    browser.eval("$('form').elements.namedItem('positions').value = ''")?;
+
+    // Somebody else has the only place.
+    browser.eval(
+        "window.other = new AbortController();
+         fetch('/v1/completions', { method: 'POST', signal: other.signal, headers: { 'content-type': 'application/json' },
+           body: JSON.stringify({ prompt: 'x', max_tokens: 8000, ignore_eos: true, stream: true, secateur: { policy: 'full' } }) })
+           .then((reply) => reply.text()).catch(() => undefined);
+         (async () => { while ((await (await fetch('/slots')).json()).running === 0); window.occupied = true; })(), 0",
+    )?;
+    browser.wait("window.occupied", STATE, SOON)?;
+    press_start(&mut browser, builtin::EXAMPLE)?;
+    let (text, again) = failed(&mut browser)?;
+    ensure!(
+        text.contains("The server is busy") && text.contains("try again in 1 second") && again,
+        "a full queue: {text}"
+    );
+    browser.eval("other.abort()")?;
+    browser.eval("(async () => { while ((await (await fetch('/slots')).json()).running) ; })()")?;
+    browser.eval("$('error-retry').click()")?;
+    browser.wait(ANSWERED, STATE, LONG)?;
+    ensure!(browser.eval("document.querySelectorAll('.turn').length")? == 1, "the refused turn is still there");
+
+    // A model that is still loading is waited for.
+    let waited = browser.eval(
+        "(async () => {
+           const { fetch } = window;
+           let refusals = 2;
+           const loading = { error: { message: 'the model is still loading', code: 'loading' } };
+           window.fetch = (...asked) => (refusals-- > 0 ? Promise.resolve(new Response(JSON.stringify(loading), { status: 503, headers: { 'retry-after': '0.01' } })) : fetch(...asked));
+           const said = [];
+           const engine = await (await import('/remote.js')).open();
+           const { info } = await engine.load({ onProgress: ({ what }) => said.push(what) });
+           window.fetch = fetch;
+           return [info.model, said];
+         })()",
+    )?;
+    let said = "The server loads its model";
+    ensure!(waited == json!(["built-in", [said, said]]), "while it loads: {waited}");
+    clean(&mut browser)
+}
+
+pub fn everybody_can_use_the_page_of_a_server(site: &Site) -> Result {
+    let Some(rules) = rules_for_everybody()? else { return Ok(()) };
+    let (server, address) = serve(&["--api-key", "secret"])?;
+    let mut browser = open(site, &address, "?budget=ratio:0.5")?;
+    check_for_everybody(&mut browser, &rules, "the question for a key")?;
+    browser.eval("$('key').value = 'secret'; $('key-form').querySelector('[type=submit]').click()")?;
+    browser.wait(LOADED, STATE, SOON)?;
+    check_for_everybody(&mut browser, &rules, "the welcome")?;
+    browser.eval("$('model-button').click()")?;
+    check_for_everybody(&mut browser, &rules, "the model")?;
+    browser.eval("$('model-close').click()")?;
+    ask(&mut browser, builtin::EXAMPLE)?;
+    drop(server);
+    press_start(&mut browser, builtin::EXAMPLE)?;
+    failed(&mut browser)?;
+    check_for_everybody(&mut browser, &rules, "an error")
+}
