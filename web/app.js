@@ -34,7 +34,7 @@ const ENGINES = {
   server: {
     open: () => remote.open({ askKey }),
     starting: 'Asking the server…',
-    place: ({ server, info }) => `The model runs on the server at ${server.host}` + (info ? `: ${info.model}, ${info.adapter}${info.backend === 'cpu' ? '' : ` (${info.backend})`}` : ''),
+    place: ({ server, info }) => `The model runs on the server at ${server.host}` + (info ? `: ${info.model}, on ${info.backend === 'cpu' ? 'the CPU' : `${info.adapter} (${info.backend})`}` : ''),
     models: false,
   },
 };

@@ -1,5 +1,6 @@
 // The messages between secateur.js and its worker (worker.js), as types. This file has no code and is never loaded:
-// editors and `tsc` read it. The worker passes on the events of the engine as they come from src/web.rs.
+// editors and `tsc` read it. The worker passes on the events of the engine as they come from src/web.rs, and remote.js those of a
+// server; both come from src/report/events.rs.
 //
 // Every message to the worker but `stop` has a number, `call`, which its answers repeat. The answers to `load`, and the
 // first message of all, have none.
@@ -161,6 +162,7 @@
  * @property {number | null} [most_slots] - cached tokens of which one buffer of the device can hold a layer; null if there is no such
  *   limit
  * @property {{prompt?: string}} [suggested] - a prompt that this model can answer
+ * @property {Resolved['settings']} [settings] - of a server: those of a request that leaves everything open
  *
  * @typedef {object} TraceMessage
  * @property {'trace'} type

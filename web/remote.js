@@ -19,6 +19,9 @@ const KEY = 'secateur-api-key';
 /** How long a server that loads its model is left alone if it does not say for how long, in seconds. */
 const PAUSE = 2;
 
+/** How long a run that could not be stopped may still tell its end, in milliseconds. */
+const PATIENCE = 1000;
+
 /** Fields of a request that OpenAI's interface, or other servers with it, call the same. */
 const SAME = ['ignore_eos', 'seed', 'temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty', 'frequency_penalty', 'presence_penalty', 'stop'];
 /** Those that have other names there. */
@@ -153,7 +156,8 @@ export class RemoteEngine {
       stopped = true;
       // Before the server has told the id of the run, only the end of the connection ends it.
       if (id === undefined) abort();
-      else this.#ask(title, `v1/secateur/runs/${id}`, { method: 'DELETE' }).catch(({ kind }) => kind === 'unreachable' && abort());
+      // A replica behind the same address may not know the run: then the end of the connection ends it too.
+      else this.#ask(title, `v1/secateur/runs/${id}`, { method: 'DELETE' }).catch(() => setTimeout(abort, PATIENCE));
     };
     this.#stops.add(stop);
     signal?.addEventListener('abort', abort);

@@ -223,6 +223,9 @@ impl Opening {
             if !quiet {
                 super::say(&format!("{shown} on {}", device.info.line()));
                 super::say(&room(&engine, options)?);
+                if serve::page::files().is_some() {
+                    super::say(&format!("the page is at http://{address}/"));
+                }
             }
             super::say(&format!("listening on http://{address}"));
             Ok(engine)

@@ -1,8 +1,8 @@
 //! The HTTP server, over loopback, with the built-in model on the CPU: what clients of OpenAI's interface see, and what
 //! went wrong in other servers.
 mod client;
-mod prompts;
 mod page;
+mod prompts;
 mod robust;
 mod wire;
 

@@ -112,7 +112,7 @@ fn a_run_that_is_ended_early_says_how_it_ended() {
     let trace = Trace::from_json(all.last().expect("events")["json"].as_str().expect("text")).expect("a trace");
     assert!(trace.tokens.len() < 4000 && trace.tokens.len() == kinds(&all, "token").len());
     assert_eq!(chunks.last().expect("chunks")["error"]["code"], "cancelled", "the answer is not whole");
-    delete(&id).refusal(404);
+    server.wait_for("the request is forgotten", |_| delete(&id).status == 404);
 }
 
 #[test]
