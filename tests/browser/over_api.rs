@@ -4,10 +4,7 @@ use secateur::trace::Trace;
 use serde_json::{Value, json};
 
 use super::page::{check_for_everybody, rules_for_everybody};
-use super::{
-    LOADED, LONG, MODEL, PROMPT, ROOT, Result, SOON, STATE, Site, clean, first_difference, press_start, real,
-    screenshot, trace,
-};
+use super::{LOADED, LONG, Result, SOON, STATE, Site, clean, first_difference, press_start, real, screenshot, trace};
 use crate::devtools::Browser;
 use crate::served::Server;
 
@@ -154,15 +151,14 @@ pub fn a_server_can_be_the_engine_of_the_page(site: &Site) -> Result {
 
 /// One page, two engines: with the same prompt, seed and settings both write the same and cut the same.
 pub fn a_server_and_a_browser_write_the_same(site: &Site) -> Result {
-    let query = "budget=ratio:0.5&seed=11&temperature=0.7&top_p=0.9&probe_every=32&window=8&max_new_tokens=96";
-    let (_server, address) = serve(&["--model", &format!("{ROOT}/{MODEL}"), "--kv", "f32"])?;
-    let mut there = open(site, &address, &format!("?{query}"))?;
-    ask(&mut there, PROMPT)?;
+    let query = "?budget=ratio:0.5&seed=11&temperature=0.7&top_p=0.9&max_new_tokens=200";
+    let (_server, address) = serve(&["--kv", "f32"])?;
+    let mut there = open(site, &address, query)?;
+    ask(&mut there, builtin::EXAMPLE)?;
     let of_server = trace(&mut there)?;
     clean(&mut there)?;
-    let mut here = real(site, &format!("/?model=/{MODEL}/&kv=f32&{query}"))?;
-    here.wait(LOADED, "$('model').textContent", LONG)?;
-    press_start(&mut here, PROMPT)?;
+    let mut here = real(site, &format!("/{query}&kv=f32"))?;
+    press_start(&mut here, builtin::EXAMPLE)?;
     here.wait(&format!("!{WELL} || ({ANSWERED})"), "document.querySelector('.thinking summary')?.textContent", LONG)?;
     ensure!(here.eval(WELL)? == true, "{}", here.eval("$('error').innerText")?);
     let of_browser = trace(&mut here)?;
