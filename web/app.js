@@ -367,7 +367,7 @@ async function generate(reply, request, again) {
   } catch (error) {
     if (error.kind === 'crashed' || error.kind === 'lost') return undefined; // `restart` says so
     reply.fail(error.title ?? 'failed');
-    failTurn(error, again);
+    failTurn(error, again, reply.promptTokens > 0);
     return undefined;
   } finally {
     draw();
@@ -652,11 +652,11 @@ function fail(error, again) {
   if (error?.kind === 'closed') return;
   showError(error?.title ?? 'Something failed', error?.message ?? String(error), again);
 }
-/** A question failed. A server that did not answer may have another model when it comes back. */
-function failTurn(error, again) {
+/** A question failed, perhaps after its run had begun. A server that did not answer may have another model when it comes back. */
+function failTurn(error, again, begun = false) {
   if (error.kind === 'unreachable') model = undefined;
   settled();
-  fail(error, RETRY.includes(error.kind) ? again : undefined);
+  fail(error, begun || RETRY.includes(error.kind) ? again : undefined);
 }
 function showError(title, text, again) {
   $('error-title').textContent = title;

@@ -293,6 +293,7 @@ async function refusal(response, title) {
   const retryAfter = Number(response.headers.get('retry-after')) || undefined;
   const text = error?.message ?? `the server answered with status ${status}`;
   const told = { code: error?.code ?? undefined, retryAfter };
+  if (told.code === 'model_not_found') return new ServerError('unreachable', 'The server has another model now', `${text}\n  what to do: try again, with that model`, told);
   if (status === 401) return new ServerError('key', 'The server needs a key', text, told);
   if (status !== 503) return new ServerError('engine', title, text, told);
   const when = retryAfter === undefined ? 'try again later' : `try again in ${retryAfter} ${retryAfter === 1 ? 'second' : 'seconds'}`;

@@ -286,8 +286,7 @@ pub fn a_server_that_fails_is_tried_again(site: &Site) -> Result {
         "[document.querySelectorAll('.turn').length, document.querySelector('.turn:last-child .thoughts').textContent.length > 0, secateur.history.length]",
     )?;
     ensure!(found == json!([3, true, 4]), "after the loss in the middle: {found}");
-    let (_server, _) = back()?;
-    browser.eval("$('form').elements.namedItem('max_new_tokens').value = '9'")?;
+    let (server, _) = back()?;
     browser.eval(&format!("{STOP_SOON}; $('error-retry').click()"))?;
     browser.wait(&format!("{WELL} && ({ANSWERED})"), STATE, LONG)?;
     ensure!(

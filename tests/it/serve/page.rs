@@ -89,6 +89,23 @@ fn clients_that_do_not_ask_for_events_see_none_and_others_see_the_same_text() {
     }
 }
 
+/// Text that waited for a stop text which did not come is part of the events too, and nothing comes twice.
+#[test]
+fn the_texts_of_the_events_are_the_text() {
+    let server = Server::start(options());
+    let text = |stop: &str| {
+        let mut fields = watched();
+        fields["stop"] = stop.into();
+        let all = run_events(&events(&server.streamed(&chat(builtin::EXAMPLE, fields)).rest()).0);
+        let text: String = kinds(&all, "token").iter().map(|token| token["text"].as_str().expect("text")).collect();
+        text + kinds(&all, "done")[0]["tail"].as_str().expect("a tail")
+    };
+    let (whole, held) = (text("no such text"), text("The answer is never"));
+    assert!(whole.contains("The answer is") && held == whole, "{held:?}");
+    let stopped = text(" answer is");
+    assert!(!stopped.contains(" answer is") && whole.starts_with(&stopped), "{stopped:?}");
+}
+
 #[test]
 fn a_run_that_is_ended_early_says_how_it_ended() {
     let server = Server::start(options());
