@@ -19,6 +19,17 @@ const STOP_SOON: &str = "window.stopping = setInterval(() => {
     $('stop').click();
   }, 5)";
 
+/// Lets runs go on to the end of the context, which takes seconds, or no longer. The form of the page has no such field.
+fn endless(browser: &mut Browser, on: bool) -> Result {
+    browser.eval(&format!(
+        "window.endless ??= Object.assign(document.createElement('input'), {{ type: 'checkbox', name: 'ignore_eos', hidden: true }});
+         $('form').append(endless);
+         endless.checked = $('form').elements.namedItem('raw').checked = {on};
+         $('form').elements.namedItem('policy').value = {on} ? 'full' : ''",
+    ))?;
+    Ok(())
+}
+
 /// A server with the built-in model on the CPU, and the address of its page.
 fn serve(more: &[&str]) -> Result<(Server, String)> {
     let args: Vec<&str> = ["serve", "--device", "cpu", "--port", "0"].iter().chain(more).copied().collect();
@@ -182,8 +193,8 @@ pub fn a_server_and_a_browser_write_the_same(site: &Site) -> Result {
 /// A run that is stopped still tells its end, and the next one begins.
 pub fn a_run_on_a_server_is_stopped(site: &Site) -> Result {
     let (_server, address) = serve(&[])?;
-    // Without a template the model never ends its text.
-    let mut browser = open(site, &address, "?raw=true&policy=full&max_new_tokens=4000")?;
+    let mut browser = open(site, &address, "")?;
+    endless(&mut browser, true)?;
     browser.eval(STOP_SOON)?;
     ask(&mut browser, "<think>\n")?;
     let found =
@@ -194,10 +205,10 @@ pub fn a_run_on_a_server_is_stopped(site: &Site) -> Result {
     let ended = browser.eval(
         "(async () => {
            let text = '';
-           for await (const event of secateur.model.generate({ prompt: 'x', raw: true })) if ((text += event.text ?? '').length > 4) break;
+           for await (const event of secateur.model.generate({ prompt: 'x', raw: true, ignore_eos: true })) if ((text += event.text ?? '').length > 4) break;
            const abort = new AbortController();
            try {
-             for await (const event of secateur.model.generate({ prompt: 'x', raw: true }, { signal: abort.signal })) if (event.type === 'token') abort.abort();
+             for await (const event of secateur.model.generate({ prompt: 'x', raw: true, ignore_eos: true }, { signal: abort.signal })) if (event.type === 'token') abort.abort();
            } catch (error) {
              text = error.name;
            }
@@ -210,7 +221,7 @@ pub fn a_run_on_a_server_is_stopped(site: &Site) -> Result {
          })()",
     )?;
     ensure!(ended == "AbortError", "after leaving: {ended}");
-    browser.eval("$('form').elements.namedItem('raw').checked = false")?;
+    endless(&mut browser, false)?;
     ask(&mut browser, builtin::EXAMPLE)?;
     clean(&mut browser)
 }
@@ -274,9 +285,7 @@ pub fn a_server_that_fails_is_tried_again(site: &Site) -> Result {
     ensure!(prompt.matches("What is c?").count() == 2, "the conversation went on with {prompt:?}");
 
     // In the middle of an answer.
-    browser.eval(
-        "$('form').elements.namedItem('policy').value = 'full'; $('form').elements.namedItem('raw').checked = true",
-    )?;
+    endless(&mut browser, true)?;
     press_start(&mut browser, "<think>\n")?;
     browser.wait("document.querySelector('.turn:last-child .thoughts')?.textContent", STATE, SOON)?;
     drop(server);
@@ -287,12 +296,38 @@ pub fn a_server_that_fails_is_tried_again(site: &Site) -> Result {
     )?;
     ensure!(found == json!([3, true, 4]), "after the loss in the middle: {found}");
     let (server, _) = back()?;
-    browser.eval(&format!("{STOP_SOON}; $('error-retry').click()"))?;
+    // With the settings that it had.
+    browser.eval("$('error-retry').click()")?;
+    browser.wait(&format!("{WELL} && document.body.dataset.state === 'running'"), STATE, SOON)?;
+    browser.eval(STOP_SOON)?;
     browser.wait(&format!("{WELL} && ({ANSWERED})"), STATE, LONG)?;
     ensure!(
         browser.eval("document.querySelectorAll('.turn').length")? == 3,
         "what failed stands beside its second try"
     );
+
+    // With another model in its place.
+    drop(server);
+    let args = ["serve", "--device", "cpu", "--port", &port, "--served-name", "another", "--drain", "0"];
+    let (server, _) = Server::start(&args, "listening on ")?;
+    endless(&mut browser, false)?;
+    press_start(&mut browser, builtin::EXAMPLE)?;
+    let (text, again) = failed(&mut browser)?;
+    ensure!(text.contains("another model") && text.contains(r#"but "another""#) && again, "with another: {text}");
+    browser.eval("$('error-retry').click()")?;
+    browser.wait(&format!("{WELL} && document.querySelectorAll('.turn').length === 4 && ({ANSWERED})"), STATE, LONG)?;
+    let name = browser.eval("$('model').textContent + $('adapter').textContent")?;
+    ensure!(name.as_str().is_some_and(|n| n.matches("another").count() == 2), "the page names the model {name}");
+
+    // Told to stop, a server ends what runs. That is not what the user's own Stop does.
+    endless(&mut browser, true)?;
+    press_start(&mut browser, "<think>\n")?;
+    browser.wait("document.querySelector('.turn:last-child .thoughts')?.textContent", STATE, SOON)?;
+    server.terminate()?;
+    let (text, again) = failed(&mut browser)?;
+    ensure!(text.contains("ended before its answer was complete") && again, "after the end of the server: {text}");
+    let state = browser.eval("document.querySelector('.turn:last-child .state').textContent")?;
+    ensure!(state == "Decoding stopped", "the reply says {state}");
     clean(&mut browser)
 }
 

@@ -31,6 +31,14 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Tells it to stop, as a supervisor would.
+    pub fn terminate(&self) -> Result {
+        let told = Command::new("kill").args(["-TERM", &self.0.id().to_string()]).status();
+        told.map_err(|e| e.to_string()).map(drop)
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         self.0.kill().ok();
