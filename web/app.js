@@ -550,8 +550,8 @@ $('remote').addEventListener('submit', (event) => {
   event.preventDefault();
   const where = $('address').value.trim();
   if (!where || $('builtin').disabled) return;
-  // A name has one slash and no scheme: ORG/NAME, or ORG/NAME/FILE.gguf.
-  const isName = /^[\w.-]+\/[\w.-]+(\/[\w.-]+\.gguf)?$/.test(where);
+  // A name has one slash and no scheme: ORG/NAME, ORG/NAME/FILE.gguf or ORG/NAME:KIND.
+  const isName = /^[\w.-]+\/[\w.-]+(\/[\w./-]+\.gguf|:[\w.-]+)?$/.test(where);
   load({ ...(isName ? { hub: where } : { url: new URL(where, location.href).href }), ...loadOptions() });
 });
 

@@ -240,10 +240,10 @@ fn room(engine: &Engine, options: &Options) -> Result<String> {
     let most = prepared.cache_limit(device);
     let memory = options.memory.unwrap_or(most).min(most);
     let fit = prepared.side_by_side(prompt, &settings, memory, options.places, device);
+    let within = options.memory.map(|_| format!(" in {}", screen::bytes(memory))).unwrap_or_default();
     Ok(format!(
-        "a request with a prompt of {prompt} tokens needs at most {} of cache; {fit} of them run side by side in {}",
+        "a request with a prompt of {prompt} tokens needs at most {} of cache; {fit} of them run side by side{within}",
         screen::bytes(prepared.bound(prompt, &settings).bytes),
-        screen::bytes(memory),
     ))
 }
 
