@@ -134,11 +134,22 @@ impl PreparedModel {
         };
         let (ids, thinking) = match prompt {
             Prompt::Chat(text) => rendered(&[Message::user(text.as_str())], &RenderOptions::default())?,
-            Prompt::Messages { messages, think } => {
+            Prompt::Messages { messages, think, tools, variables } => {
+                let template = self.template()?;
                 if think.is_some() {
-                    self.template()?.check_thinking_switch()?;
+                    template.check_thinking_switch()?;
                 }
-                rendered(messages, &RenderOptions { enable_thinking: *think, ..RenderOptions::default() })?
+                if !tools.is_empty() {
+                    template.check_tools()?;
+                }
+                template.check_variables(variables)?;
+                let options = RenderOptions {
+                    enable_thinking: *think,
+                    tools: (!tools.is_empty()).then(|| tools.clone().into()),
+                    extra: variables.clone(),
+                    now: None,
+                };
+                rendered(messages, &options)?
             }
             Prompt::Raw(text) => {
                 let tokenizer = self.tokenizer()?;

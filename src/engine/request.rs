@@ -47,6 +47,12 @@ pub enum Prompt {
         messages: Vec<Message>,
         /// Whether to think; `None` leaves it to the template.
         think: Option<bool>,
+        /// Descriptions of the tools that the model may call; often none.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        tools: Vec<Value>,
+        /// Further variables of the template; often none.
+        #[serde(default, skip_serializing_if = "Map::is_empty")]
+        variables: Map<String, Value>,
     },
     /// Text as it is.
     Raw(String),
@@ -85,6 +91,10 @@ pub struct Request {
     pub raw: Option<bool>,
     /// Whether the model thinks before it answers, where its chat template has such a switch.
     pub think: Option<bool>,
+    /// Descriptions of the tools that the model may call, in OpenAI's form: `{"type": "function", "function": {"name": …}}`.
+    pub tools: Option<Vec<Value>>,
+    /// Further variables of the chat template, by their names. A variable that it does not read is refused.
+    pub chat_template_kwargs: Option<Map<String, Value>>,
     /// The most tokens to generate.
     pub max_new_tokens: Option<usize>,
     /// Whether generation goes on past the end-of-sequence tokens.
@@ -196,7 +206,7 @@ impl Request {
     /// [`ErrorKind::Internal`] where a request has no JSON form, which is a bug.
     pub fn overridden_by(&self, options: &Self) -> Result<Self> {
         const PROMPTS: &[&str] = &["prompt", "messages", "ids"];
-        const TEMPLATE: &[&str] = &["raw", "system", "think"];
+        const TEMPLATE: &[&str] = &["raw", "system", "think", "tools", "chat_template_kwargs"];
         const DRAW: &[&str] = &["temperature", "top_k", "top_p", "min_p"];
         let (mut base, over) = (self.given()?, options.given()?);
         for (these, those) in [(PROMPTS, PROMPTS), (&["ids"], TEMPLATE), (&["greedy"], DRAW), (DRAW, &["greedy"])] {
@@ -232,7 +242,12 @@ impl Request {
             return refused("only a prompt of text can be taken as it is", "`raw`");
         }
         if raw || self.ids.is_some() {
-            for (place, given) in [("`system`", self.system.is_some()), ("`think`", self.think.is_some())] {
+            for (place, given) in [
+                ("`system`", self.system.is_some()),
+                ("`think`", self.think.is_some()),
+                ("`tools`", self.tools.is_some()),
+                ("`chat_template_kwargs`", self.chat_template_kwargs.is_some()),
+            ] {
                 if given {
                     return refused("without the chat template this setting has no effect", place);
                 }
@@ -252,7 +267,12 @@ impl Request {
             (None, Some(messages)) => messages.clone(),
             (None, None) => return Ok(None),
         };
-        Ok(Some(Prompt::Messages { messages: self.beginning().into_iter().chain(spoken).collect(), think: self.think }))
+        Ok(Some(Prompt::Messages {
+            messages: self.beginning().into_iter().chain(spoken).collect(),
+            think: self.think,
+            tools: self.tools.clone().unwrap_or_default(),
+            variables: self.chat_template_kwargs.clone().unwrap_or_default(),
+        }))
     }
 
     /// The system prompt as the first message of a conversation, if there is one.

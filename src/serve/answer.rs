@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use super::body::Events;
 use super::mailbox::{Client, Ending, Mailbox, Part, Piece, Token};
 use super::refusal::Refusal;
+use super::tools::{Calling, Calls, Told};
 use super::traces::Traces;
 use super::worker::{self, Worker};
 use crate::engine::Logprobs;
@@ -53,6 +54,8 @@ pub(super) struct Frame {
     pub tokenizer: Option<Tokenizer>,
     /// Whether the probabilities of tokens are part of the response.
     pub logprobs: bool,
+    /// How calls of tools are found; `None`: there are none.
+    pub calling: Option<Calling>,
 }
 
 /// A prompt that is part of the response.
@@ -224,16 +227,19 @@ fn finite(logprob: f32) -> f32 {
     logprob.max(-9999.0)
 }
 
-/// OpenAI's name for the end of a choice; `None` for an end that is an error.
-fn finish_reason(reason: &StopReason) -> Option<&'static str> {
-    Some(worker::end(reason)).filter(|end| ["stop", "length"].contains(end))
+/// OpenAI's name for the end of a choice; `None` for an end that is an error. `calls`: whether it called tools.
+fn finish_reason(reason: &StopReason, calls: bool) -> Option<&'static str> {
+    match worker::end(reason) {
+        "stop" if calls => Some("tool_calls"),
+        end => Some(end).filter(|end| ["stop", "length"].contains(end)),
+    }
 }
 
 /// The error by which a choice ended, if it did not end well.
 fn failure(ending: &Result<Box<Ending>, Error>) -> Option<Refusal> {
     match ending {
         Err(error) => Some(error.clone().into()),
-        Ok(ending) => match (&ending.error, finish_reason(&ending.reason)) {
+        Ok(ending) => match (&ending.error, finish_reason(&ending.reason, false)) {
             (Some(error), _) => Some(error.clone().into()),
             (None, Some(_)) => None,
             (None, None) => {
@@ -272,17 +278,20 @@ struct Collected {
     trimmed: Vec<Trimmed>,
     thinking: Vec<String>,
     content: Vec<String>,
+    calls: Vec<Calls>,
     /// The tokens of the content, if the client asked for their probabilities.
     tokens: Vec<Vec<Token>>,
     endings: Vec<Option<Box<Ending>>>,
 }
 
 impl Collected {
-    fn new(choices: usize) -> Self {
+    fn new(frame: &Frame) -> Self {
+        let choices = frame.choices;
         Self {
             trimmed: (0..choices).map(|_| Trimmed::default()).collect(),
             thinking: vec![String::new(); choices],
             content: vec![String::new(); choices],
+            calls: (0..choices).map(|_| Calls::new(frame.calling.as_ref())).collect(),
             tokens: vec![Vec::new(); choices],
             endings: (0..choices).map(|_| None).collect(),
         }
@@ -300,11 +309,33 @@ impl Collected {
         let hidden = text.is_empty() || part == Part::Thinking && frame.without_thinking;
         (!hidden).then_some((part, text))
     }
+
+    /// What is to be sent now for a text that has come: thinking, or what was told apart of the rest.
+    fn told(&mut self, frame: &Frame, choice: usize, part: Part, text: &str) -> (Option<String>, Vec<Told>) {
+        // A thought is no part of a call, and no call is looked for in it.
+        let mut told = if part == Part::Answer { Vec::new() } else { self.calls[choice].finish() };
+        match self.text(frame, choice, part, text) {
+            Some((Part::Thinking, text)) => return (Some(text), told),
+            Some((_, text)) if part == Part::Answer => told.extend(self.calls[choice].push(text)),
+            Some((_, text)) => told.push(Told::Text(text)),
+            None => (),
+        }
+        (None, told)
+    }
+
+    /// Adds what was told apart to a choice that is returned whole.
+    fn keep(&mut self, choice: usize, told: Vec<Told>) {
+        for told in told {
+            if let Told::Text(text) = told {
+                self.content[choice].push_str(&text);
+            }
+        }
+    }
 }
 
 /// Waits for all choices and answers with one object.
 pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> Result<Response, Refusal> {
-    let mut collected = Collected::new(frame.choices);
+    let mut collected = Collected::new(&frame);
     let beginnings = collected.content.iter_mut().zip(&frame.beginnings);
     beginnings.for_each(|(content, beginning)| content.push_str(&beginning.text));
     while collected.endings.iter().any(Option::is_none) {
@@ -314,11 +345,9 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
                     if frame.is_content(part) {
                         collected.tokens[choice].extend(tokens);
                     }
-                    match collected.text(&frame, choice, part, &text) {
-                        Some((Part::Thinking, text)) => collected.thinking[choice].push_str(&text),
-                        Some((_, text)) => collected.content[choice].push_str(&text),
-                        None => (),
-                    }
+                    let (thinking, told) = collected.told(&frame, choice, part, &text);
+                    collected.thinking[choice].push_str(&thinking.unwrap_or_default());
+                    collected.keep(choice, told);
                 }
                 Piece::Probe(_) | Piece::Events(_) => (),
                 Piece::End(ending) => {
@@ -326,6 +355,8 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
                         return Err(refusal);
                     }
                     if let Ok(mut ending) = ending {
+                        let rest = collected.calls[choice].finish();
+                        collected.keep(choice, rest);
                         traces.keep(&frame, choice, ending.trace.take());
                         collected.endings[choice] = Some(ending);
                     }
@@ -339,7 +370,8 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
         .zip(collected.thinking.iter().zip(&collected.content))
         .enumerate()
         .map(|(index, (ending, (thinking, content)))| {
-            let finish = finish_reason(&ending.reason);
+            let calls = &collected.calls[index];
+            let finish = finish_reason(&ending.reason, !calls.is_empty());
             let tokens = &collected.tokens[index];
             let logprobs = match frame.beginnings.get(index) {
                 Some(Beginning { ids, .. }) if frame.logprobs => {
@@ -356,6 +388,12 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
                 }
                 Form::Chat => {
                     let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+                    if !calls.is_empty() {
+                        message["tool_calls"] = calls.json();
+                        if content.is_empty() {
+                            message["content"] = Value::Null;
+                        }
+                    }
                     if let Some(field) = frame.thinking_field.filter(|_| !thinking.is_empty()) {
                         message[field] = thinking.as_str().into();
                     }
@@ -373,7 +411,7 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
 /// Answers with a stream of server-sent events. It has no names and no ids of events, because clients of OpenAI stumble
 /// over them; silence is filled with comments, so that proxies keep the connection.
 pub(super) fn stream(frame: Frame, client: Client, traces: Arc<Traces>, worker: Arc<Worker>) -> Response {
-    let collected = Collected::new(frame.choices);
+    let collected = Collected::new(&frame);
     let begun = Instant::now();
     let turns = worker.shared().turns.load(std::sync::atomic::Ordering::Relaxed);
     let mut state =
@@ -478,20 +516,15 @@ impl Stream {
         match piece {
             Piece::Text { part, text, tokens } => {
                 let tokens = if self.frame.is_content(part) { tokens } else { Vec::new() };
-                let sent = self.collected.text(&self.frame, choice, part, &text);
-                if sent.is_some() || !tokens.is_empty() {
-                    let (part, text) = sent.unwrap_or((Part::Answer, String::new()));
-                    let before = self.collected.content[choice].chars().count();
-                    if part == Part::Answer {
-                        self.collected.content[choice].push_str(&text);
-                    }
-                    let logprobs = match part {
-                        Part::Thinking => Value::Null,
-                        _ => self.frame.logprobs(&tokens, before),
-                    };
-                    let chunk = self.frame.chunk(choice, self.frame.delta(part, &text), logprobs, None);
+                let (thinking, mut told) = self.collected.told(&self.frame, choice, part, &text);
+                if let Some(text) = thinking {
+                    let chunk = self.frame.chunk(choice, self.frame.delta(Part::Thinking, &text), Value::Null, None);
                     self.send(&chunk);
                 }
+                if told.is_empty() && !tokens.is_empty() {
+                    told.push(Told::Text(String::new()));
+                }
+                self.tell(choice, told, &tokens);
             }
             Piece::Probe(probe) => match self.frame.events {
                 Events::None | Events::Run => (),
@@ -506,6 +539,25 @@ impl Stream {
         }
     }
 
+    /// Sends what was told apart. The probabilities of its tokens go with the first of it.
+    fn tell(&mut self, choice: usize, told: Vec<Told>, tokens: &[Token]) {
+        let mut tokens = Some(tokens);
+        for told in told {
+            let before = self.collected.content[choice].chars().count();
+            let delta = match told {
+                Told::Text(text) => {
+                    self.collected.content[choice].push_str(&text);
+                    self.frame.delta(Part::Answer, &text)
+                }
+                Told::Calls(delta) => json!({"tool_calls": [delta]}),
+            };
+            let logprobs = tokens.take().filter(|tokens| !tokens.is_empty());
+            let logprobs = logprobs.map_or(Value::Null, |tokens| self.frame.logprobs(tokens, before));
+            let chunk = self.frame.chunk(choice, delta, logprobs, None);
+            self.send(&chunk);
+        }
+    }
+
     fn end(&mut self, choice: usize, ending: Result<Box<Ending>, Error>) {
         if let Some(refusal) = failure(&ending) {
             self.send(&refusal.body());
@@ -513,12 +565,15 @@ impl Stream {
             return;
         }
         let Ok(mut ending) = ending else { return };
+        let rest = self.collected.calls[choice].finish();
+        self.tell(choice, rest, &[]);
         self.traces.keep(&self.frame, choice, ending.trace.take());
+        let calls = !self.collected.calls[choice].is_empty();
         let nothing = match self.frame.form {
             Form::Chat => json!({}),
             Form::Completion => "".into(),
         };
-        let last = self.frame.chunk(choice, nothing, Value::Null, finish_reason(&ending.reason));
+        let last = self.frame.chunk(choice, nothing, Value::Null, finish_reason(&ending.reason, calls));
         self.send(&last);
         self.collected.endings[choice] = Some(ending);
         if self.collected.endings.iter().all(Option::is_some) {

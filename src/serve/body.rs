@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::refusal::Refusal;
+use super::tools;
 use crate::engine::Request;
 use crate::policy::{Budget, Layers, Normalise, PolicyRef, Positions, Scope};
 use crate::settings::AttentionDetail;
@@ -17,6 +18,8 @@ use crate::text::Message;
 const MOST_STOPS: usize = 64;
 /// The most messages of a conversation.
 const MOST_MESSAGES: usize = 4096;
+/// The variable of chat templates that switches the thinking.
+const THINKING: &str = "enable_thinking";
 /// The most choices of a request.
 pub(super) const MOST_CHOICES: usize = 64;
 
@@ -153,7 +156,7 @@ pub(super) struct ChatBody {
     pub common: Common,
     /// The most tokens to generate, thinking included; OpenAI's newer name.
     pub max_completion_tokens: Option<usize>,
-    /// Variables of the chat template. `enable_thinking` switches the thinking.
+    /// Variables of the chat template. `enable_thinking` switches the thinking. One that the template does not read is refused.
     #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<Map<String, Value>>,
     /// Whether the model thinks.
@@ -172,9 +175,14 @@ pub(super) struct ChatBody {
     pub logprobs: Option<bool>,
     /// How many likely tokens are listed at each place.
     pub top_logprobs: Option<usize>,
+    /// The functions that the model may call: `{"type": "function", "function": {"name", "description", "parameters"}}`.
     #[schema(value_type = Option<Vec<Object>>)]
-    tools: Option<Vec<Value>>,
-    tool_choice: Option<Value>,
+    pub tools: Option<Vec<Value>>,
+    /// `auto`, which is the default, or `none`. What would force a call is refused.
+    #[schema(value_type = Option<String>)]
+    pub tool_choice: Option<Value>,
+    /// Whether an answer may have more than one call. If not, only the first is returned.
+    pub parallel_tool_calls: Option<bool>,
     functions: Option<Vec<Value>>,
     function_call: Option<Value>,
     modalities: Option<Vec<String>>,
@@ -202,7 +210,11 @@ pub(super) struct ChatMessage {
     reasoning_content: Option<String>,
     /// The same, as newer versions of vLLM call it.
     reasoning: Option<String>,
+    /// The calls of tools that an earlier answer has. Their arguments are a text with a JSON object.
+    #[schema(value_type = Option<Vec<Object>>)]
     tool_calls: Option<Vec<Value>>,
+    /// The call whose result a message of the role `tool` has.
+    tool_call_id: Option<String>,
     name: Option<String>,
 }
 
@@ -370,10 +382,7 @@ impl ChatBody {
         let asked = |value: &Option<Value>| value.as_ref().is_some_and(|value| !value.is_null());
         let chosen =
             |value: &Option<Value>| asked(value) && *value != Some("none".into()) && *value != Some("auto".into());
-        let tools = self.tools.as_ref().is_some_and(|tools| !tools.is_empty());
         Refusal::unless_supported(&[
-            ("tools", "calling tools", tools && self.tool_choice != Some("none".into())),
-            ("tool_choice", "calling tools", chosen(&self.tool_choice)),
             ("functions", "calling functions", self.functions.as_ref().is_some_and(|functions| !functions.is_empty())),
             ("function_call", "calling functions", chosen(&self.function_call)),
             ("audio", "audio", asked(&self.audio)),
@@ -384,21 +393,11 @@ impl ChatBody {
             ),
             ("web_search_options", "a search of the web", asked(&self.web_search_options)),
         ])?;
-        let unknown = self.chat_template_kwargs.iter().flatten().find(|(name, _)| *name != "enable_thinking");
-        if let Some((name, _)) = unknown {
-            return Err(Refusal::unsupported("chat_template_kwargs", &format!("the variable {name:?}")));
-        }
-        if self.messages.is_empty() {
-            return Err(Refusal::bad("messages is empty: at least one message is expected").at("messages"));
-        }
-        if self.messages.len() > MOST_MESSAGES {
-            let found = self.messages.len();
-            return Err(Refusal::bad(format!("there are {found} messages: at most {MOST_MESSAGES} are expected"))
-                .at("messages"));
-        }
-        let messages = self.messages.iter().enumerate().map(|(index, message)| message.message(index));
         let mut request = self.common.request()?;
-        request.messages = Some(messages.collect::<Result<_, _>>()?);
+        request.messages = Some(conversation(&self.messages)?);
+        let tools = tools::offered(self.tools.as_deref(), self.tool_choice.as_ref())?;
+        request.tools = (!tools.is_empty()).then_some(tools);
+        request.chat_template_kwargs = variables(self.chat_template_kwargs.as_ref())?;
         request.max_new_tokens = self.max_completion_tokens.or(request.max_new_tokens);
         request.think = self.think();
         request.max_thinking_tokens = self
@@ -417,8 +416,7 @@ impl ChatBody {
 
     /// Whether the model is to think, if the request says so.
     fn think(&self) -> Option<bool> {
-        let of_template = self.chat_template_kwargs.as_ref().and_then(|kwargs| kwargs.get("enable_thinking"));
-        let of_template = of_template.and_then(Value::as_bool);
+        let of_template = thinking(self.chat_template_kwargs.as_ref());
         let reasoning = self.reasoning.as_ref();
         let effort = self.reasoning_effort.as_ref().or(reasoning.and_then(|reasoning| reasoning.effort.as_ref()));
         let off = effort.is_some_and(|effort| effort == "none").then_some(false);
@@ -431,22 +429,56 @@ impl ChatBody {
     }
 }
 
+/// The messages of a conversation, as the chat template gets them.
+pub(super) fn conversation(messages: &[ChatMessage]) -> Result<Vec<Message>, Refusal> {
+    match messages.len() {
+        0 => Err(Refusal::bad("messages is empty: at least one message is expected").at("messages")),
+        1..=MOST_MESSAGES => messages.iter().enumerate().map(|(index, message)| message.message(index)).collect(),
+        found => {
+            let message = format!("there are {found} messages: at most {MOST_MESSAGES} are expected");
+            Err(Refusal::bad(message).at("messages"))
+        }
+    }
+}
+
+/// What the variables of the template say about thinking.
+pub(super) fn thinking(given: Option<&Map<String, Value>>) -> Option<bool> {
+    given?.get(THINKING)?.as_bool()
+}
+
+/// The variables of the template other than the switch for thinking, which is the request's own.
+pub(super) fn variables(given: Option<&Map<String, Value>>) -> Result<Option<Map<String, Value>>, Refusal> {
+    let Some(given) = given else { return Ok(None) };
+    let mut others = given.clone();
+    match others.shift_remove(THINKING) {
+        None | Some(Value::Null | Value::Bool(_)) => Ok((!others.is_empty()).then_some(others)),
+        Some(other) => {
+            let message = format!("chat_template_kwargs.{THINKING} is {other}: true or false is expected");
+            Err(Refusal::bad(message).at("chat_template_kwargs"))
+        }
+    }
+}
+
 impl ChatMessage {
     /// The message as the chat template gets it.
-    pub fn message(&self, index: usize) -> Result<Message, Refusal> {
+    fn message(&self, index: usize) -> Result<Message, Refusal> {
         let place = format!("messages[{index}]");
         let role = match self.role.as_str() {
             // OpenAI's newer name of the system's role.
             "developer" => "system",
-            role @ ("system" | "user" | "assistant") => role,
-            "tool" | "function" => return Err(Refusal::unsupported(&place, "the result of a tool")),
+            role @ ("system" | "user" | "assistant" | "tool") => role,
+            "function" => {
+                return Err(Refusal::unsupported(&place, "the result of a function (its newer role is \"tool\")"));
+            }
             other => {
-                let expected = "system, developer, user or assistant is expected";
+                let expected = "system, developer, user, assistant or tool is expected";
                 return Err(Refusal::bad(format!("{place}.role is {other:?}: {expected}")).at(place));
             }
         };
-        if self.tool_calls.as_ref().is_some_and(|calls| !calls.is_empty()) {
-            return Err(Refusal::unsupported(&place, "a call of a tool"));
+        let calls = self.tool_calls.as_deref().unwrap_or_default();
+        if !calls.is_empty() && role != "assistant" {
+            let message = format!("{place}.tool_calls: only a message of the role assistant has calls");
+            return Err(Refusal::bad(message).at(place));
         }
         let text = match &self.content {
             Content::None => String::new(),
@@ -463,6 +495,12 @@ impl ChatMessage {
             }
         };
         let mut message = Message::new(role, text);
+        if !calls.is_empty() {
+            message.extra.insert("tool_calls".into(), tools::earlier(calls, &place)?);
+        }
+        if let Some(id) = self.tool_call_id.as_deref().filter(|_| role == "tool") {
+            message.extra.insert("tool_call_id".into(), id.into());
+        }
         if let Some(thinking) = self.reasoning_content.as_ref().or(self.reasoning.as_ref()) {
             message.extra.insert("reasoning_content".into(), thinking.as_str().into());
         }

@@ -9,6 +9,7 @@
 //! - `http`: the accept loop;
 //! - `routes`: what is answered, address by address;
 //! - `body`: what clients send, and the [`Request`] that it becomes;
+//! - `tools`: what requests say of tools, and how calls of them are sent;
 //! - `worker`: the engine's own thread, with one long-lived [`Batch`](crate::Batch);
 //! - `mailbox`: what the thread hands over to the task that answers a client;
 //! - `answer`: from these pieces to a response;
@@ -25,6 +26,7 @@ mod metrics;
 pub mod page;
 mod refusal;
 mod routes;
+mod tools;
 mod traces;
 mod worker;
 

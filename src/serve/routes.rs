@@ -12,22 +12,24 @@ use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 use utoipa::{OpenApi, ToSchema};
 
 use super::answer::{self, Beginning, Form, Frame};
-use super::body::{ChatBody, ChatMessage, Common, CompletionBody, Events};
+use super::body::{self, ChatBody, ChatMessage, Common, CompletionBody, Events};
 use super::mailbox::{Client, Mailbox};
 use super::page::Page;
 use super::refusal::Refusal;
+use super::tools::{self, Calling};
 use super::traces::Traces;
 use super::worker::{Job, Loaded, Recipient, Ticket, Watch, Worker};
 use super::{Names, Options, ThinkingField};
 use crate::engine::{Encoded, PreparedModel, Prompt, Request, Resolved, Settings};
 use crate::report::{self, events::RunEvents};
+use crate::text::Message;
 use crate::trace::Trace;
 
 /// What every handler knows.
@@ -258,6 +260,7 @@ impl App {
             beginnings: Vec::new(),
             tokenizer: self.model()?.tokenizer().ok().cloned(),
             logprobs: false,
+            calling: None,
         })
     }
 
@@ -317,6 +320,7 @@ impl App {
                 return Err(Refusal::bad(message).at("secateur.positions"));
             }
             let request = app.options.defaults.overridden_by(&request)?;
+            refuse_unseen_calls(&model, request.messages.as_deref().unwrap_or_default())?;
             let Resolved { prompt: Prompt::Encoded(prompt), mut settings, notes } = model.resolve_encoded(&request)?
             else {
                 return Err(Refusal::bug());
@@ -350,6 +354,16 @@ fn is_too_large(error: &axum::Error) -> bool {
     false
 }
 
+/// Refuses a conversation with calls of tools if the model's template does not show them: the model would answer to
+/// something else than what its client sent.
+fn refuse_unseen_calls(model: &PreparedModel, messages: &[Message]) -> Result<(), Refusal> {
+    let calls = |message: &&Message| message.role == "tool" || message.extra.contains_key("tool_calls");
+    match messages.iter().find(calls) {
+        Some(_) => Ok(model.template()?.check_tools()?),
+        None => Ok(()),
+    }
+}
+
 /// A request that can be given to the engine.
 struct Ready {
     prompt: Encoded,
@@ -372,13 +386,18 @@ async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Re
     // Before the template is rendered: a server that is full has no time for that.
     let tickets = app.worker.tickets(choices)?;
     let request = body.request()?;
+    let tools = request.tools.clone().unwrap_or_default();
     let (ready, tickets) = app.prepare(vec![request], tickets).await?;
+    // A template that has no tools was refused with the prompt.
+    let format = if tools.is_empty() { None } else { app.model()?.template()?.call_format() };
+    let parallel = body.parallel_tool_calls != Some(false);
     let none = body.reasoning_format.as_deref() == Some("none");
     let frame = Frame {
         each: choices,
         thinking_field: app.options.thinking_field.name().filter(|_| !none),
         without_thinking: body.excludes_thinking(),
         logprobs: body.logprobs == Some(true),
+        calling: format.map(|format| Calling::new(format, &tools, parallel)),
         ..app.frame(Form::Chat, choices, &body.common, &headers)?
     };
     answer(&app, frame, ready, tickets, &body.common, arrived).await
@@ -526,6 +545,12 @@ struct TokenizeBody {
     content: Option<String>,
     /// A conversation, put through the chat template.
     messages: Option<Vec<ChatMessage>>,
+    /// The functions that the model may call in the conversation.
+    #[schema(value_type = Option<Vec<Object>>)]
+    tools: Option<Vec<Value>>,
+    /// Variables of the chat template.
+    #[schema(value_type = Option<Object>)]
+    chat_template_kwargs: Option<Map<String, Value>>,
     /// Whether the tokens with which every text begins come first.
     #[serde(alias = "add_special")]
     add_special_tokens: Option<bool>,
@@ -534,7 +559,8 @@ struct TokenizeBody {
 }
 
 async fn tokenize(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Refusal> {
-    let TokenizeBody { prompt, content, messages, add_special_tokens, with_pieces } = app.read(&headers, body).await?;
+    let TokenizeBody { prompt, content, messages, tools, chat_template_kwargs, add_special_tokens, with_pieces } =
+        app.read(&headers, body).await?;
     let prompt = prompt.or(content);
     let model = app.model()?;
     let context = model.context();
@@ -547,9 +573,12 @@ async fn tokenize(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -
             (Some(text), None) if add_special_tokens == Some(true) => tokenizer.encode_whole(&text)?,
             (Some(text), None) => tokenizer.encode(&text)?,
             (None, Some(messages)) => {
-                let messages = messages.iter().enumerate().map(|(index, message)| message.message(index));
-                let messages = messages.collect::<Result<_, Refusal>>()?;
-                model.encode(&Prompt::Messages { messages, think: None })?.0
+                let messages = body::conversation(&messages)?;
+                refuse_unseen_calls(&model, &messages)?;
+                let tools = tools::offered(tools.as_deref(), None)?;
+                let think = body::thinking(chat_template_kwargs.as_ref());
+                let variables = body::variables(chat_template_kwargs.as_ref())?.unwrap_or_default();
+                model.encode(&Prompt::Messages { messages, think, tools, variables })?.0
             }
             _ => return Err(Refusal::bad("either prompt (or content) or messages is expected")),
         };

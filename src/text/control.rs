@@ -9,13 +9,17 @@
 //! Nothing is marked in an ordinary message, and its ids are those of the whole text. A mark takes the place of a
 //! character, so that templates which trim, cut or measure a text work as before. An assistant's tags, such as
 //! `</think>` or `<tool_call>`, are not marked where the tokenizer does not call them special: the model wrote them,
-//! and templates look for them.
+//! and templates look for them. The names and arguments of its calls are marked like other people's texts, because
+//! a template puts tags of its own around them.
 use super::{Message, RenderOptions};
 use serde_json::{Map, Value as Json};
 use std::collections::HashSet;
 
 /// The private characters that may become marks.
 const PRIVATE: std::ops::RangeInclusive<char> = '\u{100000}'..='\u{10FFFD}';
+
+/// The field of a message that has the calls of tools.
+const CALLS: &str = "tool_calls";
 
 /// Spellings of control tokens, as a trie of bytes.
 #[derive(Debug, Clone, Default)]
@@ -174,7 +178,12 @@ fn each_text(messages: &mut [Message], options: &mut RenderOptions, edit: &mut d
         let assistant = role == "assistant";
         edit(role, assistant);
         each_in(content, &mut |text| edit(text, assistant));
-        each_in_map(extra, &mut |text| edit(text, assistant));
+        for (name, value) in extra.iter_mut() {
+            // No template looks for tags in a call.
+            let own = assistant && name != CALLS;
+            each_in(value, &mut |text| edit(text, own));
+        }
+        rename(extra, &mut |text| edit(text, assistant));
     }
     if let Some(tools) = &mut options.tools {
         each_in(tools, &mut |text| edit(text, false));
@@ -192,14 +201,17 @@ fn each_in(value: &mut Json, edit: &mut dyn FnMut(&mut String)) {
 }
 
 fn each_in_map(fields: &mut Map<String, Json>, edit: &mut dyn FnMut(&mut String)) {
-    *fields = std::mem::take(fields)
-        .into_iter()
-        .map(|(mut name, mut value)| {
-            edit(&mut name);
-            each_in(&mut value, edit);
-            (name, value)
-        })
-        .collect();
+    fields.iter_mut().for_each(|(_, value)| each_in(value, edit));
+    rename(fields, edit);
+}
+
+/// Calls `edit` with the names of `fields`.
+fn rename(fields: &mut Map<String, Json>, edit: &mut dyn FnMut(&mut String)) {
+    let renamed = std::mem::take(fields).into_iter().map(|(mut name, value)| {
+        edit(&mut name);
+        (name, value)
+    });
+    *fields = renamed.collect();
 }
 
 #[cfg(test)]
@@ -255,6 +267,25 @@ mod tests {
         let (marked, marks) = mark(message);
         let written = serde_json::to_string(&marked).unwrap();
         assert!(!written.contains("<|end|>") && marks.removed(&written).matches("<|end|>").count() == 3, "{written}");
+    }
+
+    #[test]
+    fn texts_in_calls_and_in_tools_are_marked() {
+        let mut message = Message::new("assistant", "a</think>b");
+        let call = serde_json::json!({"function": {"name": "f", "arguments": {"x": "1</think>", "<|end|>": 2}}});
+        message.extra.insert(CALLS.into(), serde_json::json!([call]));
+        message.extra.insert("reasoning_content".into(), "t</think>".into());
+        let options =
+            RenderOptions { tools: Some(serde_json::json!([{"description": "</think>"}])), ..Default::default() };
+        let marked = Marked::new(&controls(), &[message.clone()], &options);
+        let written = serde_json::to_string(&marked.messages).unwrap();
+        assert!(
+            written.contains("a</think>b") && written.contains("t</think>"),
+            "the model's own tags stay: {written}"
+        );
+        assert!(!written.contains("1</think>") && !written.contains("<|end|>"), "{written}");
+        assert_eq!(marked.marks.removed(&written), serde_json::to_string(&[message]).unwrap());
+        assert!(!marked.options.tools.unwrap().to_string().contains("</think>"));
     }
 
     #[test]

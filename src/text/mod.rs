@@ -3,6 +3,7 @@
 //! ```text
 //! messages → ChatTemplate → prompt text → Tokenizer → ids → (model) → id → Detokenizer → text + token_ends
 //! ```
+pub mod calls;
 pub mod control;
 pub mod detokenize;
 mod gguf;
@@ -14,6 +15,7 @@ pub mod template;
 pub mod tokenizer;
 mod turn;
 
+pub use calls::{CallFormat, CallParser, Offered, Said};
 pub use control::{Controls, Marked, Marks};
 pub use detokenize::Detokenizer;
 pub use tags::ThinkTags;

@@ -4,6 +4,7 @@
 //! (in Python's spelling), `raise_exception`, `strftime_now`, `{% break %}` and `{% continue %}`. One difference: the
 //! date is UTC, while transformers takes local time.
 use super::ThinkTags;
+use super::calls::{self, CallFormat};
 use super::jinja::{RAISED, clock, describe, strftime, tojson, without_generation_tags};
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result};
@@ -12,6 +13,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, Value, context};
 use serde::Serialize;
 use serde_json::{Map, Value as Json};
+use std::sync::OnceLock;
 
 const CONFIG: &str = "tokenizer_config.json";
 const FILE: &str = "chat_template.jinja";
@@ -104,6 +106,8 @@ pub struct ChatTemplate {
     place: String,
     /// The texts of the special tokens, by the names that templates use: `bos_token`, `eos_token` and so on.
     tokens: Map<String, Json>,
+    /// Found when it is asked for.
+    calls: OnceLock<Option<CallFormat>>,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -171,7 +175,7 @@ impl ChatTemplate {
         env.add_template_owned(NAME, without_generation_tags(template)).map_err(|error| {
             Error::new(ErrorKind::Model, "the chat template is malformed").at(place).found(describe(&error))
         })?;
-        Ok(Self { env, place: place.to_string(), tokens })
+        Ok(Self { env, place: place.to_string(), tokens, calls: OnceLock::new() })
     }
 
     /// Renders the prompt for `messages`, including the generation prompt that starts the answer.
@@ -228,6 +232,62 @@ impl ChatTemplate {
             .at(&self.place)
             .expected("a chat template that reads enable_thinking, as Qwen3's does")
             .help("leave out `think`, so that the model decides by itself"))
+    }
+
+    /// The form in which the model calls tools, as the template shows it. `None` if the template shows no tools to the
+    /// model, or calls in no known form.
+    pub fn call_format(&self) -> Option<CallFormat> {
+        *self.calls.get_or_init(|| {
+            let render = |called| {
+                let (messages, tools) = calls::probe(called);
+                let options = RenderOptions { tools: Some(tools), now: Some(0), ..RenderOptions::default() };
+                self.render_text(&messages, &options, !called).ok()
+            };
+            let described = render(false).is_some_and(|text| calls::shows_tool(&text));
+            render(true).filter(|_| described).and_then(|text| CallFormat::shown_in(&text))
+        })
+    }
+
+    /// Refuses a template that would silently ignore tools, or whose model's calls could not be read; see
+    /// [`call_format`](Self::call_format).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] if the template has no tools.
+    pub fn check_tools(&self) -> Result<()> {
+        match self.call_format() {
+            Some(_) => Ok(()),
+            None => Err(Error::new(ErrorKind::Input, "this model's chat template has no tools")
+                .at(&self.place)
+                .expected(
+                    "a chat template that reads `tools` and shows calls in a known form, as Qwen3's and Llama 3's do",
+                )
+                .help("leave out the tools, their calls and their results")),
+        }
+    }
+
+    /// Refuses variables that the template does not read, and those that are not a caller's to set.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] with the name of the first such variable.
+    pub fn check_variables(&self, variables: &Map<String, Json>) -> Result<()> {
+        const OWN: [&str; 6] =
+            ["messages", "tools", "add_generation_prompt", "enable_thinking", "raise_exception", "strftime_now"];
+        let refused = |what: &str, name: &str| {
+            Err(Error::new(ErrorKind::Input, what).at(&self.place).found(format!("the variable `{name}`")))
+        };
+        if variables.is_empty() {
+            return Ok(());
+        }
+        let read = self.env.get_template(NAME).map(|template| template.undeclared_variables(false)).unwrap_or_default();
+        for name in variables.keys() {
+            if OWN.contains(&name.as_str()) || name.ends_with("_token") {
+                return refused("this variable of the chat template is set from other parts of the request", name);
+            }
+            if !read.contains(name.as_str()) {
+                return refused("this model's chat template does not read such a variable", name);
+            }
+        }
+        Ok(())
     }
 
     /// Renders `messages` to text, with or without the generation prompt that starts the answer.
@@ -371,6 +431,26 @@ mod tests {
             Some(false)
         );
         assert_eq!(has_switch("{{ raise_exception('no') }}"), Some(false));
+    }
+
+    #[test]
+    fn variables_that_a_template_does_not_read_are_refused() -> Result<()> {
+        let text =
+            "{% if effort is defined %}{{ effort }}{% endif %}{% set own = 1 %}{{ own }}{{ bos_token }}{{ messages }}";
+        let tokens = Map::from_iter([("bos_token".to_string(), Json::from("<s>"))]);
+        let template = ChatTemplate::new(text, "test", tokens)?;
+        let check = |name: &str| template.check_variables(&Map::from_iter([(name.to_string(), Json::from(1))]));
+        check("effort")?;
+        for (name, why) in [
+            ("efort", "does not read"),
+            ("own", "does not read"),
+            ("bos_token", "other parts"),
+            ("messages", "other parts"),
+        ] {
+            let error = check(name).err().map(|e| e.to_string()).unwrap_or_default();
+            assert!(error.contains(why) && error.contains(&format!("`{name}`")), "{name}: {error}");
+        }
+        Ok(())
     }
 
     #[test]

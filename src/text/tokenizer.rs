@@ -236,11 +236,13 @@ impl Tokenizer {
     /// conversation; they are no part of an answer, and [`Self::decode`] can leave them out.
     ///
     /// The tags around the thinking are never special: they stay in the text. In the tokenizers of most reasoning
-    /// models, they are ordinary added tokens; `[THINK]` and `[/THINK]` of Magistral are special there.
+    /// models, they are ordinary added tokens; `[THINK]` and `[/THINK]` of Magistral are special there. Nor are the marks
+    /// of [calls of tools](super::calls), such as `[TOOL_CALLS]`.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.0.hf.get_added_vocabulary();
         let token = added.get_added_tokens_decoder().get(&id);
-        token.is_some_and(|token| token.special && !ThinkTags::contain(&token.content))
+        let said = |text: &str| ThinkTags::contain(text) || super::calls::MARKS.contains(&text);
+        token.is_some_and(|token| token.special && !said(&token.content))
     }
 
     /// The largest token id plus one. The `vocab_size` of a model may be larger, because models pad their vocabulary.

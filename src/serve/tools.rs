@@ -1,0 +1,299 @@
+//! Tools: what a request says of them, and how the calls that a model wrote are sent.
+//!
+//! The server calls nothing. It shows the tools to the model as the model's chat template has it, finds the calls in the
+//! answer, and hands them to the client, who sends the results with the next request.
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+
+use super::refusal::Refusal;
+use crate::text::{CallFormat, CallParser, Offered, Said};
+
+/// The most tools of a request.
+const MOST_TOOLS: usize = 1024;
+
+/// The tools that a request offers, checked; none if it does not want calls.
+///
+/// What would force a call is refused, because nothing here makes a model write one.
+pub(super) fn offered(tools: Option<&[Value]>, choice: Option<&Value>) -> Result<Vec<Value>, Refusal> {
+    match choice {
+        None | Some(Value::Null) => (),
+        Some(Value::String(choice)) if choice == "auto" || choice == "none" => (),
+        Some(Value::String(choice)) if choice == "required" => {
+            return Err(Refusal::unsupported("tool_choice", "forcing a call (\"required\")"));
+        }
+        Some(Value::Object(_)) => return Err(Refusal::unsupported("tool_choice", "forcing the call of a function")),
+        Some(other) => {
+            let message = format!("tool_choice is {other}: \"auto\" or \"none\" is expected");
+            return Err(Refusal::bad(message).at("tool_choice"));
+        }
+    }
+    let tools = tools.unwrap_or_default();
+    if tools.len() > MOST_TOOLS {
+        let message = format!("there are {} tools: at most {MOST_TOOLS} are expected", tools.len());
+        return Err(Refusal::bad(message).at("tools"));
+    }
+    let mut names = HashSet::new();
+    for (index, tool) in tools.iter().enumerate() {
+        let name = checked(tool, &format!("tools[{index}]"))?;
+        if !names.insert(name) {
+            return Err(Refusal::bad(format!("tools[{index}]: there are two functions {name:?}")).at("tools"));
+        }
+    }
+    Ok(if choice.is_some_and(|choice| choice == "none") { Vec::new() } else { tools.to_vec() })
+}
+
+/// The name of a tool's function.
+fn checked<'a>(tool: &'a Value, place: &str) -> Result<&'a str, Refusal> {
+    let bad = |what: String| Err(Refusal::bad(format!("{place}{what}")).at("tools"));
+    match tool.get("type") {
+        Some(Value::String(kind)) if kind == "function" => (),
+        Some(Value::String(kind)) => {
+            return Err(Refusal::unsupported("tools", &format!("a tool of type {kind:?} ({place})")));
+        }
+        _ => return bad(": an object with \"type\": \"function\" is expected".into()),
+    }
+    let Some(Value::Object(function)) = tool.get("function") else {
+        return bad(".function: an object with a name is expected".into());
+    };
+    match function.get("parameters") {
+        None | Some(Value::Null | Value::Object(_)) => (),
+        Some(_) => return bad(".function.parameters: a JSON Schema, which is an object, is expected".into()),
+    }
+    if function.get("description").is_some_and(|text| !text.is_string() && !text.is_null()) {
+        return bad(".function.description: a text is expected".into());
+    }
+    let legal = |name: &&str| !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "_-.:/".contains(c));
+    match function.get("name").and_then(Value::as_str).filter(legal) {
+        Some(name) => Ok(name),
+        None => bad(".function.name: a name of letters, digits, _ and - is expected".into()),
+    }
+}
+
+/// The calls of an earlier answer, as chat templates read them: their arguments are an object, where OpenAI has a text
+/// with one.
+pub(super) fn earlier(calls: &[Value], place: &str) -> Result<Value, Refusal> {
+    let one = |(index, call): (usize, &Value)| {
+        let place = format!("{place}.tool_calls[{index}]");
+        let bad = |what: &str| Refusal::bad(format!("{place}{what}")).at(place.clone());
+        let function = call.get("function").and_then(Value::as_object);
+        let function = function.ok_or_else(|| bad(".function: an object with name and arguments is expected"))?;
+        let name = function.get("name").and_then(Value::as_str).filter(|name| !name.is_empty());
+        let name = name.ok_or_else(|| bad(".function.name: a text is expected"))?;
+        let arguments = match function.get("arguments") {
+            None | Some(Value::Null) => Some(Map::new()),
+            Some(Value::Object(arguments)) => Some(arguments.clone()),
+            Some(Value::String(text)) if text.trim().is_empty() => Some(Map::new()),
+            Some(Value::String(text)) => serde_json::from_str(text).ok(),
+            Some(_) => None,
+        };
+        let arguments = arguments.ok_or_else(|| bad(".function.arguments: a text with a JSON object is expected"))?;
+        let mut shown = Map::new();
+        if let Some(id) = call.get("id").filter(|id| id.is_string()) {
+            shown.insert("id".into(), id.clone());
+        }
+        shown.insert("type".into(), "function".into());
+        shown.insert("function".into(), json!({"name": name, "arguments": arguments}));
+        Ok(Value::Object(shown))
+    };
+    calls.iter().enumerate().map(one).collect()
+}
+
+/// How the calls in the answers to a request are found and sent.
+#[derive(Debug, Clone)]
+pub(super) struct Calling {
+    format: CallFormat,
+    offered: Arc<[Offered]>,
+    /// Whether an answer may have more than one call.
+    parallel: bool,
+}
+
+impl Calling {
+    /// For a model that calls in this form, and these tools.
+    pub fn new(format: CallFormat, tools: &[Value], parallel: bool) -> Self {
+        let tool = |tool: &Value| {
+            let function = &tool["function"];
+            let name = function["name"].as_str().unwrap_or_default().to_string();
+            Offered { name, parameters: function["parameters"].clone() }
+        };
+        Self { format, offered: tools.iter().map(tool).collect(), parallel }
+    }
+}
+
+/// A call that an answer has.
+#[derive(Debug)]
+struct Call {
+    id: String,
+    name: String,
+    arguments: String,
+}
+
+/// A part of an answer that was told apart.
+#[derive(Debug, PartialEq)]
+pub(super) enum Told {
+    /// Text, which belongs to the content.
+    Text(String),
+    /// A delta of the calls.
+    Calls(Value),
+}
+
+/// The calls of one choice while its text comes.
+#[derive(Debug, Default)]
+pub(super) struct Calls {
+    /// How they are found; `None`: nothing is a call.
+    calling: Option<Calling>,
+    parser: Option<CallParser>,
+    calls: Vec<Call>,
+    /// Whether what comes belongs to a call that is left out.
+    left_out: bool,
+}
+
+impl Calls {
+    /// The calls of a choice of which nothing has come yet.
+    pub fn new(calling: Option<&Calling>) -> Self {
+        let parser = calling.map(|calling| CallParser::new(calling.format, calling.offered.clone()));
+        Self { calling: calling.cloned(), parser, ..Self::default() }
+    }
+
+    /// Takes in a text of the answer, and returns what is certain now.
+    pub fn push(&mut self, text: String) -> Vec<Told> {
+        match &mut self.parser {
+            Some(parser) => {
+                let said = parser.push(&text);
+                self.told(said)
+            }
+            None => vec![Told::Text(text)],
+        }
+    }
+
+    /// The answer is over, or something else comes in between: returns what waited.
+    pub fn finish(&mut self) -> Vec<Told> {
+        let said = self.parser.as_mut().map(CallParser::finish).unwrap_or_default();
+        self.told(said)
+    }
+
+    fn told(&mut self, said: Vec<Said>) -> Vec<Told> {
+        said.into_iter().filter_map(|said| self.one(said)).collect()
+    }
+
+    fn one(&mut self, said: Said) -> Option<Told> {
+        let index = self.calls.len();
+        match said {
+            Said::Text(text) => Some(Told::Text(text)),
+            Said::Call { name } => {
+                let calling = self.calling.as_ref()?;
+                self.left_out = !calling.parallel && index > 0;
+                if self.left_out {
+                    return None;
+                }
+                let id = id(calling.format);
+                let function = json!({"name": name, "arguments": ""});
+                let delta = json!({"index": index, "id": id, "type": "function", "function": function});
+                self.calls.push(Call { id, name, arguments: String::new() });
+                Some(Told::Calls(delta))
+            }
+            Said::Arguments(text) if !self.left_out => {
+                self.calls.last_mut()?.arguments.push_str(&text);
+                Some(Told::Calls(json!({"index": index - 1, "function": {"arguments": text}})))
+            }
+            Said::Arguments(_) => None,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    /// All of them, as a message has them.
+    pub fn json(&self) -> Value {
+        let call = |Call { id, name, arguments }: &Call| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
+        self.calls.iter().map(call).collect()
+    }
+}
+
+/// A random id of a call.
+fn id(format: CallFormat) -> String {
+    const SIGNS: &[u8; 62] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    let (prefix, length) = format.id_length().map_or(("call_", 24), |length| ("", length));
+    let sign = |_| char::from(SIGNS[(getrandom::u64().unwrap_or_default() % 62) as usize]);
+    format!("{prefix}{}", (0..length).map(sign).collect::<String>())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tool(name: &str) -> Value {
+        json!({"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}})
+    }
+
+    #[test]
+    fn what_would_force_a_call_is_refused_by_name() {
+        let tools = [tool("f"), tool("g")];
+        for choice in [None, Some(Value::Null), Some("auto".into())] {
+            assert_eq!(offered(Some(&tools), choice.as_ref()).map(|tools| tools.len()), Ok(2));
+        }
+        assert_eq!(offered(Some(&tools), Some(&"none".into())), Ok(vec![]));
+        let named = json!({"type": "function", "function": {"name": "f"}});
+        for choice in ["required".into(), named, "always".into(), json!(3)] {
+            let refused = offered(Some(&tools), Some(&choice)).expect_err("it would be ignored");
+            assert!(refused.body().to_string().contains("tool_choice"), "{choice}");
+        }
+    }
+
+    #[test]
+    fn malformed_tools_are_refused_with_their_place() {
+        for (tool, place) in [
+            (json!({}), "tools[0]"),
+            (json!({"type": "web_search"}), "web_search"),
+            (json!({"type": "function"}), "tools[0].function"),
+            (json!({"type": "function", "function": {"name": ""}}), "function.name"),
+            (json!({"type": "function", "function": {"name": "a\"b"}}), "function.name"),
+            (json!({"type": "function", "function": {"name": "f", "parameters": []}}), "function.parameters"),
+            (json!({"type": "function", "function": {"name": "f", "description": 1}}), "function.description"),
+        ] {
+            let refused = offered(Some(&[tool]), None).expect_err(place);
+            assert!(refused.body().to_string().contains(place), "{place}: {refused:?}");
+        }
+        assert!(offered(Some(&[tool("f"), tool("f")]), None).is_err());
+    }
+
+    #[test]
+    fn the_arguments_of_earlier_calls_become_objects() {
+        let call = |arguments: Value| json!({"id": "x", "type": "function", "function": {"name": "f", "arguments": arguments}});
+        for (given, expected) in [
+            (json!("{\"a\": 1}"), json!({"a": 1})),
+            (json!({"a": 1}), json!({"a": 1})),
+            (json!(""), json!({})),
+            (Value::Null, json!({})),
+        ] {
+            assert_eq!(earlier(&[call(given)], "messages[1]"), Ok(json!([call(expected)])));
+        }
+        for wrong in [json!("[1]"), json!("{"), json!(3), json!("text")] {
+            let refused = earlier(&[call(json!({})), call(wrong)], "messages[1]").expect_err("no object");
+            assert!(refused.body().to_string().contains("messages[1].tool_calls[1].function.arguments"), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn without_parallel_calls_only_the_first_is_sent() {
+        let answer = "A <tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call><tool_call>{\"name\": \"g\", \"arguments\": \
+                      {\"a\": 1}}</tool_call> B";
+        for (parallel, count) in [(true, 2), (false, 1)] {
+            let mut calls = Calls::new(Some(&Calling::new(CallFormat::Tagged, &[tool("f"), tool("g")], parallel)));
+            let mut told = calls.push(answer.into());
+            told.extend(calls.finish());
+            let text = |told: &Told| if let Told::Text(text) = told { text.clone() } else { String::new() };
+            assert_eq!(told.iter().map(text).collect::<String>(), "A B");
+            assert_eq!(calls.json().as_array().map(Vec::len), Some(count));
+        }
+    }
+
+    #[test]
+    fn ids_are_as_templates_want_them() {
+        assert!(id(CallFormat::Tagged).starts_with("call_") && id(CallFormat::Tagged) != id(CallFormat::Tagged));
+        assert!(id(CallFormat::Marked).len() == 9 && id(CallFormat::Marked).chars().all(|c| c.is_ascii_alphanumeric()));
+    }
+}
