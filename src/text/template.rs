@@ -273,7 +273,7 @@ impl ChatTemplate {
         const OWN: [&str; 6] =
             ["messages", "tools", "add_generation_prompt", "enable_thinking", "raise_exception", "strftime_now"];
         let refused = |what: &str, name: &str| {
-            Err(Error::new(ErrorKind::Input, what).at(&self.place).found(format!("the variable `{name}`")))
+            Err(Error::new(ErrorKind::Input, what).at("`chat_template_kwargs`").found(format!("`{name}`")))
         };
         if variables.is_empty() {
             return Ok(());

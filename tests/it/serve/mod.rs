@@ -4,6 +4,7 @@ mod client;
 mod page;
 mod prompts;
 mod robust;
+mod tools;
 mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use secateur::engine::{Engine, LoadOptions};
 use secateur::serve::{self, Options, ThinkingField};
-use secateur::{ComputeDevice, Request, Result, builtin};
+use secateur::{ComputeDevice, ModelSource, Request, Result, builtin};
 
 /// A server in this process.
 pub struct Server {
@@ -56,6 +57,19 @@ impl Server {
             let load = LoadOptions { sequences: places, ..LoadOptions::default() };
             Engine::load(&builtin::source(), builtin::NAME, &ComputeDevice::cpu(), &load, &mut |_, _| ())
         };
+        Self::opening(options, Box::new(open))
+    }
+
+    /// Starts a server with the model of a directory in the repository.
+    pub fn of(directory: &'static str, options: Options) -> Self {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
+        Self::with(ModelSource::open(path).expect("a committed fixture"), options)
+    }
+
+    /// Starts a server with this model.
+    pub fn with(source: ModelSource, options: Options) -> Self {
+        let load = LoadOptions { sequences: options.places, ..LoadOptions::default() };
+        let open = move || Engine::load(&source, "a model", &ComputeDevice::cpu(), &load, &mut |_, _| ());
         Self::opening(options, Box::new(open))
     }
 

@@ -304,6 +304,9 @@ fn what_would_change_the_answer_and_is_not_done_is_refused_by_name() {
         (json!({"top_logprobs": 2}), "top_logprobs"),
         (json!({"presence_penalty": 2.5}), "presence_penalty"),
         (json!({"tools": [{"type": "function"}]}), "tools"),
+        // The built-in model's template shows no tools.
+        (json!({"tools": [{"type": "function", "function": {"name": "f"}}]}), "has no tools"),
+        (json!({"messages": [{"role": "tool", "tool_call_id": "x", "content": "a"}]}), "has no tools"),
         (json!({"tool_choice": "required"}), "tool_choice"),
         (json!({"audio": {}}), "audio"),
         (json!({"stop": ""}), "stop"),
