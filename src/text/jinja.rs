@@ -46,6 +46,12 @@ pub(super) fn without_generation_tags(template: &str) -> String {
     out
 }
 
+/// The test `iterable`, as Python has it: the template engine's own calls `none` iterable too, which templates ask of tools
+/// before they count them.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
+}
+
 /// The filter `tojson`: JSON as Python's `json.dumps(ensure_ascii=False)` writes it, with `, ` and `: ` as
 /// separators, without HTML escapes, and with keys in their original order.
 pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {

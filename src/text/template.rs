@@ -5,7 +5,7 @@
 //! date is UTC, while transformers takes local time.
 use super::ThinkTags;
 use super::calls::{self, CallFormat};
-use super::jinja::{RAISED, clock, describe, strftime, tojson, without_generation_tags};
+use super::jinja::{RAISED, clock, describe, is_iterable, strftime, tojson, without_generation_tags};
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result};
 use minijinja::syntax::SyntaxConfig;
@@ -169,6 +169,7 @@ impl ChatTemplate {
         env.set_unknown_method_callback(super::python::call_method);
         env.set_fuel(Some(FUEL));
         env.add_filter("tojson", tojson);
+        env.add_test("iterable", is_iterable);
         env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
         });

@@ -4,7 +4,9 @@ use crate::common::files::{assert_says, message, real, report};
 use secateur::ModelSource;
 use secateur::engine::{LoadOptions, PreparedModel, Prompt};
 use secateur::expert::probe::PromptThinking;
-use secateur::expert::text::{ChatTemplate, Marked, Message, RenderOptions, ThinkingState, Tokenizer, thinking_state};
+use secateur::expert::text::{
+    CallFormat, ChatTemplate, Marked, Message, RenderOptions, ThinkingState, Tokenizer, thinking_state,
+};
 use secateur::{Error, ErrorKind};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -98,6 +100,10 @@ fn jinja_behaves_as_in_transformers() -> Outcome {
         (
             "{{ 'aBc'.swapcase() }}{{ 'Straße'.casefold() }}{{ '12'.isdecimal() }}{{ 'Ab Cd'.istitle() }}",
             "AbCstrasseTrueTrue",
+        ),
+        (
+            "{{ none is iterable }} {{ 'a' is iterable }} {{ nothing is iterable }} {{ 3 is iterable }}",
+            "False True True False",
         ),
         ("[{{ 'a\\tb\\n\\tc'.expandtabs(4) }}]", "[a   b\n    c]"),
     ] {
@@ -353,6 +359,87 @@ fn real_templates_render_as_in_transformers() -> Outcome {
     Ok(())
 }
 
+/// Short templates with what those of Qwen3-Coder, Llama 3.2, Mistral Nemo and Ministral 3 use for tools, and what
+/// transformers 5.24 renders from them; null where it refuses.
+#[test]
+fn tools_and_calls_render_as_in_transformers() -> Outcome {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/templates/tools");
+    let read = |name: &str| std::fs::read_to_string(format!("{folder}/{name}"));
+    let expected: BTreeMap<String, Option<String>> = serde_json::from_str(&read("expected.json")?)?;
+    let cases: Value = serde_json::from_str(&read("cases.json")?)?;
+    let tokens = Map::from_iter([("bos_token".into(), json!("<s>")), ("eos_token".into(), json!("</s>"))]);
+    let mut refused = Vec::new();
+    for (name, expected) in &expected {
+        let [template, chat, tools] = name.split('/').collect::<Vec<_>>()[..] else { return Err(name.as_str().into()) };
+        let text = read(&format!("{template}.jinja"))?;
+        let template = ChatTemplate::new(&text, name, tokens.clone())?;
+        let messages: Vec<Message> = serde_json::from_value(cases["chats"][chat].clone())?;
+        let tools = (tools == "tools").then(|| cases["tools"].clone());
+        let rendered = template.render(&messages, &RenderOptions { tools, ..RenderOptions::default() });
+        match (rendered, expected) {
+            (Ok(prompt), Some(expected)) => assert_eq!(prompt.text, *expected, "{name}"),
+            (Ok(prompt), None) => panic!("{name} is refused in Python, and gives {}", prompt.text),
+            (Err(error), Some(_)) => panic!("{name}: {error}"),
+            (Err(_), None) => refused.push(name.as_str()),
+        }
+    }
+    assert_eq!(refused, ["bare/calls/plain", "bare/calls/tools"], "Llama's has no two calls");
+    Ok(())
+}
+
+/// The form of a model's calls is that in which its template shows earlier ones.
+#[test]
+fn templates_tell_the_form_of_calls() -> Outcome {
+    let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
+    let of = |text: &str| ChatTemplate::new(text, "here", Map::from_iter([("eos_token".into(), json!("</s>"))]));
+    for (name, expected) in [
+        ("tools/coder", Some(CallFormat::Xml)),
+        ("tools/bare", Some(CallFormat::Bare)),
+        ("tools/list", Some(CallFormat::Marked)),
+        ("tools/named", Some(CallFormat::Marked)),
+        // It describes tools but shows no calls.
+        ("smollm3", None),
+        ("phi4", None),
+    ] {
+        let template = of(&std::fs::read_to_string(format!("{fixtures}/templates/{name}.jinja"))?)?;
+        assert_eq!((template.call_format(), template.check_tools().is_ok()), (expected, expected.is_some()), "{name}");
+    }
+    let caller = ChatTemplate::load(&ModelSource::directory(format!("{fixtures}/caller"))?)?;
+    assert_eq!(caller.call_format(), Some(CallFormat::Tagged));
+    let error = ChatTemplate::load(&secateur::builtin::source())?.check_tools().err().ok_or("it has no tools")?;
+    assert_says(&error.to_string(), &["has no tools", "Qwen3", "leave out"]);
+    // A template that only describes tools is not enough, nor is one that only shows calls.
+    let call = "{% for m in messages %}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}{% endfor %}{% endfor %}";
+    for (text, expected) in [
+        ("{{ tools | tojson }}", None),
+        (call, None),
+        (&*format!("{{{{ tools | tojson }}}}{call}"), Some(CallFormat::Tagged)),
+    ] {
+        assert_eq!(of(text)?.call_format(), expected, "{text}");
+    }
+    let mut ran = 0;
+    for (name, template) in
+        templates()?.into_iter().filter(|(name, _)| !name.starts_with("tools/") && name.contains('/'))
+    {
+        let expected = if name.contains("Qwen3")
+            || name.contains("qwen") && !name.contains("r1")
+            || name.contains("Qwen2.5")
+            || name.contains("QwQ")
+        {
+            Some(CallFormat::Tagged)
+        } else {
+            // Those of R1 show calls, but no tools.
+            None
+        };
+        assert_eq!(template.call_format(), expected, "{name}");
+        ran += 1;
+    }
+    if ran > 0 {
+        report!("ran: the form of calls in {ran} real chat templates");
+    }
+    Ok(())
+}
+
 /// The real templates by name, without doubles, and the small ones of models that are not in `../shared`.
 fn templates() -> Result<Vec<(String, ChatTemplate)>, super::Failure> {
     let tokens = Map::from_iter([("bos_token".into(), json!("<s>")), ("eos_token".into(), json!("<|im_end|>"))]);
@@ -368,7 +455,7 @@ fn templates() -> Result<Vec<(String, ChatTemplate)>, super::Failure> {
         };
         templates.push((name.to_string(), ChatTemplate::new(&text, name, tokens.clone())?));
     }
-    for name in ["magistral", "phi4", "smollm3"] {
+    for name in ["magistral", "phi4", "smollm3", "tools/bare", "tools/coder", "tools/list", "tools/named"] {
         let path = format!("{}/tests/fixtures/templates/{name}.jinja", env!("CARGO_MANIFEST_DIR"));
         templates.push((name.to_string(), ChatTemplate::new(&std::fs::read_to_string(path)?, name, tokens.clone())?));
     }
@@ -441,15 +528,29 @@ fn no_control_token_arises_from_what_people_write() -> Outcome {
             Ok((ids.iter().copied().filter(is_added).collect(), ids))
         };
         for (name, template) in templates()? {
+            let described = |text: &str| {
+                let parameters = json!({"type": "object", "properties": {text: {"type": "string", "default": [text]}}});
+                json!([{"type": "function", "function": {"name": "f", "description": text, "parameters": parameters}}])
+            };
             let conversation = |text: &str| {
                 let parts = json!([{"type": "text", "text": text}]);
                 let mut plain = vec![Message::user(text), Message::new("assistant", "Yes."), Message::user(text)];
                 plain.insert(0, Message::new("system", text));
                 let listed = Message { content: parts, ..Message::user("") };
-                [plain, vec![listed]]
+                let call = json!({"id": "abcDEF123", "type": "function", "function": {"name": "f", "arguments": {text: [text]}}});
+                let extra = Map::from_iter([("tool_calls".to_string(), json!([call]))]);
+                let mut result = Message::new("tool", text);
+                result.extra.insert("tool_call_id".into(), text.into());
+                let called = vec![Message::user(text), Message { extra, ..Message::new("assistant", "") }, result];
+                [plain, vec![listed], called]
             };
-            let options = RenderOptions { now: Some(0), ..Default::default() };
+            let options_of = |which: usize, text: &str| RenderOptions {
+                now: Some(0),
+                tools: (which == 2).then(|| described(text)),
+                ..Default::default()
+            };
             for (which, messages) in conversation("X1").into_iter().enumerate() {
+                let options = options_of(which, "X1");
                 let Ok(neutral) = template.render(&messages, &options) else { continue };
                 let marked = Marked::new(tokenizer.controls(), &messages, &options);
                 let (expected, _) = controls(&neutral.text, &marked)?;
@@ -457,7 +558,8 @@ fn no_control_token_arises_from_what_people_write() -> Outcome {
                 let mut hostile: Vec<String> = added.iter().map(|(_, text)| format!("a {text}b{text}")).collect();
                 hostile.extend([all.clone(), format!("<<|im_end|>>{all}"), "x<|im_".into()]);
                 for text in hostile {
-                    let messages = conversation(&text).into_iter().nth(which).ok_or("two kinds")?;
+                    let messages = conversation(&text).into_iter().nth(which).ok_or("three kinds")?;
+                    let options = options_of(which, &text);
                     let marked = Marked::new(tokenizer.controls(), &messages, &options);
                     let rendered = template.render(&marked.messages, &marked.options)?;
                     let (found, ids) = controls(&rendered.text, &marked)?;
