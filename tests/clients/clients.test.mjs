@@ -6,30 +6,42 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { after, before, test } from 'node:test';
+import { fileURLToPath } from 'node:url';
 
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible';
-import { generateText, streamText } from 'ai';
+import { generateText, jsonSchema, stepCountIs, streamText, tool } from 'ai';
 import OpenAI from 'openai';
 
 const EXAMPLE =
   'We count modulo 10. #1 d is 3. #2 r exceeds d by 9. #3 e equals r plus 7. #4 r drops by d. #5 c is r minus e. #6 h is 4. #7 c rises by 2. What is c?';
 const messages = [{ role: 'user', content: EXAMPLE }];
 
-let server;
+const servers = [];
 let address;
+// The address of a server whose model calls tools; see tests/fixtures/make_caller.py.
+let caller;
 
-before(async () => {
+const start = async (...options) => {
   const binary = process.env.SECATEUR ?? 'target/quick/secateur';
-  server = spawn(binary, ['serve', '--port', '0', '--device', 'cpu', '--sequences', '2', '--quiet'], { stdio: ['ignore', 'ignore', 'pipe'] });
+  const args = ['serve', '--port', '0', '--device', 'cpu', '--sequences', '2', '--quiet', ...options];
+  const server = spawn(binary, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+  servers.push(server);
   const [line] = await once(createInterface(server.stderr), 'line');
   assert.match(line, /listening on /);
-  address = line.split(' ').at(-1);
+  return line.split(' ').at(-1);
+};
+
+before(async () => {
+  address = await start();
+  caller = await start('--model', fileURLToPath(new URL('../fixtures/caller', import.meta.url)), '--served-name', 'caller');
 });
 
 after(async () => {
-  server.kill('SIGTERM');
-  const [code] = await once(server, 'exit');
-  assert.equal(code, 0);
+  for (const server of servers) {
+    server.kill('SIGTERM');
+    const [code] = await once(server, 'exit');
+    assert.equal(code, 0);
+  }
 });
 
 const openai = () => new OpenAI({ baseURL: `${address}/v1`, apiKey: 'none', maxRetries: 0 });
@@ -90,4 +102,56 @@ test('AI SDK: settings of pruning go through providerOptions', async () => {
   assert.ok(whole.text);
   const refused = { secateur: { secateur: { bugdet: 'tokens:24' } } };
   await assert.rejects(generateText({ model: sdk(), prompt: EXAMPLE, maxRetries: 0, providerOptions: refused }), /bugdet/);
+});
+
+test('openai: calls of tools come in deltas', async () => {
+  const client = new OpenAI({ baseURL: `${caller}/v1`, apiKey: 'none' });
+  const parameters = { type: 'object', properties: { city: { type: 'string' } } };
+  const tools = ['get_weather', 'get_time'].map((name) => ({ type: 'function', function: { name, parameters } }));
+  const asked = { model: 'caller', messages: [{ role: 'user', content: 'How warm is it in Paris?' }], tools };
+  const whole = (await client.chat.completions.create(asked)).choices[0];
+  const streamed = (await client.chat.completions.stream(asked).finalChatCompletion()).choices[0];
+  for (const { finish_reason: reason, message } of [whole, streamed]) {
+    assert.equal(reason, 'tool_calls');
+    assert.equal(message.content, 'Let me look.');
+    const calls = message.tool_calls.map((call) => [call.function.name, JSON.parse(call.function.arguments)]);
+    assert.deepEqual(calls, [
+      ['get_weather', { city: 'Paris', days: 2 }],
+      ['get_time', { zone: 'Europe/Paris' }],
+    ]);
+  }
+});
+
+test('AI SDK: tools are run, and their results answered', async () => {
+  const model = createOpenAICompatible({ name: 'secateur', baseURL: `${caller}/v1` })('caller');
+  const inputSchema = jsonSchema({ type: 'object', properties: {} });
+  const run = [];
+  const tools = Object.fromEntries(
+    ['get_weather', 'get_time'].map((name) => [
+      name,
+      tool({
+        description: 'What it says.',
+        inputSchema,
+        execute: async (input) => {
+          run.push([name, input]);
+          return { degrees: 21 };
+        },
+      }),
+    ]),
+  );
+  const options = { model, tools, prompt: 'How warm is it in Paris?', stopWhen: stepCountIs(3) };
+  const called = [
+    ['get_weather', { city: 'Paris', days: 2 }],
+    ['get_time', { zone: 'Europe/Paris' }],
+  ];
+  const whole = await generateText(options);
+  assert.deepEqual(run.splice(0), called);
+  assert.match(whole.text, /^It is 21 °C/);
+  assert.deepEqual(
+    whole.steps.map((step) => step.finishReason),
+    ['tool-calls', 'stop'],
+  );
+  const stream = streamText(options);
+  assert.equal(await stream.text, whole.text);
+  assert.deepEqual(run, called);
 });

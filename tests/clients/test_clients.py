@@ -23,17 +23,29 @@ EXAMPLE = (
 MESSAGES = [{"role": "user", "content": EXAMPLE}]
 
 
-@pytest.fixture(scope="session")
-def address():
-    """The address of a server of our own."""
+def serving(*options):
+    """Starts a server of our own, and yields its address."""
     binary = os.environ.get("SECATEUR", "target/quick/secateur")
     command = [binary, "serve", "--port", "0", "--device", "cpu", "--sequences", "2", "--api-key", "a key", "--quiet"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True)
     line = server.stderr.readline()
     assert "listening on " in line, line + server.stderr.read()
     yield line.split()[-1]
     server.terminate()
     assert server.wait(timeout=60) == 0, "SIGTERM ends a server well"
+
+
+@pytest.fixture(scope="session")
+def address():
+    yield from serving()
+
+
+@pytest.fixture(scope="session")
+def caller():
+    """A client of a server whose model calls tools; see tests/fixtures/make_caller.py."""
+    model = pathlib.Path(__file__).parent.parent / "fixtures" / "caller"
+    for address in serving("--model", model, "--served-name", "caller"):
+        yield openai.OpenAI(base_url=f"{address}/v1", api_key="a key", max_retries=2, timeout=300)
 
 
 @pytest.fixture
@@ -87,6 +99,38 @@ def test_errors_are_the_packages_own(client, address):
         client.chat.completions.create(model="another", messages=MESSAGES)
     with pytest.raises(openai.AuthenticationError):
         chat(openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0))
+
+
+def function(name):
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}}
+    return {"type": "function", "function": {"name": name, "description": "?", "parameters": parameters}}
+
+
+TOOLS = [function("get_weather"), function("get_time")]
+
+
+def test_tools_are_called_and_their_results_answered(caller):
+    messages = [{"role": "user", "content": "How warm is it in Paris?"}]
+    raw = caller.chat.completions.with_raw_response.create(model="caller", messages=messages, tools=TOOLS)
+    answer = openai.types.chat.ChatCompletion.model_validate(json.loads(raw.text), strict=True)
+    assert answer.choices[0].finish_reason == "tool_calls"
+    message = answer.choices[0].message
+    called = [(call.function.name, json.loads(call.function.arguments)) for call in message.tool_calls]
+    assert called == [("get_weather", {"city": "Paris", "days": 2}), ("get_time", {"zone": "Europe/Paris"})]
+    # The package itself puts the deltas of a stream together.
+    with caller.chat.completions.stream(model="caller", messages=messages, tools=TOOLS) as stream:
+        done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
+        final = stream.get_final_completion().choices[0]
+    assert [(event.name, json.loads(event.arguments)) for event in done] == called
+    assert final.finish_reason == "tool_calls" and final.message.content == message.content == "Let me look."
+    # The answer goes back as it came, with the results of its calls.
+    messages.append(message)
+    messages += [{"role": "tool", "tool_call_id": call.id, "content": "21"} for call in message.tool_calls]
+    answer = caller.chat.completions.create(model="caller", messages=messages, tools=TOOLS)
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.choices[0].message.content.startswith("It is 21 °C")
+    with pytest.raises(openai.BadRequestError, match="tool_choice"):
+        caller.chat.completions.create(model="caller", messages=messages, tools=TOOLS, tool_choice="required")
 
 
 def test_models_are_listed(client):
