@@ -108,6 +108,9 @@ pub struct Args {
     /// How long a client may leave text unread before its request is ended, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     client_timeout: u64,
+    /// How long a request may take, the time in the queue included, in seconds [default: as long as it needs].
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    request_timeout: Option<u64>,
     /// After how many seconds of silence a stream gets a comment, which keeps proxies from closing it; 0: never.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     ping: u64,
@@ -144,6 +147,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
         most_body_bytes: 16 << 20,
         ping: (args.ping > 0).then(|| Duration::from_secs(args.ping)),
         patience: Duration::from_secs(args.client_timeout),
+        deadline: args.request_timeout.map(Duration::from_secs),
         drain: Duration::from_secs(args.drain),
         trace_bytes: 64 << 20,
     };

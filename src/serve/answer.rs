@@ -611,6 +611,52 @@ mod tests {
         assert_eq!(sent, ["", "So 2", "\n\nand 3.", "", "Five. ", " Yes.\n"]);
     }
 
+    /// Comments say that the engine works. While it stands still there are none, so that a client's own timeout sees it.
+    #[test]
+    fn silence_is_filled_only_while_the_engine_moves() {
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        let open = Box::new(move || {
+            held.recv().ok();
+            Err(Error::new(crate::ErrorKind::Internal, "no model here"))
+        });
+        let options = super::super::tests::options("127.0.0.1", &[], &[]);
+        let worker = Arc::new(Worker::start(open, &options, Arc::default()).expect("a thread"));
+        let frame = Frame {
+            id: "x".into(),
+            form: Form::Completion,
+            created: 0,
+            model: "m".into(),
+            choices: 1,
+            each: 1,
+            thinking_field: None,
+            without_thinking: false,
+            events: Events::None,
+            include_usage: false,
+            ping: Some(Duration::from_millis(20)),
+            owner: None,
+            beginnings: Vec::new(),
+            tokenizer: None,
+            logprobs: false,
+            calling: None,
+        };
+        let response = stream(frame, Client(Mailbox::new()), Arc::new(Traces::new(0)), worker.clone());
+        let mut body = response.into_body().into_data_stream();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut next = async || {
+                use futures_util::StreamExt;
+                tokio::time::timeout(Duration::from_millis(300), body.next()).await
+            };
+            assert!(next().await.is_err(), "it stands still, and a comment came");
+            worker.shared().turns.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let comment = next().await.expect("in time").expect("a comment").expect("bytes");
+            assert_eq!(&comment[..], b": working\n\n");
+            assert!(next().await.is_err(), "it stands still again");
+        });
+        release.send(()).ok();
+        assert!(worker.join().is_err());
+    }
+
     #[test]
     fn an_answer_without_thinking_is_untouched() {
         let mut trimmed = Trimmed::default();

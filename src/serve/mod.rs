@@ -82,6 +82,8 @@ pub struct Options {
     pub ping: Option<Duration>,
     /// How long a client may leave text unread before its request is ended.
     pub patience: Duration,
+    /// How long a request may take from its arrival to the end of its answer; `None`: as long as it needs.
+    pub deadline: Option<Duration>,
     /// How long running requests may go on after the server was told to stop.
     pub drain: Duration,
     /// The most bytes of traces that are kept.
@@ -237,7 +239,7 @@ async fn wait_until(condition: impl Fn() -> bool) {
 mod tests {
     use super::*;
 
-    fn options(address: &str, hosts: &[&str], keys: &[&str]) -> Options {
+    pub(super) fn options(address: &str, hosts: &[&str], keys: &[&str]) -> Options {
         let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_string()).collect();
         Options {
             name: "m".into(),
@@ -257,6 +259,7 @@ mod tests {
             most_body_bytes: 1,
             ping: None,
             patience: Duration::ZERO,
+            deadline: None,
             drain: Duration::ZERO,
             trace_bytes: 0,
         }

@@ -21,12 +21,14 @@ pub(super) struct Refusal {
     code: Option<&'static str>,
     /// After how many seconds it is worth trying again.
     retry_after: Option<u64>,
+    /// Whether clients should not try again by themselves.
+    once: bool,
 }
 
 impl Refusal {
     /// A refusal with a status and a message.
     pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        Self { status, message: message.into(), param: None, code: None, retry_after: None }
+        Self { status, message: message.into(), param: None, code: None, retry_after: None, once: false }
     }
 
     /// A request that cannot be understood or carried out.
@@ -89,10 +91,15 @@ impl Refusal {
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         let status = match error.kind() {
+            _ if error.what() == super::worker::TOO_LATE => StatusCode::GATEWAY_TIMEOUT,
             ErrorKind::Input | ErrorKind::Policy | ErrorKind::Model => StatusCode::BAD_REQUEST,
             ErrorKind::Device | ErrorKind::Io | ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let refusal = Self::new(status, error.to_string());
+        if status == StatusCode::GATEWAY_TIMEOUT {
+            // The same request would take as long again, and clients repeat what failed with a 5xx.
+            return Self { once: true, ..refusal.coded("timeout") };
+        }
         match error.what() == crate::engine::TOO_LONG {
             // Agents that see this code shorten their conversation and try again.
             true => refusal.at("messages").coded("context_length_exceeded"),
@@ -106,6 +113,9 @@ impl IntoResponse for Refusal {
         let mut response = (self.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.once {
+            response.headers_mut().insert("x-should-retry", HeaderValue::from_static("false"));
         }
         response
     }

@@ -23,6 +23,9 @@ use crate::{Error, ErrorKind, Result};
 /// Loads the model, at the start and again after the device was lost.
 pub type Open = Box<dyn FnMut() -> Result<Engine> + Send>;
 
+/// What the error says of a request that took longer than it may. It is recognised by these words.
+pub(super) const TOO_LATE: &str = "the request took longer than this server allows";
+
 /// How long an idle engine waits before it looks whether it should end.
 const IDLE: Duration = Duration::from_millis(100);
 
@@ -82,6 +85,8 @@ pub(super) struct Shared {
     pub metrics: Metrics,
     /// How long a client may leave its text unread.
     patience: Duration,
+    /// How long a request may take; `None`: as long as it needs.
+    deadline: Option<Duration>,
     /// Bytes for the caches of all requests; `None`: what the device's largest buffers allow.
     memory: Option<u64>,
     /// Bytes of them for the prompts of requests that have ended.
@@ -115,6 +120,7 @@ impl Worker {
             stop: Mutex::new(None),
             metrics: Metrics::default(),
             patience: options.patience,
+            deadline: options.deadline,
             memory: options.memory,
             kept_prompts: options.kept_prompts,
             name: options.name.clone(),
@@ -253,6 +259,8 @@ pub(super) struct Recipient {
     pub arrived: Instant,
     /// When the latest token came.
     latest: Option<Instant>,
+    /// Whether it was ended because it took too long.
+    late: bool,
     /// Whether its client was told how it ended.
     finished: bool,
     _ticket: Ticket,
@@ -261,8 +269,8 @@ pub(super) struct Recipient {
 impl Recipient {
     /// The client of a choice, of which nothing has come yet.
     pub fn new(mailbox: Arc<Mailbox>, choice: usize, seed: u64, arrived: Instant, ticket: Ticket) -> Self {
-        let (watch, trace, latest, finished) = (Watch::Nothing, false, None, false);
-        Self { mailbox, choice, watch, trace, seed, arrived, latest, finished, _ticket: ticket }
+        let (watch, trace, latest, late, finished) = (Watch::Nothing, false, None, false, false);
+        Self { mailbox, choice, watch, trace, seed, arrived, latest, late, finished, _ticket: ticket }
     }
 }
 
@@ -316,8 +324,10 @@ fn run(engine: &mut Engine, jobs: &Receiver<Job>, shared: &Shared) -> Option<Err
             add(&mut batch, &mut running, job, shared);
         }
         let stopping = shared.stopping.load(Ordering::Acquire);
-        for (request, job) in &running {
-            if stopping || job.mailbox.is_cancelled() || job.mailbox.is_abandoned(shared.patience) {
+        for (request, job) in &mut running {
+            job.late |= shared.deadline.is_some_and(|deadline| job.arrived.elapsed() > deadline);
+            let left = job.mailbox.is_cancelled() || job.mailbox.is_abandoned(shared.patience);
+            if stopping || job.late || left {
                 batch.cancel(*request);
             }
         }
@@ -473,6 +483,12 @@ fn finish(mut job: Recipient, result: Result<RunResult>, shared: &Shared) {
             let RunResult { trace, error, prompt_logprobs, shared_tokens, .. } = result;
             metrics.shared_tokens.fetch_add(shared_tokens as u64, Ordering::Relaxed);
             metrics.count_end(end(&trace.stop_reason));
+            let late = job.late && trace.stop_reason == StopReason::Cancelled;
+            let late = late.then(|| {
+                let most = shared.deadline.unwrap_or_default().as_secs_f64();
+                Error::new(ErrorKind::Input, TOO_LATE)
+                    .expected(format!("at most {most} s, the time in the queue included"))
+            });
             Ok(Box::new(Ending {
                 reason: trace.stop_reason.clone(),
                 totals: trace.totals,
@@ -480,7 +496,7 @@ fn finish(mut job: Recipient, result: Result<RunResult>, shared: &Shared) {
                 shared_tokens,
                 seed: job.seed,
                 trace: job.trace.then_some(trace),
-                error,
+                error: late.or(error),
                 prompt_logprobs,
             }))
         }

@@ -31,8 +31,8 @@ pub(super) enum Digits {
     Point,
     Fraction,
     Exponent,
-    ExponentSign,
-    ExponentDigits,
+    Sign,
+    Power,
 }
 
 impl Digits {
@@ -44,14 +44,14 @@ impl Digits {
             (Self::Zero | Self::Whole, '.') => Self::Point,
             (Self::Point | Self::Fraction, '0'..='9') => Self::Fraction,
             (Self::Zero | Self::Whole | Self::Fraction, 'e' | 'E') => Self::Exponent,
-            (Self::Exponent, '+' | '-') => Self::ExponentSign,
-            (Self::Exponent | Self::ExponentSign | Self::ExponentDigits, '0'..='9') => Self::ExponentDigits,
+            (Self::Exponent, '+' | '-') => Self::Sign,
+            (Self::Exponent | Self::Sign | Self::Power, '0'..='9') => Self::Power,
             _ => return None,
         })
     }
 
     fn is_whole(self) -> bool {
-        matches!(self, Self::Zero | Self::Whole | Self::Fraction | Self::ExponentDigits)
+        matches!(self, Self::Zero | Self::Whole | Self::Fraction | Self::Power)
     }
 }
 

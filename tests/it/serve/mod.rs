@@ -44,6 +44,7 @@ pub fn options() -> Options {
         most_body_bytes: 4 << 20,
         ping: Some(Duration::from_secs(10)),
         patience: Duration::from_secs(60),
+        deadline: None,
         drain: Duration::from_secs(20),
         trace_bytes: 4 << 20,
     }

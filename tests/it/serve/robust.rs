@@ -118,6 +118,59 @@ fn silence_is_filled_with_comments() {
     drop(running);
 }
 
+/// Some clients choke on comments.
+#[test]
+fn comments_can_be_switched_off() {
+    let mut silent = options();
+    (silent.places, silent.queue, silent.ping) = (1, 4, None);
+    let server = Server::start(silent);
+    let running = server.streamed(&long(json!({"max_tokens": 400})));
+    let text = server.streamed(&chat("a is 3. What is a?", json!({"max_tokens": 3}))).rest();
+    assert_eq!(events(&text).1, [""; 0]);
+    drop(running);
+}
+
+/// A request that takes too long ends with an error, in a stream and as a whole, while it runs and while it waits.
+#[test]
+fn a_request_has_a_deadline() {
+    let mut hasty = options();
+    (hasty.places, hasty.deadline) = (1, Some(Duration::from_millis(700)));
+    let server = Server::start(hasty);
+    let short = server.chat(&chat("a is 3. What is a?", json!({"max_tokens": 2})));
+    assert_eq!(short["choices"][0]["finish_reason"], "length", "what is done in time is answered");
+    let running = server.streamed(&long(json!({})));
+    let waiting = server.post("/v1/chat/completions", &long(json!({})));
+    let message = waiting.refusal(504);
+    assert!(message.contains("longer than this server allows") && message.contains("0.7 s"), "{message}");
+    assert_eq!(waiting.json()["error"]["code"], "timeout");
+    assert!(waiting.head.contains("x-should-retry: false"), "{}", waiting.head);
+    let text = running.rest();
+    let (chunks, _) = events(&text);
+    assert!(!texts(&chunks, 0).0.is_empty(), "what was said in time: {text}");
+    assert_eq!(chunks.last().expect("chunks")["error"]["code"], "timeout", "{text}");
+    assert!(!text.contains("[DONE]"), "{text}");
+    server.wait_for("nothing runs", |server| server.metric("num_requests_running") == 0.0);
+}
+
+/// Proxies keep idle connections for a while, and a request that meets a closing one fails.
+#[test]
+fn an_idle_connection_can_be_used_again_after_seconds() {
+    let server = Server::start(options());
+    let mut connection = server.connect();
+    for pause in [Duration::ZERO, Duration::from_secs(6)] {
+        std::thread::sleep(pause);
+        write!(connection, "GET /health HTTP/1.1\r\nhost: {}\r\n\r\n", server.address).expect("it is still open");
+        let mut reply = String::new();
+        while !reply.ends_with("{\"status\":\"ok\"}") {
+            let mut bytes = [0; 512];
+            let count = connection.read(&mut bytes).expect("an answer");
+            assert!(count > 0, "the connection was closed: {reply}");
+            reply += std::str::from_utf8(&bytes[..count]).expect("text");
+        }
+        assert!(reply.starts_with("HTTP/1.1 200"), "{reply}");
+    }
+}
+
 #[test]
 fn strangers_are_refused() {
     let mut guarded = options();

@@ -9,6 +9,19 @@ use super::{Server, options};
 
 const CALLER: &str = "tests/fixtures/caller";
 
+fn read(name: &str) -> Vec<u8> {
+    std::fs::read(format!("{}/{CALLER}/{name}", env!("CARGO_MANIFEST_DIR"))).expect(name)
+}
+
+/// The model with other files of these names.
+fn altered(files: &[(&str, String)]) -> ModelSource {
+    let names = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
+    ModelSource::memory(names.map(|name| {
+        let other = files.iter().find(|(other, _)| *other == name);
+        (name, other.map_or_else(|| read(name), |(_, text)| text.clone().into_bytes()))
+    }))
+}
+
 fn server() -> Server {
     Server::of(CALLER, options())
 }
@@ -227,6 +240,29 @@ fn variables_of_the_template_are_passed_on() {
     }
 }
 
+/// With the thinking switched off, all that the model says is content.
+#[test]
+fn without_thinking_everything_is_content() {
+    let template = "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}\
+                    {% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}<|assistant|>{% endif %}";
+    let config = json!({"eos_token": "<|end|>", "chat_template": template}).to_string();
+    let server = Server::with(altered(&[("tokenizer_config.json", config)]), options());
+    for switch in [
+        json!({"enable_thinking": false}),
+        json!({"chat_template_kwargs": {"enable_thinking": false}}),
+        json!({"reasoning_effort": "none"}),
+        json!({"reasoning": {"enabled": false}}),
+        json!({}),
+    ] {
+        let mut body = json!({"messages": [{"role": "user", "content": "Hi"}]});
+        body.as_object_mut().expect("fields").extend(switch.as_object().cloned().expect("fields"));
+        let message = &server.chat(&body)["choices"][0]["message"];
+        assert_eq!((&message["content"], message.get("reasoning_content")), (&json!("Hello there."), None), "{switch}");
+        let (thinking, content, _) = texts(&events(&server.streamed(&body).rest()).0, 0);
+        assert_eq!((thinking.as_str(), content.as_str()), ("", "Hello there."), "{switch}");
+    }
+}
+
 /// In some vocabularies the mark of a call is a special token, which answers leave out otherwise.
 #[test]
 fn a_mark_that_is_a_special_token_is_seen() {
@@ -239,13 +275,7 @@ fn a_mark_that_is_a_special_token_is_seen() {
         }
     }
     let template = read("tokenizer_config.json").replace("<tool_call>", "[TOOL_CALLS]");
-    let weights = std::fs::read(format!("{}/{CALLER}/model.safetensors", env!("CARGO_MANIFEST_DIR"))).expect("weights");
-    let source = ModelSource::memory([
-        ("config.json", read("config.json").into_bytes()),
-        ("tokenizer.json", tokenizer.to_string().into_bytes()),
-        ("tokenizer_config.json", template.into_bytes()),
-        ("model.safetensors", weights),
-    ]);
+    let source = altered(&[("tokenizer.json", tokenizer.to_string()), ("tokenizer_config.json", template)]);
     let server = Server::with(source, options());
     let body = server.chat(&asked(json!({})));
     let calls = &body["choices"][0]["message"]["tool_calls"];
