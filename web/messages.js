@@ -59,6 +59,8 @@
  * @property {string} [system] - the system prompt, which precedes the conversation
  * @property {boolean} [raw] - whether `prompt` is taken as it is, without the chat template
  * @property {boolean} [think] - whether the model thinks before it answers, where its chat template has such a switch
+ * @property {object[]} [tools] - descriptions of the tools that the model may call, in OpenAI's form
+ * @property {Record<string, unknown>} [chat_template_kwargs] - further variables of the chat template
  * @property {number} [max_new_tokens]
  * @property {boolean} [ignore_eos] - whether generation goes on past the end-of-sequence tokens
  * @property {number} [seed] - of sampling, and of policies that evict at random; if absent, a new one

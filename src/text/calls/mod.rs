@@ -2,13 +2,13 @@
 //!
 //! | form | models | a call |
 //! |---|---|---|
-//! | [`Tagged`](CallFormat::Tagged) | Qwen2.5, Qwen3, Hermes, SmolLM3 | `<tool_call>{"name": "f", "arguments": {…}}</tool_call>` |
+//! | [`Tagged`](CallFormat::Tagged) | Qwen2.5, QwQ, Qwen3, Hermes | `<tool_call>{"name": "f", "arguments": {…}}</tool_call>` |
 //! | [`Xml`](CallFormat::Xml) | Qwen3-Coder | `<tool_call><function=f><parameter=a>1</parameter></function></tool_call>` |
 //! | [`Bare`](CallFormat::Bare) | Llama 3.1 to 3.3 | `{"name": "f", "parameters": {…}}`, perhaps after `<\|python_tag\|>` |
 //! | [`Marked`](CallFormat::Marked) | Mistral, Ministral 3 | `[TOOL_CALLS][{"name": "f", "arguments": {…}}]` or `[TOOL_CALLS]f[ARGS]{…}` |
 //!
 //! The form is not told by a model's name: a template that can show an earlier call shows it in the form in which its
-//! model writes them. [`CallFormat::shown_in`] recognises it there.
+//! model writes them.
 mod json;
 mod parser;
 

@@ -624,7 +624,7 @@ mod tests {
         whole
     }
 
-    /// Answers as the authors of the models publish them, and their calls.
+    /// Answers in the forms that the authors of the models publish, and their calls.
     #[test]
     fn published_answers_are_read() {
         use CallFormat::{Bare, Marked, Tagged, Xml};
