@@ -70,7 +70,7 @@ struct Object {
     name: Option<String>,
 }
 
-/// Finds calls in an answer; see the [module](self).
+/// Finds calls in an answer while its text comes.
 #[derive(Debug)]
 pub struct CallParser {
     format: CallFormat,
