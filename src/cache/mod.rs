@@ -217,6 +217,14 @@ impl KvCache {
         Ok(())
     }
 
+    /// Stops tracking. What is cached stays, but has no past attention any more.
+    pub(crate) fn stop_tracking(&mut self) {
+        if self.tracking != Tracking::default() {
+            self.tracking = Tracking::default();
+            self.layers.iter_mut().for_each(|layer| layer.tracked = Tracked::default());
+        }
+    }
+
     /// A layer's buffer, for kernels that read it.
     pub fn layer(&self, layer: usize) -> &Tensor<1, Int> {
         &self.layers[layer].kv
@@ -282,7 +290,7 @@ impl KvCache {
     ///
     /// # Errors
     /// [`ErrorKind::Device`] when a layer's buffer would exceed what the device can bind. Then nothing is changed.
-    pub fn copy_beginning(&mut self, seq: usize, from: usize, tokens: usize, room: usize) -> Result<()> {
+    pub(crate) fn copy_beginning(&mut self, seq: usize, from: usize, tokens: usize, room: usize) -> Result<()> {
         debug_assert!(self.lens(from).iter().all(|len| *len >= tokens), "the other sequence is shorter");
         let keep: Vec<Slot> = (0..tokens as u32).map(Slot).collect();
         self.rebuild(&[RegionUpdate { seq, keep: &keep, room, from }])?;

@@ -61,6 +61,9 @@ pub fn main(
             "/help" | "/?" => super::say(HELP),
             "/exit" | "/quit" => return Ok(ExitCode::SUCCESS),
             "/reset" => {
+                // What is kept of the conversation on the device goes too.
+                engine.keep_prompts(0);
+                engine.keep_prompts(KEPT);
                 messages.clear();
                 super::say("the conversation was forgotten");
             }

@@ -84,7 +84,8 @@ pub struct Args {
     #[arg(long, value_name = "MIB")]
     cache_memory: Option<u64>,
     /// The memory for prompts of requests that have ended, in MiB, as a part of that of the caches. Requests that begin alike
-    /// copy them, such as the next message of a conversation; 0: none is kept [default: a quarter of the caches' memory].
+    /// copy them, such as the next message of a conversation; 0: none is kept [default: a quarter of the
+    /// caches' memory, at most 256 where that is not given].
     #[arg(long, value_name = "MIB")]
     prompt_cache: Option<u64>,
     /// The most tokens after the thinking, which is never pruned, in requests that name no limit.
@@ -135,8 +136,8 @@ pub fn main(args: Args) -> Result<ExitCode> {
         defaults,
         places: 1,
         queue: args.queue.into(),
-        memory: args.cache_memory.map(|mib| mib << 20),
-        kept_prompts: args.prompt_cache.map(|mib| mib << 20),
+        memory: args.cache_memory.map(|mib| mib.saturating_mul(1 << 20)),
+        kept_prompts: args.prompt_cache.map(|mib| mib.saturating_mul(1 << 20)),
         most_new_tokens,
         keys: args.keys()?,
         origins: args.cors.clone(),
@@ -267,12 +268,12 @@ fn places_on(device: &ComputeDevice, prepared: &PreparedModel, options: &Options
     Ok(prepared.side_by_side(prompt, &settings, options.memory.unwrap_or(most).min(most), most_places, device))
 }
 
-/// Lets this process open as many files as the system allows: each connection is one, and the usual limit of 256 or 1,024
-/// is meant for programs that cannot count further.
+/// Lets this process open up to 10,240 files, if the system allows so many: each connection is one, and the usual limit is
+/// 256 or 1,024.
 #[cfg(unix)]
 fn raise_limit_of_files() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    // macOS has no limit of this name but refuses more than so many.
+    // macOS refuses more than this, although it names no limit.
     const MOST: u64 = 10_240;
     if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard.min(MOST).max(soft), hard)
@@ -346,6 +347,22 @@ impl Args {
         match keys.iter().any(|key| key.is_empty()) {
             true => Err(Error::new(ErrorKind::Input, "the key is empty").at("--api-key").expected("some text")),
             false => Ok(keys),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_a_number_or_auto() {
+        assert!(matches!(sequences("auto"), Ok(Sequences::Auto)));
+        assert!(
+            matches!(sequences("1"), Ok(Sequences::Number(1))) && matches!(sequences("64"), Ok(Sequences::Number(64)))
+        );
+        for bad in ["0", "65", "", "-1", "Auto", "1.5"] {
+            assert!(sequences(bad).is_err_and(|said| said.contains("1 to 64")), "{bad:?}");
         }
     }
 }

@@ -185,6 +185,7 @@ fn with_room<'s>(runner: &mut Runner, mut rows: Vec<Running<'s>>, extra: usize) 
 
 impl<'e> Batch<'e> {
     pub(super) fn new(prepared: &'e PreparedModel, runner: &'e mut Runner, stop: &'e AtomicBool) -> Self {
+        runner.abandon();
         let places = Places((0..runner.cache().shape().seqs).map(|_| None).collect());
         Self {
             prepared,
@@ -224,9 +225,10 @@ impl<'e> Batch<'e> {
 
     /// The slots and bytes of a prompt that is kept, with the second buffer that one layer has while it is moved.
     fn kept(&self, seq: usize) -> Bound {
-        let (cache, slots) = (self.runner.cache(), self.runner.cache().capacity(0, seq));
-        let bytes = cache.bytes_of(seq) + (slots * cache.shape().slot_bytes()) as u64;
-        Bound { slots, bytes }
+        let (shape, slots) = (self.runner.cache().shape(), self.runner.cache().capacity(0, seq));
+        // While any sequence needs sums, they are kept of all: one f32 for each KV head and slot.
+        let slot = shape.slot_bytes() + 4 * shape.kv_heads;
+        Bound { slots, bytes: (slots * (shape.layers + 1) * slot) as u64 }
     }
 
     /// Forgets prompts that are kept, those that were used least recently first, until a request with this bound fits
@@ -362,14 +364,20 @@ impl<'e> Batch<'e> {
         };
         // Errors that belong to one sequence were handled where they arose. What is left are device errors: they fail
         // every running request.
-        if let Err(e) = turn.await {
+        let turned = turn.await;
+        let failed = turned.is_err();
+        if let Err(e) = turned {
             let e = self.runner.model().device().explained(e);
             self.reads.clear();
             self.runner.forget_logprobs();
-            self.runner.forget_idle();
             self.places.sequences().for_each(|s| s.fail(e.clone()));
         }
-        self.retire(on)
+        let ended = self.retire(on);
+        if failed {
+            // What the device has cached may be anything.
+            self.runner.forget_idle();
+        }
+        ended
     }
 
     /// Gives free places to waiting requests, and checks the stop flag. Sequences that run side by side count
@@ -660,7 +668,10 @@ async fn measure(runner: &mut Runner, held: &PendingForward, due: &mut [Due<'_>]
     let mut pending = Vec::new();
     for (row, Due { place, sequence, .. }) in due.iter_mut().enumerate() {
         let request = sequence.pruner.request(&sequence.probe_ids);
-        let started = runner.measure(held, row, &request);
+        let started = match runner.measure(held, row, &request) {
+            Err(_) if runner.forget_idle() => runner.measure(held, row, &request),
+            started => started,
+        };
         let started = sequence.or_fail(started);
         if started.is_some() {
             let slots = runner.cache().longest(*place) + sequence.probe_ids.len();

@@ -5,7 +5,7 @@
 //! after it has ended they can be kept until their place or their memory is needed.
 //!
 //! A copy has the very bits that the request's own forward would give. A row of a chunk is computed in the same way in
-//! every chunk of at least [`ALIKE_ROWS`] rows, but in others than that the order of a sum can differ. So a prompt
+//! every chunk of at least [`ALIKE_ROWS`] rows, but in shorter chunks the order of a sum can differ. So a prompt
 //! shares only rows of such chunks, and leaves that many rows of its own last chunk to itself.
 use super::runner::PREFILL_CHUNK;
 use crate::kernels::ALIKE_ROWS;
@@ -99,10 +99,14 @@ impl CachedPrompts {
         Some(found)
     }
 
-    /// Tokens of the longest beginning of `ids` that one of `seqs` has once it has forwarded its prompt.
-    pub fn promised(&self, ids: &[u32], group: u64, seqs: &[usize]) -> usize {
+    /// Whether a sequence that has `now` tokens of `ids` gains by waiting for one of `seqs`, which are forwarding their
+    /// prompts: more tokens than that one still has to forward up to where the two part.
+    pub fn gains_by(&self, ids: &[u32], group: u64, now: usize, seqs: &[usize]) -> bool {
         let entries = seqs.iter().filter_map(|seq| self.entries[*seq].as_ref()).filter(|entry| entry.group == group);
-        entries.map(|entry| shared(&entry.ids, entry.ids.len(), ids)).max().unwrap_or(0)
+        entries.into_iter().any(|entry| {
+            let later = shared(&entry.ids, entry.ids.len(), ids);
+            later > now && later - now >= later.saturating_sub(entry.forwarded)
+        })
     }
 
     fn longest(&self, ids: &[u32], group: u64, except: Option<usize>) -> Option<Shared> {
@@ -119,7 +123,11 @@ impl CachedPrompts {
 /// The ids at the beginning of `ids` whose keys and values can be copied from a prompt `other`, of which `cached` ids
 /// are cached. At least the last id is left, because the first token is sampled from its logits.
 fn shared(other: &[u32], cached: usize, ids: &[u32]) -> usize {
-    let equal = other[..cached].iter().zip(ids).take_while(|(a, b)| a == b).count();
+    // Whole blocks first: prompts are long, and many are compared.
+    const BLOCK: usize = 256;
+    let blocks = other[..cached].chunks_exact(BLOCK).zip(ids.chunks_exact(BLOCK)).take_while(|(a, b)| a == b).count();
+    let begun = blocks * BLOCK;
+    let equal = begun + other[begun..cached].iter().zip(&ids[begun..]).take_while(|(a, b)| a == b).count();
     let most = equal.min(ids.len().saturating_sub(1));
     let whole = most / PREFILL_CHUNK * PREFILL_CHUNK;
     // Rows of the chunk in which the prompts part, in each of them.
@@ -181,7 +189,12 @@ mod tests {
         prompts.begin(2, &ids(600, 600), 8);
         let wanted = ids(600, 500);
         assert_eq!(prompts.find(&wanted, 7, None), None, "nothing is cached yet");
-        assert_eq!([&[0, 1, 2, 3][..], &[0, 2], &[]].map(|seqs| prompts.promised(&wanted, 7, seqs)), [400, 300, 0]);
+        let gains = |now, seqs: &[usize]| prompts.gains_by(&wanted, 7, now, seqs);
+        assert!(gains(0, &[0, 1, 2, 3]) && gains(0, &[0]) && !gains(0, &[2]) && !gains(0, &[]));
+        // 300 tokens that can be copied now are worth more than 400 for which somebody still has to forward 400.
+        assert!(!gains(300, &[0, 1]));
+        prompts.advance(1, 256);
+        assert!(!prompts.gains_by(&wanted, 7, 300, &[1]) && prompts.gains_by(&wanted, 7, 256, &[1]));
         [0, 1, 2].into_iter().for_each(|seq| prompts.advance(seq, 600));
         assert_eq!(prompts.find(&wanted, 7, None), Some(Shared { seq: 1, tokens: 400 }));
         assert_eq!(prompts.find(&wanted, 7, Some(1)), Some(Shared { seq: 0, tokens: 300 }));

@@ -58,7 +58,8 @@ pub struct Admission<'a> {
     pub tracking: Tracking,
     /// Its prompt, whose tokens a repetition penalty counts as seen.
     pub prompt: &'a [u32],
-    /// The group of requests that it may share the beginning of its prompt with; `None`: it shares nothing.
+    /// The group of requests that it may share the beginning of its prompt with; `None`: it shares nothing. A plan that
+    /// [`keep`](Runner::keep) carries out must not evict tokens of the prompt of a sequence that has a group.
     pub group: Option<u64>,
 }
 
@@ -198,12 +199,14 @@ impl Runner {
     /// # Errors
     /// If the cache would exceed the device's limits, or the running sequences count positions in another way.
     pub fn admit(&mut self, seq: usize, first: bool, with: &Admission<'_>) -> Result<usize> {
-        if first && (self.cache.positions() != with.settings.positions || self.cache.tracking() != Tracking::default())
-        {
-            for seq in 0..self.cache.shape().seqs {
-                self.clear(seq)?;
+        if first {
+            if self.cache.positions() != with.settings.positions {
+                for seq in 0..self.cache.shape().seqs {
+                    self.clear(seq)?;
+                }
+                self.cache.begin(with.settings.positions)?;
             }
-            self.cache.begin(with.settings.positions)?;
+            self.cache.stop_tracking();
         }
         let found = with.copies_from().and_then(|group| self.prompts.find(with.prompt, group, None));
         let room = |tokens: usize| with.prompt.len() - tokens;
@@ -230,13 +233,13 @@ impl Runner {
         self.limit_idle();
     }
 
-    /// The place for a request with this prompt, among the free ones: one that has most of what it can copy and would
-    /// otherwise be copied from, else an empty one, else the one whose prompt was used least recently.
+    /// The place for a request with this prompt, among the free ones: the one of an ended request whose prompt it goes on
+    /// with, so that no other can want that prompt; else an empty one; else the one whose prompt was used least recently.
     pub(crate) fn place_for(&mut self, free: &[usize], prompt: &[u32], group: Option<u64>) -> Option<usize> {
         let shared = group.and_then(|group| self.prompts.find(prompt, group, None));
         if let Some(Shared { seq, tokens }) = shared
             && free.contains(&seq)
-            && 2 * tokens >= self.prompts.tokens(seq)
+            && tokens + PREFILL_CHUNK >= self.prompts.tokens(seq)
         {
             return Some(seq);
         }
@@ -262,12 +265,12 @@ impl Runner {
         }
     }
 
-    /// Whether `seq`, which has `forwarded` tokens of its prompt, can copy more of it once one of `others` has forwarded its
-    /// own, than it can copy now.
+    /// Whether `seq`, which has `forwarded` tokens of its prompt, saves work by waiting for one of `others`, which are
+    /// forwarding theirs.
     pub(crate) fn gains_by(&mut self, others: &[usize], seq: usize, forwarded: usize, with: &Admission<'_>) -> bool {
         let Some(group) = with.copies_from() else { return false };
         let now = self.prompts.find(with.prompt, group, Some(seq)).map_or(0, |shared| shared.tokens).max(forwarded);
-        self.prompts.promised(with.prompt, group, others) > now
+        self.prompts.gains_by(with.prompt, group, now, others)
     }
 
     /// Gives the memory of a sequence that has ended back, except that of its prompt if that is to be kept.
@@ -300,6 +303,15 @@ impl Runner {
             // A cache that becomes smaller cannot exceed a limit.
             self.clear(seq).ok();
         }
+    }
+
+    /// Empties all sequences but those that have ended and whose prompts are kept: what a batch left that was dropped before
+    /// its requests had ended.
+    pub(crate) fn abandon(&mut self) {
+        let idle = self.prompts.idle();
+        let left = (0..self.cache.shape().seqs).filter(|seq| !idle.contains(seq) && self.cache.bytes_of(*seq) > 0);
+        // A cache that becomes smaller cannot exceed a limit.
+        left.collect::<Vec<_>>().into_iter().for_each(|seq| drop(self.clear(seq)));
     }
 
     /// Empties all sequences that have ended. Returns whether there were any.
@@ -460,7 +472,10 @@ impl Runner {
     /// Evicts the slots that the updates do not name: all at once if the device has room for all new buffers, else
     /// one sequence after the other. Returns the result of each update.
     pub fn keep(&mut self, updates: &[RegionUpdate<'_>]) -> Vec<Result<()>> {
-        if updates.is_empty() || self.cache.keep_each(updates).is_ok() {
+        if updates.is_empty()
+            || self.cache.keep_each(updates).is_ok()
+            || self.forget_idle() && self.cache.keep_each(updates).is_ok()
+        {
             return updates.iter().map(|_| Ok(())).collect();
         }
         updates.iter().map(|update| self.cache.keep_each(std::slice::from_ref(update))).collect()

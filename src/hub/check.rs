@@ -32,7 +32,7 @@ pub(super) fn config(snapshot: &Path) -> Result<()> {
 /// Whether a GGUF file has the weights of a language model, or the first part of them.
 fn is_model(file: &str) -> bool {
     let name = file.rsplit('/').next().unwrap_or(file);
-    !name.starts_with("mmproj") && SplitName::parse(name).is_none_or(|part| part.number == 1)
+    name.ends_with(".gguf") && !name.starts_with("mmproj") && SplitName::parse(name).is_none_or(|part| part.number == 1)
 }
 
 /// The GGUF file among `files` with this quantization in its name, in any case: between `-`, `.` and `/`, or behind a `_`.
@@ -137,5 +137,6 @@ mod tests {
         assert_eq!(preferred(&split), "x-q4_k_m-00001-of-00002.gguf");
         assert_eq!(preferred(&["x-BF16.gguf", "x-F16.gguf"]), "x-BF16.gguf");
         assert_eq!(preferred(&["mmproj.gguf"]), "mmproj.gguf");
+        assert_eq!(of_kind(["x-f16.safetensors", "x-f16.imatrix"].into_iter(), "f16"), None);
     }
 }

@@ -176,8 +176,13 @@ impl Hub {
         let cached = self.cached_files(name);
         let known = check::of_kind(cached.iter().map(String::as_str), kind).map(with);
         let known = known.filter(|name| matches!(self.cached(name), Cached::Complete(_)));
+        // The hub may have another file whose name fits better than that of one that happens to be cached.
+        let fits_best = known.as_ref().and_then(|known| known.file.as_deref()).is_some_and(|file| {
+            let model = name.repo.rsplit('/').next().unwrap_or_default().to_lowercase();
+            file.to_lowercase() == format!("{}-{}.gguf", model.trim_end_matches("-gguf"), kind.to_lowercase())
+        });
         match known {
-            Some(known) if !update || self.offline => return Ok(known),
+            Some(known) if self.offline || fits_best && !update => return Ok(known),
             None if self.offline => {
                 return Err(Error::new(ErrorKind::Model, format!("{name} is not in the cache"))
                     .at(self.folder(name).display())

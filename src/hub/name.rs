@@ -30,10 +30,19 @@ impl FromStr for HubName {
             if help.is_empty() { error } else { error.help(help) }
         };
         let name = plain_name(text);
-        let (path, revision) = name.split_once('@').unwrap_or((&name, "main"));
-        let (path, kind) = match path.split_once(':') {
+        // `@REVISION` and `:KIND` may come in either order.
+        let (path, kind) = match name.split_once(':') {
             Some((path, kind)) => (path, Some(kind)),
-            None => (path, None),
+            None => (&name[..], None),
+        };
+        let (kind, behind) = match kind.and_then(|kind| kind.split_once('@')) {
+            Some((kind, revision)) => (Some(kind), Some(revision)),
+            None => (kind, None),
+        };
+        let (path, revision) = match (path.split_once('@'), behind) {
+            (Some(_), Some(_)) => return Err(malformed("")),
+            (Some((path, revision)), None) => (path, revision),
+            (None, revision) => (path, revision.unwrap_or("main")),
         };
         let parts: Vec<&str> = path.split('/').collect();
         let (repo, file) = match parts[..] {
@@ -46,12 +55,20 @@ impl FromStr for HubName {
         let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let is_good = |part: &str| !part.is_empty() && part.chars().all(is_allowed) && !part.starts_with('.');
         let is_good_revision = !revision.is_empty() && revision.split('/').all(is_good);
-        let is_good_kind = kind.is_none_or(|kind| is_good(kind) && file.is_none());
+        let is_good_kind = kind.is_none_or(|kind| is_good(kind) && is_quantization(kind) && file.is_none());
         match parts.iter().all(|part| is_good(part)) && is_good_revision && is_good_kind {
             true => Ok(Self { repo, revision: revision.to_string(), file, kind: kind.map(String::from) }),
             false => Err(malformed("")),
         }
     }
+}
+
+/// Whether this is how the quantization of a GGUF file is called: `Q4_K_M`, `IQ4_XS`, `BF16`, `UD-Q4_K_XL` and the like.
+fn is_quantization(kind: &str) -> bool {
+    let kind = kind.to_lowercase();
+    let kind = kind.strip_prefix("ud-").unwrap_or(&kind);
+    let begins = ["iq", "q", "tq", "bf", "f", "mxfp", "fp"].iter().find_map(|begin| kind.strip_prefix(begin));
+    begins.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
 }
 
 /// Converts an address on the hub to the form of a name: scheme, host and query are removed, and the revision of a
@@ -122,6 +139,8 @@ mod tests {
             ("a/b-GGUF:Q8_0", "a/b-GGUF:Q8_0"),
             ("hf.co/a/b-GGUF:Q8_0", "a/b-GGUF:Q8_0"),
             ("a/b:q4_k_m@v1", "a/b:q4_k_m@v1"),
+            ("a/b@v1:BF16", "a/b:BF16@v1"),
+            ("a/b:UD-IQ2_M", "a/b:UD-IQ2_M"),
         ] {
             let name: HubName = quantized.parse().expect("a name");
             assert_eq!((name.file.as_ref(), name.to_string().as_str()), (None, shown));
@@ -148,6 +167,9 @@ mod tests {
             "a/b/c/d",
             "C:\\x/y",
             "a/b:",
+            "a/b:7B",
+            "a/b:instruct",
+            "a/b@v1:Q8_0@v2",
             "a/b:Q8/0",
             "a/b:Q8_0:x",
             "a/b/c.gguf:Q8_0",

@@ -124,7 +124,11 @@ impl Metrics {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         for (name, help, counter) in [
             ("prompt_tokens_total", "Tokens of prompts of requests that were given a place.", &self.prompt_tokens),
-            ("prefix_cache_queries_total", "Tokens of prompts that were looked for in the cache.", &self.prompt_tokens),
+            (
+                "prefix_cache_queries_total",
+                "Tokens of prompts of which a beginning may have been in the cache.",
+                &self.prompt_tokens,
+            ),
             ("prefix_cache_hits_total", "Tokens of prompts that were copied inside the cache.", &self.shared_tokens),
             ("generation_tokens_total", "Tokens that were generated.", &self.generation_tokens),
             ("evicted_slots_total", "Tokens evicted from the cache.", &self.evicted_slots),

@@ -60,7 +60,7 @@ pub struct Options {
     /// only if the most that it can need fits beside the others.
     pub memory: Option<u64>,
     /// Bytes for the prompts of requests that have ended, which later requests with the same beginning copy; `None`: a
-    /// quarter of the memory for caches. They yield to requests that run.
+    /// quarter of the memory for caches, and at most 256 MiB if that is not given. They yield to requests that run.
     pub kept_prompts: Option<u64>,
     /// The most tokens that a request may generate, thinking included. Requests that ask for more get so many.
     pub most_new_tokens: usize,

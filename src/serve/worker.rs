@@ -29,6 +29,9 @@ pub(super) const TOO_LATE: &str = "the request took longer than this server allo
 /// How long an idle engine waits before it looks whether it should end.
 const IDLE: Duration = Duration::from_millis(100);
 
+/// Bytes for prompts of requests that have ended where nobody says how much memory the caches have.
+const KEPT_UNTOLD: u64 = 256 << 20;
+
 /// One choice of a request, ready to run.
 pub(super) struct Job {
     /// The ids of the prompt.
@@ -286,25 +289,33 @@ impl Drop for Recipient {
 
 /// The body of the thread: opens an engine and serves with it, again and again while devices are lost.
 fn serve(mut open: Open, jobs: &Receiver<Job>, shared: &Shared) -> Result<()> {
+    let mut keeps = true;
     loop {
         let mut engine = open()?;
         let info = Arc::new(model_info(&engine, &shared.name, shared.example.as_deref()));
         shared.set_model(Some(Loaded { model: engine.prepared(), info }));
         *shared.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine.stop_flag());
-        let lost = run(&mut engine, jobs, shared);
+        let lost = run(&mut engine, keeps, jobs, shared);
         *shared.stop.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let Some(error) = lost else { return Ok(()) };
         shared.metrics.reopened.fetch_add(1, Ordering::Relaxed);
+        // What was kept was the first that the device could have done without.
+        keeps &= !error.what().contains("out of memory");
         log::warn!("the device failed, so it is opened again: {error}");
     }
 }
 
-/// Serves jobs until there are no more, or until the device fails: then returns its error.
-fn run(engine: &mut Engine, jobs: &Receiver<Job>, shared: &Shared) -> Option<Error> {
+/// Serves jobs until there are no more, keeping prompts if it `keeps` any, or until the device fails: then returns its error.
+fn run(engine: &mut Engine, keeps: bool, jobs: &Receiver<Job>, shared: &Shared) -> Option<Error> {
     let device = engine.model().device().clone();
     let most = engine.prepared().cache_limit(&device);
     let memory = shared.memory.unwrap_or(most).min(most);
-    engine.keep_prompts(shared.kept_prompts.unwrap_or(memory / 4));
+    let kept = match shared.memory {
+        Some(_) => memory / 4,
+        // The largest buffers do not tell how much memory there is.
+        None => (memory / 4).min(KEPT_UNTOLD),
+    };
+    engine.keep_prompts(if keeps { shared.kept_prompts.unwrap_or(kept) } else { 0 });
     let mut batch = engine.batch();
     batch.set_memory(memory);
     *shared.gauges.lock().unwrap_or_else(PoisonError::into_inner) =

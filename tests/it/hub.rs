@@ -496,7 +496,7 @@ fn a_quantization_names_a_file() {
     let gguf = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/gguf-qwen2-q8/model.gguf"));
     let gguf = gguf.expect("the fixture");
     hub.set(|site| {
-        let names = ["small-Q8_0.gguf", "mmproj-small-Q8_0.gguf", "small-Q4_K_M.gguf"];
+        let names = ["Small-Model.1-Q8_0.gguf", "mmproj-Q8_0.gguf", "Small-Model.1-Q4_K_M.gguf", "x-Q5_0.gguf"];
         site.files = names.map(|name| (name.to_string(), gguf.clone())).into();
     });
     let inspect = |kind: &str, offline: &str| {
@@ -504,17 +504,28 @@ fn a_quantization_names_a_file() {
         done(hub.command(&["inspect", &model, "--json"]).env("HF_HUB_OFFLINE", offline))
     };
     inspect("q8_0", "1").says(&["some-org/Small-Model.1:q8_0 is not in the cache", "HF_HUB_OFFLINE"]);
-    inspect("Q6_K", "0")
-        .says(&["no GGUF file of the kind Q6_K", "mmproj-small-Q8_0.gguf, small-Q4_K_M.gguf, small-Q8_0.gguf"]);
+    inspect("Q6_K", "0").says(&[
+        "no GGUF file of the kind Q6_K",
+        "Small-Model.1-Q4_K_M.gguf, Small-Model.1-Q8_0.gguf, mmproj-Q8_0.gguf, x-Q5_0.gguf",
+    ]);
     inspect("q8_0", "0").json();
     assert_eq!(
-        hub.asked().iter().filter(|asked| asked.path.ends_with("/small-Q8_0.gguf") && asked.method == "GET").count(),
+        hub.asked()
+            .iter()
+            .filter(|asked| asked.path.ends_with("/Small-Model.1-Q8_0.gguf") && asked.method == "GET")
+            .count(),
         1
     );
     inspect("q8_0", "0").json();
     inspect("Q8_0", "1").json();
     assert!(hub.asked().is_empty(), "what is cached is not asked for");
     inspect("Q4_K_M", "1").says(&["is not in the cache"]);
+    // The hub is asked whether it has a file whose name fits better than this one's.
+    inspect("Q5_0", "0").json();
+    hub.asked();
+    inspect("Q5_0", "0").json();
+    assert!(!hub.asked().is_empty());
+    inspect("Q5_0", "1").json();
     let peeked = done(&mut hub.command(&["inspect", &format!("{NAME}:Q4_K_M"), "--no-fetch", "--json"])).json();
     assert_eq!(peeked["weights"], inspect("Q8_0", "1").json()["weights"]);
 }
