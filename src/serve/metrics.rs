@@ -71,7 +71,7 @@ impl Histogram {
     }
 }
 
-const PREFIX: &str = "secateur:";
+const PREFIX: &str = "secateur_";
 
 /// What is true at this moment.
 #[derive(Debug, Clone, Copy, Default)]
@@ -174,13 +174,13 @@ mod tests {
         let gauges = Gauges { capacity_bytes: 100, reserved_bytes: 25, ..Gauges::default() };
         let text = metrics.text(gauges);
         for line in [
-            "secateur:e2e_request_latency_seconds_bucket{le=\"0.0025\"} 0",
-            "secateur:e2e_request_latency_seconds_bucket{le=\"0.005\"} 1",
-            "secateur:e2e_request_latency_seconds_bucket{le=\"5\"} 3",
-            "secateur:e2e_request_latency_seconds_bucket{le=\"+Inf\"} 4",
-            "secateur:e2e_request_latency_seconds_count 4",
-            "secateur:request_success_total{finished_reason=\"length\"} 1",
-            "secateur:kv_cache_usage_perc 0.25",
+            "secateur_e2e_request_latency_seconds_bucket{le=\"0.0025\"} 0",
+            "secateur_e2e_request_latency_seconds_bucket{le=\"0.005\"} 1",
+            "secateur_e2e_request_latency_seconds_bucket{le=\"5\"} 3",
+            "secateur_e2e_request_latency_seconds_bucket{le=\"+Inf\"} 4",
+            "secateur_e2e_request_latency_seconds_count 4",
+            "secateur_request_success_total{finished_reason=\"length\"} 1",
+            "secateur_kv_cache_usage_perc 0.25",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
         }

@@ -147,7 +147,7 @@ def test_completions_continue_a_text(client):
 def test_metrics_can_be_read(address):
     call = urllib.request.Request(f"{address}/metrics", headers={"x-api-key": "a key"})
     with urllib.request.urlopen(call) as reply:
-        assert b"secateur:num_requests_running 0" in reply.read()
+        assert b"secateur_num_requests_running 0" in reply.read()
 
 
 def test_the_llm_command_answers(address, tmp_path):

@@ -139,7 +139,7 @@ def metric(address, options, name):
         call.add_header("authorization", f"Bearer {options.key}")
     with urllib.request.urlopen(call, timeout=10) as reply:
         for line in reply.read().decode().splitlines():
-            if line.startswith(f"secateur:{name} "):
+            if line.startswith(f"secateur_{name} "):
                 return float(line.split()[-1])
     return float("nan")
 

@@ -176,7 +176,7 @@ impl Server {
     #[track_caller]
     pub fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").body;
-        let line = text.lines().find_map(|line| line.strip_prefix(&format!("secateur:{name} ")));
+        let line = text.lines().find_map(|line| line.strip_prefix(&format!("secateur_{name} ")));
         line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{name} is missing in {text}"))
     }
 }
