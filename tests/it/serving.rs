@@ -10,6 +10,8 @@ use secateur::policy::{CacheView, EvictionPolicy, KeepPlan, Measurement, POLICIE
 use secateur::trace::StopReason;
 use secateur::{Dtype, ErrorKind, ModelSource, PolicyRef, builtin};
 
+use crate::common::{alone, gpu};
+
 /// The built-in model, which thinks and answers, on the CPU.
 fn reasoner(sequences: usize) -> Engine {
     let options = LoadOptions { kv: Dtype::F32, context: Some(512), sequences, weights: None };
@@ -291,6 +293,62 @@ fn nothing_exceeds_the_bound_by_which_it_was_admitted() {
     }
     println!("{runs} runs; the tightest bound is {tightest:.2} of what was used");
     assert!(runs == 64 && tightest < 2.0, "{runs} runs, {tightest}: the bound says nothing");
+}
+
+/// The same by what an adapter's allocator holds: beside the weights, the state and the samplers, there is never more in use
+/// than the running requests were promised, those of every policy, prompts that are kept included.
+#[test]
+fn the_allocator_never_holds_more_than_was_promised() {
+    let _alone = alone();
+    let Some(device) = gpu() else { return };
+    let load = LoadOptions { kv: Dtype::F32, context: Some(512), sequences: 3, weights: None };
+    let source = builtin::source();
+    let mut engine = Engine::load(&source, "built-in", device, &load, &mut |_, _| ()).expect("a good model");
+    engine.keep_prompts(u64::MAX);
+    let prepared = engine.prepared();
+    let in_use = || {
+        device.settle().expect("it works");
+        device.bytes().in_use
+    };
+    let before = in_use();
+    let mut generator = ChaCha8Rng::seed_from_u64(6);
+    let mut random = move |n: usize| (generator.next_u64() % n as u64) as usize;
+    let (mut steps, mut closest) = (0, 0.0f64);
+    for round in 0..POLICIES.len() {
+        let requests: Vec<_> = (0..4)
+            .map(|i| {
+                let settings = Settings {
+                    policy: POLICIES[(round + 3 * i) % POLICIES.len()].name().parse().expect("a listed policy"),
+                    budget: format!("tokens:{}", random(40)).parse().expect("a budget"),
+                    window: random(12),
+                    probe_every: 5 + random(30),
+                    max_new_tokens: 20 + random(90),
+                    max_answer_tokens: Some(10),
+                    ignore_eos: true,
+                    ..Settings::default()
+                };
+                let text = "a<think>".to_string() + &"b".repeat(random(150));
+                (prepared.encoded(&Prompt::Raw(text)).expect("text"), settings)
+            })
+            .collect();
+        let mut batch = engine.batch();
+        let bounds = requests.iter().map(|(prompt, settings)| prepared.bound(prompt.ids.len(), settings).bytes);
+        let memory = bounds.max().expect("some") * 2;
+        batch.set_memory(memory);
+        for (prompt, settings) in &requests {
+            batch.add(&Prompt::Encoded(prompt.clone()), settings).expect("it fits alone");
+        }
+        while !batch.is_idle() {
+            let ended = pollster::block_on(batch.step(&mut |_, _| ()));
+            assert!(ended.iter().all(|(_, result)| result.as_ref().is_ok_and(|r| r.error.is_none())), "{ended:?}");
+            let (status, held) = (batch.status(), in_use().saturating_sub(before));
+            assert!(held <= memory, "{held} bytes, {status:?}, {memory} for all");
+            closest = closest.max(held as f64 / memory as f64);
+            steps += 1;
+        }
+    }
+    println!("{steps} steps; at most {:.0} % of the memory was in use", 100.0 * closest);
+    assert!(steps > 50 && closest > 0.2, "{steps} steps, {closest}: nothing was measured");
 }
 
 /// With a budget in tokens and a limited answer the bound does not grow with the length of the thought.
