@@ -60,6 +60,10 @@ pub(super) struct Common {
     pub presence_penalty: Option<f32>,
     /// The same seed gives the same answer.
     pub seed: Option<i64>,
+    /// The most tokens of thinking.
+    pub thinking_token_budget: Option<usize>,
+    /// The most tokens of thinking, as llama-server calls it.
+    pub thinking_budget_tokens: Option<usize>,
     /// How the cache is pruned.
     pub secateur: Option<Extension>,
     #[schema(value_type = Option<Object>)]
@@ -167,10 +171,6 @@ pub(super) struct ChatBody {
     pub reasoning: Option<Reasoning>,
     /// `none`: the thinking is part of the answer's content.
     pub reasoning_format: Option<String>,
-    /// The most tokens of thinking.
-    pub thinking_token_budget: Option<usize>,
-    /// The most tokens of thinking, as llama-server calls it.
-    pub thinking_budget_tokens: Option<usize>,
     /// Whether the probabilities of tokens are returned.
     pub logprobs: Option<bool>,
     /// How many likely tokens are listed at each place.
@@ -253,6 +253,10 @@ pub(super) struct CompletionBody {
     pub logprobs: Option<usize>,
     suffix: Option<String>,
     best_of: Option<usize>,
+    tools: Option<Value>,
+    chat_template_kwargs: Option<Value>,
+    enable_thinking: Option<Value>,
+    reasoning: Option<Value>,
 }
 
 /// The prompts of a completion.
@@ -338,15 +342,21 @@ impl Common {
             steps,
             max_answer_tokens,
             attention,
-            events: _,
+            events,
             trace: _,
         } = self.secateur.clone().unwrap_or_default();
+        if events == Some(Events::Run) && attention == Some(AttentionDetail::Heads) {
+            // The trace goes through the stream then, and could have hundreds of megabytes.
+            let message = "secateur.attention is heads and secateur.events is run: with run, layers is expected";
+            return Err(Refusal::bad(message).at("secateur.attention"));
+        }
         Ok(Request {
             stop: self.stops()?,
             stop_ids: self.stop_token_ids.clone(),
             include_stop: self.include_stop_str_in_output,
             max_new_tokens: self.max_tokens,
             max_answer_tokens,
+            max_thinking_tokens: self.thinking_token_budget.or(self.thinking_budget_tokens),
             ignore_eos: self.ignore_eos,
             seed,
             temperature: if greedy { Some(0.0) } else { self.temperature },
@@ -400,10 +410,8 @@ impl ChatBody {
         request.chat_template_kwargs = variables(self.chat_template_kwargs.as_ref())?;
         request.max_new_tokens = self.max_completion_tokens.or(request.max_new_tokens);
         request.think = self.think();
-        request.max_thinking_tokens = self
-            .thinking_token_budget
-            .or(self.thinking_budget_tokens)
-            .or(self.reasoning.as_ref().and_then(|reasoning| reasoning.max_tokens));
+        let reasoned = self.reasoning.as_ref().and_then(|reasoning| reasoning.max_tokens);
+        request.max_thinking_tokens = request.max_thinking_tokens.or(reasoned);
         request.logprobs = match (self.logprobs, self.top_logprobs) {
             (Some(true), top) => Some(top.unwrap_or(0)),
             (_, Some(top)) if top > 0 => {
@@ -517,6 +525,19 @@ impl CompletionBody {
         if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {
             return Err(Refusal::unsupported("suffix", "filling a gap"));
         }
+        // A prompt without a chat template has none of these.
+        let empty = |value: &Value| match value {
+            Value::Array(items) => items.is_empty(),
+            Value::Object(fields) => fields.is_empty(),
+            _ => false,
+        };
+        let asked = |value: &Option<Value>| value.as_ref().is_some_and(|value| !empty(value));
+        Refusal::unless_supported(&[
+            ("tools", "calling functions in a completion", asked(&self.tools)),
+            ("chat_template_kwargs", "a chat template in a completion", asked(&self.chat_template_kwargs)),
+            ("enable_thinking", "a switch for thinking in a completion", asked(&self.enable_thinking)),
+            ("reasoning", "OpenRouter's settings of thinking in a completion", asked(&self.reasoning)),
+        ])?;
         let echoes = self.echo == Some(true);
         if echoes && self.logprobs.is_some() && self.common.stream == Some(true) {
             return Err(Refusal::unsupported("echo", "a stream with the probabilities of the prompt's tokens"));

@@ -196,6 +196,7 @@ pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<Atomic
         running: routes::Running::default(),
         reading: Arc::new(tokio::sync::Semaphore::new(routes::READING_KIB)),
         encoding: Arc::new(tokio::sync::Semaphore::new(std::thread::available_parallelism().map_or(2, usize::from))),
+        asides: Arc::new(tokio::sync::Semaphore::new(routes::ASIDES)),
         worker: worker.clone(),
         options,
     });

@@ -13,7 +13,7 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 use utoipa::{OpenApi, ToSchema};
@@ -51,6 +51,8 @@ pub(super) struct App {
     pub running: Running,
     /// Prompts that may be encoded at one time: one for each core. Others wait, and hold no thread meanwhile.
     pub encoding: Arc<Semaphore>,
+    /// Requests that generate nothing and may be worked on or wait at one time. Further ones are refused: they have no queue.
+    pub asides: Arc<Semaphore>,
 }
 
 /// The requests that run or wait, each with its id and who made it, so that a client can end its own early.
@@ -83,6 +85,9 @@ impl Running {
 
 /// KiB of bodies that may be read and parsed at one time.
 pub(super) const READING_KIB: usize = 64 << 10;
+
+/// Requests that generate nothing and may be worked on or wait at one time.
+pub(super) const ASIDES: usize = 16;
 
 /// The time that a client may take to send a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -304,6 +309,11 @@ impl App {
         task.await.map_err(|_| Refusal::bug())?
     }
 
+    /// Takes one of the places of requests that generate nothing, or refuses at once.
+    fn aside(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        self.asides.clone().try_acquire_owned().map_err(|_| Refusal::busy("too many such requests at once", 1))
+    }
+
     /// Resolves a request and encodes its prompt, on a thread that may take its time.
     async fn prepare<H: Send + 'static>(
         self: &Arc<Self>,
@@ -468,6 +478,7 @@ async fn answer(
 
 /// The tokens of a prompt, counted as a chat would count them.
 async fn input_tokens(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Refusal> {
+    let _aside = app.aside()?;
     let body: ChatBody = app.read(&headers, body).await?;
     let (ready, ()) = app.prepare(vec![body.request()?], ()).await?;
     let tokens: usize = ready.iter().map(|ready| ready.prompt.ids.len()).sum();
@@ -476,17 +487,21 @@ async fn input_tokens(State(app): State<Arc<App>>, headers: HeaderMap, body: Bod
 
 /// What a request comes to, without running it: the same bodies as for a chat or a completion. The prompt is told in ids.
 async fn resolve(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Resolved>, Refusal> {
+    let _aside = app.aside()?;
     let body: Value = app.read(&headers, body).await?;
-    let not_understood = |e| Refusal::bad(format!("the body is not understood: {e}"));
-    let (name, requests) = if body.get("messages").is_some() {
-        let body: ChatBody = serde_json::from_value(body).map_err(not_understood)?;
-        let request = body.request()?;
-        (body.common.model, vec![request])
-    } else {
-        let body: CompletionBody = serde_json::from_value(body).map_err(not_understood)?;
-        let requests = body.requests()?;
-        (body.common.model, requests)
+    let parse = move || {
+        let not_understood = |e| Refusal::bad(format!("the body is not understood: {e}"));
+        if body.get("messages").is_some() {
+            let body: ChatBody = serde_json::from_value(body).map_err(not_understood)?;
+            let request = body.request()?;
+            Ok((body.common.model, vec![request]))
+        } else {
+            let body: CompletionBody = serde_json::from_value(body).map_err(not_understood)?;
+            let requests = body.requests()?;
+            Ok((body.common.model, requests))
+        }
     };
+    let ((name, requests), ()) = app.work((), parse).await?;
     app.check_name(name.as_deref())?;
     if requests.len() > 1 {
         return Err(Refusal::bad("there are several prompts: one is expected").at("prompt"));
@@ -559,6 +574,7 @@ struct TokenizeBody {
 }
 
 async fn tokenize(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Refusal> {
+    let _aside = app.aside()?;
     let TokenizeBody { prompt, content, messages, tools, chat_template_kwargs, add_special_tokens, with_pieces } =
         app.read(&headers, body).await?;
     let prompt = prompt.or(content);
@@ -700,6 +716,7 @@ struct ReportBody {
 
 /// The report of traces that the client has, one or two side by side.
 async fn report_of(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
+    let _aside = app.aside()?;
     let ReportBody { traces } = app.read(&headers, body).await?;
     report_page(&app, traces).await
 }

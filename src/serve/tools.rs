@@ -72,7 +72,7 @@ fn checked<'a>(tool: &'a Value, place: &str) -> Result<&'a str, Refusal> {
 }
 
 /// The calls of an earlier answer, as chat templates read them: their arguments are an object, where OpenAI has a text
-/// with one.
+/// with one. A text that is none becomes the only argument of an object, because some templates go through the arguments.
 pub(super) fn earlier(calls: &[Value], place: &str) -> Result<Value, Refusal> {
     let one = |(index, call): (usize, &Value)| {
         let place = format!("{place}.tool_calls[{index}]");
@@ -85,7 +85,12 @@ pub(super) fn earlier(calls: &[Value], place: &str) -> Result<Value, Refusal> {
             None | Some(Value::Null) => Some(Map::new()),
             Some(Value::Object(arguments)) => Some(arguments.clone()),
             Some(Value::String(text)) if text.trim().is_empty() => Some(Map::new()),
-            Some(Value::String(text)) => serde_json::from_str(text).ok(),
+            // What a model wrote as arguments need not be JSON. The client sends it back with the error that it got for it.
+            Some(Value::String(text)) => Some(serde_json::from_str(text).unwrap_or_else(|_| {
+                let mut as_it_is = Map::new();
+                as_it_is.insert("arguments".into(), text.clone().into());
+                as_it_is
+            })),
             Some(_) => None,
         };
         let arguments = arguments.ok_or_else(|| bad(".function.arguments: a text with a JSON object is expected"))?;
