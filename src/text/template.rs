@@ -253,16 +253,19 @@ impl ChatTemplate {
     /// [`call_format`](Self::call_format).
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] if the template has no tools.
+    /// [`ErrorKind::Input`] if the template has no tools, or shows calls in no known form.
     pub fn check_tools(&self) -> Result<()> {
         match self.call_format() {
             Some(_) => Ok(()),
-            None => Err(Error::new(ErrorKind::Input, "this model's chat template has no tools")
-                .at(&self.place)
-                .expected(
-                    "a chat template that reads `tools` and shows calls in a known form, as Qwen3's and Llama 3's do",
-                )
-                .help("leave out the tools, their calls and their results")),
+            None => {
+                let what = "this model's chat template has no tools, or shows calls in an unknown form";
+                let expected =
+                    "a chat template that reads `tools` and shows calls in a known form, as Qwen3's and Llama 3's do";
+                Err(Error::new(ErrorKind::Input, what)
+                    .at(&self.place)
+                    .expected(expected)
+                    .help("leave out the tools, their calls and their results"))
+            }
         }
     }
 
@@ -271,8 +274,11 @@ impl ChatTemplate {
     /// # Errors
     /// [`ErrorKind::Input`] with the name of the first such variable.
     pub fn check_variables(&self, variables: &Map<String, Json>) -> Result<()> {
-        const OWN: [&str; 6] =
-            ["messages", "tools", "add_generation_prompt", "enable_thinking", "raise_exception", "strftime_now"];
+        const OWN: [&str; 5] =
+            ["messages", "add_generation_prompt", "enable_thinking", "raise_exception", "strftime_now"];
+        // Llama 3 has three variables that show tools. What the other two show is not checked, and its calls not found.
+        const TOOLS: [&str; 3] = ["tools", "custom_tools", "builtin_tools"];
+        const OTHER: &str = "this variable of the chat template is set from other parts of the request";
         let refused = |what: &str, name: &str| {
             Err(Error::new(ErrorKind::Input, what).at("`chat_template_kwargs`").found(format!("`{name}`")))
         };
@@ -281,8 +287,11 @@ impl ChatTemplate {
         }
         let read = self.env.get_template(NAME).map(|template| template.undeclared_variables(false)).unwrap_or_default();
         for name in variables.keys() {
+            if TOOLS.contains(&name.as_str()) {
+                return refused(OTHER, name).map_err(|error| error.help("offer the functions in `tools`"));
+            }
             if OWN.contains(&name.as_str()) || name.ends_with("_token") {
-                return refused("this variable of the chat template is set from other parts of the request", name);
+                return refused(OTHER, name);
             }
             if !read.contains(name.as_str()) {
                 return refused("this model's chat template does not read such a variable", name);
@@ -436,8 +445,8 @@ mod tests {
 
     #[test]
     fn variables_that_a_template_does_not_read_are_refused() -> Result<()> {
-        let text =
-            "{% if effort is defined %}{{ effort }}{% endif %}{% set own = 1 %}{{ own }}{{ bos_token }}{{ messages }}";
+        let text = "{% if effort is defined %}{{ effort }}{% endif %}{% set own = 1 %}{{ own }}{{ bos_token }}{{ messages }}\
+                    {% if custom_tools is defined %}{% set tools = custom_tools %}{% endif %}{{ tools }}{{ builtin_tools }}";
         let tokens = Map::from_iter([("bos_token".to_string(), Json::from("<s>"))]);
         let template = ChatTemplate::new(text, "test", tokens)?;
         let check = |name: &str| template.check_variables(&Map::from_iter([(name.to_string(), Json::from(1))]));
@@ -447,6 +456,9 @@ mod tests {
             ("own", "does not read"),
             ("bos_token", "other parts"),
             ("messages", "other parts"),
+            ("tools", "in `tools`"),
+            ("custom_tools", "in `tools`"),
+            ("builtin_tools", "in `tools`"),
         ] {
             let error = check(name).err().map(|e| e.to_string()).unwrap_or_default();
             assert!(error.contains(why) && error.contains(&format!("`{name}`")), "{name}: {error}");

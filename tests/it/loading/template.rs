@@ -407,7 +407,7 @@ fn templates_tell_the_form_of_calls() -> Outcome {
     let caller = ChatTemplate::load(&ModelSource::directory(format!("{fixtures}/caller"))?)?;
     assert_eq!(caller.call_format(), Some(CallFormat::Tagged));
     let error = ChatTemplate::load(&secateur::builtin::source())?.check_tools().err().ok_or("it has no tools")?;
-    assert_says(&error.to_string(), &["has no tools", "Qwen3", "leave out"]);
+    assert_says(&error.to_string(), &["has no tools", "unknown form", "Qwen3", "leave out"]);
     // A template that only describes tools is not enough, nor is one that only shows calls.
     let call = "{% for m in messages %}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}{% endfor %}{% endfor %}";
     for (text, expected) in [
