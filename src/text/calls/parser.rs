@@ -51,8 +51,9 @@ enum State {
     Rest(Json),
     /// Before the tag that ends a call.
     Closing,
-    /// Between the parameters of a call in tags. `any`: there was one.
-    Parameters { any: bool },
+    /// Between the parameters of a call in tags, or in one whose end has not come. `any`: there was one before.
+    /// `searched`: bytes of the held text in which its end does not begin.
+    Parameters { any: bool, searched: usize },
 }
 
 /// The object of a call, as long as its arguments have not begun.
@@ -144,6 +145,11 @@ impl CallParser {
     /// The answer is over, or something else comes in between: returns what waited.
     pub fn finish(&mut self) -> Vec<Said> {
         while self.step(true) {}
+        if matches!(self.state, State::Parameters { .. }) {
+            // The tags that end the call are missing, but no parameter is open.
+            self.argue("}");
+            self.over();
+        }
         let blank = std::mem::take(&mut self.blank);
         if self.calls == 0 || !self.fresh {
             self.say(&blank);
@@ -213,7 +219,8 @@ impl CallParser {
             let separators = if self.calls > 0 { self.format.separators() } else { &[] };
             let blank = self.held.len()
                 - self.held.trim_start_matches(|c: char| c.is_whitespace() || separators.contains(&c)).len();
-            self.blank.extend(self.held.drain(..blank));
+            // The signs of a list of calls are no text, whatever follows.
+            self.blank.extend(self.held.drain(..blank).filter(|c| !separators.contains(c)));
             let bare = self.format == CallFormat::Bare || self.format == CallFormat::Marked && self.calls > 0;
             if bare && self.held.starts_with('{') {
                 self.state = State::Head;
@@ -276,8 +283,13 @@ impl CallParser {
     fn object(&mut self, last: bool) -> bool {
         let State::Object(object) = &mut self.state else { return false };
         while let Some(c) = self.held[object.at..].chars().next() {
+            let known = |name: &String| self.offered.iter().any(|tool| tool.name == *name);
             let arguments = c == '{' && ARGUMENTS.contains(&object.key.as_str()) && object.expects_value();
             if let (true, Some(name)) = (arguments, &object.name) {
+                // An object may have a second name, which was not looked up yet.
+                if !known(name) {
+                    return self.not_a_call();
+                }
                 let (name, json, at) = (name.clone(), object.json.clone(), object.at);
                 self.held.drain(..at);
                 self.call(&name);
@@ -285,7 +297,6 @@ impl CallParser {
                 return true;
             }
             let named = object.name.is_some();
-            let known = |name: &String| self.offered.iter().any(|tool| tool.name == *name);
             if !object.take(c) || !named && object.name.as_ref().is_some_and(|name| !known(name)) {
                 return self.not_a_call();
             }
@@ -384,67 +395,91 @@ impl CallParser {
         self.call(&name);
         self.argue("{");
         self.name = name;
-        self.state = State::Parameters { any: false };
+        self.state = State::Parameters { any: false, searched: 0 };
         true
     }
 
     /// `<parameter=name>value</parameter>` again and again, and then `</function>`.
     fn parameters(&mut self, last: bool) -> bool {
-        let State::Parameters { any } = self.state else { return false };
+        let State::Parameters { any, searched } = self.state else { return false };
         let blank = self.held.len() - self.held.trim_start().len();
-        let body = &self.held[blank..];
+        self.held.drain(..blank);
+        let body = self.held.as_str();
         if OPEN.starts_with(body) || END.starts_with(body) && body != END {
             if last {
-                // The model was stopped here: the arguments stay open.
+                // The model was stopped inside a tag. Where it had begun another parameter, the arguments stay open.
+                if body.len() > 1 && OPEN.starts_with(body) {
+                    self.state = State::Text;
+                }
                 self.held.clear();
             }
             return false;
         }
-        let Some(parameter) = body.strip_prefix(OPEN) else {
+        if !body.starts_with(OPEN) {
             // The end, or something else, with which the call is over as well.
-            let end = if body.starts_with(END) { blank + END.len() } else { blank };
+            let end = if body.starts_with(END) { END.len() } else { 0 };
             self.held.drain(..end);
             self.argue("}");
             self.over();
             return true;
-        };
-        let comma = if any { ", " } else { "" };
-        let whole = parameter.split_once('>').and_then(|(key, rest)| Some((key, rest.split_once(CLOSE)?.0)));
-        let Some((key, value)) = whole else {
-            if !last {
-                return false;
+        }
+        let key_end = body[OPEN.len()..].find('>').map_or(body.len(), |length| OPEN.len() + length);
+        let key = body[OPEN.len()..key_end].trim();
+        let written = format!("{}{}: ", if any { ", " } else { "" }, Value::from(key));
+        let begin = body.len().min(key_end + 1);
+        // Values may be long and come in small pieces: nothing is searched twice.
+        let from = searched.max(begin);
+        let Some(end) = body[from..].find(CLOSE).map(|length| from + length) else {
+            if last {
+                // The model was stopped inside a value: so is the text of the arguments.
+                let value = Value::from(body[begin..].strip_prefix('\n').unwrap_or(&body[begin..])).to_string();
+                let cut = written + &value[..value.len() - 1];
+                self.held.clear();
+                self.argue(&cut);
+                self.state = State::Text;
+            } else {
+                let searched = body.floor_char_boundary(body.len().saturating_sub(CLOSE.len() - 1)).max(begin);
+                self.state = State::Parameters { any, searched };
             }
-            // The model was stopped inside a value: so is the text of the arguments.
-            let (key, value) = parameter.split_once('>').unwrap_or((parameter, ""));
-            let value = Value::from(value.strip_prefix('\n').unwrap_or(value)).to_string();
-            let cut = format!("{comma}{}: {}", Value::from(key.trim()), &value[..value.len() - 1]);
-            self.held.clear();
-            self.argue(&cut);
             return false;
         };
-        let used = blank + OPEN.len() + key.len() + 1 + value.len() + CLOSE.len();
-        let written = format!("{comma}{}: {}", Value::from(key.trim()), self.typed(key.trim(), value));
-        self.held.drain(..used);
+        let written = written + &self.typed(key, &body[begin..end]);
+        self.held.drain(..end + CLOSE.len());
         self.argue(&written);
-        self.state = State::Parameters { any: true };
+        self.state = State::Parameters { any: true, searched: 0 };
         true
     }
 
-    /// The value of a parameter as JSON: a text where the tool's schema says so, else what it reads as, else a text.
-    fn typed(&self, key: &str, value: &str) -> Value {
+    /// The value of a parameter as JSON. What reads as JSON is written as it stands, so that no digit of a number is
+    /// lost, unless the tool's schema wants a text there. Everything else is a text.
+    fn typed(&self, key: &str, value: &str) -> String {
         let value = value.strip_prefix('\n').unwrap_or(value);
         let value = value.strip_suffix('\n').unwrap_or(value);
+        let read = match value.trim() {
+            "True" => "true",
+            "False" => "false",
+            "None" => "null",
+            text => text,
+        };
         let tool = self.offered.iter().find(|tool| tool.name == self.name);
-        let kind = tool.and_then(|tool| tool.parameters.get("properties")?.get(key)?.get("type")?.as_str());
-        match kind {
-            Some("string") => value.into(),
-            _ => match value.trim() {
-                "True" => true.into(),
-                "False" => false.into(),
-                "None" => Value::Null,
-                text => serde_json::from_str(text).unwrap_or_else(|_| value.into()),
-            },
-        }
+        let allowed = tool.and_then(|tool| allowed(tool.parameters.get("properties")?.get(key)?));
+        let is_text = match (serde_json::from_str::<Value>(read), allowed) {
+            (Err(_), _) => true,
+            (Ok(_), None) => false,
+            (Ok(found), Some(allowed)) => {
+                let has = |kind: &str| allowed.contains(&kind);
+                match found {
+                    Value::Null => !has("null"),
+                    Value::String(_) => has("string"),
+                    Value::Bool(_) => has("string") && !has("boolean"),
+                    Value::Number(_) if !read.contains(['.', 'e', 'E']) && has("integer") => false,
+                    Value::Number(_) => has("string") && !has("number"),
+                    Value::Array(_) => has("string") && !has("array"),
+                    Value::Object(_) => has("string") && !has("object"),
+                }
+            }
+        };
+        if is_text { Value::from(value).to_string() } else { read.into() }
     }
 
     fn arguments(&mut self) -> bool {
@@ -565,6 +600,20 @@ impl Object {
     }
 }
 
+/// The kinds of values that a schema allows, by its `type` or those of its alternatives: a text that may be missing is
+/// `["string", "null"]` to some and `anyOf` to others. `None` if it does not say.
+fn allowed(schema: &Value) -> Option<Vec<&str>> {
+    match schema.get("type") {
+        Some(Value::String(kind)) => Some(vec![kind.as_str()]),
+        Some(Value::Array(kinds)) => Some(kinds.iter().filter_map(Value::as_str).collect()),
+        _ => {
+            let alternatives = ["anyOf", "oneOf"].into_iter().find_map(|name| schema.get(name)?.as_array())?;
+            let kinds: Option<Vec<Vec<&str>>> = alternatives.iter().map(allowed).collect();
+            Some(kinds?.concat())
+        }
+    }
+}
+
 /// Adds a character of a JSON text. Inside a string, a control character becomes an escape.
 fn escaped(text: &mut String, c: char, in_text: bool) {
     match c {
@@ -585,7 +634,14 @@ mod tests {
     const FORMATS: [CallFormat; 4] = [CallFormat::Tagged, CallFormat::Xml, CallFormat::Bare, CallFormat::Marked];
 
     fn offered() -> Arc<[Offered]> {
-        let typed = json!({"type": "object", "properties": {"code": {"type": "string"}, "n": {"type": "integer"}}});
+        let typed = json!({"type": "object", "properties": {
+            "code": {"type": "string"},
+            "n": {"type": "integer"},
+            "id": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": null},
+            "zip": {"type": ["string", "null"]},
+            "either": {"oneOf": [{"type": "string"}, {"type": "integer"}]},
+            "open": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Other"}]},
+        }});
         let plain =
             ["get_current_temperature", "get_temperature_date", "get_stock_fundamentals", "trending_songs", "f"];
         let plain = plain.map(|name| Offered { name: name.into(), parameters: Value::Null });
@@ -694,6 +750,7 @@ mod tests {
             (Tagged, "A set {1, 2} and a <tool, or <tool_call without an end. \n"),
             (Tagged, "<tool_call>\n{\"name\": \"unknown\", \"arguments\": {}}\n</tool_call>"),
             (Tagged, "<tool_call>\n{\"name\": \"f\", arguments: {}}\n</tool_call>"),
+            (Tagged, "<tool_call>\n{\"name\": \"f\", \"name\": \"unknown\", \"arguments\": {}}\n</tool_call>"),
             (Tagged, "<tool_call>get weather</tool_call>"),
             (Tagged, "<tool_call>\n{\"name\": \"f\", \"argum"),
             (Tagged, "<tool_call>\n{\"name\": \"f\", \"arguments\": [1]}\n</tool_call>"),
@@ -702,6 +759,7 @@ mod tests {
             (Xml, "if a <function=b: pass"),
             (Bare, "{\"name\": \"f\"}"),
             (Bare, "{\"name\": \"unknown\", \"parameters\": {}}"),
+            (Bare, "{\"name\": \"f\", \"name\": \"unknown\", \"parameters\": {}}"),
             (Bare, "{\"a\": 1, \"b\": [2, {\"name\": \"f\", \"parameters\": {}}]} is JSON"),
             (Bare, "Use {\"name\": \"f\", \"parameters\": {}} for that."),
             (Bare, "<|python_tag|>brave_search.call(query=\"x\")"),
@@ -739,6 +797,13 @@ mod tests {
             (Xml, "<function=run>\n<parameter=n>many</parameter></function>", "", "{\"n\": \"many\"}"),
             (Marked, "[TOOL_CALLS]f{\"a\": 1} done", " done", "{\"a\": 1}"),
             (Marked, "[TOOL_CALLS][{\"name\":\"f\",\"arguments\":{}}", "", "{}"),
+            // The signs of the list are no text.
+            (Marked, "[TOOL_CALLS][{\"name\":\"f\",\"arguments\":{}}] Done.", " Done.", "{}"),
+            // Without the tags that end it, a call is whole if no parameter had begun.
+            (Xml, "<function=run>", "", "{}"),
+            (Xml, "<tool_call><function=run><parameter=n>1</parameter>\n", "", "{\"n\": 1}"),
+            (Xml, "<tool_call><function=run><parameter=n>1</parameter>\n</func", "", "{\"n\": 1}"),
+            (Xml, "<tool_call><function=run><parameter=n>1</parameter>\n<para", "", "{\"n\": 1"),
             // Arguments that are no JSON reach the client, as do those that were cut off.
             (Tagged, "<tool_call>{\"name\":\"f\",\"arguments\":{\"a\": b}}\n</tool_call> c", " c", "{\"a\": b}}\n"),
             (Tagged, "<tool_call>{\"name\":\"f\",\"arguments\":{\"a\": \"b", "", "{\"a\": \"b"),
@@ -748,6 +813,57 @@ mod tests {
             let [(_, found_arguments)] = &calls[..] else { panic!("{answer}: {calls:?}") };
             assert_eq!((found.as_str(), found_arguments.as_str()), (text, arguments), "{answer}");
         }
+    }
+
+    #[test]
+    fn values_are_what_the_schema_says() {
+        let huge = "12345678901234567890123";
+        for (key, value, expected) in [
+            ("code", "null", "\"null\""),
+            ("code", "12", "\"12\""),
+            // A text that may be null.
+            ("id", "007", "\"007\""),
+            ("id", "12345", "\"12345\""),
+            ("id", "true", "\"true\""),
+            ("id", "\"a\"", "\"\\\"a\\\"\""),
+            ("id", "null", "null"),
+            ("id", "None", "null"),
+            ("zip", "12345", "\"12345\""),
+            ("zip", "{\"a\":1}", "\"{\\\"a\\\":1}\""),
+            ("zip", "null", "null"),
+            ("either", "12", "12"),
+            ("either", "1.5", "\"1.5\""),
+            ("either", "null", "\"null\""),
+            ("either", "twelve", "\"twelve\""),
+            // All digits of a number stay.
+            ("n", huge, huge),
+            ("n", "1.50", "1.50"),
+            ("n", "None", "\"None\""),
+            // Nothing is known of the value: it is what it reads as.
+            ("other", huge, huge),
+            ("other", "[12345678901234567890123, 1]", "[12345678901234567890123, 1]"),
+            ("other", "True", "true"),
+            ("other", "None", "null"),
+            ("open", "{\"a\": 1}", "{\"a\": 1}"),
+        ] {
+            let answer = format!("<function=run><parameter={key}>\n{value}\n</parameter></function>");
+            let (text, calls) = in_every_way(CallFormat::Xml, &answer);
+            let arguments = format!("{{\"{key}\": {expected}}}");
+            assert_eq!((text.as_str(), calls), ("", vec![("run".to_string(), arguments)]), "{answer}");
+        }
+    }
+
+    #[test]
+    fn a_long_value_is_searched_once() {
+        let mut parser = CallParser::new(CallFormat::Xml, offered());
+        parser.push("<function=run><parameter=code>");
+        for _ in 0..1000 {
+            assert_eq!(parser.push("é"), []);
+        }
+        let State::Parameters { searched, .. } = parser.state else { panic!("{:?}", parser.state) };
+        assert!(searched > 1900, "{searched}");
+        let told = parser.push("</parameter></function>");
+        assert_eq!(told, [Said::Arguments(format!("\"code\": \"{}\"}}", "é".repeat(1000)))]);
     }
 
     #[test]
