@@ -23,7 +23,10 @@ pub(super) fn offered(tools: Option<&[Value]>, choice: Option<&Value>) -> Result
         Some(Value::String(choice)) if choice == "required" => {
             return Err(Refusal::unsupported("tool_choice", "forcing a call (\"required\")"));
         }
-        Some(Value::Object(_)) => return Err(Refusal::unsupported("tool_choice", "forcing the call of a function")),
+        // A function to call, or some of the tools (`allowed_tools`).
+        Some(Value::Object(_)) => {
+            return Err(Refusal::unsupported("tool_choice", "anything but \"auto\" and \"none\""));
+        }
         Some(other) => {
             let message = format!("tool_choice is {other}: \"auto\" or \"none\" is expected");
             return Err(Refusal::bad(message).at("tool_choice"));
@@ -67,7 +70,7 @@ fn checked<'a>(tool: &'a Value, place: &str) -> Result<&'a str, Refusal> {
     let legal = |name: &&str| !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "_-.:/".contains(c));
     match function.get("name").and_then(Value::as_str).filter(legal) {
         Some(name) => Ok(name),
-        None => bad(".function.name: a name of letters, digits, _ and - is expected".into()),
+        None => bad(".function.name: a name of letters, digits and _ - . : / is expected".into()),
     }
 }
 
@@ -242,9 +245,15 @@ mod tests {
         }
         assert_eq!(offered(Some(&tools), Some(&"none".into())), Ok(vec![]));
         let named = json!({"type": "function", "function": {"name": "f"}});
-        for choice in ["required".into(), named, "always".into(), json!(3)] {
+        for choice in ["required".into(), named.clone(), "always".into(), json!(3)] {
             let refused = offered(Some(&tools), Some(&choice)).expect_err("it would be ignored");
             assert!(refused.body().to_string().contains("tool_choice"), "{choice}");
+        }
+        // Not every object forces a call, so the message says what is taken.
+        for choice in [json!({"type": "allowed_tools", "mode": "auto", "tools": [named]}), named] {
+            let refused = offered(Some(&tools), Some(&choice)).expect_err("it would be ignored").body();
+            let message = refused["error"]["message"].as_str().unwrap_or_default();
+            assert!(message.contains("anything but \"auto\" and \"none\""), "{message}");
         }
     }
 
