@@ -333,6 +333,18 @@ impl Collected {
     }
 }
 
+/// The message of a chat, without its thinking.
+fn message(content: &str, calls: &Calls) -> Value {
+    let mut message = json!({"role": "assistant", "content": content, "refusal": null});
+    if !calls.is_empty() {
+        message["tool_calls"] = calls.json();
+        if content.is_empty() {
+            message["content"] = Value::Null;
+        }
+    }
+    message
+}
+
 /// Waits for all choices and answers with one object.
 pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> Result<Response, Refusal> {
     let mut collected = Collected::new(&frame);
@@ -387,13 +399,7 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
                     json!({"index": index, "text": content, "logprobs": logprobs, "finish_reason": finish})
                 }
                 Form::Chat => {
-                    let mut message = json!({"role": "assistant", "content": content, "refusal": null});
-                    if !calls.is_empty() {
-                        message["tool_calls"] = calls.json();
-                        if content.is_empty() {
-                            message["content"] = Value::Null;
-                        }
-                    }
+                    let mut message = message(content, calls);
                     if let Some(field) = frame.thinking_field.filter(|_| !thinking.is_empty()) {
                         message[field] = thinking.as_str().into();
                     }
@@ -593,6 +599,7 @@ impl Stream {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::text::CallFormat;
 
     #[test]
     fn white_space_around_the_thinking_belongs_to_no_part() {
@@ -609,6 +616,29 @@ mod tests {
         .map(|(part, text)| trimmed.push(part, text))
         .collect();
         assert_eq!(sent, ["", "So 2", "\n\nand 3.", "", "Five. ", " Yes.\n"]);
+    }
+
+    /// Clients tell by a content of null that there is nothing but calls.
+    #[test]
+    fn the_content_is_null_without_a_text_before_a_call() {
+        let tool = json!({"type": "function", "function": {"name": "f"}});
+        let calling = Calling::new(CallFormat::Tagged, &[tool], true);
+        let call = "\n<tool_call>{\"name\": \"f\", \"arguments\": {}}</tool_call>\n";
+        for (answer, content, count) in [
+            (call.to_string(), Value::Null, 1),
+            (format!("Yes.{call}"), "Yes.".into(), 1),
+            ("Yes.".into(), "Yes.".into(), 0),
+            (String::new(), "".into(), 0),
+        ] {
+            let mut calls = Calls::new(Some(&calling));
+            let mut told = calls.push(answer.clone());
+            told.extend(calls.finish());
+            let texts =
+                told.iter().filter_map(|told| if let Told::Text(text) = told { Some(text.as_str()) } else { None });
+            let message = message(&texts.collect::<String>(), &calls);
+            assert_eq!((&message["content"], &message["role"]), (&content, &json!("assistant")), "{answer}");
+            assert_eq!(message["tool_calls"].as_array().map_or(0, Vec::len), count, "{answer}");
+        }
     }
 
     /// Comments say that the engine works. While it stands still there are none, so that a client's own timeout sees it.
