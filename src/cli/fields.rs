@@ -126,8 +126,10 @@ mod tests {
         }
         let request = serde_json::to_value(Request::default()).unwrap();
         let without = request.as_object().unwrap().keys().filter(|name| !with_option().contains(*name));
-        // These are a conversation, a switch of another name, what `--trace` implies, and what programs ask for.
+        // These are a conversation and what its template is told, a switch of another name, what `--trace` implies, and what
+        // programs ask for.
         let programs = ["stop_ids", "include_stop", "logprobs", "prompt_logprobs"];
-        assert_eq!(without.collect::<Vec<_>>(), [&["messages", "think", "attention"][..], &programs].concat());
+        let others = ["messages", "think", "tools", "chat_template_kwargs", "attention"];
+        assert_eq!(without.collect::<Vec<_>>(), [&others[..], &programs].concat());
     }
 }

@@ -172,14 +172,16 @@ pub fn main() -> ExitCode {
         Command::Devices(args) => devices::main(&args),
         Command::Conformance(args) => conformance::main(&args),
     };
-    outcome.unwrap_or_else(|error| {
+    let code = outcome.unwrap_or_else(|error| {
         let red = if colour::on_stderr() { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
         say(&format!("{}error{}: {}", red.0, red.1, fields::error(&error)));
         ExitCode::from(match error.kind() {
             ErrorKind::Input | ErrorKind::Policy => 2,
             ErrorKind::Model | ErrorKind::Device | ErrorKind::Io | ErrorKind::Internal => 1,
         })
-    })
+    });
+    trust::settle();
+    code
 }
 
 /// The arguments, and whether `--quiet` is among them. For wrong usage, clap prints an error and exits with code 2.

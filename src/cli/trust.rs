@@ -1,6 +1,7 @@
 //! Opens the device of a command, after a short test of its kernels. A driver that miscompiles a shader gives fluent
 //! nonsense without any error, so an adapter is not relied on before it was tested.
 use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
 
 use secateur::expert::conformance::{self, SelfTest};
 use secateur::expert::{file, kernels};
@@ -12,6 +13,19 @@ use super::state;
 /// The most adapters that are remembered. A driver's update adds one.
 const MOST: usize = 64;
 
+/// The devices that this process has opened.
+static OPENED: Mutex<Vec<ComputeDevice>> = Mutex::new(Vec::new());
+
+/// Waits until all devices of this process have done what was asked of them. As the process ends, so do the drivers, and
+/// some crash if they are at work then.
+pub fn settle() {
+    for device in OPENED.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        if let Err(e) = device.settle() {
+            log::debug!("{e}");
+        }
+    }
+}
+
 /// Opens the device that `select` names. An adapter is tested when it is opened for the first time with its driver and
 /// these shaders. That it passed is remembered if there is a [folder](state::file) for it.
 ///
@@ -22,6 +36,7 @@ pub fn open(select: &str, quiet: bool) -> Result<ComputeDevice> {
     if device.info.backend == "cpu" {
         return Ok(device);
     }
+    OPENED.lock().unwrap_or_else(PoisonError::into_inner).push(device.clone());
     let shaders = kernels::shader_fingerprint();
     let key = format!("{shaders} {}", device.info.line());
     let memory = state::file("tested-adapters");
