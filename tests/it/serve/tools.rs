@@ -190,7 +190,7 @@ fn results_are_answered() {
     let tokens = count(&given);
     given["messages"][1]["tool_calls"][0]["function"]["arguments"] = json!({"city": "Paris"});
     assert_eq!(count(&given), tokens);
-    given["messages"][1]["tool_calls"][1]["function"]["arguments"] = "[1]".into();
+    given["messages"][1]["tool_calls"][1]["function"]["arguments"] = json!([1]);
     let refused = server.post("/v1/chat/completions", &given).refusal(400);
     assert!(refused.contains("messages[1].tool_calls[1].function.arguments"), "{refused}");
     // The tokenizer's address counts in the same way.
