@@ -92,10 +92,14 @@ pub fn an_interrupted_download_goes_on(site: &Site) -> Result {
     loaded(&load(&mut browser, &json!({ "url": site.url(&path) }).to_string())?)?;
     let asked = bodies("model.gguf");
     let size = std::fs::metadata(format!("{}{GGUF}", crate::ROOT)).map_err(|e| e.to_string())?.len();
-    // The header is asked for in parts first. The browser may drop the latest bytes before the break.
+    // The header is asked for in parts first. The browser may drop the latest bytes before the break, and on a busy machine
+    // all of them: then the file is asked for once more from its beginning.
     let mut after = asked.iter().skip_while(|r| r.start.is_some());
     let resumed = after.any(|r| r.start.is_some_and(|start| start > 0 && start <= size / 2));
-    ensure!(resumed && asked.iter().filter(|r| r.start.is_none()).count() == 1, "{size} bytes: {asked:?}");
+    ensure!(
+        resumed && (1..=2).contains(&asked.iter().filter(|r| r.start.is_none()).count()),
+        "{size} bytes: {asked:?}"
+    );
     let found = ids(&mut browser)?;
     loaded(&load(&mut browser, &json!({ "url": site.url(GGUF) }).to_string())?)?;
     let expected = ids(&mut browser)?;
