@@ -279,13 +279,19 @@ async function ask(question, settings, other = '') {
     $('prompt').value = question;
     return failTurn(error, again);
   }
+  // Stop was pressed before there was a run that it could end.
+  if (stopped) {
+    turn.remove();
+    $('prompt').value = question;
+    return settled();
+  }
   const { seed } = resolved.settings;
   const runs = [{ ...request, seed }];
   if (other) runs.push({ ...request, seed, policy: other });
   replies.classList.toggle('two', runs.length > 1);
   let answer;
   for (const [i, run] of runs.entries()) {
-    if (i && (stopped || !model || current[0].failed)) break;
+    if (stopped || (i && (!model || current[0].failed))) break;
     const { policy, budget } = i ? { ...resolved.settings, policy: other } : resolved.settings;
     const note = i ? '' : runs.length > 1 ? `The run with ${other} comes after this one: there is one engine and one model.` : '';
     const reply = newReply(current, { title: policy === 'full' ? 'full cache' : `${policy}, ${budget}`, note, settings: { policy, budget } });

@@ -191,6 +191,21 @@ pub fn stop_ends_a_run(site: &Site) -> Result {
     let state = browser.eval("document.querySelector('.state').textContent")?;
     ensure!(state.as_str().unwrap_or("").ends_with("you stopped it"), "the state: {state}");
     ensure!(browser.eval("!$('start').disabled && $('stop').disabled")? == true, "after it, only Send can be pressed");
+    // Before the engine has said what the request comes to, there is no run yet: there will be none, and the question is back.
+    browser.eval(
+        "(({ model }) => {
+           model.resolve = (request) => new Promise((settle) => (window.settle = () => {
+             delete model.resolve;
+             settle(model.resolve(request));
+           }));
+         })(secateur)",
+    )?;
+    press_start(&mut browser, "endless")?;
+    browser.wait("window.settle && !$('stop').disabled", STATE, SOON)?;
+    browser.eval("$('stop').click(); settle()")?;
+    browser.wait(LOADED, STATE, SOON)?;
+    let found = browser.eval("[document.querySelectorAll('.turn').length, $('prompt').value, $('error').hidden]")?;
+    ensure!(found == json!([1, "endless", true]), "stopped before it ran: {found}");
     // A hidden page has no frames; what comes meanwhile is drawn by a timer.
     browser
         .eval("Object.defineProperty(document, 'hidden', {get: () => true}); window.requestAnimationFrame = () => 0")?;
