@@ -26,13 +26,18 @@ const PATIENCE = 1000;
 const SAME = ['ignore_eos', 'seed', 'temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty', 'frequency_penalty', 'presence_penalty', 'stop'];
 /** Those that have other names there. */
 const RENAMED = {
-  max_new_tokens: 'max_tokens', think: 'enable_thinking', max_thinking_tokens: 'thinking_token_budget', stop_ids: 'stop_token_ids',
-  include_stop: 'include_stop_str_in_output',
+  max_new_tokens: 'max_tokens', max_thinking_tokens: 'thinking_token_budget', stop_ids: 'stop_token_ids', include_stop: 'include_stop_str_in_output',
 };
 /** Those that only secateur has. */
 const OWN = ['policy', 'budget', 'window', 'probe_every', 'scope', 'layers', 'normalise', 'positions', 'steps', 'attention', 'max_answer_tokens'];
+/** Those that have a meaning only with the chat template. */
+const TEMPLATE = ['system', 'think', 'tools', 'chat_template_kwargs'];
+/** Those of which a request has one. */
+const PROMPTS = ['prompt', 'messages', 'ids'];
+/** Those of a random draw, which a greedy request has not. */
+const DRAW = ['temperature', 'top_k', 'top_p', 'min_p'];
 /** Those that are put into other words below. */
-const PROMPT = ['prompt', 'messages', 'ids', 'system', 'raw', 'greedy'];
+const REWORDED = [...PROMPTS, ...TEMPLATE, 'raw', 'greedy'];
 
 /**
  * Asks for a key of the server.
@@ -97,7 +102,8 @@ export class RemoteEngine {
       } catch (error) {
         if (!(error instanceof ServerError) || error.code !== 'loading') throw error;
         onProgress?.({ type: 'progress', what: 'The server loads its model', done: 0, total: 0 });
-        await new Promise((resolve) => setTimeout(resolve, (error.retryAfter ?? PAUSE) * 1000));
+        // Once it is over, the next question says so.
+        await pause(error.retryAfter ?? PAUSE, this.#until(signal));
       }
     }
   }
@@ -181,6 +187,7 @@ export class RemoteEngine {
       if (!ended) throw new SecateurError('unreachable', title, BROKEN);
     } catch (error) {
       signal?.throwIfAborted();
+      if (this.#closed.signal.aborted) throw closed();
       if (!stopped || !connection.signal.aborted) throw error;
     } finally {
       this.#stops.delete(stop);
@@ -196,30 +203,50 @@ export class RemoteEngine {
   }
 
   /**
-   * A request in OpenAI's form, and where it is sent.
+   * What ends a question: the end of the engine, or `signal`.
+   * @param {AbortSignal} [signal]
+   */
+  #until(signal) {
+    return AbortSignal.any([this.#closed.signal, ...(signal ? [signal] : [])]);
+  }
+
+  /**
+   * A request in OpenAI's form, and where it is sent. What that form would leave out silently is refused, as the engine of the
+   * browser refuses it.
    * @param {Request} request
    * @returns {{path: string, body: {[name: string]: any}}}
+   * @throws {SecateurError}
    */
   #form(request) {
-    const given = Object.entries(request).filter(([, value]) => value !== undefined && value !== null);
+    /** @type {{[name: string]: any}} */
+    const given = Object.fromEntries(Object.entries(request).filter(([, value]) => value !== undefined && value !== null));
+    const { ids, raw, greedy, prompt = '', system } = given;
+    const found = (/** @type {string[]} */ names) => names.filter((name) => name in given);
     /** @type {{[name: string]: any}} */
     const body = { model: this.#info?.model, secateur: {} };
-    for (const [name, value] of given) {
+    for (const [name, value] of Object.entries(given)) {
       if (SAME.includes(name)) body[name] = value;
       else if (name in RENAMED) body[RENAMED[/** @type {keyof typeof RENAMED} */ (name)]] = value;
       else if (OWN.includes(name)) body.secateur[name] = value;
-      else if (!PROMPT.includes(name)) throw new SecateurError('engine', 'The request was refused', `a request to a server has no field \`${name}\``);
+      else if (!REWORDED.includes(name)) throw refused(`a request to a server has no field \`${name}\``);
     }
-    if (request.greedy) body.temperature = 0;
-    if (request.ids || request.raw) {
+    if (found(PROMPTS).length > 1) throw refused('a request has one prompt', found(PROMPTS));
+    if (raw && ('messages' in given || 'ids' in given)) throw refused('only a prompt of text can be taken as it is', ['raw']);
+    if (greedy) {
+      if (found(DRAW).some((name) => name !== 'temperature' || given[name] > 0)) throw refused('greedy decoding excludes the settings of a random draw', ['greedy']);
+      body.temperature = 0;
+    }
+    if (ids || raw) {
+      if (found(TEMPLATE).length) throw refused('without the chat template this setting has no effect', found(TEMPLATE));
       // Completions have a limit of 16 tokens if they name none.
       body.max_tokens ??= this.#info?.settings.max_new_tokens;
-      return { path: 'v1/completions', body: { ...body, prompt: request.ids ?? request.prompt } };
+      return { path: 'v1/completions', body: { ...body, prompt: ids ?? prompt } };
     }
     /** @type {Message[]} */
-    const spoken = request.messages ?? [{ role: 'user', content: request.prompt ?? '' }];
-    const messages = request.system === undefined ? spoken : [{ role: 'system', content: request.system }, ...spoken];
-    return { path: 'v1/chat/completions', body: { ...body, messages } };
+    const spoken = given.messages ?? [{ role: 'user', content: prompt }];
+    const messages = system === undefined ? spoken : [{ role: 'system', content: system }, ...spoken];
+    const { think: enable_thinking, tools, chat_template_kwargs } = given;
+    return { path: 'v1/chat/completions', body: { ...body, enable_thinking, tools, chat_template_kwargs, messages } };
   }
 
   /**
@@ -231,7 +258,6 @@ export class RemoteEngine {
    * @throws {SecateurError}
    */
   async #ask(title, path, { method, body, signal } = {}) {
-    const signals = [this.#closed.signal, ...(signal ? [signal] : [])];
     for (let wrong = false; ; wrong = true) {
       const key = keptKey();
       /** @type {Response} */
@@ -241,11 +267,11 @@ export class RemoteEngine {
           method: method ?? (body ? 'POST' : 'GET'),
           headers: { ...(body ? { 'content-type': 'application/json' } : {}), ...(key ? { authorization: `Bearer ${key}` } : {}) },
           body: body && JSON.stringify(body),
-          signal: AbortSignal.any(signals),
+          signal: this.#until(signal),
         });
       } catch (error) {
         signal?.throwIfAborted();
-        if (this.#closed.signal.aborted) throw new SecateurError('closed', 'The engine was closed', 'This engine was closed: open another one.');
+        if (this.#closed.signal.aborted) throw closed();
         const found = error instanceof Error ? error.message : String(error);
         throw new SecateurError('unreachable', 'The server cannot be reached',
           `the server does not answer\n  at: ${this.server.host}\n  found: ${found}\n  what to do: start \`secateur serve\` there again, then try again here`);
@@ -264,6 +290,35 @@ export class RemoteEngine {
 }
 
 const BROKEN = 'the connection to the server broke off before the answer was whole\n  what to do: look whether the server still runs, then try again';
+
+const closed = () => new SecateurError('closed', 'The engine was closed', 'This engine was closed: open another one.');
+
+/**
+ * A request that no server can be asked.
+ * @param {string} what
+ * @param {string[]} [fields]
+ */
+function refused(what, fields = []) {
+  const at = fields.length ? `\n  at: ${fields.map((name) => `\`${name}\``).join(', ')}` : '';
+  return new SecateurError('engine', 'The request was refused', what + at);
+}
+
+/**
+ * Waits for so many seconds, or until it is over.
+ * @param {number} seconds
+ * @param {AbortSignal} over
+ * @returns {Promise<void>}
+ */
+function pause(seconds, over) {
+  return new Promise((resolve) => {
+    setTimeout(resolve, seconds * 1000);
+    if (over.aborted) resolve();
+    else over.addEventListener('abort', () => resolve(), { once: true });
+  });
+}
+
+/** Statuses after which the same may work: of a server that has no place or is away, and of proxies before it. */
+const BUSY = [429, 502, 503, 504];
 
 /** A refusal of the server. */
 class ServerError extends SecateurError {
@@ -289,13 +344,14 @@ class ServerError extends SecateurError {
  */
 async function refusal(response, title) {
   const { status } = response;
-  const { error } = await response.json().catch(() => ({}));
+  // A proxy may answer with anything.
+  const { error } = (await response.json().catch(() => undefined)) ?? {};
   const retryAfter = Number(response.headers.get('retry-after')) || undefined;
   const text = error?.message ?? `the server answered with status ${status}`;
   const told = { code: error?.code ?? undefined, retryAfter };
   if (told.code === 'model_not_found') return new ServerError('unreachable', 'The server has another model now', `${text}\n  what to do: try again, with that model`, told);
   if (status === 401) return new ServerError('key', 'The server needs a key', text, told);
-  if (status !== 503) return new ServerError('engine', title, text, told);
+  if (!BUSY.includes(status)) return new ServerError('engine', title, text, told);
   const when = retryAfter === undefined ? 'try again later' : `try again in ${retryAfter} ${retryAfter === 1 ? 'second' : 'seconds'}`;
   return new ServerError('busy', 'The server is busy', `${text}\n  what to do: ${when}`, told);
 }

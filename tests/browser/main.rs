@@ -123,6 +123,7 @@ fn main() -> ExitCode {
         ("a_server_with_a_key_asks_for_it", over_api::a_server_with_a_key_asks_for_it),
         ("a_server_that_fails_is_tried_again", over_api::a_server_that_fails_is_tried_again),
         ("a_server_that_refuses_says_why", over_api::a_server_that_refuses_says_why),
+        ("a_server_is_asked_as_a_browser_is", over_api::a_server_is_asked_as_a_browser_is),
         ("everybody_can_use_the_page_of_a_server", over_api::everybody_can_use_the_page_of_a_server),
         ("a_model_thinks_and_is_pruned", a_model_thinks_and_is_pruned),
         ("the_example_runs", the_example_runs),

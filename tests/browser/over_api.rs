@@ -379,6 +379,92 @@ pub fn a_server_that_refuses_says_why(site: &Site) -> Result {
     )?;
     let said = "The server loads its model";
     ensure!(waited == json!(["built-in", [said, said]]), "while it loads: {waited}");
+    // But not by an engine that is closed, or whose load is aborted.
+    let ended = browser.eval(
+        "(async () => {
+           const { fetch } = window;
+           const loading = { error: { message: 'the model is still loading', code: 'loading' } };
+           window.fetch = (_, { signal }) => (signal.aborted ? Promise.reject(signal.reason)
+             : Promise.resolve(new Response(JSON.stringify(loading), { status: 503, headers: { 'retry-after': '1000' } })));
+           const { open } = await import('/remote.js');
+           const [one, other] = [await open(), await open()];
+           const abort = new AbortController();
+           const later = (end) => () => setTimeout(end, 10);
+           const ended = [
+             await one.load({ onProgress: later(() => one.close()) }).catch(({ kind }) => kind),
+             await other.load({ onProgress: later(() => abort.abort()), signal: abort.signal }).catch(({ name }) => name),
+           ];
+           window.fetch = fetch;
+           return ended;
+         })()",
+    )?;
+    ensure!(ended == json!(["closed", "AbortError"]), "loads that were ended: {ended}");
+    // A proxy has refusals of its own, of which it may say nothing.
+    let refused = browser.eval(
+        "(async () => {
+           const { fetch } = window;
+           const engine = await (await import('/remote.js')).open();
+           const kinds = [];
+           for (const [status, text] of [[429, 'null'], [502, '<html>'], [504, '{}'], [500, 'null']]) {
+             window.fetch = () => Promise.resolve(new Response(text, { status }));
+             kinds.push(await engine.load().catch(({ kind }) => kind));
+           }
+           window.fetch = fetch;
+           return kinds;
+         })()",
+    )?;
+    ensure!(refused == json!(["busy", "busy", "busy", "engine"]), "by a proxy: {refused}");
+    clean(&mut browser)
+}
+
+/// The engine of a server takes the requests that the engine of the browser takes, and refuses the same ones.
+pub fn a_server_is_asked_as_a_browser_is(site: &Site) -> Result {
+    let (_server, address) = serve(&[])?;
+    let mut browser = open(site, &address, "")?;
+    let found = browser.eval(
+        "(async () => {
+           const { fetch } = window;
+           let sent;
+           window.fetch = (_, { body }) => {
+             sent = JSON.parse(body);
+             return Promise.resolve(new Response('{}'));
+           };
+           const engine = await (await import('/remote.js')).open();
+           const requests = [
+             { prompt: 'x', system: 'y', think: false, tools: [{ type: 'function' }], chat_template_kwargs: { a: 1 }, greedy: true },
+             { prompt: 'x', raw: true, max_thinking_tokens: 3 },
+             { prompt: 'x', system: null, seed: undefined },
+             { prompt: 'x', raw: true, system: 'y' },
+             { ids: [1], think: true, tools: [] },
+             { ids: [1], prompt: 'x' },
+             { messages: [], raw: true },
+             { prompt: 'x', greedy: true, top_k: 5 },
+             { prompt: 'x', nonsense: 1 },
+           ];
+           const found = [];
+           for (const request of requests) {
+             sent = undefined;
+             const refusal = await engine.resolve(request).then(() => undefined, ({ kind, message }) => `${kind}: ${message}`);
+             found.push(sent ?? refusal);
+           }
+           window.fetch = fetch;
+           return found;
+         })()",
+    )?;
+    let user = json!({"role": "user", "content": "x"});
+    let expected = json!([
+        {"secateur": {}, "temperature": 0, "enable_thinking": false, "tools": [{"type": "function"}],
+         "chat_template_kwargs": {"a": 1}, "messages": [{"role": "system", "content": "y"}, user]},
+        {"secateur": {}, "thinking_token_budget": 3, "prompt": "x"},
+        {"secateur": {}, "messages": [user]},
+        "engine: without the chat template this setting has no effect\n  at: `system`",
+        "engine: without the chat template this setting has no effect\n  at: `think`, `tools`",
+        "engine: a request has one prompt\n  at: `prompt`, `ids`",
+        "engine: only a prompt of text can be taken as it is\n  at: `raw`",
+        "engine: greedy decoding excludes the settings of a random draw\n  at: `greedy`",
+        "engine: a request to a server has no field `nonsense`",
+    ]);
+    ensure!(found == expected, "{found}");
     clean(&mut browser)
 }
 
