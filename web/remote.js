@@ -14,7 +14,7 @@ import { Model, SecateurError } from './secateur.js';
 /** @typedef {import('./messages.js').Resolved} Resolved */
 /** @typedef {import('./messages.js').RunEvent} RunEvent */
 
-/** Where the key is kept: until the tab is closed, and for this server alone. */
+/** Where the key of a server is kept, with its origin behind it: until the tab is closed. */
 const KEY = 'secateur-api-key';
 /** How long a server that loads its model is left alone if it does not say for how long, in seconds. */
 const PAUSE = 2;
@@ -258,8 +258,9 @@ export class RemoteEngine {
    * @throws {SecateurError}
    */
   async #ask(title, path, { method, body, signal } = {}) {
+    const { origin } = this.server;
+    let key = keptKey(origin);
     for (let wrong = false; ; wrong = true) {
-      const key = keptKey();
       /** @type {Response} */
       let response;
       try {
@@ -276,11 +277,15 @@ export class RemoteEngine {
         throw new SecateurError('unreachable', 'The server cannot be reached',
           `the server does not answer\n  at: ${this.server.host}\n  found: ${found}\n  what to do: start \`secateur serve\` there again, then try again here`);
       }
+      // A key that is wrong is not kept.
+      if (key !== undefined && response.status !== 401) keepKey(origin, key);
       if (response.ok) return response;
       if (response.status === 401) {
-        const entered = await this.#askKey?.(wrong || key !== undefined);
+        let entered = await this.#askKey?.(wrong || key !== undefined);
+        // A header cannot hold every sign, and no key of the server has another.
+        while (entered && !/^[\x21-\x7e]+$/.test(entered)) entered = await this.#askKey?.(true);
         if (entered) {
-          keepKey(entered);
+          key = entered;
           continue;
         }
       }
@@ -382,24 +387,30 @@ async function* serverSent(response, title) {
   }
 }
 
-/** @returns {string | undefined} */
-function keptKey() {
+/** The keys of servers by their origin, for browsers that keep nothing. @type {Map<string, string>} */
+const keys = new Map();
+
+/**
+ * @param {string} origin
+ * @returns {string | undefined}
+ */
+function keptKey(origin) {
   try {
-    return sessionStorage.getItem(KEY) ?? undefined;
+    return sessionStorage.getItem(`${KEY} ${origin}`) ?? keys.get(origin);
   } catch {
-    return lastKey; // a browser that keeps nothing
+    return keys.get(origin);
   }
 }
 
-/** @type {string | undefined} */
-let lastKey;
-
-/** @param {string} key */
-function keepKey(key) {
-  lastKey = key;
+/**
+ * @param {string} origin
+ * @param {string} key
+ */
+function keepKey(origin, key) {
+  keys.set(origin, key);
   try {
-    sessionStorage.setItem(KEY, key);
+    sessionStorage.setItem(`${KEY} ${origin}`, key);
   } catch {
-    // a browser that keeps nothing
+    // A browser that keeps nothing.
   }
 }
