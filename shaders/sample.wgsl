@@ -91,7 +91,7 @@ fn draw(row: u32, header: u32) -> u32 {
     var chosen = 1u;
     while (chosen < kept) {
         let weight = weights[min(chosen, K - 1u)];
-        if (weight < min_p || (top_p < 1.0 && mass >= top_p * total)) { break; }
+        if (weight == 0.0 || weight < min_p || (top_p < 1.0 && mass >= top_p * total)) { break; }
         mass += weight;
         chosen++;
     }

@@ -40,6 +40,7 @@ pub mod router;
 pub mod sample;
 pub mod state;
 pub mod token_logit;
+pub mod token_mask;
 pub mod top_k;
 mod twin;
 pub mod uniform;
@@ -104,6 +105,7 @@ registry! {
     sample: SampleSpec, sample;
     token_logit: TokenLogitSpec, token_logit;
     penalty: PenaltySpec, penalty;
+    token_mask: TokenMaskSpec, token_mask;
 }
 
 /// A hash of the files of all shaders: 16 hexadecimal digits.

@@ -9,7 +9,7 @@
 //!   keeps the whole list; the mass of the vocabulary outside the list is then known from `sums`;
 //! - **top-p**: the fewest candidates whose mass reaches this share of the mass that is left, or of the vocabulary's
 //!   mass if top-k kept the whole list;
-//! - **min-p**: no candidate whose weight is below this share of the first one's;
+//! - **min-p**: no candidate whose weight is below this share of the first one's, and none whose weight is 0 as an f32;
 //! - of the remaining candidates, the one in whose part of the mass the lot falls.
 //!
 //! The lot is [`lot`]: Philox of the sequence's seed at its step. If the list was too short for the request, the
@@ -208,7 +208,11 @@ fn draw(list: &[u32], sums: &[f32], header: &[u32], k: usize) -> (u32, f32) {
     }
     let (top_p, min_p) = (float(state::TOP_P), float(state::MIN_P));
     let (mut mass, mut chosen) = (weights[0], 1);
-    while chosen < kept && weights[chosen] >= min_p && (top_p >= 1.0 || mass < top_p * total) {
+    while chosen < kept
+        && weights[chosen] as f32 > 0.0
+        && weights[chosen] >= min_p
+        && (top_p >= 1.0 || mass < top_p * total)
+    {
         mass += weights[chosen];
         chosen += 1;
     }
