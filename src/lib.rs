@@ -66,10 +66,12 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `cli` (default) | the `secateur` command, and module `hub`: models by name from the Hugging Face hub |
+//! | `grammar` (default) | answers in a given form ([`AnswerFormat`]), such as a JSON Schema |
 //! | `serve` (default) | `secateur serve` and module `serve`: an HTTP server with OpenAI's interface |
 //!
 //! On `wasm32-unknown-unknown` the crate is the engine of the browser page (module `web`). Build it
 //! without default features.
+mod answer_format;
 mod bench;
 pub mod builtin;
 mod cache;
@@ -102,6 +104,7 @@ pub mod trace;
 pub mod web;
 mod weights;
 
+pub use answer_format::AnswerFormat;
 pub use device::ComputeDevice;
 pub use dtype::Dtype;
 pub use engine::{

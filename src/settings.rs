@@ -4,6 +4,7 @@
 //! that into settings.
 use serde::{Deserialize, Serialize};
 
+use crate::answer_format::AnswerFormat;
 use crate::policy::{self, Budget, Layers, Normalise, PolicyRef, Positions, Scope};
 use crate::probe;
 use crate::sampling::Sampling;
@@ -90,6 +91,9 @@ pub struct Settings {
     /// The most tokens outside the thinking.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_answer_tokens: Option<usize>,
+    /// What the answer must look like. The thinking before it is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_format: Option<AnswerFormat>,
     /// Reports the probability of each generated token, and those of so many of the most likely ones, at most
     /// [`MOST_LOGPROBS`](crate::engine::MOST_LOGPROBS). They are not part of the trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -132,6 +136,7 @@ impl Default for Settings {
             include_stop: false,
             max_thinking_tokens: None,
             max_answer_tokens: None,
+            answer_format: None,
             logprobs: None,
             prompt_logprobs: None,
         }

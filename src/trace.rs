@@ -213,6 +213,8 @@ pub enum StopReason {
     StopString,
     /// A token that the request names ended the answer.
     StopToken,
+    /// The answer is complete in the [format](crate::AnswerFormat) that the request names.
+    FormatComplete,
     /// The limit on new tokens was reached.
     MaxNewTokens,
     /// The limit on tokens outside the thinking was reached.

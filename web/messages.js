@@ -87,6 +87,7 @@
  * @property {boolean} [include_stop] - whether the text or the token that ended the answer is part of it after all
  * @property {number} [max_thinking_tokens] - thinking tokens after which the engine ends the thinking
  * @property {number} [max_answer_tokens] - the most tokens outside the thinking
+ * @property {object} [answer_format] - what the answer must look like; only a server can keep to it
  * @property {number} [logprobs] - reports the probability of each token and of so many of the most likely ones
  * @property {number} [prompt_logprobs] - the same for the tokens of the prompt
  * @property {'off' | 'layers' | 'heads'} [attention] - how much of each probe's attention the trace records

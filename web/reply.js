@@ -260,7 +260,7 @@ export class Reply {
     if (this.finished) {
       const { stop_reason: reason, thinking_unfinished: unfinished } = this.finished;
       this.finished = undefined;
-      const why = typeof reason === 'object' ? 'failed' : { eos: '', stop_string: '', stop_token: '', max_new_tokens: 'the limit on new tokens was reached', max_answer_tokens: 'the limit on tokens of the answer was reached', context_full: 'the context window is full', cancelled: 'you stopped it' }[reason] ?? String(reason ?? '');
+      const why = typeof reason === 'object' ? 'failed' : { eos: '', stop_string: '', stop_token: '', format_complete: '', max_new_tokens: 'the limit on new tokens was reached', max_answer_tokens: 'the limit on tokens of the answer was reached', context_full: 'the context window is full', cancelled: 'you stopped it' }[reason] ?? String(reason ?? '');
       const speed = this.speed;
       this.state.replaceChildren([
         plural(this.generated, 'token'), speed !== undefined && `${speed.toFixed(1)} tokens/s`,

@@ -10,7 +10,7 @@ use secateur::expert::weights::precision::Precision;
 use secateur::policy::{self, Budget, Layers, Normalise, PolicyRef, Positions, Scope};
 use secateur::settings::{MAX_NEW_TOKENS, MAX_NEW_TOKENS_THINKING};
 use secateur::steps::Boundaries;
-use secateur::{Error, ErrorKind, Result, builtin};
+use secateur::{AnswerFormat, Error, ErrorKind, Result, builtin};
 use serde::{Serialize, Serializer};
 
 use super::{fields, text};
@@ -66,6 +66,10 @@ pub struct PromptArgs {
     /// Generate at most N tokens outside the thinking.
     #[arg(long, value_name = "N")]
     max_answer_tokens: Option<usize>,
+    /// What the answer must look like: json (an object), schema:JSON or schema:@FILE (a JSON Schema), regex:PATTERN or
+    /// choice:A|B. The thinking is not affected.
+    #[arg(long, value_name = "FORMAT", value_parser = answer_format)]
+    answer_format: Option<AnswerFormat>,
     /// The seed of sampling and of the policies that evict at random [default: a random seed, which is shown].
     #[arg(long)]
     seed: Option<u64>,
@@ -158,6 +162,17 @@ pub fn read_request(path: &Path) -> Result<Request> {
         return Request::from_json(&super::stdin::read_prompt()?).map_err(|e| e.at("stdin"));
     }
     Request::from_json(&text::read(path, "the request")?).map_err(|e| e.at(path.display()))
+}
+
+/// Parses the value of `--answer-format`. A schema may be in a file.
+fn answer_format(given: &str) -> Result<AnswerFormat, String> {
+    match given.strip_prefix("schema:@") {
+        Some(path) => {
+            let schema = text::read(Path::new(path), "the JSON Schema").map_err(|e| fields::error(&e))?;
+            parsed(&format!("schema:{schema}"))
+        }
+        None => parsed(given),
+    }
 }
 
 /// Parses the value of `--kv`.

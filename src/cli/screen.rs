@@ -448,6 +448,7 @@ fn stop_reason(reason: &StopReason) -> String {
         StopReason::Eos => "the model ended its answer".into(),
         StopReason::StopString => "a text of --stop ended the answer".into(),
         StopReason::StopToken => "a stop token ended the answer".into(),
+        StopReason::FormatComplete => "the answer is complete in its format".into(),
         StopReason::MaxAnswerTokens => "--max-answer-tokens reached".into(),
         StopReason::MaxNewTokens => "--max-new-tokens reached".into(),
         StopReason::ContextFull => "the context is full".into(),

@@ -9,7 +9,7 @@ use super::bound::Bound;
 use super::logprobs::{Of, PendingLogprobs, Row};
 use super::record::{Event, LAG, OnEvent, RunResult};
 use super::request::Prompt;
-use super::runner::{Measurements, PREFILL_CHUNK, PendingForward, PendingState, Runner};
+use super::runner::{Measurements, Next, PREFILL_CHUNK, PendingForward, PendingState, Runner};
 use super::sequence::Sequence;
 use crate::cache::RegionUpdate;
 use crate::kernels::Reduce;
@@ -164,6 +164,12 @@ impl<'s> Due<'s> {
 
 fn places_of(rows: &[Running<'_>]) -> Vec<usize> {
     rows.iter().map(|row| row.place).collect()
+}
+
+/// What the next token of a sequence may be. A format that cannot be kept to ends the sequence.
+fn next(sequence: &mut Sequence) -> Next {
+    let next = sequence.next();
+    sequence.or_fail(next).unwrap_or_default()
 }
 
 /// Makes room for `extra` more slots of each of `rows`. Where a layer's buffer cannot grow that far, the longest
@@ -443,10 +449,13 @@ impl<'e> Batch<'e> {
             let copied = self.runner.catch_up(place, sequence.forwarded, &sequence.admission());
             (sequence.forwarded, sequence.shared) = (copied, copied);
         }
+        let forced = sequence.forced_first();
+        let next = forced.map_or_else(|| sequence.next(), |token| Ok(Next::Only(token)));
+        let Some(next) = sequence.or_fail(next) else { return };
         let rest = &sequence.prompt[sequence.forwarded..];
-        let (left, forced) = (rest.len(), sequence.forced_first());
-        let forwarded = match self.runner.prefill_then(place, rest, forced) {
-            Err(_) if self.runner.forget_idle() => self.runner.prefill_then(place, rest, forced),
+        let left = rest.len();
+        let forwarded = match self.runner.prefill_then(place, rest, &next) {
+            Err(_) if self.runner.forget_idle() => self.runner.prefill_then(place, rest, &next),
             forwarded => forwarded,
         };
         let Some(forwarded) = sequence.or_fail(forwarded) else { return };
@@ -481,24 +490,30 @@ impl<'e> Batch<'e> {
 
     /// Decode steps for all sequences that have room, in bursts of [`LAG`] between two reads. A sequence drops out
     /// when it has no room left. While a prompt is being forwarded, a turn has one decode step, so that a long prompt
-    /// does not stall the others.
+    /// does not stall the others. The same holds while a sequence must read each of its tokens before the next: it would
+    /// get one token for each burst of the others.
     fn decode(&mut self) -> Result<()> {
-        let prefilling = self.places.sequences().any(|s| s.prefilling());
+        let stepwise = self.places.sequences().any(|s| s.prefilling() || s.is_stepwise());
         loop {
             let rows: Vec<Running<'_>> = self.places.running().filter(|r| r.sequence.room() > 0).collect();
             let Some(room) = rows.iter().map(|r| r.sequence.room()).min() else { return Ok(()) };
-            let steps = if prefilling { 1 } else { room.min(LAG) };
-            let rows = with_room(self.runner, rows, steps);
+            let steps = if stepwise { 1 } else { room.min(LAG) };
+            let mut rows = with_room(self.runner, rows, steps);
             if rows.is_empty() {
                 continue;
             }
-            self.runner.decode(&places_of(&rows), steps)?;
+            if stepwise {
+                let next: Vec<Next> = rows.iter_mut().map(|row| next(row.sequence)).collect();
+                self.runner.decode_then(&places_of(&rows), &next)?;
+            } else {
+                self.runner.decode(&places_of(&rows), steps)?;
+            }
             for Running { place, sequence } in rows {
                 sequence.issued += steps;
                 sequence.note_bytes(self.runner.cache().bytes_of(place));
             }
             self.start_read();
-            if prefilling {
+            if stepwise {
                 return Ok(());
             }
         }
@@ -575,11 +590,12 @@ impl<'e> Batch<'e> {
             due[row].sequence.pruned(trace::Probe { timings, bytes_before, bytes_after, ..record }, on);
         }
 
-        let forced: Vec<Option<u32>> = due.iter().map(|due| due.sequence.forced()).collect();
-        self.runner.resume_then(&held, &forced);
-        for (Due { sequence, .. }, forced) in due.into_iter().zip(forced) {
+        let chosen = |due: &mut Due<'_>| due.sequence.forced().map_or_else(|| next(due.sequence), Next::Only);
+        let nexts: Vec<Next> = due.iter_mut().map(chosen).collect();
+        self.runner.resume_then(&held, &nexts);
+        for (Due { sequence, .. }, next) in due.into_iter().zip(nexts) {
             sequence.issued += 1;
-            if forced.is_some() {
+            if let Next::Only(_) = next {
                 sequence.wrote_forced();
             }
             // Reading the heads serves the trace alone and is no part of what a probe costs.

@@ -29,6 +29,7 @@
 mod batch;
 mod bound;
 mod calibrated;
+mod grammar;
 mod logprobs;
 mod prepared;
 mod prompts;

@@ -1,9 +1,11 @@
 //! A model without its weights: what it is, how text becomes ids, and whether a request could run.
 use super::bound::{Bound, Slots};
 use super::calibrated::Calibrated;
+use super::grammar::{Grammar, Grammars};
 use super::request::{Encoded, LoadOptions, ModelAdvice, Prompt, Request, Resolved};
 use super::sequence::{ModelFacts, Sequence};
 use super::{Engine, GROWTH, Runner};
+use crate::answer_format::AnswerFormat;
 use crate::cache::CacheShape;
 use crate::device::ComputeDevice;
 use crate::model::config::ModelConfig;
@@ -15,7 +17,7 @@ use crate::text::{ChatTemplate, Marked, Message, RenderOptions, ThinkIds, Thinki
 use crate::weights::precision::Precision;
 use crate::weights::{ModelSource, Suggestions, Weights};
 use crate::{Error, ErrorKind, Result};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A model without its weights. Every request that cannot run is refused here, before gigabytes are read.
 pub struct PreparedModel {
@@ -30,6 +32,8 @@ pub struct PreparedModel {
     template: Result<ChatTemplate>,
     suggestions: Option<Suggestions>,
     calibrated: Option<Calibrated>,
+    /// Made for the first request whose answer has a format.
+    grammars: OnceLock<Result<Grammars>>,
 }
 
 impl PreparedModel {
@@ -57,6 +61,7 @@ impl PreparedModel {
             template,
             suggestions,
             calibrated,
+            grammars: OnceLock::new(),
         })
     }
 
@@ -337,6 +342,7 @@ impl PreparedModel {
 
     pub(super) fn sequence(&self, id: usize, prompt: &Prompt, settings: &Settings) -> Result<Sequence> {
         let (ids, thinking) = self.encode(prompt)?;
+        let grammar = settings.answer_format.as_ref().map(|format| self.grammar(format)).transpose()?;
         let facts = ModelFacts {
             tokenizer: &self.tokenizer,
             vocab_size: self.config.vocab_size,
@@ -348,7 +354,17 @@ impl PreparedModel {
             shape: &self.shape,
             query_cols: self.config.q_size(),
         };
-        Sequence::new(id, ids, thinking, settings, &facts)
+        Sequence::new(id, ids, thinking, grammar, settings, &facts)
+    }
+
+    /// The beginning of an answer in this format.
+    fn grammar(&self, format: &AnswerFormat) -> Result<Grammar> {
+        let grammars = self.grammars.get_or_init(|| {
+            let tokenizer = self.tokenizer().map_err(|e| e.at("`answer_format`"))?;
+            let calls = self.template.as_ref().ok().and_then(ChatTemplate::call_format);
+            Grammars::new(tokenizer, self.config.vocab_size, &self.config.eos_token_ids, calls)
+        });
+        grammars.as_ref().map_err(Error::clone)?.begin(format)
     }
 }
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::MOST_LOGPROBS;
+use crate::answer_format::AnswerFormat;
 use crate::dtype::Dtype;
 use crate::model::config::GenerationDefaults;
 use crate::policy::{Budget, Full, Layers, Normalise, PolicyRef, Positions, Scope};
@@ -155,6 +156,8 @@ pub struct Request {
     pub max_thinking_tokens: Option<usize>,
     /// The most tokens outside the thinking.
     pub max_answer_tokens: Option<usize>,
+    /// What the answer must look like. The thinking before it is free.
+    pub answer_format: Option<AnswerFormat>,
     /// Reports the probability of each generated token, and those of so many of the most likely ones, at most 20.
     pub logprobs: Option<usize>,
     /// The same for the tokens of the prompt.
@@ -344,6 +347,7 @@ impl Request {
             include_stop: self.include_stop.unwrap_or(default.include_stop),
             max_thinking_tokens: self.max_thinking_tokens,
             max_answer_tokens: self.max_answer_tokens,
+            answer_format: self.answer_format.clone(),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
         };
@@ -356,6 +360,13 @@ impl Request {
         if settings.max_answer_tokens == Some(0) {
             let e = Error::new(ErrorKind::Input, "an answer cannot have 0 tokens").at("`max_answer_tokens`");
             return Err(e.expected("at least 1"));
+        }
+        if let Some(format) = &settings.answer_format {
+            format.check()?;
+            if settings.ignore_eos {
+                let e = Error::new(ErrorKind::Input, "an answer in a format ends with it").at("`ignore_eos`");
+                return Err(e.help("leave out `ignore_eos` or `answer_format`"));
+            }
         }
         if settings.stop.iter().any(String::is_empty) {
             let e = Error::new(ErrorKind::Input, "an empty text would end every answer").at("`stop`");

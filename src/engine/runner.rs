@@ -11,7 +11,7 @@ use crate::device::ComputeDevice;
 use crate::engine::logprobs::{Of, PendingLogprobs};
 use crate::engine::prompts::{CachedPrompts, Shared};
 use crate::kernels::readback::{self, Readback};
-use crate::kernels::{self, Reduce};
+use crate::kernels::{self, Reduce, TokenMaskSpec};
 use crate::model::decoder::{Decoder, Input, Logits, Output};
 use crate::policy::{Measured, Measurement};
 use crate::sampling::Sampler;
@@ -69,6 +69,18 @@ impl Admission<'_> {
     fn copies_from(&self) -> Option<u64> {
         self.group.filter(|_| self.tracking == Tracking::default() && self.settings.prompt_logprobs.is_none())
     }
+}
+
+/// What the next token of a sequence may be.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Every token of the vocabulary.
+    #[default]
+    Any,
+    /// This token, which the engine writes in place of the model.
+    Only(u32),
+    /// The tokens whose bits are set, in words of 32; at least one.
+    Among(Vec<u32>),
 }
 
 /// A forward of pending tokens whose logits wait until the caches are pruned: what is sampled next then does not
@@ -335,11 +347,11 @@ impl Runner {
     /// # Errors
     /// The errors of [`Decoder::plan`].
     pub fn prefill(&mut self, seq: usize, rest: &[u32]) -> Result<usize> {
-        self.prefill_then(seq, rest, None)
+        self.prefill_then(seq, rest, &Next::Any)
     }
 
-    /// Like [`prefill`](Self::prefill), but the first token is `forced`, if it is given.
-    pub(crate) fn prefill_then(&mut self, seq: usize, rest: &[u32], forced: Option<u32>) -> Result<usize> {
+    /// Like [`prefill`](Self::prefill), but the first token is as `next` says.
+    pub(crate) fn prefill_then(&mut self, seq: usize, rest: &[u32], next: &Next) -> Result<usize> {
         self.cache.reserve(&[seq], rest.len())?;
         // Chunks end where they would if nothing had been copied.
         let begun = self.cache.sequence(seq).position.0 as usize % PREFILL_CHUNK;
@@ -348,17 +360,16 @@ impl Runner {
         let out = self.model.forward(&plan, &mut self.cache, None);
         if self.reported[seq].1 {
             // The last token of the prompt predicts one that is not known yet.
-            let next = &rest[1..rest.len().min(ids.len() + 1)];
-            for (i, next) in next.chunks(MOST_OBSERVED).enumerate() {
-                let logits = self.model.logits(&out, Logits::Rows(i * MOST_OBSERVED, next.len()));
-                let observed = self.sampler.observe(&logits, Tokens::Listed(next), self.model.device());
+            let following = &rest[1..rest.len().min(ids.len() + 1)];
+            for (i, following) in following.chunks(MOST_OBSERVED).enumerate() {
+                let logits = self.model.logits(&out, Logits::Rows(i * MOST_OBSERVED, following.len()));
+                let observed = self.sampler.observe(&logits, Tokens::Listed(following), self.model.device());
                 self.observed.push((Of::Prompt(seq), observed));
             }
         }
         if ids.len() == rest.len() {
             let logits = self.model.logits(&out, Logits::Last);
-            let chosen = forced.map(|token| self.certain(&[token]));
-            self.sampler.sample(chosen.as_ref().unwrap_or(&logits), &mut self.cache, &[seq], ids.len());
+            self.sample_next(&logits, &[seq], std::slice::from_ref(next), ids.len());
             self.observe(&logits, &[seq]);
         } else {
             self.cache.advance(seq, ids.len(), 0);
@@ -372,15 +383,43 @@ impl Runner {
     /// # Errors
     /// The errors of [`Decoder::plan`].
     pub fn decode(&mut self, seqs: &[usize], steps: usize) -> Result<()> {
-        for _ in 0..steps {
-            self.model.device().note_step();
-            let plan = self.model.plan(Input::Pending(seqs), &mut self.cache)?;
-            let out = self.model.forward(&plan, &mut self.cache, None);
-            let logits = self.model.logits(&out, Logits::Last);
-            self.sampler.sample(&logits, &mut self.cache, seqs, 1);
-            self.observe(&logits, seqs);
-        }
+        (0..steps).try_for_each(|_| self.decode_then(seqs, &[]))
+    }
+
+    /// A decode step of all of `seqs` in which their next tokens are as `next` says; empty: any.
+    ///
+    /// # Errors
+    /// The errors of [`Decoder::plan`].
+    pub(crate) fn decode_then(&mut self, seqs: &[usize], next: &[Next]) -> Result<()> {
+        self.model.device().note_step();
+        let plan = self.model.plan(Input::Pending(seqs), &mut self.cache)?;
+        let out = self.model.forward(&plan, &mut self.cache, None);
+        let logits = self.model.logits(&out, Logits::Last);
+        self.sample_next(&logits, seqs, next, 1);
+        self.observe(&logits, seqs);
         Ok(())
+    }
+
+    /// Samples the next tokens of `seqs` from their rows of `logits`, as `next` says; empty: any.
+    fn sample_next(&mut self, logits: &Tensor<2>, seqs: &[usize], next: &[Next], advance: usize) {
+        if next.iter().all(|next| *next == Next::Any) {
+            return self.sampler.sample(logits, &mut self.cache, seqs, advance);
+        }
+        let spec = TokenMaskSpec { n: seqs.len(), count: logits.dims()[1] };
+        let words = spec.words();
+        let mut bits = vec![u32::MAX; (seqs.len() * words).next_multiple_of(4)];
+        for (row, next) in bits.chunks_exact_mut(words).zip(next) {
+            match next {
+                Next::Any => (),
+                Next::Only(token) => {
+                    row.fill(0);
+                    row[*token as usize / 32] = 1 << (token % 32);
+                }
+                Next::Among(allowed) => row.copy_from_slice(allowed),
+            }
+        }
+        let allowed = kernels::u32_tensor(bits, &self.model.device().burn);
+        self.sampler.sample_among(logits, &allowed, spec, &mut self.cache, seqs, advance);
     }
 
     /// Finds the probabilities of the tokens that were just sampled, if any of `seqs` reports them. `logits` are those
@@ -487,20 +526,9 @@ impl Runner {
         self.observe(&held.logits, &held.seqs);
     }
 
-    /// Like [`resume`](Self::resume), but the next token of a row is the one in `forced`, if there is one.
-    pub(crate) fn resume_then(&mut self, held: &PendingForward, forced: &[Option<u32>]) {
-        if forced.iter().all(Option::is_none) {
-            return self.resume(held);
-        }
-        // Forced rows are rare, so the others are computed once more, each by itself. Rows of `held.logits` cannot be taken out
-        // by secateur's kernels, and those of burn that could would be a third of the page's engine.
-        for (row, (seq, token)) in held.seqs.iter().zip(forced).enumerate() {
-            let logits = match token {
-                Some(token) => self.certain(&[*token]),
-                None => self.model.logits(&held.out, Logits::Rows(row, 1)),
-            };
-            self.sampler.sample(&logits, &mut self.cache, &[*seq], 0);
-        }
+    /// Like [`resume`](Self::resume), but the next tokens of the rows are as `next` says.
+    pub(crate) fn resume_then(&mut self, held: &PendingForward, next: &[Next]) {
+        self.sample_next(&held.logits, &held.seqs, next, 0);
         self.observe(&held.logits, &held.seqs);
     }
 
@@ -510,27 +538,9 @@ impl Runner {
     /// # Errors
     /// The errors of [`Decoder::plan`].
     pub(crate) fn force(&mut self, tokens: &[(usize, u32)]) -> Result<()> {
-        let (seqs, tokens): (Vec<usize>, Vec<u32>) = tokens.iter().copied().unzip();
-        self.model.device().note_step();
-        let plan = self.model.plan(Input::Pending(&seqs), &mut self.cache)?;
-        let out = self.model.forward(&plan, &mut self.cache, None);
-        self.sampler.sample(&self.certain(&tokens), &mut self.cache, &seqs, 1);
-        if seqs.iter().any(|seq| self.reported[*seq].0) {
-            self.observe(&self.model.logits(&out, Logits::Last), &seqs);
-        }
-        Ok(())
-    }
-
-    /// Logits of which every sampler chooses these tokens.
-    fn certain(&self, tokens: &[u32]) -> Tensor<2> {
-        // So much larger than the others that no temperature and no penalty matters.
-        const CERTAIN: f32 = 1e30;
-        let vocab = self.model.config().vocab_size;
-        let mut logits = vec![0.0; tokens.len() * vocab];
-        for (row, token) in tokens.iter().enumerate() {
-            logits[row * vocab + *token as usize] = CERTAIN;
-        }
-        kernels::f32_tensor(logits, [tokens.len(), vocab], &self.model.device().burn)
+        let (seqs, next): (Vec<usize>, Vec<Next>) =
+            tokens.iter().map(|(seq, token)| (*seq, Next::Only(*token))).unzip();
+        self.decode_then(&seqs, &next)
     }
 
     /// Empties `seq` and gives its memory back.

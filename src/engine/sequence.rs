@@ -7,10 +7,11 @@ use web_time::Instant;
 use crate::cache::{CacheShape, KvCache};
 use crate::device::ComputeDevice;
 use crate::engine::bound::{Bound, Slots};
+use crate::engine::grammar::Grammar;
 use crate::engine::logprobs::{Logprobs, Row};
 use crate::engine::pruning::Pruner;
 use crate::engine::record::{Event, LAG, RunResult};
-use crate::engine::runner::{Admission, Measurements};
+use crate::engine::runner::{Admission, Measurements, Next};
 use crate::engine::stops::Stops;
 use crate::policy::{self, KeepPlan, Ledger, Positions, Role, Sets};
 use crate::probe::{self, Generated, ProbeClock, PromptThinking};
@@ -67,6 +68,8 @@ pub(crate) struct Sequence {
     stops: Stops,
     clock: ProbeClock,
     closing: Closing,
+    /// What the format of the answer allows, if it has one.
+    grammar: Option<Grammar>,
     /// Tokens outside the thinking.
     answered: usize,
     pub ledger: Ledger,
@@ -106,6 +109,7 @@ impl Sequence {
         id: usize,
         prompt: Vec<u32>,
         thinking: PromptThinking,
+        grammar: Option<Grammar>,
         settings: &Settings,
         model: &ModelFacts<'_>,
     ) -> Result<Self> {
@@ -149,6 +153,7 @@ impl Sequence {
             stops: Stops::new(&settings.stop, settings.include_stop),
             clock: ProbeClock::new(settings.probe_every, thinking)?,
             closing: Closing::new(tokenizer.as_ref(), &think, settings.max_thinking_tokens, thinking)?,
+            grammar,
             answered: 0,
             ledger: Ledger::with_sets(prompt.len(), sets).with_boundaries(settings.steps),
             forwarded: 0,
@@ -252,6 +257,9 @@ impl Sequence {
         if self.ended.is_some() || self.cancelled || self.probe_after.is_some() || read == 0 {
             return 0;
         }
+        if self.is_stepwise() && !self.caught_up() {
+            return 0;
+        }
         let to_probe = read.saturating_add(self.clock.steps_until_possible_probe());
         let to_close = match self.closing.steps_until(&self.clock, read) {
             Some(0) => return 0,
@@ -280,6 +288,26 @@ impl Sequence {
     /// Whether a forced token may be written now, without a probe before it.
     pub fn is_forced(&self) -> bool {
         self.probe_after.is_none() && self.forced().is_some()
+    }
+
+    /// Whether each token has to be read before the next one can be chosen: what the format of an answer allows next
+    /// depends on all tokens before it, and a thought can end with any token.
+    pub fn is_stepwise(&self) -> bool {
+        self.grammar.is_some() && self.ended.is_none() && !self.cancelled && self.issued > 0
+    }
+
+    /// What the next token may be, where the model writes it. All tokens before it are read if the answer has a format.
+    pub fn next(&mut self) -> Result<Next> {
+        let Some(grammar) = &mut self.grammar else { return Ok(Next::Any) };
+        if self.clock.inside_thinking() {
+            return Ok(Next::Any);
+        }
+        let mut allowed = grammar.allowed()?;
+        // A model that has not thought yet may begin with it.
+        if let Some(open) = self.think.open.filter(|_| !grammar.begun() && !self.closing.closed) {
+            allowed[open as usize / 32] |= 1 << (open % 32);
+        }
+        Ok(Next::Among(allowed))
     }
 
     /// Notes that the token which [`forced`](Self::forced) named is written.
@@ -349,6 +377,10 @@ impl Sequence {
             true => Role::Thinking,
             false => Role::Answer,
         };
+        let complete = match &mut self.grammar {
+            Some(grammar) if role == Role::Answer && !stop => grammar.push(id)?,
+            _ => false,
+        };
         let piece = match &mut self.detokenizer {
             Some(detokenizer) => detokenizer.push(id)?.to_string(),
             None => String::new(),
@@ -391,6 +423,8 @@ impl Sequence {
             self.ended = Some(StopReason::StopString);
         } else if stops_here {
             self.ended = Some(StopReason::StopToken);
+        } else if complete {
+            self.ended = Some(StopReason::FormatComplete);
         }
         if self.ended.is_some() {
             return Ok(());

@@ -406,6 +406,7 @@ fn stop(reason: &StopReason) -> String {
         StopReason::Eos => "the model ended its answer".into(),
         StopReason::StopString => "a stop text ended the answer".into(),
         StopReason::StopToken => "a stop token ended the answer".into(),
+        StopReason::FormatComplete => "the answer was complete in its format".into(),
         StopReason::MaxAnswerTokens => "the limit on tokens of the answer was reached".into(),
         StopReason::MaxNewTokens => "the limit on new tokens was reached".into(),
         StopReason::ContextFull => "the context is full".into(),

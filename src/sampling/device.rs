@@ -8,7 +8,7 @@ use super::Sampling;
 use crate::cache::{KvCache, RING};
 use crate::device::{ComputeDevice, DeviceInfo};
 use crate::kernels::state::{self, SamplerHeader};
-use crate::kernels::{self, InPlace, PenaltySpec, SampleSpec, TokenLogitSpec, TopKSpec, memory, top_k};
+use crate::kernels::{self, InPlace, PenaltySpec, SampleSpec, TokenLogitSpec, TokenMaskSpec, TopKSpec, memory, top_k};
 use crate::{Error, ErrorKind, Result};
 
 /// The most candidates of a draw. With a larger top-k, or with none, a draw is among this many of the most likely
@@ -151,9 +151,29 @@ impl Sampler {
     /// advances their lengths and positions in `cache` by `advance`: the number of tokens just forwarded, or 0 where
     /// the host has advanced them.
     pub fn sample(&mut self, logits: &Tensor<2>, cache: &mut KvCache, seqs: &[usize], advance: usize) {
-        let (n, seen_words) = (seqs.len(), self.seen_words);
         let penalised = self.penalise(logits, cache, seqs);
-        let logits = penalised.as_ref().unwrap_or(logits);
+        self.choose(penalised.as_ref().unwrap_or(logits), cache, seqs, advance);
+    }
+
+    /// Like [`sample`](Self::sample), but only among the tokens of each row whose bit is set in `allowed`, u32 `[seqs,
+    /// ⌈vocab / 32⌉]`. At least one has to be set in each row.
+    pub(crate) fn sample_among(
+        &mut self,
+        logits: &Tensor<2>,
+        allowed: &Tensor<1, Int>,
+        spec: TokenMaskSpec,
+        cache: &mut KvCache,
+        seqs: &[usize],
+        advance: usize,
+    ) {
+        let penalised = self.penalise(logits, cache, seqs);
+        let masked = kernels::token_mask(penalised.as_ref().unwrap_or(logits), allowed, spec);
+        self.choose(&masked, cache, seqs, advance);
+    }
+
+    /// Chooses the next tokens from logits to which the penalties of [`penalise`](Self::penalise) have been applied.
+    fn choose(&mut self, logits: &Tensor<2>, cache: &mut KvCache, seqs: &[usize], advance: usize) {
+        let (n, seen_words) = (seqs.len(), self.seen_words);
         let row_seq_offset = cache.select(seqs);
         // Greedy sampling needs only the first candidate.
         let k = if seqs.iter().all(|seq| self.settings[*seq].is_greedy()) { 1 } else { MOST_CANDIDATES };

@@ -206,6 +206,20 @@ impl Tokenizer {
         Some(bytes.unwrap_or_else(|| token.into_bytes()))
     }
 
+    /// What the token `id` adds to a text, in bytes, where its neighbours do not change it; empty if no token has this id.
+    /// A vocabulary of whole characters writes `▁` for a blank.
+    #[cfg(feature = "grammar")]
+    pub(crate) fn written(&self, id: u32) -> Vec<u8> {
+        let spelled = || self.spelling(id).unwrap_or_default().replace('\u{2581}', " ").into_bytes();
+        self.token_bytes(id).unwrap_or_else(spelled)
+    }
+
+    /// Whether `id` is one of the [control tokens](Self::controls).
+    #[cfg(feature = "grammar")]
+    pub(crate) fn is_control(&self, id: u32) -> bool {
+        self.0.controls.ids.contains(&id)
+    }
+
     /// The token `id` as the vocabulary spells it, or `None` if no token has this id.
     pub fn spelling(&self, id: u32) -> Option<String> {
         self.0.hf.id_to_token(id)

@@ -15,6 +15,7 @@ mod cli;
 mod conformance;
 mod engine;
 mod experts;
+mod formats;
 mod fuzz;
 mod gguf;
 mod golden;
