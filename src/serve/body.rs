@@ -6,8 +6,10 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::formats;
 use super::refusal::Refusal;
 use super::tools;
+use crate::answer_format::AnswerFormat;
 use crate::engine::Request;
 use crate::policy::{Budget, Layers, Normalise, PolicyRef, Positions, Scope};
 use crate::settings::AttentionDetail;
@@ -68,14 +70,26 @@ pub(super) struct Common {
     pub secateur: Option<Extension>,
     #[schema(value_type = Option<Object>)]
     logit_bias: Option<Map<String, Value>>,
+    /// What the answer must look like: `{"type": "text"}`, `{"type": "json_object"}` or `{"type": "json_schema",
+    /// "json_schema": {"name", "schema"}}`. The thinking before it is free.
     #[schema(value_type = Option<Object>)]
     response_format: Option<Value>,
+    /// vLLM's older way to give a JSON Schema, as an object or as a text with one.
+    #[schema(value_type = Option<Object>)]
     guided_json: Option<Value>,
+    /// vLLM's older way to give a regular expression.
+    #[schema(value_type = Option<String>)]
     guided_regex: Option<Value>,
+    /// vLLM's older way to give texts to choose from.
+    #[schema(value_type = Option<Vec<String>>)]
     guided_choice: Option<Value>,
     guided_grammar: Option<Value>,
     grammar: Option<Value>,
+    /// llama-server's way to give a JSON Schema.
+    #[schema(value_type = Option<Object>)]
     json_schema: Option<Value>,
+    /// vLLM's newer form: an object with one of `json`, `json_object`, `regex` and `choice`.
+    #[schema(value_type = Option<Object>)]
     structured_outputs: Option<Value>,
 }
 
@@ -178,7 +192,8 @@ pub(super) struct ChatBody {
     /// The functions that the model may call: `{"type": "function", "function": {"name", "description", "parameters"}}`.
     #[schema(value_type = Option<Vec<Object>>)]
     pub tools: Option<Vec<Value>>,
-    /// `auto`, which is the default, or `none`. What would force a call is refused.
+    /// `auto`, which is the default, `none`, `required`, a function that must be called, or some of the tools
+    /// (`allowed_tools`).
     #[schema(value_type = Option<String>)]
     pub tool_choice: Option<Value>,
     /// Whether an answer may have more than one call. If not, only the first is returned.
@@ -309,19 +324,28 @@ impl Common {
         Ok((!stops.is_empty()).then_some(stops))
     }
 
+    /// What the answer must look like, if the request says so.
+    fn answer_format(&self) -> Result<Option<AnswerFormat>, Refusal> {
+        let outputs = self.structured_outputs.as_ref();
+        formats::only(&[
+            ("response_format", self.response_format.as_ref()),
+            ("json_schema", self.json_schema.as_ref()),
+            ("grammar", self.grammar.as_ref()),
+            ("guided_json", self.guided_json.as_ref()),
+            ("guided_regex", self.guided_regex.as_ref()),
+            ("guided_choice", self.guided_choice.as_ref()),
+            ("guided_grammar", self.guided_grammar.as_ref()),
+            ("structured_outputs", outputs),
+        ])
+    }
+
     /// The request, as far as both forms have it in common.
     fn request(&self) -> Result<Request, Refusal> {
-        Refusal::unless_supported(&[
-            ("logit_bias", "a bias on tokens", self.logit_bias.as_ref().is_some_and(|bias| !bias.is_empty())),
-            ("response_format", "a grammar for the answer", self.response_format.as_ref().is_some_and(wants_grammar)),
-            ("guided_json", "a grammar for the answer", self.guided_json.is_some()),
-            ("guided_regex", "a grammar for the answer", self.guided_regex.is_some()),
-            ("guided_choice", "a grammar for the answer", self.guided_choice.is_some()),
-            ("guided_grammar", "a grammar for the answer", self.guided_grammar.is_some()),
-            ("grammar", "a grammar for the answer", self.grammar.is_some()),
-            ("json_schema", "a grammar for the answer", self.json_schema.is_some()),
-            ("structured_outputs", "a grammar for the answer", self.structured_outputs.is_some()),
-        ])?;
+        Refusal::unless_supported(&[(
+            "logit_bias",
+            "a bias on tokens",
+            self.logit_bias.as_ref().is_some_and(|bias| !bias.is_empty()),
+        )])?;
         if self.stop_token_ids.as_ref().is_some_and(|ids| ids.len() > MOST_STOPS) {
             let message = format!("stop_token_ids has too many ids: at most {MOST_STOPS} are expected");
             return Err(Refusal::bad(message).at("stop_token_ids"));
@@ -354,6 +378,7 @@ impl Common {
             stop: self.stops()?,
             stop_ids: self.stop_token_ids.clone(),
             include_stop: self.include_stop_str_in_output,
+            answer_format: self.answer_format()?,
             max_new_tokens: self.max_tokens,
             max_answer_tokens,
             max_thinking_tokens: self.thinking_token_budget.or(self.thinking_budget_tokens),
@@ -381,11 +406,6 @@ impl Common {
     }
 }
 
-/// Whether a `response_format` asks for more than text.
-fn wants_grammar(format: &Value) -> bool {
-    format.get("type").is_none_or(|kind| kind != "text") && !format.is_null()
-}
-
 impl ChatBody {
     /// The request that this body describes.
     pub fn request(&self) -> Result<Request, Refusal> {
@@ -405,8 +425,16 @@ impl ChatBody {
         ])?;
         let mut request = self.common.request()?;
         request.messages = Some(conversation(&self.messages)?);
-        let tools = tools::offered(self.tools.as_deref(), self.tool_choice.as_ref())?;
-        request.tools = (!tools.is_empty()).then_some(tools);
+        let tools::Offer { shown, required, named } = tools::offered(self.tools.as_deref(), self.tool_choice.as_ref())?;
+        if request.answer_format.is_some() && !shown.is_empty() {
+            // The model could not call any of them.
+            return Err(Refusal::unsupported("response_format", "a format of the answer beside tools"));
+        }
+        if !required.is_empty() {
+            let several = !named && self.parallel_tool_calls != Some(false);
+            request.answer_format = Some(AnswerFormat::ToolCalls { tools: required, several });
+        }
+        request.tools = (!shown.is_empty()).then_some(shown);
         request.chat_template_kwargs = variables(self.chat_template_kwargs.as_ref())?;
         request.max_new_tokens = self.max_completion_tokens.or(request.max_new_tokens);
         request.think = self.think();

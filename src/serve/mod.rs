@@ -20,6 +20,7 @@
 //! that goes away drops its handler or its body, and with it the guard that lets the engine end the request within one step.
 mod answer;
 mod body;
+mod formats;
 mod http;
 mod mailbox;
 mod metrics;

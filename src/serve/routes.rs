@@ -591,7 +591,7 @@ async fn tokenize(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -
             (None, Some(messages)) => {
                 let messages = body::conversation(&messages)?;
                 refuse_unseen_calls(&model, &messages)?;
-                let tools = tools::offered(tools.as_deref(), None)?;
+                let tools = tools::offered(tools.as_deref(), None)?.shown;
                 let think = body::thinking(chat_template_kwargs.as_ref());
                 let variables = body::variables(chat_template_kwargs.as_ref())?.unwrap_or_default();
                 model.encode(&Prompt::Messages { messages, think, tools, variables })?.0

@@ -13,25 +13,19 @@ use crate::text::{CallFormat, CallParser, Offered, Said};
 /// The most tools of a request.
 const MOST_TOOLS: usize = 1024;
 
+/// What a request says of tools.
+#[derive(Debug, Default, PartialEq)]
+pub(super) struct Offer {
+    /// The tools that the model is shown.
+    pub shown: Vec<Value>,
+    /// Those of which it must call one; empty: it may answer as it likes.
+    pub required: Vec<Value>,
+    /// Whether the request names the one function that is to be called.
+    pub named: bool,
+}
+
 /// The tools that a request offers, checked; none if it does not want calls.
-///
-/// What would force a call is refused, because nothing here makes a model write one.
-pub(super) fn offered(tools: Option<&[Value]>, choice: Option<&Value>) -> Result<Vec<Value>, Refusal> {
-    match choice {
-        None | Some(Value::Null) => (),
-        Some(Value::String(choice)) if choice == "auto" || choice == "none" => (),
-        Some(Value::String(choice)) if choice == "required" => {
-            return Err(Refusal::unsupported("tool_choice", "forcing a call (\"required\")"));
-        }
-        // A function to call, or some of the tools (`allowed_tools`).
-        Some(Value::Object(_)) => {
-            return Err(Refusal::unsupported("tool_choice", "anything but \"auto\" and \"none\""));
-        }
-        Some(other) => {
-            let message = format!("tool_choice is {other}: \"auto\" or \"none\" is expected");
-            return Err(Refusal::bad(message).at("tool_choice"));
-        }
-    }
+pub(super) fn offered(tools: Option<&[Value]>, choice: Option<&Value>) -> Result<Offer, Refusal> {
     let tools = tools.unwrap_or_default();
     if tools.len() > MOST_TOOLS {
         let message = format!("there are {} tools: at most {MOST_TOOLS} are expected", tools.len());
@@ -44,7 +38,48 @@ pub(super) fn offered(tools: Option<&[Value]>, choice: Option<&Value>) -> Result
             return Err(Refusal::bad(format!("tools[{index}]: there are two functions {name:?}")).at("tools"));
         }
     }
-    Ok(if choice.is_some_and(|choice| choice == "none") { Vec::new() } else { tools.to_vec() })
+    let bad = |what: String| Refusal::bad(format!("tool_choice {what}")).at("tool_choice");
+    let all = || tools.to_vec();
+    let offer = match choice {
+        None | Some(Value::Null) => Offer { shown: all(), ..Offer::default() },
+        Some(Value::String(choice)) => match choice.as_str() {
+            "auto" => Offer { shown: all(), ..Offer::default() },
+            "none" => Offer::default(),
+            "required" if tools.is_empty() => return Err(bad("is \"required\", but there are no tools".into())),
+            "required" => Offer { shown: all(), required: all(), named: false },
+            other => return Err(bad(format!("is {other:?}: auto, none, required or a function is expected"))),
+        },
+        Some(Value::Object(choice)) => match choice.get("type").and_then(Value::as_str) {
+            Some("function") => {
+                let tool = named(tools, choice).ok_or_else(|| bad("names no function of tools".into()))?;
+                Offer { shown: all(), required: vec![tool.clone()], named: true }
+            }
+            Some("allowed_tools") => {
+                // Chat has the list in an object of that name.
+                let list = choice.get("allowed_tools").and_then(Value::as_object).unwrap_or(choice);
+                let allowed = list.get("tools").and_then(Value::as_array).filter(|allowed| !allowed.is_empty());
+                let allowed = allowed.ok_or_else(|| bad("has no list of tools".into()))?;
+                let tool = |one: &Value| one.as_object().and_then(|one| named(tools, one)).cloned();
+                let shown: Option<Vec<Value>> = allowed.iter().map(tool).collect();
+                let shown = shown.ok_or_else(|| bad("allows a function that is none of tools".into()))?;
+                match list.get("mode").and_then(Value::as_str) {
+                    None | Some("auto") => Offer { shown, ..Offer::default() },
+                    Some("required") => Offer { required: shown.clone(), shown, named: false },
+                    Some(other) => return Err(bad(format!("has the mode {other:?}: auto or required is expected"))),
+                }
+            }
+            Some(kind) => return Err(Refusal::unsupported("tool_choice", &format!("the type {kind:?}"))),
+            None => return Err(bad("has no type".into())),
+        },
+        Some(other) => return Err(bad(format!("is {other}: auto, none, required or a function is expected"))),
+    };
+    Ok(offer)
+}
+
+/// The tool that a choice names: in an object of its own in chat, beside the type in responses.
+fn named<'t>(tools: &'t [Value], choice: &Map<String, Value>) -> Option<&'t Value> {
+    let name = choice.get("function").and_then(|function| function.get("name")).or(choice.get("name"))?;
+    tools.iter().find(|tool| tool["function"]["name"] == *name)
 }
 
 /// The name of a tool's function.
@@ -238,23 +273,46 @@ mod tests {
     }
 
     #[test]
-    fn what_would_force_a_call_is_refused_by_name() {
-        let tools = [tool("f"), tool("g")];
-        for choice in [None, Some(Value::Null), Some("auto".into())] {
-            assert_eq!(offered(Some(&tools), choice.as_ref()).map(|tools| tools.len()), Ok(2));
+    fn a_choice_says_what_is_shown_and_what_must_be_called() {
+        let (f, g) = (tool("f"), tool("g"));
+        let tools = [f.clone(), g.clone()];
+        let found = |choice: Option<Value>| {
+            offered(Some(&tools), choice.as_ref()).map_err(|refusal| refusal.body().to_string())
+        };
+        let offer = |shown: &[&Value], required: &[&Value], named| {
+            let all = |list: &[&Value]| list.iter().map(|tool| (*tool).clone()).collect::<Vec<Value>>();
+            Ok(Offer { shown: all(shown), required: all(required), named })
+        };
+        for free in [None, Some(Value::Null), Some("auto".into())] {
+            assert_eq!(found(free), offer(&[&f, &g], &[], false));
         }
-        assert_eq!(offered(Some(&tools), Some(&"none".into())), Ok(vec![]));
-        let named = json!({"type": "function", "function": {"name": "f"}});
-        for choice in ["required".into(), named.clone(), "always".into(), json!(3)] {
-            let refused = offered(Some(&tools), Some(&choice)).expect_err("it would be ignored");
-            assert!(refused.body().to_string().contains("tool_choice"), "{choice}");
+        assert_eq!(found(Some("none".into())), offer(&[], &[], false));
+        assert_eq!(found(Some("required".into())), offer(&[&f, &g], &[&f, &g], false));
+        for named in [json!({"type": "function", "function": {"name": "g"}}), json!({"type": "function", "name": "g"})]
+        {
+            assert_eq!(found(Some(named.clone())), offer(&[&f, &g], &[&g], true));
+            let allowed =
+                |mode: &str| json!({"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [named]}});
+            assert_eq!(found(Some(allowed("auto"))), offer(&[&g], &[], false));
+            assert_eq!(found(Some(allowed("required"))), offer(&[&g], &[&g], false));
+            let flat = json!({"type": "allowed_tools", "mode": "required", "tools": [named]});
+            assert_eq!(found(Some(flat)), offer(&[&g], &[&g], false));
         }
-        // Not every object forces a call, so the message says what is taken.
-        for choice in [json!({"type": "allowed_tools", "mode": "auto", "tools": [named]}), named] {
-            let refused = offered(Some(&tools), Some(&choice)).expect_err("it would be ignored").body();
-            let message = refused["error"]["message"].as_str().unwrap_or_default();
-            assert!(message.contains("anything but \"auto\" and \"none\""), "{message}");
+        let unknown = json!({"type": "function", "function": {"name": "h"}});
+        for wrong in [
+            "always".into(),
+            json!(3),
+            json!({}),
+            json!({"type": "custom", "custom": {"name": "f"}}),
+            json!({"type": "allowed_tools", "mode": "auto", "tools": []}),
+            json!({"type": "allowed_tools", "mode": "auto", "tools": [unknown]}),
+            json!({"type": "allowed_tools", "mode": "some", "tools": [{"type": "function", "name": "f"}]}),
+            unknown,
+        ] {
+            let refused = found(Some(wrong.clone())).expect_err("it would be ignored");
+            assert!(refused.contains("tool_choice"), "{wrong}: {refused}");
         }
+        assert!(offered(None, Some(&"required".into())).is_err(), "there is nothing to call");
     }
 
     #[test]

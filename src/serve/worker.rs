@@ -461,7 +461,7 @@ fn shown(probe: &trace::Probe) -> Value {
 /// One of [`REASONS`](super::metrics::REASONS) for the end of a run.
 pub(super) fn end(reason: &StopReason) -> &'static str {
     match reason {
-        StopReason::Eos | StopReason::StopString | StopReason::StopToken => "stop",
+        StopReason::Eos | StopReason::StopString | StopReason::StopToken | StopReason::FormatComplete => "stop",
         StopReason::MaxNewTokens | StopReason::MaxAnswerTokens | StopReason::ContextFull => "length",
         StopReason::Cancelled => "abort",
         StopReason::Failed(_) => "error",

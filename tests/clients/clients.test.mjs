@@ -9,7 +9,7 @@ import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible';
-import { generateText, jsonSchema, stepCountIs, streamText, tool } from 'ai';
+import { generateText, jsonSchema, Output, stepCountIs, streamText, tool } from 'ai';
 import OpenAI from 'openai';
 
 const EXAMPLE =
@@ -102,6 +102,20 @@ test('AI SDK: settings of pruning go through providerOptions', async () => {
   assert.ok(whole.text);
   const refused = { secateur: { secateur: { bugdet: 'tokens:24' } } };
   await assert.rejects(generateText({ model: sdk(), prompt: EXAMPLE, maxRetries: 0, providerOptions: refused }), /bugdet/);
+});
+
+test('AI SDK: an answer is an object of a schema', async () => {
+  const options = { name: 'secateur', baseURL: `${address}/v1`, supportsStructuredOutputs: true };
+  const properties = { value: { type: 'integer', minimum: 0, maximum: 9 }, sure: { type: 'boolean' } };
+  const schema = jsonSchema({ type: 'object', properties, required: ['value', 'sure'], additionalProperties: false });
+  const whole = await generateText({
+    model: createOpenAICompatible(options)('built-in'),
+    prompt: EXAMPLE,
+    temperature: 0,
+    output: Output.object({ schema }),
+  });
+  assert.ok(Number.isInteger(whole.output.value) && typeof whole.output.sure === 'boolean', JSON.stringify(whole.output));
+  assert.ok(whole.reasoningText);
 });
 
 test('openai: calls of tools come in deltas', async () => {

@@ -10,6 +10,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import typing
 import urllib.request
 
 import pytest
@@ -81,6 +82,21 @@ def test_a_stream_is_the_answer_in_pieces(client):
     assert usage.total_tokens == whole.usage.total_tokens
 
 
+def test_an_answer_is_parsed_into_a_model_of_pydantic(client):
+    pydantic = pytest.importorskip("pydantic")
+
+    class Answer(pydantic.BaseModel):
+        value: int = pydantic.Field(ge=0, le=9)
+        sure: bool
+        kind: typing.Literal["sum", "difference"]
+
+    answer = client.chat.completions.parse(
+        model="built-in", messages=MESSAGES, temperature=0, response_format=Answer
+    )
+    assert isinstance(answer.choices[0].message.parsed, Answer)
+    assert answer.choices[0].message.reasoning_content == chat(client).choices[0].message.reasoning_content
+
+
 def test_pruning_goes_through_extra_body(client):
     extra = {"secateur": {"budget": "tokens:24", "probe_every": 20, "window": 8, "events": "chunks"}}
     probes = [chunk.secateur for chunk in chat(client, stream=True, extra_body=extra) if not chunk.choices]
@@ -90,7 +106,7 @@ def test_pruning_goes_through_extra_body(client):
 
 def test_errors_are_the_packages_own(client, address):
     with pytest.raises(openai.BadRequestError, match="response_format"):
-        chat(client, response_format={"type": "json_object"})
+        chat(client, response_format={"type": "yaml"})
     with pytest.raises(openai.BadRequestError) as error:
         long = [{"role": "user", "content": EXAMPLE * 200}]
         client.chat.completions.create(model="built-in", messages=long)

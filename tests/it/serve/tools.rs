@@ -22,6 +22,59 @@ fn altered(files: &[(&str, String)]) -> ModelSource {
     }))
 }
 
+/// A call that is required comes after the thought, with arguments that keep to their schema, in the form that the model's
+/// template shows. The stream has the same.
+#[test]
+fn a_call_can_be_required() {
+    let server = server();
+    let schema = |city: &str| json!({"type": "object", "properties": {"city": {"enum": [city, "Rome"]}, "days": {"type": "integer", "minimum": 1, "maximum": 3}}, "required": ["city", "days"], "additionalProperties": false});
+    let function =
+        |name: &str, city: &str| json!({"type": "function", "function": {"name": name, "parameters": schema(city)}});
+    let tools = json!([function("first", "Oslo"), function("second", "Bern")]);
+    let named = json!({"type": "function", "function": {"name": "second"}});
+    let allowed = json!({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [named]}});
+    for (choice, names, most) in
+        [(json!("required"), &["first", "second"][..], 1), (named, &["second"], 1), (allowed, &["second"], 9)]
+    {
+        for seed in 0..3 {
+            let fields = json!({"tools": tools, "tool_choice": choice, "parallel_tool_calls": most > 1, "temperature": 1, "seed": seed, "max_tokens": 400});
+            let body = asked(fields);
+            let reply = server.chat(&body);
+            let message = &reply["choices"][0]["message"];
+            assert!(message["content"].is_null() && message["reasoning_content"].is_string(), "{reply}");
+            let calls = named_calls(&message["tool_calls"]);
+            let complete = reply["choices"][0]["finish_reason"] == "tool_calls";
+            assert!(complete || most > 1, "{reply}");
+            for (name, arguments) in &calls[..calls.len() - usize::from(!complete)] {
+                let value: Value = serde_json::from_str(arguments).unwrap_or_else(|e| panic!("{e}: {arguments}"));
+                let city = value["city"].as_str().expect("a text");
+                let own = if name == "first" { "Oslo" } else { "Bern" };
+                assert!(names.contains(&name.as_str()) && [own, "Rome"].contains(&city), "{name}: {value}");
+                assert!((1..=3).contains(&value["days"].as_u64().expect("a number")), "{value}");
+            }
+            assert!(!calls.is_empty() && calls.len() <= most, "{calls:?}");
+            let (chunks, _) = events(&server.streamed(&body).rest());
+            assert_eq!(named_calls(&streamed(&chunks)), calls);
+        }
+    }
+    // The names are checked before anything runs.
+    let unknown = json!({"tool_choice": {"type": "function", "function": {"name": "third"}}});
+    assert!(server.post("/v1/chat/completions", &asked(unknown)).refusal(400).contains("tool_choice"));
+}
+
+/// A model could not call a tool within a format, so both together are refused.
+#[test]
+fn a_format_beside_tools_is_refused() {
+    let server = server();
+    let format = json!({"response_format": {"type": "json_object"}});
+    let message = server.post("/v1/chat/completions", &asked(format.clone())).refusal(400);
+    assert!(message.contains("beside tools"), "{message}");
+    let mut unused = asked(format);
+    unused["tool_choice"] = "none".into();
+    unused["max_tokens"] = 3.into();
+    server.chat(&unused);
+}
+
 fn server() -> Server {
     Server::of(CALLER, options())
 }
@@ -57,7 +110,7 @@ fn answered(result: &str) -> Value {
 }
 
 /// Without ids, which are random: the name and the arguments of each call.
-fn named(calls: &Value) -> Vec<(String, String)> {
+fn named_calls(calls: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("{calls}")).to_string();
     let call = |call: &Value| (text(&call["function"]["name"]), text(&call["function"]["arguments"]));
     calls.as_array().expect("calls").iter().map(call).collect()
@@ -98,7 +151,7 @@ fn calls_come_apart_from_text_and_thought() {
     let choice = &body["choices"][0];
     assert_eq!(choice["finish_reason"], "tool_calls");
     assert_eq!(choice["message"]["content"], "Let me look.");
-    assert_eq!(named(&choice["message"]["tool_calls"]), expected(2));
+    assert_eq!(named_calls(&choice["message"]["tool_calls"]), expected(2));
     let thought = choice["message"]["reasoning_content"].as_str().expect("it thinks");
     assert!(thought.contains("<tool_call>{\"name\""), "a call in a thought is none: {thought}");
     let ids: Vec<&str> = choice["message"]["tool_calls"]
@@ -113,7 +166,7 @@ fn calls_come_apart_from_text_and_thought() {
     let (chunks, _) = events(&text);
     let (thinking, content, finish) = texts(&chunks, 0);
     assert_eq!((thinking.as_str(), content.as_str(), finish.as_deref()), (thought, "Let me look.", Some("tool_calls")));
-    assert_eq!(named(&streamed(&chunks)), expected(2));
+    assert_eq!(named_calls(&streamed(&chunks)), expected(2));
     // A call is announced before its arguments are complete, and they come in pieces. What comes while the stream is
     // busy is joined, so one of several streams is enough.
     let in_pieces = || {
@@ -128,16 +181,16 @@ fn calls_come_apart_from_text_and_thought() {
     let inside = server.chat(&asked(json!({"reasoning_format": "none"})));
     let message = &inside["choices"][0]["message"];
     assert!(message["content"].as_str().is_some_and(|text| text.contains("not in a thought")), "{inside}");
-    assert_eq!(named(&message["tool_calls"]), expected(2));
+    assert_eq!(named_calls(&message["tool_calls"]), expected(2));
 }
 
 #[test]
 fn a_client_decides_whether_and_how_many_tools_are_called() {
     let server = server();
     let one = server.chat(&asked(json!({"parallel_tool_calls": false})));
-    assert_eq!(named(&one["choices"][0]["message"]["tool_calls"]), expected(1));
+    assert_eq!(named_calls(&one["choices"][0]["message"]["tool_calls"]), expected(1));
     let chunks = events(&server.streamed(&asked(json!({"parallel_tool_calls": false}))).rest()).0;
-    assert_eq!(named(&streamed(&chunks)), expected(1));
+    assert_eq!(named_calls(&streamed(&chunks)), expected(1));
     // Without tools the model is not shown any.
     let none = server.chat(&asked(json!({"tool_choice": "none"})));
     let message = &none["choices"][0]["message"];
@@ -145,7 +198,7 @@ fn a_client_decides_whether_and_how_many_tools_are_called() {
     // Only what was offered is a call; anything else is text, and nothing of it is lost.
     let other = server.chat(&asked(json!({"tools": [tool("get_time", "")]})));
     let message = &other["choices"][0]["message"];
-    assert_eq!(named(&message["tool_calls"]), expected(2)[1..]);
+    assert_eq!(named_calls(&message["tool_calls"]), expected(2)[1..]);
     let content = message["content"].as_str().expect("text");
     let unknown = "Let me look. \n<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\", \"days\": 2}}\n</tool_call>";
     assert_eq!(content, unknown);
@@ -156,21 +209,24 @@ fn a_client_decides_whether_and_how_many_tools_are_called() {
     let choice = &cut["choices"][0];
     assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("length"), &json!("Let me look.")));
     assert_eq!(
-        named(&choice["message"]["tool_calls"]),
+        named_calls(&choice["message"]["tool_calls"]),
         [("get_weather".into(), "{\"city\": \"Paris\", \"days\": ".into())]
     );
     // A text that stops the answer inside the arguments: they are cut too, but the model's answer has ended.
     let stopped = server.chat(&asked(json!({"stop": ["days"]})));
     let choice = &stopped["choices"][0];
     assert_eq!(choice["finish_reason"], "tool_calls");
-    assert_eq!(named(&choice["message"]["tool_calls"]), [("get_weather".into(), "{\"city\": \"Paris\", \"".into())]);
+    assert_eq!(
+        named_calls(&choice["message"]["tool_calls"]),
+        [("get_weather".into(), "{\"city\": \"Paris\", \"".into())]
+    );
     // One that does not occur changes nothing.
     let other = server.chat(&asked(json!({"stop": ["nothing"]})));
     let message = &other["choices"][0]["message"];
-    assert_eq!((&message["content"], named(&message["tool_calls"])), (&json!("Let me look."), expected(2)));
+    assert_eq!((&message["content"], named_calls(&message["tool_calls"])), (&json!("Let me look."), expected(2)));
     let several = server.chat(&asked(json!({"n": 2})));
     for choice in several["choices"].as_array().expect("choices") {
-        assert_eq!(named(&choice["message"]["tool_calls"]), expected(2));
+        assert_eq!(named_calls(&choice["message"]["tool_calls"]), expected(2));
     }
 }
 
@@ -292,7 +348,7 @@ fn a_mark_that_is_a_special_token_is_seen() {
     let server = Server::with(source, options());
     let body = server.chat(&asked(json!({})));
     let calls = &body["choices"][0]["message"]["tool_calls"];
-    assert_eq!(named(calls), expected(1), "{body}");
+    assert_eq!(named_calls(calls), expected(1), "{body}");
     let id = calls[0]["id"].as_str().expect("an id");
     assert!(id.len() == 9 && id.chars().all(|c| c.is_ascii_alphanumeric()), "as Mistral's templates want it: {id}");
 }

@@ -294,11 +294,66 @@ fn probes_are_sent_to_clients_that_ask() {
     assert_eq!(chunks.iter().filter(|chunk| chunk.get("secateur").is_some()).count(), probes.len());
 }
 
+/// The thinking is what it is without a format, the answer keeps to it, and a stream says the same. All the fields in which
+/// clients name a format lead to one answer.
+#[test]
+fn an_answer_keeps_to_the_format_that_is_asked_for() {
+    let server = Server::start(options());
+    let plain = server.chat(&chat(builtin::EXAMPLE, json!({})));
+    let schema = json!({
+        "type": "object",
+        "properties": {"value": {"type": "integer", "minimum": 0, "maximum": 9}, "sure": {"type": "boolean"}},
+        "required": ["value", "sure"],
+        "additionalProperties": false,
+    });
+    let named = json!({"type": "json_schema", "json_schema": {"name": "value", "strict": true, "schema": schema}});
+    let mut answers = Vec::new();
+    for fields in [
+        json!({"response_format": named}),
+        json!({"response_format": {"type": "json_object", "schema": schema}}),
+        json!({"json_schema": schema}),
+        json!({"guided_json": schema}),
+        json!({"structured_outputs": {"json": schema}}),
+    ] {
+        let body = chat(builtin::EXAMPLE, fields);
+        let whole = server.chat(&body);
+        let choice = &whole["choices"][0];
+        assert_eq!(choice["message"]["reasoning_content"], plain["choices"][0]["message"]["reasoning_content"]);
+        assert_eq!(choice["finish_reason"], "stop");
+        let content = choice["message"]["content"].as_str().expect("a text").to_string();
+        let value: Value = serde_json::from_str(&content).unwrap_or_else(|e| panic!("{e}: {content}"));
+        assert!(value["value"].as_u64() <= Some(9) && value["sure"].is_boolean(), "{value}");
+        let (chunks, _) = events(&server.streamed(&body).rest());
+        let (_, streamed, finish) = texts(&chunks, 0);
+        assert_eq!((&streamed, finish.as_deref()), (&content, Some("stop")));
+        answers.push(content);
+    }
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+    let several =
+        json!({"guided_choice": ["yes", "no"], "n": 3, "temperature": 2, "seed": 1, "thinking_token_budget": 5});
+    for choice in server.chat(&chat(builtin::EXAMPLE, several))["choices"].as_array().expect("choices") {
+        assert!([json!("yes"), json!("no")].contains(&choice["message"]["content"]), "{choice}");
+    }
+    let completion = json!({"prompt": "<|assistant|><think></think>", "guided_regex": "[0-9]{5}", "temperature": 0});
+    let reply = server.post("/v1/completions", &completion).json();
+    let text = reply["choices"][0]["text"].as_str().expect("a text");
+    assert!(text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit()), "{reply}");
+    // An answer that is cut off is no JSON, and says so.
+    let cut = json!({"response_format": named, "thinking_token_budget": 5, "secateur": {"max_answer_tokens": 3}});
+    assert_eq!(server.chat(&chat(builtin::EXAMPLE, cut))["choices"][0]["finish_reason"], "length");
+}
+
 #[test]
 fn what_would_change_the_answer_and_is_not_done_is_refused_by_name() {
     let server = Server::start(options());
     for (fields, name) in [
-        (json!({"response_format": {"type": "json_object"}}), "response_format"),
+        (json!({"response_format": {"type": "yaml"}}), "response_format"),
+        (
+            json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "none"}}}}),
+            "answer_format",
+        ),
+        (json!({"response_format": {"type": "json_object"}, "ignore_eos": true}), "ignore_eos"),
+        (json!({"grammar": "root ::= x"}), "grammar"),
         (json!({"logit_bias": {"5": 1}}), "logit_bias"),
         (json!({"logprobs": true, "top_logprobs": 21}), "logprobs"),
         (json!({"top_logprobs": 2}), "top_logprobs"),
@@ -308,6 +363,7 @@ fn what_would_change_the_answer_and_is_not_done_is_refused_by_name() {
         (json!({"tools": [{"type": "function", "function": {"name": "f"}}]}), "has no tools"),
         (json!({"messages": [{"role": "tool", "tool_call_id": "x", "content": "a"}]}), "has no tools"),
         (json!({"tool_choice": "required"}), "tool_choice"),
+        (json!({"tool_choice": "always"}), "tool_choice"),
         (json!({"audio": {}}), "audio"),
         (json!({"stop": ""}), "stop"),
         (json!({"stop": ["a", ""]}), "stop"),
