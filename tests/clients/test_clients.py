@@ -90,9 +90,7 @@ def test_an_answer_is_parsed_into_a_model_of_pydantic(client):
         sure: bool
         kind: typing.Literal["sum", "difference"]
 
-    answer = client.chat.completions.parse(
-        model="built-in", messages=MESSAGES, temperature=0, response_format=Answer
-    )
+    answer = client.chat.completions.parse(model="built-in", messages=MESSAGES, temperature=0, response_format=Answer)
     assert isinstance(answer.choices[0].message.parsed, Answer)
     assert answer.choices[0].message.reasoning_content == chat(client).choices[0].message.reasoning_content
 
@@ -102,6 +100,36 @@ def test_pruning_goes_through_extra_body(client):
     probes = [chunk.secateur for chunk in chat(client, stream=True, extra_body=extra) if not chunk.choices]
     assert any(probe["probe"]["evicted"] > 0 for probe in probes)
     assert chat(client, extra_body=extra).usage.secateur["evicted_tokens"] > 0
+
+
+def test_metrics_are_what_prometheus_reads(client, address):
+    """Read by the parser of Prometheus' own package, before and after a request."""
+    parser = pytest.importorskip("prometheus_client.parser", reason="the package prometheus-client is not installed")
+
+    def scraped():
+        request = urllib.request.Request(f"{address}/metrics", headers={"authorization": "Bearer a key"})
+        with urllib.request.urlopen(request) as response:
+            assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+            families = list(parser.text_string_to_metric_families(response.read().decode()))
+        assert all(family.name.startswith("secateur_") and family.documentation for family in families)
+        assert {family.type for family in families} == {"counter", "gauge", "histogram"}
+        assert len({family.name for family in families}) == len(families)
+        for family in (family for family in families if family.type == "histogram"):
+            counts = [sample.value for sample in family.samples if sample.name.endswith("_bucket")]
+            total = [sample.value for sample in family.samples if sample.name.endswith("_count")]
+            assert counts == sorted(counts) and counts[-1:] == total, family
+            assert family.samples[len(counts) - 1].labels["le"] == "+Inf"
+        return {(s.name, tuple(s.labels.items())): (f.type, s.value) for f in families for s in f.samples}
+
+    before = scraped()
+    usage = chat(client).usage
+    after = scraped()
+    assert before.keys() <= after.keys()
+    grown = {key: value - before[key][1] for key, (kind, value) in after.items() if kind != "gauge" and key in before}
+    assert all(value >= 0 for value in grown.values()), "a counter that falls"
+    assert grown[("secateur_prompt_tokens_total", ())] == usage.prompt_tokens
+    assert grown[("secateur_generation_tokens_total", ())] == usage.completion_tokens
+    assert grown[("secateur_e2e_request_latency_seconds_count", ())] == 1
 
 
 def test_errors_are_the_packages_own(client, address):
@@ -146,7 +174,27 @@ def test_tools_are_called_and_their_results_answered(caller):
     assert answer.choices[0].finish_reason == "stop"
     assert answer.choices[0].message.content.startswith("It is 21 °C")
     with pytest.raises(openai.BadRequestError, match="tool_choice"):
-        caller.chat.completions.create(model="caller", messages=messages, tools=TOOLS, tool_choice="required")
+        unknown = {"type": "function", "function": {"name": "get_news"}}
+        caller.chat.completions.create(model="caller", messages=messages, tools=TOOLS, tool_choice=unknown)
+
+
+def test_a_call_can_be_required(caller):
+    tool = function("get_weather")
+    schema = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+    tool["function"]["parameters"] = schema | {"additionalProperties": False}
+    named = {"type": "function", "function": {"name": "get_weather"}}
+    # The results of a call are there: by itself the model would answer.
+    call = {"id": "x", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Rome"}'}}
+    messages = [
+        {"role": "user", "content": "How warm is it in Paris?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "x", "content": "21"},
+    ]
+    asked = dict(model="caller", messages=messages, tools=[tool, function("get_time")])
+    assert not caller.chat.completions.create(**asked).choices[0].message.tool_calls
+    answer = caller.chat.completions.create(**asked, tool_choice=named).choices[0]
+    assert answer.finish_reason == "tool_calls" and len(answer.message.tool_calls) == 1
+    assert json.loads(answer.message.tool_calls[0].function.arguments)["city"] in ("Oslo", "Rome")
 
 
 def test_models_are_listed(client):
