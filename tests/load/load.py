@@ -5,7 +5,7 @@
     python tests/load/load.py --clients 64 --minutes 10 --leave 0.1 --slow 0.05 --broken 0.1
 
 Each client sends one request after the other and reads its stream. For every number of clients there is one line: the
-time to the first token and between tokens (median and 99 %), tokens a second of all clients together, and how each
+time to the first token and between tokens (median, 99 % and longest), tokens a second of all clients together, and how each
 request ended. A request has ended well if it was answered to its end, was refused with a status and a reason, or was
 left by this client itself. Anything else (an error of the server, a stream that broke off) is lost, and the exit code is then 1. Only the standard library is needed.
 """
@@ -185,7 +185,7 @@ async def main():
         print(
             f"{clients} clients, {seconds:.1f} s: first token {percent(tally.first, 0.5)} (99 %: "
             f"{percent(tally.first, 0.99)}), between tokens {percent(tally.gaps, 0.5)} (99 %: "
-            f"{percent(tally.gaps, 0.99)}), {tally.tokens / seconds:.1f} tok/s, at most {max(running, default=0):.0f} at "
+            f"{percent(tally.gaps, 0.99)}, longest: {percent(tally.gaps, 1)}), {tally.tokens / seconds:.1f} tok/s, at most {max(running, default=0):.0f} at "
             f"once, cache at most {max(used, default=0) / 1e6:.2f} MB; ends: {json.dumps(tally.ends, ensure_ascii=False)}"
         )
         lost += sum(count for how, count in tally.ends.items() if how.startswith("lost"))
