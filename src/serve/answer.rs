@@ -361,7 +361,7 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
                     collected.thinking[choice].push_str(&thinking.unwrap_or_default());
                     collected.keep(choice, told);
                 }
-                Piece::Probe(_) | Piece::Events(_) => (),
+                Piece::Probe(_) | Piece::Events(_) | Piece::Trace(_) => (),
                 Piece::End(ending) => {
                     if let Some(refusal) = failure(&ending) {
                         return Err(refusal);
@@ -541,6 +541,11 @@ impl Stream {
                 Events::Chunks => self.send_own(json!({"choice": choice, "probe": probe})),
             },
             Piece::Events(events) => self.send_own(json!({"choice": choice, "events": events})),
+            Piece::Trace(trace) => {
+                if let Ok(trace) = trace.to_json() {
+                    self.send_own(json!({"choice": choice, "events": [{"type": "trace", "json": trace}]}));
+                }
+            }
             Piece::End(ending) => self.end(choice, ending),
         }
     }

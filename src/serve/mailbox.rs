@@ -41,6 +41,9 @@ pub(super) enum Piece {
     Probe(Value),
     /// Events of the run, as the page sees them. They are joined too; between texts and events there is no order.
     Events(Vec<Value>),
+    /// The record of the run, for the page. It becomes text where it is sent: on the engine's thread that would hold up
+    /// all other requests.
+    Trace(Box<Trace>),
     /// The choice has ended. Nothing follows.
     End(Result<Box<Ending>, Error>),
 }

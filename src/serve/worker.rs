@@ -468,17 +468,6 @@ pub(super) fn end(reason: &StopReason) -> &'static str {
     }
 }
 
-/// The events at the end of a run. Like the page's own engine, the server ends one that did not fail with its trace.
-fn last_events(events: &RunEvents, result: &RunResult) -> Vec<Value> {
-    let mut last = events.ending(result);
-    if result.error.is_none()
-        && let Ok(trace) = result.trace.to_json()
-    {
-        last.push(json!({"type": "trace", "json": trace}));
-    }
-    last
-}
-
 /// Tells a job's client how it ended.
 fn finish(mut job: Recipient, result: Result<RunResult>, shared: &Shared) {
     let metrics = &shared.metrics;
@@ -489,7 +478,11 @@ fn finish(mut job: Recipient, result: Result<RunResult>, shared: &Shared) {
         }
         Ok(result) => {
             if let Watch::Run(events) = &job.watch {
-                job.mailbox.put(job.choice, Piece::Events(last_events(events, &result)));
+                job.mailbox.put(job.choice, Piece::Events(events.ending(&result)));
+                // Like the page's own engine, the server ends a run that did not fail with its trace.
+                if result.error.is_none() {
+                    job.mailbox.put(job.choice, Piece::Trace(Box::new(result.trace.clone())));
+                }
             }
             let RunResult { trace, error, prompt_logprobs, shared_tokens, .. } = result;
             metrics.shared_tokens.fetch_add(shared_tokens as u64, Ordering::Relaxed);
