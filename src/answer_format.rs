@@ -1,9 +1,10 @@
 //! The form that an answer must have. The engine lets the model choose only among tokens that keep to it.
+use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -24,7 +25,7 @@ pub enum AnswerFormat {
     },
     /// A text that this regular expression matches as a whole.
     Regex {
-        /// The expression, in the syntax of Rust's crate `regex`, without anchors.
+        /// The expression, in the syntax of Rust's crate `regex`, without word boundaries. It holds for the whole text.
         pattern: String,
     },
     /// One of these texts.
@@ -42,18 +43,42 @@ pub enum AnswerFormat {
     },
 }
 
+/// The most bytes of a format, as JSON or as text.
+const MOST_BYTES: usize = 64 << 10;
+/// The most texts of a choice.
+const MOST_CHOICES: usize = 1000;
+/// The most tools of which one must be called.
+const MOST_TOOLS: usize = 128;
+/// The most objects, lists and values of a schema, all together.
+const MOST_NODES: usize = 4000;
+/// The most properties of an object, and the most members of an `anyOf`, `oneOf` or `allOf`.
+const MOST_MEMBERS: usize = 200;
+/// The most `patternProperties` of an object. Each is compared with each.
+const MOST_PATTERNS: usize = 8;
+/// The most different references of a schema. A chain of them is followed on the stack.
+const MOST_REFERENCES: usize = 100;
+/// The largest `multipleOf`, in units of its last decimal digit. Its automaton has as many states.
+const MOST_MULTIPLE: f64 = 1000.0;
+
 impl AnswerFormat {
-    /// Checks what can be checked without a model.
+    /// Checks what can be checked without a model. Formats come from strangers, and some short ones would take minutes and
+    /// gigabytes, so their parts are limited.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for a schema that is none, and for a choice among nothing or among texts one of which is empty.
+    /// [`ErrorKind::Input`] for a schema that is none or too large, and for a choice among nothing, among too many texts, or
+    /// among texts one of which is empty.
     pub fn check(&self) -> Result<()> {
         let wrong = |what: &str, expected: &str, found: &dyn fmt::Display| {
             Err(Error::new(ErrorKind::Input, what).at("`answer_format`").expected(expected).found(found))
         };
         match self {
-            Self::JsonObject | Self::Regex { .. } => Ok(()),
-            Self::JsonSchema { schema: Value::Object(_) | Value::Bool(_) } => Ok(()),
+            Self::JsonObject => Ok(()),
+            Self::Regex { pattern } if pattern.len() > MOST_BYTES => {
+                wrong("the pattern is too long", &format!("at most {MOST_BYTES} bytes"), &pattern.len())
+            }
+            Self::Regex { .. } => Ok(()),
+            Self::JsonSchema { schema: schema @ Value::Object(_) } => check_schema(schema),
+            Self::JsonSchema { schema: Value::Bool(_) } => Ok(()),
             Self::JsonSchema { schema } => wrong("this is no JSON Schema", "a JSON object", schema),
             Self::Choice { choices } if choices.is_empty() => {
                 wrong("there is nothing to choose", "some texts", &"none")
@@ -61,16 +86,94 @@ impl AnswerFormat {
             Self::Choice { choices } if choices.iter().any(String::is_empty) => {
                 wrong("an answer cannot be empty", "texts of at least one character", &"an empty text")
             }
-            Self::Choice { .. } => Ok(()),
+            Self::Choice { choices } if choices.len() > MOST_CHOICES => {
+                wrong("there are too many texts to choose from", &format!("at most {MOST_CHOICES}"), &choices.len())
+            }
+            Self::Choice { choices } => match choices.iter().map(String::len).sum() {
+                0..=MOST_BYTES => Ok(()),
+                bytes => wrong("the texts to choose from are too long", &format!("at most {MOST_BYTES} bytes"), &bytes),
+            },
             Self::ToolCalls { tools, .. } if tools.is_empty() => {
                 wrong("there is nothing to call", "some tools", &"none")
             }
             Self::ToolCalls { tools, .. } => match tools.iter().find(|tool| !tool["function"]["name"].is_string()) {
                 Some(tool) => wrong("a tool has no name", "{\"function\": {\"name\": …}}", tool),
-                None => Ok(()),
+                None if tools.len() > MOST_TOOLS => wrong(
+                    "there are too many tools to call one of them",
+                    &format!("at most {MOST_TOOLS}"),
+                    &tools.len(),
+                ),
+                None => tools.iter().try_for_each(|tool| check_schema(&tool["function"]["parameters"])),
             },
         }
     }
+}
+
+/// Refuses a schema that is too large, or that needs too much.
+fn check_schema(schema: &Value) -> Result<()> {
+    let refused = |what: &str, expected: String, found: &dyn fmt::Display| {
+        let e = Error::new(ErrorKind::Input, what).at("`answer_format`").expected(expected).found(found);
+        Err(e.help("use a simpler schema"))
+    };
+    let bytes = schema.to_string().len();
+    if bytes > MOST_BYTES {
+        return refused("the JSON Schema is too long", format!("at most {MOST_BYTES} bytes"), &bytes);
+    }
+    let (mut nodes, mut references, mut left) = (0, HashSet::new(), vec![schema]);
+    while let Some(node) = left.pop() {
+        nodes += 1;
+        match node {
+            Value::Array(items) => left.extend(items),
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    let members = value.as_object().map(Map::len).or(value.as_array().map(Vec::len)).unwrap_or(0);
+                    let most = match name.as_str() {
+                        "patternProperties" => MOST_PATTERNS,
+                        "properties" | "anyOf" | "oneOf" | "allOf" | "prefixItems" => MOST_MEMBERS,
+                        _ => usize::MAX,
+                    };
+                    if members > most {
+                        return refused(
+                            &format!("the JSON Schema has too many {name}"),
+                            format!("at most {most}"),
+                            &members,
+                        );
+                    }
+                    match (name.as_str(), value) {
+                        ("multipleOf", Value::Number(number)) => {
+                            let digits = number.to_string();
+                            let digits = digits.split_once('.').map_or(0, |(_, digits)| digits.len());
+                            let units = number.as_f64().unwrap_or(0.0).abs() * 10f64.powi(digits.min(99) as i32);
+                            if !(1.0..=MOST_MULTIPLE).contains(&units) {
+                                let expected = format!("from 1 to {MOST_MULTIPLE}, in units of the last decimal digit");
+                                return refused("this multipleOf is not supported", expected, number);
+                            }
+                        }
+                        ("$ref", Value::String(to)) => drop(references.insert(to.as_str())),
+                        // It would tell the library how to read the schema, and how to be lenient.
+                        ("x-guidance", _) => {
+                            return refused(
+                                "the JSON Schema has a key that is not supported",
+                                "none of this name".into(),
+                                name,
+                            );
+                        }
+                        _ => (),
+                    }
+                    left.push(value);
+                }
+            }
+            _ => (),
+        }
+    }
+    if nodes > MOST_NODES {
+        return refused("the JSON Schema has too many parts", format!("at most {MOST_NODES}"), &nodes);
+    }
+    if references.len() > MOST_REFERENCES {
+        let found = references.len();
+        return refused("the JSON Schema has too many references", format!("at most {MOST_REFERENCES}"), &found);
+    }
+    Ok(())
 }
 
 impl FromStr for AnswerFormat {

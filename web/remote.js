@@ -37,7 +37,18 @@ const PROMPTS = ['prompt', 'messages', 'ids'];
 /** Those of a random draw, which a greedy request has not. */
 const DRAW = ['temperature', 'top_k', 'top_p', 'min_p'];
 /** Those that are put into other words below. */
-const REWORDED = [...PROMPTS, ...TEMPLATE, 'raw', 'greedy'];
+const REWORDED = [...PROMPTS, ...TEMPLATE, 'raw', 'greedy', 'answer_format'];
+
+/**
+ * What an answer must look like, in the fields that servers have for it.
+ * @type {{[type: string]: (format: {[name: string]: any}) => object}}
+ */
+const FORMATS = {
+  json_object: () => ({ response_format: { type: 'json_object' } }),
+  json_schema: ({ schema }) => ({ response_format: { type: 'json_schema', json_schema: { name: 'answer', schema } } }),
+  regex: ({ pattern }) => ({ structured_outputs: { regex: pattern } }),
+  choice: ({ choices }) => ({ structured_outputs: { choice: choices } }),
+};
 
 /**
  * Asks for a key of the server.
@@ -235,6 +246,11 @@ export class RemoteEngine {
     if (greedy) {
       if (found(DRAW).some((name) => name !== 'temperature' || given[name] > 0)) throw refused('greedy decoding excludes the settings of a random draw', ['greedy']);
       body.temperature = 0;
+    }
+    if (given.answer_format) {
+      const words = FORMATS[given.answer_format.type];
+      if (!words) throw refused(`a server is not asked for a format of the type ${JSON.stringify(given.answer_format.type)}`, ['answer_format']);
+      Object.assign(body, words(given.answer_format));
     }
     if (ids || raw) {
       if (found(TEMPLATE).length) throw refused('without the chat template this setting has no effect', found(TEMPLATE));

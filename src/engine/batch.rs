@@ -441,8 +441,8 @@ impl<'e> Batch<'e> {
             let chunks = (r.sequence.prompt.len() - r.sequence.forwarded).div_ceil(PREFILL_CHUNK);
             (chunks.saturating_sub(4 * r.sequence.passed_over), r.sequence.id)
         };
-        let Some(next) = (0..prefilling.len()).min_by_key(|i| urgency(&prefilling[*i])) else { return };
-        let Running { place, sequence } = prefilling.swap_remove(next);
+        let Some(urgent) = (0..prefilling.len()).min_by_key(|i| urgency(&prefilling[*i])) else { return };
+        let Running { place, sequence } = prefilling.swap_remove(urgent);
         sequence.passed_over = 0;
         prefilling.into_iter().for_each(|other| other.sequence.passed_over += 1);
         if !sequence.has_begun() {
@@ -450,12 +450,11 @@ impl<'e> Batch<'e> {
             (sequence.forwarded, sequence.shared) = (copied, copied);
         }
         let forced = sequence.forced_first();
-        let next = forced.map_or_else(|| sequence.next(), |token| Ok(Next::Only(token)));
-        let Some(next) = sequence.or_fail(next) else { return };
-        let rest = &sequence.prompt[sequence.forwarded..];
+        let rest = sequence.prompt[sequence.forwarded..].to_vec();
         let left = rest.len();
-        let forwarded = match self.runner.prefill_then(place, rest, &next) {
-            Err(_) if self.runner.forget_idle() => self.runner.prefill_then(place, rest, &next),
+        let mut first = || forced.map_or_else(|| next(sequence), Next::Only);
+        let forwarded = match self.runner.prefill_then(place, &rest, &mut first) {
+            Err(_) if self.runner.forget_idle() => self.runner.prefill_then(place, &rest, &mut first),
             forwarded => forwarded,
         };
         let Some(forwarded) = sequence.or_fail(forwarded) else { return };
@@ -503,8 +502,8 @@ impl<'e> Batch<'e> {
                 continue;
             }
             if stepwise {
-                let next: Vec<Next> = rows.iter_mut().map(|row| next(row.sequence)).collect();
-                self.runner.decode_then(&places_of(&rows), &next)?;
+                let places = places_of(&rows);
+                self.runner.decode_then(&places, || rows.iter_mut().map(|row| next(row.sequence)).collect())?;
             } else {
                 self.runner.decode(&places_of(&rows), steps)?;
             }
@@ -519,8 +518,10 @@ impl<'e> Batch<'e> {
         }
     }
 
-    /// Waits for the oldest read and adds its tokens. Repeats this while more than one read is under way.
+    /// Waits for the oldest read and adds its tokens. Repeats this while more than one read is under way, or until all have
+    /// come where a sequence needs its latest token for the next one.
     async fn read(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
+        let most = usize::from(!self.places.sequences().any(|s| s.is_stepwise()));
         while let Some(PendingIds { sampled, state, logprobs }) = self.reads.pop_front() {
             let state = state.finish().await?;
             let mut logprobs = Rows::new(match logprobs {
@@ -546,7 +547,7 @@ impl<'e> Batch<'e> {
                     sequence.or_fail(taken);
                 }
             }
-            if self.reads.len() <= 1 {
+            if self.reads.len() <= most {
                 break;
             }
         }

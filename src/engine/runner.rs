@@ -347,11 +347,11 @@ impl Runner {
     /// # Errors
     /// The errors of [`Decoder::plan`].
     pub fn prefill(&mut self, seq: usize, rest: &[u32]) -> Result<usize> {
-        self.prefill_then(seq, rest, &Next::Any)
+        self.prefill_then(seq, rest, || Next::Any)
     }
 
-    /// Like [`prefill`](Self::prefill), but the first token is as `next` says.
-    pub(crate) fn prefill_then(&mut self, seq: usize, rest: &[u32], next: &Next) -> Result<usize> {
+    /// Like [`prefill`](Self::prefill), but the first token is as `next` says. It is asked once the last chunk is launched.
+    pub(crate) fn prefill_then(&mut self, seq: usize, rest: &[u32], next: impl FnOnce() -> Next) -> Result<usize> {
         self.cache.reserve(&[seq], rest.len())?;
         // Chunks end where they would if nothing had been copied.
         let begun = self.cache.sequence(seq).position.0 as usize % PREFILL_CHUNK;
@@ -369,7 +369,7 @@ impl Runner {
         }
         if ids.len() == rest.len() {
             let logits = self.model.logits(&out, Logits::Last);
-            self.sample_next(&logits, &[seq], std::slice::from_ref(next), ids.len());
+            self.sample_next(&logits, &[seq], &[next()], ids.len());
             self.observe(&logits, &[seq]);
         } else {
             self.cache.advance(seq, ids.len(), 0);
@@ -383,19 +383,20 @@ impl Runner {
     /// # Errors
     /// The errors of [`Decoder::plan`].
     pub fn decode(&mut self, seqs: &[usize], steps: usize) -> Result<()> {
-        (0..steps).try_for_each(|_| self.decode_then(seqs, &[]))
+        (0..steps).try_for_each(|_| self.decode_then(seqs, Vec::new))
     }
 
-    /// A decode step of all of `seqs` in which their next tokens are as `next` says; empty: any.
+    /// A decode step of all of `seqs` in which their next tokens are as `next` says; empty: any. It is asked once the forward
+    /// is launched, so that the device need not wait for the answer.
     ///
     /// # Errors
     /// The errors of [`Decoder::plan`].
-    pub(crate) fn decode_then(&mut self, seqs: &[usize], next: &[Next]) -> Result<()> {
+    pub(crate) fn decode_then(&mut self, seqs: &[usize], next: impl FnOnce() -> Vec<Next>) -> Result<()> {
         self.model.device().note_step();
         let plan = self.model.plan(Input::Pending(seqs), &mut self.cache)?;
         let out = self.model.forward(&plan, &mut self.cache, None);
         let logits = self.model.logits(&out, Logits::Last);
-        self.sample_next(&logits, seqs, next, 1);
+        self.sample_next(&logits, seqs, &next(), 1);
         self.observe(&logits, seqs);
         Ok(())
     }
@@ -540,7 +541,7 @@ impl Runner {
     pub(crate) fn force(&mut self, tokens: &[(usize, u32)]) -> Result<()> {
         let (seqs, next): (Vec<usize>, Vec<Next>) =
             tokens.iter().map(|(seq, token)| (*seq, Next::Only(*token))).unzip();
-        self.decode_then(&seqs, &next)
+        self.decode_then(&seqs, || next)
     }
 
     /// Empties `seq` and gives its memory back.

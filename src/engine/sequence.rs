@@ -62,6 +62,8 @@ pub(crate) struct Sequence {
     pub probe_ids: Vec<u32>,
     think: ThinkIds,
     eos: Vec<u32>,
+    /// Rows of the output layer: ids that can be sampled.
+    vocab: usize,
     tokenizer: Option<Tokenizer>,
     detokenizer: Option<Detokenizer>,
     text: String,
@@ -138,6 +140,11 @@ impl Sequence {
                 probe_ids
             }
         };
+        if grammar.is_some() && think.close.is_none() && settings.max_thinking_tokens.is_some() {
+            let what = "this model's thinking has no single closing tag, so all of its text is the answer";
+            let e = Error::new(ErrorKind::Input, what).at("`answer_format`");
+            return Err(e.help("leave out `max_thinking_tokens`"));
+        }
         let slots = Slots { prompt: prompt.len(), probe: probe_ids.len(), context: model.context, settings };
         Ok(Self {
             id,
@@ -148,6 +155,7 @@ impl Sequence {
             probe_ids,
             think,
             eos: model.eos.to_vec(),
+            vocab: model.vocab_size,
             detokenizer: tokenizer.as_ref().map(|t| Detokenizer::new(t, false)),
             text: String::new(),
             stops: Stops::new(&settings.stop, settings.include_stop),
@@ -299,12 +307,16 @@ impl Sequence {
     /// What the next token may be, where the model writes it. All tokens before it are read if the answer has a format.
     pub fn next(&mut self) -> Result<Next> {
         let Some(grammar) = &mut self.grammar else { return Ok(Next::Any) };
-        if self.clock.inside_thinking() {
-            return Ok(Next::Any);
+        if self.clock.inside_thinking() && self.think.close.is_some() {
+            // An answer has to come, so the text cannot end in a thought.
+            let mut all = vec![u32::MAX; self.vocab.div_ceil(32)];
+            self.eos.iter().for_each(|id| all[*id as usize / 32] &= !(1 << (id % 32)));
+            return Ok(Next::Among(all));
         }
         let mut allowed = grammar.allowed()?;
         // A model that has not thought yet may begin with it.
-        if let Some(open) = self.think.open.filter(|_| !grammar.begun() && !self.closing.closed) {
+        let thought = self.closing.closed || self.tokens.iter().any(|token| token.role == Role::ThinkClose);
+        if let Some(open) = self.think.open.filter(|_| !grammar.begun() && !thought) {
             allowed[open as usize / 32] |= 1 << (open % 32);
         }
         Ok(Next::Among(allowed))
@@ -377,8 +389,10 @@ impl Sequence {
             true => Role::Thinking,
             false => Role::Answer,
         };
+        // Without a tag to wait for, a thought never ends: then everything may be the answer.
+        let answers = role == Role::Answer || self.think.close.is_none() && !forced;
         let complete = match &mut self.grammar {
-            Some(grammar) if role == Role::Answer && !stop => grammar.push(id)?,
+            Some(grammar) if answers && !stop => grammar.push(id)?,
             _ => false,
         };
         let piece = match &mut self.detokenizer {
@@ -390,8 +404,6 @@ impl Sequence {
         self.totals.peak_cached = self.totals.peak_cached.max(self.ledger.cached());
         self.ledger.push(role, bytes.as_deref().unwrap_or(piece.as_bytes()));
         let special = self.tokenizer.as_ref().is_some_and(|t| t.is_special(id));
-        // Without a tag to wait for, a thought never ends: then everything may be the answer.
-        let answers = role == Role::Answer || self.think.close.is_none() && !forced;
         let stops_here = answers && !stop && self.settings().stop_ids.contains(&id);
         let left_out = special || stops_here && !self.settings().include_stop;
         let shown = if left_out { "" } else { piece.as_str() };

@@ -91,6 +91,14 @@ pub(super) struct Common {
     /// vLLM's newer form: an object with one of `json`, `json_object`, `regex` and `choice`.
     #[schema(value_type = Option<Object>)]
     structured_outputs: Option<Value>,
+    /// SGLang's way to give a regular expression.
+    #[schema(value_type = Option<String>)]
+    regex: Option<Value>,
+    ebnf: Option<Value>,
+    structural_tag: Option<Value>,
+    /// Ollama's way: `"json"`, or a JSON Schema.
+    #[schema(value_type = Option<Object>)]
+    format: Option<Value>,
 }
 
 /// One value or a list.
@@ -324,8 +332,8 @@ impl Common {
         Ok((!stops.is_empty()).then_some(stops))
     }
 
-    /// What the answer must look like, if the request says so.
-    fn answer_format(&self) -> Result<Option<AnswerFormat>, Refusal> {
+    /// What the answer must look like, if the request says so, and the field that says it.
+    pub fn answer_format(&self) -> Result<Option<(&'static str, AnswerFormat)>, Refusal> {
         let outputs = self.structured_outputs.as_ref();
         formats::only(&[
             ("response_format", self.response_format.as_ref()),
@@ -336,6 +344,10 @@ impl Common {
             ("guided_choice", self.guided_choice.as_ref()),
             ("guided_grammar", self.guided_grammar.as_ref()),
             ("structured_outputs", outputs),
+            ("regex", self.regex.as_ref()),
+            ("ebnf", self.ebnf.as_ref()),
+            ("structural_tag", self.structural_tag.as_ref()),
+            ("format", self.format.as_ref()),
         ])
     }
 
@@ -378,7 +390,7 @@ impl Common {
             stop: self.stops()?,
             stop_ids: self.stop_token_ids.clone(),
             include_stop: self.include_stop_str_in_output,
-            answer_format: self.answer_format()?,
+            answer_format: self.answer_format()?.map(|(_, format)| format),
             max_new_tokens: self.max_tokens,
             max_answer_tokens,
             max_thinking_tokens: self.thinking_token_budget.or(self.thinking_budget_tokens),
@@ -426,9 +438,9 @@ impl ChatBody {
         let mut request = self.common.request()?;
         request.messages = Some(conversation(&self.messages)?);
         let tools::Offer { shown, required, named } = tools::offered(self.tools.as_deref(), self.tool_choice.as_ref())?;
-        if request.answer_format.is_some() && !shown.is_empty() {
+        if let Some((field, _)) = self.common.answer_format()?.filter(|_| !shown.is_empty()) {
             // The model could not call any of them.
-            return Err(Refusal::unsupported("response_format", "a format of the answer beside tools"));
+            return Err(Refusal::unsupported(field, "a format of the answer beside tools"));
         }
         if !required.is_empty() {
             let several = !named && self.parallel_tool_calls != Some(false);
@@ -448,6 +460,12 @@ impl ChatBody {
             _ => None,
         };
         Ok(request)
+    }
+
+    /// The field that says what the answer must look like; for messages.
+    pub fn format_field(&self) -> &'static str {
+        let field = self.common.answer_format().ok().flatten().map(|(field, _)| field);
+        field.unwrap_or("tool_choice")
     }
 
     /// Whether the model is to think, if the request says so.
@@ -548,6 +566,11 @@ impl ChatMessage {
 }
 
 impl CompletionBody {
+    /// The field that says what the answer must look like; for messages.
+    pub fn format_field(&self) -> &'static str {
+        self.common.answer_format().ok().flatten().map_or("response_format", |(field, _)| field)
+    }
+
     /// The requests that this body describes, one for each prompt.
     pub fn requests(&self) -> Result<Vec<Request>, Refusal> {
         if self.suffix.as_ref().is_some_and(|suffix| !suffix.is_empty()) {

@@ -5,12 +5,12 @@ use serde_json::{Map, Value};
 use super::refusal::Refusal;
 use crate::answer_format::AnswerFormat;
 
-/// The format that a request asks for, of all the fields that can name one; `None`: any text will do. A field that is null
-/// is not given.
+/// The format that a request asks for, with the field that names it, of all the fields that can; `None`: any text will do. A
+/// field that is null is not given.
 ///
 /// # Errors
 /// Two formats, a kind that is not supported, and a value of the wrong type.
-pub(super) fn only(fields: &[(&str, Option<&Value>)]) -> Result<Option<AnswerFormat>, Refusal> {
+pub(super) fn only<'f>(fields: &[(&'f str, Option<&Value>)]) -> Result<Option<(&'f str, AnswerFormat)>, Refusal> {
     let mut found: Option<(&str, AnswerFormat)> = None;
     for (field, value) in fields {
         let Some(value) = value.filter(|value| !value.is_null()) else { continue };
@@ -18,10 +18,10 @@ pub(super) fn only(fields: &[(&str, Option<&Value>)]) -> Result<Option<AnswerFor
         if let Some((other, _)) = found {
             return Err(Refusal::bad(format!("{other} and {field} are given: one format is expected")).at(*field));
         }
-        format.check().map_err(|e| Refusal::bad(format!("{field}: {e}")).at(*field))?;
+        format.check().map_err(|e| Refusal::from(e).about(field))?;
         found = Some((field, format));
     }
-    Ok(found.map(|(_, format)| format))
+    Ok(found)
 }
 
 fn one(field: &str, value: &Value) -> Result<Option<AnswerFormat>, Refusal> {
@@ -29,8 +29,12 @@ fn one(field: &str, value: &Value) -> Result<Option<AnswerFormat>, Refusal> {
         "response_format" => response_format(value),
         "structured_outputs" => structured_outputs(value),
         "json_schema" | "guided_json" => schema(field, value).map(Some),
-        "guided_regex" => regex(field, value).map(Some),
+        "guided_regex" | "regex" => regex(field, value).map(Some),
         "guided_choice" => choice(field, value).map(Some),
+        // Ollama's form.
+        "format" if value == "json" => Ok(Some(AnswerFormat::JsonObject)),
+        "format" if value == "" => Ok(None),
+        "format" => schema(field, value).map(Some),
         _ => Err(Refusal::unsupported(field, "a grammar in this language")),
     }
 }
@@ -131,7 +135,8 @@ mod tests {
     use serde_json::json;
 
     fn found(field: &str, value: Value) -> Result<Option<AnswerFormat>, String> {
-        only(&[(field, Some(&value))]).map_err(|refusal| refusal.body().to_string())
+        let found = only(&[(field, Some(&value))]).map_err(|refusal| refusal.body().to_string());
+        found.map(|found| found.map(|(_, format)| format))
     }
 
     #[test]
@@ -158,6 +163,8 @@ mod tests {
         let regex = Ok(Some(AnswerFormat::Regex { pattern: "a+".into() }));
         assert_eq!(found("guided_regex", json!("a+")), regex);
         assert_eq!(found("structured_outputs", json!({"regex": "a+"})), regex);
+        assert_eq!(found("regex", json!("a+")), regex);
+        assert_eq!((found("format", json!("json")), found("format", schema)), (of_object, of_schema));
         let choice = Ok(Some(AnswerFormat::Choice { choices: vec!["a".into(), "b".into()] }));
         assert_eq!(found("guided_choice", json!(["a", "b"])), choice);
         assert_eq!(found("structured_outputs", json!({"choice": ["a", "b"]})), choice);
@@ -181,7 +188,10 @@ mod tests {
             ("guided_json", json!("{"), "no JSON"),
             ("guided_regex", json!(3), "a text is expected"),
             ("guided_choice", json!("a"), "a list of texts"),
-            ("guided_choice", json!([]), "nothing to choose"),
+            ("guided_choice", json!([]), "at: guided_choice"),
+            ("ebnf", json!("root ::= x"), "ebnf"),
+            ("structural_tag", json!({}), "structural_tag"),
+            ("format", json!(3), "format"),
             ("structured_outputs", json!({"grammar": "x"}), "structured_outputs.grammar"),
             ("structured_outputs", json!({"regex": "a", "choice": ["a"]}), "several formats"),
             ("structured_outputs", json!({"backend": "x"}), "structured_outputs.backend"),

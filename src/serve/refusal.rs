@@ -67,6 +67,17 @@ impl Refusal {
         self
     }
 
+    /// The same refusal in the client's words, where it is about the format of the answer: `field` is the field that asks for
+    /// it.
+    pub fn about(mut self, field: &str) -> Self {
+        const OURS: &str = "`answer_format`";
+        if self.message.contains(OURS) {
+            self.message = self.message.replace(OURS, field);
+            self.param = Some(field.into());
+        }
+        self
+    }
+
     /// Adds a name for programs.
     pub fn coded(mut self, code: &'static str) -> Self {
         self.code = Some(code);

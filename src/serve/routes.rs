@@ -397,7 +397,8 @@ async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Re
     let tickets = app.worker.tickets(choices)?;
     let request = body.request()?;
     let tools = request.tools.clone().unwrap_or_default();
-    let (ready, tickets) = app.prepare(vec![request], tickets).await?;
+    let prepared = app.prepare(vec![request], tickets).await;
+    let (ready, tickets) = prepared.map_err(|refusal| refusal.about(body.format_field()))?;
     // A template that has no tools was refused with the prompt.
     let format = if tools.is_empty() { None } else { app.model()?.template()?.call_format() };
     let parallel = body.parallel_tool_calls != Some(false);
@@ -420,7 +421,8 @@ async fn completions(State(app): State<Arc<App>>, headers: HeaderMap, body: Body
     let requests = body.requests()?;
     let choices = requests.len() * body.common.choices()?;
     let tickets = app.worker.tickets(choices)?;
-    let (ready, tickets) = app.prepare(requests, tickets).await?;
+    let prepared = app.prepare(requests, tickets).await;
+    let (ready, tickets) = prepared.map_err(|refusal| refusal.about(body.format_field()))?;
     let beginnings = match body.echo {
         Some(true) => {
             let (model, each) = (app.model()?, choices / ready.len());

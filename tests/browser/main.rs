@@ -120,6 +120,7 @@ fn main() -> ExitCode {
         ("a_server_can_be_the_engine_of_the_page", over_api::a_server_can_be_the_engine_of_the_page),
         ("a_server_and_a_browser_write_the_same", over_api::a_server_and_a_browser_write_the_same),
         ("a_run_on_a_server_is_stopped", over_api::a_run_on_a_server_is_stopped),
+        ("a_server_keeps_answers_to_a_format", over_api::a_server_keeps_answers_to_a_format),
         ("a_server_with_a_key_asks_for_it", over_api::a_server_with_a_key_asks_for_it),
         ("a_server_that_fails_is_tried_again", over_api::a_server_that_fails_is_tried_again),
         ("a_server_that_refuses_says_why", over_api::a_server_that_refuses_says_why),

@@ -190,6 +190,37 @@ pub fn a_server_and_a_browser_write_the_same(site: &Site) -> Result {
     Ok(())
 }
 
+/// A program asks a server for answers in every kind of format. What the server's form lacks is refused here.
+pub fn a_server_keeps_answers_to_a_format(site: &Site) -> Result {
+    let (_server, address) = serve(&[])?;
+    let mut browser = open(site, &address, "")?;
+    let found = browser.eval(
+        "(async () => {
+           const said = async (answer_format) => {
+             let text = '';
+             const request = { prompt: 'x', temperature: 0, max_thinking_tokens: 3, answer_format };
+             for await (const event of secateur.model.generate(request)) if (event.role === 'answer') text += event.text;
+             return text.trim();
+           };
+           const schema = { type: 'object', properties: { a: { type: 'integer', minimum: 1, maximum: 1 } }, required: ['a'], additionalProperties: false };
+           const refused = await said({ type: 'tool_calls', tools: [], several: false }).catch((error) => error.message);
+           return [
+             await said({ type: 'choice', choices: ['yes', 'no'] }),
+             await said({ type: 'regex', pattern: '[0-9]{4}' }),
+             JSON.parse(await said({ type: 'json_schema', schema })),
+             (await secateur.model.resolve({ prompt: 'x', answer_format: { type: 'json_object' } })).settings.answer_format,
+             refused,
+           ];
+         })()",
+    )?;
+    ensure!(found[0] == "yes" || found[0] == "no", "{found}");
+    let digits = found[1].as_str().unwrap_or_default();
+    ensure!(digits.len() == 4 && digits.bytes().all(|b| b.is_ascii_digit()), "{found}");
+    ensure!(found[2] == json!({"a": 1}) && found[3] == json!({"type": "json_object"}), "{found}");
+    ensure!(found[4].as_str().is_some_and(|said| said.contains("tool_calls")), "{found}");
+    clean(&mut browser)
+}
+
 /// A run that is stopped still tells its end, and the next one begins.
 pub fn a_run_on_a_server_is_stopped(site: &Site) -> Result {
     let (_server, address) = serve(&[])?;

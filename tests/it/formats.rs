@@ -330,7 +330,20 @@ fn a_format_that_cannot_be_kept_is_refused_before_anything_runs() {
     for _ in 0..60 {
         deep = json!({"type": "object", "properties": {"a": deep}, "required": ["a"]});
     }
-    let wide: Map<String, Value> = (0..2000).map(|i| (format!("property_{i}"), json!({"type": "string"}))).collect();
+    let wide = |count: usize, of: Value| -> Map<String, Value> {
+        (0..count).map(|i| (format!("property_{i}"), of.clone())).collect()
+    };
+    let chain = |count: usize| {
+        let link = |i: usize| {
+            (
+                format!("a{i}"),
+                if i == count { json!({"type": "null"}) } else { json!({"$ref": format!("#/$defs/a{}", i + 1)}) },
+            )
+        };
+        json!({"$ref": "#/$defs/a0", "$defs": (0..=count).map(link).collect::<Map<String, Value>>()})
+    };
+    let texts = |count: usize| (0..count).map(|i| format!("text number {i}")).collect::<Vec<_>>();
+    let nulls = |count: usize| vec![json!({"type": "null"}); count];
     // What is taken, or refused, takes no time: formats come from strangers.
     for (format, refused) in [
         (schema(json!({"type": "nothing"})), true),
@@ -340,6 +353,18 @@ fn a_format_that_cannot_be_kept_is_refused_before_anything_runs() {
         (schema(json!({"$ref": "https://example.com/schema"})), true),
         (schema(json!({"type": "string", "pattern": "("})), true),
         (schema(json!({"type": "array", "uniqueItems": true})), true),
+        // What is short and would take minutes, gigabytes or the stack.
+        (schema(chain(1000)), true),
+        (schema(json!({"type": "integer", "multipleOf": 123_456_789})), true),
+        (schema(json!({"type": "number", "multipleOf": 0.01, "minimum": 0, "maximum": 10})), false),
+        (schema(json!({"type": "number", "multipleOf": 1e-7})), true),
+        (schema(json!({"type": "integer", "multipleOf": 997, "minimum": 0, "maximum": 1_000_000_000})), false),
+        (schema(json!({"type": "object", "patternProperties": wide(150, json!({}))})), true),
+        (schema(json!({"type": "object", "properties": wide(2000, json!({"type": "string"}))})), true),
+        (schema(json!({"anyOf": nulls(4000)})), true),
+        (schema(json!({"allOf": [{"anyOf": nulls(190)}, {"properties": wide(190, json!({}))}]})), false),
+        (schema(json!({"type": "array", "x-guidance": {"lenient": true}})), true),
+        (AnswerFormat::Choice { choices: texts(12_000) }, true),
         (AnswerFormat::Regex { pattern: "(".into() }, true),
         (AnswerFormat::Regex { pattern: "(?=a)b".into() }, true),
         (AnswerFormat::Regex { pattern: "((((a{0,100}){0,100}){0,100}){0,100}){0,100}".into() }, false),
@@ -347,18 +372,24 @@ fn a_format_that_cannot_be_kept_is_refused_before_anything_runs() {
         (choice(&["a", ""]), true),
         (schema(json!(true)), false),
         (schema(deep), false),
-        (schema(json!({"type": "object", "properties": wide})), false),
+        (schema(chain(90)), false),
+        (schema(json!({"type": "object", "properties": wide(200, json!({"type": "string"}))})), false),
+        (schema(json!({"type": "object", "patternProperties": wide(8, json!({"type": "string"}))})), false),
+        (schema(json!({"enum": texts(1900)})), false),
+        (AnswerFormat::Choice { choices: texts(1000) }, false),
         (AnswerFormat::Regex { pattern: "(a|b|ab)*c".into() }, false),
         (choice(&["\"quoted\"", "back\\slash", "\u{1F600}", "line\nbreak"]), false),
     ] {
         let began = Instant::now();
         let settings = drawn(0, format.clone());
         let found = engine.prepared().check(&Prompt::Raw("a".into()), &settings);
-        assert!(began.elapsed() < Duration::from_secs(5), "{:?} for {format:?}", began.elapsed());
+        let short: String = format!("{format:?}").chars().take(100).collect();
+        println!("{:?} for {short}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?} for {short}", began.elapsed());
         match found {
-            Ok(()) => assert!(!refused, "it was taken: {format:?}"),
+            Ok(()) => assert!(!refused, "it was taken: {short}"),
             Err(error) => {
-                assert!(refused, "{error}: {format:?}");
+                assert!(refused, "{error}: {short}");
                 assert_eq!(error.kind(), ErrorKind::Input, "{error}");
                 assert!(error.to_string().contains("`answer_format`"), "{error}");
             }
@@ -370,6 +401,97 @@ fn a_format_that_cannot_be_kept_is_refused_before_anything_runs() {
     assert!(
         endless.ignore_eos && engine.prepared().resolve(&request).unwrap_err().to_string().contains("`ignore_eos`")
     );
+}
+
+/// What is taken is also kept to: the largest formats that are allowed, drawn from.
+#[test]
+fn the_largest_formats_run() {
+    let mut engine = reasoner(&ComputeDevice::cpu(), 1);
+    let prompt = Prompt::Raw("<|assistant|><think></think>".into());
+    let choices: Vec<String> = (0..1000).map(|i| format!("the same beginning {i}")).collect();
+    let result = run(&mut engine, &prompt, &drawn(1, AnswerFormat::Choice { choices: choices.clone() }));
+    assert!(choices.contains(&result.text), "{}", result.text);
+    let names: Vec<String> = (0..200).map(|i| format!("property_{i}")).collect();
+    let of = |name: &String| (name.clone(), json!({"type": "boolean"}));
+    let wide = json!({"type": "object", "properties": names.iter().map(of).collect::<Map<_, _>>(), "additionalProperties": false});
+    let result = run(&mut engine, &prompt, &Settings { max_new_tokens: 700, ..drawn(2, schema(wide)) });
+    if result.trace.stop_reason != StopReason::MaxNewTokens {
+        let object: Map<String, Value> =
+            serde_json::from_str(&result.text).unwrap_or_else(|e| panic!("{e}: {}", result.text));
+        assert!(object.iter().all(|(name, value)| names.contains(name) && value.is_boolean()), "{}", result.text);
+    }
+    let several = schema(json!({"type": "integer", "multipleOf": 997, "minimum": 0, "maximum": 1_000_000_000}));
+    let result = run(&mut engine, &prompt, &drawn(3, several));
+    assert_eq!(result.text.parse::<u64>().expect("a number") % 997, 0, "{}", result.text);
+}
+
+/// A model whose end-of-sequence token spells text, one that ends in its thought, and one whose tags are no tokens.
+#[test]
+fn an_end_is_an_end_and_a_text_is_a_text() {
+    let read = |name: &str| {
+        std::fs::read(format!("{}/tests/golden/qwen2-f16/{name}", env!("CARGO_MANIFEST_DIR"))).expect("committed")
+    };
+    let altered = |config: &dyn Fn(&mut Value), tokenizer: &dyn Fn(&mut Value)| {
+        let change = |name: &str, how: &dyn Fn(&mut Value)| {
+            let mut json: Value = serde_json::from_slice(&read(name)).expect("JSON");
+            how(&mut json);
+            json.to_string().into_bytes()
+        };
+        let source = ModelSource::memory([
+            ("config.json", change("config.json", config)),
+            ("tokenizer.json", change("tokenizer.json", tokenizer)),
+            ("model.safetensors", read("model.safetensors")),
+        ]);
+        let options = LoadOptions { kv: Dtype::F32, context: Some(1024), sequences: 1, weights: None };
+        Engine::load(&source, "altered", &ComputeDevice::cpu(), &options, &mut |_, _| ()).expect("a good model")
+    };
+    let tokenizer: Value = serde_json::from_slice(&read("tokenizer.json")).expect("JSON");
+    let a = tokenizer["model"]["vocab"]["a"].clone();
+    let mut engine = altered(&|config| config["eos_token_id"] = a.clone(), &|_| ());
+    let twelve = AnswerFormat::Regex { pattern: "[abc]{12}".into() };
+    let result = run(&mut engine, &Prompt::Ids(vec![5]), &drawn(1, twelve.clone()));
+    assert_eq!(result.text.len(), 12, "{:?}", result.text);
+    // In a thought the text cannot end, because an answer has to come.
+    let mut engine = altered(&|_| (), &|_| ());
+    for seed in 0..8 {
+        let result = run(&mut engine, &Prompt::Raw("<think> a".into()), &drawn(seed, choice(&["yes", "no"])));
+        assert_ne!(result.trace.stop_reason, StopReason::Eos, "{:?}", result.text);
+        assert!(result.thinking_unfinished || ["yes", "no"].contains(&result.answer.as_str()), "{:?}", result.text);
+    }
+    // Tags that are no tokens are text like any other: the answer begins at once.
+    let untagged = |tokenizer: &mut Value| {
+        let added = tokenizer["added_tokens"].as_array_mut().expect("a list");
+        added.retain(|token| !token["content"].as_str().is_some_and(|text| text.contains("think")));
+    };
+    let mut engine = altered(&|_| (), &untagged);
+    let settings = drawn(1, choice(&["yes", "no"]));
+    let result = run(&mut engine, &Prompt::Raw("<think> a".into()), &settings);
+    assert!(["yes", "no"].contains(&result.text.as_str()), "{:?}", result.text);
+    let limited = Settings { max_thinking_tokens: Some(4), ..settings };
+    let refused =
+        engine.prepared().check(&Prompt::Raw("<think> a".into()), &limited).expect_err("it would be broken off");
+    assert!(refused.to_string().contains("`max_thinking_tokens`"), "{refused}");
+}
+
+/// Beside a request without a format, one with a format gets a token in every turn.
+#[test]
+fn a_request_with_a_format_is_not_slower_than_its_neighbours() {
+    let mut engine = reasoner(&ComputeDevice::cpu(), 2);
+    let long =
+        Settings { max_new_tokens: 300, ignore_eos: true, answer_format: None, ..drawn(1, AnswerFormat::JsonObject) };
+    let formatted = Settings { max_new_tokens: 200, ..drawn(2, AnswerFormat::Regex { pattern: "[a-z]{100}".into() }) };
+    let mut batch = engine.batch();
+    batch.add(&Prompt::Chat(builtin::EXAMPLE.into()), &long).expect("it can run");
+    batch.add(&Prompt::Raw("<|assistant|><think></think>".into()), &formatted).expect("it can run");
+    let (mut turns, mut tokens, mut ended) = (0, 0, false);
+    while !ended {
+        turns += 1;
+        let mut on = |request: usize, event: secateur::Event<'_>| {
+            tokens += usize::from(request == 1 && matches!(event, secateur::Event::Token { .. }));
+        };
+        ended = pollster::block_on(batch.step(&mut on)).iter().any(|(request, _)| *request == 1);
+    }
+    assert!(tokens > 15 && turns < tokens + 12, "{turns} turns for {tokens} tokens");
 }
 
 /// The characters of every language and the escapes of JSON, one byte a token or several.

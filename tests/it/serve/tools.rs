@@ -57,6 +57,22 @@ fn a_call_can_be_required() {
             assert_eq!(named_calls(&streamed(&chunks)), calls);
         }
     }
+    // Arguments are an object, also where nothing says so; and a schema may refer to its own parts.
+    let free = json!([{"type": "function", "function": {"name": "first", "parameters": {}}}]);
+    let parts = json!({"type": "object", "properties": {"c": {"$ref": "#/$defs/C"}}, "required": ["c"], "additionalProperties": false, "$defs": {"C": {"enum": ["x", "y"]}}});
+    let parts = json!([{"type": "function", "function": {"name": "first", "parameters": parts}}]);
+    for (tools, seeds) in [(free, 12), (parts, 3)] {
+        for seed in 0..seeds {
+            let fields = json!({"tools": tools, "tool_choice": "required", "parallel_tool_calls": false, "temperature": 2, "seed": seed, "max_tokens": 300});
+            let choice = server.chat(&asked(fields))["choices"][0].clone();
+            let calls = named_calls(&choice["message"]["tool_calls"]);
+            assert!(calls.len() == 1 && calls[0].1.starts_with('{'), "{choice}");
+            if choice["finish_reason"] == "tool_calls" {
+                let arguments: Value = serde_json::from_str(&calls[0].1).unwrap_or_else(|e| panic!("{e}: {choice}"));
+                assert!(arguments.get("c").is_none_or(|c| c == "x" || c == "y") && arguments.is_object(), "{choice}");
+            }
+        }
+    }
     // The names are checked before anything runs.
     let unknown = json!({"tool_choice": {"type": "function", "function": {"name": "third"}}});
     assert!(server.post("/v1/chat/completions", &asked(unknown)).refusal(400).contains("tool_choice"));

@@ -350,8 +350,12 @@ fn what_would_change_the_answer_and_is_not_done_is_refused_by_name() {
         (json!({"response_format": {"type": "yaml"}}), "response_format"),
         (
             json!({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "none"}}}}),
-            "answer_format",
+            "at: response_format",
         ),
+        (json!({"guided_json": {"type": "none"}}), "at: guided_json"),
+        (json!({"guided_json": {"multipleOf": 123_456_789}}), "at: guided_json"),
+        (json!({"guided_choice": vec!["a"; 1001]}), "at: guided_choice"),
+        (json!({"ebnf": "root ::= x"}), "ebnf"),
         (json!({"response_format": {"type": "json_object"}, "ignore_eos": true}), "ignore_eos"),
         (json!({"grammar": "root ::= x"}), "grammar"),
         (json!({"logit_bias": {"5": 1}}), "logit_bias"),
