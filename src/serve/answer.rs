@@ -415,13 +415,11 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
 }
 
 /// Answers with a stream of server-sent events. It has no names and no ids of events, because clients of OpenAI stumble
-/// over them; silence is filled with comments, so that proxies keep the connection.
+/// over them.
 pub(super) fn stream(frame: Frame, client: Client, traces: Arc<Traces>, worker: Arc<Worker>) -> Response {
     let collected = Collected::new(&frame);
-    let begun = Instant::now();
-    let turns = worker.shared().turns.load(std::sync::atomic::Ordering::Relaxed);
-    let mut state =
-        Stream { frame, client, traces, worker, collected, ready: VecDeque::new(), turns, spoke: begun, over: false };
+    let ping = frame.ping;
+    let mut state = Stream { frame, traces, collected, out: Outgoing::default() };
     if state.frame.form == Form::Chat {
         for choice in 0..state.frame.choices {
             let first = state.frame.chunk(choice, json!({"role": "assistant", "content": ""}), Value::Null, None);
@@ -436,6 +434,51 @@ pub(super) fn stream(frame: Frame, client: Client, traces: Arc<Traces>, worker: 
         // At once, so that the client knows the id by which it can end the run.
         (0..state.frame.choices).for_each(|choice| state.send_own(json!({"choice": choice, "events": []})));
     }
+    let first = std::mem::take(&mut state.out);
+    respond(first, client, worker, ping, move |choice, piece| {
+        state.piece(choice, piece);
+        std::mem::take(&mut state.out)
+    })
+}
+
+/// What is to be sent of a stream.
+#[derive(Debug, Default)]
+pub(super) struct Outgoing {
+    /// Bytes that are ready to be sent.
+    ready: VecDeque<Bytes>,
+    /// Whether nothing follows what is ready.
+    over: bool,
+}
+
+impl Outgoing {
+    /// An event without a name.
+    pub fn data(&mut self, data: &Value) {
+        self.ready.push_back(format!("data: {data}\n\n").into());
+    }
+
+    /// Something of secateur's own, as a comment.
+    pub fn comment(&mut self, own: &Value) {
+        self.ready.push_back(format!(": secateur {own}\n\n").into());
+    }
+
+    /// Nothing follows.
+    pub fn end(&mut self) {
+        self.over = true;
+    }
+}
+
+/// Answers with a stream that begins with `first` and goes on with what `write` makes of the pieces of the client's mailbox.
+/// After `ping` of silence it has a comment, so that proxies keep the connection.
+pub(super) fn respond(
+    first: Outgoing,
+    client: Client,
+    worker: Arc<Worker>,
+    ping: Option<Duration>,
+    write: impl FnMut(usize, Piece) -> Outgoing + Send + 'static,
+) -> Response {
+    let spoke = Instant::now();
+    let turns = worker.shared().turns.load(std::sync::atomic::Ordering::Relaxed);
+    let state = Sending { write, out: first, client, worker, ping, turns, spoke };
     let frames = futures_util::stream::unfold(state, |mut state| async move {
         let bytes = state.next().await?;
         Some((Ok::<_, std::convert::Infallible>(bytes), state))
@@ -448,48 +491,32 @@ pub(super) fn stream(frame: Frame, client: Client, traces: Arc<Traces>, worker: 
     (headers, Body::from_stream(frames)).into_response()
 }
 
-/// The state of a stream.
-struct Stream {
-    frame: Frame,
+/// A stream on its way to its client.
+struct Sending<W> {
+    write: W,
+    out: Outgoing,
     client: Client,
-    traces: Arc<Traces>,
     worker: Arc<Worker>,
-    collected: Collected,
-    /// Bytes that are ready to be sent.
-    ready: VecDeque<Bytes>,
+    ping: Option<Duration>,
     /// Turns of the engine at the last comment.
     turns: u64,
     /// When the last bytes were sent.
     spoke: Instant,
-    /// Whether nothing follows what is ready.
-    over: bool,
 }
 
-impl Stream {
-    fn send(&mut self, data: &Value) {
-        self.ready.push_back(format!("data: {data}\n\n").into());
-    }
-
-    /// Sends a chunk without choices, which has something of secateur's own.
-    fn send_own(&mut self, value: Value) {
-        let mut chunk = self.frame.head(true);
-        chunk.insert("choices".into(), json!([]));
-        chunk.insert("secateur".into(), value);
-        self.send(&chunk.into());
-    }
-
+impl<W: FnMut(usize, Piece) -> Outgoing> Sending<W> {
     /// The next bytes; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
-            if let Some(bytes) = self.ready.pop_front() {
+            if let Some(bytes) = self.out.ready.pop_front() {
                 self.spoke = Instant::now();
                 return Some(bytes);
             }
-            if self.over {
+            if self.out.over {
                 return None;
             }
             let mailbox: Arc<Mailbox> = self.client.0.clone();
-            let pieces = match self.frame.ping {
+            let pieces = match self.ping {
                 None => mailbox.take().await,
                 Some(ping) => match tokio::time::timeout_at(self.spoke + ping, mailbox.take()).await {
                     Ok(pieces) => pieces,
@@ -500,7 +527,11 @@ impl Stream {
                 },
             };
             for (choice, piece) in pieces {
-                self.piece(choice, piece);
+                if !self.out.over {
+                    let Outgoing { ready, over } = (self.write)(choice, piece);
+                    self.out.ready.extend(ready);
+                    self.out.over = over;
+                }
             }
         }
     }
@@ -511,14 +542,33 @@ impl Stream {
         let turns = self.worker.shared().turns.load(std::sync::atomic::Ordering::Relaxed);
         if turns != self.turns {
             self.turns = turns;
-            self.ready.push_back(Bytes::from_static(b": working\n\n"));
+            self.out.ready.push_back(Bytes::from_static(b": working\n\n"));
         }
+    }
+}
+
+/// The state of a stream of chunks.
+struct Stream {
+    frame: Frame,
+    traces: Arc<Traces>,
+    collected: Collected,
+    out: Outgoing,
+}
+
+impl Stream {
+    fn send(&mut self, data: &Value) {
+        self.out.data(data);
+    }
+
+    /// Sends a chunk without choices, which has something of secateur's own.
+    fn send_own(&mut self, value: Value) {
+        let mut chunk = self.frame.head(true);
+        chunk.insert("choices".into(), json!([]));
+        chunk.insert("secateur".into(), value);
+        self.send(&chunk.into());
     }
 
     fn piece(&mut self, choice: usize, piece: Piece) {
-        if self.over {
-            return;
-        }
         match piece {
             Piece::Text { part, text, tokens } => {
                 let tokens = if self.frame.is_content(part) { tokens } else { Vec::new() };
@@ -534,10 +584,7 @@ impl Stream {
             }
             Piece::Probe(probe) => match self.frame.events {
                 Events::None | Events::Run => (),
-                Events::Comments => {
-                    let probe = json!({"choice": choice, "probe": probe});
-                    self.ready.push_back(format!(": secateur {probe}\n\n").into());
-                }
+                Events::Comments => self.out.comment(&json!({"choice": choice, "probe": probe})),
                 Events::Chunks => self.send_own(json!({"choice": choice, "probe": probe})),
             },
             Piece::Events(events) => self.send_own(json!({"choice": choice, "events": events})),
@@ -560,7 +607,13 @@ impl Stream {
                     self.collected.content[choice].push_str(&text);
                     self.frame.delta(Part::Answer, &text)
                 }
-                Told::Calls(delta) => json!({"tool_calls": [delta]}),
+                Told::Call { index, id, name } => {
+                    let function = json!({"name": name, "arguments": ""});
+                    json!({"tool_calls": [{"index": index, "id": id, "type": "function", "function": function}]})
+                }
+                Told::Arguments { index, text } => {
+                    json!({"tool_calls": [{"index": index, "function": {"arguments": text}}]})
+                }
             };
             let logprobs = tokens.take().filter(|tokens| !tokens.is_empty());
             let logprobs = logprobs.map_or(Value::Null, |tokens| self.frame.logprobs(tokens, before));
@@ -572,7 +625,7 @@ impl Stream {
     fn end(&mut self, choice: usize, ending: Result<Box<Ending>, Error>) {
         if let Some(refusal) = failure(&ending) {
             self.send(&refusal.body());
-            self.over = true;
+            self.out.end();
             return;
         }
         let Ok(mut ending) = ending else { return };
@@ -595,8 +648,8 @@ impl Stream {
                 chunk.insert("usage".into(), usage(&endings, self.frame.each));
                 self.send(&chunk.into());
             }
-            self.ready.push_back(Bytes::from_static(b"data: [DONE]\n\n"));
-            self.over = true;
+            self.out.ready.push_back(Bytes::from_static(b"data: [DONE]\n\n"));
+            self.out.end();
         }
     }
 }
@@ -605,6 +658,27 @@ impl Stream {
 mod tests {
     use super::*;
     use crate::text::CallFormat;
+
+    fn frame(form: Form) -> Frame {
+        Frame {
+            id: "x".into(),
+            form,
+            created: 0,
+            model: "m".into(),
+            choices: 1,
+            each: 1,
+            thinking_field: None,
+            without_thinking: false,
+            events: Events::None,
+            include_usage: false,
+            ping: None,
+            owner: None,
+            beginnings: Vec::new(),
+            tokenizer: None,
+            logprobs: false,
+            calling: None,
+        }
+    }
 
     #[test]
     fn white_space_around_the_thinking_belongs_to_no_part() {
@@ -656,24 +730,7 @@ mod tests {
         });
         let options = super::super::tests::options("127.0.0.1", &[], &[]);
         let worker = Arc::new(Worker::start(open, &options, Arc::default()).expect("a thread"));
-        let frame = Frame {
-            id: "x".into(),
-            form: Form::Completion,
-            created: 0,
-            model: "m".into(),
-            choices: 1,
-            each: 1,
-            thinking_field: None,
-            without_thinking: false,
-            events: Events::None,
-            include_usage: false,
-            ping: Some(Duration::from_millis(20)),
-            owner: None,
-            beginnings: Vec::new(),
-            tokenizer: None,
-            logprobs: false,
-            calling: None,
-        };
+        let frame = Frame { ping: Some(Duration::from_millis(20)), ..frame(Form::Completion) };
         let response = stream(frame, Client(Mailbox::new()), Arc::new(Traces::new(0)), worker.clone());
         let mut body = response.into_body().into_data_stream();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

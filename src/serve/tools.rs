@@ -84,28 +84,39 @@ fn named<'t>(tools: &'t [Value], choice: &Map<String, Value>) -> Option<&'t Valu
 
 /// The name of a tool's function.
 fn checked<'a>(tool: &'a Value, place: &str) -> Result<&'a str, Refusal> {
-    let bad = |what: String| Err(Refusal::bad(format!("{place}{what}")).at("tools"));
-    match tool.get("type") {
-        Some(Value::String(kind)) if kind == "function" => (),
-        Some(Value::String(kind)) => {
-            return Err(Refusal::unsupported("tools", &format!("a tool of type {kind:?} ({place})")));
-        }
-        _ => return bad(": an object with \"type\": \"function\" is expected".into()),
-    }
+    check_kind(tool, place)?;
     let Some(Value::Object(function)) = tool.get("function") else {
-        return bad(".function: an object with a name is expected".into());
+        return Err(Refusal::bad(format!("{place}.function: an object with a name is expected")).at("tools"));
     };
+    function_name(function, &format!("{place}.function"))
+}
+
+/// Refuses a tool that is not a function.
+fn check_kind(tool: &Value, place: &str) -> Result<(), Refusal> {
+    match tool.get("type") {
+        Some(Value::String(kind)) if kind == "function" => Ok(()),
+        Some(Value::String(kind)) => Err(Refusal::unsupported("tools", &format!("a tool of type {kind:?} ({place})"))),
+        _ => {
+            let message = format!("{place}: an object with \"type\": \"function\" is expected");
+            Err(Refusal::bad(message).at("tools"))
+        }
+    }
+}
+
+/// The name of a function whose fields are as they should be.
+fn function_name<'a>(function: &'a Map<String, Value>, place: &str) -> Result<&'a str, Refusal> {
+    let bad = |what: &str| Err(Refusal::bad(format!("{place}{what}")).at("tools"));
     match function.get("parameters") {
         None | Some(Value::Null | Value::Object(_)) => (),
-        Some(_) => return bad(".function.parameters: a JSON Schema, which is an object, is expected".into()),
+        Some(_) => return bad(".parameters: a JSON Schema, which is an object, is expected"),
     }
     if function.get("description").is_some_and(|text| !text.is_string() && !text.is_null()) {
-        return bad(".function.description: a text is expected".into());
+        return bad(".description: a text is expected");
     }
     let legal = |name: &&str| !name.is_empty() && name.chars().all(|c| c.is_alphanumeric() || "_-.:/".contains(c));
     match function.get("name").and_then(Value::as_str).filter(legal) {
         Some(name) => Ok(name),
-        None => bad(".function.name: a name of letters, digits and _ - . : / is expected".into()),
+        None => bad(".name: a name of letters, digits and _ - . : / is expected"),
     }
 }
 
@@ -177,8 +188,10 @@ struct Call {
 pub(super) enum Told {
     /// Text, which belongs to the content.
     Text(String),
-    /// A delta of the calls.
-    Calls(Value),
+    /// The call of this number begins.
+    Call { index: usize, id: String, name: String },
+    /// A piece of the arguments of the call of this number.
+    Arguments { index: usize, text: String },
 }
 
 /// The calls of one choice while its text comes.
@@ -231,14 +244,12 @@ impl Calls {
                     return None;
                 }
                 let id = id(calling.format);
-                let function = json!({"name": name, "arguments": ""});
-                let delta = json!({"index": index, "id": id, "type": "function", "function": function});
-                self.calls.push(Call { id, name, arguments: String::new() });
-                Some(Told::Calls(delta))
+                self.calls.push(Call { id: id.clone(), name: name.clone(), arguments: String::new() });
+                Some(Told::Call { index, id, name })
             }
             Said::Arguments(text) if !self.left_out => {
                 self.calls.last_mut()?.arguments.push_str(&text);
-                Some(Told::Calls(json!({"index": index - 1, "function": {"arguments": text}})))
+                Some(Told::Arguments { index: index - 1, text })
             }
             Said::Arguments(_) => None,
         }
