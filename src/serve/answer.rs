@@ -88,7 +88,7 @@ impl Frame {
     }
 
     /// Whether texts of a part are content in this response.
-    fn is_content(&self, part: Part) -> bool {
+    pub fn is_content(&self, part: Part) -> bool {
         part == Part::Answer || self.undivided()
     }
 
@@ -144,7 +144,7 @@ impl Frame {
 
     /// The probabilities of tokens, as the response has them; null if the client did not ask. `before`: characters of the
     /// text before the first of them.
-    fn logprobs(&self, tokens: &[Token], before: usize) -> Value {
+    pub fn logprobs(&self, tokens: &[Token], before: usize) -> Value {
         if !self.logprobs {
             return Value::Null;
         }
@@ -228,7 +228,7 @@ fn finite(logprob: f32) -> f32 {
 }
 
 /// OpenAI's name for the end of a choice; `None` for an end that is an error. `calls`: whether it called tools.
-fn finish_reason(reason: &StopReason, calls: bool) -> Option<&'static str> {
+pub(super) fn finish_reason(reason: &StopReason, calls: bool) -> Option<&'static str> {
     match worker::end(reason) {
         "stop" if calls => Some("tool_calls"),
         end => Some(end).filter(|end| ["stop", "length"].contains(end)),
@@ -236,7 +236,7 @@ fn finish_reason(reason: &StopReason, calls: bool) -> Option<&'static str> {
 }
 
 /// The error by which a choice ended, if it did not end well.
-fn failure(ending: &Result<Box<Ending>, Error>) -> Option<Refusal> {
+pub(super) fn failure(ending: &Result<Box<Ending>, Error>) -> Option<Refusal> {
     match ending {
         Err(error) => Some(error.clone().into()),
         Ok(ending) => match (&ending.error, finish_reason(&ending.reason, false)) {
@@ -251,7 +251,7 @@ fn failure(ending: &Result<Box<Ending>, Error>) -> Option<Refusal> {
 }
 
 /// The usage of a request, over its choices, of which so many share a prompt.
-fn usage(endings: &[Box<Ending>], each: usize) -> Value {
+pub(super) fn usage(endings: &[Box<Ending>], each: usize) -> Value {
     let sum = |of: fn(&Ending) -> u64| endings.iter().map(|ending| of(ending)).sum::<u64>();
     let prompt: u64 = endings.iter().step_by(each).map(|ending| ending.totals.prompt_tokens as u64).sum();
     let generated = sum(|e| e.totals.generated_tokens as u64);
@@ -274,18 +274,18 @@ fn usage(endings: &[Box<Ending>], each: usize) -> Value {
 }
 
 /// The choices of a response while their pieces come.
-struct Collected {
+pub(super) struct Collected {
     trimmed: Vec<Trimmed>,
     thinking: Vec<String>,
     content: Vec<String>,
-    calls: Vec<Calls>,
+    pub calls: Vec<Calls>,
     /// The tokens of the content, if the client asked for their probabilities.
     tokens: Vec<Vec<Token>>,
     endings: Vec<Option<Box<Ending>>>,
 }
 
 impl Collected {
-    fn new(frame: &Frame) -> Self {
+    pub fn new(frame: &Frame) -> Self {
         let choices = frame.choices;
         Self {
             trimmed: (0..choices).map(|_| Trimmed::default()).collect(),
@@ -311,7 +311,7 @@ impl Collected {
     }
 
     /// What is to be sent now for a text that has come: thinking, or what was told apart of the rest.
-    fn told(&mut self, frame: &Frame, choice: usize, part: Part, text: &str) -> (Option<String>, Vec<Told>) {
+    pub fn told(&mut self, frame: &Frame, choice: usize, part: Part, text: &str) -> (Option<String>, Vec<Told>) {
         // A thought is no part of a call, and no call is looked for in it.
         let mut told = if part == Part::Answer { Vec::new() } else { self.calls[choice].finish() };
         match self.text(frame, choice, part, text) {
@@ -454,6 +454,11 @@ impl Outgoing {
     /// An event without a name.
     pub fn data(&mut self, data: &Value) {
         self.ready.push_back(format!("data: {data}\n\n").into());
+    }
+
+    /// An event with a name.
+    pub fn named(&mut self, name: &str, data: &Value) {
+        self.ready.push_back(format!("event: {name}\ndata: {data}\n\n").into());
     }
 
     /// Something of secateur's own, as a comment.
@@ -655,11 +660,11 @@ impl Stream {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::text::CallFormat;
 
-    fn frame(form: Form) -> Frame {
+    pub fn frame(form: Form) -> Frame {
         Frame {
             id: "x".into(),
             form,

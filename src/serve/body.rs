@@ -73,7 +73,7 @@ pub(super) struct Common {
     /// What the answer must look like: `{"type": "text"}`, `{"type": "json_object"}` or `{"type": "json_schema",
     /// "json_schema": {"name", "schema"}}`. The thinking before it is free.
     #[schema(value_type = Option<Object>)]
-    response_format: Option<Value>,
+    pub response_format: Option<Value>,
     /// vLLM's older way to give a JSON Schema, as an object or as a text with one.
     #[schema(value_type = Option<Object>)]
     guided_json: Option<Value>,
@@ -174,7 +174,7 @@ pub(super) enum Events {
 }
 
 /// The body of `/v1/chat/completions`.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 pub(super) struct ChatBody {
     /// The conversation.
     pub messages: Vec<ChatMessage>,
@@ -216,7 +216,7 @@ pub(super) struct ChatBody {
 /// OpenRouter's form of the settings of thinking.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub(super) struct Reasoning {
-    effort: Option<String>,
+    pub effort: Option<String>,
     max_tokens: Option<usize>,
     enabled: Option<bool>,
     /// Whether the thinking is left out of the response.
@@ -224,27 +224,27 @@ pub(super) struct Reasoning {
 }
 
 /// One message of a conversation.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 pub(super) struct ChatMessage {
-    role: String,
+    pub role: String,
     #[serde(default)]
-    content: Content,
+    pub content: Content,
     /// The thinking of an earlier answer. The chat template decides whether the model sees it.
-    reasoning_content: Option<String>,
+    pub reasoning_content: Option<String>,
     /// The same, as newer versions of vLLM call it.
-    reasoning: Option<String>,
+    pub reasoning: Option<String>,
     /// The calls of tools that an earlier answer has. Their arguments are a text with a JSON object.
     #[schema(value_type = Option<Vec<Object>>)]
-    tool_calls: Option<Vec<Value>>,
+    pub tool_calls: Option<Vec<Value>>,
     /// The call whose result a message of the role `tool` has.
-    tool_call_id: Option<String>,
-    name: Option<String>,
+    pub tool_call_id: Option<String>,
+    pub name: Option<String>,
 }
 
 /// The content of a message.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(untagged)]
-enum Content {
+pub(super) enum Content {
     /// Nothing.
     #[default]
     None,
@@ -256,10 +256,30 @@ enum Content {
 
 /// A part of the content of a message.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-struct ContentPart {
+pub(super) struct ContentPart {
     #[serde(rename = "type")]
     kind: String,
     text: Option<String>,
+}
+
+impl Content {
+    /// The text of the content of the message at this place.
+    pub fn text(&self, place: &str) -> Result<String, Refusal> {
+        match self {
+            Self::None => Ok(String::new()),
+            Self::Text(text) => Ok(text.clone()),
+            Self::Parts(parts) => {
+                let mut texts = Vec::new();
+                for part in parts {
+                    match (part.kind.as_str(), &part.text) {
+                        ("text" | "input_text" | "output_text", Some(text)) => texts.push(text.as_str()),
+                        (kind, _) => return Err(Refusal::unsupported(place, &format!("a part of type {kind:?}"))),
+                    }
+                }
+                Ok(texts.join("\n"))
+            }
+        }
+    }
 }
 
 /// The body of `/v1/completions`.
@@ -534,21 +554,7 @@ impl ChatMessage {
             let message = format!("{place}.tool_calls: only a message of the role assistant has calls");
             return Err(Refusal::bad(message).at(place));
         }
-        let text = match &self.content {
-            Content::None => String::new(),
-            Content::Text(text) => text.clone(),
-            Content::Parts(parts) => {
-                let mut texts = Vec::new();
-                for part in parts {
-                    match (part.kind.as_str(), &part.text) {
-                        ("text" | "input_text" | "output_text", Some(text)) => texts.push(text.as_str()),
-                        (kind, _) => return Err(Refusal::unsupported(&place, &format!("a part of type {kind:?}"))),
-                    }
-                }
-                texts.join("\n")
-            }
-        };
-        let mut message = Message::new(role, text);
+        let mut message = Message::new(role, self.content.text(&place)?);
         if !calls.is_empty() {
             message.extra.insert("tool_calls".into(), tools::earlier(calls, &place)?);
         }

@@ -13,6 +13,7 @@
 //! - `worker`: the engine's own thread, with one long-lived [`Batch`](crate::Batch);
 //! - `mailbox`: what the thread hands over to the task that answers a client;
 //! - `answer`: from these pieces to a response;
+//! - `responses`: the same chats with OpenAI's newer interface;
 //! - `traces`, `metrics`, `refusal`: what they say;
 //! - [`page`]: the browser's page, for `secateur web` and, with this server as its engine, for `/` here.
 //!
@@ -26,6 +27,7 @@ mod mailbox;
 mod metrics;
 pub mod page;
 mod refusal;
+mod responses;
 mod routes;
 mod tools;
 mod traces;

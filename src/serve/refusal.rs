@@ -84,6 +84,22 @@ impl Refusal {
         self
     }
 
+    /// The same in the words of an interface that has other names for these fields. The field at fault, or the one in which
+    /// it is, is named at the beginning of a message if anywhere.
+    pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
+        let renamed = |text: &str| {
+            let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+            let found =
+                names.iter().find_map(|(from, to)| Some((text.strip_prefix(from).filter(|rest| ends(rest))?, to)));
+            found.map(|(rest, to)| format!("{to}{rest}"))
+        };
+        if let Some(param) = self.param.as_deref().and_then(renamed) {
+            self.param = Some(param);
+            self.message = renamed(&self.message).unwrap_or(self.message);
+        }
+        self
+    }
+
     /// The body, as OpenAI's clients expect it.
     pub fn body(&self) -> Value {
         let kind = match self.status.as_u16() {

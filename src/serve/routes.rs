@@ -23,6 +23,7 @@ use super::body::{self, ChatBody, ChatMessage, Common, CompletionBody, Events};
 use super::mailbox::{Client, Mailbox};
 use super::page::Page;
 use super::refusal::Refusal;
+use super::responses::{self, ResponsesBody};
 use super::tools::{self, Calling};
 use super::traces::Traces;
 use super::worker::{Job, Loaded, Recipient, Ticket, Watch, Worker};
@@ -108,6 +109,8 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat))
         .route("/v1/chat/completions/input_tokens", post(input_tokens))
         .route("/v1/completions", post(completions))
+        .route("/v1/responses", post(response))
+        .route("/v1/responses/input_tokens", post(response_tokens))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
         .route("/tokenize", post(tokenize))
@@ -248,8 +251,8 @@ impl App {
     fn frame(&self, form: Form, choices: usize, common: &Common, headers: &HeaderMap) -> Result<Frame, Refusal> {
         Ok(Frame {
             id: id(match form {
-                Form::Chat => "chatcmpl",
-                Form::Completion => "cmpl",
+                Form::Chat => "chatcmpl-",
+                Form::Completion => "cmpl-",
             }),
             form,
             created: Frame::now(),
@@ -382,15 +385,25 @@ struct Ready {
     notes: Vec<String>,
 }
 
-/// Random ids of responses.
-fn id(prefix: &str) -> String {
+/// A random id of a response, or of a part of one.
+pub(super) fn id(prefix: &str) -> String {
     let number = getrandom::u64().unwrap_or_default() as u128 | (getrandom::u64().unwrap_or_default() as u128) << 64;
-    format!("{prefix}-{number:032x}")
+    format!("{prefix}{number:032x}")
 }
 
 async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
     let arrived = Instant::now();
     let body: ChatBody = app.read(&headers, body).await?;
+    let (frame, ready, tickets) = prepare_chat(&app, &headers, &body).await?;
+    answer(&app, frame, ready, tickets, &body.common, arrived).await
+}
+
+/// A chat that can be given to the engine, and what its response needs.
+async fn prepare_chat(
+    app: &Arc<App>,
+    headers: &HeaderMap,
+    body: &ChatBody,
+) -> Result<(Frame, Vec<Ready>, Vec<Ticket>), Refusal> {
     app.check_name(body.common.model.as_deref())?;
     let choices = body.common.choices()?;
     // Before the template is rendered: a server that is full has no time for that.
@@ -409,9 +422,26 @@ async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Re
         without_thinking: body.excludes_thinking(),
         logprobs: body.logprobs == Some(true),
         calling: format.map(|format| Calling::new(format, &tools, parallel)),
-        ..app.frame(Form::Chat, choices, &body.common, &headers)?
+        ..app.frame(Form::Chat, choices, &body.common, headers)?
     };
-    answer(&app, frame, ready, tickets, &body.common, arrived).await
+    Ok((frame, ready, tickets))
+}
+
+/// A chat in the form of OpenAI's newer interface.
+async fn response(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
+    let arrived = Instant::now();
+    let body: ResponsesBody = app.read(&headers, body).await?;
+    let (body, echo) = body.chat()?;
+    let prepared = prepare_chat(&app, &headers, &body).await.map_err(responses::in_own_words)?;
+    let (frame, ready, tickets) = prepared;
+    // The reasoning has a place of its own here, wherever it is in a chat.
+    let frame = Frame { id: id("resp_"), thinking_field: Some("reasoning"), ..frame };
+    let repeated = echo.fields(&ready.first().ok_or_else(Refusal::bug)?.settings);
+    let client = submit(&app, &frame, &ready, tickets, &body.common, arrived)?;
+    match body.common.stream {
+        Some(true) => Ok(responses::stream(frame, repeated, client, app.traces.clone(), app.worker.clone())),
+        _ => responses::whole(frame, repeated, client, app.traces.clone()).await,
+    }
 }
 
 async fn completions(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
@@ -453,9 +483,24 @@ async fn answer(
     common: &Common,
     arrived: Instant,
 ) -> Result<Response, Refusal> {
-    // From here on, the engine ends the request as soon as this guard is dropped.
+    let client = submit(app, &frame, &ready, tickets, common, arrived)?;
+    match common.stream {
+        Some(true) => Ok(answer::stream(frame, client, app.traces.clone(), app.worker.clone())),
+        _ => answer::whole(frame, client, app.traces.clone()).await,
+    }
+}
+
+/// Gives the choices of a request to the engine. From here on, it ends the request as soon as the client is dropped.
+fn submit(
+    app: &App,
+    frame: &Frame,
+    ready: &[Ready],
+    tickets: Vec<Ticket>,
+    common: &Common,
+    arrived: Instant,
+) -> Result<Client, Refusal> {
     let client = Client(Mailbox::new());
-    app.running.add(&frame, &client.0);
+    app.running.add(frame, &client.0);
     let streamed = common.stream == Some(true);
     let each = frame.each;
     for (choice, ticket) in tickets.into_iter().enumerate() {
@@ -472,16 +517,25 @@ async fn answer(
         let group = frame.owner.map_or(0, group);
         app.worker.submit(Job { prompt: Prompt::Encoded(prompt.clone()), settings, group, client: recipient })?;
     }
-    match streamed {
-        true => Ok(answer::stream(frame, client, app.traces.clone(), app.worker.clone())),
-        false => answer::whole(frame, client, app.traces.clone()).await,
-    }
+    Ok(client)
 }
 
 /// The tokens of a prompt, counted as a chat would count them.
 async fn input_tokens(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Refusal> {
     let _aside = app.aside()?;
     let body: ChatBody = app.read(&headers, body).await?;
+    count_tokens(&app, &body).await
+}
+
+/// The same for a response.
+async fn response_tokens(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Refusal> {
+    let _aside = app.aside()?;
+    let body: ResponsesBody = app.read(&headers, body).await?;
+    let (body, _) = body.chat()?;
+    count_tokens(&app, &body).await.map_err(responses::in_own_words)
+}
+
+async fn count_tokens(app: &Arc<App>, body: &ChatBody) -> Result<Json<Value>, Refusal> {
     let (ready, ()) = app.prepare(vec![body.request()?], ()).await?;
     let tokens: usize = ready.iter().map(|ready| ready.prompt.ids.len()).sum();
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens})))
@@ -744,7 +798,7 @@ fn no_trace() -> Refusal {
 
 /// The description of the interface. The schemas are those that the server reads.
 #[derive(OpenApi)]
-#[openapi(components(schemas(ChatBody, CompletionBody, TokenizeBody, DetokenizeBody, ReportBody)))]
+#[openapi(components(schemas(ChatBody, CompletionBody, ResponsesBody, TokenizeBody, DetokenizeBody, ReportBody)))]
 struct Schemas;
 
 async fn openapi() -> Json<Value> {
@@ -754,6 +808,7 @@ async fn openapi() -> Json<Value> {
     let posts = [
         ("/v1/chat/completions", "ChatBody", "An answer, or a stream of chunks."),
         ("/v1/completions", "CompletionBody", "A continuation, or a stream of chunks."),
+        ("/v1/responses", "ResponsesBody", "An answer as items, or a stream of named events."),
         (
             "/v1/secateur/resolve",
             "ChatBody",
@@ -761,6 +816,7 @@ async fn openapi() -> Json<Value> {
         ),
         ("/v1/secateur/report", "ReportBody", "A page that shows one trace or two."),
         ("/v1/chat/completions/input_tokens", "ChatBody", "The number of tokens of the prompt."),
+        ("/v1/responses/input_tokens", "ResponsesBody", "The number of tokens of the prompt."),
         ("/tokenize", "TokenizeBody", "Token ids."),
         ("/detokenize", "DetokenizeBody", "Text."),
     ];

@@ -120,6 +120,21 @@ fn function_name<'a>(function: &'a Map<String, Value>, place: &str) -> Result<&'
     }
 }
 
+/// A tool of the Responses interface in the form of chat, which has the fields of the function in an object of their own.
+pub(super) fn nested(tool: &Value, index: usize) -> Result<Value, Refusal> {
+    let place = format!("tools[{index}]");
+    check_kind(tool, &place)?;
+    let flat = tool.as_object().ok_or_else(Refusal::bug)?;
+    function_name(flat, &place)?;
+    let mut function = Map::new();
+    for field in ["name", "description", "parameters", "strict"] {
+        if let Some(value) = flat.get(field).filter(|value| !value.is_null()) {
+            function.insert(field.into(), value.clone());
+        }
+    }
+    Ok(json!({"type": "function", "function": function}))
+}
+
 /// The calls of an earlier answer, as chat templates read them: their arguments are an object, where OpenAI has a text
 /// with one. A text that is none becomes the only argument of an object, because some templates go through the arguments.
 pub(super) fn earlier(calls: &[Value], place: &str) -> Result<Value, Refusal> {
@@ -341,6 +356,24 @@ mod tests {
             assert!(refused.body().to_string().contains(place), "{place}: {refused:?}");
         }
         assert!(offered(Some(&[tool("f"), tool("f")]), None).is_err());
+    }
+
+    #[test]
+    fn flat_tools_become_those_of_chat() {
+        let schema = json!({"type": "object", "properties": {}});
+        let flat =
+            json!({"type": "function", "name": "f", "parameters": schema, "strict": null, "defer_loading": false});
+        assert_eq!(nested(&flat, 0), Ok(tool("f")));
+        for (tool, place) in [
+            (json!("f"), "tools[3]"),
+            (json!({"type": "web_search"}), "web_search"),
+            (tool("f"), "tools[3].name"),
+            (json!({"type": "function", "name": "f", "parameters": 1}), "tools[3].parameters"),
+            (json!({"type": "function", "name": "f", "description": 1}), "tools[3].description"),
+        ] {
+            let refused = nested(&tool, 3).expect_err(place);
+            assert!(refused.body().to_string().contains(place), "{place}: {refused:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 mod client;
 mod page;
 mod prompts;
+mod responses;
 mod robust;
 mod tools;
 mod wire;

@@ -91,7 +91,7 @@ fn a_format_beside_tools_is_refused() {
     server.chat(&unused);
 }
 
-fn server() -> Server {
+pub fn server() -> Server {
     Server::of(CALLER, options())
 }
 
@@ -100,7 +100,7 @@ fn tool(name: &str, description: &str) -> Value {
     json!({"type": "function", "function": {"name": name, "description": description, "parameters": parameters}})
 }
 
-fn tools() -> Value {
+pub fn tools() -> Value {
     json!([tool("get_weather", "The weather."), tool("get_time", "The time.")])
 }
 
@@ -156,7 +156,7 @@ fn streamed(chunks: &[Value]) -> Value {
 const CALLS: [(&str, &str); 2] =
     [("get_weather", "{\"city\": \"Paris\", \"days\": 2}"), ("get_time", "{\"zone\": \"Europe/Paris\"}")];
 
-fn expected(count: usize) -> Vec<(String, String)> {
+pub fn expected(count: usize) -> Vec<(String, String)> {
     CALLS[..count].iter().map(|(name, arguments)| (name.to_string(), arguments.to_string())).collect()
 }
 
@@ -325,13 +325,18 @@ fn variables_of_the_template_are_passed_on() {
     }
 }
 
-/// With the thinking switched off, all that the model says is content.
-#[test]
-fn without_thinking_everything_is_content() {
+/// The model with a template that has the switch for the thinking.
+pub fn switching() -> ModelSource {
     let template = "{% for m in messages %}<|user|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}\
                     {% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}<|assistant|>{% endif %}";
     let config = json!({"eos_token": "<|end|>", "chat_template": template}).to_string();
-    let server = Server::with(altered(&[("tokenizer_config.json", config)]), options());
+    altered(&[("tokenizer_config.json", config)])
+}
+
+/// With the thinking switched off, all that the model says is content.
+#[test]
+fn without_thinking_everything_is_content() {
+    let server = Server::with(switching(), options());
     for switch in [
         json!({"enable_thinking": false}),
         json!({"chat_template_kwargs": {"enable_thinking": false}}),
