@@ -136,6 +136,47 @@ test('openai: calls of tools come in deltas', async () => {
   }
 });
 
+test('openai: a streamed response is the response', async () => {
+  const asked = { model: 'built-in', input: EXAMPLE, temperature: 0 };
+  const whole = await openai().responses.create(asked);
+  const [reasoning, message] = whole.output;
+  assert.deepEqual([reasoning.type, message.type, whole.status], ['reasoning', 'message', 'completed']);
+  let [said, thought] = ['', ''];
+  for await (const event of await openai().responses.create({ ...asked, stream: true })) {
+    if (event.type === 'response.output_text.delta') said += event.delta;
+    if (event.type === 'response.reasoning_text.delta') thought += event.delta;
+  }
+  assert.deepEqual([said, thought], [whole.output_text, reasoning.content[0].text]);
+  // The package itself puts the events together.
+  const final = await openai().responses.stream(asked).finalResponse();
+  assert.deepEqual([final.status, final.output_text], ['completed', said]);
+  const answered = await openai().chat.completions.create({ model: 'built-in', messages, temperature: 0 });
+  const { content, reasoning_content: thinking } = answered.choices[0].message;
+  assert.deepEqual([said, thought], [content, thinking]);
+});
+
+test('openai: responses call functions, and their results are answered', async () => {
+  const client = new OpenAI({ baseURL: `${caller}/v1`, apiKey: 'none', maxRetries: 0 });
+  const parameters = { type: 'object', properties: { city: { type: 'string' } } };
+  const tools = ['get_weather', 'get_time'].map((name) => ({ type: 'function', name, parameters, strict: false }));
+  const input = [{ role: 'user', content: 'How warm is it in Paris?' }];
+  const whole = await client.responses.create({ model: 'caller', input, tools });
+  const streamed = await client.responses.stream({ model: 'caller', input, tools }).finalResponse();
+  for (const { output } of [whole, streamed]) {
+    const calls = output.filter((item) => item.type === 'function_call').map((item) => [item.name, JSON.parse(item.arguments)]);
+    assert.deepEqual(calls, [
+      ['get_weather', { city: 'Paris', days: 2 }],
+      ['get_time', { zone: 'Europe/Paris' }],
+    ]);
+  }
+  const results = whole.output
+    .filter((item) => item.type === 'function_call')
+    .map((item) => ({ type: 'function_call_output', call_id: item.call_id, output: '21' }));
+  const answer = await client.responses.create({ model: 'caller', input: [...input, ...whole.output, ...results], tools });
+  assert.match(answer.output_text, /^It is 21 °C/);
+  await assert.rejects(client.responses.create({ model: 'caller', input, background: true }), /background/);
+});
+
 test('AI SDK: tools are run, and their results answered', async () => {
   const model = createOpenAICompatible({ name: 'secateur', baseURL: `${caller}/v1` })('caller');
   const inputSchema = jsonSchema({ type: 'object', properties: {} });

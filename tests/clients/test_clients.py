@@ -93,6 +93,8 @@ def test_an_answer_is_parsed_into_a_model_of_pydantic(client):
     answer = client.chat.completions.parse(model="built-in", messages=MESSAGES, temperature=0, response_format=Answer)
     assert isinstance(answer.choices[0].message.parsed, Answer)
     assert answer.choices[0].message.reasoning_content == chat(client).choices[0].message.reasoning_content
+    response = client.responses.parse(model="built-in", input=EXAMPLE, temperature=0, text_format=Answer)
+    assert response.output_parsed == answer.choices[0].message.parsed
 
 
 def test_pruning_goes_through_extra_body(client):
@@ -195,6 +197,65 @@ def test_a_call_can_be_required(caller):
     answer = caller.chat.completions.create(**asked, tool_choice=named).choices[0]
     assert answer.finish_reason == "tool_calls" and len(answer.message.tool_calls) == 1
     assert json.loads(answer.message.tool_calls[0].function.arguments)["city"] in ("Oslo", "Rome")
+
+
+def test_a_response_has_the_form_that_the_package_declares(client):
+    asked = {"model": "built-in", "input": EXAMPLE, "temperature": 0}
+    raw = client.responses.with_raw_response.create(**asked)
+    response = openai.types.responses.Response.model_validate(json.loads(raw.text), strict=True)
+    assert [item.type for item in response.output] == ["reasoning", "message"]
+    assert response.status == "completed" and response.output_text
+    assert response.usage.output_tokens_details.reasoning_tokens > 0
+    assert response.usage.secateur["evicted_tokens"] >= 0
+    said = chat(client).choices[0].message
+    assert (response.output[0].content[0].text, response.output_text) == (said.reasoning_content, said.content)
+    # Each event of a stream has the form that is declared for its type, and the texts are the same.
+    pieces = {"response.reasoning_text.delta": "", "response.output_text.delta": ""}
+    for event in client.responses.create(**asked, stream=True):
+        type(event).model_validate(event.to_dict(), strict=True)
+        if event.type in pieces:
+            pieces[event.type] += event.delta
+    assert event.type == "response.completed" and event.response.output_text == response.output_text
+    assert list(pieces.values()) == [said.reasoning_content, said.content]
+    with client.responses.stream(**asked) as stream:
+        assert stream.get_final_response().output_text == said.content
+    cut = client.responses.create(**asked, max_output_tokens=5)
+    assert cut.status == "incomplete" and cut.incomplete_details.reason == "max_output_tokens"
+    likely = client.responses.create(**asked, include=["message.output_text.logprobs"], top_logprobs=2)
+    assert all(len(entry.top_logprobs) == 2 for entry in likely.output[-1].content[0].logprobs)
+    with pytest.raises(openai.BadRequestError, match="previous_response_id"):
+        client.responses.create(**asked, previous_response_id=response.id)
+
+
+def test_a_response_that_fails_in_its_stream_raises_an_error():
+    for address in serving("--request-timeout", "1"):
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="a key", max_retries=0)
+        endless = {"ignore_eos": True, "secateur": {"policy": "full"}}
+        with pytest.raises(openai.APIError, match="longer than this server allows"):
+            for _ in client.responses.create(model="built-in", input=EXAMPLE, stream=True, extra_body=endless):
+                pass
+
+
+def test_responses_call_functions_and_answer_their_results(caller):
+    tools = [{"type": "function", "strict": False, **tool["function"]} for tool in TOOLS]
+    items = [{"role": "user", "content": "How warm is it in Paris?"}]
+    response = caller.responses.create(model="caller", input=items, tools=tools)
+    openai.types.responses.Response.model_validate(response.to_dict(), strict=True)
+    calls = [item for item in response.output if item.type == "function_call"]
+    called = [(call.name, json.loads(call.arguments)) for call in calls]
+    assert called == [("get_weather", {"city": "Paris", "days": 2}), ("get_time", {"zone": "Europe/Paris"})]
+    assert response.output_text == "Let me look."
+    with caller.responses.stream(model="caller", input=items, tools=tools) as stream:
+        final = stream.get_final_response()
+    streamed = [item for item in final.output if item.type == "function_call"]
+    assert [(call.name, json.loads(call.arguments)) for call in streamed] == called
+    # The items go back as they came, with the results of the calls.
+    items += response.output
+    items += [{"type": "function_call_output", "call_id": call.call_id, "output": "21"} for call in calls]
+    answer = caller.responses.create(model="caller", input=items, tools=tools)
+    assert answer.output_text.startswith("It is 21 °C")
+    with pytest.raises(openai.BadRequestError, match="web_search"):
+        caller.responses.create(model="caller", input=items, tools=[{"type": "web_search"}])
 
 
 def test_models_are_listed(client):
