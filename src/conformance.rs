@@ -3,9 +3,9 @@ use std::collections::HashSet;
 
 use serde::Serialize;
 
-use crate::device::{ComputeDevice, DeviceInfo};
+use crate::device::{ComputeDevice, DeviceInfo, ProcessorKind};
 use crate::kernels::cases::{self, Bound, Case};
-use crate::kernels::memory;
+use crate::kernels::{KERNELS, memory};
 use crate::{Error, ErrorKind, Result};
 
 /// The result of one kernel's cases on one device.
@@ -121,13 +121,47 @@ pub fn missing<'a>(reports: &[Report], required: impl IntoIterator<Item = &'a st
     required.into_iter().map(str::trim).filter(|n| !n.is_empty() && !ran(n)).map(String::from).collect()
 }
 
+/// The kernels that compute the first token of a model without experts.
+const FIRST: [&str; 8] = ["embed", "matvec", "matmul", "rms_norm", "rope_append", "attention", "top_k", "sample"];
+
 /// What a [`self_test`] runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SelfTest {
-    /// One case of each kernel.
-    Kernels,
+    /// One case of each kernel that computes the first token of a model without experts.
+    FirstToken,
+    /// One case of this kernel.
+    Kernel(&'static str),
     /// One case of each kernel and element type.
     ElementTypes,
+}
+
+impl SelfTest {
+    /// The cases for a device of this kind. Of several that would do, one is taken that is tiled for the device and has the
+    /// element types of most models, bf16 for weights and f16 for the cache: its shader is then probably one that the
+    /// model needs as well, and compiling it takes long.
+    fn cases(self, kind: ProcessorKind) -> Vec<Case> {
+        // The name of a case begins with its element type, if it has one.
+        let dtype = |case: &Case| case.name.split(' ').next().unwrap_or_default().to_string();
+        let rank = |case: &Case| {
+            let tiling = case.tiled_for.map_or(1, |tiled| if tiled == kind { 0 } else { 2 });
+            (tiling, ["BF16", "F16"].iter().position(|usual| *usual == dtype(case)).unwrap_or(2))
+        };
+        let wanted = |name: &str| match self {
+            Self::FirstToken => FIRST.contains(&name),
+            Self::Kernel(kernel) => name == kernel,
+            Self::ElementTypes => true,
+        };
+        let mut all = Vec::new();
+        for kernel in KERNELS.iter().filter(|kernel| wanted(kernel.name)) {
+            let mut cases = (kernel.cases)();
+            cases.sort_by_key(rank);
+            let mut seen = HashSet::new();
+            let each = |case: &Case| if self == Self::ElementTypes { dtype(case) } else { String::new() };
+            cases.retain(|case| seen.insert(each(case)));
+            all.extend(cases);
+        }
+        all
+    }
 }
 
 /// Runs a small part of the cases. Some devices do not report that a kernel failed to compile (in browsers, cubecl only
@@ -137,17 +171,7 @@ pub enum SelfTest {
 /// # Errors
 /// [`ErrorKind::Device`] when a kernel computes wrong results, with the kernels and the first wrong value.
 pub async fn self_test(device: &ComputeDevice, what: SelfTest, progress: impl FnMut(usize, usize)) -> Result<()> {
-    let mut cases = cases::all();
-    match what {
-        SelfTest::Kernels => cases.dedup_by_key(|case| case.kernel),
-        // The name of a case begins with its element type, if it has one.
-        SelfTest::ElementTypes => {
-            let mut seen = HashSet::new();
-            cases
-                .retain(|case| seen.insert((case.kernel, case.name.split(' ').next().unwrap_or_default().to_string())));
-        }
-    }
-    let report = run(device, &cases, progress).await?;
+    let report = run(device, &what.cases(device.tuning.kind), progress).await?;
     let failures: Vec<&str> = report.kernels.iter().flat_map(|k| &k.failures).map(String::as_str).collect();
     if failures.is_empty() {
         return Ok(());
@@ -157,6 +181,35 @@ pub async fn self_test(device: &ComputeDevice, what: SelfTest, progress: impl Fn
         .at(device.info.line())
         .found(failures[0])
         .help("update the graphics driver or the browser; please report the output of a conformance run"))
+}
+
+/// Tests the kernels that compute the first token of a model without experts, and puts off the test of the others. The
+/// engine makes up for it before the first probe. Whoever loads a model with experts, or asks for probabilities or for
+/// penalties of tokens by their counts, calls [`test_others`] before. This shortens the time until the first token where
+/// compiling a shader takes long.
+///
+/// # Errors
+/// Those of [`self_test`].
+pub async fn test_first(device: &ComputeDevice) -> Result<()> {
+    self_test(device, SelfTest::FirstToken, |_, _| ()).await?;
+    *device.untested() = KERNELS.iter().map(|kernel| kernel.name).filter(|name| !FIRST.contains(name)).collect();
+    Ok(())
+}
+
+/// Tests the kernels whose test was put off, one after the other, until `stop` returns true. Returns whether all have been
+/// tested. A later call goes on where this one has ended.
+///
+/// # Errors
+/// Those of [`self_test`]. The kernel that failed is tested again by the next call.
+pub async fn test_others(device: &ComputeDevice, stop: impl Fn() -> bool) -> Result<bool> {
+    loop {
+        let Some(kernel) = device.untested().first().copied() else { return Ok(true) };
+        if stop() {
+            return Ok(false);
+        }
+        self_test(device, SelfTest::Kernel(kernel), |_, _| ()).await?;
+        device.untested().retain(|other| *other != kernel);
+    }
 }
 
 /// A table as text. Rows are kernels, columns are devices; a cell has the number of cases and the largest error as a

@@ -1,8 +1,9 @@
 //! Finding and opening a compute device: a GPU through wgpu, or burn's CPU backend with the twins.
 #[cfg(not(target_family = "wasm"))]
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[cfg(not(target_family = "wasm"))]
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{OnceLock, Weak};
 
 use burn::tensor::Device;
 use burn::tensor::wgpu::{MemoryConfiguration, WgpuSetup, wgpu};
@@ -215,6 +216,8 @@ pub struct ComputeDevice {
     pub info: DeviceInfo,
     /// How kernels are tiled for it.
     pub tuning: Tuning,
+    /// Kernels whose test was put off ([`conformance::test_first`](crate::conformance::test_first)).
+    untested: Arc<Mutex<Vec<&'static str>>>,
     /// The first error of the graphics library, such as a lack of memory. It comes from another thread, long after the
     /// call that led to it.
     #[cfg(not(target_family = "wasm"))]
@@ -252,6 +255,7 @@ impl ComputeDevice {
             burn: Device::flex(),
             info: DeviceInfo::cpu(),
             tuning: Tuning::CPU,
+            untested: Arc::default(),
             #[cfg(not(target_family = "wasm"))]
             fault: Arc::default(),
             #[cfg(not(target_family = "wasm"))]
@@ -384,11 +388,17 @@ impl ComputeDevice {
             burn,
             info,
             tuning,
+            untested: Arc::default(),
             #[cfg(not(target_family = "wasm"))]
             fault,
             #[cfg(not(target_family = "wasm"))]
             loss,
         })
+    }
+
+    /// The kernels whose test was put off until something relies on their results.
+    pub(crate) fn untested(&self) -> MutexGuard<'_, Vec<&'static str>> {
+        self.untested.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Counts a step of decoding, for the tests that lose the device after some.

@@ -24,6 +24,7 @@ use crate::kernels::cases;
 use crate::model::required;
 use crate::report::events::{RunEvents, model_info, number};
 use crate::report::html;
+use crate::settings::Settings;
 use crate::trace::Trace;
 use crate::weights::precision::Precision;
 use crate::weights::{ModelSource, Weights};
@@ -190,13 +191,17 @@ impl Secateur {
     async fn from_source(source: &ModelSource, options: Load, name: &str, on_event: &Function) -> Result<Self> {
         let load = options.options()?;
         let device = trusted_device().await?;
-        device.burn.memory_cleanup();
         let name = options.name.as_deref().unwrap_or(name);
+        let prepared = PreparedModel::new(source, name, &load)?;
+        if prepared.config().experts.is_some() {
+            suite::test_others(&device, || false).await?;
+        }
+        device.burn.memory_cleanup();
         let mut progress = |done: usize, total: usize| {
             let what = "Uploading the model to the GPU";
             send(on_event, &json!({"type": "progress", "what": what, "done": done, "total": total}));
         };
-        let mut engine = Engine::load(source, name, &device, &load, &mut progress)?;
+        let mut engine = prepared.load(source, &device, &mut progress)?;
         // The next message of a conversation repeats the earlier ones.
         engine.keep_prompts(256 << 20);
         let info = model_info(&engine, name, None);
@@ -211,7 +216,8 @@ pub async fn open_gpu() -> Result<(), JsError> {
     device().await.map(drop).map_err(|e| rejection(&e))
 }
 
-/// Tests every kernel on the GPU, once: models are loaded after it. It may run while a model is fetched.
+/// Tests the kernels of the first token on the GPU, once: models are loaded after it. It may run while a model is fetched.
+/// The other kernels are tested before anything relies on them.
 #[wasm_bindgen]
 pub async fn test_kernels() -> Result<(), JsError> {
     trusted_device().await.map(drop).map_err(|e| rejection(&e))
@@ -276,12 +282,12 @@ async fn device() -> Result<ComputeDevice> {
     Ok(DEVICE.with(|d| d.get_or_init(|| device).clone()))
 }
 
-/// The adapter, after a self-test has passed on it once. If a browser miscompiles or refuses a shader, the result is
-/// stale data without an error. Without this test, a broken driver would produce nonsense.
+/// The adapter, after the kernels of the first token have passed a self-test on it once. If a browser miscompiles or
+/// refuses a shader, the result is stale data without an error. Without this test, a broken driver would produce nonsense.
 async fn trusted_device() -> Result<ComputeDevice> {
     let device = device().await?;
     if TRUSTED.with(|t| t.get().is_none()) {
-        suite::self_test(&device, suite::SelfTest::Kernels, |_, _| ()).await?;
+        suite::test_first(&device).await?;
         TRUSTED.with(|t| t.set(()).ok());
     }
     Ok(device)
@@ -289,6 +295,10 @@ async fn trusted_device() -> Result<ComputeDevice> {
 
 async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> Result<Value> {
     let device = engine.model().device().clone();
+    let Settings { logprobs, prompt_logprobs, sampling, .. } = &resolved.settings;
+    if logprobs.is_some() || prompt_logprobs.is_some() || sampling.counts() {
+        suite::test_others(&device, || false).await?;
+    }
     let mut events = RunEvents::new(resolved.notes.clone());
     let mut on = |event: Event<'_>| {
         if let Some(event) = events.event(&event, &device) {

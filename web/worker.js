@@ -82,7 +82,7 @@ const forward = (call) => (json) => send({ call, ...JSON.parse(json) });
 
 const openGpu = () => (opened ??= wasm.open_gpu());
 
-/** Tests the kernels on this GPU. Later calls share the test; after a failure, the next one repeats it. */
+/** Tests the kernels of the first token on this GPU. Later calls share the test; after a failure, the next one repeats it. */
 function testKernels() {
   tested ??= openGpu().then(() => wasm.test_kernels());
   tested.catch(() => (opened = tested = undefined));
@@ -103,7 +103,8 @@ async function builtinFiles() {
 // --- rehearsals -----------------------------------------------------------------------------------------------------
 //
 // A browser compiles a shader when it is first used, and that takes much longer than running it. So a model is run for a
-// few tokens while nobody waits for the engine: its shaders are compiled then, and not at the first question.
+// few tokens while nobody waits for the engine: its shaders are compiled then, and not at the first question. The probes of
+// such a run also test the kernels of pruning.
 
 /** Runs a model for a few tokens. It may fail: what is wrong with the model shows at the first question. */
 async function rehearse(model) {

@@ -17,7 +17,7 @@ use crate::policy::KeepPlan;
 use crate::sampling::Sampler;
 use crate::settings::Settings;
 use crate::trace;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, conformance};
 
 /// Requests that run side by side, each with its own prompt, options, policy, budget, end and trace. A result does
 /// not depend on the neighbours, beyond the order in which a shader for more rows may add (each kernel states its
@@ -561,6 +561,10 @@ impl<'e> Batch<'e> {
         let mut due: Vec<Due<'_>> = with_room(self.runner, due, 1).into_iter().filter_map(Due::new).collect();
         if due.is_empty() {
             return Ok(());
+        }
+        let stop = self.stop;
+        if !conformance::test_others(self.runner.model().device(), || stop.load(Ordering::Relaxed)).await? {
+            return Ok(()); // the next turn ends the requests
         }
         let begun = Instant::now();
         let held = hold(self.runner, &mut due)?;

@@ -270,6 +270,8 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {
         for (d, heads, kv_heads, n, chunk, seqs, already_cached, rotate, lens, caps) in [
+            // A prompt of the built-in model: a short test that takes the first case compiles what that model needs.
+            (32, 4, 2, 9, 9, vec![1], 0, false, [1, 250, 1], [2, 270, 2]),
             (16, 6, 2, 3, 1, vec![1, 2, 0], 0, false, [0, 7, 300], [4, 8, 301]),
             (64, 4, 4, 1, 1, vec![1], 0, false, [9, 255, 9], [16, 256, 16]),
             (64, 8, 2, 1, 1, vec![1], 0, false, [9, 256, 9], [16, 320, 16]),
@@ -301,7 +303,7 @@ pub(super) fn cases() -> Vec<Case> {
                         tuning.kind
                     ),
                 );
-                cases.push(Case::new("attention", name, move |device| {
+                let case = Case::new("attention", name, move |device| {
                     let builder = StateBuilder::new(3, 2, kv_heads).lens(1, &lens, &caps).map(&seqs);
                     let most_seen = seqs.iter().map(|seq| lens[*seq] - already_cached + chunk).max().expect("n > 0");
                     let (row_seq_offset, layer_table_offset, positions) =
@@ -316,7 +318,8 @@ pub(super) fn cases() -> Vec<Case> {
                         Check::floats("out", out, Bound::Relative(4e-6)),
                         Check::floats("lse", lse, Bound::Mixed(4e-6)),
                     ]
-                }));
+                });
+                cases.push(case.tiled_for(tuning.kind));
             }
         }
     }

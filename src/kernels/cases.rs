@@ -1,6 +1,7 @@
 //! The conformance cases: one list for every backend. A case makes its inputs, runs a kernel on a given device and
 //! names the outputs to compare. On the CPU it gives the answer of the twin, with which the answers of GPUs are
 //! compared.
+use crate::device::ProcessorKind;
 use crate::dtype::Dtype;
 use burn::tensor::{Device, Int, Tensor};
 
@@ -92,6 +93,8 @@ pub struct Case {
     pub kernel: &'static str,
     /// The parameters of the run, for people.
     pub name: String,
+    /// The kind of device that the shader is tiled for, if there is one.
+    pub tiled_for: Option<ProcessorKind>,
     run: Run,
 }
 
@@ -101,7 +104,12 @@ impl Case {
         name: String,
         run: impl Fn(&Device) -> Vec<Check> + Send + Sync + 'static,
     ) -> Self {
-        Self { kernel, name, run: Box::new(run) }
+        Self { kernel, name, tiled_for: None, run: Box::new(run) }
+    }
+
+    /// The same case, of a shader that is tiled for this kind of device.
+    pub(super) fn tiled_for(self, kind: ProcessorKind) -> Self {
+        Self { tiled_for: Some(kind), ..self }
     }
 
     /// Runs the case on `device`.

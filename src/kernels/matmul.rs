@@ -124,7 +124,7 @@ pub(super) fn cases() -> Vec<Case> {
             let out_stride = shard_first_row + rows + 5;
             for tuning in [Tuning::CPU, Tuning::GPU] {
                 let spec = LinearSpec { dtype, mode, has_bias, rows, cols, shard_first_row, out_stride, n, tuning };
-                cases.push(case("matmul", spec));
+                cases.push(case("matmul", spec).tiled_for(tuning.kind));
             }
         }
     }

@@ -214,8 +214,8 @@ pub(super) fn cases() -> Vec<Case> {
     for dtype in Dtype::ALL {
         let shapes = [
             (Mode::Store, true, 37, 64, 0, 1, 8),
-            (Mode::Store, false, 1, 8, 5, 1, 32),
-            (Mode::Store, true, 131, 904, 12, 3, 16),
+            (Mode::Store, false, 1, 8, 5, 1, 16),
+            (Mode::Store, true, 131, 904, 12, 3, 32),
             (Mode::Add, false, 96, 160, 0, 2, 8),
             (Mode::Add, true, 65, 24, 7, 8, 64),
             (Mode::SwiGlu, false, 66, 96, 10, 1, 8),
@@ -236,7 +236,11 @@ pub(super) fn cases() -> Vec<Case> {
             let out_stride = shard_first_row + rows + 3;
             let tuning = Tuning { matvec_lanes: lanes, ..Tuning::GPU };
             let spec = LinearSpec { dtype, mode, has_bias, rows, cols, shard_first_row, out_stride, n, tuning };
-            cases.push(case("matvec", spec));
+            let tiled = [Tuning::CPU, Tuning::GPU].into_iter().find(|usual| usual.matvec_lanes == lanes);
+            cases.push(match tiled {
+                Some(usual) => case("matvec", spec).tiled_for(usual.kind),
+                None => case("matvec", spec),
+            });
         }
     }
     cases

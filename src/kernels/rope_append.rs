@@ -159,6 +159,8 @@ pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {
         for (d, heads, kv_heads, n, chunk, seqs, lens, caps, norm, compact) in [
+            // A prompt of the built-in model, as in `attention`.
+            (32, 4, 2, 9, 9, vec![1], [3, 2, 0], [8, 16, 1], None, false),
             (16, 6, 2, 3, 1, vec![2, 0, 1], [5, 0, 9], [7, 4, 10], None, false),
             (64, 2, 1, 7, 7, vec![1], [3, 2, 0], [8, 16, 1], None, false),
             (128, 7, 1, 2, 1, vec![1, 2], [0, 4, 4], [1, 9, 4], None, false),

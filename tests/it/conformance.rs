@@ -2,12 +2,17 @@
 //! names backends or parts of names; an adapter that is named and missing is a failure, so nothing passes because it
 //! did not run.
 use secateur::device::{self, ComputeDevice};
+use secateur::engine::{Engine, LoadOptions, RunResult};
 use secateur::expert::conformance::{self, Report};
-use secateur::expert::kernels::cases;
+use secateur::expert::kernels::variant::hooks;
+use secateur::expert::kernels::{cases, variants};
+use secateur::{Request, Result, builtin};
+
+use crate::common::{alone, block_on, gpu};
 
 #[test]
 fn every_case_on_every_adapter() {
-    let _one = crate::common::alone();
+    let _one = alone();
     let cases = cases::all();
     assert!(cases.len() >= 90, "only {} cases", cases.len());
     let mut reports: Vec<Report> = Vec::new();
@@ -38,4 +43,64 @@ fn every_case_on_every_adapter() {
             assert!(kernel.cases > 0 && kernel.outputs >= kernel.cases, "{} did not run", kernel.kernel);
         }
     }
+}
+
+/// The built-in model on a device of its own, whose kernels of the first token have been tested.
+fn first_tested() -> Option<(ComputeDevice, Engine)> {
+    let device = block_on(ComputeDevice::open_info(&gpu()?.info)).expect("it was opened before");
+    let load = LoadOptions { context: Some(512), ..LoadOptions::default() };
+    block_on(conformance::test_first(&device)).expect("the kernels are right");
+    let engine = Engine::load(&builtin::source(), "built-in", &device, &load, &mut |_, _| ()).expect("it loads");
+    Some((device, engine))
+}
+
+fn run(engine: &mut Engine, tokens: usize) -> Result<RunResult> {
+    let request = Request {
+        max_new_tokens: Some(tokens),
+        probe_every: Some(8),
+        window: Some(4),
+        ignore_eos: Some(true),
+        ..Request::prompting(builtin::EXAMPLE)
+    };
+    let resolved = engine.resolve(&request).expect("a good request");
+    let result = block_on(engine.run(&resolved.prompt, &resolved.settings, &mut |_| ()))?;
+    result.error.clone().map_or(Ok(result), Err)
+}
+
+/// The time until the first token in a browser is mostly that of compiling shaders. So what is tested before it are the
+/// shaders that the built-in model runs, and no others.
+#[test]
+fn what_is_tested_first_is_what_the_built_in_model_runs() {
+    let _one = alone();
+    let Some((device, mut engine)) = first_tested() else { return };
+    let (tested, of_test) = hooks::with(None, || block_on(conformance::test_first(&device)));
+    tested.expect("the kernels are right");
+    let (result, of_run) = hooks::with(None, || run(&mut engine, 3));
+    result.expect("it runs");
+    let needed = |variant| of_run.iter().any(|launch| launch.variant == variant);
+    let unneeded: Vec<_> = of_test.iter().map(|l| &l.variant).filter(|v| !needed((*v).clone())).collect();
+    assert!(unneeded.is_empty(), "{:?}", unneeded.iter().map(|v| (v.kernel, &v.constants)).collect::<Vec<_>>());
+    assert!(of_test.len() >= 8, "only {} shaders were tested", of_test.len());
+}
+
+/// A kernel whose test was put off is tested before a run relies on it. A wrong one is named, and tested again by the
+/// next run.
+#[test]
+fn what_was_put_off_is_tested_before_the_first_probe() {
+    let _one = alone();
+    let Some((device, mut engine)) = first_tested() else { return };
+    assert!(!block_on(conformance::test_others(&device, || true)).expect("nothing was tested"), "nothing was put off");
+    let text = variants().into_iter().find(|v| v.kernel == "attention_row").expect("listed").text;
+    let wrong = text.replace("exp(dots[j] - lse[", "exp(dots[j] - 0.0 * lse[");
+    assert_ne!(wrong, text, "attention_row.wgsl has changed");
+    let (failed, _) = hooks::with(Some(("attention_row", wrong)), || run(&mut engine, 24));
+    let Err(error) = failed else { panic!("the run relied on a wrong kernel") };
+    let error = error.to_string();
+    assert!(error.contains("wrong results in attention_row"), "{error}");
+    // What needs no probe runs all the same.
+    run(&mut engine, 4).expect("it runs");
+    assert!(!block_on(conformance::test_others(&device, || true)).expect("nothing was tested"), "tested too early");
+    let result = run(&mut engine, 24).expect("it runs");
+    assert!(!result.trace.probes.is_empty(), "there was no probe");
+    assert!(block_on(conformance::test_others(&device, || true)).expect("nothing was tested"), "not all were tested");
 }
