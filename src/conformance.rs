@@ -184,9 +184,9 @@ pub async fn self_test(device: &ComputeDevice, what: SelfTest, progress: impl Fn
 }
 
 /// Tests the kernels that compute the first token of a model without experts, and puts off the test of the others. The
-/// engine makes up for it before the first probe. Whoever loads a model with experts, or asks for probabilities or for
-/// penalties of tokens by their counts, calls [`test_others`] before. This shortens the time until the first token where
-/// compiling a shader takes long.
+/// engine makes up for it before the first probe. Whoever loads a model with experts, or asks for probabilities, for a
+/// format of the answer or for penalties of tokens by their counts, calls [`test_others`] before. This shortens the time
+/// until the first token where compiling a shader takes long.
 ///
 /// # Errors
 /// Those of [`self_test`].

@@ -295,8 +295,8 @@ async fn trusted_device() -> Result<ComputeDevice> {
 
 async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> Result<Value> {
     let device = engine.model().device().clone();
-    let Settings { logprobs, prompt_logprobs, sampling, .. } = &resolved.settings;
-    if logprobs.is_some() || prompt_logprobs.is_some() || sampling.counts() {
+    let Settings { logprobs, prompt_logprobs, answer_format, sampling, .. } = &resolved.settings;
+    if logprobs.is_some() || prompt_logprobs.is_some() || answer_format.is_some() || sampling.counts() {
         suite::test_others(&device, || false).await?;
     }
     let mut events = RunEvents::new(resolved.notes.clone());
