@@ -5,9 +5,9 @@ use serde::Serialize;
 use crate::cache::{CacheShape, KvCache};
 use crate::dtype::Dtype;
 use crate::engine::GROWTH;
-use crate::kernels::readback::{as_f32, read_f32};
+use crate::kernels::readback::{Readback, as_f32, read_f32};
 use crate::model::config::ModelConfig;
-use crate::model::decoder::{Decoder, Input, Logits};
+use crate::model::decoder::{Decoder, Input, Logits, Output};
 use crate::{Error, ErrorKind, Result};
 
 /// Tokens of the text that are read together. A longer text is cut into several such windows, each of which is read
@@ -112,6 +112,34 @@ pub fn check(reference: &ModelConfig, model: &ModelConfig, begin: &[u32], ids: &
     }
 }
 
+/// A model that reads a text from its beginning.
+struct Reader<'m> {
+    model: &'m Decoder,
+    cache: KvCache,
+}
+
+impl<'m> Reader<'m> {
+    fn new(model: &'m Decoder) -> Result<Self> {
+        let cache = KvCache::new(CacheShape::new(model.config(), Dtype::F32, 1, GROWTH)?, model.device());
+        Ok(Self { model, cache })
+    }
+
+    /// Forwards the next tokens.
+    fn forward(&mut self, ids: &[u32]) -> Result<Output> {
+        let plan = self.model.plan(Input::Chunk { seq: 0, ids }, &mut self.cache)?;
+        let out = self.model.forward(&plan, &mut self.cache, None);
+        // The pending token is given with the next chunk, and not taken from the state.
+        self.cache.advance(0, ids.len(), ids[0]);
+        Ok(out)
+    }
+
+    /// Forwards the next tokens, and begins to read the logits after each of them.
+    fn logits(&mut self, ids: &[u32]) -> Result<Readback> {
+        let out = self.forward(ids)?;
+        Ok(read_f32(&[&self.model.logits(&out, Logits::All)]))
+    }
+}
+
 /// The logits that `model` gives after each of the tokens `ids`, `[tokens, vocabulary]`, with an f32 cache: what two devices
 /// have to agree on.
 ///
@@ -119,20 +147,17 @@ pub fn check(reference: &ModelConfig, model: &ModelConfig, begin: &[u32], ids: &
 /// [`ErrorKind::Input`] for an id outside the vocabulary, or for more tokens than the context; [`ErrorKind::Device`] where
 /// the device cannot be read.
 pub async fn logits(model: &Decoder, ids: &[u32]) -> Result<Vec<f32>> {
-    let mut cache = KvCache::new(CacheShape::new(model.config(), Dtype::F32, 1, GROWTH)?, model.device());
+    let mut reader = Reader::new(model)?;
     let mut all = Vec::new();
     for chunk in ids.chunks(CHUNK) {
-        let plan = model.plan(Input::Chunk { seq: 0, ids: chunk }, &mut cache)?;
-        let out = model.forward(&plan, &mut cache, None);
-        all.extend(as_f32(&read_f32(&[&model.logits(&out, Logits::All)]).await?[0]));
-        cache.advance(0, chunk.len(), chunk[0]);
+        all.extend(as_f32(&reader.logits(chunk)?.await?[0]));
     }
     Ok(all)
 }
 
 /// Compares the predictions of `model` with those of `reference` for the tokens `ids` of a text. Each window is read
 /// after the tokens `begin`, with which the model expects a text to begin. `progress` is called with the number of tokens
-/// done and of all tokens.
+/// done and of all tokens: at the beginning, and after each chunk of at most 32 tokens.
 ///
 /// # Errors
 /// Those of [`check`]; [`ErrorKind::Input`] for a context that is shorter than a window with its beginning;
@@ -148,35 +173,21 @@ pub async fn compare(
     check(reference.config(), model.config(), begin, ids)?;
     let vocab = reference.config().vocab_size;
     let mut sums = Sums::default();
+    progress(0, ids.len());
     for window in windows(ids.len()) {
-        let mut caches = [reference, model].map(|model| {
-            CacheShape::new(model.config(), Dtype::F32, 1, GROWTH).map(|shape| KvCache::new(shape, model.device()))
-        });
+        let (mut reference, mut model) = (Reader::new(reference)?, Reader::new(model)?);
         if !begin.is_empty() {
-            for (model, cache) in [reference, model].into_iter().zip(&mut caches) {
-                let cache = cache.as_mut().map_err(|e| e.clone())?;
-                let plan = model.plan(Input::Chunk { seq: 0, ids: begin }, cache)?;
-                model.forward(&plan, cache, None);
-                cache.advance(0, begin.len(), ids[window.start]);
-            }
+            reference.forward(begin)?;
+            model.forward(begin)?;
         }
         // The last token predicts nothing that is known.
         let read = window.start..window.end - 1;
         for first in read.clone().step_by(CHUNK) {
             let chunk = &ids[first..(first + CHUNK).min(read.end)];
-            let mut rows = Vec::new();
-            for (model, cache) in [reference, model].into_iter().zip(&mut caches) {
-                let cache = cache.as_mut().map_err(|e| e.clone())?;
-                let plan = model.plan(Input::Chunk { seq: 0, ids: chunk }, cache)?;
-                let out = model.forward(&plan, cache, None);
-                rows.push(read_f32(&[&model.logits(&out, Logits::All)]));
-                cache.advance(0, chunk.len(), chunk[0]);
-            }
-            let mut read = Vec::new();
-            for row in rows {
-                read.push(as_f32(&row.await?[0]));
-            }
-            for (i, (p, q)) in read[0].chunks(vocab).zip(read[1].chunks(vocab)).enumerate() {
+            // Both are issued before one is waited for.
+            let (p, q) = (reference.logits(chunk)?, model.logits(chunk)?);
+            let (p, q) = (as_f32(&p.await?[0]), as_f32(&q.await?[0]));
+            for (i, (p, q)) in p.chunks(vocab).zip(q.chunks(vocab)).enumerate() {
                 if p.iter().chain(q).any(|v| !v.is_finite()) {
                     return Err(Error::new(ErrorKind::Model, "the logits are not finite")
                         .at(format!("token {}", first + i))
@@ -187,6 +198,7 @@ pub async fn compare(
             progress(first + chunk.len(), ids.len());
         }
     }
+    progress(ids.len(), ids.len());
     Ok(sums.finish())
 }
 
