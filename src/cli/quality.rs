@@ -38,12 +38,29 @@ pub struct Compared {
     weights: Option<Precision>,
     /// Bytes of the weights on the device.
     weight_bytes: u64,
+    /// The element types that they have there.
+    weight_types: Vec<TypeBytes>,
     /// The model that it was compared with, as it is stored.
     reference: String,
     /// Bytes of the weights of the reference on the device.
     reference_bytes: u64,
+    /// The element types that they have there.
+    reference_types: Vec<TypeBytes>,
     #[serde(flatten)]
     quality: Quality,
+}
+
+/// The bytes of all weights of one element type.
+#[derive(Serialize)]
+struct TypeBytes {
+    #[serde(rename = "type")]
+    name: &'static str,
+    bytes: u64,
+}
+
+/// The element types of the weights of a model, the one with the most bytes first.
+fn types(model: &Decoder) -> Vec<TypeBytes> {
+    model.weight_types().into_iter().map(|(dtype, bytes)| TypeBytes { name: dtype.name(), bytes }).collect()
 }
 
 /// What was asked for, measured; empty without `--quality`.
@@ -97,8 +114,10 @@ pub fn measure(
         rows.push(Compared {
             weights: precision,
             weight_bytes: model.weight_bytes(),
+            weight_types: types(&model),
             reference: other_name.to_string(),
             reference_bytes: reference.weight_bytes(),
+            reference_types: types(&reference),
             quality,
         });
     }
@@ -124,7 +143,11 @@ fn load(source: &ModelSource, name: &str, precision: Option<Precision>, device: 
 /// The rows as a table for people.
 pub fn table(rows: &[Compared]) -> String {
     let Some(first) = rows.first() else { return String::new() };
-    let head = ["weights", "size", "perplexity", "mean KL (nats)", "largest KL", "same choice"];
+    let head = ["weights", "size", "perplexity", "mean KL (nats)", "largest KL", "same choice", "types"];
+    let types = |types: &[TypeBytes]| {
+        let each = types.iter().map(|t| format!("{} {}", screen::bytes(t.bytes), t.name));
+        each.collect::<Vec<_>>().join(", ")
+    };
     let mut table = vec![head.map(String::from).to_vec()];
     table.push(vec![
         "reference".into(),
@@ -133,6 +156,7 @@ pub fn table(rows: &[Compared]) -> String {
         String::new(),
         String::new(),
         String::new(),
+        types(&first.reference_types),
     ]);
     for row in rows {
         let q = &row.quality;
@@ -143,6 +167,7 @@ pub fn table(rows: &[Compared]) -> String {
             format!("{:.5}", q.mean_divergence),
             format!("{:.3}", q.largest_divergence),
             format!("{:.1} %", 100.0 * q.same_choice),
+            types(&row.weight_types),
         ]);
     }
     let n = first.quality.predictions;

@@ -9,6 +9,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::cache::KvCache;
 use crate::device::ComputeDevice;
+use crate::dtype::Dtype;
 use crate::kernels::memory::{empty_f32, empty_u32};
 use crate::kernels::{
     self, AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, KeySimilaritySpec, LayerSpec, LinearSpec,
@@ -18,12 +19,13 @@ use crate::model::config::ModelConfig;
 use crate::model::feed_forward::FeedForward;
 pub use crate::model::limits::check_device;
 use crate::model::limits::{check_dimensions, check_partials, check_rope, usable_context};
-use crate::model::matrix::{Matrix, Uploader};
+use crate::model::matrix::{ExpertMatrices, Matrix, Uploader};
 use crate::model::{required, rope, tensors};
 use crate::policy::Positions;
 use crate::weights::Weights;
 use crate::weights::precision::{Precision, Role};
 use crate::{Error, ErrorKind, Result};
+use std::cmp::Reverse;
 
 /// One decoder layer's weights.
 struct Layer {
@@ -253,7 +255,7 @@ impl Decoder {
             unread,
             weight_bytes: 0,
         };
-        model.weight_bytes = model.matrices().map(Matrix::bytes).sum::<u64>() + model.expert_bytes();
+        model.weight_bytes = model.weight_types().iter().map(|(_, bytes)| bytes).sum();
         if let Some(precision) = precision
             && required::is_quantized(weights)
         {
@@ -290,12 +292,26 @@ impl Decoder {
         self.weight_bytes
     }
 
+    /// The element types of the weight matrices on the device, and the bytes of each; the one with the most bytes first.
+    pub fn weight_types(&self) -> Vec<(Dtype, u64)> {
+        let mut types: Vec<(Dtype, u64)> = Vec::new();
+        let shards = self.matrices().flat_map(Matrix::shard_bytes);
+        for (dtype, bytes) in shards.chain(self.experts().flat_map(ExpertMatrices::shard_bytes)) {
+            match types.iter_mut().find(|(known, _)| *known == dtype) {
+                Some((_, sum)) => *sum += bytes,
+                None => types.push((dtype, bytes)),
+            }
+        }
+        types.sort_by_key(|(dtype, bytes)| (Reverse(*bytes), dtype.name()));
+        types
+    }
+
     /// Bytes of the weight matrices that a decode step of `sequences` sequences reads: all except an embedding that is
     /// not the head as well, of which a step reads a few rows, and except the experts that are not chosen. If several
     /// sequences choose different experts, all of those are read.
     pub fn step_bytes(&self, sequences: usize) -> u64 {
         let unread = if self.head.is_some() { self.embedding.bytes() } else { 0 };
-        let experts = self.expert_bytes();
+        let experts: u64 = self.experts().map(ExpertMatrices::bytes).sum();
         let share = self.config.experts.as_ref().map_or(0.0, |mixture| mixture.share_read(sequences));
         self.weight_bytes - unread - experts + (experts as f64 * share) as u64
     }
@@ -309,8 +325,9 @@ impl Decoder {
             .chain(&self.head)
     }
 
-    fn expert_bytes(&self) -> u64 {
-        self.layers.iter().map(|layer| layer.feed_forward.expert_bytes()).sum()
+    /// The matrices of all experts of all layers.
+    fn experts(&self) -> impl Iterator<Item = &ExpertMatrices> {
+        self.layers.iter().flat_map(|layer| layer.feed_forward.experts())
     }
 
     /// Prepares to forward `input` at the next positions of its sequences: checks all limits, makes room in `cache`,

@@ -93,14 +93,13 @@ impl FeedForward {
         std::iter::once(first).chain(gate_up.iter().map(|(matrix, _)| matrix))
     }
 
-    /// Bytes of the matrices of all experts.
-    pub fn expert_bytes(&self) -> u64 {
-        match self {
-            Self::Dense { .. } => 0,
-            Self::Experts { gate_up, down, .. } => {
-                gate_up.iter().map(|(matrices, _)| matrices.bytes()).sum::<u64>() + down.bytes()
-            }
-        }
+    /// The matrices of all experts.
+    pub fn experts(&self) -> impl Iterator<Item = &ExpertMatrices> {
+        let (gate_up, down) = match self {
+            Self::Dense { .. } => (&[][..], None),
+            Self::Experts { gate_up, down, .. } => (&gate_up[..], Some(down)),
+        };
+        gate_up.iter().map(|(matrices, _)| matrices).chain(down)
     }
 }
 

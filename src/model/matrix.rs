@@ -36,7 +36,12 @@ pub(super) struct Shard {
 impl Matrix {
     /// Bytes on the device.
     pub fn bytes(&self) -> u64 {
-        self.shards.iter().map(|shard| (shard.rows * shard.dtype.row_words(self.cols) * 4) as u64).sum()
+        self.shard_bytes().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The element type of each shard, and its bytes on the device.
+    pub fn shard_bytes(&self) -> impl Iterator<Item = (Dtype, u64)> {
+        self.shards.iter().map(|shard| (shard.dtype, (shard.rows * shard.dtype.row_words(self.cols) * 4) as u64))
     }
 }
 
@@ -60,8 +65,13 @@ pub(super) struct ExpertShard {
 impl ExpertMatrices {
     /// Bytes on the device.
     pub fn bytes(&self) -> u64 {
+        self.shard_bytes().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The element type of each shard, and its bytes on the device.
+    pub fn shard_bytes(&self) -> impl Iterator<Item = (Dtype, u64)> {
         let row = self.dtype.row_words(self.cols) * 4;
-        self.shards.iter().map(|shard| (shard.experts * self.rows * row) as u64).sum()
+        self.shards.iter().map(move |shard| (self.dtype, (shard.experts * self.rows * row) as u64))
     }
 }
 

@@ -262,7 +262,14 @@ fn inspect_measures_what_quantized_weights_cost() {
         assert!(of(row, "mean_divergence") > 0.0 && of(row, "predictions") > 20.0, "{row}");
         assert!(of(row, "weight_bytes") < of(row, "reference_bytes"), "{row}");
         assert_eq!(row["reference"], F16);
+        for whose in ["weight", "reference"] {
+            let types = row[format!("{whose}_types")].as_array().expect("types");
+            let bytes: f64 = types.iter().map(|t| of(t, "bytes")).sum();
+            assert_eq!(bytes, of(row, &format!("{whose}_bytes")), "{row}");
+        }
+        assert_eq!(row["reference_types"][0]["type"], "f16");
     }
+    assert_eq!(rows[0]["weight_types"][0]["type"], "q8_0");
     assert!(of(&rows[0], "mean_divergence") < of(&rows[2], "mean_divergence"));
     assert_eq!(of(&rows[0], "reference_perplexity"), of(&rows[2], "reference_perplexity"));
     // The same model is no further away from itself than rounding.
