@@ -193,6 +193,8 @@ fn dimensions_no_kernel_takes_are_refused() {
     for ((hidden, heads, kv_heads, intermediate), parts) in [
         // (hidden, heads, KV heads, intermediate); the head dimension is hidden / heads.
         ((96, 8, 2, 152), ["head_dim", "multiple of 8", "12"]),
+        // The heads of OpenLLaMA 3B.
+        ((3200, 32, 32, 8640), ["head_dim", "multiple of 8", "100"]),
         ((528, 2, 2, 152), ["head_dim", "at most 256", "264"]),
         ((8192, 64, 1, 152), ["query heads of a KV head", "16 KiB", "64"]),
     ] {

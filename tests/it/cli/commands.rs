@@ -189,6 +189,9 @@ fn inspect_says_what_a_model_is() {
     let narrow = unfit("\"hidden_size\": 96", "\"hidden_size\": 84");
     let ran = run(&["inspect", narrow.path().to_str().unwrap()]);
     assert!(ran.code == Some(1) && ran.out.contains("head_dim") && ran.out.contains("a multiple of 8"), "{}", ran.out);
+    let model = narrow.path().to_str().unwrap();
+    let refused = run(&["run", "--model", model, "--device", "cpu", "--ids", "1"]);
+    fails(&refused, 1, &["cannot run this head_dim", model, "a multiple of 8, at most 256", "found: 28"]);
     // Sizes that no tensor has: the message is about the weights, and no sum overflows.
     let wide = broken(|dir| {
         edit(dir.join("config.json"), |text| {
