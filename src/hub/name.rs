@@ -18,6 +18,9 @@ pub struct HubName {
     pub kind: Option<String>,
 }
 
+/// The addresses of the hub.
+const HOSTS: [&str; 3] = ["huggingface.co/", "www.huggingface.co/", "hf.co/"];
+
 impl FromStr for HubName {
     type Err = Error;
 
@@ -56,7 +59,9 @@ impl FromStr for HubName {
         let is_good = |part: &str| !part.is_empty() && part.chars().all(is_allowed) && !part.starts_with('.');
         let is_good_revision = !revision.is_empty() && revision.split('/').all(is_good);
         let is_good_kind = kind.is_none_or(|kind| is_good(kind) && is_quantization(kind) && file.is_none());
-        match parts.iter().all(|part| is_good(part)) && is_good_revision && is_good_kind {
+        // The rest of an address that names the hub twice. Written out, it would be read as another name.
+        let is_address = HOSTS.iter().any(|host| host.strip_suffix('/') == Some(parts[0]));
+        match parts.iter().all(|part| is_good(part)) && is_good_revision && is_good_kind && !is_address {
             true => Ok(Self { repo, revision: revision.to_string(), file, kind: kind.map(String::from) }),
             false => Err(malformed("")),
         }
@@ -75,8 +80,7 @@ fn is_quantization(kind: &str) -> bool {
 /// page (`/tree/REVISION`) or of a file (`/blob/REVISION/FILE`) follows an `@`. Other text is returned as it is.
 fn plain_name(text: &str) -> String {
     let bare = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://")).unwrap_or(text);
-    let hosts = ["huggingface.co/", "www.huggingface.co/", "hf.co/"];
-    let Some(path) = hosts.iter().find_map(|host| bare.strip_prefix(host)) else {
+    let Some(path) = HOSTS.iter().find_map(|host| bare.strip_prefix(host)) else {
         // The completion of a shell may have added a slash to a name.
         let name = text.strip_suffix('/').unwrap_or(text);
         return if name.split('/').count() == 2 { name } else { text }.to_string();
@@ -175,6 +179,8 @@ mod tests {
             "a/b/c.gguf:Q8_0",
             "a:Q8_0",
             "a/b?c",
+            "hf.co/hf.co/a",
+            "https://huggingface.co/huggingface.co/a/tree/v1",
         ] {
             assert_eq!(name(bad), None, "{bad:?}");
         }
