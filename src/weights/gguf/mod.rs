@@ -21,6 +21,10 @@ mod split;
 pub use super::ggml_type::GgmlType;
 pub(crate) use split::SplitName;
 
+/// The most values of a tensor that belongs to the configuration. The factors of RoPE are one for each pair of components of
+/// a head.
+const MOST_VALUES: usize = 1 << 16;
+
 /// An opened GGUF file, or all parts of a split one. Its header is checked against the size of the file; its tensors
 /// stay where they are.
 #[derive(Debug)]
@@ -189,10 +193,10 @@ impl Gguf {
         Some(info.dims.iter().rev().copied().collect())
     }
 
-    /// The values of the tensor `name` as f32, or `None` if the file has no such tensor.
+    /// The values of the small tensor `name` as f32, or `None` if the file has no such tensor.
     ///
     /// # Errors
-    /// If the element type is not supported.
+    /// If the element type is not supported, or there are more than 65,536 values.
     pub fn values_of(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let info = self.tensors.iter().find(|info| info.name == name);
         // Of a file that is not here as a whole, only the tensors that are here have values.
@@ -200,6 +204,13 @@ impl Gguf {
             info.file > 0 || self.bytes.reader().is_some() || info.range.end <= self.bytes.len() as u64
         };
         let Some(info) = info.filter(is_here) else { return Ok(None) };
+        let values = info.dims.iter().product::<usize>();
+        if values > MOST_VALUES {
+            return Err(Error::new(ErrorKind::Model, "a tensor that is a part of the configuration is too large")
+                .at(format!("{}: {name}", self.place))
+                .expected(format!("at most {MOST_VALUES} values"))
+                .found(values));
+        }
         let weights = Weights {
             files: self.files(),
             tensors: BTreeMap::from([(name.to_string(), info.entry(None))]),
