@@ -203,6 +203,12 @@ impl CallParser {
         }
     }
 
+    /// Takes the first bytes of the held text out of it.
+    fn take(&mut self, bytes: usize) -> String {
+        let rest = self.held.split_off(bytes);
+        std::mem::replace(&mut self.held, rest)
+    }
+
     /// The held text is not a call after all. Its first character is text, and the rest is looked at again.
     fn not_a_call(&mut self) -> bool {
         self.state = State::Text;
@@ -232,13 +238,12 @@ impl CallParser {
         }
         let opening = self.format.opening();
         let found = opening.iter().filter_map(|tag| self.held.find(tag)).min();
-        let may_begin = |at: &usize| opening.iter().any(|tag| tag.starts_with(&self.held[*at..]));
         let end = match found {
             Some(at) => at,
             None if last => self.held.len(),
-            None => self.held.char_indices().map(|(at, _)| at).find(may_begin).unwrap_or(self.held.len()),
+            None => undecided(&self.held, opening),
         };
-        let text: String = self.held.drain(..end).collect();
+        let text = self.take(end);
         let words = text.trim_end().len();
         if words > 0 {
             let blank = std::mem::take(&mut self.blank);
@@ -425,7 +430,7 @@ impl CallParser {
         }
         let key_end = body[OPEN.len()..].find('>').map_or(body.len(), |length| OPEN.len() + length);
         let key = body[OPEN.len()..key_end].trim();
-        let written = format!("{}{}: ", if any { ", " } else { "" }, Value::from(key));
+        let before = || format!("{}{}: ", if any { ", " } else { "" }, Value::from(key));
         let begin = body.len().min(key_end + 1);
         // Values may be long and come in small pieces: nothing is searched twice.
         let from = searched.max(begin);
@@ -433,7 +438,7 @@ impl CallParser {
             if last {
                 // The model was stopped inside a value: so is the text of the arguments.
                 let value = Value::from(body[begin..].strip_prefix('\n').unwrap_or(&body[begin..])).to_string();
-                let cut = written + &value[..value.len() - 1];
+                let cut = before() + &value[..value.len() - 1];
                 self.held.clear();
                 self.argue(&cut);
                 self.state = State::Text;
@@ -443,7 +448,7 @@ impl CallParser {
             }
             return false;
         };
-        let written = written + &self.typed(key, &body[begin..end]);
+        let written = before() + &self.typed(key, &body[begin..end]);
         self.held.drain(..end + CLOSE.len());
         self.argue(&written);
         self.state = State::Parameters { any: true, searched: 0 };
@@ -514,13 +519,12 @@ impl CallParser {
     fn broken(&mut self, last: bool) -> bool {
         let closing = self.format.closing();
         let end = closing.and_then(|tag| self.held.find(tag));
-        let may_begin = |at: &usize| closing.is_some_and(|tag| tag.starts_with(&self.held[*at..]));
         let upto = match end {
             Some(at) => at,
             None if last => self.held.len(),
-            None => self.held.char_indices().map(|(at, _)| at).find(may_begin).unwrap_or(self.held.len()),
+            None => undecided(&self.held, closing.as_slice()),
         };
-        let text: String = self.held.drain(..upto).collect();
+        let text = self.take(upto);
         self.argue(&text);
         if end.is_some() {
             self.over();
@@ -598,6 +602,15 @@ impl Object {
         }
         true
     }
+}
+
+/// Where one of `tags` may begin at the end of `text`, of which more may come; the end if none may.
+fn undecided(text: &str, tags: &[&str]) -> usize {
+    // A tag has no more than its own bytes before the end.
+    let longest = tags.iter().map(|tag| tag.len()).max().unwrap_or(0);
+    let from = text.floor_char_boundary(text.len().saturating_sub(longest));
+    let ends = |at: &usize| tags.iter().any(|tag| tag.starts_with(&text[*at..]));
+    text[from..].char_indices().map(|(at, _)| from + at).find(ends).unwrap_or(text.len())
 }
 
 /// The kinds of values that a schema allows, by its `type` or those of its alternatives: a text that may be missing is
