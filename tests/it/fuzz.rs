@@ -1,6 +1,7 @@
 //! The targets of `fuzz/`, without a fuzzer: every seed, every input that once failed, and a short run of changed ones.
 //! The changes are drawn from a fixed seed, so that a failure can be repeated. With `SECATEUR_FUZZ_CORPUS=fuzz/corpus`
 //! the seeds are also written there, for cargo-fuzz.
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use crate::common::files::report;
@@ -133,6 +134,44 @@ fn the_seeds_are_understood() {
         secateur::eval::Choice::from_json(&text(choice), "seed").expect("a choice");
     }
     assert!(of("trace").take(2).map(text).all(|seed| secateur::Trace::from_json(&seed).is_ok()));
+}
+
+/// cargo-fuzz and `fuzz/instrument` build a program for each target, from the versions that the crate is tested with. No
+/// other test builds them.
+#[test]
+fn each_target_has_a_program() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |file: &str| std::fs::read_to_string(root.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+    let manifest = read("fuzz/Cargo.toml");
+    for (name, _) in targets::TARGETS {
+        assert!(manifest.contains(&format!("name = \"{name}\"\npath = \"fuzz_targets/{name}.rs\"")), "{name}");
+        assert!(read(&format!("fuzz/fuzz_targets/{name}.rs")).contains(&format!("check(\"{name}\", data)")), "{name}");
+    }
+    // The version and the dependencies of each package.
+    let packages = |file: &str| -> BTreeMap<(String, String), Vec<String>> {
+        let lock = read(file);
+        let value = |line: Option<&str>| line.and_then(|line| line.split('"').nth(1)).unwrap_or_default().to_string();
+        let package = |text: &str| {
+            let mut lines = text.lines().skip(1);
+            let id = (value(lines.next()), value(lines.next()));
+            (id, lines.filter(|line| line.starts_with(" \"")).map(|line| value(Some(line))).collect())
+        };
+        lock.split("[[package]]").skip(1).map(package).collect()
+    };
+    let (own, fuzzed) = (packages("Cargo.lock"), packages("fuzz/Cargo.lock"));
+    for (name, version) in fuzzed.keys() {
+        let mut versions = own.keys().filter(|(known, _)| known == name).map(|(_, version)| version).peekable();
+        assert!(
+            versions.peek().is_none() || versions.any(|known| known == version),
+            "fuzz/Cargo.lock: {name} {version}"
+        );
+    }
+    let needs = |packages: &BTreeMap<(String, String), Vec<String>>| -> BTreeSet<String> {
+        let (_, needs) = packages.iter().find(|((name, _), _)| name == "secateur").expect("the crate");
+        needs.iter().cloned().collect()
+    };
+    let only_tests: Vec<String> = needs(&own).difference(&needs(&fuzzed)).cloned().collect();
+    assert_eq!(only_tests, ["avt", "proptest"], "fuzz/Cargo.lock is out of date: run cargo metadata in fuzz/");
 }
 
 /// A target that panics, takes too long or holds too much is noticed.
