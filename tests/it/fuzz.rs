@@ -3,6 +3,7 @@
 //! the seeds are also written there, for cargo-fuzz.
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use crate::common::files::report;
 use crate::common::memory;
@@ -29,8 +30,10 @@ const CHANGED: [(&str, usize); 9] = [
     ("request", 4000),
 ];
 
-fn peak_of(call: &mut dyn FnMut()) -> usize {
-    memory::peak_of(call).max(0) as usize
+fn measure(call: &mut dyn FnMut()) -> (usize, Duration) {
+    let began = Instant::now();
+    let peak = memory::peak_of(call).max(0) as usize;
+    (peak, began.elapsed())
 }
 
 /// Tries the seeds of the target `name` and changed ones.
@@ -50,7 +53,7 @@ fn try_inputs(name: &str) {
     let mut mutator = Mutator::new(2026);
     let inputs = seeds.iter().cloned().chain((0..changed).map(|_| mutator.changed(&seeds)));
     for (number, input) in inputs.enumerate() {
-        let tried = std::panic::catch_unwind(|| targets::check(target, &input, peak_of));
+        let tried = std::panic::catch_unwind(|| targets::check(target, &input, measure));
         if let Err(panic) = tried {
             let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{number}"));
             std::fs::write(&place, &input).expect("written");
@@ -177,7 +180,7 @@ fn each_target_has_a_program() {
 /// A target that panics, takes too long or holds too much is noticed.
 #[test]
 fn the_checks_notice_what_they_look_for() {
-    let fails = |target: targets::Target| std::panic::catch_unwind(|| targets::check(target, b"x", peak_of)).is_err();
+    let fails = |target: targets::Target| std::panic::catch_unwind(|| targets::check(target, b"x", measure)).is_err();
     assert!(!fails(|_| ()));
     assert!(fails(|_| panic!("expected by this test")));
     assert!(fails(|_| drop(vec![0u8; 65 << 20])));
