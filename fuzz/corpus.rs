@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 pub fn seeds(root: &Path, name: &str) -> Vec<Vec<u8>> {
     let seeds = match name {
         "safetensors" => safetensors(),
-        "gguf" | "tokenizer" => gguf(root, name),
+        "gguf" => gguf(root),
+        "tokenizer" => tokenizers(root),
         "config" => configs(root),
         "template" => templates(root),
         "trace" => traces(root),
@@ -73,26 +74,250 @@ fn safetensors() -> Vec<Vec<u8>> {
     headers.iter().flat_map(|header| [whole(header), made(header)]).collect()
 }
 
-/// The headers of the GGUF fixtures; for the tokenizer also the files of the other fixtures.
-fn gguf(root: &Path, name: &str) -> Vec<Vec<u8>> {
+/// Small GGUF files of every architecture, and the headers of the fixtures.
+fn gguf(root: &Path) -> Vec<Vec<u8>> {
     let fixtures = ["gguf-llama-q4", "gguf-ministral3-q8", "gguf-phi3-q8", "gguf-qwen2-q8", "gguf-qwen3-f16"];
-    let header = |fixture: &str| {
+    let header = |fixture: &&str| {
         let file = read(&root.join("tests/golden").join(fixture).join("model.gguf"));
-        // As many bytes of zeros are added to it as a byte can say: more than the tensors of the fixtures have.
-        [&[u8::MAX][..], &file[..header_bytes(&file)]].concat()
+        let header = header_bytes(&file);
+        // A byte can say how many zeros stand for the tensors of a fixture.
+        [&[(file.len() - header).div_ceil(ZEROS) as u8][..], &file[..header]].concat()
     };
-    let headers = fixtures.iter().map(|fixture| header(fixture));
-    match name {
-        "gguf" => headers.collect(),
-        _ => {
-            let files = |folder: PathBuf| {
-                let file = |name: &str| fs::read(folder.join(name)).unwrap_or_default();
-                joined(&[&file("tokenizer.json"), &file("tokenizer_config.json"), b"{\"bos_token\": \"<s>\"}"])
-            };
-            let few = folders(root).into_iter().filter(|f| f.ends_with("tiny-reasoner") || f.ends_with("qwen2-f16"));
-            headers.take(2).chain(few.map(files)).chain([SMALL_TOKENIZER.as_bytes().to_vec()]).collect()
-        }
+    ARCHITECTURES.iter().map(|name| small_model(name).seed()).chain(fixtures.iter().map(header)).collect()
+}
+
+/// The files of tokenizers: of fixtures, and small ones in GGUF files.
+fn tokenizers(root: &Path) -> Vec<Vec<u8>> {
+    let files = |folder: PathBuf| {
+        let file = |name: &str| fs::read(folder.join(name)).unwrap_or_default();
+        joined(&[&file("tokenizer.json"), &file("tokenizer_config.json"), b"{\"bos_token\": \"<s>\"}"])
+    };
+    let few = folders(root).into_iter().filter(|f| f.ends_with("tiny-reasoner") || f.ends_with("qwen2-f16"));
+    let small = ["qwen2", "llama-bpe", "tekken", "gpt-4o", "smollm", "default"].map(|rule| byte_level(rule).seed());
+    let small = small.into_iter().chain([sentencepiece().seed(), SMALL_TOKENIZER.as_bytes().to_vec()]);
+    small.chain(few.map(files)).collect()
+}
+
+/// The zeros behind a header that the targets add for each count of the first byte.
+const ZEROS: usize = 2048;
+
+/// The architectures as GGUF files name them.
+const ARCHITECTURES: [&str; 7] = ["qwen2", "qwen3", "qwen3moe", "llama", "mistral3", "smollm3", "phi3"];
+
+/// A GGUF file that is being written: its metadata, its tensors, and the bytes of the first ones. Zeros stand for the
+/// others.
+#[derive(Default)]
+struct Gguf {
+    pairs: Vec<(String, Vec<u8>)>,
+    tensors: Vec<(String, u32, Vec<u64>)>,
+    data: Vec<u8>,
+}
+
+/// Types of tensors, with the values and the bytes of a block.
+const BLOCKS: [(u32, u64, u64); 15] = [
+    (0, 1, 4),
+    (1, 1, 2),
+    (30, 1, 2),
+    (2, 32, 18),
+    (3, 32, 20),
+    (6, 32, 22),
+    (7, 32, 24),
+    (8, 32, 34),
+    (20, 32, 18),
+    (10, 256, 84),
+    (11, 256, 110),
+    (12, 256, 144),
+    (13, 256, 176),
+    (14, 256, 210),
+    (23, 256, 136),
+];
+const F32: u32 = 0;
+
+impl Gguf {
+    fn pair(mut self, key: impl Into<String>, value: Vec<u8>) -> Self {
+        self.pairs.push((key.into(), value));
+        self
     }
+
+    /// A tensor, whose innermost dimension comes first.
+    fn tensor(&mut self, name: &str, kind: u32, dimensions: &[u64]) {
+        self.tensors.push((name.into(), kind, dimensions.to_vec()));
+    }
+
+    /// A tensor of ones in f32. Such tensors come first.
+    fn ones(&mut self, name: &str, values: u64) {
+        self.tensor(name, F32, &[values]);
+        self.data.resize(self.data.len().next_multiple_of(32), 0);
+        self.data.extend(std::iter::repeat_n(1f32.to_le_bytes(), values as usize).flatten());
+    }
+
+    /// The file, after the count of the zeros that stand for its tensors.
+    fn seed(&self) -> Vec<u8> {
+        let mut file = [&b"GGUF"[..], &3u32.to_le_bytes()].concat();
+        file.extend([self.tensors.len() as u64, self.pairs.len() as u64].map(u64::to_le_bytes).concat());
+        for (key, value) in &self.pairs {
+            file.extend([&words(key)[..], value].concat());
+        }
+        let mut offset = 0u64;
+        for (name, kind, dimensions) in &self.tensors {
+            file.extend(words(name));
+            file.extend((dimensions.len() as u32).to_le_bytes());
+            dimensions.iter().for_each(|size| file.extend(size.to_le_bytes()));
+            file.extend(kind.to_le_bytes());
+            file.extend(offset.to_le_bytes());
+            let (_, values, bytes) = BLOCKS.into_iter().find(|(known, ..)| known == kind).expect("a type");
+            offset = (offset + dimensions.iter().product::<u64>() / values * bytes).next_multiple_of(32);
+        }
+        if !self.tensors.is_empty() {
+            file.resize(file.len().next_multiple_of(32), 0);
+            file.extend(&self.data);
+        }
+        [&[(offset as usize).div_ceil(ZEROS) as u8][..], &file].concat()
+    }
+}
+
+/// A text of GGUF without its type.
+fn words(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat()
+}
+
+/// Values of GGUF, each with its type in front.
+fn count(value: u64) -> Vec<u8> {
+    [&10u32.to_le_bytes()[..], &value.to_le_bytes()].concat()
+}
+
+fn real(value: f32) -> Vec<u8> {
+    [6u32.to_le_bytes(), value.to_le_bytes()].concat()
+}
+
+fn flag(value: bool) -> Vec<u8> {
+    [&7u32.to_le_bytes()[..], &[value.into()]].concat()
+}
+
+fn text(value: &str) -> Vec<u8> {
+    [&8u32.to_le_bytes()[..], &words(value)].concat()
+}
+
+fn list(kind: u32, values: &[Vec<u8>]) -> Vec<u8> {
+    let head = [9, kind].map(u32::to_le_bytes).concat();
+    [&head[..], &(values.len() as u64).to_le_bytes(), &values.concat()].concat()
+}
+
+/// A model with one layer whose matrices have all types.
+fn small_model(architecture: &str) -> Gguf {
+    let [h, heads, kv_heads, d, inner, experts, tokens] = [32u64, 2, 1, 16, 32, 2, 8];
+    let (q, kv) = (heads * d, kv_heads * d);
+    let key = |name: &str| format!("{architecture}.{name}");
+    let mut file = Gguf::default()
+        .pair("general.architecture", text(architecture))
+        .pair("general.sampling.temp", real(0.6))
+        .pair(key("embedding_length"), count(h))
+        .pair(key("feed_forward_length"), count(inner))
+        .pair(key("block_count"), count(1))
+        .pair(key("context_length"), count(64))
+        .pair(key("attention.head_count"), count(heads))
+        .pair(key("attention.head_count_kv"), count(kv_heads))
+        .pair(key("attention.key_length"), count(d))
+        .pair(key("attention.layer_norm_rms_epsilon"), real(1e-5))
+        .pair(key("rope.freq_base"), real(1e4))
+        .pair("tokenizer.ggml.eos_token_id", count(2));
+    match architecture {
+        "llama" => file.ones("rope_freqs.weight", d / 2),
+        "phi3" => {
+            file = file.pair(key("rope.scaling.original_context_length"), count(32));
+            file.ones("rope_factors_short.weight", d / 2);
+            file.ones("rope_factors_long.weight", d / 2);
+        }
+        "mistral3" => {
+            file = file
+                .pair(key("rope.scaling.type"), text("yarn"))
+                .pair(key("rope.scaling.factor"), real(2.0))
+                .pair(key("rope.scaling.original_context_length"), count(32))
+                .pair(key("rope.scaling.yarn_log_multiplier"), real(1.0))
+                .pair(key("attention.temperature_scale"), real(0.1));
+        }
+        "qwen3moe" => {
+            file = file
+                .pair(key("expert_count"), count(experts))
+                .pair(key("expert_used_count"), count(1))
+                .pair(key("expert_feed_forward_length"), count(inner));
+        }
+        _ => {}
+    }
+    for norm in ["output_norm.weight", "blk.0.attn_norm.weight", "blk.0.ffn_norm.weight"] {
+        file.tensor(norm, F32, &[h]);
+    }
+    match architecture {
+        "qwen2" => [("q", q), ("k", kv), ("v", kv)]
+            .iter()
+            .for_each(|(part, rows)| file.tensor(&format!("blk.0.attn_{part}.bias"), F32, &[*rows])),
+        "qwen3" | "qwen3moe" => {
+            ["q", "k"].iter().for_each(|part| file.tensor(&format!("blk.0.attn_{part}_norm.weight"), F32, &[d]));
+        }
+        _ => {}
+    }
+    let mut matrices = vec![("token_embd.weight", vec![h, tokens]), ("blk.0.attn_output.weight", vec![q, h])];
+    matrices.extend(match architecture {
+        "phi3" => vec![("blk.0.attn_qkv.weight", vec![h, q + 2 * kv])],
+        _ => vec![
+            ("blk.0.attn_q.weight", vec![h, q]),
+            ("blk.0.attn_k.weight", vec![h, kv]),
+            ("blk.0.attn_v.weight", vec![h, kv]),
+        ],
+    });
+    matrices.extend(match architecture {
+        "phi3" => vec![("blk.0.ffn_up.weight", vec![h, 2 * inner]), ("blk.0.ffn_down.weight", vec![inner, h])],
+        "qwen3moe" => vec![
+            ("blk.0.ffn_gate_inp.weight", vec![h, experts]),
+            ("blk.0.ffn_gate_exps.weight", vec![h, inner, experts]),
+            ("blk.0.ffn_up_exps.weight", vec![h, inner, experts]),
+            ("blk.0.ffn_down_exps.weight", vec![inner, h, experts]),
+        ],
+        _ => vec![
+            ("blk.0.ffn_gate.weight", vec![h, inner]),
+            ("blk.0.ffn_up.weight", vec![h, inner]),
+            ("blk.0.ffn_down.weight", vec![inner, h]),
+        ],
+    });
+    let small_blocks = BLOCKS.iter().filter(|(_, values, _)| *values <= 32).cycle();
+    for ((name, dimensions), (kind, ..)) in matrices.iter().zip(small_blocks) {
+        file.tensor(name, *kind, dimensions);
+    }
+    // Of the large blocks, one each.
+    for (kind, values, _) in BLOCKS.iter().filter(|(_, values, _)| *values > 32) {
+        file.tensor(&format!("block.{kind}"), *kind, &[*values]);
+    }
+    file
+}
+
+/// A byte-level tokenizer that splits texts by this rule, and a chat template.
+fn byte_level(rule: &str) -> Gguf {
+    let tokens = ["a", "b", "1", "\u{120}", "ab", "\u{120}ab", "</think>", "<s>"].map(words);
+    let types = [1u32, 1, 1, 1, 1, 1, 4, 3].map(|kind| kind.to_le_bytes().to_vec());
+    Gguf::default()
+        .pair("tokenizer.ggml.model", text("gpt2"))
+        .pair("tokenizer.ggml.pre", text(rule))
+        .pair("tokenizer.ggml.tokens", list(8, &tokens))
+        .pair("tokenizer.ggml.token_type", list(5, &types))
+        .pair("tokenizer.ggml.merges", list(8, &["a b", "\u{120} ab"].map(words)))
+        .pair("tokenizer.ggml.bos_token_id", count(7))
+        .pair("tokenizer.ggml.add_bos_token", flag(true))
+        .pair("tokenizer.chat_template", text("{% for m in messages %}{{ m.content }}</think>{% endfor %}"))
+}
+
+/// A tokenizer of SentencePiece.
+fn sentencepiece() -> Gguf {
+    let tokens = ["<unk>", "<s>", "</s>", "<0x0A>", "\u{2581}", "a", "b", "ab", "\u{2581}ab", "</think>"].map(words);
+    let types = [2u32, 3, 3, 6, 1, 1, 1, 1, 1, 4].map(|kind| kind.to_le_bytes().to_vec());
+    let scores = [0f32, 0.0, 0.0, 0.0, -3.0, -4.0, -5.0, -1.0, -2.0, 0.0].map(|score| score.to_le_bytes().to_vec());
+    Gguf::default()
+        .pair("tokenizer.ggml.model", text("llama"))
+        .pair("tokenizer.ggml.tokens", list(8, &tokens))
+        .pair("tokenizer.ggml.token_type", list(5, &types))
+        .pair("tokenizer.ggml.scores", list(6, &scores))
+        .pair("tokenizer.ggml.bos_token_id", count(1))
+        .pair("tokenizer.ggml.unknown_token_id", count(0))
+        .pair("tokenizer.ggml.add_space_prefix", flag(true))
 }
 
 /// The length of the header of a GGUF file: up to the end of the description of its last tensor.
@@ -148,7 +373,12 @@ fn templates(root: &Path) -> Vec<Vec<u8>> {
 fn traces(root: &Path) -> Vec<Vec<u8>> {
     let page = String::from_utf8(read(&root.join("docs/trace.md"))).expect("a document");
     let example = page.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
-    vec![example.as_bytes().to_vec(), read(&root.join("tests/fixtures/trace.json"))]
+    let fixture = read(&root.join("tests/fixtures/trace.json"));
+    // The fixture has everything that a trace can have, but a hundred times of each.
+    let mut small: serde_json::Value = serde_json::from_slice(&fixture).expect("JSON");
+    small["tokens"].as_array_mut().expect("tokens").truncate(48);
+    small["probes"].as_array_mut().expect("probes").truncate(1);
+    vec![example.as_bytes().to_vec(), small.to_string().into_bytes(), fixture]
 }
 
 fn requests(root: &Path) -> Vec<Vec<u8>> {

@@ -112,20 +112,30 @@ fn requests() {
 #[test]
 fn the_seeds_are_understood() {
     use secateur::expert::model::config::ModelConfig;
+    use secateur::expert::model::required;
+    use secateur::expert::text::Tokenizer;
     use secateur::expert::weights::{ModelSource, Weights};
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let of = |name: &str| corpus::seeds(root, name).into_iter();
     let text = |seed: Vec<u8>| String::from_utf8(seed).expect("text");
     let mut configured = 0;
-    for mut seed in of("gguf").take(5) {
+    for mut seed in of("gguf").take(12) {
         let zeros = usize::from(seed.remove(0)) * 2048;
         seed.resize(seed.len() + zeros, 0);
         let source = ModelSource::gguf_file("seed", seed).expect("a header");
-        Weights::open(&source).expect("tensors");
-        configured += usize::from(ModelConfig::load(&source).is_ok());
+        let weights = Weights::open(&source).expect("tensors");
+        let config = ModelConfig::load(&source);
+        configured += usize::from(config.is_ok_and(|config| required::check(&config, &weights).is_ok()));
     }
-    // Two of them have factors of RoPE among their tensors, which are zeros here.
-    assert_eq!(configured, 3);
+    // Two of the twelve have factors of RoPE among their tensors, which are zeros here.
+    assert_eq!(configured, 10);
+    for seed in of("tokenizer").take(10) {
+        let source = match seed.get(1..5) {
+            Some(b"GGUF") => ModelSource::gguf_file("seed", seed[1..].to_vec()).expect("a header"),
+            _ => ModelSource::memory([("tokenizer.json", seed.split(|byte| *byte == 0).next().unwrap().to_vec())]),
+        };
+        Tokenizer::load(&source).expect("a tokenizer");
+    }
     let parsed = of("request").filter(|seed| !seed.contains(&0)).take(12);
     assert!(parsed.map(text).all(|seed| secateur::Request::from_json(&seed).is_ok()));
     for seed in of("config").take(8) {
@@ -136,7 +146,7 @@ fn the_seeds_are_understood() {
         let choice = source.read("secateur.json").expect("a choice").to_vec();
         secateur::eval::Choice::from_json(&text(choice), "seed").expect("a choice");
     }
-    assert!(of("trace").take(2).map(text).all(|seed| secateur::Trace::from_json(&seed).is_ok()));
+    assert!(of("trace").take(3).map(text).all(|seed| secateur::Trace::from_json(&seed).is_ok()));
 }
 
 /// cargo-fuzz and `fuzz/instrument` build a program for each target, from the versions that the crate is tested with. No
