@@ -149,6 +149,11 @@ pub mod expert {
     pub mod answers {
         pub use crate::hub::answers::*;
     }
+    /// What the bodies of requests to the server say.
+    #[cfg(all(feature = "serve", not(target_family = "wasm")))]
+    pub mod bodies {
+        pub use crate::serve::body::read_all;
+    }
     /// Configuration, RoPE and the decoder graph.
     pub mod model {
         pub use crate::model::*;

@@ -438,6 +438,17 @@ impl Common {
     }
 }
 
+/// Reads the bytes of a body in every way in which the server reads one. Returns the requests that it describes, or the
+/// body of the response that refuses it. For fuzzing.
+pub fn read_all(body: &[u8]) -> Vec<Result<Vec<Request>, Value>> {
+    let not_understood = |e: serde_json::Error| Refusal::bad(e.to_string());
+    let chat = serde_json::from_slice::<ChatBody>(body).map_err(not_understood);
+    let chat = chat.and_then(|body| body.common.choices().and(body.request()).map(|request| vec![request]));
+    let completion = serde_json::from_slice::<CompletionBody>(body).map_err(not_understood);
+    let completion = completion.and_then(|body| body.requests());
+    [chat, completion].map(|read| read.map_err(|refusal| refusal.body())).into()
+}
+
 impl ChatBody {
     /// The request that this body describes.
     pub fn request(&self) -> Result<Request, Refusal> {
@@ -612,16 +623,25 @@ impl CompletionBody {
         common.prompt_logprobs = self.logprobs.filter(|_| echoes);
         let text = |text: &String| Request { prompt: Some(text.clone()), raw: Some(true), ..common.clone() };
         let ids = |ids: &Vec<u32>| Request { ids: Some(ids.clone()), ..common.clone() };
-        let requests: Vec<Request> = match &self.prompt {
+        // Counted before any is made: a list of empty texts takes three bytes for each.
+        let prompts = match &self.prompt {
+            PromptForm::Text(_) | PromptForm::Ids(_) => 1,
+            PromptForm::Texts(several) => several.len(),
+            PromptForm::ManyIds(several) => several.len(),
+        };
+        match prompts * self.common.choices()? {
+            0 => return Err(Refusal::bad("prompt is empty: at least one is expected").at("prompt")),
+            1..=MOST_CHOICES => {}
+            found => {
+                let message = format!("{found} answers are asked for: at most {MOST_CHOICES} are expected");
+                return Err(Refusal::bad(message));
+            }
+        }
+        Ok(match &self.prompt {
             PromptForm::Text(one) => vec![text(one)],
             PromptForm::Texts(several) => several.iter().map(text).collect(),
             PromptForm::Ids(one) => vec![ids(one)],
             PromptForm::ManyIds(several) => several.iter().map(ids).collect(),
-        };
-        match requests.len() * self.common.choices()? {
-            0 => Err(Refusal::bad("prompt is empty: at least one is expected").at("prompt")),
-            1..=MOST_CHOICES => Ok(requests),
-            found => Err(Refusal::bad(format!("{found} answers are asked for: at most {MOST_CHOICES} are expected"))),
-        }
+        })
     }
 }

@@ -20,7 +20,7 @@
 //! The thread never waits for a client, and no handler waits for the thread but those that wait for an answer. A client
 //! that goes away drops its handler or its body, and with it the guard that lets the engine end the request within one step.
 mod answer;
-mod body;
+pub(crate) mod body;
 mod formats;
 mod http;
 mod mailbox;

@@ -187,6 +187,17 @@ fn each_target_has_a_program() {
     assert_eq!(only_tests, ["avt", "proptest"], "fuzz/Cargo.lock is out of date: run cargo metadata in fuzz/");
 }
 
+/// A prompt takes three bytes of a body, and a request hundreds: too many prompts are refused before each has become one.
+#[test]
+fn many_prompts_in_one_body_take_no_more_memory_than_their_texts() {
+    let body = format!("{{\"prompt\":[\"\"{}]}}", ",\"\"".repeat(20_000));
+    let peak = memory::peak_of(|| {
+        let read = secateur::expert::bodies::read_all(body.as_bytes());
+        assert!(read.iter().all(Result::is_err));
+    });
+    assert!(peak < 64 * body.len() as isize, "{peak} bytes for a body of {}", body.len());
+}
+
 /// A target that panics, takes too long or holds too much is noticed.
 #[test]
 fn the_checks_notice_what_they_look_for() {
