@@ -18,6 +18,8 @@ pub fn seeds(root: &Path, name: &str) -> Vec<Vec<u8>> {
         "hub" => HUB.iter().map(|answer| answer.as_bytes().to_vec()).collect(),
         "values" => VALUES.iter().map(|values| values.as_bytes().to_vec()).collect(),
         "request" => requests(root),
+        "bodies" => BODIES.iter().map(|body| body.as_bytes().to_vec()).collect(),
+        "calls" => calls(),
         other => panic!("there are no seeds for {other}"),
     };
     assert!(!seeds.is_empty(), "{name} begins with nothing");
@@ -381,6 +383,12 @@ fn traces(root: &Path) -> Vec<Vec<u8>> {
     vec![example.as_bytes().to_vec(), small.to_string().into_bytes(), fixture]
 }
 
+/// Answers with calls of tools, each with the lengths of its pieces and the schema of a tool.
+fn calls() -> Vec<Vec<u8>> {
+    let seed = |answer: &&str| joined(&[&[3, 1, 9], SCHEMA.as_bytes(), answer.as_bytes()]);
+    ANSWERS.iter().map(seed).collect()
+}
+
 fn requests(root: &Path) -> Vec<Vec<u8>> {
     let text = read(&root.join("tests/fixtures/requests.json"));
     let json: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
@@ -414,4 +422,29 @@ const VALUES: [&str; 3] = [
     "tokens:512\nratio:0.5\nscore-sum:0.02\nshare:0.25\nthink-clearly\nshared\n0-3,7\nall\nper-head\ncompact\nkeywords\nheads\nq4\nf16",
     "Qwen/Qwen3-0.6B\nhttps://huggingface.co/a/b-GGUF/blob/main/BF16/b-00001-of-00002.gguf\na/b@refs/pr/1\nhf.co/a/b:Q8_0\nratio:1e-9\ntokens:18446744073709551616\n0-18446744073709551615",
     "{\"question\": \"What is 12 + 30?\", \"answer\": \"42\"}\n{\"problem\": \"x\", \"answer\": 1}\nWait, so x = 2.\n\nAlternatively: 设 x = 3.5。那么 x 大于 3！",
+];
+
+const BODIES: [&str; 6] = [
+    r#"{"model":"m","messages":[{"role":"developer","content":"Be brief."},{"role":"user","content":[{"type":"text","text":"Hi"}]},{"role":"assistant","content":null,"reasoning_content":"So","tool_calls":[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{\"a\": 1}"}}]},{"role":"tool","tool_call_id":"call_1","content":"2"}],"tools":[{"type":"function","function":{"name":"f","description":"F","parameters":{"type":"object","properties":{"a":{"type":"integer"}}}}}],"tool_choice":"auto","parallel_tool_calls":false}"#,
+    r#"{"messages":[{"role":"user","content":"Hi","name":"x"}],"stream":true,"stream_options":{"include_usage":true},"max_completion_tokens":64,"n":2,"stop":["a","b"],"temperature":0.6,"top_p":0.95,"top_k":20,"min_p":0.1,"seed":-1,"logprobs":true,"top_logprobs":3,"chat_template_kwargs":{"enable_thinking":false,"effort":"low"}}"#,
+    r#"{"messages":[{"role":"user","content":"Hi"}],"reasoning_effort":"none","reasoning":{"effort":"low","max_tokens":9,"enabled":true,"exclude":true},"thinking_token_budget":100,"response_format":{"type":"text"},"logit_bias":{},"secateur":{"policy":"think-clearly","budget":"tokens:512","window":16,"probe_every":40,"scope":"shared","layers":"0-3","normalise":"per-head","positions":"compact","steps":"auto","max_answer_tokens":9,"attention":"layers","events":"run","trace":true}}"#,
+    r#"{"prompt":"So","max_tokens":5,"echo":true,"logprobs":2,"stop":"\n","stop_token_ids":[2],"include_stop_str_in_output":true,"ignore_eos":true,"repetition_penalty":1.1,"frequency_penalty":0.5,"presence_penalty":-0.5,"suffix":"","best_of":1}"#,
+    r#"{"prompt":["a","b"],"n":2,"tools":[],"chat_template_kwargs":{}}"#,
+    r#"{"prompt":[[1,2],[3]],"seed":7,"guided_json":{"type":"object"}}"#,
+];
+
+const SCHEMA: &str = r#"{"type":"object","properties":{"code":{"type":"string"},"n":{"type":["integer","null"]},"o":{"anyOf":[{"type":"string"},{"type":"number"}]}}}"#;
+
+const ANSWERS: [&str; 11] = [
+    "One.\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": [1, -2.5e3, {\"b\": null}], \"c\": \"\\u00e9\n\"}}\n</tool_call>\n<tool_call>{\"arguments\": {}, \"name\": \"run\"}}</tool_call> Two.",
+    "<tool_call>{\"name\": \"f\", \"arguments\": \"{\\\"a\\\": true}\"}</tool_call><tool_call>{\"name\": \"f\", \"arguments\": {a: 1}}</tool_call>",
+    "<tool_call>\n<function=run>\n<parameter=code>\nprint(\"1 < 2\")\n</parameter>\n<parameter=n>\n12\n</parameter>\n<parameter=o>\nTrue\n</parameter>\n</function>\n</tool_call>",
+    "<function=f><parameter=x>{\"a\": 1}</parameter></function><function=run><parameter=n>None</parameter>",
+    "{\"type\": \"function\", \"name\": \"f\", \"parameters\": {\"n\": \"10\"}}; {\"name\": \"run\", \"parameters\": {}}",
+    "<|python_tag|>{\"name\": \"f\", \"parameters\": {\"n\": 5}} and more",
+    "[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {\"a\": false}, \"id\": \"VvvODy9mT\"}, {\"name\": \"run\", \"arguments\": {}}] Done.",
+    "One. [TOOL_CALLS]f[ARGS]{\"a\": \"b\"}[TOOL_CALLS]run[CALL_ID]abc123XYZ[ARGS]{}",
+    "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": \"b",
+    "<tool_call><function=run><parameter=code>x",
+    "A set {1, 2}, <tool_call>no call</tool_call> [TOOL_CALLS]unknown[ARGS]{}",
 ];

@@ -6,20 +6,25 @@
 //!
 //! Where a reader takes several files, a zero byte separates them.
 use std::fmt::Write;
+use std::sync::Arc;
 use std::time::Duration;
 
 use secateur::engine::{LoadOptions, PreparedModel, Prompt};
-use secateur::expert::answers;
 use secateur::expert::cache::CacheShape;
 use secateur::expert::model::config::ModelConfig;
 use secateur::expert::model::{decoder, required};
-use secateur::expert::text::{ChatTemplate, Detokenizer, Message, RenderOptions, Tokenizer, thinking_state, turn_end};
+use secateur::expert::text::{
+    CallFormat, CallParser, ChatTemplate, Detokenizer, Message, Offered, RenderOptions, Said, Tokenizer,
+    thinking_state, turn_end,
+};
 use secateur::expert::weights::precision::Precision;
 use secateur::expert::weights::{ModelSource, Weights};
+use secateur::expert::{answers, bodies};
 use secateur::hub::HubName;
 use secateur::policy::{Budget, Layers, Normalise, PolicyRef, Positions, Scope};
 use secateur::steps::Boundaries;
 use secateur::{ComputeDevice, Dtype, Error, ErrorKind, Request, Trace, eval, report};
+use serde_json::{Map, Value};
 
 /// Reads the bytes of an input.
 pub type Target = fn(&[u8]);
@@ -32,7 +37,7 @@ pub const TEMPLATE_BYTES: usize = 512 << 20;
 const READ_BYTES: usize = 16 << 10;
 
 /// Every target with its name.
-pub const TARGETS: [(&str, Target); 9] = [
+pub const TARGETS: [(&str, Target); 11] = [
     ("safetensors", safetensors),
     ("gguf", gguf),
     ("config", config),
@@ -42,6 +47,8 @@ pub const TARGETS: [(&str, Target); 9] = [
     ("hub", hub),
     ("values", values),
     ("request", request),
+    ("bodies", server_bodies),
+    ("calls", calls),
 ];
 
 /// The longest time for one input.
@@ -309,15 +316,127 @@ fn request(data: &[u8]) {
         .filter_map(|text| std::str::from_utf8(text).ok())
         .filter_map(|text| ok(Request::from_json(text)))
         .collect();
-    for request in &requests {
-        let _ = ok(request.check());
-        if let Some(Some(prompt)) = ok(request.prompt()) {
-            assert!(!matches!(prompt, Prompt::Ids(ids) if ids.is_empty()));
-        }
-    }
+    requests.iter().for_each(asked);
     if let [base, over] = &requests[..]
         && let Some(both) = ok(base.overridden_by(over))
     {
         let _ = ok(both.check());
     }
+}
+
+/// The body of a request to the server.
+fn server_bodies(data: &[u8]) {
+    for requests in bodies::read_all(data) {
+        match requests {
+            Ok(requests) => requests.iter().for_each(asked),
+            Err(refusal) => assert_ne!(refusal["error"]["type"], "server_error", "bad input is not a bug: {refusal}"),
+        }
+    }
+}
+
+/// Everything that is checked of a request before a model is asked.
+fn asked(request: &Request) {
+    let _ = ok(request.check());
+    if let Some(Some(prompt)) = ok(request.prompt()) {
+        assert!(!matches!(prompt, Prompt::Ids(ids) if ids.is_empty()));
+    }
+}
+
+/// What a model writes where it may call tools: the lengths of the pieces in which it comes, the JSON Schema of the
+/// parameters of a tool, and the answer.
+fn calls(data: &[u8]) {
+    let [lengths, schema, answer] = files(data, 3)[..] else { return };
+    let answer = String::from_utf8_lossy(answer);
+    let tool = |name: &str, parameters| Offered { name: name.into(), parameters };
+    let schema = serde_json::from_slice(schema).unwrap_or_default();
+    let offered: Arc<[Offered]> = [tool("run", schema), tool("f", Value::Null)].into();
+    for format in [CallFormat::Tagged, CallFormat::Xml, CallFormat::Bare, CallFormat::Marked] {
+        let mut parser = CallParser::new(format, offered.clone());
+        let whole = told(&mut parser, [&*answer]);
+        let pieces = told(&mut CallParser::new(format, offered.clone()), cut(&answer, lengths));
+        assert_eq!(pieces, whole, "{format:?}: the pieces make a difference: {answer:?}");
+        called(format, &offered, &whole, &answer);
+        // Something may come in between, after which the answer goes on.
+        told(&mut parser, [&*answer]);
+    }
+}
+
+/// What an answer says: its calls, each with its arguments, and the text before and after each.
+#[derive(Debug, Default, PartialEq)]
+struct Told {
+    calls: Vec<(String, String)>,
+    texts: Vec<String>,
+}
+
+/// What the parser says of an answer that comes in these pieces.
+fn told<'t>(parser: &mut CallParser, pieces: impl IntoIterator<Item = &'t str>) -> Told {
+    let mut told = Told { texts: vec![String::new()], ..Told::default() };
+    let mut take = |said: Vec<Said>| {
+        for said in said {
+            match said {
+                Said::Text(text) => *told.texts.last_mut().expect("one") += &text,
+                Said::Call { name } => {
+                    told.calls.push((name, String::new()));
+                    told.texts.push(String::new());
+                }
+                Said::Arguments(text) => {
+                    assert_eq!(told.texts.last().map(String::as_str), Some(""), "arguments come after text");
+                    told.calls.last_mut().expect("arguments belong to a call").1 += &text;
+                }
+            }
+        }
+    };
+    for piece in pieces {
+        take(parser.push(piece));
+    }
+    take(parser.finish());
+    told
+}
+
+/// `text` in pieces of at least so many bytes each, again and again from the first length on; of one character where
+/// there is no length.
+fn cut<'t>(text: &'t str, lengths: &[u8]) -> Vec<&'t str> {
+    let mut lengths = lengths.iter().map(|length| usize::from(*length)).cycle();
+    let (mut pieces, mut rest) = (Vec::new(), text);
+    while !rest.is_empty() {
+        let length = lengths.next().unwrap_or(1).clamp(1, rest.len());
+        let (piece, after) = rest.split_at(rest.ceil_char_boundary(length));
+        pieces.push(piece);
+        rest = after;
+    }
+    pieces
+}
+
+/// Checks what was told of an answer.
+fn called(format: CallFormat, offered: &[Offered], told: &Told, answer: &str) {
+    if told.calls.is_empty() {
+        assert_eq!(told.texts.concat(), *answer, "{format:?}: the text is another");
+    }
+    // Nothing is invented, and the order stays.
+    let mut written = answer.chars();
+    assert!(told.texts.concat().chars().all(|c| written.any(|w| w == c)), "{format:?}: {told:?} of {answer:?}");
+    for (index, (name, arguments)) in told.calls.iter().enumerate() {
+        assert!(offered.iter().any(|tool| tool.name == *name), "{format:?}: nobody offered {name:?}");
+        let Err(error) = serde_json::from_str::<Map<String, Value>>(arguments) else { continue };
+        if format == CallFormat::Xml {
+            // They are put together here: no object only where the model was stopped, which nothing follows.
+            let last = index + 1 == told.calls.len() && told.texts[index + 1].is_empty();
+            assert!(error.is_eof() && last, "{arguments:?} of {answer:?}");
+        } else {
+            // They are what the model wrote, but for control characters, which JSON has as escapes.
+            assert!(escaped(answer).contains(&escaped(arguments)), "{format:?}: {arguments:?} of {answer:?}");
+        }
+    }
+}
+
+/// The text with its control characters as JSON writes them.
+fn escaped(text: &str) -> String {
+    let escape = |c| match c {
+        '\n' => "\\n".into(),
+        '\r' => "\\r".into(),
+        '\t' => "\\t".into(),
+        c if c < ' ' => format!("\\u{:04x}", u32::from(c)),
+        c => String::from(c),
+    };
+    text.chars().map(escape).collect()
 }

@@ -18,7 +18,7 @@ mod targets;
 use mutate::Mutator;
 
 /// The number of changed inputs for each target.
-const CHANGED: [(&str, usize); 9] = [
+const CHANGED: [(&str, usize); 11] = [
     ("safetensors", 4000),
     ("gguf", 400),
     ("config", 1000),
@@ -28,6 +28,8 @@ const CHANGED: [(&str, usize); 9] = [
     ("hub", 4000),
     ("values", 2000),
     ("request", 4000),
+    ("bodies", 2000),
+    ("calls", 2000),
 ];
 
 fn measure(call: &mut dyn FnMut()) -> (usize, Duration) {
@@ -108,6 +110,16 @@ fn requests() {
     try_inputs("request");
 }
 
+#[test]
+fn bodies_of_requests_to_the_server() {
+    try_inputs("bodies");
+}
+
+#[test]
+fn calls_of_tools() {
+    try_inputs("calls");
+}
+
 /// The seeds are inputs that are understood: a target whose seeds were all refused would test the refusal alone.
 #[test]
 fn the_seeds_are_understood() {
@@ -147,6 +159,9 @@ fn the_seeds_are_understood() {
         secateur::eval::Choice::from_json(&text(choice), "seed").expect("a choice");
     }
     assert!(of("trace").take(3).map(text).all(|seed| secateur::Trace::from_json(&seed).is_ok()));
+    let described = |seed: Vec<u8>| secateur::expert::bodies::read_all(&seed).iter().any(Result::is_ok);
+    let described: Vec<bool> = of("bodies").map(described).collect();
+    assert_eq!(described, [true, true, true, true, true, false], "the last asks for a grammar");
 }
 
 /// cargo-fuzz and `fuzz/instrument` build a program for each target, from the versions that the crate is tested with. No
