@@ -4,6 +4,8 @@
 //! its arguments begin), the call is reported, and then its arguments piece by piece. A text that turns out to be
 //! something else is part of the answer, tags and all: nothing that a model writes is lost. What is found does not depend
 //! on the pieces in which the text comes.
+use std::mem::take;
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -69,6 +71,8 @@ struct Object {
     /// The latest key at the top.
     key: String,
     name: Option<String>,
+    /// The objects at the top that may be the arguments, with their keys.
+    arguments: Vec<(String, Range<usize>)>,
 }
 
 /// Finds calls in an answer while its text comes.
@@ -139,7 +143,7 @@ impl CallParser {
     pub fn push(&mut self, piece: &str) -> Vec<Said> {
         self.held.push_str(piece);
         while self.step(false) {}
-        std::mem::take(&mut self.said)
+        take(&mut self.said)
     }
 
     /// The answer is over, or something else comes in between: returns what waited.
@@ -150,12 +154,12 @@ impl CallParser {
             self.argue("}");
             self.over();
         }
-        let blank = std::mem::take(&mut self.blank);
+        let blank = take(&mut self.blank);
         if self.calls == 0 || !self.fresh {
             self.say(&blank);
         }
         self.state = State::Text;
-        std::mem::take(&mut self.said)
+        take(&mut self.said)
     }
 
     fn say(&mut self, text: &str) {
@@ -204,7 +208,7 @@ impl CallParser {
     }
 
     /// Takes the first bytes of the held text out of it.
-    fn take(&mut self, bytes: usize) -> String {
+    fn cut(&mut self, bytes: usize) -> String {
         let rest = self.held.split_off(bytes);
         std::mem::replace(&mut self.held, rest)
     }
@@ -214,7 +218,7 @@ impl CallParser {
         self.state = State::Text;
         let first = self.held.chars().next().map_or(0, char::len_utf8);
         let text: String = self.held.drain(..first).collect();
-        let blank = std::mem::take(&mut self.blank);
+        let blank = take(&mut self.blank);
         self.say(&(blank + &text));
         self.fresh = false;
         true
@@ -243,10 +247,10 @@ impl CallParser {
             None if last => self.held.len(),
             None => undecided(&self.held, opening),
         };
-        let text = self.take(end);
+        let text = self.cut(end);
         let words = text.trim_end().len();
         if words > 0 {
-            let blank = std::mem::take(&mut self.blank);
+            let blank = take(&mut self.blank);
             self.say(&blank);
             self.say(&text[..words]);
             self.fresh = false;
@@ -276,7 +280,8 @@ impl CallParser {
         match body.chars().next() {
             Some('{') => {
                 let (json, text, from, key) = (Json::new(), String::new(), 0, String::new());
-                self.state = State::Object(Object { json, at: at(body), text, from, key, name: None });
+                let arguments = Vec::new();
+                self.state = State::Object(Object { json, at: at(body), text, from, key, name: None, arguments });
                 true
             }
             None if !last => false,
@@ -306,8 +311,8 @@ impl CallParser {
                 return self.not_a_call();
             }
             if object.json.depth() == 0 {
-                let (end, fields) = (object.at, serde_json::from_str::<Map<String, Value>>(&object.text).ok());
-                let Some((name, arguments)) = fields.and_then(|fields| self.whole(fields)) else {
+                let (end, text, objects) = (object.at, take(&mut object.text), take(&mut object.arguments));
+                let Some((name, arguments)) = self.whole(&text, &objects) else {
                     return self.not_a_call();
                 };
                 self.held.drain(..end);
@@ -321,17 +326,23 @@ impl CallParser {
     }
 
     /// The name and the arguments of a whole call whose arguments did not simply follow the name: they came before it, as
-    /// a text that has the object, or not at all. `None` if this is no call.
-    fn whole(&self, mut fields: Map<String, Value>) -> Option<(String, String)> {
+    /// a text that has the object, or not at all. `objects` are the arguments that are objects, as they stand in `text`.
+    /// `None` if this is no call.
+    fn whole(&self, text: &str, objects: &[(String, Range<usize>)]) -> Option<(String, String)> {
+        let mut fields = serde_json::from_str::<Map<String, Value>>(text).ok()?;
         let name = fields.get("name")?.as_str().filter(|name| self.is_offered(name))?.to_string();
-        let arguments = match ARGUMENTS.iter().find_map(|key| fields.remove(*key)) {
-            Some(Value::Object(fields)) => Value::Object(fields).to_string(),
-            Some(Value::String(text)) => {
+        let arguments = match ARGUMENTS.iter().find_map(|key| Some((*key, fields.remove(*key)?))) {
+            // Of two with the same key, the last one counts. It stays as it was written, so that no digit is lost.
+            Some((key, Value::Object(_))) => {
+                let (_, range) = objects.iter().rfind(|(known, _)| known == key)?;
+                text[range.clone()].to_string()
+            }
+            Some((_, Value::String(text))) => {
                 serde_json::from_str::<Map<String, Value>>(&text).ok()?;
                 text
             }
             // A tag says that this is a call. Without one, an object with a name may be anything.
-            None | Some(Value::Null) if self.format != CallFormat::Bare => "{}".into(),
+            None | Some((_, Value::Null)) if self.format != CallFormat::Bare => "{}".into(),
             _ => return None,
         };
         Some((name, arguments))
@@ -524,7 +535,7 @@ impl CallParser {
             None if last => self.held.len(),
             None => undecided(&self.held, closing.as_slice()),
         };
-        let text = self.take(upto);
+        let text = self.cut(upto);
         self.argue(&text);
         if end.is_some() {
             self.over();
@@ -592,6 +603,9 @@ impl Object {
         }
         escaped(&mut self.text, c, in_text);
         self.at += c.len_utf8();
+        if c == '}' && self.json.depth() == 1 && !in_text && ARGUMENTS.contains(&self.key.as_str()) {
+            self.arguments.push((self.key.clone(), self.from..self.text.len()));
+        }
         if self.json.depth() == 1 && in_text && !self.json.in_text() {
             let text = serde_json::from_str::<String>(&self.text[self.from..]).ok();
             match after {
@@ -786,7 +800,7 @@ mod tests {
 
     #[test]
     fn calls_with_small_faults_are_read() {
-        use CallFormat::{Marked, Tagged, Xml};
+        use CallFormat::{Bare, Marked, Tagged, Xml};
         for (format, answer, text, arguments) in [
             (
                 Tagged,
@@ -799,6 +813,19 @@ mod tests {
             (Tagged, "<tool_call>{\"name\":\"f\",\"arguments\":{}}}</tool_call>", "", "{}"),
             (Tagged, "<tool_call>{\"name\":\"f\",\"arguments\":{}}} b", "} b", "{}"),
             (Tagged, "<tool_call>{\"name\":\"f\"}</tool_call>", "", "{}"),
+            // Arguments before the name stay as they are written, too.
+            (
+                Tagged,
+                "<tool_call>{\"arguments\": {\"a\": 12345678901234567890123, \"b\": \"c\nd\"}, \"name\": \"f\"}",
+                "",
+                "{\"a\": 12345678901234567890123, \"b\": \"c\\nd\"}",
+            ),
+            (
+                Bare,
+                "{\"parameters\": 1, \"x\": {\"y\": {}}, \"parameters\": {\"a\": {\"b\": 1.50}}, \"name\": \"f\"}",
+                "",
+                "{\"a\": {\"b\": 1.50}}",
+            ),
             (Tagged, "<tool_call>{\"name\":\"f\",\"arguments\":\"{\\\"a\\\": 1}\"}</tool_call>", "", "{\"a\": 1}"),
             (
                 Tagged,
