@@ -419,7 +419,7 @@ const HUB: [&str; 7] = [
 ];
 
 const VALUES: [&str; 3] = [
-    "tokens:512\nratio:0.5\nscore-sum:0.02\nshare:0.25\nthink-clearly\nshared\n0-3,7\nall\nper-head\ncompact\nkeywords\nheads\nq4\nf16",
+    "tokens:512\nratio:0.5\nscore-sum:0.02\nshare:0.25\nthink-clearly\nshared\n0-3,7\nall\nper-head\ncompact\nkeywords\nheads\nq4\nf16\njson\nschema:{\"type\":\"object\",\"properties\":{\"a\":{\"multipleOf\":0.5}}}\nregex:[0-9]+\nchoice:yes|no",
     "Qwen/Qwen3-0.6B\nhttps://huggingface.co/a/b-GGUF/blob/main/BF16/b-00001-of-00002.gguf\na/b@refs/pr/1\nhf.co/a/b:Q8_0\nratio:1e-9\ntokens:18446744073709551616\n0-18446744073709551615",
     "{\"question\": \"What is 12 + 30?\", \"answer\": \"42\"}\n{\"problem\": \"x\", \"answer\": 1}\nWait, so x = 2.\n\nAlternatively: 设 x = 3.5。那么 x 大于 3！",
 ];
@@ -427,10 +427,10 @@ const VALUES: [&str; 3] = [
 const BODIES: [&str; 6] = [
     r#"{"model":"m","messages":[{"role":"developer","content":"Be brief."},{"role":"user","content":[{"type":"text","text":"Hi"}]},{"role":"assistant","content":null,"reasoning_content":"So","tool_calls":[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{\"a\": 1}"}}]},{"role":"tool","tool_call_id":"call_1","content":"2"}],"tools":[{"type":"function","function":{"name":"f","description":"F","parameters":{"type":"object","properties":{"a":{"type":"integer"}}}}}],"tool_choice":"auto","parallel_tool_calls":false}"#,
     r#"{"messages":[{"role":"user","content":"Hi","name":"x"}],"stream":true,"stream_options":{"include_usage":true},"max_completion_tokens":64,"n":2,"stop":["a","b"],"temperature":0.6,"top_p":0.95,"top_k":20,"min_p":0.1,"seed":-1,"logprobs":true,"top_logprobs":3,"chat_template_kwargs":{"enable_thinking":false,"effort":"low"}}"#,
-    r#"{"messages":[{"role":"user","content":"Hi"}],"reasoning_effort":"none","reasoning":{"effort":"low","max_tokens":9,"enabled":true,"exclude":true},"thinking_token_budget":100,"response_format":{"type":"text"},"logit_bias":{},"secateur":{"policy":"think-clearly","budget":"tokens:512","window":16,"probe_every":40,"scope":"shared","layers":"0-3","normalise":"per-head","positions":"compact","steps":"auto","max_answer_tokens":9,"attention":"layers","events":"run","trace":true}}"#,
+    r##"{"messages":[{"role":"user","content":"Hi"}],"reasoning_effort":"none","reasoning":{"effort":"low","max_tokens":9,"enabled":true,"exclude":true},"thinking_token_budget":100,"response_format":{"type":"json_schema","json_schema":{"name":"x","schema":{"type":"object","properties":{"a":{"type":"integer","multipleOf":2},"b":{"$ref":"#/$defs/b"}},"required":["a"],"$defs":{"b":{"anyOf":[{"type":"string","pattern":"^a+$"},{"enum":[1,null]}]}}}}},"logit_bias":{},"secateur":{"policy":"think-clearly","budget":"tokens:512","window":16,"probe_every":40,"scope":"shared","layers":"0-3","normalise":"per-head","positions":"compact","steps":"auto","max_answer_tokens":9,"attention":"layers","events":"run","trace":true}}"##,
     r#"{"prompt":"So","max_tokens":5,"echo":true,"logprobs":2,"stop":"\n","stop_token_ids":[2],"include_stop_str_in_output":true,"ignore_eos":true,"repetition_penalty":1.1,"frequency_penalty":0.5,"presence_penalty":-0.5,"suffix":"","best_of":1}"#,
-    r#"{"prompt":["a","b"],"n":2,"tools":[],"chat_template_kwargs":{}}"#,
-    r#"{"prompt":[[1,2],[3]],"seed":7,"guided_json":{"type":"object"}}"#,
+    r#"{"prompt":["a","b"],"n":2,"tools":[],"chat_template_kwargs":{},"guided_choice":["yes","no"]}"#,
+    r#"{"prompt":[[1,2],[3]],"seed":7,"structured_outputs":{"regex":"[0-9]+"},"logit_bias":{"1":5}}"#,
 ];
 
 const SCHEMA: &str = r#"{"type":"object","properties":{"code":{"type":"string"},"n":{"type":["integer","null"]},"o":{"anyOf":[{"type":"string"},{"type":"number"}]}}}"#;

@@ -23,7 +23,7 @@ use secateur::expert::{answers, bodies};
 use secateur::hub::HubName;
 use secateur::policy::{Budget, Layers, Normalise, PolicyRef, Positions, Scope};
 use secateur::steps::Boundaries;
-use secateur::{ComputeDevice, Dtype, Error, ErrorKind, Request, Trace, eval, report};
+use secateur::{AnswerFormat, ComputeDevice, Dtype, Error, ErrorKind, Request, Trace, eval, report};
 use serde_json::{Map, Value};
 
 /// Reads the bytes of an input.
@@ -247,7 +247,7 @@ fn template(data: &[u8]) {
     let options = RenderOptions { now: Some(0), ..RenderOptions::default() };
     let _ = ok(template.render(&messages[..2], &options));
     let _ = ok(template.render(&messages, &options));
-    let _ = template.has_thinking_switch();
+    let _ = (template.has_thinking_switch(), template.call_format());
     let _ = thinking_state(message);
 }
 
@@ -298,6 +298,7 @@ fn values(data: &[u8]) {
         value::<Precision>(text);
         value::<HubName>(text);
         let _ = ok(Dtype::for_cache(text));
+        let _ = ok(text.parse::<AnswerFormat>());
         if let Some(layers) = value::<Layers>(text) {
             let _ = ok(layers.check(36, Scope::Shared));
         }
