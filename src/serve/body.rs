@@ -8,11 +8,12 @@ use utoipa::ToSchema;
 
 use super::formats;
 use super::refusal::Refusal;
+use super::responses::{self, ResponsesBody};
 use super::tools;
 use crate::answer_format::AnswerFormat;
 use crate::engine::Request;
 use crate::policy::{Budget, Layers, Normalise, PolicyRef, Positions, Scope};
-use crate::settings::AttentionDetail;
+use crate::settings::{AttentionDetail, Settings};
 use crate::steps::Boundaries;
 use crate::text::Message;
 
@@ -442,11 +443,17 @@ impl Common {
 /// body of the response that refuses it. For fuzzing.
 pub fn read_all(body: &[u8]) -> Vec<Result<Vec<Request>, Value>> {
     let not_understood = |e: serde_json::Error| Refusal::bad(e.to_string());
-    let chat = serde_json::from_slice::<ChatBody>(body).map_err(not_understood);
-    let chat = chat.and_then(|body| body.common.choices().and(body.request()).map(|request| vec![request]));
+    let of_chat = |body: ChatBody| body.common.choices().and(body.request()).map(|request| vec![request]);
+    let chat = serde_json::from_slice::<ChatBody>(body).map_err(not_understood).and_then(of_chat);
     let completion = serde_json::from_slice::<CompletionBody>(body).map_err(not_understood);
     let completion = completion.and_then(|body| body.requests());
-    [chat, completion].map(|read| read.map_err(|refusal| refusal.body())).into()
+    let response = serde_json::from_slice::<ResponsesBody>(body).map_err(not_understood);
+    let response = response.and_then(ResponsesBody::chat).and_then(|(body, echo)| {
+        echo.fields(&Settings::default());
+        of_chat(body)
+    });
+    let response = response.map_err(responses::in_own_words);
+    [chat, completion, response].map(|read| read.map_err(|refusal| refusal.body())).into()
 }
 
 impl ChatBody {
