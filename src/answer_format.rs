@@ -76,6 +76,9 @@ impl AnswerFormat {
             Self::Regex { pattern } if pattern.len() > MOST_BYTES => {
                 wrong("the pattern is too long", &format!("at most {MOST_BYTES} bytes"), &pattern.len())
             }
+            Self::Regex { pattern } if pattern.is_empty() => {
+                wrong("an answer cannot be empty", "a regular expression", &"an empty one")
+            }
             Self::Regex { .. } => Ok(()),
             Self::JsonSchema { schema: schema @ Value::Object(_) } => check_schema(schema),
             Self::JsonSchema { schema: Value::Bool(_) } => Ok(()),
@@ -222,7 +225,7 @@ mod tests {
 
     #[test]
     fn what_is_no_format_is_refused_with_its_place() {
-        for text in ["", "yaml", "schema:", "schema:{", "schema:3", "choice:", "choice:a||b", "json:1"] {
+        for text in ["", "yaml", "schema:", "schema:{", "schema:3", "regex:", "choice:", "choice:a||b", "json:1"] {
             let error = text.parse::<AnswerFormat>().unwrap_err().to_string();
             assert!(error.contains("`answer_format`"), "{text}: {error}");
         }

@@ -38,7 +38,7 @@ macro_rules! exit_codes {
     () => {
         "\
 Exit codes:
-  0    done
+  0    done; serve: also after one Ctrl-C or SIGTERM, once the requests that were running have ended
   1    a model, device or file failed; conformance: a case failed or a required device is missing
   2    the arguments or the prompt are wrong
   130  interrupted by Ctrl-C (once: the run stops and writes its summary and trace; twice: it quits immediately)

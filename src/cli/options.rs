@@ -171,6 +171,9 @@ fn answer_format(given: &str) -> Result<AnswerFormat, String> {
             let schema = text::read(Path::new(path), "the JSON Schema").map_err(|e| fields::error(&e))?;
             parsed(&format!("schema:{schema}"))
         }
+        None if given.starts_with("schema:") => {
+            parsed(given).map_err(|e| format!("{e}\n      help: schema:@FILE reads it from a file"))
+        }
         None => parsed(given),
     }
 }

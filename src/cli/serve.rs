@@ -245,11 +245,13 @@ fn room(engine: &Engine, options: &Options) -> Result<String> {
     let most = prepared.cache_limit(device);
     let memory = options.memory.unwrap_or(most).min(most);
     let fit = prepared.side_by_side(prompt, &settings, memory, options.places, device);
+    let needed = prepared.bound(prompt, &settings).bytes;
+    let usual = format!("a request with a prompt of {prompt} tokens needs at most {} of cache", screen::bytes(needed));
+    if needed > memory {
+        return Ok(format!("{usual}, more than the {} that there are: it would be refused", screen::bytes(memory)));
+    }
     let within = options.memory.map(|_| format!(" in {}", screen::bytes(memory))).unwrap_or_default();
-    Ok(format!(
-        "a request with a prompt of {prompt} tokens needs at most {} of cache; {fit} of them run side by side{within}",
-        screen::bytes(prepared.bound(prompt, &settings).bytes),
-    ))
+    Ok(format!("{usual}; {fit} of them run side by side{within}"))
 }
 
 /// The prompt's length and the settings of a usual request.

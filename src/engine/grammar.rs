@@ -286,11 +286,20 @@ mod imp {
         Value::from(text).to_string()
     }
 
-    /// The first line of what the crate says of an error; `None` for a panic that it caught.
+    /// What the crate says of an error, in one line; `None` for a panic that it caught.
     fn said(e: &dyn Display) -> Option<String> {
         let text = e.to_string();
         let line = text.lines().next().unwrap_or_default();
-        (!line.contains("panic")).then(|| line.chars().take(300).collect())
+        if line.contains("panic") {
+            return None;
+        }
+        // The place is one in the grammar that was made of the format.
+        let place = |text: &str| text.starts_with("at ") && text.ends_with(')');
+        let line = line.split_once(": ").filter(|(before, _)| place(before)).map_or(line, |(_, said)| said);
+        // An error in a regular expression has its reason at the end, behind a picture of the place.
+        let reason = text.lines().find_map(|line| line.trim_start().strip_prefix("error: "));
+        let said = reason.map_or(line.to_string(), |reason| format!("{} {reason}", line.trim_end()));
+        Some(said.chars().take(300).collect())
     }
 
     /// A schema with little white space.

@@ -156,7 +156,8 @@ pub struct Request {
     pub max_thinking_tokens: Option<usize>,
     /// The most tokens outside the thinking.
     pub max_answer_tokens: Option<usize>,
-    /// What the answer must look like. The thinking before it is free.
+    /// What the answer must look like, as an object or as a text. The thinking before it is free.
+    #[serde(deserialize_with = "format")]
     pub answer_format: Option<AnswerFormat>,
     /// Reports the probability of each generated token, and those of so many of the most likely ones, at most 20.
     pub logprobs: Option<usize>,
@@ -169,6 +170,20 @@ fn finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f32>, D::
     match Option::<f32>::deserialize(deserializer)? {
         Some(number) if !number.is_finite() => Err(serde::de::Error::custom("the number is too large")),
         number => Ok(number),
+    }
+}
+
+/// Reads a format, which is an object or a text, as on the command line.
+fn format<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<AnswerFormat>, D::Error> {
+    let wrong = |e: &dyn std::fmt::Display| serde::de::Error::custom(format!("answer_format: {e}"));
+    match Option::<Value>::deserialize(deserializer)? {
+        None => Ok(None),
+        Some(Value::String(text)) => text.parse().map(Some).map_err(|e: Error| wrong(&e)),
+        Some(value) if value.get("type").is_none() => {
+            let types = "json_object, json_schema, regex or choice";
+            Err(wrong(&format!("an object with the type {types}, or a text, is expected")))
+        }
+        Some(value) => serde_json::from_value(value).map(Some).map_err(|e| wrong(&e)),
     }
 }
 

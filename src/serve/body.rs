@@ -20,7 +20,7 @@ use crate::text::Message;
 /// The most stop strings, and the most stop tokens, that a request may have. OpenAI takes 4 strings; measurements send more.
 const MOST_STOPS: usize = 64;
 /// The most messages of a conversation.
-const MOST_MESSAGES: usize = 4096;
+pub(super) const MOST_MESSAGES: usize = 4096;
 /// The variable of chat templates that switches the thinking.
 const THINKING: &str = "enable_thinking";
 /// The most choices of a request.
@@ -261,6 +261,8 @@ pub(super) struct ContentPart {
     #[serde(rename = "type")]
     kind: String,
     text: Option<String>,
+    /// What an earlier answer said in place of its text.
+    refusal: Option<String>,
 }
 
 impl Content {
@@ -274,6 +276,7 @@ impl Content {
                 for part in parts {
                     match (part.kind.as_str(), &part.text) {
                         ("text" | "input_text" | "output_text", Some(text)) => texts.push(text.as_str()),
+                        ("refusal", _) => texts.push(part.refusal.as_deref().unwrap_or_default()),
                         (kind, _) => return Err(Refusal::unsupported(place, &format!("a part of type {kind:?}"))),
                     }
                 }

@@ -96,6 +96,9 @@ impl Refusal {
         if let Some(param) = self.param.as_deref().and_then(renamed) {
             self.param = Some(param);
             self.message = renamed(&self.message).unwrap_or(self.message);
+            for (from, to) in names {
+                self.message = self.message.replace(&format!("at: {from}"), &format!("at: {to}"));
+            }
         }
         self
     }

@@ -394,7 +394,10 @@ pub(super) fn id(prefix: &str) -> String {
 async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
     let arrived = Instant::now();
     let body: ChatBody = app.read(&headers, body).await?;
-    let (frame, ready, tickets) = prepare_chat(&app, &headers, &body).await?;
+    app.check_name(body.common.model.as_deref())?;
+    // Before the template is rendered: a server that is full has no time for that.
+    let tickets = app.worker.tickets(body.common.choices()?)?;
+    let (frame, ready, tickets) = prepare_chat(&app, &headers, &body, tickets).await?;
     answer(&app, frame, ready, tickets, &body.common, arrived).await
 }
 
@@ -403,11 +406,9 @@ async fn prepare_chat(
     app: &Arc<App>,
     headers: &HeaderMap,
     body: &ChatBody,
+    tickets: Vec<Ticket>,
 ) -> Result<(Frame, Vec<Ready>, Vec<Ticket>), Refusal> {
-    app.check_name(body.common.model.as_deref())?;
-    let choices = body.common.choices()?;
-    // Before the template is rendered: a server that is full has no time for that.
-    let tickets = app.worker.tickets(choices)?;
+    let choices = tickets.len();
     let request = body.request()?;
     let tools = request.tools.clone().unwrap_or_default();
     let prepared = app.prepare(vec![request], tickets).await;
@@ -431,8 +432,10 @@ async fn prepare_chat(
 async fn response(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Response, Refusal> {
     let arrived = Instant::now();
     let body: ResponsesBody = app.read(&headers, body).await?;
-    let (body, echo) = body.chat()?;
-    let prepared = prepare_chat(&app, &headers, &body).await.map_err(responses::in_own_words)?;
+    app.check_name(body.common.model.as_deref())?;
+    let tickets = app.worker.tickets(1)?;
+    let ((body, echo), tickets) = app.work(tickets, move || body.chat()).await?;
+    let prepared = prepare_chat(&app, &headers, &body, tickets).await.map_err(responses::in_own_words)?;
     let (frame, ready, tickets) = prepared;
     // The reasoning has a place of its own here, wherever it is in a chat.
     let frame = Frame { id: id("resp_"), thinking_field: Some("reasoning"), ..frame };
@@ -531,7 +534,8 @@ async fn input_tokens(State(app): State<Arc<App>>, headers: HeaderMap, body: Bod
 async fn response_tokens(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Value>, Refusal> {
     let _aside = app.aside()?;
     let body: ResponsesBody = app.read(&headers, body).await?;
-    let (body, _) = body.chat()?;
+    app.check_name(body.common.model.as_deref())?;
+    let ((body, _), ()) = app.work((), move || body.chat()).await?;
     count_tokens(&app, &body).await.map_err(responses::in_own_words)
 }
 

@@ -131,9 +131,10 @@ fn options_are_fields_of_a_request() {
     let options =
         ["--ids", "1, 2,3", "--seed", "0", "--greedy", "--layers", "0,2-3", "--answer-format", "choice:yes|no"];
     let ids = printed(&dry_run(F16, &options, ""));
-    let format = json!({"type": "choice", "choices": ["yes", "no"]});
-    let request = json!({"ids": [1, 2, 3], "seed": 0, "greedy": true, "layers": "0,2-3", "answer_format": format});
-    assert_eq!(ids, resolved(F16, &request).expect("a request"));
+    for format in [json!({"type": "choice", "choices": ["yes", "no"]}), json!("choice:yes|no")] {
+        let request = json!({"ids": [1, 2, 3], "seed": 0, "greedy": true, "layers": "0,2-3", "answer_format": format});
+        assert_eq!(ids, resolved(F16, &request).expect("a request"));
+    }
 }
 
 #[test]
@@ -190,7 +191,15 @@ fn a_wrong_request_is_refused_and_says_why() {
         (json!({"prompt": "x", "stop": ["a", ""]}), &["`stop`", "empty"]),
         (json!({"prompt": "x", "stop_ids": [4_000_000]}), &["`stop_ids`", "outside the vocabulary"]),
         (json!({"prompt": "x", "max_answer_tokens": 0}), &["`max_answer_tokens`"]),
-        (json!({"prompt": "x", "answer_format": {"type": "regex", "pattern": "("}}), &["`answer_format`"]),
+        (
+            json!({"prompt": "x", "answer_format": {"type": "regex", "pattern": "("}}),
+            &["`answer_format`", "invalid regex"],
+        ),
+        (
+            json!({"prompt": "x", "answer_format": {"choice": ["a"]}}),
+            &["answer_format", "json_schema, regex or choice"],
+        ),
+        (json!({"prompt": "x", "answer_format": "yaml"}), &["answer_format", "regex:PATTERN"]),
         (json!({"prompt": "x", "answer_format": {"type": "choice", "choices": []}}), &["`answer_format`"]),
         (json!({"prompt": "x", "logprobs": 21}), &["`logprobs`", "at most 20"]),
         (json!({"prompt": "x", "prompt_logprobs": 21}), &["`prompt_logprobs`", "at most 20"]),

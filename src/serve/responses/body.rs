@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 use utoipa::ToSchema;
 
 use crate::engine::Settings;
-use crate::serve::body::{ChatBody, ChatMessage, Common, Content, Events, Reasoning};
+use crate::serve::body::{ChatBody, ChatMessage, Common, Content, Events, MOST_MESSAGES, Reasoning};
 use crate::serve::refusal::Refusal;
 use crate::serve::tools;
 
@@ -63,6 +63,15 @@ pub(in crate::serve) struct ResponsesBody {
     prompt: Option<Value>,
     context_management: Option<Value>,
     moderation: Option<Value>,
+    /// The effort as a chat has it.
+    reasoning_effort: Option<String>,
+    /// The most tokens to generate, as a chat has it.
+    max_completion_tokens: Option<usize>,
+    logprobs: Option<Value>,
+    functions: Option<Value>,
+    function_call: Option<Value>,
+    reasoning_format: Option<Value>,
+    messages: Option<Value>,
 }
 
 /// The form of the answer.
@@ -103,9 +112,13 @@ impl ResponsesBody {
     /// The chat that this body describes, and what its response repeats.
     pub fn chat(self) -> Result<(ChatBody, Echo), Refusal> {
         self.refuse_unsupported()?;
+        self.check_notes()?;
         let mut echo = self.echo();
         let mut chat = ChatBody::default();
-        let tools = self.tools.unwrap_or_default();
+        // Agents list tools of OpenAI's own servers beside their functions, and do without those that are not there. A choice
+        // that names one is refused below.
+        let function = |tool: &Value| tool.get("type").is_none_or(|kind| !kind.is_string() || kind == "function");
+        let tools: Vec<Value> = self.tools.unwrap_or_default().into_iter().filter(function).collect();
         let nested = tools.iter().enumerate().map(|(index, tool)| tools::nested(tool, index));
         let nested = nested.collect::<Result<Vec<_>, _>>()?;
         let shows = !nested.is_empty() && self.tool_choice.as_ref().is_none_or(|choice| choice != "none");
@@ -121,12 +134,13 @@ impl ResponsesBody {
             let message = format!("top_logprobs is given, and include does not have {LOGPROBS:?}");
             return Err(Refusal::bad(message).at("top_logprobs"));
         }
-        echo.0.insert("tools".into(), tools.into_iter().map(with_all_fields).collect());
+        echo.0.insert("tools".into(), tools.iter().map(shown_tool).collect());
         chat.tools = Some(nested);
         chat.tool_choice = self.tool_choice;
         chat.parallel_tool_calls = self.parallel_tool_calls;
-        chat.max_completion_tokens = self.max_output_tokens;
+        chat.max_completion_tokens = self.max_output_tokens.or(self.max_completion_tokens);
         chat.reasoning = self.reasoning;
+        chat.reasoning_effort = self.reasoning_effort;
         chat.enable_thinking = self.enable_thinking;
         chat.chat_template_kwargs = self.chat_template_kwargs;
         chat.messages = messages(self.instructions, self.input)?;
@@ -152,7 +166,14 @@ impl ResponsesBody {
         };
         let own = matches!(self.common.events(), Events::Chunks | Events::Run);
         let cut = self.truncation.as_ref().is_some_and(|way| way != "disabled");
+        let given = |value: &Option<Value>| asked(value) && *value != Some(Value::Bool(false));
         Refusal::unless_supported(&[
+            ("messages", "a chat (its messages are the input here)", given(&self.messages)),
+            ("response_format", "a form of the answer outside of text.format", self.common.response_format.is_some()),
+            ("logprobs", "the switch of a chat (include has it here)", given(&self.logprobs)),
+            ("functions", "calling functions in the older form", given(&self.functions)),
+            ("function_call", "calling functions in the older form", given(&self.function_call)),
+            ("reasoning_format", "a place of the reasoning", given(&self.reasoning_format)),
             ("previous_response_id", "an earlier response (nothing is stored)", asked(&self.previous_response_id)),
             ("conversation", "a conversation kept by the server", asked(&self.conversation)),
             ("background", "a response that is fetched later", self.background == Some(true)),
@@ -165,13 +186,42 @@ impl ResponsesBody {
         ])
     }
 
+    /// Refuses notes of the client that are larger than OpenAI takes them: the response repeats them, and holds them until its
+    /// end.
+    fn check_notes(&self) -> Result<(), Refusal> {
+        const PAIRS: usize = 16;
+        const KEY: usize = 64;
+        const TEXT: usize = 512;
+        let bad = |field: &str, expected: String| Err(Refusal::bad(format!("{field}: {expected}")).at(field));
+        if let Some(notes) = &self.metadata {
+            let short = |(key, value): (&String, &Value)| {
+                key.chars().count() <= KEY && value.as_str().is_some_and(|text| text.chars().count() <= TEXT)
+            };
+            if notes.len() > PAIRS || !notes.iter().all(short) {
+                let expected = format!("at most {PAIRS} texts of {TEXT} characters, with keys of {KEY}, are expected");
+                return bad("metadata", expected);
+            }
+        }
+        for (field, text) in [
+            ("user", &self.user),
+            ("safety_identifier", &self.safety_identifier),
+            ("prompt_cache_key", &self.prompt_cache_key),
+        ] {
+            if text.as_ref().is_some_and(|text| text.chars().count() > TEXT) {
+                return bad(field, format!("at most {TEXT} characters are expected"));
+            }
+        }
+        Ok(())
+    }
+
     /// What the response repeats, except the tools.
     fn echo(&self) -> Echo {
         let effort = self.reasoning.as_ref().and_then(|reasoning| reasoning.effort.as_ref());
+        let effort = effort.or(self.reasoning_effort.as_ref());
         let format = self.text.as_ref().and_then(|text| text.format.clone());
         let fields = json!({
             "instructions": self.instructions,
-            "max_output_tokens": self.max_output_tokens,
+            "max_output_tokens": self.max_output_tokens.or(self.max_completion_tokens),
             "max_tool_calls": null,
             "metadata": self.metadata.clone().unwrap_or_default(),
             "parallel_tool_calls": self.parallel_tool_calls != Some(false),
@@ -182,7 +232,7 @@ impl ResponsesBody {
             "service_tier": "default",
             "store": false,
             "text": {"format": format.unwrap_or_else(|| json!({"type": "text"}))},
-            "tool_choice": self.tool_choice.clone().unwrap_or_else(|| "auto".into()),
+            "tool_choice": self.tool_choice.as_ref().map_or_else(|| "auto".into(), shown_choice),
             "top_logprobs": self.top_logprobs.unwrap_or(0),
             "truncation": "disabled",
             "user": self.user,
@@ -212,14 +262,26 @@ impl Echo {
     }
 }
 
-/// A tool as responses repeat it: the fields that clients expect are there, with nothing in them.
-fn with_all_fields(mut tool: Value) -> Value {
-    if let Value::Object(fields) = &mut tool {
-        for field in ["description", "parameters", "strict"] {
-            fields.entry(field).or_insert(Value::Null);
+/// A tool as responses repeat it: with the fields that clients expect, and no others.
+fn shown_tool(tool: &Value) -> Value {
+    let fields = ["type", "name", "description", "parameters", "strict"];
+    fields.into_iter().map(|field| (field.to_string(), tool[field].clone())).collect::<Map<_, _>>().into()
+}
+
+/// A choice of tools as responses repeat it.
+fn shown_choice(choice: &Value) -> Value {
+    let Some(choice) = choice.as_object() else { return choice.clone() };
+    let mut shown = Map::new();
+    for field in ["type", "name", "mode"] {
+        if let Some(text) = choice.get(field).filter(|text| text.is_string()) {
+            shown.insert(field.into(), text.clone());
         }
     }
-    tool
+    if let Some(tools) = choice.get("tools").and_then(Value::as_array) {
+        let named = |tool: &Value| json!({"type": tool["type"], "name": tool["name"]});
+        shown.insert("tools".into(), tools.iter().map(named).collect());
+    }
+    shown.into()
 }
 
 /// The conversation that an input describes.
@@ -231,6 +293,11 @@ fn messages(instructions: Option<String>, input: Value) -> Result<Vec<ChatMessag
     match input {
         Value::String(text) => conversation.add("user", text),
         Value::Array(items) => {
+            if items.len() > MOST_MESSAGES {
+                let found = items.len();
+                let message = format!("input has {found} items: at most {MOST_MESSAGES} are expected");
+                return Err(Refusal::bad(message).at("input"));
+            }
             for (index, item) in items.into_iter().enumerate() {
                 conversation.item(item, &format!("input[{index}]"))?;
             }
@@ -238,7 +305,17 @@ fn messages(instructions: Option<String>, input: Value) -> Result<Vec<ChatMessag
         _ => return Err(Refusal::bad("input: a text or a list of items is expected").at("input")),
     }
     conversation.close();
-    Ok(conversation.messages)
+    let mut messages = conversation.messages;
+    // Many chat templates take one message of the system, and only at the beginning.
+    let system = |message: &ChatMessage| ["system", "developer"].contains(&message.role.as_str());
+    let leading = messages.iter().take_while(|message| system(message)).count();
+    if leading > 1 {
+        let text = |message: &ChatMessage| message.content.text("instructions");
+        let texts = messages.drain(..leading).map(|message| text(&message)).collect::<Result<Vec<_>, _>>()?;
+        let content = Content::Text(texts.join("\n\n"));
+        messages.insert(0, ChatMessage { role: "system".into(), content, ..ChatMessage::default() });
+    }
+    Ok(messages)
 }
 
 /// A conversation while its items are read. In a chat, the reasoning of an answer, its text and its calls are one message.
@@ -261,7 +338,8 @@ impl Conversation {
     /// What follows belongs to another message.
     fn close(&mut self) {
         let (thinking, text, calls) = (self.thinking.take(), self.text.take(), std::mem::take(&mut self.calls));
-        if thinking.is_none() && text.is_none() && calls.is_empty() {
+        // A reasoning that came to nothing, such as one that was cut off, is no answer.
+        if text.is_none() && calls.is_empty() {
             return;
         }
         self.messages.push(ChatMessage {
@@ -280,12 +358,16 @@ impl Conversation {
             value.filter(|text| !text.is_empty()).ok_or_else(message)
         };
         match (item.kind.as_deref(), item.role.as_deref()) {
+            (Some("message"), None) => {
+                let message = format!("{place}.role is missing: system, developer, user or assistant is expected");
+                return Err(Refusal::bad(message).at(place));
+            }
             (None | Some("message"), Some("assistant")) => {
                 // After a text, another message begins, but after a call the same answer goes on.
                 if self.text.is_some() && self.calls.is_empty() {
                     self.close();
                 }
-                let text = text(item.content, &format!("{place}.content"))?;
+                let text = text(item.content.or(Some("".into())), &format!("{place}.content"))?;
                 self.text.get_or_insert_default().push_str(&text);
             }
             (None | Some("message"), Some(role @ ("system" | "developer" | "user"))) => {
@@ -297,7 +379,8 @@ impl Conversation {
                 return Err(Refusal::bad(message).at(place));
             }
             (Some("reasoning"), _) => {
-                if self.text.is_some() || !self.calls.is_empty() {
+                // Between two calls, the same answer goes on.
+                if self.text.is_some() && self.calls.is_empty() {
                     self.close();
                 }
                 let thought = thought(&item, place)?;
@@ -323,7 +406,10 @@ impl Conversation {
                 }
             }
             (Some("item_reference"), _) => {
-                return Err(Refusal::unsupported(place, "a reference to an earlier item (nothing is stored)"));
+                return Err(Refusal::unsupported(
+                    place,
+                    "a reference to an earlier item (nothing is stored: with store false, clients send whole items)",
+                ));
             }
             (Some(kind), _) => return Err(Refusal::unsupported(place, &format!("an item of type {kind:?}"))),
             (None, None) => return Err(Refusal::bad(format!("{place}: a type or a role is expected")).at(place)),
@@ -402,8 +488,7 @@ mod tests {
             call("f"),
         ]));
         let expected = [
-            "system: Be brief.",
-            "developer: Now.",
+            "system: Be brief.\n\nNow.",
             "user: Hi",
             "assistant: Let me look. [hm] \"f\"(\"{}\") \"g\"(\"{}\")",
             "tool: 1c",
@@ -414,6 +499,59 @@ mod tests {
             "assistant:  [in short] \"f\"(\"{}\")",
         ];
         assert_eq!(found, expected);
+    }
+
+    /// What agents send by default, and what is left over of a conversation.
+    #[test]
+    fn what_agents_send_becomes_a_chat() {
+        let tools = json!([{"type": "function", "name": "f"}, {"type": "web_search"}, {"type": "custom", "name": "g"}]);
+        let of = |fields: Value| body(fields).chat().map_err(|refusal| refusal.body().to_string());
+        let (chat, echo) = of(json!({"input": "x", "tools": tools})).expect("a chat");
+        assert_eq!(chat.tools.map(|tools| tools.len()), Some(1));
+        assert_eq!(echo.0["tools"].as_array().map(Vec::len), Some(1));
+        // Reasoning without an answer, and reasoning between two calls.
+        let reasoning = |text: &str| json!({"type": "reasoning", "summary": [], "content": [{"type": "reasoning_text", "text": text}]});
+        let call = |id: &str| json!({"type": "function_call", "call_id": id, "name": "f", "arguments": "{}"});
+        let result = |id: &str| json!({"type": "function_call_output", "call_id": id, "output": "1"});
+        let found = shown(json!([
+            {"role": "user", "content": "a"}, {"type": "reasoning", "summary": [], "encrypted_content": null},
+            {"role": "user", "content": "b"}, reasoning("cut"), {"role": "user", "content": "c"},
+            reasoning("one"), call("1"), reasoning("two"), call("2"), result("1"), result("2"),
+            {"role": "assistant", "content": null}, {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+        ]));
+        let expected = [
+            "system: Be brief.",
+            "user: a",
+            "user: b",
+            "user: c",
+            "assistant:  [one\ntwo] \"f\"(\"{}\") \"f\"(\"{}\")",
+            "tool: 11",
+            "tool: 12",
+            "assistant: ",
+            "assistant: No.",
+        ];
+        assert_eq!(found, expected);
+        for (fields, part) in [
+            (json!({"metadata": {"a": [0]}}), "metadata"),
+            (json!({"metadata": {"a": "x".repeat(513)}}), "metadata"),
+            (json!({"user": "x".repeat(513)}), "user"),
+            (json!({"response_format": {"type": "json_object"}}), "response_format"),
+            (json!({"logprobs": true}), "logprobs"),
+            (json!({"functions": [{"name": "f"}]}), "functions"),
+            (json!({"input": vec![json!({"role": "user", "content": ""}); 4097]}), "4097 items"),
+            (json!({"input": [{"type": "message", "content": "x"}]}), "role is missing"),
+        ] {
+            let mut all = json!({"input": "x"});
+            fields.as_object().expect("fields").iter().for_each(|(name, value)| all[name] = value.clone());
+            let refused = of(all).expect_err(part);
+            assert!(refused.contains(part), "{part}: {refused}");
+        }
+        let (chat, echo) =
+            of(json!({"input": "x", "max_completion_tokens": 3, "reasoning_effort": "none"})).expect("a chat");
+        assert_eq!((chat.max_completion_tokens, chat.reasoning_effort.as_deref()), (Some(3), Some("none")));
+        assert_eq!((&echo.0["max_output_tokens"], &echo.0["reasoning"]["effort"]), (&json!(3), &json!("none")));
+        let choice = json!({"type": "function", "name": "f", "note": [0]});
+        assert_eq!(shown_choice(&choice), json!({"type": "function", "name": "f"}));
     }
 
     #[test]

@@ -256,7 +256,10 @@ impl Output {
             // An answer without a word is a message without one: clients look for a message or a call.
             self.open(Kind::Message);
         }
-        self.close(if cut { "incomplete" } else { "completed" });
+        // A text of `stop` can end a call inside its arguments. Agents carry out what is completed.
+        let json = |item: &Item| item.text.is_empty() || serde_json::from_str::<Value>(&item.text).is_ok();
+        let broken = self.items.last().is_some_and(|item| matches!(item.kind, Kind::Call { .. }) && !json(item));
+        self.close(if cut || broken { "incomplete" } else { "completed" });
         self.traces.keep(&self.frame, 0, ending.trace.take());
         let mut fields = Map::new();
         if cut {

@@ -304,9 +304,10 @@ fn what_cannot_be_done_is_refused_by_name() {
         (json!({"truncation": "auto"}), "truncation"),
         (json!({"context_management": [{"type": "compaction"}]}), "context_management"),
         (json!({"moderation": {"model": "m"}}), "moderation"),
-        (json!({"tools": [{"type": "web_search"}]}), "web_search"),
-        (json!({"tools": [{"type": "file_search", "vector_store_ids": []}]}), "file_search"),
-        (json!({"tools": [{"type": "custom", "name": "f"}]}), "custom"),
+        (json!({"tools": [{"type": "web_search"}], "tool_choice": "required"}), "tool_choice"),
+        (json!({"response_format": {"type": "json_object"}}), "response_format"),
+        (json!({"logprobs": true}), "logprobs"),
+        (json!({"metadata": {"a": [0]}}), "metadata"),
         (json!({"tools": [{"type": "function", "function": {"name": "f"}}]}), "tools[0].name"),
         (json!({"tools": [function, function]}), "two functions"),
         // The built-in model's template shows no tools.
@@ -444,13 +445,36 @@ fn a_conversation_is_that_of_a_chat() {
         {"role": "user", "content": "Bye"},
     ]});
     let chat = json!({"messages": [
-        {"role": "system", "content": "Be brief."},
-        {"role": "system", "content": "And kind."},
+        {"role": "system", "content": "Be brief.\n\nAnd kind."},
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Hello.", "reasoning_content": "A greeting."},
         {"role": "user", "content": "Bye"},
     ]});
     assert_eq!(server.counted("/v1/responses", &body), server.counted("/v1/chat/completions", &chat));
+}
+
+/// Tools of OpenAI's own servers, which agents list beside their functions, are left out.
+#[test]
+fn tools_that_are_not_functions_are_left_out() {
+    let server = tools::server();
+    let function = json!({"type": "function", "name": "get_time", "parameters": {"type": "object", "properties": {}}});
+    let hosted =
+        json!([{"type": "web_search", "external_web_access": false}, function, {"type": "custom", "name": "f"}]);
+    let plain = server.responded(&asked("How warm is it in Paris?", json!({"tools": [function]})));
+    let with_hosted = server.responded(&asked("How warm is it in Paris?", json!({"tools": hosted})));
+    assert_eq!(calls(&plain), calls(&with_hosted));
+    assert_eq!(plain["tools"], with_hosted["tools"]);
+}
+
+/// A text of `stop` inside the arguments of a call leaves no call that an agent would carry out.
+#[test]
+fn a_call_that_was_cut_by_a_stop_text_is_incomplete() {
+    let server = tools::server();
+    let function =
+        json!({"type": "function", "name": "get_weather", "parameters": {"type": "object", "properties": {}}});
+    let response = server.responded(&asked("How warm is it in Paris?", json!({"tools": [function], "stop": "days"})));
+    let last = response["output"].as_array().and_then(|items| items.last()).expect("items");
+    assert_eq!((&last["type"], &last["status"]), (&json!("function_call"), &json!("incomplete")), "{response}");
 }
 
 /// A call can be required, in the forms that this interface has for the choice. Arguments keep to their schemas.
