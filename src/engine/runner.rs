@@ -523,8 +523,7 @@ impl Runner {
 
     /// Samples the next tokens from the logits that were held.
     pub fn resume(&mut self, held: &PendingForward) {
-        self.sampler.sample(&held.logits, &mut self.cache, &held.seqs, 0);
-        self.observe(&held.logits, &held.seqs);
+        self.resume_then(held, &[]);
     }
 
     /// Like [`resume`](Self::resume), but the next tokens of the rows are as `next` says.

@@ -479,9 +479,9 @@ impl ChatBody {
         let mut request = self.common.request()?;
         request.messages = Some(conversation(&self.messages)?);
         let tools::Offer { shown, required, named } = tools::offered(self.tools.as_deref(), self.tool_choice.as_ref())?;
-        if let Some((field, _)) = self.common.answer_format()?.filter(|_| !shown.is_empty()) {
+        if request.answer_format.is_some() && !shown.is_empty() {
             // The model could not call any of them.
-            return Err(Refusal::unsupported(field, "a format of the answer beside tools"));
+            return Err(Refusal::unsupported(self.format_field(), "a format of the answer beside tools"));
         }
         if !required.is_empty() {
             let several = !named && self.parallel_tool_calls != Some(false);
