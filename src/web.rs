@@ -295,8 +295,11 @@ async fn trusted_device() -> Result<ComputeDevice> {
 
 async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> Result<Value> {
     let device = engine.model().device().clone();
-    let Settings { logprobs, prompt_logprobs, answer_format, sampling, .. } = &resolved.settings;
-    if logprobs.is_some() || prompt_logprobs.is_some() || answer_format.is_some() || sampling.counts() {
+    let Settings { logprobs, prompt_logprobs, answer_format, max_thinking_tokens, sampling, .. } = &resolved.settings;
+    let observes = logprobs.is_some() || prompt_logprobs.is_some();
+    // Both lower the logits of the tokens that may not come, by the same kernel.
+    let masks = answer_format.is_some() || max_thinking_tokens.is_some();
+    if observes || masks || sampling.counts() {
         suite::test_others(&device, || false).await?;
     }
     let mut events = RunEvents::new(resolved.notes.clone());
