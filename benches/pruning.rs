@@ -20,7 +20,7 @@ use secateur::expert::cache::{CacheShape, RegionUpdate};
 use secateur::expert::kernels::Reduce;
 use secateur::expert::ledger::Ledger;
 use secateur::expert::model::decoder::Decoder;
-use secateur::expert::runner::Runner;
+use secateur::expert::runner::{ProbeInput, Runner};
 use secateur::policy::{self, Budget, CacheView, PolicyRef, Role, ViewParts};
 
 const PROMPT: usize = 30;
@@ -192,6 +192,7 @@ fn split(model: &Arc<Decoder>, options: &Settings, probe: usize) -> secateur::Re
     let mut ledger = Ledger::new(PROMPT);
     (0..cached - PROMPT).for_each(|i| ledger.push(Role::Thinking, if i % 25 == 0 { " Wait, it" } else { " is x" }));
     let probe: Vec<u32> = (0..probe.max(1) as u32).collect();
+    let probe = ProbeInput { ids: &probe, layers: model.config().num_layers };
     for _ in 0..8 {
         let mut runner = Runner::new(model.clone(), shape);
         let wait = |runner: &Runner| block_on(runner.read().finish()).map(|_| ());
@@ -206,11 +207,11 @@ fn split(model: &Arc<Decoder>, options: &Settings, probe: usize) -> secateur::Re
         let held = runner.hold(&[(0, 1)], None)?;
         wait(&runner)?;
         let begun = Instant::now();
-        runner.probe(&held, 0, &probe, None)?;
+        runner.probe(&held, 0, probe, None)?;
         wait(&runner)?;
         times[0] = begun.elapsed().as_secs_f64();
         let begun = Instant::now();
-        let rows = runner.probe(&held, 0, &probe, Some(Reduce::Layer))?;
+        let rows = runner.probe(&held, 0, probe, Some(Reduce::Layer))?;
         wait(&runner)?;
         times[1] = (begun.elapsed().as_secs_f64() - times[0]).max(0.0);
         let begun = Instant::now();

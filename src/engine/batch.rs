@@ -9,7 +9,7 @@ use super::bound::Bound;
 use super::logprobs::{Of, PendingLogprobs, Row};
 use super::record::{Event, LAG, OnEvent, RunResult};
 use super::request::Prompt;
-use super::runner::{Measurements, Next, PREFILL_CHUNK, PendingForward, PendingState, Runner};
+use super::runner::{Measurements, Next, PREFILL_CHUNK, PendingForward, PendingState, ProbeInput, Runner};
 use super::sequence::Sequence;
 use crate::cache::RegionUpdate;
 use crate::kernels::Reduce;
@@ -723,7 +723,9 @@ async fn measure_heads(
         if !sequence.pruner.shows_heads() {
             continue;
         }
-        let heads = match runner.probe(held, row, &sequence.probe_ids, Some(Reduce::None)) {
+        let layers = sequence.pruner.sets.layers;
+        let probe = ProbeInput { ids: &sequence.probe_ids, layers };
+        let heads = match runner.probe(held, row, probe, Some(Reduce::None)) {
             Ok(rows) => rows.finish().await,
             Err(e) => Err(e),
         };

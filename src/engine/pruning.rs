@@ -1,6 +1,6 @@
 //! Decides, for one sequence, what is measured for a pruning and which slots stay. The [`Runner`](super::Runner)
 //! takes the measurements and carries out the plan.
-use super::runner::{MeasureRequest, Measurements};
+use super::runner::{MeasureRequest, Measurements, ProbeInput};
 use crate::cache::Tracking;
 use crate::kernels::Reduce;
 use crate::policy::scores::{Granularity, readout_granularity};
@@ -55,7 +55,13 @@ impl Pruner {
 
     /// What the runner is to measure. `probe_ids`: the ids of the sequence's probe.
     pub fn request<'a>(&self, probe_ids: &'a [u32]) -> MeasureRequest<'a> {
-        MeasureRequest { measurement: self.settings.policy.needs(), granularity: self.reduce(), probe_ids }
+        // A record of the attention has all layers.
+        let layers = match self.settings.attention {
+            AttentionDetail::Off => self.settings.layers.deepest(self.sets.layers),
+            _ => self.sets.layers,
+        };
+        let measurement = self.settings.policy.needs();
+        MeasureRequest { measurement, granularity: self.reduce(), probe: ProbeInput { ids: probe_ids, layers } }
     }
 
     /// Whether the trace records the probe's attention for every query head.

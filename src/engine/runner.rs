@@ -100,8 +100,17 @@ pub struct MeasureRequest<'a> {
     pub measurement: Measurement,
     /// How far attention rows are averaged on the device.
     pub granularity: Reduce,
-    /// The ids of the probe; empty where `measurement` needs none.
-    pub probe_ids: &'a [u32],
+    /// The probe; without ids where `measurement` needs none.
+    pub probe: ProbeInput<'a>,
+}
+
+/// What a probe appends, and how deep it is forwarded.
+#[derive(Debug, Clone, Copy)]
+pub struct ProbeInput<'a> {
+    /// The ids that are appended.
+    pub ids: &'a [u32],
+    /// The attention of so many of the first layers is needed, at least of one. Layers behind them are not computed.
+    pub layers: usize,
 }
 
 /// Rows over the slots of one sequence, on their way from the device.
@@ -466,7 +475,7 @@ impl Runner {
             Measurement::Nothing => {}
             Measurement::LastRow => pending.attention = Some(read_rows(&held.out.readout_of(row))),
             Measurement::ProbeRow => {
-                pending.attention = Some(self.probe(held, row, request.probe_ids, Some(request.granularity))?);
+                pending.attention = Some(self.probe(held, row, request.probe, Some(request.granularity))?);
             }
             Measurement::Sums => {
                 let layers = 0..cache.shape().layers;
@@ -488,8 +497,8 @@ impl Runner {
         Ok(pending)
     }
 
-    /// Appends `ids` to the sequence in row `row` of `held`, forwards them once, reads the attention of the last of
-    /// them if `readout` is given, and rolls back.
+    /// Appends a probe to the sequence in row `row` of `held`, forwards it once, reads the attention of its last token
+    /// if `readout` is given, and rolls back.
     ///
     /// # Errors
     /// The errors of [`Decoder::plan`].
@@ -497,12 +506,13 @@ impl Runner {
         &mut self,
         held: &PendingForward,
         row: usize,
-        ids: &[u32],
+        probe: ProbeInput<'_>,
         readout: Option<Reduce>,
     ) -> Result<PendingRows> {
+        let ProbeInput { ids, layers } = probe;
         let (seq, pending) = (held.seqs[row], held.tokens[row]);
         let before = self.cache.checkpoint(seq);
-        let plan = self.model.plan(Input::Probe { seq, ids }, &mut self.cache)?;
+        let plan = self.model.plan(Input::Probe { seq, ids, layers }, &mut self.cache)?;
         let out = self.model.forward(&plan, &mut self.cache, readout);
         let rows = read_rows(&out.readout_of(0));
         self.cache.rollback(&before, pending);

@@ -94,12 +94,14 @@ pub enum Input<'a> {
         ids: &'a [u32],
     },
     /// A chunk that will be rolled back: like [`Chunk`](Self::Chunk), but the cache does not track its attention and
-    /// queries.
+    /// queries, and it is forwarded only up to the attention of the last layer that is read. It has no logits.
     Probe {
         /// The sequence.
         seq: usize,
         /// Its ids.
         ids: &'a [u32],
+        /// So many of the first layers are read, at least one.
+        layers: usize,
     },
     /// The pending token of each of these sequences, taken from the device's state: a decode step. Rows follow this
     /// order.
@@ -136,6 +138,13 @@ pub struct Plan<'a> {
     row_seq_offset: usize,
 }
 
+impl Plan<'_> {
+    /// Whether nothing behind the attention of this layer is needed.
+    fn ends_at(&self, layer: usize) -> bool {
+        matches!(self.input, Input::Probe { layers, .. } if layer + 1 >= layers)
+    }
+}
+
 /// Which rows get logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Logits {
@@ -149,7 +158,8 @@ pub enum Logits {
 
 /// The result of a forward.
 pub struct Output {
-    /// The activations after the last layer, f32 `[rows, hidden_size]`, padded: input of [`Decoder::logits`].
+    /// The activations after the last layer, f32 `[rows, hidden_size]`, padded: input of [`Decoder::logits`]. Of a probe they
+    /// are those of an earlier layer.
     hidden: Tensor<2>,
     /// Sequences in it.
     seqs: usize,
@@ -390,6 +400,9 @@ impl Decoder {
             let (values, lse) = self.attend(i, &q, plan, cache);
             if let Some(reduce) = readout {
                 rows.extend(self.last_rows(i, &q, &lse, reduce, plan, cache));
+            }
+            if plan.ends_at(i) {
+                break;
             }
             self.track(i, &q, &lse, plan, cache);
             x = self.linear(&layer.o, &values, layer.o_bias.as_ref(), x, Mode::Add);

@@ -80,6 +80,14 @@ impl Layers {
         }
     }
 
+    /// How many of the first of `layers` layers have to be measured, so that all that count are.
+    pub fn deepest(&self, layers: usize) -> usize {
+        match self {
+            Self::All => layers,
+            Self::Listed(listed) => listed.last().map_or(layers, |last| last + 1).min(layers),
+        }
+    }
+
     /// Checks that the choice fits a model of `layers` layers and the scope.
     ///
     /// # Errors

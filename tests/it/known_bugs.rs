@@ -248,7 +248,7 @@ fn heavy_hitters_are_heavy_over_all_queries() {
     let mut cache = fx.cache(&devices()[0], Dtype::F32, 1, 8);
     cache.track(secateur::expert::cache::Tracking { sums: true, queries: false }, fx.config.q_size());
     prefill(&model, &mut cache, 0, &fx.ids("prompt.64.ids"), 1);
-    let probe = Input::Probe { seq: 0, ids: &[1, 2, 3] };
+    let probe = Input::Probe { seq: 0, ids: &[1, 2, 3], layers: fx.config.num_layers };
     forward(&model, &mut cache, probe, Some(Reduce::Layer)).expect("fits");
     decode(&model, &mut cache, 0);
     let cap = cache.capacity(1, 0);
@@ -337,7 +337,7 @@ fn a_probe_reads_one_row() {
         let ids: Vec<u32> = (0..cached as u32).map(|i| i * 7 % 300).collect();
         ids.chunks(64).for_each(|chunk| drop(prefill(&model, &mut cache, 0, chunk, 1)));
         peak_of(|| {
-            let input = Input::Probe { seq: 0, ids: &probe };
+            let input = Input::Probe { seq: 0, ids: &probe, layers: fx.config.num_layers };
             let out = forward(&model, &mut cache, input, Some(Reduce::Layer)).expect("fits");
             let row = [1, cached + probe.len()];
             assert!(out.readout.len() == fx.config.num_layers && out.readout.iter().all(|r| r.dims() == row));

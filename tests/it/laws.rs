@@ -104,6 +104,30 @@ fn a_probe_rolled_back_leaves_no_trace() {
     });
 }
 
+/// Where only the first layers count, a probe is not forwarded through the others: what is read has the same bits, and the
+/// cache is as it was.
+#[test]
+fn a_probe_that_stops_early_reads_the_same_bits() {
+    everywhere(beside_others(), |fx, model, words| {
+        let probe = fx.ids("oracle.0.probe.ids");
+        let mut cache = filled(fx, model, words, 256);
+        let (logits, before) = (peek(model, &mut cache), all_rows(&cache, 0));
+        let mut read = |layers: usize| {
+            let checkpoint = cache.checkpoint(0);
+            let input = Input::Probe { seq: 0, ids: &probe, layers };
+            let out = forward(model, &mut cache, input, Some(Reduce::KvHead)).expect("fits");
+            cache.rollback(&checkpoint, 17);
+            out.readout_of(0).into_iter().map(|rows| bits(&values(rows))).collect::<Vec<_>>()
+        };
+        let all = read(fx.config.num_layers);
+        assert_eq!(all.len(), fx.config.num_layers);
+        for layers in 1..fx.config.num_layers {
+            assert_eq!(read(layers), all[..layers], "{layers} layers");
+        }
+        assert_eq!((peek(model, &mut cache), all_rows(&cache, 0)), (logits, before));
+    });
+}
+
 #[test]
 fn gather_after_gather_is_the_gather_of_the_composition() {
     everywhere(beside_others(), |fx, model, words| {

@@ -292,7 +292,8 @@ pub fn schedule(
         let Some(event) = EVENTS.iter().position(|p| *p == position) else { continue };
         let before = cache.checkpoint(0);
         let probe = fx.ids(&format!("oracle.{event}.probe.ids"));
-        forward(model, cache, Input::Probe { seq: 0, ids: &probe }, Some(Reduce::Layer)).expect("fits");
+        forward(model, cache, Input::Probe { seq: 0, ids: &probe, layers: fx.config.num_layers }, Some(Reduce::Layer))
+            .expect("fits");
         cache.rollback(&before, next);
         let keep = |(set, positions): (usize, &Vec<u32>)| {
             let (layer, head) = sets.place(set);
