@@ -1,7 +1,7 @@
 //! What secateur remembers between runs: files in the user's folder for application state.
 use std::path::{Path, PathBuf};
 
-/// The file `name` in `secateur/` in the user's folder for application state, if that folder exists.
+/// The file `name` in `secateur/` in the user's folder for application state, if there is a place for it.
 pub fn file(name: &str) -> Option<PathBuf> {
     let var = |name: &str| std::env::var_os(name);
     let state = if cfg!(windows) {
@@ -19,9 +19,22 @@ pub fn file(name: &str) -> Option<PathBuf> {
     within(&state, name)
 }
 
+/// The file in `state`. The folder is made if it is missing, as the XDG Base Directory specification asks: readable by its
+/// owner alone.
 fn within(state: &Path, name: &str) -> Option<PathBuf> {
     let folder = state.join("secateur");
-    (state.is_dir() && (folder.is_dir() || std::fs::create_dir(&folder).is_ok())).then(|| folder.join(name))
+    (folder.is_dir() || made(&folder).is_ok()).then(|| folder.join(name))
+}
+
+#[cfg(unix)]
+fn made(folder: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+#[cfg(not(unix))]
+fn made(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)
 }
 
 #[cfg(test)]
@@ -29,10 +42,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_are_kept_if_there_is_a_state_folder() {
+    fn the_folder_is_made_where_it_can_be() {
         let home = tempfile::tempdir().expect("a folder");
-        assert_eq!(within(&home.path().join("none"), "history"), None, "no folder is made for others");
-        let file = within(home.path(), "history").expect("a place");
-        assert!(file.parent().is_some_and(Path::is_dir) && file.ends_with("secateur/history"));
+        for state in [home.path().to_path_buf(), home.path().join(".local/state")] {
+            for _ in 0..2 {
+                let file = within(&state, "history").expect("a place");
+                assert!(file.parent().is_some_and(Path::is_dir) && file.ends_with("secateur/history"));
+            }
+        }
+        let file = home.path().join("file");
+        std::fs::write(&file, "").expect("a file");
+        assert_eq!(within(&file, "history"), None, "a file is no folder");
     }
 }
