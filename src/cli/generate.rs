@@ -86,6 +86,7 @@ pub fn object(result: &RunResult, notes: &[String], device: &ComputeDevice, load
         "text": result.text,
         "answer": result.answer,
         "thinking_unfinished": result.thinking_unfinished,
+        "format_unfinished": result.format_unfinished,
         "stop_reason": trace.stop_reason,
         "timings": {
             "load_us": load_us,

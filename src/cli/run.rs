@@ -164,12 +164,17 @@ pub fn main(args: Args) -> Result<ExitCode> {
     // an interruption the reason is known, so that --quiet alone does not bring the warning.
     let interrupted = result.trace.stop_reason == StopReason::Cancelled;
     let empty = args.answer_only && result.answer.is_empty();
-    if result.error.is_none() && (empty || args.quiet && result.thinking_unfinished && !interrupted) {
+    let broken_off = result.format_unfinished && !interrupted;
+    if result.error.is_none() && !broken_off && (empty || args.quiet && result.thinking_unfinished && !interrupted) {
         warnings::warn(&format!("no answer came: {}", screen::ended(&result)));
     }
     written?;
     match result.error {
         Some(e) => Err(e),
+        // A program that asked for JSON and does not get it must not take the beginning for the whole.
+        None if broken_off => Err(Error::new(ErrorKind::Model, "the answer is not complete in its format")
+            .at("`answer_format`")
+            .found(screen::ended(&result))),
         None => Ok(signals::received().map_or(ExitCode::SUCCESS, Signal::exit_code)),
     }
 }
@@ -180,6 +185,9 @@ fn check_chat_model(prepared: &PreparedModel, request: &Request) -> Result<Vec<S
     let template = prepared.template()?;
     if request.think.is_some() {
         template.check_thinking_switch()?;
+    }
+    if request.system.is_some() {
+        template.check_system()?;
     }
     // Each turn draws a seed of its own, so that one drawn here is nothing to report.
     let (settings, notes) = prepared.settings(&Request { seed: request.seed.or(Some(0)), ..request.clone() })?;

@@ -61,6 +61,11 @@ impl Grammar {
         self.begun = true;
         self.state.push(id)
     }
+
+    /// Whether what has come is an answer in the format, although more might follow.
+    pub fn may_end(&mut self) -> bool {
+        self.state.may_end()
+    }
 }
 
 #[cfg(feature = "grammar")]
@@ -264,6 +269,10 @@ mod imp {
             Ok(self.matcher.is_stopped())
         }
 
+        pub fn may_end(&mut self) -> bool {
+            self.matcher.is_accepting().unwrap_or(false)
+        }
+
         /// Why an answer cannot go on.
         fn failed(&self, e: &dyn Display) -> Error {
             let found = said(e).unwrap_or_else(|| "a panic".into());
@@ -339,6 +348,10 @@ mod imp {
         }
 
         pub fn push(&mut self, _: u32) -> Result<bool> {
+            match *self {}
+        }
+
+        pub fn may_end(&mut self) -> bool {
             match *self {}
         }
     }

@@ -67,6 +67,8 @@ pub struct RunResult {
     pub answer: String,
     /// Whether the run ended while the model was still thinking, so that its answer is missing.
     pub thinking_unfinished: bool,
+    /// Whether the answer has a format and broke off before it was complete in it.
+    pub format_unfinished: bool,
     /// The record of the run: settings, tokens, probes and totals.
     pub trace: Trace,
     /// The largest share of the requested probability that lay outside the candidates of a draw. It is 0 unless top-k

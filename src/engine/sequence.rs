@@ -534,6 +534,8 @@ impl Sequence {
         let Some(stop_reason) = self.ended else {
             return Err(Error::new(ErrorKind::Internal, "a sequence was finished before it had ended"));
         };
+        let complete = matches!(stop_reason, StopReason::Eos | StopReason::FormatComplete);
+        let format_unfinished = !complete && self.grammar.as_mut().is_some_and(|grammar| !grammar.may_end());
         let first_token = self.first_token.unwrap_or_else(Instant::now);
         self.totals.prefill_us = (first_token - self.began).as_micros() as u64;
         self.totals.decode_us = (first_token.elapsed().as_micros() as u64).saturating_sub(self.totals.probe_us);
@@ -571,6 +573,7 @@ impl Sequence {
             answer: trace.answer().trim().to_string(),
             // Without a </think> to wait for, everything may count as thinking.
             thinking_unfinished: self.think.close.is_some() && self.clock.inside_thinking(),
+            format_unfinished,
             bytes: device.bytes(),
             kv_bytes: place.map_or(0, |place| cache.bytes_of(place)),
             missed: self.missed,

@@ -17,8 +17,8 @@ fn golden_ids_on_the_cpu_and_the_shape_of_json() {
     let keys: Vec<&String> = v.as_object().unwrap().keys().collect();
     assert_eq!(
         keys.into_iter().map(String::as_str).collect::<Vec<_>>().join(" "),
-        "secateur model device settings notes prompt_ids ids text answer thinking_unfinished stop_reason timings bytes \
-         totals probes probability_missed"
+        "secateur model device settings notes prompt_ids ids text answer thinking_unfinished format_unfinished stop_reason \
+         timings bytes totals probes probability_missed"
     );
     assert_eq!(v["stop_reason"], "max_new_tokens");
     assert_eq!((v["device"]["backend"].as_str(), v["probes"].as_u64()), (Some("cpu"), Some(0)));
