@@ -151,6 +151,10 @@ struct Text {
     thinking: Thinking,
     /// Whether the chat template can switch thinking off, so that `--no-think` works.
     thinking_switch: bool,
+    /// Whether the chat template shows messages of the system to the model.
+    system: bool,
+    /// Whether it shows tools, and their calls in a form that is read.
+    tools: bool,
 }
 
 /// How the thinking begins.
@@ -342,6 +346,8 @@ fn inspect(
             tags: tokenizer.as_ref().map_or(ThinkTags::COMMON, Tokenizer::think_tags),
             thinking,
             thinking_switch: template.as_ref().is_some_and(ChatTemplate::has_thinking_switch),
+            system: template.as_ref().is_some_and(|template| template.check_system().is_ok()),
+            tools: template.as_ref().is_some_and(|template| template.call_format().is_some()),
         },
         probe: Feasible { feasible: why_not.is_none(), why_not },
         memory,
@@ -391,7 +397,8 @@ fn report(i: &Inspection) -> String {
         ("attention", {
             let extras = [(s.attention_bias, ", biases"), (s.qk_norm, ", q and k normalised")];
             let extras: String = extras.iter().filter(|(has, _)| *has).map(|(_, what)| *what).collect();
-            format!("{} heads of {} values, {} KV heads{extras}", s.heads, s.head_dim, s.kv_heads)
+            let heads = |count, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+            format!("{} of {} values, {}{extras}", heads(s.heads, "head"), s.head_dim, heads(s.kv_heads, "KV head"))
         }),
         ("vocabulary", format!("{}{}", s.vocabulary, if s.tied_embeddings { ", embedding and head tied" } else { "" })),
         ("positions", {
@@ -452,6 +459,11 @@ fn report(i: &Inspection) -> String {
             if i.text.thinking_switch { "; --no-think switches it off" } else { "; it cannot be switched off" };
         i.text.thinking.description(i.text.tags) + if i.text.template { switch } else { "" }
     }));
+    if i.text.template {
+        let shows = |shown, what| format!("{} {what}", if shown { "shows" } else { "shows no" });
+        let (system, tools) = (shows(i.text.system, "system messages"), shows(i.text.tools, "tools"));
+        rows.push(("template", format!("{system}, {tools}")));
+    }
     rows.push((
         "probe",
         match &i.probe.why_not {

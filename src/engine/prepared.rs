@@ -147,6 +147,9 @@ impl PreparedModel {
                 if !tools.is_empty() {
                     template.check_tools()?;
                 }
+                if messages.iter().any(|message| message.role == "system") {
+                    template.check_system()?;
+                }
                 template.check_variables(variables)?;
                 let options = RenderOptions {
                     enable_thinking: *think,

@@ -108,6 +108,7 @@ pub struct ChatTemplate {
     tokens: Map<String, Json>,
     /// Found when it is asked for.
     calls: OnceLock<Option<CallFormat>>,
+    shows_system: OnceLock<bool>,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -176,7 +177,7 @@ impl ChatTemplate {
         env.add_template_owned(NAME, without_generation_tags(template)).map_err(|error| {
             Error::new(ErrorKind::Model, "the chat template is malformed").at(place).found(describe(&error))
         })?;
-        Ok(Self { env, place: place.to_string(), tokens, calls: OnceLock::new() })
+        Ok(Self { env, place: place.to_string(), tokens, calls: OnceLock::new(), shows_system: OnceLock::new() })
     }
 
     /// Renders the prompt for `messages`, including the generation prompt that starts the answer.
@@ -233,6 +234,26 @@ impl ChatTemplate {
             .at(&self.place)
             .expected("a chat template that reads enable_thinking, as Qwen3's does")
             .help("leave out `think`, so that the model decides by itself"))
+    }
+
+    /// Refuses a template that would silently leave out a message of the system, or that takes none.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] if what such a message says is not in what the template makes of it.
+    pub fn check_system(&self) -> Result<()> {
+        const SAID: &str = "Always answer with the word Zephyr.";
+        let shows_system = *self.shows_system.get_or_init(|| {
+            let options = RenderOptions { now: Some(0), ..RenderOptions::default() };
+            let messages = [Message::new("system", SAID), Message::user("?")];
+            self.render_text(&messages, &options, true).is_ok_and(|text| text.contains(SAID))
+        });
+        if shows_system {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Input, "this model's chat template shows no system message to the model")
+            .at(&self.place)
+            .expected("a chat template that does, as Qwen3's")
+            .help("say it in the user's message instead"))
     }
 
     /// The form in which the model calls tools, as the template shows it. `None` if the template shows no tools to the

@@ -187,9 +187,10 @@ fn a_response_says_what_a_chat_says() {
 
 #[test]
 fn a_response_repeats_what_was_asked() {
-    let server = Server::start(options());
+    let server = tools::server();
+    let model = server.get("/v1/models").json()["data"][0]["id"].clone();
     let fields = json!({
-        "model": "built-in", "instructions": "Count.", "metadata": {"a": "b"}, "user": "me", "max_output_tokens": 4,
+        "model": model, "instructions": "Count.", "metadata": {"a": "b"}, "user": "me", "max_output_tokens": 1,
         "temperature": 0.7, "top_p": 0.9, "store": true, "reasoning": {"effort": "low", "summary": "auto"},
     });
     let response = server.responded(&asked("a is 3. What is a?", fields.clone()));
@@ -327,7 +328,8 @@ fn what_cannot_be_done_is_refused_by_name() {
         (json!({"secateur": {"events": "chunks"}}), "secateur.events"),
         (json!({"secateur": {"bugdet": "tokens:4"}}), "bugdet"),
         (json!({"temperature": -1}), "temperature"),
-        (json!({"metadata": 3}), "expected a map"),
+        (json!({"metadata": 3}), "metadata: an object is expected"),
+        (json!({"instructions": "Be brief."}), "shows no system message"),
         (json!({"input": []}), "input"),
         (json!({"input": 3}), "input"),
         (json!({"input": null}), "input"),
