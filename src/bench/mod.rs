@@ -3,6 +3,10 @@
 //! Decoding is bound by memory: a step reads the weights and the cached keys and values once. [`Measured`] therefore
 //! gives the bytes that decoding reads, for comparison with the [`copy_bandwidth`] of the same device. The speed does
 //! not depend on which ids are forwarded: random ids are used, and no tokenizer is needed.
+mod preset;
+
+pub use preset::{preset, presets};
+
 use crate::dtype::Dtype;
 use std::sync::Arc;
 

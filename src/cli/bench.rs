@@ -21,6 +21,8 @@ use super::trust;
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    #[arg(long, value_name = "NAME", conflicts_with = "model", help = preset_help())]
+    preset: Option<String>,
     /// The device: auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name, or its index, as in the list
     /// of `secateur devices`.
     #[arg(long, default_value = "auto")]
@@ -77,7 +79,10 @@ pub fn main(args: &Args) -> Result<ExitCode> {
             .at("--prompt, --decode, --sequences, --repeat")
             .expected("at least 1 of each"));
     }
-    let (source, name) = args.model.open(args.quiet)?;
+    let (source, name) = match &args.preset {
+        Some(name) => (bench::preset(name)?, format!("{name} with random weights")),
+        None => args.model.open(args.quiet)?,
+    };
     let config = ModelConfig::load(&source)?;
     // Everything that can be checked without the weights is checked before they are loaded.
     let pairs = args.prompt.iter().flat_map(|&prompt| args.sequences.iter().map(move |&sequences| (prompt, sequences)));
@@ -142,6 +147,11 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         false => super::print(&report(&outcome))?,
     }
     failed.map_or(Ok(ExitCode::SUCCESS), Err)
+}
+
+fn preset_help() -> String {
+    let names = bench::presets().collect::<Vec<_>>().join(", ");
+    format!("Measure a model of this size with random weights, which needs no download: {names}")
 }
 
 fn report(outcome: &Outcome) -> String {
