@@ -106,6 +106,11 @@ impl Error {
         self.0.kind
     }
 
+    /// Where it went wrong, if that is known.
+    pub fn place(&self) -> Option<&str> {
+        self.0.at.as_deref()
+    }
+
     /// The first line: what went wrong.
     pub fn what(&self) -> &str {
         &self.0.what

@@ -6,12 +6,23 @@
 use std::collections::HashSet;
 use std::sync::OnceLock;
 
-use clap::CommandFactory;
 use secateur::Request;
 
 /// Settings that messages name although they are no field of a request.
-const OF_LOADING: [&str; 10] =
-    ["api_key", "context", "cors", "device", "host", "kv", "model", "sequences", "trace", "weights"];
+const OF_LOADING: [&str; 12] = [
+    "api_key",
+    "context",
+    "cors",
+    "device",
+    "host",
+    "kv",
+    "model",
+    "preset",
+    "requests_per_key",
+    "sequences",
+    "trace",
+    "weights",
+];
 
 /// The names of all settings: the fields of a request, and those for loading a model.
 pub fn names() -> Vec<String> {
@@ -24,7 +35,7 @@ pub fn names() -> Vec<String> {
 fn with_option() -> &'static HashSet<String> {
     static NAMES: OnceLock<HashSet<String>> = OnceLock::new();
     NAMES.get_or_init(|| {
-        let command = super::Args::command();
+        let command = super::program();
         let arguments = command.get_subcommands().flat_map(|c| c.get_arguments());
         let options: HashSet<&str> = arguments.filter_map(|a| a.get_long()).collect();
         names().into_iter().filter(|name| options.contains(&*name.replace('_', "-"))).collect()

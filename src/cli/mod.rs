@@ -39,7 +39,8 @@ macro_rules! exit_codes {
         "\
 Exit codes:
   0    done; serve: also after one Ctrl-C or SIGTERM, once the requests that were running have ended
-  1    a model, device or file failed; conformance: a case failed or a required device is missing
+  1    a model, device or file failed; run: the answer broke off before its --answer-format was complete;
+       conformance: a case failed or a required device is missing
   2    the arguments or the prompt are wrong
   130  interrupted by Ctrl-C (once: the run stops and writes its summary and trace; twice: it quits immediately)
   143  ended by SIGTERM, in the same way (129: by SIGHUP)"
@@ -92,6 +93,7 @@ enum Command {
     /// reaches. No tokenizer is needed.
     #[command(allow_negative_numbers = true, after_help = after_help!(
         "secateur bench --model DIR"
+        "secateur bench --preset r1-1.5b --weights q4       without a download: random weights"
         "secateur bench --model DIR --prompt 128,1024,4096 --decode 64 --repeat 5"
         "secateur bench --model DIR --sequences 1,4,16       decoded at the same time"
         "secateur bench --model DIR --device vulkan --json > bench.json"
@@ -146,6 +148,17 @@ enum Command {
     Conformance(conformance::Args),
 }
 
+/// The program and its commands.
+fn program() -> clap::Command {
+    let program = Args::command();
+    // A server bounds what requests need, so that this option has another default there.
+    #[cfg(feature = "serve")]
+    let program = program.mut_subcommand("serve", |command| {
+        command.mut_arg("budget", |budget| budget.help(options::budget_help(serve::DEFAULT_BUDGET)))
+    });
+    program
+}
+
 /// Parses the arguments, runs the command, prints its error, and returns the exit code.
 pub fn main() -> ExitCode {
     let print_panic = std::panic::take_hook();
@@ -186,7 +199,7 @@ pub fn main() -> ExitCode {
 
 /// The arguments, and whether `--quiet` is among them. For wrong usage, clap prints an error and exits with code 2.
 fn parse(mut given: Vec<OsString>) -> (Args, bool) {
-    let command = Args::command();
+    let command = program();
     let matches = command.clone().try_get_matches_from(&given).or_else(|e| {
         let dashed = if e.kind() == clap::error::ErrorKind::UnknownArgument { dashed_prompt(&given) } else { None };
         let Some(index) = dashed else { return Err(e) };
@@ -263,7 +276,7 @@ mod tests {
     /// The name of each command with its `--help`; the empty name stands for that of the program.
     fn helps() -> Vec<(String, String)> {
         // Before the program is built, because that adds the command `help`. A width of 0 means that no line is broken.
-        let program = Args::command();
+        let program = program();
         let render = |c: &clap::Command| c.clone().term_width(0).render_long_help().to_string();
         let commands = program.get_subcommands().map(|c| (c.get_name().to_string(), render(c)));
         commands.chain([(String::new(), render(&program))]).collect()
@@ -274,7 +287,9 @@ mod tests {
         let helps = helps();
         assert_eq!(helps.len(), if cfg!(feature = "serve") { 10 } else { 8 });
         for (name, help) in helps {
-            assert!(help.contains("failed; conformance: a case failed"), "{name}: {help}");
+            assert!(help.contains("conformance: a case failed"), "{name}: {help}");
+            let budget = if name == "serve" { "[default: tokens:1024]" } else { "[default: ratio:0.75]" };
+            assert!(!help.contains("--budget <") || help.contains(budget), "{name}: {help}");
             for internal in ["json_error", "_error"] {
                 assert!(!help.contains(internal), "{name}: {internal} in {help}");
             }

@@ -82,7 +82,7 @@ pub struct PruningArgs {
     max_new_tokens: Option<usize>,
     #[arg(long, value_name = "NAME", value_parser = parsed::<PolicyRef>, help = policy_help())]
     policy: Option<PolicyRef>,
-    #[arg(long, value_name = "BUDGET", value_parser = parsed::<Budget>, help = budget_help())]
+    #[arg(long, value_name = "BUDGET", value_parser = parsed::<Budget>, help = budget_help(Budget::default()))]
     budget: Option<Budget>,
     #[arg(long, value_name = "N", help = window_help())]
     window: Option<usize>,
@@ -238,8 +238,8 @@ fn max_new_tokens_help() -> String {
     )
 }
 
-fn budget_help() -> String {
-    let default = Budget::default();
+/// The help of `--budget`, whose default this is.
+pub fn budget_help(default: Budget) -> String {
     format!(
         "How much of the thinking to keep, as tokens:N or ratio:R (a share of its tokens); or how much to evict, as \
          score-sum:K or share:F (a share of its importance) [default: {default}]"

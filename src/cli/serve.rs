@@ -22,7 +22,7 @@ use super::text;
 use super::trust;
 
 /// The budget of requests that name none: together with a limit on the answer, it bounds their memory.
-const DEFAULT_BUDGET: Budget = Budget::Tokens(1024);
+pub const DEFAULT_BUDGET: Budget = Budget::Tokens(1024);
 
 /// The most requests that run side by side.
 const MOST_SEQUENCES: usize = 64;
@@ -79,6 +79,10 @@ pub struct Args {
     /// The number of requests that may wait for a place. Further ones are refused with status 503.
     #[arg(long, value_name = "N", default_value_t = 64)]
     queue: u16,
+    /// The number of requests of one key that may run and wait at one time. Further ones are refused with status 429
+    /// [default: no limit].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    requests_per_key: Option<u32>,
     /// The memory for the caches of all requests, in MiB. A request gets a place only if the most that it can need fits beside
     /// the others [default: what the device's largest buffers allow].
     #[arg(long, value_name = "MIB")]
@@ -139,6 +143,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
         memory: args.cache_memory.map(|mib| mib.saturating_mul(1 << 20)),
         kept_prompts: args.prompt_cache.map(|mib| mib.saturating_mul(1 << 20)),
         most_new_tokens,
+        requests_per_key: args.requests_per_key.map(|most| most as usize),
         keys: args.keys()?,
         origins: args.cors.clone(),
         hosts: args.allow_host.clone(),
@@ -150,6 +155,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
         patience: Duration::from_secs(args.client_timeout),
         deadline: args.request_timeout.map(Duration::from_secs),
         drain: Duration::from_secs(args.drain),
+        on_drain: if args.quiet { |_, _| () } else { say_drain },
         trace_bytes: 64 << 20,
     };
     options.check()?;
@@ -161,18 +167,13 @@ pub fn main(args: Args) -> Result<ExitCode> {
     // What cannot run is refused before the weights are read.
     let prepared = PreparedModel::new(&source, &name, &load)?;
     prepared.settings(&options.defaults)?;
-    let opened = match args.sequences {
-        Sequences::Number(places) => {
-            options.places = places;
-            None
-        }
-        Sequences::Auto => {
-            let device = trust::open(&args.device, args.quiet)?;
-            options.places = places_on(&device, &prepared, &options)?;
-            Some(device)
-        }
+    options.places = match args.sequences {
+        Sequences::Number(places) => places,
+        Sequences::Auto if options.memory.is_some() => MOST_SEQUENCES,
+        // Where nobody says how much memory there is, the largest buffers do not tell either.
+        Sequences::Auto => MOST_UNTOLD,
     };
-    let load = LoadOptions { sequences: options.places, ..load };
+    drop(prepared);
     raise_limit_of_files();
     signals::install()?;
     let stop = Arc::new(AtomicBool::new(false));
@@ -183,7 +184,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
         name,
         load,
         device: args.device,
-        opened,
+        auto: matches!(args.sequences, Sequences::Auto),
         address,
         quiet: args.quiet,
         options: options.clone(),
@@ -194,14 +195,23 @@ pub fn main(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Says that the server ends as soon as these requests do.
+fn say_drain(requests: usize, time: Duration) {
+    let plural = if requests == 1 { "" } else { "s" };
+    let seconds = time.as_secs();
+    super::say(&format!(
+        "stopping: {requests} request{plural} may go on for {seconds} s; Ctrl-C or SIGTERM again ends at once"
+    ));
+}
+
 /// What it takes to load the model, now and after its device was lost.
 struct Opening {
     source: ModelSource,
     name: String,
     load: LoadOptions,
     device: String,
-    /// The device, if it is open already.
-    opened: Option<ComputeDevice>,
+    /// Whether the device decides how many requests run side by side.
+    auto: bool,
     address: SocketAddr,
     quiet: bool,
     options: Options,
@@ -212,16 +222,14 @@ const USUAL_PROMPT: usize = 1000;
 
 impl Opening {
     /// Loads the model, and says where it is served.
-    fn opener(mut self) -> serve::Open {
+    fn opener(self) -> serve::Open {
         Box::new(move || -> Result<Engine> {
-            let opened = self.opened.take();
-            let Self { source, name, load, device, address, quiet, options, .. } = &self;
+            let Self { source, name, load, device, auto, address, quiet, options } = &self;
             let shown = options::in_precision(name, load.weights);
-            let prepared = PreparedModel::new(source, name, load)?;
-            let device = match opened {
-                Some(device) => device,
-                None => trust::open(device, *quiet)?,
-            };
+            let with = |places| PreparedModel::new(source, name, &LoadOptions { sequences: places, ..*load });
+            let device = trust::open(device, *quiet)?;
+            let places = if *auto { places_on(&device, &with(1)?, options)? } else { options.places };
+            let prepared = with(places)?;
             let mut bar = Progress::new(&format!("loading {shown}"), *quiet);
             let engine = prepared.load(source, &device, &mut |done, total| bar.at(done, total))?;
             drop(bar);
@@ -244,7 +252,7 @@ fn room(engine: &Engine, options: &Options) -> Result<String> {
     let (prompt, settings) = usual(&prepared, options)?;
     let most = prepared.cache_limit(device);
     let memory = options.memory.unwrap_or(most).min(most);
-    let fit = prepared.side_by_side(prompt, &settings, memory, options.places, device);
+    let fit = prepared.side_by_side(prompt, &settings, memory, engine.places(), device);
     let needed = prepared.bound(prompt, &settings).bytes;
     let usual = format!("a request with a prompt of {prompt} tokens needs at most {} of cache", screen::bytes(needed));
     if needed > memory {
@@ -265,9 +273,7 @@ fn usual(prepared: &PreparedModel, options: &Options) -> Result<(usize, Settings
 fn places_on(device: &ComputeDevice, prepared: &PreparedModel, options: &Options) -> Result<usize> {
     let (prompt, settings) = usual(prepared, options)?;
     let most = prepared.cache_limit(device);
-    // Where nobody says how much memory there is, the largest buffers do not tell either.
-    let most_places = if options.memory.is_some() { MOST_SEQUENCES } else { MOST_UNTOLD };
-    Ok(prepared.side_by_side(prompt, &settings, options.memory.unwrap_or(most).min(most), most_places, device))
+    Ok(prepared.side_by_side(prompt, &settings, options.memory.unwrap_or(most).min(most), options.places, device))
 }
 
 /// Lets this process open up to 10,240 files, if the system allows so many: each connection is one, and the usual limit is

@@ -50,6 +50,8 @@ pub use bound::Bound;
 pub use logprobs::{Logprobs, MOST_LOGPROBS};
 pub use prepared::PreparedModel;
 pub use record::{Event, GROWTH, LAG, OnEvent, RunResult};
+#[cfg(all(feature = "serve", not(target_family = "wasm")))]
+pub(crate) use request::finite;
 pub use request::{Encoded, LoadOptions, Prompt, Request, Resolved};
 pub(crate) use runner::Runner;
 #[cfg(all(feature = "serve", not(target_family = "wasm")))]
@@ -97,6 +99,11 @@ impl Engine {
     /// The model's name, as given to [`load`](Self::load).
     pub fn name(&self) -> &str {
         &self.prepared.name
+    }
+
+    /// The number of sequences that can be cached at one time.
+    pub fn places(&self) -> usize {
+        self.runner.cache().shape().seqs
     }
 
     /// Bytes of the keys and values of one token, all layers together.

@@ -166,7 +166,7 @@ pub struct Request {
 }
 
 /// Reads a number that f32 can hold. JSON has numbers that it cannot hold, and no infinity to write them back.
-fn finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f32>, D::Error> {
+pub(crate) fn finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f32>, D::Error> {
     match Option::<f32>::deserialize(deserializer)? {
         Some(number) if !number.is_finite() => Err(serde::de::Error::custom("the number is too large")),
         number => Ok(number),

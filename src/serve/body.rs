@@ -11,7 +11,7 @@ use super::refusal::Refusal;
 use super::responses::{self, ResponsesBody};
 use super::tools;
 use crate::answer_format::AnswerFormat;
-use crate::engine::Request;
+use crate::engine::{Request, finite};
 use crate::policy::{Budget, Layers, Normalise, PolicyRef, Positions, Scope};
 use crate::settings::{AttentionDetail, Settings};
 use crate::steps::Boundaries;
@@ -48,18 +48,24 @@ pub(super) struct Common {
     /// Whether generation goes on past the end-of-sequence tokens.
     pub ignore_eos: Option<bool>,
     /// Divides the logits; 0 means greedy decoding.
+    #[serde(default, deserialize_with = "finite")]
     pub temperature: Option<f32>,
     /// Draw from the fewest tokens that reach this probability together.
+    #[serde(default, deserialize_with = "finite")]
     pub top_p: Option<f32>,
     /// Draw from this many of the most likely tokens.
     pub top_k: Option<i64>,
     /// Draw from tokens that are at least this share as likely as the most likely one.
+    #[serde(default, deserialize_with = "finite")]
     pub min_p: Option<f32>,
     /// Above 1, tokens that occurred before become less likely.
+    #[serde(default, deserialize_with = "finite")]
     pub repetition_penalty: Option<f32>,
     /// Makes tokens less likely by how often they were generated.
+    #[serde(default, deserialize_with = "finite")]
     pub frequency_penalty: Option<f32>,
     /// Makes tokens less likely that were generated.
+    #[serde(default, deserialize_with = "finite")]
     pub presence_penalty: Option<f32>,
     /// The same seed gives the same answer.
     pub seed: Option<i64>,
@@ -490,7 +496,7 @@ impl ChatBody {
         request.tools = (!shown.is_empty()).then_some(shown);
         request.chat_template_kwargs = variables(self.chat_template_kwargs.as_ref())?;
         request.max_new_tokens = self.max_completion_tokens.or(request.max_new_tokens);
-        request.think = self.think();
+        request.think = self.switch().map(|(_, think)| think);
         let reasoned = self.reasoning.as_ref().and_then(|reasoning| reasoning.max_tokens);
         request.max_thinking_tokens = request.max_thinking_tokens.or(reasoned);
         request.logprobs = match (self.logprobs, self.top_logprobs) {
@@ -509,13 +515,26 @@ impl ChatBody {
         field.unwrap_or("tool_choice")
     }
 
-    /// Whether the model is to think, if the request says so.
-    fn think(&self) -> Option<bool> {
-        let of_template = thinking(self.chat_template_kwargs.as_ref());
+    /// Whether the model is to think, if the request says so, and the field that says it.
+    fn switch(&self) -> Option<(&'static str, bool)> {
         let reasoning = self.reasoning.as_ref();
-        let effort = self.reasoning_effort.as_ref().or(reasoning.and_then(|reasoning| reasoning.effort.as_ref()));
-        let off = effort.is_some_and(|effort| effort == "none").then_some(false);
-        of_template.or(self.enable_thinking).or(off).or(reasoning.and_then(|reasoning| reasoning.enabled))
+        let off = |effort: &Option<String>| effort.as_ref().map(|effort| effort == "none");
+        let of_effort = match off(&self.reasoning_effort) {
+            Some(off) => off.then_some(("reasoning_effort", false)),
+            None => off(&reasoning.and_then(|r| r.effort.clone()))
+                .and_then(|off| off.then_some(("reasoning.effort", false))),
+        };
+        let of_template = thinking(self.chat_template_kwargs.as_ref());
+        of_template
+            .map(|think| ("chat_template_kwargs.enable_thinking", think))
+            .or(self.enable_thinking.map(|think| ("enable_thinking", think)))
+            .or(of_effort)
+            .or(reasoning.and_then(|r| r.enabled).map(|think| ("reasoning.enabled", think)))
+    }
+
+    /// The field that says whether the model is to think; for messages.
+    pub fn thinking_field(&self) -> &'static str {
+        self.switch().map_or("enable_thinking", |(field, _)| field)
     }
 
     /// Whether the thinking is left out of the response.

@@ -18,7 +18,7 @@ pub(super) fn only<'f>(fields: &[(&'f str, Option<&Value>)]) -> Result<Option<(&
         if let Some((other, _)) = found {
             return Err(Refusal::bad(format!("{other} and {field} are given: one format is expected")).at(*field));
         }
-        format.check().map_err(|e| Refusal::from(e).about(field))?;
+        format.check().map_err(|e| Refusal::from(e).about("answer_format", field))?;
         found = Some((field, format));
     }
     Ok(found)

@@ -8,7 +8,7 @@
 //!
 //! - `http`: the accept loop;
 //! - `routes`: what is answered, address by address;
-//! - `body`: what clients send, and the [`Request`] that it becomes;
+//! - `body`: what clients send, and the [`Request`] that it becomes; `reading`: what is wrong with one;
 //! - `tools`: what requests say of tools, and how calls of them are sent;
 //! - `worker`: the engine's own thread, with one long-lived [`Batch`](crate::Batch);
 //! - `mailbox`: what the thread hands over to the task that answers a client;
@@ -26,6 +26,7 @@ mod http;
 mod mailbox;
 mod metrics;
 pub mod page;
+mod reading;
 mod refusal;
 mod responses;
 mod routes;
@@ -55,7 +56,7 @@ pub struct Options {
     pub example: Option<String>,
     /// What requests leave open: a request's own fields take precedence.
     pub defaults: Request,
-    /// Requests that run side by side.
+    /// The most requests that run side by side. How many do is the number of [places](crate::Engine::places) of the engine.
     pub places: usize,
     /// Requests that may wait for a place.
     pub queue: usize,
@@ -67,6 +68,8 @@ pub struct Options {
     pub kept_prompts: Option<u64>,
     /// The most tokens that a request may generate, thinking included. Requests that ask for more get so many.
     pub most_new_tokens: usize,
+    /// The most requests of one key that run and wait at one time; `None`: as many as there is room for.
+    pub requests_per_key: Option<usize>,
     /// The keys of which a client needs one; none: no key is needed.
     pub keys: Vec<String>,
     /// The origins of web pages that may use the server; `*` for all.
@@ -89,6 +92,8 @@ pub struct Options {
     pub deadline: Option<Duration>,
     /// How long running requests may go on after the server was told to stop.
     pub drain: Duration,
+    /// Called when the server was told to stop and requests run or wait: with their number, and the time that they have.
+    pub on_drain: fn(usize, Duration),
     /// The most bytes of traces that are kept.
     pub trace_bytes: usize,
 }
@@ -176,6 +181,10 @@ impl Options {
                 .found(self.address)
                 .help("give an `api_key`"));
         }
+        if self.keys.is_empty() && self.requests_per_key.is_some() {
+            let e = Error::new(ErrorKind::Input, "without keys, nobody knows whose requests these are");
+            return Err(e.at("`requests_per_key`").help("give an `api_key`"));
+        }
         Ok(())
     }
 }
@@ -189,7 +198,7 @@ pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<Atomic
     options.check()?;
     let worker = Arc::new(worker::Worker::start(open, &options, stop.clone())?);
     let runtime = runtime(&listener)?;
-    let drain = options.drain;
+    let (drain, on_drain) = (options.drain, options.on_drain);
     let app = Arc::new(routes::App {
         keys: options.keys.iter().map(|key| blake3::hash(key.as_bytes())).collect(),
         traces: Arc::new(traces::Traces::new(options.trace_bytes)),
@@ -210,6 +219,10 @@ pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<Atomic
         wait_until(|| stop.load(Ordering::Acquire)).await;
         let told = std::time::Instant::now();
         worker.drain();
+        match worker.under_way() {
+            0 => (),
+            left => on_drain(left, drain),
+        }
         tokio::time::timeout(drain, wait_until(|| worker.is_idle())).await.ok();
         worker.stop();
         close.send(()).ok();
@@ -254,6 +267,7 @@ mod tests {
             memory: None,
             kept_prompts: None,
             most_new_tokens: 1,
+            requests_per_key: None,
             keys: owned(keys),
             origins: Vec::new(),
             hosts: owned(hosts),
@@ -265,6 +279,7 @@ mod tests {
             patience: Duration::ZERO,
             deadline: None,
             drain: Duration::ZERO,
+            on_drain: |_, _| (),
             trace_bytes: 0,
         }
     }
@@ -293,5 +308,7 @@ mod tests {
         assert!(options("0.0.0.0", &[], &["key"]).check().is_ok());
         let open = options("0.0.0.0", &["*"], &[]).check().expect_err("anybody could use it");
         assert!(open.to_string().contains("api_key"), "{open}");
+        let limited = Options { requests_per_key: Some(1), ..options("127.0.0.1", &[], &[]) };
+        assert!(limited.check().is_err_and(|e| e.to_string().contains("requests_per_key")));
     }
 }

@@ -61,19 +61,24 @@ impl Refusal {
         Self { retry_after: Some(seconds), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, message) }
     }
 
+    /// The client has asked for too much at one time.
+    pub fn too_many(message: impl Into<String>, seconds: u64) -> Self {
+        Self { retry_after: Some(seconds), ..Self::new(StatusCode::TOO_MANY_REQUESTS, message) }
+    }
+
     /// Names the field at fault.
     pub fn at(mut self, field: impl Into<String>) -> Self {
         self.param = Some(field.into());
         self
     }
 
-    /// The same refusal in the client's words, where it is about the format of the answer: `field` is the field that asks for
-    /// it.
-    pub fn about(mut self, field: &str) -> Self {
-        const OURS: &str = "`answer_format`";
-        if self.message.contains(OURS) {
-            self.message = self.message.replace(OURS, field);
-            self.param = Some(field.into());
+    /// The same refusal in the client's words: `theirs` is the field of its body that asks for what the field `ours` of a
+    /// request says.
+    pub fn about(mut self, ours: &str, theirs: &str) -> Self {
+        let quoted = format!("`{ours}`");
+        if self.message.contains(&quoted) {
+            self.message = self.message.replace(&quoted, theirs);
+            self.param = Some(theirs.into());
         }
         self
     }
@@ -118,8 +123,36 @@ impl Refusal {
     }
 }
 
+/// The fields of a request that have other names in a body. Which one stands for `answer_format` and `think` depends on the
+/// body: see [`Refusal::about`].
+const FIELDS: [(&str, &str); 17] = [
+    ("`max_new_tokens`", "max_tokens"),
+    ("`max_thinking_tokens`", "thinking_token_budget"),
+    ("`stop_ids`", "stop_token_ids"),
+    ("`include_stop`", "include_stop_str_in_output"),
+    ("`prompt_logprobs`", "logprobs"),
+    ("`raw`", "prompt"),
+    ("`ids`", "prompt"),
+    ("`max_answer_tokens`", "secateur.max_answer_tokens"),
+    ("`policy`", "secateur.policy"),
+    ("`budget`", "secateur.budget"),
+    ("`window`", "secateur.window"),
+    ("`probe_every`", "secateur.probe_every"),
+    ("`scope`", "secateur.scope"),
+    ("`layers`", "secateur.layers"),
+    ("`normalise`", "secateur.normalise"),
+    ("`positions`", "secateur.positions"),
+    ("`attention`", "secateur.attention"),
+];
+
+/// A text of the library with the names that its fields have in a body.
+fn in_names_of_a_body(text: &str) -> String {
+    FIELDS.iter().fold(text.to_string(), |text, (ours, theirs)| text.replace(ours, theirs))
+}
+
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
+        let error = error.rewritten(in_names_of_a_body);
         let status = match error.kind() {
             _ if error.what() == super::worker::TOO_LATE => StatusCode::GATEWAY_TIMEOUT,
             ErrorKind::Input | ErrorKind::Policy | ErrorKind::Model => StatusCode::BAD_REQUEST,
@@ -133,9 +166,19 @@ impl From<Error> for Refusal {
         match error.what() == crate::engine::TOO_LONG {
             // Agents that see this code shorten their conversation and try again.
             true => refusal.at("messages").coded("context_length_exceeded"),
-            false => refusal,
+            false => match error.place().filter(|place| is_field(place)) {
+                Some(field) => refusal.at(field.trim_matches('`')),
+                None => refusal,
+            },
         }
     }
+}
+
+/// Whether the place of an error is the name of a field, and not a file or a tensor.
+fn is_field(place: &str) -> bool {
+    let name = place.trim_matches('`');
+    let known = FIELDS.iter().any(|(_, theirs)| *theirs == name);
+    known || place.len() > name.len() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 
 impl IntoResponse for Refusal {

@@ -22,6 +22,7 @@ use super::answer::{self, Beginning, Form, Frame};
 use super::body::{self, ChatBody, ChatMessage, Common, CompletionBody, Events};
 use super::mailbox::{Client, Mailbox};
 use super::page::Page;
+use super::reading;
 use super::refusal::Refusal;
 use super::responses::{self, ResponsesBody};
 use super::tools::{self, Calling};
@@ -168,7 +169,8 @@ async fn admit(State(app): State<Arc<App>>, request: HttpRequest, next: Next) ->
     let path = request.uri().path();
     let open = matches!(path, "/health" | "/v1/health") || reads(request.method()) && app.has_file(path);
     if !open && !app.keys.is_empty() && !owner(&app, headers).is_some_and(|key| app.keys.contains(&key)) {
-        let message = "the API key is missing or wrong: it is expected as Authorization: Bearer KEY";
+        let message =
+            "the API key is missing or wrong: it is expected as Authorization: Bearer KEY, or as x-api-key: KEY";
         return Err(Refusal::new(StatusCode::UNAUTHORIZED, message).coded("invalid_api_key"));
     }
     Ok(next.run(request).await)
@@ -287,13 +289,12 @@ impl App {
             }
             Ok(Err(e)) => return Err(Refusal::bad(format!("the body cannot be read: {e}"))),
         };
-        let parsed = if bytes.len() < 64 << 10 {
-            serde_json::from_slice(&bytes)
+        if bytes.len() < 64 << 10 {
+            reading::parse(&bytes)
         } else {
             // A large body takes its time, in which others wait for this thread.
-            tokio::task::spawn_blocking(move || serde_json::from_slice(&bytes)).await.map_err(|_| Refusal::bug())?
-        };
-        parsed.map_err(|e| Refusal::bad(format!("the body is not understood: {e}")))
+            tokio::task::spawn_blocking(move || reading::parse(&bytes)).await.map_err(|_| Refusal::bug())?
+        }
     }
 
     /// Does something that takes its time on a thread of its own: as many things at once as there are cores. What is `held`
@@ -396,7 +397,7 @@ async fn chat(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Re
     let body: ChatBody = app.read(&headers, body).await?;
     app.check_name(body.common.model.as_deref())?;
     // Before the template is rendered: a server that is full has no time for that.
-    let tickets = app.worker.tickets(body.common.choices()?)?;
+    let tickets = app.worker.tickets(body.common.choices()?, owner(&app, &headers))?;
     let (frame, ready, tickets) = prepare_chat(&app, &headers, &body, tickets).await?;
     answer(&app, frame, ready, tickets, &body.common, arrived).await
 }
@@ -412,7 +413,9 @@ async fn prepare_chat(
     let request = body.request()?;
     let tools = request.tools.clone().unwrap_or_default();
     let prepared = app.prepare(vec![request], tickets).await;
-    let (ready, tickets) = prepared.map_err(|refusal| refusal.about(body.format_field()))?;
+    let in_own_words =
+        |refusal: Refusal| refusal.about("answer_format", body.format_field()).about("think", body.thinking_field());
+    let (ready, tickets) = prepared.map_err(in_own_words)?;
     // A template that has no tools was refused with the prompt.
     let format = if tools.is_empty() { None } else { app.model()?.template()?.call_format() };
     let parallel = body.parallel_tool_calls != Some(false);
@@ -433,7 +436,7 @@ async fn response(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -
     let arrived = Instant::now();
     let body: ResponsesBody = app.read(&headers, body).await?;
     app.check_name(body.common.model.as_deref())?;
-    let tickets = app.worker.tickets(1)?;
+    let tickets = app.worker.tickets(1, owner(&app, &headers))?;
     let ((body, echo), tickets) = app.work(tickets, move || body.chat()).await?;
     let prepared = prepare_chat(&app, &headers, &body, tickets).await.map_err(responses::in_own_words)?;
     let (frame, ready, tickets) = prepared;
@@ -453,9 +456,9 @@ async fn completions(State(app): State<Arc<App>>, headers: HeaderMap, body: Body
     app.check_name(body.common.model.as_deref())?;
     let requests = body.requests()?;
     let choices = requests.len() * body.common.choices()?;
-    let tickets = app.worker.tickets(choices)?;
+    let tickets = app.worker.tickets(choices, owner(&app, &headers))?;
     let prepared = app.prepare(requests, tickets).await;
-    let (ready, tickets) = prepared.map_err(|refusal| refusal.about(body.format_field()))?;
+    let (ready, tickets) = prepared.map_err(|refusal| refusal.about("answer_format", body.format_field()))?;
     let beginnings = match body.echo {
         Some(true) => {
             let (model, each) = (app.model()?, choices / ready.len());
@@ -540,7 +543,8 @@ async fn response_tokens(State(app): State<Arc<App>>, headers: HeaderMap, body: 
 }
 
 async fn count_tokens(app: &Arc<App>, body: &ChatBody) -> Result<Json<Value>, Refusal> {
-    let (ready, ()) = app.prepare(vec![body.request()?], ()).await?;
+    let prepared = app.prepare(vec![body.request()?], ()).await;
+    let (ready, ()) = prepared.map_err(|refusal| refusal.about("think", body.thinking_field()))?;
     let tokens: usize = ready.iter().map(|ready| ready.prompt.ids.len()).sum();
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens})))
 }
@@ -550,13 +554,12 @@ async fn resolve(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) ->
     let _aside = app.aside()?;
     let body: Value = app.read(&headers, body).await?;
     let parse = move || {
-        let not_understood = |e| Refusal::bad(format!("the body is not understood: {e}"));
         if body.get("messages").is_some() {
-            let body: ChatBody = serde_json::from_value(body).map_err(not_understood)?;
+            let body: ChatBody = reading::parse_value(&body)?;
             let request = body.request()?;
             Ok((body.common.model, vec![request]))
         } else {
-            let body: CompletionBody = serde_json::from_value(body).map_err(not_understood)?;
+            let body: CompletionBody = reading::parse_value(&body)?;
             let requests = body.requests()?;
             Ok((body.common.model, requests))
         }
@@ -712,7 +715,7 @@ async fn props(State(app): State<Arc<App>>) -> Result<Json<Value>, Refusal> {
     info["settings"] = serde_json::to_value(settings).map_err(|_| Refusal::bug())?;
     Ok(Json(json!({
         "model_alias": app.options.name,
-        "total_slots": app.options.places,
+        "total_slots": app.worker.shared().places.load(std::sync::atomic::Ordering::Acquire),
         "default_generation_settings": {"n_ctx": model.context()},
         "build_info": concat!("secateur ", env!("CARGO_PKG_VERSION")),
         "secateur": info,
@@ -724,7 +727,7 @@ async fn slots(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({
         "running": now.running,
         "waiting": now.waiting,
-        "total": app.options.places,
+        "total": app.worker.shared().places.load(std::sync::atomic::Ordering::Acquire),
         "reserved_bytes": now.reserved_bytes,
         "used_bytes": now.used_bytes,
         "capacity_bytes": now.capacity_bytes,

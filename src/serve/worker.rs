@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -44,12 +44,39 @@ pub(super) struct Job {
     pub client: Recipient,
 }
 
-/// Counts a request as long as it exists.
-pub(super) struct Ticket(Arc<AtomicUsize>);
+/// The jobs that were accepted and have not ended.
+#[derive(Default)]
+struct UnderWay {
+    all: usize,
+    /// Those of each key that has some.
+    of_keys: HashMap<blake3::Hash, usize>,
+}
+
+impl UnderWay {
+    /// Those of one key, or of everybody where no keys are used.
+    fn of(&self, owner: Option<blake3::Hash>) -> usize {
+        owner.map_or(self.all, |key| self.of_keys.get(&key).copied().unwrap_or(0))
+    }
+}
+
+/// Counts a job as long as it exists.
+pub(super) struct Ticket {
+    counts: Arc<Mutex<UnderWay>>,
+    owner: Option<blake3::Hash>,
+}
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.all -= 1;
+        if let Some(key) = self.owner
+            && let Some(count) = counts.of_keys.get_mut(&key)
+        {
+            *count -= 1;
+            if *count == 0 {
+                counts.of_keys.remove(&key);
+            }
+        }
     }
 }
 
@@ -57,10 +84,11 @@ impl Drop for Ticket {
 pub(super) struct Worker {
     inbox: SyncSender<Job>,
     shared: Arc<Shared>,
-    /// Jobs that were accepted and have not ended.
-    under_way: Arc<AtomicUsize>,
-    /// The most of them.
-    most: usize,
+    under_way: Arc<Mutex<UnderWay>>,
+    /// Jobs that may wait for a place.
+    queue: usize,
+    /// The most jobs under way of one key.
+    most_of_key: Option<usize>,
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
 }
 
@@ -76,6 +104,8 @@ pub(super) struct Loaded {
 /// What both sides see.
 pub(super) struct Shared {
     model: RwLock<Option<Loaded>>,
+    /// Requests that run side by side: before the model is loaded, the most that there may be.
+    pub places: AtomicUsize,
     /// Turns of the loop, so that others can tell work from a standstill.
     pub turns: AtomicU64,
     gauges: Mutex<Gauges>,
@@ -113,9 +143,9 @@ impl Worker {
     /// # Errors
     /// [`ErrorKind::Io`] if the system starts no thread.
     pub fn start(open: Open, options: &Options, stop: Arc<AtomicBool>) -> Result<Self> {
-        let most = options.places + options.queue;
         let shared = Arc::new(Shared {
             model: RwLock::new(None),
+            places: AtomicUsize::new(options.places),
             turns: AtomicU64::new(0),
             gauges: Mutex::default(),
             draining: AtomicBool::new(false),
@@ -129,7 +159,7 @@ impl Worker {
             name: options.name.clone(),
             example: options.example.clone(),
         });
-        let (inbox, jobs) = sync_channel(most);
+        let (inbox, jobs) = sync_channel(options.places + options.queue);
         let of_thread = shared.clone();
         let body = move || {
             // The server ends with its engine, also with one that panics: a supervisor starts it again.
@@ -138,7 +168,8 @@ impl Worker {
         };
         let thread = std::thread::Builder::new().name("engine".into()).spawn(body);
         let thread = thread.map_err(|e| Error::new(ErrorKind::Io, "no thread can be started").found(e))?;
-        Ok(Self { inbox, shared, under_way: Arc::default(), most, thread: Mutex::new(Some(thread)) })
+        let (queue, most_of_key) = (options.queue, options.requests_per_key);
+        Ok(Self { inbox, shared, under_way: Arc::default(), queue, most_of_key, thread: Mutex::new(Some(thread)) })
     }
 
     /// The model with what the page knows of it, once it is loaded.
@@ -151,26 +182,38 @@ impl Worker {
         Some(self.loaded()?.model)
     }
 
-    /// Takes `count` places in the queue, or refuses at once: before anything of a prompt is computed.
-    pub fn tickets(&self, count: usize) -> Result<Vec<Ticket>, Refusal> {
+    /// Takes `count` places in the queue for the client with this key, or refuses at once: before anything of a prompt is
+    /// computed.
+    pub fn tickets(&self, count: usize, owner: Option<blake3::Hash>) -> Result<Vec<Ticket>, Refusal> {
         if self.shared.draining.load(Ordering::Acquire) {
             return Err(Refusal::busy("the server is shutting down", 5));
         }
-        let tickets: Vec<Ticket> = (0..count)
-            .map(|_| {
-                self.under_way.fetch_add(1, Ordering::AcqRel);
-                Ticket(self.under_way.clone())
-            })
-            .collect();
-        if count > self.most {
-            let message = format!("{count} answers are asked for: at most {} run and wait here", self.most);
+        let all = self.shared.places.load(Ordering::Acquire) + self.queue;
+        let most_of_key = self.most_of_key.unwrap_or(all);
+        let most = all.min(most_of_key);
+        if count > most {
+            let message = format!("{count} answers are asked for: at most {most} run and wait here");
             return Err(Refusal::bad(message).at("n"));
         }
-        if self.under_way.load(Ordering::Acquire) > self.most {
-            self.shared.metrics.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(Refusal::busy("the queue is full", 1).coded("queue_full"));
-        }
-        Ok(tickets)
+        let mut counts = self.counts();
+        let refusal = if self.most_of_key.is_some() && counts.of(owner) + count > most_of_key {
+            let message = format!("at most {most_of_key} requests of a key run and wait here at one time");
+            Refusal::too_many(message, 1).coded("rate_limit_exceeded")
+        } else if counts.all + count > all {
+            Refusal::busy("the queue is full", 1).coded("queue_full")
+        } else {
+            counts.all += count;
+            if let Some(key) = owner {
+                *counts.of_keys.entry(key).or_default() += count;
+            }
+            return Ok((0..count).map(|_| Ticket { counts: self.under_way.clone(), owner }).collect());
+        };
+        self.shared.metrics.refused.fetch_add(1, Ordering::Relaxed);
+        Err(refusal)
+    }
+
+    fn counts(&self) -> MutexGuard<'_, UnderWay> {
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands a job to the engine's thread.
@@ -189,13 +232,18 @@ impl Worker {
     /// What is true at this moment.
     pub fn gauges(&self) -> Gauges {
         let gauges = *self.shared.gauges.lock().unwrap_or_else(PoisonError::into_inner);
-        let under_way = self.under_way.load(Ordering::Acquire);
+        let under_way = self.counts().all;
         Gauges { waiting: under_way.saturating_sub(gauges.running), ..gauges }
+    }
+
+    /// The number of jobs that run or wait.
+    pub fn under_way(&self) -> usize {
+        self.counts().all
     }
 
     /// Whether no job is under way.
     pub fn is_idle(&self) -> bool {
-        self.under_way.load(Ordering::Acquire) == 0
+        self.under_way() == 0
     }
 
     /// Takes no more jobs. The thread ends when those it has are done.
@@ -292,6 +340,7 @@ fn serve(mut open: Open, jobs: &Receiver<Job>, shared: &Shared) -> Result<()> {
     let mut keeps = true;
     loop {
         let mut engine = open()?;
+        shared.places.store(engine.places(), Ordering::Release);
         let info = Arc::new(model_info(&engine, &shared.name, shared.example.as_deref()));
         shared.set_model(Some(Loaded { model: engine.prepared(), info }));
         *shared.stop.lock().unwrap_or_else(PoisonError::into_inner) = Some(engine.stop_flag());

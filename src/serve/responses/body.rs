@@ -5,6 +5,7 @@ use utoipa::ToSchema;
 
 use crate::engine::Settings;
 use crate::serve::body::{ChatBody, ChatMessage, Common, Content, Events, MOST_MESSAGES, Reasoning};
+use crate::serve::reading::in_words;
 use crate::serve::refusal::Refusal;
 use crate::serve::tools;
 
@@ -352,7 +353,8 @@ impl Conversation {
     }
 
     fn item(&mut self, item: Value, place: &str) -> Result<(), Refusal> {
-        let item: Item = serde_json::from_value(item).map_err(|e| Refusal::bad(format!("{place}: {e}")).at(place))?;
+        let item: Item =
+            serde_json::from_value(item).map_err(|e| Refusal::bad(format!("{place}: {}", in_words(&e))).at(place))?;
         let expected = |value: Option<String>, field: &str| {
             let message = || Refusal::bad(format!("{place}.{field}: a text is expected")).at(place);
             value.filter(|text| !text.is_empty()).ok_or_else(message)
@@ -434,7 +436,7 @@ fn thought(item: &Item, place: &str) -> Result<String, Refusal> {
         None | Some(Value::Null) => Ok(Vec::new()),
         Some(parts) => <Vec<Thought>>::deserialize(parts)
             .map(|parts| parts.into_iter().map(|part| part.text).collect())
-            .map_err(|e| Refusal::bad(format!("{place}.{field}: {e}")).at(place)),
+            .map_err(|e| Refusal::bad(format!("{place}.{field}: {}", in_words(&e))).at(place)),
     };
     let (content, summary) = (texts("content", &item.content)?, texts("summary", &item.summary)?);
     if content.is_empty() && summary.is_empty() && item.encrypted_content.is_some() {

@@ -1,6 +1,43 @@
-//! The HTTP server, over loopback, with the built-in model on the CPU: what clients of OpenAI's interface see, and what
-//! went wrong in other servers.
+//! The HTTP server, over loopback, with the built-in model on the CPU: what clients of OpenAI's interface see.
+//!
+//! What went wrong in other servers, and the tests of it here. Tests without a file are in `robust`.
+//!
+//! | in other servers | here |
+//! |---|---|
+//! | a stop text in the thought ended the run | `wire::stops_end_the_answer_and_never_the_thinking` |
+//! | a stop text over several tokens leaked | the same, and `serving::a_stop_text_ends_the_answer_and_nothing_else` |
+//! | an empty stop text matched at once | `wire::an_empty_stop_text_is_refused` |
+//! | characters of several tokens came in halves | `wire::characters_of_several_tokens_come_whole` |
+//! | the limit in the thought: a crash, or nothing | `wire::the_limit_inside_the_thinking_ends_with_length` |
+//! | without thinking, the answer was taken for a thought | `tools::without_thinking_everything_is_content` |
+//! | a user's `</think>` split the answer | `wire::what_a_user_writes_closes_no_thought` |
+//! | a user's control tokens were control tokens | the same, and `tools::control_tokens_in_tools_and_results_stay_text` |
+//! | calls in a thought were carried out | `tools::calls_come_apart_from_text_and_thought` |
+//! | who left kept their place: in decoding | `a_client_that_leaves_frees_its_place` |
+//! | … while the prompt was read, and in the queue | `long::a_client_that_leaves_while_its_prompt_is_read_frees_its_place`, `a_client_that_leaves_the_queue_costs_nothing` |
+//! | a reader that was gone blocked the engine | `a_reader_that_stops_reading_is_ended_and_holds_nobody_up` |
+//! | an error in a stream was not told | `a_lost_device_is_opened_again`, `responses::a_failure_is_told_in_the_stream` |
+//! | health waited for a long prompt | `long::a_long_prompt_holds_nobody_up` |
+//! | many idle connections took all threads | `health_and_metrics_answer_while_hundreds_of_connections_are_open` |
+//! | a conversation of a megabyte stopped all streams | `long::a_long_conversation_holds_nobody_up` |
+//! | a long prompt stopped decoding | `long::a_long_prompt_holds_nobody_up` |
+//! | a short prompt waited for all of a long one | the same |
+//! | a full queue was noticed after the work | `a_full_queue_refuses_at_once` |
+//! | slow readers took memory | `a_reader_that_stops_reading_is_ended_and_holds_nobody_up` |
+//! | memory grew with the number of requests | `docs/results/2026-11-29-server.md`: 10,000 requests |
+//! | proxies closed silent streams | `silence_is_filled_with_comments`; in `serve::answer`, none from an engine that stands still |
+//! | clients choked on comments | `comments_can_be_switched_off` |
+//! | an idle connection was closed too early | `an_idle_connection_can_be_used_again_after_seconds` |
+//! | large bodies got a refusal without a reason | `bodies_are_bounded_and_broken_ones_are_explained` |
+//! | SIGTERM cut streams off | `a_server_that_is_told_to_stop_lets_answers_end`, `what_is_not_done_in_time_ends_with_an_error` |
+//! | a prompt of the context's length, and longer ones | `wire::a_prompt_may_fill_the_context` |
+//! | one request for the whole context stopped all others | `long::one_that_asks_for_the_whole_context_runs_beside_others` |
+//! | what was accepted was never admitted | `wire::a_request_that_can_never_fit_is_refused_with_the_numbers`, `serving::nothing_exceeds_the_bound_by_which_it_was_admitted` |
+//! | of three answers, two went on for a client that had left | `a_client_that_leaves_frees_its_place` |
+//! | a format bound the thought as well | `formats::the_thinking_is_free`, `wire::an_answer_keeps_to_the_format_that_is_asked_for` |
+//! | metrics that Prometheus cannot read | `tests/clients/test_clients.py` |
 mod client;
+mod long;
 mod page;
 mod prompts;
 mod responses;
@@ -36,6 +73,7 @@ pub fn options() -> Options {
         memory: None,
         kept_prompts: None,
         most_new_tokens: 4096,
+        requests_per_key: None,
         keys: Vec::new(),
         origins: Vec::new(),
         hosts: Vec::new(),
@@ -47,6 +85,7 @@ pub fn options() -> Options {
         patience: Duration::from_secs(60),
         deadline: None,
         drain: Duration::from_secs(20),
+        on_drain: |_, _| (),
         trace_bytes: 4 << 20,
     }
 }

@@ -77,6 +77,28 @@ fn a_full_queue_refuses_at_once() {
     server.chat(&chat("a is 3. What is a?", json!({"max_tokens": 3})));
 }
 
+/// One key cannot take all the room. The limit is its own, and what has ended no longer counts.
+#[test]
+fn a_key_has_a_limit_of_its_own() {
+    let mut options = options();
+    (options.keys, options.requests_per_key) = (vec!["one".into(), "two".into()], Some(2));
+    let server = Server::start(options);
+    let ask = |key: &str, body: &serde_json::Value| {
+        server.open("POST", "/v1/chat/completions", &format!("authorization: Bearer {key}\r\n"), &body.to_string())
+    };
+    let short = chat("a is 3. What is a?", json!({"max_tokens": 3}));
+    let running: Vec<_> = (0..2).map(|_| ask("one", &long(json!({"stream": true})))).collect();
+    let refused = ask("one", &short);
+    assert_eq!(refused.status(), 429, "{}", refused.head);
+    assert!(refused.head.contains("retry-after: 1"), "{}", refused.head);
+    // Another key, and more answers than may ever run.
+    let two = ask("two", &long(json!({"stream": true, "max_tokens": 5})));
+    assert_eq!(two.status(), 200);
+    assert_eq!(ask("two", &chat("a", json!({"n": 3}))).status(), 400);
+    drop((running, two));
+    server.wait_for("one has room again", |_| ask("one", &short).status() == 200);
+}
+
 #[test]
 fn a_reader_that_stops_reading_is_ended_and_holds_nobody_up() {
     let mut options = options();

@@ -57,6 +57,60 @@ fn a_stream_put_together_is_the_object() {
     }
 }
 
+/// Characters of several tokens come whole, in every piece of a stream. One that the limit cuts is the same in both forms.
+#[test]
+fn characters_of_several_tokens_come_whole() {
+    let server = Server::start(options());
+    let text = "\u{1F600} \u{6c34}\u{e4} \u{1F3F3}\u{FE0F}.";
+    let mut complete = 0;
+    for most in 1..=40 {
+        let mut body = json!({"prompt": "<|assistant|><think></think>", "max_tokens": most, "temperature": 0});
+        body["structured_outputs"] = json!({"choice": [text]});
+        let reply = server.post("/v1/completions", &body);
+        assert_eq!(reply.status, 200, "{reply:?}");
+        let whole = reply.json()["choices"][0]["text"].as_str().expect("text").to_string();
+        body["stream"] = true.into();
+        let stream = server.open("POST", "/v1/completions", "", &body.to_string()).rest();
+        let (chunks, _) = events(&stream);
+        let pieces: String = chunks.iter().filter_map(|chunk| chunk["choices"][0]["text"].as_str()).collect();
+        assert_eq!(pieces, whole, "{most} tokens");
+        let certain = whole.trim_end_matches('\u{fffd}');
+        assert!(text.starts_with(certain) && !certain.contains('\u{fffd}'), "{most} tokens: {whole:?}");
+        complete += usize::from(whole == text);
+    }
+    assert!(complete > 5 && complete < 35, "the text has some {} tokens", 40 - complete);
+}
+
+/// A text of no characters would end every answer at once.
+#[test]
+fn an_empty_stop_text_is_refused() {
+    let server = Server::start(options());
+    for stop in [json!(""), json!([""]), json!(["x", ""])] {
+        let reply = server.post("/v1/chat/completions", &chat("a is 3. What is a?", json!({"stop": stop})));
+        assert!(reply.refusal(400).contains("stop has an empty text"), "{reply:?}");
+    }
+}
+
+/// A prompt that leaves room for one token gets one; one that leaves none is refused with both numbers.
+#[test]
+fn a_prompt_may_fill_the_context() {
+    let server = Server::start(options());
+    let context = server.get("/v1/models").json()["data"][0]["max_model_len"].as_u64().expect("a number");
+    let complete = |ids: u64| {
+        let prompt = vec![20; ids.try_into().expect("few")];
+        server.post("/v1/completions", &json!({"prompt": prompt, "max_tokens": 5, "ignore_eos": true}))
+    };
+    // The last token of a text is not forwarded.
+    let fits = complete(context).json();
+    assert_eq!(
+        (&fits["choices"][0]["finish_reason"], &fits["usage"]["completion_tokens"]),
+        (&json!("length"), &json!(1))
+    );
+    let message = complete(context + 1).refusal(400);
+    let numbers = [context, context + 1].map(|number| message.contains(&number.to_string()));
+    assert_eq!(numbers, [true, true], "{message}");
+}
+
 #[test]
 fn usage_comes_last_and_only_when_it_is_asked_for() {
     let server = Server::start(options());
@@ -252,6 +306,44 @@ fn the_same_request_gives_the_ids_of_the_command_line() {
     assert_eq!(others["choices"][0]["message"], alone["choices"][0]["message"]);
 }
 
+/// Eight requests of different policies and budgets run side by side. Each has the ids that it has alone on the command line.
+#[test]
+fn eight_side_by_side_have_the_ids_of_the_command_line() {
+    use crate::common::command;
+    let mut options = options();
+    options.places = 8;
+    let server = Server::start(options);
+    let cases: Vec<(usize, &str, &str)> =
+        ["think-clearly", "random", "h2o", "streaming-llm", "snapkv", "r-kv", "full", "think-token"]
+            .into_iter()
+            .zip(["tokens:40", "ratio:0.5"].into_iter().cycle())
+            .enumerate()
+            .map(|(seed, (policy, budget))| (seed, policy, budget))
+            .collect();
+    let ask = |(seed, policy, budget): &(usize, &str, &str)| {
+        let body = json!({"trace": true, "policy": policy, "budget": budget});
+        let body = chat(
+            builtin::EXAMPLE,
+            json!({"seed": seed, "temperature": 0.7, "ignore_eos": true, "max_tokens": 300, "secateur": body}),
+        );
+        let reply = server.chat(&body);
+        let trace = server.get(&format!("/v1/secateur/traces/{}", reply["id"].as_str().expect("an id"))).json();
+        trace["tokens"].as_array().expect("tokens").iter().map(|token| token["id"].clone()).collect::<Vec<Value>>()
+    };
+    let served: Vec<Vec<Value>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = cases.iter().map(|case| scope.spawn(|| ask(case))).collect();
+        server.wait_for("all eight run", |server| server.metric("num_requests_running") == 8.0);
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    for ((seed, policy, budget), served) in cases.iter().zip(&served) {
+        let seed = seed.to_string();
+        let args = ["run", "--json", "--device", "cpu", "--seed", &seed, "--temperature", "0.7", "--policy", policy];
+        let more = ["--budget", budget, "--ignore-eos", "--max-new-tokens", "300", builtin::EXAMPLE];
+        let run = command::json(&command::run(&[&args[..], &more].concat()));
+        assert_eq!(&run["ids"], &json!(served), "{policy} {budget}");
+    }
+}
+
 #[test]
 fn a_trace_and_its_report_are_kept_for_who_asked() {
     let mut options = options();
@@ -380,6 +472,10 @@ fn what_would_change_the_answer_and_is_not_done_is_refused_by_name() {
         (json!({"top_p": 7}), "top_p"),
         (json!({"messages": []}), "messages"),
         (json!({"messages": [{"role": "robot", "content": "a"}]}), "messages[0]"),
+        (
+            json!({"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "a"}]}),
+            "shows no system message",
+        ),
         (json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "messages[0]"),
         (json!({"secateur": {"policy": "none"}}), "policy"),
         (json!({"secateur": {"bugdet": "tokens:4"}}), "bugdet"),
@@ -395,7 +491,7 @@ fn what_would_change_the_answer_and_is_not_done_is_refused_by_name() {
         json!({"stop": null, "max_tokens": 3, "seed": null, "n": null, "stream": false, "stream_options": null}),
         json!({"seed": -1, "top_p": 0, "reasoning_effort": "medium"}),
         json!({"messages": [{"role": "user", "content": "a is 3."}, {"role": "assistant", "content": "x", "reasoning": null, "reasoning_content": "y"}, {"role": "user", "content": "What is a?"}]}),
-        json!({"messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": [{"type": "text", "text": "a is 3. What is a?"}]}]}),
+        json!({"messages": [{"role": "user", "content": [{"type": "text", "text": "a is 3. What is a?"}]}]}),
     ] {
         let mut fields = fields;
         fields["max_tokens"] = 2.into();

@@ -1,0 +1,143 @@
+//! Reads JSON bodies, and says in ordinary words what is wrong with one: which field, what was expected, what was found.
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use super::refusal::Refusal;
+
+/// The most fields that are looked at to find the one that is at fault.
+const MOST_FIELDS: usize = 64;
+/// The most bytes of a body in which it is looked for: values take several times the memory of their text.
+const MOST_BYTES: usize = 256 << 10;
+
+/// What serde calls the types that a body can have, and what people call them. The longer ones come first.
+const TYPES: [(&str, &str); 27] = [
+    ("untagged enum OneOrMany", "a text or a list of texts"),
+    ("untagged enum Content", "a text or a list of parts"),
+    ("untagged enum PromptForm", "a text, a list of texts, a list of token ids, or several such lists"),
+    ("struct ChatMessage", "an object"),
+    ("struct ContentPart", "an object"),
+    ("struct StreamOptions", "an object"),
+    ("struct Extension", "an object"),
+    ("struct Reasoning", "an object"),
+    ("struct Item", "an object"),
+    ("struct ChatBody", "an object"),
+    ("struct CompletionBody", "an object"),
+    ("struct ResponsesBody", "an object"),
+    ("struct TokenizeBody", "an object"),
+    ("struct DetokenizeBody", "an object"),
+    ("struct ReportBody", "an object"),
+    ("a sequence", "a list"),
+    ("a tuple of size 2", "a list of two texts"),
+    ("a boolean", "true or false"),
+    ("a borrowed string", "a text"),
+    ("a string", "a text"),
+    ("a map", "an object"),
+    ("usize", "a whole number from 0 on"),
+    ("u64", "a whole number from 0 on"),
+    ("u32", "a whole number from 0 to 4294967295"),
+    ("i64", "a whole number"),
+    ("f64", "a number"),
+    ("f32", "a number"),
+];
+
+/// Reads a body.
+///
+/// # Errors
+/// Status 400 with the field that is at fault, where one is.
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        if !error.is_data() {
+            // What is not JSON has a line and a column, but no field.
+            return Refusal::bad(format!("the body is not JSON: {error}"));
+        }
+        let fields = if bytes.len() > MOST_BYTES { None } else { serde_json::from_slice(bytes).ok() };
+        match fields {
+            Some(Value::Object(fields)) => at_fault::<T>(fields).unwrap_or_else(|| misread(None, &error)),
+            _ => misread(None, &error),
+        }
+    })
+}
+
+/// Reads a value that is a body.
+///
+/// # Errors
+/// Those of [`parse`].
+pub(super) fn parse_value<T: DeserializeOwned>(value: &Value) -> Result<T, Refusal> {
+    parse(value.to_string().as_bytes())
+}
+
+/// Says in ordinary words why a value was not understood, without the place in the text.
+pub(super) fn in_words(error: &serde_json::Error) -> String {
+    let said = error.to_string();
+    let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
+    if let Some(name) = said.strip_prefix("data did not match any variant of ") {
+        let expected = TYPES.iter().find(|(theirs, _)| *theirs == name).map_or("another value", |(_, ours)| ours);
+        return format!("{expected} is expected");
+    }
+    let Some((found, expected)) = said.rsplit_once(", expected ") else { return said.into() };
+    let found = found.strip_prefix("invalid type: ").or(found.strip_prefix("invalid value: ")).unwrap_or(found);
+    let expected = TYPES.iter().find(|(theirs, _)| *theirs == expected).map_or(expected, |(_, ours)| ours);
+    format!("{expected} is expected, not {}", found.replace("sequence", "a list").replace("map", "an object"))
+}
+
+/// The refusal of the first field that is not understood by itself. The parser tells no field, because most of them are
+/// read in two steps.
+fn at_fault<T: DeserializeOwned>(fields: Map<String, Value>) -> Option<Refusal> {
+    fields.into_iter().take(MOST_FIELDS).find_map(|(name, value)| {
+        // What some body must have.
+        let mut alone = json!({"messages": [], "prompt": "", "input": "", "tokens": [], "traces": []});
+        alone[&name] = value;
+        let error = serde_json::from_value::<T>(alone).err()?;
+        Some(misread(Some(&name), &error))
+    })
+}
+
+fn misread(field: Option<&str>, error: &serde_json::Error) -> Refusal {
+    let words = in_words(error);
+    match field {
+        Some(field) => Refusal::bad(format!("{field}: {words}")).at(field),
+        None => Refusal::bad(format!("the body is not understood: {words}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::body::{ChatBody, CompletionBody};
+    use super::*;
+
+    #[test]
+    fn a_field_that_is_not_understood_is_named() {
+        let user = json!([{"role": "user", "content": "x"}]);
+        for (fields, param, words) in [
+            (json!({"max_tokens": "x"}), "max_tokens", "a whole number from 0 on is expected, not string \"x\""),
+            (json!({"max_tokens": -1}), "max_tokens", "a whole number from 0 on is expected, not integer `-1`"),
+            (json!({"temperature": "hot"}), "temperature", "a number is expected"),
+            (json!({"temperature": 1e39}), "temperature", "too large"),
+            (json!({"stream": 1}), "stream", "true or false is expected"),
+            (json!({"stop": 5}), "stop", "a text or a list of texts is expected"),
+            (json!({"messages": 5}), "messages", "a list is expected, not integer `5`"),
+            (json!({"messages": [{"role": 5}]}), "messages", "a text is expected"),
+            (
+                json!({"messages": [{"role": "user", "content": 5}]}),
+                "messages",
+                "a text or a list of parts is expected",
+            ),
+            (json!({"secateur": {"window": []}}), "secateur", "a whole number from 0 on is expected, not a list"),
+            (json!({"secateur": {"windows": 1}}), "secateur", "unknown field `windows`"),
+            (json!({"enable_thinking": "yes"}), "enable_thinking", "true or false is expected"),
+        ] {
+            let mut body = json!({"messages": user});
+            fields.as_object().expect("fields").iter().for_each(|(name, value)| body[name] = value.clone());
+            let refusal = parse::<ChatBody>(body.to_string().as_bytes()).expect_err("it is wrong").body();
+            assert_eq!(refusal["error"]["param"], param, "{refusal}");
+            let message = refusal["error"]["message"].as_str().unwrap_or_default();
+            assert!(message.starts_with(&format!("{param}: ")) && message.contains(words), "{fields}: {message}");
+        }
+        let refused = |text: &str| parse::<ChatBody>(text.as_bytes()).expect_err("it is wrong").body().to_string();
+        assert!(refused("{").contains("not JSON") && refused("").contains("not JSON"));
+        assert!(refused("[]").contains("an object is expected"));
+        assert!(refused("{}").contains("missing field `messages`"));
+        let prompt = parse::<CompletionBody>(br#"{"prompt": {"a": 1}}"#).expect_err("an object").body().to_string();
+        assert!(prompt.contains("a list of token ids"), "{prompt}");
+    }
+}
