@@ -103,8 +103,8 @@ pub fn presets() -> impl Iterator<Item = &'static str> {
     PRESETS.iter().map(|preset| preset.name)
 }
 
-/// A model of the sizes of `name`, with random weights in bf16. They are made where they are read, so that they take no
-/// memory beside those on the device. The same name gives the same weights.
+/// A model of the sizes of `name`, with random weights in bf16. They are made where they are read, a piece at a
+/// time, so that no file is needed. The same name gives the same weights.
 ///
 /// # Errors
 /// [`ErrorKind::Input`] for a name that is none of [`presets`].

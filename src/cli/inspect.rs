@@ -346,7 +346,7 @@ fn inspect(
             tags: tokenizer.as_ref().map_or(ThinkTags::COMMON, Tokenizer::think_tags),
             thinking,
             thinking_switch: template.as_ref().is_some_and(ChatTemplate::has_thinking_switch),
-            system: template.as_ref().is_some_and(|template| template.check_system().is_ok()),
+            system: template.as_ref().is_some_and(ChatTemplate::shows_system),
             tools: template.as_ref().is_some_and(|template| template.call_format().is_some()),
         },
         probe: Feasible { feasible: why_not.is_none(), why_not },
@@ -461,7 +461,8 @@ fn report(i: &Inspection) -> String {
     }));
     if i.text.template {
         let shows = |shown, what| format!("{} {what}", if shown { "shows" } else { "shows no" });
-        let (system, tools) = (shows(i.text.system, "system messages"), shows(i.text.tools, "tools"));
+        let (system, tools) =
+            (shows(i.text.system, "system messages"), shows(i.text.tools, "calls of tools in a known form"));
         rows.push(("template", format!("{system}, {tools}")));
     }
     rows.push((

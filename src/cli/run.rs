@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Resolved};
 use secateur::expert::file;
+use secateur::expert::text::RenderOptions;
 use secateur::settings::AttentionDetail;
 use secateur::trace::StopReason;
-use secateur::{Error, ErrorKind, Result, builtin};
+use secateur::{Error, ErrorKind, Message, Result, builtin};
 use serde::Serialize;
 use web_time::Instant;
 
@@ -186,8 +187,8 @@ fn check_chat_model(prepared: &PreparedModel, request: &Request) -> Result<Vec<S
     if request.think.is_some() {
         template.check_thinking_switch()?;
     }
-    if request.system.is_some() {
-        template.check_system()?;
+    if let Some(system) = &request.system {
+        template.check_system(&[Message::new("system", system.as_str())], &RenderOptions::default())?;
     }
     // Each turn draws a seed of its own, so that one drawn here is nothing to report.
     let (settings, notes) = prepared.settings(&Request { seed: request.seed.or(Some(0)), ..request.clone() })?;

@@ -197,11 +197,13 @@ pub fn main(args: Args) -> Result<ExitCode> {
 
 /// Says that the server ends as soon as these requests do.
 fn say_drain(requests: usize, time: Duration) {
-    let plural = if requests == 1 { "" } else { "s" };
-    let seconds = time.as_secs();
-    super::say(&format!(
-        "stopping: {requests} request{plural} may go on for {seconds} s; Ctrl-C or SIGTERM again ends at once"
-    ));
+    let until = match (requests, time.as_secs()) {
+        (0, _) => "as soon as the model is loaded".to_string(),
+        (_, 0) => "now".to_string(),
+        (1, seconds) => format!("1 request may go on for {seconds} s"),
+        (requests, seconds) => format!("{requests} requests may go on for {seconds} s"),
+    };
+    super::say(&format!("stopping: {until}; Ctrl-C or SIGTERM again ends at once"));
 }
 
 /// What it takes to load the model, now and after its device was lost.

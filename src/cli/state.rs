@@ -9,11 +9,10 @@ pub fn file(name: &str) -> Option<PathBuf> {
     } else {
         match var("XDG_STATE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute()) {
             Some(state) => state,
-            None => std::env::home_dir()?.join(if cfg!(target_os = "macos") {
-                "Library/Application Support"
-            } else {
-                ".local/state"
-            }),
+            None => {
+                let home = std::env::home_dir().filter(|home| is_own(home))?;
+                home.join(if cfg!(target_os = "macos") { "Library/Application Support" } else { ".local/state" })
+            }
         }
     };
     within(&state, name)
@@ -24,6 +23,19 @@ pub fn file(name: &str) -> Option<PathBuf> {
 fn within(state: &Path, name: &str) -> Option<PathBuf> {
     let folder = state.join("secateur");
     (folder.is_dir() || made(&folder).is_ok()).then(|| folder.join(name))
+}
+
+/// Whether a folder belongs to who runs this process. With `sudo`, it may be another user's home, where folders of this
+/// process would shut its owner out.
+#[cfg(unix)]
+fn is_own(home: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    home.metadata().is_ok_and(|home| home.uid() == nix::unistd::geteuid().as_raw())
+}
+
+#[cfg(not(unix))]
+fn is_own(_: &Path) -> bool {
+    true
 }
 
 #[cfg(unix)]

@@ -1,6 +1,7 @@
 //! The scheduler: requests that run side by side, and the turns of the loop that serves them.
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use web_time::Instant;
 
@@ -58,6 +59,40 @@ pub struct Batch<'e> {
     overtaken: usize,
     /// Copies of the state that were begun and not waited for, the oldest first.
     reads: VecDeque<PendingIds>,
+    pace: Pace,
+}
+
+/// How many decode steps make a burst on this device: as many as take a moment together, so that text comes evenly, and a
+/// request that is cancelled ends soon. What is generated does not depend on it.
+struct Pace {
+    /// Steps of a burst.
+    steps: usize,
+    /// When the latest tokens were read.
+    latest: Option<Instant>,
+}
+
+impl Pace {
+    /// How long a burst should take.
+    const MOMENT: Duration = Duration::from_millis(100);
+
+    fn new() -> Self {
+        Self { steps: 1, latest: None }
+    }
+
+    /// Takes in that tokens of so many steps were read.
+    fn read(&mut self, steps: usize) {
+        let now = Instant::now();
+        if let Some(before) = self.latest.replace(now).filter(|_| steps > 0) {
+            // Two reads that had both been finished say little, so it only doubles.
+            self.steps = Self::steps(now - before, steps).min(2 * self.steps);
+        }
+    }
+
+    /// Steps of a burst where so many took this long.
+    fn steps(time: Duration, steps: usize) -> usize {
+        let each = time.as_secs_f64() / steps as f64;
+        ((Self::MOMENT.as_secs_f64() / each.max(1e-6)) as usize).clamp(1, LAG)
+    }
 }
 
 /// What a batch is doing.
@@ -132,6 +167,8 @@ struct Due<'s> {
 struct PendingIds {
     /// The sequences that had sampled any token when the copy was taken.
     sampled: Vec<Sampled>,
+    /// Decode steps since the copy before; 0 if there was something else between them.
+    steps: usize,
     state: PendingState,
     logprobs: Option<PendingLogprobs>,
 }
@@ -203,6 +240,7 @@ impl<'e> Batch<'e> {
             memory: None,
             overtaken: 0,
             reads: VecDeque::new(),
+            pace: Pace::new(),
         }
     }
 
@@ -464,7 +502,7 @@ impl<'e> Batch<'e> {
             sequence.wrote_forced();
         }
         sequence.note_peak(self.runner.cache().longest(place), self.runner.cache().bytes_of(place));
-        self.start_read();
+        self.start_read(0);
     }
 
     /// Writes the tokens that end the thinking of sequences whose model may think no longer.
@@ -483,20 +521,21 @@ impl<'e> Batch<'e> {
                 sequence.wrote_forced();
                 sequence.note_bytes(self.runner.cache().bytes_of(place));
             }
-            self.start_read();
+            self.start_read(0);
         }
     }
 
-    /// Decode steps for all sequences that have room, in bursts of [`LAG`] between two reads. A sequence drops out
+    /// Decode steps for all sequences that have room, in bursts between two reads. A sequence drops out
     /// when it has no room left. While a prompt is being forwarded, a turn has one decode step, so that a long prompt
     /// does not stall the others. The same holds while a sequence must read each of its tokens before the next: it would
     /// get one token for each burst of the others.
     fn decode(&mut self) -> Result<()> {
         let stepwise = self.places.sequences().any(|s| s.prefilling() || s.is_stepwise());
         loop {
-            let rows: Vec<Running<'_>> = self.places.running().filter(|r| r.sequence.room() > 0).collect();
-            let Some(room) = rows.iter().map(|r| r.sequence.room()).min() else { return Ok(()) };
-            let steps = if stepwise { 1 } else { room.min(LAG) };
+            let burst = self.pace.steps;
+            let rows: Vec<Running<'_>> = self.places.running().filter(|r| r.sequence.room(burst) > 0).collect();
+            let Some(room) = rows.iter().map(|r| r.sequence.room(burst)).min() else { return Ok(()) };
+            let steps = if stepwise { 1 } else { room.min(burst) };
             let mut rows = with_room(self.runner, rows, steps);
             if rows.is_empty() {
                 continue;
@@ -511,7 +550,7 @@ impl<'e> Batch<'e> {
                 sequence.issued += steps;
                 sequence.note_bytes(self.runner.cache().bytes_of(place));
             }
-            self.start_read();
+            self.start_read(steps);
             if stepwise {
                 return Ok(());
             }
@@ -522,8 +561,9 @@ impl<'e> Batch<'e> {
     /// come where a sequence needs its latest token for the next one.
     async fn read(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
         let most = usize::from(!self.places.sequences().any(|s| s.is_stepwise()));
-        while let Some(PendingIds { sampled, state, logprobs }) = self.reads.pop_front() {
+        while let Some(PendingIds { sampled, steps, state, logprobs }) = self.reads.pop_front() {
             let state = state.finish().await?;
+            self.pace.read(steps);
             let mut logprobs = Rows::new(match logprobs {
                 Some(logprobs) => logprobs.finish().await?,
                 None => Vec::new(),
@@ -606,7 +646,7 @@ impl<'e> Batch<'e> {
             // Reading the heads serves the trace alone and is no part of what a probe costs.
             sequence.totals.probe_us += (begun.elapsed() - (traced - probed)).as_micros() as u64;
         }
-        self.start_read();
+        self.start_read(0);
         Ok(())
     }
 
@@ -645,11 +685,11 @@ impl<'e> Batch<'e> {
     }
 
     /// Starts reading the ids of all sequences that have sampled any.
-    fn start_read(&mut self) {
+    fn start_read(&mut self, steps: usize) {
         let sampled = |r: Running<'_>| Sampled { place: r.place, request: r.sequence.id, issued: r.sequence.issued };
         let sampled = self.places.running().map(sampled).collect();
         let (state, logprobs) = (self.runner.read(), self.runner.read_logprobs());
-        self.reads.push_back(PendingIds { sampled, state, logprobs });
+        self.reads.push_back(PendingIds { sampled, steps, state, logprobs });
     }
 }
 

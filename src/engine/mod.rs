@@ -24,7 +24,7 @@
 //! [`Engine::run`] is a batch of one request.
 //!
 //! Everything is async: the host waits for the GPU only where it awaits a readback. Sampled tokens stay on the device
-//! and feed the next step. The host reads their ids [`LAG`] steps at a time, one burst late, and catches up only
+//! and feed the next step. The host reads their ids up to [`LAG`] steps at a time, one burst late, and catches up only
 //! where it must know the text: before a probe. Results do not depend on how late it reads.
 mod batch;
 mod bound;

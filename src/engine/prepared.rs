@@ -147,9 +147,6 @@ impl PreparedModel {
                 if !tools.is_empty() {
                     template.check_tools()?;
                 }
-                if messages.iter().any(|message| message.role == "system") {
-                    template.check_system()?;
-                }
                 template.check_variables(variables)?;
                 let options = RenderOptions {
                     enable_thinking: *think,
@@ -157,6 +154,7 @@ impl PreparedModel {
                     extra: variables.clone(),
                     now: None,
                 };
+                template.check_system(messages, &options)?;
                 rendered(messages, &options)?
             }
             Prompt::Raw(text) => {

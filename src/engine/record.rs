@@ -6,7 +6,8 @@ use crate::policy::Role;
 use crate::text::Message;
 use crate::trace::{self, Trace};
 
-/// Decode steps in a burst: between two reads of sampled ids. Up to two bursts are on their way at once.
+/// The most decode steps in a burst: between two reads of sampled ids. Up to two bursts are on their way at once. A slow
+/// device has shorter ones, so that its text does not come in lumps.
 pub const LAG: usize = 8;
 
 /// The cache's capacities are rounded up to a multiple of this many slots.

@@ -258,9 +258,9 @@ impl Sequence {
     }
 
     /// Decode steps that may be issued now. They never go past a token after which a probe may be due, because the
-    /// text must be known there, and they run at most two bursts ahead of what was read. Before the first token is
+    /// text must be known there, and they run at most two bursts of `burst` tokens ahead of what was read. Before the first token is
     /// read there are none, because that read ends the measured time of the prefill.
-    pub fn room(&self) -> usize {
+    pub fn room(&self, burst: usize) -> usize {
         let read = self.tokens.len();
         if self.ended.is_some() || self.cancelled || self.probe_after.is_some() || read == 0 {
             return 0;
@@ -277,7 +277,7 @@ impl Sequence {
         let answer = self.settings().max_answer_tokens.map(|most| most.saturating_sub(self.answered));
         let inside = usize::from(self.clock.inside_thinking());
         let to_end = answer.map_or(usize::MAX, |left| read.saturating_add(left).saturating_add(inside));
-        self.limit().min(to_probe).min(to_close).min(to_end).min(read + 2 * LAG).saturating_sub(self.issued)
+        self.limit().min(to_probe).min(to_close).min(to_end).min(read + 2 * burst).saturating_sub(self.issued)
     }
 
     /// The token that the engine must write next in place of the model, to end the thinking. `None` where the model
@@ -534,8 +534,12 @@ impl Sequence {
         let Some(stop_reason) = self.ended else {
             return Err(Error::new(ErrorKind::Internal, "a sequence was finished before it had ended"));
         };
-        let complete = matches!(stop_reason, StopReason::Eos | StopReason::FormatComplete);
-        let format_unfinished = !complete && self.grammar.as_mut().is_some_and(|grammar| !grammar.may_end());
+        let format_unfinished = self.grammar.as_mut().is_some_and(|grammar| match stop_reason {
+            StopReason::Eos | StopReason::FormatComplete => false,
+            // What ended the answer is no part of it, although the format has seen it.
+            StopReason::StopString | StopReason::StopToken if !self.pruner.settings.include_stop => true,
+            _ => !grammar.may_end(),
+        });
         let first_token = self.first_token.unwrap_or_else(Instant::now);
         self.totals.prefill_us = (first_token - self.began).as_micros() as u64;
         self.totals.decode_us = (first_token.elapsed().as_micros() as u64).saturating_sub(self.totals.probe_us);

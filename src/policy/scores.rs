@@ -57,6 +57,11 @@ impl Measured {
     ) -> Result<Vec<f32>> {
         let rows = self.rows(sets, layers, set);
         let slots = evictable.len();
+        if layers.deepest(sets.layers) > self.layers.len() {
+            return Err(Error::new(ErrorKind::Internal, "a layer that counts was not measured")
+                .expected(format!("{} layers", layers.deepest(sets.layers)))
+                .found(self.layers.len()));
+        }
         if rows.is_empty() || rows.iter().any(|row| row.len() < slots) {
             return Err(Error::new(ErrorKind::Internal, "a set has no measured row for its slots")
                 .at(format!("set {set} of scope {}", sets.scope))

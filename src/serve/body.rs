@@ -381,6 +381,16 @@ impl Common {
         ])
     }
 
+    /// The names that fields of a request have in a body; for messages.
+    fn names(&self) -> Vec<(&'static str, &'static str)> {
+        let thinking = match (self.thinking_token_budget, self.thinking_budget_tokens) {
+            (Some(_), _) => "thinking_token_budget",
+            (None, Some(_)) => "thinking_budget_tokens",
+            (None, None) => "reasoning.max_tokens",
+        };
+        vec![("max_thinking_tokens", thinking)]
+    }
+
     /// The request, as far as both forms have it in common.
     fn request(&self) -> Result<Request, Refusal> {
         Refusal::unless_supported(&[(
@@ -532,9 +542,14 @@ impl ChatBody {
             .or(reasoning.and_then(|r| r.enabled).map(|think| ("reasoning.enabled", think)))
     }
 
-    /// The field that says whether the model is to think; for messages.
-    pub fn thinking_field(&self) -> &'static str {
-        self.switch().map_or("enable_thinking", |(field, _)| field)
+    /// The names that fields of a request have in this body; for messages.
+    pub fn names(&self) -> Vec<(&'static str, &'static str)> {
+        let limit = if self.max_completion_tokens.is_some() { "max_completion_tokens" } else { "max_tokens" };
+        let think = self.switch().map_or("enable_thinking", |(field, _)| field);
+        let mut names = self.common.names();
+        names.extend([("max_new_tokens", limit), ("think", think), ("logprobs", "top_logprobs")]);
+        names.push(("answer_format", self.format_field()));
+        names
     }
 
     /// Whether the thinking is left out of the response.
@@ -612,9 +627,12 @@ impl ChatMessage {
 }
 
 impl CompletionBody {
-    /// The field that says what the answer must look like; for messages.
-    pub fn format_field(&self) -> &'static str {
-        self.common.answer_format().ok().flatten().map_or("response_format", |(field, _)| field)
+    /// The names that fields of a request have in this body; for messages.
+    pub fn names(&self) -> Vec<(&'static str, &'static str)> {
+        let format = self.common.answer_format().ok().flatten().map_or("response_format", |(field, _)| field);
+        let mut names = self.common.names();
+        names.extend([("max_new_tokens", "max_tokens"), ("answer_format", format), ("messages", "prompt")]);
+        names
     }
 
     /// The requests that this body describes, one for each prompt.

@@ -24,6 +24,8 @@ pub(super) struct Metrics {
     pub reopened: AtomicU64,
     /// Requests that were refused because the queue was full.
     pub refused: AtomicU64,
+    /// Requests that were refused because their key had too many.
+    pub limited: AtomicU64,
     finished: [AtomicU64; REASONS.len()],
     pub(super) time_to_first_token: Histogram,
     pub(super) inter_token: Histogram,
@@ -135,6 +137,7 @@ impl Metrics {
             ("probes_total", "Probes made.", &self.probes),
             ("device_reopened_total", "Times that the device was opened again after a failure.", &self.reopened),
             ("requests_refused_total", "Requests refused because the queue was full.", &self.refused),
+            ("requests_limited_total", "Requests refused because their key had too many.", &self.limited),
         ] {
             write(name, "counter", help, &one(count(counter)));
         }

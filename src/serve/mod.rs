@@ -92,7 +92,8 @@ pub struct Options {
     pub deadline: Option<Duration>,
     /// How long running requests may go on after the server was told to stop.
     pub drain: Duration,
-    /// Called when the server was told to stop and requests run or wait: with their number, and the time that they have.
+    /// Called when the server was told to stop and does not end at once: with the number of requests that run or wait, and
+    /// the time that they have. Without requests, the model is still loading, which is not interrupted.
     pub on_drain: fn(usize, Duration),
     /// The most bytes of traces that are kept.
     pub trace_bytes: usize,
@@ -219,9 +220,9 @@ pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<Atomic
         wait_until(|| stop.load(Ordering::Acquire)).await;
         let told = std::time::Instant::now();
         worker.drain();
-        match worker.under_way() {
-            0 => (),
-            left => on_drain(left, drain),
+        let left = worker.under_way();
+        if worker.lives() && (left > 0 || worker.model().is_none()) {
+            on_drain(left, drain);
         }
         tokio::time::timeout(drain, wait_until(|| worker.is_idle())).await.ok();
         worker.stop();

@@ -47,8 +47,8 @@ const TYPES: [(&str, &str); 27] = [
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(bytes).map_err(|error| {
         if !error.is_data() {
-            // What is not JSON has a line and a column, but no field.
-            return Refusal::bad(format!("the body is not JSON: {error}"));
+            // What is no JSON has a line and a column, but no field.
+            return Refusal::bad(format!("the body cannot be read as JSON: {error}"));
         }
         let fields = if bytes.len() > MOST_BYTES { None } else { serde_json::from_slice(bytes).ok() };
         match fields {
@@ -69,15 +69,22 @@ pub(super) fn parse_value<T: DeserializeOwned>(value: &Value) -> Result<T, Refus
 /// Says in ordinary words why a value was not understood, without the place in the text.
 pub(super) fn in_words(error: &serde_json::Error) -> String {
     let said = error.to_string();
-    let said = said.rsplit_once(" at line ").map_or(said.as_str(), |(said, _)| said);
+    // A value that was parsed before has no place in a text.
+    let place = format!(" at line {} column {}", error.line(), error.column());
+    let said = said.strip_suffix(&place).unwrap_or(&said);
     if let Some(name) = said.strip_prefix("data did not match any variant of ") {
         let expected = TYPES.iter().find(|(theirs, _)| *theirs == name).map_or("another value", |(_, ours)| ours);
         return format!("{expected} is expected");
     }
-    let Some((found, expected)) = said.rsplit_once(", expected ") else { return said.into() };
-    let found = found.strip_prefix("invalid type: ").or(found.strip_prefix("invalid value: ")).unwrap_or(found);
+    let wrong = said.strip_prefix("invalid type: ").or(said.strip_prefix("invalid value: "));
+    let Some((found, expected)) = wrong.and_then(|wrong| wrong.rsplit_once(", expected ")) else { return said.into() };
     let expected = TYPES.iter().find(|(theirs, _)| *theirs == expected).map_or(expected, |(_, ours)| ours);
-    format!("{expected} is expected, not {}", found.replace("sequence", "a list").replace("map", "an object"))
+    let found = match found {
+        "sequence" => "a list",
+        "map" => "an object",
+        found => found,
+    };
+    format!("{expected} is expected, not {found}")
 }
 
 /// The refusal of the first field that is not understood by itself. The parser tells no field, because most of them are
@@ -110,6 +117,7 @@ mod tests {
         let user = json!([{"role": "user", "content": "x"}]);
         for (fields, param, words) in [
             (json!({"max_tokens": "x"}), "max_tokens", "a whole number from 0 on is expected, not string \"x\""),
+            (json!({"max_tokens": "roadmap at line 3"}), "max_tokens", "not string \"roadmap at line 3\""),
             (json!({"max_tokens": -1}), "max_tokens", "a whole number from 0 on is expected, not integer `-1`"),
             (json!({"temperature": "hot"}), "temperature", "a number is expected"),
             (json!({"temperature": 1e39}), "temperature", "too large"),
@@ -123,7 +131,7 @@ mod tests {
                 "a text or a list of parts is expected",
             ),
             (json!({"secateur": {"window": []}}), "secateur", "a whole number from 0 on is expected, not a list"),
-            (json!({"secateur": {"windows": 1}}), "secateur", "unknown field `windows`"),
+            (json!({"secateur": {"windows": 1}}), "secateur", "unknown field `windows`, expected one of"),
             (json!({"enable_thinking": "yes"}), "enable_thinking", "true or false is expected"),
         ] {
             let mut body = json!({"messages": user});
@@ -134,7 +142,7 @@ mod tests {
             assert!(message.starts_with(&format!("{param}: ")) && message.contains(words), "{fields}: {message}");
         }
         let refused = |text: &str| parse::<ChatBody>(text.as_bytes()).expect_err("it is wrong").body().to_string();
-        assert!(refused("{").contains("not JSON") && refused("").contains("not JSON"));
+        assert!(refused("{").contains("as JSON: ") && refused("").contains("as JSON: "));
         assert!(refused("[]").contains("an object is expected"));
         assert!(refused("{}").contains("missing field `messages`"));
         let prompt = parse::<CompletionBody>(br#"{"prompt": {"a": 1}}"#).expect_err("an object").body().to_string();

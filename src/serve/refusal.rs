@@ -75,12 +75,16 @@ impl Refusal {
     /// The same refusal in the client's words: `theirs` is the field of its body that asks for what the field `ours` of a
     /// request says.
     pub fn about(mut self, ours: &str, theirs: &str) -> Self {
-        let quoted = format!("`{ours}`");
-        if self.message.contains(&quoted) {
-            self.message = self.message.replace(&quoted, theirs);
+        self.message = self.message.replace(&format!("`{ours}`"), theirs);
+        if self.param.as_deref() == Some(ours) {
             self.param = Some(theirs.into());
         }
         self
+    }
+
+    /// The same with the names that several fields have in a body.
+    pub fn in_names_of(self, names: &[(&str, &str)]) -> Self {
+        names.iter().fold(self, |refusal, (ours, theirs)| refusal.about(ours, theirs))
     }
 
     /// Adds a name for programs.
@@ -123,16 +127,11 @@ impl Refusal {
     }
 }
 
-/// The fields of a request that have other names in a body. Which one stands for `answer_format` and `think` depends on the
-/// body: see [`Refusal::about`].
-const FIELDS: [(&str, &str); 17] = [
-    ("`max_new_tokens`", "max_tokens"),
-    ("`max_thinking_tokens`", "thinking_token_budget"),
+/// The fields of a request that have other names in every body. For the others see [`Refusal::in_names_of`].
+const FIELDS: [(&str, &str); 13] = [
     ("`stop_ids`", "stop_token_ids"),
     ("`include_stop`", "include_stop_str_in_output"),
     ("`prompt_logprobs`", "logprobs"),
-    ("`raw`", "prompt"),
-    ("`ids`", "prompt"),
     ("`max_answer_tokens`", "secateur.max_answer_tokens"),
     ("`policy`", "secateur.policy"),
     ("`budget`", "secateur.budget"),

@@ -413,9 +413,7 @@ async fn prepare_chat(
     let request = body.request()?;
     let tools = request.tools.clone().unwrap_or_default();
     let prepared = app.prepare(vec![request], tickets).await;
-    let in_own_words =
-        |refusal: Refusal| refusal.about("answer_format", body.format_field()).about("think", body.thinking_field());
-    let (ready, tickets) = prepared.map_err(in_own_words)?;
+    let (ready, tickets) = prepared.map_err(|refusal| refusal.in_names_of(&body.names()))?;
     // A template that has no tools was refused with the prompt.
     let format = if tools.is_empty() { None } else { app.model()?.template()?.call_format() };
     let parallel = body.parallel_tool_calls != Some(false);
@@ -458,7 +456,7 @@ async fn completions(State(app): State<Arc<App>>, headers: HeaderMap, body: Body
     let choices = requests.len() * body.common.choices()?;
     let tickets = app.worker.tickets(choices, owner(&app, &headers))?;
     let prepared = app.prepare(requests, tickets).await;
-    let (ready, tickets) = prepared.map_err(|refusal| refusal.about("answer_format", body.format_field()))?;
+    let (ready, tickets) = prepared.map_err(|refusal| refusal.in_names_of(&body.names()))?;
     let beginnings = match body.echo {
         Some(true) => {
             let (model, each) = (app.model()?, choices / ready.len());
@@ -544,7 +542,7 @@ async fn response_tokens(State(app): State<Arc<App>>, headers: HeaderMap, body: 
 
 async fn count_tokens(app: &Arc<App>, body: &ChatBody) -> Result<Json<Value>, Refusal> {
     let prepared = app.prepare(vec![body.request()?], ()).await;
-    let (ready, ()) = prepared.map_err(|refusal| refusal.about("think", body.thinking_field()))?;
+    let (ready, ()) = prepared.map_err(|refusal| refusal.in_names_of(&body.names()))?;
     let tokens: usize = ready.iter().map(|ready| ready.prompt.ids.len()).sum();
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens})))
 }
@@ -557,19 +555,22 @@ async fn resolve(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) ->
         if body.get("messages").is_some() {
             let body: ChatBody = reading::parse_value(&body)?;
             let request = body.request()?;
-            Ok((body.common.model, vec![request]))
+            let names = body.names();
+            Ok((body.common.model, vec![request], names))
         } else {
             let body: CompletionBody = reading::parse_value(&body)?;
             let requests = body.requests()?;
-            Ok((body.common.model, requests))
+            let names = body.names();
+            Ok((body.common.model, requests, names))
         }
     };
-    let ((name, requests), ()) = app.work((), parse).await?;
+    let ((name, requests, names), ()) = app.work((), parse).await?;
     app.check_name(name.as_deref())?;
     if requests.len() > 1 {
         return Err(Refusal::bad("there are several prompts: one is expected").at("prompt"));
     }
-    let (mut ready, ()) = app.prepare(requests, ()).await?;
+    let prepared = app.prepare(requests, ()).await;
+    let (mut ready, ()) = prepared.map_err(|refusal| refusal.in_names_of(&names))?;
     let Ready { prompt, settings, notes } = ready.pop().ok_or_else(Refusal::bug)?;
     Ok(Json(Resolved { prompt: Prompt::Encoded(prompt), settings, notes }))
 }

@@ -192,14 +192,18 @@ impl Worker {
         let most_of_key = self.most_of_key.unwrap_or(all);
         let most = all.min(most_of_key);
         if count > most {
-            let message = format!("{count} answers are asked for: at most {most} run and wait here");
-            return Err(Refusal::bad(message).at("n"));
+            let of_key = if most_of_key < all { " of a key" } else { "" };
+            return Err(Refusal::bad(format!(
+                "{count} answers are asked for: at most {most}{of_key} run and wait here"
+            )));
         }
         let mut counts = self.counts();
         let refusal = if self.most_of_key.is_some() && counts.of(owner) + count > most_of_key {
-            let message = format!("at most {most_of_key} requests of a key run and wait here at one time");
+            self.shared.metrics.limited.fetch_add(1, Ordering::Relaxed);
+            let message = format!("a key has at most {most_of_key} answers that run and wait here at one time");
             Refusal::too_many(message, 1).coded("rate_limit_exceeded")
         } else if counts.all + count > all {
+            self.shared.metrics.refused.fetch_add(1, Ordering::Relaxed);
             Refusal::busy("the queue is full", 1).coded("queue_full")
         } else {
             counts.all += count;
@@ -208,7 +212,6 @@ impl Worker {
             }
             return Ok((0..count).map(|_| Ticket { counts: self.under_way.clone(), owner }).collect());
         };
-        self.shared.metrics.refused.fetch_add(1, Ordering::Relaxed);
         Err(refusal)
     }
 
@@ -234,6 +237,12 @@ impl Worker {
         let gauges = *self.shared.gauges.lock().unwrap_or_else(PoisonError::into_inner);
         let under_way = self.counts().all;
         Gauges { waiting: under_way.saturating_sub(gauges.running), ..gauges }
+    }
+
+    /// Whether the thread still works.
+    pub fn lives(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
     /// The number of jobs that run or wait.

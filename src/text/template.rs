@@ -22,6 +22,8 @@ const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const NAME: &str = "chat_template";
 /// The most steps that a template may take. Real templates need hundreds of times fewer for a conversation.
 const FUEL: u64 = 1_000_000;
+/// What a message of the system says when it is looked for in what a template makes of it.
+const SAID: &str = "Always answer with the word Zephyr.";
 /// The most bytes that a template may write beyond the messages themselves.
 const LONGEST_OUTPUT: usize = 16 << 20;
 
@@ -236,24 +238,46 @@ impl ChatTemplate {
             .help("leave out `think`, so that the model decides by itself"))
     }
 
-    /// Refuses a template that would silently leave out a message of the system, or that takes none.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Input`] if what such a message says is not in what the template makes of it.
-    pub fn check_system(&self) -> Result<()> {
-        const SAID: &str = "Always answer with the word Zephyr.";
-        let shows_system = *self.shows_system.get_or_init(|| {
+    /// Whether the model sees a message of the system at the beginning of a conversation.
+    pub fn shows_system(&self) -> bool {
+        *self.shows_system.get_or_init(|| {
             let options = RenderOptions { now: Some(0), ..RenderOptions::default() };
             let messages = [Message::new("system", SAID), Message::user("?")];
             self.render_text(&messages, &options, true).is_ok_and(|text| text.contains(SAID))
-        });
-        if shows_system {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Input, "this model's chat template shows no system message to the model")
+        })
+    }
+
+    /// Refuses a conversation of which the template would silently leave out a message of the system. An empty one says
+    /// nothing, so it may be left out.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] with the number of the first such message.
+    pub fn check_system(&self, messages: &[Message], options: &RenderOptions) -> Result<()> {
+        let is_empty = |content: &Json| content.as_str().map_or(content.is_null(), |text| text.trim().is_empty());
+        let says = |message: &Message| message.role == "system" && !is_empty(&message.content);
+        let said: Vec<usize> = (0..messages.len()).filter(|index| says(&messages[*index])).collect();
+        let unseen = match said[..] {
+            [] => None,
+            [0] => Some(0).filter(|_| !self.shows_system()),
+            _ => {
+                let mut marked = messages.to_vec();
+                let mark = |index: usize| format!("{SAID} {index}.");
+                said.iter().for_each(|index| marked[*index].content = mark(*index).into());
+                // What the template refuses, it refuses with a reason of its own.
+                let shown = self.render_text(&marked, options, true).ok();
+                shown.and_then(|text| said.iter().copied().find(|index| !text.contains(&mark(*index))))
+            }
+        };
+        let Some(index) = unseen else { return Ok(()) };
+        let what = match index {
+            0 => "this model's chat template shows no system message to the model",
+            _ => "this model's chat template shows no such system message to the model",
+        };
+        Err(Error::new(ErrorKind::Input, what)
             .at(&self.place)
-            .expected("a chat template that does, as Qwen3's")
-            .help("say it in the user's message instead"))
+            .expected("a chat template that does, as Qwen3's for the first message")
+            .found(format!("messages[{index}] would be left out"))
+            .help("say it in a user's message instead, or in one system message at the beginning"))
     }
 
     /// The form in which the model calls tools, as the template shows it. `None` if the template shows no tools to the

@@ -370,6 +370,34 @@ fn a_probe_that_fails_ends_only_its_own_sequence() {
     }
 }
 
+/// A probe goes only as deep as the layers that count. What is recorded of its attention has all of them, and changes
+/// nothing else.
+#[test]
+fn what_is_recorded_of_a_probe_does_not_change_what_is_kept() {
+    let prompt = Prompt::Chat("What is 12 + 30?".into());
+    for device in common::two() {
+        let _running = common::beside_others();
+        let mut engine = engine(device, true);
+        let settings = |attention| Settings {
+            max_new_tokens: 340,
+            budget: "tokens:60".parse().expect("a budget"),
+            window: 16,
+            probe_every: 100,
+            ignore_eos: true,
+            layers: "1-2".parse().expect("layers"),
+            attention,
+            ..Settings::default()
+        };
+        let plain = run(&mut engine, &prompt, &settings(AttentionDetail::Off));
+        let recorded = run(&mut engine, &prompt, &settings(AttentionDetail::Layers));
+        assert_eq!((ids(&plain), evicted(&plain)), (ids(&recorded), evicted(&recorded)));
+        let (probes, all) = (&recorded.trace.probes, engine.model().config().num_layers);
+        assert!(probes.len() == 3 && recorded.trace.totals.evicted_tokens > 0, "{:?}", recorded.trace.totals);
+        let maps = probes.iter().map(|probe| probe.attention.as_ref().map_or(0, |map| map.layers.len()));
+        assert!(maps.into_iter().all(|found| found == all) && plain.trace.probes[0].attention.is_none());
+    }
+}
+
 /// A device whose buffers are too small for the cache is told of before the run, and a prompt that does not fit by
 /// itself is refused.
 #[test]

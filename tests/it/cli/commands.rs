@@ -98,6 +98,12 @@ fn bench_measures_and_adds_up() {
         assert!(table.out.contains(part), "{part:?} is missing from:\n{}", table.out);
     }
     fails(&run(&["bench", "--decode", "0"]), 2, &["nothing to measure"]);
+    let sizes =
+        ["bench", "--device", "cpu", "--preset", "smollm2-135m", "--weights", "q4", "--prompt", "2", "--decode", "1"];
+    let preset = json(&run(&[&sizes[..], &["--repeat", "1", "--json"]].concat()));
+    assert_eq!(preset["model"], "smollm2-135m with random weights");
+    assert!(preset["weight_bytes"].as_u64().is_some_and(|bytes| bytes > 70_000_000 && bytes < 110_000_000), "{preset}");
+    fails(&run(&["bench", "--preset", "gpt-4"]), 2, &["no such preset", "at: --preset", "r1-1.5b"]);
     // The weights are missing, which shows that the refusal comes before they are read.
     let unread = broken(|dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
     let huge = usize::MAX.to_string();

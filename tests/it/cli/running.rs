@@ -27,6 +27,26 @@ fn golden_ids_on_the_cpu_and_the_shape_of_json() {
     assert_eq!(v["totals"]["generated_tokens"], 64);
 }
 
+/// Half of a JSON object is no JSON object: the exit code says so.
+#[test]
+fn an_answer_that_breaks_off_before_its_format_ends_is_a_failure() {
+    let choice =
+        ["run", "--device", "cpu", "--raw", "--quiet", "--greedy", "--answer-format", "choice:yes, I am certain"];
+    let with = |more: &[&str]| run(&[&choice[..], more, &["<|assistant|><think></think>"]].concat());
+    let whole = with(&["--json"]);
+    assert_eq!((json(&whole)["format_unfinished"].as_bool(), whole.code), (Some(false), Some(0)), "{}", whole.err);
+    for (more, why) in [(["--max-new-tokens", "3"], "--max-new-tokens reached"), (["--stop", "am"], "a text of --stop")]
+    {
+        let cut = with(&[&more[..], &["--json"]].concat());
+        let object: Value = serde_json::from_str(&cut.out).expect("it is printed all the same");
+        assert_eq!((object["format_unfinished"].as_bool(), cut.code), (Some(true), Some(1)), "{}", cut.err);
+        for part in ["error: the answer is not complete in its format", "at: --answer-format", why] {
+            assert!(cut.err.contains(part), "{part:?} is missing from: {}", cut.err);
+        }
+        assert!("yes, I am certain".starts_with(with(&more).out.trim()), "what came is shown");
+    }
+}
+
 /// The names of all adapters of this machine, without the CPU.
 pub fn adapters() -> Vec<String> {
     let v: Value = serde_json::from_str(&run(&["devices", "--json"]).out).expect("JSON");
