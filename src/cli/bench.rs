@@ -11,6 +11,7 @@ use secateur::expert::weights::Weights;
 use secateur::expert::weights::precision::Precision;
 use secateur::{Error, ErrorKind, Result};
 use serde::Serialize;
+use web_time::Instant;
 
 use super::model::ModelArgs;
 use super::options::{self, StorageArgs};
@@ -59,6 +60,8 @@ struct Outcome {
     /// The precision to which the weights were quantized; `None` if they have the types of the file.
     weights: Option<Precision>,
     weight_bytes: u64,
+    /// Microseconds until the weights were on the device.
+    load_us: u64,
     copy: Copied,
     runs: Vec<Run>,
 }
@@ -101,11 +104,13 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         decoder::check_device(&config, lengths.sequences, lengths.prompt + lengths.decode, &device)?;
     }
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
+    let began = Instant::now();
     let model = Decoder::load(&config, &weights, context, args.stored.weights, &device, &mut |done, total| {
         bar.at(done, total);
     })?;
     let model = std::sync::Arc::new(model);
     drop(bar);
+    let load_us = began.elapsed().as_micros() as u64;
 
     let explained = |e| device.explained(e);
     let copy = pollster::block_on(bench::copy_bandwidth(&device, args.repeat)).map_err(explained)?;
@@ -139,6 +144,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         kv: args.stored.kv.to_string(),
         weights: args.stored.weights,
         weight_bytes: model.weight_bytes(),
+        load_us,
         copy,
         runs,
     };
@@ -159,7 +165,8 @@ fn report(outcome: &Outcome) -> String {
     let mut text = format!("{model} on {}\n", device.line());
     let gb = |s: Spread| spread(Spread { median: s.median / 1e9, min: s.min / 1e9, max: s.max / 1e9 });
     let weights = options::in_precision(&screen::bytes(*weight_bytes), outcome.weights);
-    text += &format!("weights {weights}, KV cache in {kv}\n");
+    let seconds = outcome.load_us as f64 / 1e6;
+    text += &format!("weights {weights}, loaded in {seconds:.2} s; KV cache in {kv}\n");
     text += &format!(
         "copy bandwidth, bytes read plus bytes written, in buffers of {}: {} GB/s by gather, {} GB/s by add\n\n",
         screen::bytes(copy.buffer_bytes),
