@@ -499,7 +499,10 @@ pub(crate) fn failure(said: &str) -> Error {
 /// Whether the graphics library says that the device no longer exists.
 fn is_loss(said: &str) -> bool {
     let said = said.to_lowercase();
-    ["is lost", "poisoned", "device lost"].iter().any(|words| said.contains(words))
+    // A buffer that a lost device makes is invalid, and the library says so only where it is used. What makes a buffer
+    // invalid otherwise, such as a lack of memory, was said before.
+    let made_by_lost = said.contains("buffer with '") && said.contains("label is invalid");
+    made_by_lost || ["is lost", "poisoned", "device lost"].iter().any(|words| said.contains(words))
 }
 
 /// What the graphics library said, on one line, without headings and without the backtrace.
@@ -614,6 +617,7 @@ mod tests {
             (lost, "the device was lost", "In Device::create_buffer: Parent device is lost"),
             (poisoned, "the device was lost", "The device is poisoned: Destroyed"),
             (memory, "the device is out of memory", "Out of Memory: In Device::create_buffer, label = 'x': Not enough"),
+            ("In Queue::write_buffer: Buffer with '' label is invalid", "the device was lost", "label is invalid"),
             ("Buffer is too small", "the device has failed", "Buffer is too small"),
         ] {
             let error = failure(said);

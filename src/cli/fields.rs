@@ -10,7 +10,7 @@ use secateur::Request;
 
 /// Settings that messages name although they are no field of a request.
 const OF_LOADING: [&str; 12] = [
-    "api_key",
+    "api_key_file",
     "context",
     "cors",
     "device",

@@ -175,7 +175,16 @@ pub fn main(args: Args) -> Result<ExitCode> {
         // A program that asked for JSON and does not get it must not take the beginning for the whole.
         None if broken_off => Err(Error::new(ErrorKind::Model, "the answer is not complete in its format")
             .at("`answer_format`")
-            .found(screen::ended(&result))),
+            .found(screen::ended(&result))
+            .help(match result.trace.stop_reason {
+                StopReason::MaxAnswerTokens => "raise `max_answer_tokens`, or leave it out",
+                StopReason::ContextFull => {
+                    "use a larger `context`, or a format that comes to an end, such as a schema with \
+                     \"additionalProperties\": false"
+                }
+                StopReason::StopString | StopReason::StopToken => "leave out `stop`: the format ends the answer",
+                _ => "raise `max_new_tokens`, or leave it out",
+            })),
         None => Ok(signals::received().map_or(ExitCode::SUCCESS, Signal::exit_code)),
     }
 }

@@ -57,8 +57,8 @@ pub struct Args {
     /// The key that clients have to send. It can be seen in the list of processes: a file is safer.
     #[arg(long, value_name = "KEY", env = "SECATEUR_API_KEY", hide_env_values = true)]
     api_key: Option<String>,
-    /// A file with the keys that clients may send, one on each line.
-    #[arg(long, value_name = "FILE", conflicts_with = "api_key")]
+    /// A file with the keys that clients may send, one on each line, beside that of --api-key.
+    #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
     /// The origins of web pages that may use the server, separated by commas; `*` for all [default: none].
     #[arg(long, value_name = "ORIGIN,...", value_delimiter = ',')]
@@ -190,7 +190,10 @@ pub fn main(args: Args) -> Result<ExitCode> {
         options: options.clone(),
     };
     let open = opening.opener();
-    serve::run(listener, options, open, stop)?;
+    let cut_off = serve::run(listener, options, open, stop)?;
+    if cut_off > 0 && !args.quiet {
+        super::say(&format!("{} ended before their answer was complete", counted(cut_off)));
+    }
     // A server that was told to stop, and did, has done its work.
     Ok(ExitCode::SUCCESS)
 }
@@ -200,10 +203,13 @@ fn say_drain(requests: usize, time: Duration) {
     let until = match (requests, time.as_secs()) {
         (0, _) => "as soon as the model is loaded".to_string(),
         (_, 0) => "now".to_string(),
-        (1, seconds) => format!("1 request may go on for {seconds} s"),
-        (requests, seconds) => format!("{requests} requests may go on for {seconds} s"),
+        (requests, seconds) => format!("{} may go on for {seconds} s", counted(requests)),
     };
     super::say(&format!("stopping: {until}; Ctrl-C or SIGTERM again ends at once"));
+}
+
+fn counted(requests: usize) -> String {
+    format!("{requests} request{}", if requests == 1 { "" } else { "s" })
 }
 
 /// What it takes to load the model, now and after its device was lost.
@@ -341,19 +347,16 @@ fn thinking_field(name: &str) -> Result<ThinkingField, String> {
 impl Args {
     /// The keys that clients may send.
     fn keys(&self) -> Result<Vec<String>> {
-        let keys: Vec<String> = match &self.api_key_file {
-            None => self.api_key.iter().cloned().collect(),
-            Some(file) => {
-                let text = text::read(file, "the keys")?;
-                let keys = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_string);
-                let keys: Vec<String> = keys.collect();
-                if keys.is_empty() {
-                    let error = Error::new(ErrorKind::Input, "the file has no key").at(file.display());
-                    return Err(error.expected("a key on each line"));
-                }
-                keys
+        let mut keys: Vec<String> = self.api_key.iter().cloned().collect();
+        if let Some(file) = &self.api_key_file {
+            let text = text::read(file, "the keys")?;
+            let before = keys.len();
+            keys.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_string));
+            if keys.len() == before {
+                let error = Error::new(ErrorKind::Input, "the file has no key").at(file.display());
+                return Err(error.expected("a key on each line"));
             }
-        };
+        }
         match keys.iter().any(|key| key.is_empty()) {
             true => Err(Error::new(ErrorKind::Input, "the key is empty").at("--api-key").expected("some text")),
             false => Ok(keys),

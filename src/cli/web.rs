@@ -56,10 +56,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let query = model.as_ref().map_or(String::new(), |model| format!("?model={}", model.address()));
     let address = format!("http://{}/{query}", address_of(&listener)?);
     super::say(&format!("the page is at {address}"));
-    if !args.no_open
-        && let Err(e) = open::that_detached(&address)
-    {
-        super::say(&format!("no browser can be opened here ({e}): open the address in one"));
+    if !args.no_open && open::that_detached(&address).is_err() {
+        super::say("no browser can be opened here: open the address in one");
     }
     let names = Names { address: args.host, further: args.allow_host.clone() };
     page::run(listener, files, model, names, stop)?;

@@ -46,7 +46,7 @@ pub(super) fn too_long(context: usize, found: String) -> Error {
     Error::new(ErrorKind::Input, TOO_LONG)
         .expected(format!("at most {context} tokens"))
         .found(found)
-        .help("shorten it, or raise `context` up to the model's max_position_embeddings")
+        .help("shorten it, or raise `context`, if the model allows more")
 }
 
 /// One request and its state.

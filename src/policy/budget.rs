@@ -84,7 +84,8 @@ impl FromStr for Budget {
     fn from_str(text: &str) -> Result<Self> {
         let wrong = |expected: &str| {
             let e = Error::new(ErrorKind::Input, "this is not a budget").at("`budget`").expected(expected);
-            e.found(format!("{text:?}")).help("ratio:0.75, for example, keeps three quarters of the thinking")
+            e.found(format!("{text:?}"))
+                .help("tokens:1024 keeps 1024 tokens of thinking, ratio:0.75 three quarters of it")
         };
         let (name, value) = text.split_once(':').unwrap_or((text, ""));
         let number = || value.parse::<f64>().map_err(|_| wrong(&format!("{name}:NUMBER")));

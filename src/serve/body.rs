@@ -103,6 +103,9 @@ pub(super) struct Common {
     regex: Option<Value>,
     ebnf: Option<Value>,
     structural_tag: Option<Value>,
+    policy: Option<Value>,
+    budget: Option<Value>,
+    probe_every: Option<Value>,
     /// Ollama's way: `"json"`, or a JSON Schema.
     #[schema(value_type = Option<Object>)]
     format: Option<Value>,
@@ -398,6 +401,13 @@ impl Common {
             "a bias on tokens",
             self.logit_bias.as_ref().is_some_and(|bias| !bias.is_empty()),
         )])?;
+        // Nobody else has fields of these names, so they are meant for secateur and would have no effect here.
+        for (field, value) in [("policy", &self.policy), ("budget", &self.budget), ("probe_every", &self.probe_every)] {
+            if value.is_some() {
+                let message = format!("{field} belongs into secateur: {{\"secateur\": {{\"{field}\": …}}}}");
+                return Err(Refusal::bad(message).at(field));
+            }
+        }
         if self.stop_token_ids.as_ref().is_some_and(|ids| ids.len() > MOST_STOPS) {
             let message = format!("stop_token_ids has too many ids: at most {MOST_STOPS} are expected");
             return Err(Refusal::bad(message).at("stop_token_ids"));

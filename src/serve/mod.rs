@@ -180,22 +180,22 @@ impl Options {
                 .at("`host`")
                 .expected("an address of this machine alone, such as 127.0.0.1")
                 .found(self.address)
-                .help("give an `api_key`"));
+                .help("name the keys of clients (`api_key_file`)"));
         }
         if self.keys.is_empty() && self.requests_per_key.is_some() {
             let e = Error::new(ErrorKind::Input, "without keys, nobody knows whose requests these are");
-            return Err(e.at("`requests_per_key`").help("give an `api_key`"));
+            return Err(e.at("`requests_per_key`").help("name the keys of clients (`api_key_file`)"));
         }
         Ok(())
     }
 }
 
 /// Serves until `stop` is set. Then new requests are refused, running ones may go on for a while ([`Options::drain`]), and
-/// the rest is ended. The model is loaded by `open`, also again after its device was lost.
+/// the rest is ended. Returns how many were ended. The model is loaded by `open`, also again after its device was lost.
 ///
 /// # Errors
 /// The errors of [`Options::check`], those of `open`, and [`ErrorKind::Io`] where the system gives no threads or sockets.
-pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<AtomicBool>) -> Result<()> {
+pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<AtomicBool>) -> Result<usize> {
     options.check()?;
     let worker = Arc::new(worker::Worker::start(open, &options, stop.clone())?);
     let runtime = runtime(&listener)?;
@@ -213,7 +213,7 @@ pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<Atomic
         worker: worker.clone(),
         options,
     });
-    runtime.block_on(async {
+    let cut_off = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(io_failed)?;
         let (close, closed) = tokio::sync::oneshot::channel();
         let accepting = tokio::spawn(http::accept(listener, routes::router(app), closed, drain.max(CLOSING)));
@@ -225,15 +225,16 @@ pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<Atomic
             on_drain(left, drain);
         }
         tokio::time::timeout(drain, wait_until(|| worker.is_idle())).await.ok();
+        let cut_off = worker.under_way();
         worker.stop();
         close.send(()).ok();
         // What slow readers have not taken yet may still go out, within the same time.
         let left = drain.saturating_sub(told.elapsed()).max(CLOSING);
         tokio::time::timeout(left, accepting).await.ok();
-        Ok(())
+        Ok(cut_off)
     })?;
     runtime.shutdown_timeout(Duration::from_secs(1));
-    worker.join()
+    worker.join().map(|()| cut_off)
 }
 
 /// The runtime of a server, for a listener whose connections it accepts.

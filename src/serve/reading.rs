@@ -92,10 +92,29 @@ pub(super) fn in_words(error: &serde_json::Error) -> String {
 fn at_fault<T: DeserializeOwned>(fields: Map<String, Value>) -> Option<Refusal> {
     fields.into_iter().take(MOST_FIELDS).find_map(|(name, value)| {
         // What some body must have.
-        let mut alone = json!({"messages": [], "prompt": "", "input": "", "tokens": [], "traces": []});
-        alone[&name] = value;
-        let error = serde_json::from_value::<T>(alone).err()?;
-        Some(misread(Some(&name), &error))
+        let read = |value: Value| {
+            let mut alone = json!({"messages": [], "prompt": "", "input": "", "tokens": [], "traces": []});
+            alone[&name] = value;
+            serde_json::from_value::<T>(alone).err()
+        };
+        let error = read(value.clone())?;
+        // A part of it may be at fault by itself.
+        let part = match value {
+            Value::Object(parts) => parts.into_iter().take(MOST_FIELDS).find_map(|(part, value)| {
+                let error = read(json!({(part.as_str()): value}))?;
+                // A name that is not known is not a place.
+                let known = !error.to_string().starts_with("unknown field");
+                Some((if known { format!("{name}.{part}") } else { name.clone() }, error))
+            }),
+            Value::Array(parts) => parts
+                .into_iter()
+                .take(MOST_FIELDS)
+                .enumerate()
+                .find_map(|(index, value)| Some((format!("{name}[{index}]"), read(json!([value]))?))),
+            _ => None,
+        };
+        let (place, error) = part.unwrap_or((name.clone(), error));
+        Some(misread(Some(&place), &error))
     })
 }
 
@@ -124,13 +143,17 @@ mod tests {
             (json!({"stream": 1}), "stream", "true or false is expected"),
             (json!({"stop": 5}), "stop", "a text or a list of texts is expected"),
             (json!({"messages": 5}), "messages", "a list is expected, not integer `5`"),
-            (json!({"messages": [{"role": 5}]}), "messages", "a text is expected"),
+            (json!({"messages": [{"role": 5}]}), "messages[0]", "a text is expected"),
             (
-                json!({"messages": [{"role": "user", "content": 5}]}),
-                "messages",
+                json!({"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": 5}]}),
+                "messages[1]",
                 "a text or a list of parts is expected",
             ),
-            (json!({"secateur": {"window": []}}), "secateur", "a whole number from 0 on is expected, not a list"),
+            (
+                json!({"secateur": {"budget": "tokens:5", "window": []}}),
+                "secateur.window",
+                "a whole number from 0 on is expected, not a list",
+            ),
             (json!({"secateur": {"windows": 1}}), "secateur", "unknown field `windows`, expected one of"),
             (json!({"enable_thinking": "yes"}), "enable_thinking", "true or false is expected"),
         ] {

@@ -128,7 +128,9 @@ impl Refusal {
 }
 
 /// The fields of a request that have other names in every body. For the others see [`Refusal::in_names_of`].
-const FIELDS: [(&str, &str); 13] = [
+const FIELDS: [(&str, &str); 15] = [
+    ("`system`", "messages"),
+    ("`context`", "the server's --context"),
     ("`stop_ids`", "stop_token_ids"),
     ("`include_stop`", "include_stop_str_in_output"),
     ("`prompt_logprobs`", "logprobs"),
@@ -154,10 +156,16 @@ impl From<Error> for Refusal {
         let error = error.rewritten(in_names_of_a_body);
         let status = match error.kind() {
             _ if error.what() == super::worker::TOO_LATE => StatusCode::GATEWAY_TIMEOUT,
+            _ if error.what() == super::worker::SHUT_DOWN => StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Input | ErrorKind::Policy | ErrorKind::Model => StatusCode::BAD_REQUEST,
             ErrorKind::Device | ErrorKind::Io | ErrorKind::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         };
-        let refusal = Self::new(status, error.to_string());
+        // On one line: the layout of a terminal is of no use in a log or an interface.
+        let lines: Vec<String> = error.to_string().lines().map(|line| line.trim().to_string()).collect();
+        let refusal = Self::new(status, lines.join("; "));
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            return Self { retry_after: Some(5), ..refusal.coded("shutting_down") };
+        }
         if status == StatusCode::GATEWAY_TIMEOUT {
             // The same request would take as long again, and clients repeat what failed with a 5xx.
             return Self { once: true, ..refusal.coded("timeout") };

@@ -184,7 +184,12 @@ fn reads(method: &Method) -> bool {
 /// A file of the page, or in a build without the page a text in its place.
 async fn page_file(State(app): State<Arc<App>>, method: Method, uri: Uri, headers: HeaderMap) -> Response {
     let path = uri.path();
-    let nothing = || Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}")).into_response();
+    let nothing = || {
+        // The commonest mistake: an address of the server without what is behind it.
+        let short = ["/chat/completions", "/completions", "/models", "/responses"].contains(&path);
+        let hint = if short { format!(": it is at /v1{path}") } else { String::new() };
+        Refusal::new(StatusCode::NOT_FOUND, format!("there is nothing at {path}{hint}")).into_response()
+    };
     match &app.page {
         _ if !reads(&method) => nothing(),
         Some(page) => page.response(path, &headers).unwrap_or_else(nothing),
@@ -199,8 +204,7 @@ const WITHOUT_PAGE: &str = concat!(
     env!("CARGO_PKG_VERSION"),
     ": a server for reasoning models, with OpenAI's interface.\n\n",
     "The interface is below /v1, and /openapi.json describes it. A client needs this address with /v1 behind it.\n\n",
-    "Built with the feature `page`, this program shows a page for chats here: in secateur's repository, run `./x wasm` and \
-     then `cargo build --release --features page`.\n",
+    "A program that `./x web` builds in secateur's repository shows a page for chats here.\n",
 );
 
 /// The hash of the key that a request has, where keys are used.

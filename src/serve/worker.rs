@@ -26,6 +26,9 @@ pub type Open = Box<dyn FnMut() -> Result<Engine> + Send>;
 /// What the error says of a request that took longer than it may. It is recognised by these words.
 pub(super) const TOO_LATE: &str = "the request took longer than this server allows";
 
+/// What the error says of a request that a server cut off as it ended. It is recognised by these words.
+pub(super) const SHUT_DOWN: &str = "the server was shut down before the answer was complete";
+
 /// How long an idle engine waits before it looks whether it should end.
 const IDLE: Duration = Duration::from_millis(100);
 
@@ -200,8 +203,11 @@ impl Worker {
         let mut counts = self.counts();
         let refusal = if self.most_of_key.is_some() && counts.of(owner) + count > most_of_key {
             self.shared.metrics.limited.fetch_add(1, Ordering::Relaxed);
-            let message = format!("a key has at most {most_of_key} answers that run and wait here at one time");
-            Refusal::too_many(message, 1).coded("rate_limit_exceeded")
+            let has = counts.of(owner);
+            let message = format!(
+                "this key has {has} answers that run or wait, and at most {most_of_key} may: try again when one has ended"
+            );
+            Refusal::too_many(message, 5).coded("rate_limit_exceeded")
         } else if counts.all + count > all {
             self.shared.metrics.refused.fetch_add(1, Ordering::Relaxed);
             Refusal::busy("the queue is full", 1).coded("queue_full")
@@ -546,6 +552,10 @@ fn finish(mut job: Recipient, result: Result<RunResult>, shared: &Shared) {
             metrics.shared_tokens.fetch_add(shared_tokens as u64, Ordering::Relaxed);
             metrics.count_end(end(&trace.stop_reason));
             let late = job.late && trace.stop_reason == StopReason::Cancelled;
+            let cut_off = trace.stop_reason == StopReason::Cancelled
+                && shared.stopping.load(Ordering::Acquire)
+                && !job.mailbox.is_cancelled();
+            let cut_off = cut_off.then(|| Error::new(ErrorKind::Input, SHUT_DOWN));
             let late = late.then(|| {
                 let most = shared.deadline.unwrap_or_default().as_secs_f64();
                 Error::new(ErrorKind::Input, TOO_LATE)
@@ -558,7 +568,7 @@ fn finish(mut job: Recipient, result: Result<RunResult>, shared: &Shared) {
                 shared_tokens,
                 seed: job.seed,
                 trace: job.trace.then_some(trace),
-                error: late.or(error),
+                error: late.or(cut_off).or(error),
                 prompt_logprobs,
             }))
         }

@@ -269,15 +269,17 @@ impl ChatTemplate {
             }
         };
         let Some(index) = unseen else { return Ok(()) };
-        let what = match index {
-            0 => "this model's chat template shows no system message to the model",
-            _ => "this model's chat template shows no such system message to the model",
+        let (what, help) = match self.shows_system() {
+            false => {
+                ("this model's chat template shows no system message to the model", "say it in the user's message")
+            }
+            true => (
+                "this model's chat template would leave out a system message",
+                "say it in the one at the beginning, or in a user's message",
+            ),
         };
-        Err(Error::new(ErrorKind::Input, what)
-            .at(&self.place)
-            .expected("a chat template that does, as Qwen3's for the first message")
-            .found(format!("messages[{index}] would be left out"))
-            .help("say it in a user's message instead, or in one system message at the beginning"))
+        let e = Error::new(ErrorKind::Input, what).at("`system`").help(help);
+        Err(if index == 0 { e } else { e.found(format!("messages[{index}] is one")) })
     }
 
     /// The form in which the model calls tools, as the template shows it. `None` if the template shows no tools to the

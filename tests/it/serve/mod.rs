@@ -59,7 +59,7 @@ use secateur::{ComputeDevice, ModelSource, Request, Result, builtin};
 pub struct Server {
     pub address: SocketAddr,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<()>>>,
+    thread: Option<JoinHandle<Result<usize>>>,
 }
 
 /// What most tests use: two places, no queue to speak of, no key.
@@ -144,8 +144,8 @@ impl Server {
         }
     }
 
-    /// Tells the server to stop and waits for its end.
-    pub fn stop(mut self) -> Result<()> {
+    /// Tells the server to stop and waits for its end. Returns the number of requests that it cut off.
+    pub fn stop(mut self) -> Result<usize> {
         self.stop.store(true, Ordering::Release);
         self.thread.take().expect("it runs").join().expect("no panic")
     }

@@ -218,7 +218,7 @@ fn the_page_needs_no_key_and_the_interface_does() {
             server.get("/_headers").refusal(401);
         }
         None => {
-            assert!(page.body.contains("/openapi.json") && page.body.contains("feature `page`"), "{page:?}");
+            assert!(page.body.contains("/openapi.json") && page.body.contains("`./x web` builds"), "{page:?}");
             server.get("/remote.js").refusal(401);
         }
     }

@@ -483,7 +483,8 @@ fn what_would_change_the_answer_and_is_not_done_is_refused_by_name() {
             "shows no system message",
         ),
         (json!({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}), "messages[0]"),
-        (json!({"secateur": {"policy": "none"}}), "policy"),
+        (json!({"secateur": {"policy": "none"}}), "at: secateur.policy"),
+        (json!({"budget": "tokens:40"}), "belongs into secateur"),
         (json!({"secateur": {"bugdet": "tokens:4"}}), "bugdet"),
         (json!({"secateur": {"budget": "tokens:x"}}), "budget"),
     ] {
