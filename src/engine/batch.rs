@@ -67,6 +67,8 @@ pub struct Batch<'e> {
 struct Pace {
     /// Steps of a burst.
     steps: usize,
+    /// Whether they stay what they are.
+    fixed: bool,
     /// When the latest tokens were read.
     latest: Option<Instant>,
 }
@@ -76,13 +78,13 @@ impl Pace {
     const MOMENT: Duration = Duration::from_millis(100);
 
     fn new() -> Self {
-        Self { steps: 1, latest: None }
+        Self { steps: 1, fixed: false, latest: None }
     }
 
     /// Takes in that tokens of so many steps were read.
     fn read(&mut self, steps: usize) {
         let now = Instant::now();
-        if let Some(before) = self.latest.replace(now).filter(|_| steps > 0) {
+        if let Some(before) = self.latest.replace(now).filter(|_| steps > 0 && !self.fixed) {
             // Two reads that had both been finished say little, so it only doubles.
             self.steps = Self::steps(now - before, steps).min(2 * self.steps);
         }
@@ -249,6 +251,12 @@ impl<'e> Batch<'e> {
     /// memory. Up to 16 later requests that fit may overtake one that does not.
     pub fn set_memory(&mut self, bytes: u64) {
         self.memory = Some(bytes);
+    }
+
+    /// Decodes [`LAG`] steps in each burst, however long they take: for tests of what depends on who is due when.
+    #[doc(hidden)]
+    pub fn longest_bursts(&mut self) {
+        self.pace = Pace { steps: LAG, fixed: true, latest: None };
     }
 
     /// How many requests run and wait, and the memory of those that run.

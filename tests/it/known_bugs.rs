@@ -211,6 +211,7 @@ fn every_sequence_of_a_batch_is_pruned_by_its_own_scores() {
             let keep = Budget::Tokens(if policy == "snapkv" { 36 } else { 12 });
             let options = Settings { budget: keep, max_new_tokens: 60, ..options(policy) };
             let mut batch = engine.batch();
+            batch.longest_bursts();
             // The first sequence is eight tokens ahead when the second begins, so that both are due in the same turn
             // once, with equally many cached tokens.
             for (prompt, probe_every) in [(0..30, 28), (100..138, 20)] {
