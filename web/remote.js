@@ -187,7 +187,7 @@ export class RemoteEngine {
         if (data === '[DONE]') break;
         const { id: own, error, secateur } = JSON.parse(data);
         id ??= own;
-        // A run that was stopped here has ended before its answer was complete, as it should. A server that ends may end it, too.
+        // A run that was stopped here has ended before its answer was complete, as it should.
         if (error && !(ended && stopped)) throw new SecateurError('engine', title, error.message);
         for (const event of secateur?.events ?? []) {
           ended ||= event.type === 'trace';

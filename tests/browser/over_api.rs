@@ -359,7 +359,7 @@ pub fn a_server_that_fails_is_tried_again(site: &Site) -> Result {
     browser.wait("document.querySelector('.turn:last-child .thoughts')?.textContent", STATE, SOON)?;
     server.terminate()?;
     let (text, again) = failed(&mut browser)?;
-    ensure!(text.contains("ended before its answer was complete") && again, "after the end of the server: {text}");
+    ensure!(text.contains("shut down before the answer was complete") && again, "after the end of the server: {text}");
     let state = browser.eval("document.querySelector('.turn:last-child .state').textContent")?;
     ensure!(state == "Decoding stopped", "the reply says {state}");
     clean(&mut browser)
