@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use crate::kernels::cases::noise;
 use crate::weights::{Bytes, ReadAt};
 use crate::{Error, ErrorKind, ModelSource, Result};
 
@@ -205,14 +206,10 @@ impl RandomWeights {
         let padding = header.len().next_multiple_of(8) - header.len();
         let _ = write!(header, "{:padding$}", "");
         let beginning = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
-        let mut state = 1u64;
-        let values = (0..Self::PERIOD).flat_map(|_| {
-            // Knuth's linear congruential generator: its upper bits are random enough for a measurement.
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let unit = (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5;
-            ((unit * 0.06).to_bits() >> 16).to_le_bytes()[..2].to_vec()
-        });
-        Self { beginning, data, values: values.collect() }
+        // The upper half of an f32 is a bf16.
+        let upper = |value: f32| ((value.to_bits() >> 16) as u16).to_le_bytes();
+        let values = noise(Self::PERIOD, 1, 0.03).into_iter().flat_map(upper).collect();
+        Self { beginning, data, values }
     }
 
     fn total(&self) -> u64 {

@@ -50,11 +50,8 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
             // What is no JSON has a line and a column, but no field.
             return Refusal::bad(format!("the body cannot be read as JSON: {error}"));
         }
-        let fields = if bytes.len() > MOST_BYTES { None } else { serde_json::from_slice(bytes).ok() };
-        match fields {
-            Some(Value::Object(fields)) => at_fault::<T>(fields).unwrap_or_else(|| misread(None, &error)),
-            _ => misread(None, &error),
-        }
+        let body = if bytes.len() > MOST_BYTES { None } else { serde_json::from_slice(bytes).ok() };
+        explained::<T>(&error, body.as_ref())
     })
 }
 
@@ -63,7 +60,13 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
 /// # Errors
 /// Those of [`parse`].
 pub(super) fn parse_value<T: DeserializeOwned>(value: &Value) -> Result<T, Refusal> {
-    parse(value.to_string().as_bytes())
+    T::deserialize(value).map_err(|error| explained::<T>(&error, Some(value)))
+}
+
+/// The refusal of a body that is not a `T`: with the field at fault, if it is found in the body.
+fn explained<T: DeserializeOwned>(error: &serde_json::Error, body: Option<&Value>) -> Refusal {
+    let fields = body.and_then(Value::as_object);
+    fields.and_then(at_fault::<T>).unwrap_or_else(|| misread(None, error))
 }
 
 /// Says in ordinary words why a value was not understood, without the place in the text.
@@ -89,25 +92,25 @@ pub(super) fn in_words(error: &serde_json::Error) -> String {
 
 /// The refusal of the first field that is not understood by itself. The parser tells no field, because most of them are
 /// read in two steps.
-fn at_fault<T: DeserializeOwned>(fields: Map<String, Value>) -> Option<Refusal> {
-    fields.into_iter().take(MOST_FIELDS).find_map(|(name, value)| {
+fn at_fault<T: DeserializeOwned>(fields: &Map<String, Value>) -> Option<Refusal> {
+    fields.iter().take(MOST_FIELDS).find_map(|(name, value)| {
         // What some body must have.
         let read = |value: Value| {
             let mut alone = json!({"messages": [], "prompt": "", "input": "", "tokens": [], "traces": []});
-            alone[&name] = value;
+            alone[name] = value;
             serde_json::from_value::<T>(alone).err()
         };
         let error = read(value.clone())?;
         // A part of it may be at fault by itself.
         let part = match value {
-            Value::Object(parts) => parts.into_iter().take(MOST_FIELDS).find_map(|(part, value)| {
+            Value::Object(parts) => parts.iter().take(MOST_FIELDS).find_map(|(part, value)| {
                 let error = read(json!({(part.as_str()): value}))?;
                 // A name that is not known is not a place.
                 let known = !error.to_string().starts_with("unknown field");
                 Some((if known { format!("{name}.{part}") } else { name.clone() }, error))
             }),
             Value::Array(parts) => parts
-                .into_iter()
+                .iter()
                 .take(MOST_FIELDS)
                 .enumerate()
                 .find_map(|(index, value)| Some((format!("{name}[{index}]"), read(json!([value]))?))),

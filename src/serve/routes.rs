@@ -720,7 +720,7 @@ async fn props(State(app): State<Arc<App>>) -> Result<Json<Value>, Refusal> {
     info["settings"] = serde_json::to_value(settings).map_err(|_| Refusal::bug())?;
     Ok(Json(json!({
         "model_alias": app.options.name,
-        "total_slots": app.worker.shared().places.load(std::sync::atomic::Ordering::Acquire),
+        "total_slots": app.worker.places(),
         "default_generation_settings": {"n_ctx": model.context()},
         "build_info": concat!("secateur ", env!("CARGO_PKG_VERSION")),
         "secateur": info,
@@ -732,7 +732,7 @@ async fn slots(State(app): State<Arc<App>>) -> Json<Value> {
     Json(json!({
         "running": now.running,
         "waiting": now.waiting,
-        "total": app.worker.shared().places.load(std::sync::atomic::Ordering::Acquire),
+        "total": app.worker.places(),
         "reserved_bytes": now.reserved_bytes,
         "used_bytes": now.used_bytes,
         "capacity_bytes": now.capacity_bytes,

@@ -108,7 +108,7 @@ pub(super) struct Loaded {
 pub(super) struct Shared {
     model: RwLock<Option<Loaded>>,
     /// Requests that run side by side: before the model is loaded, the most that there may be.
-    pub places: AtomicUsize,
+    places: AtomicUsize,
     /// Turns of the loop, so that others can tell work from a standstill.
     pub turns: AtomicU64,
     gauges: Mutex<Gauges>,
@@ -191,7 +191,7 @@ impl Worker {
         if self.shared.draining.load(Ordering::Acquire) {
             return Err(Refusal::busy("the server is shutting down", 5));
         }
-        let all = self.shared.places.load(Ordering::Acquire) + self.queue;
+        let all = self.places() + self.queue;
         let most_of_key = self.most_of_key.unwrap_or(all);
         let most = all.min(most_of_key);
         if count > most {
@@ -243,6 +243,11 @@ impl Worker {
         let gauges = *self.shared.gauges.lock().unwrap_or_else(PoisonError::into_inner);
         let under_way = self.counts().all;
         Gauges { waiting: under_way.saturating_sub(gauges.running), ..gauges }
+    }
+
+    /// Requests that run side by side; before the model is loaded, the most that there may be.
+    pub fn places(&self) -> usize {
+        self.shared.places.load(Ordering::Acquire)
     }
 
     /// Whether the thread still works.
