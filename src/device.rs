@@ -97,6 +97,13 @@ impl DeviceInfo {
         })
     }
 
+    /// The most launches that are handed to the device at once. On a slow GPU that also draws the screen they must not take
+    /// long together: Windows resets a GPU that has worked on one submission for two seconds, and a prompt's chunk has some
+    /// hundreds of launches. 32 is the number that cubecl chooses where nothing is known of the device.
+    fn most_in_a_submission(&self) -> usize {
+        if self.kind == "integrated" { 32 } else { 512 }
+    }
+
     /// One line: `name (backend, kind, driver)`.
     pub fn line(&self) -> String {
         let parts = [&self.backend, &self.kind, &self.driver];
@@ -361,7 +368,7 @@ impl ComputeDevice {
         #[cfg(not(target_family = "wasm"))]
         let (watched, loss) = (device.clone(), Loss::from_env(&device));
         let setup = WgpuSetup { instance, adapter, device, queue, backend };
-        let mut options = Device::wgpu_options().setup(setup).tasks_max(512);
+        let mut options = Device::wgpu_options().setup(setup).tasks_max(info.most_in_a_submission());
         if exclusive_pages() {
             options = options.memory_config(MemoryConfiguration::ExclusivePages);
         }
@@ -646,6 +653,12 @@ mod tests {
         failed.fault.set("Out of Memory".into()).expect("the first fault");
         assert_eq!(read(&failed).expect_err("it has failed").what(), "the device is out of memory");
         assert!(read(&other).is_ok(), "another device of the same adapter has not failed");
+    }
+
+    #[test]
+    fn a_gpu_that_may_be_slow_gets_its_work_in_small_parts() {
+        let of = |kind: &str| DeviceInfo { kind: kind.into(), ..DeviceInfo::cpu() }.most_in_a_submission();
+        assert_eq!((of("integrated"), of("discrete"), of("unknown")), (32, 512, 512));
     }
 
     #[test]
