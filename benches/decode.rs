@@ -37,7 +37,7 @@ fn main() -> secateur::Result<()> {
     let copied = block_on(bench::copy_bandwidth(&device, 3))?.bytes_per_second.median;
     println!("{}; weights {:.1} MB", device.info.line(), model.weight_bytes() as f64 / 1e6);
     let lengths = bench::Lengths { prompt: PROMPT, decode: steps, sequences: 1 };
-    let m = block_on(bench::measure(&model, Dtype::F16, lengths, 3, &mut || ()))?;
+    let m = block_on(bench::measure(&model, Dtype::F16, lengths, 3, true, &mut || ()))?;
     let (prefill, decode) = (m.prefill_tokens_per_second, m.decode_tokens_per_second);
     println!("prefill {:.1} tok/s ({:.1} to {:.1})", prefill.median, prefill.min, prefill.max);
     println!(

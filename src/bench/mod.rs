@@ -17,7 +17,7 @@ use web_time::{Duration, Instant};
 use crate::cache::CacheShape;
 use crate::device::ComputeDevice;
 use crate::engine::{GROWTH, LAG, Runner};
-use crate::kernels::{self, GatherSpec, memory, readback};
+use crate::kernels::{self, Counts, GatherSpec, memory, readback};
 use crate::model::decoder::Decoder;
 use crate::{Error, ErrorKind, Result};
 
@@ -107,6 +107,12 @@ pub struct Measured {
     pub prefill_tokens_per_second: Spread,
     /// Decoded tokens a second, of all sequences together.
     pub decode_tokens_per_second: Spread,
+    /// Kernels launched in a decode step, those of replays included.
+    pub launches_per_step: f64,
+    /// Buffers that a decode step fills or writes into from the host.
+    pub uploads_per_step: f64,
+    /// The share of the decode steps whose launches were replayed, from 0 to 1.
+    pub replayed: f64,
     /// Bytes of weights that a decode step reads, shared by the tokens of all sequences.
     pub weight_bytes_per_token: u64,
     /// Bytes of keys and values that a token's attention reads, averaged over the steps.
@@ -165,8 +171,8 @@ pub async fn decode(runner: &mut Runner, steps: usize) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-/// Prefill and decode at `lengths`, `repeat` times after a first round that compiles the shaders. `tick` is called
-/// after every round.
+/// Prefill and decode at `lengths`, `repeat` times after a first round that compiles the shaders. `replay` says whether
+/// launches of decode steps are replayed ([`Runner::set_replay`]). `tick` is called after every round.
 ///
 /// # Errors
 /// Lengths of 0 or beyond the context; a device that fails.
@@ -175,6 +181,7 @@ pub async fn measure(
     kv: Dtype,
     lengths: Lengths,
     repeat: usize,
+    replay: bool,
     tick: &mut dyn FnMut(),
 ) -> Result<Measured> {
     let Lengths { prompt, decode: steps, sequences } = lengths;
@@ -186,10 +193,15 @@ pub async fn measure(
     let shape = CacheShape::new(config, kv, sequences, GROWTH)?;
     Runner::check(config.vocab_size, &shape, model.device())?;
     let ids = ids(prompt, config.vocab_size);
-    let mut rounds = Vec::new();
+    let (mut rounds, mut launched) = (Vec::new(), Counts::default());
     for _ in 0..=repeat {
         let mut runner = Runner::new(model.clone(), shape);
-        rounds.push((prefill(&mut runner, &ids).await?, decode(&mut runner, steps).await?));
+        runner.set_replay(replay);
+        let prefilled = prefill(&mut runner, &ids).await?;
+        let before = kernels::counts();
+        rounds.push((prefilled, decode(&mut runner, steps).await?));
+        // It is the same in every round.
+        launched = kernels::counts().since(before);
         tick();
     }
     let first_prefill_seconds = rounds.remove(0).0.as_secs_f64();
@@ -203,6 +215,9 @@ pub async fn measure(
         first_prefill_seconds,
         prefill_tokens_per_second: Spread::of(rounds.iter().map(|r| rate(prompt * sequences, r.0))),
         decode_tokens_per_second: Spread::of(rounds.iter().map(|r| rate(steps * sequences, r.1))),
+        launches_per_step: launched.launches as f64 / steps as f64,
+        uploads_per_step: launched.uploads as f64 / steps as f64,
+        replayed: launched.replays as f64 / steps as f64,
         weight_bytes_per_token: model.step_bytes(sequences) / sequences as u64,
         kv_bytes_per_token: (slots * shape.token_bytes() as f64) as u64,
     })

@@ -131,6 +131,8 @@ pub struct KvCache {
     positions: Positions,
     tracking: Tracking,
     state: DeviceState,
+    /// How often a buffer was replaced.
+    generation: u64,
 }
 
 impl KvCache {
@@ -148,6 +150,7 @@ impl KvCache {
             positions: Positions::Original,
             tracking: Tracking::default(),
             state: DeviceState::new(&shape, device),
+            generation: 0,
         }
     }
 
@@ -241,14 +244,24 @@ impl KvCache {
         self.layers[layer].kv.update(|kv| write(kv, state))
     }
 
+    /// Whether every layer of `seqs` has room for `extra` more slots, so that [`reserve`](Self::reserve) changes nothing.
+    pub(crate) fn has_room(&self, seqs: &[usize], extra: usize) -> bool {
+        let fits = |l: &Layer| seqs.iter().all(|seq| l.regions[*seq].len + extra <= l.regions[*seq].cap);
+        self.layers.iter().all(fits)
+    }
+
+    /// A number that changes whenever a buffer of the cache is replaced by another one.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Makes room for `extra` more slots in every layer of `seqs`. A layer's buffer is rebuilt as a whole. So if one
     /// of several sequences is short of room, all of them grow, by `extra` and half a growth step of free slots.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] when a layer's buffer would exceed what the device can bind. Then nothing is changed.
     pub fn reserve(&mut self, seqs: &[usize], extra: usize) -> Result<()> {
-        let fits = |l: &Layer| seqs.iter().all(|seq| l.regions[*seq].len + extra <= l.regions[*seq].cap);
-        if self.layers.iter().all(fits) {
+        if self.has_room(seqs, extra) {
             return Ok(());
         }
         let room = if seqs.len() == 1 { extra } else { extra + self.shape.growth / 2 };
@@ -336,6 +349,7 @@ impl KvCache {
     }
 
     fn rebuild_layer(&mut self, layer: usize, updates: &[RegionUpdate<'_>]) {
+        self.generation += 1;
         let shape = self.shape;
         let planes = 2 * shape.kv_heads;
         let (mut moves, mut kept_slots, mut regions, mut base) = (Vec::new(), Vec::new(), Vec::new(), 0);
@@ -458,15 +472,15 @@ impl KvCache {
         self.state.write_sampler(seq, settings);
     }
 
-    /// Runs the `sample` kernel with the only handle to the state: it samples a token for each of `seqs` and advances
-    /// their lengths and positions by `advance`. The mirror follows.
-    pub(crate) fn write_sampled(
-        &mut self,
-        seqs: &[usize],
-        advance: usize,
-        sample: impl FnOnce(Tensor<1, Int>) -> Tensor<1, Int>,
-    ) {
+    /// Runs the `sample` kernel with the only handle to the state. The mirror does not follow before
+    /// [`sampled`](Self::sampled).
+    pub(crate) fn write_sampled(&mut self, sample: impl FnOnce(Tensor<1, Int>) -> Tensor<1, Int>) {
         self.state.tensor_mut().update(|state| ((), sample(state)));
+    }
+
+    /// Repeats in the mirror what the `sample` kernel does: each of `seqs` has a token more, and its lengths and its
+    /// position have grown by `advance`.
+    pub(crate) fn sampled(&mut self, seqs: &[usize], advance: usize) {
         self.state.mirror_sample(seqs, advance);
         for layer in &mut self.layers {
             seqs.iter().for_each(|seq| layer.regions[*seq].len += advance);

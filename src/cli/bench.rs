@@ -43,6 +43,10 @@ pub struct Args {
     repeat: usize,
     #[command(flatten)]
     stored: StorageArgs,
+    /// Launch each kernel of a decode step anew. By default the launches of a step are recorded and replayed for the next
+    /// ones, which gives the same results.
+    #[arg(long)]
+    no_replay: bool,
     /// Print one JSON object to stdout.
     #[arg(long)]
     json: bool,
@@ -122,7 +126,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     };
     let (mut runs, mut failed) = (Vec::new(), None);
     for lengths in all {
-        let measured = pollster::block_on(bench::measure(&model, args.stored.kv, lengths, args.repeat, &mut tick));
+        let measuring = bench::measure(&model, args.stored.kv, lengths, args.repeat, !args.no_replay, &mut tick);
+        let measured = pollster::block_on(measuring);
         let measured = match measured.map_err(explained) {
             Ok(measured) => measured,
             // What was measured before is still printed.
@@ -183,6 +188,8 @@ fn report(outcome: &Outcome) -> String {
         "(weights + KV)",
         "GB/s",
         "of copy",
+        "launches/step",
+        "replayed",
     ];
     let row = |run: &Run| {
         let m = &run.measured;
@@ -196,6 +203,8 @@ fn report(outcome: &Outcome) -> String {
             format!("({} + {})", screen::bytes(m.weight_bytes_per_token), screen::bytes(m.kv_bytes_per_token)),
             format!("{:.2}", run.decode_bytes_per_second / 1e9),
             format!("{:.0} %", 100.0 * run.decode_bandwidth_fraction),
+            format!("{:.0}", m.launches_per_step),
+            format!("{:.0} %", 100.0 * m.replayed),
         ]
     };
     let rows: Vec<Vec<String>> =

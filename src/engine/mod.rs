@@ -35,6 +35,7 @@ mod prepared;
 mod prompts;
 pub(crate) mod pruning;
 mod record;
+mod repeated;
 mod request;
 pub(crate) mod runner;
 mod sequence;

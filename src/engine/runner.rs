@@ -10,7 +10,9 @@ use crate::cache::{CacheShape, KvCache, RegionUpdate, Tracking};
 use crate::device::ComputeDevice;
 use crate::engine::logprobs::{Of, PendingLogprobs};
 use crate::engine::prompts::{CachedPrompts, Shared};
+use crate::engine::repeated::{ROOM_TO_RECORD, Repeated, Step};
 use crate::kernels::readback::{self, Readback};
+use crate::kernels::recording::Recording;
 use crate::kernels::{self, Reduce, TokenMaskSpec};
 use crate::model::decoder::{Decoder, Input, Logits, Output};
 use crate::policy::{Measured, Measurement};
@@ -46,6 +48,7 @@ pub struct Runner {
     /// Probabilities that were not read yet.
     observed: Vec<(Of, Observed)>,
     prompts: CachedPrompts,
+    repeated: Repeated,
 }
 
 /// How a sequence is run.
@@ -172,7 +175,14 @@ impl Runner {
         let mut cache = KvCache::new(shape, device);
         let sampler = Sampler::new(model.config().vocab_size, &mut cache, device);
         let prompts = CachedPrompts::new(shape.seqs);
-        Self { model, cache, sampler, reported: vec![(false, false); shape.seqs], observed: Vec::new(), prompts }
+        let (reported, observed, repeated) = (vec![(false, false); shape.seqs], Vec::new(), Repeated::new(true));
+        Self { model, cache, sampler, reported, observed, prompts, repeated }
+    }
+
+    /// Whether the launches of decode steps that are like each other are recorded once and replayed, which is the default.
+    /// The results are the same.
+    pub fn set_replay(&mut self, on: bool) {
+        self.repeated = Repeated::new(on);
     }
 
     /// Whether a runner of this model and shape can begin on `device`.
@@ -220,6 +230,7 @@ impl Runner {
     /// # Errors
     /// If the cache would exceed the device's limits, or the running sequences count positions in another way.
     pub fn admit(&mut self, seq: usize, first: bool, with: &Admission<'_>) -> Result<usize> {
+        self.repeated.forget();
         if first {
             if self.cache.positions() != with.settings.positions {
                 for seq in 0..self.cache.shape().seqs {
@@ -276,6 +287,7 @@ impl Runner {
         let Some(Shared { seq: from, tokens }) = shared.filter(|shared| shared.tokens > forwarded) else {
             return forwarded;
         };
+        self.repeated.forget();
         match self.cache.copy_beginning(seq, from, tokens, with.prompt.len() - tokens) {
             Ok(()) => {
                 self.prompts.advance(seq, tokens - forwarded);
@@ -301,6 +313,7 @@ impl Runner {
     pub(crate) fn release(&mut self, seq: usize) -> Result<()> {
         let kept = if self.prompts.most_bytes > 0 { self.prompts.end(seq) } else { None };
         let Some(tokens) = kept else { return self.clear(seq) };
+        self.repeated.forget();
         self.cache.copy_beginning(seq, seq, tokens, 0)?;
         self.model.device().burn.memory_cleanup();
         self.limit_idle();
@@ -347,6 +360,9 @@ impl Runner {
     /// # Errors
     /// If the cache would exceed the device's limits.
     pub fn reserve(&mut self, seqs: &[usize], extra: usize) -> Result<()> {
+        if !self.cache.has_room(seqs, extra) {
+            self.repeated.drop_recording();
+        }
         self.cache.reserve(seqs, extra)
     }
 
@@ -361,6 +377,7 @@ impl Runner {
 
     /// Like [`prefill`](Self::prefill), but the first token is as `next` says. It is asked once the last chunk is launched.
     pub(crate) fn prefill_then(&mut self, seq: usize, rest: &[u32], next: impl FnOnce() -> Next) -> Result<usize> {
+        self.repeated.forget();
         self.cache.reserve(&[seq], rest.len())?;
         // Chunks end where they would if nothing had been copied.
         let begun = self.cache.sequence(seq).position.0 as usize % PREFILL_CHUNK;
@@ -392,7 +409,44 @@ impl Runner {
     /// # Errors
     /// The errors of [`Decoder::plan`].
     pub fn decode(&mut self, seqs: &[usize], steps: usize) -> Result<()> {
-        (0..steps).try_for_each(|_| self.decode_then(seqs, Vec::new))
+        if self.tells_more(seqs) {
+            return (0..steps).try_for_each(|_| self.decode_then(seqs, Vec::new));
+        }
+        self.repeated.note(seqs);
+        (0..steps).try_for_each(|_| self.decode_alike(seqs))
+    }
+
+    /// Whether a decode step of `seqs` launches more than kernels whose parameters are always the same: what a policy
+    /// tracks, and reports of probabilities.
+    fn tells_more(&self, seqs: &[usize]) -> bool {
+        self.cache.tracking() != Tracking::default() || seqs.iter().any(|seq| self.reported[*seq].0)
+    }
+
+    /// A decode step of `seqs` that launches the same as the one before. What it launches is replayed where it was recorded,
+    /// and recorded for the next steps where these are likely to come.
+    fn decode_alike(&mut self, seqs: &[usize]) -> Result<()> {
+        let Self { model, cache, sampler, repeated, .. } = self;
+        model.device().note_step();
+        if !cache.has_room(seqs, 1) {
+            repeated.drop_recording();
+        }
+        let plan = model.plan(Input::Pending(seqs), cache)?;
+        let step = Step::new(seqs, cache.generation());
+        if let Some(recording) = repeated.recording(&step) {
+            recording.replay()?;
+        } else {
+            let record = repeated.is_steady() && plan.repeats() && cache.has_room(seqs, ROOM_TO_RECORD);
+            let mut launch = || {
+                let out = model.forward(&plan, cache, None);
+                sampler.launch(&model.logits(&out, Logits::Last), cache, seqs, 1);
+            };
+            match record {
+                true => repeated.keep(step, Recording::of(&model.device().burn, launch)?),
+                false => launch(),
+            }
+        }
+        cache.sampled(seqs, 1);
+        Ok(())
     }
 
     /// A decode step of all of `seqs` in which their next tokens are as `next` says; empty: any. It is asked once the forward
@@ -401,6 +455,7 @@ impl Runner {
     /// # Errors
     /// The errors of [`Decoder::plan`].
     pub(crate) fn decode_then(&mut self, seqs: &[usize], next: impl FnOnce() -> Vec<Next>) -> Result<()> {
+        self.repeated.forget();
         self.model.device().note_step();
         let plan = self.model.plan(Input::Pending(seqs), &mut self.cache)?;
         let out = self.model.forward(&plan, &mut self.cache, None);
@@ -448,6 +503,7 @@ impl Runner {
     /// # Errors
     /// The errors of [`Decoder::plan`].
     pub fn hold(&mut self, pending: &[(usize, u32)], readout: Option<Reduce>) -> Result<PendingForward> {
+        self.repeated.forget();
         let (seqs, tokens): (Vec<usize>, Vec<u32>) = pending.iter().copied().unzip();
         let plan = self.model.plan(Input::Pending(&seqs), &mut self.cache)?;
         let out = self.model.forward(&plan, &mut self.cache, readout);
@@ -469,6 +525,7 @@ impl Runner {
         row: usize,
         request: &MeasureRequest<'_>,
     ) -> Result<PendingMeasurements> {
+        self.repeated.forget();
         let (model, cache, seq) = (&self.model, &mut self.cache, held.seqs[row]);
         let mut pending = PendingMeasurements::default();
         match request.measurement {
@@ -509,6 +566,7 @@ impl Runner {
         probe: ProbeInput<'_>,
         readout: Option<Reduce>,
     ) -> Result<PendingRows> {
+        self.repeated.forget();
         let ProbeInput { ids, layers } = probe;
         let (seq, pending) = (held.seqs[row], held.tokens[row]);
         let before = self.cache.checkpoint(seq);
@@ -522,6 +580,7 @@ impl Runner {
     /// Evicts the slots that the updates do not name: all at once if the device has room for all new buffers, else
     /// one sequence after the other. Returns the result of each update.
     pub fn keep(&mut self, updates: &[RegionUpdate<'_>]) -> Vec<Result<()>> {
+        self.repeated.forget();
         if updates.is_empty()
             || self.cache.keep_each(updates).is_ok()
             || self.forget_idle() && self.cache.keep_each(updates).is_ok()
@@ -558,6 +617,7 @@ impl Runner {
     /// # Errors
     /// If the cache would exceed the device's limits.
     pub fn clear(&mut self, seq: usize) -> Result<()> {
+        self.repeated.forget();
         self.prompts.forget(seq);
         self.cache.clear(seq)
     }

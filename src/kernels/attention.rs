@@ -51,7 +51,8 @@ pub struct AttentionSpec {
     pub chunk: usize,
     /// Offset in the state, in words, of the list of the rows' sequences.
     pub row_seq_offset: usize,
-    /// The largest `length − already_cached + chunk` of the sequences. It bounds the number of splits.
+    /// The largest `length − already_cached + chunk` of the sequences, or more where `chunk` is 1. It bounds the number of
+    /// splits.
     pub most_seen: usize,
     /// Slots at the end of each sequence that belong to the rows and are already counted in its length: 0, or `chunk`
     /// for a second pass over the latest tokens.

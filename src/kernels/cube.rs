@@ -1,4 +1,5 @@
 //! The launch of a shader through cubecl.
+use std::cell::Cell;
 use std::sync::atomic::Ordering;
 
 use burn::backend::wgpu::{CubeTensor, SourceKernel};
@@ -8,6 +9,57 @@ use burn::cubecl::{CubeCount, CubeDim};
 use super::uniform::Uniform;
 use super::variant::{Variant, hooks};
 
+thread_local! {
+    static COUNTS: Cell<Counts> = const { Cell::new(Counts { launches: 0, uploads: 0, replays: 0 }) };
+}
+
+/// What this thread has asked GPUs to do since it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Kernels that were launched, those of replays included.
+    pub launches: u64,
+    /// Buffers that were filled or written into from the host, the parameters of launches not counted.
+    pub uploads: u64,
+    /// Replays of recorded launches.
+    pub replays: u64,
+}
+
+impl Counts {
+    /// What came after `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            launches: self.launches - before.launches,
+            uploads: self.uploads - before.uploads,
+            replays: self.replays - before.replays,
+        }
+    }
+}
+
+/// What this thread has asked GPUs to do since it began.
+pub fn counts() -> Counts {
+    COUNTS.get()
+}
+
+pub(super) fn count_launch() {
+    let counts = COUNTS.get();
+    COUNTS.set(Counts { launches: counts.launches + 1, ..counts });
+}
+
+pub(super) fn count_replay(launches: u64) {
+    let counts = COUNTS.get();
+    COUNTS.set(Counts { launches: counts.launches + launches, replays: counts.replays + 1, ..counts });
+}
+
+/// Takes back what was counted and is not done.
+pub(super) fn uncount(counts: Counts) {
+    COUNTS.set(COUNTS.get().since(counts));
+}
+
+pub(super) fn count_upload() {
+    let counts = COUNTS.get();
+    COUNTS.set(Counts { uploads: counts.uploads + 1, ..counts });
+}
+
 /// Launches `variant` on a grid of `groups` workgroups with `buffers`, in the order of their bindings, and `uniform`
 /// after them.
 pub(super) fn launch<U: Uniform>(variant: &Variant, groups: [usize; 3], buffers: &[&CubeTensor], uniform: U) {
@@ -15,6 +67,7 @@ pub(super) fn launch<U: Uniform>(variant: &Variant, groups: [usize; 3], buffers:
     if hooks::ON.load(Ordering::Relaxed) {
         hooks::record(variant, buffers.len(), U::MEMBERS);
     }
+    count_launch();
     let bindings = buffers.iter().map(|t| t.handle.clone().binding()).collect();
     let [x, y, z] = groups.map(|n| u32::try_from(n).expect("the spec bounds its grid"));
     buffers[0].client.launch(

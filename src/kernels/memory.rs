@@ -8,6 +8,7 @@ use burn::cubecl::client::Client;
 use burn::tensor::kind::Basic;
 use burn::tensor::{Bytes, DType, Device, Element, Int, Tensor, TensorData};
 
+use super::cube::count_upload;
 use super::kernel::{from_cube, from_flex};
 
 static POISON: AtomicBool = AtomicBool::new(false);
@@ -56,6 +57,7 @@ where
     match cube(device) {
         Some(cube) => {
             let client = cube.client();
+            count_upload();
             let handle = client.create(Bytes::from_elems(values));
             let tensor = CubeTensor::new_contiguous(client, cube.clone(), shape.to_vec().into(), handle, dtype);
             Tensor::from_dispatch(from_cube(tensor))
@@ -131,6 +133,7 @@ pub fn write_u32(tensor: Tensor<1, Int>, start: usize, words: Vec<u32>) -> Tenso
         Ok(t) => {
             let end = (tensor.dims()[0] - start - words.len()) as u64 * 4;
             let part = t.handle.clone().offset_start(start as u64 * 4).offset_end(end);
+            count_upload();
             t.client.write(&part, Bytes::from_elems(words));
             tensor
         }

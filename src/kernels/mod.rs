@@ -34,6 +34,7 @@ pub mod memory;
 pub mod penalty;
 pub mod query_ring;
 pub mod readback;
+pub(crate) mod recording;
 pub mod rms_norm;
 pub mod rope_append;
 pub mod router;
@@ -54,6 +55,7 @@ use crate::dtype::Dtype;
 use cases::Case;
 use variant::{Variant, shared_texts};
 
+pub use cube::{Counts, counts};
 pub use dtype::f16_bits;
 pub use in_place::InPlace;
 

@@ -136,9 +136,18 @@ pub struct Plan<'a> {
     chunk: usize,
     /// Offset in the state of the list of the rows' sequences.
     row_seq_offset: usize,
+    /// Whether attention is launched for as many slots as the cache has room for, so that the launches of the next step are
+    /// the same. The results do not depend on it.
+    for_all_room: bool,
 }
 
 impl Plan<'_> {
+    /// Whether the forward of the same sequences after one more step launches the same kernels with the same parameters, as
+    /// long as the buffers of the cache stay the same.
+    pub(crate) fn repeats(&self) -> bool {
+        self.for_all_room
+    }
+
     /// Whether nothing behind the attention of this layer is needed.
     fn ends_at(&self, layer: usize) -> bool {
         matches!(self.input, Input::Probe { layers, .. } if layer + 1 >= layers)
@@ -379,9 +388,12 @@ impl Decoder {
             }
         }
         cache.reserve(seqs, chunk)?;
-        let plan = Plan { n, chunk, row_seq_offset: cache.select(seqs), input };
-        let most_seen = seqs.iter().map(|seq| cache.longest(*seq)).max().unwrap_or(0) + chunk;
-        check_partials(self.attention_spec(&plan, cache, 0, most_seen), &self.device)?;
+        let mut plan = Plan { n, chunk, row_seq_offset: cache.select(seqs), input, for_all_room: false };
+        let checked = |most_seen| check_partials(self.attention_spec(&plan, cache, 0, most_seen), &self.device);
+        checked(seqs.iter().map(|seq| cache.longest(*seq)).max().unwrap_or(0) + chunk)?;
+        let room = (0..self.layers.len()).flat_map(|layer| seqs.iter().map(move |seq| (layer, *seq)));
+        let room = room.map(|(layer, seq)| cache.capacity(layer, seq)).max().unwrap_or(0);
+        plan.for_all_room = matches!(input, Input::Pending(_)) && checked(room).is_ok();
         Ok(plan)
     }
 
@@ -450,7 +462,11 @@ impl Decoder {
 
     /// Attention over the cached slots. Returns the values and the log-sum-exp of each row and head.
     fn attend(&self, layer: usize, q: &Tensor<2>, plan: &Plan<'_>, cache: &KvCache) -> (Tensor<2>, Tensor<2>) {
-        let spec = self.attention_spec(plan, cache, layer, most_seen(plan, cache, layer));
+        let most_seen = match plan.for_all_room {
+            true => plan.input.seqs().iter().map(|seq| cache.capacity(layer, *seq)).max().unwrap_or(0),
+            false => most_seen(plan, cache, layer),
+        };
+        let spec = self.attention_spec(plan, cache, layer, most_seen);
         kernels::attention(q, cache.layer(layer), cache.state(), self.rope(layer), spec)
     }
 

@@ -151,6 +151,12 @@ impl Sampler {
     /// advances their lengths and positions in `cache` by `advance`: the number of tokens just forwarded, or 0 where
     /// the host has advanced them.
     pub fn sample(&mut self, logits: &Tensor<2>, cache: &mut KvCache, seqs: &[usize], advance: usize) {
+        self.launch(logits, cache, seqs, advance);
+        cache.sampled(seqs, advance);
+    }
+
+    /// Only launches what [`sample`](Self::sample) does: the mirror on the host does not follow.
+    pub(crate) fn launch(&mut self, logits: &Tensor<2>, cache: &mut KvCache, seqs: &[usize], advance: usize) {
         let penalised = self.penalise(logits, cache, seqs);
         self.choose(penalised.as_ref().unwrap_or(logits), cache, seqs, advance);
     }
@@ -169,6 +175,7 @@ impl Sampler {
         let penalised = self.penalise(logits, cache, seqs);
         let masked = kernels::token_mask(penalised.as_ref().unwrap_or(logits), allowed, spec);
         self.choose(&masked, cache, seqs, advance);
+        cache.sampled(seqs, advance);
     }
 
     /// Chooses the next tokens from logits to which the penalties of [`penalise`](Self::penalise) have been applied.
@@ -187,9 +194,7 @@ impl Sampler {
         let (layers, all_seqs, ring) = (cache.shape().layers, cache.shape().seqs, RING);
         let spec = SampleSpec { n, k, lists, chunks, row_seq_offset, layers, all_seqs, ring, advance, seen_words };
         let seen = &mut self.seen;
-        cache.write_sampled(seqs, advance, |state| {
-            seen.update(|seen| kernels::sample(&candidates, &sums, state, seen, spec))
-        });
+        cache.write_sampled(|state| seen.update(|seen| kernels::sample(&candidates, &sums, state, seen, spec)));
     }
 
     /// Finds what a report of probabilities needs in `logits`, f32 `[rows, vocab]`, as the model gave them: neither

@@ -28,6 +28,7 @@ mod oracles;
 mod policies;
 mod prompts;
 mod reasoner;
+mod repeated;
 mod request;
 mod sampling;
 mod serve;

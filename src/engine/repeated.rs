@@ -1,0 +1,76 @@
+//! Decode steps that are like the one before: their launches are recorded once and then replayed.
+use std::thread::{self, ThreadId};
+
+use crate::kernels::recording::Recording;
+
+/// Slots that every sequence must have free before a step is recorded. When the cache grows, the recording ends.
+pub(super) const ROOM_TO_RECORD: usize = 8;
+
+/// What the launches of a decode step depend on, besides that for which the runner forgets the recording.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Step {
+    /// The sequences, in the order of their rows.
+    seqs: Vec<usize>,
+    /// The [`generation`](crate::cache::KvCache::generation) of the cache.
+    generation: u64,
+    /// The device keeps no order between the work of two threads.
+    thread: ThreadId,
+}
+
+impl Step {
+    /// The step of `seqs` that this thread launches.
+    pub fn new(seqs: &[usize], generation: u64) -> Self {
+        Self { seqs: seqs.to_vec(), generation, thread: thread::current().id() }
+    }
+}
+
+/// The recording of a decode step, and whether it is worth making one.
+pub(super) struct Repeated {
+    /// Whether steps are recorded at all.
+    on: bool,
+    /// The sequences of the latest calls, and how many calls in a row decoded them.
+    calls: (Vec<usize>, usize),
+    recording: Option<(Step, Recording)>,
+}
+
+impl Repeated {
+    pub fn new(on: bool) -> Self {
+        Self { on, calls: (Vec::new(), 0), recording: None }
+    }
+
+    /// Notes a call that decodes `seqs`.
+    pub fn note(&mut self, seqs: &[usize]) {
+        if self.calls.0 != seqs {
+            self.forget();
+            self.calls.0 = seqs.to_vec();
+        }
+        self.calls.1 += 1;
+    }
+
+    /// Whether many steps of the same sequences are likely to come: they were decoded by the call before, too.
+    pub fn is_steady(&self) -> bool {
+        self.on && self.calls.1 > 1
+    }
+
+    /// The recording of this step, if there is one.
+    pub fn recording(&self, step: &Step) -> Option<&Recording> {
+        self.recording.as_ref().filter(|(recorded, _)| recorded == step).map(|(_, recording)| recording)
+    }
+
+    /// Keeps the recording of a step. `None`: the device cannot record, and will not be asked again.
+    pub fn keep(&mut self, step: Step, recording: Option<Recording>) {
+        self.on &= recording.is_some();
+        self.recording = recording.map(|recording| (step, recording));
+    }
+
+    /// Drops the recording before a buffer that it writes is replaced.
+    pub fn drop_recording(&mut self) {
+        self.recording = None;
+    }
+
+    /// Drops the recording because something else is launched.
+    pub fn forget(&mut self) {
+        self.drop_recording();
+        self.calls = (Vec::new(), 0);
+    }
+}
