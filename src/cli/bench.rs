@@ -210,9 +210,13 @@ fn report(outcome: &Outcome) -> String {
     let rows: Vec<Vec<String>> =
         std::iter::once(head.map(String::from).to_vec()).chain(outcome.runs.iter().map(row)).collect();
     text += &screen::table(&rows);
+    if let Some(Run { measured, .. }) = outcome.runs.first() {
+        let (seconds, tokens) = (measured.first_prefill_seconds, measured.prompt);
+        text += &format!("the first prompt of {tokens} tokens took {seconds:.2} s, in which shaders were compiled or read\n");
+    }
     let times = outcome.runs.first().map_or(0, |run| run.repetitions);
     text + &format!(
-        "median (smallest - largest) of {times} measurements; the first run, which compiles the shaders, is not counted\n"
+        "median (smallest - largest) of {times} measurements; the first run is not counted\n"
     )
 }
 

@@ -94,7 +94,7 @@ fn bench_measures_and_adds_up() {
     assert_eq!(of(1, "kv_bytes_per_token"), of(0, "kv_bytes_per_token"));
     let table = run(&args);
     assert_eq!(table.code, Some(0), "{}", table.err);
-    for part in ["copy bandwidth", "decode tok/s"] {
+    for part in ["copy bandwidth", "decode tok/s", "launches/step", "the first prompt of 16 tokens took"] {
         assert!(table.out.contains(part), "{part:?} is missing from:\n{}", table.out);
     }
     fails(&run(&["bench", "--decode", "0"]), 2, &["nothing to measure"]);
