@@ -297,6 +297,8 @@ fn values(data: &[u8]) {
         value::<Boundaries>(text);
         value::<Precision>(text);
         value::<HubName>(text);
+        assert_ne!(eval::grade::verdict(text, text), eval::grade::Verdict::CannotTell, "an answer is itself: {text:?}");
+        let _ = (eval::grade::grade(text, "\\frac{1}{2}"), eval::grade::grade("\\boxed{(1, 2]}", text));
         let _ = ok(Dtype::for_cache(text));
         let _ = ok(text.parse::<AnswerFormat>());
         if let Some(layers) = value::<Layers>(text) {

@@ -267,11 +267,11 @@ pub async fn answer(
                 return Err(error);
             }
             // If the model was cut off while thinking, no number in the text is an answer.
-            let found = grade::answer(&result.answer).filter(|_| !result.thinking_unfinished);
+            let verdict = grade::grade(&result.answer, &problems[*problem].answer);
             done(Trial {
                 layers: arm.to_string(),
                 problem: *problem,
-                correct: found.is_some_and(|found| grade::same(found, &problems[*problem].answer)),
+                correct: !result.thinking_unfinished && verdict.is_right(),
                 truncated: result.trace.stop_reason != StopReason::Eos,
                 peak_cached: result.trace.totals.peak_cached,
                 evicted: result.trace.totals.evicted_tokens,
@@ -374,7 +374,11 @@ mod tests {
         let names: Vec<String> = here.differences(&there).into_iter().map(|d| d.0).collect();
         assert_eq!(names, ["budget", "seed"]);
         assert!(here.differences(&here).is_empty());
-        let problem = |question: &str, answer: &str| Problem { question: question.into(), answer: answer.into() };
+        let problem = |question: &str, answer: &str| Problem {
+            id: String::new(),
+            question: question.into(),
+            answer: answer.into(),
+        };
         assert_ne!(hash(&[problem("a", "bc")]), hash(&[problem("ab", "c")]));
     }
 

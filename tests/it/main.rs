@@ -19,6 +19,7 @@ mod formats;
 mod fuzz;
 mod gguf;
 mod golden;
+mod grading;
 mod hub;
 mod known_bugs;
 mod laws;
