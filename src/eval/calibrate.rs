@@ -8,14 +8,13 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 
-use super::grade;
 use super::paired::Paired;
 use super::problems::Problem;
-use crate::engine::{Engine, Event, Prompt};
+use super::{answer, grade};
+use crate::engine::{Engine, Prompt};
 use crate::policy::{Full, Layers};
 use crate::settings::Settings;
 use crate::trace::StopReason;
@@ -238,46 +237,26 @@ pub async fn answer(
     stop: &dyn Fn() -> bool,
     done: &mut dyn FnMut(Trial) -> Result<()>,
 ) -> Result<()> {
-    let flag = engine.stop_flag();
-    let mut batch = engine.batch();
-    let (mut added, mut started) = (0, 0);
-    loop {
-        if stop() {
-            flag.store(true, Ordering::Relaxed);
-        } else if added == started && added < open.len() {
-            // At most one request waits for a place, so that thousands of prompts do not fill the memory.
-            let (arm, problem) = &open[added];
-            let options = match arm {
-                Arm::Full => Settings { policy: Full.into(), ..options.clone() },
-                Arm::Layers(layers) => Settings { layers: layers.clone(), ..options.clone() },
-            };
-            batch.add(&Prompt::Chat(problems[*problem].question.clone()), &options)?;
-            added += 1;
-        }
-        if batch.is_idle() {
-            return Ok(());
-        }
-        let mut on = |_: usize, event: Event<'_>| started += usize::from(matches!(event, Event::Start { .. }));
-        for (request, result) in batch.step(&mut on).await {
-            let ((arm, problem), result) = (&open[request], result?);
-            if result.trace.stop_reason == StopReason::Cancelled {
-                continue;
-            }
-            if let Some(error) = result.error {
-                return Err(error);
-            }
-            // If the model was cut off while thinking, no number in the text is an answer.
-            let verdict = grade::grade(&result.answer, &problems[*problem].answer);
-            done(Trial {
-                layers: arm.to_string(),
-                problem: *problem,
-                correct: !result.thinking_unfinished && verdict.is_right(),
-                truncated: result.trace.stop_reason != StopReason::Eos,
-                peak_cached: result.trace.totals.peak_cached,
-                evicted: result.trace.totals.evicted_tokens,
-            })?;
-        }
-    }
+    let mut jobs = open.iter().map(|(arm, problem)| {
+        let options = match arm {
+            Arm::Full => Settings { policy: Full.into(), ..options.clone() },
+            Arm::Layers(layers) => Settings { layers: layers.clone(), ..options.clone() },
+        };
+        ((arm, *problem), Prompt::Chat(problems[*problem].question.clone()), options)
+    });
+    answer::side_by_side(engine, &mut jobs, stop, &mut |(arm, problem), result| {
+        // If the model was cut off while thinking, no number in the text is an answer.
+        let verdict = grade::grade(&result.answer, &problems[problem].answer);
+        done(Trial {
+            layers: arm.to_string(),
+            problem,
+            correct: !result.thinking_unfinished && verdict.is_right(),
+            truncated: result.trace.stop_reason != StopReason::Eos,
+            peak_cached: result.trace.totals.peak_cached,
+            evicted: result.trace.totals.evicted_tokens,
+        })
+    })
+    .await
 }
 
 #[cfg(test)]

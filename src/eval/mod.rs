@@ -1,4 +1,5 @@
 //! Reads questions with answers, grades the answers of a model, and chooses layers by these grades.
+pub mod answer;
 pub mod calibrate;
 pub mod grade;
 pub mod paired;
