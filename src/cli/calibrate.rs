@@ -1,5 +1,4 @@
 //! `secateur calibrate`: chooses the layers whose attention is used, by the accuracy on questions with known answers.
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,6 +12,7 @@ use secateur::policy::{Layers, Scope};
 use secateur::{Error, ErrorKind, Result, builtin};
 
 use super::fields;
+use super::journal::{self, Journal};
 use super::model;
 use super::options::{self, PruningArgs, StorageArgs};
 use super::screen;
@@ -348,10 +348,10 @@ fn verdict(choice: &Choice) -> String {
     lines.join("\n")
 }
 
-/// The file to which every finished trial is appended as a line, so that an interruption loses none.
+/// The file to which every finished trial is appended as a line, after a line with the conditions.
 struct Progress {
     path: PathBuf,
-    file: std::fs::File,
+    journal: Journal,
     done: Vec<Trial>,
     /// The number of trials in the file.
     trials: usize,
@@ -362,27 +362,10 @@ impl Progress {
     /// incomplete last line is removed.
     fn open(out: &Path, settings: &Conditions, layers: usize) -> Result<Self> {
         let path = PathBuf::from(format!("{}.progress.jsonl", out.display()));
-        let progress_error = |e: std::io::Error| {
-            Error::new(ErrorKind::Io, "the progress of the calibration cannot be kept")
-                .at(path.display())
-                .found(e)
-                .help("name a file in another directory with --out")
-        };
         let help = "remove the file to start again, or choose another --out";
-        let mut file =
-            std::fs::OpenOptions::new().read(true).append(true).create(true).open(&path).map_err(progress_error)?;
-        match file.try_lock() {
-            Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(Error::new(ErrorKind::Io, "another calibration is using this file")
-                    .at(path.display())
-                    .help("wait for it, or choose another --out"));
-            }
-            // Some file systems do not support locks.
-            Ok(()) | Err(std::fs::TryLockError::Error(_)) => {}
-        }
-        let known = std::fs::read(&path).map_err(progress_error)?;
-        let whole = known.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        let text = String::from_utf8_lossy(&known[..whole]);
+        let mut journal =
+            Journal::open(&path, "the progress of the calibration", "another calibration is using this file")?;
+        let text = journal.text().into_owned();
         let mut lines = text.lines().enumerate();
         if let Some((_, line)) = lines.next() {
             let other = Error::new(ErrorKind::Input, "this is the progress of another calibration");
@@ -415,25 +398,23 @@ impl Progress {
             done.push(trial);
         }
         // Any other file is left unchanged.
-        let header = line(settings)?;
-        if whole == 0 && !header.as_bytes().starts_with(&known) {
+        let header = journal::line(settings)?;
+        if text.is_empty() && !header.as_bytes().starts_with(journal.torn()) {
             return Err(Error::new(ErrorKind::Input, "not the progress of a calibration")
                 .at(path.display())
                 .help(help));
         }
-        file.set_len(whole as u64).map_err(progress_error)?;
-        if whole == 0 {
-            file.write_all(header.as_bytes()).map_err(progress_error)?;
+        journal.repair()?;
+        if text.is_empty() {
+            journal.append(&header)?;
         }
-        Ok(Self { path, file, trials: done.len(), done })
+        Ok(Self { path, journal, trials: done.len(), done })
     }
 
-    /// Appends a trial. Each line is one write, so that an interruption leaves it complete or absent.
+    /// Appends a trial.
     fn write(&mut self, trial: &Trial) -> Result<()> {
         self.trials += 1;
-        self.file.write_all(line(trial)?.as_bytes()).map_err(|e| {
-            Error::new(ErrorKind::Io, "the progress of the calibration cannot be kept").at(self.path.display()).found(e)
-        })
+        self.journal.append(&journal::line(trial)?)
     }
 }
 
@@ -444,10 +425,4 @@ impl Drop for Progress {
             std::fs::remove_file(&self.path).ok();
         }
     }
-}
-
-fn line(value: &impl serde::Serialize) -> Result<String> {
-    let json = serde_json::to_string(value)
-        .map_err(|e| Error::new(ErrorKind::Internal, "the value cannot be written as JSON").found(e))?;
-    Ok(json + "\n")
 }

@@ -8,6 +8,7 @@ mod devices;
 mod fields;
 mod generate;
 mod inspect;
+mod journal;
 mod line;
 mod live;
 mod model;
