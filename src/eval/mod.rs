@@ -4,6 +4,7 @@ pub mod calibrate;
 pub mod grade;
 pub mod paired;
 pub mod problems;
+pub mod replay;
 
 pub use calibrate::{Arm, Calibration, Choice, Trial};
 pub use paired::Paired;

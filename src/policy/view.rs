@@ -143,6 +143,12 @@ impl<'a> CacheView<'a> {
         Ok(Self { parts, protected, cached_thinking, step_slots, step_importance })
     }
 
+    /// The same view under another budget.
+    #[must_use]
+    pub fn with_budget(&self, budget: Budget) -> Self {
+        Self { parts: ViewParts { budget, ..self.parts }, ..self.clone() }
+    }
+
     /// The token in each slot.
     pub fn tokens(&self) -> &'a [CachedToken] {
         self.parts.tokens
