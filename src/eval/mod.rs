@@ -1,5 +1,7 @@
 //! Reads questions with answers, grades the answers of a model, and chooses layers by these grades.
 pub mod answer;
+#[cfg(all(feature = "cli", not(target_family = "wasm")))]
+pub mod builtin;
 pub mod calibrate;
 pub mod grade;
 pub mod paired;
