@@ -62,8 +62,8 @@ pub fn grade(text: &str, key: &str) -> Verdict {
 }
 
 /// The answer in `text`, as it was written, after the last `</think>`: the inside of the last `\boxed{…}`; or else,
-/// what follows the last "answer is" in its sentence; or else, if the key is a number, the last number. Text whose
-/// thinking never closes has no answer.
+/// what follows the last "answer is" in its sentence, or its first number if the key is one; or else, if the key is a
+/// number, the last number. Text whose thinking never closes has no answer.
 pub fn answer<'a>(text: &'a str, key: &str) -> Option<&'a str> {
     let said = match ThinkTags::last_close(text) {
         Some(end) => &text[end..],
@@ -71,7 +71,7 @@ pub fn answer<'a>(text: &'a str, key: &str) -> Option<&'a str> {
         None => text,
     };
     let numeric = matches!(Form::read(&tex::clean(key)), Form::Value(_) | Form::Based(_));
-    let number = |text: &'a str| if numeric { last_number(text) } else { None };
+    let number = |text: &'a str| if numeric { numbers(text).last() } else { None };
     boxed(said).or_else(|| announced(said, numeric)).or_else(|| number(said))
 }
 
@@ -82,7 +82,7 @@ fn boxed(text: &str) -> Option<&str> {
 }
 
 /// What follows the last "answer is" or "answer:", up to the end of its sentence. Of a sentence with words, where a
-/// number is asked for, its last number.
+/// number is asked for, its first number.
 fn announced(text: &str, numeric: bool) -> Option<&str> {
     let ends = ["nswer is", "nswer:", "nswer:**"].iter().filter_map(|phrase| Some(text.rfind(phrase)? + phrase.len()));
     let rest = text[ends.max()?..].trim_start_matches([':', '*', ' ', '\n']);
@@ -90,15 +90,15 @@ fn announced(text: &str, numeric: bool) -> Option<&str> {
     let rest = rest[..end].trim().trim_end_matches(['.', '*']);
     let readable = matches!(Form::read(&tex::clean(rest)), Form::Value(_) | Form::Based(_) | Form::Named(..));
     match numeric && !readable {
-        true => last_number(rest),
+        true => numbers(rest).next(),
         false => Some(rest).filter(|rest| !rest.is_empty()),
     }
 }
 
-fn last_number(text: &str) -> Option<&str> {
+fn numbers(text: &str) -> impl Iterator<Item = &str> {
     let part = |c: char| c.is_ascii_digit() || matches!(c, '.' | ',' | '/' | '-');
-    let mut runs = text.split(|c| !part(c)).map(|run| run.trim_matches([',', '.', '/']).trim_end_matches('-'));
-    runs.rfind(|run| run.contains(|c: char| c.is_ascii_digit()))
+    let runs = text.split(move |c| !part(c)).map(|run| run.trim_matches([',', '.', '/']).trim_end_matches('-'));
+    runs.filter(|run| run.contains(|c: char| c.is_ascii_digit()))
 }
 
 /// Compares an answer with the key.
@@ -150,7 +150,8 @@ mod tests {
             ("</think>Between 2-3, so -3.", Some("-3")),
             ("</think>none", None),
             ("12", Some("12")),
-            ("</think>**Answer:** 7 apples in 2 boxes", Some("2")),
+            ("</think>**Answer:** 7 apples in 2 boxes", Some("7")),
+            ("</think>The answer is 5, because 2+3 is.", Some("5")),
             ("</think>The answer is $\\frac{1}{2}$. It took 3 steps.", Some("$\\frac{1}{2}$")),
             ("</think>\\boxed{\\{1, 2\\}}", Some("\\{1, 2\\}")),
         ] {
