@@ -297,6 +297,7 @@ fn values(data: &[u8]) {
         value::<Boundaries>(text);
         value::<Precision>(text);
         value::<HubName>(text);
+        value::<eval::measure::Shard>(text);
         assert_ne!(eval::grade::verdict(text, text), eval::grade::Verdict::CannotTell, "an answer is itself: {text:?}");
         let _ = (eval::grade::grade(text, "\\frac{1}{2}"), eval::grade::grade("\\boxed{(1, 2]}", text));
         let _ = ok(Dtype::for_cache(text));
@@ -307,6 +308,7 @@ fn values(data: &[u8]) {
     }
     let text = String::from_utf8_lossy(data);
     let _ = ok(eval::problems::read(&text, "fuzzed"));
+    let _ = ok(eval::measure::Plan::from_json(&text, "fuzzed"));
     for (_, rule) in Boundaries::NAMES {
         let _ = secateur::steps::segment_by(*rule, &*text, secateur::steps::Tail::Closed);
     }

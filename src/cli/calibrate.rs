@@ -95,7 +95,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     }
     for (index, problem) in problems.iter().enumerate() {
         let place = |e: Error| e.at(format!("{}, question {}", args.data.display(), index + 1));
-        check(&prepared, problem).map_err(place)?;
+        check(&prepared, &Prompt::Chat(problem.question.clone())).map_err(place)?;
     }
     // The settings are checked with a prompt of one token; the token does not matter.
     prepared.check(&Prompt::Ids(vec![0]), &settings)?;
@@ -242,8 +242,8 @@ fn check_out(out: &Path) -> Result<()> {
 
 /// Refuses a question that leaves no room for an answer. A calibration takes hours, so this is checked before it
 /// starts.
-fn check(prepared: &PreparedModel, problem: &Problem) -> Result<()> {
-    let (ids, _) = prepared.encode(&Prompt::Chat(problem.question.clone()))?;
+pub fn check(prepared: &PreparedModel, question: &Prompt) -> Result<()> {
+    let (ids, _) = prepared.encode(question)?;
     let context = prepared.context();
     if ids.len() < context {
         return Ok(());

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use secateur::Request;
 
 /// Settings that messages name although they are no field of a request.
-const OF_LOADING: [&str; 12] = [
+const OF_LOADING: [&str; 13] = [
     "api_key_file",
     "context",
     "cors",
@@ -20,6 +20,7 @@ const OF_LOADING: [&str; 12] = [
     "preset",
     "requests_per_key",
     "sequences",
+    "shard",
     "trace",
     "weights",
 ];

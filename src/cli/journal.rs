@@ -35,6 +35,11 @@ impl Journal {
         Ok(Self { path: path.to_path_buf(), file, bytes, whole, what })
     }
 
+    /// The path of the file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// The lines that are complete.
     pub fn text(&self) -> std::borrow::Cow<'_, str> {
         String::from_utf8_lossy(&self.bytes[..self.whole])

@@ -5,6 +5,7 @@ mod chat;
 mod colour;
 mod conformance;
 mod devices;
+mod eval;
 mod fields;
 mod generate;
 mod inspect;
@@ -115,6 +116,17 @@ enum Command {
         "secateur calibrate DIR --data dev.jsonl --budget tokens:512 --problems 50 --out choice.json"
     ))]
     Calibrate(calibrate::Args),
+    /// Measure what pruning costs: policies at several budgets on questions with known answers, compared with the full
+    /// cache and with random eviction of as many tokens. The same command continues an interrupted evaluation.
+    #[command(allow_negative_numbers = true, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true,
+        after_help = after_help!(
+        "secateur eval --data builtin-hard --budgets ratio:0.5,ratio:0.25 --out hard     the built-in model"
+        "secateur eval DIR --data math500.jsonl --limit 100 --policies think-clearly,h2o --budgets tokens:1024 --out m500"
+        "secateur eval DIR --data gsm8k.jsonl --shard 1/4 --out part1     a quarter of the questions, on one of four machines"
+        "secateur eval merge whole part1 part2 part3 part4"
+        "secateur eval compare m500 other/m500                            two evaluations, on the same questions"
+    ))]
+    Eval(Box<eval::Args>),
     /// Answer HTTP requests with OpenAI's interface. Every request's memory is bounded before it starts: the budget is
     /// tokens:1024 unless --budget or the request names another.
     #[cfg(feature = "serve")]
@@ -179,6 +191,7 @@ pub fn main() -> ExitCode {
         Command::Bench(args) => bench::main(&args),
         Command::Inspect(args) => inspect::main(&args),
         Command::Calibrate(args) => calibrate::main(&args),
+        Command::Eval(args) => eval::main(&args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::main(*args),
         #[cfg(feature = "serve")]
@@ -286,7 +299,7 @@ mod tests {
     #[test]
     fn help_is_for_people() {
         let helps = helps();
-        assert_eq!(helps.len(), if cfg!(feature = "serve") { 10 } else { 8 });
+        assert_eq!(helps.len(), if cfg!(feature = "serve") { 11 } else { 9 });
         for (name, help) in helps {
             assert!(help.contains("conformance: a case failed"), "{name}: {help}");
             let budget = if name == "serve" { "[default: tokens:1024]" } else { "[default: ratio:0.75]" };
@@ -305,7 +318,7 @@ mod tests {
     fn only_the_options_of_sampling_are_below_its_heading() {
         for (name, help) in helps() {
             let Some((above, below)) = help.split_once("\nSampling (") else {
-                assert!(!["run", "calibrate"].contains(&&*name), "{name} samples: {help}");
+                assert!(!["run", "calibrate", "eval"].contains(&&*name), "{name} samples: {help}");
                 continue;
             };
             let (below, _) = below.split_once("\nExamples:").expect("examples");

@@ -78,12 +78,20 @@ pub struct PromptArgs {
 /// The request options that `run` and `calibrate` share.
 #[derive(Debug, clap::Args, Serialize)]
 pub struct PruningArgs {
-    #[arg(long, value_name = "N", help = max_new_tokens_help())]
-    max_new_tokens: Option<usize>,
     #[arg(long, value_name = "NAME", value_parser = parsed::<PolicyRef>, help = policy_help())]
     policy: Option<PolicyRef>,
     #[arg(long, value_name = "BUDGET", value_parser = parsed::<Budget>, help = budget_help(Budget::default()))]
     budget: Option<Budget>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    generation: GenerationArgs,
+}
+
+/// The request options that `run`, `calibrate` and `eval` share.
+#[derive(Debug, clap::Args, Serialize)]
+pub struct GenerationArgs {
+    #[arg(long, value_name = "N", help = max_new_tokens_help())]
+    max_new_tokens: Option<usize>,
     #[arg(long, value_name = "N", help = window_help())]
     window: Option<usize>,
     #[arg(long, value_name = "P", help = probe_every_help())]

@@ -539,8 +539,18 @@ impl Progress {
         }
         // indicatif hides the bar if stderr is not a terminal.
         let bar = ProgressBar::new(0).with_message(title.to_string());
-        let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len}");
+        let style = ProgressStyle::with_template("{msg} {bar:30} {pos}/{len} {prefix}");
         Self(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar())))
+    }
+
+    /// Shows `note` after the bar, such as the time that is left.
+    pub fn note(&self, note: &str) {
+        self.0.set_prefix(note.to_string());
+    }
+
+    /// Whether nothing is shown.
+    pub fn is_hidden(&self) -> bool {
+        self.0.is_hidden()
     }
 
     /// Prints a line above the bar.

@@ -21,11 +21,8 @@ impl Paired {
     /// Wald's interval after half a question was added to each cell of the 2 x 2 table (Agresti and Min 2005), whose
     /// coverage is right for few questions as well.
     pub fn interval(self) -> (f64, f64) {
-        const Z: f64 = 1.959_963_984_540_054;
-        let (of, gained, lost) = (self.of as f64 + 2.0, self.gained as f64 + 0.5, self.lost as f64 + 0.5);
-        let difference = (gained - lost) / of;
-        let error = Z * ((gained + lost) / of - difference * difference).max(0.0).sqrt() / of.sqrt();
-        ((difference - error).max(-1.0), (difference + error).min(1.0))
+        let (gained, lost) = (self.gained as f64, self.lost as f64);
+        interval(self.of, gained - lost, gained + lost)
     }
 
     /// The p-value of McNemar's exact two-sided test: the probability of a split of the differing questions at least
@@ -40,6 +37,19 @@ impl Paired {
         }
         (2.0 * tail).min(1.0)
     }
+}
+
+/// The quantile of the normal distribution for intervals of 95 %.
+pub const Z: f64 = 1.959_963_984_540_054;
+
+/// The interval of [`Paired::interval`] for the mean of differences from -1 to 1, one for each of `of` questions, of
+/// which the sum and the sum of squares are given. If a question was answered several times, with several seeds, its
+/// difference is the mean over these answers.
+pub fn interval(of: usize, sum: f64, squares: f64) -> (f64, f64) {
+    let of = of as f64 + 2.0;
+    let difference = sum / of;
+    let error = Z * ((squares + 1.0) / of - difference * difference).max(0.0).sqrt() / of.sqrt();
+    ((difference - error).max(-1.0), (difference + error).min(1.0))
 }
 
 #[cfg(test)]

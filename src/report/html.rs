@@ -433,7 +433,8 @@ pub fn spelled_out(text: &str) -> String {
     shown
 }
 
-fn escaped(text: &str) -> String {
+/// Text as it stands in HTML, between tags and in attributes with double quotes.
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

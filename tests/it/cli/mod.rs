@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 mod bad_input;
 mod commands;
 mod devices;
+mod eval;
 mod files;
 mod running;
 mod terminal;
