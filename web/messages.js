@@ -7,7 +7,7 @@
 
 /**
  * A message to the worker.
- * @typedef {LoadMessage | PrepareMessage | RunMessage | ResolveMessage | LogitsMessage | ReportMessage | StopMessage | ConformanceMessage} ToWorker
+ * @typedef {LoadMessage | PrepareMessage | RunMessage | ResolveMessage | LogitsMessage | ReplayMessage | ReportMessage | StopMessage | ConformanceMessage} ToWorker
  *
  * Loads a model: from files, from a server or from the hub, or, with none of these, the built-in model. Answered by
  * `progress` and `note`, then by `loaded` or `error`.
@@ -48,6 +48,14 @@
  * @typedef {object} LogitsMessage
  * @property {'logits'} do
  * @property {number} call
+ * @property {Uint32Array} ids
+ *
+ * Has the model read these tokens behind the prompt as if it had written them, and pruned as the request says. Answered by
+ * `replayed` or `error`.
+ * @typedef {object} ReplayMessage
+ * @property {'replay'} do
+ * @property {number} call
+ * @property {Request} options
  * @property {Uint32Array} ids
  *
  * A request as src/engine/request.rs defines it, with the same fields. A field that is absent is decided by the
@@ -122,7 +130,7 @@
 
 /**
  * A message to the page. `call` is that of the message which it answers.
- * @typedef {(ReadyMessage | LostMessage | ProgressMessage | LoadedMessage | PreparedMessage | RunEvent | ResolvedMessage | LogitsResult | ReportResult |
+ * @typedef {(ReadyMessage | LostMessage | ProgressMessage | LoadedMessage | PreparedMessage | RunEvent | ResolvedMessage | LogitsResult | ReplayedMessage | ReportResult |
  *   CaseMessage | ConformanceResult | ErrorMessage) & {call?: number}} ToPage
  *
  * The engine is there and the browser has a GPU.
@@ -178,6 +186,10 @@
  * @typedef {object} LogitsResult
  * @property {'logits'} type
  * @property {Float32Array} values - a row for each token, with as many values as the vocabulary has tokens
+ *
+ * @typedef {object} ReplayedMessage
+ * @property {'replayed'} type
+ * @property {string} json - a trace, as docs/trace.md describes it
  *
  * @typedef {object} ReportResult
  * @property {'report'} type

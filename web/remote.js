@@ -151,6 +151,11 @@ export class RemoteEngine {
     throw new SecateurError('engine', 'The logits could not be computed', 'a server gives no logits\n  what to do: run the model in the browser');
   }
 
+  /** @returns {Promise<never>} */
+  async replay() {
+    throw new SecateurError('engine', 'The text could not be replayed', 'a server replays no texts\n  what to do: run the model in the browser');
+  }
+
   /** Ends the runs under way after the tokens that are already being computed. */
   stop() {
     for (const stop of this.#stops) stop();

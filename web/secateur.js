@@ -46,7 +46,7 @@
 
 /**
  * What a model needs of its engine.
- * @typedef {Pick<Engine, 'run' | 'resolve' | 'logits' | 'stop' | 'conformance' | 'report' | 'close'>} AnyEngine
+ * @typedef {Pick<Engine, 'run' | 'resolve' | 'logits' | 'replay' | 'stop' | 'conformance' | 'report' | 'close'>} AnyEngine
  */
 
 /** An error of the engine. The message says what failed, where, and what to do. */
@@ -282,6 +282,15 @@ export class Engine {
     return (await this.#answer({ do: 'logits', ids: Uint32Array.from(ids) }, 'logits')).values;
   }
 
+  /**
+   * @param {Request} request
+   * @param {Iterable<number>} ids
+   * @returns {Promise<string>}
+   */
+  async replay(request, ids) {
+    return (await this.#answer({ do: 'replay', options: request, ids: Uint32Array.from(ids) }, 'replayed')).json;
+  }
+
   /** Ends the run under way after the tokens that are already being computed. */
   stop() {
     if (!this.#ended) this.#worker.postMessage({ do: 'stop' });
@@ -407,6 +416,17 @@ export class Model {
    */
   logits(ids) {
     return this.engine.logits(ids);
+  }
+
+  /**
+   * Reads these tokens behind the prompt as if the model had written them, and prunes as the request says. By the trace,
+   * JSON text, the decisions of this device can be compared with those of another about the same text.
+   * @param {Request} request
+   * @param {Iterable<number>} ids
+   * @returns {Promise<string>}
+   */
+  replay(request, ids) {
+    return this.engine.replay(request, ids);
   }
 
   /** Ends the run under way after the tokens that are already being computed; its last events still come. */

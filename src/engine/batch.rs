@@ -10,7 +10,7 @@ use super::bound::Bound;
 use super::logprobs::{Of, PendingLogprobs, Row};
 use super::record::{Event, LAG, OnEvent, RunResult};
 use super::request::Prompt;
-use super::runner::{Measurements, Next, PREFILL_CHUNK, PendingForward, PendingState, ProbeInput, Runner};
+use super::runner::{Admission, Measurements, Next, PREFILL_CHUNK, PendingForward, PendingState, ProbeInput, Runner};
 use super::sequence::Sequence;
 use crate::cache::RegionUpdate;
 use crate::kernels::Reduce;
@@ -656,6 +656,47 @@ impl<'e> Batch<'e> {
         }
         self.start_read(0);
         Ok(())
+    }
+
+    /// Follows a text that is known, in place of one that the model writes: forwards `ids` behind the prompt in chunks, and
+    /// prunes where it would if the model had written them. See [`Engine::replay`](super::Engine::replay).
+    pub(super) async fn replay(mut self, prompt: &Prompt, settings: &Settings, ids: &[u32]) -> Result<RunResult> {
+        const PLACE: usize = 0;
+        let on: &mut OnEvent<'_> = &mut |_, _| ();
+        let mut sequence = self.prepared.sequence(self.requests, prompt, settings)?;
+        self.runner.check_prompt(sequence.prompt.len())?;
+        // A prompt that is copied from another request has the same bits, but a replay should depend on nothing else.
+        self.runner.admit(PLACE, true, &Admission { group: None, ..sequence.admission() })?;
+        sequence.begin();
+        let mut unread = sequence.prompt.clone();
+        self.places.0[PLACE] = Some(sequence);
+        for &id in ids {
+            let Some(sequence) = &mut self.places.0[PLACE] else { break };
+            let taken = sequence.take_in(id, None, on);
+            sequence.or_fail(taken);
+            sequence.issued = sequence.tokens.len();
+            if sequence.ended.is_some() {
+                break;
+            }
+            if sequence.due().is_none() {
+                unread.push(id);
+                continue;
+            }
+            let read = self.runner.follow(PLACE, &std::mem::take(&mut unread), id);
+            if sequence.or_fail(read).is_some() {
+                self.prune(on).await?;
+                // The token that was sampled is none of the text.
+                self.reads.clear();
+            }
+        }
+        self.places.sequences().for_each(|sequence| {
+            sequence.issued = sequence.tokens.len();
+            sequence.cancel();
+        });
+        match self.retire(on).pop() {
+            Some((_, result)) => result,
+            None => Err(Error::new(ErrorKind::Internal, "a replay has not ended")),
+        }
     }
 
     /// Removes the sequences that have ended, and frees their memory.

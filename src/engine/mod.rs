@@ -63,6 +63,7 @@ use crate::Result;
 use crate::device::ComputeDevice;
 use crate::model::decoder::Decoder;
 use crate::text::Tokenizer;
+use crate::trace::Trace;
 use crate::weights::ModelSource;
 
 /// A model on a device, ready to run prompts.
@@ -198,6 +199,20 @@ impl Engine {
                 return result;
             }
         }
+    }
+
+    /// Reads `ids` behind `prompt` as if the model had written them, and prunes as `settings` say: what two devices decide
+    /// about one text can be compared, although they might write different texts. The trace has the given tokens and what
+    /// the probes measured and evicted. Nothing is generated, so the text is forwarded in chunks, which takes much less time
+    /// than a run.
+    ///
+    /// The replay ends with a token that ends a run, or with the last of `ids`, and then as a cancelled one.
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run).
+    pub async fn replay(&mut self, prompt: &Prompt, settings: &Settings, ids: &[u32]) -> Result<Trace> {
+        let result = self.batch().replay(prompt, settings, ids).await?;
+        result.error.map_or(Ok(result.trace), Err)
     }
 
     /// Keeps the beginning of the cache of requests that have ended, which holds their prompts, in up to `bytes` of memory. A

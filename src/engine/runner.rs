@@ -404,6 +404,22 @@ impl Runner {
         Ok(ids.len())
     }
 
+    /// Forwards ids that come next in a text that is known, and samples nothing. `pending` is the token behind them, which
+    /// the next forward of pending tokens reads.
+    ///
+    /// # Errors
+    /// The errors of [`Decoder::plan`].
+    pub(crate) fn follow(&mut self, seq: usize, ids: &[u32], pending: u32) -> Result<()> {
+        for chunk in ids.chunks(PREFILL_CHUNK) {
+            let plan = self.model.plan(Input::Chunk { seq, ids: chunk }, &mut self.cache)?;
+            self.model.forward(&plan, &mut self.cache, None);
+            self.cache.advance(seq, chunk.len(), pending);
+        }
+        // If there are no ids, the token that is pending is still an earlier one.
+        self.cache.advance(seq, 0, pending);
+        Ok(())
+    }
+
     /// `steps` decode steps of all of `seqs`: forwards their pending tokens and samples the next ones.
     ///
     /// # Errors

@@ -5,6 +5,8 @@ use crate::common::replay;
 use crate::common::replay::Evict;
 use secateur::Dtype;
 use secateur::ModelSource;
+use secateur::Trace;
+use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Settings};
 use secateur::sampling::Sampling;
 use secateur::settings::AttentionDetail;
@@ -51,6 +53,46 @@ fn run(engine: &mut Engine, prompt: &Prompt, options: &Settings) -> RunResult {
 
 fn ids(result: &RunResult) -> Vec<u32> {
     result.trace.tokens.iter().map(|t| t.id).collect()
+}
+
+/// A text that is read is pruned as it was while it was written, whatever the policy measures, and so it is when it is
+/// read again.
+#[test]
+fn a_replay_prunes_as_the_run_did() {
+    let _one = common::beside_others();
+    let prompt = Prompt::Chat("What is 12 + 30?".into());
+    let mut engine = engine(&ComputeDevice::cpu(), true);
+    for policy in ["think-clearly", "last-attention", "h2o", "snapkv", "streaming-llm"] {
+        let options = Settings {
+            max_new_tokens: 130,
+            policy: policy.parse().expect("a listed policy"),
+            budget: "tokens:48".parse().expect("a budget"),
+            window: 16,
+            probe_every: 20,
+            ignore_eos: true,
+            ..Settings::default()
+        };
+        let written = run(&mut engine, &prompt, &options);
+        let ids = ids(&written);
+        let evicted = |trace: &Trace| -> Vec<(usize, Vec<u32>)> {
+            trace.probes.iter().map(|probe| (probe.at_token, probe.evicted.clone())).collect()
+        };
+        let expected = evicted(&written.trace);
+        assert!(expected.iter().filter(|(_, evicted)| !evicted.is_empty()).count() > 2, "{policy}: {expected:?}");
+        for _ in 0..2 {
+            // Without the last token, after which nothing was measured.
+            let read = engine.replay(&prompt, &options, &ids[..ids.len() - 1]);
+            let read = pollster::block_on(read).expect("it is read");
+            assert_eq!(evicted(&read), expected, "{policy}");
+            let texts = |trace: &Trace| -> Vec<String> {
+                trace.tokens.iter().take(ids.len() - 1).map(|token| token.text.clone()).collect()
+            };
+            assert_eq!(texts(&read), texts(&written.trace), "{policy}");
+            assert_eq!(read.stop_reason, StopReason::Cancelled, "{policy}");
+        }
+    }
+    let outside = pollster::block_on(engine.replay(&prompt, &Settings::default(), &[1, u32::MAX]));
+    assert!(outside.is_err(), "an id outside the vocabulary was read");
 }
 
 /// Probes happen, tokens are evicted, and the first evictions are those of the CPU twins. Ids are equal as long as
