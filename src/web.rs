@@ -19,7 +19,7 @@ use wasm_bindgen_futures::future_to_promise;
 
 use crate::cache::CacheShape;
 use crate::device::ComputeDevice;
-use crate::engine::{Engine, Event, LoadOptions, PreparedModel, Request, Resolved};
+use crate::engine::{Engine, Event, LoadOptions, PreparedModel, Rehearsal, Request, Resolved};
 use crate::kernels::cases;
 use crate::model::required;
 use crate::report::events::{RunEvents, model_info, number};
@@ -71,8 +71,47 @@ impl Load {
     }
 }
 
+/// A model whose weights were not read yet: what loading it would take.
+#[wasm_bindgen]
+pub struct Checked {
+    need: Value,
+    /// `None` for a model whose shaders cannot be compiled without its weights.
+    rehearsal: Option<Rc<Rehearsal>>,
+    stop: Arc<AtomicBool>,
+}
+
+#[wasm_bindgen]
+impl Checked {
+    /// For a decision before the weights are read: `{weights_bytes, cache_bytes, context, architecture}` as JSON text.
+    /// `cache_bytes` are those of a full cache of all positions.
+    pub fn need(&self) -> String {
+        self.need.to_string()
+    }
+
+    /// Compiles the shaders that the model needs, by running a small model with weights of the same types. It may go on
+    /// while the weights are fetched. It begins with the shaders of the first token, and ends at the next opportunity after
+    /// [`stop`](Self::stop).
+    pub fn rehearse(&self) -> Promise {
+        let (rehearsal, stop) = (self.rehearsal.clone(), self.stop.clone());
+        promise(async move {
+            let stopped = || stop.load(Ordering::Relaxed);
+            if let Some(rehearsal) = rehearsal.filter(|_| !stopped()) {
+                let device = trusted_device().await?;
+                rehearsal.run(&device, stopped).await?;
+                device.burn.memory_cleanup();
+            }
+            Ok(Value::Null)
+        })
+    }
+
+    /// Ends the rehearsal that is under way, and makes later ones do nothing.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
 /// See [`Secateur::check`].
-async fn check(source: &ModelSource, options: &Load) -> Result<Value> {
+async fn check(source: &ModelSource, options: &Load) -> Result<Checked> {
     let load = options.options()?;
     let model = PreparedModel::new(source, "model", &load)?;
     let device = device().await?;
@@ -82,12 +121,15 @@ async fn check(source: &ModelSource, options: &Load) -> Result<Value> {
     let (config, context) = (model.config(), model.context());
     let weights = Weights::open(source)?;
     required::check(config, &weights)?;
-    Ok(json!({
+    let need = json!({
         "weights_bytes": required::device_bytes(&weights, load.weights)?,
         "cache_bytes": CacheShape::new(config, load.kv, 1, 1)?.bytes_for(context),
         "context": context,
         "architecture": config.architecture.class_name(),
-    }))
+    });
+    // Without one, the shaders are compiled later; what is wrong with the model shows when it is loaded.
+    let rehearsal = Rehearsal::new(&model, &weights).ok().flatten().map(Rc::new);
+    Ok(Checked { need, rehearsal, stop: Arc::default() })
 }
 
 fn parse<'a, T: Deserialize<'a>>(options: &'a str) -> Result<T> {
@@ -112,14 +154,12 @@ impl Secateur {
         load.await.map_err(|e| rejection(&e))
     }
 
-    /// What loading a model would take, for a decision before its weights are read: `{weights_bytes, cache_bytes,
-    /// context, architecture}` as JSON text. Reads the small files and the headers of the weights. `cache_bytes` are those
-    /// of a full cache of all positions.
+    /// What loading a model would take. Reads the small files and the headers of the weights.
     ///
     /// Rejects for a model that cannot be run on this browser's GPU, as [`load`](Self::load) would.
-    pub async fn check(files: Object, options: String) -> Result<String, JsError> {
+    pub async fn check(files: Object, options: String) -> Result<Checked, JsError> {
         let check = async { check(&files::source(&files)?, &parse(&options)?).await };
-        Ok(check.await.map_err(|e| rejection(&e))?.to_string())
+        check.await.map_err(|e| rejection(&e))
     }
 
     /// Loads the model that comes with secateur, from its files as in [`load`](Self::load).

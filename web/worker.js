@@ -29,7 +29,7 @@ let loading = Promise.resolve(); // of the latest model
 let opened; // the GPU, once
 let tested; // its kernels, once
 let asked = 0; // how often the engine was asked for something
-let rehearsing; // the model that is rehearsed, or undefined
+let rehearsing; // what is rehearsed and can be stopped, or undefined
 let rehearsal = Promise.resolve(); // the latest one
 let stopped = false; // whether the latest run was to be stopped
 
@@ -105,7 +105,8 @@ async function builtinFiles() {
 //
 // A browser compiles a shader when it is first used, and that takes much longer than running it. So a model is run for a
 // few tokens while nobody waits for the engine: its shaders are compiled then, and not at the first question. The probes of
-// such a run also test the kernels of pruning.
+// such a run also test the kernels of pruning. A model that is fetched is rehearsed as soon as its headers are here: a small
+// model with weights of the same types needs the same shaders.
 
 /** Runs a model for a few tokens. It may fail: what is wrong with the model shows at the first question. */
 async function rehearse(model) {
@@ -116,14 +117,34 @@ async function rehearse(model) {
   } catch {
     // see above
   } finally {
-    rehearsing = undefined;
+    if (rehearsing === model) rehearsing = undefined;
   }
+}
+
+/**
+ * Compiles the shaders of a model while it is fetched, once the kernels are tested. What fails here shows when the model is
+ * loaded.
+ * @param {object} checked - what is known of the model
+ * @param {Promise<unknown>} trusted - the test
+ */
+function rehearseAhead(checked, trusted) {
+  const before = rehearsal;
+  rehearsing = checked;
+  rehearsal = (async () => {
+    await before;
+    await trusted;
+    await checked.rehearse();
+  })().catch(() => undefined).finally(() => {
+    if (rehearsing === checked) rehearsing = undefined;
+    checked.free();
+  });
 }
 
 /** Rehearses the loaded model as soon as nobody asks for anything. */
 function rehearseSoon() {
   const before = asked;
-  setTimeout(() => {
+  setTimeout(async () => {
+    await rehearsal; // of the headers
     if (asked === before) rehearsal = rehearse(engine);
   }, IDLE);
 }
@@ -162,9 +183,11 @@ async function load({ call, files, url, hub, options }) {
   /** Refuses a model that this GPU cannot run or has no room for, before its weights are read. */
   const check = async (files) => {
     await openGpu();
-    need = JSON.parse(await wasm.Secateur.check(files, settings));
+    const checked = await wasm.Secateur.check(files, settings);
+    need = JSON.parse(checked.need());
     const bytes = need.weights_bytes + Math.min(need.cache_bytes, CACHE);
-    if (await hasRoom(bytes)) return;
+    if (await hasRoom(bytes)) return rehearseAhead(checked, trusted);
+    checked.free();
     throw new Error(
       `the GPU has no room for this model\n  expected: ${fileSize(bytes)}, of which the weights take ${fileSize(need.weights_bytes)}\n` +
         '  what to do: load it with smaller weights (q4), choose a smaller model, or close other tabs',
@@ -182,6 +205,8 @@ async function load({ call, files, url, hub, options }) {
   own?.catch(() => undefined); // awaited below
   send({ call, type: 'progress', what: 'Checking the GPU and uploading the model', done: 0, total: 0 });
   await trusted;
+  // What it has not begun to compile is compiled when it is needed.
+  rehearsing?.stop();
   /** The engine counts parts of the model; the page shows bytes. */
   const uploaded = (json) => {
     const { what, done, total } = JSON.parse(json);

@@ -35,6 +35,7 @@ mod prepared;
 mod prompts;
 pub(crate) mod pruning;
 mod record;
+mod rehearsal;
 mod repeated;
 mod request;
 pub(crate) mod runner;
@@ -51,6 +52,7 @@ pub use bound::Bound;
 pub use logprobs::{Logprobs, MOST_LOGPROBS};
 pub use prepared::PreparedModel;
 pub use record::{Event, GROWTH, LAG, OnEvent, RunResult};
+pub use rehearsal::Rehearsal;
 #[cfg(all(feature = "serve", not(target_family = "wasm")))]
 pub(crate) use request::finite;
 pub use request::{Encoded, LoadOptions, Prompt, Request, Resolved};

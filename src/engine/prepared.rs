@@ -8,6 +8,7 @@ use super::{Engine, GROWTH, Runner};
 use crate::answer_format::AnswerFormat;
 use crate::cache::CacheShape;
 use crate::device::ComputeDevice;
+use crate::dtype::Dtype;
 use crate::model::config::ModelConfig;
 use crate::model::decoder::{self, Decoder};
 use crate::policy::Scope;
@@ -99,6 +100,16 @@ impl PreparedModel {
     /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The element type of the KV cache.
+    pub(super) fn kv(&self) -> Dtype {
+        self.shape.dtype
+    }
+
+    /// The precision to which the weights are quantized as they are loaded, if they are.
+    pub(super) fn precision(&self) -> Option<Precision> {
+        self.precision
     }
 
     /// Positions that the model is loaded for: the prompt and what is generated share them.

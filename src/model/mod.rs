@@ -10,4 +10,5 @@ mod limits;
 mod matrix;
 pub mod required;
 pub mod rope;
+pub(crate) mod stand_in;
 mod tensors;

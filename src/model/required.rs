@@ -14,51 +14,69 @@ use crate::{Error, ErrorKind, Result};
 /// # Errors
 /// The first tensor that is missing, or has another shape or an element type that is not supported.
 pub fn check(config: &ModelConfig, weights: &Weights) -> Result<()> {
-    let (h, inter) = (config.hidden_size, config.intermediate_size);
-    let (q, kv, d) = (config.q_size(), config.kv_size(), config.head_dim);
     let expect = |name: &str, shape: &[usize]| weights.expect(name, shape)?.packed_dtype().map(drop);
-    expect("model.embed_tokens.weight", &[config.vocab_size, h])?;
-    if !config.tie_word_embeddings {
-        expect("lm_head.weight", &[config.vocab_size, h])?;
-    }
-    expect("model.norm.weight", &[h])?;
+    outside_layers(config).into_iter().try_for_each(|(name, shape)| expect(name, &shape))?;
     for i in 0..config.num_layers {
-        let part = |name: &str, shape: &[usize]| expect(&format!("model.layers.{i}.{name}"), shape);
-        part("input_layernorm.weight", &[h])?;
-        part("post_attention_layernorm.weight", &[h])?;
-        if config.fused_projections {
-            part("self_attn.qkv_proj.weight", &[q + 2 * kv, h])?;
-        } else {
-            for (what, rows) in [("q", q), ("k", kv), ("v", kv)] {
-                part(&format!("self_attn.{what}_proj.weight"), &[rows, h])?;
-            }
-        }
-        for (what, rows) in [("q", q), ("k", kv), ("v", kv)] {
-            if config.attention_bias {
-                part(&format!("self_attn.{what}_proj.bias"), &[rows])?;
-            }
-        }
-        part("self_attn.o_proj.weight", &[h, q])?;
-        if config.output_bias {
-            part("self_attn.o_proj.bias", &[h])?;
-        }
-        if config.qk_norm {
-            part("self_attn.q_norm.weight", &[d])?;
-            part("self_attn.k_norm.weight", &[d])?;
-        }
+        of_layer(config, i).into_iter().try_for_each(|(name, shape)| expect(&in_layer(i, name), &shape))?;
         if let Some(mixture) = config.experts.as_ref().filter(|mixture| mixture.has_experts(i)) {
             check_experts(config, mixture, weights, i)?;
-            continue;
         }
-        if config.fused_projections {
-            part("mlp.gate_up_proj.weight", &[2 * inter, h])?;
-        } else {
-            part("mlp.gate_proj.weight", &[inter, h])?;
-            part("mlp.up_proj.weight", &[inter, h])?;
-        }
-        part("mlp.down_proj.weight", &[h, inter])?;
     }
     Ok(())
+}
+
+/// The name of a tensor of a layer.
+pub(super) fn in_layer(layer: usize, name: &str) -> String {
+    format!("model.layers.{layer}.{name}")
+}
+
+/// The tensors that belong to no layer: their names and shapes.
+pub(super) fn outside_layers(config: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
+    let vocabulary = || vec![config.vocab_size, config.hidden_size];
+    let mut tensors = vec![("model.embed_tokens.weight", vocabulary())];
+    if !config.tie_word_embeddings {
+        tensors.push(("lm_head.weight", vocabulary()));
+    }
+    tensors.push(("model.norm.weight", vec![config.hidden_size]));
+    tensors
+}
+
+/// The tensors of a layer, but for those of experts: their names behind the number of the layer, and their shapes.
+pub(super) fn of_layer(config: &ModelConfig, layer: usize) -> Vec<(&'static str, Vec<usize>)> {
+    let (h, inter) = (config.hidden_size, config.intermediate_size);
+    let (q, kv, d) = (config.q_size(), config.kv_size(), config.head_dim);
+    let mut tensors = vec![("input_layernorm.weight", vec![h]), ("post_attention_layernorm.weight", vec![h])];
+    if config.fused_projections {
+        tensors.push(("self_attn.qkv_proj.weight", vec![q + 2 * kv, h]));
+    } else {
+        tensors.push(("self_attn.q_proj.weight", vec![q, h]));
+        tensors.push(("self_attn.k_proj.weight", vec![kv, h]));
+        tensors.push(("self_attn.v_proj.weight", vec![kv, h]));
+    }
+    if config.attention_bias {
+        tensors.push(("self_attn.q_proj.bias", vec![q]));
+        tensors.push(("self_attn.k_proj.bias", vec![kv]));
+        tensors.push(("self_attn.v_proj.bias", vec![kv]));
+    }
+    tensors.push(("self_attn.o_proj.weight", vec![h, q]));
+    if config.output_bias {
+        tensors.push(("self_attn.o_proj.bias", vec![h]));
+    }
+    if config.qk_norm {
+        tensors.push(("self_attn.q_norm.weight", vec![d]));
+        tensors.push(("self_attn.k_norm.weight", vec![d]));
+    }
+    if config.experts.as_ref().is_some_and(|mixture| mixture.has_experts(layer)) {
+        return tensors;
+    }
+    if config.fused_projections {
+        tensors.push(("mlp.gate_up_proj.weight", vec![2 * inter, h]));
+    } else {
+        tensors.push(("mlp.gate_proj.weight", vec![inter, h]));
+        tensors.push(("mlp.up_proj.weight", vec![inter, h]));
+    }
+    tensors.push(("mlp.down_proj.weight", vec![h, inter]));
+    tensors
 }
 
 /// Checks the router and the experts of a layer.

@@ -93,6 +93,26 @@ pub struct TensorView<'a> {
 }
 
 impl Weights {
+    /// Weights that are all zeros: tensors with these names, element types and shapes. They share their bytes.
+    ///
+    /// # Errors
+    /// An element type that is not supported, and a shape that has no whole number of blocks.
+    pub(crate) fn zeros(tensors: impl IntoIterator<Item = (String, FileDtype, Vec<usize>)>) -> Result<Self> {
+        let mut zeros = Self::default();
+        for (name, stored, shape) in tensors {
+            let size = stored.packed().and_then(|dtype| dtype.stored_bytes(shape.iter().product()));
+            let Some(size) = size else {
+                let e = Error::new(ErrorKind::Model, "a tensor has an element type or a shape that is not supported");
+                return Err(e.at(name).found(format!("{stored} {shape:?}")));
+            };
+            let entry = Entry { file: 0, stored, shape, heads: None, range: 0..size as u64, own_name: None };
+            zeros.tensors.insert(name, entry);
+        }
+        let most = zeros.tensors.values().map(|entry| entry.range.end).max().unwrap_or(0);
+        zeros.files.push(("zeros".into(), vec![0; most as usize].into()));
+        Ok(zeros)
+    }
+
     /// The tensor `name`.
     ///
     /// # Errors

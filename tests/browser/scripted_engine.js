@@ -9,7 +9,8 @@ export class Secateur {
   static async check(files, _options) {
     const config = files['config.json'];
     if (!(config?.size ?? config?.length)) throw new Error('config.json is missing');
-    return JSON.stringify({ weights_bytes: 1000, cache_bytes: 1000, context: 12, architecture: 'Scripted' });
+    const need = JSON.stringify({ weights_bytes: 1000, cache_bytes: 1000, context: 12, architecture: 'Scripted' });
+    return { need: () => need, rehearse: async () => 'null', stop() {}, free() {} };
   }
 
   static async load(_files, options, _onEvent) {

@@ -1,12 +1,15 @@
 //! Every kernel case on every adapter of this machine, compared with the CPU twins. `SECATEUR_REQUIRE=cpu,llvmpipe`
 //! names backends or parts of names; an adapter that is named and missing is a failure, so nothing passes because it
 //! did not run.
+use secateur::device::Tuning;
 use secateur::device::{self, ComputeDevice};
-use secateur::engine::{Engine, LoadOptions, RunResult};
+use secateur::engine::{Engine, LoadOptions, PreparedModel, Rehearsal, RunResult};
 use secateur::expert::conformance::{self, Report};
 use secateur::expert::kernels::variant::hooks;
 use secateur::expert::kernels::{cases, variants};
-use secateur::{Request, Result, builtin};
+use secateur::expert::weights::Weights;
+use secateur::expert::weights::precision::Precision;
+use secateur::{ModelSource, Request, Result, builtin};
 
 use crate::common::{alone, block_on, gpu};
 
@@ -90,6 +93,54 @@ fn what_is_tested_first_is_what_the_built_in_model_runs() {
     let unneeded: Vec<_> = of_test.iter().map(|l| &l.variant).filter(|v| !needed((*v).clone())).collect();
     assert!(unneeded.is_empty(), "{:?}", unneeded.iter().map(|v| (v.kernel, &v.constants)).collect::<Vec<_>>());
     assert!(of_test.len() >= 9, "only {} shaders were tested", of_test.len());
+}
+
+/// The shaders of a model are compiled before its weights are there: a small model with weights of the same types launches
+/// every shader that a run of the model launches, also one that is longer than a tile of attention.
+#[test]
+fn a_rehearsal_launches_what_the_model_launches() {
+    let _one = alone();
+    let Some(gpu) = gpu() else { return };
+    for (folder, weights) in [
+        ("qwen2-bf16", None),
+        ("qwen3-f32", Some(Precision::Q4)),
+        ("phi3-long-f16", None),
+        ("smollm3-bf16", None),
+        ("gguf-llama-q4", None),
+        ("gguf-qwen2-q8", None),
+    ] {
+        let path = format!("{}/tests/golden/{folder}", env!("CARGO_MANIFEST_DIR"));
+        let gguf = format!("{path}/model.gguf");
+        let path = if std::path::Path::new(&gguf).exists() { gguf } else { path };
+        let source = ModelSource::open(&path).expect("committed");
+        for tuning in [Tuning::CPU, Tuning::GPU] {
+            let mut device = gpu.clone();
+            device.tuning = tuning;
+            let load = LoadOptions { context: Some(400), weights, ..LoadOptions::default() };
+            let prepared = PreparedModel::new(&source, folder, &load).expect("a good model");
+            let headers = Weights::open(&source).expect("a good model");
+            let rehearsal = Rehearsal::new(&prepared, &headers).expect("a good model").expect("it has no experts");
+            let (rehearsed, of_rehearsal) = hooks::with(None, || block_on(rehearsal.run(&device, || false)));
+            rehearsed.expect("it runs");
+            let mut engine = prepared.load(&source, &device, &mut |_, _| ()).expect("it loads");
+            let request = Request {
+                ids: Some(vec![3; 40]),
+                max_new_tokens: Some(300),
+                probe_every: Some(90),
+                ignore_eos: Some(true),
+                ..Request::default()
+            };
+            let resolved = engine.resolve(&request).expect("a good request");
+            let (result, of_run) =
+                hooks::with(None, || block_on(engine.run(&resolved.prompt, &resolved.settings, &mut |_| ())));
+            result.expect("it runs");
+            let compiled = |variant| of_rehearsal.iter().any(|launch| launch.variant == variant);
+            let later: Vec<_> = of_run.iter().map(|l| &l.variant).filter(|v| !compiled((*v).clone())).collect();
+            let later: Vec<_> = later.iter().map(|v| (v.kernel, &v.constants)).collect();
+            assert!(later.is_empty(), "{folder}, {tuning:?}: {later:?}");
+            assert!(of_run.len() >= 9, "{folder}: only {} shaders ran", of_run.len());
+        }
+    }
 }
 
 /// A kernel whose test was put off is tested before a run relies on it. A wrong one is named, and tested again by the
