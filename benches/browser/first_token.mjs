@@ -12,7 +12,7 @@ import { loadavg, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 
-import { Browser, ROOT, serve, spread } from './browser.mjs';
+import { Browser, ROOT, adapterOf, provenance, serve, spread } from './browser.mjs';
 
 const { values: options } = parseArgs({
   options: {
@@ -56,14 +56,15 @@ function watch(question, after) {
 const { site, close } = await serve((path) => join(options.web, path), { 'Cache-Control': 'no-cache' });
 const profile = mkdtempSync(join(tmpdir(), 'first-token-'));
 const visits = [];
+console.log(provenance());
 try {
   for (let visit = 0; visit <= Number(options.visits); visit++) {
     const browser = new Browser(profile);
     try {
-      const { product } = await browser.call('Browser.getVersion');
-      if (!visit) console.log(`${product}, engine of ${statSync(join(options.web, 'pkg/secateur_bg.wasm')).size} bytes, Send ${options.after} s after it can be pressed`);
+      if (!visit) console.log(`engine of ${statSync(join(options.web, 'pkg/secateur_bg.wasm')).size} bytes, Send ${options.after} s after it can be pressed`);
       await browser.open(`${site}/`, `(${watch})(${JSON.stringify(QUESTION)}, ${1000 * Number(options.after)})`);
       await browser.until('globalThis.times?.over');
+      if (!visit) console.log(await adapterOf(browser));
       const { ready, clicked, tokens } = await browser.eval('times');
       if (tokens.length < 16) throw new Error(await browser.eval("document.getElementById('error').innerText"));
       const seconds = (from, to) => (to - from) / 1000;
