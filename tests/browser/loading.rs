@@ -2,6 +2,7 @@
 //!
 //! The tests speak to the worker, so they do not depend on the page.
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
 
 use crate::devtools::Browser;
 use crate::{LONG, Result, SOON, Site, clean, server};
@@ -109,6 +110,54 @@ pub fn an_interrupted_download_goes_on(site: &Site) -> Result {
     let others: Vec<_> = problems.iter().filter(|problem| !problem.contains("ERR_CONTENT_LENGTH_MISMATCH")).collect();
     ensure!(others.is_empty(), "{others:?}");
     Ok(())
+}
+
+/// While a model is fetched, a small one compiles its shaders: afterwards, a run with probes needs no other.
+pub fn shaders_are_compiled_while_a_model_is_fetched(site: &Site) -> Result {
+    // A document without the page, whose own worker would compile shaders as well.
+    let mut browser = site.open("/watch.js")?;
+    worker(&mut browser)?;
+    let script = "import('MODULE').then(({ Checked }) => {
+           const { rehearse } = Checked.prototype;
+           Checked.prototype.rehearse = function () {
+             const over = rehearse.call(this);
+             over.then(() => (globalThis.rehearsed = gpuWatch.pipelines), (error) => (globalThis.rehearsed = String(error)));
+             return over;
+           };
+         })";
+    browser.eval_in_worker(&script.replace("MODULE", &site.url("/pkg/secateur.js")))?;
+    // At once, before the worker rehearses the model itself.
+    browser.eval(&format!(
+        "engine.onmessage = ({{ data }}) => {{
+           said.push(data);
+           if (data.type !== 'loaded') return;
+           engine.postMessage({{ do: 'run', call: 2, options: {{
+             ids: Array(20).fill(7), max_new_tokens: 40, ignore_eos: true, greedy: true, probe_every: 16, window: 4,
+           }} }});
+         }};
+         engine.postMessage({{ do: 'load', call: 1, options: {{}}, url: {} }})",
+        json!(site.url("/held/tests/golden/qwen2-bf16/"))
+    ))?;
+    let begun = Instant::now();
+    let rehearsed = loop {
+        let rehearsed = browser.eval_in_worker("globalThis.rehearsed ?? null")?;
+        if !rehearsed.is_null() {
+            break rehearsed;
+        }
+        ensure!(browser.eval("over()")? == false, "it was loaded before: {}", browser.eval(SAID)?);
+        ensure!(begun.elapsed() < LONG, "no rehearsal has ended");
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    server::let_go();
+    browser.wait("!!last('trace') || !!last('error')", SAID, LONG)?;
+    ensure!(browser.eval("!last('error')")? == true, "{}", browser.eval("last('error')?.text")?);
+    let probes = browser.eval("JSON.parse(last('trace').json).probes.length")?;
+    ensure!(probes.as_u64() > Some(0), "{probes} probes");
+    let [_, _, pipelines, _] = browser.gpu_report()?;
+    println!("{rehearsed} pipelines were compiled while the model was fetched, {pipelines} in all");
+    ensure!(rehearsed.as_u64() == Some(pipelines), "{rehearsed} pipelines while it was fetched, {pipelines} in all");
+    ensure!(pipelines > 20, "only {pipelines} pipelines");
+    clean(&mut browser)
 }
 
 pub fn picked_files_are_read_in_pieces(site: &Site) -> Result {

@@ -8,10 +8,12 @@ mod devtools;
 mod ensure;
 mod loading;
 mod over_api;
+mod package;
 mod page;
 mod report;
 mod served;
 mod server;
+mod twin;
 
 use secateur::Dtype;
 use std::{
@@ -22,13 +24,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use devtools::Browser;
 use secateur::ModelSource;
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, LoadOptions, Prompt, Settings};
-use secateur::expert::quality;
 use secateur::policy::Budget;
 use secateur::trace::Trace;
 use serde_json::{Value, json};
@@ -108,9 +107,10 @@ fn main() -> ExitCode {
         ("kernels_conform_on_webgpu", kernels_conform_on_webgpu),
         ("a_request_is_resolved_as_on_the_command_line", a_request_is_resolved_as_on_the_command_line),
         ("greedy_ids_are_the_goldens", greedy_ids_are_the_goldens),
-        ("logits_are_those_of_the_cpu", logits_are_those_of_the_cpu),
+        ("logits_and_plans_are_those_of_the_cpu", twin::logits_and_plans_are_those_of_the_cpu),
         ("a_fetched_model_is_kept", loading::a_fetched_model_is_kept),
         ("an_interrupted_download_goes_on", loading::an_interrupted_download_goes_on),
+        ("shaders_are_compiled_while_a_model_is_fetched", loading::shaders_are_compiled_while_a_model_is_fetched),
         ("picked_files_are_read_in_pieces", loading::picked_files_are_read_in_pieces),
         (
             "what_cannot_run_is_refused_before_its_weights_are_read",
@@ -127,7 +127,7 @@ fn main() -> ExitCode {
         ("a_server_is_asked_as_a_browser_is", over_api::a_server_is_asked_as_a_browser_is),
         ("everybody_can_use_the_page_of_a_server", over_api::everybody_can_use_the_page_of_a_server),
         ("a_model_thinks_and_is_pruned", a_model_thinks_and_is_pruned),
-        ("the_example_runs", the_example_runs),
+        ("the_example_runs", package::the_example_runs),
     ];
     let site = match server::serve(0, route_for_tests) {
         Ok(port) => Site { port, chromium: env::var("CHROMIUM").unwrap_or_else(|_| "chromium".into()) },
@@ -310,50 +310,6 @@ fn greedy_ids_are_the_goldens(site: &Site) -> Result {
     Ok(())
 }
 
-/// The page gives the tokens of known answers the same probabilities as the CPU does: the logits of the built-in model's
-/// problems with their answers, within the bound of tests/it/golden.rs. All 20 problems with `SECATEUR_PROBLEMS=20`.
-fn logits_are_those_of_the_cpu(site: &Site) -> Result {
-    const BOUND: f64 = 1e-4;
-    let some =
-        env::var("SECATEUR_PROBLEMS").map_or(Ok(3), |n| n.parse()).map_err(|e| format!("SECATEUR_PROBLEMS: {e}"))?;
-    let golden: Value = serde_json::from_str(include_str!("../../models/tiny-reasoner/golden.json")).expect("JSON");
-    let (source, cpu) = (secateur::builtin::source(), ComputeDevice::cpu());
-    let twin = Engine::load(&source, "", &cpu, &LoadOptions::default(), &mut |_, _| ()).map_err(|e| e.to_string())?;
-    let mut browser = real(site, "/")?;
-    browser.eval("$('builtin').click()")?;
-    browser.wait(LOADED, "$('model').textContent", LONG)?;
-    let mut worst = 0f64;
-    for (i, problem) in golden["problems"].as_array().into_iter().flatten().take(some).enumerate() {
-        let ids = ["prompt_ids", "greedy_ids"].map(|key| problem[key].as_array().cloned().unwrap_or_default()).concat();
-        let ids: Vec<u32> = ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok()).collect();
-        browser.eval(&format!(
-            "secateur.model.logits({ids:?}).then((values) => new Response(values).blob()).then((blob) => new Promise((resolve) => {{
-               const reader = new FileReader();
-               reader.onload = () => resolve(reader.result.split(',')[1]);
-               reader.readAsDataURL(blob);
-             }})).then((text) => {{ window.logits{i} = text; }}, (error) => {{ window.logits{i} = `failed: ${{error}}`; }}), 0"
-        ))?;
-        browser.wait(&format!("window.logits{i}"), "''", LONG)?;
-        let text = browser.eval(&format!("window.logits{i}"))?;
-        let bytes = BASE64_STANDARD.decode(text.as_str().unwrap_or("")).map_err(|e| format!("{e}: {text}"))?;
-        let found: Vec<f64> =
-            bytes.as_chunks::<4>().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes))).collect();
-        let expected = pollster::block_on(quality::logits(twin.model(), &ids)).map_err(|e| e.to_string())?;
-        ensure!(found.len() == expected.len() && found.len() > ids.len(), "problem {i}: {} logits", found.len());
-        let largest = expected.iter().fold(0f64, |most, v| most.max(f64::from(v.abs())));
-        let differences = found.iter().zip(&expected).map(|(a, b)| (a - f64::from(*b)).abs());
-        // NaN has to fail, and `max` would drop it.
-        let error = differences.fold(0f64, |most, d| if d <= most { most } else { d }) / largest;
-        ensure!(largest > 1.0, "problem {i}: flat logits");
-        ensure!(error <= BOUND, "problem {i}: the logits differ by {error:.1e} of the largest");
-        worst = worst.max(error);
-    }
-    println!(
-        "{some} problems: the logits differ by at most {worst:.1e} of the largest, of {BOUND:.0e} that are allowed"
-    );
-    browser.gpu_report().map(drop)
-}
-
 /// The same JSON through the engine in the browser and through the command line comes to the same prompt and settings.
 fn a_request_is_resolved_as_on_the_command_line(site: &Site) -> Result {
     let file = Path::new(ROOT).join("tests/fixtures/requests.json");
@@ -504,17 +460,6 @@ fn a_model_thinks_and_is_pruned(site: &Site) -> Result {
     for scheme in ["light", "dark"] {
         screenshot(&mut browser, "run", scheme, 1000)?;
     }
-    Ok(())
-}
-
-/// The example of the package, as a user would run it.
-fn the_example_runs(site: &Site) -> Result {
-    let mut browser = site.open("/example.html")?;
-    browser.wait("document.body.dataset.done", "document.querySelector('pre')?.textContent", LONG)?;
-    let text = browser.eval("document.querySelector('pre').textContent")?;
-    ensure!(text.as_str().is_some_and(|t| t.contains("Okay, I need") && t.contains("tokens are cached")), "{text}");
-    let problems = browser.take_problems()?;
-    ensure!(problems.is_empty(), "{}", problems.join("\n"));
     Ok(())
 }
 

@@ -396,7 +396,7 @@ pub fn a_report_opens_in_a_sandbox(site: &Site) -> Result {
 }
 
 /// Whether the libraries of npm are there; a reason is printed where they are not. CI must have them.
-fn has_npm(file: &str) -> Result<bool> {
+pub fn has_npm(file: &str) -> Result<bool> {
     if Path::new(ROOT).join("web").join(file).exists() {
         return Ok(true);
     }

@@ -4,7 +4,7 @@ use std::{
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
     net::{TcpListener, TcpStream},
     path::{Component, Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     sync::{Arc, Mutex},
     thread,
     time::Duration,
@@ -36,6 +36,13 @@ static VERSION: AtomicU32 = AtomicU32::new(0);
 /// From now on, all files are of another version.
 pub fn new_version() {
     VERSION.fetch_add(1, Ordering::Relaxed);
+}
+
+static LET_GO: AtomicBool = AtomicBool::new(false);
+
+/// From now on, the weights below `/held/` are sent to their end.
+pub fn let_go() {
+    LET_GO.store(true, Ordering::Relaxed);
 }
 
 static REQUESTS: Mutex<Vec<Request>> = Mutex::new(Vec::new());
@@ -92,6 +99,9 @@ fn answer(stream: TcpStream, router: &Router) -> io::Result<()> {
     // Below this folder, connections break in the middle of a file; a part of a file is sent as a whole.
     let breaks = path.starts_with("/broken/");
     let path = path.strip_prefix("/broken").unwrap_or(path);
+    // Below this folder, the second half of the weights comes when a test lets it go.
+    let held = path.starts_with("/held/") && [".gguf", ".safetensors"].iter().any(|end| path.ends_with(end));
+    let path = path.strip_prefix("/held").unwrap_or(path);
     match open_all(router(path)) {
         Ok((kind, length, mut contents)) => {
             let (first, last) = (start.unwrap_or(0), end.unwrap_or(length - 1).min(length - 1));
@@ -117,6 +127,12 @@ fn answer(stream: TcpStream, router: &Router) -> io::Result<()> {
                 let from = skip.min(here);
                 skip -= from;
                 content.seek(SeekFrom::Start(from))?;
+                if held && start.is_none() {
+                    left -= io::copy(&mut content.take(left / 2), &mut stream)?;
+                    while !LET_GO.load(Ordering::Relaxed) {
+                        thread::sleep(Duration::from_millis(20));
+                    }
+                }
                 left -= io::copy(&mut content.take(left), &mut stream)?;
             }
             Ok(())
