@@ -410,6 +410,7 @@ impl Runner {
     /// # Errors
     /// The errors of [`Decoder::plan`].
     pub(crate) fn follow(&mut self, seq: usize, ids: &[u32], pending: u32) -> Result<()> {
+        self.repeated.forget();
         for chunk in ids.chunks(PREFILL_CHUNK) {
             let plan = self.model.plan(Input::Chunk { seq, ids: chunk }, &mut self.cache)?;
             self.model.forward(&plan, &mut self.cache, None);
