@@ -223,13 +223,13 @@ impl Secateur {
 
     /// Reads `ids` behind the prompt of `request` as if the model had written them, and prunes as the request says. By its
     /// trace, which is JSON text, the decisions of this device are compared with those of another.
-    pub fn replay(&self, request: String, ids: Vec<u32>) -> Promise {
+    pub fn follow(&self, request: String, ids: Vec<u32>) -> Promise {
         let slot = self.engine.clone();
         promise(async move {
             let request = Request::from_json(&request)?;
             let mut engine = slot.borrow_mut().take().ok_or_else(under_way)?;
             let trace = match engine.resolve(&request) {
-                Ok(Resolved { prompt, settings, .. }) => engine.replay(&prompt, &settings, &ids).await,
+                Ok(Resolved { prompt, settings, .. }) => engine.follow(&prompt, &settings, &ids).await,
                 Err(e) => Err(e),
             };
             *slot.borrow_mut() = Some(engine);

@@ -7,7 +7,7 @@
 
 /**
  * A message to the worker.
- * @typedef {LoadMessage | PrepareMessage | RunMessage | ResolveMessage | LogitsMessage | ReplayMessage | ReportMessage | StopMessage | ConformanceMessage} ToWorker
+ * @typedef {LoadMessage | PrepareMessage | RunMessage | ResolveMessage | LogitsMessage | FollowMessage | ReportMessage | StopMessage | ConformanceMessage} ToWorker
  *
  * Loads a model: from files, from a server or from the hub, or, with none of these, the built-in model. Answered by
  * `progress` and `note`, then by `loaded` or `error`.
@@ -51,9 +51,9 @@
  * @property {Uint32Array} ids
  *
  * Has the model read these tokens behind the prompt as if it had written them, and pruned as the request says. Answered by
- * `replayed` or `error`.
- * @typedef {object} ReplayMessage
- * @property {'replay'} do
+ * `followed` or `error`.
+ * @typedef {object} FollowMessage
+ * @property {'follow'} do
  * @property {number} call
  * @property {Request} options
  * @property {Uint32Array} ids
@@ -130,7 +130,7 @@
 
 /**
  * A message to the page. `call` is that of the message which it answers.
- * @typedef {(ReadyMessage | LostMessage | ProgressMessage | LoadedMessage | PreparedMessage | RunEvent | ResolvedMessage | LogitsResult | ReplayedMessage | ReportResult |
+ * @typedef {(ReadyMessage | LostMessage | ProgressMessage | LoadedMessage | PreparedMessage | RunEvent | ResolvedMessage | LogitsResult | FollowedMessage | ReportResult |
  *   CaseMessage | ConformanceResult | ErrorMessage) & {call?: number}} ToPage
  *
  * The engine is there and the browser has a GPU.
@@ -187,8 +187,8 @@
  * @property {'logits'} type
  * @property {Float32Array} values - a row for each token, with as many values as the vocabulary has tokens
  *
- * @typedef {object} ReplayedMessage
- * @property {'replayed'} type
+ * @typedef {object} FollowedMessage
+ * @property {'followed'} type
  * @property {string} json - a trace, as docs/trace.md describes it
  *
  * @typedef {object} ReportResult

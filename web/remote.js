@@ -152,8 +152,8 @@ export class RemoteEngine {
   }
 
   /** @returns {Promise<never>} */
-  async replay() {
-    throw new SecateurError('engine', 'The text could not be replayed', 'a server replays no texts\n  what to do: run the model in the browser');
+  async follow() {
+    throw new SecateurError('engine', 'The text could not be followed', 'a server follows no texts\n  what to do: run the model in the browser');
   }
 
   /** Ends the runs under way after the tokens that are already being computed. */

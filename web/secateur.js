@@ -46,7 +46,7 @@
 
 /**
  * What a model needs of its engine.
- * @typedef {Pick<Engine, 'run' | 'resolve' | 'logits' | 'replay' | 'stop' | 'conformance' | 'report' | 'close'>} AnyEngine
+ * @typedef {Pick<Engine, 'run' | 'resolve' | 'logits' | 'follow' | 'stop' | 'conformance' | 'report' | 'close'>} AnyEngine
  */
 
 /** An error of the engine. The message says what failed, where, and what to do. */
@@ -287,8 +287,8 @@ export class Engine {
    * @param {Iterable<number>} ids
    * @returns {Promise<string>}
    */
-  async replay(request, ids) {
-    return (await this.#answer({ do: 'replay', options: request, ids: Uint32Array.from(ids) }, 'replayed')).json;
+  async follow(request, ids) {
+    return (await this.#answer({ do: 'follow', options: request, ids: Uint32Array.from(ids) }, 'followed')).json;
   }
 
   /** Ends the run under way after the tokens that are already being computed. */
@@ -425,8 +425,8 @@ export class Model {
    * @param {Iterable<number>} ids
    * @returns {Promise<string>}
    */
-  replay(request, ids) {
-    return this.engine.replay(request, ids);
+  follow(request, ids) {
+    return this.engine.follow(request, ids);
   }
 
   /** Ends the run under way after the tokens that are already being computed; its last events still come. */

@@ -8,7 +8,7 @@ import { TRIAL, fetchModel, fileSize, fromFiles, hasRoom, hubAddress } from './f
 /** @typedef {import('./messages.js').RunMessage} RunMessage */
 /** @typedef {import('./messages.js').ResolveMessage} ResolveMessage */
 /** @typedef {import('./messages.js').LogitsMessage} LogitsMessage */
-/** @typedef {import('./messages.js').ReplayMessage} ReplayMessage */
+/** @typedef {import('./messages.js').FollowMessage} FollowMessage */
 /** @typedef {import('./messages.js').ReportMessage} ReportMessage */
 
 /** Bytes of the cache for which there has to be room beside the weights; it grows while the model runs. */
@@ -255,11 +255,11 @@ const jobs = {
     needModel();
     send({ call, type: 'logits', values: await engine.logits(ids) });
   },
-  /** @param {ReplayMessage} message */
-  async replay({ call, options, ids }) {
+  /** @param {FollowMessage} message */
+  async follow({ call, options, ids }) {
     await interrupt();
     needModel();
-    send({ call, type: 'replayed', json: await engine.replay(JSON.stringify(options), ids) });
+    send({ call, type: 'followed', json: await engine.follow(JSON.stringify(options), ids) });
   },
   /** @param {ReportMessage} message */
   async report({ call, traces }) {
@@ -282,7 +282,7 @@ const TITLES = {
   run: 'Decoding stopped',
   resolve: 'The request was refused',
   logits: 'The logits could not be computed',
-  replay: 'The text could not be replayed',
+  follow: 'The text could not be followed',
   report: 'The report could not be made',
   conformance: 'Conformance did not finish',
 };

@@ -212,12 +212,12 @@ fn report(outcome: &Outcome) -> String {
     text += &screen::table(&rows);
     if let Some(Run { measured, .. }) = outcome.runs.first() {
         let (seconds, tokens) = (measured.first_prefill_seconds, measured.prompt);
-        text += &format!("the first prompt of {tokens} tokens took {seconds:.2} s, in which shaders were compiled or read\n");
+        text += &format!(
+            "the first prompt of {tokens} tokens took {seconds:.2} s, in which shaders were compiled or read\n"
+        );
     }
     let times = outcome.runs.first().map_or(0, |run| run.repetitions);
-    text + &format!(
-        "median (smallest - largest) of {times} measurements; the first run is not counted\n"
-    )
+    text + &format!("median (smallest - largest) of {times} measurements; the first run is not counted\n")
 }
 
 fn spread(s: Spread) -> String {

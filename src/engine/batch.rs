@@ -659,13 +659,13 @@ impl<'e> Batch<'e> {
     }
 
     /// Follows a text that is known, in place of one that the model writes: forwards `ids` behind the prompt in chunks, and
-    /// prunes where it would if the model had written them. See [`Engine::replay`](super::Engine::replay).
-    pub(super) async fn replay(mut self, prompt: &Prompt, settings: &Settings, ids: &[u32]) -> Result<RunResult> {
+    /// prunes where it would if the model had written them. See [`Engine::follow`](super::Engine::follow).
+    pub(super) async fn follow(mut self, prompt: &Prompt, settings: &Settings, ids: &[u32]) -> Result<RunResult> {
         const PLACE: usize = 0;
         let on: &mut OnEvent<'_> = &mut |_, _| ();
         let mut sequence = self.prepared.sequence(self.requests, prompt, settings)?;
         self.runner.check_prompt(sequence.prompt.len())?;
-        // A prompt that is copied from another request has the same bits, but a replay should depend on nothing else.
+        // A prompt that is copied from another request has the same bits, but what follows should depend on nothing else.
         self.runner.admit(PLACE, true, &Admission { group: None, ..sequence.admission() })?;
         sequence.begin();
         let mut unread = sequence.prompt.clone();
@@ -695,7 +695,7 @@ impl<'e> Batch<'e> {
         });
         match self.retire(on).pop() {
             Some((_, result)) => result,
-            None => Err(Error::new(ErrorKind::Internal, "a replay has not ended")),
+            None => Err(Error::new(ErrorKind::Internal, "a text that was followed has not ended")),
         }
     }
 

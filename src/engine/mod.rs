@@ -208,12 +208,12 @@ impl Engine {
     /// the probes measured and evicted. Nothing is generated, so the text is forwarded in chunks, which takes much less time
     /// than a run.
     ///
-    /// The replay ends with a token that ends a run, or with the last of `ids`, and then as a cancelled one.
+    /// It ends with a token that ends a run, or with the last of `ids`, and then as a cancelled one.
     ///
     /// # Errors
     /// Those of [`run`](Self::run).
-    pub async fn replay(&mut self, prompt: &Prompt, settings: &Settings, ids: &[u32]) -> Result<Trace> {
-        let result = self.batch().replay(prompt, settings, ids).await?;
+    pub async fn follow(&mut self, prompt: &Prompt, settings: &Settings, ids: &[u32]) -> Result<Trace> {
+        let result = self.batch().follow(prompt, settings, ids).await?;
         result.error.map_or(Ok(result.trace), Err)
     }
 

@@ -142,19 +142,19 @@ fn plans(browser: &mut Browser, twin: &mut Engine, prompt: &[u32], answer: &[u32
         "max_new_tokens": 512, "greedy": true, "seed": 0,
     });
     browser.eval(&format!(
-        "window.replayed = undefined;
-         secateur.model.replay({request}, {answer:?}).catch(String).then((text) => {{ window.replayed = text; }}), 0"
+        "window.followed = undefined;
+         secateur.model.follow({request}, {answer:?}).catch(String).then((text) => {{ window.followed = text; }}), 0"
     ))?;
     // Both compute at the same time.
     let recorder = Recorder::default();
     let mut native = || {
         let mut resolved = twin.resolve(&Request::from_json(&request.to_string())?)?;
         resolved.settings.policy = PolicyRef::new(recorder.clone());
-        pollster::block_on(twin.replay(&resolved.prompt, &resolved.settings, answer))
+        pollster::block_on(twin.follow(&resolved.prompt, &resolved.settings, answer))
     };
     let expected = native().map_err(|e| e.to_string())?;
-    browser.wait("window.replayed", "''", LONG)?;
-    let text = browser.eval("window.replayed")?;
+    browser.wait("window.followed", "''", LONG)?;
+    let text = browser.eval("window.followed")?;
     let found = Trace::from_json(text.as_str().unwrap_or("")).map_err(|e| format!("{e}: {text}"))?;
     ensure!(found.tokens == expected.tokens && found.tokens.len() == answer.len(), "{} tokens", found.tokens.len());
     ensure!(found.probes.len() == expected.probes.len(), "{} probes", found.probes.len());

@@ -58,7 +58,7 @@ fn ids(result: &RunResult) -> Vec<u32> {
 /// A text that is read is pruned as it was while it was written, whatever the policy measures, and so it is when it is
 /// read again.
 #[test]
-fn a_replay_prunes_as_the_run_did() {
+fn a_text_that_is_followed_is_pruned_as_it_was_when_written() {
     let _one = common::beside_others();
     let prompt = Prompt::Chat("What is 12 + 30?".into());
     let mut engine = engine(&ComputeDevice::cpu(), true);
@@ -81,7 +81,7 @@ fn a_replay_prunes_as_the_run_did() {
         assert!(expected.iter().filter(|(_, evicted)| !evicted.is_empty()).count() > 2, "{policy}: {expected:?}");
         for _ in 0..2 {
             // Without the last token, after which nothing was measured.
-            let read = engine.replay(&prompt, &options, &ids[..ids.len() - 1]);
+            let read = engine.follow(&prompt, &options, &ids[..ids.len() - 1]);
             let read = pollster::block_on(read).expect("it is read");
             assert_eq!(evicted(&read), expected, "{policy}");
             let texts = |trace: &Trace| -> Vec<String> {
@@ -91,7 +91,7 @@ fn a_replay_prunes_as_the_run_did() {
             assert_eq!(read.stop_reason, StopReason::Cancelled, "{policy}");
         }
     }
-    let outside = pollster::block_on(engine.replay(&prompt, &Settings::default(), &[1, u32::MAX]));
+    let outside = pollster::block_on(engine.follow(&prompt, &Settings::default(), &[1, u32::MAX]));
     assert!(outside.is_err(), "an id outside the vocabulary was read");
 }
 
