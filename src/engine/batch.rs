@@ -11,7 +11,7 @@ use super::logprobs::{Of, PendingLogprobs, Row};
 use super::record::{Event, LAG, OnEvent, RunResult};
 use super::request::Prompt;
 use super::runner::{Admission, Measurements, Next, PREFILL_CHUNK, PendingForward, PendingState, ProbeInput, Runner};
-use super::sequence::Sequence;
+use super::sequence::{Sequence, check_ids};
 use crate::cache::RegionUpdate;
 use crate::kernels::Reduce;
 use crate::policy::KeepPlan;
@@ -665,6 +665,7 @@ impl<'e> Batch<'e> {
         let on: &mut OnEvent<'_> = &mut |_, _| ();
         let mut sequence = self.prepared.sequence(self.requests, prompt, settings)?;
         self.runner.check_prompt(sequence.prompt.len())?;
+        check_ids(ids, self.prepared.config.vocab_size, "the text")?;
         // A prompt that is copied from another request has the same bits, but what follows should depend on nothing else.
         self.runner.admit(PLACE, true, &Admission { group: None, ..sequence.admission() })?;
         sequence.begin();

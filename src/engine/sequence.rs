@@ -726,7 +726,7 @@ impl Repetition {
 }
 
 /// Checks that every id has a row in the embedding.
-fn check_ids(ids: &[u32], vocabulary: usize, place: &str) -> Result<()> {
+pub(super) fn check_ids(ids: &[u32], vocabulary: usize, place: &str) -> Result<()> {
     match ids.iter().find(|id| **id as usize >= vocabulary) {
         None => Ok(()),
         Some(id) => Err(Error::new(ErrorKind::Input, "a token id is outside the vocabulary")
