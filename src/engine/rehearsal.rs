@@ -51,7 +51,7 @@ impl Rehearsal {
     /// `stop` returns true. Kernels whose test was put off are tested before the probe.
     ///
     /// # Errors
-    /// Those of a run, and those of [`conformance::test_others`].
+    /// Those of a run, and a kernel that computes wrong results.
     pub async fn run(&self, device: &ComputeDevice, stop: impl Fn() -> bool) -> Result<()> {
         let StandIn { config, weights } = &self.model;
         let model = Arc::new(Decoder::load(config, weights, CONTEXT, self.precision, device, &mut |_, _| ())?);
