@@ -428,6 +428,13 @@ impl ComputeDevice {
         self.fault().map_or(synced, Err)
     }
 
+    /// Notes that nothing can be computed on this device any more, although the graphics library did not say so.
+    pub(crate) fn give_up(&self, error: &Error) {
+        log::warn!("the device is given up: {error}");
+        #[cfg(not(target_family = "wasm"))]
+        self.fault.set(error.to_string()).ok();
+    }
+
     /// Whether the device was lost or has failed otherwise, so that nothing can be computed on it any more.
     #[cfg(not(target_family = "wasm"))]
     pub fn has_failed(&self) -> bool {

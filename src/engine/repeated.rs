@@ -6,6 +6,9 @@ use crate::kernels::recording::Recording;
 /// Slots that every sequence must have free before a step is recorded. When the cache grows, the recording ends.
 pub(super) const ROOM_TO_RECORD: usize = 8;
 
+/// Attempts to record that may come to nothing before the device is taken for one that cannot.
+const MOST_TRIES: usize = 3;
+
 /// What the launches of a decode step depend on, besides that for which the runner forgets the recording.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Step {
@@ -31,11 +34,13 @@ pub(super) struct Repeated {
     /// The sequences of the latest calls, and how many calls in a row decoded them.
     calls: (Vec<usize>, usize),
     recording: Option<(Step, Recording)>,
+    /// Attempts to record that came to nothing since the last recording.
+    tries: usize,
 }
 
 impl Repeated {
     pub fn new(on: bool) -> Self {
-        Self { on, calls: (Vec::new(), 0), recording: None }
+        Self { on, calls: (Vec::new(), 0), recording: None, tries: 0 }
     }
 
     /// Notes a call that decodes `seqs`.
@@ -57,9 +62,15 @@ impl Repeated {
         self.recording.as_ref().filter(|(recorded, _)| recorded == step).map(|(_, recording)| recording)
     }
 
-    /// Keeps the recording of a step. `None`: the device cannot record, and will not be asked again.
+    /// Keeps the recording of a step, if it could be made. If it could not, the next call that decodes the same sequences
+    /// tries again, up to [`MOST_TRIES`] times.
     pub fn keep(&mut self, step: Step, recording: Option<Recording>) {
-        self.on &= recording.is_some();
+        if recording.is_some() {
+            self.tries = 0;
+        } else {
+            (self.tries, self.calls.1) = (self.tries + 1, 0);
+            self.on &= self.tries < MOST_TRIES;
+        }
         self.recording = recording.map(|recording| (step, recording));
     }
 

@@ -458,7 +458,10 @@ impl Runner {
                 sampler.launch(&model.logits(&out, Logits::Last), cache, seqs, 1);
             };
             match record {
-                true => repeated.keep(step, Recording::of(&model.device().burn, launch)?),
+                true => {
+                    let recorded = Recording::of(&model.device().burn, launch);
+                    repeated.keep(step, recorded.inspect_err(|e| model.device().give_up(e))?);
+                }
                 false => launch(),
             }
         }

@@ -1,22 +1,39 @@
 //! Buffers on a device: allocating them, writing into them, and the poison that conformance runs fill outputs with.
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::cell::{Cell, RefCell};
 
 use burn::backend::flex::FlexTensor;
 use burn::backend::wgpu::CubeTensor;
 use burn::backend::{Cube, CubeDevice, DispatchDevice, Flex};
 use burn::cubecl::client::Client;
+use burn::cubecl::server::Handle;
 use burn::tensor::kind::Basic;
 use burn::tensor::{Bytes, DType, Device, Element, Int, Tensor, TensorData};
 
 use super::cube::count_upload;
 use super::kernel::{from_cube, from_flex};
 
-static POISON: AtomicBool = AtomicBool::new(false);
+thread_local! {
+    static POISON: Cell<bool> = const { Cell::new(false) };
+    static KEPT: RefCell<Option<Vec<Handle>>> = const { RefCell::new(None) };
+}
 
-/// While poisoning is on, every output buffer starts as NaN words ([`POISON_WORD`]), which shows an element that a
-/// kernel fails to write. It is meant for conformance runs, since it costs an upload per output.
+/// While poisoning is on, every output buffer of this thread starts as NaN words ([`POISON_WORD`]), which shows an element
+/// that a kernel fails to write. It is meant for conformance runs, since it costs an upload per output.
 pub fn poison_outputs(on: bool) {
-    POISON.store(on, Ordering::Relaxed);
+    POISON.set(on);
+}
+
+/// Whether outputs of this thread are poisoned.
+pub(super) fn poisons() -> bool {
+    POISON.get()
+}
+
+/// Runs `launch`, and returns the outputs that this thread allocated meanwhile. As long as they are held, none of them
+/// shares its memory with another one.
+pub(super) fn held_outputs(launch: impl FnOnce()) -> Vec<Handle> {
+    KEPT.set(Some(Vec::new()));
+    launch();
+    KEPT.take().unwrap_or_default()
 }
 
 /// The word that [`poison_outputs`] fills buffers with: a NaN that no kernel computes.
@@ -32,10 +49,15 @@ fn cube(device: &Device) -> Option<&CubeDevice> {
 
 fn allocate(client: Client, device: CubeDevice, shape: Vec<usize>, dtype: DType) -> CubeTensor {
     let words = shape.iter().product::<usize>();
-    let handle = match POISON.load(Ordering::Relaxed) {
+    let handle = match poisons() {
         true => client.create(Bytes::from_elems(vec![POISON_WORD; words])),
         false => client.empty(words * 4),
     };
+    KEPT.with_borrow_mut(|kept| {
+        if let Some(kept) = kept {
+            kept.push(handle.clone());
+        }
+    });
     CubeTensor::new_contiguous(client, device, shape.into(), handle, dtype)
 }
 
@@ -77,7 +99,7 @@ pub(super) fn empty(like: &CubeTensor, shape: Vec<usize>, dtype: DType) -> CubeT
 /// The first check runs in conformance runs and debug builds only. Otherwise cubecl's thread may still hold a new
 /// buffer, and waiting for its queue at every launch would defeat the purpose of the queue.
 pub(super) fn owned(t: CubeTensor, what: &str) -> CubeTensor {
-    if cfg!(debug_assertions) || POISON.load(Ordering::Relaxed) {
+    if cfg!(debug_assertions) && KEPT.with_borrow(Option::is_none) || poisons() {
         for _ in 0..100 {
             if t.can_mut() || t.client.exclusive(|| ()).is_err() {
                 break;

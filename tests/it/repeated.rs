@@ -163,3 +163,66 @@ fn a_step_launches_eight_kernels_in_a_layer() {
     assert_eq!(step_at(30), [of(short, 0), of(short, 1), of(short, 1)]);
     assert_eq!(step_at(600), [of(split, 0), of(split, 1), of(split, 1)]);
 }
+
+/// A recording holds on to the memory that it touches, and yet pruning gives memory back, because the recording goes first.
+/// Two runners that share weights, in turns, do not disturb each other.
+#[test]
+fn a_recording_keeps_neither_memory_nor_the_neighbours() {
+    let _guard = alone();
+    let Some(device) = gpu() else { return };
+    let fixture = Fixture::open("qwen2-f16");
+    let model = fixture.load(device);
+    let shape = CacheShape::new(&fixture.config, Dtype::F32, 1, 64).expect("f32 or f16");
+    let prompt: Vec<u32> = (0..2000).map(|i| i * 7 % 300).collect();
+    let mut runners = [true, true, false].map(|replay| {
+        let mut runner = Runner::new(model.clone(), shape);
+        runner.set_replay(replay);
+        let mut forwarded = 0;
+        while forwarded < prompt.len() {
+            forwarded += runner.prefill(0, &prompt[forwarded..]).expect("it fits");
+        }
+        runner
+    });
+    let before = kernels::counts();
+    for _ in 0..4 {
+        runners.iter_mut().for_each(|runner| runner.decode(&[0], 5).expect("it fits"));
+    }
+    assert!(kernels::counts().since(before).replays >= 20, "the two have to replay: {:?}", kernels::counts());
+    let [first, second, launched] = runners.each_ref().map(|runner| state_words(runner.cache()));
+    assert_eq!(first, launched);
+    assert_eq!(second, launched);
+
+    device.burn.memory_cleanup();
+    state_words(runners[0].cache());
+    let (before, wanted) = (device.bytes(), runners[0].cache().bytes());
+    let keep: Vec<Slot> = (0..2000).step_by(20).map(Slot).collect();
+    let kept = runners[0].keep(&[RegionUpdate::new(0, &keep, 1)]);
+    kept.into_iter().for_each(|kept| kept.expect("it fits"));
+    state_words(runners[0].cache());
+    let (after, freed) = (device.bytes(), wanted - runners[0].cache().bytes());
+    println!("{}: {before:?} to {after:?}, the cache gave back {freed}", device.info.name);
+    assert!(freed > wanted * 8 / 10);
+    assert!(before.reserved - after.reserved >= freed * 9 / 10, "the driver got back less than was freed");
+}
+
+/// While outputs are poisoned, which writes to the device, nothing is recorded, and the same thread records afterwards.
+#[test]
+fn nothing_is_recorded_while_outputs_are_poisoned() {
+    let _guard = beside_others();
+    let Some(device) = gpu() else { return };
+    let fixture = Fixture::open("qwen2-f16");
+    let shape = CacheShape::new(&fixture.config, Dtype::F16, 1, 64).expect("f32 or f16");
+    let mut runner = Runner::new(fixture.load(device), shape);
+    runner.prefill(0, &[5; 10]).expect("it fits");
+    let mut replays = || {
+        let before = kernels::counts();
+        (0..4).for_each(|_| runner.decode(&[0], 2).expect("it fits"));
+        pollster::block_on(runner.read().finish()).expect("readable");
+        kernels::counts().since(before).replays
+    };
+    kernels::memory::poison_outputs(true);
+    let poisoned = replays();
+    kernels::memory::poison_outputs(false);
+    assert_eq!(poisoned, 0);
+    assert!(replays() > 0);
+}
