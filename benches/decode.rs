@@ -31,7 +31,7 @@ fn main() -> secateur::Result<()> {
     };
     let device = block_on(ComputeDevice::open(args.get(1).map_or("auto", String::as_str)))?;
     let steps: usize = args.get(2).and_then(|s| s.parse().ok()).unwrap_or(64);
-    let source = ModelSource::directory(dir)?;
+    let source = ModelSource::open(dir)?;
     let config = ModelConfig::load(&source)?;
     let model = Arc::new(Decoder::load(&config, &Weights::open(&source)?, 4096, None, &device, &mut |_, _| ())?);
     let copied = block_on(bench::copy_bandwidth(&device, 3))?.bytes_per_second.median;

@@ -15,6 +15,8 @@
 # PROMPTS      the lengths of prompts (default: 128,512,2048,8192)
 # SEQUENCES    the sequences side by side (default: 1,4,16)
 # SECATEUR     a program that is built already (default: it is built, in the profile release)
+#
+# Needs cargo, python3, and on Linux a Vulkan loader and the driver of the GPU.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,12 +29,23 @@ if [ -z "${SECATEUR:-}" ]; then
     cargo build --release --bin secateur || exit 1
     SECATEUR=${CARGO_TARGET_DIR:-target}/release/secateur
 fi
-adapter=$("$SECATEUR" bench --device "$device" --prompt 1 --decode 1 --repeat 1 --json --quiet 2>/dev/null |
-    python3 -c 'import json, sys; d = json.load(sys.stdin)["device"]; print(d["name"])')
-[ -n "$adapter" ] || { echo "gpu.sh: no device is called $device; \`secateur devices\` lists those of this machine" >&2; exit 1; }
+command -v python3 >/dev/null || { echo "gpu.sh: install python3" >&2; exit 1; }
+found=$("$SECATEUR" bench --device "$device" --prompt 1 --decode 1 --repeat 1 --json --quiet) || exit 1
+adapter=$(python3 -c 'import json, sys; print(json.load(sys.stdin)["device"]["name"])' <<<"$found")
+kind=$(python3 -c 'import json, sys; print(json.load(sys.stdin)["device"]["kind"])' <<<"$found")
+if [ "$kind" = software ] && [ "$device" = auto ]; then
+    echo "gpu.sh: only $adapter was found, which is no GPU: to measure it all the same, name it as DEVICE" >&2
+    exit 1
+fi
 
 name=$(tr -cs '[:alnum:]' - <<<"$adapter" | tr '[:upper:]' '[:lower:]')
 out=docs/results/$(date +%F)-${name%-}.md
+# What an earlier run has measured stays.
+again=2
+while [ -e "$out" ]; do
+    out=docs/results/$(date +%F)-${name%-}-$again.md
+    again=$((again + 1))
+done
 changed=$(git status --porcelain --untracked-files=no | wc -l)
 processor=$(grep -m 1 '^model name' /proc/cpuinfo 2>/dev/null | cut -d: -f2- || sysctl -n machdep.cpu.brand_string 2>/dev/null)
 

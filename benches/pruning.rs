@@ -59,7 +59,7 @@ fn main() -> secateur::Result<()> {
     let device = block_on(ComputeDevice::open(args.get(1).map_or("auto", String::as_str)))?;
     let tokens: usize = args.get(2).and_then(|n| n.parse().ok()).unwrap_or(4000);
     let policy = args.get(3).cloned().unwrap_or_else(|| PolicyRef::default().name().into());
-    let source = ModelSource::directory(dir)?;
+    let source = ModelSource::open(dir)?;
     let load = LoadOptions { kv: Dtype::F16, context: None, sequences: 1, weights: None };
     let engine = || Engine::load(&source, dir.as_str(), &device, &load, &mut |_, _| ());
     let (mut pruned, mut full) = (engine()?, engine()?);

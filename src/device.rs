@@ -459,6 +459,10 @@ impl ComputeDevice {
         if let Some(fault) = self.fault() {
             return fault;
         }
+        // A loss may show in what is read before the library tells of it.
+        if error.what() == LOST {
+            self.give_up(&error);
+        }
         error.or_at(self.info.line())
     }
 
@@ -499,7 +503,7 @@ pub(crate) fn failure(said: &str) -> Error {
              need less",
         )
     } else if is_loss(said) {
-        Error::new(ErrorKind::Device, "the device was lost").help(
+        Error::new(ErrorKind::Device, LOST).help(
             "its driver was restarted, or it was removed or switched off: run the same again; if that does not help, \
              update the driver, choose another `device`, or use `device` cpu",
         )
@@ -510,13 +514,18 @@ pub(crate) fn failure(said: &str) -> Error {
     error.found(causes(said))
 }
 
+/// What an error says of a device that no longer exists.
+const LOST: &str = "the device was lost";
+
 /// Whether the graphics library says that the device no longer exists.
 fn is_loss(said: &str) -> bool {
     let said = said.to_lowercase();
     // A buffer that a lost device makes is invalid, and the library says so only where it is used. What makes a buffer
     // invalid otherwise, such as a lack of memory, was said before.
     let made_by_lost = said.contains("buffer with '") && said.contains("label is invalid");
-    made_by_lost || ["is lost", "poisoned", "device lost"].iter().any(|words| said.contains(words))
+    // A buffer that is valid cannot be mapped for no other reason; a lack of memory, too, was said before.
+    made_by_lost
+        || ["is lost", "poisoned", "device lost", "could not be mapped"].iter().any(|words| said.contains(words))
 }
 
 /// What the graphics library said, on one line, without headings and without the backtrace.
@@ -632,6 +641,7 @@ mod tests {
             (poisoned, "the device was lost", "The device is poisoned: Destroyed"),
             (memory, "the device is out of memory", "Out of Memory: In Device::create_buffer, label = 'x': Not enough"),
             ("In Queue::write_buffer: Buffer with '' label is invalid", "the device was lost", "label is invalid"),
+            ("the staging buffer could not be mapped: x", "the device was lost", "could not be mapped"),
             ("Buffer is too small", "the device has failed", "Buffer is too small"),
         ] {
             let error = failure(said);

@@ -205,7 +205,7 @@ async function load({ call, files, url, hub, options }) {
   own?.catch(() => undefined); // awaited below
   send({ call, type: 'progress', what: 'Checking the GPU and uploading the model', done: 0, total: 0 });
   await trusted;
-  // What it has not begun to compile is compiled when it is needed.
+  // What the rehearsal has not begun to compile is compiled when it is needed.
   rehearsing?.stop();
   /** The engine counts parts of the model; the page shows bytes. */
   const uploaded = (json) => {
