@@ -100,55 +100,44 @@ impl Expression {
             Sum(terms) => all(terms)?.into_iter().try_fold(Ratio { top: 0, bottom: 1 }, Ratio::plus),
             Product(factors) => all(factors)?.into_iter().try_fold(Ratio { top: 1, bottom: 1 }, Ratio::times),
             Power(base, exponent) => base.exact()?.power(exponent.exact()?),
+            Function(name, arguments) if name == "factorial" => {
+                let n = arguments.first()?.exact().filter(|n| n.bottom == 1 && (0..=33).contains(&n.top))?;
+                Some(Ratio { top: (1..=n.top).product(), bottom: 1 })
+            }
             Name(_) | Infinity | Function(..) => None,
         }
     }
 
-    /// The value, with a value for each name from `of`. Not a number where it has none.
-    fn value(&self, of: &dyn Fn(&str) -> f64) -> f64 {
+    /// The value, with a value for each name from `of`. Not a number where it has none, and where f64 has no room for it.
+    fn value(&self, of: &dyn Fn(&str) -> f64) -> Computed {
         match self {
-            Number(ratio) => ratio.value(),
-            Name(name) => match name.as_str() {
+            Number(ratio) => {
+                let fits = ratio.bottom == 1 && ratio.top.unsigned_abs() <= 1 << f64::MANTISSA_DIGITS;
+                let value = ratio.value();
+                Computed { value, error: if fits { 0.0 } else { ROUNDED * value.abs() }, lost: false }
+            }
+            Name(name) => Computed::rounded(match name.as_str() {
                 "\\pi" => std::f64::consts::PI,
                 "e" => std::f64::consts::E,
                 name => of(name),
-            },
-            Infinity => f64::INFINITY,
-            Sum(terms) => terms.iter().map(|term| term.value(of)).sum(),
-            Product(factors) => factors.iter().map(|factor| factor.value(of)).product(),
-            Power(base, exponent) => base.value(of).powf(exponent.value(of)),
+            }),
+            Infinity => Computed { value: f64::INFINITY, error: 0.0, lost: false },
+            Sum(terms) => Computed::sum(terms.iter().map(|term| term.value(of)).collect()),
+            Product(factors) => {
+                let one = Computed { value: 1.0, error: 0.0, lost: false };
+                factors.iter().map(|factor| factor.value(of)).fold(one, Computed::times)
+            }
+            Power(base, exponent) => base.value(of).power(exponent.value(of)),
             Function(name, arguments) => {
-                let at = |i: usize| arguments.get(i).map_or(f64::NAN, |argument| argument.value(of));
-                let factorial = |n: f64| match n.fract() == 0.0 && (0.0..=170.0).contains(&n) {
-                    true => (1..=n as u32).map(f64::from).product(),
-                    false => f64::NAN,
-                };
-                match name.as_str() {
-                    "root" => at(0).powf(at(1).recip()),
-                    "log" => at(0).log(at(1)),
-                    "abs" => at(0).abs(),
-                    "factorial" => factorial(at(0)),
-                    "binom" => factorial(at(0)) / factorial(at(1)) / factorial(at(0) - at(1)),
-                    "ln" => at(0).ln(),
-                    "exp" => at(0).exp(),
-                    "sin" => at(0).sin(),
-                    "cos" => at(0).cos(),
-                    "tan" => at(0).tan(),
-                    "cot" => at(0).tan().recip(),
-                    "sec" => at(0).cos().recip(),
-                    "csc" => at(0).sin().recip(),
-                    "arcsin" => at(0).asin(),
-                    "arccos" => at(0).acos(),
-                    "arctan" => at(0).atan(),
-                    _ => f64::NAN,
-                }
+                let arguments: Vec<Computed> = arguments.iter().map(|argument| argument.value(of)).collect();
+                Computed::of_function(name, &arguments)
             }
         }
     }
 
     /// The value of a formula without variables; not a number if it has any.
     pub fn value_of_constants(&self) -> f64 {
-        self.value(&|_| f64::NAN)
+        self.value(&|_| f64::NAN).value
     }
 
     fn collect_names(&self, names: &mut BTreeSet<String>) {
@@ -234,6 +223,121 @@ impl Expression {
     }
 }
 
+/// More than the relative error of one operation.
+const ROUNDED: f64 = 4.0 * f64::EPSILON;
+
+/// A value that was computed in f64.
+#[derive(Debug, Clone, Copy)]
+struct Computed {
+    value: f64,
+    /// At most so far from the real value, or a little more.
+    error: f64,
+    /// Whether a part of the formula is too small to show in the value, so that other formulas have the same.
+    lost: bool,
+}
+
+impl Computed {
+    fn rounded(value: f64) -> Self {
+        Self { value, error: ROUNDED * value.abs(), lost: false }
+    }
+
+    /// Of what `parts` give: not a number if the value is too large or, `or_small`, too small for f64.
+    fn fitting(self, parts: &[Self], or_small: bool) -> Self {
+        if parts.iter().any(|part| part.value.is_infinite()) {
+            return Self { error: 0.0, ..self };
+        }
+        let small = or_small && self.value.abs() < f64::MIN_POSITIVE && parts.iter().all(|part| part.value != 0.0);
+        let value = if self.value.is_infinite() || small { f64::NAN } else { self.value };
+        // What is not distinguished from 0 may be 0.
+        let lost = self.lost || self.error > 0.0 && value.abs() <= self.error;
+        Self { value, lost, ..self }
+    }
+
+    fn sum(terms: Vec<Self>) -> Self {
+        let total = |of: fn(&Self) -> f64| terms.iter().map(of).sum::<f64>();
+        let (value, largest) = (total(|term| term.value), total(|term| term.value.abs()));
+        let whole = terms.iter().all(|term| term.error == 0.0 && term.value.fract() == 0.0) && largest <= EXACT;
+        let error = if whole { 0.0 } else { total(|term| term.error) + ROUNDED * largest };
+        let vanishes = |term: &Self| term.value != 0.0 && term.value.abs() <= error;
+        let lost = terms.iter().any(|term| term.lost || vanishes(term));
+        Self { value, error, lost }.fitting(&terms, false)
+    }
+
+    fn times(self, other: Self) -> Self {
+        let value = self.value * other.value;
+        let whole = [self, other].iter().all(|factor| factor.error == 0.0 && factor.value.fract() == 0.0);
+        let error = self.error * other.value.abs() + other.error * (self.value.abs() + self.error);
+        let error = if whole && value.abs() <= EXACT { 0.0 } else { error + ROUNDED * value.abs() };
+        Self { value, error, lost: self.lost || other.lost }.fitting(&[self, other], true)
+    }
+
+    fn power(self, exponent: Self) -> Self {
+        let (value, size) = (self.value.powf(exponent.value), self.value.abs());
+        let whole = [self, exponent].iter().all(|part| part.error == 0.0 && part.value.fract() == 0.0);
+        let error = if whole && exponent.value >= 0.0 && value.abs() <= EXACT {
+            0.0
+        } else if size == 0.0 {
+            self.error.powf(exponent.value)
+        } else {
+            let relative = exponent.value.abs() * self.error / size + size.ln().abs() * exponent.error;
+            value.abs() * (relative + ROUNDED)
+        };
+        let vanishes = exponent.value != 0.0 && size != 1.0 && value.abs() == 1.0;
+        let lost = self.lost || exponent.lost || vanishes;
+        Self { value, error, lost }.fitting(&[self, exponent], true)
+    }
+
+    fn of_function(name: &str, arguments: &[Self]) -> Self {
+        let mut values: Vec<f64> = arguments.iter().map(|argument| argument.value).collect();
+        let value = function(name, &values);
+        let steps = if matches!(name, "factorial" | "binom") { 256.0 } else { 1.0 };
+        let mut error = steps * ROUNDED * value.abs();
+        if name == "abs" || steps > 1.0 && value <= EXACT && value.fract() == 0.0 {
+            error = 0.0;
+        }
+        for (index, argument) in arguments.iter().enumerate() {
+            for moved in [argument.value - argument.error, argument.value + argument.error] {
+                values[index] = moved;
+                // Not a number outside of where the function is defined.
+                error = error.max((function(name, &values) - value).abs());
+            }
+            values[index] = argument.value;
+        }
+        let lost = arguments.iter().any(|argument| argument.lost);
+        Self { value, error, lost }.fitting(arguments, name == "exp" || name == "root")
+    }
+}
+
+/// Whole numbers up to this one are exact in f64.
+const EXACT: f64 = (1u64 << f64::MANTISSA_DIGITS) as f64;
+
+fn function(name: &str, arguments: &[f64]) -> f64 {
+    let at = |i: usize| arguments.get(i).copied().unwrap_or(f64::NAN);
+    let factorial = |n: f64| match n.fract() == 0.0 && (0.0..=170.0).contains(&n) {
+        true => (1..=n as u32).map(f64::from).product(),
+        false => f64::NAN,
+    };
+    match name {
+        "root" => at(0).powf(at(1).recip()),
+        "log" => at(0).log(at(1)),
+        "abs" => at(0).abs(),
+        "factorial" => factorial(at(0)),
+        "binom" => factorial(at(0)) / factorial(at(1)) / factorial(at(0) - at(1)),
+        "ln" => at(0).ln(),
+        "exp" => at(0).exp(),
+        "sin" => at(0).sin(),
+        "cos" => at(0).cos(),
+        "tan" => at(0).tan(),
+        "cot" => at(0).tan().recip(),
+        "sec" => at(0).cos().recip(),
+        "csc" => at(0).sin().recip(),
+        "arcsin" => at(0).asin(),
+        "arccos" => at(0).acos(),
+        "arctan" => at(0).atan(),
+        _ => f64::NAN,
+    }
+}
+
 /// What is known about two formulas.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Equality {
@@ -272,11 +376,12 @@ pub fn compare_equations(a: &[Expression; 2], b: &[Expression; 2]) -> Equality {
         return Equality::Same;
     }
     let names = a.iter().chain(b).flat_map(Expression::names).collect();
-    let difference = |e: &[Expression; 2], of: &dyn Fn(&str) -> f64| e[0].value(of) - e[1].value(of);
+    let difference = |e: &[Expression; 2]| Sum(vec![e[0].clone(), minus(e[1].clone())]);
+    let quotient = over(difference(a), difference(b));
     let mut first = None;
     let differs = differs(
         |of| {
-            let quotient = difference(a, of) / difference(b, of);
+            let quotient = quotient.value(of);
             (*first.get_or_insert(quotient), quotient)
         },
         &names,
@@ -288,9 +393,14 @@ pub fn compare_equations(a: &[Expression; 2], b: &[Expression; 2]) -> Equality {
     }
 }
 
-/// Whether two values differ at any of the points; `None` if they cannot be computed at two of them.
-fn differs(mut values: impl FnMut(&dyn Fn(&str) -> f64) -> (f64, f64), names: &BTreeSet<String>) -> Option<bool> {
+/// Whether two values differ at any of the points; `None` if they cannot be computed at two of them, or if they are
+/// alike only because f64 has too few digits.
+fn differs(
+    mut values: impl FnMut(&dyn Fn(&str) -> f64) -> (Computed, Computed),
+    names: &BTreeSet<String>,
+) -> Option<bool> {
     let mut computed = 0;
+    let mut certain = true;
     for shift in 0..POINTS.len() {
         let of = |name: &str| {
             let index = names.iter().position(|known| known == name).unwrap_or(0);
@@ -298,17 +408,20 @@ fn differs(mut values: impl FnMut(&dyn Fn(&str) -> f64) -> (f64, f64), names: &B
             POINTS[(index + shift) % POINTS.len()] + (index / POINTS.len()) as f64 * 0.157
         };
         let (a, b) = values(&of);
-        if a.is_nan() || b.is_nan() {
+        if a.value.is_nan() || b.value.is_nan() {
             continue;
         }
         computed += 1;
         // The difference of two infinities is no number.
-        let alike = a == b || (a - b).abs() <= 1e-9 * a.abs().max(b.abs());
-        if !alike {
+        let error = 8.0 * (a.error + b.error);
+        if a.value != b.value && (a.value - b.value).abs() > error {
             return Some(true);
         }
+        let size = a.value.abs().max(b.value.abs());
+        let exact = a.error == 0.0 && b.error == 0.0;
+        certain &= !a.lost && !b.lost && (exact || size <= EXACT && error <= 1e-9 * size);
     }
-    (computed >= 2).then_some(false)
+    (computed >= 2 && certain).then_some(false)
 }
 
 struct Reader<'a> {

@@ -175,6 +175,11 @@ impl Value {
         (a - b).abs() <= 0.500_001 * 10f64.powf(-f64::from(decimals))
     }
 
+    /// Whether this number has so many decimals that f64 cannot tell it from `exact`, and `exact` is no fraction.
+    fn may_be_rounded(&self, exact: &Self) -> bool {
+        self.decimals.is_some_and(|decimals| decimals >= 10) && exact.expression.exact().is_none()
+    }
+
     fn verdict(&self, key: &Self) -> Verdict {
         let mut equality = compare(&self.expression, &key.expression);
         if self.percent != key.percent && equality != Equality::Same {
@@ -185,7 +190,7 @@ impl Value {
         }
         let other_units = matches!((&self.unit, &key.unit), (Some(a), Some(b)) if a != b);
         match equality {
-            Equality::Same if other_units => CannotTell,
+            Equality::Same if other_units || self.may_be_rounded(key) || key.may_be_rounded(self) => CannotTell,
             Equality::Same => Right,
             Equality::Different if other_units || self.rounds(key) || key.rounds(self) => CannotTell,
             // `5 m` may be five metres or a product.
