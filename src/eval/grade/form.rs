@@ -14,8 +14,8 @@ const LONGEST: usize = 2000;
 pub enum Form {
     Words(String),
     Value(Value),
-    /// A number in another base than ten: its digits.
-    Based(String),
+    /// A number with its base as an index: its digits, and the base.
+    Based(String, u32),
     /// Items separated by commas, in any order.
     List(Vec<Form>),
     Set(Vec<Form>),
@@ -110,8 +110,8 @@ impl Form {
             };
             return List(vec![signs("+", "-"), signs("-", "+")]);
         }
-        if let Some(digits) = tex::in_base(text) {
-            return Based(digits);
+        if let Some((digits, base)) = tex::in_base(text) {
+            return Based(digits, base);
         }
         Value::read(text).map_or(Unknown, Self::Value)
     }
@@ -228,18 +228,29 @@ pub fn verdict(found: &Form, key: &Form) -> Verdict {
             None => Wrong,
         },
         (Form::Value(found), Form::Value(key)) => found.verdict(key),
-        (Based(found), Based(key)) => {
-            if found == key {
-                Right
-            } else {
-                Wrong
+        (Based(found, base), Based(key, base_of_key)) => {
+            match (in_base_ten(found, *base), in_base_ten(key, *base_of_key)) {
+                _ if (found, base) == (key, base_of_key) => Right,
+                (Some(a), Some(b)) if a != b => Wrong,
+                (Some(_), Some(_)) if base == base_of_key => Right,
+                // The question may ask for one of the bases.
+                _ => CannotTell,
             }
         }
-        (Form::Value(_), Based(key)) => match verdict(found, &Form::read(key)) {
+        // People leave out the base.
+        (Form::Value(_), Based(key, _)) => match verdict(found, &Form::read(key)) {
             Right => Right,
             _ => Wrong,
         },
-        (Based(found), Form::Value(_)) => verdict(&Form::read(found), key),
+        (Based(digits, base), Form::Value(_)) => {
+            let of_value = in_base_ten(digits, *base).map(|value| verdict(&Form::read(&value.to_string()), key));
+            match (of_value, verdict(&Form::read(digits), key)) {
+                (Some(Right), _) if *base == 10 => Right,
+                // The key may have left out its base.
+                (Some(Wrong), Wrong) => Wrong,
+                _ => CannotTell,
+            }
+        }
         (List(found) | Set(found), List(key) | Set(key)) | (Union(found), Union(key)) => in_any_order(found, key),
         (Tuple(open, close, found), Tuple(open_key, close_key, key)) => {
             if (open, close) == (open_key, close_key) {
@@ -270,6 +281,11 @@ pub fn verdict(found: &Form, key: &Form) -> Verdict {
         (Unknown, _) | (_, Unknown) | (Equation(_), _) | (_, Equation(_)) => CannotTell,
         _ => Wrong,
     }
+}
+
+/// The value of a number in another base. `None` if it has other digits, or does not fit.
+fn in_base_ten(digits: &str, base: u32) -> Option<i128> {
+    (2..=36).contains(&base).then(|| i128::from_str_radix(digits, base).ok()).flatten()
 }
 
 fn in_order(found: &[Form], key: &[Form]) -> Verdict {

@@ -70,7 +70,7 @@ pub fn answer<'a>(text: &'a str, key: &str) -> Option<&'a str> {
         None if ThinkTags::last_open(text).is_some() => return None,
         None => text,
     };
-    let numeric = matches!(Form::read(&tex::clean(key)), Form::Value(_) | Form::Based(_));
+    let numeric = matches!(Form::read(&tex::clean(key)), Form::Value(_) | Form::Based(..));
     let number = |text: &'a str| if numeric { numbers(text).last() } else { None };
     boxed(said).or_else(|| announced(said, numeric)).or_else(|| number(said))
 }
@@ -88,7 +88,7 @@ fn announced(text: &str, numeric: bool) -> Option<&str> {
     let rest = text[ends.max()?..].trim_start_matches([':', '*', ' ', '\n']);
     let end = rest.find(". ").into_iter().chain(rest.find('\n')).min().unwrap_or(rest.len());
     let rest = rest[..end].trim().trim_end_matches(['.', '*']);
-    let readable = matches!(Form::read(&tex::clean(rest)), Form::Value(_) | Form::Based(_) | Form::Named(..));
+    let readable = matches!(Form::read(&tex::clean(rest)), Form::Value(_) | Form::Based(..) | Form::Named(..));
     match numeric && !readable {
         true => numbers(rest).next(),
         false => Some(rest).filter(|rest| !rest.is_empty()),
@@ -344,6 +344,13 @@ mod tests {
             &[("3^{2010}", "3^{2010}"), ("100!", "100!"), ("\\sqrt{1.44}", "1.2"), ("20!", "2432902008176640000")],
         );
         all_are(Wrong, &[("\\infty", "-\\infty"), ("\\infty", "5"), ("100!", "5"), ("\\pi+10^{-12}", "\\pi")]);
+    }
+
+    #[test]
+    fn numbers_in_other_bases_have_other_values() {
+        all_are(Right, &[("2516_8", "2516_8"), ("02516_{8}", "2516_8"), ("2516", "2516_8"), ("12_{10}", "12")]);
+        all_are(Wrong, &[("2516_9", "2516_8"), ("10_2", "11"), ("2517", "2516_8"), ("1AF_{16}", "1AE_{16}")]);
+        all_are(CannotTell, &[("10_2", "10"), ("1010_2", "10"), ("12_8", "1010_2"), ("19_8", "17_8")]);
     }
 
     #[test]

@@ -261,14 +261,14 @@ pub fn is_name(text: &str) -> bool {
     short && word && head != "\\frac" && head != "\\sqrt" && head != "\\pi" && rest.chars().all(tail)
 }
 
-/// The digits of a number with its base as an index: `2516_8`, `4210_{5}`.
-pub fn in_base(text: &str) -> Option<String> {
+/// The digits of a number with its base as an index, and the base: `2516_8`, `4210_{5}`.
+pub fn in_base(text: &str) -> Option<(String, u32)> {
     let (digits, base) = text.split_once('_')?;
     let base = base.trim().trim_start_matches('{').trim_end_matches('}').trim_start_matches("\\text{");
-    let (digits, is_number) = (digits.trim(), |text: &str| text.bytes().all(|b| b.is_ascii_digit()));
+    let digits = digits.trim();
     let fits = digits.bytes().all(|b| b.is_ascii_digit() || b.is_ascii_uppercase());
-    let named = is_number(base) && !base.is_empty();
-    (named && fits && digits.starts_with(|c: char| c.is_ascii_digit())).then(|| digits.to_string())
+    let base = base.parse().ok().filter(|_| base.bytes().all(|b| b.is_ascii_digit()))?;
+    (fits && digits.starts_with(|c: char| c.is_ascii_digit())).then(|| (digits.to_string(), base))
 }
 
 /// A text without the unit at its end, and the unit in a form that does not depend on the plural.
