@@ -116,7 +116,6 @@ pub fn verdict(found: &str, key: &str) -> Verdict {
         return if found.trim() == key.trim() { Verdict::Right } else { Verdict::CannotTell };
     }
     let (found, key) = (tex::clean(found), tex::clean(key));
-    let without_blanks = |text: &str| text.chars().filter(|c| !c.is_whitespace()).collect::<String>();
     if without_blanks(&found) == without_blanks(&key) {
         return Verdict::Right;
     }
@@ -129,6 +128,19 @@ pub fn verdict(found: &str, key: &str) -> Verdict {
         };
     }
     form::verdict(&Form::read(&found), &Form::read(&key))
+}
+
+/// A text without its blanks, except those between two numbers: `2 1/2` is not `21/2`.
+fn without_blanks(text: &str) -> String {
+    let of_number = |c: char| c.is_ascii_digit() || c == '.';
+    let mut out = String::new();
+    for word in text.split_whitespace() {
+        if out.ends_with(of_number) && word.starts_with(of_number) {
+            out.push(' ');
+        }
+        out += word;
+    }
+    out
 }
 
 #[cfg(test)]
@@ -351,6 +363,15 @@ mod tests {
         all_are(Right, &[("2516_8", "2516_8"), ("02516_{8}", "2516_8"), ("2516", "2516_8"), ("12_{10}", "12")]);
         all_are(Wrong, &[("2516_9", "2516_8"), ("10_2", "11"), ("2517", "2516_8"), ("1AF_{16}", "1AE_{16}")]);
         all_are(CannotTell, &[("10_2", "10"), ("1010_2", "10"), ("12_8", "1010_2"), ("19_8", "17_8")]);
+    }
+
+    #[test]
+    fn blanks_and_stars_between_numbers_count() {
+        let right =
+            [("**5**.", "5"), ("** 1/2 **", "0.5"), ("1 234", "1234"), ("\\frac 1 2", "\\frac12"), ("2  1/2", "2 1/2")];
+        all_are(Right, &right);
+        all_are(Wrong, &[("2 1/2", "21/2"), ("21/2", "2 1/2")]);
+        all_are(CannotTell, &[("1 2 3", "123"), ("2**3", "23"), ("**2**3", "23"), ("3. 5", "3.5")]);
     }
 
     #[test]

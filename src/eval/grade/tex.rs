@@ -24,13 +24,17 @@ pub fn inside(text: &str) -> Option<&str> {
 /// An answer without what does not change its meaning: math delimiters, sizes of brackets and fractions, blanks of
 /// LaTeX, degrees, currency signs, thousands separators, and a full stop at the end.
 pub fn clean(answer: &str) -> String {
-    let mut text = answer.trim().to_string();
+    let mut text = answer.trim();
+    // Between two numbers, the stars are an operator.
+    while let Some(bold) = text.strip_prefix("**").and_then(|rest| rest.trim_end_matches('.').strip_suffix("**")) {
+        text = bold.trim();
+    }
+    let mut text = text.to_string();
     for (from, to) in [
         // So that nothing below takes the second backslash for the beginning of a command.
         ("\\\\", ROW),
         ("−", "-"),
         ("–", "-"),
-        ("**", ""),
         ("\\$", ""),
         ("$", ""),
         ("€", ""),
