@@ -220,8 +220,15 @@ pub fn verdict(found: &Form, key: &Form) -> Verdict {
     match (found, key) {
         (Words(found), Words(key)) if found == key => Right,
         (Words(found), Words(key)) => {
+            // A hyphen between words may be a minus between variables.
+            let (found, key) = (&found.replace('-', " "), &key.replace('-', " "));
             let has = |text: &str, part: &str| text.split(' ').any(|word| word == part) || text.contains(part);
             if has(found, key) || has(key, found) { CannotTell } else { Wrong }
+        }
+        (Words(word), Form::Value(value)) | (Form::Value(value), Words(word))
+            if word.contains('-') && !value.expression.names().is_empty() =>
+        {
+            CannotTell
         }
         (Words(word), Form::Value(_)) => match tex::number_word(word) {
             Some(number) => verdict(&Form::read(&number.to_string()), key),

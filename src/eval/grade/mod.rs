@@ -375,6 +375,13 @@ mod tests {
     }
 
     #[test]
+    fn a_minus_is_no_hyphen() {
+        all_are(Right, &[("-abc", "-abc"), ("Two-digit", "\\text{two-digit}"), ("\\text{x-axis}", "x-axis")]);
+        all_are(Wrong, &[("-abc", "abc"), ("abc", "-abc"), ("east", "\\text{north-west}")]);
+        all_are(CannotTell, &[("a-bcd", "a(bcd)"), ("a-bcd", "-bcd+a"), ("north west", "\\text{north-west}")]);
+    }
+
+    #[test]
     fn what_is_too_deep_or_too_long_is_left_alone() {
         for deep in ["(".repeat(900), "\\frac".repeat(300), "\\sqrt{".repeat(250), "^-".repeat(900), "|".repeat(900)] {
             assert_eq!(verdict(&format!("1{deep}"), "5"), CannotTell, "{deep}");

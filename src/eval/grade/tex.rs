@@ -229,10 +229,18 @@ pub fn words(text: &str) -> Option<String> {
     if !plain.chars().all(fits) {
         return None;
     }
-    let listed: Vec<&str> = plain.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty()).collect();
+    // Elsewhere than between two letters, a hyphen is a sign.
+    let letter = |c: Option<char>| c.is_some_and(char::is_alphabetic);
+    let hyphens = |(at, _)| letter(plain[..at].chars().next_back()) && letter(plain[at + 1..].chars().next());
+    if !plain.match_indices('-').all(hyphens) {
+        return None;
+    }
+    let separates = |c: char| !c.is_alphabetic() && c != '-';
+    let listed: Vec<&str> = plain.split(separates).filter(|word| !word.is_empty()).collect();
     const FORMULAS: [&str; 8] = ["sqrt", "infinity", "infty", "inf", "sin", "cos", "tan", "log"];
-    let formula = listed.iter().any(|word| FORMULAS.contains(word));
-    if formula || !marked && !listed.iter().any(|word| word.chars().count() >= 3) || listed.is_empty() {
+    let mut parts = listed.iter().flat_map(|word| word.split('-'));
+    let formula = parts.clone().any(|word| FORMULAS.contains(&word));
+    if formula || !marked && !parts.any(|word| word.chars().count() >= 3) || listed.is_empty() {
         return None;
     }
     Some(listed.join(" ").to_lowercase())
