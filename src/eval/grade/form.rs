@@ -116,6 +116,19 @@ impl Form {
         Value::read(text).map_or(Unknown, Self::Value)
     }
 
+    /// Whether this is a value, or several numbers, and nothing is left to guess.
+    pub fn is_readable(&self) -> bool {
+        let number = |item: &Self| match item {
+            Form::Value(value) => value.expression.names().is_empty(),
+            other => other.is_readable(),
+        };
+        match self {
+            Form::Value(_) | Based(..) | Named(..) => true,
+            List(items) | Set(items) | Tuple(_, _, items) => items.iter().all(number),
+            _ => false,
+        }
+    }
+
     /// The only item of a set or list, or the value of a name.
     fn single(&self) -> &Self {
         match self {

@@ -82,23 +82,37 @@ fn boxed(text: &str) -> Option<&str> {
 }
 
 /// What follows the last "answer is" or "answer:", up to the end of its sentence. Of a sentence with words, where a
-/// number is asked for, its first number.
+/// number is asked for, its first number, unless another follows after "or".
 fn announced(text: &str, numeric: bool) -> Option<&str> {
     let ends = ["nswer is", "nswer:", "nswer:**"].iter().filter_map(|phrase| Some(text.rfind(phrase)? + phrase.len()));
     let rest = text[ends.max()?..].trim_start_matches([':', '*', ' ', '\n']);
     let end = rest.find(". ").into_iter().chain(rest.find('\n')).min().unwrap_or(rest.len());
     let rest = rest[..end].trim().trim_end_matches(['.', '*']);
-    let readable = matches!(Form::read(&tex::clean(rest)), Form::Value(_) | Form::Based(..) | Form::Named(..));
-    match numeric && !readable {
-        true => numbers(rest).next(),
-        false => Some(rest).filter(|rest| !rest.is_empty()),
+    if !numeric || Form::read(&tex::clean(rest)).is_readable() {
+        return Some(rest).filter(|rest| !rest.is_empty());
     }
+    let mut found = numbers(rest);
+    let first = found.next()?;
+    let between = |second: &str| &rest[offset(rest, first) + first.len()..offset(rest, second)];
+    let hedged = found.any(|second| between(second).split_whitespace().any(|word| word == "or"));
+    Some(if hedged { rest } else { first })
 }
 
+/// Where a part of `text` begins.
+fn offset(text: &str, part: &str) -> usize {
+    part.as_ptr() as usize - text.as_ptr() as usize
+}
+
+/// The numbers of a text, except those that it says not to be.
 fn numbers(text: &str) -> impl Iterator<Item = &str> {
     let part = |c: char| c.is_ascii_digit() || matches!(c, '.' | ',' | '/' | '-');
     let runs = text.split(move |c| !part(c)).map(|run| run.trim_matches([',', '.', '/']).trim_end_matches('-'));
-    runs.filter(|run| run.contains(|c: char| c.is_ascii_digit()))
+    let denied = |run: &&str| {
+        let before = text[..offset(text, run)].rsplit([',', '.', ';', '\n']).next().unwrap_or_default();
+        let mut words = before.split_whitespace().rev().take(3).take_while(|word| !word.contains(char::is_numeric));
+        words.any(|word| matches!(word, "not" | "cannot" | "never") || word.ends_with("n't") || word.ends_with("n’t"))
+    };
+    runs.filter(|run| run.contains(|c: char| c.is_ascii_digit())).filter(move |run| !denied(run))
 }
 
 /// Compares an answer with the key.
@@ -171,6 +185,31 @@ mod tests {
         }
         assert_eq!(answer("</think>It is Evelyn, who ran 3 miles.", "\\text{Evelyn}"), None);
         assert_eq!(answer("</think>So the answer is Evelyn.", "\\text{Evelyn}"), Some("Evelyn"));
+    }
+
+    #[test]
+    fn hedged_answers_are_not_right() {
+        let cases = [
+            ("The answer is 5 or 6.", Wrong),
+            ("The answer is 5, 6 or 7.", Wrong),
+            ("The answer is either 5 or 6.", Wrong),
+            ("The answer is maybe 5 (but 6 or 7 fit).", CannotTell),
+            ("The answer is 5x.", CannotTell),
+            ("The answer is 6 apples or 5 pears.", Wrong),
+            ("The answer is not 5 but 7.", Wrong),
+            ("The answer is not equal to 5.", Wrong),
+            ("It isn't 5.", Wrong),
+            ("The answer is not 7 but 5.", Right),
+            ("The answer is 5, not 7.", Right),
+            ("The answer is not hard to find: 5 of 7.", Right),
+            ("It is 5, not 7.", Right),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(grade(text, "5"), expected, "{text}");
+        }
+        assert_eq!(grade("The answer is 6 or 5.", "5, 6"), Right);
+        all_are(CannotTell, &[("(C) or (D)", "\\text{(C)}"), ("(C), D", "\\text{(C)}"), ("\\text{(C) and (D)}", "C")]);
+        all_are(Right, &[("(C) A triangle", "\\text{(C)}"), ("(C) f(A)", "C"), ("C: 5 or 6", "C")]);
     }
 
     #[track_caller]

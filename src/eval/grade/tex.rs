@@ -258,7 +258,21 @@ pub fn choice(text: &str, lenient: bool) -> Option<char> {
     let after = closed.unwrap_or(rest);
     let whole = after.trim().is_empty() && (opened.is_some() == closed.is_some() || closed.is_some());
     let begun = closed.is_some() || after.starts_with([':', '.']);
-    (whole || lenient && begun).then_some(letter)
+    // Another letter in brackets or at the end of a list: `(C) or (D)`.
+    let words: Vec<&str> = after.split_whitespace().collect();
+    let another = |(index, word): (usize, &&str)| {
+        let bare = word.trim_matches(['(', ')', ',', '.']);
+        let joined = index == 0 && after.starts_with(',') || index > 0 && joins(words[index - 1]);
+        let is_letter = bare.len() == 1 && bare.starts_with(|c| ('A'..='J').contains(&c));
+        is_letter && (word.starts_with('(') || joined)
+    };
+    let several = words.iter().enumerate().any(another);
+    (whole || lenient && begun && !several).then_some(letter)
+}
+
+/// Whether a letter after this word is another choice.
+fn joins(word: &str) -> bool {
+    matches!(word, "or" | "and" | "/" | "&") || word.ends_with(',')
 }
 
 /// Whether a text is a name to which a value can be given: `x`, `\theta`, `x_1`, `f(x)`, `AB`.
