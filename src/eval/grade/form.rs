@@ -116,6 +116,23 @@ impl Form {
         Value::read(text).map_or(Unknown, Self::Value)
     }
 
+    /// The same with a unit that was written as a sign, for the values that have no other.
+    pub fn with_unit(self, unit: Option<&str>) -> Self {
+        let Some(name) = unit else { return self };
+        let all = |items: Vec<Self>| items.into_iter().map(|item| item.with_unit(unit)).collect();
+        match self {
+            Form::Value(value) => {
+                let unit = value.unit.clone().or_else(|| (!value.percent).then(|| name.to_string()));
+                Form::Value(Value { unit, ..value })
+            }
+            List(items) => List(all(items)),
+            Set(items) => Set(all(items)),
+            Tuple(open, close, items) => Tuple(open, close, all(items)),
+            Named(of, value) => Named(of, value.with_unit(unit).into()),
+            other => other,
+        }
+    }
+
     /// Whether this is a value, or several numbers, and nothing is left to guess.
     pub fn is_readable(&self) -> bool {
         let number = |item: &Self| match item {
@@ -160,12 +177,7 @@ impl Value {
             Some(number) => (number, true),
             None => (text, false),
         };
-        let (unit, percent) = match unit.as_deref() {
-            Some("percent") => (None, true),
-            // An angle in the answer to a question about an angle is in degrees, with or without the word.
-            Some("degree") => (None, percent),
-            _ => (unit, percent),
-        };
+        let (unit, percent) = if unit.as_deref() == Some("percent") { (None, true) } else { (unit, percent) };
         let text = text.trim();
         let decimals = text.trim_start_matches(['-', '+']).split_once('.').and_then(|(whole, part)| {
             let digits = whole.bytes().chain(part.bytes()).all(|b| b.is_ascii_digit());
@@ -195,13 +207,20 @@ impl Value {
 
     fn verdict(&self, key: &Self) -> Verdict {
         let mut equality = compare(&self.expression, &key.expression);
+        // 50 may stand for 50 %, but half a percent may be meant as a half.
+        let size = key.expression.value_of_constants().abs();
+        if self.percent != key.percent && equality == Equality::Same && size > 0.0 && size <= 1.0 {
+            return CannotTell;
+        }
         if self.percent != key.percent && equality != Equality::Same {
             equality = match self.percent {
                 true => compare(&self.percents(), &key.expression),
                 false => compare(&self.expression, &key.percents()),
             };
         }
-        let other_units = matches!((&self.unit, &key.unit), (Some(a), Some(b)) if a != b);
+        // Degrees Celsius are degrees as well.
+        let alike = |a: &str, b: &str| a == b || a == "degree" && b.starts_with(a) || b == "degree" && a.starts_with(b);
+        let other_units = matches!((&self.unit, &key.unit), (Some(a), Some(b)) if !alike(a, b));
         match equality {
             Equality::Same if other_units || self.may_be_rounded(key) || key.may_be_rounded(self) => CannotTell,
             Equality::Same => Right,

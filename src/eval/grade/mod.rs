@@ -129,7 +129,11 @@ pub fn verdict(found: &str, key: &str) -> Verdict {
     if found.len().max(key.len()) > LONGEST {
         return if found.trim() == key.trim() { Verdict::Right } else { Verdict::CannotTell };
     }
+    let signs = (tex::sign_of_unit(found), tex::sign_of_unit(key));
     let (found, key) = (tex::clean(found), tex::clean(key));
+    if matches!(signs, (Some(a), Some(b)) if a != b) {
+        return form::verdict(&Form::read(&found), &Form::read(&key)).at_most_likely();
+    }
     if without_blanks(&found) == without_blanks(&key) {
         return Verdict::Right;
     }
@@ -141,7 +145,7 @@ pub fn verdict(found: &str, key: &str) -> Verdict {
             None => Verdict::CannotTell,
         };
     }
-    form::verdict(&Form::read(&found), &Form::read(&key))
+    form::verdict(&Form::read(&found).with_unit(signs.0), &Form::read(&key).with_unit(signs.1))
 }
 
 /// A text without its blanks, except those between two numbers: `2 1/2` is not `21/2`.
@@ -418,6 +422,33 @@ mod tests {
         all_are(Right, &[("-abc", "-abc"), ("Two-digit", "\\text{two-digit}"), ("\\text{x-axis}", "x-axis")]);
         all_are(Wrong, &[("-abc", "abc"), ("abc", "-abc"), ("east", "\\text{north-west}")]);
         all_are(CannotTell, &[("a-bcd", "a(bcd)"), ("a-bcd", "-bcd+a"), ("north west", "\\text{north-west}")]);
+    }
+
+    #[test]
+    fn other_units_are_not_taken_for_the_same() {
+        let right = [
+            ("5 dollars", "\\$5"),
+            ("€5", "5"),
+            ("\\$5.00", "5\\text{ dollars}"),
+            ("$5$", "5 cents"),
+            ("50", "50\\%"),
+            ("0.5\\%", "0.005"),
+            ("0.5\\%", "0.5\\%"),
+            ("0", "0\\%"),
+            ("20^\\circ", "20\\text{ degrees Celsius}"),
+        ];
+        all_are(Right, &right);
+        let unsure = [
+            ("0.5%", "0.5"),
+            ("1", "1\\%"),
+            ("5 cents", "\\$5"),
+            ("500 cents", "\\$5"),
+            ("€5", "\\$5"),
+            ("90\\text{ radians}", "90^\\circ"),
+            ("90^\\circ", "90\\text{ radians}"),
+            ("90 degrees", "90 radians"),
+        ];
+        all_are(CannotTell, &unsure);
     }
 
     #[test]

@@ -101,6 +101,20 @@ pub fn clean(answer: &str) -> String {
     text.trim().trim_end_matches(['.', ',', ';', ':']).trim().to_string()
 }
 
+/// The unit whose sign [`clean`] removes from an answer: degrees, or a currency.
+pub fn sign_of_unit(answer: &str) -> Option<&'static str> {
+    const SIGNS: [(&str, &str); 7] = [
+        ("\\$", "dollar"),
+        ("€", "euro"),
+        ("£", "pound"),
+        ("^{\\circ}", "degree"),
+        ("^\\circ", "degree"),
+        ("\\degree", "degree"),
+        ("°", "degree"),
+    ];
+    SIGNS.iter().find(|(sign, _)| answer.contains(sign)).map(|(_, unit)| *unit)
+}
+
 /// `text` without a command that only changes a size.
 fn without_command(text: &str, command: &str) -> String {
     let mut parts = text.split(command);
