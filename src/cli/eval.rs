@@ -522,11 +522,15 @@ fn compare(first: &Path, second: &Path) -> Result<ExitCode> {
         1 => said += "the settings are the same\n",
         _ => said += &screen::table(&differences),
     }
-    let arms = |trials: &[Trial]| trials.iter().map(Trial::arm).collect::<BTreeSet<_>>();
+    let arms = |trials: &[Trial]| trials.iter().map(Trial::way).collect::<BTreeSet<_>>();
     let (arms_a, arms_b) = (arms(&a), arms(&b));
-    let answers = |trials: &[Trial], arm: &(String, Option<String>)| {
-        let of: Vec<&Trial> = trials.iter().filter(|trial| trial.arm() == *arm).collect();
+    let answers = |trials: &[Trial], arm: &(String, Option<String>, Option<String>)| {
+        let of: Vec<&Trial> = trials.iter().filter(|trial| trial.way() == *arm).collect();
         table::answers(&of, |trial| trial.question.clone())
+    };
+    let as_named = |policy: &str, replays: &Option<String>| match replays {
+        Some(replays) => format!("{policy} (as {replays})"),
+        None => policy.to_string(),
     };
     let mut rows = vec![["policy", "budget", "questions", "A", "B", "B - A [95 %]", "p"].map(String::from).to_vec()];
     for arm in arms_a.intersection(&arms_b) {
@@ -539,7 +543,7 @@ fn compare(first: &Path, second: &Path) -> Result<ExitCode> {
             table::points(all.iter().filter(|right| **right).count() as f64 / all.len() as f64)
         };
         rows.push(vec![
-            arm.0.clone(),
+            as_named(&arm.0, &arm.2),
             arm.1.clone().unwrap_or("-".into()),
             difference.questions.to_string(),
             share(&in_a),
@@ -556,8 +560,8 @@ fn compare(first: &Path, second: &Path) -> Result<ExitCode> {
     }
     said += &format!("\n{}", screen::table(&rows));
     for (name, here, there) in [("A", &arms_a, &arms_b), ("B", &arms_b, &arms_a)] {
-        let only = here.difference(there).map(|(policy, budget)| match budget {
-            Some(budget) => format!("{policy} at {budget}"),
+        let only = here.difference(there).map(|(policy, budget, replays)| match budget {
+            Some(budget) => format!("{} at {budget}", as_named(policy, replays)),
             None => policy.clone(),
         });
         let only: Vec<String> = only.collect();

@@ -350,6 +350,12 @@ impl Trial {
         (self.policy.clone(), self.budget.clone())
     }
 
+    /// What must be equal for trials of two evaluations to be compared: the policy, the budget, and the policy whose kept
+    /// counts were repeated.
+    pub fn way(&self) -> (String, Option<String>, Option<String>) {
+        (self.policy.clone(), self.budget.clone(), self.replays.clone())
+    }
+
     /// The trial without ids and text, which tables do not need and which may be megabytes.
     #[must_use]
     pub fn brief(self) -> Self {

@@ -26,7 +26,8 @@ pub struct Row {
     pub interval: (f64, f64),
     /// Against the full cache; `None` for the full cache itself.
     pub against_full: Option<Difference>,
-    /// Against `random` at the same budget; `None` for it and for the full cache.
+    /// Against `random` at the same budget, if that keeps as many tokens: it repeats the kept counts of this policy, or
+    /// both repeat those of one policy. `None` for the others, for `random` itself and for the full cache.
     pub against_random: Option<Difference>,
     /// Mean tokens of the thinking.
     pub thinking_tokens: f64,
@@ -134,6 +135,10 @@ pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<Row> {
         of(&arms[0]).into_iter().flatten().map(|trial| (trial.problem, trial.mean_cached)).collect();
     let random = |arm: &Arm| {
         let control = arms.iter().find(|other| other.policy.name() == Random.name() && other.budget == arm.budget)?;
+        let as_many = control.replays.as_ref() == Some(&arm.policy) || control.replays == arm.replays;
+        if !as_many {
+            return None;
+        }
         Some(answers(of(control)?, |trial| trial.problem))
     };
     let row = |arm: &Arm| {
@@ -283,6 +288,18 @@ pub(super) mod tests {
         let three = Difference::of(&thrice, &once).unwrap();
         assert_eq!((three.mean, three.p_value), (0.0, None));
         assert_eq!(Difference::of(&once, &BTreeMap::new()), None);
+    }
+
+    #[test]
+    fn only_the_policy_that_the_control_repeats_is_compared_with_it() {
+        let plan = plan(&["h2o", "snapkv", "random-step"], &["ratio:0.5"], &[0], 2);
+        let trials: Vec<Trial> =
+            (0..5).flat_map(|arm| [0, 1].map(|p| trial(&plan, arm, p, 0, Verdict::Right))).collect();
+        let table = rows(&plan, &trials);
+        let compared: Vec<_> = table.iter().map(|row| (row.arm.policy.name(), row.against_random.is_some())).collect();
+        let expected = [("full", false), ("h2o", true), ("snapkv", false), ("random-step", true), ("random", false)];
+        assert_eq!(compared, expected);
+        assert_eq!(signed(table[2].against_random), "-");
     }
 
     #[test]
