@@ -131,8 +131,13 @@ pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<Row> {
     let of = |arm: &Arm| by_arm.get(&arm.key());
     let arms = plan.arms();
     let full = of(&arms[0]).map(|trials| answers(trials, |trial| trial.problem)).unwrap_or_default();
-    let slots_of_full: BTreeMap<usize, f64> =
-        of(&arms[0]).into_iter().flatten().map(|trial| (trial.problem, trial.mean_cached)).collect();
+    let slots_of_full: BTreeMap<(usize, u64), f64> =
+        of(&arms[0]).into_iter().flatten().map(|trial| ((trial.problem, trial.seed), trial.mean_cached)).collect();
+    // Where nothing is drawn, the full cache answers with the first seed only.
+    let full_of = |trial: &Trial| {
+        let with = |seed: &u64| slots_of_full.get(&(trial.problem, *seed)).copied();
+        with(&trial.seed).or_else(|| with(plan.seeds.first()?))
+    };
     let random = |arm: &Arm| {
         let control = arms.iter().find(|other| other.policy.name() == Random.name() && other.budget == arm.budget)?;
         let as_many = control.replays.as_ref() == Some(&arm.policy) || control.replays == arm.replays;
@@ -149,7 +154,7 @@ pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<Row> {
         let is_random = arm.policy.name() == Random.name();
         let seconds = trials.iter().map(|trial| trial.us as f64 / 1e6).sum::<f64>();
         let generated = trials.iter().map(|trial| trial.generated_tokens as f64).sum::<f64>();
-        let with_full = trials.iter().filter_map(|t| Some((t.mean_cached, *slots_of_full.get(&t.problem)?)));
+        let with_full = trials.iter().filter_map(|t| Some((t.mean_cached, full_of(t)?)));
         let (slots, slots_full) = with_full.fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d));
         Some(Row {
             arm: arm.clone(),
@@ -288,6 +293,17 @@ pub(super) mod tests {
         let three = Difference::of(&thrice, &once).unwrap();
         assert_eq!((three.mean, three.p_value), (0.0, None));
         assert_eq!(Difference::of(&once, &BTreeMap::new()), None);
+    }
+
+    #[test]
+    fn memory_is_compared_with_the_full_cache_at_the_same_seed() {
+        let plan = plan(&["h2o"], &["ratio:0.5"], &[3, 4], 1);
+        let with = |arm, seed, slots| Trial { mean_cached: slots, ..trial(&plan, arm, 0, seed, Verdict::Right) };
+        let sampled = [with(0, 3, 100.0), with(0, 4, 300.0), with(1, 3, 50.0), with(1, 4, 150.0), with(2, 3, 50.0)];
+        let memory = |trials: &[Trial]| rows(&plan, trials).iter().map(|row| row.memory).collect::<Vec<_>>();
+        assert_eq!(memory(&sampled), [1.0, 0.5, 0.5]);
+        // Greedy: the full cache has one seed.
+        assert_eq!(memory(&[with(0, 3, 100.0), with(2, 3, 50.0), with(2, 4, 30.0)]), [1.0, 0.4]);
     }
 
     #[test]
