@@ -538,10 +538,7 @@ fn compare(first: &Path, second: &Path) -> Result<ExitCode> {
         in_a.retain(|question, _| in_b.contains_key(question));
         in_b.retain(|question, _| in_a.contains_key(question));
         let Some(difference) = Difference::of(&in_b, &in_a) else { continue };
-        let share = |answers: &BTreeMap<String, Vec<bool>>| {
-            let all: Vec<bool> = answers.values().flatten().copied().collect();
-            table::points(all.iter().filter(|right| **right).count() as f64 / all.len() as f64)
-        };
+        let share = |answers: &BTreeMap<String, Vec<bool>>| table::points(table::accuracy(answers));
         rows.push(vec![
             as_named(&arm.0, &arm.2),
             arm.1.clone().unwrap_or("-".into()),

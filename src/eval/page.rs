@@ -60,7 +60,7 @@ pub fn cells(row: &Row, bytes: impl Fn(u64) -> String) -> [String; 12] {
         row.arm.policy.to_string() + &replays,
         row.arm.budget.map_or("-".into(), |budget| budget.to_string()),
         format!("{} of {}", row.right, row.trials),
-        format!("{} [{}, {}]", points(row.accuracy()), points(row.interval.0), points(row.interval.1)),
+        format!("{} [{}, {}]", points(row.accuracy), points(row.interval.0), points(row.interval.1)),
         signed(row.against_full),
         signed(row.against_random),
         row.cannot_tell.to_string(),
@@ -159,7 +159,7 @@ fn figure(rows: &[Row]) -> String {
         let x = |memory: f64| x(memory) + aside;
         let mut of: Vec<&Row> = rows.iter().filter(|row| row.arm.policy.name() == *policy).collect();
         of.sort_by(|a, b| a.memory.total_cmp(&b.memory));
-        let line: Vec<String> = of.iter().map(|row| format!("{:.1},{:.1}", x(row.memory), y(row.accuracy()))).collect();
+        let line: Vec<String> = of.iter().map(|row| format!("{:.1},{:.1}", x(row.memory), y(row.accuracy))).collect();
         let _ = writeln!(
             svg,
             "<polyline points=\"{}\" fill=\"none\" style=\"stroke:{colour}\" stroke-opacity=\"0.5\"/>",
@@ -167,14 +167,14 @@ fn figure(rows: &[Row]) -> String {
         );
         for row in of {
             let (at, low, high) = (x(row.memory), y(row.interval.0), y(row.interval.1));
-            let title = format!("{}: {} at {} of the slots", row.arm, points(row.accuracy()), points(row.memory));
+            let title = format!("{}: {} at {} of the slots", row.arm, points(row.accuracy), points(row.memory));
             let _ = writeln!(
                 svg,
                 "<g><title>{}</title><line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{low:.1}\" y2=\"{high:.1}\" \
                  style=\"stroke:{colour}\"/>\
                  <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\" style=\"fill:{colour}\">{mark}</text></g>",
                 escaped(&title),
-                y(row.accuracy()) + 4.5
+                y(row.accuracy) + 4.5
             );
         }
     }

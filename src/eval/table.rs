@@ -22,6 +22,8 @@ pub struct Row {
     pub cannot_tell: usize,
     /// Answers that hit a limit.
     pub truncated: usize,
+    /// The mean of the questions' shares of right answers.
+    pub accuracy: f64,
     /// The interval of the share of right answers; see [`accuracy_interval`].
     pub interval: (f64, f64),
     /// Against the full cache; `None` for the full cache itself.
@@ -41,13 +43,6 @@ pub struct Row {
     pub tokens_per_second: f64,
     /// The mean number of slots, as a share of that of the full cache on the same questions.
     pub memory: f64,
-}
-
-impl Row {
-    /// The share of right answers.
-    pub fn accuracy(&self) -> f64 {
-        self.right as f64 / self.trials as f64
-    }
 }
 
 /// How much more often an arm is right than another, on the same questions.
@@ -86,6 +81,12 @@ impl Difference {
     }
 }
 
+/// The mean of the questions' shares of right answers. While an evaluation is under way, some questions have more answers
+/// than others; each counts once.
+pub fn accuracy<K: Ord>(right: &BTreeMap<K, Vec<bool>>) -> f64 {
+    right.values().map(|right| share(right)).sum::<f64>() / right.len() as f64
+}
+
 fn share(right: &[bool]) -> f64 {
     right.iter().filter(|right| **right).count() as f64 / right.len() as f64
 }
@@ -104,7 +105,7 @@ pub fn wilson(right: f64, trials: f64) -> (f64, f64) {
 pub fn accuracy_interval<K: Ord>(right: &BTreeMap<K, Vec<bool>>) -> (f64, f64) {
     let (questions, trials) = (right.len() as f64, right.values().map(Vec::len).sum::<usize>() as f64);
     let shares: Vec<f64> = right.values().map(|right| share(right)).collect();
-    let mean = shares.iter().sum::<f64>() / questions;
+    let mean = accuracy(right);
     let variance = shares.iter().map(|share| (share - mean).powi(2)).sum::<f64>() / (questions - 1.0).max(1.0);
     let of_one = mean * (1.0 - mean);
     // Where all answers are alike, nothing is known of how they depend on each other.
@@ -163,6 +164,7 @@ pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<Row> {
             right: count(&|trial| trial.verdict.is_right()),
             cannot_tell: count(&|trial| trial.verdict == Verdict::CannotTell),
             truncated: count(&|trial| trial.truncated),
+            accuracy: accuracy(&right),
             interval: accuracy_interval(&right),
             against_full: arm.budget.and_then(|_| Difference::of(&right, &full)),
             against_random: arm.budget.filter(|_| !is_random).and_then(|_| Difference::of(&right, &random(arm)?)),
@@ -194,7 +196,7 @@ pub fn csv(rows: &[Row]) -> String {
             row.questions.to_string(),
             row.trials.to_string(),
             row.right.to_string(),
-            format!("{:.6}", row.accuracy()),
+            format!("{:.6}", row.accuracy),
             format!("{:.6}", row.interval.0),
             format!("{:.6}", row.interval.1),
             row.cannot_tell.to_string(),
@@ -340,6 +342,11 @@ pub(super) mod tests {
         let column = |name: &str| lines[0].iter().position(|cell| *cell == name).unwrap();
         assert_eq!((lines[2][column("against_full")], lines[2][column("memory")]), ("-0.500000", "0.500000"));
         assert_eq!((lines[1][column("against_full")], lines[3][column("replays")]), ("", "h2o"));
+        // Of two answers to a question and one to another, each question counts once.
+        let uneven = [trial(&plan, 2, 0, 0, Right), trial(&plan, 2, 0, 1, Right), trial(&plan, 2, 1, 0, Wrong)];
+        let row = &rows(&plan, &uneven)[0];
+        assert_eq!((row.right, row.trials, row.accuracy), (2, 3, 0.5));
+        assert!((row.interval.0 + row.interval.1 - 1.0).abs() < 1e-9, "{:?}", row.interval);
         // An evaluation under way compares what is there.
         let some: Vec<Trial> = trials.into_iter().filter(|t| t.policy != "h2o" || t.problem < 2).collect();
         let row = &rows(&plan, &some)[1];
