@@ -1,4 +1,5 @@
-//! A file to which records are appended as lines of JSON, so that an interruption at any moment loses none of them.
+//! A file to which records are appended as lines of JSON, so that a program that is ended at any moment loses none of
+//! them. After a power cut, the last ones may be missing: lines are not forced to the disk.
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@
 //! the question. The same holds for whatever cannot be read, and for rounded numbers. [`Verdict::CannotTell`] is
 //! counted apart.
 //!
-//! No kept library in Rust does this. The rules follow what Hugging Face's Math-Verify and the graders of MATH accept;
+//! No maintained Rust library does this. The rules follow what Hugging Face's Math-Verify and the graders of MATH accept;
 //! the tests grade the keys of four benchmarks and 20 real traces.
 mod expression;
 mod form;
