@@ -318,6 +318,10 @@ pub(super) mod tests {
         let expected = [("full", false), ("h2o", true), ("snapkv", false), ("random-step", true), ("random", false)];
         assert_eq!(compared, expected);
         assert_eq!(signed(table[2].against_random), "-");
+        // Nor are controls of two evaluations compared that repeat different policies.
+        let control = |policy: &str| Trial { replays: Some(policy.into()), ..trials[8].clone() };
+        assert_eq!(control("h2o").arm(), control("snapkv").arm());
+        assert_ne!(control("h2o").way(), control("snapkv").way());
     }
 
     #[test]

@@ -193,13 +193,14 @@ fn shards_are_the_whole_and_evaluations_are_compared() {
     assert_eq!(ran.code, Some(0), "{}", ran.err);
     let compared = run(&["eval", "compare", text(&first), text(&other)]);
     assert_eq!(compared.code, Some(0), "{}", compared.err);
-    for part in
-        ["--batch", "--policies", "streaming-llm", "full", "only in A: ", "only in B: streaming-llm at tokens:16"]
-    {
+    // The controls repeat different policies.
+    let only = "only in B: random (as streaming-llm) at tokens:16, streaming-llm at tokens:16";
+    for part in ["--batch", "--policies", "full", "only in A: random (as think-clearly) at ", only] {
         assert!(compared.out.contains(part), "{part:?} is missing from:\n{}", compared.out);
     }
     let row = compared.out.lines().find(|line| line.starts_with("full ")).expect("a row");
     assert_eq!(row.split_whitespace().nth(2), Some("1"), "one question: {row}");
+    assert!(!compared.out.lines().any(|line| line.starts_with("random")), "{}", compared.out);
 
     let missing = run(&["eval", "merge", text(&at("half")), text(&first)]);
     assert!(missing.code == Some(0) && missing.err.contains("7 of 21 answers are missing"), "{}", missing.err);
