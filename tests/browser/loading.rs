@@ -132,7 +132,7 @@ pub fn shaders_are_compiled_while_a_model_is_fetched(site: &Site) -> Result {
            said.push(data);
            if (data.type !== 'loaded') return;
            engine.postMessage({{ do: 'run', call: 2, options: {{
-             ids: Array(20).fill(7), max_new_tokens: 40, ignore_eos: true, greedy: true, probe_every: 16, window: 4,
+             prompt: 'What is 12 + 30?', max_new_tokens: 40, ignore_eos: true, greedy: true, probe_every: 16, window: 4,
            }} }});
          }};
          engine.postMessage({{ do: 'load', call: 1, options: {{}}, url: {} }})",
