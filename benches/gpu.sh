@@ -47,7 +47,7 @@ while [ -e "$out" ]; do
     again=$((again + 1))
 done
 changed=$(git status --porcelain --untracked-files=no | wc -l)
-processor=$(grep -m 1 '^model name' /proc/cpuinfo 2>/dev/null | cut -d: -f2- || sysctl -n machdep.cpu.brand_string 2>/dev/null)
+processor=$(grep -m 1 '^model name' /proc/cpuinfo 2>/dev/null | cut -d: -f2- | sed 's/^ *//' || sysctl -n machdep.cpu.brand_string 2>/dev/null)
 
 failed=()
 # measure TITLE COMMAND...: runs a command, and adds it and its output to the results.
