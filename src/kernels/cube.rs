@@ -1,6 +1,5 @@
 //! The launch of a shader through cubecl.
 use std::cell::Cell;
-use std::sync::atomic::Ordering;
 
 use burn::backend::wgpu::{CubeTensor, SourceKernel};
 use burn::cubecl::server::{KernelArguments, MetadataBindingInfo};
@@ -64,7 +63,7 @@ pub(super) fn count_upload() {
 /// after them.
 pub(super) fn launch<U: Uniform>(variant: &Variant, groups: [usize; 3], buffers: &[&CubeTensor], uniform: U) {
     debug_assert_eq!(variant.uniform, U::MEMBERS, "{}: another shader's uniform", variant.kernel);
-    if hooks::ON.load(Ordering::Relaxed) {
+    if hooks::on() {
         hooks::record(variant, buffers.len(), U::MEMBERS);
     }
     count_launch();

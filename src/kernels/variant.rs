@@ -1,7 +1,6 @@
 //! Specialisations of shaders: their texts, and the keys of their pipelines.
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::Ordering;
 use std::sync::{OnceLock, RwLock};
 
 use burn::backend::wgpu::{KernelSource, SourceTemplate};
@@ -91,7 +90,7 @@ impl Variant {
 
     /// The text and the key of the pipeline. Both are made at the first launch and kept.
     pub(super) fn program(&self) -> Program {
-        if hooks::ON.load(Ordering::Relaxed)
+        if hooks::on()
             && let Some(text) = hooks::replacement(self)
         {
             return Program::of(Self { text, ..self.clone() }, false);
@@ -183,13 +182,14 @@ impl KernelSource for Program {
 /// of a kernel.
 #[doc(hidden)]
 pub mod hooks {
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::{Mutex, MutexGuard};
+    use std::cell::{Cell, RefCell};
 
     use super::{Member, Variant};
 
-    pub(in crate::kernels) static ON: AtomicBool = AtomicBool::new(false);
-    static HOOKS: Mutex<Hooks> = Mutex::new(Hooks { replaced: None, launches: Vec::new() });
+    thread_local! {
+        static ON: Cell<bool> = const { Cell::new(false) };
+        static HOOKS: RefCell<Hooks> = const { RefCell::new(Hooks { replaced: None, launches: Vec::new() }) };
+    }
 
     struct Hooks {
         replaced: Option<(&'static str, &'static str)>,
@@ -207,33 +207,42 @@ pub mod hooks {
         pub uniform: &'static [Member],
     }
 
-    fn hooks() -> MutexGuard<'static, Hooks> {
-        HOOKS.lock().unwrap_or_else(|failed| failed.into_inner())
+    /// Whether this thread runs within [`with`].
+    pub(in crate::kernels) fn on() -> bool {
+        ON.get()
     }
 
-    /// Runs `f`. Meanwhile every launch of the shader `replace.0` uses `replace.1` as the text of its file. Also
-    /// returns the launches, each kind once. This is a global switch, so only one caller may use it at a time.
+    /// Runs `f`. Meanwhile every launch by this thread of the shader `replace.0` uses `replace.1` as the text of its file.
+    /// Also returns this thread's launches, each kind once.
     pub fn with<T>(replace: Option<(&'static str, String)>, f: impl FnOnce() -> T) -> (T, Vec<Launch>) {
+        /// Ends the hooks also when `f` panics: the next test of the thread must not find them.
+        struct Ends;
+        impl Drop for Ends {
+            fn drop(&mut self) {
+                ON.set(false);
+                HOOKS.with_borrow_mut(|hooks| hooks.replaced = None);
+            }
+        }
         let replaced = replace.map(|(kernel, text)| (kernel, &*Box::leak(text.into_boxed_str())));
-        *hooks() = Hooks { replaced, launches: Vec::new() };
-        ON.store(true, Ordering::Relaxed);
+        HOOKS.set(Hooks { replaced, launches: Vec::new() });
+        ON.set(true);
+        let ends = Ends;
         let result = f();
-        ON.store(false, Ordering::Relaxed);
-        let mut hooks = hooks();
-        hooks.replaced = None;
-        (result, std::mem::take(&mut hooks.launches))
+        drop(ends);
+        (result, HOOKS.with_borrow_mut(|hooks| std::mem::take(&mut hooks.launches)))
     }
 
     pub(in crate::kernels) fn record(variant: &Variant, buffers: usize, uniform: &'static [Member]) {
         let launch = Launch { variant: variant.clone(), buffers, uniform };
-        let mut hooks = hooks();
-        if !hooks.launches.contains(&launch) {
-            hooks.launches.push(launch);
-        }
+        HOOKS.with_borrow_mut(|hooks| {
+            if !hooks.launches.contains(&launch) {
+                hooks.launches.push(launch);
+            }
+        });
     }
 
     pub(super) fn replacement(variant: &Variant) -> Option<&'static str> {
-        let (kernel, text) = hooks().replaced?;
+        let (kernel, text) = HOOKS.with_borrow(|hooks| hooks.replaced)?;
         (kernel == variant.kernel).then_some(text)
     }
 }

@@ -2,7 +2,7 @@
 //! names backends or parts of names; an adapter that is named and missing is a failure, so nothing passes because it
 //! did not run.
 use secateur::device::Tuning;
-use secateur::device::{self, ComputeDevice};
+use secateur::device::{self, ComputeDevice, DeviceInfo as AdapterInfo};
 use secateur::engine::{Engine, LoadOptions, PreparedModel, Rehearsal, RunResult};
 use secateur::expert::conformance::{self, Report};
 use secateur::expert::kernels::variant::hooks;
@@ -11,31 +11,30 @@ use secateur::expert::weights::Weights;
 use secateur::expert::weights::precision::Precision;
 use secateur::{ModelSource, Request, Result, builtin};
 
-use crate::common::{alone, block_on, gpu};
+use crate::common::{beside_others, block_on, gpu};
 
 #[test]
 fn every_case_on_every_adapter() {
-    let _one = alone();
+    let _one = beside_others();
     let cases = cases::all();
     assert!(cases.len() >= 90, "only {} cases", cases.len());
-    let mut reports: Vec<Report> = Vec::new();
-    for info in pollster::block_on(device::list()) {
-        if info.unfit().is_some() {
-            println!("SKIPPED {}: {}", info.line(), info.unfit().unwrap());
-            continue;
+    // Compiling shaders, which takes most of the time, uses one thread of an adapter's.
+    let one = |info: &AdapterInfo| -> Option<Report> {
+        if let Some(reason) = info.unfit() {
+            println!("SKIPPED {}: {reason}", info.line());
+            return None;
         }
         // Some drivers list an adapter that they refuse to open, such as NVIDIA's OpenGL without a display. If it is
         // required, it counts as missing.
-        let device = match pollster::block_on(ComputeDevice::open_info(&info)) {
-            Ok(device) => device,
-            Err(e) => {
-                println!("SKIPPED {}: {e}", info.line());
-                continue;
-            }
-        };
-        let report = pollster::block_on(conformance::run(&device, &cases, |_, _| ())).expect("readable");
-        reports.push(report);
-    }
+        let device = pollster::block_on(ComputeDevice::open_info(info));
+        let device = device.inspect_err(|e| println!("SKIPPED {}: {e}", info.line())).ok()?;
+        Some(pollster::block_on(conformance::run(&device, &cases, |_, _| ())).expect("readable"))
+    };
+    let infos = pollster::block_on(device::list());
+    let reports: Vec<Report> = std::thread::scope(|scope| {
+        let runs: Vec<_> = infos.iter().map(|info| scope.spawn(|| one(info))).collect();
+        runs.into_iter().filter_map(|run| run.join().expect("no adapter panics")).collect()
+    });
     println!("{}", conformance::table(&reports));
     let required = std::env::var("SECATEUR_REQUIRE").unwrap_or_default();
     assert_eq!(conformance::missing(&reports, required.split(',')), [""; 0], "required adapters are missing");
@@ -74,7 +73,7 @@ fn run(engine: &mut Engine, tokens: usize) -> Result<RunResult> {
 /// shaders that the built-in model runs before a probe, and no others.
 #[test]
 fn what_is_tested_first_is_what_the_built_in_model_runs() {
-    let _one = alone();
+    let _one = beside_others();
     let Some((device, mut engine)) = first_tested() else { return };
     let (tested, of_test) = hooks::with(None, || block_on(conformance::test_first(&device)));
     tested.expect("the kernels are right");
@@ -99,7 +98,7 @@ fn what_is_tested_first_is_what_the_built_in_model_runs() {
 /// every shader that a run of the model launches, also one that is longer than a tile of attention.
 #[test]
 fn a_rehearsal_launches_what_the_model_launches() {
-    let _one = alone();
+    let _one = beside_others();
     let Some(gpu) = gpu() else { return };
     for (folder, weights) in
         [("qwen2-bf16", None), ("qwen3-f32", Some(Precision::Q4)), ("phi3-long-f16", None), ("gguf-llama-q4", None)]
@@ -143,7 +142,7 @@ fn a_rehearsal_launches_what_the_model_launches() {
 /// next run.
 #[test]
 fn what_was_put_off_is_tested_before_the_first_probe() {
-    let _one = alone();
+    let _one = beside_others();
     let Some((device, mut engine)) = first_tested() else { return };
     assert!(!block_on(conformance::test_others(&device, || true)).expect("nothing was tested"), "nothing was put off");
     let text = variants().into_iter().find(|v| v.kernel == "attention_row").expect("listed").text;

@@ -337,7 +337,7 @@ fn gguf_qwen3_yarn_halves() {
 /// No kernel may read what no kernel wrote: results do not change if every new buffer is full of NaN.
 #[test]
 fn the_oracle_holds_in_poisoned_memory() {
-    let _one = alone();
+    let _one = beside_others();
     let Some(device) = gpu() else { return };
     let fx = Fixture::open("qwen2-f32");
     let model = fx.load(device);

@@ -625,7 +625,7 @@ const WRONG_UNPACKING: &[Mutant] = &[
 
 #[test]
 fn changed_kernels_are_noticed() {
-    let _one = alone();
+    let _one = beside_others();
     let Some(device) = gpu() else { return };
     let mut expected = std::collections::BTreeMap::new();
     let all = || WRONG.iter().map(|m| (m, false)).chain(WRONG_UNPACKING.iter().map(|m| (m, true)));
@@ -652,7 +652,7 @@ fn changed_kernels_are_noticed() {
 /// Sums in another order and equivalent arithmetic have to pass.
 #[test]
 fn reassociated_kernels_pass() {
-    let _one = alone();
+    let _one = beside_others();
     let Some(device) = gpu() else { return };
     let equivalent = [
         (

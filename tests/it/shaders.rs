@@ -159,7 +159,7 @@ fn every_specialisation_translates_for_every_api() {
 /// Watches what the launcher passes in every case of every kernel.
 #[test]
 fn launches_pass_what_shaders_declare() {
-    let _one = alone();
+    let _one = beside_others();
     let Some(device) = gpu() else { return };
     let cases = cases::all();
     let run = || cases.iter().for_each(|case| drop(case.run(&device.burn)));

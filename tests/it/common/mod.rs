@@ -105,8 +105,8 @@ pub fn beside_others() -> RwLockReadGuard<'static, ()> {
     ADAPTERS.read().unwrap_or_else(|failed| failed.into_inner())
 }
 
-/// Held by a test that measures an adapter's memory, replaces or records launches, or fills outputs with NaN, all of
-/// which concern the whole process. No other test that launches on an adapter runs meanwhile.
+/// Held by a test that measures an adapter's memory, which concerns the whole process. No other test that launches on an
+/// adapter runs meanwhile. What is replaced, recorded or filled with NaN concerns the test's own thread.
 pub fn alone() -> RwLockWriteGuard<'static, ()> {
     ADAPTERS.write().unwrap_or_else(|failed| failed.into_inner())
 }
