@@ -7,6 +7,7 @@
 // depends on the cache's capacity or on other sequences.
 // DIRECT 1: out and lse get the result. DIRECT 0: out gets, for each query and split, D unnormalised values, the
 // maximum and the sum; attention_combine computes the result from them.
+// include rows.wgsl
 // include keys.wgsl
 // Constants: THREADS (at least D / 2), TILE (slots), KV (F32 or F16), D (a multiple of 8), ROTATE, QB (queries of a
 // workgroup, <= 8), DIRECT.

@@ -2,6 +2,7 @@
 // softmax(q . K) = exp(q . k - lse), with the log-sum-exp that attention wrote for this row. An invocation owns a
 // slot. REDUCE 0: one row for each query head. 1: one for each KV head, the mean of its query heads. 2: one row, the
 // mean of all heads.
+// include rows.wgsl
 // include keys.wgsl
 // Constants: THREADS, KV (F32 or F16), D (head dimension), ROTATE, G (query heads of a KV head), REDUCE.
 @group(0) @binding(0) var<storage, read_write> q: array<vec4<f32>>;            // [n, heads D], rotated

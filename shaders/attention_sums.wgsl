@@ -5,6 +5,7 @@
 // MEAN 0: adds to the running sums, which are laid out like the keys (see cache/). The chunk's own slots start from
 // 0, so what a rolled-back chunk left there is never read. MEAN 1: stores the mean over rows and heads, [kv_heads,
 // slots].
+// include rows.wgsl
 // include keys.wgsl
 // Constants: THREADS, KV (F32 or F16), D, ROTATE, G (query heads of a KV head), QB (queries at a time), MEAN.
 @group(0) @binding(0) var<storage, read_write> q: array<vec4<f32>>;      // [n, heads D], rotated

@@ -3,6 +3,7 @@
 // walks the others, TILE at a time, in ascending order.
 // PASS 0: latest[head, i] = the last slot j != i with cosine > 0.5, or NONE.
 // PASS 1: out[head, j] = 1 / slots . sum over i != j with latest[head, i] != j of cosine(i, j).
+// include rows.wgsl
 // include keys.wgsl
 // Constants: THREADS, KV (F32 or F16), D, ROTATE, PASS.
 @group(0) @binding(0) var<storage, read_write> kv: array<vec4<u32>>;     // rows of D values, see cache/

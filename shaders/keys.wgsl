@@ -1,18 +1,7 @@
-// Reading cached keys. This text precedes a kernel that says "include keys.wgsl". It needs the kernel's bindings `kv`
-// (rows of D values as vectors of words, see cache/) and `rope` ([positions, D]: cosines, then sines), its
-// `info.positions`, and the constants KV (F32 or F16), D and ROTATE.
+// Reading cached keys. This text precedes a kernel that says "include keys.wgsl". It needs rows.wgsl, the kernel's
+// binding `rope` ([positions, D]: cosines, then sines), its `info.positions`, and the constant ROTATE.
 // ROTATE 0: keys were rotated to their positions when they were written. ROTATE 1: keys are stored unrotated, their
 // position is their slot, and they are rotated whenever they are read, so that moving them adds no rounding.
-const QUADS = select(D / 8u, D / 4u, KV == F32);    // vec4s of words in a cache row
-
-// Columns 4 c .. 4 c + 3 of a row, as stored.
-fn stored(row: u32, c: u32) -> vec4<f32> {
-    if (KV == F32) { return bitcast<vec4<f32>>(kv[row * QUADS + c]); }
-    let words = kv[row * QUADS + c / 2u];
-    let pairs = select(words.xy, words.zw, (c & 1u) == 1u);
-    return vec4<f32>(unpack2x16float(pairs.x), unpack2x16float(pairs.y));
-}
-
 struct KeyPart { low: vec4<f32>, high: vec4<f32> }
 
 // Columns 4 c .. 4 c + 3 of the key in cache row `row`, and their partners, D / 2 columns further on. `slot` is the

@@ -699,13 +699,8 @@ mod tests {
             steps: &steps,
             current_step: 2,
             thinking_tokens: 5,
-            scores: None,
-            similarity: None,
             budget: Budget::default(),
-            window: 0,
-            seed: 0,
-            probe: 0,
-            set: 0,
+            ..ViewParts::EMPTY
         };
         let view = CacheView::new(parts).unwrap();
         // The last weight of a row is the probe's own.

@@ -390,7 +390,7 @@ impl KvCache {
         };
         let keep = kernels::u32_tensor(kept_slots, &self.device.burn);
         let layer = &mut self.layers[layer];
-        layer.tracked.gather(&self.device.burn, &keep, &moves, spec, shape.kv_heads, (base / 2).max(4));
+        layer.tracked.gather(&self.device.burn, &keep, &moves, spec, shape.kv_heads, base / 2);
         let moves = kernels::u32_tensor(moves, &self.device.burn);
         let device = &self.device.burn;
         layer.kv.update(|kv| ((), memory::dedicated(device, || kernels::cache_gather(kv, &keep, &moves, spec))));

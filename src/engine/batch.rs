@@ -278,8 +278,7 @@ impl<'e> Batch<'e> {
     /// The slots and bytes of a prompt that is kept, with the second buffer that one layer has while it is moved.
     fn kept(&self, seq: usize) -> Bound {
         let (shape, slots) = (self.runner.cache().shape(), self.runner.cache().capacity(0, seq));
-        // While any sequence needs sums, they are kept of all: one f32 for each KV head and slot.
-        let slot = shape.slot_bytes() + 4 * shape.kv_heads;
+        let slot = shape.slot_bytes() + shape.tracked_bytes();
         Bound { slots, bytes: (slots * (shape.layers + 1) * slot) as u64 }
     }
 

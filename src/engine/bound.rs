@@ -2,7 +2,7 @@
 //! want of memory because of its neighbours.
 use super::record::LAG;
 use crate::cache::{CacheShape, OBSERVED};
-use crate::policy::{self, Budget, Measurement};
+use crate::policy::{self, Budget};
 use crate::probe;
 use crate::settings::Settings;
 
@@ -105,15 +105,10 @@ impl Slots<'_> {
     /// The bound in a cache of this shape. `query_cols`: values of a token's queries, all heads of a layer together.
     pub fn bound(&self, shape: &CacheShape, query_cols: usize) -> Bound {
         let slots = self.capacity(shape.growth);
-        let needs = self.settings.policy.needs();
-        // While any sequence needs sums, they are kept of all: one f32 for each KV head and slot.
-        let sums = 4 * shape.kv_heads as u64;
-        let slot = shape.slot_bytes() as u64 + sums;
-        let queries = match needs {
-            Measurement::Window { .. } | Measurement::WindowAndKeys { .. } => {
-                (4 * shape.layers * shape.seqs * OBSERVED * query_cols) as u64
-            }
-            _ => 0,
+        let slot = (shape.slot_bytes() + shape.tracked_bytes()) as u64;
+        let queries = match self.settings.policy.needs().queries() {
+            0 => 0,
+            _ => (4 * shape.layers * shape.seqs * OBSERVED * query_cols) as u64,
         };
         let layers = shape.layers as u64 + 1;
         Bound { slots, bytes: (slots as u64).saturating_mul(layers).saturating_mul(slot).saturating_add(queries) }

@@ -35,7 +35,11 @@ impl Pruner {
     /// What the cache must track for the policy.
     pub fn tracking(&self) -> Tracking {
         let needs = self.settings.policy.needs();
-        Tracking { sums: needs == Measurement::Sums, queries: needs.queries() > 0 }
+        Tracking {
+            sums: needs == Measurement::Sums,
+            queries: needs.queries() > 0,
+            recurrence: needs == Measurement::Recurrence,
+        }
     }
 
     /// The attention rows that the forward of the pending token must read out; `None` if the policy does not use
@@ -90,8 +94,8 @@ impl Pruner {
         };
         let mut scored = Vec::new();
         for set in 0..self.sets.count() {
-            let free: Vec<bool> = match (&measured.attention, &measured.similarity) {
-                (None, None) => Vec::new(),
+            let free: Vec<bool> = match (&measured.attention, &measured.similarity, &measured.value_range) {
+                (None, None, None) => Vec::new(),
                 _ => CacheView::new(parts(set))?.protected().iter().map(|kept| !kept).collect(),
             };
             let scores =
@@ -99,12 +103,13 @@ impl Pruner {
             scored.push((
                 measured.attention.as_ref().map(|m| scores(m, self.settings.normalise)).transpose()?,
                 measured.similarity.as_ref().map(|m| scores(m, Normalise::None)).transpose()?,
+                measured.value_range.as_ref().map(|m| scores(m, Normalise::None)).transpose()?,
             ));
         }
         let mut views = Vec::new();
-        for (set, (scores, similarity)) in scored.iter().enumerate() {
-            let (scores, similarity) = (scores.as_deref(), similarity.as_deref());
-            views.push(CacheView::new(ViewParts { scores, similarity, ..parts(set) })?);
+        for (set, (scores, similarity, value_range)) in scored.iter().enumerate() {
+            let (scores, similarity, value_range) = (scores.as_deref(), similarity.as_deref(), value_range.as_deref());
+            views.push(CacheView::new(ViewParts { scores, similarity, value_range, ..parts(set) })?);
         }
         let plans = views.iter().map(|view| self.settings.policy.plan(view)).collect::<Result<Vec<_>>>()?;
         let plan = KeepPlan::join(&self.sets, plans)?;

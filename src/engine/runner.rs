@@ -4,18 +4,19 @@
 //! it; only awaiting a readback waits. Sampled ids stay on the device and feed the next step.
 use std::sync::Arc;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 use crate::cache::{CacheShape, KvCache, RegionUpdate, Tracking};
 use crate::device::ComputeDevice;
 use crate::engine::logprobs::{Of, PendingLogprobs};
 use crate::engine::prompts::{CachedPrompts, Shared};
 use crate::engine::repeated::{ROOM_TO_RECORD, Repeated, Step};
+use crate::kernels::attention_recurrence::RECORD;
 use crate::kernels::readback::{self, Readback};
 use crate::kernels::recording::Recording;
 use crate::kernels::{self, Reduce, TokenMaskSpec};
 use crate::model::decoder::{Decoder, Input, Logits, Output};
-use crate::policy::{Measured, Measurement};
+use crate::policy::{Measured, Measurement, expected_attention, lazy_eviction};
 use crate::sampling::Sampler;
 use crate::sampling::device::{MOST_OBSERVED, Observed, Tokens};
 use crate::settings::Settings;
@@ -139,6 +140,21 @@ impl PendingRows {
 pub struct PendingMeasurements {
     attention: Option<PendingRows>,
     similarity: Option<PendingRows>,
+    /// The sizes of values, as [`Decoder::value_sizes`] gives them.
+    value_sizes: Option<PendingRows>,
+    scored: Scored,
+}
+
+/// How the scores of the slots follow from the rows of attention that were read.
+#[derive(Debug, Clone, Copy, Default)]
+enum Scored {
+    /// They are the scores.
+    #[default]
+    AsRead,
+    /// They are the records of [`Measurement::Recurrence`], in bits; the latest query stands at `now`.
+    ByRecurrence { now: u32 },
+    /// They are the logarithms of [`Measurement::Expected`], a row for each query head.
+    ByExpectation,
 }
 
 /// The measurements for a policy, read from the device.
@@ -148,6 +164,8 @@ pub struct Measurements {
     pub attention: Option<Measured>,
     /// How similar the keys are to each other.
     pub similarity: Option<Measured>,
+    /// The ranges of the values.
+    pub value_range: Option<Measured>,
     /// For the trace: the probe's attention, a row for each query head.
     pub heads: Option<Measured>,
 }
@@ -158,14 +176,52 @@ impl PendingMeasurements {
     /// # Errors
     /// If the device cannot be read.
     pub async fn finish(self) -> Result<Measurements> {
-        let mut measured = Measurements::default();
+        let (mut measured, mut lengths) = (Measurements::default(), None);
         for (pending, out) in [(self.attention, &mut measured.attention), (self.similarity, &mut measured.similarity)] {
             if let Some(rows) = pending {
                 *out = Some(rows.finish().await?);
             }
         }
+        if let Some(sizes) = self.value_sizes {
+            // Of each layer the ranges of all KV heads, then the lengths.
+            let mut ranges = sizes.finish().await?;
+            let layers = ranges.layers.iter_mut().map(|rows| rows.split_off(rows.len() / 2)).collect();
+            (measured.value_range, lengths) = (Some(ranges), Some(Measured { layers }));
+        }
+        measured.attention = match (self.scored, measured.attention, &lengths) {
+            (Scored::ByRecurrence { now }, Some(records), _) => Some(by_recurrence(&records, now)),
+            (Scored::ByExpectation, Some(logarithms), Some(lengths)) => {
+                measured.value_range = None;
+                Some(by_expectation(&logarithms, lengths))
+            }
+            (_, attention, _) => attention,
+        };
         Ok(measured)
     }
+}
+
+/// The scores of slots by their records, the bits of two words for each.
+fn by_recurrence(records: &Measured, now: u32) -> Measured {
+    let score = |record: &[f32]| {
+        let [last, longest] = [record[0], record[1]].map(f32::to_bits);
+        lazy_eviction::importance(now.wrapping_sub(last), longest)
+    };
+    let row = |row: &Vec<f32>| row.chunks_exact(RECORD).map(score).collect();
+    Measured { layers: records.layers.iter().map(|rows| rows.iter().map(row).collect()).collect() }
+}
+
+/// The scores of slots by the logarithms of the expected attention, a row for each query head, and the lengths of the
+/// values, a row for each KV head.
+fn by_expectation(logarithms: &Measured, lengths: &Measured) -> Measured {
+    let layer = |(rows, lengths): (&Vec<Vec<f32>>, &Vec<Vec<f32>>)| {
+        let group = rows.len() / lengths.len();
+        let head = |(heads, lengths): (&[Vec<f32>], &Vec<f32>)| {
+            let heads: Vec<&[f32]> = heads.iter().map(Vec::as_slice).collect();
+            expected_attention::scores(&heads, lengths)
+        };
+        rows.chunks(group).zip(lengths).map(head).collect()
+    };
+    Measured { layers: logarithms.layers.iter().zip(&lengths.layers).map(layer).collect() }
 }
 
 impl Runner {
@@ -555,19 +611,31 @@ impl Runner {
                 pending.attention = Some(self.probe(held, row, request.probe, Some(request.granularity))?);
             }
             Measurement::Sums => {
-                let layers = 0..cache.shape().layers;
-                let sums = layers.clone().map(|layer| cache.sums(layer, seq)).collect::<Result<Vec<_>>>()?;
-                let read = readback::read_u32(&sums.iter().collect::<Vec<_>>());
-                let slots = layers.map(|layer| cache.capacity(layer, seq)).collect();
-                pending.attention = Some(PendingRows { read, slots });
+                pending.attention = Some(read_tracked(cache, seq, 1, KvCache::sums)?);
             }
-            Measurement::Window { queries } | Measurement::WindowAndKeys { queries } => {
+            Measurement::Recurrence => {
+                pending.attention = Some(read_tracked(cache, seq, RECORD, KvCache::recurrence)?);
+                let now = cache.sequence(seq).position.0.wrapping_sub(1);
+                pending.scored = Scored::ByRecurrence { now };
+            }
+            Measurement::Expected { queries } => {
+                let logarithms = model.expect(cache, seq, queries)?;
+                pending.attention = Some(read_rows(&logarithms.iter().collect::<Vec<_>>()));
+                pending.value_sizes = Some(read_rows(&model.value_sizes(cache, seq).iter().collect::<Vec<_>>()));
+                pending.scored = Scored::ByExpectation;
+            }
+            Measurement::Window { queries }
+            | Measurement::WindowAndKeys { queries }
+            | Measurement::WindowAndValues { queries } => {
                 let means = model.observe(cache, seq, queries)?;
                 let read = readback::read_u32(&means.iter().collect::<Vec<_>>());
                 pending.attention = Some(PendingRows { read, slots: cache.lens(seq) });
                 if let Measurement::WindowAndKeys { .. } = request.measurement {
                     let alike = model.compare_keys(cache, seq);
                     pending.similarity = Some(read_rows(&alike.iter().collect::<Vec<_>>()));
+                }
+                if let Measurement::WindowAndValues { .. } = request.measurement {
+                    pending.value_sizes = Some(read_rows(&model.value_sizes(cache, seq).iter().collect::<Vec<_>>()));
                 }
             }
         }
@@ -670,6 +738,19 @@ impl PendingState {
     pub async fn finish(self) -> Result<Vec<u32>> {
         Ok(self.0.await?.first().map(|bytes| readback::as_u32(bytes)).unwrap_or_default())
     }
+}
+
+/// Starts reading what the cache tracks for each KV head and slot of `seq`, `words` words each, with `of` a layer.
+fn read_tracked(
+    cache: &KvCache,
+    seq: usize,
+    words: usize,
+    of: impl Fn(&KvCache, usize, usize) -> Result<Tensor<1, Int>>,
+) -> Result<PendingRows> {
+    let layers = 0..cache.shape().layers;
+    let tracked = layers.clone().map(|layer| of(cache, layer, seq)).collect::<Result<Vec<_>>>()?;
+    let read = readback::read_u32(&tracked.iter().collect::<Vec<_>>());
+    Ok(PendingRows { read, slots: layers.map(|layer| words * cache.capacity(layer, seq)).collect() })
 }
 
 /// Starts reading f32 rows over the slots of each layer: `[rows, slots]`.

@@ -80,13 +80,11 @@ mod tests {
                 steps: &steps,
                 current_step: 1,
                 thinking_tokens: 40,
-                scores: None,
-                similarity: None,
                 budget,
                 window: 4,
                 seed: 3,
                 probe,
-                set: 0,
+                ..ViewParts::EMPTY
             })
             .unwrap()
         };

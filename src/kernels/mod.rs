@@ -15,6 +15,7 @@
 //!
 //! The shader tests and the conformance runs find the kernel in the registry.
 pub mod attention;
+pub mod attention_recurrence;
 pub mod attention_row;
 pub mod attention_sums;
 pub mod cache_gather;
@@ -22,6 +23,7 @@ pub mod cases;
 mod cube;
 mod dtype;
 pub mod embed;
+pub mod expected_attention;
 pub mod expert_sum;
 pub mod expert_tiles;
 pub mod experts;
@@ -45,6 +47,7 @@ pub mod token_mask;
 pub mod top_k;
 mod twin;
 pub mod uniform;
+pub mod value_sizes;
 pub mod variant;
 
 use std::collections::{BTreeMap, HashSet};
@@ -100,7 +103,10 @@ registry! {
     attention: AttentionSpec, attention;
     attention_row: AttentionRowSpec, Reduce, attention_row;
     attention_sums: AttentionSumsSpec, attention_sums;
+    attention_recurrence: RecurrenceSpec, attention_recurrence;
     key_similarity: KeySimilaritySpec, key_similarity;
+    value_sizes: ValueSizesSpec, value_sizes;
+    expected_attention: ExpectedSpec, expected_attention;
     query_ring: QueryRingSpec, latest_queries, store_queries;
     cache_gather: GatherSpec, cache_gather;
     top_k: TopKSpec, top_k, top_k_merge;

@@ -12,7 +12,8 @@ use crate::dtype::Dtype;
 
 pub(super) const COMMON: &str = include_str!("../../shaders/common.wgsl");
 /// Texts that a kernel includes by a line `// include NAME`.
-const INCLUDED: [(&str, &str); 3] = [
+const INCLUDED: [(&str, &str); 4] = [
+    ("// include rows.wgsl", include_str!("../../shaders/rows.wgsl")),
     ("// include keys.wgsl", include_str!("../../shaders/keys.wgsl")),
     ("// include weights.wgsl", include_str!("../../shaders/weights.wgsl")),
     ("// include dots.wgsl", include_str!("../../shaders/dots.wgsl")),

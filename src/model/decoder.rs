@@ -12,8 +12,8 @@ use crate::device::ComputeDevice;
 use crate::dtype::Dtype;
 use crate::kernels::memory::{empty_f32, empty_u32};
 use crate::kernels::{
-    self, AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, KeySimilaritySpec, LayerSpec, LinearSpec,
-    MOST_ROWS, Mode, NormSpec, Reduce, RopeAppendSpec,
+    self, AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, ExpectedSpec, KeySimilaritySpec, LayerSpec,
+    LinearSpec, MOST_ROWS, Mode, NormSpec, RecurrenceSpec, Reduce, RopeAppendSpec, ValueSizesSpec,
 };
 use crate::model::config::ModelConfig;
 use crate::model::feed_forward::FeedForward;
@@ -26,6 +26,9 @@ use crate::weights::Weights;
 use crate::weights::precision::{Precision, Role};
 use crate::{Error, ErrorKind, Result};
 use std::cmp::Reverse;
+
+/// Positions after the latest query whose queries are expected, as in kvpress.
+const FUTURE: usize = 512;
 
 /// One decoder layer's weights.
 struct Layer {
@@ -488,7 +491,7 @@ impl Decoder {
         plan.input.seqs().iter().enumerate().map(read).collect()
     }
 
-    /// Updates the running sums and the latest queries that the cache tracks, except by a probe.
+    /// Updates what the cache tracks of past attention, except by a probe.
     fn track(&self, layer: usize, q: &Tensor<2>, lse: &Tensor<2>, plan: &Plan<'_>, cache: &mut KvCache) {
         if matches!(plan.input, Input::Probe { .. }) {
             return;
@@ -504,6 +507,16 @@ impl Decoder {
                 mean: false,
             };
             cache.add_sums(layer, q, lse, self.rope(layer), spec);
+        }
+        if cache.tracking().recurrence {
+            let spec = RecurrenceSpec {
+                layer: self.layer_spec(cache, layer),
+                chunk: plan.chunk,
+                row_seq_offset: plan.row_seq_offset,
+                seqs: plan.input.seqs().len(),
+                slots: most_seen(plan, cache, layer),
+            };
+            cache.add_recurrence(layer, q, lse, self.rope(layer), spec);
         }
         if cache.tracking().queries {
             cache.store_queries(layer, q, plan.chunk);
@@ -556,6 +569,38 @@ impl Decoder {
             let slots = cache.len(layer, seq);
             let spec = KeySimilaritySpec { layer: self.layer_spec(cache, layer), slots, seq };
             kernels::key_similarity(cache.layer(layer), cache.state(), self.rope(layer), spec)
+        };
+        (0..self.layers.len()).map(layer).collect()
+    }
+
+    /// The ranges and the lengths of the cached values of `seq`: for each layer `[2 kv_heads, slots]`, see
+    /// [`value_sizes`](mod@kernels::value_sizes).
+    pub fn value_sizes(&self, cache: &KvCache, seq: usize) -> Vec<Tensor<2>> {
+        let layer = |layer: usize| {
+            let slots = cache.len(layer, seq);
+            let spec = ValueSizesSpec { layer: self.layer_spec(cache, layer), slots, seq };
+            kernels::value_sizes(cache.layer(layer), cache.state(), spec)
+        };
+        (0..self.layers.len()).map(layer).collect()
+    }
+
+    /// The logarithms of the attention that the slots of `seq` can expect from coming queries, which are taken to be like
+    /// the latest (as many of `most` as are [`observable`](KvCache::observable)): for each layer `[heads, slots]`, see
+    /// [`expected_attention`](mod@kernels::expected_attention).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Internal`] when the cache does not track queries.
+    pub fn expect(&self, cache: &mut KvCache, seq: usize, most: usize) -> Result<Vec<Tensor<2>>> {
+        let n = cache.observable(seq, most);
+        // No token comes behind the positions that the model is loaded for.
+        let future = FUTURE.min(self.context.saturating_sub(n)).max(1);
+        cache.select(&[seq]);
+        let cache = &*cache;
+        let layer = |layer: usize| {
+            let q = cache.latest_queries(layer, n)?;
+            let (layer_spec, slots) = (self.layer_spec(cache, layer), cache.len(layer, seq));
+            let spec = ExpectedSpec { layer: layer_spec, n, slots, seq, future };
+            Ok(kernels::expected_attention(&q, cache.layer(layer), cache.state(), self.rope(layer), spec))
         };
         (0..self.layers.len()).map(layer).collect()
     }

@@ -119,7 +119,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The parts of a set's view without scores, with window, seed and probe 0. Fill in the others with
+    /// The parts of a set's view without measurements, with window, seed and probe 0. Fill in the others with
     /// `ViewParts { scores, ..parts }`.
     pub fn parts(&self, set: usize, budget: Budget) -> ViewParts<'_> {
         ViewParts {
@@ -127,13 +127,9 @@ impl Snapshot {
             steps: &self.steps,
             current_step: self.current_step,
             thinking_tokens: self.thinking_tokens,
-            scores: None,
-            similarity: None,
             budget,
-            window: 0,
-            seed: 0,
-            probe: 0,
             set,
+            ..ViewParts::EMPTY
         }
     }
 }

@@ -17,9 +17,11 @@
 //!
 //! CONTRIBUTING.md says, step by step, how a policy is added.
 pub mod budget;
+pub(crate) mod expected_attention;
 mod full;
 mod h2o;
 mod last_attention;
+pub(crate) mod lazy_eviction;
 pub(crate) mod ledger;
 mod plan;
 mod r_kv;
@@ -32,6 +34,7 @@ mod snapkv;
 mod streaming_llm;
 mod think_clearly;
 mod think_token;
+mod vase;
 mod view;
 
 use std::any::Any;
@@ -40,9 +43,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 pub use budget::{Budget, Group};
+pub use expected_attention::ExpectedAttention;
 pub use full::Full;
 pub use h2o::H2o;
 pub use last_attention::LastAttention;
+pub use lazy_eviction::LazyEviction;
 pub(crate) use ledger::{Ledger, Snapshot};
 pub use plan::{KeepPlan, Kept, Outcome};
 pub use r_kv::RKv;
@@ -55,6 +60,7 @@ pub use snapkv::SnapKv;
 pub use streaming_llm::StreamingLlm;
 pub use think_clearly::ThinkClearly;
 pub use think_token::ThinkToken;
+pub use vase::Vase;
 pub use view::{CURRENT_STEP_KEPT, CacheView, CachedToken, NO_CURRENT_STEP, StepInfo, ViewParts};
 
 use crate::{Error, ErrorKind, Result};
@@ -137,6 +143,21 @@ pub enum Measurement {
         /// As in [`Window`](Self::Window).
         queries: usize,
     },
+    /// [`Window`](Self::Window) and, in addition, [`CacheView::value_range`].
+    WindowAndValues {
+        /// As in [`Window`](Self::Window).
+        queries: usize,
+    },
+    /// When each slot last mattered to a query, and the longest time that it once did not, as the score of
+    /// [`LazyEviction`]. One record per KV head, of the mean attention of its query heads.
+    Recurrence,
+    /// The attention that the slots can expect from coming queries, times the length of their values, as in
+    /// [`ExpectedAttention`]: one row per KV head.
+    Expected {
+        /// The number of latest queries that stand for the coming ones. Their tokens are protected like those of the
+        /// window.
+        queries: usize,
+    },
 }
 
 impl Measurement {
@@ -148,7 +169,10 @@ impl Measurement {
     /// How many of the latest queries are looked at; 0 where none are.
     pub fn queries(self) -> usize {
         match self {
-            Self::Window { queries } | Self::WindowAndKeys { queries } => queries,
+            Self::Window { queries }
+            | Self::WindowAndKeys { queries }
+            | Self::WindowAndValues { queries }
+            | Self::Expected { queries } => queries,
             _ => 0,
         }
     }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
-    Budget, CacheView, EvictionPolicy, Full, H2o, KeepPlan, LastAttention, Measurement, RKv, Random, RandomStep,
-    SnapKv, StreamingLlm, ThinkClearly, ThinkToken,
+    Budget, CacheView, EvictionPolicy, ExpectedAttention, Full, H2o, KeepPlan, LastAttention, LazyEviction,
+    Measurement, RKv, Random, RandomStep, SnapKv, StreamingLlm, ThinkClearly, ThinkToken, Vase,
 };
 use crate::{Error, ErrorKind, Result};
 
@@ -25,6 +25,9 @@ pub static POLICIES: &[&dyn EvictionPolicy] = &[
     &H2o,
     &SnapKv,
     &RKv,
+    &LazyEviction,
+    &ExpectedAttention,
+    &Vase,
     &StreamingLlm,
 ];
 

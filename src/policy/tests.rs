@@ -8,6 +8,7 @@ struct Cache {
     steps: Vec<StepInfo>,
     scores: Vec<f32>,
     similarity: Vec<f32>,
+    value_range: Vec<f32>,
     budget: Budget,
     window: usize,
     seed: u64,
@@ -26,7 +27,8 @@ impl Cache {
             }
         }
         let (scores, similarity) = (vec![1.0; tokens.len()], vec![0.0; tokens.len()]);
-        Self { tokens, steps, scores, similarity, budget, window: 0, seed: 7, probe: 0 }
+        let value_range = similarity.clone();
+        Self { tokens, steps, scores, similarity, value_range, budget, window: 0, seed: 7, probe: 0 }
     }
 
     fn scored(mut self, thinking: &[f32]) -> Self {
@@ -55,6 +57,7 @@ impl Cache {
             thinking_tokens: self.steps.iter().map(|s| s.tokens).sum(),
             scores: Some(&self.scores),
             similarity: Some(&self.similarity),
+            value_range: Some(&self.value_range),
             budget: self.budget,
             window: self.window,
             seed: self.seed,
@@ -121,6 +124,7 @@ fn a_step_without_cached_tokens_has_no_importance() {
     cache.tokens.drain(2..4);
     cache.scores.drain(2..4);
     cache.similarity.drain(2..4);
+    cache.value_range.drain(2..4);
     assert_eq!(cache.view().step_importance(0), None);
     assert_eq!(cache.view().step_importance(1), Some(1.0));
     let unscored = ViewParts { scores: None, ..cache.parts() };
@@ -143,10 +147,13 @@ fn missing_scores_are_an_error_where_they_are_needed_and_only_there() {
     let cache = Cache::new(&[2, 2], tokens(1));
     let unscored = CacheView::new(ViewParts { scores: None, ..cache.parts() }).unwrap();
     let uncompared = CacheView::new(ViewParts { similarity: None, ..cache.parts() }).unwrap();
+    let unranged = CacheView::new(ViewParts { value_range: None, ..cache.parts() }).unwrap();
     for policy in POLICIES {
         assert_eq!(policy.plan(&unscored).is_err(), policy.needs().scores(), "{}", policy.name());
         let compares = matches!(policy.needs(), Measurement::WindowAndKeys { .. });
         assert_eq!(policy.plan(&uncompared).is_err(), compares, "{}", policy.name());
+        let ranges = matches!(policy.needs(), Measurement::WindowAndValues { .. });
+        assert_eq!(policy.plan(&unranged).is_err(), ranges, "{}", policy.name());
     }
 }
 
@@ -177,7 +184,8 @@ fn facts_that_contradict_each_other_are_refused() {
 #[test]
 fn an_empty_cache_and_a_cache_without_thinking_are_planned() {
     let none = Cache::new(&[], tokens(5));
-    let parts = ViewParts { tokens: &[], scores: Some(&[]), similarity: Some(&[]), ..none.parts() };
+    let nothing = Some(&[][..]);
+    let parts = ViewParts { tokens: &[], scores: nothing, similarity: nothing, value_range: nothing, ..none.parts() };
     for view in [CacheView::new(parts).unwrap(), none.view()] {
         for policy in POLICIES {
             assert!(policy.plan(&view).unwrap().keeps_all(), "{}", policy.name());
@@ -443,6 +451,38 @@ fn r_kv_evicts_copies_before_what_is_seldom_looked_at() {
     assert_eq!(cache.evicted("r-kv"), [7, 8, 9, 10, 11, 12, 13, 14, 15]);
 }
 
+#[test]
+fn vase_keeps_large_values_and_draws_the_others() {
+    // Of 8 evictable tokens 4 stay. One is the quarter of the budget for large values, though nobody attends to it. The
+    // others are drawn from those that the pool over 5 slots gives any attention: 3 to 7.
+    let mut attention = [0.0; 9];
+    attention[5..].fill(1.0);
+    let mut cache = Cache::new(&[8, 1], tokens(5)).scored(&attention).quiet_prompt();
+    cache.value_range[2..].copy_from_slice(&[7.0, 0.0, 1.0, 2.0, 1.0, 0.5, 3.0, 1.0, 9.0]);
+    let mut seen = std::collections::HashSet::new();
+    for seed in 0..50 {
+        cache.seed = seed;
+        let evicted = cache.evicted("vase");
+        assert_eq!((evicted.len(), &evicted[..2]), (4, &[1, 2][..]), "seed {seed}");
+        seen.insert(evicted);
+    }
+    // Two of five are evicted: ten ways.
+    assert!(seen.len() >= 8, "{seen:?}");
+    // What is protected takes the budget; nothing is left to choose.
+    cache.window = 9;
+    assert!(cache.evicted("vase").is_empty());
+}
+
+#[test]
+fn the_lowest_scores_go_first() {
+    for policy in ["lazy-eviction", "expected-attention"] {
+        let scores = [0.5, 0.1, 0.4, 0.1, 0.3, 0.9];
+        assert_eq!(Cache::new(&[5, 1], tokens(4)).scored(&scores).evicted(policy), [1, 3], "{policy}");
+        // Equal scores: the older goes.
+        assert_eq!(Cache::new(&[5, 1], tokens(5)).scored(&scores).evicted(policy), [1], "{policy}");
+    }
+}
+
 // --- several sets
 
 fn joined(scope: Scope, caches: &[Cache], policy: &str) -> Result<KeepPlan> {
@@ -547,8 +587,8 @@ fn a_budget_that_adds_up_scores_is_refused_before_the_run_where_there_are_none()
     for policy in POLICIES {
         assert!(policy.accepts(Budget::Tokens(5)).is_ok());
         assert!(policy.accepts(Budget::Ratio(2.0)).is_err());
-        // h2o halves a number of tokens, r-kv scores by differences: neither adds up.
-        let adds_up = !["h2o", "r-kv"].contains(&policy.name());
+        // h2o and vase share out a number of tokens, r-kv scores by differences: none of them adds up.
+        let adds_up = !["h2o", "vase", "r-kv"].contains(&policy.name());
         let scored = policy.needs().scores() && adds_up || policy.name() == "full";
         assert_eq!(policy.accepts(Budget::Share(0.5)).is_ok(), scored, "{}", policy.name());
         // And what it accepts, it plans.

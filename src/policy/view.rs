@@ -74,6 +74,8 @@ pub struct ViewParts<'a> {
     pub scores: Option<&'a [f32]>,
     /// One value per slot where keys are compared: the mean cosine similarity of the slot's key to the others.
     pub similarity: Option<&'a [f32]>,
+    /// One number per slot where values are measured: the range of the slot's value.
+    pub value_range: Option<&'a [f32]>,
     /// How much may be evicted.
     pub budget: Budget,
     /// How many of the latest tokens are protected.
@@ -84,6 +86,24 @@ pub struct ViewParts<'a> {
     pub probe: u64,
     /// Index of the kept set, from 0; always 0 in scope `shared`.
     pub set: usize,
+}
+
+impl ViewParts<'_> {
+    /// The parts of an empty cache of which nothing was measured, to be completed as `ViewParts { tokens, ..ViewParts::EMPTY }`.
+    pub const EMPTY: Self = Self {
+        tokens: &[],
+        steps: &[],
+        current_step: NO_CURRENT_STEP,
+        thinking_tokens: 0,
+        scores: None,
+        similarity: None,
+        value_range: None,
+        budget: Budget::Tokens(0),
+        window: 0,
+        seed: 0,
+        probe: 0,
+        set: 0,
+    };
 }
 
 /// One kept set as a policy sees it, with what is derived from it for all policies.
@@ -111,7 +131,7 @@ impl<'a> CacheView<'a> {
     pub fn new(parts: ViewParts<'a>) -> Result<Self> {
         parts.budget.check()?;
         check_tokens(&parts)?;
-        for scores in [parts.scores, parts.similarity].into_iter().flatten() {
+        for scores in [parts.scores, parts.similarity, parts.value_range].into_iter().flatten() {
             check_scores(scores, parts.tokens.len())?;
         }
 
@@ -201,6 +221,15 @@ impl<'a> CacheView<'a> {
         let missing =
             || Error::new(ErrorKind::Policy, "this policy needs the similarity of keys, which was not measured");
         self.parts.similarity.ok_or_else(missing)
+    }
+
+    /// The range of each slot's value, its largest component minus its smallest, finite.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Policy`] when values were not measured.
+    pub fn value_range(&self) -> Result<&'a [f32]> {
+        let missing = || Error::new(ErrorKind::Policy, "this policy needs the range of values, which was not measured");
+        self.parts.value_range.ok_or_else(missing)
     }
 
     /// Whether each slot must be kept.

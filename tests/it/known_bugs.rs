@@ -33,11 +33,10 @@ fn with_view<T>(budget: Budget, look: impl FnOnce(&CacheView<'_>) -> T) -> T {
         thinking_tokens: 20,
         scores: Some(&scores),
         similarity: Some(&scores),
+        value_range: Some(&scores),
         budget,
-        window: 0,
         seed: 3,
-        probe: 0,
-        set: 0,
+        ..ViewParts::EMPTY
     });
     look(&view.expect("consistent facts"))
 }
@@ -247,7 +246,7 @@ fn heavy_hitters_are_heavy_over_all_queries() {
     let fx = Fixture::open("qwen2-f16");
     let model = fx.load(&devices()[0]);
     let mut cache = fx.cache(&devices()[0], Dtype::F32, 1, 8);
-    cache.track(secateur::expert::cache::Tracking { sums: true, queries: false }, fx.config.q_size());
+    cache.track(secateur::expert::cache::Tracking { sums: true, ..Default::default() }, fx.config.q_size());
     prefill(&model, &mut cache, 0, &fx.ids("prompt.64.ids"), 1);
     let probe = Input::Probe { seq: 0, ids: &[1, 2, 3], layers: fx.config.num_layers };
     forward(&model, &mut cache, probe, Some(Reduce::Layer)).expect("fits");

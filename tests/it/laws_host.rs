@@ -195,6 +195,7 @@ impl Cache {
             thinking_tokens: self.steps.iter().map(|s| s.tokens).sum(),
             scores: Some(&self.scores),
             similarity: Some(&self.similarity),
+            value_range: Some(&self.similarity),
             budget: self.budget,
             window: self.window,
             seed: self.seed,
@@ -358,13 +359,17 @@ proptest! {
     }
 
     #[test]
-    fn a_policy_that_draws_lots_ignores_scores_and_one_that_does_not_ignores_the_seed(cache in cache(), other in any::<u64>()) {
+    fn a_policy_that_measures_nothing_ignores_scores_and_one_that_draws_nothing_the_seed(cache in cache(), other in any::<u64>()) {
         let mut reseeded = cache.clone();
         reseeded.seed = other;
         let mut rescored = cache.clone();
         rescored.scores.reverse();
         for (policy, plan) in plans(&cache.view()) {
-            let changed = if policy.needs().scores() { reseeded.view() } else { rescored.view() };
+            let changed = match (policy.draws_lots(), policy.needs().scores()) {
+                (false, _) => reseeded.view(),
+                (true, false) => rescored.view(),
+                (true, true) => continue,
+            };
             prop_assert_eq!(policy.plan(&changed).unwrap(), plan, "{}", policy.name());
         }
     }
@@ -506,6 +511,7 @@ fn over_many_probes_the_cache_stays_within_its_bound_and_keeps_the_question() {
                 thinking_tokens: generated + 1,
                 scores: Some(&scores),
                 similarity: Some(&scores),
+                value_range: Some(&scores),
                 budget: Budget::Tokens(TARGET),
                 window: 64,
                 seed: 1,
@@ -565,12 +571,9 @@ fn shipped_bugs_do_not_pass() {
         current_step: 1,
         thinking_tokens: 10,
         scores: Some(&scores),
-        similarity: None,
         budget: Budget::Tokens(7),
         window: 2,
-        seed: 0,
-        probe: 0,
-        set: 0,
+        ..ViewParts::EMPTY
     })
     .unwrap();
     let rejected = |bug: fn(&CacheView<'_>) -> Vec<Slot>| Broken(bug).plan(&view).unwrap_err().to_string();

@@ -34,7 +34,7 @@ fn devices_for(name: &str) -> Vec<&'static secateur::device::ComputeDevice> {
     two().into_iter().take(if one { 2 } else { 1 }).collect()
 }
 
-const ALL: Tracking = Tracking { sums: true, queries: true };
+const ALL: Tracking = Tracking { sums: true, queries: true, recurrence: true };
 
 fn cache(fx: &Fixture, model: &Decoder, words: Dtype, positions: Positions, growth: usize) -> KvCache {
     let mut cache = fx.cache(model.device(), words, 1, growth);

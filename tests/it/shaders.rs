@@ -20,7 +20,7 @@ fn stems(directory: &str, extension: &str) -> BTreeSet<String> {
 }
 
 /// Texts that kernels share.
-const SHARED: [&str; 4] = ["common", "dots", "keys", "weights"];
+const SHARED: [&str; 5] = ["common", "dots", "keys", "rows", "weights"];
 
 #[test]
 fn shaders_and_kernels_name_each_other() {

@@ -180,8 +180,9 @@ impl Reference {
     /// Begins a text. `words` is the type in which the cache stores keys and values.
     pub fn read(&self, positions: Positions, words: Dtype) -> Reading<'_> {
         let sets = self.config.num_layers * self.config.num_kv_heads;
-        let queries = vec![Vec::new(); self.config.num_layers];
-        Reading { model: self, positions, words, read: 0, settled: 0, heads: vec![Head::default(); sets], queries }
+        let none = || vec![Vec::new(); self.config.num_layers];
+        let (heads, queries, bare_queries) = (vec![Head::default(); sets], none(), none());
+        Reading { model: self, positions, words, read: 0, settled: 0, heads, queries, bare_queries }
     }
 }
 
@@ -216,6 +217,8 @@ struct Head {
     seen: Vec<usize>,
     /// The attention that each position has received, averaged over the query heads of the group.
     drawn: Vec<f64>,
+    /// For each position, when it last had an attention of 1e-4, and the longest time between two such tokens.
+    mattered: Vec<(i64, i64)>,
 }
 
 /// A text that is read token by token.
@@ -232,6 +235,8 @@ pub struct Reading<'m> {
     heads: Vec<Head>,
     /// `[layer][token][query head]`, rotated.
     queries: Vec<Vec<Vec<Vec<f64>>>>,
+    /// The same before they are rotated.
+    bare_queries: Vec<Vec<Vec<Vec<f64>>>>,
 }
 
 /// The results of one token.
@@ -315,6 +320,8 @@ impl Reading<'_> {
                 head.values.push(self.rounded(value));
                 head.seen.push(position);
                 head.drawn.push(0.0);
+                head.mattered.push((position as i64 - 1, 0));
+                let mut attended = vec![0.0; head.seen.len()];
                 for query in &queries[g * group..][..group] {
                     let query = model.rotated(query, stands);
                     let weights = self.weights(&head, &query, position);
@@ -324,12 +331,18 @@ impl Reading<'_> {
                         sum.iter_mut().zip(&head.values[*p]).for_each(|(sum, v)| *sum += weight * v);
                     }
                     mixed.extend(sum);
+                    attended.iter_mut().zip(&weights).for_each(|(sum, weight)| *sum += weight / group as f64);
                     rotated.push(query);
                     rows.push(weights);
+                }
+                for (_, p) in attended.iter().zip(&head.seen).filter(|(weight, _)| **weight >= 1e-4) {
+                    let (last, longest) = head.mattered[*p];
+                    head.mattered[*p] = (position as i64, longest.max(position as i64 - last));
                 }
                 self.heads[l * c.num_kv_heads + g] = head;
             }
             self.queries[l].push(rotated);
+            self.bare_queries[l].push(queries);
             attention.push(rows);
             add(&mut x, &layer.o.times(&mixed));
             let normed = norm(&x, &layer.post_norm, c.rms_norm_eps);
@@ -350,6 +363,73 @@ impl Reading<'_> {
     pub fn sums(&self) -> Vec<Vec<Vec<f64>>> {
         let of = |head: &Head| head.seen.iter().map(|p| head.drawn[*p]).collect();
         self.heads.chunks(self.model.config.num_kv_heads).map(|layer| layer.iter().map(of).collect()).collect()
+    }
+
+    /// `[layer][KV head]`: LazyEviction's scores of what may be seen, by the time since each last mattered and by its longest
+    /// interval.
+    pub fn recurrence(&self) -> Vec<Vec<Vec<f64>>> {
+        let score = |(last, longest): (i64, i64)| {
+            let since = (self.read as i64 - 1 - last) as f64;
+            let again = if longest == 0 { 0.0 } else { 2.0 / (1.0 + (longest as f64 - 1.0).exp()) };
+            2.0 / (1.0 + (1.0 + since / (longest as f64 + 1e-5)).exp()) + again
+        };
+        let of = |head: &Head| head.seen.iter().map(|p| score(head.mattered[*p])).collect();
+        self.heads.chunks(self.model.config.num_kv_heads).map(|layer| layer.iter().map(of).collect()).collect()
+    }
+
+    /// `[layer][KV head]`: the attention that what may be seen can expect from the tokens of the next `future` positions (as
+    /// far as the context goes), times the length of its value. Their queries have the mean and the covariance of the `most` latest ones, before
+    /// these are rotated; the rotations are averaged over the positions.
+    pub fn expected(&self, most: usize, future: usize) -> Vec<Vec<Vec<f64>>> {
+        let c = &self.model.config;
+        let (d, group) = (c.head_dim, c.num_heads / c.num_kv_heads);
+        let since = if self.positions == Positions::Compact { self.settled } else { 0 };
+        let latest = since.max(self.read.saturating_sub(most))..self.read;
+        let future = future.min(self.model.turns.len() - latest.len());
+        let of = |(set, head): (usize, &Head)| {
+            let (l, g) = (set / c.num_kv_heads, set % c.num_kv_heads);
+            let next = if self.positions == Positions::Compact { head.seen.len() } else { self.read };
+            let turn = |i: usize| {
+                let angles = (next..next + future).map(|p| p as f64 * frequency(c, i));
+                let (sin, cos) = angles.fold((0.0, 0.0), |(sin, cos), angle| (sin + angle.sin(), cos + angle.cos()));
+                (sin / future as f64, cos / future as f64)
+            };
+            let turns: Vec<(f64, f64)> = (0..d / 2).map(turn).collect();
+            let keys: Vec<Vec<f64>> = head
+                .seen
+                .iter()
+                .enumerate()
+                .map(|(rank, p)| match self.positions {
+                    Positions::Original => head.keys[*p].clone(),
+                    Positions::Compact => self.model.rotated(&head.keys[*p], rank),
+                })
+                .collect();
+            let mut scores = vec![0.0; keys.len()];
+            for h in g * group..(g + 1) * group {
+                let queries: Vec<&Vec<f64>> = latest.clone().map(|p| &self.bare_queries[l][p][h]).collect();
+                let n = queries.len() as f64;
+                let mean: Vec<f64> = (0..d).map(|i| queries.iter().map(|q| q[i]).sum::<f64>() / n).collect();
+                let covariance =
+                    |i: usize, j: usize| queries.iter().map(|q| (q[i] - mean[i]) * (q[j] - mean[j])).sum::<f64>() / n;
+                let covariances: Vec<Vec<f64>> = (0..d).map(|i| (0..d).map(|j| covariance(i, j)).collect()).collect();
+                let logarithm = |key: &Vec<f64>| {
+                    // The transposed rotation of the key does what the rotation of the queries would.
+                    let mut back = vec![0.0; d];
+                    for (i, (sin, cos)) in turns.iter().enumerate() {
+                        back[i] = key[i] * cos + key[i + d / 2] * sin;
+                        back[i + d / 2] = key[i + d / 2] * cos - key[i] * sin;
+                    }
+                    let spread: f64 = back.iter().zip(&covariances).map(|(v, row)| v * dot(row, &back)).sum();
+                    dot(&mean, &back) / (d as f64).sqrt() + spread / (2 * d) as f64
+                };
+                let attention = softmax(&keys.iter().map(logarithm).collect::<Vec<_>>());
+                scores.iter_mut().zip(attention).for_each(|(score, weight)| *score += weight / group as f64);
+            }
+            let length = |p: &usize| dot(&head.values[*p], &head.values[*p]).sqrt();
+            scores.iter().zip(&head.seen).map(|(score, p)| score * length(p)).collect()
+        };
+        let sets: Vec<Vec<f64>> = self.heads.iter().enumerate().map(of).collect();
+        sets.chunks(c.num_kv_heads).map(<[Vec<f64>]>::to_vec).collect()
     }
 
     /// `[layer][KV head]`: the mean attention of the `most` latest queries over what may be seen now. With compact

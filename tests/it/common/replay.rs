@@ -133,7 +133,11 @@ fn scores(
         Measurement::ProbeRow => text.aside(probe_ids).attention,
         Measurement::LastRow => given.attention.clone(),
         Measurement::Sums => text.sums(),
-        Measurement::Window { queries } | Measurement::WindowAndKeys { queries } => text.window(queries),
+        Measurement::Window { queries }
+        | Measurement::WindowAndKeys { queries }
+        | Measurement::WindowAndValues { queries } => text.window(queries),
+        Measurement::Recurrence => text.recurrence(),
+        Measurement::Expected { queries } => text.expected(queries, 512),
         _ => return None,
     };
     let mean = |set: usize| {

@@ -1,0 +1,72 @@
+//! `lazy-eviction`: tokens whose attention comes back (Zhang et al. 2025, arXiv 2506.15969).
+use super::budget::{Group, evict};
+use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
+use crate::{Result, Slot};
+
+/// Evicts the tokens that are least likely to matter again, judged by when they last mattered and by the longest time that
+/// they once did not.
+///
+/// *Idea*: in reasoning, tokens matter again after many steps in which they did not. A token that did not matter for longer
+/// than ever before is done with. *Paper*: LazyEviction, arXiv 2506.15969. A token matters to a query that attends to it
+/// with at least 1e-4, the published code's value. With the time `t` since it last mattered and its longest interval `m`,
+/// both in tokens, its score is `2 σ(−1 − t / (m + 1e-5)) + 2 σ(1 − m)`, without the second term if `m` is 0, where σ is
+/// the logistic function; that is what the published code computes.
+/// *Direction*: the lowest scores are evicted first.
+/// *Deviation*: it evicts when a probe is due, and only from the thinking; the paper evicts every `W` tokens, which is what
+/// the interval between probes is here, and protects the latest `W`. A KV head has one record for each slot, of the mean
+/// attention of its query heads, where the published code gives every query head a cache of its own. In scope `shared`, the
+/// default, the scores of all layers and heads are averaged; the paper's scope is `head`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LazyEviction;
+
+impl EvictionPolicy for LazyEviction {
+    fn name(&self) -> &str {
+        "lazy-eviction"
+    }
+
+    fn summary(&self) -> &str {
+        "evicts tokens that did not matter for longer than ever before"
+    }
+
+    fn needs(&self) -> Measurement {
+        Measurement::Recurrence
+    }
+
+    fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
+        let scores = view.scores()?;
+        let mut slots: Vec<Slot> = view.evictable().collect();
+        // The sort is stable: of equal tokens, the older is evicted first.
+        slots.sort_by(|a, b| scores[a.0 as usize].total_cmp(&scores[b.0 as usize]));
+        let single = |slot: Slot| Group { importance: Some(scores[slot.0 as usize].into()), slots: vec![slot] };
+        evict(view, &slots.into_iter().map(single).collect::<Vec<_>>())
+    }
+}
+
+/// The score of a token that last mattered `since` tokens ago, and whose longest interval between two times is `longest`.
+pub(crate) fn importance(since: u32, longest: u32) -> f32 {
+    let twice_logistic = |x: f64| 2.0 / (1.0 + (-x).exp());
+    let (since, longest) = (f64::from(since), f64::from(longest));
+    let came_back = if longest > 0.0 { twice_logistic(1.0 - longest) } else { 0.0 };
+    (twice_logistic(-1.0 - since / (longest + 1e-5)) + came_back) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values of the published formula, computed apart.
+    #[test]
+    fn the_score_is_that_of_the_published_code() {
+        for (since, longest, expected) in [
+            (0, 0, 0.537_882_84), // 2 / (1 + e)
+            (0, 1, 1.537_882_8),  // … + 2 / (1 + e⁰)
+            (10, 10, 0.238_652_75),
+            (100, 0, 0.0),
+        ] {
+            let found = importance(since, longest);
+            assert!((found - expected).abs() < 1e-6, "{since} {longest}: {found}");
+        }
+        // Longer ago is worth less; what once came back late is worth more, as long as it is not too late.
+        assert!(importance(20, 30) > importance(25, 30) && importance(20, 40) > importance(20, 30));
+    }
+}
