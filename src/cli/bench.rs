@@ -14,7 +14,7 @@ use serde::Serialize;
 use web_time::Instant;
 
 use super::model::ModelArgs;
-use super::options::{self, StorageArgs};
+use super::options::{self, DeviceArgs, StorageArgs};
 use super::screen::{self, Progress};
 use super::trust;
 
@@ -24,10 +24,8 @@ pub struct Args {
     model: ModelArgs,
     #[arg(long, value_name = "NAME", conflicts_with = "model", help = preset_help())]
     preset: Option<String>,
-    /// The device: auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name, or its index, as in the list
-    /// of `secateur devices`.
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// The number of tokens in the prompt. Several numbers, separated by commas, are measured one after the other.
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "128")]
     prompt: Vec<usize>,
@@ -100,7 +98,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         CacheShape::new(&config, args.stored.kv, lengths.sequences, GROWTH)?;
     }
     let weights = Weights::open(&source)?;
-    let device = trust::open(&args.device, args.quiet)?;
+    let device = trust::open(&args.device.select, args.quiet)?;
     // The context is only as long as the longest case needs, because the RoPE table is as long as the context.
     let longest = all.iter().map(|lengths| lengths.prompt + lengths.decode).max().unwrap_or(1);
     let context = longest.next_multiple_of(GROWTH);

@@ -14,7 +14,7 @@ use secateur::{Error, ErrorKind, Result, builtin};
 use super::fields;
 use super::journal::{self, Journal};
 use super::model;
-use super::options::{self, PruningArgs, StorageArgs};
+use super::options::{self, DeviceArgs, PruningArgs, StorageArgs};
 use super::screen;
 use super::signals::{self, Signal};
 use super::text;
@@ -45,10 +45,8 @@ pub struct Args {
     /// The number of questions that are answered at the same time.
     #[arg(long, value_name = "N", default_value_t = 8)]
     sequences: usize,
-    /// The device: auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name, or its index, as in the list
-    /// of `secateur devices`.
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     stored: StorageArgs,
     /// The number of positions to make room for, for a question and its answer together [default: the model's
@@ -100,7 +98,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     // The settings are checked with a prompt of one token; the token does not matter.
     prepared.check(&Prompt::Ids(vec![0]), &settings)?;
     let hashed = Hashed::of(&Weights::open(&source)?, &out)?;
-    let device = trust::open(&args.device, args.quiet)?;
+    let device = trust::open(&args.device.select, args.quiet)?;
     let conditions = Conditions {
         secateur: env!("CARGO_PKG_VERSION").into(),
         model: name.clone(),

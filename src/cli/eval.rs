@@ -18,7 +18,7 @@ use secateur::policy::{Budget, PolicyRef};
 use secateur::{ComputeDevice, Error, ErrorKind, Result, builtin};
 
 use super::journal::{self, Journal};
-use super::options::{self, GenerationArgs, StorageArgs, parsed};
+use super::options::{self, DeviceArgs, GenerationArgs, StorageArgs, parsed};
 use super::signals::{self, Signal};
 use super::{fields, model, screen, text, trust};
 
@@ -74,10 +74,8 @@ pub struct Args {
     /// The number of questions that are answered at the same time.
     #[arg(long, value_name = "N", default_value_t = 8)]
     batch: usize,
-    /// The device: auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name, or its index, as in the list
-    /// of `secateur devices`.
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     stored: StorageArgs,
     /// The number of positions to make room for, for a question and its answer together [default: the model's
@@ -316,7 +314,7 @@ impl Args {
         make_folder(out)?;
         let beside = out.join(SETTINGS);
         let hashed = Hashed::of(&weights, &beside)?;
-        let device = trust::open(&self.device, self.quiet)?;
+        let device = trust::open(&self.device.select, self.quiet)?;
         hashed.keep(&beside);
         plan.weights = identity(&hashed.fingerprint, self.stored.weights);
         plan.device = device.info.line();

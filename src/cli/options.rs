@@ -15,6 +15,15 @@ use serde::{Serialize, Serializer};
 
 use super::{fields, text};
 
+/// The device of a command that computes.
+#[derive(Debug, clap::Args)]
+pub struct DeviceArgs {
+    /// The device: auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name, or its index, as in the list
+    /// of `secateur devices`.
+    #[arg(long = "device", value_name = "DEVICE", default_value = "auto")]
+    pub select: String,
+}
+
 /// The request options of `run` that `calibrate` does not have, or has with another default.
 #[derive(Debug, clap::Args, Serialize)]
 pub struct PromptArgs {

@@ -16,7 +16,7 @@ use super::chat;
 use super::fields;
 use super::generate::{generate, object};
 use super::model::ModelArgs;
-use super::options::{self, PromptArgs, PruningArgs, StorageArgs};
+use super::options::{self, DeviceArgs, PromptArgs, PruningArgs, StorageArgs};
 use super::screen::{self, Progress, Screen};
 use super::signals::{self, Signal};
 use super::stdin;
@@ -38,10 +38,8 @@ pub struct Args {
     request: Option<PathBuf>,
     #[command(flatten)]
     options: RequestArgs,
-    /// The device: auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name, or its index, as in the list
-    /// of `secateur devices`.
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     stored: StorageArgs,
     /// The number of positions to make room for, for the prompt and the text together [default: the model's maximum,
@@ -120,7 +118,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
 
     let shown_name = options::in_precision(&name, args.stored.weights);
     let open = |prepared: PreparedModel| {
-        let device = trust::open(&args.device, args.quiet)?;
+        let device = trust::open(&args.device.select, args.quiet)?;
         let mut bar = Progress::new(&format!("loading {shown_name}"), args.quiet);
         let engine = prepared.load(&source, &device, &mut |done, total| bar.at(done, total))?;
         Ok((engine, device))

@@ -15,7 +15,7 @@ use secateur::settings::MAX_NEW_TOKENS_THINKING;
 use secateur::{Error, ErrorKind, ModelSource, Result, builtin};
 
 use super::model::ModelArgs;
-use super::options::{self, PruningArgs, StorageArgs};
+use super::options::{self, DeviceArgs, PruningArgs, StorageArgs};
 use super::screen::{self, Progress};
 use super::signals;
 use super::text;
@@ -100,10 +100,8 @@ pub struct Args {
     reasoning_field: ThinkingField,
     #[command(flatten)]
     defaults: PruningArgs,
-    /// The device: auto, cpu, vulkan, metal, dx12, gl, or a part of an adapter's name, or its index, as in the list
-    /// of `secateur devices`.
-    #[arg(long, default_value = "auto")]
-    device: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     #[command(flatten)]
     stored: StorageArgs,
     /// The number of positions to make room for in each request, for the prompt and the text together [default: the
@@ -183,7 +181,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
         source,
         name,
         load,
-        device: args.device,
+        device: args.device.select,
         auto: matches!(args.sequences, Sequences::Auto),
         address,
         quiet: args.quiet,
