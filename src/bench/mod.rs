@@ -3,6 +3,7 @@
 //! Decoding is bound by memory: a step reads the weights and the cached keys and values once. [`Measured`] therefore
 //! gives the bytes that decoding reads, for comparison with the [`copy_bandwidth`] of the same device. The speed does
 //! not depend on which ids are forwarded: random ids are used, and no tokenizer is needed.
+pub mod page;
 mod preset;
 
 pub use preset::{preset, presets};
@@ -18,6 +19,7 @@ use crate::cache::CacheShape;
 use crate::device::ComputeDevice;
 use crate::engine::{GROWTH, LAG, Runner};
 use crate::kernels::{self, Counts, GatherSpec, memory, readback};
+use crate::model::config::ModelConfig;
 use crate::model::decoder::Decoder;
 use crate::{Error, ErrorKind, Result};
 
@@ -117,6 +119,8 @@ pub struct Measured {
     pub weight_bytes_per_token: u64,
     /// Bytes of keys and values that a token's attention reads, averaged over the steps.
     pub kv_bytes_per_token: u64,
+    /// Floating-point operations of a token, without those of its attention: two for each parameter that multiplies.
+    pub product_flops_per_token: u64,
 }
 
 impl Measured {
@@ -124,6 +128,18 @@ impl Measured {
     pub fn decode_bytes_per_second(&self) -> f64 {
         (self.weight_bytes_per_token + self.kv_bytes_per_token) as f64 * self.decode_tokens_per_second.median
     }
+
+    /// Floating-point operations a second of prefill, without those of its attention.
+    pub fn prefill_flops_per_second(&self) -> f64 {
+        self.product_flops_per_token as f64 * self.prefill_tokens_per_second.median
+    }
+}
+
+/// Floating-point operations of a token, without those of its attention.
+fn product_flops(config: &ModelConfig) -> u64 {
+    // An embedding of its own is only looked up.
+    let looked_up = if config.tie_word_embeddings { 0 } else { (config.vocab_size * config.hidden_size) as u64 };
+    2 * (config.active_parameters() - looked_up)
 }
 
 /// Pseudo-random ids below `vocabulary`, the same at every call.
@@ -220,6 +236,7 @@ pub async fn measure(
         replayed: launched.replays as f64 / steps as f64,
         weight_bytes_per_token: model.step_bytes(sequences) / sequences as u64,
         kv_bytes_per_token: (slots * shape.token_bytes() as f64) as u64,
+        product_flops_per_token: product_flops(config),
     })
 }
 

@@ -1,10 +1,12 @@
 //! `secateur bench`: measures the speed of prefill and decoding.
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use secateur::device::DeviceInfo;
 use secateur::engine::GROWTH;
 use secateur::expert::bench::{self, Copied, Lengths, Measured, Spread};
 use secateur::expert::cache::CacheShape;
+use secateur::expert::file;
 use secateur::expert::model::config::ModelConfig;
 use secateur::expert::model::decoder::{self, Decoder};
 use secateur::expert::weights::Weights;
@@ -48,6 +50,12 @@ pub struct Args {
     /// Print one JSON object to stdout.
     #[arg(long)]
     json: bool,
+    /// Write the measurements to a file of comma-separated values.
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Write a page with figures and a table. It is one file that loads nothing.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
     /// Do not show the progress.
     #[arg(long, short)]
     quiet: bool,
@@ -83,6 +91,9 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         return Err(Error::new(ErrorKind::Input, "a number is 0, so there is nothing to measure")
             .at("--prompt, --decode, --sequences, --repeat")
             .expected("at least 1 of each"));
+    }
+    for file in args.csv.iter().chain(&args.html) {
+        file::check_writable(file)?;
     }
     let (source, name) = match &args.preset {
         Some(name) => (bench::preset(name)?, format!("{name} with random weights")),
@@ -155,6 +166,16 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         true => super::print_json(&outcome)?,
         false => super::print(&report(&outcome))?,
     }
+    let (line, runs) = (outcome.device.line(), outcome.runs.iter().map(|run| run.measured.clone()).collect::<Vec<_>>());
+    if let Some(file) = &args.csv {
+        let copied = outcome.copy.bytes_per_second.median;
+        file::write_whole(file, &bench::page::csv(&outcome.model, &line, copied, &runs))?;
+    }
+    if let Some(file) = &args.html {
+        let rows: Vec<Vec<String>> = outcome.runs.iter().map(row).collect();
+        let facts = [about(&outcome), below(&outcome)].concat();
+        file::write_whole(file, &bench::page::page(&outcome.model, &line, &facts, &HEAD, &rows, &runs))?;
+    }
     failed.map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
@@ -163,59 +184,80 @@ fn preset_help() -> String {
     format!("Measure a model of this size with random weights, which needs no download: {names}")
 }
 
-fn report(outcome: &Outcome) -> String {
-    let Outcome { model, device, kv, weight_bytes, copy, .. } = outcome;
-    let mut text = format!("{model} on {}\n", device.line());
+/// The columns of the table.
+const HEAD: [&str; 12] = [
+    "prompt",
+    "decode",
+    "sequences",
+    "prefill tok/s",
+    "decode tok/s",
+    "bytes/token",
+    "(weights + KV)",
+    "GB/s",
+    "of copy",
+    "prefill GFLOP/s",
+    "launches/step",
+    "replayed",
+];
+
+fn row(run: &Run) -> Vec<String> {
+    let m = &run.measured;
+    vec![
+        m.prompt.to_string(),
+        m.decode.to_string(),
+        m.sequences.to_string(),
+        spread(m.prefill_tokens_per_second),
+        spread(m.decode_tokens_per_second),
+        screen::bytes(m.weight_bytes_per_token + m.kv_bytes_per_token),
+        format!("({} + {})", screen::bytes(m.weight_bytes_per_token), screen::bytes(m.kv_bytes_per_token)),
+        format!("{:.2}", run.decode_bytes_per_second / 1e9),
+        format!("{:.0} %", 100.0 * run.decode_bandwidth_fraction),
+        format!("{:.1}", m.prefill_flops_per_second() / 1e9),
+        format!("{:.0}", m.launches_per_step),
+        format!("{:.0} %", 100.0 * m.replayed),
+    ]
+}
+
+/// What is said of the weights and the device.
+fn about(outcome: &Outcome) -> Vec<String> {
+    let Outcome { kv, weight_bytes, copy, .. } = outcome;
     let gb = |s: Spread| spread(Spread { median: s.median / 1e9, min: s.min / 1e9, max: s.max / 1e9 });
     let weights = options::in_precision(&screen::bytes(*weight_bytes), outcome.weights);
     let seconds = outcome.load_us as f64 / 1e6;
-    text += &format!("weights {weights}, loaded in {seconds:.2} s; KV cache in {kv}\n");
-    text += &format!(
-        "copy bandwidth, bytes read plus bytes written, in buffers of {}: {} GB/s by gather, {} GB/s by add\n\n",
-        screen::bytes(copy.buffer_bytes),
-        gb(copy.gather_bytes_per_second),
-        gb(copy.add_bytes_per_second)
-    );
-    let head = [
-        "prompt",
-        "decode",
-        "sequences",
-        "prefill tok/s",
-        "decode tok/s",
-        "bytes/token",
-        "(weights + KV)",
-        "GB/s",
-        "of copy",
-        "launches/step",
-        "replayed",
-    ];
-    let row = |run: &Run| {
-        let m = &run.measured;
-        vec![
-            m.prompt.to_string(),
-            m.decode.to_string(),
-            m.sequences.to_string(),
-            spread(m.prefill_tokens_per_second),
-            spread(m.decode_tokens_per_second),
-            screen::bytes(m.weight_bytes_per_token + m.kv_bytes_per_token),
-            format!("({} + {})", screen::bytes(m.weight_bytes_per_token), screen::bytes(m.kv_bytes_per_token)),
-            format!("{:.2}", run.decode_bytes_per_second / 1e9),
-            format!("{:.0} %", 100.0 * run.decode_bandwidth_fraction),
-            format!("{:.0}", m.launches_per_step),
-            format!("{:.0} %", 100.0 * m.replayed),
-        ]
-    };
-    let rows: Vec<Vec<String>> =
-        std::iter::once(head.map(String::from).to_vec()).chain(outcome.runs.iter().map(row)).collect();
-    text += &screen::table(&rows);
-    if let Some(Run { measured, .. }) = outcome.runs.first() {
+    vec![
+        format!("weights {weights}, loaded in {seconds:.2} s; KV cache in {kv}"),
+        format!(
+            "copy bandwidth, bytes read plus bytes written, in buffers of {}: {} GB/s by gather, {} GB/s by add",
+            screen::bytes(copy.buffer_bytes),
+            gb(copy.gather_bytes_per_second),
+            gb(copy.add_bytes_per_second)
+        ),
+    ]
+}
+
+/// What is said below the table.
+fn below(outcome: &Outcome) -> Vec<String> {
+    let first = outcome.runs.first().map(|Run { measured, .. }| {
         let (seconds, tokens) = (measured.first_prefill_seconds, measured.prompt);
-        text += &format!(
-            "the first prompt of {tokens} tokens took {seconds:.2} s, in which shaders were compiled or read\n"
-        );
-    }
+        format!("the first prompt of {tokens} tokens took {seconds:.2} s, in which shaders were compiled or read")
+    });
     let times = outcome.runs.first().map_or(0, |run| run.repetitions);
-    text + &format!("median (smallest - largest) of {times} measurements; the first run is not counted\n")
+    let counted = format!("median (smallest - largest) of {times} measurements; the first run is not counted");
+    first.into_iter().chain([counted]).collect()
+}
+
+fn report(outcome: &Outcome) -> String {
+    let rows: Vec<Vec<String>> =
+        std::iter::once(HEAD.map(String::from).to_vec()).chain(outcome.runs.iter().map(row)).collect();
+    let lines = |lines: Vec<String>| lines.into_iter().map(|line| line + "\n").collect::<String>();
+    format!(
+        "{} on {}\n{}\n{}{}",
+        outcome.model,
+        outcome.device.line(),
+        lines(about(outcome)),
+        screen::table(&rows),
+        lines(below(outcome))
+    )
 }
 
 fn spread(s: Spread) -> String {

@@ -92,8 +92,16 @@ fn bench_measures_and_adds_up() {
     assert_eq!((of(0, "sequences"), of(1, "sequences")), (1, 3));
     assert_eq!(of(1, "weight_bytes_per_token"), of(0, "weight_bytes_per_token") / 3);
     assert_eq!(of(1, "kv_bytes_per_token"), of(0, "kv_bytes_per_token"));
-    let table = run(&args);
+    let folder = tempfile::tempdir().unwrap();
+    let [csv, html] = ["speed.csv", "speed.html"].map(|name| folder.path().join(name));
+    let table = run(&[&args[..], &["--csv", csv.to_str().unwrap(), "--html", html.to_str().unwrap()]].concat());
     assert_eq!(table.code, Some(0), "{}", table.err);
+    let (csv, html) = (std::fs::read_to_string(csv).unwrap(), std::fs::read_to_string(html).unwrap());
+    assert_eq!((csv.lines().count(), html.matches("<tr>").count(), html.matches("<g>").count()), (3, 3, 4));
+    assert!(csv.lines().nth(1).unwrap().starts_with("16,9,1,"), "{csv}");
+    // Before anything is measured.
+    let unwritable = ["bench", "--device", "cpu", "--csv", "/no/such/folder/speed.csv"];
+    fails(&run(&unwritable), 1, &["/no/such/folder/speed.csv"]);
     for part in ["copy bandwidth", "decode tok/s", "launches/step", "the first prompt of 16 tokens took"] {
         assert!(table.out.contains(part), "{part:?} is missing from:\n{}", table.out);
     }
