@@ -238,13 +238,13 @@ fn check_out(out: &Path) -> Result<()> {
         .found(out.display()))
 }
 
-/// Refuses a question that leaves no room for an answer. A calibration takes hours, so this is checked before it
-/// starts.
-pub fn check(prepared: &PreparedModel, question: &Prompt) -> Result<()> {
+/// The number of tokens of a question. Refuses one that leaves no room for an answer. A calibration takes hours, so this is
+/// checked before it starts.
+pub fn check(prepared: &PreparedModel, question: &Prompt) -> Result<usize> {
     let (ids, _) = prepared.encode(question)?;
     let context = prepared.context();
     if ids.len() < context {
-        return Ok(());
+        return Ok(ids.len());
     }
     Err(Error::new(ErrorKind::Input, "a question leaves no room for an answer")
         .expected(format!("fewer tokens than the context, which is {context}"))

@@ -8,12 +8,14 @@ use std::time::{Duration, Instant};
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Settings};
 use secateur::eval::builtin::{self as task, Split};
 use secateur::eval::calibrate::{self, Hashed};
+use secateur::eval::estimate::{self, Speed};
 use secateur::eval::measure::{self, Arm, Plan, Shard, Trial, VERSION};
 use secateur::eval::table::{self, Difference};
 use secateur::eval::{Problem, page, problems};
 use secateur::expert::file;
 use secateur::expert::weights::precision::identity;
 use secateur::expert::weights::{ModelSource, Weights};
+use secateur::hub::{BENCHMARKS, Benchmark};
 use secateur::policy::{Budget, PolicyRef};
 use secateur::{ComputeDevice, Error, ErrorKind, Result, builtin};
 
@@ -40,13 +42,18 @@ pub struct Args {
     /// model in the binary].
     #[arg(value_name = "DIR|FILE|NAME")]
     model: Option<std::ffi::OsString>,
-    /// Questions with answers: a file with one JSON object on each line, {"question": "...", "answer": "..."}, as AIME,
-    /// AMC, MATH-500 and GSM8K have them; or builtin or builtin-hard, the problems of the model in the binary.
-    #[arg(long, value_name = "FILE.jsonl|builtin|builtin-hard", required = true)]
+    /// Questions with answers: a file with one JSON object on each line, {"question": "...", "answer": "..."}; or aime24,
+    /// amc23, math500 or gsm8k, which are fetched once; or builtin or builtin-hard, the problems of the model in the
+    /// binary.
+    #[arg(long, value_name = "FILE.jsonl|NAME", required = true)]
     data: Option<PathBuf>,
     /// The folder for the results. An evaluation that was interrupted there is continued.
-    #[arg(long, value_name = "DIR", required = true)]
+    #[arg(long, value_name = "DIR", required_unless_present = "plan")]
     out: Option<PathBuf>,
+    /// Say how long the evaluation would take and how much memory it needs, from a few short answers on the device. Nothing
+    /// is recorded. Answers that are in --out already are left out, and say how long others will be.
+    #[arg(long)]
+    plan: bool,
     /// The policies, separated by commas. The full cache and random eviction are always measured as well. Random
     /// eviction keeps as many tokens at each probe as the first policy.
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = policy, default_value = "think-clearly")]
@@ -122,6 +129,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     match (&args.action, &args.data, &args.out) {
         (Some(Action::Compare { first, second }), ..) => compare(first, second),
         (Some(Action::Merge { out, parts }), ..) => merge(out, parts),
+        (None, Some(data), out) if args.plan => args.estimate(data, out.as_deref()),
         (None, Some(data), Some(out)) => args.run(data, out),
         // clap refuses this.
         (None, ..) => Err(Error::new(ErrorKind::Input, "--data and --out are required").at("secateur eval")),
@@ -135,6 +143,8 @@ struct Prepared {
     device: ComputeDevice,
     plan: Plan,
     problems: Vec<Problem>,
+    /// Tokens of each question's prompt.
+    prompts: Vec<usize>,
     /// Of each arm.
     settings: Vec<Settings>,
     notes: BTreeSet<String>,
@@ -146,8 +156,8 @@ impl Args {
         let policies = Plan::policies(&self.policies, &self.budgets).map_err(|e| e.at("--policies, --budgets"))?;
         let problems = self.problems(data)?;
         check_out(out)?;
-        let Prepared { source, model, device, plan, problems, settings, notes } =
-            self.prepare(data, out, &request, policies, problems)?;
+        let Prepared { source, model, device, plan, problems, settings, notes, .. } =
+            self.prepare(data, Some(out), &request, policies, problems)?;
         let mut folder = Folder::open(out, &plan)?;
         let all = plan.trials().len();
         let made = folder.trials.len();
@@ -158,9 +168,7 @@ impl Args {
             }
         };
         let arms: Vec<String> = plan.arms().iter().map(ToString::to_string).collect();
-        let shard = plan.shard.map(|shard| format!(", part {shard}")).unwrap_or_default();
-        let questions = if plan.questions == 1 { "question" } else { "questions" };
-        say(&format!("{} {questions}{shard}: {}; on {}", plan.questions, arms.join(", "), plan.device));
+        say(&format!("{}: {}; on {}", asked(&plan), arms.join(", "), plan.device));
         notes.iter().for_each(|note| say(&fields::as_options(note)));
         if made > 0 {
             say(&format!("continuing in {}: {made} of {all} answers are there", out.display()));
@@ -237,10 +245,16 @@ impl Args {
         if let Some(split) = split {
             return Ok(task::problems(split, self.skip, self.limit.unwrap_or(BUILTIN_PROBLEMS)));
         }
-        let text = text::read(data, "the questions").map_err(|e| match data.exists() {
-            true => e,
-            false => e.help("builtin and builtin-hard are the problems of the model in the binary"),
-        })?;
+        let text = match data.to_str().and_then(Benchmark::by_name) {
+            Some(benchmark) => benchmark.text()?,
+            None => text::read(data, "the questions").map_err(|e| match data.exists() {
+                true => e,
+                false => e.help(format!(
+                    "{} are known by name, and builtin and builtin-hard are the problems of the model in the binary",
+                    BENCHMARKS.map(|benchmark| benchmark.name).join(", ")
+                )),
+            })?,
+        };
         let mut problems = problems::read(&text, &data.display().to_string())?;
         if self.skip >= problems.len() {
             return Err(Error::new(ErrorKind::Input, "no questions are left")
@@ -253,11 +267,88 @@ impl Args {
         Ok(problems)
     }
 
-    /// Checks everything that can be checked without the weights on the device, and makes the folder.
+    /// Measures the speed of the device, and says how long the evaluation would take and how much memory it needs.
+    fn estimate(&self, data: &Path, out: Option<&Path>) -> Result<ExitCode> {
+        let request = self.check()?;
+        let policies = Plan::policies(&self.policies, &self.budgets).map_err(|e| e.at("--policies, --budgets"))?;
+        let problems = self.problems(data)?;
+        let Prepared { source, model, device, plan, problems, prompts, settings, .. } =
+            self.prepare(data, None, &request, policies, problems)?;
+        let made = match out {
+            Some(out) if out.join(TRIALS).exists() => read_folder(out)?.1,
+            _ => Vec::new(),
+        };
+        let (arms, all) = (plan.arms(), plan.trials());
+        let has = |job: &measure::Job| {
+            let arm = arms[job.arm].key();
+            made.iter().any(|trial| (trial.problem, trial.seed) == (job.problem, job.seed) && trial.arm() == arm)
+        };
+        let open: Vec<measure::Job> = all.iter().copied().filter(|job| !has(job)).collect();
+        super::print(&format!(
+            "{}, {} ways to answer, {} answers to make, {} at the same time; on {}\n",
+            asked(&plan),
+            arms.len(),
+            open.len(),
+            plan.batch,
+            device.info.line()
+        ))?;
+
+        let mut bar = screen::Progress::new(&format!("loading {}", plan.model), self.quiet);
+        let mut engine = model.load(&source, &device, &mut |done, total| bar.at(done, total))?;
+        drop(bar);
+        let model = engine.prepared();
+        let weights = engine.model().weight_bytes();
+        signals::install()?;
+        signals::stop_on_signal(&engine.stop_flag());
+        let interrupted = || signals::received().is_some();
+        let speed = Speed::measure(&mut engine, &plan, &problems, &settings[0], &interrupted);
+        let Some(speed) = pollster::block_on(speed)? else {
+            return Ok(signals::received().map_or(ExitCode::SUCCESS, Signal::exit_code));
+        };
+
+        let longest = prompts.iter().copied().max().unwrap_or(0);
+        let mut lines = vec![["way", "KV cache, at most", "tokens, at most"].map(String::from).to_vec()];
+        let most =
+            |arm: usize, prompt: usize| settings[arm].max_new_tokens.min(model.context().saturating_sub(prompt)).max(1);
+        for (index, arm) in arms.iter().enumerate() {
+            // A control keeps as many as the policy that it repeats.
+            let bound = model.bound(longest, &settings[index]).bytes.saturating_mul(plan.batch as u64);
+            lines.push(vec![arm.to_string(), screen::bytes(bound), most(index, longest).to_string()]);
+        }
+        let longest_answers = speed.seconds(&open, &prompts, |job| most(job.arm, prompts[job.problem]) as f64);
+        let thousand = speed.seconds(&open, &prompts, |_| 1000.0) - speed.seconds(&open, &prompts, |_| 0.0);
+        let mut said = format!(
+            "weights: {}; caches of {} answers at the same time:\n{}",
+            screen::bytes(weights),
+            plan.batch,
+            screen::table(&lines)
+        );
+        said += &format!(
+            "speed: {:.0} tokens of prompts and {:.1} of answers per second, together, with short answers and the full \
+             cache; attention makes long answers slower, and probes are not counted\n\
+             time: {} for each 1000 tokens of an answer; {} if every answer is as long as it may be\n",
+            speed.prompts,
+            speed.answers,
+            duration(thousand),
+            duration(longest_answers),
+        );
+        if let Some(mean) = estimate::mean_length(&made) {
+            let seconds = speed.seconds(&open, &prompts, |_| mean);
+            said += &format!(
+                "the {} answers that are there have {mean:.0} tokens on average: the others take {}\n",
+                made.len(),
+                duration(seconds)
+            );
+        }
+        super::print(&said)?;
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Checks everything that can be checked without the weights on the device, and makes the folder, if one is named.
     fn prepare(
         &self,
         data: &Path,
-        out: &Path,
+        out: Option<&Path>,
         request: &Request,
         policies: Vec<PolicyRef>,
         problems: Vec<Problem>,
@@ -295,9 +386,10 @@ impl Args {
             calibrated_layers: BTreeMap::new(),
             run: Settings::default(),
         };
+        let mut prompts = Vec::new();
         for (index, problem) in problems.iter().enumerate() {
             let place = |e: Error| e.at(format!("{}, question {}", data.display(), self.skip + index + 1));
-            super::calibrate::check(&model, &plan.prompt(problem)).map_err(place)?;
+            prompts.push(super::calibrate::check(&model, &plan.prompt(problem)).map_err(place)?);
         }
         let (mut settings, mut notes) = (Vec::new(), BTreeSet::new());
         for arm in plan.arms() {
@@ -310,6 +402,10 @@ impl Args {
         }
         let Settings { policy, budget, seed, layers, .. } = Settings::default();
         plan.run = Settings { policy, budget, seed, layers, ..settings[0].clone() };
+        let Some(out) = out else {
+            let device = trust::open(&self.device.select, self.quiet)?;
+            return Ok(Prepared { source, model, device, plan, problems, prompts, settings, notes });
+        };
         let weights = Weights::open(&source)?;
         make_folder(out)?;
         let beside = out.join(SETTINGS);
@@ -318,7 +414,7 @@ impl Args {
         hashed.keep(&beside);
         plan.weights = identity(&hashed.fingerprint, self.stored.weights);
         plan.device = device.info.line();
-        Ok(Prepared { source, model, device, plan, problems, settings, notes })
+        Ok(Prepared { source, model, device, plan, problems, prompts, settings, notes })
     }
 
     /// The settings of an arm and notes on them. A control that repeats kept counts works with every budget.
@@ -335,6 +431,12 @@ impl Args {
         }
         Ok((settings, notes))
     }
+}
+
+/// The questions of a plan, for people.
+fn asked(plan: &Plan) -> String {
+    let shard = plan.shard.map(|shard| format!(", part {shard}")).unwrap_or_default();
+    format!("{} {}{shard}", plan.questions, if plan.questions == 1 { "question" } else { "questions" })
 }
 
 /// The folder of an evaluation that is under way.
@@ -451,6 +553,9 @@ fn finish(out: &Path, plan: &Plan, trials: &[Trial], quiet: bool) -> Result<Exit
     let mut lines = vec![page::COLUMNS.map(String::from).to_vec()];
     lines.extend(rows.iter().map(|row| page::cells(row, screen::bytes).to_vec()));
     super::print(&screen::table(&lines))?;
+    if let Some(failures) = page::failures(&rows) {
+        super::say(&failures);
+    }
     if !quiet {
         super::say(page::EXPLANATION);
         super::say(&format!("the table and the page are in {}", out.display()));

@@ -1,24 +1,48 @@
 //! Answers many questions side by side, in the places of the engine's batch.
 use std::sync::atomic::Ordering;
 
-use crate::Result;
+use crate::device::ComputeDevice;
 use crate::engine::{Engine, Event, Prompt, RunResult};
 use crate::settings::Settings;
 use crate::trace::StopReason;
+use crate::{Error, ErrorKind, Result};
 
-/// Answers `jobs`: each has a name of the caller's, a prompt and its settings. `done` takes each name with its result,
-/// in the order in which the answers end. Once `stop` returns true, no job is begun, and those under way end without a
-/// result.
+/// An answer, or why there is none. The result of a run that failed in the middle is there as well.
+#[derive(Debug)]
+pub struct Answered {
+    /// What the run gave.
+    pub result: Option<RunResult>,
+    /// Why it failed.
+    pub error: Option<Error>,
+}
+
+impl Answered {
+    /// The result of a run that did not fail.
+    ///
+    /// # Errors
+    /// The error of the run.
+    pub fn whole(self) -> Result<RunResult> {
+        match (self.error, self.result) {
+            (None, Some(result)) => Ok(result),
+            (Some(error), _) => Err(error),
+            (None, None) => Err(Error::new(ErrorKind::Internal, "an answer without a result and without an error")),
+        }
+    }
+}
+
+/// Answers `jobs`: each has a name of the caller's, a prompt and its settings. `done` takes each name with its answer,
+/// in the order in which the answers end. Once `stop` returns true, no job is begun, and those under way end without an
+/// answer.
 ///
 /// # Errors
-/// The errors of a run, and those of `done`.
+/// The errors of a run after which no other can be made, such as the loss of the device, and those of `done`.
 pub async fn side_by_side<J>(
     engine: &mut Engine,
     jobs: &mut dyn Iterator<Item = (J, Prompt, Settings)>,
     stop: &dyn Fn() -> bool,
-    done: &mut dyn FnMut(J, RunResult) -> Result<()>,
+    done: &mut dyn FnMut(J, Answered) -> Result<()>,
 ) -> Result<()> {
-    let flag = engine.stop_flag();
+    let (flag, device) = (engine.stop_flag(), engine.model().device().clone());
     let mut batch = engine.batch();
     // The jobs that were added, by the number of their request.
     let mut added: Vec<Option<J>> = Vec::new();
@@ -38,16 +62,29 @@ pub async fn side_by_side<J>(
         }
         let mut on = |_: usize, event: Event<'_>| started += usize::from(matches!(event, Event::Start { .. }));
         for (request, result) in batch.step(&mut on).await {
-            let (job, result) = (added[request].take(), result?);
-            if result.trace.stop_reason == StopReason::Cancelled {
-                continue;
+            let Some(job) = added[request].take() else { continue };
+            let answered = match result {
+                Ok(result) if result.trace.stop_reason == StopReason::Cancelled => continue,
+                Ok(mut result) => Answered { error: result.error.take(), result: Some(result) },
+                Err(error) => Answered { result: None, error: Some(error) },
+            };
+            if let Some(error) = answered.error.as_ref().filter(|error| ends_all(error, &device)) {
+                return Err(error.clone());
             }
-            if let Some(error) = result.error {
-                return Err(error);
-            }
-            if let Some(job) = job {
-                done(job, result)?;
-            }
+            done(job, answered)?;
         }
+    }
+}
+
+/// Whether no other run can be made after this error.
+fn ends_all(error: &Error, device: &ComputeDevice) -> bool {
+    match error.kind() {
+        ErrorKind::Device => {
+            #[cfg(not(target_family = "wasm"))]
+            return device.has_failed();
+            #[cfg(target_family = "wasm")]
+            return device.info.backend != "cpu";
+        }
+        kind => kind == ErrorKind::Internal,
     }
 }

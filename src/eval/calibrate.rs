@@ -244,7 +244,8 @@ pub async fn answer(
         };
         ((arm, *problem), Prompt::Chat(problems[*problem].question.clone()), options)
     });
-    answer::side_by_side(engine, &mut jobs, stop, &mut |(arm, problem), result| {
+    answer::side_by_side(engine, &mut jobs, stop, &mut |(arm, problem), answered| {
+        let result = answered.whole()?;
         // If the model was cut off while thinking, no number in the text is an answer.
         let verdict = grade::grade(&result.answer, &problems[problem].answer);
         done(Trial {

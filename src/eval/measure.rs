@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::answer::{self, Answered};
+use super::calibrate;
 use super::grade::{self, Verdict};
 use super::problems::Problem;
 use super::replay::{Replay, kept_counts};
-use super::{answer, calibrate};
-use crate::engine::{Engine, Prompt, RunResult};
+use crate::engine::{Engine, Prompt};
 use crate::policy::{Budget, Full, PolicyRef, Random};
 use crate::sampling::Sampling;
 use crate::settings::Settings;
@@ -25,6 +26,8 @@ pub const VERSION: u32 = 1;
 
 /// Trials among which the next one that can be made is looked for.
 const LOOKED_AT: usize = 256;
+/// Failures one after the other that end an evaluation: what is wrong is not a question then.
+const MOST_FAILURES: usize = 8;
 
 /// A way of answering: a policy at a budget.
 #[derive(Debug, Clone, PartialEq)]
@@ -338,6 +341,9 @@ pub struct Trial {
     pub peak_kv_bytes: u64,
     /// Time of prefill, decoding, probes and gathers, in microseconds, with neighbours computing meanwhile.
     pub us: u64,
+    /// Why the run failed, if it did. It counts as a wrong answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
     /// The generated ids.
     pub ids: Vec<u32>,
     /// The generated text.
@@ -362,12 +368,9 @@ impl Trial {
         Self { ids: Vec::new(), text: String::new(), ..self }
     }
 
-    fn new(arm: &Arm, job: Job, problem: &Problem, result: RunResult) -> Self {
+    /// A trial without an answer.
+    fn unanswered(arm: &Arm, job: Job, problem: &Problem) -> Self {
         let (policy, budget) = arm.key();
-        let trace = &result.trace;
-        // If the model was cut off while thinking, no number in the text is an answer.
-        let found = grade::answer(&result.answer, &problem.answer).filter(|_| !result.thinking_unfinished);
-        let totals = trace.totals;
         Self {
             problem: job.problem,
             id: problem.id.clone(),
@@ -376,10 +379,37 @@ impl Trial {
             budget,
             replays: arm.replays.as_ref().map(ToString::to_string),
             seed: job.seed,
+            verdict: Verdict::Wrong,
+            answer: None,
+            key: problem.answer.clone(),
+            truncated: false,
+            prompt_tokens: 0,
+            generated_tokens: 0,
+            thinking_tokens: 0,
+            evicted_tokens: 0,
+            kept: Vec::new(),
+            peak_cached: 0,
+            mean_cached: 0.0,
+            peak_kv_bytes: 0,
+            us: 0,
+            error: None,
+            ids: Vec::new(),
+            text: String::new(),
+        }
+    }
+
+    fn new(arm: &Arm, job: Job, problem: &Problem, answered: Answered) -> Self {
+        let Answered { result, error } = answered;
+        let failed = error.is_some();
+        let trial = Self { error: error.map(|e| e.to_string()), ..Self::unanswered(arm, job, problem) };
+        let Some(result) = result else { return trial };
+        let (trace, totals) = (&result.trace, result.trace.totals);
+        // What the model wrote before it was cut off while thinking, or before a failure, is no answer.
+        let found = grade::answer(&result.answer, &problem.answer).filter(|_| !failed && !result.thinking_unfinished);
+        Self {
             verdict: found.map_or(Verdict::Wrong, |found| grade::verdict(found, &problem.answer)),
             answer: found.map(str::to_string),
-            key: problem.answer.clone(),
-            truncated: trace.stop_reason != StopReason::Eos,
+            truncated: !failed && trace.stop_reason != StopReason::Eos,
             prompt_tokens: totals.prompt_tokens,
             generated_tokens: totals.generated_tokens,
             thinking_tokens: totals.thinking_tokens,
@@ -391,6 +421,7 @@ impl Trial {
             us: totals.prefill_us + totals.decode_us + totals.probe_us,
             ids: trace.tokens.iter().map(|token| token.id).collect(),
             text: result.text,
+            ..trial
         }
     }
 }
@@ -417,8 +448,10 @@ fn mean_cached(trace: &Trace) -> f64 {
 /// `done` takes each trial as it ends; those that are returned are [brief](Trial::brief). Once `stop` returns true, the
 /// trials under way end without a record.
 ///
+/// A run that fails is a trial with its error, which is not made again. So many failures one after the other are an error.
+///
 /// # Errors
-/// The errors of a run, and those of `done`.
+/// The errors of a run after which no other can be made, and those of `done`.
 pub async fn run(
     engine: &mut Engine,
     plan: &Plan,
@@ -443,8 +476,14 @@ pub async fn run(
         let settings = Settings { policy, budget, seed: job.seed, ..settings[job.arm].clone() };
         Some((job, plan.prompt(&problems[job.problem]), settings))
     });
-    answer::side_by_side(engine, &mut jobs, stop, &mut |job, result| {
-        let trial = Trial::new(&arms[job.arm], job, &problems[job.problem], result);
+    let mut failures = 0;
+    answer::side_by_side(engine, &mut jobs, stop, &mut |job, answered| {
+        failures = if answered.error.is_some() { failures + 1 } else { 0 };
+        match answered.error {
+            Some(error) if failures == MOST_FAILURES => return Err(error),
+            _ => {}
+        }
+        let trial = Trial::new(&arms[job.arm], job, &problems[job.problem], answered);
         done(&trial)?;
         made.borrow_mut().add(job, trial.brief());
         Ok(())

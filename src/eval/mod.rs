@@ -3,6 +3,8 @@ pub mod answer;
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
 pub mod builtin;
 pub mod calibrate;
+#[cfg(not(target_family = "wasm"))]
+pub mod estimate;
 pub mod grade;
 pub mod measure;
 pub mod page;

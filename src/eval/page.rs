@@ -78,6 +78,15 @@ pub const EXPLANATION: &str = "Accuracy in points of 100 with Wilson's 95 % inte
     as the policy in brackets. Slots and bytes are means over the answers; tokens per second are those of one answer, \
     with its neighbours computing meanwhile.";
 
+/// How many runs failed, as a sentence; `None` if none did.
+pub fn failures(rows: &[Row]) -> Option<String> {
+    match rows.iter().map(|row| row.failed).sum() {
+        0 => None,
+        1 => Some("1 run failed and counts as a wrong answer; trials.jsonl has the error.".into()),
+        n => Some(format!("{n} runs failed and count as wrong answers; trials.jsonl has the errors.")),
+    }
+}
+
 /// The page.
 pub fn page(plan: &Plan, rows: &[Row], bytes: impl Fn(u64) -> String) -> String {
     let text = |text: &str| escaped(&spelled_out(text));
@@ -105,7 +114,11 @@ pub fn page(plan: &Plan, rows: &[Row], bytes: impl Fn(u64) -> String) -> String 
         page.extend(cells(row, &bytes).map(|cell| format!("<td>{}</td>", text(&cell))));
         page += "</tr>\n";
     }
-    let _ = write!(page, "</tbody></table></div>\n<p>{}</p>\n<h2>Settings</h2>\n<dl>\n", text(EXPLANATION));
+    page += "</tbody></table></div>\n";
+    for said in failures(rows).as_deref().into_iter().chain([EXPLANATION]) {
+        let _ = writeln!(page, "<p>{}</p>", text(said));
+    }
+    page += "<h2>Settings</h2>\n<dl>\n";
     for (name, value) in plan.listed() {
         let _ = writeln!(page, "<dt>{}</dt><dd>{}</dd>", text(&name), text(&value));
     }

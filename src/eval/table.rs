@@ -22,6 +22,8 @@ pub struct Row {
     pub cannot_tell: usize,
     /// Answers that hit a limit.
     pub truncated: usize,
+    /// Runs that failed. They count as wrong answers.
+    pub failed: usize,
     /// The mean of the questions' shares of right answers.
     pub accuracy: f64,
     /// The interval of the share of right answers; see [`accuracy_interval`].
@@ -164,6 +166,7 @@ pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<Row> {
             right: count(&|trial| trial.verdict.is_right()),
             cannot_tell: count(&|trial| trial.verdict == Verdict::CannotTell),
             truncated: count(&|trial| trial.truncated),
+            failed: count(&|trial| trial.error.is_some()),
             accuracy: accuracy(&right),
             interval: accuracy_interval(&right),
             against_full: arm.budget.and_then(|_| Difference::of(&right, &full)),
@@ -182,7 +185,7 @@ pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<Row> {
 /// The rows as comma-separated values, with a line of names. Shares are from 0 to 1; a value that does not exist is
 /// empty.
 pub fn csv(rows: &[Row]) -> String {
-    let mut text = "policy,budget,replays,questions,answers,right,accuracy,low,high,cannot_tell,truncated,\
+    let mut text = "policy,budget,replays,questions,answers,right,accuracy,low,high,cannot_tell,truncated,failed,\
                     against_full,against_full_low,against_full_high,against_full_p,\
                     against_random,against_random_low,against_random_high,against_random_p,\
                     thinking_tokens,peak_cached,mean_cached,memory,peak_kv_bytes,tokens_per_second\n"
@@ -201,6 +204,7 @@ pub fn csv(rows: &[Row]) -> String {
             format!("{:.6}", row.interval.1),
             row.cannot_tell.to_string(),
             row.truncated.to_string(),
+            row.failed.to_string(),
         ];
         for difference in [row.against_full, row.against_random] {
             let cell = |value: Option<f64>| value.map(|value| format!("{value:.6}")).unwrap_or_default();
@@ -260,6 +264,7 @@ pub(super) mod tests {
             mean_cached: if arm == 0 { 60.0 } else { 30.0 },
             peak_kv_bytes: 1 << 20,
             us: 500_000,
+            error: None,
             ids: Vec::new(),
             text: String::new(),
         }

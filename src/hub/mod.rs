@@ -24,6 +24,7 @@
 //! (or the file `$HF_HOME/token`) and `HF_ENDPOINT`. Proxies are taken from `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`
 //! and `NO_PROXY`, root certificates from `SSL_CERT_FILE`.
 pub(crate) mod answers;
+mod benchmarks;
 mod cache;
 mod check;
 mod connection;
@@ -40,6 +41,7 @@ use std::time::Duration;
 use ureq::Agent;
 
 use crate::{Error, ErrorKind, Result};
+pub use benchmarks::{BENCHMARKS, Benchmark};
 use cache::Cached;
 pub use name::HubName;
 
