@@ -135,6 +135,12 @@ fn answer(stream: TcpStream, router: &Router) -> io::Result<()> {
                 }
                 left -= io::copy(&mut content.take(left), &mut stream)?;
             }
+            if breaks && start.is_none() {
+                // A browser drops what it has not passed on when a connection breaks, so that on a busy machine nothing
+                // would have arrived.
+                stream.flush()?;
+                thread::sleep(Duration::from_millis(500));
+            }
             Ok(())
         }
         Err(_) => write!(stream, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
