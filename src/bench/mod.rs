@@ -119,8 +119,9 @@ pub struct Measured {
     pub weight_bytes_per_token: u64,
     /// Bytes of keys and values that a token's attention reads, averaged over the steps.
     pub kv_bytes_per_token: u64,
-    /// Floating-point operations of a token, without those of its attention: two for each parameter that multiplies.
-    pub product_flops_per_token: u64,
+    /// Floating-point operations of a token of a prompt, without those of its attention: two for each parameter that
+    /// multiplies. The output head is left out, which a prompt needs once.
+    pub layer_flops_per_token: u64,
 }
 
 impl Measured {
@@ -129,17 +130,16 @@ impl Measured {
         (self.weight_bytes_per_token + self.kv_bytes_per_token) as f64 * self.decode_tokens_per_second.median
     }
 
-    /// Floating-point operations a second of prefill, without those of its attention.
+    /// Floating-point operations a second of prefill, without those of its attention and of the output head.
     pub fn prefill_flops_per_second(&self) -> f64 {
-        self.product_flops_per_token as f64 * self.prefill_tokens_per_second.median
+        self.layer_flops_per_token as f64 * self.prefill_tokens_per_second.median
     }
 }
 
-/// Floating-point operations of a token, without those of its attention.
-fn product_flops(config: &ModelConfig) -> u64 {
-    // An embedding of its own is only looked up.
-    let looked_up = if config.tie_word_embeddings { 0 } else { (config.vocab_size * config.hidden_size) as u64 };
-    2 * (config.active_parameters() - looked_up)
+/// Floating-point operations of a token in all layers, without those of its attention.
+fn layer_flops(config: &ModelConfig) -> u64 {
+    let tables = if config.tie_word_embeddings { 1 } else { 2 };
+    2 * (config.active_parameters() - tables * (config.vocab_size * config.hidden_size) as u64)
 }
 
 /// Pseudo-random ids below `vocabulary`, the same at every call.
@@ -236,7 +236,7 @@ pub async fn measure(
         replayed: launched.replays as f64 / steps as f64,
         weight_bytes_per_token: model.step_bytes(sequences) / sequences as u64,
         kv_bytes_per_token: (slots * shape.token_bytes() as f64) as u64,
-        product_flops_per_token: product_flops(config),
+        layer_flops_per_token: layer_flops(config),
     })
 }
 

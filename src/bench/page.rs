@@ -51,7 +51,7 @@ const NAMES: [&str; 20] = [
     "kv_bytes_per_token",
     "decode_bytes_per_second",
     "copy_bytes_per_second",
-    "product_flops_per_token",
+    "layer_flops_per_token",
     "launches_per_step",
     "uploads_per_step",
     "replayed",
@@ -73,7 +73,7 @@ pub fn csv(model: &str, device: &str, copy: f64, runs: &[Measured]) -> String {
         cells.push(format!("{:.6}", run.first_prefill_seconds));
         cells.extend([run.weight_bytes_per_token, run.kv_bytes_per_token].map(|bytes| bytes.to_string()));
         cells.extend([run.decode_bytes_per_second(), copy].map(|bytes| format!("{bytes:.0}")));
-        cells.push(run.product_flops_per_token.to_string());
+        cells.push(run.layer_flops_per_token.to_string());
         cells.extend([run.launches_per_step, run.uploads_per_step, run.replayed].map(|value| format!("{value:.3}")));
         cells.extend([quoted(model), quoted(device)]);
         text += &(cells.join(",") + "\n");
@@ -150,10 +150,12 @@ fn figure(title: &str, runs: &[Measured], of: fn(&Measured) -> Spread) -> String
         let _ = writeln!(
             svg,
             "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{speed}</text>",
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
             WIDTH - RIGHT,
             LEFT - 8.0,
             y(speed) + 4.0,
+            // Without what binary fractions leave.
+            (speed * 1e6).round() / 1e6,
             at = y(speed),
         );
     }
@@ -173,7 +175,8 @@ fn figure(title: &str, runs: &[Measured], of: fn(&Measured) -> Spread) -> String
     let look = |index: usize| (format!("var(--c{})", index % MARKS.len()), MARKS[index % MARKS.len()]);
     for (index, count) in sequences.iter().enumerate() {
         let (colour, mark) = look(index);
-        let of_count: Vec<&Measured> = runs.iter().filter(|run| run.sequences == *count).collect();
+        let mut of_count: Vec<&Measured> = runs.iter().filter(|run| run.sequences == *count).collect();
+        of_count.sort_by_key(|run| run.prompt);
         let point = |run: &&Measured| format!("{:.1},{:.1}", x(run.prompt), y(of(run).median));
         let line: Vec<String> = of_count.iter().map(point).collect();
         let _ = writeln!(
@@ -224,7 +227,7 @@ mod tests {
             replayed: 0.9,
             weight_bytes_per_token: 1000,
             kv_bytes_per_token: 24,
-            product_flops_per_token: 4096,
+            layer_flops_per_token: 4096,
         }
     }
 
@@ -255,6 +258,11 @@ mod tests {
         // Each run is a mark in both figures and a row of the table, and each number of sequences a line.
         assert_eq!((page.matches("<g>").count(), page.matches("<tr>").count()), (6, 4));
         assert_eq!((page.matches("<polyline").count(), page.matches("4 sequences").count()), (4, 2));
+        // A line goes from short prompts to long ones, in whatever order they were measured.
+        let turned = figure("t", &[run(512, 1, 0.1), run(128, 1, 0.2)], |run| run.decode_tokens_per_second);
+        let points = turned.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
+        let x: Vec<f64> = points.split(' ').map(|point| point.split(',').next().unwrap().parse().unwrap()).collect();
+        assert!(x[0] < x[1] && !turned.contains("00000"), "{turned}");
     }
 
     #[test]
