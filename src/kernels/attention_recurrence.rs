@@ -11,7 +11,7 @@
 //! `base / 2` on. Positions are counted modulo 2³². Source: LazyEviction (arXiv 2506.15969) and its published code, whose
 //! threshold is 1e-4 as well; there, every query head has records of its own.
 //!
-//! Bound: exact, where no attention is within 1e-5 of the threshold relative to 1: a record changes by a jump.
+//! Bound: exact, where no attention is within 1e-4 of the threshold, relative to it: a record changes by a jump.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};

@@ -18,7 +18,9 @@ const LARGE: usize = 4;
 /// diverse cache than the highest scores do. *Paper*: VaSE, arXiv 2606.03928, the variant with attention
 /// (`range_sink_sample_attn` of the published code). A value's range is its largest component minus its smallest.
 /// *Direction*: tokens that were not drawn are evicted first, and those with large values last.
-/// *Deviation*: the published scripts look at the latest 64 queries; this has the 32 that are kept. The sinks, which the
+/// *Deviation*: the published scripts look at the latest 64 queries; this has the 32 that are kept. Attention is the model's
+/// own softmax over all slots, and its pool reaches into the window, where the paper leaves the latest tokens out of both.
+/// Window and current step are part of the budget, so that at a small one only large values may be left to keep. The sinks, which the
 /// paper keeps by a rule of their own, are in the prompt, which stays. It evicts when a probe is due, and only from the
 /// thinking; the budget counts thinking tokens. In scope `shared`, the default, attention and ranges are averaged over all
 /// layers and heads; the paper's scope is `head`.

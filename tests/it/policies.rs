@@ -9,11 +9,13 @@ use crate::common::replay::{Evict, Replay, narrowed, reference, replay};
 use crate::common::*;
 use secateur::Slot;
 use secateur::engine::{Engine, LoadOptions, Prompt, RunResult, Settings};
-use secateur::expert::cache::{KvCache, Tracking};
+use secateur::expert::cache::{CacheShape, KvCache, Tracking};
+use secateur::expert::kernels::Reduce;
 use secateur::expert::kernels::readback::{as_f32, as_u32, read_f32, read_u32};
 use secateur::expert::model::config::ModelConfig;
 use secateur::expert::model::decoder::Decoder;
 use secateur::expert::model::rope;
+use secateur::expert::runner::{Admission, MeasureRequest, ProbeInput, Runner};
 use secateur::expert::weights::{ModelSource, Weights};
 use secateur::policy::{Budget, Measurement, POLICIES, Positions, Role, Scope, Sets};
 use secateur::trace::{Probe, Set, Trace};
@@ -129,6 +131,41 @@ fn what_policies_measure_is_what_transformers_computes() {
             }
             println!("{place}: measured within {worst:.1e} of the largest value, bound {MEASURED:.0e}");
         }
+    }
+}
+
+/// The ranges of values that reach a policy, against those of the reference's values: not their lengths, which are read
+/// with them, and not the keys'.
+#[test]
+fn a_policy_gets_the_ranges_of_values() {
+    let _one = beside_others();
+    let fx = Fixture::open("qwen3-f32");
+    let model = Reference::new(&fx.config, &fx.weights, 512);
+    let prompt = fx.ids("oracle.prompt.ids");
+    for device in two() {
+        let mut text = model.read(Positions::Original, Dtype::F32);
+        let shape = CacheShape::new(&fx.config, Dtype::F32, 1, 16).expect("a good model");
+        let mut runner = Runner::new(fx.load(device), shape);
+        let tracking = Tracking { queries: true, ..Tracking::default() };
+        let settings = Settings::default();
+        let admission = Admission { settings: &settings, tracking, prompt: &prompt, group: None };
+        runner.admit(0, true, &admission).expect("it fits");
+        let mut rest = &prompt[..];
+        while !rest.is_empty() {
+            rest = &rest[runner.prefill(0, rest).expect("it fits")..];
+        }
+        let state = block_on(runner.read().finish()).expect("readable");
+        let sampled = runner.cache().ids(&state, 0, 0, 1).expect("finite logits")[0];
+        let held = runner.hold(&[(0, sampled)], None).expect("it fits");
+        prompt.iter().chain([&sampled]).for_each(|id| drop(text.forward(*id)));
+        let probe = ProbeInput { ids: &[], layers: 1 };
+        let measurement = Measurement::WindowAndValues { queries: 8 };
+        let request = MeasureRequest { measurement, granularity: Reduce::Layer, probe };
+        let measured = block_on(runner.measure(&held, 0, &request).expect("tracked").finish()).expect("readable");
+        let found: Vec<f32> = measured.value_range.expect("measured").layers.into_iter().flatten().flatten().collect();
+        let expected: Vec<f32> = text.value_ranges().into_iter().flatten().flat_map(|row| narrowed(&row)).collect();
+        assert_eq!(found.len(), fx.config.num_layers * fx.config.num_kv_heads * (prompt.len() + 1));
+        close(&device.info.name, &found, &expected, MEASURED);
     }
 }
 

@@ -365,6 +365,16 @@ impl Reading<'_> {
         self.heads.chunks(self.model.config.num_kv_heads).map(|layer| layer.iter().map(of).collect()).collect()
     }
 
+    /// `[layer][KV head]`: the ranges of the values of what may be seen.
+    pub fn value_ranges(&self) -> Vec<Vec<Vec<f64>>> {
+        let range = |value: &Vec<f64>| {
+            let most = |sign: f64| value.iter().map(|v| sign * v).fold(f64::MIN, f64::max);
+            most(1.0) + most(-1.0)
+        };
+        let of = |head: &Head| head.seen.iter().map(|p| range(&head.values[*p])).collect();
+        self.heads.chunks(self.model.config.num_kv_heads).map(|layer| layer.iter().map(of).collect()).collect()
+    }
+
     /// `[layer][KV head]`: LazyEviction's scores of what may be seen, by the time since each last mattered and by its longest
     /// interval.
     pub fn recurrence(&self) -> Vec<Vec<Vec<f64>>> {
@@ -422,8 +432,9 @@ impl Reading<'_> {
                     let spread: f64 = back.iter().zip(&covariances).map(|(v, row)| v * dot(row, &back)).sum();
                     dot(&mean, &back) / (d as f64).sqrt() + spread / (2 * d) as f64
                 };
-                let attention = softmax(&keys.iter().map(logarithm).collect::<Vec<_>>());
-                scores.iter_mut().zip(attention).for_each(|(score, weight)| *score += weight / group as f64);
+                // Without the first four tokens.
+                let attention = softmax(&keys.iter().skip(4).map(logarithm).collect::<Vec<_>>());
+                scores.iter_mut().skip(4).zip(attention).for_each(|(score, weight)| *score += weight / group as f64);
             }
             let length = |p: &usize| dot(&head.values[*p], &head.values[*p]).sqrt();
             scores.iter().zip(&head.seen).map(|(score, p)| score * length(p)).collect()
