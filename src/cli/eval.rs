@@ -272,10 +272,11 @@ impl Args {
         let request = self.check()?;
         let policies = Plan::policies(&self.policies, &self.budgets).map_err(|e| e.at("--policies, --budgets"))?;
         let problems = self.problems(data)?;
+        out.map_or(Ok(()), check_out)?;
         let Prepared { source, model, device, plan, problems, prompts, settings, .. } =
             self.prepare(data, None, &request, policies, problems)?;
         let made = match out {
-            Some(out) if out.join(TRIALS).exists() => read_folder(out)?.1,
+            Some(out) if out.join(SETTINGS).exists() => made_in(out, &plan)?,
             _ => Vec::new(),
         };
         let (arms, all) = (plan.arms(), plan.trials());
@@ -285,13 +286,16 @@ impl Args {
         };
         let open: Vec<measure::Job> = all.iter().copied().filter(|job| !has(job)).collect();
         super::print(&format!(
-            "{}, {} ways to answer, {} answers to make, {} at the same time; on {}\n",
+            "{}, {} ways to answer, {} to make, {} at the same time; on {}\n",
             asked(&plan),
             arms.len(),
-            open.len(),
+            if open.len() == 1 { "1 answer".into() } else { format!("{} answers", open.len()) },
             plan.batch,
             device.info.line()
         ))?;
+        if open.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
 
         let mut bar = screen::Progress::new(&format!("loading {}", plan.model), self.quiet);
         let mut engine = model.load(&source, &device, &mut |done, total| bar.at(done, total))?;
@@ -312,7 +316,7 @@ impl Args {
             |arm: usize, prompt: usize| settings[arm].max_new_tokens.min(model.context().saturating_sub(prompt)).max(1);
         for (index, arm) in arms.iter().enumerate() {
             // A control keeps as many as the policy that it repeats.
-            let bound = model.bound(longest, &settings[index]).bytes.saturating_mul(plan.batch as u64);
+            let bound = model.bytes_together(plan.batch, longest, &settings[index]);
             lines.push(vec![arm.to_string(), screen::bytes(bound), most(index, longest).to_string()]);
         }
         let longest_answers = speed.seconds(&open, &prompts, |job| most(job.arm, prompts[job.problem]) as f64);
@@ -433,6 +437,31 @@ impl Args {
     }
 }
 
+/// Refuses a folder whose settings are others.
+fn check_same(out: &Path, plan: &Plan, there: &Plan) -> Result<()> {
+    let differences = plan.differences(there);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Input, "this folder has an evaluation with other settings")
+        .at(out.display())
+        .expected(listed(&differences, |(_, here, _)| here))
+        .found(listed(&differences, |(_, _, there)| there))
+        .help("choose another --out, or give the settings that were found"))
+}
+
+/// The answers that a folder has to the questions of a plan whose weights were not read and that may be for another device.
+fn made_in(out: &Path, plan: &Plan) -> Result<Vec<Trial>> {
+    let there = read_plan(out)?;
+    let plan = Plan { weights: there.weights.clone(), device: there.device.clone(), ..plan.clone() };
+    check_same(out, &plan, &there)?;
+    let path = out.join(TRIALS);
+    let text = if path.exists() { text::read(&path, "the answers of an evaluation")? } else { String::new() };
+    // The evaluation may be under way, in the middle of a line.
+    let whole = text.rfind('\n').map_or(0, |at| at + 1);
+    read_trials(&text[..whole], &path, &plan)
+}
+
 /// The questions of a plan, for people.
 fn asked(plan: &Plan) -> String {
     let shard = plan.shard.map(|shard| format!(", part {shard}")).unwrap_or_default();
@@ -452,14 +481,7 @@ impl Folder {
         let mut journal = Journal::open(&out.join(TRIALS), "the answers", in_use)?;
         let settings = out.join(SETTINGS);
         if settings.exists() {
-            let differences = plan.differences(&read_plan(out)?);
-            if !differences.is_empty() {
-                return Err(Error::new(ErrorKind::Input, "this folder has an evaluation with other settings")
-                    .at(out.display())
-                    .expected(listed(&differences, |(_, here, _)| here))
-                    .found(listed(&differences, |(_, _, there)| there))
-                    .help("choose another --out, or give the settings that were found"));
-            }
+            check_same(out, plan, &read_plan(out)?)?;
         } else if !journal.text().is_empty() || !journal.torn().is_empty() {
             return Err(Error::new(ErrorKind::Input, format!("this folder has answers but no {SETTINGS}"))
                 .at(out.display())
@@ -534,11 +556,7 @@ fn read_trials(lines: &str, path: &Path, plan: &Plan) -> Result<Vec<Trial>> {
 /// The plan and the trials of a folder, which is not changed.
 fn read_folder(folder: &Path) -> Result<(Plan, Vec<Trial>)> {
     let plan = read_plan(folder)?;
-    let path = folder.join(TRIALS);
-    let text = text::read(&path, "the answers of an evaluation")?;
-    // The evaluation may be under way, in the middle of a line.
-    let whole = text.rfind('\n').map_or(0, |at| at + 1);
-    let trials = read_trials(&text[..whole], &path, &plan)?;
+    let trials = made_in(folder, &plan)?;
     if trials.is_empty() {
         return Err(Error::new(ErrorKind::Input, "this evaluation has no answers yet").at(folder.display()));
     }

@@ -312,6 +312,13 @@ impl PreparedModel {
         self.bound_in(&self.shape, prompt, settings)
     }
 
+    /// The most bytes of cache that so many requests of this kind need side by side.
+    pub fn bytes_together(&self, requests: usize, prompt: usize, settings: &Settings) -> u64 {
+        // A part of a request's bound is for all places; each request brings one.
+        let shape = CacheShape { seqs: 1, ..self.shape };
+        self.bound_in(&shape, prompt, settings).bytes.saturating_mul(requests as u64)
+    }
+
     fn bound_in(&self, shape: &CacheShape, prompt: usize, settings: &Settings) -> Bound {
         let probe = match (settings.policy.needs().probes(), &self.tokenizer) {
             // A probe that cannot be encoded is refused elsewhere. No token is shorter than a byte.

@@ -1,7 +1,6 @@
 //! Answers many questions side by side, in the places of the engine's batch.
 use std::sync::atomic::Ordering;
 
-use crate::device::ComputeDevice;
 use crate::engine::{Engine, Event, Prompt, RunResult};
 use crate::settings::Settings;
 use crate::trace::StopReason;
@@ -42,7 +41,7 @@ pub async fn side_by_side<J>(
     stop: &dyn Fn() -> bool,
     done: &mut dyn FnMut(J, Answered) -> Result<()>,
 ) -> Result<()> {
-    let (flag, device) = (engine.stop_flag(), engine.model().device().clone());
+    let flag = engine.stop_flag();
     let mut batch = engine.batch();
     // The jobs that were added, by the number of their request.
     let mut added: Vec<Option<J>> = Vec::new();
@@ -68,7 +67,7 @@ pub async fn side_by_side<J>(
                 Ok(mut result) => Answered { error: result.error.take(), result: Some(result) },
                 Err(error) => Answered { result: None, error: Some(error) },
             };
-            if let Some(error) = answered.error.as_ref().filter(|error| ends_all(error, &device)) {
+            if let Some(error) = answered.error.as_ref().filter(|error| ends_all(error)) {
                 return Err(error.clone());
             }
             done(job, answered)?;
@@ -76,15 +75,8 @@ pub async fn side_by_side<J>(
     }
 }
 
-/// Whether no other run can be made after this error.
-fn ends_all(error: &Error, device: &ComputeDevice) -> bool {
-    match error.kind() {
-        ErrorKind::Device => {
-            #[cfg(not(target_family = "wasm"))]
-            return device.has_failed();
-            #[cfg(target_family = "wasm")]
-            return device.info.backend != "cpu";
-        }
-        kind => kind == ErrorKind::Internal,
-    }
+/// Whether an evaluation ends with this error. What goes wrong with a device, its memory or a file concerns more than one
+/// question, and would count against whichever run it met.
+fn ends_all(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Device | ErrorKind::Io | ErrorKind::Internal)
 }

@@ -1,5 +1,5 @@
 //! How long an evaluation would take and how much memory it needs, from short answers on the device.
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::answer;
 use super::measure::{Job, Plan, Trial};
@@ -13,6 +13,16 @@ use crate::settings::Settings;
 const SHORT: usize = 4;
 const LONG: usize = 36;
 
+/// What was asked and answered at one time.
+#[derive(Debug, Clone, Copy, Default)]
+struct Round {
+    /// Tokens of the prompts.
+    prompts: usize,
+    /// Tokens of the answers.
+    answers: usize,
+    seconds: f64,
+}
+
 /// The speed of the device with this model, all places of the batch together.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Speed {
@@ -23,8 +33,8 @@ pub struct Speed {
 }
 
 impl Speed {
-    /// Answers the first questions of `plan` with the full cache, as many as run side by side, for a few tokens. The first
-    /// round compiles shaders and is not counted. `settings` are those of the full cache. `None` once `stop` returns true.
+    /// Answers the first questions of `plan` with the full cache, as many as run side by side, for a few tokens. Few
+    /// questions are asked several times, as the ways of answering do. The first round compiles shaders and is not counted. `settings` are those of the full cache. `None` once `stop` returns true.
     ///
     /// # Errors
     /// The errors of a run.
@@ -35,32 +45,34 @@ impl Speed {
         settings: &Settings,
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<Self>> {
-        let asked = &problems[..plan.batch.min(problems.len())];
-        let (mut prompts, mut rounds) = (0, [Duration::ZERO; 3]);
+        let mut rounds = [Round::default(); 3];
         for (round, tokens) in rounds.iter_mut().zip([LONG, SHORT, LONG]) {
             let run = Settings { policy: Full.into(), max_new_tokens: tokens, ignore_eos: true, ..settings.clone() };
-            let mut jobs = asked.iter().map(|problem| ((), plan.prompt(problem), run.clone()));
-            prompts = 0;
+            let asked = problems.iter().cycle().take(plan.batch);
+            let mut jobs = asked.map(|problem| ((), plan.prompt(problem), run.clone()));
             let began = Instant::now();
             answer::side_by_side(engine, &mut jobs, stop, &mut |(), answered| {
-                prompts += answered.whole()?.trace.prompt_ids.len();
+                let trace = answered.whole()?.trace;
+                round.prompts += trace.prompt_ids.len();
+                round.answers += trace.tokens.len();
                 Ok(())
             })
             .await?;
-            *round = began.elapsed();
+            round.seconds = began.elapsed().as_secs_f64();
             if stop() {
                 return Ok(None);
             }
         }
-        Ok(Some(Self::of(asked.len(), prompts, rounds[1].as_secs_f64(), rounds[2].as_secs_f64())))
+        Ok(Some(Self::of(rounds[1], rounds[2])))
     }
 
-    /// From the seconds of `answers` short and long answers to prompts of so many tokens together.
-    fn of(answers: usize, prompts: usize, short: f64, long: f64) -> Self {
+    /// From a round of short answers and one of long ones to the same prompts.
+    fn of(short: Round, long: Round) -> Self {
         // On a busy machine the short round can take the longer time.
-        let each = ((long - short) / (answers * (LONG - SHORT)) as f64).max(1e-9);
-        let before = (short - each * (answers * SHORT) as f64).max(1e-9);
-        Self { prompts: prompts as f64 / before, answers: 1.0 / each }
+        let each =
+            ((long.seconds - short.seconds) / long.answers.saturating_sub(short.answers).max(1) as f64).max(1e-9);
+        let before = (short.seconds - each * short.answers as f64).max(1e-9);
+        Self { prompts: short.prompts as f64 / before, answers: 1.0 / each }
     }
 
     /// The seconds that these trials take if each answer has `tokens` tokens. `prompts`: the tokens of each question's
@@ -71,10 +83,11 @@ impl Speed {
     }
 }
 
-/// The mean length of the answers that were made, in tokens; `None` without any.
+/// The mean length of the answers that were made, in tokens, failures left out; `None` without any.
 pub fn mean_length(trials: &[Trial]) -> Option<f64> {
-    let tokens: f64 = trials.iter().map(|trial| trial.generated_tokens as f64).sum();
-    (!trials.is_empty()).then(|| tokens / trials.len() as f64)
+    let whole = || trials.iter().filter(|trial| trial.error.is_none());
+    let (tokens, count) = (whole().map(|trial| trial.generated_tokens as f64).sum::<f64>(), whole().count());
+    (count > 0).then(|| tokens / count as f64)
 }
 
 #[cfg(test)]
@@ -85,13 +98,15 @@ mod tests {
     fn speeds_follow_from_two_rounds() {
         // 8 prompts of 50 tokens at 200 a second, then 8 · 4 and 8 · 36 tokens at 64 a second.
         let (prefill, token) = (400.0 / 200.0, 1.0 / 64.0);
-        let speed = Speed::of(8, 400, prefill + 32.0 * token, prefill + 288.0 * token);
+        let round = |answers: usize, seconds| Round { prompts: 400, answers, seconds };
+        let timed = |answers: usize| round(answers, prefill + answers as f64 * token);
+        let speed = Speed::of(timed(32), timed(288));
         assert!((speed.prompts - 200.0).abs() < 1e-6 && (speed.answers - 64.0).abs() < 1e-6, "{speed:?}");
         let jobs = [0, 1].map(|problem| Job { problem, arm: 0, seed: 0 });
         let seconds = speed.seconds(&jobs, &[100, 300], |job| if job.problem == 0 { 64.0 } else { 128.0 });
         assert!((seconds - (2.0 + 3.0)).abs() < 1e-6, "{seconds}");
         // A short round that took longer gives no negative speed.
-        let odd = Speed::of(8, 400, 3.0, 2.0);
+        let odd = Speed::of(round(32, 3.0), round(288, 2.0));
         assert!(odd.prompts > 0.0 && odd.answers > 0.0);
     }
 }

@@ -108,11 +108,11 @@ const OF_TRIALS: [&str; 4] = ["policy", "budget", "seed", "layers"];
 impl Plan {
     /// The arms, `full` first, then by budget. Of each policy there is one arm for each budget.
     pub fn arms(&self) -> Vec<Arm> {
-        let measured = self.policies.iter().find(|policy| policy.evicts() && !policy.draws_lots());
+        let measured = self.policies.iter().find(|policy| policy.evicts() && !policy.is_control());
         let mut arms = vec![Arm { policy: Full.into(), budget: None, replays: None }];
         for budget in &self.budgets {
             for policy in &self.policies {
-                let replays = measured.filter(|_| policy.draws_lots()).cloned();
+                let replays = measured.filter(|_| policy.is_control()).cloned();
                 arms.push(Arm { policy: policy.clone(), budget: Some(*budget), replays });
             }
         }
@@ -136,8 +136,8 @@ impl Plan {
                 policies.push(policy);
             }
         }
-        let replayed = policies.iter().any(|policy| !policy.draws_lots());
-        for policy in policies.iter().filter(|policy| !(replayed && policy.draws_lots())) {
+        let replayed = policies.iter().any(|policy| !policy.is_control());
+        for policy in policies.iter().filter(|policy| !(replayed && policy.is_control())) {
             budgets.iter().try_for_each(|budget| policy.accepts(*budget))?;
         }
         Ok(policies)
@@ -448,7 +448,8 @@ fn mean_cached(trace: &Trace) -> f64 {
 /// `done` takes each trial as it ends; those that are returned are [brief](Trial::brief). Once `stop` returns true, the
 /// trials under way end without a record.
 ///
-/// A run that fails is a trial with its error, which is not made again. So many failures one after the other are an error.
+/// A run that fails is a trial with its error, which is not made again; nor are controls that would repeat it.
+/// [`MOST_FAILURES`] failures one after the other, or nothing but failures, are an error, and none of them is a trial.
 ///
 /// # Errors
 /// The errors of a run after which no other can be made, and those of `done`.
@@ -476,19 +477,32 @@ pub async fn run(
         let settings = Settings { policy, budget, seed: job.seed, ..settings[job.arm].clone() };
         Some((job, plan.prompt(&problems[job.problem]), settings))
     });
-    let mut failures = 0;
-    answer::side_by_side(engine, &mut jobs, stop, &mut |job, answered| {
-        failures = if answered.error.is_some() { failures + 1 } else { 0 };
-        match answered.error {
-            Some(error) if failures == MOST_FAILURES => return Err(error),
-            _ => {}
-        }
-        let trial = Trial::new(&arms[job.arm], job, &problems[job.problem], answered);
+    // A failure is recorded once another run has succeeded: before that, something may be wrong with all of them.
+    let (mut failed, mut succeeded) = (Vec::new(), false);
+    let mut record = |job: Job, trial: Trial| {
         done(&trial)?;
         made.borrow_mut().add(job, trial.brief());
         Ok(())
+    };
+    answer::side_by_side(engine, &mut jobs, stop, &mut |job, answered| {
+        let error = answered.error.clone();
+        let trial = Trial::new(&arms[job.arm], job, &problems[job.problem], answered);
+        match error {
+            Some(error) if failed.len() + 1 == MOST_FAILURES => return Err(error),
+            Some(error) => failed.push((job, trial, error)),
+            None => {
+                succeeded = true;
+                failed.drain(..).try_for_each(|(job, trial, _)| record(job, trial))?;
+                record(job, trial)?;
+            }
+        }
+        Ok(())
     })
     .await?;
+    if let Some((_, _, error)) = failed.first().filter(|_| !succeeded) {
+        return Err(error.clone());
+    }
+    failed.drain(..).try_for_each(|(job, trial, _)| record(job, trial))?;
     Ok(made.into_inner().trials.into_values().collect())
 }
 
@@ -526,8 +540,9 @@ impl Made {
         Some(self.trials.get(&Job { problem: job.problem, arm: of, seed }))
     }
 
+    /// Whether a trial can be made. A control cannot before the run that it repeats, and never if that failed.
     fn ready(&self, arms: &[Arm], plan: &Plan, job: &Job) -> bool {
-        self.repeated(arms, plan, job).is_none_or(|trial| trial.is_some())
+        self.repeated(arms, plan, job).is_none_or(|trial| trial.is_some_and(|trial| trial.error.is_none()))
     }
 
     fn replayed(&self, arms: &[Arm], plan: &Plan, job: &Job) -> Option<&[usize]> {
@@ -580,6 +595,12 @@ pub(super) mod tests {
         assert_eq!(arms.len(), 1 + 2 * 4);
         let replays: Vec<_> = arms.iter().map(|arm| arm.replays.as_ref().map(ToString::to_string)).collect();
         assert_eq!(replays[1..5], [Some("h2o".into()), None, None, Some("h2o".into())]);
+        // A policy that draws lots, but by what it measured, is no control.
+        let drawing = plan(&["vase", "h2o"], &["ratio:0.5"], &[0, 1], 1);
+        let replays: Vec<_> = drawing.arms().iter().map(|arm| arm.replays.as_ref().map(ToString::to_string)).collect();
+        assert_eq!(replays, [None, None, None, Some("vase".into())]);
+        assert_eq!(drawing.trials().len(), 1 + 2 + 1 + 2);
+        assert!(Plan::policies(&["vase".parse().unwrap()], &["share:0.5".parse().unwrap()]).is_err());
         // A control at replayed counts works with budgets that add up scores, which it could not by itself.
         assert_eq!(names(&plan(&["think-clearly"], &["share:0.5"], &[0], 1)).len(), 3);
         let share = ["share:0.5".parse().unwrap()];

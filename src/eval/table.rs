@@ -134,8 +134,12 @@ pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<Row> {
     let of = |arm: &Arm| by_arm.get(&arm.key());
     let arms = plan.arms();
     let full = of(&arms[0]).map(|trials| answers(trials, |trial| trial.problem)).unwrap_or_default();
-    let slots_of_full: BTreeMap<(usize, u64), f64> =
-        of(&arms[0]).into_iter().flatten().map(|trial| ((trial.problem, trial.seed), trial.mean_cached)).collect();
+    let slots_of_full: BTreeMap<(usize, u64), f64> = of(&arms[0])
+        .into_iter()
+        .flatten()
+        .filter(|trial| trial.error.is_none())
+        .map(|trial| ((trial.problem, trial.seed), trial.mean_cached))
+        .collect();
     // Where nothing is drawn, the full cache answers with the first seed only.
     let full_of = |trial: &Trial| {
         let with = |seed: &u64| slots_of_full.get(&(trial.problem, *seed)).copied();
@@ -152,12 +156,15 @@ pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<Row> {
     let row = |arm: &Arm| {
         let trials = of(arm)?;
         let right = answers(trials, |trial| trial.problem);
-        let mean = |value: &dyn Fn(&Trial) -> f64| trials.iter().map(|t| value(t)).sum::<f64>() / trials.len() as f64;
+        // What a run cost that failed says nothing of an answer.
+        let whole: Vec<&&Trial> = trials.iter().filter(|trial| trial.error.is_none()).collect();
+        let mean =
+            |value: &dyn Fn(&Trial) -> f64| whole.iter().map(|t| value(t)).sum::<f64>() / whole.len().max(1) as f64;
         let count = |is: &dyn Fn(&Trial) -> bool| trials.iter().filter(|t| is(t)).count();
         let is_random = arm.policy.name() == Random.name();
-        let seconds = trials.iter().map(|trial| trial.us as f64 / 1e6).sum::<f64>();
-        let generated = trials.iter().map(|trial| trial.generated_tokens as f64).sum::<f64>();
-        let with_full = trials.iter().filter_map(|t| Some((t.mean_cached, full_of(t)?)));
+        let seconds = whole.iter().map(|trial| trial.us as f64 / 1e6).sum::<f64>();
+        let generated = whole.iter().map(|trial| trial.generated_tokens as f64).sum::<f64>();
+        let with_full = whole.iter().filter_map(|t| Some((t.mean_cached, full_of(t)?)));
         let (slots, slots_full) = with_full.fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d));
         Some(Row {
             arm: arm.clone(),
@@ -356,6 +363,11 @@ pub(super) mod tests {
         let row = &rows(&plan, &uneven)[0];
         assert_eq!((row.right, row.trials, row.accuracy), (2, 3, 0.5));
         assert!((row.interval.0 + row.interval.1 - 1.0).abs() < 1e-9, "{:?}", row.interval);
+        // A run that failed counts as wrong, and its costs as nothing.
+        let failed =
+            Trial { error: Some("x".into()), mean_cached: 0.0, thinking_tokens: 0, ..trial(&plan, 1, 1, 0, Wrong) };
+        let row = &rows(&plan, &[trial(&plan, 0, 1, 0, Right), trial(&plan, 1, 0, 0, Right), failed])[1];
+        assert_eq!((row.right, row.trials, row.failed, row.thinking_tokens, row.mean_cached), (1, 2, 1, 90.0, 30.0));
         // An evaluation under way compares what is there.
         let some: Vec<Trial> = trials.into_iter().filter(|t| t.policy != "h2o" || t.problem < 2).collect();
         let row = &rows(&plan, &some)[1];

@@ -88,6 +88,12 @@ pub trait EvictionPolicy: Any + fmt::Debug + Send + Sync {
         false
     }
 
+    /// Whether the policy is a control: it knows nothing of the text, so that any other has to be better than it in a cache
+    /// of the same size.
+    fn is_control(&self) -> bool {
+        false
+    }
+
     /// What the engine must measure before it asks for a plan.
     fn needs(&self) -> Measurement;
 

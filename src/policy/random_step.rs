@@ -24,6 +24,10 @@ impl EvictionPolicy for RandomStep {
         true
     }
 
+    fn is_control(&self) -> bool {
+        true
+    }
+
     fn needs(&self) -> Measurement {
         Measurement::Nothing
     }

@@ -14,6 +14,7 @@ mod chat;
 mod cli;
 mod conformance;
 mod engine;
+mod evaluation;
 mod experts;
 mod formats;
 mod fuzz;

@@ -266,3 +266,47 @@ fn what_cannot_be_evaluated_is_refused_at_once() {
     fails(&run(&["eval", "--data", "builtin"]), 2, &["--out"]);
     fails(&run(&["eval", "--out", "x"]), 2, &["--data"]);
 }
+
+/// `--plan` measures and records nothing, and leaves out what a folder has already.
+#[test]
+fn a_plan_measures_and_records_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let asked = ["eval", "--device", "cpu", "--data", "builtin", "--limit", "2", "--budgets", "ratio:0.5"];
+    let with = |more: &[&str]| run(&[&asked[..], &["--out", text(&out)], more].concat());
+    let plan = run(&[&asked[..], &["--plan"]].concat());
+    assert_eq!(plan.code, Some(0), "{}", plan.err);
+    for part in [
+        "2 questions, 3 ways to answer, 6 answers to make, 8 at the same time; on CPU",
+        "think-clearly at ratio:0.5",
+        "tokens of prompts",
+        "for each 1000 tokens of an answer",
+    ] {
+        assert!(plan.out.contains(part), "{part:?} is missing from:\n{}", plan.out);
+    }
+    assert_eq!(with(&["--plan"]).code, Some(0));
+    assert!(!out.exists(), "a plan leaves nothing behind");
+    // One part of two is made; the plan of the whole is another evaluation, and that of the part has nothing left to do.
+    assert_eq!(with(&["--shard", "1/2"]).code, Some(0));
+    let part = with(&["--shard", "1/2", "--plan"]);
+    assert!(
+        part.code == Some(0) && part.out.contains("part 1/2") && part.out.contains(" 0 answers to make"),
+        "{}",
+        part.out
+    );
+    assert!(!part.out.contains("tokens of prompts"), "nothing has to be measured");
+    fails(&with(&["--plan"]), 2, &["other settings", "--shard"]);
+    // Without one of its answers, the others say how long it will be.
+    let path = out.join("trials.jsonl");
+    let trials = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, trials.lines().skip(1).map(|line| line.to_string() + "\n").collect::<String>()).unwrap();
+    let rest = with(&["--shard", "1/2", "--plan"]);
+    assert!(
+        rest.out.contains(" 1 answer to make") && rest.out.contains("the 2 answers that are there"),
+        "{}",
+        rest.out
+    );
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    fails(&run(&[&asked[..], &["--plan", "--out", text(&file)]].concat()), 2, &["--out", "expected: a folder"]);
+}
