@@ -449,7 +449,7 @@ fn mean_cached(trace: &Trace) -> f64 {
 /// trials under way end without a record.
 ///
 /// A run that fails is a trial with its error, which is not made again; nor are controls that would repeat it.
-/// [`MOST_FAILURES`] failures one after the other, or nothing but failures, are an error, and none of them is a trial.
+/// Eight failures one after the other, or nothing but failures, are an error, and none of them is a trial.
 ///
 /// # Errors
 /// The errors of a run after which no other can be made, and those of `done`.
