@@ -11,11 +11,11 @@ use secateur::expert::weights::Weights;
 use secateur::expert::weights::precision::Precision;
 use secateur::{ModelSource, Request, Result, builtin};
 
-use crate::common::{beside_others, block_on, gpu};
+use crate::common::{beside_others_in_shared_pages, block_on, gpu};
 
 #[test]
 fn every_case_on_every_adapter() {
-    let _one = beside_others();
+    let _one = beside_others_in_shared_pages();
     let cases = cases::all();
     assert!(cases.len() >= 90, "only {} cases", cases.len());
     // Compiling shaders, which takes most of the time, uses one thread of an adapter's.
@@ -73,7 +73,7 @@ fn run(engine: &mut Engine, tokens: usize) -> Result<RunResult> {
 /// shaders that the built-in model runs before a probe, and no others.
 #[test]
 fn what_is_tested_first_is_what_the_built_in_model_runs() {
-    let _one = beside_others();
+    let _one = beside_others_in_shared_pages();
     let Some((device, mut engine)) = first_tested() else { return };
     let (tested, of_test) = hooks::with(None, || block_on(conformance::test_first(&device)));
     tested.expect("the kernels are right");
@@ -98,7 +98,7 @@ fn what_is_tested_first_is_what_the_built_in_model_runs() {
 /// every shader that a run of the model launches, also one that is longer than a tile of attention.
 #[test]
 fn a_rehearsal_launches_what_the_model_launches() {
-    let _one = beside_others();
+    let _one = beside_others_in_shared_pages();
     let Some(gpu) = gpu() else { return };
     for (folder, weights) in
         [("qwen2-bf16", None), ("qwen3-f32", Some(Precision::Q4)), ("phi3-long-f16", None), ("gguf-llama-q4", None)]
@@ -142,7 +142,7 @@ fn a_rehearsal_launches_what_the_model_launches() {
 /// next run.
 #[test]
 fn what_was_put_off_is_tested_before_the_first_probe() {
-    let _one = beside_others();
+    let _one = beside_others_in_shared_pages();
     let Some((device, mut engine)) = first_tested() else { return };
     assert!(!block_on(conformance::test_others(&device, || true)).expect("nothing was tested"), "nothing was put off");
     let text = variants().into_iter().find(|v| v.kernel == "attention_row").expect("listed").text;

@@ -111,6 +111,15 @@ pub fn alone() -> RwLockWriteGuard<'static, ()> {
     ADAPTERS.write().unwrap_or_else(|failed| failed.into_inner())
 }
 
+/// [`beside_others`], but [`alone`] where each allocation has a page of its own: what such a test allocates and frees can
+/// then leave no room for a step that another test records.
+pub fn beside_others_in_shared_pages() -> Box<dyn std::any::Any> {
+    match std::env::var_os("SECATEUR_EXCLUSIVE_PAGES") {
+        Some(_) => Box::new(alone()),
+        None => Box::new(beside_others()),
+    }
+}
+
 /// Every device of this machine, opened once; the CPU twin is first. Panics if `SECATEUR_REQUIRE` names another one.
 pub fn devices() -> &'static [ComputeDevice] {
     static OPEN: OnceLock<Vec<ComputeDevice>> = OnceLock::new();
