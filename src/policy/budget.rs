@@ -145,6 +145,18 @@ pub fn evict(view: &CacheView<'_>, groups: &[Group]) -> Result<KeepPlan> {
     Ok(KeepPlan::new(view, kept, outcome)?.with_eviction_order(evicted))
 }
 
+/// Evicts single tokens, those with the lowest scores first; of equal ones, the older. `score` gives each slot's.
+///
+/// # Errors
+/// As [`evict`].
+pub(super) fn evict_lowest(view: &CacheView<'_>, score: impl Fn(Slot) -> f64) -> Result<KeepPlan> {
+    let mut slots: Vec<Slot> = view.evictable().collect();
+    // The sort is stable.
+    slots.sort_by(|a, b| score(*a).total_cmp(&score(*b)));
+    let single = |slot: Slot| Group { importance: Some(score(slot)), slots: vec![slot] };
+    evict(view, &slots.into_iter().map(single).collect::<Vec<_>>())
+}
+
 /// How many leading groups a budget that adds up scores evicts.
 fn groups_within_sum(budget: Budget, groups: &[Group]) -> Result<usize> {
     let missing = || {

@@ -1,7 +1,7 @@
 //! `expected-attention`: what coming queries will attend to (Devoto et al. 2025, arXiv 2510.00636).
-use super::budget::{Group, evict};
+use super::budget::evict_lowest;
 use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
-use crate::{Result, Slot};
+use crate::Result;
 
 /// The number of latest queries that stand for the coming ones.
 const QUERIES: usize = 32;
@@ -38,11 +38,7 @@ impl EvictionPolicy for ExpectedAttention {
 
     fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
         let scores = view.scores()?;
-        let mut slots: Vec<Slot> = view.evictable().collect();
-        // The sort is stable: of equal tokens, the older is evicted first.
-        slots.sort_by(|a, b| scores[a.0 as usize].total_cmp(&scores[b.0 as usize]));
-        let single = |slot: Slot| Group { importance: Some(scores[slot.0 as usize].into()), slots: vec![slot] };
-        evict(view, &slots.into_iter().map(single).collect::<Vec<_>>())
+        evict_lowest(view, |slot| scores[slot.0 as usize].into())
     }
 }
 

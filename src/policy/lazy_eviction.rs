@@ -1,7 +1,7 @@
 //! `lazy-eviction`: tokens whose attention comes back (Zhang et al. 2025, arXiv 2506.15969).
-use super::budget::{Group, evict};
+use super::budget::evict_lowest;
 use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
-use crate::{Result, Slot};
+use crate::Result;
 
 /// Evicts the tokens that are least likely to matter again, judged by when they last mattered and by the longest time that
 /// they once did not.
@@ -34,11 +34,7 @@ impl EvictionPolicy for LazyEviction {
 
     fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
         let scores = view.scores()?;
-        let mut slots: Vec<Slot> = view.evictable().collect();
-        // The sort is stable: of equal tokens, the older is evicted first.
-        slots.sort_by(|a, b| scores[a.0 as usize].total_cmp(&scores[b.0 as usize]));
-        let single = |slot: Slot| Group { importance: Some(scores[slot.0 as usize].into()), slots: vec![slot] };
-        evict(view, &slots.into_iter().map(single).collect::<Vec<_>>())
+        evict_lowest(view, |slot| scores[slot.0 as usize].into())
     }
 }
 

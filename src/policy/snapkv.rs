@@ -1,7 +1,7 @@
 //! `snapkv`: the tokens to which the latest queries attend (Li et al. 2024, arXiv 2404.14469).
-use super::budget::{Group, evict};
+use super::budget::evict_lowest;
 use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
-use crate::{Result, Slot};
+use crate::Result;
 
 /// The number of latest queries whose attention counts; 32 in the paper's code.
 const QUERIES: usize = 32;
@@ -34,11 +34,7 @@ impl EvictionPolicy for SnapKv {
 
     fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
         let pooled = pool(view.scores()?, KERNEL, |votes| votes.sum::<f64>() / KERNEL as f64);
-        let mut slots: Vec<Slot> = view.evictable().collect();
-        // The sort is stable: of equal tokens, the older is evicted first.
-        slots.sort_by(|a, b| pooled[a.0 as usize].total_cmp(&pooled[b.0 as usize]));
-        let single = |slot: Slot| Group { importance: Some(pooled[slot.0 as usize]), slots: vec![slot] };
-        evict(view, &slots.into_iter().map(single).collect::<Vec<_>>())
+        evict_lowest(view, |slot| pooled[slot.0 as usize])
     }
 }
 

@@ -1,7 +1,7 @@
 //! `think-token`: the paper's ablation without steps.
-use super::budget::{Group, evict};
+use super::budget::evict_lowest;
 use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
-use crate::{Result, Slot};
+use crate::Result;
 
 /// Evicts single tokens, the lowest-scoring first, by the same probe as `think-clearly`.
 ///
@@ -26,12 +26,6 @@ impl EvictionPolicy for ThinkToken {
 
     fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
         let scores = view.scores()?;
-        let mut slots: Vec<Slot> = view.evictable().collect();
-        // The sort is stable: of equal tokens, the older is evicted first.
-        slots.sort_by(|a, b| scores[a.0 as usize].total_cmp(&scores[b.0 as usize]));
-        let single =
-            |slot| Group { importance: Some(f64::from(scores[slot as usize])), slots: vec![crate::Slot(slot)] };
-        let groups: Vec<Group> = slots.iter().map(|s| single(s.0)).collect();
-        evict(view, &groups)
+        evict_lowest(view, |slot| scores[slot.0 as usize].into())
     }
 }
