@@ -26,6 +26,7 @@ use crate::dtype::Dtype;
 use burn::backend::flex::FlexTensor;
 use burn::backend::wgpu::CubeTensor;
 use burn::tensor::{DType, Int, Tensor};
+use multiversion::multiversion;
 
 /// Slots of a tile.
 const TILE: usize = 256;
@@ -219,6 +220,7 @@ pub(super) fn variants() -> Vec<Variant> {
     list
 }
 
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionSpec) -> (Vec<f32>, Vec<f32>) {
     let stored = Keys { kv, rope, layer: spec.layer };
     let d = spec.layer.d;
@@ -227,6 +229,7 @@ fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionSpec) -
     let q = widened(q);
     // The keys and the values of the KV heads, `[head][slot][component]`, read once for all queries of a sequence's chunk.
     let (mut keys, mut values) = (Vec::new(), Vec::new());
+    let (mut powers, mut sum) = (Vec::new(), vec![0f64; d]);
     let mut most = 0;
     for i in 0..spec.n {
         let (seq, offset) = (st[spec.row_seq_offset + i / spec.chunk] as usize, i % spec.chunk);
@@ -237,26 +240,38 @@ fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionSpec) -
         if offset == 0 {
             most = seen_from(spec.chunk - 1);
             let base = |head: usize| entry[state::BASE] as usize + head * cap;
-            let slots = (0..spec.layer.kv_heads).flat_map(|head| (0..most).map(move |slot| (head, slot)));
-            keys.clear();
-            keys.reserve_exact(spec.layer.kv_heads * most * d);
-            slots.clone().for_each(|(head, slot)| keys.extend(stored.get(base(head) + slot, slot)));
-            values.clear();
-            values.reserve_exact(spec.layer.kv_heads * most * d);
-            slots.for_each(|(head, slot)| values.extend(stored.stored(base(spec.layer.kv_heads + head) + slot)));
+            keys.resize(spec.layer.kv_heads * most * d, 0.0);
+            values.resize(spec.layer.kv_heads * most * d, 0.0);
+            for head in 0..spec.layer.kv_heads {
+                for slot in 0..most {
+                    let at = (head * most + slot) * d;
+                    stored.read(base(head) + slot, slot, &mut keys[at..at + d]);
+                    stored.read_stored(base(spec.layer.kv_heads + head) + slot, &mut values[at..at + d]);
+                }
+            }
         }
         for head in 0..spec.layer.heads {
             let first = head / spec.layer.group() * most * d;
             let (keys, values) = (&keys[first..][..seen * d], &values[first..][..seen * d]);
             let query = &q[(i * spec.layer.heads + head) * d..][..d];
-            let scores: Vec<f64> = keys.chunks_exact(d).map(|key| dot(query, key) * scale).collect();
-            let top = scores.iter().copied().fold(f64::MIN, f64::max);
-            let powers: Vec<f64> = scores.iter().map(|s| (s - top).exp()).collect();
-            let total: f64 = powers.iter().sum();
-            let mut sum = vec![0f64; d];
-            for (power, value) in powers.iter().zip(values.chunks_exact(d)) {
-                let weight = power / total;
-                sum.iter_mut().zip(value).for_each(|(sum, v)| *sum += weight * v);
+            powers.clear();
+            let mut top = f64::MIN;
+            for slot in 0..seen {
+                let score = dot(query, &keys[slot * d..][..d]) * scale;
+                top = top.max(score);
+                powers.push(score);
+            }
+            let mut total = 0.0;
+            for power in &mut powers {
+                *power = (*power - top).exp();
+                total += *power;
+            }
+            sum.fill(0.0);
+            for (slot, power) in powers.iter().enumerate() {
+                let (weight, value) = (power / total, &values[slot * d..][..d]);
+                for (c, sum) in sum.iter_mut().enumerate() {
+                    *sum += weight * value[c];
+                }
             }
             out.extend(sum.iter().map(|v| *v as f32));
             lse.push((top + total.ln()) as f32);

@@ -29,6 +29,7 @@ use crate::dtype::Dtype;
 use burn::backend::flex::FlexTensor;
 use burn::backend::wgpu::CubeTensor;
 use burn::tensor::{Int, Tensor};
+use multiversion::multiversion;
 
 /// Queries that a workgroup processes together.
 const QUERIES: usize = 8;
@@ -123,21 +124,22 @@ pub(super) fn variants() -> Vec<Variant> {
     layers.flat_map(|layer| [false, true].map(|mean| spec(layer, mean).variant())).collect()
 }
 
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn twin(q: &[f32], lse: &[f32], kv: &[u32], st: &[u32], rope: &[f32], sums: &mut [u32], spec: &AttentionSumsSpec) {
     let (d, group) = (spec.layer.d, spec.layer.group());
     let keys = Keys { kv, rope, layer: spec.layer };
     let q = widened(q);
+    let mut key = vec![0.0; d];
     for s in 0..spec.seqs {
         let entry = &st[spec.layer.layer_table_offset + st[spec.row_seq_offset + s] as usize * state::ROW..];
         let (base, cap) = (entry[state::BASE] as usize, entry[state::CAP] as usize);
         let length = entry[state::LEN] as usize - spec.already_cached;
-        for (kv_head, slot) in (0..spec.layer.kv_heads).flat_map(|h| (0..spec.slots).map(move |s| (h, s))) {
-            if slot >= (length + spec.chunk).min(cap) {
-                continue;
-            }
-            let key = keys.get(base + kv_head * cap + slot, slot);
+        let written = spec.slots.min(length + spec.chunk).min(cap);
+        for place in 0..spec.layer.kv_heads * written {
+            let (kv_head, slot) = (place / written, place % written);
+            keys.read(base + kv_head * cap + slot, slot, &mut key);
             let mut sum = 0f64;
-            for i in (0..spec.chunk).filter(|i| slot < length + i + 1) {
+            for i in slot.saturating_sub(length)..spec.chunk {
                 for head in kv_head * group..(kv_head + 1) * group {
                     let query = (s * spec.chunk + i) * spec.layer.heads + head;
                     let dot = dot(&q[query * d..][..d], &key);

@@ -49,12 +49,15 @@ impl Dtype {
     }
 
     /// All values of the row `words`, exact in f64; of a quantized row as well.
+    #[inline(always)]
     pub(crate) fn read_row(self, words: &[u32], out: &mut [f64]) {
         match self {
-            Dtype::F32 => out.iter_mut().zip(words).for_each(|(out, word)| *out = f32::from_bits(*word).into()),
-            Dtype::F16 => {
-                read_halves(words, out, widened_f16);
+            Dtype::F32 => {
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = f32::from_bits(words[i]).into();
+                }
             }
+            Dtype::F16 => read_halves(words, out, widened_f16),
             Dtype::BF16 => read_halves(words, out, |bits| f32::from_bits(bits << 16)),
             _ => self.read_quantized(words, out),
         }
@@ -78,7 +81,9 @@ impl Dtype {
 #[inline(always)]
 fn read_halves(words: &[u32], out: &mut [f64], value: impl Fn(u32) -> f32) {
     let (pairs, rest) = out.as_chunks_mut::<2>();
-    for ([first, second], word) in pairs.iter_mut().zip(words) {
+    let words = &words[..pairs.len() + rest.len()];
+    for (i, [first, second]) in pairs.iter_mut().enumerate() {
+        let word = words[i];
         *first = value(word & 0xffff).into();
         *second = value(word >> 16).into();
     }
@@ -89,6 +94,7 @@ fn read_halves(words: &[u32], out: &mut [f64], value: impl Fn(u32) -> f32) {
 
 /// The value of f16 bits. Unlike a call of the processor's own conversion, which not every processor has, it can be computed
 /// for several values at once.
+#[inline(always)]
 fn widened_f16(bits: u32) -> f32 {
     let magnitude = (bits & 0x7fff) << 13;
     // The exponents of f32 begin 112 lower. Subnormal values become normal by the product, exactly.

@@ -25,6 +25,7 @@ use crate::dtype::Dtype;
 use burn::backend::flex::FlexTensor;
 use burn::backend::wgpu::CubeTensor;
 use burn::tensor::{Int, Tensor};
+use multiversion::multiversion;
 
 /// Invocations of a workgroup of `experts_rows.wgsl`: the lanes of one vector.
 const ROWS_THREADS: usize = 8;
@@ -172,6 +173,7 @@ pub(super) fn variants() -> Vec<Variant> {
     all
 }
 
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn twin(w: &[u32], x: &[f32], choices: &[u32], out: &mut [f32], spec: &ExpertsSpec) {
     let row_words = spec.dtype.row_words(spec.cols);
     let pairs: Vec<(u32, u32)> = match spec.choices {

@@ -22,6 +22,7 @@ use crate::dtype::Dtype;
 use burn::backend::flex::FlexTensor;
 use burn::backend::wgpu::CubeTensor;
 use burn::tensor::{Int, Tensor};
+use multiversion::multiversion;
 
 /// The most vectors that `matvec` multiplies at once; more are passed to `matmul`.
 pub const MOST: usize = 8;
@@ -154,6 +155,7 @@ pub(super) fn variants() -> Vec<Variant> {
     specs.map(|spec| spec.matvec_variant()).collect()
 }
 
+#[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
 fn twin(w: &[u32], x: &[f32], bias: &[f32], out: &mut [f32], spec: &LinearSpec) {
     let row_words = spec.dtype.row_words(spec.cols);
     let x = widened(&x[..spec.n * spec.cols]);

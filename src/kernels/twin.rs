@@ -13,46 +13,70 @@ pub(super) struct Keys<'a> {
 }
 
 impl Keys<'_> {
-    /// The values in row `row` of the cache, as they are stored.
-    pub(super) fn stored(&self, row: usize) -> Vec<f64> {
+    /// Reads the values in row `row` of the cache, as they are stored.
+    #[inline(always)]
+    pub(super) fn read_stored(&self, row: usize, into: &mut [f64]) {
         let row_words = self.layer.dtype.row_words(self.layer.d);
+        self.layer.dtype.read_row(&self.kv[row * row_words..(row + 1) * row_words], into);
+    }
+
+    /// Reads the key in row `row` of the cache, whose token is in `slot`, rotated.
+    #[inline(always)]
+    pub(super) fn read(&self, row: usize, slot: usize, into: &mut [f64]) {
+        self.read_stored(row, into);
+        if self.layer.compact {
+            let d = self.layer.d;
+            let (cos, sin) = self.rope[slot.min(self.rope.len() / d - 1) * d..][..d].split_at(d / 2);
+            let (first, second) = into.split_at_mut(d / 2);
+            for (c, a) in first.iter_mut().enumerate() {
+                let b = &mut second[c];
+                let (cos, sin) = (f64::from(cos[c]), f64::from(sin[c]));
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
+    }
+
+    /// The values of [`read_stored`](Self::read_stored).
+    pub(super) fn stored(&self, row: usize) -> Vec<f64> {
         let mut values = vec![0.0; self.layer.d];
-        self.layer.dtype.read_row(&self.kv[row * row_words..(row + 1) * row_words], &mut values);
+        self.read_stored(row, &mut values);
         values
     }
 
-    /// The key in row `row` of the cache, whose token is in `slot`, rotated.
+    /// The values of [`read`](Self::read).
     pub(super) fn get(&self, row: usize, slot: usize) -> Vec<f64> {
-        let d = self.layer.d;
-        let key = self.stored(row);
-        if !self.layer.compact {
-            return key;
-        }
-        let angles = &self.rope[slot.min(self.rope.len() / d - 1) * d..][..d];
-        let turned = |c: usize| {
-            let (cos, sin) = (angles[c % (d / 2)] as f64, angles[d / 2 + c % (d / 2)] as f64);
-            if c < d / 2 { key[c] * cos - key[c + d / 2] * sin } else { key[c] * cos + key[c - d / 2] * sin }
-        };
-        (0..d).map(turned).collect()
+        let mut key = vec![0.0; self.layer.d];
+        self.read(row, slot, &mut key);
+        key
     }
 }
 
 /// The same values in f64.
+#[inline(always)]
 pub(super) fn widened(values: &[f32]) -> Vec<f64> {
     values.iter().map(|v| f64::from(*v)).collect()
 }
 
 /// The dot product of vectors of one length. Eight sums at a time, because a single one would wait for each addition to
 /// end before it begins the next.
+#[inline(always)]
 pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
-    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b[..a.len()].as_chunks::<8>());
     let mut sums = [0f64; 8];
-    for (a, b) in a.iter().zip(b) {
+    for (i, a) in a.iter().enumerate() {
         for lane in 0..8 {
-            sums[lane] += a[lane] * b[lane];
+            sums[lane] += a[lane] * b[i][lane];
         }
     }
-    sums.iter().sum::<f64>() + a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum::<f64>()
+    let mut rest = 0.0;
+    for (i, a) in a_rest.iter().enumerate() {
+        rest += a * b_rest[i];
+    }
+    let mut sum = 0.0;
+    for part in sums {
+        sum += part;
+    }
+    sum + rest
 }
 
 /// The elements of an input: f32 or u32.
