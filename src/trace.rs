@@ -30,10 +30,10 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 pub use crate::device::DeviceBytes;
-use crate::engine::Stops;
 use crate::policy::{CacheView, KeepPlan, Outcome, Role, Sets};
 use crate::settings::Settings;
 use crate::steps::BoundaryCounts;
+use crate::text::Stops;
 use crate::weights::precision::Precision;
 use crate::{Error, ErrorKind, Result};
 

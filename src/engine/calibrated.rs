@@ -50,7 +50,8 @@ impl Calibrated {
     pub fn apply(&self, settings: &mut Settings, layers: usize, precision: Option<Precision>) -> Result<String> {
         let choice = self.choice.as_ref().map_err(Error::clone)?;
         let (place, made) = (&self.place, &choice.settings);
-        // A choice for one policy says nothing about another, and a choice for other weights nothing about these.
+        // A choice for one policy says nothing about another, and a choice for other weights nothing about these. A file
+        // knows a policy by its name only, also one that is not listed.
         if made.run.policy.name() != settings.policy.name() {
             return Ok(format!(
                 "{place} was made for {}, not for {}: all layers vote",

@@ -40,7 +40,6 @@ mod repeated;
 mod request;
 pub(crate) mod runner;
 mod sequence;
-mod stops;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -59,7 +58,6 @@ pub use request::{Encoded, LoadOptions, Prompt, Request, Resolved};
 pub(crate) use runner::Runner;
 #[cfg(all(feature = "serve", not(target_family = "wasm")))]
 pub(crate) use sequence::TOO_LONG;
-pub(crate) use stops::Stops;
 
 use crate::Result;
 use crate::device::ComputeDevice;

@@ -79,10 +79,12 @@ pub struct Encoded {
 /// [`Settings`]. See [`PreparedModel::resolve`](super::PreparedModel::resolve).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[cfg_attr(feature = "serve", derive(utoipa::ToSchema))]
 pub struct Request {
     /// The user's message. A request has one of `prompt`, `messages` and `ids`.
     pub prompt: Option<String>,
     /// A conversation, whose last message is the user's.
+    #[cfg_attr(feature = "serve", schema(value_type = Option<Vec<Object>>))]
     pub messages: Option<Vec<Message>>,
     /// Token ids to continue. They need no tokenizer.
     pub ids: Option<Vec<u32>>,
@@ -93,8 +95,10 @@ pub struct Request {
     /// Whether the model thinks before it answers, where its chat template has such a switch.
     pub think: Option<bool>,
     /// Descriptions of the tools that the model may call, in OpenAI's form: `{"type": "function", "function": {"name": …}}`.
+    #[cfg_attr(feature = "serve", schema(value_type = Option<Vec<Object>>))]
     pub tools: Option<Vec<Value>>,
     /// Further variables of the chat template, by their names. A variable that it does not read is refused.
+    #[cfg_attr(feature = "serve", schema(value_type = Option<Object>))]
     pub chat_template_kwargs: Option<Map<String, Value>>,
     /// The most tokens to generate.
     pub max_new_tokens: Option<usize>,
@@ -125,8 +129,10 @@ pub struct Request {
     #[serde(deserialize_with = "finite")]
     pub presence_penalty: Option<f32>,
     /// Which tokens are evicted.
+    #[cfg_attr(feature = "serve", schema(value_type = Option<String>, example = "think-clearly"))]
     pub policy: Option<PolicyRef>,
     /// How much may be evicted.
+    #[cfg_attr(feature = "serve", schema(value_type = Option<String>, example = "tokens:512"))]
     pub budget: Option<Budget>,
     /// Latest tokens that are never evicted.
     pub window: Option<usize>,
@@ -135,16 +141,22 @@ pub struct Request {
     /// What is appended at a probe; it ends in `</think>`, or in the model's own closing tag.
     pub probe_text: Option<String>,
     /// Which layers and heads share a kept set.
+    #[cfg_attr(feature = "serve", schema(value_type = Option<String>))]
     pub scope: Option<Scope>,
     /// The layers whose attention counts in a shared set.
+    #[cfg_attr(feature = "serve", schema(value_type = Option<String>))]
     pub layers: Option<Layers>,
     /// Whether heads are brought to one scale before they are averaged.
+    #[cfg_attr(feature = "serve", schema(value_type = Option<String>))]
     pub normalise: Option<Normalise>,
     /// The positions of kept keys after an eviction.
+    #[cfg_attr(feature = "serve", schema(value_type = Option<String>))]
     pub positions: Option<Positions>,
     /// Where steps of the thinking begin.
+    #[cfg_attr(feature = "serve", schema(value_type = Option<String>))]
     pub steps: Option<Boundaries>,
     /// How much of each probe's attention the trace records.
+    #[cfg_attr(feature = "serve", schema(value_type = Option<String>, example = "layers"))]
     pub attention: Option<AttentionDetail>,
     /// Texts that end the answer, and are no part of it. They have no effect on the thinking.
     pub stop: Option<Vec<String>>,
@@ -158,6 +170,7 @@ pub struct Request {
     pub max_answer_tokens: Option<usize>,
     /// What the answer must look like, as an object or as a text. The thinking before it is free.
     #[serde(deserialize_with = "format")]
+    #[cfg_attr(feature = "serve", schema(value_type = Option<Object>))]
     pub answer_format: Option<AnswerFormat>,
     /// Reports the probability of each generated token, and those of so many of the most likely ones, at most 20.
     pub logprobs: Option<usize>,
@@ -199,6 +212,23 @@ pub struct Resolved {
 }
 
 impl Request {
+    /// The fields that only secateur has: how the cache is pruned, and what is recorded of it. In an interface that other
+    /// engines have as well they stand apart, below `secateur`.
+    pub const OWN_FIELDS: [&str; 12] = [
+        "policy",
+        "budget",
+        "window",
+        "probe_every",
+        "probe_text",
+        "scope",
+        "layers",
+        "normalise",
+        "positions",
+        "steps",
+        "attention",
+        "max_answer_tokens",
+    ];
+
     /// A request with a user's message and nothing else.
     pub fn prompting(text: impl Into<String>) -> Self {
         Self { prompt: Some(text.into()), ..Self::default() }
@@ -233,7 +263,10 @@ impl Request {
             }
         }
         base.extend(over);
-        serde_json::from_value(Value::Object(base)).map_err(not_understood)
+        let mut request: Self = serde_json::from_value(Value::Object(base)).map_err(not_understood)?;
+        // The JSON form of a policy is its name, which is not enough to run a policy that is not listed.
+        request.policy = options.policy.clone().or_else(|| self.policy.clone());
+        Ok(request)
     }
 
     /// The fields that are given, as JSON.

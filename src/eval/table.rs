@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::grade::Verdict;
 use super::measure::{Arm, Plan, Trial};
 use super::paired::{self, Paired, Z};
-use crate::policy::{EvictionPolicy, Random};
+use crate::policy::Random;
 
 /// An arm's results.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,7 +146,7 @@ pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<Row> {
         with(&trial.seed).or_else(|| with(plan.seeds.first()?))
     };
     let random = |arm: &Arm| {
-        let control = arms.iter().find(|other| other.policy.name() == Random.name() && other.budget == arm.budget)?;
+        let control = arms.iter().find(|other| other.policy == Random.into() && other.budget == arm.budget)?;
         let as_many = control.replays.as_ref() == Some(&arm.policy) || control.replays == arm.replays;
         if !as_many {
             return None;
@@ -161,7 +161,7 @@ pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<Row> {
         let mean =
             |value: &dyn Fn(&Trial) -> f64| whole.iter().map(|t| value(t)).sum::<f64>() / whole.len().max(1) as f64;
         let count = |is: &dyn Fn(&Trial) -> bool| trials.iter().filter(|t| is(t)).count();
-        let is_random = arm.policy.name() == Random.name();
+        let is_random = arm.policy == Random.into();
         let seconds = whole.iter().map(|trial| trial.us as f64 / 1e6).sum::<f64>();
         let generated = whole.iter().map(|trial| trial.generated_tokens as f64).sum::<f64>();
         let with_full = whole.iter().filter_map(|t| Some((t.mean_cached, full_of(t)?)));

@@ -2,9 +2,11 @@
 //!
 //! A field that is not known is ignored, because clients send many. A field that is known, would change the answer and is
 //! not supported is refused by name: an answer that silently lacks what was asked for is worse than none.
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
+use utoipa::openapi::{RefOr, Schema};
 
 use super::formats;
 use super::refusal::Refusal;
@@ -12,9 +14,7 @@ use super::responses::{self, ResponsesBody};
 use super::tools;
 use crate::answer_format::AnswerFormat;
 use crate::engine::{Request, finite};
-use crate::policy::{Budget, Layers, Normalise, PolicyRef, Positions, Scope};
 use crate::settings::{AttentionDetail, Settings};
-use crate::steps::Boundaries;
 use crate::text::Message;
 
 /// The most stop strings, and the most stop tokens, that a request may have. OpenAI takes 4 strings; measurements send more.
@@ -128,45 +128,59 @@ pub(super) struct StreamOptions {
     pub include_usage: Option<bool>,
 }
 
-/// What secateur adds to a request: how its cache is pruned, and what the client wants to see of it. Fields that are not
-/// known are refused here.
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+/// What secateur adds to a body. Unlike elsewhere in a body, fields that are not known are refused here.
+#[derive(Debug, Clone, Default)]
 pub(super) struct Extension {
-    /// Which tokens are evicted.
-    #[schema(value_type = Option<String>, example = "think-clearly")]
-    policy: Option<PolicyRef>,
-    /// How much may be evicted.
-    #[schema(value_type = Option<String>, example = "tokens:512")]
-    budget: Option<Budget>,
-    /// Latest tokens that are never evicted.
-    window: Option<usize>,
-    /// Thinking tokens from one probe to the next.
-    probe_every: Option<usize>,
-    /// Which layers and heads share a kept set.
-    #[schema(value_type = Option<String>)]
-    scope: Option<Scope>,
-    /// The layers whose attention counts.
-    #[schema(value_type = Option<String>)]
-    layers: Option<Layers>,
-    /// Whether heads are brought to one scale before they are averaged.
-    #[schema(value_type = Option<String>)]
-    normalise: Option<Normalise>,
-    /// The positions of kept keys after an eviction.
-    #[schema(value_type = Option<String>)]
-    positions: Option<Positions>,
-    /// Where steps of the thinking begin.
-    #[schema(value_type = Option<String>)]
-    steps: Option<Boundaries>,
-    /// The most tokens of the answer after the thinking.
-    max_answer_tokens: Option<usize>,
-    /// How much of each probe's attention the trace and the events have.
-    #[schema(value_type = Option<String>, example = "layers")]
-    attention: Option<AttentionDetail>,
+    /// A request with some of the fields [`Request::OWN_FIELDS`], and no others.
+    request: Request,
     /// What is sent while the answer is streamed, besides its text.
     pub events: Option<Events>,
     /// Whether the trace of the run is kept for `/v1/secateur/traces/{id}`.
     pub trace: Option<bool>,
+}
+
+/// The fields of an [`Extension`] that are not those of a [`Request`].
+#[derive(Debug, Deserialize, ToSchema)]
+struct Shown {
+    /// What is sent while the answer is streamed, besides its text.
+    events: Option<Events>,
+    /// Whether the trace of the run is kept for `/v1/secateur/traces/{id}`.
+    trace: Option<bool>,
+}
+
+/// The names of the fields of [`Shown`].
+const SHOWN: [&str; 2] = ["events", "trace"];
+
+impl<'de> Deserialize<'de> for Extension {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fields = Map::<String, Value>::deserialize(deserializer)?;
+        let known = || Request::OWN_FIELDS.into_iter().chain(SHOWN);
+        if let Some(name) = fields.keys().find(|name| !known().any(|known| known == *name)) {
+            let known: Vec<String> = known().map(|name| format!("`{name}`")).collect();
+            return Err(D::Error::custom(format!("unknown field `{name}`, expected one of {}", known.join(", "))));
+        }
+        let (shown, own) = fields.into_iter().partition(|(name, _)| SHOWN.contains(&name.as_str()));
+        let Shown { events, trace } = serde_json::from_value(Value::Object(shown)).map_err(D::Error::custom)?;
+        let request = serde_json::from_value(Value::Object(own)).map_err(D::Error::custom)?;
+        Ok(Self { request, events, trace })
+    }
+}
+
+impl utoipa::PartialSchema for Extension {
+    fn schema() -> RefOr<Schema> {
+        let (own, mut shown) = (Request::schema(), Shown::schema());
+        if let (RefOr::T(Schema::Object(own)), RefOr::T(Schema::Object(shown))) = (own, &mut shown) {
+            let own = own.properties.into_iter().filter(|(name, _)| Request::OWN_FIELDS.contains(&name.as_str()));
+            shown.properties.extend(own);
+        }
+        shown
+    }
+}
+
+impl ToSchema for Extension {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        Shown::schemas(schemas);
+    }
 }
 
 /// What is sent while an answer is streamed, besides its text, and how.
@@ -401,7 +415,7 @@ impl Common {
             "a bias on tokens",
             self.logit_bias.as_ref().is_some_and(|bias| !bias.is_empty()),
         )])?;
-        // Nobody else has fields of these names, so they are meant for secateur and would have no effect here.
+        // No other server has fields of these names, so they are meant for secateur and would have no effect here.
         for (field, value) in [("policy", &self.policy), ("budget", &self.budget), ("probe_every", &self.probe_every)] {
             if value.is_some() {
                 let message = format!("{field} belongs into secateur: {{\"secateur\": {{\"{field}\": …}}}}");
@@ -416,22 +430,8 @@ impl Common {
         let seed = self.seed.map(|seed| if seed < 0 { seed.cast_unsigned() >> 11 } else { seed.cast_unsigned() });
         // No probability is enough for nothing: what is left of it is the most likely token.
         let greedy = self.top_p == Some(0.0);
-        let Extension {
-            policy,
-            budget,
-            window,
-            probe_every,
-            scope,
-            layers,
-            normalise,
-            positions,
-            steps,
-            max_answer_tokens,
-            attention,
-            events,
-            trace: _,
-        } = self.secateur.clone().unwrap_or_default();
-        if events == Some(Events::Run) && attention == Some(AttentionDetail::Heads) {
+        let Extension { request, events, trace: _ } = self.secateur.clone().unwrap_or_default();
+        if events == Some(Events::Run) && request.attention == Some(AttentionDetail::Heads) {
             // The trace goes through the stream then, and could have hundreds of megabytes.
             let message = "secateur.attention is heads and secateur.events is run: with run, layers is expected";
             return Err(Refusal::bad(message).at("secateur.attention"));
@@ -442,7 +442,6 @@ impl Common {
             include_stop: self.include_stop_str_in_output,
             answer_format: self.answer_format()?.map(|(_, format)| format),
             max_new_tokens: self.max_tokens,
-            max_answer_tokens,
             max_thinking_tokens: self.thinking_token_budget.or(self.thinking_budget_tokens),
             ignore_eos: self.ignore_eos,
             seed,
@@ -453,17 +452,7 @@ impl Common {
             repetition_penalty: self.repetition_penalty,
             frequency_penalty: self.frequency_penalty,
             presence_penalty: self.presence_penalty,
-            policy,
-            budget,
-            window,
-            probe_every,
-            scope,
-            layers,
-            normalise,
-            positions,
-            steps,
-            attention,
-            ..Request::default()
+            ..request
         })
     }
 }
@@ -700,5 +689,42 @@ impl CompletionBody {
             PromptForm::Ids(one) => vec![ids(one)],
             PromptForm::ManyIds(several) => several.iter().map(ids).collect(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_field_that_only_secateur_has_reaches_the_request() {
+        let own = json!({
+            "policy": "h2o", "budget": "tokens:7", "window": 3, "probe_every": 9, "probe_text": "Sum up.</think>",
+            "scope": "head", "layers": "0-1", "normalise": "per-head", "positions": "compact", "steps": "sentences",
+            "attention": "layers", "max_answer_tokens": 5,
+        });
+        assert_eq!(own.as_object().map(Map::len), Some(Request::OWN_FIELDS.len()));
+        let mut fields = own.clone();
+        fields["events"] = "chunks".into();
+        let body: ChatBody =
+            serde_json::from_value(json!({"messages": [], "window": 4, "secateur": fields})).expect("a body");
+        let request = serde_json::to_value(body.common.request().ok().expect("a request")).expect("JSON");
+        let schema = serde_json::to_value(<Extension as utoipa::PartialSchema>::schema()).expect("JSON");
+        for name in Request::OWN_FIELDS {
+            assert_eq!(request[name], own[name], "{name}");
+            assert!(schema["properties"][name].is_object(), "{name} in {schema}");
+        }
+        assert!(schema["properties"]["events"].is_object() && schema["properties"]["prompt"].is_null(), "{schema}");
+    }
+
+    #[test]
+    fn other_fields_are_no_fields_below_secateur() {
+        for name in ["prompt", "seed", "tools", "temperature", "request"] {
+            let body = json!({"messages": [], "secateur": {(name): null}});
+            let error = serde_json::from_value::<ChatBody>(body).expect_err("refused").to_string();
+            assert!(error.contains(&format!("unknown field `{name}`, expected one of `policy`")), "{error}");
+        }
     }
 }

@@ -10,14 +10,13 @@ const MOST_FIELDS: usize = 64;
 const MOST_BYTES: usize = 256 << 10;
 
 /// What serde calls the types that a body can have, and what people call them. The longer ones come first.
-const TYPES: [(&str, &str); 27] = [
+const TYPES: [(&str, &str); 26] = [
     ("untagged enum OneOrMany", "a text or a list of texts"),
     ("untagged enum Content", "a text or a list of parts"),
     ("untagged enum PromptForm", "a text, a list of texts, a list of token ids, or several such lists"),
     ("struct ChatMessage", "an object"),
     ("struct ContentPart", "an object"),
     ("struct StreamOptions", "an object"),
-    ("struct Extension", "an object"),
     ("struct Reasoning", "an object"),
     ("struct Item", "an object"),
     ("struct ChatBody", "an object"),

@@ -6,6 +6,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
+use crate::engine::Request;
 use crate::{Error, ErrorKind};
 
 /// A request that is not answered, and why.
@@ -127,28 +128,21 @@ impl Refusal {
     }
 }
 
-/// The fields of a request that have other names in every body. For the others see [`Refusal::in_names_of`].
-const FIELDS: [(&str, &str); 15] = [
+/// The fields of a request that have other names in every body, besides [`Request::OWN_FIELDS`]. For the others see
+/// [`Refusal::in_names_of`].
+const FIELDS: [(&str, &str); 5] = [
     ("`system`", "messages"),
     ("`context`", "the server's --context"),
     ("`stop_ids`", "stop_token_ids"),
     ("`include_stop`", "include_stop_str_in_output"),
     ("`prompt_logprobs`", "logprobs"),
-    ("`max_answer_tokens`", "secateur.max_answer_tokens"),
-    ("`policy`", "secateur.policy"),
-    ("`budget`", "secateur.budget"),
-    ("`window`", "secateur.window"),
-    ("`probe_every`", "secateur.probe_every"),
-    ("`scope`", "secateur.scope"),
-    ("`layers`", "secateur.layers"),
-    ("`normalise`", "secateur.normalise"),
-    ("`positions`", "secateur.positions"),
-    ("`attention`", "secateur.attention"),
 ];
 
 /// A text of the library with the names that its fields have in a body.
 fn in_names_of_a_body(text: &str) -> String {
-    FIELDS.iter().fold(text.to_string(), |text, (ours, theirs)| text.replace(ours, theirs))
+    let text = FIELDS.iter().fold(text.to_string(), |text, (ours, theirs)| text.replace(ours, theirs));
+    let below = |text: String, name: &str| text.replace(&format!("`{name}`"), &format!("secateur.{name}"));
+    Request::OWN_FIELDS.into_iter().fold(text, below)
 }
 
 impl From<Error> for Refusal {
@@ -184,7 +178,8 @@ impl From<Error> for Refusal {
 /// Whether the place of an error is the name of a field, and not a file or a tensor.
 fn is_field(place: &str) -> bool {
     let name = place.trim_matches('`');
-    let known = FIELDS.iter().any(|(_, theirs)| *theirs == name);
+    let own = name.strip_prefix("secateur.").is_some_and(|name| Request::OWN_FIELDS.contains(&name));
+    let known = own || FIELDS.iter().any(|(_, theirs)| *theirs == name);
     known || place.len() > name.len() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
 }
 

@@ -1,12 +1,13 @@
 //! One request: the same JSON comes to the same prompt and settings through the library and through the command line.
 //! (The page's part is in `tests/browser`, on the same requests.)
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use secateur::ModelSource;
 use secateur::engine::{LoadOptions, PreparedModel, Request, Settings};
-use secateur::policy::{Budget, Layers, Scope};
+use secateur::policy::{Budget, CacheView, EvictionPolicy, Full, KeepPlan, Layers, Measurement, PolicyRef, Scope};
 use secateur::settings::MAX_NEW_TOKENS_THINKING;
 use secateur::{Result, builtin};
 use serde_json::{Value, json};
@@ -278,4 +279,64 @@ fn a_seed_is_drawn_and_printed_unless_it_is_given() {
     assert_ne!(first.0, second.0);
     assert!(first.2.contains(&format!("seed  {}", first.0)), "{}", first.2);
     assert_eq!(drawn(&["--seed", &first.0.to_string()]).1, first.1, "the same seed gives the same ids");
+}
+
+/// The names of the strings between `from` and the next `to` in a file of the page.
+fn listed(file: &str, from: &str, to: &str, name: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let text = std::fs::read_to_string(Path::new(ROOT).join("web").join(file)).expect("a file of the page");
+    let (_, rest) = text.split_once(from).unwrap_or_else(|| panic!("{file} has no {from:?}"));
+    let (part, _) = rest.split_once(to).unwrap_or_else(|| panic!("{file} has no {to:?} after {from:?}"));
+    let names: Vec<String> = part.split([',', '\n']).filter_map(name).collect();
+    assert!(!names.is_empty(), "{file}: nothing between {from:?} and {to:?}");
+    names
+}
+
+/// A field that is added to a request has to reach the page's engine in the browser and the one behind a server.
+#[test]
+fn the_pages_files_know_every_field_of_a_request() {
+    let Ok(Value::Object(fields)) = serde_json::to_value(Request::default()) else { panic!("an object") };
+    let fields: BTreeSet<String> = fields.into_iter().map(|(name, _)| name).collect();
+
+    let property = |line: &str| Some(line.split_once("} [")?.1.split_once(']')?.0.to_string());
+    let typed = listed("messages.js", "@typedef {object} Request\n", "@typedef", property);
+    assert_eq!(typed.into_iter().collect::<BTreeSet<_>>(), fields, "the type of a request in messages.js");
+
+    let quoted = |text: &str| Some(text.split_once('\'')?.1.split_once('\'')?.0.to_string());
+    let key = |text: &str| Some(text.split_once(':')?.0.trim().to_string());
+    let list = |name: &str| listed("remote.js", &format!("const {name} = ["), "];", quoted);
+    let own: BTreeSet<String> = list("OWN").into_iter().collect();
+    assert_eq!(own, Request::OWN_FIELDS.map(String::from).into(), "the list OWN in remote.js");
+    let renamed = listed("remote.js", "const RENAMED = {", "};", key);
+    let lists = ["SAME", "TEMPLATE", "PROMPTS", "REWORDED"].map(list).concat();
+    let known: BTreeSet<String> = own.into_iter().chain(renamed).chain(lists).collect();
+    // The page shows no probabilities.
+    let left_out = ["logprobs", "prompt_logprobs"].map(String::from);
+    assert_eq!(known.into_iter().chain(left_out).collect::<BTreeSet<_>>(), fields, "the lists of remote.js");
+}
+
+/// An own policy has parameters that no JSON holds.
+#[test]
+fn a_request_that_is_overridden_keeps_an_own_policy() {
+    #[derive(Debug)]
+    struct Own;
+    impl EvictionPolicy for Own {
+        fn name(&self) -> &str {
+            "own"
+        }
+        fn needs(&self) -> Measurement {
+            Measurement::Nothing
+        }
+        fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
+            Full.plan(view)
+        }
+    }
+    let own = PolicyRef::new(Own);
+    let with = |policy: Option<PolicyRef>| Request { policy, window: Some(3), ..Request::default() };
+    for (base, over) in [(with(Some(own.clone())), with(None)), (with(None), with(Some(own.clone())))] {
+        let request = base.overridden_by(&over).expect("a request");
+        assert_eq!(request.policy.as_ref(), Some(&own));
+        request.check().expect("a policy that runs");
+    }
+    let listed = Request { policy: Some("h2o".parse().expect("listed")), ..Request::default() };
+    assert_eq!(with(Some(own)).overridden_by(&listed).expect("a request").policy, listed.policy);
 }
