@@ -1,0 +1,220 @@
+//! Prefill, decode and forced tokens of the sequences that run, and the reads of what was sampled.
+use std::collections::HashMap;
+
+use super::super::logprobs::{Of, PendingLogprobs, Row};
+use super::super::record::OnEvent;
+use super::super::runner::{Next, PREFILL_CHUNK, PendingState};
+use super::Batch;
+use super::places::{Running, next, places_of, with_room};
+use crate::Result;
+use crate::sampling::Sampler;
+
+/// A copy of the device's state that is being read.
+pub(super) struct PendingIds {
+    /// The sequences that had sampled any token when the copy was taken.
+    sampled: Vec<Sampled>,
+    /// Decode steps since the copy before; 0 if there was something else between them.
+    steps: usize,
+    state: PendingState,
+    logprobs: Option<PendingLogprobs>,
+}
+
+struct Sampled {
+    place: usize,
+    /// The request that had the place when the copy was taken.
+    request: usize,
+    /// Tokens it had sampled.
+    issued: usize,
+}
+
+/// Probabilities that were read, by place.
+#[derive(Default)]
+struct Rows {
+    sampled: HashMap<usize, Vec<Row>>,
+    prompts: HashMap<usize, Vec<Row>>,
+}
+
+impl Rows {
+    fn new(groups: Vec<(Of, Vec<Row>)>) -> Self {
+        let mut rows = Self::default();
+        for (of, group) in groups {
+            match of {
+                Of::Step(places) => places
+                    .into_iter()
+                    .zip(group)
+                    .for_each(|(place, row)| rows.sampled.entry(place).or_default().push(row)),
+                Of::Prompt(place) => rows.prompts.entry(place).or_default().extend(group),
+            }
+        }
+        rows
+    }
+
+    /// The rows of the tokens of a sequence, in order.
+    fn of_place(&mut self, place: usize) -> impl Iterator<Item = Row> + use<> {
+        self.sampled.remove(&place).unwrap_or_default().into_iter()
+    }
+
+    /// The rows of the prompt of a sequence, in order.
+    fn of_prompt(&mut self, place: usize) -> impl Iterator<Item = Row> + use<> {
+        self.prompts.remove(&place).unwrap_or_default().into_iter()
+    }
+}
+
+impl Batch<'_> {
+    /// Forwards a chunk of an unfinished prompt, and samples the first token after the last chunk. Every chunk is awaited
+    /// like a token, so that a stop takes effect within one chunk.
+    ///
+    /// The prompt with the fewest chunks left comes first, so that a short one does not wait for a long one. Each turn in
+    /// which a prompt is passed over counts as four chunks less, so that short ones cannot keep a long one waiting.
+    pub(super) fn prefill(&mut self) {
+        let mut prefilling: Vec<Running<'_>> = self.places.running().filter(|r| r.sequence.prefilling()).collect();
+        // Who can copy from a prompt that is still being forwarded waits for it: for one that has begun or came earlier,
+        // so that not everybody waits.
+        let ahead: Vec<(usize, usize, bool)> =
+            prefilling.iter().map(|r| (r.place, r.sequence.id, r.sequence.has_begun())).collect();
+        prefilling.retain(|Running { place, sequence }| {
+            let others = ahead.iter().filter(|(_, id, begun)| *begun || *id < sequence.id);
+            let others: Vec<usize> = others.map(|(other, ..)| *other).filter(|other| other != place).collect();
+            sequence.has_begun() || !self.runner.gains_by(&others, *place, sequence.forwarded, &sequence.admission())
+        });
+        let urgency = |r: &Running<'_>| {
+            let chunks = (r.sequence.prompt.len() - r.sequence.forwarded).div_ceil(PREFILL_CHUNK);
+            (chunks.saturating_sub(4 * r.sequence.passed_over), r.sequence.id)
+        };
+        let Some(urgent) = (0..prefilling.len()).min_by_key(|i| urgency(&prefilling[*i])) else { return };
+        let Running { place, sequence } = prefilling.swap_remove(urgent);
+        sequence.passed_over = 0;
+        prefilling.into_iter().for_each(|other| other.sequence.passed_over += 1);
+        if !sequence.has_begun() {
+            let copied = self.runner.catch_up(place, sequence.forwarded, &sequence.admission());
+            (sequence.forwarded, sequence.shared) = (copied, copied);
+        }
+        let forced = sequence.forced_first();
+        let rest = sequence.prompt[sequence.forwarded..].to_vec();
+        let left = rest.len();
+        let mut first = || forced.map_or_else(|| next(sequence), Next::Only);
+        let forwarded = match self.runner.prefill_then(place, &rest, &mut first) {
+            Err(_) if self.runner.forget_idle() => self.runner.prefill_then(place, &rest, &mut first),
+            forwarded => forwarded,
+        };
+        let Some(forwarded) = sequence.or_fail(forwarded) else { return };
+        sequence.forwarded += forwarded;
+        sequence.issued = usize::from(forwarded == left);
+        if forced.is_some() && forwarded == left {
+            sequence.wrote_forced();
+        }
+        sequence.note_peak(self.runner.cache().longest(place), self.runner.cache().bytes_of(place));
+        self.start_read(0);
+    }
+
+    /// Writes the tokens that end the thinking of sequences whose model may think no longer.
+    pub(super) fn force(&mut self) -> Result<()> {
+        loop {
+            let rows = self.places.running().filter(|r| r.sequence.is_forced()).collect();
+            let rows = with_room(self.runner, rows, 1);
+            let tokens: Vec<(usize, u32)> =
+                rows.iter().filter_map(|row| Some((row.place, row.sequence.forced()?))).collect();
+            if tokens.is_empty() {
+                return Ok(());
+            }
+            self.runner.force(&tokens)?;
+            for Running { place, sequence } in rows {
+                sequence.issued += 1;
+                sequence.wrote_forced();
+                sequence.note_bytes(self.runner.cache().bytes_of(place));
+            }
+            self.start_read(0);
+        }
+    }
+
+    /// Decode steps for all sequences that have room, in bursts between two reads. A sequence drops out
+    /// when it has no room left. While a prompt is being forwarded, a turn has one decode step, so that a long prompt
+    /// does not stall the others. The same holds while a sequence must read each of its tokens before the next: it would
+    /// get one token for each burst of the others.
+    pub(super) fn decode(&mut self) -> Result<()> {
+        let stepwise = self.places.sequences().any(|s| s.prefilling() || s.is_stepwise());
+        loop {
+            let burst = self.pace.steps;
+            let rows: Vec<Running<'_>> = self.places.running().filter(|r| r.sequence.room(burst) > 0).collect();
+            let Some(room) = rows.iter().map(|r| r.sequence.room(burst)).min() else { return Ok(()) };
+            let mut steps = if stepwise { 1 } else { room.min(burst) };
+            // A burst that does not fit is made shorter, and what was sampled is read before any sequence has to end, so
+            // that no text is lost.
+            while self.runner.reserve(&places_of(&rows), steps).is_err() {
+                if self.runner.forget_idle() {
+                    continue;
+                }
+                if steps > 1 {
+                    steps /= 2;
+                } else if self.reads.is_empty() {
+                    break;
+                } else {
+                    return Ok(());
+                }
+            }
+            let mut rows = with_room(self.runner, rows, steps);
+            if rows.is_empty() {
+                continue;
+            }
+            if stepwise {
+                let places = places_of(&rows);
+                self.runner.decode_then(&places, || rows.iter_mut().map(|row| next(row.sequence)).collect())?;
+            } else {
+                self.runner.decode(&places_of(&rows), steps)?;
+            }
+            for Running { place, sequence } in rows {
+                sequence.issued += steps;
+                sequence.note_bytes(self.runner.cache().bytes_of(place));
+            }
+            self.start_read(steps);
+            if stepwise {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits for the oldest read and adds its tokens. Repeats this while more than one read is under way, or until all have
+    /// come where a sequence needs its latest token for the next one.
+    pub(super) async fn read(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
+        let most = usize::from(!self.places.sequences().any(|s| s.is_stepwise()));
+        while let Some(PendingIds { sampled, steps, state, logprobs }) = self.reads.pop_front() {
+            let state = state.finish().await?;
+            self.pace.read(steps);
+            let mut logprobs = Rows::new(match logprobs {
+                Some(logprobs) => logprobs.finish().await?,
+                None => Vec::new(),
+            });
+            let cache = self.runner.cache();
+            for Sampled { place, request, issued } in sampled {
+                // The request may have ended meanwhile, and another may have its place.
+                let sequence = self.places.0[place].as_mut().filter(|s| s.id == request);
+                let Some(sequence) = sequence else { continue };
+                sequence.missed = Sampler::missed(&state, place);
+                let noted = logprobs.of_prompt(place).try_for_each(|row| sequence.note_prompt(&row));
+                sequence.or_fail(noted);
+                let mut rows = logprobs.of_place(place);
+                for id in cache.raw_ids(&state, place, sequence.tokens.len() as u32, issued as u32) {
+                    // Tokens sampled after the last one were already under way: they are discarded.
+                    if sequence.ended.is_some() {
+                        break;
+                    }
+                    let row = rows.next();
+                    let taken = cache.checked_id(id).and_then(|id| sequence.take_in(id, row.as_ref(), on));
+                    sequence.or_fail(taken);
+                }
+            }
+            if self.reads.len() <= most {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts reading the ids of all sequences that have sampled any.
+    pub(super) fn start_read(&mut self, steps: usize) {
+        let sampled = |r: Running<'_>| Sampled { place: r.place, request: r.sequence.id, issued: r.sequence.issued };
+        let sampled = self.places.running().map(sampled).collect();
+        let (state, logprobs) = (self.runner.read(), self.runner.read_logprobs());
+        self.reads.push_back(PendingIds { sampled, steps, state, logprobs });
+    }
+}
