@@ -1,7 +1,8 @@
 // When each slot last mattered to a query, and the longest time between two such queries. The attention of a query
 // comes from the log-sum-exp that attention wrote; a slot matters to the query if it is at least IMPORTANT.
-// An invocation owns a slot of one KV head and walks the queries. The records are laid out like the keys (see cache/).
-// The chunk's own slots begin with a record of their own, so what a rolled-back chunk left there is never read.
+// An invocation owns a slot of one KV head and walks the queries. The records are laid out like the keys (see
+// cache/). The chunk's own slots begin with a record of their own, so what a rolled-back chunk left there is never
+// read.
 // include rows.wgsl
 // include keys.wgsl
 // Constants: THREADS, KV (F32 or F16), D, ROTATE, G (query heads of a KV head), QB (queries at a time).

@@ -2,7 +2,7 @@
 //
 // Packed words. A word is one u32 of a weight matrix or of a cache row:
 //   F32   one value, its bits
-//   F16   two values, column 2i in the low half (IEEE binary16); unpack2x16float is core WGSL, no device feature needed
+//   F16   two values, column 2i in the low half (IEEE binary16); unpack2x16float needs no device feature
 //   BF16  two values, column 2i in the low half (the high 16 bits of an f32)
 // The words of quantized rows are described in weights.wgsl.
 const F32 = 0u;

@@ -2,7 +2,8 @@
 // as they are.
 // PENDING 0: the i-th id is ids[i]. PENDING 1: ids is the state, and the id is the pending token of the sequence that
 // the state lists at row_seq_offset + i.
-// An invocation writes 8 columns. An id outside the vocabulary gives a row of zeros, which the shard with shard_first_row = 0 writes.
+// An invocation writes 8 columns. An id outside the vocabulary gives a row of zeros, which the shard with
+// shard_first_row = 0 writes.
 // Constants: THREADS, DTYPE, PENDING.
 @group(0) @binding(0) var<storage, read_write> w: array<vec4<u32>>;  // the table: [rows, row_words / 4]
 @group(0) @binding(1) var<storage, read_write> ids: array<u32>;      // [n], or the state

@@ -1,8 +1,10 @@
-// The logarithm of the attention that each slot can expect from the queries of coming tokens, up to a constant of the head.
-// Coming queries are taken to be normally distributed, with the mean and the covariance of the latest ones. What RoPE will
-// do to them is averaged over the positions of the next tokens; since rotating is linear, each latest query is turned on.
-// PASS 0: the mean rotation from the position of each query to those of the next `future` tokens: cosines, then sines.
-// PASS 1: the mean of the turned queries, and each turned query minus the mean. PASS 2: the logarithms.
+// The logarithm of the attention that each slot can expect from the queries of coming tokens, up to a constant of the
+// head. Coming queries are taken to be normally distributed, with the mean and the covariance of the latest ones. The
+// effect of RoPE on them is averaged over the positions of the next tokens. Because rotation is linear, it is enough
+// to rotate each latest query further.
+// PASS 0: the mean rotation from the position of each query to those of the next `future` tokens: cosines, then
+// sines.
+// PASS 1: the mean of the rotated queries, and each rotated query minus the mean. PASS 2: the logarithms.
 // include rows.wgsl
 // include keys.wgsl
 // Constants: THREADS, KV (F32 or F16), D, ROTATE, G (query heads of a KV head), QB (vectors at a time), PASS.
@@ -19,7 +21,7 @@ struct Info {
 
 var<workgroup> vectors: array<vec4<f32>, QB * D / 4u>;
 
-// Where the rotation of query i begins.
+// The offset of the rotation of query i.
 fn rotation(i: u32) -> u32 {
     return (1u + info.n) * info.kv_heads * G * (D / 4u) + i * (D / 4u);
 }
@@ -30,7 +32,7 @@ fn query_part(i: u32, head: u32, c: u32) -> vec4<f32> {
     return vec4<f32>(q[at], q[at + 1u], q[at + 2u], q[at + 3u]);
 }
 
-// Query i turned on, columns 4 c .. 4 c + 3 of a head, c below D / 8, and their partners.
+// Query i rotated further, columns 4 c .. 4 c + 3 of a head, c below D / 8, and their partners.
 fn turned(i: u32, head: u32, c: u32) -> KeyPart {
     let a = query_part(i, head, c);
     let b = query_part(i, head, c + D / 8u);
@@ -49,13 +51,13 @@ fn average_rotation(i: u32, c: u32) {
         cosines += rope[at];
         sines += rope[at + D / 8u];
     }
-    // Some scalings make the table longer than 1, and the queries have been multiplied by it already.
+    // Some scalings multiply cosines and sines by a factor. The queries contain it already, so it is divided out.
     let shrink = 1.0 / (rope[c] * f32(info.future));
     ahead[rotation(i) + c] = cosines * shrink;
     ahead[rotation(i) + c + D / 8u] = sines * shrink;
 }
 
-// The mean of a head's turned queries, and each of them minus the mean, for the column pairs 4 c .. 4 c + 3.
+// The mean of a head's rotated queries, and each of them minus the mean, for the column pairs 4 c .. 4 c + 3.
 fn centre(head: u32, c: u32) {
     var mean = KeyPart(vec4<f32>(0.0), vec4<f32>(0.0));
     for (var i = 0u; i < info.n; i++) {

@@ -1,8 +1,8 @@
-// out[c, r] = W[expert of choice c, r, :] . x[c / share, :] for the choices of rows: only the chosen experts are read.
-// With TILED 0 a workgroup takes one choice, and `tiles` is the list of the choices' experts; with TILED 1 it takes a
-// tile of expert_tiles, N choices of one expert. A choice whose expert is not in this shard is left alone.
-// MODE 0 stores; 2 takes rows in pairs, gate then up, and stores silu(gate) * up at out[c, r / 2] (SwiGLU); 3 finds the
-// gate in out and multiplies silu(gate) by the product.
+// out[c, r] = W[expert of choice c, r, :] . x[c / share, :] for the choices of rows: only the chosen experts are
+// read. With TILED 0 a workgroup takes one choice, and `tiles` is the list of the choices' experts; with TILED 1 it
+// takes a tile of expert_tiles, N choices of one expert. A choice whose expert is not in this shard is left alone.
+// MODE 0 stores; 2 takes rows in pairs, gate then up, and stores silu(gate) * up at out[c, r / 2] (SwiGLU); 3 finds
+// the gate in out and multiplies silu(gate) by the product.
 // Constants: THREADS, DTYPE, LANES (a power of two, < THREADS), N (1 if TILED is 0), TILED, MODE.
 @group(0) @binding(0) var<storage, read_write> w: array<vec4<u32>>;       // [experts of the shard, rows, row_words / 4]
 @group(0) @binding(1) var<storage, read_write> x: array<vec4<f32>>;       // [choices / share, cols / 4]
@@ -33,7 +33,7 @@ fn main(
     let lane = thread % LANES;
     let row = (group.y * groups.x + group.x) * ROWS + thread / LANES;
     let tile = group.z;
-    // An expert of another shard, or NONE, becomes too large a number.
+    // For an expert of another shard, and for NONE, the unsigned difference is too large.
     let expert = tiles[select(tile, tile * (1u + N), TILED == 1u)] - info.first_expert;
     let inside = row < info.rows && expert < info.experts;
     var acc: array<f32, N>;

@@ -1,5 +1,5 @@
-// The tiling of experts for tiles, on adapters whose invocations are lanes of a CPU's vector unit. As in matmul_rows, an
-// invocation holds EACH rows for the N choices of a tile in registers, and uses no workgroup memory.
+// The tiling of experts for tiles, on adapters whose invocations are lanes of a CPU's vector unit. As in matmul_rows,
+// an invocation holds EACH rows for the N choices of a tile in registers, and uses no workgroup memory.
 // Contract and modes are those of experts.
 // Constants: THREADS, EACH (rows of an invocation, even), DTYPE, N (choices of a tile), MODE.
 @group(0) @binding(0) var<storage, read_write> w: array<vec4<u32>>;       // [experts of the shard, rows, row_words / 4]
@@ -17,7 +17,7 @@ const NONE = 0xffffffffu;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = (group.x * THREADS + thread) * EACH;
     let tile = group.z * (1u + N);
-    // An expert of another shard, or NONE, becomes too large a number.
+    // For an expert of another shard, and for NONE, the unsigned difference is too large.
     let expert = tiles[tile] - info.first_expert;
     if (expert >= info.experts) { return; }
     let p = planes(info.cols);

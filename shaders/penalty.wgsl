@@ -1,5 +1,5 @@
-// Makes the tokens that a sequence has generated less likely: a fixed amount for each of them, and more for each time.
-// First counts the pending token, which was generated last; a sequence that has sampled nothing yet has none.
+// Makes the tokens that a sequence has generated less likely: a fixed amount for each of them, and more for each
+// time. First counts the pending token, which was generated last; a sequence that has sampled nothing yet has none.
 // Constants: THREADS.
 @group(0) @binding(0) var<storage, read_write> logits: array<f32>;      // [n, count]
 @group(0) @binding(1) var<storage, read_write> state: array<u32>;

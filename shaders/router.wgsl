@@ -13,7 +13,7 @@ var<workgroup> keys: array<u32, MOST>;     // of all experts
 var<workgroup> best: array<f32, MOST>;     // the logits of the chosen ones, in order
 var<workgroup> part: array<f32, THREADS>;
 
-// A number that orders as the logit does. NaN has one, too, and both zeros have the same.
+// A number that orders as the logit does. NaN has such a number too, and both zeros have the same.
 fn order(logit: f32) -> u32 {
     let bits = bitcast<u32>(logit);
     if ((bits & 0x7fffffffu) == 0u) { return 0x80000000u; }

@@ -1,5 +1,5 @@
-// Reading cached rows, keys or values. This text precedes a kernel that says "include rows.wgsl". It needs the kernel's
-// binding `kv` (rows of D values as vectors of words, see cache/) and the constants KV (F32 or F16) and D.
+// Reading cached rows, keys or values. This text precedes a kernel that says "include rows.wgsl". It needs the
+// kernel's binding `kv` (rows of D values as vectors of words, see cache/) and the constants KV (F32 or F16) and D.
 const QUADS = select(D / 8u, D / 4u, KV == F32);    // vec4s of words in a cache row
 
 // Columns 4 c .. 4 c + 3 of a row, as stored.

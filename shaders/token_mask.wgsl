@@ -1,5 +1,5 @@
-// Leaves a sampler only the tokens that an answer's format allows: all other logits become LOWEST. A logit that is not
-// finite stays, so that the sampler still sees that the model failed.
+// Leaves a sampler only the tokens that an answer's format allows: all other logits become LOWEST. A logit that is
+// not finite stays, so that the sampler still detects that the model failed.
 // Constants: THREADS.
 @group(0) @binding(0) var<storage, read_write> logits: array<f32>;      // [n, count]
 @group(0) @binding(1) var<storage, read_write> allowed: array<u32>;     // [n, words]: a bit a token

@@ -1,5 +1,5 @@
-// How large each cached value is: the range of its components (the largest minus the smallest), and its length.
-// An invocation owns a slot of one KV head.
+// The size of each cached value: the range of its components (the largest minus the smallest), and its length. An
+// invocation owns a slot of one KV head.
 // include rows.wgsl
 // Constants: THREADS, KV (F32 or F16), D.
 @group(0) @binding(0) var<storage, read_write> kv: array<vec4<u32>>;     // rows of D values, see cache/

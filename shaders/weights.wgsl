@@ -1,6 +1,6 @@
 // Reads packed weights, whose layout weights/pack.rs describes. A kernel that includes this text declares the packed
-// rows as `w: array<vec4<u32>>`. What follows a line `// only plain weights` (f32, f16 and bf16) or `// only quantized
-// weights`, up to `// end`, is left out for the other types (kernels/variant.rs).
+// rows as `w: array<vec4<u32>>`. What follows a line `// only plain weights` (f32, f16 and bf16) or
+// `// only quantized weights`, up to `// end`, is left out for the other types (kernels/variant.rs).
 // DTYPE is followed by these constants of its Format (dtype.rs): LOW_BITS, HIGH_BITS (0 for no high plane), OFFSET,
 // SCALES, SHARE, and LEVELS (1 for the levels of IQ4).
 const ONE = 0u;

@@ -125,7 +125,7 @@ pub fn missing<'a>(reports: &[Report], required: impl IntoIterator<Item = &'a st
 const FIRST: [&str; 9] =
     ["embed", "matvec", "matmul", "rms_norm", "rope_append", "attention", "cache_gather", "top_k", "sample"];
 
-/// What a [`self_test`] runs.
+/// Which kernels a [`self_test`] runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SelfTest {
     /// One case of each kernel that computes the first token of a model without experts.
@@ -137,9 +137,9 @@ pub enum SelfTest {
 }
 
 impl SelfTest {
-    /// The cases for a device of this kind. Of several that would do, one is taken that is tiled for the device and has the
-    /// element types of most models, bf16 for weights and f16 for the cache: its shader is then probably one that the
-    /// model needs as well, and compiling it takes long.
+    /// The cases for a device of this kind. If several would do, the one is taken that is tiled for the device and
+    /// has the element types of most models: bf16 for weights and f16 for the cache. Compiling a shader takes long,
+    /// and the model probably needs the shader of this case as well.
     fn cases(self, kind: ProcessorKind) -> Vec<Case> {
         // The name of a case begins with its element type, if it has one.
         let dtype = |case: &Case| case.name.split(' ').next().unwrap_or_default().to_string();
@@ -165,9 +165,9 @@ impl SelfTest {
     }
 }
 
-/// Runs a small part of the cases. Some devices do not report that a kernel failed to compile (in browsers, cubecl only
-/// logs it), and some drivers compile wrongly, so this should run before a device is relied on. `progress` is called
-/// with the number of cases done and of all cases.
+/// Runs a small part of the cases. Some devices do not report that a kernel failed to compile (in browsers, cubecl
+/// only logs it), and some drivers compile wrongly, so this should run before a device is relied on. `progress` is
+/// called with the number of cases done and of all cases.
 ///
 /// # Errors
 /// [`ErrorKind::Device`] when a kernel computes wrong results, with the kernels and the first wrong value.
@@ -184,10 +184,10 @@ pub async fn self_test(device: &ComputeDevice, what: SelfTest, progress: impl Fn
         .help("update the graphics driver or the browser; please report the output of a conformance run"))
 }
 
-/// Tests the kernels that compute the first token of a model without experts, and puts off the test of the others. The
-/// engine makes up for it before the first probe. Whoever loads a model with experts, or asks for probabilities, for a
-/// format of the answer or for penalties of tokens by their counts, calls [`test_others`] before. This shortens the time
-/// until the first token where compiling a shader takes long.
+/// Tests the kernels that compute the first token of a model without experts, and puts off the test of the others
+/// until the first probe. The caller must call [`test_others`] earlier for a model with experts, and for a request
+/// with probabilities, a format of the answer, or penalties of tokens by their counts. Putting off the tests shortens
+/// the time until the first token where compiling a shader takes long.
 ///
 /// # Errors
 /// Those of [`self_test`].
@@ -197,8 +197,8 @@ pub async fn test_first(device: &ComputeDevice) -> Result<()> {
     Ok(())
 }
 
-/// Tests the kernels whose test was put off, one after the other, until `stop` returns true. Returns whether all have been
-/// tested. A later call goes on where this one has ended.
+/// Tests the kernels whose test was put off, one after the other, until `stop` returns true. Returns whether all have
+/// been tested. A later call continues where this one ended.
 ///
 /// # Errors
 /// Those of [`self_test`]. The kernel that failed is tested again by the next call.

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, ErrorKind, Result};
 
-/// A device as people and the engine see it: names, and limits.
+/// The names and limits of a device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct DeviceInfo {
     /// The adapter's name as its driver gives it; `CPU twin` for the reference backend.
@@ -20,12 +20,12 @@ pub struct DeviceInfo {
     pub backend: String,
     /// `discrete`, `integrated`, `virtual`, `software` or `unknown`.
     pub kind: String,
-    /// The driver and its version; empty if the platform does not tell them, as in browsers.
+    /// The driver and its version; empty if the platform does not report them, as in browsers.
     pub driver: String,
     /// The largest buffer that a shader can bind, in bytes. It bounds a weight shard and a layer's cache.
     pub max_binding_bytes: u64,
-    /// Bytes of the memory of a GPU, of all its heaps together; absent where the graphics API does not tell them (all but
-    /// Vulkan). Less may be free.
+    /// Bytes of the memory of a GPU, of all its heaps together; `None` where the graphics API does not report them
+    /// (every API except Vulkan). Less may be free.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_bytes: Option<u64>,
     /// Storage buffers a shader may bind.
@@ -66,7 +66,8 @@ impl DeviceInfo {
             .into(),
             driver: [info.driver, info.driver_info].join(" ").trim().into(),
             max_binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
-            // Other adapters use the memory of the machine as well. What they say of their own is not a limit.
+            // Adapters that are not discrete GPUs also use the memory of the machine, so the size of their own heaps
+            // is not a limit.
             memory_bytes: heap_bytes(adapter).filter(|_| info.device_type == wgpu::DeviceType::DiscreteGpu),
             max_storage_buffers: limits.max_storage_buffers_per_shader_stage,
             workgroup_memory: limits.max_compute_workgroup_storage_size,
@@ -97,9 +98,10 @@ impl DeviceInfo {
         })
     }
 
-    /// The most launches that are handed to the device at once. On a slow GPU that also draws the screen they must not take
-    /// long together: Windows resets a GPU that has worked on one submission for two seconds, and a prompt's chunk has some
-    /// hundreds of launches. 32 is the number that cubecl chooses where nothing is known of the device.
+    /// The most launches that are submitted to the device at once. On a slow GPU that also draws the screen, one
+    /// submission must not take long: Windows resets a GPU that has worked on one submission for two seconds, and a
+    /// prompt's chunk has some hundreds of launches. 32 is the number that cubecl chooses where nothing is known of
+    /// the device.
     fn most_in_a_submission(&self) -> usize {
         if self.kind == "integrated" { 32 } else { 512 }
     }
@@ -111,8 +113,8 @@ impl DeviceInfo {
         format!("{} ({})", self.name, parts.join(", "))
     }
 
-    /// The same description with the browser's name of the adapter. wgpu leaves that name out, and most browsers tell
-    /// nothing else.
+    /// The same description with the browser's name of the adapter. wgpu leaves that name out, and most browsers
+    /// report nothing else.
     #[cfg(target_family = "wasm")]
     fn named_by(mut self, device: &wgpu::Device) -> Self {
         let get = |of: &js_sys::wasm_bindgen::JsValue, key: &str| js_sys::Reflect::get(of, &key.into()).ok();
@@ -141,13 +143,13 @@ impl DeviceInfo {
     }
 }
 
-/// The bytes of the memory that belongs to the device, as Vulkan counts it.
+/// The size of the device-local heaps in bytes, as Vulkan reports it.
 #[cfg(any(target_os = "linux", target_os = "windows", target_os = "android", target_os = "freebsd"))]
 #[allow(unsafe_code, reason = "wgpu does not tell the sizes of the heaps, so Vulkan is asked")]
 fn heap_bytes(adapter: &wgpu::Adapter) -> Option<u64> {
     /// `VK_MEMORY_HEAP_DEVICE_LOCAL_BIT`.
     const DEVICE_LOCAL: u32 = 1;
-    // SAFETY: the adapter is only asked for a property, and the guard outlives the question.
+    // SAFETY: the adapter is only asked for a property, and the guard lives until the answer has been read.
     let heaps = unsafe {
         let vulkan = adapter.as_hal::<wgpu::hal::api::Vulkan>()?;
         let instance = vulkan.shared_instance().raw_instance();
@@ -158,7 +160,7 @@ fn heap_bytes(adapter: &wgpu::Adapter) -> Option<u64> {
     Some(own.map(|heap| heap.size).sum()).filter(|bytes| *bytes > 0)
 }
 
-/// Other graphics APIs do not tell it.
+/// Other graphics APIs do not report the size.
 #[cfg(not(any(target_os = "linux", target_os = "windows", target_os = "android", target_os = "freebsd")))]
 fn heap_bytes(_: &wgpu::Adapter) -> Option<u64> {
     None
@@ -225,8 +227,8 @@ pub struct ComputeDevice {
     pub tuning: Tuning,
     /// Kernels whose test was put off ([`conformance::test_first`](crate::conformance::test_first)).
     untested: Arc<Mutex<Vec<&'static str>>>,
-    /// The first error of the graphics library, such as a lack of memory. It comes from another thread, long after the
-    /// call that led to it.
+    /// The first error that the graphics library reported, such as a lack of memory. It arrives on another thread,
+    /// long after the call that led to it.
     #[cfg(not(target_family = "wasm"))]
     fault: Arc<OnceLock<String>>,
     /// For tests: loses the device while it is at work.
@@ -234,8 +236,9 @@ pub struct ComputeDevice {
     loss: Option<Arc<Loss>>,
 }
 
-/// Destroys a device after so many steps of decoding: `SECATEUR_LOSE_DEVICE=N`. For tests of what happens when a driver
-/// restarts or a card is removed. Only the first device of a process is lost, so that the next one can be used.
+/// Destroys a device after a number of decode steps: `SECATEUR_LOSE_DEVICE=N`. Tests use it for what happens when a
+/// driver restarts or a card is removed. Only the first device of a process is lost, so that the next one can be
+/// used.
 #[cfg(not(target_family = "wasm"))]
 #[derive(Debug)]
 struct Loss {
@@ -274,8 +277,8 @@ impl ComputeDevice {
     /// `metal`, `dx12`, `gl`, `webgpu`), a part of an adapter's name, or an index in [`list`].
     ///
     /// OpenGL is opened if `select` names it or is an index, or if no other API offers an adapter that matches and
-    /// can run the kernels. For `auto` it is also opened where the best such adapter is a software one, so that `auto`
-    /// finds a GPU whose only driver is OpenGL.
+    /// can run the kernels. For `auto` it is also opened where the best such adapter is a software one, so that
+    /// `auto` finds a GPU whose only driver is OpenGL.
     ///
     /// # Errors
     /// If there is no adapter, none matches, or the adapter cannot run the kernels. The message lists the adapters.
@@ -378,7 +381,7 @@ impl ComputeDevice {
         let tuning = if info.kind == "software" { Tuning::CPU } else { Tuning::GPU };
         #[cfg(not(target_family = "wasm"))]
         let fault: Arc<OnceLock<String>> = {
-            // It takes the place of cubecl's handler, which panics in a thread of its own.
+            // This handler replaces that of cubecl, which panics in a thread of its own.
             let fault = Arc::new(OnceLock::new());
             let told = fault.clone();
             watched.on_uncaptured_error(Arc::new(move |error| {
@@ -408,7 +411,7 @@ impl ComputeDevice {
         self.untested.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a step of decoding, for the tests that lose the device after some.
+    /// Counts a decode step. Tests can have the device destroyed after a number of steps.
     pub(crate) fn note_step(&self) {
         #[cfg(not(target_family = "wasm"))]
         if let Some(loss) = &self.loss
@@ -418,7 +421,7 @@ impl ComputeDevice {
         }
     }
 
-    /// Waits until the device has done all that was asked of it.
+    /// Waits until the device has finished all work that was launched.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] if it has run out of memory or failed otherwise.
@@ -428,7 +431,7 @@ impl ComputeDevice {
         self.fault().map_or(synced, Err)
     }
 
-    /// Notes that nothing can be computed on this device any more, although the graphics library did not say so.
+    /// Marks the device as failed, although the graphics library has reported no error.
     pub(crate) fn give_up(&self, error: &Error) {
         log::warn!("the device is given up: {error}");
         #[cfg(not(target_family = "wasm"))]
@@ -441,16 +444,16 @@ impl ComputeDevice {
         self.fault().is_some()
     }
 
-    /// Why the device failed, if it did. That it was lost is said first, because every later call then has an error of
-    /// its own.
+    /// The error of a device that has failed. A loss of the device comes before any other error, because after a loss
+    /// every later call fails with an error of its own.
     #[cfg(not(target_family = "wasm"))]
     fn fault(&self) -> Option<Error> {
         let lost = self.burn.sync().err().map(|e| format!("{e:?}")).filter(|said| is_loss(said));
         Some(failure(lost.as_ref().or_else(|| self.fault.get())?).at(self.info.line()))
     }
 
-    /// `error` with the name of the device; or, if the graphics library said something before it, what led to it. An
-    /// error that is not about the device stays as it is.
+    /// If the device has failed, returns the failure, which is the cause of `error`. Otherwise returns `error` with
+    /// the name of the device. An error that is not about the device is returned unchanged.
     pub fn explained(&self, error: Error) -> Error {
         if error.kind() != ErrorKind::Device {
             return error;
@@ -459,7 +462,7 @@ impl ComputeDevice {
         if let Some(fault) = self.fault() {
             return fault;
         }
-        // A loss may show in what is read before the library tells of it.
+        // A lost device may be noticed in what was read from it before the graphics library reports the loss.
         if error.what() == LOST {
             self.give_up(&error);
         }
@@ -473,12 +476,13 @@ impl ComputeDevice {
     }
 }
 
-/// What the graphics library said of the open devices, for those who know only a tensor.
+/// The errors that the graphics library has reported, for each open device. [`check`] looks them up by the device of
+/// a tensor.
 #[cfg(not(target_family = "wasm"))]
 static FAULTS: Mutex<Vec<(Device, Weak<OnceLock<String>>)>> = Mutex::new(Vec::new());
 
-/// The error of a device that has failed. What was computed since, such as by a kernel whose output could not be allocated,
-/// is worth nothing, although it can still be read.
+/// Returns the error of a device that has failed. Results that were computed after a failure, for example by a kernel
+/// whose output could not be allocated, are wrong although they can still be read.
 #[cfg(not(target_family = "wasm"))]
 pub(crate) fn check(device: &Device) -> Result<()> {
     let faults = FAULTS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -489,13 +493,13 @@ pub(crate) fn check(device: &Device) -> Result<()> {
     }
 }
 
-/// In a browser nothing is known of errors that no call returned.
+/// Browsers do not report errors that no call has returned, so this check always passes.
 #[cfg(target_family = "wasm")]
 pub(crate) fn check(_: &Device) -> Result<()> {
     Ok(())
 }
 
-/// The error for a device that failed at its work, from what the graphics library said.
+/// The error for a device that has failed, from the message of the graphics library.
 pub(crate) fn failure(said: &str) -> Error {
     let error = if said.to_lowercase().contains("out of memory") {
         Error::new(ErrorKind::Device, "the device is out of memory").help(
@@ -514,21 +518,21 @@ pub(crate) fn failure(said: &str) -> Error {
     error.found(causes(said))
 }
 
-/// What an error says of a device that no longer exists.
+/// The text of the error for a device that no longer exists.
 const LOST: &str = "the device was lost";
 
-/// Whether the graphics library says that the device no longer exists.
+/// Whether a message of the graphics library means that the device no longer exists.
 fn is_loss(said: &str) -> bool {
     let said = said.to_lowercase();
-    // A buffer that a lost device makes is invalid, and the library says so only where it is used. What makes a buffer
-    // invalid otherwise, such as a lack of memory, was said before.
+    // A lost device makes buffers that are invalid, and the library reports this only when such a buffer is used.
+    // Other reasons for an invalid buffer, such as a lack of memory, have been reported before.
     let made_by_lost = said.contains("buffer with '") && said.contains("label is invalid");
-    // A buffer that is valid cannot be mapped for no other reason; a lack of memory, too, was said before.
+    // If mapping a valid buffer fails, the device is lost: a lack of memory, too, has been reported before.
     made_by_lost
         || ["is lost", "poisoned", "device lost", "could not be mapped"].iter().any(|words| said.contains(words))
 }
 
-/// What the graphics library said, on one line, without headings and without the backtrace.
+/// The message of the graphics library on one line, without headings and without the backtrace.
 fn causes(said: &str) -> String {
     let lines = said.lines().map(str::trim).take_while(|line| !line.starts_with("Backtrace"));
     let lines = lines.map(|line| line.trim_end_matches([':', ' ']));
@@ -650,7 +654,7 @@ mod tests {
         }
     }
 
-    /// A kernel whose output could not be allocated leaves what it should have written as it was, and no call fails.
+    /// If the output of a kernel could not be allocated, the kernel writes nothing, and no call fails.
     #[cfg(not(target_family = "wasm"))]
     #[test]
     fn nothing_is_read_from_a_device_that_has_failed() {
@@ -684,9 +688,9 @@ mod tests {
         let (gpu, software) = (of("integrated"), of("software"));
         assert!(!wants_gl("auto", Some(&gpu)));
         assert!(wants_gl("auto", Some(&software)) && wants_gl("auto", None));
-        // By name, an adapter of another API is enough, and OpenGL is the last resort.
+        // If a name was given, an adapter of another API is enough, and OpenGL is the last resort.
         assert!(!wants_gl("llvmpipe", Some(&software)) && wants_gl("llvmpipe", None));
-        // If OpenGL then offers a GPU, it goes before the software adapter.
+        // If OpenGL then offers a GPU, the GPU comes before the software adapter.
         let gl = DeviceInfo { backend: "gl".into(), ..of("unknown") };
         assert!(gl.rank() < software.rank() && gpu.rank() < gl.rank());
     }

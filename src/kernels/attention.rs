@@ -52,8 +52,8 @@ pub struct AttentionSpec {
     pub chunk: usize,
     /// Offset in the state, in words, of the list of the rows' sequences.
     pub row_seq_offset: usize,
-    /// The largest `length − already_cached + chunk` of the sequences, or more where `chunk` is 1. It bounds the number of
-    /// splits.
+    /// The largest `length − already_cached + chunk` of the sequences, or more where `chunk` is 1. It bounds the
+    /// number of splits.
     pub most_seen: usize,
     /// Slots at the end of each sequence that belong to the rows and are already counted in its length: 0, or `chunk`
     /// for a second pass over the latest tokens.
@@ -227,7 +227,8 @@ fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionSpec) -
     let scale = 1.0 / (d as f64).sqrt();
     let (mut out, mut lse) = (Vec::with_capacity(q.len()), Vec::with_capacity(spec.n * spec.layer.heads));
     let q = widened(q);
-    // The keys and the values of the KV heads, `[head][slot][component]`, read once for all queries of a sequence's chunk.
+    // The keys and the values of the KV heads, `[head][slot][component]`, read once for all queries of a sequence's
+    // chunk.
     let (mut keys, mut values) = (Vec::new(), Vec::new());
     let (mut powers, mut sum) = (Vec::new(), vec![0f64; d]);
     let mut most = 0;

@@ -3,13 +3,14 @@
 //! Contract: rows `i < chunk` of each of the `seqs` sequences that the state lists from word `row_seq_offset` on (row
 //! `s · chunk + i` of `q` and `lse`) stand at position `p_i`, the sequence's position plus `i`, and see the first
 //! `L_i = length + i + 1` slots. The attention of row `i` to slot `j` of KV head `g` is `w[i, j] = mean_{h ∈ g}
-//! exp(scale · q[i, h] · K[j] − lse[i, h])` for `j < L_i`. Each slot has a record of two words: the position `last` of the
-//! latest row that had `w ≥ 1e-4`, and the longest interval `longest` between two such rows. For ascending `i`, a row with
-//! `w ≥ 1e-4` sets `longest` to `max(longest, p_i − last)`, then `last` to `p_i`. The chunk's own slots begin with the
-//! position before their own and no interval, whatever the buffer holds there, so a chunk that was rolled back leaves
-//! nothing. The records lie in `records` as keys lie in the cache: `kv_heads · cap` records of each sequence, from record
-//! `base / 2` on. Positions are counted modulo 2³². Source: LazyEviction (arXiv 2506.15969) and its published code, whose
-//! threshold is 1e-4 as well; there, every query head has records of its own.
+//! exp(scale · q[i, h] · K[j] − lse[i, h])` for `j < L_i`. Each slot has a record of two words: the position `last`
+//! of the latest row that had `w ≥ 1e-4`, and the longest interval `longest` between two such rows. For ascending
+//! `i`, a row with `w ≥ 1e-4` sets `longest` to `max(longest, p_i − last)`, then `last` to `p_i`. The chunk's own
+//! slots begin with the position before their own and no interval, whatever the buffer holds there, so a chunk that
+//! was rolled back leaves nothing. The records lie in `records` as keys lie in the cache: `kv_heads · cap` records of
+//! each sequence, from record `base / 2` on. Positions are counted modulo 2³². Source: LazyEviction (arXiv
+//! 2506.15969) and its published code, whose threshold is 1e-4 as well; there, every query head has records of its
+//! own.
 //!
 //! Bound: exact, where no attention is within 1e-4 of the threshold, relative to it: a record changes by a jump.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
@@ -41,13 +42,13 @@ pub struct RecurrenceSpec {
     pub chunk: usize,
     /// Offset in the state, in words, of the list of the sequences.
     pub row_seq_offset: usize,
-    /// Sequences.
+    /// Number of sequences.
     pub seqs: usize,
     /// The largest `length + chunk` of the sequences.
     pub slots: usize,
 }
 
-/// Takes a chunk's queries into the records of the slots, in place: two u32 words each.
+/// Updates the records of the slots with a chunk's queries, in place: two u32 words each.
 pub fn attention_recurrence(
     q: &Tensor<2>,
     lse: &Tensor<2>,
@@ -213,13 +214,14 @@ fn setting(dtype: Dtype, (d, heads, kv_heads, chunk, of, lens, caps): Shape, com
     }
 }
 
-/// Records as earlier queries left them: the last position is up to 40 before `POSITIONS`, and the intervals are short.
+/// Records as earlier queries left them: the last position is up to 40 before `POSITIONS`, and the intervals are
+/// short.
 fn earlier(n: usize) -> Vec<u32> {
     (0..n as u32).flat_map(|i| [300 + i * 7 % 260, i * 5 % 12]).collect()
 }
 
-/// Both cache types, rotated keys and unrotated ones; a chunk, a decode step of three ragged sequences; groups of query
-/// heads that end within a tile of queries and at its end.
+/// Both cache types, rotated keys and unrotated ones; a chunk, a decode step of three ragged sequences; groups of
+/// query heads that end within a tile of queries and at its end.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {
@@ -262,7 +264,7 @@ mod tests {
     use crate::device::ComputeDevice;
     use crate::kernels::readback::{as_f32, read_f32};
 
-    /// A key that is looked at, then not, then again. The records begin as a rolled-back chunk left them.
+    /// A key that is attended to, then not, then again. The records begin as a rolled-back chunk left them.
     #[test]
     fn an_interval_is_the_time_between_two_looks() {
         let d = 8;
@@ -282,7 +284,7 @@ mod tests {
         let mut st = vec![0u32; 21];
         st[state::POSITION] = 100;
         st[16..19].copy_from_slice(&[1, 0, 5]);
-        // Rows 0 and 3 look at slot 0 only, row 1 and row 2 at slot 1 only: other keys get e^-40.
+        // Rows 0 and 3 attend to slot 0 only, rows 1 and 2 to slot 1 only: other keys get e^-40.
         let looked = [0, 1, 1, 0];
         let mut q = vec![0f32; 4 * d];
         looked.iter().enumerate().for_each(|(i, axis)| q[i * d + axis] = 40.0 * (d as f32).sqrt());
@@ -290,15 +292,16 @@ mod tests {
         twin(&q, &[40.0; 4], &kv, &st, &[], &mut records, &spec);
         let expected = [
             [103, 10], // 100 − 90, then 103 − 100
-            [102, 2],  // its own row, 100, does not look at it: 101 − 99, then 1
-            [100, 0],  // nobody looks
+            [102, 2],  // its own row, 100, does not attend to it: 101 − 99, then 1
+            [100, 0],  // no query attends to it
             [101, 0],
             [102, 0],
         ];
         assert_eq!(records, expected.concat());
     }
 
-    /// The bound holds if no attention of the cases is at the threshold. Some are on either side of it.
+    /// The bound holds if no attention of the cases is at the threshold. The cases have attention on either side of
+    /// it.
     #[test]
     fn no_case_sits_on_the_threshold() {
         let cpu = ComputeDevice::cpu();

@@ -43,7 +43,7 @@ pub struct AttentionSumsSpec {
     pub chunk: usize,
     /// Offset in the state, in words, of the list of the sequences.
     pub row_seq_offset: usize,
-    /// Sequences; 1 with `mean`.
+    /// Number of sequences; 1 with `mean`.
     pub seqs: usize,
     /// Slots at the end of each sequence that belong to the rows and are already counted in its length.
     pub already_cached: usize,

@@ -28,11 +28,11 @@ pub const MOVE: usize = 8;
 pub struct GatherSpec {
     /// Words of a row.
     pub row_words: usize,
-    /// KV heads.
+    /// Number of KV heads.
     pub kv_heads: usize,
     /// Planes of a region, a multiple of `kv_heads`.
     pub planes: usize,
-    /// Sequences.
+    /// Number of sequences.
     pub seqs: usize,
     /// The largest kept count of any sequence.
     pub most_kept: usize,
@@ -40,8 +40,8 @@ pub struct GatherSpec {
     pub out_words: usize,
 }
 
-/// The kept rows of `kv` in a new buffer of `spec.out_words` words. The old buffer is released as soon as the copy is
-/// done, if `kv` was the only handle to it.
+/// The kept rows of `kv` in a new buffer of `spec.out_words` words. The old buffer is released as soon as the copy
+/// has finished, if `kv` was the only handle to it.
 pub fn cache_gather(
     kv: Tensor<1, Int>,
     keep: &Tensor<1, Int>,

@@ -1,5 +1,5 @@
 //! The conformance cases: one list for every backend. A case makes its inputs, runs a kernel on a given device and
-//! names the outputs to compare. On the CPU it gives the answer of the twin, with which the answers of GPUs are
+//! names the outputs to compare. On the CPU the outputs are those of the twin, with which the outputs of GPUs are
 //! compared.
 use crate::device::ProcessorKind;
 use crate::dtype::Dtype;
@@ -11,8 +11,8 @@ use super::{f32_tensor, state, u32_tensor};
 use crate::Result;
 use crate::weights::{PackedRows, blocks};
 
-/// How far a result may be from the twin's. Every comparison accepts only `error <= bound`, so NaN fails. Each row is
-/// compared on its own, so that one wrong head cannot hide in an average.
+/// How far a result may differ from the twin's. Every comparison accepts only `error <= bound`, so NaN fails. Each
+/// row is compared by itself, so that one wrong head cannot hide in an average.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Bound {
     /// Bit for bit.
@@ -33,7 +33,7 @@ pub enum Bound {
     /// u32 words that hold f32 values: difference relative to 1 + |value|, but exact where the twin's word is not a
     /// number.
     FloatWords(f64),
-    /// u32 words that hold two f16 values each: units in the last place. Sentinels are exact.
+    /// u32 words that hold two f16 values each: units in the last place. Sentinels must be equal.
     HalfUlps(u32),
 }
 
@@ -112,7 +112,7 @@ impl Case {
         Self { tiled_for: Some(kind), ..self }
     }
 
-    /// Runs the case on `device`.
+    /// Runs the kernel on `device` and returns its outputs with their bounds.
     pub fn run(&self, device: &Device) -> Vec<Check> {
         (self.run)(device)
     }
@@ -216,7 +216,7 @@ pub(super) fn cache_words(dtype: Dtype, n: usize) -> Vec<u32> {
     dtype.pack(&noise(n, 13, 1.5))
 }
 
-/// u32 words on `device`, padded to whole 16-byte vectors: kernels read some buffers as `vec4<u32>`.
+/// u32 words on `device`, padded to whole 16-byte vectors, because kernels read some buffers as `vec4<u32>`.
 pub(super) fn device_words(mut values: Vec<u32>, device: &Device) -> Tensor<1, Int> {
     values.resize(values.len().next_multiple_of(4), POISON_WORD);
     u32_tensor(values, device)

@@ -12,7 +12,7 @@ thread_local! {
     static COUNTS: Cell<Counts> = const { Cell::new(Counts { launches: 0, uploads: 0, replays: 0 }) };
 }
 
-/// What this thread has asked GPUs to do since it began.
+/// Counts of the work that this thread has given to GPUs since it began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Kernels that were launched, those of replays included.
@@ -24,7 +24,7 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// What came after `before`.
+    /// The work after `before`: the differences of all counts.
     pub fn since(self, before: Self) -> Self {
         Self {
             launches: self.launches - before.launches,
@@ -34,7 +34,7 @@ impl Counts {
     }
 }
 
-/// What this thread has asked GPUs to do since it began.
+/// The counts of the work that this thread has given to GPUs since it began.
 pub fn counts() -> Counts {
     COUNTS.get()
 }
@@ -49,7 +49,7 @@ pub(super) fn count_replay(launches: u64) {
     COUNTS.set(Counts { launches: counts.launches + launches, replays: counts.replays + 1, ..counts });
 }
 
-/// Takes back what was counted and is not done.
+/// Subtracts work that was counted but is not carried out.
 pub(super) fn uncount(counts: Counts) {
     COUNTS.set(COUNTS.get().since(counts));
 }

@@ -9,7 +9,7 @@ impl Dtype {
 
     /// The constants that describe the packing of a type, as `weights.wgsl` needs them.
     pub(super) fn constants(self) -> String {
-        // The types that are not quantized never use them.
+        // The values do not matter for types that are not quantized.
         let format = self.format().unwrap_or(Format {
             block: 1,
             block_bytes: 0,
@@ -77,7 +77,7 @@ impl Dtype {
     }
 }
 
-/// Reads two values from each word, the lower half first, with `value` of the bits of a half.
+/// Reads two values from each word, the lower half first. `value` converts the bits of a half.
 #[inline(always)]
 fn read_halves(words: &[u32], out: &mut [f64], value: impl Fn(u32) -> f32) {
     let (pairs, rest) = out.as_chunks_mut::<2>();
@@ -92,12 +92,12 @@ fn read_halves(words: &[u32], out: &mut [f64], value: impl Fn(u32) -> f32) {
     }
 }
 
-/// The value of f16 bits. Unlike a call of the processor's own conversion, which not every processor has, it can be computed
-/// for several values at once.
+/// The value of f16 bits. Unlike the processor's own conversion, which not every processor has, the compiler can
+/// compute this for several values at once.
 #[inline(always)]
 fn widened_f16(bits: u32) -> f32 {
     let magnitude = (bits & 0x7fff) << 13;
-    // The exponents of f32 begin 112 lower. Subnormal values become normal by the product, exactly.
+    // The exponents of f32 begin 112 lower. The product makes subnormal values normal, exactly.
     let finite = f32::from_bits(magnitude) * f32::from_bits((127 + 112) << 23);
     let special = f32::from_bits(magnitude | 0x7f80_0000);
     let value = if bits & 0x7c00 == 0x7c00 { special } else { finite };
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn rows_are_read_as_their_values_are() {
-        // Every pattern of bits, in an odd number of columns.
+        // Every bit pattern, in an odd number of columns.
         let words: Vec<u32> = (0..=0xffffu32).map(|bits| bits << 16 | bits ^ 0x5a5a).collect();
         for dtype in Dtype::ALL {
             let cols = match dtype {

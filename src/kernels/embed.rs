@@ -8,8 +8,8 @@
 //! id ≥ `vocab` gives a row of zeros, which the shard with `shard_first_row = 0` writes. Nothing else of `out` `[n,
 //! cols]` is written.
 //!
-//! Bound: exact for bf16, f32 and the quantized types, because a scaled quant has 24 bits at most, and a minimum is added
-//! with one rounding. A driver may flush f16 subnormals to zero, so the bound for f16 is 6.2e-5 absolute.
+//! Bound: exact for bf16, f32 and the quantized types, because a scaled quant has 24 bits at most, and a minimum is
+//! added with one rounding. A driver may flush f16 subnormals to zero, so the bound for f16 is 6.2e-5 absolute.
 use super::cases::{Bound, Case, Check, StateBuilder, device_words, poison_floats, weights, whole_blocks};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -107,7 +107,7 @@ fn twin(table: &[u32], ids: &[u32], out: &mut [f32], spec: &EmbedSpec) {
     }
 }
 
-/// Every element type; one shard and the second of two; ids outside; pending tokens in another order.
+/// Every element type; one shard and the second of two; ids outside the vocabulary; pending tokens in another order.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in Dtype::ALL {

@@ -1,13 +1,13 @@
 //! The logarithm of the attention that each cached slot can expect from the queries of coming tokens.
 //!
-//! Contract: the `n` rows of `q` are the latest queries of sequence `seq`, rotated, oldest first; row `i` stands `n − i`
-//! positions before the next token. With `R_i` the mean of the rotations from its position to those of the next `future`
-//! tokens, `q'_i = R_i q_i` and `μ = mean_i q'_i`,
-//! `out[h, j] = scale · μ[h] · K[j] + scale² / 2 · mean_i ((q'_i − μ)[h] · K[j])²` for every slot `j < slots` of the KV head
-//! of query head `h`. That is the logarithm of the mean of `exp(scale · q · K[j])` over normally distributed `q` with the
-//! mean and the covariance of the `q'_i`, because the second term is `scale² / 2 · K[j]ᵀ Σ K[j]`. Source: Expected Attention
-//! (arXiv 2510.00636) as kvpress has it. There the averaged rotation is applied to the mean and the covariance of queries
-//! that are not rotated, which is the same, because rotating is linear.
+//! Contract: the `n` rows of `q` are the latest queries of sequence `seq`, rotated, oldest first; row `i` stands
+//! `n − i` positions before the next token. With `R_i` the mean of the rotations from its position to those of the
+//! next `future` tokens, `q'_i = R_i q_i` and `μ = mean_i q'_i`,
+//! `out[h, j] = scale · μ[h] · K[j] + scale² / 2 · mean_i ((q'_i − μ)[h] · K[j])²` for every slot `j < slots` of the
+//! KV head of query head `h`. That is the logarithm of the mean of `exp(scale · q · K[j])` over normally distributed
+//! `q` with the mean and the covariance of the `q'_i`, because the second term is `scale² / 2 · K[j]ᵀ Σ K[j]`.
+//! Source: Expected Attention (arXiv 2510.00636) as kvpress has it. There the averaged rotation is applied to the
+//! mean and the covariance of queries that are not rotated, which is the same, because rotating is linear.
 //!
 //! Bound: 2e-5 · (1 + |value|): dot products of D terms in f32, squared, and means of up to 512 rotations.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_floats, device_rope, device_words, noise};
@@ -37,8 +37,8 @@ pub struct ExpectedSpec {
     pub slots: usize,
     /// Number of the sequence.
     pub seq: usize,
-    /// Positions after the latest query over which rotations are averaged, at least one. Those that are behind the end of
-    /// the RoPE table count as its last.
+    /// Positions after the latest query over which rotations are averaged, at least one. Positions beyond the end of
+    /// the RoPE table count as its last position.
     pub future: usize,
 }
 
@@ -151,8 +151,8 @@ fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &ExpectedSpec) ->
     out
 }
 
-/// Both cache types, rotated keys and unrotated ones; one query to more than a tile of them; a future that ends before the
-/// table and one that goes on behind it.
+/// Both cache types, rotated and unrotated keys; one query to more than a tile of queries; a future that ends before
+/// the table and one that continues beyond it.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {
@@ -216,11 +216,12 @@ mod tests {
             q[0] = x * root;
             q
         };
-        // One query, one position ahead: a quarter turn takes it off the key. Two ahead on average: (0 − 1) / 2.
+        // With one query, one position ahead, a quarter turn makes it orthogonal to the key. Two positions ahead on
+        // average: (0 − 1) / 2.
         assert!(twin(&along(3.0), &kv, &st, &rope, &spec(1, 1))[0].abs() < 1e-6);
         assert!((twin(&along(3.0), &kv, &st, &rope, &spec(1, 2))[0] + 1.5).abs() < 1e-6);
-        // Two queries: the older is two positions before the next token, a half turn. Its −3 and the other's 0: mean −1.5,
-        // spread 2.25 / 2.
+        // With two queries, the older one is two positions before the next token, a half turn. It gives −3 and the
+        // other gives 0: mean −1.5, spread 2.25 / 2.
         let two = [along(3.0), along(1.0)].concat();
         assert!((twin(&two, &kv, &st, &rope, &spec(2, 1))[0] - (-1.5 + 1.125)).abs() < 1e-5);
     }

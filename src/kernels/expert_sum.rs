@@ -1,7 +1,8 @@
 //! The results of a row's experts, weighted and added to the residual stream.
 //!
-//! Contract: `x[i, :] += Σ_j gains[i, j] · y[i k + j, :]` for `x` `[n, cols]`, `gains` `[n, k]` and `y` `[n k, cols]`;
-//! `cols` is a multiple of 8. The sum is in the order of the choices, so that it depends on nothing but its row.
+//! Contract: `x[i, :] += Σ_j gains[i, j] · y[i k + j, :]` for `x` `[n, cols]`, `gains` `[n, k]` and `y`
+//! `[n k, cols]`; `cols` is a multiple of 8. The sum is in the order of the choices, so that it depends on nothing
+//! but its row.
 //!
 //! Bound: 1e-6 relative to the row's largest value, times √(k + 1): f32 sums of k + 1 terms.
 use super::cases::{Bound, Case, Check, device_floats, noise};
@@ -77,7 +78,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("expert_sum", format!("{n}x{cols} of {k}"), move |device| {
             let y = device_floats(noise(n * k * cols, 31, 1.0), n * k, cols, device);
             let gains = device_floats(noise(n * k, 32, 1.0), n, k, device);
-            // A spare row, which has to stay as it is.
+            // There is a spare row, which must not change.
             let x = device_floats(noise((n + 1) * cols, 33, 1.0), n + 1, cols, device);
             let bound = Bound::RelativeSum { factor: 1e-6, terms: k + 1 };
             vec![Check::floats("x", expert_sum(&y, &gains, x, spec), bound)]

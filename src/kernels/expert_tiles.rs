@@ -1,8 +1,8 @@
 //! Choices of experts, sorted into tiles of one expert each, for [`experts`](mod@super::experts) of many rows.
 //!
 //! Contract: `chosen` `[choices]` has the expert of each choice. A tile is `1 + N` words: an expert, and up to
-//! [`TILE`] of its choices in their order, filled up with [`NONE`]. The tiles are in the order of their experts; those
-//! that are left over are all [`NONE`]. Exact.
+//! [`TILE`] of its choices in their order, filled up with [`NONE`]. The tiles are in the order of their experts;
+//! those that are left over are all [`NONE`]. Exact.
 use super::cases::{Bound, Case, Check};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -26,12 +26,12 @@ pub const NONE: u32 = u32::MAX;
 pub struct TilesSpec {
     /// Choices of all rows.
     pub choices: usize,
-    /// Experts.
+    /// Number of experts.
     pub experts: usize,
 }
 
 impl TilesSpec {
-    /// Tiles that suffice for any choices: each expert that is chosen has at most one tile that is not full.
+    /// The number of tiles that suffice for any choices: each chosen expert has at most one tile that is not full.
     pub fn tiles(&self) -> usize {
         (self.choices + (TILE - 1) * self.experts.min(self.choices)) / TILE
     }
@@ -83,8 +83,8 @@ fn twin(chosen: &[u32], spec: &TilesSpec) -> Vec<u32> {
     tiles
 }
 
-/// One choice; experts without choices; tiles filled exactly and exceeded by one; one expert for all; more experts than
-/// invocations.
+/// One choice; experts without choices; tiles filled exactly and exceeded by one; one expert for all; more experts
+/// than invocations.
 pub(super) fn cases() -> Vec<Case> {
     let shapes =
         [(1, 1, 1), (24, 4, 1), (75, 10, 7), (72, 16, 11), (2048, 128, 37), (33, 2, 0), (600, MOST_EXPERTS, 13)];

@@ -1,16 +1,16 @@
-//! Products of rows with the matrices of the experts that were chosen for them. No other expert's weights are read, and
-//! the host does not need to know the choices.
+//! Products of rows with the matrices of the experts that were chosen for them. No other expert's weights are read,
+//! and the host does not need to know the choices.
 //!
-//! Contract: choice `c` is of row `c / share` of `x` `[choices / share, cols]`, and of one expert, with matrix `W` `[rows,
-//! cols]`. With `y[c, r] = Σ_col W[r, col] x[c / share, col]`, the kernel writes `out[c, r]` of `[choices, out_stride]`: `y`
-//! ([`Mode::Store`]), `silu(old) · y` ([`Mode::Gated`]), or, at `out[c, r / 2]` for even `r`, `silu(y[r]) · y[r + 1]`
-//! ([`Mode::SwiGlu`]). A shard has the matrices of some experts, below each other; the choices of other experts are left
-//! alone, and so is everything else of `out`. `cols` as in [`matvec`](super::matvec), which has the same bound, because
-//! the sums are the same (`dots.wgsl`).
+//! Contract: choice `c` is of row `c / share` of `x` `[choices / share, cols]`, and of one expert, with matrix `W`
+//! `[rows, cols]`. With `y[c, r] = Σ_col W[r, col] x[c / share, col]`, the kernel writes `out[c, r]` of
+//! `[choices, out_stride]`: `y` ([`Mode::Store`]), `silu(old) · y` ([`Mode::Gated`]), or, at `out[c, r / 2]` for even
+//! `r`, `silu(y[r]) · y[r + 1]` ([`Mode::SwiGlu`]). A shard has the matrices of some experts, below each other; the
+//! choices of other experts are left alone, and so is everything else of `out`. `cols` as in
+//! [`matvec`](super::matvec), which has the same bound, because the sums are the same (`dots.wgsl`).
 //!
-//! For few rows `choices` is the list of the choices' experts, and a workgroup takes one choice: every choice is summed
-//! in the same order, whatever its neighbours are. For many rows it is a list of [tiles](mod@super::expert_tiles), and the rows of
-//! an expert are unpacked once for up to [`TILE`] choices.
+//! For few rows `choices` is the list of the choices' experts, and a workgroup takes one choice: every choice is
+//! summed in the same order, whatever its neighbours are. For many rows it is a list of
+//! [tiles](mod@super::expert_tiles), and the rows of an expert are unpacked once for up to [`TILE`] choices.
 use super::cases::{Case, Check, device_floats, device_words, noise, poison_floats, weights, whole_blocks};
 use super::cube::launch;
 use super::expert_tiles::{NONE, TILE, TilesSpec, expert_tiles};
@@ -51,22 +51,23 @@ pub struct ExpertsSpec {
     pub share: usize,
     /// Values of a row of `out`.
     pub out_stride: usize,
-    /// What `choices` lists: the experts of this number of choices, or this number of tiles.
+    /// The experts of this number of choices, or this number of tiles.
     pub choices: Choices,
     /// Tiling for the device.
     pub tuning: Tuning,
 }
 
-/// What a list of choices has.
+/// What the list of choices contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Choices {
-    /// The experts of so many choices.
+    /// The experts of this number of choices.
     Each(usize),
-    /// So many [tiles](mod@super::expert_tiles).
+    /// This number of [tiles](mod@super::expert_tiles).
     Tiles(usize),
 }
 
-/// The products of `spec`: `w` u32 `[experts * rows * row_words]`, `x` f32, `choices` u32, `out` f32, written in place.
+/// The products of `spec`: `w` u32 `[experts * rows * row_words]`, `x` f32, `choices` u32, `out` f32, written in
+/// place.
 pub fn experts(
     w: &Tensor<1, Int>,
     x: &Tensor<2>,
@@ -85,7 +86,8 @@ uniform! {
 }
 
 impl ExpertsSpec {
-    /// The partner of a gate row is the next row of the same workgroup, so that a workgroup has two rows at least.
+    /// The lanes of a row of weights. The partner of a gate row is the next row of the same workgroup, so a workgroup
+    /// has at least two rows.
     fn lanes(&self) -> u32 {
         self.tuning.matvec_lanes.min(32)
     }
@@ -205,8 +207,8 @@ fn twin(w: &[u32], x: &[f32], choices: &[u32], out: &mut [f32], spec: &ExpertsSp
     }
 }
 
-/// Every element type and mode, of single choices and of tiles; a shard in the middle, whose neighbours' choices are left
-/// alone; rows that fill no workgroup; several lane counts; choices that share rows.
+/// Every element type and mode, of single choices and of tiles; a shard in the middle, whose neighbours' choices are
+/// left alone; rows that fill no workgroup; several lane counts; choices that share rows.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in Dtype::ALL {
@@ -219,7 +221,7 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::SwiGlu, 66, 72, 13, 3, 7, 1..6, 8, true),
             (Mode::Gated, 33, 32, 20, 2, 9, 0..9, 32, true),
         ];
-        // What a shape tests does not depend on the element type.
+        // The results of a shape do not depend on the element type, so quantized types use few shapes.
         let few = if dtype.is_quantized() { 1..5 } else { 0..6 };
         for (mode, rows, cols, vectors, share, experts_in_all, shard, lanes, tiled) in shapes[few].iter().cloned() {
             let cols = whole_blocks(dtype, cols);
@@ -266,7 +268,7 @@ fn case(spec: ExpertsSpec, experts_in_all: usize, vectors: usize, tiles: TilesSp
             Choices::Each(_) => chosen,
             Choices::Tiles(_) => expert_tiles(&chosen, tiles),
         };
-        // A spare row and spare columns of sentinels, and rows of other shards.
+        // The output has a spare row and spare columns of sentinels, and rows of other shards.
         let out = match mode {
             Mode::Gated => device_floats(noise((count + 1) * out_stride, 6, 1.0), count + 1, out_stride, device),
             _ => poison_floats(count + 1, out_stride, device),

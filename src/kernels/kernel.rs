@@ -15,7 +15,7 @@ use super::memory::owned;
 /// Float tensors are f32, integer tensors hold u32 words. Inputs are contiguous. An input that is named in
 /// [`IN_PLACE`](Self::IN_PLACE) is the only handle to its buffer, and is among the outputs as the same buffer.
 pub(super) trait Kernel<const IN: usize, const OUT: usize> {
-    /// The inputs that are written in place: their index, and what they are called in messages.
+    /// The inputs that are written in place: their index, and their name in messages.
     const IN_PLACE: &'static [(usize, &'static str)] = &[];
 
     /// Allocates the other outputs and launches the shader, once or in several passes.
@@ -25,7 +25,7 @@ pub(super) trait Kernel<const IN: usize, const OUT: usize> {
     fn twin(&self, inputs: [FlexTensor; IN]) -> [FlexTensor; OUT];
 }
 
-/// An argument that a kernel reads.
+/// Prepares an argument that a kernel reads.
 pub(super) fn read<const D: usize, K: Basic>(tensor: &Tensor<D, K>) -> DispatchTensor {
     tensor.clone().into_dispatch()
 }
@@ -70,8 +70,8 @@ fn dispatched(kind: DispatchTensorKind) -> DispatchTensor {
     DispatchTensor { kind, autodiff: DispatchAutodiffContext::Disabled }
 }
 
-/// The tensor, which has to be contiguous. No tensor of secateur is a view, because only its kernels compute; burn's kernel
-/// that would copy a view is a large part of a program.
+/// Checks that a tensor is contiguous and returns it. No tensor of secateur is a view, because only its own kernels
+/// compute. burn's kernel that copies views would be a large part of the program.
 pub(super) fn contiguous(t: CubeTensor) -> CubeTensor {
     assert!(t.is_contiguous(), "a view is read");
     t

@@ -203,7 +203,7 @@ mod tests {
         }
     }
 
-    /// The bound holds if no pair is at the threshold. No pair of the cases is.
+    /// The bound holds if no pair of keys is at the threshold. The cases have no such pair.
     #[test]
     fn no_case_sits_on_the_threshold() {
         for dtype in [Dtype::F32, Dtype::F16] {

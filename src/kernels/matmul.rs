@@ -24,9 +24,9 @@ pub(super) struct Tiling {
     slices: usize,
 }
 
-/// For prompts.
+/// The tiling for prompts.
 const WIDE: Tiling = Tiling { rows: 64, n: 64, depth: 16, slices: 1 };
-/// For probes and batches: a whole chunk fits one column of workgroups, so that weights are read once.
+/// The tiling for probes and batches. A whole chunk fits one column of workgroups, so that weights are read once.
 pub(super) const NARROW: Tiling = Tiling { rows: 32, n: 32, depth: 64, slices: 4 };
 
 impl Tiling {
@@ -112,7 +112,7 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::Add, true, 131, 160, 3, 97),
             (Mode::Gated, false, 34, 288, 1, 12),
         ];
-        // What a shape tests does not depend on the element type: few and small ones for the quantized types.
+        // The results of a shape do not depend on the element type, so quantized types use few and small shapes.
         let quantized = [
             (Mode::Store, false, 65, 40, 3, 33),
             (Mode::Add, false, 31, 160, 0, 9),

@@ -4,8 +4,8 @@
 //! the `n` rows of `x` `[n, cols]`, the kernel writes `out[i, shard_first_row + r]` of `[n, out_stride]`: `y`
 //! ([`Mode::Store`]), or the old value plus `y` ([`Mode::Add`]: the residual stream). With [`Mode::SwiGlu`] it writes
 //! `silu(y[r]) · y[r + 1]` at `out[i, (shard_first_row + r) / 2]` for even `r`: gate and up rows were interleaved
-//! when the weights were loaded. With [`Mode::Gated`] it writes `silu(old) · y`, where the old value is the gate. Nothing
-//! else of `out` is written.
+//! when the weights were loaded. With [`Mode::Gated`] it writes `silu(old) · y`, where the old value is the gate.
+//! Nothing else of `out` is written.
 //! `cols` is a multiple of 8, and of 32 for quantized weights; `rows` is arbitrary (even for SwiGlu), `n` ≤ [`MOST`].
 //! The bias covers the rows of all shards.
 //!
@@ -58,7 +58,7 @@ pub struct LinearSpec {
     pub shard_first_row: usize,
     /// Values of a row of `out`.
     pub out_stride: usize,
-    /// Vectors.
+    /// Number of vectors.
     pub n: usize,
     /// Tiling for the device.
     pub tuning: Tuning,
@@ -120,8 +120,8 @@ impl Kernel<4, 1> for LinearSpec {
     }
 }
 
-/// Whether the lists of variants have this type in few modes and tilings. What they do to a sum does not depend on how
-/// the weights were unpacked.
+/// Whether the lists of variants have this type in few modes and tilings only. How a sum is computed does not depend
+/// on how the weights were unpacked.
 fn few_modes(dtype: Dtype) -> bool {
     dtype.code() > Dtype::Q8_0.code()
 }
@@ -201,7 +201,8 @@ pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
         let w = device_words(weights(dtype, rows, cols, 3, 1.0 / (cols as f32).sqrt()), device);
         let x = device_floats(noise(n * cols, 4, 1.0), n, cols, device);
         let bias = super::f32_tensor(noise(shard_first_row + rows, 5, 0.5), [shard_first_row + rows], device);
-        // A spare row and spare columns of sentinels. Add and Gated read the old values, so there they are numbers.
+        // The output has a spare row and spare columns of sentinels. Add and Gated read the old values, so there the
+        // output has numbers.
         let out = match mode {
             Mode::Add | Mode::Gated => device_floats(noise((n + 1) * out_stride, 6, 1.0), n + 1, out_stride, device),
             _ => poison_floats(n + 1, out_stride, device),
@@ -224,8 +225,8 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::SwiGlu, false, 20, 72, 0, 5, 1),
             (Mode::Gated, false, 33, 288, 2, 3, 8),
         ];
-        // What a shape tests does not depend on the element type, so quantized weights use few of them. The last has
-        // several blocks of 256 columns in a row, and no whole number of vectors of scales.
+        // The results of a shape do not depend on the element type, so quantized weights use few shapes. The last one
+        // has several blocks of 256 columns in a row, and no whole number of vectors of scales.
         let quantized = [
             (Mode::Store, true, 37, 64, 12, 1, 8),
             (Mode::Add, true, 65, 24, 7, 8, 64),

@@ -17,8 +17,8 @@ thread_local! {
     static KEPT: RefCell<Option<Vec<Handle>>> = const { RefCell::new(None) };
 }
 
-/// While poisoning is on, every output buffer of this thread starts as NaN words ([`POISON_WORD`]), which shows an element
-/// that a kernel fails to write. It is meant for conformance runs, since it costs an upload per output.
+/// While poisoning is on, every output buffer of this thread starts as NaN words ([`POISON_WORD`]), which shows an
+/// element that a kernel fails to write. It is meant for conformance runs, since it costs an upload per output.
 pub fn poison_outputs(on: bool) {
     POISON.set(on);
 }
@@ -28,8 +28,8 @@ pub(super) fn poisons() -> bool {
     POISON.get()
 }
 
-/// Runs `launch`, and returns the outputs that this thread allocated meanwhile. As long as they are held, none of them
-/// shares its memory with another one.
+/// Runs `launch`, and returns the outputs that this thread allocated meanwhile. As long as they are held, no two of
+/// them share memory.
 pub(super) fn held_outputs(launch: impl FnOnce()) -> Vec<Handle> {
     KEPT.set(Some(Vec::new()));
     launch();
@@ -63,8 +63,8 @@ fn allocate(client: Client, device: CubeDevice, shape: Vec<usize>, dtype: DType)
 
 /// A tensor of `values`, which are of type `dtype`.
 ///
-/// `Tensor::from_data` would do the same, but it brings a conversion between every two types of burn: a tenth of a megabyte
-/// of the page's engine.
+/// `Tensor::from_data` would do the same, but it brings a conversion between every two types of burn: a tenth of a
+/// megabyte of the page's engine.
 pub(super) fn filled<E, K, const D: usize>(
     values: Vec<E>,
     shape: [usize; D],
@@ -93,8 +93,8 @@ pub(super) fn empty(like: &CubeTensor, shape: Vec<usize>, dtype: DType) -> CubeT
     allocate(like.client.clone(), like.device.clone(), shape, dtype)
 }
 
-/// Checks an in-place argument: it must be the only handle to its buffer, and contiguous. A failure is a bug of the
-/// caller.
+/// Checks an in-place argument: it must be the only handle to its buffer, and contiguous. Panics otherwise, because
+/// that is a bug of the caller.
 ///
 /// The first check runs in conformance runs and debug builds only. Otherwise cubecl's thread may still hold a new
 /// buffer, and waiting for its queue at every launch would defeat the purpose of the queue.
@@ -121,8 +121,8 @@ pub fn dedicated<T: Send>(device: &Device, make: impl FnOnce() -> T + Send) -> T
     }
 }
 
-/// Hands everything that was asked of the device on to it. Until then, what is written waits in the memory of the host.
-/// An error shows at the next read.
+/// Submits all pending work to the device. Until then, written data waits in the memory of the host. An error is
+/// returned by the next read.
 #[cfg(target_family = "wasm")]
 pub(crate) fn flush(device: &Device) {
     if let Some(device) = cube(device) {

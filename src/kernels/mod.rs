@@ -67,7 +67,7 @@ pub use in_place::InPlace;
 pub struct Registered {
     /// The stem of its files.
     pub name: &'static str,
-    /// Its conformance cases.
+    /// Makes the kernel's conformance cases.
     pub cases: fn() -> Vec<Case>,
     /// The specialisations that a supported model can need. They may repeat.
     pub variants: fn() -> Vec<Variant>,
@@ -116,7 +116,7 @@ registry! {
     token_mask: TokenMaskSpec, token_mask;
 }
 
-/// A hash of the files of all shaders: 16 hexadecimal digits.
+/// A hash of the texts of all shaders: 16 hexadecimal digits.
 pub fn shader_fingerprint() -> String {
     // All variants of a shader have the text of its file.
     let variants = KERNELS.iter().flat_map(|kernel| (kernel.variants)());
@@ -143,10 +143,10 @@ pub const MOST_ROWS: usize = 16_384;
 /// The most rows whose products do not depend, bit for bit, on how many they are: a decode step.
 pub const MOST_TOGETHER: usize = matvec::MOST;
 
-/// In chunks of at least so many rows of one sequence, what is computed of a row does not depend, bit for bit, on how
-/// many rows there are: each kernel has one way of adding for all of them.
+/// In chunks of at least this many rows of one sequence, the result of a row does not depend, bit for bit, on the
+/// number of rows: each kernel adds in the same order for all such chunks.
 pub const ALIKE_ROWS: usize = attention::SPLIT_ROWS + 1;
-// The tilings of `matmul` have to agree by then too.
+// The tilings of `matmul` must also be the same from this number of rows on.
 const _: () = assert!(ALIKE_ROWS > matmul::NARROW.n && ALIKE_ROWS > MOST_TOGETHER);
 
 /// The layer, for kernels that read or write its keys and values.
@@ -156,9 +156,9 @@ pub struct LayerSpec {
     pub dtype: Dtype,
     /// Head dimension: a multiple of 8, at most 256.
     pub d: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// KV heads.
+    /// Number of KV heads.
     pub kv_heads: usize,
     /// Offset in the state, in words, of the layer's entries, one for each sequence.
     pub layer_table_offset: usize,

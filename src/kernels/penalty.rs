@@ -1,12 +1,5 @@
-//! The penalties of OpenAI's interface: what a sequence has generated becomes less likely, at once and with each time.
-//!
-//! Contract: row `i` of `n` belongs to the sequence `s` that `state[row_seq_offset + i]` names. First, if `s` has
-//! sampled anything (its step is above 0), `counts[s, t] += 1` for its pending token `t`: it was sampled last. Then
-//! `out[i, t] = logits[i, t]` where `counts[s, t]` is 0, else `logits[i, t] − (counts[s, t] · frequency + presence)`,
-//! with the penalties of `s`. `logits` and `out` `[n, count]`; `counts` u32 `[sequences, count]`, in place. Rows of
-//! `counts` of sequences that are not named stay as they are. A token outside the row is not counted.
-//!
-//! Bound: counts exact; logits 1e-6 relative to the row's largest: a product and two sums of numbers of its size.
+//! The penalties of OpenAI's interface: tokens that a sequence has generated become less likely, by a fixed amount
+//! and by an amount for each time.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -24,7 +17,7 @@ const THREADS: usize = 256;
 /// Parameters of [`penalty`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PenaltySpec {
-    /// Rows.
+    /// Number of rows.
     pub n: usize,
     /// Logits of a row.
     pub count: usize,
@@ -32,8 +25,8 @@ pub struct PenaltySpec {
     pub row_seq_offset: usize,
 }
 
-/// Counts the pending tokens in `counts`, in place, and penalises `logits` `[n, count]`. Returns the penalised logits and
-/// the counts.
+/// Counts the pending tokens in `counts`, in place, and penalises `logits` `[n, count]`. Returns the penalised logits
+/// and the counts.
 pub fn penalty(
     logits: &Tensor<2>,
     state: &Tensor<1, Int>,
@@ -96,9 +89,9 @@ fn twin(logits: &[f32], st: &[u32], counts: &mut [u32], spec: &PenaltySpec) -> V
     out
 }
 
-/// One token to more than a workgroup, odd sizes; rows in another order; no penalty, one of them, both, negative ones;
-/// nothing sampled yet; a pending token that was counted before, or never, or that is outside; a sequence that is not
-/// named.
+/// One token to more than a workgroup, odd sizes; rows in another order; no penalty, one of them, both, negative
+/// ones; nothing sampled yet; a pending token that was counted before, or never, or that is outside; a sequence that
+/// is not named.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for count in [1, 255, 256, 321, 9001] {

@@ -74,7 +74,7 @@ impl QueryRingSpec {
     }
 }
 
-/// Storing.
+/// Storing queries in the ring.
 impl Kernel<3, 1> for QueryRingSpec {
     const IN_PLACE: &'static [(usize, &'static str)] = &[(2, "the ring of queries")];
 
@@ -89,7 +89,7 @@ impl Kernel<3, 1> for QueryRingSpec {
     }
 }
 
-/// Loading.
+/// Loading queries from the ring.
 impl Kernel<2, 1> for QueryRingSpec {
     fn launch(&self, [ring, state]: [CubeTensor; 2]) -> [CubeTensor; 1] {
         let out = empty(&ring, vec![self.n, self.cols], DType::F32);

@@ -35,12 +35,14 @@ thread_local! {
     static GUARDED: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// Whether this thread polls a read. A panic is then caught and becomes an error, so that a panic hook need not print it.
+/// Whether this thread is polling a read. A panic is then caught and becomes an error, so a panic hook should not
+/// print it.
 pub fn is_guarded() -> bool {
     GUARDED.get()
 }
 
 /// Polls a read. If the device is lost between the mapping of a staging buffer and the copy from it, cubecl panics.
+/// The panic is returned as an error.
 fn poll_guarded(read: &mut Reading, cx: &mut Context<'_>) -> Poll<Result<Vec<Vec<u8>>>> {
     GUARDED.set(true);
     let polled = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| read.as_mut().poll(cx)));
@@ -73,7 +75,7 @@ impl Future for Readback {
 impl Drop for Readback {
     fn drop(&mut self) {
         if let Some(read) = self.0.take() {
-            // When the thread ends, the list no longer exists, and no further read follows.
+            // At the end of a thread the list no longer exists, and no further read follows.
             let _ = ORPHANS.try_with(|orphans| orphans.borrow_mut().push(read));
         }
     }
@@ -113,7 +115,7 @@ fn read_gpu(tensors: Vec<CubeTensor>, device: Device) -> Readback {
     drop_complete_orphans();
     let mut read: Reading = Box::pin(async move {
         let bytes = client.read_async(handles).await.map_err(|e| crate::device::failure(&format!("{e:?}")))?;
-        // Reading works on a device that has failed at something else, such as at an allocation.
+        // A device that has failed, for example at an allocation, can still be read, so the failure is checked here.
         crate::device::check(&device)?;
         Ok(bytes.iter().zip(lengths).map(|(b, n)| b[..n].to_vec()).collect())
     });

@@ -1,11 +1,11 @@
 //! Launches that are recorded once and replayed: the same kernels with the same parameters on the same buffers.
 //!
 //! A launch costs the processor more than the GPU: its pipeline and buffers are looked up, its uniform is found or
-//! uploaded, and its bindings are made. A replay does none of this. It gives the same results, because the device does
-//! the same.
+//! uploaded, and its bindings are made. A replay does none of this. It gives the same results, because the device
+//! does the same.
 //!
-//! What is recorded holds on to the memory that it touches, also to memory of intermediate results. It must be dropped
-//! before a buffer that it writes is replaced, or that memory would not become free.
+//! A recording holds the memory that its kernels use, including memory of intermediate results. It must be dropped
+//! before a buffer that it writes is replaced; otherwise that memory would not become free.
 use burn::backend::{CubeDevice, DispatchDevice};
 use burn::cubecl::client::{Client, Graph};
 use burn::cubecl::server::ServerError;
@@ -22,13 +22,14 @@ pub(crate) struct Recording {
 }
 
 impl Recording {
-    /// Records what `launch` launches. `launch` is called twice. What it launches first is done, and leaves the memory
-    /// behind that the second call needs. What it launches then is recorded and not done. Neither time may it write to
-    /// the device from the host or read from it. `None` if nothing can be recorded now; the work was done then as well.
+    /// Records the launches of `launch`, which is called twice. The launches of the first call are executed, and
+    /// leave behind the memory that the second call needs. Those of the second call are recorded and not executed.
+    /// `launch` must not write to the device from the host or read from it. Returns `None` if nothing can be recorded
+    /// now; the work was then executed all the same.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`] if the device has failed, or if what was launched second can neither be done nor be recorded.
-    /// cubecl then refuses to read any of the buffers that it was given, the weights among them.
+    /// [`ErrorKind::Device`] if the device has failed, or if the launches of the second call can neither be executed
+    /// nor recorded. cubecl then refuses to read any of the buffers that they use, the weights among them.
     pub fn of(device: &Device, mut launch: impl FnMut()) -> Result<Option<Self>> {
         let Some(client) = client(device).filter(|_| !poisons()) else {
             launch();
@@ -40,9 +41,9 @@ impl Recording {
             return Ok(None);
         }
         let window = Window(&client);
-        // Nothing may be allocated while launches are recorded, and how many outputs share their memory depends on how far
-        // the thread of the device lags behind this one. So all outputs of the first call are held until it has caught up:
-        // then there is memory for every output by itself.
+        // Nothing may be allocated during the recording. How many outputs share memory depends on how far the thread
+        // of the device lags behind this one. So all outputs of the first call are held until that thread has caught
+        // up: then there is separate memory for every output.
         let held = held_outputs(&mut launch);
         let caught_up = client.flush();
         drop(held);
@@ -56,17 +57,17 @@ impl Recording {
         Ok(Some(Self { graph, launches: recorded.launches }))
     }
 
-    /// Does the recorded work again, after everything that was launched before, and does not wait for it. The thread has to
-    /// be the one that recorded it.
+    /// Executes the recorded work again, after everything that was launched before, without waiting for it. The
+    /// calling thread must be the one that recorded the work.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] if the device refuses.
     #[allow(unsafe_code, reason = "nobody checks that the recorded buffers still exist, see below")]
     pub fn replay(&self) -> Result<()> {
-        // SAFETY: intermediate results lie on pages that the recording guards, and that serve no other allocation. The
-        // buffers of the cache, the state and the sampler are held by the runner, which alone uses them, from one thread, and
-        // which drops the recording before it replaces any of them. The weights are held by the runner's model. Other runners
-        // and threads may use them at the same time, but nobody writes them.
+        // SAFETY: intermediate results lie on pages that the recording guards, and that serve no other allocation.
+        // The buffers of the cache, the state and the sampler are held by the runner, which alone uses them, from one
+        // thread, and which drops the recording before it replaces any of them. The weights are held by the runner's
+        // model. Other runners and threads may read them at the same time, but nothing writes them.
         let replayed = unsafe { self.graph.replay() };
         replayed.map_err(|e| failed("the device refuses work that was recorded", &e))?;
         count_replay(self.launches);
@@ -74,7 +75,8 @@ impl Recording {
     }
 }
 
-/// A recording under way, which ends even if what is recorded panics: until then the device refuses everything else.
+/// A recording in progress. Dropping it ends the recording, even if the recorded function panics. Until then the
+/// device refuses everything else.
 struct Window<'c>(&'c Client);
 
 impl Window<'_> {
@@ -87,7 +89,7 @@ impl Window<'_> {
 
 impl Drop for Window<'_> {
     fn drop(&mut self) {
-        // It fails where nothing was recorded yet, and ends the preparation all the same.
+        // This call fails if nothing was recorded yet, and ends the preparation all the same.
         self.0.stop_capture().err();
     }
 }

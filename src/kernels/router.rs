@@ -1,13 +1,14 @@
-//! The choice of experts of a mixture-of-experts layer (Shazeer et al. 2017, arXiv 1701.06538; weights as in Qwen3-MoE).
+//! The choice of experts of a mixture-of-experts layer (Shazeer et al. 2017, arXiv 1701.06538; weights as in
+//! Qwen3-MoE).
 //!
-//! Contract: of each row of `logits` `[n, experts]`, `chosen` `[n, k]` gets the indices of the `k` largest logits, the
-//! larger first, of equal ones the lower index first; `gains` `[n, k]` their softmax over all experts, or, with
-//! `normalise`, over the chosen ones. `1 ≤ k ≤ experts ≤` [`MOST_EXPERTS`]. Softmax keeps the order of its arguments, so
-//! that experts are compared by their logits, and the choice does not depend on rounding. NaN has a place in the order
-//! too: every index is in range, whatever the logits are.
+//! Contract: of each row of `logits` `[n, experts]`, `chosen` `[n, k]` gets the indices of the `k` largest logits,
+//! the larger first, of equal ones the lower index first; `gains` `[n, k]` their softmax over all experts, or, with
+//! `normalise`, over the chosen ones. `1 ≤ k ≤ experts ≤` [`MOST_EXPERTS`]. Softmax keeps the order of its arguments,
+//! so that experts are compared by their logits, and the choice does not depend on rounding. NaN has a place in the
+//! order too: every index is in range, whatever the logits are.
 //!
-//! Bound: `chosen` exact; `gains` 4e-6 relative to the row's largest: WGSL allows `exp(x)` an error of 3 + 2|x| units in
-//! the last place, which is at most 3 units of the largest gain, and the sum has a few more.
+//! Bound: `chosen` exact; `gains` 4e-6 relative to the row's largest: WGSL allows `exp(x)` an error of 3 + 2|x| units
+//! in the last place, which is at most 3 units of the largest gain, and the sum has a few more.
 use super::cases::{Bound, Case, Check, device_floats, noise};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -25,9 +26,9 @@ pub const MOST_EXPERTS: usize = 512;
 /// Parameters of [`router`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RouterSpec {
-    /// Rows.
+    /// Number of rows.
     pub n: usize,
-    /// Experts.
+    /// Number of experts.
     pub experts: usize,
     /// Experts that are chosen for each row.
     pub k: usize,
@@ -75,7 +76,7 @@ fn twin(logits: &[f32], spec: &RouterSpec) -> (Vec<u32>, Vec<f32>) {
     let (mut chosen, mut gains) = (Vec::new(), Vec::new());
     for row in logits.chunks_exact(spec.experts) {
         let mut order: Vec<usize> = (0..spec.experts).collect();
-        // Adding zero makes both zeros one. The sort is stable: of equal logits, the lower index stays first.
+        // Adding zero makes both zeros equal. The sort is stable: of equal logits, the lower index stays first.
         order.sort_by(|a, b| (row[*b] + 0.0).total_cmp(&(row[*a] + 0.0)));
         let power = |e: usize| (f64::from(row[e]) - f64::from(row[order[0]])).exp();
         let best = &order[..spec.k];

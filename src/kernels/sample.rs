@@ -9,7 +9,8 @@
 //!   keeps the whole list; the mass of the vocabulary outside the list is then known from `sums`;
 //! - **top-p**: the fewest candidates whose mass reaches this share of the mass that is left, or of the vocabulary's
 //!   mass if top-k kept the whole list;
-//! - **min-p**: no candidate whose weight is below this share of the first one's, and none whose weight is 0 as an f32;
+//! - **min-p**: no candidate whose weight is below this share of the first one's, and none whose weight is 0 as an
+//!   f32;
 //! - of the remaining candidates, the one in whose part of the mass the lot falls.
 //!
 //! The lot is [`lot`]: Philox of the sequence's seed at its step. If the list was too short for the request, the
@@ -43,15 +44,15 @@ pub struct SampleSpec {
     pub k: usize,
     /// Lists of a row.
     pub lists: usize,
-    /// Chunks of a row: as many groups of sums.
+    /// Number of chunks of a row: each has one group of sums.
     pub chunks: usize,
     /// Offset in the state, in words, of the list of the rows' sequences.
     pub row_seq_offset: usize,
-    /// Layers of the state.
+    /// Number of layers in the state.
     pub layers: usize,
-    /// Sequences of the state.
+    /// Number of sequences in the state.
     pub all_seqs: usize,
-    /// Entries of the ring.
+    /// Number of entries of the ring.
     pub ring: usize,
     /// By how much lengths and positions grow: 1 for a decode step, 0 if the host has written them already.
     pub advance: usize,

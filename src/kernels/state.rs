@@ -43,9 +43,9 @@ layout! {
     SEED_LOW = 10 is SEQ_SEED_LOW;
     /// High half of the seed.
     SEED_HIGH = 11 is SEQ_SEED_HIGH;
-    /// f32: what each time that a token was generated takes off its logit.
+    /// f32: the amount that is subtracted from a token's logit for each time that the token was generated.
     FREQUENCY = 12 is SEQ_FREQUENCY;
-    /// f32: what the first time takes off in addition.
+    /// f32: the amount that is subtracted once from the logit of a token that was generated.
     PRESENCE = 13 is SEQ_PRESENCE;
     /// Words of a layer's entry for one sequence.
     ROW = 4 is ROW;
@@ -73,9 +73,9 @@ pub struct SamplerHeader {
     pub min_p: f32,
     /// The factor of the negative logits of tokens seen before. The others are divided by it.
     pub repetition_penalty: f32,
-    /// What each time that a token was generated takes off its logit.
+    /// The amount that is subtracted from a token's logit for each time that the token was generated.
     pub frequency_penalty: f32,
-    /// What the first time takes off in addition.
+    /// The amount that is subtracted once from the logit of a token that was generated.
     pub presence_penalty: f32,
     /// Seed of the draws.
     pub seed: u64,

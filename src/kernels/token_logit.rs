@@ -23,7 +23,7 @@ const THREADS: usize = 64;
 /// Parameters of [`token_logit`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenLogitSpec {
-    /// Rows.
+    /// Number of rows.
     pub n: usize,
     /// Logits of a row.
     pub count: usize,

@@ -1,8 +1,8 @@
 //! The tokens that an answer's format allows: all others cannot be sampled.
 //!
-//! Contract: `out[i, t] = logits[i, t]` where bit `t % 32` of `allowed[i, t / 32]` is set, else `LOWEST` (−1e30), which no
-//! sampler chooses beside a token that is allowed. A logit that is not finite stays as it is, so that the sampler still
-//! reports it. `logits` and `out` `[n, count]`; `allowed` u32 `[n, ⌈count / 32⌉]`.
+//! Contract: `out[i, t] = logits[i, t]` where bit `t % 32` of `allowed[i, t / 32]` is set, else `LOWEST` (−1e30),
+//! which no sampler chooses beside a token that is allowed. A logit that is not finite stays as it is, so that the
+//! sampler still reports it. `logits` and `out` `[n, count]`; `allowed` u32 `[n, ⌈count / 32⌉]`.
 //!
 //! Bound: exact.
 use super::cases::{Bound, Case, Check, device_floats, device_words, noise};
@@ -22,13 +22,13 @@ const THREADS: usize = 256;
 /// Parameters of [`token_mask`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenMaskSpec {
-    /// Rows.
+    /// Number of rows.
     pub n: usize,
     /// Logits of a row.
     pub count: usize,
 }
 
-/// The logits `[n, count]` of tokens whose bit is set in `allowed` `[n, ⌈count / 32⌉]`; the others are as low as can be.
+/// The logits `[n, count]` of tokens whose bit is set in `allowed` `[n, ⌈count / 32⌉]`; the others become −1e30.
 pub fn token_mask(logits: &Tensor<2>, allowed: &Tensor<1, Int>, spec: TokenMaskSpec) -> Tensor<2> {
     let [out] = run(&spec, [read(logits), read(allowed)]);
     Tensor::from_dispatch(out)
@@ -80,8 +80,8 @@ fn twin(logits: &[f32], allowed: &[u32], spec: &TokenMaskSpec) -> Vec<f32> {
     rows.flat_map(masked).collect()
 }
 
-/// One token to more than a workgroup, odd sizes; rows in which everything, nothing, one token or every third is allowed;
-/// values that are not finite, allowed and not.
+/// One token to more than a workgroup, odd sizes; rows in which everything, nothing, one token or every third is
+/// allowed; values that are not finite, allowed and not.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for count in [1, 31, 32, 255, 321, 9001] {

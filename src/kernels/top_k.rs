@@ -27,7 +27,7 @@ use burn::tensor::{DType, Int, Tensor};
 
 /// Values of a row that one list is made of.
 pub const CHUNK: usize = 8192;
-/// The longest list.
+/// The most values of a list, and so the most candidates of a draw.
 pub const MOST: usize = 128;
 /// The most values of all lists of a row together: an index among them has 16 bits.
 const MOST_MERGED: usize = 65_536;
@@ -39,11 +39,11 @@ pub(super) const LOWEST: f32 = -1.0e30;
 pub struct TopKSpec {
     /// Values of a row; of a merge, those of all its lists.
     pub count: usize,
-    /// Rows.
+    /// Number of rows.
     pub n: usize,
     /// Length of a list: 1 or [`MOST`].
     pub k: usize,
-    /// Whether the values are lists.
+    /// Whether the values are lists of a row, which are merged, rather than logits.
     pub merge: bool,
     /// Offset in the state, in words, of the list of the rows' sequences.
     pub row_seq_offset: usize,
@@ -125,7 +125,7 @@ impl Kernel<3, 2> for TopKSpec {
     }
 }
 
-/// Merging. The sums are discarded.
+/// The merge of a row's lists. The sums are discarded.
 impl Kernel<3, 1> for TopKSpec {
     fn launch(&self, inputs: [CubeTensor; 3]) -> [CubeTensor; 1] {
         let [lists, _] = <Self as Kernel<3, 2>>::launch(self, inputs);
@@ -168,7 +168,8 @@ fn twin(values: &[u32], st: &[u32], seen: &[u32], spec: &TopKSpec) -> (Vec<u32>,
             let mass: f64 = items.iter().map(|(v, _)| ((v - highest) as f64 * sharpness).exp()).sum();
             let broken = items.iter().any(|(v, _)| !v.is_finite());
             sums.extend([highest, if k == 1 { 1.0 } else { mass as f32 }, broken as u32 as f32, 0.0]);
-            // Stable: equals stay in the order of their indices. Both zeros are equal.
+            // The sort is stable: equal values stay in the order of their indices. Adding zero makes both zeros
+            // equal.
             items.sort_by(|a, b| (b.0 + 0.0).total_cmp(&(a.0 + 0.0)));
             items.resize(items.len().max(k), (LOWEST, u32::MAX));
             lists.extend(items[..k].iter().map(|(v, _)| v.to_bits()));

@@ -36,14 +36,14 @@ impl Keys<'_> {
         }
     }
 
-    /// The values of [`read_stored`](Self::read_stored).
+    /// Returns the values of [`read_stored`](Self::read_stored).
     pub(super) fn stored(&self, row: usize) -> Vec<f64> {
         let mut values = vec![0.0; self.layer.d];
         self.read_stored(row, &mut values);
         values
     }
 
-    /// The values of [`read`](Self::read).
+    /// Returns the values of [`read`](Self::read).
     pub(super) fn get(&self, row: usize, slot: usize) -> Vec<f64> {
         let mut key = vec![0.0; self.layer.d];
         self.read(row, slot, &mut key);
@@ -51,14 +51,14 @@ impl Keys<'_> {
     }
 }
 
-/// The same values in f64.
+/// Converts f32 values to f64.
 #[inline(always)]
 pub(super) fn widened(values: &[f32]) -> Vec<f64> {
     values.iter().map(|v| f64::from(*v)).collect()
 }
 
-/// The dot product of vectors of one length. Eight sums at a time, because a single one would wait for each addition to
-/// end before it begins the next.
+/// The dot product of vectors of equal length. It keeps eight sums, because with a single one each addition would
+/// wait for the one before.
 #[inline(always)]
 pub(super) fn dot(a: &[f64], b: &[f64]) -> f64 {
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b[..a.len()].as_chunks::<8>());

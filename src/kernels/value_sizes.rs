@@ -1,11 +1,4 @@
-//! How large each cached value is. The values stay on the device.
-//!
-//! Contract: with `V[j]` the value in slot `j` of KV head `g` of sequence `seq`, `out[0, g, j] = max_c V[j, c] − min_c
-//! V[j, c]`, the range, and `out[1, g, j] = √Σ_c V[j, c]²`, the length, for `j < slots`. Source: VaSE (arXiv 2606.03928)
-//! keeps the values with the largest ranges; Expected Attention (arXiv 2510.00636) weighs attention by the length.
-//!
-//! Bound: 2e-6 · (1 + |value|): a range is one rounding, a length adds D squares in f32 and takes a root, of which WGSL
-//! permits a few units in the last place.
+//! The range and the length of each cached value vector. The values stay on the device.
 use super::cases::{Bound, Case, Check, StateBuilder, cache_words, device_words};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
@@ -116,7 +109,7 @@ pub(super) fn cases() -> Vec<Case> {
 mod tests {
     use super::*;
 
-    /// The values, not the keys before them, by hand.
+    /// The kernel measures the values, not the keys that lie before them; computed by hand.
     #[test]
     fn a_range_goes_from_the_smallest_component_to_the_largest() {
         let rows: [[f32; 8]; 4] = [

@@ -19,7 +19,7 @@ const INCLUDED: [(&str, &str); 4] = [
     ("// include dots.wgsl", include_str!("../../shaders/dots.wgsl")),
 ];
 
-/// The texts that stand in front of those of the kernels.
+/// The texts that are put in front of the kernels' own texts.
 pub(super) fn shared_texts() -> impl Iterator<Item = &'static str> {
     std::iter::once(COMMON).chain(INCLUDED.map(|(_, text)| text))
 }
@@ -67,8 +67,8 @@ impl Variant {
         Self { kernel, text, constants: constants.into_iter().collect(), uniform: U::MEMBERS }
     }
 
-    /// The final text: the constants, `common.wgsl`, the texts that the kernel includes, then the kernel; without what
-    /// the text marks as only for quantized weights, or only for plain ones.
+    /// The final text: the constants, `common.wgsl`, the texts that the kernel includes, then the kernel; without
+    /// what the text marks as only for quantized weights, or only for plain ones.
     pub fn source(&self) -> String {
         let constants = self.constants.iter().map(|(name, value)| match (*name, *value) {
             ("UNIT", 1) => "alias Unit = u32;\n".into(),
@@ -103,8 +103,8 @@ impl Variant {
     }
 }
 
-/// `text` without the lines from each `// only WHAT weights` to the next `// end`. A compiler would leave them out, too,
-/// but only after it has unrolled and inlined them.
+/// `text` without the lines from each `// only WHAT weights` to the next `// end`. A compiler would leave them out,
+/// too, but only after it has unrolled and inlined them.
 fn without(text: &str, what: &str) -> String {
     let begin = format!("// only {what} weights");
     let mut inside = false;
@@ -128,7 +128,7 @@ fn programs() -> &'static Programs {
     PROGRAMS.get_or_init(Default::default)
 }
 
-/// Every variant that this process has launched on a GPU: what a conformance run translates for the other graphics
+/// Every variant that this process has launched on a GPU. A conformance run translates these for the other graphics
 /// APIs.
 pub fn launched_variants() -> Vec<Variant> {
     let programs = programs().read().expect("no panic while held");
@@ -200,7 +200,7 @@ pub mod hooks {
     /// One kind of launch.
     #[derive(Debug, Clone, PartialEq)]
     pub struct Launch {
-        /// The specialisation.
+        /// The specialisation that was launched.
         pub variant: Variant,
         /// Storage buffers that were passed, in the order of their bindings.
         pub buffers: usize,
@@ -213,10 +213,10 @@ pub mod hooks {
         ON.get()
     }
 
-    /// Runs `f`. Meanwhile every launch by this thread of the shader `replace.0` uses `replace.1` as the text of its file.
-    /// Also returns this thread's launches, each kind once.
+    /// Runs `f`. During this call, every launch by this thread of the shader `replace.0` uses `replace.1` as the text
+    /// of its file. Also returns this thread's launches, each kind once.
     pub fn with<T>(replace: Option<(&'static str, String)>, f: impl FnOnce() -> T) -> (T, Vec<Launch>) {
-        /// Ends the hooks also when `f` panics: the next test of the thread must not find them.
+        /// Removes the hooks even if `f` panics, so that the next test of the thread does not use them.
         struct Ends;
         impl Drop for Ends {
             fn drop(&mut self) {
