@@ -117,7 +117,8 @@ pub use text::Message;
 pub use trace::Trace;
 pub use weights::ModelSource;
 
-/// The engine's insides, for tests, benchmarks and those who extend it. They change without notice between versions.
+/// The engine's internals, for tests, benchmarks and code that extends the engine. They change without notice between
+/// versions.
 pub mod expert {
     /// Measures prefill, decoding and the copy bandwidth of a device.
     pub mod bench {
@@ -135,21 +136,21 @@ pub mod expert {
     pub mod dtype {
         pub use crate::dtype::*;
     }
-    /// Writes files whole or not at all.
+    /// Writes files atomically.
     #[cfg(all(feature = "cli", not(target_family = "wasm")))]
     pub mod file {
         pub use crate::file::*;
     }
-    /// The operations in WGSL, their twins on the CPU, their cases and bounds.
+    /// The operations in WGSL, with their CPU twins, conformance cases and bounds.
     pub mod kernels {
         pub use crate::kernels::*;
     }
-    /// What the answers of a hub say.
+    /// Interprets the answers of a hub.
     #[cfg(all(feature = "cli", not(target_family = "wasm")))]
     pub mod answers {
         pub use crate::hub::answers::*;
     }
-    /// What the bodies of requests to the server say.
+    /// Reads the bodies of requests to the server.
     #[cfg(all(feature = "serve", not(target_family = "wasm")))]
     pub mod bodies {
         pub use crate::serve::body::read_all;
@@ -158,7 +159,7 @@ pub mod expert {
     pub mod model {
         pub use crate::model::*;
     }
-    /// What a probe is, and when it is due.
+    /// The text of a probe, and when one is due.
     pub mod probe {
         pub use crate::probe::*;
     }

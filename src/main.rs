@@ -8,9 +8,9 @@ fn main() -> ExitCode {
     cli::main()
 }
 
-/// Switches off Mesa's device-select layer where there is no desktop to ask. The layer connects to the Wayland
-/// compositor whenever Vulkan lists adapters, and without XDG_RUNTIME_DIR libwayland prints an error for each attempt.
-/// The layer only changes the order of the adapters, which secateur ranks by itself.
+/// Switches off Mesa's device-select layer on machines without a desktop. The layer connects to the Wayland
+/// compositor whenever Vulkan lists adapters, and without XDG_RUNTIME_DIR libwayland prints an error for each
+/// attempt. The layer only changes the order of the adapters, which secateur ranks by itself.
 #[allow(unsafe_code, reason = "a variable of the environment is set before the first thread starts")]
 fn silence_device_select() {
     if cfg!(target_os = "linux") && std::env::var_os("XDG_RUNTIME_DIR").is_none() {

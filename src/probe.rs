@@ -86,7 +86,7 @@ impl PromptThinking {
     }
 }
 
-/// What the clock must know about a generated token.
+/// The facts about a generated token that the clock needs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Generated {
     /// The token is `<think>`.
@@ -153,7 +153,7 @@ impl ProbeClock {
     /// enqueue that many decode steps before it must have read them all.
     pub fn steps_until_possible_probe(&self) -> usize {
         let thinking = self.every.saturating_sub(self.since).max(1);
-        // Outside the thinking, `<think>` must come first.
+        // Outside the thinking, a `<think>` must come before further thinking tokens.
         if self.inside { thinking } else { thinking.saturating_add(1) }
     }
 
@@ -213,7 +213,7 @@ mod tests {
         let opened = [TOKEN, TOKEN, OPEN, TOKEN, TOKEN, OPEN, TOKEN, CLOSE, TOKEN, OPEN, TOKEN, TOKEN];
         assert_eq!(due(&mut clock(2, PromptThinking::NotOpened), &opened), [5, 11]);
         assert_eq!(due(&mut clock(1, PromptThinking::Closed), &[TOKEN; 3]), [0; 0]);
-        // `</think>` at the very point at which a probe is due: no probe.
+        // No probe is due if `</think>` comes at the very point at which one would be.
         assert_eq!(due(&mut clock(2, PromptThinking::Open), &[TOKEN, CLOSE, TOKEN]), [0; 0]);
     }
 
@@ -221,7 +221,8 @@ mod tests {
     fn a_second_thought_continues_the_interval_of_the_first() {
         let script = [TOKEN, TOKEN, CLOSE, TOKEN, TOKEN, TOKEN, OPEN, TOKEN, TOKEN, TOKEN, CLOSE, OPEN, TOKEN];
         let mut c = clock(3, PromptThinking::Open);
-        // The third thinking token is the first of the second thought; the sixth, the only one of the third.
+        // The third thinking token is the first of the second thought. The sixth is the only one of the third
+        // thought.
         assert_eq!(due(&mut c, &script), [8, 13]);
         assert_eq!(c.thinking_tokens(), 6);
         assert!(c.inside_thinking());

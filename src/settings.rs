@@ -31,8 +31,8 @@ pub enum AttentionDetail {
     Heads,
 }
 
-/// How to generate and prune. In JSON the fields have their names. A field that an older trace lacks has the value
-/// that was fixed when that trace was written.
+/// How to generate and prune. In JSON, each field has its name. A field that an older trace lacks has the value that
+/// was fixed when that trace was written.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
     /// Which tokens are evicted.
@@ -43,7 +43,7 @@ pub struct Settings {
     pub window: usize,
     /// Thinking tokens from one probe to the next.
     pub probe_every: usize,
-    /// What is appended at a probe; it ends in `</think>`, or in the model's own closing tag.
+    /// The text that a probe appends. It ends in `</think>`, or in the model's own closing tag.
     #[serde(default = "default_probe_text")]
     pub probe_text: String,
     /// How the next token is chosen.
@@ -69,23 +69,23 @@ pub struct Settings {
     /// The most tokens to generate; 0 in a trace that was written before traces recorded this limit.
     #[serde(default)]
     pub max_new_tokens: usize,
-    /// Whether generation goes on past the model's end-of-sequence tokens, for measurements.
+    /// Whether generation continues after the model's end-of-sequence tokens, for measurements.
     #[serde(default)]
     pub ignore_eos: bool,
     /// How much of each probe's attention the trace records. What is generated does not depend on it.
     #[serde(default)]
     pub attention: AttentionDetail,
-    /// Texts that end the answer, and are no part of it. They have no effect on the thinking.
+    /// Texts that end the answer and are not part of it. They have no effect on the thinking.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stop: Vec<String>,
-    /// Ids of tokens that end the answer, and are no part of it. They have no effect on the thinking.
+    /// Ids of tokens that end the answer and are not part of it. They have no effect on the thinking.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stop_ids: Vec<u32>,
-    /// Whether the text or the token that ended the answer is part of it after all.
+    /// Whether the text or the token that ended the answer is part of it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub include_stop: bool,
-    /// Thinking tokens after which the engine ends the thinking, by writing `</think>` in place of the next token. A
-    /// thought that the model begins later is ended after [`LAG`](crate::engine::LAG) tokens.
+    /// Number of thinking tokens after which the engine ends the thinking by writing `</think>` instead of the next
+    /// token. A thought that the model begins later is ended after [`LAG`](crate::engine::LAG) tokens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_thinking_tokens: Option<usize>,
     /// The most tokens outside the thinking.
@@ -94,11 +94,11 @@ pub struct Settings {
     /// What the answer must look like. The thinking before it is free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer_format: Option<AnswerFormat>,
-    /// Reports the probability of each generated token, and those of so many of the most likely ones, at most
+    /// Reports the probability of each generated token, and those of this number of the most likely tokens, at most
     /// [`MOST_LOGPROBS`](crate::engine::MOST_LOGPROBS). They are not part of the trace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<usize>,
-    /// The same for the tokens of the prompt.
+    /// As `logprobs`, for the tokens of the prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<usize>,
 }
@@ -113,7 +113,7 @@ fn keywords() -> Boundaries {
 }
 
 impl Default for Settings {
-    /// The settings when neither the request nor the model says anything: greedy, seed 0.
+    /// The settings if neither the request nor the model sets any: greedy, seed 0.
     fn default() -> Self {
         Self {
             policy: PolicyRef::default(),

@@ -97,7 +97,7 @@ pub const LONG_STEP: usize = 512;
 /// the kind that the keywords expect.
 pub const SILENCE: usize = 2048;
 
-/// What begins a step.
+/// The kind of boundary at which a step begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begin {
     /// The beginning of a thought that does not begin with a keyword.
@@ -117,7 +117,7 @@ pub struct Step {
     pub start: usize,
     /// One past the last byte.
     pub end: usize,
-    /// Why it begins where it does.
+    /// Why the step begins where it does.
     pub begin: Begin,
 }
 
@@ -186,7 +186,7 @@ impl BoundaryCounts {
 pub enum Tail {
     /// More text may come: a keyword at the very end is undecided and does not yet begin a step.
     Open,
-    /// Nothing, or `</think>`: the end is a word boundary.
+    /// No text follows, or `</think>` does: the end is a word boundary.
     Closed,
 }
 
@@ -259,7 +259,7 @@ impl Segmenter {
         Self { text: Vec::new(), ends: Vec::new(), scan: Scan::new(rule) }
     }
 
-    /// The rule by which it cuts.
+    /// The rule by which steps are cut.
     pub fn boundaries(&self) -> Boundaries {
         self.scan.rule
     }
@@ -362,7 +362,7 @@ impl Scan {
         found.or((at == 0).then_some(Begin::Text))
     }
 
-    /// What begins a step of [`Boundaries::Auto`] where no keyword does.
+    /// The kind of boundary at which [`Boundaries::Auto`] begins a step without a keyword; `None` if no step begins.
     fn fallback_boundary(&self, bytes: &[u8], at: usize) -> Option<Begin> {
         let without_keyword = match self.latest_keyword {
             Some(keyword) => at - keyword > SILENCE,
@@ -568,7 +568,7 @@ mod tests {
         assert_eq!(parts("x = 1. So"), ["x = 1. So"]);
         assert_eq!(parts("x = 1. So "), ["x = 1. ", "So "]);
         assert_eq!(segment("x = 1. So", Tail::Closed).len(), 2);
-        // The two bytes of é arrive one by one.
+        // The two bytes of é arrive separately.
         let mut s = Segmenter::new();
         s.push("x. So");
         s.push([0xC3]);
@@ -577,7 +577,7 @@ mod tests {
         s.push([0xA9]);
         assert!(!s.ends_inside_char());
         assert_eq!(s.steps(Tail::Open).len(), 1);
-        // Of a longer keyword only the shorter is certain.
+        // Of a longer keyword, only the shorter one at its beginning is certain.
         assert_eq!(segment("a. Let me double-check", Tail::Open)[1].keyword(), Some("Let me"));
     }
 
@@ -632,7 +632,7 @@ mod tests {
     fn paragraphs_begin_after_blank_lines() {
         let parts = ["\n\nOne.\nStill one.\n\n", "Two\r\n\r\n", "Three\n \t\n\n  ", "四。五。\n\n"];
         assert_eq!(cut(Boundaries::Paragraphs, &parts.concat()), parts);
-        // White space at the end belongs to the paragraph before it: what follows may be more white space.
+        // White space at the end belongs to the paragraph before it, because more white space may follow.
         assert_eq!(segment_by(Boundaries::Paragraphs, "a\n\n", Tail::Open).len(), 1);
     }
 
@@ -721,7 +721,7 @@ mod tests {
             assert_eq!(s.steps(Tail::Open).len(), if rule == Boundaries::Sentences { 2 } else { 1 });
             s.end_thought();
             s.end_thought();
-            // The end of a thought ends a word; a thought without text is no step.
+            // The end of a thought ends a word. A thought without text is no step.
             let first =
                 if matches!(rule, Boundaries::Keywords | Boundaries::Auto | Boundaries::Sentences) { 2 } else { 1 };
             assert_eq!(s.steps(Tail::Open).len(), first, "{rule}");
@@ -734,7 +734,7 @@ mod tests {
             assert_eq!(steps[first].keyword(), named.then_some("Now"));
             assert_eq!(s.assign(&steps)[1..], [first, first]);
         }
-        // `auto` waits for keywords anew.
+        // In a new thought, `auto` expects keywords again.
         let mut s = Segmenter::with_boundaries(Boundaries::Auto);
         let chinese = "我们先考虑这个问题的条件。".repeat(40);
         s.push("Okay.");
@@ -759,7 +759,7 @@ mod tests {
 
     #[test]
     fn runs_of_marks_and_spaces_take_linear_time() {
-        // A walk back for each byte of such a run would be 10^10 steps.
+        // If each byte of such a run were scanned backwards, this would take 10^10 steps.
         for run in [")", " ", "\n", ".", "。", "1", "*", "… ", ". ) "] {
             let mut segmenter = Segmenter::with_boundaries(Boundaries::Sentences);
             segmenter.push(run.repeat(100_000));

@@ -106,18 +106,18 @@ impl KeepSets for KeepFirst<'_> {
 /// How a sequence's region changes when the buffers are rebuilt.
 #[derive(Clone, Copy)]
 pub struct RegionUpdate<'a> {
-    /// The sequence.
+    /// Number of the sequence whose region changes.
     pub seq: usize,
-    /// The slots that stay.
+    /// The slots that stay, for each layer and KV head.
     pub keep: &'a dyn KeepSets,
-    /// Free slots behind them.
+    /// Number of free slots behind the kept ones.
     pub room: usize,
-    /// The sequence whose slots they are: usually the same.
+    /// The sequence whose slots are kept: `seq` itself, except where the beginning of another sequence is copied.
     from: usize,
 }
 
 impl<'a> RegionUpdate<'a> {
-    /// `seq` keeps the slots `keep` of its own, and gets `room` free ones behind them.
+    /// The sequence `seq` keeps its own slots that `keep` names, and gets `room` free slots behind them.
     pub fn new(seq: usize, keep: &'a dyn KeepSets, room: usize) -> Self {
         Self { seq, keep, room, from: seq }
     }
@@ -220,7 +220,7 @@ impl KvCache {
         Ok(())
     }
 
-    /// Stops tracking. What is cached stays, but has no past attention any more.
+    /// Stops tracking. Cached keys and values stay, but what was tracked of them is dropped.
     pub(crate) fn stop_tracking(&mut self) {
         if self.tracking != Tracking::default() {
             self.tracking = Tracking::default();
@@ -244,7 +244,8 @@ impl KvCache {
         self.layers[layer].kv.update(|kv| write(kv, state))
     }
 
-    /// Whether every layer of `seqs` has room for `extra` more slots, so that [`reserve`](Self::reserve) changes nothing.
+    /// Whether every layer of `seqs` has room for `extra` more slots, so that [`reserve`](Self::reserve) changes
+    /// nothing.
     pub(crate) fn has_room(&self, seqs: &[usize], extra: usize) -> bool {
         let fits = |l: &Layer| seqs.iter().all(|seq| l.regions[*seq].len + extra <= l.regions[*seq].cap);
         self.layers.iter().all(fits)
@@ -297,9 +298,9 @@ impl KvCache {
         Ok(())
     }
 
-    /// Replaces what `seq` has by the first `tokens` slots of `from`, which may be `seq` itself, with room for `room` more.
-    /// Both sequences begin with the same tokens, none of which was evicted: so these slots hold them, and the position of
-    /// each is its slot.
+    /// Replaces what `seq` has by the first `tokens` slots of `from`, which may be `seq` itself, with room for `room`
+    /// more. Both sequences begin with the same tokens, none of which was evicted. So these slots hold those tokens,
+    /// and the position of each token is its slot.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] when a layer's buffer would exceed what the device can bind. Then nothing is changed.
@@ -355,7 +356,8 @@ impl KvCache {
         let (mut moves, mut kept_slots, mut regions, mut base) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for (seq, region) in self.layers[layer].regions.iter().enumerate() {
             let first = kept_slots.len();
-            // `stride` is the distance between the kept slots of two heads in the list: 0 where they share them.
+            // `stride` is the distance between the kept slots of two heads in the list. It is 0 if the heads share
+            // their slots.
             let (source, len, cap, stride) = match updates.iter().find(|u| u.seq == seq) {
                 Some(RegionUpdate { keep, room, from, .. }) => {
                     let sets: Vec<&[Slot]> = (0..shape.kv_heads).map(|head| keep.slots(layer, head)).collect();
@@ -472,14 +474,14 @@ impl KvCache {
         self.state.write_sampler(seq, settings);
     }
 
-    /// Runs the `sample` kernel with the only handle to the state. The mirror does not follow before
+    /// Runs the `sample` kernel with the only handle to the state. The mirror is updated only by
     /// [`sampled`](Self::sampled).
     pub(crate) fn write_sampled(&mut self, sample: impl FnOnce(Tensor<1, Int>) -> Tensor<1, Int>) {
         self.state.tensor_mut().update(|state| ((), sample(state)));
     }
 
-    /// Repeats in the mirror what the `sample` kernel does: each of `seqs` has a token more, and its lengths and its
-    /// position have grown by `advance`.
+    /// Updates the mirror as the `sample` kernel updates the state: each of `seqs` has one more token, and its
+    /// lengths and its position have grown by `advance`.
     pub(crate) fn sampled(&mut self, seqs: &[usize], advance: usize) {
         self.state.mirror_sample(seqs, advance);
         for layer in &mut self.layers {

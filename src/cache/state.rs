@@ -37,13 +37,13 @@ impl SeqMirror {
     pub(super) const EMPTY: Self = Self { position: Position(0), step: 0, position_at_last_gather: Position(0) };
 }
 
-/// The state tensor, and what the host knows of its contents.
+/// The state tensor, and the host's mirror of its contents.
 pub(super) struct DeviceState {
     layers: usize,
     tensor: InPlace<Tensor<1, Int>>,
-    /// One for each sequence.
+    /// One mirror for each sequence, by its number.
     pub mirrors: Vec<SeqMirror>,
-    /// The row map as it is on the device.
+    /// The row map that was written to the device last.
     selected: Vec<usize>,
 }
 
@@ -73,22 +73,23 @@ impl DeviceState {
         self.mirrors.len()
     }
 
-    /// Offset of `layer`'s table.
+    /// Offset of `layer`'s table in the state, in words.
     pub fn table_offset(&self, layer: usize) -> usize {
         self.seqs() * state::SEQ + layer * self.seqs() * state::ROW
     }
 
-    /// Offset of the ring of `seq`.
+    /// Offset of the ring of `seq` in the state, in words.
     fn ring_offset(&self, seq: usize) -> usize {
         self.table_offset(self.layers) + seq * RING
     }
 
-    /// Offset of the row map.
+    /// Offset of the row map in the state, in words.
     pub fn row_map_offset(&self) -> usize {
         self.ring_offset(self.seqs())
     }
 
-    /// Makes `seqs` the sequences of the next step's rows, in this order. Returns the offset of the row map.
+    /// Makes `seqs` the sequences of the next step's rows, in this order. Returns the offset of the row map, in
+    /// words.
     pub fn select(&mut self, seqs: &[usize]) -> usize {
         let offset = self.row_map_offset();
         if !self.selected.starts_with(seqs) {
@@ -125,8 +126,8 @@ impl DeviceState {
         self.tensor.update(|tensor| ((), memory::write_u32(tensor, offset, words)));
     }
 
-    /// Repeats in the mirror what the `sample` kernel did: each of `seqs` has sampled one more token and moved by
-    /// `advance` positions.
+    /// Updates the mirror as the `sample` kernel updates the state: each of `seqs` has sampled one more token and
+    /// moved by `advance` positions.
     pub fn mirror_sample(&mut self, seqs: &[usize], advance: usize) {
         for &seq in seqs {
             self.mirrors[seq].position.0 += advance as u32;

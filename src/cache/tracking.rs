@@ -1,5 +1,5 @@
-//! What is tracked besides keys and values, for policies that need past attention: running sums of attention, records of
-//! when a slot mattered, and the latest queries.
+//! What is tracked besides keys and values, for policies that need past attention: running sums of attention, records
+//! of when a slot mattered, and the latest queries.
 use burn::tensor::{Device, Int, Tensor};
 
 use super::{CacheShape, KvCache, Region};
@@ -27,13 +27,13 @@ pub struct Tracking {
 
 impl CacheShape {
     /// The most bytes that are tracked for a slot of a layer: a sum and a record for each KV head. While any sequence
-    /// needs them, they are kept of all.
+    /// needs them, they are kept for all sequences.
     pub(crate) fn tracked_bytes(&self) -> usize {
         4 * (1 + RECORD) * self.kv_heads
     }
 }
 
-/// What is tracked in one layer.
+/// The tracked data of one layer.
 #[derive(Default)]
 pub(super) struct Tracked {
     /// f32 bits in u32 words: for each sequence `kv_heads · capacity` of them, from half its region's `base` on.
@@ -45,8 +45,8 @@ pub(super) struct Tracked {
 }
 
 impl Tracked {
-    /// Moves the sums and the records along with the slots. `moves` and `spec` are those of the layer's keys and values,
-    /// `out_slots` the slots of all KV heads that there will be.
+    /// Moves the sums and the records along with the slots. `moves` and `spec` are those of the layer's keys and
+    /// values. `out_slots` is the number of slots in the new buffer, for all KV heads together.
     pub(super) fn gather(
         &mut self,
         device: &Device,
@@ -61,8 +61,8 @@ impl Tracked {
         if tracked.peek().is_none() {
             return;
         }
-        // A slot has one row here for each KV head, where the cache has two: the bases (entries 0 and 2 of a move) are
-        // therefore halved.
+        // A slot has one row here for each KV head, where the cache has two: the bases (entries 0 and 2 of a move)
+        // are therefore halved.
         let halved = |(i, v): (usize, &u32)| if matches!(i % MOVE, 0 | 2) { v / 2 } else { *v };
         let moves = kernels::u32_tensor(moves.iter().enumerate().map(halved).collect(), device);
         for (buffer, row_words) in tracked {
@@ -98,7 +98,7 @@ impl KvCache {
         self.tracking.recurrence |= tracking.recurrence;
     }
 
-    /// What is tracked now.
+    /// The current setting of what is tracked.
     pub fn tracking(&self) -> Tracking {
         self.tracking
     }
@@ -117,7 +117,7 @@ impl KvCache {
         sums.update(|sums| ((), kernels::attention_sums(q, lse, &layer.kv, state, rope, sums, spec)));
     }
 
-    /// Takes a chunk's queries into the records of its slots, if they are tracked.
+    /// Updates the records of the slots with a chunk's queries, if the records are tracked.
     pub(crate) fn add_recurrence(
         &mut self,
         layer: usize,
@@ -173,8 +173,8 @@ impl KvCache {
         self.tracked(layer, seq, self.layers[layer].tracked.sums.as_ref(), 1)
     }
 
-    /// The records of `seq` in `layer`: `[kv_heads, capacity, 2]`, the position of the latest query to which a slot mattered
-    /// and its longest interval. Only the first `len` of each row are meaningful.
+    /// The records of `seq` in `layer`: `[kv_heads, capacity, 2]`, the position of the latest query to which a slot
+    /// mattered and its longest interval. Only the first `len` of each row are meaningful.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] when they are not tracked.

@@ -26,7 +26,7 @@ pub struct Conditions {
     pub model: String,
     /// [`Weights::fingerprint`](crate::weights::Weights::fingerprint) of it.
     pub weights: String,
-    /// The device, as people read it.
+    /// The device as one line of text: name, backend, kind and driver.
     pub device: String,
     /// Element type of the KV cache.
     pub kv: String,
@@ -78,17 +78,18 @@ pub struct Row {
 /// The choice of layers and the results that it rests on: the contents of the file beside the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Choice {
-    /// [`VERSION`].
+    /// The version of the file's format: [`VERSION`].
     pub version: u32,
-    /// The layers to use.
+    /// The layers to use, as on the command line (`all`, `0-3,7`).
     pub layers: String,
-    /// Whether they answer more questions than all layers do, by more than the best of so many sets would by chance:
-    /// whether [`corrected_p`](Self::corrected_p) is below
+    /// Whether these layers answer more questions right than all layers do, and the difference is not explained by
+    /// the number of sets that were tried: whether [`corrected_p`](Self::corrected_p) is below
     /// [`LEVEL`](crate::eval::calibrate::LEVEL).
     pub distinguishable: bool,
     /// The conditions of the calibration.
     pub settings: Conditions,
-    /// Questions in which the run with all layers evicted something. The others say nothing about layers.
+    /// Number of questions in which the run with all layers evicted something. The other questions say nothing about
+    /// layers.
     pub pruned: usize,
     /// The result without eviction.
     pub full: Row,

@@ -1,5 +1,5 @@
-//! The most memory that a request can need: what its admission reserves, so that no request that runs ever fails for
-//! want of memory because of its neighbours.
+//! The most memory that a request can need. Its admission reserves this much, so that no running request fails
+//! because other requests have taken the memory.
 use super::record::LAG;
 use crate::cache::{CacheShape, OBSERVED};
 use crate::policy::{self, Budget};
@@ -16,7 +16,7 @@ pub struct Bound {
     pub bytes: u64,
 }
 
-/// What the slots of a request depend on.
+/// The numbers that the slots of a request depend on.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Slots<'a> {
     /// Tokens of the prompt.
@@ -42,7 +42,7 @@ impl Slots<'_> {
             Budget::Ratio(ratio) => (ratio * generated as f64).ceil() as usize,
             Budget::ScoreSum(_) | Budget::Share(_) => generated,
         };
-        // These stay whatever the budget says.
+        // The budget does not apply to these tokens: they always stay.
         let window = self.settings.window.max(self.settings.policy.needs().queries());
         asked.max(window.saturating_add(policy::CURRENT_STEP_KEPT))
     }
@@ -64,7 +64,8 @@ impl Slots<'_> {
 
     /// The most tokens outside the thinking, which are never evicted.
     fn answer(&self) -> usize {
-        // The tags of the first thought are not counted by the limit, and neither is the one that ends a later thought.
+        // The tags of the first thought are not counted by the limit, and neither is the one that ends a later
+        // thought.
         let most = self.settings.max_answer_tokens.map_or(usize::MAX, |most| most.saturating_add(3));
         most.min(self.generated())
     }

@@ -1,9 +1,9 @@
 //! Keeps an answer to its [`AnswerFormat`]: which tokens may come next, by the crate `llguidance`.
 //!
 //! The crate walks a trie of the vocabulary's bytes beside a parser of the grammar. Formats come from strangers:
-//! [`AnswerFormat::check`] limits their parts, and the crate the work of each step. A grammar that was made for one request
-//! is kept for the next ones, so that what was made where a request is resolved is not made again where it runs. Without the
-//! feature `grammar`, as in the browser's build, a request with a format is refused.
+//! [`AnswerFormat::check`] limits their parts, and the crate limits the work of each step. Grammars are kept, so that
+//! the grammar that is made when a request is resolved is not made again when the request runs. Without the feature
+//! `grammar`, as in the browser's build, a request with a format is refused.
 use crate::Result;
 use crate::answer_format::AnswerFormat;
 use crate::text::{CallFormat, Tokenizer};
@@ -30,8 +30,8 @@ impl Grammars {
     /// The beginning of an answer in this format.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`](crate::ErrorKind::Input) for a format that is malformed, that nothing can match, or that uses
-    /// what is not supported.
+    /// [`ErrorKind::Input`](crate::ErrorKind::Input) for a format that is malformed, that nothing can match, or that
+    /// uses what is not supported.
     pub fn begin(&self, format: &AnswerFormat) -> Result<Grammar> {
         format.check()?;
         Ok(Grammar { state: self.0.begin(format)?, begun: false })
@@ -39,7 +39,7 @@ impl Grammars {
 }
 
 impl Grammar {
-    /// Whether a token of the answer has come.
+    /// Whether the answer has at least one token.
     pub fn begun(&self) -> bool {
         self.begun
     }
@@ -53,7 +53,7 @@ impl Grammar {
         self.state.allowed()
     }
 
-    /// Takes in a token of the answer. Returns whether the answer is complete, so that nothing can follow.
+    /// Appends a token to the answer. Returns whether the answer is complete, so that nothing can follow.
     ///
     /// # Errors
     /// [`ErrorKind::Internal`](crate::ErrorKind::Internal) for a token that was not allowed.
@@ -62,7 +62,7 @@ impl Grammar {
         self.state.push(id)
     }
 
-    /// Whether what has come is an answer in the format, although more might follow.
+    /// Whether the text so far is an answer in the format, although more might follow.
     pub fn may_end(&mut self) -> bool {
         self.state.may_end()
     }
@@ -84,16 +84,16 @@ mod imp {
     use super::{AnswerFormat, CallFormat, Result, Tokenizer};
     use crate::{Error, ErrorKind};
 
-    /// White space between the parts of JSON: none, one blank, or a new line with an indentation. Without a limit, a model
-    /// that does not know how to go on writes blanks until its budget is spent.
+    /// White space between the parts of JSON: none, one blank, or a new line with an indentation. Without a limit, a
+    /// model that does not know how to continue writes white space until its token limit is reached.
     const BLANK: &str = r" |\n {0,32}|\n\t{0,8}";
-    /// The key in a schema by which the crate is told how to read it.
+    /// The key in a schema that holds the crate's options for reading it.
     const OPTIONS: &str = "x-guidance";
-    /// Grammars that are kept, those that were used last.
+    /// The number of grammars that are kept: those that were used last.
     const KEPT: usize = 16;
-    /// Bytes of the longest token that the trie takes. A longer one is never allowed.
+    /// The length in bytes of the longest token in the trie. A longer token is never allowed.
     const LONGEST_TOKEN: usize = 255;
-    /// States of the automaton of one grammar, of one or two kilobytes each.
+    /// The most states of the automaton of one grammar. Each takes one or two kilobytes.
     const MOST_STATES: usize = 20_000;
 
     pub(super) struct Grammars {
@@ -101,7 +101,7 @@ mod imp {
         words: usize,
         tokenizer: Tokenizer,
         calls: Option<CallFormat>,
-        /// The beginnings of answers in the formats that were asked for last, the latest at the end.
+        /// The matchers at the beginning of an answer, for the formats that were used last. The latest is at the end.
         kept: Mutex<VecDeque<(AnswerFormat, Matcher)>>,
     }
 
@@ -118,7 +118,7 @@ mod imp {
             };
             let bytes: Vec<Vec<u8>> = (0..vocab as u32)
                 .map(|id| match tokenizer.is_control(id) || eos.contains(&id) {
-                    // With this byte before it no text matches the token.
+                    // No text matches a token that starts with this byte.
                     true => {
                         let spelling = tokenizer.spelling(id).unwrap_or_default();
                         [&[TokTrie::SPECIAL_TOKEN_MARKER], spelling.as_bytes()].concat()
@@ -151,7 +151,7 @@ mod imp {
                 let at = kept.iter().position(|(known, _)| known == format);
                 at.and_then(|at| kept.remove(at))
             };
-            // Others need not wait while this one is made.
+            // The lock is not held here, so that other requests need not wait until this grammar is made.
             let matcher = match known {
                 Some((_, matcher)) => matcher,
                 None => self.made(format)?,
@@ -179,7 +179,7 @@ mod imp {
                 AnswerFormat::Regex { pattern } => TopLevelGrammar::from_regex(pattern),
                 AnswerFormat::Choice { choices } => {
                     let quoted: Vec<String> = choices.iter().map(|choice| quoted(choice)).collect();
-                    // In capitals, it is one regular expression, and not a rule with as many branches.
+                    // A name in capitals is one regular expression, not a rule with one branch for each text.
                     TopLevelGrammar::from_lark(format!("start: CHOICE\nCHOICE: {}", quoted.join(" | ")))
                 }
                 AnswerFormat::ToolCalls { tools, several } => {
@@ -190,7 +190,7 @@ mod imp {
             if let Some(error) = matcher.get_error() {
                 return Err(refused(&error));
             }
-            // A grammar that nothing can match shows here.
+            // For a grammar that nothing can match, this call fails or allows no token.
             let begins = matcher.compute_mask().map_err(|e| refused(&e))?;
             if begins.is_zero() {
                 return Err(refused(&"no text matches it"));
@@ -212,7 +212,7 @@ mod imp {
                     schema @ Value::Object(_) => schema.clone(),
                     _ => json!({}),
                 };
-                // Arguments are an object, also where their schema does not say so.
+                // The arguments are an object even if their schema does not say so.
                 if schema.get("type").is_none() {
                     schema["type"] = "object".into();
                 }
@@ -273,7 +273,7 @@ mod imp {
             self.matcher.is_accepting().unwrap_or(false)
         }
 
-        /// Why an answer cannot go on.
+        /// The error for an answer that cannot be continued.
         fn failed(&self, e: &dyn Display) -> Error {
             let found = said(e).unwrap_or_else(|| "a panic".into());
             let (kind, what) = match self.matcher.stop_reason() {
@@ -295,17 +295,17 @@ mod imp {
         Value::from(text).to_string()
     }
 
-    /// What the crate says of an error, in one line; `None` for a panic that it caught.
+    /// The first line of the crate's error, with the reason; `None` for a panic that the crate caught.
     fn said(e: &dyn Display) -> Option<String> {
         let text = e.to_string();
         let line = text.lines().next().unwrap_or_default();
         if line.contains("panic") {
             return None;
         }
-        // The place is one in the grammar that was made of the format.
+        // The place in the message is one in the grammar that was made from the format, so it is removed.
         let place = |text: &str| text.starts_with("at ") && text.ends_with(')');
         let line = line.split_once(": ").filter(|(before, _)| place(before)).map_or(line, |(_, said)| said);
-        // An error in a regular expression has its reason at the end, behind a picture of the place.
+        // An error in a regular expression has its reason at the end, after a drawing of the place.
         let reason = text.lines().find_map(|line| line.trim_start().strip_prefix("error: "));
         let said = reason.map_or(line.to_string(), |reason| format!("{} {reason}", line.trim_end()));
         Some(said.chars().take(300).collect())
@@ -315,7 +315,7 @@ mod imp {
     fn spaced(mut schema: Value) -> Value {
         match &mut schema {
             Value::Object(fields) => drop(fields.insert(OPTIONS.into(), json!({"whitespace_pattern": BLANK}))),
-            // Every value; a schema that is false has none.
+            // `true` accepts every value. `false` accepts none and needs no options.
             Value::Bool(true) => schema = json!({OPTIONS: {"whitespace_pattern": BLANK}}),
             _ => (),
         }

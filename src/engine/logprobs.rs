@@ -1,4 +1,4 @@
-//! Probabilities of tokens: computed from what the device found in the logits.
+//! Probabilities of tokens, computed from the values that kernels extract from the logits.
 use crate::kernels::readback::{Readback, as_f32, as_u32, read_f32, read_u32};
 use crate::sampling::MOST_CANDIDATES;
 use crate::sampling::device::Observed;
@@ -7,27 +7,27 @@ use crate::{Error, ErrorKind, Result};
 /// The most tokens whose probabilities are reported at each place.
 pub const MOST_LOGPROBS: usize = 20;
 
-/// Logarithms of the probabilities that the model gave at one place: of its logits as they are, before temperature and
-/// penalties.
+/// Natural logarithms of the probabilities that the model gave to tokens at one place. They come from the logits of
+/// the model, before temperature and penalties.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Logprobs {
-    /// Of the token that stands there.
+    /// The logarithm of the probability of the token at this place.
     pub chosen: f32,
-    /// The most likely tokens, the most likely first, with their logarithms. If the token that stands there is among
-    /// them, its number is the same as `chosen`.
+    /// The most likely tokens with the logarithms of their probabilities, the most likely first. If the token at this
+    /// place is among them, its number is the same as `chosen`.
     pub top: Vec<(u32, f32)>,
 }
 
-/// Which tokens were looked at.
+/// The tokens that a group of rows belongs to.
 #[derive(Debug, Clone)]
 pub(crate) enum Of {
-    /// The ones sampled for these sequences.
+    /// The tokens that one decode step sampled for these sequences.
     Step(Vec<usize>),
-    /// The next ones in the prompt of this sequence.
+    /// The next tokens in the prompt of this sequence.
     Prompt(usize),
 }
 
-/// Probabilities on their way from the device.
+/// Reads of probabilities from the device that are under way.
 pub(crate) struct PendingLogprobs {
     of: Vec<(Of, usize)>,
     highest: Readback,
@@ -35,7 +35,7 @@ pub(crate) struct PendingLogprobs {
 }
 
 impl PendingLogprobs {
-    /// Starts reading. `None` if there is nothing to read.
+    /// Starts reading. Returns `None` if `observed` is empty.
     pub fn new(observed: Vec<(Of, Observed)>) -> Option<Self> {
         if observed.is_empty() {
             return None;
@@ -45,7 +45,7 @@ impl PendingLogprobs {
         Some(Self { of: observed.into_iter().map(|(of, o)| (of, o.rows)).collect(), highest, floats })
     }
 
-    /// Waits for them. The rows of each group of tokens, in order.
+    /// Waits for the reads. Returns the rows of each group of tokens, in order.
     ///
     /// # Errors
     /// If the device cannot be read.
@@ -66,11 +66,12 @@ impl PendingLogprobs {
     }
 }
 
-/// What the device found in one row of logits.
+/// The values that the kernels extracted from one row of logits.
 pub(crate) struct Row {
     /// Bits of the highest logits, then their ids.
     highest: Vec<u32>,
-    /// Of each part of the row its maximum, the sum of `exp(value − maximum)`, whether a value is not finite, and 0.
+    /// Four values for each part of the row: its maximum, the sum of `exp(value − maximum)`, 1 if a value is not
+    /// finite, and 0.
     sums: Vec<f32>,
     chosen: f32,
 }
@@ -87,7 +88,7 @@ impl Row {
         }
         let highest = chunks().fold(f32::MIN, |highest, sums| highest.max(sums[0]));
         let mass: f64 = chunks().map(|sums| f64::from(sums[1]) * f64::from(sums[0] - highest).exp()).sum();
-        // One formula for all, so that equal logits have equal numbers.
+        // The token itself and the most likely tokens use the same formula, so that equal logits give equal numbers.
         let logarithm = |logit: f32| (f64::from(logit - highest) - mass.ln()) as f32;
         let (values, ids) = self.highest.split_at(MOST_CANDIDATES);
         let top = values.iter().zip(ids).take(most).filter(|(_, id)| **id != u32::MAX);
@@ -100,7 +101,7 @@ impl Row {
 mod tests {
     use super::*;
 
-    /// Two parts of a row, by hand.
+    /// Two parts of one row, computed by hand.
     #[test]
     fn logarithms_are_those_of_the_softmax() {
         let logits = [1.0f32, -2.0, 3.5, 0.25];

@@ -24,8 +24,8 @@
 //! [`Engine::run`] is a batch of one request.
 //!
 //! Everything is async: the host waits for the GPU only where it awaits a readback. Sampled tokens stay on the device
-//! and feed the next step. The host reads their ids up to [`LAG`] steps at a time, one burst late, and catches up only
-//! where it must know the text: before a probe. Results do not depend on how late it reads.
+//! and feed the next step. The host reads their ids up to [`LAG`] steps at a time, one burst late, and catches up
+//! only where it must know the text: before a probe. Results do not depend on how late it reads.
 mod batch;
 mod bound;
 mod calibrated;
@@ -74,10 +74,10 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Loads a model onto `device`: [`PreparedModel::new`], then [`PreparedModel::load`].
+    /// Loads a model onto `device` by [`PreparedModel::new`] and [`PreparedModel::load`].
     ///
     /// # Errors
-    /// The errors of both.
+    /// Those of the two methods.
     pub fn load(
         source: &ModelSource,
         name: impl Into<String>,
@@ -88,12 +88,13 @@ impl Engine {
         PreparedModel::new(source, name, options)?.load(source, device, progress)
     }
 
-    /// The model. Other runners may share it.
+    /// The model with its weights. Other runners may share it.
     pub fn model(&self) -> &Arc<Decoder> {
         self.runner.model()
     }
 
-    /// The model without its weights. Other threads may resolve and encode requests with it while the engine computes.
+    /// The model without its weights. Other threads may resolve and encode requests with it while the engine
+    /// computes.
     pub fn prepared(&self) -> Arc<PreparedModel> {
         self.prepared.clone()
     }
@@ -146,8 +147,8 @@ impl Engine {
         self.prepared.resolve(request)
     }
 
-    /// What a person should know before a run: whether the KV cache can become too large for the device, and after how
-    /// many tokens. `None` if it cannot.
+    /// A note for the user, if the KV cache can become too large for the device: after how many tokens. `None` if it
+    /// cannot.
     ///
     /// # Errors
     /// Those of [`Batch::add`]; among them, a prompt that does not fit by itself.
@@ -201,10 +202,10 @@ impl Engine {
         }
     }
 
-    /// Reads `ids` behind `prompt` as if the model had written them, and prunes as `settings` say: what two devices decide
-    /// about one text can be compared, although they might write different texts. The trace has the given tokens and what
-    /// the probes measured and evicted. Nothing is generated, so the text is forwarded in chunks, which takes much less time
-    /// than a run.
+    /// Forwards `ids` behind `prompt` as if the model had written them, and prunes as `settings` say. So the
+    /// decisions of two devices about one text can be compared, although the devices might write different texts. The
+    /// trace has the given tokens and what the probes measured and evicted. Nothing is generated, so the text is
+    /// forwarded in chunks, which takes much less time than a run.
     ///
     /// It ends with a token that ends a run, or with the last of `ids`, and then as a cancelled one.
     ///
@@ -215,10 +216,10 @@ impl Engine {
         result.error.map_or(Ok(result.trace), Err)
     }
 
-    /// Keeps the beginning of the cache of requests that have ended, which holds their prompts, in up to `bytes` of memory. A
-    /// later request that begins with the same tokens, such as the next message of a conversation, copies them, and its
-    /// result has the same bits as without. What is kept yields to requests that need its place or its memory. Nothing is
-    /// kept with 0, the default.
+    /// Keeps the beginning of the cache of requests that have ended, which holds their prompts, in up to `bytes` of
+    /// memory. A later request that begins with the same tokens, such as the next message of a conversation, copies
+    /// them, and its result has the same bits as without. What is kept yields to requests that need its place or its
+    /// memory. Nothing is kept with 0, the default.
     pub fn keep_prompts(&mut self, bytes: u64) {
         self.runner.keep_prompts(bytes);
     }

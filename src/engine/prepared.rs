@@ -24,7 +24,7 @@ use std::sync::{Arc, OnceLock};
 pub struct PreparedModel {
     pub(super) name: String,
     pub(super) config: ModelConfig,
-    /// The file that has the configuration, for messages.
+    /// The path of the file with the configuration, for messages.
     place: String,
     context: usize,
     shape: CacheShape,
@@ -33,7 +33,7 @@ pub struct PreparedModel {
     template: Result<ChatTemplate>,
     suggestions: Option<Suggestions>,
     calibrated: Option<Calibrated>,
-    /// Made for the first request whose answer has a format.
+    /// Made when the first request with a format arrives.
     grammars: OnceLock<Result<Grammars>>,
 }
 
@@ -85,7 +85,7 @@ impl PreparedModel {
         Ok(Engine { prepared: Arc::new(self), runner, stop: Arc::default() })
     }
 
-    /// Whether this model, context and number of sequences can run on `device`. Reads no weights.
+    /// Checks that this model, context and number of sequences can run on `device`. Reads no weights.
     ///
     /// # Errors
     /// The errors of [`decoder::check_device`] and [`Runner::check`].
@@ -176,7 +176,7 @@ impl PreparedModel {
             Prompt::Encoded(Encoded { ids, thinking }) => (ids.clone(), *thinking),
             Prompt::Ids(ids) => {
                 let thinking = match &self.tokenizer {
-                    // Thinking cannot be told from the answer, so everything counts as thinking.
+                    // The thinking cannot be distinguished from the answer, so all tokens count as thinking.
                     Err(_) => PromptThinking::Open,
                     Ok(tokenizer) => {
                         let ThinkIds { open, close } = tokenizer.think_ids();
@@ -196,7 +196,7 @@ impl PreparedModel {
     /// seconds and gigabytes for a text of some megabytes.
     pub(crate) fn refuse_far_too_long(&self, text: &str) -> Result<()> {
         let tokenizer = self.tokenizer()?;
-        // Few texts have tokens of 16 bytes on average. Of a text that has, twice as much is tried.
+        // Few texts have 16 or more bytes per token on average. If this text has, twice as many bytes are tried.
         let mut bytes = self.context.saturating_mul(16).max(1 << 16);
         while bytes < text.len() {
             let beginning = &text[..text.floor_char_boundary(bytes)];
@@ -213,7 +213,7 @@ impl PreparedModel {
         Ok(())
     }
 
-    /// The tokenizer.
+    /// The model's tokenizer, for encoding prompts and decoding ids.
     ///
     /// # Errors
     /// [`ErrorKind::Model`] when the model has none, or a malformed one.
@@ -221,7 +221,7 @@ impl PreparedModel {
         self.tokenizer.as_ref().map_err(Error::clone)
     }
 
-    /// The chat template.
+    /// The model's chat template, which turns messages into a prompt.
     ///
     /// # Errors
     /// [`ErrorKind::Model`] when the model has none, or a malformed one.
@@ -303,25 +303,26 @@ impl PreparedModel {
         self.sequence(0, prompt, settings).map(|_| ())
     }
 
-    /// The most memory that a request with a prompt of so many tokens can need while it runs. This is what
-    /// [`Batch::set_memory`](super::Batch::set_memory) goes by.
+    /// The most memory that a request with a prompt of this many tokens can need while it runs.
+    /// [`Batch::set_memory`](super::Batch::set_memory) limits the sum of these bounds.
     ///
-    /// Only a budget of `tokens:N` together with [`max_answer_tokens`](Settings::max_answer_tokens) bounds the cache below
-    /// the tokens that may be generated: other budgets keep more of a longer thought, and an answer is never pruned.
+    /// Only a budget of `tokens:N` together with [`max_answer_tokens`](Settings::max_answer_tokens) bounds the cache
+    /// below the tokens that may be generated: other budgets keep more of a longer thought, and an answer is never
+    /// pruned.
     pub fn bound(&self, prompt: usize, settings: &Settings) -> Bound {
         self.bound_in(&self.shape, prompt, settings)
     }
 
-    /// The most bytes of cache that so many requests of this kind need side by side.
+    /// The most bytes of cache that `requests` requests of this kind need side by side.
     pub fn bytes_together(&self, requests: usize, prompt: usize, settings: &Settings) -> u64 {
-        // A part of a request's bound is for all places; each request brings one.
+        // With one sequence, the bound has the parts of one place; it is then multiplied.
         let shape = CacheShape { seqs: 1, ..self.shape };
         self.bound_in(&shape, prompt, settings).bytes.saturating_mul(requests as u64)
     }
 
     fn bound_in(&self, shape: &CacheShape, prompt: usize, settings: &Settings) -> Bound {
         let probe = match (settings.policy.needs().probes(), &self.tokenizer) {
-            // A probe that cannot be encoded is refused elsewhere. No token is shorter than a byte.
+            // A probe that cannot be encoded is refused elsewhere. Its number of bytes bounds its number of tokens.
             (true, Ok(tokenizer)) => {
                 tokenizer.encode(&settings.probe_text).map_or(settings.probe_text.len(), |ids| ids.len())
             }
@@ -330,14 +331,15 @@ impl PreparedModel {
         Slots { prompt, probe, context: self.context, settings }.bound(shape, self.config.q_size())
     }
 
-    /// The most bytes that the caches of all sequences can take on `device`: each layer is one buffer, and shaders bind it
-    /// whole. A GPU can have less memory than that.
+    /// The most bytes that the caches of all sequences can take on `device`: each layer is one buffer, and shaders
+    /// bind it whole. A GPU can have less memory than that.
     pub fn cache_limit(&self, device: &ComputeDevice) -> u64 {
         (device.info.max_binding_bytes / self.shape.slot_bytes() as u64).saturating_mul(self.shape.token_bytes())
     }
 
-    /// How many requests with a prompt of so many tokens and these settings run side by side on `device` if their caches may
-    /// take `memory` bytes: at least 1 and at most `most`. It also counts what the device's largest buffers allow.
+    /// The number of requests with a prompt of this many tokens and these settings that run side by side on `device`
+    /// if their caches may take `memory` bytes: at least 1 and at most `most`. It also counts what the device's
+    /// largest buffers allow.
     pub fn side_by_side(
         &self,
         prompt: usize,

@@ -1,12 +1,13 @@
-//! Which sequences of the cache begin with which prompt, so that another request can copy what its prompt shares with
-//! them instead of computing it again.
+//! Records which sequence of the cache begins with which prompt. Another request can then copy the part of its prompt
+//! that it shares with them, instead of computing it again.
 //!
-//! A prompt is never evicted, and its slots come first. So they stay what they were while the sequence is pruned, and
-//! after it has ended they can be kept until their place or their memory is needed.
+//! A prompt is never evicted, and its slots come first. So its slots do not change while the sequence is pruned, and
+//! after the sequence has ended they can be kept until their place or their memory is needed.
 //!
-//! A copy has the very bits that the request's own forward would give. A row of a chunk is computed in the same way in
-//! every chunk of at least [`ALIKE_ROWS`] rows, but in shorter chunks the order of a sum can differ. So a prompt
-//! shares only rows of such chunks, and leaves that many rows of its own last chunk to itself.
+//! A copy has exactly the bits that the request's own forward would give. A row is computed in the same way in every
+//! chunk of at least [`ALIKE_ROWS`] rows, but in shorter chunks the order of a sum can differ. So a part of a chunk
+//! is shared only if the chunk has that many rows in the other prompt, and at least that many rows of the chunk in
+//! which the prompts differ are left to be computed.
 use super::runner::PREFILL_CHUNK;
 use crate::kernels::ALIKE_ROWS;
 
@@ -14,9 +15,9 @@ use crate::kernels::ALIKE_ROWS;
 pub(super) struct CachedPrompts {
     /// One entry for each sequence of the cache: `None` if it begins with no prompt that may be shared.
     entries: Vec<Option<CachedPrompt>>,
-    /// Counts uses.
+    /// A counter of uses, from which the field `used` of a prompt is taken.
     clock: u64,
-    /// Bytes that prompts may keep after their requests have ended.
+    /// The most bytes that prompts may keep after their requests have ended.
     pub most_bytes: u64,
 }
 
@@ -24,20 +25,20 @@ struct CachedPrompt {
     ids: Vec<u32>,
     /// The ids whose keys and values are cached, from the first on.
     forwarded: usize,
-    /// Only requests of the same group share it.
+    /// The group of the request. Only requests of the same group share the prompt.
     group: u64,
-    /// Whether its request has ended.
+    /// Whether the request has ended.
     idle: bool,
-    /// The time of its latest use, by the clock above.
+    /// The value of the counter at the latest use.
     used: u64,
 }
 
-/// The beginning of a prompt that another sequence has too.
+/// The beginning of a prompt that another sequence has cached as well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Shared {
-    /// The sequence.
+    /// The sequence that has it.
     pub seq: usize,
-    /// Tokens of the beginning.
+    /// The number of tokens in this beginning.
     pub tokens: usize,
 }
 
@@ -51,21 +52,21 @@ impl CachedPrompts {
         self.clock
     }
 
-    /// Notes that `seq` runs a request with this prompt, of which nothing is cached yet.
+    /// Records that `seq` runs a request with this prompt, of which nothing is cached yet.
     pub fn begin(&mut self, seq: usize, ids: &[u32], group: u64) {
         let used = self.now();
         self.entries[seq] = Some(CachedPrompt { ids: ids.to_vec(), forwarded: 0, group, idle: false, used });
     }
 
-    /// Notes that so many more ids of the prompt of `seq` are cached.
+    /// Records that `tokens` more ids of the prompt of `seq` are cached.
     pub fn advance(&mut self, seq: usize, tokens: usize) {
         if let Some(entry) = &mut self.entries[seq] {
             entry.forwarded = (entry.forwarded + tokens).min(entry.ids.len());
         }
     }
 
-    /// Notes that the request of `seq` has ended and its prompt stays. Returns the number of its cached tokens; `None`
-    /// if it is too short to be of use.
+    /// Records that the request of `seq` has ended and that its prompt stays. Returns the number of its cached
+    /// tokens; `None` if it is too short to be of use.
     pub fn end(&mut self, seq: usize) -> Option<usize> {
         let used = self.now();
         let entry = self.entries[seq].as_mut().filter(|entry| entry.forwarded >= ALIKE_ROWS)?;
@@ -73,7 +74,7 @@ impl CachedPrompts {
         Some(entry.forwarded)
     }
 
-    /// Notes that `seq` has no prompt any more.
+    /// Records that `seq` has no prompt any more.
     pub fn forget(&mut self, seq: usize) {
         self.entries[seq] = None;
     }
@@ -99,8 +100,9 @@ impl CachedPrompts {
         Some(found)
     }
 
-    /// Whether a sequence that has `now` tokens of `ids` gains by waiting for one of `seqs`, which are forwarding their
-    /// prompts: more tokens than that one still has to forward up to where the two part.
+    /// Whether a sequence that has `now` tokens of `ids` cached gains by waiting for one of `seqs`, which are
+    /// forwarding their prompts. It gains if it could copy more tokens than the other one still has to forward up to
+    /// the point where the two prompts differ.
     pub fn gains_by(&self, ids: &[u32], group: u64, now: usize, seqs: &[usize]) -> bool {
         let entries = seqs.iter().filter_map(|seq| self.entries[*seq].as_ref()).filter(|entry| entry.group == group);
         entries.into_iter().any(|entry| {
@@ -123,18 +125,18 @@ impl CachedPrompts {
 /// The ids at the beginning of `ids` whose keys and values can be copied from a prompt `other`, of which `cached` ids
 /// are cached. At least the last id is left, because the first token is sampled from its logits.
 fn shared(other: &[u32], cached: usize, ids: &[u32]) -> usize {
-    // Whole blocks first: prompts are long, and many are compared.
+    // Whole blocks are compared first, because prompts are long and many are compared.
     const BLOCK: usize = 256;
     let blocks = other[..cached].chunks_exact(BLOCK).zip(ids.chunks_exact(BLOCK)).take_while(|(a, b)| a == b).count();
     let begun = blocks * BLOCK;
     let equal = begun + other[begun..cached].iter().zip(&ids[begun..]).take_while(|(a, b)| a == b).count();
     let most = equal.min(ids.len().saturating_sub(1));
     let whole = most / PREFILL_CHUNK * PREFILL_CHUNK;
-    // Rows of the chunk in which the prompts part, in each of them.
+    // The number of rows of the chunk in which the prompts differ, for each prompt.
     let rows = |ids: &[u32]| (ids.len() - whole).min(PREFILL_CHUNK);
     let left = rows(ids).saturating_sub(ALIKE_ROWS);
     let part = if rows(other) < ALIKE_ROWS { 0 } else { (most - whole).min(left) };
-    // What is shared of the first chunk alone has to be worth a copy.
+    // A part of the first chunk alone must be long enough to be worth a copy.
     if whole + part < ALIKE_ROWS { 0 } else { whole + part }
 }
 
@@ -150,11 +152,11 @@ mod tests {
     fn only_rows_that_are_computed_alike_are_shared() {
         let other = ids(700, 700);
         for (count, parts_at, cached, expected) in [
-            // Nothing in common, or too little.
+            // There is nothing in common, or too little.
             (700, 0, 700, 0),
             (300, 64, 700, 0),
             (300, 65, 700, 65),
-            // Whole chunks, and what leaves 65 rows of the last one.
+            // Whole chunks are shared, and a part that leaves 65 rows of the last chunk.
             (700, 256, 700, 256),
             (700, 300, 700, 300),
             (700, 511, 700, 447),
@@ -164,7 +166,7 @@ mod tests {
             (600, 600, 700, 600 - 65),
             (700, 700, 700, 700 - 65),
             (900, 700, 700, 700),
-            // What is cached by now.
+            // Only cached tokens are shared.
             (900, 700, 256, 256),
             (900, 700, 400, 400),
             (900, 700, 0, 0),
@@ -175,7 +177,7 @@ mod tests {
         ] {
             assert_eq!(shared(&other, cached, &ids(count, parts_at)), expected, "{count} ids, equal to {parts_at}");
         }
-        // The other's last chunk has few rows, whose sums may have another order.
+        // The last chunk of the other prompt has few rows, so its sums may have another order.
         assert_eq!(shared(&ids(300, 300), 300, &ids(500, 300)), 256);
         assert_eq!(shared(&ids(321, 321), 321, &ids(500, 321)), 321);
         assert_eq!(shared(&[], 0, &[]), 0);
@@ -191,7 +193,8 @@ mod tests {
         assert_eq!(prompts.find(&wanted, 7, None), None, "nothing is cached yet");
         let gains = |now, seqs: &[usize]| prompts.gains_by(&wanted, 7, now, seqs);
         assert!(gains(0, &[0, 1, 2, 3]) && gains(0, &[0]) && !gains(0, &[2]) && !gains(0, &[]));
-        // 300 tokens that can be copied now are worth more than 400 for which somebody still has to forward 400.
+        // Copying 300 tokens now is better than waiting for a sequence that must forward 400 tokens before 400 can be
+        // copied.
         assert!(!gains(300, &[0, 1]));
         prompts.advance(1, 256);
         assert!(!prompts.gains_by(&wanted, 7, 300, &[1]) && prompts.gains_by(&wanted, 7, 256, &[1]));

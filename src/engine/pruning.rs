@@ -1,5 +1,5 @@
 //! Decides, for one sequence, what is measured for a pruning and which slots stay. The [`Runner`](super::Runner)
-//! takes the measurements and carries out the plan.
+//! makes the measurements and carries out the plan.
 use super::runner::{MeasureRequest, Measurements, ProbeInput};
 use crate::cache::Tracking;
 use crate::kernels::Reduce;

@@ -6,8 +6,8 @@ use crate::policy::Role;
 use crate::text::Message;
 use crate::trace::{self, Trace};
 
-/// The most decode steps in a burst: between two reads of sampled ids. Up to two bursts are on their way at once. A slow
-/// device has shorter ones, so that its text does not come in lumps.
+/// The most decode steps in a burst: between two reads of sampled ids. Up to two bursts are on their way at once. A
+/// slow device has shorter ones, so that its text does not come in lumps.
 pub const LAG: usize = 8;
 
 /// The cache's capacities are rounded up to a multiple of this many slots.
@@ -19,29 +19,29 @@ pub const GROWTH: usize = 64;
 pub enum Event<'a> {
     /// The prompt was encoded; prefill begins.
     Start {
-        /// Its ids.
+        /// The ids of the prompt.
         prompt_ids: &'a [u32],
     },
     /// A token was read.
     Token {
-        /// Its index among the generated tokens.
+        /// The token's index among the generated tokens.
         index: usize,
-        /// Its id.
+        /// The token's id.
         id: u32,
-        /// The text that is released with it: whole characters that cannot become a stop string. Often empty inside a
-        /// character.
+        /// The text that this token releases: whole characters that cannot become part of a stop string. Often empty
+        /// inside a character.
         text: &'a str,
-        /// Its part of the sequence.
+        /// The token's role.
         role: Role,
-        /// The probabilities at its place, if the request has [`logprobs`](crate::Settings::logprobs).
+        /// The probabilities at the token's place, if the request has [`logprobs`](crate::Settings::logprobs).
         logprobs: Option<&'a Logprobs>,
     },
-    /// Text that waited for a stop string that did not come, or for the end of a character. The texts of all events
-    /// together are [`RunResult::text`].
+    /// Text that was held back for a stop string that did not follow, or for the end of a character. The texts of all
+    /// events together are [`RunResult::text`].
     Rest {
-        /// The text.
+        /// The text that was held back.
         text: &'a str,
-        /// Its part of the sequence.
+        /// The role of the token that the text belongs to.
         role: Role,
     },
     /// A probe was made and its plan carried out.
@@ -61,25 +61,25 @@ pub struct RunResult {
     pub text: String,
     /// Bytes on the device at the end.
     pub bytes: DeviceBytes,
-    /// Of them, bytes of the KV cache's buffers.
+    /// The part of these bytes that the buffers of the KV cache take.
     pub kv_bytes: u64,
-    /// What the model wrote outside its thinking, without special tokens and without blank space around it; empty
-    /// without a tokenizer.
+    /// The text that the model wrote outside its thinking, without special tokens and without white space around it;
+    /// empty without a tokenizer.
     pub answer: String,
     /// Whether the run ended while the model was still thinking, so that its answer is missing.
     pub thinking_unfinished: bool,
-    /// Whether the answer has a format and broke off before it was complete in it.
+    /// Whether the answer has a format and ended before it was complete in that format.
     pub format_unfinished: bool,
     /// The record of the run: settings, tokens, probes and totals.
     pub trace: Trace,
     /// The largest share of the requested probability that lay outside the candidates of a draw. It is 0 unless top-k
     /// is off or exceeds [`MOST_CANDIDATES`](crate::sampling::MOST_CANDIDATES).
     pub missed: f32,
-    /// The probabilities of the tokens of the prompt from the second on, each given those before it, if the request has
-    /// [`prompt_logprobs`](crate::Settings::prompt_logprobs); else empty.
+    /// The probabilities of the tokens of the prompt from the second on, each given those before it, if the request
+    /// has [`prompt_logprobs`](crate::Settings::prompt_logprobs); else empty.
     pub prompt_logprobs: Vec<Logprobs>,
-    /// Tokens of the prompt that were copied from the cache of another request with the same beginning, and not computed
-    /// again.
+    /// Tokens of the prompt that were copied from the cache of another request with the same beginning, and not
+    /// computed again.
     pub shared_tokens: usize,
     /// The error that ended the run, if it failed after its first token.
     pub error: Option<Error>,

@@ -1,4 +1,4 @@
-//! Compiles the shaders of a model before its weights are there.
+//! Compiles the shaders of a model before its weights have arrived.
 use std::sync::Arc;
 
 use super::prepared::PreparedModel;
@@ -34,8 +34,8 @@ pub struct Rehearsal {
 }
 
 impl Rehearsal {
-    /// A rehearsal for `prepared`, whose headers `weights` are; `None` for a model with experts. It has the settings of a
-    /// request that leaves everything open.
+    /// A rehearsal for `prepared`, whose headers `weights` are; `None` for a model with experts. It has the settings
+    /// of a request that leaves everything open.
     ///
     /// # Errors
     /// A tensor that is missing, and the errors of [`PreparedModel::settings`].
@@ -47,8 +47,8 @@ impl Rehearsal {
         Ok(Some(Self { model, kv: prepared.kv(), precision: prepared.precision(), settings }))
     }
 
-    /// Runs the small model: a prompt and a decode step, then a probe, then the same with a longer cache. It ends early once
-    /// `stop` returns true. Kernels whose test was put off are tested before the probe.
+    /// Runs the small model: a prompt and a decode step, then a probe, then the same with a longer cache. It ends
+    /// early once `stop` returns true. Kernels whose test was put off are tested before the probe.
     ///
     /// # Errors
     /// Those of a run, and a kernel that computes wrong results.
@@ -69,7 +69,7 @@ impl Rehearsal {
                 rest = &rest[runner.prefill(0, rest)?..];
             }
             runner.decode(&[0], 1)?;
-            // A shader is compiled when its work is done, and not when that is launched.
+            // A shader is compiled when its work is executed, not when it is launched, so the result is read here.
             runner.read().finish().await?;
             if stop() || !conformance::test_others(device, &stop).await? {
                 return Ok(());

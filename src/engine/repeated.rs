@@ -1,4 +1,4 @@
-//! Decode steps that are like the one before: their launches are recorded once and then replayed.
+//! Decode steps that launch the same kernels as the step before: their launches are recorded once and then replayed.
 use std::thread::{self, ThreadId};
 
 use crate::kernels::recording::Recording;
@@ -6,17 +6,17 @@ use crate::kernels::recording::Recording;
 /// Slots that every sequence must have free before a step is recorded. When the cache grows, the recording ends.
 pub(super) const ROOM_TO_RECORD: usize = 8;
 
-/// Attempts to record that may come to nothing before the device is taken for one that cannot.
+/// The number of failed attempts to record after which no further attempt is made.
 const MOST_TRIES: usize = 3;
 
-/// What the launches of a decode step depend on, besides that for which the runner forgets the recording.
+/// What the launches of a decode step depend on. Further changes make the runner drop the recording explicitly.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Step {
     /// The sequences, in the order of their rows.
     seqs: Vec<usize>,
     /// The [`generation`](crate::cache::KvCache::generation) of the cache.
     generation: u64,
-    /// The device keeps no order between the work of two threads.
+    /// The launching thread, because the device keeps no order between the work of two threads.
     thread: ThreadId,
 }
 
@@ -27,14 +27,14 @@ impl Step {
     }
 }
 
-/// The recording of a decode step, and whether it is worth making one.
+/// The recording of a decode step, and the state that decides whether one is made.
 pub(super) struct Repeated {
     /// Whether steps are recorded at all.
     on: bool,
-    /// The sequences of the latest calls, and how many calls in a row decoded them.
+    /// The sequences of the latest calls, and how many calls in a row decoded these sequences.
     calls: (Vec<usize>, usize),
     recording: Option<(Step, Recording)>,
-    /// Attempts to record that came to nothing since the last recording.
+    /// Failed attempts to record since the last recording.
     tries: usize,
 }
 
@@ -43,7 +43,7 @@ impl Repeated {
         Self { on, calls: (Vec::new(), 0), recording: None, tries: 0 }
     }
 
-    /// Notes a call that decodes `seqs`.
+    /// Counts a call that decodes `seqs`.
     pub fn note(&mut self, seqs: &[usize]) {
         if self.calls.0 != seqs {
             self.forget();
@@ -62,8 +62,8 @@ impl Repeated {
         self.recording.as_ref().filter(|(recorded, _)| recorded == step).map(|(_, recording)| recording)
     }
 
-    /// Keeps the recording of a step, if it could be made. If it could not, the next call that decodes the same sequences
-    /// tries again, up to [`MOST_TRIES`] times.
+    /// Keeps the recording of a step, if it could be made. If it could not, the next call that decodes the same
+    /// sequences tries again, up to [`MOST_TRIES`] times.
     pub fn keep(&mut self, step: Step, recording: Option<Recording>) {
         if recording.is_some() {
             self.tries = 0;

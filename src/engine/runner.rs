@@ -44,9 +44,9 @@ pub struct Runner {
     model: Arc<Decoder>,
     cache: KvCache,
     sampler: Sampler,
-    /// Of each sequence, whether the probabilities of its tokens are reported, and those of its prompt.
+    /// For each sequence, whether the probabilities of its tokens are reported, and whether those of its prompt are.
     reported: Vec<(bool, bool)>,
-    /// Probabilities that were not read yet.
+    /// Probabilities that have not been read yet.
     observed: Vec<(Of, Observed)>,
     prompts: CachedPrompts,
     repeated: Repeated,
@@ -58,30 +58,31 @@ pub struct Admission<'a> {
     /// How its tokens are chosen (`sampling`, `seed`), and how the positions of kept keys are counted (`positions`):
     /// sequences side by side must agree in the latter.
     pub settings: &'a Settings,
-    /// What the cache tracks for its policy.
+    /// What the cache tracks for the policy.
     pub tracking: Tracking,
-    /// Its prompt, whose tokens a repetition penalty counts as seen.
+    /// The prompt, whose tokens a repetition penalty counts as seen.
     pub prompt: &'a [u32],
-    /// The group of requests that it may share the beginning of its prompt with; `None`: it shares nothing. A plan that
-    /// [`keep`](Runner::keep) carries out must not evict tokens of the prompt of a sequence that has a group.
+    /// The group of requests with which this one may share the beginning of its prompt. With `None` it shares
+    /// nothing. A plan that [`keep`](Runner::keep) carries out must not evict tokens of the prompt of a sequence that
+    /// has a group.
     pub group: Option<u64>,
 }
 
 impl Admission<'_> {
-    /// The group that it may copy from. What a policy tracks and what is reported of a prompt needs the forward of all
-    /// its tokens.
+    /// The group from which the prompt may be copied. `None` if all tokens must be forwarded, because a policy tracks
+    /// their attention or the probabilities of the prompt are reported.
     fn copies_from(&self) -> Option<u64> {
         self.group.filter(|_| self.tracking == Tracking::default() && self.settings.prompt_logprobs.is_none())
     }
 }
 
-/// What the next token of a sequence may be.
+/// The choice that the sampler has for the next token of a sequence.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) enum Next {
     /// Every token of the vocabulary.
     #[default]
     Any,
-    /// This token, which the engine writes in place of the model.
+    /// This token only, which the engine writes in place of the model.
     Only(u32),
     /// The tokens whose bits are set, in words of 32; at least one.
     Among(Vec<u32>),
@@ -100,11 +101,11 @@ pub struct PendingForward {
 /// What is to be measured of a sequence for its policy.
 #[derive(Debug, Clone, Copy)]
 pub struct MeasureRequest<'a> {
-    /// What the policy decides by.
+    /// The measurement that the policy needs.
     pub measurement: Measurement,
     /// How far attention rows are averaged on the device.
     pub granularity: Reduce,
-    /// The probe; without ids where `measurement` needs none.
+    /// The probe. It has no ids if `measurement` needs no probe.
     pub probe: ProbeInput<'a>,
 }
 
@@ -113,14 +114,14 @@ pub struct MeasureRequest<'a> {
 pub struct ProbeInput<'a> {
     /// The ids that are appended.
     pub ids: &'a [u32],
-    /// The attention of so many of the first layers is needed, at least of one. Layers behind them are not computed.
+    /// The number of the first layers whose attention is needed, at least 1. Later layers are not computed.
     pub layers: usize,
 }
 
 /// Rows over the slots of one sequence, on their way from the device.
 pub struct PendingRows {
     read: Readback,
-    /// Slots that each layer's rows run over.
+    /// The number of slots in the rows of each layer.
     slots: Vec<usize>,
 }
 
@@ -135,7 +136,7 @@ impl PendingRows {
     }
 }
 
-/// Measurements of one sequence on their way from the device.
+/// Reads of one sequence's measurements from the device that are under way.
 #[derive(Default)]
 pub struct PendingMeasurements {
     attention: Option<PendingRows>,
@@ -145,15 +146,15 @@ pub struct PendingMeasurements {
     scored: Scored,
 }
 
-/// How the scores of the slots follow from the rows of attention that were read.
+/// How the scores of the slots are computed from the rows that were read.
 #[derive(Debug, Clone, Copy, Default)]
 enum Scored {
-    /// They are the scores.
+    /// The rows are the scores.
     #[default]
     AsRead,
-    /// They are the records of [`Measurement::Recurrence`], in bits; the latest query stands at `now`.
+    /// The rows are the records of [`Measurement::Recurrence`], as bits; the latest query is at position `now`.
     ByRecurrence { now: u32 },
-    /// They are the logarithms of [`Measurement::Expected`], a row for each query head.
+    /// The rows are the logarithms of [`Measurement::Expected`], one row for each query head.
     ByExpectation,
 }
 
@@ -183,7 +184,7 @@ impl PendingMeasurements {
             }
         }
         if let Some(sizes) = self.value_sizes {
-            // Of each layer the ranges of all KV heads, then the lengths.
+            // Each layer has the ranges of all KV heads, then the lengths.
             let mut ranges = sizes.finish().await?;
             let layers = ranges.layers.iter_mut().map(|rows| rows.split_off(rows.len() / 2)).collect();
             (measured.value_range, lengths) = (Some(ranges), Some(Measured { layers }));
@@ -200,7 +201,7 @@ impl PendingMeasurements {
     }
 }
 
-/// The scores of slots by their records, the bits of two words for each.
+/// The scores of slots from their records, which are the bits of two words for each slot.
 fn by_recurrence(records: &Measured, now: u32) -> Measured {
     let score = |record: &[f32]| {
         let [last, longest] = [record[0], record[1]].map(f32::to_bits);
@@ -210,8 +211,8 @@ fn by_recurrence(records: &Measured, now: u32) -> Measured {
     Measured { layers: records.layers.iter().map(|rows| rows.iter().map(row).collect()).collect() }
 }
 
-/// The scores of slots by the logarithms of the expected attention, a row for each query head, and the lengths of the
-/// values, a row for each KV head.
+/// The scores of slots from the logarithms of the expected attention, a row for each query head, and the lengths of
+/// the values, a row for each KV head.
 fn by_expectation(logarithms: &Measured, lengths: &Measured) -> Measured {
     let layer = |(rows, lengths): (&Vec<Vec<f32>>, &Vec<Vec<f32>>)| {
         let group = rows.len() / lengths.len();
@@ -235,23 +236,22 @@ impl Runner {
         Self { model, cache, sampler, reported, observed, prompts, repeated }
     }
 
-    /// Whether the launches of decode steps that are like each other are recorded once and replayed, which is the default.
-    /// The results are the same.
+    /// Sets whether the launches of equal decode steps are recorded once and replayed, which is the default. The
+    /// results are the same.
     pub fn set_replay(&mut self, on: bool) {
         self.repeated = Repeated::new(on);
     }
 
-    /// Whether a runner of this model and shape can begin on `device`.
+    /// Checks that a runner of this model and shape can be created on `device`.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`] when the state or the samplers of all sequences exceed the
-    /// largest buffer.
+    /// [`ErrorKind::Device`] when the state or the samplers of all sequences exceed the largest buffer.
     pub fn check(vocab: usize, shape: &CacheShape, device: &ComputeDevice) -> Result<()> {
         shape.check(&device.info)?;
         Sampler::check(vocab, shape.seqs, &device.info)
     }
 
-    /// Whether the cache can hold a prompt of so many tokens, if no other sequence is cached.
+    /// Checks that the cache can hold a prompt of this many tokens, if no other sequence is cached.
     ///
     /// # Errors
     /// [`ErrorKind::Device`] if a layer's buffer would exceed what the device can bind.
@@ -269,19 +269,19 @@ impl Runner {
             .help("shorten the prompt, use `kv` f16, or choose another `device`"))
     }
 
-    /// The model.
+    /// The model that this runner computes; its weights may be shared with other runners.
     pub fn model(&self) -> &Arc<Decoder> {
         &self.model
     }
 
-    /// The cache, for reading.
+    /// The cache of all sequences, for reading lengths, ids and bytes.
     pub fn cache(&self) -> &KvCache {
         &self.cache
     }
 
     /// Empties `seq` and prepares it for a new prompt. `first`: no other sequence is running, so the way positions
-    /// are counted may change. Returns the number of tokens of the prompt that were copied from another one with the same
-    /// beginning: only those behind them have to be forwarded.
+    /// are counted may change. Returns the number of tokens that were copied from another prompt with the same
+    /// beginning. Only the tokens behind them have to be forwarded.
     ///
     /// # Errors
     /// If the cache would exceed the device's limits, or the running sequences count positions in another way.
@@ -315,14 +315,16 @@ impl Runner {
         Ok(shared)
     }
 
-    /// Keeps prompts of sequences that have ended, in up to `bytes`; see [`Engine::keep_prompts`](crate::Engine::keep_prompts).
+    /// Sets how many bytes the prompts of ended sequences may keep in the cache; see
+    /// [`Engine::keep_prompts`](crate::Engine::keep_prompts).
     pub fn keep_prompts(&mut self, bytes: u64) {
         self.prompts.most_bytes = bytes;
         self.limit_idle();
     }
 
-    /// The place for a request with this prompt, among the free ones: the one of an ended request whose prompt it goes on
-    /// with, so that no other can want that prompt; else an empty one; else the one whose prompt was used least recently.
+    /// Chooses a place for a request with this prompt among the free ones. The first choice is the place of an ended
+    /// request whose prompt this one continues, because no other request is likely to need that prompt. The next
+    /// choice is an empty place, then the place whose prompt was used least recently.
     pub(crate) fn place_for(&mut self, free: &[usize], prompt: &[u32], group: Option<u64>) -> Option<usize> {
         let shared = group.and_then(|group| self.prompts.find(prompt, group, None));
         if let Some(Shared { seq, tokens }) = shared
@@ -336,8 +338,8 @@ impl Runner {
         empty.or_else(|| idle.iter().find(|seq| free.contains(seq))).copied()
     }
 
-    /// Copies what another sequence has of the beginning of the prompt of `seq`, if it is more than the `forwarded`
-    /// tokens that `seq` has itself. Returns the tokens that `seq` has then.
+    /// Copies the beginning of the prompt of `seq` from another sequence, if that one has more of it than the
+    /// `forwarded` tokens of `seq` itself. Returns the number of tokens that `seq` has afterwards.
     pub(crate) fn catch_up(&mut self, seq: usize, forwarded: usize, with: &Admission<'_>) -> usize {
         let shared = with.copies_from().and_then(|group| self.prompts.find(with.prompt, group, Some(seq)));
         let Some(Shared { seq: from, tokens }) = shared.filter(|shared| shared.tokens > forwarded) else {
@@ -349,20 +351,20 @@ impl Runner {
                 self.prompts.advance(seq, tokens - forwarded);
                 tokens
             }
-            // Whether the prompt fits shows when it is forwarded.
+            // A prompt that does not fit is reported when it is forwarded.
             Err(_) => forwarded,
         }
     }
 
-    /// Whether `seq`, which has `forwarded` tokens of its prompt, saves work by waiting for one of `others`, which are
-    /// forwarding theirs.
+    /// Whether `seq`, which has `forwarded` tokens of its prompt, saves work by waiting for one of `others`, which
+    /// are forwarding theirs.
     pub(crate) fn gains_by(&mut self, others: &[usize], seq: usize, forwarded: usize, with: &Admission<'_>) -> bool {
         let Some(group) = with.copies_from() else { return false };
         let now = self.prompts.find(with.prompt, group, Some(seq)).map_or(0, |shared| shared.tokens).max(forwarded);
         self.prompts.gains_by(with.prompt, group, now, others)
     }
 
-    /// Gives the memory of a sequence that has ended back, except that of its prompt if that is to be kept.
+    /// Frees the memory of a sequence that has ended, except that of its prompt if the prompt is to be kept.
     ///
     /// # Errors
     /// If the cache would exceed the device's limits.
@@ -390,17 +392,17 @@ impl Runner {
                 return;
             }
             bytes -= self.cache.bytes_of(seq);
-            // A cache that becomes smaller cannot exceed a limit.
+            // The error is ignored, because a cache that becomes smaller cannot exceed a limit.
             self.clear(seq).ok();
         }
     }
 
-    /// Empties all sequences but those that have ended and whose prompts are kept: what a batch left that was dropped before
-    /// its requests had ended.
+    /// Empties all sequences except the ended ones whose prompts are kept. These are the sequences of a batch that
+    /// was dropped before its requests had ended.
     pub(crate) fn abandon(&mut self) {
         let idle = self.prompts.idle();
         let left = (0..self.cache.shape().seqs).filter(|seq| !idle.contains(seq) && self.cache.bytes_of(*seq) > 0);
-        // A cache that becomes smaller cannot exceed a limit.
+        // The error is ignored, because a cache that becomes smaller cannot exceed a limit.
         left.collect::<Vec<_>>().into_iter().for_each(|seq| drop(self.clear(seq)));
     }
 
@@ -422,8 +424,8 @@ impl Runner {
         self.cache.reserve(seqs, extra)
     }
 
-    /// Forwards the next chunk of `rest`, the part of a prompt that was not forwarded yet. Samples the first token
-    /// after the last chunk. Returns the number of ids that were forwarded.
+    /// Forwards the next chunk of `rest`, the part of a prompt that has not been forwarded yet. Samples the first
+    /// token after the last chunk. Returns the number of ids that were forwarded.
     ///
     /// # Errors
     /// The errors of [`Decoder::plan`].
@@ -431,17 +433,18 @@ impl Runner {
         self.prefill_then(seq, rest, || Next::Any)
     }
 
-    /// Like [`prefill`](Self::prefill), but the first token is as `next` says. It is asked once the last chunk is launched.
+    /// Like [`prefill`](Self::prefill), but `next` says what the first token may be. `next` is called after the last
+    /// chunk has been launched.
     pub(crate) fn prefill_then(&mut self, seq: usize, rest: &[u32], next: impl FnOnce() -> Next) -> Result<usize> {
         self.repeated.forget();
         self.cache.reserve(&[seq], rest.len())?;
-        // Chunks end where they would if nothing had been copied.
+        // Chunks end at the same positions as if nothing had been copied.
         let begun = self.cache.sequence(seq).position.0 as usize % PREFILL_CHUNK;
         let ids = &rest[..rest.len().min(PREFILL_CHUNK - begun)];
         let plan = self.model.plan(Input::Chunk { seq, ids }, &mut self.cache)?;
         let out = self.model.forward(&plan, &mut self.cache, None);
         if self.reported[seq].1 {
-            // The last token of the prompt predicts one that is not known yet.
+            // The last token of the prompt predicts a token that is not known yet, so it is left out.
             let following = &rest[1..rest.len().min(ids.len() + 1)];
             for (i, following) in following.chunks(MOST_OBSERVED).enumerate() {
                 let logits = self.model.logits(&out, Logits::Rows(i * MOST_OBSERVED, following.len()));
@@ -460,8 +463,8 @@ impl Runner {
         Ok(ids.len())
     }
 
-    /// Forwards ids that come next in a text that is known, and samples nothing. `pending` is the token behind them, which
-    /// the next forward of pending tokens reads.
+    /// Forwards ids that come next in a known text, and samples nothing. `pending` is the token after them. The next
+    /// forward of pending tokens reads it.
     ///
     /// # Errors
     /// The errors of [`Decoder::plan`].
@@ -472,12 +475,12 @@ impl Runner {
             self.model.forward(&plan, &mut self.cache, None);
             self.cache.advance(seq, chunk.len(), pending);
         }
-        // If there are no ids, the token that is pending is still an earlier one.
+        // If there are no ids, the pending token in the state is still an earlier one.
         self.cache.advance(seq, 0, pending);
         Ok(())
     }
 
-    /// `steps` decode steps of all of `seqs`: forwards their pending tokens and samples the next ones.
+    /// Makes `steps` decode steps of all of `seqs`: forwards their pending tokens and samples the next ones.
     ///
     /// # Errors
     /// The errors of [`Decoder::plan`].
@@ -489,14 +492,14 @@ impl Runner {
         (0..steps).try_for_each(|_| self.decode_alike(seqs))
     }
 
-    /// Whether a decode step of `seqs` launches more than kernels whose parameters are always the same: what a policy
-    /// tracks, and reports of probabilities.
+    /// Whether a decode step of `seqs` launches kernels whose parameters change from step to step: those that track
+    /// attention or queries for a policy, and those that report probabilities. Such a step is not recorded.
     fn tells_more(&self, seqs: &[usize]) -> bool {
         self.cache.tracking() != Tracking::default() || seqs.iter().any(|seq| self.reported[*seq].0)
     }
 
-    /// A decode step of `seqs` that launches the same as the one before. What it launches is replayed where it was recorded,
-    /// and recorded for the next steps where these are likely to come.
+    /// A decode step of `seqs` without tracking and reports. If its launches were recorded, they are replayed.
+    /// Otherwise the step is launched, and recorded if more steps of the same sequences are likely.
     fn decode_alike(&mut self, seqs: &[usize]) -> Result<()> {
         let Self { model, cache, sampler, repeated, .. } = self;
         model.device().note_step();
@@ -525,8 +528,8 @@ impl Runner {
         Ok(())
     }
 
-    /// A decode step of all of `seqs` in which their next tokens are as `next` says; empty: any. It is asked once the forward
-    /// is launched, so that the device need not wait for the answer.
+    /// A decode step of all of `seqs`. `next` says what their next tokens may be; if it returns nothing, any token.
+    /// It is called after the forward has been launched, so that the device need not wait for it.
     ///
     /// # Errors
     /// The errors of [`Decoder::plan`].
@@ -541,7 +544,8 @@ impl Runner {
         Ok(())
     }
 
-    /// Samples the next tokens of `seqs` from their rows of `logits`, as `next` says; empty: any.
+    /// Samples the next tokens of `seqs` from their rows of `logits`. `next` says what each may be; if it is empty,
+    /// any token.
     fn sample_next(&mut self, logits: &Tensor<2>, seqs: &[usize], next: &[Next], advance: usize) {
         if next.iter().all(|next| *next == Next::Any) {
             return self.sampler.sample(logits, &mut self.cache, seqs, advance);
@@ -563,8 +567,8 @@ impl Runner {
         self.sampler.sample_among(logits, &allowed, spec, &mut self.cache, seqs, advance);
     }
 
-    /// Finds the probabilities of the tokens that were just sampled, if any of `seqs` reports them. `logits` are those
-    /// of the model.
+    /// Computes the probabilities of the tokens that were just sampled, if any of `seqs` reports them. `logits` are
+    /// those of the model.
     fn observe(&mut self, logits: &Tensor<2>, seqs: &[usize]) {
         if seqs.iter().any(|seq| self.reported[*seq].0) {
             let sampled = Tokens::Sampled(&mut self.cache, seqs);
@@ -591,7 +595,7 @@ impl Runner {
     }
 
     /// Starts the measurements that `request` names, for the sequence in row `row` of `held`. A probe is forwarded,
-    /// read and rolled back. Afterwards the cache is as it was before.
+    /// read and rolled back, so that the cache is afterwards as it was before.
     ///
     /// # Errors
     /// The errors of [`Decoder::plan`], and a measurement that the cache does not track.
@@ -642,8 +646,8 @@ impl Runner {
         Ok(pending)
     }
 
-    /// Appends a probe to the sequence in row `row` of `held`, forwards it once, reads the attention of its last token
-    /// if `readout` is given, and rolls back.
+    /// Appends a probe to the sequence in row `row` of `held`, forwards it once, reads the attention of its last
+    /// token if `readout` is given, and rolls back.
     ///
     /// # Errors
     /// The errors of [`Decoder::plan`].
@@ -678,19 +682,19 @@ impl Runner {
         updates.iter().map(|update| self.cache.keep_each(std::slice::from_ref(update))).collect()
     }
 
-    /// Samples the next tokens from the logits that were held.
+    /// Samples the next tokens from the held logits.
     pub fn resume(&mut self, held: &PendingForward) {
         self.resume_then(held, &[]);
     }
 
-    /// Like [`resume`](Self::resume), but the next tokens of the rows are as `next` says.
+    /// Like [`resume`](Self::resume), but `next` says what the next token of each row may be.
     pub(crate) fn resume_then(&mut self, held: &PendingForward, next: &[Next]) {
         self.sample_next(&held.logits, &held.seqs, next, 0);
         self.observe(&held.logits, &held.seqs);
     }
 
-    /// A decode step of each sequence of `tokens` (sequence, token) in which this token is written in place of one that
-    /// the model chooses. Everything else is as if the model had chosen it.
+    /// A decode step of each sequence of `tokens` (sequence, token) in which the given token is written instead of
+    /// one that the model chooses. Everything else is as if the model had chosen it.
     ///
     /// # Errors
     /// The errors of [`Decoder::plan`].
@@ -715,7 +719,7 @@ impl Runner {
         PendingState(self.cache.read_state())
     }
 
-    /// Drops probabilities that nobody will read.
+    /// Drops probabilities that are not needed any more.
     pub(crate) fn forget_logprobs(&mut self) {
         self.observed.clear();
     }
@@ -727,7 +731,7 @@ impl Runner {
     }
 }
 
-/// A copy of the state of all sequences, on its way from the device.
+/// A read of the state of all sequences that is under way.
 pub struct PendingState(Readback);
 
 impl PendingState {
@@ -740,7 +744,8 @@ impl PendingState {
     }
 }
 
-/// Starts reading what the cache tracks for each KV head and slot of `seq`, `words` words each, with `of` a layer.
+/// Starts reading what the cache tracks for each KV head and slot of `seq`. There are `words` words for each. `of`
+/// returns the tensor of a layer.
 fn read_tracked(
     cache: &KvCache,
     seq: usize,

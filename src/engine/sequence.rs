@@ -1,4 +1,4 @@
-//! The host's side of one sequence: the request, what is known of the sequence so far, and its result. It holds no
+//! The host's part of one sequence: the request, what is known of the sequence so far, and its result. It holds no
 //! tensors.
 use std::collections::HashSet;
 
@@ -27,7 +27,7 @@ pub(crate) struct ModelFacts<'a> {
     pub tokenizer: &'a Result<Tokenizer>,
     pub vocab_size: usize,
     pub eos: &'a [u32],
-    /// Positions the model was loaded for.
+    /// Positions that the model was loaded for.
     pub context: usize,
     pub precision: Option<Precision>,
     pub layers: usize,
@@ -37,8 +37,8 @@ pub(crate) struct ModelFacts<'a> {
     pub query_cols: usize,
 }
 
-/// What the error says of a prompt that is longer than the context. Front-ends recognise it by these words, because programs
-/// shorten a conversation then.
+/// The text of the error for a prompt that is longer than the context. Front-ends compare it, because programs
+/// shorten a conversation after this error.
 pub(crate) const TOO_LONG: &str = "the prompt is longer than the context";
 
 /// The error for a prompt that is longer than the context.
@@ -53,7 +53,7 @@ pub(super) fn too_long(context: usize, found: String) -> Error {
 pub(crate) struct Sequence {
     /// Number of the request.
     pub id: usize,
-    /// The most memory that it can need.
+    /// The most memory that this request can need.
     pub bound: Bound,
     /// Turns in which another prompt was forwarded while this one waited for its next chunk.
     pub passed_over: usize,
@@ -78,22 +78,23 @@ pub(crate) struct Sequence {
     pub prompt: Vec<u32>,
     /// Tokens of the prompt that were forwarded or copied.
     pub forwarded: usize,
-    /// Of them, those that were copied from another sequence.
+    /// Tokens of the prompt that were copied from another sequence. They are counted in `forwarded` as well.
     pub shared: usize,
     /// The group of requests that share the beginnings of their prompts.
     pub group: u64,
-    /// Positions the model was loaded for.
+    /// Positions that the model was loaded for.
     context: usize,
     /// Generated tokens that were read back.
     pub tokens: Vec<trace::Token>,
     /// Tokens sampled on the device, read back or not.
     pub issued: usize,
     probes: Vec<trace::Probe>,
-    /// The token after which a probe is due: the latest one.
+    /// The latest token, if a probe is due after it.
     probe_after: Option<u32>,
-    /// No further steps are issued. The sequence ends once all sampled tokens are read.
+    /// Whether the sequence was cancelled. No further steps are issued, and the sequence ends once all sampled tokens
+    /// are read.
     cancelled: bool,
-    /// Why it ended, once it has.
+    /// Why the sequence ended; `None` while it runs.
     pub ended: Option<StopReason>,
     error: Option<Error>,
     pub totals: Totals,
@@ -106,7 +107,7 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
-    /// Checks a request. Everything that can be refused before anything is computed is refused here.
+    /// Makes the sequence of a request. Every request that cannot run is refused here, before anything is computed.
     pub fn new(
         id: usize,
         prompt: Vec<u32>,
@@ -186,7 +187,7 @@ impl Sequence {
         })
     }
 
-    /// How it is generated and pruned.
+    /// The settings by which the sequence is generated and pruned.
     pub fn settings(&self) -> &Settings {
         &self.pruner.settings
     }
@@ -201,12 +202,12 @@ impl Sequence {
         self.ended.is_none() && !self.cancelled && self.issued == 0
     }
 
-    /// Whether any of the prompt was forwarded, and not copied.
+    /// Whether any token of the prompt was forwarded, rather than copied.
     pub fn has_begun(&self) -> bool {
         self.forwarded > self.shared
     }
 
-    /// How it is run.
+    /// How the runner runs this sequence.
     pub fn admission(&self) -> Admission<'_> {
         Admission {
             settings: self.settings(),
@@ -221,7 +222,7 @@ impl Sequence {
         self.cancelled = true;
     }
 
-    /// Whether it was cancelled before it had a place.
+    /// Whether the sequence was cancelled.
     pub fn cancelled(&self) -> bool {
         self.cancelled
     }
@@ -258,8 +259,8 @@ impl Sequence {
     }
 
     /// Decode steps that may be issued now. They never go past a token after which a probe may be due, because the
-    /// text must be known there, and they run at most two bursts of `burst` tokens ahead of what was read. Before the first token is
-    /// read there are none, because that read ends the measured time of the prefill.
+    /// text must be known there, and they run at most two bursts of `burst` tokens ahead of what was read. Before the
+    /// first token is read there are none, because that read ends the measured time of the prefill.
     pub fn room(&self, burst: usize) -> usize {
         let read = self.tokens.len();
         if self.ended.is_some() || self.cancelled || self.probe_after.is_some() || read == 0 {
@@ -273,7 +274,7 @@ impl Sequence {
             Some(0) => return 0,
             steps => steps.map_or(usize::MAX, |steps| read.saturating_add(steps)),
         };
-        // A thought that is open must be closed before the answer goes on.
+        // An open thought must be closed before the answer continues.
         let answer = self.settings().max_answer_tokens.map(|most| most.saturating_sub(self.answered));
         let inside = usize::from(self.clock.inside_thinking());
         let to_end = answer.map_or(usize::MAX, |left| read.saturating_add(left).saturating_add(inside));
@@ -288,7 +289,7 @@ impl Sequence {
         if free && ready { self.closing.next(&self.clock) } else { None }
     }
 
-    /// The same for the first token, which follows the prompt.
+    /// The token that the engine must write first, after the prompt; like [`forced`](Self::forced).
     pub fn forced_first(&self) -> Option<u32> {
         self.closing.next(&self.clock)
     }
@@ -298,23 +299,24 @@ impl Sequence {
         self.probe_after.is_none() && self.forced().is_some()
     }
 
-    /// Whether each token has to be read before the next one can be chosen: what the format of an answer allows next
-    /// depends on all tokens before it, and a thought can end with any token.
+    /// Whether each token must be read before the next one can be chosen. The format of an answer allows tokens
+    /// depending on all tokens before, and a thought can end with any token.
     pub fn is_stepwise(&self) -> bool {
         self.grammar.is_some() && self.ended.is_none() && !self.cancelled && self.issued > 0
     }
 
-    /// What the next token may be, where the model writes it. All tokens before it are read if the answer has a format.
+    /// What the next token may be, if the model writes it. If the answer has a format, all earlier tokens must have
+    /// been read.
     pub fn next(&mut self) -> Result<Next> {
         let Some(grammar) = &mut self.grammar else { return Ok(Next::Any) };
         if self.clock.inside_thinking() && self.think.close.is_some() {
-            // An answer has to come, so the text cannot end in a thought.
+            // An answer must follow, so the text cannot end inside a thought.
             let mut all = vec![u32::MAX; self.vocab.div_ceil(32)];
             self.eos.iter().for_each(|id| all[*id as usize / 32] &= !(1 << (id % 32)));
             return Ok(Next::Among(all));
         }
         let mut allowed = grammar.allowed()?;
-        // A model that has not thought yet may begin with it.
+        // A model that has not thought yet may begin with a thought.
         let thought = self.closing.closed || self.tokens.iter().any(|token| token.role == Role::ThinkClose);
         if let Some(open) = self.think.open.filter(|_| !grammar.begun() && !thought) {
             allowed[open as usize / 32] |= 1 << (open % 32);
@@ -322,12 +324,12 @@ impl Sequence {
         Ok(Next::Among(allowed))
     }
 
-    /// Notes that the token which [`forced`](Self::forced) named is written.
+    /// Records that the token of [`forced`](Self::forced) is being written.
     pub fn wrote_forced(&mut self) {
         self.closing.issued += 1;
     }
 
-    /// Ends the thinking as soon as possible: that which is under way, or, before the first token, the one to come.
+    /// Ends the thinking as soon as possible: the current thought, or the first one if no token has been generated.
     pub fn end_thinking(&mut self) {
         self.closing.asked |= self.tokens.is_empty() || self.clock.inside_thinking();
     }
@@ -357,12 +359,12 @@ impl Sequence {
         }
     }
 
-    /// The value of `result`. An error ends the sequence.
+    /// Returns the value of `result`. If it is an error, the sequence ends with it.
     pub fn or_fail<T>(&mut self, result: Result<T>) -> Option<T> {
         result.map_err(|e| self.fail(e)).ok()
     }
 
-    /// Ends this sequence with an error. The others go on.
+    /// Ends this sequence with an error. The other sequences continue.
     pub fn fail(&mut self, error: Error) {
         if self.ended.is_none() {
             self.ended = Some(StopReason::Failed(error.what().into()));
@@ -370,10 +372,10 @@ impl Sequence {
         }
     }
 
-    /// Adds a token that was read: its text and its role. Advances the probe clock, and ends the sequence at a stop
-    /// token.
+    /// Adds a token that was read, with its text and its role. Advances the probe clock, and ends the sequence at a
+    /// stop token.
     ///
-    /// `row`: what its logits say, if the request reports it.
+    /// `row` has the probabilities at this token, if the request reports them.
     pub fn take_in(&mut self, id: u32, row: Option<&Row>, on: &mut dyn FnMut(usize, Event<'_>)) -> Result<()> {
         let most = self.settings().logprobs;
         let logprobs = most.zip(row).map(|(most, row)| row.logprobs(most)).transpose()?;
@@ -389,7 +391,7 @@ impl Sequence {
             true => Role::Thinking,
             false => Role::Answer,
         };
-        // Without a tag to wait for, a thought never ends: then everything may be the answer.
+        // Without a closing tag, a thought never ends. Then every token may belong to the answer.
         let answers = role == Role::Answer || self.think.close.is_none() && !forced;
         let complete = match &mut self.grammar {
             Some(grammar) if answers && !stop => grammar.push(id)?,
@@ -419,7 +421,7 @@ impl Sequence {
             }
         };
         self.text.push_str(&released);
-        // The tags of the first thought are part of the thinking, those of later ones are not.
+        // The tags of the first thought count as thinking. Those of later thoughts do not.
         let later = matches!(role, Role::ThinkOpen | Role::ThinkClose) && self.closing.closed;
         self.answered += usize::from(role == Role::Answer || later);
         let (index, logprobs) = (self.tokens.len(), logprobs.as_ref());
@@ -450,14 +452,14 @@ impl Sequence {
         Ok(())
     }
 
-    /// Notes what the logits say of the next token of the prompt.
+    /// Adds the probabilities of the next token of the prompt.
     pub fn note_prompt(&mut self, row: &Row) -> Result<()> {
         let most = self.settings().prompt_logprobs.unwrap_or(0);
         self.prompt_logprobs.push(row.logprobs(most)?);
         Ok(())
     }
 
-    /// A policy that keeps everything needs no probe.
+    /// Whether the policy evicts at all. One that keeps everything needs no probe.
     fn prunes(&self) -> bool {
         self.settings().policy.evicts()
     }
@@ -484,21 +486,21 @@ impl Sequence {
         self.probes.push(record);
     }
 
-    /// Notes slots and KV bytes in use, for their peaks. While a gather moves a layer, that layer has two buffers for
-    /// a moment, which are not counted.
+    /// Updates the peaks of slots and KV bytes. While a gather moves a layer, that layer briefly has two buffers,
+    /// which are not counted.
     pub fn note_peak(&mut self, slots: usize, bytes: u64) {
         self.totals.peak_cached = self.totals.peak_cached.max(slots);
         self.note_bytes(bytes);
     }
 
-    /// Notes KV bytes in use. The slots of decode steps are counted once their tokens are read: steps that run past
-    /// the end are no part of the result, and how many there are depends on the other sequences.
+    /// Updates the peak of KV bytes. The slots of decode steps are counted once their tokens are read: steps after
+    /// the end are no part of the result, and their number depends on the other sequences.
     pub fn note_bytes(&mut self, bytes: u64) {
         self.totals.peak_kv_bytes = self.totals.peak_kv_bytes.max(bytes);
     }
 
-    /// Releases the text that waited: for a stop string, or for the rest of a character. What follows a stop string is
-    /// no part of the text.
+    /// Releases text that was held back for a stop string or for the rest of a character. Text after a stop string is
+    /// no part of the result.
     pub fn release(&mut self, on: &mut dyn FnMut(usize, Event<'_>)) {
         let held = self.stops.rest();
         let unfinished = match &mut self.detokenizer {
@@ -536,14 +538,14 @@ impl Sequence {
         };
         let format_unfinished = self.grammar.as_mut().is_some_and(|grammar| match stop_reason {
             StopReason::Eos | StopReason::FormatComplete => false,
-            // What ended the answer is no part of it, although the format has seen it.
+            // The token or string that ended the answer is not part of the text, although the grammar has read it.
             StopReason::StopString | StopReason::StopToken if !self.pruner.settings.include_stop => true,
             _ => !grammar.may_end(),
         });
         let first_token = self.first_token.unwrap_or_else(Instant::now);
         self.totals.prefill_us = (first_token - self.began).as_micros() as u64;
         self.totals.decode_us = (first_token.elapsed().as_micros() as u64).saturating_sub(self.totals.probe_us);
-        // Steps as the final text has them.
+        // The steps are those of the final text.
         let thinking = self.ledger.thinking();
         let steps = thinking.steps(Tail::Closed);
         let step_of = thinking.assign(&steps);
@@ -552,7 +554,7 @@ impl Sequence {
         self.totals.repeated_tokens = self.repetition.tokens;
         self.totals.generated_tokens = self.tokens.len();
         self.totals.thinking_tokens = self.ledger.thinking().tokens();
-        // Without the last token, which was not forwarded, and without the steps that ran past it.
+        // The last token is not counted, because it was not forwarded, and neither are steps after it.
         let before_the_last = self.ledger.cached() - usize::from(!self.tokens.is_empty());
         self.totals.final_cached = place.map_or(0, |place| cache.longest(place)).min(before_the_last);
         let trace = Trace {
@@ -562,7 +564,7 @@ impl Sequence {
             device: device.info.line(),
             weights: self.precision,
             settings: self.pruner.settings,
-            // This text is only for people to read, so a prompt that cannot be decoded must not cost the trace.
+            // The text is only for readers of the trace, so a prompt that cannot be decoded is no error.
             prompt_text: self.tokenizer.as_ref().and_then(|t| t.decode(&self.prompt, false).ok()),
             slot_bytes: Some(cache.shape().token_bytes()),
             prompt_ids: self.prompt,
@@ -575,7 +577,7 @@ impl Sequence {
         Ok(RunResult {
             text: self.text,
             answer: trace.answer().trim().to_string(),
-            // Without a </think> to wait for, everything may count as thinking.
+            // Without a closing tag the end of the thinking is not known, so nothing counts as unfinished.
             thinking_unfinished: self.think.close.is_some() && self.clock.inside_thinking(),
             format_unfinished,
             bytes: device.bytes(),
@@ -589,27 +591,27 @@ impl Sequence {
     }
 }
 
-/// Ends the thinking in place of the model: after a number of tokens, or when it is told to.
+/// Ends the thinking in place of the model: after a number of tokens, or when a caller asks for it.
 #[derive(Debug)]
 struct Closing {
-    /// The ids of `</think>`, or of the model's own closing tag: several where the tokenizer splits it.
+    /// The ids of `</think>`, or of the model's own closing tag. There are several if the tokenizer splits the tag.
     tag: Vec<u32>,
     /// The most thinking tokens of the request.
     most: Option<usize>,
-    /// Thinking tokens, of all thoughts together, after which the thought is ended that is under way.
+    /// The number of thinking tokens, of all thoughts together, at which the current thought is ended.
     end: Option<usize>,
-    /// Whether a caller wants the thinking to end.
+    /// Whether a caller has asked for the thinking to end.
     asked: bool,
-    /// Whether a thought came to its end before, in the prompt or later.
+    /// Whether a thought has already ended, in the prompt or later.
     closed: bool,
-    /// Tokens of the tag that were written and not read back yet; those that were read are not counted.
+    /// Tokens of the tag that were written and not read back yet.
     issued: usize,
     /// Tokens of the tag that were read back.
     read: usize,
 }
 
 impl Closing {
-    /// A thought that begins later than this is not the first one of a model that thinks.
+    /// If a thought begins after this number of tokens, it does not count as the first one.
     const FIRST: usize = 2 * LAG;
 
     fn new(
@@ -661,18 +663,18 @@ impl Closing {
         if clock.inside_thinking() {
             return self.end.map(|end| end.saturating_sub(clock.thinking_tokens()));
         }
-        // `<think>` must come first.
+        // The opening tag takes a step of its own.
         Some((self.end_of_new(most, clock, read) - clock.thinking_tokens()).saturating_add(1))
     }
 
-    /// Where a thought ends that begins after `read` tokens. Only the first one ends exactly: for a later one, every
-    /// token of the answer would have to be awaited before the next step.
+    /// The number of thinking tokens at which a thought ends that begins after `read` tokens. Only the first thought
+    /// ends exactly there: for a later one, each token of the answer would have to be read before the next step.
     fn end_of_new(&self, most: usize, clock: &ProbeClock, read: usize) -> usize {
         let exact = !self.closed && read < Self::FIRST;
         most.max(clock.thinking_tokens() + if exact { 0 } else { LAG })
     }
 
-    /// Notes a token that was read: the last of `read`.
+    /// Takes in a token that was read: the last of `read`.
     fn push(&mut self, opened: bool, clock: &ProbeClock, read: usize) {
         if self.issued > 0 {
             (self.issued, self.read) = (self.issued - 1, self.read + 1);
@@ -704,7 +706,7 @@ struct Repetition {
     seen: HashSet<[u32; REPEATED_IDS]>,
     /// Tokens that completed such a run.
     tokens: usize,
-    /// How many of them are the latest tokens, without a gap.
+    /// How many of the latest tokens, without a gap, completed such a run.
     in_a_row: usize,
     reported: bool,
 }

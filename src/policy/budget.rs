@@ -24,7 +24,7 @@ pub enum Budget {
 }
 
 impl Default for Budget {
-    /// `ratio:0.75`. *(ours)*
+    /// The default budget, `ratio:0.75`. *(ours)*
     fn default() -> Self {
         Self::Ratio(0.75)
     }
@@ -145,13 +145,14 @@ pub fn evict(view: &CacheView<'_>, groups: &[Group]) -> Result<KeepPlan> {
     Ok(KeepPlan::new(view, kept, outcome)?.with_eviction_order(evicted))
 }
 
-/// Evicts single tokens, those with the lowest scores first; of equal ones, the older. `score` gives each slot's.
+/// Evicts single tokens, those with the lowest scores first; of equal ones, the older. `score` gives the score of a
+/// slot.
 ///
 /// # Errors
 /// As [`evict`].
 pub(super) fn evict_lowest(view: &CacheView<'_>, score: impl Fn(Slot) -> f64) -> Result<KeepPlan> {
     let mut slots: Vec<Slot> = view.evictable().collect();
-    // The sort is stable.
+    // The sort is stable: of equal scores, the older slot is evicted first.
     slots.sort_by(|a, b| score(*a).total_cmp(&score(*b)));
     let single = |slot: Slot| Group { importance: Some(score(slot)), slots: vec![slot] };
     evict(view, &slots.into_iter().map(single).collect::<Vec<_>>())
@@ -169,7 +170,7 @@ fn groups_within_sum(budget: Budget, groups: &[Group]) -> Result<usize> {
     if !importances.is_sorted() {
         return Err(Error::new(ErrorKind::Internal, "groups are not in ascending order of importance"));
     }
-    // Summed in the same order as below, so that share:1 evicts all groups.
+    // The scores are summed in the same order as below, so that share:1 evicts all groups.
     let limit = match budget {
         Budget::ScoreSum(k) => k,
         Budget::Share(f) => f * importances.iter().sum::<f64>(),

@@ -5,21 +5,22 @@ use crate::Result;
 
 /// The number of latest queries that stand for the coming ones.
 const QUERIES: usize = 32;
-/// The first tokens, which heads look at when there is nothing to see, take no part in the softmax: 4 in kvpress.
+/// Number of the first tokens of a sequence that take no part in the softmax, because heads attend to them whatever
+/// they say; 4 in kvpress.
 const SINKS: usize = 4;
 
-/// Evicts the tokens that the queries of the next 512 tokens can be expected to attend to least, times the length of their
-/// values.
+/// Evicts the tokens that the queries of the next 512 tokens can be expected to attend to least, times the length of
+/// their values.
 ///
-/// *Idea*: the queries of a model are nearly normally distributed, so the attention of the coming ones can be computed in
-/// expectation instead of being observed. *Paper*: Expected Attention, arXiv 2510.00636, with the value norms and the
-/// covariance of kvpress, whose ε is 0. Each query head's expectation is a softmax over the slots but for the first 4; a KV
-/// head has the mean of its query heads, times the Euclidean length of the value (see
+/// *Idea*: the queries of a model are nearly normally distributed, so the attention of the coming ones can be
+/// computed in expectation instead of being observed. *Paper*: Expected Attention, arXiv 2510.00636, with the value
+/// norms and the covariance of kvpress, whose ε is 0. Each query head's expectation is a softmax over the slots but
+/// for the first 4; a KV head has the mean of its query heads, times the Euclidean length of the value (see
 /// [`expected_attention`](mod@crate::kernels::expected_attention)).
 /// *Direction*: the lowest scores are evicted first.
-/// *Deviation*: mean and covariance come from the latest 32 queries, not from all of a prompt. It evicts when a probe is
-/// due, and only from the thinking. In scope `shared`, the default, the scores of all layers and heads are averaged; the
-/// paper's scope is `head`.
+/// *Deviation*: mean and covariance come from the latest 32 queries, not from all of a prompt. It evicts when a probe
+/// is due, and only from the thinking. In scope `shared`, the default, the scores of all layers and heads are
+/// averaged; the paper's scope is `head`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ExpectedAttention;
 
@@ -42,8 +43,8 @@ impl EvictionPolicy for ExpectedAttention {
     }
 }
 
-/// The scores of a KV head's slots. `logarithms`: those of the expected attention, a row for each of its query heads;
-/// `lengths`: of the values. The first slots, which are never evicted, have the score 0.
+/// The scores of a KV head's slots. `logarithms` has the logarithms of the expected attention, a row for each of its
+/// query heads. `lengths` has the lengths of the values. The first slots, which are never evicted, have the score 0.
 pub(crate) fn scores(logarithms: &[&[f32]], lengths: &[f32]) -> Vec<f32> {
     let mut sums = vec![0f64; lengths.len()];
     for row in logarithms {
@@ -63,7 +64,7 @@ mod tests {
 
     #[test]
     fn scores_are_softmaxes_times_lengths() {
-        // Four sinks, which are looked at most.
+        // The four sinks have the largest logarithms, and must not count.
         let log = |values: [f32; 3]| [[900.0; 4].as_slice(), &values.map(|v| v.ln() + 70.0)].concat();
         let (a, b) = (log([1.0, 2.0, 1.0]), log([3.0, 1.0, 4.0]));
         let found = scores(&[&a, &b], &[1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 0.5]);

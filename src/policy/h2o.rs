@@ -42,7 +42,7 @@ impl EvictionPolicy for H2o {
         let sums = view.scores()?;
         let target = view.budget().token_target(view.thinking_tokens()).ok_or_else(|| halves(view.budget()))?;
         let thinking = (0..).map(Slot).zip(view.tokens()).filter(|(_, t)| t.step.is_some());
-        // The latest half of the budget begins at this slot.
+        // The slot at which the most recent half of the budget begins.
         let recent_from = thinking.map(|(slot, _)| slot).nth(view.cached_thinking().saturating_sub(target / 2));
         let is_recent = |slot: &Slot| recent_from.is_some_and(|from| *slot >= from);
         let (recent, mut old): (Vec<Slot>, Vec<Slot>) = view.evictable().partition(is_recent);

@@ -3,19 +3,8 @@ use super::budget::evict_lowest;
 use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
 use crate::Result;
 
-/// Evicts the tokens that are least likely to matter again, judged by when they last mattered and by the longest time that
-/// they once did not.
-///
-/// *Idea*: in reasoning, tokens matter again after many steps in which they did not. A token that did not matter for longer
-/// than ever before is done with. *Paper*: LazyEviction, arXiv 2506.15969. A token matters to a query that attends to it
-/// with at least 1e-4, the published code's value. With the time `t` since it last mattered and its longest interval `m`,
-/// both in tokens, its score is `2 σ(−1 − t / (m + 1e-5)) + 2 σ(1 − m)`, without the second term if `m` is 0, where σ is
-/// the logistic function; that is what the published code computes.
-/// *Direction*: the lowest scores are evicted first.
-/// *Deviation*: it evicts when a probe is due, and only from the thinking; the paper evicts every `W` tokens, which is what
-/// the interval between probes is here, and protects the latest `W`. A KV head has one record for each slot, of the mean
-/// attention of its query heads, where the published code gives every query head a cache of its own. In scope `shared`, the
-/// default, the scores of all layers and heads are averaged; the paper's scope is `head`.
+/// Evicts the tokens that are least likely to matter again. The estimate compares the time since a token last
+/// mattered with the longest earlier interval in which it did not matter.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LazyEviction;
 
@@ -38,7 +27,8 @@ impl EvictionPolicy for LazyEviction {
     }
 }
 
-/// The score of a token that last mattered `since` tokens ago, and whose longest interval between two times is `longest`.
+/// The score of a token that last mattered `since` tokens ago, and whose longest interval between two times is
+/// `longest`.
 pub(crate) fn importance(since: u32, longest: u32) -> f32 {
     let twice_logistic = |x: f64| 2.0 / (1.0 + (-x).exp());
     let (since, longest) = (f64::from(since), f64::from(longest));
@@ -50,7 +40,7 @@ pub(crate) fn importance(since: u32, longest: u32) -> f32 {
 mod tests {
     use super::*;
 
-    /// Values of the published formula, computed apart.
+    /// Values of the published formula that were computed independently.
     #[test]
     fn the_score_is_that_of_the_published_code() {
         for (since, longest, expected) in [
@@ -62,7 +52,7 @@ mod tests {
             let found = importance(since, longest);
             assert!((found - expected).abs() < 1e-6, "{since} {longest}: {found}");
         }
-        // Longer ago is worth less; what once came back late is worth more, as long as it is not too late.
+        // A longer time since a token last mattered lowers its score. A longer earlier interval raises it.
         assert!(importance(20, 30) > importance(25, 30) && importance(20, 40) > importance(20, 30));
     }
 }

@@ -5,8 +5,8 @@ use crate::{Position, Result};
 
 /// Mirrors all kept sets of one sequence in the cache, from the prompt on, and holds the full text of its thinking.
 ///
-/// The engine pushes every token, asks for a [`Snapshot`] at each probe, and hands the plan back after the gather. A
-/// ledger holds no tensors and no token ids.
+/// The engine pushes every token, asks for a [`Snapshot`] at each probe, and passes the plan to the ledger after the
+/// gather. A ledger holds no tensors and no token ids.
 #[derive(Debug, Clone)]
 pub struct Ledger {
     sets: Sets,
@@ -44,7 +44,7 @@ impl Ledger {
         self
     }
 
-    /// Appends the next token. `piece` is what it adds to the text, which matters for thinking tokens only.
+    /// Appends the next token. `piece` are the bytes that it adds to the text, which matter for thinking tokens only.
     pub fn push(&mut self, role: Role, piece: impl AsRef<[u8]>) {
         let row = Row { position: Position(self.next), role, nth_thinking: self.thinking.tokens() as u32 };
         self.rows.iter_mut().for_each(|rows| rows.push(row));
@@ -56,7 +56,7 @@ impl Ledger {
         }
     }
 
-    /// The kept sets.
+    /// The kept sets of the sequence.
     pub fn sets(&self) -> &Sets {
         &self.sets
     }
@@ -92,7 +92,7 @@ impl Ledger {
         }
     }
 
-    /// Repeats in the ledger what the gather did to the cache.
+    /// Removes the evicted tokens from the ledger, as the gather removed them from the cache.
     ///
     /// # Errors
     /// [`crate::ErrorKind::Internal`] when the plan was made for another number of slots.

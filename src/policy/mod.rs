@@ -7,9 +7,9 @@
 //!                          step means)
 //! ```
 //!
-//! A policy is pure: it uses no GPU and no clock, and keeps no state from one probe to the next. What all policies
-//! have in common is done once, outside of them: [`CacheView`] works out which slots are protected, [`budget::evict`]
-//! applies the budget, [`KeepPlan::new`] checks the result.
+//! A policy is pure: it uses no GPU and no clock, and keeps no state from one probe to the next. The steps that all
+//! policies have in common are done once, outside of them: [`CacheView`] determines which slots are protected,
+//! [`budget::evict`] applies the budget, and [`KeepPlan::new`] checks the result.
 //!
 //! **Direction.** A higher score means more important. The lowest scores are evicted first.
 //!
@@ -65,7 +65,7 @@ pub use view::{CURRENT_STEP_KEPT, CacheView, CachedToken, NO_CURRENT_STEP, StepI
 
 use crate::{Error, ErrorKind, Result};
 
-/// How many of the latest tokens are never evicted. *(ours)*
+/// The default number of the latest tokens that are never evicted. *(ours)*
 pub const DEFAULT_WINDOW: usize = 64;
 
 /// Chooses which slots survive.
@@ -88,7 +88,7 @@ pub trait EvictionPolicy: Any + fmt::Debug + Send + Sync {
         false
     }
 
-    /// Whether the policy is a control: it knows nothing of the text, so that any other has to be better than it in a cache
+    /// Whether the policy is a control: it knows nothing of the text, so any other policy has to be better in a cache
     /// of the same size.
     fn is_control(&self) -> bool {
         false
@@ -124,7 +124,7 @@ pub trait EvictionPolicy: Any + fmt::Debug + Send + Sync {
     fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan>;
 }
 
-/// What a policy needs to have measured on the device.
+/// The measurement on the device that a policy needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Measurement {
@@ -154,8 +154,8 @@ pub enum Measurement {
         /// As in [`Window`](Self::Window).
         queries: usize,
     },
-    /// When each slot last mattered to a query, and the longest time that it once did not, as the score of
-    /// [`LazyEviction`]. One record per KV head, of the mean attention of its query heads.
+    /// The score of [`LazyEviction`], from when each slot last mattered to a query and the longest time in which it
+    /// did not. One record per KV head, of the mean attention of its query heads.
     Recurrence,
     /// The attention that the slots can expect from coming queries, times the length of their values, as in
     /// [`ExpectedAttention`]: one row per KV head.
@@ -172,7 +172,7 @@ impl Measurement {
         self == Self::ProbeRow
     }
 
-    /// How many of the latest queries are looked at; 0 where none are.
+    /// The number of latest queries whose attention counts; 0 if none does.
     pub fn queries(self) -> usize {
         match self {
             Self::Window { queries }
@@ -199,9 +199,9 @@ pub enum Role {
     ThinkOpen,
     /// The reasoning between `<think>` and `</think>`, the only part that is ever evicted.
     Thinking,
-    /// `</think>`.
+    /// The token `</think>`.
     ThinkClose,
-    /// What the model wrote outside the thinking.
+    /// The text that the model wrote outside the thinking.
     Answer,
 }
 

@@ -7,7 +7,7 @@ use crate::{Error, ErrorKind, Result, Slot};
 pub enum Outcome {
     /// The policy ignores the budget.
     Unbudgeted,
-    /// Within the budget.
+    /// The plan is within the budget.
     Met,
     /// So many tokens are protected that the budget cannot be met. Everything else is evicted.
     Infeasible {
@@ -152,7 +152,7 @@ impl KeepPlan {
         (0..self.before.len()).all(|layer| self.cached_after(layer) == self.before[layer])
     }
 
-    /// Whether it meets the budget; of several sets, the outcome that misses it by most.
+    /// Whether the plan meets the budget. Of several sets, this is the outcome that misses the budget by most.
     pub fn outcome(&self) -> Outcome {
         self.outcome
     }

@@ -38,8 +38,8 @@ impl EvictionPolicy for Random {
     }
 }
 
-/// `items` in a uniformly random order: sorted by a random number each. Of equal numbers (one in 2⁶⁴), the earlier is
-/// first.
+/// `items` in a uniformly random order: sorted by a random number each. Of equal numbers (one pair in 2⁶⁴), the
+/// earlier item is first.
 pub(super) fn shuffled<T>(items: Vec<T>, lot: &mut impl FnMut() -> u64) -> Vec<T> {
     let mut drawn: Vec<(u64, T)> = items.into_iter().map(|item| (lot(), item)).collect();
     drawn.sort_by_key(|(lot, _)| *lot);

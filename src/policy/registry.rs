@@ -69,12 +69,12 @@ pub struct PolicyRef(Source);
 enum Source {
     Listed(&'static dyn EvictionPolicy),
     Own(Arc<dyn EvictionPolicy>),
-    /// A name that was read.
+    /// A name that was read from JSON.
     Unlisted(Arc<Unlisted>),
 }
 
 impl PolicyRef {
-    /// An own policy. A value of a listed type, such as [`Full`], gives the listed policy.
+    /// A value for your own policy. A value of a listed type, such as [`Full`], gives the listed policy.
     pub fn new<P: EvictionPolicy>(policy: P) -> Self {
         // The types of listed policies have no parameters.
         let listed = POLICIES.iter().find(|listed| Any::type_id(**listed) == TypeId::of::<P>());

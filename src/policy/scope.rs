@@ -72,7 +72,7 @@ impl Layers {
         Ok(Self::Listed(layers))
     }
 
-    /// Whether `layer` counts.
+    /// Whether the attention of `layer` counts.
     pub fn contains(&self, layer: usize) -> bool {
         match self {
             Self::All => true,
@@ -80,7 +80,8 @@ impl Layers {
         }
     }
 
-    /// How many of the first of `layers` layers have to be measured, so that all that count are.
+    /// The number of the first layers, of `layers`, that must be measured so that all layers that count are among
+    /// them.
     pub fn deepest(&self, layers: usize) -> usize {
         match self {
             Self::All => layers,
@@ -148,7 +149,7 @@ impl FromStr for Layers {
                 return Err(wrong());
             }
             layers.extend(first..=last);
-            // Repeated ranges are as long as the text that names them, times a thousand.
+            // A text with repeated ranges can name a thousand times as many layers as it has bytes.
             if layers.len() > 10_000 {
                 return Err(wrong());
             }
@@ -160,7 +161,7 @@ impl FromStr for Layers {
 /// The kept sets of one sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sets {
-    /// Which layers and heads share one.
+    /// Which layers and heads share a kept set.
     pub scope: Scope,
     /// Layers of the model.
     pub layers: usize,
@@ -190,7 +191,7 @@ impl Sets {
         }
     }
 
-    /// The layer of a set, and its KV head where it has one of its own; (`None`, `None`) for the shared one.
+    /// The layer of a set and, in scope `head`, its KV head; (`None`, `None`) for the shared set.
     pub fn place(&self, set: usize) -> (Option<usize>, Option<usize>) {
         match self.scope {
             Scope::Shared => (None, None),

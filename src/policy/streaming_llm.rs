@@ -3,7 +3,7 @@ use super::budget::{Group, evict};
 use super::{CacheView, EvictionPolicy, KeepPlan, Measurement};
 use crate::Result;
 
-/// How many of the first tokens of the sequence are kept: they receive attention whatever they say.
+/// How many of the first tokens of the sequence are kept: they receive attention whatever their text is.
 const SINKS: u32 = 4;
 
 /// Evicts the oldest thinking tokens; the first 4 tokens of the sequence and the recent ones stay.

@@ -93,7 +93,7 @@ fn protected_are_the_prompt_the_window_and_the_current_step() {
     assert_eq!(protected(&cache), "xx....xxxx");
     cache.window = 100;
     assert_eq!(protected(&cache), "xxxxxxxxxx");
-    // A <think> that the model wrote, and anything it wrote before it, is as good as the prompt.
+    // A <think> that the model wrote, and everything before it, is protected like the prompt.
     cache.window = 0;
     cache.tokens[1].role = Role::ThinkOpen;
     assert_eq!(protected(&cache), "xx......xx");
@@ -268,7 +268,7 @@ fn think_clearly_evicts_the_lowest_steps_and_of_the_last_only_its_lowest_tokens(
     let cache = |budget| Cache::new(&[2, 3, 2, 1], budget).scored(&scores);
     assert_eq!(cache(tokens(8)).evicted("think-clearly"), [0; 0]);
     assert_eq!(cache(tokens(7)).evicted("think-clearly"), [4]);
-    // Of equal tokens the older goes first.
+    // Of equal tokens, the older one is evicted first.
     assert_eq!(cache(tokens(6)).evicted("think-clearly"), [2, 4]);
     assert_eq!(cache(tokens(5)).evicted("think-clearly"), [2, 3, 4]);
     assert_eq!(cache(tokens(4)).evicted("think-clearly"), [0, 2, 3, 4]);
@@ -278,7 +278,7 @@ fn think_clearly_evicts_the_lowest_steps_and_of_the_last_only_its_lowest_tokens(
 
 #[test]
 fn a_short_step_is_judged_by_its_own_mean() {
-    // One token of 0.05 goes before a step of ten whose mean is 0.06.
+    // One token of 0.05 is evicted before a step of ten whose mean is 0.06.
     let mut scores = vec![0.05];
     scores.extend([0.06; 10]);
     scores.push(1.0);
@@ -294,7 +294,7 @@ fn score_sum_adds_steps_means_and_stops_before_it_would_exceed() {
     assert_eq!(cache(0.74).evicted("think-clearly"), [2, 3, 4]);
     assert_eq!(cache(0.75).evicted("think-clearly"), [0, 1, 2, 3, 4]);
     assert_eq!(cache(100.0).evicted("think-clearly"), [0, 1, 2, 3, 4, 5, 6]);
-    // Token by token the same sum is spent on tokens.
+    // `think-token` evicts single tokens, as many as the same sum allows.
     assert_eq!(cache(0.75).evicted("think-token"), [2, 3, 4]);
     assert_eq!(cache(1.25).evicted("think-token"), [0, 2, 3, 4]);
 }
@@ -352,7 +352,7 @@ fn an_unreachable_budget_is_reported_not_refused() {
 
 #[test]
 fn random_plans_are_the_same_on_every_platform() {
-    // Written down once: a change here breaks the reproducibility of published runs.
+    // The expected values were recorded once: a change here breaks the reproducibility of published runs.
     let cache = |seed, probe| Cache { seed, probe, ..Cache::new(&[6, 6, 1], tokens(6)) };
     assert_eq!(cache(7, 0).evicted("random"), GOLDEN[0]);
     assert_eq!(cache(7, 1).evicted("random"), GOLDEN[1]);
@@ -365,7 +365,7 @@ const GOLDEN: [&[usize]; 4] =
 
 #[test]
 fn random_is_uniform_over_evictable_tokens() {
-    // 2 of 4 evictable: each goes in half of 2,000 draws, ± 5 standard deviations (22).
+    // 2 of 4 evictable tokens: each is evicted in half of 2,000 draws, ± 5 standard deviations (22).
     let mut counts = [0_i32; 4];
     for probe in 0..2000 {
         for i in (Cache { probe, ..Cache::new(&[4, 1], tokens(3)) }).evicted("random") {
@@ -379,7 +379,7 @@ fn random_is_uniform_over_evictable_tokens() {
 fn random_step_takes_whole_steps_whatever_their_scores() {
     let mut firsts = [0_i32; 3];
     for probe in 0..1500 {
-        // One step of two goes.
+        // One step of two tokens is evicted.
         let gone = Cache { probe, ..Cache::new(&[2, 2, 2, 1], tokens(5)) }.evicted("random-step");
         assert_eq!((gone.len(), gone[0] % 2, gone[1]), (2, 0, gone[0] + 1));
         firsts[gone[0] / 2] += 1;
@@ -398,13 +398,13 @@ fn last_attention_is_think_clearly_by_other_scores() {
 
 #[test]
 fn h2o_keeps_heavy_hitters_and_recent_tokens_half_and_half() {
-    // Budget 6: the latest 3 stay whatever their sums, of the others the 3 heaviest.
+    // With budget 6 the latest 3 stay whatever their sums are, and of the others the 3 with the largest sums.
     let sums = [0.9, 0.1, 0.8, 0.2, 0.7, 0.3, 0.0, 0.0, 0.0];
     assert_eq!(Cache::new(&[6, 2, 1], tokens(6)).scored(&sums).evicted("h2o"), [1, 3, 5]);
-    // An odd budget gives the heavy hitters one more; equal sums: the older goes.
+    // With an odd budget, the heavy hitters get one more. With equal sums, the older token is evicted.
     assert_eq!(Cache::new(&[6, 2, 1], tokens(5)).scored(&sums).evicted("h2o"), [1, 3, 5, 6]);
     assert_eq!(Cache::new(&[6, 2, 1], tokens(6)).evicted("h2o"), [0, 1, 2]);
-    // Protection may take more than the recent half.
+    // Protected tokens may take more than the recent half.
     let mut cache = Cache::new(&[6, 2, 1], tokens(2)).scored(&sums);
     cache.window = 5;
     assert_eq!(cache.evicted("h2o"), [0, 1, 2, 3]);
@@ -413,7 +413,7 @@ fn h2o_keeps_heavy_hitters_and_recent_tokens_half_and_half() {
 
 #[test]
 fn h2o_is_not_a_look_at_the_last_query() {
-    // The bug of a published port: what matters is the sum, so it must be asked for.
+    // A published port has this bug: it uses the last query only. The policy needs the sums, so it must ask for them.
     assert_eq!(H2o.needs(), Measurement::Sums);
 }
 
@@ -439,12 +439,12 @@ fn pools_end_where_the_cache_ends() {
 
 #[test]
 fn r_kv_evicts_copies_before_what_is_seldom_looked_at() {
-    // Equal attention: the most alike go.
+    // With equal attention, the most similar keys are evicted.
     let alike = [0.9, 0.1, 0.8, 0.2, 0.95, 0.0];
     let cache = |n| Cache::new(&[5, 1], tokens(n)).scored(&[0.1; 6]).quiet_prompt().alike(&alike);
     assert_eq!(cache(5).evicted("r-kv"), [4]);
     assert_eq!(cache(3).evicted("r-kv"), [0, 2, 4]);
-    // Equal keys: the least attended to go; the max pool spans 7 slots.
+    // With equal keys, the tokens with the least attention are evicted; the max pool spans 7 slots.
     let mut attention = [0.0; 17];
     attention[3] = 1.0;
     let cache = Cache::new(&[16, 1], tokens(8)).scored(&attention).quiet_prompt().alike(&[0.5; 17]);
@@ -453,8 +453,8 @@ fn r_kv_evicts_copies_before_what_is_seldom_looked_at() {
 
 #[test]
 fn vase_keeps_large_values_and_draws_the_others() {
-    // Of 8 evictable tokens 4 stay. One is the quarter of the budget for large values, though nobody attends to it. The
-    // others are drawn from those that the pool over 5 slots gives any attention: 3 to 7.
+    // Of 8 evictable tokens 4 stay. One of them is the quarter of the budget for large values, although it receives
+    // no attention. The others are drawn from those that the pool over 5 slots gives any attention: 3 to 7.
     let mut attention = [0.0; 9];
     attention[5..].fill(1.0);
     let mut cache = Cache::new(&[8, 1], tokens(5)).scored(&attention).quiet_prompt();
@@ -466,9 +466,9 @@ fn vase_keeps_large_values_and_draws_the_others() {
         assert_eq!((evicted.len(), &evicted[..2]), (4, &[1, 2][..]), "seed {seed}");
         seen.insert(evicted);
     }
-    // Two of five are evicted: ten ways.
+    // Two of five are evicted, which can happen in ten ways.
     assert!(seen.len() >= 8, "{seen:?}");
-    // What is protected takes the budget; nothing is left to choose.
+    // Protected tokens take the whole budget, so nothing is left to choose.
     cache.window = 9;
     assert!(cache.evicted("vase").is_empty());
 }
@@ -478,7 +478,7 @@ fn the_lowest_scores_go_first() {
     for policy in ["lazy-eviction", "expected-attention"] {
         let scores = [0.5, 0.1, 0.4, 0.1, 0.3, 0.9];
         assert_eq!(Cache::new(&[5, 1], tokens(4)).scored(&scores).evicted(policy), [1, 3], "{policy}");
-        // Equal scores: the older goes.
+        // With equal scores, the older token is evicted.
         assert_eq!(Cache::new(&[5, 1], tokens(5)).scored(&scores).evicted(policy), [1], "{policy}");
     }
 }
@@ -500,7 +500,8 @@ fn layers_may_keep_unequally_many_and_heads_of_a_layer_may_not() {
     assert_eq!((by_layer.cached_after(0), by_layer.cached_after(1)), (7, 3));
     assert_eq!((by_layer.cached_before(0), by_layer.cached_before(1)), (7, 7));
     assert!(by_layer.shared().is_none() && !by_layer.keeps_all());
-    // Heads of layer 0: one loses a step of 2, the other both: it gets the better step back. Layer 1 keeps all.
+    // In layer 0, one head evicts a step of 2 and the other evicts both steps, so the other gets its better step
+    // back. Layer 1 keeps all.
     let two = || scored([0.1, 0.15, 0.2, 0.2, 0.0]);
     let none = || scored([0.9, 0.9, 0.8, 0.8, 0.0]);
     let by_head = joined(Scope::Head, &[one, two(), none(), none()], "think-clearly").unwrap();
@@ -525,7 +526,7 @@ fn the_worst_set_says_whether_a_budget_was_met() {
     let plan = joined(Scope::Layer, &[fine(), protected], "think-token").unwrap();
     assert_eq!(plan.outcome(), Outcome::Infeasible { asked: 3, kept: 5 });
     assert_eq!(joined(Scope::Layer, &[fine(), fine()], "think-token").unwrap().outcome(), Outcome::Met);
-    // A shared plan is its own.
+    // Joining the only plan of a shared scope gives that plan.
     let sets = Sets::SHARED;
     let plan = ThinkToken.plan(&fine().view()).unwrap();
     assert_eq!(KeepPlan::join(&sets, vec![plan.clone()]).unwrap(), plan);
@@ -550,7 +551,7 @@ fn every_policy_is_found_by_its_own_name() {
     let named = |name: &str| name.parse::<PolicyRef>().unwrap();
     assert_eq!((PolicyRef::default(), named("full")), (ThinkClearly.into(), Full.into()));
     assert_eq!(serde_json::to_string(&named("r-kv")).unwrap(), "\"r-kv\"");
-    // The trace of a run with an own policy can be read; the name alone cannot run.
+    // The trace of a run with an own policy can be read, but a policy that only has a name cannot run.
     let own: PolicyRef = serde_json::from_str("\"mine\"").unwrap();
     assert_eq!(own.name(), "mine");
     assert!(own.accepts(Budget::Tokens(1)).unwrap_err().to_string().contains("think-clearly"));
@@ -559,7 +560,7 @@ fn every_policy_is_found_by_its_own_name() {
     assert!(POLICIES.iter().all(|p| e.contains(p.name())), "{e}");
 }
 
-/// An own policy may have parameters that its name does not tell.
+/// An own policy may have parameters that its name does not contain.
 #[test]
 fn own_policies_are_equal_only_to_their_clones() {
     #[derive(Debug)]
@@ -587,11 +588,11 @@ fn a_budget_that_adds_up_scores_is_refused_before_the_run_where_there_are_none()
     for policy in POLICIES {
         assert!(policy.accepts(Budget::Tokens(5)).is_ok());
         assert!(policy.accepts(Budget::Ratio(2.0)).is_err());
-        // h2o and vase share out a number of tokens, r-kv scores by differences: none of them adds up.
+        // h2o and vase divide a number of tokens, and r-kv scores by differences. None of them can add up scores.
         let adds_up = !["h2o", "vase", "r-kv"].contains(&policy.name());
         let scored = policy.needs().scores() && adds_up || policy.name() == "full";
         assert_eq!(policy.accepts(Budget::Share(0.5)).is_ok(), scored, "{}", policy.name());
-        // And what it accepts, it plans.
+        // Every policy can plan with the budgets that it accepts.
         let cache = Cache::new(&[2, 2], Budget::Share(0.5));
         assert_eq!(policy.plan(&cache.view()).is_ok(), scored, "{}", policy.name());
     }

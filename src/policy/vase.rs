@@ -8,22 +8,22 @@ use crate::{Error, ErrorKind, Result, Slot};
 const QUERIES: usize = 32;
 /// Slots over which attention is averaged; 5 in the published code.
 const KERNEL: usize = 5;
-/// The share of the budget that is left to large values: 256 of 1,024 tokens in the published scripts.
+/// The part of the budget for large values is one in this many tokens: 256 of 1,024 tokens in the published scripts.
 const LARGE: usize = 4;
 
-/// Keeps the tokens whose values have the largest range, a quarter of the budget, and draws the others without replacement,
-/// with the attention of the latest 32 queries as their weights.
+/// Keeps the tokens whose values have the largest range, a quarter of the budget, and draws the others without
+/// replacement, with the attention of the latest 32 queries as their weights.
 ///
-/// *Idea*: evicting the few values of abnormally large magnitude makes models repeat themselves, and a draw keeps a more
-/// diverse cache than the highest scores do. *Paper*: VaSE, arXiv 2606.03928, the variant with attention
+/// *Idea*: evicting the few values of abnormally large magnitude makes models repeat themselves, and a draw keeps a
+/// more diverse cache than the highest scores do. *Paper*: VaSE, arXiv 2606.03928, the variant with attention
 /// (`range_sink_sample_attn` of the published code). A value's range is its largest component minus its smallest.
-/// *Direction*: tokens that were not drawn are evicted first, and those with large values last.
-/// *Deviation*: the published scripts look at the latest 64 queries; this has the 32 that are kept. Attention is the model's
-/// own softmax over all slots, and its pool reaches into the window, where the paper leaves the latest tokens out of both.
-/// Window and current step are part of the budget, so that at a small one only large values may be left to keep. The sinks, which the
-/// paper keeps by a rule of their own, are in the prompt, which stays. It evicts when a probe is due, and only from the
-/// thinking; the budget counts thinking tokens. In scope `shared`, the default, attention and ranges are averaged over all
-/// layers and heads; the paper's scope is `head`.
+/// *Direction*: tokens that were not drawn are evicted first, and those with large values last. *Deviation*: the
+/// published scripts use the latest 64 queries; this policy uses the latest 32, which the cache keeps. Attention is
+/// the model's own softmax over all slots, and its pool reaches into the window, where the paper leaves the latest
+/// tokens out of both. Window and current step are part of the budget, so that at a small one only large values may
+/// be left to keep. The sinks, which the paper keeps by a rule of their own, are in the prompt, which stays. It
+/// evicts when a probe is due, and only from the thinking; the budget counts thinking tokens. In scope `shared`, the
+/// default, attention and ranges are averaged over all layers and heads; the paper's scope is `head`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Vase;
 
@@ -68,9 +68,9 @@ impl EvictionPolicy for Vase {
     }
 }
 
-/// `items` in the reverse order of a draw without replacement, in which the chance of the next item is its share of the
-/// weights that are left. Each item waits for an exponential time at a rate of its weight, and the earliest are drawn first
-/// (Efraimidis and Spirakis 2006). Items without weight are drawn last.
+/// `items` in the reverse order of a draw without replacement, in which the chance of the next item is its share of
+/// the weights that are left. Each item gets an exponentially distributed time whose rate is its weight, and the
+/// items with the earliest times are drawn first (Efraimidis and Spirakis 2006). Items without weight are drawn last.
 fn drawn_last<T>(items: Vec<T>, weight: impl Fn(&T) -> f64, lot: &mut impl FnMut() -> u64) -> Vec<T> {
     let mut waiting: Vec<(f64, T)> = items
         .into_iter()

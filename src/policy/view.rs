@@ -89,7 +89,7 @@ pub struct ViewParts<'a> {
 }
 
 impl ViewParts<'_> {
-    /// The parts of an empty cache of which nothing was measured, to be completed as `ViewParts { tokens, ..ViewParts::EMPTY }`.
+    /// The parts of an empty cache without measurements. Complete them as `ViewParts { tokens, ..ViewParts::EMPTY }`.
     pub const EMPTY: Self = Self {
         tokens: &[],
         steps: &[],

@@ -25,38 +25,38 @@ pub struct Sampler {
     seen: InPlace<Tensor<1, Int>>,
     seen_words: usize,
     vocab: usize,
-    /// How often each sequence has generated each token, `[sequences, vocab]`. Allocated for the first request that needs
-    /// it; only the rows of sequences with such penalties are meaningful.
+    /// How often each sequence has generated each token, `[sequences, vocab]`. It is allocated for the first request
+    /// that needs it. Only the rows of sequences with frequency or presence penalties are meaningful.
     counts: Option<InPlace<Tensor<1, Int>>>,
-    /// A state and seen tokens of one sequence without temperature and penalty, for [`observe`](Self::observe).
+    /// A state and seen tokens for [`observe`](Self::observe): those of one sequence without temperature and penalty.
     neutral: OnceLock<(Tensor<1, Int>, Tensor<1, Int>)>,
 }
 
-/// Tokens whose logits are looked at.
+/// The tokens whose probabilities are reported, one for each row of logits.
 pub(crate) enum Tokens<'a> {
-    /// Those that were just sampled for these sequences, the selected ones of the cache.
+    /// The tokens that were just sampled for these sequences, which are the selected ones of the cache.
     Sampled(&'a mut KvCache, &'a [usize]),
-    /// These.
+    /// The listed tokens, in the order of the rows.
     Listed(&'a [u32]),
 }
 
-/// What the logits of some rows say of a token each, on the device.
+/// The values on the device from which the probabilities of one token per row are computed.
 pub(crate) struct Observed {
-    /// Rows.
+    /// Number of rows of logits.
     pub rows: usize,
     /// The highest logits of each row and their ids, in order: u32 `[rows, 2 k]`.
     pub highest: Tensor<1, Int>,
-    /// f32 `[rows · chunks, 4]`: of each part of a row its maximum, the sum of `exp(value − maximum)`, and whether a
-    /// value is not finite.
+    /// f32 `[rows · chunks, 4]`: four values for each part of a row. They are its maximum, the sum of
+    /// `exp(value − maximum)`, 1 if a value is not finite, and 0.
     pub sums: Tensor<2>,
-    /// f32 `[rows, 1]`: the logits of the tokens.
+    /// f32 `[rows, 1]`: the logits of the tokens themselves.
     pub chosen: Tensor<2>,
 }
 
-/// The most rows that are observed at once.
+/// The most rows of logits for which [`Sampler::observe`] is called at once.
 pub(crate) const MOST_OBSERVED: usize = 32;
 
-/// u32 words that hold a bit for each token of the vocabulary.
+/// The number of u32 words that hold a bit for each token of the vocabulary.
 fn seen_words(vocab: usize) -> usize {
     vocab.div_ceil(32)
 }
@@ -138,8 +138,8 @@ impl Sampler {
             .help("run fewer `sequences`, or leave out `frequency_penalty` and `presence_penalty`"))
     }
 
-    /// Counts the tokens that `seqs` have generated last, and penalises `logits` accordingly. `None` if none of them has
-    /// such penalties.
+    /// Counts the tokens that `seqs` have generated last, and applies their frequency and presence penalties to
+    /// `logits`. `None` if none of them has such penalties.
     fn penalise(&mut self, logits: &Tensor<2>, cache: &mut KvCache, seqs: &[usize]) -> Option<Tensor<2>> {
         let counts = self.counts.as_mut().filter(|_| seqs.iter().any(|seq| self.settings[*seq].counts()))?;
         let [n, count] = logits.dims();
@@ -155,14 +155,14 @@ impl Sampler {
         cache.sampled(seqs, advance);
     }
 
-    /// Only launches what [`sample`](Self::sample) does: the mirror on the host does not follow.
+    /// Launches the kernels of [`sample`](Self::sample). The mirror on the host is not updated.
     pub(crate) fn launch(&mut self, logits: &Tensor<2>, cache: &mut KvCache, seqs: &[usize], advance: usize) {
         let penalised = self.penalise(logits, cache, seqs);
         self.choose(penalised.as_ref().unwrap_or(logits), cache, seqs, advance);
     }
 
-    /// Like [`sample`](Self::sample), but only among the tokens of each row whose bit is set in `allowed`, u32 `[seqs,
-    /// ⌈vocab / 32⌉]`. At least one has to be set in each row.
+    /// Like [`sample`](Self::sample), but only among the tokens of each row whose bit is set in `allowed`, u32
+    /// `[seqs, ⌈vocab / 32⌉]`. At least one bit must be set in each row.
     pub(crate) fn sample_among(
         &mut self,
         logits: &Tensor<2>,
@@ -197,8 +197,8 @@ impl Sampler {
         cache.write_sampled(|state| seen.update(|seen| kernels::sample(&candidates, &sums, state, seen, spec)));
     }
 
-    /// Finds what a report of probabilities needs in `logits`, f32 `[rows, vocab]`, as the model gave them: neither
-    /// temperature nor penalties are applied. Nothing is waited for.
+    /// Launches the kernels that extract the values for reports of probabilities from `logits`, f32 `[rows, vocab]`.
+    /// Neither temperature nor penalties are applied. Does not wait for the results.
     pub(crate) fn observe(&self, logits: &Tensor<2>, tokens: Tokens<'_>, device: &ComputeDevice) -> Observed {
         let [n, count] = logits.dims();
         let (sampled, ids) = match tokens {
@@ -214,7 +214,7 @@ impl Sampler {
         let (state, seen) = self.neutral.get_or_init(|| {
             let mut words = vec![0; state::MISSED];
             words.extend(header(&Sampling::GREEDY, 0).words());
-            // Every row belongs to this sequence.
+            // The list of the rows' sequences has only zeros, so every row belongs to this sequence.
             words.resize(state::SEQ + MOST_OBSERVED.max(self.settings.len()).next_multiple_of(4), 0);
             let seen = vec![0; self.seen_words.next_multiple_of(4)];
             (kernels::u32_tensor(words, &device.burn), kernels::u32_tensor(seen, &device.burn))

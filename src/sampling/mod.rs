@@ -29,8 +29,8 @@ pub struct Sampling {
     /// Divides the positive logits and multiplies the negative logits of tokens that are in the prompt or were
     /// generated, evicted ones included; 1: no penalty.
     pub repetition_penalty: f32,
-    /// Subtracted from the logit of a token for each time that it was generated, from −2 to 2; 0: no penalty. The prompt
-    /// does not count. Applied before the other settings.
+    /// Subtracted from the logit of a token for each time that it was generated, from −2 to 2; 0: no penalty. The
+    /// prompt does not count. Applied before the other settings.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub frequency_penalty: f32,
     /// Subtracted once from the logit of a token that was generated, from −2 to 2; 0: no penalty.
@@ -77,7 +77,7 @@ impl Sampling {
         }
     }
 
-    /// Whether tokens that were generated have to be counted.
+    /// Whether the tokens that were generated have to be counted, for frequency or presence penalties.
     pub(crate) fn counts(&self) -> bool {
         self.frequency_penalty != 0.0 || self.presence_penalty != 0.0
     }
