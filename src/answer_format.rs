@@ -1,4 +1,4 @@
-//! The form that an answer must have. The engine lets the model choose only among tokens that keep to it.
+//! The form that an answer must have. The engine lets the model choose only tokens that keep to this form.
 use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
@@ -10,9 +10,9 @@ use crate::{Error, ErrorKind, Result};
 
 /// What the text of an answer must look like. It begins with the answer: the thinking before it is free.
 ///
-/// In JSON it is an object with a `type`: `{"type": "json_object"}`, `{"type": "json_schema", "schema": {…}}`, `{"type":
-/// "regex", "pattern": "…"}` or `{"type": "choice", "choices": ["yes", "no"]}`. As text it is `json`, `schema:{…}`,
-/// `regex:PATTERN` or `choice:yes|no`.
+/// In JSON it is an object with a `type`: `{"type": "json_object"}`, `{"type": "json_schema", "schema": {…}}`,
+/// `{"type": "regex", "pattern": "…"}` or `{"type": "choice", "choices": ["yes", "no"]}`. As text it is `json`,
+/// `schema:{…}`, `regex:PATTERN` or `choice:yes|no`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum AnswerFormat {
@@ -20,17 +20,18 @@ pub enum AnswerFormat {
     JsonObject,
     /// JSON that this JSON Schema accepts.
     JsonSchema {
-        /// The schema.
+        /// The JSON Schema: an object, `true` or `false`.
         schema: Value,
     },
     /// A text that this regular expression matches as a whole.
     Regex {
-        /// The expression, in the syntax of Rust's crate `regex`, without word boundaries. It holds for the whole text.
+        /// The expression, in the syntax of Rust's crate `regex`, without word boundaries. It holds for the whole
+        /// text.
         pattern: String,
     },
     /// One of these texts.
     Choice {
-        /// The texts.
+        /// The texts among which the answer is chosen.
         choices: Vec<String>,
     },
     /// A call of one of these tools, written as the model's chat template shows calls. Their arguments keep to their
@@ -53,20 +54,20 @@ const MOST_TOOLS: usize = 128;
 const MOST_NODES: usize = 4000;
 /// The most properties of an object, and the most members of an `anyOf`, `oneOf` or `allOf`.
 const MOST_MEMBERS: usize = 200;
-/// The most `patternProperties` of an object. Each is compared with each.
+/// The most `patternProperties` of an object. Each pair of them is compared, so the work grows with the square.
 const MOST_PATTERNS: usize = 8;
-/// The most different references of a schema. A chain of them is followed on the stack.
+/// The most different references of a schema. The grammar library follows a chain of references by recursion.
 const MOST_REFERENCES: usize = 100;
-/// The largest `multipleOf`, in units of its last decimal digit. Its automaton has as many states.
+/// The largest `multipleOf`, in units of its last decimal digit. Its automaton has this number of states.
 const MOST_MULTIPLE: f64 = 1000.0;
 
 impl AnswerFormat {
-    /// Checks what can be checked without a model. Formats come from strangers, and some short ones would take minutes and
-    /// gigabytes, so their parts are limited.
+    /// Checks what can be checked without a model. Formats come from strangers, and some short ones would take
+    /// minutes and gigabytes, so their parts are limited.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] for a schema that is none or too large, and for a choice among nothing, among too many texts, or
-    /// among texts one of which is empty.
+    /// [`ErrorKind::Input`] for a value that is no schema, for a schema, a pattern or a list of texts or tools that
+    /// is too large, for a choice without texts or with an empty one, and for tools that are missing or have no name.
     pub fn check(&self) -> Result<()> {
         let wrong = |what: &str, expected: &str, found: &dyn fmt::Display| {
             Err(Error::new(ErrorKind::Input, what).at("`answer_format`").expected(expected).found(found))
@@ -112,7 +113,7 @@ impl AnswerFormat {
     }
 }
 
-/// Refuses a schema that is too large, or that needs too much.
+/// Refuses a schema that is larger than the limits above.
 fn check_schema(schema: &Value) -> Result<()> {
     let refused = |what: &str, expected: String, found: &dyn fmt::Display| {
         let e = Error::new(ErrorKind::Input, what).at("`answer_format`").expected(expected).found(found);
@@ -153,7 +154,7 @@ fn check_schema(schema: &Value) -> Result<()> {
                             }
                         }
                         ("$ref", Value::String(to)) => drop(references.insert(to.as_str())),
-                        // It would tell the library how to read the schema, and how to be lenient.
+                        // This key sets options of the grammar library, such as how leniently it reads the schema.
                         ("x-guidance", _) => {
                             return refused(
                                 "the JSON Schema has a key that is not supported",

@@ -1,6 +1,6 @@
 //! The model that comes with secateur, so that a first run needs no download. It is the tiny reasoner that
-//! `models/README.md` describes. It is embedded in the binary; in browsers its files lie beside the page, so that a visitor
-//! with another model does not fetch it.
+//! `models/README.md` describes. It is embedded in the binary; in browsers its files lie beside the page, so that a
+//! visitor with another model does not fetch it.
 use crate::weights::{ModelSource, Suggestions};
 
 /// The name of the built-in model in traces and messages.

@@ -78,7 +78,7 @@ fn only_in_place(e: &io::Error) -> bool {
     matches!(e.kind(), PermissionDenied | ReadOnlyFilesystem | ResourceBusy | CrossesDevices)
 }
 
-/// What is at a path.
+/// The kind of thing that is at a path.
 enum Target {
     /// A file, or the path of a file that can be created. Links have been followed.
     File(PathBuf),

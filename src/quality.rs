@@ -89,8 +89,8 @@ fn windows(tokens: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
 /// Checks what [`compare`] needs, before models are loaded.
 ///
 /// # Errors
-/// [`ErrorKind::Input`] for a text of fewer than two tokens, an id outside the vocabulary, and vocabularies of different
-/// sizes.
+/// [`ErrorKind::Input`] for a text of fewer than two tokens, an id outside the vocabulary, and vocabularies of
+/// different sizes.
 pub fn check(reference: &ModelConfig, model: &ModelConfig, begin: &[u32], ids: &[u32]) -> Result<()> {
     let (vocab, other) = (reference.vocab_size, model.vocab_size);
     if vocab != other {
@@ -128,7 +128,7 @@ impl<'m> Reader<'m> {
     fn forward(&mut self, ids: &[u32]) -> Result<Output> {
         let plan = self.model.plan(Input::Chunk { seq: 0, ids }, &mut self.cache)?;
         let out = self.model.forward(&plan, &mut self.cache, None);
-        // The pending token is given with the next chunk, and not taken from the state.
+        // The pending token is passed with the next chunk and not taken from the state, so its value does not matter.
         self.cache.advance(0, ids.len(), ids[0]);
         Ok(out)
     }
@@ -140,12 +140,12 @@ impl<'m> Reader<'m> {
     }
 }
 
-/// The logits that `model` gives after each of the tokens `ids`, `[tokens, vocabulary]`, with an f32 cache: what two devices
-/// have to agree on.
+/// The logits that `model` gives after each of the tokens `ids`, `[tokens, vocabulary]`, with an f32 cache. They
+/// serve to compare two devices.
 ///
 /// # Errors
-/// [`ErrorKind::Input`] for an id outside the vocabulary, or for more tokens than the context; [`ErrorKind::Device`] where
-/// the device cannot be read.
+/// [`ErrorKind::Input`] for an id outside the vocabulary, or for more tokens than the context; [`ErrorKind::Device`]
+/// if the device cannot be read.
 pub async fn logits(model: &Decoder, ids: &[u32]) -> Result<Vec<f32>> {
     let mut reader = Reader::new(model)?;
     let mut all = Vec::new();
@@ -156,8 +156,8 @@ pub async fn logits(model: &Decoder, ids: &[u32]) -> Result<Vec<f32>> {
 }
 
 /// Compares the predictions of `model` with those of `reference` for the tokens `ids` of a text. Each window is read
-/// after the tokens `begin`, with which the model expects a text to begin. `progress` is called with the number of tokens
-/// done and of all tokens: at the beginning, and after each chunk of at most 32 tokens.
+/// after the tokens `begin`, with which the model expects a text to begin. `progress` is called with the number of
+/// tokens done and of all tokens: at the beginning, and after each chunk of at most 32 tokens.
 ///
 /// # Errors
 /// Those of [`check`]; [`ErrorKind::Input`] for a context that is shorter than a window with its beginning;
@@ -180,11 +180,11 @@ pub async fn compare(
             reference.forward(begin)?;
             model.forward(begin)?;
         }
-        // The last token predicts nothing that is known.
+        // The token after the last one is not known, so the last token is not forwarded.
         let read = window.start..window.end - 1;
         for first in read.clone().step_by(CHUNK) {
             let chunk = &ids[first..(first + CHUNK).min(read.end)];
-            // Both are issued before one is waited for.
+            // Both reads are started before the first one is awaited.
             let (p, q) = (reference.logits(chunk)?, model.logits(chunk)?);
             let (p, q) = (as_f32(&p.await?[0]), as_f32(&q.await?[0]));
             for (i, (p, q)) in p.chunks(vocab).zip(q.chunks(vocab)).enumerate() {

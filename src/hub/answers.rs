@@ -1,5 +1,5 @@
-//! What the answers of a hub say. The functions here send nothing and write nothing, so that answers which no test
-//! server sends can be tried as well.
+//! Interprets the answers of a hub. The functions here send nothing and write nothing, so that tests can also try
+//! answers that no test server sends.
 use std::collections::BTreeSet;
 
 use serde_json::Value;
@@ -27,7 +27,7 @@ pub(super) fn model(url: &str, text: &[u8]) -> Result<(String, BTreeSet<String>)
     }
 }
 
-/// What a hub says of a file before the file is fetched.
+/// What a hub's answer says of a file, before the file is fetched.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum File {
     /// The name of the blob, its length in bytes, and whether the name is the SHA-256 of the file.
@@ -38,11 +38,11 @@ pub(super) enum File {
     Unmeasured,
     /// The answer lacks a name that can be used as a file name.
     Unnamed,
-    /// The hub refuses the request.
+    /// The hub has refused the request.
     Refused,
 }
 
-/// What the status and the headers of an answer say of a file. `measured` is the length in bytes where it was found in
+/// What the status and the headers of an answer say of a file. `measured` is the length in bytes, if it was found in
 /// another way.
 pub(super) fn file(status: u16, headers: &HeaderMap, measured: Option<u64>) -> File {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
@@ -65,8 +65,7 @@ pub(super) fn file(status: u16, headers: &HeaderMap, measured: Option<u64>) -> F
     }
 }
 
-/// Reads one answer in every way in which the client reads an answer. Returns what the client would say if it got this
-/// answer to each of its requests. For fuzzing.
+/// Reads one answer in every way in which the client reads answers, for fuzzing. Returns the result of each way.
 pub fn read_all(status: u16, headers: &[(String, String)], body: &[u8]) -> Vec<Result<String>> {
     let mut response = Response::builder().status(status);
     for (name, value) in headers {

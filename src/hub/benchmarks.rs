@@ -1,7 +1,7 @@
 //! Sets of questions that are known by name, fetched once from the places where their authors publish them.
 //!
-//! A set is a file at one commit of a public repository, and its SHA-256 is known, so that two evaluations of `aime24` ask
-//! the same questions wherever they are made.
+//! A set is a file at one commit of a public repository, and its SHA-256 is known, so that two evaluations of
+//! `aime24` ask the same questions wherever they are made.
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::{Error, ErrorKind, Result, file};
 /// A set of questions with answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Benchmark {
-    /// How people name it.
+    /// The name of the set, as on the command line.
     pub name: &'static str,
     /// What it is, with its number of questions.
     pub title: &'static str,
@@ -59,8 +59,8 @@ impl Benchmark {
         BENCHMARKS.iter().find(|benchmark| benchmark.name == name)
     }
 
-    /// The text of the set: from the cache, or fetched into it. `$SECATEUR_BENCHMARKS` may name another address or a mirror
-    /// under which the repositories lie, and `HF_HUB_OFFLINE` forbids fetching, as with models.
+    /// The text of the set: from the cache, or fetched into it. `$SECATEUR_BENCHMARKS` may name another address or a
+    /// mirror under which the repositories lie, and `HF_HUB_OFFLINE` forbids fetching, as with models.
     ///
     /// # Errors
     /// If the set is not cached and cannot be fetched, or what was fetched is another file.
@@ -105,7 +105,7 @@ impl Benchmark {
             let expected = format!("{} bytes with SHA-256 {}", self.bytes, self.sha256);
             return Err(failed("is another file there", found).expected(expected));
         };
-        // Without the cache the set is fetched again, which is no reason to stop.
+        // If the set cannot be written to the cache, it is fetched again next time. That is no reason to stop.
         if let Some(path) = cached
             && let Err(e) = keep(&path, &text)
         {
@@ -186,7 +186,7 @@ mod tests {
         for (body, status, said) in [
             ("no", "404 Not Found", "404"),
             ("{}", "200 OK", "another file"),
-            // Not more than a byte more is read.
+            // At most one byte more than the file has is read.
             (concat!("{\"question\": \"1+1?\", \"answer\": 2}\n", "and on"), "200 OK", "another file"),
         ] {
             let (endpoint, asked) = serve(body, status, 1);
@@ -197,14 +197,14 @@ mod tests {
         let (endpoint, asked) = serve(TEXT, "200 OK", 1);
         assert_eq!(set.get(cache(), &format!("{endpoint}/"), false).unwrap(), TEXT);
         assert_eq!(asked.join().unwrap(), ["/a/b/c.jsonl"]);
-        // Nobody listens there any more.
+        // The server has ended, so the set can only come from the cache.
         assert_eq!(set.get(cache(), &endpoint, true).unwrap(), TEXT);
         // A file that was changed is fetched again.
         std::fs::write(folder.path().join("new/aime24.jsonl"), "{}").unwrap();
         let (endpoint, asked) = serve(TEXT, "200 OK", 1);
         assert_eq!(set.get(cache(), &endpoint, false).unwrap(), TEXT);
         asked.join().unwrap();
-        // Without a cache, too.
+        // Fetching also works without a cache.
         let (endpoint, asked) = serve(TEXT, "200 OK", 1);
         assert_eq!(set.get(None, &endpoint, false).unwrap(), TEXT);
         asked.join().unwrap();

@@ -9,7 +9,7 @@ use super::{Hub, HubName, INDEX, OPTIONAL, Progress, Remote, SINGLE};
 use crate::weights::gguf::SplitName;
 use crate::{Error, ErrorKind, Result};
 
-/// What the cache holds of a model.
+/// The part of a model that the cache holds.
 pub(super) enum Cached {
     /// The snapshot, or the file if the name is that of a file.
     Complete(PathBuf),

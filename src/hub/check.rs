@@ -16,7 +16,8 @@ const PREFERRED: [&str; 12] =
 
 /// The number of bytes after which the beginning of a GGUF file is examined first, and then after each doubling.
 pub(super) const FIRST: u64 = 256 << 10;
-/// No header is longer. The largest vocabularies take some 20 MB.
+/// The number of bytes after which the examination ends. No header is longer; the largest vocabularies take some 20
+/// MB.
 pub(super) const LAST: u64 = 64 << 20;
 
 /// Refuses a model whose configuration in `snapshot` is not supported.
@@ -35,8 +36,9 @@ fn is_model(file: &str) -> bool {
     name.ends_with(".gguf") && !name.starts_with("mmproj") && SplitName::parse(name).is_none_or(|part| part.number == 1)
 }
 
-/// The GGUF file among `files` with this quantization in its name, in any case: between `-`, `.` and `/`, or behind a `_`.
-/// Several are left where a kind is a part of another one, such as `Q4_K_XL` of `UD-Q4_K_XL`: then the shortest name.
+/// The GGUF file among `files` with this quantization in its name, in any case: between `-`, `.` and `/`, or behind a
+/// `_`. Several are left where a kind is a part of another one, such as `Q4_K_XL` of `UD-Q4_K_XL`: then the shortest
+/// name.
 pub(super) fn of_kind<'a>(files: impl Iterator<Item = &'a str>, kind: &str) -> Option<&'a str> {
     let kind = kind.to_lowercase();
     let has = |file: &str, before: &[char]| {
@@ -65,9 +67,10 @@ pub(super) fn preferred<'a>(files: &[&'a str]) -> &'a str {
     best.or(models.first().copied()).unwrap_or(files[0])
 }
 
-/// The beginning of a file that is being fetched.
+/// The examination of a file while it is being fetched.
 pub(super) struct Start {
-    /// Where it is examined next; `None` once it is known, and for files that are not GGUF.
+    /// The number of bytes at which the file is examined next; `None` once the header is known, and for files that
+    /// are not GGUF.
     next: Option<u64>,
     total: u64,
     is_part: bool,
@@ -87,7 +90,7 @@ impl Start {
     /// If the header has arrived and shows that the model cannot be run.
     pub fn check(&mut self, place: &Path, here: u64) -> Result<()> {
         let Some(next) = self.next.filter(|next| here >= *next && here < self.total) else { return Ok(()) };
-        // Of a download that goes on, gigabytes may be here already.
+        // When a download is resumed, gigabytes may have arrived already.
         self.next = (here < LAST).then_some((here * 2).max(next * 2));
         let mut bytes = Vec::new();
         let read = File::open(place).and_then(|file| file.take(here.min(LAST)).read_to_end(&mut bytes));
@@ -98,7 +101,7 @@ impl Start {
         self.next = None;
         let weights = Weights::open(&source)?;
         if self.is_part {
-            // The other parts have the rest of the metadata and of the tensors.
+            // Only the first part is read here. The other parts have the rest of the metadata and of the tensors.
             let mut matrices =
                 weights.names().filter_map(|name| weights.find(name)).filter(|tensor| tensor.shape.len() == 2);
             return matrices.try_for_each(|tensor| tensor.packed_dtype().map(drop));

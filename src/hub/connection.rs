@@ -1,4 +1,4 @@
-//! How the hub is reached: proxies, certificates and timeouts, as the environment variables say.
+//! How the hub is reached: the proxies, certificates and timeouts that environment variables set.
 use std::time::Duration;
 
 use ureq::http::Uri;
@@ -56,8 +56,8 @@ fn certificates(variable: &str, path: &str) -> Result<RootCerts> {
 }
 
 /// The proxy for `endpoint`: that of its scheme (`HTTPS_PROXY` or `HTTP_PROXY`), else `ALL_PROXY`. `NO_PROXY` lists
-/// exceptions. SOCKS proxies are not supported: if there is no other proxy, connecting directly would pass by what the
-/// user has set up, so it is refused.
+/// exceptions. SOCKS proxies are not supported. If there is no other proxy, the connection is refused, because a
+/// direct one would bypass the user's settings.
 fn proxy(endpoint: &str, var: impl Fn(&str) -> Option<String>) -> Result<Option<Proxy>> {
     let either = |name: &str| Some((name.to_string(), var(name).or_else(|| var(&name.to_lowercase()))?));
     let scheme = if endpoint.starts_with("https") { "HTTPS_PROXY" } else { "HTTP_PROXY" };

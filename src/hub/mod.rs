@@ -47,8 +47,8 @@ pub use name::HubName;
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
-/// The files that a model can do without but is worse without: the cache of a tool that does not read them may lack
-/// them although the hub has them.
+/// Files that a model does not require but is worse without. The cache may lack them although the hub has them, if a
+/// tool that does not read them has filled it.
 const OPTIONAL: [&str; 3] = ["generation_config.json", "tokenizer_config.json", "chat_template.jinja"];
 
 /// The progress of a download, for a front-end to show.
@@ -96,7 +96,7 @@ pub struct Hub {
     endpoint: String,
     token: Option<Token>,
     offline: bool,
-    /// The client, or why there is none. A cached model needs none.
+    /// The HTTP client, or the error that prevented it. A cached model needs no client.
     agent: Result<Agent>,
     /// The wait before the second attempt. It is longer before each further attempt.
     pause: Duration,
@@ -155,7 +155,7 @@ impl Hub {
         })
     }
 
-    /// A hub at which nothing can be asked, and whose cache is empty: it only reads answers.
+    /// A hub that cannot be reached and whose cache is empty: it only reads answers.
     fn without_network(token: Option<Token>) -> Self {
         Self {
             cache: PathBuf::new(),
@@ -167,8 +167,8 @@ impl Hub {
         }
     }
 
-    /// `name` with the GGUF file of its quantization, if it names one: a file of the cache, or of the hub where the cache has
-    /// none or `update` is set.
+    /// `name` with the GGUF file of its quantization, if it names one: a file of the cache, or of the hub where the
+    /// cache has none or `update` is set.
     ///
     /// # Errors
     /// If the hub cannot be asked, or has no such file.
@@ -178,7 +178,7 @@ impl Hub {
         let cached = self.cached_files(name);
         let known = check::of_kind(cached.iter().map(String::as_str), kind).map(with);
         let known = known.filter(|name| matches!(self.cached(name), Cached::Complete(_)));
-        // The hub may have another file whose name fits better than that of one that happens to be cached.
+        // A file on the hub may fit the name better than the one that happens to be cached.
         let fits_best = known.as_ref().and_then(|known| known.file.as_deref()).is_some_and(|file| {
             let model = name.repo.rsplit('/').next().unwrap_or_default().to_lowercase();
             file.to_lowercase() == format!("{}-{}.gguf", model.trim_end_matches("-gguf"), kind.to_lowercase())

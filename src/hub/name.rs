@@ -59,7 +59,7 @@ impl FromStr for HubName {
         let is_good = |part: &str| !part.is_empty() && part.chars().all(is_allowed) && !part.starts_with('.');
         let is_good_revision = !revision.is_empty() && revision.split('/').all(is_good);
         let is_good_kind = kind.is_none_or(|kind| is_good(kind) && is_quantization(kind) && file.is_none());
-        // The rest of an address that names the hub twice. Written out, it would be read as another name.
+        // The address names the hub twice. Without this check, its rest would be read as another name.
         let is_address = HOSTS.iter().any(|host| host.strip_suffix('/') == Some(parts[0]));
         match parts.iter().all(|part| is_good(part)) && is_good_revision && is_good_kind && !is_address {
             true => Ok(Self { repo, revision: revision.to_string(), file, kind: kind.map(String::from) }),
@@ -68,7 +68,8 @@ impl FromStr for HubName {
     }
 }
 
-/// Whether this is how the quantization of a GGUF file is called: `Q4_K_M`, `IQ4_XS`, `BF16`, `UD-Q4_K_XL` and the like.
+/// Whether this is how the quantization of a GGUF file is called: `Q4_K_M`, `IQ4_XS`, `BF16`, `UD-Q4_K_XL` and the
+/// like.
 fn is_quantization(kind: &str) -> bool {
     let kind = kind.to_lowercase();
     let kind = kind.strip_prefix("ud-").unwrap_or(&kind);

@@ -1,4 +1,4 @@
-//! What it means that the hub refuses a request.
+//! Explains why the hub has refused a request.
 use std::time::Duration;
 
 use ureq::http::Response;
@@ -7,7 +7,7 @@ use super::{Failure, Hub, HubName};
 use crate::{Error, ErrorKind};
 
 impl Hub {
-    /// The failure that a refusing answer of the hub means.
+    /// The failure for an answer with which the hub refuses a request.
     pub(super) fn refused<B>(&self, name: &HubName, url: &str, response: &Response<B>) -> Failure {
         let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
         let (code, message) = (header("x-error-code"), header("x-error-message"));

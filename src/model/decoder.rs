@@ -1,10 +1,11 @@
 //! The one decoder graph of all [architectures](crate::expert::model::config::Architecture): RMSNorm, QKV (with or
 //! without bias), norms of each head (if there are any), RoPE (in all layers or some, of whole heads or their first
-//! components), grouped-query attention, SwiGLU, tied or untied head. A [`ModelConfig`] says which of them a model has.
+//! components), grouped-query attention, SwiGLU, tied or untied head. A [`ModelConfig`] says which of them a model
+//! has.
 //!
-//! The graph has no branch for devices: the operations of [`kernels`](crate::expert::kernels) run as WGSL where the weights are on a GPU, and
-//! as their CPU twins where they are on the CPU. Weights stay as they are stored, packed in u32 words, unless a
-//! precision is chosen. Activations are f32.
+//! The graph has no branch for devices: the operations of [`kernels`](crate::expert::kernels) run as WGSL where the
+//! weights are on a GPU, and as their CPU twins where they are on the CPU. Weights stay as they are stored, packed in
+//! u32 words, unless a precision is chosen. Activations are f32.
 use burn::tensor::{Int, Tensor};
 
 use crate::cache::KvCache;
@@ -78,7 +79,7 @@ impl Layer {
             qkv_bias,
             qk_norm,
             o_bias,
-            // The results of attention, which it multiplies, are not padded.
+            // The results of attention, which are the input of this product, are not padded.
             o: up.load(&name("self_attn.o_proj.weight"), Role::Inner, [h, q], false)?,
             post_norm: up.norm(up.weights.vector(&name("post_attention_layernorm.weight"), h)?),
             feed_forward: FeedForward::load(config, up, i)?,
@@ -86,24 +87,24 @@ impl Layer {
     }
 }
 
-/// What is forwarded.
+/// The tokens to forward.
 #[derive(Debug, Clone, Copy)]
 pub enum Input<'a> {
     /// A chunk of ids of one sequence, at its next positions.
     Chunk {
-        /// The sequence.
+        /// The sequence that the ids belong to.
         seq: usize,
-        /// Its ids.
+        /// The ids of the chunk.
         ids: &'a [u32],
     },
     /// A chunk that will be rolled back: like [`Chunk`](Self::Chunk), but the cache does not track its attention and
     /// queries, and it is forwarded only up to the attention of the last layer that is read. It has no logits.
     Probe {
-        /// The sequence.
+        /// The sequence that the probe is appended to.
         seq: usize,
-        /// Its ids.
+        /// The ids of the probe.
         ids: &'a [u32],
-        /// So many of the first layers are read, at least one.
+        /// The number of the first layers whose attention is read, at least 1.
         layers: usize,
     },
     /// The pending token of each of these sequences, taken from the device's state: a decode step. Rows follow this
@@ -129,7 +130,7 @@ impl Input<'_> {
     }
 }
 
-/// A forward that was checked against all limits and for which the cache has room ([`Decoder::plan`]).
+/// A forward that has been checked against all limits and for which the cache has room ([`Decoder::plan`]).
 #[derive(Debug)]
 pub struct Plan<'a> {
     input: Input<'a>,
@@ -139,19 +140,19 @@ pub struct Plan<'a> {
     chunk: usize,
     /// Offset in the state of the list of the rows' sequences.
     row_seq_offset: usize,
-    /// Whether attention is launched for as many slots as the cache has room for, so that the launches of the next step are
-    /// the same. The results do not depend on it.
+    /// Whether attention is launched for as many slots as the cache has room for. The launches of the next step are
+    /// then the same, and the results do not depend on it.
     for_all_room: bool,
 }
 
 impl Plan<'_> {
-    /// Whether the forward of the same sequences after one more step launches the same kernels with the same parameters, as
-    /// long as the buffers of the cache stay the same.
+    /// Whether the next decode step of the same sequences launches the same kernels with the same parameters, as long
+    /// as the buffers of the cache are not replaced.
     pub(crate) fn repeats(&self) -> bool {
         self.for_all_room
     }
 
-    /// Whether nothing behind the attention of this layer is needed.
+    /// Whether nothing after the attention of this layer is needed.
     fn ends_at(&self, layer: usize) -> bool {
         matches!(self.input, Input::Probe { layers, .. } if layer + 1 >= layers)
     }
@@ -160,20 +161,20 @@ impl Plan<'_> {
 /// Which rows get logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Logits {
-    /// The last row of a chunk, or every sequence of a decode step.
+    /// The last row of a chunk, or the row of every sequence of a decode step.
     Last,
     /// Every row.
     All,
-    /// So many rows of a chunk, from the given one on.
+    /// This number of rows of a chunk (second value), from the given row on (first value).
     Rows(usize, usize),
 }
 
 /// The result of a forward.
 pub struct Output {
-    /// The activations after the last layer, f32 `[rows, hidden_size]`, padded: input of [`Decoder::logits`]. Of a probe they
-    /// are those of an earlier layer.
+    /// The activations after the last layer, f32 `[rows, hidden_size]`, padded: input of [`Decoder::logits`]. Of a
+    /// probe they are those of an earlier layer.
     hidden: Tensor<2>,
-    /// Sequences in it.
+    /// Number of sequences that were forwarded.
     seqs: usize,
     /// The attention weights of each sequence's last row over its slots, those of the forwarded chunk included: f32
     /// `[out_rows, slots]`, layer by layer, in each layer one for each sequence. Empty if no readout was asked for.
@@ -239,7 +240,7 @@ impl Decoder {
             done += 1;
             progress(done, total);
         };
-        // Otherwise a tensor that is missing would be noticed only after others have been uploaded.
+        // Without this check, a missing tensor would be noticed only after others have been uploaded.
         required::check(config, weights)?;
         required::check_memory(config, weights, precision, device)?;
         let up = Uploader { device, weights, precision };
@@ -283,13 +284,14 @@ impl Decoder {
         {
             log::warn!("the file has quantized weights, which `weights` {precision} does not change");
         }
-        // A lack of memory shows only when the device gets to the weights. It has to show before a model counts as loaded.
+        // A lack of memory is reported only when the device processes the uploads. It must be reported before the
+        // model counts as loaded.
         #[cfg(not(target_family = "wasm"))]
         device.settle().map_err(|e| e.expected(format!("room for {} bytes of weights", model.weight_bytes)))?;
         Ok(model)
     }
 
-    /// The configuration it was loaded with.
+    /// The configuration that the model was loaded with.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
@@ -304,7 +306,7 @@ impl Decoder {
         &self.device
     }
 
-    /// Positions that the RoPE table was made for.
+    /// Number of positions of the RoPE table.
     pub fn context(&self) -> usize {
         self.context
     }
@@ -314,7 +316,8 @@ impl Decoder {
         self.weight_bytes
     }
 
-    /// The element types of the weight matrices on the device, and the bytes of each; the one with the most bytes first.
+    /// The element types of the weight matrices on the device, and the bytes of each; the one with the most bytes
+    /// first.
     pub fn weight_types(&self) -> Vec<(Dtype, u64)> {
         let mut types: Vec<(Dtype, u64)> = Vec::new();
         let shards = self.matrices().flat_map(Matrix::shard_bytes);
@@ -328,9 +331,9 @@ impl Decoder {
         types
     }
 
-    /// Bytes of the weight matrices that a decode step of `sequences` sequences reads: all except an embedding that is
-    /// not the head as well, of which a step reads a few rows, and except the experts that are not chosen. If several
-    /// sequences choose different experts, all of those are read.
+    /// Bytes of the weight matrices that a decode step of `sequences` sequences reads: all except an embedding that
+    /// is not the head as well, of which a step reads a few rows, and except the experts that are not chosen. If
+    /// several sequences choose different experts, all of those are read.
     pub fn step_bytes(&self, sequences: usize) -> u64 {
         let unread = if self.head.is_some() { self.embedding.bytes() } else { 0 };
         let experts: u64 = self.experts().map(ExpertMatrices::bytes).sum();
@@ -402,7 +405,7 @@ impl Decoder {
 
     /// The graph: forwards what `plan` says and appends keys and values to `cache`. Where `readout` says which
     /// attention rows are returned, it reads those of each sequence's last token. Lengths and positions advance only
-    /// when the caller says so ([`KvCache::advance`], [`Sampler::sample`](crate::sampling::Sampler::sample)).
+    /// when the caller advances them ([`KvCache::advance`], [`Sampler::sample`](crate::sampling::Sampler::sample)).
     pub fn forward(&self, plan: &Plan<'_>, cache: &mut KvCache, readout: Option<Reduce>) -> Output {
         let norm = NormSpec { n: plan.n, first_row: 0, cols: self.embedding.cols, eps: self.eps };
         let mut x = self.embed(plan, cache);
@@ -441,7 +444,7 @@ impl Decoder {
         self.linear(head, &normed, None, self.empty(rows, self.config.vocab_size), Mode::Store)
     }
 
-    /// The RoPE table of a layer.
+    /// The RoPE table of a layer: that of the model, or for a layer without RoPE the one that rotates nothing.
     fn rope(&self, layer: usize) -> &Tensor<1> {
         match &self.unrotated {
             Some(unrotated) if !self.config.rotated_layers.contains(layer) => unrotated,
@@ -584,15 +587,15 @@ impl Decoder {
         (0..self.layers.len()).map(layer).collect()
     }
 
-    /// The logarithms of the attention that the slots of `seq` can expect from coming queries, which are taken to be like
-    /// the latest (as many of `most` as are [`observable`](KvCache::observable)): for each layer `[heads, slots]`, see
-    /// [`expected_attention`](mod@kernels::expected_attention).
+    /// The logarithms of the attention that the slots of `seq` can expect from coming queries, which are taken to be
+    /// like the latest (as many of `most` as are [`observable`](KvCache::observable)): for each layer
+    /// `[heads, slots]`, see [`expected_attention`](mod@kernels::expected_attention).
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] when the cache does not track queries.
     pub fn expect(&self, cache: &mut KvCache, seq: usize, most: usize) -> Result<Vec<Tensor<2>>> {
         let n = cache.observable(seq, most);
-        // No token comes behind the positions that the model is loaded for.
+        // No token follows after the positions that the model is loaded for.
         let future = FUTURE.min(self.context.saturating_sub(n)).max(1);
         cache.select(&[seq]);
         let cache = &*cache;

@@ -18,7 +18,7 @@ pub struct MixtureOfExperts {
     pub intermediate_size: usize,
     /// Whether the weights of the chosen experts add up to 1. If not, those of all experts do.
     pub normalised: bool,
-    /// Only every so many layers have experts: those whose number, from 1 on, is a multiple.
+    /// Only every `sparse_step`-th layer has experts: those whose number, counted from 1, is a multiple of it.
     pub sparse_step: usize,
     /// Further layers that have one feed-forward layer instead of experts.
     pub dense_layers: BTreeSet<usize>,
@@ -117,7 +117,7 @@ fn refuse(fields: &Fields<'_>) -> Result<Option<MixtureOfExperts>> {
     Ok(None)
 }
 
-/// Refuses what no Qwen3-MoE has, but other mixtures of experts do.
+/// Refuses features that Qwen3-MoE does not have but other mixtures of experts do.
 fn refuse_other_kinds(fields: &Fields<'_>) -> Result<()> {
     let given = |name: &str, neutral: &[f64]| {
         fields.get(name).is_some_and(|value| value.as_f64().is_none_or(|value| !neutral.contains(&value)))

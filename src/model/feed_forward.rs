@@ -1,4 +1,5 @@
-//! The feed-forward part of a layer: SwiGLU (Shazeer 2020, arXiv 2002.05202), or a mixture of experts each of which is one.
+//! The feed-forward part of a layer: SwiGLU (Shazeer 2020, arXiv 2002.05202), or a mixture of experts each of which
+//! is one.
 use burn::tensor::Tensor;
 
 use super::config::{MixtureOfExperts, ModelConfig};
@@ -12,7 +13,7 @@ use crate::weights::precision::Role;
 
 /// The weights of the feed-forward part of a layer.
 pub(super) enum FeedForward {
-    /// One SwiGLU.
+    /// One SwiGLU for all tokens.
     Dense {
         /// The products of SwiGLU, in order: one matrix with the rows of gate and up in turn, so that the product can
         /// finish each pair; or, if their types differ, gate and then up.
@@ -23,7 +24,7 @@ pub(super) enum FeedForward {
     Experts {
         /// A row for each expert.
         router: Matrix,
-        /// As in a dense layer, for each expert.
+        /// The products of an expert's SwiGLU, as in a dense layer.
         gate_up: Vec<(ExpertMatrices, Mode)>,
         down: ExpertMatrices,
     },
@@ -44,7 +45,7 @@ impl FeedForward {
 
     /// The products of a dense SwiGLU, for the field of the same name.
     fn load_gate_up(config: &ModelConfig, uploader: &Uploader<'_>, layer: usize) -> Result<Vec<(Matrix, Mode)>> {
-        // Rows of zeros make zeros where the next product reads padded values.
+        // The extra rows are zeros. They give zeros where the next product reads padded values.
         let width = uploader.width(config.intermediate_size);
         let both = tensors::gate_up(config, uploader, layer)?;
         if both[0].dtype == both[1].dtype {
@@ -119,7 +120,8 @@ impl Decoder {
                 let logits = self.linear(router, normed, None, self.empty(n, experts), Mode::Store);
                 let spec = RouterSpec { n, experts, k, normalise: mixture.normalised };
                 let (chosen, gains) = kernels::router(&logits, spec);
-                // Few rows hardly share experts, and are computed in the same way whatever their neighbours are.
+                // With few rows, hardly any experts are shared, and each row is computed in the same way whatever the
+                // other rows are.
                 let (list, choices) = if n <= MOST_TOGETHER {
                     (chosen, Choices::Each(n * k))
                 } else {

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 /// still fits 64 bits.
 const MAX_SIZE: u64 = 1 << 28;
 
-/// The fields of one JSON object. A field that is `null` counts as absent, as in transformers.
+/// The fields of one JSON object. A field with the value `null` counts as absent, as in transformers.
 pub(super) struct Fields<'a> {
     pub(super) map: &'a Map<String, Value>,
     pub(super) place: &'a str,

@@ -1,4 +1,4 @@
-//! Translates the metadata of a GGUF file into a `config.json`, which is then checked like any other.
+//! Translates the metadata of a GGUF file into a `config.json`, which is then checked like any other one.
 use crate::model::config::{Architecture, GenerationDefaults, ModelConfig, RopeScaling};
 use crate::weights::gguf::Gguf;
 use crate::{Error, ErrorKind, Result};
@@ -122,7 +122,7 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
     let has_tensor = |name: &str| gguf.shape_of(&format!("blk.0.{name}")).is_some();
     config.attention_bias = has_tensor("attn_q.bias");
     config.output_bias = has_tensor("attn_output.bias");
-    // In most files, the window of 0 stands for none.
+    // In most files, a width of 0 means that there is no window.
     let window = gguf.uint(&key("attention.sliding_window"))?.and_then(|window| usize::try_from(window).ok());
     config.sliding_window = window.filter(|window| (1..config.max_position_embeddings).contains(window));
     if let Some(factors) = gguf.values_of("rope_freqs.weight")? {
@@ -144,8 +144,8 @@ pub(super) fn config(gguf: &Gguf) -> Result<ModelConfig> {
     Ok(config)
 }
 
-/// What metadata says of experts apart from sizes. llama.cpp normalises the weights of the experts of this architecture,
-/// unless the file says something else.
+/// Reads the metadata about experts other than their sizes. llama.cpp normalises the weights of the experts of this
+/// architecture, unless the file says something else.
 fn experts(gguf: &Gguf, key: &dyn Fn(&str) -> String, config: &mut Map<String, Value>) -> Result<()> {
     let normalised = gguf.flag(&key("expert_weights_norm"))?.unwrap_or(true);
     config.insert("norm_topk_prob".into(), json!(normalised));
@@ -179,7 +179,7 @@ fn refuse_parts(gguf: &Gguf) -> Result<()> {
         .help("give all parts their original names, or merge them: llama-gguf-split --merge FIRST-FILE MERGED-FILE"))
 }
 
-/// Refuses GGUF files that hold something else than a model.
+/// Refuses GGUF files that hold something other than a model.
 fn refuse_other_kinds(gguf: &Gguf) -> Result<()> {
     let key = "general.type";
     let what = match gguf.text(key)? {
@@ -254,7 +254,7 @@ fn rope_scaling(gguf: &Gguf, key: &dyn Fn(&str) -> String) -> Result<Option<Valu
             scaling.insert(name.into(), json!(shortest(value)));
         }
     }
-    // llama.cpp takes mscale to be 1.
+    // llama.cpp assumes an mscale of 1.
     if let Some(all) = gguf.number(&key("rope.scaling.yarn_log_multiplier"))? {
         scaling.insert("mscale".into(), json!(1.0));
         scaling.insert("mscale_all_dim".into(), json!(shortest(all)));

@@ -14,8 +14,8 @@ pub(super) fn usable_context(config: &ModelConfig, context: usize) -> usize {
 /// `context` positions. Reads no weights, so a request can be refused before gigabytes are read.
 ///
 /// # Errors
-/// [`ErrorKind::Model`] for dimensions that no kernel takes, [`ErrorKind::Device`] when the RoPE table, the results of
-/// the experts of all sequences, or the partial results of their attention would exceed the largest buffer.
+/// [`ErrorKind::Model`] for dimensions that no kernel takes, [`ErrorKind::Device`] when the RoPE table, the results
+/// of the experts of all sequences, or the partial results of their attention would exceed the largest buffer.
 pub fn check_device(config: &ModelConfig, sequences: usize, context: usize, device: &ComputeDevice) -> Result<()> {
     let context = usable_context(config, context);
     check_dimensions(config, device)?;
@@ -31,7 +31,7 @@ pub fn check_device(config: &ModelConfig, sequences: usize, context: usize, devi
     )
 }
 
-/// Whether the RoPE table of `context` positions fits into the largest buffer.
+/// Checks that the RoPE table of `context` positions fits into the largest buffer.
 pub(super) fn check_rope(config: &ModelConfig, context: usize, device: &ComputeDevice) -> Result<()> {
     let (bytes, most) = ((context * config.head_dim * 4) as u64, device.info.max_binding_bytes);
     if bytes <= most {
@@ -44,7 +44,7 @@ pub(super) fn check_rope(config: &ModelConfig, context: usize, device: &ComputeD
         .help("lower `context`"))
 }
 
-/// Whether the partial results of an attention fit into the largest buffer.
+/// Checks that the partial results of an attention fit into the largest buffer.
 pub(super) fn check_partials(spec: AttentionSpec, device: &ComputeDevice) -> Result<()> {
     let (bytes, most) = (spec.partial_bytes(), device.info.max_binding_bytes);
     if bytes <= most {
@@ -57,7 +57,7 @@ pub(super) fn check_partials(spec: AttentionSpec, device: &ComputeDevice) -> Res
         .help("run fewer `sequences`, or lower `context`"))
 }
 
-/// Whether the results of the experts of `n` rows fit into the largest buffer.
+/// Checks that the results of the experts of `n` rows fit into the largest buffer.
 fn check_choices(config: &ModelConfig, n: usize, device: &ComputeDevice) -> Result<()> {
     let Some(mixture) = &config.experts else { return Ok(()) };
     let widest = config.hidden_size.max(mixture.intermediate_size).next_multiple_of(32);
@@ -72,8 +72,8 @@ fn check_choices(config: &ModelConfig, n: usize, device: &ComputeDevice) -> Resu
         .help("run fewer `sequences`, or use another device"))
 }
 
-/// Whether the kernels can run these dimensions. Nearly all published models of the supported architectures have such
-/// dimensions; OpenLLaMA 3B, with heads of 100, is an exception.
+/// Checks that the kernels can run these dimensions. Nearly all published models of the supported architectures have
+/// such dimensions; OpenLLaMA 3B, with heads of 100, is an exception.
 pub(super) fn check_dimensions(c: &ModelConfig, device: &ComputeDevice) -> Result<()> {
     let no = |what: &str, expected: &str, found: usize| {
         Err(Error::new(ErrorKind::Model, format!("the kernels cannot run this {what}"))

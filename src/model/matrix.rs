@@ -11,8 +11,8 @@ use crate::weights::{PackedRows, TensorView, Weights};
 use crate::{Error, ErrorKind, Result};
 use std::ops::Range;
 
-/// Values of a matrix that the host holds at a time while it is uploaded. Several cores share them where they are
-/// quantized. A page has one core, and little memory, which never shrinks.
+/// The number of values of a matrix that the host holds at a time during the upload. Several cores divide them among
+/// themselves when they are quantized. A page has one core, and its memory is small and never shrinks.
 const BLOCK_VALUES: usize = if cfg!(target_family = "wasm") { 1 << 20 } else { 8 << 20 };
 
 /// A weight matrix `[rows, cols]` on the device, split by rows where the largest binding demands it and where the
@@ -25,11 +25,11 @@ pub(super) struct Matrix {
 
 /// Some rows of a matrix, in a buffer of their own.
 pub(super) struct Shard {
-    /// The row of the matrix that is its first.
+    /// The row of the matrix that is the first row of this shard.
     pub first_row: usize,
     pub rows: usize,
     pub dtype: Dtype,
-    /// The packed rows.
+    /// The packed rows of the shard, in the layout of its element type.
     pub words: Tensor<1, Int>,
 }
 
@@ -45,8 +45,8 @@ impl Matrix {
     }
 }
 
-/// The matrices `[rows, cols]` of all experts of a layer on the device, split between experts where the largest binding
-/// demands it.
+/// The matrices `[rows, cols]` of all experts of a layer on the device, split between experts where the largest
+/// binding demands it.
 pub(super) struct ExpertMatrices {
     pub shards: Vec<ExpertShard>,
     pub rows: usize,
@@ -58,7 +58,7 @@ pub(super) struct ExpertMatrices {
 pub(super) struct ExpertShard {
     pub first_expert: usize,
     pub experts: usize,
-    /// The packed rows.
+    /// The packed rows of the shard's experts, one expert after the other.
     pub words: Tensor<1, Int>,
 }
 
@@ -75,24 +75,24 @@ impl ExpertMatrices {
     }
 }
 
-/// Rows of a tensor that are read when they are uploaded.
+/// Rows of a tensor that are read only when they are uploaded.
 pub(super) struct Unread<'a> {
     tensor: TensorView<'a>,
-    /// Which rows of the tensor they are.
+    /// The range of these rows in the tensor.
     pub rows: Range<usize>,
     /// Columns, padded ones included.
     pub cols: usize,
-    /// The element type that they get.
+    /// The element type to which the rows are converted.
     pub dtype: Dtype,
 }
 
 impl<'a> Unread<'a> {
-    /// Only some of the rows.
+    /// A part of these rows.
     pub fn part(&self, rows: Range<usize>) -> Self {
         Self { tensor: self.tensor, rows: self.rows.start + rows.start..self.rows.start + rows.end, ..*self }
     }
 
-    /// The rows of a range.
+    /// Reads the rows of a range.
     fn read(&self, range: Range<usize>) -> Result<PackedRows<'a>> {
         let rows = self.tensor.some_rows(self.rows.start + range.start..self.rows.start + range.end)?;
         let rows = rows.padded(range.len(), self.cols)?;
@@ -102,7 +102,7 @@ impl<'a> Unread<'a> {
         Ok(rows.convert(self.dtype).map_err(|e| e.at(self.tensor.place()))?.into_owned())
     }
 
-    /// The rows of a range, which may reach past the end, where all rows are zero.
+    /// Reads the rows of a range, which may reach past the end. Rows past the end are zero.
     fn read_padded(&self, range: Range<usize>) -> Result<PackedRows<'a>> {
         let there = range.end.min(self.rows.len());
         if range.start >= there {
@@ -112,7 +112,7 @@ impl<'a> Unread<'a> {
     }
 }
 
-/// See [`Uploader::width`].
+/// The width of [`Uploader::width`].
 pub(super) fn padded_width(n: usize, precision: Option<Precision>) -> usize {
     let whole = if precision.is_some() { 32 } else { 8 };
     if n.is_multiple_of(whole) { n } else { n.next_multiple_of(32) }
@@ -143,7 +143,7 @@ impl<'a> Uploader<'a> {
         stored.padded(rows, width)
     }
 
-    /// The same matrix in the element type that its role gets, where a precision was chosen.
+    /// The same matrix in the element type of its role, if a precision was chosen.
     ///
     /// # Errors
     /// A value that cannot be quantized; the error says that it is of the tensor `name`.
@@ -162,7 +162,7 @@ impl<'a> Uploader<'a> {
     /// A matrix as it is used: [`stored`](Self::stored), then [`precise`](Self::precise).
     ///
     /// # Errors
-    /// Those of both.
+    /// The errors of the two methods.
     pub fn rows(&self, name: &str, role: Role, rows: usize, cols: usize) -> Result<PackedRows<'a>> {
         self.precise(name, self.stored(name, rows, cols)?, role)
     }
@@ -192,9 +192,9 @@ impl<'a> Uploader<'a> {
         self.in_blocks(m.dtype(), [m.rows(), m.cols()], |range| m.slice_rows(range))
     }
 
-    /// Reads a matrix, in the element type that its role gets, and uploads it. The host holds a block of its rows at a
-    /// time. With `padded`, columns are padded to their [`width`](Self::width), except those of a matrix that is quantized in
-    /// the file.
+    /// Reads a matrix, converts it to the element type of its role, and uploads it. The host holds a block of its
+    /// rows at a time. With `padded`, columns are padded to their [`width`](Self::width), except those of a matrix
+    /// that is quantized in the file.
     ///
     /// # Errors
     /// A tensor that is missing or has the wrong shape or type; a value that cannot be quantized.
@@ -203,7 +203,7 @@ impl<'a> Uploader<'a> {
         self.in_blocks(matrix.dtype, [rows, matrix.cols], |range| matrix.read(range))
     }
 
-    /// The same matrix, not read yet.
+    /// The matrix of [`load`](Self::load), not read yet.
     ///
     /// # Errors
     /// A tensor that is missing or has the wrong shape or type.
@@ -215,8 +215,8 @@ impl<'a> Uploader<'a> {
         Ok(Unread { tensor, rows: 0..rows, cols, dtype })
     }
 
-    /// Reads two matrices of one type and uploads their rows in turn: the first of `a`, the first of `b`, and so on. Rows of
-    /// zeros follow, so that there are `width` of each.
+    /// Reads two matrices of one type and uploads their rows in turn: the first of `a`, the first of `b`, and so on.
+    /// Rows of zeros follow, so that there are `width` of each.
     ///
     /// # Errors
     /// A value that cannot be quantized.
@@ -235,8 +235,8 @@ impl<'a> Uploader<'a> {
         self.in_blocks(matrix.dtype, [width, matrix.cols], |range| matrix.read_padded(range))
     }
 
-    /// Uploads a matrix in shards that fit the largest binding, of an even number of rows each (SwiGLU pairs rows). `read`
-    /// gives the rows of a range; it is called for each row once, in order.
+    /// Uploads a matrix in shards that fit the largest binding, of an even number of rows each (SwiGLU pairs rows).
+    /// `read` gives the rows of a range; it is called for each row once, in order.
     fn in_blocks<'m>(
         &self,
         dtype: Dtype,
@@ -247,7 +247,7 @@ impl<'a> Uploader<'a> {
         let row_words = dtype.row_words(cols);
         let per_shard = usize::try_from(most / (row_words as u64 * 4)).unwrap_or(rows).min(rows);
         let per_shard = if per_shard < rows { (per_shard & !1).max(1) } else { per_shard };
-        // Even as well, as shards are.
+        // The number of rows is even, as in the shards.
         let block = (BLOCK_VALUES / cols).max(2) & !1;
         let mut shards = Vec::new();
         for first_row in (0..rows).step_by(per_shard) {
@@ -258,8 +258,8 @@ impl<'a> Uploader<'a> {
         Ok(Matrix { shards, rows, cols })
     }
 
-    /// Uploads the matrices of `count` experts, which `matrix` reads one after the other. The host holds a block of them
-    /// at a time.
+    /// Uploads the matrices of `count` experts, which `matrix` reads one after the other. The host holds a block of
+    /// them at a time.
     ///
     /// # Errors
     /// Those of `matrix`; an expert that is larger than the largest binding.
@@ -300,8 +300,8 @@ impl<'a> Uploader<'a> {
         Ok(ExpertMatrices { shards, rows, cols, dtype })
     }
 
-    /// Uploads the items of a range, of `size` words each, to a buffer of their own, `block` of them at a time. `read` gives
-    /// the words of a part of the range; it is called for each item once, in order.
+    /// Uploads the items of a range, of `size` words each, to a buffer of their own, `block` of them at a time.
+    /// `read` gives the words of a part of the range; it is called for each item once, in order.
     fn shard(
         &self,
         items: Range<usize>,
@@ -309,7 +309,7 @@ impl<'a> Uploader<'a> {
         block: usize,
         mut read: impl FnMut(Range<usize>) -> Result<Vec<u32>>,
     ) -> Result<Tensor<1, Int>> {
-        // The memory of a page never shrinks again.
+        // The memory of a page never shrinks, so that blocks must not accumulate in it before they are uploaded.
         #[cfg(target_family = "wasm")]
         let flush = || kernels::memory::flush(&self.device.burn);
         #[cfg(not(target_family = "wasm"))]
@@ -340,7 +340,8 @@ impl<'a> Uploader<'a> {
         burn.memory_persistent_allocations((), |()| empty_u32(burn, words))
     }
 
-    /// Uploads matrices of one width as one, below each other: in one buffer if their element types agree.
+    /// Uploads matrices of one width as one matrix, below each other. They share one buffer if their element types
+    /// agree.
     pub fn stacked(&self, parts: &[PackedRows<'_>]) -> Result<Matrix> {
         if parts.iter().all(|part| part.dtype() == parts[0].dtype()) {
             return self.matrix(&PackedRows::concat_rows(parts)?);

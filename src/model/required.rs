@@ -41,7 +41,7 @@ pub(super) fn outside_layers(config: &ModelConfig) -> Vec<(&'static str, Vec<usi
     tensors
 }
 
-/// The tensors of a layer, but for those of experts: their names behind the number of the layer, and their shapes.
+/// The tensors of a layer, except those of experts: their names after the number of the layer, and their shapes.
 pub(super) fn of_layer(config: &ModelConfig, layer: usize) -> Vec<(&'static str, Vec<usize>)> {
     let (h, inter) = (config.hidden_size, config.intermediate_size);
     let (q, kv, d) = (config.q_size(), config.kv_size(), config.head_dim);
@@ -79,7 +79,7 @@ pub(super) fn of_layer(config: &ModelConfig, layer: usize) -> Vec<(&'static str,
     tensors
 }
 
-/// Checks the router and the experts of a layer.
+/// Checks the router and the tensors of the experts of a layer.
 fn check_experts(config: &ModelConfig, mixture: &MixtureOfExperts, weights: &Weights, layer: usize) -> Result<()> {
     let (h, inter, count) = (config.hidden_size, mixture.intermediate_size, mixture.experts);
     let expect = |name: &str, shape: &[usize]| weights.expect(name, shape)?.packed_dtype().map(drop);
@@ -104,15 +104,15 @@ fn check_experts(config: &ModelConfig, mixture: &MixtureOfExperts, weights: &Wei
     expect(&down, &[count, h, inter])
 }
 
-/// The bytes of all weights on the device, for weights of this precision: the types that
-/// [`Decoder::load`](super::decoder::Decoder::load) gives the matrices, but for those of a fused q, k and v, which count as
-/// one. Tensors that it does not load count as well, with their bytes in the file.
+/// The bytes of all weights on the device, for weights of this precision: the matrices have the types that
+/// [`Decoder::load`](super::decoder::Decoder::load) gives them, except that a fused q, k and v counts as one matrix.
+/// Tensors that it does not load count as well, with their bytes in the file.
 pub fn device_bytes(weights: &Weights, precision: Option<Precision>) -> Result<u64> {
     bytes_of(weights, precision, |_| 1.0)
 }
 
-/// The bytes of weights that one decode step of one sequence reads: those of [`device_bytes`] without an embedding that
-/// is not the head as well, and without the experts that are not chosen.
+/// The bytes of weights that one decode step of one sequence reads: those of [`device_bytes`] without an embedding
+/// that is not the head as well, and without the experts that are not chosen.
 pub fn step_bytes(config: &ModelConfig, weights: &Weights, precision: Option<Precision>) -> Result<u64> {
     let experts = config.experts.as_ref().map_or(1.0, |mixture| mixture.share_read(1));
     bytes_of(weights, precision, |name| match name {
@@ -166,7 +166,7 @@ fn bytes_of(weights: &Weights, precision: Option<Precision>, share: impl Fn(&str
     Ok(bytes)
 }
 
-/// What the matrix `name` is used for.
+/// The role of the matrix `name`.
 fn role_of(name: &str) -> Role {
     match name {
         _ if name.contains("embed_tokens") || name.starts_with("lm_head") => Role::Vocabulary,
@@ -176,7 +176,7 @@ fn role_of(name: &str) -> Role {
     }
 }
 
-/// Whether every matrix but the routers is quantized in the file, so that a precision changes none of them.
+/// Whether every matrix except the routers is quantized in the file, so that a precision changes none of them.
 pub fn is_quantized(weights: &Weights) -> bool {
     let names = weights.names().filter(|name| role_of(name) != Role::Router);
     let matrices = names.filter_map(|name| weights.find(name)).filter(|tensor| tensor.shape.len() >= 2);

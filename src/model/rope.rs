@@ -177,8 +177,8 @@ pub fn frequencies(d: usize, theta: f64, scaling: &RopeScaling, positions: usize
         } => (divided(&plain, if positions > *original { long_factor } else { short_factor }), *attention_factor),
         RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } => {
             let scaled = plain.into_iter().map(|f| {
-                // Rotations over the training context. Frequencies with few rotations are divided, those with many
-                // kept.
+                // Rotations over the training context. Frequencies with few rotations are divided, and those with
+                // many are kept.
                 let turns = *original_max_position_embeddings as f64 * f / TAU;
                 let kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
                 (1.0 - kept) * f / factor + kept * f
@@ -218,7 +218,7 @@ fn divided(frequencies: &[f64], factors: &[f32]) -> Vec<f64> {
     frequencies.iter().zip(factors).map(|(f, factor)| f / f64::from(*factor)).collect()
 }
 
-/// What a config says about RoPE.
+/// The settings of RoPE in a config.
 pub(super) struct Parsed {
     pub theta: f64,
     pub scaling: RopeScaling,
@@ -228,7 +228,8 @@ pub(super) struct Parsed {
     pub queries_scaled_from: Option<usize>,
 }
 
-/// RoPE in a config: from `rope_parameters` (transformers 5), or from `rope_theta` and `rope_scaling` (transformers 4).
+/// RoPE in a config: from `rope_parameters` (transformers 5), or from `rope_theta` and `rope_scaling` (transformers
+/// 4).
 ///
 /// # Errors
 /// If a field is malformed, the scaling is not supported, or the two spellings contradict each other.
@@ -257,7 +258,7 @@ pub(super) fn parse(fields: &Fields<'_>, architecture: Architecture, head_dim: u
     }
     const SHARE: &str = "partial_rotary_factor";
     let mut rotary_dim = head_dim;
-    // As in transformers: first inside the scaling, then next to it.
+    // As in transformers, the field is read first inside the scaling, then next to it.
     for fields in [Some(fields), nested.as_ref()].into_iter().flatten() {
         let Some(share) = fields.number(SHARE)? else { continue };
         rotary_dim = (head_dim as f64 * share).max(0.0) as usize;
@@ -313,7 +314,7 @@ fn parse_scaling(
         None => fields.text("type")?,
     };
     let kind = match kind {
-        // Older names in configs of Phi-3.
+        // Configs of Phi-3 may have older names.
         Some("su" | "yarn") if architecture == Architecture::Phi3 => Some("longrope"),
         kind => kind,
     };
@@ -321,7 +322,8 @@ fn parse_scaling(
         factor if factor >= 1.0 => Ok(factor),
         _ => Err(fields.invalid("factor", "1 or more")),
     };
-    // As in transformers: first next to the scaling, then inside it, then the model's maximum context.
+    // As in transformers, the field is read first next to the scaling, then inside it. The last resort is the model's
+    // maximum context.
     let original = || match (outer.optional_size(ORIGINAL)?, fields.optional_size(ORIGINAL)?) {
         (Some(size), _) | (None, Some(size)) => Ok(size),
         (None, None) => outer.size("max_position_embeddings"),

@@ -1,26 +1,26 @@
 //! A small model of zeros that needs the same shaders as a large one.
 //!
-//! Which shaders a model needs depends on the element types of its weights and on the shape of its heads, and neither on the
-//! width nor on the number of its layers (see the `variant` of each kernel). All of that is known once the headers of its
-//! files are read. So a browser can compile the shaders while it fetches the weights.
+//! Which shaders a model needs depends on the element types of its weights and on the shape of its heads, but not on
+//! the width or the number of its layers (see the `variant` of each kernel). All of that is known once the headers of
+//! its files are read. So a browser can compile the shaders while it fetches the weights.
 use super::config::ModelConfig;
 use super::required;
 use crate::Result;
 use crate::kernels::top_k;
 use crate::weights::{FileDtype, Weights};
 
-/// A model that stands in for another.
+/// A small model that is used in place of another one.
 pub(crate) struct StandIn {
-    /// Its configuration.
+    /// The configuration of the small model.
     pub config: ModelConfig,
-    /// Its weights, all of them zeros.
+    /// The weights of the small model, all of them zeros.
     pub weights: Weights,
 }
 
 impl StandIn {
-    /// A stand-in for the model of this configuration, with the element types of `weights`; `None` for a model with experts,
-    /// for which there is none yet. Layers whose weights have the same types need the same shaders, so each kind is there
-    /// once.
+    /// A stand-in for the model of this configuration, with the element types of `weights`; `None` for a model with
+    /// experts, for which no stand-in exists yet. Layers whose weights have the same types need the same shaders, so
+    /// the stand-in has one layer of each kind.
     ///
     /// # Errors
     /// A tensor that is missing, or has a type that secateur does not compute with.
@@ -40,7 +40,7 @@ impl StandIn {
             }
         }
         let small = ModelConfig {
-            // More than one list of the most likely tokens has to be merged.
+            // The vocabulary is large enough that more than one list of the most likely tokens has to be merged.
             vocab_size: config.vocab_size.min(top_k::CHUNK + 256),
             hidden_size: narrow(config.hidden_size),
             intermediate_size: narrow(config.intermediate_size),
@@ -60,7 +60,7 @@ impl StandIn {
     }
 }
 
-/// A small width that is divisible by what `width` is divisible by, as far as the types of quantized weights depend on it
+/// A small width with the same divisors as `width`, as far as the types of quantized weights depend on them
 /// ([`Precision::dtype`](crate::weights::precision::Precision::dtype)).
 fn narrow(width: usize) -> usize {
     let small = [(256, 256), (32, 288), (8, 264)];

@@ -4,10 +4,10 @@
 //! another.
 //!
 //! **Heads that are rotated in part.** The kernels rotate component `i` of a head with component `i + d / 2`. Of a
-//! head of which only the first `r` components are rotated, transformers rotates `i` with `i + r / 2`. Moving the rows
-//! of q and k brings each pair to the components that the kernels rotate together. Attention scores, the norms of keys
-//! and their similarities are sums over the components, so that their order does not matter. The RoPE table does not
-//! rotate the other pairs ([`rope::table`](super::rope::table)).
+//! head of which only the first `r` components are rotated, transformers rotates `i` with `i + r / 2`. Moving the
+//! rows of q and k brings each pair to the components that the kernels rotate together. Attention scores, the norms
+//! of keys and their similarities are sums over the components, so the order of the components does not matter. The
+//! RoPE table does not rotate the other pairs ([`rope::table`](super::rope::table)).
 use super::config::{MixtureOfExperts, ModelConfig};
 use super::matrix::{Unread, Uploader};
 use crate::Result;
@@ -64,16 +64,16 @@ pub(super) enum StoredExperts {
     Each,
     /// One tensor of the gates of all experts, one of their ups and one of their downs, as in GGUF files.
     Stacked,
-    /// One tensor of the gates and ups of all experts, the rows of gate first, and one of their downs, as in the memory
-    /// of transformers 5.
+    /// One tensor of the gates and ups of all experts, the rows of gate first, and one of their downs, as in the
+    /// memory of transformers 5.
     Fused,
 }
 
 /// The names of the tensors of the experts of a layer.
 pub(super) struct ExpertNames {
     pub stored: StoredExperts,
-    /// Of the gates, of the ups and of the downs; the first two are the same if they are fused. `{}` stands for the
-    /// number of an expert.
+    /// The names of the tensors of the gates, of the ups and of the downs. The first two are equal if gate and up are
+    /// fused. `{}` stands for the number of an expert.
     names: [String; 3],
 }
 
@@ -95,8 +95,8 @@ impl ExpertNames {
         self.names.each_ref().map(|name| name.replace("{}", &expert.to_string()))
     }
 
-    /// The rows of gate, up or down (`part` 0, 1 or 2) of an expert, `[rows, width of cols]`, in the element type that
-    /// they get.
+    /// The rows of gate, up or down (`part` 0, 1 or 2) of an expert, `[rows, width of cols]`, in the element type of
+    /// their role.
     fn read<'a>(
         &self,
         up: &Uploader<'a>,
@@ -117,8 +117,8 @@ impl ExpertNames {
         up.precise(name, matrix.padded(rows, width)?, Role::Inner)
     }
 
-    /// The rows of gate and of up of an expert, each `[width of the expert, hidden_size]`: rows of zeros make zeros where
-    /// the product with down reads padded values.
+    /// The rows of gate and of up of an expert, each `[width of the expert, hidden_size]`: rows of zeros make zeros
+    /// where the product with down reads padded values.
     ///
     /// # Errors
     /// A tensor that is missing or has the wrong shape or type.
@@ -181,7 +181,8 @@ mod tests {
 
     #[test]
     fn rotated_pairs_are_half_a_head_apart() -> Result<()> {
-        // Two heads of eight, of which the first six components are rotated: 0 with 3, 1 with 4, 2 with 5.
+        // The example has two heads of eight components, of which the first six are rotated: 0 with 3, 1 with 4, 2
+        // with 5.
         let values: Vec<f32> = (0..16).map(|i| i as f32).collect();
         let rows = PackedRows::from_f32(Dtype::F32, 16, 1, &values)?;
         let moved = pair_halves(rows.clone(), 8, 6)?.to_f32();

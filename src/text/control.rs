@@ -1,16 +1,16 @@
-//! Keeps what people write apart from what a chat template writes.
+//! Keeps the text that people write separate from the text that a chat template writes.
 //!
 //! A tokenizer finds the tokens that control a conversation, such as `<|im_end|>`, by their spelling. In a rendered
 //! prompt, a user who writes `<|im_end|>` could therefore end the turn and begin another one in the name of the
 //! system. So the first character of each such spelling in a message is replaced by a mark before the template sees
-//! it: a private character that occurs in no message. What the rendered prompt still spells was written by the
-//! template. [`Tokenizer::encode_rendered`](super::Tokenizer::encode_rendered) encodes both accordingly.
+//! it: a private character that occurs in no message. The spellings that remain in the rendered prompt were written
+//! by the template. [`Tokenizer::encode_rendered`](super::Tokenizer::encode_rendered) encodes both accordingly.
 //!
-//! Nothing is marked in an ordinary message, and its ids are those of the whole text. A mark takes the place of a
-//! character, so that templates which trim, cut or measure a text work as before. An assistant's tags, such as
-//! `</think>` or `<tool_call>`, are not marked where the tokenizer does not call them special: the model wrote them,
-//! and templates look for them. The names and arguments of its calls are marked like other people's texts, because
-//! a template puts tags of its own around them.
+//! An ordinary message gets no marks, and its ids are those of the whole text. A mark takes the place of a character,
+//! so that templates which trim, cut or measure a text work as before. An assistant's tags, such as `</think>` or
+//! `<tool_call>`, are not marked where the tokenizer does not mark them as special: the model wrote them, and
+//! templates look for them. The names and arguments of its calls are marked like the texts of other roles, because a
+//! template puts its own tags around them.
 use super::{Message, RenderOptions};
 use serde_json::{Map, Value as Json};
 use std::collections::HashSet;
@@ -52,8 +52,8 @@ impl Spellings {
         Self(nodes)
     }
 
-    /// The longest spelling with which `text` begins: its length in bytes, and its id. The second result is whether the
-    /// whole text is the beginning of a longer one.
+    /// The longest spelling with which `text` begins: its length in bytes, and its id. The second result says whether
+    /// the whole text is the beginning of a longer spelling.
     fn begins(&self, text: &[u8]) -> (Option<(usize, u32)>, bool) {
         let (mut node, mut longest) = (&self.0[0], None);
         for (i, byte) in text.iter().enumerate() {
@@ -69,7 +69,7 @@ impl Spellings {
         let (mut cuts, mut from, mut at) = (Vec::new(), 0, 0);
         while at < text.len() {
             match self.begins(&text.as_bytes()[at..]).0 {
-                // A spelling that ends inside a character is none.
+                // A spelling that ends inside a character does not count.
                 Some((len, id)) if text.is_char_boundary(at) && text.is_char_boundary(at + len) => {
                     cuts.push(Cut::Plain(&text[from..at]));
                     cuts.push(Cut::Control(id));
@@ -93,9 +93,9 @@ pub(super) enum Cut<'t> {
 /// The spellings of a tokenizer's control tokens.
 #[derive(Debug, Clone, Default)]
 pub struct Controls {
-    /// Of all control tokens.
+    /// The spellings of all control tokens.
     pub(super) all: Spellings,
-    /// Of those that no model writes into a message: the special ones.
+    /// The spellings that no model writes into a message: those of the special tokens.
     pub(super) special: Spellings,
     pub(super) ids: HashSet<u32>,
 }
@@ -105,7 +105,7 @@ pub struct Controls {
 pub struct Marks(Vec<(char, char)>);
 
 impl Marks {
-    /// Whether nothing is marked.
+    /// Whether the text has no marks.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -128,19 +128,19 @@ impl Marks {
     }
 }
 
-/// What a template is rendered with, with the spellings of control tokens marked.
+/// The input of a template, with the spellings of control tokens marked.
 #[derive(Debug, Clone)]
 pub struct Marked {
-    /// The conversation.
+    /// The messages with marks.
     pub messages: Vec<Message>,
-    /// The other variables.
+    /// The other variables of the template, with marks.
     pub options: RenderOptions,
-    /// What the marks stand for.
+    /// The characters that the marks replace.
     pub marks: Marks,
 }
 
 impl Marked {
-    /// Marks the spellings of `controls` in everything that `messages` and `options` say.
+    /// Marks the spellings of `controls` in all texts of `messages` and `options`.
     pub fn new(controls: &Controls, messages: &[Message], options: &RenderOptions) -> Self {
         let (mut messages, mut options) = (messages.to_vec(), options.clone());
         let mut taken = HashSet::new();
@@ -157,8 +157,8 @@ impl Marked {
     }
 }
 
-/// `text` with the first character of each spelling marked; `None` if there is none. The beginning of a spelling at the
-/// end of the text counts, because a template may put the next part of a message right behind it.
+/// `text` with the first character of each spelling marked; `None` if there is none. The beginning of a spelling at
+/// the end of the text counts, because a template may put the next part of a message right behind it.
 fn marked(text: &str, spellings: &Spellings, marks: &mut Marks, taken: &HashSet<char>) -> Option<String> {
     let trimmed = text.trim_end();
     let spells = |at: usize| {
@@ -168,7 +168,8 @@ fn marked(text: &str, spellings: &Spellings, marks: &mut Marks, taken: &HashSet<
     if !text.char_indices().any(|(at, _)| spells(at)) {
         return None;
     }
-    // Without a free private character the character is left out: a text with all of them is not meant to be read.
+    // If no private character is free, the character is left out. A text that contains all private characters is not
+    // meant to be read.
     Some(text.char_indices().filter_map(|(at, c)| if spells(at) { marks.mark(c, taken) } else { Some(c) }).collect())
 }
 
@@ -179,7 +180,7 @@ fn each_text(messages: &mut [Message], options: &mut RenderOptions, edit: &mut d
         edit(role, assistant);
         each_in(content, &mut |text| edit(text, assistant));
         for (name, value) in extra.iter_mut() {
-            // No template looks for tags in a call.
+            // Templates do not look for tags in calls.
             let own = assistant && name != CALLS;
             each_in(value, &mut |text| edit(text, own));
         }
@@ -249,7 +250,7 @@ mod tests {
             let marked = message.content.as_str().unwrap();
             assert_eq!(marked.chars().count(), text.chars().count());
             assert_eq!(marks.removed(marked), text);
-            // Neither does the next part of the message complete it.
+            // The next part of the message does not complete a spelling either.
             for after in ["", "d|>", "/think>", "|end|>"] {
                 let cuts = controls().all.cut(&format!("{marked}{after}")).len();
                 assert_eq!(cuts, 1, "{text:?} then {after:?}");

@@ -1,9 +1,9 @@
 //! Rebuilds the tokenizer and the chat template of a GGUF file from its metadata.
 //!
-//! A GGUF file stores the tokens, their types and, for byte-level BPE, the merges and the *name* of the rule that splits
-//! text before merging. The rules themselves are in the source of llama.cpp. This file spells out the rules that the
-//! supported models use, as the `tokenizer.json` of those models does; `sentencepiece.rs` has the other kind of
-//! tokenizer. The result is a `tokenizer.json`, which is then read like any other.
+//! A GGUF file stores the tokens, their types and, for byte-level BPE, the merges and the *name* of the rule that
+//! splits text before merging. The rules themselves are in the source of llama.cpp. This file spells out the rules
+//! that the supported models use, as the `tokenizer.json` of those models does; `sentencepiece.rs` has the other kind
+//! of tokenizer. The result is a `tokenizer.json`, which is then read like any other.
 use crate::weights::gguf::Gguf;
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Map, Value, json};
@@ -20,8 +20,8 @@ const UNUSED: i64 = 5;
 pub(super) const BYTE: i64 = 6;
 
 /// Regular expressions that split text into contractions, words, digits, punctuation, line ends and spaces. QWEN2 and
-/// TEKKEN (Mistral) take one digit at a time, LLAMA3 and GPT4O (Phi-4) up to three. TEKKEN and GPT4O also split a word
-/// before a capital letter that follows a small one.
+/// TEKKEN (Mistral) take one digit at a time, LLAMA3 and GPT4O (Phi-4) up to three. TEKKEN and GPT4O also split a
+/// word before a capital letter that follows a small one.
 const QWEN2: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -81,7 +81,7 @@ pub(super) fn incomplete(gguf: &Gguf, key: &str) -> Error {
     gguf.error_at(key, "the GGUF file's tokenizer is incomplete")
 }
 
-/// What differs between the kinds of tokenizers, as in `tokenizer.json`.
+/// The parts that differ between the kinds of tokenizers, as in `tokenizer.json`.
 pub(super) struct Parts {
     pub normalizer: Value,
     pub pre_tokenizer: Value,

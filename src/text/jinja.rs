@@ -25,7 +25,7 @@ pub(super) fn without_generation_tags(template: &str) -> String {
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start);
         out.push_str(before);
-        // The two ends of a tag share no character: `{%}` does not end here.
+        // A tag cannot consist of `{%}`, because its two ends share no character.
         let Some(len) = tag[2..].find("%}").map(|at| at + 2) else {
             rest = tag;
             break;
@@ -46,8 +46,8 @@ pub(super) fn without_generation_tags(template: &str) -> String {
     out
 }
 
-/// The test `iterable`, as Python has it: the template engine's own calls `none` iterable too, which templates ask of tools
-/// before they count them.
+/// The test `iterable`, as Python has it: the template engine's own test is also true for `none`, and templates use
+/// the test on tools before they count them.
 pub(super) fn is_iterable(value: &Value) -> bool {
     !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
 }
@@ -56,7 +56,7 @@ pub(super) fn is_iterable(value: &Value) -> bool {
 /// separators, without HTML escapes, and with keys in their original order.
 pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
-    // transformers accepts these two options as well. Only the behaviour of their defaults is implemented.
+    // transformers accepts these two options as well. Only their default behaviour is implemented.
     let _: (Option<bool>, Option<bool>) = (kwargs.get("ensure_ascii")?, kwargs.get("sort_keys")?);
     kwargs.assert_all_used()?;
     let mut out = Vec::new();

@@ -7,7 +7,7 @@ use minijinja::{Error, ErrorKind, State, Value};
 /// The longest text that a method pads to, so that a template cannot fill the memory.
 const WIDEST: usize = 1 << 20;
 
-/// Calls `method` of `value`: one of those here, or else one of minijinja's.
+/// Calls `method` of `value`: one of the methods in this file, or else one of minijinja's.
 pub(super) fn call_method(
     state: &mut State<'_, '_>,
     value: &Value,
@@ -37,7 +37,7 @@ fn not_found(what: &'static str) -> Error {
     Error::new(ErrorKind::InvalidOperation, what)
 }
 
-/// The result of a method of the string `s`; `None` if it is not one of those here.
+/// The result of a method of the string `s`; `None` if this file does not implement the method.
 fn string(s: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     let chars = |byte: usize| Value::from(s[..byte].chars().count());
     let three = |parts: [&str; 3]| Value::from(parts.map(Value::from).to_vec());
@@ -110,7 +110,7 @@ fn string(s: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error>
                 "ljust" => format!("{s}{padding}"),
                 "rjust" => format!("{padding}{s}"),
                 _ => {
-                    // As CPython does: of an odd padding, the larger half is on the left if the width is odd.
+                    // As in CPython, an odd padding has its larger half on the left if the width is odd.
                     let all = padding.chars().count();
                     let left = all / 2 + (all & width & 1);
                     let left: String = padding.chars().take(left).collect();
@@ -143,7 +143,7 @@ fn string(s: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error>
     }))
 }
 
-/// What `s` lacks to be `width` characters wide.
+/// The padding with which `s` is `width` characters wide.
 fn padding(s: &str, width: usize, fill: char) -> Result<String, Error> {
     if width > WIDEST {
         return Err(not_found("the width is too large"));

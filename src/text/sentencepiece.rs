@@ -58,7 +58,8 @@ pub(super) fn parts(gguf: &Gguf, vocabulary: &Vocabulary<'_>) -> Result<Parts> {
 /// The merges, the first to be applied first.
 ///
 /// # Errors
-/// If there are more than [`MOST_MERGES`] for each token on average: only a vocabulary that was made for it has so many.
+/// If there are more than [`MOST_MERGES`] for each token on average: only a vocabulary that was made for it has so
+/// many.
 fn merges<'a>(vocabulary: &Vocabulary<'a>, scores: &[f64]) -> Result<Vec<[&'a str; 2]>> {
     // Tags and single bytes are never made of other tokens.
     let mut normal: Vec<(usize, &'a str)> = vocabulary.tokens.iter().copied().enumerate().collect();

@@ -22,7 +22,7 @@ const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const NAME: &str = "chat_template";
 /// The most steps that a template may take. Real templates need hundreds of times fewer for a conversation.
 const FUEL: u64 = 1_000_000;
-/// What a message of the system says when it is looked for in what a template makes of it.
+/// The message with which it is checked whether a template shows messages of the system.
 const SAID: &str = "Always answer with the word Zephyr.";
 /// The most bytes that a template may write beyond the messages themselves.
 const LONGEST_OUTPUT: usize = 16 << 20;
@@ -108,7 +108,7 @@ pub struct ChatTemplate {
     place: String,
     /// The texts of the special tokens, by the names that templates use: `bos_token`, `eos_token` and so on.
     tokens: Map<String, Json>,
-    /// Found when it is asked for.
+    /// The form of calls, which is determined when it is first needed.
     calls: OnceLock<Option<CallFormat>>,
     shows_system: OnceLock<bool>,
 }
@@ -189,10 +189,10 @@ impl ChatTemplate {
     pub fn render(&self, messages: &[Message], options: &RenderOptions) -> Result<RenderedPrompt> {
         let text = self.render_text(messages, options, true)?;
         // The generation prompt is what this rendering lacks. If the template fails without it, or writes something
-        // that is not a prefix, no such part can be told apart, and the thinking state is that of the whole text.
+        // that is not a prefix, there is no such part, and the thinking state is that of the whole text.
         let without = self.render_text(messages, options, false).ok();
         let generation_start = match without {
-            // The template always starts the answer: what it does so with follows the last message.
+            // The template always starts the answer, so the start of the answer is the text after the last message.
             Some(without) if text == without => text.len() - self.after_last(messages, options, &text),
             Some(without) if text.starts_with(&without) => without.len(),
             _ => 0,
@@ -247,8 +247,8 @@ impl ChatTemplate {
         })
     }
 
-    /// Refuses a conversation of which the template would silently leave out a message of the system. An empty one says
-    /// nothing, so it may be left out.
+    /// Refuses a conversation of which the template would silently leave out a message of the system. An empty one
+    /// says nothing, so it may be left out.
     ///
     /// # Errors
     /// [`ErrorKind::Input`] with the number of the first such message.
@@ -263,7 +263,7 @@ impl ChatTemplate {
                 let mut marked = messages.to_vec();
                 let mark = |index: usize| format!("{SAID} {index}.");
                 said.iter().for_each(|index| marked[*index].content = mark(*index).into());
-                // What the template refuses, it refuses with a reason of its own.
+                // If the template refuses a message, its own error gives the reason.
                 let shown = self.render_text(&marked, options, true).ok();
                 shown.and_then(|text| said.iter().copied().find(|index| !text.contains(&mark(*index))))
             }
@@ -282,8 +282,8 @@ impl ChatTemplate {
         Err(if index == 0 { e } else { e.found(format!("messages[{index}] is one")) })
     }
 
-    /// The form in which the model calls tools, as the template shows it. `None` if the template shows no tools to the
-    /// model, or calls in no known form.
+    /// The form in which the model calls tools, as the template shows it. `None` if the template shows no tools to
+    /// the model, or calls in no known form.
     pub fn call_format(&self) -> Option<CallFormat> {
         *self.calls.get_or_init(|| {
             let render = |called| {
@@ -316,14 +316,15 @@ impl ChatTemplate {
         }
     }
 
-    /// Refuses variables that the template does not read, and those that are not a caller's to set.
+    /// Refuses variables that the template does not read, and variables that a caller must not set.
     ///
     /// # Errors
     /// [`ErrorKind::Input`] with the name of the first such variable.
     pub fn check_variables(&self, variables: &Map<String, Json>) -> Result<()> {
         const OWN: [&str; 5] =
             ["messages", "add_generation_prompt", "enable_thinking", "raise_exception", "strftime_now"];
-        // Llama 3 has three variables that show tools. What the other two show is not checked, and its calls not found.
+        // Llama 3 has three variables that show tools. The tools in the other two are not checked, and calls of them
+        // are not found.
         const TOOLS: [&str; 3] = ["tools", "custom_tools", "builtin_tools"];
         const OTHER: &str = "this variable of the chat template is set from other parts of the request";
         let refused = |what: &str, name: &str| {
@@ -392,7 +393,7 @@ impl ChatTemplate {
     }
 }
 
-/// Text that is refused once it is too long, so that a template cannot fill the memory.
+/// A writer that refuses text once it is too long, so that a template cannot fill the memory.
 struct Bounded {
     text: Vec<u8>,
     most: usize,

@@ -1,4 +1,4 @@
-//! The tokenizer: reads `tokenizer.json` with the `tokenizers` crate and knows the bytes of each token.
+//! The tokenizer: reads `tokenizer.json` with the `tokenizers` crate and provides the bytes of each token.
 use super::control::{Cut, Spellings};
 use super::{Controls, Marks, ThinkTags};
 use crate::weights::ModelSource;
@@ -21,21 +21,22 @@ struct Inner {
     hf: tokenizers::Tokenizer,
     /// The vocabulary is spelled in the GPT-2 byte alphabet, so the bytes of a token do not depend on its neighbours.
     byte_level: bool,
-    /// The special tokens with which every text begins that no chat template wrote, such as `<s>`.
+    /// The special tokens that begin every text not written by a chat template, such as `<s>`.
     begin: Vec<u32>,
     /// The tokens `<0x00>` to `<0xFF>` stand for single bytes; all other tokens stand for whole characters.
     byte_fallback: bool,
     controls: Controls,
-    /// Made for the first text that needs it.
+    /// Made when the first text needs it.
     spelling: OnceLock<Result<Spelling>>,
 }
 
-/// The same tokenizer, in which the control tokens have other, secret spellings: no text that people write becomes one.
+/// The same tokenizer with other, secret spellings for the control tokens, so that no text that people write becomes
+/// one.
 struct Spelling {
     hf: tokenizers::Tokenizer,
     /// The secret spelling of each control token.
     names: HashMap<u32, String>,
-    /// The ids of added tokens here, and in the tokenizer itself.
+    /// The ids of added tokens in this tokenizer, mapped to their ids in the original one.
     ids: HashMap<u32, u32>,
 }
 
@@ -133,7 +134,8 @@ impl Tokenizer {
         if marks.is_empty() {
             let ids = self.encode(text)?;
             let written = cuts.iter().filter(|cut| matches!(cut, Cut::Control(_))).count();
-            // A normalizer may turn other characters into a spelling. Such a text is spelled out.
+            // A normalizer may turn other characters into a spelling. Then the ids are not used, and the text is
+            // spelled out.
             if ids.iter().filter(|id| controls.ids.contains(id)).count() == written {
                 return Ok(ids);
             }
@@ -148,7 +150,7 @@ impl Tokenizer {
             }
         }
         let ids = encode_with(&spelling.hf, &named)?;
-        // A token for unknown characters may be a control token. It is none that the text asked for.
+        // A token for unknown characters may be a control token. Such a token is not one that the text spells.
         let leaked = |id: &&u32| {
             let own = controls.ids.contains(id) && !spelling.ids.contains_key(id);
             own && self.spelling(**id).is_some_and(|spelled| named.contains(&spelled))
@@ -160,9 +162,9 @@ impl Tokenizer {
         Ok(ids.into_iter().map(|id| spelling.ids.get(&id).copied().unwrap_or(id)).collect())
     }
 
-    /// Encodes a whole text that no chat template wrote. The special tokens with which the tokenizer begins every text
-    /// come first, unless the text begins with them already. Tokens that the tokenizer puts behind a text are left
-    /// out, because the model continues the text.
+    /// Encodes a whole text that no chat template wrote. The special tokens with which the tokenizer begins every
+    /// text come first, unless the text begins with them already. Tokens that the tokenizer puts behind a text are
+    /// left out, because the model continues the text.
     ///
     /// # Errors
     /// If the tokenizer cannot encode the text.
@@ -206,8 +208,8 @@ impl Tokenizer {
         Some(bytes.unwrap_or_else(|| token.into_bytes()))
     }
 
-    /// What the token `id` adds to a text, in bytes, where its neighbours do not change it; empty if no token has this id.
-    /// A vocabulary of whole characters writes `▁` for a blank.
+    /// The bytes that the token `id` adds to a text whatever its neighbours are; empty if no token has this id. A
+    /// vocabulary of whole characters writes `▁` for a blank.
     #[cfg(feature = "grammar")]
     pub(crate) fn written(&self, id: u32) -> Vec<u8> {
         let spelled = || self.spelling(id).unwrap_or_default().replace('\u{2581}', " ").into_bytes();
@@ -250,8 +252,8 @@ impl Tokenizer {
     /// conversation; they are no part of an answer, and [`Self::decode`] can leave them out.
     ///
     /// The tags around the thinking are never special: they stay in the text. In the tokenizers of most reasoning
-    /// models, they are ordinary added tokens; `[THINK]` and `[/THINK]` of Magistral are special there. Nor are the marks
-    /// of [calls of tools](super::calls), such as `[TOOL_CALLS]`.
+    /// models, they are ordinary added tokens; `[THINK]` and `[/THINK]` of Magistral are special there. Nor are the
+    /// marks of [calls of tools](super::calls), such as `[TOOL_CALLS]`.
     pub fn is_special(&self, id: u32) -> bool {
         let added = self.0.hf.get_added_vocabulary();
         let token = added.get_added_tokens_decoder().get(&id);
@@ -265,7 +267,7 @@ impl Tokenizer {
     }
 }
 
-/// The parts of a tokenizer for which the crate `tokenizers` panics where they are no valid JSON. They are read before,
+/// The parts of a tokenizer for which the crate `tokenizers` panics if they are not valid JSON. They are read first,
 /// which costs little, because the vocabulary is skipped.
 #[derive(Deserialize)]
 struct Unchecked {
@@ -276,8 +278,8 @@ struct Unchecked {
 }
 
 impl Unchecked {
-    /// A kind of normalizer that is refused. The table of a precompiled one is not checked by the crate that reads it,
-    /// which panics when it applies a damaged one.
+    /// A kind of normalizer that is refused. The table of a precompiled one is not checked by the crate that reads
+    /// it, which panics when it applies a damaged one.
     fn unsupported(&self) -> Option<&'static str> {
         const KIND: &str = "Precompiled";
         fn is_precompiled(value: &serde_json::Value) -> bool {
@@ -336,7 +338,7 @@ impl Spelling {
     fn new(tokenizer: &tokenizers::Tokenizer, controls: &Controls) -> Result<Self> {
         let failed =
             |e: &dyn std::fmt::Display| Error::new(ErrorKind::Internal, "the tokenizer cannot be copied").found(e);
-        // Nobody can guess the spellings: they contain random numbers.
+        // The spellings cannot be guessed, because they contain random numbers.
         let secret = || getrandom::u64().map_err(|e| failed(&e));
         let secret = format!("{:016x}{:016x}", secret()?, secret()?);
         let mut hf = tokenizers::Tokenizer::new(tokenizer.get_model().clone());
@@ -349,7 +351,7 @@ impl Spelling {
         for (id, token) in &mut tokens {
             if controls.ids.contains(id) {
                 token.content = format!("\u{10FFFD}{secret}:{id}\u{10FFFD}");
-                // The name must be found beside a letter, too.
+                // The name must be found beside a letter as well.
                 token.single_word = false;
                 names.insert(*id, token.content.clone());
             }
@@ -365,12 +367,12 @@ impl Spelling {
 fn beginning(hf: &tokenizers::Tokenizer) -> Option<Vec<u32>> {
     let text = hf.encode("a", true).ok()?;
     let added = text.get_special_tokens_mask().iter().take_while(|added| **added == 1).count();
-    // A text of which no token is its own says nothing.
+    // If none of the tokens comes from the text itself, the beginning cannot be determined.
     (added < text.len()).then(|| text.get_ids()[..added].to_vec())
 }
 
-/// What is wrong with the templates of a post-processor, given as JSON. The crate `tokenizers` checks templates that it
-/// builds, but not those that it reads, and panics when it applies a damaged one.
+/// Describes the damage in the templates of a post-processor, given as JSON. The crate `tokenizers` checks templates
+/// that it builds, but not those that it reads, and panics when it applies a damaged one.
 fn damage(processor: &serde_json::Value) -> Option<String> {
     if let Some(several) = processor["processors"].as_array() {
         return several.iter().find_map(damage);

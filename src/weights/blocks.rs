@@ -10,7 +10,7 @@ use half::f16;
 /// Columns of the largest block.
 const MOST: usize = 256;
 
-/// A block taken apart: what is in it, in the order of its columns.
+/// A block that has been taken apart: its contents in the order of its columns.
 pub(super) struct Block {
     /// The quants, each in its own byte, before the offset is subtracted.
     pub quants: [u8; MOST],
@@ -25,7 +25,7 @@ pub(super) struct Block {
 impl Block {
     pub const EMPTY: Self = Self { quants: [0; MOST], shared: [0; 16], d: 0, m: 0 };
 
-    /// Takes the block `bytes` of a GGUF file apart.
+    /// Takes apart the block `bytes` of a GGUF file.
     fn read(&mut self, dtype: Dtype, bytes: &[u8]) {
         let half = |at: usize| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let nibble = |byte: u8, high: usize| byte >> (4 * high) & 15;
@@ -318,8 +318,8 @@ mod tests {
         Dtype::ALL.into_iter().filter(|dtype| dtype.is_quantized())
     }
 
-    /// Blocks of arbitrary bits against what the gguf package makes of them, bit for bit: `tests/fixtures/blocks.json`,
-    /// written by `tests/fixtures/make_blocks.py`.
+    /// Blocks of arbitrary bits, compared bit for bit with the values of the gguf package:
+    /// `tests/fixtures/blocks.json`, written by `tests/fixtures/make_blocks.py`.
     #[test]
     fn blocks_mean_what_the_gguf_package_says() -> Result<()> {
         #[derive(serde::Deserialize)]
@@ -408,7 +408,8 @@ mod tests {
         Ok(())
     }
 
-    /// The relative errors of ggml's own quantizer for values of a normal distribution, which is what its types can do.
+    /// The relative errors of ggml's own quantizer for values of a normal distribution, which is what its types can
+    /// do.
     #[test]
     fn quantizing_is_as_exact_as_that_of_ggml() -> Result<()> {
         let uniform = |i: usize| ((i as u64 * 2_654_435_761 + 12_345) % 1_000_003) as f64 / 1_000_003.0;

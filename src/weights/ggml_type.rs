@@ -3,7 +3,7 @@ use crate::dtype::Dtype;
 use std::fmt;
 
 /// An element type of ggml, identified by its number in GGUF files. All types that ggml has had are known by name, so
-/// that messages can name them; [`packed`](Self::packed) tells which of them secateur can compute with.
+/// that messages can name them; [`packed`](Self::packed) gives those that secateur can compute with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GgmlType(u32);
 

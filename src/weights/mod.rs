@@ -49,7 +49,7 @@ pub struct Bytes(Storage);
 #[derive(Clone)]
 enum Storage {
     Owned(Arc<Vec<u8>>),
-    /// The beginning of a file of so many bytes, and what reads the rest, if anything does.
+    /// The beginning of a file with this many bytes in total, and a reader for the rest if there is one.
     Start(Arc<Vec<u8>>, u64, Option<Arc<dyn ReadAt>>),
     #[cfg(all(feature = "cli", not(target_family = "wasm")))]
     Mapped(Arc<memmap2::Mmap>),
@@ -67,7 +67,7 @@ impl Deref for Bytes {
 }
 
 impl Bytes {
-    /// Gives back the memory of a mapped file. The system reads the file again where it is used later.
+    /// Releases the memory of a mapped file. The system reads the file again when it is used later.
     #[allow(unsafe_code, reason = "this advice could change what is read in maps of other kinds, see below")]
     pub(crate) fn release_memory(&self) {
         #[cfg(all(feature = "cli", unix))]
@@ -79,7 +79,7 @@ impl Bytes {
         }
     }
 
-    /// The beginning of a file of `total` bytes. Its header can be read; tensors that are not here have no values.
+    /// The beginning of a file of `total` bytes. Its header can be read. Tensors beyond the beginning have no values.
     #[cfg(all(feature = "cli", not(target_family = "wasm")))]
     pub(crate) fn start(beginning: Vec<u8>, total: u64) -> Self {
         Self(Storage::Start(Arc::new(beginning), total, None))
@@ -93,7 +93,7 @@ impl Bytes {
         }
     }
 
-    /// What reads the bytes that are not in memory, if anything does.
+    /// The reader for the bytes that are not in memory; `None` if they cannot be read.
     fn reader(&self) -> Option<&dyn ReadAt> {
         match &self.0 {
             Storage::Start(.., reader) => reader.as_deref(),
@@ -322,11 +322,11 @@ impl fmt::Display for ModelSource {
     }
 }
 
-/// The longest answer of a server that is quoted.
+/// The most bytes of a server's answer that are quoted.
 const LONGEST_ANSWER: usize = 1024;
 
-/// Refuses what stands in place of a file after a failed download: a Git LFS pointer, a web page, the words of an error,
-/// or nothing.
+/// Refuses the contents that a failed download leaves instead of a file: a Git LFS pointer, a web page, an error
+/// message, or nothing.
 fn refuse_substitute(place: &str, bytes: &Bytes) -> Result<()> {
     let substitute = |what: &str, found: String| Error::new(ErrorKind::Model, what).at(place).found(found);
     if bytes.starts_with(LFS_POINTER) {
@@ -355,7 +355,8 @@ fn refuse_substitute(place: &str, bytes: &Bytes) -> Result<()> {
             .expected("the file itself")
             .help(AGAIN));
     }
-    // A header of safetensors begins with a length, whose bytes are not all printable, and one of GGUF has bytes of zero.
+    // The header of a safetensors file begins with a length, whose bytes are not all printable. The header of a GGUF
+    // file has zero bytes.
     let is_text =
         bytes.len() <= LONGEST_ANSWER && bytes.iter().all(|b| matches!(b, b'\t' | b'\n' | b'\r' | b' '..=b'~'));
     if has_tensors && is_text && bytes.len() >= 8 {

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The files that make a directory one in Hugging Face layout, or explain why it is none.
+/// The files by which a directory counts as one in Hugging Face layout, or which explain why it is none.
 const OWN_FILES: [&str; 2] = ["config.json", "adapter_config.json"];
 
 impl ModelSource {
@@ -60,7 +60,7 @@ fn open_gguf(path: &Path) -> Result<ModelSource> {
     let announced = named.announced_parts()?;
     let file_name = path.file_name().unwrap_or_default().to_string_lossy();
     let Some(name) = SplitName::parse(&file_name).filter(|_| announced > 1) else {
-        // Reading the configuration refuses a part under another name.
+        // If the file is a part under another name, reading the configuration refuses it.
         return Ok(ModelSource(Place::Gguf(Arc::new(named)), None));
     };
     if announced != name.count as u64 {
@@ -89,7 +89,7 @@ fn open_gguf(path: &Path) -> Result<ModelSource> {
     Ok(ModelSource(Place::Gguf(Arc::new(whole)), None))
 }
 
-/// The error for a GGUF file that does not exist. Of a part, it says which one and what is there of the others.
+/// The error for a GGUF file that does not exist. For a part, it says which part is missing and which others exist.
 fn absent(path: &Path) -> Error {
     let file_name = path.file_name().unwrap_or_default().to_string_lossy();
     let Some(name) = SplitName::parse(&file_name) else {
@@ -119,7 +119,8 @@ fn gguf_in(dir: &Path) -> Result<Option<PathBuf>> {
         files.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect();
     names.sort();
     let shown = names.join(", ");
-    // Parts of one model count as one file. The first of them that exists finds the others, or says what is missing.
+    // Parts of one model count as one file. The first existing part leads to the others, or to an error that names
+    // the missing ones.
     names.dedup_by(|later, earlier| match (SplitName::parse(later), SplitName::parse(earlier)) {
         (Some(later), Some(earlier)) => later.is_of(&earlier),
         _ => false,

@@ -6,8 +6,8 @@
 //! half of the last word of each row is zero padding, and [`PackedRows::words_per_row`] is ⌈cols / 2⌉.
 //!
 //! **Quantized matrices** (the types of GGUF, in [`blocks`](super::blocks)) keep their values exactly. A row is taken
-//! apart into planes, each of which is a whole number of vectors of 4 words, so that the parts of a value load as whole
-//! vectors, and rows can be moved, stacked and sliced like those of other types:
+//! apart into planes, each of which is a whole number of vectors of 4 words, so that the parts of a value load as
+//! whole vectors, and rows can be moved, stacked and sliced like those of other types:
 //!
 //! | plane | content |
 //! |---|---|
@@ -98,7 +98,7 @@ impl<'a> PackedRows<'a> {
         PackedRows { dtype, rows, cols, words: Cow::Owned(vec![0; rows * dtype.row_words(cols)]) }
     }
 
-    /// The element type.
+    /// The element type in which the rows are packed.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -332,7 +332,7 @@ fn pack_rows(
         true => 1,
         false => std::thread::available_parallelism().map_or(1, usize::from),
     };
-    // A thread is worth its start for a million values or so.
+    // Starting a thread pays off from about a million values on.
     let threads = if dtype.is_quantized() { cores.min(rows * cols / (1 << 20)).max(1) } else { 1 };
     if threads == 1 {
         let words = Cow::Owned(pack_range(dtype, 0..rows, cols, &fill)?);

@@ -5,8 +5,8 @@ use crate::{Error, ErrorKind, Result};
 use std::fmt;
 use std::sync::Arc;
 
-/// Bytes read first from a file that may have a large header. A GGUF header contains the tokenizer and often has 5 to 10
-/// MB.
+/// Bytes read first from a file that may have a large header. A GGUF header contains the tokenizer and often has 5 to
+/// 10 MB.
 const FIRST: u64 = 1 << 20;
 /// The most bytes of a GGUF header.
 const MAX_HEADER: u64 = 256 << 20;
@@ -16,13 +16,13 @@ pub trait ReadAt: fmt::Debug + Send + Sync {
     /// Fills `into` with the bytes from `offset` on, all of which lie within the file.
     ///
     /// # Errors
-    /// What went wrong, for a person.
+    /// A description of the error for people.
     fn read_at(&self, offset: u64, into: &mut [u8]) -> Result<(), String>;
 }
 
 impl Bytes {
-    /// A file of `total` bytes that is read in pieces. The header of a safetensors or GGUF file is read now, and any other
-    /// file as a whole. Error messages call the file `place`.
+    /// A file of `total` bytes that is read in pieces. The header of a safetensors or GGUF file is read now, and any
+    /// other file as a whole. Error messages call the file `place`.
     ///
     /// # Errors
     /// [`ErrorKind::Io`] if it cannot be read. A header that is not valid is noticed later, where it is parsed.
@@ -39,7 +39,7 @@ impl Bytes {
                 let start = read(next.min(total))?;
                 let is_whole = next >= total.min(MAX_HEADER);
                 let parsed = Gguf::new(place, Self(Storage::Start(Arc::new(start.clone()), total, None)));
-                // More bytes mend no other error.
+                // Other errors do not go away with more bytes.
                 let is_short = parsed.is_err_and(|e| e.to_string().contains("the GGUF header"));
                 if is_whole || !is_short {
                     break start;
@@ -48,7 +48,7 @@ impl Bytes {
             }
         } else if place.ends_with(".safetensors") {
             let header = magic.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
-            // A header that is longer than any is refused by the parser, which sees a short file then.
+            // The parser refuses a header that is longer than the limit, because it then sees a short file.
             read(header.saturating_add(8).min(total).min(MAX_HEADER))?
         } else if place.ends_with(".gguf") {
             return Err(Error::new(ErrorKind::Model, "this is not a GGUF file")
@@ -79,7 +79,7 @@ mod tests {
     use crate::dtype::Dtype;
     use std::sync::Mutex;
 
-    /// A file that notes which ranges are read.
+    /// A file that records which ranges are read.
     #[derive(Debug)]
     struct Noted(Vec<u8>, Mutex<Vec<(u64, usize)>>);
 

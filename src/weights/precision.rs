@@ -1,11 +1,11 @@
-//! Which element type a matrix gets when a model is quantized as it is loaded.
+//! Chooses the element type of each matrix when a model is quantized as it is loaded.
 use crate::dtype::Dtype;
 use crate::{Error, ErrorKind, Result};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// How finely the weights of a model are stored on the device. Matrices of f32, f16 and bf16 are quantized as they are
-/// loaded; matrices that are quantized in the file stay as they are.
+/// How finely the weights of a model are stored on the device. Matrices of f32, f16 and bf16 are quantized as they
+/// are loaded; matrices that are quantized in the file stay as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -18,7 +18,7 @@ pub enum Precision {
     Q4,
 }
 
-/// What a matrix is used for, as far as its precision depends on it.
+/// The use of a matrix, as far as its precision depends on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// The embedding or the head, which are often the same matrix.
@@ -46,8 +46,9 @@ impl Precision {
     }
 
     /// The element type of a matrix that is stored as `stored` with rows of `cols` columns. Rows that are not whole
-    /// blocks of 256 get the next finer type with blocks of 32, as in llama.cpp's files. Rows that are not whole blocks of
-    /// 32 keep their type, which happens to the output projection of attention alone, since the others are padded.
+    /// blocks of 256 get the next finer type with blocks of 32, as in llama.cpp's files. Rows that are not whole
+    /// blocks of 32 keep their type, which happens to the output projection of attention alone, since the others are
+    /// padded.
     pub fn dtype(self, stored: Dtype, role: Role, cols: usize) -> Dtype {
         let (large, small) = match (self, role) {
             (_, Role::Router) => (stored, stored),
@@ -64,8 +65,8 @@ impl Precision {
     }
 }
 
-/// What identifies weights on the device: the [fingerprint](super::Weights::fingerprint) of the file, and the precision to
-/// which they were quantized, if they were.
+/// A text that identifies weights on the device: the [fingerprint](super::Weights::fingerprint) of the file, and the
+/// precision to which they were quantized, if any.
 pub fn identity(fingerprint: &str, precision: Option<Precision>) -> String {
     precision.map_or(fingerprint.to_string(), |precision| format!("{fingerprint} in {precision}"))
 }

@@ -42,7 +42,7 @@ fn inverse(scale: f32) -> f32 {
 /// The nearest whole number to a value of up to 2^22, ties to even. Unlike [`f32::round`], it is two additions, which
 /// vectors of values do at once.
 fn nearest(value: f32) -> f32 {
-    const SHIFT: f32 = 12_582_912.0; // 1.5 · 2^23: what is added to it loses its fraction
+    const SHIFT: f32 = 12_582_912.0; // 1.5 · 2^23: a sum with it loses its fraction
     (value + SHIFT) - SHIFT
 }
 
@@ -87,8 +87,8 @@ fn with_minimum(most: u16, values: &[f32], block: &mut Block) {
 }
 
 /// One value for each group of a block. The searches below handle all groups of a block at once, because the compiler
-/// turns loops over `Lanes` into vector instructions, which it does not do with sums within a group: the order of their
-/// additions is given.
+/// turns loops over `Lanes` into vector instructions, which it does not do with sums within a group: the order of
+/// their additions is given.
 type Lanes<const GROUPS: usize> = [f32; GROUPS];
 
 /// The columns of a block's groups: element `c` holds column `c` of every group.
@@ -100,7 +100,8 @@ fn lanes<const GROUPS: usize>(value: impl Fn(usize) -> f32) -> Lanes<GROUPS> {
     std::array::from_fn(value)
 }
 
-/// `a` or `b`. Unlike a branch, it does not keep the loop around it from becoming vector instructions.
+/// Selects `a` or `b`. Unlike a branch, it does not keep the compiler from turning the loop around it into vector
+/// instructions.
 fn select(condition: bool, a: f32, b: f32) -> f32 {
     if condition { a } else { b }
 }
@@ -181,9 +182,9 @@ fn nested_with_minimum(most: u16, values: &[f32], block: &mut Block) {
     }
 }
 
-/// The scale and the minimum, by its magnitude, of each group of 32 with which quants of 0 to `most` come nearest to its
-/// values, by squared errors that count more for large values (ggml's `make_qkx2_quants`). The minimum is never above
-/// zero. `values` are a block of 256.
+/// The scale and the minimum, by its magnitude, of each group of 32 with which quants of 0 to `most` come nearest to
+/// its values, by squared errors that count more for large values (ggml's `make_qkx2_quants`). The minimum is never
+/// above zero. `values` are a block of 256.
 fn best_scales_and_minima(most: f32, values: &[f32]) -> (Lanes<8>, Lanes<8>) {
     let columns = columns::<8, 32>(values);
     let (mut min, mut max, mut squares) = ([0f32; 8], [f32::MIN; 8], [0f32; 8]);
@@ -247,7 +248,7 @@ fn best_scales_and_minima(most: f32, values: &[f32]) -> (Lanes<8>, Lanes<8>) {
             let minimum = (l2 * x - l * xl) / determinant;
             fit[group] = select(minimum > 0.0, xl / l2, (w * xl - x * l) / determinant);
             below[group] = select(minimum > 0.0, 0.0, minimum);
-            // Nothing is better than this where there is no such fit.
+            // If there is no such fit, no other candidate is better than this one.
             limit[group] = select(determinant > 0.0, least[group], f32::MIN);
         }
         let found = error(&quants, &fit, &below);

@@ -113,7 +113,7 @@ impl Weights {
                     .at(&place)
                     .found(source.listing());
                 let mut strays: Vec<String> = source.names().into_iter().filter(is_stray).collect();
-                // A file with the name of a shard says the most.
+                // A file that is named like a shard is the most informative one, so it comes first.
                 strays.sort_by_key(|name| SplitName::parse(name).is_none());
                 match strays.first() {
                     Some(stray) => error.help(format!(
@@ -142,7 +142,7 @@ impl Weights {
                     .expected(format!("in {file}"))
                     .help("the index does not belong to these shards: download both again"));
             }
-            // Usually a head that is tied, or a block that was dropped. If the model needs the tensor, it is missed
+            // The tensor is usually a tied head, or a block that was dropped. If the model needs it, the error comes
             // later.
             weights.lost.insert(tensor.to_string());
         }

@@ -53,7 +53,7 @@ impl fmt::Display for FileDtype {
 pub struct Weights {
     pub(super) files: Vec<(String, Bytes)>,
     pub(super) tensors: BTreeMap<String, Entry>,
-    /// The tensors that the index of the weights names and no shard has. Nothing may need them.
+    /// The tensors that the index of the weights names and that no shard has. The model must not need them.
     pub(super) lost: BTreeSet<String>,
 }
 
@@ -87,7 +87,7 @@ pub struct TensorView<'a> {
     pub bytes: &'a [u8],
     heads: Option<usize>,
     own_name: Option<&'a str>,
-    /// What reads the bytes if they are not in memory.
+    /// The reader of the bytes if they are not in memory.
     reader: Option<&'a dyn ReadAt>,
     range: &'a Range<u64>,
 }
@@ -129,7 +129,7 @@ impl Weights {
         let own_name = entry.own_name.as_deref();
         let here = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
         let here = here.and_then(|(start, end)| bytes.get(start..end));
-        // Of a file that is still being fetched, the bytes may be missing.
+        // If the file is still being fetched, the bytes may be missing.
         let reader = if here.is_none() { bytes.reader() } else { None };
         let bytes = here.unwrap_or_default();
         Some(TensorView { name, file, stored: *stored, shape, bytes, heads: *heads, own_name, reader, range })
@@ -144,7 +144,7 @@ impl Weights {
         if tensor.shape == shape {
             return Ok(tensor);
         }
-        // Packed integers of a quantized checkpoint have another shape as well; their type says more.
+        // In a quantized checkpoint, packed integers also have another shape. The error about their type says more.
         if shape.len() > 1 {
             tensor.packed_dtype()?;
         }
@@ -166,7 +166,8 @@ impl Weights {
         for tensor in self.tensors.keys().filter_map(|name| self.find(name)) {
             let TensorView { name, stored, shape, .. } = tensor;
             let size = tensor.size();
-            // The length, too: without it, a tensor's bytes could stand for the next one's header.
+            // The length is hashed too. Otherwise a tensor's bytes could be mistaken for the header of the next
+            // tensor.
             hasher.update(format!("{name} {stored} {shape:?} {size}\n").as_bytes());
             for start in (0..size).step_by(PIECE) {
                 hasher.update(&tensor.piece(start, PIECE.min((size - start) as usize))?);
@@ -340,8 +341,8 @@ impl<'a> TensorView<'a> {
         }
     }
 
-    /// The rows of a matrix in `range` as packed rows. Of a file that is read in pieces, only these rows are read, unless
-    /// the file has the rows of heads in another order.
+    /// The rows of a matrix in `range` as packed rows. Of a file that is read in pieces, only these rows are read,
+    /// unless the file has the rows of heads in another order.
     ///
     /// # Errors
     /// Those of [`to_rows`](Self::to_rows), and a range that is empty or does not lie within the matrix.
@@ -352,7 +353,7 @@ impl<'a> TensorView<'a> {
         }
         let row = dtype.stored_bytes(cols).unwrap_or(0);
         if range.is_empty() || range.end > rows || row as u64 * rows as u64 != self.size() {
-            // It is refused for what is wrong with it.
+            // `to_rows` returns the error that describes the problem.
             return Ok(self.to_rows()?.slice_rows(range)?.into_owned());
         }
         let bytes = self.piece((row as u64) * range.start as u64, row * range.len())?;

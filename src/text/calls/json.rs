@@ -1,20 +1,23 @@
-//! Follows a JSON text while it comes, one character at a time: where it is, and whether it can still become valid.
+//! Follows a JSON text while it arrives, one character at a time: the current place, and whether the text can still
+//! become valid.
 
-/// The deepest nesting that is followed. Nobody writes deeper arguments, and readers of JSON stop at about this depth.
+/// The deepest nesting that is followed. Real arguments are not nested deeper, and JSON parsers stop at about this
+/// depth.
 const DEEPEST: usize = 100;
 
-/// What may come next.
+/// The kind of text that may come next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expects {
-    /// A value. With `or_end`, also the end of an array that has none yet.
+    /// A value. With `or_end`, the end of an array without values is allowed as well.
     Value { or_end: bool },
-    /// A key. With `or_end`, also the end of an object that has none yet.
+    /// A key. With `or_end`, the end of an object without keys is allowed as well.
     Key { or_end: bool },
     /// The colon after a key.
     Colon,
-    /// A comma, or the end of what contains the value that has ended.
+    /// A comma, or the end of the array or object that contains the value that has ended.
     More,
-    /// The rest of a string; `escape` counts what is missing of an escape: 5 after the backslash, then hexadecimal digits.
+    /// The rest of a string. `escape` is the number of characters that an escape still lacks: 5 after the backslash,
+    /// then hexadecimal digits.
     Text { key: bool, escape: u8 },
     /// The rest of a number.
     Number(Digits),
@@ -22,7 +25,7 @@ pub(super) enum Expects {
     Word(&'static str),
 }
 
-/// How far a number has come.
+/// The part of a number that has arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Digits {
     Minus,
@@ -55,21 +58,21 @@ impl Digits {
     }
 }
 
-/// The state of a JSON text that has come so far.
+/// The state of a JSON text of which a part has arrived.
 #[derive(Debug, Clone)]
 pub(super) struct Json {
     expects: Expects,
-    /// Whether each open bracket is that of an object, the outermost first.
+    /// For each open bracket, the outermost first, whether it is that of an object.
     open: Vec<bool>,
 }
 
 impl Json {
-    /// Before the first character of a value.
+    /// The state before the first character of a value.
     pub fn new() -> Self {
         Self { expects: Expects::Value { or_end: false }, open: Vec::new() }
     }
 
-    /// What may come next.
+    /// The kind of text that may come next.
     pub fn expects(&self) -> Expects {
         self.expects
     }
@@ -84,8 +87,8 @@ impl Json {
         matches!(self.expects, Expects::Text { .. })
     }
 
-    /// Takes in a character. False if no JSON continues in this way; the state is then of no further use. Control
-    /// characters inside a string are let through, because models write line breaks there.
+    /// Processes a character. Returns false if no JSON continues in this way; the state is then of no further use.
+    /// Control characters inside a string are accepted, because models write line breaks there.
     pub fn push(&mut self, c: char) -> bool {
         if let Expects::Number(digits) = self.expects {
             if let Some(next) = digits.after(c) {

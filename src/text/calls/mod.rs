@@ -7,8 +7,8 @@
 //! | [`Bare`](CallFormat::Bare) | Llama 3.1 to 3.3 | `{"name": "f", "parameters": {…}}`, perhaps after `<\|python_tag\|>` |
 //! | [`Marked`](CallFormat::Marked) | Mistral, Ministral 3 | `[TOOL_CALLS][{"name": "f", "arguments": {…}}]` or `[TOOL_CALLS]f[ARGS]{…}` |
 //!
-//! The form is not told by a model's name: a template that can show an earlier call shows it in the form in which its
-//! model writes them.
+//! The form does not follow from a model's name. A template that can show an earlier call shows it in the form in
+//! which the model writes calls.
 mod json;
 mod parser;
 
@@ -31,8 +31,8 @@ pub enum CallFormat {
     Marked,
 }
 
-/// Tokens that begin or divide calls. Some tokenizers call them special, but as the tags around the thinking they are
-/// part of what a model says: without them no call could be found.
+/// Tokens that begin or divide calls. Some tokenizers mark them as special. Like the tags around the thinking, they
+/// are still part of the text that a model writes: without them no call could be found.
 pub(super) const MARKS: [&str; 4] = ["[TOOL_CALLS]", "[CALL_ID]", "[ARGS]", "<|python_tag|>"];
 
 /// A tool that a model may call.
@@ -44,16 +44,16 @@ pub struct Offered {
     pub parameters: Json,
 }
 
-/// What the call of a [`probe`] is recognised by. No template contains these texts.
+/// The texts by which the call of a [`probe`] is recognised. No template contains them.
 const NAME: &str = "probe_of_a_call";
 const KEY: &str = "some_key";
 const VALUE: &str = "some value";
 
 impl CallFormat {
-    /// The form of the call of a [`probe`] in a rendered conversation; `None` if the conversation shows no call, or none
-    /// of a known form.
+    /// The form of the call of a [`probe`] in a rendered conversation; `None` if the conversation shows no call, or
+    /// none of a known form.
     pub(super) fn shown_in(text: &str) -> Option<Self> {
-        // The description of the tool has the name as well, and comes before the call.
+        // The description of the tool contains the name as well, and stands before the call.
         let (before, after) = (&text[..text.rfind(NAME)?], &text[text.rfind(NAME)? + NAME.len()..]);
         if !after.contains(KEY) || !after.contains(VALUE) {
             return None;
@@ -64,7 +64,7 @@ impl CallFormat {
         if before.ends_with("[TOOL_CALLS]") {
             return Some(Self::Marked);
         }
-        // All others write an object that begins with the name.
+        // All other forms write an object that begins with the name.
         let object = before.trim_end_matches(['"', ' ']).strip_suffix("\"name\":")?.trim_end().strip_suffix('{')?;
         let object = object.trim_end();
         if object.ends_with("<tool_call>") {
@@ -76,7 +76,8 @@ impl CallFormat {
         after.contains("\"parameters\":").then_some(Self::Bare)
     }
 
-    /// The number of characters that ids of calls must have: templates of Mistral check it. `None`: any number.
+    /// The number of characters that ids of calls must have: templates of Mistral check it. `None` if any number is
+    /// allowed.
     pub fn id_length(self) -> Option<usize> {
         (self == Self::Marked).then_some(9)
     }

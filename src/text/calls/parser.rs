@@ -1,9 +1,9 @@
-//! Finds the calls in the text of an answer while it comes.
+//! Finds the calls in the text of an answer while it arrives.
 //!
-//! A text that may become a call waits. As soon as it is certain that it is one (a tool that was offered is named, and
-//! its arguments begin), the call is reported, and then its arguments piece by piece. A text that turns out to be
-//! something else is part of the answer, tags and all: nothing that a model writes is lost. What is found does not depend
-//! on the pieces in which the text comes.
+//! Text that may become a call is held back. As soon as it is certain that it is a call (it names a tool that was
+//! offered, and its arguments begin), the call is reported, and then its arguments piece by piece. Text that turns
+//! out to be something else is part of the answer, including its tags: no text of the model is lost. The result does
+//! not depend on the pieces in which the text arrives.
 use std::mem::take;
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::json::{Expects, Json};
 use super::{CallFormat, Offered};
 
-/// The names of the field that has the arguments.
+/// The possible names of the field that has the arguments.
 const ARGUMENTS: [&str; 2] = ["arguments", "parameters"];
 /// The tags of a call in tags.
 const FUNCTION: &str = "<function=";
@@ -21,12 +21,12 @@ const OPEN: &str = "<parameter=";
 const CLOSE: &str = "</parameter>";
 const END: &str = "</function>";
 
-/// What an answer says.
+/// A part of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Said {
     /// Text of the answer.
     Text(String),
-    /// A tool is called. Its arguments follow.
+    /// The beginning of a call. Its arguments follow.
     Call {
         /// The name of the function, one of those that were offered.
         name: String,
@@ -36,14 +36,14 @@ pub enum Said {
     Arguments(String),
 }
 
-/// Where the parser is.
+/// The place in the answer that the parser has reached.
 #[derive(Debug)]
 enum State {
     /// In text.
     Text,
-    /// In what may become a call: the held text begins with it.
+    /// In text that may become a call: the held text begins with it.
     Head,
-    /// The same, in the object that has the name and the arguments.
+    /// As `Head`, in the object that has the name and the arguments.
     Object(Object),
     /// In the arguments of a call. With `inside`, they are a value of an object that ends after them.
     Arguments { json: Json, inside: bool },
@@ -53,41 +53,43 @@ enum State {
     Rest(Json),
     /// Before the tag that ends a call.
     Closing,
-    /// Between the parameters of a call in tags, or in one whose end has not come. `any`: there was one before.
-    /// `searched`: bytes of the held text in which its end does not begin.
+    /// Between the parameters of a call in tags, or in a parameter whose end has not arrived. `any` says whether
+    /// there was a parameter before. `searched` is the number of bytes of the held text in which the end of the
+    /// parameter does not begin.
     Parameters { any: bool, searched: usize },
 }
 
-/// The object of a call, as long as its arguments have not begun.
+/// The object of a call, until its arguments begin.
 #[derive(Debug)]
 struct Object {
     json: Json,
-    /// Bytes of the held text that were taken in.
+    /// Number of bytes of the held text that have been processed.
     at: usize,
     /// The text of the object, with its control characters escaped.
     text: String,
-    /// Where the latest key or value at the top begins in `text`.
+    /// The place in `text` at which the latest key or value of the outermost object begins.
     from: usize,
-    /// The latest key at the top.
+    /// The latest key of the outermost object.
     key: String,
     name: Option<String>,
-    /// The objects at the top that may be the arguments, with their keys.
+    /// The objects in the outermost object that may be the arguments, with their keys.
     arguments: Vec<(String, Range<usize>)>,
 }
 
-/// Finds calls in an answer while its text comes.
+/// Finds calls in an answer while its text arrives.
 #[derive(Debug)]
 pub struct CallParser {
     format: CallFormat,
     offered: Arc<[Offered]>,
     state: State,
-    /// Text that was not decided on yet.
+    /// Text that is held back until it is decided what it is.
     held: String,
-    /// Blank space before what comes next. It is part of the answer only if text follows.
+    /// White space before the next part. It belongs to the answer only if text follows.
     blank: String,
-    /// Whether only blank space came since the beginning or the latest call, so that a bare object may be a call.
+    /// Whether there was only white space since the beginning or the latest call, so that a bare object may be a
+    /// call.
     fresh: bool,
-    /// Calls so far.
+    /// Number of calls so far.
     calls: usize,
     /// The name of the function whose parameters are read.
     name: String,
@@ -108,7 +110,7 @@ impl CallFormat {
         matches!(self, Self::Tagged | Self::Xml).then_some("</tool_call>")
     }
 
-    /// What may stand between two calls besides blank space.
+    /// The characters that may stand between two calls besides white space.
     fn separators(self) -> &'static [char] {
         match self {
             Self::Tagged | Self::Xml => &[],
@@ -139,14 +141,14 @@ impl CallParser {
         self.calls
     }
 
-    /// Takes in a piece of the answer, and returns what is certain now.
+    /// Adds a piece of the answer. Returns the parts that are certain now.
     pub fn push(&mut self, piece: &str) -> Vec<Said> {
         self.held.push_str(piece);
         while self.step(false) {}
         take(&mut self.said)
     }
 
-    /// The answer is over, or something else comes in between: returns what waited.
+    /// Returns the parts that were held back, at the end of the answer or when another part begins.
     pub fn finish(&mut self) -> Vec<Said> {
         while self.step(true) {}
         if matches!(self.state, State::Parameters { .. }) {
@@ -178,7 +180,7 @@ impl CallParser {
         }
     }
 
-    /// The blank space before a call, and the text of the call's head, are not part of the answer.
+    /// Reports a call. The white space before it and the text of its head are not part of the answer.
     fn call(&mut self, name: &str) {
         self.blank.clear();
         self.calls += 1;
@@ -189,8 +191,8 @@ impl CallParser {
         self.offered.iter().any(|tool| tool.name == name)
     }
 
-    /// Goes one step further through the held text. False if more of it is needed, or nothing is left. `last`: nothing
-    /// follows.
+    /// Makes one step through the held text. Returns false if more text is needed or none is left. With `last`, no
+    /// text follows.
     fn step(&mut self, last: bool) -> bool {
         if self.held.is_empty() {
             return false;
@@ -207,13 +209,13 @@ impl CallParser {
         }
     }
 
-    /// Takes the first bytes of the held text out of it.
+    /// Removes the first bytes from the held text and returns them.
     fn cut(&mut self, bytes: usize) -> String {
         let rest = self.held.split_off(bytes);
         std::mem::replace(&mut self.held, rest)
     }
 
-    /// The held text is not a call after all. Its first character is text, and the rest is looked at again.
+    /// Handles held text that is not a call after all. Its first character is text, and the rest is examined again.
     fn not_a_call(&mut self) -> bool {
         self.state = State::Text;
         let first = self.held.chars().next().map_or(0, char::len_utf8);
@@ -229,7 +231,7 @@ impl CallParser {
             let separators = if self.calls > 0 { self.format.separators() } else { &[] };
             let blank = self.held.len()
                 - self.held.trim_start_matches(|c: char| c.is_whitespace() || separators.contains(&c)).len();
-            // The signs of a list of calls are no text, whatever follows.
+            // The punctuation of a list of calls is not part of the text, whatever follows.
             self.blank.extend(self.held.drain(..blank).filter(|c| !separators.contains(c)));
             let bare = self.format == CallFormat::Bare || self.format == CallFormat::Marked && self.calls > 0;
             if bare && self.held.starts_with('{') {
@@ -262,7 +264,7 @@ impl CallParser {
         found.is_some()
     }
 
-    /// Looks whether the held text begins like a call.
+    /// Examines whether the held text begins like a call.
     fn head(&mut self, last: bool) -> bool {
         let tag = self.format.opening().iter().find(|tag| self.held.starts_with(**tag)).map_or(0, |tag| tag.len());
         let body = self.held[tag..].trim_start();
@@ -296,7 +298,7 @@ impl CallParser {
             let known = |name: &String| self.offered.iter().any(|tool| tool.name == *name);
             let arguments = c == '{' && ARGUMENTS.contains(&object.key.as_str()) && object.expects_value();
             if let (true, Some(name)) = (arguments, &object.name) {
-                // An object may have a second name, which was not looked up yet.
+                // An object may have a second name, which has not been examined yet.
                 if !known(name) {
                     return self.not_a_call();
                 }
@@ -325,14 +327,15 @@ impl CallParser {
         last && self.not_a_call()
     }
 
-    /// The name and the arguments of a whole call whose arguments did not simply follow the name: they came before it, as
-    /// a text that has the object, or not at all. `objects` are the arguments that are objects, as they stand in `text`.
-    /// `None` if this is no call.
+    /// The name and the arguments of a complete call whose arguments did not directly follow the name. They may stand
+    /// before the name, be a text that contains the object, or be missing. `objects` are the objects that may be the
+    /// arguments, as they stand in `text`. `None` if this is no call.
     fn whole(&self, text: &str, objects: &[(String, Range<usize>)]) -> Option<(String, String)> {
         let mut fields = serde_json::from_str::<Map<String, Value>>(text).ok()?;
         let name = fields.get("name")?.as_str().filter(|name| self.is_offered(name))?.to_string();
         let arguments = match ARGUMENTS.iter().find_map(|key| Some((*key, fields.remove(*key)?))) {
-            // Of two with the same key, the last one counts. It stays as it was written, so that no digit is lost.
+            // Of two fields with the same key, the last one counts. It is kept as it was written, so that no digit is
+            // lost.
             Some((key, Value::Object(_))) => {
                 let (_, range) = objects.iter().rfind(|(known, _)| known == key)?;
                 text[range.clone()].to_string()
@@ -341,20 +344,20 @@ impl CallParser {
                 serde_json::from_str::<Map<String, Value>>(&text).ok()?;
                 text
             }
-            // A tag says that this is a call. Without one, an object with a name may be anything.
+            // A tag marks this as a call. Without a tag, an object with a name may be anything.
             None | Some((_, Value::Null)) if self.format != CallFormat::Bare => "{}".into(),
             _ => return None,
         };
         Some((name, arguments))
     }
 
-    /// The arguments are complete, and so is the object that had them.
+    /// Handles the end of the arguments and of the object around them.
     fn over(&mut self) {
         self.fresh = true;
         self.state = if self.format.closing().is_some() { State::Closing } else { State::Text };
     }
 
-    /// `[TOOL_CALLS]name[ARGS]{…}`, where the name begins at `at`.
+    /// Reads `[TOOL_CALLS]name[ARGS]{…}`, whose name begins at byte `at`.
     fn named(&mut self, at: usize, last: bool) -> bool {
         let body = &self.held[at..];
         let Some(end) = body.find(['[', '{']) else {
@@ -366,7 +369,7 @@ impl CallParser {
         if !self.is_offered(&name) {
             return self.not_a_call();
         }
-        // Between the marks is the id of the call, which gets another one here.
+        // The id of the call stands between the marks. The call gets a new id here.
         let mut rest = &body[end..];
         for mark in ["[CALL_ID]", "[ARGS]"] {
             if let Some(after) = rest.strip_prefix(mark) {
@@ -393,7 +396,7 @@ impl CallParser {
         }
     }
 
-    /// `<function=name>`, where this begins at `at`.
+    /// Reads `<function=name>`, which begins at byte `at`.
     fn function(&mut self, at: usize, last: bool) -> bool {
         let body = &self.held[at..];
         let Some(rest) = body.strip_prefix(FUNCTION) else {
@@ -415,7 +418,7 @@ impl CallParser {
         true
     }
 
-    /// `<parameter=name>value</parameter>` again and again, and then `</function>`.
+    /// Reads `<parameter=name>value</parameter>` repeatedly, and then `</function>`.
     fn parameters(&mut self, last: bool) -> bool {
         let State::Parameters { any, searched } = self.state else { return false };
         let blank = self.held.len() - self.held.trim_start().len();
@@ -423,7 +426,7 @@ impl CallParser {
         let body = self.held.as_str();
         if OPEN.starts_with(body) || END.starts_with(body) && body != END {
             if last {
-                // The model was stopped inside a tag. Where it had begun another parameter, the arguments stay open.
+                // The model was stopped inside a tag. If the tag begins another parameter, the arguments stay open.
                 if body.len() > 1 && OPEN.starts_with(body) {
                     self.state = State::Text;
                 }
@@ -432,7 +435,7 @@ impl CallParser {
             return false;
         }
         if !body.starts_with(OPEN) {
-            // The end, or something else, with which the call is over as well.
+            // This is the end, or other text, with which the call ends as well.
             let end = if body.starts_with(END) { END.len() } else { 0 };
             self.held.drain(..end);
             self.argue("}");
@@ -443,11 +446,11 @@ impl CallParser {
         let key = body[OPEN.len()..key_end].trim();
         let before = || format!("{}{}: ", if any { ", " } else { "" }, Value::from(key));
         let begin = body.len().min(key_end + 1);
-        // Values may be long and come in small pieces: nothing is searched twice.
+        // Values may be long and arrive in small pieces, so no byte is searched twice.
         let from = searched.max(begin);
         let Some(end) = body[from..].find(CLOSE).map(|length| from + length) else {
             if last {
-                // The model was stopped inside a value: so is the text of the arguments.
+                // The model was stopped inside a value, so the text of the arguments also ends inside it.
                 let value = Value::from(body[begin..].strip_prefix('\n').unwrap_or(&body[begin..])).to_string();
                 let cut = before() + &value[..value.len() - 1];
                 self.held.clear();
@@ -467,7 +470,7 @@ impl CallParser {
     }
 
     /// The value of a parameter as JSON. What reads as JSON is written as it stands, so that no digit of a number is
-    /// lost, unless the tool's schema wants a text there. Everything else is a text.
+    /// lost, unless the tool's schema requires a text there. Everything else is a text.
     fn typed(&self, key: &str, value: &str) -> String {
         let value = value.strip_prefix('\n').unwrap_or(value);
         let value = value.strip_suffix('\n').unwrap_or(value);
@@ -526,7 +529,7 @@ impl CallParser {
         !self.held.is_empty()
     }
 
-    /// Arguments that are no JSON go to the client as they are, up to the tag that ends them.
+    /// Arguments that are no JSON are passed to the client unchanged, up to the tag that ends them.
     fn broken(&mut self, last: bool) -> bool {
         let closing = self.format.closing();
         let end = closing.and_then(|tag| self.held.find(tag));
@@ -543,7 +546,7 @@ impl CallParser {
         end.is_some()
     }
 
-    /// The rest of a call's object, which says nothing. What is no part of it is looked at again.
+    /// Skips the rest of a call's object, which has no meaning. Text after the object is examined again.
     fn rest(&mut self) -> bool {
         let State::Rest(json) = &mut self.state else { return false };
         let mut used = 0;
@@ -568,7 +571,7 @@ impl CallParser {
 
     fn closing(&mut self, last: bool) -> bool {
         let tag = self.format.closing().unwrap_or_default();
-        // Some models close a bracket too many.
+        // Some models write one closing bracket too many.
         let body = self.held.trim_start_matches(|c: char| c.is_whitespace() || c == '}');
         if body.starts_with(tag) {
             let end = self.held.len() - body.len() + tag.len();
@@ -586,12 +589,12 @@ impl CallParser {
 }
 
 impl Object {
-    /// Whether a value at the top may come next.
+    /// Whether a value of the outermost object may come next.
     fn expects_value(&self) -> bool {
         self.json.depth() == 1 && matches!(self.json.expects(), Expects::Value { .. })
     }
 
-    /// Takes in the next character of the held text. False if it cannot be part of an object.
+    /// Processes the next character of the held text. Returns false if it cannot be part of an object.
     fn take(&mut self, c: char) -> bool {
         let (before, in_text, value) = (self.json.expects(), self.json.in_text(), self.expects_value());
         if !self.json.push(c) {
@@ -618,17 +621,18 @@ impl Object {
     }
 }
 
-/// Where one of `tags` may begin at the end of `text`, of which more may come; the end if none may.
+/// The place near the end of `text` at which one of `tags` may begin, if more text follows; the end of `text` if none
+/// may.
 fn undecided(text: &str, tags: &[&str]) -> usize {
-    // A tag has no more than its own bytes before the end.
+    // An incomplete tag at the end is shorter than the longest tag.
     let longest = tags.iter().map(|tag| tag.len()).max().unwrap_or(0);
     let from = text.floor_char_boundary(text.len().saturating_sub(longest));
     let ends = |at: &usize| tags.iter().any(|tag| tag.starts_with(&text[*at..]));
     text[from..].char_indices().map(|(at, _)| from + at).find(ends).unwrap_or(text.len())
 }
 
-/// The kinds of values that a schema allows, by its `type` or those of its alternatives: a text that may be missing is
-/// `["string", "null"]` to some and `anyOf` to others. `None` if it does not say.
+/// The kinds of values that a schema allows, by its `type` or those of its alternatives: some schemas write an
+/// optional text as `["string", "null"]`, others with `anyOf`. `None` if the schema names no kinds.
 fn allowed(schema: &Value) -> Option<Vec<&str>> {
     match schema.get("type") {
         Some(Value::String(kind)) => Some(vec![kind.as_str()]),
@@ -675,7 +679,7 @@ mod tests {
         plain.into_iter().chain([Offered { name: "run".into(), parameters: typed }]).collect()
     }
 
-    /// The text, and the calls with their arguments, of an answer in these pieces.
+    /// Reads an answer in these pieces. Returns its text, and its calls with their arguments.
     fn read<'t>(format: CallFormat, pieces: impl IntoIterator<Item = &'t str>) -> (String, Vec<(String, String)>) {
         let mut parser = CallParser::new(format, offered());
         let (mut text, mut calls) = (String::new(), Vec::<(String, String)>::new());
@@ -813,7 +817,7 @@ mod tests {
             (Tagged, "<tool_call>{\"name\":\"f\",\"arguments\":{}}}</tool_call>", "", "{}"),
             (Tagged, "<tool_call>{\"name\":\"f\",\"arguments\":{}}} b", "} b", "{}"),
             (Tagged, "<tool_call>{\"name\":\"f\"}</tool_call>", "", "{}"),
-            // Arguments before the name stay as they are written, too.
+            // Arguments before the name also stay as they were written.
             (
                 Tagged,
                 "<tool_call>{\"arguments\": {\"a\": 12345678901234567890123, \"b\": \"c\nd\"}, \"name\": \"f\"}",
@@ -837,14 +841,14 @@ mod tests {
             (Xml, "<function=run>\n<parameter=n>many</parameter></function>", "", "{\"n\": \"many\"}"),
             (Marked, "[TOOL_CALLS]f{\"a\": 1} done", " done", "{\"a\": 1}"),
             (Marked, "[TOOL_CALLS][{\"name\":\"f\",\"arguments\":{}}", "", "{}"),
-            // The signs of the list are no text.
+            // The punctuation of the list is not part of the text.
             (Marked, "[TOOL_CALLS][{\"name\":\"f\",\"arguments\":{}}] Done.", " Done.", "{}"),
-            // Without the tags that end it, a call is whole if no parameter had begun.
+            // Without the tags that end it, a call is complete if no parameter had begun.
             (Xml, "<function=run>", "", "{}"),
             (Xml, "<tool_call><function=run><parameter=n>1</parameter>\n", "", "{\"n\": 1}"),
             (Xml, "<tool_call><function=run><parameter=n>1</parameter>\n</func", "", "{\"n\": 1}"),
             (Xml, "<tool_call><function=run><parameter=n>1</parameter>\n<para", "", "{\"n\": 1"),
-            // Arguments that are no JSON reach the client, as do those that were cut off.
+            // Arguments that are no JSON are passed to the client, and so are arguments that were cut off.
             (Tagged, "<tool_call>{\"name\":\"f\",\"arguments\":{\"a\": b}}\n</tool_call> c", " c", "{\"a\": b}}\n"),
             (Tagged, "<tool_call>{\"name\":\"f\",\"arguments\":{\"a\": \"b", "", "{\"a\": \"b"),
             (Xml, "<tool_call><function=run><parameter=code>\nprint(", "", "{\"code\": \"print("),
@@ -875,11 +879,11 @@ mod tests {
             ("either", "1.5", "\"1.5\""),
             ("either", "null", "\"null\""),
             ("either", "twelve", "\"twelve\""),
-            // All digits of a number stay.
+            // All digits of a number are kept.
             ("n", huge, huge),
             ("n", "1.50", "1.50"),
             ("n", "None", "\"None\""),
-            // Nothing is known of the value: it is what it reads as.
+            // The schema says nothing about the value, so it is read as JSON.
             ("other", huge, huge),
             ("other", "[12345678901234567890123, 1]", "[12345678901234567890123, 1]"),
             ("other", "True", "true"),
@@ -965,7 +969,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the text and its pieces are: nothing panics, the pieces make no difference, and nothing is lost.
+        /// For every text and every division into pieces, the parser does not panic, the result does not depend on
+        /// the pieces, and no text is lost.
         #[test]
         fn any_text_in_any_pieces(fragments in proptest::collection::vec(fragment(), 0..24), cuts in proptest::collection::vec(0usize..400, 0..12)) {
             let answer = fragments.concat();
@@ -989,7 +994,7 @@ mod tests {
             }
         }
 
-        /// The same for texts of any characters.
+        /// The same properties for texts of any characters.
         #[test]
         fn any_characters(answer in "\\PC{0,40}") {
             for format in FORMATS {

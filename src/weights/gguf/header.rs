@@ -75,7 +75,7 @@ pub(super) struct TensorInfo {
     pub(super) kind: GgmlType,
     /// The size of each dimension, innermost first as in the file.
     pub(super) dims: Vec<usize>,
-    /// Which of the files holds it; 0 unless the model is split.
+    /// The index of the file that holds the tensor; 0 unless the model is split.
     pub(super) file: usize,
     pub(super) range: Range<u64>,
 }

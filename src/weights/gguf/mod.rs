@@ -21,8 +21,8 @@ mod split;
 pub use super::ggml_type::GgmlType;
 pub(crate) use split::SplitName;
 
-/// The most values of a tensor that belongs to the configuration. The factors of RoPE are one for each pair of components of
-/// a head.
+/// The most values of a tensor that belongs to the configuration. The factors of RoPE have one value for each pair of
+/// components of a head.
 const MOST_VALUES: usize = 1 << 16;
 
 /// An opened GGUF file, or all parts of a split one. Its header is checked against the size of the file; its tensors
@@ -199,7 +199,7 @@ impl Gguf {
     /// If the element type is not supported, or there are more than 65,536 values.
     pub fn values_of(&self, name: &str) -> Result<Option<Vec<f32>>> {
         let info = self.tensors.iter().find(|info| info.name == name);
-        // Of a file that is not here as a whole, only the tensors that are here have values.
+        // If the file is incomplete, only the tensors that have arrived have values.
         let is_here = |info: &&TensorInfo| {
             info.file > 0 || self.bytes.reader().is_some() || info.range.end <= self.bytes.len() as u64
         };

@@ -77,7 +77,7 @@ fn hf_name(architecture: &str, name: &str) -> String {
         "attn_k_norm" => "self_attn.k_norm",
         "ffn_norm" => "post_attention_layernorm",
         "ffn_gate" => "mlp.gate_proj",
-        // The rows of gate, then those of up.
+        // This tensor has the rows of gate, then those of up.
         "ffn_up" if architecture == "phi3" => "mlp.gate_up_proj",
         "ffn_up" => "mlp.up_proj",
         "ffn_down" => "mlp.down_proj",

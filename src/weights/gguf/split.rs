@@ -11,7 +11,7 @@ const NUMBER: &str = "split.no";
 const TENSORS: &str = "split.tensors.count";
 const ARCHITECTURE: &str = "general.architecture";
 
-/// The name of a part, taken apart. Also the names of safetensors shards have this form.
+/// The name of a part, taken apart. The names of safetensors shards have the same form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SplitName<'a> {
     /// What all parts have in common, without the numbers and the extension.
