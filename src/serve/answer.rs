@@ -1,5 +1,5 @@
-//! From the pieces of a mailbox to a response: one JSON object, or a stream of chunks. Both are made from the same texts in
-//! the same order, so that the texts of a stream put together are the text of the object.
+//! Turns the pieces of a mailbox into a response: one JSON object, or a stream of chunks. Both are made from the same
+//! texts in the same order, so the joined texts of a stream are the text of the object.
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,48 +22,48 @@ use crate::text::Tokenizer;
 use crate::trace::StopReason;
 use crate::{Error, Result};
 
-/// What a response needs besides its pieces.
+/// The data that a response needs besides its pieces.
 pub(super) struct Frame {
-    /// Its id, which is also the id of its traces.
+    /// The id of the response, which is also the id of its traces.
     pub id: String,
-    /// Whether it answers a chat or a completion.
+    /// Whether the response answers a chat or a completion.
     pub form: Form,
-    /// Seconds since 1970 at which it was made.
+    /// Seconds since 1970 at which the response was made.
     pub created: u64,
-    /// The model's name.
+    /// The model's name for clients.
     pub model: String,
     /// The number of choices.
     pub choices: usize,
     /// The number of choices for each prompt.
     pub each: usize,
-    /// The name of the field that has the thinking; `None`: it is part of the content.
+    /// The name of the field that has the thinking. With `None`, the thinking is part of the content.
     pub thinking_field: Option<&'static str>,
     /// Whether the thinking is left out.
     pub without_thinking: bool,
-    /// What is sent besides the text.
+    /// Which events are sent besides the text.
     pub events: Events,
     /// Whether the last chunk of a stream has the usage.
     pub include_usage: bool,
-    /// After how much silence a comment is sent; `None`: never.
+    /// The silence after which a comment is sent; `None`: never.
     pub ping: Option<Duration>,
-    /// Who asked, for the store of traces.
+    /// The hash of the client's key, by which the store of traces separates clients.
     pub owner: Option<blake3::Hash>,
-    /// The prompts with which the choices begin, if the client asked for them; else none.
+    /// The prompts with which the choices begin, if the client asked for them; otherwise empty.
     pub beginnings: Vec<Beginning>,
-    /// The model, for the texts of tokens.
+    /// The tokenizer, for the texts of tokens in reports of probabilities.
     pub tokenizer: Option<Tokenizer>,
     /// Whether the probabilities of tokens are part of the response.
     pub logprobs: bool,
-    /// How calls of tools are found; `None`: there are none.
+    /// How calls of tools are found; `None` if the answer cannot have calls.
     pub calling: Option<Calling>,
 }
 
 /// A prompt that is part of the response.
 #[derive(Debug, Clone)]
 pub(super) struct Beginning {
-    /// Its text.
+    /// The text of the prompt.
     pub text: String,
-    /// Its tokens.
+    /// The ids of the prompt.
     pub ids: Vec<u32>,
 }
 
@@ -77,7 +77,7 @@ pub(super) enum Form {
 }
 
 impl Frame {
-    /// Seconds since 1970.
+    /// The current time in seconds since 1970.
     pub fn now() -> u64 {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
     }
@@ -130,7 +130,7 @@ impl Frame {
         chunk.into()
     }
 
-    /// The bytes of a token; those of its spelling where it has no bytes of its own.
+    /// The bytes of a token; those of its spelling if it has no bytes of its own.
     fn bytes(&self, id: u32) -> Vec<u8> {
         let Some(tokenizer) = &self.tokenizer else { return Vec::new() };
         tokenizer.token_bytes(id).unwrap_or_else(|| tokenizer.spelling(id).unwrap_or_default().into_bytes())
@@ -142,8 +142,8 @@ impl Frame {
         json!({"token": String::from_utf8_lossy(&bytes), "logprob": finite(logprob), "bytes": bytes})
     }
 
-    /// The probabilities of tokens, as the response has them; null if the client did not ask. `before`: characters of the
-    /// text before the first of them.
+    /// The probabilities of tokens, as the response has them; null if the client did not ask for them. `before` is
+    /// the number of characters of the text before the first of these tokens.
     pub fn logprobs(&self, tokens: &[Token], before: usize) -> Value {
         if !self.logprobs {
             return Value::Null;
@@ -182,22 +182,22 @@ impl Frame {
     }
 }
 
-/// The text of one choice on its way out: without the white space around the thinking, and without that between the
-/// thinking and the answer, which belongs to neither.
+/// Trims the text of one choice. The white space around the thinking, and that between the thinking and the answer,
+/// is not sent, because it belongs to neither.
 #[derive(Debug, Default)]
 struct Trimmed {
-    /// The part of the latest text.
+    /// The part to which the latest text belongs.
     part: Option<Part>,
-    /// Whether anything of the part was sent.
+    /// Whether any text of this part was sent.
     begun: bool,
     /// White space that is sent only if more of the same part follows.
     held: String,
-    /// Whether the choice has thinking.
+    /// Whether the choice has had any thinking.
     thought: bool,
 }
 
 impl Trimmed {
-    /// The text to send now for a text that has come.
+    /// Adds a text and returns the text to send now.
     fn push(&mut self, part: Part, text: &str) -> String {
         if self.part != Some(part) {
             self.held.clear();
@@ -205,7 +205,7 @@ impl Trimmed {
             self.thought |= part == Part::Thinking;
             self.part = Some(part);
         }
-        // An answer without thinking before it is the model's own text, and stays as it is.
+        // An answer without thinking before it is the model's own text, so it is not trimmed.
         if part == Part::Answer && !self.thought {
             return text.into();
         }
@@ -222,12 +222,13 @@ impl Trimmed {
     }
 }
 
-/// A logarithm that JSON can hold: it has no infinity.
+/// The logarithm as a number that JSON can hold, because JSON has no infinity.
 fn finite(logprob: f32) -> f32 {
     logprob.max(-9999.0)
 }
 
-/// OpenAI's name for the end of a choice; `None` for an end that is an error. `calls`: whether it called tools.
+/// OpenAI's name for the end of a choice; `None` for an end that is an error. `calls` says whether the choice called
+/// tools.
 pub(super) fn finish_reason(reason: &StopReason, calls: bool) -> Option<&'static str> {
     match worker::end(reason) {
         "stop" if calls => Some("tool_calls"),
@@ -235,7 +236,7 @@ pub(super) fn finish_reason(reason: &StopReason, calls: bool) -> Option<&'static
     }
 }
 
-/// The error by which a choice ended, if it did not end well.
+/// The error with which a choice ended, if it failed.
 pub(super) fn failure(ending: &Result<Box<Ending>, Error>) -> Option<Refusal> {
     match ending {
         Err(error) => Some(error.clone().into()),
@@ -250,7 +251,7 @@ pub(super) fn failure(ending: &Result<Box<Ending>, Error>) -> Option<Refusal> {
     }
 }
 
-/// The usage of a request, over its choices, of which so many share a prompt.
+/// The usage of a request, summed over its choices. Each group of `each` choices shares one prompt.
 pub(super) fn usage(endings: &[Box<Ending>], each: usize) -> Value {
     let sum = |of: fn(&Ending) -> u64| endings.iter().map(|ending| of(ending)).sum::<u64>();
     let prompt: u64 = endings.iter().step_by(each).map(|ending| ending.totals.prompt_tokens as u64).sum();
@@ -273,7 +274,7 @@ pub(super) fn usage(endings: &[Box<Ending>], each: usize) -> Value {
     })
 }
 
-/// The choices of a response while their pieces come.
+/// The choices of a response while their pieces arrive.
 pub(super) struct Collected {
     trimmed: Vec<Trimmed>,
     thinking: Vec<String>,
@@ -297,7 +298,7 @@ impl Collected {
         }
     }
 
-    /// The text to send for a text that has come, in the part in which it is shown; `None` for one that is not.
+    /// The text to send for a new text, with the part in which it is shown; `None` if nothing is sent.
     fn text(&mut self, frame: &Frame, choice: usize, part: Part, text: &str) -> Option<(Part, String)> {
         if frame.undivided() {
             return (!text.is_empty()).then(|| (Part::Answer, text.to_string()));
@@ -310,9 +311,9 @@ impl Collected {
         (!hidden).then_some((part, text))
     }
 
-    /// What is to be sent now for a text that has come: thinking, or what was told apart of the rest.
+    /// Processes a new text. Returns the thinking to send, or the text and calls of the answer that were separated.
     pub fn told(&mut self, frame: &Frame, choice: usize, part: Part, text: &str) -> (Option<String>, Vec<Told>) {
-        // A thought is no part of a call, and no call is looked for in it.
+        // A thought is no part of a call, so no call is searched for in it.
         let mut told = if part == Part::Answer { Vec::new() } else { self.calls[choice].finish() };
         match self.text(frame, choice, part, text) {
             Some((Part::Thinking, text)) => return (Some(text), told),
@@ -323,7 +324,7 @@ impl Collected {
         (None, told)
     }
 
-    /// Adds what was told apart to a choice that is returned whole.
+    /// Adds separated text to the content of a choice that is returned as a whole.
     fn keep(&mut self, choice: usize, told: Vec<Told>) {
         for told in told {
             if let Told::Text(text) = told {
@@ -387,7 +388,7 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
             let tokens = &collected.tokens[index];
             let logprobs = match frame.beginnings.get(index) {
                 Some(Beginning { ids, .. }) if frame.logprobs => {
-                    // Nothing comes before the first token, so it has no probability.
+                    // The first token has no token before it, so it has no probability.
                     let of_prompt = std::iter::once(None).chain(ending.prompt_logprobs.iter().map(Some));
                     let written = tokens.iter().map(|token| (token.id, Some(&token.logprobs)));
                     frame.columns(ids.iter().copied().zip(of_prompt).chain(written), 0)
@@ -414,8 +415,8 @@ pub(super) async fn whole(frame: Frame, client: Client, traces: Arc<Traces>) -> 
     Ok(axum::Json(Value::Object(body)).into_response())
 }
 
-/// Answers with a stream of server-sent events. It has no names and no ids of events, because clients of OpenAI stumble
-/// over them.
+/// Answers with a stream of server-sent events. Its events have no names and no ids, because OpenAI clients fail on
+/// them.
 pub(super) fn stream(frame: Frame, client: Client, traces: Arc<Traces>, worker: Arc<Worker>) -> Response {
     let collected = Collected::new(&frame);
     let ping = frame.ping;
@@ -431,7 +432,7 @@ pub(super) fn stream(frame: Frame, client: Client, traces: Arc<Traces>, worker: 
         state.send(&first);
     }
     if state.frame.events == Events::Run {
-        // At once, so that the client knows the id by which it can end the run.
+        // This is sent at once, so that the client knows the id with which it can end the run.
         (0..state.frame.choices).for_each(|choice| state.send_own(json!({"choice": choice, "events": []})));
     }
     let first = std::mem::take(&mut state.out);
@@ -441,39 +442,39 @@ pub(super) fn stream(frame: Frame, client: Client, traces: Arc<Traces>, worker: 
     })
 }
 
-/// What is to be sent of a stream.
+/// The part of a stream that is ready to be sent.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
     /// Bytes that are ready to be sent.
     ready: VecDeque<Bytes>,
-    /// Whether nothing follows what is ready.
+    /// Whether the stream ends after the ready bytes.
     over: bool,
 }
 
 impl Outgoing {
-    /// An event without a name.
+    /// Adds an event without a name.
     pub fn data(&mut self, data: &Value) {
         self.ready.push_back(format!("data: {data}\n\n").into());
     }
 
-    /// An event with a name.
+    /// Adds an event with a name.
     pub fn named(&mut self, name: &str, data: &Value) {
         self.ready.push_back(format!("event: {name}\ndata: {data}\n\n").into());
     }
 
-    /// Something of secateur's own, as a comment.
+    /// Adds data that only secateur's own clients read, as a comment.
     pub fn comment(&mut self, own: &Value) {
         self.ready.push_back(format!(": secateur {own}\n\n").into());
     }
 
-    /// Nothing follows.
+    /// Ends the stream after the ready bytes.
     pub fn end(&mut self) {
         self.over = true;
     }
 }
 
-/// Answers with a stream that begins with `first` and goes on with what `write` makes of the pieces of the client's mailbox.
-/// After `ping` of silence it has a comment, so that proxies keep the connection.
+/// Answers with a stream that begins with `first`. `write` converts the further pieces of the client's mailbox. After
+/// `ping` of silence a comment is sent, so that proxies keep the connection.
 pub(super) fn respond(
     first: Outgoing,
     client: Client,
@@ -503,14 +504,14 @@ struct Sending<W> {
     client: Client,
     worker: Arc<Worker>,
     ping: Option<Duration>,
-    /// Turns of the engine at the last comment.
+    /// The engine's turns at the time of the last comment.
     turns: u64,
-    /// When the last bytes were sent.
+    /// The time at which the last bytes were sent.
     spoke: Instant,
 }
 
 impl<W: FnMut(usize, Piece) -> Outgoing> Sending<W> {
-    /// The next bytes; `None` at the end.
+    /// The next bytes to send; `None` at the end.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(bytes) = self.out.ready.pop_front() {
@@ -541,7 +542,8 @@ impl<W: FnMut(usize, Piece) -> Outgoing> Sending<W> {
         }
     }
 
-    /// Breaks the silence, unless the engine stands still: then the client's own timeout should see it.
+    /// Sends a comment, unless the engine has made no turn since the last one. Then the client's own timeout should
+    /// end the request.
     fn comment(&mut self) {
         self.spoke = Instant::now();
         let turns = self.worker.shared().turns.load(std::sync::atomic::Ordering::Relaxed);
@@ -565,7 +567,7 @@ impl Stream {
         self.out.data(data);
     }
 
-    /// Sends a chunk without choices, which has something of secateur's own.
+    /// Sends a chunk without choices that has data of secateur's own.
     fn send_own(&mut self, value: Value) {
         let mut chunk = self.frame.head(true);
         chunk.insert("choices".into(), json!([]));
@@ -602,7 +604,7 @@ impl Stream {
         }
     }
 
-    /// Sends what was told apart. The probabilities of its tokens go with the first of it.
+    /// Sends separated text and calls. The probabilities of the tokens go with the first chunk.
     fn tell(&mut self, choice: usize, told: Vec<Told>, tokens: &[Token]) {
         let mut tokens = Some(tokens);
         for told in told {
@@ -702,7 +704,7 @@ pub(super) mod tests {
         assert_eq!(sent, ["", "So 2", "\n\nand 3.", "", "Five. ", " Yes.\n"]);
     }
 
-    /// Clients tell by a content of null that there is nothing but calls.
+    /// Clients recognise by a content of null that an answer consists of calls only.
     #[test]
     fn the_content_is_null_without_a_text_before_a_call() {
         let tool = json!({"type": "function", "function": {"name": "f"}});
@@ -725,7 +727,8 @@ pub(super) mod tests {
         }
     }
 
-    /// Comments say that the engine works. While it stands still there are none, so that a client's own timeout sees it.
+    /// Comments show that the engine works. While the engine makes no turns, none are sent, so that a client's own
+    /// timeout can end the request.
     #[test]
     fn silence_is_filled_only_while_the_engine_moves() {
         let (release, held) = std::sync::mpsc::channel::<()>();

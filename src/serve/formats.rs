@@ -1,12 +1,12 @@
-//! What a request says of the form of its answer: OpenAI's `response_format`, and what vLLM and llama-server have for the
-//! same.
+//! The form of an answer in a request: OpenAI's `response_format`, and the fields of vLLM and llama-server for the
+//! same purpose.
 use serde_json::{Map, Value};
 
 use super::refusal::Refusal;
 use crate::answer_format::AnswerFormat;
 
-/// The format that a request asks for, with the field that names it, of all the fields that can; `None`: any text will do. A
-/// field that is null is not given.
+/// The format that a request asks for, with the field that names it. `fields` are all the fields that can name one.
+/// `None` if any text will do. A field that is null counts as absent.
 ///
 /// # Errors
 /// Two formats, a kind that is not supported, and a value of the wrong type.
@@ -31,7 +31,7 @@ fn one(field: &str, value: &Value) -> Result<Option<AnswerFormat>, Refusal> {
         "json_schema" | "guided_json" => schema(field, value).map(Some),
         "guided_regex" | "regex" => regex(field, value).map(Some),
         "guided_choice" => choice(field, value).map(Some),
-        // Ollama's form.
+        // The form of Ollama's API.
         "format" if value == "json" => Ok(Some(AnswerFormat::JsonObject)),
         "format" if value == "" => Ok(None),
         "format" => schema(field, value).map(Some),
@@ -79,7 +79,7 @@ fn response_format(value: &Value) -> Result<Option<AnswerFormat>, Refusal> {
     }
 }
 
-/// vLLM's form. Its options that tell how to search are left out here, because they change no answer.
+/// vLLM's form. Its options for the search are ignored here, because they change no answer.
 fn structured_outputs(value: &Value) -> Result<Option<AnswerFormat>, Refusal> {
     const FIELD: &str = "structured_outputs";
     let mut found = Vec::new();
@@ -108,7 +108,7 @@ fn schema(field: &str, value: &Value) -> Result<AnswerFormat, Refusal> {
         Refusal::bad(format!("{field} is {found}: a JSON Schema is expected")).at(field)
     };
     let schema = match value {
-        // vLLM takes a text with a schema, too.
+        // vLLM also accepts a schema as JSON text.
         Value::String(text) => serde_json::from_str(text).map_err(|e| bad(&format!("no JSON ({e})")))?,
         Value::Object(_) | Value::Bool(_) => value.clone(),
         other => return Err(bad(other)),

@@ -1,5 +1,5 @@
-//! The accept loop. hyper serves each connection; what `axum::serve` lacks is here: a limit on connections, and one on the
-//! time that a client may take for its headers.
+//! The accept loop. hyper serves each connection. This module adds what `axum::serve` lacks: a limit on connections,
+//! and a limit on the time that a client may take for its headers.
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +11,9 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, oneshot};
 
-/// The time that a client may take to send the head of a request. It is also how long an idle connection is kept, which is
-/// longer than proxies keep theirs, so that none of them sends a request into a connection that is being closed.
+/// The time that a client may take to send the head of a request. It is also how long an idle connection is kept,
+/// which is longer than proxies keep theirs, so that none of them sends a request into a connection that is being
+/// closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
 /// The most connections at one time. Others wait in the system's queue.
 const MOST_CONNECTIONS: usize = 4096;
@@ -35,18 +36,18 @@ pub(super) async fn accept(listener: TcpListener, app: Router, stop: oneshot::Re
         let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(e) => {
-                // Too many open files, for example: the loop must not spin until some are closed.
+                // The error may be that too many files are open. The loop must not spin until some are closed.
                 log::warn!("a connection cannot be accepted: {e}");
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }
         };
-        // Small pieces of a stream are to be sent at once.
+        // Nagle's algorithm would delay the small pieces of a stream.
         stream.set_nodelay(true).ok();
         let service = TowerToHyperService::new(app.clone());
         let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
         tokio::spawn(async move {
-            // What goes wrong with a connection concerns its client alone, who knows it already.
+            // An error of a connection concerns only its client, and the client has noticed it already.
             connection.await.ok();
             drop(permit);
         });

@@ -1,8 +1,8 @@
-//! What the engine's thread hands over to the task that answers a client.
+//! The mailbox passes the output of the engine's thread to the task that answers a client.
 //!
-//! The engine never waits for a client. It puts text into the mailbox of the request, and the task takes all that is
-//! there, so the text of a slow client comes in larger pieces. What a mailbox can hold is bounded by the request's own
-//! limit on new tokens.
+//! The engine never waits for a client. It puts text into the mailbox of the request, and the task takes all text
+//! that is there, so a slow client gets its text in larger pieces. The size of a mailbox is bounded by the request's
+//! own limit on new tokens.
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,9 +19,9 @@ use crate::trace::{StopReason, Totals, Trace};
 pub(super) enum Part {
     /// The model's thinking.
     Thinking,
-    /// What it says outside its thinking.
+    /// The text that the model writes outside its thinking.
     Answer,
-    /// The tag between them, which only responses have that do not tell them apart.
+    /// The tag between the two, which is sent only in responses that do not separate them.
     Tag,
 }
 
@@ -30,19 +30,19 @@ pub(super) enum Part {
 pub(super) enum Piece {
     /// Text that is final. Consecutive texts of the same part are joined.
     Text {
-        /// The part to which it belongs.
+        /// The part to which the text belongs.
         part: Part,
-        /// The text.
         text: String,
-        /// Its tokens, if the client asked for their probabilities.
+        /// The tokens of the text, if the client asked for their probabilities.
         tokens: Vec<Token>,
     },
     /// A probe was made and its plan carried out.
     Probe(Value),
-    /// Events of the run, as the page sees them. They are joined too; between texts and events there is no order.
+    /// Events of the run, in the form that the page reads. Consecutive events are joined too. The order of texts and
+    /// events relative to each other is not kept.
     Events(Vec<Value>),
-    /// The record of the run, for the page. It becomes text where it is sent: on the engine's thread that would hold up
-    /// all other requests.
+    /// The record of the run, for the page. It is converted to text where it is sent, because on the engine's thread
+    /// the conversion would delay all other requests.
     Trace(Box<Trace>),
     /// The choice has ended. Nothing follows.
     End(Result<Box<Ending>, Error>),
@@ -51,24 +51,24 @@ pub(super) enum Piece {
 /// A token with its probabilities.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Token {
-    /// Its id.
+    /// The token's id.
     pub id: u32,
-    /// Its probability and those of the most likely tokens at its place.
+    /// The token's probability and those of the most likely tokens at its place.
     pub logprobs: Logprobs,
 }
 
 /// How a choice ended.
 #[derive(Debug)]
 pub(super) struct Ending {
-    /// Why it ended.
+    /// Why the choice ended.
     pub reason: StopReason,
-    /// Sums over the run.
+    /// The sums over the run.
     pub totals: Totals,
-    /// Probes that were made.
+    /// Number of probes that were made.
     pub probes: usize,
-    /// Tokens of the prompt that were copied from another request's.
+    /// Number of prompt tokens that were copied from another request.
     pub shared_tokens: usize,
-    /// The seed of the run.
+    /// The seed with which the run was made.
     pub seed: u64,
     /// The record of the run, if the client asked for it.
     pub trace: Option<Trace>,
@@ -83,9 +83,9 @@ pub(super) struct Ending {
 pub(super) struct Mailbox {
     letters: Mutex<Letters>,
     arrived: Notify,
-    /// Whether the client has gone.
+    /// Whether the client has disconnected.
     abandoned: AtomicBool,
-    /// Whether the client wants no more of the answer, but still wants to know how it ended.
+    /// Whether the client has asked to end the answer. It still receives how the answer ended.
     cancelled: AtomicBool,
 }
 
@@ -93,12 +93,12 @@ pub(super) struct Mailbox {
 struct Letters {
     /// Pieces with the numbers of their choices, the oldest first.
     pieces: Vec<(usize, Piece)>,
-    /// When they were last taken, or when the oldest of them came.
+    /// The time at which pieces were last taken, or at which the oldest piece arrived.
     waiting_since: Instant,
 }
 
 impl Mailbox {
-    /// An empty mailbox.
+    /// An empty mailbox, whose client is waiting.
     pub fn new() -> Arc<Self> {
         let letters = Mutex::new(Letters { pieces: Vec::new(), waiting_since: Instant::now() });
         Arc::new(Self {
@@ -143,7 +143,7 @@ impl Mailbox {
         self.arrived.notify_one();
     }
 
-    /// Waits for pieces and takes all that are there, with the numbers of their choices.
+    /// Waits for pieces and takes all pieces, with the numbers of their choices.
     pub async fn take(&self) -> Vec<(usize, Piece)> {
         loop {
             let pieces = std::mem::take(&mut self.letters().pieces);
@@ -154,12 +154,12 @@ impl Mailbox {
         }
     }
 
-    /// Tells the engine that nobody waits for this answer any more.
+    /// Marks the client as gone, so that the engine ends the request.
     pub fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
     }
 
-    /// Asks the engine to end this answer early. What it has to say about the end still comes.
+    /// Asks the engine to end this answer early. The pieces about its end still arrive.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Release);
     }
@@ -169,7 +169,7 @@ impl Mailbox {
         self.cancelled.load(Ordering::Acquire)
     }
 
-    /// Whether the engine should stop: the client has gone, or has taken nothing for `patience`.
+    /// Whether the engine should end the request: the client has disconnected, or has taken nothing for `patience`.
     pub fn is_abandoned(&self, patience: Duration) -> bool {
         if self.abandoned.load(Ordering::Acquire) {
             return true;

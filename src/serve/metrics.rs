@@ -1,5 +1,5 @@
-//! Counters in the text format of Prometheus. The names are those of vLLM under a prefix of their own where they mean the
-//! same, so that dashboards need one replacement.
+//! Counters in the text format of Prometheus. Counters that mean the same as one of vLLM have its name, with the
+//! prefix of secateur, so that dashboards need one replacement.
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +10,7 @@ use std::time::Duration;
 pub(super) struct Metrics {
     /// Tokens of prompts of requests that were given a place.
     pub prompt_tokens: AtomicU64,
-    /// Of them, tokens that were copied from another request's prompt.
+    /// Prompt tokens that were copied from another request. They are counted in `prompt_tokens` as well.
     pub shared_tokens: AtomicU64,
     /// Tokens that were generated.
     pub generation_tokens: AtomicU64,
@@ -33,7 +33,7 @@ pub(super) struct Metrics {
     pub(super) queue: Histogram,
 }
 
-/// Why requests end, as vLLM calls it.
+/// Why requests end, in the words of vLLM.
 pub(super) const REASONS: [&str; 4] = ["stop", "length", "abort", "error"];
 
 /// Upper bounds of the buckets, in seconds.
@@ -46,7 +46,7 @@ pub(super) struct Histogram(Mutex<Counts>);
 
 #[derive(Debug, Default, Clone, Copy)]
 struct Counts {
-    /// Durations in each bucket alone, and those above the last one.
+    /// The number of durations in each bucket alone. The last entry counts those above the last bound.
     buckets: [u64; BUCKETS.len() + 1],
     sum: f64,
 }
@@ -75,12 +75,12 @@ impl Histogram {
 
 const PREFIX: &str = "secateur_";
 
-/// What is true at this moment.
+/// Values that hold at the moment of reading.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Gauges {
     /// Requests that have a place.
     pub running: usize,
-    /// Requests that wait for one.
+    /// Requests that wait for a place.
     pub waiting: usize,
     /// Bytes of the cache that the running requests may need at most.
     pub reserved_bytes: u64,
@@ -100,7 +100,7 @@ impl Metrics {
         }
     }
 
-    /// All of it, in the text format 0.0.4.
+    /// All counters and gauges, in the text format 0.0.4.
     pub fn text(&self, now: Gauges) -> String {
         let mut out = String::new();
         let mut write = |name: &str, kind: &str, help: &str, lines: &[(String, f64)]| {
@@ -143,7 +143,7 @@ impl Metrics {
         }
         let seconds = one(count(&self.prune_us) / 1e6);
         write("prune_seconds_total", "counter", "Time spent on probes, plans and gathers.", &seconds);
-        // Admission reserves a request's own bound, so none is ever taken out to make room for another.
+        // Admission reserves the bound of each request, so no request ever loses its place to another one.
         write("num_preemptions_total", "counter", "Requests that lost their place to another.", &one(0.0));
         let ends: Vec<(String, f64)> = REASONS
             .iter()

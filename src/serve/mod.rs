@@ -7,18 +7,18 @@
 //! ```
 //!
 //! - `http`: the accept loop;
-//! - `routes`: what is answered, address by address;
-//! - `body`: what clients send, and the [`Request`] that it becomes; `reading`: what is wrong with one;
-//! - `tools`: what requests say of tools, and how calls of them are sent;
+//! - `routes`: the handler of each address;
+//! - `body`: the bodies that clients send, and the [`Request`] made from them; `reading`: errors in bodies;
+//! - `tools`: the tools in requests, and the calls in answers;
 //! - `worker`: the engine's own thread, with one long-lived [`Batch`](crate::Batch);
-//! - `mailbox`: what the thread hands over to the task that answers a client;
-//! - `answer`: from these pieces to a response;
+//! - `mailbox`: passes pieces from the thread to the task that answers a client;
+//! - `answer`: makes a response of these pieces;
 //! - `responses`: the same chats with OpenAI's newer interface;
-//! - `traces`, `metrics`, `refusal`: what they say;
+//! - `traces`, `metrics`, `refusal`: kept traces, counters, and errors with their HTTP status;
 //! - [`page`]: the browser's page, for `secateur web` and, with this server as its engine, for `/` here.
 //!
-//! The thread never waits for a client, and no handler waits for the thread but those that wait for an answer. A client
-//! that goes away drops its handler or its body, and with it the guard that lets the engine end the request within one step.
+//! The thread never waits for a client. Only handlers that wait for an answer wait for the thread. A client that goes
+//! away drops its handler or its body, and with it the guard that lets the engine end the request within one step.
 mod answer;
 pub(crate) mod body;
 mod formats;
@@ -44,29 +44,30 @@ use crate::{Error, ErrorKind, Result};
 
 pub use worker::Open;
 
-/// The least time in which what was said last reaches the clients of a server that ends.
+/// The least time that a server which ends gives its clients to read their last bytes.
 const CLOSING: Duration = Duration::from_secs(3);
 
-/// How a server is set up.
+/// The settings of a server.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// The model's name in `/v1/models` and in responses.
     pub name: String,
     /// A prompt that the model can answer, which the page suggests.
     pub example: Option<String>,
-    /// What requests leave open: a request's own fields take precedence.
+    /// The fields that a request takes if it does not have its own.
     pub defaults: Request,
-    /// The most requests that run side by side. How many do is the number of [places](crate::Engine::places) of the engine.
+    /// The most requests that run side by side. The actual number is the number of [places](crate::Engine::places) of
+    /// the engine.
     pub places: usize,
     /// Requests that may wait for a place.
     pub queue: usize,
-    /// Bytes for the caches of all requests that run; `None`: what the device's largest buffers allow. A request gets a place
-    /// only if the most that it can need fits beside the others.
+    /// Bytes for the caches of all requests that run; `None`: what the device's largest buffers allow. A request gets
+    /// a place only if the most that it can need fits beside the others.
     pub memory: Option<u64>,
-    /// Bytes for the prompts of requests that have ended, which later requests with the same beginning copy; `None`: a
-    /// quarter of the memory for caches, and at most 256 MiB if that is not given. They yield to requests that run.
+    /// Bytes for the prompts of requests that have ended, which later requests with the same beginning copy; `None`:
+    /// a quarter of the memory for caches, and at most 256 MiB if that is not given. They yield to requests that run.
     pub kept_prompts: Option<u64>,
-    /// The most tokens that a request may generate, thinking included. Requests that ask for more get so many.
+    /// The most tokens that a request may generate, thinking included. Requests that ask for more get this number.
     pub most_new_tokens: usize,
     /// The most requests of one key that run and wait at one time; `None`: as many as there is room for.
     pub requests_per_key: Option<usize>,
@@ -90,10 +91,11 @@ pub struct Options {
     pub patience: Duration,
     /// How long a request may take from its arrival to the end of its answer; `None`: as long as it needs.
     pub deadline: Option<Duration>,
-    /// How long running requests may go on after the server was told to stop.
+    /// How long running requests may continue after the server was told to stop.
     pub drain: Duration,
-    /// Called when the server was told to stop and does not end at once: with the number of requests that run or wait, and
-    /// the time that they have. Without requests, the model is still loading, which is not interrupted.
+    /// Called when the server was told to stop and cannot end at once. The arguments are the number of requests that
+    /// run or wait, and the time that they have left. Without requests, the model is still loading, which is not
+    /// interrupted.
     pub on_drain: fn(usize, Duration),
     /// The most bytes of traces that are kept.
     pub trace_bytes: usize,
@@ -107,24 +109,24 @@ pub enum ThinkingField {
     ReasoningContent,
     /// `reasoning`, as newer versions of vLLM have it.
     Reasoning,
-    /// None: the thinking is part of the content.
+    /// There is no such field: the thinking is part of the content.
     None,
 }
 
 /// The names by which a server may be called.
 ///
-/// A web page of somebody else can let its own name point to this machine, and its requests then look like those of a page of
-/// this server; but they have that name.
+/// The name of a foreign web page can be made to resolve to this machine. The requests of that page then reach this
+/// server as if they came from a page of its own, but they carry the foreign name.
 #[derive(Debug, Clone)]
 pub struct Names {
-    /// The address on which it listens.
+    /// The address on which the server listens.
     pub address: IpAddr,
-    /// Further names; `*` for all.
+    /// Further names that are allowed; `*` for all.
     pub further: Vec<String>,
 }
 
 impl Names {
-    /// Whether `host`, the value of a request's header of this name, is one of them.
+    /// Whether `host`, the value of a request's `Host` header, is one of these names.
     fn allow(&self, host: Option<&str>) -> bool {
         if self.further.iter().any(|allowed| allowed == "*") {
             return true;
@@ -150,22 +152,24 @@ impl Names {
 impl Options {
     /// The names by which the server may be called.
     fn names(&self) -> Names {
-        // A page that a stranger let point to this machine has no key.
+        // A foreign page whose name resolves to this machine does not have a key, so with keys all names are allowed.
         let all = (!self.keys.is_empty()).then(|| "*".to_string());
         Names { address: self.address, further: self.hosts.iter().cloned().chain(all).collect() }
     }
 
-    /// Whether a page of this origin may use a server without a key: one of the server's own, or one that was named.
+    /// Whether a page of this origin may use a server without a key: an origin of the server itself, or one that the
+    /// options name.
     fn allows_origin(&self, origin: &str, host: Option<&str>) -> bool {
         let own = origin.split_once("://").is_some_and(|(_, name)| Some(name) == host);
         own || self.origins.iter().any(|allowed| allowed == "*" || allowed == origin)
     }
 
-    /// Refuses a server that anybody in the network could use, and origins that no browser sends.
+    /// Refuses settings with which every machine in the network could use the server, and origins that no browser
+    /// sends.
     ///
     /// # Errors
-    /// [`ErrorKind::Input`] if it has no key and listens on another address than the machine's own, or for an origin that is
-    /// not of the form `https://name` or `https://name:port`.
+    /// [`ErrorKind::Input`] if it has no key and listens on another address than the machine's own, or for an origin
+    /// that is not of the form `https://name` or `https://name:port`.
     pub fn check(&self) -> Result<()> {
         let is_origin = |origin: &str| {
             let name = origin.split_once("://").map(|(_, name)| name);
@@ -190,11 +194,13 @@ impl Options {
     }
 }
 
-/// Serves until `stop` is set. Then new requests are refused, running ones may go on for a while ([`Options::drain`]), and
-/// the rest is ended. Returns how many were ended. The model is loaded by `open`, also again after its device was lost.
+/// Serves until `stop` is set. Then new requests are refused. Running ones may continue for a while
+/// ([`Options::drain`]), and are then ended. Returns how many were ended. `open` loads the model, at the start and
+/// again after its device was lost.
 ///
 /// # Errors
-/// The errors of [`Options::check`], those of `open`, and [`ErrorKind::Io`] where the system gives no threads or sockets.
+/// The errors of [`Options::check`], those of `open`, and [`ErrorKind::Io`] where the system gives no threads or
+/// sockets.
 pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<AtomicBool>) -> Result<usize> {
     options.check()?;
     let worker = Arc::new(worker::Worker::start(open, &options, stop.clone())?);
@@ -228,7 +234,7 @@ pub fn run(listener: TcpListener, options: Options, open: Open, stop: Arc<Atomic
         let cut_off = worker.under_way();
         worker.stop();
         close.send(()).ok();
-        // What slow readers have not taken yet may still go out, within the same time.
+        // Text that slow readers have not taken yet may still be sent, within the same time.
         let left = drain.saturating_sub(told.elapsed()).max(CLOSING);
         tokio::time::timeout(left, accepting).await.ok();
         Ok(cut_off)

@@ -1,5 +1,5 @@
-//! The browser's page, from the executable, and the files of a model for it, with ranges. The page has two engines: the one that
-//! the browser runs, and a server; whoever serves the page says which of them it has.
+//! Serves the browser's page from the executable, and the files of a model for it, with ranges. The page can use two
+//! engines: the one that runs in the browser, or a server. The served page says which of them it uses.
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -33,14 +33,14 @@ pub fn files() -> Option<&'static [PageFile]> {
     None
 }
 
-/// The file that says which headers the others need, in the form of static hosts.
+/// The file with the headers of the other files, in the format of static hosts.
 const HEADERS: &str = "_headers";
 /// The file at the address of the page.
 const INDEX: &str = "index.html";
 /// Bytes that are read from a model's file at once.
 const PIECE: u64 = 1 << 20;
 
-/// What says in `index.html` which engine the page has, and what says so of a page whose engine is the server.
+/// The element of `index.html` that names the page's engine, for the engine in the browser and for the server.
 const ENGINE: [&str; 2] =
     [r#"<meta name="secateur-engine" content="browser">"#, r#"<meta name="secateur-engine" content="server">"#];
 
@@ -106,11 +106,11 @@ impl Page {
     }
 }
 
-/// What the page is given to run.
+/// The model that the page is to run, as files.
 #[derive(Debug, Clone)]
 pub struct ModelFiles {
     folder: PathBuf,
-    /// The file that is the model; `None`: the folder is.
+    /// The file name of the model, if it is a single file; `None` if the whole folder is the model.
     file: Option<String>,
 }
 
@@ -170,14 +170,14 @@ fn parts_of_one(a: &str, b: &str) -> bool {
     without_number(a).is_some() && without_number(a) == without_number(b)
 }
 
-/// What a server of the page knows.
+/// The data of a server that only serves the page.
 struct Site {
     page: Page,
     model: Option<ModelFiles>,
     names: Names,
 }
 
-/// The routes of a server of the page alone.
+/// The routes of a server that only serves the page.
 pub(super) fn router(files: &'static [PageFile], model: Option<ModelFiles>, names: Names) -> Router {
     let site = Arc::new(Site { page: Page::with_browser(files), model, names });
     Router::new()
@@ -188,7 +188,8 @@ pub(super) fn router(files: &'static [PageFile], model: Option<ModelFiles>, name
         .with_state(site)
 }
 
-/// Refuses requests under a name that a stranger may have given to this machine: they could read the model.
+/// Refuses requests under a foreign name that may have been made to resolve to this machine, because they could read
+/// the model.
 async fn admit(State(site): State<Arc<Site>>, request: Request, next: Next) -> Result<Response, Refusal> {
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
     match site.names.allow(host) {
@@ -206,8 +207,8 @@ async fn page_file(State(site): State<Arc<Site>>, method: Method, uri: Uri, head
     })
 }
 
-/// The headers that rules in the form of static hosts give to a path, each as a line: a rule is a path, or `/*` for all of
-/// them, and below it the headers.
+/// The headers that rules in the form of static hosts give to a path, each as a line: a rule is a path, or `/*` for
+/// all of them, and below it the headers.
 pub fn header_lines<'r>(rules: &'r str, path: &str) -> Vec<&'r str> {
     let (mut applies, mut headers) = (false, Vec::new());
     for line in rules.lines().filter(|line| !line.starts_with('#')) {
@@ -283,7 +284,7 @@ fn in_pieces(file: File, range: std::ops::Range<u64>) -> Body {
             let mut piece = vec![0; (range.end - range.start).min(PIECE) as usize];
             let read = file.seek(SeekFrom::Start(range.start)).and_then(|_| file.read_exact(&mut piece));
             range.start += piece.len() as u64;
-            // After an error nothing follows: the connection is cut, and the browser sees that the file is not whole.
+            // After an error the connection is cut, so that the browser sees that the file is incomplete.
             if read.is_err() {
                 range.start = range.end;
             }
@@ -296,11 +297,11 @@ fn in_pieces(file: File, range: std::ops::Range<u64>) -> Body {
 
 #[derive(Debug, PartialEq, Eq)]
 enum Range {
-    /// These bytes.
+    /// The range of bytes to send.
     Part(std::ops::Range<u64>),
-    /// Bytes that the file does not have.
+    /// The range begins after the end of the file.
     Outside,
-    /// A form that a server may ignore.
+    /// The header has a form that a server may ignore.
     Unknown,
 }
 
@@ -406,7 +407,7 @@ mod tests {
         let mut known = HeaderMap::new();
         known.insert(IF_NONE_MATCH, headers("/")[ETAG].clone());
         assert_eq!(response("/", &known).expect("a file").status(), StatusCode::NOT_MODIFIED);
-        // The same file with the other engine is another version of it.
+        // The ETag differs between the two engines, so the file is sent again.
         let served = Page::with_server(FILES).response("/", &known).expect("a file");
         assert_eq!(served.status(), StatusCode::OK);
     }

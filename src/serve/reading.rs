@@ -1,15 +1,16 @@
-//! Reads JSON bodies, and says in ordinary words what is wrong with one: which field, what was expected, what was found.
+//! Reads JSON bodies, and describes an error in ordinary words: the field, what was expected, and what was found.
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::refusal::Refusal;
 
-/// The most fields that are looked at to find the one that is at fault.
+/// The most fields that are searched for the one with the error.
 const MOST_FIELDS: usize = 64;
-/// The most bytes of a body in which it is looked for: values take several times the memory of their text.
+/// The most bytes of a body in which that field is searched for, because values take several times the memory of
+/// their text.
 const MOST_BYTES: usize = 256 << 10;
 
-/// What serde calls the types that a body can have, and what people call them. The longer ones come first.
+/// serde's names of the types that a body can have, and their names in ordinary words. The longer names come first.
 const TYPES: [(&str, &str); 26] = [
     ("untagged enum OneOrMany", "a text or a list of texts"),
     ("untagged enum Content", "a text or a list of parts"),
@@ -42,11 +43,11 @@ const TYPES: [(&str, &str); 26] = [
 /// Reads a body.
 ///
 /// # Errors
-/// Status 400 with the field that is at fault, where one is.
+/// Status 400, with the field that has the error if there is one.
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(bytes).map_err(|error| {
         if !error.is_data() {
-            // What is no JSON has a line and a column, but no field.
+            // An error in the syntax of JSON has a line and a column, but no field.
             return Refusal::bad(format!("the body cannot be read as JSON: {error}"));
         }
         let body = if bytes.len() > MOST_BYTES { None } else { serde_json::from_slice(bytes).ok() };
@@ -62,16 +63,16 @@ pub(super) fn parse_value<T: DeserializeOwned>(value: &Value) -> Result<T, Refus
     T::deserialize(value).map_err(|error| explained::<T>(&error, Some(value)))
 }
 
-/// The refusal of a body that is not a `T`: with the field at fault, if it is found in the body.
+/// The refusal of a body that is not a `T`. It names the field with the error, if the field is found in the body.
 fn explained<T: DeserializeOwned>(error: &serde_json::Error, body: Option<&Value>) -> Refusal {
     let fields = body.and_then(Value::as_object);
     fields.and_then(at_fault::<T>).unwrap_or_else(|| misread(None, error))
 }
 
-/// Says in ordinary words why a value was not understood, without the place in the text.
+/// Describes in ordinary words why a value was not understood, without its place in the text.
 pub(super) fn in_words(error: &serde_json::Error) -> String {
     let said = error.to_string();
-    // A value that was parsed before has no place in a text.
+    // An error in a value that was parsed before has no place in a text, and no such suffix.
     let place = format!(" at line {} column {}", error.line(), error.column());
     let said = said.strip_suffix(&place).unwrap_or(&said);
     if let Some(name) = said.strip_prefix("data did not match any variant of ") {
@@ -89,22 +90,22 @@ pub(super) fn in_words(error: &serde_json::Error) -> String {
     format!("{expected} is expected, not {found}")
 }
 
-/// The refusal of the first field that is not understood by itself. The parser tells no field, because most of them are
-/// read in two steps.
+/// The refusal of the first field that cannot be read by itself. The parser does not report the field, because most
+/// fields are read in two steps.
 fn at_fault<T: DeserializeOwned>(fields: &Map<String, Value>) -> Option<Refusal> {
     fields.iter().take(MOST_FIELDS).find_map(|(name, value)| {
-        // What some body must have.
+        // Some bodies require these fields, so they are present in each trial.
         let read = |value: Value| {
             let mut alone = json!({"messages": [], "prompt": "", "input": "", "tokens": [], "traces": []});
             alone[name] = value;
             serde_json::from_value::<T>(alone).err()
         };
         let error = read(value.clone())?;
-        // A part of it may be at fault by itself.
+        // The error may be in a part of the field.
         let part = match value {
             Value::Object(parts) => parts.iter().take(MOST_FIELDS).find_map(|(part, value)| {
                 let error = read(json!({(part.as_str()): value}))?;
-                // A name that is not known is not a place.
+                // An unknown field is not the place of the error.
                 let known = !error.to_string().starts_with("unknown field");
                 Some((if known { format!("{name}.{part}") } else { name.clone() }, error))
             }),

@@ -1,7 +1,7 @@
-//! Tools: what a request says of them, and how the calls that a model wrote are sent.
+//! The tools of a request, and how the calls that a model wrote are sent.
 //!
-//! The server calls nothing. It shows the tools to the model as the model's chat template has it, finds the calls in the
-//! answer, and hands them to the client, who sends the results with the next request.
+//! The server calls no tool. It shows the tools to the model in the form of the model's chat template, finds the
+//! calls in the answer, and passes them to the client, which sends the results with the next request.
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -13,18 +13,18 @@ use crate::text::{CallFormat, CallParser, Offered, Said};
 /// The most tools of a request.
 const MOST_TOOLS: usize = 1024;
 
-/// What a request says of tools.
+/// The tools that a request offers.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Offer {
-    /// The tools that the model is shown.
+    /// The tools that are shown to the model.
     pub shown: Vec<Value>,
-    /// Those of which it must call one; empty: it may answer as it likes.
+    /// The tools of which the model must call one. If empty, the model need not call any.
     pub required: Vec<Value>,
-    /// Whether the request names the one function that is to be called.
+    /// Whether the request names one function that must be called.
     pub named: bool,
 }
 
-/// The tools that a request offers, checked; none if it does not want calls.
+/// The tools that a request offers, checked. Empty if the request does not want calls.
 pub(super) fn offered(tools: Option<&[Value]>, choice: Option<&Value>) -> Result<Offer, Refusal> {
     let tools = tools.unwrap_or_default();
     if tools.len() > MOST_TOOLS {
@@ -55,7 +55,7 @@ pub(super) fn offered(tools: Option<&[Value]>, choice: Option<&Value>) -> Result
                 Offer { shown: all(), required: vec![tool.clone()], named: true }
             }
             Some("allowed_tools") => {
-                // Chat has the list in an object of that name.
+                // In a chat, the list is in an object of that name.
                 let list = choice.get("allowed_tools").and_then(Value::as_object).unwrap_or(choice);
                 let allowed = list.get("tools").and_then(Value::as_array).filter(|allowed| !allowed.is_empty());
                 let allowed = allowed.ok_or_else(|| bad("has no list of tools".into()))?;
@@ -76,13 +76,13 @@ pub(super) fn offered(tools: Option<&[Value]>, choice: Option<&Value>) -> Result
     Ok(offer)
 }
 
-/// The tool that a choice names: in an object of its own in chat, beside the type in responses.
+/// The tool that a choice names: in an object of its own in a chat, beside the type in responses.
 fn named<'t>(tools: &'t [Value], choice: &Map<String, Value>) -> Option<&'t Value> {
     let name = choice.get("function").and_then(|function| function.get("name")).or(choice.get("name"))?;
     tools.iter().find(|tool| tool["function"]["name"] == *name)
 }
 
-/// The name of a tool's function.
+/// The name of a tool's function, after a check of the tool.
 fn checked<'a>(tool: &'a Value, place: &str) -> Result<&'a str, Refusal> {
     check_kind(tool, place)?;
     let Some(Value::Object(function)) = tool.get("function") else {
@@ -103,7 +103,7 @@ fn check_kind(tool: &Value, place: &str) -> Result<(), Refusal> {
     }
 }
 
-/// The name of a function whose fields are as they should be.
+/// The name of a function, after a check of its fields.
 fn function_name<'a>(function: &'a Map<String, Value>, place: &str) -> Result<&'a str, Refusal> {
     let bad = |what: &str| Err(Refusal::bad(format!("{place}{what}")).at("tools"));
     match function.get("parameters") {
@@ -120,7 +120,8 @@ fn function_name<'a>(function: &'a Map<String, Value>, place: &str) -> Result<&'
     }
 }
 
-/// A tool of the Responses interface in the form of chat, which has the fields of the function in an object of their own.
+/// A tool of the Responses interface in the form of chat, which has the fields of the function in an object of their
+/// own.
 pub(super) fn nested(tool: &Value, index: usize) -> Result<Value, Refusal> {
     let place = format!("tools[{index}]");
     check_kind(tool, &place)?;
@@ -135,8 +136,9 @@ pub(super) fn nested(tool: &Value, index: usize) -> Result<Value, Refusal> {
     Ok(json!({"type": "function", "function": function}))
 }
 
-/// The calls of an earlier answer, as chat templates read them: their arguments are an object, where OpenAI has a text
-/// with one. A text that is none becomes the only argument of an object, because some templates go through the arguments.
+/// The calls of an earlier answer, as chat templates read them: their arguments are an object, where OpenAI has a
+/// text with one. A text that is none becomes the only argument of an object, because some templates go through the
+/// arguments.
 pub(super) fn earlier(calls: &[Value], place: &str) -> Result<Value, Refusal> {
     let one = |(index, call): (usize, &Value)| {
         let place = format!("{place}.tool_calls[{index}]");
@@ -149,7 +151,8 @@ pub(super) fn earlier(calls: &[Value], place: &str) -> Result<Value, Refusal> {
             None | Some(Value::Null) => Some(Map::new()),
             Some(Value::Object(arguments)) => Some(arguments.clone()),
             Some(Value::String(text)) if text.trim().is_empty() => Some(Map::new()),
-            // What a model wrote as arguments need not be JSON. The client sends it back with the error that it got for it.
+            // The arguments that a model wrote need not be JSON. The client sends them back with the error that its
+            // tool returned.
             Some(Value::String(text)) => Some(serde_json::from_str(text).unwrap_or_else(|_| {
                 let mut as_it_is = Map::new();
                 as_it_is.insert("arguments".into(), text.clone().into());
@@ -179,7 +182,7 @@ pub(super) struct Calling {
 }
 
 impl Calling {
-    /// For a model that calls in this form, and these tools.
+    /// For a model that writes calls in this form, and these tools.
     pub fn new(format: CallFormat, tools: &[Value], parallel: bool) -> Self {
         let tool = |tool: &Value| {
             let function = &tool["function"];
@@ -190,7 +193,7 @@ impl Calling {
     }
 }
 
-/// A call that an answer has.
+/// A call in an answer.
 #[derive(Debug)]
 struct Call {
     id: String,
@@ -198,36 +201,36 @@ struct Call {
     arguments: String,
 }
 
-/// A part of an answer that was told apart.
+/// A part of an answer, after text and calls have been separated.
 #[derive(Debug, PartialEq)]
 pub(super) enum Told {
-    /// Text, which belongs to the content.
+    /// Text that belongs to the content.
     Text(String),
-    /// The call of this number begins.
+    /// The beginning of the call of this number.
     Call { index: usize, id: String, name: String },
     /// A piece of the arguments of the call of this number.
     Arguments { index: usize, text: String },
 }
 
-/// The calls of one choice while its text comes.
+/// The calls of one choice while its text arrives.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
-    /// How they are found; `None`: nothing is a call.
+    /// How calls are found; `None` if nothing is a call.
     calling: Option<Calling>,
     parser: Option<CallParser>,
     calls: Vec<Call>,
-    /// Whether what comes belongs to a call that is left out.
+    /// Whether the arguments that arrive now belong to a call that is left out.
     left_out: bool,
 }
 
 impl Calls {
-    /// The calls of a choice of which nothing has come yet.
+    /// The calls of a choice without any text yet.
     pub fn new(calling: Option<&Calling>) -> Self {
         let parser = calling.map(|calling| CallParser::new(calling.format, calling.offered.clone()));
         Self { calling: calling.cloned(), parser, ..Self::default() }
     }
 
-    /// Takes in a text of the answer, and returns what is certain now.
+    /// Adds a text of the answer. Returns the parts that are certain now.
     pub fn push(&mut self, text: String) -> Vec<Told> {
         match &mut self.parser {
             Some(parser) => {
@@ -238,7 +241,7 @@ impl Calls {
         }
     }
 
-    /// The answer is over, or something else comes in between: returns what waited.
+    /// Returns the parts that were held back, at the end of the answer or when another part begins.
     pub fn finish(&mut self) -> Vec<Told> {
         let said = self.parser.as_mut().map(CallParser::finish).unwrap_or_default();
         self.told(said)
@@ -270,12 +273,12 @@ impl Calls {
         }
     }
 
-    /// Whether there are none.
+    /// Whether the answer has no calls so far.
     pub fn is_empty(&self) -> bool {
         self.calls.is_empty()
     }
 
-    /// All of them, as a message has them.
+    /// All calls so far, in the form of a message.
     pub fn json(&self) -> Value {
         let call = |Call { id, name, arguments }: &Call| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
         self.calls.iter().map(call).collect()
@@ -384,7 +387,7 @@ mod tests {
             (json!({"a": 1}), json!({"a": 1})),
             (json!(""), json!({})),
             (Value::Null, json!({})),
-            // What was cut off, or is no object, goes back to the model as it is.
+            // Arguments that were cut off, or that are no object, are shown to the model unchanged.
             (json!("{\"a\": 1"), json!({"arguments": "{\"a\": 1"})),
             (json!("[1]"), json!({"arguments": "[1]"})),
             (json!("text"), json!({"arguments": "text"})),

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::answer::Frame;
 use crate::trace::Trace;
 
-/// The store. The oldest traces go first.
+/// The store. When it is full, the oldest traces are removed first.
 pub(super) struct Traces {
     kept: Mutex<VecDeque<Kept>>,
     most_bytes: usize,
@@ -27,8 +27,8 @@ impl Traces {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the trace of a choice, if there is one: under the response's id, with the choice's number behind it unless
-    /// it is the first.
+    /// Keeps the trace of a choice, if there is one: under the response's id, with the choice's number behind it
+    /// unless it is the first.
     pub fn keep(&self, frame: &Frame, choice: usize, trace: Option<Trace>) {
         let Some(json) = trace.and_then(|trace| serde_json::to_string(&trace).ok()) else { return };
         let id = if choice == 0 { frame.id.clone() } else { format!("{}-{choice}", frame.id) };
@@ -41,12 +41,12 @@ impl Traces {
         }
     }
 
-    /// The trace of this id, for whoever made the request.
+    /// The trace with this id, if the same client made the request.
     pub fn get(&self, id: &str, owner: Option<blake3::Hash>) -> Option<String> {
         self.kept().iter().find(|kept| kept.id == id && kept.owner == owner).map(|kept| kept.json.clone())
     }
 
-    /// Forgets a trace. Returns whether there was one.
+    /// Removes a trace. Returns whether there was one.
     pub fn remove(&self, id: &str, owner: Option<blake3::Hash>) -> bool {
         let mut kept = self.kept();
         let before = kept.len();

@@ -1,5 +1,5 @@
-//! The engine's own thread. It owns the engine and one batch that lives as long as the device does. Handlers put jobs into
-//! its inbox and read their mailboxes; nothing of HTTP ever waits for it.
+//! The engine's own thread. It owns the engine and one batch that lives as long as the device does. Handlers put jobs
+//! into its inbox and read their mailboxes. The HTTP runtime never blocks on this thread.
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
@@ -23,27 +23,28 @@ use crate::{Error, ErrorKind, Result};
 /// Loads the model, at the start and again after the device was lost.
 pub type Open = Box<dyn FnMut() -> Result<Engine> + Send>;
 
-/// What the error says of a request that took longer than it may. It is recognised by these words.
+/// The text of the error for a request that exceeded its time limit. Other code recognises the error by this text.
 pub(super) const TOO_LATE: &str = "the request took longer than this server allows";
 
-/// What the error says of a request that a server cut off as it ended. It is recognised by these words.
+/// The text of the error for a request that the server ended when it was shut down. Other code recognises the error
+/// by this text.
 pub(super) const SHUT_DOWN: &str = "the server was shut down before the answer was complete";
 
-/// How long an idle engine waits before it looks whether it should end.
+/// The time after which an idle engine checks whether it should end.
 const IDLE: Duration = Duration::from_millis(100);
 
-/// Bytes for prompts of requests that have ended where nobody says how much memory the caches have.
+/// The bytes that are kept for prompts of ended requests if no memory for the caches is given.
 const KEPT_UNTOLD: u64 = 256 << 20;
 
 /// One choice of a request, ready to run.
 pub(super) struct Job {
     /// The ids of the prompt.
     pub prompt: Prompt,
-    /// How it is generated and pruned.
+    /// How the choice is generated and pruned.
     pub settings: Settings,
-    /// The group of requests that share the beginnings of their prompts: those of one key.
+    /// The group of requests that share the beginnings of their prompts: the requests with the same key.
     pub group: u64,
-    /// Whose it is.
+    /// The client that receives the answer.
     pub client: Recipient,
 }
 
@@ -51,12 +52,12 @@ pub(super) struct Job {
 #[derive(Default)]
 struct UnderWay {
     all: usize,
-    /// Those of each key that has some.
+    /// The number of jobs of each key that has any.
     of_keys: HashMap<blake3::Hash, usize>,
 }
 
 impl UnderWay {
-    /// Those of one key, or of everybody where no keys are used.
+    /// The number of jobs of one key, or of all jobs if no keys are used.
     fn of(&self, owner: Option<blake3::Hash>) -> usize {
         owner.map_or(self.all, |key| self.of_keys.get(&key).copied().unwrap_or(0))
     }
@@ -83,40 +84,40 @@ impl Drop for Ticket {
     }
 }
 
-/// What handlers know of the engine's thread.
+/// The handlers' access to the engine's thread.
 pub(super) struct Worker {
     inbox: SyncSender<Job>,
     shared: Arc<Shared>,
     under_way: Arc<Mutex<UnderWay>>,
-    /// Jobs that may wait for a place.
+    /// The number of jobs that may wait for a place.
     queue: usize,
-    /// The most jobs under way of one key.
+    /// The most jobs of one key that may run or wait.
     most_of_key: Option<usize>,
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
 }
 
-/// A model that answers.
+/// A loaded model.
 #[derive(Clone)]
 pub(super) struct Loaded {
-    /// The model.
+    /// The model, which resolves and encodes requests.
     pub model: Arc<PreparedModel>,
-    /// What the page knows of it.
+    /// The facts about the model that the page shows.
     pub info: Arc<Value>,
 }
 
-/// What both sides see.
+/// The state that handlers and the engine's thread share.
 pub(super) struct Shared {
     model: RwLock<Option<Loaded>>,
-    /// Requests that run side by side: before the model is loaded, the most that there may be.
+    /// The number of requests that run side by side. Before the model is loaded, this is the most that there may be.
     places: AtomicUsize,
-    /// Turns of the loop, so that others can tell work from a standstill.
+    /// The number of turns of the loop, by which other threads can see whether it makes progress.
     pub turns: AtomicU64,
     gauges: Mutex<Gauges>,
-    /// The thread takes no more jobs, and ends when those it has are done.
+    /// Whether the thread takes no more jobs, and ends when its current jobs are done.
     pub draining: AtomicBool,
-    /// Everything that runs is to end now.
+    /// Whether all running jobs must end now.
     pub stopping: AtomicBool,
-    /// Set from outside to end all requests of the batch.
+    /// The flag that ends all requests of the current batch.
     stop: Mutex<Option<Arc<AtomicBool>>>,
     pub metrics: Metrics,
     /// How long a client may leave its text unread.
@@ -125,7 +126,7 @@ pub(super) struct Shared {
     deadline: Option<Duration>,
     /// Bytes for the caches of all requests; `None`: what the device's largest buffers allow.
     memory: Option<u64>,
-    /// Bytes of them for the prompts of requests that have ended.
+    /// The part of these bytes for the prompts of requests that have ended.
     kept_prompts: Option<u64>,
     /// The model's name for clients.
     name: String,
@@ -134,7 +135,7 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    /// Says which model answers; `None` while it is loaded.
+    /// Sets the model that answers; `None` while it is loaded.
     fn set_model(&self, model: Option<Loaded>) {
         *self.model.write().unwrap_or_else(PoisonError::into_inner) = model;
     }
@@ -165,7 +166,7 @@ impl Worker {
         let (inbox, jobs) = sync_channel(options.places + options.queue);
         let of_thread = shared.clone();
         let body = move || {
-            // The server ends with its engine, also with one that panics: a supervisor starts it again.
+            // The server ends together with its engine, even after a panic, so that a supervisor can start it again.
             let _stops = Stops(stop);
             serve(open, &jobs, &of_thread)
         };
@@ -175,7 +176,7 @@ impl Worker {
         Ok(Self { inbox, shared, under_way: Arc::default(), queue, most_of_key, thread: Mutex::new(Some(thread)) })
     }
 
-    /// The model with what the page knows of it, once it is loaded.
+    /// The model with the facts that the page shows, once it is loaded.
     pub fn loaded(&self) -> Option<Loaded> {
         self.shared.model.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -185,8 +186,8 @@ impl Worker {
         Some(self.loaded()?.model)
     }
 
-    /// Takes `count` places in the queue for the client with this key, or refuses at once: before anything of a prompt is
-    /// computed.
+    /// Takes `count` places in the queue for the client with this key. Refuses at once if there is no room, before
+    /// any part of a prompt is computed.
     pub fn tickets(&self, count: usize, owner: Option<blake3::Hash>) -> Result<Vec<Ticket>, Refusal> {
         if self.shared.draining.load(Ordering::Acquire) {
             return Err(Refusal::busy("the server is shutting down", 5));
@@ -233,12 +234,12 @@ impl Worker {
         })
     }
 
-    /// What both sides see.
+    /// The state that handlers and the engine's thread share.
     pub fn shared(&self) -> &Shared {
         &self.shared
     }
 
-    /// What is true at this moment.
+    /// The current values of the gauges.
     pub fn gauges(&self) -> Gauges {
         let gauges = *self.shared.gauges.lock().unwrap_or_else(PoisonError::into_inner);
         let under_way = self.counts().all;
@@ -250,7 +251,7 @@ impl Worker {
         self.shared.places.load(Ordering::Acquire)
     }
 
-    /// Whether the thread still works.
+    /// Whether the thread is still running.
     pub fn lives(&self) -> bool {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
         thread.as_ref().is_some_and(|thread| !thread.is_finished())
@@ -266,12 +267,12 @@ impl Worker {
         self.under_way() == 0
     }
 
-    /// Takes no more jobs. The thread ends when those it has are done.
+    /// Takes no more jobs. The thread ends when its current jobs are done.
     pub fn drain(&self) {
         self.shared.draining.store(true, Ordering::Release);
     }
 
-    /// Ends all jobs after the steps under way.
+    /// Ends all jobs after the steps that are under way.
     pub fn stop(&self) {
         self.drain();
         self.shared.stopping.store(true, Ordering::Release);
@@ -280,10 +281,10 @@ impl Worker {
         }
     }
 
-    /// Waits for the thread's end.
+    /// Waits until the thread has ended.
     ///
     /// # Errors
-    /// Why it ended, if not because it was drained.
+    /// The error with which the thread ended, if it failed.
     pub fn join(&self) -> Result<()> {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         match thread.map(JoinHandle::join) {
@@ -303,42 +304,42 @@ impl Drop for Stops {
     }
 }
 
-/// What a client wants to see of a run, besides its text.
+/// The parts of a run that a client receives besides its text.
 #[derive(Debug)]
 pub(super) enum Watch {
-    /// Nothing.
+    /// Nothing besides the text.
     Nothing,
-    /// Its probes.
+    /// The probes of the run.
     Probes,
-    /// Everything that the page shows.
+    /// All events that the page shows.
     Run(RunEvents),
 }
 
-/// Who waits for a choice. Whatever becomes of it, they are told of its end.
+/// The client that waits for a choice. It is told how the choice ended in every case.
 pub(super) struct Recipient {
-    /// Where its pieces go.
+    /// The mailbox that receives the pieces.
     pub mailbox: Arc<Mailbox>,
     /// The number of the choice.
     pub choice: usize,
-    /// What the client wants to see of the run, besides its text.
+    /// The parts of the run that the client receives besides its text.
     pub watch: Watch,
     /// Whether the client wants the trace.
     pub trace: bool,
-    /// The seed of its draws.
+    /// The seed of the choice's draws.
     pub seed: u64,
-    /// When the request arrived.
+    /// The time at which the request arrived.
     pub arrived: Instant,
-    /// When the latest token came.
+    /// The time of the latest token.
     latest: Option<Instant>,
-    /// Whether it was ended because it took too long.
+    /// Whether the choice was ended because it took too long.
     late: bool,
-    /// Whether its client was told how it ended.
+    /// Whether the client was told how the choice ended.
     finished: bool,
     _ticket: Ticket,
 }
 
 impl Recipient {
-    /// The client of a choice, of which nothing has come yet.
+    /// The client of a choice without any pieces yet.
     pub fn new(mailbox: Arc<Mailbox>, choice: usize, seed: u64, arrived: Instant, ticket: Ticket) -> Self {
         let (watch, trace, latest, late, finished) = (Watch::Nothing, false, None, false, false);
         Self { mailbox, choice, watch, trace, seed, arrived, latest, late, finished, _ticket: ticket }
@@ -346,7 +347,7 @@ impl Recipient {
 }
 
 impl Drop for Recipient {
-    /// One that is dropped in another way than by [`finish`] was lost with the engine.
+    /// A recipient that is dropped without [`finish`] was lost together with the engine.
     fn drop(&mut self) {
         if !self.finished {
             let error = Error::new(ErrorKind::Internal, "the engine has ended before the request");
@@ -368,20 +369,21 @@ fn serve(mut open: Open, jobs: &Receiver<Job>, shared: &Shared) -> Result<()> {
         *shared.stop.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let Some(error) = lost else { return Ok(()) };
         shared.metrics.reopened.fetch_add(1, Ordering::Relaxed);
-        // What was kept was the first that the device could have done without.
+        // The kept prompts use memory that is not needed, so after a lack of memory none are kept any more.
         keeps &= !error.what().contains("out of memory");
         log::warn!("the device failed, so it is opened again: {error}");
     }
 }
 
-/// Serves jobs until there are no more, keeping prompts if it `keeps` any, or until the device fails: then returns its error.
+/// Serves jobs until there are no more, or until the device fails; then returns the error of the device. Prompts are
+/// kept only if `keeps` is set.
 fn run(engine: &mut Engine, keeps: bool, jobs: &Receiver<Job>, shared: &Shared) -> Option<Error> {
     let device = engine.model().device().clone();
     let most = engine.prepared().cache_limit(&device);
     let memory = shared.memory.unwrap_or(most).min(most);
     let kept = match shared.memory {
         Some(_) => memory / 4,
-        // The largest buffers do not tell how much memory there is.
+        // The size of the largest buffers does not say how much memory there is.
         None => (memory / 4).min(KEPT_UNTOLD),
     };
     engine.keep_prompts(if keeps { shared.kept_prompts.unwrap_or(kept) } else { 0 });
@@ -424,7 +426,8 @@ fn run(engine: &mut Engine, keeps: bool, jobs: &Receiver<Job>, shared: &Shared) 
         let lost = ended.iter().filter_map(error_of).find(|error| error.kind() == ErrorKind::Device);
         let lost = lost.filter(|_| device.has_failed());
         if lost.is_some() {
-            // Before the clients hear of it: who asks again at once learns that the model is loading.
+            // This is set before the clients receive the error, so that a client that repeats its request at once
+            // learns that the model is loading.
             shared.set_model(None);
         }
         for (request, result) in ended {
@@ -450,10 +453,10 @@ fn run(engine: &mut Engine, keeps: bool, jobs: &Receiver<Job>, shared: &Shared) 
     }
 }
 
-/// Gives a job to the batch. A job that cannot run gets its error at once.
+/// Adds a job to the batch. A job that cannot run gets its error at once.
 fn add(batch: &mut Batch<'_>, running: &mut HashMap<usize, Recipient>, job: Job, shared: &Shared) {
     let Job { prompt, settings, group, client: mut job } = job;
-    // A client that left while its job was in the inbox costs nothing.
+    // A job whose client has left while it was in the inbox is dropped.
     if job.mailbox.is_abandoned(shared.patience) {
         shared.metrics.count_end("abort");
         job.finished = true;
@@ -516,7 +519,7 @@ fn put_text(job: &Recipient, text: &str, role: Role, token: Option<Token>) {
     }
 }
 
-/// A probe, as clients see it.
+/// A probe in the form that clients receive.
 fn shown(probe: &trace::Probe) -> Value {
     json!({
         "at_token": probe.at_token,
@@ -537,7 +540,7 @@ pub(super) fn end(reason: &StopReason) -> &'static str {
     }
 }
 
-/// Tells a job's client how it ended.
+/// Tells the client of a job how the job ended.
 fn finish(mut job: Recipient, result: Result<RunResult>, shared: &Shared) {
     let metrics = &shared.metrics;
     let ending = match result {
@@ -548,7 +551,7 @@ fn finish(mut job: Recipient, result: Result<RunResult>, shared: &Shared) {
         Ok(result) => {
             if let Watch::Run(events) = &job.watch {
                 job.mailbox.put(job.choice, Piece::Events(events.ending(&result)));
-                // Like the page's own engine, the server ends a run that did not fail with its trace.
+                // As in the page's own engine, a run that did not fail ends with its trace.
                 if result.error.is_none() {
                     job.mailbox.put(job.choice, Piece::Trace(Box::new(result.trace.clone())));
                 }

@@ -9,14 +9,14 @@ use crate::serve::reading::in_words;
 use crate::serve::refusal::Refusal;
 use crate::serve::tools;
 
-/// What `include` has if the probabilities of the answer's tokens are part of the response.
+/// The value in `include` with which the probabilities of the answer's tokens are part of the response.
 const LOGPROBS: &str = "message.output_text.logprobs";
 
 /// The body of `/v1/responses`.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(in crate::serve) struct ResponsesBody {
-    /// A text, which is a message of the user, or a list of items: messages, the reasoning and the calls of earlier answers,
-    /// and the results of calls.
+    /// A text, which is a message of the user, or a list of items: messages, the reasoning and the calls of earlier
+    /// answers, and the results of calls.
     #[schema(value_type = Object)]
     input: Value,
     /// The system's message, before all others.
@@ -42,14 +42,14 @@ pub(in crate::serve) struct ResponsesBody {
     include: Option<Vec<String>>,
     /// How many likely tokens are listed at each place.
     top_logprobs: Option<usize>,
-    /// What the client notes for itself. The response repeats it.
+    /// Notes of the client, which the response repeats.
     #[schema(value_type = Option<Object>)]
     metadata: Option<Map<String, Value>>,
-    /// Who asks. The response repeats it.
+    /// An identifier of the end user. The response repeats it.
     user: Option<String>,
-    /// The same, by its newer name.
+    /// A newer name of `user`.
     safety_identifier: Option<String>,
-    /// Has no effect: prompts that begin alike share their beginning anyway. The response repeats it.
+    /// Has no effect, because prompts with a common beginning share it in any case. The response repeats it.
     prompt_cache_key: Option<String>,
     /// `disabled`. A conversation that does not fit is refused.
     truncation: Option<String>,
@@ -64,9 +64,9 @@ pub(in crate::serve) struct ResponsesBody {
     prompt: Option<Value>,
     context_management: Option<Value>,
     moderation: Option<Value>,
-    /// The effort as a chat has it.
+    /// The effort, with the name that it has in a chat.
     reasoning_effort: Option<String>,
-    /// The most tokens to generate, as a chat has it.
+    /// The most tokens to generate, with the name that the field has in a chat.
     max_completion_tokens: Option<usize>,
     logprobs: Option<Value>,
     functions: Option<Value>,
@@ -78,8 +78,8 @@ pub(in crate::serve) struct ResponsesBody {
 /// The form of the answer.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 pub(in crate::serve) struct TextForm {
-    /// What the answer must look like: `{"type": "text"}`, `{"type": "json_object"}` or `{"type": "json_schema", "name",
-    /// "schema"}`. The thinking before it is free.
+    /// What the answer must look like: `{"type": "text"}`, `{"type": "json_object"}` or
+    /// `{"type": "json_schema", "name", "schema"}`. The thinking before it is free.
     #[schema(value_type = Option<Object>)]
     format: Option<Value>,
 }
@@ -105,19 +105,19 @@ struct Thought {
     text: String,
 }
 
-/// What a response repeats of its request.
+/// The fields of a request that its response repeats.
 #[derive(Debug, Default)]
 pub(in crate::serve) struct Echo(Map<String, Value>);
 
 impl ResponsesBody {
-    /// The chat that this body describes, and what its response repeats.
+    /// The chat that this body describes, and the fields that its response repeats.
     pub fn chat(self) -> Result<(ChatBody, Echo), Refusal> {
         self.refuse_unsupported()?;
         self.check_notes()?;
         let mut echo = self.echo();
         let mut chat = ChatBody::default();
-        // Agents list tools of OpenAI's own servers beside their functions, and do without those that are not there. A choice
-        // that names one is refused below.
+        // Agents list tools that run on OpenAI's own servers beside their functions, and work without those that are
+        // missing. A choice that names such a tool is refused below.
         let function = |tool: &Value| tool.get("type").is_none_or(|kind| !kind.is_string() || kind == "function");
         let tools: Vec<Value> = self.tools.unwrap_or_default().into_iter().filter(function).collect();
         let nested = tools.iter().enumerate().map(|(index, tool)| tools::nested(tool, index));
@@ -125,7 +125,7 @@ impl ResponsesBody {
         let shows = !nested.is_empty() && self.tool_choice.as_ref().is_none_or(|choice| choice != "none");
         if self.include.as_ref().is_some_and(|include| include.iter().any(|name| name == LOGPROBS)) {
             if shows {
-                // Which tokens belong to the message and which to a call is not known.
+                // It is not known which tokens belong to the message and which to a call.
                 let what = "the probabilities of an answer that may have calls";
                 return Err(Refusal::unsupported("include", what));
             }
@@ -158,7 +158,7 @@ impl ResponsesBody {
         Ok((chat, echo))
     }
 
-    /// Refuses what would change the response and is not done.
+    /// Refuses fields that would change the response and are not supported.
     fn refuse_unsupported(&self) -> Result<(), Refusal> {
         let asked = |value: &Option<Value>| match value {
             None | Some(Value::Null) => false,
@@ -187,8 +187,8 @@ impl ResponsesBody {
         ])
     }
 
-    /// Refuses notes of the client that are larger than OpenAI takes them: the response repeats them, and holds them until its
-    /// end.
+    /// Refuses notes of the client that exceed OpenAI's limits, because the response repeats them and holds them
+    /// until its end.
     fn check_notes(&self) -> Result<(), Refusal> {
         const PAIRS: usize = 16;
         const KEY: usize = 64;
@@ -215,7 +215,7 @@ impl ResponsesBody {
         Ok(())
     }
 
-    /// What the response repeats, except the tools.
+    /// The fields that the response repeats, except the tools.
     fn echo(&self) -> Echo {
         let effort = self.reasoning.as_ref().and_then(|reasoning| reasoning.effort.as_ref());
         let effort = effort.or(self.reasoning_effort.as_ref());
@@ -246,7 +246,7 @@ impl ResponsesBody {
 }
 
 impl Echo {
-    /// The fields, with those of these settings.
+    /// The repeated fields, completed with those of `settings`.
     pub fn fields(self, settings: &Settings) -> Map<String, Value> {
         let Self(mut fields) = self;
         let sampling = &settings.sampling;
@@ -256,7 +256,7 @@ impl Echo {
             ("frequency_penalty", sampling.frequency_penalty),
             ("presence_penalty", sampling.presence_penalty),
         ] {
-            // The shortest decimal number of these 32 bits, which is what the client wrote.
+            // The shortest decimal number with these 32 bits is the number that the client wrote.
             fields.insert(name.into(), value.to_string().parse::<f64>().ok().into());
         }
         fields
@@ -319,27 +319,28 @@ fn messages(instructions: Option<String>, input: Value) -> Result<Vec<ChatMessag
     Ok(messages)
 }
 
-/// A conversation while its items are read. In a chat, the reasoning of an answer, its text and its calls are one message.
+/// A conversation while its items are read. Reasoning, text and calls of one answer are separate items here and one
+/// message in a chat.
 #[derive(Default)]
 struct Conversation {
     messages: Vec<ChatMessage>,
-    /// The answer to which the latest items belong.
+    /// The reasoning of the answer to which the latest items belong.
     thinking: Option<String>,
     text: Option<String>,
     calls: Vec<Value>,
 }
 
 impl Conversation {
-    /// Adds a message of somebody else than the model.
+    /// Adds a message that the model did not write.
     fn add(&mut self, role: &str, text: String) {
         self.close();
         self.messages.push(ChatMessage { role: role.into(), content: Content::Text(text), ..ChatMessage::default() });
     }
 
-    /// What follows belongs to another message.
+    /// Ends the current answer. Later items belong to another message.
     fn close(&mut self) {
         let (thinking, text, calls) = (self.thinking.take(), self.text.take(), std::mem::take(&mut self.calls));
-        // A reasoning that came to nothing, such as one that was cut off, is no answer.
+        // Reasoning without an answer, such as one that was cut off, is left out.
         if text.is_none() && calls.is_empty() {
             return;
         }
@@ -365,7 +366,7 @@ impl Conversation {
                 return Err(Refusal::bad(message).at(place));
             }
             (None | Some("message"), Some("assistant")) => {
-                // After a text, another message begins, but after a call the same answer goes on.
+                // After a text, another message begins. After a call, the same answer continues.
                 if self.text.is_some() && self.calls.is_empty() {
                     self.close();
                 }
@@ -381,7 +382,7 @@ impl Conversation {
                 return Err(Refusal::bad(message).at(place));
             }
             (Some("reasoning"), _) => {
-                // Between two calls, the same answer goes on.
+                // Between two calls, the same answer continues.
                 if self.text.is_some() && self.calls.is_empty() {
                     self.close();
                 }
@@ -430,7 +431,7 @@ fn text(content: Option<Value>, place: &str) -> Result<String, Refusal> {
     }
 }
 
-/// The text of an earlier answer's reasoning: of its content, or of its summary, which is all that some clients keep of it.
+/// The text of an earlier answer's reasoning: its content, or its summary if a client keeps only that.
 fn thought(item: &Item, place: &str) -> Result<String, Refusal> {
     let texts = |field: &str, value: &Option<Value>| match value {
         None | Some(Value::Null) => Ok(Vec::new()),
@@ -454,7 +455,7 @@ mod tests {
         serde_json::from_value(fields).expect("a body")
     }
 
-    /// Roles and contents, with the thinking and the names of calls where a message has some.
+    /// Roles and contents, with the thinking and the names of calls for messages that have them.
     fn shown(input: Value) -> Vec<String> {
         let show = |message: &ChatMessage| {
             let mut shown = format!("{}: {}", message.role, message.content.text("").expect("text"));
@@ -484,7 +485,7 @@ mod tests {
             reasoning("hm"), said("Let me"), call("f"), call("g"), said(" look."), result("1"), result("2"),
             said("One."), said("Two."),
             {"type": "message", "role": "user", "content": "And?"},
-            // What is left of a reasoning whose text a client does not keep.
+            // The item that remains of a reasoning if a client does not keep the text.
             {"type": "reasoning", "id": "rs", "summary": [], "encrypted_content": null},
             {"type": "reasoning", "id": "rs", "summary": parts("summary_text", "in short")},
             call("f"),
@@ -503,7 +504,7 @@ mod tests {
         assert_eq!(found, expected);
     }
 
-    /// What agents send by default, and what is left over of a conversation.
+    /// What agents send by default, and items that remain of a conversation.
     #[test]
     fn what_agents_send_becomes_a_chat() {
         let tools = json!([{"type": "function", "name": "f"}, {"type": "web_search"}, {"type": "custom", "name": "g"}]);

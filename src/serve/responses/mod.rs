@@ -1,8 +1,8 @@
 //! `/v1/responses`: OpenAI's newer interface, for chats that the client keeps itself.
 //!
-//! A body becomes that of a chat (`body`), so that what a chat refuses is refused here too, and the answers are the same. What
-//! comes back is told apart as in a chat, and sent as items (`output`): the reasoning, the message, a call of a function.
-//! Nothing is stored, so everything that would need an earlier response is refused by name.
+//! A body becomes that of a chat (`body`), so that what a chat refuses is refused here too, and the answers are the
+//! same. The answer is separated as in a chat, and sent as items (`output`): the reasoning, the message, a call of a
+//! function. Nothing is stored, so everything that would need an earlier response is refused by name.
 mod body;
 mod output;
 
@@ -21,21 +21,21 @@ use output::Output;
 
 pub(super) use body::ResponsesBody;
 
-/// The names that fields of a chat have here, the longer ones first.
+/// The names that fields of a chat have in this interface, the longer ones first.
 const NAMES: [(&str, &str); 4] = [
-    // A schema is beside its type here.
+    // In this interface, a schema is beside its type.
     ("response_format.json_schema", "text.format"),
     ("response_format", "text.format"),
     ("messages", "input"),
     ("max_tokens", "max_output_tokens"),
 ];
 
-/// A refusal of a chat in the words of this interface.
+/// A refusal of a chat with the field names of this interface.
 pub(super) fn in_own_words(refusal: Refusal) -> Refusal {
     refusal.renamed(&NAMES)
 }
 
-/// Waits for the whole answer. `repeated`: what the response repeats of its request.
+/// Waits for the whole answer. `repeated` are the fields of the request that the response repeats.
 pub(super) async fn whole(
     frame: Frame,
     repeated: Map<String, Value>,

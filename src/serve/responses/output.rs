@@ -1,5 +1,5 @@
-//! The output of a response: items that open and close while the pieces of an answer come, each change with its event. The
-//! response as one object is made from the same items, so that it says what a stream said.
+//! The output of a response: items that open and close while the pieces of an answer arrive, each change with its
+//! event. The response as one object is made from the same items, so that it has the same content as a stream.
 use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
@@ -12,10 +12,10 @@ use crate::serve::routes::id;
 use crate::serve::tools::Told;
 use crate::serve::traces::Traces;
 
-/// What an item is.
+/// The kind of an item.
 #[derive(Debug, Clone, PartialEq)]
 enum Kind {
-    /// The thinking.
+    /// The model's thinking.
     Reasoning,
     /// Text for the user.
     Message,
@@ -28,9 +28,9 @@ enum Kind {
 struct Item {
     kind: Kind,
     id: String,
-    /// Its text, or the arguments of its call.
+    /// The text of the item, or the arguments of its call.
     text: String,
-    /// The probabilities of its tokens, if the client asked for them.
+    /// The probabilities of the item's tokens, if the client asked for them.
     logprobs: Vec<Value>,
     status: &'static str,
 }
@@ -79,28 +79,28 @@ impl Item {
     }
 }
 
-/// A response while it comes.
+/// A response while its pieces arrive.
 pub(super) struct Output {
     frame: Frame,
-    /// What the response repeats of its request.
+    /// The fields of the request that the response repeats.
     repeated: Map<String, Value>,
     traces: Arc<Traces>,
     collected: Collected,
     items: Vec<Item>,
-    /// Events that were not sent yet; `None`: none are sent.
+    /// Events that have not been sent yet; `None` if no events are sent.
     events: Option<Outgoing>,
     /// The number of the next event.
     number: u64,
 }
 
 impl Output {
-    /// A response of which nothing has come yet.
+    /// A response without any pieces yet.
     pub fn new(frame: Frame, repeated: Map<String, Value>, traces: Arc<Traces>) -> Self {
         let collected = Collected::new(&frame);
         Self { frame, repeated, traces, collected, items: Vec::new(), events: None, number: 0 }
     }
 
-    /// The events with which a stream begins. From here on there are events.
+    /// The events with which a stream begins. Events are collected from this call on.
     pub fn begin(&mut self) -> Outgoing {
         self.events = Some(Outgoing::default());
         let response = self.response("in_progress", Map::new());
@@ -109,7 +109,7 @@ impl Output {
         self.sent()
     }
 
-    /// The events of a piece.
+    /// The events for a piece.
     pub fn streamed(&mut self, piece: Piece) -> Outgoing {
         let ended = match piece {
             Piece::Probe(probe) if self.frame.events == Events::Comments => {
@@ -132,10 +132,10 @@ impl Output {
         self.sent()
     }
 
-    /// Takes in a piece. Returns the response if it was the last one.
+    /// Adds a piece. Returns the response if it was the last piece.
     ///
     /// # Errors
-    /// The error by which the answer ended.
+    /// The error with which the answer ended.
     pub fn piece(&mut self, piece: Piece) -> Result<Option<Value>, Refusal> {
         match piece {
             Piece::Text { part, text, tokens } => {
@@ -161,7 +161,7 @@ impl Output {
         }
     }
 
-    /// Takes in what was told apart. The probabilities of its tokens go with the first of it.
+    /// Adds separated text and calls. The probabilities of the tokens go with the first of them.
     fn tell(&mut self, told: Vec<Told>, tokens: &[Token]) {
         let mut logprobs = match self.frame.logprobs(tokens, 0)["content"].take() {
             Value::Array(entries) => entries,
@@ -179,7 +179,7 @@ impl Output {
         }
     }
 
-    /// Opens an item of this kind, unless the latest one is of the same.
+    /// Opens an item of this kind, unless the latest item has the same kind.
     fn open(&mut self, kind: Kind) {
         if self.items.last().is_some_and(|item| item.kind == kind) {
             return;
@@ -253,10 +253,12 @@ impl Output {
         self.tell(rest, &[]);
         let cut = answer::finish_reason(&ending.reason, false) == Some("length");
         if !cut && self.items.iter().all(|item| item.kind == Kind::Reasoning) {
-            // An answer without a word is a message without one: clients look for a message or a call.
+            // If the answer is empty, the response still has an empty message, because clients look for a message or
+            // a call.
             self.open(Kind::Message);
         }
-        // A text of `stop` can end a call inside its arguments. Agents carry out what is completed.
+        // A stop text can end a call inside its arguments. Such a call is not marked as completed, because agents
+        // carry out completed calls.
         let json = |item: &Item| item.text.is_empty() || serde_json::from_str::<Value>(&item.text).is_ok();
         let broken = self.items.last().is_some_and(|item| matches!(item.kind, Kind::Call { .. }) && !json(item));
         self.close(if cut || broken { "incomplete" } else { "completed" });
@@ -271,7 +273,8 @@ impl Output {
         self.response(if cut { "incomplete" } else { "completed" }, fields)
     }
 
-    /// The events of an answer that failed: the error, on which clients raise one of their own, and what came of the response.
+    /// The events of an answer that failed: the error, from which clients raise an error of their own, and the
+    /// response so far.
     fn fail(&mut self, refusal: &Refusal) {
         let mut error = refusal.body();
         for field in ["code", "message", "param"] {
@@ -281,7 +284,7 @@ impl Output {
         if let Some(item) = self.items.last_mut() {
             item.status = "incomplete";
         }
-        // Clients know some codes of failed responses, and this is the one for what is not their fault.
+        // Clients know some codes of failed responses. This is the one for errors that the client did not cause.
         let error = json!({"code": "server_error", "message": refusal.body()["error"]["message"]});
         let mut fields = Map::new();
         fields.insert("error".into(), error);
@@ -289,7 +292,7 @@ impl Output {
         self.last("response.failed", json!({"response": response}));
     }
 
-    /// The response in this state, with other values of these fields.
+    /// The response with this status. `changed` replaces some of its fields.
     fn response(&self, status: &str, changed: Map<String, Value>) -> Value {
         let mut response = Map::new();
         response.insert("id".into(), self.frame.id.as_str().into());
@@ -329,17 +332,18 @@ impl Output {
         }
     }
 
-    /// The events that were not sent yet.
+    /// Takes the events that have not been sent yet.
     fn sent(&mut self) -> Outgoing {
         self.events.as_mut().map(std::mem::take).unwrap_or_default()
     }
 }
 
-/// The usage of a chat by the names of responses.
+/// The usage of a chat, with the field names of responses.
 fn usage(ending: Box<Ending>) -> Value {
     let chat = answer::usage(&[ending], 1);
     let cached = &chat["prompt_tokens_details"]["cached_tokens"];
-    // OpenAI's package demands the number. A prompt that is kept for later requests stays where it was computed.
+    // OpenAI's package requires the number. It is 0, because a prompt that is kept for later requests stays where it
+    // was computed.
     let written = 0;
     json!({
         "input_tokens": chat["prompt_tokens"],
@@ -424,7 +428,7 @@ mod tests {
         assert_eq!(found, expected);
     }
 
-    /// Clients look for a message or a call in a response that is complete.
+    /// Clients look for a message or a call in every completed response.
     #[test]
     fn an_answer_without_a_word_is_a_message_without_one() {
         assert_eq!(items(vec![ended(StopReason::Eos)]), [["message", "", "completed"]]);
