@@ -62,9 +62,9 @@ impl Lengths {
 pub struct Spread {
     /// The middle value; for an even number of values, the mean of the middle two.
     pub median: f64,
-    /// The smallest.
+    /// The smallest value.
     pub min: f64,
-    /// The largest.
+    /// The largest value.
     pub max: f64,
 }
 
@@ -120,7 +120,7 @@ pub struct Measured {
     /// Bytes of keys and values that a token's attention reads, averaged over the steps.
     pub kv_bytes_per_token: u64,
     /// Floating-point operations of a token of a prompt, without those of its attention: two for each parameter that
-    /// multiplies. The output head is left out, which a prompt needs once.
+    /// multiplies. The output head is not counted, because a prompt needs it only once.
     pub layer_flops_per_token: u64,
 }
 
@@ -187,8 +187,8 @@ pub async fn decode(runner: &mut Runner, steps: usize) -> Result<Duration> {
     Ok(begun.elapsed())
 }
 
-/// Prefill and decode at `lengths`, `repeat` times after a first round that compiles the shaders. `replay` says whether
-/// launches of decode steps are replayed ([`Runner::set_replay`]). `tick` is called after every round.
+/// Prefill and decode at `lengths`, `repeat` times after a first round that compiles the shaders. `replay` says
+/// whether launches of decode steps are replayed ([`Runner::set_replay`]). `tick` is called after every round.
 ///
 /// # Errors
 /// Lengths of 0 or beyond the context; a device that fails.
@@ -216,7 +216,7 @@ pub async fn measure(
         let prefilled = prefill(&mut runner, &ids).await?;
         let before = kernels::counts();
         rounds.push((prefilled, decode(&mut runner, steps).await?));
-        // It is the same in every round.
+        // The counts are the same in every round.
         launched = kernels::counts().since(before);
         tick();
     }

@@ -1,5 +1,5 @@
-//! The results of a benchmark as a page: speed against the length of the prompt as figures, and a table. One file that
-//! loads nothing and has no script. What comes from files is escaped.
+//! The results of a benchmark as a page: speed against the length of the prompt as figures, and a table. The page is
+//! one file that loads nothing and has no script. Text that comes from files is escaped.
 use std::fmt::Write;
 
 use super::{Measured, Spread};
@@ -59,8 +59,8 @@ const NAMES: [&str; 20] = [
     "device",
 ];
 
-/// The measurements as comma-separated values, with a line of names. `copy` is the [bandwidth](super::copy_bandwidth) of
-/// the device.
+/// The measurements as comma-separated values, with a line of names. `copy` is the [bandwidth](super::copy_bandwidth)
+/// of the device.
 pub fn csv(model: &str, device: &str, copy: f64, runs: &[Measured]) -> String {
     // Names may have commas and quotes.
     let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
@@ -129,7 +129,8 @@ fn round_up(most: f64) -> f64 {
     [1.0, 2.0, 5.0, 10.0].into_iter().map(|times| times * unit).find(|top| *top >= most).unwrap_or(10.0 * unit)
 }
 
-/// A line for each number of sequences: the median speed over the length of the prompt, with the spread.
+/// A figure with a line for each number of sequences: the median speed over the length of the prompt, with the
+/// spread.
 fn figure(title: &str, runs: &[Measured], of: fn(&Measured) -> Spread) -> String {
     let top = round_up(runs.iter().map(|run| of(run).max).fold(0.0, f64::max));
     let mut prompts: Vec<usize> = runs.iter().map(|run| run.prompt).collect();
@@ -154,7 +155,7 @@ fn figure(title: &str, runs: &[Measured], of: fn(&Measured) -> Spread) -> String
             WIDTH - RIGHT,
             LEFT - 8.0,
             y(speed) + 4.0,
-            // Without what binary fractions leave.
+            // Rounding removes the remainders of binary fractions.
             (speed * 1e6).round() / 1e6,
             at = y(speed),
         );
@@ -255,7 +256,7 @@ mod tests {
         for forbidden in ["http://", "https://", "src=", "@import", "url(", "NaN", "<b>"] {
             assert!(!page.contains(forbidden), "{forbidden}");
         }
-        // Each run is a mark in both figures and a row of the table, and each number of sequences a line.
+        // Each run has a mark in both figures and a row in the table, and each number of sequences has a line.
         assert_eq!((page.matches("<g>").count(), page.matches("<tr>").count()), (6, 4));
         assert_eq!((page.matches("<polyline").count(), page.matches("4 sequences").count()), (4, 2));
         // A line goes from short prompts to long ones, in whatever order they were measured.

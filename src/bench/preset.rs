@@ -1,5 +1,5 @@
-//! Models of common sizes with random weights, so that a device can be measured without a download. The speed does not
-//! depend on the values of the weights.
+//! Models of common sizes with random weights, so that a device can be measured without a download. The speed does
+//! not depend on the values of the weights.
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -104,8 +104,8 @@ pub fn presets() -> impl Iterator<Item = &'static str> {
     PRESETS.iter().map(|preset| preset.name)
 }
 
-/// A model of the sizes of `name`, with random weights in bf16. They are made where they are read, a piece at a
-/// time, so that no file is needed. The same name gives the same weights.
+/// A model of the sizes of `name`, with random weights in bf16. A weight is computed when it is read, so no file is
+/// needed. The same name gives the same weights.
 ///
 /// # Errors
 /// [`ErrorKind::Input`] for a name that is none of [`presets`].
@@ -174,13 +174,13 @@ impl Preset {
     }
 }
 
-/// A safetensors file of bf16 tensors whose values are made where they are read.
+/// A safetensors file of bf16 tensors whose values are computed when they are read.
 struct RandomWeights {
     /// The length of the header, and the header.
     beginning: Vec<u8>,
     /// Bytes of the tensors.
     data: u64,
-    /// Values that come again and again. Their number is prime, so that no two rows are the same.
+    /// Values that are repeated over the whole file. Their number is prime, so that no two rows are the same.
     values: Vec<u8>,
 }
 
@@ -191,7 +191,7 @@ impl std::fmt::Debug for RandomWeights {
 }
 
 impl RandomWeights {
-    /// Random values that come again after this many.
+    /// The number of random values, after which they are repeated.
     const PERIOD: usize = 1_000_003;
 
     fn new(tensors: &[(String, Vec<usize>)]) -> Self {

@@ -43,8 +43,8 @@ pub struct Args {
     repeat: usize,
     #[command(flatten)]
     stored: StorageArgs,
-    /// Launch each kernel of a decode step anew. By default the launches of a step are recorded and replayed for the next
-    /// ones, which gives the same results.
+    /// Launch each kernel of a decode step anew. By default the launches of a step are recorded and replayed for the
+    /// next ones, which gives the same results.
     #[arg(long)]
     no_replay: bool,
     /// Print one JSON object to stdout.
@@ -139,7 +139,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         let measured = pollster::block_on(measuring);
         let measured = match measured.map_err(explained) {
             Ok(measured) => measured,
-            // What was measured before is still printed.
+            // The measurements made so far are still printed.
             Err(e) if !runs.is_empty() => {
                 failed = Some(e);
                 break;
@@ -184,7 +184,7 @@ fn preset_help() -> String {
     format!("Measure a model of this size with random weights, which needs no download: {names}")
 }
 
-/// The columns of the table.
+/// The names of the table's columns.
 const HEAD: [&str; 12] = [
     "prompt",
     "decode",
@@ -218,7 +218,7 @@ fn row(run: &Run) -> Vec<String> {
     ]
 }
 
-/// What is said of the weights and the device.
+/// The lines about the weights and the device.
 fn about(outcome: &Outcome) -> Vec<String> {
     let Outcome { kv, weight_bytes, copy, .. } = outcome;
     let gb = |s: Spread| spread(Spread { median: s.median / 1e9, min: s.min / 1e9, max: s.max / 1e9 });
@@ -235,7 +235,7 @@ fn about(outcome: &Outcome) -> Vec<String> {
     ]
 }
 
-/// What is said below the table.
+/// The lines below the table.
 fn below(outcome: &Outcome) -> Vec<String> {
     let first = outcome.runs.first().map(|Run { measured, .. }| {
         let (seconds, tokens) = (measured.first_prefill_seconds, measured.prompt);

@@ -238,8 +238,8 @@ fn check_out(out: &Path) -> Result<()> {
         .found(out.display()))
 }
 
-/// The number of tokens of a question. Refuses one that leaves no room for an answer. A calibration takes hours, so this is
-/// checked before it starts.
+/// The number of tokens of a question. Refuses one that leaves no room for an answer. A calibration takes hours, so
+/// this is checked before it starts.
 pub fn check(prepared: &PreparedModel, question: &Prompt) -> Result<usize> {
     let (ids, _) = prepared.encode(question)?;
     let context = prepared.context();

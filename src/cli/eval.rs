@@ -26,7 +26,7 @@ use super::{fields, model, screen, text, trust};
 
 /// Problems of the built-in reasoner's task, if `--limit` is not given.
 const BUILTIN_PROBLEMS: usize = 100;
-/// How often the progress is printed where it cannot be shown as a bar.
+/// The interval between two lines of progress where no bar can be shown.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 
 const SETTINGS: &str = "settings.json";
@@ -42,16 +42,16 @@ pub struct Args {
     /// model in the binary].
     #[arg(value_name = "DIR|FILE|NAME")]
     model: Option<std::ffi::OsString>,
-    /// Questions with answers: a file with one JSON object on each line, {"question": "...", "answer": "..."}; or aime24,
-    /// amc23, math500 or gsm8k, which are fetched once; or builtin or builtin-hard, the problems of the model in the
-    /// binary.
+    /// Questions with answers: a file with one JSON object on each line, {"question": "...", "answer": "..."}; or
+    /// aime24, amc23, math500 or gsm8k, which are fetched once; or builtin or builtin-hard, the problems of the model
+    /// in the binary.
     #[arg(long, value_name = "FILE.jsonl|NAME", required = true)]
     data: Option<PathBuf>,
     /// The folder for the results. An evaluation that was interrupted there is continued.
     #[arg(long, value_name = "DIR", required_unless_present = "plan")]
     out: Option<PathBuf>,
-    /// Say how long the evaluation would take and how much memory it needs, from a few short answers on the device. Nothing
-    /// is recorded. Answers that are in --out already are left out, and say how long others will be.
+    /// Say how long the evaluation would take and how much memory it needs, from a few short answers on the device.
+    /// Nothing is recorded. Answers that are in --out already are left out, and say how long others will be.
     #[arg(long)]
     plan: bool,
     /// The policies, separated by commas. The full cache and random eviction are always measured as well. Random
@@ -61,7 +61,8 @@ pub struct Args {
     /// The budgets, separated by commas, such as ratio:0.5,tokens:512.
     #[arg(long, value_name = "BUDGETS", value_delimiter = ',', value_parser = budget, default_value = "ratio:0.75")]
     budgets: Vec<Budget>,
-    /// The seeds of sampling and of random eviction, separated by commas. Where nothing is drawn, only the first counts.
+    /// The seeds of sampling and of random eviction, separated by commas. Where nothing is drawn, only the first
+    /// counts.
     #[arg(long, value_name = "SEEDS", value_delimiter = ',', default_value = "0")]
     seeds: Vec<u64>,
     /// Use at most N questions [default: all of a file; 100 of builtin and builtin-hard].
@@ -70,7 +71,8 @@ pub struct Args {
     /// Leave out the first N questions.
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
     skip: usize,
-    /// Answer the I-th of N parts of the questions, where I is from 1 to N. `secateur eval merge` puts the parts together.
+    /// Answer the I-th of N parts of the questions, where I is from 1 to N. `secateur eval merge` puts the parts
+    /// together.
     #[arg(long, value_name = "I/N", value_parser = parsed::<Shard>)]
     shard: Option<Shard>,
     /// A text to append to each question, such as "Put your final answer within \boxed{}.".
@@ -96,8 +98,8 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Action {
-    /// Compare two evaluations: what of their settings differs, and for each policy and budget that both have, how much
-    /// more often the second is right on the same questions.
+    /// Compare two evaluations: what of their settings differs, and for each policy and budget that both have, how
+    /// much more often the second is right on the same questions.
     Compare {
         /// The folder of an evaluation.
         #[arg(value_name = "A")]
@@ -131,12 +133,12 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         (Some(Action::Merge { out, parts }), ..) => merge(out, parts),
         (None, Some(data), out) if args.plan => args.estimate(data, out.as_deref()),
         (None, Some(data), Some(out)) => args.run(data, out),
-        // clap refuses this.
+        // clap refuses this combination before it gets here.
         (None, ..) => Err(Error::new(ErrorKind::Input, "--data and --out are required").at("secateur eval")),
     }
 }
 
-/// What was prepared for an evaluation before the weights are loaded.
+/// The parts of an evaluation that are prepared before the weights are loaded.
 struct Prepared {
     source: ModelSource,
     model: PreparedModel,
@@ -145,7 +147,7 @@ struct Prepared {
     problems: Vec<Problem>,
     /// Tokens of each question's prompt.
     prompts: Vec<usize>,
-    /// Of each arm.
+    /// The settings of each arm.
     settings: Vec<Settings>,
     notes: BTreeSet<String>,
 }
@@ -315,7 +317,7 @@ impl Args {
         let most =
             |arm: usize, prompt: usize| settings[arm].max_new_tokens.min(model.context().saturating_sub(prompt)).max(1);
         for (index, arm) in arms.iter().enumerate() {
-            // A control keeps as many as the policy that it repeats.
+            // A control keeps as many tokens as the policy that it repeats.
             let bound = model.bytes_together(plan.batch, longest, &settings[index]);
             lines.push(vec![arm.to_string(), screen::bytes(bound), most(index, longest).to_string()]);
         }
@@ -348,7 +350,8 @@ impl Args {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Checks everything that can be checked without the weights on the device, and makes the folder, if one is named.
+    /// Checks everything that can be checked without the weights on the device, and makes the folder, if one is
+    /// named.
     fn prepare(
         &self,
         data: &Path,
@@ -437,7 +440,7 @@ impl Args {
     }
 }
 
-/// Refuses a folder whose settings are others.
+/// Refuses a folder whose settings differ from those of `plan`.
 fn check_same(out: &Path, plan: &Plan, there: &Plan) -> Result<()> {
     let differences = plan.differences(there);
     if differences.is_empty() {
@@ -450,19 +453,20 @@ fn check_same(out: &Path, plan: &Plan, there: &Plan) -> Result<()> {
         .help("choose another --out, or give the settings that were found"))
 }
 
-/// The answers that a folder has to the questions of a plan whose weights were not read and that may be for another device.
+/// The answers in a folder to the questions of `plan`. `plan` lacks the hash of the weights, and may be for another
+/// device, so these two fields are not compared.
 fn made_in(out: &Path, plan: &Plan) -> Result<Vec<Trial>> {
     let there = read_plan(out)?;
     let plan = Plan { weights: there.weights.clone(), device: there.device.clone(), ..plan.clone() };
     check_same(out, &plan, &there)?;
     let path = out.join(TRIALS);
     let text = if path.exists() { text::read(&path, "the answers of an evaluation")? } else { String::new() };
-    // The evaluation may be under way, in the middle of a line.
+    // If the evaluation is still running, the last line may be incomplete.
     let whole = text.rfind('\n').map_or(0, |at| at + 1);
     read_trials(&text[..whole], &path, &plan)
 }
 
-/// The questions of a plan, for people.
+/// The number and the source of a plan's questions, as text.
 fn asked(plan: &Plan) -> String {
     let shard = plan.shard.map(|shard| format!(", part {shard}")).unwrap_or_default();
     format!("{} {}{shard}", plan.questions, if plan.questions == 1 { "question" } else { "questions" })
@@ -590,7 +594,7 @@ fn merge(out: &Path, parts: &[PathBuf]) -> Result<ExitCode> {
     }
     let mut whole: Option<Plan> = None;
     let mut devices: Vec<String> = Vec::new();
-    // By question, arm and seed.
+    // The keys are question, arm and seed.
     let mut trials: BTreeMap<_, (Trial, &Path)> = BTreeMap::new();
     for part in parts {
         let (plan, answered) = read_folder(part)?;
@@ -700,7 +704,7 @@ fn short(value: &str) -> String {
     }
 }
 
-/// How a person changes a setting that has this name in a plan.
+/// The name of the option that changes this setting of a plan, for messages.
 fn option_of(name: &str) -> String {
     match name {
         "questions" | "questions_hash" => format!("--data, --limit or --skip ({name})"),
@@ -718,7 +722,7 @@ struct Progress {
     bar: screen::Progress,
     begun: Instant,
     told: Instant,
-    /// Answers that were there when it began.
+    /// Number of answers that existed when the evaluation began.
     before: usize,
     done: usize,
     all: usize,
@@ -746,7 +750,7 @@ impl Progress {
     }
 }
 
-/// A duration for people.
+/// A duration as text.
 fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 90.0 => format!("{s:.0} s"),

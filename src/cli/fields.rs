@@ -70,8 +70,8 @@ pub fn as_options(text: &str) -> String {
     rewritten + rest
 }
 
-/// An error as the command line prints it. What was found stays as it is, because it may quote a file whose own fields
-/// have these names.
+/// An error as the command line prints it. What was found stays as it is, because it may quote a file whose own
+/// fields have these names.
 pub fn error(error: &secateur::Error) -> String {
     // It may quote a file or an answer of the hub.
     super::text::visible(&error.rewritten(as_options).to_string())
@@ -138,8 +138,8 @@ mod tests {
         }
         let request = serde_json::to_value(Request::default()).unwrap();
         let without = request.as_object().unwrap().keys().filter(|name| !with_option().contains(*name));
-        // These are a conversation and what its template is told, a switch of another name, what `--trace` implies, and what
-        // programs ask for.
+        // These fields have no option of the same name: the conversation and the arguments of its template, a switch
+        // that has another name, a setting that `--trace` implies, and settings for programs.
         let programs = ["stop_ids", "include_stop", "logprobs", "prompt_logprobs"];
         let others = ["messages", "think", "tools", "chat_template_kwargs", "attention"];
         assert_eq!(without.collect::<Vec<_>>(), [&others[..], &programs].concat());

@@ -35,20 +35,20 @@ pub fn generate(
             }
         }
         Event::Token { text, role, .. } | Event::Rest { text, role } => {
-            // A rest is no token of its own.
+            // A rest is the end of an earlier token's text, so it does not count as a thinking token.
             if role == Role::Thinking && matches!(event, Event::Token { .. }) {
                 thoughts.push(text.to_string());
             }
             let shown = match role {
                 _ if !answer_only => text,
-                // Blanks before the first word of the answer are left out.
+                // White space before the first word of the answer is left out.
                 Role::Answer if !begun => text.trim_start(),
                 Role::Answer => text,
                 _ => "",
             };
             begun |= answer_only && !shown.is_empty();
             if let Err(e) = screen.token(shown, role) {
-                // Stdout cannot be written, so there is no use for further tokens.
+                // Stdout cannot be written, so the run is stopped.
                 broken.get_or_insert(e);
                 stop.store(true, Ordering::Relaxed);
             }

@@ -51,12 +51,13 @@ struct Inspection {
     text: Text,
     probe: Feasible,
     memory: Vec<Memory>,
-    /// What quantized weights cost, if it was measured.
+    /// The loss of quality through quantized weights, if it was measured.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     quality: Vec<Compared>,
     /// Whether `run` can run the model, on a device with enough memory.
     runs: bool,
-    /// What is missing, malformed or not supported, one error each. Whatever needs it fails.
+    /// The parts of the model that are missing, malformed or not supported, one error each. Anything that needs such
+    /// a part fails.
     problems: Vec<String>,
 }
 
@@ -145,7 +146,7 @@ struct Text {
     template: bool,
     think_open: Option<u32>,
     think_close: Option<u32>,
-    /// The tags of these two ids.
+    /// The texts of the tags whose ids are `think_open` and `think_close`.
     #[serde(skip)]
     tags: ThinkTags,
     thinking: Thinking,
@@ -193,7 +194,7 @@ struct Memory {
     context: usize,
     kv: String,
     kv_bytes: u64,
-    /// The cache of one layer: a device must be able to bind so many bytes at once.
+    /// The cache of one layer: a device must be able to bind this many bytes at once.
     layer_bytes: u64,
     /// The weights, the cache and the RoPE table; `None` without weights.
     total_bytes: Option<u64>,

@@ -1,5 +1,5 @@
-//! A file to which records are appended as lines of JSON, so that a program that is ended at any moment loses none of
-//! them. After a power cut, the last ones may be missing: lines are not forced to the disk.
+//! A file to which records are appended as lines of JSON, so that no record is lost if the program is ended at any
+//! moment. After a power cut, the last ones may be missing: lines are not forced to the disk.
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -59,7 +59,8 @@ impl Journal {
         self.file.set_len(self.whole as u64).map_err(|e| cannot_be_kept(&self.path, self.what, e))
     }
 
-    /// Appends a record. Each line is one write, so that an interruption leaves it complete or at the end of the file.
+    /// Appends a record. Each line is one write, so that an interruption leaves it complete or at the end of the
+    /// file.
     pub fn append(&mut self, line: &str) -> Result<()> {
         self.file.write_all(line.as_bytes()).map_err(|e| cannot_be_kept(&self.path, self.what, e))
     }

@@ -27,7 +27,7 @@ pub enum Look {
     /// Thinking that was evicted from the cache: struck through, and red for terminals that cannot strike text
     /// through.
     Cut,
-    /// The status line.
+    /// The status line below the text.
     Status,
 }
 

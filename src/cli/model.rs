@@ -78,8 +78,8 @@ fn fetched(model: &OsStr, update: bool, quiet: bool) -> Result<(PathBuf, String)
     }
 }
 
-/// Opens the path `model` if it exists; otherwise reads the beginnings of the files that the model of this name has on
-/// the hub.
+/// Opens the path `model` if it exists; otherwise reads the beginnings of the files that the model of this name has
+/// on the hub.
 ///
 /// # Errors
 /// If the path does not exist and is not a name, or the hub does not have the model.

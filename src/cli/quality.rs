@@ -16,8 +16,8 @@ use super::{model, options, screen, stdin, text, trust};
 
 #[derive(Debug, clap::Args)]
 pub struct QualityArgs {
-    /// Measure on the text in FILE, or on stdin for `-`, what quantized weights cost: perplexity, and how far the predictions are from those
-    /// of the model as it is stored. Without --weights, q8, q6 and q4 are measured.
+    /// Measure on the text in FILE, or on stdin for `-`, what quantized weights cost: perplexity, and how far the
+    /// predictions are from those of the model as it is stored. Without --weights, q8, q6 and q4 are measured.
     #[arg(long, value_name = "FILE", conflicts_with = "no_fetch")]
     quality: Option<PathBuf>,
     /// With --quality: compare with this model, such as the unquantized one that a GGUF file was made of.
@@ -28,7 +28,7 @@ pub struct QualityArgs {
     device: String,
 }
 
-/// Fewer predictions than this say little.
+/// With fewer predictions than this, the output warns that small differences cannot be told.
 const FEW: usize = 200;
 
 /// A row of the table.
@@ -38,13 +38,13 @@ pub struct Compared {
     weights: Option<Precision>,
     /// Bytes of the weights on the device.
     weight_bytes: u64,
-    /// The element types that they have there.
+    /// Bytes of these weights by element type.
     weight_types: Vec<TypeBytes>,
     /// The model that it was compared with, as it is stored.
     reference: String,
     /// Bytes of the weights of the reference on the device.
     reference_bytes: u64,
-    /// The element types that they have there.
+    /// Bytes of these weights by element type.
     reference_types: Vec<TypeBytes>,
     #[serde(flatten)]
     quality: Quality,
@@ -63,7 +63,7 @@ fn types(model: &Decoder) -> Vec<TypeBytes> {
     model.weight_types().into_iter().map(|(dtype, bytes)| TypeBytes { name: dtype.name(), bytes }).collect()
 }
 
-/// What was asked for, measured; empty without `--quality`.
+/// Measures what the options ask for. The result is empty without `--quality`.
 pub fn measure(
     args: &QualityArgs,
     weights: Option<Precision>,
@@ -82,7 +82,7 @@ pub fn measure(
         None => None,
     };
     let (other, other_name) = against.as_ref().map_or((source, name), |(source, name)| (source, name.as_str()));
-    // What can be refused is refused before gigabytes are read.
+    // Everything that can be refused is refused before gigabytes are read.
     let at_text = |e: Error| e.at(format!("{}, {name} against {other_name}", file.display()));
     quality::check(&ModelConfig::load(other)?, &ModelConfig::load(source)?, begin, &ids).map_err(at_text)?;
     if against.is_some() && Tokenizer::load(other)?.encode(&text)? != ids {
@@ -126,7 +126,7 @@ pub fn measure(
 
 fn load(source: &ModelSource, name: &str, precision: Option<Precision>, device: &ComputeDevice) -> Result<Decoder> {
     let config = ModelConfig::load(source)?;
-    // The context that a run has by default, because the RoPE of some models depends on it.
+    // This is the context that a run has by default. The RoPE of some models depends on it.
     let context = config.context(None)?;
     if context < 2 * quality::WINDOW {
         return Err(Error::new(ErrorKind::Model, "the context of the model is too short to measure its quality")

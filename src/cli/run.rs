@@ -159,8 +159,8 @@ pub fn main(args: Args) -> Result<ExitCode> {
         false => screen.summary(&result, load_us),
         true => screen.warn_about(&result),
     }
-    // A program that reads an empty stdout, or with --quiet a thought that breaks off, must be able to tell why. After
-    // an interruption the reason is known, so that --quiet alone does not bring the warning.
+    // A program that reads an empty stdout, or an incomplete thought with --quiet, must be able to tell why. After an
+    // interruption the reason is known, so --quiet alone does not print the warning.
     let interrupted = result.trace.stop_reason == StopReason::Cancelled;
     let empty = args.answer_only && result.answer.is_empty();
     let broken_off = result.format_unfinished && !interrupted;
@@ -170,7 +170,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
     written?;
     match result.error {
         Some(e) => Err(e),
-        // A program that asked for JSON and does not get it must not take the beginning for the whole.
+        // The program asked for JSON. It must not take an incomplete text for the whole.
         None if broken_off => Err(Error::new(ErrorKind::Model, "the answer is not complete in its format")
             .at("`answer_format`")
             .found(screen::ended(&result))
@@ -197,7 +197,7 @@ fn check_chat_model(prepared: &PreparedModel, request: &Request) -> Result<Vec<S
     if let Some(system) = &request.system {
         template.check_system(&[Message::new("system", system.as_str())], &RenderOptions::default())?;
     }
-    // Each turn draws a seed of its own, so that one drawn here is nothing to report.
+    // Each turn draws its own seed, so the seed that is drawn here is not reported.
     let (settings, notes) = prepared.settings(&Request { seed: request.seed.or(Some(0)), ..request.clone() })?;
     // There is no message yet, but any prompt serves to check the settings.
     prepared.check(&Prompt::Ids(vec![0]), &settings)?;

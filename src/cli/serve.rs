@@ -72,8 +72,8 @@ pub struct Args {
     /// Answer requests that name another model too, for clients with fixed names.
     #[arg(long)]
     any_model: bool,
-    /// The number of requests that run side by side, or auto: as many usual ones as fit into --cache-memory, at most 64, or at
-    /// most 16 where that is not given.
+    /// The number of requests that run side by side, or auto: as many usual ones as fit into --cache-memory, at most
+    /// 64, or at most 16 where that is not given.
     #[arg(long, value_name = "N|auto", default_value = "4", value_parser = sequences)]
     sequences: Sequences,
     /// The number of requests that may wait for a place. Further ones are refused with status 503.
@@ -83,19 +83,20 @@ pub struct Args {
     /// [default: no limit].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     requests_per_key: Option<u32>,
-    /// The memory for the caches of all requests, in MiB. A request gets a place only if the most that it can need fits beside
-    /// the others [default: what the device's largest buffers allow].
+    /// The memory for the caches of all requests, in MiB. A request gets a place only if the most that it can need
+    /// fits beside the others [default: what the device's largest buffers allow].
     #[arg(long, value_name = "MIB")]
     cache_memory: Option<u64>,
-    /// The memory for prompts of requests that have ended, in MiB, as a part of that of the caches. Requests that begin alike
-    /// copy them, such as the next message of a conversation; 0: none is kept [default: a quarter of the
+    /// The memory for prompts of requests that have ended, in MiB, as a part of that of the caches. Requests that
+    /// begin alike copy them, such as the next message of a conversation; 0: none is kept [default: a quarter of the
     /// caches' memory, at most 256 where that is not given].
     #[arg(long, value_name = "MIB")]
     prompt_cache: Option<u64>,
     /// The most tokens after the thinking, which is never pruned, in requests that name no limit.
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1..))]
     max_answer_tokens: u32,
-    /// The field of responses that has the thinking: reasoning_content, reasoning, or none to leave it in the content.
+    /// The field of responses that has the thinking: reasoning_content, reasoning, or none to leave it in the
+    /// content.
     #[arg(long, value_name = "FIELD", default_value = "reasoning_content", value_parser = thinking_field)]
     reasoning_field: ThinkingField,
     #[command(flatten)]
@@ -162,13 +163,13 @@ pub fn main(args: Args) -> Result<ExitCode> {
     let (source, name) = args.model.open(args.quiet)?;
     options.name = args.served_name.clone().unwrap_or_else(|| short_name(&name));
     let load = LoadOptions { kv: args.stored.kv, context: args.context, sequences: 1, weights: args.stored.weights };
-    // What cannot run is refused before the weights are read.
+    // A model or settings that cannot run are refused before the weights are read.
     let prepared = PreparedModel::new(&source, &name, &load)?;
     prepared.settings(&options.defaults)?;
     options.places = match args.sequences {
         Sequences::Number(places) => places,
         Sequences::Auto if options.memory.is_some() => MOST_SEQUENCES,
-        // Where nobody says how much memory there is, the largest buffers do not tell either.
+        // If the amount of memory is not given, it cannot be derived from the largest buffers either.
         Sequences::Auto => MOST_UNTOLD,
     };
     drop(prepared);
@@ -192,11 +193,11 @@ pub fn main(args: Args) -> Result<ExitCode> {
     if cut_off > 0 && !args.quiet {
         super::say(&format!("{} ended before their answer was complete", counted(cut_off)));
     }
-    // A server that was told to stop, and did, has done its work.
+    // The server stopped because it was told to, so it has succeeded.
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says that the server ends as soon as these requests do.
+/// Prints that the server ends as soon as these requests do.
 fn say_drain(requests: usize, time: Duration) {
     let until = match (requests, time.as_secs()) {
         (0, _) => "as soon as the model is loaded".to_string(),
@@ -210,7 +211,7 @@ fn counted(requests: usize) -> String {
     format!("{requests} request{}", if requests == 1 { "" } else { "s" })
 }
 
-/// What it takes to load the model, now and after its device was lost.
+/// The options for loading the model, at the start and again after its device was lost.
 struct Opening {
     source: ModelSource,
     name: String,
@@ -223,11 +224,11 @@ struct Opening {
     options: Options,
 }
 
-/// The prompt for which the start of a server tells the memory of a request.
+/// Tokens of the prompt for which the server prints at its start how much memory a request needs.
 const USUAL_PROMPT: usize = 1000;
 
 impl Opening {
-    /// Loads the model, and says where it is served.
+    /// Returns a function that loads the model and prints the address at which it is served.
     fn opener(self) -> serve::Open {
         Box::new(move || -> Result<Engine> {
             let Self { source, name, load, device, auto, address, quiet, options } = &self;
@@ -252,7 +253,7 @@ impl Opening {
     }
 }
 
-/// A sentence on how many requests run at once, by the bound of a usual one.
+/// A sentence on how many requests run at once, from the bound of a usual request.
 fn room(engine: &Engine, options: &Options) -> Result<String> {
     let (prepared, device) = (engine.prepared(), engine.model().device());
     let (prompt, settings) = usual(&prepared, options)?;
@@ -282,8 +283,8 @@ fn places_on(device: &ComputeDevice, prepared: &PreparedModel, options: &Options
     Ok(prepared.side_by_side(prompt, &settings, options.memory.unwrap_or(most).min(most), options.places, device))
 }
 
-/// Lets this process open up to 10,240 files, if the system allows so many: each connection is one, and the usual limit is
-/// 256 or 1,024.
+/// Lets this process open up to 10,240 files, if the system allows so many: each connection is one, and the usual
+/// limit is 256 or 1,024.
 #[cfg(unix)]
 fn raise_limit_of_files() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -308,7 +309,7 @@ fn short_name(name: &str) -> String {
     }
 }
 
-/// Takes a port.
+/// Binds a listener to an address.
 ///
 /// # Errors
 /// If it is taken, or not allowed.

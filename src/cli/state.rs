@@ -1,4 +1,4 @@
-//! What secateur remembers between runs: files in the user's folder for application state.
+//! The files that secateur keeps between runs, in the user's folder for application state.
 use std::path::{Path, PathBuf};
 
 /// The file `name` in `secateur/` in the user's folder for application state, if there is a place for it.
@@ -18,15 +18,15 @@ pub fn file(name: &str) -> Option<PathBuf> {
     within(&state, name)
 }
 
-/// The file in `state`. The folder is made if it is missing, as the XDG Base Directory specification asks: readable by its
-/// owner alone.
+/// The file in `state`. The folder is made if it is missing, as the XDG Base Directory specification asks: readable
+/// by its owner alone.
 fn within(state: &Path, name: &str) -> Option<PathBuf> {
     let folder = state.join("secateur");
     (folder.is_dir() || made(&folder).is_ok()).then(|| folder.join(name))
 }
 
-/// Whether a folder belongs to who runs this process. With `sudo`, it may be another user's home, where folders of this
-/// process would shut its owner out.
+/// Whether a folder belongs to the user who runs this process. Under `sudo`, the home may be that of another user,
+/// who could then not write into folders that this process creates there.
 #[cfg(unix)]
 fn is_own(home: &Path) -> bool {
     use std::os::unix::fs::MetadataExt;

@@ -16,8 +16,8 @@ const MOST: usize = 64;
 /// The devices that this process has opened.
 static OPENED: Mutex<Vec<ComputeDevice>> = Mutex::new(Vec::new());
 
-/// Waits until all devices of this process have done what was asked of them. As the process ends, so do the drivers, and
-/// some crash if they are at work then.
+/// Waits until all devices of this process have finished their work. The drivers end with the process, and some of
+/// them crash if they are at work at that time.
 pub fn settle() {
     for device in OPENED.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
         if let Err(e) = device.settle() {
@@ -26,8 +26,8 @@ pub fn settle() {
     }
 }
 
-/// Opens the device that `select` names. An adapter is tested when it is opened for the first time with its driver and
-/// these shaders. That it passed is remembered if there is a [folder](state::file) for it.
+/// Opens the device that `select` names. An adapter is tested when it is opened for the first time with its driver
+/// and these shaders. A passed test is remembered if there is a [folder](state::file) for it.
 ///
 /// # Errors
 /// Those of [`ComputeDevice::open`] and of [`conformance::self_test`].
@@ -49,14 +49,14 @@ pub fn open(select: &str, quiet: bool) -> Result<ComputeDevice> {
     let mut progress = |done, total| bar.at(done, total);
     pollster::block_on(conformance::self_test(&device, SelfTest::ElementTypes, &mut progress))?;
     if let Some(file) = memory {
-        // What passed with other shaders has to be tested again, should they return.
+        // Entries for other shaders are removed. If those shaders return, the adapter is tested again.
         known.retain(|line| line.starts_with(&shaders));
         if known.len() >= MOST {
             known.clear();
         }
         known.insert(&key);
         let lines: String = known.iter().map(|line| format!("{line}\n")).collect();
-        // Without the memory, the adapter is tested again, which is no reason to stop.
+        // If the file cannot be written, the adapter is tested again next time. That is no reason to stop.
         if let Err(e) = file::write_whole(&file, &lines) {
             log::debug!("{e}");
         }

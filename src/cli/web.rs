@@ -44,7 +44,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let model = match args.model.path(args.quiet)? {
         None => None,
         Some(path) => {
-            // What the page could not run is refused here, where the reason can be read.
+            // A model that the page could not run is refused here, where the reason can be read.
             let source = secateur::ModelSource::open(&path)?;
             PreparedModel::new(&source, path.to_string_lossy(), &LoadOptions::default())?;
             Some(ModelFiles::at(&path)?)

@@ -9,9 +9,9 @@ use crate::{Error, ErrorKind, Result};
 /// An answer, or why there is none. The result of a run that failed in the middle is there as well.
 #[derive(Debug)]
 pub struct Answered {
-    /// What the run gave.
+    /// The result of the run, complete or up to its failure; `None` if it failed before its first token.
     pub result: Option<RunResult>,
-    /// Why it failed.
+    /// Why the run failed; `None` if it did not fail.
     pub error: Option<Error>,
 }
 
@@ -29,9 +29,9 @@ impl Answered {
     }
 }
 
-/// Answers `jobs`: each has a name of the caller's, a prompt and its settings. `done` takes each name with its answer,
-/// in the order in which the answers end. Once `stop` returns true, no job is begun, and those under way end without an
-/// answer.
+/// Answers `jobs`, each of which has a label of the caller, a prompt and its settings. `done` receives each label
+/// with its answer, in the order in which the answers end. Once `stop` returns true, no further job is begun, and
+/// running jobs end without an answer.
 ///
 /// # Errors
 /// The errors of a run after which no other can be made, such as the loss of the device, and those of `done`.
@@ -75,8 +75,8 @@ pub async fn side_by_side<J>(
     }
 }
 
-/// Whether an evaluation ends with this error. What goes wrong with a device, its memory or a file concerns more than one
-/// question, and would count against whichever run it met.
+/// Whether an evaluation ends with this error. A failure of the device, its memory or a file affects more than one
+/// question, and would otherwise count against the run in which it happens to occur.
 fn ends_all(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Device | ErrorKind::Io | ErrorKind::Internal)
 }

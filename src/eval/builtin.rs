@@ -1,7 +1,7 @@
-//! The problems of the built-in reasoner's task, letter for letter those of `models/train/task.py`: the same splits in
-//! the same order, so that results here can be compared with those of the PyTorch code. Training never saw them.
+//! The problems of the built-in reasoner's task, letter for letter those of `models/train/task.py`: the same splits
+//! in the same order, so that results here can be compared with those of the PyTorch code. Training never uses them.
 //!
-//! Python's generator of random numbers is part of what a problem is, and so it is here.
+//! The problems depend on Python's random number generator, so this module implements it.
 use ring::digest::{SHA512, digest};
 
 use super::Problem;
@@ -100,7 +100,7 @@ fn make(random: &mut Python, n: usize, updates: u32, far: bool) -> (String, u32)
         else {
             continue;
         };
-        // Most facts matter, or a short path would answer a long problem.
+        // Most facts must matter. Otherwise a short path would answer a long problem.
         let (mut matter, mut needed) = (0, vec![target]);
         for fact in facts[..=last].iter().rev() {
             if needed.contains(&fact.letter) {

@@ -246,7 +246,7 @@ pub async fn answer(
     });
     answer::side_by_side(engine, &mut jobs, stop, &mut |(arm, problem), answered| {
         let result = answered.whole()?;
-        // If the model was cut off while thinking, no number in the text is an answer.
+        // If the model was cut off while thinking, no number in the text counts as an answer.
         let verdict = grade::grade(&result.answer, &problems[problem].answer);
         done(Trial {
             layers: arm.to_string(),

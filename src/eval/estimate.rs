@@ -13,7 +13,7 @@ use crate::settings::Settings;
 const SHORT: usize = 4;
 const LONG: usize = 36;
 
-/// What was asked and answered at one time.
+/// The size and the time of a round of questions that were answered side by side.
 #[derive(Debug, Clone, Copy, Default)]
 struct Round {
     /// Tokens of the prompts.
@@ -33,8 +33,10 @@ pub struct Speed {
 }
 
 impl Speed {
-    /// Answers the first questions of `plan` with the full cache, as many as run side by side, for a few tokens. Few
-    /// questions are asked several times, as the ways of answering do. The first round compiles shaders and is not counted. `settings` are those of the full cache. `None` once `stop` returns true.
+    /// Answers the first questions of `plan` with the full cache, as many as run side by side, for a few tokens. If
+    /// there are fewer questions than places, they are asked several times, as an evaluation does with its ways of
+    /// answering. The first round compiles shaders and is not counted. `settings` are those of the full cache. `None`
+    /// once `stop` returns true.
     ///
     /// # Errors
     /// The errors of a run.
@@ -66,24 +68,24 @@ impl Speed {
         Ok(Some(Self::of(rounds[1], rounds[2])))
     }
 
-    /// From a round of short answers and one of long ones to the same prompts.
+    /// The speed, from a round of short answers and a round of long answers to the same prompts.
     fn of(short: Round, long: Round) -> Self {
-        // On a busy machine the short round can take the longer time.
+        // On a busy machine the short round can take longer than the long one.
         let each =
             ((long.seconds - short.seconds) / long.answers.saturating_sub(short.answers).max(1) as f64).max(1e-9);
         let before = (short.seconds - each * short.answers as f64).max(1e-9);
         Self { prompts: short.prompts as f64 / before, answers: 1.0 / each }
     }
 
-    /// The seconds that these trials take if each answer has `tokens` tokens. `prompts`: the tokens of each question's
-    /// prompt.
+    /// The seconds that these trials take if each answer has `tokens` tokens. `prompts`: the tokens of each
+    /// question's prompt.
     pub fn seconds(&self, jobs: &[Job], prompts: &[usize], tokens: impl Fn(&Job) -> f64) -> f64 {
         let of = |job: &Job| prompts[job.problem] as f64 / self.prompts + tokens(job) / self.answers;
         jobs.iter().map(of).sum()
     }
 }
 
-/// The mean length of the answers that were made, in tokens, failures left out; `None` without any.
+/// The mean length in tokens of the answers so far, without failures; `None` if there are none.
 pub fn mean_length(trials: &[Trial]) -> Option<f64> {
     let whole = || trials.iter().filter(|trial| trial.error.is_none());
     let (tokens, count) = (whole().map(|trial| trial.generated_tokens as f64).sum::<f64>(), whole().count());
@@ -105,7 +107,7 @@ mod tests {
         let jobs = [0, 1].map(|problem| Job { problem, arm: 0, seed: 0 });
         let seconds = speed.seconds(&jobs, &[100, 300], |job| if job.problem == 0 { 64.0 } else { 128.0 });
         assert!((seconds - (2.0 + 3.0)).abs() < 1e-6, "{seconds}");
-        // A short round that took longer gives no negative speed.
+        // A short round that took longer does not give a negative speed.
         let odd = Speed::of(round(32, 3.0), round(288, 2.0));
         assert!(odd.prompts > 0.0 && odd.answers > 0.0);
     }

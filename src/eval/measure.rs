@@ -1,8 +1,9 @@
-//! An evaluation: policies at budgets on questions with answers, each a trial whose record is one line of JSON. Trials
-//! can be made in any order and on several machines; a table ([`super::table`]) needs only their records.
+//! An evaluation: policies at budgets on questions with answers, each a trial whose record is one line of JSON.
+//! Trials can be made in any order and on several machines; a table ([`super::table`]) needs only their records.
 //!
-//! Two arms are always there: `full`, which shows what pruning costs, and `random`, the control. Controls keep as many
-//! tokens at each probe as the measured policy kept on the same question ([`Replay`]): only which tokens stay differs.
+//! Two arms are always there: `full`, which shows what pruning costs, and `random`, the control. Controls keep as
+//! many tokens at each probe as the measured policy kept on the same question ([`Replay`]): only which tokens stay
+//! differs.
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -21,18 +22,18 @@ use crate::settings::Settings;
 use crate::trace::{StopReason, Trace};
 use crate::{Error, ErrorKind, Result};
 
-/// The version this code writes and reads.
+/// The version of the file's format that this code writes and reads.
 pub const VERSION: u32 = 1;
 
-/// Trials among which the next one that can be made is looked for.
+/// Number of open trials among which the next one that can be made is searched.
 const LOOKED_AT: usize = 256;
-/// Failures one after the other that end an evaluation: what is wrong is not a question then.
+/// Number of failures in a row that end an evaluation: the cause is then not a single question.
 const MOST_FAILURES: usize = 8;
 
 /// A way of answering: a policy at a budget.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Arm {
-    /// The policy.
+    /// The policy that evicts.
     pub policy: PolicyRef,
     /// The budget; `None` for `full`.
     pub budget: Option<Budget>,
@@ -59,7 +60,7 @@ impl std::fmt::Display for Arm {
 /// What an evaluation measures, and everything that must be equal for its trials to belong together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// [`VERSION`].
+    /// The version of the file's format: [`VERSION`].
     pub version: u32,
     /// Version of secateur.
     pub secateur: String,
@@ -67,7 +68,7 @@ pub struct Plan {
     pub model: String,
     /// [`identity`](crate::expert::weights::precision::identity) of its weights.
     pub weights: String,
-    /// The device, as people read it.
+    /// The device as one line of text: name, backend, kind and driver.
     pub device: String,
     /// Element type of the KV cache.
     pub kv: String,
@@ -89,15 +90,15 @@ pub struct Plan {
     pub shard: Option<Shard>,
     /// The measured policies and the controls, without `full`.
     pub policies: Vec<PolicyRef>,
-    /// The budgets.
+    /// The budgets at which each policy is measured.
     pub budgets: Vec<Budget>,
     /// Seeds. Where a seed has no effect, only the first is used.
     pub seeds: Vec<u64>,
     /// The layers that vote, for the policies for which a calibration chose some.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub calibrated_layers: BTreeMap<String, String>,
-    /// How each question is generated and pruned. Policy, budget, seed and layers are those of each trial, and have their
-    /// defaults here.
+    /// How each question is generated and pruned. Policy, budget, seed and layers are those of each trial, and have
+    /// their defaults here.
     #[serde(flatten)]
     pub run: Settings,
 }
@@ -143,8 +144,8 @@ impl Plan {
         Ok(policies)
     }
 
-    /// The trials of this plan, in the order in which they are best made: question by question, so that an interrupted
-    /// evaluation has compared its arms on the same questions.
+    /// The trials of this plan, in the order in which they are best made: question by question, so that an
+    /// interrupted evaluation has compared its arms on the same questions.
     pub fn trials(&self) -> Vec<Job> {
         let arms = self.arms();
         let shard = self.shard.unwrap_or_default();
@@ -158,7 +159,7 @@ impl Plan {
         jobs
     }
 
-    /// What is asked for a question.
+    /// The prompt for a question, with the instruction if there is one.
     pub fn prompt(&self, problem: &Problem) -> Prompt {
         let question = problem.question.clone();
         Prompt::Chat(match &self.instruction {
@@ -167,13 +168,13 @@ impl Plan {
         })
     }
 
-    /// The settings for people: name and value, in the order of the file.
+    /// The settings as names and values, in the order of the file, for display.
     pub fn listed(&self) -> Vec<(String, String)> {
         self.fields().into_iter().map(|(name, value)| (name, shown(Some(&value)))).collect()
     }
 
-    /// The fields that differ: name, value here, value there. The same questions may have another place on another
-    /// machine.
+    /// The fields that differ: name, value here, value there. The place of the questions is not compared if the
+    /// questions are the same, because it may differ between machines.
     pub fn differences(&self, other: &Self) -> Vec<(String, String, String)> {
         let (mut here, there) = (self.fields(), other.fields());
         if self.questions_hash == other.questions_hash {
@@ -242,7 +243,7 @@ fn shown(value: Option<&Value>) -> String {
 /// A part of the questions: every `of`-th, from the `index`-th on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shard {
-    /// From 1.
+    /// Number of this part, counted from 1.
     pub index: usize,
     /// Number of the parts.
     pub of: usize,
@@ -300,11 +301,11 @@ pub struct Job {
 pub struct Trial {
     /// Index of the question.
     pub problem: usize,
-    /// Its name.
+    /// Name of the question in its file.
     pub id: String,
     /// The first digits of the [hash](calibrate::hash) of question and answer, by which evaluations are paired.
     pub question: String,
-    /// The policy.
+    /// Name of the policy.
     pub policy: String,
     /// The budget; absent with `full`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -312,14 +313,14 @@ pub struct Trial {
     /// The policy whose kept counts were repeated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replays: Option<String>,
-    /// The seed.
+    /// The seed of sampling and of policies that evict at random.
     pub seed: u64,
     /// How the answer compares with the key.
     pub verdict: Verdict,
     /// The answer that was found in the text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
-    /// The right answer.
+    /// The right answer to the question.
     pub key: String,
     /// Whether the run hit the limit on new tokens or the end of the context.
     pub truncated: bool,
@@ -327,9 +328,9 @@ pub struct Trial {
     pub prompt_tokens: usize,
     /// Tokens generated.
     pub generated_tokens: usize,
-    /// Of them, tokens of the thinking.
+    /// Generated tokens that belong to the thinking.
     pub thinking_tokens: usize,
-    /// Tokens evicted.
+    /// Tokens that were evicted.
     pub evicted_tokens: usize,
     /// Thinking tokens that each probe left in the cache.
     pub kept: Vec<usize>,
@@ -337,27 +338,28 @@ pub struct Trial {
     pub peak_cached: usize,
     /// Mean number of slots while tokens were generated.
     pub mean_cached: f64,
-    /// Most bytes of keys and values on the device at any time. Buffers grow in steps, together with those of neighbours.
+    /// Most bytes of keys and values on the device at any time. Buffers grow in steps, together with those of
+    /// neighbours.
     pub peak_kv_bytes: u64,
     /// Time of prefill, decoding, probes and gathers, in microseconds, with neighbours computing meanwhile.
     pub us: u64,
     /// Why the run failed, if it did. It counts as a wrong answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// The generated ids.
+    /// The ids that the model generated; empty in a [brief](Self::brief) trial.
     pub ids: Vec<u32>,
-    /// The generated text.
+    /// The text that the model generated; empty in a [brief](Self::brief) trial.
     pub text: String,
 }
 
 impl Trial {
-    /// The arm to which it belongs; see [`Arm::key`].
+    /// The key of the arm to which this trial belongs; see [`Arm::key`].
     pub fn arm(&self) -> (String, Option<String>) {
         (self.policy.clone(), self.budget.clone())
     }
 
-    /// What must be equal for trials of two evaluations to be compared: the policy, the budget, and the policy whose kept
-    /// counts were repeated.
+    /// What must be equal for trials of two evaluations to be compared: the policy, the budget, and the policy whose
+    /// kept counts were repeated.
     pub fn way(&self) -> (String, Option<String>, Option<String>) {
         (self.policy.clone(), self.budget.clone(), self.replays.clone())
     }
@@ -430,7 +432,8 @@ fn question_hash(problem: &Problem) -> String {
     calibrate::hash(std::slice::from_ref(problem))[..16].to_string()
 }
 
-/// The mean number of slots over the generated tokens: before each, those of all earlier tokens that are not evicted.
+/// The mean number of slots over the generated tokens. Before each token, all earlier tokens that are not evicted are
+/// counted.
 fn mean_cached(trace: &Trace) -> f64 {
     let mut evicted = 0;
     let mut probes = trace.probes.iter().peekable();
@@ -444,12 +447,13 @@ fn mean_cached(trace: &Trace) -> f64 {
     sum / trace.tokens.len().max(1) as f64
 }
 
-/// Makes the trials of `plan` that are not in `made`, and adds them there. `settings` gives each arm's, with any seed.
-/// `done` takes each trial as it ends; those that are returned are [brief](Trial::brief). Once `stop` returns true, the
-/// trials under way end without a record.
+/// Makes the trials of `plan` that are not in `made`, and adds them there. `settings` are those of each arm, with any
+/// seed. `done` receives each trial as it ends. The returned trials are [brief](Trial::brief). Once `stop` returns
+/// true, running trials end without a record.
 ///
-/// A run that fails is a trial with its error, which is not made again; nor are controls that would repeat it.
-/// Eight failures one after the other, or nothing but failures, are an error, and none of them is a trial.
+/// A run that fails is recorded as a trial with its error. That trial is not made again, and controls that would
+/// repeat the run are not made. Eight failures in a row, or nothing but failures, are an error of the evaluation, and
+/// none of these failures is recorded.
 ///
 /// # Errors
 /// The errors of a run after which no other can be made, and those of `done`.
@@ -466,7 +470,7 @@ pub async fn run(
     let made = RefCell::new(Made::new(&arms, made));
     let mut open: VecDeque<Job> = plan.trials().into_iter().filter(|job| !made.borrow().has(job)).collect();
     let mut jobs = std::iter::from_fn(|| {
-        // A control has to wait for the run that it repeats.
+        // A control can only be made after the run that it repeats.
         let made = made.borrow();
         let ready = open.iter().take(LOOKED_AT).position(|job| made.ready(&arms, plan, job))?;
         let job = open.remove(ready)?;
@@ -477,7 +481,7 @@ pub async fn run(
         let settings = Settings { policy, budget, seed: job.seed, ..settings[job.arm].clone() };
         Some((job, plan.prompt(&problems[job.problem]), settings))
     });
-    // A failure is recorded once another run has succeeded: before that, something may be wrong with all of them.
+    // A failure is recorded once another run has succeeded. Until then, the cause may affect all runs.
     let (mut failed, mut succeeded) = (Vec::new(), false);
     let mut record = |job: Job, trial: Trial| {
         done(&trial)?;
@@ -540,7 +544,8 @@ impl Made {
         Some(self.trials.get(&Job { problem: job.problem, arm: of, seed }))
     }
 
-    /// Whether a trial can be made. A control cannot before the run that it repeats, and never if that failed.
+    /// Whether a trial can be made. A control can be made only after the run that it repeats, and only if that run
+    /// succeeded.
     fn ready(&self, arms: &[Arm], plan: &Plan, job: &Job) -> bool {
         self.repeated(arms, plan, job).is_none_or(|trial| trial.is_some_and(|trial| trial.error.is_none()))
     }
@@ -595,13 +600,13 @@ pub(super) mod tests {
         assert_eq!(arms.len(), 1 + 2 * 4);
         let replays: Vec<_> = arms.iter().map(|arm| arm.replays.as_ref().map(ToString::to_string)).collect();
         assert_eq!(replays[1..5], [Some("h2o".into()), None, None, Some("h2o".into())]);
-        // A policy that draws lots, but by what it measured, is no control.
+        // A policy that draws lots on the basis of its measurements is not a control.
         let drawing = plan(&["vase", "h2o"], &["ratio:0.5"], &[0, 1], 1);
         let replays: Vec<_> = drawing.arms().iter().map(|arm| arm.replays.as_ref().map(ToString::to_string)).collect();
         assert_eq!(replays, [None, None, None, Some("vase".into())]);
         assert_eq!(drawing.trials().len(), 1 + 2 + 1 + 2);
         assert!(Plan::policies(&["vase".parse().unwrap()], &["share:0.5".parse().unwrap()]).is_err());
-        // A control at replayed counts works with budgets that add up scores, which it could not by itself.
+        // With replayed counts, a control also works for budgets that add up scores, which it could not do by itself.
         assert_eq!(names(&plan(&["think-clearly"], &["share:0.5"], &[0], 1)).len(), 3);
         let share = ["share:0.5".parse().unwrap()];
         assert!(Plan::policies(&["h2o".parse().unwrap()], &share).is_err());

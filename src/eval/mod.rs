@@ -1,4 +1,5 @@
-//! Reads questions with answers, grades the answers of a model, compares policies by these grades, and chooses layers.
+//! Reads questions with answers, grades the answers of a model, compares policies by these grades, and chooses the
+//! layers whose attention counts.
 pub mod answer;
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
 pub mod builtin;

@@ -1,5 +1,5 @@
-//! The page of an evaluation: accuracy against memory as a figure, and the table. One file that loads nothing and has no
-//! script. What comes from files is escaped.
+//! The page of an evaluation: accuracy against memory as a figure, and the table. The page is one file that loads
+//! nothing and has no script. Text that comes from files is escaped.
 use std::fmt::Write;
 
 use super::measure::Plan;
@@ -72,7 +72,7 @@ pub fn cells(row: &Row, bytes: impl Fn(u64) -> String) -> [String; 12] {
     ]
 }
 
-/// What the columns mean.
+/// The explanation of the columns.
 pub const EXPLANATION: &str = "Accuracy in points of 100 with Wilson's 95 % interval. Differences are of the same questions, \
     with a 95 % interval. Answers that cannot be graded count as not right. A control keeps as many tokens at each probe \
     as the policy in brackets. Slots and bytes are means over the answers; tokens per second are those of one answer, \
@@ -87,7 +87,7 @@ pub fn failures(rows: &[Row]) -> Option<String> {
     }
 }
 
-/// The page.
+/// The page as HTML. `bytes` writes a number of bytes.
 pub fn page(plan: &Plan, rows: &[Row], bytes: impl Fn(u64) -> String) -> String {
     let text = |text: &str| escaped(&spelled_out(text));
     let mut page = format!(

@@ -12,14 +12,14 @@ pub struct Problem {
     pub id: String,
     /// The text of the question.
     pub question: String,
-    /// The right answer.
+    /// The right answer, as the file writes it.
     pub answer: String,
 }
 
 /// Reads lines such as `{"question": "What is 12 + 30?", "answer": "42"}`. The question may also be called `problem`
 /// or `prompt`, and the answer `expected_answer`; the answer may be a number. Of a worked answer that ends in
-/// `#### 42`, as in GSM8K, the part after the last `####` is the answer. A field `id` or `unique_id` names the problem.
-/// Other fields and empty lines are ignored. `place` names the file in errors.
+/// `#### 42`, as in GSM8K, the part after the last `####` is the answer. A field `id` or `unique_id` names the
+/// problem. Other fields and empty lines are ignored. `place` names the file in errors.
 ///
 /// # Errors
 /// [`ErrorKind::Input`] for a line of another form, for a question that occurs twice, and for a file without

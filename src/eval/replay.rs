@@ -34,7 +34,7 @@ impl Replay {
         match (count, self.kept.last()) {
             (Some(count), _) => Budget::Tokens(*count),
             (None, Some(last)) if asked.needs_scores() => Budget::Tokens(*last),
-            // Without a single probe to replay there was nothing to evict.
+            // The run had no probe, so it evicted nothing, and neither does the control.
             (None, None) if asked.needs_scores() => Budget::Ratio(1.0),
             (None, _) => asked,
         }

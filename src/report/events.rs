@@ -1,7 +1,7 @@
 //! A run as the page sees it while it is under way: each [`Event`] of the engine as JSON, and what a model is.
 //!
-//! The page has two engines, the one in the browser and `secateur serve`. Both make their events here, so that the page draws
-//! the same whichever of them it has.
+//! The page has two engines, the one in the browser and `secateur serve`. Both make their events here, so that the
+//! page draws the same with either of them.
 use serde_json::{Value, json};
 
 use super::html;
@@ -11,28 +11,28 @@ use crate::policy::{POLICIES, Role};
 use crate::trace::Step;
 
 /// The events of one run. They are, each with a `type`:
-/// - `{type: "start", prompt_tokens, notes, bytes_in_use, bytes_reserved}`, with `notes` what a person should know about how
-///   the request was resolved, as sentences
+/// - `{type: "start", prompt_tokens, notes, bytes_in_use, bytes_reserved}`, with `notes` what a person should know
+///   about how the request was resolved, as sentences
 /// - `{type: "token", id, text, thinking, role}`, with `role` as in a trace; its tags belong to the thinking
-/// - `{type: "probe", at_token, thinking_tokens, evicted, cached_before, cached_after, steps, map, budget_missed, probe_us,
-///   bytes_in_use, bytes_reserved}`, with `evicted` as ranges `[start, end)` of bytes in the UTF-8 of all the tokens' text so
-///   far. `steps` are `{start, end, tokens, cached, importance, evicted}`, with the same kind of range, and with `importance`
-///   `null` where the policy measures none. `map` is the attention of `</think>` in the form that the report draws, or
-///   `null`; `budget_missed` is `{asked, kept}` or `null`
+/// - `{type: "probe", at_token, thinking_tokens, evicted, cached_before, cached_after, steps, map, budget_missed,
+///   probe_us, bytes_in_use, bytes_reserved}`, with `evicted` as ranges `[start, end)` of bytes in the UTF-8 of all
+///   the tokens' text so far. `steps` are `{start, end, tokens, cached, importance, evicted}`, with the same kind of
+///   range, and with `importance` `null` where the policy measures none. `map` is the attention of `</think>` in the
+///   form that the report draws, or `null`; `budget_missed` is `{asked, kept}` or `null`
 /// - `{type: "note", text}`, with a sentence about the run for a person
 /// - `{type: "done", stop_reason, thinking_unfinished, tokens_per_second, tail, message, totals, bytes_in_use,
-///   bytes_reserved}`, with `tail` what an unfinished character left, `message` how a conversation continues with this answer
-///   ([`RunResult::message`]), and `totals` those of the trace
+///   bytes_reserved}`, with `tail` what an unfinished character left, `message` how a conversation continues with
+///   this answer ([`RunResult::message`]), and `totals` those of the trace
 /// - `{type: "partial", json}` after it, with the trace of a run that failed after it had begun
 #[derive(Debug, Default)]
 pub(crate) struct RunEvents {
     notes: Vec<String>,
     prompt_tokens: usize,
-    /// Where each token's text ends, in bytes of the text so far.
+    /// The byte at which each token's text ends in the text so far.
     ends: Vec<usize>,
-    /// The tokens of the thinking, of which steps are made.
+    /// The indices of the thinking tokens. The steps consist of these.
     thoughts: Vec<usize>,
-    /// Text that comes with the next token, or at the end with the tail.
+    /// Text that is sent with the next token, or at the end with the tail.
     rest: String,
 }
 
@@ -42,7 +42,8 @@ impl RunEvents {
         Self { notes, ..Self::default() }
     }
 
-    /// An event of the engine, which runs on `device`; `None` for one that the page gets with the next.
+    /// Converts an event of the engine, which runs on `device`. `None` for an event that is sent together with the
+    /// next one.
     pub fn event(&mut self, event: &Event<'_>, device: &ComputeDevice) -> Option<Value> {
         match event {
             Event::Start { prompt_ids } => {
@@ -114,11 +115,11 @@ impl RunEvents {
     }
 }
 
-/// What the page knows of a model: `{model, adapter, backend, policies, context, slot_bytes, most_slots, suggested}`. `context`
-/// is the number of positions that the model is loaded for; `slot_bytes` are the bytes of one cached token, and `most_slots`
-/// are the cached tokens of which one buffer of the device can hold a layer, or `null` on the CPU, which has no such limit.
-/// `suggested` is `{prompt}`, a prompt that the model
-/// can answer, or `{}`.
+/// The facts about a model that the page receives: `{model, adapter, backend, policies, context, slot_bytes,
+/// most_slots, suggested}`. `context` is the number of positions that the model is loaded for; `slot_bytes` are the
+/// bytes of one cached token, and `most_slots` are the cached tokens of which one buffer of the device can hold a
+/// layer, or `null` on the CPU, which has no such limit. `suggested` is `{prompt}`, a prompt that the model can
+/// answer, or `{}`.
 pub(crate) fn model_info(engine: &Engine, name: &str, suggested: Option<&str>) -> Value {
     let device = &engine.model().device().info;
     json!({
@@ -138,7 +139,8 @@ pub(crate) fn number(value: f64) -> Value {
     if value.is_finite() { json!(value) } else { json!(value.to_string()) }
 }
 
-/// The steps with the bytes of their text. They divide the tokens of the thinking, `thoughts`, among themselves, in order.
+/// The steps with the bytes of their text. They divide the tokens of the thinking, `thoughts`, among themselves, in
+/// order.
 fn steps(steps: &[Step], thoughts: &[usize], ends: &[usize]) -> Vec<Value> {
     let mut from = 0;
     let with_range = |step: &Step| {

@@ -25,8 +25,8 @@ pub const DECADES: f64 = 4.0;
 /// Most bytes of per-head maps that one trace may put into a page. Beyond it, the maps of some probes are left out.
 const HEADS_BYTES: usize = 24 << 20;
 
-/// The modules of the page's script, each after those that it imports from. The page of the browser draws with the first
-/// three too.
+/// The modules of the page's script, each after those that it imports from. The page of the browser draws with the
+/// first three too.
 const MODULES: [&str; 7] = [
     include_str!("../../web/draw/draw.js"),
     include_str!("../../web/draw/chart.js"),
@@ -61,7 +61,7 @@ fn page_within(traces: &[(String, Trace)], heads_bytes: usize) -> Result<String>
     let title = traces.iter().map(|(name, _)| escaped(&spelled_out(name))).collect::<Vec<_>>().join(" and ");
     let script = script();
     let parts = [("TITLE", title.as_str()), ("STYLE", STYLE), ("DATA", &data), ("SCRIPT", &script)];
-    // One pass over the template: text that was put in is not searched for marks.
+    // One pass over the template, so that inserted text is not searched for marks.
     let mut page = String::with_capacity(data.len() + 65_536);
     for piece in include_str!("report.html").split_inclusive("@@") {
         match parts.iter().find(|(mark, _)| piece.strip_suffix("@@") == Some(mark)) {
@@ -86,8 +86,8 @@ fn script() -> String {
     script
 }
 
-/// The attention map of a probe alone, in the form that the report's script draws: a `MapView`. Its columns are indices
-/// into the steps of the probe. `None` if the run did not record attention.
+/// The attention map of a probe alone, in the form that the report's script draws: a `MapView`. Its columns are
+/// indices into the steps of the probe. `None` if the run did not record attention.
 pub fn map(probe: &Probe) -> Option<serde_json::Value> {
     let ids: Vec<usize> = probe.steps.iter().map(|step| step.id).collect();
     serde_json::to_value(MapView::new(probe.attention.as_ref()?, probe, &ids, false)).ok()
@@ -151,13 +151,13 @@ struct ProbeView<'a> {
     cached_after: usize,
     /// How many tokens the probe evicted.
     evicted: usize,
-    /// Thinking tokens that the budget allows, where the budget counts tokens.
+    /// Thinking tokens that the budget allows, if the budget counts tokens.
     target: Option<usize>,
     infeasible: &'a Option<Infeasible>,
     timings: Timings,
     bytes_before: DeviceBytes,
     bytes_after: DeviceBytes,
-    /// How many steps the text had so far.
+    /// Number of steps of the text so far.
     known_steps: usize,
     /// The steps that had cached tokens.
     steps: Vec<ProbedStep>,
@@ -209,7 +209,7 @@ impl<'a> TraceView<'a> {
         let has_heads = |probe: &Probe| probe.attention.as_ref().is_some_and(|map| map.heads.is_some());
         let heads_of = |p: &Probe| p.attention.as_ref().and_then(|m| m.heads.as_ref()).map_or(0, |h| cells(h)) * 4 / 3;
         let bytes: usize = trace.probes.iter().map(heads_of).sum();
-        // The heads of every n-th probe are shown, counted from the last, which is always shown.
+        // The heads of every n-th probe are shown. The probes are counted from the last one, which is always shown.
         let every = bytes.div_ceil(heads_bytes).max(1);
         let mut probes_with_heads_left = trace.probes.iter().filter(|p| has_heads(p)).count();
         let mut sets = KeptSets::new(trace, &step_ids);
@@ -320,7 +320,7 @@ impl<'a> ProbeView<'a> {
     }
 }
 
-/// What the kept sets still hold, followed from probe to probe.
+/// The tokens that the kept sets still hold, followed from probe to probe.
 struct KeptSets<'a> {
     trace: &'a Trace,
     step_ids: &'a [usize],
@@ -380,7 +380,7 @@ impl MapView {
 }
 
 impl Grid {
-    /// `cached`: the cached tokens of each column.
+    /// Makes a grid of rows. `cached` has the cached tokens of each column.
     fn new(rows: &[Vec<Option<f32>>], cached: &[usize]) -> Self {
         let known = rows.iter().flatten().copied().flatten();
         let largest = known.filter(|v| v.is_finite()).fold(0f32, f32::max);
@@ -415,8 +415,8 @@ fn stop(reason: &StopReason) -> String {
     }
 }
 
-/// Text in which nothing hides: control characters except newline and tab, characters that steer the direction of
-/// text, and invisible characters are written as `[U+202E]`.
+/// Text in which no character is hidden: control characters except newline and tab, characters that steer the
+/// direction of text, and invisible characters are written as `[U+202E]`.
 pub fn spelled_out(text: &str) -> String {
     let hides = |c: char| match c {
         '\n' | '\t' => false,
@@ -433,7 +433,7 @@ pub fn spelled_out(text: &str) -> String {
     shown
 }
 
-/// Text as it stands in HTML, between tags and in attributes with double quotes.
+/// Text escaped for HTML, between tags and in attributes with double quotes.
 pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -14,7 +14,7 @@ pub struct Ratio {
 }
 
 impl Ratio {
-    /// `None` for a denominator of 0 and for what does not fit.
+    /// `None` for a denominator of 0 and for numbers that do not fit into 128 bits.
     pub fn new(top: i128, bottom: i128) -> Option<Self> {
         let (mut a, mut b) = (top.unsigned_abs(), bottom.unsigned_abs());
         while b != 0 {
@@ -108,7 +108,8 @@ impl Expression {
         }
     }
 
-    /// The value, with a value for each name from `of`. Not a number where it has none, and where f64 has no room for it.
+    /// The value in f64, with a value for each name from `of`. NaN where the formula is not defined or f64 cannot
+    /// hold the value.
     fn value(&self, of: &dyn Fn(&str) -> f64) -> Computed {
         match self {
             Number(ratio) => {
@@ -135,7 +136,7 @@ impl Expression {
         }
     }
 
-    /// The value of a formula without variables; not a number if it has any.
+    /// The value of a formula without variables; NaN if it has any.
     pub fn value_of_constants(&self) -> f64 {
         self.value(&|_| f64::NAN).value
     }
@@ -158,8 +159,8 @@ impl Expression {
         names
     }
 
-    /// A text that two formulas share if they differ only in the order of terms and factors, in brackets around sums of
-    /// sums, and in how their numbers are written.
+    /// A text that two formulas share if they differ only in the order of terms and factors, in brackets around sums
+    /// of sums, and in how their numbers are written.
     pub fn spelling(&self) -> String {
         let (sign, body) = self.signed();
         format!("{sign}{body}")
@@ -230,9 +231,9 @@ const ROUNDED: f64 = 4.0 * f64::EPSILON;
 #[derive(Debug, Clone, Copy)]
 struct Computed {
     value: f64,
-    /// At most so far from the real value, or a little more.
+    /// A bound of the difference from the real value, apart from small rounding.
     error: f64,
-    /// Whether a part of the formula is too small to show in the value, so that other formulas have the same.
+    /// Whether a part of the formula is too small to change the value, so that other formulas have the same value.
     lost: bool,
 }
 
@@ -241,14 +242,15 @@ impl Computed {
         Self { value, error: ROUNDED * value.abs(), lost: false }
     }
 
-    /// Of what `parts` give: not a number if the value is too large or, `or_small`, too small for f64.
+    /// Checks a value that was computed from `parts`. It becomes NaN if it is too large for f64 or, with `or_small`,
+    /// too small.
     fn fitting(self, parts: &[Self], or_small: bool) -> Self {
         if parts.iter().any(|part| part.value.is_infinite()) {
             return Self { error: 0.0, ..self };
         }
         let small = or_small && self.value.abs() < f64::MIN_POSITIVE && parts.iter().all(|part| part.value != 0.0);
         let value = if self.value.is_infinite() || small { f64::NAN } else { self.value };
-        // What is not distinguished from 0 may be 0.
+        // A value within its error of 0 may be 0.
         let lost = self.lost || self.error > 0.0 && value.abs() <= self.error;
         Self { value, lost, ..self }
     }
@@ -298,7 +300,7 @@ impl Computed {
         for (index, argument) in arguments.iter().enumerate() {
             for moved in [argument.value - argument.error, argument.value + argument.error] {
                 values[index] = moved;
-                // Not a number outside of where the function is defined.
+                // Outside the domain of the function this is NaN, which `max` ignores.
                 error = error.max((function(name, &values) - value).abs());
             }
             values[index] = argument.value;
@@ -404,7 +406,7 @@ fn differs(
     for shift in 0..POINTS.len() {
         let of = |name: &str| {
             let index = names.iter().position(|known| known == name).unwrap_or(0);
-            // Further variables than there are points get other values.
+            // Variables beyond the number of points get shifted values.
             POINTS[(index + shift) % POINTS.len()] + (index / POINTS.len()) as f64 * 0.157
         };
         let (a, b) = values(&of);
@@ -427,7 +429,7 @@ fn differs(
 struct Reader<'a> {
     rest: &'a str,
     depth: usize,
-    /// Open bars of absolute values.
+    /// Number of open bars of absolute values.
     bars: usize,
 }
 
@@ -482,7 +484,7 @@ impl<'a> Reader<'a> {
             let negative = match self.peek() {
                 Some('-') => self.take("-"),
                 Some('+') => !self.take("+"),
-                // What follows the last term does not belong to the sum.
+                // What follows the last term is not part of the sum.
                 _ if !terms.is_empty() => break,
                 _ => false,
             };
@@ -631,8 +633,8 @@ impl<'a> Reader<'a> {
         Some(Number(before.plus(part)?))
     }
 
-    /// The fraction of a mixed number, after its whole part: `\frac{1}{2}`, or ` 1/2`. The fraction is less than 1, and
-    /// its parts are whole numbers.
+    /// The fraction of a mixed number, after its whole part: `\frac{1}{2}`, or ` 1/2`. The fraction is less than 1,
+    /// and its parts are whole numbers.
     fn mixed(&mut self) -> Option<Ratio> {
         let before = self.rest;
         let blank = before.starts_with(char::is_whitespace);
@@ -676,7 +678,7 @@ impl<'a> Reader<'a> {
             }
             digit @ '0'..='9' => {
                 self.rest = &self.rest[1..];
-                // In plain text, x^10 is what it looks like.
+                // All digits are taken for an exponent, as plain text means it: x^10 is not x^1 times 0.
                 let mut text = digit.to_string();
                 if of_power {
                     text += self.digits();
@@ -732,7 +734,7 @@ impl<'a> Reader<'a> {
             name if FUNCTIONS.contains(&name) => self.function(name),
             "lfloor" | "lceil" | "sum" | "int" | "prod" | "lim" | "overline" | "pm" | "mp" | "begin" | "text"
             | "mathrm" => None,
-            // Greek letters, and whatever else stands for itself.
+            // Greek letters, and other commands that are names.
             name => self.indexed(format!("\\{name}")),
         }
     }

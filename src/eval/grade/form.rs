@@ -92,7 +92,7 @@ impl Form {
                     }
                 }
                 return match (Expression::read(left), Expression::read(right)) {
-                    // 2 + 3 = 5: the value is what stands last.
+                    // For 2 + 3 = 5, the value is the last side.
                     (Some(left), Some(right)) if !left.names().is_empty() || !right.names().is_empty() => {
                         Equation(Box::new([left, right]))
                     }
@@ -116,7 +116,7 @@ impl Form {
         Value::read(text).map_or(Unknown, Self::Value)
     }
 
-    /// The same with a unit that was written as a sign, for the values that have no other.
+    /// The same answer with `unit`, which was written as a sign, for values that have no other unit.
     pub fn with_unit(self, unit: Option<&str>) -> Self {
         let Some(name) = unit else { return self };
         let all = |items: Vec<Self>| items.into_iter().map(|item| item.with_unit(unit)).collect();
@@ -156,7 +156,7 @@ impl Form {
     }
 }
 
-/// Lists within a list are part of it.
+/// Flattens lists within a list, which belong to it.
 fn flat(items: Vec<Form>) -> Vec<Form> {
     items.into_iter().flat_map(|item| if let List(inner) = item { inner } else { vec![item] }).collect()
 }

@@ -7,8 +7,8 @@
 //! the question. The same holds for whatever cannot be read, and for rounded numbers. [`Verdict::CannotTell`] is
 //! counted apart.
 //!
-//! No maintained Rust library does this. The rules follow what Hugging Face's Math-Verify and the graders of MATH accept;
-//! the tests grade the keys of four benchmarks and 20 real traces.
+//! No maintained Rust library does this. The rules follow what Hugging Face's Math-Verify and the graders of MATH
+//! accept; the tests grade the keys of four benchmarks and 20 real traces.
 mod expression;
 mod form;
 mod tex;
@@ -98,7 +98,7 @@ fn announced(text: &str, numeric: bool) -> Option<&str> {
     Some(if hedged { rest } else { first })
 }
 
-/// Where a part of `text` begins.
+/// The byte offset of `part` in `text`.
 fn offset(text: &str, part: &str) -> usize {
     part.as_ptr() as usize - text.as_ptr() as usize
 }
@@ -141,7 +141,7 @@ pub fn verdict(found: &str, key: &str) -> Verdict {
         return match tex::choice(&found, true) {
             Some(chosen) if chosen == letter => Verdict::Right,
             Some(_) => Verdict::Wrong,
-            // It may be what stands beside the letter in the question.
+            // The answer may be the text beside this letter in the question.
             None => Verdict::CannotTell,
         };
     }

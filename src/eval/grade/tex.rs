@@ -31,7 +31,7 @@ pub fn clean(answer: &str) -> String {
     }
     let mut text = text.to_string();
     for (from, to) in [
-        // So that nothing below takes the second backslash for the beginning of a command.
+        // This is replaced first, so that no later step takes the second backslash for the beginning of a command.
         ("\\\\", ROW),
         ("−", "-"),
         ("–", "-"),
