@@ -1,8 +1,8 @@
 //! The browser's front-end: JavaScript → [`Engine`] → callbacks. `web/worker.js` calls it, and the page draws the
 //! events.
 //!
-//! Requests and events are JSON text; [files](files) are in memory or read in pieces. A call that fails rejects with the
-//! text of the [`Error`](crate::Error), which the page shows unchanged.
+//! Requests and events are JSON text; [files](files) are in memory or read in pieces. A call that fails rejects with
+//! the text of the [`Error`](crate::Error), which the page shows unchanged.
 #![allow(unsafe_code, reason = "the linker defines one function, and wasm_bindgen writes code of its own")]
 use crate::dtype::Dtype;
 use std::cell::{OnceCell, RefCell};
@@ -57,8 +57,8 @@ struct Load {
     kv: Option<String>,
     /// Positions to load for, as in [`LoadOptions`].
     context: Option<usize>,
-    /// The precision to which weights are quantized as they are loaded: `q8`, `q6` or `q4`; by default the element types
-    /// of the files.
+    /// The precision to which weights are quantized as they are loaded: `q8`, `q6` or `q4`; by default the element
+    /// types of the files.
     weights: Option<Precision>,
     /// The name of the model, for the page and the trace.
     name: Option<String>,
@@ -71,26 +71,26 @@ impl Load {
     }
 }
 
-/// A model whose weights were not read yet: what loading it would take.
+/// A model whose weights have not been read yet, with what loading it would take.
 #[wasm_bindgen]
 pub struct Checked {
     need: Value,
-    /// `None` for a model whose shaders cannot be compiled without its weights.
+    /// The rehearsal; `None` for a model whose shaders cannot be compiled without its weights.
     rehearsal: Option<Rc<Rehearsal>>,
     stop: Arc<AtomicBool>,
 }
 
 #[wasm_bindgen]
 impl Checked {
-    /// For a decision before the weights are read: `{weights_bytes, cache_bytes, context, architecture}` as JSON text.
-    /// `cache_bytes` are those of a full cache of all positions.
+    /// The numbers for a decision before the weights are read: `{weights_bytes, cache_bytes, context, architecture}`
+    /// as JSON text. `cache_bytes` is the size of a cache that is full at all positions.
     pub fn need(&self) -> String {
         self.need.to_string()
     }
 
-    /// Compiles the shaders that the model needs, by running a small model with weights of the same types. It may go on
-    /// while the weights are fetched. It begins with the shaders of the first token, and ends at the next opportunity after
-    /// [`stop`](Self::stop).
+    /// Compiles the shaders that the model needs, by running a small model with weights of the same types. It may go
+    /// on while the weights are fetched. It begins with the shaders of the first token, and ends at the next
+    /// opportunity after [`stop`](Self::stop).
     pub fn rehearse(&self) -> Promise {
         let (rehearsal, stop) = (self.rehearsal.clone(), self.stop.clone());
         promise(async move {
@@ -115,7 +115,7 @@ async fn check(source: &ModelSource, options: &Load) -> Result<Checked> {
     let load = options.options()?;
     let model = PreparedModel::new(source, "model", &load)?;
     let device = device().await?;
-    // What an earlier model has left would count against this one.
+    // Memory that an earlier model has left would count against this one.
     device.burn.memory_cleanup();
     model.check_device(&device)?;
     let (config, context) = (model.config(), model.context());
@@ -127,7 +127,7 @@ async fn check(source: &ModelSource, options: &Load) -> Result<Checked> {
         "context": context,
         "architecture": config.architecture.class_name(),
     });
-    // Without one, the shaders are compiled later; what is wrong with the model shows when it is loaded.
+    // If there is no rehearsal, the shaders are compiled later. Errors in the model are reported when it is loaded.
     let rehearsal = Rehearsal::new(&model, &weights).ok().flatten().map(Rc::new);
     Ok(Checked { need, rehearsal, stop: Arc::default() })
 }
@@ -147,14 +147,14 @@ pub struct Secateur {
 
 #[wasm_bindgen]
 impl Secateur {
-    /// Loads a model from its [files](files::source). `on_event` is called with `{type: "progress", what, done, total}`,
-    /// with the parts of the model that are on the device, of all parts.
+    /// Loads a model from its [files](files::source). `on_event` is called with
+    /// `{type: "progress", what, done, total}`, with the parts of the model that are on the device, of all parts.
     pub async fn load(files: Object, options: String, on_event: Function) -> Result<Secateur, JsError> {
         let load = async { Secateur::from_source(&files::source(&files)?, parse(&options)?, "model", &on_event).await };
         load.await.map_err(|e| rejection(&e))
     }
 
-    /// What loading a model would take. Reads the small files and the headers of the weights.
+    /// The resources that loading a model would take. Reads the small files and the headers of the weights.
     ///
     /// Rejects for a model that cannot be run on this browser's GPU, as [`load`](Self::load) would.
     pub async fn check(files: Object, options: String) -> Result<Checked, JsError> {
@@ -173,8 +173,8 @@ impl Secateur {
         Ok(loaded)
     }
 
-    /// What the page knows of the model, as `model_info` in `src/report/events.rs` describes it, as JSON text.
-    /// [`resolve`](Self::resolve) tells the model's settings.
+    /// The facts about the model that the page shows, as `model_info` in `src/report/events.rs` describes them, as
+    /// JSON text. [`resolve`](Self::resolve) returns the model's settings.
     pub fn info(&self) -> String {
         self.info.to_string()
     }
@@ -191,8 +191,8 @@ impl Secateur {
     }
 
     /// Generates what `request`, a [`Request`](crate::engine::Request) as JSON, asks for. `on_event` is called with
-    /// the events that `src/report/events.rs` describes, each JSON text. Of a run that fails after it had begun, the last one is `partial`, and the
-    /// promise then rejects.
+    /// the events that `src/report/events.rs` describes, each JSON text. If a run fails after it has begun, its last
+    /// event is `partial`, and the promise then rejects.
     ///
     /// Resolves to the run's trace, JSON text.
     pub fn run(&self, request: String, on_event: Function) -> Promise {
@@ -210,7 +210,8 @@ impl Secateur {
         })
     }
 
-    /// The logits after each of the tokens `ids`, one row for each token: what this device is compared with another by.
+    /// The logits after each of the tokens `ids`, one row for each token. They serve to compare this device with
+    /// another.
     pub fn logits(&self, ids: Vec<u32>) -> Promise {
         let slot = self.engine.clone();
         future_to_promise(async move {
@@ -221,8 +222,8 @@ impl Secateur {
         })
     }
 
-    /// Reads `ids` behind the prompt of `request` as if the model had written them, and prunes as the request says. By its
-    /// trace, which is JSON text, the decisions of this device are compared with those of another.
+    /// Forwards `ids` behind the prompt of `request` as if the model had written them, and prunes as the request
+    /// says. The trace, which is JSON text, serves to compare the decisions of this device with those of another.
     pub fn follow(&self, request: String, ids: Vec<u32>) -> Promise {
         let slot = self.engine.clone();
         promise(async move {
@@ -258,7 +259,7 @@ impl Secateur {
             send(on_event, &json!({"type": "progress", "what": what, "done": done, "total": total}));
         };
         let mut engine = prepared.load(source, &device, &mut progress)?;
-        // The next message of a conversation repeats the earlier ones.
+        // The next message of a conversation repeats the earlier ones, so their cache is kept.
         engine.keep_prompts(256 << 20);
         let info = model_info(&engine, name, None);
         let stop = engine.stop_flag();
@@ -266,21 +267,21 @@ impl Secateur {
     }
 }
 
-/// Opens the GPU. Everything else does so too, but two calls that open it at one time would open two devices.
+/// Opens the GPU. All other calls open it too, but two calls at the same time would open two devices.
 #[wasm_bindgen]
 pub async fn open_gpu() -> Result<(), JsError> {
     device().await.map(drop).map_err(|e| rejection(&e))
 }
 
-/// Tests the kernels of the first token on the GPU, once: models are loaded after it. It may run while a model is fetched.
-/// The other kernels are tested before anything relies on them.
+/// Tests the kernels of the first token on the GPU, once, before models are loaded. It may run while a model is
+/// fetched. The other kernels are tested before anything relies on them.
 #[wasm_bindgen]
 pub async fn test_kernels() -> Result<(), JsError> {
     trusted_device().await.map(drop).map_err(|e| rejection(&e))
 }
 
-/// The report of one trace or two, as a page of its own. `traces` are pairs of a name and the text of a trace, as JSON:
-/// `[["run", "{…}"]]`.
+/// The report of one trace or two, as a page of its own. `traces` are pairs of a name and the text of a trace, as
+/// JSON: `[["run", "{…}"]]`.
 #[wasm_bindgen]
 pub fn report(traces: String) -> Result<String, JsError> {
     let read = || {
@@ -291,9 +292,9 @@ pub fn report(traces: String) -> Result<String, JsError> {
     read().map_err(|e| rejection(&e))
 }
 
-/// Every kernel case on this browser's GPU. `on_event` is called with `{type: "case", kernel, done, total}`. Resolves
-/// to `{backend, adapter, kernels: [{kernel, cases, worst_error, bound, passed, failures}], passed, failed}`, JSON
-/// text, with `worst_error` as a fraction of the bound.
+/// Runs every kernel case on this browser's GPU. `on_event` is called with `{type: "case", kernel, done, total}`.
+/// Resolves to `{backend, adapter, kernels: [{kernel, cases, worst_error, bound, passed, failures}], passed,
+/// failed}`, JSON text, with `worst_error` as a fraction of the bound.
 #[wasm_bindgen]
 pub fn conformance(on_event: Function) -> Promise {
     promise(async move {
@@ -339,7 +340,8 @@ async fn device() -> Result<ComputeDevice> {
 }
 
 /// The adapter, after the kernels of the first token have passed a self-test on it once. If a browser miscompiles or
-/// refuses a shader, the result is stale data without an error. Without this test, a broken driver would produce nonsense.
+/// refuses a shader, the result is stale data without an error. Without this test, a broken driver would produce
+/// nonsense.
 async fn trusted_device() -> Result<ComputeDevice> {
     let device = device().await?;
     if TRUSTED.with(|t| t.get().is_none()) {
@@ -353,7 +355,7 @@ async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> R
     let device = engine.model().device().clone();
     let Settings { logprobs, prompt_logprobs, answer_format, max_thinking_tokens, sampling, .. } = &resolved.settings;
     let observes = logprobs.is_some() || prompt_logprobs.is_some();
-    // Both lower the logits of the tokens that may not come, by the same kernel.
+    // Both settings lower the logits of tokens that are not allowed, with the same kernel.
     let masks = answer_format.is_some() || max_thinking_tokens.is_some();
     if observes || masks || sampling.counts() {
         suite::test_others(&device, || false).await?;
@@ -379,8 +381,8 @@ fn send(on_event: &Function, event: &Value) {
     on_event.call1(&JsValue::NULL, &event.to_string().into()).ok();
 }
 
-/// A promise that runs `work` independently, so that no JavaScript-owned object stays borrowed meanwhile. Resolves
-/// to JSON text, or to the text itself where `work` gives one.
+/// Runs `work` as a promise of its own, so that no object that JavaScript owns stays borrowed meanwhile. Resolves to
+/// JSON text, or to the text itself if `work` returns one.
 fn promise(work: impl Future<Output = Result<Value>> + 'static) -> Promise {
     future_to_promise(async move {
         match work.await {

@@ -1,5 +1,5 @@
-// The page: a conversation with a model that prunes its thoughts. It uses secateur.js as any page would; or, where a server
-// serves it that runs the model (`secateur serve`), remote.js, which has the same interface.
+// The page: a conversation with a model that prunes its thoughts. It uses secateur.js as any page would. If a server
+// that runs the model serves the page (`secateur serve`), it uses remote.js instead, which has the same interface.
 import { droppedFiles } from './drop.js';
 import { fileSize, forget, kept } from './files.js';
 import { bytes, count, dark, el, plural, repaint } from './draw/draw.js';
@@ -21,8 +21,8 @@ const form = $('form');
 const field = (name) => form.elements.namedItem(name);
 
 /**
- * The engines that the page can have. `place` says where the model runs, and `starting` what is done until that is known;
- * `models` says whether the page chooses the model. The stylesheet hides what an engine has not.
+ * The engines that the page can use. `place` is the text for where the model runs, and `starting` the text until that
+ * is known. `models` says whether the page chooses the model. The stylesheet hides the controls that an engine lacks.
  */
 const ENGINES = {
   browser: {
@@ -38,7 +38,7 @@ const ENGINES = {
     models: false,
   },
 };
-/** Whoever serves the page says in it which engine it has. */
+/** The server of the page writes into it which engine the page uses. */
 const kind = document.querySelector('meta[name="secateur-engine"]').content;
 const chosen = ENGINES[kind];
 document.body.dataset.engine = kind;
@@ -58,7 +58,10 @@ let current = [];
 /** The prompt that the loaded model suggests. */
 let suggested;
 let stopped = false;
-/** How often the engine failed since an answer came; a model that always crashes it is not loaded for ever. */
+/**
+ * Number of failures of the engine since its last answer. It ends the attempts to load a model that always crashes
+ * it.
+ */
 let failures = 0;
 
 const insight = new Insight($('figures'));
@@ -97,7 +100,7 @@ async function start() {
   setState('ready');
 }
 
-/** Says where the model runs. */
+/** Shows where the model runs. */
 function showPlace() {
   for (const place of [$('adapter'), $('place')]) place.textContent = chosen.place(engine);
 }
@@ -146,14 +149,15 @@ async function load(what, then) {
   }
   const { info } = model;
   showPlace();
-  // Other models than the built-in one have not learned what the examples ask for.
+  // Only the built-in model has learned to solve the examples.
   $('try').hidden = !chosen.models && info.suggested?.prompt === undefined;
   $('model').textContent = [info.model, info.context && `window ${count(info.context)}`].filter(Boolean).join(' · ');
   $('model-button').title = [info.adapter, info.backend].filter(Boolean).join(' · ');
   showPolicies(info.policies ?? []);
   suggest(info.suggested?.prompt);
   try {
-    // Asks which settings an empty form comes to. They do not depend on the prompt, and ids need no tokenizer.
+    // Resolves an empty form to its settings. They do not depend on the prompt, and a prompt of ids needs no
+    // tokenizer.
     showDefaults((await model.resolve({ ids: [0] })).settings);
   } catch (error) {
     fail(error);
@@ -162,7 +166,7 @@ async function load(what, then) {
   return true;
 }
 
-/** What the dialog says about how a model is loaded. */
+/** The options in the dialog for how a model is loaded. */
 function loadOptions() {
   const options = {};
   if ($('kv').value) options.kv = $('kv').value;
@@ -178,13 +182,15 @@ function showProgress({ type, text, what, done, total }) {
   $('loading-text').textContent = total ? `${what}: ${bytes(done)} of ${bytes(total)}` : `${what}…`;
 }
 
-/** What a person should know about how the model was fetched. */
+/** Shows a note about how the model was fetched. */
 function announceLoad(text) {
   $('model-notes').append(el('li', {}, text));
   announce(text);
 }
 
-/** Offers these policies after the engine's choice, which is the first option. The chosen one stays, listed or not. */
+/**
+ * Offers these policies after the engine's choice, which is the first option. The chosen one stays, listed or not.
+ */
 function showPolicies(names) {
   for (const select of [$('policy'), $('compare')]) {
     const chosen = select.value;
@@ -194,7 +200,7 @@ function showPolicies(names) {
   }
 }
 
-/** Puts the prompt that a model suggests in the place of one that the user has not changed. */
+/** Replaces the prompt by the one that a model suggests, unless the user has changed it. */
 function suggest(text) {
   const prompt = $('prompt');
   if (prompt.value === suggested) prompt.value = '';
@@ -202,7 +208,7 @@ function suggest(text) {
   suggested = text;
 }
 
-/** Shows in the empty fields which values the engine takes for them; without settings, nothing. */
+/** Shows in each empty field the value that the engine would take; without settings, shows nothing. */
 function showDefaults(settings) {
   for (const control of form.elements) {
     const { name, type, tagName } = control;
@@ -211,7 +217,7 @@ function showDefaults(settings) {
     else if (tagName === 'INPUT' && type !== 'checkbox' && name !== 'seed') control.placeholder = value === undefined ? '' : String(round(value));
   }
 }
-/** Without the digits that a 32-bit number gains in JavaScript. */
+/** The number without the digits that a 32-bit number gains in JavaScript. */
 const round = (value) => (typeof value === 'number' && !Number.isInteger(value) ? Number(value.toPrecision(6)) : value);
 
 // --- a turn ---------------------------------------------------------------------------------------------------------
@@ -255,7 +261,7 @@ async function ask(question, settings, other = '') {
   hideError();
   $('welcome').hidden = true;
   $('insight').hidden = false;
-  // What came before is folded: its thoughts are no part of the conversation.
+  // The thinking of earlier turns is folded, because it is no part of the conversation.
   for (const thinking of $('turns').querySelectorAll('.thinking')) thinking.open = false;
   const raw = settings.raw === true;
   const request = raw ? { ...settings, prompt: question } : { ...settings, messages: [...history, { role: 'user', content: question }] };
@@ -322,7 +328,7 @@ function showTurn(question) {
   return { turn, replies };
 }
 
-/** One more reply among those of a turn. Its report is that of all of them. */
+/** Adds a reply to a turn. Its report shows all replies of the turn. */
 function newReply(among, options) {
   const onReport = () => showReport(among);
   const reply = new Reply({ ...options, onSave: saveTrace, onReport });
@@ -335,7 +341,7 @@ function keep() {
   keepConversation({ history, from: files ? undefined : from, turns: turns.map(({ question, replies }) => ({ question, replies: replies.map((reply) => reply.save()) })) });
 }
 
-/** Shows the conversation that an earlier visit left. */
+/** Shows the conversation of an earlier visit. */
 function resume() {
   const kept = keptConversation();
   if (!kept?.turns.length) return;
@@ -402,11 +408,11 @@ function draw() {
   insight.draw();
   if (follow) scrollTo({ top: document.documentElement.scrollHeight, behavior: 'instant' });
 }
-// What was waiting for a frame when the page was hidden would wait until it is shown.
+// Without this, an update that waits for a frame when the page is hidden would wait until the page is shown.
 document.addEventListener('visibilitychange', draw);
 
 let reportOpened; // ends the wait of an earlier report
-/** Said once for each change of state, so that screen readers are not flooded with tokens. */
+/** Announces each change of state once, so that screen readers are not flooded with tokens. */
 const announce = (text) => ($('status').textContent = text);
 
 $('stop').addEventListener('click', () => {
@@ -647,7 +653,7 @@ function showConformance(table) {
   $('conformance-status').textContent = `${table.adapter} (${table.backend}): ${table.passed} cases passed, ${table.failed} failed`;
 }
 
-/** Failures after which the same may work. */
+/** Kinds of failures after which another attempt may succeed. */
 const RETRY = ['unreachable', 'busy', 'key'];
 
 /**
@@ -658,7 +664,10 @@ function fail(error, again) {
   if (error?.kind === 'closed') return;
   showError(error?.title ?? 'Something failed', error?.message ?? String(error), again);
 }
-/** A question failed, perhaps after its run had begun. A server that did not answer may have another model when it comes back. */
+/**
+ * Handles a question that failed, perhaps after its run had begun. A server that did not answer may have another
+ * model later.
+ */
 function failTurn(error, again, begun = false) {
   if (error.kind === 'unreachable') model = undefined;
   settled();
@@ -681,7 +690,8 @@ $('error-close').addEventListener('click', hideError);
 dark.addEventListener('change', () => repaint());
 addEventListener('beforeprint', () => repaint(true));
 addEventListener('afterprint', () => repaint(false));
-// Back and forward: a page that the browser kept may have lost its GPU, which the engine reports; its worker goes on.
+// After back or forward, a page that the browser kept may have lost its GPU, which the engine reports. Its worker
+// continues.
 addEventListener('pageshow', ({ persisted }) => persisted && draw());
 
 // The address can set every control: ?prompt=…&policy=random&budget=tokens:128&kv=f32&compare=full

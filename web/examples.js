@@ -1,5 +1,5 @@
-// What the page offers to try on the built-in model. Its one skill are chains of small sums; the value of a letter stands
-// in its thoughts and nowhere else, so it shows what pruning costs as well as what it saves.
+// The examples that the page offers for the built-in model. The model can only solve chains of small sums. The value
+// of a letter stands only in its thoughts, so the examples show what pruning costs as well as what it saves.
 
 const PROBLEM = 'We count modulo 10. #1 d is 3. #2 r exceeds d by 9. #3 e equals r plus 7. ' +
   '#4 r drops by d. #5 c is r minus e. #6 h is 4. #7 c rises by 2. What is c?';

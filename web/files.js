@@ -1,12 +1,12 @@
 // The files of a model, for the engine: picked or dropped, or fetched from a server and kept in this browser.
 //
-// The engine takes `{name: {size, read(offset, length)}}` and reads what it needs, when it needs it, so that a model may
-// be larger than the memory of a page. `read` cannot wait, which is why all of this runs in a worker: only there,
+// The engine takes `{name: {size, read(offset, length)}}` and reads what it needs, when it needs it, so that a model
+// may be larger than the memory of a page. `read` cannot wait, which is why all of this runs in a worker: only there,
 // `FileReaderSync` exists.
 //
 // A fetched model lies in the browser's private file system (OPFS), in a folder of its own. A download that was
-// interrupted goes on where it ended. Without such a file system, or without room in it, the files of a model last as
-// long as the page.
+// interrupted continues where it ended. Without such a file system, or without room in it, the files of a model last
+// as long as the page.
 
 /** @typedef {{size: number, read: (offset: number, length: number) => Uint8Array}} Source */
 /** @typedef {(what: string, done: number, total: number) => void} Report */
@@ -21,18 +21,18 @@ const MOST_PARTS = 999;
 const PART = /-(\d{5})-of-(\d{5})\.gguf$/;
 /** The folder of all models in the browser's file system. */
 const FOLDER = 'models';
-/** The label of a device that only tries how much memory there is. */
+/** The label of the device that is opened only to find out whether memory can be allocated. */
 export const TRIAL = 'trial';
 /** What is known about the files of a model, in its folder. */
 const LIST = 'secateur-files.json';
 
-/** A number of bytes for a person. */
+/** A number of bytes as text. */
 export const fileSize = (bytes) => (bytes < 1e9 ? `${(bytes / 1e6).toFixed(1)} MB` : `${(bytes / 1e9).toFixed(2)} GB`);
 
 /** How often a broken connection is opened again, if nothing arrives. */
 const ATTEMPTS = 3;
 
-/** An error that another attempt would meet again. */
+/** An error that another attempt would not avoid. */
 class Refused extends Error {}
 
 /** @param {Blob} blob @returns {Source} */
@@ -46,7 +46,7 @@ function sourceOf(blob) {
 }
 
 /**
- * The files that somebody picked or dropped.
+ * The files that the user picked or dropped.
  * @param {File[]} files
  * @returns {Record<string, Source>}
  */
@@ -189,7 +189,7 @@ function isOf(file, kind) {
 }
 
 /**
- * A file on a server of which ranges are read while others wait: for headers, before a download.
+ * A file on a server of which ranges are read synchronously: for headers, before a download.
  * @param {Remote} remote
  * @returns {Source}
  */
@@ -262,7 +262,7 @@ export async function kept() {
   return models;
 }
 
-/** The model in that folder; undefined if nothing of it is here. */
+/** The model in this folder; undefined if no part of it is here. */
 async function describe(folder) {
   const files = await readList(folder);
   const entries = Object.values(files);
@@ -327,7 +327,7 @@ async function fetchInto(folder, remote, record, arrived, signal) {
         handle.flush();
         if (error.name === 'AbortError' || error instanceof Refused) throw error;
         if (error.name === 'QuotaExceededError') throw new Refused(`the browser has no room for more of the model\n  found: ${error.message}\n  what to do: remove a model that is kept here, or free space on the disk`);
-        // A connection that brought something gets its attempts again.
+        // A connection that brought bytes resets the number of attempts.
         if (at > before) attempt = 0;
         if (attempt === ATTEMPTS || !ranges) {
           const next = ranges && etag ? 'the download goes on where it ended' : 'this server gives no parts of files, so it begins anew';
@@ -347,8 +347,8 @@ async function fetchInto(folder, remote, record, arrived, signal) {
 }
 
 /**
- * The model at `url`, from this browser if it is kept here, else fetched and kept. `check` is asked before the weights are
- * fetched, with files of which ranges can be read; what it throws refuses the model.
+ * The model at `url`, from this browser if it is kept here, else fetched and kept. `check` is called before the
+ * weights are fetched, with files of which ranges can be read. If it throws, the model is refused.
  * @param {string} url
  * @param {{report: Report, check?: (files: Record<string, Source>) => Promise<void>, signal?: AbortSignal, note?: (text: string) => void}} options
  * @returns {Promise<Record<string, Source>>}
@@ -390,7 +390,7 @@ export async function fetchModel(url, { report, check, signal, note }) {
     for (const remote of remotes) files[remote.name] = sourceOf(await drain(remote, arrived(remote.name), signal));
     return files;
   }
-  // So that the browser does not clear gigabytes when its disk is full.
+  // This asks the browser not to delete gigabytes when the disk is full.
   navigator.storage.persist?.().catch(() => undefined);
   const old = { ...records };
   for (const name of Object.keys(records)) {
@@ -402,7 +402,7 @@ export async function fetchModel(url, { report, check, signal, note }) {
     const same = old[name] && old[name].etag === etag && (etag || size > 0);
     const whole = same && old[name].complete && (size === 0 || old[name].size === size);
     records[name] = whole ? old[name] : { name, url: address, size, etag, complete: false };
-    // Before the list says that the new version is here in part.
+    // The old file is removed before the list says that a part of the new version is here.
     if (!same) await folder.removeEntry(name).catch(() => undefined);
   }
   await writeList(folder, url, records);
@@ -420,7 +420,7 @@ export async function fetchModel(url, { report, check, signal, note }) {
   return files;
 }
 
-/** The files of a model that is here as a whole; undefined if it is not. */
+/** The files of a model that is completely here; undefined if a part is missing. */
 async function complete(url) {
   const folder = await (await root())?.getDirectoryHandle(await folderName(url)).catch(() => undefined);
   const records = folder ? Object.values(await readList(folder)) : [];
@@ -448,8 +448,8 @@ async function drain(remote, arrived, signal) {
 // --- room on the GPU ------------------------------------------------------------------------------------------------
 
 /**
- * Asks the GPU for buffers of so many bytes and gives them back. WebGPU does not tell how much memory there is, so this is
- * the only way to refuse a model before gigabytes of it are read.
+ * Allocates buffers of this many bytes on the GPU and frees them. WebGPU does not report the amount of memory, so
+ * this is the only way to refuse a model before gigabytes of it are read.
  * @param {number} bytes
  * @returns {Promise<boolean>}
  */

@@ -33,7 +33,7 @@ export class Insight {
   }
 
   /**
-   * Shows these replies from now on: one, or two that are compared.
+   * Shows these replies from now on: one reply, or two for comparison.
    * @param {Reply[]} replies
    * @param {ModelInfo} info
    */
@@ -74,7 +74,7 @@ export class Insight {
     const full = prompt + Math.max(...replies.map((r) => r.generated));
     const held = Math.max(...replies.flatMap((r) => r.held.map((p) => p.y)));
     let highest = Math.max(full, held, prompt + 40);
-    // A limit is drawn where it is near enough to mean something, and told in words where it is far away.
+    // A limit is drawn if it is near the values, and described in words if it is far away.
     const limits = [
       { name: 'context window', value: context, kind: 'limit context' },
       { name: 'limit of this device\'s buffers', value: room, kind: 'limit device' },

@@ -13,8 +13,8 @@ const KEY = 'secateur-conversation';
 const VERSION = 1;
 
 /**
- * Keeps the conversation. A browser keeps some megabytes for a site: if these are too few, traces are left out, the oldest
- * first, and at last the conversation.
+ * Keeps the conversation. A browser keeps some megabytes for a site: if these are too few, traces are left out, the
+ * oldest first, and at last the conversation.
  * @param {Conversation} conversation
  */
 export function keepConversation(conversation) {
@@ -37,7 +37,7 @@ export function keptConversation() {
     const kept = JSON.parse(localStorage.getItem(KEY));
     return kept?.version === VERSION ? kept : undefined;
   } catch {
-    return undefined; // none, or a browser that keeps nothing
+    return undefined; // no conversation, or a browser without storage
   }
 }
 
@@ -45,6 +45,6 @@ export function clearConversation() {
   try {
     localStorage.removeItem(KEY);
   } catch {
-    // a browser that keeps nothing
+    // The browser has no storage.
   }
 }

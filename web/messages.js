@@ -1,9 +1,9 @@
 // The messages between secateur.js and its worker (worker.js), as types. This file has no code and is never loaded:
-// editors and `tsc` read it. The worker passes on the events of the engine as they come from src/web.rs, and remote.js those of a
-// server; both come from src/report/events.rs.
+// editors and `tsc` read it. The worker passes on the events of the engine as they come from src/web.rs, and
+// remote.js those of a server; both come from src/report/events.rs.
 //
-// Every message to the worker but `stop` has a number, `call`, which its answers repeat. The answers to `load`, and the
-// first message of all, have none.
+// Every message to the worker but `stop` has a number, `call`, which its answers repeat. The answers to `load`, and
+// the first message of all, have none.
 
 /**
  * A message to the worker.
@@ -25,7 +25,7 @@
  *   they keep the types of the files
  * @property {string} [name] - name to show
  *
- * Tests the kernels and compiles the shaders of the built-in model, while nothing else is asked for. Answered by
+ * Tests the kernels and compiles the shaders of the built-in model, while no other message arrives. Answered by
  * `prepared` or `error`.
  * @typedef {object} PrepareMessage
  * @property {'prepare'} do
@@ -38,7 +38,7 @@
  * @property {number} call
  * @property {Request} options
  *
- * Asks which settings a request comes to, without running it. Answered by `resolved` or `error`.
+ * Resolves a request to its settings, without running it. Answered by `resolved` or `error`.
  * @typedef {object} ResolveMessage
  * @property {'resolve'} do
  * @property {number} call
@@ -50,8 +50,8 @@
  * @property {number} call
  * @property {Uint32Array} ids
  *
- * Has the model read these tokens behind the prompt as if it had written them, and pruned as the request says. Answered by
- * `followed` or `error`.
+ * Has the model read these tokens behind the prompt as if it had written them, and pruned as the request says.
+ * Answered by `followed` or `error`.
  * @typedef {object} FollowMessage
  * @property {'follow'} do
  * @property {number} call
@@ -133,7 +133,7 @@
  * @typedef {(ReadyMessage | LostMessage | ProgressMessage | LoadedMessage | PreparedMessage | RunEvent | ResolvedMessage | LogitsResult | FollowedMessage | ReportResult |
  *   CaseMessage | ConformanceResult | ErrorMessage) & {call?: number}} ToPage
  *
- * The engine is there and the browser has a GPU.
+ * The engine has started and the browser has a GPU.
  * @typedef {Adapter & {type: 'ready'}} ReadyMessage
  *
  * @typedef {object} Adapter
@@ -142,7 +142,7 @@
  * @property {number} maxBuffer - largest buffer, in bytes
  * @property {boolean} f16 - whether shaders can compute in f16
  *
- * The browser took the GPU away. Nothing of this engine works any longer.
+ * The browser took the GPU away. This engine can no longer be used.
  * @typedef {object} LostMessage
  * @property {'lost'} type
  * @property {string} text

@@ -1,5 +1,5 @@
-// Prepares the npm package, before npm packs it: checks that it has the engine and the built-in model, which npm would leave out
-// without a word, and copies the licences, which npm takes from this folder alone.
+// Prepares the npm package, before npm packs it. It checks that the engine and the built-in model are there, because
+// npm would leave them out without an error. It copies the licences, which npm takes from this folder only.
 import { copyFile, stat } from 'node:fs/promises';
 import process from 'node:process';
 

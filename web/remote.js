@@ -1,8 +1,8 @@
 // The page's other engine: the server that serves the page (`secateur serve`). It has the interface of the engine in
-// secateur.js and gives the same events, because the server makes them with the code that the engine in the browser has.
-// It needs neither WebGPU nor WebAssembly.
+// secateur.js and gives the same events, because the server makes them with the code that the engine in the browser
+// has. It needs neither WebGPU nor WebAssembly.
 //
-// docs/server.md describes what is asked here. A run is a chat completion, or for a raw prompt a completion, whose stream
+// docs/server.md describes the requests. A run is a chat completion, or for a raw prompt a completion, whose stream
 // has the events of the run (`secateur: {events: "run"}`).
 
 import { Model, SecateurError } from './secateur.js';
@@ -14,33 +14,33 @@ import { Model, SecateurError } from './secateur.js';
 /** @typedef {import('./messages.js').Resolved} Resolved */
 /** @typedef {import('./messages.js').RunEvent} RunEvent */
 
-/** Where the key of a server is kept, with its origin behind it: until the tab is closed. */
+/** The name under which the key of a server is stored until the tab is closed. The server's origin follows it. */
 const KEY = 'secateur-api-key';
-/** How long a server that loads its model is left alone if it does not say for how long, in seconds. */
+/** The seconds between two requests to a server that is loading its model, if it does not name a time. */
 const PAUSE = 2;
 
-/** How long a run that could not be stopped may still tell its end, in milliseconds. */
+/** The milliseconds that are waited for the end of a run that could not be stopped. */
 const PATIENCE = 1000;
 
-/** Fields of a request that OpenAI's interface, or other servers with it, call the same. */
+/** Fields of a request with the same name in OpenAI's interface or in other servers that have it. */
 const SAME = ['ignore_eos', 'seed', 'temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty', 'frequency_penalty', 'presence_penalty', 'stop'];
-/** Those that have other names there. */
+/** Fields that have other names there. */
 const RENAMED = {
   max_new_tokens: 'max_tokens', max_thinking_tokens: 'thinking_token_budget', stop_ids: 'stop_token_ids', include_stop: 'include_stop_str_in_output',
 };
-/** Those that only secateur has. */
+/** Fields that only secateur has. */
 const OWN = ['policy', 'budget', 'window', 'probe_every', 'probe_text', 'scope', 'layers', 'normalise', 'positions', 'steps', 'attention', 'max_answer_tokens'];
-/** Those that have a meaning only with the chat template. */
+/** Fields that have a meaning only with the chat template. */
 const TEMPLATE = ['system', 'think', 'tools', 'chat_template_kwargs'];
-/** Those of which a request has one. */
+/** Fields of which a request has exactly one. */
 const PROMPTS = ['prompt', 'messages', 'ids'];
-/** Those of a random draw, which a greedy request has not. */
+/** Fields of a random draw, which a greedy request does not have. */
 const DRAW = ['temperature', 'top_k', 'top_p', 'min_p'];
-/** Those that are put into other words below. */
+/** Fields that are translated below. */
 const REWORDED = [...PROMPTS, ...TEMPLATE, 'raw', 'greedy', 'answer_format'];
 
 /**
- * What an answer must look like, in the fields that servers have for it.
+ * The form that an answer must have, in the fields that servers have for it.
  * @type {{[type: string]: (format: {[name: string]: any}) => object}}
  */
 const FORMATS = {
@@ -58,7 +58,7 @@ const FORMATS = {
  */
 
 /**
- * The engine of a server. Nothing is asked of it yet.
+ * The engine of a server. No request is sent yet.
  * @param {object} [options]
  * @param {string | URL} [options.server] - the address of the server; by default the one that serves the page
  * @param {AskKey} [options.askKey]
@@ -84,16 +84,16 @@ export class RemoteEngine {
     this.server = new URL(server);
     this.#askKey = askKey;
     this.ready = Promise.resolve();
-    /** Of the interface; a server that fails says so where it is asked. */
+    /** A part of the interface that is never called: if a server fails, the request reports it. */
     this.onfailure = undefined;
   }
 
-  /** What is known of the server's model, once it is loaded. */
+  /** The facts about the server's model, once it is loaded. */
   get info() {
     return this.#info;
   }
 
-  /** What the engine of the browser tells of its GPU. Of the server's, the model tells it. */
+  /** The GPU, which the engine in the browser reports here. For a server, the model's info has it. */
   get adapter() {
     return undefined;
   }
@@ -113,13 +113,13 @@ export class RemoteEngine {
       } catch (error) {
         if (!(error instanceof ServerError) || error.code !== 'loading') throw error;
         onProgress?.({ type: 'progress', what: 'The server loads its model', done: 0, total: 0 });
-        // Once it is over, the next question says so.
+        // If the wait is aborted, the next request fails with the reason.
         await pause(error.retryAfter ?? PAUSE, this.#until(signal));
       }
     }
   }
 
-  /** The server prepares itself. */
+  /** Does nothing, because the server prepares itself. */
   async prepare() {}
 
   /**
@@ -208,18 +208,18 @@ export class RemoteEngine {
     } finally {
       this.#stops.delete(stop);
       signal?.removeEventListener('abort', abort);
-      // Whoever leaves the loop early ends the run with it: the server sees that nobody reads.
+      // Leaving the loop early also ends the run: the server notices that the connection is closed.
       if (!ended) abort();
     }
   }
 
-  /** Ends the runs under way. Nothing more is asked of the server. */
+  /** Ends the runs under way. No further requests are sent to the server. */
   close() {
     this.#closed.abort();
   }
 
   /**
-   * What ends a question: the end of the engine, or `signal`.
+   * A signal that ends a request: when the engine is closed, or when `signal` is aborted.
    * @param {AbortSignal} [signal]
    */
   #until(signal) {
@@ -227,8 +227,8 @@ export class RemoteEngine {
   }
 
   /**
-   * A request in OpenAI's form, and where it is sent. What that form would leave out silently is refused, as the engine of the
-   * browser refuses it.
+   * A request in OpenAI's form, and where it is sent. Fields that this form would silently leave out are refused, as
+   * the engine of the browser refuses them.
    * @param {Request} request
    * @returns {{path: string, body: {[name: string]: any}}}
    * @throws {SecateurError}
@@ -271,7 +271,7 @@ export class RemoteEngine {
   }
 
   /**
-   * Asks the server for something. If it needs a key, the key is asked for first.
+   * Sends a request to the server. If the server needs a key, the user is asked for it first.
    * @param {string} title - what has failed if this fails
    * @param {string} path
    * @param {{method?: string, body?: object, signal?: AbortSignal}} [options]
@@ -303,7 +303,7 @@ export class RemoteEngine {
       if (response.ok) return response;
       if (response.status === 401) {
         let entered = await this.#askKey?.(wrong || key !== undefined);
-        // A header cannot hold every sign, and no key of the server has another.
+        // A header can hold only these characters, and the keys of the server have no others.
         while (entered && !/^[\x21-\x7e]+$/.test(entered)) entered = await this.#askKey?.(true);
         if (entered) {
           key = entered;
@@ -320,7 +320,7 @@ const BROKEN = 'the connection to the server broke off before the answer was who
 const closed = () => new SecateurError('closed', 'The engine was closed', 'This engine was closed: open another one.');
 
 /**
- * A request that no server can be asked.
+ * The error for a request that no server supports.
  * @param {string} what
  * @param {string[]} [fields]
  */
@@ -330,7 +330,7 @@ function refused(what, fields = []) {
 }
 
 /**
- * Waits for so many seconds, or until it is over.
+ * Waits for this many seconds, or until `over` is aborted.
  * @param {number} seconds
  * @param {AbortSignal} over
  * @returns {Promise<void>}
@@ -343,10 +343,13 @@ function pause(seconds, over) {
   });
 }
 
-/** Statuses after which the same may work: of a server that has no place or is away, and of proxies before it. */
+/**
+ * Statuses after which another attempt may succeed: of a server that has no place or cannot be reached, and of
+ * proxies.
+ */
 const BUSY = [429, 502, 503, 504];
 
-/** A refusal of the server. */
+/** The error for a refusal of the server. */
 class ServerError extends SecateurError {
   /**
    * @param {import('./secateur.js').FailureKind} kind
@@ -356,21 +359,21 @@ class ServerError extends SecateurError {
    */
   constructor(kind, title, text, { code, retryAfter }) {
     super(kind, title, text);
-    /** Its name for programs. */
+    /** The error's name for programs. */
     this.code = code;
-    /** After how many seconds it is worth trying again. */
+    /** The seconds after which another attempt is useful. */
     this.retryAfter = retryAfter;
   }
 }
 
 /**
- * What a response that is no answer says.
+ * The error for a response that is not an answer.
  * @param {Response} response
  * @param {string} title
  */
 async function refusal(response, title) {
   const { status } = response;
-  // A proxy may answer with anything.
+  // A proxy may answer with a body that is not JSON.
   const { error } = (await response.json().catch(() => undefined)) ?? {};
   const retryAfter = Number(response.headers.get('retry-after')) || undefined;
   const text = error?.message ?? `the server answered with status ${status}`;
@@ -432,6 +435,6 @@ function keepKey(origin, key) {
   try {
     sessionStorage.setItem(`${KEY} ${origin}`, key);
   } catch {
-    // A browser that keeps nothing.
+    // The browser has no storage.
   }
 }

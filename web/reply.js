@@ -8,7 +8,7 @@ import { rich } from './rich.js';
 const utf8 = new TextEncoder();
 
 /**
- * What a step looked like at a probe.
+ * A step as a probe saw it.
  * @typedef {{probe: number, importance: number | null, rank: number, ranked: number, cached: number, evicted: number}} Seen
  */
 
@@ -37,12 +37,12 @@ export class Reply {
   constructor({ title, note, settings, onSave, onReport }) {
     this.title = title;
     this.settings = settings;
-    /** The tokens' texts: where each lies in the bytes of the text, and which probe evicted it. */
+    /** The tokens' texts, each with its place in the bytes of the text and the probe that evicted it. */
     this.pieces = [];
     this.bytes = 0;
     /** Steps of the thinking at the last probe. */
     this.steps = [];
-    /** How many pieces are in steps, and how many are on the page. */
+    /** The number of pieces that belong to steps, and the number of pieces on the page. */
     this.inSteps = 0;
     this.shown = 0;
     this.times = [];
@@ -57,7 +57,7 @@ export class Reply {
     /** The attention map of the last probe, which `evicting` marks. */
     this.map = null;
     this.missed = this.failed = false;
-    /** The trace, once it has come. */
+    /** The trace, once it has arrived. */
     this.json = undefined;
     this.result = undefined;
     this.answerText = '';
@@ -77,7 +77,7 @@ export class Reply {
     this.thinking.hidden = true;
   }
 
-  /** Takes in an event. `draw` shows what the events have changed. */
+  /** Processes an event. `draw` shows the changes. */
   take(event) {
     this[event.type]?.(event);
   }
@@ -215,7 +215,7 @@ export class Reply {
       : `at probe ${latest.probe + 1} its importance was ${number(latest.importance)}, ${place(latest)}.`);
   }
 
-  /** Tokens a second: the latest 64 while it runs, the whole run after it. */
+  /** Tokens per second: over the latest 64 tokens during the run, and over the whole run after it. */
   get speed() {
     const [first, last] = [this.times[0], this.times.at(-1)];
     const whole = this.result?.tokens_per_second;
@@ -227,7 +227,7 @@ export class Reply {
     return !this.result && !this.failed;
   }
 
-  /** Shows what has come since the last call. */
+  /** Shows the changes since the last call. */
   draw() {
     if (this.generated) {
       const last = this.held.at(-1);
@@ -309,7 +309,7 @@ export class Reply {
     this.failed = true; // it does not run any longer
   }
 
-  /** Puts an end to it from outside. */
+  /** Ends the reply from outside. */
   fail(text) {
     this.failed = true;
     this.draw();

@@ -1,7 +1,7 @@
-// Markdown and formulas in an answer, by marked, DOMPurify and KaTeX. They are loaded once an answer needs them; where
-// they were not installed (see vendor.mjs), answers stay plain text.
+// Markdown and formulas in an answer, by marked, DOMPurify and KaTeX. They are loaded once an answer needs them;
+// where they were not installed (see vendor.mjs), answers stay plain text.
 
-/** Text in which there is something to set: emphasis, code, lists, tables, headings, formulas. */
+/** Matches text that is not plain: with emphasis, code, lists, tables, headings or formulas. */
 const MARKED = /[*_`#|]|^\s*(?:[-+>]|\d+\.)\s|\$|\\[([a-z]/m;
 /** Formulas: `$$…$$`, `\[…\]`, `\(…\)` and `$…$`, and a bare `\boxed{…}`. Code comes first, because it holds none. */
 const FORMULA = /(```[\s\S]*?(?:```|$)|`[^`\n]*`)|\$\$([\s\S]+?)\$\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|\$(?! )([^$\n]+?)(?<! )\$(?!\d)|(\\boxed\{[^{}]*\})/g;
@@ -26,7 +26,7 @@ function libraries() {
 }
 
 /**
- * The text, set; undefined where plain text will do.
+ * The text with its markup; undefined if plain text is enough.
  * @param {string} text
  * @returns {Promise<DocumentFragment | undefined>}
  */

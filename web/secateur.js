@@ -6,8 +6,8 @@
 //       if (event.type === 'token') console.log(event.text);
 //     }
 //
-// A request has the fields of `Request` in src/engine/request.rs. The engine decides about every field that is absent, so
-// the same request comes to the same settings here and on the command line.
+// A request has the fields of `Request` in src/engine/request.rs. The engine decides about every field that is
+// absent, so the same request comes to the same settings here and on the command line.
 
 /** @typedef {import('./messages.js').Adapter} Adapter */
 /** @typedef {import('./messages.js').ConformanceTable} ConformanceTable */
@@ -45,7 +45,7 @@
  */
 
 /**
- * What a model needs of its engine.
+ * The methods that a model needs of its engine.
  * @typedef {Pick<Engine, 'run' | 'resolve' | 'logits' | 'follow' | 'stop' | 'conformance' | 'report' | 'close'>} AnyEngine
  */
 
@@ -67,7 +67,7 @@ export class SecateurError extends Error {
 }
 
 /**
- * What waits for the worker's answer.
+ * A call that waits for the worker's answer.
  * @typedef {object} Pending
  * @property {(message: ToPage) => boolean} on - takes in a message; true once it was the last one
  * @property {(error: Error) => void} fail
@@ -87,8 +87,8 @@ export async function open({ worker = new URL('./worker.js', import.meta.url) } 
 }
 
 /**
- * Starts an engine and loads a model: from files, from a server or from the hub; with none of these, the built-in model.
- * Closing the model closes the engine.
+ * Starts an engine and loads a model: from files, from a server or from the hub; with none of these, the built-in
+ * model. Closing the model closes the engine.
  * @param {Load & {worker?: string | URL}} [options]
  * @returns {Promise<Model>}
  * @throws {SecateurError}
@@ -129,7 +129,7 @@ export class Engine {
      */
     this.onfailure = undefined;
     /**
-     * Resolved once the engine is there.
+     * Resolved once the engine has started.
      * @type {Promise<void>}
      */
     this.ready = new Promise((resolve, reject) => {
@@ -157,7 +157,8 @@ export class Engine {
     if (message.type === 'lost') {
       return this.#end(new SecateurError('lost', 'The GPU was lost', message.text), true);
     }
-    // A message without a number belongs to whatever runs: the start of the engine, or the loading of a model.
+    // A message without a number belongs to the call that is running: the start of the engine, or the loading of a
+    // model.
     const call = message.call ?? [...this.#pending.keys()][0];
     const pending = call === undefined ? undefined : this.#pending.get(call);
     if (call === undefined || !pending) return;
@@ -218,7 +219,7 @@ export class Engine {
   }
 
   /**
-   * Loads a model in place of the one that is loaded. An abort closes the engine, because what has begun cannot be
+   * Loads a model in place of the one that is loaded. An abort closes the engine, because loading cannot be
    * interrupted in another way.
    * @param {Load} [options]
    * @returns {Promise<Model>}
@@ -240,8 +241,9 @@ export class Engine {
   }
 
   /**
-   * Prepares for the built-in model while nobody waits: tests the kernels, and compiles the shaders that the model needs. For
-   * a page that has just been opened and is likely to load that model. Whatever is asked for meanwhile comes first.
+   * Prepares for the built-in model while the engine is idle: tests the kernels, and compiles the shaders that the
+   * model needs. This is for a page that has just been opened and is likely to load that model. Other calls take
+   * precedence.
    * @returns {Promise<void>}
    */
   async prepare() {
@@ -360,7 +362,7 @@ export class Engine {
       }
     } finally {
       signal?.removeEventListener('abort', abort);
-      // Whoever leaves the loop early ends the run with it.
+      // Leaving the loop early also ends the run.
       if (!ended && !failure) {
         this.stop();
         await over;
@@ -401,7 +403,7 @@ export class Model {
   }
 
   /**
-   * What a request comes to with this model, without running it.
+   * Resolves a request with this model, without running it.
    * @param {Request} request
    * @returns {Promise<Resolved>}
    */
@@ -410,7 +412,7 @@ export class Model {
   }
 
   /**
-   * The logits after each of these tokens, one row for each token: by them this device can be compared with another.
+   * The logits after each of these tokens, one row for each token. They serve to compare this device with another.
    * @param {Iterable<number>} ids
    * @returns {Promise<Float32Array>}
    */
@@ -419,8 +421,9 @@ export class Model {
   }
 
   /**
-   * Reads these tokens behind the prompt as if the model had written them, and prunes as the request says. By the trace,
-   * JSON text, the decisions of this device can be compared with those of another about the same text.
+   * Forwards these tokens behind the prompt as if the model had written them, and prunes as the request says. The
+   * trace, which is JSON text, serves to compare the decisions of this device with those of another about the same
+   * text.
    * @param {Request} request
    * @param {Iterable<number>} ids
    * @returns {Promise<string>}

@@ -1,5 +1,6 @@
-// How large the page's engine is on its way to a visitor. It fails if the engine has more bytes than LIMIT in gzip, which every
-// host offers, or in brotli, which most offer. `npm publish` asks it, so that no engine is published that was built for tests.
+// Prints the size of the page's engine as a visitor loads it. It fails if the engine has more bytes than LIMIT in
+// gzip, which every host offers, or in brotli, which most offer. `npm publish` runs it, so that no engine is
+// published that was built for tests.
 import { readFile } from 'node:fs/promises';
 import process from 'node:process';
 import { brotliCompressSync, constants, gzipSync } from 'node:zlib';

@@ -11,9 +11,9 @@ import { TRIAL, fetchModel, fileSize, fromFiles, hasRoom, hubAddress } from './f
 /** @typedef {import('./messages.js').FollowMessage} FollowMessage */
 /** @typedef {import('./messages.js').ReportMessage} ReportMessage */
 
-/** Bytes of the cache for which there has to be room beside the weights; it grows while the model runs. */
+/** Bytes that must be free for the cache beside the weights. The cache grows while the model runs. */
 const CACHE = 64e6;
-/** How long nobody asks the engine for anything before a model is rehearsed, in milliseconds. */
+/** The milliseconds for which the engine must be idle before a model is rehearsed. */
 const IDLE = 200;
 /** A short run with probes, and thus with every kernel of a usual run. */
 const REHEARSAL = { max_new_tokens: 8, probe_every: 4, window: 1, seed: 0 };
@@ -45,7 +45,7 @@ function watchDevices() {
   const { requestDevice } = GPUAdapter.prototype;
   GPUAdapter.prototype.requestDevice = async function (...options) {
     const device = await requestDevice.apply(this, options);
-    // If a trial of the memory loses its device, there is no room, and that is all.
+    // If a trial allocation loses its device, there is no room. That is no error.
     if (options[0]?.label === TRIAL) return device;
     device.lost.then(({ reason, message }) => {
       if (reason !== 'destroyed') send({ type: 'lost', text: message || 'The browser gave no reason.' });
@@ -83,7 +83,10 @@ const forward = (call) => (json) => send({ call, ...JSON.parse(json) });
 
 const openGpu = () => (opened ??= wasm.open_gpu());
 
-/** Tests the kernels of the first token on this GPU. Later calls share the test; after a failure, the next one repeats it. */
+/**
+ * Tests the kernels of the first token on this GPU. Later calls share the test; after a failure, the next one repeats
+ * it.
+ */
 function testKernels() {
   tested ??= openGpu().then(() => wasm.test_kernels());
   tested.catch(() => (opened = tested = undefined));
@@ -103,12 +106,12 @@ async function builtinFiles() {
 
 // --- rehearsals -----------------------------------------------------------------------------------------------------
 //
-// A browser compiles a shader when it is first used, and that takes much longer than running it. So a model is run for a
-// few tokens while nobody waits for the engine: its shaders are compiled then, and not at the first question. The probes of
-// such a run also test the kernels of pruning. A model that is fetched is rehearsed as soon as its headers are here: a small
-// model with weights of the same types needs the same shaders.
+// A browser compiles a shader when it is first used, and that takes much longer than running it. So a model is run
+// for a few tokens while the engine is idle: its shaders are compiled then, and not at the first question. The probes
+// of such a run also test the kernels of pruning. A model that is fetched is rehearsed as soon as its headers are
+// here: a small model with weights of the same types needs the same shaders.
 
-/** Runs a model for a few tokens. It may fail: what is wrong with the model shows at the first question. */
+/** Runs a model for a few tokens. A failure is ignored, because the first question reports the same error. */
 async function rehearse(model) {
   rehearsing = model;
   const run = (prompt) => model.run(JSON.stringify({ ...prompt, ...REHEARSAL }), () => undefined);
@@ -122,8 +125,8 @@ async function rehearse(model) {
 }
 
 /**
- * Compiles the shaders of a model while it is fetched, once the kernels are tested. What fails here shows when the model is
- * loaded.
+ * Compiles the shaders of a model while it is fetched, once the kernels are tested. A failure is ignored, because
+ * loading the model reports it.
  * @param {object} checked - what is known of the model
  * @param {Promise<unknown>} trusted - the test
  */
@@ -140,7 +143,7 @@ function rehearseAhead(checked, trusted) {
   });
 }
 
-/** Rehearses the loaded model as soon as nobody asks for anything. */
+/** Rehearses the loaded model as soon as the engine is idle. */
 function rehearseSoon() {
   const before = asked;
   setTimeout(async () => {
@@ -156,7 +159,7 @@ function interrupt() {
   return rehearsal;
 }
 
-/** Tests the kernels and rehearses the built-in model, unless something is asked for meanwhile. */
+/** Tests the kernels and rehearses the built-in model, unless another message arrives meanwhile. */
 async function prepare() {
   const before = asked;
   const files = builtinFiles();
@@ -205,7 +208,7 @@ async function load({ call, files, url, hub, options }) {
   own?.catch(() => undefined); // awaited below
   send({ call, type: 'progress', what: 'Checking the GPU and uploading the model', done: 0, total: 0 });
   await trusted;
-  // What the rehearsal has not begun to compile is compiled when it is needed.
+  // Shaders that the rehearsal has not begun to compile are compiled when they are needed.
   rehearsing?.stop();
   /** The engine counts parts of the model; the page shows bytes. */
   const uploaded = (json) => {
@@ -220,7 +223,8 @@ async function load({ call, files, url, hub, options }) {
 const jobs = {
   /** @param {LoadMessage} message */
   async load(message) {
-    // One after the other: a second model must not take the memory that the first is about to get.
+    // Models are loaded one after the other, because a second model must not take the memory that the first is about
+    // to get.
     const before = loading;
     const own = before.then(() => load(message));
     loading = own.catch(() => undefined);
@@ -236,7 +240,7 @@ const jobs = {
     await interrupt();
     needModel();
     const running = engine.run(JSON.stringify({ attention: 'layers', ...options }), forward(call));
-    // A stop during the rehearsal came before the run had begun.
+    // Stop was pressed during the rehearsal, before the run had begun.
     if (stopped) setTimeout(() => engine?.stop());
     send({ call, type: 'trace', json: await running });
   },

@@ -1,4 +1,4 @@
-//! The files of a model, as JavaScript gives them.
+//! The files of a model that JavaScript passes.
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use wasm_bindgen::prelude::*;
 use crate::weights::{Bytes, ModelSource, ReadAt};
 use crate::{Error, ErrorKind, Result};
 
-/// A model from its files: `{name: Uint8Array | {size, read}}`. An array is removed from the object once it is copied. Of
-/// an object, `read(offset, length)` returns a `Uint8Array` of so many bytes, without a promise, so that a file may be
-/// larger than the memory of this module. The files are those of a directory in Hugging Face layout, or GGUF files: one,
-/// or all parts of a split one.
+/// A model from its files: `{name: Uint8Array | {size, read}}`. An array is removed from the object once it is
+/// copied. For an object, `read(offset, length)` returns a `Uint8Array` of `length` bytes, without a promise, so that
+/// a file may be larger than the memory of this module. The files are those of a directory in Hugging Face layout, or
+/// GGUF files: one, or all parts of a split one.
 ///
 /// # Errors
 /// If a file is something else, or the header of a GGUF file is invalid.
@@ -25,7 +25,8 @@ pub fn source(files: &Object) -> Result<ModelSource> {
         let name = entry.get(0).as_string().ok_or_else(|| wrong("a file without a name"))?;
         let bytes = match entry.get(1).dyn_into::<Uint8Array>() {
             Ok(bytes) => {
-                // A browser has no memory for two copies of a large model.
+                // A browser has no memory for two copies of a large model, so each array is removed once it is
+                // copied.
                 Reflect::delete_property(files, &entry.get(0)).ok();
                 Bytes::from(bytes.to_vec())
             }
@@ -55,7 +56,8 @@ pub fn source(files: &Object) -> Result<ModelSource> {
 }
 
 thread_local! {
-    /// The objects of JavaScript behind each [`JsFile`]. They cannot leave this thread, and a [`ReadAt`] may.
+    /// The JavaScript objects behind each [`JsFile`]. They must stay on this thread, but a [`ReadAt`] may move to
+    /// another one.
     static FILES: RefCell<BTreeMap<u32, JsValue>> = const { RefCell::new(BTreeMap::new()) };
 }
 
@@ -74,7 +76,7 @@ impl JsFile {
 
 impl Drop for JsFile {
     fn drop(&mut self) {
-        // At the end of the thread the map may be gone already.
+        // At the end of the thread the map may no longer exist.
         FILES.try_with(|files| files.borrow_mut().remove(&self.0)).ok();
     }
 }

@@ -1,5 +1,5 @@
-// Elements, numbers as text, and colours, for whatever draws a run. The report embeds this module, and the page of web/
-// imports it: it depends on no data and on no element of a document.
+// Elements, numbers as text, and colours, for whatever draws a run. The report embeds this module, and the page of
+// web/ imports it: it depends on no data and on no element of a document.
 
 /** Powers of ten that the colours of a map span; the same constant is in html.rs. */
 export const DECADES = 4;
@@ -53,10 +53,10 @@ export const dark = matchMedia('(prefers-color-scheme: dark)');
 /** Whether the page is being printed: always in light colours. */
 const paper = {printing: false};
 
-/** Functions that redraw what shows the colours of `ramp`. */
+/** Functions that redraw the parts with the colours of `ramp`. */
 export const painters = new Set();
 
-/** Redraws all of it after a change of colours. */
+/** Redraws all these parts after a change of colours. */
 export function repaint(printing = paper.printing) {
   paper.printing = printing;
   for (const paint of painters) paint();

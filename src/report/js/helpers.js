@@ -1,9 +1,9 @@
 // What every part of the report's page needs: the data, and its types.
 //
 // The files of this folder and of web/draw are ES modules for editors and type checkers. The page loads nothing, so
-// src/report/html.rs puts them into one script, in the order draw, chart, grid, helpers, figures, reasoning, page, and
-// drops `import` lines and the word `export`. They therefore share one scope: a top-level name may exist only once. Text
-// from a trace only ever becomes the content of a text node.
+// src/report/html.rs puts them into one script, in the order draw, chart, grid, helpers, figures, reasoning, page,
+// and drops `import` lines and the word `export`. They therefore share one scope: a top-level name may exist only
+// once. Text from a trace only ever becomes the content of a text node.
 
 /**
  * The types are those of the structs in src/report/html.rs, field by field. A `| null` is an `Option` there.

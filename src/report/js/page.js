@@ -7,7 +7,7 @@ import {reasoning} from './reasoning.js';
 function facts(trace) {
   const t = trace.totals;
   const fact = (name, value, more) => el('div', {}, el('dt', {}, name), el('dd', {}, value, more && el('small', {}, more)));
-  // The first token comes from the prefill; each other one takes a decode step.
+  // The first token comes from the prefill. Each other token takes a decode step.
   const decoded = Math.max(t.generated_tokens - 1, 0);
   const rate = `${(decoded / (t.decode_us / 1e6)).toFixed(1)} tok/s`;
   const all = t.prompt_tokens + decoded;
@@ -37,7 +37,7 @@ function table(trace, jump) {
   return {node, show: (k) => rows.forEach((r, i) => r.classList.toggle('current', i === k - 1))};
 }
 
-/** Those settings in words that few runs change, where they differ from the default. */
+/** The settings that few runs change, as text, if they differ from the default. */
 function unusual({scope, layers, normalise, positions, steps, changed}) {
   const words = {scope: `a kept set for each ${scope}`, layers: `layers ${layers}`, normalise: `normalised ${normalise}`,
     positions: `${positions} positions`, steps: `steps are cut at ${steps}`};

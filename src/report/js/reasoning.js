@@ -5,7 +5,7 @@ import {tokensOf} from './helpers.js';
 export function reasoning(trace, id) {
   const probed = trace.probes.length > 0;
   /**
-   * For each step, what each probe found.
+   * For each step, the result of each probe.
    * @type {{probe: number, importance: number | null, rank: number | undefined, ranked: number, share: number,
    *   cached: number, evicted: number}[][]}
    */
