@@ -1,5 +1,5 @@
 //! Bad input at the level of model and cache gives a clear error and never a panic. Matrices that have to be split
-//! give the results of whole ones.
+//! give the results of unsplit ones.
 use secateur::Dtype;
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use secateur::expert::weights::{FileDtype, ModelSource, Weights};
 use secateur::{Error, ErrorKind, Slot};
 use serde_json::{Value, json};
 
-/// Asserts that `result` is an error of `kind` that says all of `parts`.
+/// Asserts that `result` is an error of `kind` whose text contains all of `parts`.
 #[track_caller]
 fn refused<T>(result: Result<T, Error>, kind: ErrorKind, parts: &[&str]) {
     let Err(error) = result else { panic!("this must be refused") };
@@ -26,7 +26,7 @@ fn refused<T>(result: Result<T, Error>, kind: ErrorKind, parts: &[&str]) {
     }
 }
 
-/// A device that claims a smaller largest buffer.
+/// The device with a smaller largest buffer in its info.
 fn limited(device: &ComputeDevice, most: u64) -> ComputeDevice {
     let mut device = device.clone();
     device.info.max_binding_bytes = most;
@@ -116,7 +116,7 @@ fn a_cache_beyond_the_largest_buffer_is_refused() {
         );
         assert!(cache.is_empty());
         assert_mirrored(&cache);
-        // A cache that fits still works. Decoding beyond the limit is refused as well, and loses nothing.
+        // A cache that fits still works. Decoding beyond the limit is refused as well, and the cache is unchanged.
         prefill(&model, &mut cache, 0, &ids[..70], 5);
         let mut steps = 0;
         let error = loop {
@@ -277,7 +277,7 @@ fn logits_that_are_not_finite_are_an_error() {
                     let logits = prefill(&model, &mut cache, 0, &fx.ids("prompt.7.ids"), 0);
                     let mut sampler = Sampler::new(fx.config.vocab_size, &mut cache, device);
                     sampler.sample(&logits, &mut cache, &[0], 0);
-                    // The id of a broken step is forwarded before the host reads it, which must do no harm.
+                    // The id of a broken step is forwarded before the host reads it. That must not do any harm.
                     let logits = last_logits(&model, &mut cache, Input::Pending(&[0]));
                     sampler.sample(&logits, &mut cache, &[0], 1);
                     let state = as_u32(&block_on(cache.read_state()).expect("readable")[0]);

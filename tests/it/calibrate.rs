@@ -1,5 +1,5 @@
-//! `secateur calibrate` on the built-in model and the CPU: to its end, interrupted, resumed; and how `run` uses its
-//! choice. No test depends on which layers turn out best.
+//! `secateur calibrate` on the built-in model and the CPU: uninterrupted, interrupted and resumed; and how `run` uses
+//! its choice. No test depends on which layers turn out best.
 use std::collections::HashSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -94,7 +94,7 @@ fn it_ends_with_a_table_and_a_choice_beside_the_model() {
     assert!(!left.iter().any(|f| f.to_string_lossy().contains("progress")), "{left:?}");
     let of = QUESTIONS.len();
     assert_eq!((choice.settings.questions, choice.settings.run.budget), (of, secateur::policy::Budget::Tokens(32)));
-    // At least: all layers, each of the five, and the best of these with each of the others.
+    // The rows include at least all layers, each of the five, and the best of these with each of the others.
     assert!(choice.rows.len() >= 1 + 5 + 4, "{:?}", choice.rows);
     let names: HashSet<&str> = choice.rows.iter().map(|r| r.layers.as_str()).collect();
     assert_eq!(names.len(), choice.rows.len());
@@ -111,7 +111,7 @@ fn it_ends_with_a_table_and_a_choice_beside_the_model() {
     assert!(choice.full.correct == of && choice.full.peak_cached > 1.2 * all.peak_cached, "{:?}", choice.full);
     assert!(choice.rows.iter().any(|row| row.correct < of), "the budget hurts: sets differ");
     assert_eq!(choice.pruned, of);
-    // Sorted, and the first is the choice.
+    // The rows are sorted, and the first one is the choice.
     assert!(choice.rows.is_sorted_by_key(|row| (of - row.correct, row.truncated)));
     assert_eq!((choice.rows[0].layers.as_str(), choice.distinguishable), (choice.layers.as_str(), false));
     for part in [
@@ -123,7 +123,7 @@ fn it_ends_with_a_table_and_a_choice_beside_the_model() {
     ] {
         assert!(made.ran.err.contains(part), "{part:?} is missing from:\n{}", made.ran.err);
     }
-    // However wide the column is.
+    // The row is found whatever the width of the column is.
     let full =
         made.ran.err.lines().map(str::trim_start).any(|l| l.starts_with("full cache ") && l.contains(" 3 of 3 "));
     assert!(full, "{}", made.ran.err);
@@ -170,7 +170,7 @@ fn an_interrupted_calibration_goes_on_and_ends_in_the_same_choice() {
     let (first, count) = answers();
     assert!(count >= QUESTIONS.len() && !out.exists(), "{first}");
 
-    // As after a power cut in the middle of a line.
+    // A power cut in the middle of a line leaves such a file.
     std::fs::write(&file, first.clone() + "{\"layers\":\"3\",\"prob").unwrap();
     let heard = interrupted(&args);
     assert!(heard.contains(&format!("{count} answers are there")), "{heard}");
@@ -179,7 +179,7 @@ fn an_interrupted_calibration_goes_on_and_ends_in_the_same_choice() {
 
     // The progress of a calibration with other settings is neither used nor changed.
     for other in [&["--budget", "tokens:31"][..], &["--problems", "2"], &["--kv", "f32"]] {
-        // `OPTIONS` has a budget already.
+        // `OPTIONS` already has a budget.
         let args: Vec<&str> = match other[0] {
             "--budget" => args.iter().map(|a| if *a == "tokens:32" { "tokens:31" } else { a }).collect(),
             _ => [&args[..], other].concat(),
@@ -191,7 +191,7 @@ fn an_interrupted_calibration_goes_on_and_ends_in_the_same_choice() {
         );
         assert_eq!(answers().0, second);
     }
-    // The first line tells what is calibrated; the answers follow.
+    // The first line has the conditions. The answers follow.
     let (head, rest) = second.split_once('\n').expect("several lines");
     let damaged = format!("{head}\n{}", rest.replacen("\"layers\"", "\"lawyers\"", 1));
     for (text, parts) in [
@@ -255,7 +255,7 @@ fn run_uses_the_choice_beside_the_model() {
         let (layers, err) = used(&good, &["--layers", asked]);
         assert!(layers == chosen && !err.contains("calibrated"), "{layers}: {err}");
     }
-    // Runs that the choice was not made for.
+    // These runs are not the ones that the choice was made for.
     let (layers, err) = used(&good, &["--weights", "q8"]);
     assert!(layers == "all" && err.contains("was made for other weights: all layers vote"), "{layers}: {err}");
     let (layers, err) = used(&good, &["--policy", "think-token"]);
@@ -271,7 +271,7 @@ fn run_uses_the_choice_beside_the_model() {
     assert!(layers == "all" && !err.contains(FILE), "{err}");
     let (layers, err) = used(&good, &["--scope", "layer"]);
     assert!(layers == "all" && !err.contains("as calibrated"), "{err}");
-    // Broken.
+    // These choices are broken.
     for (text, parts) in [
         ("{", &["not a choice of layers", "EOF"][..]),
         ("{\"version\":1}", &["not a choice of layers", "version 1", "expected: version 3"]),
@@ -339,7 +339,7 @@ fn weights_are_hashed_again_only_when_a_file_of_theirs_has_changed() {
     assert!(calibrated(), "another time: hashed again");
     let second = std::fs::read_to_string(&kept).unwrap();
     assert!(second.contains(&choice.settings.weights) && second != first, "{second}");
-    // Other weights of the same size: only the time of the file tells.
+    // The other weights have the same size, so only the time of the file shows the change.
     let mut other = std::fs::read(&weights).unwrap();
     *other.last_mut().unwrap() ^= 1;
     std::fs::write(&weights, other).unwrap();

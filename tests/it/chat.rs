@@ -14,7 +14,7 @@ struct Terminal {
     output: Receiver<Vec<u8>>,
     /// Everything shown so far.
     shown: String,
-    /// How much of it the test has looked at.
+    /// How much of the text the test has examined.
     seen: usize,
 }
 
@@ -23,7 +23,7 @@ impl Terminal {
         Self::with_history(args, "")
     }
 
-    /// `history`: the file that keeps it, if any.
+    /// `history` is the file of the history, or empty for none.
     fn with_history(args: &str, history: &str) -> Self {
         Self::running(&format!("exec {} run --device cpu {args}", env!("CARGO_BIN_EXE_secateur")), history)
     }
@@ -59,7 +59,7 @@ impl Terminal {
         stdin.write_all(keys.as_bytes()).and_then(|()| stdin.flush()).expect("the terminal takes keys");
     }
 
-    /// Waits until `text` appears behind what was seen before, and returns what was shown up to it.
+    /// Waits until `text` appears after the text that was examined before. Returns the text up to it.
     #[track_caller]
     fn until(&mut self, text: &str) -> String {
         let begun = Instant::now();
@@ -166,7 +166,7 @@ fn what_makes_every_turn_fail_is_said_before_the_first() {
     chat.ends_with(0);
 }
 
-/// A chat goes on after a loss of its device: the model is loaded again, and the conversation before is kept.
+/// After a loss of its device a chat continues: the model is loaded again, and the conversation is kept.
 #[test]
 fn a_chat_survives_the_loss_of_its_device() {
     let Some(adapter) = crate::cli::adapters().into_iter().next() else {
@@ -222,7 +222,7 @@ fn earlier_chats_are_recalled_where_their_history_is_kept() {
 
 #[test]
 fn sigterm_at_the_prompt_leaves_the_terminal_in_order() {
-    // `stty` tells whether the terminal echoes and edits lines, once the chat has ended.
+    // After the chat has ended, `stty` shows whether the terminal echoes and edits lines.
     let folder = tempfile::tempdir().expect("a folder");
     let pid = folder.path().join("pid");
     let script = format!(

@@ -69,8 +69,8 @@ fn run(engine: &mut Engine, tokens: usize) -> Result<RunResult> {
     result.error.clone().map_or(Ok(result), Err)
 }
 
-/// The time until the first token in a browser is mostly that of compiling shaders. So what is tested before it are the
-/// shaders that the built-in model runs before a probe, and no others.
+/// In a browser, most of the time until the first token is spent on compiling shaders. So exactly the shaders that
+/// the built-in model runs before a probe are tested before the first token.
 #[test]
 fn what_is_tested_first_is_what_the_built_in_model_runs() {
     let _one = beside_others_in_shared_pages();
@@ -94,8 +94,8 @@ fn what_is_tested_first_is_what_the_built_in_model_runs() {
     assert!(of_test.len() >= 9, "only {} shaders were tested", of_test.len());
 }
 
-/// The shaders of a model are compiled before its weights are there: a small model with weights of the same types launches
-/// every shader that a run of the model launches, also one that is longer than a tile of attention.
+/// The shaders of a model are compiled before its weights are there: a small model with weights of the same types
+/// launches every shader that a run of the model launches, including a run that is longer than a tile of attention.
 #[test]
 fn a_rehearsal_launches_what_the_model_launches() {
     let _one = beside_others_in_shared_pages();
@@ -107,7 +107,7 @@ fn a_rehearsal_launches_what_the_model_launches() {
         let gguf = format!("{path}/model.gguf");
         let path = if std::path::Path::new(&gguf).exists() { gguf } else { path };
         let source = ModelSource::open(&path).expect("committed");
-        // Each goes past the end of a tile of attention: 256 and 64 slots.
+        // Each run exceeds a tile of attention, which has 256 or 64 slots.
         for (tuning, prompt, tokens) in [(Tuning::CPU, 200, 70), (Tuning::GPU, 40, 50)] {
             let mut device = gpu.clone();
             device.tuning = tuning;
@@ -138,8 +138,8 @@ fn a_rehearsal_launches_what_the_model_launches() {
     }
 }
 
-/// A kernel whose test was put off is tested before a run relies on it. A wrong one is named, and tested again by the
-/// next run.
+/// A kernel whose test was put off is tested before a run relies on it. If its results are wrong, the error names it,
+/// and the next run tests it again.
 #[test]
 fn what_was_put_off_is_tested_before_the_first_probe() {
     let _one = beside_others_in_shared_pages();
@@ -152,7 +152,7 @@ fn what_was_put_off_is_tested_before_the_first_probe() {
     let Err(error) = failed else { panic!("the run relied on a wrong kernel") };
     let error = error.to_string();
     assert!(error.contains("wrong results in attention_row"), "{error}");
-    // What needs no probe runs all the same.
+    // A run that needs no probe still runs.
     run(&mut engine, 4).expect("it runs");
     assert!(!block_on(conformance::test_others(&device, || true)).expect("nothing was tested"), "tested too early");
     let result = run(&mut engine, 24).expect("it runs");

@@ -55,8 +55,8 @@ fn ids(result: &RunResult) -> Vec<u32> {
     result.trace.tokens.iter().map(|t| t.id).collect()
 }
 
-/// A text that is read is pruned as it was while it was written, whatever the policy measures, and so it is when it is
-/// read again.
+/// A text that is followed is pruned as it was when it was written, with every kind of measurement, and again if it
+/// is followed a second time.
 #[test]
 fn a_text_that_is_followed_is_pruned_as_it_was_when_written() {
     let _one = common::beside_others();
@@ -75,7 +75,7 @@ fn a_text_that_is_followed_is_pruned_as_it_was_when_written() {
         };
         let written = run(&mut engine, &prompt, &options);
         let ids = ids(&written);
-        // Without the last token, after which nothing was measured.
+        // The last token is left out, because nothing was measured after it.
         let ids = &ids[..ids.len() - 1];
         let found = |trace: &Trace| -> Vec<(usize, usize, Vec<u32>)> {
             trace.probes.iter().map(|probe| (probe.at_token, probe.cached_before, probe.evicted.clone())).collect()
@@ -97,7 +97,7 @@ fn a_text_that_is_followed_is_pruned_as_it_was_when_written() {
 }
 
 /// Probes happen, tokens are evicted, and the first evictions are those of the CPU twins. Ids are equal as long as
-/// evictions are.
+/// the evictions are equal.
 #[test]
 fn pruning_on_every_adapter_is_what_it_is_on_the_twins() {
     let _one = common::beside_others();
@@ -183,7 +183,7 @@ fn ids_without_a_tokenizer() {
     assert!(refused.expect_err("no text to probe with").to_string().contains("tokenizer"));
 }
 
-/// A stop that is set during the prompt takes effect before the prompt is done. The next run starts anew.
+/// A stop that is set during the prompt takes effect before the end of the prompt. The next run starts normally.
 #[test]
 fn a_stop_is_heard_while_the_prompt_is_forwarded() {
     let device = secateur::device::ComputeDevice::cpu();
@@ -247,9 +247,9 @@ const MEASURED: f64 = 5e-5;
 
 /// Eight requests at once, and eight through three places, give the results that each gives alone. On the CPU twins
 /// they are equal to the bit. On an adapter, a step with more rows may sum in another order, which changes a result
-/// only where two logits or scores are nearly equal. There, each result must be right by itself (a decoder without a
-/// cache, told the same evictions, chooses the same tokens and measures the same), and ids must be equal up to such a
-/// place.
+/// only where two logits or scores are nearly equal. There, each result must be right by itself: a decoder without a
+/// cache, given the same evictions, must choose the same tokens and measure the same importances. Ids must be equal
+/// up to such a place.
 #[test]
 fn a_sequence_does_not_notice_its_neighbours() {
     let _one = common::beside_others();
@@ -282,8 +282,8 @@ fn a_sequence_does_not_notice_its_neighbours() {
                 let replayed = replay::replay(&reference, Dtype::F32, &result.trace, &probe_ids, Evict::AsRecorded);
                 worst = (worst.0.max(replayed.regret), worst.1.max(replayed.importance));
                 assert!(replayed.regret <= LOGITS && replayed.importance <= MEASURED, "{place}: {replayed:?}");
-                // Where they diverge there is nearly a tie of logits, or another plan, whose scores were compared
-                // with the reference above.
+                // Where they diverge, two logits are nearly equal, or the plans differ. The scores of the plans were
+                // compared with the reference above.
                 let planned = |r: &RunResult| {
                     r.trace.probes.iter().filter(|p| p.at_token <= equal).map(|p| p.evicted.clone()).collect::<Vec<_>>()
                 };
@@ -356,8 +356,8 @@ fn a_request_that_ends_badly_ends_alone() {
     }
 }
 
-/// A sequence whose probe fails, attention and trace with it, ends with what it had; the others run as if it were not
-/// there. Here the embedding of a token that only its probe has is not a number.
+/// A sequence whose probe fails, in attention and trace, ends with the result so far. The others run as if it were
+/// not there. Here the embedding of a token that only its probe has is not a number.
 #[test]
 fn a_probe_that_fails_ends_only_its_own_sequence() {
     let device = secateur::device::ComputeDevice::cpu();
@@ -413,8 +413,8 @@ fn a_probe_that_fails_ends_only_its_own_sequence() {
     }
 }
 
-/// A probe goes only as deep as the layers that count. What is recorded of its attention has all of them, and changes
-/// nothing else.
+/// A probe goes only as deep as the layers that count. A record of its attention has all layers, and changes nothing
+/// else.
 #[test]
 fn what_is_recorded_of_a_probe_does_not_change_what_is_kept() {
     let prompt = Prompt::Chat("What is 12 + 30?".into());
@@ -441,7 +441,7 @@ fn what_is_recorded_of_a_probe_does_not_change_what_is_kept() {
     }
 }
 
-/// A device whose buffers are too small for the cache is told of before the run, and a prompt that does not fit by
+/// If a device's buffers are too small for the cache, a note says so before the run. A prompt that does not fit by
 /// itself is refused.
 #[test]
 fn a_cache_that_becomes_too_large_is_told_before_the_run() {
@@ -457,7 +457,7 @@ fn a_cache_that_becomes_too_large_is_told_before_the_run() {
 
     let model = load(&device);
     let layer_slot = model.slot_bytes() / model.model().config().num_layers as u64;
-    // Room for 699 slots, of which the buffers, which grow by 64, have 640.
+    // The buffers grow by 64 slots, so of a limit of 699 slots they can have 640.
     device.info.max_binding_bytes = 700 * layer_slot - 1;
     let mut engine = load(&device);
     let note = engine.cache_note(&ids(70), &full).expect("the prompt fits").expect("the rest does not");
@@ -465,7 +465,7 @@ fn a_cache_that_becomes_too_large_is_told_before_the_run() {
     {
         assert!(note.contains(part), "{part:?} is missing from: {note}");
     }
-    // What is told is what happens.
+    // The run ends where the note says.
     let result = pollster::block_on(engine.run(&ids(70), &Settings { ignore_eos: true, ..full.clone() }, &mut |_| ()));
     let result = result.expect("the text until then");
     let generated = result.trace.totals.generated_tokens;

@@ -12,7 +12,7 @@ use secateur::{Error, ErrorKind, Result, builtin};
 
 use crate::common::{block_on, devices};
 
-/// Fails with some seeds, or with all, as a policy does that cannot cope with a text.
+/// A policy that fails with some seeds, or with all, as if it could not handle a text.
 #[derive(Debug)]
 struct Brittle {
     always: bool,
@@ -40,7 +40,7 @@ impl EvictionPolicy for Brittle {
     }
 }
 
-/// Evaluates the policy on two questions with so many seeds, after `made`. Returns what was recorded.
+/// Evaluates the policy on two questions with this number of seeds, after `made`. Returns the recorded trials.
 fn evaluate(policy: Brittle, seeds: u64, made: Vec<Trial>) -> (Plan, Result<Vec<Trial>>, Vec<Trial>) {
     let load = LoadOptions { sequences: 4, ..LoadOptions::default() };
     let loaded = Engine::load(&builtin::source(), "built-in", &devices()[0], &load, &mut |_, _| ());
@@ -95,19 +95,19 @@ fn a_run_that_fails_is_a_wrong_answer_and_the_others_go_on() {
         assert!(!trial.verdict.is_right() && !trial.truncated);
         assert!(trial.error.as_ref().is_some_and(|error| error.contains("too much for me")), "{:?}", trial.error);
     }
-    // A control repeats the kept counts of a run. It is not made where that failed.
+    // A control repeats the kept counts of a run. It is not made if that run failed.
     let random = of("random");
     assert_eq!(random.len(), 12 - failed.len());
     let failed_with = |trial: &Trial| failed.iter().any(|f| (f.problem, f.seed) == (trial.problem, trial.seed));
     assert!(!random.iter().any(|trial| failed_with(trial)));
     let rows = table::rows(&plan, &all);
     assert_eq!(rows.iter().map(|row| row.failed).collect::<Vec<_>>(), [0, failed.len(), 0]);
-    // Nothing is made again.
+    // A second evaluation makes nothing again.
     let (_, again, recorded) = evaluate(Brittle { always: false, kind: ErrorKind::Policy }, 6, all.clone());
     assert_eq!((again.expect("nothing is left to do").len(), recorded.len()), (all.len(), 0));
 }
 
-/// If many runs fail one after the other, or the device does, that is no answer to any question.
+/// Many failures in a row, or a failure of the device, do not count as answers to questions.
 #[test]
 fn what_concerns_all_runs_ends_an_evaluation_and_is_not_recorded() {
     for (always, kind) in [(true, ErrorKind::Policy), (false, ErrorKind::Device)] {

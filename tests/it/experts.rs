@@ -1,5 +1,5 @@
-//! Mixtures of experts in the decoder: the three ways in which checkpoints store experts, precisions, the sequences of
-//! a step, and what a step reads. `golden.rs` compares the same models with transformers.
+//! Mixtures of experts in the decoder: the three ways in which checkpoints store experts, precisions, the sequences
+//! of a step, and what a step reads. `golden.rs` compares the same models with transformers.
 use std::collections::BTreeMap;
 
 use crate::common::*;
@@ -26,8 +26,8 @@ fn logits(fx: &Fixture, model: &Decoder) -> Vec<f32> {
     values(&model.logits(&out, Logits::All))
 }
 
-/// The fixture's weights with the experts of each layer in one tensor: `joined` gets the names of the parts of an expert
-/// that are stored together, and the name under which they are.
+/// The fixture's weights with the experts of each layer in one tensor: `joined` has the names of the parts of an
+/// expert that are stored together, and the name of the joint tensor.
 fn stacked(fx: &Fixture, joined: &[(&[&str], &str)]) -> Weights {
     let mixture = fx.config.experts.as_ref().expect("experts");
     let mut tensors = BTreeMap::new();
@@ -84,8 +84,8 @@ fn experts_may_be_stored_one_by_one_stacked_or_fused() {
     assert!(error.contains("mlp.gate.weight") && error.contains("[8, 56]") && error.contains("[9, 56]"), "{error}");
 }
 
-/// Experts are quantized as other matrices are; the router keeps its type, so that the choices stay those of the model
-/// where the activations do.
+/// Experts are quantized as other matrices are. The router keeps its type, so that the same experts are chosen
+/// wherever the activations are the same.
 #[test]
 fn experts_are_quantized_as_they_are_loaded() {
     let _one = beside_others();
@@ -95,7 +95,7 @@ fn experts_are_quantized_as_they_are_loaded() {
     for device in two() {
         let model = load(&fx.config, &fx.weights, Some(Precision::Q8), device);
         let (found, vocab) = (logits(&fx, &model), fx.config.vocab_size);
-        // Q8_0 rounds to about 1 in 250. A row in which another expert is chosen may be further off.
+        // Q8_0 rounds to about 1 in 250. A row for which another expert is chosen may be further off.
         let mut off: Vec<f64> = found.chunks(vocab).zip(expected.chunks(vocab)).map(|(a, b)| error(a, b)).collect();
         off.sort_by(f64::total_cmp);
         println!("{}: q8 is off by {:.1e} in the median, {:.1e} at most", device.info.name, off[32], off[63]);
@@ -108,7 +108,7 @@ fn experts_are_quantized_as_they_are_loaded() {
     }
 }
 
-/// Sequences that are decoded together get the logits that each gets alone, bit for bit.
+/// Sequences that are decoded together get the logits that each of them gets alone, bit for bit.
 #[test]
 fn experts_do_not_notice_a_steps_other_sequences() {
     let _one = beside_others();
@@ -135,7 +135,7 @@ fn experts_do_not_notice_a_steps_other_sequences() {
     }
 }
 
-/// What a step reads, counted by hand from the shapes of the fixture.
+/// The bytes that a step reads, counted by hand from the shapes of the fixture.
 #[test]
 fn a_step_reads_the_chosen_experts() {
     let fx = Fixture::open(NAME);
@@ -150,7 +150,7 @@ fn a_step_reads_the_chosen_experts() {
     }
     let norms = (7 * h + 6 * 16) * 2;
     let bytes = required::step_bytes(&fx.config, &fx.weights, None).expect("known types");
-    // The head is the embedding, so that it is read as a whole. Each tensor is rounded down on its own.
+    // The head is the embedding, so it is read as a whole. Each tensor is rounded down separately.
     let exact = (rest + layers * 3 * expert + norms) as u64;
     assert!((exact - 60..=exact).contains(&bytes), "{bytes} of {exact}");
 }

@@ -1,5 +1,5 @@
-//! Answers in a format: every text keeps to it, the thinking before it is free, and what is chosen is the model's own choice
-//! among what is allowed.
+//! Answers in a format: every text keeps to the format, the thinking before it is free, and the model's own choice
+//! among the allowed tokens is taken.
 use std::time::{Duration, Instant};
 
 use secateur::device::ComputeDevice;
@@ -28,8 +28,8 @@ fn random(directory: &str, device: &ComputeDevice) -> Engine {
     Engine::load(&source, directory, device, &options, &mut |_, _| ()).expect("a good model")
 }
 
-/// A model with random weights and a tokenizer like those of SentencePiece: `\u{2581}` for a blank, and a token for each
-/// byte that no other token has.
+/// A model with random weights and a tokenizer like those of SentencePiece: `\u{2581}` for a blank, and a token for
+/// each byte that no other token has.
 fn pieces() -> ModelSource {
     let read = |name: &str| {
         std::fs::read(format!("{}/tests/golden/qwen2-f16/{name}", env!("CARGO_MANIFEST_DIR"))).expect("committed")
@@ -115,8 +115,8 @@ fn person() -> (Value, fn(&Value) -> bool) {
     (schema, holds)
 }
 
-/// Draws of a model that knows nothing, with the tokenizers of every kind: of bytes, of characters with bytes for the rest,
-/// and that of a GGUF file.
+/// Draws of a model with random weights, with tokenizers of every kind: of bytes, of characters with bytes for the
+/// rest, and that of a GGUF file.
 #[test]
 fn what_a_model_draws_keeps_to_a_schema() {
     let (schema_of_person, holds) = person();
@@ -158,8 +158,9 @@ fn any_json_object_is_one() {
     assert!(complete > 0, "no draw came to an end");
 }
 
-/// What is chosen greedily among some texts is the most likely token of those that continue one of them, judged by the
-/// reported probabilities and by the texts alone. Where the model's own answer is among them, it is the one.
+/// With greedy decoding among some texts, the chosen token is the most likely one of those that continue one of the
+/// texts, judged by the reported probabilities and by the texts alone. If the model's own answer is among the texts,
+/// it is chosen.
 #[test]
 fn the_choice_is_the_models_own() {
     let mut judged = 0;
@@ -213,13 +214,13 @@ fn the_choice_is_the_models_own() {
     assert!(judged > 20, "{judged} tokens were judged");
 }
 
-/// The text after the thinking as it is, blanks included.
+/// The exact text after the thinking, including white space.
 fn answer_of(result: &RunResult) -> String {
     result.text.rsplit("</think>").next().unwrap_or_default().to_string()
 }
 
-/// A format that allows everything changes nothing, and neither does one that comes after the thought change the thought,
-/// with pruning on the way.
+/// A format that allows everything changes nothing. A format for the answer does not change the thought before it,
+/// even with prunings.
 #[test]
 fn the_thinking_is_free() {
     for device in two() {
@@ -255,7 +256,7 @@ fn the_thinking_is_free() {
     }
 }
 
-/// A thought that the engine ends, one that the prompt has ended, and a model that has not begun to think.
+/// A thought that the engine ends, a thought that the prompt has ended, and a model that has not begun to think.
 #[test]
 fn the_answer_begins_where_the_thought_ends() {
     let mut engine = reasoner(&ComputeDevice::cpu(), 1);
@@ -277,7 +278,7 @@ fn the_answer_begins_where_the_thought_ends() {
     assert_eq!((result.answer.as_str(), &result.trace.stop_reason), ("012", &StopReason::MaxAnswerTokens));
 }
 
-/// Requests with formats and without, side by side, with probes: each gives what it gives alone.
+/// Requests with and without formats run side by side, with probes. Each gives the result that it gives alone.
 #[test]
 fn neighbours_do_not_matter() {
     for device in two() {
@@ -345,7 +346,7 @@ fn a_format_that_cannot_be_kept_is_refused_before_anything_runs() {
     let patterns: Map<String, Value> = (0..8).map(|i| (format!("^{i}[a-z]+$"), json!({"type": "string"}))).collect();
     let texts = |count: usize| (0..count).map(|i| format!("text number {i}")).collect::<Vec<_>>();
     let nulls = |count: usize| vec![json!({"type": "null"}); count];
-    // What is taken, or refused, takes no time: formats come from strangers.
+    // Formats are accepted or refused quickly, because they come from strangers.
     for (format, refused) in [
         (schema(json!({"type": "nothing"})), true),
         (schema(json!(false)), true),
@@ -354,7 +355,7 @@ fn a_format_that_cannot_be_kept_is_refused_before_anything_runs() {
         (schema(json!({"$ref": "https://example.com/schema"})), true),
         (schema(json!({"type": "string", "pattern": "("})), true),
         (schema(json!({"type": "array", "uniqueItems": true})), true),
-        // What is short and would take minutes, gigabytes or the stack.
+        // These formats are short, but would take minutes, gigabytes or the whole stack.
         (schema(chain(1000)), true),
         (schema(json!({"type": "integer", "multipleOf": 123_456_789})), true),
         (schema(json!({"type": "number", "multipleOf": 0.01, "minimum": 0, "maximum": 10})), false),
@@ -404,7 +405,7 @@ fn a_format_that_cannot_be_kept_is_refused_before_anything_runs() {
     );
 }
 
-/// What is taken is also kept to: the largest formats that are allowed, drawn from.
+/// Accepted formats can also be followed: draws from the largest formats that are allowed.
 #[test]
 fn the_largest_formats_run() {
     let mut engine = reasoner(&ComputeDevice::cpu(), 1);
@@ -452,7 +453,7 @@ fn an_end_is_an_end_and_a_text_is_a_text() {
     let twelve = AnswerFormat::Regex { pattern: "[abc]{12}".into() };
     let result = run(&mut engine, &Prompt::Ids(vec![5]), &drawn(1, twelve.clone()));
     assert_eq!(result.text.len(), 12, "{:?}", result.text);
-    // In a thought the text cannot end, because an answer has to come.
+    // The text cannot end inside a thought, because an answer must follow.
     let mut engine = altered(&|_| (), &|_| ());
     for seed in 0..8 {
         let result = run(&mut engine, &Prompt::Raw("<think> a".into()), &drawn(seed, choice(&["yes", "no"])));
@@ -474,7 +475,7 @@ fn an_end_is_an_end_and_a_text_is_a_text() {
     assert!(refused.to_string().contains("`max_thinking_tokens`"), "{refused}");
 }
 
-/// Beside a request without a format, one with a format gets a token in every turn.
+/// Beside a request without a format, a request with a format gets a token in every turn.
 #[test]
 fn a_request_with_a_format_is_not_slower_than_its_neighbours() {
     let mut engine = reasoner(&ComputeDevice::cpu(), 2);
@@ -495,7 +496,7 @@ fn a_request_with_a_format_is_not_slower_than_its_neighbours() {
     assert!(tokens > 15 && turns < tokens + 12, "{turns} turns for {tokens} tokens");
 }
 
-/// The characters of every language and the escapes of JSON, one byte a token or several.
+/// The characters of every language and the escapes of JSON, with one byte or several in a token.
 #[test]
 fn choices_of_any_text_come_out_as_they_are() {
     let mut engine = reasoner(&ComputeDevice::cpu(), 1);

@@ -1,6 +1,6 @@
-//! The targets of `fuzz/`, without a fuzzer: every seed, every input that once failed, and a short run of changed ones.
-//! The changes are drawn from a fixed seed, so that a failure can be repeated. With `SECATEUR_FUZZ_CORPUS=fuzz/corpus`
-//! the seeds are also written there, for cargo-fuzz.
+//! The targets of `fuzz/`, without a fuzzer: every seed, every input that once failed, and a short run of changed
+//! ones. The changes are drawn from a fixed seed, so that a failure can be repeated. With
+//! `SECATEUR_FUZZ_CORPUS=fuzz/corpus` the seeds are also written there, for cargo-fuzz.
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -120,7 +120,7 @@ fn calls_of_tools() {
     try_inputs("calls");
 }
 
-/// The seeds are inputs that are understood: a target whose seeds were all refused would test the refusal alone.
+/// The seeds must be valid inputs. If all seeds of a target were refused, the target would only test the refusal.
 #[test]
 fn the_seeds_are_understood() {
     use secateur::expert::model::config::ModelConfig;
@@ -164,8 +164,8 @@ fn the_seeds_are_understood() {
     assert_eq!(described, [true, true, true, true, true, true, true, false], "the last asks for a bias");
 }
 
-/// cargo-fuzz and `fuzz/instrument` build a program for each target, from the versions that the crate is tested with. No
-/// other test builds them.
+/// cargo-fuzz and `fuzz/instrument` build a program for each target, from the versions that the crate is tested with.
+/// No other test builds them.
 #[test]
 fn each_target_has_a_program() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -202,7 +202,8 @@ fn each_target_has_a_program() {
     assert_eq!(only_tests, ["avt", "proptest"], "fuzz/Cargo.lock is out of date: run cargo metadata in fuzz/");
 }
 
-/// A prompt takes three bytes of a body, and a request hundreds: too many prompts are refused before each has become one.
+/// A prompt takes three bytes of a body, and a request hundreds: too many prompts are refused before a request is
+/// made of each.
 #[test]
 fn many_prompts_in_one_body_take_no_more_memory_than_their_texts() {
     let body = format!("{{\"prompt\":[\"\"{}]}}", ",\"\"".repeat(20_000));
@@ -213,7 +214,7 @@ fn many_prompts_in_one_body_take_no_more_memory_than_their_texts() {
     assert!(peak < 64 * body.len() as isize, "{peak} bytes for a body of {}", body.len());
 }
 
-/// A target that panics, takes too long or holds too much is noticed.
+/// The checks notice a target that panics, takes too long or holds too much memory.
 #[test]
 fn the_checks_notice_what_they_look_for() {
     let fails = |target: targets::Target| std::panic::catch_unwind(|| targets::check(target, b"x", measure)).is_err();

@@ -1,6 +1,6 @@
-//! GGUF files: what is read from them, and every way in which a header can be wrong. Most files are built here byte
-//! by byte. Files that the gguf package wrote, with golden results, are in `tests/golden`; real tokenizers are in
-//! `../shared/data` (see `common/files.rs`).
+//! GGUF files: the values that are read from them, and every way in which a header can be wrong. Most files are built
+//! here byte by byte. Files that the gguf package wrote, with golden results, are in `tests/golden`; real tokenizers
+//! are in `../shared/data` (see `common/files.rs`).
 //!
 //! A counting allocator checks the promise of the reader: it never allocates what a header claims before it has found
 //! that the file is large enough.
@@ -120,7 +120,7 @@ impl File {
     }
 }
 
-/// A file of this architecture with so many bytes of weights, which nothing can run.
+/// A file of this architecture with this number of bytes of weights, which cannot be run.
 pub(crate) fn of_architecture(name: &str, bytes: usize) -> Vec<u8> {
     let file = llama().with("general.architecture", textv(name));
     file.tensor("filler", &[bytes as u64], 24, vec![0; bytes]).bytes().1
@@ -216,7 +216,7 @@ fn tokenizer_and_template_are_rebuilt() -> Outcome {
     Ok(())
 }
 
-/// Whether merges may cross from a small to a capital letter, and from digit to digit: by the rules of transformers.
+/// Whether merges may cross from a small to a capital letter, and from digit to digit, by the rules of transformers.
 #[test]
 fn rules_split_words_and_digits() -> Outcome {
     let tokens = ["a", "B", "1", "aB", "11", "111", "a1"];
@@ -491,8 +491,8 @@ fn lying_headers_are_refused_by_name() {
     }
 }
 
-/// However a header is damaged: the reader does not panic, does not allocate more than the size of the file explains,
-/// and can read every file that it accepts.
+/// For every damage to a header, the reader does not panic, does not allocate more than the size of the file
+/// explains, and can read every file that it accepts.
 #[test]
 fn damaged_headers_never_panic() -> Outcome {
     let (header, good) = llama().bytes();
@@ -612,7 +612,7 @@ fn golden_files_load_whole() -> Outcome {
 
 // ------------------------------------------------------------------------------------------------- real tokenizers
 
-/// The metadata that llama.cpp's converter would make of a real `tokenizer.json`.
+/// The metadata that llama.cpp's converter would make from a real `tokenizer.json`.
 fn as_gguf(json: &Value, pre: &str) -> Result<File, Failure> {
     let vocab = json["model"]["vocab"].as_object().ok_or("a vocabulary")?;
     let added = json["added_tokens"].as_array().ok_or("added tokens")?;

@@ -33,7 +33,7 @@ fn bounds(words: Dtype) -> Bounds {
     if words == Dtype::F32 { F32 } else { F16 }
 }
 
-/// Counts comparisons and keeps the worst error of each kind, so that the test can print what ran.
+/// Counts comparisons and keeps the worst error of each kind, so that the test can print how much it compared.
 #[derive(Default)]
 struct Tally(Vec<(&'static str, usize, f64, f64)>);
 
@@ -150,7 +150,7 @@ enum Evict {
 struct Decoded {
     /// `[120, vocabulary]`.
     logits: Vec<f32>,
-    /// Per event: `[layers, heads, slots]`.
+    /// For each event, `[layers, heads, slots]`.
     probes: Vec<Vec<f32>>,
     prompt: Vec<f32>,
 }
@@ -334,7 +334,8 @@ fn gguf_qwen3_yarn_halves() {
     on_every_device("gguf-qwen3-f16");
 }
 
-/// No kernel may read what no kernel wrote: results do not change if every new buffer is full of NaN.
+/// Kernels must read only values that kernels have written: the results do not change if every new buffer is full of
+/// NaN.
 #[test]
 fn the_oracle_holds_in_poisoned_memory() {
     let _one = beside_others();
@@ -350,7 +351,7 @@ fn the_oracle_holds_in_poisoned_memory() {
     tally.print("poisoned");
 }
 
-/// The checks must reject each of these wrong results, or they would prove nothing.
+/// The checks must reject each of these wrong results. Otherwise they would prove nothing.
 #[test]
 fn the_checks_reject_what_is_wrong() {
     let _one = beside_others();

@@ -35,14 +35,14 @@ fn the_keys_of_math_500_are_themselves_and_their_solutions_are_right() {
             key.replace(' ', ""),
             key.replace(',', ", "),
         ] {
-            // Without its blanks, or with others, a separated number is another one.
+            // Without its blanks, or with others, a separated number is a different number.
             let counts = key.contains("\\!") || key.bytes().filter(u8::is_ascii_digit).count() > 4;
             if !counts || !spelling.contains(", ") {
                 is(Verdict::Right, verdict(&spelling, key), &format!("{spelling} for {key}"));
             }
         }
         is(Verdict::Right, grade(text(line, "solution"), key), text(line, "unique_id"));
-        // The key of the problem before is another answer, unless it happens to be the same.
+        // The key of the previous problem is a wrong answer, unless it happens to be the same.
         let other = keys[(index + keys.len() - 1) % keys.len()];
         others += 1;
         told += usize::from(verdict(other, key) == Verdict::Wrong);

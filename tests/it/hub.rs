@@ -1,4 +1,5 @@
-//! Models by name: the binary with a hub on this machine that cuts connections, refuses, lies and redirects.
+//! Models by name: the binary with a hub on this machine that cuts connections, refuses requests, sends wrong answers
+//! and redirects.
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
@@ -15,13 +16,13 @@ const NAME: &str = "some-org/Small-Model.1";
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const WEIGHTS: &str = "model.safetensors";
 
-/// What the hub has, and how it behaves.
+/// The files of the hub, and its behaviour.
 #[derive(Clone)]
 struct Site {
     commit: &'static str,
     files: BTreeMap<String, Vec<u8>>,
-    /// After how many bytes each connection that sends weights is cut: one number a connection, the last for all
-    /// others.
+    /// The number of bytes after which each connection that sends weights is cut: one number for each connection, the
+    /// last one for all further ones.
     cuts: Vec<usize>,
     /// Announces fewer bytes than the file has, and sends that many.
     short: bool,
@@ -143,8 +144,8 @@ impl Ran {
     }
 }
 
-/// The ETag of a file. As on the hub, a large file has its SHA-256; for the git hash of a small one, a simpler sum
-/// will do.
+/// The ETag of a file. As on the hub, a large file has its SHA-256. A simpler sum takes the place of the git hash of
+/// a small file.
 fn etag(bytes: &[u8]) -> String {
     if bytes.len() > 100_000 {
         let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
@@ -226,7 +227,7 @@ fn serve(mut stream: TcpStream, site: &Mutex<Site>, log: &Mutex<Vec<Asked>>) {
     if method == "HEAD" {
         return answer("200 OK", &[("ETag", format!("W/{tag}"))], b"", bytes.len());
     }
-    // The hub lies about weights only.
+    // Only the answers about weights are wrong.
     let site = Site {
         short: site.short && on_cdn,
         shifted: site.shifted && on_cdn,
@@ -280,7 +281,7 @@ fn a_fresh_model_is_fetched_once_into_the_layout_of_huggingface_hub() {
     }
     assert_eq!(listing(&hub.home.path().join("hub/.locks/models--some-org--Small-Model.1")).len(), files.len());
 
-    // From here on no request is made, with a network or without.
+    // From here on no request is made, whether there is a network or not.
     assert!(!hub.asked().is_empty());
     hub.inspect(&[]).json();
     hub.inspect(&[("HF_HUB_OFFLINE", "1")]).json();
@@ -296,7 +297,7 @@ fn a_fresh_model_is_fetched_once_into_the_layout_of_huggingface_hub() {
 fn a_cut_connection_goes_on_where_it_broke() {
     let hub = Hub::new();
     let size = hub.bytes_of(WEIGHTS).len();
-    // Three connections are cut, the fourth ends as it should.
+    // Three connections are cut, and the fourth is complete.
     hub.set(|site| site.cuts = vec![size / 3, 1, 1000, usize::MAX]);
     let ran = hub.inspect(&[]);
     ran.json();
@@ -343,18 +344,18 @@ fn lies_about_lengths_and_ranges_are_found_out() {
         std::fs::create_dir_all(hub.folder().join("blobs")).unwrap();
         std::fs::write(hub.folder().join("blobs").join(format!("{tag}.incomplete")), bytes).unwrap();
     };
-    // An answer with the length that it announces, which is not the length of the file.
+    // The answer has the length that it announces, which is not the length of the file.
     hub.set(|site| site.short = true);
     hub.inspect(&[]).says(&["the connection to the hub broke"]);
     assert!(!hub.folder().join("blobs").join(&tag).exists());
     hub.set(|site| site.short = false);
-    // An answer with another range than the request asks for.
+    // The answer has another range than the request asks for.
     part(&hub, &hub.bytes_of(WEIGHTS)[..100]);
     hub.set(|site| site.shifted = true);
     hub.inspect(&[]).says(&["was not asked for", "bytes 100-", "bytes 101-"]);
     hub.set(|site| site.shifted = false);
-    // From a server without ranges the download starts again. A partial file that is longer than the whole is
-    // discarded.
+    // If the server does not support ranges, the download starts again. A partial file that is longer than the whole
+    // is discarded.
     hub.set(|site| site.whole = true);
     hub.inspect(&[]).json();
     let blob = hub.folder().join("blobs").join(&tag);
@@ -382,14 +383,14 @@ fn offline_and_not_cached_says_so() {
         ran.says(&["some-org/Small-Model.1 is not in the cache", "HF_HUB_OFFLINE", "models--some-org--Small-Model.1"]);
     }
     assert!(hub.asked().is_empty(), "offline asks nobody");
-    // A snapshot that another program began.
+    // Another program began this snapshot.
     let snapshot = hub.folder().join("snapshots").join(COMMIT);
     std::fs::create_dir_all(&snapshot).unwrap();
     std::fs::create_dir_all(hub.folder().join("refs")).unwrap();
     std::fs::write(hub.folder().join("refs/main"), COMMIT).unwrap();
     std::fs::write(snapshot.join("config.json"), hub.bytes_of("config.json")).unwrap();
     hub.inspect(&[("HF_HUB_OFFLINE", "1")]).says(&["is incomplete", "no model.safetensors"]);
-    // With a network, the missing files are fetched, and the others stay.
+    // With a network, the missing files are fetched, and the other files stay.
     hub.inspect(&[]).json();
     assert!(!hub.asked().iter().any(|a| a.path.ends_with("/config.json")));
 }
@@ -489,7 +490,7 @@ fn shards_are_fetched_through_their_index_and_other_weights_refused() {
     assert_eq!(named(&format!("{NAME}/small-q8_0.gguf")), named(gguf));
 }
 
-/// A file by its quantization: looked for on the hub at first, and in the cache afterwards.
+/// A name with a quantization: the file is searched for on the hub first, and in the cache afterwards.
 #[test]
 fn a_quantization_names_a_file() {
     let hub = Hub::new();
@@ -520,7 +521,7 @@ fn a_quantization_names_a_file() {
     inspect("Q8_0", "1").json();
     assert!(hub.asked().is_empty(), "what is cached is not asked for");
     inspect("Q4_K_M", "1").says(&["is not in the cache"]);
-    // The hub is asked whether it has a file whose name fits better than this one's.
+    // The hub is asked whether it has a file whose name fits better.
     inspect("Q5_0", "0").json();
     hub.asked();
     inspect("Q5_0", "0").json();

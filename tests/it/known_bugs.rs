@@ -1,6 +1,6 @@
-//! Bugs that other implementations of cache eviction shipped, with one test each. Where a larger test covers the same
-//! ground, this is its smallest form. A decoder without a cache to prune (`common/reference.rs`) gives the right
-//! results.
+//! Bugs that other implementations of cache eviction shipped, with one test each. If a larger test covers the same
+//! bug, the test here is its smallest form. A decoder without a cache to prune (`common/reference.rs`) gives the
+//! right results.
 use crate::common::replay;
 use secateur::Dtype;
 
@@ -199,7 +199,7 @@ fn the_interval_begins_anew_with_each_prompt() {
     }
 }
 
-/// Only element 0 of a batch is considered.
+/// An implementation considers only element 0 of a batch.
 #[test]
 fn every_sequence_of_a_batch_is_pruned_by_its_own_scores() {
     let _one = beside_others();
@@ -239,8 +239,8 @@ fn every_sequence_of_a_batch_is_pruned_by_its_own_scores() {
     }
 }
 
-/// An `h2o` that considers the last query only. The attention weights of each query add up to 1, hence the sums of
-/// all queries add up to their number.
+/// An implementation of `h2o` considers only the last query. The attention weights of each query add up to 1, so the
+/// sums of all queries add up to their number.
 #[test]
 fn heavy_hitters_are_heavy_over_all_queries() {
     let fx = Fixture::open("qwen2-f16");
@@ -259,7 +259,7 @@ fn heavy_hitters_are_heavy_over_all_queries() {
     }
 }
 
-/// The indices of a top-k are gathered unsorted. Kept slots have to ascend, whichever policy chose them; a plan in
+/// An implementation gathers the indices of a top-k unsorted. Kept slots must ascend for every policy; a plan in
 /// which they do not is refused.
 #[test]
 fn kept_slots_must_ascend() {
@@ -277,7 +277,7 @@ fn kept_slots_must_ascend() {
     });
 }
 
-/// A prefix cache is reused after slots of it were evicted in place.
+/// An implementation reuses a prefix cache after slots of it were evicted in place.
 #[test]
 fn nothing_of_a_pruned_cache_reaches_the_next_prompt() {
     let mut used = engine(1);
@@ -296,7 +296,8 @@ fn evicted(result: &RunResult) -> Vec<Vec<u32>> {
     result.trace.probes.iter().map(|p| p.evicted.clone()).collect()
 }
 
-/// Tokens are decoded between scoring and compaction, which then evicts other slots than those that were scored.
+/// An implementation decodes tokens between scoring and compaction, and then evicts other slots than those that were
+/// scored.
 #[test]
 fn no_step_comes_between_scores_and_gather() {
     let _one = beside_others();
@@ -310,7 +311,7 @@ fn no_step_comes_between_scores_and_gather() {
                 gone += probe.evicted.len();
             }
             assert!(gone > 0);
-            // Were anything scored or evicted at another time than the record says, texts and scores would differ.
+            // If anything were scored or evicted at another time than the record says, texts and scores would differ.
             let found = replay::replay(&model, Dtype::F32, &trace, &[], Evict::AsRecorded);
             assert!(
                 found.regret <= LOGITS && found.importance <= MEASURED,
@@ -355,8 +356,8 @@ fn a_probe_reads_one_row() {
     assert!((row / 2..row * 2).contains(&more), "{more} bytes more beside the {read} that are read, a row is {row}");
 }
 
-/// A reference that hides evicted keys from rows that still saw them. The decoder has to match the right reference
-/// and to differ from this one.
+/// A reference hides evicted keys from rows that still saw them. The decoder must match the right reference and
+/// differ from this one.
 #[test]
 fn the_oracle_does_not_mask_too_early() {
     for name in FIXTURES {
@@ -396,7 +397,7 @@ fn rotations_are_exact_at_position_thirty_thousand() {
     }
 }
 
-/// So much is evicted that the model repeats what it lost. The totals have to show that.
+/// So many tokens are evicted that the model repeats what it lost. The totals must show this.
 #[test]
 fn loops_are_reported() {
     let mut engine = engine(1);

@@ -1,5 +1,5 @@
-//! Laws of the cache and of decoding, on the CPU twin and on one GPU adapter. What has to be equal is equal bit for
-//! bit.
+//! Laws of the cache and of decoding, on the CPU twin and on one GPU adapter. Values that must be equal are compared
+//! bit for bit.
 use std::sync::Arc;
 
 use crate::common::*;
@@ -15,14 +15,14 @@ use secateur::expert::model::decoder::{Decoder, Input};
 use secateur::expert::runner::Runner;
 use secateur::expert::sampling::Sampler;
 
-/// Few cases, because each forwards a model on slow adapters. No file of past failures, because a failure prints its
-/// input.
+/// Few cases, because each forwards a model on slow adapters. No file of past failures is kept, because a failure
+/// prints its input.
 fn few(cases: u32) -> ProptestConfig {
     ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
 }
 
 /// Runs `law` on every device of [`two`] for every architecture, with both types of cache and with quantized weights.
-/// Panics if nothing ran. `_held` is what the test holds of the adapters meanwhile.
+/// Panics if nothing ran. `_held` is the test's guard of the adapters.
 fn everywhere<Guard>(_held: Guard, law: impl Fn(&Fixture, &Arc<Decoder>, Dtype)) {
     const MODELS: [(&str, Dtype); 3] =
         [("qwen2-f16", Dtype::F32), ("qwen3-yarn-f16", Dtype::F16), ("gguf-llama-q4", Dtype::F16)];
@@ -52,7 +52,7 @@ fn filled(fx: &Fixture, model: &Decoder, words: Dtype, growth: usize) -> KvCache
     cache
 }
 
-/// The next logits. Lengths stay as they are.
+/// The next logits. Lengths do not advance.
 fn peek(model: &Decoder, cache: &mut KvCache) -> Vec<u32> {
     let seqs: Vec<usize> = (0..cache.shape().seqs).collect();
     bits(&values(&last_logits(model, cache, Input::Pending(&seqs))))
@@ -77,7 +77,7 @@ fn keeping_everything_changes_nothing() {
 fn a_probe_rolled_back_leaves_no_trace() {
     everywhere(beside_others(), |fx, model, words| {
         let probe = fx.ids("oracle.0.probe.ids");
-        // Once with room for the probe, and once where the cache has to grow and move for it.
+        // In one run there is room for the probe; in the other the cache has to grow and move for it.
         for room in [true, false] {
             let mut cache = filled(fx, model, words, if room { 256 } else { 64 });
             let reference = peek(model, &mut filled(fx, model, words, 64));
@@ -104,8 +104,8 @@ fn a_probe_rolled_back_leaves_no_trace() {
     });
 }
 
-/// Where only the first layers count, a probe is not forwarded through the others: what is read has the same bits, and the
-/// cache is as it was.
+/// If only the first layers count, a probe is not forwarded through the others. The rows have the same bits, and the
+/// cache is unchanged.
 #[test]
 fn a_probe_that_stops_early_reads_the_same_bits() {
     everywhere(beside_others(), |fx, model, words| {
@@ -168,7 +168,7 @@ fn gather_after_gather_is_the_gather_of_the_composition() {
     });
 }
 
-/// Decodes with an eviction on the way; capacities differ, results may not.
+/// Decodes with an eviction on the way. The results must be equal although the capacities differ.
 #[test]
 fn results_do_not_depend_on_capacity() {
     everywhere(alone(), |fx, model, words| {
@@ -335,7 +335,7 @@ fn ids_read_late_are_the_ids_read_at_once() {
             runner.prefill(0, &fx.ids("prompt.64.ids")).expect("fits");
             let (mut ids, mut reads) = (Vec::new(), Vec::new());
             for step in 0..40u32 {
-                // The copy is made here, because what follows changes the state in place.
+                // The copy is made here, because later launches change the state in place.
                 let read = runner.read();
                 if late {
                     reads.push((step, read));

@@ -63,7 +63,7 @@ fn rule() -> impl Strategy<Value = Boundaries> {
     prop::sample::select(Boundaries::NAMES).prop_map(|(_, rule)| rule)
 }
 
-/// The definition, written out slowly: a step begins where a keyword stands alone and text follows it.
+/// The definition, written out slowly: a step begins at a keyword between word boundaries that text follows.
 fn starts_by_definition(text: &str) -> Vec<usize> {
     let word = |c: char| c.is_alphanumeric() || c == '_';
     let begins = |at: usize| {
@@ -121,7 +121,7 @@ proptest! {
         let mut ends = Vec::new();
         let mut known: Vec<usize> = vec![0];
         let mut at = 0;
-        // Tokens of 0 to 8 bytes, cut anywhere, also inside characters.
+        // Tokens of 0 to 8 bytes, cut anywhere, even inside characters.
         for size in cuts.iter().cycle().take(4000) {
             let end = bytes.len().min(at + size);
             whole.push(&bytes[at..end]);
@@ -218,7 +218,7 @@ fn budget() -> impl Strategy<Value = Budget> {
 /// A cache after some gathers: a prompt, perhaps a generated `<think>`, steps with holes.
 fn cache() -> impl Strategy<Value = Cache> {
     let step = prop_oneof![prop::collection::vec(any::<bool>(), 1..12), prop::collection::vec(any::<bool>(), 1..90)];
-    // Few distinct scores, so that ties are common.
+    // There are few distinct scores, so that ties are common.
     let score = prop_oneof![Just(0.0_f32), (0_u8..4).prop_map(|q| f32::from(q) / 8.0), 0.0_f32..1.0];
     let shape = (0_usize..8, any::<bool>(), prop::collection::vec(step, 1..14), 1_usize..300);
     let facts = (prop::collection::vec(score, 2000), budget(), 0_usize..100, any::<u64>(), any::<u64>());
@@ -450,7 +450,8 @@ proptest! {
                 let kept = plan.slots(layer, head);
                 prop_assert!(kept.windows(2).all(|w| w[0] < w[1]), "{}: not ascending", entry.name());
                 prop_assert!(kept.last().is_none_or(|s| (s.0 as usize) < cache.tokens.len()));
-                // A set keeps what its policy keeps. It keeps more only to be as long as the longest of its layer.
+                // A set keeps the tokens that its policy keeps. It keeps more only to be as long as the longest set
+                // of its layer.
                 prop_assert!(alone.slots(0, 0).iter().all(|s| kept.binary_search(s).is_ok()), "{}", entry.name());
                 let protected = (0..).map(Slot).zip(view.protected()).filter(|(_, p)| **p);
                 for (slot, _) in protected {
@@ -478,7 +479,7 @@ fn alone_len(sets: &Sets, views: &[CacheView<'_>], policy: &dyn EvictionPolicy, 
     policy.plan(&views[sets.of(layer, head)]).unwrap().slots(0, 0).len()
 }
 
-/// 4,000 thinking tokens with a probe every 200: what the engine does, without a model.
+/// 4,000 thinking tokens with a probe every 200: the work of the engine, without a model.
 #[test]
 fn over_many_probes_the_cache_stays_within_its_bound_and_keeps_the_question() {
     const PROMPT: usize = 30;
@@ -613,7 +614,7 @@ fn real_r1_traces_are_cut_into_plausible_steps() {
         let thinking = response.split("</think>").next().unwrap();
         let steps = segment(thinking, Tail::Closed);
         assert_partition(&steps, thinking.len());
-        // English reasoning never makes the default rule fall back.
+        // The default rule never falls back for English reasoning.
         assert_eq!(segment_by(Boundaries::Auto, thinking, Tail::Closed), steps);
         let starts: Vec<usize> = steps.iter().map(|s| s.start).collect();
         assert_eq!(starts, starts_by_definition(&format!("{thinking}\0")));
@@ -621,7 +622,7 @@ fn real_r1_traces_are_cut_into_plausible_steps() {
             let shown = thinking[s.start..s.end].replace('’', "'");
             assert!(s.keyword().is_none_or(|k| shown.starts_with(k)));
         }
-        // Pushed in pieces of 4 bytes, about a token each, and probed every 200.
+        // The text is pushed in pieces of 4 bytes, about a token each, and probed every 200 pieces.
         let mut pieces = Segmenter::new();
         for (i, piece) in thinking.as_bytes().chunks(4).enumerate() {
             pieces.push(piece);

@@ -1,11 +1,11 @@
-//! The integration tests, in one binary: each binary links burn and wgpu anew, and opens every adapter and compiles
-//! every pipeline anew. A module is a suite; `cargo test --test it laws::` runs one of them, and `.ci/run` asks each
-//! for results.
+//! The integration tests, in one binary, because each further binary would link burn and wgpu again, open every
+//! adapter again and compile every pipeline again. A module is a suite; `cargo test --test it laws::` runs one of
+//! them, and `.ci/run` asks each for results.
 //!
 //! Tests that could disturb each other in one process do not: allocations are counted per thread
 //! (`common/memory.rs`), environment variables are set for child processes only, and a test that launches on an
-//! adapter holds `common::beside_others` or `common::alone` meanwhile. Only the test in a browser is a binary of its own: it has its own
-//! `main`, and it needs `web/pkg` and Chromium, which plain `cargo test` does not.
+//! adapter holds `common::beside_others` or `common::alone` meanwhile. Only the test in a browser is a binary of its
+//! own: it has its own `main`, and it needs `web/pkg` and Chromium, which plain `cargo test` does not.
 mod common;
 
 mod bad_input_model;

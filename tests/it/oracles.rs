@@ -48,7 +48,7 @@ fn data_that_is_wrong_is_refused_by_every_bound() {
         for (what, wrong) in &wrong {
             assert!(compare(&words(&right), wrong, ROW, bound).is_err(), "{bound:?} accepts {what}");
         }
-        // A kernel that writes where the twin does not is refused as well.
+        // If a kernel writes where the twin does not, it is refused as well.
         let mut sentinel = words(&right);
         sentinel[ROW] = POISON_WORD;
         assert!(compare(&sentinel, &words(&right), ROW, bound).is_err(), "{bound:?} accepts a write outside");
@@ -106,8 +106,8 @@ fn sums_may_be_reassociated_but_not_shortened() {
 struct Expected(Vec<(Case, Vec<Vec<u32>>)>);
 
 impl Expected {
-    /// With `unpacking`, only the cases whose weights are quantized, else only the others: every mutant recompiles the
-    /// kernel for each element type that it runs with.
+    /// With `unpacking`, only the cases whose weights are quantized, else only the others: every mutant recompiles
+    /// the kernel for each element type that it runs with.
     fn of(kernel: &str, unpacking: bool) -> Self {
         let answer = |case: Case| {
             let outputs = case.run(&devices()[0].burn);
@@ -120,7 +120,7 @@ impl Expected {
         Self(cases)
     }
 
-    /// How many of the cases notice the change, and how many there are.
+    /// The number of cases that notice the change, and the number of all cases.
     fn noticed(&self, device: &ComputeDevice, replace: Option<(&'static str, String)>) -> (usize, usize) {
         let replaced = replace.as_ref().map(|r| r.0);
         let fails = |(case, expected): &&(Case, Vec<Vec<u32>>)| {
@@ -145,7 +145,7 @@ impl Expected {
 #[track_caller]
 fn mutant(shader: &'static str, from: &str, to: &str) -> Option<(&'static str, String)> {
     let text = variants().into_iter().find(|v| v.kernel == shader).expect("listed").text;
-    // What the kernel includes can be changed as well.
+    // The included texts can be changed as well.
     let text = text.replace("// include weights.wgsl", include_str!("../../shaders/weights.wgsl"));
     let text = text.replace("// include dots.wgsl", include_str!("../../shaders/dots.wgsl"));
     assert!(text.contains(from), "{from:?} is not in {shader}.wgsl any more");
@@ -713,7 +713,7 @@ fn changed_kernels_are_noticed() {
     assert!(missed.is_empty(), "{missed:#?}");
 }
 
-/// Sums in another order and equivalent arithmetic have to pass.
+/// Kernels that sum in another order, or use equivalent arithmetic, must pass.
 #[test]
 fn reassociated_kernels_pass() {
     let _one = beside_others();

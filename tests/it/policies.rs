@@ -134,8 +134,8 @@ fn what_policies_measure_is_what_transformers_computes() {
     }
 }
 
-/// The ranges of values that reach a policy, against those of the reference's values: not their lengths, which are read
-/// with them, and not the keys'.
+/// The ranges of values that a policy receives, compared with those of the reference's values. They must not be the
+/// lengths, which are read with them, nor belong to the keys.
 #[test]
 fn a_policy_gets_the_ranges_of_values() {
     let _one = beside_others();
@@ -169,7 +169,7 @@ fn a_policy_gets_the_ranges_of_values() {
     }
 }
 
-/// What the fixtures' schedule evicts from a layer and KV head.
+/// The slots that the fixtures' schedule evicts from a layer and KV head.
 fn planned(fx: &Fixture, measures: &Weights, scope: Scope, event: usize, layer: usize, head: usize) -> Vec<u32> {
     if scope == Scope::Shared {
         return fx.ids(&format!("oracle.{event}.evicted"));
@@ -203,7 +203,7 @@ fn every_scope_and_position_mode_decodes_as_transformers_does() {
                 let mut cached = cache(&fx, &model, Dtype::F32, positions, 32);
                 let found = schedule(&fx, &model, &mut cached, scope, &evicted);
                 let off = close(&place, &found[found.len() - expected.len()..], &expected, LOGITS);
-                // The check has to refuse the other mode.
+                // The check must refuse the other mode.
                 if scope == Scope::Shared {
                     let plain = fx.floats("oracle.logits");
                     assert!(error(&plain[plain.len() - expected.len()..], &expected) > 100.0 * LOGITS, "{place}");
@@ -232,7 +232,7 @@ fn keys_that_closed_ranks_eighty_times_are_rounded_once() {
                     tokens.push(next(step));
                     decode(&model, &mut compact, next(step + 1));
                 }
-                // Two tokens are evicted, another pair each time, so that most tokens move every time and some stay
+                // In each round another pair of tokens is evicted, so that most tokens move every time and some stay
                 // long.
                 let n = tokens.len();
                 let gone = [gather * 5 % (n - 8), (gather * 11 + 3) % (n - 8)];
@@ -287,8 +287,7 @@ const MODES: [(Scope, Positions); 6] = [
     (Scope::Head, Positions::Compact),
 ];
 
-/// The reference itself has prompts, attention, sums, windows and the pruning oracle in every mode as transformers
-/// has them.
+/// The reference's own prompts, attention, sums, windows and pruning oracle agree with transformers in every mode.
 #[test]
 fn the_reference_is_what_transformers_computes() {
     for name in MODELS.into_iter().chain(["qwen3moe-bf16"]) {
@@ -374,8 +373,8 @@ fn engine(fx: &Fixture, device: &secateur::device::ComputeDevice, kv: Dtype) -> 
     Engine::load(&talkative(fx), fx.name, device, &options, &mut |_, _| ()).expect("a good model")
 }
 
-/// Checks what holds for every policy: the prompt stays; the budget is met exactly unless more is protected; all
-/// heads of a layer keep equally many.
+/// Checks the properties that hold for every policy: the prompt stays; the budget is met exactly unless more is
+/// protected; all heads of a layer keep equally many.
 #[track_caller]
 fn check_prunings(trace: &Trace, sets: &Sets, budget: usize, place: &str) {
     let prompt = trace.prompt_ids.len();
@@ -434,7 +433,7 @@ impl Cell {
         POLICIES[self.policy].needs()
     }
 
-    /// Thinking tokens to keep: enough that a policy's own window leaves it a choice.
+    /// The number of thinking tokens to keep: enough that a policy can choose beyond its own window.
     fn budget(&self) -> usize {
         12.max(self.measures().queries() + 6)
     }
@@ -459,7 +458,7 @@ impl Cell {
         }
     }
 
-    /// Checks what a run with [`options`](Self::options) has done.
+    /// Checks the results of a run with [`options`](Self::options).
     fn check(&self, trace: &Trace, config: &ModelConfig, place: &str) {
         let sets = Sets { scope: self.scope(), layers: config.num_layers, kv_heads: config.num_kv_heads };
         check_prunings(trace, &sets, self.budget(), place);
@@ -495,7 +494,7 @@ struct Tally {
     evictions: usize,
     /// With caches of f32 and of f16.
     found: [Replay; 2],
-    /// How many runs were replayed wrongly, and how many of the wrong replays were refused.
+    /// The number of runs that were replayed wrongly, and the number of wrong replays that were refused.
     wrong: [(Evict, usize, usize); 5],
 }
 
@@ -512,7 +511,7 @@ impl Tally {
         self.found[(cell.kv == Dtype::F16) as usize].add(&found);
     }
 
-    /// Replays a run in every wrong way that differs from the right one. The check has to refuse each.
+    /// Replays a run in every wrong way that differs from the right one. The check must refuse each replay.
     fn replay_wrongly(&mut self, cell: &Cell, reference: &Reference, trace: &Trace) {
         let alike = trace.probes.iter().all(|p| p.sets.windows(2).all(|pair| pair[0].evicted == pair[1].evicted));
         for (wrong, tried, refused) in &mut self.wrong {

@@ -1,4 +1,4 @@
-//! Prompts that begin alike: what one request computed of them, another copies, bit for bit.
+//! Prompts with a common beginning: a request copies the part that another one has computed, bit for bit.
 use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
@@ -19,7 +19,7 @@ fn ids(kind: u64, count: usize) -> Vec<u32> {
     (0..count).map(|_| 3 + (generator.next_u64() % 250) as u32).collect()
 }
 
-/// The first ids of `kind`, then others.
+/// The first `at` ids of `kind`, then others.
 fn parting(kind: u64, at: usize, count: usize) -> Vec<u32> {
     [&ids(kind, at)[..], &ids(kind + 1000 + at as u64, count - at)].concat()
 }
@@ -57,7 +57,8 @@ fn run(engine: &mut Engine, prompt: &[u32], settings: &Settings) -> RunResult {
     pollster::block_on(engine.run(&Prompt::Ids(prompt.to_vec()), settings, &mut |_| ())).expect("it runs")
 }
 
-/// All devices, and an adapter with the tilings of a GPU, in which the order of sums depends on the length of a chunk.
+/// All devices, and an adapter with the tilings of a GPU, in which the order of sums depends on the length of a
+/// chunk.
 fn tunings() -> Vec<ComputeDevice> {
     devices().iter().cloned().chain(gpu().map(tiled)).collect()
 }
@@ -82,8 +83,8 @@ fn forward(runner: &mut Runner, seq: usize, first: bool, prompt: &[u32], group: 
     (copied, runner.cache().ids(&state, seq, 0, 7).expect("finite logits"))
 }
 
-/// On every device, with dense layers and with experts, keys and values of either type: the rows of a prompt of which a
-/// part was copied have the very bits of one that was forwarded as a whole.
+/// On every device, with dense layers and with experts, keys and values of either type: the rows of a prompt that was
+/// partly copied have exactly the bits of one that was forwarded as a whole.
 #[test]
 fn copied_and_computed_rows_are_the_same_bits() {
     let _guard = beside_others();
@@ -94,7 +95,8 @@ fn copied_and_computed_rows_are_the_same_bits() {
             let dtype = if fixture.name == "qwen2-f16" { Dtype::F32 } else { Dtype::F16 };
             let runner =
                 |seqs| Runner::new(model.clone(), CacheShape::new(&fixture.config, dtype, seqs, 64).expect("a shape"));
-            // The other prompt's length, where they part, the length of this one, and the tokens to copy.
+            // The length of the other prompt, the place at which they differ, the length of this prompt, and the
+            // tokens to copy.
             for (other, at, count, expected) in [
                 (300, 200, 310, 191),
                 (321, 321, 345, 280),
@@ -139,7 +141,8 @@ fn rows_of_another_prompt_are_noticed() {
     }
 }
 
-/// On a GPU, rows of a short chunk are not those of a long one: without the rule, copies would not be exact.
+/// On a GPU, rows of a short chunk differ from those of a long one. Without the rule for short chunks, copies would
+/// not be exact.
 #[test]
 fn rows_of_short_chunks_are_others() {
     let _guard = beside_others();
@@ -166,7 +169,7 @@ fn rows_of_short_chunks_are_others() {
     assert!(same_until(256) && !same_until(300), "the rule would not be needed");
 }
 
-/// A batch that is dropped in the middle leaves nothing behind, and the next one runs as always.
+/// A batch that is dropped in the middle leaves nothing behind, and the next one runs normally.
 #[test]
 fn a_dropped_batch_leaves_nothing() {
     let mut engine = engine(&devices()[0], 3);
@@ -186,7 +189,7 @@ fn a_dropped_batch_leaves_nothing() {
     assert_eq!(tokens(&run(&mut engine, &prompt, &settings)), expected);
 }
 
-/// Chats with the same beginning keep places of their own while there are any.
+/// Chats with the same beginning have separate places as long as there are free ones.
 #[test]
 fn conversations_do_not_take_each_others_places() {
     let mut engine = engine(&devices()[0], 3);
@@ -219,8 +222,8 @@ fn places_follow_from_the_memory() {
     assert!(prepared.side_by_side(300, &settings, u64::MAX, 64, &small) < 64, "the largest buffer counts too");
 }
 
-/// The messages of a conversation: each prompt begins with the one before. What is generated does not change, whatever
-/// was pruned before, and with both ways of counting positions.
+/// The messages of a conversation, of which each prompt begins with the one before. The generated text does not
+/// change, for every earlier pruning and with both ways of counting positions.
 #[test]
 fn a_conversation_copies_what_it_has_said() {
     let _guard = beside_others();
@@ -234,26 +237,27 @@ fn a_conversation_copies_what_it_has_said() {
                 let (found, expected) = (run(&mut keeping, prompt, &settings), run(&mut fresh, prompt, &settings));
                 assert_eq!(tokens(&found), tokens(&expected), "turn {turn}, {positions} positions");
                 assert!(!expected.trace.probes.is_empty(), "something has to be pruned");
-                // The second prompt has 84 ids in its last chunk, the third 164; the first shares with the others before
-                // it only where positions are counted in the same way.
+                // The second prompt has 84 ids in its last chunk, and the third has 164. The first one shares with
+                // the others only if positions are counted in the same way.
                 assert_eq!(found.shared_tokens, [0, 120, 340][turn], "turn {turn}, {positions} positions");
                 assert_eq!(expected.shared_tokens, 0);
             }
         }
-        // What a policy tracks of a prompt needs all of its tokens.
+        // Tracking by a policy needs all tokens of the prompt.
         let tracked = run(&mut keeping, &conversation[2], &settings("h2o", 30));
         assert_eq!(tracked.shared_tokens, 0);
         assert_eq!(tokens(&tracked), tokens(&run(&mut fresh, &conversation[2], &settings("h2o", 30))));
         let after = run(&mut keeping, &conversation[2], &settings("random", 30));
         assert_eq!(tokens(&after), tokens(&run(&mut fresh, &conversation[2], &settings("random", 30))));
-        // Nothing is left when nothing may be kept.
+        // No prompt is kept if the limit is 0.
         assert!(keeping.batch().status().kept_bytes > 0);
         keeping.keep_prompts(0);
         assert_eq!((keeping.batch().status().kept_bytes, keeping.batch().status().used_bytes), (0, 0));
     }
 }
 
-/// Answers to one prompt, asked for at once: the prompt is forwarded once, and each answer is what it is alone.
+/// Several answers to one prompt, requested at once: the prompt is forwarded once, and each answer is the one that
+/// the request gives alone.
 #[test]
 fn several_answers_forward_their_prompt_once() {
     let mut engine = engine(&devices()[0], 4);
@@ -296,8 +300,8 @@ fn groups_do_not_share() {
     assert_eq!(shared, [0, 0, 256, 256, 0]);
 }
 
-/// Random requests of every policy that share beginnings, some of them cancelled, with little memory: each result is that
-/// of the request alone, and what is kept never takes the memory of those that run.
+/// Random requests of every policy that share beginnings, some of them cancelled, with little memory. Each result is
+/// that of the request alone, and kept prompts never take memory from running requests.
 #[test]
 fn nothing_depends_on_what_is_shared() {
     let device = &devices()[0];

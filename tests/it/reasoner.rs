@@ -57,7 +57,7 @@ fn greedy_text_is_that_of_transformers() {
     }
 }
 
-/// All problems side by side, each step for all of them at once, sampled on the device.
+/// All problems side by side. Each step decodes all of them at once and samples on the device.
 #[test]
 fn greedy_ids_of_all_problems_at_once_are_those_of_transformers() {
     let _one = common::beside_others();

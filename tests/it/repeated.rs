@@ -1,4 +1,4 @@
-//! Decode steps whose launches are recorded and replayed: the same bits as steps that are launched one by one.
+//! Decode steps whose launches are recorded and replayed have the same bits as steps that are launched one by one.
 use secateur::Dtype;
 use secateur::Slot;
 use secateur::engine::Settings;
@@ -11,7 +11,7 @@ use secateur::sampling::Sampling;
 
 use crate::common::*;
 
-/// What a run leaves: the sampled ids of each sequence, their cached rows, and the words of the state.
+/// The results of a run: the sampled ids of each sequence, their cached rows, and the words of the state.
 #[derive(Debug, PartialEq)]
 struct Left {
     ids: Vec<Vec<u32>>,
@@ -30,8 +30,8 @@ fn settings(positions: Positions) -> [Settings; 3] {
     ]
 }
 
-/// Runs `seqs` sequences with prompts of different lengths for 21 bursts of 8 steps. The cache grows on the way. After some
-/// bursts a probe is read and a part of the cache is evicted, and after others a sequence begins anew.
+/// Runs `seqs` sequences with prompts of different lengths for 21 bursts of 8 steps. The cache grows on the way.
+/// After some bursts a probe is read and a part of the cache is evicted, and after others a sequence begins anew.
 fn run(model: &std::sync::Arc<Decoder>, dtype: Dtype, positions: Positions, seqs: usize, replay: bool) -> Left {
     let shape = CacheShape::new(model.config(), dtype, seqs, 64).expect("f32 or f16");
     let mut runner = Runner::new(model.clone(), shape);
@@ -52,7 +52,7 @@ fn run(model: &std::sync::Arc<Decoder>, dtype: Dtype, positions: Positions, seqs
     let all: Vec<usize> = (0..seqs).collect();
     let mut ids = vec![Vec::new(); seqs];
     for burst in 0..21 {
-        // Now and then only a part of the sequences goes on, in another order.
+        // In some bursts, only a part of the sequences continues, in another order.
         let some: Vec<usize> = match burst {
             5..8 => all[..seqs.div_ceil(2)].to_vec(),
             15..18 => all.iter().rev().copied().collect(),
@@ -98,7 +98,7 @@ fn rows_of(runner: &Runner, layer: usize, seq: usize) -> Vec<u32> {
 }
 
 /// On every device, with dense layers and with experts, alone and side by side, drawn and greedy, with both ways of
-/// counting positions: replayed steps leave the very bits that launched ones leave.
+/// counting positions: replayed steps leave exactly the bits that launched steps leave.
 #[test]
 fn replayed_steps_leave_the_bits_of_launched_ones() {
     let _guard = beside_others();
@@ -133,8 +133,8 @@ fn replayed_steps_leave_the_bits_of_launched_ones() {
     println!("{replayed} steps replayed in all");
 }
 
-/// What a decode step asks of a GPU: eight kernels in each layer, five for all of them together, and nothing from the host.
-/// A change that launches more shows here; where the slots are split, each layer combines the parts as well.
+/// The work of a decode step on a GPU: eight kernels in each layer, five for all of them together, and nothing from
+/// the host. A change that launches more fails here. If the slots are split, each layer also combines the parts.
 #[test]
 fn a_step_launches_eight_kernels_in_a_layer() {
     let _guard = beside_others();
@@ -150,7 +150,7 @@ fn a_step_launches_eight_kernels_in_a_layer() {
         while forwarded < slots {
             forwarded += runner.prefill(0, &prompt[forwarded..]).expect("it fits");
         }
-        // The first step may make room. The next is recorded while it is done, the others are replayed.
+        // The first step may make room. The second is recorded while it is executed, and the others are replayed.
         runner.decode(&[0], 1).expect("it fits");
         [(); 3].map(|()| {
             let before = kernels::counts();
@@ -164,8 +164,8 @@ fn a_step_launches_eight_kernels_in_a_layer() {
     assert_eq!(step_at(600), [of(split, 0), of(split, 1), of(split, 1)]);
 }
 
-/// A recording holds on to the memory that it touches, and yet pruning gives memory back, because the recording goes first.
-/// Two runners that share weights, in turns, do not disturb each other.
+/// A recording holds the memory that its kernels use. Pruning still gives memory back, because the recording is
+/// dropped first. Two runners that share weights and take turns do not disturb each other.
 #[test]
 fn a_recording_keeps_neither_memory_nor_the_neighbours() {
     let _guard = alone();
@@ -205,7 +205,8 @@ fn a_recording_keeps_neither_memory_nor_the_neighbours() {
     assert!(before.reserved - after.reserved >= freed * 9 / 10, "the driver got back less than was freed");
 }
 
-/// While outputs are poisoned, which writes to the device, nothing is recorded, and the same thread records afterwards.
+/// While outputs are poisoned, which writes to the device, nothing is recorded, and the same thread records
+/// afterwards.
 #[test]
 fn nothing_is_recorded_while_outputs_are_poisoned() {
     let _guard = beside_others();

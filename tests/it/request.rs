@@ -1,5 +1,5 @@
-//! One request: the same JSON comes to the same prompt and settings through the library and through the command line.
-//! (The page's part is in `tests/browser`, on the same requests.)
+//! One request: the same JSON is resolved to the same prompt and settings by the library and by the command line.
+//! (`tests/browser` checks the page with the same requests.)
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const F16: &str = "tests/golden/qwen2-f16";
 
-/// `model`: a directory below the repository; empty: the built-in model.
+/// `model` is a directory below the repository; if it is empty, the built-in model.
 fn prepared(model: &str) -> PreparedModel {
     let source = match model {
         "" => builtin::source(),
@@ -26,7 +26,7 @@ fn prepared(model: &str) -> PreparedModel {
 
 fn resolved(model: &str, request: &Value) -> Result<Value> {
     let resolved = prepared(model).resolve(&Request::from_json(&request.to_string())?)?;
-    // Through text, as the command line's is: there an f32 has its shortest spelling.
+    // The settings are compared as text, as the command line prints them, where an f32 has its shortest spelling.
     let text = serde_json::to_string(&resolved).expect("JSON");
     Ok(serde_json::from_str(&text).expect("JSON"))
 }
@@ -62,7 +62,7 @@ fn the_same_json_comes_to_the_same_through_library_and_command_line() {
         let expected = resolved(model, request).expect("a request that can run");
         let found = printed(&dry_run(model, &["--request", "-"], &request.to_string()));
         assert_eq!(found, expected, "{request}");
-        // A request is a value: written and read it is the same.
+        // A request that is written and read again is the same.
         let read = Request::from_json(&request.to_string()).expect("a request");
         let again = serde_json::to_string(&read).expect("JSON");
         assert_eq!(Request::from_json(&again).expect("a request"), read);
@@ -145,7 +145,7 @@ fn options_override_a_request() {
         printed(&dry_run(F16, &["--request", "-", "--greedy", "--budget", "ratio:0.5", "--ids", "4,5"], request));
     let expected = json!({"ids": [4, 5], "seed": 1, "greedy": true, "budget": "ratio:0.5"});
     assert_eq!(found, resolved(F16, &expected).expect("a request"));
-    // Ids exclude what belongs to a prompt of text.
+    // Ids exclude the fields that belong to a text prompt.
     let base = Request::from_json(r#"{"prompt": "a", "raw": true, "system": "b", "think": false, "seed": 1}"#);
     let ids = Request { ids: Some(vec![4, 5]), ..Request::default() };
     let over = base.and_then(|base| base.overridden_by(&ids)).expect("two good requests");
@@ -163,7 +163,7 @@ fn what_is_not_given_is_resolved_from_the_model() {
     assert_eq!(own.max_new_tokens, MAX_NEW_TOKENS_THINKING, "it thinks");
     let authors = settings("tests/golden/qwen2-bf16", json!({"prompt": "x"})).sampling;
     assert_eq!((authors.temperature, authors.top_p, authors.top_k), (0.6, 0.95, 50));
-    // A fresh seed each time, which JSON and JavaScript keep exactly.
+    // A seed is drawn each time, and JSON and JavaScript can hold it exactly.
     let seeds: Vec<u64> = (0..8).map(|_| settings(F16, json!({"prompt": "x"})).seed).collect();
     assert!(seeds.windows(2).all(|pair| pair[0] != pair[1]), "{seeds:?}");
     assert!(seeds.iter().all(|seed| *seed < 1 << 53), "{seeds:?}");
@@ -209,7 +209,7 @@ fn a_wrong_request_is_refused_and_says_why() {
         let error = resolved(F16, &request).expect_err("it is refused").to_string();
         assert!(parts.iter().all(|part| error.contains(part)), "{request}: {error}");
     }
-    // What is wrong with a value is one sentence, and not an error within an error.
+    // The error about a value is one sentence, not an error within an error.
     let nested = Request::from_json(r#"{"steps": "words"}"#).expect_err("no such rule").to_string();
     let found = "keywords, paragraphs, sentences or auto, found \"words\" at line 1";
     assert!(nested.contains(found) && !nested.contains("at: "), "{nested}");
@@ -251,7 +251,7 @@ fn the_answer_is_given_without_the_thinking() {
     assert_eq!(whole["thinking_unfinished"], false);
     let only = run(&["--answer-only", "--quiet"]);
     assert_eq!(String::from_utf8_lossy(&only.stdout), format!("{answer}\n"));
-    // An empty stdout must not pass for an answer.
+    // An empty stdout must not be mistaken for an answer.
     let cut = run(&["--answer-only", "--quiet", "--max-new-tokens", "5"]);
     let errors = String::from_utf8_lossy(&cut.stderr).into_owned();
     assert!(cut.stdout.is_empty() && cut.status.success(), "{errors}");

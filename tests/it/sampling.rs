@@ -1,5 +1,5 @@
-//! Tokens that are sampled on the device, compared with transformers' logits processors: every token that these allow
-//! is drawn in its share, and no other token is. `tests/golden/make_sampling.py` makes the fixture.
+//! Tokens that are sampled on the device, compared with transformers' logits processors: each token that these allow
+//! is drawn with its share, and no other token is drawn. `tests/golden/make_sampling.py` makes the fixture.
 use secateur::Dtype;
 use std::collections::HashMap;
 
@@ -103,11 +103,11 @@ fn draws_follow_transformers() {
             let drawn = draw(device, &logits, &prompt, &settings);
             let off = deviation(&drawn, &allowed).unwrap_or_else(|e| panic!("{}: {settings:?}: {e}", device.info.name));
             println!("{}: {settings:?}: {} tokens allowed, {off:+.2} deviations", device.info.name, allowed.len());
-            // The seeds are fixed, so the result is too. A wrong temperature or order is off by dozens.
+            // The seeds are fixed, so the result is fixed too. A wrong temperature or order would be off by dozens.
             assert!(off < 4.0, "{}: {settings:?} is off by {off} deviations", device.info.name);
             ran += 1;
         }
-        // A test of the check: it refuses the draws of one setting for any other.
+        // This tests the check: it refuses the draws of one setting for any other setting.
         let drawn = draw(device, &logits, &prompt, &sampling(&cases[0]["settings"]));
         for other in &cases[1..] {
             assert!(deviation(&drawn, &allowed(other)).map_or(true, |off| off > 10.0), "{} passes", other["settings"]);

@@ -1,5 +1,5 @@
-//! What a server needs of the engine: answers that end at texts, thinking that ends when it must, streams that say all
-//! of a text and nothing twice.
+//! The engine's features for a server: answers that end at stop texts, thinking that ends in time, and streams that
+//! have the whole text exactly once.
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use secateur::device::ComputeDevice;
@@ -82,7 +82,7 @@ fn a_stop_text_ends_the_answer_and_nothing_else() {
         }
     }
     assert!(in_thinking > 0, "no stop text occurs in the thinking");
-    // A text that is never complete is held back and released at the end.
+    // A stop text that is never complete is held back and released at the end.
     let stop = format!("{}never", &answer[answer.len() - 1..]);
     let (result, texts) = streamed(&mut engine, &prompt, &Settings { stop: vec![stop], ..full(400) });
     assert_eq!((of_role(&texts, Role::Answer), result.trace.stop_reason), (answer, StopReason::Eos));
@@ -120,7 +120,8 @@ fn streams_are_the_whole_text_at_every_length() {
     assert!(unfinished > 0, "no text ended inside a character");
 }
 
-/// After the last thinking token comes the tag, and then what the model writes after ids that it did not choose.
+/// After the last thinking token comes the tag, and then the text that the model writes after ids that it did not
+/// choose.
 #[test]
 fn thinking_ends_after_its_budget() {
     let mut engine = random(1);
@@ -154,7 +155,7 @@ fn thinking_ends_after_its_budget() {
             if settings.policy.evicts() {
                 continue;
             }
-            // The same ids as a prompt: the model goes on in the same way, at the same positions.
+            // With the same ids as a prompt, the model continues in the same way, at the same positions.
             let fed = [&result.trace.prompt_ids[..], &ids(&result)[..=most]].concat();
             let rest = Settings { max_new_tokens: 69 - most, ..base.clone() };
             let fed = streamed(&mut engine, &Prompt::Ids(fed), &rest).0;
@@ -166,7 +167,7 @@ fn thinking_ends_after_its_budget() {
     }
 }
 
-/// A model that opens its thinking itself is held to the budget as well, and a neighbour changes nothing.
+/// The budget also holds for a model that opens its thinking itself, and a neighbour changes nothing.
 #[test]
 fn a_budget_counts_from_the_models_own_tag() {
     let mut engine = reasoner(3);
@@ -212,7 +213,7 @@ fn a_thought_can_be_ended_from_outside() {
         let (_, result) = pollster::block_on(batch.run(&mut |_, _| ())).pop().expect("one");
         let result = result.expect("it runs");
         let forced = result.trace.tokens.iter().position(|t| t.forced).expect("a forced token");
-        // At most two bursts were on their way.
+        // At most two bursts were under way.
         assert!((when..=when + 24).contains(&forced), "asked after {when}, ended after {forced}");
         assert_eq!(result.trace.tokens[forced].role, Role::ThinkClose);
         assert_eq!(result.trace.tokens.iter().filter(|t| t.forced).count(), 1, "it is asked for once");
@@ -233,8 +234,8 @@ fn an_answer_is_limited_without_its_thinking() {
     }
 }
 
-/// Random requests of every policy, three side by side: neither the slots nor the bytes in use ever exceed the bound by
-/// which a request is admitted.
+/// Random requests of every policy, three side by side: neither the slots nor the bytes in use ever exceed the bound
+/// by which a request is admitted.
 #[test]
 fn nothing_exceeds_the_bound_by_which_it_was_admitted() {
     let mut engine = reasoner(3);
@@ -269,7 +270,7 @@ fn nothing_exceeds_the_bound_by_which_it_was_admitted() {
         }
         let bounds: Vec<Bound> = requests.iter().map(|(p, settings)| prepared.bound(p.ids.len(), settings)).collect();
         let mut batch = engine.batch();
-        // Room for the largest, and for some of the others beside it.
+        // There is room for the largest request, and for some of the others beside it.
         let largest = bounds.iter().map(|bound| bound.bytes).max().expect("some");
         let memory = largest + random(largest as usize) as u64;
         batch.set_memory(memory);
@@ -295,8 +296,8 @@ fn nothing_exceeds_the_bound_by_which_it_was_admitted() {
     assert!(runs == 64 && tightest < 2.0, "{runs} runs, {tightest}: the bound says nothing");
 }
 
-/// The same by what an adapter's allocator holds: beside the weights, the state and the samplers, there is never more in use
-/// than the running requests were promised, those of every policy, prompts that are kept included.
+/// The same, measured by an adapter's allocator. Beside the weights, the state and the samplers, the memory in use
+/// never exceeds the bounds of the running requests, for every policy and including kept prompts.
 #[test]
 fn the_allocator_never_holds_more_than_was_promised() {
     let _alone = alone();
@@ -351,7 +352,7 @@ fn the_allocator_never_holds_more_than_was_promised() {
     assert!(steps > 50 && closest > 0.2, "{steps} steps, {closest}: nothing was measured");
 }
 
-/// With a budget in tokens and a limited answer the bound does not grow with the length of the thought.
+/// With a budget in tokens and a limited answer, the bound does not grow with the length of the thought.
 #[test]
 fn the_bound_of_a_pruned_request_does_not_grow() {
     let options = LoadOptions { context: Some(4096), ..LoadOptions::default() };
@@ -384,7 +385,7 @@ fn a_request_waits_until_it_fits_and_is_overtaken_for_a_while() {
     let parts = [format!("{} bytes", large + small), format!("{} bytes", bound(900)), "`max_new_tokens`".into()];
     let said = refused.to_string();
     assert!(refused.kind() == ErrorKind::Input && parts.iter().all(|part| said.contains(part)), "{said}");
-    // One runs, a second of its size waits, and small ones overtake it for a while.
+    // One request runs, a second one of its size waits, and small ones overtake it for a while.
     let mut started = Vec::new();
     for tokens in [100, 400].into_iter().chain([10; 24]) {
         batch.add(&Prompt::Ids(vec![1, 2, 3]), &settings(tokens)).expect("it fits alone");
@@ -454,7 +455,7 @@ impl EvictionPolicy for Panics {
     }
 }
 
-/// A policy that panics ends its own request, and a request that is cancelled ends at once.
+/// A policy that panics ends only its own request, and a request that is cancelled ends at once.
 #[test]
 fn a_batch_survives_what_happens_to_its_requests() {
     let mut engine = random(2);
@@ -490,7 +491,7 @@ fn a_batch_survives_what_happens_to_its_requests() {
             assert_eq!(ids(&result), alone, "request {request}");
         }
     }
-    // A long prompt is given up within a chunk, and its place is free.
+    // A long prompt is given up within one chunk, and its place becomes free.
     let long = batch.add(&Prompt::Ids((0..900).map(|i| i % 300).collect()), &settings).expect("a good request");
     pollster::block_on(batch.step(&mut |_, _| ()));
     batch.cancel(long);
@@ -498,7 +499,7 @@ fn a_batch_survives_what_happens_to_its_requests() {
     assert_eq!((ended.len(), batch.status().running, batch.status().used_bytes), (1, 0, 0));
 }
 
-/// The logarithms of the probabilities of every next token after each of `ids`, from the logits of the model.
+/// The logarithms of the probabilities of every token after each of `ids`, from the logits of the model.
 fn reference(engine: &Engine, ids: &[u32]) -> Vec<Vec<f64>> {
     use secateur::expert::cache::{CacheShape, KvCache};
     use secateur::expert::kernels::readback::{as_f32, read_f32};
@@ -577,14 +578,14 @@ fn probabilities_are_those_of_the_model() {
             assert!(listed.is_none_or(|(_, logprob)| *logprob == found.chosen), "the same number twice");
             first += usize::from(found.top[0].0 == id);
         }
-        // Of greedy decoding all are, but for those that the engine wrote.
+        // With greedy decoding, all tokens are the most likely ones, except those that the engine wrote.
         let least = if plain.sampling.is_greedy() { 35 } else { 1 };
         assert!(first >= least, "only {first} tokens are the most likely");
     }
 }
 
-/// The penalties are OpenAI's: the logit of a token loses `frequency` for each time that it was generated, and `presence`
-/// if it was. Tokens of the prompt do not count, and tokens that the engine writes do.
+/// The penalties are OpenAI's: the logit of a token loses `frequency` for each time that it was generated, and
+/// `presence` if it was. Tokens of the prompt do not count, and tokens that the engine writes do.
 #[test]
 fn penalties_are_those_of_openais_interface() {
     let mut engine = random(3);
@@ -598,7 +599,7 @@ fn penalties_are_those_of_openais_interface() {
         requests.push(Settings {
             sampling: secateur::sampling::Sampling { frequency_penalty, presence_penalty, ..greedy },
             policy: secateur::policy::ThinkClearly.into(),
-            // Probes come, and change nothing.
+            // Probes are made, but evict nothing.
             budget: "ratio:1.0".parse().expect("a budget"),
             probe_every: 7,
             max_thinking_tokens: Some(25),
@@ -631,7 +632,7 @@ fn penalties_are_those_of_openais_interface() {
         alone.push(generated);
     }
     assert!(differ > 3, "only {differ} of the penalties change anything");
-    // Side by side, and in places where others counted before.
+    // The requests run side by side, and in places where other requests have counted tokens before.
     for _ in 0..2 {
         let mut batch = engine.batch();
         for settings in &requests {

@@ -1,5 +1,5 @@
 //! Every specialisation of every shader is valid, can be translated for every graphics API, and is within the WebGPU
-//! baseline. The files of `shaders/` and `src/kernels/` correspond.
+//! baseline. The files of `shaders/` and of `src/kernels/` correspond to each other.
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::Command;
@@ -24,7 +24,7 @@ const SHARED: [&str; 5] = ["common", "dots", "keys", "rows", "weights"];
 
 #[test]
 fn shaders_and_kernels_name_each_other() {
-    // Shared text, a kernel with two passes, and two with two tilings.
+    // The stem of a shared text, of a kernel with two passes, and of two kernels with two tilings.
     let of_kernel = |stem: &str| match stem {
         "attention_combine" => "attention".to_string(),
         "matmul_rows" => "matmul".to_string(),
@@ -44,14 +44,14 @@ fn shaders_and_kernels_name_each_other() {
     assert_eq!(listed, shaders.into_iter().filter(|s| !shared(s)).collect(), "files against specialisations");
     let tried: BTreeSet<String> = cases::all().iter().map(|c| c.kernel.to_string()).collect();
     assert_eq!(tried, own, "kernels without conformance cases");
-    // The text that is launched is the text of the file.
+    // The launched text is the text of the file.
     for variant in variants() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders").join(variant.kernel).with_extension("wgsl");
         assert_eq!(variant.text, std::fs::read_to_string(path).expect("listed"), "{}", variant.kernel);
     }
 }
 
-/// What a variant declares.
+/// The declarations of a variant.
 struct Shape {
     /// Storage buffers.
     storage: usize,
@@ -156,7 +156,7 @@ fn every_specialisation_translates_for_every_api() {
     }
 }
 
-/// Watches what the launcher passes in every case of every kernel.
+/// Records the arguments that the launcher passes in every case of every kernel.
 #[test]
 fn launches_pass_what_shaders_declare() {
     let _one = beside_others();
@@ -207,7 +207,7 @@ fn the_state_is_laid_out_as_shaders_read_it() {
     println!("{} constants of the state", declared.len());
 }
 
-/// Each broken text has to be refused by the check for that kind of error.
+/// The check for each kind of error must refuse the broken text.
 #[test]
 fn broken_shaders_are_refused() {
     let good = variants().into_iter().find(|v| v.kernel == "rms_norm").expect("listed");

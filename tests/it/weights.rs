@@ -1,6 +1,6 @@
-//! Models of every shape and of every element type, made here from random numbers, against the decoder in f64 of
-//! `common/reference.rs`: widths that fill no vector, wide heads, gate and up of different types, and weights that are
-//! quantized as they are loaded.
+//! Models of every shape and of every element type, made from random numbers and compared with the f64 decoder in
+//! `common/reference.rs`: widths that fill no vector, wide heads, gate and up of different types, and weights that
+//! are quantized as they are loaded.
 use crate::common::reference::Reference;
 use crate::common::*;
 use crate::gguf::File;
@@ -118,7 +118,7 @@ fn random(s: Sizes) -> BTreeMap<String, (Vec<usize>, Vec<f32>)> {
     s.tensors().into_iter().enumerate().map(tensor).collect()
 }
 
-/// The logits of the prompt's last token and of each of the next: in f64, and as `model` computes them.
+/// The logits of the prompt's last token and of each of the next tokens, computed in f64.
 fn expected(config: &ModelConfig, weights: &Weights) -> Vec<f32> {
     let reference = Reference::new(config, weights, 64);
     let mut reading = reference.read(Positions::Original, Dtype::F32);
@@ -194,7 +194,7 @@ fn files_mix_all_types() {
                 continue;
             }
             matrices += 1;
-            // Steps of 5 through 13 types: neighbours differ, and after 13 turns each type was everywhere.
+            // Steps of 5 through 13 types: neighbours differ, and after 13 turns each type has been in every place.
             let dtype = quantized[(turn + 5 * matrices) % quantized.len()];
             let size = 2.0 / (shape[1] as f32).sqrt();
             let bytes = match dtype {
@@ -215,10 +215,10 @@ fn files_mix_all_types() {
     assert_eq!(mixed_gates, quantized.len());
 }
 
-/// Weights that are quantized as they are loaded, against the values of the same quantization.
+/// Weights that are quantized as they are loaded, compared with the values of the same quantization.
 #[test]
 fn weights_are_quantized_as_they_are_loaded() {
-    // The results of attention are 72 wide here: no whole blocks, and not padded.
+    // The results of attention are 72 wide here. That is no number of whole blocks, and they are not padded.
     let narrow = Sizes { hidden: 44, intermediate: 96, heads: 3, kv_heads: 1, head_dim: 24, vocab: 50, tied: true };
     for (what, sizes) in [("whole blocks", USUAL), ("widths that are no whole blocks", narrow)] {
         let (config, tensors) = (sizes.config(), random(sizes));

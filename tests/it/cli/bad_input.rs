@@ -1,4 +1,4 @@
-//! What cannot work is refused, with an exit code and a message that says what to do.
+//! Requests and files that cannot work are refused, with an exit code and a message that says what to do.
 use super::{broken, cpu, edit, ids, listed, on, trace_of};
 use crate::common::command::{F16, done, fails, json, run, secateur};
 use std::path::Path;
@@ -72,7 +72,7 @@ fn what_the_model_cannot_do_is_refused_before_its_weights_are_read() {
         fails(&on(dir.path(), args), 2, parts);
     }
     fails(&on(dir.path(), &["x"]), 1, &["safetensors"]);
-    // What suits no model is refused before a model is opened.
+    // Options that suit no model are refused before a model is opened.
     let none = run(&["run", "--model", "/no/such/dir", "--layers", "0", "--scope", "head", "x"]);
     fails(&none, 2, &["all, with --scope head"]);
 }
@@ -147,7 +147,7 @@ fn a_tokenizer_that_splits_think_close_is_refused_for_think_clearly() {
 fn files_that_cannot_be_written_are_found_out_before_the_run() {
     let ran = cpu(&["--max-new-tokens", "4", "--trace", "/no/such/dir/trace.json", "x"]);
     fails(&ran, 1, &["cannot be written", "/no/such/dir/trace.json", "create its folder first"]);
-    // Before the weights are read.
+    // The refusal comes before the weights are read.
     let dir = broken(|dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
     let trace = dir.path().to_str().unwrap();
     fails(&on(dir.path(), &["--trace", trace, "x"]), 1, &["cannot be written", "a directory"]);
@@ -183,7 +183,7 @@ fn an_unknown_device_is_refused_with_what_there_is() {
     let ran = run(&["run", "--model", F16, "--device", "voodoo2", "x"]);
     assert!(ran.code == Some(1) && ran.out.is_empty(), "{}{}", ran.out, ran.err);
     assert!(ran.err.contains("voodoo2") || ran.err.contains("no GPU adapter"), "{}", ran.err);
-    // The empty text is a part of every name, and selects none.
+    // The empty text is a part of every name, but selects no device.
     let ran = run(&["run", "--model", F16, "--device", "", "x"]);
     assert!(ran.code == Some(1) && ran.out.is_empty(), "{}{}", ran.out, ran.err);
 }

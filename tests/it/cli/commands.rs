@@ -99,7 +99,7 @@ fn bench_measures_and_adds_up() {
     let (csv, html) = (std::fs::read_to_string(csv).unwrap(), std::fs::read_to_string(html).unwrap());
     assert_eq!((csv.lines().count(), html.matches("<tr>").count(), html.matches("<g>").count()), (3, 3, 4));
     assert!(csv.lines().nth(1).unwrap().starts_with("16,9,1,"), "{csv}");
-    // Before anything is measured.
+    // The refusal comes before anything is measured.
     let unwritable = ["bench", "--device", "cpu", "--csv", "/no/such/folder/speed.csv"];
     fails(&run(&unwritable), 1, &["/no/such/folder/speed.csv"]);
     for part in ["copy bandwidth", "decode tok/s", "launches/step", "the first prompt of 16 tokens took"] {
@@ -112,7 +112,7 @@ fn bench_measures_and_adds_up() {
     assert_eq!(preset["model"], "smollm2-135m with random weights");
     assert!(preset["weight_bytes"].as_u64().is_some_and(|bytes| bytes > 70_000_000 && bytes < 110_000_000), "{preset}");
     fails(&run(&["bench", "--preset", "gpt-4"]), 2, &["no such preset", "at: --preset", "r1-1.5b"]);
-    // The weights are missing, which shows that the refusal comes before they are read.
+    // The weights are missing, so the test shows that the refusal comes before they are read.
     let unread = broken(|dir| std::fs::remove_file(dir.join("model.safetensors")).unwrap());
     let huge = usize::MAX.to_string();
     for (more, parts) in [
@@ -159,7 +159,7 @@ fn inspect_says_what_a_model_is() {
     for part in ["Qwen2ForCausalLM", "the template opens <think>", "possible: </think> is one token", "KV f16"] {
         assert!(table.out.contains(part), "{part:?} is missing from:\n{}", table.out);
     }
-    // Without a tokenizer a model still runs.
+    // A model without a tokenizer still runs.
     let wordless = broken(|dir| std::fs::remove_file(dir.join("tokenizer.json")).unwrap());
     let ran = run(&["inspect", wordless.path().to_str().unwrap()]);
     assert!(ran.code == Some(0) && ran.out.contains("problem: the model has no tokenizer.json"), "{}", ran.out);
@@ -192,7 +192,7 @@ fn inspect_says_what_a_model_is() {
     ] {
         fails(&run(&["inspect", F16, "--context", context]), 2, parts);
     }
-    // What `run` refuses, `inspect` refuses too.
+    // `inspect` refuses the models that `run` refuses.
     let unfit = |from: &str, to: &str| broken(|dir| edit(dir.join("config.json"), |text| text.replace(from, to)));
     let heads = unfit("\"hidden_size\": 96", "\"hidden_size\": 1536");
     let ran = run(&["inspect", heads.path().to_str().unwrap()]);
@@ -206,7 +206,7 @@ fn inspect_says_what_a_model_is() {
     let model = narrow.path().to_str().unwrap();
     let refused = run(&["run", "--model", model, "--device", "cpu", "--ids", "1"]);
     fails(&refused, 1, &["cannot run this head_dim", model, "a multiple of 8, at most 256", "found: 28"]);
-    // Sizes that no tensor has: the message is about the weights, and no sum overflows.
+    // With sizes that no tensor has, the message is about the weights, and no sum overflows.
     let wide = broken(|dir| {
         edit(dir.join("config.json"), |text| {
             let text = text.replace("\"num_hidden_layers\": 4", "\"num_hidden_layers\": 268435456");
@@ -260,7 +260,7 @@ fn help_shows_examples_and_the_exit_codes() {
     assert!(run(&["--version"]).out.contains(env!("CARGO_PKG_VERSION")));
 }
 
-/// The quality of quantized weights on a text, and what cannot be measured.
+/// The quality of quantized weights on a text, and the refusal of texts and models that cannot be measured.
 #[test]
 fn inspect_measures_what_quantized_weights_cost() {
     let dir = tempfile::tempdir().unwrap();
@@ -289,7 +289,7 @@ fn inspect_measures_what_quantized_weights_cost() {
     assert_eq!(rows[0]["weight_types"][0]["type"], "q8_0");
     assert!(of(&rows[0], "mean_divergence") < of(&rows[2], "mean_divergence"));
     assert_eq!(of(&rows[0], "reference_perplexity"), of(&rows[2], "reference_perplexity"));
-    // The same model is no further away from itself than rounding.
+    // A model differs from itself only by rounding.
     let v = json(&run(&[&["inspect", F16, "--quality", &good, "--against", F16], &cpu[..]].concat()));
     assert!(v["quality"].as_array().unwrap().len() == 1 && of(&v["quality"][0], "largest_divergence") < 1e-9);
     // The memory follows the precision, and each precision takes less than the one before.

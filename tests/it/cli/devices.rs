@@ -10,7 +10,7 @@ fn failing(variable: (&str, &str), args: &[&str]) -> Ran {
     done(secateur(args).env(variable.0, variable.1).output().expect("it starts"))
 }
 
-/// Exit code 1, and one error about the device.
+/// Asserts exit code 1 and one error about the device.
 #[track_caller]
 fn assert_failed(ran: &Ran, what: &str, adapter: &str) {
     assert_eq!(ran.code, Some(1), "{}{}", ran.out, ran.err);
@@ -28,7 +28,7 @@ fn a_run_whose_device_is_lost_keeps_its_text_and_its_trace() {
         let trace = file.to_str().expect("UTF-8");
         let args =
             ["run", "--device", &adapter, "--max-new-tokens", "200", "--ignore-eos", "--trace", trace, "What is c?"];
-        // After so many steps of decoding.
+        // The device is lost after this number of decode steps.
         for steps in ["40", "60"] {
             let ran = failing(("SECATEUR_LOSE_DEVICE", steps), &args);
             assert_failed(&ran, "the device was lost", &adapter);
@@ -65,7 +65,7 @@ fn a_bench_whose_device_is_lost_prints_what_it_measured() {
     assert_eq!((rows(&one, "8 "), rows(&one, "16 ")), (1, 0), "{}", one.out);
 }
 
-/// The trials that were made are kept, and the same command continues with them.
+/// The trials that were made before are kept, and the same command continues with them.
 #[test]
 fn a_calibration_whose_device_is_lost_continues() {
     let Some(adapter) = adapters().into_iter().next() else {

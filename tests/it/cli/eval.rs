@@ -1,5 +1,5 @@
-//! `secateur eval` on the built-in model and the CPU: to its end, killed, continued, in shards, merged and compared, and
-//! how it refuses bad input. No test depends on how well a policy does.
+//! `secateur eval` on the built-in model and the CPU: uninterrupted, killed, continued, in shards, merged and
+//! compared, and its refusals of bad input. No test depends on the accuracy of a policy.
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::common::command::{Ran, fails, run, secateur};
 
-/// Short thoughts that are pruned once or twice.
+/// Short thoughts, which are pruned once or twice.
 const SHORT: [&str; 8] = ["--device", "cpu", "--max-new-tokens", "60", "--probe-every", "20", "--window", "8"];
 const BUDGETS: &str = "tokens:16,share:0.5";
 
@@ -22,8 +22,8 @@ fn args<'a>(out: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&what[..], &SHORT, more].concat()
 }
 
-/// The trials of a folder by arm, question and seed, without what depends on their neighbours: the time they took, and the
-/// bytes of buffers that grow together.
+/// The trials of a folder by arm, question and seed, without what depends on their neighbours: the time they took,
+/// and the bytes of buffers that grow together.
 fn trials(folder: &Path) -> BTreeMap<String, Value> {
     let lines = std::fs::read_to_string(folder.join("trials.jsonl")).expect("trials");
     assert!(lines.ends_with('\n'), "whole lines");
@@ -77,7 +77,7 @@ fn of<'a>(trials: &'a BTreeMap<String, Value>, policy: &str, budget: &str) -> Ve
 fn every_arm_answers_every_question_and_controls_keep_as_many_tokens() {
     let made = evaluated();
     let trials = trials(&made.folder());
-    // Greedy: only the control is answered with both seeds.
+    // Decoding is greedy, so only the control is answered with both seeds.
     assert_eq!(trials.len(), 3 * (1 + 2 * (1 + 2)));
     for budget in BUDGETS.split(',') {
         let measured = of(&trials, "think-clearly", budget);
@@ -90,7 +90,8 @@ fn every_arm_answers_every_question_and_controls_keep_as_many_tokens() {
             let kept = |trial: &Value| serde_json::from_value::<Vec<usize>>(trial["kept"].clone()).unwrap();
             let (control, repeated) = (kept(control), kept(repeated));
             assert!(!repeated.is_empty());
-            // More stay only where more are protected: a step that is being written, of at most 20 tokens here.
+            // A control keeps more only where more is protected: the step that is being written, of at most 20 tokens
+            // here.
             for (here, there) in control.iter().zip(&repeated) {
                 assert!(here >= there && *here <= there + 40, "{control:?} {repeated:?}");
             }
@@ -106,7 +107,7 @@ fn every_arm_answers_every_question_and_controls_keep_as_many_tokens() {
         assert!(mean > n("prompt_tokens") as f64 && mean <= n("peak_cached") as f64, "{trial}");
         assert!(trial["id"].as_str().unwrap().starts_with("normal-"));
     }
-    // The same in the table, the CSV and the page.
+    // The table, the CSV and the page have the same numbers.
     let out = &made.ran.out;
     assert_eq!(out.lines().count(), 1 + 5, "{out}");
     for part in ["against full [95 %]", "full ", "think-clearly ", "random (as think-clearly)", " of 3 ", " of 6 "] {
@@ -136,7 +137,7 @@ fn it_goes_on_after_it_was_killed() {
     let before = std::fs::read_to_string(&file).unwrap();
     let there = before.matches('\n').count();
     let whole = &before[..before.rfind('\n').unwrap() + 1];
-    // As if it had been killed in the middle of a line.
+    // A process that is killed in the middle of a line leaves such a file.
     std::fs::write(&file, format!("{whole}{{\"problem\":2,\"id\":\"nor")).unwrap();
 
     let other = run(&args(text(&out), &["--batch", "4"]));
@@ -146,7 +147,7 @@ fn it_goes_on_after_it_was_killed() {
     assert!(ran.err.contains(&format!("{there} of 21 answers are there")), "{}", ran.err);
     assert!(std::fs::read_to_string(&file).unwrap().starts_with(whole), "what was there stays");
     same(&trials(&out), &trials(&made.folder()));
-    // Once more, there is nothing left to do.
+    // Another run has nothing left to do.
     let again = run(&args(text(&out), &["--quiet"]));
     assert_eq!((again.code, again.err.as_str()), (Some(0), ""));
     assert_eq!(again.out, ran.out);
@@ -181,7 +182,7 @@ fn shards_are_the_whole_and_evaluations_are_compared() {
         text.lines().map(cells).map(|cells| cells[..cells.len().saturating_sub(2)].to_vec()).collect()
     };
     assert_eq!(table(&merged.out), table(&made.ran.out));
-    // The whole can be continued, and has nothing left to do.
+    // The merged evaluation can be continued, and has nothing left to do.
     let again = run(&args(text(&whole), &["--quiet"]));
     assert_eq!((again.code, again.out.as_str()), (Some(0), merged.out.as_str()), "{}", again.err);
 
@@ -267,7 +268,7 @@ fn what_cannot_be_evaluated_is_refused_at_once() {
     fails(&run(&["eval", "--out", "x"]), 2, &["--data"]);
 }
 
-/// `--plan` measures and records nothing, and leaves out what a folder has already.
+/// `--plan` measures and records nothing. It leaves out the answers that a folder already has.
 #[test]
 fn a_plan_measures_and_records_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -286,7 +287,8 @@ fn a_plan_measures_and_records_nothing() {
     }
     assert_eq!(with(&["--plan"]).code, Some(0));
     assert!(!out.exists(), "a plan leaves nothing behind");
-    // One part of two is made; the plan of the whole is another evaluation, and that of the part has nothing left to do.
+    // One part of two is complete. The plan of the whole is another evaluation, and the plan of the part has nothing
+    // left to do.
     assert_eq!(with(&["--shard", "1/2"]).code, Some(0));
     let part = with(&["--shard", "1/2", "--plan"]);
     assert!(
@@ -296,7 +298,7 @@ fn a_plan_measures_and_records_nothing() {
     );
     assert!(!part.out.contains("tokens of prompts"), "nothing has to be measured");
     fails(&with(&["--plan"]), 2, &["other settings", "--shard"]);
-    // Without one of its answers, the others say how long it will be.
+    // One answer is removed. The length of that answer is estimated from the others.
     let path = out.join("trials.jsonl");
     let trials = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, trials.lines().skip(1).map(|line| line.to_string() + "\n").collect::<String>()).unwrap();

@@ -1,4 +1,5 @@
-//! Models whose files are incomplete, from other tools, or contradict each other: `inspect` says what `run` does.
+//! Models whose files are incomplete, come from other tools, or contradict each other: `inspect` reports the errors
+//! that `run` would report.
 use super::{broken, edit, ids, on};
 use crate::common::command::{F16, Ran, fails, json, run};
 use safetensors::tensor::TensorView;

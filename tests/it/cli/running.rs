@@ -27,7 +27,7 @@ fn golden_ids_on_the_cpu_and_the_shape_of_json() {
     assert_eq!(v["totals"]["generated_tokens"], 64);
 }
 
-/// Half of a JSON object is no JSON object: the exit code says so.
+/// A JSON object that breaks off is not valid JSON, and the exit code shows it.
 #[test]
 fn an_answer_that_breaks_off_before_its_format_ends_is_a_failure() {
     let choice =
@@ -63,7 +63,7 @@ pub fn adapters() -> Vec<String> {
     names
 }
 
-/// An adapter is tested the first time, and again if what is remembered was of other shaders.
+/// An adapter is tested the first time, and again if the remembered test was of other shaders.
 #[test]
 fn an_adapter_is_tested_once() {
     let Some(adapter) = adapters().into_iter().find(|name| !name.contains("SwiftShader")) else {
@@ -136,7 +136,7 @@ fn quiet_warns_of_a_thought_that_was_cut_short() {
         warning.contains("still thinking") && warning.contains("raise --max-new-tokens, or leave it out"),
         "{warning}"
     );
-    // With --answer-only it is the same warning, and it comes once.
+    // With --answer-only the warning is the same, and it is printed once.
     for err in [&quiet.err, &run(&[&args[..], &["--quiet", "--answer-only"]].concat()).err] {
         assert_eq!((err.lines().count(), err), (1, &quiet.err));
     }
@@ -157,7 +157,8 @@ fn the_example_needs_no_arguments_and_shows_what_was_kept() {
 fn policies_prune_what_they_should() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace.json");
-    // 120 thinking tokens with probes after 40, 80 and 120. Of 120, a budget of a half and a window of 8 keep 60.
+    // 120 thinking tokens with probes after 40, 80 and 120. With a budget of a half and a window of 8, 60 of 120
+    // tokens stay.
     let with = |extra: &[&str]| {
         let base =
             ["--ids", "318,198", "--max-new-tokens", "121", "--ignore-eos", "--probe-every", "40", "--window", "8"];
@@ -211,8 +212,8 @@ fn the_summary_the_trace_and_the_totals_agree() {
         assert_eq!(ran.code, Some(0), "{}", ran.err);
         (ran.err, trace_of(&file))
     };
-    // Runs that end by the model, while further steps are under way; by a limit; without an eviction; by a full
-    // context.
+    // The runs end by the model's own end token while further steps are under way, by a limit, without an eviction,
+    // and by a full context.
     for args in [
         &["--budget", "ratio:0.6"][..],
         &["--budget", "ratio:0.6", "--max-new-tokens", "61"],
@@ -232,7 +233,7 @@ fn the_summary_the_trace_and_the_totals_agree() {
     }
     let (err, trace) = run(&["--budget", "ratio:0.6", "--scope", "layer"]);
     assert!(trace.totals.evicted_tokens > 0 && err.contains("tokens cached by the layer that has the most"), "{err}");
-    // A probe may evict from one layer what another layer keeps.
+    // A probe may evict a token from one layer while another layer keeps it.
     let said = format!("{} evicted from every layer by {} probes", trace.totals.evicted_tokens, trace.probes.len());
     assert!(err.contains(&said) && err.contains("thinking tokens from every layer; cached "), "{said}:\n{err}");
 }
@@ -272,7 +273,7 @@ fn a_prompt_may_come_from_stdin() {
     let piped = json(&feed("Why is θ so?\n".as_bytes()));
     let given = json(&cpu(&["--max-new-tokens", "8", "--json", "Why is θ so?"]));
     assert_eq!((&piped["prompt_ids"], &piped["ids"]), (&given["prompt_ids"], &given["ids"]));
-    // Whatever wrote the text: Windows' line ends, a byte order mark, UTF-16. `-` may be left out.
+    // The text may have Windows' line ends, a byte order mark, or UTF-16. `-` may be left out.
     let utf16 = "\u{feff}Why is θ so?\r\n".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>();
     for bytes in ["Why is θ so?\r\n".as_bytes(), "\u{feff}Why is θ so?".as_bytes(), &utf16] {
         assert_eq!(json(&feed(bytes))["prompt_ids"], given["prompt_ids"]);
@@ -306,7 +307,7 @@ fn templates_that_are_missing_or_raise_are_explained() {
     let without = broken(|dir| std::fs::remove_file(dir.join("tokenizer_config.json")).unwrap());
     fails(&on(without.path(), &["x"]), 1, &["no chat template", "chat_template.jinja", "--raw"]);
     assert_eq!(on(without.path(), &["--raw", "x"]).code, Some(0));
-    // It is refused before gigabytes are read: without weights as well, the message is about the template.
+    // The refusal comes before gigabytes are read: without weights, too, the message is about the template.
     let unread = |change: fn(&Path)| {
         broken(|dir| {
             std::fs::remove_file(dir.join("model.safetensors")).unwrap();

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 #[cfg(unix)]
 #[test]
 fn the_first_signal_ends_with_the_summary_and_the_trace() {
-    // Ctrl-C, `kill` or `timeout`, a terminal that was closed.
+    // The signals of Ctrl-C, of `kill` or `timeout`, and of a terminal that was closed.
     for (signal, code) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
         ends_in_order(signal, code);
     }
@@ -24,7 +24,7 @@ fn ends_in_order(signal: &str, code: i32) {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // The first text: the run is under way.
+    // The run has begun when its first text arrives.
     let mut first = [0];
     child.stdout.as_mut().unwrap().read_exact(&mut first).unwrap();
     let kill = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill");
@@ -78,7 +78,7 @@ fn a_terminal_shows_what_was_cut_where_it_stands() {
     let cells = screen.all_lines().flat_map(|line| line.cells());
     let struck: String = cells.filter(|c| c.pen().is_strikethrough()).map(avt::Cell::char).collect();
     assert!(!cut.is_empty() && bare(&struck) == bare(&cut), "struck {struck:?}, cut {cut:?}");
-    // The last two tokens are the last of the text, and the end, which has no text.
+    // The last two tokens are the last one of the text, and the end token, which has no text.
     let last = trace.totals.prompt_tokens + trace.totals.generated_tokens - 2;
     assert!(written.contains(&format!("of {last} tokens · KV ")), "no status line");
     assert!(!screen.text().concat().contains("· KV "), "the status line is left standing");

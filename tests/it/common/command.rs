@@ -36,7 +36,7 @@ pub fn run(args: &[&str]) -> Ran {
     done(secateur(args).output().expect("the binary starts"))
 }
 
-/// The one line of JSON on stdout of a run that ended well.
+/// The line of JSON on stdout of a run that succeeded.
 #[track_caller]
 pub fn json(ran: &Ran) -> Value {
     assert_eq!(ran.code, Some(0), "{}", ran.err);
@@ -44,7 +44,7 @@ pub fn json(ran: &Ran) -> Value {
     serde_json::from_str(&ran.out).expect("one JSON object")
 }
 
-/// Asserts the exit code, an empty stdout, and that stderr says all of `parts`.
+/// Asserts the exit code, an empty stdout, and that stderr contains all of `parts`.
 #[track_caller]
 pub fn fails(ran: &Ran, code: i32, parts: &[&str]) {
     assert_eq!(ran.code, Some(code), "{}{}", ran.out, ran.err);

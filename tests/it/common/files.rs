@@ -1,13 +1,13 @@
 //! Helpers for the tests of files: they check refusals and find real files.
 //!
 //! Real files are in `../shared/data`, or where `SECATEUR_SHARED` points. Without them, a test prints that it skips
-//! them; if the variable is set, they have to be there.
+//! them. If the variable is set, they must be there.
 use std::path::{Path, PathBuf};
 
 use secateur::{Error, ErrorKind};
 
-/// Prints a line past the test runner, which hides the output of tests that pass. CI lists these lines: what ran with
-/// real files, and what was skipped.
+/// Prints a line past the test runner, which hides the output of tests that pass. CI lists these lines, which say
+/// what ran with real files and what was skipped.
 macro_rules! report {
     ($($part:tt)*) => {{
         use std::io::Write;
@@ -35,7 +35,7 @@ pub fn assert_says(message: &str, parts: &[&str]) {
     }
 }
 
-/// The path of `../shared/data/NAME`. Without such a file, prints that and returns `None`.
+/// The path of `../shared/data/NAME`. If there is no such file, prints this and returns `None`.
 pub fn real(name: &str) -> Option<PathBuf> {
     let set = std::env::var_os("SECATEUR_SHARED");
     let root = set.clone().map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared"), PathBuf::from);

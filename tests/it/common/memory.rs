@@ -1,5 +1,5 @@
-//! The allocator of this binary: it counts what each thread allocates, so that a test can bound the memory of what it
-//! calls. The counts are per thread, hence tests that run side by side do not disturb each other.
+//! The allocator of this binary. It counts the allocations of each thread, so that a test can bound the memory of its
+//! calls. The counts are per thread, so tests that run side by side do not disturb each other.
 #![allow(unsafe_code, reason = "an allocator is unsafe to write")]
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;

@@ -1,4 +1,4 @@
-//! What several modules need: the golden fixtures, the devices of this machine, and measures of error.
+//! Helpers for several modules: the golden fixtures, the devices of this machine, and measures of error.
 //!
 //! `SECATEUR_REQUIRE=cpu,llvmpipe,swiftshader` lists parts of names of devices. A device that is listed and missing
 //! fails the tests.
@@ -50,7 +50,7 @@ pub const GGUF_FIXTURES: [&str; 7] = [
     "gguf-qwen3moe-q8",
 ];
 
-/// A model and what transformers computes for it: see `tests/golden/README.md`.
+/// A model and the results that transformers computes for it; see `tests/golden/README.md`.
 pub struct Fixture {
     pub name: &'static str,
     pub config: ModelConfig,
@@ -99,20 +99,21 @@ impl Fixture {
 /// The adapters are shared by the tests, which run side by side. See [`beside_others`] and [`alone`].
 static ADAPTERS: RwLock<()> = RwLock::new(());
 
-/// Held by a test that launches on an adapter and neither measures what is outside its own tensors nor changes what
-/// other tests would notice. Such tests run at the same time.
+/// A test holds this if it launches on an adapter, measures only its own tensors, and changes nothing that other
+/// tests could notice. Such tests run at the same time.
 pub fn beside_others() -> RwLockReadGuard<'static, ()> {
     ADAPTERS.read().unwrap_or_else(|failed| failed.into_inner())
 }
 
-/// Held by a test that measures an adapter's memory, which concerns the whole process. No other test that launches on an
-/// adapter runs meanwhile. What is replaced, recorded or filled with NaN concerns the test's own thread.
+/// A test holds this if it measures an adapter's memory, which belongs to the whole process. Meanwhile, no other test
+/// that launches on an adapter runs. Replaced shaders, recordings and outputs filled with NaN affect only the test's
+/// own thread, so they do not need it.
 pub fn alone() -> RwLockWriteGuard<'static, ()> {
     ADAPTERS.write().unwrap_or_else(|failed| failed.into_inner())
 }
 
-/// [`beside_others`], but [`alone`] where each allocation has a page of its own: what such a test allocates and frees can
-/// then leave no room for a step that another test records.
+/// Like [`beside_others`], or like [`alone`] if each allocation has a page of its own: allocations of such a test can
+/// then leave no memory for a step that another test records.
 pub fn beside_others_in_shared_pages() -> Box<dyn std::any::Any> {
     match std::env::var_os("SECATEUR_EXCLUSIVE_PAGES") {
         Some(_) => Box::new(alone()),
@@ -120,7 +121,8 @@ pub fn beside_others_in_shared_pages() -> Box<dyn std::any::Any> {
     }
 }
 
-/// Every device of this machine, opened once; the CPU twin is first. Panics if `SECATEUR_REQUIRE` names another one.
+/// Every device of this machine, opened once, with the CPU twin first. Panics if `SECATEUR_REQUIRE` names a device
+/// that is not among them.
 pub fn devices() -> &'static [ComputeDevice] {
     static OPEN: OnceLock<Vec<ComputeDevice>> = OnceLock::new();
     OPEN.get_or_init(|| {
@@ -146,8 +148,8 @@ pub fn devices() -> &'static [ComputeDevice] {
     })
 }
 
-/// The best GPU adapter. Software adapters count; SwiftShader comes last, because it is slow. Without one, prints
-/// that and returns `None`.
+/// The best GPU adapter. Software adapters count; SwiftShader comes last, because it is slow. If there is no adapter,
+/// prints this and returns `None`.
 pub fn gpu() -> Option<&'static ComputeDevice> {
     let gpus = devices().iter().filter(|d| d.info.backend != "cpu");
     let found = gpus.min_by_key(|d| d.info.name.contains("SwiftShader"));
@@ -157,12 +159,13 @@ pub fn gpu() -> Option<&'static ComputeDevice> {
     found
 }
 
-/// The CPU twin and, where there is one, a GPU adapter.
+/// The CPU twin and, if there is one, a GPU adapter.
 pub fn two() -> Vec<&'static ComputeDevice> {
     std::iter::once(&devices()[0]).chain(gpu()).collect()
 }
 
-/// Starts to read a float tensor. The values are those of now, whatever overwrites the tensor later.
+/// Starts to read a float tensor. The values are those at the time of this call, even if the tensor is overwritten
+/// later.
 pub fn start<const D: usize>(tensor: &Tensor<D>) -> Readback {
     read_f32(&[tensor])
 }
@@ -262,10 +265,10 @@ pub fn decode(model: &Decoder, cache: &mut KvCache, next: u32) -> Tensor<2> {
     logits
 }
 
-/// A list of kept slots for each of several sets, and which of them a layer and head keep.
+/// A list of kept slots for each of several sets, and a choice of the set for each layer and head.
 pub struct Kept<'a, F> {
     pub lists: &'a [Vec<Slot>],
-    /// The index in `lists`, of a layer and head.
+    /// Returns the index in `lists` for a layer and head.
     pub pick: F,
 }
 

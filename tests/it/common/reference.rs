@@ -1,10 +1,10 @@
 //! A decoder without a cache to prune: the oracle for every eviction, whichever policy chose it.
 //!
 //! It consists of plain loops in f64 over the stored weights. It keeps every key and value, and for each layer and KV
-//! head a list of the positions that may still be seen. What a query sees is settled when it is forwarded, so that a
-//! later eviction does not change rows that still saw the evicted tokens. It uses none of the library's kernels,
-//! slots, gathers or RoPE tables, only the code that reads config and weight files. `policies.rs` compares it with
-//! transformers.
+//! head a list of the positions that may still be seen. The positions that a query sees are fixed when it is
+//! forwarded, so a later eviction does not change rows that still saw the evicted tokens. It uses none of the
+//! library's kernels, slots, gathers or RoPE tables, only the code that reads config and weight files. `policies.rs`
+//! compares it with transformers.
 use secateur::Dtype;
 use std::f64::consts::TAU;
 
@@ -28,7 +28,7 @@ impl Matrix {
     }
 }
 
-/// Eight sums at a time, because a single one would wait for each addition to end before it begins the next.
+/// Keeps eight sums, because with a single one each addition would wait for the one before.
 fn dot(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
@@ -63,7 +63,7 @@ struct Layer {
     projections: [(Matrix, Option<Vec<f64>>); 3],
     head_norms: Option<[Vec<f64>; 2]>,
     o: Matrix,
-    /// A row for each expert, if there are experts.
+    /// The router's matrix, with a row for each expert, if there are experts.
     router: Option<Matrix>,
     /// Gate, up and down: of the layer, or of each expert.
     feed_forward: Vec<[Matrix; 3]>,
@@ -75,7 +75,8 @@ fn swiglu([gate, up, down]: &[Matrix; 3], x: &[f64]) -> Vec<f64> {
 }
 
 impl Layer {
-    /// The result of the feed-forward part. Experts are taken one at a time: the likeliest of those that are left.
+    /// The result of the feed-forward part. Experts are taken one at a time, the most likely of the remaining ones
+    /// first.
     fn feed_forward(&self, config: &ModelConfig, x: &[f64]) -> Vec<f64> {
         let (Some(router), Some(mixture)) = (&self.router, &config.experts) else {
             return swiglu(&self.feed_forward[0], x);
@@ -97,12 +98,12 @@ impl Layer {
     }
 }
 
-/// The weights.
+/// The weights of the reference decoder.
 pub struct Reference {
     pub config: ModelConfig,
     layers: Vec<Layer>,
     embedding: Matrix,
-    /// `None`: the embedding.
+    /// `None` if the embedding is used.
     head: Option<Matrix>,
     norm: Vec<f64>,
     /// Cosines and sines of every position.
@@ -121,7 +122,7 @@ impl Reference {
                 }
                 "F16" => pairs().map(|bits| half::f16::from_bits(bits).to_f64()).collect(),
                 "BF16" => pairs().map(|bits| half::bf16::from_bits(bits).to_f64()).collect(),
-                // The blocks of GGUF: a unit test compares their values with those of the gguf package.
+                // These are the blocks of GGUF. A unit test compares their values with those of the gguf package.
                 _ => tensor.to_f32().unwrap_or_else(|e| panic!("{e}")).into_iter().map(f64::from).collect(),
             }
         };
@@ -209,11 +210,11 @@ fn frequency(config: &ModelConfig, i: usize) -> f64 {
 /// The keys and values of a text in one KV head of one layer.
 #[derive(Clone, Default)]
 struct Head {
-    /// As the cache stores them: both are rounded as the cache rounds, and keys are rotated if positions stay the
-    /// original ones.
+    /// The keys as the cache stores them: keys and values are rounded as the cache rounds, and keys are rotated if
+    /// positions stay the original ones.
     keys: Vec<Vec<f64>>,
     values: Vec<Vec<f64>>,
-    /// The positions that may be seen, ascending.
+    /// The positions that may be seen, in ascending order.
     seen: Vec<usize>,
     /// The attention that each position has received, averaged over the query heads of the group.
     drawn: Vec<f64>,
@@ -229,21 +230,21 @@ pub struct Reading<'m> {
     words: Dtype,
     /// Tokens so far.
     read: usize,
-    /// How many of them came before the latest eviction.
+    /// The number of tokens before the latest eviction.
     settled: usize,
     /// `[layer][KV head]`.
     heads: Vec<Head>,
     /// `[layer][token][query head]`, rotated.
     queries: Vec<Vec<Vec<Vec<f64>>>>,
-    /// The same before they are rotated.
+    /// As `queries`, before they are rotated.
     bare_queries: Vec<Vec<Vec<Vec<f64>>>>,
 }
 
 /// The results of one token.
 pub struct Given {
     pub logits: Vec<f64>,
-    /// `[layer][query head]`: its attention weights over what the head may see, itself included, in the order of
-    /// positions.
+    /// `[layer][query head]`: the token's attention weights over the positions that the head may see, its own
+    /// included, in the order of positions.
     pub attention: Vec<Vec<Vec<f64>>>,
 }
 
@@ -311,7 +312,7 @@ impl Reading<'_> {
             let (mut mixed, mut rotated, mut rows) = (Vec::new(), Vec::new(), Vec::new());
             for (g, (key, value)) in keys.iter().zip(&values).enumerate() {
                 let mut head = std::mem::take(&mut self.heads[l * c.num_kv_heads + g]);
-                // The position for RoPE: the original one, or the next one after those that are left.
+                // The position for RoPE: the original one, or the next one after the positions that are left.
                 let stands = if self.positions == Positions::Compact { head.seen.len() } else { position };
                 head.keys.push(match self.positions {
                     Positions::Original => self.rounded(&model.rotated(key, position)),
@@ -353,19 +354,20 @@ impl Reading<'_> {
         Given { logits, attention }
     }
 
-    /// The results of the last of `ids` if they were read next. The text stays as it is.
+    /// The results that the last of `ids` would have if they were read next. The text is not changed.
     pub fn aside(&self, ids: &[u32]) -> Given {
         let mut aside = self.clone();
         ids.iter().map(|id| aside.forward(*id)).last().expect("something is read")
     }
 
-    /// `[layer][KV head]`: the attention that what may be seen has had from all tokens, in the order of positions.
+    /// `[layer][KV head]`: the attention that the visible positions have received from all tokens, in the order of
+    /// positions.
     pub fn sums(&self) -> Vec<Vec<Vec<f64>>> {
         let of = |head: &Head| head.seen.iter().map(|p| head.drawn[*p]).collect();
         self.heads.chunks(self.model.config.num_kv_heads).map(|layer| layer.iter().map(of).collect()).collect()
     }
 
-    /// `[layer][KV head]`: the ranges of the values of what may be seen.
+    /// `[layer][KV head]`: the ranges of the values at the visible positions.
     pub fn value_ranges(&self) -> Vec<Vec<Vec<f64>>> {
         let range = |value: &Vec<f64>| {
             let most = |sign: f64| value.iter().map(|v| sign * v).fold(f64::MIN, f64::max);
@@ -375,8 +377,8 @@ impl Reading<'_> {
         self.heads.chunks(self.model.config.num_kv_heads).map(|layer| layer.iter().map(of).collect()).collect()
     }
 
-    /// `[layer][KV head]`: LazyEviction's scores of what may be seen, by the time since each last mattered and by its longest
-    /// interval.
+    /// `[layer][KV head]`: LazyEviction's scores of the visible positions, from the time since each last mattered and
+    /// from its longest interval.
     pub fn recurrence(&self) -> Vec<Vec<Vec<f64>>> {
         let score = |(last, longest): (i64, i64)| {
             let since = (self.read as i64 - 1 - last) as f64;
@@ -387,9 +389,10 @@ impl Reading<'_> {
         self.heads.chunks(self.model.config.num_kv_heads).map(|layer| layer.iter().map(of).collect()).collect()
     }
 
-    /// `[layer][KV head]`: the attention that what may be seen can expect from the tokens of the next `future` positions (as
-    /// far as the context goes), times the length of its value. Their queries have the mean and the covariance of the `most` latest ones, before
-    /// these are rotated; the rotations are averaged over the positions.
+    /// `[layer][KV head]`: the attention that the visible positions can expect from the tokens of the next `future`
+    /// positions (as far as the context goes), times the length of the value. The queries of these tokens have the
+    /// mean and the covariance of the `most` latest ones before rotation. The rotations are averaged over the
+    /// positions.
     pub fn expected(&self, most: usize, future: usize) -> Vec<Vec<Vec<f64>>> {
         let c = &self.model.config;
         let (d, group) = (c.head_dim, c.num_heads / c.num_kv_heads);
@@ -423,7 +426,7 @@ impl Reading<'_> {
                     |i: usize, j: usize| queries.iter().map(|q| (q[i] - mean[i]) * (q[j] - mean[j])).sum::<f64>() / n;
                 let covariances: Vec<Vec<f64>> = (0..d).map(|i| (0..d).map(|j| covariance(i, j)).collect()).collect();
                 let logarithm = |key: &Vec<f64>| {
-                    // The transposed rotation of the key does what the rotation of the queries would.
+                    // Rotating the key by the transposed matrix has the same effect as rotating the queries.
                     let mut back = vec![0.0; d];
                     for (i, (sin, cos)) in turns.iter().enumerate() {
                         back[i] = key[i] * cos + key[i + d / 2] * sin;
@@ -432,7 +435,7 @@ impl Reading<'_> {
                     let spread: f64 = back.iter().zip(&covariances).map(|(v, row)| v * dot(row, &back)).sum();
                     dot(&mean, &back) / (d as f64).sqrt() + spread / (2 * d) as f64
                 };
-                // Without the first four tokens.
+                // The first four tokens are left out.
                 let attention = softmax(&keys.iter().skip(4).map(logarithm).collect::<Vec<_>>());
                 scores.iter_mut().skip(4).zip(attention).for_each(|(score, weight)| *score += weight / group as f64);
             }
@@ -443,8 +446,9 @@ impl Reading<'_> {
         sets.chunks(c.num_kv_heads).map(<[Vec<f64>]>::to_vec).collect()
     }
 
-    /// `[layer][KV head]`: the mean attention of the `most` latest queries over what may be seen now. With compact
-    /// positions of those since the latest eviction: older ones stand elsewhere.
+    /// `[layer][KV head]`: the mean attention of the `most` latest queries over the positions that are visible now.
+    /// With compact positions, only the queries since the latest eviction count, because older ones have other
+    /// positions.
     pub fn window(&self, most: usize) -> Vec<Vec<Vec<f64>>> {
         let c = &self.model.config;
         let group = c.num_heads / c.num_kv_heads;

@@ -1,4 +1,4 @@
-//! Replays of whole runs: the oracle for evictions that policies chose.
+//! Replays of whole runs, which check the evictions that policies chose.
 use super::reference::{Given, Reading, Reference};
 use secateur::Dtype;
 use secateur::policy::{Measurement, Positions, Role, Scope, Sets};
@@ -16,24 +16,24 @@ pub fn narrowed(values: &[f64]) -> Vec<f32> {
     values.iter().map(|v| *v as f32).collect()
 }
 
-/// A run's evictions as a replay carries them out: as they were, or wrongly.
+/// How a replay carries out a run's evictions: as they were, or wrongly.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Evict {
     AsRecorded,
     Never,
-    /// What is evicted at any time is hidden as soon as it is written.
+    /// Every token that is evicted at any time is hidden as soon as it is written.
     TooEarly,
-    /// As recorded, but keys stand where they do in the other mode.
+    /// As recorded, but keys have the positions of the other mode.
     OtherPositions,
-    /// Each layer or head loses what its neighbour lost.
+    /// Each layer or head loses the tokens that its neighbour lost.
     OtherSets,
-    /// One token late.
+    /// Evictions take effect one token late.
     Late,
 }
 
-/// What a replay found: how much worse than the reference's best logit the chosen ones were at most, as a fraction of
-/// the largest magnitude; how far steps' importances are off, as a fraction of the largest; how many of each were
-/// compared.
+/// The result of a replay: how much worse than the reference's best logit the chosen ones were at most, as a fraction
+/// of the largest magnitude; how far the importances of steps are off, as a fraction of the largest; and how many of
+/// each were compared.
 #[derive(Debug, Default)]
 pub struct Replay {
     pub regret: f64,
@@ -52,8 +52,8 @@ impl Replay {
     }
 }
 
-/// Reads a run's text with the reference, evicting what the run evicted when it did. Each token must be the
-/// reference's own choice, and the importance of each step what it measures.
+/// Reads a run's text with the reference, and evicts the same tokens as the run at the same times. Each token must be
+/// the reference's own choice, and the importance of each step must be the one that the reference measures.
 pub fn replay(reference: &Reference, kv: Dtype, trace: &Trace, probe_ids: &[u32], evict: Evict) -> Replay {
     let settings = &trace.settings;
     let scope = settings.scope;
@@ -102,7 +102,7 @@ pub fn replay(reference: &Reference, kv: Dtype, trace: &Trace, probe_ids: &[u32]
                 let measured =
                     if evict == Evict::AsRecorded { scores(&text, &given, settings, probe_ids, &sets) } else { None };
                 if let Some(scores) = measured {
-                    // Of steps that nothing is cached of there is none, in both.
+                    // A step without cached tokens has no importance in either.
                     let expected = importances(&text, trace, probe, &sets, &scores);
                     let expected: Vec<f32> = expected.into_iter().map(|i| i.map_or(-1.0, |i| i as f32)).collect();
                     let recorded: Vec<f32> = probe.steps.iter().map(|s| s.importance.unwrap_or(-1.0)).collect();
@@ -121,7 +121,7 @@ pub fn replay(reference: &Reference, kv: Dtype, trace: &Trace, probe_ids: &[u32]
     found
 }
 
-/// The scores of each kept set's slots, by what the policy measures; `None` where it measures nothing.
+/// The scores of each kept set's slots, by the policy's measurement; `None` if the policy measures nothing.
 fn scores(
     text: &Reading<'_>,
     given: &Given,
@@ -157,7 +157,7 @@ fn scores(
     Some((0..sets.count()).map(mean).collect())
 }
 
-/// The importance of each step: its mean score in every set that holds any of it, averaged over those.
+/// The importance of each step: its mean score in every set that holds tokens of it, averaged over these sets.
 fn importances(text: &Reading<'_>, trace: &Trace, probe: &Probe, sets: &Sets, scores: &[Vec<f64>]) -> Vec<Option<f64>> {
     let thoughts: Vec<usize> = (0..probe.at_token).filter(|t| trace.tokens[*t].role == Role::Thinking).collect();
     let mut first = 0;

@@ -1,4 +1,4 @@
-//! The tokenizers of SentencePiece in GGUF files, against transformers' conversion of the same tokenizer
+//! The tokenizers of SentencePiece in GGUF files, compared with transformers' conversion of the same tokenizer
 //! (`tests/fixtures/make_sentencepiece.py`).
 use super::{Failure, File, Outcome, f32v, listv, llama, textsv, textv, u32v};
 use crate::common::files::{assert_says, message};
@@ -43,7 +43,7 @@ fn texts_have_the_ids_of_transformers() -> Outcome {
         assert_eq!(tokenizer.encode(text)?, ids, "{text:?}");
         let decoded = vector["decoded"].as_str().ok_or("a text")?;
         assert_eq!(tokenizer.decode(&ids, false)?, decoded, "{text:?}");
-        // Token by token the text is the same, and no character is cut.
+        // Decoding token by token gives the same text, and cuts no character.
         let mut stream = Detokenizer::new(&tokenizer, false);
         for id in &ids {
             stream.push(*id)?;
@@ -66,7 +66,7 @@ fn settings_of_the_file_are_honoured() -> Outcome {
     assert_eq!(plain.tokenizer()?.encode_whole("<s>Hello")?, plain.tokenizer()?.encode("<s>Hello")?);
     let without = plain.clone().with("tokenizer.ggml.add_bos_token", boolv(false));
     assert_eq!(without.tokenizer()?.encode_whole("Hello")?, ids);
-    // Without the space that begins a text.
+    // In this file, no space begins a text.
     let bare = plain.clone().with("tokenizer.ggml.add_space_prefix", boolv(false)).tokenizer()?;
     assert_ne!(bare.encode("Hello")?, ids);
     assert_eq!(bare.encode(" Hello")?, ids);

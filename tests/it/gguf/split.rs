@@ -55,11 +55,11 @@ fn a_model_is_whole_whichever_part_is_named() -> Outcome {
     let whole = llama();
     let reference = whole.source()?;
     let expected = Weights::open(&reference)?;
-    // Once all parts have tensors, and once the first has the metadata only.
+    // In the first case all parts have tensors, in the second the first part has only metadata.
     for ranges in [[0..5, 5..9, 9..12], [0..0, 0..7, 7..12]] {
         let dir = folder(&parts(&whole, &ranges))?;
         let paths = (1..=3).map(|number| dir.path().join(name(number, 3)));
-        // The folder holds nothing else, so it can be named as well.
+        // The folder holds nothing else, so the folder can be opened as well.
         for path in paths.chain([dir.path().to_path_buf()]) {
             let source = ModelSource::open(&path)?;
             assert_eq!(source.gguf().map(|gguf| gguf.parts()), Some(3));
@@ -93,7 +93,7 @@ fn parts_that_do_not_belong_together_are_refused_by_name() -> Outcome {
         assert_says(&said, &["a part of a split GGUF file is missing", "all 3 parts", &name(2, 3), "same folder"]);
     }
     assert_says(&message(ModelSource::open(dir.path())), &["is missing", &name(2, 3)]);
-    // A pointer in place of a part.
+    // A Git LFS pointer takes the place of a part.
     std::fs::write(at(&dir, 2), "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")?;
     assert_says(&message(ModelSource::open(at(&dir, 1))), &["only a Git LFS pointer", &name(2, 3)]);
 

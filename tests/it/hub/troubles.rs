@@ -1,4 +1,4 @@
-//! Models in parts and folders, models that cannot be run, and hubs, proxies and caches that make trouble.
+//! Models in parts and folders, models that cannot be run, and hubs, proxies and caches with errors.
 use super::{COMMIT, Hub, NAME, WEIGHTS, done, listing};
 use crate::gguf;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ fn all_parts_of_a_split_model_are_fetched_from_their_folder() {
     let names: Vec<String> = parts.iter().map(|(name, _)| in_folder(name)).collect();
     hub.set(|site| site.files = parts.iter().map(|(name, bytes)| (in_folder(name), bytes.clone())).collect());
     let inspect = |name: &str| done(&mut hub.command(&["inspect", &format!("{NAME}/{name}"), "--json"]));
-    // The second part is named.
+    // The name is that of the second part.
     let v = inspect(&names[1]).json();
     assert_eq!(
         (v["architecture"].as_str(), v["problems"].as_array().map(Vec::len)),
@@ -28,7 +28,7 @@ fn all_parts_of_a_split_model_are_fetched_from_their_folder() {
     inspect(&names[0]).json();
     assert!(hub.asked().is_empty(), "the cache is enough, whichever part is named");
 
-    // A part that the hub does not have: nothing is fetched.
+    // The hub lacks a part, so nothing is fetched.
     let hub = Hub::new();
     hub.set(|site| site.files = BTreeMap::from([(names[0].clone(), parts[0].1.clone())]));
     let named = format!("{NAME}/{}", names[0]);

@@ -1,5 +1,5 @@
-//! What the configs of SmolLM3, Mistral, Phi-3 and Qwen3-MoE say. The sizes are those of published models, and the numbers of
-//! parameters those that their authors count.
+//! The configs of SmolLM3, Mistral, Phi-3 and Qwen3-MoE. The sizes are those of published models, and the expected
+//! numbers of parameters are those that the authors count.
 use super::Outcome;
 use crate::common::directory;
 use crate::common::files::{assert_says, message};
@@ -187,7 +187,7 @@ fn long_contexts_have_the_long_factors() {
     };
     assert_eq!(frequencies(4, 1e4, &scaling, 64), (vec![1.0, 0.005], 1.25));
     assert_eq!(frequencies(4, 1e4, &scaling, 65), (vec![0.25, 0.00125], 1.25));
-    // Row 3 of a head of 8, of which 4 components are rotated: cosines, then sines.
+    // Row 3 of the table for a head of 8 components, of which 4 are rotated: cosines, then sines.
     let row = &table(8, 4, 1e4, &scaling, 4)[24..];
     let [a, b] = [3.0f64, 0.015];
     let [cos, sin] = [f64::cos, f64::sin].map(|f| [a, b].map(|angle| (1.25 * f(angle)) as f32));
@@ -196,8 +196,8 @@ fn long_contexts_have_the_long_factors() {
     assert_eq!(table(4, 0, 1e4, &scaling, 2), [1.0, 1.0, 0.0, 0.0].repeat(2));
 }
 
-/// Magistral's tags are special tokens. They are recognised as `<think>` and `</think>` are, stay in the text, and end
-/// the probe.
+/// Magistral's tags are special tokens. They are recognised as `<think>` and `</think>` are, stay in the text, and
+/// end the probe.
 #[test]
 fn magistral_has_tags_of_its_own() -> Outcome {
     let folder = directory("mistral-f16");
@@ -293,7 +293,7 @@ fn qwen3_moe_has_experts_in_all_layers_or_some() -> Outcome {
     let with_experts: Vec<usize> = (0..48).filter(|layer| some.has_experts(*layer)).collect();
     assert_eq!(with_experts, [2, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35, 38, 41, 44]);
     assert_eq!(some.dense(48), 34);
-    // transformers 5 spells the number of experts in another way, and has defaults for all of them.
+    // transformers 5 has another name for the number of experts, and defaults for all the fields.
     let renamed = with(without(qwen3_moe(), "num_experts"), json!({"num_local_experts": 16}));
     assert_eq!(parse(&renamed)?.experts.map(|mixture| mixture.experts), Some(16));
     let mut absent = qwen3_moe();
@@ -303,7 +303,7 @@ fn qwen3_moe_has_experts_in_all_layers_or_some() -> Outcome {
     let defaults = parse(&without(absent, "decoder_sparse_step"))?.experts.ok_or("experts")?;
     assert!(!defaults.normalised);
     assert_eq!(defaults, secateur::expert::model::config::MixtureOfExperts { normalised: false, ..mixture });
-    // No layer is left that has experts.
+    // No layer with experts is left.
     assert_eq!(changed(json!({"num_experts": 0}))?, None);
     assert_eq!(changed(json!({"decoder_sparse_step": 49}))?, None);
     assert_eq!(changed(json!({"mlp_only_layers": (0..48).collect::<Vec<_>>()}))?, None);

@@ -1,4 +1,4 @@
-//! config.json and generation_config.json: what is read, what is refused, and real ones.
+//! config.json and generation_config.json: the values that are read, the configs that are refused, and real ones.
 use super::Outcome;
 use crate::common::files::{assert_says, message, real, report};
 use secateur::Dtype;

@@ -1,5 +1,5 @@
-//! Loading a model: every way in which its files can be wrong, with the error that names it; and real tokenizers and
-//! templates.
+//! Loading a model: every way in which its files can be wrong, with the error that names the problem; and real
+//! tokenizers and templates.
 use secateur::expert::text::{Detokenizer, Tokenizer};
 
 mod architectures;

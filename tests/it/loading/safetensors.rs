@@ -1,4 +1,4 @@
-//! Safetensors files and directories of them: what is read, and every way they can lie.
+//! Safetensors files and directories of them: the values that are read, and every way in which a file can be wrong.
 use super::{Failure, Outcome};
 use crate::common::files::{assert_says, message};
 use secateur::Dtype;
@@ -123,7 +123,8 @@ fn hostile_and_truncated_files_are_refused_by_name() -> Outcome {
     Ok(())
 }
 
-/// However the header of a valid file is damaged: the reader does not panic, and it can read what it accepts.
+/// For every damage to the header of a valid file, the reader does not panic, and it can read every file that it
+/// accepts.
 #[test]
 fn damaged_headers_never_panic() -> Outcome {
     let good = good_file()?;
@@ -183,7 +184,7 @@ fn wrong_tensors_are_named_with_a_hint() -> Outcome {
     Ok(())
 }
 
-/// Checkpoints of the bare decoder have no prefix, and quantized ones have other types and names.
+/// Checkpoints of the bare decoder have no prefix. Quantized checkpoints have other types and names.
 #[test]
 fn names_and_types_of_other_tools_are_understood_or_explained() -> Outcome {
     let tensors = |entries: &[(&str, &str, &str)]| {
@@ -262,7 +263,7 @@ fn shards_are_read_through_their_index() -> Outcome {
     ] {
         assert_says(&message(Weights::open(&shards(index)?)), &parts);
     }
-    // What the index names and no shard has is missed only where it is needed.
+    // A tensor that the index names and no shard has is an error only if the model needs it.
     let mut with_lost = map.clone();
     with_lost["model.layers.7.mlp.up_proj.weight"] = json!("two.safetensors");
     let weights = Weights::open(&shards(json!({"weight_map": with_lost}))?)?;
@@ -292,7 +293,7 @@ fn directories_are_read_and_wrong_ones_explained() -> Outcome {
     assert_says(&message(ModelConfig::load(&source)), &["the model has no config.json", "model.gguf"]);
     assert_says(&message(Tokenizer::load(&source)), &["no tokenizer.json", "`ids`"]);
 
-    // What a failed download may leave behind.
+    // These are contents that a failed download may leave.
     let page = "<!DOCTYPE html><html><head><title>Log in to\n the hub</title>";
     let substitutes: [(&[u8], &[&str]); 5] = [
         (b"", &["is empty", "0 bytes", "download the file again"]),
@@ -321,7 +322,8 @@ fn directories_are_read_and_wrong_ones_explained() -> Outcome {
     Ok(())
 }
 
-/// Errors explain folders that a clone without Git LFS, a LoRA training or a mixed download leaves, and what to do.
+/// For folders that a clone without Git LFS, a LoRA training or a mixed download leaves, errors explain the cause and
+/// what to do.
 #[test]
 fn folders_that_are_no_whole_model_are_explained() -> Outcome {
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 988097824\n".to_vec();

@@ -112,7 +112,7 @@ fn jinja_behaves_as_in_transformers() -> Outcome {
     Ok(())
 }
 
-/// Some templates open the thinking whether or not they are asked for a generation prompt.
+/// Some templates open the thinking even if they are not asked for a generation prompt.
 #[test]
 fn thinking_that_is_always_open_is_seen() -> Outcome {
     let always = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</{{ m.role }}>{% endfor %}A:<think>\n";
@@ -345,7 +345,7 @@ fn real_templates_render_as_in_transformers() -> Outcome {
         let opens = ["QwQ", "DeepSeek-R1", "r1-distill"].iter().any(|model| name.contains(model));
         let expected = match case_name {
             case if name.to_lowercase().contains("qwen3") && case.contains("no thinking") => ThinkingState::Closed,
-            // The templates of R1 write no generation prompt after the answer of a tool.
+            // The templates of R1 write no generation prompt after the result of a tool.
             "tool call" | "null call" if !name.contains("QwQ") => ThinkingState::None,
             _ if opens => ThinkingState::Open,
             _ => ThinkingState::None,
@@ -387,7 +387,7 @@ fn tools_and_calls_render_as_in_transformers() -> Outcome {
     Ok(())
 }
 
-/// The form of a model's calls is that in which its template shows earlier ones.
+/// The form of a model's calls is the form in which its template shows earlier calls.
 #[test]
 fn templates_tell_the_form_of_calls() -> Outcome {
     let fixtures = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures");
@@ -428,7 +428,7 @@ fn templates_tell_the_form_of_calls() -> Outcome {
         {
             Some(CallFormat::Tagged)
         } else {
-            // Those of R1 show calls, but no tools.
+            // The templates of R1 show calls, but no tools.
             None
         };
         assert_eq!(template.call_format(), expected, "{name}");
@@ -472,8 +472,8 @@ fn added_tokens(folder: &std::path::Path) -> Result<Vec<(u32, String)>, super::F
 
 const REAL_TOKENIZERS: [&str; 3] = ["tokenizer-qwen2.5", "tokenizer-qwen3", "tokenizer-r1-distill-qwen"];
 
-/// The ids of ordinary messages are those of the whole rendered text, and so they are if control tokens are given
-/// other spellings meanwhile, as they are for messages that spell some.
+/// The ids of ordinary messages are those of the whole rendered text. This also holds if control tokens are given
+/// other spellings meanwhile, as for messages that contain some.
 #[test]
 fn ordinary_messages_have_the_ids_of_the_rendered_text() -> Outcome {
     let names = ["user", "system", "turns", "chat", "thinking", "no thinking", "tools", "tool call", "null call"];
@@ -513,8 +513,8 @@ fn ordinary_messages_have_the_ids_of_the_rendered_text() -> Outcome {
     Ok(())
 }
 
-/// Whatever a message spells, the only control tokens are those that the template writes around an ordinary message,
-/// and the text is what it would have been.
+/// Whatever a message contains, the only control tokens are those that the template writes around an ordinary
+/// message, and the text is unchanged.
 #[test]
 fn no_control_token_arises_from_what_people_write() -> Outcome {
     let mut ran = 0;
@@ -607,7 +607,7 @@ fn an_assistants_tags_are_seen_by_the_template() -> Outcome {
     Ok(())
 }
 
-/// The same on the small models in the repository, through the one function that encodes prompts.
+/// The same on the small models in the repository, through the only function that encodes prompts.
 #[test]
 fn prompts_of_small_models_are_encoded_safely() -> Outcome {
     let mut prepared = vec![PreparedModel::new(&secateur::builtin::source(), "built-in", &LoadOptions::default())?];
@@ -629,11 +629,11 @@ fn prompts_of_small_models_are_encoded_safely() -> Outcome {
             let hostile = model.encoded(&Prompt::Chat(format!("{question} {tag}{tag}")))?;
             assert_eq!(count(&hostile.ids, tag), count(&ordinary.ids, tag), "{:?}: {tag}", model.config().architecture);
             assert_eq!(hostile.thinking, ordinary.thinking);
-            // A raw prompt is taken as it is.
+            // A raw prompt is encoded unchanged.
             let raw = model.encoded(&Prompt::Raw(format!("a{tag}")))?;
             assert_eq!(raw.ids, tokenizer.encode_whole(&format!("a{tag}"))?);
         }
-        // What is encoded is not encoded again, and its thinking is not guessed.
+        // An encoded prompt is not encoded again, and the state of its thinking is taken as it is.
         let given = secateur::Encoded { thinking: PromptThinking::Open, ..ordinary };
         assert_eq!(model.encoded(&Prompt::Encoded(given.clone()))?, given);
     }

@@ -47,7 +47,7 @@ fn an_emoji_split_over_tokens_appears_whole() -> Outcome {
     Ok(())
 }
 
-/// The splitting rules of real tokenizers give up silently on a million blanks, so the ids would be wrong.
+/// The splitting rules of real tokenizers fail silently on a million blanks, so the ids would be wrong.
 #[test]
 fn an_endless_run_of_blanks_is_refused() -> Outcome {
     let tokenizer = byte_tokenizer()?;

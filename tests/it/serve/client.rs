@@ -1,4 +1,4 @@
-//! A client over plain sockets, so that the tests see every byte and can go away whenever they like.
+//! A client over plain sockets, so that the tests see every byte and can disconnect at any time.
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Server;
 
-/// A response that has arrived whole.
+/// A response that has arrived completely.
 #[derive(Debug)]
 pub struct Reply {
     pub status: u16,
@@ -31,7 +31,7 @@ impl Reply {
     }
 }
 
-/// A response whose body is still coming.
+/// A response whose body is still arriving.
 pub struct Stream {
     reader: BufReader<TcpStream>,
     pub head: String,
@@ -79,7 +79,7 @@ pub fn events(body: &str) -> (Vec<Value>, Vec<&str>) {
     (data, comments)
 }
 
-/// The texts of a stream put together: thinking, content, and the reason of the end.
+/// The joined texts of a stream: thinking, content, and the reason of the end.
 pub fn texts(chunks: &[Value], choice: usize) -> (String, String, Option<String>) {
     let (mut thinking, mut content, mut finish) = (String::new(), String::new(), None);
     for entry in chunks.iter().flat_map(|chunk| chunk["choices"].as_array().into_iter().flatten()) {
@@ -165,7 +165,7 @@ impl Server {
         reply.json()
     }
 
-    /// The same chat as a stream.
+    /// The chat of [`chat`](Self::chat) as a stream.
     pub fn streamed(&self, body: &Value) -> Stream {
         let mut body = body.clone();
         body["stream"] = true.into();

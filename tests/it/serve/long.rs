@@ -1,4 +1,4 @@
-//! Long prompts and long conversations beside other requests: nobody waits for the whole of one.
+//! Long prompts and long conversations beside other requests: no request waits for the whole of one.
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use secateur::ModelSource;
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::client::{Stream, chat, events};
 use super::{Server, options};
 
-/// Tokens of the long prompt: it is read in 40 chunks.
+/// Tokens of the long prompt, which is forwarded in 40 chunks.
 const LONG: usize = 40 * 256;
 
 /// A server of a random model with a long context.
@@ -28,7 +28,7 @@ fn server() -> Server {
     Server::with(source, options)
 }
 
-/// A completion of so many ids.
+/// A completion of this number of ids.
 fn completion(ids: usize, fields: Value) -> Value {
     let ids: Vec<usize> = (0..ids).map(|i| 20 + i * i % 90).collect();
     let mut body = json!({"prompt": ids, "ignore_eos": true, "seed": 1, "secateur": {"policy": "full"}});
@@ -41,15 +41,15 @@ fn streamed(server: &Server, mut body: Value) -> Stream {
     server.open("POST", "/v1/completions", "", &body.to_string())
 }
 
-/// A request that is decoded until it is dropped: its limit is far away.
+/// A request that is decoded until its stream is dropped, because its limit is far away.
 fn decoding(server: &Server) -> Stream {
     let stream = streamed(server, completion(5, json!({"max_tokens": 16_000})));
     server.wait_for("it is decoded", |server| server.metric("generation_tokens_total") > 0.0);
     stream
 }
 
-/// While a long prompt is read, a running request gets its tokens, a short prompt that comes later is answered first, and
-/// the server says how it is.
+/// While a long prompt is forwarded, a running request gets its tokens, a short prompt that arrives later is answered
+/// first, and the server reports its health.
 #[test]
 fn a_long_prompt_holds_nobody_up() {
     let server = server();
@@ -73,7 +73,7 @@ fn a_long_prompt_holds_nobody_up() {
                 assert_eq!(server.get(path).status, 200, "{path}");
             }
             let tokens = server.metric("generation_tokens_total") - before;
-            // Not counted if the prompt was read meanwhile.
+            // The measurement does not count if the whole prompt was forwarded meanwhile.
             if !read.load(Ordering::SeqCst) {
                 (answered, meanwhile) = (answered + 1, tokens);
             }
@@ -87,7 +87,7 @@ fn a_long_prompt_holds_nobody_up() {
     drop(other);
 }
 
-/// A client that leaves while its prompt is read frees its place, and nothing of its answer is computed.
+/// If a client leaves while its prompt is forwarded, its place becomes free, and nothing of its answer is computed.
 #[test]
 fn a_client_that_leaves_while_its_prompt_is_read_frees_its_place() {
     let server = server();
@@ -100,7 +100,7 @@ fn a_client_that_leaves_while_its_prompt_is_read_frees_its_place() {
     assert!(metrics.contains("request_success_total{finished_reason=\"abort\"} 1"), "{metrics}");
 }
 
-/// A conversation of a megabyte is put through the template and the tokenizer, or refused, while others get their tokens.
+/// A conversation of a megabyte is rendered and tokenized, or refused, while other requests get their tokens.
 #[test]
 fn a_long_conversation_holds_nobody_up() {
     let server = server();
@@ -128,7 +128,7 @@ fn a_long_conversation_holds_nobody_up() {
     drop(other);
 }
 
-/// A request may ask for the whole context. Others run all the same.
+/// A request may ask for the whole context. Other requests still run.
 #[test]
 fn one_that_asks_for_the_whole_context_runs_beside_others() {
     let server = server();

@@ -1,6 +1,6 @@
-//! The HTTP server, over loopback, with the built-in model on the CPU: what clients of OpenAI's interface see.
+//! The HTTP server, over loopback, with the built-in model on the CPU, as clients of OpenAI's interface see it.
 //!
-//! What went wrong in other servers, and the tests of it here. Tests without a file are in `robust`.
+//! The table has errors of other servers and the tests for them here. Tests without a file are in `robust`.
 //!
 //! | in other servers | here |
 //! |---|---|
@@ -62,7 +62,7 @@ pub struct Server {
     thread: Option<JoinHandle<Result<usize>>>,
 }
 
-/// What most tests use: two places, no queue to speak of, no key.
+/// The options of most tests: two places, a short queue, no key.
 pub fn options() -> Options {
     Options {
         name: "built-in".into(),
@@ -114,7 +114,7 @@ impl Server {
         Self::opening(options, Box::new(open))
     }
 
-    /// Starts a server that loads its model in this way.
+    /// Starts a server that loads its model with `open`.
     pub fn opening(options: Options, open: serve::Open) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let address = listener.local_addr().expect("it has an address");
@@ -129,7 +129,7 @@ impl Server {
         server
     }
 
-    /// A server that runs elsewhere.
+    /// A server that runs in another process.
     pub fn at(address: SocketAddr) -> Self {
         Self { address, stop: Arc::default(), thread: None }
     }

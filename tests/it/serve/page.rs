@@ -1,4 +1,5 @@
-//! What the page asks of the server: the events of a run, an early end, the settings of a request, reports, and its own files.
+//! The requests of the page to the server: the events of a run, an early end, the settings of a request, reports, and
+//! the page's own files.
 use secateur::serve::page;
 use secateur::trace::Trace;
 use secateur::{Request, builtin};
@@ -38,7 +39,7 @@ fn the_events_of_a_run_are_its_trace() {
     let roles: Vec<&Value> = tokens.iter().map(|token| &token["role"]).collect();
     assert_eq!(json!(roles), json!(trace.tokens.iter().map(|token| token.role).collect::<Vec<_>>()));
 
-    // What the ranges of a probe cut out of the text are the tokens that the trace says were evicted.
+    // The texts in the ranges of a probe are those of the tokens that are evicted according to the trace.
     let text: String = tokens.iter().map(|token| token["text"].as_str().expect("text")).collect();
     let probes = kinds(&all, "probe");
     assert!(!probes.is_empty() && probes.len() == trace.probes.len(), "{} probes", probes.len());
@@ -73,13 +74,13 @@ fn clients_that_do_not_ask_for_events_see_none_and_others_see_the_same_text() {
     let (without, with) = (of(plain.clone()), of(watched()));
     assert!(without.iter().all(|chunk| chunk.get("secateur").is_none()), "{without:?}");
     assert_eq!(texts(&without, 0), texts(&with, 0));
-    // Whatever has events has no choices, as clients of OpenAI's interface know from the chunk with the usage.
+    // A chunk with events has no choices. Clients of OpenAI's interface know this form from the chunk with the usage.
     let own: Vec<&Value> = with.iter().filter(|chunk| chunk.get("secateur").is_some()).collect();
     assert!(own.iter().all(|chunk| chunk["choices"] == json!([]) && chunk["id"] == with[0]["id"]), "{own:?}");
-    // An answer in one piece has no place for events.
+    // An answer as one object has no place for events.
     let whole = server.chat(&chat(builtin::EXAMPLE, watched()));
     assert!(whole.get("secateur").is_none(), "{whole}");
-    // Several answers have each their own.
+    // With several answers, each has its own events.
     let mut two = watched();
     two["n"] = 2.into();
     let chunks = of(two);
@@ -89,7 +90,7 @@ fn clients_that_do_not_ask_for_events_see_none_and_others_see_the_same_text() {
     }
 }
 
-/// Text that waited for a stop text which did not come is part of the events too, and nothing comes twice.
+/// Text that was held back for a stop text that did not follow is part of the events too, and no text is repeated.
 #[test]
 fn the_texts_of_the_events_are_the_text() {
     let server = Server::start(options());
@@ -112,7 +113,7 @@ fn a_run_that_is_ended_early_says_how_it_ended() {
     let endless = json!({"prompt": builtin::EXAMPLE, "max_tokens": 4000, "ignore_eos": true, "stream": true,
         "secateur": {"events": "run", "policy": "full"}});
     let mut stream = server.open("POST", "/v1/completions", "", &endless.to_string());
-    // The first chunk has the id, before anything was computed.
+    // The first chunk has the id, before any token was computed.
     let mut body = stream.chunk().expect("a chunk");
     let id = events(&body).0[0]["id"].as_str().expect("an id").to_string();
     let delete = |id: &str| server.request("DELETE", &format!("/v1/secateur/runs/{id}"), "", "");
@@ -165,7 +166,7 @@ fn a_request_is_resolved_as_it_will_run() {
     let all = run_events(&events(&stream).0);
     let trace = Trace::from_json(all.last().expect("events")["json"].as_str().expect("text")).expect("a trace");
     assert_eq!(&json!(trace.settings), settings);
-    // What the page shows in empty fields are the settings of a request that leaves everything open.
+    // The page shows in its empty fields the settings of a request that leaves everything open.
     let info = server.get("/props").json()["secateur"].clone();
     let open = server.post("/v1/secateur/resolve", &json!({"prompt": [0], "max_tokens": 300})).json();
     let without_seed = |settings: &Value| {

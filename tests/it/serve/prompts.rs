@@ -1,4 +1,4 @@
-//! Prompts that begin alike.
+//! Prompts with a common beginning.
 use serde_json::{Value, json};
 
 use super::{Server, options};
@@ -34,7 +34,8 @@ fn serve_options(kept_prompts: Option<u64>) -> secateur::serve::Options {
     secateur::serve::Options { kept_prompts, ..options() }
 }
 
-/// The time until the first token tells whether a prompt was known. So what one key sends says nothing to another.
+/// The time until the first token shows whether a prompt was known. So the prompts of one key must not speed up those
+/// of another.
 #[test]
 fn keys_do_not_share() {
     let mut options = options();

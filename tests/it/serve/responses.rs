@@ -33,7 +33,7 @@ impl Server {
         self.open("POST", "/v1/responses", "", &body.to_string())
     }
 
-    /// The number of tokens of the prompt to which a body comes.
+    /// The number of prompt tokens of a body.
     #[track_caller]
     fn counted(&self, path: &str, body: &Value) -> Value {
         let reply = self.post(&format!("{path}/input_tokens"), body);
@@ -42,7 +42,8 @@ impl Server {
     }
 }
 
-/// The events of a stream, numbered without a gap and named as they say, and the comments.
+/// The events of a stream and its comments. The events must be numbered without a gap, and their names must be their
+/// types.
 fn events(stream: &str) -> (Vec<Value>, Vec<&str>) {
     let (mut events, mut comments) = (Vec::new(), Vec::new());
     for block in stream.split_terminator("\n\n") {
@@ -59,8 +60,8 @@ fn events(stream: &str) -> (Vec<Value>, Vec<&str>) {
     (events, comments)
 }
 
-/// Puts the items of a stream together as clients do: from what is added and from deltas. What the events say at the end of an
-/// item has to be the same.
+/// Joins the items of a stream as clients do, from the added items and the deltas. The events at the end of an item
+/// must have the same content.
 fn assembled(events: &[Value]) -> Vec<Value> {
     let mut items: Vec<Value> = Vec::new();
     for event in events {
@@ -115,7 +116,7 @@ fn assembled(events: &[Value]) -> Vec<Value> {
     items
 }
 
-/// Items without what is random in them.
+/// Items without their random ids.
 fn without_ids(items: &Value) -> Value {
     let mut items = items.clone();
     for item in items.as_array_mut().expect("items") {
@@ -246,13 +247,13 @@ fn a_stream_put_together_is_the_response() {
         assert_eq!(last["type"], format!("response.{}", whole["status"].as_str().expect("text")), "{body}");
         assert_eq!(last["response"]["output"], Value::from(assembled(&events)), "{body}");
         assert_eq!(without_ids(&last["response"]["output"]), without_ids(&whole["output"]), "{body}");
-        // All else is the same but for times and the id, which is the same in all events.
+        // Everything else is the same except times and the id, which is the same in all events.
         let mut ended = last["response"].clone();
         assert!(events.iter().filter_map(|event| event.get("response")).all(|other| other["id"] == ended["id"]));
         for name in ["id", "created_at", "completed_at", "output"] {
             ended[name] = whole[name].clone();
         }
-        // The prompt of the second request was known, and pruning takes its own time.
+        // The prompt of the second request was known, and the time of pruning varies.
         for (place, name) in [("input_tokens_details", "cached_tokens"), ("secateur", "prune_ms")] {
             ended["usage"][place][name] = whole["usage"][place][name].clone();
         }
@@ -348,7 +349,7 @@ fn what_cannot_be_done_is_refused_by_name() {
     long.refusal(400);
     let error = &long.json()["error"];
     assert_eq!((&error["code"], &error["param"]), (&json!("context_length_exceeded"), &json!("input")));
-    // What clients send in any case.
+    // Clients send these fields in any case.
     for fields in [
         json!({"store": false, "service_tier": "auto", "prompt_cache_key": "x", "unheard_of": 1, "truncation": "disabled"}),
         json!({"previous_response_id": null, "conversation": null, "background": false, "prompt": null, "tools": []}),
@@ -394,13 +395,13 @@ fn functions_are_called_and_their_results_answered() {
     assert_eq!(calls(&server.responded(&body(json!({"parallel_tool_calls": false})))), expected(1));
     let none = server.responded(&body(json!({"tool_choice": "none"})));
     assert_eq!((calls(&none).len(), texts(&none).1.as_str()), (0, "Hello there."));
-    // A limit inside the arguments: what came of them is there, and the call says that it is cut.
+    // After a limit inside the arguments, the part before it is there, and the call is marked as incomplete.
     let cut = server.responded(&body(json!({"max_output_tokens": 15})));
     let call = cut["output"].as_array().expect("items").last().expect("a call");
     assert_eq!((&cut["status"], &call["status"]), (&json!("incomplete"), &json!("incomplete")), "{cut}");
     assert_eq!(call["arguments"], "{\"city\": \"Paris\", \"days\": ");
 
-    // The items go back as they came, with the results of the calls.
+    // The items are sent back unchanged, with the results of the calls.
     let mut input = vec![json!({"role": "user", "content": "How warm is it in Paris?"})];
     input.extend(response["output"].as_array().expect("items").clone());
     for (index, call) in response["output"].as_array().expect("items")[2..].iter().enumerate() {
@@ -414,7 +415,7 @@ fn functions_are_called_and_their_results_answered() {
     let (streamed, _) = events(&server.responding(&followed).rest());
     assert_eq!(texts(&streamed.last().expect("events")["response"]).1, said);
     assert_eq!(Value::from(assembled(&streamed)), streamed.last().expect("events")["response"]["output"]);
-    // The model is shown the same as in a chat.
+    // The model is shown the same text as in a chat.
     let called = |id: &Value, (name, arguments): &(String, String)| json!({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}});
     let ids: Vec<&Value> =
         response["output"].as_array().expect("items")[2..].iter().map(|call| &call["call_id"]).collect();
@@ -468,7 +469,7 @@ fn tools_that_are_not_functions_are_left_out() {
     assert_eq!(plain["tools"], with_hosted["tools"]);
 }
 
-/// A text of `stop` inside the arguments of a call leaves no call that an agent would carry out.
+/// A stop text inside the arguments of a call leaves no call that an agent would carry out.
 #[test]
 fn a_call_that_was_cut_by_a_stop_text_is_incomplete() {
     let server = tools::server();
@@ -479,7 +480,7 @@ fn a_call_that_was_cut_by_a_stop_text_is_incomplete() {
     assert_eq!((&last["type"], &last["status"]), (&json!("function_call"), &json!("incomplete")), "{response}");
 }
 
-/// A call can be required, in the forms that this interface has for the choice. Arguments keep to their schemas.
+/// A call can be required, in all the forms of the choice in this interface. Arguments keep to their schemas.
 #[test]
 fn a_call_can_be_required() {
     let server = tools::server();
@@ -508,7 +509,7 @@ fn a_call_can_be_required() {
     }
 }
 
-/// The answer keeps to its format, and the thinking is what it is without one.
+/// The answer keeps to its format, and the thinking is the same as without one.
 #[test]
 fn an_answer_keeps_to_its_format() {
     let server = Server::start(options());
@@ -533,7 +534,8 @@ fn an_answer_keeps_to_its_format() {
     assert_eq!(of_chat["choices"][0]["message"]["content"], text);
 }
 
-/// A model whose template switches its thinking: without it there is no reasoning, and all is the message.
+/// A model whose template can switch the thinking off: without thinking there is no reasoning, and the message has
+/// all the text.
 #[test]
 fn the_thinking_can_be_switched_off() {
     let server = Server::with(tools::switching(), options());
@@ -566,7 +568,7 @@ fn probes_traces_and_ends_go_by_the_id_of_the_response() {
     assert!(rest.contains("event: error") && rest.contains("\"cancelled\""), "{rest}");
 }
 
-/// A client that leaves ends its response, streamed or not.
+/// If a client leaves, its response ends, streamed or not.
 #[test]
 fn a_client_that_leaves_frees_its_place() {
     use std::io::Write;
@@ -586,7 +588,8 @@ fn a_client_that_leaves_frees_its_place() {
     }
 }
 
-/// A response that takes too long ends with the error on which clients raise one, and with what came of it.
+/// A response that takes too long ends with the error from which clients raise one, and with the part that was
+/// generated.
 #[test]
 fn a_failure_is_told_in_the_stream() {
     let mut hasty = options();
@@ -638,7 +641,7 @@ fn the_interface_describes_responses() {
         assert_eq!(*body, "#/components/schemas/ResponsesBody", "{path}");
     }
     let fields = document["components"]["schemas"]["ResponsesBody"].to_string();
-    // What it has in common with a chat is described once.
+    // The parts that are common with a chat are described once.
     for name in ["\"input\"", "\"instructions\"", "\"max_output_tokens\"", "\"tools\"", "\"text\"", "schemas/Common"] {
         assert!(fields.contains(name), "{name}: {fields}");
     }

@@ -1,4 +1,4 @@
-//! What went wrong in other servers, and strangers.
+//! Tests of errors that other servers had, and of requests by strangers.
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use serde_json::json;
 use super::client::{chat, events, texts};
 use super::{Server, options};
 
-/// A request that runs until its limit, and so for some seconds.
+/// A request that runs until its limit, which takes some seconds.
 fn long(fields: serde_json::Value) -> serde_json::Value {
     let mut body =
         chat(builtin::EXAMPLE, json!({"ignore_eos": true, "max_tokens": 1500, "secateur": {"policy": "full"}}));
@@ -23,7 +23,7 @@ fn a_client_that_leaves_frees_its_place() {
     let mut options = options();
     (options.places, options.queue) = (1, 2);
     let server = Server::start(options);
-    // In decoding, streamed and not, and with several answers.
+    // The client leaves during decoding, streamed and not, and with several answers.
     for fields in [json!({"stream": true}), json!({}), json!({"n": 3, "stream": true})] {
         let mut stream = server.connect();
         let body = long(fields.clone()).to_string();
@@ -77,7 +77,7 @@ fn a_full_queue_refuses_at_once() {
     server.chat(&chat("a is 3. What is a?", json!({"max_tokens": 3})));
 }
 
-/// One key cannot take all the room. The limit is its own, and what has ended no longer counts.
+/// One key cannot take all places. The limit counts only its own requests, and only those that have not ended.
 #[test]
 fn a_key_has_a_limit_of_its_own() {
     let mut options = options();
@@ -91,7 +91,7 @@ fn a_key_has_a_limit_of_its_own() {
     let refused = ask("one", &short);
     assert_eq!(refused.status(), 429, "{}", refused.head);
     assert!(refused.head.contains("retry-after: 5"), "{}", refused.head);
-    // Another key, and more answers than may ever run.
+    // With another key, more answers are asked for than may ever run.
     let two = ask("two", &long(json!({"stream": true, "max_tokens": 5})));
     assert_eq!(two.status(), 200);
     assert_eq!(ask("two", &chat("a", json!({"n": 3}))).status(), 400);
@@ -107,8 +107,8 @@ fn a_reader_that_stops_reading_is_ended_and_holds_nobody_up() {
     let slow = server.streamed(&long(json!({})));
     let other = server.chat(&chat(builtin::EXAMPLE, json!({})));
     assert_eq!(other["choices"][0]["finish_reason"], "stop");
-    // The socket's own buffers take the first hundred kilobytes, more than this answer has. What is tested is that the
-    // server's side ends, one way or the other, although nothing is read.
+    // The socket's own buffers take the first hundred kilobytes, which is more than this answer has. The test checks
+    // that the server's side ends in either way, although nothing is read.
     server.wait_for("it has ended", |server| server.metric("num_requests_running") == 0.0);
     drop(slow);
 }
@@ -140,7 +140,7 @@ fn silence_is_filled_with_comments() {
     drop(running);
 }
 
-/// Some clients choke on comments.
+/// Some clients fail on comments.
 #[test]
 fn comments_can_be_switched_off() {
     let mut silent = options();
@@ -260,18 +260,18 @@ fn extreme_numbers_and_long_lists_hurt_nobody() {
 fn a_page_in_a_browser_cannot_use_a_server_without_a_key() {
     let server = Server::start(options());
     let body = chat("a is 3. What is a?", json!({"max_tokens": 2})).to_string();
-    // Another name for this machine.
+    // The request uses another name for this machine.
     let mut stream = server.connect();
     write!(stream, "GET /v1/models HTTP/1.1\r\nhost: evil.example\r\nconnection: close\r\n\r\n").expect("it is sent");
     let mut reply = String::new();
     stream.read_to_string(&mut reply).expect("a reply");
     assert!(reply.starts_with("HTTP/1.1 403"), "{reply}");
-    // A page of somebody else, by the right name.
+    // The request comes from a foreign page, with the right host name.
     let evil = server.request("GET", "/slots", "origin: https://evil.example\r\n", "");
     evil.refusal(403);
     let own = format!("origin: http://{}\r\n", server.address);
     assert_eq!(server.request("GET", "/slots", &own, "").status, 200);
-    // A form, which needs nobody's leave.
+    // The request comes from a form, which browsers send without asking the server.
     let mut stream = server.connect();
     let (host, length) = (server.address, body.len());
     write!(stream, "POST /v1/chat/completions HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\ncontent-type: text/plain\r\ncontent-length: {length}\r\n\r\n{body}")
@@ -328,7 +328,8 @@ fn what_is_not_done_in_time_ends_with_an_error() {
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
 }
 
-/// The running request ends with an error in its stream, and the next one is answered by a device that was opened anew.
+/// The running request ends with an error in its stream, and the next one is answered by a device that was opened
+/// again.
 #[test]
 fn a_lost_device_is_opened_again() {
     use crate::common::{command, gpu};

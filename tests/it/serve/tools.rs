@@ -1,5 +1,6 @@
-//! Tools: what the model is shown of them, and how its calls reach the client. The model is that of
-//! `tests/fixtures/make_caller.py`, which calls two tools, with a call in its thought that is none.
+//! Tools: the text that the model is shown of them, and how its calls reach the client. The model is that of
+//! `tests/fixtures/make_caller.py`. It calls two tools, and writes something like a call in its thought that must not
+//! count as one.
 use serde_json::{Value, json};
 
 use secateur::ModelSource;
@@ -13,7 +14,7 @@ fn read(name: &str) -> Vec<u8> {
     std::fs::read(format!("{}/{CALLER}/{name}", env!("CARGO_MANIFEST_DIR"))).expect(name)
 }
 
-/// The model with other files of these names.
+/// The model with other contents for these files.
 fn altered(files: &[(&str, String)]) -> ModelSource {
     let names = ["config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"];
     ModelSource::memory(names.map(|name| {
@@ -22,8 +23,8 @@ fn altered(files: &[(&str, String)]) -> ModelSource {
     }))
 }
 
-/// A call that is required comes after the thought, with arguments that keep to their schema, in the form that the model's
-/// template shows. The stream has the same.
+/// A call that is required comes after the thought, with arguments that keep to their schema, in the form that the
+/// model's template shows. The stream has the same.
 #[test]
 fn a_call_can_be_required() {
     let server = server();
@@ -57,7 +58,7 @@ fn a_call_can_be_required() {
             assert_eq!(named_calls(&streamed(&chunks)), calls);
         }
     }
-    // Arguments are an object, also where nothing says so; and a schema may refer to its own parts.
+    // The arguments are an object even if nothing says so, and a schema may refer to its own parts.
     let free = json!([{"type": "function", "function": {"name": "first", "parameters": {}}}]);
     let parts = json!({"type": "object", "properties": {"c": {"$ref": "#/$defs/C"}}, "required": ["c"], "additionalProperties": false, "$defs": {"C": {"enum": ["x", "y"]}}});
     let parts = json!([{"type": "function", "function": {"name": "first", "parameters": parts}}]);
@@ -73,7 +74,7 @@ fn a_call_can_be_required() {
             }
         }
     }
-    // The names are checked before anything runs.
+    // The names are checked before anything is run.
     let unknown = json!({"tool_choice": {"type": "function", "function": {"name": "third"}}});
     assert!(server.post("/v1/chat/completions", &asked(unknown)).refusal(400).contains("tool_choice"));
 }
@@ -125,14 +126,14 @@ fn answered(result: &str) -> Value {
     ]})
 }
 
-/// Without ids, which are random: the name and the arguments of each call.
+/// The name and the arguments of each call, without the ids, which are random.
 fn named_calls(calls: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap_or_else(|| panic!("{calls}")).to_string();
     let call = |call: &Value| (text(&call["function"]["name"]), text(&call["function"]["arguments"]));
     calls.as_array().expect("calls").iter().map(call).collect()
 }
 
-/// The calls of a stream put together, as clients do it.
+/// The joined calls of a stream, as clients make them.
 fn streamed(chunks: &[Value]) -> Value {
     let mut calls: Vec<Value> = Vec::new();
     for chunk in chunks {
@@ -183,8 +184,8 @@ fn calls_come_apart_from_text_and_thought() {
     let (thinking, content, finish) = texts(&chunks, 0);
     assert_eq!((thinking.as_str(), content.as_str(), finish.as_deref()), (thought, "Let me look.", Some("tool_calls")));
     assert_eq!(named_calls(&streamed(&chunks)), expected(2));
-    // A call is announced before its arguments are complete, and they come in pieces. What comes while the stream is
-    // busy is joined, so one of several streams is enough.
+    // A call is announced before its arguments are complete, and they arrive in pieces. Pieces that arrive while the
+    // stream is busy are joined, so it is enough if one of several streams has pieces.
     let in_pieces = || {
         let chunks = events(&server.streamed(&asked(json!({}))).rest()).0;
         let deltas = chunks.iter().flat_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].as_array()).flatten();
@@ -193,7 +194,7 @@ fn calls_come_apart_from_text_and_thought() {
         !first.is_empty() && first.len() < CALLS[0].1.len()
     };
     assert!((0..20).any(|_| in_pieces()), "the arguments came at once: {text}");
-    // With the thinking in the content, the call in the thought is still none.
+    // If the thinking is part of the content, the call in the thought still does not count as one.
     let inside = server.chat(&asked(json!({"reasoning_format": "none"})));
     let message = &inside["choices"][0]["message"];
     assert!(message["content"].as_str().is_some_and(|text| text.contains("not in a thought")), "{inside}");
@@ -211,7 +212,7 @@ fn a_client_decides_whether_and_how_many_tools_are_called() {
     let none = server.chat(&asked(json!({"tool_choice": "none"})));
     let message = &none["choices"][0]["message"];
     assert_eq!((&message["content"], message.get("tool_calls")), (&json!("Hello there."), None));
-    // Only what was offered is a call; anything else is text, and nothing of it is lost.
+    // Only calls of offered tools count as calls. All other text stays text, and no text is lost.
     let other = server.chat(&asked(json!({"tools": [tool("get_time", "")]})));
     let message = &other["choices"][0]["message"];
     assert_eq!(named_calls(&message["tool_calls"]), expected(2)[1..]);
@@ -220,7 +221,7 @@ fn a_client_decides_whether_and_how_many_tools_are_called() {
     assert_eq!(content, unknown);
     let chunks = events(&server.streamed(&asked(json!({"tools": [tool("get_time", "")]}))).rest()).0;
     assert_eq!(texts(&chunks, 0).1, unknown);
-    // A limit inside the arguments: what came of them is there, and the reason says that they are cut.
+    // After a limit inside the arguments, the part before it is there, and the reason says that the answer is cut.
     let cut = server.chat(&asked(json!({"max_tokens": 15})));
     let choice = &cut["choices"][0];
     assert_eq!((&choice["finish_reason"], &choice["message"]["content"]), (&json!("length"), &json!("Let me look.")));
@@ -228,7 +229,7 @@ fn a_client_decides_whether_and_how_many_tools_are_called() {
         named_calls(&choice["message"]["tool_calls"]),
         [("get_weather".into(), "{\"city\": \"Paris\", \"days\": ".into())]
     );
-    // A text that stops the answer inside the arguments: they are cut too, but the model's answer has ended.
+    // A stop text inside the arguments cuts them too, but the model's answer counts as ended.
     let stopped = server.chat(&asked(json!({"stop": ["days"]})));
     let choice = &stopped["choices"][0];
     assert_eq!(choice["finish_reason"], "tool_calls");
@@ -236,7 +237,7 @@ fn a_client_decides_whether_and_how_many_tools_are_called() {
         named_calls(&choice["message"]["tool_calls"]),
         [("get_weather".into(), "{\"city\": \"Paris\", \"".into())]
     );
-    // One that does not occur changes nothing.
+    // A stop text that does not occur changes nothing.
     let other = server.chat(&asked(json!({"stop": ["nothing"]})));
     let message = &other["choices"][0]["message"];
     assert_eq!((&message["content"], named_calls(&message["tool_calls"])), (&json!("Let me look."), expected(2)));
@@ -256,7 +257,8 @@ fn results_are_answered() {
     assert!(choice["message"].get("tool_calls").is_none(), "{body}");
     let (chunks, _) = events(&server.streamed(&answered("21 °C")).rest());
     assert_eq!(texts(&chunks, 0).1, text);
-    // Other texts of arguments give the same prompt, and what is no object is refused with its place.
+    // Other spellings of the arguments give the same prompt. Arguments that are no object are refused with their
+    // place.
     let count = |body: &Value| server.post("/v1/chat/completions/input_tokens", body).json()["input_tokens"].clone();
     let mut given = answered("21 °C");
     let tokens = count(&given);
@@ -265,7 +267,7 @@ fn results_are_answered() {
     given["messages"][1]["tool_calls"][1]["function"]["arguments"] = json!([1]);
     let refused = server.post("/v1/chat/completions", &given).refusal(400);
     assert!(refused.contains("messages[1].tool_calls[1].function.arguments"), "{refused}");
-    // The tokenizer's address counts in the same way.
+    // The address of the tokenizer counts in the same way.
     let body = answered("21 °C");
     assert_eq!(server.post("/tokenize", &body).json()["count"], tokens);
     let mut fewer = body.clone();
@@ -273,7 +275,7 @@ fn results_are_answered() {
     assert!(server.post("/tokenize", &fewer).json()["count"].as_u64() < tokens.as_u64());
 }
 
-/// Whoever writes a tool's result, its description or an argument cannot end the turn with it, or call something.
+/// The author of a tool's result, its description or an argument cannot end the turn or call a tool with it.
 #[test]
 fn control_tokens_in_tools_and_results_stay_text() {
     let server = server();
@@ -296,7 +298,7 @@ fn control_tokens_in_tools_and_results_stay_text() {
         forged["messages"][1]["tool_calls"][0]["function"]["arguments"] = arguments.into();
         forged["messages"][2]["tool_call_id"] = token.into();
         assert_eq!(count(&forged), expected, "{token} in an argument");
-        // Nothing is left out: the texts of the ids together have all of it.
+        // Nothing is left out: the joined texts of the ids have the whole text.
         let all = server.post("/detokenize", &json!({"tokens": tokens(&forged)})).json()["content"].clone();
         assert!(all.as_str().is_some_and(|text| text.matches(token).count() >= expected + 7), "{token}: {all}");
     }
@@ -333,7 +335,7 @@ pub fn switching() -> ModelSource {
     altered(&[("tokenizer_config.json", config)])
 }
 
-/// With the thinking switched off, all that the model says is content.
+/// With the thinking switched off, all text of the model is content.
 #[test]
 fn without_thinking_everything_is_content() {
     let server = Server::with(switching(), options());
@@ -353,7 +355,7 @@ fn without_thinking_everything_is_content() {
     }
 }
 
-/// In some vocabularies the mark of a call is a special token, which answers leave out otherwise.
+/// In some vocabularies the mark of a call is a special token, which is otherwise left out of answers.
 #[test]
 fn a_mark_that_is_a_special_token_is_seen() {
     let read =

@@ -1,4 +1,4 @@
-//! What is said on the wire.
+//! The bytes on the wire: requests and responses in OpenAI's form.
 use secateur::builtin;
 use serde_json::{Value, json};
 
@@ -57,7 +57,8 @@ fn a_stream_put_together_is_the_object() {
     }
 }
 
-/// Characters of several tokens come whole, in every piece of a stream. One that the limit cuts is the same in both forms.
+/// Characters of several tokens arrive as a whole, in every piece of a stream. A character that the limit cuts is the
+/// same in both forms.
 #[test]
 fn characters_of_several_tokens_come_whole() {
     let server = Server::start(options());
@@ -141,7 +142,8 @@ fn stops_end_the_answer_and_never_the_thinking() {
     let message = &whole["choices"][0]["message"];
     let (thinking, content) =
         (message["reasoning_content"].as_str().expect("text"), message["content"].as_str().expect("text"));
-    // Texts of several tokens that occur in the middle of the answer, and one that the thinking has as well.
+    // The texts have several tokens and occur in the middle of the answer. One of them occurs in the thinking as
+    // well.
     let middle = content.find("answer").expect("the built-in model says so");
     for stop in ["answer is", "swer i", "is"] {
         let body = chat(builtin::EXAMPLE, json!({"stop": stop}));
@@ -172,7 +174,7 @@ fn probabilities_come_with_the_tokens_of_the_answer() {
         let (top, logprob) =
             (entry["top_logprobs"].as_array().expect("a list"), entry["logprob"].as_f64().expect("a number"));
         assert_eq!(top.len(), 3);
-        // Decoding is greedy, so the token is the most likely one: the same number to the last bit.
+        // Decoding is greedy, so the token is the most likely one, with exactly the same number.
         assert_eq!((&top[0]["token"], &top[0]["logprob"]), (&entry["token"], &entry["logprob"]));
         let sum: f64 = top.iter().map(|token| token["logprob"].as_f64().expect("a number").exp()).sum();
         assert!(logprob <= 0.0 && sum <= 1.0 + 1e-5, "{entry}");
@@ -296,7 +298,7 @@ fn the_same_request_gives_the_ids_of_the_command_line() {
     let run = command::json(&command::run(&args));
     let run: Vec<&Value> = run["ids"].as_array().expect("ids").iter().collect();
     assert_eq!(served, run);
-    // And among others.
+    // The same request among others.
     body["n"] = 2.into();
     let others = std::thread::scope(|scope| {
         let other =
@@ -308,7 +310,8 @@ fn the_same_request_gives_the_ids_of_the_command_line() {
     assert_eq!(others["choices"][0]["message"], alone["choices"][0]["message"]);
 }
 
-/// Seven requests of different policies and budgets run beside each other and a long one. Each has the ids that it has alone on the command line.
+/// Seven requests with different policies and budgets run beside each other and beside a long one. Each has the ids
+/// that it has alone on the command line.
 #[test]
 fn eight_side_by_side_have_the_ids_of_the_command_line() {
     use crate::common::command;
@@ -332,7 +335,7 @@ fn eight_side_by_side_have_the_ids_of_the_command_line() {
         let trace = server.get(&format!("/v1/secateur/traces/{}", reply["id"].as_str().expect("an id"))).json();
         trace["tokens"].as_array().expect("tokens").iter().map(|token| token["id"].clone()).collect::<Vec<Value>>()
     };
-    // This one runs all the time, so that none of the others is ever alone.
+    // This request runs all the time, so none of the others is ever alone.
     let holding = json!({"prompt": builtin::EXAMPLE, "ignore_eos": true, "max_tokens": 1900, "stream": true});
     let holding = server.open("POST", "/v1/completions", "", &holding.to_string());
     let served: Vec<Vec<Value>> = std::thread::scope(|scope| {
@@ -391,8 +394,8 @@ fn probes_are_sent_to_clients_that_ask() {
     assert_eq!(chunks.iter().filter(|chunk| chunk.get("secateur").is_some()).count(), probes.len());
 }
 
-/// The thinking is what it is without a format, the answer keeps to it, and a stream says the same. All the fields in which
-/// clients name a format lead to one answer.
+/// The thinking is the same as without a format, the answer keeps to the format, and a stream has the same texts. All
+/// the fields in which clients name a format lead to the same answer.
 #[test]
 fn an_answer_keeps_to_the_format_that_is_asked_for() {
     let server = Server::start(options());
@@ -435,7 +438,7 @@ fn an_answer_keeps_to_the_format_that_is_asked_for() {
     let reply = server.post("/v1/completions", &completion).json();
     let text = reply["choices"][0]["text"].as_str().expect("a text");
     assert!(text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit()), "{reply}");
-    // An answer that is cut off is no JSON, and says so.
+    // An answer that is cut off is no valid JSON, and the reason says so.
     let cut = json!({"response_format": named, "thinking_token_budget": 5, "secateur": {"max_answer_tokens": 3}});
     assert_eq!(server.chat(&chat(builtin::EXAMPLE, cut))["choices"][0]["finish_reason"], "length");
 }
