@@ -116,8 +116,8 @@ impl Error {
         &self.0.what
     }
 
-    /// What went wrong, what was expected and what was found, on one line, for use within the message of another error
-    /// that says where.
+    /// What went wrong, what was expected and what was found, on one line, for use within the message of another
+    /// error that says where.
     pub(crate) fn on_one_line(&self) -> String {
         let Parts { what, expected, found, .. } = &*self.0;
         let parts: Vec<String> = [("expected", expected), ("found", found)]
