@@ -2,6 +2,9 @@
 //!
 //!     cargo run --release --example generate                              the built-in model, on the CPU
 //!     cargo run --release --example generate -- MODEL "How many primes are below 50?" vulkan
+//!
+//! On Linux without a desktop, Mesa may print "XDG_RUNTIME_DIR is invalid or not set" when adapters are listed. That
+//! changes nothing. The variable `NODEVICE_SELECT=1` silences it, and the binary sets it by itself.
 use std::io::Write;
 
 use secateur::{ComputeDevice, Event, LoadOptions, ModelSource, PreparedModel, Request, builtin};
