@@ -710,7 +710,8 @@ mod tests {
         fields["events"] = "chunks".into();
         let body: ChatBody =
             serde_json::from_value(json!({"messages": [], "window": 4, "secateur": fields})).expect("a body");
-        let request = serde_json::to_value(body.common.request().ok().expect("a request")).expect("JSON");
+        let Ok(request) = body.common.request() else { panic!("a request") };
+        let request = serde_json::to_value(request).expect("JSON");
         let schema = serde_json::to_value(<Extension as utoipa::PartialSchema>::schema()).expect("JSON");
         for name in Request::OWN_FIELDS {
             assert_eq!(request[name], own[name], "{name}");
