@@ -27,7 +27,7 @@ use secateur::{AnswerFormat, ComputeDevice, Dtype, Error, ErrorKind, Request, Tr
 use serde_json::{Map, Value};
 
 /// Reads the bytes of an input.
-pub type Target = fn(&[u8]);
+pub type FuzzTarget = fn(&[u8]);
 
 /// Bytes that a chat template may hold. One string of up to 100 MB may be repeated from a shorter one, which the template
 /// engine permits and which steps and output do not bound; it is copied when it is written or compared.
@@ -37,7 +37,7 @@ pub const TEMPLATE_BYTES: usize = 512 << 20;
 const READ_BYTES: usize = 16 << 10;
 
 /// Every target with its name.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, FuzzTarget); 11] = [
     ("safetensors", safetensors),
     ("gguf", gguf),
     ("config", config),
@@ -66,12 +66,12 @@ pub type Measure = fn(&mut dyn FnMut()) -> (usize, Duration);
 ///
 /// # Panics
 /// If the target panics, or needs too much time or memory.
-pub fn check(target: Target, data: &[u8], measure: Measure) {
+pub fn check(target: FuzzTarget, data: &[u8], measure: Measure) {
     let mut fastest = Duration::MAX;
     // On a busy machine a call may take long for other reasons, so a slow one is repeated.
     for _ in 0..3 {
         let (peak, time) = measure(&mut || target(data));
-        let free = if std::ptr::fn_addr_eq(target, template as Target) { TEMPLATE_BYTES } else { FREE_BYTES };
+        let free = if std::ptr::fn_addr_eq(target, template as FuzzTarget) { TEMPLATE_BYTES } else { FREE_BYTES };
         let most = free.max(BYTES_PER_BYTE * data.len());
         assert!(peak <= most, "{peak} bytes are held for an input of {} bytes", data.len());
         fastest = fastest.min(time);

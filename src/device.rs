@@ -51,7 +51,7 @@ impl DeviceInfo {
         }
     }
 
-    fn of(adapter: &wgpu::Adapter) -> Self {
+    fn from_adapter(adapter: &wgpu::Adapter) -> Self {
         let (info, limits) = (adapter.get_info(), adapter.limits());
         Self {
             name: if info.name.is_empty() { "unnamed adapter".into() } else { info.name },
@@ -576,8 +576,9 @@ async fn adapters(backends: wgpu::Backends) -> Vec<Found> {
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
     let found = enumerate(&instance, backends).await.into_iter();
-    let mut found: Vec<Found> =
-        found.map(|adapter| Found { info: DeviceInfo::of(&adapter), adapter, instance: instance.clone() }).collect();
+    let mut found: Vec<Found> = found
+        .map(|adapter| Found { info: DeviceInfo::from_adapter(&adapter), adapter, instance: instance.clone() })
+        .collect();
     found.sort_by_key(|a| a.info.rank());
     found
 }

@@ -89,14 +89,14 @@ pub(crate) const LEVELS: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1
 /// The words of each part of a packed row of a quantized type, in the order of the row. Every part is a whole number
 /// of vectors of 4 words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Parts {
+pub(crate) struct BlockParts {
     pub low: usize,
     pub high: usize,
     pub shared: usize,
     pub scales: usize,
 }
 
-impl Parts {
+impl BlockParts {
     pub const fn total(self) -> usize {
         self.low + self.high + self.shared + self.scales
     }
@@ -104,8 +104,8 @@ impl Parts {
 
 impl Format {
     /// The parts of a row of `cols` columns.
-    pub const fn parts(&self, cols: usize) -> Parts {
-        Parts {
+    pub const fn parts(&self, cols: usize) -> BlockParts {
+        BlockParts {
             low: (cols * self.low_bits).div_ceil(128) * 4,
             high: (cols * self.high_bits).div_ceil(128) * 4,
             shared: (cols / self.block * self.shared_bytes() * 8).div_ceil(128) * 4,

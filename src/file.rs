@@ -12,7 +12,7 @@ use crate::{Error, ErrorKind, Result};
 /// # Errors
 /// If `file` is a directory or write-protected, or if its folder is missing or does not allow new files.
 pub fn check_writable(file: &Path) -> Result<()> {
-    let Target::File(target) = Target::of(file)? else { return Ok(()) };
+    let Destination::File(target) = Destination::find(file)? else { return Ok(()) };
     let exists = exists(&target).map_err(|e| write_error(file, e))?;
     match beside(&target) {
         Ok(part) => part.close().map_err(|e| write_error(file, e)),
@@ -29,9 +29,9 @@ pub fn check_writable(file: &Path) -> Result<()> {
 /// # Errors
 /// Those of [`check_writable`], and errors of the disk, for example if it is full. The old file is then unchanged.
 pub fn write_whole(file: &Path, text: &str) -> Result<()> {
-    let written = match Target::of(file)? {
-        Target::Stream => fs::write(file, text),
-        Target::File(target) => replace(&target, text),
+    let written = match Destination::find(file)? {
+        Destination::Stream => fs::write(file, text),
+        Destination::File(target) => replace(&target, text),
     };
     written.map_err(|e| write_error(file, e))
 }
@@ -79,15 +79,15 @@ fn only_in_place(e: &io::Error) -> bool {
 }
 
 /// The kind of thing that is at a path.
-enum Target {
+enum Destination {
     /// A file, or the path of a file that can be created. Links have been followed.
     File(PathBuf),
     /// A pipe, a terminal or a device such as /dev/null, which cannot be replaced.
     Stream,
 }
 
-impl Target {
-    fn of(file: &Path) -> Result<Self> {
+impl Destination {
+    fn find(file: &Path) -> Result<Self> {
         let invalid = |found: &str| {
             Error::new(ErrorKind::Io, "a file cannot be written")
                 .at(format!("{file:?}"))

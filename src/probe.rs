@@ -76,7 +76,7 @@ pub enum PromptThinking {
 impl PromptThinking {
     /// Derives the state from the ids of the turn to be generated. Ids of earlier turns must not be included, because
     /// their thinking is over.
-    pub fn of(ids: &[u32], think_open: Option<u32>, think_close: Option<u32>) -> Self {
+    pub fn from_ids(ids: &[u32], think_open: Option<u32>, think_close: Option<u32>) -> Self {
         let last = ids.iter().rev().find(|&&id| Some(id) == think_open || Some(id) == think_close);
         match last {
             None => Self::NotOpened,
@@ -261,11 +261,11 @@ mod tests {
 
     #[test]
     fn the_prompt_says_whether_thinking_is_open() {
-        let read = |ids: &[u32]| PromptThinking::of(ids, Some(8), Some(9));
+        let read = |ids: &[u32]| PromptThinking::from_ids(ids, Some(8), Some(9));
         assert_eq!(read(&[1, 2]), PromptThinking::NotOpened);
         assert_eq!(read(&[1, 8, 2]), PromptThinking::Open);
         assert_eq!(read(&[1, 8, 2, 9, 2]), PromptThinking::Closed);
-        assert_eq!(PromptThinking::of(&[8, 9], None, None), PromptThinking::NotOpened);
+        assert_eq!(PromptThinking::from_ids(&[8, 9], None, None), PromptThinking::NotOpened);
     }
 
     #[test]

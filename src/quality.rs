@@ -7,7 +7,7 @@ use crate::dtype::Dtype;
 use crate::engine::GROWTH;
 use crate::kernels::readback::{Readback, as_f32, read_f32};
 use crate::model::config::ModelConfig;
-use crate::model::decoder::{Decoder, Input, Logits, Output};
+use crate::model::decoder::{Decoder, ForwardOutput, Input, Logits};
 use crate::{Error, ErrorKind, Result};
 
 /// Tokens of the text that are read together. A longer text is cut into several such windows, each of which is read
@@ -113,19 +113,19 @@ pub fn check(reference: &ModelConfig, model: &ModelConfig, begin: &[u32], ids: &
 }
 
 /// A model that reads a text from its beginning.
-struct Reader<'m> {
+struct PerplexityReader<'m> {
     model: &'m Decoder,
     cache: KvCache,
 }
 
-impl<'m> Reader<'m> {
+impl<'m> PerplexityReader<'m> {
     fn new(model: &'m Decoder) -> Result<Self> {
         let cache = KvCache::new(CacheShape::new(model.config(), Dtype::F32, 1, GROWTH)?, model.device());
         Ok(Self { model, cache })
     }
 
     /// Forwards the next tokens.
-    fn forward(&mut self, ids: &[u32]) -> Result<Output> {
+    fn forward(&mut self, ids: &[u32]) -> Result<ForwardOutput> {
         let plan = self.model.plan(Input::Chunk { seq: 0, ids }, &mut self.cache)?;
         let out = self.model.forward(&plan, &mut self.cache, None);
         // The pending token is passed with the next chunk and not taken from the state, so its value does not matter.
@@ -147,7 +147,7 @@ impl<'m> Reader<'m> {
 /// [`ErrorKind::Input`] for an id outside the vocabulary, or for more tokens than the context; [`ErrorKind::Device`]
 /// if the device cannot be read.
 pub async fn logits(model: &Decoder, ids: &[u32]) -> Result<Vec<f32>> {
-    let mut reader = Reader::new(model)?;
+    let mut reader = PerplexityReader::new(model)?;
     let mut all = Vec::new();
     for chunk in ids.chunks(CHUNK) {
         all.extend(as_f32(&reader.logits(chunk)?.await?[0]));
@@ -175,7 +175,7 @@ pub async fn compare(
     let mut sums = Sums::default();
     progress(0, ids.len());
     for window in windows(ids.len()) {
-        let (mut reference, mut model) = (Reader::new(reference)?, Reader::new(model)?);
+        let (mut reference, mut model) = (PerplexityReader::new(reference)?, PerplexityReader::new(model)?);
         if !begin.is_empty() {
             reference.forward(begin)?;
             model.forward(begin)?;

@@ -422,7 +422,7 @@ impl Probe {
 
 /// A row of a readout, and the view of the kept set whose slots it covers. Weights beyond these slots belong to the
 /// probe itself and are ignored.
-pub type Row<'a> = (&'a CacheView<'a>, &'a [f32]);
+pub type AttentionRow<'a> = (&'a CacheView<'a>, &'a [f32]);
 
 impl AttentionMap {
     /// Averages readouts over steps. `layers[l]` are the rows of a layer, whose mean becomes its row of the map;
@@ -430,7 +430,7 @@ impl AttentionMap {
     ///
     /// # Errors
     /// [`ErrorKind::Internal`] for a row that is shorter than its view.
-    pub fn of(layers: &[Vec<Row<'_>>], heads: Option<&[Vec<Row<'_>>]>) -> Result<Self> {
+    pub fn from_rows(layers: &[Vec<AttentionRow<'_>>], heads: Option<&[Vec<AttentionRow<'_>>]>) -> Result<Self> {
         let rows = || layers.iter().chain(heads.into_iter().flatten()).flatten();
         if let Some((view, row)) = rows().find(|(view, row)| row.len() < view.tokens().len()) {
             return Err(Error::new(ErrorKind::Internal, "a readout is shorter than the cache")
@@ -441,19 +441,19 @@ impl AttentionMap {
         let steps = rows().next().map_or(&[][..], |(view, _)| view.steps());
         let held = |step: &usize| rows().any(|(view, _)| !view.step_slots(*step).is_empty());
         let columns: Vec<usize> = (0..steps.len()).filter(held).collect();
-        let mean_of = |&(view, row): &Row<'_>, step: usize| {
+        let mean_of = |&(view, row): &AttentionRow<'_>, step: usize| {
             let slots = view.step_slots(step);
             let sum: f64 = slots.iter().map(|s| f64::from(row[s.0 as usize])).sum();
             (!slots.is_empty()).then(|| sum / slots.len() as f64)
         };
-        let average = |rows: &[Row<'_>]| {
+        let average = |rows: &[AttentionRow<'_>]| {
             let mean = |&step: &usize| {
                 let means: Vec<f64> = rows.iter().filter_map(|row| mean_of(row, step)).collect();
                 (!means.is_empty()).then(|| three_digits(means.iter().sum::<f64>() / means.len() as f64))
             };
             columns.iter().map(mean).collect::<Vec<Option<f32>>>()
         };
-        let each = |rows: &Vec<Row<'_>>| rows.iter().map(|row| average(&[*row])).collect();
+        let each = |rows: &Vec<AttentionRow<'_>>| rows.iter().map(|row| average(&[*row])).collect();
         Ok(Self {
             steps: columns.iter().map(|&s| steps[s].id).collect(),
             layers: layers.iter().map(|rows| average(rows)).collect(),
@@ -707,17 +707,17 @@ mod tests {
         let rows = [[0.5, 0.125, 0.0, 0.25, 0.125], [0.1, 0.2, 0.3, 0.4, 0.0], [0.0; 5]];
         let row = |r: usize| (&view, &rows[r][..]);
         let heads = [vec![row(1), row(0)], vec![row(2), row(2)]];
-        let map = AttentionMap::of(&[vec![row(0)], vec![row(1)]], Some(&heads)).unwrap();
+        let map = AttentionMap::from_rows(&[vec![row(0)], vec![row(1)]], Some(&heads)).unwrap();
         assert_eq!(map.steps, [0, 9]);
         assert_eq!(map.layers, [[Some(0.125), Some(0.125)], [Some(0.2), Some(0.35)]]);
         let [some, none] = [[[Some(0.2), Some(0.35)], [Some(0.125); 2]], [[Some(0.0); 2]; 2]];
         assert_eq!(map.heads.unwrap(), [some, none]);
-        assert!(AttentionMap::of(&[vec![(&view, &rows[0][..3])]], None).is_err());
+        assert!(AttentionMap::from_rows(&[vec![(&view, &rows[0][..3])]], None).is_err());
 
         // Two kept sets: one has lost the first step, and a layer's row is the mean of its rows that have something.
         let other = CacheView::new(ViewParts { tokens: &tokens[2..], ..parts }).unwrap();
-        let map =
-            AttentionMap::of(&[vec![row(0), (&other, &[0.5, 0.25])], vec![(&other, &[0.5, 0.25])]], None).unwrap();
+        let map = AttentionMap::from_rows(&[vec![row(0), (&other, &[0.5, 0.25])], vec![(&other, &[0.5, 0.25])]], None)
+            .unwrap();
         assert_eq!(map.steps, [0, 9]);
         assert_eq!(map.layers, [[Some(0.125), Some(0.25)], [None, Some(0.375)]]);
         assert_eq!([three_digits(0.0), three_digits(1.0 / 3.0), three_digits(1.2345e-12)], [0.0, 0.333, 1.23e-12]);

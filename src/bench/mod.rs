@@ -70,7 +70,7 @@ pub struct Spread {
 
 impl Spread {
     /// The spread of `values`: at least one, none of them NaN.
-    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+    pub fn from_values(values: impl IntoIterator<Item = f64>) -> Self {
         let mut values: Vec<f64> = values.into_iter().collect();
         values.sort_by(f64::total_cmp);
         let n = values.len();
@@ -229,8 +229,8 @@ pub async fn measure(
         decode: steps,
         sequences,
         first_prefill_seconds,
-        prefill_tokens_per_second: Spread::of(rounds.iter().map(|r| rate(prompt * sequences, r.0))),
-        decode_tokens_per_second: Spread::of(rounds.iter().map(|r| rate(steps * sequences, r.1))),
+        prefill_tokens_per_second: Spread::from_values(rounds.iter().map(|r| rate(prompt * sequences, r.0))),
+        decode_tokens_per_second: Spread::from_values(rounds.iter().map(|r| rate(steps * sequences, r.1))),
         launches_per_step: launched.launches as f64 / steps as f64,
         uploads_per_step: launched.uploads as f64 / steps as f64,
         replayed: launched.replays as f64 / steps as f64,
@@ -306,7 +306,7 @@ async fn rates(fence: &Tensor<1, Int>, words: usize, repeat: usize, batch: usize
         times.push(begun.elapsed().as_secs_f64().max(1e-9));
     }
     let moved = (2 * words * 4 * batch) as f64;
-    Ok(Spread::of(times.into_iter().skip(1).map(|time| moved / time)))
+    Ok(Spread::from_values(times.into_iter().skip(1).map(|time| moved / time)))
 }
 
 #[cfg(test)]
@@ -315,9 +315,9 @@ mod tests {
 
     #[test]
     fn the_median_is_the_middle() {
-        assert_eq!(Spread::of([3.0, 1.0, 2.0]), Spread { median: 2.0, min: 1.0, max: 3.0 });
-        assert_eq!(Spread::of([4.0, 1.0, 2.0, 3.0]), Spread { median: 2.5, min: 1.0, max: 4.0 });
-        assert_eq!(Spread::of([7.0]), Spread { median: 7.0, min: 7.0, max: 7.0 });
+        assert_eq!(Spread::from_values([3.0, 1.0, 2.0]), Spread { median: 2.0, min: 1.0, max: 3.0 });
+        assert_eq!(Spread::from_values([4.0, 1.0, 2.0, 3.0]), Spread { median: 2.5, min: 1.0, max: 4.0 });
+        assert_eq!(Spread::from_values([7.0]), Spread { median: 7.0, min: 7.0, max: 7.0 });
     }
 
     #[test]

@@ -32,7 +32,7 @@ impl Hashed {
     ///
     /// # Errors
     /// If the files cannot be read.
-    pub fn of(weights: &Weights, choice: &Path) -> Result<Self> {
+    pub fn from_files(weights: &Weights, choice: &Path) -> Result<Self> {
         // The state is read before the files are hashed, so that a change in between is noticed.
         let files = weights.places().map(state_of_file).collect::<Option<Vec<_>>>().unwrap_or_default();
         let text = std::fs::read_to_string(Self::path(choice)).unwrap_or_default();

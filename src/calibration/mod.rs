@@ -60,7 +60,7 @@ impl Conditions {
 
 /// The result of a set of layers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Row {
+pub struct Candidate {
     /// As in [`Trial`](crate::eval::Trial).
     pub layers: String,
     /// Right answers.
@@ -92,9 +92,9 @@ pub struct Choice {
     /// layers.
     pub pruned: usize,
     /// The result without eviction.
-    pub full: Row,
+    pub full: Candidate,
     /// Every set that was tried, best first.
-    pub rows: Vec<Row>,
+    pub rows: Vec<Candidate>,
 }
 
 impl Choice {
@@ -130,7 +130,7 @@ impl Choice {
     }
 
     /// The row of these layers, or of all layers.
-    pub fn row(&self, layers: &str) -> Option<&Row> {
+    pub fn row(&self, layers: &str) -> Option<&Candidate> {
         self.rows.iter().find(|row| row.layers == layers)
     }
 }

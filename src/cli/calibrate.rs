@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use secateur::engine::{LoadOptions, PreparedModel, Prompt, Request, Settings};
-use secateur::eval::calibrate::{self, Arm, Calibration, Choice, Conditions, Hashed, Row};
+use secateur::eval::calibrate::{self, Arm, Calibration, Candidate, Choice, Conditions, Hashed};
 use secateur::eval::{Problem, Trial, problems};
 use secateur::expert::file;
 use secateur::expert::weights::Weights;
@@ -97,7 +97,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     }
     // The settings are checked with a prompt of one token; the token does not matter.
     prepared.check(&Prompt::Ids(vec![0]), &settings)?;
-    let hashed = Hashed::of(&Weights::open(&source)?, &out)?;
+    let hashed = Hashed::from_files(&Weights::open(&source)?, &out)?;
     let device = trust::open(&args.device.select, args.quiet)?;
     let conditions = Conditions {
         secateur: env!("CARGO_PKG_VERSION").into(),
@@ -251,7 +251,7 @@ pub fn check(prepared: &PreparedModel, question: &Prompt) -> Result<usize> {
         .found(format!("{} tokens", ids.len())))
 }
 
-fn row_name(row: &Row) -> String {
+fn row_name(row: &Candidate) -> String {
     match row.layers.parse() {
         Ok(Arm::Layers(Layers::All)) => "all layers".into(),
         Ok(Arm::Full) | Err(_) => row.layers.clone(),

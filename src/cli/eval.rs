@@ -416,7 +416,7 @@ impl Args {
         let weights = Weights::open(&source)?;
         make_folder(out)?;
         let beside = out.join(SETTINGS);
-        let hashed = Hashed::of(&weights, &beside)?;
+        let hashed = Hashed::from_files(&weights, &beside)?;
         let device = trust::open(&self.device.select, self.quiet)?;
         hashed.keep(&beside);
         plan.weights = identity(&hashed.fingerprint, self.stored.weights);

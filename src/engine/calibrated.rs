@@ -112,7 +112,7 @@ fn fingerprint(source: &ModelSource) -> Result<String> {
     let weights = Weights::open(source)?;
     #[cfg(not(target_family = "wasm"))]
     if let Some(choice) = choice_path(source) {
-        let hashed = Hashed::of(&weights, &choice)?;
+        let hashed = Hashed::from_files(&weights, &choice)?;
         hashed.keep(&choice);
         return Ok(hashed.fingerprint);
     }

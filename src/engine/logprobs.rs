@@ -20,7 +20,7 @@ pub struct Logprobs {
 
 /// The tokens that a group of rows belongs to.
 #[derive(Debug, Clone)]
-pub(crate) enum Of {
+pub(crate) enum Origin {
     /// The tokens that one decode step sampled for these sequences.
     Step(Vec<usize>),
     /// The next tokens in the prompt of this sequence.
@@ -29,14 +29,14 @@ pub(crate) enum Of {
 
 /// Reads of probabilities from the device that are under way.
 pub(crate) struct PendingLogprobs {
-    of: Vec<(Of, usize)>,
+    of: Vec<(Origin, usize)>,
     highest: Readback,
     floats: Readback,
 }
 
 impl PendingLogprobs {
     /// Starts reading. Returns `None` if `observed` is empty.
-    pub fn new(observed: Vec<(Of, Observed)>) -> Option<Self> {
+    pub fn new(observed: Vec<(Origin, Observed)>) -> Option<Self> {
         if observed.is_empty() {
             return None;
         }
@@ -49,13 +49,13 @@ impl PendingLogprobs {
     ///
     /// # Errors
     /// If the device cannot be read.
-    pub async fn finish(self) -> Result<Vec<(Of, Vec<Row>)>> {
+    pub async fn finish(self) -> Result<Vec<(Origin, Vec<TokenRow>)>> {
         let (highest, floats) = (self.highest.await?, self.floats.await?);
         let mut groups = Vec::new();
         for (((of, rows), highest), floats) in self.of.into_iter().zip(highest).zip(floats.chunks_exact(2)) {
             let (highest, sums, chosen) = (as_u32(&highest), as_f32(&floats[0]), as_f32(&floats[1]));
             let chunks = sums.len() / rows;
-            let row = |i: usize| Row {
+            let row = |i: usize| TokenRow {
                 highest: highest[i * 2 * MOST_CANDIDATES..][..2 * MOST_CANDIDATES].to_vec(),
                 sums: sums[i * chunks..][..chunks].to_vec(),
                 chosen: chosen[i],
@@ -67,7 +67,7 @@ impl PendingLogprobs {
 }
 
 /// The values that the kernels extracted from one row of logits.
-pub(crate) struct Row {
+pub(crate) struct TokenRow {
     /// Bits of the highest logits, then their ids.
     highest: Vec<u32>,
     /// Four values for each part of the row: its maximum, the sum of `exp(value − maximum)`, 1 if a value is not
@@ -76,7 +76,7 @@ pub(crate) struct Row {
     chosen: f32,
 }
 
-impl Row {
+impl TokenRow {
     /// The probabilities, with the `most` most likely tokens.
     ///
     /// # Errors
@@ -115,13 +115,13 @@ mod tests {
             [most, part.iter().map(|v| (v - most).exp()).sum(), 0.0, 0.0]
         };
         let sums = [part(&logits[..2]), part(&logits[2..])].concat();
-        let row = Row { highest, sums, chosen: logits[3] };
+        let row = TokenRow { highest, sums, chosen: logits[3] };
         let total: f64 = logits.iter().map(|v| f64::from(*v).exp()).sum();
         let expected = |id: usize| f64::from(logits[id]) - total.ln();
         let found = row.logprobs(6).unwrap();
         assert_eq!(found.top.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2, 0, 3, 1]);
         assert!(found.top.iter().all(|(id, v)| (f64::from(*v) - expected(*id as usize)).abs() < 1e-6));
         assert_eq!(found.chosen, found.top[2].1);
-        assert!(Row { sums: vec![0.0, 1.0, 1.0, 0.0], ..row }.logprobs(1).is_err());
+        assert!(TokenRow { sums: vec![0.0, 1.0, 1.0, 0.0], ..row }.logprobs(1).is_err());
     }
 }

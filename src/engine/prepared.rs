@@ -180,7 +180,7 @@ impl PreparedModel {
                     Err(_) => PromptThinking::Open,
                     Ok(tokenizer) => {
                         let ThinkIds { open, close } = tokenizer.think_ids();
-                        PromptThinking::of(ids, open, close)
+                        PromptThinking::from_ids(ids, open, close)
                     }
                 };
                 (ids.clone(), thinking)

@@ -6,7 +6,7 @@ use crate::kernels::Reduce;
 use crate::policy::scores::{Granularity, readout_granularity};
 use crate::policy::{CacheView, KeepPlan, Measured, Measurement, Normalise, Sets, Snapshot, ViewParts};
 use crate::settings::{AttentionDetail, Settings};
-use crate::trace::{self, AttentionMap, Row};
+use crate::trace::{self, AttentionMap, AttentionRow};
 use crate::{Error, ErrorKind, Result};
 
 /// The pruning configuration of one sequence.
@@ -118,13 +118,13 @@ impl Pruner {
             && self.settings.policy.needs().probes()
         {
             let heads = measured.heads.as_ref().map(|heads| self.rows(&views, heads));
-            record.attention = Some(AttentionMap::of(&self.rows(&views, attention), heads.as_deref())?);
+            record.attention = Some(AttentionMap::from_rows(&self.rows(&views, attention), heads.as_deref())?);
         }
         Ok((plan, record))
     }
 
     /// Pairs each row with the view of the kept set whose slots it covers. The query heads of a KV head are adjacent.
-    fn rows<'a>(&self, views: &'a [CacheView<'a>], measured: &'a Measured) -> Vec<Vec<Row<'a>>> {
+    fn rows<'a>(&self, views: &'a [CacheView<'a>], measured: &'a Measured) -> Vec<Vec<AttentionRow<'a>>> {
         let of_layer = |(layer, rows): (usize, &'a Vec<Vec<f32>>)| {
             let view = |row: usize| &views[self.sets.of(layer, row * self.sets.kv_heads / rows.len())];
             rows.iter().enumerate().map(|(row, weights)| (view(row), &weights[..])).collect()

@@ -40,7 +40,7 @@ impl Rehearsal {
     /// # Errors
     /// A tensor that is missing, and the errors of [`PreparedModel::settings`].
     pub fn new(prepared: &PreparedModel, weights: &Weights) -> Result<Option<Self>> {
-        let Some(model) = StandIn::of(prepared.config(), weights)? else { return Ok(None) };
+        let Some(model) = StandIn::find(prepared.config(), weights)? else { return Ok(None) };
         let (settings, _) = prepared.settings(&Request::default())?;
         // The stand-in lacks most layers.
         let settings = Settings { layers: Layers::All, ..settings };

@@ -11,7 +11,7 @@ const MOST_TRIES: usize = 3;
 
 /// What the launches of a decode step depend on. Further changes make the runner drop the recording explicitly.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Step {
+pub(super) struct StepKey {
     /// The sequences, in the order of their rows.
     seqs: Vec<usize>,
     /// The [`generation`](crate::cache::KvCache::generation) of the cache.
@@ -20,7 +20,7 @@ pub(super) struct Step {
     thread: ThreadId,
 }
 
-impl Step {
+impl StepKey {
     /// The step of `seqs` that this thread launches.
     pub fn new(seqs: &[usize], generation: u64) -> Self {
         Self { seqs: seqs.to_vec(), generation, thread: thread::current().id() }
@@ -33,7 +33,7 @@ pub(super) struct Repeated {
     on: bool,
     /// The sequences of the latest calls, and how many calls in a row decoded these sequences.
     calls: (Vec<usize>, usize),
-    recording: Option<(Step, Recording)>,
+    recording: Option<(StepKey, Recording)>,
     /// Failed attempts to record since the last recording.
     tries: usize,
 }
@@ -58,13 +58,13 @@ impl Repeated {
     }
 
     /// The recording of this step, if there is one.
-    pub fn recording(&self, step: &Step) -> Option<&Recording> {
+    pub fn recording(&self, step: &StepKey) -> Option<&Recording> {
         self.recording.as_ref().filter(|(recorded, _)| recorded == step).map(|(_, recording)| recording)
     }
 
     /// Keeps the recording of a step, if it could be made. If it could not, the next call that decodes the same
     /// sequences tries again, up to [`MOST_TRIES`] times.
-    pub fn keep(&mut self, step: Step, recording: Option<Recording>) {
+    pub fn keep(&mut self, step: StepKey, recording: Option<Recording>) {
         if recording.is_some() {
             self.tries = 0;
         } else {

@@ -8,14 +8,14 @@ use burn::tensor::{Int, Tensor};
 
 use crate::cache::{CacheShape, KvCache, RegionUpdate, Tracking};
 use crate::device::ComputeDevice;
-use crate::engine::logprobs::{Of, PendingLogprobs};
+use crate::engine::logprobs::{Origin, PendingLogprobs};
 use crate::engine::prompts::{CachedPrompts, Shared};
-use crate::engine::repeated::{ROOM_TO_RECORD, Repeated, Step};
+use crate::engine::repeated::{ROOM_TO_RECORD, Repeated, StepKey};
 use crate::kernels::attention_recurrence::RECORD;
 use crate::kernels::readback::{self, Readback};
 use crate::kernels::recording::Recording;
 use crate::kernels::{self, Reduce, TokenMaskSpec};
-use crate::model::decoder::{Decoder, Input, Logits, Output};
+use crate::model::decoder::{Decoder, ForwardOutput, Input, Logits};
 use crate::policy::{Measured, Measurement, expected_attention, lazy_eviction};
 use crate::sampling::Sampler;
 use crate::sampling::device::{MOST_OBSERVED, Observed, Tokens};
@@ -47,7 +47,7 @@ pub struct Runner {
     /// For each sequence, whether the probabilities of its tokens are reported, and whether those of its prompt are.
     reported: Vec<(bool, bool)>,
     /// Probabilities that have not been read yet.
-    observed: Vec<(Of, Observed)>,
+    observed: Vec<(Origin, Observed)>,
     prompts: CachedPrompts,
     repeated: Repeated,
 }
@@ -94,7 +94,7 @@ pub struct PendingForward {
     seqs: Vec<usize>,
     /// The forwarded tokens. The state keeps them until the next ones are sampled.
     tokens: Vec<u32>,
-    out: Output,
+    out: ForwardOutput,
     logits: Tensor<2>,
 }
 
@@ -449,7 +449,7 @@ impl Runner {
             for (i, following) in following.chunks(MOST_OBSERVED).enumerate() {
                 let logits = self.model.logits(&out, Logits::Rows(i * MOST_OBSERVED, following.len()));
                 let observed = self.sampler.observe(&logits, Tokens::Listed(following), self.model.device());
-                self.observed.push((Of::Prompt(seq), observed));
+                self.observed.push((Origin::Prompt(seq), observed));
             }
         }
         if ids.len() == rest.len() {
@@ -507,7 +507,7 @@ impl Runner {
             repeated.drop_recording();
         }
         let plan = model.plan(Input::Pending(seqs), cache)?;
-        let step = Step::new(seqs, cache.generation());
+        let step = StepKey::new(seqs, cache.generation());
         if let Some(recording) = repeated.recording(&step) {
             recording.replay()?;
         } else {
@@ -518,7 +518,7 @@ impl Runner {
             };
             match record {
                 true => {
-                    let recorded = Recording::of(&model.device().burn, launch);
+                    let recorded = Recording::record(&model.device().burn, launch);
                     repeated.keep(step, recorded.inspect_err(|e| model.device().give_up(e))?);
                 }
                 false => launch(),
@@ -573,7 +573,7 @@ impl Runner {
         if seqs.iter().any(|seq| self.reported[*seq].0) {
             let sampled = Tokens::Sampled(&mut self.cache, seqs);
             let observed = self.sampler.observe(logits, sampled, self.model.device());
-            self.observed.push((Of::Step(seqs.to_vec()), observed));
+            self.observed.push((Origin::Step(seqs.to_vec()), observed));
         }
     }
 

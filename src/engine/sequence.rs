@@ -8,7 +8,7 @@ use crate::cache::{CacheShape, KvCache};
 use crate::device::ComputeDevice;
 use crate::engine::bound::{Bound, Slots};
 use crate::engine::grammar::Grammar;
-use crate::engine::logprobs::{Logprobs, Row};
+use crate::engine::logprobs::{Logprobs, TokenRow};
 use crate::engine::pruning::Pruner;
 use crate::engine::record::{Event, LAG, RunResult};
 use crate::engine::runner::{Admission, Measurements, Next};
@@ -376,7 +376,7 @@ impl Sequence {
     /// stop token.
     ///
     /// `row` has the probabilities at this token, if the request reports them.
-    pub fn take_in(&mut self, id: u32, row: Option<&Row>, on: &mut dyn FnMut(usize, Event<'_>)) -> Result<()> {
+    pub fn take_in(&mut self, id: u32, row: Option<&TokenRow>, on: &mut dyn FnMut(usize, Event<'_>)) -> Result<()> {
         let most = self.settings().logprobs;
         let logprobs = most.zip(row).map(|(most, row)| row.logprobs(most)).transpose()?;
         self.first_token.get_or_insert_with(Instant::now);
@@ -453,7 +453,7 @@ impl Sequence {
     }
 
     /// Adds the probabilities of the next token of the prompt.
-    pub fn note_prompt(&mut self, row: &Row) -> Result<()> {
+    pub fn note_prompt(&mut self, row: &TokenRow) -> Result<()> {
         let most = self.settings().prompt_logprobs.unwrap_or(0);
         self.prompt_logprobs.push(row.logprobs(most)?);
         Ok(())

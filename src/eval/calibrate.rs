@@ -20,7 +20,7 @@ use crate::settings::Settings;
 use crate::trace::StopReason;
 use crate::{Error, Result};
 
-pub use crate::calibration::{Choice, Conditions, FILE, Row, VERSION};
+pub use crate::calibration::{Candidate, Choice, Conditions, FILE, VERSION};
 #[cfg(not(target_family = "wasm"))]
 pub use crate::calibration::{Hashed, choice_path};
 
@@ -84,7 +84,7 @@ pub struct Trial {
 /// The statistics of a choice against all layers.
 impl Choice {
     /// A row compared with all layers, on the same questions.
-    pub fn paired(&self, row: &Row) -> Paired {
+    pub fn paired(&self, row: &Candidate) -> Paired {
         Paired { of: self.settings.questions, gained: row.gained, lost: row.lost }
     }
 
@@ -126,12 +126,12 @@ impl Calibration {
     }
 
     /// The result of an arm, once all questions were answered with it and with all layers.
-    pub fn row(&self, arm: &Arm) -> Option<Row> {
+    pub fn row(&self, arm: &Arm) -> Option<Candidate> {
         let layers = arm.to_string();
         let through = |arm: &str| (0..self.problems).map(|p| self.trial(arm, p)).collect::<Option<Vec<&Trial>>>();
         let (trials, all) = (through(&layers)?, through(&Layers::All.to_string())?);
         let only = |a: &[&Trial], b: &[&Trial]| a.iter().zip(b).filter(|(a, b)| a.correct && !b.correct).count();
-        Some(Row {
+        Some(Candidate {
             correct: trials.iter().filter(|t| t.correct).count(),
             gained: only(&trials, &all),
             lost: only(&all, &trials),
@@ -143,7 +143,7 @@ impl Calibration {
 
     /// Whether `a` is better than `b`: more right answers, then fewer truncated ones. Among equals the one tried
     /// first stands: `all`, then lower layers, then smaller sets.
-    fn better(a: &Row, b: &Row) -> bool {
+    fn better(a: &Candidate, b: &Candidate) -> bool {
         (a.correct, b.truncated) > (b.correct, a.truncated)
     }
 
@@ -185,13 +185,13 @@ impl Calibration {
         Vec::new()
     }
 
-    fn best_of(&self, arms: &[Arm]) -> Option<(Arm, Row)> {
+    fn best_of(&self, arms: &[Arm]) -> Option<(Arm, Candidate)> {
         let rows = arms.iter().filter_map(|arm| Some((arm.clone(), self.row(arm)?)));
         rows.reduce(|best, next| if Self::better(&next.1, &best.1) { next } else { best })
     }
 
     /// Every set of layers with which all questions were answered, best first.
-    pub fn rows(&self) -> Vec<Row> {
+    pub fn rows(&self) -> Vec<Candidate> {
         let mut names: Vec<&String> = self.trials.keys().map(|(name, _)| name).collect();
         names.dedup();
         let mut sets: Vec<Layers> = names.iter().filter_map(|name| name.parse().ok()).collect();
@@ -200,7 +200,7 @@ impl Calibration {
             Layers::Listed(listed) => (listed.len(), listed.clone()),
         };
         sets.sort_by_key(size);
-        let mut rows: Vec<Row> = sets.into_iter().filter_map(|layers| self.row(&Arm::Layers(layers))).collect();
+        let mut rows: Vec<Candidate> = sets.into_iter().filter_map(|layers| self.row(&Arm::Layers(layers))).collect();
         // The sort is stable: equals stay in the order in which they were tried.
         rows.sort_by(|a, b| (b.correct, a.truncated).cmp(&(a.correct, b.truncated)));
         rows

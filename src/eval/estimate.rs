@@ -65,11 +65,11 @@ impl Speed {
                 return Ok(None);
             }
         }
-        Ok(Some(Self::of(rounds[1], rounds[2])))
+        Ok(Some(Self::from_rounds(rounds[1], rounds[2])))
     }
 
     /// The speed, from a round of short answers and a round of long answers to the same prompts.
-    fn of(short: Round, long: Round) -> Self {
+    fn from_rounds(short: Round, long: Round) -> Self {
         // On a busy machine the short round can take longer than the long one.
         let each =
             ((long.seconds - short.seconds) / long.answers.saturating_sub(short.answers).max(1) as f64).max(1e-9);
@@ -102,13 +102,13 @@ mod tests {
         let (prefill, token) = (400.0 / 200.0, 1.0 / 64.0);
         let round = |answers: usize, seconds| Round { prompts: 400, answers, seconds };
         let timed = |answers: usize| round(answers, prefill + answers as f64 * token);
-        let speed = Speed::of(timed(32), timed(288));
+        let speed = Speed::from_rounds(timed(32), timed(288));
         assert!((speed.prompts - 200.0).abs() < 1e-6 && (speed.answers - 64.0).abs() < 1e-6, "{speed:?}");
         let jobs = [0, 1].map(|problem| Job { problem, arm: 0, seed: 0 });
         let seconds = speed.seconds(&jobs, &[100, 300], |job| if job.problem == 0 { 64.0 } else { 128.0 });
         assert!((seconds - (2.0 + 3.0)).abs() < 1e-6, "{seconds}");
         // A short round that took longer does not give a negative speed.
-        let odd = Speed::of(round(32, 3.0), round(288, 2.0));
+        let odd = Speed::from_rounds(round(32, 3.0), round(288, 2.0));
         assert!(odd.prompts > 0.0 && odd.answers > 0.0);
     }
 }

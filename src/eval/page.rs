@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::measure::Plan;
-use super::table::{Row, points, signed};
+use super::table::{ArmRow, points, signed};
 use crate::report::html::{escaped, spelled_out};
 
 /// Sizes of the figure, in its own units.
@@ -54,7 +54,7 @@ pub const COLUMNS: [&str; 12] = [
 ];
 
 /// A row of the table, as people read it. `bytes` writes a number of bytes.
-pub fn cells(row: &Row, bytes: impl Fn(u64) -> String) -> [String; 12] {
+pub fn cells(row: &ArmRow, bytes: impl Fn(u64) -> String) -> [String; 12] {
     let replays = row.arm.replays.as_ref().map(|policy| format!(" (as {policy})")).unwrap_or_default();
     [
         row.arm.policy.to_string() + &replays,
@@ -79,7 +79,7 @@ pub const EXPLANATION: &str = "Accuracy in points of 100 with Wilson's 95 % inte
     with its neighbours computing meanwhile.";
 
 /// How many runs failed, as a sentence; `None` if none did.
-pub fn failures(rows: &[Row]) -> Option<String> {
+pub fn failures(rows: &[ArmRow]) -> Option<String> {
     match rows.iter().map(|row| row.failed).sum() {
         0 => None,
         1 => Some("1 run failed and counts as a wrong answer; trials.jsonl has the error.".into()),
@@ -88,7 +88,7 @@ pub fn failures(rows: &[Row]) -> Option<String> {
 }
 
 /// The page as HTML. `bytes` writes a number of bytes.
-pub fn page(plan: &Plan, rows: &[Row], bytes: impl Fn(u64) -> String) -> String {
+pub fn page(plan: &Plan, rows: &[ArmRow], bytes: impl Fn(u64) -> String) -> String {
     let text = |text: &str| escaped(&spelled_out(text));
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
@@ -126,7 +126,7 @@ pub fn page(plan: &Plan, rows: &[Row], bytes: impl Fn(u64) -> String) -> String 
 }
 
 /// The figure: for each arm its accuracy with its interval, at the share of the full cache's slots that it uses.
-fn figure(rows: &[Row]) -> String {
+fn figure(rows: &[ArmRow]) -> String {
     let most = rows.iter().map(|row| row.memory).fold(1.0, f64::max);
     let x = |memory: f64| LEFT + (WIDTH - LEFT - RIGHT) * memory / most;
     let y = |share: f64| HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share;
@@ -170,7 +170,7 @@ fn figure(rows: &[Row]) -> String {
         // A control has as many slots as the policy that it repeats, so that their bars would cover each other.
         let aside = APART * (index as f64 - (policies.len() - 1) as f64 / 2.0);
         let x = |memory: f64| x(memory) + aside;
-        let mut of: Vec<&Row> = rows.iter().filter(|row| row.arm.policy.name() == *policy).collect();
+        let mut of: Vec<&ArmRow> = rows.iter().filter(|row| row.arm.policy.name() == *policy).collect();
         of.sort_by(|a, b| a.memory.total_cmp(&b.memory));
         let line: Vec<String> = of.iter().map(|row| format!("{:.1},{:.1}", x(row.memory), y(row.accuracy))).collect();
         let _ = writeln!(

@@ -9,7 +9,7 @@ use crate::policy::Random;
 
 /// An arm's results.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Row {
+pub struct ArmRow {
     /// The arm.
     pub arm: Arm,
     /// Questions that were answered.
@@ -126,7 +126,7 @@ pub fn answers<K: Ord>(trials: &[&Trial], key: impl Fn(&Trial) -> K) -> BTreeMap
 }
 
 /// The rows of a plan in the order of its arms, those without trials left out.
-pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<Row> {
+pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<ArmRow> {
     let mut by_arm: BTreeMap<(String, Option<String>), Vec<&Trial>> = BTreeMap::new();
     for trial in trials {
         by_arm.entry(trial.arm()).or_default().push(trial);
@@ -166,7 +166,7 @@ pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<Row> {
         let generated = whole.iter().map(|trial| trial.generated_tokens as f64).sum::<f64>();
         let with_full = whole.iter().filter_map(|t| Some((t.mean_cached, full_of(t)?)));
         let (slots, slots_full) = with_full.fold((0.0, 0.0), |(a, b), (c, d)| (a + c, b + d));
-        Some(Row {
+        Some(ArmRow {
             arm: arm.clone(),
             questions: right.len(),
             trials: trials.len(),
@@ -191,7 +191,7 @@ pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<Row> {
 
 /// The rows as comma-separated values, with a line of names. Shares are from 0 to 1; a value that does not exist is
 /// empty.
-pub fn csv(rows: &[Row]) -> String {
+pub fn csv(rows: &[ArmRow]) -> String {
     let mut text = "policy,budget,replays,questions,answers,right,accuracy,low,high,cannot_tell,truncated,failed,\
                     against_full,against_full_low,against_full_high,against_full_p,\
                     against_random,against_random_low,against_random_high,against_random_p,\

@@ -30,7 +30,7 @@ impl Recording {
     /// # Errors
     /// [`ErrorKind::Device`] if the device has failed, or if the launches of the second call can neither be executed
     /// nor recorded. cubecl then refuses to read any of the buffers that they use, the weights among them.
-    pub fn of(device: &Device, mut launch: impl FnMut()) -> Result<Option<Self>> {
+    pub fn record(device: &Device, mut launch: impl FnMut()) -> Result<Option<Self>> {
         let Some(client) = client(device).filter(|_| !poisons()) else {
             launch();
             return Ok(None);

@@ -94,12 +94,12 @@ impl Variant {
         if hooks::on()
             && let Some(text) = hooks::replacement(self)
         {
-            return Program::of(Self { text, ..self.clone() }, false);
+            return Program::from_variant(Self { text, ..self.clone() }, false);
         }
         if let Some((program, _)) = programs().read().expect("no panic while held").get(self) {
             return *program;
         }
-        Program::of(self.clone(), true)
+        Program::from_variant(self.clone(), true)
     }
 }
 
@@ -147,7 +147,7 @@ pub(super) struct Program {
 }
 
 impl Program {
-    fn of(variant: Variant, own: bool) -> Self {
+    fn from_variant(variant: Variant, own: bool) -> Self {
         let mut programs = programs().write().expect("no panic while held");
         let number = programs.len();
         let make = || (Self { text: Box::leak(variant.source().into_boxed_str()), number }, own);
@@ -281,9 +281,9 @@ mod tests {
         };
         let (a, b, c) = (variant("// a", 64), variant("// b", 64), variant("// a", 32));
         assert_eq!(hash(&a), hash(&b), "these two collide in the map");
-        let ids = [&a, &b, &c].map(|v| Program::of(v.clone(), false).id());
+        let ids = [&a, &b, &c].map(|v| Program::from_variant(v.clone(), false).id());
         assert!(ids[0] != ids[1] && ids[0] != ids[2] && ids[1] != ids[2]);
-        assert_eq!(Program::of(a.clone(), false).id(), ids[0]);
-        assert_eq!(Program::of(b, false).text.lines().next_back(), Some("// b"));
+        assert_eq!(Program::from_variant(a.clone(), false).id(), ids[0]);
+        assert_eq!(Program::from_variant(b, false).text.lines().next_back(), Some("// b"));
     }
 }

@@ -105,7 +105,7 @@ impl Architecture {
     ///
     /// # Errors
     /// If the config names none, or one that is not supported.
-    pub(super) fn of(fields: &Fields<'_>) -> Result<Self> {
+    pub(super) fn from_fields(fields: &Fields<'_>) -> Result<Self> {
         let named = match fields.get("architectures") {
             None => None,
             Some(Value::Array(list)) if !list.is_empty() => {

@@ -126,7 +126,7 @@ impl ModelConfig {
     /// If one of them is malformed, or secateur does not support the model.
     pub fn parse(config: &Value, place: &str, generation: Option<(&Value, &str)>) -> Result<Self> {
         let fields = Fields::new(config, place)?;
-        let architecture = Architecture::of(&fields)?;
+        let architecture = Architecture::from_fields(&fields)?;
         let absent = architecture.defaults();
         refuse_unsupported(&fields, architecture)?;
 

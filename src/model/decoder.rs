@@ -170,7 +170,7 @@ pub enum Logits {
 }
 
 /// The result of a forward.
-pub struct Output {
+pub struct ForwardOutput {
     /// The activations after the last layer, f32 `[rows, hidden_size]`, padded: input of [`Decoder::logits`]. Of a
     /// probe they are those of an earlier layer.
     hidden: Tensor<2>,
@@ -181,7 +181,7 @@ pub struct Output {
     pub readout: Vec<Tensor<2>>,
 }
 
-impl Output {
+impl ForwardOutput {
     /// The attention weights of one of the forwarded sequences (`row`: its place among them), layer by layer.
     pub fn readout_of(&self, row: usize) -> Vec<&Tensor<2>> {
         self.readout.iter().skip(row).step_by(self.seqs).collect()
@@ -406,7 +406,7 @@ impl Decoder {
     /// The graph: forwards what `plan` says and appends keys and values to `cache`. Where `readout` says which
     /// attention rows are returned, it reads those of each sequence's last token. Lengths and positions advance only
     /// when the caller advances them ([`KvCache::advance`], [`Sampler::sample`](crate::sampling::Sampler::sample)).
-    pub fn forward(&self, plan: &Plan<'_>, cache: &mut KvCache, readout: Option<Reduce>) -> Output {
+    pub fn forward(&self, plan: &Plan<'_>, cache: &mut KvCache, readout: Option<Reduce>) -> ForwardOutput {
         let norm = NormSpec { n: plan.n, first_row: 0, cols: self.embedding.cols, eps: self.eps };
         let mut x = self.embed(plan, cache);
         let mut rows = Vec::new();
@@ -427,11 +427,11 @@ impl Decoder {
             let normed = kernels::rms_norm(&x, &layer.post_norm, norm);
             x = self.feed_forward(&layer.feed_forward, &normed, x);
         }
-        Output { hidden: x, seqs: plan.input.seqs().len(), readout: rows }
+        ForwardOutput { hidden: x, seqs: plan.input.seqs().len(), readout: rows }
     }
 
     /// The logits of a forward: f32 `[rows, vocab_size]`, where [`Logits::Last`] has a row for each sequence.
-    pub fn logits(&self, out: &Output, rows: Logits) -> Tensor<2> {
+    pub fn logits(&self, out: &ForwardOutput, rows: Logits) -> Tensor<2> {
         let [n, cols] = out.hidden.dims();
         let (first_row, rows) = match rows {
             // A decode step has one row for each sequence; a chunk has several rows for its only one.

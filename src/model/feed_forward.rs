@@ -62,7 +62,7 @@ impl FeedForward {
         layer: usize,
     ) -> Result<Self> {
         let count = mixture.experts;
-        let names = ExpertNames::of(uploader.weights, layer);
+        let names = ExpertNames::find(uploader.weights, layer);
         let gate_up = |expert| names.gate_up(config, mixture, uploader, expert);
         let [gate, up] = gate_up(0)?;
         let gate_up = if gate.dtype() == up.dtype() {

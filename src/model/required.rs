@@ -84,7 +84,7 @@ fn check_experts(config: &ModelConfig, mixture: &MixtureOfExperts, weights: &Wei
     let (h, inter, count) = (config.hidden_size, mixture.intermediate_size, mixture.experts);
     let expect = |name: &str, shape: &[usize]| weights.expect(name, shape)?.packed_dtype().map(drop);
     expect(&format!("model.layers.{layer}.mlp.gate.weight"), &[count, h])?;
-    let names = ExpertNames::of(weights, layer);
+    let names = ExpertNames::find(weights, layer);
     let [gate, up, down] = names.expert(0);
     match names.stored {
         StoredExperts::Fused => expect(&gate, &[count, 2 * inter, h])?,

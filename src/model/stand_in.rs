@@ -24,7 +24,7 @@ impl StandIn {
     ///
     /// # Errors
     /// A tensor that is missing, or has a type that secateur does not compute with.
-    pub fn of(config: &ModelConfig, weights: &Weights) -> Result<Option<Self>> {
+    pub fn find(config: &ModelConfig, weights: &Weights) -> Result<Option<Self>> {
         if config.experts.is_some() {
             return Ok(None);
         }

@@ -78,7 +78,7 @@ pub(super) struct ExpertNames {
 }
 
 impl ExpertNames {
-    pub fn of(weights: &Weights, layer: usize) -> Self {
+    pub fn find(weights: &Weights, layer: usize) -> Self {
         let name = |part: &str| format!("model.layers.{layer}.mlp.experts.{part}");
         let (stored, names) = if weights.contains(&name("gate_up_proj")) {
             (StoredExperts::Fused, ["gate_up_proj", "gate_up_proj", "down_proj"])

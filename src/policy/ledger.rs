@@ -11,13 +11,13 @@ use crate::{Position, Result};
 pub struct Ledger {
     sets: Sets,
     /// The cached tokens of each set.
-    rows: Vec<Vec<Row>>,
+    rows: Vec<Vec<CachedRow>>,
     next: u32,
     thinking: Segmenter,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Row {
+struct CachedRow {
     position: Position,
     role: Role,
     /// Index among the thinking tokens; meaningless for other roles.
@@ -46,7 +46,7 @@ impl Ledger {
 
     /// Appends the next token. `piece` are the bytes that it adds to the text, which matter for thinking tokens only.
     pub fn push(&mut self, role: Role, piece: impl AsRef<[u8]>) {
-        let row = Row { position: Position(self.next), role, nth_thinking: self.thinking.tokens() as u32 };
+        let row = CachedRow { position: Position(self.next), role, nth_thinking: self.thinking.tokens() as u32 };
         self.rows.iter_mut().for_each(|rows| rows.push(row));
         self.next += 1;
         match role {
@@ -80,7 +80,7 @@ impl Ledger {
     pub fn snapshot(&self) -> Snapshot {
         let steps = self.thinking.steps(Tail::Open);
         let token_steps = self.thinking.assign(&steps);
-        let token = |row: &Row| match row.role {
+        let token = |row: &CachedRow| match row.role {
             Role::Thinking => CachedToken::thinking(row.position, token_steps[row.nth_thinking as usize] as u32),
             role => CachedToken::other(row.position, role),
         };

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::body::Events;
-use super::mailbox::{Client, Ending, Mailbox, Part, Piece, Token};
+use super::mailbox::{Client, Ending, Mailbox, Part, Piece, SentToken};
 use super::refusal::Refusal;
 use super::tools::{Calling, Calls, Told};
 use super::traces::Traces;
@@ -144,12 +144,12 @@ impl Frame {
 
     /// The probabilities of tokens, as the response has them; null if the client did not ask for them. `before` is
     /// the number of characters of the text before the first of these tokens.
-    pub fn logprobs(&self, tokens: &[Token], before: usize) -> Value {
+    pub fn logprobs(&self, tokens: &[SentToken], before: usize) -> Value {
         if !self.logprobs {
             return Value::Null;
         }
         if self.form == Form::Chat {
-            let entry = |token: &Token| {
+            let entry = |token: &SentToken| {
                 let Logprobs { chosen, top } = &token.logprobs;
                 let mut entry = self.with_logprob(token.id, *chosen);
                 entry["top_logprobs"] = top.iter().map(|(id, logprob)| self.with_logprob(*id, *logprob)).collect();
@@ -281,7 +281,7 @@ pub(super) struct Collected {
     content: Vec<String>,
     pub calls: Vec<Calls>,
     /// The tokens of the content, if the client asked for their probabilities.
-    tokens: Vec<Vec<Token>>,
+    tokens: Vec<Vec<SentToken>>,
     endings: Vec<Option<Box<Ending>>>,
 }
 
@@ -605,7 +605,7 @@ impl Stream {
     }
 
     /// Sends separated text and calls. The probabilities of the tokens go with the first chunk.
-    fn tell(&mut self, choice: usize, told: Vec<Told>, tokens: &[Token]) {
+    fn tell(&mut self, choice: usize, told: Vec<Told>, tokens: &[SentToken]) {
         let mut tokens = Some(tokens);
         for told in told {
             let before = self.collected.content[choice].chars().count();

@@ -34,7 +34,7 @@ pub(super) enum Piece {
         part: Part,
         text: String,
         /// The tokens of the text, if the client asked for their probabilities.
-        tokens: Vec<Token>,
+        tokens: Vec<SentToken>,
     },
     /// A probe was made and its plan carried out.
     Probe(Value),
@@ -50,7 +50,7 @@ pub(super) enum Piece {
 
 /// A token with its probabilities.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Token {
+pub(super) struct SentToken {
     /// The token's id.
     pub id: u32,
     /// The token's probability and those of the most likely tokens at its place.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::Options;
-use super::mailbox::{Ending, Mailbox, Part, Piece, Token};
+use super::mailbox::{Ending, Mailbox, Part, Piece, SentToken};
 use super::metrics::{Gauges, Metrics};
 use super::refusal::Refusal;
 use crate::device::ComputeDevice;
@@ -489,7 +489,7 @@ fn deliver(job: &mut Recipient, event: &Event<'_>, device: &ComputeDevice, share
                 Some(before) => metrics.inter_token.observe(now - before, 1),
             }
             metrics.generation_tokens.fetch_add(1, Ordering::Relaxed);
-            let token = logprobs.map(|logprobs| Token { id: *id, logprobs: logprobs.clone() });
+            let token = logprobs.map(|logprobs| SentToken { id: *id, logprobs: logprobs.clone() });
             put_text(job, text, *role, token);
         }
         Event::Probe(probe) => {
@@ -507,7 +507,7 @@ fn deliver(job: &mut Recipient, event: &Event<'_>, device: &ComputeDevice, share
 }
 
 /// Puts released text into a mailbox, with the token that it came with if the client asked for its probability.
-fn put_text(job: &Recipient, text: &str, role: Role, token: Option<Token>) {
+fn put_text(job: &Recipient, text: &str, role: Role, token: Option<SentToken>) {
     let part = match role {
         Role::Thinking => Part::Thinking,
         Role::Answer => Part::Answer,

@@ -224,7 +224,7 @@ fn run_uses_the_choice_beside_the_model() {
     let choice = |change: &dyn Fn(&mut Choice)| {
         let mut choice = made.choice();
         choice.layers = "1,3".into();
-        choice.rows.push(secateur::eval::calibrate::Row { layers: "1,3".into(), ..choice.rows[0].clone() });
+        choice.rows.push(secateur::eval::calibrate::Candidate { layers: "1,3".into(), ..choice.rows[0].clone() });
         change(&mut choice);
         serde_json::to_string(&choice).unwrap()
     };

@@ -217,7 +217,8 @@ fn many_prompts_in_one_body_take_no_more_memory_than_their_texts() {
 /// The checks notice a target that panics, takes too long or holds too much memory.
 #[test]
 fn the_checks_notice_what_they_look_for() {
-    let fails = |target: targets::Target| std::panic::catch_unwind(|| targets::check(target, b"x", measure)).is_err();
+    let fails =
+        |target: targets::FuzzTarget| std::panic::catch_unwind(|| targets::check(target, b"x", measure)).is_err();
     assert!(!fails(|_| ()));
     assert!(fails(|_| panic!("expected by this test")));
     assert!(fails(|_| drop(vec![0u8; 65 << 20])));

@@ -1,7 +1,7 @@
 //! Prefill, decode and forced tokens of the sequences that run, and the reads of what was sampled.
 use std::collections::HashMap;
 
-use super::super::logprobs::{Of, PendingLogprobs, Row};
+use super::super::logprobs::{Origin, PendingLogprobs, TokenRow};
 use super::super::record::OnEvent;
 use super::super::runner::{Next, PREFILL_CHUNK, PendingState};
 use super::Batch;
@@ -30,32 +30,32 @@ struct Sampled {
 /// Probabilities that were read, by place.
 #[derive(Default)]
 struct Rows {
-    sampled: HashMap<usize, Vec<Row>>,
-    prompts: HashMap<usize, Vec<Row>>,
+    sampled: HashMap<usize, Vec<TokenRow>>,
+    prompts: HashMap<usize, Vec<TokenRow>>,
 }
 
 impl Rows {
-    fn new(groups: Vec<(Of, Vec<Row>)>) -> Self {
+    fn new(groups: Vec<(Origin, Vec<TokenRow>)>) -> Self {
         let mut rows = Self::default();
         for (of, group) in groups {
             match of {
-                Of::Step(places) => places
+                Origin::Step(places) => places
                     .into_iter()
                     .zip(group)
                     .for_each(|(place, row)| rows.sampled.entry(place).or_default().push(row)),
-                Of::Prompt(place) => rows.prompts.entry(place).or_default().extend(group),
+                Origin::Prompt(place) => rows.prompts.entry(place).or_default().extend(group),
             }
         }
         rows
     }
 
     /// The rows of the tokens of a sequence, in order.
-    fn of_place(&mut self, place: usize) -> impl Iterator<Item = Row> + use<> {
+    fn of_place(&mut self, place: usize) -> impl Iterator<Item = TokenRow> + use<> {
         self.sampled.remove(&place).unwrap_or_default().into_iter()
     }
 
     /// The rows of the prompt of a sequence, in order.
-    fn of_prompt(&mut self, place: usize) -> impl Iterator<Item = Row> + use<> {
+    fn of_prompt(&mut self, place: usize) -> impl Iterator<Item = TokenRow> + use<> {
         self.prompts.remove(&place).unwrap_or_default().into_iter()
     }
 }

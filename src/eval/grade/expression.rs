@@ -86,7 +86,7 @@ fn over(top: Expression, bottom: Expression) -> Expression {
 impl Expression {
     /// Reads a whole text. `None` if any part of it is not understood.
     pub fn read(text: &str) -> Option<Self> {
-        let mut reader = Reader { rest: text, depth: 0, bars: 0 };
+        let mut reader = ExpressionReader { rest: text, depth: 0, bars: 0 };
         let read = reader.sum()?;
         reader.skip();
         reader.rest.is_empty().then_some(read)
@@ -426,7 +426,7 @@ fn differs(
     (computed >= 2 && certain).then_some(false)
 }
 
-struct Reader<'a> {
+struct ExpressionReader<'a> {
     rest: &'a str,
     depth: usize,
     /// Number of open bars of absolute values.
@@ -440,7 +440,7 @@ const FUNCTIONS: [&str; 12] =
 const PLAIN: [(&str, &str); 5] =
     [("sqrt", "\\sqrt"), ("pi", "\\pi"), ("infinity", "\\infty"), ("infty", "\\infty"), ("inf", "\\infty")];
 
-impl<'a> Reader<'a> {
+impl<'a> ExpressionReader<'a> {
     fn skip(&mut self) {
         self.rest = self.rest.trim_start_matches(|c: char| c.is_whitespace() || c == '~');
     }

@@ -17,7 +17,7 @@ use super::mailbox::Client;
 use super::refusal::Refusal;
 use super::traces::Traces;
 use super::worker::Worker;
-use output::Output;
+use output::ResponseOutput;
 
 pub(super) use body::ResponsesBody;
 
@@ -42,7 +42,7 @@ pub(super) async fn whole(
     client: Client,
     traces: Arc<Traces>,
 ) -> Result<Response, Refusal> {
-    let mut output = Output::new(frame, repeated, traces);
+    let mut output = ResponseOutput::new(frame, repeated, traces);
     loop {
         for (_, piece) in client.0.take().await {
             if let Some(response) = output.piece(piece)? {
@@ -61,7 +61,7 @@ pub(super) fn stream(
     worker: Arc<Worker>,
 ) -> Response {
     let ping = frame.ping;
-    let mut output = Output::new(frame, repeated, traces);
+    let mut output = ResponseOutput::new(frame, repeated, traces);
     let first = output.begin();
     answer::respond(first, client, worker, ping, move |_, piece| output.streamed(piece))
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use crate::serve::answer::{self, Collected, Frame, Outgoing};
 use crate::serve::body::Events;
-use crate::serve::mailbox::{Ending, Piece, Token};
+use crate::serve::mailbox::{Ending, Piece, SentToken};
 use crate::serve::refusal::Refusal;
 use crate::serve::routes::id;
 use crate::serve::tools::Told;
@@ -80,7 +80,7 @@ impl Item {
 }
 
 /// A response while its pieces arrive.
-pub(super) struct Output {
+pub(super) struct ResponseOutput {
     frame: Frame,
     /// The fields of the request that the response repeats.
     repeated: Map<String, Value>,
@@ -93,7 +93,7 @@ pub(super) struct Output {
     number: u64,
 }
 
-impl Output {
+impl ResponseOutput {
     /// A response without any pieces yet.
     pub fn new(frame: Frame, repeated: Map<String, Value>, traces: Arc<Traces>) -> Self {
         let collected = Collected::new(&frame);
@@ -162,7 +162,7 @@ impl Output {
     }
 
     /// Adds separated text and calls. The probabilities of the tokens go with the first of them.
-    fn tell(&mut self, told: Vec<Told>, tokens: &[Token]) {
+    fn tell(&mut self, told: Vec<Told>, tokens: &[SentToken]) {
         let mut logprobs = match self.frame.logprobs(tokens, 0)["content"].take() {
             Value::Array(entries) => entries,
             _ => Vec::new(),
@@ -386,7 +386,7 @@ mod tests {
         let tool = json!({"type": "function", "function": {"name": "f"}});
         let calling = Some(Calling::new(CallFormat::Tagged, &[tool], true));
         let frame = Frame { thinking_field: Some("reasoning"), calling, ..frame(Form::Chat) };
-        let mut output = Output::new(frame, Map::new(), Arc::new(Traces::new(0)));
+        let mut output = ResponseOutput::new(frame, Map::new(), Arc::new(Traces::new(0)));
         let mut last = None;
         for piece in pieces {
             assert!(last.is_none(), "it has ended");

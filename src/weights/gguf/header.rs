@@ -81,13 +81,13 @@ pub(super) struct TensorInfo {
 }
 
 /// Reads a header from the start. Every read checks that enough bytes are left.
-pub(super) struct Reader<'a> {
+pub(super) struct HeaderReader<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) offset: usize,
     pub(super) place: &'a str,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> HeaderReader<'a> {
     pub(super) fn error_here(&self, what: &str) -> Error {
         Error::new(ErrorKind::Model, what).at(format!("{}, byte {}", self.place, self.offset))
     }

@@ -9,7 +9,7 @@ use super::Bytes;
 use super::DOWNLOAD_AGAIN;
 use super::tensors::Weights;
 use crate::{Error, ErrorKind, Result};
-use header::{Reader, TensorInfo, Value, ValueType};
+use header::{HeaderReader, TensorInfo, Value, ValueType};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Range;
@@ -46,7 +46,7 @@ impl Gguf {
         let (place, bytes) = (place.into(), bytes.into());
         let mut gguf = Self { place, bytes, metadata: HashMap::new(), tensors: Vec::new(), others: Vec::new() };
         let bytes = gguf.bytes.clone();
-        let mut reader = Reader { bytes: &bytes, offset: 0, place: &gguf.place };
+        let mut reader = HeaderReader { bytes: &bytes, offset: 0, place: &gguf.place };
         let (pairs, tensors) = reader.start()?;
         for _ in 0..pairs {
             let key = reader.name("a key")?;
@@ -241,8 +241,8 @@ impl Gguf {
         std::str::from_utf8(&self.bytes[range]).map_err(|e| self.error_at(key, "a metadata text is not UTF-8").found(e))
     }
 
-    fn reader(&self, range: &Range<usize>) -> Reader<'_> {
-        Reader { bytes: &self.bytes[..range.end], offset: range.start, place: &self.place }
+    fn reader(&self, range: &Range<usize>) -> HeaderReader<'_> {
+        HeaderReader { bytes: &self.bytes[..range.end], offset: range.start, place: &self.place }
     }
 
     /// Computes the byte ranges of the tensors from their offsets, and sorts the tensors by position. Tensors must

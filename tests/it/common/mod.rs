@@ -19,7 +19,7 @@ use secateur::expert::cache::{CacheShape, KeepSets, KvCache};
 use secateur::expert::kernels::readback::{Readback, as_f32, as_u32, read_f32};
 use secateur::expert::kernels::{Reduce, state};
 use secateur::expert::model::config::ModelConfig;
-use secateur::expert::model::decoder::{Decoder, Input, Logits, Output};
+use secateur::expert::model::decoder::{Decoder, ForwardOutput, Input, Logits};
 use secateur::expert::weights::{ModelSource, Weights};
 use secateur::policy::{Scope, Sets};
 
@@ -240,7 +240,7 @@ pub fn forward(
     cache: &mut KvCache,
     input: Input<'_>,
     readout: Option<Reduce>,
-) -> secateur::Result<Output> {
+) -> secateur::Result<ForwardOutput> {
     let plan = model.plan(input, cache)?;
     Ok(model.forward(&plan, cache, readout))
 }
