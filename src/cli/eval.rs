@@ -76,7 +76,7 @@ pub struct Args {
     #[arg(long, value_name = "I/N", value_parser = parsed::<Shard>)]
     shard: Option<Shard>,
     /// A text to append to each question, such as "Put your final answer within \boxed{}.".
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT")]
     instruction: Option<String>,
     #[command(flatten)]
     generation: GenerationArgs,

@@ -4,6 +4,7 @@ mod calibrate;
 mod chat;
 mod colour;
 mod conformance;
+mod dashes;
 mod devices;
 mod eval;
 mod fields;
@@ -163,12 +164,19 @@ enum Command {
 
 /// The program and its commands.
 fn program() -> clap::Command {
-    let program = Args::command();
+    let program = dashes::allow_in_values(Args::command());
     // A server bounds what requests need, so that this option has another default there.
     #[cfg(feature = "serve")]
     let program = program.mut_subcommand("serve", |command| {
         command.mut_arg("budget", |budget| budget.help(options::budget_help(serve::DEFAULT_BUDGET)))
     });
+    program
+}
+
+/// The program with what clap adds to each command, such as `--help`.
+fn built_program() -> clap::Command {
+    let mut program = program();
+    program.build();
     program
 }
 
@@ -214,9 +222,11 @@ pub fn main() -> ExitCode {
 /// The arguments, and whether `--quiet` is among them. For wrong usage, clap prints an error and exits with code 2.
 fn parse(mut given: Vec<OsString>) -> (Args, bool) {
     let command = program();
+    let built = built_program();
+    dashes::check(&built, &given).unwrap_or_else(|e| refuse(&e));
     let matches = command.clone().try_get_matches_from(&given).or_else(|e| {
-        let dashed = if e.kind() == clap::error::ErrorKind::UnknownArgument { dashed_prompt(&given) } else { None };
-        let Some(index) = dashed else { return Err(e) };
+        let is_unknown = e.kind() == clap::error::ErrorKind::UnknownArgument;
+        let Some(index) = dashes::prompt(&built, &given).filter(|_| is_unknown) else { return Err(e) };
         // After `--`, no argument is an option.
         let prompt = given.remove(index);
         given.extend(["--".into(), prompt]);
@@ -240,22 +250,6 @@ fn refuse(error: &clap::Error) -> ! {
     let Some((theirs, ours)) = WORDS.into_iter().find(|(theirs, _)| said.contains(theirs)) else { error.exit() };
     let _ = write!(std::io::stderr(), "{}", said.replace(theirs, ours));
     std::process::exit(2);
-}
-
-/// The index of the prompt in `secateur run "-5 + 3?"`: of the first argument that begins with a dash but cannot be
-/// an option, because a blank comes before any `=`.
-fn dashed_prompt(given: &[OsString]) -> Option<usize> {
-    let is_run = given.get(1).is_some_and(|command| command == "run");
-    let is_text = |arg: &OsString| {
-        let text = arg.to_string_lossy();
-        let name = text.split('=').next().unwrap_or_default();
-        text.starts_with('-') && name.contains(char::is_whitespace)
-    };
-    let options = given.iter().take_while(|arg| *arg != "--").count();
-    if options < given.len() {
-        return None;
-    }
-    given.iter().position(is_text).filter(|_| is_run)
 }
 
 /// Prints a line to stderr. Errors are ignored, because there is no other place to report them.
@@ -329,16 +323,5 @@ mod tests {
             }
             assert!(below.contains("--greedy") && below.contains("--repetition-penalty"), "{name}: {help}");
         }
-    }
-
-    #[test]
-    fn a_prompt_may_begin_with_a_dash() {
-        let prompt_index = |args: &[&str]| dashed_prompt(&args.iter().map(OsString::from).collect::<Vec<_>>());
-        assert_eq!(prompt_index(&["secateur", "run", "--model", "m", "-5 + 3?"]), Some(4));
-        assert_eq!(prompt_index(&["secateur", "run", "- milk\n- eggs: what is missing?", "--quiet"]), Some(2));
-        assert_eq!(prompt_index(&["secateur", "run", "--modle", "m"]), None, "a mistyped option is not a prompt");
-        assert_eq!(prompt_index(&["secateur", "run", "--system=You are terse.", "--modle", "m"]), None);
-        assert_eq!(prompt_index(&["secateur", "run", "--", "-5 + 3?"]), None);
-        assert_eq!(prompt_index(&["secateur", "bench", "-5 + 3?"]), None);
     }
 }

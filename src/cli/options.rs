@@ -28,7 +28,7 @@ pub struct DeviceArgs {
 #[derive(Debug, clap::Args, Serialize)]
 pub struct PromptArgs {
     /// The system prompt: instructions to the model that precede the conversation.
-    #[arg(long, value_name = "TEXT", conflicts_with_all = ["ids", "raw"], allow_hyphen_values = true, value_parser = argument)]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["ids", "raw"], value_parser = argument)]
     system: Option<String>,
     /// Answer without thinking. This works with models whose chat template can switch thinking off (Qwen3).
     #[arg(long, conflicts_with_all = ["ids", "raw"])]
@@ -66,7 +66,7 @@ pub struct PromptArgs {
     #[arg(long, value_name = "RULE", value_parser = parsed::<Boundaries>, help = steps_help())]
     steps: Option<Boundaries>,
     /// End the answer before this text. May be given several times. The thinking is not affected.
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(long, value_name = "TEXT")]
     #[serde(skip_serializing_if = "Option::is_none")]
     stop: Option<Vec<String>>,
     /// End the thinking after N tokens: the engine writes </think> in place of the model.
@@ -137,10 +137,10 @@ struct SamplingArgs {
     #[arg(long, help_heading = SAMPLING, value_name = "R", value_parser = finite)]
     repetition_penalty: Option<f32>,
     /// Take F off the logit of a token for each time that it is already in the text, not in the prompt (-2 to 2).
-    #[arg(long, help_heading = SAMPLING, value_name = "F", value_parser = finite, allow_negative_numbers = true)]
+    #[arg(long, help_heading = SAMPLING, value_name = "F", value_parser = finite)]
     frequency_penalty: Option<f32>,
     /// Take F off the logit of a token that is already in the text, once (-2 to 2).
-    #[arg(long, help_heading = SAMPLING, value_name = "F", value_parser = finite, allow_negative_numbers = true)]
+    #[arg(long, help_heading = SAMPLING, value_name = "F", value_parser = finite)]
     presence_penalty: Option<f32>,
 }
 

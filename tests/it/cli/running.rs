@@ -282,6 +282,10 @@ fn a_prompt_may_come_from_stdin() {
     fails(&with(&[], b""), 2, &["no prompt", "- for stdin"]);
     let dashed = json(&cpu(&["--max-new-tokens", "8", "--json", "-5 + 3?"]));
     assert_eq!(dashed["prompt_ids"], json(&feed(b"-5 + 3?"))["prompt_ids"]);
+    // The value of an option may begin with a dash as well, and is not taken for the prompt.
+    let both = json(&cpu(&["--dry-run", "--probe-text", "- Sum up.</think>", "Enough.</think>"]));
+    assert_eq!(both["settings"]["probe_text"], "- Sum up.</think>");
+    assert!(both["prompt"].to_string().contains("Enough."), "{both}");
     fails(&feed(b"caf\xe9 ?"), 2, &["not UTF-8", "byte 3"]);
     fails(&feed(b"\n"), 2, &["the prompt is empty"]);
     fails(&feed(&vec![b'a'; (64 << 20) + 1]), 2, &["exceeds 64.0 MiB", "stdin", "at most 64.0 MiB"]);
