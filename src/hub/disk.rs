@@ -22,21 +22,10 @@ pub(super) fn check_space(folder: &Path, needed: u64) -> Result<()> {
 }
 
 #[cfg(unix)]
-#[allow(unsafe_code, reason = "statvfs is a call of the C library, see below")]
 fn free_bytes(folder: &Path) -> Option<u64> {
-    use nix::libc;
-    use std::os::unix::ffi::OsStrExt;
-    let path = std::ffi::CString::new(folder.as_os_str().as_bytes()).ok()?;
-    let mut info = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: `path` ends in a zero byte and `info` is large enough for one `statvfs`. Both outlive the call.
-    let failed = unsafe { libc::statvfs(path.as_ptr(), info.as_mut_ptr()) } != 0;
-    if failed {
-        return None;
-    }
-    // SAFETY: the call has succeeded, so it has filled in the whole structure.
-    let info = unsafe { info.assume_init() };
+    let info = nix::sys::statvfs::statvfs(folder).ok()?;
     #[allow(trivial_numeric_casts, clippy::unnecessary_cast, reason = "the types differ between systems")]
-    (info.f_bavail as u64).checked_mul(info.f_frsize as u64)
+    (info.blocks_available() as u64).checked_mul(info.fragment_size() as u64)
 }
 
 #[cfg(not(unix))]
