@@ -232,14 +232,7 @@ pub fn table(reports: &[Report]) -> String {
     let mut row = vec!["total".to_string(), String::new()];
     row.extend(reports.iter().map(|r| format!("{} passed, {} failed", r.passed, r.failed)));
     rows.push(row);
-    let widths: Vec<usize> =
-        (0..rows[0].len()).map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0)).collect();
-    let mut out = String::new();
-    for row in &rows {
-        let cells = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
-        out.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
-        out.push('\n');
-    }
+    let mut out = crate::table::aligned(&rows);
     for failure in reports.iter().flat_map(|r| r.kernels.iter().flat_map(|k| &k.failures)).take(20) {
         out.push_str(&format!("FAIL {failure}\n"));
     }

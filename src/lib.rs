@@ -97,6 +97,7 @@ pub mod sampling;
 pub mod serve;
 pub mod settings;
 pub mod steps;
+mod table;
 mod text;
 mod text_form;
 pub mod trace;
@@ -166,6 +167,10 @@ pub mod expert {
     /// Compares the predictions of two models on a text.
     pub mod quality {
         pub use crate::quality::*;
+    }
+    /// Tables as text.
+    pub mod table {
+        pub use crate::table::*;
     }
     /// Tokenizer, chat template, and ids back to text.
     pub mod text {

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use secateur::engine::RunResult;
+pub use secateur::expert::table::aligned as table;
 use secateur::policy::{Role, Scope};
 use secateur::settings::MAX_NEW_TOKENS_THINKING;
 use secateur::trace::{self, StopReason};
@@ -514,18 +515,6 @@ fn hanging(text: &str, indent: usize, columns: Option<usize>) -> String {
         used += width;
     }
     broken
-}
-
-/// Lays rows out as a table with aligned columns.
-pub fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let line = |row: &Vec<String>| {
-        let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
-        cells.collect::<Vec<_>>().join("  ").trim_end().to_string() + "\n"
-    };
-    rows.iter().map(line).collect()
 }
 
 /// A progress bar on stderr, shown only if stderr is a terminal. It is removed when dropped.
