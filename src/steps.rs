@@ -259,11 +259,6 @@ impl Segmenter {
         Self { text: Vec::new(), ends: Vec::new(), scan: Scan::new(rule) }
     }
 
-    /// The rule by which steps are cut.
-    pub fn boundaries(&self) -> Boundaries {
-        self.scan.rule
-    }
-
     /// Ends a thought at its `</think>`. What is pushed afterwards is a new thought: it begins a step, its first word
     /// has no word before it, and its keywords alone decide what `auto` does in it. Offsets go on counting.
     pub fn end_thought(&mut self) {
