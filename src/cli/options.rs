@@ -7,7 +7,7 @@ use secateur::Dtype;
 use secateur::engine::{LoadOptions, Request};
 use secateur::expert::probe;
 use secateur::expert::weights::precision::Precision;
-use secateur::policy::{self, Budget, Layers, Normalise, PolicyRef, Positions, Scope};
+use secateur::policy::{self, Budget, CURRENT_STEP_KEPT, Layers, Normalise, PolicyRef, Positions, Scope};
 use secateur::settings::{MAX_NEW_TOKENS, MAX_NEW_TOKENS_THINKING};
 use secateur::steps::Boundaries;
 use secateur::{AnswerFormat, Error, ErrorKind, Result, builtin};
@@ -276,7 +276,10 @@ fn steps_help() -> String {
 
 fn window_help() -> String {
     let (general, own) = (policy::DEFAULT_WINDOW, builtin::WINDOW);
-    format!("Never evict the latest N tokens [default: {general}; {own} with the built-in model]")
+    format!(
+        "Never evict the latest N tokens. Whatever N is, the latest {CURRENT_STEP_KEPT} tokens of the step that is being \
+         written stay too [default: {general}; {own} with the built-in model]"
+    )
 }
 
 fn probe_every_help() -> String {

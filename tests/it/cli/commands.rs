@@ -239,6 +239,20 @@ fn inspect_says_what_rope_rotates_and_which_contexts_can_be_used() {
 }
 
 #[test]
+fn help_and_documents_say_what_stays_beside_the_window() {
+    const KEPT: usize = secateur::policy::CURRENT_STEP_KEPT;
+    let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let stays = format!("the latest {KEPT} tokens of the step that is being written stay too");
+    for command in ["run", "calibrate", "eval"] {
+        let help = run(&[command, "--help"]).out;
+        assert!(words(&help).contains(&stays), "{command}: {help}");
+    }
+    assert!(words(include_str!("../../../docs/cli.md")).contains(&stays), "docs/cli.md");
+    let method = format!("the step that is being written, up to {KEPT} of its tokens");
+    assert!(words(include_str!("../../../docs/method.md")).contains(&method), "docs/method.md");
+}
+
+#[test]
 fn help_shows_examples_and_the_exit_codes() {
     for command in [
         None,
