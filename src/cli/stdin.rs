@@ -27,11 +27,7 @@ pub fn is_pipe_or_file() -> bool {
 /// # Errors
 /// Those of [`read`].
 pub fn read_prompt() -> Result<String> {
-    let mut prompt = read("the prompt")?;
-    if prompt.ends_with('\n') {
-        prompt.pop();
-    }
-    Ok(prompt)
+    Ok(text::without_line_end(read("the prompt")?))
 }
 
 /// Reads stdin to its end. `what` names the content in messages, such as "the prompt".

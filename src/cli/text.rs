@@ -45,6 +45,15 @@ pub fn unix_lines(mut text: String) -> String {
     if text.contains("\r\n") { text.replace("\r\n", "\n") } else { text }
 }
 
+/// A text that was read, without its last line end. That may be a lone CR, as in [`argument`]: the same text is the same
+/// prompt, whichever way it comes.
+pub fn without_line_end(mut text: String) -> String {
+    if text.ends_with(['\n', '\r']) {
+        text.pop();
+    }
+    text
+}
+
 /// Text that was given as an argument. A final CR is removed as well, because `$(cat FILE)` removes only the LF of
 /// the last line end of a file.
 pub fn argument(text: &str) -> String {
@@ -90,6 +99,16 @@ mod tests {
         assert_eq!(decoded(b"\xfe\xff\0W\xd8\x3d\xde\x00").as_deref(), Ok("W\u{1f600}"));
         assert_eq!(argument("Why?\r"), "Why?");
         assert_eq!(argument("\u{feff}a\r\nb\n"), "a\nb\n");
+    }
+
+    #[test]
+    fn a_text_is_the_same_from_stdin_and_as_an_argument() {
+        // What a shell makes of `$(cat FILE)`.
+        let as_argument = |file: &str| argument(file.trim_end_matches('\n'));
+        for file in ["Why?", "Why?\n", "Why?\r\n", "Why?\r", "Why?\r\r\n", "a\r\nb\r\n", "\u{feff}a\rb\r", "\r", ""] {
+            let from_stdin = without_line_end(decode(file.into()).expect("UTF-8"));
+            assert_eq!(from_stdin, as_argument(file), "{file:?}");
+        }
     }
 
     #[test]

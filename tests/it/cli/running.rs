@@ -275,7 +275,8 @@ fn a_prompt_may_come_from_stdin() {
     assert_eq!((&piped["prompt_ids"], &piped["ids"]), (&given["prompt_ids"], &given["ids"]));
     // The text may have Windows' line ends, a byte order mark, or UTF-16. `-` may be left out.
     let utf16 = "\u{feff}Why is θ so?\r\n".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>();
-    for bytes in ["Why is θ so?\r\n".as_bytes(), "\u{feff}Why is θ so?".as_bytes(), &utf16] {
+    for bytes in ["Why is θ so?\r\n".as_bytes(), "Why is θ so?\r".as_bytes(), "\u{feff}Why is θ so?".as_bytes(), &utf16]
+    {
         assert_eq!(json(&feed(bytes))["prompt_ids"], given["prompt_ids"]);
         assert_eq!(json(&with(&[], bytes))["prompt_ids"], given["prompt_ids"]);
     }
