@@ -422,12 +422,22 @@ pub fn seed(result: &RunResult) -> Option<u64> {
 
 /// Why a run ended, in words. If it ended before the answer, also how to get one.
 pub fn ended(result: &RunResult) -> String {
-    let reason = stop_reason(&result.trace.stop_reason);
-    if !result.thinking_unfinished {
-        return reason;
+    ended_in_words(&result.trace.stop_reason, result.thinking_unfinished, result.trace.settings.max_new_tokens)
+}
+
+/// The same of a run that ended for `reason` with at most `limit` new tokens, within the thinking if it is `unfinished`.
+fn ended_in_words(reason: &StopReason, unfinished: bool, limit: usize) -> String {
+    match reason {
+        // Its text has no answer that could have ended.
+        StopReason::Eos if unfinished => {
+            "the model ended its text while it was still thinking, and gave no answer".into()
+        }
+        _ if unfinished => {
+            let help = help_to_answer(reason, limit);
+            format!("{}; the model was still thinking and gave no answer{help}", stop_reason(reason))
+        }
+        _ => stop_reason(reason),
     }
-    let help = help_to_answer(&result.trace.stop_reason, result.trace.settings.max_new_tokens);
-    format!("{reason}; the model was still thinking and gave no answer{help}")
 }
 
 /// What helps a run to its answer if it ended within the thinking for `reason`, with at most `limit` new tokens.
@@ -591,6 +601,25 @@ mod tests {
         assert_eq!(help(MAX_NEW_TOKENS_THINKING), "; try --max-new-tokens 16384");
         assert_eq!(help(usize::MAX), format!("; try --max-new-tokens {}", usize::MAX));
         assert_eq!(help_to_answer(&StopReason::Cancelled, 5), "");
+    }
+
+    #[test]
+    fn a_run_that_ended_within_the_thinking_ended_no_answer() {
+        let ended = |reason, unfinished| ended_in_words(&reason, unfinished, 5);
+        assert_eq!(ended(StopReason::Eos, false), "the model ended its answer");
+        assert_eq!(
+            ended(StopReason::Eos, true),
+            "the model ended its text while it was still thinking, and gave no answer"
+        );
+        assert_eq!(
+            ended(StopReason::MaxNewTokens, true),
+            "--max-new-tokens reached; the model was still thinking and gave no answer; raise --max-new-tokens, or leave it out"
+        );
+        // What a request names ends only an answer; for every other end, no words may tell of an answer.
+        for reason in [StopReason::Eos, StopReason::MaxNewTokens, StopReason::ContextFull, StopReason::Cancelled] {
+            let said = ended(reason, true);
+            assert!(said.matches("answer").count() == 1 && said.contains("gave no answer"), "{said}");
+        }
     }
 
     #[test]

@@ -403,7 +403,8 @@ fn shade(value: f32, largest: f32) -> u8 {
 
 fn stop(reason: &StopReason) -> String {
     match reason {
-        StopReason::Eos => "the model ended its answer".into(),
+        // This may have been within the thinking.
+        StopReason::Eos => "the model ended its text".into(),
         StopReason::StopString => "a stop text ended the answer".into(),
         StopReason::StopToken => "a stop token ended the answer".into(),
         StopReason::FormatComplete => "the answer was complete in its format".into(),
