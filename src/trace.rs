@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::device::DeviceBytes;
 use crate::policy::{CacheView, KeepPlan, Outcome, Role, Sets};
+use crate::sampling::MOST_CANDIDATES;
 use crate::settings::Settings;
 use crate::steps::BoundaryCounts;
 use crate::text::Stops;
@@ -228,7 +229,7 @@ pub enum StopReason {
 }
 
 /// Sums over a run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Totals {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
@@ -255,9 +256,23 @@ pub struct Totals {
     pub decode_us: u64,
     /// Time for probes, plans and gathers, in microseconds.
     pub probe_us: u64,
+    /// The largest share of the probability, from 0 to 1, that the settings allow and that lay outside the candidates of
+    /// a draw: [`RunResult::missed`](crate::RunResult::missed). Absent where it is 0, and in older traces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probability_missed: Option<f32>,
 }
 
 impl Totals {
+    /// A sentence where tokens with more than a thousandth of the probability could not be drawn, because they were not
+    /// among the candidates of the sampler.
+    pub fn sampling_note(&self) -> Option<String> {
+        let percent = 100.0 * self.probability_missed.filter(|missed| *missed > 0.001)?;
+        Some(format!(
+            "up to {percent:.1} % of the probability that the settings allow lay outside the {MOST_CANDIDATES} candidates \
+             of the sampler"
+        ))
+    }
+
     /// The number of slots at the end if nothing had been evicted: one for each token but the last, which was only
     /// sampled.
     pub fn forwarded(&self) -> usize {
@@ -637,6 +652,23 @@ mod tests {
     }
 
     #[test]
+    fn a_share_of_the_probability_that_was_missed_is_recorded_and_said() {
+        let mut trace = example();
+        let without = trace.to_json().unwrap();
+        assert!(!without.contains("probability_missed"), "{without}");
+        assert_eq!(Trace::from_json(&without).unwrap().totals.probability_missed, None, "as in an older trace");
+        trace.totals.probability_missed = Some(0.678);
+        let json = trace.to_json().unwrap();
+        assert!(json.contains(r#""probability_missed":0.678"#), "{json}");
+        assert_eq!(Trace::from_json(&json).unwrap(), trace);
+        let note = |probability_missed| Totals { probability_missed, ..Totals::default() }.sampling_note();
+        let said =
+            "up to 67.8 % of the probability that the settings allow lay outside the 128 candidates of the sampler";
+        assert_eq!(note(Some(0.678)).as_deref(), Some(said));
+        assert_eq!([note(None), note(Some(0.001))], [None, None]);
+    }
+
+    #[test]
     fn other_versions_and_other_files_are_refused_and_new_fields_ignored() {
         let json = example().to_json().unwrap();
         let newer = json.replacen("\"version\":1", "\"version\":2", 1);
@@ -655,6 +687,13 @@ mod tests {
         let trace = serde_json::to_value(example()).unwrap();
         for field in trace.as_object().unwrap().keys() {
             assert!(documented.contains(&format!("| `{field}` |")), "docs/trace.md has no row for `{field}`");
+        }
+        let all = Totals { probability_missed: Some(0.5), ..Totals::default() };
+        for field in serde_json::to_value(all).unwrap().as_object().unwrap().keys() {
+            assert!(
+                documented.contains(&format!("| `{field}` |")),
+                "docs/trace.md has no row for `{field}` of `totals`"
+            );
         }
     }
 

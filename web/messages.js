@@ -310,6 +310,8 @@
  * @property {number} evicted_tokens
  * @property {number} peak_cached - most slots at any time
  * @property {number} peak_kv_bytes
+ * @property {number} [probability_missed] - the largest share of the probability that lay outside the candidates of a
+ *   draw; absent: 0. A note before the end says so where it is more than a thousandth
  */
 
 export {};

@@ -191,7 +191,7 @@ impl Screen {
     /// Prints what stands for the summary with `--quiet`: warnings about what makes the result worse.
     pub fn warn_about(&self, result: &RunResult) {
         let repetition = repetition(&result.trace.totals).filter(|_| !self.repetition_reported);
-        missed(result).into_iter().chain(repetition).for_each(|text| warnings::warn(&text));
+        result.trace.totals.sampling_note().into_iter().chain(repetition).for_each(|text| warnings::warn(&text));
     }
 
     /// Shows what a probe evicted: a line with numbers, and a line for each of the first steps that lost tokens.
@@ -333,8 +333,8 @@ impl Screen {
         if let Some(note) = trace.step_note() {
             line("steps", note);
         }
-        if let Some(missed) = missed(result) {
-            line("sampling", missed);
+        if let Some(note) = t.sampling_note() {
+            line("sampling", note);
         }
         if let Some(seed) = seed(result) {
             line("seed", seed.to_string());
@@ -400,14 +400,6 @@ fn repetition(t: &trace::Totals) -> Option<String> {
         let sign = if t.evicted_tokens > 0 { " (a common sign that too much was evicted)" } else { "" };
         format!("{} tokens complete a run of 12 tokens that occurred before{sign}", t.repeated_tokens)
     })
-}
-
-/// A note if tokens with a noticeable share of the probability could not be sampled, because they were not among the
-/// 128 candidates of the sampler.
-fn missed(result: &RunResult) -> Option<String> {
-    let percent = 100.0 * result.missed;
-    (result.missed > 0.001)
-        .then(|| format!("up to {percent:.1} % of the probability that the settings allow lay outside the 128 candidates of the sampler"))
 }
 
 fn percent(part: u64, of: u64) -> f64 {

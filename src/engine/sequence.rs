@@ -552,6 +552,7 @@ impl Sequence {
         let thoughts = self.tokens.iter_mut().filter(|t| t.role == Role::Thinking);
         thoughts.zip(step_of).for_each(|(token, step)| token.step = Some(steps[step].start));
         self.totals.repeated_tokens = self.repetition.tokens;
+        self.totals.probability_missed = Some(self.missed).filter(|missed| *missed > 0.0);
         self.totals.generated_tokens = self.tokens.len();
         self.totals.thinking_tokens = self.ledger.thinking().tokens();
         // The last token is not counted, because it was not forwarded, and neither are steps after it.

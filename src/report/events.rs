@@ -19,10 +19,12 @@ use crate::trace::Step;
 ///   the tokens' text so far. `steps` are `{start, end, tokens, cached, importance, evicted}`, with the same kind of
 ///   range, and with `importance` `null` where the policy measures none. `map` is the attention of `</think>` in the
 ///   form that the report draws, or `null`; `budget_missed` is `{asked, kept}` or `null`
-/// - `{type: "note", text}`, with a sentence about the run for a person
+/// - `{type: "note", text}`, with a sentence about the run for a person; the last one may come after
+///   the last token
 /// - `{type: "done", stop_reason, thinking_unfinished, tokens_per_second, tail, message, totals, bytes_in_use,
 ///   bytes_reserved}`, with `tail` what an unfinished character left, `message` how a conversation continues with
-///   this answer ([`RunResult::message`]), and `totals` those of the trace
+///   this answer ([`RunResult::message`]), and `totals` those of the trace, with
+///   `probability_missed`
 /// - `{type: "partial", json}` after it, with the trace of a run that failed after it had begun
 #[derive(Debug, Default)]
 pub(crate) struct RunEvents {
@@ -100,7 +102,9 @@ impl RunEvents {
             "message": result.message(),
             "totals": totals,
         });
-        let mut events = vec![with_bytes(done, result.bytes)];
+        let mut events: Vec<Value> =
+            totals.sampling_note().map(|text| json!({"type": "note", "text": text})).into_iter().collect();
+        events.push(with_bytes(done, result.bytes));
         if result.error.is_some()
             && let Ok(trace) = result.trace.to_json()
         {
@@ -178,4 +182,37 @@ fn with_bytes(mut event: Value, bytes: DeviceBytes) -> Value {
     event["bytes_in_use"] = bytes.in_use.into();
     event["bytes_reserved"] = bytes.reserved.into();
     event
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::Trace;
+
+    #[test]
+    fn a_run_that_missed_probability_says_so_before_it_is_done() {
+        let page = include_str!("../../docs/trace.md");
+        let json = page.split("```json\n").nth(1).and_then(|rest| rest.split("```").next()).expect("an example");
+        let mut result = RunResult {
+            text: String::new(),
+            bytes: DeviceBytes::default(),
+            kv_bytes: 0,
+            answer: String::new(),
+            thinking_unfinished: false,
+            format_unfinished: false,
+            trace: Trace::from_json(json).expect("a trace"),
+            missed: 0.0,
+            prompt_logprobs: Vec::new(),
+            shared_tokens: 0,
+            error: None,
+        };
+        let [done] = &RunEvents::default().ending(&result)[..] else { panic!("one event") };
+        assert_eq!((&done["type"], done["totals"].get("probability_missed")), (&json!("done"), None));
+        result.trace.totals.probability_missed = Some(0.25);
+        let [note, done] = &RunEvents::default().ending(&result)[..] else { panic!("two events") };
+        assert_eq!((&note["type"], &done["type"]), (&json!("note"), &json!("done")));
+        let said = note["text"].as_str().expect("a sentence");
+        assert!(said.starts_with("up to 25.0 % of the probability"), "{said}");
+        assert_eq!(done["totals"]["probability_missed"], json!(0.25));
+    }
 }

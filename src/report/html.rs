@@ -108,6 +108,7 @@ struct TraceView<'a> {
     slot_bytes: Option<u64>,
     steps: Vec<StepView>,
     step_note: Option<String>,
+    sampling_note: Option<String>,
     answer: String,
     probes: Vec<ProbeView<'a>>,
 }
@@ -233,6 +234,7 @@ impl<'a> TraceView<'a> {
             slot_bytes: trace.slot_bytes,
             steps,
             step_note: trace.step_note(),
+            sampling_note: trace.totals.sampling_note(),
             answer: spelled_out(&trace.answer()),
             probes,
         }
@@ -567,6 +569,16 @@ mod tests {
         let script = script();
         assert!(!script.lines().any(|line| line.starts_with("import ") || line.starts_with("export ")));
         assert!(script.contains("\nfunction cacheFigure(trace) {"));
+    }
+
+    #[test]
+    fn probability_that_the_sampler_missed_is_on_the_page() {
+        let mut trace = documented();
+        let note = |trace: Trace| data(&page(&[("x".into(), trace)]).unwrap())[0]["sampling_note"].clone();
+        assert_eq!(note(trace.clone()), serde_json::Value::Null);
+        trace.totals.probability_missed = Some(0.678);
+        assert!(note(trace).as_str().is_some_and(|said| said.starts_with("up to 67.8 % of the probability")));
+        assert!(MODULES[6].contains("sentence(trace.sampling_note)"), "the script shows it");
     }
 
     /// The page's script reads the fields that the structs have: each property that a typedef of helpers.js names is

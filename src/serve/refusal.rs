@@ -132,7 +132,7 @@ impl Refusal {
 /// [`Refusal::in_names_of`].
 const FIELDS: [(&str, &str); 5] = [
     ("`system`", "messages"),
-    ("`context`", "the server's --context"),
+    ("`context`", "the server's context"),
     ("`stop_ids`", "stop_token_ids"),
     ("`include_stop`", "include_stop_str_in_output"),
     ("`prompt_logprobs`", "logprobs"),

@@ -20,6 +20,7 @@
  * @property {number | null} slot_bytes - bytes of keys and values that one slot takes in all layers
  * @property {StepView[]} steps
  * @property {string | null} step_note - says that steps are not cut at keywords where one would expect them to be
+ * @property {string | null} sampling_note - says how much probability lay outside the candidates of a draw
  * @property {string} answer
  * @property {ProbeView[]} probes
  *
@@ -98,6 +99,7 @@
  * @property {number} prefill_us
  * @property {number} decode_us
  * @property {number} probe_us
+ * @property {number} [probability_missed]
  */
 
 /** @type {TraceView[]} */

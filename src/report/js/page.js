@@ -44,6 +44,8 @@ function unusual({scope, layers, normalise, positions, steps, changed}) {
   return Object.keys(words).filter((name) => changed.includes(name)).map((name) => `${words[name]}; `).join('');
 }
 
+const sentence = (note) => `${note[0].toUpperCase()}${note.slice(1)}.`;
+
 function section(trace, index, jump) {
   const steps = reasoning(trace, `t${index + 1}`);
   const {policy, budget, window: latest, probe_every: every} = trace.settings;
@@ -61,12 +63,13 @@ function section(trace, index, jump) {
       el('p', {class: 'quiet'},
         (every ? `${policy}, ${budget}; window ${latest}; a probe every ${every} thinking tokens; ` : '') +
         unusual(trace.settings) + `stopped: ${trace.stop}`),
+      trace.sampling_note && el('p', {class: 'quiet'}, sentence(trace.sampling_note)),
       facts(trace)),
     el('div', {class: 'pictures'}, cache?.node, map?.node, kept?.node, lengths?.node, memoryFigure(trace)),
     el('div', {class: 'reasoning'},
       trace.prompt && el('details', {}, el('summary', {}, 'The prompt'), el('div', {class: 'text', dir: 'auto'}, trace.prompt)),
       el('div', {}, el('h3', {}, 'The reasoning'), state,
-        trace.step_note && el('p', {class: 'quiet'}, `${trace.step_note[0].toUpperCase()}${trace.step_note.slice(1)}.`), steps.legend, steps.list),
+        trace.step_note && el('p', {class: 'quiet'}, sentence(trace.step_note)), steps.legend, steps.list),
       trace.answer.trim() && el('div', {}, el('h3', {}, 'The answer'), el('div', {class: 'text', dir: 'auto'}, trace.answer.trim()))),
     el('div', {class: 'more'}, numbers?.node));
   const show = (k) => {

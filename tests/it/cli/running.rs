@@ -124,6 +124,25 @@ fn text_goes_to_stdout_and_the_rest_to_stderr() {
     assert!(quiet.err.lines().all(|line| line.starts_with("warning: ")), "{}", quiet.err);
 }
 
+/// The sampler has 128 candidates, the fixture 320 tokens, and a high temperature makes them about equally likely.
+#[test]
+fn probability_outside_the_candidates_is_said_and_recorded() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trace.json");
+    let args = ["--max-new-tokens", "8", "--seed", "1", "--json", "--trace", file.to_str().unwrap(), "Why?"];
+    let ran = cpu(&[&args[..], &["--temperature", "50", "--top-k", "0"]].concat());
+    let missed = trace_of(&file).totals.probability_missed.expect("it is recorded");
+    assert!(missed > 0.3 && missed < 1.0, "{missed}");
+    let v = json(&ran);
+    for reported in [&v["probability_missed"], &v["totals"]["probability_missed"]] {
+        assert!((reported.as_f64().unwrap() - f64::from(missed)).abs() < 1e-6, "{reported}");
+    }
+    assert!(ran.err.contains("lay outside the 128 candidates of the sampler"), "{}", ran.err);
+    let greedy = json(&cpu(&[&args[..], &["--greedy"]].concat()));
+    assert_eq!(greedy["totals"].get("probability_missed"), None);
+    assert!(!std::fs::read_to_string(&file).unwrap().contains("probability_missed"), "absent where it is 0");
+}
+
 #[test]
 fn quiet_warns_of_a_thought_that_was_cut_short() {
     let args = ["run", "--device", "cpu", "--max-new-tokens", "5"];
