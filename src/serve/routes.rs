@@ -148,14 +148,15 @@ async fn admit(State(app): State<Arc<App>>, request: HttpRequest, next: Next) ->
     let host = headers.get(HOST).and_then(|host| host.to_str().ok()).or(request.uri().authority().map(|a| a.as_str()));
     if !app.names.allow(host) {
         // A page can make its own name point to this machine. The browser then sends that name.
-        let message = format!("this server is not called {}: see --allow-host", host.unwrap_or("nothing"));
+        let message =
+            format!("this server is not called {}: whoever runs it can allow this name", host.unwrap_or("nothing"));
         return Err(Refusal::new(StatusCode::FORBIDDEN, message));
     }
     if let Some(origin) = headers.get(ORIGIN).and_then(|origin| origin.to_str().ok())
         && app.keys.is_empty()
         && !app.options.allows_origin(origin, host)
     {
-        let message = format!("pages of {origin} may not use this server: see --cors");
+        let message = format!("pages of {origin} may not use this server: whoever runs it can allow this origin");
         return Err(Refusal::new(StatusCode::FORBIDDEN, message));
     }
     if request.method() == Method::POST {

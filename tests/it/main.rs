@@ -36,4 +36,5 @@ mod sampling;
 mod serve;
 mod serving;
 mod shaders;
+mod texts;
 mod weights;

@@ -145,7 +145,7 @@ export function mapFigure(trace, goTo) {
     heads.node.hidden = headScale.node.hidden = !grid;
     headNote.replaceChildren(current.map.heads_left_out
       ? 'The heads of this probe are left out to keep the page small. Other probes may show theirs; the trace has all of them.'
-      : 'The heads were not recorded. secateur run --trace FILE --trace-heads records them.');
+      : 'The heads were not recorded. A run whose request has the attention "heads" records them.');
     if (!grid) return;
     heads.show(grid, current.map.columns, evicting(), `Attention of the heads of layer ${layer + 1} to the steps`);
     headScale.show(grid.largest);
