@@ -76,7 +76,7 @@ pub struct Args {
     #[arg(long, value_name = "I/N", value_parser = parsed::<Shard>)]
     shard: Option<Shard>,
     /// A text to append to each question, such as "Put your final answer within \boxed{}.".
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = options::argument)]
     instruction: Option<String>,
     #[command(flatten)]
     generation: GenerationArgs,

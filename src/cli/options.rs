@@ -46,7 +46,7 @@ pub struct PromptArgs {
     #[serde(skip_serializing_if = "is_off")]
     ignore_eos: bool,
     /// The text that a probe appends. It must end in </think>.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = argument)]
     probe_text: Option<String>,
     /// Which parts of the model share one set of kept tokens: shared (all layers and heads share one), layer (each
     /// layer has its own) or head (each KV head has its own) [default: shared].
@@ -237,7 +237,8 @@ fn finite(text: &str) -> Result<f32, String> {
     if number.is_finite() { Ok(number) } else { Err("it is not finite: a finite number is expected".into()) }
 }
 
-fn argument(given: &str) -> Result<String, std::convert::Infallible> {
+/// A text, with the line ends of Unix.
+pub fn argument(given: &str) -> Result<String, std::convert::Infallible> {
     Ok(text::argument(given))
 }
 

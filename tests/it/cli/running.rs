@@ -306,6 +306,9 @@ fn a_prompt_may_come_from_stdin() {
     let both = json(&cpu(&["--dry-run", "--probe-text", "- Sum up.</think>", "Enough.</think>"]));
     assert_eq!(both["settings"]["probe_text"], "- Sum up.</think>");
     assert!(both["prompt"].to_string().contains("Enough."), "{both}");
+    // What `$(cat FILE)` makes of a file with Windows' line ends.
+    let windows = json(&cpu(&["--dry-run", "--probe-text", "Sum\r\nup.</think>\r", "Why?\r"]));
+    assert_eq!(windows["settings"]["probe_text"], "Sum\nup.</think>");
     fails(&feed(b"caf\xe9 ?"), 2, &["not UTF-8", "byte 3"]);
     fails(&feed(b"\n"), 2, &["the prompt is empty"]);
     fails(&feed(&vec![b'a'; (64 << 20) + 1]), 2, &["exceeds 64.0 MiB", "stdin", "at most 64.0 MiB"]);
