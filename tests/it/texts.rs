@@ -2,11 +2,10 @@
 use std::path::{Path, PathBuf};
 
 /// Texts outside `src/cli/` that may have what looks like an option, and why: where, the text, the reason.
-const ALLOWED: [(&str, &str, &str); 4] = [
+const ALLOWED: [(&str, &str, &str); 3] = [
     ("src/model/gguf.rs", "llama-gguf-split --merge", "an option of another program"),
     ("src/report/js/reasoning.js", "--shade", "a property of CSS"),
     ("web/reply.js", "--shade", "a property of CSS"),
-    ("src/serve/refusal.rs", "the server's --context", "a front-end's name of a field, in the list of such names"),
 ];
 
 /// The files below `folder` with one of these extensions.
