@@ -38,10 +38,10 @@ pub enum ErrorKind {
 /// assert_eq!(e.kind(), ErrorKind::Model);
 /// ```
 #[derive(Clone)]
-pub struct Error(Box<Fields>);
+pub struct Error(Box<ErrorFields>);
 
 #[derive(Clone)]
-struct Fields {
+struct ErrorFields {
     kind: ErrorKind,
     what: String,
     at: Option<String>,
@@ -54,7 +54,7 @@ impl Error {
     /// An error of `kind` that says `what` went wrong.
     pub fn new(kind: ErrorKind, what: impl fmt::Display) -> Self {
         let what = what.to_string();
-        Self(Box::new(Fields { kind, what, at: None, expected: None, found: None, help: None }))
+        Self(Box::new(ErrorFields { kind, what, at: None, expected: None, found: None, help: None }))
     }
 
     /// Where it went wrong: a file, a tensor, or a setting by its field in backticks.
@@ -89,10 +89,10 @@ impl Error {
     /// file. A front-end translates the names of settings with it.
     #[must_use]
     pub fn rewritten(&self, rewrite: impl Fn(&str) -> String) -> Self {
-        let Fields { kind, what, at, expected, found, help } = &*self.0;
+        let ErrorFields { kind, what, at, expected, found, help } = &*self.0;
         let all = |text: &Option<String>| text.as_deref().map(&rewrite);
         let (at, expected, help) = (all(at), all(expected), all(help));
-        Self(Box::new(Fields { kind: *kind, what: rewrite(what), at, expected, found: found.clone(), help }))
+        Self(Box::new(ErrorFields { kind: *kind, what: rewrite(what), at, expected, found: found.clone(), help }))
     }
 
     /// The same error; where it has no place, `place` becomes its place.
@@ -119,7 +119,7 @@ impl Error {
     /// What went wrong, what was expected and what was found, on one line, for use within the message of another
     /// error that says where.
     pub(crate) fn on_one_line(&self) -> String {
-        let Fields { what, expected, found, .. } = &*self.0;
+        let ErrorFields { what, expected, found, .. } = &*self.0;
         let parts: Vec<String> = [("expected", expected), ("found", found)]
             .into_iter()
             .filter_map(|(label, value)| value.as_ref().map(|value| format!("{label} {value}")))
@@ -130,7 +130,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Fields { what, at, expected, found, help, .. } = &*self.0;
+        let ErrorFields { what, at, expected, found, help, .. } = &*self.0;
         write!(f, "{what}")?;
         for (label, value) in [("at", at), ("expected", expected), ("found", found), ("help", help)] {
             if let Some(value) = value {

@@ -62,7 +62,7 @@ pub struct Args {
 }
 
 #[derive(Serialize)]
-struct Benchmark {
+struct BenchReport {
     secateur: &'static str,
     model: String,
     device: DeviceInfo,
@@ -151,7 +151,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         runs.push(Run { measured, repetitions: args.repeat, decode_bytes_per_second, decode_bandwidth_fraction });
     }
     drop(bar);
-    let outcome = Benchmark {
+    let outcome = BenchReport {
         secateur: env!("CARGO_PKG_VERSION"),
         model: name,
         device: device.info.clone(),
@@ -219,8 +219,8 @@ fn row(run: &Run) -> Vec<String> {
 }
 
 /// The lines about the weights and the device.
-fn about(outcome: &Benchmark) -> Vec<String> {
-    let Benchmark { kv, weight_bytes, copy, .. } = outcome;
+fn about(outcome: &BenchReport) -> Vec<String> {
+    let BenchReport { kv, weight_bytes, copy, .. } = outcome;
     let gb = |s: Spread| spread(Spread { median: s.median / 1e9, min: s.min / 1e9, max: s.max / 1e9 });
     let weights = options::in_precision(&screen::bytes(*weight_bytes), outcome.weights);
     let seconds = outcome.load_us as f64 / 1e6;
@@ -236,7 +236,7 @@ fn about(outcome: &Benchmark) -> Vec<String> {
 }
 
 /// The lines below the table.
-fn below(outcome: &Benchmark) -> Vec<String> {
+fn below(outcome: &BenchReport) -> Vec<String> {
     let first = outcome.runs.first().map(|Run { measured, .. }| {
         let (seconds, tokens) = (measured.first_prefill_seconds, measured.prompt);
         format!("the first prompt of {tokens} tokens took {seconds:.2} s, in which shaders were compiled or read")
@@ -246,7 +246,7 @@ fn below(outcome: &Benchmark) -> Vec<String> {
     first.into_iter().chain([counted]).collect()
 }
 
-fn report(outcome: &Benchmark) -> String {
+fn report(outcome: &BenchReport) -> String {
     let rows: Vec<Vec<String>> =
         std::iter::once(HEAD.map(String::from).to_vec()).chain(outcome.runs.iter().map(row)).collect();
     let lines = |lines: Vec<String>| lines.into_iter().map(|line| line + "\n").collect::<String>();

@@ -111,7 +111,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         questions: problems.len(),
         questions_hash: calibrate::hash(&problems),
     };
-    let mut progress = Progress::open(&out, &conditions, layers)?;
+    let mut progress = CalibrationProgress::open(&out, &conditions, layers)?;
     file::check_writable(&out)?;
 
     let mut bar = screen::Progress::new(&format!("loading {name}"), args.quiet);
@@ -347,7 +347,7 @@ fn verdict(choice: &Choice) -> String {
 }
 
 /// The file to which every finished trial is appended as a line, after a line with the conditions.
-struct Progress {
+struct CalibrationProgress {
     path: PathBuf,
     journal: Journal,
     done: Vec<Trial>,
@@ -355,7 +355,7 @@ struct Progress {
     trials: usize,
 }
 
-impl Progress {
+impl CalibrationProgress {
     /// Opens the file and reads the trials of an earlier, interrupted calibration with the same settings. An
     /// incomplete last line is removed.
     fn open(out: &Path, settings: &Conditions, layers: usize) -> Result<Self> {
@@ -416,7 +416,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for CalibrationProgress {
     /// Removes the file if it holds no trials.
     fn drop(&mut self) {
         if self.trials == 0 {

@@ -182,7 +182,7 @@ impl Args {
             signals::install()?;
             signals::stop_on_signal(&engine.stop_flag());
             let interrupted = || signals::received().is_some();
-            let mut progress = Progress::new(made, all, self.quiet);
+            let mut progress = EvaluationProgress::new(made, all, self.quiet);
             let known = std::mem::take(&mut folder.trials);
             let journal = &mut folder.journal;
             let mut done = |trial: &Trial| {
@@ -718,7 +718,7 @@ fn option_of(name: &str) -> String {
 }
 
 /// The progress of an evaluation: a bar on a terminal, elsewhere a line a minute.
-struct Progress {
+struct EvaluationProgress {
     bar: screen::Progress,
     begun: Instant,
     told: Instant,
@@ -729,7 +729,7 @@ struct Progress {
     quiet: bool,
 }
 
-impl Progress {
+impl EvaluationProgress {
     fn new(done: usize, all: usize, quiet: bool) -> Self {
         let mut bar = screen::Progress::new("answering", quiet);
         bar.at(done, all);
