@@ -276,6 +276,8 @@
  * @typedef {object} AttentionMap
  * @property {number[]} columns - indices into the probe's steps
  * @property {{largest: number, cells: string, spread: ({gini: number, top_tenth: number} | null)[]}} layers
+ * @property {object[]} [heads] - in a report, a grid for each layer; empty in an event
+ * @property {boolean} [heads_left_out] - whether a trace has the heads and a report leaves them out
  *
  * @typedef {object} NoteEvent
  * @property {'note'} type
@@ -309,7 +311,12 @@
  * @property {number} thinking_tokens
  * @property {number} evicted_tokens
  * @property {number} peak_cached - most slots at any time
+ * @property {number} [final_cached] - slots at the end
+ * @property {number} [repeated_tokens] - tokens at the end of a text that repeats itself
  * @property {number} peak_kv_bytes
+ * @property {number} [prefill_us] - times in microseconds
+ * @property {number} [decode_us]
+ * @property {number} [probe_us]
  * @property {number} [probability_missed] - the largest share of the probability that lay outside the candidates of a
  *   draw; absent: 0. A note before the end says so where it is more than a thousandth
  */

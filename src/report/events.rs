@@ -186,8 +186,13 @@ fn with_bytes(mut event: Value, bytes: DeviceBytes) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+    use crate::engine::{LoadOptions, Request};
+    use crate::settings::AttentionDetail;
     use crate::trace::Trace;
+    use crate::{Error, ErrorKind};
 
     #[test]
     fn a_run_that_missed_probability_says_so_before_it_is_done() {
@@ -214,5 +219,73 @@ mod tests {
         let said = note["text"].as_str().expect("a sentence");
         assert!(said.starts_with("up to 25.0 % of the probability"), "{said}");
         assert_eq!(done["totals"]["probability_missed"], json!(0.25));
+    }
+
+    /// The properties of a typedef of the page's messages.
+    fn typed(name: &str) -> BTreeSet<String> {
+        let messages = include_str!("../../web/messages.js");
+        let typedef = messages.split_once(&format!("@typedef {{object}} {name}\n")).expect(name).1;
+        let lines = typedef.lines().take_while(|line| !line.contains("@typedef") && !line.contains("*/"));
+        let property = |line: &str| {
+            let after_type = line.split_once("@property {")?.1.rsplit_once("} ")?.1;
+            let name = after_type.split(' ').next()?;
+            Some(name.trim_matches(['[', ']']).to_string())
+        };
+        lines.filter_map(property).collect()
+    }
+
+    /// The page reads the names that its types have, and the events have no other ones.
+    #[test]
+    fn the_types_of_the_page_are_those_of_the_events() {
+        let load = LoadOptions { context: Some(512), ..LoadOptions::default() };
+        let (source, device) = (crate::builtin::source(), ComputeDevice::cpu());
+        let mut engine =
+            Engine::load(&source, "built-in", &device, &load, &mut |_, _| ()).expect("it is in the binary");
+        let request = Request {
+            budget: Some("tokens:8".parse().expect("a budget")),
+            attention: Some(AttentionDetail::Layers),
+            seed: Some(1),
+            ..Request::prompting(crate::builtin::EXAMPLE)
+        };
+        let resolved = engine.resolve(&request).expect("a good request");
+        let (mut run, mut events) = (RunEvents::new(resolved.notes), Vec::new());
+        let mut result = pollster::block_on(engine.run(&resolved.prompt, &resolved.settings, &mut |event| {
+            events.extend(run.event(&event, &device));
+        }))
+        .expect("an answer");
+        events.extend(run.event(&Event::Repetition { index: 0 }, &device));
+        result.trace.totals.probability_missed = Some(0.25);
+        result.error = Some(Error::new(ErrorKind::Device, "lost"));
+        events.extend(run.ending(&result));
+
+        let mut seen = BTreeSet::new();
+        let mut check = |name: &'static str, value: &Value| {
+            let keys: BTreeSet<String> = value.as_object().expect(name).keys().cloned().collect();
+            assert_eq!(keys, typed(name), "{name}");
+            seen.insert(name);
+        };
+        for event in &events {
+            match event["type"].as_str().expect("a type") {
+                "start" => check("StartEvent", event),
+                "token" => check("TokenEvent", event),
+                "note" => check("NoteEvent", event),
+                "partial" => check("PartialEvent", event),
+                "done" => {
+                    check("DoneEvent", event);
+                    check("Totals", &event["totals"]);
+                }
+                "probe" => {
+                    check("ProbeEvent", event);
+                    check("ProbedStep", &event["steps"][0]);
+                    check("AttentionMap", &event["map"]);
+                }
+                other => panic!("the page knows no {other}"),
+            }
+        }
+        let mut info = model_info(&engine, "built-in", Some(""));
+        // A server adds them.
+        info["settings"] = Value::Null;
+        check("ModelInfo", &info);
+        assert_eq!(seen.len(), 10, "{seen:?}");
     }
 }
