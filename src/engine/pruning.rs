@@ -35,11 +35,7 @@ impl Pruner {
     /// What the cache must track for the policy.
     pub fn tracking(&self) -> Tracking {
         let needs = self.settings.policy.needs();
-        Tracking {
-            sums: needs == Measurement::Sums,
-            queries: needs.queries() > 0,
-            recurrence: needs == Measurement::Recurrence,
-        }
+        Tracking { sums: needs.adds_up(), queries: needs.queries() > 0, recurrence: needs == Measurement::Recurrence }
     }
 
     /// The attention rows that the forward of the pending token must read out; `None` if the policy does not use
@@ -94,22 +90,29 @@ impl Pruner {
         };
         let mut scored = Vec::new();
         for set in 0..self.sets.count() {
-            let free: Vec<bool> = match (&measured.attention, &measured.similarity, &measured.value_range) {
-                (None, None, None) => Vec::new(),
-                _ => CacheView::new(parts(set))?.protected().iter().map(|kept| !kept).collect(),
-            };
+            let free: Vec<bool> =
+                match (&measured.attention, &measured.similarity, &measured.value_range, &measured.received) {
+                    (None, None, None, None) => Vec::new(),
+                    _ => CacheView::new(parts(set))?.protected().iter().map(|kept| !kept).collect(),
+                };
             let scores =
                 |rows: &Measured, normalise| rows.scores(&self.sets, &self.settings.layers, normalise, set, &free);
             scored.push((
                 measured.attention.as_ref().map(|m| scores(m, self.settings.normalise)).transpose()?,
                 measured.similarity.as_ref().map(|m| scores(m, Normalise::None)).transpose()?,
                 measured.value_range.as_ref().map(|m| scores(m, Normalise::None)).transpose()?,
+                measured.received.as_ref().map(|m| scores(m, Normalise::None)).transpose()?,
             ));
         }
         let mut views = Vec::new();
-        for (set, (scores, similarity, value_range)) in scored.iter().enumerate() {
-            let (scores, similarity, value_range) = (scores.as_deref(), similarity.as_deref(), value_range.as_deref());
-            views.push(CacheView::new(ViewParts { scores, similarity, value_range, ..parts(set) })?);
+        for (set, (scores, similarity, value_range, received)) in scored.iter().enumerate() {
+            views.push(CacheView::new(ViewParts {
+                scores: scores.as_deref(),
+                similarity: similarity.as_deref(),
+                value_range: value_range.as_deref(),
+                received: received.as_deref(),
+                ..parts(set)
+            })?);
         }
         let plans = views.iter().map(|view| self.settings.policy.plan(view)).collect::<Result<Vec<_>>>()?;
         let plan = KeepPlan::join(&self.sets, plans)?;

@@ -141,6 +141,7 @@ impl PendingRows {
 pub struct PendingMeasurements {
     attention: Option<PendingRows>,
     similarity: Option<PendingRows>,
+    received: Option<PendingRows>,
     /// The sizes of values, as [`Decoder::value_sizes`] gives them.
     value_sizes: Option<PendingRows>,
     scored: Scored,
@@ -167,6 +168,8 @@ pub struct Measurements {
     pub similarity: Option<Measured>,
     /// The ranges of the values.
     pub value_range: Option<Measured>,
+    /// The attention that the slots received from all queries so far, where it is measured beside another attention.
+    pub received: Option<Measured>,
     /// For the trace: the probe's attention, a row for each query head.
     pub heads: Option<Measured>,
 }
@@ -178,7 +181,11 @@ impl PendingMeasurements {
     /// If the device cannot be read.
     pub async fn finish(self) -> Result<Measurements> {
         let (mut measured, mut lengths) = (Measurements::default(), None);
-        for (pending, out) in [(self.attention, &mut measured.attention), (self.similarity, &mut measured.similarity)] {
+        for (pending, out) in [
+            (self.attention, &mut measured.attention),
+            (self.similarity, &mut measured.similarity),
+            (self.received, &mut measured.received),
+        ] {
             if let Some(rows) = pending {
                 *out = Some(rows.finish().await?);
             }
@@ -612,6 +619,11 @@ impl Runner {
             Measurement::Nothing => {}
             Measurement::LastRow => pending.attention = Some(read_rows(&held.out.readout_of(row))),
             Measurement::ProbeRow => {
+                pending.attention = Some(self.probe(held, row, request.probe, Some(request.granularity))?);
+            }
+            Measurement::ProbeRowAndSums => {
+                // The sums are read first, because the rows of the probe are no part of them.
+                pending.received = Some(read_tracked(cache, seq, 1, KvCache::sums)?);
                 pending.attention = Some(self.probe(held, row, request.probe, Some(request.granularity))?);
             }
             Measurement::Sums => {

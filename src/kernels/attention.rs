@@ -241,8 +241,13 @@ fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionSpec) -
         if offset == 0 {
             most = seen_from(spec.chunk - 1);
             let base = |head: usize| entry[state::BASE] as usize + head * cap;
-            keys.resize(spec.layer.kv_heads * most * d, 0.0);
-            values.resize(spec.layer.kv_heads * most * d, 0.0);
+            for rows in [&mut keys, &mut values] {
+                rows.clear();
+                rows.reserve_exact(spec.layer.kv_heads * most * d);
+                rows.resize(spec.layer.kv_heads * most * d, 0.0);
+            }
+            powers.clear();
+            powers.reserve_exact(most);
             for head in 0..spec.layer.kv_heads {
                 for slot in 0..most {
                     let at = (head * most + slot) * d;

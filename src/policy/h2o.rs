@@ -31,30 +31,38 @@ impl EvictionPolicy for H2o {
     }
 
     fn accepts(&self, budget: Budget) -> Result<()> {
-        budget.check()?;
-        if budget.needs_scores() {
-            return Err(halves(budget));
-        }
-        Ok(())
+        accepts_halves(self.name(), budget)
     }
 
     fn plan(&self, view: &CacheView<'_>) -> Result<KeepPlan> {
         let sums = view.scores()?;
-        let target = view.budget().token_target(view.thinking_tokens()).ok_or_else(|| halves(view.budget()))?;
-        let thinking = (0..).map(Slot).zip(view.tokens()).filter(|(_, t)| t.step.is_some());
-        // The slot at which the most recent half of the budget begins.
-        let recent_from = thinking.map(|(slot, _)| slot).nth(view.cached_thinking().saturating_sub(target / 2));
-        let is_recent = |slot: &Slot| recent_from.is_some_and(|from| *slot >= from);
-        let (recent, mut old): (Vec<Slot>, Vec<Slot>) = view.evictable().partition(is_recent);
-        // The sort is stable: of equal tokens, the older is evicted first.
-        old.sort_by(|a, b| sums[a.0 as usize].total_cmp(&sums[b.0 as usize]));
-        let group = |slots| Group { importance: None, slots };
-        evict(view, &[group(old), group(recent)])
+        plan_halves(self.name(), view, |slot| sums[slot.0 as usize].into())
     }
 }
 
-fn halves(budget: Budget) -> Error {
-    Error::new(ErrorKind::Policy, "h2o needs a budget that counts tokens, to split it in halves")
+/// Refuses a budget that cannot be divided into halves. `policy` is the name of the policy.
+pub(super) fn accepts_halves(policy: &str, budget: Budget) -> Result<()> {
+    budget.check()?;
+    if budget.needs_scores() { Err(no_halves(policy, budget)) } else { Ok(()) }
+}
+
+/// The plan in which one half of the budget is for the latest thinking tokens and the other half for the highest scores
+/// among the tokens before them. `policy` is the name of the policy.
+pub(super) fn plan_halves(policy: &str, view: &CacheView<'_>, score: impl Fn(Slot) -> f64) -> Result<KeepPlan> {
+    let target = view.budget().token_target(view.thinking_tokens()).ok_or_else(|| no_halves(policy, view.budget()))?;
+    let thinking = (0..).map(Slot).zip(view.tokens()).filter(|(_, t)| t.step.is_some());
+    // The latest half of the budget begins at this slot.
+    let recent_from = thinking.map(|(slot, _)| slot).nth(view.cached_thinking().saturating_sub(target / 2));
+    let is_recent = |slot: &Slot| recent_from.is_some_and(|from| *slot >= from);
+    let (recent, mut old): (Vec<Slot>, Vec<Slot>) = view.evictable().partition(is_recent);
+    // The sort is stable: of equal tokens, the older is evicted first.
+    old.sort_by(|a, b| score(*a).total_cmp(&score(*b)));
+    let group = |slots| Group { importance: None, slots };
+    evict(view, &[group(old), group(recent)])
+}
+
+fn no_halves(policy: &str, budget: Budget) -> Error {
+    Error::new(ErrorKind::Policy, format!("{policy} needs a budget that counts tokens, to split it in halves"))
         .at("`budget`")
         .expected("tokens:N or ratio:R")
         .found(budget)

@@ -33,6 +33,7 @@ pub(crate) mod scores;
 mod snapkv;
 mod streaming_llm;
 mod think_clearly;
+mod think_h2o;
 mod think_token;
 mod vase;
 mod view;
@@ -59,6 +60,7 @@ pub use scores::Measured;
 pub use snapkv::SnapKv;
 pub use streaming_llm::StreamingLlm;
 pub use think_clearly::ThinkClearly;
+pub use think_h2o::ThinkH2o;
 pub use think_token::ThinkToken;
 pub use vase::Vase;
 pub use view::{CURRENT_STEP_KEPT, CacheView, CachedToken, NO_CURRENT_STEP, StepInfo, ViewParts};
@@ -138,6 +140,8 @@ pub enum Measurement {
     /// The sum of the attention that each slot received from all queries so far, including those of the prompt and
     /// excluding those of probes. One sum per KV head, over the mean of its query heads.
     Sums,
+    /// [`ProbeRow`](Self::ProbeRow) and, in addition, the numbers of [`Sums`](Self::Sums) as [`CacheView::received`].
+    ProbeRowAndSums,
     /// The mean attention of the latest queries to the slots that are cached now. Each query sees the slots before
     /// it.
     Window {
@@ -169,7 +173,12 @@ pub enum Measurement {
 impl Measurement {
     /// Whether a probe must be forwarded.
     pub fn probes(self) -> bool {
-        self == Self::ProbeRow
+        matches!(self, Self::ProbeRow | Self::ProbeRowAndSums)
+    }
+
+    /// Whether the attention that each slot receives is added up from the first query on.
+    pub(crate) fn adds_up(self) -> bool {
+        matches!(self, Self::Sums | Self::ProbeRowAndSums)
     }
 
     /// The number of latest queries whose attention counts; 0 if none does.

@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{
     Budget, CacheView, EvictionPolicy, ExpectedAttention, Full, H2o, KeepPlan, LastAttention, LazyEviction,
-    Measurement, RKv, Random, RandomStep, SnapKv, StreamingLlm, ThinkClearly, ThinkToken, Vase,
+    Measurement, RKv, Random, RandomStep, SnapKv, StreamingLlm, ThinkClearly, ThinkH2o, ThinkToken, Vase,
 };
 use crate::{Error, ErrorKind, Result};
 
@@ -18,6 +18,7 @@ use crate::{Error, ErrorKind, Result};
 pub static POLICIES: &[&dyn EvictionPolicy] = &[
     &ThinkClearly, // the default
     &ThinkToken,
+    &ThinkH2o,
     &Full,
     &Random,
     &RandomStep,

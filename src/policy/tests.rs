@@ -9,6 +9,7 @@ struct Cache {
     scores: Vec<f32>,
     similarity: Vec<f32>,
     value_range: Vec<f32>,
+    received: Vec<f32>,
     budget: Budget,
     window: usize,
     seed: u64,
@@ -27,8 +28,8 @@ impl Cache {
             }
         }
         let (scores, similarity) = (vec![1.0; tokens.len()], vec![0.0; tokens.len()]);
-        let value_range = similarity.clone();
-        Self { tokens, steps, scores, similarity, value_range, budget, window: 0, seed: 7, probe: 0 }
+        let (value_range, received) = (similarity.clone(), similarity.clone());
+        Self { tokens, steps, scores, similarity, value_range, received, budget, window: 0, seed: 7, probe: 0 }
     }
 
     fn scored(mut self, thinking: &[f32]) -> Self {
@@ -58,6 +59,7 @@ impl Cache {
             scores: Some(&self.scores),
             similarity: Some(&self.similarity),
             value_range: Some(&self.value_range),
+            received: Some(&self.received),
             budget: self.budget,
             window: self.window,
             seed: self.seed,
@@ -125,6 +127,7 @@ fn a_step_without_cached_tokens_has_no_importance() {
     cache.scores.drain(2..4);
     cache.similarity.drain(2..4);
     cache.value_range.drain(2..4);
+    cache.received.drain(2..4);
     assert_eq!(cache.view().step_importance(0), None);
     assert_eq!(cache.view().step_importance(1), Some(1.0));
     let unscored = ViewParts { scores: None, ..cache.parts() };
@@ -147,6 +150,7 @@ fn missing_scores_are_an_error_where_they_are_needed_and_only_there() {
     let cache = Cache::new(&[2, 2], tokens(1));
     let unscored = CacheView::new(ViewParts { scores: None, ..cache.parts() }).unwrap();
     let uncompared = CacheView::new(ViewParts { similarity: None, ..cache.parts() }).unwrap();
+    let unsummed = CacheView::new(ViewParts { received: None, ..cache.parts() }).unwrap();
     let unranged = CacheView::new(ViewParts { value_range: None, ..cache.parts() }).unwrap();
     for policy in POLICIES {
         assert_eq!(policy.plan(&unscored).is_err(), policy.needs().scores(), "{}", policy.name());
@@ -154,6 +158,8 @@ fn missing_scores_are_an_error_where_they_are_needed_and_only_there() {
         assert_eq!(policy.plan(&uncompared).is_err(), compares, "{}", policy.name());
         let ranges = matches!(policy.needs(), Measurement::WindowAndValues { .. });
         assert_eq!(policy.plan(&unranged).is_err(), ranges, "{}", policy.name());
+        let adds = policy.needs() == Measurement::ProbeRowAndSums;
+        assert_eq!(policy.plan(&unsummed).is_err(), adds, "{}", policy.name());
     }
 }
 
@@ -185,7 +191,14 @@ fn facts_that_contradict_each_other_are_refused() {
 fn an_empty_cache_and_a_cache_without_thinking_are_planned() {
     let none = Cache::new(&[], tokens(5));
     let nothing = Some(&[][..]);
-    let parts = ViewParts { tokens: &[], scores: nothing, similarity: nothing, value_range: nothing, ..none.parts() };
+    let parts = ViewParts {
+        tokens: &[],
+        scores: nothing,
+        similarity: nothing,
+        value_range: nothing,
+        received: nothing,
+        ..none.parts()
+    };
     for view in [CacheView::new(parts).unwrap(), none.view()] {
         for policy in POLICIES {
             assert!(policy.plan(&view).unwrap().keeps_all(), "{}", policy.name());
@@ -474,6 +487,27 @@ fn vase_keeps_large_values_and_draws_the_others() {
 }
 
 #[test]
+fn think_h2o_keeps_what_the_probe_or_the_past_finds_important() {
+    // Of nine thinking tokens six stay: the latest three, and three of the others. The probe attends to 1 and 3, the
+    // queries so far attended to 0, and 4 gets a little of both. The numbers of the latest ones do not count.
+    let probe = [0.0, 0.4, 0.0, 0.4, 0.1, 0.0, 0.1, 0.0, 0.0];
+    let mut cache = Cache::new(&[6, 2, 1], tokens(6)).scored(&probe);
+    cache.received[2..].copy_from_slice(&[50.0, 0.0, 0.0, 0.0, 20.0, 10.0, 0.0, 0.0, 0.0]);
+    // The shares: 0.625 for 0, 0.4 for 1 and 3, 0.35 for 4, 0.125 for 5.
+    assert_eq!(cache.evicted("think-h2o"), [2, 4, 5]);
+    // How large one measurement is does not change its weight against the other.
+    cache.received.iter_mut().for_each(|sum| *sum *= 1000.0);
+    assert_eq!(cache.evicted("think-h2o"), [2, 4, 5]);
+    // Without any attention so far, the probe decides; without any attention of the probe, it is H2O.
+    cache.received.fill(0.0);
+    assert_eq!(cache.evicted("think-h2o"), [0, 2, 5]);
+    let sums = [0.9, 0.1, 0.8, 0.2, 0.7, 0.3, 0.0, 0.0, 0.0];
+    let mut cache = Cache::new(&[6, 2, 1], tokens(6)).scored(&[0.0; 9]);
+    cache.received[2..].copy_from_slice(&sums);
+    assert_eq!(cache.evicted("think-h2o"), Cache::new(&[6, 2, 1], tokens(6)).scored(&sums).evicted("h2o"));
+}
+
+#[test]
 fn the_lowest_scores_go_first() {
     for policy in ["lazy-eviction", "expected-attention"] {
         let scores = [0.5, 0.1, 0.4, 0.1, 0.3, 0.9];
@@ -588,8 +622,8 @@ fn a_budget_that_adds_up_scores_is_refused_before_the_run_where_there_are_none()
     for policy in POLICIES {
         assert!(policy.accepts(Budget::Tokens(5)).is_ok());
         assert!(policy.accepts(Budget::Ratio(2.0)).is_err());
-        // h2o and vase divide a number of tokens, and r-kv scores by differences. None of them can add up scores.
-        let adds_up = !["h2o", "vase", "r-kv"].contains(&policy.name());
+        // h2o, think-h2o and vase divide a number of tokens, and r-kv scores by differences. None of them can add up scores.
+        let adds_up = !["h2o", "think-h2o", "vase", "r-kv"].contains(&policy.name());
         let scored = policy.needs().scores() && adds_up || policy.name() == "full";
         assert_eq!(policy.accepts(Budget::Share(0.5)).is_ok(), scored, "{}", policy.name());
         // Every policy can plan with the budgets that it accepts.

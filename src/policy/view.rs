@@ -76,6 +76,9 @@ pub struct ViewParts<'a> {
     pub similarity: Option<&'a [f32]>,
     /// One number per slot where values are measured: the range of the slot's value.
     pub value_range: Option<&'a [f32]>,
+    /// One sum per slot where it is measured beside the scores: the attention that the slot received from all queries so
+    /// far.
+    pub received: Option<&'a [f32]>,
     /// How much may be evicted.
     pub budget: Budget,
     /// How many of the latest tokens are protected.
@@ -98,6 +101,7 @@ impl ViewParts<'_> {
         scores: None,
         similarity: None,
         value_range: None,
+        received: None,
         budget: Budget::Tokens(0),
         window: 0,
         seed: 0,
@@ -131,7 +135,7 @@ impl<'a> CacheView<'a> {
     pub fn new(parts: ViewParts<'a>) -> Result<Self> {
         parts.budget.check()?;
         check_tokens(&parts)?;
-        for scores in [parts.scores, parts.similarity, parts.value_range].into_iter().flatten() {
+        for scores in [parts.scores, parts.similarity, parts.value_range, parts.received].into_iter().flatten() {
             check_scores(scores, parts.tokens.len())?;
         }
 
@@ -230,6 +234,16 @@ impl<'a> CacheView<'a> {
     pub fn value_range(&self) -> Result<&'a [f32]> {
         let missing = || Error::new(ErrorKind::Policy, "this policy needs the range of values, which was not measured");
         self.parts.value_range.ok_or_else(missing)
+    }
+
+    /// The attention that each slot received from all queries so far, finite.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Policy`] when it was not measured beside the scores.
+    pub fn received(&self) -> Result<&'a [f32]> {
+        let missing =
+            || Error::new(ErrorKind::Policy, "this policy needs the sums of attention, which were not measured");
+        self.parts.received.ok_or_else(missing)
     }
 
     /// Whether each slot must be kept.

@@ -34,6 +34,7 @@ fn with_view<T>(budget: Budget, look: impl FnOnce(&CacheView<'_>) -> T) -> T {
         scores: Some(&scores),
         similarity: Some(&scores),
         value_range: Some(&scores),
+        received: Some(&scores),
         budget,
         seed: 3,
         ..ViewParts::EMPTY

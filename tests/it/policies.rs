@@ -134,10 +134,10 @@ fn what_policies_measure_is_what_transformers_computes() {
     }
 }
 
-/// The ranges of values that a policy receives, compared with those of the reference's values. They must not be the
-/// lengths, which are read with them, nor belong to the keys.
+/// What a policy receives beside its scores, compared with the reference: the ranges of values, which must not be the
+/// lengths that are read with them, nor belong to the keys; and the sums of attention, without that of the probe.
 #[test]
-fn a_policy_gets_the_ranges_of_values() {
+fn a_policy_gets_ranges_of_values_and_sums_of_attention() {
     let _one = beside_others();
     let fx = Fixture::open("qwen3-f32");
     let model = Reference::new(&fx.config, &fx.weights, 512);
@@ -146,7 +146,7 @@ fn a_policy_gets_the_ranges_of_values() {
         let mut text = model.read(Positions::Original, Dtype::F32);
         let shape = CacheShape::new(&fx.config, Dtype::F32, 1, 16).expect("a good model");
         let mut runner = Runner::new(fx.load(device), shape);
-        let tracking = Tracking { queries: true, ..Tracking::default() };
+        let tracking = Tracking { queries: true, sums: true, ..Tracking::default() };
         let settings = Settings::default();
         let admission = Admission { settings: &settings, tracking, prompt: &prompt, group: None };
         runner.admit(0, true, &admission).expect("it fits");
@@ -165,6 +165,22 @@ fn a_policy_gets_the_ranges_of_values() {
         let found: Vec<f32> = measured.value_range.expect("measured").layers.into_iter().flatten().flatten().collect();
         let expected: Vec<f32> = text.value_ranges().into_iter().flatten().flat_map(|row| narrowed(&row)).collect();
         assert_eq!(found.len(), fx.config.num_layers * fx.config.num_kv_heads * (prompt.len() + 1));
+        close(&device.info.name, &found, &expected, MEASURED);
+
+        let probe = ProbeInput { ids: &prompt[..5], layers: fx.config.num_layers };
+        let request = MeasureRequest { measurement: Measurement::ProbeRowAndSums, granularity: Reduce::Layer, probe };
+        let measured = block_on(runner.measure(&held, 0, &request).expect("tracked").finish()).expect("readable");
+        let rows = measured.received.expect("measured").layers.into_iter().flatten();
+        let found: Vec<f32> = rows.flat_map(|row| row[..=prompt.len()].to_vec()).collect();
+        let expected: Vec<f32> = text.sums().into_iter().flatten().flat_map(|row| narrowed(&row)).collect();
+        close(&device.info.name, &found, &expected, MEASURED);
+        let rows = measured.attention.expect("measured").layers.into_iter().flatten();
+        let found: Vec<f32> = rows.flat_map(|row| row[..=prompt.len()].to_vec()).collect();
+        let row = |heads: Vec<Vec<f64>>| -> Vec<f32> {
+            let mean = |slot: usize| heads.iter().map(|head| head[slot]).sum::<f64>() / heads.len() as f64;
+            (0..=prompt.len()).map(|slot| mean(slot) as f32).collect()
+        };
+        let expected: Vec<f32> = text.aside(&prompt[..5]).attention.into_iter().flat_map(row).collect();
         close(&device.info.name, &found, &expected, MEASURED);
     }
 }

@@ -130,7 +130,7 @@ fn scores(
     sets: &Sets,
 ) -> Option<Vec<Vec<f64>>> {
     let rows = match settings.policy.needs() {
-        Measurement::ProbeRow => text.aside(probe_ids).attention,
+        Measurement::ProbeRow | Measurement::ProbeRowAndSums => text.aside(probe_ids).attention,
         Measurement::LastRow => given.attention.clone(),
         Measurement::Sums => text.sums(),
         Measurement::Window { queries }
