@@ -216,25 +216,42 @@ fn tokenizer_and_template_are_rebuilt() -> Outcome {
     Ok(())
 }
 
-/// Whether merges may cross from a small to a capital letter, and from digit to digit, by the rules of transformers.
+/// Whether merges may cross from a small to a capital letter, and from digit to digit, by the rules of transformers;
+/// whether a word that is a token skips the merges; and whether a text begins with a token of its own.
 #[test]
 fn rules_split_words_and_digits() -> Outcome {
-    let tokens = ["a", "B", "1", "aB", "11", "111", "a1"];
-    for (rule, camel, digits) in [
-        ("llama-bpe", &[3][..], &[5, 2][..]),
-        ("qwen2", &[3], &[2, 2, 2, 2]),
-        ("tekken", &[0, 1], &[2, 2, 2, 2]),
-        ("gpt-4o", &[0, 1], &[5, 2]),
+    let tokens = ["a", "B", "1", "aB", "11", "111", "a1", "aa"];
+    let (one_word, two_words) = (&[3][..], &[0, 1][..]);
+    let (single, threes, all) = (&[2, 2, 2, 2][..], &[5, 2][..], &[4, 4][..]);
+    let (whole, merged) = (&[7][..], &[0, 0][..]);
+    for (names, camel, digits, token, begins) in [
+        ("llama-bpe llama3 falcon3 falcon-h1 pixtral midm-2.0 lfm2", one_word, threes, whole, true),
+        ("smaug-bpe dbrx glm4 chatglm-bpe", one_word, threes, merged, false),
+        ("minicpm5", one_word, threes, whole, false),
+        ("qwen2 deepseek-r1-qwen qwen35 kormo megrez stablelm2 hunyuan grok-2", one_word, single, merged, false),
+        ("seed-coder bailingmoe llada-moe deepseek-coder", one_word, single, merged, false),
+        ("deepseek-v3 hunyuan-dense joyai-llm", one_word, threes, merged, false),
+        ("deepseek-llm", one_word, all, merged, false),
+        ("tekken", two_words, single, whole, true),
+        ("gpt-4o llama4 kanana2 minimax-m2", two_words, threes, merged, false),
+        ("smollm starcoder refact command-r exaone minerva-7b", one_word, single, merged, false),
+        ("gpt-2 phi-2 gigachat a.x-4.0 mellum olmo trillion exaone4", one_word, all, merged, false),
     ] {
-        let tokenizer = llama()
-            .with("tokenizer.ggml.pre", textv(rule))
-            .with("tokenizer.ggml.tokens", textsv(&tokens))
-            .with("tokenizer.ggml.token_type", listv(5, &[1i32; 7].map(|t| t.to_le_bytes().to_vec())))
-            .with("tokenizer.ggml.merges", textsv(&["a B", "1 1", "11 1", "a 1"]))
-            .tokenizer()?;
-        assert_eq!(tokenizer.encode("aB")?, camel, "{rule}");
-        assert_eq!(tokenizer.encode("1111")?, digits, "{rule}");
-        assert_eq!(tokenizer.encode("a1")?, [0, 2], "{rule}");
+        for rule in names.split(' ') {
+            let tokenizer = llama()
+                .with("tokenizer.ggml.pre", textv(rule))
+                .with("tokenizer.ggml.tokens", textsv(&tokens))
+                .with("tokenizer.ggml.token_type", listv(5, &[1i32; 8].map(|t| t.to_le_bytes().to_vec())))
+                .with("tokenizer.ggml.merges", textsv(&["a B", "1 1", "11 1", "a 1"]))
+                .with("tokenizer.ggml.bos_token_id", u32v(1))
+                .tokenizer()?;
+            assert_eq!(tokenizer.encode("aB")?, camel, "{rule}");
+            assert_eq!(tokenizer.encode("1111")?, digits, "{rule}");
+            let apart: &[u32] = &[0, 2];
+            assert_eq!(tokenizer.encode("a1")?, apart, "{rule}");
+            assert_eq!(tokenizer.encode("aa")?, token, "{rule}");
+            assert_eq!(tokenizer.encode_whole("a")?.len(), if begins { 2 } else { 1 }, "{rule}");
+        }
     }
     Ok(())
 }
@@ -306,7 +323,7 @@ fn what_the_metadata_cannot_mean_is_refused_by_name() {
             llama().with("tokenizer.ggml.model", textv("bert")),
             vec!["type bert is not supported", "byte-level BPE", "SentencePiece", "`ids`"],
         ),
-        (llama().with("tokenizer.ggml.pre", textv("chatglm-bpe")), vec!["rule chatglm-bpe", "llama-bpe", "`ids`"]),
+        (llama().with("tokenizer.ggml.pre", textv("kimi-k2")), vec!["rule kimi-k2", "llama-bpe", "`ids`"]),
         (llama().without("tokenizer.ggml.merges"), vec!["incomplete", "tokenizer.ggml.merges"]),
         (
             llama().with("tokenizer.ggml.tokens", textsv(&["a", "a", "b", "ab", "c", "d"])),
