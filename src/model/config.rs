@@ -10,13 +10,12 @@ use super::rope;
 pub use super::rope::{RopeScaling, RotatedLayers};
 use crate::dtype::Dtype;
 use crate::text::{ChatTemplate, Tokenizer, turn_end};
-use crate::weights::ModelSource;
+use crate::weights::{self, ADAPTER, ModelSource};
 use crate::{Error, ErrorKind, Result};
 use serde_json::Value;
 
 const CONFIG: &str = "config.json";
 const GENERATION: &str = "generation_config.json";
-const ADAPTER: &str = "adapter_config.json";
 
 /// The shape of a decoder. Every size is positive, and every division that the sizes imply is exact.
 #[derive(Debug, Clone, PartialEq)]
@@ -103,11 +102,7 @@ impl ModelConfig {
         }
         let Some(config) = source.find_json(CONFIG)? else {
             if let Some(adapter) = source.find_json(ADAPTER)? {
-                let base = adapter.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or("its base model");
-                return Err(Error::new(ErrorKind::Model, "this is an adapter (LoRA), not a whole model")
-                    .at(source)
-                    .found(format!("{ADAPTER}, but no {CONFIG}"))
-                    .help(format!("merge it into {base} with merge_and_unload of peft, and save the merged model")));
+                return Err(weights::adapter(&adapter).at(source));
             }
             return Err(Error::new(ErrorKind::Model, format!("the model has no {CONFIG}"))
                 .at(source)

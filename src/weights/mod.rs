@@ -41,6 +41,17 @@ const MAX_JSON_BYTES: usize = 512 << 20;
 /// The beginning of a Git LFS pointer: the text that a clone without Git LFS has in place of a large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
+/// The file by which an adapter (LoRA) is known.
+pub(crate) const ADAPTER: &str = "adapter_config.json";
+
+/// The error for an adapter with this configuration, where a whole model is needed. It lacks the place.
+pub(crate) fn adapter(config: &serde_json::Value) -> Error {
+    let base = config.get("base_model_name_or_path").and_then(|base| base.as_str()).unwrap_or("its base model");
+    Error::new(ErrorKind::Model, "this is an adapter (LoRA), not a whole model")
+        .found(format!("{ADAPTER}, but no weights of a whole model"))
+        .help(format!("merge it into {base} with merge_and_unload of peft, and save the merged model"))
+}
+
 /// The bytes of one file: memory-mapped, in shared memory, or read in pieces. Of a file that is read in pieces, the
 /// slice has only the beginning. Cloning is cheap: clones share the bytes.
 #[derive(Clone)]

@@ -7,7 +7,7 @@
 //! overflow an addition.
 use super::gguf::SplitName;
 use super::tensors::{Entry, FileDtype, Weights};
-use super::{Bytes, DOWNLOAD_AGAIN, ModelSource};
+use super::{ADAPTER, Bytes, DOWNLOAD_AGAIN, ModelSource};
 use crate::{Error, ErrorKind, Result};
 use serde::Deserialize;
 use serde::de::{IgnoredAny, IntoDeserializer};
@@ -44,6 +44,9 @@ impl Weights {
             if let Some(shards) = complete_shards(&source.names()) {
                 log::warn!("{source}: {INDEX} is missing, so all {} shards are read", shards.len());
                 return Self::from_shards(source, &shards);
+            }
+            if let Some(adapter) = source.find_json(ADAPTER)? {
+                return Err(super::adapter(&adapter).at(source));
             }
             let error = Error::new(ErrorKind::Model, "the model has no weights")
                 .at(source)

@@ -338,6 +338,13 @@ fn folders_that_are_no_whole_model_are_explained() -> Outcome {
     let adapter = ModelSource::memory([("adapter_config.json", serde_json::to_vec(&adapter)?)]);
     assert_says(&message(ModelConfig::load(&adapter)), &["adapter (LoRA)", "merge it into Qwen/Qwen3-0.6B"]);
 
+    let both = ModelSource::memory([
+        ("adapter_config.json", br#"{"base_model_name_or_path": "Qwen/Qwen3-0.6B"}"#.to_vec()),
+        ("adapter_model.safetensors", good_file()?),
+        ("config.json", b"{}".to_vec()),
+    ]);
+    assert_says(&message(Weights::open(&both)), &["adapter (LoRA)", "merge it into Qwen/Qwen3-0.6B"]);
+
     let without_index = ModelSource::memory([("model-00001-of-00002.safetensors", good_file()?)]);
     assert_says(&message(Weights::open(&without_index)), &["no weights", "model.safetensors.index.json is missing"]);
     let both = [("model-00001-of-00002.safetensors", good_file()?), ("model-00002-of-00002.safetensors", head()?)];
