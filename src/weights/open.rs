@@ -1,7 +1,7 @@
 //! Finds out what a path on disk is: a directory in Hugging Face layout, a GGUF file, a part of a split one, or a
 //! directory that holds one.
-use super::gguf::{Gguf, SplitName};
-use super::{Bytes, LFS_POINTER, ModelSource, Place, read_file, refuse_substitute};
+use super::gguf::{Gguf, SplitName, is_projector};
+use super::{ADAPTER, Bytes, LFS_POINTER, ModelSource, Place, read_file, refuse_substitute};
 use crate::{Error, ErrorKind, Result};
 use std::fs::File;
 use std::io::Read;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// The files by which a directory counts as one in Hugging Face layout, or which explain why it is none.
-const OWN_FILES: [&str; 2] = ["config.json", "adapter_config.json"];
+const OWN_FILES: [&str; 2] = ["config.json", ADAPTER];
 
 impl ModelSource {
     /// Opens a model by its path: a directory in Hugging Face layout, a GGUF file (whatever its name is), any part of
@@ -105,7 +105,8 @@ fn absent(path: &Path) -> Error {
     }
 }
 
-/// The GGUF file in a directory without a model in Hugging Face layout; of a split one, its first part.
+/// The GGUF file in a directory without a model in Hugging Face layout; of a split one, its first part. The image or
+/// audio part of a model may lie beside it.
 ///
 /// # Errors
 /// If the directory holds several.
@@ -118,6 +119,9 @@ fn gguf_in(dir: &Path) -> Result<Option<PathBuf>> {
     let mut names: Vec<String> =
         files.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect();
     names.sort();
+    if names.iter().any(|name| !is_projector(name)) {
+        names.retain(|name| !is_projector(name));
+    }
     let shown = names.join(", ");
     // Parts of one model count as one file. The first existing part leads to the others, or to an error that names
     // the missing ones.

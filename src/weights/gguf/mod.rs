@@ -20,6 +20,8 @@ mod split;
 
 pub use super::ggml_type::GgmlType;
 pub(crate) use split::SplitName;
+#[cfg(not(target_family = "wasm"))]
+pub(crate) use split::is_projector;
 
 /// The most values of a tensor that belongs to the configuration. The factors of RoPE have one value for each pair of
 /// components of a head.

@@ -11,6 +11,13 @@ const NUMBER: &str = "split.no";
 const TENSORS: &str = "split.tensors.count";
 const ARCHITECTURE: &str = "general.architecture";
 
+/// Whether a GGUF file is by its name the image or audio part of a model, such as `mmproj-F16.gguf`, and not the
+/// language model.
+#[cfg(not(target_family = "wasm"))]
+pub(crate) fn is_projector(name: &str) -> bool {
+    name.to_ascii_lowercase().contains("mmproj")
+}
+
 /// The name of a part, taken apart. The names of safetensors shards have the same form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SplitName<'a> {

@@ -177,6 +177,11 @@ fn a_directory_stands_for_its_only_gguf_file() -> Outcome {
     write("README.md", b"words")?;
     write("a-Q8_0.GGUF", &bytes)?;
     assert_eq!(config(dir.path())?, llama().config()?);
+    // The image part of a model, as the publishers of GGUF files name it.
+    write("mmproj-a-F16.gguf", &bytes)?;
+    write("a.mmproj-Q8_0.gguf", &bytes)?;
+    let opened = ModelSource::open(dir.path())?.gguf().map(|gguf| gguf.place().to_string());
+    assert!(opened.is_some_and(|place| place.ends_with("/a-Q8_0.GGUF")));
     write("b-Q4_0.gguf", &bytes)?;
     assert_says(
         &message(ModelSource::open(dir.path())),
