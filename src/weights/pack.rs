@@ -376,6 +376,17 @@ fn pack_range(dtype: Dtype, rows: Range<usize>, cols: usize, fill: &impl Fn(usiz
             _ => quantize::quantize(dtype, &values, &mut words),
         };
         if !finite {
+            if dtype.is_quantized()
+                && let Some(value) = values.iter().find(|value| !value.is_finite())
+            {
+                return Err(Error::new(
+                    ErrorKind::Model,
+                    format!("a weight that is no finite number cannot be {dtype}"),
+                )
+                .at(format!("row {row}"))
+                .found(value)
+                .help("the file is damaged, or the training that made it has failed: use another copy of the model"));
+            }
             let largest = values.iter().filter(|value| value.is_finite()).fold(0.0f32, |max, v| max.max(v.abs()));
             return Err(Error::new(ErrorKind::Model, format!("a weight overflows {dtype}"))
                 .at(format!("row {row}"))
@@ -507,6 +518,18 @@ mod tests {
         let infinite = PackedRows::from_f32(F16, 1, 3, &[f32::INFINITY, f32::NEG_INFINITY, f32::NAN])?.to_f32();
         assert!(infinite[0] == f32::INFINITY && infinite[1] == f32::NEG_INFINITY && infinite[2].is_nan());
         assert_eq!(PackedRows::from_f32(F16, 1, 1, &[65504.0])?.to_f32(), [65504.0]);
+        // A quantized type has no such numbers.
+        for (value, said) in [(f32::NAN, "NaN"), (f32::NEG_INFINITY, "-inf")] {
+            let mut row = [0.25; 32];
+            row[7] = value;
+            let error = PackedRows::from_f32(F32, 1, 32, &row)?.convert(Dtype::Q5_0).err().map(|e| e.to_string());
+            let error = error.unwrap_or_default();
+            for part in ["no finite number", "q5_0", "row 0", said] {
+                assert!(error.contains(part), "{part:?} is missing from:\n{error}");
+            }
+        }
+        let error = PackedRows::from_f32(F32, 1, 32, &[1e30; 32])?.convert(Dtype::Q8_0).err().map(|e| e.to_string());
+        assert!(error.is_some_and(|error| error.contains("a weight overflows q8_0")));
         Ok(())
     }
 
