@@ -14,7 +14,7 @@ use secateur::{ComputeDevice, Error, ErrorKind, Result, builtin};
 use serde::Serialize;
 
 use super::quality::{self, Compared, QualityArgs};
-use super::{fields, model, options, screen};
+use super::{fields, model, options, screen, text};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -56,6 +56,12 @@ struct Inspection {
     quality: Vec<Compared>,
     /// Whether `run` can run the model, on a device with enough memory.
     runs: bool,
+    /// The kinds of prompts that `run` takes: `chat` needs tokenizer and chat template, `raw` a tokenizer, `ids`
+    /// neither. Empty if the model does not run.
+    prompts: Vec<&'static str>,
+    /// Whether `run` refuses prompts because of a part that is there and cannot be used.
+    #[serde(skip)]
+    refuses_text: bool,
     /// The parts of the model that are missing, malformed or not supported, one error each. Anything that needs such
     /// a part fails.
     problems: Vec<String>,
@@ -216,13 +222,15 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     }
     match args.json {
         true => super::print_json(&inspection)?,
-        false => super::print(&report(&inspection))?,
+        // End tokens and messages quote the files of the model.
+        false => super::print(&text::visible(&report(&inspection)))?,
     }
-    // Without a tokenizer or a chat template a model still runs, with --ids or --raw.
+    // A model that comes without a tokenizer or a chat template still runs, with --ids or --raw. One that has such a
+    // part, which cannot be used, is refused for every prompt that needs the part.
     unfit.map_or(Ok(ExitCode::SUCCESS), Err)
 }
 
-/// The inspection, and why `run` would refuse the model, if it would.
+/// The inspection, and why `run` would refuse the model or a prompt that is text, if it would.
 fn inspect(
     source: &ModelSource,
     model: String,
@@ -260,27 +268,56 @@ fn inspect(
         }
     };
     let weights = opened.ok().map(|(stored, _)| stored);
-    let tokenizer = Tokenizer::load(source).map_err(&mut keep).ok();
-    let template = ChatTemplate::load(source).map_err(&mut keep).ok();
+    // Errors of parts that are there. Without such a part, only what needs it fails.
+    let mut unusable = Vec::new();
+    let tokenizer = Tokenizer::load(source).inspect_err(|e| {
+        unusable.extend(Tokenizer::exists(source).then(|| e.clone()));
+    });
+    let tokenizer = tokenizer.map_err(&mut keep).ok();
+    let template = ChatTemplate::load(source).inspect_err(|e| {
+        unusable.extend(ChatTemplate::exists(source).then(|| e.clone()));
+    });
+    let template = template.map_err(&mut keep).ok();
 
     if let (Some(tokenizer), Some(template)) = (&tokenizer, &template) {
         config.add_turn_end(tokenizer, template);
     }
     let think = tokenizer.as_ref().map(Tokenizer::think_ids);
     let rendered = template.as_ref().map(|t| t.render(&[Message::user("Hi")], &RenderOptions::default()));
-    let rendered = rendered.and_then(|r| r.map_err(&mut keep).ok());
-    let thinking = match (rendered.map(|r| r.thinking), think) {
+    let rendered = rendered.and_then(|rendered| {
+        // A template may refuse this message and take others, such as one after a message of the system.
+        rendered
+            .inspect_err(|e| unusable.extend((e.kind() == ErrorKind::Model).then(|| e.clone())))
+            .map_err(&mut keep)
+            .ok()
+    });
+    let renders = rendered.is_some() || template.is_some() && unusable.is_empty();
+    let mut probe_ids = Vec::new();
+    let why_not = match &tokenizer {
+        None => Some("no tokenizer".to_string()),
+        Some(tokenizer) => {
+            probe_ids = tokenizer.encode(&probe::default_text(tokenizer.think_tags().close))?;
+            probe::check_probe_ids(&probe_ids, tokenizer.think_ids().close).err().map(|e| e.what().to_string())
+        }
+    };
+    let fits = match &tokenizer {
+        None => true,
+        Some(tokenizer) => {
+            let prompt = rendered.as_ref().map_or("", |rendered| rendered.text.as_str());
+            let probed = if why_not.is_none() { probe_ids.as_slice() } else { &[] };
+            let written = [&tokenizer.encode(prompt).unwrap_or_default(), probed].concat();
+            let checked = check_vocabulary(&config, tokenizer, &written, source);
+            checked.inspect_err(|e| unusable.push(e.clone())).map_err(&mut keep).is_ok()
+        }
+    };
+    let reads = tokenizer.is_some() && fits;
+    let prompts = [("chat", reads && renders), ("raw", reads), ("ids", true)];
+    let prompts = prompts.into_iter().filter(|(_, taken)| *taken && unfit.is_none()).map(|(kind, _)| kind).collect();
+    let thinking = match (rendered.as_ref().map(|r| r.thinking), think) {
         (Some(ThinkingState::Open), _) => Thinking::TemplateOpens,
         (Some(ThinkingState::Closed), _) => Thinking::Closed,
         (_, Some(ids)) if ids.close.is_some() => Thinking::ModelOpens,
         _ => Thinking::None,
-    };
-    let why_not = match &tokenizer {
-        None => Some("no tokenizer".to_string()),
-        Some(tokenizer) => {
-            let ids = tokenizer.encode(&probe::default_text(tokenizer.think_tags().close))?;
-            probe::check_probe_ids(&ids, tokenizer.think_ids().close).err().map(|e| e.what().to_string())
-        }
     };
     let spell = |id: &u32| tokenizer.as_ref().and_then(|t| t.spelling(*id));
     let defaults = &config.generation;
@@ -354,9 +391,27 @@ fn inspect(
         memory,
         quality: Vec::new(),
         runs: unfit.is_none(),
+        prompts,
+        refuses_text: !unusable.is_empty(),
         problems,
     };
-    Ok((inspection, unfit))
+    Ok((inspection, unfit.or(unusable.into_iter().next())))
+}
+
+/// Refuses a tokenizer with tokens that the model does not have, such as that of another model: tokens of ordinary
+/// text, or those that every prompt and probe has, `written`. Other added tokens, such as one for padding, may lie
+/// outside, because only a prompt that spells them has them.
+fn check_vocabulary(config: &ModelConfig, tokenizer: &Tokenizer, written: &[u32], source: &ModelSource) -> Result<()> {
+    let written = || {
+        let id = *written.iter().find(|id| **id as usize >= config.vocab_size)?;
+        Some((id, tokenizer.spelling(id).unwrap_or_default()))
+    };
+    let Some((id, token)) = tokenizer.beyond(config.vocab_size).or_else(written) else { return Ok(()) };
+    Err(Error::new(ErrorKind::Model, "the tokenizer has tokens that the model does not have")
+        .at(source.place_of("tokenizer.json"))
+        .expected(format!("ids below {}", config.vocab_size))
+        .found(format!("the token {token:?} with the id {id}"))
+        .help("is this the tokenizer of the model? pass token `ids` instead of text"))
 }
 
 /// Refuses dimensions that the kernels cannot run on any device. The CPU has no limits of its own, and one position
@@ -473,7 +528,13 @@ fn report(i: &Inspection) -> String {
             Some(why) => format!("not possible: {why}"),
         },
     ));
-    rows.push(("runs", if i.runs { "yes, on a device with enough memory" } else { "no, see below" }.into()));
+    let runs = match (i.runs, i.refuses_text) {
+        (false, _) => "no, see below",
+        (true, false) => "yes, on a device with enough memory",
+        (true, true) if i.prompts.contains(&"raw") => "only with --ids or --raw, see below",
+        (true, true) => "only with --ids, see below",
+    };
+    rows.push(("runs", runs.into()));
     let mut text = screen::table(&rows.into_iter().map(|(name, value)| vec![name.into(), value]).collect::<Vec<_>>());
 
     text += "\nMemory on the device, unpruned, one sequence:\n";

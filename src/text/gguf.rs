@@ -8,6 +8,8 @@ use crate::weights::gguf::Gguf;
 use crate::{Error, ErrorKind, Result};
 use serde_json::{Map, Value, json};
 
+const KIND: &str = "tokenizer.ggml.model";
+const TEMPLATE: &str = "tokenizer.chat_template";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const PRE: &str = "tokenizer.ggml.pre";
 const MERGES: &str = "tokenizer.ggml.merges";
@@ -172,23 +174,32 @@ pub(super) struct Parts {
     pub begins: bool,
 }
 
+/// Whether `gguf` has a tokenizer, be it one that can be read or not.
+pub(super) fn has_tokenizer(gguf: &Gguf) -> bool {
+    !matches!(gguf.text(KIND), Ok(None))
+}
+
+/// Whether `gguf` has a chat template, be it one that can be read or not.
+pub(super) fn has_template(gguf: &Gguf) -> bool {
+    !matches!(gguf.text(TEMPLATE), Ok(None))
+}
+
 /// Builds the `tokenizer.json` of the tokenizer in `gguf`.
 ///
 /// # Errors
 /// If the file has no tokenizer, the tokenizer is malformed, or its kind or its splitting rule is not supported.
 pub(super) fn tokenizer_json(gguf: &Gguf) -> Result<Value> {
-    let key = "tokenizer.ggml.model";
-    let kind = gguf.text(key)?;
+    let kind = gguf.text(KIND)?;
     let mut vocabulary = match kind {
         Some("gpt2" | "llama") => Vocabulary::read(gguf)?,
         None => {
             return Err(gguf
-                .error_at(key, "the GGUF file has no tokenizer, which is needed to read text")
+                .error_at(KIND, "the GGUF file has no tokenizer, which is needed to read text")
                 .help("pass token `ids` instead of text"));
         }
         Some(other) => {
             return Err(gguf
-                .error_at(key, format!("the tokenizer type {other} is not supported in GGUF files"))
+                .error_at(KIND, format!("the tokenizer type {other} is not supported in GGUF files"))
                 .expected("gpt2 (byte-level BPE) or llama (SentencePiece)")
                 .help("pass token `ids`, or use the directory of the original model"));
         }
@@ -255,11 +266,10 @@ fn byte_level(gguf: &Gguf) -> Result<Parts> {
 /// # Errors
 /// If the file has no chat template, or its metadata is malformed.
 pub(super) fn template(gguf: &Gguf) -> Result<(String, Map<String, Value>)> {
-    let key = "tokenizer.chat_template";
-    let Some(template) = gguf.text(key)? else {
+    let Some(template) = gguf.text(TEMPLATE)? else {
         return Err(Error::new(ErrorKind::Model, "the model has no chat template")
             .at(gguf.place())
-            .expected(key)
+            .expected(TEMPLATE)
             .help("use `raw` to send the prompt without a template"));
     };
     let tokens = gguf.texts(TOKENS)?.unwrap_or_default();

@@ -159,6 +159,18 @@ impl ChatTemplate {
         }
     }
 
+    /// Whether the model has a chat template, be it one that can be read or not.
+    pub fn exists(source: &ModelSource) -> bool {
+        if let Some(gguf) = source.gguf() {
+            return super::gguf::has_template(gguf);
+        }
+        let is_named = || match source.find_json(CONFIG) {
+            Ok(config) => config.is_some_and(|config| !config.is_object() || !config[NAME].is_null()),
+            Err(_) => true,
+        };
+        !matches!(source.find(FILE), Ok(None)) || is_named()
+    }
+
     /// Compiles `template`. Error messages call it `place`; `tokens` maps names such as `bos_token` to the texts of
     /// the special tokens.
     ///

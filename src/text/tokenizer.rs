@@ -70,6 +70,14 @@ impl Tokenizer {
         Self::from_bytes(&bytes, &source.place_of(FILE))
     }
 
+    /// Whether the model has a tokenizer, be it one that can be read or not.
+    pub fn exists(source: &ModelSource) -> bool {
+        match source.gguf() {
+            Some(gguf) => super::gguf::has_tokenizer(gguf),
+            None => !matches!(source.find(FILE), Ok(None)),
+        }
+    }
+
     /// Reads the bytes of a `tokenizer.json`. Error messages call the file `place`.
     ///
     /// # Errors
@@ -259,6 +267,12 @@ impl Tokenizer {
         let token = added.get_added_tokens_decoder().get(&id);
         let said = |text: &str| ThinkTags::contain(text) || super::calls::MARKS.contains(&text);
         token.is_some_and(|token| token.special && !said(&token.content))
+    }
+
+    /// The first token of ordinary text, so none of those that were added, whose id is `size` or more.
+    pub fn beyond(&self, size: usize) -> Option<(u32, String)> {
+        let ids = self.0.hf.get_vocab(false).into_iter().map(|(text, id)| (id, text));
+        ids.filter(|(id, _)| *id as usize >= size).min()
     }
 
     /// The largest token id plus one. The `vocab_size` of a model may be larger, because models pad their vocabulary.

@@ -46,6 +46,79 @@ fn a_missing_tensor_is_refused_by_both_before_anything_is_uploaded() {
     }
 }
 
+/// What `inspect` says of a model whose weights are good, and `run` of a prompt.
+#[test]
+fn a_text_that_run_refuses_is_refused_by_inspect() {
+    let unreadable = |dir: &Path| std::fs::write(dir.join("tokenizer.json"), "{\"model\": 1}").unwrap();
+    let malformed = |dir: &Path| set(dir, "tokenizer_config.json", "chat_template", json!("{% if %}"));
+    let failing = |dir: &Path| set(dir, "tokenizer_config.json", "chat_template", json!("{{ messages[0].a.b.c }}"));
+    // The tokenizer of a larger model.
+    let with_tokenizer = |dir: &Path, change: &dyn Fn(&mut Value)| {
+        let path = dir.join("tokenizer.json");
+        let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        change(&mut json);
+        std::fs::write(path, json.to_string()).unwrap();
+    };
+    let larger = |dir: &Path| with_tokenizer(dir, &|json| json["model"]["vocab"]["zzzz"] = json!(100_000));
+    // The same, where only added tokens have such ids: one that every prompt has, and one that hardly any has.
+    let add = |json: &mut Value, id: u32, content: &str| {
+        let tokens = json["added_tokens"].as_array_mut().unwrap();
+        tokens.retain(|token| token["content"] != content);
+        tokens.push(json!({"id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false}));
+    };
+    let turns = |dir: &Path| {
+        with_tokenizer(dir, &|json| {
+            json["model"]["vocab"].as_object_mut().unwrap().remove("<turn>");
+            add(json, 400, "<turn>");
+        });
+        set(dir, "tokenizer_config.json", "chat_template", json!("<turn>{{ messages[0]['content'] }}"));
+    };
+    let padded = |dir: &Path| with_tokenizer(dir, &|json| add(json, 400, "<pad>"));
+    let no_template = |dir: &Path| set(dir, "tokenizer_config.json", "chat_template", Value::Null);
+    let missing = |dir: &Path| std::fs::remove_file(dir.join("tokenizer.json")).unwrap();
+    type Change<'a> = &'a dyn Fn(&Path);
+    let cases: [(Change<'_>, i32, &str, &str, Value); 7] = [
+        (&unreadable, 1, "only with --ids, see below", "the tokenizer cannot be read", json!(["ids"])),
+        (&larger, 1, "only with --ids, see below", "tokens that the model does not have", json!(["ids"])),
+        (&turns, 1, "only with --ids, see below", "tokens that the model does not have", json!(["ids"])),
+        (&malformed, 1, "only with --ids or --raw", "the chat template is malformed", json!(["raw", "ids"])),
+        (&failing, 1, "only with --ids or --raw", "the chat template fails", json!(["raw", "ids"])),
+        (&no_template, 0, "yes, on a device", "the model has no chat template", json!(["raw", "ids"])),
+        (&missing, 0, "yes, on a device", "the model has no tokenizer.json", json!(["ids"])),
+    ];
+    for (change, code, runs, problem, prompts) in cases {
+        let dir = broken(change);
+        let inspected = inspect(dir.path());
+        assert_eq!(inspected.code, Some(code), "{problem}: {}{}", inspected.out, inspected.err);
+        assert!(inspected.out.contains(runs), "{}", inspected.out);
+        assert!(inspected.out.contains(&format!("problem: {problem}")) || inspected.out.contains(problem));
+        assert_eq!(inspected.err.contains(problem), code == 1, "{}", inspected.err);
+        let v: Value = serde_json::from_str(&run(&["inspect", dir.path().to_str().unwrap(), "--json"]).out).unwrap();
+        assert_eq!((&v["runs"], &v["prompts"]), (&json!(true), &prompts), "{problem}");
+        assert_eq!(on(dir.path(), &["--ids", "1", "--policy", "full"]).code, Some(0));
+    }
+    for model in [broken(padded), broken(|_| ())] {
+        let v = json(&run(&["inspect", model.path().to_str().unwrap(), "--json"]));
+        assert_eq!(v["prompts"], json!(["chat", "raw", "ids"]));
+        assert_eq!(on(model.path(), &["hi"]).code, Some(0));
+    }
+}
+
+#[test]
+fn inspect_prints_no_control_characters_of_a_file() {
+    let dir = broken(|dir| {
+        edit(dir.join("tokenizer.json"), |text| text.replace("<|im_end|>", "<|im\\u001b[2Jend|>"));
+        edit(dir.join("tokenizer_config.json"), |text| text.replace("<|im_end|>", "<|im\\u001b[2Jend|>"));
+        set(dir, "tokenizer_config.json", "chat_template", json!("{{ raise_exception('a\u{1b}[31mb') }}"));
+    });
+    let ran = inspect(dir.path());
+    for part in ["stops at", "<|im␛[2Jend|>", "problem: the chat template refuses", "a␛[31mb"] {
+        assert!(ran.out.contains(part), "{part:?} is missing from:\n{}", ran.out);
+    }
+    assert!(!ran.out.contains('\u{1b}'), "{}", ran.out);
+}
+
 #[test]
 fn a_bare_decoder_is_the_same_model() {
     let dir = broken(|dir| rename(dir, |name| Some(name.strip_prefix("model.").unwrap_or(name).to_string())));
