@@ -69,7 +69,7 @@ pub struct Args {
     /// Print the text without ever repainting it, for screen readers, recordings, and terminals that show it wrongly.
     #[arg(long)]
     plain: bool,
-    /// Print only the text (or the JSON), errors, and warnings about the result.
+    /// Print only the text (or the JSON), errors, and warnings about the result and about a machine without a GPU.
     #[arg(long, short)]
     quiet: bool,
 }

@@ -8,7 +8,7 @@ use secateur::expert::{file, kernels};
 use secateur::{ComputeDevice, Result};
 
 use super::screen::Progress;
-use super::state;
+use super::{state, warnings};
 
 /// The most adapters that are remembered. A driver's update adds one.
 const MOST: usize = 64;
@@ -27,12 +27,20 @@ pub fn settle() {
 }
 
 /// Opens the device that `select` names. An adapter is tested when it is opened for the first time with its driver
-/// and these shaders. A passed test is remembered if there is a [folder](state::file) for it.
+/// and these shaders. That `auto` has found no GPU is said even to those who asked for `quiet`, because it decides how
+/// long everything takes. A passed test is remembered if there is a [folder](state::file) for it.
 ///
 /// # Errors
 /// Those of [`ComputeDevice::open`] and of [`conformance::self_test`].
 pub fn open(select: &str, quiet: bool) -> Result<ComputeDevice> {
     let device = pollster::block_on(ComputeDevice::open(select))?;
+    // Otherwise the library warns, and the warning is printed.
+    if quiet
+        && select == "auto"
+        && let Some(warning) = device.info.software_warning()
+    {
+        warnings::warn(&warning);
+    }
     if device.info.backend == "cpu" {
         return Ok(device);
     }

@@ -12,7 +12,7 @@ struct Warnings;
 static PRINTED: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 /// Starts to print the library's warnings. With `--quiet` this is not called, and they are dropped; [`warn`] still
-/// prints.
+/// prints, which is for warnings about the result and about a device without a GPU.
 pub fn install() {
     if log::set_logger(&Warnings).is_ok() {
         log::set_max_level(LevelFilter::Warn);

@@ -1,6 +1,6 @@
 //! `secateur run`: ids, text, traces, prompts and templates.
 use super::{broken, cpu, golden, ids, listed, on, trace_of};
-use crate::common::command::{F16, done, fails, json, run, secateur};
+use crate::common::command::{F16, Ran, done, fails, json, run, secateur};
 use secateur::trace::Trace;
 use serde_json::Value;
 use std::io::Write;
@@ -141,6 +141,16 @@ fn probability_outside_the_candidates_is_said_and_recorded() {
     let greedy = json(&cpu(&[&args[..], &["--greedy"]].concat()));
     assert_eq!(greedy["totals"].get("probability_missed"), None);
     assert!(!std::fs::read_to_string(&file).unwrap().contains("probability_missed"), "absent where it is 0");
+}
+
+#[test]
+fn quiet_warns_of_a_machine_without_a_gpu() {
+    let args = ["run", "--device", "auto", "--max-new-tokens", "1", "--ids", "1"];
+    let warns = |ran: &Ran| {
+        assert_eq!(ran.code, Some(0), "{}", ran.err);
+        ran.err.contains("warning: no GPU was found")
+    };
+    assert_eq!(warns(&run(&[&args[..], &["--quiet"]].concat())), warns(&run(&args)));
 }
 
 #[test]
