@@ -60,7 +60,8 @@ impl Benchmark {
     }
 
     /// The text of the set: from the cache, or fetched into it. `$SECATEUR_BENCHMARKS` may name another address or a
-    /// mirror under which the repositories lie, and `HF_HUB_OFFLINE` forbids fetching, as with models.
+    /// mirror under which the repositories lie, and `HF_HUB_OFFLINE` or `TRANSFORMERS_OFFLINE` forbids
+    /// fetching, as with models.
     ///
     /// # Errors
     /// If the set is not cached and cannot be fetched, or what was fetched is another file.
@@ -71,12 +72,10 @@ impl Benchmark {
             None => std::env::home_dir().map(|home| home.join(".cache")),
         };
         let endpoint = var("SECATEUR_BENCHMARKS").unwrap_or_else(|| "https://raw.githubusercontent.com".into());
-        let forbidden = |value: String| matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
-        let offline = var("HF_HUB_OFFLINE").is_some_and(forbidden);
-        self.get(cache.map(|cache| cache.join("secateur/benchmarks")), &endpoint, offline)
+        self.get(cache.map(|cache| cache.join("secateur/benchmarks")), &endpoint, connection::forbidden(var))
     }
 
-    fn get(&self, cache: Option<PathBuf>, endpoint: &str, offline: bool) -> Result<String> {
+    fn get(&self, cache: Option<PathBuf>, endpoint: &str, offline: Option<&str>) -> Result<String> {
         let cached = cache.map(|cache| cache.join(format!("{}.jsonl", self.name)));
         if let Some(text) =
             cached.as_ref().and_then(|path| std::fs::read(path).ok()).and_then(|bytes| self.checked(bytes))
@@ -89,8 +88,8 @@ impl Benchmark {
                 "fetch the file by other means and give its path, or set SECATEUR_BENCHMARKS to a mirror of the address",
             )
         };
-        if offline {
-            return Err(failed("is not in the cache", "HF_HUB_OFFLINE forbids fetching it".into()));
+        if let Some(variable) = offline {
+            return Err(failed("is not in the cache", format!("{variable} forbids fetching it")));
         }
         let unreachable = |found: String| failed("cannot be fetched", found);
         let mut response = connection::agent(endpoint)?.get(&url).call().map_err(|e| unreachable(e.to_string()))?;
@@ -180,9 +179,10 @@ mod tests {
         };
         let folder = tempfile::tempdir().unwrap();
         let cache = || Some(folder.path().join("new"));
-        let refused = |endpoint: &str, offline| set.get(cache(), endpoint, offline).unwrap_err().to_string();
-        assert!(refused("http://127.0.0.1:1", true).contains("not in the cache"));
-        assert!(refused("http://127.0.0.1:1", false).contains("cannot be fetched"));
+        let refused =
+            |endpoint: &str, offline: Option<&str>| set.get(cache(), endpoint, offline).unwrap_err().to_string();
+        assert!(refused("http://127.0.0.1:1", Some("TRANSFORMERS_OFFLINE")).contains("TRANSFORMERS_OFFLINE forbids"));
+        assert!(refused("http://127.0.0.1:1", None).contains("cannot be fetched"));
         for (body, status, said) in [
             ("no", "404 Not Found", "404"),
             ("{}", "200 OK", "another file"),
@@ -190,23 +190,23 @@ mod tests {
             (concat!("{\"question\": \"1+1?\", \"answer\": 2}\n", "and on"), "200 OK", "another file"),
         ] {
             let (endpoint, asked) = serve(body, status, 1);
-            let error = refused(&endpoint, false);
+            let error = refused(&endpoint, None);
             assert!(error.contains(said) && error.contains("SECATEUR_BENCHMARKS"), "{error}");
             asked.join().unwrap();
         }
         let (endpoint, asked) = serve(TEXT, "200 OK", 1);
-        assert_eq!(set.get(cache(), &format!("{endpoint}/"), false).unwrap(), TEXT);
+        assert_eq!(set.get(cache(), &format!("{endpoint}/"), None).unwrap(), TEXT);
         assert_eq!(asked.join().unwrap(), ["/a/b/c.jsonl"]);
         // The server has ended, so the set can only come from the cache.
-        assert_eq!(set.get(cache(), &endpoint, true).unwrap(), TEXT);
+        assert_eq!(set.get(cache(), &endpoint, Some("HF_HUB_OFFLINE")).unwrap(), TEXT);
         // A file that was changed is fetched again.
         std::fs::write(folder.path().join("new/aime24.jsonl"), "{}").unwrap();
         let (endpoint, asked) = serve(TEXT, "200 OK", 1);
-        assert_eq!(set.get(cache(), &endpoint, false).unwrap(), TEXT);
+        assert_eq!(set.get(cache(), &endpoint, None).unwrap(), TEXT);
         asked.join().unwrap();
         // Fetching also works without a cache.
         let (endpoint, asked) = serve(TEXT, "200 OK", 1);
-        assert_eq!(set.get(None, &endpoint, false).unwrap(), TEXT);
+        assert_eq!(set.get(None, &endpoint, None).unwrap(), TEXT);
         asked.join().unwrap();
     }
 }

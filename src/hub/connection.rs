@@ -10,6 +10,15 @@ use crate::{Error, ErrorKind, Result};
 /// The variables that name a file of root certificates: OpenSSL's, and the two of Python's requests.
 const CERTIFICATES: [&str; 3] = ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"];
 
+/// The variables that forbid fetching. As in `huggingface_hub`, the first of them that is set decides.
+pub(super) const OFFLINE: [&str; 2] = ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"];
+
+/// The variable that forbids fetching, if one does. `var` gives the values of variables that are not empty.
+pub(super) fn forbidden(var: impl Fn(&str) -> Option<String>) -> Option<&'static str> {
+    let (name, value) = OFFLINE.into_iter().find_map(|name| Some((name, var(name)?)))?;
+    matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE").then_some(name)
+}
+
 fn var(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -129,6 +138,19 @@ mod tests {
         assert!(!refused.contains("secret"));
         let both = [("ALL_PROXY", "socks5://b:2"), ("HTTP_PROXY", "http://c:3")];
         assert_eq!(chosen("http://127.0.0.1:8131", &both).expect("a choice").as_deref(), Some("c:3"));
+    }
+
+    #[test]
+    fn the_first_variable_that_is_set_decides_whether_anything_is_fetched() {
+        let chosen = |set: &[(&str, &str)]| {
+            forbidden(|name| set.iter().find(|(known, _)| *known == name).map(|(_, value)| value.to_string()))
+        };
+        assert_eq!(chosen(&[]), None);
+        for yes in ["1", "on", "Yes", "TRUE"] {
+            assert_eq!(chosen(&[("HF_HUB_OFFLINE", yes)]), Some("HF_HUB_OFFLINE"), "{yes}");
+            assert_eq!(chosen(&[("TRANSFORMERS_OFFLINE", yes)]), Some("TRANSFORMERS_OFFLINE"), "{yes}");
+        }
+        assert_eq!(chosen(&[("HF_HUB_OFFLINE", "0"), ("TRANSFORMERS_OFFLINE", "1")]), None);
     }
 
     #[test]

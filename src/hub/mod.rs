@@ -20,9 +20,9 @@
 //! SHA-256 matches the name. Snapshots link only to such blobs. A broken connection or a killed process leaves an
 //! `.incomplete` file, and the next attempt continues at its end.
 //!
-//! The environment variables are those of `huggingface_hub`: `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE`, `HF_TOKEN`
-//! (or the file `$HF_HOME/token`) and `HF_ENDPOINT`. Proxies are taken from `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`
-//! and `NO_PROXY`, root certificates from `SSL_CERT_FILE`.
+//! The environment variables are those of `huggingface_hub`: `HF_HOME`, `HF_HUB_CACHE`, `HF_HUB_OFFLINE` (or
+//! `TRANSFORMERS_OFFLINE`), `HF_TOKEN` (or the file `$HF_HOME/token`) and `HF_ENDPOINT`. Proxies are taken from
+//! `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, root certificates from `SSL_CERT_FILE`.
 pub(crate) mod answers;
 mod benchmarks;
 mod cache;
@@ -35,7 +35,7 @@ mod peek;
 mod refused;
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ureq::Agent;
@@ -95,7 +95,8 @@ pub struct Hub {
     cache: PathBuf,
     endpoint: String,
     token: Option<Token>,
-    offline: bool,
+    /// The variable that forbids fetching, if one does.
+    offline: Option<&'static str>,
     /// The HTTP client, or the error that prevented it. A cached model needs no client.
     agent: Result<Agent>,
     /// The wait before the second attempt. It is longer before each further attempt.
@@ -138,7 +139,6 @@ impl Hub {
             },
         };
         let cache = var("HF_HUB_CACHE").or_else(|| var("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
-        let yes = |value: String| matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
         let token_file = var("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
         let in_file = || Some((fs::read_to_string(&token_file).ok()?, token_file.display().to_string()));
         let token = var("HF_TOKEN").map(|token| (token, "HF_TOKEN".to_string())).or_else(in_file);
@@ -150,7 +150,7 @@ impl Hub {
             agent: connection::agent(&endpoint),
             endpoint,
             token: token.filter(|token| !token.value.is_empty()),
-            offline: var("HF_HUB_OFFLINE").or_else(|| var("TRANSFORMERS_OFFLINE")).is_some_and(yes),
+            offline: connection::forbidden(var),
             pause: Duration::from_millis(500),
         })
     }
@@ -161,7 +161,7 @@ impl Hub {
             cache: PathBuf::new(),
             endpoint: "https://huggingface.co".into(),
             token,
-            offline: true,
+            offline: Some(connection::OFFLINE[0]),
             agent: Err(Error::new(ErrorKind::Internal, "this hub cannot be asked")),
             pause: Duration::ZERO,
         }
@@ -183,13 +183,9 @@ impl Hub {
             let model = name.repo.rsplit('/').next().unwrap_or_default().to_lowercase();
             file.to_lowercase() == format!("{}-{}.gguf", model.trim_end_matches("-gguf"), kind.to_lowercase())
         });
-        match known {
-            Some(known) if self.offline || fits_best && !update => return Ok(known),
-            None if self.offline => {
-                return Err(Error::new(ErrorKind::Model, format!("{name} is not in the cache"))
-                    .at(self.folder(name).display())
-                    .help("HF_HUB_OFFLINE forbids fetching it: unset it once, or pass the directory of a model"));
-            }
+        match (known.clone(), self.offline) {
+            (Some(known), offline) if offline.is_some() || fits_best && !update => return Ok(known),
+            (None, Some(variable)) => return Err(not_cached(name, &self.folder(name), variable)),
             _ => {}
         }
         let files = match (self.patiently(report, || self.look_up(name)), known) {
@@ -214,22 +210,18 @@ impl Hub {
     pub fn fetch(&self, name: &HubName, update: bool, report: &mut dyn FnMut(Progress<'_>)) -> Result<PathBuf> {
         let name = &self.with_file(name, update, report)?;
         let cached = self.cached(name);
-        match &cached {
-            Cached::Complete(path) if !update || self.offline => return Ok(path.clone()),
-            Cached::Sufficient(path) if self.offline => return Ok(path.clone()),
+        match (&cached, self.offline) {
+            (Cached::Complete(path), offline) if !update || offline.is_some() => return Ok(path.clone()),
+            (Cached::Sufficient(path), Some(_)) => return Ok(path.clone()),
             // Not every use needs a tokenizer. The loader reports it as missing if this one does.
-            Cached::Partial(path, missing) if self.offline && missing == "tokenizer.json" => return Ok(path.clone()),
-            Cached::Partial(path, missing) if self.offline => {
+            (Cached::Partial(path, missing), Some(_)) if missing == "tokenizer.json" => return Ok(path.clone()),
+            (Cached::Partial(path, missing), Some(variable)) => {
                 return Err(Error::new(ErrorKind::Model, format!("the cached copy of {name} is incomplete"))
                     .at(path.display())
                     .found(format!("no {missing}"))
-                    .help("HF_HUB_OFFLINE forbids fetching the rest: unset it once"));
+                    .help(format!("{variable} forbids fetching the rest: unset it once")));
             }
-            Cached::Nothing(path) if self.offline => {
-                return Err(Error::new(ErrorKind::Model, format!("{name} is not in the cache"))
-                    .at(path.display())
-                    .help("HF_HUB_OFFLINE forbids fetching it: unset it once, or pass the directory of a model"));
-            }
+            (Cached::Nothing(path), Some(variable)) => return Err(not_cached(name, path, variable)),
             _ => {}
         }
         match (self.download(name, report), cached) {
@@ -241,6 +233,13 @@ impl Hub {
             (Err(failure), _) => Err(failure.into_error()),
         }
     }
+}
+
+/// The error for a model that the cache does not have, where `variable` forbids fetching it.
+fn not_cached(name: &HubName, place: &Path, variable: &str) -> Error {
+    Error::new(ErrorKind::Model, format!("{name} is not in the cache"))
+        .at(place.display())
+        .help(format!("{variable} forbids fetching it: unset it once, or pass the directory of a model"))
 }
 
 /// Why a file or an answer could not be fetched.

@@ -22,7 +22,7 @@ impl Hub {
         let name = &self.with_file(name, false, &mut |_| ())?;
         match self.cached(name) {
             Cached::Complete(path) | Cached::Sufficient(path) => return ModelSource::open(path),
-            _ if self.offline => return ModelSource::open(self.fetch(name, false, &mut |_| ())?),
+            _ if self.offline.is_some() => return ModelSource::open(self.fetch(name, false, &mut |_| ())?),
             _ => {}
         }
         self.look_at(name).map_err(Failure::into_error)
