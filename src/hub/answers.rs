@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::Value;
-use ureq::http::{HeaderMap, Response};
+use ureq::http::{HeaderMap, Response, Uri};
 
 use super::cache::{is_commit, is_plain, is_plain_path, shards};
 use super::check;
@@ -32,7 +32,8 @@ pub(super) fn model(url: &str, text: &[u8]) -> Result<(String, BTreeSet<String>)
 pub(super) enum File {
     /// The name of the blob, its length in bytes, and whether the name is the SHA-256 of the file.
     Known { etag: String, bytes: u64, hashed: bool },
-    /// The repository was renamed: the file has this path on the same host.
+    /// The file is at another address, as the header `Location` writes it: the repository was renamed, or a mirror
+    /// sends the client to another host.
     Moved(String),
     /// The answer has a name but no length.
     Unmeasured,
@@ -48,10 +49,13 @@ pub(super) fn file(status: u16, headers: &HeaderMap, measured: Option<u64>) -> F
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let linked = header("x-linked-etag");
     let etag = linked.or(header("etag")).map(|e| e.trim_start_matches("W/").trim_matches('"'));
+    // Of a large file, the hub itself says what it is, and redirects to a host that does not. Any other redirect has
+    // an ETag and a length of its own, if it has them.
+    let is_told = linked.is_some() || header("x-linked-size").is_some();
     let told = header("x-linked-size").or(header("content-length")).and_then(|n| n.parse().ok());
     match (status, etag, told.or(measured), header("location")) {
         (200, Some(_), None, _) => File::Unmeasured,
-        (300..=399, _, _, Some(target)) if target.starts_with('/') && !target.starts_with("//") => {
+        (300..=399, _, _, Some(target)) if !is_told || target.starts_with('/') && !target.starts_with("//") => {
             File::Moved(target.to_string())
         }
         (200..=399, Some(etag), Some(bytes), _) if is_plain(etag) => {
@@ -62,6 +66,40 @@ pub(super) fn file(status: u16, headers: &HeaderMap, measured: Option<u64>) -> F
         }
         (200..=399, ..) => File::Unnamed,
         _ => File::Refused,
+    }
+}
+
+/// The address that a `Location` in the answer of `url` stands for; `None` if it is not one of HTTP.
+pub(super) fn target(url: &str, location: &str) -> Option<String> {
+    let base: Uri = url.parse().ok()?;
+    let (scheme, authority) = (base.scheme_str()?, base.authority()?);
+    let begins = |start: &str| location.get(..start.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(start));
+    let target = match location {
+        _ if begins("http://") || begins("https://") => location.to_string(),
+        _ if location.starts_with("//") => format!("{scheme}:{location}"),
+        _ if location.starts_with('/') => format!("{scheme}://{authority}{location}"),
+        _ if location.split(['/', '?']).next().is_some_and(|start| start.contains(':')) => return None,
+        _ => {
+            let folder = base.path().rsplit_once('/').map_or("", |(folder, _)| folder);
+            format!("{scheme}://{authority}{folder}/{location}")
+        }
+    };
+    Some(target)
+}
+
+/// Whether `url` is on the host of `endpoint`, so that it may get the token: the scheme, the host and the port are the
+/// same, or the scheme has changed from HTTP to HTTPS at their own ports.
+pub(super) fn is_same_host(endpoint: &str, url: &str) -> bool {
+    let origin = |url: &str| {
+        let uri: Uri = url.parse().ok()?;
+        let is_https = uri.scheme_str()? == "https";
+        let port = uri.port_u16().unwrap_or(if is_https { 443 } else { 80 });
+        Some((is_https, uri.host()?.to_ascii_lowercase(), port))
+    };
+    match (origin(endpoint), origin(url)) {
+        (Some((false, host, 80)), Some((true, other, 443))) => host == other,
+        (Some(own), Some(other)) => own == other,
+        _ => false,
     }
 }
 
@@ -122,7 +160,37 @@ mod tests {
         for unnamed in ["", "..", "a/b", ".hidden"] {
             assert_eq!(said(200, &[("etag", unnamed), ("content-length", "3")], None), File::Unnamed, "{unnamed:?}");
         }
-        assert_eq!(said(302, &[("location", "//other.host/x")], None), File::Unnamed);
+        for elsewhere in ["//other.host/x", "https://other.host/x"] {
+            let redirect = [("location", elsewhere), ("etag", "abc"), ("content-length", "0")];
+            assert_eq!(said(308, &redirect, None), File::Moved(elsewhere.into()));
+            let told = [&redirect[..], &large[..2]].concat();
+            assert_eq!(said(302, &told, None), known(&sha, 7, true));
+        }
+        assert_eq!(said(302, &[], None), File::Unnamed);
         assert_eq!(said(404, &[("etag", "abc"), ("content-length", "3")], None), File::Refused);
+    }
+
+    #[test]
+    fn redirects_lead_to_addresses_and_the_token_stays_on_the_host() {
+        let from = "https://hub.org:8443/api/a?b=c";
+        for (location, expected) in [
+            ("/x/y", Some("https://hub.org:8443/x/y")),
+            ("//other.org/x", Some("https://other.org/x")),
+            ("HTTP://other.org/x?y", Some("HTTP://other.org/x?y")),
+            ("z?next=http://c", Some("https://hub.org:8443/api/z?next=http://c")),
+            ("file:///etc/passwd", None),
+            ("ftp://other.org/x", None),
+        ] {
+            assert_eq!(target(from, location).as_deref(), expected, "{location}");
+        }
+        let hub = "https://hub.org";
+        assert!(["https://hub.org/x", "https://HUB.org:443/x"].into_iter().all(|url| is_same_host(hub, url)));
+        for other in ["https://hub.org:8443/x", "http://hub.org/x", "https://hub.org.evil/x", "https://a.hub.org", "x"]
+        {
+            assert!(!is_same_host(hub, other), "{other}");
+        }
+        assert!(is_same_host("http://hub.org", "https://hub.org/x"));
+        assert!(!is_same_host("http://hub.org:8080", "https://hub.org/x"));
+        assert!(!is_same_host(hub, "https://hub.org@evil.org/x"));
     }
 }

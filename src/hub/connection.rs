@@ -31,8 +31,9 @@ pub(super) fn agent(endpoint: &str) -> Result<Agent> {
     let mut config = Agent::config_builder()
         .http_status_as_error(false)
         .user_agent(concat!("secateur/", env!("CARGO_PKG_VERSION")))
-        // Large files are redirected to other hosts with signed addresses. Those hosts must not get the token.
-        .redirect_auth_headers(ureq::config::RedirectAuthHeaders::SameHost)
+        // Redirects are followed one by one where there is a token, so that it goes to no other host. This rule is
+        // for the rest.
+        .redirect_auth_headers(ureq::config::RedirectAuthHeaders::Never)
         .timeout_connect(Some(Duration::from_secs(15)))
         .timeout_recv_response(Some(Duration::from_secs(60)))
         .timeout_per_read(Some(Duration::from_secs(60)))

@@ -32,6 +32,8 @@ const ATTEMPTS: u32 = 5;
 const BUSY_ATTEMPTS: u32 = 4;
 /// The longest time for which a busy hub is waited for.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The number of addresses that are asked for one file, one after the other.
+const REDIRECTS: usize = 6;
 /// Files of which the hub does not tell the length are read twice. Larger ones are refused.
 const UNKNOWN_LENGTH_LIMIT: u64 = 256 << 20;
 
@@ -245,7 +247,8 @@ impl Hub {
     }
 
     /// Asks for the size of a file and the name of its blob. For large files, the hub answers with a redirect whose
-    /// headers have both. The redirect is not followed, because the other host does not send these headers.
+    /// headers have both. That redirect is not followed, because the other host does not send these headers. Others
+    /// are: a repository may have a new name, and a mirror may send the client to another host.
     pub(super) fn describe(&self, name: &HubName, commit: &str, file: &str) -> Result<Remote, Failure> {
         if !is_plain_path(file) {
             return Err(Error::new(ErrorKind::Model, "the hub sends a file name that leads out of the model's folder")
@@ -254,12 +257,12 @@ impl Hub {
                 .into());
         }
         let mut url = self.address(name, commit, file);
-        for _ in 0..5 {
+        for _ in 0..REDIRECTS {
             let mut request = self.agent()?.head(&url).config().max_redirects(0).build();
             // The length of a compressed answer would not be that of the file.
             request = request.header("accept-encoding", "identity");
-            if let Some(token) = &self.token {
-                request = request.header("authorization", format!("Bearer {}", token.value));
+            if let Some(token) = self.token_for(&url) {
+                request = request.header("authorization", token);
             }
             let response = request.call().map_err(|e| self.unreachable(&url, &e))?;
             let status = response.status().as_u16();
@@ -271,8 +274,7 @@ impl Hub {
                 answers::File::Known { etag, bytes, hashed } => {
                     return Ok(Remote { name: file.to_string(), etag, bytes, hashed });
                 }
-                // Ask again under the new name of the repository, on the same host.
-                answers::File::Moved(target) => url = format!("{}{target}", self.endpoint),
+                answers::File::Moved(location) => url = redirected(&url, &location)?,
                 answers::File::Refused => return Err(self.refused(name, &url, &response)),
                 answers::File::Unmeasured | answers::File::Unnamed => {
                     return Err(Error::new(ErrorKind::Model, "the hub does not say what this file is")
@@ -283,7 +285,7 @@ impl Hub {
                 }
             }
         }
-        Err(Error::new(ErrorKind::Model, "the hub redirects in a circle").at(url).into())
+        Err(too_many_redirects(&url))
     }
 
     /// Reads a small file to its end and returns its length, for mirrors that do not send it.
@@ -379,16 +381,33 @@ impl Hub {
         file.sync_all().and_then(|()| fs::rename(&place, blob)).map_err(write_error)
     }
 
-    /// Sends a GET request, for the bytes from index `from` on.
+    /// Sends a GET request, for the bytes from index `from` on, and follows redirects. Each host but that of the hub
+    /// gets it without the token.
     pub(super) fn ask(&self, url: &str, from: Option<u64>) -> Result<Response<Body>, Failure> {
-        let mut request = self.agent()?.get(url).header("accept-encoding", "identity");
-        if let Some(token) = &self.token {
-            request = request.header("authorization", format!("Bearer {}", token.value));
+        let mut url = url.to_string();
+        for _ in 0..REDIRECTS {
+            let mut request = self.agent()?.get(&url).config().max_redirects(0).build();
+            request = request.header("accept-encoding", "identity");
+            if let Some(token) = self.token_for(&url) {
+                request = request.header("authorization", token);
+            }
+            if let Some(from) = from.filter(|from| *from > 0) {
+                request = request.header("range", format!("bytes={from}-"));
+            }
+            let response = request.call().map_err(|e| self.unreachable(&url, &e))?;
+            let location = response.headers().get("location").and_then(|value| value.to_str().ok());
+            match location.filter(|_| response.status().is_redirection()) {
+                Some(location) => url = redirected(&url, location)?,
+                None => return Ok(response),
+            }
         }
-        if let Some(from) = from.filter(|from| *from > 0) {
-            request = request.header("range", format!("bytes={from}-"));
-        }
-        request.call().map_err(|e| self.unreachable(url, &e))
+        Err(too_many_redirects(&url))
+    }
+
+    /// The value of the header `Authorization` for a request to `url`. Only the host of the hub gets the token.
+    fn token_for(&self, url: &str) -> Option<String> {
+        let token = self.token.as_ref().filter(|_| answers::is_same_host(&self.endpoint, url));
+        token.map(|token| format!("Bearer {}", token.value))
     }
 
     fn agent(&self) -> Result<&Agent, Failure> {
@@ -411,6 +430,18 @@ impl Hub {
         let error = Error::new(ErrorKind::Io, "the connection to the hub broke").at(url).found(cause);
         Failure::Unreachable(error.help("the bytes that have arrived are kept: run the same command again to continue"))
     }
+}
+
+/// The address to which the answer of `url` redirects.
+fn redirected(url: &str, location: &str) -> Result<String> {
+    answers::target(url, location).ok_or_else(|| {
+        Error::new(ErrorKind::Model, "the hub redirects to an address that is not one of HTTP").at(url).found(location)
+    })
+}
+
+fn too_many_redirects(url: &str) -> Failure {
+    let error = Error::new(ErrorKind::Model, "the hub redirects too often").at(url);
+    error.found(format!("{REDIRECTS} redirects, one after the other")).help("is HF_ENDPOINT right?").into()
 }
 
 /// The SHA-256 of the rest of `file`, from its current position, in hexadecimal digits.

@@ -40,6 +40,8 @@ struct Site {
     endless: bool,
     /// Sends this X-Error-Message with a refusal.
     message: &'static str,
+    /// Redirects every request to the same path behind this address.
+    elsewhere: Option<String>,
 }
 
 /// A request that the hub received.
@@ -79,6 +81,7 @@ impl Hub {
             busy: None,
             endless: false,
             message: "",
+            elsewhere: None,
         };
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = listener.local_addr().expect("an address").port();
@@ -200,6 +203,15 @@ fn serve(mut stream: TcpStream, site: &Mutex<Site>, log: &Mutex<Vec<Asked>>) {
     if let Some((status, code)) = site.refuse {
         let headers = [("X-Error-Code", code.into()), ("X-Error-Message", site.message.into())];
         return answer(&format!("{status} Refused"), &headers, b"no", 2);
+    }
+    if let Some(address) = &site.elsewhere {
+        // As a web server does that knows nothing of files: the ETag and the length are those of this answer.
+        return answer(
+            "308 Permanent Redirect",
+            &[("location", address.clone() + &path), ("ETag", "\"abc\"".into())],
+            b"",
+            0,
+        );
     }
     if let Some((status, seconds)) = site.busy.filter(|_| is_first) {
         return answer(&format!("{status} Busy"), &[("Retry-After", seconds.to_string())], b"", 0);
