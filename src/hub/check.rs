@@ -3,11 +3,13 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use super::INDEX;
 use crate::Result;
 use crate::device::ComputeDevice;
 use crate::model::config::ModelConfig;
 use crate::model::{decoder, required};
-use crate::weights::gguf::SplitName;
+use crate::text::Tokenizer;
+use crate::weights::gguf::{SplitName, is_projector};
 use crate::weights::{Bytes, ModelSource, Weights};
 
 /// The kinds of GGUF files in the order in which they are recommended: the finest, then the usual ones.
@@ -30,10 +32,56 @@ pub(super) fn config(snapshot: &Path) -> Result<()> {
     decoder::check_device(&config, 1, 1, &ComputeDevice::cpu())
 }
 
+/// Whether the beginning of a safetensors file has its whole header. The size of the file does not matter.
+pub(super) fn has_header(bytes: &[u8], _: u64) -> bool {
+    let length = bytes.first_chunk().map(|length| u64::from_le_bytes(*length));
+    length.is_some_and(|length| bytes.len() as u64 >= length.saturating_add(8))
+}
+
+/// The beginning of the safetensors file at `path`; `None` without the file or its whole header.
+pub(super) fn start_of(path: &Path) -> Option<Bytes> {
+    let mut file = File::open(path).ok()?;
+    let total = file.metadata().ok()?.len();
+    let mut bytes = vec![0; 8];
+    file.read_exact(&mut bytes).ok()?;
+    let length = u64::from_le_bytes(*bytes.first_chunk()?);
+    file.take(length.min(LAST)).read_to_end(&mut bytes).ok()?;
+    has_header(&bytes, total).then(|| Bytes::start(bytes, total))
+}
+
+/// Refuses weights that the model with the configuration in `snapshot` cannot be run with. `starts` are the beginnings
+/// of the safetensors files.
+///
+/// # Errors
+/// Those of [`Weights::open`] and [`required::check`].
+pub(super) fn weights(snapshot: &Path, mut starts: Vec<(String, Bytes)>) -> Result<()> {
+    let config = ModelConfig::load(&ModelSource::directory(snapshot)?)?;
+    if let Ok(index) = std::fs::read(snapshot.join(INDEX)) {
+        starts.push((INDEX.to_string(), index.into()));
+    }
+    required::check(&config, &Weights::open(&ModelSource::memory(starts))?)
+}
+
+/// Refuses a model whose tokenizer is there and cannot be read.
+///
+/// # Errors
+/// Those of [`Tokenizer::load`].
+pub(super) fn tokenizer(source: &ModelSource) -> Result<()> {
+    if !Tokenizer::exists(source) {
+        return Ok(());
+    }
+    Tokenizer::load(source).map(drop).map_err(|error| {
+        error.help(
+            "the model takes no text, so its weights are not fetched: use the original model, or fetch its files by \
+             other means, give their path and pass token `ids`",
+        )
+    })
+}
+
 /// Whether a GGUF file has the weights of a language model, or the first part of them.
 fn is_model(file: &str) -> bool {
     let name = file.rsplit('/').next().unwrap_or(file);
-    name.ends_with(".gguf") && !name.starts_with("mmproj") && SplitName::parse(name).is_none_or(|part| part.number == 1)
+    name.ends_with(".gguf") && !is_projector(name) && SplitName::parse(name).is_none_or(|part| part.number == 1)
 }
 
 /// The GGUF file among `files` with this quantization in its name, in any case: between `-`, `.` and `/`, or behind a
@@ -100,6 +148,7 @@ impl Start {
         let Some(source) = source else { return Ok(()) };
         self.next = None;
         let weights = Weights::open(&source)?;
+        tokenizer(&source)?;
         if self.is_part {
             // Only the first part is read here. The other parts have the rest of the metadata and of the tensors.
             let mut matrices =
@@ -133,7 +182,7 @@ mod tests {
         assert_eq!([kind("Q4_K_XL"), kind("UD-Q4_K_XL")], [Some(all[4]); 2]);
         assert_eq!([kind("Q8_0"), kind("Q5_0")], [Some(all[5]), Some(all[6])]);
         assert_eq!([kind("Q4_K"), kind("F16"), kind("8_0"), kind("gguf_")], [None; 4]);
-        let some = ["BF16/x-BF16.gguf", "mmproj-Q8_0.gguf", "x-IQ2_M.gguf", "x-Q8_0.gguf"];
+        let some = ["BF16/x-BF16.gguf", "x.mmproj-Q8_0.gguf", "x-IQ2_M.gguf", "x-Q8_0.gguf"];
         assert_eq!(preferred(&some), "x-Q8_0.gguf");
         assert_eq!(preferred(&some[..3]), "BF16/x-BF16.gguf");
         let split = ["x-q4_k_m-00002-of-00002.gguf", "x-iq2_m.gguf", "x-q4_k_m-00001-of-00002.gguf"];

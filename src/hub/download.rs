@@ -14,14 +14,16 @@ use super::check::{self, Start};
 use super::disk::check_space;
 use super::{Failure, Hub, HubName, INDEX, OPTIONAL, Progress, Remote, SINGLE};
 use crate::weights::gguf::SplitName;
+use crate::weights::{self, ADAPTER, ModelSource};
 use crate::{Error, ErrorKind, Result, file};
 
 const CONFIG: &str = "config.json";
+const TOKENIZER: &str = "tokenizer.json";
 /// The files of a model besides the weights. Only the first is required.
 pub(super) const FILES: [&str; 6] = [
     CONFIG,
     "generation_config.json",
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
     "chat_template.jinja",
     "special_tokens_map.json",
@@ -47,16 +49,27 @@ impl Hub {
         let wanted = match &name.file {
             Some(file) => self.parts_on_hub(name, file, &files)?,
             None => {
-                if has(CONFIG) && (has(SINGLE) || has(INDEX)) {
-                    // A model that cannot be run is refused before its weights are fetched.
-                    self.get_all(name, &commit, &[CONFIG.into()], &mut |_| ())?;
-                    check::config(&snapshot)?;
-                }
                 let weights = self.weight_files(name, &commit, &files)?;
+                if !has(CONFIG) {
+                    return Err(Error::new(ErrorKind::Model, format!("{} has no {CONFIG}", name.repo))
+                        .at(format!("{}/{}", self.endpoint, name.repo))
+                        .into());
+                }
+                // A model that cannot be run is refused before its weights are fetched.
+                self.get_all(name, &commit, &[CONFIG.into()], &mut |_| ())?;
+                check::config(&snapshot)?;
                 FILES.into_iter().filter(|file| has(file)).map(String::from).chain(weights).collect()
             }
         };
-        self.get_all(name, &commit, &wanted, report)?;
+        let remotes = self.describe_all(name, &commit, &wanted, report)?;
+        if name.file.is_none() {
+            self.check_weights(name, &commit, &wanted, &remotes)?;
+        }
+        let arrived = |file: &str| match name.file.is_none() && file == TOKENIZER {
+            true => check::tokenizer(&ModelSource::directory(&snapshot)?),
+            false => Ok(()),
+        };
+        self.get_described(name, &commit, &remotes, &arrived, report)?;
         if name.file.is_none() {
             for file in OPTIONAL.into_iter().filter(|file| !has(file)) {
                 // The marker only saves requests, so it does not matter if it cannot be written.
@@ -118,14 +131,29 @@ impl Hub {
                 })?;
                 Ok(shards.into_iter().collect())
             }
-            (false, false) => Err(self.no_weights(name, files).into()),
+            (false, false) => Err(self.no_weights(name, commit, files).into()),
         }
     }
 
-    fn no_weights(&self, name: &HubName, files: &BTreeSet<String>) -> Error {
+    /// The error for a repository that has an adapter and no whole model.
+    fn adapter(&self, name: &HubName, commit: &str, files: &BTreeSet<String>) -> Option<Error> {
+        if !files.contains(ADAPTER) || files.iter().any(|file| file.ends_with(".gguf")) {
+            return None;
+        }
+        // Without the file, the error does not name the base model.
+        drop(self.get_all(name, commit, &[ADAPTER.into()], &mut |_| ()));
+        let place = self.folder(name).join("snapshots").join(commit).join(ADAPTER);
+        let json = fs::read(place).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        Some(weights::adapter(&json).at(format!("{}/{}", self.endpoint, name.repo)))
+    }
+
+    fn no_weights(&self, name: &HubName, commit: &str, files: &BTreeSet<String>) -> Error {
         let error = Error::new(ErrorKind::Model, format!("{} has no weights in safetensors", name.repo))
             .at(format!("{}/{}", self.endpoint, name.repo))
             .expected(format!("{SINGLE}, or {INDEX} and its shards"));
+        if let Some(adapter) = self.adapter(name, commit, files) {
+            return adapter;
+        }
         let ending_in = |end: &str| files.iter().map(String::as_str).filter(|f| f.ends_with(end)).collect::<Vec<_>>();
         match (ending_in(".gguf"), ending_in(".bin")) {
             (ggufs, _) if !ggufs.is_empty() => error.found(ggufs.join(", ")).help(format!(
@@ -161,12 +189,72 @@ impl Hub {
         files: &[String],
         report: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), Failure> {
+        let remotes = self.describe_all(name, commit, files, report)?;
+        self.get_described(name, commit, &remotes, &|_| Ok(()), report)
+    }
+
+    /// Asks for those of `files` that the snapshot of `commit` does not have.
+    fn describe_all(
+        &self,
+        name: &HubName,
+        commit: &str,
+        files: &[String],
+        report: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<Vec<Remote>, Failure> {
+        let snapshot = self.folder(name).join("snapshots").join(commit);
+        let missing = files.iter().filter(|file| !snapshot.join(file).is_file());
+        missing.map(|file| self.patiently(report, || self.describe(name, commit, file))).collect()
+    }
+
+    /// Refuses weights whose headers show that the model cannot be run, before they are fetched. `wanted` are the
+    /// files of the model, of which the hub has described those that are `missing` here.
+    ///
+    /// # Errors
+    /// Those of [`check::weights`]. If the headers cannot be fetched, nothing is refused: fetching the whole files is
+    /// tried again where a connection breaks.
+    fn check_weights(
+        &self,
+        name: &HubName,
+        commit: &str,
+        wanted: &[String],
+        missing: &[Remote],
+    ) -> Result<(), Failure> {
+        let is_weights = |file: &str| file.ends_with(".safetensors");
+        if !missing.iter().any(|remote| is_weights(&remote.name)) {
+            return Ok(());
+        }
         let folder = self.folder(name);
         let snapshot = folder.join("snapshots").join(commit);
-        let mut remotes = Vec::new();
-        for file in files.iter().filter(|file| !snapshot.join(file).is_file()) {
-            remotes.push(self.patiently(report, || self.describe(name, commit, file))?);
+        let mut starts = Vec::new();
+        for file in wanted.iter().filter(|file| is_weights(file)) {
+            let remote = missing.iter().find(|remote| remote.name == *file);
+            let here = remote.map_or_else(|| snapshot.join(file), |remote| folder.join("blobs").join(&remote.etag));
+            let start = match (check::start_of(&here), remote) {
+                (Some(start), _) => start,
+                (None, None) => return Ok(()),
+                (None, Some(remote)) => match self.beginning(name, commit, remote, check::has_header) {
+                    Ok(start) => start,
+                    Err(Failure::Unreachable(_) | Failure::Busy(..)) => return Ok(()),
+                    Err(failure) => return Err(failure),
+                },
+            };
+            starts.push((file.clone(), start));
         }
+        Ok(check::weights(&snapshot, starts)?)
+    }
+
+    /// Fetches files that the hub has described. `arrived` is called with the name of each once it is in the snapshot,
+    /// and its error ends the download.
+    fn get_described(
+        &self,
+        name: &HubName,
+        commit: &str,
+        remotes: &[Remote],
+        arrived: &dyn Fn(&str) -> Result<()>,
+        report: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<(), Failure> {
+        let folder = self.folder(name);
+        let snapshot = folder.join("snapshots").join(commit);
         let total = remotes.iter().map(|r| r.bytes).sum();
         let blobs = folder.join("blobs");
         let here = |remote: &Remote| {
@@ -175,18 +263,18 @@ impl Hub {
         };
         check_space(&blobs, remotes.iter().map(|remote| remote.bytes.saturating_sub(here(remote))).sum())?;
         let mut before = 0;
-        for remote in &remotes {
+        for remote in remotes {
             let blob = blobs.join(&remote.etag);
             let _lock = self.lock(&folder, remote, report)?;
             if !blob.is_file() {
                 let (url, file) = (self.address(name, commit, &remote.name), remote.name.as_str());
                 let mut barren = 0;
                 loop {
-                    let mut arrived = |here: Option<u64>| match here {
+                    let mut tell = |here: Option<u64>| match here {
                         Some(here) => report(Progress::Bytes { file, done: before + here, total }),
                         None => report(Progress::Checking { file }),
                     };
-                    let Err((gained, failure)) = self.get(name, &url, remote, &blob, &mut arrived) else { break };
+                    let Err((gained, failure)) = self.get(name, &url, remote, &blob, &mut tell) else { break };
                     // Attempts continue as long as connections bring bytes.
                     barren = if gained { 1 } else { barren + 1 };
                     match failure {
@@ -203,6 +291,7 @@ impl Hub {
             }
             before += remote.bytes;
             link(&blob, &snapshot, &remote.name, &remote.etag)?;
+            arrived(&remote.name)?;
         }
         Ok(())
     }

@@ -5,9 +5,9 @@ use std::io::Read;
 use ureq::http::StatusCode;
 
 use super::cache::{Cached, io};
-use super::check::{FIRST, LAST};
+use super::check::{self, FIRST, LAST};
 use super::download::FILES;
-use super::{Failure, Hub, HubName};
+use super::{Failure, Hub, HubName, Remote};
 use crate::Result;
 use crate::weights::{Bytes, ModelSource};
 
@@ -36,7 +36,8 @@ impl Hub {
             for part in self.parts_on_hub(name, file, &files)? {
                 let whole_header =
                     |bytes: &[u8], total| ModelSource::gguf_file("", Bytes::start(bytes.to_vec(), total)).is_ok();
-                let start = self.beginning(name, &commit, &part, whole_header)?;
+                let remote = self.patiently(&mut |_| (), || self.describe(name, &commit, &part))?;
+                let start = self.beginning(name, &commit, &remote, whole_header)?;
                 parts.push((place(&part), start));
             }
             return Ok(match parts.len() {
@@ -59,26 +60,22 @@ impl Hub {
             found.push((file, Bytes::from(bytes)));
         }
         for file in weights {
-            let whole_header = |bytes: &[u8], _| {
-                let length = bytes.first_chunk().map(|length| u64::from_le_bytes(*length));
-                length.is_some_and(|length| bytes.len() as u64 >= length.saturating_add(8))
-            };
-            let start = self.beginning(name, &commit, &file, whole_header)?;
+            let remote = self.patiently(&mut |_| (), || self.describe(name, &commit, &file))?;
+            let start = self.beginning(name, &commit, &remote, check::has_header)?;
             found.push((file, start));
         }
         Ok(ModelSource::memory(found))
     }
 
     /// The beginning of a file, until `is_enough` holds for it and the size of the file.
-    fn beginning(
+    pub(super) fn beginning(
         &self,
         name: &HubName,
         commit: &str,
-        file: &str,
+        remote: &Remote,
         is_enough: impl Fn(&[u8], u64) -> bool,
     ) -> Result<Bytes, Failure> {
-        let remote = self.patiently(&mut |_| (), || self.describe(name, commit, file))?;
-        let url = self.address(name, commit, file);
+        let url = self.address(name, commit, &remote.name);
         let mut response = self.patiently(&mut |_| (), || self.ask(&url, None))?;
         if response.status() != StatusCode::OK {
             return Err(self.refused(name, &url, &response));

@@ -126,6 +126,12 @@ pub(crate) fn of_architecture(name: &str, bytes: usize) -> Vec<u8> {
     file.tensor("filler", &[bytes as u64], 24, vec![0; bytes]).bytes().1
 }
 
+/// A Llama whose tokenizer splits text by this rule, with this number of bytes that nothing needs.
+pub(crate) fn with_rule(name: &str, bytes: usize) -> Vec<u8> {
+    let file = llama().with("tokenizer.ggml.pre", textv(name));
+    file.tensor("filler", &[bytes as u64], 24, vec![0; bytes]).bytes().1
+}
+
 /// A Llama with one layer, a hidden size of 16, two heads of width 8, one KV head and a vocabulary of 6 tokens.
 fn llama() -> File {
     let ramp = |from: usize| (from..).map(|i| i as f32);

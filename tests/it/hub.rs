@@ -309,14 +309,14 @@ fn a_fresh_model_is_fetched_once_into_the_layout_of_huggingface_hub() {
 fn a_cut_connection_goes_on_where_it_broke() {
     let hub = Hub::new();
     let size = hub.bytes_of(WEIGHTS).len();
-    // Three connections are cut, and the fourth is complete.
-    hub.set(|site| site.cuts = vec![size / 3, 1, 1000, usize::MAX]);
+    // The first connection reads the header only. Then three connections are cut, and the fourth is complete.
+    hub.set(|site| site.cuts = vec![usize::MAX, size / 3, 1, 1000, usize::MAX]);
     let ran = hub.inspect(&[]);
     ran.json();
     assert_eq!(ran.err.matches("going on from there").count(), 3, "{}", ran.err);
     let ranges: Vec<Option<usize>> =
         hub.asked().iter().filter(|a| a.path.starts_with("/cdn/")).map(|a| a.range).collect();
-    assert_eq!(ranges, [None, Some(size / 3), Some(size / 3 + 1), Some(size / 3 + 1001)]);
+    assert_eq!(ranges, [None, None, Some(size / 3), Some(size / 3 + 1), Some(size / 3 + 1001)]);
     let blob = hub.folder().join("blobs").join(etag(&hub.bytes_of(WEIGHTS)));
     assert_eq!(std::fs::read(&blob).unwrap(), hub.bytes_of(WEIGHTS));
 }
@@ -325,7 +325,7 @@ fn a_cut_connection_goes_on_where_it_broke() {
 fn what_a_failed_download_leaves_never_looks_complete_and_is_used_by_the_next() {
     let hub = Hub::new();
     let (size, tag) = (hub.bytes_of(WEIGHTS).len(), etag(&hub.bytes_of(WEIGHTS)));
-    hub.set(|site| site.cuts = vec![size - 5, 0]);
+    hub.set(|site| site.cuts = vec![usize::MAX, size - 5, 0]);
     hub.inspect(&[]).says(&[
         "the connection to the hub broke",
         "run the same command again",
@@ -343,7 +343,7 @@ fn what_a_failed_download_leaves_never_looks_complete_and_is_used_by_the_next() 
     hub.inspect(&[]).json();
     let ranges: Vec<Option<usize>> =
         hub.asked().iter().filter(|a| a.path.starts_with("/cdn/")).map(|a| a.range).collect();
-    assert_eq!(ranges, [Some(size - 5)]);
+    assert_eq!(ranges, [None, Some(size - 5)], "the header, and what was missing");
     assert_eq!(std::fs::read(folder.join("blobs").join(&tag)).unwrap(), hub.bytes_of(WEIGHTS));
     assert!(!incomplete.exists());
 }

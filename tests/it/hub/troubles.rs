@@ -1,6 +1,8 @@
 //! Models in parts and folders, models that cannot be run, and hubs, proxies and caches with errors.
 use super::{COMMIT, Hub, NAME, WEIGHTS, done, listing};
+use crate::common::command::F16;
 use crate::gguf;
+use safetensors::{Dtype, tensor::TensorView};
 use std::collections::BTreeMap;
 
 #[test]
@@ -55,6 +57,138 @@ fn a_model_that_cannot_be_run_is_refused_before_its_weights_are_fetched() {
     let named = format!("{NAME}/large.gguf");
     done(&mut hub.command(&["inspect", &named])).says(&["the architecture starcoder is not supported"]);
     assert!(listing(&hub.folder().join("blobs")).is_empty(), "the beginning is not kept");
+}
+
+/// The weights of the fixture, of which one tensor has another element type or is left out.
+fn other_weights(hub: &Hub, changed: &str, dtype: Option<Dtype>) -> Vec<u8> {
+    let bytes = hub.bytes_of(WEIGHTS);
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let views = file.tensors().into_iter().filter_map(|(name, view)| {
+        let (shape, data) = (view.shape().to_vec(), view.data());
+        Some(match dtype {
+            _ if name != changed => (name, TensorView::new(view.dtype(), shape, data).unwrap()),
+            None => return None,
+            Some(Dtype::U32) => (name, TensorView::new(Dtype::U32, vec![shape[0], shape[1] / 2], data).unwrap()),
+            Some(dtype) => (name, TensorView::new(dtype, shape, &data[..data.len() / 2]).unwrap()),
+        })
+    });
+    safetensors::serialize(views, None).unwrap()
+}
+
+#[test]
+fn weights_that_their_headers_show_to_be_unusable_are_not_fetched() {
+    let matrix = "model.layers.1.mlp.up_proj.weight";
+    for (changed, dtype, said) in [
+        ("lm_head.weight", None, "the weights have no tensor lm_head.weight"),
+        (matrix, Some(Dtype::F8_E4M3), "F8_E4M3"),
+        (matrix, Some(Dtype::U32), matrix),
+    ] {
+        let hub = Hub::new();
+        let weights = other_weights(&hub, changed, dtype);
+        hub.set(|site| drop(site.files.insert(WEIGHTS.into(), weights.clone())));
+        hub.inspect(&[]).says(&[said]);
+        let blobs = listing(&hub.folder().join("blobs"));
+        assert!(!blobs.iter().any(|blob| blob.starts_with(&super::etag(&weights))), "{blobs:?}");
+        // The same in shards, of which the second one is bad.
+        let hub = Hub::new();
+        let (whole, others) = (hub.bytes_of(WEIGHTS), other_weights(&hub, changed, None));
+        hub.set(|site| {
+            drop(site.files.remove(WEIGHTS));
+            let tensors = safetensors::SafeTensors::deserialize(&whole).unwrap();
+            let map: BTreeMap<&str, &str> = tensors
+                .names()
+                .into_iter()
+                .map(|name| (name, if name == changed { "b.safetensors" } else { "a.safetensors" }))
+                .collect();
+            let index = serde_json::to_vec(&serde_json::json!({ "weight_map": map })).unwrap();
+            site.files.insert("model.safetensors.index.json".into(), index);
+            site.files.insert("b.safetensors".into(), weights.clone());
+            site.files.insert("a.safetensors".into(), others.clone());
+        });
+        hub.inspect(&[]).says(&[said]);
+        let blobs = listing(&hub.folder().join("blobs"));
+        assert!(!blobs.iter().any(|blob| blob.starts_with(&super::etag(&weights))), "{blobs:?}");
+    }
+}
+
+#[test]
+fn a_model_whose_tokenizer_cannot_be_read_is_refused_before_its_weights_are_fetched() {
+    let hub = Hub::new();
+    hub.set(|site| {
+        site.files = BTreeMap::from([("large.gguf".into(), gguf::with_rule("kimi-k2", 4 << 20))]);
+    });
+    let named = format!("{NAME}/large.gguf");
+    let parts = ["the splitting rule kimi-k2 is not known", "fetch its files by other means", "--ids"];
+    done(&mut hub.command(&["inspect", &named])).says(&parts);
+    assert!(listing(&hub.folder().join("blobs")).is_empty(), "the beginning is not kept");
+    hub.set(|site| {
+        site.files = BTreeMap::from([("large.gguf".into(), gguf::with_rule("smaug-bpe", 4 << 20))]);
+    });
+    done(&mut hub.command(&["inspect", &named, "--json"])).json();
+
+    let hub = Hub::new();
+    hub.set(|site| drop(site.files.insert("tokenizer.json".into(), b"{\"model\": 1}".to_vec())));
+    hub.inspect(&[]).says(&["the tokenizer cannot be read", "fetch its files by other means"]);
+    assert!(!hub.folder().join("snapshots").join(COMMIT).join(WEIGHTS).exists());
+    // Without a tokenizer, the model takes ids.
+    hub.set(|site| drop(site.files.remove("tokenizer.json")));
+    assert_eq!(hub.inspect(&[("HF_HOME", hub.home.path().join("other").to_str().unwrap())]).code, Some(0));
+}
+
+#[test]
+fn adapters_and_models_without_a_configuration_are_named() {
+    let hub = Hub::new();
+    let adapter = br#"{"base_model_name_or_path": "Qwen/Qwen3-0.6B", "peft_type": "LORA"}"#;
+    hub.set(|site| {
+        let weights = site.files.remove(WEIGHTS).unwrap();
+        site.files.insert("adapter_config.json".into(), adapter.to_vec());
+        site.files.insert("adapter_model.safetensors".into(), weights);
+    });
+    let parts = ["this is an adapter (LoRA)", "merge it into Qwen/Qwen3-0.6B", "some-org/Small-Model.1"];
+    hub.inspect(&[]).says(&parts);
+    done(&mut hub.command(&["inspect", NAME, "--no-fetch"])).says(&parts);
+    hub.set(|site| drop(site.files.remove("config.json")));
+    hub.inspect(&[]).says(&parts);
+
+    let hub = Hub::new();
+    hub.set(|site| drop(site.files.remove("config.json")));
+    hub.inspect(&[]).says(&["some-org/Small-Model.1 has no config.json"]);
+    assert!(!hub.asked().iter().any(|asked| asked.path.ends_with(WEIGHTS)));
+}
+
+/// A mirror that sends everything to another host, in each form in which a redirect may be written.
+#[test]
+fn redirects_to_other_hosts_are_followed_without_the_token() {
+    for (scheme, host) in [("http:", "localhost"), ("http:", "127.0.0.1"), ("", "localhost")] {
+        let (mirror, hub) = (Hub::new(), Hub::new());
+        mirror.set(|site| site.elsewhere = Some(format!("{scheme}//{host}:{}", hub.port)));
+        mirror.inspect(&[("HF_TOKEN", "hf_secret")]).json();
+        let snapshot = mirror.folder().join("snapshots").join(COMMIT);
+        assert_eq!(std::fs::read(snapshot.join("config.json")).unwrap(), hub.bytes_of("config.json"));
+        assert_eq!(std::fs::read(snapshot.join(WEIGHTS)).unwrap(), hub.bytes_of(WEIGHTS));
+        assert!(mirror.asked().iter().all(|asked| asked.token.as_deref() == Some("hf_secret")));
+        let asked = hub.asked();
+        assert!(asked.len() > 6 && asked.iter().all(|asked| asked.token.is_none()), "{host}: {asked:?}");
+    }
+    let mirror = Hub::new();
+    mirror.set(|site| site.elsewhere = Some(format!("http://127.0.0.1:{}", mirror.port)));
+    mirror.inspect(&[]).says(&["the hub redirects too often", "HF_ENDPOINT"]);
+    assert!(mirror.asked().len() < 10);
+}
+
+#[test]
+fn both_variables_forbid_fetching_and_are_named() {
+    let hub = Hub::new();
+    let said = ["is not in the cache", "TRANSFORMERS_OFFLINE forbids"];
+    hub.inspect(&[("TRANSFORMERS_OFFLINE", "1")]).says(&said);
+    let eval = ["eval", F16, "--device", "cpu", "--data", "aime24", "--out"];
+    let out = hub.home.path().join("out");
+    let cache = hub.home.path().join("empty");
+    let mut command = hub.command(&[&eval[..], &[out.to_str().unwrap()]].concat());
+    let endpoint = format!("http://127.0.0.1:{}", hub.port);
+    command.env("TRANSFORMERS_OFFLINE", "1").env("XDG_CACHE_HOME", cache).env("SECATEUR_BENCHMARKS", endpoint);
+    done(&mut command).says(&said);
+    assert!(hub.asked().is_empty());
 }
 
 #[test]
