@@ -164,7 +164,7 @@ fn gguf(data: &[u8]) {
     if let Some(weights) = ok(Weights::open(&source)) {
         tensors(&weights);
         if let Some(config) = ok(ModelConfig::load(&source)) {
-            let _ = ok(required::check(&config, &weights));
+            let _ = ok(required::check(&config, &weights, None));
         }
     }
     sizes(&source);

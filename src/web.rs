@@ -120,7 +120,8 @@ async fn check(source: &ModelSource, options: &Load) -> Result<Checked> {
     model.check_device(&device)?;
     let (config, context) = (model.config(), model.context());
     let weights = Weights::open(source)?;
-    required::check(config, &weights)?;
+    required::check(config, &weights, load.weights)?;
+    required::check_expert_size(config, &weights, load.weights, &device)?;
     let need = json!({
         "weights_bytes": required::device_bytes(&weights, load.weights)?,
         "cache_bytes": CacheShape::new(config, load.kv, 1, 1)?.bytes_for(context),

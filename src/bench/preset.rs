@@ -253,7 +253,7 @@ mod tests {
             let source = preset(name).expect("a preset");
             let (config, weights) =
                 (ModelConfig::load(&source).expect("it loads"), Weights::open(&source).expect(name));
-            required::check(&config, &weights).expect("all that is needed");
+            required::check(&config, &weights, None).expect("all that is needed");
             assert_eq!((weights.total_bytes() + 1_000_000) / 2_000_000, millions, "{name}");
         }
         let refused = preset("r1-15b").expect_err("there is none").to_string();

@@ -243,7 +243,7 @@ fn inspect(
     let mut keep = |error: Error| problems.push(error.to_string());
     let opened = Weights::open(source).and_then(|weights| Ok((stored(&weights)?, weights)));
     let checked = match &opened {
-        Ok((_, weights)) => required::check(&config, weights),
+        Ok((_, weights)) => required::check(&config, weights, precision),
         Err(e) => Err(e.clone()),
     };
     let errors: Vec<Error> = [check_dimensions(&config, source), checked].into_iter().filter_map(Result::err).collect();

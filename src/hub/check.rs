@@ -157,7 +157,7 @@ impl Start {
         }
         let config = ModelConfig::load(&source)?;
         decoder::check_device(&config, 1, 1, &ComputeDevice::cpu())?;
-        required::check(&config, &weights)
+        required::check(&config, &weights, None)
     }
 }
 

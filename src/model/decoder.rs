@@ -240,8 +240,9 @@ impl Decoder {
             done += 1;
             progress(done, total);
         };
-        // Without this check, a missing tensor would be noticed only after others have been uploaded.
-        required::check(config, weights)?;
+        // Without these checks, a missing tensor would be noticed only after others have been uploaded.
+        required::check(config, weights, precision)?;
+        required::check_expert_size(config, weights, precision, device)?;
         required::check_memory(config, weights, precision, device)?;
         let up = Uploader { device, weights, precision };
         let vocabulary = |name: &str| up.load(name, Role::Vocabulary, [config.vocab_size, h], true);

@@ -2,6 +2,7 @@
 use crate::device::ComputeDevice;
 use crate::dtype::Dtype;
 use crate::model::config::{MixtureOfExperts, ModelConfig};
+use crate::model::experts::too_large;
 use crate::model::matrix::padded_width;
 use crate::model::tensors::{ExpertNames, StoredExperts};
 use crate::weights::Weights;
@@ -9,17 +10,18 @@ use crate::weights::precision::{Precision, Role};
 use crate::{Error, ErrorKind, Result};
 
 /// Checks that `weights` have every tensor that the decoder of `config` loads, with the right shape and an element
-/// type that secateur computes with. Reads no values.
+/// type that secateur computes with, if they are loaded with this precision. Reads no values.
 ///
 /// # Errors
-/// The first tensor that is missing, or has another shape or an element type that is not supported.
-pub fn check(config: &ModelConfig, weights: &Weights) -> Result<()> {
+/// The first tensor that is missing, or has another shape or an element type that is not supported; the first expert
+/// whose matrix has another element type on the device than that of the layer's first expert.
+pub fn check(config: &ModelConfig, weights: &Weights, precision: Option<Precision>) -> Result<()> {
     let expect = |name: &str, shape: &[usize]| weights.expect(name, shape)?.packed_dtype().map(drop);
     outside_layers(config).into_iter().try_for_each(|(name, shape)| expect(name, &shape))?;
     for i in 0..config.num_layers {
         of_layer(config, i).into_iter().try_for_each(|(name, shape)| expect(&in_layer(i, name), &shape))?;
         if let Some(mixture) = config.experts.as_ref().filter(|mixture| mixture.has_experts(i)) {
-            check_experts(config, mixture, weights, i)?;
+            check_experts(config, mixture, weights, precision, i)?;
         }
     }
     Ok(())
@@ -80,7 +82,13 @@ pub(super) fn of_layer(config: &ModelConfig, layer: usize) -> Vec<(&'static str,
 }
 
 /// Checks the router and the tensors of the experts of a layer.
-fn check_experts(config: &ModelConfig, mixture: &MixtureOfExperts, weights: &Weights, layer: usize) -> Result<()> {
+fn check_experts(
+    config: &ModelConfig,
+    mixture: &MixtureOfExperts,
+    weights: &Weights,
+    precision: Option<Precision>,
+    layer: usize,
+) -> Result<()> {
     let (h, inter, count) = (config.hidden_size, mixture.intermediate_size, mixture.experts);
     let expect = |name: &str, shape: &[usize]| weights.expect(name, shape)?.packed_dtype().map(drop);
     expect(&format!("model.layers.{layer}.mlp.gate.weight"), &[count, h])?;
@@ -98,10 +106,45 @@ fn check_experts(config: &ModelConfig, mixture: &MixtureOfExperts, weights: &Wei
                 expect(&up, &[inter, h])?;
                 expect(&down, &[h, inter])?;
             }
-            return Ok(());
+            return (0..3).try_for_each(|part| check_types(&names, part, count, weights, precision));
         }
     }
     expect(&down, &[count, h, inter])
+}
+
+/// Checks that a matrix has one element type in all experts of a layer: gate, up or down (`part` 0, 1 or 2). The
+/// matrices of all experts lie below each other in one buffer.
+fn check_types(
+    names: &ExpertNames,
+    part: usize,
+    count: usize,
+    weights: &Weights,
+    precision: Option<Precision>,
+) -> Result<()> {
+    let name = |expert: usize| names.expert(expert)[part].clone();
+    let loaded = |expert: usize| {
+        let tensor = weights.tensor(&name(expert))?;
+        let cols = tensor.shape.last().copied().unwrap_or_default();
+        Ok::<_, Error>(loaded(tensor.packed_dtype()?, Role::Inner, cols, true, precision).0)
+    };
+    let first = loaded(0)?;
+    for expert in 1..count {
+        let dtype = loaded(expert)?;
+        if dtype != first {
+            return Err(Error::new(ErrorKind::Model, "the experts of a layer differ in element type")
+                .at(weights.tensor(&name(expert))?.place())
+                .expected(format!("{first}, which {} has", name(0)))
+                .found(dtype)
+                .help("convert the experts to one type, or load them with `weights` q8"));
+        }
+    }
+    Ok(())
+}
+
+/// The element type of a matrix on the device, and its columns there, which may be padded.
+fn loaded(stored: Dtype, role: Role, cols: usize, padded: bool, precision: Option<Precision>) -> (Dtype, usize) {
+    let cols = if padded && !stored.is_quantized() { padded_width(cols, precision) } else { cols };
+    (precision.map_or(stored, |precision| precision.dtype(stored, role, cols)), cols)
 }
 
 /// The bytes of all weights on the device, for weights of this precision: the matrices have the types that
@@ -146,6 +189,46 @@ pub(crate) fn check_memory(
         .help("use a smaller model, a quantized one or `weights` q4, or `device` cpu"))
 }
 
+/// Refuses experts that no buffer of the device can hold, before they are read: the matrices of a layer are split
+/// between experts only.
+///
+/// # Errors
+/// [`ErrorKind::Device`] if an expert's gate and up, or its down, exceed the largest buffer; a tensor that is missing
+/// or has an element type that is not supported.
+pub fn check_expert_size(
+    config: &ModelConfig,
+    weights: &Weights,
+    precision: Option<Precision>,
+    device: &ComputeDevice,
+) -> Result<()> {
+    let Some(mixture) = &config.experts else { return Ok(()) };
+    let most = device.info.max_binding_bytes;
+    let width = |n: usize| padded_width(n, precision) as u64;
+    for layer in (0..config.num_layers).filter(|layer| mixture.has_experts(*layer)) {
+        let names = ExpertNames::of(weights, layer).expert(0);
+        let part = |part: usize| -> Result<(Dtype, u64)> {
+            let (rows, cols) = match part {
+                2 => (config.hidden_size, mixture.intermediate_size),
+                _ => (mixture.intermediate_size, config.hidden_size),
+            };
+            let stored = weights.tensor(&names[part])?.packed_dtype()?;
+            let (dtype, cols) = loaded(stored, Role::Inner, cols, true, precision);
+            Ok((dtype, width(rows).saturating_mul(dtype.row_words(cols) as u64 * 4)))
+        };
+        let ([gate, up], down) = ([part(0)?, part(1)?], part(2)?.1);
+        // Gate and up of one type are one matrix.
+        let both = if gate.0 == up.0 { gate.1.saturating_add(up.1) } else { gate.1.max(up.1) };
+        let largest = both.max(down);
+        if largest > most {
+            let name = if both >= down { &names[0] } else { &names[2] };
+            return Err(too_large(largest, most)
+                .at(weights.tensor(name)?.place())
+                .expected(format!("at most {most} bytes, the largest buffer of {}", device.info.line())));
+        }
+    }
+    Ok(())
+}
+
 /// The bytes of the tensors on the device, each multiplied by `share(name)`.
 fn bytes_of(weights: &Weights, precision: Option<Precision>, share: impl Fn(&str) -> f64) -> Result<u64> {
     let mut bytes = 0u64;
@@ -158,9 +241,7 @@ fn bytes_of(weights: &Weights, precision: Option<Precision>, share: impl Fn(&str
         };
         let rows = outer.iter().fold(rows as u64, |rows, count| rows.saturating_mul(*count as u64));
         let role = role_of(name);
-        let padded = !stored.is_quantized() && !name.contains(".o_proj.");
-        let cols = if padded { padded_width(cols, precision) } else { cols };
-        let dtype = precision.map_or(stored, |precision| precision.dtype(stored, role, cols));
+        let (dtype, cols) = loaded(stored, role, cols, !name.contains(".o_proj."), precision);
         add(rows.saturating_mul(dtype.row_words(cols) as u64 * 4));
     }
     Ok(bytes)

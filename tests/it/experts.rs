@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use crate::common::*;
 use safetensors::tensor::{Dtype as Stored, TensorView};
-use secateur::Dtype;
 use secateur::device::ComputeDevice;
 use secateur::expert::model::config::ModelConfig;
 use secateur::expert::model::decoder::{Decoder, Input, Logits};
 use secateur::expert::model::required;
 use secateur::expert::weights::Weights;
 use secateur::expert::weights::precision::Precision;
+use secateur::{Dtype, ErrorKind};
 
 const NAME: &str = "qwen3moe-bf16";
 
@@ -67,7 +67,7 @@ fn experts_may_be_stored_one_by_one_stacked_or_fused() {
         &[(&["gate_proj"], "gate_proj.weight"), (&["up_proj"], "up_proj.weight"), (&["down_proj"], "down_proj.weight")];
     for joined in [fused, three] {
         let weights = stacked(&fx, joined);
-        required::check(&fx.config, &weights).expect("complete");
+        required::check(&fx.config, &weights, None).expect("complete");
         let bytes = |weights| required::device_bytes(weights, None).expect("known types");
         assert_eq!(bytes(&weights), bytes(&fx.weights), "the same matrices");
         let model = load(&fx.config, &weights, None, &devices()[0]);
@@ -76,12 +76,113 @@ fn experts_may_be_stored_one_by_one_stacked_or_fused() {
     }
     // A stack that lacks an expert, and one without a part.
     let short = stacked(&fx, &three[..2]);
-    let error = required::check(&fx.config, &short).expect_err("down is missing").to_string();
+    let error = required::check(&fx.config, &short, None).expect_err("down is missing").to_string();
     assert!(error.contains("model.layers.0.mlp.experts.down_proj.weight"), "{error}");
     let mut fewer = fx.config.clone();
     fewer.experts.as_mut().expect("experts").experts = 8;
-    let error = required::check(&fewer, &stacked(&fx, fused)).expect_err("nine are stored").to_string();
+    let error = required::check(&fewer, &stacked(&fx, fused), None).expect_err("nine are stored").to_string();
     assert!(error.contains("mlp.gate.weight") && error.contains("[8, 56]") && error.contains("[9, 56]"), "{error}");
+}
+
+/// A file of the fixture's weights, of which `changed` are stored as f16.
+fn mixed_file(fx: &Fixture, changed: &[String]) -> Vec<u8> {
+    let is_changed = |name: &str| changed.iter().any(|other| other == name);
+    let tensors: Vec<_> = fx
+        .weights
+        .names()
+        .map(|name| {
+            let tensor = fx.weights.tensor(name).expect("listed");
+            let bytes = match is_changed(name) {
+                false => tensor.bytes.to_vec(),
+                true => {
+                    let values = tensor.to_f32().expect("bf16");
+                    values.iter().flat_map(|v| half::f16::from_f32(*v).to_le_bytes()).collect()
+                }
+            };
+            let dtype = if is_changed(name) { Stored::F16 } else { Stored::BF16 };
+            (name.to_string(), dtype, tensor.shape.to_vec(), bytes)
+        })
+        .collect();
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).expect("whole elements"))
+    });
+    safetensors::serialize(views, None).expect("valid")
+}
+
+fn mixed(fx: &Fixture, changed: &[String]) -> Weights {
+    Weights::from_files(vec![("mixed".into(), mixed_file(fx, changed).into())]).expect("valid")
+}
+
+/// The matrices of a layer's experts lie in one buffer, of one element type. Others are refused with the name of the
+/// tensor, before any weight is read. Quantized to one type, the same experts load.
+#[test]
+fn experts_of_different_types_are_refused_by_name_before_they_are_read() {
+    let fx = Fixture::open(NAME);
+    let device = &devices()[0];
+    let name = |expert: usize, part: &str| format!("model.layers.0.mlp.experts.{expert}.{part}_proj.weight");
+    for (parts, refused) in [
+        (vec![name(1, "gate")], name(1, "gate")),
+        (vec![name(3, "up")], name(3, "up")),
+        (vec![name(2, "gate"), name(2, "up")], name(2, "gate")),
+        (vec![name(8, "down")], name(8, "down")),
+        (vec![name(0, "down")], name(1, "down")),
+        // Gate and up of different types, and an expert in which they do not differ.
+        ((0..8).map(|expert| name(expert, "up")).collect(), name(8, "up")),
+    ] {
+        let weights = mixed(&fx, &parts);
+        let mut parts_loaded = 0;
+        let loaded = Decoder::load(&fx.config, &weights, 512, None, device, &mut |_, _| parts_loaded += 1);
+        let Err(error) = loaded else { panic!("{parts:?} loads") };
+        assert_eq!((error.kind(), parts_loaded), (ErrorKind::Model, 0), "{error}");
+        let error = error.to_string();
+        for part in ["the experts of a layer differ in element type", &refused, "bf16", "f16", "`weights` q8"] {
+            assert!(error.contains(part), "{part:?} is missing from:\n{error}");
+        }
+        assert_eq!(required::check(&fx.config, &weights, None).expect_err("refused").to_string(), error);
+        load(&fx.config, &weights, Some(Precision::Q8), device);
+    }
+    // Types may differ between gate, up and down, if they are those of all experts.
+    let all: Vec<String> = (0..9).map(|expert| name(expert, "up")).collect();
+    load(&fx.config, &mixed(&fx, &all), None, device);
+
+    // `inspect` says so as well, unless the weights are to be quantized.
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    std::fs::copy(directory(NAME).join("config.json"), dir.path().join("config.json")).expect("copied");
+    std::fs::write(dir.path().join("model.safetensors"), mixed_file(&fx, &[name(3, "up")])).expect("written");
+    let inspect = |more: &[&str]| {
+        let model = dir.path().to_str().expect("UTF-8");
+        command::run(&[&["inspect", model][..], more].concat())
+    };
+    let ran = inspect(&[]);
+    assert_eq!(ran.code, Some(1), "{}", ran.out);
+    assert!(ran.out.contains("problem: the experts of a layer differ in element type"), "{}", ran.out);
+    assert_eq!(inspect(&["--weights", "q8"]).code, Some(0));
+}
+
+/// Experts are not split, so an expert that is larger than a buffer of the device is refused before anything is read.
+#[test]
+fn experts_that_no_buffer_can_hold_are_refused_before_they_are_read() {
+    let fx = Fixture::open(NAME);
+    let mixture = fx.config.experts.as_ref().expect("experts");
+    let mut device = devices()[0].clone();
+    // Rows have 56 and 40 values of two bytes, and gate and up are one matrix.
+    let width = |n: usize| if n.is_multiple_of(8) { n } else { n.next_multiple_of(32) };
+    let needed = (2 * width(mixture.intermediate_size) * width(fx.config.hidden_size) * 2) as u64;
+    for (most, fits) in [(needed, true), (needed - 1, false)] {
+        device.info.max_binding_bytes = most;
+        let mut parts_loaded = 0;
+        let loaded = Decoder::load(&fx.config, &fx.weights, 16, None, &device, &mut |_, _| parts_loaded += 1);
+        if fits {
+            loaded.expect("it just fits");
+            continue;
+        }
+        let Err(error) = loaded else { panic!("an expert of {needed} bytes fits into {most}") };
+        assert_eq!((error.kind(), parts_loaded), (ErrorKind::Device, 0), "{error}");
+        let error = error.to_string();
+        for part in ["mlp.experts.0.gate_proj.weight", &most.to_string(), &needed.to_string(), "`weights`"] {
+            assert!(error.contains(part), "{part:?} is missing from:\n{error}");
+        }
+    }
 }
 
 /// Experts are quantized as other matrices are. The router keeps its type, so that the same experts are chosen

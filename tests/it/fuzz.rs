@@ -137,7 +137,7 @@ fn the_seeds_are_understood() {
         let source = ModelSource::gguf_file("seed", seed).expect("a header");
         let weights = Weights::open(&source).expect("tensors");
         let config = ModelConfig::load(&source);
-        configured += usize::from(config.is_ok_and(|config| required::check(&config, &weights).is_ok()));
+        configured += usize::from(config.is_ok_and(|config| required::check(&config, &weights, None).is_ok()));
     }
     // Two of the twelve have factors of RoPE among their tensors, which are zeros here.
     assert_eq!(configured, 10);
