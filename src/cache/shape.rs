@@ -85,6 +85,23 @@ impl CacheShape {
         slots / self.growth * self.growth
     }
 
+    /// Checks that the cache can hold a prompt of this many tokens on a device, if no other sequence is cached.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] if a layer's buffer would exceed what the device can bind.
+    pub fn check_prompt(&self, tokens: usize, info: &DeviceInfo) -> Result<()> {
+        let most = self.most_slots(info);
+        if tokens <= most {
+            return Ok(());
+        }
+        let e = Error::new(ErrorKind::Device, "the prompt does not fit into the KV cache of this device");
+        Err(e
+            .at(info.line())
+            .expected(format!("at most {most} tokens, because the largest buffer has {} bytes", info.max_binding_bytes))
+            .found(format!("{tokens} tokens"))
+            .help("shorten the prompt, use `kv` f16, or choose another `device`"))
+    }
+
     /// Checks that the state of this many sequences fits on a device. Whether the buffers can grow as far as the
     /// sequences need is checked when they grow.
     ///

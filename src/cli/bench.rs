@@ -115,6 +115,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let context = longest.next_multiple_of(GROWTH);
     for lengths in &all {
         decoder::check_device(&config, lengths.sequences, lengths.prompt + lengths.decode, &device)?;
+        let shape = CacheShape::new(&config, args.stored.kv, lengths.sequences, GROWTH)?;
+        shape.check_prompt(lengths.prompt.saturating_mul(lengths.sequences), &device.info)?;
     }
     let mut bar = Progress::new(&format!("loading {name}"), args.quiet);
     let began = Instant::now();

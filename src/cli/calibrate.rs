@@ -91,14 +91,17 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         .at("`policy`")
         .found(&settings.policy));
     }
+    let place = |index: usize| move |e: Error| e.at(format!("{}, question {}", args.data.display(), index + 1));
+    let mut longest = (0, 0);
     for (index, problem) in problems.iter().enumerate() {
-        let place = |e: Error| e.at(format!("{}, question {}", args.data.display(), index + 1));
-        check(&prepared, &Prompt::Chat(problem.question.clone())).map_err(place)?;
+        let tokens = check(&prepared, &Prompt::Chat(problem.question.clone())).map_err(place(index))?;
+        longest = longest.max((tokens, index));
     }
     // The settings are checked with a prompt of one token; the token does not matter.
     prepared.check(&Prompt::Ids(vec![0]), &settings)?;
     let hashed = Hashed::from_files(&Weights::open(&source)?, &out)?;
     let device = trust::open(&args.device.select, args.quiet)?;
+    prepared.check_prompt(longest.0, &device).map_err(place(longest.1))?;
     let conditions = Conditions {
         secateur: env!("CARGO_PKG_VERSION").into(),
         model: name.clone(),

@@ -409,15 +409,25 @@ impl Args {
         }
         let Settings { policy, budget, seed, layers, .. } = Settings::default();
         plan.run = Settings { policy, budget, seed, layers, ..settings[0].clone() };
-        let Some(out) = out else {
+        // The longest prompt is refused on a device that cannot hold it before any weight is read.
+        let longest = (0..prompts.len()).max_by_key(|index| prompts[*index]);
+        let open = || {
             let device = trust::open(&self.device.select, self.quiet)?;
+            if let Some(index) = longest {
+                let place = |e: Error| e.at(format!("{}, question {}", data.display(), self.skip + index + 1));
+                model.check_prompt(prompts[index], &device).map_err(place)?;
+            }
+            Ok::<_, Error>(device)
+        };
+        let Some(out) = out else {
+            let device = open()?;
             return Ok(Prepared { source, model, device, plan, problems, prompts, settings, notes });
         };
         let weights = Weights::open(&source)?;
         make_folder(out)?;
         let beside = out.join(SETTINGS);
         let hashed = Hashed::from_files(&weights, &beside)?;
-        let device = trust::open(&self.device.select, self.quiet)?;
+        let device = open()?;
         hashed.keep(&beside);
         plan.weights = identity(&hashed.fingerprint, self.stored.weights);
         plan.device = device.info.line();

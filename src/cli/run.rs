@@ -8,7 +8,7 @@ use secateur::expert::file;
 use secateur::expert::text::RenderOptions;
 use secateur::settings::AttentionDetail;
 use secateur::trace::StopReason;
-use secateur::{Error, ErrorKind, Message, Result, builtin};
+use secateur::{ComputeDevice, Error, ErrorKind, Message, Result, builtin};
 use serde::Serialize;
 use web_time::Instant;
 
@@ -117,17 +117,17 @@ pub fn main(args: Args) -> Result<ExitCode> {
     signals::install()?;
 
     let shown_name = options::in_precision(&name, args.stored.weights);
-    let open = |prepared: PreparedModel| {
-        let device = trust::open(&args.device.select, args.quiet)?;
+    let open = || trust::open(&args.device.select, args.quiet);
+    let load_onto = |device: &ComputeDevice, prepared: PreparedModel| {
         let mut bar = Progress::new(&format!("loading {shown_name}"), args.quiet);
-        let engine = prepared.load(&source, &device, &mut |done, total| bar.at(done, total))?;
-        Ok((engine, device))
+        prepared.load(&source, device, &mut |done, total| bar.at(done, total))
     };
-    let (mut engine, device) = open(prepared)?;
-    let load_us = began.elapsed().as_micros() as u64;
+    let device = open()?;
     if let Some((prompt, settings)) = &resolved {
-        notes.extend(engine.cache_note(prompt, settings)?);
+        notes.extend(prepared.check_on(prompt, settings, &device)?);
     }
+    let mut engine = load_onto(&device, prepared)?;
+    let load_us = began.elapsed().as_micros() as u64;
 
     let mut screen = Screen::new(!args.json, !args.quiet, args.plain);
     screen.note(&format!("{shown_name} on {}, loaded in {:.2} s", device.info.line(), load_us as f64 / 1e6));
@@ -142,7 +142,7 @@ pub fn main(args: Args) -> Result<ExitCode> {
 
     let Some((prompt, settings)) = resolved else {
         // After a loss of the device, the chat continues on a new one.
-        let mut again = || Ok(open(PreparedModel::new(&source, &name, &load)?)?.0);
+        let mut again = || load_onto(&open()?, PreparedModel::new(&source, &name, &load)?);
         return chat::main(engine, &request, &mut screen, &mut again, args.quiet);
     };
     let result = generate(&mut engine, &prompt, &settings, &mut screen, &stop, args.answer_only)?;

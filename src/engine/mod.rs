@@ -147,31 +147,12 @@ impl Engine {
         self.prepared.resolve(request)
     }
 
-    /// A note for the user, if the KV cache can become too large for the device: after how many tokens. `None` if it
-    /// cannot.
+    /// Calls [`PreparedModel::check_on`] for this engine's device.
     ///
     /// # Errors
-    /// Those of [`Batch::add`]; among them, a prompt that does not fit by itself.
+    /// The errors of that method.
     pub fn cache_note(&self, prompt: &Prompt, settings: &Settings) -> Result<Option<String>> {
-        let sequence = self.prepared.sequence(0, prompt, settings)?;
-        let (prompt, needed) = (sequence.prompt.len(), sequence.most_slots());
-        self.runner.check_prompt(prompt)?;
-        let info = &self.model().device().info;
-        let most = self.runner.cache().shape().most_slots(info);
-        if needed <= most {
-            return Ok(None);
-        }
-        let (after, bytes) = (most - prompt, info.max_binding_bytes);
-        let ends = match settings.policy.evicts() {
-            false => format!("nothing is pruned, so the run ends after about {after} tokens"),
-            true => {
-                format!("the run ends early if more is kept; without any eviction, that is after about {after} tokens")
-            }
-        };
-        Ok(Some(format!(
-            "the cache can hold {most} slots on this device, whose largest buffer has {bytes} bytes: {ends} (`kv` f16 and \
-             `budget` tokens:N need less)"
-        )))
+        self.prepared.check_on(prompt, settings, self.model().device())
     }
 
     /// The tokenizer; see [`PreparedModel::tokenizer`].

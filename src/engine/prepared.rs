@@ -303,6 +303,42 @@ impl PreparedModel {
         self.sequence(0, prompt, settings).map(|_| ())
     }
 
+    /// Whether this request could run on `device`, as far as that can be decided without weights. Returns a note for
+    /// the user, if the KV cache can become too large for the device: after how many tokens. `None` if it cannot.
+    ///
+    /// # Errors
+    /// Those of [`check_device`](Self::check_device), [`check`](Self::check) and
+    /// [`check_prompt`](Self::check_prompt).
+    pub fn check_on(&self, prompt: &Prompt, settings: &Settings, device: &ComputeDevice) -> Result<Option<String>> {
+        self.check_device(device)?;
+        let sequence = self.sequence(0, prompt, settings)?;
+        let (prompt, needed) = (sequence.prompt.len(), sequence.most_slots());
+        self.check_prompt(prompt, device)?;
+        let most = self.shape.most_slots(&device.info);
+        if needed <= most {
+            return Ok(None);
+        }
+        let (after, bytes) = (most - prompt, device.info.max_binding_bytes);
+        let ends = match settings.policy.evicts() {
+            false => format!("nothing is pruned, so the run ends after about {after} tokens"),
+            true => {
+                format!("the run ends early if more is kept; without any eviction, that is after about {after} tokens")
+            }
+        };
+        Ok(Some(format!(
+            "the cache can hold {most} slots on this device, whose largest buffer has {bytes} bytes: {ends} (`kv` f16 and \
+             `budget` tokens:N need less)"
+        )))
+    }
+
+    /// Checks that the cache on `device` can hold a prompt of this many tokens, if no other sequence is cached.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Device`] if a layer's buffer would exceed what the device can bind.
+    pub fn check_prompt(&self, tokens: usize, device: &ComputeDevice) -> Result<()> {
+        self.shape.check_prompt(tokens, &device.info)
+    }
+
     /// The most memory that a request with a prompt of this many tokens can need while it runs.
     /// [`Batch::set_memory`](super::Batch::set_memory) limits the sum of these bounds.
     ///

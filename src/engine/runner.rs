@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Int, Tensor};
 
+use crate::Result;
 use crate::cache::{CacheShape, KvCache, RegionUpdate, Tracking};
 use crate::device::ComputeDevice;
 use crate::engine::logprobs::{Origin, PendingLogprobs};
@@ -20,7 +21,6 @@ use crate::policy::{Measured, Measurement, expected_attention, lazy_eviction};
 use crate::sampling::Sampler;
 use crate::sampling::device::{MOST_OBSERVED, Observed, Tokens};
 use crate::settings::Settings;
-use crate::{Error, ErrorKind, Result};
 
 /// Ids of a prompt that are forwarded at once.
 pub const PREFILL_CHUNK: usize = 256;
@@ -258,22 +258,12 @@ impl Runner {
         Sampler::check(vocab, shape.seqs, &device.info)
     }
 
-    /// Checks that the cache can hold a prompt of this many tokens, if no other sequence is cached.
+    /// Calls [`CacheShape::check_prompt`].
     ///
     /// # Errors
-    /// [`ErrorKind::Device`] if a layer's buffer would exceed what the device can bind.
+    /// The errors of that method.
     pub fn check_prompt(&self, tokens: usize) -> Result<()> {
-        let (shape, info) = (self.cache.shape(), &self.model.device().info);
-        let most = shape.most_slots(info);
-        if tokens <= most {
-            return Ok(());
-        }
-        let e = Error::new(ErrorKind::Device, "the prompt does not fit into the KV cache of this device");
-        Err(e
-            .at(info.line())
-            .expected(format!("at most {most} tokens, because the largest buffer has {} bytes", info.max_binding_bytes))
-            .found(format!("{tokens} tokens"))
-            .help("shorten the prompt, use `kv` f16, or choose another `device`"))
+        self.cache.shape().check_prompt(tokens, &self.model.device().info)
     }
 
     /// The model that this runner computes; its weights may be shared with other runners.

@@ -485,8 +485,22 @@ fn a_cache_that_becomes_too_large_is_told_before_the_run() {
     let kept = engine.cache_note(&ids(70), &pruned(600)).expect("the prompt fits").expect("a bound that does not");
     assert!(kept.contains("if more is kept"), "{kept}");
 
-    let refused = engine.cache_note(&ids(641), &full).expect_err("it does not fit").to_string();
-    assert!(refused.contains("at most 640 tokens") && refused.contains("641 tokens"), "{refused}");
     let added = engine.batch().add(&ids(641), &full).expect_err("it does not fit");
     assert_eq!(added.kind(), ErrorKind::Device);
+
+    // All of this is known before the weights are loaded.
+    let options = LoadOptions { kv: Dtype::F32, ..LoadOptions::default() };
+    let prepared =
+        secateur::engine::PreparedModel::new(&builtin::source(), "built-in", &options).expect("a good model");
+    for refused in [
+        engine.cache_note(&ids(641), &full).expect_err("it does not fit"),
+        prepared.check_on(&ids(641), &full, &device).expect_err("it does not fit"),
+        prepared.check_prompt(641, &device).expect_err("it does not fit"),
+    ] {
+        assert_eq!(refused.kind(), ErrorKind::Device);
+        let refused = refused.to_string();
+        assert!(refused.contains("at most 640 tokens") && refused.contains("641 tokens"), "{refused}");
+    }
+    prepared.check_prompt(640, &device).expect("it fits");
+    assert_eq!(prepared.check_on(&ids(70), &full, &device).expect("the prompt fits"), Some(note));
 }
