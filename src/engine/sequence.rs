@@ -500,14 +500,22 @@ impl Sequence {
     }
 
     /// Releases text that was held back for a stop string or for the rest of a character. Text after a stop string is
-    /// no part of the result.
+    /// no part of the result. The rest of a character belongs to the last token, in the trace as well, and it is left
+    /// out where that token is.
     pub fn release(&mut self, on: &mut dyn FnMut(usize, Event<'_>)) {
         let held = self.stops.rest();
-        let unfinished = match &mut self.detokenizer {
+        let mut unfinished = match &mut self.detokenizer {
             Some(detokenizer) if !self.stops.matched() => detokenizer.finish(),
             _ => "",
         };
-        let role = self.tokens.last().map_or(Role::Answer, |token| token.role);
+        let mut role = Role::Answer;
+        if let Some(last) = self.tokens.last_mut() {
+            role = last.role;
+            last.text.push_str(unfinished);
+            if last.special {
+                unfinished = "";
+            }
+        }
         for (text, role) in [(held.as_str(), Role::Answer), (unfinished, role)] {
             if !text.is_empty() {
                 self.text.push_str(text);

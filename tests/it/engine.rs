@@ -504,3 +504,35 @@ fn a_cache_that_becomes_too_large_is_told_before_the_run() {
     prepared.check_prompt(640, &device).expect("it fits");
     assert_eq!(prepared.check_on(&ids(70), &full, &device).expect("the prompt fits"), Some(note));
 }
+
+/// The tokens of a trace are the text, also where a run ends inside a character of several bytes.
+#[test]
+fn the_tokens_of_a_trace_are_the_text() {
+    use secateur::policy::Full;
+    let mut engine = engine(&common::devices()[0], true);
+    let prompt = Prompt::Ids(vec![318, 1, 2]);
+    let mut inside = 0;
+    for seed in 0..48 {
+        let settings = Settings {
+            policy: Full.into(),
+            sampling: Sampling { temperature: 1.5, ..Sampling::default() },
+            seed,
+            max_new_tokens: 1 + seed as usize % 13,
+            ignore_eos: true,
+            ..Settings::default()
+        };
+        let mut told = String::new();
+        let result = pollster::block_on(engine.run(&prompt, &settings, &mut |event| match event {
+            secateur::engine::Event::Token { text, .. } | secateur::engine::Event::Rest { text, .. } => {
+                told.push_str(text);
+            }
+            _ => (),
+        }));
+        let result = result.expect("it runs");
+        let shown = result.trace.tokens.iter().filter(|token| !token.special);
+        assert_eq!(shown.map(|token| token.text.as_str()).collect::<String>(), result.text, "seed {seed}");
+        assert_eq!(told, result.text, "seed {seed}");
+        inside += usize::from(result.text.ends_with('\u{fffd}'));
+    }
+    assert!(inside >= 3, "only {inside} runs end inside a character");
+}
