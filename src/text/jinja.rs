@@ -1,7 +1,6 @@
-//! The additions to Jinja that transformers makes for chat templates: `tojson`, `strftime_now`, `{% generation %}`.
+//! The additions to Jinja that transformers makes for chat templates, except the filter `tojson`: `strftime_now` and
+//! `{% generation %}`.
 use minijinja::Value;
-use minijinja::value::Kwargs;
-use serde::Serialize;
 
 /// The prefix of errors that the template raised itself.
 pub(super) const RAISED: &str = "raise_exception: ";
@@ -50,43 +49,6 @@ pub(super) fn without_generation_tags(template: &str) -> String {
 /// the test on tools before they count them.
 pub(super) fn is_iterable(value: &Value) -> bool {
     !value.is_none() && (value.as_str().is_some() || value.try_iter().is_ok())
-}
-
-/// The filter `tojson`: JSON as Python's `json.dumps(ensure_ascii=False)` writes it, with `, ` and `: ` as
-/// separators, without HTML escapes, and with keys in their original order.
-pub(super) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, minijinja::Error> {
-    let indent: Option<usize> = kwargs.get("indent")?;
-    // transformers accepts these two options as well. Only their default behaviour is implemented.
-    let _: (Option<bool>, Option<bool>) = (kwargs.get("ensure_ascii")?, kwargs.get("sort_keys")?);
-    kwargs.assert_all_used()?;
-    let mut out = Vec::new();
-    let written = match indent {
-        Some(indent) => {
-            let indent = " ".repeat(indent.min(16));
-            let formatter = serde_json::ser::PrettyFormatter::with_indent(indent.as_bytes());
-            value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, formatter))
-        }
-        None => value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, PythonFormatter)),
-    };
-    let serialization_error = |error: String| minijinja::Error::new(minijinja::ErrorKind::BadSerialization, error);
-    written.map_err(|error| serialization_error(error.to_string()))?;
-    String::from_utf8(out).map(Value::from).map_err(|error| serialization_error(error.to_string()))
-}
-
-struct PythonFormatter;
-
-impl serde_json::ser::Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, writer: &mut W, first: bool) -> std::io::Result<()> {
-        if first { Ok(()) } else { writer.write_all(b", ") }
-    }
-
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, writer: &mut W) -> std::io::Result<()> {
-        writer.write_all(b": ")
-    }
 }
 
 /// The current time in seconds since 1970 UTC.

@@ -6,8 +6,10 @@
 pub mod calls;
 pub mod control;
 pub mod detokenize;
+mod filters;
 mod gguf;
 mod jinja;
+mod percent;
 mod python;
 mod sentencepiece;
 mod stops;

@@ -1,11 +1,14 @@
 //! Chat templates: the Jinja program that comes with a model and turns messages into a prompt.
 //!
 //! Templates are rendered as in transformers: blocks are trimmed, Python's string methods work, and so do `tojson`
-//! (in Python's spelling), `raise_exception`, `strftime_now`, `{% break %}` and `{% continue %}`. One difference: the
-//! date is UTC, while transformers takes local time.
+//! (in Python's spelling), `"…" % x`, `raise_exception`, `strftime_now`, `{% break %}` and `{% continue %}`. The date is
+//! UTC, while transformers takes local time. What is missing is an error and changes no prompt: the filters `forceescape`,
+//! `random`, `striptags`, `urlize`, `wordwrap` and `xmlattr`, the test `callable`, the function `lipsum`, the methods
+//! `encode`, `translate` and `maketrans` of texts, `%` after a text that is not written out, and `%d` of a number with a
+//! fraction.
 use super::ThinkTags;
 use super::calls::{self, CallFormat};
-use super::jinja::{RAISED, clock, describe, is_iterable, strftime, tojson, without_generation_tags};
+use super::jinja::{RAISED, clock, describe, is_iterable, strftime, without_generation_tags};
 use crate::weights::ModelSource;
 use crate::{Error, ErrorKind, Result};
 use minijinja::syntax::SyntaxConfig;
@@ -183,14 +186,14 @@ impl ChatTemplate {
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         env.set_unknown_method_callback(super::python::call_method);
         env.set_fuel(Some(FUEL));
-        env.add_filter("tojson", tojson);
+        super::filters::add(&mut env);
         env.add_test("iterable", is_iterable);
         env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
             Err(minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, format!("{RAISED}{message}")))
         });
-        env.add_template_owned(NAME, without_generation_tags(template)).map_err(|error| {
-            Error::new(ErrorKind::Model, "the chat template is malformed").at(place).found(describe(&error))
-        })?;
+        env.add_template_owned(NAME, super::percent::as_filters(&without_generation_tags(template))).map_err(
+            |error| Error::new(ErrorKind::Model, "the chat template is malformed").at(place).found(describe(&error)),
+        )?;
         Ok(Self { env, place: place.to_string(), tokens, calls: OnceLock::new(), shows_system: OnceLock::new() })
     }
 

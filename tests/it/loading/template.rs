@@ -112,6 +112,143 @@ fn jinja_behaves_as_in_transformers() -> Outcome {
     Ok(())
 }
 
+/// What templates may do with values, in Python's forms. The expected texts are those of jinja2 3.1.6 with the filter
+/// `tojson` of transformers, which calls `json.dumps`.
+#[test]
+fn values_are_formatted_as_in_python() -> Outcome {
+    for (template, expected) in [
+        (
+            "{% set v = {'b': [1, 2.5, true, none], 'a': {'z': 'é\\n\"\\\\', 'c': []}, 'ü': {}, 'B': '😀\\x7f<&>'} %}{{ v | tojson }}",
+            "{\"b\": [1, 2.5, true, null], \"a\": {\"z\": \"é\\n\\\"\\\\\", \"c\": []}, \"ü\": {}, \"B\": \"😀\u{7f}<&>\"}",
+        ),
+        (
+            "{% set v = {'b': [1, 2.5, true, none], 'a': {'z': 'é\\n\"\\\\', 'c': []}, 'ü': {}, 'B': '😀\\x7f<&>'} %}{{ v | tojson(sort_keys=true) }}",
+            "{\"B\": \"😀\u{7f}<&>\", \"a\": {\"c\": [], \"z\": \"é\\n\\\"\\\\\"}, \"b\": [1, 2.5, true, null], \"ü\": {}}",
+        ),
+        (
+            "{% set v = {'b': [1, 2.5, true, none], 'a': {'z': 'é\\n\"\\\\', 'c': []}, 'ü': {}, 'B': '😀\\x7f<&>'} %}{{ v | tojson(ensure_ascii=true) }}",
+            "{\"b\": [1, 2.5, true, null], \"a\": {\"z\": \"\\u00e9\\n\\\"\\\\\", \"c\": []}, \"\\u00fc\": {}, \"B\": \"\\ud83d\\ude00\\u007f<&>\"}",
+        ),
+        (
+            "{% set v = {'b': [1, 2.5, true, none], 'a': {'z': 'é\\n\"\\\\', 'c': []}, 'ü': {}, 'B': '😀\\x7f<&>'} %}{{ v | tojson(indent=2) }}",
+            "{\n  \"b\": [\n    1,\n    2.5,\n    true,\n    null\n  ],\n  \"a\": {\n    \"z\": \"é\\n\\\"\\\\\",\n    \"c\": []\n  },\n  \"ü\": {},\n  \"B\": \"😀\u{7f}<&>\"\n}",
+        ),
+        (
+            "{% set v = {'b': [1, 2.5, true, none], 'a': {'z': 'é\\n\"\\\\', 'c': []}, 'ü': {}, 'B': '😀\\x7f<&>'} %}{{ v | tojson(true, 1, none, true) }}",
+            "{\n \"B\": \"\\ud83d\\ude00\\u007f<&>\",\n \"a\": {\n  \"c\": [],\n  \"z\": \"\\u00e9\\n\\\"\\\\\"\n },\n \"b\": [\n  1,\n  2.5,\n  true,\n  null\n ],\n \"\\u00fc\": {}\n}",
+        ),
+        (
+            "{% set v = {'b': [1, 2.5, true, none], 'a': {'z': 'é\\n\"\\\\', 'c': []}, 'ü': {}, 'B': '😀\\x7f<&>'} %}{{ v | tojson(indent='--', sort_keys=true) }}",
+            "{\n--\"B\": \"😀\u{7f}<&>\",\n--\"a\": {\n----\"c\": [],\n----\"z\": \"é\\n\\\"\\\\\"\n--},\n--\"b\": [\n----1,\n----2.5,\n----true,\n----null\n--],\n--\"ü\": {}\n}",
+        ),
+        (
+            "{% set v = {'b': [1, 2.5, true, none], 'a': {'z': 'é\\n\"\\\\', 'c': []}, 'ü': {}, 'B': '😀\\x7f<&>'} %}{{ v | tojson(separators=(',', ':')) }}",
+            "{\"b\":[1,2.5,true,null],\"a\":{\"z\":\"é\\n\\\"\\\\\",\"c\":[]},\"ü\":{},\"B\":\"😀\u{7f}<&>\"}",
+        ),
+        (
+            "{% set v = {'b': [1, 2.5, true, none], 'a': {'z': 'é\\n\"\\\\', 'c': []}, 'ü': {}, 'B': '😀\\x7f<&>'} %}{{ v | tojson(separators=(' ;', '='), indent=0) }}",
+            "{\n\"b\"=[\n1 ;\n2.5 ;\ntrue ;\nnull\n] ;\n\"a\"={\n\"z\"=\"é\\n\\\"\\\\\" ;\n\"c\"=[]\n} ;\n\"ü\"={} ;\n\"B\"=\"😀\u{7f}<&>\"\n}",
+        ),
+        (
+            "{% set v = {'b': [1, 2.5, true, none], 'a': {'z': 'é\\n\"\\\\', 'c': []}, 'ü': {}, 'B': '😀\\x7f<&>'} %}{{ v | tojson(indent=none, ensure_ascii=false, sort_keys=false) }}",
+            "{\"b\": [1, 2.5, true, null], \"a\": {\"z\": \"é\\n\\\"\\\\\", \"c\": []}, \"ü\": {}, \"B\": \"😀\u{7f}<&>\"}",
+        ),
+        (
+            "{{ {2: 'b', 1: 'a'} | tojson(sort_keys=true) }}{{ {true: 1, none: 2, 1.5: 3} | tojson }}",
+            "{\"1\": \"a\", \"2\": \"b\"}{\"true\": 1, \"null\": 2, \"1.5\": 3}",
+        ),
+        (
+            "{{ [1e16, 1e-5, 0.1, 1.0, -0.0, 123456789012345678901234567890, 1e22, 1.5e300] | tojson }}",
+            "[1e+16, 1e-05, 0.1, 1.0, -0.0, 123456789012345678901234567890, 1e+22, 1.5e+300]",
+        ),
+        (
+            "{{ 'a\\x01\\b\\f\\u2028' | tojson }}{{ 'x' | tojson(indent=4) }}{{ [] | tojson(indent=4) }}{{ {} | tojson(indent=4) }}",
+            "\"a\\u0001\\b\\f\u{2028}\"\"x\"[]{}",
+        ),
+        (
+            "{{ [[1, [2]], {'k': [3]}] | tojson(indent=3) }}",
+            "[\n   [\n      1,\n      [\n         2\n      ]\n   ],\n   {\n      \"k\": [\n         3\n      ]\n   }\n]",
+        ),
+        ("{{ (1, 'a') | tojson }}{{ 3 | tojson }}{{ none | tojson }}{{ false | tojson }}", "[1, \"a\"]3nullfalse"),
+        (
+            "{{ '%s' % 'x' }}|{{ '%s and %s' % ('a', 1) }}|{{ '%d%%' % 5 }}|{{ '%5d|%-5d|%05d|%+d' % (42, 42, 42, 42) }}",
+            "x|a and 1|5%|   42|42   |00042|+42",
+        ),
+        (
+            "{{ '%.2f|%8.3f|%f|%-8.1f|' % (3.14159, 2.71828, 1, 2.25) }}|{{ '%5s|%-5s|%.2s' % ('ab', 'ab', 'abcdef') }}",
+            "3.14|   2.718|1.000000|2.2     ||   ab|ab   |ab",
+        ),
+        (
+            "{{ '%(a)s is %(b)d' % {'a': 'A', 'b': 7} }}|{{ '%s' % none }}|{{ '%s' % true }}|{{ '%s' % 1.5 }}|{{ '%x %X %o %e' % (255, 255, 8, 12345.678) }}",
+            "A is 7|None|True|1.5|ff FF 10 1.234568e+04",
+        ),
+        (
+            "{{ '%s' % messages[0].content | upper }}|{{ '<%s>' % messages[0]['role'] ~ '!' }}|{{ ('%s' % 'a') ~ '%s' % 'b' }}",
+            "HI|<user>!|ab",
+        ),
+        (
+            "{% set n = 7 %}{% if '%d' % n == '7' %}seven{% endif %}{{ n % 4 }}{{ '%c' % 'z' }}{{ '%i' % 3 }}{{ '%s' % [1, 'a'] }}{{ '%s' % nothing }}",
+            "seven3z3[1, 'a']",
+        ),
+        (
+            "{{ '%s' % ('%s' % 'in') }}|{{ '%d' % 2 ** 3 }}|{{ '%d' % -3 }}|{{ 'é%sü' % 'ö' }}|{{ '100%' }}|{{ '%s' % (1,) }}",
+            "in|8|-3|éöü|100%|1",
+        ),
+        ("{% raw %}{{ '%s' % x }}{% endraw %}{# '%s' % y #} '%s' % z", "{{ '%s' % x }} '%s' % z"),
+        (
+            "{{ 'one two, three_4 five-six' | wordcount }}{{ '' | wordcount }}{{ 'é à' | wordcount }}{{ '日本語 text' | wordcount }}{{ 42 | wordcount }}",
+            "50221",
+        ),
+        (
+            "{{ 'foo bar baz qux' | truncate(9) }}|{{ 'foo bar baz qux' | truncate(9, true) }}|{{ 'foo bar baz qux' | truncate(11) }}|{{ 'foo bar baz qux' | truncate(11, false, '...', 0) }}",
+            "foo...|foo ba...|foo bar baz qux|foo bar...",
+        ),
+        (
+            "{{ 'ééé ééé ééé' | truncate(6, leeway=0, end='…') }}|{{ 'abcdefghij' | truncate(5, leeway=0) }}|{{ 'abcdefghij' | truncate(length=4, killwords=true, end='', leeway=0) }}|{{ 'a' | truncate }}",
+            "ééé…|ab...|abcd|a",
+        ),
+        (
+            "{{ 1 | filesizeformat }}|{{ 0 | filesizeformat }}|{{ 999 | filesizeformat }}|{{ 1000 | filesizeformat }}|{{ 123456789 | filesizeformat }}|{{ 13000 | filesizeformat(true) }}|{{ 1.5e30 | filesizeformat }}|{{ '2500' | filesizeformat(binary=true) }}|{{ 12.7 | filesizeformat }}",
+            "1 Byte|0 Bytes|999 Bytes|1.0 kB|123.5 MB|12.7 KiB|1500000.0 YB|2.4 KiB|12 Bytes",
+        ),
+        (
+            "{% set c = cycler('a', 'b', 3) %}{{ c.next() }}{{ c.next() }}{{ c.current }}{{ c.next() }}{{ c.next() }}{% set x = c.reset() %}{{ c.next() }}",
+            "ab33aa",
+        ),
+        (
+            "{% set j = joiner() %}{% for x in [1, 2, 3] %}{{ j() }}{{ x }}{% endfor %}|{% set p = joiner('|') %}{{ p() }}a{{ p() }}b|{% set q = joiner(sep='-') %}{{ q() }}{{ q() }}",
+            "1, 2, 3|a|b|-",
+        ),
+    ] {
+        assert_eq!(render(&ChatTemplate::new(template, "here", Map::new())?)?, expected, "{template}");
+    }
+    // What Python refuses, or what is not there, is an error and never another prompt.
+    for template in [
+        "{{ nothing | tojson }}",
+        "{{ {1: 1, 'a': 2} | tojson(sort_keys=true) }}",
+        "{{ 1 | tojson(0, 1, none, 1, 5) }}",
+        "{{ '%s' % ('a', 'b') }}",
+        "{{ '%s %s' % 'a' }}",
+        "{{ '%d' % 'a' }}",
+        "{{ 'x' % 'a' }}",
+        "{{ 'abcdef' | truncate(2, leeway=0) }}",
+        "{{ none | truncate }}",
+        "{{ cycler() }}",
+        "{{ 'x' | tojson(color=1) }}",
+        // These work in Python.
+        "{{ '%d' % 3.7 }}",
+        "{% set format = '%s' %}{{ format % 1 }}",
+        "{{ 'a b' | wordwrap(1) }}",
+        "{{ 'a'.encode() }}",
+        "{{ 'a'.translate({97: 'b'}) }}",
+        "{{ '<a>' | striptags }}",
+    ] {
+        let rendered = ChatTemplate::new(template, "here", Map::new()).and_then(|template| render(&template));
+        assert_eq!(rendered.as_ref().map_err(Error::kind), Err(ErrorKind::Model), "{template}");
+    }
+    Ok(())
+}
+
 /// Some templates open the thinking even if they are not asked for a generation prompt.
 #[test]
 fn thinking_that_is_always_open_is_seen() -> Outcome {
