@@ -84,6 +84,7 @@ pub mod error;
 pub mod eval;
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
 mod file;
+mod host;
 #[cfg(all(feature = "cli", not(target_family = "wasm")))]
 pub mod hub;
 mod kernels;

@@ -165,7 +165,8 @@ pub fn step_bytes(config: &ModelConfig, weights: &Weights, precision: Option<Pre
     })
 }
 
-/// Refuses weights that exceed the memory of a device, before they are read.
+/// Refuses weights that exceed the memory of a device, before they are read. The CPU and software adapters take the
+/// memory of the machine, as far as this process may.
 ///
 /// # Errors
 /// [`ErrorKind::Device`] if the tensors of the decoder alone have more bytes than the device.
@@ -175,7 +176,8 @@ pub(crate) fn check_memory(
     precision: Option<Precision>,
     device: &ComputeDevice,
 ) -> Result<()> {
-    let Some(most) = device.info.memory_bytes else { return Ok(()) };
+    let of_host = || device.tuning.is_cpu().then(crate::host::room_for_weights).flatten();
+    let Some(most) = device.info.memory_bytes.or_else(of_host) else { return Ok(()) };
     let is_loaded =
         |name: &str| name.starts_with("model.") || name.starts_with("lm_head.") && !config.tie_word_embeddings;
     let bytes = bytes_of(weights, precision, |name| if is_loaded(name) { 1.0 } else { 0.0 })?;
@@ -186,7 +188,12 @@ pub(crate) fn check_memory(
         .at(device.info.line())
         .expected(format!("at most {most} bytes"))
         .found(format!("{bytes} bytes of weights"))
-        .help("use a smaller model, a quantized one or `weights` q4, or `device` cpu"))
+        .help(match device.info.backend == "cpu" {
+            true => {
+                "use a smaller model, a quantized one or `weights` q4, or raise the limit of the process (`ulimit -v`)"
+            }
+            false => "use a smaller model, a quantized one or `weights` q4, or `device` cpu",
+        }))
 }
 
 /// Refuses experts that no buffer of the device can hold, before they are read: the matrices of a layer are split

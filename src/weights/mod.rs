@@ -389,8 +389,13 @@ fn title(page: &str) -> Option<String> {
 #[cfg(not(target_family = "wasm"))]
 fn read_file(path: &Path) -> Result<Option<Bytes>> {
     use std::io::ErrorKind as Io;
-    let unreadable = |error: std::io::Error| {
-        Error::new(ErrorKind::Io, "a file of the model cannot be read").at(path.display()).found(error)
+    let unreadable = |error: std::io::Error| match (error.kind(), std::fs::metadata(path)) {
+        (Io::OutOfMemory, Ok(meta)) => Error::new(ErrorKind::Device, "there is no memory for a file of the model")
+            .at(path.display())
+            .expected(format!("room for {} bytes", meta.len()))
+            .found(error)
+            .help("use a smaller model, or raise the limit of the process (`ulimit -v`)"),
+        _ => Error::new(ErrorKind::Io, "a file of the model cannot be read").at(path.display()).found(error),
     };
     // Calling `metadata` first avoids opening a pipe, which would block.
     match std::fs::metadata(path) {

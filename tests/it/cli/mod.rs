@@ -12,6 +12,8 @@ mod commands;
 mod devices;
 mod eval;
 mod files;
+#[cfg(target_os = "linux")]
+mod memory;
 mod running;
 mod terminal;
 
