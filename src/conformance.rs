@@ -1,11 +1,12 @@
 //! Conformance of a device: runs every kernel case on it and compares the outputs with the CPU twins.
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
 
 use crate::device::{ComputeDevice, DeviceInfo, ProcessorKind};
+use crate::dtype::Dtype;
 use crate::kernels::cases::{self, Bound, Case};
-use crate::kernels::{KERNELS, memory};
+use crate::kernels::{KERNELS, Mode, memory};
 use crate::{Error, ErrorKind, Result};
 
 /// The result of one kernel's cases on one device.
@@ -125,14 +126,20 @@ pub fn missing<'a>(reports: &[Report], required: impl IntoIterator<Item = &'a st
 const FIRST: [&str; 9] =
     ["embed", "matvec", "matmul", "rms_norm", "rope_append", "attention", "cache_gather", "top_k", "sample"];
 
+/// The element types of most models. For these, all ways of writing are tested: for all types together, compiling the
+/// shaders would take three times as long.
+const USUAL: [Dtype; 6] = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4K, Dtype::Q6K];
+
 /// Which kernels a [`self_test`] runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SelfTest {
-    /// One case of each kernel that computes the first token of a model without experts.
+    /// One case of each kernel that computes the first token of a model without experts, and of each way in which
+    /// products write their output there.
     FirstToken,
-    /// One case of this kernel.
+    /// One case of this kernel, and of each way in which it writes its output.
     Kernel(&'static str),
-    /// One case of each kernel and element type.
+    /// One case of each kernel, usual element type and way in which products write their output. Of the other element
+    /// types, each has one case of each kernel, and the ways take turns among them.
     ElementTypes,
 }
 
@@ -140,7 +147,7 @@ impl SelfTest {
     /// The cases for a device of this kind. If several would do, the one is taken that is tiled for the device and
     /// has the element types of most models: bf16 for weights and f16 for the cache. Compiling a shader takes long,
     /// and the model probably needs the shader of this case as well.
-    fn cases(self, kind: ProcessorKind) -> Vec<Case> {
+    pub fn cases(self, kind: ProcessorKind) -> Vec<Case> {
         // The name of a case begins with its element type, if it has one.
         let dtype = |case: &Case| case.name.split(' ').next().unwrap_or_default().to_string();
         let rank = |case: &Case| {
@@ -156,9 +163,27 @@ impl SelfTest {
         for kernel in KERNELS.iter().filter(|kernel| wanted(kernel.name)) {
             let mut cases = (kernel.cases)();
             cases.sort_by_key(rank);
-            let mut seen = HashSet::new();
-            let each = |case: &Case| if self == Self::ElementTypes { dtype(case) } else { String::new() };
-            cases.retain(|case| seen.insert(each(case)));
+            if self != Self::ElementTypes {
+                let mut seen = HashSet::new();
+                // Gate and up of different types are rare.
+                let needed = |case: &Case| self != Self::FirstToken || case.mode != Some(Mode::Gated);
+                cases.retain(|case| needed(case) && seen.insert(case.mode));
+                all.extend(cases);
+                continue;
+            }
+            let mut modes: HashMap<String, Vec<Option<Mode>>> = HashMap::new();
+            cases.retain(|case| {
+                let seen = modes.entry(dtype(case)).or_default();
+                let is_new = !seen.contains(&case.mode);
+                seen.extend(is_new.then_some(case.mode));
+                is_new
+            });
+            cases.retain(|case| {
+                let name = dtype(case);
+                let turn = Dtype::ALL.iter().position(|dtype| format!("{dtype:?}") == name).unwrap_or(0);
+                let modes = &modes[&name];
+                USUAL.iter().any(|usual| format!("{usual:?}") == name) || case.mode == modes[turn % modes.len()]
+            });
             all.extend(cases);
         }
         all

@@ -7,7 +7,7 @@ use burn::tensor::{Device, Int, Tensor};
 
 use super::memory::POISON_WORD;
 use super::readback::{as_f32, as_u32, read_f32, read_u32};
-use super::{f32_tensor, state, u32_tensor};
+use super::{Mode, f32_tensor, state, u32_tensor};
 use crate::Result;
 use crate::weights::{PackedRows, blocks};
 
@@ -95,6 +95,8 @@ pub struct Case {
     pub name: String,
     /// The kind of device that the shader is tiled for, if there is one.
     pub tiled_for: Option<ProcessorKind>,
+    /// How a product writes its output, if the kernel is one.
+    pub mode: Option<Mode>,
     run: Run,
 }
 
@@ -104,12 +106,17 @@ impl Case {
         name: String,
         run: impl Fn(&Device) -> Vec<Check> + Send + Sync + 'static,
     ) -> Self {
-        Self { kernel, name, tiled_for: None, run: Box::new(run) }
+        Self { kernel, name, tiled_for: None, mode: None, run: Box::new(run) }
     }
 
     /// The same case, of a shader that is tiled for this kind of device.
     pub(super) fn tiled_for(self, kind: ProcessorKind) -> Self {
         Self { tiled_for: Some(kind), ..self }
+    }
+
+    /// The same case, of a product that writes in this way.
+    pub(super) fn in_mode(self, mode: Mode) -> Self {
+        Self { mode: Some(mode), ..self }
     }
 
     /// Runs the kernel on `device` and returns its outputs with their bounds.

@@ -116,6 +116,7 @@ pub(super) fn cases() -> Vec<Case> {
         let quantized = [
             (Mode::Store, false, 65, 40, 3, 33),
             (Mode::Add, false, 31, 160, 0, 9),
+            (Mode::SwiGlu, false, 34, 96, 2, 12),
             (Mode::Gated, false, 34, 288, 1, 12),
         ];
         let shapes = if dtype.is_quantized() { &quantized[..] } else { &shapes[..] };

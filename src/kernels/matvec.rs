@@ -28,7 +28,7 @@ use multiversion::multiversion;
 pub const MOST: usize = 8;
 
 /// How a product writes its output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Mode {
     /// `out = y`.
@@ -209,6 +209,7 @@ pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
         };
         vec![Check::floats("out", linear(&w, &x, &bias, out, spec), bound(cols))]
     })
+    .in_mode(mode)
 }
 
 /// Every element type, mode and vector count; rows that fill no workgroup; shards; several lane counts.
@@ -219,6 +220,7 @@ pub(super) fn cases() -> Vec<Case> {
             (Mode::Store, true, 37, 64, 0, 1, 8),
             (Mode::Store, false, 1, 8, 5, 1, 16),
             (Mode::Store, true, 131, 904, 12, 3, 32),
+            (Mode::Add, false, 96, 160, 0, 1, 8),
             (Mode::Add, false, 96, 160, 0, 2, 8),
             (Mode::Add, true, 65, 24, 7, 8, 64),
             (Mode::SwiGlu, false, 66, 96, 10, 1, 8),

@@ -1,7 +1,10 @@
 //! Tests of the tests: the comparison and the conformance cases have to notice wrong results, and no others. They are
 //! tried on data, and on real kernels with changed text that run on a GPU adapter.
 use crate::common::*;
+use secateur::Dtype;
 use secateur::device::ComputeDevice;
+use secateur::expert::conformance::{self, SelfTest};
+use secateur::expert::kernels::Mode;
 use secateur::expert::kernels::cases::{self, Bound, Case, compare, noise};
 use secateur::expert::kernels::memory::{POISON_WORD, poison_outputs};
 use secateur::expert::kernels::variant::hooks;
@@ -711,6 +714,69 @@ fn changed_kernels_are_noticed() {
     }
     println!("{} mutants on {}", all().count(), device.info.name);
     assert!(missed.is_empty(), "{missed:#?}");
+}
+
+/// The test of an adapter before it is relied on runs few cases, but each way in which a product writes its output: a
+/// kernel that is wrong in one of them is refused, by its name.
+#[test]
+fn the_self_test_notices_each_way_of_writing() {
+    let _one = beside_others();
+    let Some(device) = gpu() else { return };
+    let kind = device.tuning.kind;
+    let all = SelfTest::ElementTypes.cases(kind);
+    let products: Vec<&Case> = all.iter().filter(|case| case.mode.is_some()).collect();
+    println!("{} cases in all, {} of products", all.len(), products.len());
+    println!("{} cases before the first token", SelfTest::FirstToken.cases(kind).len());
+    for kernel in ["matvec", "matmul", "experts"] {
+        for dtype in Dtype::ALL {
+            let of_type = products.iter().filter(|case| case.kernel == kernel);
+            let of_type = of_type.filter(|case| case.name.split(' ').next() == Some(&*format!("{dtype:?}"))).count();
+            let plain = matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+            let least = if plain { if kernel == "experts" { 3 } else { 4 } } else { 1 };
+            assert!(of_type >= least, "{kernel} {dtype:?}: {of_type} cases");
+        }
+    }
+    let rows = if device.tuning.is_cpu() { "matmul_rows" } else { "matmul" };
+    let wrong_rows: [(Mode, &str, &str); 3] = match device.tuning.is_cpu() {
+        true => [
+            (Mode::Add, "MODE == 1u", "MODE == 4u"),
+            (Mode::SwiGlu, "silu(", "(0.5 * "),
+            (Mode::Gated, "MODE == 3u", "MODE == 4u"),
+        ],
+        false => [
+            (Mode::Add, "if (MODE == 1u)", "if (MODE == 4u)"),
+            (Mode::SwiGlu, "if (MODE == 2u)", "if (MODE == 4u)"),
+            (Mode::Gated, "if (MODE == 3u)", "if (MODE == 4u)"),
+        ],
+    };
+    let matvec = [
+        (Mode::Add, "MODE == 1u", "MODE == 4u"),
+        (Mode::SwiGlu, "silu(y) * part[i * THREADS + thread + LANES]", "y * part[i * THREADS + thread + LANES]"),
+        (Mode::Gated, "MODE == 3u", "MODE == 4u"),
+    ];
+    let experts = [
+        (Mode::Store, "MODE == 0u", "MODE == 4u"),
+        (Mode::SwiGlu, "silu(y) * part[i * THREADS + thread + LANES]", "y * part[i * THREADS + thread + LANES]"),
+        (Mode::Gated, "MODE == 3u", "MODE == 4u"),
+    ];
+    for (kernel, shader, mutants) in
+        [("matvec", "matvec", matvec), ("matmul", rows, wrong_rows), ("experts", "experts", experts)]
+    {
+        let mut cases = SelfTest::ElementTypes.cases(kind);
+        cases.retain(|case| case.kernel == kernel && case.name.starts_with("BF16"));
+        for (mode, from, to) in mutants {
+            let (report, _) =
+                hooks::with(mutant(shader, from, to), || block_on(conformance::run(device, &cases, |_, _| ())));
+            let report = report.expect("readable");
+            let failures: Vec<&String> = report.kernels.iter().flat_map(|kernel| &kernel.failures).collect();
+            let of_mode = failures.iter().filter(|failure| failure.contains(&format!("{mode:?}"))).count();
+            assert!(of_mode > 0, "{shader} is wrong in {mode:?}, and none of {} cases notices", cases.len());
+        }
+    }
+    let wrong = mutant("matvec", "MODE == 1u", "MODE == 4u");
+    let (tested, _) = hooks::with(wrong, || block_on(conformance::self_test(device, SelfTest::FirstToken, |_, _| ())));
+    let refused = tested.expect_err("a wrong kernel passes").to_string();
+    assert!(refused.contains("computes wrong results in matvec") && refused.contains("Add"), "{refused}");
 }
 
 /// Kernels that sum in another order, or use equivalent arithmetic, must pass.
