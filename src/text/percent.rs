@@ -185,7 +185,7 @@ mod tests {
             ("{{ '%s' % x }}", "{{ ('%s'|python_percent(x)) }}"),
             ("{{'%s-%s'%(a, b[0].c('x'))~1}}", "{{('%s-%s'|python_percent((a, b[0].c('x'))))~1}}"),
             ("{%- if \"%d\" % n|int == '3' -%}", "{%- if (\"%d\"|python_percent(n|int)) == '3' -%}"),
-            ("{{ f('%s' % ('%d' % 2), 'a') }}", "{{ f(('%s'|python_percent((('%d'|python_percent(2)))))), 'a') }}"),
+            ("{{ f('%s' % ('%d' % 2), 'a') }}", "{{ f(('%s'|python_percent((('%d'|python_percent(2))))), 'a') }}"),
             ("{{ '%d' % -x ** 2 }}", "{{ ('%d'|python_percent(-x ** 2)) }}"),
             (
                 "{{ {'a': '}}'}['a'] }} {{ '%s' % {'a': {}} }}",
