@@ -59,7 +59,7 @@ pub(super) fn weights(snapshot: &Path, mut starts: Vec<(String, Bytes)>) -> Resu
     if let Ok(index) = std::fs::read(snapshot.join(INDEX)) {
         starts.push((INDEX.to_string(), index.into()));
     }
-    required::check(&config, &Weights::open(&ModelSource::memory(starts))?)
+    required::check(&config, &Weights::open(&ModelSource::memory(starts))?, None)
 }
 
 /// Refuses a model whose tokenizer is there and cannot be read.

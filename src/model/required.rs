@@ -212,7 +212,7 @@ pub fn check_expert_size(
     let most = device.info.max_binding_bytes;
     let width = |n: usize| padded_width(n, precision) as u64;
     for layer in (0..config.num_layers).filter(|layer| mixture.has_experts(*layer)) {
-        let names = ExpertNames::of(weights, layer).expert(0);
+        let names = ExpertNames::find(weights, layer).expert(0);
         let part = |part: usize| -> Result<(Dtype, u64)> {
             let (rows, cols) = match part {
                 2 => (config.hidden_size, mixture.intermediate_size),
