@@ -252,7 +252,7 @@ impl Runner {
     /// Checks that a runner of this model and shape can be created on `device`.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`] when the state or the samplers of all sequences exceed the largest buffer.
+    /// [`ErrorKind::Device`](crate::ErrorKind::Device) when the state or the samplers of all sequences exceed the largest buffer.
     pub fn check(vocab: usize, shape: &CacheShape, device: &ComputeDevice) -> Result<()> {
         shape.check(&device.info)?;
         Sampler::check(vocab, shape.seqs, &device.info)
