@@ -5,6 +5,12 @@ use minijinja::{Error, ErrorKind, State, Value};
 /// The filter that stands for the operator. A template cannot write such a name by accident.
 pub(super) const FILTER: &str = "python_percent";
 
+/// The longest expression that is rewritten, in bytes, and how deeply operators may be nested in it. Those of published
+/// templates are far below. What exceeds them stays as it is, and the template engine judges it: to find where operands
+/// end takes time that grows with the square of the length.
+const LONGEST: usize = 4096;
+const DEEPEST: usize = 32;
+
 /// Replaces `"…" % x` in the expressions of a template by `("…"|python_percent(x))`. The left side must be a text
 /// literal, because it cannot be told from a template what else is a text; where it is not, `%` stays arithmetic,
 /// which fails for texts.
@@ -32,7 +38,7 @@ pub(super) fn as_filters(template: &str) -> String {
         let Some(end) = end_of_tag(rest, close) else { break };
         let inner = &rest[2..end];
         out.push_str(&rest[..2]);
-        out.push_str(&in_expression(inner));
+        out.push_str(&in_expression(inner, 0));
         out.push_str(close);
         rest = &rest[end + 2..];
         if close == "%}" && inner.trim_matches(['-', '+', ' ', '\t', '\n', '\r']) == "raw" {
@@ -74,7 +80,11 @@ fn end_of_text(text: &str, at: usize) -> Option<usize> {
     None
 }
 
-fn in_expression(expression: &str) -> String {
+/// `depth`: the number of operators of which the expression is the right side.
+fn in_expression(expression: &str, depth: usize) -> String {
+    if expression.len() > LONGEST || depth > DEEPEST {
+        return expression.to_string();
+    }
     let mut out = String::with_capacity(expression.len());
     let mut at = 0;
     while at < expression.len() {
@@ -91,7 +101,7 @@ fn in_expression(expression: &str) -> String {
             at = end;
             continue;
         };
-        let argument = in_expression(expression[operand + 1..to].trim());
+        let argument = in_expression(expression[operand + 1..to].trim(), depth + 1);
         out.push_str(&expression[at..literal]);
         out.push_str(&format!("({}|{FILTER}({argument}))", &expression[literal..end]));
         at = to;
@@ -108,23 +118,28 @@ fn skip_blanks(text: &str, at: usize) -> usize {
 /// brackets, and then attributes, items, calls and filters.
 fn end_of_operand(text: &str, at: usize) -> Option<usize> {
     let mut at = skip_blanks(text, at);
-    while text[at..].starts_with(['-', '+']) {
-        at = skip_blanks(text, at + 1);
-    }
-    let mut end = match text[at..].chars().next()? {
-        '"' | '\'' => end_of_text(text, at)?,
-        '(' | '[' | '{' => end_of_brackets(text, at)?,
-        _ => end_of_word(text, at)?,
-    };
-    loop {
-        let next = skip_blanks(text, end);
-        let rest = &text[next..];
-        end = match rest.chars().next() {
-            Some('(' | '[') => end_of_brackets(text, next)?,
-            Some('.' | '|') => end_of_word(text, skip_blanks(text, next + 1))?,
-            Some('*') if rest.starts_with("**") => end_of_operand(text, next + 2)?,
-            _ => return Some(end),
+    'power: loop {
+        while text[at..].starts_with(['-', '+']) {
+            at = skip_blanks(text, at + 1);
+        }
+        let mut end = match text[at..].chars().next()? {
+            '"' | '\'' => end_of_text(text, at)?,
+            '(' | '[' | '{' => end_of_brackets(text, at)?,
+            _ => end_of_word(text, at)?,
         };
+        loop {
+            let next = skip_blanks(text, end);
+            let rest = &text[next..];
+            end = match rest.chars().next() {
+                Some('(' | '[') => end_of_brackets(text, next)?,
+                Some('.' | '|') => end_of_word(text, skip_blanks(text, next + 1))?,
+                Some('*') if rest.starts_with("**") => {
+                    at = skip_blanks(text, next + 2);
+                    continue 'power;
+                }
+                _ => return Some(end),
+            };
+        }
     }
 }
 
@@ -210,5 +225,20 @@ mod tests {
         ] {
             assert_eq!(as_filters(same), same);
         }
+    }
+
+    /// Neither long expressions nor deep ones end the process or take long.
+    #[test]
+    fn hostile_templates_stay_as_they_are() {
+        let deep = format!("{{{{ {}x{} }}}}", "'%s' % (".repeat(60_000), ")".repeat(60_000));
+        assert_eq!(as_filters(&deep), deep);
+        let unmatched = format!("{{{{ {} }}}}", "''%(".repeat(60_000));
+        assert_eq!(as_filters(&unmatched), unmatched);
+        let powers = format!("{{{{ '%s' % x{} }}}}", " ** x".repeat(200_000));
+        assert_eq!(as_filters(&powers), powers);
+        let within = format!("{{{{ {}x{} }}}}", "'%s' % (".repeat(100), ")".repeat(100));
+        assert_eq!(as_filters(&within).matches(FILTER).count(), DEEPEST + 1);
+        let power = format!("{{{{ '%s' % x{} }}}}", " ** x".repeat(500));
+        assert_eq!(as_filters(&power).matches(FILTER).count(), 1);
     }
 }
