@@ -69,7 +69,8 @@ pub(super) fn file(status: u16, headers: &HeaderMap, measured: Option<u64>) -> F
     }
 }
 
-/// The address that a `Location` in the answer of `url` stands for; `None` if it is not one of HTTP.
+/// The address that a `Location` in the answer of `url` stands for; `None` if it is not one of HTTP, or if it leaves HTTPS,
+/// behind which others on the way could choose what is read.
 pub(super) fn target(url: &str, location: &str) -> Option<String> {
     let base: Uri = url.parse().ok()?;
     let (scheme, authority) = (base.scheme_str()?, base.authority()?);
@@ -84,7 +85,8 @@ pub(super) fn target(url: &str, location: &str) -> Option<String> {
             format!("{scheme}://{authority}{folder}/{location}")
         }
     };
-    Some(target)
+    let leaves = scheme == "https" && !target.get(..6).is_some_and(|start| start.eq_ignore_ascii_case("https:"));
+    (!leaves).then_some(target)
 }
 
 /// Whether `url` is on the host of `endpoint`, so that it may get the token: the scheme, the host and the port are the
@@ -176,13 +178,16 @@ mod tests {
         for (location, expected) in [
             ("/x/y", Some("https://hub.org:8443/x/y")),
             ("//other.org/x", Some("https://other.org/x")),
-            ("HTTP://other.org/x?y", Some("HTTP://other.org/x?y")),
+            ("HTTPS://other.org/x?y", Some("HTTPS://other.org/x?y")),
+            // What comes without encryption can be another file.
+            ("HTTP://other.org/x?y", None),
             ("z?next=http://c", Some("https://hub.org:8443/api/z?next=http://c")),
             ("file:///etc/passwd", None),
             ("ftp://other.org/x", None),
         ] {
             assert_eq!(target(from, location).as_deref(), expected, "{location}");
         }
+        assert_eq!(target("http://hub.org/a", "http://other.org/x").as_deref(), Some("http://other.org/x"));
         let hub = "https://hub.org";
         assert!(["https://hub.org/x", "https://HUB.org:443/x"].into_iter().all(|url| is_same_host(hub, url)));
         for other in ["https://hub.org:8443/x", "http://hub.org/x", "https://hub.org.evil/x", "https://a.hub.org", "x"]

@@ -10,6 +10,7 @@ use crate::model::config::ModelConfig;
 use crate::model::{decoder, required};
 use crate::text::Tokenizer;
 use crate::weights::gguf::{SplitName, is_projector};
+use crate::weights::precision::Precision;
 use crate::weights::{Bytes, ModelSource, Weights};
 
 /// The kinds of GGUF files in the order in which they are recommended: the finest, then the usual ones.
@@ -49,6 +50,10 @@ pub(super) fn start_of(path: &Path) -> Option<Bytes> {
     has_header(&bytes, total).then(|| Bytes::start(bytes, total))
 }
 
+/// The types of the experts may differ here, because it is not known whether they will be quantized to one type as they are
+/// loaded.
+const QUANTIZED: Option<Precision> = Some(Precision::Q8);
+
 /// Refuses weights that the model with the configuration in `snapshot` cannot be run with. `starts` are the beginnings
 /// of the safetensors files.
 ///
@@ -59,7 +64,7 @@ pub(super) fn weights(snapshot: &Path, mut starts: Vec<(String, Bytes)>) -> Resu
     if let Ok(index) = std::fs::read(snapshot.join(INDEX)) {
         starts.push((INDEX.to_string(), index.into()));
     }
-    required::check(&config, &Weights::open(&ModelSource::memory(starts))?, None)
+    required::check(&config, &Weights::open(&ModelSource::memory(starts))?, QUANTIZED)
 }
 
 /// Refuses a model whose tokenizer is there and cannot be read.
@@ -157,7 +162,7 @@ impl Start {
         }
         let config = ModelConfig::load(&source)?;
         decoder::check_device(&config, 1, 1, &ComputeDevice::cpu())?;
-        required::check(&config, &weights, None)
+        required::check(&config, &weights, QUANTIZED)
     }
 }
 

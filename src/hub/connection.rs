@@ -31,8 +31,8 @@ pub(super) fn agent(endpoint: &str) -> Result<Agent> {
     let mut config = Agent::config_builder()
         .http_status_as_error(false)
         .user_agent(concat!("secateur/", env!("CARGO_PKG_VERSION")))
-        // Redirects are followed one by one where there is a token, so that it goes to no other host. This rule is
-        // for the rest.
+        // The hub's own requests follow redirects one by one, so that the token goes to no other host. This rule is
+        // for requests for sets of questions.
         .redirect_auth_headers(ureq::config::RedirectAuthHeaders::Never)
         .timeout_connect(Some(Duration::from_secs(15)))
         .timeout_recv_response(Some(Duration::from_secs(60)))

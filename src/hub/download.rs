@@ -223,6 +223,8 @@ impl Hub {
         if !missing.iter().any(|remote| is_weights(&remote.name)) {
             return Ok(());
         }
+        // A tokenizer that was fetched before and refused is still there.
+        check::tokenizer(&ModelSource::directory(self.folder(name).join("snapshots").join(commit))?)?;
         let folder = self.folder(name);
         let snapshot = folder.join("snapshots").join(commit);
         let mut starts = Vec::new();
@@ -504,7 +506,7 @@ impl Hub {
     }
 
     fn unreachable(&self, url: &str, cause: &ureq::Error) -> Failure {
-        let error = Error::new(ErrorKind::Io, "the hub cannot be reached").at(url).found(cause);
+        let error = Error::new(ErrorKind::Io, "the hub cannot be reached").at(without_query(url)).found(cause);
         let text = cause.to_string().to_lowercase();
         Failure::Unreachable(match ["certificate", "unknownissuer"].iter().any(|word| text.contains(word)) {
             true => error.help(
@@ -522,14 +524,21 @@ impl Hub {
 }
 
 /// The address to which the answer of `url` redirects.
+/// An address without its query, which may hold a signature that lets others fetch the file.
+fn without_query(url: &str) -> &str {
+    url.split('?').next().unwrap_or(url)
+}
+
 fn redirected(url: &str, location: &str) -> Result<String> {
     answers::target(url, location).ok_or_else(|| {
-        Error::new(ErrorKind::Model, "the hub redirects to an address that is not one of HTTP").at(url).found(location)
+        Error::new(ErrorKind::Model, "the hub redirects to an address that is not one of HTTP, or no longer HTTPS")
+            .at(without_query(url))
+            .found(without_query(location))
     })
 }
 
 fn too_many_redirects(url: &str) -> Failure {
-    let error = Error::new(ErrorKind::Model, "the hub redirects too often").at(url);
+    let error = Error::new(ErrorKind::Model, "the hub redirects too often").at(without_query(url));
     error.found(format!("{REDIRECTS} redirects, one after the other")).help("is HF_ENDPOINT right?").into()
 }
 
