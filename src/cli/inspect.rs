@@ -306,8 +306,15 @@ fn inspect(
             let prompt = rendered.as_ref().map_or("", |rendered| rendered.text.as_str());
             let probed = if why_not.is_none() { probe_ids.as_slice() } else { &[] };
             let written = [&tokenizer.encode(prompt).unwrap_or_default(), probed].concat();
-            let checked = check_vocabulary(&config, tokenizer, &written, source);
-            checked.inspect_err(|e| unusable.push(e.clone())).map_err(&mut keep).is_ok()
+            // Tokens that only some texts have are no reason to refuse all: `run` refuses the texts that have them.
+            let refused = written.iter().any(|id| *id as usize >= config.vocab_size);
+            if let Err(error) = check_vocabulary(&config, tokenizer, &written, source) {
+                if refused {
+                    unusable.push(error.clone());
+                }
+                keep(error);
+            }
+            !refused
         }
     };
     let reads = tokenizer.is_some() && fits;

@@ -146,7 +146,7 @@ impl Batch<'_> {
                 }
                 if steps > 1 {
                     steps /= 2;
-                } else if self.reads.is_empty() {
+                } else if rows.iter().all(|row| row.sequence.tokens.len() >= row.sequence.issued) {
                     break;
                 } else {
                     return Ok(());

@@ -97,6 +97,8 @@ fn a_text_that_run_refuses_is_refused_by_inspect() {
         let v: Value = serde_json::from_str(&run(&["inspect", dir.path().to_str().unwrap(), "--json"]).out).unwrap();
         assert_eq!((&v["runs"], &v["prompts"]), (&json!(true), &prompts), "{problem}");
         assert_eq!(on(dir.path(), &["--ids", "1", "--policy", "full"]).code, Some(0));
+        let takes = |kind: &str| prompts.as_array().unwrap().contains(&json!(kind));
+        assert_eq!(on(dir.path(), &["hi"]).code == Some(0), takes("chat"), "{problem}");
     }
     for model in [broken(padded), broken(|_| ())] {
         let v = json(&run(&["inspect", model.path().to_str().unwrap(), "--json"]));
