@@ -312,7 +312,7 @@
  * @property {number} evicted_tokens
  * @property {number} peak_cached - most slots at any time
  * @property {number} [final_cached] - slots at the end
- * @property {number} [repeated_tokens] - tokens at the end of a text that repeats itself
+ * @property {number} [repeated_tokens] - tokens that complete a run of twelve tokens which the model had written before
  * @property {number} peak_kv_bytes
  * @property {number} [prefill_us] - times in microseconds
  * @property {number} [decode_us]

@@ -32,7 +32,7 @@ const RENAMED = {
 const OWN = ['policy', 'budget', 'window', 'probe_every', 'probe_text', 'scope', 'layers', 'normalise', 'positions', 'steps', 'attention', 'max_answer_tokens'];
 /** Fields that have a meaning only with the chat template. */
 const TEMPLATE = ['system', 'think', 'tools', 'chat_template_kwargs'];
-/** Fields of which a request has exactly one. */
+/** Fields of which a request has at most one. */
 const PROMPTS = ['prompt', 'messages', 'ids'];
 /** Fields of a random draw, which a greedy request does not have. */
 const DRAW = ['temperature', 'top_k', 'top_p', 'min_p'];

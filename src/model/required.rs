@@ -188,7 +188,7 @@ pub(crate) fn check_memory(
         .at(device.info.line())
         .expected(format!("at most {most} bytes"))
         .found(format!("{bytes} bytes of weights"))
-        .help(match device.info.backend == "cpu" {
+        .help(match device.tuning.is_cpu() {
             true => {
                 "use a smaller model, a quantized one or `weights` q4, or raise the limit of the process (`ulimit -v`)"
             }
