@@ -5,7 +5,7 @@ use super::super::logprobs::{Origin, PendingLogprobs, TokenRow};
 use super::super::record::OnEvent;
 use super::super::runner::{Next, PREFILL_CHUNK, PendingState};
 use super::Batch;
-use super::places::{Running, next, places_of, with_room};
+use super::places::{Running, next, places_of, steps_with_room, with_room};
 use crate::Result;
 use crate::sampling::Sampler;
 
@@ -137,22 +137,13 @@ impl Batch<'_> {
             let burst = self.pace.steps;
             let rows: Vec<Running<'_>> = self.places.running().filter(|r| r.sequence.room(burst) > 0).collect();
             let Some(room) = rows.iter().map(|r| r.sequence.room(burst)).min() else { return Ok(()) };
-            let mut steps = if stepwise { 1 } else { room.min(burst) };
-            // A burst that does not fit is made shorter, and what was sampled is read before any sequence has to end, so
-            // that no text is lost.
-            while self.runner.reserve(&places_of(&rows), steps).is_err() {
-                if self.runner.forget_idle() {
-                    continue;
-                }
-                if steps > 1 {
-                    steps /= 2;
-                } else if rows.iter().all(|row| row.sequence.tokens.len() >= row.sequence.issued) {
-                    break;
-                } else {
-                    return Ok(());
-                }
-            }
-            let mut rows = with_room(self.runner, rows, steps);
+            let steps = if stepwise { 1 } else { room.min(burst) };
+            let (steps, mut rows) = match steps_with_room(self.runner, &rows, steps) {
+                // What was sampled is read before any sequence has to end, so that no text is lost.
+                0 if rows.iter().any(|row| row.sequence.tokens.len() < row.sequence.issued) => return Ok(()),
+                0 => (1, with_room(self.runner, rows, 1)),
+                steps => (steps, rows),
+            };
             if rows.is_empty() {
                 continue;
             }

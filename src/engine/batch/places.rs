@@ -32,6 +32,17 @@ pub(super) fn next(sequence: &mut Sequence) -> Next {
     sequence.or_fail(next).unwrap_or_default()
 }
 
+/// Makes room for as many of the next `steps` tokens of each of `rows` as there is: half of them, or a quarter, and so on.
+/// Prompts that are kept yield first. Returns 0 where there is no room for one token of each.
+pub(super) fn steps_with_room(runner: &mut Runner, rows: &[Running<'_>], mut steps: usize) -> usize {
+    while steps > 0 && runner.reserve(&places_of(rows), steps).is_err() {
+        if !runner.forget_idle() {
+            steps /= 2;
+        }
+    }
+    steps
+}
+
 /// Makes room for `extra` more slots of each of `rows`. Where a layer's buffer cannot grow that far, the longest
 /// sequence fails and its memory is freed, until the others fit. Returns the sequences that have room.
 pub(super) fn with_room<'s>(runner: &mut Runner, mut rows: Vec<Running<'s>>, extra: usize) -> Vec<Running<'s>> {
