@@ -27,6 +27,11 @@ impl Hub {
         self.cache.join(format!("models--{}", name.repo.replace('/', "--")))
     }
 
+    /// The folder of the files of one commit.
+    pub(super) fn snapshot_of(&self, name: &HubName, commit: &str) -> PathBuf {
+        self.folder(name).join("snapshots").join(commit)
+    }
+
     /// Looks `name` up in the cache.
     pub(super) fn cached(&self, name: &HubName) -> Cached {
         let folder = self.folder(name);
@@ -65,7 +70,7 @@ impl Hub {
             true => Some(name.revision.clone()),
             false => fs::read_to_string(folder.join("refs").join(&name.revision)).ok(),
         };
-        commit.map(|commit| folder.join("snapshots").join(commit.trim()))
+        commit.map(|commit| self.snapshot_of(name, commit.trim()))
     }
 
     /// The files of the snapshot of `name`, with their folders in the repository.

@@ -43,7 +43,7 @@ impl Hub {
     pub(super) fn download(&self, name: &HubName, report: &mut dyn FnMut(Progress<'_>)) -> Result<PathBuf, Failure> {
         let (commit, files) = self.patiently(report, || self.look_up(name))?;
         let folder = self.folder(name);
-        let snapshot = folder.join("snapshots").join(&commit);
+        let snapshot = self.snapshot_of(name, &commit);
         let has = |file: &str| files.contains(file);
 
         let wanted = match &name.file {
@@ -124,7 +124,7 @@ impl Hub {
             (true, _) => Ok(vec![SINGLE.into()]),
             (false, true) => {
                 self.get_all(name, commit, &[INDEX.into()], &mut |_| ())?;
-                let place = self.folder(name).join("snapshots").join(commit).join(INDEX);
+                let place = self.snapshot_of(name, commit).join(INDEX);
                 let text = fs::read(&place).map_err(|e| io("a file of the cache cannot be read", &place, &e))?;
                 let shards = shards(&text).map_err(|()| {
                     Error::new(ErrorKind::Model, "the index of the weights is malformed").at(place.display())
@@ -142,7 +142,7 @@ impl Hub {
         }
         // Without the file, the error does not name the base model.
         drop(self.get_all(name, commit, &[ADAPTER.into()], &mut |_| ()));
-        let place = self.folder(name).join("snapshots").join(commit).join(ADAPTER);
+        let place = self.snapshot_of(name, commit).join(ADAPTER);
         let json = fs::read(place).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
         Some(weights::adapter(&json).at(format!("{}/{}", self.endpoint, name.repo)))
     }
@@ -201,7 +201,7 @@ impl Hub {
         files: &[String],
         report: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Vec<Remote>, Failure> {
-        let snapshot = self.folder(name).join("snapshots").join(commit);
+        let snapshot = self.snapshot_of(name, commit);
         let missing = files.iter().filter(|file| !snapshot.join(file).is_file());
         missing.map(|file| self.patiently(report, || self.describe(name, commit, file))).collect()
     }
@@ -223,14 +223,13 @@ impl Hub {
         if !missing.iter().any(|remote| is_weights(&remote.name)) {
             return Ok(());
         }
+        let (blobs, snapshot) = (self.folder(name).join("blobs"), self.snapshot_of(name, commit));
         // A tokenizer that was fetched before and refused is still there.
-        check::tokenizer(&ModelSource::directory(self.folder(name).join("snapshots").join(commit))?)?;
-        let folder = self.folder(name);
-        let snapshot = folder.join("snapshots").join(commit);
+        check::tokenizer(&ModelSource::directory(&snapshot)?)?;
         let mut starts = Vec::new();
         for file in wanted.iter().filter(|file| is_weights(file)) {
             let remote = missing.iter().find(|remote| remote.name == *file);
-            let here = remote.map_or_else(|| snapshot.join(file), |remote| folder.join("blobs").join(&remote.etag));
+            let here = remote.map_or_else(|| snapshot.join(file), |remote| blobs.join(&remote.etag));
             let start = match (check::start_of(&here), remote) {
                 (Some(start), _) => start,
                 (None, None) => return Ok(()),
@@ -256,7 +255,7 @@ impl Hub {
         report: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), Failure> {
         let folder = self.folder(name);
-        let snapshot = folder.join("snapshots").join(commit);
+        let snapshot = self.snapshot_of(name, commit);
         let total = remotes.iter().map(|r| r.bytes).sum();
         let blobs = folder.join("blobs");
         let here = |remote: &Remote| {

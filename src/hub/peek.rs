@@ -52,7 +52,7 @@ impl Hub {
         let weights = self.weight_files(name, &commit, &files)?;
         small.extend((!files.contains(super::SINGLE)).then(|| super::INDEX.to_string()));
         self.get_all(name, &commit, &small, &mut |_| ())?;
-        let snapshot = self.folder(name).join("snapshots").join(&commit);
+        let snapshot = self.snapshot_of(name, &commit);
         let mut found = Vec::new();
         for file in small {
             let path = snapshot.join(&file);
