@@ -307,14 +307,12 @@ fn inspect(
             let probed = if why_not.is_none() { probe_ids.as_slice() } else { &[] };
             let written = [&tokenizer.encode(prompt).unwrap_or_default(), probed].concat();
             // Tokens that only some texts have are no reason to refuse all: `run` refuses the texts that have them.
-            let refused = written.iter().any(|id| *id as usize >= config.vocab_size);
-            if let Err(error) = check_vocabulary(&config, tokenizer, &written, source) {
-                if refused {
-                    unusable.push(error.clone());
-                }
+            let refused = written.into_iter().find(|id| *id as usize >= config.vocab_size);
+            if let Err(error) = check_vocabulary(&config, tokenizer, refused, source) {
+                unusable.extend(refused.map(|_| error.clone()));
                 keep(error);
             }
-            !refused
+            refused.is_none()
         }
     };
     let reads = tokenizer.is_some() && fits;
@@ -406,14 +404,16 @@ fn inspect(
 }
 
 /// Refuses a tokenizer with tokens that the model does not have, such as that of another model: tokens of ordinary
-/// text, or those that every prompt and probe has, `written`. Other added tokens, such as one for padding, may lie
+/// text, or `written`, one that every prompt or probe has. Other added tokens, such as one for padding, may lie
 /// outside, because only a prompt that spells them has them.
-fn check_vocabulary(config: &ModelConfig, tokenizer: &Tokenizer, written: &[u32], source: &ModelSource) -> Result<()> {
-    let written = || {
-        let id = *written.iter().find(|id| **id as usize >= config.vocab_size)?;
-        Some((id, tokenizer.spelling(id).unwrap_or_default()))
-    };
-    let Some((id, token)) = tokenizer.beyond(config.vocab_size).or_else(written) else { return Ok(()) };
+fn check_vocabulary(
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+    written: Option<u32>,
+    source: &ModelSource,
+) -> Result<()> {
+    let written = written.map(|id| (id, tokenizer.spelling(id).unwrap_or_default()));
+    let Some((id, token)) = tokenizer.beyond(config.vocab_size).or(written) else { return Ok(()) };
     Err(Error::new(ErrorKind::Model, "the tokenizer has tokens that the model does not have")
         .at(source.place_of("tokenizer.json"))
         .expected(format!("ids below {}", config.vocab_size))

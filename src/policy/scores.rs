@@ -70,12 +70,18 @@ impl Measured {
         }
         let mut sums = vec![0f64; slots];
         for row in &rows {
-            let share: f64 = row.iter().zip(evictable).filter(|(_, free)| **free).map(|(w, _)| f64::from(*w)).sum();
-            let scale = if normalise == Normalise::PerHead && share > 0.0 { 1.0 / share } else { 1.0 };
+            let free = row.iter().zip(evictable).filter(|(_, free)| **free).map(|(w, _)| *w);
+            let scale = if normalise == Normalise::PerHead { scale_to_one(free) } else { 1.0 };
             sums.iter_mut().zip(*row).for_each(|(sum, weight)| *sum += f64::from(*weight) * scale);
         }
         Ok(sums.iter().map(|sum| (sum / rows.len() as f64) as f32).collect())
     }
+}
+
+/// The factor that brings the sum of `values` to 1; 1 for values whose sum is 0, which stay as they are.
+pub(super) fn scale_to_one(values: impl Iterator<Item = f32>) -> f64 {
+    let sum: f64 = values.map(f64::from).sum();
+    if sum > 0.0 { 1.0 / sum } else { 1.0 }
 }
 
 /// The rows of an attention readout: what is averaged before the weights leave the device.

@@ -1,5 +1,6 @@
 //! `think-h2o`: what the summary needs, and what the reasoning has used. *(ours)*
 use super::h2o::{accepts_halves, plan_halves};
+use super::scores::scale_to_one;
 use super::{Budget, CacheView, EvictionPolicy, KeepPlan, Measurement};
 use crate::Result;
 
@@ -40,7 +41,6 @@ impl EvictionPolicy for ThinkH2o {
 
 /// The values divided by their sum over the evictable slots. Values that sum to 0 stay as they are.
 fn shares(view: &CacheView<'_>, values: &[f32]) -> Vec<f64> {
-    let total: f64 = view.evictable().map(|slot| f64::from(values[slot.0 as usize])).sum();
-    let scale = if total > 0.0 { 1.0 / total } else { 1.0 };
+    let scale = scale_to_one(view.evictable().map(|slot| values[slot.0 as usize]));
     values.iter().map(|value| f64::from(*value) * scale).collect()
 }
