@@ -127,6 +127,7 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
             layer: layer(&cache),
             n: 1,
             chunk: 1,
+            separate: false,
             row_seq_offset,
             most_seen,
             already_cached: 0,

@@ -57,7 +57,7 @@ fn silu(x: f32) -> f32 {
 
 // The state of the sequences on the device (kernels/state.rs mirrors these constants): a header of SEQ words for each
 // sequence, then an entry of ROW words for each layer and sequence, then the rings of sampled ids, then the list of
-// the rows' sequences.
+// the rows' sequences, then DRAFTED words for each sequence: the tokens of its next step with drafts.
 const SEQ = 16u;
 const SEQ_TOKEN = 0u;
 const SEQ_POSITION = 1u;
@@ -73,6 +73,8 @@ const SEQ_SEED_LOW = 10u;
 const SEQ_SEED_HIGH = 11u;
 const SEQ_FREQUENCY = 12u;
 const SEQ_PRESENCE = 13u;
+const SEQ_LIMIT = 14u;
+const DRAFTED = 8u;
 const ROW = 4u;
 const ROW_LEN = 0u;
 const ROW_BASE = 1u;

@@ -1,7 +1,8 @@
 // out[i, :] = table[ids[i] - shard_first_row, :] for the ids that are in this shard of rows. Other rows of out stay
 // as they are.
 // PENDING 0: the i-th id is ids[i]. PENDING 1: ids is the state, and the id is the pending token of the sequence that
-// the state lists at row_seq_offset + i.
+// the state lists at row_seq_offset + i. PENDING 2: ids is the state; row i is token i % chunk of those that the
+// sequence at row_seq_offset + i / chunk has at drafts_offset.
 // An invocation writes 8 columns. An id outside the vocabulary gives a row of zeros, which the shard with
 // shard_first_row = 0 writes.
 // Constants: THREADS, DTYPE, PENDING.
@@ -10,7 +11,7 @@
 @group(0) @binding(2) var<storage, read_write> out: array<f32>;      // [n, cols]
 struct Info {
     n: u32, cols: u32, shard_first_row: u32, rows: u32,
-    vocab: u32, row_seq_offset: u32, pad0: u32, pad1: u32,
+    vocab: u32, row_seq_offset: u32, chunk: u32, drafts_offset: u32,
 }
 @group(0) @binding(3) var<uniform> info: Info;
 
@@ -22,7 +23,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let i = id.y;
     if (k >= info.cols || i >= info.n) { return; }
     var place = i;
-    if (PENDING != 0u) { place = ids[info.row_seq_offset + i] * SEQ + SEQ_TOKEN; }
+    if (PENDING == 1u) { place = ids[info.row_seq_offset + i] * SEQ + SEQ_TOKEN; }
+    if (PENDING == 2u) {
+        place = info.drafts_offset + ids[info.row_seq_offset + i / info.chunk] * DRAFTED + i % info.chunk;
+    }
     let token = ids[place];
     let inside = token >= info.shard_first_row && token - info.shard_first_row < info.rows;
     let unknown = token >= info.vocab && info.shard_first_row == 0u;

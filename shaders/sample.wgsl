@@ -1,9 +1,12 @@
 // The end of a step: draws the next token of each row from its candidates and advances the sequence. Temperature,
 // top-k, top-p and min-p are applied one after the other, as transformers does; a temperature of 0 takes the first
 // candidate. The lot is Philox 4x32-10 of the sequence's seed at its step, so it does not depend on the device or the
-// batch. If a logit of the row was not finite, the token is 0xffffffff. One workgroup for each row of candidates; the
-// state lists the sequences of the rows.
-// Constants: THREADS (a power of two, >= K), K (candidates of a list).
+// batch. If a logit of the row was not finite, the token is 0xffffffff. One workgroup for each sequence; the state
+// lists the sequences.
+// DRAFTS 0: a sequence has one row. DRAFTS 1: it has `chunk` rows, the first for its pending token and the others for
+// its drafts. The next row is drawn if the token of this one is the draft that it was computed for, up to the
+// sequence's limit.
+// Constants: THREADS (a power of two, >= K), K (candidates of a list), DRAFTS.
 @group(0) @binding(0) var<storage, read_write> lists: array<u32>;    // [n, lists, 2 K]: values, then ids; one list if K > 1
 @group(0) @binding(1) var<storage, read_write> sums: array<f32>;     // [n, groups, 4], of top_k's first launch
 @group(0) @binding(2) var<storage, read_write> state: array<u32>;
@@ -11,10 +14,12 @@
 struct Info {
     lists: u32, groups: u32, layers: u32, all_seqs: u32,
     ring: u32, advance: u32, row_seq_offset: u32, seen_words: u32,
+    chunk: u32, drafts_offset: u32, pad0: u32, pad1: u32,
 }
 @group(0) @binding(4) var<uniform> info: Info;
 
 var<workgroup> weights: array<f32, K>;
+var<workgroup> on: u32;     // 1 if another row is drawn
 
 fn high_product(a: u32, b: u32) -> u32 {
     let al = a & 0xffffu;
@@ -111,25 +116,14 @@ fn draw(row: u32, header: u32) -> u32 {
     return lists[start + K + chosen - 1u];
 }
 
-@compute @workgroup_size(THREADS)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let row = group.x;
-    let seq = state[info.row_seq_offset + row];
-    let header = seq * SEQ;
-    let temperature = bitcast<f32>(state[header + SEQ_TEMPERATURE]);
-    if (K > 1u && thread < K) {
-        let start = row * 2u * K;
-        let difference = bitcast<f32>(lists[start + thread]) - bitcast<f32>(lists[start]);
-        let some = temperature > 0.0 && lists[start + K + thread] != 0xffffffffu;
-        weights[thread] = select(0.0, exp(difference * select(1.0, 1.0 / temperature, some)), some);
-    }
-    workgroupBarrier();
-    for (var layer = thread; layer < info.layers; layer += THREADS) {
-        state[info.all_seqs * SEQ + (layer * info.all_seqs + seq) * ROW + ROW_LEN] += info.advance;
-    }
-    if (thread != 0u) { return; }
+// Draws the token of a row and adds it to the sequence.
+fn add_token(row: u32, seq: u32, header: u32) -> u32 {
     var token = 0u;
-    if (K > 1u && temperature > 0.0) { token = draw(row, header); } else { token = first(row); }
+    if (K > 1u && bitcast<f32>(state[header + SEQ_TEMPERATURE]) > 0.0) {
+        token = draw(row, header);
+    } else {
+        token = first(row);
+    }
     for (var g = 0u; g < info.groups; g++) {
         if (sums[(row * info.groups + g) * 4u + 2u] != 0.0) { token = 0xffffffffu; }
     }
@@ -140,4 +134,41 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     state[header + SEQ_TOKEN] = token;
     state[header + SEQ_POSITION] += info.advance;
     if (token / 32u < info.seen_words) { seen[seq * info.seen_words + token / 32u] |= 1u << (token % 32u); }
+    return token;
+}
+
+@compute @workgroup_size(THREADS)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let seq = state[info.row_seq_offset + group.x];
+    let header = seq * SEQ;
+    let temperature = bitcast<f32>(state[header + SEQ_TEMPERATURE]);
+    let rows = select(1u, info.chunk, DRAFTS == 1u);
+    var added = 0u;
+    if (DRAFTS == 1u && thread == 0u) {
+        on = select(0u, 1u, state[header + SEQ_STEP] < state[header + SEQ_LIMIT]);
+    }
+    while (added < rows) {
+        if (DRAFTS == 1u) {
+            if (workgroupUniformLoad(&on) == 0u) { break; }
+        }
+        let row = group.x * rows + added;
+        if (K > 1u && thread < K) {
+            let start = row * 2u * K;
+            let difference = bitcast<f32>(lists[start + thread]) - bitcast<f32>(lists[start]);
+            let some = temperature > 0.0 && lists[start + K + thread] != 0xffffffffu;
+            weights[thread] = select(0.0, exp(difference * select(1.0, 1.0 / temperature, some)), some);
+        }
+        workgroupBarrier();
+        added++;
+        if (thread == 0u) {
+            let token = add_token(row, seq, header);
+            if (DRAFTS == 1u) {
+                let confirmed = added < rows && token == state[info.drafts_offset + seq * DRAFTED + min(added, rows - 1u)];
+                on = select(0u, 1u, confirmed && state[header + SEQ_STEP] < state[header + SEQ_LIMIT]);
+            }
+        }
+    }
+    for (var layer = thread; layer < info.layers; layer += THREADS) {
+        state[info.all_seqs * SEQ + (layer * info.all_seqs + seq) * ROW + ROW_LEN] += added * info.advance;
+    }
 }

@@ -174,6 +174,18 @@ impl KvCache {
         self.layers.iter().map(|l| l.regions[seq].len).max().unwrap_or(0)
     }
 
+    /// The most tokens by which the device may be further than what the host knows of `seq`: see
+    /// [`SeqMirror::ahead`].
+    pub fn ahead(&self, seq: usize) -> usize {
+        self.state.mirrors[seq].ahead
+    }
+
+    /// Whether the host does not know how many slots some sequence has. Only steps that need no more room, and reads,
+    /// may then be launched: whatever writes lengths would write old ones.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.state.mirrors.iter().any(|mirror| mirror.ahead > 0)
+    }
+
     /// Whether no sequence has a cached slot.
     pub fn is_empty(&self) -> bool {
         self.layers.iter().all(|l| l.regions.iter().all(|r| r.len == 0))
@@ -247,7 +259,8 @@ impl KvCache {
     /// Whether every layer of `seqs` has room for `extra` more slots, so that [`reserve`](Self::reserve) changes
     /// nothing.
     pub(crate) fn has_room(&self, seqs: &[usize], extra: usize) -> bool {
-        let fits = |l: &Layer| seqs.iter().all(|seq| l.regions[*seq].len + extra <= l.regions[*seq].cap);
+        let fits =
+            |l: &Layer| seqs.iter().all(|seq| l.regions[*seq].len + self.ahead(*seq) + extra <= l.regions[*seq].cap);
         self.layers.iter().all(fits)
     }
 
@@ -307,6 +320,7 @@ impl KvCache {
     pub(crate) fn copy_beginning(&mut self, seq: usize, from: usize, tokens: usize, room: usize) -> Result<()> {
         debug_assert!(self.lens(from).iter().all(|len| *len >= tokens), "the other sequence is shorter");
         let keep: Vec<Slot> = (0..tokens as u32).map(Slot).collect();
+        self.state.mirrors[seq].ahead = 0;
         self.rebuild(&[RegionUpdate { seq, keep: &keep, room, from }])?;
         self.state.mirrors[seq] = SeqMirror { position: Position(tokens as u32), ..SeqMirror::EMPTY };
         self.state.write_header(seq, 0);
@@ -442,6 +456,7 @@ impl KvCache {
     }
 
     fn write_tables(&mut self) {
+        assert!(!self.is_ahead(), "lengths were written that the host does not know");
         self.state.write_tables(self.layers.iter().flat_map(|l| &l.regions));
     }
 }
@@ -462,6 +477,45 @@ impl KvCache {
     /// state, in words.
     pub fn select(&mut self, seqs: &[usize]) -> usize {
         self.state.select(seqs)
+    }
+
+    /// Writes the list of the sequences of the rows of a step with `chunk` rows of each of `seqs`. Returns the offset
+    /// of the list in the state, in words.
+    pub(crate) fn select_rows(&mut self, seqs: &[usize], chunk: usize) -> usize {
+        self.state.select_rows(seqs, chunk)
+    }
+
+    /// Offset of the tokens of steps with drafts in the state, in words: [`DRAFTED`](kernels::state::DRAFTED) for each
+    /// sequence.
+    pub fn drafts_offset(&self) -> usize {
+        self.state.drafts_offset()
+    }
+
+    /// Offset of the ring of `seq` in the state, in words.
+    pub(crate) fn ring_offset(&self, seq: usize) -> usize {
+        self.state.ring_offset(seq)
+    }
+
+    /// Sets the number of sampled tokens at which steps with drafts of `seq` stop.
+    pub(crate) fn limit(&mut self, seq: usize, limit: usize) {
+        self.state.write_limit(seq, u32::try_from(limit).unwrap_or(u32::MAX));
+    }
+
+    /// Notes a step with drafts: each of `seqs` may have up to `chunk` more tokens.
+    pub(crate) fn drafted(&mut self, seqs: &[usize], chunk: usize) {
+        seqs.iter().for_each(|seq| self.state.mirrors[*seq].ahead += chunk);
+    }
+
+    /// Drops what is not known of the lengths of all sequences.
+    pub(crate) fn forget_ahead(&mut self) {
+        self.state.mirrors.iter_mut().for_each(|mirror| mirror.ahead = 0);
+    }
+
+    /// Takes the lengths and the position of `seq` from a copy of the state. The device may have sampled up to `ahead`
+    /// tokens since it was taken.
+    pub(crate) fn settle(&mut self, copy: &[u32], seq: usize, ahead: usize) {
+        let sampled = self.state.settle(copy, seq, ahead);
+        self.layers.iter_mut().for_each(|layer| layer.regions[seq].len += sampled);
     }
 
     /// The mirror of a sequence's header.
@@ -504,6 +558,11 @@ impl KvCache {
     /// When more than [`RING`] steps are asked for.
     pub fn ids(&self, copy: &[u32], seq: usize, from: u32, to: u32) -> Result<Vec<u32>> {
         self.raw_ids(copy, seq, from, to).map(|id| self.checked_id(id)).collect()
+    }
+
+    /// The number of tokens that `seq` had sampled when a copy of the state was taken.
+    pub(crate) fn steps_in(copy: &[u32], seq: usize) -> usize {
+        copy[seq * kernels::state::SEQ + kernels::state::STEP] as usize
     }
 
     /// The same ids as [`ids`](Self::ids), with [`BROKEN`](kernels::state::BROKEN) for a step whose logits were not

@@ -1,7 +1,7 @@
 //! The sizes of a KV cache, and the bytes that follow from them.
 use crate::device::DeviceInfo;
 use crate::dtype::Dtype;
-use crate::kernels::{MOST_ROWS, state};
+use crate::kernels::{MOST_ROWS, MOST_TOGETHER, state};
 use crate::model::config::ModelConfig;
 use crate::{Error, ErrorKind, Result};
 
@@ -59,7 +59,7 @@ impl CacheShape {
 
     /// u32 words of the state on the device: headers, tables, rings and the row map.
     pub(super) fn state_words(&self) -> usize {
-        self.seqs * (state::SEQ + self.layers * state::ROW + RING + 1)
+        self.seqs * (state::SEQ + self.layers * state::ROW + RING + 1 + state::DRAFTED) + MOST_TOGETHER
     }
 
     /// Bytes of one slot in one layer: keys and values of every KV head.

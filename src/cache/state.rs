@@ -6,19 +6,24 @@
 //! headers   SEQ words a sequence: pending token, position, step, settings of the sampler
 //! tables    for each layer ROW words a sequence: length, base and capacity of its region
 //! rings     the latest RING sampled ids of each sequence
-//! row map   the sequence that each row of a step belongs to
+//! row map   the sequence that each row of a step belongs to; with drafts, the sequence of each of its groups of rows
+//! rows      with drafts, the sequence of each row
+//! drafts    DRAFTED words a sequence: the tokens of its next step with drafts
 //! ```
 //!
 //! The host knows lengths and positions without reading them back, because every step advances them by a known
 //! number. Only the sampled ids have to be read, and the rings let the host read them several steps late. The row map
 //! lets any of the sequences be forwarded together, in any order.
+//!
+//! How far a step with drafts advances is known only on the device. The mirror then has the numbers that were read
+//! last, and [`SeqMirror::ahead`] says by how much the device's may exceed them.
 use burn::tensor::{Int, Tensor};
 
 use super::{CacheShape, RING, Region};
 use crate::Position;
 use crate::device::ComputeDevice;
 use crate::kernels::readback::{self, Readback};
-use crate::kernels::{self, InPlace, memory, state};
+use crate::kernels::{self, InPlace, MOST_TOGETHER, memory, state};
 
 /// The host's mirror of a sequence's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,11 +35,15 @@ pub struct SeqMirror {
     /// The position at the last gather. With compact positions, keys written since then are still where they were
     /// written.
     pub position_at_last_gather: Position,
+    /// The most tokens by which the device may be further than this mirror: those of steps with drafts that have not
+    /// been read.
+    pub ahead: usize,
 }
 
 impl SeqMirror {
     /// A sequence that has forwarded nothing.
-    pub(super) const EMPTY: Self = Self { position: Position(0), step: 0, position_at_last_gather: Position(0) };
+    pub(super) const EMPTY: Self =
+        Self { position: Position(0), step: 0, position_at_last_gather: Position(0), ahead: 0 };
 }
 
 /// The state tensor, and the host's mirror of its contents.
@@ -45,6 +54,10 @@ pub(super) struct DeviceState {
     pub mirrors: Vec<SeqMirror>,
     /// The row map that was written to the device last.
     selected: Vec<usize>,
+    /// The list of the rows' sequences that was written last, for a step with drafts.
+    selected_rows: Vec<usize>,
+    /// The limits of steps with drafts that were written last.
+    limits: Vec<u32>,
 }
 
 impl DeviceState {
@@ -56,6 +69,8 @@ impl DeviceState {
             tensor: InPlace::new(kernels::u32_tensor(vec![0; words], &device.burn)),
             mirrors: vec![SeqMirror::EMPTY; shape.seqs],
             selected: vec![0; shape.seqs],
+            selected_rows: vec![0; MOST_TOGETHER],
+            limits: vec![0; shape.seqs],
         }
     }
 
@@ -79,13 +94,46 @@ impl DeviceState {
     }
 
     /// Offset of the ring of `seq` in the state, in words.
-    fn ring_offset(&self, seq: usize) -> usize {
+    pub fn ring_offset(&self, seq: usize) -> usize {
         self.table_offset(self.layers) + seq * RING
     }
 
     /// Offset of the row map in the state, in words.
     pub fn row_map_offset(&self) -> usize {
         self.ring_offset(self.seqs())
+    }
+
+    /// Offset of the list of the sequences of a step's rows with drafts, in words.
+    fn rows_offset(&self) -> usize {
+        self.row_map_offset() + self.seqs()
+    }
+
+    /// Offset of the tokens of steps with drafts in the state, in words.
+    pub fn drafts_offset(&self) -> usize {
+        self.rows_offset() + MOST_TOGETHER
+    }
+
+    /// Writes the sequence of each row of a step with `chunk` rows of each of `seqs`. Returns the offset of the list, in
+    /// words.
+    pub fn select_rows(&mut self, seqs: &[usize], chunk: usize) -> usize {
+        if chunk == 1 {
+            return self.select(seqs);
+        }
+        let offset = self.rows_offset();
+        let rows: Vec<usize> = seqs.iter().flat_map(|seq| std::iter::repeat_n(*seq, chunk)).collect();
+        if !self.selected_rows.starts_with(&rows) {
+            self.selected_rows[..rows.len()].copy_from_slice(&rows);
+            self.write(offset, rows.iter().map(|seq| *seq as u32).collect());
+        }
+        offset
+    }
+
+    /// Writes the number of sampled tokens at which steps with drafts of `seq` stop.
+    pub fn write_limit(&mut self, seq: usize, limit: u32) {
+        if self.limits[seq] != limit {
+            self.limits[seq] = limit;
+            self.write(seq * state::SEQ + state::LIMIT, vec![limit]);
+        }
     }
 
     /// Makes `seqs` the sequences of the next step's rows, in this order. Returns the offset of the row map, in
@@ -119,6 +167,7 @@ impl DeviceState {
 
     /// Writes the part of a header that configures the sampler.
     pub fn write_sampler(&mut self, seq: usize, settings: state::SamplerHeader) {
+        self.limits[seq] = 0;
         self.write(seq * state::SEQ + state::MISSED, settings.words().to_vec());
     }
 
@@ -133,6 +182,17 @@ impl DeviceState {
             self.mirrors[seq].position.0 += advance as u32;
             self.mirrors[seq].step += 1;
         }
+    }
+
+    /// Sets the mirror of `seq` to the numbers in a copy of the state, except the lengths. The device may have sampled
+    /// up to `ahead` tokens since. Returns the number of tokens that were sampled since the last copy.
+    pub fn settle(&mut self, copy: &[u32], seq: usize, ahead: usize) -> usize {
+        let mirror = &mut self.mirrors[seq];
+        let sampled = copy[seq * state::SEQ + state::STEP] - mirror.step;
+        mirror.step += sampled;
+        mirror.position.0 += sampled;
+        mirror.ahead = ahead;
+        sampled as usize
     }
 
     /// Starts reading the state. The copy is taken now; it does not contain what is launched later.

@@ -6,10 +6,10 @@
 //! K[j]` over those slots:
 //! `out[i, h, :] = Σ_j softmax(s)_j V[j]` and `lse[i, h] = ln Σ_j exp(s_j)`, which the readout and second passes
 //! need. `q` `[n, heads D]` is rotated, `scale = 1/√D`. Grouped queries: head `h` reads KV head `h / (heads /
-//! kv_heads)`. `chunk > 1` takes one sequence.
+//! kv_heads)`. `chunk > 1` takes one sequence, unless the rows are `separate`.
 //! Scores are never stored outside a workgroup.
-//! The order of summation depends on `L` and, in a chunk, on the chunk's length. It never depends on the capacity or
-//! on other sequences.
+//! The order of summation depends on `L` and, in a chunk whose rows are not separate, on the chunk's length. It never
+//! depends on the capacity or on other sequences.
 //!
 //! Bound: values 4e-6 relative to the row's largest value, log-sum-exp 4e-6 · (1 + |lse|): f32 dot products of D
 //! terms in the exponent, where scores of ordinary size (|s| < 30) carry an absolute error of ~2e-6.
@@ -48,12 +48,15 @@ pub struct AttentionSpec {
     pub layer: LayerSpec,
     /// Rows of the chunk, all sequences together.
     pub n: usize,
-    /// Rows of each sequence; with more than one, `n == chunk`.
+    /// Rows of each sequence; with more than one, `n == chunk` unless they are `separate`.
     pub chunk: usize,
+    /// Whether each row is computed as the only one of its sequence is: the same bits as in a decode step that
+    /// forwards this token alone.
+    pub separate: bool,
     /// Offset in the state, in words, of the list of the rows' sequences.
     pub row_seq_offset: usize,
-    /// The largest `length − already_cached + chunk` of the sequences, or more where `chunk` is 1. It bounds the
-    /// number of splits.
+    /// The largest `length − already_cached + chunk` of the sequences, or more where rows are computed alone. It
+    /// bounds the number of splits.
     pub most_seen: usize,
     /// Slots at the end of each sequence that belong to the rows and are already counted in its length: 0, or `chunk`
     /// for a second pass over the latest tokens.
@@ -90,6 +93,11 @@ uniform! {
 }
 
 impl AttentionSpec {
+    /// Whether each row is computed without the others.
+    fn alone(&self) -> bool {
+        self.separate || self.chunk == 1
+    }
+
     fn tile(&self) -> usize {
         if self.tuning.is_cpu() || self.chunk > SPLIT_ROWS { TILE } else { SHORT_TILE }
     }
@@ -107,13 +115,13 @@ impl AttentionSpec {
     /// Query heads of one workgroup: the largest divisor of the group that fits. It must not depend on the other
     /// sequences.
     fn heads_per_group(&self) -> usize {
-        let most = if self.chunk > 1 || self.tuning.is_cpu() { self.most_queries() } else { GPU_HEADS };
+        let most = if !self.alone() || self.tuning.is_cpu() { self.most_queries() } else { GPU_HEADS };
         (1..=most).rev().find(|h| self.layer.group().is_multiple_of(*h)).expect("1 divides")
     }
 
     /// Rows of one workgroup: one when decoding, and as many rows of a chunk as fit.
     fn rows_per_group(&self) -> usize {
-        if self.chunk == 1 { 1 } else { (self.most_queries() / self.heads_per_group()).min(self.chunk) }
+        if self.alone() { 1 } else { (self.most_queries() / self.heads_per_group()).min(self.chunk) }
     }
 
     /// Parts that the slots are split into, each with workgroups of its own.
@@ -133,10 +141,10 @@ impl AttentionSpec {
     /// chunk has no other sequences beside it; if its rows fill the device, a single split has all its tiles.
     fn tiles_per_split(&self) -> usize {
         let tiles = self.most_seen.div_ceil(self.tile());
-        match self.chunk {
-            1 => 1,
-            _ if self.tuning.is_cpu() || self.chunk > SPLIT_ROWS => tiles,
-            _ => tiles.div_ceil(CHUNK_SPLITS),
+        match self.alone() {
+            true => 1,
+            false if self.tuning.is_cpu() || self.chunk > SPLIT_ROWS => tiles,
+            false => tiles.div_ceil(CHUNK_SPLITS),
         }
     }
 
@@ -213,7 +221,16 @@ pub(super) fn variants() -> Vec<Variant> {
     for (layer, tuning) in (1..=16).flat_map(LayerSpec::usual).flat_map(|l| [(l, Tuning::CPU), (l, Tuning::GPU)]) {
         for (n, most_seen) in [(1, 1), (1, 1000), (64, 64), (64, 1000), (200, 200)] {
             let (row_seq_offset, already_cached) = (0, 0);
-            let spec = AttentionSpec { layer, n, chunk: n, row_seq_offset, most_seen, already_cached, tuning };
+            let spec = AttentionSpec {
+                layer,
+                n,
+                chunk: n,
+                separate: false,
+                row_seq_offset,
+                most_seen,
+                already_cached,
+                tuning,
+            };
             list.extend([spec.variant(), spec.combine_variant()]);
         }
     }
@@ -287,7 +304,7 @@ fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionSpec) -
 }
 
 /// Both cache types; one slot to several splits; ragged sequences; chunks that end inside a tile; groups of 1 to 12;
-/// keys stored unrotated; a second pass.
+/// keys stored unrotated; a second pass; rows of two sequences that are computed separately.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {
@@ -316,6 +333,9 @@ pub(super) fn cases() -> Vec<Case> {
             (256, 8, 1, 2, 1, vec![1, 2], 0, false, [3, 600, 511], [4, 601, 700]),
             (192, 6, 2, 9, 9, vec![1], 0, true, [1, 250, 1], [2, 270, 2]),
             (256, 5, 5, 70, 70, vec![0], 0, false, [290, 1, 1], [400, 2, 2]),
+            // Steps with drafts: three and four rows of each sequence.
+            (64, 6, 2, 6, 3, vec![2, 0], 0, false, [63, 7, 254], [80, 8, 300]),
+            (128, 7, 1, 4, 4, vec![1], 0, true, [3, 600, 511], [4, 640, 700]),
         ] {
             for tuning in [Tuning::CPU, Tuning::GPU] {
                 let (seqs, name) = (
@@ -331,7 +351,9 @@ pub(super) fn cases() -> Vec<Case> {
                     let (row_seq_offset, layer_table_offset, positions) =
                         (builder.row_seq_offset(), builder.layer_table_offset(1), 800);
                     let layer = LayerSpec { dtype, d, heads, kv_heads, layer_table_offset, positions, compact: rotate };
-                    let spec = AttentionSpec { layer, n, chunk, row_seq_offset, most_seen, already_cached, tuning };
+                    let separate = chunk == 1 || n != chunk || chunk == 4;
+                    let spec =
+                        AttentionSpec { layer, n, chunk, separate, row_seq_offset, most_seen, already_cached, tuning };
                     let rope = device_rope(d, 1e4, positions, device);
                     let q = device_floats(noise(n * heads * d, 10, 4.0), n, heads * d, device);
                     let kv = device_words(cache_words(dtype, builder.rows(1) * d), device);

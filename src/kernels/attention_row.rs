@@ -165,6 +165,7 @@ pub(super) fn cases() -> Vec<Case> {
                         layer,
                         n,
                         chunk,
+                        separate: false,
                         row_seq_offset,
                         most_seen,
                         already_cached,

@@ -187,6 +187,7 @@ pub(super) fn cases() -> Vec<Case> {
                         layer,
                         n,
                         chunk,
+                        separate: false,
                         row_seq_offset,
                         most_seen: slots,
                         already_cached,

@@ -258,12 +258,13 @@ pub(super) struct StateBuilder {
     layers: usize,
     ring: usize,
     map: Vec<u32>,
+    drafts: Vec<u32>,
 }
 
 impl StateBuilder {
     pub(super) fn new(seqs: usize, layers: usize, kv_heads: usize) -> Self {
         let words = vec![0; seqs * state::SEQ + layers * seqs * state::ROW];
-        Self { seqs, kv_heads, words, layers, ring: 1, map: Vec::new() }
+        Self { seqs, kv_heads, words, layers, ring: 1, map: Vec::new(), drafts: Vec::new() }
     }
 
     /// Sets lengths and capacities in `layer`. Regions follow each other without gaps.
@@ -336,7 +337,23 @@ impl StateBuilder {
         self
     }
 
-    /// Offset of that list in the state, in words.
+    /// Sets the number of sampled tokens at which steps with drafts stop.
+    pub(super) fn limits(self, limits: &[u32]) -> Self {
+        self.header(state::LIMIT, limits)
+    }
+
+    /// Sets the tokens that a step with drafts forwards, [`DRAFTED`](state::DRAFTED) for each sequence.
+    pub(super) fn drafts(mut self, drafts: &[u32]) -> Self {
+        self.drafts = drafts.to_vec();
+        self
+    }
+
+    /// Offset of these tokens in the state, in words.
+    pub(super) fn drafts_offset(&self) -> usize {
+        self.row_seq_offset() + self.map.len()
+    }
+
+    /// Offset of the list of the rows' sequences in the state, in words.
     pub(super) fn row_seq_offset(&self) -> usize {
         self.layer_table_offset(self.layers) + self.seqs * self.ring
     }
@@ -362,6 +379,7 @@ impl StateBuilder {
         debug_assert_eq!(words.len(), self.layer_table_offset(self.layers));
         words.resize(words.len() + self.seqs * self.ring, 0xabcd);
         words.extend(&self.map);
+        words.extend(&self.drafts);
         words
     }
 }

@@ -21,6 +21,7 @@ pub mod attention_sums;
 pub mod cache_gather;
 pub mod cases;
 mod cube;
+pub mod draft;
 mod dtype;
 pub mod embed;
 pub mod expected_attention;
@@ -109,6 +110,7 @@ registry! {
     expected_attention: ExpectedSpec, expected_attention;
     query_ring: QueryRingSpec, latest_queries, store_queries;
     cache_gather: GatherSpec, cache_gather;
+    draft: DraftSpec, draft;
     top_k: TopKSpec, top_k, top_k_merge;
     sample: SampleSpec, sample;
     token_logit: TokenLogitSpec, token_logit;

@@ -1,6 +1,6 @@
-//! The end of a step: draws each sequence's next token from its candidates and advances its state, on the device.
+//! The end of a step: draws each sequence's next tokens from their candidates and advances its state, on the device.
 //!
-//! Contract: row `i` of `n` belongs to the sequence that `state[row_seq_offset + i]` names. Its candidates are those
+//! Contract: row `i` of `n` belongs to the sequence that `state[row_seq_offset + i / chunk]` names. Its candidates are those
 //! of [`top_k`](super::top_k()): one list of `k` in `lists` `[n, lists, 2 k]`, or, if `k` is 1, several. If the
 //! sequence's temperature is 0 or `k` is 1, `token` is the first candidate, that of the earliest list among equals.
 //! Otherwise the token is drawn as transformers draws it, one filter after the other:
@@ -21,6 +21,13 @@
 //! enters the ring of sampled ids at `step % ring`, and the sequence's row of `seen`. Then `step += 1`, `position +=
 //! advance`, and every layer's `length += advance`. Sequences that are not named stay as they are.
 //!
+//! Without drafts, `chunk` is 1. With drafts, row `j` of a sequence's `chunk` was computed for the `j`-th token at
+//! `state[drafts_offset + seq · DRAFTED]`, of which the first was the pending one. Rows are drawn one after the other,
+//! each as in a step of its own, while `step` is below the sequence's [`LIMIT`](state::LIMIT) and the token just drawn
+//! is the one that the next row was computed for. The others are left alone: what a sequence generates does not depend
+//! on its drafts. (Leviathan et al. 2023, arXiv 2211.17192, accept a draft with a probability. Here it is accepted if it
+//! is the token that the seed draws.)
+//!
 //! Bound: exact, unless the lot falls within 1e-5 of the boundary between two candidates, or the mass outside within
 //! 1e-5 of a rounding boundary: masses are sums of rounded exponentials. The cases here avoid both.
 use super::cases::{Bound, Case, Check, StateBuilder, device_floats, device_words, noise};
@@ -35,11 +42,22 @@ use burn::backend::flex::FlexTensor;
 use burn::backend::wgpu::CubeTensor;
 use burn::tensor::{Int, Tensor};
 
+/// The rows of a step with drafts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DraftRows {
+    /// Rows of each sequence: at most [`DRAFTED`](state::DRAFTED).
+    pub chunk: usize,
+    /// Offset in the state, in words, of the tokens that were forwarded, [`DRAFTED`](state::DRAFTED) for each sequence.
+    pub drafts_offset: usize,
+}
+
 /// Parameters of [`sample`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SampleSpec {
-    /// Rows: sequences that are sampled.
+    /// Rows, all sequences together.
     pub n: usize,
+    /// The rows of each sequence, if there are drafts. `None`: one row.
+    pub drafts: Option<DraftRows>,
     /// Length of a list.
     pub k: usize,
     /// Lists of a row.
@@ -75,12 +93,13 @@ pub fn sample(
 uniform! {
     struct Info {
         lists: u32, groups: u32, layers: u32, all_seqs: u32, ring: u32, advance: u32, row_seq_offset: u32, seen_words: u32,
+        chunk: u32, drafts_offset: u32, pad0: u32, pad1: u32,
     }
 }
 
 impl SampleSpec {
     fn variant(&self) -> Variant {
-        let constants = [("THREADS", MOST as u32), ("K", self.k as u32)];
+        let constants = [("THREADS", MOST as u32), ("K", self.k as u32), ("DRAFTS", self.drafts.is_some() as u32)];
         Variant::new::<Info>("sample", include_str!("../../shaders/sample.wgsl"), constants)
     }
 }
@@ -89,6 +108,7 @@ impl Kernel<4, 2> for SampleSpec {
     const IN_PLACE: &'static [(usize, &'static str)] = &[(2, "the state"), (3, "the seen tokens")];
 
     fn launch(&self, [lists, sums, state, seen]: [CubeTensor; 4]) -> [CubeTensor; 2] {
+        let DraftRows { chunk, drafts_offset } = self.drafts.unwrap_or(DraftRows { chunk: 1, drafts_offset: 0 });
         let info = Info {
             lists: self.lists as u32,
             groups: self.chunks as u32,
@@ -98,8 +118,12 @@ impl Kernel<4, 2> for SampleSpec {
             advance: self.advance as u32,
             row_seq_offset: self.row_seq_offset as u32,
             seen_words: self.seen_words as u32,
+            chunk: chunk as u32,
+            drafts_offset: drafts_offset as u32,
+            pad0: 0,
+            pad1: 0,
         };
-        launch(&self.variant(), [self.n, 1, 1], &[&lists, &sums, &state, &seen], info);
+        launch(&self.variant(), [self.n / chunk, 1, 1], &[&lists, &sums, &state, &seen], info);
         [state, seen]
     }
 
@@ -110,8 +134,9 @@ impl Kernel<4, 2> for SampleSpec {
 }
 
 pub(super) fn variants() -> Vec<Variant> {
-    let spec = |k| SampleSpec {
+    let spec = |k, drafts| SampleSpec {
         n: 1,
+        drafts,
         k,
         lists: 1,
         chunks: 1,
@@ -122,7 +147,8 @@ pub(super) fn variants() -> Vec<Variant> {
         advance: 1,
         seen_words: 1,
     };
-    [1, MOST].map(|k| spec(k).variant()).into()
+    let drafts = [None, Some(DraftRows { chunk: 1, drafts_offset: 0 })];
+    drafts.into_iter().flat_map(|drafts| [1, MOST].map(|k| spec(k, drafts).variant())).collect()
 }
 
 /// The first word of Philox 4x32-10 (Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3, SC
@@ -151,9 +177,24 @@ fn twin(lists: &[u32], sums: &[f32], st: &mut [u32], seen: &mut [u32], spec: &Sa
     let SampleSpec { k, .. } = *spec;
     let tables = spec.all_seqs * state::SEQ;
     let rings = tables + spec.layers * spec.all_seqs * state::ROW;
+    let mut rows_drawn = 0;
+    let DraftRows { chunk, drafts_offset } = spec.drafts.unwrap_or(DraftRows { chunk: 1, drafts_offset: 0 });
     for row in 0..spec.n {
-        let seq = st[spec.row_seq_offset + row] as usize;
+        let (seq, j) = (st[spec.row_seq_offset + row / chunk] as usize, row % chunk);
         let header = seq * state::SEQ;
+        if spec.drafts.is_some() {
+            let forwarded = &st[drafts_offset + seq * state::DRAFTED..];
+            // The first row was computed for the pending token, whatever it is. A row behind one that was not drawn
+            // cannot be drawn: the pending token is then not the one it was computed for, or the limit is reached.
+            let computed_for_pending = j == 0 || rows_drawn == j && forwarded[j] == st[header + state::TOKEN];
+            if j == 0 {
+                rows_drawn = 0;
+            }
+            if !computed_for_pending || st[header + state::STEP] >= st[header + state::LIMIT] {
+                continue;
+            }
+            rows_drawn += 1;
+        }
         let lists = &lists[row * spec.lists * 2 * k..][..spec.lists * 2 * k];
         let sums = &sums[row * spec.chunks * 4..][..spec.chunks * 4];
         let temperature = f32::from_bits(st[header + state::TEMPERATURE]) as f64;
@@ -292,6 +333,7 @@ pub(super) fn cases() -> Vec<Case> {
                 }
                 let spec = SampleSpec {
                     n,
+                    drafts: None,
                     k,
                     lists: count,
                     chunks,
@@ -307,7 +349,71 @@ pub(super) fn cases() -> Vec<Case> {
             }));
         }
     }
+    cases.extend([1, MOST].into_iter().flat_map(|k| [0, 1].map(|advance| case_with_drafts(k, advance))));
     cases
+}
+
+/// Steps with drafts of sequences that take all their drafts, none, and some; one that reaches its limit in the middle,
+/// one that has reached it before, and one whose second row is broken. Each row has one token that is by far the most
+/// likely, so that it is known which drafts are confirmed.
+fn case_with_drafts(k: usize, advance: usize) -> Case {
+    Case::new("sample", format!("drafts candidates {k} advance {advance}"), move |device| {
+        let (vocab, chunk, order) = (700, 4, [5, 0, 3, 1, 4, 2]);
+        let (all_seqs, n, layers, ring) = (6, order.len() * chunk, 2, 5);
+        let likely = |row: usize| (row * 37 + 11) % vocab;
+        let mut logits = noise(n * vocab, 12, 3.0);
+        let mut drafts = vec![0u32; all_seqs * state::DRAFTED];
+        for (i, seq) in order.into_iter().enumerate() {
+            for j in 0..chunk {
+                logits[(i * chunk + j) * vocab + likely(i * chunk + j)] = 90.0;
+                // The draft at place j + 1 is the token of row j, except where a sequence misses it.
+                let missed = (seq, j) == (0, 0) || (seq, j) == (1, 2);
+                drafts[seq * state::DRAFTED + j + 1] = (likely(i * chunk + j) + usize::from(missed)) as u32;
+            }
+        }
+        // The sequence 2 is the last of the order.
+        logits[(5 * chunk + 1) * vocab + 3] = f32::NAN;
+        let seen_words = vocab.div_ceil(32);
+        let samplers = [0.0, 0.7, 0.0, 0.6, 1.0, 0.0].map(|temperature| (temperature, 1.0, 0, 0.95, 0.0));
+        let state = StateBuilder::new(all_seqs, layers, 1)
+            .ring(ring)
+            .positions(&[3, 4, 5, 6, 7, 8])
+            .steps(&[4, 5, 0, 9, 1, 77])
+            .lens(0, &[1, 2, 3, 4, 5, 6], &[9; 6])
+            .lens(1, &[4, 5, 6, 7, 8, 1], &[9; 6])
+            .full_samplers(&samplers)
+            .limits(&[1000, 1000, 1000, 11, 1, 1000])
+            .map(&order)
+            .drafts(&drafts);
+        let (row_seq_offset, drafts_offset) = (state.row_seq_offset(), state.drafts_offset());
+        let (words, rows) = (state.build(), order.iter().flat_map(|seq| [*seq as u32; 4]).collect::<Vec<_>>());
+        // The kernel before it reads the sequence of each row, so its rows are listed one by one, behind the state.
+        let listed = words.len();
+        let listing = device_words([words.clone(), rows].concat(), device);
+        let seen = device_words(vec![0; all_seqs * seen_words], device);
+        let spec = TopKSpec { count: vocab, n, k, merge: false, row_seq_offset: listed, seen_words };
+        let (mut lists, sums) = top_k(&device_floats(logits, n, vocab, device), &listing, &seen, spec);
+        let (mut count, chunks) = (spec.lists(), spec.lists());
+        if let Some(merging) = spec.merging() {
+            lists = top_k_merge(&lists, &listing, &seen, merging);
+            count = 1;
+        }
+        let spec = SampleSpec {
+            n,
+            drafts: Some(DraftRows { chunk, drafts_offset }),
+            k,
+            lists: count,
+            chunks,
+            row_seq_offset,
+            layers,
+            all_seqs,
+            ring,
+            advance,
+            seen_words,
+        };
+        let (state, seen) = sample(&lists, &sums, device_words(words, device), seen, spec);
+        vec![Check::u32("state", state, 1, Bound::Exact), Check::u32("seen", seen, 1, Bound::Exact)]
+    })
 }
 
 #[cfg(test)]
@@ -327,5 +433,24 @@ mod tests {
         }
         assert_eq!(philox(0, 0), 0x6627_e8d5);
         assert!((0..1000).all(|step| (0.0..1.0).contains(&lot(7, step))));
+    }
+
+    /// How many tokens each sequence of the case with drafts gets, counted by hand.
+    #[test]
+    fn drafts_are_taken_as_far_as_they_are_what_is_drawn() {
+        let device = crate::device::ComputeDevice::cpu();
+        let before = [4, 5, 0, 9, 1, 77];
+        // All four; one, because its first draft is wrong; three; two up to its limit; none; two, the second broken.
+        let drawn = [(5, 4), (0, 1), (1, 3), (3, 2), (4, 0), (2, 2)];
+        for k in [1, MOST] {
+            let checks = case_with_drafts(k, 1).run(&device.burn);
+            let state = pollster::block_on(checks[0].read()).expect("the CPU can be read");
+            for (seq, tokens) in drawn {
+                let header = &state[seq * state::SEQ..][..state::SEQ];
+                assert_eq!(header[state::STEP], before[seq] + tokens, "sequence {seq}");
+                assert_eq!(header[state::POSITION], 3 + seq as u32 + tokens, "sequence {seq}");
+                assert_eq!(header[state::TOKEN] == state::BROKEN, seq == 2, "sequence {seq}");
+            }
+        }
     }
 }

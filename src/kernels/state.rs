@@ -3,7 +3,7 @@
 //!
 //! The state is one buffer of u32 words: a header of [`SEQ`] words for each sequence; then, for each layer and
 //! sequence, an entry of [`ROW`] words; then the ring of sampled ids of each sequence; then the list that names the
-//! sequence of each row of a step.
+//! sequence of each row of a step; then, for each sequence, the [`DRAFTED`] tokens of its next step with drafts.
 
 /// Declares the words of a header or an entry, each with the constant of `common.wgsl` that must have the same value.
 /// A test compares them.
@@ -47,6 +47,10 @@ layout! {
     FREQUENCY = 12 is SEQ_FREQUENCY;
     /// f32: the amount that is subtracted once from the logit of a token that was generated.
     PRESENCE = 13 is SEQ_PRESENCE;
+    /// The number of sampled tokens at which steps with drafts stop: see [`sample`](super::sample).
+    LIMIT = 14 is SEQ_LIMIT;
+    /// Words of a sequence's list of tokens that a step with drafts forwards: the pending token, then the drafts.
+    DRAFTED = 8 is DRAFTED;
     /// Words of a layer's entry for one sequence.
     ROW = 4 is ROW;
     /// Cached slots.

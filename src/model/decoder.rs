@@ -11,6 +11,7 @@ use burn::tensor::{Int, Tensor};
 use crate::cache::KvCache;
 use crate::device::ComputeDevice;
 use crate::dtype::Dtype;
+use crate::kernels::embed::Ids;
 use crate::kernels::memory::{empty_f32, empty_u32};
 use crate::kernels::{
     self, AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, ExpectedSpec, KeySimilaritySpec, LayerSpec,
@@ -110,6 +111,14 @@ pub enum Input<'a> {
     /// The pending token of each of these sequences, taken from the device's state: a decode step. Rows follow this
     /// order.
     Pending(&'a [usize]),
+    /// The pending token of each of these sequences and the drafts behind it, taken from the device's state: a decode
+    /// step in which the device decides how many tokens it adds. Each row is computed as in [`Pending`](Self::Pending).
+    Drafted {
+        /// The sequences, at most [`MOST_TOGETHER`](kernels::MOST_TOGETHER) rows of all of them together.
+        seqs: &'a [usize],
+        /// Rows of each sequence: one more than its drafts.
+        chunk: usize,
+    },
 }
 
 impl Input<'_> {
@@ -117,7 +126,7 @@ impl Input<'_> {
     fn seqs(&self) -> &[usize] {
         match self {
             Input::Chunk { seq, .. } | Input::Probe { seq, .. } => std::slice::from_ref(seq),
-            Input::Pending(seqs) => seqs,
+            Input::Pending(seqs) | Input::Drafted { seqs, .. } => seqs,
         }
     }
 
@@ -126,7 +135,13 @@ impl Input<'_> {
         match self {
             Input::Chunk { ids, .. } | Input::Probe { ids, .. } => ids.len(),
             Input::Pending(_) => 1,
+            Input::Drafted { chunk, .. } => *chunk,
         }
+    }
+
+    /// Whether this is a decode step, whose rows are computed one by one.
+    fn decodes(&self) -> bool {
+        matches!(self, Input::Pending(_) | Input::Drafted { .. })
     }
 }
 
@@ -382,25 +397,27 @@ impl Decoder {
                 .expected(format!("ids below {}", self.config.vocab_size))
                 .found(id));
         }
+        // Of a step with drafts, the limit of the sequence keeps the device from accepting what exceeds the context.
+        let certain = if matches!(input, Input::Drafted { .. }) { 1 } else { chunk };
         for &seq in seqs {
             let next = match cache.positions() {
                 Positions::Compact => cache.longest(seq),
                 Positions::Original => cache.sequence(seq).position.0 as usize,
             };
-            if next + chunk > self.context {
+            if next + certain > self.context {
                 return Err(Error::new(ErrorKind::Input, "the context is full")
                     .expected(format!("at most {} positions", self.context))
-                    .found(next + chunk)
+                    .found(next + certain)
                     .help("raise `context` (up to the model's own maximum) or lower `max_new_tokens`"));
             }
         }
         cache.reserve(seqs, chunk)?;
         let mut plan = Plan { n, chunk, row_seq_offset: cache.select(seqs), input, for_all_room: false };
         let checked = |most_seen| check_partials(self.attention_spec(&plan, cache, 0, most_seen), &self.device);
-        checked(seqs.iter().map(|seq| cache.longest(*seq)).max().unwrap_or(0) + chunk)?;
+        checked(seqs.iter().map(|seq| cache.longest(*seq) + cache.ahead(*seq)).max().unwrap_or(0) + chunk)?;
         let room = (0..self.layers.len()).flat_map(|layer| seqs.iter().map(move |seq| (layer, *seq)));
         let room = room.map(|(layer, seq)| cache.capacity(layer, seq)).max().unwrap_or(0);
-        plan.for_all_room = matches!(input, Input::Pending(_)) && checked(room).is_ok();
+        plan.for_all_room = input.decodes() && checked(room).is_ok();
         Ok(plan)
     }
 
@@ -544,6 +561,7 @@ impl Decoder {
                 layer: layer_spec,
                 n,
                 chunk: n,
+                separate: false,
                 row_seq_offset,
                 most_seen: slots,
                 already_cached: n,
@@ -624,8 +642,16 @@ impl Decoder {
 
     fn attention_spec(&self, plan: &Plan<'_>, cache: &KvCache, layer: usize, most_seen: usize) -> AttentionSpec {
         let Plan { n, chunk, row_seq_offset, .. } = *plan;
-        let layer = self.layer_spec(cache, layer);
-        AttentionSpec { layer, n, chunk, row_seq_offset, most_seen, already_cached: 0, tuning: self.device.tuning }
+        AttentionSpec {
+            layer: self.layer_spec(cache, layer),
+            n,
+            chunk,
+            separate: plan.input.decodes(),
+            row_seq_offset,
+            most_seen,
+            already_cached: 0,
+            tuning: self.device.tuning,
+        }
     }
 
     /// An uninitialised output of `[rows, cols]`.
@@ -635,17 +661,21 @@ impl Decoder {
 
     /// The rows of the embedding: of the given ids, or of the pending tokens in the state.
     fn embed(&self, plan: &Plan<'_>, cache: &KvCache) -> Tensor<2> {
-        let (ids, pending) = match plan.input {
+        let row_seq_offset = plan.row_seq_offset;
+        let (words, ids) = match plan.input {
             Input::Chunk { ids, .. } | Input::Probe { ids, .. } => {
-                (kernels::u32_tensor(ids.to_vec(), &self.device.burn), None)
+                (kernels::u32_tensor(ids.to_vec(), &self.device.burn), Ids::Listed)
             }
-            Input::Pending(_) => (cache.state().clone(), Some(plan.row_seq_offset)),
+            Input::Pending(_) => (cache.state().clone(), Ids::Pending { row_seq_offset }),
+            Input::Drafted { chunk, .. } => {
+                (cache.state().clone(), Ids::Drafted { row_seq_offset, drafts_offset: cache.drafts_offset(), chunk })
+            }
         };
         let Matrix { shards, rows: vocab, cols } = &self.embedding;
         shards.iter().fold(self.empty(plan.n, *cols), |out, shard| {
             let (dtype, shard_first_row, rows) = (shard.dtype, shard.first_row, shard.rows);
-            let spec = EmbedSpec { dtype, n: plan.n, cols: *cols, shard_first_row, rows, vocab: *vocab, pending };
-            kernels::embed(&shard.words, &ids, out, spec)
+            let spec = EmbedSpec { dtype, n: plan.n, cols: *cols, shard_first_row, rows, vocab: *vocab, ids };
+            kernels::embed(&shard.words, &words, out, spec)
         })
     }
 
@@ -679,5 +709,6 @@ impl Decoder {
 
 /// The most slots that a row of `plan` sees in `layer`.
 fn most_seen(plan: &Plan<'_>, cache: &KvCache, layer: usize) -> usize {
-    plan.input.seqs().iter().map(|seq| cache.len(layer, *seq)).max().unwrap_or(0) + plan.chunk
+    let most = plan.input.seqs().iter().map(|seq| cache.len(layer, *seq) + cache.ahead(*seq)).max();
+    most.unwrap_or(0) + plan.chunk
 }

@@ -26,7 +26,7 @@ pub fn check_device(config: &ModelConfig, sequences: usize, context: usize, devi
         LayerSpec { dtype: Dtype::F16, d, heads, kv_heads, layer_table_offset: 0, positions: context, compact: false };
     let (n, most_seen, tuning) = (sequences, context, device.tuning);
     check_partials(
-        AttentionSpec { layer, n, chunk: 1, row_seq_offset: 0, most_seen, already_cached: 0, tuning },
+        AttentionSpec { layer, n, chunk: 1, separate: true, row_seq_offset: 0, most_seen, already_cached: 0, tuning },
         device,
     )
 }

@@ -7,6 +7,7 @@ use burn::tensor::{Int, Tensor};
 use super::Sampling;
 use crate::cache::{KvCache, RING};
 use crate::device::{ComputeDevice, DeviceInfo};
+use crate::kernels::sample::DraftRows;
 use crate::kernels::state::{self, SamplerHeader};
 use crate::kernels::{self, InPlace, PenaltySpec, SampleSpec, TokenLogitSpec, TokenMaskSpec, TopKSpec, memory, top_k};
 use crate::{Error, ErrorKind, Result};
@@ -158,7 +159,14 @@ impl Sampler {
     /// Launches the kernels of [`sample`](Self::sample). The mirror on the host is not updated.
     pub(crate) fn launch(&mut self, logits: &Tensor<2>, cache: &mut KvCache, seqs: &[usize], advance: usize) {
         let penalised = self.penalise(logits, cache, seqs);
-        self.choose(penalised.as_ref().unwrap_or(logits), cache, seqs, advance);
+        self.choose(penalised.as_ref().unwrap_or(logits), cache, seqs, advance, None);
+    }
+
+    /// Launches the kernels that sample a step with drafts: `logits` has `chunk` rows for each of `seqs`, whose
+    /// settings must have no penalties. How many tokens a sequence gets is known only on the device.
+    pub(crate) fn launch_drafted(&mut self, logits: &Tensor<2>, cache: &mut KvCache, seqs: &[usize], chunk: usize) {
+        let drafts = DraftRows { chunk, drafts_offset: cache.drafts_offset() };
+        self.choose(logits, cache, seqs, 1, Some(drafts));
     }
 
     /// Like [`sample`](Self::sample), but only among the tokens of each row whose bit is set in `allowed`, u32
@@ -174,17 +182,24 @@ impl Sampler {
     ) {
         let penalised = self.penalise(logits, cache, seqs);
         let masked = kernels::token_mask(penalised.as_ref().unwrap_or(logits), allowed, spec);
-        self.choose(&masked, cache, seqs, advance);
+        self.choose(&masked, cache, seqs, advance, None);
         cache.sampled(seqs, advance);
     }
 
     /// Chooses the next tokens from logits to which the penalties of [`penalise`](Self::penalise) have been applied.
-    fn choose(&mut self, logits: &Tensor<2>, cache: &mut KvCache, seqs: &[usize], advance: usize) {
-        let (n, seen_words) = (seqs.len(), self.seen_words);
-        let row_seq_offset = cache.select(seqs);
+    fn choose(
+        &mut self,
+        logits: &Tensor<2>,
+        cache: &mut KvCache,
+        seqs: &[usize],
+        advance: usize,
+        drafts: Option<DraftRows>,
+    ) {
+        let ([n, count], seen_words) = (logits.dims(), self.seen_words);
+        let row_seq_offset = cache.select_rows(seqs, drafts.map_or(1, |drafts| drafts.chunk));
         // Greedy sampling needs only the first candidate.
         let k = if seqs.iter().all(|seq| self.settings[*seq].is_greedy()) { 1 } else { MOST_CANDIDATES };
-        let spec = TopKSpec { count: logits.dims()[1], n, k, merge: false, row_seq_offset, seen_words };
+        let spec = TopKSpec { count, n, k, merge: false, row_seq_offset, seen_words };
         let (mut candidates, sums) = kernels::top_k(logits, cache.state(), &self.seen, spec);
         let (mut lists, chunks) = (spec.lists(), spec.lists());
         if let Some(merging) = spec.merging() {
@@ -192,7 +207,9 @@ impl Sampler {
             lists = 1;
         }
         let (layers, all_seqs, ring) = (cache.shape().layers, cache.shape().seqs, RING);
-        let spec = SampleSpec { n, k, lists, chunks, row_seq_offset, layers, all_seqs, ring, advance, seen_words };
+        let row_seq_offset = cache.select(seqs);
+        let spec =
+            SampleSpec { n, drafts, k, lists, chunks, row_seq_offset, layers, all_seqs, ring, advance, seen_words };
         let seen = &mut self.seen;
         cache.write_sampled(|state| seen.update(|seen| kernels::sample(&candidates, &sums, state, seen, spec)));
     }
