@@ -5,10 +5,12 @@
 use serde::{Deserialize, Serialize};
 
 use crate::answer_format::AnswerFormat;
-use crate::policy::{self, Budget, Layers, Normalise, PolicyRef, Positions, Scope};
+use crate::engine::MOST_DRAFTS;
+use crate::policy::{self, Budget, Layers, Measurement, Normalise, PolicyRef, Positions, Scope};
 use crate::probe;
 use crate::sampling::Sampling;
 use crate::steps::Boundaries;
+use crate::{Error, ErrorKind, Result};
 
 /// The default of the most tokens to generate, for a model that does not think.
 pub const MAX_NEW_TOKENS: usize = 2048;
@@ -101,6 +103,14 @@ pub struct Settings {
     /// As `logprobs`, for the tokens of the prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<usize>,
+    /// Tokens that each decode step drafts from the text so far, at most [`MOST_DRAFTS`](crate::engine::MOST_DRAFTS).
+    /// What is generated does not depend on them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub draft: usize,
+}
+
+fn is_zero(value: &usize) -> bool {
+    *value == 0
 }
 
 fn default_probe_text() -> String {
@@ -110,6 +120,42 @@ fn default_probe_text() -> String {
 /// The rule of traces that do not name one.
 fn keywords() -> Boundaries {
     Boundaries::Keywords
+}
+
+impl Settings {
+    /// Why nothing can be drafted with these settings; `None` if it can.
+    pub(crate) fn undraftable(&self) -> Option<String> {
+        let Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } = self.sampling;
+        let needs_each = [
+            ("repetition_penalty", repetition_penalty != 1.0),
+            ("frequency_penalty", frequency_penalty != 0.0),
+            ("presence_penalty", presence_penalty != 0.0),
+            ("answer_format", self.answer_format.is_some()),
+            ("logprobs", self.logprobs.is_some()),
+        ];
+        if let Some((name, _)) = needs_each.iter().find(|(_, given)| *given) {
+            return Some(format!("`{name}` needs each token before the next one is forwarded"));
+        }
+        let needs = self.policy.needs();
+        let measures_all = needs.adds_up() || needs.queries() > 0 || needs == Measurement::Recurrence;
+        let why = || format!("the policy {} measures every token that is forwarded", self.policy);
+        (self.policy.evicts() && measures_all).then(why)
+    }
+
+    /// Checks the number of drafts, and that the other settings allow them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Input`] for too many drafts, and for drafts where there can be none.
+    pub(crate) fn check_draft(&self) -> Result<()> {
+        if self.draft > MOST_DRAFTS {
+            let e = Error::new(ErrorKind::Input, "so many tokens cannot be drafted in a step").at("`draft`");
+            return Err(e.expected(format!("at most {MOST_DRAFTS}")).found(self.draft));
+        }
+        match self.undraftable() {
+            Some(why) if self.draft > 0 => Err(Error::new(ErrorKind::Input, why).at("`draft`")),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Default for Settings {
@@ -139,6 +185,7 @@ impl Default for Settings {
             answer_format: None,
             logprobs: None,
             prompt_logprobs: None,
+            draft: 0,
         }
     }
 }

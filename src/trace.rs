@@ -260,6 +260,13 @@ pub struct Totals {
     /// a draw: [`RunResult::missed`](crate::RunResult::missed). Absent where it is 0, and in older traces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probability_missed: Option<f32>,
+    /// Decode steps with drafts, each of which added one token or more, or none near a probe. Absent without drafts.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub draft_steps: usize,
+}
+
+fn is_zero(value: &usize) -> bool {
+    *value == 0
 }
 
 impl Totals {

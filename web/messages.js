@@ -98,6 +98,7 @@
  * @property {object} [answer_format] - what the answer must look like; only a server can keep to it
  * @property {number} [logprobs] - reports the probability of each token and of so many of the most likely ones
  * @property {number} [prompt_logprobs] - the same for the tokens of the prompt
+ * @property {number} [draft] - tokens that each decode step drafts from the text so far, at most 7
  * @property {'off' | 'layers' | 'heads'} [attention] - how much of each probe's attention the trace records
  *
  * @typedef {object} Message

@@ -29,7 +29,7 @@ const RENAMED = {
   max_new_tokens: 'max_tokens', max_thinking_tokens: 'thinking_token_budget', stop_ids: 'stop_token_ids', include_stop: 'include_stop_str_in_output',
 };
 /** Fields that only secateur has. */
-const OWN = ['policy', 'budget', 'window', 'probe_every', 'probe_text', 'scope', 'layers', 'normalise', 'positions', 'steps', 'attention', 'max_answer_tokens'];
+const OWN = ['policy', 'budget', 'window', 'probe_every', 'probe_text', 'scope', 'layers', 'normalise', 'positions', 'steps', 'attention', 'max_answer_tokens', 'draft'];
 /** Fields that have a meaning only with the chat template. */
 const TEMPLATE = ['system', 'think', 'tools', 'chat_template_kwargs'];
 /** Fields of which a request has at most one. */

@@ -105,6 +105,10 @@ pub struct GenerationArgs {
     window: Option<usize>,
     #[arg(long, value_name = "P", help = probe_every_help())]
     probe_every: Option<usize>,
+    /// Draft N tokens in each decode step from what the text has said before, at most 7. The text is the same; it comes
+    /// faster on a GPU where the model repeats itself [default: 0].
+    #[arg(long, value_name = "N")]
+    draft: Option<usize>,
     #[command(flatten)]
     #[serde(flatten)]
     sampling: SamplingArgs,

@@ -329,6 +329,9 @@ impl Screen {
                 load_us as f64 / 1e6
             ),
         );
+        if let Some(drafts) = drafts(trace) {
+            line("drafts", drafts);
+        }
         line("policy", format!("{}, {}", trace.settings.policy, trace.settings.budget));
         if let Some(note) = trace.step_note() {
             line("steps", note);
@@ -392,6 +395,15 @@ fn why_unpruned(trace: &trace::Trace) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// How many decode steps were needed with drafts, if there were any.
+fn drafts(trace: &trace::Trace) -> Option<String> {
+    let steps = trace.totals.draft_steps;
+    // Each probe samples a token of its own, and the prompt samples the first one.
+    let tokens = trace.totals.generated_tokens.saturating_sub(1 + trace.probes.len());
+    let each = || format!("{tokens} tokens in {steps} steps, {:.2} a step", tokens as f64 / steps as f64);
+    (steps > 0).then(each)
 }
 
 /// A note if more than a tenth of the generated tokens are repetition.

@@ -1,7 +1,7 @@
 //! The most memory that a request can need. Its admission reserves this much, so that no running request fails
 //! because other requests have taken the memory.
 use super::record::LAG;
-use crate::cache::{CacheShape, OBSERVED};
+use crate::cache::{CacheShape, OBSERVED, RING};
 use crate::policy::{self, Budget};
 use crate::probe;
 use crate::settings::Settings;
@@ -90,7 +90,7 @@ impl Slots<'_> {
     pub fn capacity(&self, growth: usize) -> usize {
         let used = self.used();
         // Sequences that grow together get half a step of free slots.
-        let grown = (used + LAG + growth / 2).next_multiple_of(growth);
+        let grown = (used + self.under_way() + growth / 2).next_multiple_of(growth);
         if !self.settings.policy.evicts() {
             return grown;
         }
@@ -98,9 +98,16 @@ impl Slots<'_> {
         grown.max((kept + self.room_after_gather()).next_multiple_of(growth))
     }
 
+    /// The most slots that are reserved for steps whose tokens have not been read.
+    fn under_way(&self) -> usize {
+        // Every draft may be accepted, and the ring bounds the tokens that are not read.
+        if self.settings.draft > 0 { RING } else { LAG }
+    }
+
     /// Free slots to have after a gather, so that the buffers are allocated once from one pruning to the next.
     pub fn room_after_gather(&self) -> usize {
-        self.settings.probe_every.min(1024) + self.probe + probe::MAX_POSTPONED + 1
+        let drafts = if self.settings.draft > 0 { RING } else { 0 };
+        self.settings.probe_every.min(1024) + self.probe + probe::MAX_POSTPONED + 1 + drafts
     }
 
     /// The bound in a cache of this shape. `query_cols`: values of a token's queries, all heads of a layer together.

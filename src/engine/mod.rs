@@ -17,6 +17,7 @@
 //!   have room, and reads ids;
 //! - [`Runner`]: the model and the cache together: prefill, decode, hold, probe, keep, resume;
 //! - `CachedPrompts`: which sequences begin with which prompt, so that others can copy it;
+//! - `Drafts`: guesses of the next tokens, and how far the device may have come with them;
 //! - `Pruner`: decides what is measured and which slots stay;
 //! - `Sequence`: the host's side of one request, up to its record in the [`trace`](crate::trace);
 //! - [`Event`] and [`RunResult`]: what a run reports.
@@ -29,6 +30,7 @@
 mod batch;
 mod bound;
 mod calibrated;
+mod drafts;
 mod grammar;
 mod logprobs;
 mod prepared;
@@ -48,6 +50,7 @@ pub use crate::probe::PromptThinking;
 pub use crate::settings::Settings;
 pub use batch::{Batch, Status};
 pub use bound::Bound;
+pub use drafts::MOST_DRAFTS;
 pub use logprobs::{Logprobs, MOST_LOGPROBS};
 pub use prepared::PreparedModel;
 pub use record::{Event, GROWTH, LAG, OnEvent, RunResult};

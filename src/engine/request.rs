@@ -176,6 +176,8 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// The same for the tokens of the prompt.
     pub prompt_logprobs: Option<usize>,
+    /// Tokens that each decode step drafts from the text so far, at most 7. The text does not depend on it.
+    pub draft: Option<usize>,
 }
 
 /// Reads a number that f32 can hold. JSON has numbers that it cannot hold, and no infinity to write them back.
@@ -214,7 +216,7 @@ pub struct Resolved {
 impl Request {
     /// The fields that only secateur has: how the cache is pruned, and what is recorded of it. In an interface that other
     /// engines have as well they stand apart, below `secateur`.
-    pub const OWN_FIELDS: [&str; 12] = [
+    pub const OWN_FIELDS: [&str; 13] = [
         "policy",
         "budget",
         "window",
@@ -227,6 +229,7 @@ impl Request {
         "steps",
         "attention",
         "max_answer_tokens",
+        "draft",
     ];
 
     /// A request with a user's message and nothing else.
@@ -371,7 +374,7 @@ impl Request {
         crate::probe::check_interval(probe_every)?;
         let thinks = model.thinks && self.think != Some(false);
         let most = if thinks { settings::MAX_NEW_TOKENS_THINKING } else { settings::MAX_NEW_TOKENS };
-        let settings = Settings {
+        let mut settings = Settings {
             policy,
             budget: self.budget.unwrap_or(default.budget),
             window: self.window.or(model.suggestions.map(|s| s.window)).unwrap_or(default.window),
@@ -398,7 +401,13 @@ impl Request {
             answer_format: self.answer_format.clone(),
             logprobs: self.logprobs,
             prompt_logprobs: self.prompt_logprobs,
+            draft: self.draft.unwrap_or(default.draft),
         };
+        if let Some(why) = settings.undraftable().filter(|_| settings.draft > 0) {
+            notes.push(format!("{why}: nothing is drafted"));
+            settings.draft = 0;
+        }
+        settings.check_draft()?;
         for (place, most) in [("`logprobs`", self.logprobs), ("`prompt_logprobs`", self.prompt_logprobs)] {
             if most.is_some_and(|most| most > MOST_LOGPROBS) {
                 let e = Error::new(ErrorKind::Input, "so many probabilities cannot be reported").at(place);

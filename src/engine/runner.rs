@@ -9,6 +9,7 @@ use burn::tensor::{Int, Tensor};
 use crate::Result;
 use crate::cache::{CacheShape, KvCache, RegionUpdate, Tracking};
 use crate::device::ComputeDevice;
+use crate::engine::drafts::Drafts;
 use crate::engine::logprobs::{Origin, PendingLogprobs};
 use crate::engine::prompts::{CachedPrompts, Shared};
 use crate::engine::repeated::{ROOM_TO_RECORD, Repeated, StepKey};
@@ -50,6 +51,7 @@ pub struct Runner {
     observed: Vec<(Origin, Observed)>,
     prompts: CachedPrompts,
     repeated: Repeated,
+    drafts: Drafts,
 }
 
 /// How a sequence is run.
@@ -240,7 +242,8 @@ impl Runner {
         let sampler = Sampler::new(model.config().vocab_size, &mut cache, device);
         let prompts = CachedPrompts::new(shape.seqs);
         let (reported, observed, repeated) = (vec![(false, false); shape.seqs], Vec::new(), Repeated::new(true));
-        Self { model, cache, sampler, reported, observed, prompts, repeated }
+        let drafts = Drafts::new(shape.seqs);
+        Self { model, cache, sampler, reported, observed, prompts, repeated, drafts }
     }
 
     /// Sets whether the launches of equal decode steps are recorded once and replayed, which is the default. The
@@ -309,6 +312,8 @@ impl Runner {
         self.sampler.check_counts(&with.settings.sampling, &self.model.device().info)?;
         self.cache.track(with.tracking, self.model.config().q_size());
         self.sampler.set(&mut self.cache, seq, &with.settings.sampling, with.settings.seed, with.prompt);
+        let Settings { draft, max_new_tokens, .. } = *with.settings;
+        self.drafts.set(seq, draft, with.prompt, max_new_tokens, &self.model.device().burn);
         Ok(shared)
     }
 
@@ -397,6 +402,7 @@ impl Runner {
     /// Empties all sequences except the ended ones whose prompts are kept. These are the sequences of a batch that
     /// was dropped before its requests had ended.
     pub(crate) fn abandon(&mut self) {
+        self.forget_ahead();
         let idle = self.prompts.idle();
         let left = (0..self.cache.shape().seqs).filter(|seq| !idle.contains(seq) && self.cache.bytes_of(*seq) > 0);
         // The error is ignored, because a cache that becomes smaller cannot exceed a limit.
@@ -489,6 +495,91 @@ impl Runner {
         (0..steps).try_for_each(|_| self.decode_alike(seqs))
     }
 
+    /// Makes `steps` decode steps of all of `seqs` with drafts, `chunk` rows of each sequence. `limits` are the numbers
+    /// of sampled tokens at which the sequences stop. Their cache must have room for `steps · chunk` more tokens
+    /// ([`has_room`](Self::has_room)). What is generated is the same as by [`decode`](Self::decode), but only the device
+    /// knows how much it is until [`settle`](Self::settle) has read it.
+    ///
+    /// # Errors
+    /// The errors of [`Decoder::plan`].
+    pub(crate) fn decode_drafted(
+        &mut self,
+        seqs: &[usize],
+        limits: &[usize],
+        chunk: usize,
+        steps: usize,
+    ) -> Result<()> {
+        // Rows beside each other need more memory for partial results of attention than single ones.
+        let chunk = match self.model.plan(Input::Drafted { seqs, chunk }, &mut self.cache) {
+            Err(_) if chunk > 1 => 1,
+            _ => chunk,
+        };
+        self.repeated.note(seqs);
+        // These lists are written before a step is recorded, because a recording cannot write them.
+        self.cache.select(seqs);
+        self.cache.select_rows(seqs, chunk);
+        seqs.iter().zip(limits).for_each(|(seq, limit)| self.cache.limit(*seq, *limit));
+        (0..steps).try_for_each(|_| {
+            self.step_drafted(seqs, chunk)?;
+            self.cache.drafted(seqs, chunk);
+            self.drafts.note(seqs, chunk);
+            Ok(())
+        })
+    }
+
+    fn step_drafted(&mut self, seqs: &[usize], chunk: usize) -> Result<()> {
+        let Self { model, cache, sampler, repeated, drafts, .. } = self;
+        model.device().note_step();
+        let plan = model.plan(Input::Drafted { seqs, chunk }, cache)?;
+        let step = StepKey::new(seqs, chunk, cache.generation());
+        if let Some(recording) = repeated.recording(&step) {
+            return recording.replay();
+        }
+        let record = repeated.is_steady() && plan.repeats() && cache.has_room(seqs, ROOM_TO_RECORD);
+        let mut launch = || {
+            seqs.iter().for_each(|seq| drafts.look_up(*seq, chunk, cache));
+            let out = model.forward(&plan, cache, None);
+            sampler.launch_drafted(&model.logits(&out, Logits::All), cache, seqs, chunk);
+        };
+        match record {
+            true => {
+                let recorded = Recording::record(&model.device().burn, launch);
+                repeated.keep(step, recorded.inspect_err(|e| model.device().give_up(e))?);
+            }
+            false => launch(),
+        }
+        Ok(())
+    }
+
+    /// Whether every layer of `seqs` has room for `extra` more tokens of each.
+    pub(crate) fn has_room(&self, seqs: &[usize], extra: usize) -> bool {
+        self.cache.has_room(seqs, extra)
+    }
+
+    /// Whether steps with drafts were launched whose lengths have not been read. Until they are, only steps that need no
+    /// more room may be launched.
+    pub(crate) fn is_ahead(&self) -> bool {
+        self.cache.is_ahead()
+    }
+
+    /// Drops the lengths that have not been read. The sequences concerned must be cleared.
+    pub(crate) fn forget_ahead(&mut self) {
+        self.cache.forget_ahead();
+    }
+
+    /// The most tokens that steps with drafts can have added to `seq` so far.
+    pub(crate) fn most_added(&self, seq: usize) -> u64 {
+        self.drafts.most_added(seq)
+    }
+
+    /// Takes in how far `seq` has come, from a copy of the state that was taken when its steps with drafts could have
+    /// added `most_added` tokens.
+    pub(crate) fn settle(&mut self, seq: usize, copy: &[u32], most_added: u64) {
+        if let Some(ahead) = self.drafts.settle(seq, most_added) {
+            self.cache.settle(copy, seq, ahead);
+        }
+    }
+
     /// Whether a decode step of `seqs` launches kernels whose parameters change from step to step: those that track
     /// attention or queries for a policy, and those that report probabilities. Such a step is not recorded.
     fn tells_more(&self, seqs: &[usize]) -> bool {
@@ -504,7 +595,7 @@ impl Runner {
             repeated.drop_recording();
         }
         let plan = model.plan(Input::Pending(seqs), cache)?;
-        let step = StepKey::new(seqs, cache.generation());
+        let step = StepKey::new(seqs, 1, cache.generation());
         if let Some(recording) = repeated.recording(&step) {
             recording.replay()?;
         } else {

@@ -7,6 +7,7 @@ use web_time::Instant;
 use crate::cache::{CacheShape, KvCache};
 use crate::device::ComputeDevice;
 use crate::engine::bound::{Bound, Slots};
+use crate::engine::drafts::most_under_way;
 use crate::engine::grammar::Grammar;
 use crate::engine::logprobs::{Logprobs, TokenRow};
 use crate::engine::pruning::Pruner;
@@ -86,8 +87,10 @@ pub(crate) struct Sequence {
     context: usize,
     /// Generated tokens that were read back.
     pub tokens: Vec<trace::Token>,
-    /// Tokens sampled on the device, read back or not.
+    /// Tokens sampled on the device, read back or not. With drafts it is the least number, because each step samples one
+    /// token or more.
     pub issued: usize,
+    drafted: Drafted,
     probes: Vec<trace::Probe>,
     /// The latest token, if a probe is due after it.
     probe_after: Option<u32>,
@@ -121,6 +124,7 @@ impl Sequence {
         }
         check_ids(&prompt, model.vocab_size, "the prompt")?;
         settings.sampling.check()?;
+        settings.check_draft()?;
         let sets = Sets { scope: settings.scope, layers: model.layers, kv_heads: model.kv_heads };
         let pruner = Pruner::new(settings.clone(), sets)?;
         let tokenizer = model.tokenizer.as_ref().ok().cloned();
@@ -171,6 +175,7 @@ impl Sequence {
             context: model.context,
             tokens: Vec::new(),
             issued: 0,
+            drafted: Drafted::default(),
             probes: Vec::new(),
             probe_after: None,
             cancelled: false,
@@ -262,6 +267,12 @@ impl Sequence {
     /// text must be known there, and they run at most two bursts of `burst` tokens ahead of what was read. Before the
     /// first token is read there are none, because that read ends the measured time of the prefill.
     pub fn room(&self, burst: usize) -> usize {
+        self.stop_at().min(self.tokens.len() + 2 * burst).saturating_sub(self.issued)
+    }
+
+    /// The number of tokens at which decoding has to stop, because the text must be known there; 0 where no step may be
+    /// issued.
+    fn stop_at(&self) -> usize {
         let read = self.tokens.len();
         if self.ended.is_some() || self.cancelled || self.probe_after.is_some() || read == 0 {
             return 0;
@@ -278,7 +289,48 @@ impl Sequence {
         let answer = self.settings().max_answer_tokens.map(|most| most.saturating_sub(self.answered));
         let inside = usize::from(self.clock.inside_thinking());
         let to_end = answer.map_or(usize::MAX, |left| read.saturating_add(left).saturating_add(inside));
-        self.limit().min(to_probe).min(to_close).min(to_end).min(read + 2 * burst).saturating_sub(self.issued)
+        self.limit().min(to_probe).min(to_close).min(to_end)
+    }
+
+    /// The most drafts of a step; 0 without drafts.
+    pub fn drafts(&self) -> usize {
+        self.settings().draft
+    }
+
+    /// The number of tokens at which steps with drafts have to stop; 0 where none may be launched.
+    pub fn draft_limit(&self) -> usize {
+        if self.drafts() == 0 { 0 } else { self.stop_at() }
+    }
+
+    /// Steps with drafts that may be launched now, with `chunk` rows: as many as are likely to be needed, and at most two
+    /// bursts of `burst` steps ahead of what was read. A step beyond what is needed adds no token.
+    pub fn draft_room(&self, burst: usize, chunk: usize) -> usize {
+        let left = self.draft_limit().saturating_sub(self.tokens.len());
+        if left == 0 {
+            return 0;
+        }
+        let needed = (left as f64 / self.drafted.tokens_a_step().min(chunk as f64)).ceil() as usize;
+        needed.min(2 * burst).min(most_under_way(chunk)).saturating_sub(self.drafted.under_way())
+    }
+
+    /// Steps with drafts that were launched so far.
+    pub fn draft_steps(&self) -> usize {
+        self.drafted.launched
+    }
+
+    /// Notes steps with drafts that were launched.
+    pub fn launched_drafted(&mut self, steps: usize) {
+        self.drafted.launched += steps;
+        self.issued += steps;
+    }
+
+    /// Notes that the tokens of the first `steps` steps with drafts have been taken in.
+    pub fn read_drafted(&mut self, steps: usize) {
+        if self.drafts() > 0 {
+            self.drafted.read = steps;
+            self.drafted.tokens = self.tokens.len();
+            self.issued = self.tokens.len() + self.drafted.under_way();
+        }
     }
 
     /// The token that the engine must write next in place of the model, to end the thinking. `None` where the model
@@ -563,6 +615,7 @@ impl Sequence {
         self.totals.probability_missed = Some(self.missed).filter(|missed| *missed > 0.0);
         self.totals.generated_tokens = self.tokens.len();
         self.totals.thinking_tokens = self.ledger.thinking().tokens();
+        self.totals.draft_steps = self.drafted.read;
         // The last token is not counted, because it was not forwarded, and neither are steps after it.
         let before_the_last = self.ledger.cached() - usize::from(!self.tokens.is_empty());
         self.totals.final_cached = place.map_or(0, |place| cache.longest(place)).min(before_the_last);
@@ -597,6 +650,29 @@ impl Sequence {
             trace,
             error: self.error,
         })
+    }
+}
+
+/// The steps with drafts of a sequence.
+#[derive(Debug, Default)]
+struct Drafted {
+    /// Steps that were launched.
+    launched: usize,
+    /// Steps whose tokens were read.
+    read: usize,
+    /// Tokens that were read with them.
+    tokens: usize,
+}
+
+impl Drafted {
+    /// Steps whose tokens have not been read.
+    fn under_way(&self) -> usize {
+        self.launched - self.read
+    }
+
+    /// The mean number of tokens of a step so far, at least 1.
+    fn tokens_a_step(&self) -> f64 {
+        if self.read == 0 { 1.0 } else { (self.tokens as f64 / self.read as f64).max(1.0) }
     }
 }
 

@@ -13,6 +13,7 @@ mod calibrate;
 mod chat;
 mod cli;
 mod conformance;
+mod drafts;
 mod engine;
 mod evaluation;
 mod experts;

@@ -120,6 +120,8 @@ fn options_are_fields_of_a_request() {
         "7",
         "--max-answer-tokens",
         "8",
+        "--draft",
+        "0",
     ];
     let request = json!({
         "prompt": "-5 + 3?", "system": "Be brief.", "max_new_tokens": 9, "seed": 3, "temperature": 0.5, "top_k": -1,
@@ -127,6 +129,7 @@ fn options_are_fields_of_a_request() {
         "probe_every": 6, "probe_text": "Enough.</think>", "scope": "layer", "normalise": "per-head",
         "positions": "compact", "steps": "sentences", "ignore_eos": true,
         "frequency_penalty": 0.5, "presence_penalty": -0.25, "stop": ["\n\n", "-"], "max_thinking_tokens": 7, "max_answer_tokens": 8,
+        "draft": 0,
     });
     assert_eq!(printed(&dry_run(F16, &options, "")), resolved(F16, &request).expect("a request"));
     let options =
@@ -171,6 +174,35 @@ fn what_is_not_given_is_resolved_from_the_model() {
     assert_eq!((given.budget, given.scope, given.layers), (Budget::Share(0.5), Scope::Shared, Layers::Listed(vec![1])));
 }
 
+/// Drafts are left out, with a note, where they would change what is measured or need a token that is not known.
+#[test]
+fn drafts_are_left_out_where_they_cannot_be() {
+    let draft = |fields: Value| {
+        let mut request = json!({"prompt": "x", "seed": 1, "draft": 3});
+        request.as_object_mut().expect("an object").extend(fields.as_object().expect("an object").clone());
+        let request = Request::from_json(&request.to_string()).expect("a request");
+        let resolved = prepared("").resolve(&request).expect("it can run");
+        (resolved.settings.draft, resolved.notes.iter().any(|note| note.contains("nothing is drafted")))
+    };
+    for fields in
+        [json!({}), json!({"temperature": 0.7}), json!({"policy": "last-attention"}), json!({"policy": "full"})]
+    {
+        assert_eq!(draft(fields.clone()), (3, false), "{fields}");
+    }
+    let policies = ["h2o", "think-h2o", "snapkv", "r-kv", "lazy-eviction", "expected-attention", "vase"];
+    let by_policy = policies.iter().map(|policy| json!({"policy": policy}));
+    let others = [
+        json!({"repetition_penalty": 1.1}),
+        json!({"frequency_penalty": 0.1}),
+        json!({"presence_penalty": 0.1}),
+        json!({"logprobs": 0}),
+        json!({"answer_format": "choice:a|b"}),
+    ];
+    for fields in by_policy.chain(others) {
+        assert_eq!(draft(fields.clone()), (0, true), "{fields}");
+    }
+}
+
 #[test]
 fn a_wrong_request_is_refused_and_says_why() {
     for (request, parts) in [
@@ -192,6 +224,7 @@ fn a_wrong_request_is_refused_and_says_why() {
         (json!({"prompt": "x", "stop": ["a", ""]}), &["`stop`", "empty"]),
         (json!({"prompt": "x", "stop_ids": [4_000_000]}), &["`stop_ids`", "outside the vocabulary"]),
         (json!({"prompt": "x", "max_answer_tokens": 0}), &["`max_answer_tokens`"]),
+        (json!({"prompt": "x", "draft": 8}), &["`draft`", "at most 7"]),
         (
             json!({"prompt": "x", "answer_format": {"type": "regex", "pattern": "("}}),
             &["`answer_format`", "invalid regex"],

@@ -1,12 +1,14 @@
 //! Prefill, decode and forced tokens of the sequences that run, and the reads of what was sampled.
 use std::collections::HashMap;
 
+use super::super::drafts::rows_of_each;
 use super::super::logprobs::{Origin, PendingLogprobs, TokenRow};
 use super::super::record::OnEvent;
 use super::super::runner::{Next, PREFILL_CHUNK, PendingState};
 use super::Batch;
 use super::places::{Running, next, places_of, steps_with_room, with_room};
 use crate::Result;
+use crate::cache::KvCache;
 use crate::sampling::Sampler;
 
 /// A copy of the device's state that is being read.
@@ -23,8 +25,12 @@ struct Sampled {
     place: usize,
     /// The request that had the place when the copy was taken.
     request: usize,
-    /// Tokens it had sampled.
+    /// Tokens it had sampled, if it has no drafts.
     issued: usize,
+    /// Steps with drafts that had been launched for it.
+    draft_steps: usize,
+    /// The most tokens that its steps with drafts could have added.
+    most_added: u64,
 }
 
 /// Probabilities that were read, by place.
@@ -135,8 +141,11 @@ impl Batch<'_> {
         let stepwise = self.places.sequences().any(|s| s.prefilling() || s.is_stepwise());
         loop {
             let burst = self.pace.steps;
-            let rows: Vec<Running<'_>> = self.places.running().filter(|r| r.sequence.room(burst) > 0).collect();
-            let Some(room) = rows.iter().map(|r| r.sequence.room(burst)).min() else { return Ok(()) };
+            let plain = |r: &Running<'_>| r.sequence.drafts() == 0 && r.sequence.room(burst) > 0;
+            let rows: Vec<Running<'_>> = self.places.running().filter(plain).collect();
+            let Some(room) = rows.iter().map(|r| r.sequence.room(burst)).min() else {
+                return self.decode_drafted(stepwise);
+            };
             let steps = if stepwise { 1 } else { room.min(burst) };
             let (steps, mut rows) = match steps_with_room(self.runner, &rows, steps) {
                 // What was sampled is read before any sequence has to end, so that no text is lost.
@@ -159,15 +168,73 @@ impl Batch<'_> {
             }
             self.start_read(steps);
             if stepwise {
+                return self.decode_drafted(stepwise);
+            }
+        }
+    }
+
+    /// Decode steps with drafts, in bursts, for the sequences that have them. `single`: one step in a turn.
+    fn decode_drafted(&mut self, single: bool) -> Result<()> {
+        loop {
+            let burst = self.pace.steps;
+            let drafting: Vec<usize> =
+                self.places.running().filter(|r| r.sequence.draft_limit() > 0).map(|r| r.sequence.drafts()).collect();
+            let mut chunk = rows_of_each(drafting.len(), drafting.into_iter().min().unwrap_or(0));
+            let steps_of = |r: &Running<'_>| r.sequence.draft_room(burst, chunk);
+            let rows: Vec<Running<'_>> = self.places.running().filter(|r| steps_of(r) > 0).collect();
+            let Some(room) = rows.iter().map(steps_of).min() else { return Ok(()) };
+            let mut steps = if single { 1 } else { room.min(burst) };
+            let places = places_of(&rows);
+            // More room can be made only when all lengths are known.
+            if self.runner.is_ahead() && !self.runner.has_room(&places, steps * chunk) {
+                return Ok(());
+            }
+            steps = steps_with_room(self.runner, &rows, steps * chunk) / chunk;
+            let rows = match steps {
+                0 if rows.iter().any(|row| row.sequence.tokens.len() < row.sequence.issued) => return Ok(()),
+                0 => {
+                    (steps, chunk) = (1, 1);
+                    with_room(self.runner, rows, 1)
+                }
+                _ => rows,
+            };
+            if rows.is_empty() {
+                continue;
+            }
+            let limits: Vec<usize> = rows.iter().map(|row| row.sequence.draft_limit()).collect();
+            self.runner.decode_drafted(&places_of(&rows), &limits, chunk, steps)?;
+            for Running { place, sequence } in rows {
+                sequence.launched_drafted(steps);
+                sequence.note_bytes(self.runner.cache().bytes_of(place));
+            }
+            self.start_read(steps);
+            if single {
                 return Ok(());
             }
         }
     }
 
+    /// Reads all that was launched if the lengths of a sequence are not known and something else than further steps of
+    /// that sequence may come next.
+    pub(super) async fn settle(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
+        let admits = !self.waiting.is_empty() && self.places.0.iter().any(Option::is_none);
+        while self.runner.is_ahead() && !self.reads.is_empty() && (admits || self.has_neighbours()) {
+            self.read(on).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether several sequences have a place.
+    fn has_neighbours(&self) -> bool {
+        self.places.0.iter().flatten().nth(1).is_some()
+    }
+
     /// Waits for the oldest read and adds its tokens. Repeats this while more than one read is under way, or until all have
     /// come where a sequence needs its latest token for the next one.
     pub(super) async fn read(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
-        let most = usize::from(!self.places.sequences().any(|s| s.is_stepwise()));
+        // What a sequence does next may need room, or the memory of a neighbour that ends.
+        let alone = !(self.runner.is_ahead() && self.has_neighbours());
+        let most = usize::from(alone && !self.places.sequences().any(|s| s.is_stepwise()));
         while let Some(PendingIds { sampled, steps, state, logprobs }) = self.reads.pop_front() {
             let state = state.finish().await?;
             self.pace.read(steps);
@@ -175,11 +242,18 @@ impl Batch<'_> {
                 Some(logprobs) => logprobs.finish().await?,
                 None => Vec::new(),
             });
-            let cache = self.runner.cache();
-            for Sampled { place, request, issued } in sampled {
+            for Sampled { place, request, issued, draft_steps, most_added } in sampled {
                 // The request may have ended meanwhile, and another may have its place.
                 let sequence = self.places.0[place].as_mut().filter(|s| s.id == request);
                 let Some(sequence) = sequence else { continue };
+                let issued = match sequence.drafts() {
+                    0 => issued,
+                    _ => {
+                        self.runner.settle(place, &state, most_added);
+                        KvCache::steps_in(&state, place)
+                    }
+                };
+                let cache = self.runner.cache();
                 sequence.missed = Sampler::missed(&state, place);
                 let noted = logprobs.of_prompt(place).try_for_each(|row| sequence.note_prompt(&row));
                 sequence.or_fail(noted);
@@ -193,6 +267,7 @@ impl Batch<'_> {
                     let taken = cache.checked_id(id).and_then(|id| sequence.take_in(id, row.as_ref(), on));
                     sequence.or_fail(taken);
                 }
+                sequence.read_drafted(draft_steps);
             }
             if self.reads.len() <= most {
                 break;
@@ -203,7 +278,14 @@ impl Batch<'_> {
 
     /// Starts reading the ids of all sequences that have sampled any.
     pub(super) fn start_read(&mut self, steps: usize) {
-        let sampled = |r: Running<'_>| Sampled { place: r.place, request: r.sequence.id, issued: r.sequence.issued };
+        let runner = &*self.runner;
+        let sampled = |r: Running<'_>| Sampled {
+            place: r.place,
+            request: r.sequence.id,
+            issued: r.sequence.issued,
+            draft_steps: r.sequence.draft_steps(),
+            most_added: runner.most_added(r.place),
+        };
         let sampled = self.places.running().map(sampled).collect();
         let (state, logprobs) = (self.runner.read(), self.runner.read_logprobs());
         self.reads.push_back(PendingIds { sampled, steps, state, logprobs });

@@ -176,6 +176,7 @@ impl<'e> Batch<'e> {
     /// One turn of the loop. Returns the requests that ended with it.
     pub async fn step(&mut self, on: &mut OnEvent<'_>) -> Vec<(usize, Result<RunResult>)> {
         let turn = async {
+            self.settle(on).await?;
             self.admit(on);
             self.prefill();
             self.prune(on).await?;
@@ -191,6 +192,7 @@ impl<'e> Batch<'e> {
             let e = self.runner.model().device().explained(e);
             self.reads.clear();
             self.runner.forget_logprobs();
+            self.runner.forget_ahead();
             self.places.sequences().for_each(|s| s.fail(e.clone()));
         }
         let ended = self.retire(on);

@@ -100,6 +100,7 @@
  * @property {number} decode_us
  * @property {number} probe_us
  * @property {number} [probability_missed]
+ * @property {number} [draft_steps]
  */
 
 /** @type {TraceView[]} */
