@@ -80,6 +80,8 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
         );
         Ok(())
     };
+    let fused = device.tuning.norm_in_product;
+    let gains = kernels::f32_tensor(vec![1.0; h], [h], burn);
     let mut linear = |name: &str, rows: usize, cols: usize, mode: Mode, times: usize| {
         let (w, x) = (weights(rows, cols), floats(1, cols));
         let out_cols = if mode == Mode::SwiGlu { rows / 2 } else { rows };
@@ -93,14 +95,16 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
             shard_first_row: 0,
             out_stride: out_cols,
             n: 1,
+            // The products that do not add read the residual stream.
+            norm: (fused && mode != Mode::Add).then_some(NormSpec { n: 1, first_row: 0, cols, eps: 1e-6 }),
             tuning: device.tuning,
         };
-        let bias = &bias;
+        let (gains, bias) = (&gains, &bias);
         time(
             name,
             times,
             rows * cols * 2,
-            Box::new(move || out.update(|out| ((), kernels::linear(&w, &x, bias, out, spec)))),
+            Box::new(move || out.update(|out| ((), kernels::linear(&w, &x, gains, bias, out, spec)))),
         )
     };
     linear("matvec qkv", (heads + 2 * kv_heads) * d, h, Mode::Store, layers)?;
@@ -108,9 +112,10 @@ fn split(c: &ModelConfig, device: &ComputeDevice) -> secateur::Result<()> {
     linear("matvec gate_up (SwiGLU)", 2 * inter, h, Mode::SwiGlu, layers)?;
     linear("matvec down", h, inter, Mode::Add, layers)?;
     linear("matvec head", c.vocab_size, h, Mode::Store, 1)?;
-    let (x, weight) = (floats(1, h), kernels::f32_tensor(vec![1.0; h], [h], burn));
+    let x = floats(1, h);
     let norm = NormSpec { n: 1, first_row: 0, cols: h, eps: 1e-6 };
-    time("rms_norm", 2 * layers + 1, h * 8, Box::new(|| drop(kernels::rms_norm(&x, &weight, norm))))?;
+    let times = if fused { 0 } else { 2 * layers + 1 };
+    time("rms_norm", times, h * 8, Box::new(|| drop(kernels::rms_norm(&x, &gains, norm))))?;
     let mut cache = KvCache::new(CacheShape::new(c, Dtype::F16, 1, 64)?, device);
     let rope = kernels::f32_tensor(vec![0.5; 4096 * d], [4096 * d], burn);
     let layer = |cache: &KvCache| {

@@ -1,6 +1,9 @@
 // The products of one packed row with N vectors. A kernel that includes this text includes weights.wgsl as well, and
 // declares the vectors as `x: array<vec4<f32>>` and `info.cols`.
-// Constants: LANES (invocations that share the row, a power of two), N.
+// With NORM 1, each weight is multiplied by the factor of its column first: `gain(c)` has those of the columns 4 c to
+// 4 c + 3. The factors are multiplied into the weights and not into the vectors because there is one row and up to N
+// vectors.
+// Constants: LANES (invocations that share the row, a power of two), N, NORM.
 
 // The word of the low plane with four `t` of a block, of the vec4 (or two) that holds the block.
 fn low_word(low: vec4<u32>, low_next: vec4<u32>, t: u32) -> u32 {
@@ -17,7 +20,11 @@ fn dots(p: Planes, row_start: u32, lane: u32, vectors: array<u32, N>) -> array<f
     // only plain weights
     if (!QUANTIZED) {
         for (var k = 8u * lane; k < info.cols; k += 8u * LANES) {
-            let o = octet(p, row_start, k);
+            var o = octet(p, row_start, k);
+            if (NORM != 0u) {
+                o.a *= gain(k / 4u);
+                o.b *= gain(k / 4u + 1u);
+            }
             for (var i = 0u; i < N; i++) {
                 acc[i] += dot(o.a, x[first[i] + k / 4u]) + dot(o.b, x[first[i] + k / 4u + 1u]);
             }
@@ -53,6 +60,9 @@ fn dots(p: Planes, row_start: u32, lane: u32, vectors: array<u32, N>) -> array<f
                     v[j] = s.scale.x * v[j] + s.plus.x;
                     v[j + 4u] = s.scale.y * v[j + 4u] + s.plus.y;
                 }
+            }
+            if (NORM != 0u) {
+                for (var j = 0u; j < 8u; j++) { v[j] *= gain(8u * b + j); }
             }
             for (var i = 0u; i < N; i++) {
                 let at = first[i] + 8u * b;

@@ -14,6 +14,10 @@ struct Info { rows: u32, cols: u32, first_expert: u32, experts: u32, share: u32,
 // include weights.wgsl
 // include dots.wgsl
 
+// The vectors are normalised already: the router reads the same.
+const NORM = 0u;
+fn gain(at: u32) -> vec4<f32> { return vec4<f32>(1.0); }
+
 const NONE = 0xffffffffu;
 const ROWS = THREADS / LANES;
 var<workgroup> part: array<f32, THREADS * N>;

@@ -3,7 +3,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
 
-use crate::device::{ComputeDevice, DeviceInfo, ProcessorKind};
+use crate::device::{ComputeDevice, DeviceInfo, Tuning};
 use crate::dtype::Dtype;
 use crate::kernels::cases::{self, Bound, Case};
 use crate::kernels::{KERNELS, Mode, memory};
@@ -144,15 +144,19 @@ pub enum SelfTest {
 }
 
 impl SelfTest {
-    /// The cases for a device of this kind. If several would do, the one is taken that is tiled for the device and
-    /// has the element types of most models: bf16 for weights and f16 for the cache. Compiling a shader takes long,
-    /// and the model probably needs the shader of this case as well.
-    pub fn cases(self, kind: ProcessorKind) -> Vec<Case> {
+    /// The cases for a device of this tuning. If several would do, the one is taken that normalises what it reads as
+    /// a model does on the device, is tiled for the device, and has the element types of most models: bf16 for
+    /// weights and f16 for the cache. Compiling a shader takes long, and the model probably needs the shader of this
+    /// case as well.
+    pub fn cases(self, tuning: Tuning) -> Vec<Case> {
         // The name of a case begins with its element type, if it has one.
         let dtype = |case: &Case| case.name.split(' ').next().unwrap_or_default().to_string();
         let rank = |case: &Case| {
-            let tiling = case.tiled_for.map_or(1, |tiled| if tiled == kind { 0 } else { 2 });
-            (tiling, ["BF16", "F16"].iter().position(|usual| *usual == dtype(case)).unwrap_or(2))
+            // The products that add read what attention and SwiGLU have written.
+            let normed = tuning.norm_in_product && case.mode != Some(Mode::Add);
+            let tiling = case.tiled_for.map_or(1, |tiled| if tiled == tuning.kind { 0 } else { 2 });
+            let usual = ["BF16", "F16"].iter().position(|usual| *usual == dtype(case)).unwrap_or(2);
+            (case.normed != normed, tiling, usual)
         };
         let wanted = |name: &str| match self {
             Self::FirstToken => FIRST.contains(&name),
@@ -197,7 +201,7 @@ impl SelfTest {
 /// # Errors
 /// [`ErrorKind::Device`] when a kernel computes wrong results, with the kernels and the first wrong value.
 pub async fn self_test(device: &ComputeDevice, what: SelfTest, progress: impl FnMut(usize, usize)) -> Result<()> {
-    let report = run(device, &what.cases(device.tuning.kind), progress).await?;
+    let report = run(device, &what.cases(device.tuning), progress).await?;
     let failures: Vec<&str> = report.kernels.iter().flat_map(|k| &k.failures).map(String::as_str).collect();
     if failures.is_empty() {
         return Ok(());

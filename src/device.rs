@@ -202,13 +202,18 @@ pub struct Tuning {
     pub kind: ProcessorKind,
     /// Invocations that share a row of weights in `matvec`: a power of two, at most 64.
     pub matvec_lanes: u32,
+    /// Whether `matvec` normalises the rows of the residual stream that it reads. Otherwise `rms_norm` is launched
+    /// before it. The results differ in their last bits only.
+    pub norm_in_product: bool,
 }
 
 impl Tuning {
-    /// For software adapters; 8 lanes were the fastest on lavapipe.
-    pub const CPU: Self = Self { kind: ProcessorKind::Cpu, matvec_lanes: 8 };
-    /// For GPUs: the lanes of a subgroup share a row.
-    pub const GPU: Self = Self { kind: ProcessorKind::Gpu, matvec_lanes: 32 };
+    /// For software adapters; 8 lanes were the fastest on lavapipe. There, the sums of squares of all workgroups take
+    /// longer than a launch.
+    pub const CPU: Self = Self { kind: ProcessorKind::Cpu, matvec_lanes: 8, norm_in_product: false };
+    /// For GPUs: the lanes of a subgroup share a row. While `rms_norm` runs, on one workgroup for each row, the rest
+    /// of a GPU waits. Norms in products have not been measured on a GPU yet.
+    pub const GPU: Self = Self { kind: ProcessorKind::Gpu, matvec_lanes: 32, norm_in_product: true };
 
     /// Whether invocations are lanes of a CPU's vector unit.
     pub fn is_cpu(self) -> bool {

@@ -97,6 +97,8 @@ pub struct Case {
     pub tiled_for: Option<ProcessorKind>,
     /// How a product writes its output, if the kernel is one.
     pub mode: Option<Mode>,
+    /// Whether a product normalises the rows that it reads.
+    pub normed: bool,
     run: Run,
 }
 
@@ -106,7 +108,7 @@ impl Case {
         name: String,
         run: impl Fn(&Device) -> Vec<Check> + Send + Sync + 'static,
     ) -> Self {
-        Self { kernel, name, tiled_for: None, mode: None, run: Box::new(run) }
+        Self { kernel, name, tiled_for: None, mode: None, normed: false, run: Box::new(run) }
     }
 
     /// The same case, of a shader that is tiled for this kind of device.
@@ -114,9 +116,9 @@ impl Case {
         Self { tiled_for: Some(kind), ..self }
     }
 
-    /// The same case, of a product that writes in this way.
-    pub(super) fn in_mode(self, mode: Mode) -> Self {
-        Self { mode: Some(mode), ..self }
+    /// The same case, of a product that writes in this way, and that normalises what it reads or not.
+    pub(super) fn in_mode(self, mode: Mode, normed: bool) -> Self {
+        Self { mode: Some(mode), normed, ..self }
     }
 
     /// Runs the kernel on `device` and returns its outputs with their bounds.

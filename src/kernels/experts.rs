@@ -275,5 +275,5 @@ fn case(spec: ExpertsSpec, experts_in_all: usize, vectors: usize, tiles: TilesSp
         };
         vec![Check::floats("out", experts(&w, &x, &list, out, spec), bound(cols))]
     })
-    .in_mode(mode)
+    .in_mode(mode, false)
 }

@@ -74,6 +74,7 @@ impl LinearSpec {
     }
 
     pub(super) fn launch_matmul(&self, buffers: &[&CubeTensor]) {
+        assert!(self.norm.is_none(), "many rows are normalised by a kernel of their own");
         let tiling = Tiling::new(self.n);
         let (rows, n) = match self.tuning.is_cpu() {
             true => (ROWS_EACH * ROWS_THREADS, ROWS_N),
@@ -124,7 +125,9 @@ pub(super) fn cases() -> Vec<Case> {
             let cols = whole_blocks(dtype, cols);
             let out_stride = shard_first_row + rows + 5;
             for tuning in [Tuning::CPU, Tuning::GPU] {
-                let spec = LinearSpec { dtype, mode, has_bias, rows, cols, shard_first_row, out_stride, n, tuning };
+                let norm = None;
+                let spec =
+                    LinearSpec { dtype, mode, has_bias, rows, cols, shard_first_row, out_stride, n, norm, tuning };
                 cases.push(case("matmul", spec).tiled_for(tuning.kind));
             }
         }

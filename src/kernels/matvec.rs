@@ -9,11 +9,20 @@
 //! `cols` is a multiple of 8, and of 32 for quantized weights; `rows` is arbitrary (even for SwiGlu), `n` ≤ [`MOST`].
 //! The bias covers the rows of all shards.
 //!
+//! With a [`norm`](LinearSpec::norm), `x[i, :]` is what [`rms_norm`](super::rms_norm()) would make of a row of the
+//! residual stream: `v · gains / √(mean(v²) + eps)` with `v = x[first_row + i, :]`, `x` `[first_row + n or more,
+//! cols]`. This spares a decode step the launch of a kernel that computes hardly anything.
+//!
+//! Products and squares of a row are summed in the same order for every `n`, so the other rows change no bit.
+//!
 //! Bound: `2e-6 · √cols`, relative to the largest value of an output row: f32 sums of `cols` products in any order,
-//! with exact weights. (f16 subnormals may be flushed; for weights of ordinary size that stays below the bound.)
+//! with exact weights. (f16 subnormals may be flushed; for weights of ordinary size that stays below the bound.) With
+//! a norm, each weight is rounded once more, and the sums are multiplied by a factor that is off by a few units in
+//! the last place.
 use super::cases::{Bound, Case, Check, device_floats, device_words, noise, poison_floats, weights, whole_blocks};
 use super::cube::launch;
 use super::kernel::{Kernel, read, run};
+use super::rms_norm::NormSpec;
 use super::twin::{dot, slice, slice_mut, widened};
 use super::uniform::uniform;
 use super::variant::{Variant, grid};
@@ -60,20 +69,32 @@ pub struct LinearSpec {
     pub out_stride: usize,
     /// Number of vectors.
     pub n: usize,
+    /// The norm that the product applies to the rows of `x`; only for up to [`MOST`] vectors. If there is none, the
+    /// tensor of the gains is bound but not read.
+    pub norm: Option<NormSpec>,
     /// Tiling for the device.
     pub tuning: Tuning,
 }
 
 /// `out = W x + bias` in one of the [`Mode`]s for `spec.n` vectors, by `matvec` for up to [`MOST`] of them, else by
-/// `matmul`. `w` u32 `[rows * row_words]`, `x` f32 `[n, cols]`, `bias` f32, `out` f32 `[n, out_stride]`, written in
-/// place.
-pub fn linear(w: &Tensor<1, Int>, x: &Tensor<2>, bias: &Tensor<1>, out: Tensor<2>, spec: LinearSpec) -> Tensor<2> {
-    let [out] = run(&spec, [read(w), read(x), read(bias), out.into_dispatch()]);
+/// `matmul`. `w` u32 `[rows * row_words]`, `x` f32 `[n, cols]`, `gains` f32 `[cols]`, the weights of the norm, `bias`
+/// f32, `out` f32 `[n, out_stride]`, written in place.
+pub fn linear(
+    w: &Tensor<1, Int>,
+    x: &Tensor<2>,
+    gains: &Tensor<1>,
+    bias: &Tensor<1>,
+    out: Tensor<2>,
+    spec: LinearSpec,
+) -> Tensor<2> {
+    let [out] = run(&spec, [read(w), read(x), read(gains), read(bias), out.into_dispatch()]);
     Tensor::from_dispatch(out)
 }
 
 uniform! {
-    struct Info { rows: u32, cols: u32, shard_first_row: u32, out_stride: u32 }
+    struct Info {
+        rows: u32, cols: u32, shard_first_row: u32, out_stride: u32, first_row: u32, eps: f32, pad0: u32, pad1: u32,
+    }
 }
 
 impl LinearSpec {
@@ -83,6 +104,7 @@ impl LinearSpec {
             ("DTYPE", self.dtype.code()),
             ("LANES", self.tuning.matvec_lanes),
             ("N", self.n as u32),
+            ("NORM", self.norm.is_some() as u32),
             ("MODE", self.mode as u32),
             ("HAS_BIAS", self.has_bias as u32),
         ];
@@ -98,24 +120,30 @@ impl LinearSpec {
             cols: self.cols as u32,
             shard_first_row: self.shard_first_row as u32,
             out_stride: self.out_stride as u32,
+            first_row: self.norm.map_or(0, |norm| norm.first_row as u32),
+            eps: self.norm.map_or(0.0, |norm| norm.eps),
+            pad0: 0,
+            pad1: 0,
         };
         launch(&self.matvec_variant(), grid(self.rows.div_ceil((64 / lanes) as usize)), buffers, info);
     }
 }
 
-impl Kernel<4, 1> for LinearSpec {
-    const IN_PLACE: &'static [(usize, &'static str)] = &[(3, "the output of a product")];
+impl Kernel<5, 1> for LinearSpec {
+    const IN_PLACE: &'static [(usize, &'static str)] = &[(4, "the output of a product")];
 
-    fn launch(&self, [w, x, bias, out]: [CubeTensor; 4]) -> [CubeTensor; 1] {
+    fn launch(&self, [w, x, gains, bias, out]: [CubeTensor; 5]) -> [CubeTensor; 1] {
+        assert!(self.norm.is_none_or(|norm| (norm.n, norm.cols) == (self.n, self.cols)), "the norm of other rows");
         match self.n <= MOST {
-            true => self.launch_matvec(&[&w, &x, &bias, &out]),
+            true => self.launch_matvec(&[&w, &x, &gains, &bias, &out]),
             false => self.launch_matmul(&[&w, &x, &bias, &out]),
         }
         [out]
     }
 
-    fn twin(&self, [w, x, bias, mut out]: [FlexTensor; 4]) -> [FlexTensor; 1] {
-        twin(slice(&w), slice(&x), slice(&bias), slice_mut(&mut out), self);
+    fn twin(&self, [w, x, gains, bias, mut out]: [FlexTensor; 5]) -> [FlexTensor; 1] {
+        let x = vectors(slice(&x), slice(&gains), self);
+        twin(slice(&w), &x, slice(&bias), slice_mut(&mut out), self);
         [out]
     }
 }
@@ -142,6 +170,7 @@ pub(super) fn usual(n: usize, tuning: Tuning) -> impl Iterator<Item = LinearSpec
                 shard_first_row: 0,
                 out_stride: 8,
                 n,
+                norm: None,
                 tuning,
             },
         )
@@ -152,13 +181,30 @@ pub(super) fn variants() -> Vec<Variant> {
     let lanes = [1, 8, 32, 64].map(|matvec_lanes| Tuning { matvec_lanes, ..Tuning::GPU });
     let all = [1, 3, MOST].into_iter().flat_map(|n| lanes.map(|tuning| usual(n, tuning)));
     let specs = all.flatten().filter(|spec| !few_modes(spec.dtype) || (spec.n == 3 && spec.tuning.matvec_lanes == 8));
-    specs.map(|spec| spec.matvec_variant()).collect()
+    // Only the first products of a block are given rows that are not normalised yet, and those do not add.
+    let normed = |spec: &LinearSpec| {
+        let LinearSpec { n, cols, tuning, .. } = *spec;
+        let norm = Some(NormSpec { n, first_row: 0, cols, eps: 1e-6 });
+        let wanted = spec.mode != Mode::Add && (tuning.matvec_lanes == 32 || few_modes(spec.dtype));
+        wanted.then_some(LinearSpec { norm, ..*spec })
+    };
+    specs.flat_map(|spec| [Some(spec), normed(&spec)]).flatten().map(|spec| spec.matvec_variant()).collect()
+}
+
+/// The vectors of the product in f64, normalised if it has a norm.
+fn vectors(x: &[f32], gains: &[f32], spec: &LinearSpec) -> Vec<f64> {
+    let Some(NormSpec { first_row, cols, eps, .. }) = spec.norm else { return widened(&x[..spec.n * spec.cols]) };
+    let mut x = widened(&x[first_row * cols..(first_row + spec.n) * cols]);
+    for row in x.chunks_exact_mut(cols) {
+        let scale = 1.0 / (dot(row, row) / cols as f64 + f64::from(eps)).sqrt();
+        row.iter_mut().zip(gains).for_each(|(v, gain)| *v *= scale * f64::from(*gain));
+    }
+    x
 }
 
 #[multiversion(targets("x86_64+avx512f", "x86_64+avx2"))]
-fn twin(w: &[u32], x: &[f32], bias: &[f32], out: &mut [f32], spec: &LinearSpec) {
+fn twin(w: &[u32], x: &[f64], bias: &[f32], out: &mut [f32], spec: &LinearSpec) {
     let row_words = spec.dtype.row_words(spec.cols);
-    let x = widened(&x[..spec.n * spec.cols]);
     let mut row = vec![0f64; spec.cols];
     let mut gate = vec![0f64; spec.n];
     for r in 0..spec.rows {
@@ -192,14 +238,21 @@ pub(super) fn bound(cols: usize) -> Bound {
 
 /// A case of either product: the same inputs, so that one list serves both.
 pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
-    let LinearSpec { dtype, mode, rows, cols, n, shard_first_row, out_stride, tuning, .. } = spec;
+    let LinearSpec { dtype, mode, rows, cols, n, shard_first_row, out_stride, norm, tuning, .. } = spec;
+    let normed = norm.map_or(String::new(), |norm| format!("normed from row {} ", norm.first_row));
     let name = format!(
-        "{dtype:?} {mode:?} bias {} {rows}x{cols} n {n} shard_first_row {shard_first_row} lanes {}",
+        "{dtype:?} {mode:?} {normed}bias {} {rows}x{cols} n {n} shard_first_row {shard_first_row} lanes {}",
         spec.has_bias, tuning.matvec_lanes
     );
+    // Rows that are normalised differ in size, so that the norm of another one is noticed.
+    let first_row = norm.map_or(0, |norm| norm.first_row);
+    let size = move |row: usize| if norm.is_some() { 0.2 * (1 + row % 5) as f32 } else { 1.0 };
     Case::new(kernel, name, move |device| {
         let w = device_words(weights(dtype, rows, cols, 3, 1.0 / (cols as f32).sqrt()), device);
-        let x = device_floats(noise(n * cols, 4, 1.0), n, cols, device);
+        let x = noise((first_row + n) * cols, 4, 1.0);
+        let x = x.chunks(cols).enumerate().flat_map(|(row, x)| x.iter().map(move |v| v * size(row))).collect();
+        let x = device_floats(x, first_row + n, cols, device);
+        let gains = super::f32_tensor(noise(cols, 8, 2.0), [cols], device);
         let bias = super::f32_tensor(noise(shard_first_row + rows, 5, 0.5), [shard_first_row + rows], device);
         // The output has a spare row and spare columns of sentinels. Add and Gated read the old values, so there the
         // output has numbers.
@@ -207,40 +260,51 @@ pub(super) fn case(kernel: &'static str, spec: LinearSpec) -> Case {
             Mode::Add | Mode::Gated => device_floats(noise((n + 1) * out_stride, 6, 1.0), n + 1, out_stride, device),
             _ => poison_floats(n + 1, out_stride, device),
         };
-        vec![Check::floats("out", linear(&w, &x, &bias, out, spec), bound(cols))]
+        vec![Check::floats("out", linear(&w, &x, &gains, &bias, out, spec), bound(cols))]
     })
-    .in_mode(mode)
+    .in_mode(mode, norm.is_some())
 }
 
-/// Every element type, mode and vector count; rows that fill no workgroup; shards; several lane counts.
+/// Every element type, mode and vector count; rows that fill no workgroup; shards; several lane counts; with and
+/// without a norm.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in Dtype::ALL {
+        // Mode, bias, rows, columns, the shard's first row, vectors, lanes, and with a norm the first row of x.
         let shapes = [
-            (Mode::Store, true, 37, 64, 0, 1, 8),
-            (Mode::Store, false, 1, 8, 5, 1, 16),
-            (Mode::Store, true, 131, 904, 12, 3, 32),
-            (Mode::Add, false, 96, 160, 0, 1, 8),
-            (Mode::Add, false, 96, 160, 0, 2, 8),
-            (Mode::Add, true, 65, 24, 7, 8, 64),
-            (Mode::SwiGlu, false, 66, 96, 10, 1, 8),
-            (Mode::SwiGlu, false, 20, 72, 0, 5, 1),
-            (Mode::Gated, false, 33, 288, 2, 3, 8),
+            (Mode::Store, true, 37, 64, 0, 1, 8, None),
+            (Mode::Store, false, 1, 8, 5, 1, 16, None),
+            (Mode::Store, true, 131, 904, 12, 3, 32, None),
+            (Mode::Add, false, 96, 160, 0, 1, 8, None),
+            (Mode::Add, false, 96, 160, 0, 2, 8, None),
+            (Mode::Add, true, 65, 24, 7, 8, 64, None),
+            (Mode::SwiGlu, false, 66, 96, 10, 1, 8, None),
+            (Mode::SwiGlu, false, 20, 72, 0, 5, 1, None),
+            (Mode::Gated, false, 33, 288, 2, 3, 8, None),
+            (Mode::Store, true, 37, 904, 12, 1, 32, Some(0)),
+            (Mode::Store, false, 1, 8, 5, 2, 16, Some(3)),
+            (Mode::SwiGlu, false, 66, 264, 10, 1, 32, Some(0)),
+            (Mode::SwiGlu, false, 20, 72, 0, 5, 1, Some(1)),
+            (Mode::Gated, false, 33, 288, 2, 3, 32, Some(0)),
+            (Mode::Add, true, 65, 24, 7, 8, 64, Some(2)),
         ];
         // The results of a shape do not depend on the element type, so quantized weights use few shapes. The last one
         // has several blocks of 256 columns in a row, and no whole number of vectors of scales.
         let quantized = [
-            (Mode::Store, true, 37, 64, 12, 1, 8),
-            (Mode::Add, true, 65, 24, 7, 8, 64),
-            (Mode::SwiGlu, false, 20, 72, 0, 5, 1),
-            (Mode::Gated, false, 33, 288, 2, 3, 8),
+            (Mode::Store, true, 37, 64, 12, 1, 8, None),
+            (Mode::Add, true, 65, 24, 7, 8, 64, None),
+            (Mode::SwiGlu, false, 20, 72, 0, 5, 1, None),
+            (Mode::Gated, false, 33, 288, 2, 3, 8, None),
+            (Mode::Store, true, 37, 288, 12, 1, 32, Some(0)),
+            (Mode::SwiGlu, false, 20, 72, 0, 8, 32, Some(1)),
         ];
         let shapes = if dtype.is_quantized() { &quantized[..] } else { &shapes[..] };
-        for &(mode, has_bias, rows, cols, shard_first_row, n, lanes) in shapes {
+        for &(mode, has_bias, rows, cols, shard_first_row, n, lanes, first_row) in shapes {
             let cols = whole_blocks(dtype, cols);
             let out_stride = shard_first_row + rows + 3;
             let tuning = Tuning { matvec_lanes: lanes, ..Tuning::GPU };
-            let spec = LinearSpec { dtype, mode, has_bias, rows, cols, shard_first_row, out_stride, n, tuning };
+            let norm = first_row.map(|first_row| NormSpec { n, first_row, cols, eps: 0.03 });
+            let spec = LinearSpec { dtype, mode, has_bias, rows, cols, shard_first_row, out_stride, n, norm, tuning };
             let tiled = [Tuning::CPU, Tuning::GPU].into_iter().find(|usual| usual.matvec_lanes == lanes);
             cases.push(match tiled {
                 Some(usual) => case("matvec", spec).tiled_for(usual.kind),

@@ -221,7 +221,8 @@ pub struct Decoder {
     /// The table of the layers without RoPE, if there are any: cosines of 1 and sines of 0.
     unrotated: Option<Tensor<1>>,
     context: usize,
-    /// Bound in place of a bias or of norms that the model does not have: every binding of a shader needs a buffer.
+    /// Bound in place of a bias or of norms that the model or a product does not have: every binding of a shader
+    /// needs a buffer.
     unread: Tensor<1>,
     weight_bytes: u64,
 }
@@ -700,9 +701,10 @@ impl Decoder {
                 shard_first_row: shard.first_row,
                 out_stride,
                 n,
+                norm: None,
                 tuning: self.device.tuning,
             };
-            kernels::linear(&shard.words, x, bias.unwrap_or(&self.unread), out, spec)
+            kernels::linear(&shard.words, x, &self.unread, bias.unwrap_or(&self.unread), out, spec)
         })
     }
 }

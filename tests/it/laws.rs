@@ -6,14 +6,16 @@ use crate::common::*;
 use proptest::prelude::*;
 use secateur::Dtype;
 use secateur::Slot;
-use secateur::device::ComputeDevice;
+use secateur::device::{ComputeDevice, Tuning};
 use secateur::expert::cache::{CacheShape, KvCache};
-use secateur::expert::kernels::memory::poison_outputs;
+use secateur::expert::kernels::cases::noise;
+use secateur::expert::kernels::memory::{empty_f32, poison_outputs};
 use secateur::expert::kernels::readback::as_u32;
-use secateur::expert::kernels::{Reduce, state};
+use secateur::expert::kernels::{self, LinearSpec, MOST_TOGETHER, Mode, NormSpec, Reduce, state};
 use secateur::expert::model::decoder::{Decoder, Input};
 use secateur::expert::runner::Runner;
 use secateur::expert::sampling::Sampler;
+use secateur::expert::weights::PackedRows;
 
 /// Few cases, because each forwards a model on slow adapters. No file of past failures is kept, because a failure
 /// prints its input.
@@ -357,6 +359,44 @@ fn ids_read_late_are_the_ids_read_at_once() {
         assert_eq!(at_once.len(), 40);
         assert_eq!(run(true), at_once);
     });
+}
+
+/// A product of up to eight rows computes each as if it were alone, to the bit: with and without a norm, with plain
+/// and quantized weights, for every number of rows.
+#[test]
+fn a_product_computes_each_row_as_if_it_were_alone() {
+    let _one = beside_others();
+    let (rows, cols, most) = (37, 288, MOST_TOGETHER);
+    let mut compared = 0;
+    for device in two() {
+        for dtype in [Dtype::BF16, Dtype::Q8_0] {
+            let w = PackedRows::from_f32(dtype, rows, cols, &noise(rows * cols, 1, 0.1)).expect("whole blocks");
+            let w = kernels::u32_tensor(w.into_words(), &device.burn);
+            let x = kernels::f32_tensor(noise(most * cols, 2, 1.0), [most, cols], &device.burn);
+            let gains = kernels::f32_tensor(noise(cols, 3, 2.0), [cols], &device.burn);
+            let product = |first_row: usize, n: usize, normed: bool, tuning: Tuning| {
+                let norm = normed.then_some(NormSpec { n, first_row, cols, eps: 1e-6 });
+                let (mode, has_bias, shard_first_row, out_stride) = (Mode::Store, false, 0, rows);
+                let spec =
+                    LinearSpec { dtype, mode, has_bias, rows, cols, shard_first_row, out_stride, n, norm, tuning };
+                let out = empty_f32(&device.burn, [n, rows]);
+                bits(&values(&kernels::linear(&w, &x, &gains, &gains, out, spec)))
+            };
+            for tuning in [Tuning::CPU, Tuning::GPU] {
+                let alone: Vec<Vec<u32>> = (0..most).map(|row| product(row, 1, true, tuning)).collect();
+                for n in 1..=most {
+                    let all = product(most - n, n, true, tuning);
+                    let expected = &alone[most - n..];
+                    assert!(all.chunks(rows).eq(expected), "{dtype} {n} rows {tuning:?} on {}", device.info.name);
+                    // Without a norm, a product begins with the first row.
+                    let (some, all) = (product(0, n, false, tuning), product(0, most, false, tuning));
+                    assert!(all.starts_with(&some), "{dtype} {n} rows {tuning:?} on {}", device.info.name);
+                    compared += n;
+                }
+            }
+        }
+    }
+    assert_eq!(compared, two().len() * 2 * 2 * 36);
 }
 
 /// One step in `EVERY` has its logits compared; pruning after `PRUNE` steps; ids are read when half the ring is full.

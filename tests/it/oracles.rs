@@ -186,7 +186,7 @@ const WRONG: &[Mutant] = &[
         "if (lane != 0u || row > info.rows)",
         3,
     ),
-    ("matvec", "matvec", "the first vector for all", "vectors[i] = i *", "vectors[i] = 0u * i *", 9),
+    ("matvec", "matvec", "the first vector for all", "(info.first_row + i)", "(info.first_row + 0u * i)", 9),
     (
         "matvec",
         "matvec",
@@ -203,6 +203,22 @@ const WRONG: &[Mutant] = &[
         "y * silu(part[i * THREADS + thread + LANES])",
         6,
     ),
+    ("matvec", "matvec", "forgets the gains of a half", "o.a *= gain(k / 4u);", "o.a *= 1.0;", 18),
+    ("matvec", "matvec", "forgets eps", "+ info.eps)", "+ 0.0 * info.eps)", 18),
+    ("matvec", "matvec", "a mean over too many", "f32(info.cols)", "f32(info.cols + 8u)", 18),
+    ("matvec", "matvec", "the first row's norm for all", "part[SQUARES + i * THREADS]", "part[SQUARES]", 12),
+    (
+        "matvec",
+        "matvec",
+        "drops the last squares",
+        "c < info.cols / 4u; c += THREADS",
+        "c + 1u < info.cols / 4u; c += THREADS",
+        18,
+    ),
+    ("matvec", "matvec", "the squares of one row's lanes", "select(LANES, THREADS, NORM != 0u)", "LANES", 12),
+    ("matvec", "matvec", "ignores the first row of x", "(info.first_row + i)", "(0u * info.first_row + i)", 9),
+    ("matvec", "matvec", "scales the bias too", "{ y += bias[at]; }", "{ y += bias[at] * scale; }", 6),
+    ("matvec", "matvec", "scales the gate only", "+ LANES] * scale;", "+ LANES];", 6),
     ("matmul", "matmul", "drops the last column of a slice", "k < SLICE; k++", "k + 1u < SLICE; k++", 20),
     ("matmul", "matmul", "skips the last tile", "k0 < info.cols;", "k0 + DEPTH < info.cols;", 24),
     ("matmul", "matmul", "writes nothing", "if (i >= info.n) { return; }", "if (i >= 0u * info.n) { return; }", 24),
@@ -685,6 +701,7 @@ const WRONG_UNPACKING: &[Mutant] = &[
     ("matvec", "matvec", "one scale for both halves", "s.scale.y * high_half", "s.scale.x * high_half", 6),
     ("matvec", "matvec", "levels by another order", "q >= vec4<u32>(8u)", "q < vec4<u32>(8u)", 6),
     ("matvec", "matvec", "minima in the place of scales", "bytes.xz, bytes.yw", "bytes.zx, bytes.wy", 6),
+    ("matvec", "matvec", "the gains of a block's first four", "gain(8u * b + j)", "gain(8u * b)", 24),
     ("experts", "experts", "drops the last block", "b < info.cols / 32u;", "b + 1u < info.cols / 32u;", 40),
     ("matmul", "matmul", "the next block's scale", "row_start, k / 32u)", "row_start, k / 32u + 1u)", 20),
     ("matmul", "matmul_rows", "the next block's scale", "row_start, k / 32u)", "row_start, k / 32u + 1u)", 20),
@@ -733,11 +750,10 @@ fn changed_kernels_are_noticed() {
 fn the_self_test_notices_each_way_of_writing() {
     let _one = beside_others();
     let Some(device) = gpu() else { return };
-    let kind = device.tuning.kind;
-    let all = SelfTest::ElementTypes.cases(kind);
+    let all = SelfTest::ElementTypes.cases(device.tuning);
     let products: Vec<&Case> = all.iter().filter(|case| case.mode.is_some()).collect();
     println!("{} cases in all, {} of products", all.len(), products.len());
-    println!("{} cases before the first token", SelfTest::FirstToken.cases(kind).len());
+    println!("{} cases before the first token", SelfTest::FirstToken.cases(device.tuning).len());
     for kernel in ["matvec", "matmul", "experts"] {
         for dtype in Dtype::ALL {
             let of_type = products.iter().filter(|case| case.kernel == kernel);
@@ -773,7 +789,7 @@ fn the_self_test_notices_each_way_of_writing() {
     for (kernel, shader, mutants) in
         [("matvec", "matvec", matvec), ("matmul", rows, wrong_rows), ("experts", "experts", experts)]
     {
-        let mut cases = SelfTest::ElementTypes.cases(kind);
+        let mut cases = SelfTest::ElementTypes.cases(device.tuning);
         cases.retain(|case| case.kernel == kernel && case.name.starts_with("BF16"));
         for (mode, from, to) in mutants {
             let (report, _) =
@@ -810,6 +826,7 @@ fn reassociated_kernels_pass() {
             "for (var k = 8u * lane; k < info.cols; k += 8u * LANES) {",
             "for (var z = 8u * lane; z < info.cols; z += 8u * LANES) { let k = info.cols - 8u - z;",
         ),
+        ("matvec", "matvec", "squares backwards", "x[vectors[i] + c]", "x[vectors[i] + info.cols / 4u - 1u - c]"),
         (
             "matmul",
             "matmul",
