@@ -33,12 +33,33 @@ fn main() -> secateur::Result<()> {
     let steps: usize = args.get(2).and_then(|s| s.parse().ok()).unwrap_or(64);
     let source = ModelSource::open(dir)?;
     let config = ModelConfig::load(&source)?;
-    let model = Arc::new(Decoder::load(&config, &Weights::open(&source)?, 4096, None, &device, &mut |_, _| ())?);
+    let weights = Weights::open(&source)?;
     let copied = block_on(bench::copy_bandwidth(&device, 3))?.bytes_per_second.median;
+    // First as the device is tuned, then with norms the other way, then both again: another load of the machine must
+    // not decide which is faster.
+    for turn in 0..4 {
+        let mut device = device.clone();
+        device.tuning.norm_in_product ^= turn % 2 == 1;
+        measure(&config, &weights, &device, steps, copied)?;
+    }
+    split(&config, &device)
+}
+
+/// Measures prefill and decoding.
+fn measure(
+    config: &ModelConfig,
+    weights: &Weights,
+    device: &ComputeDevice,
+    steps: usize,
+    copied: f64,
+) -> secateur::Result<()> {
+    let model = Arc::new(Decoder::load(config, weights, 4096, None, device, &mut |_, _| ())?);
     println!("{}; weights {:.1} MB", device.info.line(), model.weight_bytes() as f64 / 1e6);
+    let norms = if device.tuning.norm_in_product { "in the products" } else { "by themselves" };
     let lengths = bench::Lengths { prompt: PROMPT, decode: steps, sequences: 1 };
     let m = block_on(bench::measure(&model, Dtype::F16, lengths, 3, true, &mut || ()))?;
     let (prefill, decode) = (m.prefill_tokens_per_second, m.decode_tokens_per_second);
+    println!("norms {norms}: {:.0} launches a step", m.launches_per_step);
     println!("prefill {:.1} tok/s ({:.1} to {:.1})", prefill.median, prefill.min, prefill.max);
     println!(
         "decode {:.2} tok/s ({:.2} to {:.2}), {:.2} ms a token, {:.2} GB/s of the {:.2} GB/s a copy reaches",
@@ -49,7 +70,7 @@ fn main() -> secateur::Result<()> {
         m.decode_bytes_per_second() / 1e9,
         copied / 1e9
     );
-    split(&config, &device)
+    Ok(())
 }
 
 /// Times the kernels of a decode step alone.

@@ -15,7 +15,7 @@ use crate::kernels::embed::Ids;
 use crate::kernels::memory::{empty_f32, empty_u32};
 use crate::kernels::{
     self, AttentionRowSpec, AttentionSpec, AttentionSumsSpec, EmbedSpec, ExpectedSpec, KeySimilaritySpec, LayerSpec,
-    LinearSpec, MOST_ROWS, Mode, NormSpec, RecurrenceSpec, Reduce, RopeAppendSpec, ValueSizesSpec,
+    LinearSpec, MOST_ROWS, MOST_TOGETHER, Mode, NormSpec, RecurrenceSpec, Reduce, RopeAppendSpec, ValueSizesSpec,
 };
 use crate::model::config::ModelConfig;
 use crate::model::feed_forward::FeedForward;
@@ -28,6 +28,7 @@ use crate::weights::Weights;
 use crate::weights::precision::{Precision, Role};
 use crate::{Error, ErrorKind, Result};
 use std::cmp::Reverse;
+use std::ops::Range;
 
 /// Positions after the latest query whose queries are expected, as in kvpress.
 const FUTURE: usize = 512;
@@ -203,6 +204,20 @@ impl ForwardOutput {
     }
 }
 
+/// The vectors of a product.
+pub(super) struct Rows {
+    x: Tensor<2>,
+    /// The weights and the parameters of the norm that the product applies to the rows of `x`.
+    norm: Option<(Tensor<1>, NormSpec)>,
+}
+
+impl Rows {
+    /// All rows of `x` as they are.
+    pub fn of(x: Tensor<2>) -> Self {
+        Self { x, norm: None }
+    }
+}
+
 /// The model on a device.
 pub struct Decoder {
     pub(super) config: ModelConfig,
@@ -215,7 +230,7 @@ pub struct Decoder {
     /// Cosines and sines of all positions.
     rope: Tensor<1>,
     /// The ε of the norms over the residual stream.
-    eps: f32,
+    pub(super) eps: f32,
     /// Values of a row between SwiGLU and the product with down, in layers that have no experts.
     pub(super) gated: usize,
     /// The table of the layers without RoPE, if there are any: cosines of 1 and sines of 0.
@@ -426,13 +441,14 @@ impl Decoder {
     /// attention rows are returned, it reads those of each sequence's last token. Lengths and positions advance only
     /// when the caller advances them ([`KvCache::advance`], [`Sampler::sample`](crate::sampling::Sampler::sample)).
     pub fn forward(&self, plan: &Plan<'_>, cache: &mut KvCache, readout: Option<Reduce>) -> ForwardOutput {
-        let norm = NormSpec { n: plan.n, first_row: 0, cols: self.embedding.cols, eps: self.eps };
         let mut x = self.embed(plan, cache);
         let mut rows = Vec::new();
         for (i, layer) in self.layers.iter().enumerate() {
-            let normed = kernels::rms_norm(&x, &layer.input_norm, norm);
+            let normed = self.normed(&x, &layer.input_norm, 0..plan.n);
             let qkv = self.empty(plan.n, layer.qkv.rows);
             let qkv = self.linear(&layer.qkv, &normed, layer.qkv_bias.as_ref(), qkv, Mode::Store);
+            // The residual stream can be written in place only while there is no other handle to it.
+            drop(normed);
             let q = self.append(i, qkv, plan, cache);
             let (values, lse) = self.attend(i, &q, plan, cache);
             if let Some(reduce) = readout {
@@ -442,23 +458,22 @@ impl Decoder {
                 break;
             }
             self.track(i, &q, &lse, plan, cache);
-            x = self.linear(&layer.o, &values, layer.o_bias.as_ref(), x, Mode::Add);
-            let normed = kernels::rms_norm(&x, &layer.post_norm, norm);
-            x = self.feed_forward(&layer.feed_forward, &normed, x);
+            x = self.linear(&layer.o, &Rows::of(values), layer.o_bias.as_ref(), x, Mode::Add);
+            x = self.feed_forward(&layer.feed_forward, &layer.post_norm, x);
         }
         ForwardOutput { hidden: x, seqs: plan.input.seqs().len(), readout: rows }
     }
 
     /// The logits of a forward: f32 `[rows, vocab_size]`, where [`Logits::Last`] has a row for each sequence.
     pub fn logits(&self, out: &ForwardOutput, rows: Logits) -> Tensor<2> {
-        let [n, cols] = out.hidden.dims();
+        let [n, _] = out.hidden.dims();
         let (first_row, rows) = match rows {
             // A decode step has one row for each sequence; a chunk has several rows for its only one.
             Logits::Last if out.seqs == 1 => (n - 1, 1),
             Logits::Last | Logits::All => (0, n),
             Logits::Rows(first, rows) => (first, rows),
         };
-        let normed = kernels::rms_norm(&out.hidden, &self.norm, NormSpec { n: rows, first_row, cols, eps: self.eps });
+        let normed = self.normed(&out.hidden, &self.norm, first_row..first_row + rows);
         let head = self.head.as_ref().unwrap_or(&self.embedding);
         self.linear(head, &normed, None, self.empty(rows, self.config.vocab_size), Mode::Store)
     }
@@ -680,17 +695,30 @@ impl Decoder {
         })
     }
 
+    /// The rows of a range of the residual stream `x` for products, normalised: few rows by each product, if the
+    /// device is tuned for that, many rows here.
+    pub(super) fn normed(&self, x: &Tensor<2>, weight: &Tensor<1>, rows: Range<usize>) -> Rows {
+        let norm = NormSpec { n: rows.len(), first_row: rows.start, cols: x.dims()[1], eps: self.eps };
+        match self.device.tuning.norm_in_product && norm.n <= MOST_TOGETHER {
+            true => Rows { x: x.clone(), norm: Some((weight.clone(), norm)) },
+            false => Rows::of(kernels::rms_norm(x, weight, norm)),
+        }
+    }
+
     pub(super) fn linear(
         &self,
         w: &Matrix,
-        x: &Tensor<2>,
+        rows: &Rows,
         bias: Option<&Tensor<1>>,
         out: Tensor<2>,
         mode: Mode,
     ) -> Tensor<2> {
-        let [n, cols] = x.dims();
+        let Rows { x, norm } = rows;
+        let [all, cols] = x.dims();
         let [_, out_stride] = out.dims();
         assert_eq!(cols, w.cols, "a matrix takes vectors of its own width");
+        let (gains, norm) = norm.as_ref().map_or((&self.unread, None), |(weight, norm)| (weight, Some(*norm)));
+        let n = norm.map_or(all, |norm| norm.n);
         w.shards.iter().fold(out, |out, shard| {
             let spec = LinearSpec {
                 dtype: shard.dtype,
@@ -701,10 +729,10 @@ impl Decoder {
                 shard_first_row: shard.first_row,
                 out_stride,
                 n,
-                norm: None,
+                norm,
                 tuning: self.device.tuning,
             };
-            kernels::linear(&shard.words, x, &self.unread, bias.unwrap_or(&self.unread), out, spec)
+            kernels::linear(&shard.words, x, gains, bias.unwrap_or(&self.unread), out, spec)
         })
     }
 }

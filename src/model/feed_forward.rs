@@ -3,11 +3,11 @@
 use burn::tensor::Tensor;
 
 use super::config::{MixtureOfExperts, ModelConfig};
-use super::decoder::Decoder;
+use super::decoder::{Decoder, Rows};
 use super::matrix::{ExpertMatrices, Matrix, Uploader};
 use super::tensors::{self, ExpertNames};
 use crate::Result;
-use crate::kernels::{self, Choices, ExpertSumSpec, ExpertsSpec, MOST_TOGETHER, Mode, RouterSpec, TilesSpec};
+use crate::kernels::{self, Choices, ExpertSumSpec, ExpertsSpec, MOST_TOGETHER, Mode, NormSpec, RouterSpec, TilesSpec};
 use crate::weights::PackedRows;
 use crate::weights::precision::Role;
 
@@ -105,19 +105,25 @@ impl FeedForward {
 }
 
 impl Decoder {
-    /// Adds the result of a layer's feed-forward part for the rows of `normed` to the residual stream `x`.
-    pub(super) fn feed_forward(&self, part: &FeedForward, normed: &Tensor<2>, x: Tensor<2>) -> Tensor<2> {
+    /// Adds the result of a layer's feed-forward part to the residual stream `x`. It reads the rows of `x` normalised
+    /// with the weights `norm`.
+    pub(super) fn feed_forward(&self, part: &FeedForward, norm: &Tensor<1>, x: Tensor<2>) -> Tensor<2> {
+        let [n, cols] = x.dims();
         match (part, &self.config.experts) {
             (FeedForward::Dense { gate_up, down }, _) => {
-                let gated = self.empty(normed.dims()[0], self.gated);
-                let product = |out, (w, mode): &(Matrix, Mode)| self.linear(w, normed, None, out, *mode);
-                let gated = gate_up.iter().fold(gated, product);
-                self.linear(down, &gated, None, x, Mode::Add)
+                let normed = self.normed(&x, norm, 0..n);
+                let product = |out, (w, mode): &(Matrix, Mode)| self.linear(w, &normed, None, out, *mode);
+                let gated = gate_up.iter().fold(self.empty(n, self.gated), product);
+                // The product with down writes `x` in place, so there must be no other handle to it.
+                drop(normed);
+                self.linear(down, &Rows::of(gated), None, x, Mode::Add)
             }
             (FeedForward::Experts { router, gate_up, down }, Some(mixture)) => {
-                let [n, cols] = x.dims();
                 let (experts, k) = (mixture.experts, mixture.experts_per_token);
-                let logits = self.linear(router, normed, None, self.empty(n, experts), Mode::Store);
+                // Router and experts read the same rows, which are normalised once for all of them.
+                let normed = kernels::rms_norm(&x, norm, NormSpec { n, first_row: 0, cols, eps: self.eps });
+                let rows = Rows::of(normed.clone());
+                let logits = self.linear(router, &rows, None, self.empty(n, experts), Mode::Store);
                 let spec = RouterSpec { n, experts, k, normalise: mixture.normalised };
                 let (chosen, gains) = kernels::router(&logits, spec);
                 // With few rows, hardly any experts are shared, and each row is computed in the same way whatever the
@@ -148,7 +154,7 @@ impl Decoder {
                     })
                 };
                 let gated = self.empty(n * k, down.cols);
-                let gated = gate_up.iter().fold(gated, |out, (w, mode)| product(w, normed, k, out, *mode));
+                let gated = gate_up.iter().fold(gated, |out, (w, mode)| product(w, &normed, k, out, *mode));
                 let y = product(down, &gated, 1, self.empty(n * k, cols), Mode::Store);
                 kernels::expert_sum(&y, &gains, x, ExpertSumSpec { n, k, cols })
             }

@@ -334,6 +334,23 @@ fn gguf_qwen3_yarn_halves() {
     on_every_device("gguf-qwen3-f16");
 }
 
+/// The decode steps of every architecture with norms the other way: on a software adapter, as on GPUs.
+#[test]
+fn the_oracle_holds_with_other_norms() {
+    let _one = beside_others();
+    for device in &two_with_other_norms() {
+        for name in ["qwen2-f32", "qwen3-yarn-f16", "mistral-f16", "phi3-long-f16", "qwen3moe-bf16", "gguf-llama-q4"] {
+            let fx = Fixture::open(name);
+            let model = fx.load(device);
+            let mut tally = Tally::default();
+            check_oracle(&fx, &oracle(&fx, &model, Dtype::F32, Evict::AsPlanned), F32, &mut tally);
+            assert_eq!(tally.count("oracle logits"), 121);
+            tally.print(&format!("{name} with other norms on {}", device.info.name));
+            assert_eq!(greedy(&fx, &model), fx.ids("greedy.ids"), "{name} on {}", device.info.name);
+        }
+    }
+}
+
 /// Kernels must read only values that kernels have written: the results do not change if every new buffer is full of
 /// NaN.
 #[test]

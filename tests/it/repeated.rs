@@ -1,6 +1,7 @@
 //! Decode steps whose launches are recorded and replayed have the same bits as steps that are launched one by one.
 use secateur::Dtype;
 use secateur::Slot;
+use secateur::device::ComputeDevice;
 use secateur::engine::Settings;
 use secateur::expert::cache::{CacheShape, RegionUpdate, Tracking};
 use secateur::expert::kernels;
@@ -133,12 +134,22 @@ fn replayed_steps_leave_the_bits_of_launched_ones() {
     println!("{replayed} steps replayed in all");
 }
 
-/// The work of a decode step on a GPU: eight kernels in each layer, five for all of them together, and nothing from
-/// the host. A change that launches more fails here. If the slots are split, each layer also combines the parts.
+/// The work of a decode step on a GPU: six kernels in each layer, four for all of them together, and nothing from the
+/// host. Where norms are kernels of their own, there are two more in each layer and one more in all. A change that
+/// launches more fails here. If the slots are split, each layer also combines the parts.
 #[test]
-fn a_step_launches_eight_kernels_in_a_layer() {
+fn a_step_launches_six_kernels_in_a_layer() {
     let _guard = beside_others();
     let Some(device) = gpu() else { return };
+    for norm_in_product in [true, false] {
+        let mut device = device.clone();
+        device.tuning.norm_in_product = norm_in_product;
+        check_launches(&device, if norm_in_product { (6, 4) } else { (8, 5) });
+    }
+}
+
+/// Checks that a step launches this number of kernels in each layer (first value) and for all of them together.
+fn check_launches(device: &ComputeDevice, (in_layer, together): (u64, u64)) {
     let fixture = Fixture::open("qwen2-f16");
     let layers = fixture.config.num_layers as u64;
     let shape = CacheShape::new(&fixture.config, Dtype::F16, 1, 64).expect("f32 or f16");
@@ -159,7 +170,7 @@ fn a_step_launches_eight_kernels_in_a_layer() {
         })
     };
     let of = |launches, replays| kernels::Counts { launches, uploads: 0, replays };
-    let (short, split) = (8 * layers + 5, 9 * layers + 5);
+    let (short, split) = (in_layer * layers + together, (in_layer + 1) * layers + together);
     assert_eq!(step_at(30), [of(short, 0), of(short, 1), of(short, 1)]);
     assert_eq!(step_at(600), [of(split, 0), of(split, 1), of(split, 1)]);
 }

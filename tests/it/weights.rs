@@ -134,12 +134,13 @@ fn found(model: &Decoder) -> Vec<f32> {
     reads.into_iter().flat_map(finish).collect()
 }
 
-/// Loads the weights on every device and compares the logits with those of the reference. Returns the worst error.
+/// Loads the weights on every device, and on two with norms the other way, and compares the logits with those of the
+/// reference. Returns the worst error.
 #[track_caller]
 fn agree(place: &str, config: &ModelConfig, weights: &Weights, precision: Option<Precision>, of: &[f32]) -> f64 {
     let _shared = beside_others();
     let mut worst = 0f64;
-    for device in devices() {
+    for device in devices().iter().chain(&two_with_other_norms()) {
         let model = Decoder::load(config, weights, 64, precision, device, &mut |_, _| ()).expect("loads");
         let found = found(&model);
         let per_row = found.chunks(config.vocab_size).zip(of.chunks(config.vocab_size));

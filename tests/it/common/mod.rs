@@ -164,6 +164,16 @@ pub fn two() -> Vec<&'static ComputeDevice> {
     std::iter::once(&devices()[0]).chain(gpu()).collect()
 }
 
+/// The devices of [`two`] with norms the other way: in the products that read the rows, or, on a GPU, by themselves.
+pub fn two_with_other_norms() -> Vec<ComputeDevice> {
+    let other = |device: &ComputeDevice| {
+        let mut device = device.clone();
+        device.tuning.norm_in_product = !device.tuning.norm_in_product;
+        device
+    };
+    two().into_iter().map(other).collect()
+}
+
 /// Starts to read a float tensor. The values are those at the time of this call, even if the tensor is overwritten
 /// later.
 pub fn start<const D: usize>(tensor: &Tensor<D>) -> Readback {
