@@ -239,6 +239,9 @@ pub struct ComputeDevice {
     /// For tests: loses the device while it is at work.
     #[cfg(not(target_family = "wasm"))]
     loss: Option<Arc<Loss>>,
+    /// The queue of a GPU, to count what is submitted to it.
+    #[cfg(not(target_family = "wasm"))]
+    queue: Option<wgpu::Queue>,
 }
 
 /// Destroys a device after a number of decode steps: `SECATEUR_LOSE_DEVICE=N`. Tests use it for what happens when a
@@ -275,6 +278,8 @@ impl ComputeDevice {
             fault: Arc::default(),
             #[cfg(not(target_family = "wasm"))]
             loss: None,
+            #[cfg(not(target_family = "wasm"))]
+            queue: None,
         }
     }
 
@@ -374,7 +379,7 @@ impl ComputeDevice {
         let named = info.clone().named_by(&device);
         let backend = adapter.get_info().backend;
         #[cfg(not(target_family = "wasm"))]
-        let (watched, loss) = (device.clone(), Loss::from_env(&device));
+        let (watched, loss, submitted) = (device.clone(), Loss::from_env(&device), queue.clone());
         let setup = WgpuSetup { instance, adapter, device, queue, backend };
         let mut options = Device::wgpu_options().setup(setup).tasks_max(info.most_in_a_submission());
         if exclusive_pages() {
@@ -408,6 +413,8 @@ impl ComputeDevice {
             fault,
             #[cfg(not(target_family = "wasm"))]
             loss,
+            #[cfg(not(target_family = "wasm"))]
+            queue: Some(submitted),
         })
     }
 
@@ -434,6 +441,15 @@ impl ComputeDevice {
     pub fn settle(&self) -> Result<()> {
         let synced = self.burn.sync().map_err(|e| failure(&format!("{e:?}")).at(self.info.line()));
         self.fault().map_or(synced, Err)
+    }
+
+    /// Submits nothing to the queue of a GPU, and returns the number of submissions so far, this one included. `None`
+    /// on the CPU, in a browser, and if wgpu does not tell.
+    pub(crate) fn submissions(&self) -> Option<u64> {
+        #[cfg(not(target_family = "wasm"))]
+        return submission_number(&format!("{:?}", self.queue.as_ref()?.submit([])));
+        #[cfg(target_family = "wasm")]
+        None
     }
 
     /// Marks the device as failed, although the graphics library has reported no error.
@@ -502,6 +518,12 @@ pub(crate) fn check(device: &Device) -> Result<()> {
 #[cfg(target_family = "wasm")]
 pub(crate) fn check(_: &Device) -> Result<()> {
     Ok(())
+}
+
+/// The number in wgpu's index of a submission, which wgpu counts up by one and shows only in its text for debugging.
+#[cfg(not(target_family = "wasm"))]
+fn submission_number(index: &str) -> Option<u64> {
+    index.strip_prefix("SubmissionIndex { index: ")?.strip_suffix(" }")?.parse().ok()
 }
 
 /// The error for a device that has failed, from the message of the graphics library.
@@ -680,6 +702,14 @@ mod tests {
         failed.fault.set("Out of Memory".into()).expect("the first fault");
         assert_eq!(read(&failed).expect_err("it has failed").what(), "the device is out of memory");
         assert!(read(&other).is_ok(), "another device of the same adapter has not failed");
+    }
+
+    #[test]
+    fn submissions_have_a_number() {
+        assert_eq!(submission_number("SubmissionIndex { index: 12 }"), Some(12));
+        for other in ["SubmissionIndex(12)", "SubmissionIndex { index: x }", ""] {
+            assert_eq!(submission_number(other), None);
+        }
     }
 
     #[test]

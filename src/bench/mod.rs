@@ -3,9 +3,11 @@
 //! Decoding is bound by memory: a step reads the weights and the cached keys and values once. [`Measured`] therefore
 //! gives the bytes that decoding reads, for comparison with the [`copy_bandwidth`] of the same device. The speed does
 //! not depend on which ids are forwarded: random ids are used, and no tokenizer is needed.
+mod launches;
 pub mod page;
 mod preset;
 
+pub use launches::{KernelTime, KernelTimes, Part, check_timed, time_kernels};
 pub use preset::{preset, presets};
 
 use crate::dtype::Dtype;
@@ -113,6 +115,9 @@ pub struct Measured {
     pub launches_per_step: f64,
     /// Buffers that a decode step fills or writes into from the host.
     pub uploads_per_step: f64,
+    /// Submissions to the queue of the GPU in a decode step; those of reads are counted. `None` on the CPU, in a
+    /// browser, and if wgpu does not tell.
+    pub submits_per_step: Option<f64>,
     /// The share of the decode steps whose launches were replayed, from 0 to 1.
     pub replayed: f64,
     /// Bytes of weights that a decode step reads, shared by the tokens of all sequences.
@@ -122,6 +127,9 @@ pub struct Measured {
     /// Floating-point operations of a token of a prompt, without those of its attention: two for each parameter that
     /// multiplies. The output head is not counted, because a prompt needs it only once.
     pub layer_flops_per_token: u64,
+    /// The time of each kernel; `None` if [`time_kernels`] was not called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<KernelTimes>,
 }
 
 impl Measured {
@@ -209,15 +217,17 @@ pub async fn measure(
     let shape = CacheShape::new(config, kv, sequences, GROWTH)?;
     Runner::check(config.vocab_size, &shape, model.device())?;
     let ids = ids(prompt, config.vocab_size);
-    let (mut rounds, mut launched) = (Vec::new(), Counts::default());
+    let (mut rounds, mut launched, mut submitted) = (Vec::new(), Counts::default(), None);
     for _ in 0..=repeat {
         let mut runner = Runner::new(model.clone(), shape);
         runner.set_replay(replay);
         let prefilled = prefill(&mut runner, &ids).await?;
-        let before = kernels::counts();
+        let (before, submissions) = (kernels::counts(), model.device().submissions());
         rounds.push((prefilled, decode(&mut runner, steps).await?));
         // The counts are the same in every round.
         launched = kernels::counts().since(before);
+        // The two calls that ask for the number of submissions are one submission each.
+        submitted = submissions.zip(model.device().submissions()).map(|(first, last)| last - first - 1);
         tick();
     }
     let first_prefill_seconds = rounds.remove(0).0.as_secs_f64();
@@ -233,10 +243,12 @@ pub async fn measure(
         decode_tokens_per_second: Spread::from_values(rounds.iter().map(|r| rate(steps * sequences, r.1))),
         launches_per_step: launched.launches as f64 / steps as f64,
         uploads_per_step: launched.uploads as f64 / steps as f64,
+        submits_per_step: submitted.map(|submits| submits as f64 / steps as f64),
         replayed: launched.replays as f64 / steps as f64,
         weight_bytes_per_token: model.step_bytes(sequences) / sequences as u64,
         kv_bytes_per_token: (slots * shape.token_bytes() as f64) as u64,
         layer_flops_per_token: layer_flops(config),
+        kernels: None,
     })
 }
 

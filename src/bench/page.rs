@@ -1,8 +1,9 @@
 //! The results of a benchmark as a page: speed against the length of the prompt as figures, and a table. The page is
 //! one file that loads nothing and has no script. Text that comes from files is escaped.
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use super::{Measured, Spread};
+use super::{Measured, Part, Spread};
 use crate::report::html::{escaped, spelled_out};
 
 /// Sizes of a figure, in its own units.
@@ -35,8 +36,8 @@ th, td { text-align: right; padding: 0.25rem 0.7rem; border-bottom: 1px solid va
 th { font-weight: 600; vertical-align: bottom }
 ";
 
-/// The columns of [`csv`].
-const NAMES: [&str; 20] = [
+/// The columns of [`csv`]. Where kernels were timed, theirs follow.
+const NAMES: [&str; 21] = [
     "prompt",
     "decode",
     "sequences",
@@ -54,17 +55,37 @@ const NAMES: [&str; 20] = [
     "layer_flops_per_token",
     "launches_per_step",
     "uploads_per_step",
+    "submits_per_step",
     "replayed",
     "model",
     "device",
 ];
 
+/// The part of a run whose kernels were timed, if they were.
+type TimedPart = fn(&Measured) -> Option<&Part>;
+
+/// The parts whose kernels are timed, with the beginnings of the names of their columns.
+const PARTS: [(&str, TimedPart); 2] = [
+    ("decode", |run| run.kernels.as_ref().map(|times| &times.decode)),
+    ("prefill", |run| run.kernels.as_ref().map(|times| &times.prefill)),
+];
+
 /// The measurements as comma-separated values, with a line of names. `copy` is the [bandwidth](super::copy_bandwidth)
-/// of the device.
+/// of the device. Where kernels were timed, each has two more columns for decode steps, and two for chunks of a
+/// prompt: `decode_us:NAME`, the median of the microseconds, and `decode_launches:NAME`. A value that was not
+/// measured is empty.
 pub fn csv(model: &str, device: &str, copy: f64, runs: &[Measured]) -> String {
     // Names may have commas and quotes.
     let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
-    let mut text = NAMES.join(",") + "\n";
+    let timed = PARTS.map(|(name, part)| {
+        let kernels = runs.iter().filter_map(part).flat_map(|part| &part.kernels).map(|kernel| kernel.kernel);
+        (name, part, kernels.collect::<BTreeSet<_>>())
+    });
+    let mut names: Vec<String> = NAMES.map(String::from).to_vec();
+    for (name, _, kernels) in &timed {
+        names.extend(kernels.iter().flat_map(|kernel| ["us", "launches"].map(|of| format!("{name}_{of}:{kernel}"))));
+    }
+    let mut text = names.join(",") + "\n";
     for run in runs {
         let spread = |s: Spread| [s.median, s.min, s.max].map(|value| format!("{value:.3}"));
         let mut cells = vec![run.prompt.to_string(), run.decode.to_string(), run.sequences.to_string()];
@@ -74,22 +95,34 @@ pub fn csv(model: &str, device: &str, copy: f64, runs: &[Measured]) -> String {
         cells.extend([run.weight_bytes_per_token, run.kv_bytes_per_token].map(|bytes| bytes.to_string()));
         cells.extend([run.decode_bytes_per_second(), copy].map(|bytes| format!("{bytes:.0}")));
         cells.push(run.layer_flops_per_token.to_string());
-        cells.extend([run.launches_per_step, run.uploads_per_step, run.replayed].map(|value| format!("{value:.3}")));
+        let counts =
+            [Some(run.launches_per_step), Some(run.uploads_per_step), run.submits_per_step, Some(run.replayed)];
+        cells.extend(counts.map(|value| value.map_or(String::new(), |value| format!("{value:.3}"))));
         cells.extend([quoted(model), quoted(device)]);
+        for (_, part, kernels) in &timed {
+            for name in kernels {
+                let of_run = part(run).and_then(|part| part.kernels.iter().find(|kernel| kernel.kernel == *name));
+                cells.extend(of_run.map_or([const { String::new() }; 2], |kernel| {
+                    [format!("{:.3}", kernel.microseconds.median), format!("{:.3}", kernel.launches)]
+                }));
+            }
+        }
         text += &(cells.join(",") + "\n");
     }
     text
 }
 
-/// The page. `facts` are sentences about the measurement; `head` and `rows` are the table, as people read it.
-pub fn page(
-    model: &str,
-    device: &str,
-    facts: &[String],
-    head: &[&str],
-    rows: &[Vec<String>],
-    runs: &[Measured],
-) -> String {
+/// A table of the page, as people read it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Table {
+    /// The heading.
+    pub title: String,
+    /// The names of the columns, then the rows.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// The page. `facts` are sentences about the measurement.
+pub fn page(model: &str, device: &str, facts: &[String], tables: &[Table], runs: &[Measured]) -> String {
     let text = |text: &str| escaped(&spelled_out(text));
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
@@ -108,15 +141,18 @@ pub fn page(
     ] {
         let _ = writeln!(page, "<figure><h2>{title}</h2>\n{}</figure>", figure(title, runs, of));
     }
-    page += "<h2>All results</h2>\n<div class=\"wide\"><table><thead><tr>";
-    page.extend(head.iter().map(|column| format!("<th>{}</th>", text(column))));
-    page += "</tr></thead><tbody>\n";
-    for row in rows {
-        page += "<tr>";
-        page.extend(row.iter().map(|cell| format!("<td>{}</td>", text(cell))));
-        page += "</tr>\n";
+    for Table { title, rows } in tables {
+        let (head, rows) = rows.split_first().map_or((&[][..], &[][..]), |(head, rows)| (&head[..], rows));
+        let _ = write!(page, "<h2>{}</h2>\n<div class=\"wide\"><table><thead><tr>", text(title));
+        page.extend(head.iter().map(|column| format!("<th>{}</th>", text(column))));
+        page += "</tr></thead><tbody>\n";
+        for row in rows {
+            page += "<tr>";
+            page.extend(row.iter().map(|cell| format!("<td>{}</td>", text(cell))));
+            page += "</tr>\n";
+        }
+        page += "</tbody></table></div>\n";
     }
-    page += "</tbody></table></div>\n";
     facts.iter().for_each(|fact| {
         let _ = writeln!(page, "<p>{}</p>", text(fact));
     });
@@ -213,6 +249,8 @@ fn figure(title: &str, runs: &[Measured], of: fn(&Measured) -> Spread) -> String
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::{KernelTime, KernelTimes};
+    use crate::kernels::timing::Clock;
 
     fn run(prompt: usize, sequences: usize, speed: f64) -> Measured {
         let spread = |median: f64| Spread { median, min: 0.9 * median, max: 1.1 * median };
@@ -225,11 +263,41 @@ mod tests {
             decode_tokens_per_second: spread(speed),
             launches_per_step: 205.0,
             uploads_per_step: 0.0,
+            submits_per_step: None,
             replayed: 0.9,
             weight_bytes_per_token: 1000,
             kv_bytes_per_token: 24,
             layer_flops_per_token: 4096,
+            kernels: None,
         }
+    }
+
+    fn timed(kernels: &[(&'static str, f64)]) -> Part {
+        let spread = |us: f64| Spread { median: us, min: us, max: us };
+        let time = |&(kernel, us): &(&'static str, f64)| KernelTime {
+            kernel,
+            launches: 2.0,
+            microseconds: spread(us),
+            share: 0.5,
+        };
+        let kernels = kernels.iter().map(time).collect();
+        Part { tokens: 1, cached: 129, clock: Clock::Device, microseconds: spread(1.0), kernels }
+    }
+
+    #[test]
+    fn a_kernel_has_columns_of_its_own() {
+        let mut runs = [run(128, 1, 40.0), run(512, 1, 90.0)];
+        runs[0].submits_per_step = Some(1.25);
+        runs[0].kernels =
+            Some(KernelTimes { decode: timed(&[("matvec", 7.5)]), prefill: timed(&[("matmul", 9.), ("embed", 1.)]) });
+        runs[1].kernels = Some(KernelTimes { decode: timed(&[("matvec", 8.0)]), prefill: timed(&[("matmul", 3.0)]) });
+        let text = csv("model", "gpu", 2e9, &runs);
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split(',').collect()).collect();
+        assert!(lines.iter().all(|line| line.len() == NAMES.len() + 6), "{text}");
+        let value = |line: usize, name: &str| lines[line][lines[0].iter().position(|known| *known == name).unwrap()];
+        assert_eq!((value(1, "decode_us:matvec"), value(2, "decode_us:matvec")), ("7.500", "8.000"));
+        assert_eq!((value(1, "prefill_launches:embed"), value(2, "prefill_launches:embed")), ("2.000", ""));
+        assert_eq!((value(1, "submits_per_step"), value(2, "submits_per_step")), ("1.250", ""));
     }
 
     #[test]
@@ -249,9 +317,9 @@ mod tests {
     #[test]
     fn the_page_loads_nothing_and_trusts_nothing() {
         let runs = [run(128, 1, 40.0), run(512, 1, 30.0), run(128, 4, 90.0)];
-        let rows = vec![vec!["<b>".to_string()]; 3];
-        let page =
-            page("<script>alert(1)</script>", "a\u{202e}&b", &["as fast as that".into()], &["head"], &rows, &runs);
+        let rows = ["head", "<b>", "<b>", "1"].map(|cell| vec![cell.to_string()]);
+        let tables = [Table { title: "All <b>".into(), rows: rows.to_vec() }];
+        let page = page("<script>alert(1)</script>", "a\u{202e}&b", &["as fast as that".into()], &tables, &runs);
         assert!(!page.contains("<script") && page.contains("&lt;script&gt;") && page.contains("a[U+202E]&amp;b"));
         for forbidden in ["http://", "https://", "src=", "@import", "url(", "NaN", "<b>"] {
             assert!(!page.contains(forbidden), "{forbidden}");

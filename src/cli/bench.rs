@@ -4,9 +4,11 @@ use std::process::ExitCode;
 
 use secateur::device::DeviceInfo;
 use secateur::engine::GROWTH;
-use secateur::expert::bench::{self, Copied, Lengths, Measured, Spread};
+use secateur::expert::bench::page::Table;
+use secateur::expert::bench::{self, Copied, KernelTimes, Lengths, Measured, Part, Spread};
 use secateur::expert::cache::CacheShape;
 use secateur::expert::file;
+use secateur::expert::kernels::timing::Clock;
 use secateur::expert::model::config::ModelConfig;
 use secateur::expert::model::decoder::{self, Decoder};
 use secateur::expert::weights::Weights;
@@ -47,6 +49,10 @@ pub struct Args {
     /// next ones, which gives the same results.
     #[arg(long)]
     no_replay: bool,
+    /// Also measure the time of each kernel on the device, in a decode step and in a chunk of the prompt. Each launch
+    /// is timed by itself, so the parts need not add up to the step.
+    #[arg(long)]
+    kernels: bool,
     /// Print one JSON object to stdout.
     #[arg(long)]
     json: bool,
@@ -104,16 +110,22 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let pairs = args.prompt.iter().flat_map(|&prompt| args.sequences.iter().map(move |&sequences| (prompt, sequences)));
     let all: Vec<Lengths> =
         pairs.map(|(prompt, sequences)| Lengths { prompt, decode: args.decode, sequences }).collect();
-    for lengths in &all {
+    // Timing kernels takes one decode step more than repetitions.
+    let steps = if args.kernels { args.decode.max(args.repeat.saturating_add(1)) } else { args.decode };
+    let longest_of = |lengths: &Lengths| Lengths { decode: steps, ..*lengths };
+    for lengths in all.iter().map(longest_of) {
         lengths.check(config.longest_context())?;
         CacheShape::new(&config, args.stored.kv, lengths.sequences, GROWTH)?;
     }
     let weights = Weights::open(&source)?;
     let device = trust::open(&args.device.select, args.quiet)?;
+    if args.kernels {
+        bench::check_timed(&device)?;
+    }
     // The context is only as long as the longest case needs, because the RoPE table is as long as the context.
-    let longest = all.iter().map(|lengths| lengths.prompt + lengths.decode).max().unwrap_or(1);
+    let longest = all.iter().map(|lengths| lengths.prompt + steps).max().unwrap_or(1);
     let context = longest.next_multiple_of(GROWTH);
-    for lengths in &all {
+    for lengths in all.iter().map(longest_of) {
         decoder::check_device(&config, lengths.sequences, lengths.prompt + lengths.decode, &device)?;
         let shape = CacheShape::new(&config, args.stored.kv, lengths.sequences, GROWTH)?;
         shape.check_prompt(lengths.prompt.saturating_mul(lengths.sequences), &device.info)?;
@@ -137,9 +149,16 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     };
     let (mut runs, mut failed) = (Vec::new(), None);
     for lengths in all {
-        let measuring = bench::measure(&model, args.stored.kv, lengths, args.repeat, !args.no_replay, &mut tick);
-        let measured = pollster::block_on(measuring);
-        let measured = match measured.map_err(explained) {
+        let measuring = async {
+            let replay = !args.no_replay;
+            let mut measured = bench::measure(&model, args.stored.kv, lengths, args.repeat, replay, &mut tick).await?;
+            if args.kernels {
+                let timing = bench::time_kernels(&model, args.stored.kv, longest_of(&lengths), args.repeat);
+                measured.kernels = Some(timing.await?);
+            }
+            Ok(measured)
+        };
+        let measured = match pollster::block_on(measuring).map_err(explained) {
             Ok(measured) => measured,
             // The measurements made so far are still printed.
             Err(e) if !runs.is_empty() => {
@@ -174,9 +193,10 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         file::write_whole(file, &bench::page::csv(&outcome.model, &line, copied, &runs))?;
     }
     if let Some(file) = &args.html {
-        let rows: Vec<Vec<String>> = outcome.runs.iter().map(row).collect();
+        let all = Table { title: "All results".into(), rows: rows(&outcome) };
+        let tables = [vec![all], kernel_tables(&outcome)].concat();
         let facts = [about(&outcome), below(&outcome)].concat();
-        file::write_whole(file, &bench::page::page(&outcome.model, &line, &facts, &HEAD, &rows, &runs))?;
+        file::write_whole(file, &bench::page::page(&outcome.model, &line, &facts, &tables, &runs))?;
     }
     failed.map_or(Ok(ExitCode::SUCCESS), Err)
 }
@@ -187,7 +207,7 @@ fn preset_help() -> String {
 }
 
 /// The names of the table's columns.
-const HEAD: [&str; 12] = [
+const HEAD: [&str; 13] = [
     "prompt",
     "decode",
     "sequences",
@@ -199,8 +219,14 @@ const HEAD: [&str; 12] = [
     "of copy",
     "prefill GFLOP/s",
     "launches/step",
+    "submits/step",
     "replayed",
 ];
+
+/// The table: the names of the columns and a row for each run.
+fn rows(outcome: &BenchReport) -> Vec<Vec<String>> {
+    std::iter::once(HEAD.map(String::from).to_vec()).chain(outcome.runs.iter().map(row)).collect()
+}
 
 fn row(run: &Run) -> Vec<String> {
     let m = &run.measured;
@@ -216,8 +242,49 @@ fn row(run: &Run) -> Vec<String> {
         format!("{:.0} %", 100.0 * run.decode_bandwidth_fraction),
         format!("{:.1}", m.prefill_flops_per_second() / 1e9),
         format!("{:.0}", m.launches_per_step),
+        m.submits_per_step.map_or("-".into(), |submits| format!("{submits:.2}")),
         format!("{:.0} %", 100.0 * m.replayed),
     ]
+}
+
+/// The time of each kernel, a table for each run and each of its parts.
+fn kernel_tables(outcome: &BenchReport) -> Vec<Table> {
+    let mut tables = Vec::new();
+    for Run { measured: m, .. } in &outcome.runs {
+        let Some(KernelTimes { decode, prefill }) = &m.kernels else { continue };
+        let sequences = if m.sequences == 1 { "1 sequence".into() } else { format!("{} sequences", m.sequences) };
+        let step = m.sequences as f64 * 1e6 / m.decode_tokens_per_second.median;
+        tables.push(Table {
+            title: format!("kernels of a decode step of {sequences}, {} tokens cached in each", decode.cached),
+            rows: kernel_rows(decode, "a step of the run, on average", step),
+        });
+        let chunk = prefill.tokens as f64 * 1e6 / m.prefill_tokens_per_second.median;
+        tables.push(Table {
+            title: format!("kernels of a chunk of a prompt, {} tokens after {}", prefill.tokens, prefill.cached),
+            rows: kernel_rows(prefill, "as many tokens of the run, on average", chunk),
+        });
+    }
+    tables
+}
+
+/// The rows of a table of kernels. `ordinary` is what the last row is about: `run` microseconds of the run in which
+/// no launch was timed by itself.
+fn kernel_rows(part: &Part, ordinary: &str, run: f64) -> Vec<Vec<String>> {
+    let mut rows = vec![["kernel", "launches", "µs", "share"].map(String::from).to_vec()];
+    // A kernel that does not run in every step has a fraction of a launch.
+    let launches = |n: f64| if n.fract() == 0.0 { n.to_string() } else { format!("{n:.1}") };
+    rows.extend(part.kernels.iter().map(|time| {
+        let share = format!("{:.1} %", 100.0 * time.share);
+        vec![time.kernel.into(), launches(time.launches), spread(time.microseconds), share]
+    }));
+    rows.push(vec![
+        "all, one after the other".into(),
+        launches(part.launches()),
+        spread(part.microseconds),
+        String::new(),
+    ]);
+    rows.push(vec![ordinary.into(), String::new(), format!("{run:.1}"), String::new()]);
+    rows
 }
 
 /// The lines about the weights and the device.
@@ -245,19 +312,31 @@ fn below(outcome: &BenchReport) -> Vec<String> {
     });
     let times = outcome.runs.first().map_or(0, |run| run.repetitions);
     let counted = format!("median (smallest - largest) of {times} measurements; the first run is not counted");
-    first.into_iter().chain([counted]).collect()
+    let mut parts = outcome.runs.iter().filter_map(|run| run.measured.kernels.as_ref());
+    let clock = parts.next().map(|times| match [times.decode.clock, times.prefill.clock].contains(&Clock::Host) {
+        false => "kernels are timed by timestamps of the device",
+        true => {
+            "the device has no timestamps, so kernels are timed by the clock of the host, from a launch until the \
+             device has finished it"
+        }
+    });
+    let one_by_one = clock.map(|clock| {
+        format!("{clock}; each launch is timed by itself, so they do not overlap, and need not add up to a step")
+    });
+    first.into_iter().chain([counted]).chain(one_by_one).collect()
 }
 
 fn report(outcome: &BenchReport) -> String {
-    let rows: Vec<Vec<String>> =
-        std::iter::once(HEAD.map(String::from).to_vec()).chain(outcome.runs.iter().map(row)).collect();
     let lines = |lines: Vec<String>| lines.into_iter().map(|line| line + "\n").collect::<String>();
+    let text = |Table { title, rows }: Table| format!("\n{title}\n{}", screen::table(&rows));
+    let kernels: String = kernel_tables(outcome).into_iter().map(text).collect();
     format!(
-        "{} on {}\n{}\n{}{}",
+        "{} on {}\n{}\n{}{kernels}{}{}",
         outcome.model,
         outcome.device.line(),
         lines(about(outcome)),
-        screen::table(&rows),
+        screen::table(&rows(outcome)),
+        if kernels.is_empty() { "" } else { "\n" },
         lines(below(outcome))
     )
 }

@@ -5,6 +5,7 @@ use burn::backend::wgpu::{CubeTensor, SourceKernel};
 use burn::cubecl::server::{KernelArguments, MetadataBindingInfo};
 use burn::cubecl::{CubeCount, CubeDim};
 
+use super::timing;
 use super::uniform::Uniform;
 use super::variant::{Variant, hooks};
 
@@ -69,11 +70,14 @@ pub(super) fn launch<U: Uniform>(variant: &Variant, groups: [usize; 3], buffers:
     count_launch();
     let bindings = buffers.iter().map(|t| t.handle.clone().binding()).collect();
     let [x, y, z] = groups.map(|n| u32::try_from(n).expect("the spec bounds its grid"));
-    buffers[0].client.launch(
-        Box::new(SourceKernel::new(variant.program(), CubeDim::new_1d(variant.threads()))),
-        CubeCount::Static(x, y, z),
-        KernelArguments::new()
-            .with_buffers(bindings)
-            .with_info(MetadataBindingInfo::custom(bytemuck::pod_collect_to_vec(&[uniform]))),
-    );
+    let client = &buffers[0].client;
+    timing::launch(client, variant.kernel, || {
+        client.launch(
+            Box::new(SourceKernel::new(variant.program(), CubeDim::new_1d(variant.threads()))),
+            CubeCount::Static(x, y, z),
+            KernelArguments::new()
+                .with_buffers(bindings)
+                .with_info(MetadataBindingInfo::custom(bytemuck::pod_collect_to_vec(&[uniform]))),
+        );
+    });
 }

@@ -43,6 +43,7 @@ pub mod rope_append;
 pub mod router;
 pub mod sample;
 pub mod state;
+pub mod timing;
 pub mod token_logit;
 pub mod token_mask;
 pub mod top_k;

@@ -1,5 +1,5 @@
 //! The other commands: report, devices, conformance, bench, inspect, and the help texts.
-use super::{broken, edit};
+use super::{adapters, broken, edit};
 use crate::common::command::{F16, fails, json, run};
 use serde_json::Value;
 use std::path::Path;
@@ -133,6 +133,60 @@ fn bench_measures_and_adds_up() {
     });
     let bare = bare.path().to_str().unwrap();
     assert_eq!(run(&["bench", "--device", "cpu", "--model", bare, "--prompt", "4", "--decode", "2"]).code, Some(0));
+}
+
+/// On every adapter, the kernels of a decode step and of a chunk are listed with their launches, which the layers of
+/// the model determine, and with times that are greater than zero.
+#[test]
+fn bench_times_each_kernel() {
+    let refused = run(&["bench", "--device", "cpu", "--model", F16, "--kernels"]);
+    fails(&refused, 2, &["the CPU reference launches no kernels", "at: --kernels", "CPU twin"]);
+    let adapters = adapters();
+    let folder = tempfile::tempdir().unwrap();
+    for adapter in &adapters {
+        let [csv, html] = ["speed.csv", "speed.html"].map(|name| folder.path().join(name));
+        let bench = ["bench", "--quiet", "--device", adapter, "--model", F16, "--prompt", "300", "--decode", "2"];
+        let bench = [&bench[..], &["--repeat", "2", "--kernels"]].concat();
+        let v = json(&run(&[&bench[..], &["--json"]].concat()));
+        let measured = &v["runs"][0];
+        assert!(measured["submits_per_step"].as_f64().is_some_and(|submits| submits > 0.0), "{adapter}: {measured}");
+        let parts = [("decode", 1, 301, "matvec"), ("prefill", 256, 0, "matmul")];
+        for (part, tokens, cached, product) in parts {
+            let timed = &measured["kernels"][part];
+            assert_eq!((timed["tokens"].as_u64(), timed["cached"].as_u64()), (Some(tokens), Some(cached)), "{timed}");
+            assert!(["device", "host"].contains(&timed["clock"].as_str().unwrap()), "{timed}");
+            let kernels = timed["kernels"].as_array().unwrap();
+            let launches = |name: &str| {
+                let of = |kernel: &&Value| kernel["kernel"].as_str().unwrap().starts_with(name);
+                kernels.iter().filter(of).map(|kernel| kernel["launches"].as_f64().unwrap()).sum::<f64>()
+            };
+            // Of 4 layers: two norms, one rotation and four products each. Only the step has the last norm, the head
+            // and a sampled token: it is not the last chunk of the prompt that is timed.
+            let step = if part == "decode" { 1.0 } else { 0.0 };
+            let found = ["embed", "rms_norm", "rope_append", product, "sample"].map(launches);
+            assert_eq!(found, [1.0, 8.0 + step, 4.0, 16.0 + step, step], "{adapter}: {kernels:?}");
+            let sum = |key: &str| kernels.iter().map(|kernel| kernel[key].as_f64().unwrap()).sum::<f64>();
+            assert!((sum("share") - 1.0).abs() < 1e-6, "{timed}");
+            let [min, median, max] = ["min", "median", "max"].map(|key| timed["microseconds"][key].as_f64().unwrap());
+            assert!(0.0 < min && min <= median && median <= max && max.is_finite(), "{timed}");
+            for kernel in kernels {
+                assert!(kernel["microseconds"]["max"].as_f64().unwrap() > 0.0, "{adapter}: {kernel}");
+            }
+        }
+        let table = run(&[&bench[..], &["--csv", csv.to_str().unwrap(), "--html", html.to_str().unwrap()]].concat());
+        assert_eq!(table.code, Some(0), "{}", table.err);
+        let lines =
+            ["kernels of a decode step of 1 sequence, 301 tokens", "kernels of a chunk of a prompt, 256 tokens"];
+        for part in lines.into_iter().chain(["rope_append  4 ", "each launch is timed by itself"]) {
+            assert!(table.out.contains(part), "{adapter}: {part:?} is missing from:\n{}", table.out);
+        }
+        let (csv, html) = (std::fs::read_to_string(csv).unwrap(), std::fs::read_to_string(html).unwrap());
+        assert!(csv.lines().next().unwrap().contains(",decode_us:rope_append,decode_launches:rope_append,"), "{csv}");
+        assert!(html.contains("<h2>kernels of a decode step") && html.contains("<td>rope_append</td><td>4</td>"));
+    }
+    if adapters.is_empty() {
+        println!("SKIPPED: no adapter on this machine");
+    }
 }
 
 #[test]
