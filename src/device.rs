@@ -211,9 +211,10 @@ impl Tuning {
     /// For software adapters; 8 lanes were the fastest on lavapipe. There, the sums of squares of all workgroups take
     /// longer than a launch.
     pub const CPU: Self = Self { kind: ProcessorKind::Cpu, matvec_lanes: 8, norm_in_product: false };
-    /// For GPUs: the lanes of a subgroup share a row. While `rms_norm` runs, on one workgroup for each row, the rest
-    /// of a GPU waits. Norms in products have not been measured on a GPU yet.
-    pub const GPU: Self = Self { kind: ProcessorKind::Gpu, matvec_lanes: 32, norm_in_product: true };
+    /// For GPUs: the lanes of a subgroup share a row. Norms in products would spare launches, but each workgroup would
+    /// read the row and the weights of the norm once more, which is much beside quantized weights. They are off until a
+    /// GPU has been measured (`cargo bench --bench decode` compares both).
+    pub const GPU: Self = Self { kind: ProcessorKind::Gpu, matvec_lanes: 32, norm_in_product: false };
 
     /// Whether invocations are lanes of a CPU's vector unit.
     pub fn is_cpu(self) -> bool {
