@@ -137,6 +137,10 @@ fn twin(st: &mut [u32], text: &mut [u32], spec: &DraftSpec) {
     }
 }
 
+/// The name of a case, the prompt, the tokens that were sampled, how many of them the text has already, the room of the
+/// text, and the chunk.
+type Situation = (&'static str, Vec<u32>, Vec<u32>, usize, usize, usize);
+
 /// No match, a match of one token, of more than the longest ending, and several of which the latest is taken; a text
 /// that ends before there are enough drafts; a ring that has wrapped around; a text that is full, or has lost tokens; a
 /// text of one token; a long text.
@@ -147,8 +151,7 @@ pub(super) fn cases() -> Vec<Case> {
     };
     let whole = |prompt: &[u32], tokens: &[u32]| [prompt, tokens].concat();
     let prompt = [7, 8, 9, 1, 2, 3, 4, 5, 6, 7];
-    // Name, prompt, what was sampled, how much of it the text has already, room, chunk.
-    let cases: Vec<(&str, Vec<u32>, Vec<u32>, usize, usize, usize)> = vec![
+    let cases: Vec<Situation> = vec![
         ("no match", prompt.to_vec(), vec![11, 12], 0, 40, 4),
         ("one token", prompt.to_vec(), vec![11, 2], 1, 40, 4),
         ("latest of the longest", whole(&prompt, &[2, 3, 50, 2, 3, 60]), vec![2, 3], 0, 40, 4),
@@ -164,7 +167,7 @@ pub(super) fn cases() -> Vec<Case> {
         ("two matches of one length", words(3000, 4000, 3), vec![], 0, 3000, 8),
     ];
     let ring = 16;
-    let case = |(name, prompt, sampled, had, room, chunk): (&'static str, Vec<u32>, Vec<u32>, usize, usize, usize)| {
+    let case = |(name, prompt, sampled, had, room, chunk): Situation| {
         let name = format!("{name}: prompt {} sampled {} room {room} chunk {chunk}", prompt.len(), sampled.len());
         Case::new("draft", name, move |device| {
             let steps = sampled.len() as u32;
