@@ -9,12 +9,13 @@ use std::sync::OnceLock;
 use secateur::Request;
 
 /// Settings that messages name although they are no field of a request.
-const OF_LOADING: [&str; 13] = [
+const OF_LOADING: [&str; 14] = [
     "api_key_file",
     "context",
     "cors",
     "device",
     "host",
+    "kernels",
     "kv",
     "model",
     "preset",
