@@ -703,7 +703,7 @@ mod tests {
         let own = json!({
             "policy": "h2o", "budget": "tokens:7", "window": 3, "probe_every": 9, "probe_text": "Sum up.</think>",
             "scope": "head", "layers": "0-1", "normalise": "per-head", "positions": "compact", "steps": "sentences",
-            "attention": "layers", "max_answer_tokens": 5,
+            "attention": "layers", "max_answer_tokens": 5, "draft": 2,
         });
         assert_eq!(own.as_object().map(Map::len), Some(Request::OWN_FIELDS.len()));
         let mut fields = own.clone();
