@@ -103,7 +103,7 @@ pub struct Settings {
     /// As `logprobs`, for the tokens of the prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_logprobs: Option<usize>,
-    /// Tokens that each decode step drafts from the text so far, at most [`MOST_DRAFTS`](crate::engine::MOST_DRAFTS).
+    /// Tokens that each decode step drafts from the text so far, at most [`MOST_DRAFTS`].
     /// What is generated does not depend on them.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub draft: usize,

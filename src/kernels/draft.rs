@@ -154,7 +154,7 @@ pub(super) fn cases() -> Vec<Case> {
     let cases: Vec<Situation> = vec![
         ("no match", prompt.to_vec(), vec![11, 12], 0, 40, 4),
         ("one token", prompt.to_vec(), vec![11, 2], 1, 40, 4),
-        ("latest of the longest", whole(&prompt, &[2, 3, 50, 2, 3, 60]), vec![2, 3], 0, 40, 4),
+        ("latest of the longest", whole(&prompt, &[2, 3, 50, 2, 3, 60, 3, 70]), vec![2, 3], 0, 40, 4),
         ("more than the longest", whole(&prompt, &prompt), vec![1, 2, 3, 4, 5, 6, 7], 3, 60, 8),
         ("end of the text", vec![1], vec![5, 6, 5, 6], 2, 40, 8),
         ("equal tokens", vec![4], vec![4, 4], 0, 40, 5),

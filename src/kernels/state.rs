@@ -47,7 +47,7 @@ layout! {
     FREQUENCY = 12 is SEQ_FREQUENCY;
     /// f32: the amount that is subtracted once from the logit of a token that was generated.
     PRESENCE = 13 is SEQ_PRESENCE;
-    /// The number of sampled tokens at which steps with drafts stop: see [`sample`](super::sample).
+    /// The number of sampled tokens at which steps with drafts stop: see [`sample`](super::sample()).
     LIMIT = 14 is SEQ_LIMIT;
     /// Words of a sequence's list of tokens that a step with drafts forwards: the pending token, then the drafts.
     DRAFTED = 8 is DRAFTED;
