@@ -206,7 +206,14 @@ const WRONG: &[Mutant] = &[
     ("matvec", "matvec", "forgets the gains of a half", "o.a *= gain(k / 4u);", "o.a *= 1.0;", 18),
     ("matvec", "matvec", "forgets eps", "+ info.eps)", "+ 0.0 * info.eps)", 18),
     ("matvec", "matvec", "a mean over too many", "f32(info.cols)", "f32(info.cols + 8u)", 18),
-    ("matvec", "matvec", "the first row's norm for all", "part[SQUARES + i * THREADS]", "part[SQUARES]", 12),
+    (
+        "matvec",
+        "matvec",
+        "the first row's norm for all",
+        "part[SQUARES + i * THREADS]",
+        "part[SQUARES + min(i, 0u)]",
+        12,
+    ),
     (
         "matvec",
         "matvec",

@@ -196,7 +196,7 @@ fn the_state_is_laid_out_as_shaders_read_it() {
     let mut declared = BTreeMap::new();
     for (_, constant) in module.constants.iter() {
         let name = constant.name.as_deref().unwrap_or_default();
-        if ["SEQ", "ROW"].contains(&name.split('_').next().expect("one part at least")) {
+        if ["SEQ", "ROW", "DRAFTED"].contains(&name.split('_').next().expect("one part at least")) {
             let naga::Expression::Literal(naga::Literal::U32(value)) = module.global_expressions[constant.init] else {
                 panic!("{name} is not a literal")
             };
