@@ -178,7 +178,7 @@ fn bench_times_each_kernel() {
         assert_eq!(table.code, Some(0), "{}", table.err);
         let lines =
             ["kernels of a decode step of 1 sequence, 301 tokens", "kernels of a chunk of a prompt, 256 tokens"];
-        for part in lines.into_iter().chain(["rope_append  4 ", "each launch is timed by itself"]) {
+        for part in lines.into_iter().chain(["each launch is timed by itself"]) {
             assert!(table.out.contains(part), "{adapter}: {part:?} is missing from:\n{}", table.out);
         }
         let (csv, html) = (std::fs::read_to_string(csv).unwrap(), std::fs::read_to_string(html).unwrap());
