@@ -85,6 +85,7 @@ for preset in $presets; do
     done
     measure "$preset: prompts" "${bench[@]}" --prompt "$prompts" --decode 64
     measure "$preset: side by side" "${bench[@]}" --prompt 128 --decode 64 --sequences "$sequences"
+    measure "$preset: kernels" "${bench[@]}" --prompt 512 --decode 64 --kernels
     for weights in q8 q6 q4; do
         measure "$preset: $weights" "${bench[@]}" --prompt 512 --decode 256 --weights "$weights"
     done
@@ -94,8 +95,8 @@ if [ -n "$model" ]; then
     measure "$model" "$SECATEUR" bench --quiet --device "$device" --model "$model" --prompt 512 --decode 256
     measure "$model: pruning" cargo bench --quiet --bench pruning -- "$model" "$device"
     if [ -n "${LLAMA_BENCH:-}" ]; then
-        measure "$model: llama.cpp" "$LLAMA_BENCH" -m "$model" -p 512 -n 256 -r 3
-        measure "$model: secateur again" "$SECATEUR" bench --quiet --device "$device" --model "$model" --prompt 512 --decode 256
+        measure "$model: beside llama.cpp" python3 benches/rivals.py "$model" --llama-bench "$LLAMA_BENCH" \
+            --secateur "$SECATEUR" --device "$device" --prompt 512 --decode 256
     else
         printf '\nllama.cpp was not measured: LLAMA_BENCH names no program.\n' >>"$out"
     fi

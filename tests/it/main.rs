@@ -33,6 +33,8 @@ mod prompts;
 mod reasoner;
 mod repeated;
 mod request;
+#[cfg(unix)]
+mod rivals;
 mod sampling;
 mod serve;
 mod serving;
