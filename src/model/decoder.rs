@@ -528,9 +528,10 @@ impl Decoder {
         plan.input.seqs().iter().enumerate().map(read).collect()
     }
 
-    /// Updates what the cache tracks of past attention, except by a probe.
+    /// Updates what the cache tracks of past attention, except by a probe, and except by drafts: a neighbour's policy
+    /// may need it, but not that of a sequence with drafts.
     fn track(&self, layer: usize, q: &Tensor<2>, lse: &Tensor<2>, plan: &Plan<'_>, cache: &mut KvCache) {
-        if matches!(plan.input, Input::Probe { .. }) {
+        if matches!(plan.input, Input::Probe { .. } | Input::Drafted { .. }) {
             return;
         }
         if cache.tracking().sums {

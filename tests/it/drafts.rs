@@ -1,7 +1,7 @@
 //! Drafts change no bit: the same tokens, the same measurements of policies, the same evictions as without them.
 use secateur::device::ComputeDevice;
 use secateur::engine::{Engine, Event, LoadOptions, Prompt, RunResult, Settings};
-use secateur::policy::{Budget, Full, LastAttention, Positions, Random, ThinkClearly};
+use secateur::policy::{Budget, Full, H2o, LastAttention, Positions, Random, SnapKv, ThinkClearly};
 use secateur::sampling::Sampling;
 use secateur::trace::{StopReason, Trace};
 use secateur::{Dtype, ModelSource, PolicyRef, builtin};
@@ -126,14 +126,25 @@ fn neighbours_do_not_change_what_is_drafted() {
     let _guard = beside_others();
     for device in two() {
         let mut engine = engine("", device, 3, 512);
-        let questions = ["a=1 b=2 c=a+b c?", builtin::EXAMPLE, "a=3 b=a+1 b?", builtin::EXAMPLE, "a=5 a?"];
+        let questions = [
+            "a=1 b=2 c=a+b c?",
+            builtin::EXAMPLE,
+            "a=3 b=a+1 b?",
+            builtin::EXAMPLE,
+            "a=5 a?",
+            "a=2 b=4 c=a+b c?",
+            "a=7 b=a-2 b?",
+        ];
         let clearly = shortened(pruned(ThinkClearly.into(), Budget::Ratio(0.5)));
         let settings = [
             Settings { draft: 3, ..clearly.clone() },
             Settings { draft: 1, sampling: drawn(0.9), seed: 8, ..clearly.clone() },
             clearly.clone(),
             Settings { draft: 7, policy: Full.into(), ignore_eos: true, max_new_tokens: 90, ..clearly.clone() },
-            Settings { draft: 2, max_new_tokens: 1, ..clearly },
+            Settings { draft: 2, max_new_tokens: 1, ..clearly.clone() },
+            // These have no drafts, because the cache records something of each of their tokens.
+            Settings { policy: H2o.into(), ..clearly.clone() },
+            Settings { policy: SnapKv.into(), ..clearly },
         ];
         let requests: Vec<(Prompt, Settings)> =
             questions.iter().zip(settings).map(|(q, s)| (Prompt::Chat((*q).into()), s)).collect();
