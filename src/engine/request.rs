@@ -3,7 +3,7 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use super::MOST_LOGPROBS;
+use super::{MOST_DRAFTS, MOST_LOGPROBS};
 use crate::answer_format::AnswerFormat;
 use crate::dtype::Dtype;
 use crate::model::config::GenerationDefaults;
@@ -403,7 +403,7 @@ impl Request {
             prompt_logprobs: self.prompt_logprobs,
             draft: self.draft.unwrap_or(default.draft),
         };
-        if let Some(why) = settings.undraftable().filter(|_| settings.draft > 0) {
+        if let Some(why) = settings.undraftable().filter(|_| (1..=MOST_DRAFTS).contains(&settings.draft)) {
             notes.push(format!("{why}: nothing is drafted"));
             settings.draft = 0;
         }

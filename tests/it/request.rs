@@ -225,6 +225,7 @@ fn a_wrong_request_is_refused_and_says_why() {
         (json!({"prompt": "x", "stop_ids": [4_000_000]}), &["`stop_ids`", "outside the vocabulary"]),
         (json!({"prompt": "x", "max_answer_tokens": 0}), &["`max_answer_tokens`"]),
         (json!({"prompt": "x", "draft": 8}), &["`draft`", "at most 7"]),
+        (json!({"prompt": "x", "draft": 8, "policy": "h2o"}), &["`draft`", "at most 7"]),
         (
             json!({"prompt": "x", "answer_format": {"type": "regex", "pattern": "("}}),
             &["`answer_format`", "invalid regex"],
