@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::answer_format::AnswerFormat;
 use crate::engine::MOST_DRAFTS;
-use crate::policy::{self, Budget, Layers, Measurement, Normalise, PolicyRef, Positions, Scope};
+use crate::policy::{self, Budget, Layers, Normalise, PolicyRef, Positions, Scope};
 use crate::probe;
 use crate::sampling::Sampling;
 use crate::steps::Boundaries;
@@ -109,7 +109,7 @@ pub struct Settings {
     pub draft: usize,
 }
 
-fn is_zero(value: &usize) -> bool {
+pub(crate) fn is_zero(value: &usize) -> bool {
     *value == 0
 }
 
@@ -136,10 +136,8 @@ impl Settings {
         if let Some((name, _)) = needs_each.iter().find(|(_, given)| *given) {
             return Some(format!("`{name}` needs each token before the next one is forwarded"));
         }
-        let needs = self.policy.needs();
-        let measures_all = needs.adds_up() || needs.queries() > 0 || needs == Measurement::Recurrence;
         let why = || format!("the policy {} measures every token that is forwarded", self.policy);
-        (self.policy.evicts() && measures_all).then(why)
+        (self.policy.evicts() && self.policy.needs().follows_every_token()).then(why)
     }
 
     /// Checks the number of drafts, and that the other settings allow them.

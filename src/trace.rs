@@ -261,12 +261,8 @@ pub struct Totals {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probability_missed: Option<f32>,
     /// Decode steps with drafts, each of which added one token or more, or none near a probe. Absent without drafts.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "crate::settings::is_zero")]
     pub draft_steps: usize,
-}
-
-fn is_zero(value: &usize) -> bool {
-    *value == 0
 }
 
 impl Totals {

@@ -57,7 +57,7 @@ impl CacheShape {
         self.dtype.row_words(self.head_dim)
     }
 
-    /// u32 words of the state on the device: headers, tables, rings and the row map.
+    /// u32 words of the state on the device: headers, tables, rings, the row map, and what steps with drafts need.
     pub(super) fn state_words(&self) -> usize {
         self.seqs * (state::SEQ + self.layers * state::ROW + RING + 1 + state::DRAFTED) + MOST_TOGETHER
     }

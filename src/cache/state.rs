@@ -121,9 +121,8 @@ impl DeviceState {
         }
         let offset = self.rows_offset();
         let rows: Vec<usize> = seqs.iter().flat_map(|seq| std::iter::repeat_n(*seq, chunk)).collect();
-        if !self.selected_rows.starts_with(&rows) {
-            self.selected_rows[..rows.len()].copy_from_slice(&rows);
-            self.write(offset, rows.iter().map(|seq| *seq as u32).collect());
+        if renewed(&mut self.selected_rows, &rows) {
+            self.write_list(offset, &rows);
         }
         offset
     }
@@ -140,9 +139,8 @@ impl DeviceState {
     /// words.
     pub fn select(&mut self, seqs: &[usize]) -> usize {
         let offset = self.row_map_offset();
-        if !self.selected.starts_with(seqs) {
-            self.selected[..seqs.len()].copy_from_slice(seqs);
-            self.write(offset, seqs.iter().map(|seq| *seq as u32).collect());
+        if renewed(&mut self.selected, seqs) {
+            self.write_list(offset, seqs);
         }
         offset
     }
@@ -169,6 +167,10 @@ impl DeviceState {
     pub fn write_sampler(&mut self, seq: usize, settings: state::SamplerHeader) {
         self.limits[seq] = 0;
         self.write(seq * state::SEQ + state::MISSED, settings.words().to_vec());
+    }
+
+    fn write_list(&mut self, offset: usize, seqs: &[usize]) {
+        self.write(offset, seqs.iter().map(|seq| *seq as u32).collect());
     }
 
     fn write(&mut self, offset: usize, words: Vec<u32>) {
@@ -209,4 +211,13 @@ impl DeviceState {
         let ring = self.ring_offset(seq);
         (from..to).map(move |step| copy[ring + step as usize % RING])
     }
+}
+
+/// Makes `list` the beginning of `written`, which mirrors a list on the device. Returns whether that changed it.
+fn renewed(written: &mut [usize], list: &[usize]) -> bool {
+    let changed = !written.starts_with(list);
+    if changed {
+        written[..list.len()].copy_from_slice(list);
+    }
+    changed
 }

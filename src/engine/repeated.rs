@@ -14,8 +14,8 @@ const MOST_TRIES: usize = 3;
 pub(super) struct StepKey {
     /// The sequences, in the order of their rows.
     seqs: Vec<usize>,
-    /// Rows of each sequence.
-    chunk: usize,
+    /// With drafts, the rows of each sequence.
+    drafted: Option<usize>,
     /// The [`generation`](crate::cache::KvCache::generation) of the cache.
     generation: u64,
     /// The launching thread, because the device keeps no order between the work of two threads.
@@ -23,9 +23,9 @@ pub(super) struct StepKey {
 }
 
 impl StepKey {
-    /// The step of `seqs` that this thread launches, with `chunk` rows of each.
-    pub fn new(seqs: &[usize], chunk: usize, generation: u64) -> Self {
-        Self { seqs: seqs.to_vec(), chunk, generation, thread: thread::current().id() }
+    /// The step of `seqs` that this thread launches. `drafted`: the rows of each, if it has drafts.
+    pub fn new(seqs: &[usize], drafted: Option<usize>, generation: u64) -> Self {
+        Self { seqs: seqs.to_vec(), drafted, generation, thread: thread::current().id() }
     }
 }
 

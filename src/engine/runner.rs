@@ -492,7 +492,11 @@ impl Runner {
             return (0..steps).try_for_each(|_| self.decode_then(seqs, Vec::new));
         }
         self.repeated.note(seqs);
-        (0..steps).try_for_each(|_| self.decode_alike(seqs))
+        (0..steps).try_for_each(|_| {
+            self.step_alike(Input::Pending(seqs))?;
+            self.cache.sampled(seqs, 1);
+            Ok(())
+        })
     }
 
     /// Makes `steps` decode steps of all of `seqs` with drafts, `chunk` rows of each sequence. `limits` are the numbers
@@ -515,40 +519,15 @@ impl Runner {
             _ => chunk,
         };
         self.repeated.note(seqs);
-        // These lists are written before a step is recorded, because a recording cannot write them.
-        self.cache.select(seqs);
+        // The list is written before a step is recorded, because a recording cannot write it.
         self.cache.select_rows(seqs, chunk);
         seqs.iter().zip(limits).for_each(|(seq, limit)| self.cache.limit(*seq, *limit));
         (0..steps).try_for_each(|_| {
-            self.step_drafted(seqs, chunk)?;
+            self.step_alike(Input::Drafted { seqs, chunk })?;
             self.cache.drafted(seqs, chunk);
             self.drafts.note(seqs, chunk);
             Ok(())
         })
-    }
-
-    fn step_drafted(&mut self, seqs: &[usize], chunk: usize) -> Result<()> {
-        let Self { model, cache, sampler, repeated, drafts, .. } = self;
-        model.device().note_step();
-        let plan = model.plan(Input::Drafted { seqs, chunk }, cache)?;
-        let step = StepKey::new(seqs, chunk, cache.generation());
-        if let Some(recording) = repeated.recording(&step) {
-            return recording.replay();
-        }
-        let record = repeated.is_steady() && plan.repeats() && cache.has_room(seqs, ROOM_TO_RECORD);
-        let mut launch = || {
-            seqs.iter().for_each(|seq| drafts.look_up(*seq, chunk, cache));
-            let out = model.forward(&plan, cache, None);
-            sampler.launch_drafted(&model.logits(&out, Logits::All), cache, seqs, chunk);
-        };
-        match record {
-            true => {
-                let recorded = Recording::record(&model.device().burn, launch);
-                repeated.keep(step, recorded.inspect_err(|e| model.device().give_up(e))?);
-            }
-            false => launch(),
-        }
-        Ok(())
     }
 
     /// Whether every layer of `seqs` has room for `extra` more tokens of each.
@@ -586,33 +565,40 @@ impl Runner {
         self.cache.tracking() != Tracking::default() || seqs.iter().any(|seq| self.reported[*seq].0)
     }
 
-    /// A decode step of `seqs` without tracking and reports. If its launches were recorded, they are replayed.
-    /// Otherwise the step is launched, and recorded if more steps of the same sequences are likely.
-    fn decode_alike(&mut self, seqs: &[usize]) -> Result<()> {
-        let Self { model, cache, sampler, repeated, .. } = self;
+    /// A decode step without tracking and reports, of pending tokens with or without drafts. If its launches were
+    /// recorded, they are replayed. Otherwise the step is launched, and recorded if more steps of the same sequences are
+    /// likely. The host does not note yet that the sequences have advanced.
+    fn step_alike(&mut self, input: Input<'_>) -> Result<()> {
+        let Self { model, cache, sampler, repeated, drafts, .. } = self;
+        let (seqs, chunk) = (input.seqs(), input.chunk());
         model.device().note_step();
-        if !cache.has_room(seqs, 1) {
+        if !cache.has_room(seqs, chunk) {
             repeated.drop_recording();
         }
-        let plan = model.plan(Input::Pending(seqs), cache)?;
-        let step = StepKey::new(seqs, 1, cache.generation());
+        let plan = model.plan(input, cache)?;
+        let drafted = matches!(input, Input::Drafted { .. }).then_some(chunk);
+        let step = StepKey::new(seqs, drafted, cache.generation());
         if let Some(recording) = repeated.recording(&step) {
-            recording.replay()?;
-        } else {
-            let record = repeated.is_steady() && plan.repeats() && cache.has_room(seqs, ROOM_TO_RECORD);
-            let mut launch = || {
-                let out = model.forward(&plan, cache, None);
-                sampler.launch(&model.logits(&out, Logits::Last), cache, seqs, 1);
-            };
-            match record {
-                true => {
-                    let recorded = Recording::record(&model.device().burn, launch);
-                    repeated.keep(step, recorded.inspect_err(|e| model.device().give_up(e))?);
-                }
-                false => launch(),
-            }
+            return recording.replay();
         }
-        cache.sampled(seqs, 1);
+        let record = repeated.is_steady() && plan.repeats() && cache.has_room(seqs, ROOM_TO_RECORD);
+        let mut launch = || {
+            if drafted.is_some() {
+                seqs.iter().for_each(|seq| drafts.look_up(*seq, chunk, cache));
+            }
+            let logits = model.logits(&model.forward(&plan, cache, None), Logits::All);
+            match drafted {
+                Some(chunk) => sampler.launch_drafted(&logits, cache, seqs, chunk),
+                None => sampler.launch(&logits, cache, seqs, 1),
+            }
+        };
+        match record {
+            true => {
+                let recorded = Recording::record(&model.device().burn, launch);
+                repeated.keep(step, recorded.inspect_err(|e| model.device().give_up(e))?);
+            }
+            false => launch(),
+        }
         Ok(())
     }
 

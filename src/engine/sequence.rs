@@ -305,11 +305,9 @@ impl Sequence {
     /// Steps with drafts that may be launched now, with `chunk` rows: as many as are likely to be needed, and at most two
     /// bursts of `burst` steps ahead of what was read. A step beyond what is needed adds no token.
     pub fn draft_room(&self, burst: usize, chunk: usize) -> usize {
-        let left = self.draft_limit().saturating_sub(self.tokens.len());
-        if left == 0 {
-            return 0;
-        }
-        let needed = (left as f64 / self.drafted.tokens_a_step().min(chunk as f64)).ceil() as usize;
+        let read = self.tokens.len();
+        let left = self.draft_limit().saturating_sub(read);
+        let needed = (left as f64 / self.drafted.tokens_a_step(read).min(chunk as f64)).ceil() as usize;
         needed.min(2 * burst).min(most_under_way(chunk)).saturating_sub(self.drafted.under_way())
     }
 
@@ -328,7 +326,6 @@ impl Sequence {
     pub fn read_drafted(&mut self, steps: usize) {
         if self.drafts() > 0 {
             self.drafted.read = steps;
-            self.drafted.tokens = self.tokens.len();
             self.issued = self.tokens.len() + self.drafted.under_way();
         }
     }
@@ -660,8 +657,6 @@ struct Drafted {
     launched: usize,
     /// Steps whose tokens were read.
     read: usize,
-    /// Tokens that were read with them.
-    tokens: usize,
 }
 
 impl Drafted {
@@ -670,9 +665,9 @@ impl Drafted {
         self.launched - self.read
     }
 
-    /// The mean number of tokens of a step so far, at least 1.
-    fn tokens_a_step(&self) -> f64 {
-        if self.read == 0 { 1.0 } else { (self.tokens as f64 / self.read as f64).max(1.0) }
+    /// The mean number of tokens of a step, at least 1, if `tokens` were read so far.
+    fn tokens_a_step(&self, tokens: usize) -> f64 {
+        if self.read == 0 { 1.0 } else { (tokens as f64 / self.read as f64).max(1.0) }
     }
 }
 

@@ -308,7 +308,7 @@ fn twin(q: &[f32], kv: &[u32], st: &[u32], rope: &[f32], spec: &AttentionSpec) -
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {
-        for (d, heads, kv_heads, n, chunk, seqs, already_cached, rotate, lens, caps) in [
+        let together = [
             // A prompt of the built-in model: a short test that takes the first case compiles what that model needs.
             (32, 4, 2, 9, 9, vec![1], 0, false, [1, 250, 1], [2, 270, 2]),
             (16, 6, 2, 3, 1, vec![1, 2, 0], 0, false, [0, 7, 300], [4, 8, 301]),
@@ -333,10 +333,14 @@ pub(super) fn cases() -> Vec<Case> {
             (256, 8, 1, 2, 1, vec![1, 2], 0, false, [3, 600, 511], [4, 601, 700]),
             (192, 6, 2, 9, 9, vec![1], 0, true, [1, 250, 1], [2, 270, 2]),
             (256, 5, 5, 70, 70, vec![0], 0, false, [290, 1, 1], [400, 2, 2]),
-            // Steps with drafts: three and four rows of each sequence.
+        ];
+        // Steps with drafts: three and four rows of each sequence.
+        let separate = [
             (64, 6, 2, 6, 3, vec![2, 0], 0, false, [63, 7, 254], [80, 8, 300]),
             (128, 7, 1, 4, 4, vec![1], 0, true, [3, 600, 511], [4, 640, 700]),
-        ] {
+        ];
+        let shapes = together.map(|shape| (false, shape)).into_iter().chain(separate.map(|shape| (true, shape)));
+        for (separate, (d, heads, kv_heads, n, chunk, seqs, already_cached, rotate, lens, caps)) in shapes {
             for tuning in [Tuning::CPU, Tuning::GPU] {
                 let (seqs, name) = (
                     seqs.clone(),
@@ -351,7 +355,6 @@ pub(super) fn cases() -> Vec<Case> {
                     let (row_seq_offset, layer_table_offset, positions) =
                         (builder.row_seq_offset(), builder.layer_table_offset(1), 800);
                     let layer = LayerSpec { dtype, d, heads, kv_heads, layer_table_offset, positions, compact: rotate };
-                    let separate = chunk == 1 || n != chunk || chunk == 4;
                     let spec =
                         AttentionSpec { layer, n, chunk, separate, row_seq_offset, most_seen, already_cached, tuning };
                     let rope = device_rope(d, 1e4, positions, device);

@@ -112,7 +112,7 @@ registry! {
     query_ring: QueryRingSpec, latest_queries, store_queries;
     cache_gather: GatherSpec, cache_gather;
     draft: DraftSpec, draft;
-    top_k: TopKSpec, top_k, top_k_merge;
+    top_k: Candidates, TopKSpec, candidates, top_k, top_k_merge;
     sample: SampleSpec, sample;
     token_logit: TokenLogitSpec, token_logit;
     penalty: PenaltySpec, penalty;

@@ -37,7 +37,7 @@ use super::top_k::MOST;
 use super::twin::{slice, slice_mut};
 use super::uniform::uniform;
 use super::variant::Variant;
-use super::{TopKSpec, state, top_k, top_k_merge};
+use super::{Candidates, TopKSpec, candidates, state};
 use burn::backend::flex::FlexTensor;
 use burn::backend::wgpu::CubeTensor;
 use burn::tensor::{Int, Tensor};
@@ -325,17 +325,14 @@ pub(super) fn cases() -> Vec<Case> {
                 let row_seq_offset = state.row_seq_offset();
                 let spec = TopKSpec { count: vocab, n, k, merge: false, row_seq_offset, seen_words };
                 let (state, seen) = (device_words(state.build(), device), device_words(seen, device));
-                let (mut lists, sums) = top_k(&device_floats(logits, n, vocab, device), &state, &seen, spec);
-                let (mut count, chunks) = (spec.lists(), spec.lists());
-                if let Some(merging) = spec.merging() {
-                    lists = top_k_merge(&lists, &state, &seen, merging);
-                    count = 1;
-                }
+                let chunks = spec.lists();
+                let logits = device_floats(logits, n, vocab, device);
+                let Candidates { lists, per_row, sums } = candidates(&logits, &state, &seen, spec);
                 let spec = SampleSpec {
                     n,
                     drafts: None,
                     k,
-                    lists: count,
+                    lists: per_row,
                     chunks,
                     row_seq_offset,
                     layers,
@@ -392,17 +389,14 @@ fn case_with_drafts(k: usize, advance: usize) -> Case {
         let listing = device_words([words.clone(), rows].concat(), device);
         let seen = device_words(vec![0; all_seqs * seen_words], device);
         let spec = TopKSpec { count: vocab, n, k, merge: false, row_seq_offset: listed, seen_words };
-        let (mut lists, sums) = top_k(&device_floats(logits, n, vocab, device), &listing, &seen, spec);
-        let (mut count, chunks) = (spec.lists(), spec.lists());
-        if let Some(merging) = spec.merging() {
-            lists = top_k_merge(&lists, &listing, &seen, merging);
-            count = 1;
-        }
+        let chunks = spec.lists();
+        let logits = device_floats(logits, n, vocab, device);
+        let Candidates { lists, per_row, sums } = candidates(&logits, &listing, &seen, spec);
         let spec = SampleSpec {
             n,
             drafts: Some(DraftRows { chunk, drafts_offset }),
             k,
-            lists: count,
+            lists: per_row,
             chunks,
             row_seq_offset,
             layers,

@@ -3,7 +3,8 @@
 //!
 //! The state is one buffer of u32 words: a header of [`SEQ`] words for each sequence; then, for each layer and
 //! sequence, an entry of [`ROW`] words; then the ring of sampled ids of each sequence; then the list that names the
-//! sequence of each row of a step; then, for each sequence, the [`DRAFTED`] tokens of its next step with drafts.
+//! sequence of each row of a step; then the same list for steps with drafts; then, for each sequence, the [`DRAFTED`]
+//! tokens of its next step with drafts.
 
 /// Declares the words of a header or an entry, each with the constant of `common.wgsl` that must have the same value.
 /// A test compares them.

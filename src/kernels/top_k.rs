@@ -73,6 +73,25 @@ pub fn top_k_merge(
     Tensor::from_dispatch(merged)
 }
 
+/// What a draw chooses from.
+pub struct Candidates {
+    /// The lists of each row: one, unless `k` is 1.
+    pub lists: Tensor<1, Int>,
+    /// Lists of a row.
+    pub per_row: usize,
+    /// The sums of the chunks of each row, as [`top_k`] gives them.
+    pub sums: Tensor<2>,
+}
+
+/// [`top_k`], and [`top_k_merge`] where a row has several lists that can be merged.
+pub fn candidates(logits: &Tensor<2>, state: &Tensor<1, Int>, seen: &Tensor<1, Int>, spec: TopKSpec) -> Candidates {
+    let (lists, sums) = top_k(logits, state, seen, spec);
+    match spec.merging() {
+        Some(merging) => Candidates { lists: top_k_merge(&lists, state, seen, merging), per_row: 1, sums },
+        None => Candidates { lists, per_row: spec.lists(), sums },
+    }
+}
+
 uniform! {
     struct Info { count: u32, groups: u32, row_seq_offset: u32, seen_words: u32 }
 }

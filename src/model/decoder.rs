@@ -124,7 +124,7 @@ pub enum Input<'a> {
 
 impl Input<'_> {
     /// The sequences that are forwarded.
-    fn seqs(&self) -> &[usize] {
+    pub(crate) fn seqs(&self) -> &[usize] {
         match self {
             Input::Chunk { seq, .. } | Input::Probe { seq, .. } => std::slice::from_ref(seq),
             Input::Pending(seqs) | Input::Drafted { seqs, .. } => seqs,
@@ -132,7 +132,7 @@ impl Input<'_> {
     }
 
     /// Tokens of each sequence.
-    fn chunk(&self) -> usize {
+    pub(crate) fn chunk(&self) -> usize {
         match self {
             Input::Chunk { ids, .. } | Input::Probe { ids, .. } => ids.len(),
             Input::Pending(_) => 1,

@@ -192,6 +192,11 @@ impl Measurement {
         }
     }
 
+    /// Whether something is recorded of every token that is forwarded.
+    pub(crate) fn follows_every_token(self) -> bool {
+        self.adds_up() || self.queries() > 0 || self == Self::Recurrence
+    }
+
     /// Whether the measurement provides a view's scores.
     pub fn scores(self) -> bool {
         self != Self::Nothing

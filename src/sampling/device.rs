@@ -9,7 +9,9 @@ use crate::cache::{KvCache, RING};
 use crate::device::{ComputeDevice, DeviceInfo};
 use crate::kernels::sample::DraftRows;
 use crate::kernels::state::{self, SamplerHeader};
-use crate::kernels::{self, InPlace, PenaltySpec, SampleSpec, TokenLogitSpec, TokenMaskSpec, TopKSpec, memory, top_k};
+use crate::kernels::{
+    self, Candidates, InPlace, PenaltySpec, SampleSpec, TokenLogitSpec, TokenMaskSpec, TopKSpec, memory, top_k,
+};
 use crate::{Error, ErrorKind, Result};
 
 /// The most candidates of a draw. With a larger top-k, or with none, a draw is among this many of the most likely
@@ -200,16 +202,24 @@ impl Sampler {
         // Greedy sampling needs only the first candidate.
         let k = if seqs.iter().all(|seq| self.settings[*seq].is_greedy()) { 1 } else { MOST_CANDIDATES };
         let spec = TopKSpec { count, n, k, merge: false, row_seq_offset, seen_words };
-        let (mut candidates, sums) = kernels::top_k(logits, cache.state(), &self.seen, spec);
-        let (mut lists, chunks) = (spec.lists(), spec.lists());
-        if let Some(merging) = spec.merging() {
-            candidates = kernels::top_k_merge(&candidates, cache.state(), &self.seen, merging);
-            lists = 1;
-        }
+        let chunks = spec.lists();
+        let Candidates { lists: candidates, per_row, sums } =
+            kernels::candidates(logits, cache.state(), &self.seen, spec);
         let (layers, all_seqs, ring) = (cache.shape().layers, cache.shape().seqs, RING);
         let row_seq_offset = cache.select(seqs);
-        let spec =
-            SampleSpec { n, drafts, k, lists, chunks, row_seq_offset, layers, all_seqs, ring, advance, seen_words };
+        let spec = SampleSpec {
+            n,
+            drafts,
+            k,
+            lists: per_row,
+            chunks,
+            row_seq_offset,
+            layers,
+            all_seqs,
+            ring,
+            advance,
+            seen_words,
+        };
         let seen = &mut self.seen;
         cache.write_sampled(|state| seen.update(|seen| kernels::sample(&candidates, &sums, state, seen, spec)));
     }
@@ -238,10 +248,7 @@ impl Sampler {
         });
         let (row_seq_offset, seen_words) = (state::SEQ, self.seen_words);
         let spec = TopKSpec { count, n, k: MOST_CANDIDATES, merge: false, row_seq_offset, seen_words };
-        let (mut highest, sums) = kernels::top_k(logits, state, seen, spec);
-        if let Some(merging) = spec.merging() {
-            highest = kernels::top_k_merge(&highest, state, seen, merging);
-        }
+        let Candidates { lists: highest, sums, .. } = kernels::candidates(logits, state, seen, spec);
         Observed { rows: n, highest, sums, chosen }
     }
 
