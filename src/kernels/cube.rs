@@ -62,13 +62,26 @@ pub(super) fn count_upload() {
 
 /// Launches `variant` on a grid of `groups` workgroups with `buffers`, in the order of their bindings, and `uniform`
 /// after them.
+///
+/// # Panics
+/// If two bindings have the same memory. WebGPU refuses that, because every binding is declared as writable; wgpu on
+/// Vulkan, Metal and DX12 does not.
 pub(super) fn launch<U: Uniform>(variant: &Variant, groups: [usize; 3], buffers: &[&CubeTensor], uniform: U) {
     debug_assert_eq!(variant.uniform, U::MEMBERS, "{}: another shader's uniform", variant.kernel);
     if hooks::on() {
         hooks::record(variant, buffers.len(), U::MEMBERS);
     }
     count_launch();
-    let bindings = buffers.iter().map(|t| t.handle.clone().binding()).collect();
+    let bindings: Vec<_> = buffers.iter().map(|t| t.handle.clone().binding()).collect();
+    for (i, binding) in bindings.iter().enumerate() {
+        let earlier = bindings[..i].iter().position(|earlier| earlier.memory.id() == binding.memory.id());
+        assert!(
+            earlier.is_none(),
+            "{}: bindings {} and {i} have the same memory",
+            variant.kernel,
+            earlier.unwrap_or(i)
+        );
+    }
     let [x, y, z] = groups.map(|n| u32::try_from(n).expect("the spec bounds its grid"));
     let client = &buffers[0].client;
     timing::launch(client, variant.kernel, || {

@@ -236,9 +236,10 @@ pub struct Decoder {
     /// The table of the layers without RoPE, if there are any: cosines of 1 and sines of 0.
     unrotated: Option<Tensor<1>>,
     context: usize,
-    /// Bound in place of a bias or of norms that the model or a product does not have: every binding of a shader
-    /// needs a buffer.
-    unread: Tensor<1>,
+    /// Bound in place of a bias, and of the weights of a norm, that the model or a product does not have: every
+    /// binding of a shader needs a buffer, and no two bindings may have the same one.
+    unread_bias: Tensor<1>,
+    unread_norm: Tensor<1>,
     weight_bytes: u64,
 }
 
@@ -294,7 +295,7 @@ impl Decoder {
             |rotary| up.vector(rope::table(config.head_dim, rotary, config.rope_theta, &config.rope_scaling, context));
         let rope = table(config.rotary_dim);
         let unrotated = (config.rotated_layers.unrotated(config.num_layers) > 0).then(|| table(0));
-        let unread = up.vector(vec![0.0; 4]);
+        let [unread_bias, unread_norm] = [(); 2].map(|()| up.vector(vec![0.0; 4]));
         let mut model = Self {
             config: config.clone(),
             device: device.clone(),
@@ -307,7 +308,8 @@ impl Decoder {
             gated: up.width(config.intermediate_size),
             unrotated,
             context,
-            unread,
+            unread_bias,
+            unread_norm,
             weight_bytes: 0,
         };
         model.weight_bytes = model.weight_types().iter().map(|(_, bytes)| bytes).sum();
@@ -496,7 +498,7 @@ impl Decoder {
             row_seq_offset: plan.row_seq_offset,
             norm: qk_norm.map(|_| self.config.rms_norm_eps as f32),
         };
-        let norm = qk_norm.unwrap_or(&self.unread);
+        let norm = qk_norm.unwrap_or(&self.unread_norm);
         cache.write_layer(layer, |kv, state| kernels::rope_append(qkv, self.rope(layer), state, kv, norm, spec))
     }
 
@@ -718,7 +720,7 @@ impl Decoder {
         let [all, cols] = x.dims();
         let [_, out_stride] = out.dims();
         assert_eq!(cols, w.cols, "a matrix takes vectors of its own width");
-        let (gains, norm) = norm.as_ref().map_or((&self.unread, None), |(weight, norm)| (weight, Some(*norm)));
+        let (gains, norm) = norm.as_ref().map_or((&self.unread_norm, None), |(weight, norm)| (weight, Some(*norm)));
         let n = norm.map_or(all, |norm| norm.n);
         w.shards.iter().fold(out, |out, shard| {
             let spec = LinearSpec {
@@ -733,7 +735,7 @@ impl Decoder {
                 norm,
                 tuning: self.device.tuning,
             };
-            kernels::linear(&shard.words, x, gains, bias.unwrap_or(&self.unread), out, spec)
+            kernels::linear(&shard.words, x, gains, bias.unwrap_or(&self.unread_bias), out, spec)
         })
     }
 }

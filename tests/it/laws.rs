@@ -374,13 +374,14 @@ fn a_product_computes_each_row_as_if_it_were_alone() {
             let w = kernels::u32_tensor(w.into_words(), &device.burn);
             let x = kernels::f32_tensor(noise(most * cols, 2, 1.0), [most, cols], &device.burn);
             let gains = kernels::f32_tensor(noise(cols, 3, 2.0), [cols], &device.burn);
+            let no_bias = kernels::f32_tensor(vec![0.0; 4], [4], &device.burn);
             let product = |first_row: usize, n: usize, normed: bool, tuning: Tuning| {
                 let norm = normed.then_some(NormSpec { n, first_row, cols, eps: 1e-6 });
                 let (mode, has_bias, shard_first_row, out_stride) = (Mode::Store, false, 0, rows);
                 let spec =
                     LinearSpec { dtype, mode, has_bias, rows, cols, shard_first_row, out_stride, n, norm, tuning };
                 let out = empty_f32(&device.burn, [n, rows]);
-                bits(&values(&kernels::linear(&w, &x, &gains, &gains, out, spec)))
+                bits(&values(&kernels::linear(&w, &x, &gains, &no_bias, out, spec)))
             };
             for tuning in [Tuning::CPU, Tuning::GPU] {
                 let alone: Vec<Vec<u32>> = (0..most).map(|row| product(row, 1, true, tuning)).collect();
@@ -397,6 +398,40 @@ fn a_product_computes_each_row_as_if_it_were_alone() {
         }
     }
     assert_eq!(compared, two().len() * 2 * 2 * 36);
+}
+
+/// WebGPU refuses a launch that binds the same memory twice, since every binding is declared as writable. Other backends
+/// accept it, so the launch itself has to refuse it.
+#[test]
+fn a_launch_refuses_the_same_memory_twice() {
+    let _one = beside_others();
+    let Some(device) = gpu() else { return };
+    let (dtype, tuning, rows, cols) = (Dtype::BF16, device.tuning, 8, 8);
+    let spec = LinearSpec {
+        dtype,
+        mode: Mode::Store,
+        has_bias: false,
+        rows,
+        cols,
+        shard_first_row: 0,
+        out_stride: rows,
+        n: 1,
+        norm: None,
+        tuning,
+    };
+    let w = PackedRows::from_f32(dtype, rows, cols, &noise(rows * cols, 1, 0.1)).expect("whole blocks");
+    let w = kernels::u32_tensor(w.into_words(), &device.burn);
+    let x = kernels::f32_tensor(noise(cols, 2, 1.0), [1, cols], &device.burn);
+    let unread = || kernels::f32_tensor(vec![0.0; 4], [4], &device.burn);
+    let (norm, bias) = (unread(), unread());
+    let product = |bias: &burn::tensor::Tensor<1>| {
+        let product = || kernels::linear(&w, &x, &norm, bias, empty_f32(&device.burn, [1, rows]), spec);
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(product())))
+    };
+    assert!(product(&bias).is_ok(), "two bindings, two buffers");
+    let refused = product(&norm).expect_err("two bindings, one buffer");
+    let message = refused.downcast_ref::<String>().expect("a formatted message");
+    assert_eq!(message, "matvec: bindings 2 and 3 have the same memory");
 }
 
 /// One step in `EVERY` has its logits compared; pruning after `PRUNE` steps; ids are read when half the ring is full.
