@@ -1,5 +1,6 @@
 //! `secateur eval` on the built-in model and the CPU: uninterrupted, killed, continued, in shards, merged and
-//! compared, and its refusals of bad input. No test depends on the accuracy of a policy.
+//! compared, and its refusals of bad input. No test depends on the accuracy of a policy; one depends on that of the full
+//! cache.
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
@@ -118,6 +119,30 @@ fn every_arm_answers_every_question_and_controls_keep_as_many_tokens() {
     let page = std::fs::read_to_string(made.folder().join("eval.html")).unwrap();
     assert!(page.contains("<svg") && page.contains("built-in on builtin") && !page.contains("<script"));
     assert!(made.ran.err.contains("3 questions: full, think-clearly at tokens:16, random at tokens:16"));
+}
+
+/// The built-in problems, all at once, through the template, the tokenizer, the batch and the grader: the ids are those
+/// that transformers gives.
+#[test]
+fn full_answers_are_those_of_transformers_and_mostly_right() {
+    let golden: Value = serde_json::from_str(include_str!("../../../models/tiny-reasoner/golden.json")).expect("JSON");
+    let golden = golden["problems"].as_array().expect("problems");
+    let dir = tempfile::tempdir().expect("a folder");
+    let count = golden.len().to_string();
+    let asked = ["eval", "--device", "cpu", "--data", "builtin", "--limit", &count, "--policies", "full"];
+    let ran = run(&[&asked[..], &["--kv", "f32", "--batch", "20", "--out", text(dir.path())]].concat());
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let trials = trials(dir.path());
+    let full = of(&trials, "full", "");
+    assert_eq!((full.len(), golden.len()), (20, 20));
+    for trial in &full {
+        let problem = &golden[trial["problem"].as_u64().expect("a number") as usize];
+        assert_eq!(trial["ids"], problem["greedy_ids"], "{}", trial["id"]);
+        assert_eq!(trial["key"], problem["answer"].to_string(), "{}", trial["id"]);
+    }
+    // 95.2 % of 83 problems were right.
+    let right = full.iter().filter(|trial| trial["verdict"] == "right").count();
+    assert!(right >= 18, "{right} of 20 answers are right");
 }
 
 #[test]

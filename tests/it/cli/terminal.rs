@@ -19,7 +19,7 @@ fn ends_in_order(signal: &str, code: i32) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("trace.json");
     let args = ["run", "--device", "cpu", "--model", F16, "--ignore-eos", "--max-new-tokens", "4000"];
-    let mut child = secateur(&[&args[..], &["--trace", file.to_str().unwrap(), "x"]].concat())
+    let mut child = heeding_signals(secateur(&[&args[..], &["--trace", file.to_str().unwrap(), "x"]].concat()))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -36,6 +36,25 @@ fn ends_in_order(signal: &str, code: i32) {
     let trace = trace_of(&file);
     assert_eq!(trace.stop_reason, StopReason::Cancelled);
     assert!(!trace.tokens.is_empty() && trace.tokens.len() < 4000);
+}
+
+/// The command with every signal at its default. Without this, tests that were started by `nohup` would pass on that
+/// hanging up is ignored.
+#[cfg(unix)]
+fn heeding_signals(command: Command) -> Command {
+    if !cfg!(target_os = "linux") {
+        return command;
+    }
+    let mut heeding = Command::new("env");
+    heeding.arg("--default-signal=HUP,INT,TERM").arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => heeding.env(name, value),
+            None => heeding.env_remove(name),
+        };
+    }
+    heeding.stdin(Stdio::null());
+    heeding
 }
 
 /// What the binary writes to a terminal of 60 columns and 20 lines.
