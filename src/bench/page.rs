@@ -1,40 +1,9 @@
-//! The results of a benchmark as a page: speed against the length of the prompt as figures, and a table. The page is
-//! one file that loads nothing and has no script. Text that comes from files is escaped.
+//! The results of a benchmark: as a page, with speed against the length of the prompt as figures and a table, and as
+//! comma-separated values.
 use std::collections::BTreeSet;
-use std::fmt::Write;
 
 use super::{Measured, Part, Spread};
-use crate::report::html::{escaped, spelled_out};
-
-/// Sizes of a figure, in its own units.
-const WIDTH: f64 = 640.0;
-const HEIGHT: f64 = 320.0;
-const LEFT: f64 = 64.0;
-const RIGHT: f64 = 16.0;
-const TOP: f64 = 16.0;
-const BOTTOM: f64 = 48.0;
-
-/// Marks, one for each number of sequences in turn, so that lines differ by more than colours.
-const MARKS: [&str; 5] = ["●", "■", "▲", "◆", "▼"];
-
-const STYLE: &str = "\
-:root { color-scheme: light dark; --line: #ccc; --soft: #666;
-  --c0: #0b62a4; --c1: #b8410f; --c2: #2f7d32; --c3: #8a3ffc; --c4: #9f1853 }
-@media (prefers-color-scheme: dark) { :root { --line: #444; --soft: #aaa;
-  --c0: #6cb8ff; --c1: #ff9a6b; --c2: #7fd483; --c3: #c6a5ff; --c4: #ff8fc0 } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 90rem; margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.4rem; margin-bottom: 0.2rem }
-h2 { font-size: 1.1rem; margin-bottom: 0.2rem }
-p { max-width: 50rem; color: var(--soft) }
-figure { margin: 0; display: inline-block; width: min(100%, 38rem) }
-svg { width: 100%; height: auto }
-svg text { fill: currentColor; font-size: 13px }
-svg .grid { stroke: var(--line); stroke-width: 1 }
-.wide { overflow-x: auto }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap }
-th, td { text-align: right; padding: 0.25rem 0.7rem; border-bottom: 1px solid var(--line) }
-th { font-weight: 600; vertical-align: bottom }
-";
+use crate::report::page::{Figure, Line, Page, Point};
 
 /// The columns of [`csv`]. Where kernels were timed, theirs follow.
 const NAMES: [&str; 21] = [
@@ -121,42 +90,20 @@ pub struct Table {
     pub rows: Vec<Vec<String>>,
 }
 
-/// The page. `facts` are sentences about the measurement.
+/// The page as HTML. `facts` are sentences about the measurement.
 pub fn page(model: &str, device: &str, facts: &[String], tables: &[Table], runs: &[Measured]) -> String {
-    let text = |text: &str| escaped(&spelled_out(text));
-    let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
-         <meta name=\"viewport\" content=\"width=device-width\">\n\
-         <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
-         <title>Speed of {model}</title>\n<style>\n{STYLE}</style></head>\n<body>\n<h1>{model}</h1>\n<p>On {device}.</p>\n",
-        model = text(model),
-        device = text(device),
-    );
-    for (title, of) in [
-        (
-            "Decoding, tokens per second of all sequences",
-            (|run| run.decode_tokens_per_second) as fn(&Measured) -> Spread,
-        ),
-        ("Prefill, tokens per second", |run| run.prefill_tokens_per_second),
-    ] {
-        let _ = writeln!(page, "<figure><h2>{title}</h2>\n{}</figure>", figure(title, runs, of));
-    }
+    let mut page = Page::new(&format!("Speed of {model}"), model);
+    page.paragraph(&format!("On {device}."));
+    page.figure(&figure("Decoding, tokens per second of all sequences", runs, |run| run.decode_tokens_per_second));
+    page.figure(&figure("Prefill, tokens per second", runs, |run| run.prefill_tokens_per_second));
     for Table { title, rows } in tables {
-        let (head, rows) = rows.split_first().map_or((&[][..], &[][..]), |(head, rows)| (&head[..], rows));
-        let _ = write!(page, "<h2>{}</h2>\n<div class=\"wide\"><table><thead><tr>", text(title));
-        page.extend(head.iter().map(|column| format!("<th>{}</th>", text(column))));
-        page += "</tr></thead><tbody>\n";
-        for row in rows {
-            page += "<tr>";
-            page.extend(row.iter().map(|cell| format!("<td>{}</td>", text(cell))));
-            page += "</tr>\n";
+        page.heading(title);
+        if let Some((head, rows)) = rows.split_first() {
+            page.table(head, rows, 0);
         }
-        page += "</tbody></table></div>\n";
     }
-    facts.iter().for_each(|fact| {
-        let _ = writeln!(page, "<p>{}</p>", text(fact));
-    });
-    page + "</body></html>\n"
+    facts.iter().for_each(|fact| page.paragraph(fact));
+    page.html()
 }
 
 /// The highest line of a figure whose largest value is `most`: 1, 2 or 5 times a power of ten, at least `most`.
@@ -167,83 +114,32 @@ fn round_up(most: f64) -> f64 {
 
 /// A figure with a line for each number of sequences: the median speed over the length of the prompt, with the
 /// spread.
-fn figure(title: &str, runs: &[Measured], of: fn(&Measured) -> Spread) -> String {
+fn figure(title: &str, runs: &[Measured], of: fn(&Measured) -> Spread) -> Figure {
     let top = round_up(runs.iter().map(|run| of(run).max).fold(0.0, f64::max));
-    let mut prompts: Vec<usize> = runs.iter().map(|run| run.prompt).collect();
-    prompts.sort_unstable();
-    prompts.dedup();
+    let prompts: BTreeSet<usize> = runs.iter().map(|run| run.prompt).collect();
+    let sequences: BTreeSet<usize> = runs.iter().map(|run| run.sequences).collect();
     // Lengths are usually powers of two, so they stand at equal distances.
-    let x = |prompt: usize| {
-        let place = prompts.iter().position(|known| *known == prompt).unwrap_or(0);
-        LEFT + (WIDTH - LEFT - RIGHT) * (place as f64 + 0.5) / prompts.len().max(1) as f64
+    let x = |prompt: usize| (prompts.range(..prompt).count() as f64 + 0.5) / prompts.len().max(1) as f64;
+    let point = |run: &Measured| {
+        let speed = of(run);
+        let [low, middle, high] = [speed.min, speed.median, speed.max].map(|speed| speed / top);
+        let title = format!("{} at once, {} tokens: {:.1} per second", run.sequences, run.prompt, speed.median);
+        Point { x: x(run.prompt), y: middle, spread: (low, high), title }
     };
-    let y = |speed: f64| HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * speed / top;
-    let mut svg = format!(
-        "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}; the table has the numbers\">\n",
-        escaped(title)
-    );
-    for step in 0..=4 {
-        let speed = top * f64::from(step) / 4.0;
-        let _ = writeln!(
-            svg,
-            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            WIDTH - RIGHT,
-            LEFT - 8.0,
-            y(speed) + 4.0,
-            // Rounding removes the remainders of binary fractions.
-            (speed * 1e6).round() / 1e6,
-            at = y(speed),
-        );
+    let line = |count: &usize| Line {
+        name: format!("{count} {}", if *count == 1 { "sequence" } else { "sequences" }),
+        points: runs.iter().filter(|run| run.sequences == *count).map(point).collect(),
+    };
+    // Rounding removes the remainders of binary fractions.
+    let label = |share: f64| ((top * share * 1e6).round() / 1e6).to_string();
+    Figure {
+        title: title.into(),
+        below: "tokens of the prompt".into(),
+        columns: prompts.iter().map(|prompt| (x(*prompt), prompt.to_string())).collect(),
+        rows: [0.0, 0.25, 0.5, 0.75, 1.0].map(|share| (share, label(share))).to_vec(),
+        apart: 0.0,
+        lines: sequences.iter().map(line).collect(),
     }
-    for prompt in &prompts {
-        let (at, below) = (x(*prompt), HEIGHT - BOTTOM + 18.0);
-        let _ = writeln!(svg, "<text x=\"{at:.1}\" y=\"{below:.1}\" text-anchor=\"middle\">{prompt}</text>");
-    }
-    let _ = writeln!(
-        svg,
-        "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">tokens of the prompt</text>",
-        (LEFT + WIDTH - RIGHT) / 2.0,
-        HEIGHT - 8.0
-    );
-    let mut sequences: Vec<usize> = runs.iter().map(|run| run.sequences).collect();
-    sequences.sort_unstable();
-    sequences.dedup();
-    let look = |index: usize| (format!("var(--c{})", index % MARKS.len()), MARKS[index % MARKS.len()]);
-    for (index, count) in sequences.iter().enumerate() {
-        let (colour, mark) = look(index);
-        let mut of_count: Vec<&Measured> = runs.iter().filter(|run| run.sequences == *count).collect();
-        of_count.sort_by_key(|run| run.prompt);
-        let point = |run: &&Measured| format!("{:.1},{:.1}", x(run.prompt), y(of(run).median));
-        let line: Vec<String> = of_count.iter().map(point).collect();
-        let _ = writeln!(
-            svg,
-            "<polyline points=\"{}\" fill=\"none\" style=\"stroke:{colour}\" stroke-opacity=\"0.5\"/>",
-            line.join(" ")
-        );
-        for run in of_count {
-            let speed = of(run);
-            let at = x(run.prompt);
-            let _ = writeln!(
-                svg,
-                "<g><title>{count} at once, {} tokens: {:.1} per second</title>\
-                 <line x1=\"{at:.1}\" x2=\"{at:.1}\" y1=\"{:.1}\" y2=\"{:.1}\" style=\"stroke:{colour}\"/>\
-                 <text x=\"{at:.1}\" y=\"{:.1}\" text-anchor=\"middle\" style=\"fill:{colour}\">{mark}</text></g>",
-                run.prompt,
-                speed.median,
-                y(speed.min),
-                y(speed.max),
-                y(speed.median) + 4.5
-            );
-        }
-    }
-    svg += "</svg>\n<p>";
-    for (index, count) in sequences.iter().enumerate() {
-        let (colour, mark) = look(index);
-        let plural = if *count == 1 { "sequence" } else { "sequences" };
-        let _ = write!(svg, "<span style=\"color:{colour}\">{mark}</span> {count} {plural} &nbsp; ");
-    }
-    svg + "</p>\n"
 }
 
 #[cfg(test)]
@@ -251,6 +147,7 @@ mod tests {
     use super::*;
     use crate::bench::{KernelTime, KernelTimes};
     use crate::kernels::timing::Clock;
+    use crate::report::page::tests::assert_harmless;
 
     fn run(prompt: usize, sequences: usize, speed: f64) -> Measured {
         let spread = |median: f64| Spread { median, min: 0.9 * median, max: 1.1 * median };
@@ -320,18 +217,16 @@ mod tests {
         let rows = ["head", "<b>", "<b>", "1"].map(|cell| vec![cell.to_string()]);
         let tables = [Table { title: "All <b>".into(), rows: rows.to_vec() }];
         let page = page("<script>alert(1)</script>", "a\u{202e}&b", &["as fast as that".into()], &tables, &runs);
-        assert!(!page.contains("<script") && page.contains("&lt;script&gt;") && page.contains("a[U+202E]&amp;b"));
-        for forbidden in ["http://", "https://", "src=", "@import", "url(", "NaN", "<b>"] {
-            assert!(!page.contains(forbidden), "{forbidden}");
-        }
+        assert!(page.contains("&lt;script&gt;") && page.contains("a[U+202E]&amp;b"));
+        assert_harmless(&page);
+        assert!(!page.contains("<b>"));
         // Each run has a mark in both figures and a row in the table, and each number of sequences has a line.
         assert_eq!((page.matches("<g>").count(), page.matches("<tr>").count()), (6, 4));
         assert_eq!((page.matches("<polyline").count(), page.matches("4 sequences").count()), (4, 2));
-        // A line goes from short prompts to long ones, in whatever order they were measured.
-        let turned = figure("t", &[run(512, 1, 0.1), run(128, 1, 0.2)], |run| run.decode_tokens_per_second);
-        let points = turned.split("points=\"").nth(1).unwrap().split('"').next().unwrap();
-        let x: Vec<f64> = points.split(' ').map(|point| point.split(',').next().unwrap().parse().unwrap()).collect();
-        assert!(x[0] < x[1] && !turned.contains("00000"), "{turned}");
+        // Places are shares of the figure, and labels have no remainders of binary fractions.
+        let figure = figure("t", &[run(512, 1, 0.1), run(128, 1, 0.2)], |run| run.decode_tokens_per_second);
+        let x: Vec<f64> = figure.lines[0].points.iter().map(|point| point.x).collect();
+        assert_eq!((x, figure.rows[1].1.as_str()), (vec![0.75, 0.25], "0.125"));
     }
 
     #[test]

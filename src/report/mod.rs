@@ -2,4 +2,5 @@
 #[cfg(any(target_family = "wasm", feature = "serve"))]
 pub(crate) mod events;
 pub mod html;
+pub mod page;
 pub mod sparsity;
