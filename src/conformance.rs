@@ -126,8 +126,8 @@ pub fn missing<'a>(reports: &[Report], required: impl IntoIterator<Item = &'a st
 const FIRST: [&str; 9] =
     ["embed", "matvec", "matmul", "rms_norm", "rope_append", "attention", "cache_gather", "top_k", "sample"];
 
-/// The element types of most models. For these, all ways of writing are tested: for all types together, compiling the
-/// shaders would take three times as long.
+/// The element types of most models. For these, every way in which a product writes its output is tested. To test
+/// every way for all types would take three times as long, because more shaders are compiled.
 const USUAL: [Dtype; 6] = [Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::Q8_0, Dtype::Q4K, Dtype::Q6K];
 
 /// Which kernels a [`self_test`] runs.
@@ -138,21 +138,21 @@ pub enum SelfTest {
     FirstToken,
     /// One case of this kernel, and of each way in which it writes its output.
     Kernel(&'static str),
-    /// One case of each kernel, usual element type and way in which products write their output. Of the other element
-    /// types, each has one case of each kernel, and the ways take turns among them.
+    /// One case of each kernel, usual element type and way in which products write their output. Each of the other
+    /// element types has one case of each kernel; the ways of writing take turns from type to type.
     ElementTypes,
 }
 
 impl SelfTest {
-    /// The cases for a device of this tuning. If several would do, the one is taken that normalises what it reads as
-    /// a model does on the device, is tiled for the device, and has the element types of most models: bf16 for
-    /// weights and f16 for the cache. Compiling a shader takes long, and the model probably needs the shader of this
-    /// case as well.
+    /// The cases for a device of this tuning. If several would do, preferred is the one that normalises its input if
+    /// models do so on this device, then the one tiled for the device, then the one with the element types of most
+    /// models: bf16 for weights and f16 for the cache. Compiling a shader takes long, and the model probably needs the
+    /// shader of such a case as well.
     pub fn cases(self, tuning: Tuning) -> Vec<Case> {
         // The name of a case begins with its element type, if it has one.
         let dtype = |case: &Case| case.name.split(' ').next().unwrap_or_default().to_string();
         let rank = |case: &Case| {
-            // The products that add read what attention and SwiGLU have written.
+            // A product that adds reads the output of attention or SwiGLU, which is never normalised.
             let normed = tuning.norm_in_product && case.mode != Some(Mode::Add);
             let tiling = case.tiled_for.map_or(1, |tiled| if tiled == tuning.kind { 0 } else { 2 });
             let usual = ["BF16", "F16"].iter().position(|usual| *usual == dtype(case)).unwrap_or(2);
@@ -214,9 +214,9 @@ pub async fn self_test(device: &ComputeDevice, what: SelfTest, progress: impl Fn
 }
 
 /// Tests the kernels that compute the first token of a model without experts, and puts off the test of the others
-/// until the first probe. The caller must call [`test_others`] earlier for a model with experts, and for a request
-/// with probabilities, a format of the answer, or penalties of tokens by their counts. Putting off the tests shortens
-/// the time until the first token where compiling a shader takes long.
+/// until the first probe. The caller must call [`test_others`] earlier for a model with experts, and for settings that
+/// need others of them (`Settings::needs_other_kernels`). Putting off the tests shortens the time until the first token
+/// where compiling a shader takes long.
 ///
 /// # Errors
 /// Those of [`self_test`].

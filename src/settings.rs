@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::answer_format::AnswerFormat;
-use crate::engine::MOST_DRAFTS;
+use crate::kernels::state::DRAFTED;
 use crate::policy::{self, Budget, Layers, Normalise, PolicyRef, Positions, Scope};
 use crate::probe;
 use crate::sampling::Sampling;
@@ -18,6 +18,9 @@ pub const MAX_NEW_TOKENS: usize = 2048;
 /// The same default for a model that thinks. Reasoning models often spend several thousand tokens on one question,
 /// and a limit of 2048 would end many runs before the answer begins. A shorter context ends a run earlier.
 pub const MAX_NEW_TOKENS_THINKING: usize = 8192;
+
+/// The most drafts of a step: the pending token has a row as well.
+pub const MOST_DRAFTS: usize = DRAFTED - 1;
 
 /// How much of the probe's attention a trace records.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -123,6 +126,16 @@ fn keywords() -> Boundaries {
 }
 
 impl Settings {
+    /// Whether a run needs kernels, before its first probe, that [`test_first`](crate::conformance::test_first) leaves
+    /// out.
+    #[cfg_attr(not(target_family = "wasm"), allow(dead_code, reason = "only a browser puts off the test of kernels"))]
+    pub(crate) fn needs_other_kernels(&self) -> bool {
+        let observes = self.logprobs.is_some() || self.prompt_logprobs.is_some();
+        // Both settings lower the logits of tokens that are not allowed, with the same kernel.
+        let masks = self.answer_format.is_some() || self.max_thinking_tokens.is_some();
+        observes || masks || self.sampling.counts() || self.draft > 0
+    }
+
     /// Why nothing can be drafted with these settings; `None` if it can.
     pub(crate) fn undraftable(&self) -> Option<String> {
         let Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } = self.sampling;

@@ -354,15 +354,12 @@ async fn trusted_device() -> Result<ComputeDevice> {
 
 async fn run(engine: &mut Engine, resolved: &Resolved, on_event: &Function) -> Result<Value> {
     let device = engine.model().device().clone();
-    let Settings { logprobs, prompt_logprobs, answer_format, max_thinking_tokens, sampling, draft, .. } =
-        &resolved.settings;
-    let observes = logprobs.is_some() || prompt_logprobs.is_some();
-    // Both settings lower the logits of tokens that are not allowed, with the same kernel.
-    let masks = answer_format.is_some() || max_thinking_tokens.is_some();
-    if observes || masks || sampling.counts() || *draft > 0 {
+    if resolved.settings.needs_other_kernels() {
         suite::test_others(&device, || false).await?;
     }
-    let mut events = RunEvents::new(resolved.notes.clone());
+    let mut notes = resolved.notes.clone();
+    notes.extend(engine.cache_note(&resolved.prompt, &resolved.settings)?);
+    let mut events = RunEvents::new(notes);
     let mut on = |event: Event<'_>| {
         if let Some(event) = events.event(&event, &device) {
             send(on_event, &event);

@@ -2,8 +2,8 @@
 // editors and `tsc` read it. The worker passes on the events of the engine as they come from src/web.rs, and
 // remote.js those of a server; both come from src/report/events.rs.
 //
-// Every message to the worker but `stop` has a number, `call`, which its answers repeat. The answers to `load`, and
-// the first message of all, have none.
+// Every message to the worker but `stop` has a number, `call`, which its answers repeat. The first message of all,
+// which the worker sends unasked, has none.
 
 /**
  * A message to the worker.
@@ -90,12 +90,12 @@
  * @property {'none' | 'per-head'} [normalise] - whether heads are brought to one scale before they are averaged
  * @property {'original' | 'compact'} [positions] - the positions of kept keys after an eviction
  * @property {'keywords' | 'paragraphs' | 'sentences' | 'auto'} [steps] - where steps of the thinking begin
- * @property {string[]} [stop] - texts that end the answer, and are no part of it; they have no effect on the thinking
+ * @property {string | string[]} [stop] - texts, or one text, that end the answer, and are no part of it; they have no effect on the thinking
  * @property {number[]} [stop_ids] - ids of tokens that end the answer
  * @property {boolean} [include_stop] - whether the text or the token that ended the answer is part of it after all
  * @property {number} [max_thinking_tokens] - thinking tokens after which the engine ends the thinking
  * @property {number} [max_answer_tokens] - the most tokens outside the thinking
- * @property {object} [answer_format] - what the answer must look like; only a server can keep to it
+ * @property {object} [answer_format] - what the answer must look like; the engine in the browser refuses it
  * @property {number} [logprobs] - reports the probability of each token and of so many of the most likely ones
  * @property {number} [prompt_logprobs] - the same for the tokens of the prompt
  * @property {number} [draft] - tokens that each decode step drafts from the text so far, at most 7

@@ -29,15 +29,13 @@ const RENAMED = {
   max_new_tokens: 'max_tokens', max_thinking_tokens: 'thinking_token_budget', stop_ids: 'stop_token_ids', include_stop: 'include_stop_str_in_output',
 };
 /** Fields that only secateur has. */
-const OWN = ['policy', 'budget', 'window', 'probe_every', 'probe_text', 'scope', 'layers', 'normalise', 'positions', 'steps', 'attention', 'max_answer_tokens', 'draft'];
+const OWN = ['greedy', 'policy', 'budget', 'window', 'probe_every', 'probe_text', 'scope', 'layers', 'normalise', 'positions', 'steps', 'attention', 'max_answer_tokens', 'draft'];
 /** Fields that have a meaning only with the chat template. */
 const TEMPLATE = ['system', 'think', 'tools', 'chat_template_kwargs'];
 /** Fields of which a request has at most one. */
 const PROMPTS = ['prompt', 'messages', 'ids'];
-/** Fields of a random draw, which a greedy request does not have. */
-const DRAW = ['temperature', 'top_k', 'top_p', 'min_p'];
 /** Fields that are translated below. */
-const REWORDED = [...PROMPTS, ...TEMPLATE, 'raw', 'greedy', 'answer_format'];
+const REWORDED = [...PROMPTS, ...TEMPLATE, 'raw', 'answer_format'];
 
 /**
  * The form that an answer must have, in the fields that servers have for it.
@@ -185,7 +183,7 @@ export class RemoteEngine {
     signal?.addEventListener('abort', abort);
     let ended = false;
     try {
-      const { path, body } = this.#form({ attention: 'layers', ...request });
+      const { path, body } = this.#form(request);
       const asked = { ...body, stream: true, secateur: { ...body.secateur, events: 'run' } };
       const response = await this.#ask(title, path, { body: asked, signal: connection.signal });
       for await (const data of serverSent(response, title)) {
@@ -236,7 +234,7 @@ export class RemoteEngine {
   #form(request) {
     /** @type {{[name: string]: any}} */
     const given = Object.fromEntries(Object.entries(request).filter(([, value]) => value !== undefined && value !== null));
-    const { ids, raw, greedy, prompt = '', system } = given;
+    const { ids, raw, prompt = '', system } = given;
     const found = (/** @type {string[]} */ names) => names.filter((name) => name in given);
     /** @type {{[name: string]: any}} */
     const body = { model: this.#info?.model, secateur: {} };
@@ -248,13 +246,9 @@ export class RemoteEngine {
     }
     if (found(PROMPTS).length > 1) throw refused('a request has one prompt', found(PROMPTS));
     if (raw && ('messages' in given || 'ids' in given)) throw refused('only a prompt of text can be taken as it is', ['raw']);
-    if (greedy) {
-      if (found(DRAW).some((name) => name !== 'temperature' || given[name] > 0)) throw refused('greedy decoding excludes the settings of a random draw', ['greedy']);
-      body.temperature = 0;
-    }
     if (given.answer_format) {
       const words = FORMATS[given.answer_format.type];
-      if (!words) throw refused(`a server is not asked for a format of the type ${JSON.stringify(given.answer_format.type)}`, ['answer_format']);
+      if (!words) throw refused(`a server is asked for a format by an object with the type ${Object.keys(FORMATS).join(', ')}`, ['answer_format']);
       Object.assign(body, words(given.answer_format));
     }
     if (ids || raw) {

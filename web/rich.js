@@ -3,7 +3,7 @@
 
 /** Matches text that is not plain: with emphasis, code, lists, tables, headings or formulas. */
 const MARKED = /[*_`#|]|^\s*(?:[-+>]|\d+\.)\s|\$|\\[([a-z]/m;
-/** Formulas: `$$…$$`, `\[…\]`, `\(…\)` and `$…$`, and a bare `\boxed{…}`. Code comes first, because it holds none. */
+/** Formulas: `$$…$$`, `\[…\]`, `\(…\)` and `$…$`, and a bare `\boxed{…}`. Code is matched first: a dollar in it begins no formula. */
 const FORMULA = /(```[\s\S]*?(?:```|$)|`[^`\n]*`)|\$\$([\s\S]+?)\$\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|\$(?! )([^$\n]+?)(?<! )\$(?!\d)|(\\boxed\{[^{}]*\})/g;
 // Private characters stand for formulas while Markdown is read.
 const [OPEN, CLOSE] = ['\ue000', '\ue001'];
@@ -42,7 +42,7 @@ export async function rich(text) {
     formulas.push({ tex: d1 ?? d2 ?? i1 ?? i2 ?? boxed, display: d1 !== undefined || d2 !== undefined });
     return `${OPEN}${formulas.length - 1}${CLOSE}`;
   });
-  // HTML in an answer is text: a model that writes <b> is explaining it.
+  // Tags in an answer are shown as text, and have no effect.
   const renderer = new marked.Renderer();
   renderer.html = ({ text }) => text.replaceAll('&', '&amp;').replaceAll('<', '&lt;');
   const html = marked.parse(source, { gfm: true, breaks: true, renderer });

@@ -376,6 +376,13 @@ export class Engine {
   }
 }
 
+/**
+ * A request whose trace has the attention at each probe, which the report shows, unless it says otherwise.
+ * @param {Request} request
+ * @returns {Request}
+ */
+const recorded = (request) => ({ attention: 'layers', ...request });
+
 /** A model that is loaded: on this browser's GPU, or on a server. */
 export class Model {
   /**
@@ -399,7 +406,7 @@ export class Model {
    * @returns {AsyncGenerator<RunEvent, void, undefined>}
    */
   generate(request, { signal } = {}) {
-    return this.engine.run(request, signal);
+    return this.engine.run(recorded(request), signal);
   }
 
   /**
@@ -408,7 +415,7 @@ export class Model {
    * @returns {Promise<Resolved>}
    */
   resolve(request) {
-    return this.engine.resolve(request);
+    return this.engine.resolve(recorded(request));
   }
 
   /**
@@ -429,7 +436,7 @@ export class Model {
    * @returns {Promise<string>}
    */
   follow(request, ids) {
-    return this.engine.follow(request, ids);
+    return this.engine.follow(recorded(request), ids);
   }
 
   /** Ends the run under way after the tokens that are already being computed; its last events still come. */

@@ -239,7 +239,7 @@ const jobs = {
     stopped = false;
     await interrupt();
     needModel();
-    const running = engine.run(JSON.stringify({ attention: 'layers', ...options }), forward(call));
+    const running = engine.run(JSON.stringify(options), forward(call));
     // Stop was pressed during the rehearsal, before the run had begun.
     if (stopped) setTimeout(() => engine?.stop());
     send({ call, type: 'trace', json: await running });

@@ -1,8 +1,8 @@
 //! `secateur run` without a prompt on a terminal: a conversation.
 //!
-//! Every turn runs the prefill of the whole conversation again, without the thinking of earlier turns. The cache of
-//! the turn before cannot be reused: pruning may have evicted tokens that the next prompt contains, and chat
-//! templates leave earlier thinking out.
+//! A turn's prompt is the whole conversation without the thinking of earlier turns, which chat templates leave out.
+//! The engine keeps the cache of the prompt before, and the prefill begins where the two prompts differ. What a turn
+//! generated is forwarded again: pruning may have evicted parts of it.
 use std::process::ExitCode;
 
 use secateur::Message;
@@ -27,8 +27,8 @@ Unless secateur was started with --seed, each answer is drawn with a new random 
 /// Bytes of the cache that stay between two messages: a message's prompt begins with the one before.
 const KEPT: u64 = 1 << 30;
 
-/// Runs the chat until the user leaves it. Each turn is `request` with the conversation so far. If the device fails, the
-/// model is loaded `again`, and the conversation continues.
+/// Runs the chat until the user leaves it. Each turn is `request` with the conversation so far. If the device fails,
+/// the model is loaded `again`, and the conversation continues.
 ///
 /// # Errors
 /// A terminal that cannot be read, stdout that cannot be written, and a device that fails twice without an answer in
@@ -75,6 +75,9 @@ pub fn main(
                 let asked = Request { messages: Some(messages.clone()), ..request.clone() };
                 // This draws a new seed for each turn unless --seed is given.
                 let ran = engine.resolve(&asked).and_then(|Resolved { prompt, settings, .. }| {
+                    if let Some(note) = engine.cache_note(&prompt, &settings)? {
+                        screen.note(&fields::as_options(&note));
+                    }
                     generate(&mut engine, &prompt, &settings, screen, &stop, false)
                 });
                 let failure = match &ran {

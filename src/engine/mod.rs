@@ -50,7 +50,6 @@ pub use crate::probe::PromptThinking;
 pub use crate::settings::Settings;
 pub use batch::{Batch, Status};
 pub use bound::Bound;
-pub use drafts::MOST_DRAFTS;
 pub use logprobs::{Logprobs, MOST_LOGPROBS};
 pub use prepared::PreparedModel;
 pub use record::{Event, GROWTH, LAG, OnEvent, RunResult};

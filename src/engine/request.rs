@@ -1,16 +1,17 @@
 //! What a front-end asks for: how a model is loaded, and one request to it. A request names only what its author
-//! chose; [`PreparedModel::resolve`](super::PreparedModel::resolve) fills in the rest from the model, in this file.
+//! chose; [`PreparedModel::resolve`](super::PreparedModel::resolve) fills in the rest from the model, with
+//! `Request::settings` of this file.
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use super::{MOST_DRAFTS, MOST_LOGPROBS};
+use super::MOST_LOGPROBS;
 use crate::answer_format::AnswerFormat;
 use crate::dtype::Dtype;
 use crate::model::config::GenerationDefaults;
 use crate::policy::{Budget, Full, Layers, Normalise, PolicyRef, Positions, Scope};
 use crate::probe::PromptThinking;
 use crate::sampling::{MOST_CANDIDATES, Sampling};
-use crate::settings::{self, AttentionDetail, Settings};
+use crate::settings::{self, AttentionDetail, MOST_DRAFTS, Settings};
 use crate::steps::Boundaries;
 use crate::text::Message;
 use crate::weights::Suggestions;
@@ -94,7 +95,8 @@ pub struct Request {
     pub raw: Option<bool>,
     /// Whether the model thinks before it answers, where its chat template has such a switch.
     pub think: Option<bool>,
-    /// Descriptions of the tools that the model may call, in OpenAI's form: `{"type": "function", "function": {"name": …}}`.
+    /// Descriptions of the tools that the model may call, in OpenAI's form: `{"type": "function", "function":
+    /// {"name": …}}`.
     #[cfg_attr(feature = "serve", schema(value_type = Option<Vec<Object>>))]
     pub tools: Option<Vec<Value>>,
     /// Further variables of the chat template, by their names. A variable that it does not read is refused.
@@ -158,7 +160,9 @@ pub struct Request {
     /// How much of each probe's attention the trace records.
     #[cfg_attr(feature = "serve", schema(value_type = Option<String>, example = "layers"))]
     pub attention: Option<AttentionDetail>,
-    /// Texts that end the answer, and are no part of it. They have no effect on the thinking.
+    /// Texts that end the answer, and are no part of it. They have no effect on the thinking. A single text may stand
+    /// without a list.
+    #[serde(deserialize_with = "texts")]
     pub stop: Option<Vec<String>>,
     /// Ids of tokens that end the answer, and are no part of it.
     pub stop_ids: Option<Vec<u32>>,
@@ -188,6 +192,14 @@ pub(crate) fn finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     }
 }
 
+/// Reads texts, or one text without a list.
+fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    match Option::<Value>::deserialize(deserializer)? {
+        Some(Value::String(text)) => Ok(Some(vec![text])),
+        other => serde_json::from_value(other.into()).map_err(|e| serde::de::Error::custom(format!("stop: {e}"))),
+    }
+}
+
 /// Reads a format, which is an object or a text, as on the command line.
 fn format<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<AnswerFormat>, D::Error> {
     let wrong = |e: &dyn std::fmt::Display| serde::de::Error::custom(format!("answer_format: {e}"));
@@ -214,9 +226,10 @@ pub struct Resolved {
 }
 
 impl Request {
-    /// The fields that only secateur has: how the cache is pruned, and what is recorded of it. In an interface that other
-    /// engines have as well they stand apart, below `secateur`.
-    pub const OWN_FIELDS: [&str; 13] = [
+    /// The fields that only secateur has: most say how the cache is pruned, and what is recorded of it. In OpenAI's
+    /// interface they are below `secateur`.
+    pub const OWN_FIELDS: [&str; 14] = [
+        "greedy",
         "policy",
         "budget",
         "window",
@@ -436,21 +449,24 @@ impl Request {
     /// for top-k, top-p or min-p implies a draw: if the authors recommend greedy decoding, the temperature is then 1.
     fn sampling(&self, model: &ModelAdvice<'_>, notes: &mut Vec<String>) -> Result<Sampling> {
         let authors = model.generation.map_or(Sampling::GREEDY, Sampling::from_defaults);
-        let greedy = self.greedy == Some(true);
-        let draws = self.top_k.is_some() || self.top_p.is_some() || self.min_p.is_some();
-        if greedy && (draws || self.temperature.is_some_and(|t| t > 0.0)) {
+        // No probability is enough for nothing: what is left of it is the most likely token.
+        let nothing = self.top_p == Some(0.0);
+        let greedy = self.greedy == Some(true) || nothing;
+        let top_p = self.top_p.filter(|_| !nothing);
+        let draws = self.top_k.is_some() || top_p.is_some() || self.min_p.is_some();
+        if self.greedy == Some(true) && (draws || self.temperature.is_some_and(|t| t > 0.0)) {
             return Err(Error::new(ErrorKind::Input, "greedy decoding excludes the settings of a random draw")
                 .at("`greedy`")
                 .help("leave out `temperature`, `top_k`, `top_p` and `min_p`, or `greedy`"));
         }
-        let mut sampling = match self.greedy {
-            Some(true) => Sampling { repetition_penalty: authors.repetition_penalty, ..Sampling::GREEDY },
-            _ => authors,
+        let mut sampling = match greedy {
+            true => Sampling { repetition_penalty: authors.repetition_penalty, ..Sampling::GREEDY },
+            false => authors,
         };
-        if draws && authors.is_greedy() || self.greedy == Some(false) && sampling.is_greedy() {
+        if !greedy && (draws || self.greedy == Some(false)) && authors.is_greedy() {
             sampling.temperature = 1.0;
         }
-        sampling.temperature = self.temperature.unwrap_or(sampling.temperature);
+        sampling.temperature = self.temperature.filter(|_| !nothing).unwrap_or(sampling.temperature);
         sampling.top_k = match self.top_k {
             None => sampling.top_k,
             // Other engines write -1 for no limit.
@@ -460,7 +476,7 @@ impl Request {
                 e.expected("a number of tokens; 0 or -1 for all").found(k)
             })?,
         };
-        sampling.top_p = self.top_p.unwrap_or(sampling.top_p);
+        sampling.top_p = top_p.unwrap_or(sampling.top_p);
         sampling.min_p = self.min_p.unwrap_or(sampling.min_p);
         sampling.repetition_penalty = self.repetition_penalty.unwrap_or(sampling.repetition_penalty);
         sampling.frequency_penalty = self.frequency_penalty.unwrap_or(sampling.frequency_penalty);

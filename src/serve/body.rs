@@ -1,7 +1,7 @@
 //! The bodies that clients send, in OpenAI's form, and how they become a [`Request`].
 //!
-//! A field that is not known is ignored, because clients send many. A field that is known, would change the answer and is
-//! not supported is refused by name: an answer that silently lacks what was asked for is worse than none.
+//! A field that is not known is ignored, because clients send many. A field that is known, would change the answer
+//! and is not supported is refused by name: an answer that silently lacks what was asked for is worse than none.
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
@@ -17,7 +17,8 @@ use crate::engine::{Request, finite};
 use crate::settings::{AttentionDetail, Settings};
 use crate::text::Message;
 
-/// The most stop strings, and the most stop tokens, that a request may have. OpenAI takes 4 strings; measurements send more.
+/// The most stop strings, and the most stop tokens, that a request may have. OpenAI takes 4 strings; measurements
+/// send more.
 const MOST_STOPS: usize = 64;
 /// The most messages of a conversation.
 pub(super) const MOST_MESSAGES: usize = 4096;
@@ -206,7 +207,8 @@ pub(super) struct ChatBody {
     pub common: Common,
     /// The most tokens to generate, thinking included; OpenAI's newer name.
     pub max_completion_tokens: Option<usize>,
-    /// Variables of the chat template. `enable_thinking` switches the thinking. One that the template does not read is refused.
+    /// Variables of the chat template. `enable_thinking` switches the thinking. One that the template does not read
+    /// is refused.
     #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<Map<String, Value>>,
     /// Whether the model thinks.
@@ -221,7 +223,8 @@ pub(super) struct ChatBody {
     pub logprobs: Option<bool>,
     /// How many likely tokens are listed at each place.
     pub top_logprobs: Option<usize>,
-    /// The functions that the model may call: `{"type": "function", "function": {"name", "description", "parameters"}}`.
+    /// The functions that the model may call: `{"type": "function", "function": {"name", "description",
+    /// "parameters"}}`.
     #[schema(value_type = Option<Vec<Object>>)]
     pub tools: Option<Vec<Value>>,
     /// `auto`, which is the default, `none`, `required`, a function that must be called, or some of the tools
@@ -428,8 +431,6 @@ impl Common {
         }
         // OpenAI's seeds may be negative. Traces keep seeds below 2^53 exactly.
         let seed = self.seed.map(|seed| if seed < 0 { seed.cast_unsigned() >> 11 } else { seed.cast_unsigned() });
-        // No probability is enough for nothing: what is left of it is the most likely token.
-        let greedy = self.top_p == Some(0.0);
         let Extension { request, events, trace: _ } = self.secateur.clone().unwrap_or_default();
         if events == Some(Events::Run) && request.attention == Some(AttentionDetail::Heads) {
             // The trace goes through the stream then, and could have hundreds of megabytes.
@@ -445,8 +446,8 @@ impl Common {
             max_thinking_tokens: self.thinking_token_budget.or(self.thinking_budget_tokens),
             ignore_eos: self.ignore_eos,
             seed,
-            temperature: if greedy { Some(0.0) } else { self.temperature },
-            top_p: self.top_p.filter(|_| !greedy),
+            temperature: self.temperature,
+            top_p: self.top_p,
             top_k: self.top_k,
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
@@ -701,7 +702,7 @@ mod tests {
     #[test]
     fn every_field_that_only_secateur_has_reaches_the_request() {
         let own = json!({
-            "policy": "h2o", "budget": "tokens:7", "window": 3, "probe_every": 9, "probe_text": "Sum up.</think>",
+            "greedy": true, "policy": "h2o", "budget": "tokens:7", "window": 3, "probe_every": 9, "probe_text": "Sum up.</think>",
             "scope": "head", "layers": "0-1", "normalise": "per-head", "positions": "compact", "steps": "sentences",
             "attention": "layers", "max_answer_tokens": 5, "draft": 2,
         });
@@ -725,7 +726,7 @@ mod tests {
         for name in ["prompt", "seed", "tools", "temperature", "request"] {
             let body = json!({"messages": [], "secateur": {(name): null}});
             let error = serde_json::from_value::<ChatBody>(body).expect_err("refused").to_string();
-            assert!(error.contains(&format!("unknown field `{name}`, expected one of `policy`")), "{error}");
+            assert!(error.contains(&format!("unknown field `{name}`, expected one of `greedy`")), "{error}");
         }
     }
 }

@@ -153,7 +153,7 @@ fn main() -> ExitCode {
     }
     let passed = chosen.len() - failed;
     let verdict = if failed == 0 && passed > 0 { "ok" } else { "FAILED" };
-    // cargo's own words, so that one reader sums up every suite.
+    // The form of cargo's own summary, which `.ci/run` adds up for all suites.
     let out = tests.len() - chosen.len();
     println!("\ntest result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {out} filtered out\n");
     if verdict == "ok" { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -287,7 +287,8 @@ fn kernels_conform_on_webgpu(site: &Site) -> Result {
     screenshot(&mut browser, "conformance", "light", 1000)
 }
 
-/// The page computes what transformers computed: the greedy continuation of a prompt, id by id, for every packing of weights.
+/// The page computes what transformers computed: the greedy continuation of a prompt, id by id, for every packing of
+/// weights.
 fn greedy_ids_are_the_goldens(site: &Site) -> Result {
     for packing in ["f32", "f16", "bf16"] {
         let model = format!("tests/golden/qwen2-{packing}");
@@ -368,6 +369,11 @@ fn on_the_command_line(model: &str, request: &Value) -> Result<Value> {
     }
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(|e| e.to_string())?;
     let mut stdin = child.stdin.take().ok_or("no stdin")?;
+    // The module has it recorded unless a request says otherwise.
+    let mut request = request.clone();
+    if request["attention"].is_null() {
+        request["attention"] = "layers".into();
+    }
     stdin.write_all(request.to_string().as_bytes()).map_err(|e| e.to_string())?;
     drop(stdin);
     let output = child.wait_with_output().map_err(|e| e.to_string())?;
@@ -395,7 +401,7 @@ fn trace(browser: &mut Browser) -> Result<Trace> {
 
 /// Where the model of the end-to-end test lies, below the repository.
 const MODEL: &str = "tests/golden/qwen2-bf16";
-/// Random weights rarely write reasoning steps; on this they do, and early.
+/// A model with random weights rarely writes words that begin a step. With this prompt it does, and early.
 const PROMPT: &str = "What is 12 + 30?";
 
 /// The same run natively, on the CPU twin.

@@ -19,7 +19,8 @@ const STOP_SOON: &str = "window.stopping = setInterval(() => {
     $('stop').click();
   }, 5)";
 
-/// Lets runs go on to the end of the context, which takes seconds, or no longer. The form of the page has no such field.
+/// `on`: runs go on to the end of the context, which takes seconds. Otherwise they end as they usually do. The form of
+/// the page has no such field.
 fn endless(browser: &mut Browser, on: bool) -> Result {
     browser.eval(&format!(
         "window.endless ??= Object.assign(document.createElement('input'), {{ type: 'checkbox', name: 'ignore_eos', hidden: true }});
@@ -60,8 +61,8 @@ fn failed(browser: &mut Browser) -> Result<(String, bool)> {
     Ok((found[0].as_str().unwrap_or("").to_string(), found[1] == true))
 }
 
-/// Everything that the page shows comes from the server: text, cuts, shades, the chart, the map, the report. The browser needs
-/// neither WebGPU nor WebAssembly.
+/// Everything that the page shows comes from the server: text, cuts, shades, the chart, the map, the report. The
+/// browser needs neither WebGPU nor WebAssembly.
 pub fn a_server_can_be_the_engine_of_the_page(site: &Site) -> Result {
     let (_server, address) = serve(&[])?;
     let mut browser = open(site, &address, "?budget=ratio:0.5&seed=3")?;
@@ -273,13 +274,13 @@ pub fn a_server_with_a_key_asks_for_it(site: &Site) -> Result {
     }
     enter(&mut browser, "wrong")?;
     browser.wait(&format!("{ASKED} && !$('key-wrong').hidden"), STATE, SOON)?;
-    // Whoever has none sees why nothing works, and may try again.
+    // A user without a key sees the reason, and can try again.
     browser.eval("$('key-cancel').click()")?;
     let (text, again) = failed(&mut browser)?;
     ensure!(text.contains("The server needs a key") && again, "without a key: {text}");
     browser.eval("$('error-retry').click()")?;
     browser.wait(&format!("{ASKED} && $('key-wrong').hidden"), STATE, SOON)?;
-    // No header can hold this one, as it may be pasted.
+    // A key with a character that no header can hold, such as one that was pasted.
     enter(&mut browser, "secret\u{200b}")?;
     browser.wait(&format!("{ASKED} && !$('key-wrong').hidden"), STATE, SOON)?;
     enter(&mut browser, "secret")?;
@@ -292,8 +293,8 @@ pub fn a_server_with_a_key_asks_for_it(site: &Site) -> Result {
     clean(&mut browser)
 }
 
-/// A server that was killed, before a question or in the middle of an answer: the conversation stays, and goes on once the server
-/// is back.
+/// A server that was killed, before a question or in the middle of an answer: the conversation stays, and goes on
+/// once the server is back.
 pub fn a_server_that_fails_is_tried_again(site: &Site) -> Result {
     let (server, address) = serve(&[])?;
     let port = address.rsplit(':').next().unwrap_or("").to_string();
@@ -365,7 +366,8 @@ pub fn a_server_that_fails_is_tried_again(site: &Site) -> Result {
     clean(&mut browser)
 }
 
-/// What a server refuses is shown with its reason: a setting that it cannot have, a full queue, a model that is still loading.
+/// What a server refuses is shown with its reason: a setting that it cannot have, a full queue, a model that is still
+/// loading.
 pub fn a_server_that_refuses_says_why(site: &Site) -> Result {
     let (_server, address) = serve(&["--sequences", "1", "--queue", "0"])?;
     let mut browser = open(site, &address, "")?;
@@ -433,7 +435,7 @@ pub fn a_server_that_refuses_says_why(site: &Site) -> Result {
          })()",
     )?;
     ensure!(ended == json!(["closed", "AbortError"]), "loads that were ended: {ended}");
-    // A proxy has refusals of its own, of which it may say nothing.
+    // A proxy may refuse a request without saying why.
     let refused = browser.eval(
         "(async () => {
            const { fetch } = window;
@@ -472,7 +474,8 @@ pub fn a_server_is_asked_as_a_browser_is(site: &Site) -> Result {
              { ids: [1], think: true, tools: [] },
              { ids: [1], prompt: 'x' },
              { messages: [], raw: true },
-             { prompt: 'x', greedy: true, top_k: 5 },
+             { prompt: 'x', greedy: false, top_k: 5 },
+             { prompt: 'x', answer_format: 'json' },
              { prompt: 'x', nonsense: 1 },
            ];
            const found = [];
@@ -487,7 +490,7 @@ pub fn a_server_is_asked_as_a_browser_is(site: &Site) -> Result {
     )?;
     let user = json!({"role": "user", "content": "x"});
     let expected = json!([
-        {"secateur": {}, "temperature": 0, "enable_thinking": false, "tools": [{"type": "function"}],
+        {"secateur": {"greedy": true}, "enable_thinking": false, "tools": [{"type": "function"}],
          "chat_template_kwargs": {"a": 1}, "messages": [{"role": "system", "content": "y"}, user]},
         {"secateur": {}, "thinking_token_budget": 3, "prompt": "x"},
         {"secateur": {}, "messages": [user]},
@@ -495,7 +498,8 @@ pub fn a_server_is_asked_as_a_browser_is(site: &Site) -> Result {
         "engine: without the chat template this setting has no effect\n  at: `think`, `tools`",
         "engine: a request has one prompt\n  at: `prompt`, `ids`",
         "engine: only a prompt of text can be taken as it is\n  at: `raw`",
-        "engine: greedy decoding excludes the settings of a random draw\n  at: `greedy`",
+        {"secateur": {"greedy": false}, "top_k": 5, "messages": [user]},
+        "engine: a server is asked for a format by an object with the type json_object, json_schema, regex, choice\n  at: `answer_format`",
         "engine: a request to a server has no field `nonsense`",
     ]);
     ensure!(found == expected, "{found}");
