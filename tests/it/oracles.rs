@@ -1,6 +1,8 @@
 //! Tests of the tests: the comparison and the conformance cases have to notice wrong results, and no others. They are
 //! tried on data, and on real kernels with changed text that run on a GPU adapter.
 use crate::common::*;
+use std::collections::BTreeSet;
+
 use secateur::Dtype;
 use secateur::device::ComputeDevice;
 use secateur::expert::conformance::{self, SelfTest};
@@ -683,6 +685,8 @@ const WRONG: &[Mutant] = &[
     ("penalty", "penalty", "does not count", "counts[seq * info.count + token] = times;", "times += 0u;", 5),
     ("penalty", "penalty", "counts before the first", "SEQ_STEP] > 0u", "SEQ_STEP] < 900u", 4),
     ("penalty", "penalty", "counts of the row", "let header = seq * SEQ;", "let header = row * SEQ;", 4),
+    ("token_mask", "token_mask", "hides failures", " || not_finite(value)", "", 6),
+    ("token_mask", "token_mask", "another token's bit", "(token % 32u)", "(token % 31u)", 3),
     ("token_logit", "token_logit", "the next token", "info.count + token]", "info.count + token / 2u * 2u]", 4),
     ("token_logit", "token_logit", "the first row for all", "row * info.count", "0u * info.count", 6),
     ("token_logit", "token_logit", "the sequences in order", "ids[info.row_seq_offset + row] * SEQ", "row * SEQ", 3),
@@ -764,6 +768,14 @@ fn is_product(mutant: &&Mutant) -> bool {
 
 fn is_attention(mutant: &&Mutant) -> bool {
     mutant.0 == "attention"
+}
+
+#[test]
+fn every_kernel_has_a_changed_one() {
+    let changed: Vec<&str> = WRONG.iter().map(|mutant| mutant.0).collect();
+    let without: BTreeSet<&str> =
+        cases::all().iter().map(|case| case.kernel).filter(|kernel| !changed.contains(kernel)).collect();
+    assert!(without.is_empty(), "kernels that no mutant changes: {without:?}");
 }
 
 // Several tests, because tests run side by side.
