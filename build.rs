@@ -1,5 +1,5 @@
-//! For the feature `page`: lists the files of the browser's page, which `./x wasm` has made, so that the program embeds them.
-//! Without that feature there is nothing to do.
+//! For the feature `page`: lists the files of the browser's page, which `./x wasm` has made, so that the program
+//! embeds them. Without that feature there is nothing to do.
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 

@@ -324,8 +324,8 @@ fn sentencepiece() -> Gguf {
 
 /// The length of the header of a GGUF file: up to the end of the description of its last tensor.
 fn header_bytes(file: &[u8]) -> usize {
-    // The data begin at the first multiple of 32 after the header, and every fixture has a tensor with this name last or
-    // near the end. Behind the name are the number of dimensions, the dimensions, the type and the offset.
+    // The data begin at the first multiple of 32 after the header, and every fixture has a tensor with this name last
+    // or near the end. Behind the name are the number of dimensions, the dimensions, the type and the offset.
     let mut last = 0;
     for name in
         [&b"output.weight"[..], b"output_norm.weight", b"ffn_norm.weight", b"ffn_down.weight", b"token_embd.weight"]

@@ -16,8 +16,8 @@ pub fn check(name: &str, data: &[u8]) {
     });
 }
 
-/// The processor time that this thread has taken. A fuzzer runs for hours beside other programs, which the time of a wall
-/// clock would count as well. A call that waits for ever is left to libFuzzer's own `-timeout`.
+/// The processor time that this thread has taken. A fuzzer runs for hours beside other programs, which the time of a
+/// wall clock would count as well. A call that waits for ever is left to libFuzzer's own `-timeout`.
 #[allow(unsafe_code, reason = "the standard library has no such clock")]
 fn processor_time() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -1,5 +1,5 @@
-//! What is fuzzed: each target reads bytes as secateur reads a file, an answer or an argument of a stranger. The targets
-//! of cargo-fuzz (`fuzz_targets/`) and a test of the ordinary suite (`tests/it/fuzz.rs`) share this file.
+//! What is fuzzed: each target reads bytes as secateur reads a file, an answer or an argument of a stranger. The
+//! targets of cargo-fuzz (`fuzz_targets/`) and a test of the ordinary suite (`tests/it/fuzz.rs`) share this file.
 //!
 //! A target may answer anything but must not panic, must not take a second, and must not hold more than 64 MiB, or ten
 //! times its input if that is more. An error of kind `Internal` is a bug as well.
@@ -29,8 +29,8 @@ use serde_json::{Map, Value};
 /// Reads the bytes of an input.
 pub type FuzzTarget = fn(&[u8]);
 
-/// Bytes that a chat template may hold. One string of up to 100 MB may be repeated from a shorter one, which the template
-/// engine permits and which steps and output do not bound; it is copied when it is written or compared.
+/// Bytes that a chat template may hold. One string of up to 100 MB may be repeated from a shorter one, which the
+/// template engine permits and which steps and output do not bound; it is copied when it is written or compared.
 pub const TEMPLATE_BYTES: usize = 512 << 20;
 
 /// Bytes of tensors that are read of one input.

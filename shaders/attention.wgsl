@@ -26,7 +26,8 @@ struct Info {
 
 const PAIRS = D / 2u;
 const SLICES = THREADS / PAIRS;
-const SPAN = max(TILE, 2u * THREADS);    // of a query in `scores`, which also holds two sums of every invocation
+// Numbers of a query in `scores`. At the end they hold the sums of two columns of each invocation.
+const SPAN = max(TILE, 2u * THREADS);
 
 var<workgroup> qs: array<vec4<f32>, QB * D / 4u>;
 var<workgroup> scores: array<f32, QB * SPAN>;
@@ -167,8 +168,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
         if (thread < QB) { total[thread] = total[thread] * shrink[thread] + part[thread * THREADS]; }
-        // Values: an invocation sums two columns, which SLICES invocations share. The tile has a sum of its own: one
-        // sum over thousands of slots would round more than the bound allows.
+        // Values: each invocation sums two columns over every SLICES-th slot. Each tile is summed by itself, because
+        // one sum over thousands of slots would round more than the bound allows.
         var sums: array<vec2<f32>, QB>;
         for (var j = 0u; j < QB; j++) {
             acc[j] *= shrink[j];

@@ -57,7 +57,8 @@ fn silu(x: f32) -> f32 {
 
 // The state of the sequences on the device (kernels/state.rs mirrors these constants): a header of SEQ words for each
 // sequence, then an entry of ROW words for each layer and sequence, then the rings of sampled ids, then the list of
-// the rows' sequences, then that of steps with drafts, then DRAFTED words for each sequence: the tokens of its next step with drafts.
+// the rows' sequences, then that of steps with drafts, then DRAFTED words for each sequence: the tokens of its next
+// step with drafts.
 const SEQ = 16u;
 const SEQ_TOKEN = 0u;
 const SEQ_POSITION = 1u;

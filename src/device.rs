@@ -439,7 +439,7 @@ impl ComputeDevice {
     /// # Errors
     /// [`ErrorKind::Device`] if it has run out of memory or failed otherwise.
     #[cfg(not(target_family = "wasm"))]
-    pub fn settle(&self) -> Result<()> {
+    pub fn wait_until_done(&self) -> Result<()> {
         let synced = self.burn.sync().map_err(|e| failure(&format!("{e:?}")).at(self.info.line()));
         self.fault().map_or(synced, Err)
     }

@@ -4,9 +4,10 @@
 /// and the device's own tables.
 const BESIDE: u64 = 128 << 20;
 
-/// The most bytes of weights that this process can hold: the memory of the machine with its swap, or what the limit of the
-/// process leaves. What other processes use and the limits of containers are not known here. `None` where the system does
-/// not tell. A process that takes more is ended by the system in the middle of its work, or ends itself without an error.
+/// The most bytes of weights that this process can hold: the memory of the machine with its swap, or what the limit
+/// of the process leaves. What other processes use and the limits of containers are not known here. `None` where the
+/// system does not tell. A process that takes more is ended by the system in the middle of its work, or ends itself
+/// without an error.
 pub(crate) fn room_for_weights() -> Option<u64> {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{name}")).unwrap_or_default();
     room(&read("meminfo"), &read("self/limits"), &read("self/status"))

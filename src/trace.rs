@@ -41,8 +41,8 @@ use crate::{Error, ErrorKind, Result};
 /// The version this code writes and reads.
 pub const VERSION: u32 = 1;
 
-/// Pairs of a kept set and a step that a report can count: a hundred times as many as a thought of 10,000 tokens in steps of
-/// 20 has with 36 layers of 8 KV heads.
+/// Pairs of a kept set and a step that a report can count: a hundred times as many as a thought of 10,000 tokens in
+/// steps of 20 has with 36 layers of 8 KV heads.
 const MOST_COUNTED: usize = 1 << 24;
 
 /// One run of one prompt.
@@ -256,11 +256,12 @@ pub struct Totals {
     pub decode_us: u64,
     /// Time for probes, plans and gathers, in microseconds.
     pub probe_us: u64,
-    /// The largest share of the probability, from 0 to 1, that the settings allow and that lay outside the candidates of
-    /// a draw: [`RunResult::missed`](crate::RunResult::missed). Absent where it is 0, and in older traces.
+    /// The largest share of the probability, from 0 to 1, that the settings allow and that lay outside the candidates
+    /// of a draw: [`RunResult::missed`](crate::RunResult::missed). Absent where it is 0, and in older traces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probability_missed: Option<f32>,
-    /// Decode steps with drafts, each of which added one token or more, or none near a probe. Absent without drafts.
+    /// Decode steps with drafts. A step adds at least one token, or none if a probe is due before. Absent without
+    /// drafts.
     #[serde(default, skip_serializing_if = "crate::settings::is_zero")]
     pub draft_steps: usize,
 }

@@ -1,11 +1,12 @@
-// How long it takes from the end of a download of a model to its first token. Shaders that were compiled while the model was
-// fetched are not compiled then.
+// How long it takes from the end of a download of a model to its first token. Shaders that were compiled while the
+// model was fetched are not compiled then.
 //
 //     ./x wasm                                      # or SECATEUR_PROFILE=page ./x wasm, as it is published
 //     node benches/browser/after_download.mjs MODEL.gguf [--visits 5] [--rate 10] [--web FOLDER]
 //
-// The model comes at `--rate` million bytes a second. A prompt is sent as soon as the model is loaded. Each visit starts a
-// browser with nothing in its caches; a GPU's driver may have a cache of its own, and the first visit does not count.
+// The model comes at `--rate` million bytes a second. A prompt is sent as soon as the model is loaded. Each visit
+// starts a browser with nothing in its caches; a GPU's driver may have a cache of its own, and the first visit does
+// not count.
 // `--web` names another build of the page, to compare with: the visits then take turns. `CHROMIUM` names the browser.
 import { statSync } from 'node:fs';
 import { loadavg } from 'node:os';

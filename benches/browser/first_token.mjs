@@ -1,11 +1,11 @@
-// How long it takes from the click on Send to the first token of the built-in model, with the page and the engine in the
-// browser's cache.
+// How long it takes from the click on Send to the first token of the built-in model, with the page and the engine in
+// the browser's cache.
 //
 //     ./x wasm                                      # or SECATEUR_PROFILE=page ./x wasm, as it is published
 //     node benches/browser/first_token.mjs [--visits 5] [--after 0] [--web FOLDER]
 //
-// Each visit starts the browser anew, on the profile of the visits before; the first one fills the cache and does not count.
-// Send is pressed `--after` seconds after it can be. `--web` names another build of the page, to compare with.
+// Each visit starts the browser anew, on the profile of the visits before; the first one fills the cache and does not
+// count. Send is pressed `--after` seconds after it can be. `--web` names another build of the page, to compare with.
 // `CHROMIUM` names the browser.
 import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { loadavg, tmpdir } from 'node:os';

@@ -1,5 +1,5 @@
-// The page in which compare.mjs runs one engine. Each engine loads the model and generates from the same text, greedily. All
-// times are taken here, so they include what an engine needs to bring a token to the page.
+// The page in which compare.mjs runs one engine. Each engine loads the model and generates from the same text,
+// greedily. All times are taken here, so they include what an engine needs to bring a token to the page.
 
 /**
  * What a run gave: when each token came, in milliseconds after the call, and the ids where the engine tells them.

@@ -513,8 +513,8 @@ impl KvCache {
 
     /// Takes the lengths and the position of `seq` from a copy of the state. The device may have sampled up to `ahead`
     /// tokens since it was taken.
-    pub(crate) fn settle(&mut self, copy: &[u32], seq: usize, ahead: usize) {
-        let sampled = self.state.settle(copy, seq, ahead);
+    pub(crate) fn take_in_copy(&mut self, copy: &[u32], seq: usize, ahead: usize) {
+        let sampled = self.state.take_in_copy(copy, seq, ahead);
         self.layers.iter_mut().for_each(|layer| layer.regions[seq].len += sampled);
     }
 

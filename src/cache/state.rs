@@ -113,8 +113,8 @@ impl DeviceState {
         self.rows_offset() + MOST_TOGETHER
     }
 
-    /// Writes the sequence of each row of a step with `chunk` rows of each of `seqs`. Returns the offset of the list, in
-    /// words.
+    /// Writes the sequence of each row of a step with `chunk` rows of each of `seqs`. Returns the offset of the list,
+    /// in words.
     pub fn select_rows(&mut self, seqs: &[usize], chunk: usize) -> usize {
         if chunk == 1 {
             return self.select(seqs);
@@ -188,7 +188,7 @@ impl DeviceState {
 
     /// Sets the mirror of `seq` to the numbers in a copy of the state, except the lengths. The device may have sampled
     /// up to `ahead` tokens since. Returns the number of tokens that were sampled since the last copy.
-    pub fn settle(&mut self, copy: &[u32], seq: usize, ahead: usize) -> usize {
+    pub fn take_in_copy(&mut self, copy: &[u32], seq: usize, ahead: usize) -> usize {
         let mirror = &mut self.mirrors[seq];
         let sampled = copy[seq * state::SEQ + state::STEP] - mirror.step;
         mirror.step += sampled;

@@ -61,8 +61,8 @@ struct Value<'a> {
     command: &'a Command,
 }
 
-/// The arguments that are values of the options before them. A value that its option holds (`--trace=FILE`, `-oFILE`) is
-/// not among them.
+/// The arguments that are values of the options before them. A value that its option holds (`--trace=FILE`, `-oFILE`)
+/// is not among them.
 fn values<'a>(program: &'a Command, given: &[OsString]) -> Vec<Value<'a>> {
     let (mut command, mut values, mut index) = (program, Vec::new(), 1);
     while let Some(arg) = given.get(index).filter(|arg| *arg != "--") {

@@ -215,7 +215,7 @@ pub fn main() -> ExitCode {
             ErrorKind::Model | ErrorKind::Device | ErrorKind::Io | ErrorKind::Internal => 1,
         })
     });
-    trust::settle();
+    trust::wait_until_done();
     code
 }
 

@@ -429,7 +429,8 @@ pub fn ended(result: &RunResult) -> String {
     ended_in_words(&result.trace.stop_reason, result.thinking_unfinished, result.trace.settings.max_new_tokens)
 }
 
-/// The same of a run that ended for `reason` with at most `limit` new tokens, within the thinking if it is `unfinished`.
+/// The same of a run that ended for `reason` with at most `limit` new tokens, within the thinking if it is
+/// `unfinished`.
 fn ended_in_words(reason: &StopReason, unfinished: bool, limit: usize) -> String {
     match reason {
         // Its text has no answer that could have ended.

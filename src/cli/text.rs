@@ -45,8 +45,8 @@ pub fn unix_lines(mut text: String) -> String {
     if text.contains("\r\n") { text.replace("\r\n", "\n") } else { text }
 }
 
-/// A text that was read, without its last line end. That may be a lone CR, as in [`argument`]: the same text is the same
-/// prompt, whichever way it comes.
+/// A text that was read, without its last line end. That may be a lone CR, as in [`argument`]: the same text is the
+/// same prompt, whichever way it comes.
 pub fn without_line_end(mut text: String) -> String {
     if text.ends_with(['\n', '\r']) {
         text.pop();

@@ -19,9 +19,9 @@ static OPENED: Mutex<Vec<ComputeDevice>> = Mutex::new(Vec::new());
 
 /// Waits until all devices of this process have finished their work. The drivers end with the process, and some of
 /// them crash if they are at work at that time.
-pub fn settle() {
+pub fn wait_until_done() {
     for device in OPENED.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-        if let Err(e) = device.settle() {
+        if let Err(e) = device.wait_until_done() {
             log::debug!("{e}");
         }
     }

@@ -42,16 +42,16 @@ impl Calibrated {
         }
     }
 
-    /// Puts the chosen layers into `settings` if the choice was made for this policy and these weights, in this precision. Returns a
-    /// note for people.
+    /// Puts the chosen layers into `settings` if the choice was made for this policy and these weights, in this
+    /// precision. Returns a note for people.
     ///
     /// # Errors
     /// If the file is not a choice, the weights cannot be read, or the model does not have the layers.
     pub fn apply(&self, settings: &mut Settings, layers: usize, precision: Option<Precision>) -> Result<String> {
         let choice = self.choice.as_ref().map_err(Error::clone)?;
         let (place, made) = (&self.place, &choice.settings);
-        // A choice for one policy says nothing about another, and a choice for other weights nothing about these. A file
-        // knows a policy by its name only, also one that is not listed.
+        // A choice for one policy says nothing about another, and a choice for other weights nothing about these. A
+        // file knows a policy by its name only, also one that is not listed.
         if made.run.policy.name() != settings.policy.name() {
             return Ok(format!(
                 "{place} was made for {}, not for {}: all layers vote",

@@ -10,9 +10,6 @@ use crate::cache::{KvCache, RING};
 use crate::kernels::state::DRAFTED;
 use crate::kernels::{self, DraftSpec, InPlace, MOST_TOGETHER, draft};
 
-/// The most drafts of a step: the pending token has a row as well.
-pub const MOST_DRAFTS: usize = DRAFTED - 1;
-
 /// Ids that a text has room for when the answer is not limited otherwise. A longer text gets no more drafts.
 const MOST_ROOM: usize = 1 << 18;
 
@@ -30,18 +27,18 @@ pub(super) struct Drafts {
     /// difference of two values bounds the tokens that were added between.
     most_added: Vec<u64>,
     /// For each sequence, the value of `most_added` at the copy of the state that was taken in last.
-    settled: Vec<u64>,
+    taken_in: Vec<u64>,
 }
 
 impl Drafts {
     pub fn new(seqs: usize) -> Self {
-        Self { texts: (0..seqs).map(|_| None).collect(), most_added: vec![0; seqs], settled: vec![0; seqs] }
+        Self { texts: (0..seqs).map(|_| None).collect(), most_added: vec![0; seqs], taken_in: vec![0; seqs] }
     }
 
     /// Prepares `seq` for a prompt, after which up to `tokens` may be generated. Without drafts its text is dropped.
     pub fn set(&mut self, seq: usize, drafts: usize, prompt: &[u32], tokens: usize, device: &Device) {
         // What an earlier request has not read is of no interest any more.
-        self.settled[seq] = self.most_added[seq];
+        self.taken_in[seq] = self.most_added[seq];
         self.texts[seq] = (drafts > 0).then(|| {
             let room = prompt.len().saturating_add(tokens).min(MOST_ROOM);
             Text { words: InPlace::new(kernels::u32_tensor(draft::text_words(prompt, room), device)), room }
@@ -67,14 +64,14 @@ impl Drafts {
         seqs.iter().for_each(|seq| self.most_added[*seq] += chunk as u64);
     }
 
-    /// Takes in that a copy of the state is known, which was taken when the steps of `seq` could have added `most_added`
-    /// tokens. Returns by how much the device may be ahead of it, or `None` if it says nothing new of these steps. Such a
-    /// copy may be older than what the host has launched since and knows.
-    pub fn settle(&mut self, seq: usize, most_added: u64) -> Option<usize> {
-        if most_added == self.settled[seq] {
+    /// Notes that the host has read a copy of the state. `most_added` is the value of
+    /// [`most_added`](Self::most_added) when the copy was taken. Returns how many tokens the device may have added
+    /// since, or `None` if a copy with the same value was read before.
+    pub fn take_in_copy(&mut self, seq: usize, most_added: u64) -> Option<usize> {
+        if most_added == self.taken_in[seq] {
             return None;
         }
-        self.settled[seq] = most_added;
+        self.taken_in[seq] = most_added;
         Some((self.most_added[seq] - most_added) as usize)
     }
 
@@ -84,8 +81,8 @@ impl Drafts {
     }
 }
 
-/// Rows of each of `sequences` sequences in a step, the smallest number of drafts that one of them asks for being
-/// `drafts`. All rows together are so few that their products do not depend on their number.
+/// Rows of each sequence in a step of `sequences` sequences with drafts. `drafts` is the smallest number that one of
+/// them asks for. All rows together are so few that their products do not depend on their number.
 pub(super) fn rows_of_each(sequences: usize, drafts: usize) -> usize {
     (MOST_TOGETHER / sequences.max(1)).clamp(1, 1 + drafts)
 }

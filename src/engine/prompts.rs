@@ -6,8 +6,8 @@
 //!
 //! A copy has exactly the bits that the request's own forward would give. A row is computed in the same way in every
 //! chunk of at least [`ALIKE_ROWS`] rows, but in shorter chunks the order of a sum can differ. So a part of a chunk
-//! is shared only if the chunk has that many rows in the other prompt, and at least that many rows of the chunk in
-//! which the prompts differ are left to be computed.
+//! is shared only if the chunk has that many rows in the other prompt, and if the new request still computes at least
+//! that many rows of it itself.
 use super::runner::PREFILL_CHUNK;
 use crate::kernels::ALIKE_ROWS;
 
@@ -101,8 +101,8 @@ impl CachedPrompts {
     }
 
     /// Whether a sequence that has `now` tokens of `ids` cached gains by waiting for one of `seqs`, which are
-    /// forwarding their prompts. It gains if it could copy more tokens than the other one still has to forward up to
-    /// the point where the two prompts differ.
+    /// forwarding their prompts. It gains if it could copy at least as many tokens as the other one still has to
+    /// forward up to the point where the two prompts differ.
     pub fn gains_by(&self, ids: &[u32], group: u64, now: usize, seqs: &[usize]) -> bool {
         let entries = seqs.iter().filter_map(|seq| self.entries[*seq].as_ref()).filter(|entry| entry.group == group);
         entries.into_iter().any(|entry| {

@@ -255,7 +255,8 @@ impl Runner {
     /// Checks that a runner of this model and shape can be created on `device`.
     ///
     /// # Errors
-    /// [`ErrorKind::Device`](crate::ErrorKind::Device) when the state or the samplers of all sequences exceed the largest buffer.
+    /// [`ErrorKind::Device`](crate::ErrorKind::Device) when the state or the samplers of all sequences exceed the
+    /// largest buffer.
     pub fn check(vocab: usize, shape: &CacheShape, device: &ComputeDevice) -> Result<()> {
         shape.check(&device.info)?;
         Sampler::check(vocab, shape.seqs, &device.info)
@@ -499,10 +500,10 @@ impl Runner {
         })
     }
 
-    /// Makes `steps` decode steps of all of `seqs` with drafts, `chunk` rows of each sequence. `limits` are the numbers
-    /// of sampled tokens at which the sequences stop. Their cache must have room for `steps · chunk` more tokens
-    /// ([`has_room`](Self::has_room)). What is generated is the same as by [`decode`](Self::decode), but only the device
-    /// knows how much it is until [`settle`](Self::settle) has read it.
+    /// Makes `steps` decode steps of all of `seqs` with drafts, `chunk` rows of each sequence. `limits` are the
+    /// numbers of sampled tokens at which the sequences stop. Their cache must have room for `steps · chunk` more
+    /// tokens ([`has_room`](Self::has_room)). What is generated is the same as by [`decode`](Self::decode), but only
+    /// the device knows how much it is until [`take_in_copy`](Self::take_in_copy) has read it.
     ///
     /// # Errors
     /// The errors of [`Decoder::plan`].
@@ -535,8 +536,8 @@ impl Runner {
         self.cache.has_room(seqs, extra)
     }
 
-    /// Whether steps with drafts were launched whose lengths have not been read. Until they are, only steps that need no
-    /// more room may be launched.
+    /// Whether steps with drafts were launched whose lengths have not been read. Until they are, only steps that need
+    /// no more room may be launched.
     pub(crate) fn is_ahead(&self) -> bool {
         self.cache.is_ahead()
     }
@@ -553,9 +554,9 @@ impl Runner {
 
     /// Takes in how far `seq` has come, from a copy of the state that was taken when its steps with drafts could have
     /// added `most_added` tokens.
-    pub(crate) fn settle(&mut self, seq: usize, copy: &[u32], most_added: u64) {
-        if let Some(ahead) = self.drafts.settle(seq, most_added) {
-            self.cache.settle(copy, seq, ahead);
+    pub(crate) fn take_in_copy(&mut self, seq: usize, copy: &[u32], most_added: u64) {
+        if let Some(ahead) = self.drafts.take_in_copy(seq, most_added) {
+            self.cache.take_in_copy(copy, seq, ahead);
         }
     }
 
@@ -566,8 +567,8 @@ impl Runner {
     }
 
     /// A decode step without tracking and reports, of pending tokens with or without drafts. If its launches were
-    /// recorded, they are replayed. Otherwise the step is launched, and recorded if more steps of the same sequences are
-    /// likely. The host does not note yet that the sequences have advanced.
+    /// recorded, they are replayed. Otherwise the step is launched, and recorded if more steps of the same sequences
+    /// are likely. The host does not note yet that the sequences have advanced.
     fn step_alike(&mut self, input: Input<'_>) -> Result<()> {
         let Self { model, cache, sampler, repeated, drafts, .. } = self;
         let (seqs, chunk) = (input.seqs(), input.chunk());

@@ -87,8 +87,8 @@ pub(crate) struct Sequence {
     context: usize,
     /// Generated tokens that were read back.
     pub tokens: Vec<trace::Token>,
-    /// Tokens sampled on the device, read back or not. With drafts it is the least number, because each step samples one
-    /// token or more.
+    /// Tokens sampled on the device, read back or not. With drafts it is the least number, because each step samples
+    /// one token or more.
     pub issued: usize,
     drafted: Drafted,
     probes: Vec<trace::Probe>,
@@ -302,8 +302,8 @@ impl Sequence {
         if self.drafts() == 0 { 0 } else { self.stop_at() }
     }
 
-    /// Steps with drafts that may be launched now, with `chunk` rows: as many as are likely to be needed, and at most two
-    /// bursts of `burst` steps ahead of what was read. A step beyond what is needed adds no token.
+    /// Steps with drafts that may be launched now, with `chunk` rows: as many as are likely to be needed, and at most
+    /// two bursts of `burst` steps ahead of what was read. A step beyond what is needed adds no token.
     pub fn draft_room(&self, burst: usize, chunk: usize) -> usize {
         let read = self.tokens.len();
         let left = self.draft_limit().saturating_sub(read);

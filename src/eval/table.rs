@@ -1,5 +1,5 @@
-//! The table of an evaluation: each arm's accuracy with its interval, compared on the same questions with the full cache
-//! and with the control, and what it cost.
+//! The table of an evaluation: each arm's accuracy with its interval, compared on the same questions with the full
+//! cache and with the control, and what it cost.
 use std::collections::BTreeMap;
 
 use super::grade::Verdict;
@@ -61,8 +61,8 @@ pub struct Difference {
 }
 
 impl Difference {
-    /// Compares two arms by the shares of right answers to each question, over its seeds. `None` without a question that
-    /// both answered.
+    /// Compares two arms by the shares of right answers to each question, over its seeds. `None` without a question
+    /// that both answered.
     pub fn of<K: Ord>(this: &BTreeMap<K, Vec<bool>>, other: &BTreeMap<K, Vec<bool>>) -> Option<Self> {
         let pairs: Vec<(&Vec<bool>, &Vec<bool>)> =
             this.iter().filter_map(|(question, right)| Some((right, other.get(question)?))).collect();
@@ -83,8 +83,8 @@ impl Difference {
     }
 }
 
-/// The mean of the questions' shares of right answers. While an evaluation is under way, some questions have more answers
-/// than others; each counts once.
+/// The mean of the questions' shares of right answers. While an evaluation is under way, some questions have more
+/// answers than others; each counts once.
 pub fn accuracy<K: Ord>(right: &BTreeMap<K, Vec<bool>>) -> f64 {
     right.values().map(|right| share(right)).sum::<f64>() / right.len() as f64
 }
@@ -102,15 +102,15 @@ pub fn wilson(right: f64, trials: f64) -> (f64, f64) {
 }
 
 /// Wilson's interval of the share of right answers. Several answers to one question, with several seeds, are not
-/// independent. They count as so many answers as independent ones would be needed for the variance that the questions
-/// show, at least one a question and at most their number.
+/// independent. They count as the number of independent answers whose mean would have the variance that is seen
+/// between the questions: at least one for each question, and at most as many as there are.
 pub fn accuracy_interval<K: Ord>(right: &BTreeMap<K, Vec<bool>>) -> (f64, f64) {
     let (questions, trials) = (right.len() as f64, right.values().map(Vec::len).sum::<usize>() as f64);
     let shares: Vec<f64> = right.values().map(|right| share(right)).collect();
     let mean = accuracy(right);
     let variance = shares.iter().map(|share| (share - mean).powi(2)).sum::<f64>() / (questions - 1.0).max(1.0);
     let of_one = mean * (1.0 - mean);
-    // Where all answers are alike, nothing is known of how they depend on each other.
+    // If all answers are right, or all wrong, no variance is seen, and each question counts once.
     let independent = if of_one > 0.0 { of_one / (variance / questions) } else { questions };
     let independent = independent.clamp(questions, trials);
     wilson(mean * independent, independent)
@@ -156,7 +156,7 @@ pub fn rows(plan: &Plan, trials: &[Trial]) -> Vec<ArmRow> {
     let row = |arm: &Arm| {
         let trials = of(arm)?;
         let right = answers(trials, |trial| trial.problem);
-        // What a run cost that failed says nothing of an answer.
+        // Runs that failed are left out of the mean costs.
         let whole: Vec<&&Trial> = trials.iter().filter(|trial| trial.error.is_none()).collect();
         let mean =
             |value: &dyn Fn(&Trial) -> f64| whole.iter().map(|t| value(t)).sum::<f64>() / whole.len().max(1) as f64;

@@ -69,8 +69,8 @@ pub(super) fn file(status: u16, headers: &HeaderMap, measured: Option<u64>) -> F
     }
 }
 
-/// The address that a `Location` in the answer of `url` stands for; `None` if it is not one of HTTP, or if it leaves HTTPS,
-/// behind which others on the way could choose what is read.
+/// The address that a `Location` in the answer of `url` stands for; `None` if it is not one of HTTP, or if it leaves
+/// HTTPS, behind which others on the way could choose what is read.
 pub(super) fn target(url: &str, location: &str) -> Option<String> {
     let base: Uri = url.parse().ok()?;
     let (scheme, authority) = (base.scheme_str()?, base.authority()?);

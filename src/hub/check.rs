@@ -50,8 +50,8 @@ pub(super) fn start_of(path: &Path) -> Option<Bytes> {
     has_header(&bytes, total).then(|| Bytes::start(bytes, total))
 }
 
-/// The types of the experts may differ here, because it is not known whether they will be quantized to one type as they are
-/// loaded.
+/// The types of the experts may differ here, because it is not known whether they will be quantized to one type as
+/// they are loaded.
 const QUANTIZED: Option<Precision> = Some(Precision::Q8);
 
 /// Refuses weights that the model with the configuration in `snapshot` cannot be run with. `starts` are the beginnings

@@ -1,9 +1,9 @@
 //! The end of a step: draws each sequence's next tokens from their candidates and advances its state, on the device.
 //!
-//! Contract: row `i` of `n` belongs to the sequence that `state[row_seq_offset + i / chunk]` names. Its candidates are those
-//! of [`top_k`](super::top_k()): one list of `k` in `lists` `[n, lists, 2 k]`, or, if `k` is 1, several. If the
-//! sequence's temperature is 0 or `k` is 1, `token` is the first candidate, that of the earliest list among equals.
-//! Otherwise the token is drawn as transformers draws it, one filter after the other:
+//! Contract: row `i` of `n` belongs to the sequence that `state[row_seq_offset + i / chunk]` names. Its candidates
+//! are those of [`top_k`](super::top_k()): one list of `k` in `lists` `[n, lists, 2 k]`, or, if `k` is 1, several. If
+//! the sequence's temperature is 0 or `k` is 1, `token` is the first candidate, that of the earliest list among
+//! equals. Otherwise the token is drawn as transformers draws it, one filter after the other:
 //! - weights `exp((value − first) / temperature)`;
 //! - **top-k**: the first k candidates, and those that equal the last of them. A k of 0, or above the list's length,
 //!   keeps the whole list; the mass of the vocabulary outside the list is then known from `sums`;
@@ -23,10 +23,10 @@
 //!
 //! Without drafts, `chunk` is 1. With drafts, row `j` of a sequence's `chunk` was computed for the `j`-th token at
 //! `state[drafts_offset + seq · DRAFTED]`, of which the first was the pending one. Rows are drawn one after the other,
-//! each as in a step of its own, while `step` is below the sequence's [`LIMIT`](state::LIMIT) and the token just drawn
-//! is the one that the next row was computed for. The others are left alone: what a sequence generates does not depend
-//! on its drafts. (Leviathan et al. 2023, arXiv 2211.17192, accept a draft with a probability. Here it is accepted if it
-//! is the token that the seed draws.)
+//! each as in a step of its own, while `step` is below the sequence's [`LIMIT`](state::LIMIT) and the token just
+//! drawn is the one that the next row was computed for. The others are left alone: what a sequence generates does not
+//! depend on its drafts. (Leviathan et al. 2023, arXiv 2211.17192, accept a draft with a probability. Here it is
+//! accepted if it is the token that the seed draws.)
 //!
 //! Bound: exact, unless the lot falls within 1e-5 of the boundary between two candidates, or the mass outside within
 //! 1e-5 of a rounding boundary: masses are sums of rounded exponentials. The cases here avoid both.

@@ -321,7 +321,9 @@ impl Decoder {
         // A lack of memory is reported only when the device processes the uploads. It must be reported before the
         // model counts as loaded.
         #[cfg(not(target_family = "wasm"))]
-        device.settle().map_err(|e| e.expected(format!("room for {} bytes of weights", model.weight_bytes)))?;
+        device
+            .wait_until_done()
+            .map_err(|e| e.expected(format!("room for {} bytes of weights", model.weight_bytes)))?;
         Ok(model)
     }
 
@@ -530,8 +532,8 @@ impl Decoder {
         plan.input.seqs().iter().enumerate().map(read).collect()
     }
 
-    /// Updates what the cache tracks of past attention, except by a probe, and except by drafts: a neighbour's policy
-    /// may need it, but not that of a sequence with drafts.
+    /// Updates what the cache tracks of past attention. Steps of probes and of drafts are left out: the cache may track
+    /// for the policy of a neighbour, but a sequence with drafts has no policy that needs it.
     fn track(&self, layer: usize, q: &Tensor<2>, lse: &Tensor<2>, plan: &Plan<'_>, cache: &mut KvCache) {
         if matches!(plan.input, Input::Probe { .. } | Input::Drafted { .. }) {
             return;

@@ -137,10 +137,11 @@ impl RotatedLayers {
     }
 }
 
-/// The table of shape `[positions, d]` for rotate-half RoPE (Su et al. 2021, in the layout of Hugging Face). Row `p`
-/// holds `a cos(p · θ_i)` for the `rotary / 2` [`frequencies`] `θ_i`, then 1 for the pairs of components that are not
-/// rotated, up to `d / 2`; then the same sines, 0 for those pairs. The factor `a` is 1 for all scalings but YaRN and
-/// LongRoPE. `rotary` is `d` in all architectures but Phi-3, and 0 for a layer without RoPE.
+/// The table of shape `[positions, d]` for rotate-half RoPE (Su et al. 2021, in the layout of Hugging Face). The
+/// first half of row `p` holds `a cos(p · θ_i)` for the `rotary / 2` [`frequencies`] `θ_i`, then 1 for each pair of
+/// components that is not rotated. The second half holds `a sin(p · θ_i)`, then 0 for those pairs. The factor `a` is
+/// 1 for all scalings but YaRN and LongRoPE. `rotary` is `d` in all architectures but Phi-3, and 0 for a layer
+/// without RoPE.
 ///
 /// The table is computed in f64 and stored in f32. Computing it in f32 would give cosines that are off by 1.8e-3 at
 /// position 30,000, and a table in bf16 would be exact only up to position 256.

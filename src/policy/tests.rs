@@ -622,7 +622,8 @@ fn a_budget_that_adds_up_scores_is_refused_before_the_run_where_there_are_none()
     for policy in POLICIES {
         assert!(policy.accepts(Budget::Tokens(5)).is_ok());
         assert!(policy.accepts(Budget::Ratio(2.0)).is_err());
-        // h2o, think-h2o and vase divide a number of tokens, and r-kv scores by differences. None of them can add up scores.
+        // h2o, think-h2o and vase divide a number of tokens, and r-kv scores by differences. None of them can add up
+        // scores.
         let adds_up = !["h2o", "think-h2o", "vase", "r-kv"].contains(&policy.name());
         let scored = policy.needs().scores() && adds_up || policy.name() == "full";
         assert_eq!(policy.accepts(Budget::Share(0.5)).is_ok(), scored, "{}", policy.name());

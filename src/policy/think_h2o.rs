@@ -4,15 +4,16 @@ use super::scores::scale_to_one;
 use super::{Budget, CacheView, EvictionPolicy, KeepPlan, Measurement};
 use crate::Result;
 
-/// Evicts single tokens by the sum of two shares: the share of the probe's attention, as in `think-token`, and the share
-/// of the attention that all queries so far have paid, as in `h2o`.
+/// Evicts single tokens by the sum of two shares: the share of the probe's attention, as in `think-token`, and the
+/// share of the attention that all queries so far have paid, as in `h2o`.
 ///
 /// *Idea*: the probe asks what a summary at this moment needs, and misses what later steps take up again. The sums know
 /// what the steps so far have taken up, and miss what is new. A token that either of them finds important stays.
-/// *Paper*: none; chosen among eight variants on problems that were set aside for it (docs/results/2026-11-30-better-policy.md).
-/// *Direction*: each measurement is divided by its sum over the evictable tokens, and the two shares of a token are added.
-/// As in `h2o`, half of the budget is for the latest thinking tokens. Of the others the lowest are evicted first, then of
-/// the latest ones the oldest.
+/// *Paper*: none; chosen among eight variants on problems that were set aside for it
+/// (docs/results/2026-11-30-better-policy.md).
+/// *Direction*: each measurement is divided by its sum over the evictable tokens, and the two shares of a token are
+/// added. As in `h2o`, half of the budget is for the latest thinking tokens. Of the others the lowest are evicted
+/// first, then of the latest ones the oldest.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ThinkH2o;
 

@@ -76,8 +76,8 @@ pub struct ViewParts<'a> {
     pub similarity: Option<&'a [f32]>,
     /// One number per slot where values are measured: the range of the slot's value.
     pub value_range: Option<&'a [f32]>,
-    /// One sum per slot where it is measured beside the scores: the attention that the slot received from all queries so
-    /// far.
+    /// One sum per slot where it is measured beside the scores: the attention that the slot received from all queries
+    /// so far.
     pub received: Option<&'a [f32]>,
     /// How much may be evicted.
     pub budget: Budget,

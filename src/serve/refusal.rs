@@ -1,5 +1,5 @@
-//! Errors in OpenAI's form, with the HTTP status that makes clients do the right thing: they give up on a 4xx, and try a
-//! 429 or a 5xx again.
+//! Errors in OpenAI's form, with the HTTP status that makes clients do the right thing: they give up on a 4xx, and
+//! try a 429 or a 5xx again.
 use axum::Json;
 use axum::http::header::RETRY_AFTER;
 use axum::http::{HeaderValue, StatusCode};
@@ -73,8 +73,8 @@ impl Refusal {
         self
     }
 
-    /// The same refusal in the client's words: `theirs` is the field of its body that asks for what the field `ours` of a
-    /// request says.
+    /// The same refusal in the client's words: `theirs` is the field of its body that asks for what the field `ours`
+    /// of a request says.
     pub fn about(mut self, ours: &str, theirs: &str) -> Self {
         self.message = self.message.replace(&format!("`{ours}`"), theirs);
         if self.param.as_deref() == Some(ours) {
@@ -94,8 +94,8 @@ impl Refusal {
         self
     }
 
-    /// The same in the words of an interface that has other names for these fields. The field at fault, or the one in which
-    /// it is, is named at the beginning of a message if anywhere.
+    /// The same in the words of an interface that has other names for these fields. The field at fault, or the one in
+    /// which it is, is named at the beginning of a message if anywhere.
     pub fn renamed(mut self, names: &[(&str, &str)]) -> Self {
         let renamed = |text: &str| {
             let ends = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');

@@ -53,7 +53,8 @@ pub(super) struct App {
     pub running: Running,
     /// Prompts that may be encoded at one time: one for each core. Others wait, and hold no thread meanwhile.
     pub encoding: Arc<Semaphore>,
-    /// Requests that generate nothing and may be worked on or wait at one time. Further ones are refused: they have no queue.
+    /// Requests that generate nothing and may be worked on or wait at one time. Further ones are refused: they have
+    /// no queue.
     pub asides: Arc<Semaphore>,
 }
 
@@ -220,8 +221,8 @@ fn owner(app: &App, headers: &HeaderMap) -> Option<blake3::Hash> {
     Some(blake3::hash(key.or(other)?.as_bytes()))
 }
 
-/// The number of the group of requests that a key makes. Only they share the beginnings of their prompts, because the time
-/// until the first token tells whether a prompt was known.
+/// The number of the group of requests that a key makes. Only they share the beginnings of their prompts, because the
+/// time until the first token tells whether a prompt was known.
 fn group(key: blake3::Hash) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *key.as_bytes();
     u64::from_le_bytes([a, b, c, d, e, f, g, h])
@@ -302,8 +303,8 @@ impl App {
         }
     }
 
-    /// Does something that takes its time on a thread of its own: as many things at once as there are cores. What is `held`
-    /// is held until the work is done, also when the client has gone.
+    /// Does something that takes its time on a thread of its own: as many things at once as there are cores. What is
+    /// `held` is held until the work is done, also when the client has gone.
     async fn work<T: Send + 'static, H: Send + 'static>(
         &self,
         held: H,
@@ -334,7 +335,8 @@ impl App {
         let prepare = move |request: Request| {
             let own = app.options.defaults.positions.unwrap_or_default();
             if request.positions.is_some_and(|positions| positions != own) {
-                // Requests that count positions in another way cannot run beside the others, and would wait for all of them.
+                // Requests that count positions in another way cannot run beside the others, and would wait for all
+                // of them.
                 let message = format!("positions: this server runs all requests with {own}");
                 return Err(Refusal::bad(message).at("secateur.positions"));
             }
@@ -552,7 +554,8 @@ async fn count_tokens(app: &Arc<App>, body: &ChatBody) -> Result<Json<Value>, Re
     Ok(Json(json!({"object": "response.input_tokens", "input_tokens": tokens})))
 }
 
-/// What a request comes to, without running it: the same bodies as for a chat or a completion. The prompt is told in ids.
+/// What a request comes to, without running it: the same bodies as for a chat or a completion. The prompt is told in
+/// ids.
 async fn resolve(State(app): State<Arc<App>>, headers: HeaderMap, body: Body) -> Result<Json<Resolved>, Refusal> {
     let _aside = app.aside()?;
     let body: Value = app.read(&headers, body).await?;

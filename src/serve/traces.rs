@@ -27,8 +27,8 @@ impl Traces {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the trace of a choice, if there is one: under the response's id, with the choice's number behind it
-    /// unless it is the first.
+    /// Keeps the trace of a choice, if there is one. The first choice's has the response's id; those of the others have
+    /// the choice's number behind it.
     pub fn keep(&self, frame: &Frame, choice: usize, trace: Option<Trace>) {
         let Some(json) = trace.and_then(|trace| serde_json::to_string(&trace).ok()) else { return };
         let id = if choice == 0 { frame.id.clone() } else { format!("{}-{choice}", frame.id) };

@@ -1,11 +1,11 @@
 //! Chat templates: the Jinja program that comes with a model and turns messages into a prompt.
 //!
 //! Templates are rendered as in transformers: blocks are trimmed, Python's string methods work, and so do `tojson`
-//! (in Python's spelling), `"…" % x`, `raise_exception`, `strftime_now`, `{% break %}` and `{% continue %}`. The date is
-//! UTC, while transformers takes local time. What is missing is an error and changes no prompt: the filters `forceescape`,
-//! `random`, `striptags`, `urlize`, `wordwrap` and `xmlattr`, the test `callable`, the function `lipsum`, the methods
-//! `encode`, `translate` and `maketrans` of texts, `%` after a text that is not written out, and `%d` of a number with a
-//! fraction.
+//! (in Python's spelling), `"…" % x`, `raise_exception`, `strftime_now`, `{% break %}` and `{% continue %}`. The date
+//! is UTC, while transformers takes local time. What is missing is an error and changes no prompt: the filters
+//! `forceescape`, `random`, `striptags`, `urlize`, `wordwrap` and `xmlattr`, the test `callable`, the function
+//! `lipsum`, the methods `encode`, `translate` and `maketrans` of texts, `%` after a text that is not written out, and
+//! `%d` of a number with a fraction.
 use super::ThinkTags;
 use super::calls::{self, CallFormat};
 use super::jinja::{RAISED, clock, describe, is_iterable, strftime, without_generation_tags};

@@ -33,7 +33,7 @@ impl Block {
         let each = |columns: &mut [u8], quant: &dyn Fn(usize) -> u8| {
             columns.iter_mut().enumerate().for_each(|(i, q)| *q = quant(i));
         };
-        // The 32 fifth bits of Q5_0 and Q5_1, and the pairs of 2 and 4 bits of the larger blocks.
+        // The fifth bit of column `i` in Q5_0 and Q5_1, and two bits of column `i` in blocks of 256.
         let bit = |at: usize, i: usize| bytes[at + i / 8] >> (i % 8) & 1;
         let pair = |at: usize, i: usize| bytes[at + 32 * (i / 128) + i % 32] >> (2 * (i / 32 % 4)) & 3;
         (self.d, self.m) = (half(0), 0);
@@ -133,7 +133,7 @@ pub(super) fn put(format: &Format, block: &Block, i: usize, cols: usize, words: 
     let (low, rest) = words.split_at_mut(parts.low);
     let (high, rest) = rest.split_at_mut(parts.high);
     let (shared, scales) = rest.split_at_mut(parts.shared);
-    // Four quants at a time, one in each byte. A word has 8 / bits of such fours, the later ones further up.
+    // Four quants at a time, one in each byte. A word has 8 / bits of such groups of four, later ones in higher bits.
     let every = |bits: usize| ((1u32 << bits) - 1) * 0x0101_0101;
     let mask = if format.low_bits == 8 { u32::MAX } else { every(format.low_bits) };
     let first = i * format.block / 4;
@@ -229,7 +229,7 @@ impl<'w> Planes<'w> {
 }
 
 impl Format {
-    /// The scale and the minimum of the columns that share them: those of number `share`.
+    /// The scale and the minimum of the group of columns with the number `share`.
     fn scales_of(&self, shared: &[u32], scales: &[u32], share: usize) -> (f64, f64) {
         let half = |bits: u32| f16::from_bits(bits as u16).to_f64();
         let byte = |at: usize| (shared[at / 4] >> (8 * (at % 4))) as u8;

@@ -40,7 +40,7 @@ fn inverse(scale: f32) -> f32 {
 }
 
 /// The nearest whole number to a value of up to 2^22, ties to even. Unlike [`f32::round`], it is two additions, which
-/// vectors of values do at once.
+/// the compiler can do for several values at once.
 fn nearest(value: f32) -> f32 {
     const SHIFT: f32 = 12_582_912.0; // 1.5 · 2^23: a sum with it loses its fraction
     (value + SHIFT) - SHIFT
@@ -56,7 +56,8 @@ fn largest(values: &[f32]) -> f32 {
     values.iter().fold(0.0, |most: f32, v| if v.abs() > most.abs() { *v } else { most })
 }
 
-/// Q8_0, Q4_0 and Q5_0. The largest value takes the longer end of the range of 4 and 5 bits.
+/// Q8_0, Q4_0 and Q5_0. With 4 and 5 bits, the value of largest magnitude maps to the negative end of the range, which
+/// has one step more.
 fn one_scale(dtype: Dtype, values: &[f32], block: &mut Block) {
     let most = largest(values);
     let scale = match dtype {
@@ -182,9 +183,9 @@ fn nested_with_minimum(most: u16, values: &[f32], block: &mut Block) {
     }
 }
 
-/// The scale and the minimum, by its magnitude, of each group of 32 with which quants of 0 to `most` come nearest to
-/// its values, by squared errors that count more for large values (ggml's `make_qkx2_quants`). The minimum is never
-/// above zero. `values` are a block of 256.
+/// For each group of 32 in `values`, a block of 256: the scale and the magnitude of the minimum, which is never above
+/// zero, with which quants of 0 to `most` have the least squared error. Errors of large values count more (ggml's
+/// `make_qkx2_quants`).
 fn best_scales_and_minima(most: f32, values: &[f32]) -> (Lanes<8>, Lanes<8>) {
     let columns = columns::<8, 32>(values);
     let (mut min, mut max, mut squares) = ([0f32; 8], [f32::MIN; 8], [0f32; 8]);
@@ -248,7 +249,7 @@ fn best_scales_and_minima(most: f32, values: &[f32]) -> (Lanes<8>, Lanes<8>) {
             let minimum = (l2 * x - l * xl) / determinant;
             fit[group] = select(minimum > 0.0, xl / l2, (w * xl - x * l) / determinant);
             below[group] = select(minimum > 0.0, 0.0, minimum);
-            // If there is no such fit, no other candidate is better than this one.
+            // Without a fit, this candidate is rejected.
             limit[group] = select(determinant > 0.0, least[group], f32::MIN);
         }
         let found = error(&quants, &fit, &below);

@@ -1,5 +1,5 @@
-//! Drives a Chromium over its DevTools protocol. The protocol runs over pipes (`--remote-debugging-pipe`: JSON, each message
-//! ended by a NUL byte, in on descriptor 3 and out on 4), so it needs no WebSocket, no port and no Node.
+//! Drives a Chromium over its DevTools protocol. The protocol runs over pipes (`--remote-debugging-pipe`: JSON, each
+//! message ended by a NUL byte, in on descriptor 3 and out on 4), so it needs no WebSocket, no port and no Node.
 use std::{
     collections::VecDeque,
     io::{BufRead, BufReader, Write},
@@ -160,8 +160,8 @@ impl Browser {
         }
     }
 
-    /// What WebGPU did in the workers, by their own count (watch.js): devices, shader modules, pipelines, submits. Fails on
-    /// anything that the shader compiler, WebGPU, the console or an exception complained about.
+    /// What WebGPU did in the workers, by their own count (watch.js): devices, shader modules, pipelines, submits.
+    /// Fails on anything that the shader compiler, WebGPU, the console or an exception complained about.
     pub fn gpu_report(&mut self) -> Result<[u64; 4]> {
         let mut sums = [0; 4];
         for worker in self.workers.clone() {

@@ -93,8 +93,8 @@ pub fn an_interrupted_download_goes_on(site: &Site) -> Result {
     loaded(&load(&mut browser, &json!({ "url": site.url(&path) }).to_string())?)?;
     let asked = bodies("model.gguf");
     let size = std::fs::metadata(format!("{}{GGUF}", crate::ROOT)).map_err(|e| e.to_string())?.len();
-    // The header is asked for in parts first. The browser may drop the latest bytes before the break, and on a busy machine
-    // all of them: then the file is asked for once more from its beginning.
+    // The header is asked for in parts first. The browser may drop the latest bytes before the break, and on a busy
+    // machine all of them: then the file is asked for once more from its beginning.
     let mut after = asked.iter().skip_while(|r| r.start.is_some());
     let resumed = after.any(|r| r.start.is_some_and(|start| start > 0 && start <= size / 2));
     ensure!(
@@ -105,14 +105,14 @@ pub fn an_interrupted_download_goes_on(site: &Site) -> Result {
     loaded(&load(&mut browser, &json!({ "url": site.url(GGUF) }).to_string())?)?;
     let expected = ids(&mut browser)?;
     ensure!(found == expected, "{found} after the interruption, {expected} without");
-    // Chromium itself tells of the broken connection.
+    // Chromium logs the broken connection as an error.
     let problems = browser.take_problems()?;
     let others: Vec<_> = problems.iter().filter(|problem| !problem.contains("ERR_CONTENT_LENGTH_MISMATCH")).collect();
     ensure!(others.is_empty(), "{others:?}");
     Ok(())
 }
 
-/// While a model is fetched, a small one compiles its shaders: afterwards, a run with probes needs no other.
+/// While a model is fetched, a small one compiles its shaders: afterwards, a run with probes needs no further shader.
 pub fn shaders_are_compiled_while_a_model_is_fetched(site: &Site) -> Result {
     // A document without the page, whose own worker would compile shaders as well.
     let mut browser = site.open("/watch.js")?;
@@ -126,7 +126,7 @@ pub fn shaders_are_compiled_while_a_model_is_fetched(site: &Site) -> Result {
            };
          })";
     browser.eval_in_worker(&script.replace("MODULE", &site.url("/pkg/secateur.js")))?;
-    // At once, before the worker rehearses the model itself.
+    // The run is posted as soon as the model is loaded, before the worker rehearses the model itself.
     browser.eval(&format!(
         "engine.onmessage = ({{ data }}) => {{
            said.push(data);
@@ -202,7 +202,7 @@ pub fn what_cannot_run_is_refused_before_its_weights_are_read(site: &Site) -> Re
     )?;
     ensure!(room == json!([true, false]), "room for 1 MiB, and for 16 TiB: {room}");
     let problems = browser.take_problems()?;
-    // Chromium tells of every answer 404.
+    // Chromium logs every 404 as an error.
     let others: Vec<_> = problems.iter().filter(|problem| !problem.contains("404")).collect();
     ensure!(others.is_empty(), "{others:?}");
     Ok(())

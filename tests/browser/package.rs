@@ -70,8 +70,8 @@ fn installed() -> Result<TempDir> {
     Ok(folder)
 }
 
-/// The example of the package runs on a page of one's own that any static host could serve. Where npm is missing, it runs
-/// from the repository.
+/// The example of the package runs on a page of one's own that any static host could serve. Where npm is missing, it
+/// runs from the repository.
 pub fn the_example_runs(site: &Site) -> Result {
     const COMPILER: &str = "node_modules/typescript/bin/tsc";
     if !page::has_npm(COMPILER)? {

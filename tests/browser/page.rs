@@ -191,7 +191,8 @@ pub fn stop_ends_a_run(site: &Site) -> Result {
     let state = browser.eval("document.querySelector('.state').textContent")?;
     ensure!(state.as_str().unwrap_or("").ends_with("you stopped it"), "the state: {state}");
     ensure!(browser.eval("!$('start').disabled && $('stop').disabled")? == true, "after it, only Send can be pressed");
-    // Before the engine has said what the request comes to, there is no run yet: there will be none, and the question is back.
+    // Before the engine has said what the request comes to, there is no run yet: there will be none, and the question
+    // is back.
     browser.eval(
         "(({ model }) => {
            model.resolve = (request) => new Promise((settle) => (window.settle = () => {
@@ -422,8 +423,8 @@ pub fn markdown_is_set_and_loads_nothing(site: &Site) -> Result {
     clean(&mut browser)
 }
 
-/// Even if text of an answer became elements, nothing of it would run, and nothing would be sent to another host. The worker
-/// may fetch models, from hosts that are named by `https:`, and can do nothing else.
+/// Even if text of an answer became elements, nothing of it would run, and nothing would be sent to another host. The
+/// worker may fetch models, from hosts that are named by `https:`, and can do nothing else.
 pub fn the_page_asks_nobody_else(site: &Site) -> Result {
     let mut browser = scripted(site)?;
     ask(&mut browser, "go")?;

@@ -46,8 +46,8 @@ impl Drop for Server {
     }
 }
 
-/// The page at the address that the executable prints loads the model from there, without breaking a rule of its policies.
-/// Only the page and the files of the model are given away.
+/// The page at the address that the executable prints loads the model from there, without breaking a rule of its
+/// policies. Only the page and the files of the model are given away.
 pub fn the_page_comes_from_the_executable(site: &Site) -> Result {
     let model = format!("{ROOT}/tests/golden/gguf-qwen2-q8/model.gguf");
     let args = ["web", "--port", "0", "--no-open", "--model", &model];

@@ -1,4 +1,5 @@
-//! The built-in model in the browser against the same model on the CPU, on the same texts: the logits, and what is pruned.
+//! The built-in model in the browser against the same model on the CPU, on the same texts: the logits, and what is
+//! pruned.
 use std::collections::BTreeMap;
 use std::env;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,10 +20,11 @@ use crate::{LOADED, LONG, Result, Site, real};
 /// How much logits may differ, as a fraction of the largest; scores may differ as much. It is the bound of
 /// tests/it/golden.rs.
 const BOUND: f64 = 1e-4;
-/// Two steps, or two tokens of a step, may change places in the order of their eviction if their scores differ by less than
-/// so many bounds.
+/// Two steps, or two tokens of a step, may change places in the order of their eviction if their scores differ by
+/// less than so many bounds.
 const CLOSE: f64 = 10.0;
-/// Problems whose logits are compared, unless `SECATEUR_PROBLEMS` says how many: a text takes the CPU longer than its plans.
+/// Problems whose logits are compared, unless `SECATEUR_PROBLEMS` says how many: a text takes the CPU longer than its
+/// plans.
 const LOGITS: usize = 3;
 
 /// A token that was cached at a probe.
@@ -60,11 +62,12 @@ impl EvictionPolicy for Recorder {
     }
 }
 
-/// The page gives the tokens of known answers the same logits as the CPU does, and prunes the same tokens while it reads
-/// them: the built-in model's problems with their answers. Logits have to agree within [`BOUND`] of the largest, and so have
-/// the importances of steps within that of the most important. Plans have to be equal, except where [`is_close`] says that
-/// the order of two evictions is open within the error of the scores. After such a difference the caches hold other tokens,
-/// so the rest of that problem is not compared; the test prints how often that happened.
+/// The page gives the tokens of known answers the same logits as the CPU does, and prunes the same tokens while it
+/// reads them: the built-in model's problems with their answers. Logits have to agree within [`BOUND`] of the
+/// largest, and so have the importances of steps within that of the most important. Plans have to be equal, except
+/// where [`is_close`] says that the order of two evictions is open within the error of the scores. After such a
+/// difference the caches hold other tokens, so the rest of that problem is not compared; the test prints how often
+/// that happened.
 ///
 /// The plans of all 20 problems are compared, and the logits of [`LOGITS`] of them.
 pub fn logits_and_plans_are_those_of_the_cpu(site: &Site) -> Result {

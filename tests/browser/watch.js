@@ -1,5 +1,6 @@
-// The tests' server puts this before the first line of worker.js. Records what the browser's shader compiler (Tint, in Chromium) and its
-// WebGPU implementation say about our work, so that a shader which only logs an error cannot pass.
+// The tests' server puts this before the first line of worker.js. Records what the browser's shader compiler (Tint,
+// in Chromium) and its WebGPU implementation say about our work, so that a shader which only logs an error cannot
+// pass.
 globalThis.gpuWatch = { devices: 0, modules: 0, pipelines: 0, submits: 0, pending: 0, problems: [] };
 if (globalThis.GPUAdapter) {
   const watch = globalThis.gpuWatch;

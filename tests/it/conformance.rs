@@ -18,7 +18,7 @@ fn every_case_on_every_adapter() {
     let _one = beside_others_in_shared_pages();
     let cases = cases::all();
     assert!(cases.len() >= 90, "only {} cases", cases.len());
-    // Compiling shaders, which takes most of the time, uses one thread of an adapter's.
+    // Compiling shaders takes most of the time, on one thread for each adapter.
     let one = |info: &AdapterInfo| -> Option<Report> {
         if let Some(reason) = info.unfit() {
             println!("SKIPPED {}: {reason}", info.line());

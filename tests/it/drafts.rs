@@ -74,7 +74,8 @@ fn single_runs() -> Vec<Settings> {
     ]
 }
 
-/// On the CPU all runs with all models and 1, 3 and 7 drafts; on software GPUs, which take a hundred times as long, some.
+/// On the CPU all runs with all models and 1, 3 and 7 drafts; on software GPUs, which take a hundred times as long,
+/// some.
 #[test]
 fn drafts_change_no_bit() {
     let _guard = beside_others();

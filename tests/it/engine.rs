@@ -356,8 +356,8 @@ fn a_request_that_ends_badly_ends_alone() {
     }
 }
 
-/// A sequence whose probe fails, in attention and trace, ends with the result so far. The others run as if it were
-/// not there. Here the embedding of a token that only its probe has is not a number.
+/// If a probe fails, in the policy's attention or in the trace's, its sequence ends with the result so far. The others
+/// run as if it were not there. Here the embedding of a token that only its probe has is not a number.
 #[test]
 fn a_probe_that_fails_ends_only_its_own_sequence() {
     let device = secateur::device::ComputeDevice::cpu();

@@ -400,8 +400,8 @@ fn a_product_computes_each_row_as_if_it_were_alone() {
     assert_eq!(compared, two().len() * 2 * 2 * 36);
 }
 
-/// WebGPU refuses a launch that binds the same memory twice, since every binding is declared as writable. Other backends
-/// accept it, so the launch itself has to refuse it.
+/// WebGPU refuses a launch that binds the same memory twice, since every binding is declared as writable. Other
+/// backends accept it, so the launch itself has to refuse it.
 #[test]
 fn a_launch_refuses_the_same_memory_twice() {
     let _one = beside_others();

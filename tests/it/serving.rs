@@ -308,7 +308,7 @@ fn the_allocator_never_holds_more_than_was_promised() {
     engine.keep_prompts(u64::MAX);
     let prepared = engine.prepared();
     let in_use = || {
-        device.settle().expect("it works");
+        device.wait_until_done().expect("it works");
         device.bytes().in_use
     };
     let before = in_use();

@@ -78,8 +78,8 @@ fn literals(source: &str, is_rust: bool) -> Vec<(usize, String)> {
     found
 }
 
-/// Whether a text has `--` and a letter after it, as an option has. So do the properties of a style sheet, which stand in
-/// `var(--name)` or at the beginning of a declaration.
+/// Whether a text has `--` and a letter after it, as an option has. So do the properties of a style sheet, which stand
+/// in `var(--name)` or at the beginning of a declaration.
 fn names_an_option(text: &str) -> bool {
     text.match_indices("--").any(|(at, dashes)| {
         let (before, after) = (&text[..at], &text[at + dashes.len()..]);
@@ -113,6 +113,42 @@ fn the_library_names_no_options() {
     }
     assert!(seen > 5000, "{seen} literals");
     assert!(wrong.is_empty(), "an option is named outside the command line:\n{}", wrong.join("\n"));
+}
+
+/// Lines of comments wider than code may be, which `cargo fmt` leaves as they are. Tables may be wider, and so may what
+/// has no place to break it.
+fn wide_comments(source: &str) -> Vec<usize> {
+    let wide = |line: &str| {
+        let text = line.trim_start().trim_start_matches(['/', '!']).trim_start();
+        let is_comment = line.trim_start().starts_with("//");
+        is_comment
+            && line.chars().count() > 120
+            && !text.starts_with('|')
+            && text.chars().filter(|c| *c == ' ').count() > 3
+    };
+    source.lines().enumerate().filter(|(_, line)| wide(line)).map(|(index, _)| index + 1).collect()
+}
+
+#[test]
+fn comments_are_no_wider_than_code() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folders = ["src", "shaders", "tests", "web"].map(|folder| files(&root.join(folder), &["rs", "wgsl", "js"]));
+    let sources: Vec<PathBuf> = folders.into_iter().flatten().collect();
+    assert!(sources.len() > 300, "{}", sources.len());
+    let of_ours = sources.iter().filter(|path| !path.components().any(|part| part.as_os_str() == "node_modules"));
+    let wide: Vec<String> = of_ours
+        .filter(|path| !path.starts_with(root.join("web/pkg")))
+        .flat_map(|path| {
+            let source = std::fs::read_to_string(path).expect("readable");
+            wide_comments(&source).into_iter().map(move |line| format!("{}:{line}", path.display()))
+        })
+        .collect();
+    assert!(wide.is_empty(), "comments with more than 120 columns:\n{}", wide.join("\n"));
+    let wide = |marker: &str| wide_comments(&format!("{marker}{}", "word ".repeat(30)));
+    assert_eq!(
+        [wide("/// "), wide("    // "), wide("let a = "), wide("//! | ")].map(|found| found.len()),
+        [1, 1, 0, 0]
+    );
 }
 
 #[test]

@@ -12,8 +12,8 @@ const MOST_OVERTAKING: usize = 16;
 
 impl Batch<'_> {
     /// Limits the memory of the caches. From now on a request gets a place only if the most memory that it can need
-    /// ([`PreparedModel::bound`](crate::engine::PreparedModel::bound)) fits beside that of the requests that run, so that none of them fails for want of
-    /// memory. Up to 16 later requests that fit may overtake one that does not.
+    /// ([`PreparedModel::bound`](crate::engine::PreparedModel::bound)) fits beside that of the requests that run, so
+    /// that none of them fails for want of memory. Up to 16 later requests that fit may overtake one that does not.
     pub fn set_memory(&mut self, bytes: u64) {
         self.memory = Some(bytes);
     }

@@ -67,15 +67,16 @@ impl Rows {
 }
 
 impl Batch<'_> {
-    /// Forwards a chunk of an unfinished prompt, and samples the first token after the last chunk. Every chunk is awaited
-    /// like a token, so that a stop takes effect within one chunk.
+    /// Forwards a chunk of an unfinished prompt, and samples the first token after the last chunk. Every chunk is
+    /// awaited like a token, so that a stop takes effect within one chunk.
     ///
-    /// The prompt with the fewest chunks left comes first, so that a short one does not wait for a long one. Each turn in
-    /// which a prompt is passed over counts as four chunks less, so that short ones cannot keep a long one waiting.
+    /// The prompt with the fewest chunks left comes first, so that a short one does not wait for a long one. Each
+    /// turn in which a prompt is passed over counts as four chunks less, so that short ones cannot keep a long one
+    /// waiting.
     pub(super) fn prefill(&mut self) {
         let mut prefilling: Vec<Running<'_>> = self.places.running().filter(|r| r.sequence.prefilling()).collect();
-        // Who can copy from a prompt that is still being forwarded waits for it: for one that has begun or came earlier,
-        // so that not everybody waits.
+        // Who can copy from a prompt that is still being forwarded waits for it: for one that has begun or came
+        // earlier, so that not everybody waits.
         let ahead: Vec<(usize, usize, bool)> =
             prefilling.iter().map(|r| (r.place, r.sequence.id, r.sequence.has_begun())).collect();
         prefilling.retain(|Running { place, sequence }| {
@@ -133,10 +134,10 @@ impl Batch<'_> {
         }
     }
 
-    /// Decode steps for all sequences that have room, in bursts between two reads. A sequence drops out
-    /// when it has no room left. While a prompt is being forwarded, a turn has one decode step, so that a long prompt
-    /// does not stall the others. The same holds while a sequence must read each of its tokens before the next: it would
-    /// get one token for each burst of the others.
+    /// Decode steps for all sequences that have room, in bursts between two reads. A sequence drops out when it has
+    /// no room left. While a prompt is being forwarded, a turn has one decode step, so that a long prompt does not
+    /// stall the others. The same holds while a sequence must read each of its tokens before the next: it would get
+    /// one token for each burst of the others.
     pub(super) fn decode(&mut self) -> Result<()> {
         let stepwise = self.places.sequences().any(|s| s.prefilling() || s.is_stepwise());
         loop {
@@ -216,7 +217,7 @@ impl Batch<'_> {
 
     /// Reads all that was launched if the lengths of a sequence are not known and something else than further steps of
     /// that sequence may come next.
-    pub(super) async fn settle(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
+    pub(super) async fn read_until_known(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
         let admits = !self.waiting.is_empty() && self.places.0.iter().any(Option::is_none);
         while self.runner.is_ahead() && !self.reads.is_empty() && (admits || self.has_neighbours()) {
             self.read(on).await?;
@@ -229,8 +230,8 @@ impl Batch<'_> {
         self.places.0.iter().flatten().nth(1).is_some()
     }
 
-    /// Waits for the oldest read and adds its tokens. Repeats this while more than one read is under way, or until all have
-    /// come where a sequence needs its latest token for the next one.
+    /// Waits for the oldest read and adds its tokens. Repeats this while more than one read is under way, or until
+    /// all have come where a sequence needs its latest token for the next one.
     pub(super) async fn read(&mut self, on: &mut OnEvent<'_>) -> Result<()> {
         // What a sequence does next may need room, or the memory of a neighbour that ends.
         let alone = !(self.runner.is_ahead() && self.has_neighbours());
@@ -249,7 +250,7 @@ impl Batch<'_> {
                 let issued = match sequence.drafts() {
                     0 => issued,
                     _ => {
-                        self.runner.settle(place, &state, most_added);
+                        self.runner.take_in_copy(place, &state, most_added);
                         KvCache::steps_in(&state, place)
                     }
                 };

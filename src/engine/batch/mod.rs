@@ -127,9 +127,9 @@ impl<'e> Batch<'e> {
         self.add_of(0, prompt, settings)
     }
 
-    /// Like [`add`](Self::add), for a request of a group, such as those of one user. The beginning of a prompt is shared
-    /// only inside a group, because the time until the first token tells whether it was. [`add`](Self::add) adds to group
-    /// 0.
+    /// Like [`add`](Self::add), for a request of a group, such as those of one user. The beginning of a prompt is
+    /// shared only inside a group, because the time until the first token tells whether it was. [`add`](Self::add)
+    /// adds to the group with the number 0.
     ///
     /// # Errors
     /// Those of [`add`](Self::add).
@@ -176,7 +176,7 @@ impl<'e> Batch<'e> {
     /// One turn of the loop. Returns the requests that ended with it.
     pub async fn step(&mut self, on: &mut OnEvent<'_>) -> Vec<(usize, Result<RunResult>)> {
         let turn = async {
-            self.settle(on).await?;
+            self.read_until_known(on).await?;
             self.admit(on);
             self.prefill();
             self.prune(on).await?;
@@ -203,15 +203,17 @@ impl<'e> Batch<'e> {
         ended
     }
 
-    /// Follows a text that is known, in place of one that the model writes: forwards `ids` behind the prompt in chunks, and
-    /// prunes where it would if the model had written them. See [`Engine::follow`](super::Engine::follow).
+    /// Follows a text that is known, in place of one that the model writes: forwards `ids` behind the prompt in
+    /// chunks, and prunes where it would if the model had written them. See
+    /// [`Engine::follow`](super::Engine::follow).
     pub(super) async fn follow(mut self, prompt: &Prompt, settings: &Settings, ids: &[u32]) -> Result<RunResult> {
         const PLACE: usize = 0;
         let on: &mut OnEvent<'_> = &mut |_, _| ();
         let mut sequence = self.prepared.sequence(self.requests, prompt, settings)?;
         self.runner.check_prompt(sequence.prompt.len())?;
         check_ids(ids, self.prepared.config.vocab_size, "the text")?;
-        // A prompt that is copied from another request has the same bits, but what follows should depend on nothing else.
+        // A prompt that is copied from another request has the same bits, but what follows should depend on nothing
+        // else.
         self.runner.admit(PLACE, true, &Admission { group: None, ..sequence.admission() })?;
         sequence.begin();
         let mut unread = sequence.prompt.clone();

@@ -5,8 +5,8 @@ use web_time::Instant;
 
 use super::super::record::LAG;
 
-/// How many decode steps make a burst on this device: as many as take a moment together, so that text comes evenly, and a
-/// request that is cancelled ends soon. What is generated does not depend on it.
+/// How many decode steps make a burst on this device: as many as take a moment together, so that text comes evenly,
+/// and a request that is cancelled ends soon. What is generated does not depend on it.
 pub(super) struct Pace {
     /// Steps of a burst.
     pub(super) steps: usize,

@@ -32,8 +32,8 @@ pub(super) fn next(sequence: &mut Sequence) -> Next {
     sequence.or_fail(next).unwrap_or_default()
 }
 
-/// Makes room for as many of the next `steps` tokens of each of `rows` as there is: half of them, or a quarter, and so on.
-/// Prompts that are kept yield first. Returns 0 where there is no room for one token of each.
+/// Makes room for as many of the next `steps` tokens of each of `rows` as there is: half of them, or a quarter, and
+/// so on. Prompts that are kept yield first. Returns 0 where there is no room for one token of each.
 pub(super) fn steps_with_room(runner: &mut Runner, rows: &[Running<'_>], mut steps: usize) -> usize {
     while steps > 0 && runner.reserve(&places_of(rows), steps).is_err() {
         if !runner.forget_idle() {

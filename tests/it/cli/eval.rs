@@ -1,6 +1,6 @@
 //! `secateur eval` on the built-in model and the CPU: uninterrupted, killed, continued, in shards, merged and
-//! compared, and its refusals of bad input. No test depends on the accuracy of a policy; one depends on that of the full
-//! cache.
+//! compared, and its refusals of bad input. No test depends on the accuracy of a policy; one depends on that of the
+//! full cache.
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;

@@ -218,7 +218,8 @@ struct Head {
     seen: Vec<usize>,
     /// The attention that each position has received, averaged over the query heads of the group.
     drawn: Vec<f64>,
-    /// For each position, when it last had an attention of 1e-4, and the longest time between two such tokens.
+    /// For each position, the latest token that gave it an attention of at least 1e-4, and the longest gap between two
+    /// such tokens.
     mattered: Vec<(i64, i64)>,
 }
 

@@ -184,8 +184,9 @@ fn calls_come_apart_from_text_and_thought() {
     let (thinking, content, finish) = texts(&chunks, 0);
     assert_eq!((thinking.as_str(), content.as_str(), finish.as_deref()), (thought, "Let me look.", Some("tool_calls")));
     assert_eq!(named_calls(&streamed(&chunks)), expected(2));
-    // A call is announced before its arguments, which come with later events. In how many pieces they come depends on how
-    // fast the model is: pieces that arrive while the stream is busy are joined. (`text::calls` tests the pieces.)
+    // A call is announced before its arguments, which come with later events. In how many pieces they come depends on
+    // how fast the model is: pieces that arrive while the stream is busy are joined. (`text::calls` tests the
+    // pieces.)
     let deltas = chunks.iter().flat_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"].as_array()).flatten();
     let of_first: Vec<&Value> = deltas.filter(|delta| delta["index"] == 0).collect();
     let arguments = |delta: &Value| delta["function"]["arguments"].as_str().map(str::to_string);
