@@ -24,7 +24,6 @@ use crate::kernels::cases;
 use crate::model::required;
 use crate::report::events::{RunEvents, model_info, number};
 use crate::report::html;
-use crate::settings::Settings;
 use crate::trace::Trace;
 use crate::weights::precision::Precision;
 use crate::weights::{ModelSource, Weights};

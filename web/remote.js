@@ -248,7 +248,7 @@ export class RemoteEngine {
     if (raw && ('messages' in given || 'ids' in given)) throw refused('only a prompt of text can be taken as it is', ['raw']);
     if (given.answer_format) {
       const words = FORMATS[given.answer_format.type];
-      if (!words) throw refused(`a server is asked for a format by an object with the type ${Object.keys(FORMATS).join(', ')}`, ['answer_format']);
+      if (!words) throw refused(`a server has no format ${JSON.stringify(given.answer_format.type ?? given.answer_format)}: an object with the type ${Object.keys(FORMATS).join(', ')} is expected`, ['answer_format']);
       Object.assign(body, words(given.answer_format));
     }
     if (ids || raw) {

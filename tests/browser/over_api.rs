@@ -499,7 +499,7 @@ pub fn a_server_is_asked_as_a_browser_is(site: &Site) -> Result {
         "engine: a request has one prompt\n  at: `prompt`, `ids`",
         "engine: only a prompt of text can be taken as it is\n  at: `raw`",
         {"secateur": {"greedy": false}, "top_k": 5, "messages": [user]},
-        "engine: a server is asked for a format by an object with the type json_object, json_schema, regex, choice\n  at: `answer_format`",
+        "engine: a server has no format \"json\": an object with the type json_object, json_schema, regex, choice is expected\n  at: `answer_format`",
         "engine: a request to a server has no field `nonsense`",
     ]);
     ensure!(found == expected, "{found}");
