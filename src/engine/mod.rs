@@ -54,9 +54,9 @@ pub use logprobs::{Logprobs, MOST_LOGPROBS};
 pub use prepared::PreparedModel;
 pub use record::{Event, GROWTH, LAG, OnEvent, RunResult};
 pub use rehearsal::Rehearsal;
-#[cfg(all(feature = "serve", not(target_family = "wasm")))]
-pub(crate) use request::finite;
 pub use request::{Encoded, LoadOptions, Prompt, Request, Resolved};
+#[cfg(all(feature = "serve", not(target_family = "wasm")))]
+pub(crate) use request::{OneOrMany, finite};
 pub(crate) use runner::Runner;
 #[cfg(all(feature = "serve", not(target_family = "wasm")))]
 pub(crate) use sequence::TOO_LONG;

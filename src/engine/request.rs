@@ -162,7 +162,7 @@ pub struct Request {
     pub attention: Option<AttentionDetail>,
     /// Texts that end the answer, and are no part of it. They have no effect on the thinking. A single text may stand
     /// without a list.
-    #[serde(deserialize_with = "texts")]
+    #[serde(deserialize_with = "stops")]
     pub stop: Option<Vec<String>>,
     /// Ids of tokens that end the answer, and are no part of it.
     pub stop_ids: Option<Vec<u32>>,
@@ -192,12 +192,30 @@ pub(crate) fn finite<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     }
 }
 
-/// Reads texts, or one text without a list.
-fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
-    match Option::<Value>::deserialize(deserializer)? {
-        Some(Value::String(text)) => Ok(Some(vec![text])),
-        other => serde_json::from_value(other.into()).map_err(|e| serde::de::Error::custom(format!("stop: {e}"))),
+/// A text, or a list of texts.
+#[derive(Debug, Clone, Deserialize)]
+#[cfg_attr(feature = "serve", derive(utoipa::ToSchema))]
+#[serde(untagged)]
+pub(crate) enum OneOrMany {
+    /// One.
+    One(String),
+    /// Several.
+    Many(Vec<String>),
+}
+
+impl From<OneOrMany> for Vec<String> {
+    fn from(texts: OneOrMany) -> Self {
+        match texts {
+            OneOrMany::One(text) => vec![text],
+            OneOrMany::Many(texts) => texts,
+        }
     }
+}
+
+/// Reads the stop texts, or one without a list.
+fn stops<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    let wrong = |_| serde::de::Error::custom("stop: a text or a list of texts is expected");
+    Ok(Option::<OneOrMany>::deserialize(deserializer).map_err(wrong)?.map(Vec::from))
 }
 
 /// Reads a format, which is an object or a text, as on the command line.

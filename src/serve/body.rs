@@ -13,7 +13,7 @@ use super::refusal::Refusal;
 use super::responses::{self, ResponsesBody};
 use super::tools;
 use crate::answer_format::AnswerFormat;
-use crate::engine::{Request, finite};
+use crate::engine::{OneOrMany, Request, finite};
 use crate::settings::{AttentionDetail, Settings};
 use crate::text::Message;
 
@@ -110,16 +110,6 @@ pub(super) struct Common {
     /// Ollama's way: `"json"`, or a JSON Schema.
     #[schema(value_type = Option<Object>)]
     format: Option<Value>,
-}
-
-/// One value or a list.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(untagged)]
-pub(super) enum OneOrMany {
-    /// One.
-    One(String),
-    /// Several.
-    Many(Vec<String>),
 }
 
 /// How a stream is sent.
@@ -367,11 +357,7 @@ impl Common {
 
     /// The stop strings. An empty one is refused: it would end every answer at once.
     fn stops(&self) -> Result<Option<Vec<String>>, Refusal> {
-        let stops = match self.stop.clone() {
-            None => return Ok(None),
-            Some(OneOrMany::One(stop)) => vec![stop],
-            Some(OneOrMany::Many(stops)) => stops,
-        };
+        let Some(stops) = self.stop.clone().map(Vec::from) else { return Ok(None) };
         if stops.iter().any(String::is_empty) {
             return Err(Refusal::bad("stop has an empty text: some text is expected").at("stop"));
         }

@@ -222,6 +222,7 @@ fn a_wrong_request_is_refused_and_says_why() {
         (json!({"prompt": "x", "probe_every": 0}), &["`probe_every`"]),
         (json!({"prompt": "x", "layers": "9"}), &["no such layer"]),
         (json!({"prompt": "x", "stop": ["a", ""]}), &["`stop`", "empty"]),
+        (json!({"prompt": "x", "stop": 5}), &["stop", "a text or a list of texts"]),
         (json!({"prompt": "x", "stop_ids": [4_000_000]}), &["`stop_ids`", "outside the vocabulary"]),
         (json!({"prompt": "x", "max_answer_tokens": 0}), &["`max_answer_tokens`"]),
         (json!({"prompt": "x", "draft": 8}), &["`draft`", "at most 7"]),
