@@ -72,16 +72,8 @@ impl Page {
 
     /// Adds a table. The first `texts` columns are aligned to the left, the others, which are numbers, to the right.
     pub fn table<C: AsRef<str>>(&mut self, head: &[C], rows: &[Vec<String>], texts: usize) {
-        let row = |tag: &str, cells: &mut dyn Iterator<Item = &str>| {
-            let class = |column| if column < texts { " class=\"text\"" } else { "" };
-            let cells: String = cells
-                .enumerate()
-                .map(|(column, cell)| format!("<{tag}{}>{}</{tag}>", class(column), text(cell)))
-                .collect();
-            format!("<tr>{cells}</tr>")
-        };
-        let head = row("th", &mut head.iter().map(AsRef::as_ref));
-        let rows: Vec<String> = rows.iter().map(|cells| row("td", &mut cells.iter().map(String::as_str))).collect();
+        let head = row("th", head, texts);
+        let rows: Vec<String> = rows.iter().map(|cells| row("td", cells, texts)).collect();
         self.line(format_args!(
             "<div class=\"wide\"><table><thead>{head}</thead><tbody>\n{}\n</tbody></table></div>",
             rows.join("\n")
@@ -203,6 +195,13 @@ impl Figure {
         }
         format!("{svg}</svg>\n<p>{key}</p>\n")
     }
+}
+
+/// A row of a table, whose first `texts` cells are aligned to the left.
+fn row<C: AsRef<str>>(tag: &str, cells: &[C], texts: usize) -> String {
+    let class = |column| if column < texts { " class=\"text\"" } else { "" };
+    let cell = |(column, cell): (usize, &C)| format!("<{tag}{}>{}</{tag}>", class(column), text(cell.as_ref()));
+    format!("<tr>{}</tr>", cells.iter().enumerate().map(cell).collect::<String>())
 }
 
 /// Text between tags and in attributes, in which no character is hidden.
