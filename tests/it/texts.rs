@@ -88,14 +88,20 @@ fn names_an_option(text: &str) -> bool {
     })
 }
 
-#[test]
-fn the_library_names_no_options() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+/// The sources of the library, the command line and the page.
+fn library(root: &Path) -> Vec<PathBuf> {
     let mut sources = files(&root.join("src"), &["rs", "js"]);
     sources.extend(files(&root.join("web/draw"), &["js"]));
     let pages =
         std::fs::read_dir(root.join("web")).expect("part of the repository").map(|e| e.expect("readable").path());
     sources.extend(pages.filter(|path| path.extension().is_some_and(|e| e == "js")));
+    sources
+}
+
+#[test]
+fn the_library_names_no_options() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = library(root);
     let name = |path: &Path| path.strip_prefix(root).expect("below it").to_string_lossy().replace('\\', "/");
     sources.retain(|path| !name(path).starts_with("src/cli/"));
     assert!(sources.len() > 150, "{}", sources.len());
@@ -132,12 +138,16 @@ fn wide_comments(source: &str) -> Vec<usize> {
 #[test]
 fn comments_are_no_wider_than_code() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let folders = ["src", "shaders", "tests", "web"].map(|folder| files(&root.join(folder), &["rs", "wgsl", "js"]));
-    let sources: Vec<PathBuf> = folders.into_iter().flatten().collect();
+    let mut sources = library(root);
+    sources.extend(
+        ["shaders", "tests/it", "tests/browser"]
+            .map(|place| files(&root.join(place), &["rs", "wgsl", "js"]))
+            .into_iter()
+            .flatten(),
+    );
     assert!(sources.len() > 300, "{}", sources.len());
-    let of_ours = sources.iter().filter(|path| !path.components().any(|part| part.as_os_str() == "node_modules"));
-    let wide: Vec<String> = of_ours
-        .filter(|path| !path.starts_with(root.join("web/pkg")))
+    let wide: Vec<String> = sources
+        .iter()
         .flat_map(|path| {
             let source = std::fs::read_to_string(path).expect("readable");
             wide_comments(&source).into_iter().map(move |line| format!("{}:{line}", path.display()))
