@@ -436,7 +436,7 @@ export class Model {
    * @returns {Promise<string>}
    */
   follow(request, ids) {
-    return this.engine.follow(recorded(request), ids);
+    return this.engine.follow(request, ids);
   }
 
   /** Ends the run under way after the tokens that are already being computed; its last events still come. */

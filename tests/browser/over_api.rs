@@ -474,6 +474,7 @@ pub fn a_server_is_asked_as_a_browser_is(site: &Site) -> Result {
              { ids: [1], think: true, tools: [] },
              { ids: [1], prompt: 'x' },
              { messages: [], raw: true },
+             { prompt: 'x', greedy: true, top_k: 5 },
              { prompt: 'x', greedy: false, top_k: 5 },
              { prompt: 'x', answer_format: 'json' },
              { prompt: 'x', nonsense: 1 },
@@ -498,6 +499,8 @@ pub fn a_server_is_asked_as_a_browser_is(site: &Site) -> Result {
         "engine: without the chat template this setting has no effect\n  at: `think`, `tools`",
         "engine: a request has one prompt\n  at: `prompt`, `ids`",
         "engine: only a prompt of text can be taken as it is\n  at: `raw`",
+        // The server refuses the first one.
+        {"secateur": {"greedy": true}, "top_k": 5, "messages": [user]},
         {"secateur": {"greedy": false}, "top_k": 5, "messages": [user]},
         "engine: a server has no format \"json\": an object with the type json_object, json_schema, regex, choice is expected\n  at: `answer_format`",
         "engine: a request to a server has no field `nonsense`",
